@@ -1,0 +1,5 @@
+"""`python -m foveate` and `torchrun -m foveate`."""
+
+from foveate.cli.main import main
+
+main()

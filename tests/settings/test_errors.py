@@ -1,0 +1,35 @@
+"""Sentences that a user can act on."""
+
+from __future__ import annotations
+
+import pytest
+
+from foveate.settings.errors import UserError, choose, nearest
+
+
+@pytest.mark.parametrize(
+    ("word", "ending"),
+    [
+        ("promter", "; did you mean 'prompter'?"),
+        ("PROMPTER", "; did you mean 'prompter'?"),
+        ("rio", "; did you mean 'roi'?"),
+        ("something else", ""),
+        ("", ""),
+    ],
+)
+def test_nearest(word: str, ending: str) -> None:
+    assert nearest(word, ("none", "prompter", "roi")) == ending
+
+
+def test_nearest_of_nothing() -> None:
+    assert nearest("x", ()) == ""
+
+
+def test_choose() -> None:
+    assert choose("roi", ("none", "roi"), "method") == "roi"
+    with pytest.raises(UserError) as problem:
+        choose("promter", ("roi", "prompter"), "method")
+    assert str(problem.value) == "unknown method 'promter': allowed are prompter, roi; did you mean 'prompter'?"
+    with pytest.raises(UserError, match="allowed are none"):
+        choose("x", (), "method")
+    assert issubclass(UserError, ValueError)

@@ -1,0 +1,152 @@
+"""Files are whole or absent, and a folder has one writer at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from foveate.settings.errors import UserError
+from foveate.settings.files import (
+    FolderLock,
+    atomic_file,
+    commit_atomically,
+    read_json,
+    sha256_file,
+    write_bytes_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
+
+
+def test_an_exception_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "value.bin"
+    write_bytes_atomically(path, b"old")
+
+    def write_half() -> None:
+        with atomic_file(path) as handle:
+            handle.write(b"new, but not all of")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert [one.name for one in tmp_path.iterdir()] == ["value.bin"], "no temporary file is left"
+
+
+def test_readers_see_the_old_file_until_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "value.txt"
+    write_text_atomically(path, "old")
+    with atomic_file(path) as handle:
+        handle.write(b"new")
+        handle.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_folders_are_made_and_files_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "value.json"
+    write_json_atomically(path, {"höhe": [1, 2.5, None]})
+    assert read_json(path) == {"höhe": [1, 2.5, None]}
+    assert "höhe" in path.read_text(encoding="utf-8")
+    write_json_atomically(path, [])
+    assert read_json(path) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [float("-inf")]}])
+def test_json_has_no_nan(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "value.json"
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json_atomically(path, value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_read_json_errors_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.json: no such file"):
+        read_json(tmp_path / "absent.json")
+    (tmp_path / "cut.json").write_text('{"a": 1')
+    with pytest.raises(UserError, match=r"cut\.json: not a JSON file"):
+        read_json(tmp_path / "cut.json")
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"bytes\.json: not a JSON file"):
+        read_json(tmp_path / "bytes.json")
+
+
+def test_commit_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file.tmp").write_bytes(b"x")
+    commit_atomically(tmp_path / "file.tmp", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"x"
+    (tmp_path / "folder.tmp").mkdir()
+    (tmp_path / "folder.tmp" / "part").write_bytes(b"y")
+    commit_atomically(tmp_path / "folder.tmp", tmp_path / "folder")
+    assert (tmp_path / "folder" / "part").read_bytes() == b"y"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"foveate" * 100_000)
+    assert sha256_file(tmp_path / "x") == hashlib.sha256(b"foveate" * 100_000).hexdigest()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from foveate.settings.files import FolderLock
+with FolderLock(Path(sys.argv[1]), purpose="counting sheep"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock until its standard input is closed."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        with pytest.raises(UserError) as problem, FolderLock(tmp_path, purpose="training"):
+            pass
+        assert f"process {process.pid} on " in str(problem.value)
+        assert "(counting sheep)" in str(problem.value)
+        process.communicate()
+    with FolderLock(tmp_path, purpose="training"):
+        pass
+
+
+def test_kill_9_frees_the_lock(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    with FolderLock(tmp_path, purpose="training"):
+        assert f"process {os.getpid()} on" in (tmp_path / "writer.lock").read_text()
+
+
+def test_the_lock_is_freed_by_an_exception(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), FolderLock(tmp_path / "new", purpose="one"):
+        raise RuntimeError
+    with FolderLock(tmp_path / "new", purpose="two"):
+        pass
+    assert (tmp_path / "new" / "writer.lock").read_text() == "", "no owner is named who has left"

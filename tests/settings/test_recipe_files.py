@@ -1,0 +1,162 @@
+"""Recipes: files, overrides, and the sentence for every way to get them wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import Field
+
+from foveate.pretrain.recipe import PretrainRecipe
+from foveate.settings.errors import UserError
+from foveate.settings.recipes import Settings, dump, load, read, recipe_names, recipe_path, validate
+
+
+class Inner(Settings):
+    weight: float = Field(1.0, ge=0)
+    kinds: tuple[str, ...] = ("a",)
+
+
+class Outer(Settings):
+    steps: int = Field(ge=1)
+    inner: Inner = Inner()
+    choices: dict[str, Inner] = {}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text("steps: 5\ninner: {weight: 2}\n")
+    return path
+
+
+def refusal(file: Path | str, *overrides: str) -> str:
+    with pytest.raises(UserError) as problem:
+        load(Outer, str(file), overrides)
+    sentence = str(problem.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(file: Path) -> None:
+    assert load(Outer, str(file)) == Outer(steps=5, inner=Inner(weight=2))
+    changed = load(Outer, str(file), ["steps=7", "inner.weight=0.25", "inner.kinds=[x, y]", "choices.new.weight=3"])
+    assert changed == Outer(steps=7, inner=Inner(weight=0.25, kinds=("x", "y")), choices={"new": Inner(weight=3)})
+
+
+def test_the_last_override_wins(file: Path) -> None:
+    assert load(Outer, str(file), ["steps=7", "steps=8"]).steps == 8
+
+
+def test_values_with_an_equals_sign(file: Path) -> None:
+    assert load(Outer, str(file), ["inner.kinds=['a=b']"]).inner.kinds == ("a=b",)
+
+
+def test_unknown_fields_name_the_nearest(file: Path) -> None:
+    assert refusal(file, "stesp=3").endswith(
+        "unknown field 'stesp', allowed are choices, inner, steps; did you mean 'steps'?"
+    )
+    assert refusal(file, "inner.wieght=3").endswith(
+        "unknown field 'inner.wieght', allowed are kinds, weight; did you mean 'weight'?"
+    )
+    assert "unknown field 'choices.new.wieght'" in refusal(file, "choices.new.wieght=3")
+
+
+def test_wrong_types_and_bounds_name_the_field_and_the_value(file: Path) -> None:
+    assert "field 'steps': input should be a valid integer" in refusal(file, "steps=soon")
+    assert "(it is 'soon')" in refusal(file, "steps=soon")
+    assert "field 'inner.weight': input should be greater than or equal to 0 (it is -1)" in refusal(
+        file, "inner.weight=-1"
+    )
+    assert "field 'inner': " in refusal(file, "inner=3")
+
+
+def test_all_problems_in_one_sentence(file: Path) -> None:
+    sentence = refusal(file, "steps=0", "inner.wieght=3")
+    assert "'steps'" in sentence
+    assert "'inner.wieght'" in sentence
+
+
+def test_missing_field(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("inner: {}\n")
+    sentence = refusal(tmp_path / "empty.yaml")
+    assert "field 'steps': field required" in sentence
+    assert "it is" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("steps", "write it as name.of.field=value"),
+        ("=3", "write it as name.of.field=value"),
+        ("steps=[1", "the value is not YAML"),
+        ("steps.more=3", "'steps' is a value, not a group of fields"),
+        ("inner.weight.more=3", "'weight' is a value, not a group of fields"),
+    ],
+)
+def test_bad_overrides(file: Path, override: str, part: str) -> None:
+    assert part in refusal(file, override)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("a: [1", "not a YAML file"),
+        ("- 1\n- 2\n", "a recipe is a mapping of names to values, this is list"),
+        ("", "this is NoneType"),
+        ("!!python/object/apply:os.system ['true']", "not a YAML file"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: str, part: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    assert part in refusal(path)
+    assert str(path) in refusal(path)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00a")
+    assert "not a YAML file" in refusal(tmp_path / "bad.yaml")
+
+
+def test_unknown_recipes() -> None:
+    assert "did you mean 'tour-clip'?" in refusal("tour-clpi")
+    assert "neither a file nor a shipped recipe" in refusal("no/such/file.yaml")
+    assert "neither a file" in refusal(".")
+
+
+def test_shipped_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "tour" in recipe_names()
+    assert recipe_path("tour").name == "tour.yaml"
+    monkeypatch.chdir(tmp_path)
+    Path("tour").write_text("steps: 1\n")
+    assert recipe_path("tour").name == "tour.yaml", "a shipped name is not shadowed by a file of the same name"
+    assert recipe_path("./tour") == Path("./tour")
+
+
+def test_dump_gives_the_same_recipe_back(tmp_path: Path) -> None:
+    recipe = load(PretrainRecipe, "tour", ["training.seed=3", "data.views.scale=[0.5, 1.0]"])
+    (tmp_path / "again.yaml").write_text(dump(recipe))
+    assert load(PretrainRecipe, str(tmp_path / "again.yaml")) == recipe
+    assert yaml.safe_load(dump(recipe))["training"]["seed"] == 3
+
+
+def test_nested_fields_of_the_real_recipe() -> None:
+    with pytest.raises(UserError, match=r"unknown field 'regions\.prompter\.poool'.* did you mean 'pool'"):
+        load(PretrainRecipe, "tour", ["regions.prompter.poool=all"])
+    with pytest.raises(UserError, match=r"field 'regions\.method': input should be 'none', 'prompter' or 'roi'"):
+        load(PretrainRecipe, "tour", ["regions.method=promter"])
+    with pytest.raises(UserError, match="image_encoder needs a 'kind'"):
+        load(PretrainRecipe, "tour", ["image_encoder={width: 3}"])
+
+
+def test_settings_are_frozen_and_read_does_not_share(file: Path) -> None:
+    recipe = load(Outer, str(file))
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.steps = 3  # type: ignore[misc]
+    content: dict[str, Any] = read(str(file))
+    assert validate(Outer, content, where="here").steps == 5
+    with pytest.raises(UserError, match="^here: "):
+        validate(Outer, {}, where="here")

@@ -1,0 +1,58 @@
+"""Run folders: the same command opens the same folder again, another recipe does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from foveate.settings.errors import UserError
+from foveate.settings.runs import RunFolder
+
+
+def test_create_and_open_again(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a" / "run", command=["foveate", "x"], recipe="steps: 3\n")
+    assert json.loads((run.path / "run.json").read_text()) == {"command": ["foveate", "x"]}
+    assert (run.path / "recipe.yaml").read_text() == "steps: 3\n"
+    run.append_metrics({"step": 1})
+    again = RunFolder.create(run.path, command=["foveate", "x"], recipe="steps: 3\n")
+    assert again.read_metrics() == [{"step": 1}]
+
+
+def test_another_recipe_is_refused(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "run", recipe="steps: 3\n")
+    with pytest.raises(UserError, match="holds a run of another recipe"):
+        RunFolder.create(tmp_path / "run", recipe="steps: 4\n")
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == "steps: 3\n"
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file; a run needs a folder"):
+        RunFolder.create(tmp_path / "file")
+    with pytest.raises(UserError, match="the folder cannot be made"):
+        RunFolder.create(tmp_path / "file" / "run")
+
+
+def test_a_row_cut_off_by_a_kill(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    assert run.read_metrics() == []
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step, "loss": 1 / step})
+    run.metrics_path.write_text(run.metrics_path.read_text()[:-5])
+    assert [row["step"] for row in run.read_metrics()] == [1, 2]
+    run.truncate_metrics(after_step=1)
+    assert run.metrics_path.read_text() == '{"step": 1, "loss": 1.0}\n'
+    run.append_metrics({"step": 2})
+    assert [row["step"] for row in run.read_metrics()] == [1, 2]
+
+
+def test_results(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        run.read_result()
+    assert run.write_result({"kind": "x"}) == tmp_path / "result.json"
+    assert run.read_result() == {"kind": "x"}
+    run.write_result({"n": 1}, "other.json")
+    assert run.read_result("other.json") == {"n": 1}
