@@ -1,0 +1,295 @@
+"""Boxes: one canonical form, typed other forms that convert through it, and vectorised arithmetic.
+
+The canonical box is `(x1, y1, x2, y2)`: two corners as fractions of the original picture's width and height,
+x to the right and y downwards, so that it stays true whatever size the picture is decoded at. Other forms
+(pixels, COCO's x-y-width-height, YOLO's centre-and-size) are types of their own, so that they cannot be mixed
+up. Arrays named `boxes_R4` hold R canonical boxes, one per row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foveate.settings.errors import UserError
+
+Floats = NDArray[np.floating[Any]]
+
+# Other forms may miss the picture's edge by this fraction through rounding; such corners are put onto it.
+EDGE_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class PixelBox:
+    """Two corners in pixels: edges, not pixel centres, so the whole picture is (0, 0, width, height)."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+@dataclass(frozen=True, slots=True)
+class PixelXYWH:
+    """Upper left corner and size in pixels, as in COCO annotation files."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class CentreBox:
+    """Centre and size as fractions of the picture, as in YOLO label files and in DETR-like detectors."""
+
+    cx: float
+    cy: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box as two corners in fractions [0, 1] of the original picture: the canonical form everywhere.
+
+    Raises:
+        UserError: a corner is not finite or outside [0, 1], or the box is empty or inverted.
+
+    >>> box = Box.from_xywh(PixelXYWH(64, 48, 320, 240), width=640, height=480)
+    >>> box
+    Box(x1=0.1, y1=0.1, x2=0.6, y2=0.6)
+    >>> box.to_pixels(width=1280, height=960)
+    PixelBox(x1=128.0, y1=96.0, x2=768.0, y2=576.0)
+    """
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+    def __post_init__(self) -> None:
+        for name in ("x1", "y1", "x2", "y2"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        problem = box_problem(self.x1, self.y1, self.x2, self.y2)
+        if problem:
+            raise UserError(f"box {_shown(self.x1, self.y1, self.x2, self.y2)}: {problem}")
+
+    @property
+    def width(self) -> float:
+        """Fraction of the picture's width."""
+        return self.x2 - self.x1
+
+    @property
+    def height(self) -> float:
+        """Fraction of the picture's height."""
+        return self.y2 - self.y1
+
+    @property
+    def area(self) -> float:
+        """Fraction of the picture's area, in (0, 1]."""
+        return self.width * self.height
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """The middle point (x, y) in fractions of the picture."""
+        return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
+
+    def to_pixels(self, width: int, height: int) -> PixelBox:
+        """The corners in pixels of a picture of `width` by `height`."""
+        return PixelBox(self.x1 * width, self.y1 * height, self.x2 * width, self.y2 * height)
+
+    def to_xywh(self, width: int, height: int) -> PixelXYWH:
+        """Upper left corner and size in pixels of a picture of `width` by `height`."""
+        return PixelXYWH(self.x1 * width, self.y1 * height, self.width * width, self.height * height)
+
+    def to_centre(self) -> CentreBox:
+        """Centre and size in fractions of the picture."""
+        return CentreBox(*self.centre, self.width, self.height)
+
+    def to_array(self) -> NDArray[np.float64]:
+        """The four numbers x1, y1, x2, y2 as float64."""
+        return np.array((self.x1, self.y1, self.x2, self.y2), dtype=np.float64)
+
+    @classmethod
+    def whole(cls) -> Box:
+        """The box of the whole picture."""
+        return cls(0.0, 0.0, 1.0, 1.0)
+
+    @classmethod
+    def from_array(cls, corners_4: ArrayLike, *, clipped: bool = False) -> Box:
+        """From four numbers x1, y1, x2, y2 in fractions of the picture."""
+        x1, y1, x2, y2 = np.asarray(corners_4, dtype=np.float64).tolist()
+        return cls._from_fractions(x1, y1, x2, y2, clipped=clipped)
+
+    @classmethod
+    def from_pixels(cls, box: PixelBox, width: int, height: int, *, clipped: bool = False) -> Box:
+        """From corners in pixels of a picture of `width` by `height`.
+
+        Args:
+            clipped: cut the box at the picture's edges first; a box wholly outside is still refused.
+
+        Raises:
+            UserError: the picture has no area, or the box is not a legal one.
+        """
+        _check_picture(width, height)
+        return cls._from_fractions(box.x1 / width, box.y1 / height, box.x2 / width, box.y2 / height, clipped=clipped)
+
+    @classmethod
+    def from_xywh(cls, box: PixelXYWH, width: int, height: int, *, clipped: bool = False) -> Box:
+        """From upper left corner and size in pixels of a `width` by `height` picture; see `from_pixels`."""
+        corners = PixelBox(box.x, box.y, box.x + box.width, box.y + box.height)
+        return cls.from_pixels(corners, width, height, clipped=clipped)
+
+    @classmethod
+    def from_centre(cls, box: CentreBox, *, clipped: bool = False) -> Box:
+        """From centre and size in fractions of the picture; see `from_pixels`."""
+        half_width, half_height = box.width / 2, box.height / 2
+        return cls._from_fractions(
+            box.cx - half_width,
+            box.cy - half_height,
+            box.cx + half_width,
+            box.cy + half_height,
+            clipped=clipped,
+        )
+
+    @classmethod
+    def _from_fractions(cls, x1: float, y1: float, x2: float, y2: float, *, clipped: bool) -> Box:
+        return cls(*(_onto_edge(value, clipped=clipped) for value in (x1, y1, x2, y2)))
+
+
+def _shown(*corners: float) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in corners) + ")"
+
+
+def _check_picture(width: float, height: float) -> None:
+    if not (width > 0 and height > 0):
+        raise UserError(f"picture size {width} x {height}: both sides must be at least 1 pixel")
+
+
+def _onto_edge(value: float, *, clipped: bool) -> float:
+    """Clips to [0, 1] where wanted, else only what rounding pushed over the edge; NaN stays for the check."""
+    slack = math.inf if clipped else EDGE_ROUNDING
+    if -slack <= value < 0.0:
+        return 0.0
+    if 1.0 < value <= 1.0 + slack:
+        return 1.0
+    return value
+
+
+def box_problem(x1: float, y1: float, x2: float, y2: float, *, inside: bool = True) -> str | None:
+    """What is wrong with four corner numbers as a box (`inside` the picture), in words, or None."""
+    corners = (x1, y1, x2, y2)
+    if not all(math.isfinite(value) for value in corners):
+        return "every corner must be a finite number"
+    if inside and (min(corners) < 0.0 or max(corners) > 1.0):
+        return "corners must lie in [0, 1] of the picture"
+    if x2 <= x1:
+        return "x2 must be greater than x1 (corner order is x1, y1, x2, y2)"
+    if y2 <= y1:
+        return "y2 must be greater than y1 (corner order is x1, y1, x2, y2)"
+    return None
+
+
+def as_boxes(boxes_R4: ArrayLike) -> NDArray[np.float64]:
+    """The boxes as a float64 array of shape [R, 4]; an empty list becomes [0, 4].
+
+    Raises:
+        UserError: the shape is another one.
+    """
+    array = np.asarray(boxes_R4, dtype=np.float64)
+    if array.size == 0 and array.ndim <= 2:
+        return np.zeros((0, 4))
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise UserError(f"boxes must be an array of shape [R, 4], not {list(array.shape)}")
+    return array
+
+
+def validate_boxes(
+    boxes_R4: ArrayLike,
+    ids: Sequence[object] | None = None,
+    *,
+    what: str = "region",
+    predicted: bool = False,
+) -> NDArray[np.float64]:
+    """Checks R canonical boxes and returns them as float64.
+
+    Args:
+        ids: R names of the rows for the message; row numbers without it.
+        what: the word for a row in the message.
+        predicted: the boxes come from a model: they may be empty and reach outside [0, 1], not be inverted.
+
+    Raises:
+        UserError: naming the first row that is not finite, not inside [0, 1], or empty or inverted.
+    """
+    boxes = as_boxes(boxes_R4)
+    if ids is not None and len(ids) != len(boxes):
+        raise UserError(f"there are {len(boxes)} boxes but {len(ids)} {what} names")
+    x1, y1, x2, y2 = boxes.T
+    with np.errstate(invalid="ignore"):
+        good_R = np.isfinite(boxes).all(1)
+        if predicted:
+            good_R &= (x2 >= x1) & (y2 >= y1)
+        else:
+            good_R &= (x2 > x1) & (y2 > y1) & (boxes.min(1, initial=0) >= 0) & (boxes.max(1, initial=1) <= 1)
+    if not good_R.all():
+        row = int(np.flatnonzero(~good_R)[0])
+        name = ids[row] if ids is not None else row
+        corners = boxes[row].tolist()
+        problem = box_problem(*corners, inside=not predicted)
+        raise UserError(f"{what} '{name}': box {_shown(*corners)}: {problem}")
+    return boxes
+
+
+def clamp_and_sort(boxes_R4: ArrayLike) -> NDArray[np.float64]:
+    """Raw predicted corners clamped to [0, 1] and each axis put in rising order; NaN stays NaN."""
+    boxes = np.clip(as_boxes(boxes_R4), 0.0, 1.0)
+    return np.concatenate((np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])), axis=1)
+
+
+def areas(boxes_R4: ArrayLike) -> NDArray[np.float64]:
+    """Area of each box in the squared unit of its corners, shape [R]; inverted boxes count as empty."""
+    boxes = as_boxes(boxes_R4)
+    return (boxes[:, 2] - boxes[:, 0]).clip(min=0) * (boxes[:, 3] - boxes[:, 1]).clip(min=0)
+
+
+def centres(boxes_R4: ArrayLike) -> NDArray[np.float64]:
+    """Middle point (x, y) of each box, shape [R, 2]."""
+    boxes = as_boxes(boxes_R4)
+    return (boxes[:, :2] + boxes[:, 2:]) / 2
+
+
+def _ratio(intersection: Floats, union: Floats) -> NDArray[np.float64]:
+    return np.divide(intersection, union, out=np.zeros(intersection.shape), where=union > 0)
+
+
+def _overlap(a: Floats, b: Floats) -> NDArray[np.float64]:
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    return sides.clip(min=0).prod(-1)
+
+
+def intersection_over_union(a_R4: ArrayLike, b_R4: ArrayLike) -> NDArray[np.float64]:
+    """Intersection over union of matching rows, shape [R], in [0, 1]; 0 where the union is empty.
+
+    Any unit does as long as both use the same one.
+
+    Raises:
+        UserError: the two have different numbers of rows.
+    """
+    a, b = as_boxes(a_R4), as_boxes(b_R4)
+    if len(a) != len(b):
+        raise UserError(f"row-wise IoU needs as many boxes on both sides, not {len(a)} and {len(b)}")
+    intersection_R = _overlap(a, b)
+    return _ratio(intersection_R, areas(a) + areas(b) - intersection_R)
+
+
+def pairwise_iou(a_N4: ArrayLike, b_M4: ArrayLike) -> NDArray[np.float64]:
+    """Intersection over union of every box of `a` with every box of `b`, shape [N, M], in [0, 1]."""
+    a, b = as_boxes(a_N4), as_boxes(b_M4)
+    intersection_NM = _overlap(a[:, None], b[None, :])
+    return _ratio(intersection_NM, areas(a)[:, None] + areas(b)[None, :] - intersection_NM)

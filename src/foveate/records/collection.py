@@ -1,0 +1,326 @@
+"""Reading a collection: pictures by row number, their captions and regions, rows by split and label.
+
+A reader never waits for a writer. It looks once, when it is opened, at which shards are committed, and sees
+those alone until it is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from foveate.records import layout, tables
+from foveate.records.boxes import Box
+from foveate.records.grouped import GroupedTable
+from foveate.records.pictures import BadPicture
+from foveate.records.record import Caption, Context, Record, Region, Turn
+from foveate.settings.errors import UserError, choose, nearest
+from foveate.settings.files import read_json
+
+_MOST_OPEN_SHARDS = 256
+
+
+class Collection:
+    """A collection opened for reading.
+
+    Rows are numbered 0 .. len-1 in the order of the shards; removed pictures have no row. All methods may be
+    called from several threads. Use `Collection.open`.
+    """
+
+    def __init__(self, path: Path, description: Mapping[str, object], index: pa.Table, shards: list[int]) -> None:
+        self.path = path
+        self.description = description
+        self.shards = shards
+        self._table = index
+        self._lock = threading.RLock()
+        self._tables: dict[str, pa.Table] = {}
+        self._grouped: dict[str, GroupedTable] = {}
+        self._descriptors: dict[int, int] = {}
+        self._finalizer = weakref.finalize(self, _close_all, self._descriptors)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Collection:
+        """Open the collection folder `path`. Raises UserError where there is none, or of a newer version."""
+        path = layout.check_collection(Path(path))
+        description = read_json(path / layout.DESCRIPTION)
+        check_description(path, description)
+        shards = layout.committed_shards(path)
+        index = tables.read_tables([layout.index_path(path, shard) for shard in shards], tables.INDEX)
+        removed = path / layout.REMOVED_FILE
+        if removed.is_file():
+            gone = tables.positions(index["key"], among=tables.read_table(removed)["key"]) >= 0
+            index = index.filter(pa.array(~gone)).combine_chunks()
+        return cls(path, description, index, shards)
+
+    @property
+    def name(self) -> str:
+        """The collection's name."""
+        return str(self.description["name"])
+
+    @property
+    def licence(self) -> str:
+        """The licence that the collection was made with."""
+        return str(self.description["licence"])
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def __repr__(self) -> str:
+        counts = f"{len(self)} pictures in {len(self.shards)} shards"
+        return f"Collection({self.name!r}, {counts}, {str(self.path)!r})"
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self.record(row) for row in range(len(self)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the shard files that are open; the collection may still be used and opens them again."""
+        with self._lock:
+            _close_all(self._descriptors)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Picture keys by row."""
+        return self._table["key"].to_pylist()
+
+    @cached_property
+    def index(self) -> dict[str, np.ndarray]:
+        """The index by column as numpy arrays of length len(self): shard, offset, length, width, height,
+        perceptual_hash (numbers); key, format, sha256, group, split, source (objects of type str)."""
+        return {name: self._table[name].to_numpy() for name in tables.INDEX.names}
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """The split of each row (objects of type str), "" where none is assigned.
+
+        splits.parquet decides where it names the picture, else the split that it was added with.
+        """
+        return self._from_splits_file("split")
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """The group of each row (objects of type str), "" where none was given."""
+        return self.index["group"]
+
+    def _from_splits_file(self, column: str) -> np.ndarray:
+        given = self.index[column]
+        path = self.path / layout.SPLITS_FILE
+        if not path.is_file():
+            return given
+        assigned = tables.read_table(path)
+        place = tables.positions(self._table["key"], among=assigned["key"])
+        result = given.copy()
+        result[place >= 0] = assigned[column].to_numpy()[place[place >= 0]]
+        return result
+
+    def row_of(self, key: str) -> int:
+        """The row number of a key. Raises UserError with the nearest key where there is none."""
+        row = self._rows_by_key.get(key)
+        if row is None:
+            raise UserError(f"no picture {key!r} in the collection {self.name!r}{nearest(key, self.keys)}")
+        return row
+
+    @cached_property
+    def _rows_by_key(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self.keys)}
+
+    def picture_bytes(self, row: int) -> bytes:
+        """The picture as it was taken in. Raises BadPicture where its shard is cut short or missing."""
+        columns = self._places
+        shard, offset, length = columns[0][row], columns[1][row], columns[2][row]
+        descriptor, kept = self._descriptor(int(shard))
+        try:
+            data = os.pread(descriptor, int(length), int(offset))
+        finally:
+            if not kept:
+                os.close(descriptor)
+        if len(data) != length:
+            raise BadPicture(
+                "damaged shard",
+                f"{layout.tar_path(self.path, int(shard))} ends within the picture {self.keys[row]!r}",
+            )
+        return data
+
+    @cached_property
+    def _places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.index["shard"], self.index["offset"], self.index["length"]
+
+    def _descriptor(self, shard: int) -> tuple[int, bool]:
+        """A file descriptor of a shard, and whether it is kept open (those beyond 256 are not)."""
+        descriptor = self._descriptors.get(shard)
+        if descriptor is not None:
+            return descriptor, True
+        with self._lock:
+            if shard not in self._descriptors:
+                path = layout.tar_path(self.path, shard)
+                try:
+                    descriptor = os.open(path, os.O_RDONLY)
+                except FileNotFoundError as error:
+                    raise BadPicture("missing shard", f"{path} is missing") from error
+                if len(self._descriptors) >= _MOST_OPEN_SHARDS:
+                    return descriptor, False
+                self._descriptors[shard] = descriptor
+            return self._descriptors[shard], True
+
+    def table(self, kind: str) -> pa.Table:
+        """The annotation table `kind` (all parts, in order of writing, without rows of removed pictures).
+
+        A kind that nobody has added yet but that is one of the known ones gives an empty table.
+        """
+        with self._lock:
+            if kind not in self._tables:
+                kinds = {*tables.SCHEMAS, *layout.annotation_kinds(self.path)}
+                choose(kind, sorted(kinds), f"annotation table of the collection {self.name!r}")
+                parts = layout.annotation_parts(self.path, kind, set(self.shards))
+                table = tables.read_tables(parts, tables.SCHEMAS.get(kind))
+                if table.num_rows:
+                    here = tables.positions(table["key"], among=self._table["key"]) >= 0
+                    table = table.filter(pa.array(here)).combine_chunks()
+                self._tables[kind] = table
+            return self._tables[kind]
+
+    def grouped(self, kind: str) -> GroupedTable:
+        """The annotation table `kind` sorted by row, with offsets: made once, then kept."""
+        with self._lock:
+            if kind not in self._grouped:
+                self._grouped[kind] = GroupedTable(self.table(kind), self._table["key"])
+            return self._grouped[kind]
+
+    def captions_of(self, row: int) -> tuple[Caption, ...]:
+        """The captions of a picture, in the order of adding."""
+        captions = self.grouped("captions")
+        start, end = captions.bounds(row)
+        columns = (captions.texts(name, start, end) for name in ("text", "kind", "source"))
+        return tuple(Caption(*values) for values in zip(*columns, strict=True))
+
+    def regions_of(self, row: int) -> tuple[Region, ...]:
+        """The regions of a picture, in the order of adding; corners have the precision of float32."""
+        regions = self.grouped("regions")
+        start, end = regions.bounds(row)
+        if start == end:
+            return ()
+        columns = (regions.texts(name, start, end) for name in ("phrase", "label", "slice", "source"))
+        scores = regions.numbers("score")[start:end].tolist()
+        boxes = self.region_boxes[start:end].tolist()
+        return tuple(
+            Region(Box(*box), phrase, score, label, part, source)
+            for box, score, phrase, label, part, source in zip(boxes, scores, *columns, strict=True)
+        )
+
+    @cached_property
+    def region_boxes(self) -> np.ndarray:
+        """Corners (R, 4) float32 in [0, 1] of all regions, in the order of `grouped("regions")`."""
+        regions = self.grouped("regions")
+        return np.stack([regions.numbers(name) for name in ("x1", "y1", "x2", "y2")], axis=1)
+
+    def labels_of(self, row: int) -> dict[str, str]:
+        """Label values by field; where a field was added twice the later value stands."""
+        labels = self.grouped("labels")
+        start, end = labels.bounds(row)
+        return dict(zip(labels.texts("field", start, end), labels.texts("value", start, end), strict=True))
+
+    def turns_of(self, row: int) -> tuple[Turn, ...]:
+        """The conversation about a picture."""
+        turns = self.grouped("turns")
+        start, end = turns.bounds(row)
+        columns = (turns.texts(name, start, end) for name in ("role", "text", "regions"))
+        return tuple(
+            Turn(role, text, tuple(map(_region_of_json, json.loads(regions))) if regions else ())
+            for role, text, regions in zip(*columns, strict=True)
+        )
+
+    def context_of(self, row: int) -> Context | None:
+        """Where and when a picture was taken, or None."""
+        context = self.grouped("context")
+        start, end = context.bounds(row)
+        if start == end:
+            return None
+        values = context.table.slice(end - 1, 1).to_pylist()[0]
+        return Context(values["latitude"], values["longitude"], values["time"], values["place"])
+
+    def record(self, row: int) -> Record:
+        """All that is known of one picture, without its bytes."""
+        index = self.index
+        return Record(
+            key=self.keys[row],
+            width=int(index["width"][row]),
+            height=int(index["height"][row]),
+            captions=self.captions_of(row),
+            regions=self.regions_of(row),
+            labels=self.labels_of(row),
+            split=self.splits[row],
+            group=self.groups[row],
+            turns=self.turns_of(row),
+            context=self.context_of(row),
+        )
+
+    def label_values(self, field: str) -> np.ndarray:
+        """The value of one label field for every row (objects of type str), "" where a picture has none.
+
+        Raises UserError with the nearest field where no picture has it.
+        """
+        labels = self.grouped("labels")
+        fields = labels.table["field"]
+        choose(field, sorted(fields.unique().to_pylist()), f"label field of the collection {self.name!r}")
+        values = np.full(len(self), "", dtype=object)
+        chosen = fields.to_numpy() == field
+        values[labels.row_numbers[chosen]] = labels.table["value"].filter(pa.array(chosen)).to_numpy()
+        return values
+
+    def rows(self, split: str | None = None, where: Mapping[str, str | Sequence[str]] | None = None) -> np.ndarray:
+        """Row numbers (int64, ascending) of one split and of given label values.
+
+        `where` maps a label field to the value, or the values, that are wanted. Raises UserError with the
+        nearest name where a split or a field does not exist.
+        """
+        wanted = np.ones(len(self), dtype=bool)
+        if split is not None:
+            choose(split, sorted(set(self.splits.tolist())), f"split of the collection {self.name!r}")
+            wanted &= self.splits == split
+        for field, values in (where or {}).items():
+            allowed = [values] if isinstance(values, str) else list(values)
+            wanted &= np.isin(self.label_values(field).astype(str), allowed)
+        return np.flatnonzero(wanted)
+
+    def quarantine(self) -> pa.Table:
+        """What could not be taken in: key, subject, position, reason, detail, source, created."""
+        path = self.path / layout.QUARANTINE_FILE
+        return tables.read_table(path) if path.is_file() else tables.QUARANTINE.empty_table()
+
+
+def check_description(path: Path, description: object) -> None:
+    """Raise UserError where collection.json is not one that this version reads."""
+    place = path / layout.DESCRIPTION
+    if not isinstance(description, dict) or description.get("format") != layout.FORMAT:
+        raise UserError(f"{place}: field 'format' must be {layout.FORMAT!r}")
+    version = description.get("version")
+    if version != layout.VERSION:
+        raise UserError(f"{place}: field 'version' is {version!r}, this release reads version {layout.VERSION}")
+    for name in ("name", "licence"):
+        if not isinstance(description.get(name), str):
+            raise UserError(f"{place}: field {name!r} must be text")
+
+
+def _region_of_json(row: dict[str, object]) -> Region:
+    box = Box(*(float(str(row[name])) for name in ("x1", "y1", "x2", "y2")))
+    texts = (str(row[name]) for name in ("label", "slice", "source"))
+    return Region(box, str(row["phrase"]), float(str(row["score"])), *texts)
+
+
+def _close_all(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])

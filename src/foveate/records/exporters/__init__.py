@@ -1,0 +1,1 @@
+"""Exporters: each writes a collection in one format of the field."""

@@ -1,0 +1,99 @@
+"""Export a collection as WebDataset tars: `KEY.jpg`, `KEY.txt` and `KEY.json` side by side.
+
+The text is the first caption; the JSON holds all captions, regions (in [0, 1]), labels, group and split, in
+the form that `foveate.records.importers.sidecar` reads. Importing the tars again gives the same pictures,
+captions, regions and labels; conversations and contexts are not exported.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from foveate.records.collection import Collection
+from foveate.records.layout import member_name
+from foveate.records.pictures import SUFFIXES
+from foveate.records.record import Record
+from foveate.settings.errors import UserError
+from foveate.settings.files import commit_atomically
+from foveate.settings.progress import track
+
+
+def export_webdataset(
+    collection: Collection,
+    target: str | Path,
+    *,
+    rows: Iterable[int] | None = None,
+    pictures_per_shard: int = 1000,
+) -> list[Path]:
+    """Write the rows (all by default) of a collection to `target`/00000.tar, ...; returns the tars.
+
+    Pictures keep their bytes. In the members' names the "." and "%" of a key are escaped, because a
+    WebDataset reader ends the key at the first dot; the JSON field `key` has it as it is. Raises UserError
+    where the target is a folder with files, or where there is nothing to export.
+    """
+    target = Path(target)
+    chosen = list(range(len(collection))) if rows is None else [int(row) for row in rows]
+    if not chosen:
+        raise UserError(f"nothing to export: no picture of the collection {collection.name!r} is chosen")
+    if pictures_per_shard < 1:
+        raise UserError(f"pictures_per_shard: allowed is a whole number of at least 1, got {pictures_per_shard}")
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UserError(f"{target} exists and is not an empty folder: choose a new one")
+    target.mkdir(parents=True, exist_ok=True)
+    shards = [chosen[start : start + pictures_per_shard] for start in range(0, len(chosen), pictures_per_shard)]
+    paths = []
+    for number, shard in enumerate(track(shards, description="exporting shards")):
+        path = target / f"{number:05d}.tar"
+        temporary = path.with_name(f".{path.name}.tmp")
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            for row in shard:
+                _write_sample(tar, collection, row)
+        commit_atomically(temporary, path)
+        paths.append(path)
+    return paths
+
+
+def _write_sample(tar: tarfile.TarFile, collection: Collection, row: int) -> None:
+    record = collection.record(row)
+    suffix = SUFFIXES[collection.index["format"][row]]
+    members = {suffix: collection.picture_bytes(row)}
+    if record.captions:
+        members["txt"] = record.captions[0].text.encode()
+    members["json"] = json.dumps(sidecar_fields(record), ensure_ascii=False).encode()
+    for ending, data in members.items():
+        member = tarfile.TarInfo(member_name(record.key, ending))
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+
+
+def sidecar_fields(record: Record) -> dict[str, object]:
+    """A record as the JSON object of a sidecar file; empty fields are left out."""
+    fields: dict[str, object] = {
+        "key": record.key,
+        "width": record.width,
+        "height": record.height,
+        "captions": [
+            {"text": caption.text, "kind": caption.kind, "source": caption.source} for caption in record.captions
+        ],
+        "regions": [
+            {
+                "box": [region.box.x1, region.box.y1, region.box.x2, region.box.y2],
+                "format": "xyxy",
+                "unit": "normalised",
+                "phrase": region.phrase,
+                "score": region.score,
+                "label": region.label,
+                "slice": region.slice,
+                "source": region.source,
+            }
+            for region in record.regions
+        ],
+        "labels": record.labels,
+        "group": record.group,
+        "split": record.split,
+    }
+    return {name: value for name, value in fields.items() if value not in ("", [], {})}

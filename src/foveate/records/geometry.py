@@ -1,0 +1,261 @@
+"""Where the pixels go, the boxes go: letterbox, crop and flip as numbers that pictures and boxes share.
+
+The model input is a square. A picture keeps its aspect: the long side is resized to the square's side and the
+rest is padding on both sides (the rounding rules are those of TensorFlow's `resize_with_pad`). Boxes are
+fractions of the original picture on one side and fractions of the padded square on the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from foveate.records.boxes import Box, PixelBox, areas, as_boxes
+from foveate.settings.errors import UserError
+
+# A box of which less than this share of its area survives a crop no longer shows what its phrase says.
+MIN_VISIBLE = 0.3
+
+
+class Padding(NamedTuple):
+    """Pixels of padding on each side of the resized picture."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+@dataclass(frozen=True, slots=True)
+class Letterbox:
+    """A picture of `width` by `height` pixels in a square of `size` pixels, aspect kept, padding centred.
+
+    The resized sides and the padding before the picture are rounded down, in exact integer arithmetic; so the
+    right or lower padding can be up to two pixels larger than the left or upper one.
+
+    Raises:
+        UserError: a side is not positive, or the picture is so narrow that its short side becomes 0 pixels.
+
+    >>> Letterbox(640, 480, 224).resized
+    (224, 168)
+    >>> Letterbox(640, 480, 224).to_input([[0.0, 0.0, 1.0, 1.0]]).tolist()
+    [[0.0, 0.125, 1.0, 0.875]]
+    """
+
+    width: int
+    height: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.height, self.size) < 1:
+            raise UserError(
+                f"picture {self.width} x {self.height} into a square of {self.size}: sides must be at least 1 pixel"
+            )
+        if min(self.resized) < 1:
+            raise UserError(
+                f"picture {self.width} x {self.height} is too narrow for a square of {self.size}: "
+                "its short side would become 0 pixels"
+            )
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Width and height in pixels of the picture inside the square."""
+        long_side = max(self.width, self.height)
+        return self.width * self.size // long_side, self.height * self.size // long_side
+
+    @property
+    def pad(self) -> Padding:
+        """Padding in pixels; the left and upper parts are half the *unrounded* rest, rounded down."""
+        long_side = max(self.width, self.height)
+        width, height = self.resized
+        left = (long_side - self.width) * self.size // (2 * long_side)
+        top = (long_side - self.height) * self.size // (2 * long_side)
+        return Padding(left, top, self.size - width - left, self.size - height - top)
+
+    @property
+    def content_box(self) -> Box:
+        """The part of the square that shows the picture, in fractions of the square."""
+        width, height = self.resized
+        pixels = PixelBox(self.pad.left, self.pad.top, self.pad.left + width, self.pad.top + height)
+        return Box.from_pixels(pixels, self.size, self.size)
+
+    def _scale_and_shift(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return np.array(self.resized * 2) / self.size, np.array(self.pad[:2] * 2) / self.size
+
+    def to_input(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
+        """Boxes in [0, 1] of the picture -> [0, 1] of the square, inside `content_box`; shape [R, 4]."""
+        scale_4, shift_4 = self._scale_and_shift()
+        low, high = np.split(self.content_box.to_array(), 2)
+        return (as_boxes(boxes_R4) * scale_4 + shift_4).clip(np.tile(low, 2), np.tile(high, 2))
+
+    def to_original(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
+        """Boxes in [0, 1] of the square -> [0, 1] of the picture, shape [R, 4]; padding is cut off.
+
+        A box wholly on the padding becomes an empty box at the picture's edge.
+        """
+        scale_4, shift_4 = self._scale_and_shift()
+        return ((as_boxes(boxes_R4) - shift_4) / scale_4).clip(0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the model sees of a picture: an optional crop (in [0, 1] of the original), then a mirroring."""
+
+    crop: Box | None = None
+    flip: bool = False
+
+    @classmethod
+    def centre_crop(cls, width: int, height: int) -> View:
+        """The largest centred square of a `width` by `height` picture: no padding is left to add."""
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return cls(crop=Box.from_pixels(PixelBox(left, top, left + side, top + side), width, height))
+
+    def place(self, width: int, height: int, size: int) -> Placement:
+        """This view of a picture of `width` by `height` pixels in a square of `size` pixels.
+
+        Args:
+            width, height: of the picture that is really rendered (after scaled decoding), so that the crop
+                falls on the same whole pixels for the picture and for its boxes.
+
+        Raises:
+            UserError: see `Letterbox`.
+        """
+        if self.crop is None:
+            return Placement(width, height, (0, 0, width, height), self.flip, size)
+        pixels = self.crop.to_pixels(width, height)
+        x1, x2 = _whole_pixels(pixels.x1, pixels.x2, width)
+        y1, y2 = _whole_pixels(pixels.y1, pixels.y2, height)
+        return Placement(width, height, (x1, y1, x2, y2), self.flip, size)
+
+    def render(
+        self,
+        image: Image.Image,
+        size: int,
+        fill: tuple[int, int, int] = (0, 0, 0),
+        *,
+        resample: Image.Resampling = Image.Resampling.BICUBIC,
+    ) -> Image.Image:
+        """The RGB square of `size` pixels that shows this view; see `Placement.render`."""
+        return self.place(image.width, image.height, size).render(image, fill, resample=resample)
+
+
+def _whole_pixels(low: float, high: float, limit: int) -> tuple[int, int]:
+    """The interval on whole pixels of [0, limit], at least one pixel long."""
+    start = min(round(low), limit - 1)
+    return start, max(round(high), start + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A `View` of one picture of known size: the same numbers move its pixels and its boxes.
+
+    Args:
+        width, height: the picture in pixels.
+        crop_px: x1, y1, x2, y2 of the crop in whole pixels.
+        flip: mirrored left to right after the crop.
+        size: side of the square model input in pixels.
+    """
+
+    width: int
+    height: int
+    crop_px: tuple[int, int, int, int]
+    flip: bool
+    size: int
+
+    def __post_init__(self) -> None:
+        x1, y1, x2, y2 = self.crop_px
+        assert 0 <= x1 < x2 <= self.width, self
+        assert 0 <= y1 < y2 <= self.height, self
+        _ = self.letterbox  # a crop that is too narrow is refused here, before any pixel is read
+
+    @property
+    def letterbox(self) -> Letterbox:
+        """How the cropped picture sits in the square."""
+        x1, y1, x2, y2 = self.crop_px
+        return Letterbox(x2 - x1, y2 - y1, self.size)
+
+    @property
+    def _crop_4(self) -> NDArray[np.float64]:
+        return np.array(self.crop_px) / np.array((self.width, self.height) * 2)
+
+    def visible_fraction(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
+        """The share of each box's area that the crop keeps, shape [R], in [0, 1]."""
+        boxes = as_boxes(boxes_R4)
+        kept = areas(boxes.clip(np.tile(self._crop_4[:2], 2), np.tile(self._crop_4[2:], 2)))
+        whole = areas(boxes)
+        return np.divide(kept, whole, out=np.zeros_like(whole), where=whole > 0)
+
+    def to_input(
+        self, boxes_R4: ArrayLike, *, min_visible: float = MIN_VISIBLE
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Boxes in [0, 1] of the original picture -> [0, 1] of the square, clipped by the crop.
+
+        Args:
+            min_visible: a box of which a smaller share of its area is left is lost.
+
+        Returns:
+            The boxes that are kept, shape [K, 4], in order, and the mask of the kept rows, shape [R].
+        """
+        boxes = as_boxes(boxes_R4)
+        low, high = np.tile(self._crop_4[:2], 2), np.tile(self._crop_4[2:], 2)
+        inside = ((boxes - low) / (high - low)).clip(0.0, 1.0)
+        if self.flip:
+            inside = _mirrored(inside)
+        moved = self.letterbox.to_input(inside)
+        visible_R = self.visible_fraction(boxes)
+        kept_R = (visible_R >= min_visible) & (visible_R > 0) & (areas(moved) > 0)
+        return moved[kept_R], kept_R
+
+    def to_original(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
+        """Boxes in [0, 1] of the square -> [0, 1] of the original, shape [R, 4]; padding is cut off."""
+        inside = self.letterbox.to_original(boxes_R4)
+        if self.flip:
+            inside = _mirrored(inside)
+        low, high = np.tile(self._crop_4[:2], 2), np.tile(self._crop_4[2:], 2)
+        return (inside * (high - low) + low).clip(0.0, 1.0)
+
+    def render(
+        self,
+        image: Image.Image,
+        fill: tuple[int, int, int] = (0, 0, 0),
+        *,
+        resample: Image.Resampling = Image.Resampling.BICUBIC,
+    ) -> Image.Image:
+        """The RGB square of `size` pixels: crop, resize, mirror, then pad with the colour `fill`.
+
+        Raises:
+            UserError: the picture does not have this placement's size.
+        """
+        if image.size != (self.width, self.height):
+            raise UserError(
+                f"a placement for {self.width} x {self.height} cannot render a picture of "
+                f"{image.width} x {image.height}"
+            )
+        content = image.convert("RGB").crop(self.crop_px).resize(self.letterbox.resized, resample)
+        if self.flip:
+            content = content.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        square = Image.new("RGB", (self.size, self.size), fill)
+        square.paste(content, self.letterbox.pad[:2])
+        return square
+
+
+def _mirrored(boxes_R4: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.stack((1 - boxes_R4[:, 2], boxes_R4[:, 1], 1 - boxes_R4[:, 0], boxes_R4[:, 3]), axis=1)
+
+
+def original_to_padded_square(boxes_R4: ArrayLike, width: int, height: int) -> NDArray[np.float64]:
+    """Boxes in [0, 1] of a picture -> [0, 1] of its square padded right and below; shape [R, 4]."""
+    return as_boxes(boxes_R4) * np.array((width, height) * 2) / max(width, height)
+
+
+def padded_square_to_original(boxes_R4: ArrayLike, width: int, height: int) -> NDArray[np.float64]:
+    """Boxes in [0, 1] of the square padded right and below (OWLv2's) -> [0, 1] of the picture, clipped.
+
+    A box wholly on the padding becomes an empty box at the edge: drop boxes thinner than a pixel after it.
+    """
+    return (as_boxes(boxes_R4) * max(width, height) / np.array((width, height) * 2)).clip(0.0, 1.0)

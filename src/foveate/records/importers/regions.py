@@ -1,0 +1,104 @@
+"""Boxes as people write them, turned into regions or into a reason why not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from foveate.records.boxes import EDGE_ROUNDING, Box
+from foveate.records.importers.sample import Problem
+from foveate.records.record import Region
+from foveate.settings.errors import UserError, choose, nearest
+
+FORMATS = ("xyxy", "xywh")
+UNITS = ("pixel", "normalised")
+FIELDS = ("box", "phrase", "format", "unit", "score", "label", "slice", "source")
+# A box may stick out of its picture by this part of the picture's side and is then clipped. One that sticks
+# out further was most likely written in another unit or format, and clipping it would hide that.
+CLIP_TOLERANCE = 0.05
+
+
+def read_region(raw: object, *, position: int, width: int, height: int) -> tuple[Region, bool] | Problem:
+    """One entry of a sidecar's "regions", for a picture of `width` x `height` pixels (after EXIF rotation).
+
+    Fields: `box` (four numbers), `phrase` and/or `label`, `format` ("xyxy", the default, or "xywh"), `unit`
+    ("pixel", the default, or "normalised"), `score` in [0, 1], `slice`, `source`. Returns the region and
+    whether its box was clipped, or the problem for the quarantine.
+    """
+    try:
+        if not isinstance(raw, Mapping):
+            raise UserError("a region must be an object with the field 'box'")
+        texts = {name: _text(raw, name) for name in ("phrase", "label", "slice", "source")}
+        score = _number(raw.get("score", 1.0), "score")
+        if not 0 <= score <= 1:
+            raise UserError(f"field 'score': {score:g} is not in [0, 1]")
+        if not texts["phrase"].strip() and not texts["label"].strip():
+            raise UserError(f"neither field 'phrase' nor 'label' has text{_hint(raw, 'phrase')}")
+        corners = _corners(raw, width=width, height=height)
+    except UserError as error:
+        return Problem("region", "malformed region", str(error), position)
+    texts["phrase"] = texts["phrase"] if texts["phrase"].strip() else texts["label"]
+    outcome = _fit(corners)
+    if isinstance(outcome, str):
+        shown = ", ".join(f"{corner:.4g}" for corner in corners)
+        detail = f"box ({shown}) in parts of the picture's width and height"
+        return Problem("region", outcome, detail, position)
+    box, clipped = outcome
+    return Region(box, texts["phrase"], score, texts["label"], texts["slice"], texts["source"]), clipped
+
+
+def _corners(raw: Mapping[str, object], *, width: int, height: int) -> tuple[float, float, float, float]:
+    if "box" not in raw:
+        raise UserError(f"field 'box' is missing{_hint(raw, 'box')}")
+    box = raw["box"]
+    if not isinstance(box, list) or len(box) != 4:
+        raise UserError("field 'box' must be a list of four numbers")
+    x1, y1, x2, y2 = (_number(value, "box") for value in box)
+    if choose(_text(raw, "format") or "xyxy", FORMATS, "box format") == "xywh":
+        x2, y2 = x1 + x2, y1 + y2
+    if choose(_text(raw, "unit") or "pixel", UNITS, "box unit") == "pixel":
+        x1, y1, x2, y2 = x1 / width, y1 / height, x2 / width, y2 / height
+    return x1, y1, x2, y2
+
+
+def _fit(corners: tuple[float, float, float, float]) -> tuple[Box, bool] | str:
+    """The box, and whether it was clipped; or the reason code why there is none."""
+    if not all(math.isfinite(corner) for corner in corners):
+        return "box not finite"
+    x1, y1, x2, y2 = corners
+    if x2 < x1 or y2 < y1:
+        return "box inverted"
+    if x2 == x1 or y2 == y1:
+        return "box empty"
+    sticks_out = max(-x1, -y1, x2 - 1, y2 - 1)
+    if sticks_out > CLIP_TOLERANCE or min(x2, y2) <= 0 or max(x1, y1) >= 1:
+        return "box outside the picture"
+    x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(1.0, x2), min(1.0, y2)
+    if np.float32(x1) >= np.float32(x2) or np.float32(y1) >= np.float32(y2):
+        return "box empty"
+    return Box(x1, y1, x2, y2), sticks_out > EDGE_ROUNDING
+
+
+def _text(raw: Mapping[str, object], name: str) -> str:
+    value = raw.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"field {name!r} must be text")
+    return value
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"field {name!r} must hold numbers")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _hint(raw: Mapping[str, object], wanted: str) -> str:
+    """The nearest of the fields that are there and not known, for a misspelt name."""
+    return nearest(wanted, [str(name) for name in raw if name not in FIELDS])

@@ -1,0 +1,227 @@
+"""Import WebDataset tar files as img2dataset writes them: `KEY.jpg`, `KEY.txt` and `KEY.json` side by side.
+
+Members are read, never unpacked to disk. The key of a sample is the member's path up to the first dot of its
+file name; the JSON field `key` goes before it where both mean the same (see `layout.member_name`).
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import lzma
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from foveate.records import layout
+from foveate.records.importers.sample import (
+    MAX_BYTES,
+    PICTURE_SUFFIXES,
+    REFUSED_SUFFIXES,
+    Problem,
+    Sample,
+)
+from foveate.records.importers.taking import check_source, default_workers, take_samples
+from foveate.records.pictures import MAX_PIXELS
+from foveate.records.summary import ImportSummary
+from foveate.records.writer import BYTES_PER_SHARD, PICTURES_PER_SHARD, CollectionWriter
+from foveate.settings.errors import UserError
+from foveate.settings.progress import track
+
+_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MEMBER = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$", re.DOTALL)
+_MOST_MEMBERS_OF_SAMPLE = 1000
+# What tarfile and the decompressors raise on damaged files.
+_DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error, lzma.LZMAError)
+
+
+def import_webdataset(
+    source: str | Path,
+    target: str | Path,
+    *,
+    name: str | None = None,
+    licence: str | None = None,
+    source_name: str | None = None,
+    workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    pictures_per_shard: int = PICTURES_PER_SHARD,
+    bytes_per_shard: int = BYTES_PER_SHARD,
+    created: str | None = None,
+) -> ImportSummary:
+    """Take the samples of WebDataset tars into the collection `target`, shard after shard.
+
+    Doing it again takes in only what is new. Of a sample the members `.jpg` (or another picture), `.txt` and
+    `.json` are used, others are counted as ignored. Quarantined are members with paths that lead out of a
+    folder, links, devices, samples without a picture, and shards that end too early (what stands before is
+    used).
+
+    Args:
+        source: a tar file, a folder of them (other files beside them are left alone), or a pattern with `*`
+            or `{00000..00099}`.
+        target, name, licence, source_name, workers, max_pixels, pictures_per_shard, bytes_per_shard,
+            created: as in `foveate.records.importers.folder.import_folder`.
+
+    Raises:
+        UserError: there are no tar files; or the target is no collection, or is being written by another
+        process.
+    """
+    shards = list_shards(source)
+    place = Path(source)
+    with CollectionWriter(
+        target,
+        name=name,
+        licence=licence,
+        source=source_name if source_name is not None else _name_of(place),
+        pictures_per_shard=pictures_per_shard,
+        bytes_per_shard=bytes_per_shard,
+        max_pixels=max_pixels,
+        created=created,
+    ) as writer:
+        samples = itertools.chain.from_iterable(
+            _samples(shard) for shard in track(shards, description="importing shards")
+        )
+        take_samples(writer, samples, workers=workers or default_workers(), max_pixels=max_pixels)
+    return writer.summary
+
+
+def list_shards(source: str | Path) -> list[Path]:
+    """The tar files that `source` means, sorted. Raises UserError where there are none."""
+    text = str(source)
+    if any(letter in text for letter in "*?[{"):
+        patterns = _expand_braces(text)
+        found = {Path(path) for pattern in patterns for path in glob.glob(pattern)}
+        plain = [pattern for pattern in patterns if not glob.has_magic(pattern)]
+        missing = [path for path in plain if not Path(path).exists()]
+        if missing:
+            raise UserError(f"{missing[0]} does not exist, though {text} names it")
+        shards = sorted(path for path in found if path.name.endswith(_SUFFIXES))
+    else:
+        place = check_source(Path(source))
+        shards = [place]
+        if place.is_dir():
+            shards = sorted(path for path in place.iterdir() if path.name.endswith(_SUFFIXES))
+    if not shards:
+        raise UserError(f"{source} has no tar files: looked for names that end in {', '.join(_SUFFIXES)}")
+    return shards
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """`a-{08..11}.tar` to a-08.tar, a-09.tar, a-10.tar, a-11.tar; several braces multiply."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.groups()
+    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    return [
+        expanded
+        for number in numbers
+        for expanded in _expand_braces(pattern[: match.start()] + number + pattern[match.end() :])
+    ]
+
+
+def _name_of(place: Path) -> str:
+    """Provenance from a path: the folder's name, or the file's without its endings."""
+    if any(letter in place.name for letter in "*?[{"):
+        return place.resolve().parent.name
+    return place.resolve().name.split(".")[0]
+
+
+def _samples(shard: Path) -> Iterator[Sample]:
+    """Samples of one tar: runs of members with the same key, as WebDataset groups them."""
+    sample: Sample | None = None
+    for name, data, problem in _members(shard):
+        if problem is not None:
+            where = f"{shard.name}/{name}" if name else shard.name
+            key = name or shard.name
+            yield Sample(key=key, source=where, load=None, problems=[problem], only_problems=True)
+            continue
+        match = _MEMBER.match(name)
+        if match is None:
+            yield Sample(key=name, source=shard.name, load=None, ignored=1, only_problems=True)
+            continue
+        key, suffix = match[1], match[2].lower()
+        if sample is None or key != sample.key:
+            if sample is not None:
+                yield _with_json_key(sample)
+            sample = Sample(key=key, source=f"{shard.name}/{key}", load=None)
+        sample.ignored += not _put(sample, suffix, name, data)
+    if sample is not None:
+        yield _with_json_key(sample)
+
+
+def _put(sample: Sample, suffix: str, name: str, data: bytes) -> bool:
+    """Put a member into its sample; False where its kind is not used."""
+    if suffix in PICTURE_SUFFIXES | REFUSED_SUFFIXES:
+        slot = "load"
+    elif suffix in ("txt", "json"):
+        slot = {"txt": "text", "json": "json"}[suffix]
+    else:
+        return False
+    if getattr(sample, slot) is None:
+        setattr(sample, slot, lambda: data)
+    elif len(sample.problems) < _MOST_MEMBERS_OF_SAMPLE:
+        detail = f"{name!r} comes after another member of the same sample and kind; the first stays"
+        sample.problems.append(Problem("member", "duplicate member", detail, len(sample.problems)))
+    return True
+
+
+def _with_json_key(sample: Sample) -> Sample:
+    """The sample under the key of its JSON, if the tar's own key is that one's escaped form."""
+    if "%" not in sample.key or sample.json is None:
+        return sample
+    try:
+        fields = json.loads(sample.json())
+    except (ValueError, RecursionError):
+        return sample
+    key = fields.get("key") if isinstance(fields, dict) else None
+    if isinstance(key, str) and layout.member_name(key, "") == f"{sample.key}.":
+        return replace(sample, key=key)
+    return sample
+
+
+def _members(shard: Path) -> Iterator[tuple[str, bytes, Problem | None]]:
+    """Names and bytes of the regular files in a tar, and the problems met on the way."""
+    count = 0
+    try:
+        with tarfile.open(shard, "r:*") as tar:
+            for member in tar:
+                count += 1
+                problem = _member_problem(member)
+                if problem is not None:
+                    yield member.name, b"", problem
+                elif not member.isdir():
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    yield member.name.removeprefix("./"), file.read(), None
+            if tar.fileobj is not None:
+                tar.fileobj.seek(tar.offset)
+                ending = tar.fileobj.read(tarfile.BLOCKSIZE)
+                if count == 0:
+                    yield "", b"", Problem("shard", "empty shard", "the tar has no members")
+                elif len(ending) < tarfile.BLOCKSIZE or any(ending):
+                    detail = f"the tar has no end mark after {count} members: it is cut short or damaged"
+                    yield "", b"", Problem("shard", "truncated shard", detail)
+    except _DAMAGE as error:
+        detail = f"the tar cannot be read after {count} members: {str(error)[:120]}"
+        yield "", b"", Problem("shard", "damaged shard", detail)
+
+
+def _member_problem(member: tarfile.TarInfo) -> Problem | None:
+    parts = member.name.removeprefix("./").split("/")
+    if member.name.startswith("/") or ".." in parts or "\\" in member.name or "\0" in member.name:
+        detail = f"the member {member.name!r} has a path that leads out of the folder"
+        return Problem("member", "unsafe path", detail)
+    if member.isdir():
+        return None
+    if not member.isreg():
+        kind = "symbolic link" if member.issym() else "hard link" if member.islnk() else "device or pipe"
+        return Problem("member", "no regular file", f"the member {member.name!r} is a {kind}")
+    if member.size > MAX_BYTES:
+        detail = f"the member {member.name!r} has {member.size:,} bytes; allowed are {MAX_BYTES:,}"
+        return Problem("member", "too many bytes", detail)
+    return None

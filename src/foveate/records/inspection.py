@@ -1,0 +1,119 @@
+"""What is in a collection, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from foveate.records.collection import Collection
+from foveate.records.tables import positions
+
+_PERCENTILES = {"p05": 5, "median": 50, "p95": 95}
+# Region sizes are parts of the picture's area: below 1 in 100 is small, from 1 in 10 on is large.
+SMALL_AREA, LARGE_AREA = 0.01, 0.1
+_MOST_VALUES = 50
+
+
+def summarise(collection: Collection, split: str | None = None) -> dict[str, object]:
+    """Counts and distributions of a collection, or of one split of it, as JSON values.
+
+    Fields: name, licence, pictures, shards, bytes; `by_source`, `by_split`, `by_format`, `by_label` (counts,
+    the 50 most frequent values of each label field); `width`, `height`, `aspect` (width by height);
+    `captions` (by kind: count, words, characters); `regions` (count, per picture, phrases, area, sizes);
+    `quarantine` (counts by "subject: reason", of the whole collection). A distribution has count, min, p05,
+    median, mean, p95 and max.
+    """
+    rows = collection.rows(split)
+    index = {name: values[rows] for name, values in collection.index.items()}
+    keys = pa.array(index["key"], type=pa.string())
+    quarantine = collection.quarantine()
+    reasons = zip(quarantine["subject"].to_pylist(), quarantine["reason"].to_pylist(), strict=True)
+    return {
+        "name": collection.name,
+        "licence": collection.licence,
+        "split": split,
+        "pictures": len(rows),
+        "shards": len(collection.shards),
+        "bytes": int(index["length"].sum()),
+        "by_source": _counts(index["source"]),
+        "by_split": _counts(collection.splits[rows]),
+        "by_format": _counts(index["format"]),
+        "groups": len(set(index["group"].tolist()) - {""}),
+        "width": distribution(index["width"]),
+        "height": distribution(index["height"]),
+        "aspect": distribution(index["width"] / np.maximum(1, index["height"])),
+        "by_label": _labels(collection, keys),
+        "captions": _captions(collection, keys),
+        "regions": _regions(collection, keys),
+        "quarantine": _counts(f"{subject}: {reason}" for subject, reason in reasons),
+    }
+
+
+def distribution(values_N: np.ndarray) -> dict[str, float | int]:
+    """Count, min, 5th percentile, median, mean, 95th percentile and max ; only the count if there are none."""
+    if not len(values_N):
+        return {"count": 0}
+    found = {name: float(np.percentile(values_N, percent)) for name, percent in _PERCENTILES.items()}
+    ends = {"min": float(values_N.min()), "max": float(values_N.max()), "mean": float(values_N.mean())}
+    order = ("min", "p05", "median", "mean", "p95", "max")
+    return {"count": len(values_N), **{name: {**found, **ends}[name] for name in order}}
+
+
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    """Counts of texts, the most frequent first, equal counts by name."""
+    counts = Counter(values)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _table(collection: Collection, kind: str, keys: pa.Array) -> pa.Table:
+    table = collection.table(kind)
+    return table.filter(pa.array(positions(table["key"], among=keys) >= 0))
+
+
+def _labels(collection: Collection, keys: pa.Array) -> dict[str, dict[str, int]]:
+    table = _table(collection, "labels", keys)
+    fields, values = table["field"].to_numpy(), table["value"].to_numpy()
+    counted = {field: _counts(values[fields == field]) for field in sorted(set(fields.tolist()))}
+    return {field: dict(list(counts.items())[:_MOST_VALUES]) for field, counts in counted.items()}
+
+
+def _captions(collection: Collection, keys: pa.Array) -> dict[str, object]:
+    table = _table(collection, "captions", keys)
+    kinds = table["kind"].to_numpy()
+    texts = table["text"].to_pylist()
+    words = np.array([len(text.split()) for text in texts], dtype=np.int64)
+    characters = np.array([len(text) for text in texts], dtype=np.int64)
+    by_kind = {
+        kind: {
+            "count": int((kinds == kind).sum()),
+            "words": distribution(words[kinds == kind]),
+            "characters": distribution(characters[kinds == kind]),
+        }
+        for kind in sorted(set(kinds.tolist()))
+    }
+    pictures = len(table["key"].unique())
+    return {"count": len(texts), "pictures_without": len(keys) - pictures, "by_kind": by_kind}
+
+
+def _regions(collection: Collection, keys: pa.Array) -> dict[str, object]:
+    table = _table(collection, "regions", keys)
+    x1, y1, x2, y2 = (table[name].to_numpy().astype(np.float64) for name in ("x1", "y1", "x2", "y2"))
+    area = (x2 - x1) * (y2 - y1)
+    per_picture = np.bincount(positions(table["key"], among=keys), minlength=len(keys))
+    phrases = Counter(table["phrase"].to_pylist())
+    return {
+        "count": table.num_rows,
+        "per_picture": distribution(per_picture),
+        "area": distribution(area),
+        "sizes": {
+            "small": int((area < SMALL_AREA).sum()),
+            "medium": int(((area >= SMALL_AREA) & (area < LARGE_AREA)).sum()),
+            "large": int((area >= LARGE_AREA).sum()),
+        },
+        "distinct_phrases": len(phrases),
+        "frequent_phrases": dict(phrases.most_common(_MOST_VALUES)),
+        "by_slice": _counts(table["slice"].to_numpy()),
+    }

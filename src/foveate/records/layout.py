@@ -1,0 +1,110 @@
+"""Names of the files in a collection folder, and how picture keys become names of tar members."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+
+from foveate.settings.errors import UserError, nearest
+
+FORMAT = "foveate-collection"
+VERSION = 1
+
+DESCRIPTION = "collection.json"
+SPLITS_FILE = "splits.parquet"
+REMOVED_FILE = "removed.parquet"
+QUARANTINE_FILE = "quarantine.parquet"
+LOCK_FILE = "writer.lock"
+
+_PART = re.compile(r"\d{5,}\.parquet")
+_ADDED = re.compile(r"added-\d{5,}\.parquet")
+LONGEST_KEY = 512
+
+
+def tar_path(collection: Path, shard: int) -> Path:
+    """The tar file of one shard."""
+    return collection / "images" / f"{shard:05d}.tar"
+
+
+def index_path(collection: Path, shard: int) -> Path:
+    """The index part of one shard; its existence is what makes the shard part of the collection."""
+    return collection / "index" / f"{shard:05d}.parquet"
+
+
+def annotation_path(collection: Path, kind: str, shard: int) -> Path:
+    """The annotations that came with the pictures of one shard."""
+    return collection / "annotations" / kind / f"{shard:05d}.parquet"
+
+
+def committed_shards(collection: Path) -> list[int]:
+    """Numbers of the shards that have an index part, ascending."""
+    folder = collection / "index"
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.stem) for path in folder.iterdir() if _PART.fullmatch(path.name))
+
+
+def annotation_kinds(collection: Path) -> list[str]:
+    """Names of the annotation tables that have at least one folder, sorted."""
+    folder = collection / "annotations"
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def annotation_parts(collection: Path, kind: str, shards: set[int]) -> list[Path]:
+    """Parts of one annotation table: those of `shards`, then those added later, in the order of writing."""
+    folder = collection / "annotations" / kind
+    if not folder.is_dir():
+        return []
+    paths = list(folder.iterdir())
+    with_shards = [path for path in paths if _PART.fullmatch(path.name) and int(path.stem) in shards]
+    added = [path for path in paths if _ADDED.fullmatch(path.name)]
+    return sorted(with_shards, key=lambda path: int(path.stem)) + sorted(
+        added, key=lambda path: int(path.stem.removeprefix("added-"))
+    )
+
+
+def next_added_path(collection: Path, kind: str) -> Path:
+    """A free name for annotations that are added to pictures already there."""
+    folder = collection / "annotations" / kind
+    numbers = (
+        [int(path.stem.removeprefix("added-")) for path in folder.iterdir() if _ADDED.fullmatch(path.name)]
+        if folder.is_dir()
+        else []
+    )
+    return folder / f"added-{max(numbers, default=-1) + 1:05d}.parquet"
+
+
+def check_key(key: str) -> str:
+    """Return `key` if it can name a picture, else raise UserError.
+
+    A key is text of 1 to 512 characters, with "/" between non-empty parts that are neither "." nor "..", and
+    without control characters or backslashes.
+    """
+    parts = key.split("/")
+    if not key or len(key) > LONGEST_KEY:
+        raise UserError(f"picture key {key[:40]!r}: allowed are 1 to {LONGEST_KEY} characters, got {len(key)}")
+    if any(part in ("", ".", "..") for part in parts):
+        raise UserError(f"picture key {key!r}: the parts between '/' may not be empty, '.' or '..'")
+    if "\\" in key or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in key):
+        raise UserError(f"picture key {key!r}: control characters, surrogates and '\\' are not allowed")
+    return key
+
+
+def member_name(key: str, suffix: str) -> str:
+    """The tar member of a picture: the key with "%" and "." escaped, then the suffix ("jpg").
+
+    WebDataset ends a sample's key at the first dot of the file name, so the key itself may have none.
+    """
+    return f"{key.replace('%', '%25').replace('.', '%2E')}.{suffix}"
+
+
+def check_collection(path: Path) -> Path:
+    """Return `path` if it is a collection folder; else raise UserError that names the nearest folder."""
+    if (path / DESCRIPTION).is_file():
+        return path
+    if path.is_dir():
+        raise UserError(f"{path} is a folder but no collection: it has no {DESCRIPTION}")
+    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+    names = [sibling.name for sibling in siblings if (sibling / DESCRIPTION).is_file()]
+    raise UserError(f"no collection at {path}{nearest(path.name, names)}")

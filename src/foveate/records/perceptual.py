@@ -1,0 +1,78 @@
+"""Perceptual hashes: 64 bits that stay nearly the same when a picture is shrunk, re-encoded or tinted."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+_SIDE = 32
+_KEPT = 8
+
+
+def _cosines() -> np.ndarray:
+    """The first 8 rows of the orthonormal DCT-II matrix of size 32, (8, 32)."""
+    position = np.arange(_SIDE)
+    matrix = np.cos(np.pi * np.arange(_KEPT)[:, None] * (2 * position + 1) / (2 * _SIDE)) * np.sqrt(2 / _SIDE)
+    matrix[0] /= np.sqrt(2)
+    return matrix
+
+
+_COSINES = _cosines()
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """The 64-bit DCT hash of a picture.
+
+    The picture is shrunk to 32 x 32 grey values; of its 8 x 8 lowest DCT coefficients each gives one bit,
+    whether it lies above the median (Zauner, "Implementation and benchmarking of perceptual image hash
+    functions", 2010, section 3.2.1). Coefficients are rounded to .01 first, so that flat pictures agree.
+    """
+    grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float64)
+    coefficients = np.round(_COSINES @ grey @ _COSINES.T, 2).ravel()
+    bits = coefficients > np.median(coefficients[1:])
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def hamming(a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
+    """Number of differing bits of two uint64 arrays, elementwise."""
+    return np.bitwise_count(np.bitwise_xor(a_N, b_N)).astype(np.int64)
+
+
+def near_pairs(hashes_N: np.ndarray, *, distance: int) -> np.ndarray:
+    """All pairs of rows whose hashes differ in at most `distance` bits, up to chains through equal hashes.
+
+    `hashes_N` is uint64. Returns (P, 2) row numbers. Rows with equal hashes are paired with the first of them
+    only, and pairs of different hashes are given once, between those first rows: the connected components are
+    those of all pairs. By the pigeonhole principle two hashes that differ in at most d bits agree in at least
+    one of d + 1 bands, so only rows that share a band are compared.
+    """
+    hashes_N = np.ascontiguousarray(hashes_N, dtype=np.uint64)
+    unique_U, first_U, inverse_N = np.unique(hashes_N, return_index=True, return_inverse=True)
+    rows_N = np.arange(len(hashes_N))
+    same_N = first_U[inverse_N]
+    found = [np.stack([same_N, rows_N], axis=1)[same_N != rows_N]]
+    if distance > 0 and len(unique_U) > 1:
+        edges = np.linspace(0, 64, distance + 2).astype(int)
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            found.append(first_U[_pairs_in_band(unique_U, int(low), int(high), distance)])
+    pairs = np.concatenate(found)
+    return np.unique(np.sort(pairs, axis=1), axis=0) if len(pairs) else pairs.reshape(0, 2).astype(np.int64)
+
+
+def _pairs_in_band(unique_U: np.ndarray, low: int, high: int, distance: int) -> np.ndarray:
+    """Near pairs among hashes that agree in bits low..high-1; (P, 2) positions in `unique_U`."""
+    band_U = (unique_U >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+    order_U = np.argsort(band_U, kind="stable")
+    band_U = band_U[order_U]
+    ends_U = np.searchsorted(band_U, band_U, side="right")
+    position_U = np.arange(len(order_U))
+    found = []
+    lag = 1
+    alive = position_U[position_U + lag < ends_U]
+    while len(alive):
+        left, right = order_U[alive], order_U[alive + lag]
+        near = hamming(unique_U[left], unique_U[right]) <= distance
+        found.append(np.stack([left[near], right[near]], axis=1))
+        lag += 1
+        alive = alive[alive + lag < ends_U[alive]]
+    return np.concatenate(found) if found else np.empty((0, 2), dtype=np.int64)

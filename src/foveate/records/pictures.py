@@ -1,0 +1,234 @@
+"""Reading pictures from bytes: what is allowed in, and how it becomes an RGB image.
+
+Every picture is opened with one named decoder of Pillow, chosen by the first bytes, so that neither the file
+name nor Pillow's global settings decide. The size is looked at before any pixel is unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from foveate.records.perceptual import perceptual_hash
+from foveate.settings.errors import UserError
+
+MAX_PIXELS = 80_000_000
+SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+_DECODERS = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+# What Pillow's decoders raise on damaged data, found by cutting and flipping bytes of each format.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    ZeroDivisionError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXAMINED_SIDE = 64
+
+
+class BadPicture(UserError):
+    """A picture that cannot be taken in. `reason` is a short code that is counted, the message one
+    sentence."""
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class PictureInfo:
+    """What a picture's bytes hold: pixels after EXIF rotation, format ("JPEG"), Pillow mode, number of
+    frames."""
+
+    width: int
+    height: int
+    format: str
+    mode: str
+    frames: int = 1
+
+    @property
+    def note(self) -> str:
+        """What a reader should know of it, or ""."""
+        return f"animated: the first of {self.frames} frames is used" if self.frames > 1 else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A picture that decoded from end to end: its info, the SHA-256 of its bytes, its perceptual hash."""
+
+    info: PictureInfo
+    sha256: str
+    perceptual_hash: int
+
+
+def sniff(data: bytes) -> str:
+    """The format of the bytes: one of JPEG, PNG, WEBP, GIF, BMP, TIFF. Raises BadPicture for all else."""
+    if not data:
+        raise BadPicture("empty file", "the picture has 0 bytes")
+    if data[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF"
+    if data[:2] == b"BM":
+        return "BMP"
+    if data[:4] in (b"II*\x00", b"MM\x00*"):
+        return "TIFF"
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg", b"{", b"<")):
+        raise BadPicture("not a picture", "the file holds text such as HTML, XML or JSON, not a picture")
+    raise BadPicture("format not allowed", f"the file is none of {', '.join(_DECODERS)}")
+
+
+def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PictureInfo:
+    """Decode a picture from end to end and say what it is.
+
+    Raises BadPicture where it is empty, no picture, of a format not allowed, larger than `max_pixels`
+    (width x height, judged by the header), or damaged. A truncated picture is refused, never half grey.
+    """
+    return _open_whole(data, longest_side=_EXAMINED_SIDE, max_pixels=max_pixels)[1]
+
+
+def decode(data: bytes, *, longest_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture as RGB, turned as its EXIF orientation says; of an animation the first frame.
+
+    With `longest_side` the picture is shrunk (never enlarged) so that its longer side has that many pixels; a
+    JPEG is then unpacked at a fraction of its size. Transparent pixels are laid on white, 16-bit grey is
+    scaled to 8 bits, colour profiles are ignored. Raises BadPicture as `check` does.
+    """
+    if longest_side is not None and longest_side < 1:
+        raise UserError(f"longest_side: allowed is a whole number of at least 1, got {longest_side}")
+    return _open_whole(data, longest_side=longest_side, max_pixels=max_pixels)[0]
+
+
+def examine(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Examined:
+    """Check a picture and compute its SHA-256 and perceptual hash, in one decoding. Raises BadPicture."""
+    small, info = _open_whole(data, longest_side=_EXAMINED_SIDE, max_pixels=max_pixels)
+    return Examined(info, hashlib.sha256(data).hexdigest(), perceptual_hash(small))
+
+
+def _open_whole(data: bytes, *, longest_side: int | None, max_pixels: int) -> tuple[Image.Image, PictureInfo]:
+    format_name = sniff(data)
+    try:
+        if format_name == "WEBP":
+            # This decoder allocates the whole canvas when it opens, so its header is read here first.
+            _check_size(*_webp_size(data), max_pixels)
+        image = _DECODERS[format_name](io.BytesIO(data))
+        _check_size(*image.size, max_pixels)
+        mode = image.mode
+        frames = getattr(image, "n_frames", 1) if format_name in ("GIF", "WEBP", "PNG") else 1
+        # Pillow turns a TIFF by itself when it loads, and gives its size as turned.
+        orientation = 1 if format_name == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+        width, height = image.size
+        shown = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+        if longest_side is not None and format_name == "JPEG":
+            image.draft(None, _shrunk(width, height, longest_side))
+        image.load()
+        picture = _to_rgb(image, orientation)
+    except BadPicture:
+        raise
+    except Image.DecompressionBombError as error:
+        # Pillow's own check, which it makes of a GIF's frames: they may be larger than the picture.
+        raise BadPicture("too many pixels", f"the {format_name} picture is refused: {_one_line(error)}") from error
+    except _DAMAGE as error:
+        reason = "truncated" if "truncated" in str(error).lower() else "damaged"
+        raise BadPicture(reason, f"the {format_name} picture is {reason}: {_one_line(error)}") from error
+    if longest_side is not None and max(picture.size) > longest_side:
+        picture = picture.resize(_shrunk(*shown, longest_side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return picture, PictureInfo(*shown, format_name, mode, frames)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise BadPicture("damaged", f"the picture's header says {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise BadPicture(
+            "too many pixels",
+            f"the picture's header says {width} x {height} pixels; allowed are {max_pixels:,} in all",
+        )
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Canvas size from a WebP header (RFC 9649, sections 2.5 to 2.7)."""
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if chunk == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + ((bits >> 14) & 0x3FFF)
+    if chunk == b"VP8 ":
+        width, height = struct.unpack("<HH", data[26:30])
+        return width & 0x3FFF, height & 0x3FFF
+    raise BadPicture("damaged", "the WEBP picture has no VP8, VP8L or VP8X header")
+
+
+def _shrunk(width: int, height: int, longest_side: int) -> tuple[int, int]:
+    scale = min(1.0, longest_side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _to_rgb(image: Image.Image, orientation: int) -> Image.Image:
+    """8-bit RGB of a loaded image, transparency on white, turned as its EXIF orientation says."""
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint16)
+        rgb = Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    elif image.mode == "I":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise BadPicture("pixel type not allowed", "the picture has 32-bit integers as pixels")
+        rgb = Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    elif image.mode == "F":
+        raise BadPicture("pixel type not allowed", "the picture has floating-point numbers as pixels")
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layers = image.convert("RGBA")
+        rgb = Image.new("RGB", image.size, (255, 255, 255))
+        rgb.paste(layers, mask=layers.getchannel("A"))
+    else:
+        rgb = image.convert("RGB")
+    return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

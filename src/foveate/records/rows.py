@@ -1,0 +1,149 @@
+"""Annotation rows: from records to table rows, their checks, their ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from foveate.records.record import Caption, Context, Region, Turn
+from foveate.records.tables import PROVENANCE_COLUMNS, Provenance, id_column
+from foveate.settings.errors import UserError
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+CORNERS = ("x1", "y1", "x2", "y2")
+
+
+def clean_text(text: str) -> str:
+    """Text without control characters (tabs and line ends stay) and without white space at its ends.
+
+    Nothing else is changed: any script, any length, no Unicode normalisation. Raises UserError where it holds
+    half a surrogate pair, which no UTF-8 file can store.
+    """
+    if _SURROGATE.search(text):
+        raise UserError(f"text {text[:40]!r}: half a surrogate pair is no valid Unicode")
+    return _CONTROL.sub("", text).strip()
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether `clean_text` would take control characters out of the text."""
+    return _CONTROL.search(text) is not None
+
+
+def storable(text: str) -> str:
+    """Text that UTF-8 can store, for messages about data that may be broken: surrogates become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def caption_row(key: str, caption: Caption) -> dict[str, object]:
+    """The row of one caption, without id and provenance beyond its own source."""
+    return {"key": key, "kind": caption.kind, "text": caption.text, "source": caption.source}
+
+
+def region_row(key: str, region: Region) -> dict[str, object]:
+    """The row of one region; corners and score are rounded to float32, as they are stored."""
+    corners = {name: float(np.float32(getattr(region.box, name))) for name in CORNERS}
+    return {
+        "key": key,
+        **corners,
+        "phrase": region.phrase,
+        "score": float(np.float32(region.score)),
+        "label": region.label,
+        "slice": region.slice,
+        "source": region.source,
+    }
+
+
+def turn_row(key: str, position: int, turn: Turn) -> dict[str, object]:
+    """The row of one turn; its regions are stored as a JSON list."""
+    regions = [check_row("regions", region_row(key, region)) for region in turn.regions]
+    without_key = [{name: value for name, value in row.items() if name != "key"} for row in regions]
+    stored = json.dumps(without_key, ensure_ascii=False) if regions else ""
+    return {"key": key, "position": position, "role": turn.role, "text": turn.text, "regions": stored}
+
+
+def context_row(key: str, context: Context) -> dict[str, object]:
+    """The row of one context."""
+    place = {"latitude": context.latitude, "longitude": context.longitude}
+    return {"key": key, **place, "time": context.time, "place": context.place}
+
+
+def picture_rows(
+    key: str,
+    *,
+    captions: Iterable[Caption],
+    regions: Iterable[Region],
+    labels: Mapping[str, str],
+    turns: Iterable[Turn],
+    context: Context | None,
+    extra: Mapping[str, Iterable[Mapping[str, object]]],
+) -> dict[str, list[dict[str, object]]]:
+    """The checked rows of one picture by kind of table, without ids. Captions without text are left out."""
+    raw: dict[str, list[dict[str, object]]] = {
+        "captions": [caption_row(key, caption) for caption in captions],
+        "regions": [region_row(key, region) for region in regions],
+        "labels": [{"key": key, "field": field, "value": str(value)} for field, value in labels.items()],
+        "turns": [turn_row(key, position, turn) for position, turn in enumerate(turns)],
+        "context": [] if context is None else [context_row(key, context)],
+    }
+    for kind, rows in extra.items():
+        raw.setdefault(kind, []).extend({**row, "key": key} for row in rows)
+    checked = {kind: [check_row(kind, row) for row in rows] for kind, rows in raw.items()}
+    checked["captions"] = [row for row in checked["captions"] if row["text"]]
+    return {kind: rows for kind, rows in checked.items() if rows}
+
+
+def check_row(kind: str, row: Mapping[str, object]) -> dict[str, object]:
+    """The row with clean texts. Raises UserError where a text, a box or a score of it cannot be stored."""
+    checked: dict[str, object] = {}
+    for name, value in row.items():
+        checked[name] = clean_text(value) if isinstance(value, str) and name != "key" else value
+    if kind == "regions":
+        corners = np.array([checked.get(name, np.nan) for name in CORNERS], dtype=np.float32)
+        inside = np.isfinite(corners).all() and corners.min() >= 0 and corners.max() <= 1
+        if not inside or not (corners[:2] < corners[2:]).all():
+            box = ", ".join(f"{corner:g}" for corner in corners)
+            raise UserError(f"region of {row['key']!r}: box ({box}) must have x1 < x2 and y1 < y2 in [0, 1]")
+        score = float(str(checked.get("score", 1.0)))
+        if not 0 <= score <= 1:
+            raise UserError(f"region of {row['key']!r}: score {score} must be in [0, 1]")
+    return checked
+
+
+def finish_rows(kind: str, rows: Iterable[Mapping[str, object]], provenance: Provenance) -> list[dict[str, object]]:
+    """Give rows their provenance and ids.
+
+    The id is BLAKE2b (8 bytes, hex) of the row's content without `created`, and of how many equal rows stand
+    before it in `rows`: two equal regions of one picture are two rows, the same rows added again are not.
+    """
+    column = id_column(kind)
+    seen: Counter[str] = Counter()
+    finished = []
+    for row in rows:
+        content = {name: value for name, value in row.items() if name not in (column, "created")}
+        for name in PROVENANCE_COLUMNS[:-1]:
+            content[name] = content.get(name) or getattr(provenance, name)
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=_plain)
+        nth = seen[text]
+        seen[text] += 1
+        digest = hashlib.blake2b(f"{kind}|{nth}|{text}".encode(), digest_size=8).hexdigest()
+        created = row.get("created") or provenance.created
+        finished.append({"key": row["key"], column: digest, **content, "created": created})
+    return finished
+
+
+def _plain(value: object) -> object:
+    """Numpy scalars and arrays as JSON values."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, bytes):
+        return value.hex()
+    kind = type(value).__name__
+    raise UserError(f"annotation value of type {kind}: allowed are text, numbers, lists and bytes")

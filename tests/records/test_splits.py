@@ -1,0 +1,169 @@
+"""Splits: no group and no near-duplicates over two of them, and little moves when pictures come."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_pictures import encoded, jpeg, noise
+from PIL import Image, ImageEnhance
+
+from foveate.records.collection import Collection
+from foveate.records.perceptual import hamming, near_pairs, perceptual_hash
+from foveate.records.splits import assign_splits, components_of, draw_splits
+from foveate.records.writer import CollectionWriter
+from foveate.settings.errors import UserError
+from foveate.settings.files import FolderLock
+
+_FRACTIONS = {"train": 0.6, "validation": 0.2, "test": 0.2}
+
+
+def _smooth(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+
+
+def test_a_picture_and_its_copies_are_near_and_others_are_not() -> None:
+    picture = _smooth(1)
+    original = perceptual_hash(picture)
+    copies = [
+        picture.resize((60, 45)),
+        picture.resize((301, 224), Image.Resampling.LANCZOS),
+        ImageEnhance.Brightness(picture).enhance(0.8),
+        ImageEnhance.Color(picture).enhance(0.5),
+        Image.open(io.BytesIO(encoded(picture, "JPEG", quality=30))),
+    ]
+    assert max(bin(original ^ perceptual_hash(copy)).count("1") for copy in copies) <= 4
+    others = [perceptual_hash(_smooth(seed)) for seed in range(2, 60)]
+    assert min(bin(original ^ other).count("1") for other in others) > 10
+
+
+def test_flat_pictures_have_equal_hashes() -> None:
+    hashes = {perceptual_hash(Image.new("RGB", (50, 50), (shade,) * 3)) for shade in (0, 90, 255)}
+    assert len(hashes) <= 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(0, 60),
+    distance=st.integers(0, 8),
+)
+def test_near_pairs_have_the_components_of_all_pairs(seed: int, count: int, distance: int) -> None:
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(0, 2**64, 6, dtype=np.uint64)
+    bits = [rng.integers(0, 64, rng.integers(0, 6)) for _ in range(count)]
+    flips = np.array([sum(1 << int(bit) for bit in row) % 2**64 for row in bits], dtype=np.uint64)
+    hashes = centres[rng.integers(0, 6, count)] ^ flips
+    pairs = near_pairs(hashes, distance=distance)
+    assert (hamming(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= distance).all()
+    every = np.argwhere(np.triu(hamming(hashes[:, None], hashes[None, :]) <= distance, 1))
+    none = np.full(count, "", dtype=object)
+    assert _same_partition(components_of(none, pairs), components_of(none, every.reshape(-1, 2)))
+
+
+def _same_partition(a: np.ndarray, b: np.ndarray) -> bool:
+    return len(set(zip(a, b, strict=True))) == len(set(a)) == len(set(b))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.lists(st.sampled_from(["", "a", "b", "c", "d"]), max_size=40),
+    links=st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=12),
+    seed=st.integers(0, 1000),
+)
+def test_no_group_and_no_pair_lies_over_two_splits(groups: list[str], links: list[tuple[int, int]], seed: int) -> None:
+    count = len(groups)
+    pairs = np.array([link for link in links if max(link) < count], dtype=np.int64).reshape(-1, 2)
+    names = np.array([group or f"key{row}" for row, group in enumerate(groups)], dtype=object)
+    group_column = np.array(groups, dtype=object)
+    components = components_of(group_column, pairs)
+    nothing = np.full(count, "", dtype=object)
+    splits, divided = draw_splits(components, names, nothing, fractions=_FRACTIONS, seed=seed)
+    assert divided == 0
+    assert set(splits) <= set(_FRACTIONS)
+    for group in set(groups) - {""}:
+        assert len(set(splits[group_column == group])) == 1
+    assert all(splits[a] == splits[b] for a, b in pairs)
+
+
+def test_adding_pictures_moves_no_others() -> None:
+    names = np.array([f"group{number}" for number in range(500)], dtype=object)
+    nothing = np.full(500, "", dtype=object)
+    everything = np.arange(500)
+    splits, _ = draw_splits(everything, names, nothing, fractions=_FRACTIONS, seed=3)
+    some, _ = draw_splits(everything[:200], names[:200], nothing[:200], fractions=_FRACTIONS, seed=3)
+    assert (splits[:200] == some).all()
+    counts = {split: int((splits == split).sum()) for split in _FRACTIONS}
+    assert abs(counts["train"] - 300) < 40
+    other, _ = draw_splits(everything, names, nothing, fractions=_FRACTIONS, seed=4)
+    assert 0.3 < (splits == other).mean() < 0.6
+
+
+def test_splits_of_a_collection(tmp_path: Path) -> None:
+    with CollectionWriter(tmp_path / "c") as writer:
+        for number in range(60):
+            picture = _smooth(number)
+            writer.add(f"p{number}", encoded(picture, "PNG"), group=f"g{number // 3}" if number < 30 else "")
+            if number % 10 == 0:
+                writer.add(f"copy{number}", encoded(picture.resize((60, 45)), "JPEG"))
+    summary = assign_splits(tmp_path / "c", fractions=_FRACTIONS, seed=1)
+    collection = Collection.open(tmp_path / "c")
+    assert sum(summary.pictures.values()) == len(collection) == 66
+    assert set(summary.pictures) == {"train", "validation", "test"}
+    assert summary.near_duplicates == 12
+    assert summary.components == 10 + 30
+    by_key = dict(zip(collection.keys, collection.splits, strict=True))
+    for number in range(60):
+        if number % 10 == 0:
+            assert by_key[f"p{number}"] == by_key[f"copy{number}"]
+        if number < 30:
+            assert by_key[f"p{number}"] == by_key[f"p{number // 3 * 3}"]
+    assert collection.record(0).split == by_key["p0"]
+    first = (tmp_path / "c" / "splits.parquet").read_bytes()
+    assign_splits(tmp_path / "c", fractions=_FRACTIONS, seed=1)
+    assert (tmp_path / "c" / "splits.parquet").read_bytes() == first
+
+
+def test_given_splits_are_kept_and_followed(tmp_path: Path) -> None:
+    with CollectionWriter(tmp_path / "c") as writer:
+        for number in range(8):
+            writer.add(f"p{number}", jpeg(number), group="one", split="test" if number == 5 else None)
+        for number in range(8, 10):
+            writer.add(f"p{number}", jpeg(number), group="two", split=["train", "test"][number % 2])
+    summary = assign_splits(tmp_path / "c", fractions={"train": 1.0}, distance=0)
+    assert summary.pictures == {"test": 9, "train": 1}
+    assert summary.divided == 1
+    summary = assign_splits(tmp_path / "c", fractions={"train": 1.0}, keep_given=False)
+    assert summary.pictures == {"train": 10}
+
+
+@pytest.mark.parametrize(
+    ("fractions", "match"),
+    [
+        ({}, "at least one"),
+        ({"train": 0.5}, "sum must be 1"),
+        ({"train": 1.5, "test": -0.5}, "not in"),
+        ({"": 1.0}, "with a name"),
+    ],
+)
+def test_bad_fractions_are_refused(tmp_path: Path, fractions: dict[str, float], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        assign_splits(tmp_path / "c", fractions=fractions)
+
+
+def test_splits_wait_for_no_other_writer(tmp_path: Path) -> None:
+    with CollectionWriter(tmp_path / "c") as writer:
+        writer.add("p", encoded(noise(1)))
+    with FolderLock(tmp_path / "c", purpose="a test"), pytest.raises(UserError, match="a test"):
+        assign_splits(tmp_path / "c", fractions={"train": 1.0})
+
+
+def test_an_empty_collection_gets_an_empty_table(tmp_path: Path) -> None:
+    with CollectionWriter(tmp_path / "c"):
+        pass
+    assert assign_splits(tmp_path / "c", fractions={"train": 1.0}).pictures == {}
