@@ -1,0 +1,193 @@
+"""How sure a number is: bootstrap over pictures for one model, t-intervals over training seeds.
+
+Regions of one picture are not independent, so the bootstrap draws whole pictures (a cluster bootstrap) and
+takes percentiles. The two kinds answer different questions: another test set, or another training run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
+
+from foveate.settings.errors import UserError
+from foveate.settings.seeds import generator
+
+Groups = Sequence[Hashable] | NDArray[Any]
+
+# Numbers drawn at a time: bounds the memory of many resamples over many pictures.
+_DRAWS_PER_CHUNK = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value with its confidence interval; `low` and `high` are None where the data do not give one."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int  # samples (or seeds) behind the value
+    level: float = 0.95
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f} [no interval, n={self.n}]"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def _checked(values_N: ArrayLike, level: float) -> NDArray[np.float64]:
+    values = np.asarray(values_N, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise UserError(f"an interval needs a list of at least one value, not shape {list(values.shape)}")
+    if not np.isfinite(values).all():
+        raise UserError(f"value {int(np.flatnonzero(~np.isfinite(values))[0])} is not a finite number")
+    _check_level(level)
+    return values
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise UserError(f"confidence level {level}: must lie between 0 and 1, such as 0.95")
+
+
+def _cluster_of(groups_N: Groups | None, rows: int) -> NDArray[np.int64]:
+    """The cluster number of each row, 0..G-1, in order of appearance."""
+    if groups_N is None:
+        return np.arange(rows)
+    if len(groups_N) != rows:
+        raise UserError(f"there are {rows} values but groups for {len(groups_N)}")
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups_N], dtype=np.int64)
+
+
+def _percentiles(draws: NDArray[np.float64], level: float) -> tuple[float, float]:
+    low, high = np.quantile(draws, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def bootstrap_interval(
+    values_N: ArrayLike,
+    *,
+    seed: object,
+    groups_N: Groups | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """The mean of per-sample values with a percentile bootstrap interval.
+
+    Args:
+        values_N: one finite number per sample (1 or 0 for hits).
+        seed: the same seed and data give the same interval.
+        groups_N: the cluster of each sample, such as its picture key; whole clusters are drawn.
+        resamples: bootstrap draws.
+        level: share of such intervals that hold the true mean, in the limit of many clusters.
+
+    Raises:
+        UserError: no values, a value that is not finite, or a setting out of range.
+    """
+    values = _checked(values_N, level)
+    if resamples < 1:
+        raise UserError(f"bootstrap resamples must be at least 1, not {resamples}")
+    cluster_N = _cluster_of(groups_N, len(values))
+    sums_G, counts_G = np.bincount(cluster_N, weights=values), np.bincount(cluster_N)
+    clusters = len(sums_G)
+    if clusters < 2:
+        return Interval(float(values.mean()), None, None, len(values), level)
+    random = generator("bootstrap", seed)
+    means = []
+    chunk = max(1, _DRAWS_PER_CHUNK // clusters)
+    for first in range(0, resamples, chunk):
+        drawn_SG = random.integers(0, clusters, size=(min(chunk, resamples - first), clusters))
+        means.append(sums_G[drawn_SG].sum(1) / counts_G[drawn_SG].sum(1))
+    return Interval(float(values.mean()), *_percentiles(np.concatenate(means), level), len(values), level)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[NDArray[np.int64]], float],
+    *,
+    rows: int,
+    seed: object,
+    groups_N: Groups | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """As `bootstrap_interval`, for a statistic that is no mean of per-sample values (such as mAcc).
+
+    Args:
+        statistic: from row numbers (with repeats) to a number.
+        rows: number of samples.
+    """
+    _check_level(level)
+    if rows < 1 or resamples < 1:
+        raise UserError(f"bootstrap needs at least 1 sample and 1 resample, not {rows} and {resamples}")
+    cluster_N = _cluster_of(groups_N, rows)
+    value = float(statistic(np.arange(rows)))
+    clusters = int(cluster_N.max()) + 1
+    if clusters < 2:
+        return Interval(value, None, None, rows, level)
+    members = np.split(np.argsort(cluster_N, kind="stable"), np.cumsum(np.bincount(cluster_N))[:-1])
+    random = generator("bootstrap", seed)
+    draws = [
+        statistic(np.concatenate([members[cluster] for cluster in random.integers(0, clusters, clusters)]))
+        for _ in range(resamples)
+    ]
+    return Interval(value, *_percentiles(np.array(draws), level), rows, level)
+
+
+def paired_difference(
+    first_N: ArrayLike,
+    second_N: ArrayLike,
+    *,
+    seed: object,
+    groups_N: Groups | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """The mean of `first - second` over the same samples; see `bootstrap_interval`.
+
+    Two models on one test set err on the same hard samples, so this is sharper than two separate intervals.
+    """
+    first, second = _checked(first_N, level), _checked(second_N, level)
+    if len(first) != len(second):
+        raise UserError(f"a paired difference needs the same samples, not {len(first)} and {len(second)}")
+    return bootstrap_interval(first - second, seed=seed, groups_N=groups_N, resamples=resamples, level=level)
+
+
+def seed_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """The mean over training seeds with Student's t-interval (n - 1 degrees of freedom); none for one."""
+    checked = _checked(values, level)
+    mean, n = float(checked.mean()), len(checked)
+    if n < 2:
+        return Interval(mean, None, None, n, level)
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * float(checked.std(ddof=1)) / n**0.5
+    return Interval(mean, mean - half, mean + half, n, level)
+
+
+def interval_by_slice(
+    values_N: ArrayLike,
+    slices_N: Sequence[str] | NDArray[np.str_],
+    *,
+    seed: object,
+    groups_N: Groups | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """`bootstrap_interval` of each slice (such as `seen`, `unseen`, or a box size), by rising slice name."""
+    values, slices = _checked(values_N, level), np.asarray(slices_N)
+    if len(slices) != len(values):
+        raise UserError(f"there are {len(values)} values but slices for {len(slices)}")
+    cluster_N = _cluster_of(groups_N, len(values))
+    return {
+        str(name): bootstrap_interval(
+            values[slices == name],
+            seed=seed,
+            groups_N=cluster_N[slices == name].tolist(),
+            resamples=resamples,
+            level=level,
+        )
+        for name in np.unique(slices)
+    }

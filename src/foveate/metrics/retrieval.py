@@ -1,0 +1,278 @@
+"""Retrieval: does the right candidate come back among the first k, with ties counted honestly.
+
+Captions repeat, so candidates tie exactly. Breaking ties by position rewards whoever comes first in the file;
+here the default is the *expected* recall when tied candidates stand in random order, which needs no random
+numbers. A row may have several right candidates (two regions with the same phrase); the best-ranked counts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foveate.settings.errors import UserError, choose
+
+TIE_RULES = ("average", "optimistic")
+# Rows of similarities held at once: 256 x 20,000 float64 numbers are 40 MB.
+ROWS_PER_CHUNK = 256
+
+# One right candidate per row [N], several per row (sequence of N index arrays), a bool mask [N, M], or None:
+# row i is right for candidate i.
+Positives = NDArray[Any] | Sequence[int] | Sequence[Sequence[int]] | Sequence[NDArray[Any]] | None
+
+
+class Ranks(NamedTuple):
+    """Where the best-ranked right candidate of each row stands: all that recall at any k needs."""
+
+    better_N: NDArray[np.int64]  # candidates that score strictly higher
+    tied_N: NDArray[np.int64]  # candidates that score the same, itself included
+    tied_positives_N: NDArray[np.int64]  # how many of the tied ones are right, at least 1
+
+    def recall(self, k: int, *, ties: str = "average") -> tuple[float, NDArray[np.float64]]:
+        """Recall at k in [0, 1]: the mean, and the value of each row (a fraction where ties straddle k)."""
+        if k < 1:
+            raise UserError(f"recall at k needs k of at least 1, not {k}")
+        choose(ties, TIE_RULES, "tie rule")
+        per_sample_N = (self.better_N < k).astype(np.float64)
+        if ties == "average":
+            per_sample_N *= _chance_of_a_hit(k - self.better_N, self.tied_N, self.tied_positives_N)
+        return float(per_sample_N.mean()), per_sample_N
+
+
+def _chance_of_a_hit(
+    places_N: NDArray[np.int64], tied_N: NDArray[np.int64], positives_N: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The chance that one of `positives` among `tied` candidates in random order is in the first `places`.
+
+    1 - C(tied - positives, places) / C(tied, places); for one positive this is clip(places / tied, 0, 1).
+    """
+    places_N = np.clip(places_N, 0, tied_N)
+    miss_N = np.ones(len(tied_N))
+    for drawn in range(int(positives_N.max(initial=0))):
+        left_N = np.maximum(tied_N - drawn, 1)
+        factor_N = np.maximum(tied_N - places_N - drawn, 0) / left_N
+        miss_N *= np.where(drawn < positives_N, factor_N, 1.0)
+    return 1.0 - miss_N
+
+
+class _FlatPositives(NamedTuple):
+    """Right candidates of all rows in one list: those of row i are columns[starts[i] : starts[i + 1]]."""
+
+    starts: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, positives: Positives, rows: int, candidates: int) -> _FlatPositives:
+        if rows == 0 or candidates == 0:
+            raise UserError(f"retrieval needs queries and candidates, not {rows} and {candidates}")
+        if positives is None:
+            if rows != candidates:
+                raise UserError(f"{rows} queries and {candidates} candidates: say which candidates are right")
+            return cls(np.arange(rows + 1), np.arange(rows))
+        if len(positives) != rows:
+            raise UserError(f"there are {rows} queries but right candidates for {len(positives)}")
+        if isinstance(positives, np.ndarray) and positives.dtype == np.bool_:
+            if positives.shape != (rows, candidates):
+                raise UserError(f"mask must be [{rows}, {candidates}], not {list(positives.shape)}")
+            counts, columns = positives.sum(1), np.nonzero(positives)[1]
+        else:
+            lists = [np.unique(np.atleast_1d(np.asarray(row))) for row in positives]
+            counts = np.array([len(row) for row in lists])
+            columns = np.concatenate(lists)
+        if (counts == 0).any():
+            raise UserError(f"query {int(np.argmin(counts))} has no right candidate")
+        starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        outside = np.flatnonzero((columns < 0) | (columns >= candidates))
+        if len(outside):
+            row = int(np.searchsorted(starts, outside[0], side="right")) - 1
+            raise UserError(f"query {row}: candidate {columns[outside[0]]} is not in 0 to {candidates - 1}")
+        return cls(starts, columns.astype(np.int64))
+
+
+def _rank_chunk(
+    sim_CM: NDArray[Any], first_row: int, positives: _FlatPositives, copies_M: NDArray[np.float64] | None
+) -> Ranks:
+    """Counts for a block of rows; `copies_M` says how many identical candidates a column stands for."""
+    unusable = np.flatnonzero(np.isnan(sim_CM).any(1))
+    if len(unusable):
+        raise UserError(f"query {first_row + int(unusable[0])}: a similarity is NaN")
+    starts = positives.starts[first_row : first_row + len(sim_CM) + 1]
+    columns = positives.columns[starts[0] : starts[-1]]
+    starts = starts - starts[0]
+    row_of = np.repeat(np.arange(len(sim_CM)), np.diff(starts))
+    scores = sim_CM[row_of, columns]
+    best_C = np.maximum.reduceat(scores, starts[:-1])
+    tied_positives_C = np.add.reduceat((scores == best_C[row_of]).astype(np.int64), starts[:-1])
+    better_CM, tied_CM = sim_CM > best_C[:, None], sim_CM == best_C[:, None]
+    if copies_M is None:
+        better_C, tied_C = better_CM.sum(1), tied_CM.sum(1)
+    else:
+        better_C, tied_C = np.rint(better_CM @ copies_M), np.rint(tied_CM @ copies_M)
+    return Ranks(better_C.astype(np.int64), tied_C.astype(np.int64), tied_positives_C)
+
+
+def _joined(chunks: list[Ranks]) -> Ranks:
+    return Ranks(*(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
+
+
+def rank_positives(sim_NM: ArrayLike, positives: Positives = None) -> Ranks:
+    """Ranks of the right candidates in a similarity matrix: rows are queries, columns candidates.
+
+    Args:
+        positives: which candidates are right; see `Positives`.
+
+    Raises:
+        UserError: a row without right candidate, an index out of range, a NaN.
+    """
+    sim = np.asarray(sim_NM)
+    if sim.ndim != 2:
+        raise UserError(f"similarities must be a matrix [N, M], not {list(sim.shape)}")
+    flat = _FlatPositives.of(positives, *sim.shape)
+    firsts = range(0, len(sim), ROWS_PER_CHUNK)
+    return _joined([_rank_chunk(sim[first : first + ROWS_PER_CHUNK], first, flat, None) for first in firsts])
+
+
+def rank_positives_from_embeddings(
+    queries_NE: ArrayLike,
+    candidates_ME: ArrayLike,
+    positives: Positives = None,
+    *,
+    rows_per_chunk: int = ROWS_PER_CHUNK,
+) -> Ranks:
+    """`rank_positives` for cosine similarity without ever holding the whole [N, M] matrix.
+
+    Candidates with bit-equal embeddings are scored once, so that they tie exactly: a matrix product may give
+    equal columns last bits that differ. Encode each phrase once, so that equal phrases have equal embeddings.
+
+    Args:
+        queries_NE, candidates_ME: embeddings, any length (they are normalised in float64).
+        rows_per_chunk: rows of similarities computed at a time.
+
+    Raises:
+        UserError: as `rank_positives`; also an embedding that is zero or not finite, named by its row.
+    """
+    queries, candidates = normalise(queries_NE, what="query"), np.asarray(candidates_ME)
+    if candidates.ndim != 2 or candidates.shape[1] != queries.shape[1]:
+        raise UserError(
+            f"queries {list(queries.shape)} and candidates {list(candidates.shape)} must be "
+            "[N, E] and [M, E] with the same E"
+        )
+    flat = _FlatPositives.of(positives, len(queries), len(candidates))
+    first_of, group_M = _equal_rows(candidates)
+    distinct_UE = normalise(candidates, what="candidate")[first_of]
+    copies_U = np.bincount(group_M, minlength=len(first_of)).astype(np.float64)
+    flat = _FlatPositives(flat.starts, group_M[flat.columns])
+    chunks = []
+    for first in range(0, len(queries), max(1, rows_per_chunk)):
+        sim_CU = queries[first : first + max(1, rows_per_chunk)] @ distinct_UE.T
+        chunks.append(_rank_chunk(sim_CU, first, flat, copies_U))
+    return _joined(chunks)
+
+
+def _equal_rows(array_ME: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row number of the first of each set of bit-equal rows [U], and the set of each row [M]."""
+    array = np.ascontiguousarray(array_ME) + 0.0  # -0.0 becomes 0.0
+    seen: dict[bytes, int] = {}
+    group_M = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in array], dtype=np.int64)
+    return np.unique(group_M, return_index=True)[1].astype(np.int64), group_M
+
+
+def normalise(embeddings_NE: ArrayLike, *, what: str = "embedding") -> NDArray[np.float64]:
+    """Rows scaled to unit length in float64, shape [N, E].
+
+    Raises:
+        UserError: naming the first row that is not finite or has no length.
+    """
+    embeddings = np.asarray(embeddings_NE, dtype=np.float64)
+    if embeddings.ndim != 2:
+        raise UserError(f"{what} array must be [N, E], not {list(embeddings.shape)}")
+    length_N1 = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    bad = np.flatnonzero(~(np.isfinite(length_N1[:, 0]) & (length_N1[:, 0] > 0)))
+    if len(bad):
+        raise UserError(f"{what} {int(bad[0])}: its embedding is zero or not finite")
+    return embeddings / length_N1
+
+
+def recall_at_k(
+    sim_NM: ArrayLike, positives: Positives = None, *, k: int, ties: str = "average"
+) -> tuple[float, NDArray[np.float64]]:
+    """Recall at k of a similarity matrix (rows are queries): the mean, and the value of each row, in [0, 1].
+
+    Args:
+        positives: right candidates: a column per row, a sequence of column lists, a bool mask, or None for
+            the diagonal. A row is a hit when its best-ranked right candidate is among the first k.
+        ties: `average`: expected recall under random tie order, clip((k - #better) / #tied, 0, 1) for one
+            right candidate; `optimistic`: ties go to the right candidate.
+
+    Raises:
+        UserError: see `rank_positives`; an unknown tie rule; k below 1.
+
+    >>> recall_at_k(np.array([[0.9, 0.9, 0.1], [0.2, 0.8, 0.1], [0.5, 0.4, 0.3]]), k=1)[1].tolist()
+    [0.5, 1.0, 0.0]
+    """
+    return rank_positives(sim_NM, positives).recall(k, ties=ties)
+
+
+def recall_from_embeddings(
+    queries_NE: ArrayLike,
+    candidates_ME: ArrayLike,
+    positives: Positives = None,
+    *,
+    k: int,
+    ties: str = "average",
+    rows_per_chunk: int = ROWS_PER_CHUNK,
+) -> tuple[float, NDArray[np.float64]]:
+    """`recall_at_k` under cosine similarity, in row chunks; for several k, rank once: `Ranks.recall`."""
+    ranks = rank_positives_from_embeddings(queries_NE, candidates_ME, positives, rows_per_chunk=rows_per_chunk)
+    return ranks.recall(k, ties=ties)
+
+
+def positives_by_label(
+    query_labels: Sequence[Hashable], candidate_labels: Sequence[Hashable]
+) -> list[NDArray[np.int64]]:
+    """Right candidates of each query: all that carry the same label (phrase, class, picture key)."""
+    columns: dict[Hashable, list[int]] = defaultdict(list)
+    for column, label in enumerate(candidate_labels):
+        columns[label].append(column)
+    arrays = {label: np.array(found, dtype=np.int64) for label, found in columns.items()}
+    return [arrays.get(label, np.zeros(0, dtype=np.int64)) for label in query_labels]
+
+
+def within_group_accuracy(
+    queries_NE: ArrayLike,
+    candidates_NE: ArrayLike,
+    groups_N: Sequence[Hashable],
+    *,
+    labels_N: Sequence[Hashable] | None = None,
+) -> tuple[float, NDArray[np.float64], float]:
+    """Picks the right one among the candidates of the query's own group, such as the boxes of its picture.
+
+    Args:
+        queries_NE, candidates_NE: row i of one belongs to row i of the other; cosine similarity.
+        groups_N: for instance the picture key of each row.
+        labels_N: rows of one group with equal labels (phrases) are right for one another.
+
+    Returns:
+        The mean (ties averaged), the value of each row, and the mean that a random choice would reach.
+    """
+    queries, candidates = normalise(queries_NE, what="query"), normalise(candidates_NE, what="candidate")
+    if not len(queries) == len(candidates) == len(groups_N) or len(queries) == 0:
+        raise UserError(
+            f"queries, candidates and groups must be equally many and some, "
+            f"not {len(queries)}, {len(candidates)} and {len(groups_N)}"
+        )
+    labels = labels_N if labels_N is not None else range(len(queries))
+    per_sample_N, chance_N = np.zeros(len(queries)), np.zeros(len(queries))
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups_N):
+        members[group].append(row)
+    for rows in members.values():
+        own = [labels[row] for row in rows]
+        ranks = rank_positives_from_embeddings(queries[rows], candidates[rows], positives_by_label(own, own))
+        per_sample_N[rows] = ranks.recall(1)[1]
+        chance_N[rows] = [own.count(label) / len(own) for label in own]
+    return float(per_sample_N.mean()), per_sample_N, float(chance_N.mean())
