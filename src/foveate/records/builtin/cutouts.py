@@ -1,0 +1,78 @@
+"""Cut-outs: the shipped pictures with their transparency, each with the phrase that names it."""
+
+from __future__ import annotations
+
+import functools
+import io
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from foveate.records.builtin import concepts, tables
+
+UNNAMED = ""
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A picture with alpha and what is known of it.
+
+    name: the phrase that says what it shows, or "" if its title says nothing that a reader would say.
+    concept, family: what is split into seen and unseen (see `concepts`); "" where there is no name.
+    slice: "seen", "unseen", "withheld", or "unnamed".
+    source: "emoji" or "clipart"; style: "noto", "twemoji" or "clipart".
+    covered: share of its pixels that are more than half opaque.
+    """
+
+    id: str
+    name: str
+    concept: str
+    family: str
+    slice: str
+    category: str
+    subcategory: str
+    source: str
+    style: str
+    width: int
+    height: int
+    covered: float
+    data: bytes = field(repr=False)
+
+    def picture(self) -> Image.Image:
+        """The RGBA picture, decoded once in a process; do not change it in place."""
+        return _decode(self.data)
+
+
+@functools.lru_cache(maxsize=8192)
+def _decode(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGBA")
+
+
+@functools.cache
+def load_cutouts() -> tuple[Cutout, ...]:
+    """All cut-outs, emoji first, in the order of the shipped tables. Pictures are decoded when asked for."""
+    found = []
+    for row in tables.rows("emoji"):
+        found.append(_cutout(row, concepts.concept_of_emoji(row), source="emoji", style=row["style"]))
+    named = concepts.clipart_phrases()
+    for row in tables.rows("clipart"):
+        found.append(_cutout(row, named.get(row["key"], UNNAMED), source="clipart", style="clipart"))
+    return tuple(found)
+
+
+def _cutout(row: dict, name: str, *, source: str, style: str) -> Cutout:
+    return Cutout(
+        id=row["key"],
+        name=name,
+        concept=name,
+        family=concepts.families()[name] if name else "",
+        slice=concepts.concept_slice(name) if name else "unnamed",
+        category=row["category"],
+        subcategory=row["subcategory"],
+        source=source,
+        style=style,
+        width=row["width"],
+        height=row["height"],
+        covered=row["covered"],
+        data=row["picture"],
+    )

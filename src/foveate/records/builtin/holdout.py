@@ -1,0 +1,47 @@
+"""Which single pictures are for training and which are for tests.
+
+Emoji: by family of concepts, both styles together; unseen and withheld concepts are the test part. Clip art: by
+group of near-duplicates (equal titles apart from case and digits, or nearly equal pictures); a group is for tests
+if one of its texts names an unseen concept, and a share of the other groups besides.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from foveate.records.builtin import concepts, tables
+from foveate.settings.seeds import uniform
+
+TRAIN, TEST = "train", "test"
+CLIPART_TEST_SHARE = 0.03
+
+
+@functools.cache
+def clipart_groups() -> dict[str, str]:
+    """Key of a clip art picture -> name of its group, the first key of it in the table."""
+    return {row["key"]: row["group"] for row in tables.rows("clipart")}
+
+
+@functools.cache
+def _splits() -> dict[str, str]:
+    found = {}
+    for row in tables.rows("emoji"):
+        seen = concepts.concept_slice(concepts.concept_of_emoji(row)) == concepts.SEEN
+        found[row["key"]] = TRAIN if seen else TEST
+    groups, named = clipart_groups(), concepts.clipart_phrases()
+    tested = set()
+    for row in tables.rows("clipart"):
+        texts = " ".join([row["title"], *row["keywords"], row["description"]])
+        phrase = named.get(row["key"])
+        held = phrase is not None and concepts.concept_slice(phrase) != concepts.SEEN
+        if held or concepts.mentions_unseen(texts):
+            tested.add(groups[row["key"]])
+    for key, group in groups.items():
+        drawn = uniform("clipart test", concepts.SEED, group) < CLIPART_TEST_SHARE
+        found[key] = TEST if drawn or group in tested else TRAIN
+    return found
+
+
+def split_of(key: str) -> str:
+    """ "train" or "test" for a key of the shipped tables."""
+    return _splits()[key]

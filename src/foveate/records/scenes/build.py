@@ -1,0 +1,186 @@
+"""Scenes into a collection, and the collection of the tour."""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.records.builtin.singles import build_clipart, build_emoji, jpeg
+from foveate.records.record import Caption, Region
+from foveate.records.scenes.masks import encode_mask
+from foveate.records.scenes.scene import Scene, draw_scene
+from foveate.records.writer import CollectionWriter
+from foveate.settings.errors import UserError
+from foveate.settings.progress import track
+
+LICENCE = (
+    "generated from Open Clip Art (public domain), Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0), samples of "
+    "scikit-image (public domain) and scikit-learn (CC-BY-2.0: danielbuechele, vultilion)"
+)
+
+
+@dataclass(frozen=True)
+class SceneRow:
+    """A drawn scene as it goes into a collection: small enough to travel between processes."""
+
+    key: str
+    data: bytes
+    captions: tuple[Caption, ...]
+    regions: tuple[Region, ...]
+    labels: dict[str, str]
+    split: str
+    extra: dict[str, list[dict[str, Any]]]
+
+
+def scene_key(*, seed: int, split: str, index: int) -> str:
+    """The key of a scene in a collection; equal keys mean equal scenes."""
+    return f"scene-{split}-{seed}-{index:06d}"
+
+
+def scene_row(*, seed: int, split: str, index: int, size: int = 224) -> SceneRow:
+    """Draws a scene and encodes it: JPEG of quality 90, regions, and the annotation kinds "scenes" and "masks".
+
+    A row of "scenes" has the columns ground, ground_kind, counts (JSON: phrase -> number), relations (JSON: list of
+    [region position, relation, region position]) and objects (JSON: everything placed, labelled or not). A row of
+    "masks" has region (position), phrase, visible, height, width and counts (JSON: COCO run lengths).
+    """
+    scene = draw_scene(seed=seed, split=split, index=index, size=size)
+    regions = tuple(
+        Region(placed.box, placed.phrase, label=placed.concept, slice=placed.slice)
+        for placed in scene.regions
+        if placed.box
+    )
+    labels = {"source": "scenes", "ground": scene.ground_kind, "ground_name": scene.ground}
+    extra = {"scenes": [_scene_annotation(scene)], "masks": _mask_annotations(scene)}
+    key = scene_key(seed=seed, split=split, index=index)
+    return SceneRow(key, jpeg(scene.picture), scene.captions, regions, labels, split, extra)
+
+
+def _scene_annotation(scene: Scene) -> dict[str, Any]:
+    placed = [
+        {
+            "kind": thing.kind,
+            "phrase": thing.phrase,
+            "cutout": thing.cutout,
+            "visible": round(thing.visible, 4),
+            "labelled": thing.labelled,
+            "box": [round(float(edge), 5) for edge in thing.box.to_array()] if thing.box else None,
+        }
+        for thing in scene.objects
+    ]
+    return {
+        "ground": scene.ground,
+        "ground_kind": scene.ground_kind,
+        "counts": json.dumps(scene.counts),
+        "relations": json.dumps([[r.first, r.name, r.second] for r in scene.relations]),
+        "objects": json.dumps(placed),
+    }
+
+
+def _mask_annotations(scene: Scene) -> list[dict[str, Any]]:
+    rows = []
+    for position, placed in enumerate(scene.regions):
+        encoded = encode_mask(placed.mask_HW)
+        height, width = encoded["size"]
+        row = {"region": position, "phrase": placed.phrase, "visible": round(placed.visible, 4)}
+        rows.append({**row, "height": height, "width": width, "counts": json.dumps(encoded["counts"])})
+    return rows
+
+
+def build_scenes(
+    target: Path,
+    *,
+    train: int,
+    validation: int = 0,
+    test: int = 0,
+    seed: int = 0,
+    size: int = 224,
+    workers: int = 1,
+) -> None:
+    """Writes scenes into the collection at `target`; those that are there already are not drawn again.
+
+    Args:
+        train, validation, test: numbers of scenes of each split (the split is stored with them).
+        seed: of the series. size: side in pixels.
+        workers: processes that draw (the result does not depend on it). With more than one, call it from a module
+            that can be imported, as always with Python's process pools.
+
+    Raises:
+        UserError: a number of scenes is negative, or workers is below 1.
+    """
+    wanted = {"train": train, "validation": validation, "test": test}
+    for name, count in {**wanted, "workers": workers - 1}.items():
+        if count < 0:
+            least = 1 if name == "workers" else 0
+            raise UserError(f"scenes: {name} must be at least {least}")
+    with CollectionWriter(target, licence=LICENCE, source="scenes") as writer:
+        places = [(split, index) for split, count in wanted.items() for index in range(count)]
+        places = [
+            (split, index)
+            for split, index in places
+            if writer.known_sha256(scene_key(seed=seed, split=split, index=index)) is None
+        ]
+        for row in track(_drawn(places, seed, size, workers), description="scenes", total=len(places)):
+            writer.add(
+                row.key,
+                row.data,
+                captions=row.captions,
+                regions=row.regions,
+                labels=row.labels,
+                group=row.key,
+                split=row.split,
+                extra=row.extra,
+            )
+
+
+def _draw_one(place: tuple[str, int], *, seed: int, size: int) -> SceneRow:
+    return scene_row(seed=seed, split=place[0], index=place[1], size=size)
+
+
+def _drawn(places: list[tuple[str, int]], seed: int, size: int, workers: int) -> Iterator[SceneRow]:
+    """Rows in the order of `places`, whoever draws them."""
+    draw = functools.partial(_draw_one, seed=seed, size=size)
+    if workers == 1 or len(places) < 64:
+        yield from map(draw, places)
+        return
+    # Spawned, not forked: the caller may have threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
+        yield from pool.map(draw, places, chunksize=16)
+
+
+def build_tour_collection(
+    target: Path,
+    *,
+    train_scenes: int,
+    validation_scenes: int,
+    test_scenes: int,
+    seed: int = 0,
+    size: int = 224,
+    workers: int = 1,
+    singles: bool = True,
+) -> None:
+    """One collection with everything built in: scenes, and the clip art and emoji one by one.
+
+    Label `source` is "scenes", "clipart" or "emoji". Scenes: training and validation on training grounds with seen
+    concepts, test on held-out grounds with seen and unseen ones. Singles: training or test (see
+    `builtin.holdout`); no training text or picture shows an unseen concept. Run again, it adds what is missing.
+    """
+    build_scenes(
+        target,
+        train=train_scenes,
+        validation=validation_scenes,
+        test=test_scenes,
+        seed=seed,
+        size=size,
+        workers=workers,
+    )
+    if singles:
+        build_clipart(target)
+        build_emoji(target)

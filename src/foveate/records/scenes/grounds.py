@@ -1,0 +1,65 @@
+"""What a scene stands on: a crop of a photograph or a drawn pattern, of the pool that its split may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from foveate.records.scenes import drawn, photographs
+
+PHOTOGRAPH_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Ground:
+    """pixels_HW3: float32 in 0..255. name: of the photograph or drawn style. kind: "photo" or "drawn"."""
+
+    pixels_HW3: NDArray[np.floating]
+    kind: str
+    name: str
+    words: str
+    shows: frozenset[str] = frozenset()
+
+
+def names(*, held_out: bool) -> frozenset[str]:
+    """Names of all grounds of one pool; the two pools have none in common."""
+    pictures = photographs.HELD_OUT if held_out else photographs.TRAINING
+    styles = drawn.HELD_OUT if held_out else drawn.TRAINING
+    return frozenset({picture.name for picture in pictures} | set(styles))
+
+
+def draw_ground(rng: np.random.Generator, *, size: int, held_out: bool) -> Ground:
+    """A ground from the training pool or the held-out pool, `size` pixels square."""
+    if rng.random() < PHOTOGRAPH_SHARE:
+        pool = photographs.HELD_OUT if held_out else photographs.TRAINING
+        return _photograph(rng, pool[rng.integers(len(pool))], size)
+    styles = drawn.HELD_OUT if held_out else drawn.TRAINING
+    name = sorted(styles)[rng.integers(len(styles))]
+    draw, words = styles[name]
+    pixels = draw(rng, size)
+    if rng.random() < 0.5:  # drawn grounds are too clean otherwise: an object would be the only texture
+        light = drawn.noise(rng, size).mean(-1, keepdims=True)
+        pixels = pixels * (0.8 + 0.4 * light / 255)
+    return Ground(pixels.astype(np.float32, copy=False).clip(0, 255), "drawn", name, words)
+
+
+def _photograph(rng: np.random.Generator, photograph: photographs.Photograph, size: int) -> Ground:
+    picture = photographs.load(photograph)
+    side = min(picture.size) * rng.uniform(0.4, 1.0)
+    left, top = (picture.width - side) * rng.random(), (picture.height - side) * rng.random()
+    corners = (left, top, left + side, top + side)
+    crop = picture.resize((size, size), Image.Resampling.BILINEAR, box=corners, reducing_gap=2.0)
+    if rng.random() < 0.5:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = np.asarray(crop, np.float32)
+    if photographs.is_grey(photograph) and rng.random() < 0.85:
+        low, high = drawn.palette(rng, 2)
+        dark = np.minimum(low, high) * np.float32(0.45)
+        pixels = dark + pixels[..., :1] / 255 * (np.maximum(low, high) - dark)
+    elif rng.random() < 0.2:
+        pixels = pixels[..., ::-1] if rng.random() < 0.3 else pixels.mean(-1, keepdims=True).repeat(3, -1)
+    gain = rng.uniform(0.85, 1.15, 3).astype(np.float32) * np.float32(rng.uniform(0.85, 1.2))
+    return Ground((pixels * gain).clip(0, 255), "photo", photograph.name, photograph.words, photograph.shows)

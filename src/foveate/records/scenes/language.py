@@ -1,0 +1,83 @@
+"""Exact captions: what is in the scene, how many, how two of them lie, on what ground."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from foveate.records.builtin.phrases import head_noun, singular, words
+from foveate.records.scenes.relations import Relation
+
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+_SAID = {"left of": "to the left of", "above": "above", "inside": "inside the outline of", "overlapping": "overlapping"}
+_NO_ARTICLE = frozenset(
+    "bread butter bacon corn rice garlic money wood cooking fire water milk cheese soup food".split()
+)
+_FIRST_WORDS_WITHOUT_ARTICLE = frozenset("father mother mx two three a an the mount hot-springs".split())
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A thing to speak of: its phrase and how much of the picture it takes."""
+
+    phrase: str
+    size: float
+
+
+def is_plural(phrase: str) -> bool:
+    """Whether the head noun stands in the plural ("carrots", "clinking glasses")."""
+    named = words(phrase)
+    return head_noun(phrase) not in named and any(singular(word) == head_noun(phrase) for word in named)
+
+
+def with_article(phrase: str) -> str:
+    """ "an apple", "a teapot", "eyeglasses", "bread".
+
+    >>> with_article("owl"), with_article("chopsticks"), with_article("unicorn face")
+    ('an owl', 'chopsticks', 'a unicorn face')
+    """
+    first = words(phrase)[0]
+    if is_plural(phrase) or first in _FIRST_WORDS_WITHOUT_ARTICLE or phrase in _NO_ARTICLE:
+        return phrase
+    vowel = phrase[0] in "aeiou" and not phrase.startswith(("uni", "eu", "one"))
+    return f"{'an' if vowel or phrase.startswith('x-') else 'a'} {phrase}"
+
+
+def counted(phrase: str, count: int) -> str:
+    """ "a cat" for one, "two times: ..." in plain words for more.
+
+    >>> counted("red apple", 2), counted("slice of pizza", 3)
+    ('two pictures of a red apple', 'three pictures of a slice of pizza')
+    """
+    return with_article(phrase) if count == 1 else f"{_NUMBERS[count]} pictures of {with_article(phrase)}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def exact_caption(
+    counts: Mapping[str, int],
+    relations: Sequence[Relation],
+    things: Sequence[Thing],
+    ground: str,
+    text: str = "",
+) -> str:
+    """One sentence without a lie: a relation between two things, then the others with their counts, the ground.
+
+    counts: every visible thing. things: the labelled ones, to which the positions in `relations` refer.
+    text: a word that is written in the scene.
+    """
+    rest = dict(counts)
+    parts = []
+    stated = max(relations, key=lambda r: things[r.first].size + things[r.second].size, default=None)
+    if stated is not None:
+        first, second = things[stated.first].phrase, things[stated.second].phrase
+        parts.append(f"{with_article(first)} {_SAID[stated.name]} {with_article(second)}")
+        rest = {phrase: count for phrase, count in rest.items() if phrase not in (first, second)}
+    parts.extend(counted(phrase, count) for phrase, count in rest.items())
+    if text:
+        parts.append(f'the word "{text}"')
+    sentence = f"{listed(parts)} on {ground}"
+    return sentence[0].upper() + sentence[1:]

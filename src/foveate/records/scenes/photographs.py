@@ -1,0 +1,82 @@
+"""Photographs that travel inside scikit-image and scikit-learn, as grounds for scenes.
+
+They are split once: a test scene never stands on a photograph that a training scene stood on. scikit-image's are
+in the public domain or CC0; scikit-learn's `china` (by danielbuechele) and `flower` (by vultilion) are CC-BY 2.0.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+
+import numpy as np
+from PIL import Image
+
+_LONGEST_SIDE = 640
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph: where it is, what it shows (no cut-out of that name is placed on it), its words for captions."""
+
+    name: str
+    package: str
+    file: str
+    words: str
+    shows: frozenset[str] = frozenset()
+
+
+def _listed(package: str, *entries: tuple[str, str, str]) -> tuple[Photograph, ...]:
+    return tuple(
+        Photograph(file.split(".")[0], package, file, words, frozenset(shows.split())) for file, words, shows in entries
+    )
+
+
+TRAINING = (
+    *_listed(
+        "skimage.data",
+        ("astronaut.png", "a portrait of an astronaut", "astronaut woman flag rocket person face smile"),
+        ("chelsea.png", "a cat's fur", "cat kitten eye nose"),
+        ("motorcycle_left.png", "a garage with a motorcycle", "motorcycle bicycle scooter wheel"),
+        ("ihc.png", "a stained tissue sample", ""),
+        ("retina.jpg", "the back of an eye", "eye"),
+        ("hubble_deep_field.jpg", "a sky full of galaxies", "star galaxy"),
+        ("brick.png", "a brick wall", "brick wall"),
+        ("grass.png", "grass", ""),
+        ("camera.png", "a lawn with a photographer", "camera man person"),
+        ("coins.png", "old coins", "coin"),
+    ),
+    *_listed("sklearn.datasets.images", ("china.jpg", "a palace", "palace castle temple building")),
+)
+HELD_OUT = (
+    *_listed(
+        "skimage.data",
+        ("coffee.png", "a table with a coffee cup", "coffee cup beverage teacup spoon mug saucer"),
+        ("rocket.jpg", "a launch pad at night", "rocket tower fire"),
+        ("gravel.png", "gravel", "rock stone"),
+        ("moon.png", "the surface of the moon", "moon"),
+        ("clock_motion.png", "a blurred wall clock", "clock watch"),
+        ("cell.png", "a cell under the microscope", ""),
+    ),
+    *_listed("sklearn.datasets.images", ("flower.jpg", "a flower in a garden", "flower blossom hyacinth tulip lotus")),
+)
+
+
+@functools.lru_cache(maxsize=64)
+def load(photograph: Photograph) -> Image.Image:
+    """The photograph as RGB (grey ones too), at most 640 px wide or high; decoded once in a process."""
+    with as_file(files(photograph.package) / photograph.file) as path, Image.open(path) as opened:
+        if opened.mode in ("I", "I;16", "F"):
+            values = np.asarray(opened, np.float64)
+            opened = Image.fromarray((255 * (values - values.min()) / np.ptp(values)).astype(np.uint8))
+        picture = opened.convert("RGB")
+    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return picture
+
+
+@functools.lru_cache(maxsize=64)
+def is_grey(photograph: Photograph) -> bool:
+    """Whether the photograph has no colour of its own, so that a tint may be given to it."""
+    pixels = np.asarray(load(photograph).resize((32, 32)), np.int16)
+    return bool((np.ptp(pixels, axis=2) <= 2).all())

@@ -1,0 +1,72 @@
+"""Which cut-outs a scene of a split may hold."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from foveate.records.builtin import concepts, holdout, phrases, tables
+from foveate.records.builtin.cutouts import Cutout, load_cutouts
+from foveate.settings.errors import choose
+
+SPLITS = ("train", "validation", "test")
+_FULL = 0.97  # a picture that is opaque up to its edges is a tile, not a cut-out
+# Signs, buttons and patterns: nothing in these folders looks like a thing that is asked for.
+_STRANGE_FOLDERS = ("signs_and_symbols", "computer/buttons", "special", "shapes", "decorations", "geography")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Named cut-outs by family and concept (drawn in this order, so that large families do not dominate)."""
+
+    families: tuple[tuple[tuple[Cutout, ...], ...], ...]
+
+    def draw(self, rng: np.random.Generator) -> Cutout:
+        family = self.families[rng.integers(len(self.families))]
+        concept = family[rng.integers(len(family))]
+        return concept[rng.integers(len(concept))]
+
+
+def is_cut_out(cutout: Cutout) -> bool:
+    """Whether the picture has a shape of its own and enough of it to be seen at a small size."""
+    thin = min(cutout.width, cutout.height) / max(cutout.width, cutout.height) < 0.3
+    return not thin and 0.18 < cutout.covered < _FULL
+
+
+@functools.cache
+def named(slice_name: str) -> Pool:
+    """The pool of "seen" or "unseen" named cut-outs.
+
+    Seen ones are those whose single picture is in the training split: a clip art picture that is held out as a
+    single picture stands in no scene.
+    """
+    families: dict[str, dict[str, list[Cutout]]] = defaultdict(lambda: defaultdict(list))
+    split = "train" if slice_name == concepts.SEEN else "test"
+    for cutout in load_cutouts():
+        if cutout.slice == slice_name and holdout.split_of(cutout.id) == split and is_cut_out(cutout):
+            families[cutout.family][cutout.concept].append(cutout)
+    return Pool(tuple(tuple(tuple(c) for c in family.values()) for _, family in sorted(families.items())))
+
+
+@functools.cache
+def distractors(split: str) -> tuple[Cutout, ...]:
+    """Unnamed pictures that may stand in a scene without a label, of the split they have as single pictures.
+
+    Validation scenes take those of training. Pictures whose title or keywords name a concept stay out of all
+    scenes: they would be unlabelled pictures of a thing that is asked for.
+    """
+    choose(split, SPLITS, "split")
+    titles = {row["key"]: " ".join([row["title"], *row["keywords"]]) for row in tables.rows("clipart")}
+    known = concepts.telling_heads()
+    held_out = split == "test"
+    found = []
+    for cutout in load_cutouts():
+        if cutout.slice != "unnamed" or not cutout.subcategory.startswith(_STRANGE_FOLDERS):
+            continue
+        says = {phrases.singular(word) for word in phrases.words(titles[cutout.id])}
+        if (holdout.split_of(cutout.id) == "test") == held_out and not says & known:
+            found.append(cutout)
+    return tuple(found)

@@ -1,0 +1,258 @@
+"""A scene: cut-outs on a ground, with exact boxes, masks, relations, counts and captions.
+
+`draw_scene` is a pure function of (seed, split, index, size): the same numbers give the same pixels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from foveate.records.boxes import Box, PixelBox
+from foveate.records.builtin.concepts import SEEN, UNSEEN
+from foveate.records.builtin.cutouts import Cutout
+from foveate.records.builtin.phrases import names_a_side, singular, words
+from foveate.records.record import Caption
+from foveate.records.scenes import alt_text, language, pools
+from foveate.records.scenes.compose import Finish, Layer, compose, turned_layer
+from foveate.records.scenes.grounds import Ground, draw_ground
+from foveate.records.scenes.masks import mask_bounds
+from foveate.records.scenes.relations import Relation, relate
+from foveate.settings.errors import UserError, choose
+from foveate.settings.seeds import generator
+
+UNSEEN_SHARE = 0.26  # of the objects of a test scene
+VISIBLE = 0.5  # an object of which less is visible is left out of the regions
+_LONGEST = (0.18, 0.52)  # of the scene's side
+_ENLARGED = 1.7  # a cut-out is not blown up more than this
+_REPEATED, _ON_TOP, _TEXT = 0.07, 0.12, 0.08
+_SIGN_WORDS = "open sale hello exit market menu stop hotel fresh today welcome music coffee 2024 42 50%".split()
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """Something that was placed: kind "thing" (a named cut-out), "distractor" (unnamed) or "text" (drawn words).
+
+    box: of the visible pixels; None if nothing is visible. mask_HW: the visible pixels. visible: their share of all
+    its pixels, those outside the picture included. labelled: it is one of the scene's regions.
+    """
+
+    kind: str
+    phrase: str
+    concept: str
+    slice: str
+    cutout: str
+    box: Box | None
+    mask_HW: NDArray[np.bool_]
+    visible: float
+    labelled: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """objects: everything placed, lowest first. regions: the labelled ones, which `relations` count through."""
+
+    picture: Image.Image
+    objects: tuple[SceneObject, ...]
+    relations: tuple[Relation, ...]
+    counts: dict[str, int]
+    captions: tuple[Caption, ...]
+    ground: str
+    ground_kind: str
+
+    @property
+    def regions(self) -> tuple[SceneObject, ...]:
+        return tuple(placed for placed in self.objects if placed.labelled)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is decided before a pixel is composed. `cutouts[i]` and `texts[i]` belong to `layers[i]`."""
+
+    ground: Ground
+    layers: tuple[Layer, ...]
+    cutouts: tuple[Cutout | None, ...]
+    texts: tuple[str, ...]
+    finish: Finish
+
+
+def draw_scene(*, seed: int, split: str, index: int, size: int = 224) -> Scene:
+    """Scene number `index` of a split.
+
+    Training and validation scenes hold seen concepts on training grounds; test scenes hold seen and unseen concepts
+    on held-out grounds. At least one region is labelled.
+
+    Args:
+        seed: of the whole series. split: "train", "validation" or "test". size: side in pixels, at least 96.
+
+    Raises:
+        UserError: unknown split, or a size below 96.
+    """
+    choose(split, pools.SPLITS, "split")
+    if size < 96:
+        raise UserError(f"the size of a scene must be at least 96 pixels, it is {size}")
+    for attempt in range(100):
+        rng = generator("scene", seed, split, index, attempt)
+        scene = render(plan_scene(rng, split=split, size=size), rng)
+        if scene.regions:
+            return scene
+    raise AssertionError("a hundred scenes without a visible object")
+
+
+def plan_scene(rng: np.random.Generator, *, split: str, size: int) -> Plan:
+    """Chooses the ground, what stands on it, and where."""
+    ground = draw_ground(rng, size=size, held_out=split == "test")
+    members: list[tuple[Layer, Cutout | None, str]] = []
+    things = _choose_things(rng, split, ground)
+    named = frozenset(singular(word) for cutout in things for word in words(cutout.name))
+    for cutout in things:
+        members.append((_cutout_layer(rng, cutout, size), cutout, ""))
+    strangers = pools.distractors(split)
+    for _ in range(rng.choice(3, p=(0.45, 0.37, 0.18))):
+        if rng.random() < 0.4:
+            stranger = strangers[rng.integers(len(strangers))]
+            members.append((_cutout_layer(rng, stranger, size), stranger, ""))
+        else:
+            members.append((_patch_layer(rng, size, held_out=split == "test", named=named), None, ""))
+    if rng.random() < _TEXT:
+        word = _SIGN_WORDS[rng.integers(len(_SIGN_WORDS))]
+        members.append((_text_layer(rng, word, size), None, word))
+    # Large ones lie below, so that small ones stay visible.
+    members.sort(key=lambda member: -member[0].solid_hw.sum() * rng.uniform(0.6, 1.6))
+    layers = _place(rng, [layer for layer, _, _ in members], size)
+    return Plan(
+        ground, tuple(layers), tuple(c for _, c, _ in members), tuple(t for _, _, t in members), Finish.drawn(rng)
+    )
+
+
+def _choose_things(rng: np.random.Generator, split: str, ground: Ground) -> list[Cutout]:
+    """Two to five named cut-outs of different families; now and then one of them twice."""
+    wanted, chosen = int(rng.integers(2, 6)), []
+    while len(chosen) < wanted:
+        unseen = split == "test" and rng.random() < UNSEEN_SHARE
+        cutout = pools.named(UNSEEN if unseen else SEEN).draw(rng)
+        on_ground = {singular(word) for word in words(cutout.name)} & ground.shows
+        if not on_ground and all(cutout.family != other.family for other in chosen):
+            chosen.append(cutout)
+    if wanted < 5 and rng.random() < _REPEATED:
+        chosen.append(chosen[rng.integers(wanted)])
+    return chosen
+
+
+def _cutout_layer(rng: np.random.Generator, cutout: Cutout, size: int) -> Layer:
+    low, high = (np.log(share * size) for share in _LONGEST)
+    longest = min(float(np.exp(rng.uniform(low, high))), _ENLARGED * max(cutout.width, cutout.height) * size / 224)
+    flip = rng.random() < 0.5 and not names_a_side(cutout.name)
+    return turned_layer(rng, cutout.picture(), longest=longest, flip=flip, turn=float(rng.normal(0, 6)))
+
+
+def _patch_layer(rng: np.random.Generator, size: int, *, held_out: bool, named: frozenset[str]) -> Layer:
+    """A piece of another ground in a random outline, pasted like a cut-out: an edge that means nothing.
+
+    named: words of what is asked for in this scene; the ground shows none of it.
+    """
+    side = int(size * rng.uniform(0.15, 0.4))
+    ground = draw_ground(rng, size=side, held_out=held_out)
+    while ground.shows & named:
+        ground = draw_ground(rng, size=side, held_out=held_out)
+    outline = Image.new("L", (side, side))
+    pen = ImageDraw.Draw(outline)
+    edge = side // 16
+    shape = rng.integers(3)
+    if shape == 0:
+        pen.ellipse((edge, side * rng.uniform(0, 0.25), side - edge, side - edge), fill=255)
+    elif shape == 1:
+        box = (edge, side * rng.uniform(0, 0.3), side - edge, side - edge)
+        pen.rounded_rectangle(box, radius=side * rng.uniform(0, 0.2), fill=255)
+    else:
+        angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(5, 10))))
+        reach = side / 2 * rng.uniform(0.5, 0.98, len(angles))
+        corners = np.stack([side / 2 + reach * np.cos(angles), side / 2 + reach * np.sin(angles)], -1)
+        pen.polygon([(float(x), float(y)) for x, y in corners], fill=255)
+    picture = Image.fromarray(ground.pixels_HW3.astype(np.uint8)).convert("RGBA")
+    picture.putalpha(outline.filter(ImageFilter.GaussianBlur(0.6)))
+    return turned_layer(rng, picture, longest=float(side), flip=False, turn=float(rng.normal(0, 6)))
+
+
+def _text_layer(rng: np.random.Generator, word: str, size: int) -> Layer:
+    font = ImageFont.load_default(size=int(size * rng.uniform(0.08, 0.16)))
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(word))
+    picture = Image.new("RGBA", (right - left + 8, bottom - top + 8))
+    colour = tuple(int(level) for level in rng.integers(0, 2) * 200 + rng.integers(0, 56, 3))
+    ImageDraw.Draw(picture).text((4 - left, 4 - top), word, font=font, fill=(*colour, 255))
+    return turned_layer(rng, picture, longest=float(max(picture.size)), flip=False, turn=float(rng.normal(0, 4)))
+
+
+def _place(rng: np.random.Generator, layers: list[Layer], size: int) -> list[Layer]:
+    """Gives every layer a place: mostly free of the others, now and then on top of one, a little over the edge."""
+    placed: list[Layer] = []
+    for layer in layers:
+        height, width = layer.rgba_hw4.shape[:2]
+        allowed = 0.8 if rng.random() < _ON_TOP else 0.28
+        hang = 0.1 if rng.random() < 0.3 else 0.0
+        best: tuple[float, Layer] | None = None
+        for across, down in rng.random((24, 2)):
+            left = round(-hang * width + across * (size - width * (1 - 2 * hang)))
+            top = round(-hang * height + down * (size - height * (1 - 2 * hang)))
+            candidate = layer.at(left, top)
+            covered = max((_covered(candidate, other) for other in placed), default=0.0)
+            if best is None or covered < best[0]:
+                best = covered, candidate
+            if covered <= allowed:
+                best = covered, candidate
+                break
+        assert best is not None
+        placed.append(best[1])
+    return placed
+
+
+def _covered(a: Layer, b: Layer) -> float:
+    """Intersection of the two rectangles as a share of the smaller."""
+    (ah, aw), (bh, bw) = a.rgba_hw4.shape[:2], b.rgba_hw4.shape[:2]
+    width = min(a.left + aw, b.left + bw) - max(a.left, b.left)
+    height = min(a.top + ah, b.top + bh) - max(a.top, b.top)
+    return max(width, 0) * max(height, 0) / min(ah * aw, bh * bw)
+
+
+def render(plan: Plan, rng: np.random.Generator) -> Scene:
+    """Composes the plan and reads boxes and masks off the visible pixels. `rng` words the captions."""
+    picture, owners_HW = compose(plan.ground.pixels_HW3, list(plan.layers), plan.finish)
+    objects = [_object(plan, number, owners_HW) for number in range(len(plan.layers))]
+    counts = Counter(placed.phrase for placed in objects if placed.kind == "thing" and placed.visible >= VISIBLE)
+    # "Where is the cat?" has no answer where there are two: repeated things stay in the picture without a label.
+    objects = [replace(p, labelled=p.labelled and counts[p.phrase] == 1) for p in objects]
+    regions = [placed for placed in objects if placed.labelled]
+    relations = relate([placed.box for placed in regions if placed.box])
+    text = next((p.phrase for p in objects if p.kind == "text" and p.visible > 0.9), "")
+    things = [language.Thing(p.phrase, float(p.mask_HW.sum())) for p in regions]
+    exact = language.exact_caption(counts, relations, things, plan.ground.words, text)
+    alt = alt_text.draw(rng, things or [language.Thing(phrase, 1.0) for phrase in counts], plan.ground.words)
+    captions = (Caption(exact, "exact", "scenes"), Caption(alt.text, "alt", f"scenes: {alt.kind}"))
+    return Scene(picture, tuple(objects), relations, dict(counts), captions, plan.ground.name, plan.ground.kind)
+
+
+def _object(plan: Plan, number: int, owners_HW: NDArray[np.int8]) -> SceneObject:
+    cutout, text = plan.cutouts[number], plan.texts[number]
+    mask_HW = owners_HW == number
+    bounds = mask_bounds(mask_HW)
+    size = len(owners_HW)
+    box = Box.from_pixels(PixelBox(*bounds), size, size) if bounds else None
+    visible = float(mask_HW.sum() / max(1, plan.layers[number].solid_hw.sum()))
+    thing = cutout is not None and cutout.name != ""
+    kind = "text" if text else "thing" if thing else "distractor"
+    large_enough = bounds is not None and min(bounds[2] - bounds[0], bounds[3] - bounds[1]) >= size * 0.06
+    return SceneObject(
+        kind=kind,
+        phrase=text or (cutout.name if cutout else ""),
+        concept=cutout.concept if cutout else "",
+        slice=cutout.slice if cutout and thing else "",
+        cutout=cutout.id if cutout else "",
+        box=box,
+        mask_HW=mask_HW,
+        visible=visible,
+        labelled=thing and large_enough and visible >= VISIBLE,
+    )

@@ -1,0 +1,184 @@
+"""The shipped pictures: provenance, licences, and the split of concepts into seen and unseen."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from foveate.records.builtin import build_clipart, build_emoji, concepts, holdout, load_cutouts, phrases, tables
+from foveate.records.collection import Collection
+
+LICENCES = {
+    "clipart": {"http://web.resource.org/cc/PublicDomain", "http://creativecommons.org/licenses/publicdomain/"},
+    "emoji": {"Apache-2.0", "CC-BY-4.0"},
+}
+
+
+def test_shipped_files_are_those_of_the_manifest_and_small() -> None:
+    manifest = json.loads((tables.DATA / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        data = (tables.DATA / name).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == entry["sha256"]
+        assert len(tables.rows(name.split(".")[0])) == entry["rows"]
+    assert {path.name for path in tables.DATA.glob("*.parquet")} == set(manifest["files"])
+    assert sum(path.stat().st_size for path in tables.DATA.iterdir()) < 11e6
+    for notice in ("NOTICE-clipart.md", "NOTICE-emoji.md", "LICENSE-Apache-2.0.txt", "LICENSE-CC-BY-4.0.txt"):
+        assert (tables.DATA / notice).stat().st_size > 500
+
+
+@pytest.mark.parametrize("source", tables.SOURCES)
+def test_every_picture_has_licence_author_and_origin(source: str) -> None:
+    rows = tables.rows(source)
+    assert len({row["key"] for row in rows}) == len(rows)
+    for row in rows:
+        assert row["licence"] in LICENCES[source], row["key"]
+        assert row["author"]
+        assert row["package"]
+        assert row["path"]
+        assert len(row["sha256"]) == 64
+
+
+def test_counts_are_those_of_the_sources() -> None:
+    assert len(tables.rows("clipart")) == 2840
+    styles = Counter(row["style"] for row in tables.rows("emoji"))
+    assert styles == {"noto": 1412, "twemoji": 1412}
+    assert {row["category"] for row in tables.rows("emoji")}.isdisjoint({"Flags", "Symbols", "Component"})
+    titles = Counter(row["title"] for row in tables.rows("clipart"))
+    assert max(titles.values()) <= 5
+    assert not any("sexy" in title.lower() for title in titles)
+    folders = {row["subcategory"] for row in tables.rows("clipart")}
+    assert not any(folder.startswith(("tools/weapons", "logos", "shapes/stars")) for folder in folders)
+
+
+def test_clipart_texts_keep_their_noise() -> None:
+    titles = {row["title"] for row in tables.rows("clipart")}
+    assert {"Clipart by Nicu Buculei - bee", "BlueMan#101", "Bicicletta Cycle"} <= titles
+    assert any("HASH(" in row["description"] for row in tables.rows("clipart"))
+
+
+def test_pictures_are_distinct_and_decode_with_alpha() -> None:
+    digests = [row["sha256"] for row in tables.rows("clipart")]
+    assert len(set(digests)) == len(digests)
+    for source in tables.SOURCES:
+        for row in tables.rows(source)[::40]:
+            picture = Image.open(io.BytesIO(row["picture"]))
+            assert picture.format == "WEBP"
+            assert picture.size == (row["width"], row["height"])
+            assert max(picture.size) <= 96
+
+
+def test_both_styles_and_all_variants_of_a_concept_share_a_slice() -> None:
+    slices: dict[str, set[str]] = defaultdict(set)
+    for cutout in load_cutouts():
+        if cutout.name:
+            slices[cutout.family].add(concepts.family_slice(cutout.family))
+    assert all(len(found) == 1 for found in slices.values())
+    families = concepts.families()
+    for variants in (
+        ("farmer", "man farmer", "woman farmer"),
+        ("runner", "woman running", "man running facing right"),
+        ("clock face one oclock", "clock face twelve oclock"),
+        ("cat", "cat face", "kitten"),
+        ("wine glass", "cocktail glass"),
+        ("red apple", "green apple"),
+    ):
+        assert len({families[variant] for variant in variants}) == 1, variants
+
+
+def test_unseen_share_and_purity() -> None:
+    emoji = {concepts.concept_of_emoji(row) for row in tables.rows("emoji")}
+    unseen = [concept for concept in emoji if concepts.concept_slice(concept) == concepts.UNSEEN]
+    assert 0.14 < len(unseen) / len(emoji) < 0.21
+    script = (
+        "from foveate.records.builtin import concepts as c, holdout as h, tables as t;"
+        "print(sorted(k for k in c.families() if c.concept_slice(k) == c.UNSEEN));"
+        "print([h.split_of(r['key']) for s in t.SOURCES for r in t.rows(s)])"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            check=True,
+            text=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(concepts.__file__).parents[3])},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(runs) == 1
+
+
+def test_no_training_text_names_an_unseen_thing() -> None:
+    unseen = concepts.unseen_words()
+    assert len(unseen) > 80
+    for row in tables.rows("clipart"):
+        if holdout.split_of(row["key"]) == "train":
+            said = " ".join([row["title"], *row["keywords"], row["description"]])
+            assert not {phrases.singular(word) for word in phrases.words(said)} & unseen, said
+    for row in tables.rows("emoji"):
+        if holdout.split_of(row["key"]) == "train":
+            concept = concepts.concept_of_emoji(row)
+            assert concepts.concept_slice(concept) == concepts.SEEN
+            assert not {phrases.singular(word) for word in phrases.words(concept)} & unseen, concept
+
+
+def test_near_duplicates_stay_on_one_side() -> None:
+    sides: dict[str, set[str]] = defaultdict(set)
+    for key, group in holdout.clipart_groups().items():
+        sides[group].add(holdout.split_of(key))
+    assert all(len(found) == 1 for found in sides.values())
+    tested = Counter(holdout.split_of(row["key"]) for row in tables.rows("clipart"))
+    assert 0.1 < tested["test"] / tested.total() < 0.2
+
+
+def test_phrases_are_ordinary_words() -> None:
+    found = {cutout.name for cutout in load_cutouts() if cutout.source == "clipart"}
+    assert {"teapot", "red flower", "light bulb", "green pin"} <= found
+    assert not {"coccinelle", "mela", "blueman", "gatto"} & found
+    assert phrases.emoji_phrase("HEAVY BLACK HEART") == "red heart"
+    assert phrases.names_a_side("left hand print")
+    assert not phrases.names_a_side("bright lamp")
+
+
+def test_words_and_heads() -> None:
+    assert phrases.words("RoundPointShovel_02") == ["round", "point", "shovel"]
+    assert phrases.head_noun("bowl of steaming soup") == "bowl"
+    assert phrases.head_noun("wedding rings") == "ring"
+    pairs = {"cherries": "cherry", "boxes": "box", "glass": "glass", "cactus": "cactus"}
+    assert {word: phrases.singular(word) for word in pairs} == pairs
+
+
+def test_collections_carry_raw_texts_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from foveate.records.builtin import singles
+
+    few = {source: tables.rows(source)[100:112] for source in tables.SOURCES}
+    monkeypatch.setattr(singles.tables, "rows", lambda source: few[source])
+    for _ in range(2):  # the second time adds nothing
+        build_clipart(tmp_path / "built")
+        build_emoji(tmp_path / "built")
+    collection = Collection.open(tmp_path / "built")
+    assert len(collection) == 24
+    assert collection.quarantine().num_rows == 0
+    for row in few["clipart"]:
+        number = collection.row_of(row["key"])
+        captions = {caption.kind: caption.text for caption in collection.captions_of(number)}
+        assert captions["title"] == row["title"]
+        assert collection.record(number).labels["source"] == "clipart"
+        assert not collection.regions_of(number)
+    for row in few["emoji"]:
+        record = collection.record(collection.row_of(row["key"]))
+        assert record.labels["style"] == row["style"]
+        assert record.labels["subcategory"] == row["subcategory"]
+        assert record.captions[0].text == concepts.concept_of_emoji(row)
+
+
+def test_no_head_noun_is_seen_and_unseen() -> None:
+    seen, unseen = concepts.telling_heads([concepts.SEEN]), concepts.telling_heads([concepts.UNSEEN])
+    assert seen.isdisjoint(unseen)
