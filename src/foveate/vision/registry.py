@@ -1,0 +1,68 @@
+"""Encoders by name: kind `x` is the module `foveate.vision.x`, which offers IMAGE_ENCODER, TEXT_ENCODER or both.
+
+A new encoder is one new module in this folder; nothing here changes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+
+import foveate.vision
+from foveate.settings.errors import UserError, choose, nearest
+from foveate.vision.encoder import ImageEncoder, TextEncoder
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Modules built inside start from this seed; the process's own random state is untouched."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def encoder_kinds(attribute: str) -> list[str]:
+    """Names of the modules that offer `attribute` ("IMAGE_ENCODER" or "TEXT_ENCODER")."""
+    names = sorted(module.name for module in pkgutil.iter_modules(foveate.vision.__path__))
+    return [name for name in names if hasattr(importlib.import_module(f"foveate.vision.{name}"), attribute)]
+
+
+def build_image_encoder(settings: Mapping[str, Any], *, seed: int = 0) -> ImageEncoder:
+    """The image encoder that `settings["kind"]` names; the other keys are its options.
+
+    Raises:
+        UserError: for an unknown kind or option, with the nearest match.
+    """
+    return cast(ImageEncoder, _build(settings, "IMAGE_ENCODER", "image", seed))
+
+
+def build_text_encoder(settings: Mapping[str, Any], *, seed: int = 0) -> TextEncoder:
+    """The text encoder that `settings["kind"]` names; see `build_image_encoder`."""
+    return cast(TextEncoder, _build(settings, "TEXT_ENCODER", "text", seed))
+
+
+def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -> Any:
+    options = dict(settings)
+    kind = options.pop("kind", None)
+    if not isinstance(kind, str):
+        raise UserError(f"{field}.kind is missing: allowed are {', '.join(encoder_kinds(attribute))}")
+    found = importlib.util.find_spec(f"foveate.vision.{kind}") if kind.isidentifier() else None
+    builder = getattr(importlib.import_module(found.name), attribute, None) if found else None
+    if builder is None:
+        choose(kind, encoder_kinds(attribute), f"{field}.kind")
+        raise AssertionError(kind)
+    known = list(inspect.signature(builder).parameters)
+    for key in options:
+        if key not in known:
+            listed = ", ".join(known)
+            raise UserError(f"{field}: '{kind}' has no option '{key}': allowed are {listed}{nearest(key, known)}")
+    with seeded(seed):
+        return builder(**options)

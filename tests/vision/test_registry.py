@@ -1,0 +1,95 @@
+"""Encoders by name, seeds that leave the process's random state alone, and the record of preprocessing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from foveate.settings.errors import UserError
+from foveate.vision.layers import TransformerLayer
+from foveate.vision.lite0 import Lite0Encoder
+from foveate.vision.pixels import Preprocess
+from foveate.vision.registry import build_image_encoder, build_text_encoder, encoder_kinds
+from foveate.vision.sinusoid import encode_points
+
+
+def test_kinds_are_found_by_module_name() -> None:
+    assert encoder_kinds("IMAGE_ENCODER") == ["lite0", "openclip"]
+    assert encoder_kinds("TEXT_ENCODER") == ["minilm", "openclip"]
+    encoder = build_image_encoder({"kind": "lite0", "width": 16, "embed_dim": 8, "image_size": 64})
+    assert isinstance(encoder, Lite0Encoder)
+    assert build_text_encoder({"kind": "minilm", "embed_dim": 8}).embed_dim == 8
+
+
+def test_same_seed_same_weights_and_no_global_state() -> None:
+    settings = {"kind": "lite0", "width": 16, "embed_dim": 8, "image_size": 64, "layers": 1}
+    before = torch.get_rng_state()
+    one, two, other = (build_image_encoder(settings, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["proj.weight"], other["proj.weight"])
+
+
+def test_wrong_settings_are_named() -> None:
+    with pytest.raises(
+        UserError, match=r"unknown image\.kind 'lite1': allowed are lite0, openclip; did you mean 'lite0'"
+    ):
+        build_image_encoder({"kind": "lite1"})
+    with pytest.raises(UserError, match=r"unknown image\.kind 'minilm'"):
+        build_image_encoder({"kind": "minilm"})
+    with pytest.raises(UserError, match=r"unknown text\.kind '\.\.settings'"):
+        build_text_encoder({"kind": "..settings"})
+    with pytest.raises(UserError, match=r"image\.kind is missing"):
+        build_image_encoder({})
+    with pytest.raises(UserError, match="'lite0' has no option 'widht': .*did you mean 'width'"):
+        build_image_encoder({"kind": "lite0", "widht": 3})
+
+
+def test_preprocess_round_trip_and_errors() -> None:
+    preprocess = Preprocess(size=4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), fill=(7, 7, 7))
+    assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
+    array = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    pixels = preprocess.pixels(Image.fromarray(array))
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels, torch.from_numpy(array).permute(2, 0, 1))
+    normalised = preprocess.normalise(pixels)
+    assert normalised[1, 2, 3].item() == pytest.approx((array[2, 3, 1] / 255 - 0.2) / 0.25)
+    with pytest.raises(UserError, match="4 x 4 px, not 4 x 5 px"):
+        preprocess.pixels(Image.new("RGB", (4, 5)))
+    with pytest.raises(UserError, match="did you mean 'interpolation'"):
+        Preprocess.from_dict({**preprocess.to_dict(), "interpolaton": "bicubic"})
+    with pytest.raises(UserError, match="key 'std' is missing"):
+        Preprocess.from_dict({"size": 4, "mean": [0, 0, 0]})
+    with pytest.raises(UserError, match=r"preprocess\.geometry"):
+        Preprocess(size=4, mean=(0, 0, 0), std=(1, 1, 1), geometry="stretch")
+
+
+def test_transformer_layer_equals_torch() -> None:
+    ours = TransformerLayer(16, heads=2)
+    theirs = torch.nn.TransformerEncoderLayer(
+        16, 2, 64, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    names = {
+        "ln1": "norm1", "ln2": "norm2", "fc1": "linear1", "fc2": "linear2", "out": "self_attn.out_proj"
+    }  # fmt: skip
+    state = {
+        f"{theirs_name}.{kind}": ours.state_dict()[f"{ours_name}.{kind}"]
+        for ours_name, theirs_name in names.items()
+        for kind in ("weight", "bias")
+    }
+    state["self_attn.in_proj_weight"], state["self_attn.in_proj_bias"] = ours.qkv.weight, ours.qkv.bias
+    theirs.load_state_dict(state)
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="heads 3"):
+        TransformerLayer(16, heads=3)
+
+
+def test_sinusoid_refuses_what_it_cannot_lay_out() -> None:
+    with pytest.raises(UserError, match="width 6"):
+        encode_points(torch.zeros(1, 2), width=6)
+    with pytest.raises(UserError, match="did you mean 'blocked'"):
+        encode_points(torch.zeros(1, 2), width=8, layout="block")
+    assert encode_points(torch.zeros(2, 3, 2, dtype=torch.float16), width=8).dtype == torch.float32
