@@ -1,0 +1,86 @@
+"""Random views of a picture, drawn by a generator of each sample's own; boxes move with the same view."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from foveate.records.boxes import Box
+from foveate.records.geometry import View
+from foveate.settings import seeds
+from foveate.settings.errors import UserError
+
+_ATTEMPTS = 10
+DIRECTION_WORDS = re.compile(
+    r"\b(?:(?:left|right)(?:most|wards?|hand|handed|side)?|(?:anti|counter)?clockwise|(?:east|west)(?:ern|wards?)?)\b",
+    re.IGNORECASE,
+)
+
+
+def names_a_side(texts: Iterable[str]) -> bool:
+    """Whether any text says left or right (or east, west, clockwise): mirroring the picture would make it
+    wrong.
+
+    English only. It errs on the side of not mirroring: "the right answer" counts.
+    """
+    return any(DIRECTION_WORDS.search(text) for text in texts)
+
+
+@dataclass(frozen=True)
+class RandomViews:
+    """Random crop by area and aspect ratio (Szegedy et al. 2015, section 6), then a random mirroring.
+
+    Attributes:
+        scale: smallest and largest area of the crop as a share of the picture, in (0, 1].
+        ratio: smallest and largest width over height of the crop in pixels, drawn log-uniformly.
+        flip: probability of mirroring left to right, in [0, 1]; texts that name a side are never mirrored.
+    """
+
+    scale: tuple[float, float] = (0.4, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise UserError(f"scale {self.scale}: it must satisfy 0 < smallest <= largest <= 1")
+        low, high = self.ratio
+        if not (0 < low <= high and math.isfinite(high)):
+            raise UserError(f"ratio {self.ratio}: it must satisfy 0 < smallest <= largest")
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"flip {self.flip}: a probability lies in [0, 1]")
+
+    def draw(
+        self,
+        *,
+        width: int,
+        height: int,
+        seed: int,
+        visit: int,
+        key: str,
+        texts: Iterable[str] = (),
+        may_flip: bool = True,
+    ) -> View:
+        """The view of one visit: a pure function of seed, visit, key, the picture's size and its texts.
+
+        Args:
+            width, height: of the picture in pixels, after EXIF rotation.
+            texts: captions and phrases that go with the picture.
+            may_flip: False for a picture whose content has a reading direction, such as rendered words.
+        """
+        generator = seeds.generator("view", seed, visit, key)
+        flip = bool(generator.random() < self.flip) and may_flip and not names_a_side(texts)
+        if self.scale == (1.0, 1.0):
+            return View(crop=None, flip=flip)
+        for _ in range(_ATTEMPTS):
+            area = generator.uniform(*self.scale) * width * height
+            ratio = math.exp(generator.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+            left, top = generator.random(2)
+            if crop_width <= width and crop_height <= height:
+                share_x, share_y = crop_width / width, crop_height / height
+                x1, y1 = left * (1 - share_x), top * (1 - share_y)
+                return View(crop=Box(x1, y1, min(1.0, x1 + share_x), min(1.0, y1 + share_y)), flip=flip)
+        return View(crop=None, flip=flip)

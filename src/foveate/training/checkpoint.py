@@ -1,0 +1,251 @@
+"""Checkpoints that are whole or absent, free of pickle, and the same for one process, DDP and FSDP2.
+
+A checkpoint is a folder `step-00000500/` with `weights.safetensors` (trainable parameters and buffers; frozen
+ones come from where they came from, and are compared by hash), `optimizer.safetensors`, `average.safetensors`
+when there is an average, `state.json`, and `complete.json` with the size and SHA-256 of each file. It is
+written under another name, synchronised to disk, then renamed.
+
+Sharded tensors are gathered one by one and written by rank 0; loading reads on rank 0 and shards again. So a
+run that began with FSDP2 on eight processes goes on with one, or the other way round, and the files can be
+opened by anything that reads safetensors. torch.distributed.checkpoint saves shards in parallel instead,
+which is wanted once the whole state no longer fits the memory of rank 0's host or the time to write it hurts;
+its `.metadata` file is a pickle (torch 2.13, `FileSystemWriter.finish`), which is why it is not used here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from foveate.settings.errors import UserError
+from foveate.settings.files import commit_atomically, read_json, sha256_file
+from foveate.settings.progress import say
+from foveate.training.distributed import broadcast_json, full_tensor, place_full, world
+from foveate.training.ema import ExponentialAverage
+
+_WEIGHTS, _OPTIMIZER, _AVERAGE = "weights.safetensors", "optimizer.safetensors", "average.safetensors"
+_STATE, _COMPLETE = "state.json", "complete.json"
+_PREFIX = "step-"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters and persistent buffers by name, sharing memory with the module."""
+    frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
+
+
+def gather_weights(module: nn.Module, *, ema: ExponentialAverage | None = None) -> dict[str, Tensor]:
+    """The module's whole state on the CPU of rank 0 (frozen parameters too), an empty dict on the others.
+
+    With `ema`, averaged parameters stand for their own. A collective under FSDP: call it on all ranks. The
+    result loads into an unwrapped module of the same architecture.
+    """
+    tensors = dict(module.state_dict())
+    if ema is not None:
+        tensors |= ema.averages
+    return _gather(tensors)
+
+
+def _gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    whole = {}
+    for name, tensor in tensors.items():
+        full = full_tensor(tensor)
+        if world().is_main:
+            whole[name] = full
+    return whole
+
+
+def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """AdamW's state as `parameter name/moment`, sharing memory; without a gradient so far there is none."""
+    return {
+        f"{name}/{moment}": optimizer.state[parameter][moment]
+        for name, parameter in module.named_parameters()
+        if optimizer.state.get(parameter)
+        for moment in _MOMENTS
+    }
+
+
+def save(
+    folder: Path,
+    *,
+    module: nn.Module,
+    optimizer: torch.optim.AdamW,
+    ema: ExponentialAverage | None,
+    state: dict[str, Any],
+    keep: int,
+) -> None:
+    """Writes the checkpoint of `state["step"]` and removes all but the newest `keep`. A collective.
+
+    Args:
+        module: the task, not its DDP wrapper.
+        state: JSON values, with the number of updates done under "step".
+    """
+    parts = {
+        _WEIGHTS: _gather(trained_tensors(module)),
+        _OPTIMIZER: _gather(_optimizer_tensors(module, optimizer)),
+    }
+    if ema is not None:
+        parts[_AVERAGE] = _gather(ema.averages)
+    if not world().is_main:
+        return
+    final = folder / f"{_PREFIX}{state['step']:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.tmp"):
+        shutil.rmtree(leftover)
+    temporary.mkdir()
+    for name, tensors in parts.items():
+        save_file(tensors, temporary / name)
+    (temporary / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(temporary.iterdir())
+    }
+    (temporary / _COMPLETE).write_text(json.dumps({"format": 1, "files": files}, indent=1), encoding="utf-8")
+    for path in [*temporary.iterdir(), temporary]:
+        _synchronise(path)
+    if final.exists():
+        shutil.rmtree(final)
+    commit_atomically(temporary, final)
+    for old in _newest_first(folder)[keep:]:
+        shutil.rmtree(old)
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{_PREFIX}*"), reverse=True)
+
+
+def damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint folder: a missing, short or changed file; empty when it is whole."""
+    if not (checkpoint / _COMPLETE).is_file():
+        return f"{_COMPLETE} is missing"
+    try:
+        files = read_json(checkpoint / _COMPLETE)["files"]
+        for name, expected in files.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, {expected['bytes']} were written"
+            if sha256_file(path) != expected["sha256"]:
+                return f"the content of {name} has changed"
+    except (UserError, KeyError, TypeError, AttributeError):
+        return f"{_COMPLETE} is damaged"
+    return "" if _STATE in files else f"{_STATE} is missing"
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of `folder`; damaged ones are passed over and named on standard error."""
+    for checkpoint in _newest_first(folder):
+        problem = damage(checkpoint)
+        if not problem:
+            return checkpoint
+        say(f"checkpoint {checkpoint} is damaged ({problem}); using the one before, if there is one")
+    return None
+
+
+def remove_all(folder: Path) -> None:
+    """Removes the checkpoints of `folder`, finished or not."""
+    for path in [*_newest_first(folder), *folder.glob(".*.tmp")]:
+        shutil.rmtree(path)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The JSON state that was saved with a checkpoint."""
+    return read_json(checkpoint / _STATE)
+
+
+def load(
+    checkpoint: Path,
+    *,
+    module: nn.Module,
+    optimizer: torch.optim.AdamW | None = None,
+    ema: ExponentialAverage | None = None,
+) -> None:
+    """Fills module, optimizer and average from a checkpoint, whatever layout wrote it. A collective.
+
+    Only rank 0 reads the files, so that they need not lie on a shared disk.
+
+    Raises:
+        UserError: when the checkpoint has other parameters, other shapes or no average; on all ranks alike.
+    """
+    _load_file(checkpoint / _WEIGHTS, trained_tensors(module))
+    if optimizer is not None:
+        _load_file(checkpoint / _OPTIMIZER, _prepared_moments(checkpoint, module, optimizer))
+    if ema is not None:
+        _load_file(checkpoint / _AVERAGE, ema.averages)
+
+
+def _prepared_moments(checkpoint: Path, module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Empty moments, placed as AdamW places them, for parameters that have some in the checkpoint."""
+    header = broadcast_json(_header(checkpoint / _OPTIMIZER) if world().is_main else None)
+    parameters = dict(module.named_parameters())
+    fused = bool(optimizer.defaults["fused"])
+    for name in {entry.rpartition("/")[0] for entry in header["shapes"]} & parameters.keys():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu"),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
+    return _optimizer_tensors(module, optimizer)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Names and shapes of a safetensors file, or the reason why it has none, as JSON values."""
+    if not path.is_file():
+        return {"problem": f"{path} is missing: the run was begun with other settings", "shapes": {}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+    except SafetensorError as error:
+        return {"problem": f"{path} cannot be read ({error})", "shapes": {}}
+    return {"problem": "", "shapes": shapes}
+
+
+def _load_file(path: Path, targets: Mapping[str, Tensor]) -> None:
+    header = broadcast_json(_header(path) if world().is_main else None)
+    wanted = {name: list(tensor.shape) for name, tensor in targets.items()}
+    problem = header["problem"] or _difference(header["shapes"], wanted)
+    if problem:
+        raise UserError(f"{path}: cannot be resumed from: {problem}; give another run folder")
+    for (_, target), full in zip(targets.items(), _read(path, list(targets)), strict=True):
+        place_full(full, into=target)
+
+
+def _read(path: Path, names: list[str]) -> Iterator[Tensor | None]:
+    """The tensors of `names` one at a time on rank 0, None for each on the others."""
+    if not world().is_main:
+        yield from (None for _ in names)
+        return
+    with safe_open(path, framework="pt") as file:
+        for name in names:
+            yield file.get_tensor(name)
+
+
+def _difference(saved: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> str:
+    for name in sorted(saved.keys() | wanted.keys()):
+        if name not in saved:
+            return f"it has no '{name}', which this model trains"
+        if name not in wanted:
+            return f"it has '{name}', which this model does not train"
+        if list(saved[name]) != list(wanted[name]):
+            return f"'{name}' has the shape {list(saved[name])}, this model's is {list(wanted[name])}"
+    return ""

@@ -1,0 +1,75 @@
+"""An exponential moving average of the trained weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from foveate.training.distributed import distribute_like
+
+
+def ema_decay(step: int, *, decay: float) -> float:
+    """The decay of update number `step` (from 0): min(decay, (1 + step) / (10 + step)).
+
+    The early average forgets the initial weights quickly, so that short runs profit too (the warm-up of
+    TensorFlow's ExponentialMovingAverage with `num_updates`).
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
+class ExponentialAverage:
+    """Averages of the trainable parameters, in the parameters' own precision. Buffers are not averaged.
+
+    Made before FSDP shards the model, from whole weights; `shard_like` then gives each average the sharding
+    of its parameter.
+
+    Attributes:
+        averages: parameter name -> average.
+    """
+
+    def __init__(self, module: nn.Module, *, decay: float) -> None:
+        self.decay = decay
+        self.averages: dict[str, Tensor] = {
+            name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad
+        }
+
+    def shard_like(self, module: nn.Module) -> None:
+        """Shards the averages as the parameters of `module` are, from rank 0's. A collective under FSDP."""
+        parameters = dict(module.named_parameters())
+        for name, average in self.averages.items():
+            parameter = parameters[name]
+            if isinstance(parameter, DTensor):
+                self.averages[name] = distribute_like(average, like=parameter)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, *, step: int) -> None:
+        """average <- d * average + (1 - d) * parameter with d = ema_decay(step)."""
+        parameters = dict(module.named_parameters())
+        averages = [_local(average) for average in self.averages.values()]
+        current = [_local(parameters[name].detach()) for name in self.averages]
+        torch._foreach_lerp_(averages, current, 1 - ema_decay(step, decay=self.decay))
+
+    @contextlib.contextmanager
+    def applied(self, module: nn.Module) -> Iterator[None]:
+        """Within the block the module carries the averages; afterwards its own weights again."""
+        parameters = dict(module.named_parameters())
+        own = {name: parameters[name].detach().clone() for name in self.averages}
+        self._copy(self.averages, parameters)
+        try:
+            yield
+        finally:
+            self._copy(own, parameters)
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(values: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> None:
+        for name, value in values.items():
+            _local(parameters[name]).copy_(_local(value))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,320 @@
+"""The training loop: one process, DDP or FSDP2, with resume, safe stop and a log. Read from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from foveate.settings import seeds
+from foveate.settings.errors import UserError
+from foveate.settings.files import FolderLock, read_json, write_json_atomically
+from foveate.settings.progress import say, track
+from foveate.settings.runs import RunFolder
+from foveate.training import checkpoint
+from foveate.training.distributed import (
+    World,
+    all_sum,
+    any_rank,
+    barrier,
+    broadcast_json,
+    mean_over_ranks,
+    world,
+    wrap,
+)
+from foveate.training.ema import ExponentialAverage
+from foveate.training.loader import BatchSource
+from foveate.training.optimizer import build_optimizer, freeze, parameter_table, set_learning_rate
+from foveate.training.schedule import learning_rate_factor
+from foveate.training.settings import TrainingSettings
+from foveate.training.stopping import StopRequest
+from foveate.training.task import Report, Task
+
+_MUST_NOT_CHANGE = ("seed", "batch_size")
+WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "parallel", "workers")
+
+
+class TrainingError(UserError):
+    """Training cannot go on: the loss or its gradient is no longer a finite number."""
+
+
+@dataclass
+class TrainingOutcome:
+    """What `train` leaves.
+
+    Attributes:
+        status: "finished", or "stopped" by a signal after a checkpoint.
+        step: updates done, over all sittings.
+        seconds: time in the loop, over all sittings.
+        last_row: the last row written to metrics.jsonl in this sitting, or empty.
+        model: what was called: the task, its DistributedDataParallel or the sharded task.
+        ema: the averaged weights, if there are any: `with outcome.ema.applied(task): task.export(folder)`.
+        bad_samples: key -> reason, of samples that this rank could not use.
+        bad_draws: how often such samples were drawn on all ranks, over all sittings.
+    """
+
+    status: Literal["finished", "stopped"]
+    step: int
+    seconds: float
+    model: nn.Module
+    ema: ExponentialAverage | None
+    last_row: dict[str, Any] = field(default_factory=dict)
+    bad_samples: dict[str, str] = field(default_factory=dict)
+    bad_draws: int = 0
+
+
+def train(
+    task: Task, loader: BatchSource, settings: TrainingSettings, run: RunFolder, *, resume: bool = True
+) -> TrainingOutcome:
+    """Trains `task` on `loader` for `settings.steps` updates and leaves its weights in it.
+
+    Called inside `foveate.training.distributed.start()` on every process; all build the same task.
+    Checkpoints lie in `run.path / "checkpoints"`, the log in metrics.jsonl. The same call again goes on from
+    the newest whole checkpoint, and on a CPU in fp32 it ends with the very weights of an uninterrupted run:
+    order, views, dropout and learning rate are functions of the step, and weights, moments and average are
+    stored.
+
+    Args:
+        resume: False removes the checkpoints and rows of the folder first and starts over.
+
+    Raises:
+        TrainingError: when loss or gradient are not finite; the weights are then those before that step.
+        UserError: when the checkpoint belongs to other data or settings, or a parameter rule is wrong.
+    """
+    here = world()
+    assert loader.batch_size == settings.batch_size, "the loader was made for another batch size"
+    assert loader.world_size == here.size, "the loader was made for another number of processes"
+    folder = run.path / "checkpoints"
+    table = parameter_table(task, rules=task.parameter_groups(), settings=settings)
+    freeze(task, table=table)
+    identity = {"data": loader.describe(), "frozen_hash": _frozen_hash(task)}
+    task.to(here.device)
+    task.train()
+    ema = ExponentialAverage(task, decay=settings.ema_decay) if settings.ema_decay is not None else None
+    if settings.parallel == "fsdp" and here.size == 1:
+        say("parallel 'fsdp' has no effect with one process")
+    model = wrap(task, parallel=settings.parallel)
+    if ema is not None:
+        ema.shard_like(task)
+    optimizer = build_optimizer(task, table=table, settings=settings)
+
+    outcome = TrainingOutcome("finished", step=0, seconds=0.0, model=model, ema=ema)
+    lock = FolderLock(folder, purpose="training") if here.is_main else contextlib.nullcontext()
+    with lock, StopRequest() as stop:
+        state = _find_state(folder, run, settings=settings, identity=identity, resume=resume)
+        if state["step"]:
+            checkpoint.load(folder / state["checkpoint"], module=task, optimizer=optimizer, ema=ema)
+        outcome.step, outcome.seconds = state["step"], state["seconds"]
+        earlier_seconds, earlier_bad_draws = state["seconds"], state["bad_draws"]
+        started = logged = time.monotonic()
+        logged_step = saved_step = outcome.step
+        report: dict[str, Any] = {}
+
+        batches = loader.batches(outcome.step, settings.steps)
+        with contextlib.closing(batches):
+            for step in _steps(outcome.step, settings.steps, here):
+                learning_rate = settings.learning_rate * learning_rate_factor(step, settings=settings)
+                set_learning_rate(optimizer, learning_rate=learning_rate)
+                with _randomness_of_step(settings.seed, step, here):
+                    batch = task.prepare_batch(next(batches), here.device)
+                    with torch.autocast(here.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                        losses, report_now = model(batch)
+                    losses["loss"].backward()
+                gradient_norm = _clip(task, largest=settings.gradient_clip_norm)
+
+                finite = math.isfinite(losses["loss"].item()) and math.isfinite(gradient_norm)
+                stopping, broken = any_rank(stop.signal_name is not None, not finite)
+                if broken:
+                    raise TrainingError(_broken(step + 1, losses, gradient_norm, report, run))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                if ema is not None:
+                    ema.update(task, step=step)
+                outcome.step = step + 1
+                outcome.seconds = earlier_seconds + time.monotonic() - started
+                last = outcome.step == settings.steps
+
+                if step == 0 or outcome.step % settings.log_every == 0 or last:
+                    report = mean_over_ranks(_numbers(losses) | _numbers(report_now))
+                    now = time.monotonic()
+                    rate = (outcome.step - logged_step) * settings.batch_size / max(now - logged, 1e-9)
+                    logged, logged_step = now, outcome.step
+                    outcome.last_row = {
+                        "step": outcome.step,
+                        **{name: value if math.isfinite(value) else None for name, value in report.items()},
+                        "learning_rate": learning_rate,
+                        "gradient_norm": gradient_norm,
+                        "seconds": round(outcome.seconds, 3),
+                        "samples_per_second": round(rate, 2),
+                    }
+                    if here.is_main:
+                        run.append_metrics(outcome.last_row)
+
+                outcome.bad_draws = earlier_bad_draws + loader.bad_draws
+                if stopping or last or outcome.step % settings.checkpoint_every == 0:
+                    outcome.bad_draws = earlier_bad_draws + int(all_sum(loader.bad_draws))
+                    if here.is_main:
+                        _synchronise(run.metrics_path)
+                    checkpoint.save(
+                        folder,
+                        module=task,
+                        optimizer=optimizer,
+                        ema=ema,
+                        keep=settings.keep_checkpoints,
+                        state={
+                            "step": outcome.step,
+                            "seconds": outcome.seconds,
+                            "bad_draws": outcome.bad_draws,
+                            "settings": settings.model_dump(mode="json"),
+                            "identity": identity,
+                        },
+                    )
+                    saved_step = outcome.step
+                if stopping and not last:
+                    outcome.status = "stopped"
+                    break
+        assert saved_step == outcome.step, "the last update was not saved"
+        _write_bad_samples(run, loader, here)
+        outcome.bad_samples = dict(loader.bad_samples)
+        barrier()
+    if outcome.status == "stopped" and here.is_main:
+        say(f"stopped after step {outcome.step} of {settings.steps}; the same command goes on from there")
+    return outcome
+
+
+def _steps(start: int, stop: int, here: World) -> Iterator[int]:
+    """The numbers of the updates to do, with a progress bar on rank 0."""
+    steps = range(start, stop)
+    return track(steps, description="training") if here.is_main and len(steps) else iter(steps)
+
+
+@contextlib.contextmanager
+def _randomness_of_step(seed: int, step: int, here: World) -> Iterator[None]:
+    """Dropout and the like as a function of (seed, step, rank). PyTorch's modules know the global generator
+    only, so it is set here and put back afterwards: nothing outside the block sees a difference.
+    """
+    devices = [here.device] if here.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seeds.integer("step", seed, step, here.rank))
+        yield
+
+
+def _clip(task: nn.Module, *, largest: float | None) -> float:
+    """The global gradient norm before clipping; scales the gradients down to `largest` if that is given."""
+    trained = [parameter for parameter in task.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if largest is not None:
+        torch.nn.utils.clip_grads_with_norm_(trained, largest, norm)
+    return norm.item()
+
+
+def _numbers(values: Mapping[str, Tensor] | Report) -> dict[str, float]:
+    return {name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in values.items()}
+
+
+def _broken(
+    step: int, losses: Mapping[str, Tensor], gradient_norm: float, report: Mapping[str, float], run: RunFolder
+) -> str:
+    """One sentence on which number broke at `step`, with the last good values."""
+    now = ", ".join(f"{name} {value:g}" for name, value in _numbers(losses).items())
+    before = ", ".join(f"{name} {value:g}" for name, value in report.items()) or "none logged in this sitting"
+    return (
+        f"{run.path}: step {step}: loss or gradient is not a finite number ({now}, "
+        f"gradient norm {gradient_norm:g}); "
+        f"last logged values: {before}; a lower learning_rate, more warmup_steps or fp32 usually helps"
+    )
+
+
+def _find_state(
+    folder: Path, run: RunFolder, *, settings: TrainingSettings, identity: dict[str, Any], resume: bool
+) -> dict[str, Any]:
+    """Where to go on, decided by rank 0 and told to all: step, seconds, bad draws, and the checkpoint's name.
+
+    Rows of metrics.jsonl beyond that step are cut off: they will be written again.
+    """
+    decision: dict[str, Any] = {}
+    if world().is_main:
+        try:
+            decision = _decide(folder, settings=settings, identity=identity, resume=resume)
+            run.truncate_metrics(after_step=decision["step"])
+        except UserError as error:
+            decision = {"error": str(error)}
+    decision = broadcast_json(decision)
+    if "error" in decision:
+        raise UserError(decision["error"])
+    return decision
+
+
+def _decide(folder: Path, *, settings: TrainingSettings, identity: dict[str, Any], resume: bool) -> dict[str, Any]:
+    if not resume:
+        checkpoint.remove_all(folder)
+    path = checkpoint.newest(folder)
+    if path is None:
+        return {"step": 0, "seconds": 0.0, "bad_draws": 0}
+    state = checkpoint.read_state(path)
+    saved, now = state["settings"], settings.model_dump(mode="json")
+    for name in _MUST_NOT_CHANGE:
+        if saved.get(name) != now[name]:
+            raise UserError(
+                f"{path}: was trained with {name} {saved.get(name)}, now it is {now[name]}; "
+                "a run cannot go on with another order of samples: give another run folder"
+            )
+    if state["identity"]["data"] != identity["data"]:
+        raise UserError(
+            f"{path}: was trained on other data ({state['identity']['data']}, now {identity['data']}); "
+            "give another run folder"
+        )
+    if state["identity"]["frozen_hash"] != identity["frozen_hash"]:
+        raise UserError(f"{path}: the frozen weights differ from those it was trained with; give another run folder")
+    if state["step"] > settings.steps:
+        raise UserError(f"{path}: has {state['step']} updates, more than steps ({settings.steps})")
+    for name in sorted(now.keys() - set(WITHOUT_INFLUENCE)):
+        if saved.get(name) != now[name]:
+            say(f"going on with {name} {now[name]}; until step {state['step']} it was {saved.get(name)}")
+    say(f"going on from step {state['step']} of {settings.steps} ({path.name})")
+    return {
+        "step": state["step"],
+        "seconds": state["seconds"],
+        "bad_draws": state["bad_draws"],
+        "checkpoint": path.name,
+    }
+
+
+def _frozen_hash(module: nn.Module) -> str:
+    """A hash of the frozen parameters: not stored in checkpoints, they must be the same on resuming."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(name.encode("utf-8"))
+            flat = parameter.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _synchronise(path: Path) -> None:
+    """Rows up to a checkpoint reach the disk before it does."""
+    if path.exists():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _write_bad_samples(run: RunFolder, loader: BatchSource, here: World) -> None:
+    """Adds the samples that this rank could not use to bad-samples-RANK.json: key -> reason."""
+    if not loader.bad_samples:
+        return
+    path = run.path / f"bad-samples-{here.rank}.json"
+    known = read_json(path) if path.exists() else {}
+    write_json_atomically(path, known | loader.bad_samples)
+    say(f"{len(loader.bad_samples)} samples could not be used and were replaced; see {path}")

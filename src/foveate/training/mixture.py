@@ -1,0 +1,120 @@
+"""One text per picture and visit, drawn from a mixture of sources (Lai et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from foveate.settings import seeds
+from foveate.settings.errors import UserError, choose
+
+FORMATS = ("alt", "ssc", "dsc", "dsc_plus", "afc")
+Missing = Literal["renormalise", "alt", "skip", "error"]
+
+# Alt-texts (alt), short (ssc), descriptive (dsc, dsc_plus) and alt-fused (afc) captions: Lai et al. 2024,
+# "Revisit Large-Scale Image-Caption Data in Pre-training Multimodal Foundation Models"; the shares that did
+# best for each use.
+PRESETS: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "clip": MappingProxyType({"alt": 1 / 2, "ssc": 1 / 2}),
+        "mllm_pretrain": MappingProxyType({"dsc": 2 / 3, "alt": 1 / 3}),
+        "mllm_sft": MappingProxyType({"dsc_plus": 1.0}),
+        "mllm_sft_mixed": MappingProxyType({"alt": 1 / 2, "dsc_plus": 1 / 2}),
+        "diffusion": MappingProxyType({"alt": 1 / 2, "dsc": 1 / 2}),
+    }
+)
+
+
+class MixtureSampler:
+    """Chooses the source of the one text that a picture is trained with in one visit.
+
+    The probability of source k is its weight over the sum of the weights of the sources that the record has.
+    The draw is a pure function of (seed, visit, key): it walks the cumulative probabilities in the order of
+    `sources` with a number made by a hash, so that a small change of the weights moves few samples and
+    sources of weight 0 change nothing.
+
+    Args:
+        weights: source -> non-negative number with a positive sum; they need not sum to 1.
+        sources: the known sources in canonical order.
+        missing: what becomes of the weight of sources that a record lacks: "renormalise" spreads it over the
+            others, "alt" gives it to alt (spread over the others when alt is lacking as well), "skip" leaves
+            the record out as often as a lacking source is drawn, "error" refuses such a record.
+
+    Raises:
+        UserError: for an unknown source, a weight that is negative or no finite number, or a sum of 0.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        *,
+        sources: Sequence[str] = FORMATS,
+        missing: Missing = "renormalise",
+    ) -> None:
+        choose(missing, get_args(Missing), "way to treat missing texts")
+        for source, weight in weights.items():
+            choose(source, sources, "text source")
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not number or not math.isfinite(weight) or weight < 0:
+                raise UserError(f"weight of text source '{source}': must be a number of at least 0, it is {weight!r}")
+        if not sum(weights.values()) > 0:
+            raise UserError("the weights of the text sources must have a positive sum")
+        if missing == "alt" and "alt" not in sources:
+            raise UserError(f"missing texts cannot be given to 'alt': the sources are {', '.join(sources)}")
+        self.weights = {source: float(weights.get(source, 0.0)) for source in sources}
+        self.missing = missing
+
+    @classmethod
+    def preset(cls, name: str, *, missing: Missing = "renormalise") -> MixtureSampler:
+        """The sampler of a named use: clip, mllm_pretrain, mllm_sft, mllm_sft_mixed or diffusion."""
+        return cls(PRESETS[choose(name, PRESETS, "mixture preset")], missing=missing)
+
+    def probabilities(self, available: Collection[str]) -> dict[str, float]:
+        """Source -> probability for a record that has the `available` sources.
+
+        Only sources that can be drawn are listed. The sum is 1, less with missing="skip"; the dict is empty
+        when no text can be drawn: the caller leaves the record out and counts it.
+
+        Raises:
+            UserError: with missing="error", when a source with a weight is not available.
+        """
+        wanted = {source: weight for source, weight in self.weights.items() if weight > 0}
+        present = {source: weight for source, weight in wanted.items() if source in available}
+        if self.missing == "error" and len(present) < len(wanted):
+            lacking = ", ".join(source for source in wanted if source not in available)
+            raise UserError(f"a record has no text of source {lacking}, which the mixture asks for")
+        total = sum(wanted.values())
+        if self.missing == "alt" and "alt" in available and len(present) < len(wanted):
+            lost = total - sum(present.values())
+            present = {
+                source: present.get(source, 0.0) + (lost if source == "alt" else 0.0)
+                for source in self.weights
+                if source in present or source == "alt"
+            }
+        elif self.missing != "skip":
+            total = sum(present.values())
+        return {source: weight / total for source, weight in present.items()}
+
+    def draw(self, available: Collection[str], *, seed: int, visit: int, key: str) -> str | None:
+        """The source for this visit of this record; None when there is none: skip the record and count it."""
+        point = seeds.uniform(seed, visit, key)
+        cumulative = 0.0
+        source = None
+        if self.missing == "skip":
+            return self._draw_or_skip(available, point)
+        for source, probability in self.probabilities(available).items():
+            cumulative += probability
+            if point < cumulative:
+                return source
+        return source  # the probabilities add up to 1 only within rounding
+
+    def _draw_or_skip(self, available: Collection[str], point: float) -> str | None:
+        total = sum(self.weights.values())
+        cumulative = 0.0
+        for source, weight in self.weights.items():
+            cumulative += weight / total
+            if weight > 0 and point < cumulative:
+                return source if source in available else None
+        return None

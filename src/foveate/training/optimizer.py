@@ -1,0 +1,158 @@
+"""AdamW over a table: which rule holds for each parameter, its learning rate, its decay, what is frozen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from foveate.settings.errors import UserError, nearest
+from foveate.training.settings import TrainingSettings
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+
+
+@dataclass(frozen=True)
+class ParameterRule:
+    """What holds for the parameters whose whole name matches `pattern` (a regular expression).
+
+    `weight_decay=None` keeps the default: the recipe's decay on weights of two or more dimensions, none on
+    biases, norms and one-dimensional parameters. Learning rates are the recipe's times `learning_rate_scale`.
+    """
+
+    pattern: str
+    learning_rate_scale: float = 1.0
+    weight_decay: float | None = None
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """One parameter and what was decided for it; `rule` is the matching pattern or empty."""
+
+    name: str
+    shape: tuple[int, ...]
+    rule: str
+    learning_rate_scale: float
+    weight_decay: float
+    frozen: bool
+
+
+def parameter_table(
+    module: nn.Module, *, rules: Sequence[ParameterRule], settings: TrainingSettings
+) -> list[ParameterRow]:
+    """Decides learning rate, decay and freezing of every parameter; the first rule that matches it holds.
+
+    A parameter that came frozen (`requires_grad=False`) stays frozen.
+
+    Raises:
+        UserError: when a rule is no regular expression, matches nothing, or is hidden by earlier ones.
+    """
+    compiled = [_compile(rule) for rule in rules]
+    undecayed = _undecayed_names(module)
+    used: set[int] = set()
+    table = []
+    names = [name for name, _ in module.named_parameters()]
+    for name, parameter in module.named_parameters():
+        index = next((i for i, pattern in enumerate(compiled) if pattern.fullmatch(name)), None)
+        rule = ParameterRule("") if index is None else rules[index]
+        if index is not None:
+            used.add(index)
+        default_decay = 0.0 if name in undecayed else settings.weight_decay
+        table.append(
+            ParameterRow(
+                name=name,
+                shape=tuple(parameter.shape),
+                rule=rule.pattern,
+                learning_rate_scale=rule.learning_rate_scale,
+                weight_decay=default_decay if rule.weight_decay is None else rule.weight_decay,
+                frozen=rule.frozen or not parameter.requires_grad,
+            )
+        )
+    for index, rule in enumerate(rules):
+        if index in used:
+            continue
+        if any(compiled[index].fullmatch(name) for name in names):
+            raise UserError(
+                f"parameter rule '{rule.pattern}' has no effect: earlier rules match all of its parameters; move it up"
+            )
+        raise UserError(
+            f"parameter rule '{rule.pattern}' matches no parameter (the whole name must match)"
+            f"{nearest(re.sub(r'[^A-Za-z0-9_.]', '', rule.pattern), names)}"
+        )
+    return table
+
+
+def _compile(rule: ParameterRule) -> re.Pattern[str]:
+    try:
+        return re.compile(rule.pattern)
+    except re.error as error:
+        raise UserError(f"parameter rule '{rule.pattern}' is not a regular expression: {error}") from error
+
+
+def _undecayed_names(module: nn.Module) -> set[str]:
+    """Names of one-dimensional parameters, biases and parameters of normalisation layers."""
+    found = set()
+    for prefix, owner in module.named_modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.ndim <= 1 or name == "bias" or isinstance(owner, _NORMS):
+                found.add(f"{prefix}.{name}" if prefix else name)
+    return found
+
+
+def freeze(module: nn.Module, *, table: Sequence[ParameterRow]) -> None:
+    """Turns the gradient of frozen parameters off. Done before wrapping: DDP and FSDP look at it.
+
+    Raises:
+        UserError: when nothing is left to train.
+    """
+    parameters = dict(module.named_parameters())
+    for row in table:
+        parameters[row.name].requires_grad_(not row.frozen)
+    if all(row.frozen for row in table):
+        raise UserError("all parameters are frozen: there is nothing to train")
+
+
+def build_optimizer(
+    module: nn.Module, *, table: Sequence[ParameterRow], settings: TrainingSettings
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) over the trainable rows, grouped by learning rate and decay.
+
+    Built after sharding, because FSDP2 replaces the parameters. Each group keeps its `learning_rate_scale`.
+    """
+    parameters = dict(module.named_parameters())
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for row in table:
+        if not row.frozen:
+            groups.setdefault((row.learning_rate_scale, row.weight_decay), []).append(parameters[row.name])
+    devices = {parameter.device.type for group in groups.values() for parameter in group}
+    return torch.optim.AdamW(
+        [
+            {"params": group, "weight_decay": decay, "learning_rate_scale": scale}
+            for (scale, decay), group in groups.items()
+        ],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=devices <= {"cpu", "cuda"},
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, *, learning_rate: float) -> None:
+    """Gives every group `learning_rate` times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["learning_rate_scale"]
+
+
+def format_table(table: Sequence[ParameterRow]) -> str:
+    """The table as text: one line per parameter with its shape, learning-rate factor, decay and rule."""
+    width = max((len(row.name) for row in table), default=4)
+    lines = [f"{'parameter':<{width}}  {'shape':<18} {'rate':>6} {'decay':>6}  rule"]
+    for row in table:
+        shape = "x".join(map(str, row.shape)) or "scalar"
+        rate, decay = ("frozen", "-") if row.frozen else (f"{row.learning_rate_scale:g}", f"{row.weight_decay:g}")
+        lines.append(f"{row.name:<{width}}  {shape:<18} {rate:>6} {decay:>6}  {row.rule or '(default)'}")
+    return "\n".join(lines)

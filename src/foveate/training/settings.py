@@ -1,0 +1,56 @@
+"""The fields of a recipe's `training` part."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from foveate.settings.recipes import Settings
+
+
+class TrainingSettings(Settings):
+    """How long, how fast, how wide, and what is kept. Lengths are counted in updates of the weights."""
+
+    steps: int = Field(ge=1, description="updates in all")
+    batch_size: int = Field(ge=1, description="samples of one update over all processes together")
+    learning_rate: float = Field(gt=0, description="peak learning rate, before the factors of parameter rules")
+    weight_decay: float = Field(default=0.1, ge=0, description="decoupled, on weights of two or more dimensions")
+    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's two decay rates, each in [0, 1)")
+    eps: float = Field(default=1e-6, gt=0, description="AdamW's epsilon")
+    warmup_steps: int = Field(default=0, ge=0, description="updates of linear warm-up")
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        default="cosine", description="cosine; wsd = warm-up, stable, decay; constant after the warm-up"
+    )
+    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="wsd: share of the updates that decays")
+    final_learning_rate_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="cosine and wsd: learning rate at the end over the peak"
+    )
+    gradient_clip_norm: float | None = Field(default=1.0, gt=0, description="largest global gradient norm")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 = autocast; weights stay fp32")
+    ema_decay: float | None = Field(default=None, gt=0, lt=1, description="average of the weights over updates")
+    seed: int = Field(default=0, ge=0, description="decides order, views, drawn texts and dropout")
+    log_every: int = Field(default=10, ge=1, description="updates between two rows of metrics.jsonl")
+    checkpoint_every: int = Field(default=500, ge=1, description="updates between two checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints that are kept")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="several processes: ddp = full copies; fsdp = weights and optimizer sharded",
+    )
+    workers: int = Field(default=2, ge=0, description="loader threads per process; 0 = load in the main thread")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingSettings:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), they are {self.betas}")
+        if self.warmup_steps >= self.steps and self.warmup_steps > 0:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
+        changed = {
+            name for name in self.model_fields_set if getattr(self, name) != type(self).model_fields[name].default
+        }
+        if "decay_fraction" in changed and self.schedule != "wsd":
+            warnings.warn(f"decay_fraction has no effect with schedule '{self.schedule}'", stacklevel=2)
+        if "final_learning_rate_fraction" in changed and self.schedule == "constant":
+            warnings.warn("final_learning_rate_fraction has no effect with schedule 'constant'", stacklevel=2)
+        return self

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contrastive_toy import (
+    BATCH,
+    ROWS,
+    SEED,
+    ContrastiveSamples,
+    ContrastiveToy,
+    Interrupted,
+    toy_loader,
+    toy_settings,
+)
+from torch import Tensor, nn
+
+from foveate.settings.errors import UserError
+from foveate.settings.files import FolderLock
+from foveate.settings.runs import RunFolder
+from foveate.training import checkpoint
+from foveate.training.ema import ExponentialAverage, ema_decay
+from foveate.training.loader import BadSample, Loader
+from foveate.training.loop import TrainingError, TrainingOutcome, train
+from foveate.training.stopping import StopRequest
+from foveate.training.task import Task
+
+TIMES = ("seconds", "samples_per_second")
+
+
+def sit(path: Path, *, loader: Any = None, dropout: float = 0.2, **changes: Any) -> tuple[Any, TrainingOutcome]:
+    """One call of `train` on the contrastive toy."""
+    task = ContrastiveToy(dropout=dropout)
+    loader = toy_loader() if loader is None else loader
+    return task, train(task, loader, toy_settings(**changes), RunFolder.create(path))
+
+
+def interrupted(step: int, number: signal.Signals = signal.SIGTERM) -> Interrupted:
+    return Interrupted(toy_loader(), step=step, number=number)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def assert_same_state(a: nn.Module, b: nn.Module) -> None:
+    first, second = a.state_dict(), b.state_dict()
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, TrainingOutcome]:
+    path = tmp_path_factory.mktemp("runs") / "straight"
+    return path, *sit(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_and_going_on_equals_not_stopping_bit_for_bit(
+    number: signal.Signals, tmp_path: Path, straight: Any
+) -> None:
+    before = signal.getsignal(number)
+    _, stopped = sit(tmp_path, loader=interrupted(6, number))
+    assert (stopped.status, stopped.step) == ("stopped", 7)
+    assert signal.getsignal(number) is before
+    task, outcome = sit(tmp_path)
+    assert (outcome.status, outcome.step) == ("finished", 12)
+    path, reference, reference_outcome = straight
+    assert_same_state(task, reference)
+    for name, average in reference_outcome.ema.averages.items():
+        assert torch.equal(average, outcome.ema.averages[name])
+    assert rows(tmp_path) == rows(path)
+    assert outcome.seconds > stopped.seconds
+
+
+def test_rows_beyond_the_checkpoint_are_written_once(tmp_path: Path, straight: Any) -> None:
+    class Breaks(Interrupted):
+        def batches(self, start_step: int, stop_step: int) -> Iterator[dict[str, Any]]:
+            for step, batch in enumerate(self.loader.batches(start_step, stop_step), start=start_step):
+                if step == self.step:
+                    raise OSError("the disk is gone")
+                yield batch
+
+    with pytest.raises(OSError, match="disk"):
+        sit(tmp_path, loader=Breaks(toy_loader(), step=8, number=signal.SIGTERM))
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 9))
+    with (tmp_path / "metrics.jsonl").open("a") as handle:
+        handle.write('{"step": 9, "lo')
+    task, _ = sit(tmp_path)
+    assert rows(tmp_path) == rows(straight[0])
+    assert_same_state(task, straight[1])
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    task, _ = sit(tmp_path, steps=4)
+    again, outcome = sit(tmp_path, steps=4)
+    assert (outcome.status, outcome.step, outcome.last_row) == ("finished", 4, {})
+    assert_same_state(task, again)
+
+
+def test_the_result_does_not_depend_on_logging_saving_or_workers(tmp_path: Path, straight: Any) -> None:
+    task, _ = sit(tmp_path, loader=toy_loader(workers=0), log_every=5, checkpoint_every=4, keep_checkpoints=1)
+    assert_same_state(task, straight[1])
+    assert [row["step"] for row in rows(tmp_path)] == [1, 5, 10, 12]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000012"]
+
+
+def test_the_global_generator_is_left_as_it_was(tmp_path: Path) -> None:
+    task = ContrastiveToy(dropout=0.2)
+    before = torch.get_rng_state()
+    train(task, toy_loader(), toy_settings(steps=3), RunFolder.create(tmp_path))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_starting_over_removes_the_old_run(tmp_path: Path) -> None:
+    sit(tmp_path, steps=6)
+    task = ContrastiveToy()
+    outcome = train(task, toy_loader(), toy_settings(steps=3, seed=3), RunFolder.create(tmp_path), resume=False)
+    assert outcome.step == 3
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000003"]
+
+
+def test_what_would_change_the_order_is_refused_on_resuming(tmp_path: Path) -> None:
+    sit(tmp_path, steps=4)
+    with pytest.raises(UserError, match="was trained with seed 3, now it is 4"):
+        sit(tmp_path, steps=8, seed=4)
+    other = toy_loader()
+    other.rows = other.rows[::-1]
+    with pytest.raises(UserError, match="was trained on other data"):
+        sit(tmp_path, steps=8, loader=other)
+    with pytest.raises(UserError, match=r"has 4 updates, more than steps \(3\)"):
+        sit(tmp_path, steps=3)
+
+
+def test_other_frozen_weights_and_another_architecture_are_refused(tmp_path: Path) -> None:
+    sit(tmp_path, steps=4)
+    task = ContrastiveToy()
+    with torch.no_grad():
+        task.frozen.weight.add_(1)
+    with pytest.raises(UserError, match="the frozen weights differ"):
+        train(task, toy_loader(), toy_settings(steps=8), RunFolder.create(tmp_path))
+    task = ContrastiveToy()
+    task.prompter = nn.Linear(4, 9)
+    with pytest.raises(UserError, match=r"'prompter.bias' has the shape \[8\], this model's is \[9\]"):
+        train(task, toy_loader(), toy_settings(steps=8), RunFolder.create(tmp_path))
+
+
+def test_longer_training_goes_on_and_says_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sit(tmp_path, steps=4)
+    _, outcome = sit(tmp_path, steps=6, learning_rate=0.02)
+    said = capsys.readouterr().err
+    assert outcome.step == 6
+    assert "going on with learning_rate 0.02; until step 4 it was 0.01" in said
+    assert "going on from step 4 of 6" in said
+
+
+class Exploding(Task):
+    """Its loss turns into `value` at update `at` (from 0)."""
+
+    def __init__(self, *, at: int, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.at = at
+        self.value = value
+        self.calls = 0
+
+    def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
+        loss = self.weight.square().sum()
+        if self.calls == self.at:
+            loss = loss * self.value
+        self.calls += 1
+        return {"loss": loss, "part_loss": loss / 2}, {"share": math.nan}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_training_with_the_step_and_the_last_values(value: float, tmp_path: Path) -> None:
+    task = Exploding(at=3, value=value)
+    with pytest.raises(TrainingError, match=r"step 4: .*last logged values: loss 2\.\d+, part_loss"):
+        train(task, toy_loader(), toy_settings(ema_decay=None), RunFolder.create(tmp_path))
+    assert torch.isfinite(task.weight).all()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+    assert rows(tmp_path)[0]["share"] is None
+
+
+def test_clipping_bounds_the_update_and_the_log_has_the_norm_before(tmp_path: Path) -> None:
+    task = Exploding(at=-1, value=1.0)
+    settings = toy_settings(steps=1, warmup_steps=0, gradient_clip_norm=0.5, ema_decay=None)
+    outcome = train(task, toy_loader(), settings, RunFolder.create(tmp_path))
+    assert outcome.last_row["gradient_norm"] == pytest.approx(2 * math.sqrt(3))
+    saved = checkpoint.newest(tmp_path / "checkpoints")
+    assert saved is not None
+    from safetensors.torch import load_file
+
+    moment = load_file(saved / "optimizer.safetensors")["weight/exp_avg"] / (1 - settings.betas[0])
+    assert moment.norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_bf16_trains_fp32_weights(tmp_path: Path, straight: Any) -> None:
+    task, outcome = sit(tmp_path, precision="bf16")
+    assert all(parameter.dtype == torch.float32 for parameter in task.parameters())
+    expected = straight[2].last_row["loss"]
+    assert outcome.last_row["loss"] != expected
+    assert outcome.last_row["loss"] == pytest.approx(expected, rel=0.05)
+
+
+def test_average_follows_its_formula_and_can_be_put_in_place(tmp_path: Path) -> None:
+    module = nn.Linear(2, 1, bias=False)
+    average = ExponentialAverage(module, decay=0.6)
+    expected = module.weight.detach().clone()
+    for step in range(20):
+        with torch.no_grad():
+            module.weight.add_(1.0)
+        average.update(module, step=step)
+        decay = min(0.6, (1 + step) / (10 + step))
+        assert ema_decay(step, decay=0.6) == decay
+        expected = decay * expected + (1 - decay) * module.weight.detach()
+    torch.testing.assert_close(average.averages["weight"], expected)
+    own = module.weight.detach().clone()
+    with average.applied(module):
+        torch.testing.assert_close(module.weight.detach(), expected)
+    assert torch.equal(module.weight.detach(), own)
+
+
+def test_frozen_parameters_stay_and_are_not_in_the_checkpoint(tmp_path: Path) -> None:
+    task, outcome = sit(tmp_path)
+    assert torch.equal(task.frozen.weight, ContrastiveToy().frozen.weight)
+    assert not any(name.startswith("frozen") for name in outcome.ema.averages)
+    saved = checkpoint.newest(tmp_path / "checkpoints")
+    assert "frozen.weight" not in checkpoint._header(saved / "weights.safetensors")["shapes"]
+    assert "frozen.weight" in checkpoint.gather_weights(task)
+
+
+def test_samples_that_cannot_be_used_are_counted_over_all_sittings(tmp_path: Path) -> None:
+    class WithBad(ContrastiveSamples):
+        def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+            if row in (2, 9):
+                raise BadSample(f"picture-{row}", "cut off")
+            return super().sample(row, visit, seed)
+
+    def loader() -> Loader:
+        return Loader(WithBad(), rows=range(ROWS), batch_size=BATCH, seed=SEED)
+
+    _, stopped = sit(tmp_path, loader=Interrupted(loader(), step=5, number=signal.SIGTERM))
+    _, outcome = sit(tmp_path, loader=loader())
+    assert json.loads((tmp_path / "bad-samples-0.json").read_text()) == {
+        "picture-2": "cut off",
+        "picture-9": "cut off",
+    }
+    _, straight = sit(tmp_path / "straight", loader=loader())
+    assert stopped.bad_draws < outcome.bad_draws == straight.bad_draws
+    assert straight.bad_draws >= 8
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with (
+        FolderLock(tmp_path / "checkpoints", purpose="training"),
+        pytest.raises(UserError, match="being written"),
+    ):
+        sit(tmp_path)
+
+
+def test_fsdp_with_one_process_says_that_it_has_no_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sit(tmp_path, steps=3, parallel="fsdp")
+    assert "parallel 'fsdp' has no effect with one process" in capsys.readouterr().err
+
+
+def test_second_interrupt_aborts() -> None:
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal_name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    found: list[object] = []
+
+    def enter() -> None:
+        with StopRequest() as stop:
+            found.append(stop.signal_name)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [None]
+
+
+def test_no_warning_comes_from_a_plain_run(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sit(tmp_path, steps=3)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from foveate.settings.errors import UserError
+from foveate.training.optimizer import (
+    ParameterRule,
+    build_optimizer,
+    format_table,
+    freeze,
+    parameter_table,
+    set_learning_rate,
+)
+from foveate.training.settings import TrainingSettings
+
+SETTINGS = TrainingSettings(steps=10, batch_size=8, learning_rate=0.01, weight_decay=0.2)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm((2, 2)), nn.Linear(4, 2))
+        self.head = nn.Linear(2, 2)
+        self.second_head = nn.Linear(2, 2, bias=False)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.second_head.weight.requires_grad_(False)
+
+
+def rows(*rules: ParameterRule) -> dict[str, object]:
+    return {row.name: row for row in parameter_table(Model(), rules=rules, settings=SETTINGS)}
+
+
+def test_biases_norms_and_scales_do_not_decay_by_default() -> None:
+    decays = {name: row.weight_decay for name, row in rows().items()}
+    assert {name for name, decay in decays.items() if decay} == {
+        "tower.0.weight",
+        "tower.2.weight",
+        "head.weight",
+        "second_head.weight",
+    }
+
+
+def test_the_first_matching_rule_holds_and_the_whole_name_must_match() -> None:
+    table = rows(
+        ParameterRule(r"tower\.0\..*", frozen=True),
+        ParameterRule(r"tower\..*", learning_rate_scale=0.1, weight_decay=0.0),
+        ParameterRule(r"head\..*", learning_rate_scale=2.0),
+    )
+    assert table["tower.0.weight"].frozen
+    assert not table["tower.2.weight"].frozen
+    assert table["tower.2.weight"].learning_rate_scale == 0.1
+    assert table["tower.2.weight"].weight_decay == 0
+    assert table["head.weight"].learning_rate_scale == 2
+    assert table["second_head.weight"].rule == ""
+    assert table["second_head.weight"].frozen
+
+
+def test_rules_without_effect_are_refused() -> None:
+    with pytest.raises(UserError, match=r"'hed\\.weight' matches no parameter .*; did you mean 'head.weight'"):
+        rows(ParameterRule(r"hed\.weight"))
+    with pytest.raises(UserError, match="'head' matches no parameter"):
+        rows(ParameterRule("head"))
+    with pytest.raises(UserError, match="earlier rules match all of its parameters"):
+        rows(ParameterRule(r"head\..*"), ParameterRule(r"head\.bias"))
+    with pytest.raises(UserError, match="is not a regular expression"):
+        rows(ParameterRule("("))
+
+
+def test_nothing_to_train_is_refused() -> None:
+    model = Model()
+    with pytest.raises(UserError, match="nothing to train"):
+        freeze(model, table=parameter_table(model, rules=[ParameterRule(".*", frozen=True)], settings=SETTINGS))
+
+
+def test_groups_follow_the_table_and_the_step_equals_plain_adamw() -> None:
+    model, oracle = Model(), Model()
+    oracle.load_state_dict(model.state_dict())
+    table = parameter_table(model, rules=[ParameterRule(r"head\..*", learning_rate_scale=0.5)], settings=SETTINGS)
+    freeze(model, table=table)
+    optimizer = build_optimizer(model, table=table, settings=SETTINGS)
+    set_learning_rate(optimizer, learning_rate=0.004)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == sum(not row.frozen for row in table)
+    reference = torch.optim.AdamW(
+        [
+            {"params": [oracle.head.weight], "lr": 0.002, "weight_decay": 0.2},
+            {"params": [oracle.head.bias], "lr": 0.002, "weight_decay": 0.0},
+            {"params": [oracle.log_scale], "lr": 0.004, "weight_decay": 0.0},
+        ],
+        betas=SETTINGS.betas,
+        eps=SETTINGS.eps,
+    )
+    for chosen in (model, oracle):
+        (chosen.head(torch.ones(1, 2)).square().sum() * chosen.log_scale.exp().sum()).backward()
+    optimizer.step()
+    reference.step()
+    for name in ("head.weight", "head.bias", "log_scale", "second_head.weight"):
+        torch.testing.assert_close(model.get_parameter(name), oracle.get_parameter(name), rtol=1e-6, atol=1e-7)
+
+
+def test_the_table_can_be_read() -> None:
+    text = format_table(list(rows(ParameterRule(r"tower\..*", frozen=True)).values()))
+    assert "parameter" in text.splitlines()[0]
+    assert any("tower.0.weight" in line and "4x3" in line and "frozen" in line for line in text.splitlines())
+    assert any("log_scale" in line and "(default)" in line for line in text.splitlines())
