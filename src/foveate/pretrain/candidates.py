@@ -1,0 +1,38 @@
+"""A multi-scale set of boxes to ask the Prompter about when the question is where a phrase is."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIDES = (0.18, 0.28, 0.42, 0.62, 0.9)
+ASPECTS = (0.6, 1.0, 1.67)
+STEP = 0.45
+
+
+def candidate_boxes(content: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+    """Boxes [C, 4] in [0, 1] that tile a square at several sizes and aspects, clipped to its content.
+
+    Args:
+        content: (x1, y1, x2, y2) of the part of the model input that shows the picture; the whole by default.
+
+    Each size is the square root of the box's share of the area; neighbours overlap by about half.
+    """
+    x1, y1, x2, y2 = (0.0, 0.0, 1.0, 1.0) if content is None else content
+    boxes = []
+    for side in SIDES:
+        for aspect in ASPECTS:
+            width, height = side * aspect**0.5, side / aspect**0.5
+            if width > 1 or height > 1:
+                continue
+            lefts = _starts(width)
+            tops = _starts(height)
+            grid = np.stack(np.meshgrid(lefts, tops), axis=-1).reshape(-1, 2)
+            boxes.append(np.concatenate([grid, grid + (width, height)], axis=1))
+    scale, shift = np.array([x2 - x1, y2 - y1] * 2), np.array([x1, y1] * 2)
+    return (np.concatenate(boxes) * scale + shift).clip(0, 1).astype(np.float32)
+
+
+def _starts(length: float) -> NDArray[np.float64]:
+    count = int(np.ceil((1 - length) / (STEP * length) - 1e-9)) + 1
+    return np.linspace(0, 1 - length, count)

@@ -1,0 +1,217 @@
+"""One pass over the pictures of a collection: image embeddings, region embeddings and found boxes.
+
+The image tokens of a picture are computed once and serve all its regions, phrases and candidate boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.pretrain.candidates import candidate_boxes
+from foveate.pretrain.model import LocalisingModel
+from foveate.pretrain.texts import encode_all
+from foveate.pretrain.views import read
+from foveate.records.collection import Collection
+from foveate.records.geometry import Placement, View
+from foveate.records.pictures import BadPicture
+from foveate.records.record import Region
+from foveate.settings.progress import track
+from foveate.vision.encoder import ImageTokens
+
+BATCH = 32
+_TEXTS = 256
+
+
+@dataclass
+class Embedded:
+    """What a pass found, with the pictures and regions it is about.
+
+    Attributes:
+        rows: the collection's row numbers of the N pictures that could be read. bad: row -> reason of the others.
+        image_NE: unit length. picture_R: index into `rows` of each region. boxes_R4: true boxes of the original.
+        z_RE: region embeddings. phrase_RE: unit-length phrase embeddings (equal phrases have equal rows).
+        found: rule -> boxes [R, 4] of the original picture where each region's phrase was found.
+    """
+
+    rows: NDArray[np.int64]
+    bad: dict[int, str]
+    image_NE: NDArray[np.float32]
+    regions: list[Region] = field(default_factory=list)
+    picture_R: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    boxes_R4: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
+    z_RE: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+    crop_RE: NDArray[np.float32] | None = None
+    phrase_RE: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+    found: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def embed_phrases(model: LocalisingModel, texts: Sequence[str]) -> Tensor:
+    """Un-normalised joint embeddings [T, E] on the CPU: each distinct text once, so that equal texts are equal."""
+    distinct = sorted(set(texts))
+    if not distinct:
+        return torch.zeros(0, model.recipe.embed_dim)
+    features = encode_all(model.text_encoder, distinct)
+    with torch.inference_mode():
+        parts = [model.text_encoder(part.to(model.device)).float().cpu() for part in features.split(_TEXTS)]
+    rows = {text: row for row, text in enumerate(distinct)}
+    return torch.cat(parts)[[rows[text] for text in texts]]
+
+
+def read_batches(
+    collection: Collection,
+    rows: NDArray[np.int64],
+    model: LocalisingModel,
+    *,
+    description: str,
+    bad: dict[int, str],
+    threads: int = 2,
+) -> Iterator[tuple[list[int], list[Placement], Tensor]]:
+    """Batches of readable pictures: their row numbers, placements and uint8 pixels."""
+    preprocess = model.image_encoder.preprocess
+
+    def one(row: int) -> tuple[Tensor, Placement] | str:
+        try:
+            return read(collection, row, preprocess)
+        except BadPicture as problem:
+            return str(problem)
+
+    starts = range(0, len(rows), BATCH)
+    with ThreadPoolExecutor(threads) as pool:
+        for start in track(starts, description=description):
+            chosen = [int(row) for row in rows[start : start + BATCH]]
+            made = list(pool.map(one, chosen))
+            bad.update({row: one for row, one in zip(chosen, made, strict=True) if isinstance(one, str)})
+            good = [(row, one) for row, one in zip(chosen, made, strict=True) if not isinstance(one, str)]
+            if good:
+                pixels = torch.stack([one[0] for _, one in good]).to(model.device)
+                yield [row for row, _ in good], [one[1] for _, one in good], pixels
+
+
+def embed_images(model: LocalisingModel, collection: Collection, rows: NDArray[np.int64]) -> Embedded:
+    """Image embeddings only."""
+    return _run(model, collection, rows, regions=False, crops=False, rules=())
+
+
+def embed_collection(
+    model: LocalisingModel, collection: Collection, rows: NDArray[np.int64], *, crops: bool = False
+) -> Embedded:
+    """Image and region embeddings, and where the model finds each region's phrase.
+
+    Args:
+        crops: also encode each box cut out as a picture of its own (`crop_RE`), the costly zero-shot way.
+    """
+    rules = ("head", "candidates") if model.prompter is not None else ("candidates",)
+    return _run(model, collection, rows, regions=True, crops=crops, rules=rules)
+
+
+@torch.inference_mode()
+def _run(
+    model: LocalisingModel,
+    collection: Collection,
+    rows: NDArray[np.int64],
+    *,
+    regions: bool,
+    crops: bool,
+    rules: Sequence[str],
+) -> Embedded:
+    bad: dict[int, str] = {}
+    kept, images, z, crop, owner = [], [], [], [], []
+    all_regions: list[Region] = []
+    found: dict[str, list[np.ndarray]] = {rule: [] for rule in rules}
+    by_row = {int(row): collection.regions_of(int(row)) if regions else () for row in rows}
+    phrases = sorted({region.phrase for regions_of in by_row.values() for region in regions_of})
+    vectors = embed_phrases(model, phrases)
+    phrase_row = {phrase: number for number, phrase in enumerate(phrases)}
+    for chosen, placements, pixels in read_batches(collection, rows, model, description="pictures", bad=bad):
+        tokens = model.encode_image_tokens(pixels)
+        images.append(model.encode_image(tokens).cpu().numpy())
+        batch = [(index, region) for index, row in enumerate(chosen) for region in by_row[row]]
+        if batch:
+            index_R = torch.tensor([index for index, _ in batch], device=model.device)
+            inside_R4 = np.concatenate(
+                [placements[index].to_input(region.box.to_array()[None], min_visible=0)[0] for index, region in batch]
+            )
+            boxes_R4 = torch.from_numpy(inside_R4).float().to(model.device)
+            z.append(model.encode_regions(tokens, boxes_R4, index_R).float().cpu().numpy())
+            texts_RE = vectors[[phrase_row[region.phrase] for _, region in batch]].to(model.device)
+            for rule in rules:
+                inside = find(model, tokens, placements, texts_RE, index_R, rule=rule)
+                found[rule].append(_to_original(inside, placements, index_R))
+            if crops:
+                crop.append(_encode_crops(model, collection, chosen, batch))
+        all_regions += [region for _, region in batch]
+        owner += [len(kept) + index for index, _ in batch]
+        kept += chosen
+    width = model.recipe.embed_dim
+    none = np.zeros((0, width), np.float32)
+    unit = F.normalize(vectors, dim=-1).numpy() if len(vectors) else none
+    return Embedded(
+        rows=np.array(kept, dtype=np.int64),
+        bad=bad,
+        image_NE=np.concatenate(images) if images else none,
+        regions=all_regions,
+        picture_R=np.array(owner, dtype=np.int64),
+        boxes_R4=np.array([region.box.to_array() for region in all_regions]).reshape(-1, 4),
+        z_RE=np.concatenate(z) if z else none,
+        crop_RE=np.concatenate(crop) if crop else None,
+        phrase_RE=unit[[phrase_row[region.phrase] for region in all_regions]] if all_regions else none,
+        found={rule: np.concatenate(boxes) if boxes else np.zeros((0, 4)) for rule, boxes in found.items()},
+    )
+
+
+def find(
+    model: LocalisingModel,
+    tokens: ImageTokens,
+    placements: Sequence[Placement],
+    texts_RE: Tensor,
+    index_R: Tensor,
+    *,
+    rule: str,
+) -> NDArray[np.float64]:
+    """Where phrases are, [R, 4] in [0, 1] of the model input, by "head" or by "candidates"."""
+    if rule == "head":
+        return model.ground(tokens, texts_RE, index_R).double().cpu().numpy()
+    assert rule == "candidates", rule
+    return candidate_scores(model, tokens, placements, texts_RE, index_R)[0]
+
+
+def candidate_scores(
+    model: LocalisingModel,
+    tokens: ImageTokens,
+    placements: Sequence[Placement],
+    texts_RE: Tensor,
+    index_R: Tensor,
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """The candidate box of highest cosine with each phrase [R, 4], and all cosines [R, C]; one image forward."""
+    boxes_BC4 = np.stack([candidate_boxes(one.letterbox.content_box.to_array()) for one in placements])
+    pictures, count, _ = boxes_BC4.shape
+    flat = torch.from_numpy(boxes_BC4).reshape(-1, 4).to(model.device)
+    owner = torch.arange(pictures, device=model.device).repeat_interleave(count)
+    z_BCE = F.normalize(model.encode_regions(tokens, flat, owner).float(), dim=-1).view(pictures, count, -1)
+    scores_RC = torch.einsum("rce,re->rc", z_BCE[index_R], F.normalize(texts_RE.float(), dim=-1))
+    best_R = scores_RC.argmax(1).cpu().numpy()
+    return boxes_BC4[index_R.cpu().numpy(), best_R].astype(np.float64), scores_RC.cpu().numpy()
+
+
+def _to_original(boxes_R4: np.ndarray, placements: Sequence[Placement], index_R: Tensor) -> np.ndarray:
+    owners = index_R.tolist()
+    return np.concatenate(
+        [placements[owner].to_original(box[None]) for owner, box in zip(owners, boxes_R4, strict=True)]
+    )
+
+
+def _encode_crops(
+    model: LocalisingModel, collection: Collection, rows: list[int], batch: list[tuple[int, Region]]
+) -> np.ndarray:
+    preprocess = model.image_encoder.preprocess
+    pixels = [read(collection, rows[index], preprocess, View(crop=region.box))[0] for index, region in batch]
+    parts = [model.encode_image(torch.stack(pixels[start : start + BATCH])) for start in range(0, len(pixels), BATCH)]
+    return torch.cat(parts).cpu().numpy()

@@ -1,0 +1,356 @@
+"""How well a model answers: which phrase names this box, which box a phrase means, where it is, which picture.
+
+Definitions are those of `foveate.metrics`. Regions of different report groups (`Region.slice`, for example seen and
+unseen concepts) and pictures of different sources are never mixed. Every number has a bootstrap interval over pictures
+and every per-sample result goes to Parquet, so that a measure can be computed again without the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from foveate.metrics.classification import class_accuracies, nearest_class
+from foveate.metrics.grounding import grounding_scores, occurs_once, size_slices
+from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_statistic
+from foveate.metrics.retrieval import normalise, rank_positives_from_embeddings, within_group_accuracy
+from foveate.pretrain.embed import Embedded, embed_collection, embed_phrases
+from foveate.pretrain.model import LocalisingModel
+from foveate.records.collection import Collection
+from foveate.records.tables import write_table
+from foveate.settings import seeds
+from foveate.settings.errors import UserError
+
+
+
+class Table:
+    """Rows of questions by data; each row holds one value per column (a way of answering)."""
+
+    def __init__(self, *, seed: int) -> None:
+        self.seed = seed
+        self.rows: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def add(
+        self,
+        question: str,
+        data: str,
+        column: str,
+        values: NDArray[np.float64] | Interval,
+        *,
+        groups: Sequence[Any] | NDArray[np.int64] | None = None,
+        chance: float | None = None,
+    ) -> None:
+        """Adds per-sample values (their mean is the number), or an interval that is there already."""
+        if isinstance(values, Interval):
+            found = values
+        else:
+            found = bootstrap_interval(values, seed=self.seed, groups_N=None if groups is None else list(groups))
+        row = self.rows.setdefault(
+            (question, data),
+            {"question": question, "data": data, "chance": chance, "n": found.n, "values": {}},
+        )
+        row["values"][column] = {"value": found.value, "low": found.low, "high": found.high}
+
+    def as_list(self) -> list[dict[str, Any]]:
+        """The rows, JSON-ready, in the order of adding."""
+        return list(self.rows.values())
+
+
+def merge_tables(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One table of several models' tables: rows of the same question and data share their columns."""
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for table in tables:
+        for row in table:
+            kept = merged.setdefault((row["question"], row["data"]), {**row, "values": {}})
+            kept["values"] |= row["values"]
+    return list(merged.values())
+
+
+def evaluate(
+    model: LocalisingModel,
+    collection: Collection,
+    *,
+    split: str = "test",
+    name: str = "model",
+    crops: bool = False,
+    classes: str | None = None,
+    templates: Sequence[str] = ("a picture of {}",),
+    text_kind: str | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    samples_to: Path | None = None,
+) -> tuple[dict[str, Any], Embedded]:
+    """Evaluates a model on one split.
+
+    Args:
+        name: prefix of the columns, for example "cloc".
+        crops: answer the region questions also by encoding each box as a picture of its own.
+        classes: label field for zero-shot classification; none by default.
+        text_kind: caption kind for image-text retrieval; the first that a picture has by default.
+        limit: at most this many pictures, drawn by the seed.
+        samples_to: folder for the per-sample Parquet tables.
+
+    Returns:
+        The result with "columns", "table" and counts; and what the pass found, for examples.
+
+    Raises:
+        UserError: when the split is empty.
+    """
+    rows = collection.rows(split)
+    if not len(rows):
+        raise UserError(f"collection {collection.path}: split '{split}' has no pictures")
+    if limit is not None and limit < len(rows):
+        rows = np.sort(seeds.generator("evaluate", seed).choice(rows, size=limit, replace=False))
+    seen = embed_collection(model, collection, rows, crops=crops)
+    table = Table(seed=seed)
+    samples: dict[str, pa.Table] = {}
+    if len(seen.regions):
+        samples["regions"] = _regions(table, collection, seen, name, seed)
+    _retrieval(table, model, collection, seen, name, text_kind)
+    if classes is not None:
+        _zero_shot(table, model, collection, seen, name, classes, templates)
+    if samples_to is not None:
+        samples_to.mkdir(parents=True, exist_ok=True)
+        for kind, rows_of_kind in samples.items():
+            write_table(samples_to / f"{kind}.parquet", rows_of_kind)
+    result = {
+        "collection": collection.name,
+        "split": split,
+        "pictures": len(seen.rows),
+        "regions": len(seen.regions),
+        "unreadable": len(seen.bad),
+        "columns": columns_of(name, table.as_list()),
+        "table": table.as_list(),
+    }
+    return result, seen
+
+
+_WAYS = {
+    "": ("", "boxes embedded as the model does it", "ours"),
+    "_crop": (", crop", "each box encoded as a picture of its own", "baseline"),
+    "_shuffled": (", boxes shuffled", "control: it must fall to chance", "control"),
+    "_head": (", grounding head", "the box that the head names for the phrase", "ours"),
+    "_candidates": (", best of many boxes", "the candidate box whose embedding is nearest to the phrase", "ours"),
+}
+_GUESSES = {"centre": "half of each side, in the middle", "random": "two random corners"}
+
+
+def columns_of(name: str, table: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """What the columns of a model's table mean, in the order in which they first occur."""
+    columns = []
+    for key in dict.fromkeys(key for row in table for key in row["values"]):
+        if key in _GUESSES:
+            columns.append({"key": key, "title": f"{key} box", "what": _GUESSES[key], "role": "control"})
+        else:
+            title, what, role = _WAYS[key.removeprefix(name)]
+            columns.append({"key": key, "title": name + title, "what": what, "role": role})
+    return columns
+
+
+def _slices(seen: Embedded) -> dict[str, NDArray[np.bool_]]:
+    names = np.array([region.slice for region in seen.regions], dtype=object)
+    found = sorted(set(names))
+    unnamed = "all regions" if len(found) == 1 else "regions without a group"
+    return {str(one) or unnamed: names == one for one in found}
+
+
+def _regions(table: Table, collection: Collection, seen: Embedded, name: str, seed: int) -> pa.Table:
+    ways = {name: seen.z_RE}
+    if seen.crop_RE is not None:
+        ways[f"{name}_crop"] = seen.crop_RE
+    shuffled = seeds.generator("shuffled boxes", seed).permutation(len(seen.regions))
+    ways[f"{name}_shuffled"] = seen.z_RE[shuffled]
+    samples: dict[str, Any] = {
+        "key": [collection.keys[seen.rows[picture]] for picture in seen.picture_R],
+        "phrase": [region.phrase for region in seen.regions],
+        "label": [region.label for region in seen.regions],
+        "slice": [region.slice for region in seen.regions],
+        "size": size_slices(seen.boxes_R4).tolist(),
+    }
+    for part, mask_R in _slices(seen).items():
+        groups = seen.picture_R[mask_R]
+        count = int(mask_R.sum())
+        for column, z_RE in ways.items():
+            for k in (1, 10):
+                for question, (queries, gallery) in {
+                    f"which phrase names this box: R@{k}": (z_RE, seen.phrase_RE),
+                    f"which box does this phrase name: R@{k}": (seen.phrase_RE, z_RE),
+                }.items():
+                    ranks = rank_positives_from_embeddings(queries[mask_R], gallery[mask_R])
+                    chance = min(1.0, k / count)
+                    table.add(question, part, column, ranks.recall(k)[1], groups=groups, chance=chance)
+            _region_classes(table, seen, mask_R, column, z_RE, part)
+            _choose(table, seen, mask_R, column, z_RE, part, samples)
+        _where(table, seen, mask_R, name, part, seed, samples)
+    return pa.table(samples)
+
+
+def _region_classes(
+    table: Table, seen: Embedded, mask_R: NDArray[np.bool_], column: str, z_RE: NDArray[np.float32], part: str
+) -> None:
+    """Top-1 and mAcc: the label's own phrase stands for the class; only where regions carry labels."""
+    labels = np.array([region.label for region in seen.regions], dtype=object)[mask_R]
+    if not all(labels):
+        return
+    names, first = np.unique(labels.astype(str), return_index=True)
+    if len(names) < 2:
+        return
+    predicted = nearest_class(z_RE[mask_R], seen.phrase_RE[mask_R][first])
+    truth = np.searchsorted(names, labels.astype(str))
+    interval = bootstrap_statistic(
+        lambda rows: float(class_accuracies(predicted[rows], truth[rows]).accuracy_C.mean()),
+        rows=len(truth),
+        seed=table.seed,
+        groups_N=list(seen.picture_R[mask_R]),
+        resamples=200,
+    )
+    question = "what is in this box, of all names"
+    right = (predicted == truth).astype(np.float64)
+    chance = 1 / len(names)
+    table.add(f"{question}: top-1", part, column, right, groups=list(seen.picture_R[mask_R]), chance=chance)
+    table.add(f"{question}: mAcc", part, column, interval, chance=chance)
+
+
+def _choose(
+    table: Table,
+    seen: Embedded,
+    mask_R: NDArray[np.bool_],
+    column: str,
+    z_RE: NDArray[np.float32],
+    part: str,
+    samples: dict[str, Any],
+) -> None:
+    """Which of the picture's boxes a phrase means, where it is the phrase of one of at least two boxes."""
+    once = occurs_once([region.phrase for region in seen.regions], seen.picture_R.tolist())
+    counts = np.bincount(seen.picture_R)[seen.picture_R]
+    asked = np.flatnonzero(mask_R & once & (counts > 1))
+    if not len(asked):
+        return
+    _, right_R, _ = within_group_accuracy(seen.phrase_RE, z_RE, seen.picture_R.tolist())
+    right = right_R[asked]
+    samples.setdefault(f"chosen_{column}", np.full(len(seen.regions), np.nan))[asked] = right
+    chance = float((1 / counts[asked]).mean())
+    question = "which of the picture's boxes: accuracy"
+    table.add(question, part, column, right, groups=seen.picture_R[asked], chance=chance)
+
+
+def baseline_boxes(count: int, *, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Answers that see nothing: the centre box (half of each side) and a random box, [count, 4] each."""
+    random = seeds.generator("random boxes", seed)
+    corners = np.sort(random.uniform(size=(count, 2, 2)), axis=1)
+    return {"centre": np.tile([0.25, 0.25, 0.75, 0.75], (count, 1)), "random": corners.reshape(count, 4)}
+
+
+def _where(
+    table: Table,
+    seen: Embedded,
+    mask_R: NDArray[np.bool_],
+    name: str,
+    part: str,
+    seed: int,
+    samples: dict[str, Any],
+) -> None:
+    once = occurs_once([region.phrase for region in seen.regions], seen.picture_R.tolist())
+    asked = np.flatnonzero(mask_R & once)
+    if not len(asked):
+        return
+    sizes = size_slices(seen.boxes_R4)
+    for rule, boxes_R4 in {**seen.found, **baseline_boxes(len(seen.regions), seed=seed)}.items():
+        column = rule if rule in ("centre", "random") else f"{name}_{rule}"
+        per_sample, _ = grounding_scores(boxes_R4[asked], seen.boxes_R4[asked])
+        samples.setdefault(f"iou_{column}", np.full(len(seen.regions), np.nan))[asked] = per_sample["iou"]
+        groups = seen.picture_R[asked]
+        for title, key in (("IoU at least .5", "acc50"), ("mean IoU", "iou"), ("pointing", "pointing")):
+            table.add(f"where is it: {title}", part, column, per_sample[key], groups=groups)
+        for size in ("small", "medium", "large"):
+            chosen = sizes[asked] == size
+            if chosen.any():
+                table.add(
+                    "where is it: IoU at least .5", f"{part}, {size}", column, per_sample["acc50"][chosen],
+                    groups=groups[chosen],
+                )  # fmt: skip
+
+
+def better_rule(seen: Embedded) -> str:
+    """The rule, "head" or "candidates", with more boxes at IoU .5 or above, on phrases that occur once."""
+    once = occurs_once([region.phrase for region in seen.regions], seen.picture_R.tolist())
+    if not once.any() or "head" not in seen.found:
+        return "head" if "head" in seen.found else "candidates"
+    hits = {
+        rule: float(grounding_scores(boxes[once], seen.boxes_R4[once])[0]["acc50"].mean())
+        for rule, boxes in seen.found.items()
+    }
+    return max(sorted(hits, reverse=True), key=lambda rule: hits[rule])
+
+
+def _texts(collection: Collection, rows: NDArray[np.int64], kind: str | None) -> tuple[list[int], list[str]]:
+    places, texts = [], []
+    for place, row in enumerate(rows):
+        captions = [one for one in collection.captions_of(int(row)) if kind is None or one.kind == kind]
+        if captions:
+            places.append(place)
+            texts.append(captions[0].text)
+    return places, texts
+
+
+def _sources(collection: Collection, rows: NDArray[np.int64]) -> NDArray[Any]:
+    fields = set(collection.table("labels")["field"].to_pylist())
+    if "source" not in fields:
+        return np.full(len(rows), collection.name, dtype=object)
+    return collection.label_values("source")[rows]
+
+
+def _retrieval(
+    table: Table, model: LocalisingModel, collection: Collection, seen: Embedded, name: str, kind: str | None
+) -> None:
+    places, texts = _texts(collection, seen.rows, kind)
+    if not places:
+        return
+    text_TE = normalise(embed_phrases(model, texts).numpy())
+    sources = _sources(collection, seen.rows[places])
+    for source in sorted(set(sources)):
+        chosen = np.flatnonzero(sources == source)
+        if len(chosen) < 2:
+            continue
+        image = seen.image_NE[np.array(places)[chosen]]
+        for k in (1, 10):
+            for question, (queries, gallery) in {
+                f"which text belongs to this picture: R@{k}": (image, text_TE[chosen]),
+                f"which picture belongs to this text: R@{k}": (text_TE[chosen], image),
+            }.items():
+                _, per_sample = rank_positives_from_embeddings(queries, gallery).recall(k)
+                table.add(question, f"{source} pictures", name, per_sample, chance=min(1.0, k / len(chosen)))
+
+
+def class_embeddings(model: LocalisingModel, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
+    """Zero-shot classifier [C, E]: the mean over templates of unit-length text embeddings, made unit again."""
+    texts = [template.format(name) for name in names for template in templates]
+    embedded = normalise(embed_phrases(model, texts).numpy()).reshape(len(names), len(templates), -1)
+    return normalise(embedded.mean(1)).astype(np.float32)
+
+
+def _zero_shot(
+    table: Table,
+    model: LocalisingModel,
+    collection: Collection,
+    seen: Embedded,
+    name: str,
+    field: str,
+    templates: Sequence[str],
+) -> None:
+    values = collection.label_values(field)[seen.rows]
+    sources = _sources(collection, seen.rows)
+    for source in sorted(set(sources[values != ""])):
+        chosen = np.flatnonzero((values != "") & (sources == source))
+        names = sorted(set(values[chosen]))
+        if len(names) < 2:
+            continue
+        predicted = nearest_class(seen.image_NE[chosen], class_embeddings(model, names, templates))
+        right = (predicted == np.searchsorted(np.array(names), values[chosen].astype(str))).astype(np.float64)
+        question = f"zero-shot {field}, {len(names)} names: accuracy"
+        table.add(question, f"{source} pictures", name, right, chance=1 / len(names))

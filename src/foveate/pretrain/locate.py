@@ -1,0 +1,114 @@
+"""Where is it? The box of a phrase in one picture, by every rule there is, reported apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from foveate.pretrain.embed import candidate_scores, embed_phrases, find
+from foveate.pretrain.evaluate import baseline_boxes
+from foveate.pretrain.model import LocalisingModel
+from foveate.pretrain.views import DECODE_FACTOR, placed, render
+from foveate.records.geometry import View
+from foveate.records.pictures import BadPicture, check, decode
+from foveate.settings.errors import UserError
+
+RULES = ("head", "candidates")
+
+
+@dataclass(frozen=True)
+class Located:
+    """The answer for one picture and phrase; boxes are (x1, y1, x2, y2) in [0, 1] of the picture.
+
+    Attributes:
+        rule: the one that `box` comes from. boxes: every rule's box, and the centre and a random box beside them.
+        scores: cosine of each box's embedding with the phrase's, in [-1, 1]; None for a box without area.
+        width, height: of the picture in pixels, after its EXIF rotation.
+    """
+
+    phrase: str
+    rule: str
+    boxes: dict[str, list[float]]
+    scores: dict[str, float | None]
+    width: int
+    height: int
+
+    @property
+    def box(self) -> list[float]:
+        """The box of the chosen rule."""
+        return self.boxes[self.rule]
+
+
+def read_picture(path: Path) -> bytes:
+    """The bytes of a picture file.
+
+    Raises:
+        UserError: when there is none.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@torch.inference_mode()
+def locate(model: LocalisingModel, picture: bytes, phrase: str, *, rule: str | None = None, seed: int = 0) -> Located:
+    """Finds a phrase in a picture: the grounding head's box and the best of many candidate boxes.
+
+    Both use one pass over the picture. `rule` is the model's better one (on its validation split) by default.
+
+    Raises:
+        UserError: for an empty phrase, an unreadable picture, or a rule the model does not have.
+    """
+    if not phrase.strip():
+        raise UserError("the phrase is empty: say what to look for, for example 'a red boat'")
+    available = RULES if model.prompter is not None else RULES[1:]
+    chosen = rule or model.locate_rule
+    if chosen not in available:
+        raise UserError(f"rule '{chosen}': this model has {', '.join(available)}")
+    preprocess = model.image_encoder.preprocess
+    try:
+        info = check(picture)
+        image = decode(picture, longest_side=DECODE_FACTOR * preprocess.size)
+    except BadPicture as problem:
+        raise UserError(f"the picture cannot be read: {problem}") from problem
+    placement = placed(preprocess, image.size, View())
+    tokens = model.encode_image_tokens(render(preprocess, image, placement)[None])
+    index = torch.zeros(1, dtype=torch.int64, device=model.device)
+    text_1E = embed_phrases(model, [phrase]).to(model.device)
+    inside = {
+        name: find(model, tokens, [placement], text_1E, index, rule=name)
+        if name == "head"
+        else candidate_scores(model, tokens, [placement], text_1E, index)[0]
+        for name in available
+    }
+    boxes = {name: placement.to_original(box)[0] for name, box in inside.items()}
+    boxes |= {name: box[0] for name, box in baseline_boxes(1, seed=seed).items()}
+    scores = {name: _cosine(model, tokens, placement.to_input(box[None], min_visible=0)[0], text_1E, index)
+              for name, box in boxes.items()}  # fmt: skip
+    return Located(
+        phrase=phrase,
+        rule=chosen,
+        boxes={name: [round(float(value), 5) for value in box] for name, box in boxes.items()},
+        scores=scores,
+        width=info.width,
+        height=info.height,
+    )
+
+
+def _cosine(
+    model: LocalisingModel,
+    tokens: object,
+    box_14: NDArray[np.float64],
+    text_1E: torch.Tensor,
+    index: torch.Tensor,
+) -> float | None:
+    if not len(box_14):
+        return None
+    boxes = torch.from_numpy(box_14).float().to(model.device)
+    z_1E = model.encode_regions(tokens, boxes, index)  # type: ignore[arg-type]
+    return float(torch.nn.functional.cosine_similarity(z_1E.float(), text_1E.float())[0])

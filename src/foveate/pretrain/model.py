@@ -1,0 +1,131 @@
+"""CLIP that can be asked about a box, and can find a box from words: the model of CLOC and of its baselines.
+
+The image tokens are computed once per picture and used again for every box and every phrase.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.pretrain.recipe import PretrainRecipe
+from foveate.settings.errors import UserError
+from foveate.vision.encoder import ImageEncoder, ImageTokens, TextEncoder
+from foveate.vision.prompter import BoxHead, Prompter, sorted_boxes
+from foveate.vision.registry import build_image_encoder, build_text_encoder
+from foveate.vision.roi import RoiPooler, roi_pool
+
+
+def towers(recipe: PretrainRecipe, name: str) -> dict[str, Any]:
+    """The settings of one encoder with the joint width that both share."""
+    return {"embed_dim": recipe.embed_dim, **getattr(recipe, name)}
+
+
+class LocalisingModel(nn.Module):
+    """Image tower, text tower and the module that embeds regions.
+
+    Attributes:
+        recipe: what the model was built from.
+        prompter, box_head: of method "prompter"; None otherwise.
+        roi: of method "roi"; None otherwise.
+        log_scale: logarithm of 1 / temperature, shape (1,). region_log_scale: the same or one of its own.
+        locate_rule: "head" or "candidates": the rule that was better on the validation split, if there was one.
+    """
+
+    def __init__(self, recipe: PretrainRecipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        seed = recipe.training.seed
+        self.image_encoder: ImageEncoder = build_image_encoder(towers(recipe, "image_encoder"), seed=seed)
+        self.text_encoder: TextEncoder = build_text_encoder(towers(recipe, "text_encoder"), seed=seed)
+        width, method = self.image_encoder.width, recipe.regions.method
+        options = recipe.regions.prompter.model_dump()
+        self.prompter = Prompter(width=width, embed_dim=recipe.embed_dim, **options) if method == "prompter" else None
+        self.box_head = BoxHead(width=width, embed_dim=recipe.embed_dim) if method == "prompter" else None
+        self.roi = RoiPooler(width=width, embed_dim=recipe.embed_dim) if method == "roi" else None
+        start = torch.full((1,), math.log(recipe.logit_scale_init))
+        self.log_scale = nn.Parameter(start.clone())
+        own = recipe.regions.own_temperature and method != "none"
+        self.region_log_scale = nn.Parameter(start.clone()) if own else None
+        self.locate_rule = "head" if method == "prompter" else "candidates"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trained weights are."""
+        return self.log_scale.device
+
+    def logit_scale(self) -> Tensor:
+        """1 / temperature of the image-text loss, at most the recipe's `logit_scale_max`."""
+        return self.log_scale.exp().clamp(max=self.recipe.logit_scale_max)
+
+    def region_logit_scale(self) -> Tensor:
+        """1 / temperature of the region-text loss."""
+        own = self.region_log_scale
+        return self.logit_scale() if own is None else own.exp().clamp(max=self.recipe.logit_scale_max)
+
+    def encode_image_tokens(self, pixels_B3HW: Tensor) -> ImageTokens:
+        """One pass over uint8 (or normalised) pixels: tokens, grid and the un-normalised joint embedding."""
+        return self.image_encoder(self.image_encoder.frozen_features(pixels_B3HW.to(self.device)))
+
+    def encode_image(self, images: Tensor | ImageTokens) -> Tensor:
+        """Unit-length joint embeddings [B, E] of pictures or of tokens that are there already."""
+        tokens = images if isinstance(images, ImageTokens) else self.encode_image_tokens(images)
+        return F.normalize(tokens.embedding_BE.float(), dim=-1)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Joint embeddings [B, E] of texts before normalisation: what phrase prompts are made of."""
+        return self.text_encoder(self.text_encoder.frozen_features(list(texts)).to(self.device))
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit-length joint embeddings [B, E] of texts."""
+        return F.normalize(self.embed_texts(texts).float(), dim=-1)
+
+    def encode_regions(self, tokens: ImageTokens, boxes_R4: Tensor, image_index_R: Tensor) -> Tensor:
+        """Un-normalised embeddings [R, E] of boxes in [0, 1] of the square model input.
+
+        Without a region module (CLIP) the tokens under the box are pooled by RoI-Align and projected as a whole
+        picture's are: the common zero-shot way.
+
+        Args:
+            boxes_R4: corners; x1 < x2, y1 < y2. image_index_R: row of `tokens` that each box belongs to.
+        """
+        if self.prompter is not None:
+            prepared = self.prompter.prepare(tokens.tokens_BLD, tokens.grid)
+            return self.prompter.boxes(prepared, boxes_R4, image_index_R).embedding_RE
+        if self.roi is not None:
+            return self.roi(tokens.tokens_BLD, tokens.grid, boxes_R4, image_index_R)
+        return self.image_encoder.project(roi_pool(tokens.tokens_BLD, tokens.grid, boxes_R4, image_index_R))
+
+    def ground(self, tokens: ImageTokens, texts_RE: Tensor, image_index_R: Tensor) -> Tensor:
+        """Boxes [R, 4] in [0, 1] of the model input, clamped and sorted, where the phrases are said to be.
+
+        Args:
+            texts_RE: of `embed_texts`, not normalised.
+
+        Raises:
+            UserError: for a model without a Prompter.
+        """
+        if self.prompter is None or self.box_head is None:
+            raise UserError(
+                f"this model was trained with regions.method '{self.recipe.regions.method}': "
+                "only 'prompter' can answer where a phrase is"
+            )
+        prepared = self.prompter.prepare(tokens.tokens_BLD, tokens.grid)
+        return sorted_boxes(self.box_head(self.prompter.phrases(prepared, texts_RE, image_index_R)))
+
+
+def open_model(folder: str | Path, *, device: str | None = None) -> LocalisingModel:
+    """Opens a model folder for use (evaluation mode, no gradient).
+
+    Raises:
+        UserError: when the folder is no model folder, or a weight is missing, unexpected or of another shape.
+    """
+    from foveate.pretrain.folder import load_model
+
+    return load_model(Path(folder), device=device)

@@ -1,0 +1,87 @@
+"""The recipe of a pre-training run: which encoders, which losses, which texts and views, how long."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from foveate.settings.recipes import Settings
+from foveate.training.settings import TrainingSettings
+
+
+class PrompterSettings(Settings):
+    """The Prompter (CLOC section 3.2 of the paper's method) and the box head."""
+
+    pool: Literal["all", "prompt"] = Field("all", description="mean over all tokens (paper) or the prompt's only")
+    image_pos: Literal["sincos", "none"] = Field("sincos", description="patch-centre sinusoid inside the Prompter")
+    norm: Literal["pre", "post"] = Field("pre", description="place of the layer norms")
+    coordinate_scale: float = Field(100.0, gt=0, description="factor of coordinates in [0, 1] in the sinusoid")
+    temperature: float = Field(10_000.0, gt=1, description="longest period factor of the sinusoid")
+    layout: Literal["blocked", "interleaved", "timescale"] = Field("blocked", description="order of sin and cos")
+    corner_embedding: bool = Field(True, description="learned vectors that tell the two corners apart")
+    text_prompt_normalised: bool = Field(False, description="phrase prompts of unit length")
+
+
+class RegionSettings(Settings):
+    """How regions are embedded and what their losses weigh (equations 2 to 4)."""
+
+    method: Literal["none", "prompter", "roi"] = Field(
+        "prompter", description="none = CLIP alone; prompter = CLOC; roi = RoI-Align instead of the Prompter"
+    )
+    prompter: PrompterSettings = PrompterSettings()
+    lambda_scale: float = Field(1.0, ge=0, description="factor of the share of labelled pictures")
+    grounding_weight: float = Field(1.0, ge=0, description="weight of the box loss beside the region loss; paper 1")
+    filter: Literal["embedding", "exact", "none"] = Field(
+        "embedding", description="negatives left out: text cosine above the threshold, same phrase, none"
+    )
+    filter_threshold: float = Field(0.9, ge=-1, le=1.01, description="text cosine, strict")
+    normalise: Literal["regions", "fixed"] = Field("regions", description="divide by the regions or by M N")
+    own_temperature: bool = Field(False, description="a temperature of the region loss's own")
+    row_chunk: int | None = Field(None, ge=1, description="rows of the region matrix at a time, to save memory")
+
+
+class ViewSettings(Settings):
+    """What the model sees of a picture."""
+
+    scale: tuple[float, float] = Field((1.0, 1.0), description="area of the random crop; (1, 1) = no crop")
+    flip: float = Field(0.0, ge=0, le=1, description="share of mirrored pictures; none with left or right in a text")
+    cached: int = Field(2, ge=1, description="views kept per picture when the encoder's frozen part is cached")
+
+
+class DataSettings(Settings):
+    """Which texts and regions of a picture are drawn at each visit."""
+
+    captions: dict[str, float] = Field(
+        {"alt": 1.0}, description="weight of each caption kind; one text is drawn per picture per visit"
+    )
+    missing: Literal["renormalise", "skip", "error"] = Field(
+        "renormalise", description="weight of kinds that a picture lacks"
+    )
+    regions_per_picture: int = Field(4, ge=1, description="M, the most regions drawn per picture and step")
+    whole_picture_region: bool = Field(
+        False, description="a picture without regions gets one: the whole picture with its drawn text"
+    )
+    views: ViewSettings = ViewSettings()
+    split: str = Field("train", description="split to train on")
+
+
+class PretrainRecipe(Settings):
+    """`foveate pretrain RECIPE --collection DIR`."""
+
+    config_version: Literal[1] = 1
+    image_encoder: dict[str, Any] = Field(description="`kind` and the fields of that encoder")
+    text_encoder: dict[str, Any] = Field(description="`kind` and the fields of that encoder")
+    embed_dim: int = Field(ge=1, description="E, width of the joint embedding")
+    logit_scale_init: float = Field(1 / 0.07, gt=0, description="1 / temperature at the start")
+    logit_scale_max: float = Field(100.0, gt=0, description="largest 1 / temperature")
+    regions: RegionSettings = RegionSettings()
+    data: DataSettings = DataSettings()
+    training: TrainingSettings
+
+    @model_validator(mode="after")
+    def _encoders_have_a_kind(self) -> PretrainRecipe:
+        for name in ("image_encoder", "text_encoder"):
+            if "kind" not in getattr(self, name):
+                raise ValueError(f"{name} needs a 'kind', for example lite0 or openclip")
+        return self

@@ -1,0 +1,202 @@
+"""`foveate pretrain`: a recipe and a collection in, a run folder with a model folder out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.pretrain.dataset import PretrainDataset
+from foveate.pretrain.embed import embed_collection
+from foveate.pretrain.evaluate import better_rule, evaluate
+from foveate.pretrain.folder import save_model
+from foveate.pretrain.model import LocalisingModel
+from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.task import PretrainTask
+from foveate.records.collection import Collection
+from foveate.settings import seeds
+from foveate.settings.errors import UserError
+from foveate.settings.progress import say
+from foveate.settings.recipes import dump
+from foveate.settings.runs import RunFolder
+from foveate.training import checkpoint
+from foveate.training.distributed import World, barrier, start
+from foveate.training.loader import Loader
+from foveate.training.loop import WITHOUT_INFLUENCE, TrainingOutcome, train
+
+CACHE = "cache"
+VALIDATION = "validation"
+
+
+# Fields that may change from one sitting to the next: they have no influence on the weights.
+_FREE = tuple(f"training.{name}" for name in WITHOUT_INFLUENCE)
+
+
+@dataclass
+class Pretrained:
+    """What `pretrain` leaves; `model_folder` is None where the run was stopped before its end, and on other ranks."""
+
+    run: RunFolder
+    status: str
+    result: dict[str, Any]
+    model_folder: Path | None
+    is_main: bool = True
+
+
+@contextlib.contextmanager
+def initial_weights_of(seed: int) -> Iterator[None]:
+    """Torch's initialisers take the global generator: it is set for the block and then put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seeds.integer("initial weights", seed))
+        yield
+
+
+def build_model(recipe: PretrainRecipe) -> LocalisingModel:
+    """The untrained model of a recipe; the same seed gives the same weights."""
+    with initial_weights_of(recipe.training.seed):
+        return LocalisingModel(recipe)
+
+
+def build_dataset(
+    recipe: PretrainRecipe,
+    collection: Collection,
+    model: LocalisingModel,
+    *,
+    device: torch.device,
+    cache: Path,
+) -> PretrainDataset:
+    """The training samples of a collection, frozen features kept in the folder `cache`."""
+    return PretrainDataset(
+        collection,
+        recipe.data,
+        model.image_encoder,
+        model.text_encoder,
+        seed=recipe.training.seed,
+        cache=cache,
+        device=device,
+        with_regions=recipe.regions.method != "none",
+    )
+
+
+def pretrain(
+    recipe: PretrainRecipe,
+    collection: Collection,
+    run_path: Path,
+    *,
+    device: str | None = None,
+    command: list[str] | None = None,
+    evaluate_split: str | None = "test",
+) -> Pretrained:
+    """Trains the recipe's model on the collection; the same call again goes on where it was stopped.
+
+    Raises:
+        UserError: when the recipe does not fit the collection, or the run folder holds another run.
+    """
+    with start(device or "auto") as here:
+        model = build_model(recipe)
+        run = RunFolder(run_path)
+        if here.is_main:
+            run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
+        cache = _cache_folder(collection, run)
+        if not here.is_main:
+            barrier()  # the main process fills the cache of frozen features, the others read it
+        dataset = build_dataset(recipe, collection, model, device=here.device, cache=cache)
+        if here.is_main:
+            barrier()
+        if dataset.skipped:
+            say(f"{dataset.skipped} pictures of the split have no text of the wanted kinds: left out")
+        outcome, weights = _fit(recipe, model, dataset, run, here)
+        result: dict[str, Any] = {
+            "kind": "pretrain",
+            "status": outcome.status,
+            "recipe": recipe.model_dump(mode="json"),
+            "command": command,
+            "collection": collection.name,
+            "pictures": len(dataset.rows),
+            "pictures_without_text": dataset.skipped,
+            "steps": outcome.step,
+            "seconds": round(outcome.seconds, 1),
+            "curves": "metrics.jsonl",
+            "parameters": {
+                "trained": sum(value.numel() for value in weights.values()),
+                "frozen": model.image_encoder.fingerprint(),
+            },
+            "bad_samples": outcome.bad_samples,
+            "evaluation": None,
+        }
+        folder = None
+        if outcome.status == "finished" and here.is_main:
+            final = build_model(recipe).to(here.device)
+            final.load_state_dict(weights)
+            folder = _finish(final.eval(), collection, run, result, evaluate_split, recipe.training.seed)
+        if here.is_main:
+            run.write_result(result)
+    return Pretrained(run, outcome.status, result, folder, here.is_main)
+
+
+def _cache_folder(collection: Collection, run: RunFolder) -> Path:
+    """Beside the pictures, so that runs share it; in the run folder where the collection cannot be written."""
+    if os.access(collection.path, os.W_OK):
+        return collection.path / CACHE
+    say(f"{collection.path} cannot be written: frozen features go into {run.path / CACHE}")
+    return run.path / CACHE
+
+
+def _fit(
+    recipe: PretrainRecipe, model: LocalisingModel, dataset: PretrainDataset, run: RunFolder, here: World
+) -> tuple[TrainingOutcome, dict[str, Tensor]]:
+    """Trains, and gathers the whole final weights (averaged ones where the recipe has an EMA) on rank 0."""
+    settings = recipe.training
+    loader = Loader(
+        dataset,
+        rows=dataset.rows,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        workers=settings.workers,
+        rank=here.rank,
+        world_size=here.size,
+        # "skip" leaves pictures out on purpose.
+        max_bad_fraction=1.0 if recipe.data.missing == "skip" else 0.1,
+    )
+    task = PretrainTask(model)
+    outcome = train(task, loader, settings, run)
+    weights = checkpoint.gather_weights(task, ema=outcome.ema)
+    return outcome, {name.removeprefix("model."): value for name, value in weights.items()}
+
+
+def _finish(
+    model: LocalisingModel,
+    collection: Collection,
+    run: RunFolder,
+    result: dict[str, Any],
+    split: str | None,
+    seed: int,
+) -> Path:
+    folder = run.path / "model"
+    model.requires_grad_(False)
+    if _has_split(collection, VALIDATION):
+        model.locate_rule = better_rule(embed_collection(model, collection, collection.rows(VALIDATION)))
+    if split is not None and _has_split(collection, split):
+        result["evaluation"], _ = evaluate(
+            model, collection, split=split, name=_column(model), seed=seed, samples_to=run.path / "samples"
+        )
+    result["locate_rule"] = model.locate_rule
+    result["model"] = "model/"
+    return save_model(model, folder, metrics=result["evaluation"])
+
+
+def _column(model: LocalisingModel) -> str:
+    return {"none": "clip", "prompter": "cloc", "roi": "cloc_roi"}[model.recipe.regions.method]
+
+
+def _has_split(collection: Collection, split: str) -> bool:
+    try:
+        return len(collection.rows(split)) > 0
+    except UserError:
+        return False

@@ -1,0 +1,48 @@
+"""From a picture of a collection to the square that the encoder sees, and where its boxes land."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from foveate.records.collection import Collection
+from foveate.records.geometry import Placement, View
+from foveate.records.pictures import decode
+from foveate.vision.pixels import Preprocess
+
+# Pictures are decoded at no more than this times the model input's side: enough for a crop of a quarter of the area.
+DECODE_FACTOR = 2
+
+
+def placed(preprocess: Preprocess, image_size: tuple[int, int], view: View) -> Placement:
+    """How a decoded picture (width, height) lies in the model input; "center_crop" encoders see its middle."""
+    width, height = image_size
+    if preprocess.geometry == "center_crop" and view.crop is None:
+        view = View(crop=View.centre_crop(width, height).crop, flip=view.flip)
+    return view.place(width, height, preprocess.size)
+
+
+def render(preprocess: Preprocess, image: Image.Image, placement: Placement) -> Tensor:
+    """The uint8 pixels [3, S, S] of a placed picture."""
+    resample = Image.Resampling[preprocess.interpolation.upper()]
+    return preprocess.pixels(placement.render(image, preprocess.fill, resample=resample))
+
+
+def read(
+    collection: Collection, row: int, preprocess: Preprocess, view: View | None = None
+) -> tuple[Tensor, Placement]:
+    """Decodes a row's picture and shows it to the encoder.
+
+    Raises:
+        BadPicture: when the picture cannot be read.
+    """
+    image = decode(collection.picture_bytes(row), longest_side=DECODE_FACTOR * preprocess.size)
+    placement = placed(preprocess, image.size, view or View())
+    return render(preprocess, image, placement), placement
+
+
+def input_boxes(placement: Placement, boxes_R4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes of the picture in the model input (float32), and which rows are still visible."""
+    moved_K4, kept_R = placement.to_input(boxes_R4)
+    return moved_K4.astype(np.float32), kept_R

@@ -1,0 +1,19 @@
+"""What the tests of several rooms share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# `processes` starts the processes of distributed tests; it lives beside the first tests that needed it.
+sys.path.insert(0, str(Path(__file__).resolve().parent / "training"))
+
+
+@pytest.fixture(scope="session")
+def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the collection of `tiny.make_collection`; tests read it only (features may be cached in it)."""
+    from tiny import make_collection
+
+    return make_collection(tmp_path_factory.mktemp("tiny") / "shapes")
