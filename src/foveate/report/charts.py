@@ -1,0 +1,220 @@
+"""Charts as hand-written SVG: pure functions from numbers to markup, coloured by the page's style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from foveate.report.numbers import count, duration, interval, measure, short
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line: name, and finite points (x, y) in order of x."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    style: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A linear map from data [low, high] to pixels [start, stop]."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+
+    def __call__(self, value: float) -> float:
+        share = 0.5 if self.high == self.low else (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.stop - self.start)
+
+
+def nice_ticks(low: float, high: float, *, wanted: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high]; about `wanted` of them."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("ticks need finite ends")
+    if high <= low:
+        high = low + (abs(low) or 1.0)
+    rough = (high - low) / max(1, wanted - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def thin(points: Sequence[tuple[float, float]], *, most: int = 240) -> list[tuple[float, float]]:
+    """Drop non-finite points, then average neighbours until at most `most` points are left."""
+    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    if len(finite) <= most:
+        return finite
+    size = math.ceil(len(finite) / most)
+    groups = [finite[start : start + size] for start in range(0, len(finite), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "middle", style: str = "tick") -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str = "step",
+    width: int = 440,
+    height: int = 250,
+    from_zero: bool = False,
+) -> Markup:
+    """Lines with axes, round ticks and a legend above; empty where no series has a point."""
+    lines = [Series(s.name, thin(s.points), s.style) for s in series]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return Markup("")
+    xs = [x for s in series for x, y in s.points if math.isfinite(x) and math.isfinite(y)]
+    ys = [y for line in lines for _, y in line.points]
+    x_ticks = [tick for tick in nice_ticks(min(xs), max(xs), wanted=6) if min(xs) <= tick <= max(xs)]
+    y_ticks = nice_ticks(0.0 if from_zero else min(ys), max(ys), wanted=4)
+    left, right, top, bottom = 46, width - 14, 40, height - 38
+    x_of = Scale(min(xs), max(xs), left, right)
+    y_of = Scale(y_ticks[0], y_ticks[-1], bottom, top)
+    summary = "; ".join(f"{line.name} from {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}" for line in lines)
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"{title}: {summary}")}">'
+    ]
+    for tick in y_ticks:
+        y = y_of(tick)
+        parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(left - 8, y + 4, short(tick), anchor="end"))
+    for tick in x_ticks:
+        parts.append(_text(x_of(tick), bottom + 18, short(tick)))
+    parts.append(_text(right, height - 4, x_label, anchor="end", style="axis"))
+    at = float(left)
+    for line in lines:
+        points = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line.points)
+        parts.append(f'<polyline class="series s{line.style}" points="{points}"/>')
+        end_x, end_y = line.points[-1]
+        end = f'cx="{x_of(end_x):.1f}" cy="{y_of(end_y):.1f}" r="3"'
+        parts.append(f'<circle class="dot s{line.style}" {end}/>')
+        parts.append(f'<line class="series s{line.style}" x1="{at:.0f}" x2="{at + 18:.0f}" y1="14" y2="14"/>')
+        label = f"{line.name}  {end_y:.3g}"
+        parts.append(_text(at + 24, 18, label, anchor="start", style="name"))
+        at += 46 + 6.8 * len(label)
+    parts.append("</svg>")
+    return Markup("".join(parts))
+
+
+def interval_bar(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    *,
+    chance: float | None = None,
+    unit: str = "fraction",
+    maximum: float = 1.0,
+    style: str = "",
+) -> Markup:
+    """A value in [0, maximum] as a small bar, with its interval as a whisker and chance as a tick.
+
+    The drawing is 100 x 12 units and stretches to its cell.
+    """
+    if value is None or not math.isfinite(value):
+        return Markup("")
+
+    def at(number: float) -> float:
+        return 100 * min(1.0, max(0.0, number / maximum))
+
+    text = measure(value, unit=unit)
+    span = interval(low, high, unit=unit)
+    label = text + (f", interval {span}" if span else "")
+    if chance is not None:
+        label += f", chance {measure(chance, unit=unit)}"
+    parts = [
+        f'<svg class="bar {escape(style)}" viewBox="0 0 100 12" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(label)}">',
+        '<rect class="track" x="0" y="4" width="100" height="4"/>',
+        f'<rect class="fill" x="0" y="4" width="{at(value):.2f}" height="4"/>',
+    ]
+    if span:
+        assert low is not None
+        assert high is not None
+        parts.append(f'<line class="whisker" x1="{at(low):.2f}" x2="{at(high):.2f}" y1="6" y2="6"/>')
+        for end in (low, high):
+            parts.append(f'<line class="whisker" x1="{at(end):.2f}" x2="{at(end):.2f}" y1="3" y2="9"/>')
+    if chance is not None:
+        parts.append(f'<line class="chance" x1="{at(chance):.2f}" x2="{at(chance):.2f}" y1="0" y2="12"/>')
+    parts.append("</svg>")
+    return Markup("".join(parts))
+
+
+def histogram(
+    edges: Sequence[float],
+    counts: Sequence[float],
+    *,
+    title: str,
+    unit: str = "",
+    width: int = 440,
+    height: int = 220,
+) -> Markup:
+    """Counts per bin: bars of equal width whatever the bins' edges are, with the edges written below."""
+    if len(edges) != len(counts) + 1:
+        raise ValueError(f"a histogram of {len(counts)} bins needs {len(counts) + 1} edges, not {len(edges)}")
+    left, right, top, bottom = 52, width - 14, 14, height - 40
+    y_ticks = nice_ticks(0.0, max(1.0, *counts), wanted=4)
+    y_of = Scale(0.0, y_ticks[-1], bottom, top)
+    x_of = Scale(0, len(counts), left, right)
+    total = sum(counts)
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(f"{title}: {count(total)} values from {short(edges[0])} to")} '
+        f'{escape(f"{short(edges[-1])} {unit}".strip())}">'
+    ]
+    for tick in y_ticks:
+        y = y_of(tick)
+        parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(left - 8, y + 4, short(tick), anchor="end"))
+    for number, value in enumerate(counts):
+        x, w = x_of(number) + 1, x_of(number + 1) - x_of(number) - 2
+        y = y_of(value)
+        parts.append(
+            f'<rect class="column" x="{x:.1f}" y="{y:.1f}" '
+            f'width="{max(w, 0.5):.1f}" height="{bottom - y:.1f}">'
+            f"<title>{escape(f'{short(edges[number])} to {short(edges[number + 1])} {unit}'.strip())}: "
+            f"{count(value)}</title></rect>"
+        )
+    every = max(1, math.ceil(len(edges) / 6))
+    for number in range(0, len(edges), every):
+        parts.append(_text(x_of(number), bottom + 18, short(edges[number])))
+    if unit:
+        parts.append(_text(right, height - 4, unit, anchor="end", style="axis"))
+    parts.append("</svg>")
+    return Markup("".join(parts))
+
+
+def plot(title: str, chart: Markup) -> Markup:
+    """A chart with its title above, as a figure."""
+    return Markup('<figure class="plot"><figcaption>{}</figcaption>{}</figure>').format(title, chart)
+
+
+def stacked_bar(parts_seconds: Mapping[str, float], *, title: str) -> Markup:
+    """Shares of a total, side by side in one bar of 100 x 10 units that stretches to its container."""
+    total = sum(parts_seconds.values())
+    if total <= 0:
+        return Markup("")
+    label = "; ".join(f"{name} {duration(value)}" for name, value in parts_seconds.items())
+    drawn = [
+        f'<svg class="stack" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(f"{title}: {label}")}">'
+    ]
+    at = 0.0
+    for number, value in enumerate(parts_seconds.values()):
+        share = 100 * value / total
+        place = f'x="{at:.3f}" y="0" width="{max(share - 0.25, 0.1):.3f}" height="10"'
+        drawn.append(f'<rect class="part p{number % 6}" {place}/>')
+        at += share
+    drawn.append("</svg>")
+    return Markup("".join(drawn))

@@ -1,0 +1,201 @@
+"""The README picture: held-out pictures of a tour with phrases and the boxes found for them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from foveate.report import words
+from foveate.report.parts import RIGHT_FROM
+from foveate.report.pictures import open_picture, resolve_inside
+from foveate.report.render import read_result
+from foveate.report.schema import Locate, TourResult, read
+from foveate.settings.errors import UserError
+from foveate.settings.files import write_bytes_atomically
+
+WIDTH = 1600
+MARGIN = 56
+GAP = 32
+RADIUS = 22
+GROUND = (251, 250, 248)
+CARD = (255, 255, 255)
+LINE = (228, 225, 220)
+INK = (27, 28, 31)
+SOFT = (92, 94, 102)
+ACCENT = (194, 65, 12)
+BOX = (255, 106, 31)
+TEXT_HEIGHT = 104
+FORMATS = {".png": "PNG", ".webp": "WEBP"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One picture of the composition."""
+
+    answer: Locate
+    box: tuple[float, float, float, float]
+
+
+def pick(answers: Sequence[Locate], *, default: str, most: int = 6) -> list[Tile]:
+    """Up to `most` answers on different pictures: slices in turn, found ones and new phrases first.
+
+    These are the good ones; the picture says how many of all were found.
+    """
+    tiles: list[Tile] = []
+    pools: dict[str, list[Locate]] = {}
+    for answer in answers:
+        if (answer.default or default) in answer.boxes:
+            pools.setdefault(answer.slice, []).append(answer)
+    for pool in pools.values():
+        pool.sort(key=lambda a: -(_overlap(a, default) or 0.0))
+    while len(tiles) < most and any(pools.values()):
+        for pool in pools.values():
+            taken = {tile.answer.picture for tile in tiles}
+            said = {tile.answer.phrase.casefold() for tile in tiles}
+            free = [a for a in pool if a.picture not in taken]
+            pool[:] = free
+            if free and len(tiles) < most:
+                answer = min(free, key=lambda a: (_missed(a, default), a.phrase.casefold() in said))
+                pool.remove(answer)
+                rule = answer.default or default
+                tiles.append(Tile(answer, answer.boxes[rule]))
+    return tiles
+
+
+def _overlap(answer: Locate, default: str) -> float | None:
+    return answer.iou.get(answer.default or default)
+
+
+def _missed(answer: Locate, default: str) -> bool:
+    overlap = _overlap(answer, default)
+    return overlap is not None and overlap < RIGHT_FROM
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow without FreeType has no scalable font"
+    return font
+
+
+def fit_text(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, *, width: int) -> str:
+    """Shorten a text with an ellipsis until it is at most `width` pixels wide."""
+    text = " ".join(text.split())
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font=font) > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _square(image: Image.Image, side: int) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """Letterbox into a square; returns it and where the picture lies in it: left, top, width, height."""
+    scale = side / max(image.size)
+    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    square = Image.new("RGB", (side, side), (241, 239, 235))
+    left, top = (side - width) // 2, (side - height) // 2
+    square.paste(image.resize((width, height), Image.Resampling.LANCZOS), (left, top))
+    return square, (left, top, width, height)
+
+
+def _draw_box(draw: ImageDraw.ImageDraw, box: tuple[float, ...], place: tuple[float, ...], *, line: int) -> None:
+    left, top, width, height = place
+    x1, y1, x2, y2 = (min(1.0, max(0.0, value)) for value in box)
+    edges = (left + x1 * width, top + y1 * height, left + x2 * width, top + y2 * height)
+    halo = max(1, line // 3)
+    outer = (edges[0] - halo, edges[1] - halo, edges[2] + halo, edges[3] + halo)
+    draw.rounded_rectangle(outer, radius=line * 2, outline=(52, 40, 34), width=line + 2 * halo)
+    draw.rounded_rectangle(edges, radius=line * 2, outline=BOX, width=line)
+
+
+def _card(tile: Tile, picture: Path, *, side: int, scale: int, overlap: float | None) -> Image.Image:
+    """One card at `scale` times its final size: the picture, its box, the phrase below."""
+    pad, big = 12 * scale, side * scale
+    inner = big - 2 * pad
+    card = Image.new("RGB", (big, big + TEXT_HEIGHT * scale), GROUND)
+    draw = ImageDraw.Draw(card)
+    edge = (0, 0, card.width - 1, card.height - 1)
+    draw.rounded_rectangle(edge, radius=RADIUS * scale, fill=CARD, outline=LINE, width=scale)
+    square, place = _square(open_picture(picture, longest_side=2 * side), inner)
+    _draw_box(ImageDraw.Draw(square), tile.box, place, line=4 * scale)
+    mask = Image.new("L", (inner, inner), 0)
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, inner - 1, inner - 1), radius=14 * scale, fill=255)
+    card.paste(square, (pad, pad), mask)
+    phrase, small = _font(30 * scale), _font(21 * scale)
+    x, y = pad + 8 * scale, big + 2 * scale
+    room = inner - 16 * scale
+    draw.text((x, y), fit_text(draw, tile.answer.phrase, phrase, width=room), font=phrase, fill=INK)
+    below = words.slice_name(tile.answer.slice).replace("concepts", "a concept") if tile.answer.slice else ""
+    if overlap is not None:
+        below = f"{below}, overlap {overlap:.0%}".lstrip(", ")
+    draw.text((x, y + 44 * scale), fit_text(draw, below, small, width=room), font=small, fill=SOFT)
+    return card
+
+
+def compose(run_folder: Path, tour: TourResult) -> Image.Image:
+    """The composition as an RGB picture, 1600 pixels wide, on a light ground.
+
+    Raises UserError where the tour has fewer than two 'where is' answers to show.
+    """
+    tiles = pick(tour.locate, default=tour.default)
+    if len(tiles) < 2:
+        raise UserError("result.json, field 'locate': a README picture needs answers on at least two pictures")
+    columns = 3 if len(tiles) in (3, 5, 6) else 2 if len(tiles) == 2 else 4
+    tiles = tiles[: len(tiles) - len(tiles) % columns]
+    rows = len(tiles) // columns
+    side = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns
+    head, foot = 150, 84
+    row_height = side + TEXT_HEIGHT
+    height = MARGIN + head + rows * row_height + (rows - 1) * GAP + foot
+    canvas = Image.new("RGB", (WIDTH, height), GROUND)
+    draw = ImageDraw.Draw(canvas)
+    title, rest = "Ask a picture ", "where"
+    big = _font(68)
+    draw.text((MARGIN, MARGIN - 6), title, font=big, fill=INK)
+    draw.text((MARGIN + draw.textlength(title, font=big), MARGIN - 6), rest, font=big, fill=ACCENT)
+    draw.text((MARGIN, MARGIN + 82), "A phrase goes in, a box comes out.", font=_font(30), fill=SOFT)
+    for number, tile in enumerate(tiles):
+        picture = resolve_inside(run_folder, tile.answer.picture)
+        card = _card(tile, picture, side=side, scale=2, overlap=_overlap(tile.answer, tour.default))
+        card = card.resize((side, row_height), Image.Resampling.LANCZOS)
+        x = MARGIN + (number % columns) * (side + GAP)
+        y = MARGIN + head + (number // columns) * (row_height + GAP)
+        canvas.paste(card, (x, y))
+    draw.text((MARGIN, height - 60), _footnote(tour), font=_font(22), fill=SOFT)
+    return canvas
+
+
+def _footnote(tour: TourResult) -> str:
+    overlaps = [value for a in tour.locate if (value := _overlap(a, tour.default)) is not None]
+    found = sum(overlap >= RIGHT_FROM for overlap in overlaps)
+    text = "Held-out pictures, boxes as the model gave them."
+    if overlaps:
+        text += (
+            f" Of the tour's {len(overlaps)} examples {found} are found (overlap of half or more); good ones are shown."
+        )
+    return text
+
+
+def readme_picture(run_folder: Path, path: Path) -> Path:
+    """Write the README picture of a tour's run folder as .png or .webp, atomically, and return its path.
+
+    Raises UserError for another suffix, for a run that is no tour, or where pictures are missing.
+    """
+    run_folder, path = Path(run_folder), Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"{path.name}: a README picture is written as .png or .webp")
+    result = read_result(run_folder)
+    if result["kind"] != "tour":
+        kind = result["kind"]
+        raise UserError(f"{run_folder} is a run of kind '{kind}': a README picture is made from a tour")
+    image = compose(run_folder, read(TourResult, result))
+    buffer = io.BytesIO()
+    if FORMATS[path.suffix.lower()] == "PNG":
+        image.save(buffer, format="PNG", optimize=True)
+    else:
+        image.save(buffer, format="WEBP", quality=88, method=6)
+    write_bytes_atomically(path, buffer.getvalue())
+    return path

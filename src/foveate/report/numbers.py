@@ -1,0 +1,69 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+
+def count(value: int | float | None) -> str:
+    """`12345` -> `12,345`; None -> a dash."""
+    return "–" if value is None else f"{round(value):,}"
+
+
+def percent(value: float | None, *, digits: int = 1) -> str:
+    """A fraction as a percentage; None or NaN -> a dash."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.{digits}f}%"
+
+
+def rounded_percent(value: float | None) -> str:
+    """A percentage for the first screen: whole numbers, one digit more below one per cent."""
+    small = value is not None and 0 < abs(value) < 0.01
+    return percent(value, digits=1 if small else 0)
+
+
+def measure(value: float | None, *, unit: str = "fraction", digits: int = 1) -> str:
+    """A table value in its unit: fractions as percentages, everything else as a number with its unit."""
+    if unit == "fraction" or value is None or not math.isfinite(value):
+        return percent(value, digits=digits)
+    return f"{value:.3g} {unit}".strip()
+
+
+def interval(low: float | None, high: float | None, *, unit: str = "fraction") -> str:
+    """`0.431, 0.498` -> `43.1–49.8`; empty where there is no interval."""
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    if unit == "fraction":
+        return f"{100 * low:.1f}–{100 * high:.1f}"
+    return f"{low:.3g}–{high:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """`417.3` -> `6 min 57 s`; `8.24` -> `8.2 s`."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def millions(value: int | float | None) -> str:
+    """Parameter counts: `1234567` -> `1.2 million`."""
+    if value is None:
+        return "–"
+    if value >= 1e6:
+        return f"{value / 1e6:.1f} million"
+    return count(value)
+
+
+def short(value: float) -> str:
+    """An axis label: at most four significant digits, thousands as k."""
+    if value != 0 and abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.4g}"

@@ -1,0 +1,91 @@
+"""One page: the jinja2 environment, and the frame (style, script, content policy) that all pages share."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from foveate.report import charts, numbers, pictures, words
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a page builder returns: the template's name, the window title, and the template's variables."""
+
+    template: str
+    title: str
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _asset(name: str) -> str:
+    return resources.files("foveate.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+@cache
+def environment() -> Environment:
+    """The jinja2 environment: everything is escaped, an unknown variable is an error."""
+    env = Environment(
+        loader=PackageLoader("foveate.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters.update(
+        count=numbers.count,
+        percent=numbers.percent,
+        rounded=numbers.rounded_percent,
+        measure=numbers.measure,
+        duration=numbers.duration,
+        millions=numbers.millions,
+        source=words.source,
+        data=words.data,
+        reality=words.reality,
+        rule=words.rule,
+        slice_name=words.slice_name,
+        stage=words.stage,
+        plain=words.plain,
+    )
+    functions: dict[str, Any] = {
+        "interval": numbers.interval,
+        "interval_bar": charts.interval_bar,
+        "overlay_svg": pictures.overlay_svg,
+        "place": pictures.corner_style,
+    }
+    env.globals.update(functions)
+    return env
+
+
+def _source_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def render_page(page: Page, book: pictures.PictureBook) -> str:
+    """The page as one HTML text: style, script and pictures inside, a policy that loads nothing else.
+
+    Only the shipped script may run: its hash is part of the policy, so that a caption which holds a script
+    would stay inert even if it were not escaped.
+    """
+    script = _asset("page.js")
+    template = environment().get_template(page.template)
+    return template.render(
+        title=page.title,
+        style=Markup(_asset("page.css")),
+        script=Markup(script),
+        script_hash=_source_hash(script),
+        book=book,
+        **page.context,
+    )
+
+
+def command_text(command: str | list[str]) -> str:
+    """A command line as one text."""
+    return command if isinstance(command, str) else " ".join(command)

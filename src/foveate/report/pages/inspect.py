@@ -1,0 +1,37 @@
+"""The page of a collection: counts, sizes, text lengths, quarantine, and records after preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foveate.report import words
+from foveate.report.charts import histogram, plot
+from foveate.report.page import Page, command_text
+from foveate.report.pages.tour import example_groups
+from foveate.report.schema import InspectResult, read
+from foveate.report.simple import simple_page
+from foveate.settings.errors import UserError
+
+
+def build(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """The page of an inspection's result.json (`schema.InspectResult`)."""
+    r = read(InspectResult, result)
+    charts = []
+    for name, h in r.histograms.items():
+        if len(h.edges) != (wanted := len(h.counts) + 1):
+            raise UserError(f"result.json, field 'histograms.{name}': {len(h.counts)} counts need {wanted} edges")
+        title = words.plain(name)
+        chart = histogram(h.edges, h.counts, title=title, unit=h.unit)
+        charts.append(plot(title, chart))
+    return simple_page(
+        r.title or str(r.summary.get("name", "A collection")),
+        eyebrow="Inspection",
+        summary=r.summary,
+        charts=charts,
+        charts_title="How it is spread",
+        samples=example_groups(r.samples),
+        quarantine=r.quarantine,
+        command=command_text(r.command),
+    )

@@ -1,0 +1,24 @@
+"""The page of one question 'where is ...?' about one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foveate.report import parts
+from foveate.report.page import Page, command_text
+from foveate.report.schema import LocateResult, read
+from foveate.report.simple import simple_page
+
+
+def build(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """The page of a locate run's result.json (`schema.LocateResult`)."""
+    r = read(LocateResult, result)
+    return simple_page(
+        f"Where is “{r.phrase}”?",
+        eyebrow="Locate",
+        facts=[("Model", r.model)] if r.model else [],
+        single=parts.located(r, "head"),
+        command=command_text(r.command),
+    )

@@ -1,0 +1,154 @@
+"""The tour's page: what went in, what came out, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foveate.report import numbers, parts, words
+from foveate.report.charts import stacked_bar
+from foveate.report.page import Page, command_text
+from foveate.report.pictures import Overlay
+from foveate.report.schema import Command, Example, Search, TourResult, read
+
+LIMITS = [
+    "This is a small model, trained for minutes on a processor, to show the whole way. It is no match for "
+    "one trained on millions of pictures.",
+    "Scenes are generated: cut-outs on photographs and drawn grounds. Numbers on them say nothing yet about "
+    "photographs of the world.",
+    "A whole-picture box around a single drawing is no localisation result and is never counted as one.",
+    "Examples are a few held-out pictures; the table counts all of them.",
+]
+COMMANDS = [
+    Command(
+        what="Look at what you have: counts, texts, boxes, what could not be read",
+        command="foveate inspect my-pictures",
+    ),
+    Command(what="Train an encoder on it", command="foveate pretrain tour --collection my-pictures"),
+    Command(
+        what="Measure it on the held-out part",
+        command="foveate evaluate my-model --collection my-pictures",
+    ),
+    Command(what="Find a phrase in one picture", command='foveate locate my-model photo.jpg "a red kite"'),
+]
+
+
+def region_overlays(example: Example) -> list[Overlay]:
+    """The boxes of a record; a box that is the whole picture is not drawn."""
+    return [Overlay(r.box, "region") for r in example.regions if min(r.box[2:]) < 0.99 or max(r.box[:2]) > 0.01]
+
+
+def example_groups(examples: list[Example]) -> list[dict[str, Any]]:
+    """Records by source, with their overlays."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for example in examples:
+        entry = {"example": example, "overlays": region_overlays(example)}
+        groups.setdefault(words.data(example.source) if example.source else "", []).append(entry)
+    return [{"title": title, "members": members} for title, members in groups.items()]
+
+
+def group_title(data: str, slice_: str) -> str:
+    """`scenes, seen` as a heading."""
+    pieces = [words.data(data)] if data else []
+    if slice_:
+        pieces.append(words.slice_name(slice_))
+    title = ": ".join(pieces) or "All"
+    return title[:1].upper() + title[1:]
+
+
+def where_groups(answers: list[Any], default: str) -> list[dict[str, Any]]:
+    """'Where is' answers by data and slice, with how many were found."""
+    found = []
+    for (data, slice_), members in parts.grouped(answers).items():
+        items = [parts.located(answer, default) for answer in members]
+        judged = [item for item in items if item["right"] is not None]
+        right = sum(item["right"] for item in judged)
+        found.append({"title": group_title(data, slice_), "members": items, "right": right, "n": len(judged)})
+    return found
+
+
+def which_groups(answers: list[Any]) -> list[dict[str, Any]]:
+    """'Which of these boxes' answers by data and slice, with how many are right."""
+    found = []
+    for (data, slice_), members in parts.grouped(answers).items():
+        items = [parts.chosen(answer) for answer in members]
+        right = sum(item["right"] for item in items)
+        found.append({"title": group_title(data, slice_), "members": items, "right": right, "n": len(items)})
+    return found
+
+
+def search_groups(searches: list[Search]) -> list[dict[str, Any]]:
+    """Searches by the kind of question."""
+    groups: dict[str, list[Search]] = {}
+    for search in searches:
+        groups.setdefault(words.search(search.query.kind), []).append(search)
+    return [{"title": title[:1].upper() + title[1:], "members": members} for title, members in groups.items()]
+
+
+def rules_of(answers: list[Any], default: str) -> list[str]:
+    """All rules that answered, the default first."""
+    names = {name for answer in answers for name in answer.boxes}
+    order = {name: number for number, name in enumerate(parts.RULE_ORDER)}
+    return sorted(names, key=lambda name: (name != default, order.get(name, 99), name))
+
+
+def build(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """The page of a tour's result.json (`schema.TourResult`)."""
+    r = read(TourResult, result)
+    groups = parts.table_groups(r.table, r.columns)
+    titles = {column.key: column.title for column in r.columns}
+    titles.update({key: model.title for key, model in r.models.items()})
+    seconds = {key: value for key, value in r.seconds.items() if key != "total"}
+    stages = [(words.stage(key), value) for key, value in seconds.items()]
+    total = r.seconds.get("total", sum(seconds.values()) if seconds else None)
+    runs = {titles.get(key, key): rows for key, rows in r.curves.items()}
+    context = {
+        "r": r,
+        "overlay": Overlay,
+        "slides": parts.hero_slides(r.locate, r.collection.examples, r.default),
+        "highlights": parts.highlights(groups),
+        "total": total,
+        "collection_facts": _collection_facts(r),
+        "examples": example_groups(r.collection.examples),
+        "searches": search_groups(r.searches),
+        "tally": parts.tally(r.searches),
+        "titles": titles,
+        "where": where_groups(r.locate, r.default),
+        "rules": rules_of(r.locate, r.default),
+        "which": which_groups(r.choose),
+        "groups": groups,
+        "models": list(r.models.values()),
+        "charts": parts.curves(runs),
+        "stack": stacked_bar(dict(stages), title="Time"),
+        "stages": stages,
+        "cost_facts": _cost_facts(r, total),
+        "limits": r.limits or LIMITS,
+        "commands": r.commands or COMMANDS,
+        "command": command_text(r.command),
+    }
+    return Page("tour.html.j2", r.title, context)
+
+
+def _collection_facts(r: TourResult) -> list[tuple[str, str]]:
+    facts = [(words.data(key), f"{numbers.count(n)} pictures") for key, n in r.collection.pictures.items()]
+    if r.collection.captions is not None:
+        facts.append(("Texts", numbers.count(r.collection.captions)))
+    if r.collection.regions is not None:
+        facts.append(("Boxes with a phrase", numbers.count(r.collection.regions)))
+    for key, n in r.collection.splits.items():
+        facts.append((f"For {words.split(key)}", f"{numbers.count(n)} pictures"))
+    return facts
+
+
+def _cost_facts(r: TourResult, total: float | None) -> list[tuple[str, str]]:
+    facts = [("Time", numbers.duration(total))]
+    if r.memory_gb is not None:
+        facts.append(("Memory at most", f"{r.memory_gb:.1f} GB"))
+    if r.machine.cores is not None:
+        facts.append(("Processor cores", str(r.machine.cores)))
+    if r.machine.python:
+        facts.append(("Python", r.machine.python))
+    if r.machine.torch:
+        facts.append(("PyTorch", r.machine.torch))
+    return facts

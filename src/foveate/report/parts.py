@@ -1,0 +1,317 @@
+"""Shared preparation for page builders: tables, curves, groups of answers, the hero picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from markupsafe import Markup
+
+from foveate.report import words
+from foveate.report.charts import Series, line_chart, plot
+from foveate.report.pictures import Overlay, resolve_inside
+from foveate.report.schema import Choose, Column, Example, Locate, Row, Search
+from foveate.settings.errors import UserError
+
+RIGHT_FROM = 0.5
+"""A box is right from this intersection over union on (the field's convention)."""
+
+RULE_ORDER = ("head", "candidates", "centre", "random")
+_NO_CURVES = {"step", "seconds", "time", "learning_rate", "lr", "epoch"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One value of the table; `value` None: not measured."""
+
+    column: Column
+    value: float | None
+    low: float | None
+    high: float | None
+    best: bool
+    ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TableLine:
+    data: str
+    n: int | None
+    chance: float | None
+    unit: str
+    maximum: float
+    cells: list[Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class TableGroup:
+    """All rows of one question, with the columns that any of them measures."""
+
+    question: str
+    detail: str
+    columns: list[Column]
+    lines: list[TableLine]
+
+
+def role(column: Column) -> str:
+    """`ours`, `baseline` or `control`: as the column says, else read from its key."""
+    if column.role:
+        return column.role
+    if "shuffled" in column.key:
+        return "control"
+    return "ours" if column.key.startswith("cloc") or column.key in ("head", "candidates") else "baseline"
+
+
+def split_question(text: str) -> tuple[str, str]:
+    """`Which phrase? (region -> text R@1)` -> the question, and the measure without its brackets."""
+    head, bracket, tail = text.rpartition("(")
+    if bracket and tail.rstrip().endswith(")"):
+        return head.strip(), tail.rstrip()[:-1].replace("->", "→").replace(">=", "≥").strip()
+    return text.strip(), ""
+
+
+def table_groups(rows: Sequence[Row], columns: Sequence[Column]) -> list[TableGroup]:
+    """Group rows by question, keep their order, drop columns that a question does not measure.
+
+    A value without a named column raises UserError: nothing measured may vanish from the page.
+    """
+    known = {column.key for column in columns}
+    for row in rows:
+        stray = sorted(set(row.values) - known)
+        if stray:
+            raise UserError(f"result.json, field 'columns': the table's '{stray[0]}' is not among them")
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.question, []).append(row)
+    found = []
+    for question, members in groups.items():
+        used = [c for c in columns if any(row.values.get(c.key) is not None for row in members)]
+        head, detail = split_question(question)
+        found.append(TableGroup(head, detail, used, [_table_line(row, used) for row in members]))
+    return found
+
+
+def _table_line(row: Row, columns: Sequence[Column]) -> TableLine:
+    values = {column.key: row.values.get(column.key) for column in columns}
+    numbers = [value.value for value in values.values() if value is not None]
+    best = max(numbers, default=None)
+    highs = [v.high if v.high is not None else v.value for v in values.values() if v is not None]
+    maximum = 1.0 if row.unit == "fraction" else max([*highs, row.chance or 0.0, 1e-12])
+    cells = [
+        Cell(
+            column=column,
+            value=None if (found := values[column.key]) is None else found.value,
+            low=None if found is None else found.low,
+            high=None if found is None else found.high,
+            best=found is not None and len(numbers) > 1 and found.value == best,
+            ours=role(column) == "ours",
+        )
+        for column in columns
+    ]
+    return TableLine(row.data, row.n, row.chance, row.unit, maximum, cells)
+
+
+@dataclass(frozen=True, slots=True)
+class Highlight:
+    """One number for the first screen: ours, beside the best baseline, chance, and the other data."""
+
+    question: str
+    data: str
+    value: float
+    column: str
+    baseline: float | None
+    baseline_title: str
+    chance: float | None
+    further: list[tuple[str, float]]
+
+
+def highlights(groups: Sequence[TableGroup], *, most: int = 3) -> list[Highlight]:
+    """The first row of each of the first questions that ours answers, best of ours beside best baseline."""
+    found = []
+    for group in groups:
+        line = group.lines[0]
+        if line.unit != "fraction":
+            continue
+        ours = [c for c in line.cells if c.ours and c.value is not None]
+        others = [c for c in line.cells if role(c.column) == "baseline" and c.value is not None]
+        if not ours:
+            continue
+        top = max(ours, key=lambda c: c.value or 0.0)
+        rival = max(others, key=lambda c: c.value or 0.0, default=None)
+        assert top.value is not None
+        found.append(
+            Highlight(
+                question=group.question,
+                data=line.data,
+                value=top.value,
+                column=top.column.title,
+                baseline=rival.value if rival else None,
+                baseline_title=rival.column.title if rival else "",
+                chance=line.chance,
+                further=[
+                    (row.data, value) for row in group.lines[1:] if (value := _value(row, top.column)) is not None
+                ],
+            )
+        )
+    return found[:most]
+
+
+def _value(line: TableLine, column: Column) -> float | None:
+    return next((cell.value for cell in line.cells if cell.column.key == column.key), None)
+
+
+def read_metrics(run_folder: Path, relative: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; only the last line may be cut off (a crash), and is then left out."""
+    path = resolve_inside(run_folder, relative)
+    if not path.is_file():
+        raise UserError(f"result.json, field 'curves': the file '{relative}' is missing from {run_folder}")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number}: this is not valid JSON") from None
+    return rows
+
+
+def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, most: int = 6) -> list[Markup]:
+    """One chart per logged number with one line per run: losses first, then what most runs share."""
+    keys: dict[str, int] = {}
+    for rows in runs.values():
+        for key in {k for row in rows for k, v in row.items() if _is_number(v)}:
+            keys[key] = keys.get(key, 0) + 1
+    ranks = {key: rank for rank, key in enumerate(words.LOSSES)}
+    order = sorted(
+        (key for key in keys if key not in _NO_CURVES),
+        key=lambda key: (ranks.get(key, len(ranks)), -keys[key], key),
+    )
+    drawn = []
+    for key in order[:most]:
+        series = [
+            Series(name, [(float(r["step"]), float(r[key])) for r in rows if _has(r, key)], style)
+            for style, (name, rows) in enumerate(runs.items(), start=int(len(runs) == 1))
+        ]
+        chart = line_chart(series, title=words.loss(key))
+        if chart:
+            drawn.append(plot(words.loss(key), chart))
+    return drawn
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _has(row: Mapping[str, Any], key: str) -> bool:
+    return _is_number(row.get(key)) and _is_number(row.get("step"))
+
+
+T = TypeVar("T", Locate, Choose)
+
+
+def grouped(answers: Iterable[T]) -> dict[tuple[str, str], list[T]]:
+    """Answers by (data, slice), in order of first appearance: seen and unseen are never mixed."""
+    groups: dict[tuple[str, str], list[T]] = {}
+    for answer in answers:
+        groups.setdefault((answer.data, answer.slice), []).append(answer)
+    return groups
+
+
+def located(answer: Locate, default: str) -> dict[str, Any]:
+    """One 'where is' answer for the page: overlays by rule, the default rule's box on top, IoU per rule."""
+    rule = answer.default or default
+    if rule not in answer.boxes:
+        raise UserError(f"result.json: '{answer.phrase}' has no box of the default rule '{rule}'")
+    names = sorted(answer.boxes, key=lambda k: (k == rule, -_rank(k)))
+    overlays = [Overlay(answer.boxes[name], "default" if name == rule else f"rule-{name}") for name in names]
+    if answer.truth is not None:
+        overlays.insert(0, Overlay(answer.truth, "truth"))
+    iou = answer.iou.get(rule)
+    return {
+        "answer": answer,
+        "rule": rule,
+        "overlays": overlays,
+        "iou": iou,
+        "right": None if iou is None else iou >= RIGHT_FROM,
+        "rules": sorted(answer.boxes, key=lambda k: (k != rule, _rank(k))),
+    }
+
+
+def _rank(rule: str) -> int:
+    return RULE_ORDER.index(rule) if rule in RULE_ORDER else len(RULE_ORDER)
+
+
+def chosen(answer: Choose) -> dict[str, Any]:
+    """One 'which of these boxes' answer: overlays (chosen, right, other), scores as shares of their range."""
+    size = len(answer.boxes)
+    if len(answer.scores) != size or not (0 <= answer.right < size and 0 <= answer.chosen < size):
+        raise UserError(f"result.json, 'choose', '{answer.phrase}': its numbers do not fit {size} boxes")
+    low, high = min(answer.scores), max(answer.scores)
+    span = (high - low) or 1.0
+    boxes = []
+    for number, (box, score) in enumerate(zip(answer.boxes, answer.scores, strict=True)):
+        style = "chosen" if number == answer.chosen else "right" if number == answer.right else "other"
+        boxes.append(
+            {
+                "number": number + 1,
+                "overlay": Overlay(box, style, str(number + 1)),
+                "style": style,
+                "score": score,
+                "share": 0.04 + 0.96 * (score - low) / span,
+                "right": number == answer.right,
+                "chosen": number == answer.chosen,
+            }
+        )
+    return {"answer": answer, "boxes": boxes, "right": answer.right == answer.chosen}
+
+
+def tally(searches: Sequence[Search]) -> list[tuple[str, str, int, int]]:
+    """(data, model, right, judged) over all results whose truth is known; sets of pictures stay apart."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for search in searches:
+        for model, hits in search.results.items():
+            judged = [hit.right for hit in hits if hit.right is not None]
+            entry = counts.setdefault((search.data, model), [0, 0])
+            entry[0] += sum(judged)
+            entry[1] += len(judged)
+    return [(data, model, right, n) for (data, model), (right, n) in counts.items() if n]
+
+
+def hero_slides(locate: Sequence[Locate], examples: Sequence[Example], default: str) -> list[dict[str, Any]]:
+    """Up to four pictures with phrases and boxes for the live picture on top.
+
+    Predicted boxes of held-out pictures where there are any (most phrases first, then the best overlap),
+    else the collection's own regions.
+    """
+    by_picture: dict[str, list[Locate]] = {}
+    for answer in locate:
+        if (answer.default or default) in answer.boxes:
+            by_picture.setdefault(answer.picture, []).append(answer)
+
+    def merit(item: tuple[str, list[Locate]]) -> tuple[int, float]:
+        right = [a.iou.get(a.default or default, 0.0) for a in item[1]]
+        return sum(value >= RIGHT_FROM for value in right), sum(right) / len(right)
+
+    slides, asked = [], set[str]()
+    for picture, answers in sorted(by_picture.items(), key=merit, reverse=True)[:4]:
+        phrases = []
+        for a in answers:
+            if a.phrase.casefold() not in asked and len(asked) < 8:
+                asked.add(a.phrase.casefold())
+                phrases.append((a.phrase, Overlay(a.boxes[a.default or default], "hero")))
+        if phrases:
+            slides.append({"picture": picture, "predicted": True, "phrases": phrases})
+    if slides:
+        return slides
+    with_regions = sorted((e for e in examples if e.regions), key=lambda e: -len(e.regions))
+    return [
+        {
+            "picture": example.picture,
+            "predicted": False,
+            "phrases": [(region.phrase, Overlay(region.box, "hero")) for region in example.regions],
+        }
+        for example in with_regions[:2]
+    ]

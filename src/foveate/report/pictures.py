@@ -1,0 +1,118 @@
+"""Pictures of a run folder as data URIs, and boxes drawn over them as SVG."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from markupsafe import Markup, escape
+from PIL import Image
+
+from foveate.records.pictures import BadPicture, decode
+from foveate.settings.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture ready for a page: `src` is a data URI, width and height are the shown pixels."""
+
+    src: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A box over a picture: (x1, y1, x2, y2) in [0, 1]; `style` is a class name of the style sheet."""
+
+    box: tuple[float, float, float, float]
+    style: str = "head"
+    label: str = ""
+
+
+def resolve_inside(folder: Path, relative: str) -> Path:
+    """The file that `relative` names inside `folder`; a path that leads out of it raises UserError."""
+    path = (folder / relative).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise UserError(f"result.json names the file '{relative}', which lies outside its run folder")
+    return path
+
+
+def open_picture(path: Path, *, longest_side: int) -> Image.Image:
+    """Open a picture as RGB on white, upright, with its longest side at most `longest_side` pixels.
+
+    Raises UserError where the file is missing or is no picture.
+    """
+    if not path.is_file():
+        raise UserError(f"the picture '{path.name}' that result.json names is missing from {path.parent}")
+    try:
+        return decode(path.read_bytes(), longest_side=longest_side)
+    except BadPicture as error:
+        raise UserError(f"the picture '{path.name}' that result.json names cannot be read: {error}") from None
+
+
+def data_uri(image: Image.Image, *, quality: int = 82) -> str:
+    """Encode a picture as a base64 WebP data URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", quality=quality, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+class PictureBook:
+    """Loads each picture of a run folder once per size."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _shelf(self) -> dict[tuple[str, int], Picture]:
+        return {}
+
+    def picture(self, relative: str, *, longest_side: int = 420) -> Picture:
+        """The picture at `relative` (to the run folder), scaled down to `longest_side` pixels."""
+        key = (relative, longest_side)
+        if key not in self._shelf:
+            image = open_picture(resolve_inside(self.folder, relative), longest_side=longest_side)
+            self._shelf[key] = Picture(src=data_uri(image), width=image.width, height=image.height)
+        return self._shelf[key]
+
+
+def _clip(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def overlay_svg(overlays: Sequence[Overlay], *, width: int, height: int) -> Markup:
+    """Boxes in normalised coordinates as one SVG that lies exactly over a width x height picture.
+
+    Each box is drawn twice, a dark halo under a coloured line, so that it shows on any ground. Boxes are
+    clipped to the picture. Empty where there is no box.
+    """
+    if not overlays:
+        return Markup("")
+    parts = [
+        f'<svg class="boxes" viewBox="0 0 {width} {height}" preserveAspectRatio="xMidYMid meet"'
+        f' aria-hidden="true" focusable="false"><g transform="scale({width} {height})">'
+    ]
+    for number, overlay in enumerate(overlays):
+        x1, y1, x2, y2 = (_clip(value) for value in overlay.box)
+        shape = f'x="{x1:.4f}" y="{y1:.4f}" width="{x2 - x1:.4f}" height="{y2 - y1:.4f}"'
+        parts.append(
+            f'<g class="box box-{escape(overlay.style)}" data-box="{number}">'
+            f'<rect class="halo" {shape}/><rect class="line" {shape}/></g>'
+        )
+    parts.append("</g></svg>")
+    return Markup("".join(parts))
+
+
+def corner_style(box: tuple[float, float, float, float], picture: Picture) -> str:
+    """CSS left and top of a box's first corner where the picture is letterboxed into a square tile."""
+    longest = max(picture.width, picture.height)
+    edges = []
+    for value, side in ((box[0], picture.width), (box[1], picture.height)):
+        share = side / longest
+        edges.append(100 * ((1 - share) / 2 + min(_clip(value), 0.92) * share))
+    return f"left:{edges[0]:.2f}%;top:{edges[1]:.2f}%"

@@ -1,0 +1,51 @@
+"""The frame of the small pages (all but the tour): one template, optional blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foveate.report.page import Page
+from foveate.report.pictures import Overlay
+
+SECTIONS = {
+    "searches": ("search", "Search"),
+    "summary": ("summary", "Content"),
+    "groups": ("numbers", "Numbers"),
+    "charts": ("charts", "Charts"),
+    "where": ("where", "Where is"),
+    "which": ("which", "Which box"),
+    "samples": ("samples", "Samples"),
+    "quarantine": ("quarantine", "Quarantine"),
+    "recipe": ("recipe", "Recipe"),
+}
+
+
+def simple_page(title: str, *, eyebrow: str, **blocks: Any) -> Page:
+    """A page of the blocks that are given; an unknown block name is a programming error."""
+    defaults: dict[str, Any] = {
+        "lead": "",
+        "facts": [],
+        "single": None,
+        "searches": [],
+        "titles": {},
+        "summary": {},
+        "groups": [],
+        "columns": [],
+        "interval_text": "",
+        "charts": [],
+        "charts_title": "Charts",
+        "where": [],
+        "rules": [],
+        "default": "head",
+        "which": [],
+        "samples": [],
+        "quarantine": None,
+        "recipe": {},
+        "command": "",
+    }
+    assert set(blocks) <= set(defaults), set(blocks) - set(defaults)
+    context = {**defaults, **blocks}
+    empty_but_shown = ["quarantine"] if context["quarantine"] is not None else []
+    shown = [entry for key, entry in SECTIONS.items() if context[key] or key in empty_but_shown]
+    context.update(eyebrow=eyebrow, sections=shown, overlay=Overlay)
+    return Page("simple.html.j2", title, context)

@@ -1,0 +1,93 @@
+"""Plain words for the field's keys: sources, splits, rules that answer 'where is it', losses."""
+
+from __future__ import annotations
+
+SOURCES = {
+    "clipart": ("Open Clip Art", "real"),
+    "emoji": ("Emoji", "real"),
+    "scenes": ("Generated scenes", "generated"),
+}
+RULES = {
+    "truth": "true box",
+    "head": "grounding head",
+    "candidates": "best candidate",
+    "centre": "centre box",
+    "random": "random box",
+}
+SLICES = {
+    "seen": "concepts it has seen",
+    "unseen": "concepts it has never seen",
+    "": "all",
+}
+LOSSES = {
+    "loss": "total loss",
+    "loss_clip": "image–text loss",
+    "loss_image_text": "image–text loss",
+    "image_text": "image–text loss",
+    "image": "image–text loss",
+    "loss_image": "image–text loss",
+    "loss_region": "region–text loss",
+    "loss_region_text": "region–text loss",
+    "region_text": "region–text loss",
+    "region": "region–text loss",
+    "loss_ground": "grounding loss",
+    "loss_grounding": "grounding loss",
+    "grounding": "grounding loss",
+    "learning_rate": "learning rate",
+}
+SEARCHES = {"words": "by words", "picture": "by picture", "box": "by a box in a picture"}
+SPLITS = {"train": "training", "test": "testing", "validation": "validation", "val": "validation"}
+STAGES = {
+    "collection": "draw the collection",
+    "features": "cache features",
+    "clip": "train CLIP",
+    "cloc": "train CLOC",
+    "evaluate": "evaluate",
+    "report": "write the report",
+}
+
+
+def plain(key: str) -> str:
+    """A key as words where no better name is known: `text_length` -> `text length`."""
+    return key.replace("_", " ").replace("-", " ").strip()
+
+
+def source(key: str) -> str:
+    return SOURCES.get(key, (plain(key), ""))[0]
+
+
+def reality(key: str) -> str:
+    """`real`, `generated` or an empty string where it is unknown."""
+    return SOURCES.get(key, ("", ""))[1]
+
+
+def data(key: str) -> str:
+    """The name of a set of pictures, with whether it is real or generated."""
+    if key not in SOURCES:
+        return plain(key)
+    name, kind = SOURCES[key]
+    return f"{name} (real pictures)" if kind == "real" else name
+
+
+def rule(key: str) -> str:
+    return RULES.get(key, plain(key))
+
+
+def slice_name(key: str) -> str:
+    return SLICES.get(key, plain(key))
+
+
+def loss(key: str) -> str:
+    return LOSSES.get(key, plain(key))
+
+
+def search(kind: str) -> str:
+    return SEARCHES.get(kind, plain(kind))
+
+
+def split(key: str) -> str:
+    return SPLITS.get(key, plain(key))
+
+
+def stage(key: str) -> str:
+    return STAGES.get(key, plain(key))

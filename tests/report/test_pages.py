@@ -1,0 +1,292 @@
+"""From result.json to one self-contained page: content, honesty, inertness, errors."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import made_run
+import pytest
+
+from foveate.report import render
+from foveate.report.render import kinds
+from foveate.settings.errors import UserError
+
+KINDS = ["evaluate", "inspect", "locate", "pretrain", "search"]
+
+
+class Reader(HTMLParser):
+    """Collects tags with their attributes, and text outside style and script."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._raw = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._raw = tag if tag in ("style", "script") else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._raw = ""
+
+    def handle_data(self, data: str) -> None:
+        if not self._raw:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("tour")
+    return folder, made_run.tour_result(folder)
+
+
+@pytest.fixture(scope="module")
+def tour_html(tour: tuple[Path, dict[str, Any]]) -> str:
+    folder, result = tour
+    return render(made_run.write_run(folder, result)).read_text(encoding="utf-8")
+
+
+def check_self_contained(html: str) -> None:
+    reader = Reader(html)
+    for tag, attributes in reader.tags:
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        for name in ("src", "href", "srcset", "poster", "data", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value)
+    for style in re.findall(r"<style>(.*?)</style>", html, re.S):
+        assert "url(" not in style
+        assert "@import" not in style
+    assert len(reader.all("script")) == 1
+    assert "default-src 'none'" in html
+
+
+def check_accessible(html: str) -> None:
+    reader = Reader(html)
+    assert all(attributes.get("alt") for attributes in reader.all("img"))
+    for svg in reader.all("svg"):
+        assert svg.get("aria-hidden") == "true" or (svg.get("role") == "img" and svg.get("aria-label")), svg
+    identifiers = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    for _, attributes in reader.tags:
+        label, link = attributes.get("aria-labelledby"), attributes.get("href") or ""
+        assert label is None or label in identifiers, label
+        assert not link.startswith("#") or link[1:] in identifiers, link
+    assert reader.all("html")[0]["lang"] == "en"
+    assert len(reader.all("h1")) == 1
+    assert all(button.get("type") == "button" for button in reader.all("button"))
+
+
+def test_tour_page_is_self_contained_and_accessible(tour_html: str) -> None:
+    check_self_contained(tour_html)
+    check_accessible(tour_html)
+    assert len(tour_html) < 4_000_000
+
+
+def test_tour_page_says_what_matters(tour_html: str) -> None:
+    text = Reader(tour_html).text
+    for piece in (
+        "Open Clip Art (real pictures)",
+        "Generated scenes: concepts it has seen",
+        "Generated scenes: concepts it has never seen",
+        "46.2% 43.1–49.4",
+        "18.5% 17.2–19.8",
+        "n = 971 · chance 0.4%",
+        "region → text R@1",
+        "CLOC, shuffled boxes",
+        "5 min 46 s",
+        "2.7 GB",
+        "foveate tour",
+        "commit 0123456789ab",
+        "seed 0",
+        "1.5 million trained parameters",
+        "foveate locate my-model photo.jpg",
+    ):
+        assert piece in text, piece
+
+
+def test_right_and_wrong_answers_are_counted_and_marked(tour: tuple[Path, dict[str, Any]], tour_html: str) -> None:
+    result = tour[1]
+    text = Reader(tour_html).text
+    for slice_ in ("seen", "unseen"):
+        overlaps = [a["iou"]["head"] for a in result["locate"] if a["slice"] == slice_]
+        assert f"{sum(v >= 0.5 for v in overlaps)} of {len(overlaps)} found" in text
+        chosen = [a["right"] == a["chosen"] for a in result["choose"] if a["slice"] == slice_]
+        assert f"{sum(chosen)} of {len(chosen)} right" in text
+    missed = sum(a["iou"]["head"] < 0.5 for a in result["locate"])
+    assert len(re.findall(r"</svg>missed</span>", tour_html)) == missed
+    hits = [hit["right"] for s in result["searches"] for found in s["results"].values() for hit in found]
+    assert tour_html.count('aria-label="wrong"') == hits.count(False)
+    assert tour_html.count('aria-label="right"') == hits.count(True)
+
+
+def test_hostile_text_is_inert(tour: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    hostile = "\"'><script>document.title='owned'</script><img src=x onerror=alert(1)></style></svg>{{ 7*7 }}"
+    folder, result = tour
+    result = copy.deepcopy(result)
+    for example in result["collection"]["examples"]:
+        example.update(caption=hostile, kind=hostile, source=hostile, note=hostile)
+        for region in example["regions"]:
+            region["phrase"] = hostile
+    for answer in [*result["locate"], *result["choose"]]:
+        answer.update(phrase=hostile, slice=hostile, data=hostile)
+    for search in result["searches"]:
+        search.update(data=hostile, note=hostile)
+        search["query"]["text"] = hostile
+        for found in search["results"].values():
+            for hit in found:
+                hit["caption"] = hostile
+    for row in result["table"]:
+        row.update(data=hostile)
+    for column in result["columns"]:
+        column.update(title=hostile, what=hostile)
+    result["models"]["clip"]["title"] = result["title"] = result["command"] = result["version"] = hostile
+    result["seconds"][hostile] = 3.0
+    result["collection"]["pictures"][hostile] = 3
+    for row in result["curves"]["cloc"]:
+        row[hostile] = 1.0
+    html = render(made_run.write_run(folder, result)).read_text(encoding="utf-8")
+    check_self_contained(html)
+    check_accessible(html)
+    assert "<script>document" not in html
+    assert "<img src=x" not in html
+    assert "{{ 7*7 }}" in Reader(html).text, "a caption is data, never a template"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_other_kind_renders(kind: str, tmp_path: Path) -> None:
+    result = made_run.small_results(tmp_path)[kind]
+    html = render(made_run.write_run(tmp_path, result)).read_text(encoding="utf-8")
+    check_self_contained(html)
+    check_accessible(html)
+
+
+def test_kinds_are_the_modules() -> None:
+    assert kinds() == sorted(["tour", *KINDS])
+
+
+def test_small_pages_say_their_content(tmp_path: Path) -> None:
+    results = made_run.small_results(tmp_path)
+    texts = {
+        kind: Reader(render(made_run.write_run(tmp_path, results[kind])).read_text(encoding="utf-8")).text
+        for kind in KINDS
+    }
+    assert "truncated picture 3 a/<b>.jpg" in texts["inspect"]
+    assert "12,842" in texts["inspect"]
+    assert "batch size 192" in texts["pretrain"]
+    assert "0.9, 0.98" in texts["pretrain"]
+    assert "grounding head (the answer)" in texts["locate"]
+    assert "random box" in texts["locate"]
+    assert "a box in a picture → Generated scenes" in texts["search"]
+    assert "Which of these boxes?" in texts["evaluate"]
+
+
+def test_locate_without_a_known_truth_claims_none(tmp_path: Path) -> None:
+    result = made_run.small_results(tmp_path)["locate"] | {"truth": None, "iou": {}}
+    text = Reader(render(made_run.write_run(tmp_path, result)).read_text(encoding="utf-8")).text
+    assert "true box" not in text
+    assert "found" not in text
+    assert "Overlap" not in text
+
+
+def test_a_tour_with_little_in_it_still_renders(tmp_path: Path) -> None:
+    html = render(made_run.write_run(tmp_path, {"kind": "tour", "collection": {"name": "none"}})).read_text("utf-8")
+    check_self_contained(html)
+    check_accessible(html)
+    assert "The numbers" not in html
+
+
+def change(result: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    result = copy.deepcopy(result)
+    *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
+    target: Any = result
+    for part in parents:
+        target = target[part]
+    target[last] = value
+    return result
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("kind", "tuor", "unknown kind of run 'tuor'.*did you mean 'tour'"),
+        ("locate.0.truth", [0.5, 0.1, 0.2, 0.4], r"field 'locate\.0\.truth'.*x1 <= x2"),
+        ("locate.0.truth", [0.1, 0.1, float("nan"), 0.4], r"field 'locate\.0\.truth'.*finite"),
+        ("locate.0.boxes", {'a"b': [0, 0, 1, 1]}, r"field 'locate\.0\.boxes"),
+        ("locate.0.boxes", {"centre": [0, 0, 1, 1]}, "no box of the default rule 'head'"),
+        ("locate.0.picture", "../secret.png", "outside its run folder"),
+        ("locate.0.picture", "/etc/hostname", "outside its run folder"),
+        ("locate.0.picture", "pictures/none.webp", "'none.webp' that result.json names is missing"),
+        ("locate.0.picture", "result.json", "'result.json' that result.json names cannot be read"),
+        ("choose.0.right", 9, "do not fit 3 boxes"),
+        ("table.0.values", {"stranger": {"value": 1.0}}, "'stranger' is not among them"),
+        ("collection.pictures", "many", r"field 'collection\.pictures'"),
+    ],
+)
+def test_wrong_content_is_refused_with_its_field(
+    tour: tuple[Path, dict[str, Any]], path: str, value: Any, sentence: str
+) -> None:
+    folder, result = tour
+    made_run.write_run(folder, change(result, path, value))
+    with pytest.raises(UserError, match=sentence):
+        render(folder)
+
+
+def test_missing_and_broken_results_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no result\.json"):
+        render(tmp_path)
+    (tmp_path / "result.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="not valid JSON"):
+        render(tmp_path)
+    (tmp_path / "result.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match="'kind' is missing"):
+        render(tmp_path)
+
+
+def test_a_broken_metrics_line_is_an_error_and_a_cut_off_last_one_is_not(tmp_path: Path) -> None:
+    result = made_run.small_results(tmp_path)["pretrain"]
+    made_run.write_run(tmp_path, result)
+    render(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss"\n{"step": 2, "loss": 1.0}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="line 1"):
+        render(tmp_path)
+
+
+def test_rendering_twice_gives_the_same_bytes_and_leaves_no_temporary_files(tmp_path: Path) -> None:
+    result = made_run.small_results(tmp_path)["locate"]
+    made_run.write_run(tmp_path, result)
+    before = set(tmp_path.iterdir())
+    first = render(tmp_path).read_bytes()
+    assert render(tmp_path).read_bytes() == first
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "report.html"}
+    assert json.loads((tmp_path / "result.json").read_text("utf-8"))["kind"] == "locate"
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+def test_text_colours_have_enough_contrast(mode: int) -> None:
+    css = resources.files("foveate.report").joinpath("templates", "page.css").read_text("utf-8")
+    pairs = dict((m[1], (m[2], m[3])) for m in re.finditer(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", css))
+    for ink in ("ink", "soft", "accent", "yes", "no"):
+        for ground in ("ground", "raised", "sunk"):
+            high, low = sorted((luminance(pairs[name][mode]) for name in (ink, ground)), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
