@@ -1,0 +1,67 @@
+"""`foveate VERB ...`: finds the verb's module by its name, and turns a user's mistake into one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import click
+
+import foveate
+from foveate.settings.errors import UserError, nearest
+
+
+class Verbs(click.Group):
+    """Every module of `foveate.cli.verbs` is a verb; a new verb is a new module."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        package = importlib.import_module("foveate.cli.verbs")
+        return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        return importlib.import_module(f"foveate.cli.verbs.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            raise click.UsageError(f"unknown verb '{args[0]}': allowed are {', '.join(names)}{nearest(args[0], names)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(foveate.__version__, prog_name="foveate")
+def cli() -> None:
+    """Vision-language models that know where things are.
+
+    \b
+    Start here:
+      foveate tour                                       all of it, on built-in pictures
+      foveate collect MY_FOLDER --to my-pictures         your own pictures and texts
+      foveate pretrain tour --collection my-pictures     train a localising encoder
+      foveate locate MODEL PICTURE "a red boat"          where is it?
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and ends the process: 0 done, 1 a user's mistake, 2 wrong arguments, 130 stopped."""
+    try:
+        cli.main(args=arguments, prog_name="foveate", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as problem:
+        problem.show()
+        sys.exit(problem.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except UserError as problem:
+        print(f"foveate: {problem}", file=sys.stderr)
+        sys.exit(1)

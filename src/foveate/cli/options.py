@@ -1,0 +1,61 @@
+"""Options that mean the same at every verb, and how a verb ends: its result, then the paths that it wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from foveate.settings import progress
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _quieten(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    if value:
+        progress.configure(quiet=True)
+    return value
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
+quiet_option = click.option(
+    "--quiet", is_flag=True, callback=_quieten, expose_value=False, is_eager=True, help="No progress."
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=None, help="Seed; the recipe's, or 0, when not given."
+)
+device_option = click.option(
+    "--device",
+    default=None,
+    metavar="NAME",
+    help="cpu, cuda, cuda:1 or mps; CUDA where there is one by default.",
+)
+workers_option = click.option(
+    "--workers", type=click.IntRange(1, 256), default=None, help="Threads or processes that read and decode."
+)
+
+
+def common(*, seed: bool = True, device: bool = True) -> Callable[[F], F]:
+    """Adds --json and --quiet, and --seed and --device where they have an effect."""
+
+    def decorate(function: F) -> F:
+        chosen = [json_option, quiet_option] + [seed_option] * seed + [device_option] * device
+        for option in reversed(chosen):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def finish(result: dict[str, Any], lines: Iterable[str], paths: dict[str, Path], *, as_json: bool) -> None:
+    """Prints the result: words and then the written paths, or one JSON object with both."""
+    if as_json:
+        click.echo(json.dumps({**result, "paths": {name: str(path) for name, path in paths.items()}}))
+        return
+    for line in lines:
+        click.echo(line)
+    for name, path in paths.items():
+        click.echo(f"{name}: {path}")

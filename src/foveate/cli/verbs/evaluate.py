@@ -1,0 +1,84 @@
+"""`foveate evaluate`: measure a model folder on a collection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from foveate.cli.options import common, finish
+
+
+@click.command("evaluate", short_help="Measure a model on a collection.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--collection", required=True, type=click.Path(path_type=Path), help="Collection folder.")
+@click.option("--split", default="test", show_default=True, help="Split to measure on.")
+@click.option("--classes", metavar="FIELD", default=None, help="Label field for zero-shot classification.")
+@click.option("--template", "templates", multiple=True, help='Prompt such as "a photo of a {}"; may be repeated.')
+@click.option("--texts", "text_kind", default=None, help="Caption kind for retrieval; each picture's first by default.")
+@click.option("--crops", is_flag=True, help="Also answer by encoding each box as a picture of its own (slow).")
+@click.option("--limit", type=click.IntRange(1), default=None, help="At most this many pictures.")
+@click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; MODEL/../evaluation by default.")
+@common()
+def command(
+    model: Path,
+    collection: Path,
+    split: str,
+    classes: str | None,
+    templates: tuple[str, ...],
+    text_kind: str | None,
+    crops: bool,
+    limit: int | None,
+    run: Path | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Answers every question of the collection's SPLIT with MODEL and writes a page, a table and per-sample results.
+
+    Retrieval both ways, region-text retrieval both ways, region classification, phrase grounding, which of the
+    picture's boxes, and on request zero-shot classification; each with a bootstrap interval over pictures and
+    a shuffled-box control.
+
+    \b
+    Example:
+      foveate evaluate runs/tour/model --collection my-pictures --split test
+    """
+    from foveate.pretrain.evaluate import evaluate
+    from foveate.pretrain.folder import load_model
+    from foveate.records.collection import Collection
+    from foveate.report import render
+    from foveate.settings.errors import UserError
+    from foveate.settings.runs import RunFolder
+
+    for template in templates:
+        if "{}" not in template:
+            raise UserError(f"--template '{template}': write {{}} where the class name goes")
+    opened = load_model(model, device=device)
+    pictures = Collection.open(collection)
+    folder = RunFolder.create(run or model.parent / "evaluation")
+    found, _ = evaluate(
+        opened,
+        pictures,
+        split=split,
+        name="model",
+        crops=crops,
+        classes=classes,
+        templates=templates or ("a picture of {}",),
+        text_kind=text_kind,
+        seed=seed or 0,
+        limit=limit,
+        samples_to=folder.path / "samples",
+    )
+    result: dict[str, Any] = {"kind": "evaluate", "model": str(model), **found}
+    folder.write_result(result)
+    lines = [
+        f"{row['question']}, {row['data']}, {column}: {value['value']:.3f}"
+        + ("" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})")
+        + f", n {row['n']}"
+        for row in result["table"]
+        for column, value in row["values"].items()
+    ]
+    paths = {"samples": folder.path / "samples", "report": render(folder.path)}
+    finish(result, lines, paths, as_json=as_json)

@@ -1,0 +1,76 @@
+"""`foveate locate`: where is this phrase in this picture?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from foveate.cli.options import common, finish
+
+if TYPE_CHECKING:
+    from foveate.pretrain.locate import Located
+
+
+@click.command("locate", short_help="Find a phrase in a picture.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("picture", type=click.Path(path_type=Path))
+@click.argument("phrase")
+@click.option("--rule", type=click.Choice(["head", "candidates"]), default=None, help="The model's better by default.")
+@click.option("--run", "run", type=click.Path(path_type=Path), help="Folder for the page; runs/locate by default.")
+@common()
+def command(
+    model: Path,
+    picture: Path,
+    phrase: str,
+    rule: str | None,
+    run: Path | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Prints the box of PHRASE in PICTURE, in pixels and as fractions, by every rule, and writes a page with it.
+
+    `head` is the box of the grounding head; `candidates` the best of several hundred boxes that the Prompter embeds
+    after one pass over the picture. A centre box and a random box stand beside them.
+
+    \b
+    Example:
+      foveate locate runs/tour/cloc/model holiday.jpg "a red boat"
+    """
+    from foveate.pretrain.folder import load_model
+    from foveate.pretrain.locate import locate, read_picture
+    from foveate.records.thumbnails import save_thumbnail
+    from foveate.report import render
+    from foveate.settings.runs import RunFolder
+
+    data = read_picture(picture)
+    found = locate(load_model(model, device=device), data, phrase, rule=rule, seed=seed or 0)
+    folder = RunFolder.create(run or Path("runs/locate"))
+    save_thumbnail(data, folder.path / "pictures" / "picture.webp")
+    result = {
+        "kind": "locate",
+        "model": str(model),
+        "file": str(picture),
+        "picture": "pictures/picture.webp",
+        "phrase": phrase,
+        "default": found.rule,
+        "boxes": found.boxes,
+        "scores": found.scores,
+        "width": found.width,
+        "height": found.height,
+    }
+    folder.write_result(result)
+    lines = [_line(name, found) for name in found.boxes]
+    finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
+
+
+def _line(name: str, found: Located) -> str:
+    """One rule's box in fractions and in pixels, and its cosine with the phrase."""
+    box, score = found.boxes[name], found.scores[name]
+    fractions = "  ".join(f"{edge} {value:.3f}" for edge, value in zip(("x1", "y1", "x2", "y2"), box, strict=True))
+    sides = (found.width, found.height) * 2
+    pixels = " ".join(f"{value * side:.0f}" for value, side in zip(box, sides, strict=True))
+    cosine = "no area" if score is None else f"cosine {score:+.3f}"
+    return f"{name:<10}  {fractions}  px {pixels}  {cosine}{'  <- the answer' if name == found.rule else ''}"

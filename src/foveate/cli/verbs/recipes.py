@@ -1,0 +1,50 @@
+"""`foveate recipes`: lists, shows and copies the recipes that come with Foveate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from foveate.cli.options import finish, json_option
+from foveate.settings.errors import UserError
+from foveate.settings.files import write_text_atomically
+from foveate.settings.recipes import recipe_names, recipe_path
+
+
+def _about(name: str) -> str:
+    """The second comment line of a recipe: what it is for (the first is the command that runs it)."""
+    comments = [
+        line[1:].strip() for line in recipe_path(name).read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    ]
+    return comments[1] if len(comments) > 1 else ""
+
+
+@click.command("recipes", short_help="List, show or copy the shipped recipes.")
+@click.argument("name", required=False)
+@click.option("--to", "target", type=click.Path(path_type=Path), help="Copy the recipe to this file.")
+@json_option
+def command(name: str | None, target: Path | None, as_json: bool) -> None:
+    """Without NAME lists the recipes; with NAME prints it; with --to copies it, to be changed.
+
+    \b
+    Example:
+      foveate recipes
+      foveate recipes cloc-vit-b16
+      foveate recipes tour --to my-recipe.yaml
+    """
+    if name is None:
+        if target is not None:
+            raise UserError("--to: name the recipe to copy, for example foveate recipes tour --to my.yaml")
+        about = {one: _about(one) for one in recipe_names()}
+        width = max(map(len, about))
+        finish({"recipes": about}, (f"{one:{width}}  {text}" for one, text in about.items()), {}, as_json=as_json)
+        return
+    text = recipe_path(name).read_text(encoding="utf-8")
+    if target is None:
+        finish({"name": name, "text": text}, [text.rstrip()], {}, as_json=as_json)
+        return
+    if target.exists():
+        raise UserError(f"{target}: exists already; a copy does not overwrite, choose another file")
+    write_text_atomically(target, text)
+    finish({"name": name}, [], {"recipe": target}, as_json=as_json)

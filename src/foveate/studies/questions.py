@@ -1,0 +1,198 @@
+"""Questions that a person would ask a trained encoder, answered on held-out pictures and shown with pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.metrics.grounding import occurs_once
+from foveate.metrics.retrieval import normalise
+from foveate.pretrain.embed import Embedded, embed_phrases
+from foveate.pretrain.evaluate import baseline_boxes
+from foveate.pretrain.model import LocalisingModel
+from foveate.records.boxes import intersection_over_union
+from foveate.records.collection import Collection
+from foveate.records.thumbnails import save_thumbnail
+from foveate.settings import seeds
+
+SHOWN = 5
+
+
+class Album:
+    """Held-out pictures with what each model made of them; saves the ones that a page shows."""
+
+    def __init__(self, collection: Collection, run: Path, embedded: dict[str, Embedded], seed: int) -> None:
+        self.collection, self.run, self.embedded, self.seed = collection, run, embedded, seed
+        self.any = next(iter(embedded.values()))
+        self.sources: NDArray[Any] = collection.label_values("source")[self.any.rows]
+
+    def picture(self, place: int) -> str:
+        """Saves the picture at a place of the pass; its path relative to the run folder."""
+        row = int(self.any.rows[place])
+        path = self.run / "pictures" / f"held-out-{row:06d}.webp"
+        if not path.is_file():
+            save_thumbnail(self.collection.picture_bytes(row), path)
+        return str(path.relative_to(self.run))
+
+    def caption(self, place: int) -> str:
+        """The first text of a picture."""
+        captions = self.collection.captions_of(int(self.any.rows[place]))
+        return captions[0].text if captions else ""
+
+    def chosen(self, places: NDArray[np.int64], count: int, what: str) -> list[int]:
+        """`count` of the places, drawn by the seed: nobody picks the pretty ones."""
+        order = seeds.generator("shown", self.seed, what).permutation(len(places))
+        return [int(places[index]) for index in order[:count]]
+
+
+def _best(scores_N: NDArray[np.floating[Any]], places: NDArray[np.int64]) -> list[tuple[int, float]]:
+    order = np.argsort(-scores_N, kind="stable")[:SHOWN]
+    return [(int(places[index]), float(scores_N[index])) for index in order]
+
+
+def word_searches(album: Album, models: dict[str, LocalisingModel], *, source: str, count: int) -> list[dict[str, Any]]:
+    """Texts of held-out pictures as queries over all held-out pictures of their source; right = the text's own."""
+    places = np.flatnonzero(album.sources == source)
+    searches = []
+    for place in album.chosen(places, count, f"words {source}"):
+        text = album.caption(place)
+        results = {}
+        for name, model in models.items():
+            query = normalise(embed_phrases(model, [text]).numpy())[0]
+            found = _best(album.embedded[name].image_NE[places] @ query, places)
+            results[name] = [
+                {
+                    "picture": album.picture(other),
+                    "caption": album.caption(other),
+                    "score": score,
+                    "right": album.caption(other) == text,
+                }
+                for other, score in found
+            ]
+        searches.append({"query": {"kind": "words", "text": text}, "data": source, "results": results})
+    return searches
+
+
+def picture_searches(
+    album: Album, names: Sequence[str], *, source: str, field: str, count: int
+) -> list[dict[str, Any]]:
+    """A held-out picture as query over the others of its source; right = the same value of a label field."""
+    places = np.flatnonzero(album.sources == source)
+    labels = album.collection.label_values(field)[album.any.rows]
+    searches = []
+    for place in album.chosen(places, count, f"picture {source}"):
+        others = places[places != place]
+        results = {}
+        for name in names:
+            image_NE = album.embedded[name].image_NE
+            results[name] = [
+                {
+                    "picture": album.picture(other),
+                    "caption": album.caption(other),
+                    "score": score,
+                    "right": bool(labels[other] == labels[place]),
+                }
+                for other, score in _best(image_NE[others] @ image_NE[place], others)
+            ]
+        query = {"kind": "picture", "picture": album.picture(place), "text": album.caption(place)}
+        note = f"right: the same {field}"
+        searches.append({"query": query, "data": source, "results": results, "note": note})
+    return searches
+
+
+def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -> list[dict[str, Any]]:
+    """A box as query over all boxes of other held-out pictures; right = the same concept."""
+    seen = album.any
+    label_R = np.array([region.label for region in seen.regions], dtype=object)
+    values, counts = np.unique(label_R.astype(str), return_counts=True)
+    often = set(values[counts > 1])
+    slice_R = np.array([region.slice for region in seen.regions], dtype=object)
+    asked = np.array([i for i, region in enumerate(seen.regions) if region.label in often and slice_R[i] == part])
+    if not len(asked):
+        return []
+    searches = []
+    for index in album.chosen(asked, count, f"box {part}"):
+        others = np.flatnonzero(seen.picture_R != seen.picture_R[index])
+        results = {}
+        for name in names:
+            unit_RE = normalise(album.embedded[name].z_RE)
+            results[name] = [
+                {
+                    "picture": album.picture(int(seen.picture_R[other])),
+                    "box": _numbers(seen.boxes_R4[other]),
+                    "caption": seen.regions[other].phrase,
+                    "score": score,
+                    "right": bool(label_R[other] == label_R[index]),
+                }
+                for other, score in _best(unit_RE[others] @ unit_RE[index], others)
+            ]
+        query = {
+            "kind": "box",
+            "picture": album.picture(int(seen.picture_R[index])),
+            "box": _numbers(seen.boxes_R4[index]),
+            "text": seen.regions[index].phrase,
+        }
+        searches.append({"query": query, "data": f"scenes, {part} concepts", "results": results})
+    return searches
+
+
+def _numbers(box: NDArray[np.float64]) -> list[float]:
+    return [round(float(value), 5) for value in box]
+
+
+def _askable(seen: Embedded, part: str, *, at_least: int) -> NDArray[np.int64]:
+    once = occurs_once([region.phrase for region in seen.regions], seen.picture_R.tolist())
+    counts = np.bincount(seen.picture_R)[seen.picture_R]
+    slice_R = np.array([region.slice for region in seen.regions], dtype=object)
+    return np.flatnonzero(once & (counts >= at_least) & (slice_R == part))
+
+
+def where_questions(album: Album, name: str, *, part: str, count: int) -> list[dict[str, Any]]:
+    """Where is this phrase? Every rule's box, the centre box and a random one beside the truth."""
+    seen = album.embedded[name]
+    boxes = {**seen.found, **baseline_boxes(len(seen.regions), seed=album.seed)}
+    questions = []
+    for index in album.chosen(_askable(seen, part, at_least=1), count, f"where {part}"):
+        truth = seen.boxes_R4[index]
+        questions.append(
+            {
+                "picture": album.picture(int(seen.picture_R[index])),
+                "phrase": seen.regions[index].phrase,
+                "slice": part,
+                "data": "scenes",
+                "truth": _numbers(truth),
+                "boxes": {rule: _numbers(box_R4[index]) for rule, box_R4 in boxes.items()},
+                "iou": {
+                    rule: round(float(intersection_over_union(box_R4[index][None], truth[None])[0]), 3)
+                    for rule, box_R4 in boxes.items()
+                },
+            }
+        )
+    return questions
+
+
+def choice_questions(album: Album, name: str, *, part: str, count: int) -> list[dict[str, Any]]:
+    """Which of the picture's boxes does this phrase mean?"""
+    seen = album.embedded[name]
+    unit_RE = normalise(seen.z_RE)
+    questions = []
+    for index in album.chosen(_askable(seen, part, at_least=3), count, f"which {part}"):
+        same = np.flatnonzero(seen.picture_R == seen.picture_R[index])
+        scores = unit_RE[same] @ seen.phrase_RE[index]
+        questions.append(
+            {
+                "picture": album.picture(int(seen.picture_R[index])),
+                "phrase": seen.regions[index].phrase,
+                "slice": part,
+                "data": "scenes",
+                "boxes": [_numbers(seen.boxes_R4[other]) for other in same],
+                "scores": [round(float(score), 4) for score in scores],
+                "right": int(np.flatnonzero(same == index)[0]),
+                "chosen": int(scores.argmax()),
+            }
+        )
+    return questions

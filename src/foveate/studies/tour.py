@@ -1,0 +1,283 @@
+"""The tour: CLIP and CLOC on the same built-in pictures with the same budget, measured and asked on held-out ones."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import foveate
+from foveate.metrics.intervals import seed_interval
+from foveate.pretrain.embed import Embedded
+from foveate.pretrain.evaluate import evaluate, merge_tables
+from foveate.pretrain.folder import load_model
+from foveate.pretrain.gallery import write_samples
+from foveate.pretrain.model import LocalisingModel
+from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.train import Pretrained, pretrain
+from foveate.records.collection import Collection
+from foveate.records.scenes import build_tour_collection
+from foveate.settings.errors import UserError
+from foveate.settings.progress import say
+from foveate.settings.recipes import load
+from foveate.settings.runs import RunFolder
+from foveate.studies.questions import (
+    Album,
+    box_searches,
+    choice_questions,
+    picture_searches,
+    where_questions,
+    word_searches,
+)
+
+RECIPES = {"clip": "tour-clip", "cloc": "tour"}
+TITLES = {
+    "clip": ("CLIP", "pictures and texts only: it never saw a box"),
+    "cloc": ("CLOC", "the same data and budget, and the boxes: it can be asked about a box, or for one"),
+}
+COLUMNS = [
+    {"key": "clip", "title": "CLIP", "what": "image tokens under the box", "role": "baseline"},
+    {"key": "clip_crop", "title": "CLIP, crop", "what": "each box encoded as a picture", "role": "baseline"},
+    {"key": "cloc", "title": "CLOC", "what": "one pass over the picture, boxes as prompts", "role": "ours"},
+    {
+        "key": "cloc_shuffled",
+        "title": "CLOC, boxes shuffled",
+        "what": "control: must fall",
+        "role": "control",
+    },
+    {"key": "guess", "title": "centre box", "what": "an answer that sees nothing", "role": "control"},
+]
+# Columns of the full tables that stand for the tour's columns where a question has several ways of answering.
+WHERE = {"clip_candidates": "clip", "cloc_head": "cloc", "centre": "guess"}
+CANDIDATES = {"clip_candidates": "clip", "cloc_candidates": "cloc", "centre": "guess"}
+LIMITS = [
+    "Scenes are cut-outs pasted on grounds: their numbers say nothing about photographs of the world.",
+    "Everything is trained in minutes on two cores from frozen ImageNet and sentence features.",
+    "Unseen concepts gain less than seen ones; both are shown, never mixed.",
+]
+
+
+@dataclass
+class Clock:
+    """Seconds of each part."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+    _last: float = field(default_factory=time.monotonic)
+
+    def lap(self, name: str) -> None:
+        """Books the time since the last lap under `name`."""
+        now = time.monotonic()
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 1)
+        self._last = now
+
+    def total(self) -> dict[str, float]:
+        """All laps and their sum."""
+        return {**self.seconds, "total": round(time.monotonic() - self._started, 1)}
+
+
+def tour(
+    run_path: Path,
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    device: str | None = None,
+    train_scenes: int = 4000,
+    test_scenes: int = 400,
+    steps: int | None = None,
+    command: list[str] | None = None,
+) -> Path:
+    """Builds the collection, trains both models, evaluates and asks; returns the run folder, ready for its report.
+
+    Stopped and repeated with the same arguments, it goes on where it was.
+
+    Args:
+        seeds: trainings of each model with seeds `seed`, `seed` + 1, ...; intervals over them from two on.
+        steps: updates of each training, the recipes' by default.
+    """
+    clock = Clock()
+    run = RunFolder.create(run_path, command=command)
+    say("1 of 4: the built-in pictures")
+    build_tour_collection(
+        run.path / "collection",
+        train_scenes=train_scenes,
+        validation_scenes=max(50, test_scenes // 4),
+        test_scenes=test_scenes,
+        workers=2,
+    )
+    collection = Collection.open(run.path / "collection")
+    clock.lap("collection")
+
+    tables, first = [], None
+    for number in range(seeds):
+        answers = _train_and_evaluate(collection, run, seed + number, steps, device, clock)
+        tables.append(answers.table)
+        first = first or answers
+    assert first is not None
+    say("4 of 4: a dozen searches, a dozen places")
+    result = _result(collection, run, first, tables, seed, seeds, command)
+    clock.lap("questions")
+    result["seconds"] = clock.total()
+    result["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    run.write_result(result)
+    return run.path
+
+
+@dataclass
+class Answers:
+    """Both models of one seed, what each made of the held-out pictures, and their table."""
+
+    models: dict[str, LocalisingModel]
+    embedded: dict[str, Embedded]
+    trained: dict[str, Pretrained]
+    table: list[dict[str, Any]]
+
+
+def _train_and_evaluate(
+    collection: Collection, run: RunFolder, seed: int, steps: int | None, device: str | None, clock: Clock
+) -> Answers:
+    models, embedded, trained, tables = {}, {}, {}, []
+    for number, (name, recipe) in enumerate(RECIPES.items(), start=2):
+        say(f"{number} of 4: {TITLES[name][0]}, seed {seed}")
+        overrides = [f"training.seed={seed}"]
+        if steps is not None:
+            overrides += [f"training.steps={steps}", f"training.warmup_steps={min(50, steps // 10)}"]
+        trained[name] = pretrain(
+            load(PretrainRecipe, recipe, overrides),
+            collection,
+            run.path / f"{name}-seed{seed}",
+            device=device,
+            evaluate_split=None,
+        )
+        folder = trained[name].model_folder
+        if folder is None:
+            raise UserError(f"{run.path}: stopped; the same command goes on")
+        clock.lap(name)
+        models[name] = load_model(folder, device=device)
+        found, embedded[name] = evaluate(
+            models[name], collection, name=name, crops=name == "clip", classes="category", seed=seed,
+            samples_to=run.path / f"{name}-seed{seed}" / "samples",
+        )  # fmt: skip
+        tables.append(found["table"])
+        clock.lap("evaluation")
+    return Answers(models, embedded, trained, merge_tables(tables))
+
+
+def tour_table(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The page's table: one column per way of answering, the two rules of 'where is it' as rows of their own."""
+    chosen = []
+    for row in table:
+        if row["question"].startswith("where is it"):
+            for names, suffix in ((WHERE, "grounding head"), (CANDIDATES, "best of many boxes")):
+                values = {names[key]: value for key, value in row["values"].items() if key in names}
+                question = row["question"].replace("where is it", f"where is it ({suffix})")
+                chosen.append({**row, "question": question, "values": values})
+        else:
+            wanted = {column["key"] for column in COLUMNS}
+            chosen.append({**row, "values": {key: v for key, v in row["values"].items() if key in wanted}})
+    return chosen
+
+
+def over_seeds(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One table of several seeds' tables: means with Student's t-intervals over seeds."""
+    if len(tables) == 1:
+        return list(tables[0])
+    result = []
+    for rows in zip(*tables, strict=True):
+        values = {}
+        for key in rows[0]["values"]:
+            interval = seed_interval([row["values"][key]["value"] for row in rows])
+            values[key] = {"value": interval.value, "low": interval.low, "high": interval.high}
+        result.append({**rows[0], "values": values})
+    return result
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that runs, or None outside one."""
+    folder = Path(foveate.__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def _result(
+    collection: Collection,
+    run: RunFolder,
+    answers: Answers,
+    tables: Sequence[list[dict[str, Any]]],
+    seed: int,
+    seeds: int,
+    command: list[str] | None,
+) -> dict[str, Any]:
+    import torch
+
+    album = Album(collection, run.path, answers.embedded, seed)
+    names = list(answers.models)
+    sources = collection.label_values("source")
+    table = over_seeds(tables)
+    run.write_result({"table": table}, "evaluation.json")
+    searches = [
+        *word_searches(album, answers.models, source="clipart", count=3),
+        *word_searches(album, answers.models, source="emoji", count=3),
+        *picture_searches(album, names, source="emoji", field="concept", count=2),
+        *box_searches(album, names, part="seen", count=2),
+        *box_searches(album, names, part="unseen", count=2),
+    ]
+    recipe = answers.models["cloc"].recipe
+    return {
+        "kind": "tour",
+        "seed": seed,
+        "seeds": list(range(seed, seed + seeds)),
+        "interval": "95 % intervals, bootstrap over pictures" if seeds == 1 else f"95 % t-intervals over {seeds} seeds",
+        "machine": {
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "version": foveate.__version__,
+        "commit": _commit(),
+        "command": command or [sys.argv[0]],
+        "collection": {
+            "name": collection.name,
+            "pictures": {str(one): int((sources == one).sum()) for one in sorted(set(sources))},
+            "splits": {str(one): int((collection.splits == one).sum()) for one in sorted(set(collection.splits))},
+            "regions": collection.table("regions").num_rows,
+            "captions": collection.table("captions").num_rows,
+            "examples": write_samples(collection, recipe, run.path, split="train", count=18, seed=seed)[0],
+        },
+        "curves": {name: one.run.read_metrics() for name, one in answers.trained.items()},
+        "models": {
+            name: {
+                "title": TITLES[name][0],
+                "what": TITLES[name][1],
+                "parameters_trained": one.result["parameters"]["trained"],
+                "seconds": one.result["seconds"],
+            }
+            for name, one in answers.trained.items()
+        },
+        "columns": COLUMNS,
+        "table": tour_table(table),
+        "searches": searches,
+        "locate": [
+            question for part in ("seen", "unseen") for question in where_questions(album, "cloc", part=part, count=6)
+        ],
+        "choose": [
+            question for part in ("seen", "unseen") for question in choice_questions(album, "cloc", part=part, count=6)
+        ],
+        "default": answers.models["cloc"].locate_rule,
+        "limits": LIMITS,
+    }

@@ -1,0 +1,75 @@
+"""The command line inside this process: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from foveate.cli.main import main
+from foveate.settings import progress
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.out)
+
+    @property
+    def sentence(self) -> str:
+        """The one line of a user's mistake."""
+        assert self.code == 1, (self.code, self.err)
+        assert self.out == ""
+        last = self.err.strip().splitlines()[-1]
+        assert last.startswith("foveate: "), self.err
+        assert "Traceback" not in self.err
+        return last
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def foveate(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs `foveate ARGUMENTS` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Ended(code, *capsys.readouterr())
+
+    yield run
+    progress.configure(quiet=False)
+
+
+@pytest.fixture(scope="session")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml")
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the tiny recipe, trained without the command line."""
+    from foveate.pretrain.train import pretrain
+    from foveate.records.collection import Collection
+
+    run = tmp_path_factory.mktemp("trained") / "run"
+    pretrain(tiny.recipe(), Collection.open(tiny_collection), run, device="cpu")
+    return run

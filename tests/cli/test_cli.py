@@ -1,0 +1,207 @@
+"""Every verb as a user types it: results in words and as JSON, pages written, mistakes answered in one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import environment
+
+import foveate as package
+import tiny
+from conftest import Run
+
+
+def test_no_verb_wrong_verb_and_version(foveate: Run) -> None:
+    helped = foveate("--help")
+    assert helped.code == 0
+    for verb in ("collect", "evaluate", "inspect", "locate", "pretrain", "recipes", "tour"):
+        assert f"\n  {verb} " in helped.out
+    assert package.__version__ in foveate("--version").out
+    assert foveate().code in (0, 2)
+    wrong = foveate("pertrain")
+    assert wrong.code == 2
+    assert "unknown verb 'pertrain'" in wrong.err
+    assert "did you mean 'pretrain'?" in wrong.err
+    assert foveate("pretrain", "--no-such-option").code == 2
+
+
+def test_recipes_list_show_and_copy(foveate: Run, tmp_path: Path) -> None:
+    listed = foveate("recipes")
+    assert listed.code == 0
+    assert "tour-clip " in listed.out
+    assert set(foveate("recipes", "--json").json["recipes"]) >= {"tour", "tour-clip", "tour-roi"}
+    shown = foveate("recipes", "tour")
+    assert shown.out.startswith("# foveate pretrain tour ")
+    assert foveate("recipes", "tour", "--json").json["text"].strip() == shown.out.strip()
+    copied = foveate("recipes", "tour", "--to", "mine.yaml")
+    assert copied.code == 0
+    assert (tmp_path / "mine.yaml").read_text().strip() == shown.out.strip()
+    assert "mine.yaml: exists already" in foveate("recipes", "tour-roi", "--to", "mine.yaml").sentence
+    assert (tmp_path / "mine.yaml").read_text().strip() == shown.out.strip()
+    assert "name the recipe to copy" in foveate("recipes", "--to", "x.yaml").sentence
+    assert "did you mean 'tour-roi'?" in foveate("recipes", "tour-rio").sentence
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of 12 good pictures with texts, and three that cannot be taken."""
+    folder = tmp_path / "my-folder"
+    folder.mkdir()
+    for number, colour in enumerate(tiny.COLOURS):
+        for shape in tiny.SHAPES:
+            name = f"{colour} {shape}"
+            box = tiny.PixelBox(4 + 3 * number, 6, 40, 44)
+            image = tiny.draw([(name, box)], size=(64, 56), seed=number)
+            (folder / f"{colour}-{shape}.png").write_bytes(tiny.picture_bytes(image))
+            (folder / f"{colour}-{shape}.txt").write_text(f"a {name}")
+    whole = (folder / "red-disc.png").read_bytes()
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "words.jpg").write_bytes(b"this is no picture")
+    return folder
+
+
+def test_collect_and_inspect(foveate: Run, pictures: Path, tmp_path: Path) -> None:
+    told = foveate("collect", pictures, "--to", "mine", "--licence", "CC0-1.0")
+    assert told.code == 0, told.err
+    assert "collection: mine" in told.out
+    again = foveate("collect", pictures, "--to", "mine", "--json")
+    assert again.json["paths"] == {"collection": "mine"}
+    assert sum(again.json["splits"].values()) == 12, "nothing twice"
+    first = foveate("collect", pictures, "--to", "other", "--split", "train=0.5,test=0.5", "--json").json
+    assert set(first["splits"]) <= {"train", "test"}
+
+    inspected = foveate("inspect", "mine", "--run", "look", "--samples", "5", "--json")
+    assert inspected.code == 0, inspected.err
+    assert inspected.json["summary"]["pictures"] == 12
+    assert sum(row["count"] for row in inspected.json["quarantine"]) == 3
+    assert len(inspected.json["samples"]) == 5
+    page = Path(inspected.json["paths"]["report"])
+    assert "<html" in page.read_text()
+    assert json.loads((tmp_path / "look" / "result.json").read_text())["kind"] == "inspect"
+    words = foveate("inspect", "mine", "--run", "look-2", "--samples", "0")
+    assert words.code == 0
+    assert "pictures: 12" in words.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("collect", "no-such-folder", "--to", "x"), "neither a folder, a .tar nor a built-in collection"),
+        (("collect", "clipartt", "--to", "x"), "did you mean 'clipart'?"),
+        (("collect", "my-folder", "--to", "x", "--split", "train:1"), "write it as train=0.8"),
+        (("collect", "my-folder", "--to", "x", "--split", "train=0.5"), "sum must be 1"),
+        (("collect", "my-folder", "--to", "my-folder"), "choose a new folder"),
+        (("inspect", "my-folder"), "my-folder"),
+        (("inspect", "nowhere"), "nowhere"),
+    ],
+)
+def test_mistakes_with_collections(foveate: Run, pictures: Path, arguments: tuple[str, ...], part: str) -> None:
+    assert part in foveate(*arguments).sentence
+
+
+def test_pretrain_dry_run(foveate: Run, recipe_file: Path, tiny_collection: Path, tmp_path: Path) -> None:
+    told = foveate("pretrain", recipe_file, "training.steps=50", "--collection", tiny_collection, "--dry-run")
+    assert told.code == 0, told.err
+    assert "steps: 50" in told.out
+    assert "epochs: 22.22" in told.out
+    priced = foveate("pretrain", recipe_file, "--collection", tiny_collection, "--dry-run", "--json").json
+    assert priced["parameters"] > 1e6
+    assert priced["tokens_per_picture"] == 16
+    assert not list(tmp_path.iterdir()), "a dry run writes nothing"
+    shipped = foveate("pretrain", "tour", "--collection", tiny_collection, "--dry-run", "--json")
+    assert shipped.json["tokens_per_picture"] == 196
+
+
+def test_pretrain_evaluate_and_locate(foveate: Run, recipe_file: Path, tiny_collection: Path, tmp_path: Path) -> None:
+    common = ("--collection", tiny_collection, "--device", "cpu")
+    told = foveate("pretrain", recipe_file, *common, "--run", "run", "--steps", "3", "--seed", "4")
+    assert told.code == 0, told.err
+    assert "3 steps in" in told.out
+    assert "report: run/report.html" in told.out
+    assert "training: 3 of 3" in told.err
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert saved["recipe"]["training"]["seed"] == 4
+    assert saved["command"][0] == "foveate"
+
+    measured = foveate("evaluate", "run/model", *common, "--classes", "category", "--limit", "8", "--crops", "--json")
+    assert measured.code == 0, measured.err
+    assert measured.json["pictures"] == 8
+    assert {row["question"] for row in measured.json["table"]} >= {"where is it: IoU at least .5"}
+    assert Path("run/evaluation/report.html").is_file()
+    assert Path("run/evaluation/samples/regions.parquet").is_file()
+
+    Path("picture.png").write_bytes(tiny.picture_bytes(tiny.draw([], size=(300, 100), seed=1)))
+    found = foveate("locate", "run/model", "picture.png", "a red disc", "--device", "cpu", "--json")
+    assert found.code == 0, found.err
+    assert set(found.json["boxes"]) == {"head", "candidates", "centre", "random"}
+    assert (found.json["width"], found.json["height"]) == (300, 100)
+    assert found.json["default"] == saved["locate_rule"]
+    assert Path(found.json["paths"]["report"]).is_file()
+    words = foveate("locate", "run/model", "picture.png", "a red disc", "--rule", "candidates", "--device", "cpu")
+    assert words.code == 0
+    (answer,) = (line for line in words.out.splitlines() if line.endswith("<- the answer"))
+    assert answer.startswith("candidates ")
+    assert "px 75 25 225 75" in words.out, "the centre box in pixels of the picture"
+
+
+def test_quiet_and_json_print_nothing_else(foveate: Run, recipe_file: Path, tiny_collection: Path) -> None:
+    done = foveate(
+        "pretrain", recipe_file, "--collection", tiny_collection, "--steps", "2", "--no-evaluation", "--json",
+        "--quiet", "--device", "cpu", "--run", "run",
+    )  # fmt: skip
+    assert done.json["status"] == "finished"
+    assert done.json["evaluation"] is None
+    assert done.err == ""
+
+
+def mistakes(recipe: Path, collection: Path, run: Path) -> dict[str, tuple[tuple[object, ...], str]]:
+    pretrain = ("pretrain", recipe, "--collection", collection)
+    locate = ("locate", run / "model")
+    return {
+        "unknown recipe": (("pretrain", "tuor", "--collection", collection), "did you mean 'tour'?"),
+        "misspelt override": ((*pretrain, "regions.grounding_wieght=3"), "did you mean 'grounding_weight'?"),
+        "wrong value": ((*pretrain, "training.steps=many"), "field 'training.steps'"),
+        "unknown encoder": ((*pretrain, "image_encoder={kind: lite1}"), "did you mean 'lite0'?"),
+        "unknown option of an encoder": ((*pretrain, "image_encoder.modle=x"), "did you mean 'model'?"),
+        "missing collection": (("pretrain", recipe, "--collection", "no-such"), "no-such"),
+        "unknown split": ((*pretrain, "data.split=trian"), "trian"),
+        "unknown texts": ((*pretrain, "data.captions={poem: 1.0, alt: 0, title: 0}"), "poem"),
+        "no such device": ((*pretrain, "--device", "gpu"), "device"),
+        "run folder is a file": ((*pretrain, "--run", recipe), "is a file"),
+        "a run and no model": (("evaluate", run, "--collection", collection), f"did you mean '{run / 'model'}'?"),
+        "no such model": (("evaluate", "no-such", "--collection", collection), "not a model folder"),
+        "no such split": (("evaluate", run / "model", "--collection", collection, "--split", "tset"), "tset"),
+        "no place in a template": (
+            ("evaluate", run / "model", "--collection", collection, "--template", "a photo"),
+            "write {} where the class name goes",
+        ),
+        "no such label": (("evaluate", run / "model", "--collection", collection, "--classes", "catgory"), "catgory"),
+        "no such picture": ((*locate, "no-such.jpg", "a dog"), "no-such.jpg: cannot be read"),
+        "unreadable picture": ((*locate, recipe, "a dog"), "the picture cannot be read"),
+        "empty phrase": ((*locate, collection.parent / "ok.png", " "), "the phrase is empty"),
+        "model of locate": (("locate", run, collection.parent / "ok.png", "a dog"), "did you mean"),
+    }
+
+
+MISTAKES = sorted(mistakes(Path("r"), Path("c"), Path("m")))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(foveate: Run, recipe_file: Path, tiny_collection: Path, trained: Path, mistake: str) -> None:
+    (tiny_collection.parent / "ok.png").write_bytes(tiny.picture_bytes(tiny.draw([], size=(64, 64), seed=1)))
+    arguments, part = mistakes(recipe_file, tiny_collection, trained)[mistake]
+    assert part in foveate(*arguments).sentence
+
+
+def test_a_process_ends_with_one_line(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "foveate", "pretrain", "tuor", "--collection", "x"]
+    done = subprocess.run(arguments, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "did you mean 'tour'?" in done.stderr

@@ -1,0 +1,159 @@
+"""The tour: its table, its means over seeds, its questions; and a very small one from nothing to a page."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from processes import environment
+
+import tiny
+from foveate.metrics.intervals import seed_interval
+from foveate.pretrain.embed import embed_collection
+from foveate.pretrain.train import build_model
+from foveate.records.collection import Collection
+from foveate.studies.questions import (
+    Album,
+    box_searches,
+    choice_questions,
+    picture_searches,
+    where_questions,
+    word_searches,
+)
+from foveate.studies.tour import COLUMNS, Clock, over_seeds, tour_table
+
+
+def value(number: float) -> dict[str, float]:
+    return {"value": number, "low": number - 0.1, "high": number + 0.1}
+
+
+def row(question: str, **values: float) -> dict[str, Any]:
+    return {
+        "question": question,
+        "data": "seen",
+        "chance": 0.1,
+        "n": 9,
+        "values": {name: value(number) for name, number in values.items()},
+    }
+
+
+def test_tour_table_keeps_its_columns() -> None:
+    table = [row("which phrase names this box: R@1", clip=0.1, clip_shuffled=0.2, clip_crop=0.3, cloc=0.4)]
+    (found,) = tour_table(table)
+    assert list(found["values"]) == ["clip", "clip_crop", "cloc"]
+    assert found["values"]["cloc"] == value(0.4)
+    assert {column["key"] for column in COLUMNS} >= set(found["values"])
+
+
+def test_tour_table_splits_where_by_rule() -> None:
+    table = [
+        row("where is it: mean IoU", clip_candidates=0.1, cloc_head=0.5, cloc_candidates=0.4, centre=0.2, random=0.0)
+    ]
+    head, candidates = tour_table(table)
+    assert head["question"] == "where is it (grounding head): mean IoU"
+    assert {name: one["value"] for name, one in head["values"].items()} == {"clip": 0.1, "cloc": 0.5, "guess": 0.2}
+    assert candidates["question"] == "where is it (best of many boxes): mean IoU"
+    assert candidates["values"]["cloc"] == value(0.4)
+    assert table[0]["question"] == "where is it: mean IoU", "the full table is left as it was"
+
+
+def test_over_seeds() -> None:
+    one, two, three = ([row("q", clip=base, cloc=base + 0.5)] for base in (0.1, 0.2, 0.4))
+    assert over_seeds([one]) == one
+    (found,) = over_seeds([one, two, three])
+    expected = seed_interval([0.1, 0.2, 0.4])
+    assert found["values"]["clip"] == {"value": expected.value, "low": expected.low, "high": expected.high}
+    assert found["values"]["clip"]["value"] == pytest.approx(0.7 / 3)
+    assert (found["question"], found["n"]) == ("q", 9)
+
+
+def test_clock() -> None:
+    clock = Clock()
+    clock.lap("a")
+    clock.lap("b")
+    clock.lap("a")
+    total = clock.total()
+    assert list(total) == ["a", "b", "total"]
+    assert all(math.isfinite(seconds) and seconds >= 0 for seconds in total.values())
+
+
+@pytest.fixture
+def album(tiny_collection: Path, tmp_path: Path) -> tuple[Album, dict[str, Any]]:
+    collection = Collection.open(tiny_collection)
+    models = {
+        name: build_model(tiny.recipe(regions={"method": method})).eval()
+        for name, method in (("clip", "none"), ("cloc", "prompter"))
+    }
+    rows = collection.rows("test")
+    embedded = {name: embed_collection(model, collection, rows) for name, model in models.items()}
+    return Album(collection, tmp_path, embedded, 0), models
+
+
+def test_questions_are_drawn_by_the_seed_and_show_existing_pictures(
+    album: tuple[Album, dict[str, Any]], tmp_path: Path
+) -> None:
+    shown, models = album
+    asked = [
+        *word_searches(shown, models, source="shapes", count=2),
+        *picture_searches(shown, list(models), source="shapes", field="category", count=2),
+        *box_searches(shown, list(models), part="seen", count=2),
+    ]
+    assert len(asked) == 6
+    for search in asked:
+        assert set(search["results"]) == {"clip", "cloc"}
+        for results in search["results"].values():
+            scores = [one["score"] for one in results]
+            assert scores == sorted(scores, reverse=True)
+            assert all((tmp_path / one["picture"]).is_file() for one in results)
+        if search["query"]["kind"] == "picture":
+            answers = [one["picture"] for results in search["results"].values() for one in results]
+            assert search["query"]["picture"] not in answers, "a picture does not find itself"
+    again = word_searches(shown, models, source="shapes", count=2)
+    assert again == asked[:2]
+    json.dumps(asked)
+
+
+def test_where_and_which(album: tuple[Album, dict[str, Any]]) -> None:
+    shown, _ = album
+    places = where_questions(shown, "cloc", part="seen", count=4)
+    assert len(places) == 4
+    for question in places:
+        assert set(question["boxes"]) == {"head", "candidates", "centre", "random"} == set(question["iou"])
+        assert 0 <= min(question["iou"].values()) <= max(question["iou"].values()) <= 1
+    assert choice_questions(shown, "cloc", part="seen", count=4) == [], "no picture has three boxes"
+    assert box_searches(shown, ["clip"], part="nothing", count=1) == []
+    once = np.unique([question["phrase"] for question in places], return_counts=True)
+    assert once[1].max() <= 4
+    json.dumps(places)
+
+
+@pytest.mark.slow
+def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
+    run = tmp_path / "tour"
+    sizes = ["--scenes", "200", "--test-scenes", "50", "--steps", "20"]
+    command = [sys.executable, "-m", "foveate", "tour", "--run", str(run), *sizes, "--device", "cpu", "--json"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["kind"] == "tour"
+    assert set(result["models"]) == {"clip", "cloc"}
+    assert len(result["searches"]) == 12
+    assert len(result["locate"]) == 12
+    data = {found["data"] for found in result["table"]}
+    assert {"seen", "unseen", "clipart pictures", "emoji pictures", "scenes pictures"} <= data
+    keys = {column["key"] for column in result["columns"]}
+    assert all(set(found["values"]) <= keys for found in result["table"])
+    assert json.loads((run / "result.json").read_text())["table"] == result["table"]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<html" in page
+    for picture in {question["picture"] for question in result["locate"]}:
+        assert (run / picture).is_file()
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["table"] == result["table"], "repeated, it only answers again"

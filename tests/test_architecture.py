@@ -1,0 +1,270 @@
+"""The house's rules, held by the sources themselves: who may import whom, what loads torch, what every part has."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "src" / "foveate"
+MODULES = sorted(SOURCES.rglob("*.py"))
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+GROUND = ("records", "metrics", "settings")
+FIRST = ("vision", "training")
+WINGS = ("caption", "pretrain", "mllm", "adapt", "federated", "species")
+ROOF = ("studies", "report", "serve", "cli")
+FLOOR = {room: floor for floor, rooms in enumerate((GROUND, FIRST, WINGS, ROOF)) for room in rooms}
+WITHOUT_TORCH = (*GROUND, "report")
+HEAVY = {"torch", "torchvision", "open_clip", "transformers", "safetensors.torch", "timm"}
+# Arrows that a floor does not allow by itself: within the ground floor and the roof.
+SAME_FLOOR = {
+    ("records", "settings"),
+    ("metrics", "settings"),
+    ("metrics", "records"),
+    ("cli", "report"),
+    ("cli", "studies"),
+    ("cli", "serve"),
+    ("studies", "report"),
+}
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Every imported module of a file, those inside functions too; `if TYPE_CHECKING` counts as well."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(path)}:{node.lineno}: imports are absolute"
+            module = node.module or ""
+            yield node.lineno, module
+            if module.startswith("foveate"):
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "foveate" and len(parts) > 1 and parts[1] in FLOOR else None
+
+
+def test_every_folder_is_a_room_of_the_house() -> None:
+    folders = {path.name for path in SOURCES.iterdir() if path.is_dir() and path.name not in ("__pycache__", "data")}
+    assert folders <= set(FLOOR), folders - set(FLOOR)
+    for folder in folders:
+        assert len(list((SOURCES / folder).rglob("*.py"))) > 1, f"{folder} is empty: a room exists once it is built"
+
+
+def test_arrows_run_down() -> None:
+    wrong = []
+    for path in MODULES:
+        room = path.relative_to(SOURCES).parts[0]
+        if room not in FLOOR:
+            continue
+        for line, module in imports_of(path):
+            other = room_of(module)
+            if other is None or other == room or (room, other) in SAME_FLOOR:
+                continue
+            if FLOOR[other] >= FLOOR[room]:
+                wrong.append(f"{relative(path)}:{line} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_training_knows_nothing_of_vision() -> None:
+    for here, there in (("training", "vision"), ("vision", "training")):
+        for path in (SOURCES / here).rglob("*.py"):
+            assert all(room_of(module) != there for _, module in imports_of(path)), relative(path)
+
+
+def test_ground_floor_and_report_are_without_torch() -> None:
+    wrong = [
+        f"{relative(path)}:{line} imports {module}"
+        for room in WITHOUT_TORCH
+        for path in (SOURCES / room).rglob("*.py")
+        for line, module in imports_of(path)
+        if module.split(".")[0] in HEAVY or module in HEAVY
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def calls_of(path: Path) -> Iterator[tuple[int, str, ast.Call]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield node.lineno, ast.unparse(node.func), node
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in MODULES:
+        for line, module in imports_of(path):
+            assert module.split(".")[0] not in ("pickle", "dill", "joblib", "shelve"), f"{relative(path)}:{line}"
+        for line, name, call in calls_of(path):
+            assert name != "torch.save", f"{relative(path)}:{line}: {name}"
+            if name == "torch.load":
+                assert path.name == "lite0_network.py", f"{relative(path)}:{line}: only a packaged file, after its hash"
+                assert "weights_only=True" in ast.unparse(call)
+        assert "allow_pickle=True" not in path.read_text(encoding="utf-8"), relative(path)
+
+
+def test_no_catch_all_and_no_global_numpy_state() -> None:
+    allowed = ("default_rng", "Generator", "SeedSequence", "Philox", "PCG64", "BitGenerator")
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                caught = "" if node.type is None else ast.unparse(node.type)
+                assert caught not in ("", "Exception"), f"{relative(path)}:{node.lineno}: catches everything"
+        for line, name, _ in calls_of(path):
+            if name.startswith(("np.random.", "numpy.random.")):
+                assert name.split(".")[2].split("(")[0] in allowed, f"{relative(path)}:{line}: {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_files_are_short_enough_to_read(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCES.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_every_module_with_a_public_class_has_a_test() -> None:
+    """A test imports the module, or one of the same room that is made of it (a writer and its quarantine, say)."""
+    tested = {module for path in (ROOT / "tests").rglob("*.py") for _, module in imports_of(path)}
+    for _ in range(2):
+        for path in MODULES:
+            if name_of(path) in tested:
+                inner = {module for _, module in imports_of(path)}
+                tested |= {module for module in inner if room_of(module) == path.relative_to(SOURCES).parts[0]}
+    untested = []
+    for path in MODULES:
+        public = [
+            node.name
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        ]
+        if public and name_of(path) not in tested:
+            untested.append(f"{name_of(path)} ({', '.join(public)})")
+    assert not untested, "no test imports " + "; ".join(untested)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import foveate; foveate.Collection, foveate.Box, foveate.UserError, dir(foveate)",
+        "from foveate.cli.main import cli; cli(['--help'], standalone_mode=False)",
+        "from foveate.cli.main import cli; cli(['recipes'], standalone_mode=False)",
+        "from foveate.cli.main import cli; cli(['pretrain', '--help'], standalone_mode=False)",
+    ],
+)
+def test_what_needs_no_torch_loads_none(code: str) -> None:
+    done = python(f"{code}\nimport sys, json\nprint(json.dumps([n for n in sys.modules if '.' not in n]))")
+    assert done.returncode == 0, done.stderr
+    assert not HEAVY & set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_help_is_quick() -> None:
+    """Less than 0.3 s of a processor's time more than the bare interpreter takes on this machine; best of three."""
+
+    def seconds(code: str) -> float:
+        spent = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+            assert python(code).returncode == 0
+            spent.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+        return min(spent)
+
+    assert seconds("from foveate.cli.main import cli; cli(['--help'], standalone_mode=False)") < 0.3 + seconds("pass")
+
+
+def test_lazy_names_exist() -> None:
+    import foveate
+
+    for name in foveate.__all__:
+        assert getattr(foveate, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = foveate.nothing  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_build_on_the_meta_device(path: Path) -> None:
+    import torch
+
+    from foveate.pretrain.recipe import PretrainRecipe
+    from foveate.pretrain.train import build_model
+    from foveate.settings.recipes import load
+
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith(f"# foveate pretrain {path.stem} "), "starts with the command that runs it"
+    recipe = load(PretrainRecipe, path.stem)
+    with torch.device("meta"):
+        model = build_model(recipe)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert (model.prompter is not None) == (recipe.regions.method == "prompter")
+
+
+def test_the_promised_recipes_are_there() -> None:
+    names = {path.stem for path in RECIPES}
+    assert {"tour", "tour-clip", "tour-roi", "clip-vit-b16", "cloc-vit-b16"} <= names
+
+
+VERBS = sorted(path.stem for path in (SOURCES / "cli" / "verbs").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verbs_have_an_example_and_json(verb: str) -> None:
+    command = importlib.import_module(f"foveate.cli.verbs.{verb}").command
+    assert isinstance(command, click.Command)
+    assert command.name == verb
+    assert "Example:" in (command.help or "")
+    assert f"foveate {verb}" in (command.help or "")
+    assert command.short_help
+    assert "--json" in {option for parameter in command.params for option in parameter.opts}
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name not in ("run",):
+            assert parameter.help, f"{verb} {parameter.opts}: no help"
+
+
+def encoder_kinds() -> list[str]:
+    return sorted(
+        path.stem
+        for path in (SOURCES / "vision").glob("*.py")
+        if any(f"{name} = " in path.read_text(encoding="utf-8") for name in ("IMAGE_ENCODER", "TEXT_ENCODER"))
+    )
+
+
+def test_encoders_and_methods_are_documented() -> None:
+    from typing import get_args
+
+    from foveate.pretrain.recipe import RegionSettings
+
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md"))
+    methods = [name for name in get_args(RegionSettings.model_fields["method"].annotation) if name != "none"]
+    missing = [
+        name for name in (*encoder_kinds(), *methods, *(f"foveate {verb}" for verb in VERBS)) if name not in pages
+    ]
+    assert not missing, f"docs do not name {', '.join(missing)}"
+
+
+def test_no_machine_paths() -> None:
+    folders = ("/work/", "/root/", "/tmp/")
+    for path in [*MODULES, *RECIPES, *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]:
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            assert not [folder for folder in folders if folder in text], relative(path)
