@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from foveate.settings.errors import UserError
-from foveate.vision import lite0, lite0_network
+from foveate.vision import lite0_network, precision
 from foveate.vision.lite0 import Lite0Encoder, bilinear_matrix, pack_maps, packed_length, unpack_maps
 from foveate.vision.lite0_network import load_lite0
 from foveate.vision.registry import seeded
@@ -134,8 +134,8 @@ def test_missing_or_foreign_weights_are_explained(monkeypatch: pytest.MonkeyPatc
 def test_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False}, raising=False)
-    assert lite0.fast_precision(cpu) == torch.float32
+    assert precision.fast_precision(cpu) == torch.float32
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    assert lite0.fast_precision(cpu) == torch.bfloat16
+    assert precision.fast_precision(cpu) == torch.bfloat16
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert lite0.fast_precision(cpu) == torch.float32
+    assert precision.fast_precision(cpu) == torch.float32

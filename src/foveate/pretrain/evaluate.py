@@ -27,7 +27,6 @@ from foveate.settings import seeds
 from foveate.settings.errors import UserError
 
 
-
 class Table:
     """Rows of questions by data; each row holds one value per column (a way of answering)."""
 

