@@ -121,7 +121,8 @@ class FeatureCache:
 
     def _open(self, total: int) -> None:
         starts = range(0, total, PART)
-        self._parts = [np.load(self._features_path(start), mmap_mode="r") for start in starts]
+        mapped = np.load(self._features_path(0), mmap_mode="r")
+        self._header, self._shape, self._dtype = mapped.offset, mapped.shape[1:], mapped.dtype
         self._sizes = np.concatenate([np.load(self._sizes_path(start)) for start in starts])
         for path in self.folder.glob("*.bad.json"):
             reasons = json.loads(path.read_text(encoding="utf-8"))
@@ -130,7 +131,12 @@ class FeatureCache:
     def features(self, row: int, view: int) -> Tensor:
         """Frozen features [*feature_shape] of a row's view."""
         entry = self.place_of[row] * self.views + view
-        return torch.from_numpy(np.array(self._parts[entry // PART][entry % PART]))
+        part, place = divmod(entry, PART)
+        count = int(np.prod(self._shape))
+        offset = self._header + place * count * self._dtype.itemsize
+        # Read, not mapped: the pages of a mapping would count as this process's memory.
+        read = np.fromfile(self._features_path(part * PART), self._dtype, count, offset=offset)
+        return torch.from_numpy(read.reshape(self._shape))
 
     def placement(self, row: int, view: int) -> Placement:
         """How the row's picture lies in the model input in this view."""

@@ -30,17 +30,24 @@ def preprocess_of(recipe: PretrainRecipe) -> Preprocess:
     return build_image_encoder(towers(recipe, "image_encoder")).preprocess
 
 
+def sample_rows(
+    collection: Collection, *, count: int, seed: int, split: str | None = None, where: dict[str, str] | None = None
+) -> np.ndarray:
+    """`count` rows of a split and of given label values, drawn by the seed, ascending; all where there are fewer."""
+    rows = collection.rows(split, where)
+    if count >= len(rows):
+        return rows
+    return np.sort(seeds.generator("gallery", seed).choice(rows, size=count, replace=False))
+
+
 def write_samples(
-    collection: Collection, recipe: PretrainRecipe, run: Path, *, split: str | None, count: int, seed: int
+    collection: Collection, recipe: PretrainRecipe, run: Path, rows: np.ndarray, *, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Writes `count` random pictures of the collection below `run`/pictures and describes them for a page.
+    """Writes the pictures of `rows` below `run`/pictures and describes them, each with one of its texts.
 
     Returns:
         The described pictures, and key -> reason of those among them that could not be read.
     """
-    rows = collection.rows(split)
-    if count < len(rows):
-        rows = np.sort(seeds.generator("gallery", seed).choice(rows, size=count, replace=False))
     preprocess = preprocess_of(recipe)
     samples: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
@@ -61,7 +68,8 @@ def write_samples(
                 {"box": [float(value) for value in box], "phrase": region.phrase, "slice": region.slice}
                 for box, region in zip(moved_K4, kept, strict=True)
             ]
-        caption = record.captions[0] if record.captions else None
+        drawn = int(seeds.uniform("gallery text", seed, record.key) * len(record.captions))
+        caption = record.captions[drawn] if record.captions else None
         samples.append(
             {
                 "picture": str(path.relative_to(run)),

@@ -18,7 +18,7 @@ from foveate.metrics.intervals import seed_interval
 from foveate.pretrain.embed import Embedded
 from foveate.pretrain.evaluate import evaluate, merge_tables
 from foveate.pretrain.folder import load_model
-from foveate.pretrain.gallery import write_samples
+from foveate.pretrain.gallery import sample_rows, write_samples
 from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import Pretrained, pretrain
@@ -58,6 +58,7 @@ COLUMNS = [
 WHERE = {"clip_candidates": "clip", "cloc_head": "cloc", "centre": "guess"}
 CANDIDATES = {"clip_candidates": "clip", "cloc_candidates": "cloc", "centre": "guess"}
 LIMITS = [
+    "Held-out emoji, and the unseen concepts of scenes, are things that no training text names, not even in a variant.",
     "Scenes are cut-outs pasted on grounds: their numbers say nothing about photographs of the world.",
     "Everything is trained in minutes on two cores from frozen ImageNet and sentence features.",
     "Unseen concepts gain less than seen ones; both are shown, never mixed.",
@@ -89,7 +90,7 @@ def tour(
     seed: int = 0,
     seeds: int = 1,
     device: str | None = None,
-    train_scenes: int = 4000,
+    train_scenes: int = 5000,
     test_scenes: int = 400,
     steps: int | None = None,
     command: list[str] | None = None,
@@ -173,7 +174,12 @@ def _train_and_evaluate(
 def tour_table(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The page's table: one column per way of answering, the two rules of 'where is it' as rows of their own."""
     chosen = []
-    for row in table:
+    for original in sorted(table, key=_priority):
+        data: str = original["data"]
+        if data.split(",")[0] in ("seen", "unseen"):
+            part, *size = data.split(", ")
+            data = ", ".join([f"scenes, {part} concepts", *size])
+        row: dict[str, Any] = {**original, "data": data}
         if row["question"].startswith("where is it"):
             for names, suffix in ((WHERE, "grounding head"), (CANDIDATES, "best of many boxes")):
                 values = {names[key]: value for key, value in row["values"].items() if key in names}
@@ -183,6 +189,16 @@ def tour_table(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             wanted = {column["key"] for column in COLUMNS}
             chosen.append({**row, "values": {key: v for key, v in row["values"].items() if key in wanted}})
     return chosen
+
+
+# What a reader asks first.
+_FIRST = ("what is in this box, of all names: top-1", "where is it: IoU", "which of the picture's boxes")
+
+
+def _priority(row: dict[str, Any]) -> tuple[int, str]:
+    """Questions in the order of `_FIRST`, then the others as they are; a question's rows stay together."""
+    ranks = [rank for rank, start in enumerate(_FIRST) if row["question"].startswith(start)]
+    return (ranks[0] if ranks else len(_FIRST), row["question"] if ranks else "")
 
 
 def over_seeds(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -238,6 +254,10 @@ def _result(
         *box_searches(album, names, part="unseen", count=2),
     ]
     recipe = answers.models["cloc"].recipe
+    shown = [
+        sample_rows(collection, count=count, seed=seed, split="train", where={"source": source})
+        for source, count in (("clipart", 8), ("emoji", 4), ("scenes", 8))
+    ]
     return {
         "kind": "tour",
         "seed": seed,
@@ -257,7 +277,9 @@ def _result(
             "splits": {str(one): int((collection.splits == one).sum()) for one in sorted(set(collection.splits))},
             "regions": collection.table("regions").num_rows,
             "captions": collection.table("captions").num_rows,
-            "examples": write_samples(collection, recipe, run.path, split="train", count=18, seed=seed)[0],
+            "examples": [
+                example for rows in shown for example in write_samples(collection, recipe, run.path, rows, seed=seed)[0]
+            ],
         },
         "curves": {name: one.run.read_metrics() for name, one in answers.trained.items()},
         "models": {

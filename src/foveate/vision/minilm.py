@@ -122,6 +122,8 @@ class MiniLMEncoder(TextEncoder):
         projection: "linear" (bias-free) or "mlp" (two layers with GELU in between).
         hidden: width of the "mlp".
         model, revision, max_tokens, precision: see `SentenceEncoder`.
+        noise: standard deviation of Gaussian noise on each of the vectors' numbers in training (a unit vector of 384
+            numbers has .05 each): fewer words are learnt by heart, unseen ones gain.
         sentence_width: of the frozen vectors; 384 for MiniLM-L6. Checked when the network is loaded.
     """
 
@@ -135,6 +137,7 @@ class MiniLMEncoder(TextEncoder):
         revision: str | None = None,
         max_tokens: int = 256,
         precision: str = "float32",
+        noise: float = 0.0,
         sentence_width: int = 384,
     ) -> None:
         super().__init__(embed_dim=embed_dim, feature_shape=(sentence_width,), feature_dtype=torch.float32)
@@ -142,6 +145,9 @@ class MiniLMEncoder(TextEncoder):
         self.revision = revision
         self.max_tokens = max_tokens
         self.precision = choose(precision, PRECISIONS, "precision of 'minilm'")
+        if noise < 0:
+            raise UserError(f"noise {noise} of 'minilm': allowed are numbers from 0")
+        self.noise = noise
         self._frozen: list[SentenceEncoder] = []
         if choose(projection, PROJECTIONS, "projection of 'minilm'") == "linear":
             self.proj: nn.Module = nn.Linear(sentence_width, embed_dim, bias=False)
@@ -176,6 +182,8 @@ class MiniLMEncoder(TextEncoder):
 
     def forward(self, features: Tensor) -> Tensor:
         """Sentence vectors [B, sentence_width] to joint embeddings [B, E], not normalised."""
+        if self.training and self.noise:
+            features = features + self.noise * torch.randn_like(features)
         return self.proj(features)
 
 

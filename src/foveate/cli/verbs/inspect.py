@@ -33,7 +33,7 @@ def command(
       foveate inspect my-pictures
       foveate inspect my-pictures --split train --samples 48 --recipe my-recipe.yaml
     """
-    from foveate.pretrain.gallery import write_samples
+    from foveate.pretrain.gallery import sample_rows, write_samples
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.records.collection import Collection
     from foveate.records.histograms import histograms, quarantine_examples
@@ -46,7 +46,8 @@ def command(
     resolved = load(PretrainRecipe, recipe)
     folder = RunFolder.create(run or Path("runs/inspect"))
     summary = summarise(opened, split)
-    shown, unreadable = write_samples(opened, resolved, folder.path, split=split, count=samples, seed=seed or 0)
+    rows = sample_rows(opened, count=samples, seed=seed or 0, split=split)
+    shown, unreadable = write_samples(opened, resolved, folder.path, rows, seed=seed or 0)
     result: dict[str, Any] = {
         "kind": "inspect",
         "collection": str(collection),
