@@ -15,7 +15,7 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml requirements/constraints.txt
-	@echo "Installing into $(VENV). Download: about 0.4 GB with a CPU-only torch, about 3 GB with the CUDA build that"
+	@echo "Installing into $(VENV). Download: 0.43 GB with a CPU-only torch, about 3 GB with the CUDA build that"
 	@echo "Linux gets by default. For the CPU-only one: make tour TORCH_INDEX=<the CPU index that pytorch.org names>."
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q 'torch>=2.9' 'torchvision>=0.24' --index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt -e .

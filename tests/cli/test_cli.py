@@ -133,7 +133,8 @@ def test_pretrain_evaluate_and_locate(foveate: Run, recipe_file: Path, tiny_coll
     assert measured.json["pictures"] == 8
     assert {row["question"] for row in measured.json["table"]} >= {"where is it: IoU at least .5"}
     assert Path("run/evaluation/report.html").is_file()
-    assert Path("run/evaluation/samples/regions.parquet").is_file()
+    for table in ("regions", "retrieval", "classification"):
+        assert Path(f"run/evaluation/samples/{table}.parquet").is_file()
 
     Path("picture.png").write_bytes(tiny.picture_bytes(tiny.draw([], size=(300, 100), seed=1)))
     found = foveate("locate", "run/model", "picture.png", "a red disc", "--device", "cpu", "--json")

@@ -14,16 +14,9 @@ import torch
 import tiny
 from foveate.metrics.intervals import Interval
 from foveate.pretrain import evaluate as module
+from foveate.pretrain.answers import Table, columns_of, merge_tables
 from foveate.pretrain.embed import Embedded, embed_collection, embed_images, embed_phrases
-from foveate.pretrain.evaluate import (
-    Table,
-    baseline_boxes,
-    better_rule,
-    class_embeddings,
-    columns_of,
-    evaluate,
-    merge_tables,
-)
+from foveate.pretrain.evaluate import baseline_boxes, better_rule, class_embeddings, evaluate
 from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import Box
@@ -115,6 +108,11 @@ def test_perfect_answers(known: SimpleNamespace, collection: Collection, tmp_pat
     asked = [value for value in samples["iou_m_head"] if value == value]
     assert asked
     assert set(asked) == {1.0}
+    assert set(samples["better_r2t_m"]) == {0}
+    np.testing.assert_allclose(samples["x2_m_head"], samples["x2_true"])
+    retrieved = pq.read_table(tmp_path / "retrieval.parquet").to_pylist()
+    assert len(retrieved) == tiny.SPLITS["test"]
+    assert all(row["which text belongs to this picture: better"] == 0 for row in retrieved)
 
 
 def test_equal_phrases_share_their_rank(known: SimpleNamespace, collection: Collection) -> None:
@@ -135,7 +133,11 @@ def test_every_row_has_its_slice_number_and_chance(known: SimpleNamespace, colle
             assert 0 <= value["value"] <= 1
             assert value["low"] is None or value["low"] <= value["value"] <= value["high"]
         if row["question"] == "which phrase names this box: R@1":
-            assert row["n"] == counts[row["data"]]
+            part, *size = row["data"].split(", ")
+            if size:
+                assert row["n"] <= counts[part]
+                continue
+            assert row["n"] == counts[part]
             assert row["chance"] == pytest.approx(1 / counts[row["data"]])
     parts = {row["data"] for row in result["table"]}
     assert parts <= {f"{part}{size}" for part in counts for size in ("", ", small", ", medium", ", large")} | {

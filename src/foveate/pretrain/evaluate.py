@@ -16,9 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from foveate.metrics.classification import class_accuracies, nearest_class
-from foveate.metrics.grounding import grounding_scores, occurs_once, size_slices
-from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_statistic
+from foveate.metrics.grounding import SIZE_NAMES, grounding_scores, occurs_once, size_slices
+from foveate.metrics.intervals import bootstrap_statistic
 from foveate.metrics.retrieval import normalise, rank_positives_from_embeddings, within_group_accuracy
+from foveate.pretrain.answers import Table, columns_of
 from foveate.pretrain.embed import Embedded, embed_collection, embed_phrases
 from foveate.pretrain.model import LocalisingModel
 from foveate.records.collection import Collection
@@ -26,48 +27,7 @@ from foveate.records.tables import write_table
 from foveate.settings import seeds
 from foveate.settings.errors import UserError
 
-
-class Table:
-    """Rows of questions by data; each row holds one value per column (a way of answering)."""
-
-    def __init__(self, *, seed: int) -> None:
-        self.seed = seed
-        self.rows: dict[tuple[str, str], dict[str, Any]] = {}
-
-    def add(
-        self,
-        question: str,
-        data: str,
-        column: str,
-        values: NDArray[np.float64] | Interval,
-        *,
-        groups: Sequence[Any] | NDArray[np.int64] | None = None,
-        chance: float | None = None,
-    ) -> None:
-        """Adds per-sample values (their mean is the number), or an interval that is there already."""
-        if isinstance(values, Interval):
-            found = values
-        else:
-            found = bootstrap_interval(values, seed=self.seed, groups_N=None if groups is None else list(groups))
-        row = self.rows.setdefault(
-            (question, data),
-            {"question": question, "data": data, "chance": chance, "n": found.n, "values": {}},
-        )
-        row["values"][column] = {"value": found.value, "low": found.low, "high": found.high}
-
-    def as_list(self) -> list[dict[str, Any]]:
-        """The rows, JSON-ready, in the order of adding."""
-        return list(self.rows.values())
-
-
-def merge_tables(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One table of several models' tables: rows of the same question and data share their columns."""
-    merged: dict[tuple[str, str], dict[str, Any]] = {}
-    for table in tables:
-        for row in table:
-            kept = merged.setdefault((row["question"], row["data"]), {**row, "values": {}})
-            kept["values"] |= row["values"]
-    return list(merged.values())
+EDGES = ("x1", "y1", "x2", "y2")
 
 
 def evaluate(
@@ -110,9 +70,13 @@ def evaluate(
     samples: dict[str, pa.Table] = {}
     if len(seen.regions):
         samples["regions"] = _regions(table, collection, seen, name, seed)
-    _retrieval(table, model, collection, seen, name, text_kind)
+    retrieved = _retrieval(table, model, collection, seen, name, text_kind)
+    if retrieved:
+        samples["retrieval"] = pa.Table.from_pylist(retrieved)
     if classes is not None:
-        _zero_shot(table, model, collection, seen, name, classes, templates)
+        classified = _zero_shot(table, model, collection, seen, name, classes, templates)
+        if classified:
+            samples["classification"] = pa.Table.from_pylist(classified)
     if samples_to is not None:
         samples_to.mkdir(parents=True, exist_ok=True)
         for kind, rows_of_kind in samples.items():
@@ -127,28 +91,6 @@ def evaluate(
         "table": table.as_list(),
     }
     return result, seen
-
-
-_WAYS = {
-    "": ("", "boxes embedded as the model does it", "ours"),
-    "_crop": (", crop", "each box encoded as a picture of its own", "baseline"),
-    "_shuffled": (", boxes shuffled", "control: it must fall to chance", "control"),
-    "_head": (", grounding head", "the box that the head names for the phrase", "ours"),
-    "_candidates": (", best of many boxes", "the candidate box whose embedding is nearest to the phrase", "ours"),
-}
-_GUESSES = {"centre": "half of each side, in the middle", "random": "two random corners"}
-
-
-def columns_of(name: str, table: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """What the columns of a model's table mean, in the order in which they first occur."""
-    columns = []
-    for key in dict.fromkeys(key for row in table for key in row["values"]):
-        if key in _GUESSES:
-            columns.append({"key": key, "title": f"{key} box", "what": _GUESSES[key], "role": "control"})
-        else:
-            title, what, role = _WAYS[key.removeprefix(name)]
-            columns.append({"key": key, "title": name + title, "what": what, "role": role})
-    return columns
 
 
 def _slices(seen: Embedded) -> dict[str, NDArray[np.bool_]]:
@@ -170,23 +112,51 @@ def _regions(table: Table, collection: Collection, seen: Embedded, name: str, se
         "label": [region.label for region in seen.regions],
         "slice": [region.slice for region in seen.regions],
         "size": size_slices(seen.boxes_R4).tolist(),
+        **{f"{edge}_true": seen.boxes_R4[:, place] for place, edge in enumerate(EDGES)},
+        **{
+            f"{edge}_{name}_{rule}": boxes_R4[:, place]
+            for rule, boxes_R4 in seen.found.items()
+            for place, edge in enumerate(EDGES)
+        },
     }
     for part, mask_R in _slices(seen).items():
-        groups = seen.picture_R[mask_R]
-        count = int(mask_R.sum())
         for column, z_RE in ways.items():
-            for k in (1, 10):
-                for question, (queries, gallery) in {
-                    f"which phrase names this box: R@{k}": (z_RE, seen.phrase_RE),
-                    f"which box does this phrase name: R@{k}": (seen.phrase_RE, z_RE),
-                }.items():
-                    ranks = rank_positives_from_embeddings(queries[mask_R], gallery[mask_R])
-                    chance = min(1.0, k / count)
-                    table.add(question, part, column, ranks.recall(k)[1], groups=groups, chance=chance)
+            _region_retrieval(table, seen, mask_R, column, z_RE, part, samples)
             _region_classes(table, seen, mask_R, column, z_RE, part)
             _choose(table, seen, mask_R, column, z_RE, part, samples)
         _where(table, seen, mask_R, name, part, seed, samples)
     return pa.table(samples)
+
+
+def _region_retrieval(
+    table: Table,
+    seen: Embedded,
+    mask_R: NDArray[np.bool_],
+    column: str,
+    z_RE: NDArray[np.float32],
+    part: str,
+    samples: dict[str, Any],
+) -> None:
+    """Region-text retrieval both ways among the regions of one group; R@1 of the first also by region size."""
+    asked = np.flatnonzero(mask_R)
+    groups = seen.picture_R[asked]
+    sizes = size_slices(seen.boxes_R4)[asked]
+    for question, short, queries, gallery in (
+        ("which phrase names this box", "r2t", z_RE, seen.phrase_RE),
+        ("which box does this phrase name", "t2r", seen.phrase_RE, z_RE),
+    ):
+        ranks = rank_positives_from_embeddings(queries[asked], gallery[asked])
+        for kind, values in (("better", ranks.better_N), ("tied", ranks.tied_N)):
+            kept = samples.setdefault(f"{kind}_{short}_{column}", np.full(len(seen.regions), -1, np.int64))
+            kept[asked] = values
+        for k in (1, 10):
+            chance = min(1.0, k / len(asked))
+            table.add(f"{question}: R@{k}", part, column, ranks.recall(k)[1], groups=groups, chance=chance)
+        for size in SIZE_NAMES if short == "r2t" else ():
+            chosen = sizes == size
+            if chosen.any():
+                values = ranks.recall(1)[1][chosen]
+                table.add(f"{question}: R@1", f"{part}, {size}", column, values, groups=groups[chosen])
 
 
 def _region_classes(
@@ -266,7 +236,7 @@ def _where(
         groups = seen.picture_R[asked]
         for title, key in (("IoU at least .5", "acc50"), ("mean IoU", "iou"), ("pointing", "pointing")):
             table.add(f"where is it: {title}", part, column, per_sample[key], groups=groups)
-        for size in ("small", "medium", "large"):
+        for size in SIZE_NAMES:
             chosen = sizes[asked] == size
             if chosen.any():
                 table.add(
@@ -306,10 +276,12 @@ def _sources(collection: Collection, rows: NDArray[np.int64]) -> NDArray[Any]:
 
 def _retrieval(
     table: Table, model: LocalisingModel, collection: Collection, seen: Embedded, name: str, kind: str | None
-) -> None:
+) -> list[dict[str, Any]]:
+    """Adds retrieval both ways; returns a row for each picture: how many wrong candidates score higher."""
     places, texts = _texts(collection, seen.rows, kind)
     if not places:
-        return
+        return []
+    samples: list[dict[str, Any]] = []
     text_TE = normalise(embed_phrases(model, texts).numpy())
     sources = _sources(collection, seen.rows[places])
     for source in sorted(set(sources)):
@@ -317,13 +289,25 @@ def _retrieval(
         if len(chosen) < 2:
             continue
         image = seen.image_NE[np.array(places)[chosen]]
+        ranks = {
+            "which text belongs to this picture": rank_positives_from_embeddings(image, text_TE[chosen]),
+            "which picture belongs to this text": rank_positives_from_embeddings(text_TE[chosen], image),
+        }
         for k in (1, 10):
-            for question, (queries, gallery) in {
-                f"which text belongs to this picture: R@{k}": (image, text_TE[chosen]),
-                f"which picture belongs to this text: R@{k}": (text_TE[chosen], image),
-            }.items():
-                _, per_sample = rank_positives_from_embeddings(queries, gallery).recall(k)
-                table.add(question, f"{source} pictures", name, per_sample, chance=min(1.0, k / len(chosen)))
+            for question, found in ranks.items():
+                chance = min(1.0, k / len(chosen))
+                table.add(f"{question}: R@{k}", f"{source} pictures", name, found.recall(k)[1], chance=chance)
+        samples += [
+            {
+                "key": collection.keys[seen.rows[places[index]]],
+                "source": str(source),
+                "text": texts[index],
+                **{f"{question}: better": int(found.better_N[place]) for question, found in ranks.items()},
+                **{f"{question}: tied": int(found.tied_N[place]) for question, found in ranks.items()},
+            }
+            for place, index in enumerate(chosen)
+        ]
+    return samples
 
 
 def class_embeddings(model: LocalisingModel, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
@@ -341,7 +325,9 @@ def _zero_shot(
     name: str,
     field: str,
     templates: Sequence[str],
-) -> None:
+) -> list[dict[str, Any]]:
+    """Adds zero-shot accuracy; returns a row for each picture: true and predicted class."""
+    samples: list[dict[str, Any]] = []
     values = collection.label_values(field)[seen.rows]
     sources = _sources(collection, seen.rows)
     for source in sorted(set(sources[values != ""])):
@@ -353,3 +339,13 @@ def _zero_shot(
         right = (predicted == np.searchsorted(np.array(names), values[chosen].astype(str))).astype(np.float64)
         question = f"zero-shot {field}, {len(names)} names: accuracy"
         table.add(question, f"{source} pictures", name, right, chance=1 / len(names))
+        samples += [
+            {
+                "key": collection.keys[seen.rows[index]],
+                "source": str(source),
+                "true": str(values[index]),
+                "predicted": names[guess],
+            }
+            for index, guess in zip(chosen, predicted, strict=True)
+        ]
+    return samples

@@ -15,8 +15,9 @@ from typing import Any
 
 import foveate
 from foveate.metrics.intervals import seed_interval
+from foveate.pretrain.answers import merge_tables
 from foveate.pretrain.embed import Embedded
-from foveate.pretrain.evaluate import evaluate, merge_tables
+from foveate.pretrain.evaluate import evaluate
 from foveate.pretrain.folder import load_model
 from foveate.pretrain.gallery import sample_rows, write_samples
 from foveate.pretrain.model import LocalisingModel
