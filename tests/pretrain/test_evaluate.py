@@ -55,6 +55,7 @@ def perfect(collection: Collection, rows: np.ndarray) -> Embedded:
         picture_R=np.repeat(np.arange(len(rows)), [len(one) for one in per_row]),
         boxes_R4=boxes_R4,
         z_RE=phrase_RE * 3,
+        shuffled_RE=np.roll(phrase_RE, 1, axis=0),
         phrase_RE=phrase_RE,
         found={"head": boxes_R4.copy(), "candidates": np.tile([0.0, 0.0, 0.01, 0.01], (len(regions), 1))},
     )
@@ -152,6 +153,7 @@ def test_a_model_that_ignores_the_box_is_unmasked(known: SimpleNamespace, collec
         for picture in range(len(seen.rows)):
             own = seen.picture_R == picture
             seen.z_RE[own] = seen.phrase_RE[own].mean(0)
+        seen.shuffled_RE = seen.z_RE.copy()
 
     known.change = ignore
     result, _ = evaluate(None, collection, name="m")  # type: ignore[arg-type]
@@ -159,6 +161,9 @@ def test_a_model_that_ignores_the_box_is_unmasked(known: SimpleNamespace, collec
     (row,) = (row for row in result["table"] if (row["question"], row["data"]) == (choice, "seen"))
     assert row["values"]["m"]["value"] <= 0.7
     assert row["chance"] == pytest.approx(0.5)
+    for question in QUESTIONS[:3]:
+        found = values(result, question, "seen")
+        assert found["m_shuffled"] == pytest.approx(found["m"]), "it must not fall for a model that reads no box"
 
 
 def test_empty_and_unknown_splits(collection: Collection) -> None:

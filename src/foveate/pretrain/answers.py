@@ -57,7 +57,7 @@ def merge_tables(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, A
 _WAYS = {
     "": ("", "boxes embedded as the model does it", "ours"),
     "_crop": (", crop", "each box encoded as a picture of its own", "baseline"),
-    "_shuffled": (", boxes shuffled", "control: it must fall to chance", "control"),
+    "_shuffled": (", boxes shuffled", "control: boxes of other regions; it must fall", "control"),
     "_head": (", grounding head", "the box that the head names for the phrase", "ours"),
     "_candidates": (", best of many boxes", "the candidate box whose embedding is nearest to the phrase", "ours"),
 }

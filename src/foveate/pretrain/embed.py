@@ -5,7 +5,7 @@ The image tokens of a picture are computed once and serve all its regions, phras
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -18,11 +18,13 @@ from torch import Tensor
 from foveate.pretrain.candidates import candidate_boxes
 from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.texts import encode_all
-from foveate.pretrain.views import read
+from foveate.pretrain.views import DECODE_FACTOR, input_boxes, read
+from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.pictures import BadPicture
 from foveate.records.record import Region
+from foveate.settings import seeds
 from foveate.settings.progress import track
 from foveate.vision.encoder import ImageTokens
 
@@ -37,7 +39,9 @@ class Embedded:
     Attributes:
         rows: the collection's row numbers of the N pictures that could be read. bad: row -> reason of the others.
         image_NE: unit length. picture_R: index into `rows` of each region. boxes_R4: true boxes of the original.
-        z_RE: region embeddings. phrase_RE: unit-length phrase embeddings (equal phrases have equal rows).
+        out_of_view: regions left out because the encoder's view ("center_crop") shows nothing of them.
+        z_RE: region embeddings. shuffled_RE: the control: the same pictures, asked about boxes of other regions.
+        phrase_RE: unit-length phrase embeddings (equal phrases have equal rows).
         found: rule -> boxes [R, 4] of the original picture where each region's phrase was found.
     """
 
@@ -48,7 +52,9 @@ class Embedded:
     picture_R: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     boxes_R4: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
     z_RE: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+    shuffled_RE: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     crop_RE: NDArray[np.float32] | None = None
+    out_of_view: int = 0
     phrase_RE: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     found: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
@@ -123,24 +129,25 @@ def _run(
     rules: Sequence[str],
 ) -> Embedded:
     bad: dict[int, str] = {}
-    kept, images, z, crop, owner = [], [], [], [], []
+    kept, images, z, shuffled, crop, owner = [], [], [], [], [], []
+    out_of_view = 0
     all_regions: list[Region] = []
     found: dict[str, list[np.ndarray]] = {rule: [] for rule in rules}
     by_row = {int(row): collection.regions_of(int(row)) if regions else () for row in rows}
+    others = _boxes_of_others(by_row)
     phrases = sorted({region.phrase for regions_of in by_row.values() for region in regions_of})
     vectors = embed_phrases(model, phrases)
     phrase_row = {phrase: number for number, phrase in enumerate(phrases)}
     for chosen, placements, pixels in read_batches(collection, rows, model, description="pictures", bad=bad):
         tokens = model.encode_image_tokens(pixels)
         images.append(model.encode_image(tokens).cpu().numpy())
-        batch = [(index, region) for index, row in enumerate(chosen) for region in by_row[row]]
+        batch, inside_R4, other_R4 = _visible(chosen, placements, by_row, others)
+        out_of_view += sum(len(by_row[row]) for row in chosen) - len(batch)
         if batch:
             index_R = torch.tensor([index for index, _ in batch], device=model.device)
-            inside_R4 = np.concatenate(
-                [placements[index].to_input(region.box.to_array()[None], min_visible=0)[0] for index, region in batch]
-            )
-            boxes_R4 = torch.from_numpy(inside_R4).float().to(model.device)
-            z.append(model.encode_regions(tokens, boxes_R4, index_R).float().cpu().numpy())
+            for boxes_R4, embedded in ((inside_R4, z), (other_R4, shuffled)):
+                found_RE = model.encode_regions(tokens, torch.from_numpy(boxes_R4).to(model.device), index_R)
+                embedded.append(found_RE.float().cpu().numpy())
             texts_RE = vectors[[phrase_row[region.phrase] for _, region in batch]].to(model.device)
             for rule in rules:
                 inside = find(model, tokens, placements, texts_RE, index_R, rule=rule)
@@ -161,10 +168,41 @@ def _run(
         picture_R=np.array(owner, dtype=np.int64),
         boxes_R4=np.array([region.box.to_array() for region in all_regions]).reshape(-1, 4),
         z_RE=np.concatenate(z) if z else none,
+        shuffled_RE=np.concatenate(shuffled) if shuffled else none,
         crop_RE=np.concatenate(crop) if crop else None,
+        out_of_view=out_of_view,
         phrase_RE=unit[[phrase_row[region.phrase] for region in all_regions]] if all_regions else none,
         found={rule: np.concatenate(boxes) if boxes else np.zeros((0, 4)) for rule, boxes in found.items()},
     )
+
+
+def _boxes_of_others(by_row: Mapping[int, Sequence[Region]]) -> dict[int, NDArray[np.float64]]:
+    """For each region of a row the box of a region drawn from all: the boxes, permuted once and for all."""
+    counts = [len(regions) for regions in by_row.values()]
+    boxes_R4 = np.array([region.box.to_array() for regions in by_row.values() for region in regions]).reshape(-1, 4)
+    boxes_R4 = boxes_R4[seeds.generator("shuffled boxes").permutation(len(boxes_R4))]
+    return dict(zip(by_row, np.split(boxes_R4, np.cumsum(counts)[:-1]), strict=True)) if counts else {}
+
+
+def _visible(
+    rows: Sequence[int],
+    placements: Sequence[Placement],
+    by_row: Mapping[int, Sequence[Region]],
+    others: Mapping[int, NDArray[np.float64]],
+) -> tuple[list[tuple[int, Region]], NDArray[np.float32], NDArray[np.float32]]:
+    """The regions of a batch of which something is seen, with their boxes and those of others in the model input."""
+    batch: list[tuple[int, Region]] = []
+    inside, other = [np.zeros((0, 4), np.float32)], [np.zeros((0, 4), np.float32)]
+    for index, (row, placement) in enumerate(zip(rows, placements, strict=True)):
+        regions = by_row[row]
+        if not regions:
+            continue
+        moved_K4, kept_R = input_boxes(placement, np.stack([one.box.to_array() for one in regions]), min_visible=0)
+        batch += [(index, region) for region, keep in zip(regions, kept_R, strict=True) if keep]
+        inside.append(moved_K4)
+        # Fractions of what is visible, so that every box of another picture is a possible one here.
+        other.append(placement.letterbox.to_input(others[row][kept_R]).astype(np.float32))
+    return batch, np.concatenate(inside), np.concatenate(other)
 
 
 def find(
@@ -178,7 +216,7 @@ def find(
 ) -> NDArray[np.float64]:
     """Where phrases are, [R, 4] in [0, 1] of the model input, by "head" or by "candidates"."""
     if rule == "head":
-        return model.ground(tokens, texts_RE, index_R).double().cpu().numpy()
+        return model.ground(tokens, texts_RE, index_R).cpu().double().numpy()
     assert rule == "candidates", rule
     return candidate_scores(model, tokens, placements, texts_RE, index_R)[0]
 
@@ -196,7 +234,9 @@ def candidate_scores(
     flat = torch.from_numpy(boxes_BC4).reshape(-1, 4).to(model.device)
     owner = torch.arange(pictures, device=model.device).repeat_interleave(count)
     z_BCE = F.normalize(model.encode_regions(tokens, flat, owner).float(), dim=-1).view(pictures, count, -1)
-    scores_RC = torch.einsum("rce,re->rc", z_BCE[index_R], F.normalize(texts_RE.float(), dim=-1))
+    # In parts: the embeddings of all candidates are copied for each phrase of their picture.
+    parts = zip(index_R.split(_TEXTS), F.normalize(texts_RE.float(), dim=-1).split(_TEXTS), strict=True)
+    scores_RC = torch.cat([torch.einsum("rce,re->rc", z_BCE[index], texts) for index, texts in parts])
     best_R = scores_RC.argmax(1).cpu().numpy()
     return boxes_BC4[index_R.cpu().numpy(), best_R].astype(np.float64), scores_RC.cpu().numpy()
 
@@ -212,6 +252,22 @@ def _encode_crops(
     model: LocalisingModel, collection: Collection, rows: list[int], batch: list[tuple[int, Region]]
 ) -> np.ndarray:
     preprocess = model.image_encoder.preprocess
-    pixels = [read(collection, rows[index], preprocess, View(crop=region.box))[0] for index, region in batch]
+    pixels = []
+    for index, region in batch:
+        try:
+            pixels.append(read(collection, rows[index], preprocess, View(crop=region.box))[0])
+        except BadPicture:  # thinner than the model input can show
+            sides = [float(collection.index[name][rows[index]]) for name in ("width", "height")]
+            least = 3 * max(sides) / (DECODE_FACTOR * preprocess.size)
+            wider = _widened(region.box, least / sides[0], least / sides[1])
+            pixels.append(read(collection, rows[index], preprocess, View(crop=wider))[0])
     parts = [model.encode_image(torch.stack(pixels[start : start + BATCH])) for start in range(0, len(pixels), BATCH)]
     return torch.cat(parts).cpu().numpy()
+
+
+def _widened(box: Box, width: float, height: float) -> Box:
+    """The box with sides of at least `width` and `height` (fractions of the picture), about its middle."""
+    low, high = np.split(box.to_array(), 2)
+    sides = np.minimum(np.maximum(high - low, (width, height)), 1.0)
+    low = np.clip((low + high - sides) / 2, 0.0, 1.0 - sides)
+    return Box(*low, *np.minimum(low + sides, 1.0))

@@ -25,7 +25,7 @@ from foveate.pretrain.model import LocalisingModel
 from foveate.records.collection import Collection
 from foveate.records.tables import write_table
 from foveate.settings import seeds
-from foveate.settings.errors import UserError
+from foveate.settings.errors import UserError, choose
 
 EDGES = ("x1", "y1", "x2", "y2")
 
@@ -58,13 +58,18 @@ def evaluate(
         The result with "columns", "table" and counts; and what the pass found, for examples.
 
     Raises:
-        UserError: when the split is empty.
+        UserError: when the split is empty, or the collection has no such label field or caption kind.
     """
     rows = collection.rows(split)
     if not len(rows):
         raise UserError(f"collection {collection.path}: split '{split}' has no pictures")
     if limit is not None and limit < len(rows):
         rows = np.sort(seeds.generator("evaluate", seed).choice(rows, size=limit, replace=False))
+    if text_kind is not None:
+        kinds = collection.table("captions")["kind"].unique().to_pylist()
+        choose(text_kind, sorted(kinds), f"caption kind of the collection {collection.name!r}")
+    if classes is not None:
+        collection.label_values(classes)  # refuses an unknown field before the costly pass
     seen = embed_collection(model, collection, rows, crops=crops)
     table = Table(seed=seed)
     samples: dict[str, pa.Table] = {}
@@ -87,6 +92,7 @@ def evaluate(
         "pictures": len(seen.rows),
         "regions": len(seen.regions),
         "unreadable": len(seen.bad),
+        "regions_out_of_view": seen.out_of_view,
         "columns": columns_of(name, table.as_list()),
         "table": table.as_list(),
     }
@@ -104,8 +110,7 @@ def _regions(table: Table, collection: Collection, seen: Embedded, name: str, se
     ways = {name: seen.z_RE}
     if seen.crop_RE is not None:
         ways[f"{name}_crop"] = seen.crop_RE
-    shuffled = seeds.generator("shuffled boxes", seed).permutation(len(seen.regions))
-    ways[f"{name}_shuffled"] = seen.z_RE[shuffled]
+    ways[f"{name}_shuffled"] = seen.shuffled_RE
     samples: dict[str, Any] = {
         "key": [collection.keys[seen.rows[picture]] for picture in seen.picture_R],
         "phrase": [region.phrase for region in seen.regions],
@@ -312,7 +317,7 @@ def _retrieval(
 
 def class_embeddings(model: LocalisingModel, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
     """Zero-shot classifier [C, E]: the mean over templates of unit-length text embeddings, made unit again."""
-    texts = [template.format(name) for name in names for template in templates]
+    texts = [template.replace("{}", name) for name in names for template in templates]
     embedded = normalise(embed_phrases(model, texts).numpy()).reshape(len(names), len(templates), -1)
     return normalise(embedded.mean(1)).astype(np.float32)
 

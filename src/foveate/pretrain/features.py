@@ -58,7 +58,9 @@ class FeatureCache:
         self.place_of = {int(row): place for place, row in enumerate(self.rows)}
         digest = hashlib.blake2b(digest_size=12)
         preprocess = json.dumps(encoder.preprocess.to_dict(), sort_keys=True)
-        for text in (encoder.fingerprint(), preprocess, str(views)):
+        # The precision "auto" may be another one on an accelerator.
+        made_on = "" if device.type == "cpu" else f"-{device.type}"
+        for text in (encoder.fingerprint() + made_on, preprocess, str(views)):
             digest.update(text.encode("utf-8") + b"\0")
         for row in self.rows.tolist():
             seen = [collection.index["sha256"][row], *(view_of(row, view) for view in range(views))]

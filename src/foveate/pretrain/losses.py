@@ -259,7 +259,8 @@ def labelled_fraction(counts_N: Tensor) -> Tensor:
     Args:
         counts_N: number of drawn regions of each picture.
     """
-    return (counts_N > 0).double().mean() if len(counts_N) else torch.zeros((), dtype=torch.float64)
+    wide = torch.float32 if counts_N.device.type == "mps" else torch.float64
+    return (counts_N > 0).to(wide).mean() if len(counts_N) else torch.zeros((), dtype=torch.float64)
 
 
 def total_loss(

@@ -21,6 +21,32 @@ from foveate.vision.prompter import BoxHead, Prompter, sorted_boxes
 from foveate.vision.registry import build_image_encoder, build_text_encoder
 from foveate.vision.roi import RoiPooler, roi_pool
 
+# Most numbers of one intermediate result [prompts, tokens, width] outside training: 64 MB in float32.
+_NUMBERS_AT_A_TIME = 2**24
+
+
+class _CappedExp(torch.autograd.Function):
+    """exp(x), at most a limit. Beyond it only the gradient that leads back passes: a plain clamp would pass none, and
+    a temperature that once overshot would never move again."""
+
+    @staticmethod
+    def forward(ctx: Any, log_scale: Tensor, largest: float) -> Tensor:
+        scale = log_scale.exp()
+        capped = scale.clamp(max=largest)
+        ctx.save_for_backward(capped, scale > largest)
+        return capped
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]
+        capped, beyond = ctx.saved_tensors
+        gradient = grad_outputs[0] * capped
+        return torch.where(beyond & (gradient < 0), torch.zeros_like(gradient), gradient), None
+
+
+def capped_exp(log_scale: Tensor, largest: float) -> Tensor:
+    """exp(log_scale), at most `largest`; a gradient that lowers it passes beyond the limit too."""
+    return _CappedExp.apply(log_scale, largest)
+
 
 def towers(recipe: PretrainRecipe, name: str) -> dict[str, Any]:
     """The settings of one encoder with the joint width that both share."""
@@ -62,12 +88,12 @@ class LocalisingModel(nn.Module):
 
     def logit_scale(self) -> Tensor:
         """1 / temperature of the image-text loss, at most the recipe's `logit_scale_max`."""
-        return self.log_scale.exp().clamp(max=self.recipe.logit_scale_max)
+        return capped_exp(self.log_scale, self.recipe.logit_scale_max)
 
     def region_logit_scale(self) -> Tensor:
         """1 / temperature of the region-text loss."""
         own = self.region_log_scale
-        return self.logit_scale() if own is None else own.exp().clamp(max=self.recipe.logit_scale_max)
+        return self.logit_scale() if own is None else capped_exp(own, self.recipe.logit_scale_max)
 
     def encode_image_tokens(self, pixels_B3HW: Tensor) -> ImageTokens:
         """One pass over uint8 (or normalised) pixels: tokens, grid and the un-normalised joint embedding."""
@@ -97,7 +123,8 @@ class LocalisingModel(nn.Module):
         """
         if self.prompter is not None:
             prepared = self.prompter.prepare(tokens.tokens_BLD, tokens.grid)
-            return self.prompter.boxes(prepared, boxes_R4, image_index_R).embedding_RE
+            parts = self._in_parts(tokens, boxes_R4, image_index_R)
+            return torch.cat([self.prompter.boxes(prepared, *part).embedding_RE for part in parts])
         if self.roi is not None:
             return self.roi(tokens.tokens_BLD, tokens.grid, boxes_R4, image_index_R)
         return self.image_encoder.project(roi_pool(tokens.tokens_BLD, tokens.grid, boxes_R4, image_index_R))
@@ -117,7 +144,17 @@ class LocalisingModel(nn.Module):
                 "only 'prompter' can answer where a phrase is"
             )
         prepared = self.prompter.prepare(tokens.tokens_BLD, tokens.grid)
-        return sorted_boxes(self.box_head(self.prompter.phrases(prepared, texts_RE, image_index_R)))
+        parts = self._in_parts(tokens, texts_RE, image_index_R)
+        found = [self.box_head(self.prompter.phrases(prepared, *part)) for part in parts]
+        return sorted_boxes(torch.cat(found))
+
+    def _in_parts(self, tokens: ImageTokens, prompts: Tensor, image_index_R: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The prompts of a call, few at a time where each of them reads and keeps all tokens of its picture."""
+        if self.prompter is None or self.prompter.pool != "all" or torch.is_grad_enabled():
+            return [(prompts, image_index_R)]
+        _, length, width = tokens.tokens_BLD.shape
+        size = max(1, _NUMBERS_AT_A_TIME // (length * width))
+        return list(zip(prompts.split(size), image_index_R.split(size), strict=True))
 
 
 def open_model(folder: str | Path, *, device: str | None = None) -> LocalisingModel:

@@ -98,7 +98,8 @@ def pretrain(
     Raises:
         UserError: when the recipe does not fit the collection, or the run folder holds another run.
     """
-    with start(device or "auto") as here:
+    # The other processes wait while the main one fills the cache of frozen features: hours for a large collection.
+    with start(device or "auto", timeout_minutes=360) as here:
         model = build_model(recipe)
         run = RunFolder(run_path)
         if here.is_main:

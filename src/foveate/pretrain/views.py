@@ -7,8 +7,9 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.records.collection import Collection
-from foveate.records.geometry import Placement, View
-from foveate.records.pictures import decode
+from foveate.records.geometry import MIN_VISIBLE, Placement, View
+from foveate.records.pictures import BadPicture, decode
+from foveate.settings.errors import UserError
 from foveate.vision.pixels import Preprocess
 
 # Pictures are decoded at no more than this times the model input's side: enough for a crop of a quarter of the area.
@@ -35,14 +36,22 @@ def read(
     """Decodes a row's picture and shows it to the encoder.
 
     Raises:
-        BadPicture: when the picture cannot be read.
+        BadPicture: when the picture cannot be read, or is so narrow that nothing of it would be left.
     """
     image = decode(collection.picture_bytes(row), longest_side=DECODE_FACTOR * preprocess.size)
-    placement = placed(preprocess, image.size, view or View())
+    try:
+        placement = placed(preprocess, image.size, view or View())
+    except UserError as problem:
+        raise BadPicture("too narrow", str(problem)) from problem
     return render(preprocess, image, placement), placement
 
 
-def input_boxes(placement: Placement, boxes_R4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def input_boxes(
+    placement: Placement, boxes_R4: np.ndarray, *, min_visible: float = MIN_VISIBLE
+) -> tuple[np.ndarray, np.ndarray]:
     """Boxes of the picture in the model input (float32), and which rows are still visible."""
-    moved_K4, kept_R = placement.to_input(boxes_R4)
-    return moved_K4.astype(np.float32), kept_R
+    moved_K4, kept_R = placement.to_input(boxes_R4, min_visible=min_visible)
+    moved_K4 = moved_K4.astype(np.float32)
+    wide_K = (moved_K4[:, 2:] > moved_K4[:, :2]).all(1)  # float32 may close a box that was open
+    kept_R[np.flatnonzero(kept_R)[~wide_K]] = False
+    return moved_K4[wide_K], kept_R

@@ -50,13 +50,13 @@ COLUMNS = [
     {
         "key": "cloc_shuffled",
         "title": "CLOC, boxes shuffled",
-        "what": "control: must fall",
+        "what": "control: boxes of other regions; must fall",
         "role": "control",
     },
     {"key": "guess", "title": "centre box", "what": "an answer that sees nothing", "role": "control"},
 ]
 # Columns of the full tables that stand for the tour's columns where a question has several ways of answering.
-WHERE = {"clip_candidates": "clip", "cloc_head": "cloc", "centre": "guess"}
+WHERE = {"cloc_head": "cloc", "centre": "guess"}
 CANDIDATES = {"clip_candidates": "clip", "cloc_candidates": "cloc", "centre": "guess"}
 LIMITS = [
     "Held-out emoji, and the unseen concepts of scenes, are things that no training text names, not even in a variant.",

@@ -56,7 +56,11 @@ def choose_device(device: str = "auto", *, local_rank: int = 0) -> torch.device:
     if kind == "cuda":
         if not torch.cuda.is_available():
             raise UserError("device 'cuda': this machine or this build of PyTorch has no CUDA; use cpu or auto")
-        return torch.device(device if ":" in device else f"cuda:{local_rank}")
+        number = device.partition(":")[2] or str(local_rank)
+        count = torch.cuda.device_count()
+        if not number.isdecimal() or int(number) >= count:
+            raise UserError(f"device 'cuda:{number}': this machine has {count}, cuda:0 to cuda:{count - 1}")
+        return torch.device(f"cuda:{number}")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("device 'mps': not available here; use cpu or auto")
     return torch.device(kind)

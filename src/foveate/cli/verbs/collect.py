@@ -113,8 +113,11 @@ def command(
     result = summary.as_dict()
     lines = summary.lines()
     if fractions is not None:
-        result["splits"] = assign_splits(target, fractions=fractions, seed=seed or 0).pictures
-        lines.append("splits: " + ", ".join(f"{split} {count}" for split, count in result["splits"].items()))
+        assigned = assign_splits(target, fractions=fractions, seed=seed or 0)
+        result |= {"splits": assigned.pictures, "divided": assigned.divided}
+        lines.append("splits: " + ", ".join(f"{split} {count}" for split, count in assigned.pictures.items()))
+        if assigned.divided:
+            lines.append(f"{assigned.divided} groups of near-duplicates were given several splits and keep them")
     finish(result, lines, {"collection": target}, as_json=as_json)
 
 
