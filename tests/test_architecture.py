@@ -263,7 +263,7 @@ def test_encoders_and_methods_are_documented() -> None:
 
 
 def test_no_machine_paths() -> None:
-    folders = ("/work/", "/root/", "/tmp/")
+    folders = tuple(f"/{name}/" for name in ("work", "root", "tmp"))
     for path in [*MODULES, *RECIPES, *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]:
         if path.is_file():
             text = path.read_text(encoding="utf-8")
