@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from foveate.cli.options import common, finish
+from foveate.cli.tables import measured
 
 
 @click.command("evaluate", short_help="Measure a model on a collection.")
@@ -73,12 +74,6 @@ def command(
     )
     result: dict[str, Any] = {"kind": "evaluate", "model": str(model), **found}
     folder.write_result(result)
-    lines = [
-        f"{row['question']}, {row['data']}, {column}: {value['value']:.3f}"
-        + ("" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})")
-        + f", n {row['n']}"
-        for row in result["table"]
-        for column, value in row["values"].items()
-    ]
+    lines = measured(result["table"])
     paths = {"samples": folder.path / "samples", "report": render(folder.path)}
     finish(result, lines, paths, as_json=as_json)

@@ -1,0 +1,52 @@
+"""Tables of numbers as plain aligned text, one block a question."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+_UNLIMITED = 400  # columns; a narrow terminal breaks the lines itself, and files keep them whole
+
+
+def _cell(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return ""
+    if value["low"] is None:
+        return f"{value['value']:.3f}"
+    low, high = (f"{value[end]:.2f}".removeprefix("0") for end in ("low", "high"))
+    return f"{value['value']:.3f} ({low}-{high})"
+
+
+def measured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a table of measurements: for each question which data, of how many, each column's value with its
+    interval, and chance where it is known.
+
+    Args:
+        rows: rows as `pretrain.answers.Table.as_list` gives them.
+    """
+    questions: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        questions.setdefault(str(row["question"]), []).append(row)
+    lines: list[str] = []
+    for question, asked in questions.items():
+        columns = list(dict.fromkeys(name for row in asked for name in row["values"]))
+        chances = [row.get("chance") for row in asked]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        table.add_column("")
+        table.add_column("n", justify="right")
+        for name in columns:
+            table.add_column(name)
+        if any(chance is not None for chance in chances):
+            table.add_column("chance", justify="right")
+        for row, chance in zip(asked, chances, strict=True):
+            cells = [_cell(row["values"].get(name)) for name in columns]
+            table.add_row(str(row["data"]), str(row["n"]), *cells, *([f"{chance:.3f}"] if chance is not None else []))
+        printed = io.StringIO()
+        Console(file=printed, width=_UNLIMITED, no_color=True).print(table)
+        lines += [question, *(line.rstrip() for line in printed.getvalue().splitlines()), ""]
+    return lines
