@@ -311,7 +311,7 @@ def test_opening_what_is_no_collection_is_refused(tmp_path: Path) -> None:
     for text, match in (
         ("{", "not a JSON file"),
         ("{}", "'format'"),
-        (place.read_text().replace('"version": 1', '"version": 9'), "'version' is 9"),
+        (place.read_text().replace('"version": 2', '"version": 9'), "'version' is 9"),
     ):
         place.write_text(text)
         with pytest.raises(UserError, match=match):

@@ -9,6 +9,7 @@ import sys
 import click
 
 import foveate
+from foveate.settings.disk import sentence
 from foveate.settings.errors import UserError, nearest
 
 
@@ -64,4 +65,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)
     except UserError as problem:
         print(f"foveate: {problem}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as problem:
+        refused = sentence(problem)
+        if refused is None:
+            raise
+        print(f"foveate: {refused}", file=sys.stderr)
         sys.exit(1)

@@ -1,11 +1,12 @@
 """Reading a collection: pictures by row number, their captions and regions, rows by split and label.
 
-A reader never waits for a writer. It looks once, when it is opened, at which shards are committed, and sees
-those alone until it is opened again.
+A reader never waits for a writer. It looks once, when it is opened, at what is committed, and sees that alone until
+it is opened again. Only a purge reaches it: the pictures and rows that it takes out may be gone for that reader, too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -23,6 +24,8 @@ from foveate.records.boxes import Box
 from foveate.records.grouped import GroupedTable
 from foveate.records.pictures import BadPicture
 from foveate.records.record import Caption, Context, Record, Region, Turn
+from foveate.records.reference import read_reference
+from foveate.records.snapshot import Snapshot, take_snapshot
 from foveate.settings.errors import UserError, choose, nearest
 from foveate.settings.files import read_json
 
@@ -36,11 +39,12 @@ class Collection:
     called from several threads. Use `Collection.open`.
     """
 
-    def __init__(self, path: Path, description: Mapping[str, object], index: pa.Table, shards: list[int]) -> None:
+    def __init__(self, path: Path, description: Mapping[str, object], snapshot: Snapshot) -> None:
         self.path = path
         self.description = description
-        self.shards = shards
-        self._table = index
+        self.shards = snapshot.parts
+        self._snapshot = snapshot
+        self._table = snapshot.index
         self._lock = threading.RLock()
         self._tables: dict[str, pa.Table] = {}
         self._grouped: dict[str, GroupedTable] = {}
@@ -53,13 +57,7 @@ class Collection:
         path = layout.check_collection(Path(path))
         description = read_json(path / layout.DESCRIPTION)
         check_description(path, description)
-        shards = layout.committed_shards(path)
-        index = tables.read_tables([layout.index_path(path, shard) for shard in shards], tables.INDEX)
-        removed = path / layout.REMOVED_FILE
-        if removed.is_file():
-            gone = tables.positions(index["key"], among=tables.read_table(removed)["key"]) >= 0
-            index = index.filter(pa.array(~gone)).combine_chunks()
-        return cls(path, description, index, shards)
+        return cls(path, description, take_snapshot(path))
 
     @property
     def name(self) -> str:
@@ -100,7 +98,8 @@ class Collection:
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
         """The index by column as numpy arrays of length len(self): shard, offset, length, width, height,
-        perceptual_hash (numbers); key, format, sha256, group, split, source (objects of type str)."""
+        perceptual_hash, mtime_ns (numbers); key, format, sha256, group, split, source, path (objects of type str).
+        A referenced picture has a `path` and the offset -1."""
         return {name: self._table[name].to_numpy() for name in tables.INDEX.names}
 
     @cached_property
@@ -118,14 +117,18 @@ class Collection:
 
     def _from_splits_file(self, column: str) -> np.ndarray:
         given = self.index[column]
-        path = self.path / layout.SPLITS_FILE
-        if not path.is_file():
+        assigned = self._snapshot.splits
+        if assigned is None:
             return given
-        assigned = tables.read_table(path)
         place = tables.positions(self._table["key"], among=assigned["key"])
         result = given.copy()
         result[place >= 0] = assigned[column].to_numpy()[place[place >= 0]]
         return result
+
+    @cached_property
+    def removed(self) -> frozenset[str]:
+        """The keys that were taken out, whether or not their bytes are still in a shard."""
+        return frozenset(self._snapshot.removed["key"].to_pylist())
 
     def row_of(self, key: str) -> int:
         """The row number of a key. Raises UserError with the nearest key where there is none."""
@@ -138,26 +141,39 @@ class Collection:
     def _rows_by_key(self) -> dict[str, int]:
         return {key: row for row, key in enumerate(self.keys)}
 
-    def picture_bytes(self, row: int) -> bytes:
-        """The picture as it was taken in. Raises BadPicture where its shard is cut short or missing."""
+    def picture_bytes(self, row: int, *, verify: bool = False) -> bytes:
+        """The picture as it was taken in; with `verify` its SHA-256 is compared, too.
+
+        Raises BadPicture where its shard is cut short, unreadable or missing ("damaged shard", "unreadable",
+        "missing shard"), or the file that it is referenced in is gone or another ("missing file", "changed file").
+        """
         columns = self._places
-        shard, offset, length = columns[0][row], columns[1][row], columns[2][row]
-        descriptor, kept = self._descriptor(int(shard))
+        path = columns["path"][row]
+        length, sha256 = int(columns["length"][row]), columns["sha256"][row]
+        if path:
+            mtime_ns = int(columns["mtime_ns"][row])
+            place = {"collection": self.path, "length": length, "mtime_ns": mtime_ns}
+            return read_reference(path, **place, sha256=sha256, verify=verify)
+        shard = int(columns["shard"][row])
+        descriptor, kept = self._descriptor(shard)
+        tar = layout.tar_path(self.path, shard)
         try:
-            data = os.pread(descriptor, int(length), int(offset))
+            data = os.pread(descriptor, length, int(columns["offset"][row]))
+        except OSError as error:
+            raise BadPicture("unreadable", f"{tar} cannot be read: {error.strerror or error}") from error
         finally:
             if not kept:
                 os.close(descriptor)
         if len(data) != length:
-            raise BadPicture(
-                "damaged shard",
-                f"{layout.tar_path(self.path, int(shard))} ends within the picture {self.keys[row]!r}",
-            )
+            raise BadPicture("damaged shard", f"{tar} ends within the picture {self.keys[row]!r}")
+        if verify and hashlib.sha256(data).hexdigest() != sha256:
+            raise BadPicture("damaged shard", f"{tar} has other bytes for {self.keys[row]!r} than were taken in")
         return data
 
     @cached_property
-    def _places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.index["shard"], self.index["offset"], self.index["length"]
+    def _places(self) -> dict[str, np.ndarray]:
+        names = ("shard", "offset", "length", "path", "mtime_ns", "sha256")
+        return {name: self.index[name] for name in names}
 
     def _descriptor(self, shard: int) -> tuple[int, bool]:
         """A file descriptor of a shard, and whether it is kept open (those beyond 256 are not)."""
@@ -171,6 +187,8 @@ class Collection:
                     descriptor = os.open(path, os.O_RDONLY)
                 except FileNotFoundError as error:
                     raise BadPicture("missing shard", f"{path} is missing") from error
+                except OSError as error:
+                    raise BadPicture("unreadable", f"{path} cannot be read: {error.strerror or error}") from error
                 if len(self._descriptors) >= _MOST_OPEN_SHARDS:
                     return descriptor, False
                 self._descriptors[shard] = descriptor
@@ -183,9 +201,9 @@ class Collection:
         """
         with self._lock:
             if kind not in self._tables:
-                kinds = {*tables.SCHEMAS, *layout.annotation_kinds(self.path)}
+                kinds = {*tables.SCHEMAS, *self._snapshot.annotations}
                 choose(kind, sorted(kinds), f"annotation table of the collection {self.name!r}")
-                parts = layout.annotation_parts(self.path, kind, set(self.shards))
+                parts = self._snapshot.annotations.get(kind, [])
                 table = tables.read_tables(parts, tables.SCHEMAS.get(kind))
                 if table.num_rows:
                     here = tables.positions(table["key"], among=self._table["key"]) >= 0
@@ -308,8 +326,9 @@ def check_description(path: Path, description: object) -> None:
     if not isinstance(description, dict) or description.get("format") != layout.FORMAT:
         raise UserError(f"{place}: field 'format' must be {layout.FORMAT!r}")
     version = description.get("version")
-    if version != layout.VERSION:
-        raise UserError(f"{place}: field 'version' is {version!r}, this release reads version {layout.VERSION}")
+    if version not in layout.READABLE_VERSIONS:
+        readable = " and ".join(map(str, layout.READABLE_VERSIONS))
+        raise UserError(f"{place}: field 'version' is {version!r}, this release reads versions {readable}")
     for name in ("name", "licence"):
         if not isinstance(description.get(name), str):
             raise UserError(f"{place}: field {name!r} must be text")

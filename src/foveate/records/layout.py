@@ -9,13 +9,15 @@ from pathlib import Path
 from foveate.settings.errors import UserError, nearest
 
 FORMAT = "foveate-collection"
-VERSION = 1
+VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1 had neither references nor purged shards
 
 DESCRIPTION = "collection.json"
 SPLITS_FILE = "splits.parquet"
 REMOVED_FILE = "removed.parquet"
 QUARANTINE_FILE = "quarantine.parquet"
 LOCK_FILE = "writer.lock"
+CACHE_FOLDER = "cache"
 
 _PART = re.compile(r"\d{5,}\.parquet")
 _ADDED = re.compile(r"added-\d{5,}\.parquet")

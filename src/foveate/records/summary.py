@@ -11,7 +11,8 @@ class ImportSummary:
     """Counts of one import.
 
     `quarantined` counts findings by "subject: reason" as they were met in this run, also those that an
-    earlier run had already written down. `notes` are sentences for the user.
+    earlier run had already written down. `further` counts what only some formats have, by what it is; `notes`
+    are sentences for the user.
     """
 
     source: str = ""
@@ -26,6 +27,7 @@ class ImportSummary:
     without_text: int = 0
     ignored_files: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
+    further: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -53,11 +55,12 @@ class ImportSummary:
             "without_text": self.without_text,
             "ignored_files": self.ignored_files,
             "quarantined": dict(sorted(self.quarantined.items())),
+            "further": dict(sorted(self.further.items())),
             "notes": list(self.notes),
         }
 
     def lines(self) -> list[str]:
-        """The counts as lines to print; zeros are left out, except for the pictures taken."""
+        """The counts as lines of a table to print; zeros are left out, except for the pictures taken."""
         told = [
             (self.taken, "pictures taken"),
             (self.already_there, "pictures already there"),
@@ -70,6 +73,8 @@ class ImportSummary:
             (self.without_text, "pictures without any text"),
             (self.ignored_files, "other files ignored"),
         ]
-        lines = [f"{count} {what}" for number, (count, what) in enumerate(told) if count or number == 0]
-        lines += [f"{count} quarantined: {what}" for what, count in sorted(self.quarantined.items())]
-        return lines + self.notes
+        rows = [(count, what) for number, (count, what) in enumerate(told) if count or number == 0]
+        rows += sorted((count, what) for what, count in self.further.items())
+        rows += [(count, f"quarantined: {what}") for what, count in sorted(self.quarantined.items())]
+        width = max(len(f"{count:,}") for count, _ in rows)
+        return [f"{count:>{width},} {what}" for count, what in rows] + self.notes

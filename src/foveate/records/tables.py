@@ -59,6 +59,8 @@ INDEX = _schema(
     group=_TEXT,
     split=_TEXT,
     source=_TEXT,
+    path=_TEXT,
+    mtime_ns=pa.int64(),
 )
 SCHEMAS: dict[str, pa.Schema] = {
     "captions": _schema(key=_TEXT, caption_id=_TEXT, kind=_TEXT, text=_TEXT, **_PROVENANCE),
@@ -92,9 +94,10 @@ SCHEMAS: dict[str, pa.Schema] = {
 QUARANTINE = _schema(
     key=_TEXT, subject=_TEXT, position=pa.int32(), reason=_TEXT, detail=_TEXT, source=_TEXT, created=_TEXT
 )
-REMOVED = _schema(key=_TEXT, sha256=_TEXT, reason=_TEXT, created=_TEXT)
+REMOVED = _schema(key=_TEXT, sha256=_TEXT, reason=_TEXT, created=_TEXT, purge=pa.bool_())
 SPLITS = _schema(key=_TEXT, split=_TEXT, group=_TEXT)
 
+_HIGHEST_TAR = b"highest_tar"
 _ID_COLUMNS = {"captions": "caption_id", "regions": "region_id"}
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -164,3 +167,40 @@ def read_tables(paths: Sequence[Path], schema: pa.Schema | None = None) -> pa.Ta
     if not paths:
         return (schema or pa.schema([])).empty_table()
     return pa.concat_tables([read_table(path) for path in paths], promote_options="permissive").combine_chunks()
+
+
+def read_index(*paths: Path) -> pa.Table:
+    """Read index parts; of a part that an older release wrote, all pictures are packed."""
+    return _complete(read_tables(paths, INDEX), INDEX)
+
+
+def highest_tar(part: pa.Table) -> int:
+    """The highest number of a tar that an index part ever pointed to, as far as a purge noted it; else -1.
+
+    Such a number is not given again, so that a reader from before the purge never finds other pictures under it.
+    """
+    return int((part.schema.metadata or {}).get(_HIGHEST_TAR, b"-1"))
+
+
+def with_highest_tar(part: pa.Table, number: int) -> pa.Table:
+    """The index part with the note for `highest_tar`."""
+    return part.replace_schema_metadata({_HIGHEST_TAR: str(number).encode()})
+
+
+def read_removed(path: Path) -> pa.Table:
+    """Read the tombstones; an empty table where there are none."""
+    return _complete(read_table(path), REMOVED) if path.is_file() else REMOVED.empty_table()
+
+
+def _complete(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of the schema, those that an older release did not write filled with "", 0 or false."""
+    columns = []
+    for column in schema:
+        empty = pa.scalar("" if column.type == _TEXT else 0, _TEXT if column.type == _TEXT else pa.int64())
+        empty = empty.cast(column.type)
+        if column.name not in table.column_names:
+            columns.append(pa.array([empty] * 0, column.type) if not len(table) else pa.repeat(empty, len(table)))
+        else:
+            values = table[column.name].cast(column.type)
+            columns.append(values.fill_null(empty) if values.null_count else values)
+    return pa.table(columns, schema=schema.with_metadata(table.schema.metadata))

@@ -7,9 +7,10 @@ the same pictures. So the same command after a kill ends with the collection of 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import tarfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,12 +19,17 @@ import pyarrow as pa
 
 from foveate.records import layout, tables
 from foveate.records.collection import check_description
-from foveate.records.pictures import MAX_PIXELS, SUFFIXES, BadPicture, Examined, examine
+from foveate.records.committed import clear_leftovers, move_references, read_committed
+from foveate.records.packing import abandon, append_member
+from foveate.records.pictures import MAX_PIXELS, BadPicture, Examined, examine
+from foveate.records.purge import PurgeSummary, purge_pictures
 from foveate.records.quarantine import Quarantine
 from foveate.records.record import Caption, Context, Region, Turn
+from foveate.records.reference import Reference, make_reference
 from foveate.records.rows import check_row, finish_rows, picture_rows
 from foveate.records.summary import ImportSummary
 from foveate.records.tables import Provenance
+from foveate.records.tombstones import add_tombstones, check_removable, pending_purge
 from foveate.settings.errors import UserError
 from foveate.settings.files import FolderLock, commit_atomically, read_json, write_json_atomically
 
@@ -78,7 +84,11 @@ class CollectionWriter:
         self._removed: dict[str, str] = {}
         self._removed_sha256: set[str] = set()
         self._seen: set[str] = set()
+        self._began_ns = 0
+        self._referenced: dict[str, str] = {}
+        self._moved: dict[str, Reference] = {}
         self._shard = 0
+        self._parts = 0
         self._tar: tarfile.TarFile | None = None
         self._index: list[dict[str, object]] = []
         self._annotations: dict[str, list[dict[str, object]]] = {}
@@ -98,11 +108,22 @@ class CollectionWriter:
             if kind is None:
                 self.commit()
                 self._write_description()
-            elif self._tar is not None:
-                self._tar.close()
-                self._temporary_tar().unlink()
+        except BaseException:
+            self._give_up()
+            raise
+        else:
+            if kind is not None:
+                self._give_up()
         finally:
             self._lock.__exit__(None, None, None)
+
+    def _give_up(self) -> None:
+        """Clear away the shard that was being filled, so that a full disk has its space again."""
+        if self._tar is not None:
+            abandon(self._tar)
+            self._tar = None
+        with contextlib.suppress(OSError, UserError):
+            clear_leftovers(self.path, read_committed(self.path))
 
     def _refuse_foreign_folder(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -121,6 +142,10 @@ class CollectionWriter:
         if place.is_file():
             self.description = read_json(place)
             check_description(self.path, self.description)
+            if self.description["version"] < layout.VERSION:
+                # Before anything is written that an older release would misread.
+                self.description = {**self.description, "version": layout.VERSION}
+                write_json_atomically(place, self.description)
             if self._name is not None and self._name != self.description["name"]:
                 raise UserError(f"{place}: field 'name' is {self.description['name']!r}, not {self._name!r}")
         else:
@@ -139,36 +164,15 @@ class CollectionWriter:
         # The sizes of the first writer hold, so that a resumed import cuts its shards at the same pictures.
         self._pictures_per_shard = int(self.description["pictures_per_shard"])
         self._bytes_per_shard = int(self.description["bytes_per_shard"])
-        shards = layout.committed_shards(self.path)
-        self._shard = shards[-1] + 1 if shards else 0
-        self._clear_leftovers(set(shards))
-        for shard in shards:
-            part = tables.read_table(layout.index_path(self.path, shard))
-            self._known.update(zip(part["key"].to_pylist(), part["sha256"].to_pylist(), strict=True))
-        removed = self.path / layout.REMOVED_FILE
-        if removed.is_file():
-            table = tables.read_table(removed)
-            self._removed = dict(zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True))
-            self._removed_sha256 = set(self._removed.values())
+        committed = read_committed(self.path)
+        clear_leftovers(self.path, committed)
+        self._parts = len(committed.parts)
+        self._shard = committed.next_number
+        self._known, self._removed = committed.known, committed.removed
+        self._referenced = committed.referenced
+        self._removed_sha256 = set(self._removed.values())
         self._quarantine = Quarantine(self.path)
-
-    def _clear_leftovers(self, shards: set[int]) -> None:
-        """Delete what a killed writer left: temporary files, and parts of a shard that has no index part."""
-        for folder in (self.path, *self._part_folders()):
-            for path in folder.iterdir():
-                number = path.stem if path.suffix in (".tar", ".parquet") else ""
-                uncommitted = folder != self.path and number.isdigit() and int(number) not in shards
-                if uncommitted or (path.name.startswith(".") and path.name.endswith(".tmp")):
-                    path.unlink()
-
-    def _part_folders(self) -> list[Path]:
-        kinds = layout.annotation_kinds(self.path)
-        folders = [
-            self.path / "images",
-            self.path / "index",
-            *(self.path / "annotations" / kind for kind in kinds),
-        ]
-        return [folder for folder in folders if folder.is_dir()]
+        self._began_ns = time.time_ns()
 
     def known_sha256(self, key: str) -> str | None:
         """The SHA-256 of the picture that is there under `key` (committed or not yet), or None."""
@@ -176,8 +180,12 @@ class CollectionWriter:
 
     def accepts(self, key: str, sha256: str) -> bool:
         """Whether `add` would take a readable picture: its key is new, and it was not removed earlier."""
-        removed = key in self._removed or sha256 in self._removed_sha256
-        return not removed and key not in self._known and key not in self._seen
+        return not self._was_removed(key, sha256) and key not in self._known and key not in self._seen
+
+    def _was_removed(self, key: str, sha256: str) -> bool:
+        # The one of several equal pictures that a removal left in place is there, not removed.
+        there = key not in self._removed and self._known.get(key) == sha256
+        return not there and (key in self._removed or sha256 in self._removed_sha256)
 
     def add(
         self,
@@ -194,6 +202,7 @@ class CollectionWriter:
         extra: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
         source: str | None = None,
         examined: Examined | None = None,
+        location: Path | None = None,
     ) -> bool:
         """Take in one picture with what is known of it; True if it was taken.
 
@@ -201,19 +210,25 @@ class CollectionWriter:
         read ("truncated", ...), or because the key was already used in this run or by a different picture
         ("duplicate key"). `extra` holds rows of further annotation tables; `examined` spares a second
         decoding where the caller has already examined the same bytes. `source` says where the picture came
-        from, for the quarantine. Raises UserError for a key, a text or a box that cannot be stored.
+        from, for the quarantine. With a `location` the picture stays in that file, of which `data` are the
+        bytes, and only the index points at it; for a picture that is there already the index follows a file
+        that moved. Raises UserError for a key, a text, a box or a path that cannot be stored.
         """
         layout.check_key(key)
         origin = self.source if source is None else source
         sha256 = examined.sha256 if examined else hashlib.sha256(data).hexdigest()
         if not self._is_new(key, sha256, origin):
+            if location is not None and self._known.get(key) == sha256:
+                self._follow(key, location, len(data))
             return False
-        if examined is None:
-            try:
-                examined = examine(data, max_pixels=self._max_pixels)
-            except BadPicture as error:
-                self.quarantine(key, error.reason, str(error), origin)
-                return False
+        reference = Reference("", 0)
+        try:
+            examined = examined or examine(data, max_pixels=self._max_pixels)
+            if location is not None:
+                reference = make_reference(location, collection=self.path, length=len(data), began_ns=self._began_ns)
+        except BadPicture as error:
+            self.quarantine(key, error.reason, str(error), origin)
+            return False
         rows = picture_rows(
             key,
             captions=captions,
@@ -224,12 +239,11 @@ class CollectionWriter:
             extra={tables.check_kind(kind): kind_rows for kind, kind_rows in (extra or {}).items()},
         )
         self._known[key] = sha256
-        suffix = SUFFIXES[examined.info.format]
         self._index.append(
             {
                 "key": key,
                 "shard": self._shard,
-                "offset": self._append(layout.member_name(key, suffix), data),
+                "offset": -1 if reference.path else self._append(key, examined.info.format, data),
                 "length": len(data),
                 "width": examined.info.width,
                 "height": examined.info.height,
@@ -239,6 +253,8 @@ class CollectionWriter:
                 "group": group,
                 "split": split or "",
                 "source": self.source,
+                "path": reference.path,
+                "mtime_ns": reference.mtime_ns,
             }
         )
         provenance = Provenance(source=self.source, created=self._created)
@@ -259,7 +275,7 @@ class CollectionWriter:
             self.quarantine(key, "duplicate key", detail, origin)
             return False
         self._seen.add(key)
-        if key in self._removed or sha256 in self._removed_sha256:
+        if self._was_removed(key, sha256):
             self.summary.removed_earlier += 1
             return False
         if key not in self._known:
@@ -271,17 +287,26 @@ class CollectionWriter:
             self.quarantine(key, "duplicate key", detail, origin)
         return False
 
-    def _append(self, name: str, data: bytes) -> int:
-        """Write one tar member; returns the offset of its bytes in the tar file."""
-        if self._tar is None:
-            final = layout.tar_path(self.path, self._shard)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            self._tar = tarfile.open(self._temporary_tar(), "w", format=tarfile.PAX_FORMAT)
-        member = tarfile.TarInfo(name)
-        member.size = len(data)
-        self._tar.addfile(member, io.BytesIO(data))
-        blocks = -(-len(data) // tarfile.BLOCKSIZE)
-        return self._tar.offset - blocks * tarfile.BLOCKSIZE
+    def _follow(self, key: str, location: Path, length: int) -> None:
+        """Note where the file of a referenced picture is now, if it is not where the index says."""
+        if key not in self._referenced or key in self._removed:
+            return
+        with contextlib.suppress(BadPicture):
+            reference = make_reference(location, collection=self.path, length=length, began_ns=self._began_ns)
+            if reference.path != self._referenced[key]:
+                self._moved[key] = reference
+                self.summary.further["referenced files found at another place"] += 1
+
+    def _append(self, key: str, format: str, data: bytes) -> int:
+        """Write one picture to the tar; returns the offset of its bytes."""
+        try:
+            if self._tar is None:
+                layout.tar_path(self.path, self._shard).parent.mkdir(parents=True, exist_ok=True)
+                self._tar = tarfile.open(self._temporary_tar(), "w", format=tarfile.PAX_FORMAT)
+            return append_member(self._tar, key, format, data)
+        except OSError as error:
+            error.filename = error.filename or str(self._temporary_tar())
+            raise
 
     def _temporary_tar(self) -> Path:
         final = layout.tar_path(self.path, self._shard)
@@ -293,8 +318,13 @@ class CollectionWriter:
         The order is: the tar file, the annotations, the quarantine, and last the index part.
         """
         if self._tar is not None:
-            self._tar.close()
-            self._tar = None
+            tar, self._tar = self._tar, None
+            try:
+                tar.close()
+            except OSError as error:
+                abandon(tar)
+                error.filename = error.filename or str(self._temporary_tar())
+                raise
             commit_atomically(self._temporary_tar(), layout.tar_path(self.path, self._shard))
         for kind, rows in self._annotations.items():
             path = layout.annotation_path(self.path, kind, self._shard)
@@ -304,8 +334,12 @@ class CollectionWriter:
             table = pa.Table.from_pylist(self._index, schema=tables.INDEX)
             tables.write_table(layout.index_path(self.path, self._shard), table)
             self._shard += 1
+            self._parts += 1
         self._index = []
         self._annotations = {}
+        if self._moved:
+            move_references(self.path, self._moved)
+            self._moved = {}
 
     def quarantine(
         self, key: str, reason: str, detail: str, source: str, *, subject: str = "picture", position: int = -1
@@ -329,8 +363,8 @@ class CollectionWriter:
         tables.check_kind(kind)
         pending = {row["key"] for row in self._index}
         for number, row in enumerate(rows):
-            if row.get("key") not in self._known or row["key"] in pending:
-                key = row.get("key")
+            key = row.get("key")
+            if key not in self._known or key in pending or key in self._removed:
                 raise UserError(f"annotations/{kind}: row {number} has the key {key!r}, which is not there")
         if not provenance.created:
             provenance = Provenance(provenance.source, provenance.model, provenance.recipe_hash, self._created)
@@ -343,29 +377,34 @@ class CollectionWriter:
             tables.write_table(layout.next_added_path(self.path, kind), tables.to_table(kind, new))
         return len(new)
 
-    def remove(self, keys: Iterable[str], *, reason: str) -> int:
+    def remove(self, keys: Iterable[str], *, reason: str | Mapping[str, str], purge: bool = False) -> int:
         """Take pictures out for good: readers skip them, and they are not taken in again, under any key.
 
-        Their bytes stay in the shard. Returns how many were newly removed. Raises UserError for an unknown
-        key.
+        `reason` is one for all, or one by key. Their bytes and rows stay until `purge` is called, and beyond that
+        unless `purge` is true here. Returns how many were newly removed. Raises UserError for an unknown key; then
+        none is removed.
         """
         self.commit()
-        before = len(self._removed)
-        path = self.path / layout.REMOVED_FILE
-        rows = tables.read_table(path).to_pylist() if path.is_file() else []
+        everything = {**self._removed, **self._known}
+        wanted = {key: check_removable(key, everything, self.description["name"]) for key in keys}
+        new = len(wanted.keys() - self._removed.keys())
+        add_tombstones(self.path, wanted, reason=reason, created=self._created, purge=purge)
+        self._removed |= wanted
+        self._removed_sha256.update(wanted.values())
+        return new
+
+    def purge(self) -> PurgeSummary:
+        """Take the bytes and rows of those removed pictures out that were removed with `purge`."""
+        self.commit()
+        keys = pending_purge(self.path) & self._known.keys()
+        summary = purge_pictures(self.path, keys)
         for key in keys:
-            if key not in self._known:
-                raise UserError(f"no picture {key!r} in the collection {self.description['name']!r}")
-            if key not in self._removed:
-                self._removed[key] = self._known[key]
-                self._removed_sha256.add(self._known[key])
-                rows.append({"key": key, "sha256": self._known[key], "reason": reason, "created": self._created})
-        if len(self._removed) > before:
-            tables.write_table(path, pa.Table.from_pylist(rows, schema=tables.REMOVED))
-        return len(self._removed) - before
+            del self._known[key]
+        self._shard = read_committed(self.path).next_number
+        return summary
 
     def _write_description(self) -> None:
-        counts = {"pictures": len(self._known.keys() - self._removed.keys()), "shards": self._shard}
+        counts = {"pictures": len(self._known.keys() - self._removed.keys()), "shards": self._parts}
         entry = {"source": self.source, "licence": self._licence or "unknown"}
         sources = list(self.description["sources"])
         if self.source and entry not in sources:

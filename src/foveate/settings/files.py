@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 from foveate.settings.errors import UserError
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Makes what was renamed or deleted in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -31,7 +32,7 @@ def commit_atomically(temporary: Path, path: Path) -> None:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
     os.replace(temporary, path)
-    _fsync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -45,7 +46,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
+    except OSError as error:
+        # A write to a full disk does not say by itself which file it was.
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

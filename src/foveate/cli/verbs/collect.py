@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from foveate.cli.options import common, finish, workers_option
-from foveate.settings.errors import UserError, choose, nearest
+from foveate.settings.errors import UserError, choose
+from foveate.settings.progress import say
 
 DEFAULT_SPLIT = "train=0.8,validation=0.1,test=0.1"
 
@@ -51,6 +53,20 @@ def _scenes(target: Path, workers: int, seed: int) -> None:
 
 
 BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "emoji": _emoji, "scenes": _scenes}
+# Options of single formats, by the keyword that a format's `options` and its import function call them.
+OF_FORMATS = (
+    "images",
+    "captions",
+    "path_column",
+    "text_column",
+    "boxes_column",
+    "image_column",
+    "key_column",
+    "part",
+    "revision",
+    "group_by",
+    "reference",
+)
 
 
 @click.command("collect", short_help="Pictures and texts into a collection.")
@@ -58,31 +74,47 @@ BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "e
 @click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="Collection folder.")
 @click.option(
     "--format",
+    "--as",
     "format_name",
-    type=click.Choice(["auto", "folder", "webdataset", "builtin"]),
     default="auto",
     show_default=True,
-    help="auto: tar files are WebDataset shards, clipart, emoji and scenes are built in, the rest is a folder.",
+    metavar="NAME",
+    help="folder, webdataset, coco, lvis, visual-genome, table, datasets or builtin; auto looks at what is there.",
 )
 @click.option("--name", default=None, help="Name of a new collection; the folder's by default.")
 @click.option("--licence", default=None, help="Licence of the pictures, kept with them.")
+@click.option("--images", default=None, metavar="FOLDER", help="Where the pictures of an annotation file or table lie.")
+@click.option("--captions", default=None, metavar="FILE", help="Captions file of COCO.")
+@click.option("--path-column", default=None, metavar="NAME", help="Column with the pictures' paths.")
+@click.option("--text-column", default=None, metavar="NAME", help="Column with their texts.")
+@click.option("--boxes-column", default=None, metavar="NAME", help="Column with their regions.")
+@click.option("--image-column", default=None, metavar="NAME", help="Column with the pictures themselves.")
+@click.option("--key-column", default=None, metavar="NAME", help="Column that names the pictures; their hash if none.")
+@click.option("--part", default=None, metavar="NAME", help="Only this part of a data set, such as train.")
+@click.option("--revision", default=None, metavar="NAME", help="Revision of a data set on the hub.")
 @click.option("--group-by", type=click.Choice(["none", "folder"]), default="none", help="What stays in one split.")
+@click.option("--reference", is_flag=True, help="Leave the files where they are and point at them.")
+@click.option("--dedupe", is_flag=True, help="Then take out all but one of each group of near-duplicates.")
 @click.option("--split", default=DEFAULT_SPLIT, show_default=True, help="Shares of the splits; 'none' for no splits.")
 @workers_option
 @common(device=False)
+@click.pass_context
 def command(
+    context: click.Context,
     source: str,
     target: Path,
     format_name: str,
     name: str | None,
     licence: str | None,
-    group_by: str,
+    dedupe: bool,
     split: str,
     workers: int | None,
     as_json: bool,
     seed: int | None,
+    **of_format: Any,
 ) -> None:
-    """Takes pictures in: a folder with .txt or .json files beside them, WebDataset tars, or a built-in collection.
+    """Takes pictures in: a folder with .txt or .json files beside them, WebDataset tars, COCO, LVIS, Visual Genome,
+    a table of paths and texts, a data set of Hugging Face, or a built-in collection.
 
     What cannot be taken in is put into the collection's quarantine table with its reason and counted. Repeated, the
     command adds only what is new; stopped, it goes on. Near-duplicates stay in one split.
@@ -91,44 +123,73 @@ def command(
     Example:
       foveate collect my-folder --to my-pictures
       foveate collect "shards/{00000..00003}.tar" --to my-pictures
+      foveate collect coco/annotations/instances_val2017.json --to coco
+      foveate collect pairs.csv --images photos --to my-pictures --reference
       foveate collect scenes --to scenes
     """
-    from foveate.records.collection import Collection
-    from foveate.records.importers.folder import import_folder
-    from foveate.records.importers.webdataset import import_webdataset
-    from foveate.records.splits import assign_splits
+    from foveate.records import layout
+    from foveate.records.importers.formats import formats, recognised_format
+    from foveate.records.splits import assign_splits, check_fractions
 
-    fractions = None if split == "none" else parse_fractions(split)
-    chosen = _format(source) if format_name == "auto" else format_name
-    if chosen == "builtin":
-        BUILT_IN[choose(source, BUILT_IN, "built-in collection")](target, workers or 2, seed or 0)
-        opened = Collection.open(target)
-        result: dict[str, Any] = {"source": source, "pictures": len(opened)}
-        finish(result, [f"{len(opened)} pictures"], {"collection": target}, as_json=as_json)
-        return
-    if chosen == "webdataset":
-        summary = import_webdataset(source, target, name=name, licence=licence)
+    given = {
+        parameter
+        for parameter in context.params
+        if context.get_parameter_source(parameter) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+    }
+    if format_name == "builtin" or (format_name == "auto" and source in BUILT_IN and not Path(source).exists()):
+        return _build(source, target, given, workers=workers, seed=seed, as_json=as_json)
+    if format_name == "auto":
+        chosen, found = recognised_format(source, others=tuple(BUILT_IN))
+        say(f"format: {chosen.name} ({found})")
     else:
-        summary = import_folder(source, target, name=name, licence=licence, group_by=group_by, workers=workers)
-    result = summary.as_dict()
-    lines = summary.lines()
+        chosen = formats()[choose(format_name, [*formats(), "auto", "builtin"], "format")]
+    fractions = None if split == "none" else parse_fractions(split)
+    if fractions is not None:
+        check_fractions(fractions)
+    options = {option: of_format[option] for option in OF_FORMATS if option in given}
+    for option in options:
+        if option not in chosen.options:
+            takers = [one.name for one in formats().values() if option in one.options]
+            why = chosen.refusals.get(option, f"it is for {', '.join(takers)}")
+            raise UserError(f"{_flag(option)} has no effect on the format {chosen.name!r}: {why}")
+    if "seed" in given and fractions is None:
+        raise UserError("--seed has no effect with --split none: it is the seed of the splits")
+    summary = chosen.run(source, target, name=name, licence=licence, workers=workers, **options)
+    result: dict[str, Any] = {"format": chosen.name, **summary.as_dict()}
+    lines = [f"format: {chosen.name}", *summary.lines()]
+    if summary.quarantined:
+        lines.append(f"each finding with its reason: {target / layout.QUARANTINE_FILE}, shown by foveate inspect")
+    if dedupe:
+        from foveate.records.duplicates import remove_duplicates
+
+        outcome = remove_duplicates(target, workers=workers or 2)
+        result |= {"duplicate_groups": len(outcome.groups), "duplicates_removed": outcome.removed}
+        lines.append(f"near-duplicates: {outcome.removed} taken out, {len(outcome.groups)} groups; one of each stays")
     if fractions is not None:
         assigned = assign_splits(target, fractions=fractions, seed=seed or 0)
         result |= {"splits": assigned.pictures, "divided": assigned.divided}
-        lines.append("splits: " + ", ".join(f"{split} {count}" for split, count in assigned.pictures.items()))
+        told = ", ".join(f"{name} {count}" for name, count in assigned.pictures.items())
+        lines.append(f"splits: {told or 'none, there are no pictures'}")
         if assigned.divided:
             lines.append(f"{assigned.divided} groups of near-duplicates were given several splits and keep them")
     finish(result, lines, {"collection": target}, as_json=as_json)
 
 
-def _format(source: str) -> str:
-    if source in BUILT_IN and not Path(source).exists():
-        return "builtin"
-    if source.endswith(".tar"):
-        return "webdataset"
-    path = Path(source)
-    if not path.is_dir():
-        known = [*BUILT_IN, *(str(one) for one in path.parent.glob("*"))][:500]
-        raise UserError(f"{source}: neither a folder, a .tar nor a built-in collection{nearest(source, known)}")
-    names = {one.suffix.lower() for one in path.iterdir()}
-    return "webdataset" if ".tar" in names and not names & {".jpg", ".jpeg", ".png", ".webp"} else "folder"
+def _build(source: str, target: Path, given: set[str], *, workers: int | None, seed: int | None, as_json: bool) -> None:
+    """Make a built-in collection; options that would have no effect on it are refused."""
+    from foveate.records.collection import Collection
+
+    choose(source, BUILT_IN, "built-in collection")
+    useful = {"source", "target", "format_name", "as_json"} | ({"workers", "seed"} if source == "scenes" else set())
+    useless = sorted(given - useful - {"quiet"})
+    if useless:
+        why = "it has its own name, licence and splits" if useless[0] in ("name", "licence", "split") else "it is made"
+        raise UserError(f"{_flag(useless[0])} has no effect on the built-in collection {source!r}: {why}")
+    BUILT_IN[source](target, workers or 2, seed or 0)
+    count = len(Collection.open(target))
+    result: dict[str, Any] = {"format": "builtin", "source": source, "pictures": count}
+    finish(result, ["format: builtin", f"{count} pictures"], {"collection": target}, as_json=as_json)
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from foveate.records.record import Caption, Region
 
@@ -32,6 +33,12 @@ class Sample:
     in another thread), or is None where there is no picture. `text` and `json` read the sidecars.
     `ignored` counts files that belong to the sample and are not used. With `only_problems` there is no
     sample, just something to note at this point of the source.
+
+    Where an importer has read the annotations already, `fields` is the object that a JSON sidecar would hold.
+    `stated_size` (width, height) is the size that boxes in pixels refer to, where a file states it. `extra`
+    holds rows of further annotation tables. `region_rows` and `caption_rows` are a table and one row for each
+    entry of the fields "regions" and "captions": those of the taken ones are kept, with their `position`
+    among them. `location` is the picture's own file, if it has one.
     """
 
     key: str
@@ -43,11 +50,20 @@ class Sample:
     problems: list[Problem] = field(default_factory=list)
     ignored: int = 0
     only_problems: bool = False
+    fields: Mapping[str, object] | None = None
+    stated_size: tuple[int, int] | None = None
+    extra: dict[str, list[Mapping[str, object]]] = field(default_factory=dict)
+    region_rows: tuple[str, list[Mapping[str, object]]] | None = None
+    caption_rows: tuple[str, list[Mapping[str, object]]] | None = None
+    location: Path | None = None
 
 
 @dataclass(slots=True)
 class Sidecar:
-    """What the sidecars of one picture say, as far as it could be used, and what could not."""
+    """What the sidecars of one picture say, as far as it could be used, and what could not.
+
+    `captions_kept` and `regions_kept` are the places that the kept ones had among those given.
+    """
 
     captions: list[Caption] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
@@ -60,3 +76,5 @@ class Sidecar:
     problems: list[Problem] = field(default_factory=list)
     clipped: int = 0
     cleaned: int = 0
+    captions_kept: list[int] = field(default_factory=list)
+    regions_kept: list[int] = field(default_factory=list)

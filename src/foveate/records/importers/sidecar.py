@@ -26,16 +26,17 @@ def read_sidecars(
     json_file: Callable[[], bytes] | None,
     *,
     size: tuple[int, int] | None,
+    given: Mapping[str, object] | None = None,
 ) -> Sidecar:
     """Read both sidecars of a picture of `size` (width, height); without a size regions are left out.
 
     Equal captions of one kind are kept once, and the text file only where the JSON has not the same text:
-    img2dataset writes the caption into both. What
-    cannot be used becomes a problem, the rest is used.
+    img2dataset writes the caption into both. What cannot be used becomes a problem, the rest is used. Where
+    the fields are `given`, no JSON is read.
     """
     sidecar = Sidecar()
     content = None if text is None else _decode(text, "text", sidecar)
-    fields = {} if json_file is None else _object(json_file, sidecar)
+    fields = given or ({} if json_file is None else _object(json_file, sidecar))
     captions: list[Caption] = []
     for name in ("caption", "captions", "alt"):
         captions.extend(_captions(fields.get(name), name, sidecar))
@@ -110,6 +111,7 @@ def _keep_captions(captions: list[Caption], sidecar: Sidecar) -> None:
         seen.add((cleaned, caption.kind))
         sidecar.cleaned += has_control_characters(caption.text)
         sidecar.captions.append(Caption(cleaned, caption.kind, caption.source))
+        sidecar.captions_kept.append(position)
 
 
 def _labels(value: object, sidecar: Sidecar) -> None:
@@ -149,6 +151,7 @@ def _regions(value: object, size: tuple[int, int], sidecar: Sidecar) -> None:
         sidecar.cleaned += any(map(has_control_characters, texts))
         sidecar.clipped += clipped
         sidecar.regions.append(_clean(region))
+        sidecar.regions_kept.append(position)
 
 
 def _clean(region: Region) -> Region:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from foveate.records import layout
-from foveate.records.importers.sample import MAX_BYTES, Problem, Sample
+from foveate.records.importers.files import folder_of
+from foveate.records.importers.options import GROUPINGS, SharedOptions
+from foveate.records.importers.sample import MAX_BYTES, Problem, Sample, Sidecar
 from foveate.records.importers.sidecar import read_sidecars
-from foveate.records.pictures import BadPicture, Examined, examine
-from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError, nearest
+from foveate.records.pictures import MAX_PIXELS, BadPicture, Examined, examine
+from foveate.records.summary import ImportSummary
+from foveate.records.writer import BYTES_PER_SHARD, PICTURES_PER_SHARD, CollectionWriter
+from foveate.settings.errors import UserError, choose, nearest
+from foveate.settings.progress import track
 
+# Two sides of a picture that was made smaller are rounded to whole pixels, so their ratios differ a little.
+SIZE_TOLERANCE = 0.02
 _AHEAD_PER_WORKER = 4
 
 
@@ -42,6 +49,68 @@ class _Prepared:
     data: bytes = b""
     examined: Examined | None = None
     refused: BadPicture | None = None
+
+
+def import_samples(
+    target: str | Path,
+    samples: Iterable[Sample],
+    *,
+    default_source: str,
+    total: int | None = None,
+    shown: bool = True,
+    ignored_files: int = 0,
+    group_by: str = "none",
+    reference: bool = False,
+    further: Counter[str] | None = None,
+    finish: Callable[[CollectionWriter], None] | None = None,
+    **shared: Unpack[SharedOptions],
+) -> ImportSummary:
+    """Take samples into the collection `target`, in their order; what every importer ends with.
+
+    Args:
+        target: collection folder, made where it does not exist.
+        samples: what to take, lazily.
+        default_source: provenance where `shared` has no `source_name`.
+        total: how many samples there are, for the progress, which is `shown` or not.
+        ignored_files: files of the source that are not used.
+        group_by: "folder" puts pictures whose keys have the same folder into one group.
+        reference: leave the files where they are; the collection points at them.
+        further: what the importer counts while it gives samples; it goes into the summary.
+        finish: called with the writer when all samples are taken.
+        shared: see `SharedOptions`.
+
+    Raises:
+        UserError: the target is no collection, or is being written by another process.
+    """
+    choose(group_by, GROUPINGS, "grouping")
+    workers = shared.get("workers") or default_workers()
+    max_pixels = shared.get("max_pixels", MAX_PIXELS)
+    with CollectionWriter(
+        target,
+        name=shared.get("name"),
+        licence=shared.get("licence"),
+        source=shared.get("source_name") or default_source,
+        pictures_per_shard=shared.get("pictures_per_shard", PICTURES_PER_SHARD),
+        bytes_per_shard=shared.get("bytes_per_shard", BYTES_PER_SHARD),
+        max_pixels=max_pixels,
+        created=shared.get("created"),
+    ) as writer:
+        writer.summary.ignored_files = ignored_files
+        tracked = track(samples, description="importing pictures", total=total) if shown else samples
+        adjusted = (_adjusted(sample, group_by=group_by, reference=reference) for sample in tracked)
+        take_samples(writer, adjusted, workers=workers, max_pixels=max_pixels)
+        writer.summary.further.update(+(further or Counter()))
+        if finish is not None:
+            finish(writer)
+    return writer.summary
+
+
+def _adjusted(sample: Sample, *, group_by: str, reference: bool) -> Sample:
+    if group_by == "folder":
+        sample.group = sample.group or folder_of(sample.key)
+    if not reference:
+        sample.location = None
+    return sample
 
 
 def take_samples(writer: CollectionWriter, samples: Iterable[Sample], *, workers: int, max_pixels: int) -> None:
@@ -100,7 +169,7 @@ def _take(writer: CollectionWriter, prepared: _Prepared) -> None:
         _note(writer, sample, [Problem("picture", "unusable key", str(error))])
         return
     if sample.load is None:
-        status = read_sidecars(None, sample.json, size=None).status
+        status = read_sidecars(None, sample.json, size=None, given=sample.fields).status
         if status and status != "success":
             problem = Problem("picture", "download failed", f"the JSON sidecar says status {status!r}")
         else:
@@ -115,7 +184,8 @@ def _take(writer: CollectionWriter, prepared: _Prepared) -> None:
         writer.add(sample.key, prepared.data, examined=prepared.examined, source=sample.source)
         return
     info = prepared.examined.info
-    sidecar = read_sidecars(sample.text, sample.json, size=(info.width, info.height))
+    size = _size_of_boxes(writer, sample, (info.width, info.height))
+    sidecar = read_sidecars(sample.text, sample.json, size=size, given=sample.fields)
     _note(writer, sample, sidecar.problems)
     writer.summary.regions_clipped += sidecar.clipped
     writer.summary.texts_cleaned += sidecar.cleaned
@@ -128,10 +198,40 @@ def _take(writer: CollectionWriter, prepared: _Prepared) -> None:
         labels=sidecar.labels,
         group=sidecar.group or sample.group,
         split=sidecar.split,
-        extra={"origin": [{"url": sidecar.url}]} if sidecar.url else None,
+        extra=_extra_rows(sample, sidecar),
         examined=prepared.examined,
         source=sample.source,
+        location=None if sample.location is None else sample.location.resolve(),
     )
+
+
+def _extra_rows(sample: Sample, sidecar: Sidecar) -> dict[str, list[Mapping[str, object]]]:
+    extra = dict(sample.extra)
+    if sidecar.url:
+        extra["origin"] = [{"url": sidecar.url}]
+    for given, kept in ((sample.region_rows, sidecar.regions_kept), (sample.caption_rows, sidecar.captions_kept)):
+        if given is not None and kept:
+            kind, rows = given
+            extra[kind] = [{**rows[place], "position": position} for position, place in enumerate(kept)]
+    return extra
+
+
+def _size_of_boxes(writer: CollectionWriter, sample: Sample, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The picture size (width, height) that the sample's boxes in pixels refer to; None where it is unclear.
+
+    A picture that was made smaller since its boxes were drawn has the stated shape, so the boxes are good in
+    the stated pixels. One of another shape was turned or cut, and its boxes would lie elsewhere.
+    """
+    stated = sample.stated_size
+    if stated is None or stated == size or not (sample.fields or {}).get("regions"):
+        return size
+    across, down = size[0] / stated[0], size[1] / stated[1]
+    if abs(across - down) <= SIZE_TOLERANCE * max(across, down):
+        writer.summary.further["pictures of another size than their file states, whose boxes were scaled"] += 1
+        return stated
+    detail = f"the boxes are for {stated[0]} x {stated[1]} pixels, the picture has {size[0]} x {size[1]}"
+    _note(writer, sample, [Problem("region", "other picture shape", detail)])
+    return None
 
 
 def _note(writer: CollectionWriter, sample: Sample, problems: Iterable[Problem]) -> None:

@@ -16,19 +16,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from foveate.records import layout
-from foveate.records.importers.sample import (
-    MAX_BYTES,
-    PICTURE_SUFFIXES,
-    REFUSED_SUFFIXES,
-    Problem,
-    Sample,
-)
-from foveate.records.importers.taking import check_source, default_workers, take_samples
-from foveate.records.pictures import MAX_PIXELS
+from foveate.records.importers.formats import Format
+from foveate.records.importers.options import SharedOptions
+from foveate.records.importers.sample import MAX_BYTES, PICTURE_SUFFIXES, REFUSED_SUFFIXES, Problem, Sample
+from foveate.records.importers.taking import check_source, import_samples
 from foveate.records.summary import ImportSummary
-from foveate.records.writer import BYTES_PER_SHARD, PICTURES_PER_SHARD, CollectionWriter
 from foveate.settings.errors import UserError
 from foveate.settings.progress import track
 
@@ -40,19 +35,7 @@ _MOST_MEMBERS_OF_SAMPLE = 1000
 _DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error, lzma.LZMAError)
 
 
-def import_webdataset(
-    source: str | Path,
-    target: str | Path,
-    *,
-    name: str | None = None,
-    licence: str | None = None,
-    source_name: str | None = None,
-    workers: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    pictures_per_shard: int = PICTURES_PER_SHARD,
-    bytes_per_shard: int = BYTES_PER_SHARD,
-    created: str | None = None,
-) -> ImportSummary:
+def import_webdataset(source: str | Path, target: str | Path, **shared: Unpack[SharedOptions]) -> ImportSummary:
     """Take the samples of WebDataset tars into the collection `target`, shard after shard.
 
     Doing it again takes in only what is new. Of a sample the members `.jpg` (or another picture), `.txt` and
@@ -63,36 +46,22 @@ def import_webdataset(
     Args:
         source: a tar file, a folder of them (other files beside them are left alone), or a pattern with `*`
             or `{00000..00099}`.
-        target, name, licence, source_name, workers, max_pixels, pictures_per_shard, bytes_per_shard,
-            created: as in `foveate.records.importers.folder.import_folder`.
+        target: collection folder, made where it does not exist.
+        shared: see `SharedOptions`.
 
     Raises:
         UserError: there are no tar files; or the target is no collection, or is being written by another
-        process.
+            process.
     """
     shards = list_shards(source)
-    place = Path(source)
-    with CollectionWriter(
-        target,
-        name=name,
-        licence=licence,
-        source=source_name if source_name is not None else _name_of(place),
-        pictures_per_shard=pictures_per_shard,
-        bytes_per_shard=bytes_per_shard,
-        max_pixels=max_pixels,
-        created=created,
-    ) as writer:
-        samples = itertools.chain.from_iterable(
-            _samples(shard) for shard in track(shards, description="importing shards")
-        )
-        take_samples(writer, samples, workers=workers or default_workers(), max_pixels=max_pixels)
-    return writer.summary
+    samples = itertools.chain.from_iterable(_samples(shard) for shard in track(shards, description="importing shards"))
+    return import_samples(target, samples, default_source=_name_of(Path(source)), shown=False, **shared)
 
 
 def list_shards(source: str | Path) -> list[Path]:
     """The tar files that `source` means, sorted. Raises UserError where there are none."""
     text = str(source)
-    if any(letter in text for letter in "*?[{"):
+    if _is_pattern(text):
         patterns = _expand_braces(text)
         found = {Path(path) for pattern in patterns for path in glob.glob(pattern)}
         plain = [pattern for pattern in patterns if not glob.has_magic(pattern)]
@@ -126,7 +95,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 def _name_of(place: Path) -> str:
     """Provenance from a path: the folder's name, or the file's without its endings."""
-    if any(letter in place.name for letter in "*?[{"):
+    if _is_pattern(place.name):
         return place.resolve().parent.name
     return place.resolve().name.split(".")[0]
 
@@ -225,3 +194,22 @@ def _member_problem(member: tarfile.TarInfo) -> Problem | None:
         detail = f"the member {member.name!r} has {member.size:,} bytes; allowed are {MAX_BYTES:,}"
         return Problem("member", "too many bytes", detail)
     return None
+
+
+def _recognise(source: str) -> str | None:
+    if source.endswith(_SUFFIXES):
+        return "a tar file" if Path(source).is_file() else "a pattern of tar files" if _is_pattern(source) else None
+    path = Path(source)
+    if not path.is_dir():
+        return None
+    names = [one.name.lower() for one in path.iterdir()]
+    pictures = any(name.rpartition(".")[2] in PICTURE_SUFFIXES for name in names)
+    return "tar files" if any(name.endswith(_SUFFIXES) for name in names) and not pictures else None
+
+
+def _is_pattern(source: str) -> bool:
+    return any(letter in source for letter in "*?[{")
+
+
+_INSIDE = "the pictures lie inside of tar files"
+FORMAT = Format(name="webdataset", run=import_webdataset, recognise=_recognise, refusals={"reference": _INSIDE})

@@ -1,0 +1,150 @@
+"""Reading tables of text: CSV and TSV cell by cell, so that one bad cell or line spoils no other, and Parquet."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from foveate.records.importers.json_files import finding
+from foveate.records.importers.sample import Sample
+from foveate.settings.errors import UserError
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+_HEAD_BYTES = 2**20
+# pyarrow wants a whole row within one block; a block is only as large as the file.
+_LARGEST_ROW = 2**28
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of a table's columns. Raises UserError where it cannot be read."""
+    if _kind(path) == ".parquet":
+        return _parquet_schema(path).names
+    return _header(path)[0]
+
+
+def read_columns(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
+    """The columns `names`, and what is wrong with lines that have more or fewer cells than the header.
+
+    Cells of a text file are bytes, unchecked. Raises UserError where the table is damaged or a column holds
+    neither text nor lists.
+    """
+    return _read_parquet(path, names) if _kind(path) == ".parquet" else _read_text(path, names)
+
+
+def is_of_pictures(path: Path) -> bool:
+    """Whether a Parquet file holds pictures themselves, as a struct of bytes and path."""
+    if path.suffix.lower() != ".parquet":
+        return False
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError):
+        return False
+    return any(pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0 for field in schema)
+
+
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: a table ends in {', '.join(SUFFIXES)}")
+    return suffix
+
+
+def _header(path: Path) -> tuple[list[str], str]:
+    """Names and delimiter from the first line."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path} is UTF-16: save it as UTF-8")
+    line = head.removeprefix(b"\xef\xbb\xbf").splitlines()[0] if head.strip() else b""
+    if not line.strip():
+        raise UserError(f"{path} is empty: a first line with the names of the columns is wanted")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start} of the first line") from error
+    delimiter = max("\t,;", key=text.count)
+    try:
+        return next(csv.reader([text], delimiter=delimiter)), delimiter
+    except csv.Error as error:
+        raise UserError(f"{path}: the first line cannot be read as names of columns ({error})") from error
+
+
+def _read_text(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
+    header, delimiter = _header(path)
+    findings: list[Sample] = []
+
+    def note(row: pa_csv.InvalidRow) -> str:
+        number = len(findings) + 1 if row.number is None else row.number - 1
+        detail = f"the line has {row.actual_columns} cells, the header has {row.expected_columns}"
+        findings.append(finding(f"row {number}", path.name, "row", "wrong number of cells", detail))
+        return "skip"
+
+    block = min(max(2 * path.stat().st_size + 1, 2**16), _LARGEST_ROW)
+    try:
+        clean = _is_utf8(path)
+        table = pa_csv.read_csv(
+            # pyarrow hands a bad line over as text, which bytes of another encoding are not: as Latin-1 all are.
+            path if clean else pa.BufferReader(path.read_bytes().decode("latin-1").encode("utf-8")),
+            read_options=pa_csv.ReadOptions(use_threads=False, block_size=block),
+            parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note),
+            convert_options=pa_csv.ConvertOptions(
+                include_columns=names,
+                column_types=dict.fromkeys(header, pa.large_binary()),
+                check_utf8=False,
+            ),
+        )
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0][:200]}") from error
+    return table if clean else _as_they_were(table), findings
+
+
+def _is_utf8(path: Path) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        try:
+            while chunk := file.read(_HEAD_BYTES):
+                decoder.decode(chunk)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return True
+
+
+def _as_they_were(table: pa.Table) -> pa.Table:
+    """The cells with the bytes that they had before the whole file was taken for Latin-1."""
+    columns = {
+        name: pa.array([cell.decode("utf-8").encode("latin-1") for cell in table[name].to_pylist()], pa.large_binary())
+        for name in table.column_names
+    }
+    return pa.table({name: pa.chunked_array([column]) for name, column in columns.items()})
+
+
+def _parquet_schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as a Parquet table: {str(error)[:200]}") from error
+
+
+def _read_parquet(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
+    schema = _parquet_schema(path)
+    for name in names:
+        kind = schema.field(name).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_null(kind)
+        if not text and not lists:
+            raise UserError(f"{path}: column {name!r} holds {kind}: text is wanted")
+    try:
+        return pq.read_table(path, columns=names, partitioning=None), []
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as a Parquet table: {str(error)[:200]}") from error

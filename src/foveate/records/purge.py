@@ -1,0 +1,149 @@
+"""Taking the bytes and rows of removed pictures out of a collection: the one case in which shards are rewritten.
+
+Order, so that a kill at any moment leaves a collection that reads as before and that the same command finishes:
+the tombstones are there already; annotation tables, splits and the cache lose the pictures' rows; then for each index
+part a new tar is written under a new number, the index part is replaced by one that points to it (the switch), and the
+old tar is deleted. A picture counts as not yet purged as long as an index part has it, so the index parts come last.
+A tar that no index part points to is cleared by the next writer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from foveate.records import layout, tables
+from foveate.records.committed import read_committed
+from foveate.records.packing import append_member
+from foveate.settings.errors import UserError
+from foveate.settings.files import commit_atomically, fsync_folder
+
+
+@dataclass(slots=True)
+class PurgeSummary:
+    """What a purge took out: pictures by where their bytes were, bytes of packed ones, rows by table, and how many
+    shards were rewritten. `cache_cleared` says whether cached features were deleted."""
+
+    packed: int = 0
+    referenced: int = 0
+    bytes: int = 0
+    shards: int = 0
+    rows: Counter[str] = field(default_factory=Counter)
+    cache_cleared: bool = False
+
+    @property
+    def pictures(self) -> int:
+        """Pictures whose index rows are gone."""
+        return self.packed + self.referenced
+
+
+def purge_pictures(collection: Path, keys: set[str], *, dry_run: bool = False) -> PurgeSummary:
+    """Take tombstoned pictures out of shards, tables and cache; the caller holds the writer's lock.
+
+    With `dry_run` nothing is changed, only counted. Raises UserError where a shard that must be rewritten is missing
+    or damaged; what was purged before stays purged.
+    """
+    summary = PurgeSummary()
+    wanted = pa.array(sorted(keys), pa.string())
+    for kind in layout.annotation_kinds(collection):
+        parts = layout.annotation_parts(collection, kind, set(layout.committed_shards(collection)))
+        for path in parts:
+            summary.rows[kind] += _drop_rows(path, wanted, dry_run=dry_run)
+    splits = collection / layout.SPLITS_FILE
+    if splits.is_file():
+        summary.rows["splits"] += _drop_rows(splits, wanted, dry_run=dry_run)
+    summary.rows = Counter({name: count for name, count in summary.rows.items() if count})
+    cache = collection / layout.CACHE_FOLDER
+    if keys and cache.is_dir():
+        # Its files hold the features of many pictures each, and are made again when they are needed.
+        entries = list(cache.iterdir())
+        summary.cache_cleared = bool(entries)
+        for entry in entries if not dry_run else ():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    for number in layout.committed_shards(collection):
+        _purge_part(collection, number, wanted, summary, dry_run=dry_run)
+    return summary
+
+
+def _drop_rows(path: Path, keys: pa.Array, *, dry_run: bool) -> int:
+    """Rewrite a table without the rows of `keys`; returns how many it had."""
+    table = tables.read_table(path)
+    gone = tables.positions(table["key"], among=keys) >= 0
+    if gone.any() and not dry_run:
+        tables.write_table(path, table.filter(pa.array(~gone)).combine_chunks())
+    return int(gone.sum())
+
+
+def _purge_part(collection: Path, number: int, keys: pa.Array, summary: PurgeSummary, *, dry_run: bool) -> None:
+    place = layout.index_path(collection, number)
+    part = tables.read_index(place)
+    gone = tables.positions(part["key"], among=keys) >= 0
+    if not gone.any():
+        return
+    packed = part["path"].to_numpy() == ""
+    summary.packed += int((gone & packed).sum())
+    summary.referenced += int((gone & ~packed).sum())
+    summary.bytes += int(part["length"].to_numpy()[gone & packed].sum())
+    rewritten = bool((gone & packed).any())
+    summary.shards += rewritten
+    if dry_run:
+        return
+    kept = part.filter(pa.array(~gone)).combine_chunks()
+    old_tars = np.unique(part["shard"].to_numpy()[packed]).tolist() if rewritten else []
+    if rewritten:
+        kept = _repacked(collection, kept)
+    highest = max([tables.highest_tar(part), *old_tars, *kept["shard"].to_pylist()])
+    tables.write_table(place, tables.with_highest_tar(kept, highest))
+    for tar in old_tars:
+        layout.tar_path(collection, tar).unlink(missing_ok=True)
+    if old_tars:
+        fsync_folder(collection / "images")
+
+
+def _repacked(collection: Path, part: pa.Table) -> pa.Table:
+    """Write the packed pictures of an index part to a new tar; returns the part that points to it."""
+    shards, offsets = part["shard"].to_numpy().copy(), part["offset"].to_numpy().copy()
+    packed = np.flatnonzero(part["path"].to_numpy() == "")
+    if not len(packed):
+        return part
+    number = read_committed(collection).next_number
+    final = layout.tar_path(collection, number)
+    temporary = final.with_name(f".{final.name}.tmp")
+    keys, lengths = part["key"].to_pylist(), part["length"].to_pylist()
+    formats = part["format"].to_pylist()
+    try:
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            for row in packed.tolist():
+                source = layout.tar_path(collection, int(shards[row]))
+                data = _read(source, int(offsets[row]), lengths[row])
+                offsets[row] = append_member(tar, keys[row], formats[row], data)
+        commit_atomically(temporary, final)
+    except OSError as error:
+        error.filename = error.filename or str(temporary)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    shards[packed] = number
+    for name, values in (("shard", shards), ("offset", offsets)):
+        part = part.set_column(part.column_names.index(name), tables.INDEX.field(name), pa.array(values))
+    return part
+
+
+def _read(tar: Path, offset: int, length: int) -> bytes:
+    try:
+        with tar.open("rb") as file:
+            data = os.pread(file.fileno(), length, offset)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{tar} is missing: its other pictures cannot be kept, so that nothing of it is purged"
+        ) from error
+    if len(data) != length:
+        raise UserError(f"{tar} is cut short: its other pictures cannot be kept, so that nothing of it is purged")
+    return data

@@ -1,0 +1,81 @@
+"""`foveate collect`: the format is recognised and said, options without effect are refused, the summary adds up."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import Run
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "records"))
+
+import made_sets
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> Path:
+    for name, write in made_sets.WRITERS.items():
+        write(tmp_path / name, 4)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["coco", "lvis", "visual-genome", "table/pairs.csv"])
+def test_a_format_is_recognised_and_said(foveate: Run, sets: Path, name: str) -> None:
+    told = foveate("collect", name, "--to", "c")
+    assert told.code == 0, told.err
+    format_name = name.split("/")[0]
+    assert told.out.startswith(f"format: {format_name}\n")
+    assert f"format: {format_name} (" in told.err
+    assert "4 pictures taken" in told.out
+    (sets / "coco" / "val2017" / "000000001000.jpg").write_bytes(b"<html>")
+    again = foveate("collect", name, "--to", "c", "--json").json
+    assert (again["format"], again["taken"], again["already_there"]) == (format_name, 0, 4 - (name == "coco"))
+    if name == "coco":
+        assert again["quarantined"] == {"picture: not a picture": 1}
+        assert "quarantine.parquet" in foveate("collect", name, "--to", "c").out
+
+
+def test_options_of_the_formats_reach_them(foveate: Run, sets: Path) -> None:
+    columns = ("--path-column", "filepath", "--text-column", "url", "--images", "table")
+    told = foveate("collect", "table/pairs.csv", "--to", "c", "--reference", "--dedupe", *columns, "--json").json
+    assert told["duplicates_removed"] == 0
+    assert "text from 'url'" in told["notes"][0]
+    assert not list((sets / "c").rglob("*.tar"))
+    told = foveate(
+        "collect", "coco", "--as", "coco", "--captions", "coco/annotations/captions_val2017.json", "--to", "d"
+    )
+    assert "8 captions taken" in told.out
+
+
+def test_near_duplicates_are_taken_out(foveate: Run, sets: Path) -> None:
+    photos = sets / "table" / "photos"
+    (photos / "again.jpg").write_bytes((photos / "1.jpg").read_bytes() + b"\0")
+    told = foveate("collect", "table/photos", "--to", "c", "--dedupe", "--json").json
+    assert (told["format"], told["taken"], told["duplicates_removed"]) == ("folder", 5, 1)
+    assert sum(told["splits"].values()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("clipart", "--name", "x"), "--name has no effect on the built-in collection 'clipart'"),
+        (("emoji", "--licence", "x"), "--licence has no effect"),
+        (("scenes", "--split", "none"), "--split has no effect"),
+        (("scenes", "--group-by", "folder"), "--group-by has no effect"),
+        (("clipart", "--seed", "1"), "--seed has no effect"),
+        (("coco", "--text-column", "x"), "--text-column has no effect on the format 'coco': it is for datasets, table"),
+        (("datasets", "--reference"), "--reference has no effect on the format 'datasets': the pictures lie inside"),
+        (("visual-genome", "--group-by", "folder"), "--group-by has no effect"),
+        (("coco", "--split", "none", "--seed", "1"), "--seed has no effect with --split none"),
+        (("coco", "--as", "cocoo"), "did you mean 'coco'?"),
+        (("cocoo",), "did you mean 'coco'?"),
+        (("lvis", "--as", "coco"), "has no annotation file"),
+        (("coco", "--images", "nowhere"), "nowhere is no folder"),
+        (("coco", "--split", "train=2"), "not in [0, 1]"),
+    ],
+)
+def test_what_has_no_effect_or_is_not_there(foveate: Run, sets: Path, arguments: tuple[str, ...], part: str) -> None:
+    assert part in foveate("collect", *arguments, "--to", "c").sentence
+    assert not (sets / "c").exists()

@@ -1,0 +1,158 @@
+"""COCO out and in is the identity, and COCO in and out gives the file's ids, categories and boxes again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_pictures import encoded, jpeg, noise
+from made_sets import coco_captions, coco_instances, write_coco, write_json, write_lvis
+
+from foveate.records.boxes import Box
+from foveate.records.collection import Collection
+from foveate.records.exporters.coco import export_coco
+from foveate.records.importers.coco import import_coco
+from foveate.records.importers.lvis import import_lvis
+from foveate.records.record import Caption, Region
+from foveate.records.writer import CollectionWriter
+from foveate.settings.errors import UserError
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / "annotations" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _by_id(entries: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    found = {entry["id"]: entry for entry in entries}
+    assert len(found) == len(entries)
+    return found
+
+
+def test_a_coco_file_comes_out_with_its_ids_categories_and_boxes(tmp_path: Path) -> None:
+    export = None
+    import_coco(write_coco(tmp_path / "set", 5), tmp_path / "c")
+    export = export_coco(Collection.open(tmp_path / "c"), tmp_path / "out")
+    assert (export.pictures, export.regions, export.captions) == (5, 10, 10)
+    before, after = coco_instances(5), _read(tmp_path / "out", "instances")
+    assert _by_id(after["categories"]) == _by_id(before["categories"])
+    images = _by_id(after["images"])
+    for entry in before["images"]:
+        assert {name: images[entry["id"]][name] for name in ("file_name", "width", "height")}.items() <= entry.items()
+        copied = tmp_path / "out" / "images" / entry["file_name"]
+        assert copied.read_bytes() == (tmp_path / "set" / "val2017" / entry["file_name"]).read_bytes()
+    annotations = _by_id(after["annotations"])
+    assert annotations.keys() == _by_id(before["annotations"]).keys()
+    for entry in before["annotations"]:
+        found = annotations[entry["id"]]
+        for name in ("image_id", "category_id", "iscrowd", "area"):
+            assert found[name] == entry[name]
+        assert np.abs(np.subtract(found["bbox"], entry["bbox"])).max() < 1e-3
+        assert not found.keys() & {"phrase", "label", "score", "slice", "source"}
+    captions = _by_id(_read(tmp_path / "out", "captions")["annotations"])
+    assert captions == _by_id(coco_captions(5)["annotations"])
+
+
+def test_lvis_categories_come_out_whole(tmp_path: Path) -> None:
+    import_lvis(write_lvis(tmp_path / "set", 2), tmp_path / "c")
+    export_coco(Collection.open(tmp_path / "c"), tmp_path / "out")
+    before = json.loads((tmp_path / "set" / "lvis_v1_val.json").read_text())
+    after = _read(tmp_path / "out", "instances")
+    assert _by_id(after["categories"]) == _by_id(before["categories"])
+    assert not {name for entry in after["annotations"] for name in entry} & {"phrase", "label", "slice"}
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Collection:
+    rng = np.random.default_rng(0)
+    with CollectionWriter(tmp_path / "c", source="out", pictures_per_shard=7) as writer:
+        for number in range(16):
+            corners = np.sort(rng.random((5, 2, 2)), axis=1).reshape(5, 4)
+            regions = [
+                Region(
+                    Box(*box), f"phrase {number} {place}", 0.25, ("", "cat", "dog")[place % 3], ("", "seen")[place % 2]
+                )
+                for place, box in enumerate(corners)
+            ]
+            writer.add(
+                ["plain", "dots.v1.2", "50% off", "猫/a.b"][number % 4] + f"-{number}",
+                jpeg(number, width=1000 + number, height=701) if number % 3 else encoded(noise(number), "PNG"),
+                captions=[Caption(f"title {number}", "title", "shop"), Caption(f"\n二 {number}", "alt")][: number % 3],
+                regions=[*regions, Region(Box(0, 0, 1, 1), "all", slice="crowd")][: number % 7],
+                labels={"kind": "a", "n": str(number)} if number % 2 else {},
+                group=f"g{number // 3}" if number else "",
+                split="test" if number % 5 == 0 else "train",
+            )
+    return Collection.open(tmp_path / "c")
+
+
+def test_coco_out_and_in_is_the_identity(collection: Collection, tmp_path: Path) -> None:
+    export = export_coco(collection, tmp_path / "out")
+    assert not export.unreadable
+    summary = import_coco(tmp_path / "out", tmp_path / "d", source_name="out")
+    assert not summary.quarantined
+    again = Collection.open(tmp_path / "d")
+    assert again.keys == collection.keys
+    for row in range(len(collection)):
+        assert again.picture_bytes(row) == collection.picture_bytes(row)
+        assert again.record(row) == collection.record(row), "boxes to the last bit of float32"
+    export_coco(again, tmp_path / "out2")
+    for name in ("instances", "captions"):
+        first, second = _read(tmp_path / "out", name), _read(tmp_path / "out2", name)
+        assert {**first, "info": 0} == {**second, "info": 0}
+
+
+def test_ids_of_two_files_that_clash_are_kept_apart(tmp_path: Path) -> None:
+    write_coco(tmp_path / "a", 3)
+    content = coco_instances(3)
+    content["categories"] = [{"id": 3, "name": "boat"}, {"id": 18, "name": "dog"}]
+    folder = tmp_path / "b"
+    for number, entry in enumerate(content["images"]):
+        entry["file_name"] = f"other-{number}.jpg"
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        (folder / "images" / entry["file_name"]).write_bytes(jpeg(100 + number, width=80, height=60))
+    write_json(folder / "instances.json", content)
+    for source in (tmp_path / "a", folder):
+        import_coco(source, tmp_path / "c")
+    export_coco(Collection.open(tmp_path / "c"), tmp_path / "out")
+    after = _read(tmp_path / "out", "instances")
+    images, categories = _by_id(after["images"]), _by_id(after["categories"])
+    assert (len(images), len(_by_id(after["annotations"])), len(categories)) == (6, 12, 4)
+    told = [
+        (images[one["image_id"]]["file_name"][:5], categories[one["category_id"]]["name"])
+        for one in after["annotations"]
+    ]
+    assert told == [("00000", "car"), ("00000", "dog")] * 3 + [("other", "boat"), ("other", "dog")] * 3
+
+
+def test_a_picture_that_cannot_be_read_is_said_and_left_out(collection: Collection, tmp_path: Path) -> None:
+    (collection.path / "images" / "00001.tar").unlink()
+    export = export_coco(Collection.open(collection.path), tmp_path / "out")
+    assert (export.pictures, len(export.unreadable)) == (9, 7)
+    assert len(_read(tmp_path / "out", "instances")["images"]) == 9
+
+
+def test_chosen_rows_and_no_overwriting(collection: Collection, tmp_path: Path) -> None:
+    export_coco(collection, tmp_path / "out", rows=collection.rows("test"))
+    assert len(_read(tmp_path / "out", "instances")["images"]) == 4
+    with pytest.raises(UserError, match="not an empty folder"):
+        export_coco(collection, tmp_path / "out")
+    with pytest.raises(UserError, match="nothing to export"):
+        export_coco(collection, tmp_path / "other", rows=[])
+    assert dataclasses.is_dataclass(export_coco(collection, tmp_path / "other"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "other", "out"]
+
+
+def test_category_ids_outlive_the_picture_that_the_list_of_categories_stands_at(tmp_path: Path) -> None:
+    import_coco(write_coco(tmp_path / "set", 3), tmp_path / "c")
+    with CollectionWriter(tmp_path / "c") as writer:
+        writer.remove(["000000001000"], reason="test")
+    export_coco(Collection.open(tmp_path / "c"), tmp_path / "out")
+    after = _read(tmp_path / "out", "instances")
+    assert {entry["id"]: entry["name"] for entry in after["categories"]} == {3: "car", 18: "dog"}
+    assert import_coco(tmp_path / "set", tmp_path / "c").removed_earlier == 1
+    export_coco(Collection.open(tmp_path / "c"), tmp_path / "again")
+    assert len(_read(tmp_path / "again", "instances")["categories"]) == 3

@@ -1,0 +1,137 @@
+"""Near-duplicates: what is found, which one stays, and that nothing goes for the sake of a picture unlike it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_pictures import encoded, jpeg, noise
+from PIL import Image
+
+from foveate.records import tables
+from foveate.records.boxes import Box
+from foveate.records.collection import Collection
+from foveate.records.duplicates import (
+    GRID,
+    DuplicateGroup,
+    find_duplicates,
+    leaders,
+    picture_grid,
+    remove_duplicates,
+    same_grid,
+)
+from foveate.records.perceptual import near_pairs
+from foveate.records.record import Caption, Region
+from foveate.records.writer import CollectionWriter
+from foveate.settings.errors import UserError
+
+
+def _big(seed: int) -> Image.Image:
+    """A smooth random picture of 240 x 160, as a photograph is."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((240, 160), Image.Resampling.BICUBIC)
+
+
+def _shrunk(seed: int, width: int) -> Image.Image:
+    return _big(seed).resize((width, width * 2 // 3), Image.Resampling.BICUBIC)
+
+
+def _collection(path: Path) -> Path:
+    with CollectionWriter(path, source="tests") as writer:
+        writer.add("small", encoded(_shrunk(1, 90), quality=60), captions=[Caption("one"), Caption("shared")])
+        writer.add("other", encoded(_big(2)))
+        writer.add("large", encoded(_big(1)), captions=[Caption("shared")])
+        writer.add("png", encoded(_big(1), "PNG"), captions=[Caption("shared"), Caption("a title", "title", "Ann")])
+        writer.add("twin", encoded(_big(2)), regions=[Region(Box(0, 0, 1, 1), "all")])
+        writer.add("alone", jpeg(5))
+    return path
+
+
+def test_the_largest_stays_then_the_one_with_most_texts(tmp_path: Path) -> None:
+    with Collection.open(_collection(tmp_path / "c")) as collection:
+        assert find_duplicates(collection) == (
+            DuplicateGroup("png", ("small", "large")),
+            DuplicateGroup("twin", ("other",)),
+        )
+        with pytest.raises(UserError, match="0 to 16 bits"):
+            find_duplicates(collection, distance=17)
+
+
+def test_the_others_get_a_tombstone_and_nothing_is_merged(tmp_path: Path) -> None:
+    path = _collection(tmp_path / "c")
+    summary = remove_duplicates(path)
+    assert (summary.removed, summary.captions_carried, summary.purged) == (3, 0, None)
+    collection = Collection.open(path)
+    assert collection.keys == ["png", "twin", "alone"]
+    assert [caption.text for caption in collection.captions_of(0)] == ["shared", "a title"]
+    reasons = tables.read_removed(path / "removed.parquet").to_pylist()
+    assert {row["key"]: row["reason"] for row in reasons} == {
+        "small": "duplicate of png",
+        "large": "duplicate of png",
+        "other": "duplicate of twin",
+    }
+    assert remove_duplicates(path).groups == ()
+    # "twin" has the bytes of the removed "other", and is there all the same.
+    with CollectionWriter(path) as writer:
+        assert not writer.add("twin", encoded(_big(2)))
+        assert not writer.add("other", encoded(_big(2)))
+        assert not writer.add("third", encoded(_big(2)))
+        assert (writer.summary.already_there, writer.summary.removed_earlier) == (1, 2)
+
+
+def test_captions_are_carried_over_with_their_origin(tmp_path: Path) -> None:
+    path = _collection(tmp_path / "c")
+    summary = remove_duplicates(path, carry_captions=True, purge=True)
+    assert summary.captions_carried == 1
+    assert summary.purged is not None
+    assert summary.purged.packed == 3
+    collection = Collection.open(path)
+    assert collection.captions_of(0)[-1] == Caption("one", "alt", "tests, from small")
+    assert collection.picture_bytes(0, verify=True) == encoded(_big(1), "PNG")
+
+
+def test_equal_hashes_of_unlike_pictures_are_no_duplicates(tmp_path: Path) -> None:
+    with CollectionWriter(tmp_path / "c") as writer:
+        for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200)), ("red-too", (202, 31, 30))):
+            writer.add(name, encoded(Image.new("RGB", (60, 40), colour), "PNG"))
+        writer.add("tall", encoded(Image.new("RGB", (40, 60), (200, 30, 30)), "PNG"))
+    collection = Collection.open(tmp_path / "c")
+    assert len(near_pairs(collection.index["perceptual_hash"].astype(np.uint64), distance=6)) == 3
+    assert find_duplicates(collection) == (DuplicateGroup("red", ("red-too",)),)
+
+
+def test_groups_are_stars_not_chains() -> None:
+    grids = np.stack([np.full((GRID, GRID, 3), value, np.uint8) for value in (100, 103, 106)])
+    result = leaders(grids, np.ones(3), np.zeros(3, np.uint64), distance=6)
+    assert result.tolist() == [0, 0, 2]  # 100 and 106 are too far apart, though 103 is near both
+
+
+def test_a_changed_part_is_seen_and_a_new_encoding_is_not() -> None:
+    picture = _big(3)
+    grid = picture_grid(picture)
+    assert same_grid(grid, picture_grid(_shrunk(3, 90)))
+    changed = picture.copy()
+    changed.paste((255, 0, 255), (200, 130, 240, 160))
+    assert not same_grid(grid, picture_grid(changed))
+    assert not same_grid(grid, picture_grid(noise(3)))
+
+
+def test_pictures_that_cannot_be_read_are_left_alone(tmp_path: Path) -> None:
+    path = _collection(tmp_path / "c")
+    tar = path / "images" / "00000.tar"
+    tar.write_bytes(tar.read_bytes()[:600])
+    assert find_duplicates(Collection.open(path)) == ()
+
+
+def test_fifty_thousand_hashes_take_seconds() -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 50_000, dtype=np.uint64)
+    sources, copies = rng.permutation(50_000)[:4000].reshape(2, 2000)
+    flips = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, (6, 2000)).astype(np.uint64), axis=0)
+    hashes[copies] = hashes[sources] ^ flips
+    began = time.process_time()
+    found = {tuple(pair) for pair in near_pairs(hashes, distance=6).tolist()}
+    assert time.process_time() - began < 20
+    assert found >= {(min(pair), max(pair)) for pair in zip(sources.tolist(), copies.tolist(), strict=True)}

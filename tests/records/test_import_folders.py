@@ -1,0 +1,127 @@
+"""Folders as sources and targets: links, pipes, other writers, the same import again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hostile import folder_of_files, reasons, tar_of
+from made_pictures import encoded, jpeg, noise, write_folder
+
+from foveate.records.collection import Collection
+from foveate.records.importers.folder import import_folder
+from foveate.records.importers.webdataset import import_webdataset
+from foveate.records.writer import CollectionWriter
+from foveate.settings.errors import UserError
+
+
+@pytest.mark.parametrize("how", ["folder", "webdataset"])
+def test_duplicate_keys_are_quarantined_and_the_first_stays(tmp_path: Path, how: str) -> None:
+    if how == "folder":
+        import_folder(folder_of_files(tmp_path, {"p.jpeg": jpeg(1), "p.jpg": jpeg(2)}), tmp_path / "c")
+        expected = ["picture: duplicate key"]
+    else:
+        members = [("p.jpg", jpeg(1)), ("p.png", encoded(noise(2), "PNG")), ("q.jpg", jpeg(3)), ("p.jpg", jpeg(4))]
+        import_webdataset(tar_of(tmp_path / "s.tar", members), tmp_path / "c")
+        expected = ["member: duplicate member", "picture: duplicate key"]
+    collection = Collection.open(tmp_path / "c")
+    assert collection.picture_bytes(collection.row_of("p")) == jpeg(1)
+    assert reasons(tmp_path / "c") == {"p": expected}
+
+
+def test_links_pipes_and_hidden_files_in_a_folder(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("password")
+    (tmp_path / "outside.jpg").write_bytes(jpeg(9))
+    source = folder_of_files(tmp_path, {"a.jpg": jpeg(1), "b.jpg": jpeg(2), ".hidden.jpg": jpeg(3), "notes.md": "x"})
+    (source / "a.txt").symlink_to(secret)
+    (source / "c.jpg").symlink_to(tmp_path / "outside.jpg")
+    (source / "d.jpg").symlink_to("b.jpg")
+    (source / "e.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(source / "f.jpg")
+    (source / "g.jpg").mkdir()
+    summary = import_folder(source, tmp_path / "c")
+    collection = Collection.open(tmp_path / "c")
+    assert collection.keys == ["a", "b", "d"]
+    assert collection.table("captions").num_rows == 0
+    assert reasons(tmp_path / "c") == {
+        "a": ["sidecar: link leaves the folder"],
+        "c": ["picture: link leaves the folder"],
+        "e": ["picture: unreadable"],
+        "f": ["picture: no regular file"],
+    }
+    assert summary.ignored_files == 2
+
+
+def test_a_file_name_that_is_no_unicode_is_quarantined(tmp_path: Path) -> None:
+    source = folder_of_files(tmp_path, {"good.jpg": jpeg(1)})
+    with open(os.fsencode(source) + b"/caf\xe9.jpg", "wb") as file:
+        file.write(jpeg(2))
+    import_folder(source, tmp_path / "c")
+    assert Collection.open(tmp_path / "c").keys == ["good"]
+    assert reasons(tmp_path / "c") == {"caf\\udce9": ["picture: unusable key"]}
+
+
+def test_sources_that_are_not_there_or_empty(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "file.txt").write_text("x")
+    target = tmp_path / "c"
+    for importer in (import_folder, import_webdataset):
+        with pytest.raises(UserError, match="did you mean 'pictures'"):
+            importer(tmp_path / "picture", target)
+    with pytest.raises(UserError, match="has no pictures"):
+        import_folder(tmp_path / "pictures", target)
+    with pytest.raises(UserError, match="has no tar files"):
+        import_webdataset(tmp_path / "pictures", target)
+    with pytest.raises(UserError, match="is a file"):
+        import_folder(tmp_path / "file.txt", target)
+    assert not target.exists()
+
+
+def test_a_collection_as_source_or_another_folder_as_target_is_refused(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "s", 2)
+    import_folder(source, tmp_path / "c")
+    with pytest.raises(UserError, match="is a collection already"):
+        import_folder(tmp_path / "c", tmp_path / "d")
+    with pytest.raises(UserError, match="choose a new folder"):
+        import_folder(source, source)
+
+
+def test_a_collection_that_another_process_is_writing_is_refused(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "s", 2)
+    tar = tar_of(tmp_path / "t.tar", [("p.jpg", jpeg(1))])
+    with CollectionWriter(tmp_path / "c", source="other import"):
+        for attempt in (lambda: import_folder(source, tmp_path / "c"), lambda: import_webdataset(tar, tmp_path / "c")):
+            with pytest.raises(UserError, match="is being written by.*other import"):
+                attempt()
+    assert import_folder(source, tmp_path / "c").taken == 2
+
+
+def test_importing_again_takes_only_what_is_new_and_records_no_finding_twice(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "s", 12)
+    (source / "bad.jpg").write_bytes(b"")
+    first = import_folder(source, tmp_path / "c")
+    (source / "zz.jpg").write_bytes(jpeg(99))
+    second = import_folder(source, tmp_path / "c")
+    assert (first.taken, second.taken, second.already_there) == (12, 1, 12)
+    collection = Collection.open(tmp_path / "c")
+    assert len(collection) == 13
+    assert collection.quarantine().num_rows == 1 + 3
+    assert first.regions_quarantined == 3
+    (source / "bad.jpg").write_bytes(jpeg(100))
+    assert import_folder(source, tmp_path / "c").taken == 1
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "s", 45)
+    for number in range(0, 45, 7):
+        (source / f"part00/bad{number}.jpg").write_bytes(b"<html>")
+    for workers in (1, 5):
+        stamp = "2026-01-01T00:00:00+00:00"
+        import_folder(source, tmp_path / str(workers), name="c", workers=workers, pictures_per_shard=8, created=stamp)
+    one, five = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "1", tmp_path / "5")
+    )
+    assert one == five
