@@ -11,22 +11,47 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Box": "foveate.records.boxes",
     "Collection": "foveate.records.collection",
+    "Hit": "foveate.pretrain.search",
+    "Location": "foveate.pretrain.verbs",
+    "Model": "foveate.pretrain.verbs",
+    "PixelBox": "foveate.records.boxes",
+    "PixelXYWH": "foveate.records.boxes",
     "Record": "foveate.records.record",
     "Region": "foveate.records.record",
-    "Box": "foveate.records.boxes",
+    "SearchIndex": "foveate.pretrain.verbs",
     "UserError": "foveate.settings.errors",
-    "open_model": "foveate.pretrain.model",
+    "open_index": "foveate.pretrain.verbs",
+    "open_model": "foveate.pretrain.verbs",
+    "search": "foveate.pretrain.verbs",
 }
 
 if TYPE_CHECKING:
-    from foveate.pretrain.model import open_model
-    from foveate.records.boxes import Box
+    from foveate.pretrain.search import Hit
+    from foveate.pretrain.verbs import Location, Model, SearchIndex, open_index, open_model, search
+    from foveate.records.boxes import Box, PixelBox, PixelXYWH
     from foveate.records.collection import Collection
     from foveate.records.record import Record, Region
     from foveate.settings.errors import UserError
 
-__all__ = ["Box", "Collection", "Record", "Region", "UserError", "__version__", "open_model"]
+__all__ = [
+    "Box",
+    "Collection",
+    "Hit",
+    "Location",
+    "Model",
+    "PixelBox",
+    "PixelXYWH",
+    "Record",
+    "Region",
+    "SearchIndex",
+    "UserError",
+    "__version__",
+    "open_index",
+    "open_model",
+    "search",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -45,6 +45,7 @@ def make_batch(model: LocalisingModel, counts: tuple[int, ...] = COUNTS, *, same
         "phrase_ids_R": torch.tensor([text_id(phrase) for phrase in phrases], dtype=torch.int64),
         "image_index_R": torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
         "counts_B": torch.tensor(counts),
+        "lost_B": torch.zeros(len(counts), dtype=torch.int64),
     }
 
 
@@ -55,6 +56,6 @@ def reordered(batch: dict[str, Any], pictures: list[int], *, backwards: bool = F
         own = (batch["image_index_R"] == picture).nonzero()[:, 0].tolist()
         regions += reversed(own) if backwards else own
         index += [place] * len(own)
-    chosen = {name: batch[name][pictures] for name in ("image", "text", "counts_B")}
+    chosen = {name: batch[name][pictures] for name in ("image", "text", "counts_B", "lost_B")}
     moved = {name: batch[name][regions] for name in ("boxes_R4", "region_text", "phrase_ids_R")}
     return {**chosen, **moved, "image_index_R": torch.tensor(index, dtype=torch.int64)}

@@ -1,6 +1,6 @@
 """Run as a script by two processes: losses and gradients of a rank's half of the fixed batch.
 
-    python task_ranks.py OUT METHOD-FILTER-PARALLEL ...
+    python task_ranks.py OUT METHOD-FILTER-PARALLEL-PARTS ...
 
 Rank 1 has no region. Writes loss terms and the gradients after the mean over ranks to OUT/CASE-rank-R.safetensors.
 """
@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from batches import build_task, make_batch, reordered
 
 from foveate.training import distributed
+from foveate.training.accumulation import forward_and_backward
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
 
 
 def one_case(case: str, world: distributed.World) -> dict[str, torch.Tensor]:
-    method, filter_name, parallel = case.split("-")
+    method, filter_name, parallel, parts = case.split("-")
     task = build_task(regions={"method": method, "filter": filter_name})
     whole = make_batch(task.model)
     half = len(whole["image"]) // world.size
@@ -40,8 +41,8 @@ def one_case(case: str, world: distributed.World) -> dict[str, torch.Tensor]:
     assert isinstance(model, DistributedDataParallel if parallel == "ddp" else FSDPModule), type(model)
     assert parallel == "ddp" or all(isinstance(unit, FSDPModule) for unit in task.shard_units())
     assert len(task.shard_units()) == 2
-    losses, _ = model(task.prepare_batch(mine, world.device))
-    losses["loss"].backward()
+    batch = task.prepare_batch(mine, world.device)
+    losses, _ = forward_and_backward(model, task, batch, parts=int(parts), precision=None)
     found = {f"loss/{name}": value.detach().reshape(1) for name, value in losses.items()}
     for name, parameter in task.named_parameters():
         assert parameter.grad is not None, name

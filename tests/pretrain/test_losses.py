@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -184,3 +186,38 @@ def test_wrong_options_are_named() -> None:
         losses.grounding_loss(z[:, :4], z[:, :4], normalise="region")
     with pytest.raises(UserError, match="row_chunk"):
         losses.region_text_loss(z, z, 10.0, row_chunk=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 8, 100])
+def test_clip_loss_in_chunks_is_the_same(chunk: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    image, text = (F.normalize(torch.randn(8, 5, generator=random, dtype=torch.float64), dim=-1) for _ in range(2))
+    found = []
+    for row_chunk in (None, chunk):
+        inputs = [image.clone().requires_grad_(), text.clone().requires_grad_()]
+        scale = torch.tensor([14.0], dtype=torch.float64, requires_grad=True)
+        loss = losses.clip_loss(*inputs, scale, row_chunk=row_chunk)
+        loss.backward()
+        found.append([loss.detach(), *(one.grad for one in (*inputs, scale))])
+    for whole, part in zip(*found, strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-12, atol=1e-12)
+    with pytest.raises(UserError, match="row_chunk 0"):
+        losses.clip_loss(image, text, 1.0, row_chunk=0)
+
+
+def test_clip_loss_in_chunks_bounds_memory() -> None:
+    """8,192 pictures: the whole matrix is 268 MB, and several of it are needed at once; 256 rows are 8 MB."""
+    script = (
+        "import resource, sys, torch; from foveate.pretrain.losses import clip_loss;"
+        "a, b = (torch.nn.functional.normalize(torch.randn(8192, 32), dim=-1).requires_grad_() for _ in range(2));"
+        "clip_loss(a[:64], b[:64], 10.0, row_chunk=8).backward();"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "clip_loss(a, b, torch.tensor([10.0]), row_chunk=int(sys.argv[1]) or None).backward();"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+    )
+    grown = [
+        float(subprocess.run([sys.executable, "-c", script, chunk], capture_output=True, text=True, check=True).stdout)
+        for chunk in ("0", "256")
+    ]
+    assert grown[0] > 500
+    assert grown[1] < 80, f"{grown[1]:.0f} MB, {grown[0]:.0f} MB as a whole"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +13,11 @@ import torch.nn.functional as F
 from batches import COUNTS, build_task, make_batch, reordered
 from processes import run_processes
 from safetensors.torch import load_file
+from torch import nn
 
 from foveate.pretrain.losses import clip_loss
 from foveate.pretrain.task import PretrainTask
+from foveate.training.accumulation import forward_and_backward
 from foveate.training.optimizer import parameter_table
 
 METHODS = ("none", "prompter", "roi")
@@ -138,6 +143,95 @@ def test_own_temperature_and_chunks() -> None:
         torch.testing.assert_close(here[name], there[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_parts_of_a_batch_give_the_step_of_the_whole(method: str, parts: int) -> None:
+    """The same losses and gradients; the fifth picture and those behind it have no regions."""
+    changes: dict[str, Any] = {"regions": {"method": method, "filter": "embedding", "own_temperature": True}}
+    whole, split = build_task(**changes), build_task(**changes)
+    batch = make_batch(whole.model)
+    expected, told = forward_and_backward(whole, whole, batch, parts=1, precision=None)
+    found, said = forward_and_backward(split, split, batch, parts=parts, precision=None)
+    assert set(found) == set(expected)
+    assert set(said) == set(told)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+    there = gradients(whole)
+    for name, gradient in gradients(split).items():
+        assert gradient is not None, name
+        torch.testing.assert_close(
+            gradient, there[name], rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    naive = build_task(**changes)
+    for part in naive.split(batch, parts):
+        losses, _ = naive(part)
+        losses["loss"].backward()
+    weight = "model.image_encoder.visual.proj"
+    gap = (gradients(naive)[weight] / parts - there[weight]).norm() / there[weight].norm()  # type: ignore[operator]
+    assert gap > 0.05, "without the other parts' negatives it is another gradient"
+
+
+@pytest.mark.slow
+def test_memory_falls_with_the_parts() -> None:
+    script = Path(__file__).resolve().parent / "accumulation_memory.py"
+    whole, quarter = (
+        float(subprocess.run([sys.executable, script, parts], capture_output=True, text=True, check=True).stdout)
+        for parts in ("1", "4")
+    )
+    assert quarter < 0.5 * whole, f"{quarter:.0f} MB, {whole:.0f} MB as a whole"
+
+
+def test_the_parts_of_a_batch_are_its_pictures_with_their_regions() -> None:
+    task = build_task()
+    batch = make_batch(task.model)
+    parts = task.split(batch, 3)
+    assert [len(part["image"]) for part in parts] == [3, 2, 3]
+    for name in ("image", "text", "counts_B", "boxes_R4", "phrase_ids_R"):
+        assert torch.equal(torch.cat([part[name] for part in parts]), batch[name])
+    for part in parts:
+        assert torch.equal(part["image_index_R"].bincount(minlength=len(part["image"])), part["counts_B"])
+
+
+def test_both_passes_draw_the_same_dropout() -> None:
+    """With a text tower that drops out, the second pass must see the embeddings of the first."""
+
+    class Noisy(nn.Module):
+        def __init__(self, tower: nn.Module) -> None:
+            super().__init__()
+            self.tower = tower
+            self.seen: list[torch.Tensor] = []
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            self.seen.append(F.dropout(self.tower(ids), 0.3, training=True))
+            return self.seen[-1]
+
+    task = build_task()
+    noisy = Noisy(task.model.text_encoder)
+    task.model.text_encoder = noisy  # type: ignore[assignment]
+    forward_and_backward(task, task, make_batch(build_task().model), parts=2, precision=None)
+    captions_1, phrases_1, captions_2, phrases_2 = noisy.seen[:4]
+    for first, second in zip((captions_1, phrases_1, captions_2, phrases_2), noisy.seen[4:], strict=True):
+        assert torch.equal(first, second)
+    assert not torch.equal(captions_1 == 0, captions_2 == 0)
+
+
+def test_units_of_sharding_are_layers_however_they_are_nested() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList([nn.Linear(2, 2) for _ in range(2)])
+
+    task = build_task()
+    task.model.text_encoder.stages = nn.ModuleList([nn.ModuleList([Layer()]), nn.ModuleList([Layer()])])
+    units = list(task.shard_units())
+    kinds = [type(unit).__name__ for unit in units]
+    assert "ModuleList" not in kinds, "a list is never called"
+    assert len(set(map(id, units))) == len(units)
+    assert kinds.count("Layer") == 2
+    assert kinds.count("Linear") == 4
+    assert min(kinds.index("Linear"), kinds.index("Layer")) == kinds.index("Linear"), "inner ones first"
+
+
 def test_temperatures_do_not_decay() -> None:
     task = build_task(regions={"own_temperature": True})
     table = parameter_table(task, rules=task.parameter_groups(), settings=task.model.recipe.training)
@@ -158,7 +252,14 @@ def test_bf16_is_near_fp32(method: str) -> None:
         torch.testing.assert_close(value, exact[name], rtol=0.05, atol=0.02)
 
 
-CASES = ("prompter-embedding-ddp", "roi-exact-ddp", "prompter-exact-fsdp")
+# The last number: parts of each process's half of the batch.
+CASES = (
+    "prompter-embedding-ddp-1",
+    "prompter-embedding-ddp-3",
+    "roi-exact-ddp-2",
+    "prompter-exact-fsdp-1",
+    "prompter-exact-fsdp-2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +272,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_one_without_regions_equal_one_process(case: str, two_ranks: Path) -> None:
-    method, filter_name, _ = case.split("-")
+    method, filter_name, *_ = case.split("-")
     task = build_task(regions={"method": method, "filter": filter_name})
     losses, _ = task(make_batch(task.model))
     losses["loss"].backward()

@@ -187,7 +187,7 @@ def test_saved_and_loaded_models_agree_exactly(method: str, image: str, tmp_path
     model = build_model(settings).eval().requires_grad_(False)  # torch takes other kernels for trainable weights
     model.locate_rule = "candidates"
     saved = save_model(model, tmp_path / "model", metrics={"table": []})
-    found = foveate.open_model(saved, device="cpu")
+    found = foveate.open_model(saved, device="cpu").network
     assert found.locate_rule == "candidates"
     assert not any(parameter.requires_grad for parameter in found.parameters())
     for part in ("regions", "data", "training", "embed_dim"):

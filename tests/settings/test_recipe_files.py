@@ -91,7 +91,7 @@ def test_missing_field(tmp_path: Path) -> None:
     [
         ("steps", "write it as name.of.field=value"),
         ("=3", "write it as name.of.field=value"),
-        ("steps=[1", "the value is not YAML"),
+        ("steps=[1", "override 'steps=[1': not YAML"),
         ("steps.more=3", "'steps' is a value, not a group of fields"),
         ("inner.weight.more=3", "'weight' is a value, not a group of fields"),
     ],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from foveate.training.loop import train
 from foveate.training.optimizer import ParameterRule
 from foveate.training.order import batch_rows
 from foveate.training.settings import TrainingSettings
-from foveate.training.task import Task
+from foveate.training.task import EmbeddingTask
 
 ROWS, BATCH, SEED = 24, 8, 3
 
@@ -40,7 +40,7 @@ def symmetric_cross_entropy(a_NE: Tensor, b_NE: Tensor, scale: Tensor) -> Tensor
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-class ContrastiveToy(Task):
+class ContrastiveToy(EmbeddingTask):
     def __init__(self, *, dropout: float = 0.0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
@@ -57,21 +57,34 @@ class ContrastiveToy(Task):
                 elif "log_scale" not in name:
                     parameter.fill_(1.0 if "text.1.weight" in name else 0.0)
 
-    def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
+    def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        image_BE = self.image(self.frozen(batch["image"]))
+        region_RE = self.prompter(batch["boxes"]) + image_BE[batch["image_of_region"]]
+        texts = {"text": self.text(batch["text"]), "phrase": self.text(batch["phrases"])}
+        return {"image": image_BE, "region": region_RE, **texts}
+
+    def loss_of(
+        self, batch: dict[str, Any], *, embeddings: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, float | Tensor]]:
         self.seen += 1
         scale = self.log_scale.exp()
-        image_BE = self.image(self.frozen(batch["image"]))
-        text_BE = self.text(batch["text"])
-        clip = symmetric_cross_entropy(
-            distributed.gather_with_grad(image_BE), distributed.gather_with_grad(text_BE), scale
-        )
-        region_RE = self.prompter(batch["boxes"]) + image_BE[batch["image_of_region"]]
-        phrase_RE = self.text(batch["phrases"])
-        regions = distributed.gather_ragged_with_grad(region_RE)
-        region = symmetric_cross_entropy(regions, distributed.gather_ragged_with_grad(phrase_RE), scale)
+        image_NE, text_NE = (distributed.gather_with_grad(embeddings[name]) for name in ("image", "text"))
+        clip = symmetric_cross_entropy(image_NE, text_NE, scale)
+        regions = distributed.gather_ragged_with_grad(embeddings["region"])
+        phrases = distributed.gather_ragged_with_grad(embeddings["phrase"])
+        region = symmetric_cross_entropy(regions, phrases, scale)
         labelled = distributed.all_sum(batch["image_of_region"].unique().numel()) / BATCH
         total = clip + labelled * region
         return {"loss": total, "clip_loss": clip, "region_loss": region}, {"regions": float(len(regions))}
+
+    def split(self, batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
+        found = []
+        for rows in torch.arange(len(batch["image"])).tensor_split(parts):
+            inside = torch.isin(batch["image_of_region"], rows)
+            part = {name: batch[name][rows] for name in ("image", "text")}
+            part |= {name: batch[name][inside] for name in ("boxes", "phrases")}
+            found.append(part | {"image_of_region": batch["image_of_region"][inside] - rows[0]})
+        return found
 
     def parameter_groups(self) -> list[ParameterRule]:
         return [
@@ -81,6 +94,9 @@ class ContrastiveToy(Task):
 
     def shard_units(self) -> list[nn.Module]:
         return [self.image, self.text]
+
+    def export(self, folder: Path) -> None:
+        raise AssertionError("the toy is never exported")
 
 
 class ContrastiveSamples:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import io
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from foveate.records.collection import Collection
+from foveate.records.pictures import BadPicture
+from foveate.records.writer import CollectionWriter
 from foveate.settings.errors import UserError
 from foveate.training.loader import BadSample, Loader
 from foveate.training.order import batch_rows
@@ -110,6 +116,15 @@ def test_closing_ends_the_threads_and_memory_is_bounded() -> None:
     assert not loader_threads()
 
 
+def test_all_threads_work_at_the_next_batch() -> None:
+    """Three threads make the first batch in two pauses; one thread alone would take six."""
+    iterator = make(Numbers(pause=0.2), rows=[1], batch_size=6, workers=3).batches(0, 1)
+    began = time.perf_counter()
+    next(iterator)
+    assert time.perf_counter() - began < 1.0
+    iterator.close()
+
+
 def test_an_exception_of_the_consumer_ends_the_threads() -> None:
     def consume() -> None:
         for _ in make(Numbers(), workers=3).batches(0, 10_000):
@@ -130,3 +145,60 @@ def test_empty_split_and_uneven_batch_are_refused_before_anything_starts() -> No
 def test_description_tells_other_rows_apart() -> None:
     assert make(Numbers()).describe() == make(Numbers()).describe()
     assert make(Numbers()).describe() != make(Numbers(), rows=np.arange(30)[::-1]).describe()
+
+
+class OnDisk:
+    """The pictures of a collection, read for each sample."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection = collection
+
+    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+        try:
+            return {"size": len(self.collection.picture_bytes(row)), "row": row}
+        except BadPicture as problem:
+            raise BadSample(self.collection.keys[row], str(problem)) from problem
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"rows": [sample["row"] for sample in samples]}
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Collection:
+    """60 pictures in 12 shards of 5."""
+    with CollectionWriter(tmp_path / "c", name="c", licence="CC0-1.0", source="test", pictures_per_shard=5) as writer:
+        for number in range(60):
+            image = Image.fromarray(np.full((8, 8, 3), 4 * number, np.uint8))
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            writer.add(f"{number:02d}", buffer.getvalue())
+    return Collection.open(tmp_path / "c")
+
+
+def test_a_shard_that_vanishes_in_mid_run_is_counted_and_replaced_up_to_the_limit(shards: Collection) -> None:
+    """One shard of twelve is 8 % of the draws: below the limit. Its pictures are named, others take their places."""
+    loader = make(OnDisk(shards), rows=np.arange(60), batch_size=6, workers=2, max_bad_fraction=0.2)
+    batches = loader.batches(0, 40)
+    before = [next(batches) for _ in range(2)]
+    time.sleep(0.3)  # until the threads have made what they may: none reads while the files are closed
+    shards.close()  # as on a file system that does not keep the files of open descriptors
+    (shards.path / "images" / "00003.tar").unlink()
+    after = list(batches)
+    assert all(len(batch["rows"]) == 6 for batch in before + after)
+    assert set(loader.bad_samples) <= {f"{number:02d}" for number in range(15, 20)}
+    assert loader.bad_samples
+    assert all("00003.tar is missing" in reason for reason in loader.bad_samples.values())
+    assert not {row for batch in after[-10:] for row in batch["rows"]} & set(range(15, 20))
+
+
+def test_too_many_vanished_shards_stop_the_run_and_say_which(shards: Collection) -> None:
+    loader = make(OnDisk(shards), rows=np.arange(60), batch_size=6, workers=2)
+    batches = loader.batches(0, 1000)
+    next(batches)
+    time.sleep(0.3)
+    shards.close()
+    for number in (2, 3, 4, 5):
+        (shards.path / "images" / f"{number:05d}.tar").unlink()
+    with pytest.raises(UserError, match=r"drawn samples cannot be used \(allowed are 10%\).*\d{5}\.tar is missing"):
+        list(batches)
+    assert not loader_threads()

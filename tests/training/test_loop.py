@@ -115,6 +115,25 @@ def test_the_result_does_not_depend_on_logging_saving_or_workers(tmp_path: Path,
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000012"]
 
 
+def test_parts_of_a_batch_train_like_the_whole(tmp_path: Path, straight: Any) -> None:
+    task, outcome = sit(tmp_path, accumulate=3)
+    weights = dict(straight[1].named_parameters())
+    for name, parameter in task.named_parameters():
+        torch.testing.assert_close(parameter, weights[name], rtol=1e-4, atol=1e-5)
+    for name, average in straight[2].ema.averages.items():
+        torch.testing.assert_close(outcome.ema.averages[name], average, rtol=1e-4, atol=1e-5)
+    assert outcome.last_row["loss"] == pytest.approx(straight[2].last_row["loss"], rel=1e-4)
+    assert task.seen == straight[1].seen, "the loss is taken once a step"
+
+
+def test_parts_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"accumulate 9: a process has 8 samples of a batch; allowed are 1 to 8"):
+        sit(tmp_path, accumulate=9)
+    settings = toy_settings(accumulate=2)
+    with pytest.raises(UserError, match=r"accumulate 2: the loss of Exploding cannot be split"):
+        train(Exploding(at=-1, value=1.0), toy_loader(), settings, RunFolder.create(tmp_path / "other"))
+
+
 def test_the_global_generator_is_left_as_it_was(tmp_path: Path) -> None:
     task = ContrastiveToy(dropout=0.2)
     before = torch.get_rng_state()
@@ -181,6 +200,9 @@ class Exploding(Task):
             loss = loss * self.value
         self.calls += 1
         return {"loss": loss, "part_loss": loss / 2}, {"share": math.nan}
+
+    def export(self, folder: Path) -> None:
+        raise AssertionError("never exported")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

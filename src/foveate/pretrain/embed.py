@@ -107,14 +107,20 @@ def embed_images(model: LocalisingModel, collection: Collection, rows: NDArray[n
 
 
 def embed_collection(
-    model: LocalisingModel, collection: Collection, rows: NDArray[np.int64], *, crops: bool = False
+    model: LocalisingModel,
+    collection: Collection,
+    rows: NDArray[np.int64],
+    *,
+    crops: bool = False,
+    rules: Sequence[str] = ("head", "candidates"),
 ) -> Embedded:
     """Image and region embeddings, and where the model finds each region's phrase.
 
     Args:
         crops: also encode each box cut out as a picture of its own (`crop_RE`), the costly zero-shot way.
+        rules: how to find phrases; "head" is left out for models without one. "candidates" costs most of a pass.
     """
-    rules = ("head", "candidates") if model.prompter is not None else ("candidates",)
+    rules = [rule for rule in rules if rule != "head" or model.prompter is not None]
     return _run(model, collection, rows, regions=True, crops=crops, rules=rules)
 
 

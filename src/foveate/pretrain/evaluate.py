@@ -37,6 +37,7 @@ def evaluate(
     split: str = "test",
     name: str = "model",
     crops: bool = False,
+    rules: Sequence[str] = ("head", "candidates"),
     classes: str | None = None,
     templates: Sequence[str] = ("a picture of {}",),
     text_kind: str | None = None,
@@ -49,6 +50,7 @@ def evaluate(
     Args:
         name: prefix of the columns, for example "cloc".
         crops: answer the region questions also by encoding each box as a picture of its own.
+        rules: ways of finding a phrase that are tried, as far as the model has them.
         classes: label field for zero-shot classification; none by default.
         text_kind: caption kind for image-text retrieval; the first that a picture has by default.
         limit: at most this many pictures, drawn by the seed.
@@ -70,7 +72,7 @@ def evaluate(
         choose(text_kind, sorted(kinds), f"caption kind of the collection {collection.name!r}")
     if classes is not None:
         collection.label_values(classes)  # refuses an unknown field before the costly pass
-    seen = embed_collection(model, collection, rows, crops=crops)
+    seen = embed_collection(model, collection, rows, crops=crops, rules=rules)
     table = Table(seed=seed)
     samples: dict[str, pa.Table] = {}
     if len(seen.regions):

@@ -1,11 +1,13 @@
 """The model folder: config.json, model.safetensors, preprocess.json, metrics.json and a card. Never a pickle.
 
 Weights of frozen parts that come with a package (EfficientNet-Lite0, MiniLM) are not copied: the configuration names
-them, and they are checked against their hash when they are loaded.
+them, and they are checked against their hash when they are loaded. A tokenizer that came from a hub is kept in the
+folder `tokenizer`, so that the model opens without a network.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import foveate
+from foveate.pretrain.card import model_card
 from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.settings.errors import UserError
@@ -25,6 +28,7 @@ from foveate.settings.files import (
 )
 from foveate.settings.recipes import validate
 from foveate.training.distributed import choose_device
+from foveate.vision.registry import tower_options
 
 KIND = "localising-encoder"
 FORMAT = 1
@@ -35,6 +39,16 @@ CONFIG, WEIGHTS, PREPROCESS, METRICS, CARD = (
     "metrics.json",
     "README.md",
 )
+TOKENIZER = "tokenizer"
+_LOADING = """```python
+import foveate
+
+model = foveate.open_model("this folder")
+words_1E = model.encode_text(["a red boat"])
+```
+
+`foveate locate FOLDER PICTURE "a red boat"` finds a phrase in a picture; `foveate export FOLDER --to open_clip` and
+the other targets write it for other libraries."""
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -42,20 +56,42 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
-def save_model(model: LocalisingModel, folder: Path, *, metrics: dict[str, Any] | None = None) -> Path:
-    """Writes a model folder, each file atomically, config.json last; returns `folder`."""
+def save_model(
+    model: LocalisingModel,
+    folder: Path,
+    *,
+    metrics: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> Path:
+    """Writes a model folder, each file atomically, config.json last; returns `folder`.
+
+    Args:
+        metrics: what `foveate.pretrain.evaluate.evaluate` found, for metrics.json and the card.
+        provenance: where the weights come from, for config.json and the card; see `foveate.pretrain.card.model_card`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().contiguous() for key, value in trained_weights(model).items()}
     write_bytes_atomically(folder / WEIGHTS, save(weights))
     write_json_atomically(folder / PREPROCESS, model.image_encoder.preprocess.to_dict())
     write_json_atomically(folder / METRICS, metrics or {})
-    write_text_atomically(folder / CARD, _card(model, weights, metrics or {}))
+    for name, content in model.text_encoder.tokenizer_files().items():
+        write_bytes_atomically(folder / TOKENIZER / name, content)
+    recipe = _self_contained(model)
+    card = model_card(
+        recipe=recipe,
+        parameters=sum(value.numel() for value in weights.values()),
+        metrics=metrics or {},
+        provenance=provenance or {},
+        loading=_LOADING,
+    )
+    write_text_atomically(folder / CARD, card)
     config = {
         "kind": KIND,
         "format": FORMAT,
         "foveate": foveate.__version__,
         "locate_rule": model.locate_rule,
-        "recipe": _self_contained(model),
+        "provenance": provenance or {},
+        "recipe": recipe,
     }
     write_json_atomically(folder / CONFIG, config)
     return folder
@@ -67,6 +103,14 @@ def _self_contained(model: LocalisingModel) -> dict[str, Any]:
     for name, encoder in (("image_encoder", model.image_encoder), ("text_encoder", model.text_encoder)):
         recipe[name] = {**recipe[name], **encoder.architecture()}
     return recipe
+
+
+def with_tokenizer(text_encoder: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings of a text encoder, with the tokenizer's files that a model folder keeps for it."""
+    files = folder / TOKENIZER
+    if files.is_dir() and "tokenizer" in tower_options(text_encoder["kind"], "text_encoder"):
+        return {**text_encoder, "tokenizer": str(files)}
+    return dict(text_encoder)
 
 
 def load_model(folder: Path, *, device: str | None = None) -> LocalisingModel:
@@ -85,13 +129,17 @@ def load_model(folder: Path, *, device: str | None = None) -> LocalisingModel:
         if name not in config:
             raise UserError(f"{folder / CONFIG}: field '{name}' is missing")
     chosen = choose_device(device or "auto")
-    model = LocalisingModel(validate(PretrainRecipe, config["recipe"], where=str(folder / CONFIG)))
+    recipe = validate(PretrainRecipe, config["recipe"], where=str(folder / CONFIG))
+    recipe = recipe.model_copy(update={"text_encoder": with_tokenizer(recipe.text_encoder, folder)})
+    model = LocalisingModel(recipe)
     _fill(model, folder / WEIGHTS)
     model.locate_rule = config["locate_rule"]
     return model.to(chosen).eval().requires_grad_(False)
 
 
 def _fill(model: LocalisingModel, path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, a file of weights is wanted")
     try:
         weights = load_file(path)
     except FileNotFoundError as error:
@@ -108,39 +156,3 @@ def _fill(model: LocalisingModel, path: Path) -> None:
                 f"{path}: '{key}' has shape {tuple(value.shape)}, the model's is {tuple(expected[key].shape)}"
             )
     model.load_state_dict(weights, strict=False)
-
-
-def _number(value: dict[str, float | None]) -> str:
-    """A value with its interval, where there were enough pictures for one."""
-    interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
-    return f"{value['value']:.3f}{interval}"
-
-
-def _card(model: LocalisingModel, weights: dict[str, Tensor], metrics: dict[str, Any]) -> str:
-    method = {"none": "CLIP", "prompter": "CLOC (Prompter)", "roi": "CLOC (RoI-Align)"}[model.recipe.regions.method]
-    count = sum(value.numel() for value in weights.values())
-    rows = "".join(
-        f"| {row['question']} | {row['data']} | {column} | {_number(value)} | {row['n']} |\n"
-        for row in metrics.get("table", [])
-        for column, value in row["values"].items()
-    )
-    heading = "| question | data | way | value (95 % interval) | n |\n|---|---|---|---|---|\n"
-    numbers = f"\n{heading}{rows}" if rows else ""
-    return f"""---
-library_name: foveate
-tags: [{method.split()[0].lower()}, vision-language, localisation]
----
-# {method} image and text encoder
-
-Made by Foveate {foveate.__version__}: {count:,} trained weights; image encoder
-`{model.recipe.image_encoder["kind"]}`, text encoder `{model.recipe.text_encoder["kind"]}`.
-
-```python
-import foveate
-
-model = foveate.open_model("this folder")
-```
-
-Trained with `config.json`'s recipe on the collection named in the run folder. It knows what its training pictures
-and texts showed, no more: measure it on your own (`foveate evaluate`) before you rely on it.
-{numbers}"""

@@ -1,4 +1,6 @@
-"""The losses of CLIP and CLOC as pure functions of embeddings that were already gathered from all ranks.
+"""The losses of CLIP and CLOC as functions of the embeddings of the whole batch.
+
+With several processes `foveate.pretrain.sharded` computes the same, each process the rows of its own pictures.
 
 Source: Contrastive Localized Language-Image Pre-Training (arXiv 2410.02746 v2), equations 1 to 4. Shapes: N pictures
 of the global batch, R regions drawn from them (ragged, flat), E the width of the joint embedding.
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.settings.errors import UserError, choose
+from foveate.training.distributed import all_sum, logsumexp_over_ranks
 
 FILTERS = ("embedding", "exact", "none")
 NORMALISATIONS = ("regions", "fixed")
@@ -47,18 +50,35 @@ def _no_autocast(x: Tensor) -> Any:
     return torch.autocast(device_type=x.device.type, enabled=False)
 
 
-def clip_loss(image_NE: Tensor, text_NE: Tensor, logit_scale: Tensor | float) -> Tensor:
+def _check_chunk(row_chunk: int | None) -> None:
+    if row_chunk is not None and row_chunk < 1:
+        raise UserError(f"row_chunk {row_chunk}: allowed are integers from 1, or none for the whole matrix")
+
+
+def clip_loss(
+    image_NE: Tensor, text_NE: Tensor, logit_scale: Tensor | float, *, row_chunk: int | None = None
+) -> Tensor:
     """Symmetric image-text contrastive loss (equation 1), pairs on the diagonal.
 
     Args:
         image_NE: image embeddings of unit length; they are not normalised again.
         text_NE: text embeddings of unit length, row n belongs to image n.
         logit_scale: 1 / temperature, the exponential of the learned parameter.
+        row_chunk: work on that many rows of the N x N matrix at a time; same loss, same gradient, less memory.
 
     Returns:
         A scalar in nats: 0 for one pair, ln N when all similarities are equal.
+
+    Raises:
+        UserError: for `row_chunk` below 1.
     """
+    _check_chunk(row_chunk)
     with _no_autocast(image_NE):
+        if row_chunk is not None and row_chunk < len(image_NE):
+            image_NE, text_NE = _wide(image_NE), _wide(text_NE)
+            scale = torch.as_tensor(logit_scale, dtype=image_NE.dtype, device=image_NE.device)
+            row_N, column_N, diagonal_N, _ = block_terms(image_NE, text_NE, scale, row_chunk=row_chunk)
+            return (row_N + column_N - 2 * diagonal_N).mean() / 2
         logits_NN = logit_scale * (_wide(image_NE) @ _wide(text_NE).T)
         labels_N = torch.arange(len(logits_NN), device=logits_NN.device)
         return (F.cross_entropy(logits_NN, labels_N) + F.cross_entropy(logits_NN.T, labels_N)) / 2
@@ -108,57 +128,92 @@ def _block_mask(rows: slice, keys: Tensor | None, *, filter: str, threshold: flo
     return mask
 
 
-class _ChunkedTerms(torch.autograd.Function):
-    """Row and column log-sum-exp and diagonal of the masked logits, a block of rows at a time, in both passes.
+class _BlockTerms(torch.autograd.Function):
+    """Row and column log-sum-exp and diagonal of masked logits, a block of rows at a time, in both passes.
 
-    Memory is chunk x R instead of R x R: with 4 regions of 32,768 pictures the whole matrix has 1.7e10 entries.
+    Memory is chunk x R instead of R x R: with 4 regions of 32,768 pictures the whole matrix has 1.7e10 entries. A
+    single block is kept for the backward pass, several are computed again.
+
+    Args:
+        z_BE: the rows: all of them, or with option `shared` those of this rank. t_RE: all columns.
+        keys: see `_filter_keys`. options: `row_chunk`, `filter`, `threshold`; `first`, column of the first row's
+            positive; `shared`, whether other ranks have the other rows. The columns are then joined over ranks, in the
+            backward pass their gradients too; d t_RE is of these rows only, as `gather_with_grad` wants it.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, z_RE: Tensor, t_RE: Tensor, scale: Tensor, keys: Tensor | None, options: dict[str, Any]
+        ctx: Any, z_BE: Tensor, t_RE: Tensor, scale: Tensor, keys: Tensor | None, options: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        size = len(z_RE)
-        row_R, diagonal_R = torch.empty_like(z_RE[:, 0]), torch.empty_like(z_RE[:, 0])
-        column_R = torch.full_like(row_R, -math.inf)
-        masked = torch.zeros((), dtype=torch.int64, device=z_RE.device)
-        for start in range(0, size, options["row_chunk"]):
-            rows = slice(start, min(start + options["row_chunk"], size))
-            logits, mask = _block_logits(rows, z_RE, t_RE, scale, keys, options)
-            row_R[rows] = logits.logsumexp(1)
+        size, first = len(z_BE), options["first"]
+        row_B, diagonal_B = torch.empty_like(z_BE[:, 0]), torch.empty_like(z_BE[:, 0])
+        column_R = torch.full_like(t_RE[:, 0], -math.inf)
+        masked = torch.zeros((), dtype=torch.int64, device=z_BE.device)
+        chunk = min(options["row_chunk"] or size, size)
+        block: list[Tensor] = []
+        for rows in _blocks(size, chunk):
+            logits, mask = _block_logits(rows, z_BE, t_RE, scale, keys, options)
+            row_B[rows] = logits.logsumexp(1)
             column_R = torch.logaddexp(column_R, logits.logsumexp(0))
-            diagonal_R[rows] = logits.diagonal(start)
+            diagonal_B[rows] = logits.diagonal(first + rows.start)
             masked += mask.sum()
-        ctx.save_for_backward(z_RE, t_RE, scale, row_R, column_R, *([] if keys is None else [keys]))
-        ctx.options = options
+            block = [logits] if chunk == size else []
+        if options["shared"]:
+            column_R = logsumexp_over_ranks(column_R)
+        ctx.save_for_backward(z_BE, t_RE, scale, row_B, column_R, *([] if keys is None else [keys]), *block)
+        ctx.options, ctx.filtered, ctx.chunk = options, keys is not None, chunk
         ctx.mark_non_differentiable(masked)
-        return row_R, column_R, diagonal_R, masked
+        return row_B, column_R, diagonal_B, masked
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]
-        d_row_R, d_column_R, d_diagonal_R, _ = grad_outputs
-        z_RE, t_RE, scale, row_R, column_R, *rest = ctx.saved_tensors
-        keys = rest[0] if rest else None
-        dz_RE, dt_RE, d_scale = torch.empty_like(z_RE), torch.zeros_like(t_RE), torch.zeros_like(scale)
-        for start in range(0, len(z_RE), ctx.options["row_chunk"]):
-            rows = slice(start, min(start + ctx.options["row_chunk"], len(z_RE)))
-            logits, _ = _block_logits(rows, z_RE, t_RE, scale, keys, ctx.options)
-            d_logits = (logits - row_R[rows, None]).exp() * d_row_R[rows, None]
+        d_row_B, d_column_R, d_diagonal_B, _ = grad_outputs
+        z_BE, t_RE, scale, row_B, column_R, *rest = ctx.saved_tensors
+        keys = rest.pop(0) if ctx.filtered else None
+        if ctx.options["shared"]:
+            d_column_R = all_sum(d_column_R)
+        dz_BE, dt_RE, d_scale = torch.empty_like(z_BE), torch.zeros_like(t_RE), torch.zeros_like(scale)
+        for rows in _blocks(len(z_BE), ctx.chunk):
+            logits = rest[0] if rest else _block_logits(rows, z_BE, t_RE, scale, keys, ctx.options)[0]
+            d_logits = (logits - row_B[rows, None]).exp() * d_row_B[rows, None]
             d_logits += (logits - column_R).exp() * d_column_R
-            d_logits.diagonal(start).add_(d_diagonal_R[rows])
+            d_logits.diagonal(ctx.options["first"] + rows.start).add_(d_diagonal_B[rows])
             d_sim_z = d_logits @ t_RE
-            dz_RE[rows] = scale * d_sim_z
-            d_scale += (d_sim_z * z_RE[rows]).sum()
-            dt_RE += scale * (d_logits.T @ z_RE[rows])
-        return dz_RE, dt_RE, d_scale, None, None
+            dz_BE[rows] = scale * d_sim_z
+            d_scale += (d_sim_z * z_BE[rows]).sum()
+            dt_RE += scale * (d_logits.T @ z_BE[rows])
+        return dz_BE, dt_RE, d_scale, None, None
+
+
+def _blocks(size: int, chunk: int) -> list[slice]:
+    return [slice(start, min(start + chunk, size)) for start in range(0, size, max(chunk, 1))]
 
 
 def _block_logits(
-    rows: slice, z_RE: Tensor, t_RE: Tensor, scale: Tensor, keys: Tensor | None, options: dict[str, Any]
+    rows: slice, z_BE: Tensor, t_RE: Tensor, scale: Tensor, keys: Tensor | None, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    mask = _block_mask(rows, keys, filter=options["filter"], threshold=options["threshold"], like=t_RE)
-    return (scale * (z_RE[rows] @ t_RE.T)).masked_fill(mask, -math.inf), mask
+    """Masked logits [rows, R] of some of z_BE's rows, and the mask."""
+    placed = slice(options["first"] + rows.start, options["first"] + rows.stop)
+    mask = _block_mask(placed, keys, filter=options["filter"], threshold=options["threshold"], like=t_RE)
+    return (scale * (z_BE[rows] @ t_RE.T)).masked_fill(mask, -math.inf), mask
+
+
+def block_terms(
+    z_BE: Tensor,
+    t_RE: Tensor,
+    scale: Tensor,
+    *,
+    keys: Tensor | None = None,
+    filter: str = "none",
+    threshold: float = 1.0,
+    row_chunk: int | None = None,
+    first: int = 0,
+    shared: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Row log-sum-exp [B], column log-sum-exp [R], diagonal [B] and number of masked entries; see `_BlockTerms`."""
+    options = {"filter": filter, "threshold": threshold, "row_chunk": row_chunk, "first": first, "shared": shared}
+    return _BlockTerms.apply(z_BE, t_RE, scale, keys, options)
 
 
 def region_text_loss(
@@ -195,8 +250,7 @@ def region_text_loss(
     """
     choose(filter, FILTERS, "duplicate filter")
     divisor = _divisor(len(z_RE), normalise=normalise, M=M, N=N)
-    if row_chunk is not None and row_chunk < 1:
-        raise UserError(f"row_chunk {row_chunk}: allowed are integers from 1, or none for the whole matrix")
+    _check_chunk(row_chunk)
     with _no_autocast(z_RE):
         z_RE, t_RE = _wide(z_RE), _wide(t_RE)
         scale = torch.as_tensor(logit_scale, dtype=z_RE.dtype, device=z_RE.device)
@@ -214,8 +268,9 @@ def region_text_loss(
         else:
             mask_RR = None
             keys = _filter_keys(t_RE.detach(), filter=filter, phrases=phrases)
-            options = {"filter": filter, "threshold": threshold, "row_chunk": row_chunk}
-            row_R, column_R, diagonal_R, masked = _ChunkedTerms.apply(z_RE, t_RE, scale, keys, options)
+            row_R, column_R, diagonal_R, masked = block_terms(
+                z_RE, t_RE, scale, keys=keys, filter=filter, threshold=threshold, row_chunk=row_chunk
+            )
         r2t, t2r = (row_R - diagonal_R).sum() / divisor, (column_R - diagonal_R).sum() / divisor
         masked_fraction = masked / max(len(z_RE) * (len(z_RE) - 1), 1)
     return RegionLoss((r2t + t2r) / 2, r2t, t2r, masked_fraction, mask_RR)

@@ -5,10 +5,11 @@ The image tokens are computed once per picture and used again for every box and 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from foveate.vision.encoder import ImageEncoder, ImageTokens, TextEncoder
 from foveate.vision.prompter import BoxHead, Prompter, sorted_boxes
 from foveate.vision.registry import build_image_encoder, build_text_encoder
 from foveate.vision.roi import RoiPooler, roi_pool
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # Most numbers of one intermediate result [prompts, tokens, width] outside training: 64 MB in float32.
 _NUMBERS_AT_A_TIME = 2**24
@@ -53,6 +56,15 @@ def towers(recipe: PretrainRecipe, name: str) -> dict[str, Any]:
     return {"embed_dim": recipe.embed_dim, **getattr(recipe, name)}
 
 
+def empty_copy(module: Module) -> Module:
+    """The same modules with parameters that have a shape and no memory; buffers and all else are copied.
+
+    `load_state_dict(weights, assign=True)` fills them.
+    """
+    empty = {id(one): nn.Parameter(one.to("meta"), requires_grad=one.requires_grad) for one in module.parameters()}
+    return copy.deepcopy(module, dict(empty))
+
+
 class LocalisingModel(nn.Module):
     """Image tower, text tower and the module that embeds regions.
 
@@ -61,6 +73,7 @@ class LocalisingModel(nn.Module):
         prompter, box_head: of method "prompter"; None otherwise.
         roi: of method "roi"; None otherwise.
         log_scale: logarithm of 1 / temperature, shape (1,). region_log_scale: the same or one of its own.
+        bias: of the sigmoid losses, shape (1,); region_bias: one of its own beside a temperature of its own.
         locate_rule: "head" or "candidates": the rule that was better on the validation split, if there was one.
     """
 
@@ -75,11 +88,34 @@ class LocalisingModel(nn.Module):
         self.prompter = Prompter(width=width, embed_dim=recipe.embed_dim, **options) if method == "prompter" else None
         self.box_head = BoxHead(width=width, embed_dim=recipe.embed_dim) if method == "prompter" else None
         self.roi = RoiPooler(width=width, embed_dim=recipe.embed_dim) if method == "roi" else None
-        start = torch.full((1,), math.log(recipe.logit_scale_init))
+        scale, bias = self._start()
+        start = torch.full((1,), math.log(scale))
         self.log_scale = nn.Parameter(start.clone())
         own = recipe.regions.own_temperature and method != "none"
         self.region_log_scale = nn.Parameter(start.clone()) if own else None
+        sigmoid_regions = method != "none" and recipe.regions.loss == "sigmoid"
+        shared = recipe.loss == "sigmoid" or (sigmoid_regions and not own)
+        self.bias = nn.Parameter(torch.full((1,), bias)) if shared else None
+        self.region_bias = nn.Parameter(torch.full((1,), bias)) if sigmoid_regions and own else None
         self.locate_rule = "head" if method == "prompter" else "candidates"
+
+    def _start(self) -> tuple[float, float]:
+        """1 / temperature and bias to start from: the recipe's, those of trained towers, or the papers'."""
+        recipe = self.recipe
+        default = 10.0 if recipe.loss == "sigmoid" else 1 / 0.07
+        scales = (recipe.logit_scale_init, self.trained_start()[0], default)
+        biases = (recipe.logit_bias_init, self.trained_start()[1], -10.0)
+        return next(one for one in scales if one is not None), next(one for one in biases if one is not None)
+
+    def trained_start(self) -> tuple[float | None, float | None]:
+        """1 / temperature and bias that both towers were trained with; None where they were not trained together.
+
+        A temperature of a softmax is no start for a sigmoid loss: that needs a bias which fits it.
+        """
+        image, text = self.image_encoder, self.text_encoder
+        bias = image.trained_bias if image.trained_bias == text.trained_bias else None
+        scale = image.trained_scale if image.trained_scale == text.trained_scale else None
+        return (None, None) if self.recipe.loss == "sigmoid" and bias is None else (scale, bias)
 
     @property
     def device(self) -> torch.device:
@@ -87,13 +123,26 @@ class LocalisingModel(nn.Module):
         return self.log_scale.device
 
     def logit_scale(self) -> Tensor:
-        """1 / temperature of the image-text loss, at most the recipe's `logit_scale_max`."""
-        return capped_exp(self.log_scale, self.recipe.logit_scale_max)
+        """1 / temperature of the image-text loss; for a softmax at most the recipe's `logit_scale_max`."""
+        return self._scale(self.log_scale, self.recipe.loss)
 
     def region_logit_scale(self) -> Tensor:
         """1 / temperature of the region-text loss."""
         own = self.region_log_scale
-        return self.logit_scale() if own is None else capped_exp(own, self.recipe.logit_scale_max)
+        return self.logit_scale() if own is None else self._scale(own, self.recipe.regions.loss)
+
+    def _scale(self, log_scale: Tensor, loss: str) -> Tensor:
+        # SigLIP's is not limited: trained ones lie above 100.
+        return log_scale.exp() if loss == "sigmoid" else capped_exp(log_scale, self.recipe.logit_scale_max)
+
+    def logit_bias(self) -> Tensor:
+        """The bias of the sigmoid image-text loss, shape (1,)."""
+        assert self.bias is not None
+        return self.bias
+
+    def region_logit_bias(self) -> Tensor:
+        """The bias of the sigmoid region-text loss, shape (1,)."""
+        return self.logit_bias() if self.region_bias is None else self.region_bias
 
     def encode_image_tokens(self, pixels_B3HW: Tensor) -> ImageTokens:
         """One pass over uint8 (or normalised) pixels: tokens, grid and the un-normalised joint embedding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -38,7 +39,10 @@ class RegionSettings(Settings):
     filter_threshold: float = Field(0.9, ge=-1, le=1.01, description="text cosine, strict")
     normalise: Literal["regions", "fixed"] = Field("regions", description="divide by the regions or by M N")
     own_temperature: bool = Field(False, description="a temperature of the region loss's own")
-    row_chunk: int | None = Field(None, ge=1, description="rows of the region matrix at a time, to save memory")
+    row_chunk: int | None = Field(None, ge=1, description="rows of the losses' matrices at a time, to save memory")
+    loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="region-text loss: softmax = equation 2; sigmoid = each pair by itself (SigLIP)"
+    )
 
 
 class ViewSettings(Settings):
@@ -66,22 +70,49 @@ class DataSettings(Settings):
     split: str = Field("train", description="split to train on")
 
 
+class ParameterRuleSettings(Settings):
+    """What holds for the parameters whose whole name matches; the first rule that matches holds."""
+
+    pattern: str = Field(description="regular expression on whole names")
+    learning_rate_scale: float = Field(1.0, ge=0, description="factor of the learning rate")
+    weight_decay: float | None = Field(None, ge=0, description="instead of the recipe's")
+    frozen: bool = Field(False, description="not trained at all")
+
+
 class PretrainRecipe(Settings):
     """`foveate pretrain RECIPE --collection DIR`."""
 
     config_version: Literal[1] = 1
     image_encoder: dict[str, Any] = Field(description="`kind` and the fields of that encoder")
     text_encoder: dict[str, Any] = Field(description="`kind` and the fields of that encoder")
-    embed_dim: int = Field(ge=1, description="E, width of the joint embedding")
-    logit_scale_init: float = Field(1 / 0.07, gt=0, description="1 / temperature at the start")
-    logit_scale_max: float = Field(100.0, gt=0, description="largest 1 / temperature")
+    embed_dim: int = Field(ge=0, description="E, width of the joint embedding; 0 = that of `initial`")
+    initial: str | None = Field(
+        None, description="start from this: a model folder, a CLIP's folder or OWNER/NAME; 'required' = must be given"
+    )
+    loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="image-text loss: softmax = CLIP's; sigmoid = each pair by itself (SigLIP)"
+    )
+    logit_scale_init: float | None = Field(
+        None, gt=0, description="1 / temperature at the start; by default that of trained towers, else 1 / 0.07 or 10"
+    )
+    logit_bias_init: float | None = Field(
+        None, description="sigmoid: bias at the start; by default that of trained towers, else -10"
+    )
+    logit_scale_max: float = Field(100.0, gt=0, description="softmax: largest 1 / temperature")
     regions: RegionSettings = RegionSettings()
     data: DataSettings = DataSettings()
     training: TrainingSettings
+    parameter_rules: tuple[ParameterRuleSettings, ...] = Field(
+        (), description="learning rates, decay and freezing of parts"
+    )
 
     @model_validator(mode="after")
     def _encoders_have_a_kind(self) -> PretrainRecipe:
         for name in ("image_encoder", "text_encoder"):
             if "kind" not in getattr(self, name):
                 raise ValueError(f"{name} needs a 'kind', for example lite0 or openclip")
+        if self.embed_dim == 0 and self.image_encoder["kind"] != "initial":
+            raise ValueError("embed_dim 0 takes the width of `initial`, and wants image_encoder: {kind: initial}")
+        if self.logit_bias_init is not None and "sigmoid" not in (self.loss, self.regions.loss):
+            warnings.warn("logit_bias_init has no effect with loss 'softmax'", stacklevel=2)
         return self

@@ -1,8 +1,9 @@
-"""The training task of CLIP and CLOC: equations 1 to 4 on the global batch, with gathers that carry gradients."""
+"""The training task of CLIP and CLOC: equations 1 to 4 on the global batch, each process with its own rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,15 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.pretrain.folder import save_model
-from foveate.pretrain.losses import clip_loss, grounding_loss, labelled_fraction, region_text_loss, total_loss
+from foveate.pretrain.losses import labelled_fraction, total_loss
 from foveate.pretrain.model import LocalisingModel
-from foveate.training.distributed import gather_ragged_with_grad, gather_with_grad
+from foveate.pretrain.sharded import (
+    sharded_clip_loss,
+    sharded_grounding_loss,
+    sharded_region_text_loss,
+    sharded_sigmoid_loss,
+)
+from foveate.training.distributed import gather_with_grad
 from foveate.training.optimizer import ParameterRule
-from foveate.training.task import Batch, Report, Task
+from foveate.training.task import Batch, EmbeddingTask, Losses, Report
 from foveate.vision.encoder import ImageTokens
 
+_PER_PICTURE = ("image", "text", "counts_B", "lost_B")
+_PER_REGION = ("boxes_R4", "region_text", "phrase_ids_R")
 
-class PretrainTask(Task):
+
+class PretrainTask(EmbeddingTask):
     """A `LocalisingModel` and its losses; method "none" is CLIP."""
 
     def __init__(self, model: LocalisingModel) -> None:
@@ -27,45 +37,57 @@ class PretrainTask(Task):
         self.settings = model.recipe.regions
         self.most_regions = model.recipe.data.regions_per_picture
 
-    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Report]:
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Not normalised: `image` and `text` [B, E]; with regions also `region` and `phrase` [R, E], and with a
+        Prompter `box` [R, 4], where it finds each phrase."""
+        model = self.model
+        tokens: ImageTokens = model.image_encoder(batch["image"])
+        found = {"image": tokens.embedding_BE, "text": model.text_encoder(batch["text"])}
+        if self.settings.method == "none":
+            return found
+        # Apart from the captions: a tower that cuts its input to the longest text then reads a few tokens a phrase.
+        phrase_RE = found["phrase"] = model.text_encoder(batch["region_text"])
+        boxes_R4, index_R = batch["boxes_R4"], batch["image_index_R"]
+        if model.prompter is None or model.box_head is None:
+            return found | {"region": model.encode_regions(tokens, boxes_R4, index_R)}
+        prepared = model.prompter.prepare(tokens.tokens_BLD, tokens.grid)
+        boxed, said = model.prompter.boxes_and_phrases(prepared, boxes_R4, index_R, phrase_RE, index_R, check=False)
+        return found | {"region": boxed.embedding_RE, "box": model.box_head(said)}
+
+    def loss_of(self, batch: Batch, *, embeddings: Mapping[str, Tensor]) -> tuple[Losses, Report]:
         """`clip_loss`, `region_loss`, `grounding_loss` and their total; the report names what was masked."""
-        tokens: ImageTokens = self.model.image_encoder(batch["image"])
-        count = len(batch["text"])
-        texts_TE = self.model.text_encoder(torch.cat([batch["text"], batch["region_text"]]))
-        text_BE, phrase_RE = texts_TE[:count], texts_TE[count:]
         scale = self.model.logit_scale()
-        image_NE = gather_with_grad(F.normalize(tokens.embedding_BE.float(), dim=-1))
-        text_NE = gather_with_grad(F.normalize(text_BE.float(), dim=-1))
-        clip = clip_loss(image_NE, text_NE, scale)
+        clip = self.image_text_loss(embeddings["image"], embeddings["text"], scale)
         report: Report = {"logit_scale": scale.detach()}
         if self.settings.method == "none":
             return {"clip_loss": clip, "loss": clip}, report
-        return self._with_regions(batch, tokens, phrase_RE, clip, report)
+        return self._with_regions(batch, embeddings, clip, report)
+
+    def image_text_loss(self, image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
+        """The loss between the pictures and texts of all ranks, from this rank's embeddings (not normalised)."""
+        image_BE, text_BE = F.normalize(image_BE.float(), dim=-1), F.normalize(text_BE.float(), dim=-1)
+        chunk = self.settings.row_chunk
+        if self.model.recipe.loss == "sigmoid":
+            return sharded_sigmoid_loss(image_BE, text_BE, scale, self.model.logit_bias(), row_chunk=chunk)
+        return sharded_clip_loss(image_BE, text_BE, scale, row_chunk=chunk)
 
     def _with_regions(
-        self, batch: Batch, tokens: ImageTokens, phrase_RE: Tensor, clip: Tensor, report: Report
-    ) -> tuple[dict[str, Tensor], Report]:
-        settings, model = self.settings, self.model
-        boxes_R4, index_R = batch["boxes_R4"], batch["image_index_R"]
-        counts_N = gather_with_grad(batch["counts_B"].float()[:, None])[:, 0]
+        self, batch: Batch, embeddings: Mapping[str, Tensor], clip: Tensor, report: Report
+    ) -> tuple[Losses, Report]:
+        settings = self.settings
+        counts_N, lost_N = gather_with_grad(torch.stack((batch["counts_B"], batch["lost_B"]), dim=1)).float().unbind(1)
         fixed = {"normalise": settings.normalise, "M": self.most_regions, "N": len(counts_N)}
         grounding: Tensor | float = 0.0
-        if model.prompter is not None and model.box_head is not None:
-            prepared = model.prompter.prepare(tokens.tokens_BLD, tokens.grid)
-            boxed, said = model.prompter.boxes_and_phrases(prepared, boxes_R4, index_R, phrase_RE, index_R, check=False)
-            z_RE, found_R4 = boxed.embedding_RE, model.box_head(said)
-            grounding = grounding_loss(
-                gather_ragged_with_grad(found_R4.float()), gather_ragged_with_grad(boxes_R4.float()), **fixed
-            )
-        else:
-            z_RE = model.encode_regions(tokens, boxes_R4, index_R)
-        region = region_text_loss(
-            gather_ragged_with_grad(z_RE.float()),
-            gather_ragged_with_grad(phrase_RE.float()),
-            model.region_logit_scale(),
+        if "box" in embeddings:
+            grounding = sharded_grounding_loss(embeddings["box"].float(), batch["boxes_R4"].float(), **fixed)
+        region = sharded_region_text_loss(
+            embeddings["region"].float(),
+            embeddings["phrase"].float(),
+            self.model.region_logit_scale(),
+            logit_bias=self.model.region_logit_bias() if settings.loss == "sigmoid" else None,
             filter=settings.filter,
             threshold=settings.filter_threshold,
-            phrases=gather_ragged_with_grad(batch["phrase_ids_R"][:, None])[:, 0],
+            phrases=batch["phrase_ids_R"],
             row_chunk=settings.row_chunk,
             **fixed,
         )
@@ -82,25 +104,42 @@ class PretrainTask(Task):
             "masked_negatives": region.masked_fraction,
             "labelled_pictures": labelled,
             "regions": counts_N.sum(),
+            "regions_lost": lost_N.sum(),
         }
         terms = {"clip_loss": clip, "region_loss": region.loss}
         if isinstance(grounding, Tensor):
             terms["grounding_loss"] = grounding
         return terms | {"loss": total}, report
 
+    def split(self, batch: Batch, parts: int) -> list[Batch]:
+        """Neighbouring pictures with their regions."""
+        index_R = batch["image_index_R"]
+        starts = [round(part * len(batch["counts_B"]) / parts) for part in range(parts + 1)]
+        first = torch.searchsorted(index_R, torch.tensor(starts, device=index_R.device)).tolist()
+        assert bool((index_R.diff() >= 0).all()), "regions lie in the order of their pictures"
+        return [
+            {name: batch[name][start:stop] for name in _PER_PICTURE}
+            | {name: batch[name][first[part] : first[part + 1]] for name in _PER_REGION}
+            | {"image_index_R": index_R[first[part] : first[part + 1]] - start}
+            for part, (start, stop) in enumerate(itertools.pairwise(starts))
+        ]
+
     def parameter_groups(self) -> Sequence[ParameterRule]:
-        """No decay on the temperatures; everything else as the optimizer's table decides."""
-        return (ParameterRule(r"model\.(region_)?log_scale", weight_decay=0.0),)
+        """No decay on temperatures and biases, then the recipe's rules; the rest as the optimizer's table decides."""
+        rules = (ParameterRule(**rule.model_dump()) for rule in self.model.recipe.parameter_rules)
+        return (ParameterRule(r"model\.(region_)?(log_scale|bias)", weight_decay=0.0), *rules)
 
     def shard_units(self) -> Sequence[nn.Module]:
-        """The transformer blocks of both towers: the members of their lists of layers."""
-        return [
+        """The transformer blocks of both towers: the members of their lists of layers, inner ones first."""
+        outer_first = [
             block
             for tower in (self.model.image_encoder, self.model.text_encoder)
             for name, module in tower.named_modules()
             if isinstance(module, nn.ModuleList) or name.endswith("trunk.blocks")
             for block in module.children()
+            if not isinstance(block, nn.ModuleList | nn.ModuleDict)  # lists within lists are never called
         ]
+        return list(dict.fromkeys(reversed(outer_first)))
 
     def export(self, folder: Path) -> None:
         """Writes the model folder."""

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.pretrain.card import code_revision
 from foveate.pretrain.dataset import PretrainDataset
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.evaluate import better_rule, evaluate
 from foveate.pretrain.folder import save_model
-from foveate.pretrain.model import LocalisingModel
+from foveate.pretrain.initial import resolved, start_from
+from foveate.pretrain.model import LocalisingModel, empty_copy
 from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.store import Share
 from foveate.pretrain.task import PretrainTask
 from foveate.records.collection import Collection
 from foveate.settings import seeds
@@ -58,9 +61,10 @@ def initial_weights_of(seed: int) -> Iterator[None]:
 
 
 def build_model(recipe: PretrainRecipe) -> LocalisingModel:
-    """The untrained model of a recipe; the same seed gives the same weights."""
+    """The model of a recipe before training; the same seed gives the same weights. Towers over trained weights have
+    these; a model folder that the recipe starts from is not loaded yet (`foveate.pretrain.initial.start_from`)."""
     with initial_weights_of(recipe.training.seed):
-        return LocalisingModel(recipe)
+        return LocalisingModel(resolved(recipe))
 
 
 def build_dataset(
@@ -70,8 +74,10 @@ def build_dataset(
     *,
     device: torch.device,
     cache: Path,
+    share: Share = (0, 1),
 ) -> PretrainDataset:
-    """The training samples of a collection, frozen features kept in the folder `cache`."""
+    """The training samples of a collection, frozen features kept in the folder `cache`; `share` is the rank and the
+    number of the processes that compute them together."""
     return PretrainDataset(
         collection,
         recipe.data,
@@ -81,6 +87,7 @@ def build_dataset(
         cache=cache,
         device=device,
         with_regions=recipe.regions.method != "none",
+        share=share,
     )
 
 
@@ -98,18 +105,19 @@ def pretrain(
     Raises:
         UserError: when the recipe does not fit the collection, or the run folder holds another run.
     """
-    # The other processes wait while the main one fills the cache of frozen features: hours for a large collection.
-    with start(device or "auto", timeout_minutes=360) as here:
+    with start(device or "auto") as here:
         model = build_model(recipe)
         run = RunFolder(run_path)
         if here.is_main:
             run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
+        barrier()  # the run folder is there
+        if model.recipe.initial is not None:
+            start_from(model, model.recipe.initial, run=run.path if here.is_main else None)
+        # For the end: sharded training takes the model itself apart, and its sources may be gone by then.
+        final = empty_copy(model)
         cache = _cache_folder(collection, run)
-        if not here.is_main:
-            barrier()  # the main process fills the cache of frozen features, the others read it
-        dataset = build_dataset(recipe, collection, model, device=here.device, cache=cache)
-        if here.is_main:
-            barrier()
+        share = (here.rank, here.size)
+        dataset = build_dataset(recipe, collection, model, device=here.device, cache=cache, share=share)
         if dataset.skipped:
             say(f"{dataset.skipped} pictures of the split have no text of the wanted kinds: left out")
         outcome, weights = _fit(recipe, model, dataset, run, here)
@@ -133,9 +141,9 @@ def pretrain(
         }
         folder = None
         if outcome.status == "finished" and here.is_main:
-            final = build_model(recipe).to(here.device)
-            final.load_state_dict(weights)
-            folder = _finish(final.eval(), collection, run, result, evaluate_split, recipe.training.seed)
+            final.load_state_dict(weights, assign=True)
+            final.to(here.device).eval()
+            folder = _finish(final, collection, run, result, evaluate_split, recipe.training.seed)
         if here.is_main:
             run.write_result(result)
     return Pretrained(run, outcome.status, result, folder, here.is_main)
@@ -189,7 +197,15 @@ def _finish(
         )
     result["locate_rule"] = model.locate_rule
     result["model"] = "model/"
-    return save_model(model, folder, metrics=result["evaluation"])
+    provenance = {
+        "collection": collection.name,
+        "licence": collection.licence,
+        "split": model.recipe.data.split,
+        "pictures": result["pictures"],
+        "command": result["command"],
+        "revision": code_revision(),
+    }
+    return save_model(model, folder, metrics=result["evaluation"], provenance=provenance)
 
 
 def _column(model: LocalisingModel) -> str:

@@ -20,6 +20,7 @@ _SENTENCES = {
     errno.ENFILE: "cannot be opened: too many files are open on this machine",
     errno.ENAMETOOLONG: "cannot be used: the path is too long for this disk",
     errno.ELOOP: "cannot be used: its symbolic links go round in a circle",
+    errno.EISDIR: "cannot be used: it is a folder where a file is wanted",
     errno.ENOTDIR: "cannot be used: a part of the path is a file, not a folder",
 }
 
@@ -36,9 +37,9 @@ def sentence(error: OSError) -> str | None:
 def _free_space(path: str) -> str:
     """The words " (N MB free of M MB now, too little)" for the disk that holds the path, or "" where it is unknown."""
     place = Path(path)
-    while path and not place.exists() and place != place.parent:
-        place = place.parent
     try:
+        while path and not place.exists() and place != place.parent:
+            place = place.parent
         usage = shutil.disk_usage(place)
     except OSError:
         return ""

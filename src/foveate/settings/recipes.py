@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from foveate.settings.errors import UserError, nearest
+from foveate.settings.yaml_text import read_yaml
 
 
 class Settings(BaseModel):
@@ -56,9 +57,10 @@ def read(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping in a recipe file with `a.b=value` overrides applied (values are read as YAML)."""
     path = recipe_path(name_or_path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+    content = read_yaml(text, where=str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of names to values, this is {type(content).__name__}")
     for override in overrides:
@@ -70,10 +72,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"override '{override}': write it as name.of.field=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override '{override}': the value is not YAML") from error
+    value = read_yaml(text, where=f"override '{override:.80}'", kind="YAML")
     *parents, last = name.split(".")
     place = content
     for parent in parents:

@@ -133,8 +133,9 @@ class _Gather(torch.autograd.Function):
 def gather_with_grad(features_BE: Tensor) -> Tensor:
     """Features of all ranks in rank order, with gradient to all of them.
 
-    When every rank computes the full loss from the result, the raw gradient of its own features is world size
-    times that of a single process, so that it is right after the mean that DDP and FSDP take.
+    When every rank computes the full loss from the result, or its own part of it and then `sum_with_grad`, the raw
+    gradient of its own features is world size times that of a single process, so that it is right after the mean that
+    DDP and FSDP take.
 
     Args:
         features_BE: (B, ...) with the same B on every rank; it needs a gradient on all ranks or on none.
@@ -145,6 +146,23 @@ def gather_with_grad(features_BE: Tensor) -> Tensor:
     return features_BE if _size() == 1 else _Gather.apply(features_BE)
 
 
+def rows_before(rows_RE: Tensor) -> tuple[int, int]:
+    """How many rows the ranks before this one have, and how many all have; a collective."""
+    if _size() == 1:
+        return 0, len(rows_RE)
+    counts, _ = _counts(rows_RE)
+    return sum(counts[: dist.get_rank()]), sum(counts)
+
+
+def _counts(rows_RE: Tensor) -> tuple[list[int], bool]:
+    """Rows of each rank, and whether those of any rank need a gradient."""
+    mine = torch.tensor([len(rows_RE), int(rows_RE.requires_grad)], device=rows_RE.device)
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, mine)
+    counts, with_gradient = torch.stack(everyone).cpu().unbind(1)
+    return counts.tolist(), bool(with_gradient.any())
+
+
 def gather_ragged_with_grad(rows_RE: Tensor) -> Tensor:
     """Like `gather_with_grad` for any number of rows per rank, zero included; the result has no padding.
 
@@ -153,23 +171,52 @@ def gather_ragged_with_grad(rows_RE: Tensor) -> Tensor:
     Returns:
         (sum of all ranks' R, ...).
     """
-    size = _size()
-    if size == 1:
+    if _size() == 1:
         return rows_RE
-    mine = torch.tensor([len(rows_RE), int(rows_RE.requires_grad)], device=rows_RE.device)
-    everyone = [torch.empty_like(mine) for _ in range(size)]
-    dist.all_gather(everyone, mine)
-    counts, with_gradient = torch.stack(everyone).cpu().unbind(1)
-    longest = int(counts.max())
+    counts, with_gradient = _counts(rows_RE)
+    longest = max(counts)
     if longest == 0:
         return rows_RE
-    if bool(with_gradient.any()) and not rows_RE.requires_grad and torch.is_grad_enabled():
+    if with_gradient and not rows_RE.requires_grad and torch.is_grad_enabled():
         # Without this, the backward pass of a rank whose rows are constants would leave the others waiting.
         rows_RE = rows_RE.detach().requires_grad_()
     padding = rows_RE.new_zeros((longest - len(rows_RE), *rows_RE.shape[1:]))
     padded = gather_with_grad(torch.cat([rows_RE, padding]))
-    kept = torch.cat([torch.arange(int(count)) + rank * longest for rank, count in enumerate(counts)])
+    kept = torch.cat([torch.arange(count) + rank * longest for rank, count in enumerate(counts)])
     return padded[kept.to(rows_RE.device)]
+
+
+class _Sum(torch.autograd.Function):
+    """Adds the ranks' parts; each part's gradient is multiplied by the number of ranks."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, part: Tensor) -> Tensor:
+        total = part.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * dist.get_world_size()
+
+
+def sum_with_grad(part: Tensor) -> Tensor:
+    """The sum of the parts of a loss of which every rank computes its own; the same number on every rank.
+
+    The backward pass needs no collective: it treats the loss as this rank's part times world size, so that the
+    gradients are right after the mean that DDP and FSDP take, as with `gather_with_grad`.
+    """
+    return part if _size() == 1 else _Sum.apply(part)
+
+
+def logsumexp_over_ranks(values: Tensor) -> Tensor:
+    """The logarithm of the sum over ranks of the exponentials of a tensor, without gradient; -inf on some ranks is
+    allowed, not on all."""
+    if _size() == 1:
+        return values.detach()
+    largest = values.detach().clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest + all_sum((values - largest).exp()).log()
 
 
 def all_sum(value: float | Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ from foveate.training.order import batch_rows
 
 _SUBSTITUTES = 32
 _DRAWS_BEFORE_JUDGING = 100
+# Parts of a batch for each thread: small enough that none waits long for another, few enough that tasks cost little.
+_PARTS = 4
 
 
 class BadSample(Exception):
@@ -57,19 +59,33 @@ class BatchSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Made:
-    batch: dict[str, Any]
-    failures: list[BadSample]
+class _Batch:
+    """A batch that several threads make together: whoever makes its last part collates it."""
+
+    def __init__(self, step: int, share: int, parts: int) -> None:
+        self.step, self.share = step, share
+        edges = np.linspace(0, share, min(parts, share) + 1).astype(int).tolist()
+        self.bounds = list(zip(edges[:-1], edges[1:], strict=True))
+        self.samples: list[dict[str, Any]] = [{}] * share
+        self.failures: list[list[BadSample]] = [[] for _ in range(share)]
+        self.tasks: list[Future[None]] = []
+        self.collated: dict[str, Any] = {}
+        self._left, self._lock = len(self.bounds), threading.Lock()
+
+    def is_last(self) -> bool:
+        """Counts one more part as made."""
+        with self._lock:
+            self._left -= 1
+            return self._left == 0
 
 
 class Loader:
     """Loads the batches of `foveate.training.order.batch_rows` ahead of time with `workers` threads.
 
-    Each thread makes whole batches; at most `workers + prefetch` of them are in memory beside the one in use.
-    The batches and their order do not depend on the number of workers. A row whose sample raises BadSample is
-    replaced by another row, drawn from (seed, row, visit): the batch keeps its size and a resumed run meets
-    the same one.
+    The threads share each batch, so that the next one is ready as soon as can be; at most `workers + prefetch` are in
+    memory beside the one in use. The batches and their order do not depend on the number of workers. A row whose sample
+    raises BadSample is replaced by another row, drawn from (seed, row, visit): the batch keeps its size and a resumed
+    run meets the same one.
 
     Attributes:
         bad_samples: key -> reason, of every sample that could not be used so far.
@@ -123,22 +139,22 @@ class Loader:
         """
         if self.workers == 0:
             for step in range(start_step, stop_step):
-                yield self._receive(self._make(step))
+                batch = self._batch(step)
+                for bounds in batch.bounds:
+                    self._make(batch, *bounds)
+                yield self._receive(batch)
             return
         executor = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
         try:
-            waiting: deque[Future[_Made]] = deque()
-            steps = iter(range(start_step, stop_step))
-            for step in steps:
-                waiting.append(executor.submit(self._make, step))
-                if len(waiting) >= self.workers + self.prefetch:
-                    break
+            waiting: deque[_Batch] = deque()
+            for step in range(start_step, stop_step):
+                batch = self._batch(step)
+                batch.tasks = [executor.submit(self._make, batch, *bounds) for bounds in batch.bounds]
+                waiting.append(batch)
+                if len(waiting) > self.workers + self.prefetch:
+                    yield self._receive(waiting.popleft())
             while waiting:
-                made = waiting.popleft().result()
-                for step in steps:
-                    waiting.append(executor.submit(self._make, step))
-                    break
-                yield self._receive(made)
+                yield self._receive(waiting.popleft())
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
@@ -152,10 +168,15 @@ class Loader:
             world_size=self.world_size,
         )
 
-    def _make(self, step: int) -> _Made:
-        failures: list[BadSample] = []
-        samples = [self._sample(int(row), int(visit), failures) for row, visit in self._draws(step)]
-        return _Made(self.dataset.collate(samples), failures)
+    def _batch(self, step: int) -> _Batch:
+        return _Batch(step, self.batch_size // self.world_size, _PARTS * max(self.workers, 1))
+
+    def _make(self, batch: _Batch, start: int, stop: int) -> None:
+        for place, (row, visit) in enumerate(self._draws(batch.step)[start:stop].tolist(), start):
+            batch.samples[place] = self._sample(row, visit, batch.failures[place])
+        if batch.is_last():
+            samples, batch.samples = batch.samples, []
+            batch.collated = self.dataset.collate(samples)
 
     def _sample(self, row: int, visit: int, failures: list[BadSample]) -> dict[str, Any]:
         candidate = row
@@ -171,11 +192,14 @@ class Loader:
             f"'{failures[-1].key}': {failures[-1].reason}"
         )
 
-    def _receive(self, made: _Made) -> dict[str, Any]:
+    def _receive(self, batch: _Batch) -> dict[str, Any]:
         """Counts in the order of the steps, so that the verdict does not depend on the threads."""
-        self.drawn += self.batch_size // self.world_size
-        self.bad_draws += len(made.failures)
-        for failure in made.failures:
+        for task in batch.tasks:
+            task.result()
+        failures = [failure for found in batch.failures for failure in found]
+        self.drawn += batch.share
+        self.bad_draws += len(failures)
+        for failure in failures:
             self.bad_samples[failure.key] = failure.reason
         if self.bad_draws > self.max_bad_fraction * max(self.drawn, _DRAWS_BEFORE_JUDGING):
             key, reason = next(iter(self.bad_samples.items()))
@@ -183,4 +207,4 @@ class Loader:
                 f"{self.bad_draws} of {self.drawn} drawn samples cannot be used "
                 f"(allowed are {self.max_bad_fraction:.0%}), for example '{key}': {reason}"
             )
-        return made.batch
+        return batch.collated

@@ -22,6 +22,7 @@ from foveate.settings.files import FolderLock, read_json, write_json_atomically
 from foveate.settings.progress import say, track
 from foveate.settings.runs import RunFolder
 from foveate.training import checkpoint
+from foveate.training.accumulation import check_accumulation, forward_and_backward
 from foveate.training.distributed import (
     World,
     all_sum,
@@ -94,6 +95,8 @@ def train(
     here = world()
     assert loader.batch_size == settings.batch_size, "the loader was made for another batch size"
     assert loader.world_size == here.size, "the loader was made for another number of processes"
+    check_accumulation(task, parts=settings.accumulate, samples=settings.batch_size // here.size)
+    precision = torch.bfloat16 if settings.precision == "bf16" else None
     folder = run.path / "checkpoints"
     table = parameter_table(task, rules=task.parameter_groups(), settings=settings)
     freeze(task, table=table)
@@ -127,9 +130,9 @@ def train(
                 set_learning_rate(optimizer, learning_rate=learning_rate)
                 with _randomness_of_step(settings.seed, step, here):
                     batch = task.prepare_batch(next(batches), here.device)
-                    with torch.autocast(here.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                        losses, report_now = model(batch)
-                    losses["loss"].backward()
+                    losses, report_now = forward_and_backward(
+                        model, task, batch, parts=settings.accumulate, precision=precision
+                    )
                 gradient_norm = _clip(task, largest=settings.gradient_clip_norm)
 
                 finite = math.isfinite(losses["loss"].item()) and math.isfinite(gradient_norm)

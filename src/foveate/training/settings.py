@@ -15,6 +15,11 @@ class TrainingSettings(Settings):
 
     steps: int = Field(ge=1, description="updates in all")
     batch_size: int = Field(ge=1, description="samples of one update over all processes together")
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        description="parts of each process's share of a batch; same gradient, less memory, one forward pass more",
+    )
     learning_rate: float = Field(gt=0, description="peak learning rate, before the factors of parameter rules")
     weight_decay: float = Field(default=0.1, ge=0, description="decoupled, on weights of two or more dimensions")
     betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's two decay rates, each in [0, 1)")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +13,19 @@ from torch import Tensor, nn
 from foveate.training.optimizer import ParameterRule
 
 Batch = dict[str, Any]
+Losses = dict[str, Tensor]
 Report = dict[str, "float | Tensor"]
+Call = Literal["losses", "embed", "loss_of"]
 
 
-class Task(nn.Module):
-    """A model with its losses. Subclasses fill in `losses`; the rest has defaults.
+class Task(nn.Module, ABC):
+    """A model with its losses. Subclasses fill in `losses` and `export`; the rest has defaults.
 
-    With several processes every rank computes the loss of the *whole* batch from features gathered with
-    gradient (`foveate.training.distributed.gather_with_grad`): the mean that DDP and FSDP take over ranks is
-    then exactly the gradient of one process. Every trainable parameter takes part on every rank and in every
-    step; a rank without rows for some part runs that part on zero rows. Where this cannot be held, set
-    `find_unused_parameters`.
+    With several processes every rank returns the loss of the *whole* batch, computed from features gathered with
+    gradient (`foveate.training.distributed.gather_with_grad`), or as the sum of the ranks' parts (`sum_with_grad`):
+    the mean that DDP and FSDP take over ranks is then exactly the gradient of one process. Every trainable parameter
+    takes part on every rank and in every step; a rank without rows for some part runs that part on zero rows. Where
+    this cannot be held, set `find_unused_parameters`.
 
     Scalars that are trained (a logit scale) are parameters of shape (1,), not (): FSDP2 shards the first
     dimension.
@@ -37,13 +40,15 @@ class Task(nn.Module):
             for name, value in batch.items()
         }
 
-    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Report]:
+    @abstractmethod
+    def losses(self, batch: Batch) -> tuple[Losses, Report]:
         """The loss terms, scalars, with the weighted total under "loss"; and further numbers for the log."""
-        raise NotImplementedError(f"{type(self).__name__} has no losses")
 
-    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Report]:
-        """`losses`: DDP and FSDP wrap the whole task, so that gathers happen inside their forward."""
-        return self.losses(batch)
+    def forward(self, batch: Batch, *, call: Call = "losses", **arguments: Any) -> Any:
+        """`losses`, or another of the task's methods: DDP and FSDP wrap the whole task, so that gathers happen
+        inside their forward.
+        """
+        return getattr(self, call)(batch, **arguments)
 
     def parameter_groups(self) -> Sequence[ParameterRule]:
         """Rules for learning rates, decay and frozen parts; the first that matches a parameter holds."""
@@ -53,6 +58,31 @@ class Task(nn.Module):
         """Modules that FSDP2 shards one by one (transformer blocks), inner ones first; the task is last."""
         return ()
 
+    @abstractmethod
     def export(self, folder: Path) -> None:
         """Writes the trained model as a model folder."""
-        raise NotImplementedError(f"{type(self).__name__} cannot be exported")
+
+
+class EmbeddingTask(Task):
+    """A task whose loss couples the samples of a batch through their embeddings alone, as contrastive losses do.
+
+    Only such a task can be trained in parts of a batch (`foveate.training.accumulation`): plain accumulation would
+    leave each sample with the negatives of its own part.
+    """
+
+    @abstractmethod
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Tensors by name, rows in the order of the batch: all that `loss_of` reads of the networks. No collective
+        takes place here. A row depends on its own sample only."""
+
+    @abstractmethod
+    def loss_of(self, batch: Batch, *, embeddings: Mapping[str, Tensor]) -> tuple[Losses, Report]:
+        """What `losses` gives, from `embed`'s tensors; it may have parameters of its own (a temperature)."""
+
+    @abstractmethod
+    def split(self, batch: Batch, parts: int) -> list[Batch]:
+        """The batch in `parts` batches, whose embeddings laid end to end are those of the whole."""
+
+    def losses(self, batch: Batch) -> tuple[Losses, Report]:
+        """`loss_of` of `embed`."""
+        return self.loss_of(batch, embeddings=self.embed(batch))

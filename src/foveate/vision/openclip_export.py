@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from foveate.settings.errors import UserError
-from foveate.settings.files import commit_atomically, write_json_atomically
+from foveate.settings.files import commit_atomically, write_bytes_atomically, write_json_atomically
 from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
 
 CONFIG_FILE = "open_clip_config.json"
@@ -19,8 +20,28 @@ _SHARED_BY_TOWERS = ("embed_dim", "quick_gelu")
 _RESIZE_MODES = {"letterbox": "longest", "center_crop": "shortest"}
 
 
+def check_pair(image: OpenClipImageEncoder, text: OpenClipTextEncoder) -> None:
+    """Refuses towers that cannot live in one open_clip model.
+
+    Raises:
+        UserError: naming the field that differs.
+    """
+    for key in _SHARED_BY_TOWERS:
+        ours, theirs = image.model_config.get(key), text.model_config.get(key)
+        if ours != theirs:
+            raise UserError(
+                f"the image tower has {key} {ours} and the text tower {theirs}: open_clip holds one for both; "
+                "`--to onnx` and `--to embeddings` take this model as it is"
+            )
+
+
 def export_open_clip(
-    image: OpenClipImageEncoder, text: OpenClipTextEncoder, *, log_scale: Tensor | float, folder: Path
+    image: OpenClipImageEncoder,
+    text: OpenClipTextEncoder,
+    *,
+    log_scale: Tensor | float,
+    folder: Path,
+    logit_bias: float | None = None,
 ) -> None:
     """Writes open_clip_config.json, open_clip_model.safetensors and, where the tokenizer has files, those.
 
@@ -28,32 +49,34 @@ def export_open_clip(
         image, text: towers of the same joint width.
         log_scale: logarithm of 1 / temperature.
         folder: made if it is not there.
+        logit_bias: of a sigmoid loss between pictures and texts; None for a softmax.
 
     Raises:
-        UserError: if the towers cannot live in one open_clip model.
+        UserError: see `check_pair`.
     """
-    for key in _SHARED_BY_TOWERS:
-        ours, theirs = image.model_config.get(key), text.model_config.get(key)
-        if ours != theirs:
-            raise UserError(
-                f"the image tower has {key} {ours} and the text tower {theirs}: open_clip holds one for both"
-            )
+    check_pair(image, text)
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"visual.{name}": value for name, value in image.visual.state_dict().items()}
     state |= text.text_model.state_dict()
     state["logit_scale"] = torch.as_tensor(log_scale, dtype=torch.float32).reshape(())
-    if text.model_config.get("init_logit_bias") is not None:
-        state["logit_bias"] = torch.tensor(float(text.model_config["init_logit_bias"]))
+    model = {key: value for key, value in text.model_config.items() if key != "init_logit_bias"}
+    if logit_bias is not None:
+        state["logit_bias"] = torch.tensor(float(logit_bias))
+        model["init_logit_bias"] = float(logit_bias)
     temporary = folder / (WEIGHTS_FILE + ".partial")
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()}, temporary)
     commit_atomically(temporary, folder / WEIGHTS_FILE)
     preprocess = image.preprocess
-    if hasattr(text.tokenizer, "save_pretrained"):
-        text.tokenizer.save_pretrained(str(folder))
+    for name, content in text.tokenizer_files().items():
+        write_bytes_atomically(folder / name, content)
     write_json_atomically(
         folder / CONFIG_FILE,
         {
-            "model_cfg": {**text.model_config, "vision_cfg": image.model_config["vision_cfg"]},
+            "model_cfg": {
+                **model,
+                "vision_cfg": image.model_config["vision_cfg"],
+                "text_cfg": _self_contained(text),
+            },
             "preprocess_cfg": {
                 "mean": list(preprocess.mean),
                 "std": list(preprocess.std),
@@ -63,3 +86,11 @@ def export_open_clip(
             },
         },
     )
+
+
+def _self_contained(text: OpenClipTextEncoder) -> dict[str, Any]:
+    """The text configuration, saying that the folder has a tokenizer of `transformers` where it does."""
+    config = dict(text.model_config["text_cfg"])
+    if hasattr(text.tokenizer, "save_pretrained") and not config.get("hf_tokenizer_name"):
+        config["hf_tokenizer_name"] = text.model_name
+    return config

@@ -21,6 +21,21 @@ from foveate.vision.encoder import ImageEncoder, TextEncoder
 
 
 @contextmanager
+
+# What libraries raise while they build a network from options of a wrong type or size.
+_UNUSABLE = (
+    TypeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
+
+
 def seeded(seed: int) -> Iterator[None]:
     """Modules built inside start from this seed; the process's own random state is untouched."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -33,6 +48,12 @@ def encoder_kinds(attribute: str) -> list[str]:
     """Names of the modules that offer `attribute` ("IMAGE_ENCODER" or "TEXT_ENCODER")."""
     names = sorted(module.name for module in pkgutil.iter_modules(foveate.vision.__path__))
     return [name for name in names if hasattr(importlib.import_module(f"foveate.vision.{name}"), attribute)]
+
+
+def tower_options(kind: str, tower: str) -> list[str]:
+    """Names of the options of a kind's "image_encoder" or "text_encoder"; empty where it has no such tower."""
+    builder = _builder(kind, {"image_encoder": "IMAGE_ENCODER", "text_encoder": "TEXT_ENCODER"}[tower])
+    return [] if builder is None else list(inspect.signature(builder).parameters)
 
 
 def build_image_encoder(settings: Mapping[str, Any], *, seed: int = 0) -> ImageEncoder:
@@ -49,13 +70,17 @@ def build_text_encoder(settings: Mapping[str, Any], *, seed: int = 0) -> TextEnc
     return cast(TextEncoder, _build(settings, "TEXT_ENCODER", "text", seed))
 
 
+def _builder(kind: str, attribute: str) -> Any:
+    found = importlib.util.find_spec(f"foveate.vision.{kind}") if kind.isidentifier() else None
+    return getattr(importlib.import_module(found.name), attribute, None) if found else None
+
+
 def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -> Any:
     options = dict(settings)
     kind = options.pop("kind", None)
     if not isinstance(kind, str):
         raise UserError(f"{field}.kind is missing: allowed are {', '.join(encoder_kinds(attribute))}")
-    found = importlib.util.find_spec(f"foveate.vision.{kind}") if kind.isidentifier() else None
-    builder = getattr(importlib.import_module(found.name), attribute, None) if found else None
+    builder = _builder(kind, attribute)
     if builder is None:
         choose(kind, encoder_kinds(attribute), f"{field}.kind")
         raise AssertionError(kind)
@@ -64,5 +89,11 @@ def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -
         if key not in known:
             listed = ", ".join(known)
             raise UserError(f"{field}: '{kind}' has no option '{key}': allowed are {listed}{nearest(key, known)}")
-    with seeded(seed):
-        return builder(**options)
+    try:
+        with seeded(seed):
+            return builder(**options)
+    except UserError:
+        raise
+    except _UNUSABLE as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{field}: '{kind}' cannot be built with these options ({type(error).__name__}: {why})") from error

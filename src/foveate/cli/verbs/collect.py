@@ -66,6 +66,7 @@ OF_FORMATS = (
     "revision",
     "group_by",
     "reference",
+    "first_line",
 )
 
 
@@ -94,6 +95,7 @@ OF_FORMATS = (
 @click.option("--revision", default=None, metavar="NAME", help="Revision of a data set on the hub.")
 @click.option("--group-by", type=click.Choice(["none", "folder"]), default="none", help="What stays in one split.")
 @click.option("--reference", is_flag=True, help="Leave the files where they are and point at them.")
+@click.option("--first-line", is_flag=True, help="Only the first line of a .txt is the picture's text.")
 @click.option("--dedupe", is_flag=True, help="Then take out all but one of each group of near-duplicates.")
 @click.option("--split", default=DEFAULT_SPLIT, show_default=True, help="Shares of the splits; 'none' for no splits.")
 @workers_option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,23 +14,42 @@ from foveate.cli.options import common, finish, workers_option
 @click.command("pretrain", short_help="Train CLIP or CLOC on a collection.")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
-@click.option("--collection", required=True, type=click.Path(path_type=Path), help="Collection folder.")
-@click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/RECIPE by default.")
+@click.option(
+    "--collection",
+    type=click.Path(path_type=Path),
+    help="Collection folder; a dry run needs none, and checks it when it is given.",
+)
+@click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/pretrain-RECIPE by default.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default=None, help="The recipe's by default.")
 @click.option("--steps", type=click.IntRange(1), default=None, help="Updates; the recipe's by default.")
 @click.option("--no-evaluation", is_flag=True, help="Leave out the evaluation on the test split.")
-@click.option("--dry-run", is_flag=True, help="Check recipe and collection, print sizes, train nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what the run takes (FLOPs, memory, time, reading); train nothing.")
+@click.option(
+    "--devices", type=click.IntRange(1), default=None, help="Dry run: devices, one process each; 1 by default."
+)
+@click.option(
+    "--hardware",
+    default=None,
+    metavar="NAME",
+    help="Dry run: cpu (default), a100-80gb, h100-80gb, h200, tpu-v5p, or name=TFLOPs,GB.",
+)
+@click.option("--samples", type=float, default=None, help="Dry run: picture visits in all, for example 14.4e9.")
+@click.option("--mfu", type=float, default=None, help="Dry run: share of the peak that is reached; 0.4 by default.")
 @workers_option
 @common()
 def command(
     recipe: str,
     overrides: tuple[str, ...],
-    collection: Path,
+    collection: Path | None,
     run: Path | None,
     precision: str | None,
     steps: int | None,
     no_evaluation: bool,
     dry_run: bool,
+    devices: int | None,
+    hardware: str | None,
+    samples: float | None,
+    mfu: float | None,
     workers: int | None,
     as_json: bool,
     seed: int | None,
@@ -45,6 +65,7 @@ def command(
     Example:
       foveate pretrain tour --collection my-pictures
       foveate pretrain tour regions.method=roi --collection my-pictures --run runs/roi --steps 300
+      foveate pretrain cloc-vit-l14-336 --dry-run --devices 64 --hardware h100-80gb
     """
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.records.collection import Collection
@@ -54,14 +75,24 @@ def command(
     given["training.workers"] = workers
     extra = [f"{field}={value}" for field, value in given.items() if value is not None]
     resolved = load(PretrainRecipe, recipe, [*overrides, *extra])
-    opened = Collection.open(collection)
+    pricing = {"devices": devices, "hardware": hardware, "samples": samples, "mfu": mfu}
+    asked: dict[str, Any] = {name: value for name, value in pricing.items() if value is not None}
     if dry_run:
-        _price(resolved, opened, as_json=as_json)
+        from foveate.pretrain.price import price
+        from foveate.pretrain.price_words import lines
+
+        priced = price(resolved, collection=None if collection is None else Collection.open(collection), **asked)
+        finish(priced, lines(priced), {}, as_json=as_json)
         return
+    if asked:
+        raise click.UsageError(f"--{next(iter(asked))} belongs to --dry-run")
+    if collection is None:
+        raise click.UsageError("Missing option '--collection'.")
+    opened = Collection.open(collection)
     from foveate.pretrain.train import pretrain
     from foveate.report import render
 
-    target = run or Path("runs") / Path(recipe).stem
+    target = run or Path("runs") / f"pretrain-{Path(recipe).stem}"
     done = pretrain(
         resolved,
         opened,
@@ -86,29 +117,3 @@ def _lines(result: dict) -> list[str]:
             interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
             lines.append(f"{row['question']}, {row['data']}, {column}: {value['value']:.3f}{interval}, n {row['n']}")
     return lines
-
-
-def _price(recipe, collection, *, as_json: bool) -> None:  # type: ignore[no-untyped-def]
-    import torch
-
-    from foveate.pretrain.train import build_model
-
-    with torch.device("meta"):
-        model = build_model(recipe)
-    parameters = sum(one.numel() for one in model.parameters())
-    settings = recipe.training
-    result = {
-        "parameters": parameters,
-        "steps": settings.steps,
-        "samples": settings.steps * settings.batch_size,
-        "pictures": len(collection.rows(recipe.data.split)),
-        "tokens_per_picture": model.image_encoder.grid[0] * model.image_encoder.grid[1],
-        "optimizer_bytes": 16 * parameters,
-    }
-    result["epochs"] = round(result["samples"] / max(result["pictures"], 1), 2)
-    finish(
-        result,
-        [f"{name.replace('_', ' ')}: {value:,}" for name, value in result.items()],
-        {},
-        as_json=as_json,
-    )

@@ -1,0 +1,85 @@
+"""Embedding the regions of a picture with the Prompter against cutting out and encoding each.
+
+    python -m benchmarks.regions --out DIR
+
+(d) One picture and its regions, from pixels to embeddings, for several numbers of regions. The crops are given as
+tensors: cutting and resizing them is not counted, in favour of the other way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import Ratio, Timing, compare, publish, ratio
+from benchmarks.training import MODEL, finish, made_task
+from foveate.pretrain.model import LocalisingModel
+
+AIMS = {"all": 8.0, "prompt": 15.0}
+AIMED_REGIONS = 20
+_BATCH = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default=MODEL, help="open_clip architecture")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 5, 20, 100], help="regions of the picture")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    models = {
+        pool: made_task(options.model, "prompter", pool, "fp32").model.eval().requires_grad_(False).to(options.device)
+        for pool in AIMS
+    }
+    growth: dict[str, dict[int, float]] = {pool: {} for pool in AIMS}
+    timings: dict[str, Timing] = {}
+    ratios: dict[str, Ratio] = {}
+    for count in options.counts:
+        candidates: dict[str, Callable[[], object]] = {
+            f"Prompter {pool}": functools.partial(prompted, model, count) for pool, model in models.items()
+        }
+        candidates["crops"] = functools.partial(cropped, models["prompt"], count)
+        found = compare(candidates, repeats=options.repeats if count <= AIMED_REGIONS else 3, warmup=1)
+        for pool in models:
+            pair = ratio(found, f"Prompter {pool}", "crops")
+            ratios[f"{count} regions, Prompter ({pool}) against crops"] = pair
+            growth[pool][count] = pair.value
+        timings |= {f"{name}, {count} regions": timing for name, timing in found.items()}
+    extra = {"aims": AIMS, "aimed_regions": AIMED_REGIONS, "times_faster_by_regions": growth}
+    publish("regions", timings, out=options.out, ratios=ratios, extra=extra)
+
+
+@torch.inference_mode()
+def prompted(model: LocalisingModel, regions: int) -> torch.Tensor:
+    """One forward pass of the picture, then all boxes at once."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = model.encode_image_tokens(pictures(model, 1))
+    first = torch.rand(regions, 2, generator=generator) * 0.6
+    boxes_R4 = torch.cat((first, first + 0.3), dim=1).to(model.device)
+    found_RE = model.encode_regions(tokens, boxes_R4, torch.zeros(regions, dtype=torch.int64, device=model.device))
+    finish(model.device)
+    return found_RE
+
+
+@torch.inference_mode()
+def cropped(model: LocalisingModel, regions: int) -> torch.Tensor:
+    """Each region as a picture of its own, and the picture itself, in batches."""
+    found = [model.encode_image(part) for part in pictures(model, regions + 1).split(_BATCH)]
+    finish(model.device)
+    return torch.cat(found)
+
+
+def pictures(model: LocalisingModel, count: int) -> torch.Tensor:
+    """Random uint8 pictures of the model's input size."""
+    size = model.image_encoder.preprocess.size
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""`foveate cache`: which frozen features a collection keeps on disk, and removing those that nobody uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from foveate.cli.options import finish, json_option, quiet_option
+
+
+@click.command("cache", short_help="Frozen features on disk: list, remove.")
+@click.argument("collection", type=click.Path(path_type=Path))
+@click.option("--remove", metavar="unused|all", help="Remove caches: those that nobody uses, or all.")
+@click.option(
+    "--days", type=click.FloatRange(0), default=30.0, show_default=True, help="Unused: not opened for that long."
+)
+@click.option("--dry-run", is_flag=True, help="With --remove: only say what would go.")
+@json_option
+@quiet_option
+def command(collection: Path, remove: str | None, days: float, dry_run: bool, as_json: bool) -> None:
+    """Lists the frozen features that runs keep beside a collection's pictures, or removes some.
+
+    Nothing is lost: the next run that wants them computes them again. COLLECTION may also be a run folder.
+
+    \b
+    Example:
+      foveate cache my-pictures
+      foveate cache my-pictures --remove unused
+    """
+    from foveate.pretrain.caches import WHICH, list_caches, remove_caches
+    from foveate.settings.errors import UserError, choose
+
+    if not collection.is_dir():
+        raise UserError(f"{collection}: is no folder; give a collection or a run folder")
+    folder = collection / "cache"
+    caches = list_caches(folder)
+    gone = []
+    if remove is not None:
+        choose(remove, WHICH, "--remove")
+        gone = [one for one in caches if remove == "all" or one.is_unused(days=days)]
+        if not dry_run:
+            gone = remove_caches(folder, which=remove, days=days)
+    names = {one.path.name for one in gone}
+    rows = [
+        {
+            "name": one.path.name,
+            "kind": one.kind,
+            "encoder": one.encoder,
+            "bytes": one.size,
+            "parts": one.parts,
+            "days_since_use": round(one.days, 2),
+            "unused": one.is_unused(days=days),
+            "removed": one.path.name in names and not dry_run,
+        }
+        for one in caches
+    ]
+    lines = [
+        f"{one.path.name}: {one.kind}, {_size(one.size)}, opened {one.days:.0f} days ago"
+        + ("" if one.readable else ", of another release")
+        + (", would be removed" if dry_run else ", removed") * (one.path.name in names)
+        for one in caches
+    ] or [f"no cache in {folder}"]
+    freed = sum(one.size for one in gone)
+    if remove is not None:
+        lines.append(f"{'would free' if dry_run else 'freed'}: {_size(freed)}")
+    result = {"kind": "cache", "caches": rows, "bytes": sum(one.size for one in caches), "freed_bytes": freed}
+    finish(result, lines, {"cache": folder}, as_json=as_json)
+
+
+def _size(count: int) -> str:
+    for unit, bound in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= bound:
+            return f"{count / bound:.1f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,83 @@
+"""`foveate doctor`: is the installation whole, and can this machine train on this collection?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from foveate.cli.options import finish, json_option, quiet_option, seed_option, workers_option
+
+
+@click.command("doctor", short_help="Check the installation, a collection, a planned run.")
+@click.argument("collection", required=False, type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option("--recipe", default=None, help="Judge a run of this recipe: a shipped name or a YAML file.")
+@click.option("--devices", type=click.IntRange(1), default=1, show_default=True, help="Processes of the run.")
+@click.option(
+    "--hardware",
+    default=None,
+    metavar="NAME",
+    help="A device of the run, as in pretrain --dry-run; what is found here by default.",
+)
+@click.option(
+    "--reader",
+    type=click.Choice(["foveate", "webdataset"]),
+    default="foveate",
+    show_default=True,
+    help="webdataset judges the shards for readers that take whole ones, such as open_clip's.",
+)
+@click.option("--seconds", type=click.FloatRange(0.1, 600), default=4.0, show_default=True, help="For each rate.")
+@workers_option
+@json_option
+@quiet_option
+@seed_option
+def command(
+    collection: Path | None,
+    overrides: tuple[str, ...],
+    recipe: str | None,
+    devices: int,
+    hardware: str | None,
+    reader: str,
+    seconds: float,
+    workers: int | None,
+    as_json: bool,
+    seed: int | None,
+) -> None:
+    """Without arguments: libraries, weights and their checksums, extras. With a COLLECTION: how fast it is read,
+    decoded and loaded. With --recipe too: what a run reaches, and whether it can be at all; OVERRIDES change single
+    fields. Exit status 1 when something makes it impossible. Writes nothing.
+
+    \b
+    Example:
+      foveate doctor
+      foveate doctor my-pictures
+      foveate doctor my-pictures --recipe cloc-vit-b16 --devices 8 --hardware h100-80gb
+    """
+    from foveate.pretrain.checkup import examine, installation, words
+    from foveate.pretrain.recipe import PretrainRecipe
+    from foveate.records.collection import Collection
+    from foveate.settings.recipes import load
+
+    if overrides and recipe is None:
+        raise click.UsageError("fields can be changed only with --recipe")
+    if collection is None:
+        if recipe is not None:
+            raise click.UsageError("--recipe needs a COLLECTION; without one, see `foveate pretrain RECIPE --dry-run`")
+        result = installation(Path.cwd())
+    else:
+        resolved = None if recipe is None else load(PretrainRecipe, recipe, list(overrides))
+        result = examine(
+            Collection.open(collection),
+            resolved,
+            devices=devices,
+            workers=workers,
+            hardware=hardware,
+            reader=reader,
+            seed=seed or 0,
+            seconds=seconds,
+        )
+    finish(result, words(result), {}, as_json=as_json)
+    if result["problems"]:
+        sys.exit(1)

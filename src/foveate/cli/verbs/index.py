@@ -1,0 +1,81 @@
+"""`foveate index`: embeds the pictures and regions of a collection, so that they can be searched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from foveate.cli.options import common, finish, workers_option
+
+
+@click.command("index", short_help="Make a collection searchable.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("collection", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The index folder; COLLECTION-index by default.")
+@click.option(
+    "--regions",
+    default=None,
+    metavar="RULE",
+    help="auto (own boxes; a grid where a picture has none), boxes, grid, both or none; auto by default.",
+)
+@click.option("--precision", default=None, metavar="NAME", help="float32 (default), or float16 at half the size.")
+@click.option("--retry", is_flag=True, help="Try again what could not be read before.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be embedded, and how large it gets.")
+@workers_option
+@common(seed=False)
+def command(
+    model: Path,
+    collection: Path,
+    out: Path | None,
+    regions: str | None,
+    precision: str | None,
+    retry: bool,
+    dry_run: bool,
+    workers: int | None,
+    as_json: bool,
+    device: str | None,
+) -> None:
+    """Embeds the pictures and regions of COLLECTION with MODEL into an index folder for `foveate search`.
+
+    Stopped and repeated, it goes on. Repeated later, it adds pictures that are new and drops those that were removed.
+
+    \b
+    Example:
+      foveate index runs/tour/cloc-seed0/model my-pictures --out my-index
+    """
+    from foveate.pretrain.index import build_index
+
+    out = out or collection.parent / f"{collection.resolve().name}-index"
+    made, plan = build_index(
+        model,
+        collection,
+        out,
+        regions=regions,
+        precision=precision,
+        device=device,
+        workers=workers or 2,
+        retry=retry,
+        dry_run=dry_run,
+    )
+    result = {
+        "model": str(model),
+        "collection": str(collection),
+        "regions": made.regions,
+        "precision": made.precision,
+        "dry_run": dry_run,
+        "embedded": len(plan.todo),
+        "dropped": plan.dropped,
+        "megabytes_new": round(plan.new_bytes / 1e6, 2),
+        "counts": made.counts,
+    }
+    if dry_run:
+        finish(result, [plan.line(), "dry run: nothing was written"], {}, as_json=as_json)
+        return
+    counts = made.counts
+    lines = [f"{counts['pictures']:,} pictures and {counts['regions']:,} regions can be searched"]
+    paths = {"index": out}
+    if counts["unreadable"]:
+        lines.append(f"{counts['unreadable']:,} pictures could not be embedded: see quarantine")
+        paths["quarantine"] = out / "quarantine.parquet"
+    finish(result, lines, paths, as_json=as_json)

@@ -1,0 +1,135 @@
+"""`foveate search`: pictures and regions of an index, by words, a picture, a box in a picture."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from foveate.cli.options import common, finish
+
+if TYPE_CHECKING:
+    from foveate.pretrain.search import Hit
+    from foveate.records.boxes import Box, PixelBox
+
+
+@click.command("search", short_help="Find pictures and regions in an index.")
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("words", required=False)
+@click.option("--picture", type=click.Path(path_type=Path), help="Search with this picture.")
+@click.option("--box", metavar="X1,Y1,X2,Y2", help="Search with a box of --picture: corners in [0, 1].")
+@click.option("--pixels", is_flag=True, help="The corners of --box are pixels.")
+@click.option("--minus", metavar="WORDS", help="Words that the answers should be unlike.")
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    metavar="PART=NUMBER",
+    help="Weight of words, picture, box or minus in the sum; 1 by default; may be repeated.",
+)
+@click.option("--count", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many answers.")
+@click.option(
+    "--kind",
+    type=click.Choice(["pictures", "regions", "both"]),
+    default="both",
+    show_default=True,
+    help="What the answers may be.",
+)
+@click.option(
+    "--per-picture", type=click.IntRange(1), default=1, show_default=True, help="Most answers from one picture."
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["exact", "faiss"]),
+    default="exact",
+    show_default=True,
+    help="exact, or faiss (extra): approximate for large indexes.",
+)
+@click.option("--model", type=click.Path(path_type=Path), help="Where the model is; where it was by default.")
+@click.option("--collection", type=click.Path(path_type=Path), help="Where the collection is; where it was by default.")
+@click.option("--run", "run", type=click.Path(path_type=Path), help="Folder for the page; runs/search by default.")
+@common(seed=False)
+def command(
+    index: Path,
+    words: str | None,
+    picture: Path | None,
+    box: str | None,
+    pixels: bool,
+    minus: str | None,
+    weights: tuple[str, ...],
+    count: int,
+    kind: str,
+    per_picture: int,
+    backend: str,
+    model: Path | None,
+    collection: Path | None,
+    run: Path | None,
+    as_json: bool,
+    device: str | None,
+) -> None:
+    """Finds what in INDEX is nearest to WORDS, a picture, a box in a picture, or their sum; prints and shows it.
+
+    \b
+    Example:
+      foveate search my-index "a red boat"
+      foveate search my-index --picture holiday.jpg --box 0.1,0.2,0.5,0.6 --minus "a person"
+    """
+    from foveate.pretrain.locate import read_picture
+    from foveate.pretrain.query import Query
+    from foveate.pretrain.search import Index, search
+    from foveate.pretrain.search_result import write_search
+    from foveate.report import render
+    from foveate.settings.errors import UserError
+    from foveate.settings.runs import RunFolder
+
+    if pixels and box is None:
+        raise UserError("--pixels says what the corners of --box are: give --box too")
+    query = Query(
+        words=words,
+        picture=None if picture is None else read_picture(picture),
+        box=None if box is None else _box(box, pixels=pixels),
+        minus=minus,
+        weights=dict(_weight(one) for one in weights),
+    )
+    opened = Index.open(index, collection=collection)
+    encoder = opened.open_model(model, device=device)
+    hits, shown = search(opened, query, encoder, count=count, kind=kind, per_picture=per_picture, backend=backend)
+    folder = RunFolder.create(run or Path("runs/search"), command=["foveate", *sys.argv[1:]])
+    result = write_search(folder, opened, query, hits, box=shown, asked_with=picture, backend=backend)
+    lines = [_line(place, hit) for place, hit in enumerate(hits, start=1)]
+    finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
+
+
+def _box(text: str, *, pixels: bool) -> Box | PixelBox:
+    """Corners written as four numbers with commas."""
+    from foveate.records.boxes import Box, PixelBox
+    from foveate.settings.errors import UserError
+
+    try:
+        x1, y1, x2, y2 = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--box '{text}': allowed are four numbers x1,y1,x2,y2, as in 0.1,0.2,0.5,0.6") from error
+    if pixels:
+        return PixelBox(x1, y1, x2, y2)
+    if max(x1, y1, x2, y2) > 1:
+        raise UserError(f"--box {text}: corners must lie in [0, 1] of the picture; give --pixels where they are pixels")
+    return Box(x1, y1, x2, y2)
+
+
+def _weight(text: str) -> tuple[str, float]:
+    from foveate.settings.errors import UserError
+
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError as error:
+        raise UserError(f"--weight '{text}': allowed is PART=NUMBER, as in words=0.5") from error
+
+
+def _line(place: int, hit: Hit) -> str:
+    """One answer: its place, cosine, key, box and words."""
+    box = "" if hit.box is None else "  box " + " ".join(f"{value:.3f}" for value in hit.box.to_array())
+    text = hit.phrase or hit.caption
+    return f"{place:>3}  {hit.score:+.3f}  {hit.key}{box}" + (f"  {text[:60]}" if text else "")

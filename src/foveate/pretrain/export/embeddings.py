@@ -1,0 +1,295 @@
+"""Embeddings of a collection's pictures, regions and texts as tables, in parts: `--format parquet` or `npz`.
+
+One schema for all three: key, kind, box, phrase, norm, embedding. A stopped export goes on where it was; memory does
+not grow with the collection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.pretrain.card import METHODS
+from foveate.pretrain.embed import embed_phrases, read_batches
+from foveate.pretrain.exporting import Exported, Job
+from foveate.pretrain.folder import CARD, WEIGHTS
+from foveate.pretrain.views import input_boxes
+from foveate.records.collection import Collection
+from foveate.records.geometry import Placement
+from foveate.settings.errors import UserError
+from foveate.settings.files import atomic_file, read_json, sha256_file, write_json_atomically, write_text_atomically
+from foveate.settings.progress import say, track
+from foveate.vision.encoder import ImageTokens
+
+PICTURES, REGIONS, TEXTS = "pictures", "regions", "texts"
+UNREADABLE = "unreadable.json"
+# A multiple of the batch, so that no batch falls into two parts.
+PICTURES_A_PART = 2048
+TEXTS_A_PART = 16384
+_DONE = "parts"
+
+
+@dataclass
+class Rows:
+    """Rows of one table before they are written; boxes are NaN where there is none."""
+
+    key: list[str] = field(default_factory=list)
+    kind: list[str] = field(default_factory=list)
+    box: list[Sequence[float]] = field(default_factory=list)
+    phrase: list[str] = field(default_factory=list)
+    vectors: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def arrays(self, width: int) -> dict[str, NDArray[Any]]:
+        """Columns by name; `embedding` has unit length, `norm` is the length that it had."""
+        raw_NE = np.concatenate(self.vectors) if self.vectors else np.zeros((0, width), np.float32)
+        norm_N = np.linalg.norm(raw_NE, axis=1).astype(np.float32)
+        unit_NE = raw_NE / np.maximum(norm_N, np.finfo(np.float32).tiny)[:, None]
+        return {
+            "key": np.array(self.key, dtype=np.str_),
+            "kind": np.array(self.kind, dtype=np.str_),
+            "box": np.array(self.box, dtype=np.float32).reshape(-1, 4),
+            "phrase": np.array(self.phrase, dtype=np.str_),
+            "norm": norm_N,
+            "embedding": unit_NE.astype(np.float32),
+        }
+
+
+NO_BOX = (np.nan,) * 4
+
+
+def check(job: Job) -> list[str]:
+    """Names of what is written.
+
+    Raises:
+        UserError: without a collection, or for a split that it has not.
+    """
+    if job.collection is None:
+        raise UserError("`--to embeddings` embeds the pictures and texts of a collection: give it with --collection")
+    job.collection.rows(job.split)
+    ending = "parquet" if job.format == "parquet" else "npz"
+    return [*(f"{name}/00000.{ending}" for name in (PICTURES, REGIONS, TEXTS)), UNREADABLE, CARD]
+
+
+def identity(job: Job) -> str:
+    """Hash of the weights, of what is embedded and of the format: a stopped export of the same is gone on with."""
+    assert job.collection is not None
+    name = hashlib.blake2b(digest_size=16)
+    regions = job.collection.table("regions")
+    parts = [sha256_file(job.source / WEIGHTS), job.format, str(job.split), *job.collection.keys]
+    parts += regions["phrase"].to_pylist() + job.collection.table("captions")["text"].to_pylist()
+    for part in parts:
+        name.update(part.encode("utf-8") + b"\0")
+    name.update(np.ascontiguousarray(job.collection.region_boxes).tobytes())
+    name.update(job.collection.splits.astype(str).tobytes())
+    return name.hexdigest()
+
+
+@torch.inference_mode()
+def export(job: Job) -> Exported:
+    """Writes what is not there yet, then the card."""
+    assert job.collection is not None
+    rows = job.collection.rows(job.split)
+    (job.folder / _DONE).mkdir(exist_ok=True)
+    _pictures(job, job.collection, rows)
+    _texts(job, job.collection, rows)
+    unreadable: dict[str, str] = {}
+    counts = dict.fromkeys((PICTURES, REGIONS, TEXTS, "regions out of view"), 0)
+    for path in sorted((job.folder / _DONE).glob("*.json")):
+        part = read_json(path)
+        unreadable |= part["unreadable"]
+        for name, count in part["counts"].items():
+            counts[name] += count
+    counts["unreadable pictures"] = len(unreadable)
+    write_json_atomically(job.folder / UNREADABLE, unreadable)
+    write_text_atomically(job.folder / CARD, _card(job, job.collection, counts))
+    shutil.rmtree(job.folder / _DONE)
+    return Exported(counts=counts)
+
+
+def _done(job: Job, name: str, part: int) -> Path:
+    """The note that is written last of a part."""
+    return job.folder / _DONE / f"{name}-{part:05d}.json"
+
+
+def _pictures(job: Job, collection: Collection, rows: NDArray[np.int64]) -> None:
+    """Pictures and their regions, part by part."""
+    starts = range(0, len(rows), PICTURES_A_PART)
+    left = [part for part in range(len(starts)) if not _done(job, PICTURES, part).is_file()]
+    if len(left) < len(starts):
+        say(f"{len(starts) - len(left)} of {len(starts)} parts of the pictures are there already")
+    part_of_row = {int(row): number // PICTURES_A_PART for number, row in enumerate(rows)}
+    bad: dict[int, str] = {}
+    batches = _by_part(job, collection, rows, left, part_of_row, bad)
+    current = next(batches, None)
+    for part in left:
+        pictures, regions, hidden = Rows(), Rows(), 0
+        while current is not None and part_of_row[current[0][0]] == part:
+            hidden += _embed(job, collection, current, pictures, regions)
+            current = next(batches, None)
+        _write(job, REGIONS, part, regions)
+        _write(job, PICTURES, part, pictures)
+        note = {
+            "unreadable": {collection.keys[row]: why for row, why in bad.items() if part_of_row[row] == part},
+            "counts": {PICTURES: len(pictures.key), REGIONS: len(regions.key), "regions out of view": hidden},
+        }
+        write_json_atomically(_done(job, PICTURES, part), note)
+
+
+Batch = tuple[list[int], list[Placement], Tensor]
+
+
+def _by_part(
+    job: Job,
+    collection: Collection,
+    rows: NDArray[np.int64],
+    left: list[int],
+    part_of_row: dict[int, int],
+    bad: dict[int, str],
+) -> Iterator[Batch]:
+    """Batches of the parts that are left; none belongs to two parts, since a part holds whole batches."""
+    if not left:
+        return
+    wanted = np.concatenate([rows[part * PICTURES_A_PART : (part + 1) * PICTURES_A_PART] for part in left])
+    for batch in read_batches(collection, wanted, job.model, description="embedding pictures", bad=bad):
+        assert len({part_of_row[row] for row in batch[0]}) == 1
+        yield batch
+
+
+def _embed(job: Job, collection: Collection, batch: Batch, pictures: Rows, regions: Rows) -> int:
+    """Adds the rows of a batch; returns how many regions the encoder's view does not show."""
+    chosen, placements, pixels = batch
+    tokens: ImageTokens = job.model.encode_image_tokens(pixels)
+    pictures.vectors.append(tokens.embedding_BE.float().cpu().numpy())
+    pictures.key += [collection.keys[row] for row in chosen]
+    pictures.kind += ["picture"] * len(chosen)
+    pictures.box += [NO_BOX] * len(chosen)
+    pictures.phrase += [""] * len(chosen)
+    inside, owner, hidden = [np.zeros((0, 4), np.float32)], [], 0
+    for number, (row, placement) in enumerate(zip(chosen, placements, strict=True)):
+        found = collection.regions_of(row)
+        if not found:
+            continue
+        moved_K4, kept_R = input_boxes(placement, np.stack([one.box.to_array() for one in found]), min_visible=0)
+        shown = [one for one, keep in zip(found, kept_R, strict=True) if keep]
+        hidden += len(found) - len(shown)
+        inside.append(moved_K4)
+        owner += [number] * len(shown)
+        regions.key += [collection.keys[row]] * len(shown)
+        regions.kind += ["region"] * len(shown)
+        regions.box += [one.box.to_array().tolist() for one in shown]
+        regions.phrase += [one.phrase for one in shown]
+    if owner:
+        boxes_R4 = torch.from_numpy(np.concatenate(inside)).to(job.model.device)
+        z_RE = job.model.encode_regions(tokens, boxes_R4, torch.tensor(owner, device=job.model.device))
+        regions.vectors.append(z_RE.float().cpu().numpy())
+    return hidden
+
+
+def _texts(job: Job, collection: Collection, rows: NDArray[np.int64]) -> None:
+    """Each distinct text of a kind once: captions by their kind, and the phrases of regions."""
+    distinct = {("phrase", one.phrase) for row in rows for one in collection.regions_of(int(row))}
+    distinct |= {(one.kind, one.text) for row in rows for one in collection.captions_of(int(row))}
+    ordered = sorted(distinct)
+    starts = range(0, len(ordered), TEXTS_A_PART)
+    for start in track(starts, description="embedding texts") if len(starts) > 1 else starts:
+        part = start // TEXTS_A_PART
+        if _done(job, TEXTS, part).is_file():
+            continue
+        chosen = ordered[start : start + TEXTS_A_PART]
+        texts = Rows(
+            key=[""] * len(chosen),
+            kind=[kind for kind, _ in chosen],
+            box=[NO_BOX] * len(chosen),
+            phrase=[text for _, text in chosen],
+            vectors=[embed_phrases(job.model, [text for _, text in chosen]).numpy()],
+        )
+        _write(job, TEXTS, part, texts)
+        write_json_atomically(_done(job, TEXTS, part), {"unreadable": {}, "counts": {TEXTS: len(chosen)}})
+
+
+def _write(job: Job, name: str, part: int, rows: Rows) -> None:
+    """One part of a table, whole or not at all."""
+    width = job.model.recipe.embed_dim
+    columns = rows.arrays(width)
+    if job.format == "npz":
+        with atomic_file(job.folder / name / f"{part:05d}.npz") as handle:
+            np.savez(handle, allow_pickle=False, **columns)
+        return
+    empty_N = np.isnan(columns["box"]).any(axis=1)
+    arrays = {
+        "key": pa.array(rows.key, pa.string()),
+        "kind": pa.array(rows.kind, pa.string()),
+        "box": pa.FixedSizeListArray.from_arrays(columns["box"].ravel(), 4, mask=pa.array(empty_N)),
+        "phrase": pa.array(rows.phrase, pa.string()),
+        "norm": pa.array(columns["norm"]),
+        "embedding": pa.FixedSizeListArray.from_arrays(columns["embedding"].ravel(), width),
+    }
+    with atomic_file(job.folder / name / f"{part:05d}.parquet") as handle:
+        pq.write_table(pa.table(arrays), handle, compression="zstd")
+
+
+_READING = {
+    "parquet": """```python
+import pandas
+
+pictures = pandas.read_parquet("pictures")
+```
+
+```sql
+SELECT p.key, list_inner_product(p.embedding, t.embedding) AS cosine
+FROM 'pictures/*.parquet' AS p, 'texts/*.parquet' AS t
+WHERE t.phrase = 'a red boat' ORDER BY cosine DESC LIMIT 10;  -- duckdb
+```""",
+    "npz": """```python
+import numpy as np
+
+pictures = np.load("pictures/00000.npz", allow_pickle=False)
+pictures["key"], pictures["embedding"]
+```""",
+}
+
+
+def _card(job: Job, collection: Collection, counts: dict[str, int]) -> str:
+    listed = "".join(f"| {name} | {count:,} |\n" for name, count in counts.items())
+    method, weights = METHODS[job.config["recipe"]["regions"]["method"]], sha256_file(job.source / WEIGHTS)
+    return f"""---
+license: other
+license_name: that-of-the-collection
+tags: [embeddings, {job.format}]
+---
+# Embeddings of the collection {collection.name}
+
+{"All pictures" if job.split is None else f"Split `{job.split}`"}; licence of the pictures as the collection states it:
+{collection.licence or "none stated"}. Model: {method}, whose weights have the SHA-256 `{weights}`.
+
+| what | rows |
+|---|---|
+{listed}
+## Columns
+
+| column | content |
+|---|---|
+| `key` | of the picture; "" for texts |
+| `kind` | "picture", "region", "phrase", or the kind of a caption |
+| `box` | x1, y1, x2, y2 in [0, 1] of the picture after its EXIF rotation; null (NaN in npz) where there is none |
+| `phrase` | the phrase of a region, or the text itself |
+| `embedding` | {job.model.recipe.embed_dim} numbers, float32, unit length: inner products are cosines |
+| `norm` | length of the embedding before |
+
+Each text is there once for each kind. `{UNREADABLE}` has the pictures that could not be read, and why.
+
+## Reading
+
+{_READING[job.format]}
+"""

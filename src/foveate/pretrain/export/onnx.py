@@ -1,0 +1,218 @@
+"""ONNX graphs: the image tower, and with a Prompter the embedding of boxes and the finding of phrases, without torch.
+
+`image.onnx`: pixels to embedding and tokens. `regions.onnx`: tokens and boxes to embeddings. `phrases.onnx`: tokens and
+text embeddings to boxes. The sizes of batches are free. Written with PyTorch's `torch.export`-based exporter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.pretrain.exporting import Exported, Job
+from foveate.pretrain.folder import CARD, PREPROCESS
+from foveate.pretrain.graphs import ImageGraph, PhraseGraph, RegionGraph
+from foveate.pretrain.probes import differences_in_words, largest_difference, probe_pixels, write_card
+from foveate.settings.errors import UserError
+from foveate.settings.files import write_json_atomically
+from foveate.vision.lite0 import Lite0Encoder
+
+IMAGE, REGIONS, PHRASES = "image.onnx", "regions.onnx", "phrases.onnx"
+OPSET = 18
+_LARGEST_FILE = 1_800_000_000
+_LOADING = """```python
+import numpy as np
+import onnxruntime
+
+image = onnxruntime.InferenceSession("image.onnx")
+pixels = np.zeros((1, 3, {size}, {size}), dtype=np.uint8)  # RGB, the long side {size} px, {fill} on both sides
+embedding, tokens = image.run(None, {{"pixels": pixels}})
+```
+
+`embedding` has unit length. `preprocess.json` says how a picture becomes pixels; the graph normalises them itself."""
+_REGIONS = """## Regions
+
+```python
+import onnxruntime
+
+regions = onnxruntime.InferenceSession("regions.onnx")
+boxes = np.array([[0.1, 0.2, 0.5, 0.9]], dtype=np.float32)  # corners in [0, 1] of the square input
+picture = np.array([0], dtype=np.int64)  # row of `tokens` that each box belongs to
+z = regions.run(None, {"tokens": tokens, "boxes": boxes, "picture": picture})[0]  # unit length
+
+phrases = onnxruntime.InferenceSession("phrases.onnx")
+texts = np.zeros((1, EMBED), dtype=np.float32)  # before normalisation
+found = phrases.run(None, {"tokens": tokens, "texts": texts, "picture": picture})[0]
+```
+
+The text tower is not in these files: texts are embedded by Foveate. `phrases.onnx` takes what
+`foveate.pretrain.model.open_model(FOLDER).embed_texts(TEXTS)` gives, or, of a collection's texts, `embedding` times
+`norm` in the tables of `foveate export MODEL --to embeddings`.
+"""
+_NO_REGIONS = {
+    "none": "",
+    "roi": "## Regions\n\nThe RoI module is not in these files: only a Prompter is written as a graph.\n",
+}
+_FROZEN = """## Precision
+
+The frozen EfficientNet-Lite0 is in the graph in float32. Where Foveate runs it in bfloat16 ("auto", on processors that
+have it), its embeddings differ from the graph's: measured here, {found:.3g} at most.
+"""
+
+
+def check(job: Job) -> list[str]:
+    """Names of the files.
+
+    Raises:
+        UserError: when the libraries of the extra are missing, or the encoder cannot be a graph.
+    """
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"`--to onnx` needs the package {name}: run `pip install 'foveate[onnx]'`")
+    encoder = job.model.image_encoder
+    if encoder.fingerprint() and not isinstance(encoder, Lite0Encoder):
+        raise UserError(
+            f"{job.source}: the frozen part of the image encoder '{job.model.recipe.image_encoder['kind']}' has no "
+            "graph; possible is `--to embeddings`"
+        )
+    regions = [REGIONS, PHRASES] if job.model.prompter is not None else []
+    return [IMAGE, *regions, PREPROCESS, CARD]
+
+
+@torch.inference_mode(False)
+def export(job: Job) -> Exported:
+    """Writes the graphs, runs them with onnxruntime and compares."""
+    model = job.model.cpu()
+    encoder = model.image_encoder
+    pixels = probe_pixels(job)
+    with torch.no_grad():
+        as_is_BE = model.encode_image(pixels)
+        if isinstance(encoder, Lite0Encoder):
+            encoder.precision = "float32"  # the graph's
+        tokens = model.encode_image_tokens(pixels)
+        embedding_BE, tokens_BLD = model.encode_image(tokens), tokens.tokens_BLD
+    _write(ImageGraph(encoder).eval(), (pixels,), {"pixels": "batch"}, ["embedding", "tokens"], job.folder / IMAGE)
+    found = _run(job.folder / IMAGE, pixels=_more(pixels))
+    differences = {
+        "image embeddings (unit length)": largest_difference(_more(embedding_BE), found[0]),
+        "tokens": largest_difference(_more(tokens_BLD), found[1]),
+    }
+    notes: list[str] = []
+    if isinstance(encoder, Lite0Encoder):
+        notes.append(_FROZEN.format(found=largest_difference(as_is_BE, embedding_BE)))
+    if model.prompter is not None and model.box_head is not None:
+        differences |= _regions(job, tokens_BLD)
+        notes.append(_REGIONS.replace("EMBED", str(model.recipe.embed_dim)))
+    else:
+        notes.append(_NO_REGIONS[model.recipe.regions.method])
+    write_json_atomically(job.folder / PREPROCESS, encoder.preprocess.to_dict())
+    fill = "black" if not any(encoder.preprocess.fill) else f"the colour {list(encoder.preprocess.fill)}"
+    write_card(
+        job,
+        library="onnx",
+        loading=_LOADING.format(size=encoder.preprocess.size, fill=fill),
+        notes=[*notes, differences_in_words(differences, texts=0)],
+    )
+    return Exported(differences)
+
+
+def _regions(job: Job, tokens_BLD: Tensor) -> dict[str, float]:
+    """Writes both graphs of the Prompter and compares them with the Prompter's own results."""
+    model = job.model
+    assert model.prompter is not None
+    assert model.box_head is not None
+    generator = torch.Generator().manual_seed(1)
+    corners_R22 = torch.rand(7, 2, 2, generator=generator).sort(dim=1).values
+    boxes_R4 = (0.9 * corners_R22 + torch.tensor([[0.0], [0.1]])).flatten(1)
+    picture_R = torch.arange(7) % len(tokens_BLD)
+    texts_RE = torch.randn(7, model.recipe.embed_dim, generator=generator)
+    grid = model.image_encoder.grid
+    axes = {"tokens": "batch", "boxes": "regions", "picture": "regions"}
+    regions = RegionGraph(model.prompter, grid).eval()
+    _write(regions, (tokens_BLD, boxes_R4, picture_R), axes, ["embedding"], job.folder / REGIONS)
+    axes = {"tokens": "batch", "texts": "regions", "picture": "regions"}
+    phrases = PhraseGraph(model.prompter, model.box_head, grid).eval()
+    _write(phrases, (tokens_BLD, texts_RE, picture_R), axes, ["boxes"], job.folder / PHRASES)
+    with torch.no_grad():
+        prepared = model.prompter.prepare(tokens_BLD, grid)
+        z_RE = F.normalize(model.prompter.boxes(prepared, boxes_R4, picture_R).embedding_RE, dim=-1)
+        found_R4 = model.box_head.locate(model.prompter.phrases(prepared, texts_RE, picture_R))
+    # Other numbers of pictures and of regions than the graphs were traced with.
+    few = {"tokens": tokens_BLD[:1], "picture": torch.zeros(3, dtype=torch.int64)}
+    of_first = picture_R == 0
+    theirs_RE = _run(job.folder / REGIONS, tokens=tokens_BLD, boxes=boxes_R4, picture=picture_R)[0]
+    theirs_R4 = _run(job.folder / PHRASES, tokens=tokens_BLD, texts=texts_RE, picture=picture_R)[0]
+    first_RE = _run(job.folder / REGIONS, **few, boxes=boxes_R4[of_first][:3])[0]
+    first_R4 = _run(job.folder / PHRASES, **few, texts=texts_RE[of_first][:3])[0]
+    return {
+        "region embeddings (unit length)": max(
+            largest_difference(z_RE, theirs_RE), largest_difference(z_RE[of_first][:3], first_RE)
+        ),
+        "boxes of phrases": max(
+            largest_difference(found_R4, theirs_R4), largest_difference(found_R4[of_first][:3], first_R4)
+        ),
+    }
+
+
+def _more(rows: Tensor) -> Tensor:
+    """Another batch size than the graph was traced with: the rows and the first again."""
+    return torch.cat((rows, rows[:1]))
+
+
+def _write(
+    graph: nn.Module, inputs: tuple[Tensor, ...], first_axes: dict[str, str], outputs: list[str], path: Path
+) -> None:
+    """One graph whose first axes are free. Weights lie in the file itself, or beside it where they exceed its 2 GB.
+
+    Args:
+        first_axes: name of the first axis of each input of `graph`, in its order; equal names are equal sizes.
+    """
+    graph.requires_grad_(False)
+    axes = {axis: torch.export.Dim(axis, min=1) for axis in first_axes.values()}
+    large = sum(weight.numel() * weight.element_size() for weight in graph.state_dict().values()) > _LARGEST_FILE
+    with _quiet():
+        torch.onnx.export(
+            graph,
+            inputs,
+            str(path),
+            input_names=list(first_axes),
+            output_names=outputs,
+            dynamic_shapes={name: {0: axes[axis]} for name, axis in first_axes.items()},
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=large,
+            verbose=False,
+        )
+
+
+def _run(path: Path, **inputs: Tensor) -> list[Tensor]:
+    """A graph's results in onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found: Any = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return [torch.from_numpy(np.asarray(one)) for one in found]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its steps on standard output, as warnings and through the log."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

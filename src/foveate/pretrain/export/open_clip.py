@@ -1,0 +1,82 @@
+"""A folder that `open_clip.create_model_from_pretrained("local-dir:FOLDER")` loads, with the region module beside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from foveate.pretrain import beside
+from foveate.pretrain.exporting import Exported, Job
+from foveate.pretrain.folder import CARD
+from foveate.pretrain.probes import (
+    TEXTS,
+    differences_in_words,
+    image_text_bias,
+    largest_difference,
+    open_clip_towers,
+    probe_pixels,
+    write_card,
+)
+from foveate.vision.openclip_export import CONFIG_FILE, WEIGHTS_FILE, check_pair, export_open_clip
+
+_LOADING = """```python
+import open_clip
+
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:this folder")
+tokenizer = open_clip.get_tokenizer("local-dir:this folder")
+```"""
+_TOKENS = """import open_clip
+from foveate.pretrain.beside import read_regions
+from foveate.vision.openclip import OpenClipImageEncoder
+
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:this folder")
+encoder = OpenClipImageEncoder(model="local-dir:this folder").eval()
+pixels = torch.zeros(1, 3, {size}, {size})  # of `preprocess`
+tokens_BLD = encoder(pixels).tokens_BLD"""
+_PADDING = """## Pictures
+
+The model was trained on whole pictures, padded to a square; `preprocess` does so too. Where the padding does not divide
+evenly the picture lies up to one pixel from where Foveate puts it.
+"""
+
+
+def check(job: Job) -> list[str]:
+    """Names of the files; refuses models whose towers are not open_clip's."""
+    image, text = open_clip_towers(job, "open_clip")
+    check_pair(image, text)
+    regions = [] if job.model.recipe.regions.method == "none" else [beside.WEIGHTS, beside.CONFIG]
+    return [CONFIG_FILE, WEIGHTS_FILE, *regions, CARD]
+
+
+@torch.inference_mode()
+def export(job: Job) -> Exported:
+    """Writes the folder, loads it with open_clip and compares."""
+    import open_clip
+
+    image, text = open_clip_towers(job, "open_clip")
+    image, text = image.cpu(), text.cpu()
+    model = job.model
+    bias = image_text_bias(model)
+    export_open_clip(image, text, log_scale=model.logit_scale().log().cpu(), logit_bias=bias, folder=job.folder)
+    beside.write_regions(model, job.folder)
+    loaded: Any = open_clip.create_model_from_pretrained(f"local-dir:{job.folder}")
+    theirs = loaded[0].eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{job.folder}")
+    pixels = image.normalised(probe_pixels(job))
+    ids_BL = text.frozen_features(list(TEXTS))
+    differences = {
+        "image embeddings": largest_difference(image(pixels).embedding_BE, theirs.encode_image(pixels)),
+        "token ids": largest_difference(ids_BL, tokenizer(list(TEXTS))),
+        "text embeddings": largest_difference(text(ids_BL), theirs.encode_text(tokenizer(list(TEXTS)))),
+        "logit scale": largest_difference(model.logit_scale().cpu().view(()), theirs.logit_scale.exp()),
+    }
+    if bias is not None:
+        differences["logit bias"] = abs(bias - float(theirs.logit_bias))
+    notes = [
+        _PADDING if image.preprocess.geometry == "letterbox" else "",
+        differences_in_words(differences),
+        beside.section(job.model, tokens=_TOKENS.format(size=image.preprocess.size)),
+    ]
+    write_card(job, library="open_clip", loading=_LOADING, notes=notes)
+    return Exported(differences)

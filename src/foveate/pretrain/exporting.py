@@ -1,0 +1,219 @@
+"""`foveate export`: a model folder to a format that others load, or a collection to one that others read.
+
+Targets are found by their names: of models the modules of `foveate.pretrain.export`, of collections the modules `x` of
+`foveate.records.exporters` that have a function `export_x`. What is written appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.records.collection import Collection
+from foveate.records.layout import DESCRIPTION
+from foveate.settings.errors import UserError, choose
+from foveate.settings.files import FolderLock, commit_atomically, read_json
+from foveate.settings.progress import say
+
+if TYPE_CHECKING:
+    from foveate.pretrain.model import LocalisingModel
+
+FORMATS = ("parquet", "npz")
+_CONFIG = "config.json"
+_STAGED = "content"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a target gets.
+
+    Attributes:
+        source: the model folder. model: opened. config, metrics: contents of its JSON files.
+        folder: where to write; empty, or with what a stopped run of the same target left.
+        collection, split, format: for targets that read pictures; see `foveate.pretrain.export.embeddings`.
+    """
+
+    source: Path
+    model: LocalisingModel
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    folder: Path
+    collection: Collection | None = None
+    split: str | None = None
+    format: str = "parquet"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a target did: `differences` are largest absolute differences, measured while exporting; `counts` of rows
+    or files; `notes` are sentences for the user."""
+
+    differences: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def model_targets() -> list[str]:
+    """Names of the targets of model folders."""
+    package = importlib.import_module("foveate.pretrain.export")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def collection_targets() -> dict[str, Callable[[Collection, Path], object]]:
+    """The exporters of collections by name."""
+    package = importlib.import_module("foveate.records.exporters")
+    found: dict[str, Callable[[Collection, Path], object]] = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        function = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), f"export_{module.name}", None)
+        if function is not None:
+            found[module.name] = function
+    return found
+
+
+def export(
+    source: Path,
+    *,
+    to: str,
+    out: Path | None = None,
+    collection: Path | None = None,
+    split: str | None = None,
+    format: str = "parquet",
+    device: str | None = None,
+    dry_run: bool = False,
+) -> tuple[Path, dict[str, Any], list[str]]:
+    """Exports a model folder or a collection.
+
+    Args:
+        source: a model folder, a run folder with one in it, or a collection.
+        to: a target that fits it.
+        out: a folder that does not exist or is empty; beside the source with the target's name by default.
+        collection, split, format: what "embeddings" reads and how it writes.
+        dry_run: check and say what would be written, and write nothing.
+
+    Returns:
+        The folder, the result as JSON values, and lines of words.
+
+    Raises:
+        UserError: when the source is neither, when the target does not fit, or when the folder holds something.
+    """
+    source = Path(source)
+    if (source / DESCRIPTION).is_file():
+        targets = collection_targets()
+        choose(to, targets, f"target of the collection {source}")
+        if collection is not None or split is not None or format != "parquet":
+            raise UserError("--collection, --split and --format belong to `--to embeddings` of a model")
+        return _export_collection(source, to, out, targets[to], dry_run)
+    folder = source if (source / _CONFIG).is_file() or not (source / "model" / _CONFIG).is_file() else source / "model"
+    if not (folder / _CONFIG).is_file():
+        raise UserError(
+            f"{source}: neither a model folder ({_CONFIG}) nor a collection ({DESCRIPTION}); nothing to export"
+        )
+    choose(to, model_targets(), f"target of the model {folder}")
+    if to != "embeddings" and (collection is not None or split is not None or format != "parquet"):
+        raise UserError(f"--collection, --split and --format belong to `--to embeddings`, not to `--to {to}`")
+    return _export_model(folder, to, out, collection, split, format, device, dry_run)
+
+
+def _export_model(
+    source: Path,
+    to: str,
+    out: Path | None,
+    collection: Path | None,
+    split: str | None,
+    format: str,
+    device: str | None,
+    dry_run: bool,
+) -> tuple[Path, dict[str, Any], list[str]]:
+    from foveate.pretrain.folder import METRICS, load_model
+
+    module = importlib.import_module(f"foveate.pretrain.export.{to}")
+    target = out or _beside(source, to)
+    _check_free(target)
+    model = load_model(source, device=device)
+    opened = Collection.open(collection) if collection is not None else None
+    metrics = read_json(source / METRICS) if (source / METRICS).is_file() else {}
+    values = {"collection": opened, "split": split, "format": choose(format, FORMATS, "--format")}
+    job = Job(source, model, read_json(source / _CONFIG), metrics, target, **values)
+    planned: list[str] = module.check(job)
+    result: dict[str, Any] = {"source": str(source), "to": to, "files": planned, "dry_run": dry_run}
+    if dry_run:
+        return target, result, [f"would write {target}/{name}" for name in planned]
+    identity = getattr(module, "identity", None)
+    with staged(target, identity=identity(job) if identity else None) as folder:
+        done: Exported = module.export(Job(source, model, job.config, metrics, folder, **values))
+    result |= {"differences": done.differences, "counts": done.counts, "notes": done.notes}
+    result["files"] = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
+    lines = [f"{name}: {count}" for name, count in done.counts.items()]
+    lines += [f"largest difference, {name}: {value:.3g}" for name, value in done.differences.items()]
+    return target, result, [*lines, *done.notes]
+
+
+def _export_collection(
+    source: Path, to: str, out: Path | None, function: Callable[[Collection, Path], object], dry_run: bool
+) -> tuple[Path, dict[str, Any], list[str]]:
+    target = out or _beside(source, to)
+    _check_free(target)
+    result: dict[str, Any] = {"source": str(source), "to": to, "dry_run": dry_run}
+    with Collection.open(source) as opened:
+        result["counts"] = {"pictures": len(opened)}
+        if dry_run:
+            return target, result, [f"would write {len(opened)} pictures to {target}"]
+        with staged(target) as folder:
+            function(opened, folder)
+    result["files"] = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
+    return target, result, [f"pictures: {result['counts']['pictures']}"]
+
+
+def _beside(source: Path, to: str) -> Path:
+    """SOURCE-TARGET; "." and ".." have no name of their own."""
+    named = source if source.name not in ("", "..") else source.resolve()
+    return named.with_name(f"{named.name}-{to}")
+
+
+def _check_free(target: Path) -> None:
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UserError(f"{target} exists and is not an empty folder: choose another one with --out")
+
+
+@contextmanager
+def staged(target: Path, *, identity: str | None = None) -> Iterator[Path]:
+    """A folder to write in, which appears at `target` on a clean exit; killed or failed, nothing appears there.
+
+    Args:
+        identity: what the content is made of. With it, content that a stopped run of the same identity left is kept
+            to go on from; without it, or after a failure, work starts afresh.
+
+    Raises:
+        UserError: when another process is exporting to the same place, or the folder cannot be made.
+    """
+    stage = target.with_name(f".{target.name}.partial")
+    content, note = stage / _STAGED, stage / "identity"
+    try:
+        stage.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+    with FolderLock(stage, purpose="export"):
+        _check_free(target)
+        known = note.read_text(encoding="utf-8") if note.is_file() else None
+        if content.exists() and (identity is None or known != identity):
+            if known is not None:
+                say(f"{target}: what a stopped export of something else left is thrown away")
+            shutil.rmtree(content)
+        content.mkdir(exist_ok=True)
+        note.write_text(identity or "", encoding="utf-8")
+        finished = False
+        try:
+            yield content
+            commit_atomically(content, target)
+            finished = True
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written ({error})") from error
+        finally:
+            if finished or identity is None:
+                shutil.rmtree(stage)

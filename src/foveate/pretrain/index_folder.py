@@ -1,0 +1,200 @@
+"""The index folder on disk: index.json names the segments that count; everything else is work in progress.
+
+    index.json               model, collection, settings, counts, segments
+    embeddings/NAME.npy      unit-length vectors [rows, E] of one kind
+    rows/NAME.parquet        what each of these rows is: key, kind, box, phrase
+    quarantine.parquet       pictures that could not be embedded, and why
+    building/                parts of a run that has not finished
+
+A run makes new segments beside the old ones and then replaces index.json in one step, so that a reader sees the index
+before the run or after it, never in between.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from foveate.records.tables import read_table
+from foveate.settings.errors import UserError
+from foveate.settings.files import atomic_file, read_json, write_json_atomically
+
+KIND, FORMAT = "index", 1
+DESCRIPTION, QUARANTINE, BUILDING = "index.json", "quarantine.parquet", "building"
+PICTURE, REGION = "picture", "region"
+KINDS = (PICTURE, REGION)
+PRECISIONS: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+
+_CORNERS = [pa.field(name, pa.float32()) for name in ("x1", "y1", "x2", "y2")]
+ROWS = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("kind", pa.string()),
+        *_CORNERS,
+        pa.field("phrase", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("content", pa.string()),
+    ]
+)
+UNREADABLE = pa.schema([pa.field(name, pa.string()) for name in ("key", "content", "reason")])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something lies: its full path, and the way to it from the index folder, should all have moved together."""
+
+    path: str
+    relative: str
+
+    @classmethod
+    def of(cls, target: Path, folder: Path) -> Place:
+        return cls(str(target.resolve()), os.path.relpath(target.resolve(), folder.resolve()))
+
+    def found(self, folder: Path, marker: str) -> Path:
+        """The folder that holds the file `marker`: at its full path, else relative to the index, else the former."""
+        moved = (folder / self.relative).resolve()
+        full = Path(self.path)
+        return moved if not (full / marker).is_file() and (moved / marker).is_file() else full
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One embeddings file with its table of rows; all rows are of one kind."""
+
+    kind: str
+    name: str
+    rows: int
+
+    def embeddings_path(self, folder: Path) -> Path:
+        return folder / "embeddings" / f"{self.name}.npy"
+
+    def rows_path(self, folder: Path) -> Path:
+        return folder / "rows" / f"{self.name}.parquet"
+
+    def embeddings(self, folder: Path) -> NDArray[np.floating]:
+        """The vectors, memory-mapped, read-only.
+
+        Raises:
+            UserError: when the file is missing, damaged, or does not have the promised rows.
+        """
+        path = self.embeddings_path(folder)
+        array = read_vectors(path)
+        if len(array) != self.rows:
+            raise UserError(f"{path}: has {len(array)} rows, {DESCRIPTION} promises {self.rows}; make the index anew")
+        return array
+
+
+@dataclass(frozen=True)
+class Description:
+    """The content of index.json.
+
+    Attributes:
+        fingerprint: of the model (`foveate.pretrain.fingerprint`). embed_dim: length E of the vectors.
+        regions: which boxes are embedded. precision: "float32" or "float16", of the stored vectors.
+        finished: no run is under way, or one that was stopped.
+        counts: of pictures, regions and unreadable pictures. next_number: of the next segment.
+    """
+
+    model: Place
+    fingerprint: str
+    embed_dim: int
+    method: str
+    collection: Place
+    collection_name: str
+    regions: str
+    precision: str
+    finished: bool = False
+    counts: dict[str, int] = field(default_factory=lambda: {"pictures": 0, "regions": 0, "unreadable": 0})
+    next_number: int = 0
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return PRECISIONS[self.precision]
+
+    def write(self, folder: Path) -> None:
+        """Replaces index.json: the moment at which a run's segments count."""
+        write_json_atomically(folder / DESCRIPTION, {"kind": KIND, "format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> Description:
+        """Reads index.json.
+
+        Raises:
+            UserError: when `folder` is no index, of another version, or a field is missing or wrong.
+        """
+        path = folder / DESCRIPTION
+        if not path.is_file():
+            raise UserError(f"{folder}: not an index, it has no {DESCRIPTION}; `foveate index` makes one")
+        value = read_json(path)
+        if not isinstance(value, dict) or value.get("kind") != KIND:
+            raise UserError(f"{path}: field 'kind' must be '{KIND}'")
+        if value.get("format") != FORMAT:
+            raise UserError(f"{path}: format {value.get('format')}, this version reads {FORMAT}")
+        try:
+            fields: dict[str, Any] = {name: value[name] for name in cls.__dataclass_fields__}
+            fields |= {name: Place(**value[name]) for name in ("model", "collection")}
+            fields["segments"] = segments = tuple(Segment(**one) for one in value["segments"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: a field is missing or unknown ({error})") from error
+        if fields["precision"] not in PRECISIONS or any(one.kind not in KINDS for one in segments):
+            raise UserError(f"{path}: fields 'precision' or 'segments' hold what this version does not know")
+        if any(Path(one.name).name != one.name for one in segments):
+            raise UserError(f"{path}: a segment's name leads out of the folder")
+        return cls(**fields)
+
+
+def read_vectors(path: Path) -> NDArray[np.floating]:
+    """A memory-mapped array [rows, E] of float32 or float16.
+
+    Raises:
+        UserError: naming the file, when it is missing, cut short or something else.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read as an array of embeddings ({error}); make the index anew") from error
+    if array.ndim != 2 or array.dtype not in PRECISIONS.values():
+        raise UserError(f"{path}: holds {array.dtype} of shape {list(array.shape)}, not embeddings")
+    return array
+
+
+def read_rows(paths: Sequence[Path], schema: pa.Schema = ROWS) -> pa.Table:
+    """Tables of rows, joined in order."""
+    parts = [schema.empty_table()]
+    for path in paths:
+        part = read_table(path)
+        if not part.schema.equals(schema):
+            raise UserError(f"{path}: has other columns than an index has; make the index anew")
+        parts.append(part)
+    return pa.concat_tables(parts).combine_chunks()
+
+
+@contextmanager
+def new_vectors(path: Path, *, rows: int, width: int, dtype: np.dtype[Any]) -> Iterator[BinaryIO]:
+    """An .npy file of a shape known beforehand that appears whole or not at all: write the rows' bytes into it."""
+    with atomic_file(path) as handle:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, width)}
+        np.lib.format.write_array_header_1_0(handle, header)
+        yield handle
+
+
+def sweep(folder: Path, description: Description) -> None:
+    """Removes what a killed run left behind and index.json does not name. For the writer only."""
+    named = {one.embeddings_path(folder) for one in description.segments}
+    named |= {one.rows_path(folder) for one in description.segments}
+    for inner in ("embeddings", "rows"):
+        for path in (folder / inner).glob("*") if (folder / inner).is_dir() else ():
+            if path not in named and path.is_file():
+                path.unlink()
+    for place in (folder, folder / BUILDING):
+        for path in place.glob(".*.tmp") if place.is_dir() else ():
+            path.unlink()

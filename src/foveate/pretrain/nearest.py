@@ -1,0 +1,205 @@
+"""The stored vectors nearest to a query: exact, in blocks, with an order that no block size and no library changes.
+
+A first pass in float32 finds who can be among the nearest at all: everyone whose score is within its rounding error
+of the k-th best. Only they are scored again, in float64 and always in the same way, and sorted: ties, which the last
+bits of a matrix product would break by chance, go to the lower row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Queries scored at a time, and numbers in one block of scores: 8 MB in float32.
+_QUERIES, _SCORES = 256, 2**21
+_ROWS = {np.dtype(np.float32): 16384, np.dtype(np.float16): 8192}
+# Rows of float16 made float32 at a time: few enough for a core's cache.
+_WIDENED = 256
+# Candidates scored again at a time.
+_AGAIN = 8192
+
+
+def nearest(
+    parts: Sequence[NDArray[np.floating]],
+    queries_QE: NDArray[np.floating],
+    *,
+    count: int,
+    excluded: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The `count` rows of highest cosine with each query, best first, equal scores by row.
+
+    Args:
+        parts: unit-length vectors [n, E], float32 or float16, in memory or memory-mapped; row numbers run on.
+        queries_QE: any length, not zero.
+        excluded: row numbers that may not be answers, ascending.
+
+    Returns:
+        Cosines [Q, K] in [-1, 1] and row numbers [Q, K]; K = count, or as many rows as there are. The cosines are
+        those of the stored vectors, computed in float64.
+    """
+    queries = np.asarray(queries_QE, dtype=np.float64)
+    queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    gone = np.zeros(0, np.int64) if excluded is None else excluded
+    count = min(count, sum(map(len, parts)) - len(gone))
+    scores, rows = np.zeros((len(queries), max(0, count))), np.zeros((len(queries), max(0, count)), np.int64)
+    if count < 1:
+        return scores, rows
+    for start in range(0, len(queries), _QUERIES):
+        chunk = queries[start : start + _QUERIES]
+        for place, found in enumerate(_candidates(parts, chunk, count, gone)):
+            scores[start + place], rows[start + place] = ranked(parts, chunk[place], found, count=count)
+    return scores, rows
+
+
+def ranked(
+    parts: Sequence[NDArray[np.floating]], query_E: NDArray[np.float64], rows_C: NDArray[np.int64], *, count: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Cosines of the given rows with a unit-length query in float64: the best `count`, equal scores by row."""
+    rows = np.sort(rows_C)
+    scores = np.concatenate([_cosines(parts, query_E, rows[at : at + _AGAIN]) for at in range(0, len(rows), _AGAIN)])
+    if len(scores) > count:  # whatever ties with the last place stays in until rows decide
+        kept = scores >= np.partition(scores, len(scores) - count)[len(scores) - count]
+        scores, rows = scores[kept], rows[kept]
+    order = np.argsort(-scores, kind="stable")[:count]
+    return scores[order].clip(-1.0, 1.0), rows[order]
+
+
+def rounding_slack(dtype: np.dtype, width: int) -> float:
+    """How far a float32 product of a stored vector with a query may be from their true cosine.
+
+    The error of a float32 sum of `width` products is at most width * 2^-24 in any order (Higham, Accuracy and
+    Stability of Numerical Algorithms, 3.1); rounding the query and the stored length add theirs. A float16 vector's
+    length is off by up to 2^-11, and by 2^-25 for each number too small for its exponent.
+    """
+    slack = (width + 4) * 2.0**-24
+    if dtype == np.float16:
+        slack += 2.0**-11 + width**0.5 * 2.0**-25
+    return 1.05 * slack
+
+
+def _candidates(
+    parts: Sequence[NDArray[np.floating]], queries_QE: NDArray[np.float64], count: int, excluded: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """For each query the rows that can be among its nearest."""
+    number, width = queries_QE.shape
+    table_EQ = np.ascontiguousarray(queries_QE.T.astype(np.float32))
+    margin = np.float32(2 * max(rounding_slack(part.dtype, width) for part in parts))
+    kept = _Kept(number, count, margin)
+    seen, next_tightening = 0, 0
+    for first, block_BE in _blocks(parts, number):
+        scores_BQ = block_BE @ table_EQ
+        if len(excluded):
+            inside = excluded[np.searchsorted(excluded, first) : np.searchsorted(excluded, first + len(block_BE))]
+            scores_BQ[inside - first] = -np.inf
+        kept.add(first, scores_BQ)
+        seen += len(block_BE)
+        if seen >= next_tightening or kept.held > kept.most:
+            kept.tighten()
+            next_tightening = 2 * seen
+    return kept.rows_of_each()
+
+
+def _blocks(parts: Sequence[NDArray[np.floating]], queries: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The first row number of each block, and its vectors in float32 (of float16 parts in one buffer used again)."""
+    first = 0
+    for part in parts:
+        size = max(256, min(_ROWS[part.dtype], _SCORES // queries))
+        buffer = np.empty((min(size, len(part)), part.shape[1]), np.float32) if part.dtype == np.float16 else None
+        for start in range(0, len(part), size):
+            block = part[start : start + size]
+            if buffer is not None:
+                block = _widened(block, buffer[: len(block)])
+            yield first + start, np.asarray(block)
+        first += len(part)
+
+
+def _widened(block_BE: NDArray[np.floating], into_BE: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float16 to float32, exactly (finite numbers), several times faster than NumPy's own conversion.
+
+    Sign, exponent and mantissa are put where float32 has them; the product makes up for the other exponent bias.
+    """
+    halves_BE = np.asarray(block_BE).view(np.int16)
+    for start in range(0, len(into_BE), _WIDENED):
+        into = into_BE[start : start + _WIDENED]
+        bits = into.view(np.int32)
+        np.copyto(bits, halves_BE[start : start + _WIDENED])
+        np.left_shift(bits, 13, out=bits)
+        np.bitwise_and(bits, np.int32(-0x70002000), out=bits)
+        np.multiply(into, np.float32(2.0**112), out=into)
+    return into_BE
+
+
+class _Kept:
+    """Rows that may still be among the nearest of each query, and the score from which on a row may."""
+
+    def __init__(self, queries: int, count: int, margin: np.float32) -> None:
+        self.queries, self.count, self.margin = queries, count, margin
+        self.from_Q = np.full(queries, -np.inf, np.float32)
+        self.held, self.most = 0, max(2**18, 8 * queries * count)
+        self._parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
+
+    def add(self, first: int, scores_BQ: NDArray[np.float32]) -> None:
+        """Takes in a block of scores, whose first row number is `first`."""
+        passing = np.flatnonzero(scores_BQ >= self.from_Q)
+        size = len(scores_BQ)
+        if len(passing) > 8 * self.count * self.queries and size > self.count:
+            # The block alone says that most cannot be among the nearest: its k-th best is a floor.
+            kth_Q = np.partition(scores_BQ, size - self.count, axis=0)[size - self.count]
+            self.from_Q = np.maximum(self.from_Q, kth_Q - self.margin)
+            passing = np.flatnonzero(scores_BQ >= self.from_Q)
+        if len(passing):
+            row, query = np.divmod(passing, self.queries)
+            score = scores_BQ.ravel()[passing]
+            there = score > -np.inf
+            self._parts.append((query[there], row[there] + first, score[there]))
+            self.held += int(there.sum())
+
+    def tighten(self) -> None:
+        """Raises the floors to the k-th best of what is held, and lets go of what is below."""
+        query, row, score = self._joined()
+        order = np.lexsort((-score, query))
+        query, row, score = query[order], row[order], score[order]
+        ends = np.searchsorted(query, np.arange(self.queries), side="right")
+        starts = np.searchsorted(query, np.arange(self.queries), side="left")
+        full = ends - starts >= self.count
+        kth = score[starts[full] + self.count - 1]
+        self.from_Q[full] = np.maximum(self.from_Q[full], kth - self.margin)
+        kept = score >= self.from_Q[query]
+        self._parts = [(query[kept], row[kept], score[kept])]
+        # With many equal vectors much has to stay: the next look comes when as much again is there.
+        self.held = int(kept.sum())
+        self.most = max(2**18, 8 * self.queries * self.count, 2 * self.held)
+
+    def _joined(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        if not self._parts:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+        query, row, score = (np.concatenate(columns) for columns in zip(*self._parts, strict=True))
+        return query, row, score
+
+    def rows_of_each(self) -> list[NDArray[np.int64]]:
+        """The rows of each query that remain."""
+        self.tighten()
+        query, row, _ = self._joined()
+        return np.split(row, np.searchsorted(query, np.arange(1, self.queries)))
+
+
+def _cosines(
+    parts: Sequence[NDArray[np.floating]], query_E: NDArray[np.float64], rows_C: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Cosines in float64: each row by itself and summed in one fixed order, so that equal vectors tie exactly."""
+    vectors_CE = take(parts, rows_C).astype(np.float64)
+    dots_C = (vectors_CE * query_E).sum(axis=1)
+    return dots_C / np.sqrt((vectors_CE * vectors_CE).sum(axis=1))
+
+
+def take(parts: Sequence[NDArray[np.floating]], rows_C: NDArray[np.int64]) -> NDArray[np.floating]:
+    """The vectors [C, E] of ascending row numbers."""
+    edges = np.searchsorted(rows_C, np.cumsum([0, *map(len, parts)]))
+    first, found = 0, []
+    for part, start, stop in zip(parts, edges[:-1], edges[1:], strict=True):
+        if stop > start:
+            found.append(part[rows_C[start:stop] - first])
+        first += len(part)
+    return np.concatenate(found)

@@ -1,0 +1,325 @@
+"""`foveate pretrain RECIPE --dry-run`: what a run will take, in seconds, without data and without allocating anything.
+
+FLOPs are counted, memory is summed, and time follows from the stated peak of the hardware and the share of it that is
+reached (MFU). Communication between devices is not modelled: it is part of that share.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from foveate.pretrain import costs
+from foveate.pretrain.costs import ModelCost
+from foveate.pretrain.hardware import hardware_of
+from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.task import PretrainTask
+from foveate.pretrain.train import build_model
+from foveate.records.collection import Collection
+from foveate.settings.errors import UserError
+
+MFU = 0.4
+# Without a collection: a photograph whose longer side has some 640 pixels, and a noun phrase with its two end tokens.
+PICTURE_BYTES = 100_000
+PHRASE_TOKENS = 10
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a step is spread: devices, parts of a process's share, DDP or FSDP2."""
+
+    devices: int
+    accumulate: int
+    parallel: str
+    checkpointed: bool = False
+
+
+def price(
+    recipe: PretrainRecipe,
+    *,
+    devices: int = 1,
+    hardware: str = "cpu",
+    samples: float | None = None,
+    mfu: float = MFU,
+    collection: Collection | None = None,
+) -> dict[str, Any]:
+    """Everything a run of the recipe takes, as JSON values; sizes in bytes and FLOPs, times in seconds and days.
+
+    Args:
+        devices: processes, each with one device of `hardware`.
+        samples: picture visits in all; the recipe's steps x batch_size when not given.
+        mfu: share of the peak that is reached, in (0, 1].
+        collection: is checked (split, kinds of texts), and its mean picture is what is read.
+
+    Raises:
+        UserError: when the recipe, the hardware or the collection does not fit.
+    """
+    settings = recipe.training
+    device = hardware_of(hardware)
+    if not 0 < mfu <= 1:
+        raise UserError(f"mfu {mfu}: allowed are numbers above 0 up to 1, the share of the peak that is reached")
+    if settings.batch_size % devices:
+        raise UserError(
+            f"batch_size {settings.batch_size} cannot be split evenly over {devices} devices; "
+            f"give a divisor of it, for example {math.gcd(settings.batch_size, 2 ** int(math.log2(devices)))}"
+        )
+    found = check_collection(recipe, collection) if collection is not None else {}
+    with torch.device("meta"):
+        model = build_model(recipe)
+    cached = bool(model.image_encoder.fingerprint())
+    feature_bytes = math.prod(model.image_encoder.feature_shape) * model.image_encoder.feature_dtype.itemsize
+    task = PretrainTask(model)
+    cost = costs.model_cost(model, units=list(task.shard_units()), precision=settings.precision)
+
+    steps = settings.steps if samples is None else max(1, round(samples / settings.batch_size))
+    per_picture = flops_per_picture(recipe, cost)
+    step_flops = settings.batch_size * per_picture["total"]
+    extra = 1.0 if settings.accumulate == 1 else 1 + per_picture["forward"] / per_picture["total"]
+    loss = costs.loss_flops(with_regions=recipe.regions.method != "none", processes=devices, **_loss_shape(recipe))
+    peak = device.tflops if settings.precision == "bf16" else device.wide_tflops
+    seconds_model = step_flops * extra / devices / (peak * 1e12 * mfu)
+    seconds_loss = loss / (device.wide_tflops * 1e12 * mfu)
+    seconds = seconds_model + seconds_loss
+    picture = feature_bytes if cached else found.get("picture_bytes", PICTURE_BYTES)
+    layout = Layout(devices, settings.accumulate, settings.parallel)
+    memory = memory_per_device(recipe, cost, layout)
+    capacity = device.gigabytes * 1e9
+    result: dict[str, Any] = {
+        "parameters": sum(cost.parameters.values()),
+        "parameters_by_part": cost.parameters,
+        "parameters_trained": cost.trained,
+        "tokens_per_picture": model.image_encoder.grid[0] * model.image_encoder.grid[1],
+        "input_px": model.image_encoder.preprocess.size,
+        "steps": steps,
+        "batch_size": settings.batch_size,
+        "samples": steps * settings.batch_size,
+        "flops_per_picture": per_picture,
+        "cloc_over_clip": cloc_over_clip(recipe, cost),
+        "flops_per_step": step_flops * extra + loss * devices,
+        "loss_flops_per_device": loss,
+        "flops_in_all": (step_flops * extra + loss * devices) * steps,
+        "hardware": {"name": device.name, "tflops": peak, "float32_tflops": device.wide_tflops, "gb": device.gigabytes},
+        "devices": devices,
+        "mfu": mfu,
+        "seconds_per_step": seconds,
+        "loss_share_of_step": seconds_loss / seconds,
+        "days_without_losses": seconds_model * steps / 86_400,
+        "pictures_per_second": settings.batch_size / seconds,
+        "days": seconds * steps / 86_400,
+        "device_days": seconds * steps * devices / 86_400,
+        "reads_cached_features": cached,
+        "bytes_per_picture": picture,
+        "bytes_read_per_step": picture * settings.batch_size,
+        "bytes_read_per_second": picture * settings.batch_size / seconds,
+        "bytes_read_in_all": picture * settings.batch_size * steps,
+        "memory_per_device": memory,
+        "memory_per_device_checkpointed": memory_per_device(
+            recipe, cost, Layout(devices, settings.accumulate, settings.parallel, checkpointed=True)
+        )["total"],
+        "memory_ddp": memory_per_device(recipe, cost, Layout(devices, settings.accumulate, "ddp"))["total"],
+        "memory_fsdp": memory_per_device(recipe, cost, Layout(devices, settings.accumulate, "fsdp"))["total"],
+        "fits": memory["total"] <= capacity,
+        # What Adam keeps and what it works on: weights, gradients and two moments in float32.
+        "optimizer_bytes": 16 * sum(cost.parameters.values()),
+    }
+    if found:
+        result["kinds_missing"] = found["kinds_missing"]
+        result |= {"pictures": found["pictures"], "pictures_with_text": found["with_text"]}
+        result["epochs"] = round(result["samples"] / max(found["with_text"], 1), 2)
+    result["warnings"] = warnings(recipe, cost, layout, capacity=capacity, result=result)
+    return result
+
+
+def check_collection(recipe: PretrainRecipe, collection: Collection) -> dict[str, Any]:
+    """What the collection offers the recipe: pictures of the split, those with a text of a wanted kind, mean bytes.
+
+    Raises:
+        UserError: for an unknown split, or when no picture has a text of a wanted kind.
+    """
+    rows = collection.rows(recipe.data.split)
+    captions = collection.table("captions")
+    kinds = [kind for kind, weight in recipe.data.captions.items() if weight > 0]
+    there = captions["kind"].unique().to_pylist()
+    wanted = np.isin(captions["kind"].to_numpy().astype(str), kinds)
+    keys = set(captions["key"].to_numpy()[wanted].tolist())
+    with_text = sum(collection.keys[row] in keys for row in rows.tolist())
+    if not with_text:
+        raise UserError(
+            f"collection {collection.path}: no picture of split '{recipe.data.split}' has a text of the kinds "
+            f"{', '.join(kinds)} (field data.captions); it has {', '.join(sorted(there)) or 'no texts'}"
+        )
+    lengths = collection.index["length"][rows]
+    return {
+        "pictures": len(rows),
+        "with_text": with_text,
+        "picture_bytes": float(lengths.mean()),
+        "kinds_missing": sorted(set(kinds) - set(there)),
+    }
+
+
+def _regions(recipe: PretrainRecipe) -> int:
+    return recipe.data.regions_per_picture if recipe.regions.method != "none" else 0
+
+
+def _loss_shape(recipe: PretrainRecipe) -> dict[str, Any]:
+    batch = recipe.training.batch_size
+    return {
+        "pictures": batch,
+        "regions": batch * _regions(recipe),
+        "embed_dim": recipe.embed_dim,
+        "filter": recipe.regions.filter,
+        "chunked": recipe.regions.row_chunk is not None,
+    }
+
+
+def flops_per_picture(recipe: PretrainRecipe, cost: ModelCost, *, once: bool = True) -> dict[str, float]:
+    """FLOPs of one picture with its text and M regions: by part (forward), forward in all, and total with backward.
+
+    Args:
+        once: False prices the plain Prompter, a sequence of its own for each prompt, with phrases at full length.
+    """
+    regions = _regions(recipe)
+    phrase = cost.text.at_length(min(PHRASE_TOKENS, cost.text.length)) if once else cost.text
+    parts = {
+        "image tower": cost.image.forward,
+        "caption": cost.text.forward,
+        "phrases": regions * phrase.forward,
+        "prompter": 0.0,
+    }
+    if recipe.regions.method == "prompter":
+        parts["prompter"] = costs.prompter_flops(
+            tokens=cost.image.length,
+            width=cost.image.width,
+            embed_dim=recipe.embed_dim,
+            boxes=regions,
+            phrases=regions,
+            pool=recipe.regions.prompter.pool,
+            once=once,
+        )
+    elif recipe.regions.method == "roi":
+        parts["prompter"] = regions * 2.0 * cost.image.width * recipe.embed_dim
+    backward = cost.image.backward + cost.text.backward + regions * phrase.backward + 2 * parts["prompter"]
+    forward = sum(parts.values())
+    return {**parts, "forward": forward, "total": forward + backward}
+
+
+def cloc_over_clip(recipe: PretrainRecipe, cost: ModelCost) -> dict[str, float]:
+    """Forward FLOPs of a step over those of CLIP alone: as computed here, and with a plain Prompter."""
+    clip = cost.image.forward + cost.text.forward
+    return {
+        "ours": flops_per_picture(recipe, cost)["forward"] / clip,
+        "plain": flops_per_picture(recipe, cost, once=False)["forward"] / clip,
+    }
+
+
+def memory_per_device(recipe: PretrainRecipe, cost: ModelCost, layout: Layout) -> dict[str, float]:
+    """Bytes in one process, by what takes them, and the `total`.
+
+    Weights and gradients in float32, Adam's two moments, an average where the recipe has one; with DDP its buckets;
+    with bf16 the narrow copies of the weights; activations of one part of the process's share of the batch; gathered
+    embeddings and the blocks of the losses, of which every process computes its own rows.
+    """
+    settings = recipe.training
+    all_weights, trained = float(sum(cost.parameters.values())), float(cost.trained)
+    sharded = layout.parallel == "fsdp" and layout.devices > 1
+    share = layout.devices if sharded else 1
+    samples = settings.batch_size / layout.devices / layout.accumulate
+    regions = _regions(recipe)
+    per_picture = cost.image.activations(checkpointed=layout.checkpointed)
+    phrase = cost.text.at_length(min(PHRASE_TOKENS, cost.text.length))
+    per_picture += cost.text.activations(checkpointed=layout.checkpointed)
+    per_picture += regions * phrase.activations(checkpointed=layout.checkpointed)
+    if recipe.regions.method == "prompter":
+        per_picture += costs.prompter_activations(
+            tokens=cost.image.length,
+            width=cost.image.width,
+            prompts=2 * regions,
+            pool=recipe.regions.prompter.pool,
+            precision=settings.precision,
+        )
+    loss_shape = _loss_shape(recipe)
+    with_regions = recipe.regions.method != "none"
+    size = {"pictures": loss_shape["pictures"], "regions": loss_shape["regions"], "processes": layout.devices}
+    narrow = settings.precision == "bf16"
+    unit = float(cost.largest_unit) if sharded else 0.0
+    parts = {
+        "weights": 4 * all_weights / share + 2 * 4 * unit,
+        "gradients": 4 * trained / share + 2 * 4 * unit,
+        "optimizer": 8 * trained / share,
+        "average": 4 * trained / share if settings.ema_decay is not None else 0.0,
+        "ddp_buckets": 4 * trained if layout.parallel == "ddp" and layout.devices > 1 else 0.0,
+        "narrow_weights": 2 * (unit if sharded else trained) if narrow else 0.0,
+        "activations": samples * per_picture,
+        "gathered_embeddings": costs.gathered_bytes(embed_dim=recipe.embed_dim, with_regions=with_regions, **size),
+        "loss_blocks": costs.loss_bytes(row_chunk=recipe.regions.row_chunk, with_regions=with_regions, **size),
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def warnings(
+    recipe: PretrainRecipe, cost: ModelCost, layout: Layout, *, capacity: float, result: dict[str, Any]
+) -> list[str]:
+    """What stands in the way, each in one sentence with what would help."""
+    said = []
+    total = result["memory_per_device"]["total"]
+    if total > capacity:
+        helps = _what_fits(recipe, cost, layout, capacity)
+        said.append(
+            f"needs {total / 1e9:,.1f} GB on each device, {result['hardware']['name']} has {capacity / 1e9:,.0f} GB; "
+            + (f"it fits with {helps}" if helps else _nothing_fits(result))
+        )
+    if result["loss_share_of_step"] > 0.2 and layout.devices > 1:
+        said.append(
+            f"{result['loss_share_of_step']:.0%} of a step goes into the loss matrices, which are computed in float32 "
+            "and grow with the square of the batch: a smaller training.batch_size or data.regions_per_picture makes "
+            "them smaller"
+        )
+    if layout.parallel == "fsdp" and layout.devices == 1:
+        said.append("training.parallel=fsdp has no effect with one device")
+    if result.get("kinds_missing"):
+        said.append(
+            f"no picture of the collection has a text of kind {', '.join(result['kinds_missing'])} (data.captions); "
+            f"with data.missing={recipe.data.missing} "
+            + ("its weight goes to the others" if recipe.data.missing == "renormalise" else "such draws fail")
+        )
+    pictures = result.get("pictures_with_text")
+    if pictures is not None and recipe.training.batch_size > pictures:
+        said.append(
+            f"batch_size {recipe.training.batch_size} is larger than the {pictures} pictures with a text: a batch "
+            "holds pictures twice, and a picture's own text counts as a wrong answer for its copy"
+        )
+    return said
+
+
+def _what_fits(recipe: PretrainRecipe, cost: ModelCost, layout: Layout, capacity: float) -> str:
+    """The settings that would fit, the least change first; empty where none does."""
+    per_device = recipe.training.batch_size // layout.devices
+    parallels = [layout.parallel] + (["fsdp"] if layout.devices > 1 and layout.parallel != "fsdp" else [])
+    for parallel in parallels:
+        parts = layout.accumulate
+        while parts <= per_device:
+            if memory_per_device(recipe, cost, Layout(layout.devices, parts, parallel))["total"] <= capacity:
+                changes = [f"training.accumulate={parts}"] if parts != layout.accumulate else []
+                changes += [f"training.parallel={parallel}"] if parallel != layout.parallel else []
+                return " ".join(changes) + f" ({per_device // parts} pictures at a time)"
+            parts *= 2
+    for devices in _more_devices(recipe.training.batch_size, layout.devices):
+        for parallel in ("ddp", "fsdp"):
+            if memory_per_device(recipe, cost, Layout(devices, layout.accumulate, parallel))["total"] <= capacity:
+                return f"--devices {devices} and training.parallel={parallel}"
+    return ""
+
+
+def _more_devices(batch: int, devices: int) -> list[int]:
+    return [devices * 2**power for power in range(1, 15) if batch % (devices * 2**power) == 0]
+
+
+def _nothing_fits(result: dict[str, Any]) -> str:
+    memory = result["memory_per_device"]
+    if memory["loss_blocks"] + memory["gathered_embeddings"] > result["hardware"]["gb"] * 1e9:
+        return "the embeddings and matrices of the losses alone do not fit: lower training.batch_size, or set regions.row_chunk"
+    return "no number of devices helps: a smaller model, image or training.batch_size does"

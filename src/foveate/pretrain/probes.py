@@ -1,0 +1,79 @@
+"""What every export of a model is held against, and the card that says what was found."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foveate.pretrain.card import model_card
+from foveate.pretrain.exporting import Job
+from foveate.pretrain.folder import CARD, trained_weights
+from foveate.pretrain.model import LocalisingModel
+from foveate.settings.errors import UserError
+from foveate.settings.files import write_text_atomically
+from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
+
+TEXTS = ("a red boat", "Ein großer Hund läuft über die Straße", "красная лодка", "赤い船", "it's 42 km & 50%", "")
+PICTURES = 2
+
+
+def probe_pixels(job: Job) -> Tensor:
+    """uint8 noise [PICTURES, 3, S, S], always the same."""
+    size = job.model.image_encoder.preprocess.size
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (PICTURES, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest absolute difference of two results of the same shape."""
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    return float((ours.double() - theirs.double()).abs().max()) if ours.numel() else 0.0
+
+
+def image_text_bias(model: LocalisingModel) -> float | None:
+    """The bias of a sigmoid loss between pictures and texts; None for a softmax, also where regions have a bias."""
+    return float(model.logit_bias()) if model.recipe.loss == "sigmoid" else None
+
+
+def open_clip_towers(job: Job, library: str) -> tuple[OpenClipImageEncoder, OpenClipTextEncoder]:
+    """Both encoders of a model that is one of open_clip's.
+
+    Raises:
+        UserError: for any other, with the targets that are possible.
+    """
+    image, text = job.model.image_encoder, job.model.text_encoder
+    if isinstance(image, OpenClipImageEncoder) and isinstance(text, OpenClipTextEncoder):
+        return image, text
+    kinds = [job.model.recipe.image_encoder["kind"], job.model.recipe.text_encoder["kind"]]
+    also = "`--to transformers`, " if kinds == ["transformers_clip"] * 2 else ""
+    raise UserError(
+        f"{job.source}: encoders '{kinds[0]}' and '{kinds[1]}' are no architecture of {library}; possible are {also}"
+        "`--to onnx` (image tower and regions) and `--to embeddings`"
+    )
+
+
+def differences_in_words(differences: dict[str, float], *, texts: int = len(TEXTS)) -> str:
+    """Markdown: what was compared while exporting, on how many texts."""
+    data = f"{PICTURES} pictures of noise" + (f" and {texts} texts" if texts else "")
+    rows = "".join(f"| {name} | {value:.3g} |\n" for name, value in differences.items())
+    return f"""## Checked while exporting
+
+Loaded again with the library it is for, and compared with Foveate on {data}, in float32 on the CPU:
+
+| what | largest absolute difference |
+|---|---|
+{rows}"""
+
+
+def write_card(job: Job, *, library: str, loading: str, notes: list[str]) -> None:
+    """Writes the README.md of an export: the model's own card with the export's loading and notes."""
+    card = model_card(
+        recipe=job.config["recipe"],
+        parameters=sum(value.numel() for value in trained_weights(job.model).values()),
+        metrics=job.metrics,
+        provenance=job.config.get("provenance") or {},
+        loading=loading,
+        library=library,
+        notes="\n".join(note.strip() + "\n" for note in notes if note.strip()),
+    )
+    write_text_atomically(job.folder / CARD, card)

@@ -1,0 +1,164 @@
+"""What is asked of an index: words, a picture, a box in a picture, and sums of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from foveate.pretrain.embed import embed_phrases
+from foveate.pretrain.index import unit
+from foveate.pretrain.model import LocalisingModel
+from foveate.pretrain.views import DECODE_FACTOR, input_boxes, placed, render
+from foveate.records.boxes import Box, PixelBox
+from foveate.records.geometry import Placement, View
+from foveate.records.pictures import BadPicture, check, decode
+from foveate.settings.errors import UserError, choose
+from foveate.vision.encoder import ImageTokens
+
+PARTS = ("words", "picture", "box", "minus")
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question to an index.
+
+    Attributes:
+        words, picture, box, minus: text; the bytes of a picture; a box in it, which then stands for the picture; text
+            that the answers should be unlike.
+        weights: of the parts by name ("words", "picture", "box", "minus"); 1 where none is given.
+
+    Raises:
+        UserError: nothing to look for, an empty text, a box without a picture, an unknown or impossible weight.
+    """
+
+    words: str | None = None
+    picture: bytes | None = None
+    box: Box | PixelBox | None = None
+    minus: str | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.words is None and self.picture is None:
+            raise UserError("nothing to search for: give words, a picture, or a box in a picture")
+        for name in ("words", "minus"):
+            text = getattr(self, name)
+            if text is not None and not text.strip():
+                raise UserError(f"the query's {name} are empty: write what to look for, for example 'a red boat'")
+        if self.box is not None:
+            typed_box(self.box)
+            if self.picture is None:
+                raise UserError("a box needs the picture that it lies in")
+        for name, weight in self.weights.items():
+            choose(name, PARTS, "part of a query")
+            if not 0 < weight < float("inf"):
+                raise UserError(f"weight of '{name}': allowed is a number above 0, got {weight:g}")
+            if name not in self.parts:
+                raise UserError(f"weight of '{name}': the query has only {', '.join(self.parts)}")
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of the parts that count; a box takes its picture's place."""
+        shown = "box" if self.box is not None else "picture" if self.picture is not None else None
+        given = {"words": self.words, shown: shown, "minus": self.minus}
+        return [name for name in PARTS if given.get(name) is not None]
+
+
+def typed_box(box: object) -> Box | PixelBox:
+    """`box` if it is a `Box` or a `PixelBox`.
+
+    Raises:
+        UserError: for four bare numbers, which could be corners or corner and size, pixels or fractions.
+    """
+    if isinstance(box, Box | PixelBox):
+        return box
+    raise UserError(
+        f"box {box!r}: four bare numbers do not say what they are; write Box(x1, y1, x2, y2) for corners in [0, 1] of "
+        "the picture, PixelBox(x1, y1, x2, y2) for corners in pixels, or Box.from_xywh(PixelXYWH(...), width, height)"
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One picture as the encoder has seen it; `width` and `height` in pixels after its EXIF rotation."""
+
+    tokens: ImageTokens
+    placement: Placement
+    width: int
+    height: int
+
+
+@torch.inference_mode()
+def see(model: LocalisingModel, picture: bytes) -> Seen:
+    """Decodes and encodes one picture.
+
+    Raises:
+        UserError: with the reason, when it cannot be read.
+    """
+    preprocess = model.image_encoder.preprocess
+    try:
+        info = check(picture)
+        image = decode(picture, longest_side=DECODE_FACTOR * preprocess.size)
+    except BadPicture as problem:
+        raise UserError(f"the picture cannot be read: {problem}") from problem
+    placement = placed(preprocess, image.size, View())
+    tokens = model.encode_image_tokens(render(preprocess, image, placement)[None])
+    return Seen(tokens, placement, info.width, info.height)
+
+
+@torch.inference_mode()
+def embed_boxes(model: LocalisingModel, seen: Seen, boxes: list[Box]) -> NDArray[np.float64]:
+    """Unit-length embeddings [R, E] of boxes of a picture.
+
+    Raises:
+        UserError: naming a box of which the encoder sees nothing.
+    """
+    corners_R4 = np.stack([box.to_array() for box in boxes])
+    inside_K4, kept_R = input_boxes(seen.placement, corners_R4, min_visible=0)
+    if not kept_R.all():
+        raise UserError(f"{boxes[int(np.argmin(kept_R))]}: the encoder sees nothing of it: too small, or cut off")
+    moved = torch.from_numpy(inside_K4).to(model.device)
+    owner_R = torch.zeros(len(moved), dtype=torch.int64, device=model.device)
+    return unit(model.encode_regions(seen.tokens, moved, owner_R))
+
+
+def as_box(box: Box | PixelBox, width: int, height: int) -> Box:
+    """A box as corners in [0, 1] of a picture of `width` by `height` pixels."""
+    typed = typed_box(box)
+    return Box.from_pixels(typed, width, height) if isinstance(typed, PixelBox) else typed
+
+
+@torch.inference_mode()
+def embed_query(model: LocalisingModel, query: Query) -> tuple[NDArray[np.float64], Box | None]:
+    """The unit-length vector [E] of a query, and its box in [0, 1] of its picture.
+
+    The rule: each part is embedded and scaled to unit length; the vector is the sum of the parts by their weights,
+    `minus` subtracted, scaled to unit length again.
+
+    Raises:
+        UserError: an unreadable picture, a box outside it, parts that cancel out.
+    """
+    vectors: dict[str, NDArray[np.float64]] = {}
+    box = None
+    for name in ("words", "minus"):
+        text = getattr(query, name)
+        if text is not None:
+            vectors[name] = unit(embed_phrases(model, [text]))[0]
+    if query.picture is not None:
+        seen = see(model, query.picture)
+        if query.box is not None:
+            box = as_box(query.box, seen.width, seen.height)
+            vectors["box"] = embed_boxes(model, seen, [box])[0]
+        else:
+            vectors["picture"] = unit(model.encode_image(seen.tokens))[0]
+    total = sum(
+        (-1 if name == "minus" else 1) * query.weights.get(name, 1.0) * vector for name, vector in vectors.items()
+    )
+    summed = np.asarray(total, dtype=np.float64)
+    length = float(np.linalg.norm(summed))
+    if not length > 1e-6:
+        raise UserError("the parts of the query cancel out: nothing is left to search for")
+    return summed / length, box

@@ -1,0 +1,227 @@
+"""Frozen features on disk, each entry under a key of its own: what is there is never made again, what is new is added.
+
+A store is a folder of parts. A part is one safetensors file with `keys` [n, 2] (two words of a 128-bit hash), `sizes`
+[n, 2] and `features` [n, ...]; it appears whole or not at all, and its name is a hash of its keys, so that two
+processes that make the same part write the same file. Everything that all entries depend on is in the folder's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor
+
+from foveate.settings.errors import UserError
+from foveate.settings.files import write_bytes_atomically, write_json_atomically
+from foveate.settings.progress import say, track
+
+# Of the layout of parts and keys: another number is another folder, and old folders are never read.
+VERSION = 2
+ABOUT, USED = "about.json", "used"
+_PATTERN = "part-*.safetensors"
+_PATIENCE_SECONDS = 300.0
+_POLL_SECONDS = 0.2
+
+Share = tuple[int, int]
+# Features and sizes of the entries whose numbers are given, and key number -> reason of those that have none.
+Make = Callable[[Sequence[int]], tuple[Tensor, NDArray[np.int32], dict[int, str]]]
+
+
+def key_of(text: str) -> bytes:
+    """16 bytes that are the same for the same text everywhere."""
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+
+
+def keys_of(texts: Iterable[str]) -> NDArray[np.uint64]:
+    """Keys [n, 2] of texts."""
+    return np.frombuffer(b"".join(key_of(text) for text in texts), dtype="<u8").reshape(-1, 2)
+
+
+class FeatureStore:
+    """The entries of a store that a run wants, by number.
+
+    Args:
+        folder: of all stores. kind: "pictures" or "texts". depends: what all entries depend on.
+        shape, dtype: of one entry's features.
+
+    Attributes:
+        keys: [n, 2], of the entries that `fill` was asked for. sizes: [n, 2] int32.
+        bad: entry number -> reason.
+    """
+
+    def __init__(
+        self, folder: Path, *, kind: str, depends: Sequence[str], shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        digest = hashlib.blake2b("\0".join(depends).encode("utf-8"), digest_size=12).hexdigest()
+        self.folder = folder / f"{kind}-v{VERSION}-{digest}"
+        self.kind, self.depends = kind, list(depends)
+        self.shape, self.dtype = shape, dtype
+        self._prefix, self._entry_bytes = f"{self.folder}/", math.prod(shape) * dtype.itemsize
+        self.sizes = np.zeros((0, 2), np.int32)
+        self.bad: dict[int, str] = {}
+        self._parts: dict[str, int] = {}
+        self._names: list[str] = []
+        self._offsets: list[int] = []
+        self._loaded: Tensor | None = None
+
+    def fill(
+        self,
+        keys: NDArray[np.uint64],
+        make: Make,
+        *,
+        block: int,
+        description: str,
+        share: Share = (0, 1),
+        patience: float = _PATIENCE_SECONDS,
+    ) -> None:
+        """Makes the entries that are not there yet.
+
+        Args:
+            keys: [n, 2] of all entries, in the same order on every rank; equal keys are one entry.
+            make: called with at most `block` entry numbers.
+            share: rank and number of processes. Each makes the blocks of its own and waits for those of the others;
+                after `patience` seconds without a new part (they may have another disk) it makes theirs too.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / ABOUT).is_file():
+            about = {"kind": self.kind, "version": VERSION, "depends": self.depends}
+            write_json_atomically(self.folder / ABOUT, about)
+        (self.folder / USED).touch()
+        self.keys = keys
+        self._first = np.sort(np.unique(keys[:, 0], return_index=True)[1])
+        self._part = np.full(len(keys), -1, np.int32)
+        self._place = np.zeros(len(keys), np.int32)
+        self.sizes = np.zeros((len(keys), 2), np.int32)
+        self._order = np.argsort(keys[:, 0], kind="stable")
+        self._words = keys[self._order, 0]
+        self._look()
+        rank, ranks = share
+        mine = [number for number in self._missing(block) if number % ranks == rank]
+        for number in track(mine, description=description) if mine else ():
+            self._make(number, block, make)
+        self._look()
+        since = time.monotonic()
+        while missing := self._missing(block):
+            if time.monotonic() - since > patience:
+                say(f"{self.folder}: no new part of other processes for {patience:.0f} s: making it here")
+                self._make(missing[0], block, make)
+            else:
+                time.sleep(_POLL_SECONDS)
+            if self._look():
+                since = time.monotonic()
+        self._read_reasons()
+
+    def _missing(self, block: int) -> list[int]:
+        """Numbers of the blocks of `block` entries of which some are not there."""
+        return np.unique(self._first[self._part[self._first] < 0] // block).tolist()
+
+    def _make(self, number: int, block: int, make: Make) -> None:
+        inside = self._first[(self._first // block == number) & (self._part[self._first] < 0)].tolist()
+        features, sizes, reasons = make(inside)
+        keys = np.ascontiguousarray(self.keys[inside])
+        name = hashlib.blake2b(keys.tobytes(), digest_size=12).hexdigest()
+        if reasons:
+            by_key = {self.keys[entry].tobytes().hex(): reason for entry, reason in reasons.items()}
+            write_json_atomically(self.folder / f"bad-{name}.json", by_key)
+        tensors = {
+            "keys": torch.from_numpy(keys.view(np.int64)),
+            "sizes": torch.from_numpy(sizes),
+            "features": features.to("cpu", self.dtype).contiguous(),
+        }
+        path = self.folder / f"part-{name}.safetensors"
+        write_bytes_atomically(path, save(tensors))
+        self._take(path)
+
+    def _look(self) -> bool:
+        """Takes in the parts that have appeared; whether there was one."""
+        new = sorted(path for path in self.folder.glob(_PATTERN) if path.name not in self._parts)
+        for path in new:
+            self._take(path)
+        return bool(new)
+
+    def _take(self, path: Path) -> None:
+        header, start = _header(path)
+        shape, dtype = tuple(header["features"]["shape"][1:]), header["features"]["dtype"]
+        if (shape, dtype) != (self.shape, _NAMES[self.dtype]):
+            wanted = f"{list(self.shape)} {_NAMES[self.dtype]}"
+            raise UserError(f"{path}: has features {list(shape)} {dtype}, this encoder's are {wanted}; remove it")
+        part = self._parts.setdefault(path.name, len(self._parts))
+        self._names.append(path.name)
+        self._offsets.append(start + header["features"]["data_offsets"][0])
+        keys = _read(path, header, start, "keys", np.dtype("<u8"))
+        sizes = _read(path, header, start, "sizes", np.dtype("<i4"))
+        low, high = (np.searchsorted(self._words, keys[:, 0], side=side) for side in ("left", "right"))
+        place = np.repeat(np.arange(len(keys)), high - low)  # equal keys are wanted more than once
+        within = np.arange(len(place)) - np.repeat(np.cumsum(high - low) - (high - low), high - low)
+        entries = self._order[low[place] + within]
+        same = self.keys[entries, 1] == keys[place, 1]
+        entries, place = entries[same], place[same]
+        self._part[entries], self._place[entries], self.sizes[entries] = part, place, sizes[place]
+
+    def _read_reasons(self) -> None:
+        reasons: dict[str, str] = {}
+        for path in sorted(self.folder.glob("bad-*.json")):
+            reasons |= json.loads(path.read_text(encoding="utf-8"))
+        if reasons:
+            found = ((entry, reasons.get(key.tobytes().hex())) for entry, key in enumerate(self.keys))
+            self.bad = {entry: reason for entry, reason in found if reason is not None}
+
+    def __getitem__(self, entry: int) -> Tensor:
+        """The features of an entry."""
+        if self._loaded is not None:
+            return self._loaded[entry]
+        part, size = self._part[entry], self._entry_bytes
+        path = f"{self._prefix}{self._names[part]}"
+        # Read, not mapped: the pages of a mapping would count as this process's memory. Opened each time, in three
+        # calls to the system: there may be more parts than a process may have open files, and many threads read.
+        features = torch.empty(size, dtype=torch.uint8)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            read = os.preadv(handle, [features.numpy()], self._offsets[part] + int(self._place[entry]) * size)
+        finally:
+            os.close(handle)
+        if read != size:
+            raise UserError(f"{path}: is cut short; remove it and start again")
+        return features.view(self.dtype).view(self.shape)
+
+    def keep_in_memory(self) -> None:
+        """For features that are small: all of them at once."""
+        self._loaded = torch.stack([self[entry] for entry in range(len(self.keys))]) if len(self.keys) else None
+
+
+_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """A part's header and where its data begin."""
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        whole = path.stat().st_size
+        header = json.loads(handle.read(length)) if length < whole else {}
+    ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"]
+    if {"keys", "sizes", "features"} - set(header) or 8 + length + max(ends) != whole:
+        raise UserError(f"{path}: is damaged; remove it and start again")
+    return header, 8 + length
+
+
+def _read(path: Path, header: dict[str, Any], start: int, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    shape, (begin, end) = header[name]["shape"], header[name]["data_offsets"]
+    return np.fromfile(path, dtype, (end - begin) // dtype.itemsize, offset=start + begin).reshape(shape)

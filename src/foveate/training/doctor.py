@@ -1,0 +1,340 @@
+"""What a machine and a collection give: rates of reading, decoding and loading, and rules that refuse what cannot be.
+
+Measured here, judged here; what a run needs comes from its price. Nothing here knows of encoders.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from foveate.records.collection import Collection
+from foveate.records.pictures import BadPicture
+from foveate.training.loader import BadSample, Loader
+
+_LIBRARIES = (
+    "torch", "torchvision", "numpy", "pillow", "pyarrow", "open-clip-torch", "transformers", "timm", "safetensors",
+)  # fmt: skip
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+# What WebDataset readers (open_clip's among them) hand out is whole shards; ours reads by offset.
+READERS = ("foveate", "webdataset")
+_OPEN_SHARDS = 256
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine(folder: Path) -> dict[str, Any]:
+    """Cores, memory, free disk at `folder`, accelerators, versions, and whether the hub is switched off."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    accelerators = [
+        {
+            "name": torch.cuda.get_device_name(number),
+            "memory_bytes": torch.cuda.get_device_properties(number).total_memory,
+        }
+        for number in range(torch.cuda.device_count())
+    ]
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": cores(),
+        "memory_bytes": page * os.sysconf("SC_PHYS_PAGES"),
+        "memory_free_bytes": _memory_available(page),
+        "disk_free_bytes": shutil.disk_usage(_existing(folder)).free,
+        "accelerators": accelerators,
+        "python": platform.python_version(),
+        "versions": {name: found for name in _LIBRARIES if (found := _version(name)) is not None},
+        "torch_threads": torch.get_num_threads(),
+        "hub_offline": any(os.environ.get(name, "0").lower() in ("1", "true", "yes", "on") for name in _OFFLINE),
+    }
+
+
+def _memory_available(page: int) -> int:
+    """What can be had without swapping: the kernel's own estimate where there is one."""
+    facts = Path("/proc/meminfo")
+    if facts.is_file():
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", facts.read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    return page * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def extras(package: str = "foveate") -> dict[str, dict[str, str | None]]:
+    """Extra -> library -> installed version, None where it is missing. Empty when the package is not installed."""
+    try:
+        requirements = importlib.metadata.requires(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    found: dict[str, dict[str, str | None]] = {}
+    for requirement in requirements:
+        extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)['\"]", requirement)
+        name = re.match(r"[\w.-]+", requirement)
+        if extra and name and name[0] != package:
+            found.setdefault(extra[1], {})[name[0]] = _version(name[0])
+    return found
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured; pictures a second.
+
+    Attributes:
+        read_bytes_per_second: of picture bytes in random order. read_pictures: the same in pictures.
+        cold: whether the kernel was asked to drop the shards from its cache before; it may keep them all the same.
+        decode_whole, decode_draft: of one thread, bytes in memory: the whole picture, and a JPEG at a fraction as the
+            loader does; both with the resizing to the model input.
+        loader: of the whole loader with `threads` threads, warm.
+        pictures: how many were tried. unreadable: key -> reason.
+    """
+
+    read_bytes_per_second: float
+    read_pictures: float
+    cold: bool
+    decode_whole: float
+    decode_draft: float
+    loader: float
+    threads: int
+    pictures: int
+    unreadable: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(
+    collection: Collection,
+    rows: np.ndarray,
+    *,
+    whole: Callable[[bytes], object],
+    draft: Callable[[int], object],
+    threads: int,
+    seed: int,
+    most: int = 128,
+    seconds: float = 4.0,
+) -> Rates:
+    """Measures on at most `most` rows drawn from `rows`, about `seconds` for each rate.
+
+    Args:
+        whole: bytes to model input with the whole picture unpacked. draft: row to model input as the loader makes it.
+            Both may raise BadPicture.
+    """
+    order = np.random.default_rng(seed).permutation(len(rows))[:most]
+    chosen = [int(row) for row in np.asarray(rows)[order]]
+    unreadable: dict[str, str] = {}
+    cold = _drop_cache(collection)
+    data: dict[int, bytes] = {}
+    began = time.perf_counter()
+    for row in chosen:
+        try:
+            data[row] = collection.picture_bytes(row)
+        except BadPicture as problem:
+            unreadable[collection.keys[row]] = str(problem)
+    reading = max(time.perf_counter() - began, 1e-9)
+    good = []
+    for row in data:
+        try:
+            draft(row)
+            good.append(row)
+        except BadPicture as problem:
+            unreadable[collection.keys[row]] = str(problem)
+    decode_whole = _rate(lambda row: whole(data[row]), good, seconds)
+    decode_draft = _rate(draft, good, seconds)
+    loader = _loader_rate(draft, good, threads=threads, seed=seed, seconds=seconds) if good else 0.0
+    return Rates(
+        sum(map(len, data.values())) / reading,
+        len(data) / reading,
+        cold,
+        decode_whole,
+        decode_draft,
+        loader,
+        threads,
+        len(chosen),
+        unreadable,
+    )
+
+
+def _drop_cache(collection: Collection) -> bool:
+    """Asks the kernel to forget the shards, so that they are read from the disk. No right is needed for that."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for path in (collection.path / "images").glob("*.tar"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+    return True
+
+
+def _rate(make: Callable[[int], object], rows: Sequence[int], seconds: float) -> float:
+    """Calls a second, over all rows again and again until the time is over."""
+    if not rows:
+        return 0.0
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        make(rows[done % len(rows)])
+        done += 1
+    return done / (time.perf_counter() - began)
+
+
+class _Drawn:
+    """The pictures alone, as a dataset of the loader."""
+
+    def __init__(self, make: Callable[[int], object]) -> None:
+        self.make = make
+
+    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+        try:
+            return {"picture": self.make(row)}
+        except BadPicture as problem:
+            raise BadSample(str(row), str(problem)) from problem
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"count": len(samples)}
+
+
+def _loader_rate(
+    make: Callable[[int], object], rows: Sequence[int], *, threads: int, seed: int, seconds: float
+) -> float:
+    batch = min(16, len(rows))
+    loader = Loader(_Drawn(make), rows=np.array(rows), batch_size=batch, seed=seed, workers=threads)
+    batches = loader.batches(0, 1_000_000)
+    try:
+        for _ in range(threads):
+            next(batches)
+        done, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            done += next(batches)["count"]
+        return done / (time.perf_counter() - began)
+    finally:
+        batches.close()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run asks for, in plain numbers.
+
+    Attributes:
+        batch_size: pictures of an update over all processes. devices: processes, `local` of them on this machine.
+        workers: loader threads per process.
+        usable: pictures of the split with a text of a wanted kind. labelled: those with a region.
+        needs_regions: the method has region losses, and no region stands in for a missing one.
+        shards: of the collection.
+        needed: pictures a second that the devices take.
+        memory_bytes: of a device's process; memory_there: what the device has.
+        disk_bytes: features and checkpoints still to be written; disk_there: what is free.
+    """
+
+    batch_size: int
+    devices: int
+    local: int
+    workers: int
+    usable: int
+    labelled: int
+    needs_regions: bool
+    shards: int
+    needed: float
+    memory_bytes: float
+    memory_there: float
+    disk_bytes: float
+    disk_there: float
+
+
+def problems(plan: Plan, *, cores: int, reader: str = "foveate") -> list[str]:
+    """What makes the run impossible or senseless, each in one sentence with a way out; empty when nothing does."""
+    found = []
+    if plan.batch_size % plan.devices:
+        found.append(
+            f"batch_size {plan.batch_size} cannot be split evenly over {plan.devices} processes; "
+            f"use {max(1, plan.batch_size // plan.devices) * plan.devices}"
+        )
+    if plan.batch_size < 2:
+        found.append("batch_size 1 has no negative: the loss is 0 whatever the model says; use 2 or more")
+    if plan.batch_size > plan.usable:
+        found.append(
+            f"batch_size {plan.batch_size} is larger than the {plan.usable} usable pictures: a batch would hold a "
+            f"picture twice and count its own text as a wrong answer; use at most {plan.usable}"
+        )
+    if plan.needs_regions and plan.labelled == 0:
+        found.append(
+            "no picture of the split has a region, so that no batch can hold a positive of the region loss; add boxes, "
+            "or train CLIP with regions.method=none"
+        )
+    readers = plan.devices * max(plan.workers, 1)
+    if reader == "webdataset" and plan.shards < readers:
+        found.append(
+            f"{plan.shards} shards for {readers} WebDataset readers ({plan.devices} processes x {plan.workers}): each "
+            f"reads whole shards, so that {readers - plan.shards} of them would have nothing; use fewer readers or "
+            "collect again with smaller shards"
+        )
+    threads = plan.local * plan.workers
+    if threads > cores:
+        found.append(
+            f"{threads} loader threads ({plan.local} processes x {plan.workers}) on {cores} cores: they only take "
+            f"turns; use training.workers={max(1, cores // max(plan.local, 1))}"
+        )
+    if plan.memory_bytes > plan.memory_there:
+        found.append(
+            f"a process needs {plan.memory_bytes / 1e9:.1f} GB of memory, {plan.memory_there / 1e9:.1f} GB are there; "
+            "`foveate pretrain RECIPE --dry-run` says what would fit"
+        )
+    if plan.disk_bytes > plan.disk_there:
+        found.append(
+            f"features and checkpoints need {plan.disk_bytes / 1e9:.1f} GB of disk, {plan.disk_there / 1e9:.1f} GB are "
+            "free"
+        )
+    return found
+
+
+def remarks(plan: Plan, *, available: float, cores: int, reader: str = "foveate") -> list[str]:
+    """What will be slow, or works here and not elsewhere.
+
+    Args:
+        available: pictures a second that the loaders of all processes give together.
+    """
+    said = []
+    readers = plan.devices * max(plan.workers, 1)
+    if reader == "foveate" and plan.shards < readers:
+        said.append(
+            f"{plan.shards} shards for {readers} readers is no limit here, pictures are read by their offset; readers "
+            "of WebDataset shards (open_clip) would need at least as many shards as readers"
+        )
+    if plan.shards > _OPEN_SHARDS:
+        said.append(
+            f"{plan.shards} shards: files beyond {_OPEN_SHARDS} are opened for each picture, which costs on a shared "
+            "file system; larger shards avoid it"
+        )
+    if available < plan.needed:
+        lacking = plan.needed - available
+        said.append(
+            f"the loader gives {available:,.0f} pictures/s, the devices take {plan.needed:,.0f}: they will wait "
+            f"{lacking / plan.needed:.0%} of the time"
+            + ("; there are more cores, raise --workers" if plan.local * plan.workers < cores else "")
+        )
+    return said

@@ -1,0 +1,362 @@
+"""What the encoders over other libraries' networks share: cached or trained through, projected, kept self-contained.
+
+`trunk` is the foreign network, `proj` what turns its pooled vector into the joint space. Both are part of the state,
+so that a model folder needs nothing else. Of a frozen trunk only `proj` is trained, and what the trunk gives is kept
+on disk in 16 bits: all tokens and the pooled vector of a picture, or the pooled vector of a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.settings.errors import UserError, choose
+from foveate.vision.encoder import ImageEncoder, ImageTokens, TextEncoder
+from foveate.vision.layers import as_computed
+from foveate.vision.pixels import Preprocess
+from foveate.vision.precision import PRECISIONS, precision_of
+
+PROJECTIONS = ("own", "new")
+_BATCH = 64
+
+
+def check_precision(precision: str, *, frozen: bool, kind: str) -> str:
+    """`precision` if it is known; warns where it has no effect because nothing is frozen."""
+    choose(precision, PRECISIONS, f"precision of '{kind}'")
+    if precision != "float32" and not frozen:
+        warnings.warn(f"precision of '{kind}' has no effect without frozen; use training.precision", stacklevel=3)
+    return precision
+
+
+def on_meta() -> bool:
+    """Whether modules are being built without memory, to count them: then no weights are read."""
+    return torch.get_default_device().type == "meta"
+
+
+def keep_no_activations(trunk: Any) -> None:
+    """Layers of a model of transformers are computed again in the backward pass instead of being kept."""
+    # The older name is deprecated, the newer one not in all releases from 5.
+    enable = getattr(trunk, "activation_checkpointing_enable", None) or trunk.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def own_or_new(
+    projection: nn.Module | None, *, inputs: int, embed_dim: int | None, own_dim: int | None, name: str
+) -> nn.Module:
+    """The checkpoint's own projection, or a new bias-free one where it has none or another was asked for.
+
+    Args:
+        projection: the checkpoint's; None asks for a new one. own_dim: width of what it gives.
+
+    Raises:
+        UserError: when the checkpoint's width is not `embed_dim`: a new projection would silently be random.
+    """
+    if projection is None:
+        if embed_dim is None:
+            raise UserError(f"{name}: embed_dim is missing, its projection is a new one")
+        return nn.Linear(inputs, embed_dim, bias=False)
+    if embed_dim is not None and own_dim != embed_dim:
+        raise UserError(
+            f"embed_dim {embed_dim}: the trained weights of '{name}' have {own_dim}; set embed_dim={own_dim}, or "
+            "projection: new for an untrained projection"
+        )
+    return projection
+
+
+class _Frozen:
+    """Name of a frozen trunk's weights, worked out once until other weights are loaded."""
+
+    trunk: Any
+    frozen: bool
+    precision: str
+    training: bool
+
+    def _start_frozen(self, module: nn.Module) -> None:
+        self._digest: str | None = None
+        module.register_load_state_dict_post_hook(_forget_digest)
+        if self.frozen:
+            self.trunk.eval().requires_grad_(False)
+
+    def computed_from(self) -> dict[str, Any]:
+        """What the cached results depend on beside weights, input size and precision, as JSON values."""
+        return {"network": type(self.trunk).__name__, "config": self.architecture()["config"]}
+
+    @abstractmethod
+    def architecture(self) -> dict[str, Any]:
+        """See `foveate.vision.encoder`; with the network's whole configuration as `config`."""
+
+    def _frozen_digest(self) -> str:
+        if self._digest is None:
+            digest = hashlib.sha256(json.dumps(self.computed_from(), sort_keys=True).encode())
+            for name, value in self.trunk.state_dict().items():
+                digest.update(name.encode() + b"\0")
+                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            self._digest = digest.hexdigest()[:16]
+        return self._digest
+
+    def _autocast(self, device: torch.device) -> Any:
+        dtype = precision_of(self.precision, device)
+        # float32 means float32, also when the caller is under autocast.
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+    def _dtype_name(self) -> str:
+        return str(precision_of(self.precision, torch.device("cpu"))).removeprefix("torch.")
+
+
+def _forget_digest(module: Any, _: object) -> None:
+    module._digest = None
+
+
+class BackboneImageEncoder(_Frozen, ImageEncoder):
+    """An image encoder around a ViT of another library; subclasses fill in `run` and, if need be, `pool_regions`.
+
+    Args:
+        trunk: the network. proj: pooled vector to joint space.
+        width: D of its tokens. pooled_width: of its pooled vector. patch: side of a patch in pixels.
+        frozen: the trunk is not trained and its results are kept on disk.
+        precision: of a frozen trunk: "float32", "bfloat16" or "auto".
+    """
+
+    def __init__(
+        self,
+        *,
+        trunk: nn.Module,
+        proj: nn.Module,
+        width: int,
+        pooled_width: int,
+        embed_dim: int,
+        patch: int,
+        preprocess: Preprocess,
+        frozen: bool,
+        precision: str,
+        kind: str,
+    ) -> None:
+        if preprocess.size % patch:
+            raise UserError(f"image_size {preprocess.size} of '{kind}': allowed are multiples of its patch, {patch} px")
+        side = preprocess.size // patch
+        super().__init__(width=width, embed_dim=embed_dim, grid=(side, side), preprocess=preprocess)
+        self.kind, self.patch, self.pooled_width = kind, patch, pooled_width
+        self.frozen = frozen
+        self.precision = check_precision(precision, frozen=frozen, kind=kind)
+        self.trunk: Any = trunk
+        self.proj = proj
+        self._start_frozen(self)
+        if frozen:
+            self.feature_shape = (side * side * width + pooled_width,)
+            self.feature_dtype = torch.float16
+
+    @abstractmethod
+    def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pixels to patch tokens after the final norm [B, L, D] and the pooled vector [B, P]."""
+
+    def pool_regions(self, pooled_RD: Tensor) -> Tensor:
+        """Averaged patch tokens [R, D] to what `proj` takes, [R, P]."""
+        return pooled_RD
+
+    def train(self, mode: bool = True) -> BackboneImageEncoder:
+        """Training mode; a frozen trunk stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self
+
+    def fingerprint(self) -> str:
+        """Weights, configuration, input size and precision of the cached features; empty where the trunk is
+        trained."""
+        if not self.frozen:
+            return ""
+        return f"{self.kind}-{self._frozen_digest()}-{self.preprocess.size}px-{self._dtype_name()}"
+
+    @torch.no_grad()
+    def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:
+        """Pixels as they are where the trunk is trained; else tokens and pooled vector in one row of float16."""
+        if not self.frozen:
+            return pixels_B3HW
+        rows = [pixels_B3HW.new_zeros((0, *self.feature_shape), dtype=torch.float16)]
+        for block in pixels_B3HW.split(_BATCH) if len(pixels_B3HW) else ():
+            with self._autocast(block.device):
+                tokens_BLD, pooled_BP = self.run(self.normalised(block))
+            rows.append(torch.cat([tokens_BLD.flatten(1), pooled_BP], dim=1).to(torch.float16))
+        return torch.cat(rows)
+
+    def forward(self, features: Tensor) -> ImageTokens:
+        """Pixels [B, 3, H, W] (uint8 or normalised; sides of whole patches), or rows of `frozen_features`."""
+        if features.dim() == 2:
+            return self._of_rows(features)
+        height, width = features.shape[-2:]
+        if height % self.patch or width % self.patch:
+            raise UserError(f"'{self.kind}' takes pictures of whole patches of {self.patch} px, not {width} x {height}")
+        grid = (height // self.patch, width // self.patch)
+        if not self.frozen:
+            tokens_BLD, pooled_BP = self.run(self.normalised(features))
+        elif grid == self.grid:
+            return self._of_rows(self.frozen_features(features))
+        else:
+            with torch.no_grad(), self._autocast(features.device):
+                tokens_BLD, pooled_BP = self.run(self.normalised(features))
+        return ImageTokens(tokens_BLD, grid, self.proj(pooled_BP))
+
+    def _of_rows(self, rows_BF: Tensor) -> ImageTokens:
+        rows, columns = self.grid
+        count = rows * columns * self.width
+        if rows_BF.shape[1] != count + self.pooled_width:
+            raise UserError(
+                f"features of length {rows_BF.shape[1]} do not fit the grid {rows} x {columns} of '{self.kind}': "
+                "were they made for another image size?"
+            )
+        rows_BF = as_computed(rows_BF)
+        if not torch.is_autocast_enabled(rows_BF.device.type):
+            rows_BF = rows_BF.float()
+        tokens_BLD = rows_BF[:, :count].reshape(len(rows_BF), rows * columns, self.width)
+        return ImageTokens(tokens_BLD, self.grid, self.proj(rows_BF[:, count:]))
+
+    def project(self, pooled_RD: Tensor) -> Tensor:
+        """Pooled tokens [R, D] to [R, E], as if they were all the picture had."""
+        return self.proj(self.pool_regions(pooled_RD))
+
+
+class BackboneTextEncoder(_Frozen, TextEncoder):
+    """A text encoder around a network of another library; subclasses fill in `run`.
+
+    Args:
+        trunk, proj, frozen, precision: see `BackboneImageEncoder`.
+        pooled_width: of the network's pooled vector. length: tokens of a text, padded or cut.
+        tokenizer: folder with the tokenizer's files; None while the model is only being counted.
+    """
+
+    def __init__(
+        self,
+        *,
+        trunk: nn.Module,
+        proj: nn.Module,
+        pooled_width: int,
+        embed_dim: int,
+        length: int,
+        tokenizer: Path | None,
+        frozen: bool,
+        precision: str,
+        kind: str,
+    ) -> None:
+        shape, dtype = ((pooled_width,), torch.float32) if frozen else ((length,), torch.int32)
+        super().__init__(embed_dim=embed_dim, feature_shape=shape, feature_dtype=dtype)
+        self.kind, self.length = kind, length
+        self.frozen = frozen
+        self.precision = check_precision(precision, frozen=frozen, kind=kind)
+        self.trunk: Any = trunk
+        self.proj = proj
+        self._tokenizer: Any = None if tokenizer is None else load_tokenizer(tokenizer)
+        self._start_frozen(self)
+
+    @abstractmethod
+    def run(self, ids_BL: Tensor) -> Tensor:
+        """Token ids to the network's pooled vector [B, P]."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers that belongs to the weights.
+
+        Raises:
+            UserError: when this encoder was built without its files.
+        """
+        if self._tokenizer is None:
+            raise UserError(f"text encoder '{self.kind}': its tokenizer's files are missing (field tokenizer: FOLDER)")
+        return self._tokenizer
+
+    def computed_from(self) -> dict[str, Any]:
+        """The vocabulary too."""
+        return {**super().computed_from(), "vocabulary": self.tokenizer.get_vocab()}
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Name and content of the files from which `tokenizer: FOLDER` makes the same tokenizer again."""
+        return files_of(self.tokenizer)
+
+    def train(self, mode: bool = True) -> BackboneTextEncoder:
+        """Training mode; a frozen trunk stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self
+
+    def token_ids(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [B, length], int32, padded or cut to `length`."""
+        if not texts:
+            return torch.zeros(0, self.length, dtype=torch.int32)
+        ids = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+        )["input_ids"]
+        return ids.to(torch.int32)
+
+    def fingerprint(self) -> str:
+        """Weights, configuration, vocabulary and precision of the cached vectors; empty where the trunk is trained."""
+        return f"{self.kind}-{self._frozen_digest()}-{self.length}-{self._dtype_name()}" if self.frozen else ""
+
+    @torch.no_grad()
+    def frozen_features(self, texts: Sequence[str]) -> Tensor:
+        """Token ids where the trunk is trained, else its pooled vectors in float32; on the CPU."""
+        ids_BL = self.token_ids(texts)
+        if not self.frozen:
+            return ids_BL
+        device = next(self.trunk.parameters()).device
+        rows = [torch.zeros(0, *self.feature_shape)]
+        for block in ids_BL.split(_BATCH) if len(ids_BL) else ():
+            with self._autocast(device):
+                rows.append(self.run(block.to(device).long()).float().cpu())
+        return torch.cat(rows)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Token ids or pooled vectors to joint embeddings [B, E], not normalised."""
+        if self.frozen:
+            return self.proj(features)
+        if not len(features):
+            # One row that is thrown away: a process without texts still joins the others in every layer (FSDP).
+            return self.proj(self.run(features.new_zeros(1, self.length, dtype=torch.long))[:0])
+        return self.proj(self.run(features.long()))
+
+
+def given_folder(tokenizer: str) -> Path:
+    """The folder that the field `tokenizer` names.
+
+    Raises:
+        UserError: when there is none.
+    """
+    folder = Path(tokenizer).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"field tokenizer '{tokenizer}': no such folder")
+    return folder
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of transformers in a folder.
+
+    Raises:
+        UserError: when its files, or a library they need, are missing.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
+        if (folder / "spiece.model").is_file():
+            raise UserError(
+                f"{folder}: its tokenizer is a SentencePiece model: run `pip install 'foveate[siglip]'`"
+            ) from error
+        raise UserError(
+            f"{folder}: no tokenizer that transformers reads; it needs tokenizer.json and tokenizer_config.json, or "
+            "the vocabulary files of its kind"
+        ) from error
+
+
+def files_of(tokenizer: Any) -> dict[str, bytes]:
+    """What `save_pretrained` of a tokenizer writes: name -> content."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}

@@ -1,0 +1,129 @@
+"""DINOv2 from transformers, with or without registers: patch tokens, and a trained projection to the joint space.
+
+It has no text tower: pair it with any text encoder. Source of the model: DINOv2 (arXiv 2304.07193); registers: Vision
+Transformers Need Registers (arXiv 2309.16588).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from foveate.settings.errors import UserError, choose
+from foveate.vision.backbones import BackboneImageEncoder, keep_no_activations, own_or_new
+from foveate.vision.processors import preprocess_of
+from foveate.vision.transformers_loading import load_tower, provenance
+
+KIND = "dinov2"
+POOLS = ("cls", "mean")
+
+
+class Dinov2ImageEncoder(BackboneImageEncoder):
+    """`Dinov2Model` or `Dinov2WithRegistersModel`; class and register tokens are not among the tokens.
+
+    Args:
+        source, revision, offline, image_size, geometry, frozen, precision, checkpointing, config, preprocess: see
+            `foveate.vision.transformers_clip`.
+        embed_dim: E, of the new bias-free projection.
+        pool: what is projected: the class token ("cls") or the mean of the patch tokens ("mean").
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        source: str | None = None,
+        revision: str | None = None,
+        offline: bool = False,
+        pool: str = "cls",
+        image_size: int | None = None,
+        geometry: str = "letterbox",
+        frozen: bool = False,
+        precision: str = "float32",
+        checkpointing: bool = False,
+        config: Mapping[str, Any] | None = None,
+        preprocess: Mapping[str, Any] | None = None,
+    ) -> None:
+        from transformers import AutoConfig, AutoModel
+
+        choose(pool, POOLS, f"pool of '{KIND}'")
+        found = load_tower(
+            KIND, _Auto(AutoModel), _AutoConfig(AutoConfig), types=(KIND, "dinov2_with_registers"), source=source,
+            revision=revision, offline=offline, config=config,
+        )  # fmt: skip
+        settings = found.model.config
+        if not isinstance(settings.patch_size, int):
+            raise UserError(f"{source or KIND}: patches of {settings.patch_size} px, allowed are square ones")
+        width = settings.hidden_size
+        super().__init__(
+            trunk=found.model,
+            proj=own_or_new(None, inputs=width, embed_dim=embed_dim, own_dim=None, name=source or KIND),
+            width=width,
+            pooled_width=width,
+            embed_dim=embed_dim,
+            patch=settings.patch_size,
+            preprocess=preprocess_of(
+                found.checkpoint,
+                given=preprocess,
+                image_size=image_size,
+                patch=settings.patch_size,
+                geometry=geometry,
+                kind=KIND,
+            ),
+            frozen=frozen,
+            precision=precision,
+            kind=KIND,
+        )
+        self._found = found.without_model()
+        self.fresh_parts = ("proj",)
+        self.pool = pool
+        self.prefix_tokens = 1 + int(getattr(settings, "num_register_tokens", 0))
+        if self.trunk.embeddings.mask_token is not None:
+            self.trunk.embeddings.mask_token.requires_grad_(False)  # of pre-training only: nothing here uses it
+        if checkpointing:
+            keep_no_activations(self.trunk)
+
+    def architecture(self) -> dict[str, Any]:
+        """Configuration, preprocessing and commit, instead of weights to fetch."""
+        return {**provenance(self._found), "preprocess": self.preprocess.to_dict(), "image_size": None}
+
+    def computed_from(self) -> dict[str, Any]:
+        """What is pooled too."""
+        return {**super().computed_from(), "pool": self.pool}
+
+    def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BackboneImageEncoder.run`; position embeddings are interpolated as the model itself does."""
+        said = self.trunk(pixel_values=pixels_B3HW).last_hidden_state
+        tokens_BLD = said[:, self.prefix_tokens :]
+        return tokens_BLD, said[:, 0] if self.pool == "cls" else tokens_BLD.mean(dim=1)
+
+
+class _Auto:
+    """`AutoModel` with the two ways in that `load_tower` uses."""
+
+    def __init__(self, auto: Any) -> None:
+        self.auto = auto
+
+    def __call__(self, config: Any) -> Any:
+        return self.auto.from_config(config)
+
+    def from_pretrained(self, *arguments: Any, **options: Any) -> Any:
+        return self.auto.from_pretrained(*arguments, **options)
+
+
+class _AutoConfig:
+    """`AutoConfig`, made from a mapping that names its own type."""
+
+    def __init__(self, auto: Any) -> None:
+        self.auto = auto
+
+    def from_dict(self, config: Mapping[str, Any]) -> Any:
+        return self.auto.for_model(**config)
+
+    def from_pretrained(self, folder: str) -> Any:
+        return self.auto.from_pretrained(folder)
+
+
+IMAGE_ENCODER = Dinov2ImageEncoder

@@ -1,0 +1,195 @@
+"""Finds and builds models of open_clip: by name, folder or hub repository, or from a complete configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.settings.errors import UserError, nearest
+from foveate.vision.hub import fetch
+
+# The tower that is not wanted, built without trained weights, is made as small as open_clip allows.
+NO_VISION = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
+NO_TEXT = {"layers": 1, "width": 64, "heads": 1, "context_length": 8}
+
+
+def create_open_clip(
+    model: str,
+    *,
+    pretrained: str | None = None,
+    embed_dim: int | None = None,
+    image_size: int | None = None,
+    vision: Mapping[str, Any] | None = None,
+    text: Mapping[str, Any] | None = None,
+    cache_dir: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """An open_clip model in float32 on the CPU, and its configuration.
+
+    Args:
+        model: architecture name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
+        pretrained: tag or file of an architecture's weights.
+        embed_dim: E. Trained weights have their own, which must agree.
+        image_size: side of the input in pixels; position embeddings of trained weights are interpolated.
+        vision, text: changes to the architecture's `vision_cfg` and `text_cfg`, for models without trained weights.
+        cache_dir: where downloads are kept.
+        config: a complete open_clip `model_cfg`; then `model` is only a label and no weights are fetched.
+
+    Raises:
+        UserError: for an unknown name, a folder or a hub out of reach, or changes that trained weights cannot follow.
+    """
+    import open_clip
+    from open_clip.factory import parse_model_name
+
+    if config is not None:
+        return _from_config(config), dict(config)
+    scheme = parse_model_name(model)[0] if ":" in model else None
+    if ":" in model and scheme is None:
+        raise UserError(f"open_clip model '{model}': allowed are a name, 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'")
+    names = open_clip.list_models()
+    if scheme is None and model not in names:
+        raise UserError(
+            f"open_clip has no architecture '{model}'{nearest(model, names)}; "
+            "`python -c 'import open_clip; print(open_clip.list_models())'` shows all"
+        )
+    trained = pretrained is not None or scheme is not None
+    changes: dict[str, Any] = {}
+    if trained and (vision or text):
+        raise UserError(f"'{model}' has trained weights: vision and text settings can only change untrained towers")
+    if not trained:
+        config = _config_of(model)
+        sizes = {} if image_size is None else {"image_size": image_size}
+        changes["vision_cfg"] = {**config["vision_cfg"], **(vision or {}), **sizes}
+        changes["text_cfg"] = {**config["text_cfg"], **(text or {})}
+        changes["embed_dim"] = config["embed_dim"] if embed_dim is None else embed_dim
+    try:
+        with quiet():
+            built = open_clip.create_model(
+                model,
+                pretrained=pretrained,
+                force_image_size=image_size,
+                force_patch_dropout=0.0,
+                require_pretrained=trained,
+                pretrained_text=False,
+                cache_dir=cache_dir,
+                device=torch.get_default_device(),
+                **deepcopy(changes),
+            )
+            config = {**_config_of(model), **changes}
+    except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"open_clip model '{model}'{_tag(pretrained)}: {advice(scheme, pretrained, error)}") from error
+    if embed_dim is not None and config["embed_dim"] != embed_dim:
+        raise UserError(f"embed_dim {embed_dim}: the trained weights of '{model}' have {config['embed_dim']}")
+    if trained and image_size is not None:
+        config["vision_cfg"] = {**config["vision_cfg"], "image_size": image_size}
+    return built, config
+
+
+def named(
+    model: str,
+    source: str | None,
+    pretrained: str | None,
+    *,
+    revision: str | None,
+    offline: bool,
+    built: bool,
+    cache_dir: str | None,
+) -> tuple[str, str | None]:
+    """open_clip's name of the model, and the commit it is pinned to; `built`: `source` is only a record."""
+    if source is None:
+        if revision is not None and not built:
+            raise UserError(f"revision '{revision}' of 'openclip' only means something with source: OWNER/NAME")
+        return model, revision
+    if pretrained is not None:
+        raise UserError(f"'openclip': source '{source}' has its own weights, pretrained '{pretrained}' is one too many")
+    if built:
+        return f"local-dir:{source}", revision
+    checkpoint = fetch(source, revision=revision, offline=offline, field="source of 'openclip'", cache_dir=cache_dir)
+    if not (checkpoint.folder / "open_clip_config.json").is_file():
+        raise UserError(f"{source}: no checkpoint of open_clip, it has no open_clip_config.json")
+    checkpoint.weights()
+    return f"local-dir:{checkpoint.folder}", checkpoint.commit
+
+
+def scale_of(built: Any) -> tuple[float | None, float | None]:
+    """1 / temperature and bias that were trained with the weights."""
+    if built.logit_scale.is_meta:
+        return None, None
+    bias = getattr(built, "logit_bias", None)
+    return float(built.logit_scale.detach().exp()), None if bias is None else float(bias.detach())
+
+
+def _config_of(model: str) -> dict[str, Any]:
+    import open_clip
+
+    config = open_clip.get_model_config(model)
+    assert config is not None, model
+    return config
+
+
+def _from_config(config: Mapping[str, Any]) -> Any:
+    """An untrained model of a complete configuration: an architecture at hand with everything replaced."""
+    import open_clip
+
+    parts = deepcopy(dict(config))
+    custom_text = parts.pop("custom_text", False) or "hf_model_name" in parts["text_cfg"]
+    parts["vision_cfg"] = {**parts["vision_cfg"], "patch_dropout": 0.0, "timm_model_pretrained": False}
+    if "hf_model_name" in parts["text_cfg"]:
+        parts["text_cfg"]["hf_model_pretrained"] = False
+    with quiet():
+        return open_clip.create_model(
+            "ViT-B-32", force_custom_text=custom_text, device=torch.get_default_device(), **parts
+        )
+
+
+def _tag(pretrained: str | None) -> str:
+    return f" with pretrained '{pretrained}'" if pretrained is not None else ""
+
+
+def advice(scheme: str | None, pretrained: str | None, error: Exception) -> str:
+    """What the user can do about an error of open_clip, with its first line."""
+    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    if scheme == "local-dir":
+        return f"the folder needs open_clip_config.json and a weights file ({reason})"
+    if scheme == "hf-hub" or pretrained is not None:
+        return (
+            "its files are neither cached nor within reach; download them on a machine with a network, copy the "
+            f"folder here and name it as 'local-dir:FOLDER' ({reason})"
+        )
+    return f"these settings make no model ({reason})"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """open_clip warns through the root logger that untrained weights are untrained, and installs a handler for it."""
+    root, level = logging.getLogger(), logging.root.manager.disable
+    handlers = list(root.handlers)
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        root.handlers[:] = handlers
+
+
+def tokenizer_of(
+    model: str, text_config: Mapping[str, Any], *, length: int, cache_dir: str | None, folder: Path | None
+) -> Any:
+    """The configuration's tokenizer: open_clip's own needs no files, others are in `folder`, or found by the model's
+    name."""
+    import open_clip
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    options = text_config.get("tokenizer_kwargs") or {}
+    if folder is not None:
+        mode = text_config.get("tokenizer_mode")
+        return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, **options)
+    if ":" in model and not text_config.get("hf_tokenizer_name"):
+        return SimpleTokenizer(context_length=length, **options)
+    return open_clip.get_tokenizer(model, context_length=length, cache_dir=cache_dir)

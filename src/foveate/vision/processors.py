@@ -1,0 +1,112 @@
+"""What an image processor of transformers or a timm configuration says about pixels, as our `Preprocess`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foveate.settings.errors import UserError
+from foveate.vision.hub import Checkpoint
+from foveate.vision.pixels import Preprocess
+
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def processor_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The image processor's settings with the defaults of its class: size in pixels, mean, std, interpolation.
+
+    Raises:
+        UserError: when the folder has none, or it does what `Preprocess` cannot.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(str(checkpoint.folder))
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"{checkpoint.folder}: no preprocessor_config.json that transformers reads; copy it there, or give the "
+            "field preprocess: {size: ..., mean: [...], std: [...]}"
+        ) from error
+    sides = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    factor = processor.rescale_factor if processor.do_rescale else 1.0
+    if abs(factor * 255 - 1) > 1e-6:
+        raise UserError(f"{checkpoint.folder}: pixels are scaled by {factor}, allowed is 1/255")
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    resample = int(processor.resample)
+    if resample not in _RESAMPLING:
+        raise UserError(f"{checkpoint.folder}: resampling {resample}, allowed are {_RESAMPLING}")
+    return {
+        "size": _side(sides, str(checkpoint.folder)),
+        "mean": three(mean),
+        "std": three(std),
+        "interpolation": _RESAMPLING[resample],
+    }
+
+
+def _side(sides: Any, where: str) -> int:
+    values = {key: getattr(sides, key, None) for key in ("height", "width", "shortest_edge", "longest_edge")}
+    if isinstance(sides, Mapping):
+        values = {key: sides.get(key) for key in values}
+    found = {value for value in values.values() if value is not None}
+    if len(found) != 1:
+        raise UserError(f"{where}: its image size is {values}, allowed is one side of a square")
+    return int(found.pop())
+
+
+def three(values: Sequence[float]) -> tuple[float, float, float]:
+    """Three numbers as floats, one a channel."""
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def preprocess_for(
+    settings: Mapping[str, Any], *, image_size: int | None, patch: int, geometry: str, kind: str
+) -> Preprocess:
+    """The `Preprocess` of an encoder with square patches of `patch` pixels.
+
+    The checkpoint's own size is rounded down to whole patches, so that the grid covers the whole picture (384 px in
+    patches of 14 become 378: the same 27 x 27 tokens, no strip of pixels without one).
+
+    Raises:
+        UserError: for an `image_size` that is not a multiple of the patch.
+    """
+    if image_size is not None and (image_size < patch or image_size % patch):
+        raise UserError(f"image_size {image_size} of '{kind}': allowed are multiples of its patch, {patch} px")
+    size = image_size if image_size is not None else int(settings["size"]) // patch * patch
+    return Preprocess(
+        size=size,
+        mean=three(settings["mean"]),
+        std=three(settings["std"]),
+        interpolation=settings["interpolation"],
+        geometry=geometry,
+    )
+
+
+def given_preprocess(given: Mapping[str, Any], *, image_size: int | None, geometry: str) -> Preprocess:
+    """What the field `preprocess` says; `geometry` where it says none.
+
+    Raises:
+        UserError: when it is not complete, or `image_size` says something else.
+    """
+    shown = Preprocess.from_dict({"geometry": geometry, **given})
+    if image_size not in (None, shown.size):
+        raise UserError(f"image_size {image_size} and preprocess.size {shown.size}: give one of them")
+    return shown
+
+
+def preprocess_of(
+    checkpoint: Checkpoint | None,
+    *,
+    given: Mapping[str, Any] | None,
+    image_size: int | None,
+    patch: int,
+    geometry: str,
+    kind: str,
+) -> Preprocess:
+    """What was given (whole, of a model folder), or what the checkpoint's processor says."""
+    if given is not None:
+        return given_preprocess(given, image_size=image_size, geometry=geometry)
+    if checkpoint is None:
+        raise UserError(f"'{kind}' built from a config needs the field preprocess too")
+    read = processor_settings(checkpoint)
+    return preprocess_for(read, image_size=image_size, patch=patch, geometry=geometry, kind=kind)

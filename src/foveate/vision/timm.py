@@ -1,0 +1,238 @@
+"""ViTs of timm: an architecture by name, with the weights of a folder, a file, or a hub repository.
+
+The pooled vector is what the model hands to its classifier (class token, mean, or attention pooling), the joint
+embedding a trained projection of it: timm's models have no text tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from foveate.settings.errors import UserError, nearest
+from foveate.vision.backbones import BackboneImageEncoder, on_meta, own_or_new
+from foveate.vision.hub import Checkpoint, fetch
+from foveate.vision.processors import given_preprocess, preprocess_for, three
+
+KIND = "timm"
+
+
+class TimmImageEncoder(BackboneImageEncoder):
+    """A `VisionTransformer` of timm without its classifier; class and register tokens are not among the tokens.
+
+    Args:
+        model: architecture, for example "vit_base_patch16_224"; wanted without `source`, or with a bare file of
+            weights. Without `source` the network is untrained.
+        source: folder in timm's hub format (config.json and model.safetensors), a safetensors file, OWNER/NAME on the
+            hub, or a name with its tag ("vit_base_patch16_224.augreg_in21k").
+        embed_dim: E, of the new bias-free projection.
+        revision, offline, image_size, geometry, frozen, precision, checkpointing: see
+            `foveate.vision.transformers_clip`. Position embeddings are resampled by timm (bicubic, antialiased).
+        config, preprocess: of `architecture()`, to build a saved tower again without its first weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        model: str | None = None,
+        source: str | None = None,
+        revision: str | None = None,
+        offline: bool = False,
+        image_size: int | None = None,
+        geometry: str = "letterbox",
+        frozen: bool = False,
+        precision: str = "float32",
+        checkpointing: bool = False,
+        config: Mapping[str, Any] | None = None,
+        preprocess: Mapping[str, Any] | None = None,
+    ) -> None:
+        commit = revision
+        if config is not None:
+            name, arguments = str(config["architecture"]), dict(config["model_args"])
+            trunk = _create(name, arguments)
+        else:
+            trunk, name, arguments, commit = _from_source(model, source, revision=revision, offline=offline)
+        patch = _patch_of(trunk, name)
+        settings = trunk.pretrained_cfg
+        if preprocess is not None:
+            shown = given_preprocess(preprocess, image_size=image_size, geometry=geometry)
+        else:
+            shown = preprocess_for(
+                {
+                    "size": _size_of(trunk),
+                    "mean": three(settings.get("mean") or (0.5, 0.5, 0.5)),
+                    "std": three(settings.get("std") or (0.5, 0.5, 0.5)),
+                    "interpolation": settings.get("interpolation") or "bicubic",
+                },
+                image_size=image_size,
+                patch=patch,
+                geometry=geometry,
+                kind=KIND,
+            )
+        pooled = trunk.num_features
+        super().__init__(
+            trunk=trunk,
+            proj=own_or_new(None, inputs=pooled, embed_dim=embed_dim, own_dim=None, name=name),
+            width=trunk.embed_dim,
+            pooled_width=pooled,
+            embed_dim=embed_dim,
+            patch=patch,
+            preprocess=shown,
+            frozen=frozen,
+            precision=precision,
+            kind=KIND,
+        )
+        self._config = {"architecture": name, "model_args": arguments}
+        self._commit = commit
+        self.fresh_parts = None if source is None else ("proj",)
+        if checkpointing:
+            self.trunk.set_grad_checkpointing(True)
+
+    def architecture(self) -> dict[str, Any]:
+        """Architecture with its arguments, preprocessing and commit, instead of weights to fetch."""
+        return {
+            "config": self._config,
+            "preprocess": self.preprocess.to_dict(),
+            "revision": self._commit,
+            "image_size": None,
+        }
+
+    def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BackboneImageEncoder.run`; a norm that timm puts behind the pooling is applied to the tokens too."""
+        x_BLD = self.trunk.forward_features(pixels_B3HW)
+        tokens_BLD = self.trunk.fc_norm(x_BLD[:, self.trunk.num_prefix_tokens :])
+        return tokens_BLD, self.trunk.forward_head(x_BLD, pre_logits=True)
+
+    def pool_regions(self, pooled_RD: Tensor) -> Tensor:
+        """The attention pooling over one token, where the model has one."""
+        pool = self.trunk.attn_pool
+        return pooled_RD if pool is None else pool(pooled_RD[:, None])
+
+
+def _create(name: str, arguments: Mapping[str, Any]) -> Any:
+    """An untrained network that takes pictures of any size in whole patches."""
+    import timm
+
+    options: dict[str, Any] = {**arguments, "num_classes": 0, "dynamic_img_size": True}
+    try:
+        return timm.create_model(name, pretrained=False, **options)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        if "dynamic_img_size" in str(error):
+            raise UserError(_only_plain_vits(name, "another architecture")) from error
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        known = timm.list_models("*vit*")
+        raise UserError(f"timm model '{name}': {reason}{nearest(name, known)}") from error
+
+
+def _from_source(
+    model: str | None, source: str | None, *, revision: str | None, offline: bool
+) -> tuple[Any, str, dict[str, Any], str | None]:
+    """Network, architecture's name, its arguments, commit."""
+    if source is None:
+        if model is None:
+            raise UserError("'timm' needs source (a folder, a file, a hub id), or model for an untrained network")
+        return _create(model, {}), model, {}, None
+    path = Path(source).expanduser()
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise UserError(f"source of 'timm' '{source}': allowed files are safetensors; pickles are not read")
+        if model is None:
+            raise UserError(f"source of 'timm' '{source}' is a bare file: say which architecture, field model")
+        trunk = _create(model, {})
+        if not on_meta():
+            _fill(trunk, [path], name=source)
+        return trunk, model, {}, None
+    checkpoint = fetch(_hub_id(source), revision=revision, offline=offline, field="source of 'timm'")
+    said = checkpoint.config()
+    name = said.get("architecture")
+    if not isinstance(name, str):
+        raise UserError(f"{source}: config.json names no architecture, so it is no model of timm")
+    if model is not None and model != name:
+        raise UserError(f"model '{model}' of 'timm': {source} is a '{name}'")
+    arguments = dict(said.get("model_args") or {})
+    if said.get("global_pool"):
+        arguments["global_pool"] = said["global_pool"]
+    published = said.get("pretrained_cfg") or {}
+    if published.get("input_size"):
+        # Weights of one architecture are published for several sizes; its own default may be another one.
+        arguments.setdefault("img_size", published["input_size"][-1])
+    trunk = _create(name, arguments)
+    trunk.pretrained_cfg = {**trunk.pretrained_cfg, **published}
+    if not on_meta():
+        _fill(trunk, _weights(checkpoint), name=source)
+    return trunk, name, arguments, checkpoint.commit
+
+
+def _hub_id(source: str) -> str:
+    """`vit_base_patch16_224.augreg_in21k` is the repository that timm's own table names for it."""
+    if "/" in source or Path(source).exists():
+        return source
+    import timm
+
+    said = timm.get_pretrained_cfg(source) if source in timm.list_pretrained() else None
+    if said is None or not said.hf_hub_id:
+        raise UserError(
+            f"source of 'timm' '{source}': no such folder, and timm has no weights of this name"
+            f"{nearest(source, timm.list_pretrained('vit*'))}"
+        )
+    return str(said.hf_hub_id)
+
+
+def _weights(checkpoint: Checkpoint) -> list[Path]:
+    found = checkpoint.weights()
+    return [path for path in found if path.name == "model.safetensors"] or found[:1]
+
+
+def _fill(trunk: Any, paths: list[Path], *, name: str) -> None:
+    """Loads all tensors of the network; only the classifier's may be left over."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    try:
+        state: dict[str, Tensor] = {}
+        for path in paths:
+            state |= load_file(path)
+        state = checkpoint_filter_fn(state, trunk)
+        missing, unexpected = trunk.load_state_dict(
+            {key: value for key, value in state.items() if not key.startswith("head.")}, strict=False
+        )
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name}: its weights do not fit the architecture ({reason})") from error
+    if missing or unexpected:
+        raise UserError(
+            f"{name}: tensors missing: {sorted(missing)[:3] or 'none'}, unexpected: {sorted(unexpected)[:3] or 'none'}"
+        )
+
+
+def _size_of(trunk: Any) -> int:
+    height, width = trunk.patch_embed.img_size
+    if height != width:
+        raise UserError(f"timm model '{type(trunk).__name__}' takes {width} x {height} px: give image_size")
+    return int(height)
+
+
+def _only_plain_vits(name: str, found: str) -> str:
+    return (
+        f"timm model '{name}' is {found}: allowed are plain ViTs that pool their class token, their mean or by "
+        "attention, since regions need one token per patch after the final norm"
+    )
+
+
+def _patch_of(trunk: Any, name: str) -> int:
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not isinstance(trunk, VisionTransformer) or trunk.global_pool not in ("token", "avg", "map"):
+        raise UserError(_only_plain_vits(name, f"a {type(trunk).__name__}"))
+    height, width = trunk.patch_embed.patch_size
+    if height != width:
+        raise UserError(f"timm model '{name}' has patches of {width} x {height} px: allowed are square ones")
+    return int(height)
+
+
+IMAGE_ENCODER = TimmImageEncoder

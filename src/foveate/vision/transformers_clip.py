@@ -1,0 +1,192 @@
+"""CLIP's towers from transformers: a folder or hub repository of `CLIPModel`, or of one of its towers alone.
+
+The image embedding is transformers' own `image_embeds`, the text embedding its `text_embeds`. Tokens are the patch
+tokens after `post_layernorm`, which transformers applies to the class token only. Source of the model: Learning
+Transferable Visual Models From Natural Language Supervision (arXiv 2103.00020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.settings.errors import choose
+from foveate.vision.backbones import (
+    PROJECTIONS,
+    BackboneImageEncoder,
+    BackboneTextEncoder,
+    keep_no_activations,
+    own_or_new,
+)
+from foveate.vision.processors import preprocess_of
+from foveate.vision.transformers_loading import load_tower, provenance, tokenizer_folder, trained_scale
+
+KIND = "transformers_clip"
+_TYPES = ("clip", "clip_vision_model", "clip_text_model")
+
+
+class TransformersClipImageEncoder(BackboneImageEncoder):
+    """The image tower of CLIP.
+
+    Args:
+        source: folder, or OWNER/NAME on the hub, in the format of transformers with safetensors weights.
+        revision: commit, tag or branch of a hub repository; the commit is what a model folder records.
+        offline: look into the hub's cache only.
+        embed_dim: E; the weights have their own, which must agree.
+        projection: "own", or "new" for an untrained one to `embed_dim`.
+        image_size: side of the input in pixels; position embeddings are interpolated (bicubic) at each pass.
+        geometry: see `Preprocess`; "center_crop" is what most weights were trained on.
+        frozen: train the projection only; the tower's results are kept on disk.
+        precision: of a frozen tower: "float32", "bfloat16", "auto".
+        checkpointing: keep no activations inside layers; slower, less memory.
+        config, preprocess: of `architecture()`, to build a saved tower again without its first weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str | None = None,
+        revision: str | None = None,
+        offline: bool = False,
+        embed_dim: int | None = None,
+        projection: str = "own",
+        image_size: int | None = None,
+        geometry: str = "letterbox",
+        frozen: bool = False,
+        precision: str = "float32",
+        checkpointing: bool = False,
+        config: Mapping[str, Any] | None = None,
+        preprocess: Mapping[str, Any] | None = None,
+    ) -> None:
+        from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
+
+        own = choose(projection, PROJECTIONS, f"projection of '{KIND}'") == "own"
+        model_class = CLIPVisionModelWithProjection if own else CLIPVisionModel
+        found = load_tower(
+            KIND, model_class, CLIPVisionConfig, types=_TYPES, source=source, revision=revision, offline=offline,
+            config=config,
+        )  # fmt: skip
+        settings = found.model.config
+        trunk = found.model.vision_model if own else found.model
+        super().__init__(
+            trunk=trunk,
+            proj=own_or_new(
+                found.model.visual_projection if own else None,
+                inputs=settings.hidden_size,
+                embed_dim=embed_dim,
+                own_dim=settings.projection_dim,
+                name=source or KIND,
+            ),
+            width=settings.hidden_size,
+            pooled_width=settings.hidden_size,
+            embed_dim=settings.projection_dim if own else int(embed_dim or 0),
+            patch=settings.patch_size,
+            preprocess=preprocess_of(
+                found.checkpoint,
+                given=preprocess,
+                image_size=image_size,
+                patch=settings.patch_size,
+                geometry=geometry,
+                kind=KIND,
+            ),
+            frozen=frozen,
+            precision=precision,
+            kind=KIND,
+        )
+        self._found = found.without_model()
+        self.fresh_parts = () if own else ("proj",)
+        if own:
+            self.trained_scale, self.trained_bias = trained_scale(found.checkpoint)
+        if checkpointing:
+            keep_no_activations(self.trunk)
+
+    def architecture(self) -> dict[str, Any]:
+        """Configuration, preprocessing and commit, instead of weights to fetch."""
+        return {**provenance(self._found), "preprocess": self.preprocess.to_dict(), "image_size": None}
+
+    def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BackboneImageEncoder.run`; the pooled vector is the normed class token."""
+        said = self.trunk(pixel_values=pixels_B3HW, interpolate_pos_encoding=True)
+        return self.trunk.post_layernorm(said.last_hidden_state[:, 1:]), said.pooler_output
+
+
+class TransformersClipTextEncoder(BackboneTextEncoder):
+    """The text tower of CLIP with its tokenizer.
+
+    In training, token ids are cut behind the last end token of the batch: the mask is causal, so the embedding is the
+    same up to rounding.
+
+    Args:
+        source, revision, offline, embed_dim, projection, frozen, precision, checkpointing, config: see the image tower.
+        tokenizer: folder of the tokenizer's files; the source's by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str | None = None,
+        revision: str | None = None,
+        offline: bool = False,
+        embed_dim: int | None = None,
+        projection: str = "own",
+        frozen: bool = False,
+        precision: str = "float32",
+        checkpointing: bool = False,
+        config: Mapping[str, Any] | None = None,
+        tokenizer: str | None = None,
+    ) -> None:
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+        own = choose(projection, PROJECTIONS, f"projection of '{KIND}'") == "own"
+        model_class = CLIPTextModelWithProjection if own else CLIPTextModel
+        found = load_tower(
+            KIND, model_class, CLIPTextConfig, types=_TYPES, source=source, revision=revision, offline=offline,
+            config=config,
+        )  # fmt: skip
+        settings = found.model.config
+        super().__init__(
+            trunk=found.model.text_model if own else found.model,
+            proj=own_or_new(
+                found.model.text_projection if own else None,
+                inputs=settings.hidden_size,
+                embed_dim=embed_dim,
+                own_dim=settings.projection_dim,
+                name=source or KIND,
+            ),
+            pooled_width=settings.hidden_size,
+            embed_dim=settings.projection_dim if own else int(embed_dim or 0),
+            length=settings.max_position_embeddings,
+            tokenizer=tokenizer_folder(found, tokenizer),
+            frozen=frozen,
+            precision=precision,
+            kind=KIND,
+        )
+        self._found = found.without_model()
+        self.fresh_parts = () if own else ("proj",)
+        if own:
+            self.trained_scale, self.trained_bias = trained_scale(found.checkpoint)
+        if checkpointing:
+            keep_no_activations(self.trunk)
+
+    def architecture(self) -> dict[str, Any]:
+        """Configuration and commit, instead of weights to fetch."""
+        return {**provenance(self._found), "tokenizer": None}
+
+    def run(self, ids_BL: Tensor) -> Tensor:
+        """Ids to the normed hidden state at the end token."""
+        if self.training:
+            ids_BL = ids_BL[:, : int(self._ends(ids_BL).max()) + 1]
+        return self.trunk(input_ids=ids_BL).pooler_output
+
+    def _ends(self, ids_BL: Tensor) -> Tensor:
+        """Position of each row's end token, found as transformers finds it."""
+        end = self.trunk.eos_token_id
+        # Old configurations name 2, although the end token has the highest id.
+        return ids_BL.argmax(dim=1) if end == 2 else (ids_BL == end).to(torch.int32).argmax(dim=1)
+
+
+IMAGE_ENCODER = TransformersClipImageEncoder
+TEXT_ENCODER = TransformersClipTextEncoder

@@ -1,0 +1,157 @@
+"""Loads one tower of a model in the format of transformers, strictly, or builds it from its configuration alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from foveate.settings.errors import UserError
+from foveate.vision.backbones import given_folder, on_meta
+from foveate.vision.hub import Checkpoint, check_loaded, fetch
+
+# Which of our encoders reads what config.json calls itself.
+KIND_OF_TYPE = {
+    "clip": "transformers_clip",
+    "clip_vision_model": "transformers_clip",
+    "clip_text_model": "transformers_clip",
+    "siglip": "siglip",
+    "siglip_vision_model": "siglip",
+    "siglip_text_model": "siglip",
+    "dinov2": "dinov2",
+    "dinov2_with_registers": "dinov2",
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A tower and where it came from.
+
+    Attributes:
+        model: of transformers; None once the encoder has taken it.
+        config: its configuration as JSON values. source, revision: as given; the commit where there is one.
+        checkpoint: the folder; None where the tower was built from a configuration.
+    """
+
+    model: Any
+    config: dict[str, Any]
+    source: str | None
+    revision: str | None
+    checkpoint: Checkpoint | None
+
+    def without_model(self) -> Loaded:
+        """The same without the network, which is a submodule of the encoder."""
+        return replace(self, model=None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers lists unused tensors of the other tower and draws progress bars; neither is news here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_tower(
+    kind: str,
+    model_class: Any,
+    config_class: Any,
+    *,
+    types: Sequence[str],
+    source: str | None,
+    revision: str | None = None,
+    offline: bool = False,
+    config: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """A tower in float32: its trained weights, or untrained where `config` is given or models are only counted.
+
+    Args:
+        kind: name of the encoder, for errors. types: values of `model_type` that it reads.
+        model_class, config_class: of transformers.
+        config: a configuration as `provenance` keeps it; then `source` is only a label.
+
+    Raises:
+        UserError: for a source out of reach, of another type, as a pickle, or with tensors missing.
+    """
+    if config is not None:
+        with quiet():
+            model = model_class(config_class.from_dict(dict(config)))
+        return Loaded(model, dict(config), source, revision, None)
+    if source is None:
+        raise UserError(f"source of '{kind}' is missing: give a folder or OWNER/NAME on the hub")
+    checkpoint = fetch(source, revision=revision, offline=offline, field=f"source of '{kind}'")
+    said = checkpoint.config()
+    found_type = said.get("model_type")
+    if found_type not in types:
+        other = KIND_OF_TYPE.get(str(found_type))
+        hint = f"; kind: {other} reads it" if other and other != kind else ""
+        raise UserError(f"{source}: its model_type is '{found_type}', '{kind}' reads {', '.join(types)}{hint}")
+    with quiet():
+        try:
+            settings = config_class.from_pretrained(str(checkpoint.folder))
+            if "projection_dim" in said:  # of both towers; the towers' own copies of it are not kept up to date
+                settings.projection_dim = said["projection_dim"]
+            if on_meta():
+                model = model_class(settings)
+            else:
+                checkpoint.weights()
+                model, report = model_class.from_pretrained(
+                    str(checkpoint.folder),
+                    config=settings,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                )
+                check_loaded(report, name=source)
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise UserError(f"{source}: transformers cannot load it ({reason})") from error
+    return Loaded(model, _json(settings), source, checkpoint.commit or revision, checkpoint)
+
+
+def _json(settings: Any) -> dict[str, Any]:
+    """What the network is built from; not where it was read from, nor by which release."""
+    said = json.loads(settings.to_json_string(use_diff=False))
+    return {name: value for name, value in said.items() if name not in ("_name_or_path", "transformers_version")}
+
+
+def provenance(found: Loaded) -> dict[str, Any]:
+    """Options that build the tower again without weights; `source` and `revision` stay as a record."""
+    return {"config": found.config, "source": found.source, "revision": found.revision}
+
+
+def tokenizer_folder(found: Loaded, tokenizer: str | None) -> Path | None:
+    """Where the tokenizer's files are: the field `tokenizer`, else the source; None where models are only counted."""
+    if tokenizer is not None:
+        return given_folder(tokenizer)
+    return None if found.checkpoint is None or on_meta() else found.checkpoint.folder
+
+
+def trained_scale(checkpoint: Checkpoint | None) -> tuple[float | None, float | None]:
+    """1 / temperature and bias that were trained with the weights; None where the files have none."""
+    values: dict[str, float] = {}
+    for path in [] if checkpoint is None else sorted(checkpoint.folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt", device="cpu") as stored:
+            names = set(stored.keys())
+            for name in ("logit_scale", "logit_bias"):
+                if name in names:
+                    values[name] = float(stored.get_tensor(name).reshape(-1)[0])
+    scale = values.get("logit_scale")
+    return None if scale is None else math.exp(scale), values.get("logit_bias")

@@ -1,0 +1,72 @@
+"""`foveate export` as a user types it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import Run
+
+
+def test_a_model_in_words_as_json_and_dry(foveate: Run, trained: Path, tmp_path: Path) -> None:
+    planned = foveate("export", trained / "model", "--to", "open_clip", "--out", "out", "--dry-run")
+    assert planned.code == 0, planned.err
+    assert "would write out/open_clip_model.safetensors" in planned.out
+    assert not list(tmp_path.iterdir())
+    told = foveate("export", trained, "--to", "open_clip", "--out", "out", "--device", "cpu")
+    assert told.code == 0, told.err
+    assert "largest difference, image embeddings: 0\n" in told.out
+    assert told.out.endswith("export: out\n")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| which phrase names this box: R@1 | seen | cloc |" in card
+    assert "Collection `shapes`, split `train`, 16 pictures with text." in card
+    found = foveate("export", trained / "model", "--to", "transformers", "--out", "hf", "--json").json
+    assert found["paths"] == {"export": "hf"}
+    assert found["differences"]["token ids up to the end token"] == 0
+    assert found["differences"]["image embeddings"] < 5e-6
+    assert set(found["files"]) == {path.name for path in (tmp_path / "hf").iterdir()}
+
+
+def test_embeddings_of_a_collection(foveate: Run, trained: Path, tiny_collection: Path, tmp_path: Path) -> None:
+    told = foveate("export", trained / "model", "--to", "embeddings", "--collection", tiny_collection, "--out", "e")
+    assert told.code == 0, told.err
+    assert "pictures: 32\n" in told.out
+    assert (tmp_path / "e" / "pictures" / "00000.parquet").is_file()
+    again = foveate("export", trained / "model", "--to", "embeddings", "--collection", tiny_collection, "--out", "e")
+    assert "e exists and is not an empty folder: choose another one with --out" in again.sentence
+
+
+def test_a_collection(foveate: Run, tiny_collection: Path, tmp_path: Path) -> None:
+    planned = foveate("export", tiny_collection, "--to", "webdataset", "--out", "tars", "--dry-run")
+    assert "would write 32 pictures to tars" in planned.out
+    assert foveate("export", tiny_collection, "--to", "webdataset", "--out", "tars").out.endswith("export: tars\n")
+    back = foveate("collect", "tars/*.tar", "--to", "again", "--split", "none", "--json")
+    assert back.code == 0, back.err
+    assert (tmp_path / "again" / "collection.json").is_file()
+    assert not list(tmp_path.glob(".*partial*"))
+
+
+def test_coco_where_there_is_an_exporter(foveate: Run, tiny_collection: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("foveate.records.exporters.coco") is None:
+        pytest.skip("no exporter to COCO in this release")
+    told = foveate("export", tiny_collection, "--to", "coco", "--out", "coco")
+    assert told.code == 0, told.err
+    found = [json.loads(path.read_text()) for path in (tmp_path / "coco").rglob("*.json")]
+    assert any("images" in one for one in found)
+
+
+def test_mistakes(foveate: Run, trained: Path, tiny_collection: Path, tmp_path: Path) -> None:
+    assert (
+        "neither a model folder (config.json) nor a collection" in foveate("export", tmp_path, "--to", "onnx").sentence
+    )
+    wrong = foveate("export", tiny_collection, "--to", "open_clip").sentence
+    assert "unknown target of the collection" in wrong
+    assert "webdataset" in wrong
+    assert "did you mean 'transformers'?" in foveate("export", trained / "model", "--to", "transformer").sentence
+    assert "--collection" in foveate("export", trained / "model", "--to", "embeddings").sentence
+    split = foveate("export", tiny_collection, "--to", "webdataset", "--split", "test").sentence
+    assert "belong to `--to embeddings`" in split
+    assert foveate("export", tiny_collection).code == 2

@@ -1,0 +1,116 @@
+"""`foveate index` and `foveate search` from end to end, and the one sentence of each mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tiny
+from conftest import Run
+from foveate.pretrain.folder import save_model
+from foveate.pretrain.train import build_model
+from foveate.records.collection import Collection
+
+
+@pytest.fixture(scope="module")
+def place(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("verbs")
+    shutil.copytree(tiny_collection, root / "shapes")
+    save_model(build_model(tiny.recipe()).eval(), root / "model")
+    return root
+
+
+@pytest.fixture(scope="module")
+def index(place: Path) -> Path:
+    from foveate.pretrain.index import build_index
+
+    build_index(place / "model", place / "shapes", place / "index")
+    return place / "index"
+
+
+@pytest.fixture(scope="module")
+def picture(place: Path) -> Path:
+    collection = Collection.open(place / "shapes")
+    path = place / "asked.png"
+    path.write_bytes(collection.picture_bytes(collection.row_of("test-01")))
+    return path
+
+
+def test_index_and_search(foveate: Run, place: Path, tmp_path: Path) -> None:
+    dry = foveate("index", place / "model", place / "shapes", "--out", "mine", "--dry-run")
+    assert "32 pictures to embed with 58 regions" in dry.out
+    assert not (tmp_path / "mine").exists()
+    made = foveate("index", place / "model", place / "shapes", "--out", "mine", "--json", "--quiet")
+    assert made.code == 0, made.err
+    assert made.json["counts"] == {"pictures": 32, "regions": 58, "unreadable": 0}
+    assert made.json["paths"] == {"index": "mine"}
+    again = foveate("index", place / "model", place / "shapes", "--out", "mine", "--json", "--quiet")
+    assert (again.json["embedded"], again.json["counts"]) == (0, made.json["counts"])
+    found = foveate("search", "mine", "a red disc", "--count", "4")
+    assert found.code == 0, found.err
+    assert len(re.findall(r"^ +\d+  [+-]\d\.\d{3}  \S+", found.out, re.MULTILINE)) == 4
+    page = (tmp_path / "runs" / "search" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figure") == 4
+    assert 'src="http' not in page
+
+
+def test_a_box_in_a_picture(foveate: Run, index: Path, picture: Path) -> None:
+    arguments = ("search", index, "a disc", "--picture", picture, "--minus", "blue", "--weight", "box=0.5", "--json")
+    by_fraction = foveate(*arguments, "--box", "0,0,0.5,1").json
+    assert by_fraction["query"]["weights"] == {"words": 1, "box": 0.5, "minus": 1}
+    assert by_fraction["query"]["box"] == [0, 0, 0.5, 1]
+    collection = Collection.open(index.parent / "shapes")
+    row = collection.row_of("test-01")
+    width, height = (int(collection.index[name][row]) for name in ("width", "height"))
+    by_pixel = foveate(*arguments, "--box", f"0,0,{width / 2},{height}", "--pixels").json
+    assert by_pixel["results"] == by_fraction["results"]
+    stored = json.loads((Path("runs") / "search" / "result.json").read_text(encoding="utf-8"))
+    assert stored["results"] == by_pixel["results"]
+
+
+def test_a_picture_that_has_gone_bad_is_said(foveate: Run, place: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(place / "shapes", tmp_path / "shapes"))
+    foveate("index", place / "model", copy, "--out", "mine", "--quiet")
+    for tar in (copy / "images").glob("*.tar"):
+        tar.unlink()
+    found = foveate("search", "mine", "a red disc", "--count", "2", "--json")
+    assert found.code == 0, found.err
+    assert all("is missing" in hit["problem"] for hit in found.json["results"]["found"])
+    assert "is missing" in (tmp_path / "runs" / "search" / "report.html").read_text(encoding="utf-8")
+
+
+def test_mistakes(foveate: Run, index: Path, picture: Path, place: Path, tmp_path: Path) -> None:
+    other = save_model(build_model(tiny.recipe(training={"seed": 5})).eval(), tmp_path / "other")
+    for words, sentence in (
+        ((index,), "nothing to search for"),
+        ((index, "red", "--box", "0,0,1,1"), "a box needs the picture"),
+        ((index, "--picture", picture, "--box", "0,0,1"), "allowed are four numbers"),
+        ((index, "--picture", picture, "--box", "0,0,30,30"), "give --pixels where they are pixels"),
+        ((index, "--picture", picture, "--box", "0,0,9999,9", "--pixels"), "corners must lie in [0, 1]"),
+        ((index, "--picture", picture, "--box", "0.5,0,0.2,1"), "x2 must be greater than x1"),
+        ((index, "--picture", picture, "--box", "nan,0,0.2,1"), "finite"),
+        ((index, "red", "--pixels"), "give --box too"),
+        ((index, "red", "--weight", "words"), "allowed is PART=NUMBER"),
+        ((index, "red", "--weight", "word=2"), "did you mean 'words'"),
+        ((index, "red", "--model", other), "was made with another model than"),
+        ((place, "red"), "not an index"),
+        ((index, "--picture", "none.jpg"), "none.jpg: cannot be read"),
+    ):
+        assert sentence in foveate("search", *words).sentence
+    for words, sentence in (
+        ((other, place / "shapes", "--out", index), "was made with another model"),
+        ((place / "model", place / "shapes", "--out", index, "--regions", "grid"), "was made with --regions auto"),
+        ((place / "model", place / "shapes", "--regions", "box"), "did you mean 'boxes'"),
+        ((place / "model", place / "model"), "no collection"),
+        ((place / "shapes", place / "shapes", "--out", "x"), "not a model folder"),
+    ):
+        assert sentence in foveate("index", *words).sentence
+
+
+def test_hostile_words(foveate: Run, index: Path) -> None:
+    for words in ("<script>alert(1)</script>", "🔴 赤い丸", "x" * 20_000, "{{ 7*7 }}"):
+        assert foveate("search", index, words, "--count", "1").code == 0

@@ -1,0 +1,300 @@
+"""Search: words, a picture, a box, sums of them; one answer a picture; refusals; and the verbs of the package."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import foveate
+import tiny
+from foveate import Box, Hit, PixelBox, UserError
+from foveate.pretrain import faiss_backend
+from foveate.pretrain.folder import save_model
+from foveate.pretrain.index import build_index
+from foveate.pretrain.index_folder import Description
+from foveate.pretrain.query import Query, embed_query
+from foveate.pretrain.search import Index, search
+from foveate.pretrain.train import build_model
+from foveate.pretrain.verbs import Location, Model
+from foveate.records.collection import Collection
+from foveate.records.writer import CollectionWriter
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model, collection and index side by side."""
+    root = tmp_path_factory.mktemp("search")
+    shutil.copytree(tiny_collection, root / "my-pictures")
+    save_model(build_model(tiny.recipe()).eval(), root / "model")
+    build_index(root / "model", root / "my-pictures", root / "my-index")
+    return root
+
+
+@pytest.fixture(scope="module")
+def index(folder: Path) -> foveate.SearchIndex:
+    return foveate.open_index(folder / "my-index")
+
+
+def picture_of(folder: Path, key: str) -> bytes:
+    collection = Collection.open(folder / "my-pictures")
+    return collection.picture_bytes(collection.row_of(key))
+
+
+def test_a_picture_finds_itself(folder: Path, index: foveate.SearchIndex) -> None:
+    for key in ("train-00", "test-05"):
+        best = index.search(picture=picture_of(folder, key), kind="pictures", count=3)[0]
+        assert (best.key, best.kind, best.box) == (key, "picture", None)
+        assert best.score == pytest.approx(1, abs=1e-5)
+        assert best.caption
+
+
+def test_a_box_finds_itself(folder: Path, index: foveate.SearchIndex) -> None:
+    collection = Collection.open(folder / "my-pictures")
+    row = collection.row_of("test-02")
+    region = collection.regions_of(row)[0]
+    width, height = (int(collection.index[name][row]) for name in ("width", "height"))
+    for box in (region.box, region.box.to_pixels(width, height)):
+        best = index.search(picture=collection.picture_bytes(row), box=box, kind="regions", count=1)[0]
+        assert (best.key, best.phrase, best.kind) == ("test-02", region.phrase, "region")
+        assert best.score == pytest.approx(1, abs=1e-4)
+        assert best.box is not None
+        np.testing.assert_allclose(best.box.to_array(), region.box.to_array(), atol=1e-6)
+
+
+def test_words_are_ordered_by_their_cosines(index: foveate.SearchIndex) -> None:
+    vector = index.model.encode_text(["a red disc"])[0].astype(np.float64)
+    hits = index.search("a red disc", count=1000, kind="regions", per_picture=1000)
+    assert len(hits) == index.index.description.counts["regions"]
+    scores = [hit.score for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+    segment = next(one for one in index.index.description.segments if one.kind == "region")
+    vectors = segment.embeddings(index.index.folder).astype(np.float64)
+    assert scores[0] == pytest.approx((vectors @ vector).max() / np.linalg.norm(vector), abs=1e-6)
+
+
+def test_at_most_so_many_of_a_picture(index: foveate.SearchIndex) -> None:
+    for kind in ("both", "regions"):
+        for most in (1, 2):
+            keys = [hit.key for hit in index.search("red", count=1000, kind=kind, per_picture=most)]
+            assert max(map(keys.count, keys)) == most
+            assert len(set(keys)) == 32
+    assert len(index.search("red", count=5)) == 5
+    few, many = (index.search("red", count=count) for count in (4, 20))
+    assert few == many[:4]
+
+
+def test_the_sum_is_the_weighted_sum_of_unit_vectors(folder: Path, index: foveate.SearchIndex) -> None:
+    network, data = index.model.network, picture_of(folder, "train-01")
+    words, minus = index.model.encode_text(["a red disc", "blue"]).astype(np.float64)
+    picture = index.model.encode_pictures([data])[0].astype(np.float64)
+    query = Query(words="a red disc", picture=data, minus="blue", weights={"words": 2, "minus": 0.5})
+    expected = 2 * words + picture - 0.5 * minus
+    found, box = embed_query(network, query)
+    assert box is None
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
+    assert query.parts == ["words", "picture", "minus"]
+    box_query = Query(picture=data, box=Box(0.1, 0.1, 0.6, 0.9))
+    assert box_query.parts == ["box"]
+    z = index.model.encode_regions(data, [Box(0.1, 0.1, 0.6, 0.9)])[0]
+    np.testing.assert_allclose(embed_query(network, box_query)[0], z, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "nothing to search for"),
+        ({"minus": "red"}, "nothing to search for"),
+        ({"words": "  "}, "the query's words are empty"),
+        ({"words": "red", "minus": ""}, "the query's minus are empty"),
+        ({"words": "red", "minus": "red"}, "cancel out"),
+        ({"words": "red", "box": Box.whole()}, "a box needs the picture"),
+        ({"words": "red", "weights": {"word": 1}}, "unknown part of a query 'word'.*did you mean 'words'"),
+        ({"words": "red", "weights": {"words": 0}}, "a number above 0, got 0"),
+        ({"words": "red", "weights": {"words": float("nan")}}, "a number above 0, got nan"),
+        ({"words": "red", "weights": {"picture": 2}}, "the query has only words"),
+        ({"words": "red", "kind": "picture"}, "unknown kind of answers 'picture'.*did you mean 'pictures'"),
+        ({"words": "red", "backend": "fais"}, "did you mean 'faiss'"),
+        ({"words": "red", "count": 0}, "allowed is 1 or more"),
+        ({"picture": b"no picture"}, "the picture cannot be read"),
+        ({"picture": "missing.jpg"}, r"missing\.jpg: cannot be read"),
+        ({"picture": 7}, "not int"),
+        ({"picture": tiny.picture_bytes(Image.new("RGB", (40, 30))), "box": PixelBox(10, 0, 50, 20)}, r"in \[0, 1\]"),
+        ({"picture": tiny.picture_bytes(Image.new("RGB", (40, 30))), "box": (0, 0, 1, 1)}, "four bare numbers"),
+    ],
+)
+def test_what_cannot_be_asked(options: dict[str, Any], message: str, index: foveate.SearchIndex) -> None:
+    with pytest.raises(UserError, match=message):
+        index.search(**options)
+
+
+def test_vectors_of_ones_own(index: foveate.SearchIndex) -> None:
+    for vector in (np.zeros(32), np.ones(31), np.full(32, np.nan)):
+        with pytest.raises(UserError, match="a query is 32 finite numbers"):
+            index.index.nearest(vector)
+
+
+def test_hostile_folders(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "moved"))
+    moved = foveate.open_index(copy / "my-index")
+    assert len(moved) == len(foveate.open_index(folder / "my-index"))
+    with pytest.raises(UserError, match="not an index"):
+        foveate.open_index(tmp_path)
+    other = save_model(build_model(tiny.recipe(training={"seed": 5})).eval(), tmp_path / "other")
+    with pytest.raises(UserError, match="made with another model than"):
+        foveate.open_index(copy / "my-index", model=other)
+    with pytest.raises(UserError, match="its collection is not at"):
+        foveate.open_index(copy / "my-index", collection=tmp_path)
+    lonely = Path(shutil.copytree(folder / "my-index", tmp_path / "elsewhere" / "far" / "my-index"))
+    text = (lonely / "index.json").read_text(encoding="utf-8").replace(str(folder), str(tmp_path / "gone"))
+    (lonely / "index.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="--collection"):
+        foveate.open_index(lonely)
+    with pytest.raises(UserError, match="--model"):
+        foveate.open_index(lonely, collection=folder / "my-pictures")
+    assert foveate.open_index(lonely, collection=folder / "my-pictures", model=folder / "model").search("red")
+    segment = Description.read(copy / "my-index").segments[0].embeddings_path(copy / "my-index")
+    segment.write_bytes(segment.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"\.npy: cannot be read"):
+        foveate.open_index(copy / "my-index").search("red")
+    (copy / "my-index" / "index.json").write_text('{"kind": "index", "format": 1}')
+    with pytest.raises(UserError, match="a field is missing"):
+        foveate.open_index(copy / "my-index")
+
+
+def test_an_empty_index_and_an_emptied_one(folder: Path, tmp_path: Path) -> None:
+    with CollectionWriter(tmp_path / "empty", name="empty", licence="CC0-1.0", source="test"):
+        pass
+    build_index(folder / "model", tmp_path / "empty", tmp_path / "index")
+    with pytest.raises(UserError, match="nothing to search, it is empty"):
+        Index.open(tmp_path / "index")
+    build_index(folder / "model", folder / "my-pictures", tmp_path / "pictures", regions="none")
+    opened = foveate.open_index(tmp_path / "pictures")
+    with pytest.raises(UserError, match="holds no regions"):
+        opened.search("red", kind="regions")
+
+
+@pytest.mark.parametrize("lists_from", [10**9, 10])
+def test_faiss_finds_the_same(lists_from: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(faiss_backend, "LISTS_FROM", lists_from)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    opened = foveate.open_index(copy / "my-index")
+    for kind in ("pictures", "regions", "both"):
+        exact = opened.search("a red disc", count=7, kind=kind)
+        assert opened.search("a red disc", count=7, kind=kind, backend="faiss") == exact
+    kept = sorted(path.name.partition("-")[0] for path in (copy / "my-index").glob("faiss/*"))
+    assert kept == (["picture", "region"] if lists_from == 10 else []), "one kind's lists must not push out the other's"
+
+
+def test_without_faiss_it_says_what_to_install(index: foveate.SearchIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=re.escape("pip install 'foveate[faiss]'")):
+        index.search("red", backend="faiss")
+
+
+def test_pictures_may_be_paths_bytes_or_images(folder: Path, tmp_path: Path) -> None:
+    model = foveate.open_model(folder / "model")
+    data = picture_of(folder, "train-02")
+    (tmp_path / "a.png").write_bytes(data)
+    image = Image.open(io.BytesIO(data))
+    three = model.encode_pictures([tmp_path / "a.png", data, image])
+    assert three.shape == (3, model.embed_dim)
+    assert three.dtype == np.float32
+    np.testing.assert_allclose(three, three[:1].repeat(3, 0), atol=1e-6)
+    for mode in ("L", "1", "P", "CMYK", "RGBA", "LA", "I", "F", "HSV"):
+        assert np.isfinite(model.encode_pictures([Image.new(mode, (30, 20))])).all(), mode
+    turned = Image.new("RGB", (64, 32), "red")
+    turned.paste("blue", (0, 0, 10, 32))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif, quality=100)
+    by_path, by_image = model.encode_pictures([tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")])
+    np.testing.assert_allclose(by_path, by_image, atol=2e-2)
+    assert model.encode_pictures([]).shape == (0, 32)
+    assert model.encode_regions(data, []).shape == (0, 32)
+
+
+def test_many_pictures_are_the_same_as_few(folder: Path) -> None:
+    model = foveate.open_model(folder / "model")
+    pictures = [picture_of(folder, f"test-{number:02d}") for number in range(10)] * 4
+    many = model.encode_pictures(iter(pictures))
+    np.testing.assert_allclose(many[:10], model.encode_pictures(pictures[:10]), atol=1e-5)
+
+
+def test_bare_numbers_are_refused(folder: Path) -> None:
+    model, data = foveate.open_model(folder / "model"), picture_of(folder, "train-02")
+    for boxes in ([(0.1, 0.1, 0.5, 0.5)], [[1, 2, 3, 4]], np.array([[0.1, 0.1, 0.5, 0.5]])):
+        with pytest.raises(UserError, match=r"write Box\(x1, y1, x2, y2\)"):
+            model.encode_regions(data, boxes)  # type: ignore[arg-type]
+    for call in (
+        lambda: model.encode_regions(data, Box.whole()),  # type: ignore[arg-type]
+        lambda: model.encode_pictures("a.png"),  # type: ignore[arg-type]
+        lambda: model.encode_text("red"),
+    ):
+        with pytest.raises(UserError, match=r"for one"):
+            call()
+    with pytest.raises(UserError, match=r"b\.png: cannot be read"):
+        model.encode_pictures(["b.png"])
+    with pytest.raises(UserError, match="picture 1: cannot be read"):
+        model.encode_pictures([data, b"x"])
+
+
+def test_locate_gives_typed_boxes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    model, data = foveate.open_model(folder / "model"), picture_of(folder, "train-02")
+    found = model.locate(data, "a red disc")
+    assert isinstance(model, Model)
+    assert isinstance(found, Location)
+    assert isinstance(found.boxes["candidates"], Box)
+    assert found.box == found.boxes[found.rule]
+    assert set(found.boxes) == {"head", "candidates", "centre", "random"}
+    monkeypatch.setattr(model.network, "ground", lambda *_: torch.zeros(1, 4))
+    nowhere = model.locate(data, "a red disc", rule="head")
+    assert (nowhere.box, nowhere.score) == (None, None)
+
+
+def test_search_is_one_question(folder: Path, index: foveate.SearchIndex) -> None:
+    hits = foveate.search(folder / "my-index", "a red disc", count=3)
+    assert hits == index.search("a red disc", count=3)
+    assert all(isinstance(hit, Hit) for hit in hits)
+    query = Query(words="a red disc")
+    assert search(index.index, query, index.model.network, count=3)[0] == hits
+
+
+def test_names_are_there_without_torch() -> None:
+    code = (
+        "import foveate, sys; assert {'open_model', 'open_index', 'search'} <= set(dir(foveate)); "
+        "foveate.Box, foveate.PixelBox; assert 'torch' not in sys.modules; "
+        "foveate.open_model; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_example_of_the_docs_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/python.md, word for word, beside a model, an index and a picture of the names that it uses."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(encoding="utf-8"), re.DOTALL)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "runs" / "tour" / "cloc-seed0").mkdir(parents=True)
+    (copy / "model").rename(copy / "runs" / "tour" / "cloc-seed0" / "model")
+    Image.open(io.BytesIO(picture_of(folder, "train-01"))).convert("RGB").save(copy / "holiday.jpg")
+    monkeypatch.chdir(copy)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        ast.parse(block)
+        exec(compile(block, "python.md", "exec"), names)
+    assert names["pictures"].shape == (1, 32)
+    assert names["regions"].shape == (2, 32)
+    assert all(isinstance(hit, Hit) for hit in names["hits"])
