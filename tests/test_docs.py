@@ -45,7 +45,7 @@ def foveate_arguments(line: str) -> list[str] | None:
     words = shlex.split(line.removeprefix("$ "), comments=True)
     for place, word in enumerate(words):
         program = word == "foveate" or word.endswith("/foveate")
-        if program and (place == 0 or words[place - 1] in ("-m", "&&") or "=" in words[place - 1]):
+        if program and (place == 0 or words[place - 1] in ("-m", "--", "&&") or "=" in words[place - 1]):
             return words[place + 1 :]
     return None
 

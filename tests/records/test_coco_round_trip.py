@@ -18,6 +18,7 @@ from foveate.records.exporters.coco import export_coco
 from foveate.records.importers.coco import import_coco
 from foveate.records.importers.lvis import import_lvis
 from foveate.records.record import Caption, Region
+from foveate.records.removal import remove_pictures
 from foveate.records.writer import CollectionWriter
 from foveate.settings.errors import UserError
 
@@ -146,13 +147,14 @@ def test_chosen_rows_and_no_overwriting(collection: Collection, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "other", "out"]
 
 
-def test_category_ids_outlive_the_picture_that_the_list_of_categories_stands_at(tmp_path: Path) -> None:
-    import_coco(write_coco(tmp_path / "set", 3), tmp_path / "c")
-    with CollectionWriter(tmp_path / "c") as writer:
-        writer.remove(["000000001000"], reason="test")
+def test_categories_stay_when_their_pictures_are_removed_and_purged(tmp_path: Path) -> None:
+    source = write_coco(tmp_path / "set", 3)
+    import_coco(source, tmp_path / "c")
+    first, second, third = Collection.open(tmp_path / "c").keys
+    remove_pictures(tmp_path / "c", [first], purge=False)
+    remove_pictures(tmp_path / "c", [second])
     export_coco(Collection.open(tmp_path / "c"), tmp_path / "out")
-    after = _read(tmp_path / "out", "instances")
-    assert {entry["id"]: entry["name"] for entry in after["categories"]} == {3: "car", 18: "dog"}
-    assert import_coco(tmp_path / "set", tmp_path / "c").removed_earlier == 1
-    export_coco(Collection.open(tmp_path / "c"), tmp_path / "again")
-    assert len(_read(tmp_path / "again", "instances")["categories"]) == 3
+    categories = _by_id(_read(tmp_path / "out", "instances")["categories"])
+    assert categories == _by_id(coco_instances(3)["categories"])
+    assert import_coco(source, tmp_path / "c").removed_earlier == 2
+    assert Collection.open(tmp_path / "c").about("coco_categories").num_rows == 3

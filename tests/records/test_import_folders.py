@@ -125,3 +125,13 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
         for root in (tmp_path / "1", tmp_path / "5")
     )
     assert one == five
+
+
+def test_the_first_line_alone_is_the_text_where_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "frog.jpg").write_bytes(jpeg(1))
+    (tmp_path / "in" / "frog.txt").write_text("A frog.\nde.utf8=Ein Frosch.\n", encoding="utf-8")
+    import_folder(tmp_path / "in", tmp_path / "first", first_line=True)
+    import_folder(tmp_path / "in", tmp_path / "whole")
+    texts = [Collection.open(tmp_path / name).captions_of(0)[0].text for name in ("first", "whole")]
+    assert texts == ["A frog.", "A frog.\nde.utf8=Ein Frosch."]

@@ -101,7 +101,7 @@ def test_coco_boxes_categories_captions_and_crowds(tmp_path: Path) -> None:
         "crowd boxes (iscrowd) taken, with the slice 'crowd'": 1,
         "outlines (polygons or RLE) left out; the boxes beside them are used": 6,
     }
-    assert collection.table("coco_categories")["name"].to_pylist() == ["car", "dog", "toothbrush"]
+    assert collection.about("coco_categories")["name"].to_pylist() == ["car", "dog", "toothbrush"]
 
 
 def test_a_captions_file_alone_and_one_without_captions(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_lvis_names_synonyms_and_frequencies(tmp_path: Path) -> None:
         ("car (automobile)", "car_(automobile)", "frequent"),
         ("aerosol can", "aerosol_can", "rare"),
     ]
-    rows = collection.table("coco_categories").to_pylist()
+    rows = collection.about("coco_categories").to_pylist()
     assert rows[1]["synonyms"] == ["aerosol_can", "spray_can"]
 
 
@@ -243,6 +243,19 @@ def test_a_referenced_folder(tmp_path: Path) -> None:
     import_folder(tmp_path / "set", tmp_path / "c", reference=True)
     assert Collection.open(tmp_path / "c").picture_bytes(0) == picture(1)
     assert not list((tmp_path / "c").rglob("*.tar"))
+
+
+def test_a_repeated_import_by_reference_follows_files_that_moved(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for number in range(2):
+        (tmp_path / "set" / f"{number}.jpg").write_bytes(picture(number))
+    import_folder(tmp_path / "set", tmp_path / "c", reference=True)
+    (tmp_path / "set").rename(tmp_path / "moved")
+    summary = import_folder(tmp_path / "moved", tmp_path / "c", reference=True)
+    assert (summary.taken, summary.already_there) == (0, 2)
+    assert summary.further == {"referenced files found at another place": 2}
+    collection = Collection.open(tmp_path / "c")
+    assert [collection.picture_bytes(row) for row in range(2)] == [picture(0), picture(1)]
 
 
 def test_names_written_on_windows_and_absolute_ones_lead_into_the_folder(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ Floats = NDArray[np.floating[Any]]
 
 # Other forms may miss the picture's edge by this fraction through rounding; such corners are put onto it.
 EDGE_ROUNDING = 1e-6
+_LARGEST_SIDE = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Box:
 
     def __post_init__(self) -> None:
         for name in ("x1", "y1", "x2", "y2"):
-            object.__setattr__(self, name, float(getattr(self, name)))
+            object.__setattr__(self, name, _as_float(getattr(self, name)))
         problem = box_problem(self.x1, self.y1, self.x2, self.y2)
         if problem:
             raise UserError(f"box {_shown(self.x1, self.y1, self.x2, self.y2)}: {problem}")
@@ -138,7 +139,8 @@ class Box:
             UserError: the picture has no area, or the box is not a legal one.
         """
         _check_picture(width, height)
-        return cls._from_fractions(box.x1 / width, box.y1 / height, box.x2 / width, box.y2 / height, clipped=clipped)
+        x1, y1, x2, y2 = map(_as_float, (box.x1, box.y1, box.x2, box.y2))
+        return cls._from_fractions(x1 / width, y1 / height, x2 / width, y2 / height, clipped=clipped)
 
     @classmethod
     def from_xywh(cls, box: PixelXYWH, width: int, height: int, *, clipped: bool = False) -> Box:
@@ -149,12 +151,13 @@ class Box:
     @classmethod
     def from_centre(cls, box: CentreBox, *, clipped: bool = False) -> Box:
         """From centre and size in fractions of the picture; see `from_pixels`."""
-        half_width, half_height = box.width / 2, box.height / 2
+        cx, cy = _as_float(box.cx), _as_float(box.cy)
+        half_width, half_height = _as_float(box.width) / 2, _as_float(box.height) / 2
         return cls._from_fractions(
-            box.cx - half_width,
-            box.cy - half_height,
-            box.cx + half_width,
-            box.cy + half_height,
+            cx - half_width,
+            cy - half_height,
+            cx + half_width,
+            cy + half_height,
             clipped=clipped,
         )
 
@@ -163,13 +166,21 @@ class Box:
         return cls(*(_onto_edge(value, clipped=clipped) for value in (x1, y1, x2, y2)))
 
 
+def _as_float(value: float) -> float:
+    """The number as a float; a whole number that no float can hold becomes infinite, which is refused with a reason."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def _shown(*corners: float) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in corners) + ")"
 
 
 def _check_picture(width: float, height: float) -> None:
-    if not (width > 0 and height > 0):
-        raise UserError(f"picture size {width} x {height}: both sides must be at least 1 pixel")
+    if not (0 < width < _LARGEST_SIDE and 0 < height < _LARGEST_SIDE):
+        raise UserError(f"picture size {width:.12g} x {height:.12g}: both sides must be at least 1 pixel, below 2**53")
 
 
 def _onto_edge(value: float, *, clipped: bool) -> float:
@@ -200,9 +211,12 @@ def as_boxes(boxes_R4: ArrayLike) -> NDArray[np.float64]:
     """The boxes as a float64 array of shape [R, 4]; an empty list becomes [0, 4].
 
     Raises:
-        UserError: the shape is another one.
+        UserError: the shape is another one, or something else than numbers is in it.
     """
-    array = np.asarray(boxes_R4, dtype=np.float64)
+    try:
+        array = np.asarray(boxes_R4, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"boxes must be an array of numbers of shape [R, 4] ({str(error)[:120]})") from error
     if array.size == 0 and array.ndim <= 2:
         return np.zeros((0, 4))
     if array.ndim != 2 or array.shape[1] != 4:

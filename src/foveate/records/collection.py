@@ -204,12 +204,16 @@ class Collection:
                 kinds = {*tables.SCHEMAS, *self._snapshot.annotations}
                 choose(kind, sorted(kinds), f"annotation table of the collection {self.name!r}")
                 parts = self._snapshot.annotations.get(kind, [])
-                table = tables.read_tables(parts, tables.SCHEMAS.get(kind))
+                table = tables.read_annotations(parts, kind)
                 if table.num_rows:
                     here = tables.positions(table["key"], among=self._table["key"]) >= 0
                     table = table.filter(pa.array(here)).combine_chunks()
                 self._tables[kind] = table
             return self._tables[kind]
+
+    def about(self, kind: str) -> pa.Table:
+        """A table that belongs to no picture, such as `coco_categories`; empty where there is none."""
+        return self._snapshot.about.get(kind, pa.table({}))
 
     def grouped(self, kind: str) -> GroupedTable:
         """The annotation table `kind` sorted by row, with offsets: made once, then kept."""
@@ -317,7 +321,7 @@ class Collection:
     def quarantine(self) -> pa.Table:
         """What could not be taken in: key, subject, position, reason, detail, source, created."""
         path = self.path / layout.QUARANTINE_FILE
-        return tables.read_table(path) if path.is_file() else tables.QUARANTINE.empty_table()
+        return tables.read_known(path, tables.QUARANTINE) if path.is_file() else tables.QUARANTINE.empty_table()
 
 
 def check_description(path: Path, description: object) -> None:
@@ -332,6 +336,17 @@ def check_description(path: Path, description: object) -> None:
     for name in ("name", "licence"):
         if not isinstance(description.get(name), str):
             raise UserError(f"{place}: field {name!r} must be text")
+
+
+def check_writable(path: Path, description: Mapping[str, object]) -> None:
+    """Raise UserError where collection.json lacks what a writer needs beside `check_description`."""
+    place = path / layout.DESCRIPTION
+    for name in ("pictures_per_shard", "bytes_per_shard"):
+        value = description.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**63:
+            raise UserError(f"{place}: field {name!r} must be a whole number of at least 1")
+    if not isinstance(description.get("sources"), list):
+        raise UserError(f"{place}: field 'sources' must be a list")
 
 
 def _region_of_json(row: dict[str, object]) -> Region:

@@ -81,7 +81,7 @@ def clear_leftovers(collection: Path, committed: Committed) -> None:
     """Delete temporary files, tars that no index part uses, and annotation parts that have no index part."""
     kinds = layout.annotation_kinds(collection)
     images = collection / "images"
-    folders = [collection, images, collection / "index"]
+    folders = [collection, images, collection / "index", collection / layout.ABOUT_FOLDER]
     folders += [collection / "annotations" / kind for kind in kinds]
     parts = set(committed.parts)
     for folder in folders:

@@ -228,20 +228,38 @@ class Placement:
     ) -> Image.Image:
         """The RGB square of `size` pixels: crop, resize, mirror, then pad with the colour `fill`.
 
+        Args:
+            image: the picture, or its half, quarter or eighth with both sides rounded up (a JPEG unpacked at a
+                fraction, see `foveate.records.pictures.decode_fraction`).
+
         Raises:
             UserError: the picture does not have this placement's size.
         """
-        if image.size != (self.width, self.height):
-            raise UserError(
-                f"a placement for {self.width} x {self.height} cannot render a picture of "
-                f"{image.width} x {image.height}"
-            )
-        content = image.convert("RGB").crop(self.crop_px).resize(self.letterbox.resized, resample)
+        step = self._fraction(image)
+        content = image if image.mode == "RGB" else image.convert("RGB")
+        box = None
+        if step > 1:
+            x1, y1, x2, y2 = self.crop_px
+            box = (x1 / step, y1 / step, x2 / step, y2 / step)
+        elif self.crop_px != (0, 0, self.width, self.height):
+            content = content.crop(self.crop_px)
+        # Far larger pictures are averaged in whole steps first: a third of the time, and no visible difference.
+        gap = None if resample == Image.Resampling.NEAREST else 2.0
+        content = content.resize(self.letterbox.resized, resample, box=box, reducing_gap=gap)
         if self.flip:
             content = content.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         square = Image.new("RGB", (self.size, self.size), fill)
         square.paste(content, self.letterbox.pad[:2])
         return square
+
+    def _fraction(self, image: Image.Image) -> int:
+        """1, or by how much the image is smaller than this placement's picture."""
+        for step in (1, 2, 4, 8):
+            if image.size == (-(-self.width // step), -(-self.height // step)):
+                return step
+        raise UserError(
+            f"a placement for {self.width} x {self.height} cannot render a picture of {image.width} x {image.height}"
+        )
 
 
 def _mirrored(boxes_R4: NDArray[np.float64]) -> NDArray[np.float64]:

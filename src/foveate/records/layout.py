@@ -18,6 +18,7 @@ REMOVED_FILE = "removed.parquet"
 QUARANTINE_FILE = "quarantine.parquet"
 LOCK_FILE = "writer.lock"
 CACHE_FOLDER = "cache"
+ABOUT_FOLDER = "about"
 
 _PART = re.compile(r"\d{5,}\.parquet")
 _ADDED = re.compile(r"added-\d{5,}\.parquet")
@@ -64,6 +65,17 @@ def annotation_parts(collection: Path, kind: str, shards: set[int]) -> list[Path
     return sorted(with_shards, key=lambda path: int(path.stem)) + sorted(
         added, key=lambda path: int(path.stem.removeprefix("added-"))
     )
+
+
+def about_path(collection: Path, kind: str) -> Path:
+    """A table that belongs to no picture, such as the categories of an imported file."""
+    return collection / ABOUT_FOLDER / f"{kind}.parquet"
+
+
+def about_kinds(collection: Path) -> list[str]:
+    """Names of the tables that belong to no picture, sorted."""
+    folder = collection / ABOUT_FOLDER
+    return sorted(path.stem for path in folder.glob("*.parquet")) if folder.is_dir() else []
 
 
 def next_added_path(collection: Path, kind: str) -> Path:

@@ -26,6 +26,9 @@ from PIL import (
 from foveate.records.perceptual import perceptual_hash
 from foveate.settings.errors import UserError
 
+# Of unpacking and resizing (here and in `foveate.records.geometry`): raise it whenever the same picture gives other
+# pixels than before, so that nothing that was made of the former ones and kept is used again.
+DECODING_VERSION = 2
 MAX_PIXELS = 80_000_000
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 _DECODERS = {
@@ -143,13 +146,32 @@ def decode(data: bytes, *, longest_side: int | None = None, max_pixels: int = MA
     return _open_whole(data, longest_side=longest_side, max_pixels=max_pixels)[0]
 
 
+def decode_fraction(
+    data: bytes, *, least_side: int, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture as `decode` gives it, for a caller that resizes it once: nothing is resized here.
+
+    A JPEG is unpacked at the smallest of 1/1, 1/2, 1/4 and 1/8 (rounded up) whose longer side still has `least_side`
+    pixels; all else stays whole. `foveate.records.geometry.Placement.render` knows such fractions.
+
+    Returns:
+        The picture, and the width and height of the whole one.
+    """
+    if least_side < 1:
+        raise UserError(f"least_side: allowed is a whole number of at least 1, got {least_side}")
+    image, info = _open_whole(data, longest_side=None, draft_side=least_side, max_pixels=max_pixels)
+    return image, (info.width, info.height)
+
+
 def examine(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Examined:
     """Check a picture and compute its SHA-256 and perceptual hash, in one decoding. Raises BadPicture."""
     small, info = _open_whole(data, longest_side=_EXAMINED_SIDE, max_pixels=max_pixels)
     return Examined(info, hashlib.sha256(data).hexdigest(), perceptual_hash(small))
 
 
-def _open_whole(data: bytes, *, longest_side: int | None, max_pixels: int) -> tuple[Image.Image, PictureInfo]:
+def _open_whole(
+    data: bytes, *, longest_side: int | None, max_pixels: int, draft_side: int | None = None
+) -> tuple[Image.Image, PictureInfo]:
     format_name = sniff(data)
     try:
         if format_name == "WEBP":
@@ -163,8 +185,9 @@ def _open_whole(data: bytes, *, longest_side: int | None, max_pixels: int) -> tu
         orientation = 1 if format_name == "TIFF" else image.getexif().get(_ORIENTATION, 1)
         width, height = image.size
         shown = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
-        if longest_side is not None and format_name == "JPEG":
-            image.draft(None, _shrunk(width, height, longest_side))
+        draft_side = longest_side if draft_side is None else draft_side
+        if draft_side is not None and format_name == "JPEG":
+            image.draft(None, _shrunk(width, height, draft_side))
         image.load()
         picture = _to_rgb(image, orientation)
     except BadPicture:
@@ -226,7 +249,7 @@ def _to_rgb(image: Image.Image, orientation: int) -> Image.Image:
         rgb = Image.new("RGB", image.size, (255, 255, 255))
         rgb.paste(layers, mask=layers.getchannel("A"))
     else:
-        rgb = image.convert("RGB")
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
     return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
 
 

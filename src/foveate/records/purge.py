@@ -75,6 +75,8 @@ def purge_pictures(collection: Path, keys: set[str], *, dry_run: bool = False) -
 def _drop_rows(path: Path, keys: pa.Array, *, dry_run: bool) -> int:
     """Rewrite a table without the rows of `keys`; returns how many it had."""
     table = tables.read_table(path)
+    if "key" not in table.column_names:
+        raise UserError(f"{path} has no column 'key': it is no table of a collection")
     gone = tables.positions(table["key"], among=keys) >= 0
     if gone.any() and not dry_run:
         tables.write_table(path, table.filter(pa.array(~gone)).combine_chunks())

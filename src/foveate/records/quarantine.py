@@ -19,7 +19,7 @@ class Quarantine:
     def __init__(self, collection: Path) -> None:
         """Read what is there already."""
         self._path = collection / layout.QUARANTINE_FILE
-        self._rows = tables.read_table(self._path).to_pylist() if self._path.is_file() else []
+        self._rows = tables.read_known(self._path, tables.QUARANTINE).to_pylist() if self._path.is_file() else []
         self._findings = {_finding(row) for row in self._rows}
         self._changed = False
 

@@ -24,13 +24,15 @@ _TRIES = 10
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """`parts` are the numbers of the index parts, `index` their rows without tombstoned pictures, `splits` the
-    splits file or None, `annotations` the files of each annotation table in the order of writing."""
+    splits file or None, `annotations` the files of each annotation table in the order of writing, `about` the tables
+    that belong to no picture."""
 
     parts: list[int]
     index: pa.Table
     removed: pa.Table
     splits: pa.Table | None
     annotations: dict[str, list[Path]]
+    about: dict[str, pa.Table]
 
 
 def take_snapshot(path: Path) -> Snapshot:
@@ -63,15 +65,16 @@ def _read(path: Path) -> Snapshot:
         parts,
         index.combine_chunks(),
         removed,
-        tables.read_table(splits) if splits.is_file() else None,
+        tables.read_known(splits, tables.SPLITS) if splits.is_file() else None,
         {kind: layout.annotation_parts(path, kind, set(parts)) for kind in layout.annotation_kinds(path)},
+        {kind: tables.read_table(layout.about_path(path, kind)) for kind in layout.about_kinds(path)},
     )
 
 
 def _signature(path: Path) -> Iterator[tuple[str, int, int]]:
     """Name, inode and size of all files of the state; a file that is replaced gets a new inode."""
     kinds = [path / "annotations" / kind for kind in layout.annotation_kinds(path)]
-    for folder in (path / "index", *kinds):
+    for folder in (path / "index", path / layout.ABOUT_FOLDER, *kinds):
         if folder.is_dir():
             with os.scandir(folder) as entries:
                 files = [(entry.path, entry.inode()) for entry in entries if not entry.name.startswith(".")]

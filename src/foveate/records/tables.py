@@ -99,6 +99,15 @@ SPLITS = _schema(key=_TEXT, split=_TEXT, group=_TEXT)
 
 _HIGHEST_TAR = b"highest_tar"
 _ID_COLUMNS = {"captions": "caption_id", "regions": "region_id"}
+_INDEX_NUMBERS = {
+    "width": (1, 2**31),
+    "height": (1, 2**31),
+    "length": (1, 2**31),
+    "shard": (0, 2**31),
+    "offset": (-1, 2**62),
+}
+# As `foveate.records.layout.check_key` has it, for whole columns.
+_NO_KEY = r"(^|/)(|\.|\.\.)(/|$)|[\x00-\x1f\x7f-\x{9f}\\]"
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -148,11 +157,52 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read one Parquet file. Raises UserError with the file's name where it is damaged."""
+    """Read one Parquet file. Raises UserError with the file's name where it is damaged, texts that are no UTF-8 too."""
     try:
-        return pq.read_table(path, partitioning=None)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read as a Parquet table: {error}") from error
+        table = pq.read_table(path, partitioning=None)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a Parquet table: {' '.join(str(error).split())[:300]}") from error
+    return table
+
+
+def read_known(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read one Parquet file of a known table; columns that an older release did not write are filled.
+
+    Raises UserError where it is damaged, has no column `key`, or a column of another type.
+    """
+    return _complete(read_table(path), schema, path)
+
+
+def read_annotations(paths: Sequence[Path], kind: str) -> pa.Table:
+    """Read the parts of the annotation table `kind`, a known one or another; an empty table where there are none.
+
+    Raises UserError where a part is damaged, has no column `key`, or regions that are no boxes.
+    """
+    schema = SCHEMAS.get(kind)
+    if not paths:
+        return (schema or pa.schema([])).empty_table()
+    if schema is None:
+        parts = [_complete(read_table(path), pa.schema([INDEX.field("key")]), path, all_columns=True) for path in paths]
+    else:
+        parts = [read_known(path, schema) for path in paths]
+        for path, part in zip(paths, parts, strict=True):
+            _check_regions(part, path) if kind == "regions" else None
+    try:
+        return pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+    except pa.ArrowException as error:
+        raise UserError(f"{paths[-1]} does not fit the other parts of the table: {str(error)[:200]}") from error
+
+
+def _check_regions(part: pa.Table, path: Path) -> None:
+    columns = [part[name].to_numpy() for name in ("x1", "y1", "x2", "y2", "score")]
+    x1, y1, x2, y2, score = columns
+    with np.errstate(invalid="ignore"):
+        good = (x1 >= 0) & (y1 >= 0) & (x1 < x2) & (y1 < y2) & (x2 <= 1) & (y2 <= 1) & (score >= 0) & (score <= 1)
+    if not good.all():
+        raise UserError(
+            f"{path}: row {int(np.argmin(good))} has no box with x1 < x2 and y1 < y2 in [0, 1], or no score"
+        )
 
 
 def positions(values: pa.ChunkedArray | pa.Array, *, among: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -162,16 +212,26 @@ def positions(values: pa.ChunkedArray | pa.Array, *, among: pa.ChunkedArray | pa
     return found.fill_null(-1).to_numpy().astype(np.int64)
 
 
-def read_tables(paths: Sequence[Path], schema: pa.Schema | None = None) -> pa.Table:
-    """Read parts of one table and join them; columns that a part lacks become null."""
-    if not paths:
-        return (schema or pa.schema([])).empty_table()
-    return pa.concat_tables([read_table(path) for path in paths], promote_options="permissive").combine_chunks()
-
-
 def read_index(*paths: Path) -> pa.Table:
-    """Read index parts; of a part that an older release wrote, all pictures are packed."""
-    return _complete(read_tables(paths, INDEX), INDEX)
+    """Read index parts; of a part that an older release wrote, all pictures are packed.
+
+    Raises UserError where a part is damaged or its numbers cannot be those of pictures.
+    """
+    parts = [read_known(path, INDEX) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        _check_index(part, path)
+    return pa.concat_tables(parts).combine_chunks() if parts else INDEX.empty_table()
+
+
+def _check_index(part: pa.Table, path: Path) -> None:
+    """Keys become names of files when a collection is exported, and numbers places in a file."""
+    bad = pc.call_function("match_substring_regex", [part["key"]], pc.MatchSubstringOptions(_NO_KEY)).to_numpy()
+    if bad.any():
+        raise UserError(f"{path}: {part['key'][int(np.argmax(bad))].as_py()!r} cannot be the key of a picture")
+    for name, (least, below) in _INDEX_NUMBERS.items():
+        values = part[name].to_numpy()
+        if len(values) and not (least <= values.min() and values.max() < below):
+            raise UserError(f"{path}: column {name!r} holds numbers that no picture has")
 
 
 def highest_tar(part: pa.Table) -> int:
@@ -179,7 +239,8 @@ def highest_tar(part: pa.Table) -> int:
 
     Such a number is not given again, so that a reader from before the purge never finds other pictures under it.
     """
-    return int((part.schema.metadata or {}).get(_HIGHEST_TAR, b"-1"))
+    noted = (part.schema.metadata or {}).get(_HIGHEST_TAR, b"-1")
+    return int(noted) if re.fullmatch(rb"-1|\d{1,9}", noted) else -1
 
 
 def with_highest_tar(part: pa.Table, number: int) -> pa.Table:
@@ -189,18 +250,21 @@ def with_highest_tar(part: pa.Table, number: int) -> pa.Table:
 
 def read_removed(path: Path) -> pa.Table:
     """Read the tombstones; an empty table where there are none."""
-    return _complete(read_table(path), REMOVED) if path.is_file() else REMOVED.empty_table()
+    return read_known(path, REMOVED) if path.is_file() else REMOVED.empty_table()
 
 
-def _complete(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of the schema, those that an older release did not write filled with "", 0 or false."""
-    columns = []
-    for column in schema:
-        empty = pa.scalar("" if column.type == _TEXT else 0, _TEXT if column.type == _TEXT else pa.int64())
-        empty = empty.cast(column.type)
-        if column.name not in table.column_names:
-            columns.append(pa.array([empty] * 0, column.type) if not len(table) else pa.repeat(empty, len(table)))
-        else:
-            values = table[column.name].cast(column.type)
-            columns.append(values.fill_null(empty) if values.null_count else values)
-    return pa.table(columns, schema=schema.with_metadata(table.schema.metadata))
+def _complete(table: pa.Table, schema: pa.Schema, path: Path, *, all_columns: bool = False) -> pa.Table:
+    """The columns of the schema (or `all_columns`); absent texts become "", absent whole numbers 0 or false."""
+    if "key" not in table.column_names:
+        raise UserError(f"{path} has no column 'key': it is no table of a collection")
+    columns = {name: table[name] for name in table.column_names} if all_columns else {}
+    try:
+        for column in schema:
+            found = table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type)
+            values = found.cast(column.type)
+            fills = not pa.types.is_floating(column.type)
+            empty = pa.scalar("" if column.type == _TEXT else 0).cast(column.type)
+            columns[column.name] = values.fill_null(empty) if fills and values.null_count else values
+        return pa.table(columns, metadata=table.schema.metadata)
+    except (pa.ArrowException, KeyError) as error:
+        raise UserError(f"{path} is no table of a collection: {' '.join(str(error).split())[:200]}") from error

@@ -18,7 +18,8 @@ from typing import Any, Self
 import pyarrow as pa
 
 from foveate.records import layout, tables
-from foveate.records.collection import check_description
+from foveate.records.about import add_about
+from foveate.records.collection import check_description, check_writable
 from foveate.records.committed import clear_leftovers, move_references, read_committed
 from foveate.records.packing import abandon, append_member
 from foveate.records.pictures import MAX_PIXELS, BadPicture, Examined, examine
@@ -142,6 +143,7 @@ class CollectionWriter:
         if place.is_file():
             self.description = read_json(place)
             check_description(self.path, self.description)
+            check_writable(self.path, self.description)
             if self.description["version"] < layout.VERSION:
                 # Before anything is written that an older release would misread.
                 self.description = {**self.description, "version": layout.VERSION}
@@ -162,8 +164,8 @@ class CollectionWriter:
             }
             write_json_atomically(place, self.description)
         # The sizes of the first writer hold, so that a resumed import cuts its shards at the same pictures.
-        self._pictures_per_shard = int(self.description["pictures_per_shard"])
-        self._bytes_per_shard = int(self.description["bytes_per_shard"])
+        self._pictures_per_shard = self.description["pictures_per_shard"]
+        self._bytes_per_shard = self.description["bytes_per_shard"]
         committed = read_committed(self.path)
         clear_leftovers(self.path, committed)
         self._parts = len(committed.parts)
@@ -371,11 +373,15 @@ class CollectionWriter:
         finished = finish_rows(kind, [check_row(kind, row) for row in rows], provenance)
         column = tables.id_column(kind)
         parts = layout.annotation_parts(self.path, kind, set(layout.committed_shards(self.path)))
-        there = {value for part in parts for value in tables.read_table(part)[column].to_pylist()}
+        there = {value for part in parts for value in tables.read_annotations([part], kind)[column].to_pylist()}
         new = [row for row in finished if row[column] not in there]
         if new:
             tables.write_table(layout.next_added_path(self.path, kind), tables.to_table(kind, new))
         return len(new)
+
+    def keep(self, kind: str, rows: Sequence[Mapping[str, object]]) -> int:
+        """Add rows to a table that belongs to no picture, see `foveate.records.about`; returns how many were new."""
+        return add_about(self.path, kind, rows, source=self.source, created=self._created)
 
     def remove(self, keys: Iterable[str], *, reason: str | Mapping[str, str], purge: bool = False) -> int:
         """Take pictures out for good: readers skip them, and they are not taken in again, under any key.

@@ -90,6 +90,8 @@ class Query(Part):
     text: str | None = None
     picture: str | None = None
     box: BoxValues | None = None
+    minus: str | None = None
+    weights: dict[str, float] = {}
 
 
 class Hit(Part):
@@ -98,6 +100,9 @@ class Hit(Part):
     caption: str = ""
     score: float | None = None
     right: bool | None = None
+    key: str = ""
+    phrase: str = ""
+    problem: str = ""
 
 
 class Search(Part):
@@ -232,6 +237,9 @@ class SearchResult(Search):
     kind: str
     command: str | list[str] = ""
     model: str = ""
+    collection: str = ""
+    searched: dict[str, int] = {}
+    backend: str = ""
 
 
 M = TypeVar("M", bound=Part)

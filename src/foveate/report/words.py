@@ -16,7 +16,8 @@ RULES = {
 }
 SLICES = {
     "seen": "concepts it has seen",
-    "unseen": "concepts it has never seen",
+    "unseen": "unseen concepts, though it knows a relative",
+    "unseen kind": "unseen kinds, of which it knows no relative",
     "": "all",
 }
 LOSSES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from foveate.records.record import Region
 
 # The category of regions that have words but no label.
 UNLABELLED = "object"
+_ENDING = re.compile(r"\.[A-Za-z0-9]{1,16}")
 
 
 def rows_of(collection: Collection, kind: str, row: int) -> list[dict[str, Any]]:
@@ -25,11 +27,6 @@ def rows_of(collection: Collection, kind: str, row: int) -> list[dict[str, Any]]
     grouped = collection.grouped(kind)
     start, end = grouped.bounds(row)
     return grouped.table.slice(start, end - start).to_pylist()
-
-
-def _all_rows(collection: Collection, kind: str) -> list[dict[str, Any]]:
-    there = kind in layout.annotation_kinds(collection.path)
-    return collection.table(kind).to_pylist() if there else []
 
 
 class FreeIds:
@@ -60,7 +57,7 @@ class Names:
         key = self.collection.keys[row]
         for known in rows_of(self.collection, "coco_images", row):
             name = str(known.get("file_name"))
-            if key_of(name) == key:
+            if key_of(name) == key and _ENDING.fullmatch(name[len(key) :]):
                 return name
         return f"{key}.{SUFFIXES[self.collection.index['format'][row]]}"
 
@@ -77,7 +74,7 @@ class Categories:
     def __init__(self, collection: Collection) -> None:
         self._by_number: dict[int, Category] = {}
         self._by_name: dict[str, Category] = {}
-        known = [category_of(row["category_id"], row) for row in _all_rows(collection, "coco_categories")]
+        known = [category_of(row["category_id"], row) for row in collection.about("coco_categories").to_pylist()]
         for category in known:
             if self._by_number.setdefault(category.number, category) is category:
                 self._by_name.setdefault(category.name, category)
@@ -92,7 +89,6 @@ class Categories:
         if known is not None and known.name == name:
             return known
         if name not in self._by_name:
-            # The list of categories stands at one picture and is gone where that was removed; the ids are not.
             again = number if number is not None and known is None else self._free()
             self._add(category_of(again, {"name": name}))
         return self._by_name[name]

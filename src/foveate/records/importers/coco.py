@@ -8,12 +8,11 @@ of the file are kept in the tables `coco_images`, `coco_regions`, `coco_captions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Unpack
 
-from foveate.records.collection import Collection
-from foveate.records.importers.coco_file import CocoFile, Picture, category_rows, describe, read_coco
+from foveate.records.importers.coco_file import CocoFile, Picture, describe, read_coco
 from foveate.records.importers.files import file_sample, key_of, place_of
 from foveate.records.importers.formats import Format
 from foveate.records.importers.json_files import folder_with
@@ -22,7 +21,6 @@ from foveate.records.importers.sample import Problem, Sample
 from foveate.records.importers.taking import check_source, import_samples
 from foveate.records.rows import clean_text, storable
 from foveate.records.summary import ImportSummary
-from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
 from foveate.settings.errors import UserError, nearest
 
@@ -81,13 +79,8 @@ def import_coco_file(
     root = folder_with(listed, _candidates(path), source=path, given=given)
 
     def keep_categories(writer: CollectionWriter) -> None:
-        writer.commit()
-        there = set(Collection.open(writer.path).keys)
-        keys = (sample.key for sample in _samples(path, CocoFile(pictures=read.pictures), root, names))
-        first = next((key for key in keys if key in there), None)
-        if first is not None:
-            rows = [_clean(row) for row in category_rows(read, first)]
-            writer.annotate("coco_categories", rows, Provenance(source=writer.source))
+        if writer.summary.taken or writer.summary.already_there:
+            writer.keep("coco_categories", [_clean(category.row) for category in read.categories.values()])
 
     return import_samples(
         target,
@@ -102,7 +95,7 @@ def import_coco_file(
     )
 
 
-def _clean(row: dict[str, object]) -> dict[str, object]:
+def _clean(row: Mapping[str, object]) -> dict[str, object]:
     """The row with texts that can be stored, its lists of texts too."""
 
     def clean(value: object) -> object:
@@ -110,7 +103,7 @@ def _clean(row: dict[str, object]) -> dict[str, object]:
             return [clean(one) for one in value]
         return clean_text(storable(value)) if isinstance(value, str) else value
 
-    return {name: value if name == "key" else clean(value) for name, value in row.items()}
+    return {name: clean(value) for name, value in row.items()}
 
 
 def _names(picture: Picture) -> list[object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,11 +204,6 @@ def _region_row(entry: Mapping[str, Any], category: Category, *, crowd: bool) ->
         "iscrowd": int(crowd),
         "area": float(area) if usable else None,
     }
-
-
-def category_rows(read: CocoFile, key: str) -> Iterator[dict[str, object]]:
-    """All categories of the file as rows, kept with one picture: also those that no box has."""
-    return ({"key": key, **category.row} for category in read.categories.values())
 
 
 def _list(value: object) -> list[Any]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
+import pyarrow as pa
+
 from foveate.records.importers.columns import IMAGES, TEXTS, find_column, need_column
 from foveate.records.importers.files import file_sample
 from foveate.records.importers.formats import Format
@@ -80,6 +82,12 @@ def _library() -> Any:
     return datasets
 
 
+def _damage() -> tuple[type[Exception], ...]:
+    """What the library raises while it opens or reads damaged files."""
+    others = (pa.ArrowException, _library().exceptions.DatasetsError)
+    return (OSError, ValueError, KeyError, TypeError, OverflowError, *others)
+
+
 def _open(source: str, revision: str | None) -> Mapping[str, Any]:
     """The parts of a data set by name."""
     datasets = _library()
@@ -94,7 +102,7 @@ def _open(source: str, revision: str | None) -> Mapping[str, Any]:
             found = datasets.load_dataset("parquet", data_files=files, streaming=True)
         else:
             found = datasets.load_dataset(source, revision=revision)
-    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
+    except _damage() as error:
         siblings = [path.name for path in place.parent.glob("*")] if place.parent.is_dir() else []
         hint = "" if place.exists() else nearest(place.name, siblings)
         first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -152,8 +160,14 @@ def _samples(
 ) -> Iterator[Sample]:
     for part, data in parts.items():
         image, text, key = columns[part]
-        for number, row in enumerate(data):
-            yield _sample(row[image], row, text, key, where=f"{part}, row {number + 1}", part=part, source=source)
+        number = 0
+        try:
+            for number, row in enumerate(data, start=1):
+                yield _sample(row[image], row, text, key, where=f"{part}, row {number}", part=part, source=source)
+        except _damage() as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            detail = f"the part {part!r} cannot be read after row {number}: {first[:200]}"
+            yield finding(part, str(source), "part", "damaged part", detail)
 
 
 def _sample(

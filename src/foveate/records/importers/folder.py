@@ -7,7 +7,7 @@ The key of `birds/owl.jpg` is `birds/owl`; its sidecars are `birds/owl.txt` and 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Unpack
 
@@ -27,6 +27,7 @@ def import_folder(
     *,
     group_by: str = "none",
     reference: bool = False,
+    first_line: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
     """Take all pictures below the folder `source` into the collection `target`, in the order of their paths.
@@ -40,6 +41,7 @@ def import_folder(
         target: collection folder, made where it does not exist.
         group_by: "folder" puts pictures of one folder into one group (a JSON field "group" goes before it).
         reference: leave the files where they are; the collection points at them.
+        first_line: only the first line of a `.txt` is the picture's text, as where translations or notes follow it.
         shared: see `SharedOptions`.
 
     Raises:
@@ -60,7 +62,7 @@ def import_folder(
     used = {path.with_suffix(suffix) for path in pictures for suffix in (".txt", ".json")} & sidecars
     return import_samples(
         target,
-        _samples(source, pictures, used),
+        _samples(source, pictures, used, first_line=first_line),
         default_source=source.resolve().name,
         total=len(pictures),
         ignored_files=ignored + len(files) - len(pictures) - len(used),
@@ -88,7 +90,7 @@ def _list_files(source: Path, target: Path) -> tuple[list[Path], int]:
     return sorted(files, key=lambda path: os.fsencode(path.relative_to(source).as_posix())), hidden
 
 
-def _samples(source: Path, pictures: list[Path], sidecars: set[Path]) -> Iterator[Sample]:
+def _samples(source: Path, pictures: list[Path], sidecars: set[Path], *, first_line: bool) -> Iterator[Sample]:
     root = source.resolve()
     for path in pictures:
         relative = path.relative_to(source)
@@ -103,10 +105,15 @@ def _samples(source: Path, pictures: list[Path], sidecars: set[Path]) -> Iterato
                 continue
             problem = refused(beside, root)
             if problem is None:
-                setattr(sample, field, read_later(beside))
+                read = read_later(beside)
+                setattr(sample, field, _first_line(read) if field == "text" and first_line else read)
             else:
                 sample.problems.append(Problem("sidecar", problem.reason, f"{suffix}: {problem.detail}"))
         yield sample
+
+
+def _first_line(read: Callable[[], bytes]) -> Callable[[], bytes]:
+    return lambda: read().lstrip(b"\xef\xbb\xbf\r\n").split(b"\n", 1)[0]
 
 
 def _recognise(source: str) -> str | None:
@@ -114,5 +121,9 @@ def _recognise(source: str) -> str | None:
 
 
 FORMAT = Format(
-    name="folder", run=import_folder, recognise=_recognise, options=("group_by", "reference"), fallback=True
+    name="folder",
+    run=import_folder,
+    recognise=_recognise,
+    options=("group_by", "reference", "first_line"),
+    fallback=True,
 )

@@ -70,6 +70,9 @@ def import_table(
         need_column(names, TEXTS, given=None, option="--text-column", where=path)
     wanted = {use: name for use, name in columns.items() if name is not None}
     table, findings = read_columns(path, list(dict.fromkeys(wanted.values())))
+    kind = table[wanted["path"]].type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_null(kind):
+        raise UserError(f"{path}: column {wanted['path']!r} of the paths holds {kind}: text is wanted")
     if table.num_rows == 0:
         what = f" that can be read: in {findings[0].key} {findings[0].problems[0].detail}" if findings else ""
         raise UserError(f"{path} has no rows{what}")

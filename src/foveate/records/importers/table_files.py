@@ -145,6 +145,13 @@ def _read_parquet(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]
         if not text and not lists:
             raise UserError(f"{path}: column {name!r} holds {kind}: text is wanted")
     try:
-        return pq.read_table(path, columns=names, partitioning=None), []
+        table = pq.read_table(path, columns=names, partitioning=None)
+        plain = [_without_dictionary(table[name]) for name in names]
+        return pa.table(plain, names=names), []
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as a Parquet table: {str(error)[:200]}") from error
+
+
+def _without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values themselves of a column that was stored as numbers of values."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column

@@ -179,9 +179,10 @@ def _take(writer: CollectionWriter, prepared: _Prepared) -> None:
     if prepared.refused is not None:
         _note(writer, sample, [Problem("picture", prepared.refused.reason, str(prepared.refused))])
         return
+    location = None if sample.location is None else sample.location.resolve()
     if prepared.examined is None or not writer.accepts(sample.key, prepared.examined.sha256):
         # Already there, removed or a duplicate: its sidecars were read, or are refused with it.
-        writer.add(sample.key, prepared.data, examined=prepared.examined, source=sample.source)
+        writer.add(sample.key, prepared.data, examined=prepared.examined, source=sample.source, location=location)
         return
     info = prepared.examined.info
     size = _size_of_boxes(writer, sample, (info.width, info.height))
@@ -201,7 +202,7 @@ def _take(writer: CollectionWriter, prepared: _Prepared) -> None:
         extra=_extra_rows(sample, sidecar),
         examined=prepared.examined,
         source=sample.source,
-        location=None if sample.location is None else sample.location.resolve(),
+        location=location,
     )
 
 

@@ -1,4 +1,4 @@
-"""The page of one search."""
+"""The page of one search: what was asked, and a gallery of what was found."""
 
 from __future__ import annotations
 
@@ -6,18 +6,47 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.report.numbers import count
 from foveate.report.page import Page, command_text
-from foveate.report.schema import SearchResult, read
-from foveate.report.simple import simple_page
+from foveate.report.pictures import Overlay
+from foveate.report.schema import Query, SearchResult, read
+
+KINDS = {"words": "words", "picture": "a picture", "box": "a box in a picture"}
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a search's result.json (`schema.SearchResult`)."""
     r = read(SearchResult, result)
-    return simple_page(
-        "What was found",
-        eyebrow="Search",
-        facts=[("Model", r.model)] if r.model else [],
-        searches=[r],
-        command=command_text(r.command),
+    facts = [(f"{name.capitalize()} searched", count(number)) for name, number in r.searched.items() if number]
+    facts += [(name, value) for name, value in (("Collection", r.collection), ("Found by", r.backend)) if value]
+    return Page(
+        "search.html.j2",
+        f"Found: {r.query.text}" if r.query.text else "What was found",
+        {
+            "search": r,
+            "asked_with": _asked_with(r.query),
+            "sum": _sum(r.query),
+            "facts": facts,
+            "model": r.model,
+            "command": command_text(r.command),
+            "overlay": Overlay,
+        },
     )
+
+
+def _asked_with(query: Query) -> str:
+    """What the question is made of: "words and a box in a picture"."""
+    kind = KINDS.get(query.kind, query.kind)
+    return f"words and {kind}" if query.text and query.kind != "words" else kind
+
+
+def _sum(query: Query) -> str:
+    """The weighted sum in words, where the query has several parts."""
+    if not query.weights:
+        return ""
+    named = [("minus", query.minus or "") if name == "minus" else (name, "") for name in query.weights]
+    terms = [
+        f"{'− ' if name == 'minus' else '+ '}{query.weights[name]:g} × {text or KINDS.get(name, name)}"
+        for name, text in named
+    ]
+    return " ".join(terms).removeprefix("+ ")

@@ -1,0 +1,141 @@
+"""Every verb with argument vectors at random: it ends with 0, or with one sentence and 1, 2 or 130, never a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import shutil
+import sys
+from typing import Any
+
+import click
+from fuzz_models import home
+from fuzz_pictures import good
+from fuzz_run import Target, Trial
+from fuzz_values import odd_text
+
+from foveate.cli.main import cli, main
+from foveate.settings import progress
+from foveate.settings.errors import UserError
+
+# What these do for minutes is not what arguments break: they end where the work would begin.
+_LONG = (
+    ("foveate.studies.tour", "tour"),
+    ("foveate.studies.runner", "run_study"),
+    ("foveate.pretrain.train", "pretrain"),
+    ("foveate.records.scenes", "build_scenes"),
+    ("foveate.pretrain.checkup", "examine"),
+    ("foveate.pretrain.exporting", "export"),
+    ("foveate.pretrain.evaluate", "evaluate"),
+)
+_WORDS = (
+    "c", "c", "m", "i", "s", "p.jpg", "t.csv", "none", "c/index", "c/collection.json", ".", "..", "", "a red boat", "tour", "cloc", "cloc-vit-b16",
+    "clip-vit-b16", "r.yaml", "webdataset", "coco", "folder", "builtin", "clipart", "table", "datasets", "x=y", "training.steps=3", "k1", "k2",
+    "train", "test", "0.1,0.2,0.5,0.6", "nan,0,1,1", "1", "0", "-1", "1e400", "nan", "cpu", "cuda", "cuda:99", "none/none/none", "p.jpg/x",
+    "train=1", "train=0.5,test=0.5", "train=nan", "words=2", "words=-1", "colour=red", "open_clip", "onnx", "auto", "grid", "float16", "h100-80gb",
+)  # fmt: skip
+
+
+@functools.cache
+def _verbs() -> dict[str, click.Command]:
+    context = click.Context(cli)
+    found = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+    return {name: verb for name, verb in found.items() if verb is not None}
+
+
+def _refuse(*arguments: Any, **options: Any) -> Any:
+    raise UserError("not in a fuzz run")
+
+
+@contextlib.contextmanager
+def _short() -> Any:
+    import importlib
+
+    kept = []
+    for module, name in _LONG:
+        loaded = importlib.import_module(module)
+        kept.append((loaded, name, getattr(loaded, name)))
+        setattr(loaded, name, _refuse)
+    try:
+        yield
+    finally:
+        for loaded, name, value in kept:
+            setattr(loaded, name, value)
+
+
+def _word(trial: Trial, parameter: click.Parameter | None = None) -> str:
+    random = trial.random
+    kind = getattr(parameter, "type", None)
+    if isinstance(kind, click.Choice) and random.random() < 0.7:
+        return str(random.choice(list(kind.choices)))
+    if isinstance(kind, click.types.IntParamType | click.types.FloatParamType) and random.random() < 0.7:
+        return random.choice(("1", "2", "3", "0", "-1", "99999999999999999999", "1.5", "nan", "inf", "1e3", "x"))
+    if random.random() < 0.9:
+        return random.choice(_WORDS)
+    # A process gets its arguments without NUL; half a surrogate pair stands for a byte that is no UTF-8.
+    text = odd_text(random).replace("\0", "")
+    return os.fsdecode(text.encode("utf-8", "surrogatepass")).lstrip("/")
+
+
+def _arguments(trial: Trial) -> list[str]:
+    random = trial.random
+    if random.random() < 0.03:
+        return [_word(trial) for _ in range(random.randrange(4))]
+    name = random.choice(sorted(_verbs()))
+    verb, words = _verbs()[name], [name]
+    for parameter in verb.params:
+        if isinstance(parameter, click.Argument):
+            count = 1 if parameter.nargs == 1 else random.randrange(3)
+            words += [_word(trial, parameter) for _ in range(count if random.random() < 0.93 else 0)]
+        elif isinstance(parameter, click.Option) and random.random() < (0.8 if parameter.required else 0.12):
+            words.append(random.choice(parameter.opts))
+            if not parameter.is_flag:
+                words.append(_word(trial, parameter))
+    if random.random() < 0.08:
+        words.insert(
+            random.randrange(len(words) + 1),
+            random.choice(("--", "-x", "--help", "--no", "-h", "--json=1", "--seed=-1", "-")),
+        )
+    return words
+
+
+def arguments(trial: Trial) -> str:
+    """One argument vector, in a folder that has a collection, a model, an index, pictures and a table."""
+    random, place = trial.random, trial.folder
+    for name in ("c", "m", "i"):
+        if random.random() < 0.8:
+            shutil.copytree(home() / name, place / name)
+    (place / "s").mkdir()
+    (place / "s" / "a.jpg").write_bytes(good(1))
+    (place / "s" / "a.txt").write_text("a boat", encoding="utf-8")
+    (place / "p.jpg").write_bytes(good(2))
+    (place / "t.csv").write_text("path,caption\ns/a.jpg,x\n", encoding="utf-8")
+    (place / "r.yaml").write_text("training: {steps: 1}\n", encoding="utf-8")
+    words = _arguments(trial)
+    trial.note(words)
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
+    before, argv, stdin = os.getcwd(), sys.argv, sys.stdin
+    code: Any = 0
+    os.chdir(place)
+    sys.argv, sys.stdin = ["foveate", *words], io.StringIO("")
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _short():
+            main(words)
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        os.chdir(before)
+        sys.argv, sys.stdin = argv, stdin
+        progress.configure(quiet=True)
+    err.flush()
+    said = err.buffer.getvalue().decode("utf-8", "replace")
+    assert code in (0, 1, 2), f"it ended with {code!r}"
+    assert "Traceback" not in said, said[-2000:]
+    if code == 1 and words[:1] != ["doctor"]:
+        assert "foveate: " in said, said[-500:]
+    return f"ended with {code}"
+
+
+CLI = {"arguments": Target("arguments", arguments)}
