@@ -64,6 +64,18 @@ def test_tour_table_splits_where_by_rule() -> None:
     assert table[0]["question"] == "where is it: mean IoU", "the full table is left as it was"
 
 
+def test_tour_table_names_the_three_slices() -> None:
+    names = ("seen", "unseen", "unseen kind", "unseen kind, small", "emoji pictures")
+    table = [{**row("which phrase names this box: R@1", cloc=0.4), "data": name} for name in names]
+    assert [found["data"] for found in tour_table(table)] == [
+        "scenes, seen concepts",
+        "scenes, unseen concepts",
+        "scenes, unseen kinds",
+        "scenes, unseen kinds, small",
+        "emoji pictures",
+    ]
+
+
 def test_over_seeds() -> None:
     one, two, three = ([row("q", clip=base, cloc=base + 0.5)] for base in (0.1, 0.2, 0.4))
     assert over_seeds([one]) == one
@@ -147,7 +159,8 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     assert len(result["searches"]) == 12
     assert len(result["locate"]) == 12
     data = {found["data"] for found in result["table"]}
-    assert {"seen", "unseen", "clipart pictures", "emoji pictures", "scenes pictures"} <= data
+    parts = {"scenes, seen concepts", "scenes, unseen concepts", "scenes, unseen kinds"}
+    assert parts | {"clipart pictures", "emoji pictures", "scenes pictures"} <= data
     keys = {column["key"] for column in result["columns"]}
     assert all(set(found["values"]) <= keys for found in result["table"])
     assert json.loads((run / "result.json").read_text())["table"] == result["table"]

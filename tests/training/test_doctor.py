@@ -36,10 +36,6 @@ def test_a_good_plan_has_no_problem_and_no_remark() -> None:
         ({"batch_size": 1, "devices": 1}, "no negative"),
         ({"usable": 50}, "larger than the 50 usable pictures"),
         ({"labelled": 0}, "no batch can hold a positive of the region loss"),
-        (
-            {"workers": 5},
-            "10 loader threads (2 processes x 5) on 8 cores: they only take turns; use training.workers=4",
-        ),
         ({"memory_bytes": 9e9}, "needs 9.0 GB of memory, 8.0 GB are there"),
         ({"disk_bytes": 10e9}, "need 10.0 GB of disk, 9.0 GB are free"),
     ],
@@ -62,6 +58,13 @@ def test_shards_bind_only_readers_that_take_whole_ones() -> None:
 
 def test_boxes_may_be_missing_where_nobody_needs_them() -> None:
     assert problems(plan(labelled=0, needs_regions=False), cores=8) == []
+
+
+def test_more_threads_than_cores_are_slow_and_no_reason_to_refuse() -> None:
+    many = plan(workers=5, shards=10)
+    assert problems(many, cores=8) == []
+    (said,) = remarks(many, available=200.0, cores=8)
+    assert "10 loader threads (2 processes x 5) on 8 cores: they only take turns; training.workers=4" in said
 
 
 def test_a_slow_loader_is_said_with_how_long_the_devices_wait() -> None:

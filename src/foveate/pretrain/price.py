@@ -321,5 +321,8 @@ def _more_devices(batch: int, devices: int) -> list[int]:
 def _nothing_fits(result: dict[str, Any]) -> str:
     memory = result["memory_per_device"]
     if memory["loss_blocks"] + memory["gathered_embeddings"] > result["hardware"]["gb"] * 1e9:
-        return "the embeddings and matrices of the losses alone do not fit: lower training.batch_size, or set regions.row_chunk"
+        return (
+            "the embeddings and matrices of the losses alone do not fit: lower training.batch_size, or set "
+            "regions.row_chunk"
+        )
     return "no number of devices helps: a smaller model, image or training.batch_size does"

@@ -136,7 +136,13 @@ def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -
             "box": _numbers(seen.boxes_R4[index]),
             "text": seen.regions[index].phrase,
         }
-        searches.append({"query": query, "data": f"scenes, {part} concepts", "results": results})
+        searches.append(
+            {
+                "query": query,
+                "data": f"scenes, {part}{'' if part.endswith('kind') else ' concepts'}",
+                "results": results,
+            }
+        )
     return searches
 
 

@@ -58,11 +58,13 @@ COLUMNS = [
 # Columns of the full tables that stand for the tour's columns where a question has several ways of answering.
 WHERE = {"cloc_head": "cloc", "centre": "guess"}
 CANDIDATES = {"clip_candidates": "clip", "cloc_candidates": "cloc", "centre": "guess"}
+# What is reported apart (`records.builtin.concepts`).
+PARTS = {"seen": "seen concepts", "unseen": "unseen concepts", "unseen kind": "unseen kinds"}
 LIMITS = [
-    "Held-out emoji, and the unseen concepts of scenes, are things that no training text names, not even in a variant.",
+    "Held-out emoji, and what is unseen in scenes, are things that no training text names, not even in a variant.",
     "Scenes are cut-outs pasted on grounds: their numbers say nothing about photographs of the world.",
     "Everything is trained in minutes on two cores from frozen ImageNet and sentence features.",
-    "Unseen concepts gain less than seen ones; both are shown, never mixed.",
+    "Unseen concepts (a relative was trained on) and unseen kinds (none was) gain less than seen ones; never mixed.",
 ]
 
 
@@ -177,9 +179,9 @@ def tour_table(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     chosen = []
     for original in sorted(table, key=_priority):
         data: str = original["data"]
-        if data.split(",")[0] in ("seen", "unseen"):
-            part, *size = data.split(", ")
-            data = ", ".join([f"scenes, {part} concepts", *size])
+        part, *size = data.split(", ")
+        if part in PARTS:
+            data = ", ".join([f"scenes, {PARTS[part]}", *size])
         row: dict[str, Any] = {**original, "data": data}
         if row["question"].startswith("where is it"):
             for names, suffix in ((WHERE, "grounding head"), (CANDIDATES, "best of many boxes")):
@@ -252,7 +254,8 @@ def _result(
         *word_searches(album, answers.models, source="emoji", count=3),
         *picture_searches(album, names, source="emoji", field="concept", count=2),
         *box_searches(album, names, part="seen", count=2),
-        *box_searches(album, names, part="unseen", count=2),
+        *box_searches(album, names, part="unseen", count=1),
+        *box_searches(album, names, part="unseen kind", count=1),
     ]
     recipe = answers.models["cloc"].recipe
     shown = [
@@ -295,12 +298,8 @@ def _result(
         "columns": COLUMNS,
         "table": tour_table(table),
         "searches": searches,
-        "locate": [
-            question for part in ("seen", "unseen") for question in where_questions(album, "cloc", part=part, count=6)
-        ],
-        "choose": [
-            question for part in ("seen", "unseen") for question in choice_questions(album, "cloc", part=part, count=6)
-        ],
+        "locate": [question for part in PARTS for question in where_questions(album, "cloc", part=part, count=4)],
+        "choose": [question for part in PARTS for question in choice_questions(album, "cloc", part=part, count=4)],
         "default": answers.models["cloc"].locate_rule,
         "limits": LIMITS,
     }

@@ -27,8 +27,6 @@ _LIBRARIES = (
     "torch", "torchvision", "numpy", "pillow", "pyarrow", "open-clip-torch", "transformers", "timm", "safetensors",
 )  # fmt: skip
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-# What WebDataset readers (open_clip's among them) hand out is whole shards; ours reads by offset.
-READERS = ("foveate", "webdataset")
 _OPEN_SHARDS = 256
 
 
@@ -293,12 +291,6 @@ def problems(plan: Plan, *, cores: int, reader: str = "foveate") -> list[str]:
             f"reads whole shards, so that {readers - plan.shards} of them would have nothing; use fewer readers or "
             "collect again with smaller shards"
         )
-    threads = plan.local * plan.workers
-    if threads > cores:
-        found.append(
-            f"{threads} loader threads ({plan.local} processes x {plan.workers}) on {cores} cores: they only take "
-            f"turns; use training.workers={max(1, cores // max(plan.local, 1))}"
-        )
     if plan.memory_bytes > plan.memory_there:
         found.append(
             f"a process needs {plan.memory_bytes / 1e9:.1f} GB of memory, {plan.memory_there / 1e9:.1f} GB are there; "
@@ -319,6 +311,12 @@ def remarks(plan: Plan, *, available: float, cores: int, reader: str = "foveate"
         available: pictures a second that the loaders of all processes give together.
     """
     said = []
+    threads = plan.local * plan.workers
+    if threads > cores:
+        said.append(
+            f"{threads} loader threads ({plan.local} processes x {plan.workers}) on {cores} cores: they only take "
+            f"turns; training.workers={max(1, cores // plan.local)} gives as much"
+        )
     readers = plan.devices * max(plan.workers, 1)
     if reader == "foveate" and plan.shards < readers:
         said.append(
@@ -335,6 +333,6 @@ def remarks(plan: Plan, *, available: float, cores: int, reader: str = "foveate"
         said.append(
             f"the loader gives {available:,.0f} pictures/s, the devices take {plan.needed:,.0f}: they will wait "
             f"{lacking / plan.needed:.0%} of the time"
-            + ("; there are more cores, raise --workers" if plan.local * plan.workers < cores else "")
+            + ("; there are more cores, raise --workers" if threads < cores else "")
         )
     return said

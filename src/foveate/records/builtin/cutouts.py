@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from foveate.records.builtin import concepts, tables
+from foveate.records.builtin import concepts, families, tables
 
 UNNAMED = ""
 
@@ -18,8 +18,8 @@ class Cutout:
     """A picture with alpha and what is known of it.
 
     name: the phrase that says what it shows, or "" if its title says nothing that a reader would say.
-    concept, family: what is split into seen and unseen (see `concepts`); "" where there is no name.
-    slice: "seen", "unseen", "withheld", or "unnamed".
+    concept, thing, family: what is split into seen and unseen (see `concepts`); "" where there is no name.
+    slice: "seen", "unseen", "unseen kind", "withheld", or "unnamed".
     source: "emoji" or "clipart"; style: "noto", "twemoji" or "clipart".
     covered: share of its pixels that are more than half opaque.
     """
@@ -27,6 +27,7 @@ class Cutout:
     id: str
     name: str
     concept: str
+    thing: str
     family: str
     slice: str
     category: str
@@ -53,8 +54,8 @@ def load_cutouts() -> tuple[Cutout, ...]:
     """All cut-outs, emoji first, in the order of the shipped tables. Pictures are decoded when asked for."""
     found = []
     for row in tables.rows("emoji"):
-        found.append(_cutout(row, concepts.concept_of_emoji(row), source="emoji", style=row["style"]))
-    named = concepts.clipart_phrases()
+        found.append(_cutout(row, families.concept_of_emoji(row), source="emoji", style=row["style"]))
+    named = families.clipart_phrases()
     for row in tables.rows("clipart"):
         found.append(_cutout(row, named.get(row["key"], UNNAMED), source="clipart", style="clipart"))
     return tuple(found)
@@ -65,7 +66,8 @@ def _cutout(row: dict, name: str, *, source: str, style: str) -> Cutout:
         id=row["key"],
         name=name,
         concept=name,
-        family=concepts.families()[name] if name else "",
+        thing=families.things()[name] if name else "",
+        family=families.families()[name] if name else "",
         slice=concepts.concept_slice(name) if name else "unnamed",
         category=row["category"],
         subcategory=row["subcategory"],

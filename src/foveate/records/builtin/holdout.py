@@ -1,15 +1,15 @@
 """Which single pictures are for training and which are for tests.
 
-Emoji: by family of concepts, both styles together; unseen and withheld concepts are the test part. Clip art: by
-group of near-duplicates (equal titles apart from case and digits, or nearly equal pictures); a group is for tests
-if one of its texts names an unseen concept, and a share of the other groups besides.
+Emoji: by concept, both styles together; a concept is in the test part unless it is a seen one whose short names name
+nothing unseen. Clip art: by group of near-duplicates (equal titles apart from case and digits, or nearly equal
+pictures); a group is for tests if one of its texts names something unseen, and a share of the other groups besides.
 """
 
 from __future__ import annotations
 
 import functools
 
-from foveate.records.builtin import concepts, tables
+from foveate.records.builtin import concepts, families, tables
 from foveate.settings.seeds import uniform
 
 TRAIN, TEST = "train", "test"
@@ -26,9 +26,10 @@ def clipart_groups() -> dict[str, str]:
 def _splits() -> dict[str, str]:
     found = {}
     for row in tables.rows("emoji"):
-        seen = concepts.concept_slice(concepts.concept_of_emoji(row)) == concepts.SEEN
+        seen = concepts.concept_slice(families.concept_of_emoji(row)) == concepts.SEEN
+        seen = seen and not any(concepts.mentions_unseen(name) for name in row["short_names"])
         found[row["key"]] = TRAIN if seen else TEST
-    groups, named = clipart_groups(), concepts.clipart_phrases()
+    groups, named = clipart_groups(), families.clipart_phrases()
     tested = set()
     for row in tables.rows("clipart"):
         texts = " ".join([row["title"], *row["keywords"], row["description"]])

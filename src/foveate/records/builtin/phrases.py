@@ -137,9 +137,7 @@ def names_a_side(phrase: str) -> bool:
     return _SIDES.search(phrase) is not None
 
 
-_SPLITTERS = frozenset(
-    "with of in on for and at from to by behind between against over without getting wearing".split()
-)
+SPLITTERS = frozenset("with of in on for and at from to by behind between against over without getting wearing".split())
 
 
 def singular(word: str) -> str:
@@ -158,6 +156,6 @@ def head_noun(phrase: str) -> str:
     """
     named = words(phrase)
     for place, word in enumerate(named):
-        if word in _SPLITTERS and place > 0:
+        if word in SPLITTERS and place > 0:
             return singular(named[place - 1])
     return singular(named[-1])

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from foveate.records.builtin import concepts, holdout, tables
+from foveate.records.builtin import families, holdout, tables
 from foveate.records.builtin.cutouts import Cutout, load_cutouts
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
@@ -81,7 +81,7 @@ def singles(source: str, *, size: int = 160) -> Iterator[Single]:
         labels |= {"style": cutout.style, "licence": row["licence"]}
         if cutout.concept:
             labels |= {"concept": cutout.concept, "slice": cutout.slice}
-        group = f"emoji {cutout.family}" if source == "emoji" else holdout.clipart_groups()[cutout.id]
+        group = f"emoji {cutout.thing}" if source == "emoji" else holdout.clipart_groups()[cutout.id]
         picture = jpeg(standing_alone(cutout, size=size))
         yield Single(cutout.id, picture, captions, labels, group, holdout.split_of(cutout.id))
 
@@ -103,7 +103,7 @@ def _clipart_captions(row: Mapping[str, Any]) -> tuple[Caption, ...]:
 
 def _emoji_captions(row: Mapping[str, Any]) -> tuple[Caption, ...]:
     names = ", ".join(name.replace("_", " ").replace("-", " ") for name in row["short_names"])
-    title = concepts.concept_of_emoji(row)
+    title = families.concept_of_emoji(row)
     return Caption(title, "title", row["package"]), Caption(names, "keywords", row["package"])
 
 

@@ -169,8 +169,9 @@ def build_tour_collection(
     """One collection with everything built in: scenes, and the clip art and emoji one by one.
 
     Label `source` is "scenes", "clipart" or "emoji". Scenes: training and validation on training grounds with seen
-    concepts, test on held-out grounds with seen and unseen ones. Singles: training or test (see
-    `builtin.holdout`); no training text or picture shows an unseen concept. Run again, it adds what is missing.
+    concepts, test on held-out grounds with seen and unseen ones (see `builtin.concepts`). Singles:
+    training or test (see `builtin.holdout`); no training text or picture shows an unseen concept. Run again, it adds
+    what is missing.
     """
     build_scenes(
         target,

@@ -38,7 +38,7 @@ def is_cut_out(cutout: Cutout) -> bool:
 
 @functools.cache
 def named(slice_name: str) -> Pool:
-    """The pool of "seen" or "unseen" named cut-outs.
+    """The pool of "seen", "unseen" or "unseen kind" named cut-outs.
 
     Seen ones are those whose single picture is in the training split: a clip art picture that is held out as a
     single picture stands in no scene.

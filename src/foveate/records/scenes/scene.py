@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from foveate.records.boxes import Box, PixelBox
-from foveate.records.builtin.concepts import SEEN, UNSEEN
+from foveate.records.builtin.concepts import SEEN, UNSEEN, UNSEEN_KIND
 from foveate.records.builtin.cutouts import Cutout
 from foveate.records.builtin.phrases import names_a_side, singular, words
 from foveate.records.record import Caption
@@ -25,7 +25,7 @@ from foveate.records.scenes.relations import Relation, relate
 from foveate.settings.errors import UserError, choose
 from foveate.settings.seeds import generator
 
-UNSEEN_SHARE = 0.26  # of the objects of a test scene
+UNSEEN_SHARE = 0.18  # of the objects of a test scene, and as many of unseen kinds
 VISIBLE = 0.5  # an object of which less is visible is left out of the regions
 _LONGEST = (0.18, 0.52)  # of the scene's side
 _ENLARGED = 1.7  # a cut-out is not blown up more than this
@@ -83,8 +83,8 @@ class Plan:
 def draw_scene(*, seed: int, split: str, index: int, size: int = 224) -> Scene:
     """Scene number `index` of a split.
 
-    Training and validation scenes hold seen concepts on training grounds; test scenes hold seen and unseen concepts
-    on held-out grounds. At least one region is labelled.
+    Training and validation scenes hold seen concepts on training grounds; test scenes hold concepts of all three
+    slices on held-out grounds. At least one region is labelled.
 
     Args:
         seed: of the whole series. split: "train", "validation" or "test". size: side in pixels, at least 96.
@@ -133,14 +133,19 @@ def _choose_things(rng: np.random.Generator, split: str, ground: Ground) -> list
     """Two to five named cut-outs of different families; now and then one of them twice."""
     wanted, chosen = int(rng.integers(2, 6)), []
     while len(chosen) < wanted:
-        unseen = split == "test" and rng.random() < UNSEEN_SHARE
-        cutout = pools.named(UNSEEN if unseen else SEEN).draw(rng)
+        wanted_slice = _drawn_slice(rng) if split == "test" else SEEN
+        cutout = pools.named(wanted_slice).draw(rng)
         on_ground = {singular(word) for word in words(cutout.name)} & ground.shows
         if not on_ground and all(cutout.family != other.family for other in chosen):
             chosen.append(cutout)
     if wanted < 5 and rng.random() < _REPEATED:
         chosen.append(chosen[rng.integers(wanted)])
     return chosen
+
+
+def _drawn_slice(rng: np.random.Generator) -> str:
+    share = rng.random()
+    return UNSEEN if share < UNSEEN_SHARE else UNSEEN_KIND if share < 2 * UNSEEN_SHARE else SEEN
 
 
 def _cutout_layer(rng: np.random.Generator, cutout: Cutout, size: int) -> Layer:

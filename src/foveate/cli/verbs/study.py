@@ -1,0 +1,81 @@
+"""`foveate study`: an experiment of a paper on built-in pictures, over several seeds, with its claims judged."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from foveate.cli.options import common, finish
+
+
+@click.command("study", short_help="What a paper claims, run as an experiment.")
+@click.argument("name")
+@click.option("--run", "run", type=click.Path(path_type=Path), default=None, help="runs/study-NAME by default.")
+@click.option("--quick", is_flag=True, help="Small: two seeds, less than 15 minutes on two cores.")
+@click.option("--seeds", type=click.IntRange(2, 50), default=None, help="Trainings of each variant; 5, quick 2.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes, a thread each.")
+@click.option(
+    "--data", "data", multiple=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder into which a package with real regions was unpacked; may be repeated.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only say what would be trained.")
+@common()
+def command(
+    name: str,
+    run: Path | None,
+    quick: bool,
+    seeds: int | None,
+    workers: int,
+    data: tuple[Path, ...],
+    dry_run: bool,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Trains every variant of the study NAME (cloc) with several seeds and says which claims the numbers bear out.
+
+    The first training is timed, and the hours of the rest are printed before they start. Every finished training is
+    a file: stopped and repeated, the study goes on, and the same command in a second terminal helps. Real regions are
+    used where kgeography-data and gcompris-qt-data are installed; where not, the page says so.
+
+    \b
+    Example:
+      foveate study cloc --quick --workers 2
+      foveate study cloc --workers 2
+    """
+    from foveate.report import render
+    from foveate.studies.runner import run_study
+
+    folder = run or Path("runs") / f"study-{name}{'-quick' if quick else ''}"
+    result = run_study(
+        name,
+        folder,
+        quick=quick,
+        seeds=seeds,
+        seed=seed or 0,
+        workers=workers,
+        device=device,
+        data=data,
+        dry_run=dry_run,
+        command=["foveate", *sys.argv[1:]],
+    )
+    real = [
+        f"{one['name']}: {'used' if one['used'] else 'not found (package ' + one['package'] + ')'}"
+        for one in result["real"]
+    ]
+    if dry_run:
+        finish(result, [f"{result['trainings']} trainings", *real], {}, as_json=as_json)
+        return
+    titles = {condition["key"]: condition["title"] for condition in result["conditions"]}
+    lines = [
+        f"{claim['verdict']}: {titles[claim['condition']]}: {claim['text']} ({_interval(claim['difference'])})"
+        for claim in result["claims"]
+    ]
+    finish(result, [*lines, *real], {"result": folder / "result.json", "report": render(folder)}, as_json=as_json)
+
+
+def _interval(difference: dict[str, float | None]) -> str:
+    value, low, high = (difference[name] for name in ("value", "low", "high"))
+    return f"{value:+.3f}" if low is None else f"{value:+.3f}, {low:+.3f} to {high:+.3f}"

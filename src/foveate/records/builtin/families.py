@@ -1,0 +1,162 @@
+"""Which concepts name almost the same thing: in two widths, both found from names and code points alone.
+
+A *thing* is one concept in all its variants: the man, woman and person variants of an emoji, both styles of it, names
+that differ in a colour, a state, a side or a number ("closed book", "open book"; the faces of a clock), and known
+synonyms. A *family* is wider: all things with the same head noun ("wine glass", "cocktail glass"). Clip art joins the
+emoji that it shares a name with. Only heads that say little ("face", "hand", "sign", ...) join nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from foveate.records.builtin import phrases, tables
+
+_PEOPLE_CODES = {"1f468", "1f469", "1f9d1", "1f466", "1f467", "1f9d2", "1f474", "1f475", "1f9d3", "1f476"}
+_MARKS = {"200d", "fe0f", "2640", "2642", "27a1"}  # joiner, variation, female, male, facing right
+PEOPLE_WORDS = frozenset(
+    "man men woman women person people boy girl adult child older male female bride father mother mx".split()
+)
+# Heads that say little ("grinning face", "waving hand"): such names are families by their other words.
+EMPTY_HEADS = frozenset(
+    "face sign symbol hand suit index person man woman people gesture finger slide thing worker paper light".split()
+)
+VARIANT_WORDS = frozenset(
+    "closed open lock oncoming red blue green orange yellow purple brown grey pink white black light left right "
+    "leftwards rightwards up down upwards downwards first second third new full symbol sign facing small large "
+    "big clock face horizontal vertical musical multiple".split()
+)
+_NUMBERS = frozenset("one two three four five six seven eight nine ten eleven twelve oclock thirty".split())
+_SAME_THING = (  # names that no rule brings together
+    ("runner", "woman running", "person running facing right", "running shirt with sash"),
+    ("father christmas", "mother christmas", "mx claus"),
+    ("prince", "princess", "person with crown", "crown"),
+    ("bicyclist", "mountain bicyclist", "bicycle", "motorcycle", "woman biking", "woman mountain biking"),
+    ("airplane", "small airplane", "airplane departure", "airplane arriving"),
+    ("personal computer", "desktop computer"),
+    ("mouse", "mouse face", "rat"),
+    ("hamburger", "burger"),
+    ("mobile phone", "telephone", "telephone receiver", "pager", "cell phone", "phone"),
+    ("lady beetle", "ladybug"),
+    ("honeybee", "bee"),
+    ("dove", "bird"),
+    ("rabbit", "bunny", "rabbit face"),
+    ("cat", "kitten"),
+    ("boar", "pig"),
+    ("automobile", "car", "racing car", "pickup truck", "truck", "articulated lorry"),
+    ("electric light bulb", "light bulb", "bulb"),
+    ("shopping bags", "handbag", "purse"),
+    ("paintbrush", "paint brush"),
+    ("ice cream", "soft ice cream", "ice cream cone", "shaved ice"),
+    ("shrimp", "fried shrimp"),
+    ("firefighter", "fireman"),
+    ("mermaid", "merman", "merperson"),
+)
+
+
+def concept_of_emoji(row: Mapping[str, Any]) -> str:
+    """The concept an emoji shows, shared by both styles: its phrase."""
+    return phrases.emoji_phrase(row["name"])
+
+
+def _code_key(unified: str) -> str:
+    """Code points without gender, direction and joiners: equal for man, woman and person variants."""
+    codes = [code for code in unified.lower().split("-") if code not in _MARKS]
+    return "-".join("person" if code in _PEOPLE_CODES else code for code in codes)
+
+
+def _name_key(concept: str) -> str:
+    """What a concept shares with others of its family: its head noun, or the words that tell it apart."""
+    head = phrases.head_noun(concept)
+    kept = [phrases.singular(w) for w in phrases.words(concept) if w not in VARIANT_WORDS | PEOPLE_WORDS]
+    if head in EMPTY_HEADS or head in PEOPLE_WORDS or not kept:
+        return " ".join(kept) or head
+    return head
+
+
+class _Groups:
+    """Union-find over concepts; a group is named by its alphabetically first member."""
+
+    def __init__(self) -> None:
+        self.parent: dict[str, str] = {}
+
+    def find(self, name: str) -> str:
+        root = name
+        while self.parent.setdefault(root, root) != root:
+            root = self.parent[root]
+        self.parent[name] = root
+        return root
+
+    def join(self, members: Iterable[str]) -> None:
+        first, *others = members
+        for other in others:
+            one, two = sorted((self.find(first), self.find(other)))
+            self.parent[two] = one
+
+
+def own_words(concept: str) -> frozenset[str]:
+    """What is left of a name without colours, states, sides, numbers, people words and prepositions, in the singular.
+
+    >>> sorted(own_words("left-pointing magnifying glass")), sorted(own_words("woman farmer"))
+    (['glass', 'magnifying', 'pointing'], ['farmer'])
+    """
+    empty = VARIANT_WORDS | PEOPLE_WORDS | _NUMBERS | phrases.SPLITTERS
+    kept = {phrases.singular(word) for word in phrases.words(concept) if word not in empty}
+    return frozenset(kept or {phrases.head_noun(concept)})
+
+
+def _variants() -> list[list[str]]:
+    """Lists of concepts that are one thing: by code points, by their own words, by known synonyms."""
+    together: dict[str, list[str]] = defaultdict(list)
+    for row in tables.rows("emoji"):
+        concept = concept_of_emoji(row)
+        code = _code_key(row["unified"])
+        together["code family" if code.startswith("person-person") else f"code {code}"].append(concept)
+        if concept.startswith(("family", "couple", "kiss between")) or "holding hands" in concept:
+            together["code family"].append(concept)
+    for concept in concepts():
+        together[f"own {' '.join(sorted(own_words(concept)))}"].append(concept)
+    present = set(concepts())
+    return [*together.values(), *([m for m in same if m in present] for same in _SAME_THING)]
+
+
+@functools.cache
+def concepts() -> tuple[str, ...]:
+    """All phrases of emoji and of clip art, in alphabetical order."""
+    emoji = {concept_of_emoji(row) for row in tables.rows("emoji")}
+    return tuple(sorted(emoji | set(clipart_phrases().values())))
+
+
+@functools.cache
+def things() -> dict[str, str]:
+    """Concept -> name of the thing it is a variant of."""
+    return _grouped(_variants())
+
+
+@functools.cache
+def families() -> dict[str, str]:
+    """Concept -> name of its family; every thing lies in one family."""
+    heads: dict[str, list[str]] = defaultdict(list)
+    for concept in concepts():
+        heads[_name_key(concept)].append(concept)
+    return _grouped([*heads.values(), *_variants()])
+
+
+def _grouped(together: Iterable[list[str]]) -> dict[str, str]:
+    found = _Groups()
+    for members in together:
+        if members:
+            found.join(members)
+    return {concept: found.find(concept) for concept in concepts()}
+
+
+@functools.cache
+def clipart_phrases() -> dict[str, str]:
+    """Key of a clip art picture -> its phrase, for those whose title names a thing in ordinary words."""
+    clipart = tables.rows("clipart")
+    vocabulary = phrases.ordinary_words(clipart, tables.rows("emoji"))
+    named = ((row["key"], phrases.clipart_phrase(row, vocabulary)) for row in clipart)
+    return {key: phrase for key, phrase in named if phrase}

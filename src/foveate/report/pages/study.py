@@ -1,0 +1,170 @@
+"""The page of a study: which claims the numbers bear out, then every number with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from foveate.report import numbers
+from foveate.report.charts import plot
+from foveate.report.forest import ForestRow, difference_bar, forest
+from foveate.report.page import Page, command_text
+from foveate.report.schema import Machine, Part, Value, read
+
+REACH = 0.5  # of the bars of differences
+FIRST = 4  # measures whose charts are open
+
+
+class StudyCondition(Part):
+    key: str
+    title: str
+    what: str = ""
+
+
+class StudyRow(Part):
+    key: str
+    title: str
+    what: str = ""
+    role: str = "variant"
+
+
+class StudyMeasure(Part):
+    key: str
+    title: str
+    control: bool = False
+
+
+class StudyEntry(Part):
+    condition: str
+    row: str
+    values: dict[str, Value] = {}
+    differences: dict[str, Value] = {}
+
+
+class StudyClaim(Part):
+    text: str
+    condition: str
+    measure: str
+    margin: float = 0.0
+    asserted: bool = False
+    source: str = ""
+    difference: Value
+    verdict: str
+
+
+class StudyReal(Part):
+    name: str
+    package: str
+    used: bool
+
+
+class StudyResult(Part):
+    kind: str
+    title: str
+    question: str = ""
+    reference: str
+    seeds: list[int] = []
+    scale: dict[str, int] = {}
+    conditions: list[StudyCondition] = []
+    rows: list[StudyRow] = []
+    measures: list[StudyMeasure] = []
+    table: list[StudyEntry] = []
+    claims: list[StudyClaim] = []
+    real: list[StudyReal] = []
+    limits: list[str] = []
+    trainings: int = 0
+    seconds: dict[str, float] = {}
+    machine: Machine = Machine()
+    version: str = ""
+    command: str | list[str] = ""
+
+
+def signed(value: float) -> str:
+    """`+0.123` with a true minus sign."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def claim_line(claim: StudyClaim) -> dict[str, Any]:
+    """A claim for the page: verdict, difference in words, and its bar."""
+    found = claim.difference
+    span = "" if found.low is None or found.high is None else f"{signed(found.low)} to {signed(found.high)}"
+    return {
+        "claim": claim,
+        "value": signed(found.value),
+        "span": span,
+        "bar": difference_bar(found.value, found.low, found.high, margin=claim.margin, reach=REACH),
+    }
+
+
+def charts(r: StudyResult, condition: str) -> list[tuple[StudyMeasure, Markup]]:
+    """One forest chart per measure of a condition that at least two rows have."""
+    entries = [
+        (row, entry) for row in r.rows for entry in r.table if (entry.condition, entry.row) == (condition, row.key)
+    ]
+    found = []
+    for measure in r.measures:
+        rows = [
+            ForestRow(row.title, value.value, value.low, value.high, row.role)
+            for row, entry in entries
+            if (value := entry.values.get(measure.key)) is not None
+        ]
+        line = next((one.value for one in rows if one.style == "reference"), None)
+        if len(rows) > 1:
+            found.append((measure, plot(measure.title, forest(rows, title=measure.title, line=line))))
+    return found
+
+
+def number_lines(r: StudyResult, condition: str) -> list[tuple[StudyRow, list[str]]]:
+    """Rows of the plain table: mean and half of the interval for every measure."""
+    by_row = {entry.row: entry for entry in r.table if entry.condition == condition}
+    return [
+        (row, [mean_and_half(by_row[row.key].values.get(measure.key)) for measure in r.measures])
+        for row in r.rows
+        if row.key in by_row
+    ]
+
+
+def mean_and_half(value: Value | None) -> str:
+    """`0.466 ± 0.041`; a dash where nothing was measured."""
+    if value is None:
+        return "–"
+    if value.low is None or value.high is None:
+        return f"{value.value:.3f}".replace("-", "−")
+    return f"{value.value:.3f} ± {(value.high - value.low) / 2:.3f}".replace("-", "−")
+
+
+def tally(claims: Sequence[StudyClaim]) -> list[tuple[str, int]]:
+    """How many claims are shown, not shown, opposite."""
+    return [(name, sum(claim.verdict == name for claim in claims)) for name in ("shown", "not shown", "opposite")]
+
+
+def build(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """The page of a study's result.json (`StudyResult`)."""
+    r = read(StudyResult, result)
+    sections = [
+        {
+            "condition": condition,
+            "asserted": [claim_line(c) for c in r.claims if c.condition == condition.key and c.asserted],
+            "open": [claim_line(c) for c in r.claims if c.condition == condition.key and not c.asserted],
+            "charts": charts(r, condition.key),
+            "lines": number_lines(r, condition.key),
+        }
+        for condition in r.conditions
+    ]
+    names = {"train_scenes": "Training scenes", "test_scenes": "Test scenes", "steps": "Steps", "batch_size": "Batch"}
+    facts = [("Seeds", str(len(r.seeds))), ("Trainings", numbers.count(r.trainings))]
+    facts += [(title, numbers.count(r.scale[name])) for name, title in names.items() if name in r.scale]
+    facts.append(("Processor time of the trainings", numbers.duration(r.seconds.get("trainings"))))
+    context = {
+        "r": r,
+        "sections": sections,
+        "facts": facts,
+        "tally": tally(r.claims),
+        "first": FIRST,
+        "rows": [row for row in r.rows if any(entry.row == row.key for entry in r.table)],
+        "command": command_text(r.command),
+    }
+    return Page("study.html.j2", r.title, context)

@@ -1,0 +1,349 @@
+"""The study `cloc`: what of the method matters, on generated scenes and on maps, with true and with spoiled boxes.
+
+All variants share the pictures, the frozen features, the texts and the steps; one thing differs from the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from foveate.studies.cells import Cell
+from foveate.studies.noise import Noise
+from foveate.studies.real_regions import find_installed
+from foveate.studies.study import Claim, Condition, Design, Extra, Measure, Row
+
+MEASURES = (
+    Measure("name", "What is in this box? Right name of all"),
+    Measure("r2t10", "Which phrase names this box? R@10"),
+    Measure("t2r10", "Which box does this phrase name? R@10"),
+    Measure("which", "Which of the picture's boxes?"),
+    Measure("iou50", "Where is it? IoU at least .5"),
+    Measure("iou", "Where is it? Mean IoU"),
+    Measure("box_gain", "Box error below the mean box's, as a share"),
+    Measure("image10", "Which picture belongs to this text? R@10"),
+    Measure("unseen_r2t10", "Unseen concepts: which phrase? R@10"),
+    Measure("unseen_iou50", "Unseen concepts: where is it? IoU at least .5"),
+    Measure("details", "Find the detail, real pictures: which box?"),
+    Measure("name_shuffled", "Control: right name, asked with other boxes", control=True),
+)
+# (question of the evaluation's table, column) of each measure, and whether it is of unseen concepts.
+_QUESTIONS = {
+    "name": ("what is in this box, of all names: top-1", ""),
+    "r2t10": ("which phrase names this box: R@10", ""),
+    "t2r10": ("which box does this phrase name: R@10", ""),
+    "which": ("which of the picture's boxes: accuracy", ""),
+    "iou50": ("where is it: IoU at least .5", "_head"),
+    "iou": ("where is it: mean IoU", "_head"),
+    "image10": ("which picture belongs to this text: R@10", ""),
+    "name_shuffled": ("what is in this box, of all names: top-1", "_shuffled"),
+}
+_UNSEEN = {"unseen_r2t10": "r2t10", "unseen_iou50": "iou50"}
+
+TRUE, NOISY, COARSE, MAPS = "true", "noisy", "coarse", "maps"
+CONDITIONS = (
+    Condition(TRUE, "True boxes", "generated scenes, every box and phrase right"),
+    Condition(
+        NOISY,
+        "Spoiled boxes",
+        "the same scenes; in training every box has its sides scaled by .5 to 1.5 and its middle moved by up to a "
+        "quarter of a side, and 20 % of the phrases are those of other regions; tests as before",
+    ),
+    Condition(
+        COARSE,
+        "True boxes, coarse grid",
+        "the scenes of true boxes at 128 pixels, so a grid of 8 x 8, with M = 2 and half the batch; only for pooling "
+        "over all tokens, which costs some 20 times as much a step on the full grid",
+    ),
+    Condition(MAPS, "Real regions: maps", "divisions of kgeography's maps, recoloured at random; new colours in tests"),
+)
+_NOISE = {TRUE: Noise(), NOISY: Noise(jitter=0.5, wrong_phrases=0.2), COARSE: Noise(), MAPS: Noise()}
+
+ROWS = (
+    Row("cloc", "CLOC", "the reference: Prompter, filter by phrase, grounding, M = 4", "cloc", role="reference"),
+    Row("clip-crop", "CLIP, crop", "no boxes in training; each box encoded as a picture", "clip", "crop/", "baseline"),
+    Row("clip-roi", "CLIP, RoI", "no boxes in training; tokens under the box", "clip", "", "baseline"),
+    Row("roi", "CLOC with RoI-Align", "RoI-Align instead of the Prompter, no grounding", "roi"),
+    Row("filter-embedding", "filter by embedding", "no negatives above cosine .9 (paper)", "filter-embedding"),
+    Row("filter-none", "no filter", "all other phrases are negatives", "filter-none"),
+    Row("no-grounding", "no grounding", "grounding weight 0", "no-grounding"),
+    Row("m1", "M = 1", "one region a picture and step", "m1"),
+    Row("m2", "M = 2", "two regions a picture and step", "m2"),
+    Row("pool-all", "pool all", "mean over prompt and image tokens, as the paper's text reads", "pool-all"),
+    Row("no-positions", "no positions", "no patch positions in the Prompter", "no-positions", role="control"),
+    Row("shuffled-phrases", "shuffled phrases", "phrases of other regions", "shuffled-phrases", role="control"),
+    Row("shuffled-boxes", "shuffled boxes", "boxes of other regions", "shuffled-boxes", role="control"),
+)  # fmt: skip
+# variant -> recipe and overrides; a variant trains on the condition's noise and, for controls, on more.
+VARIANTS: dict[str, tuple[str, tuple[str, ...], Noise]] = {
+    "cloc": ("tour", (), Noise()),
+    "clip": ("tour-clip", (), Noise()),
+    "roi": ("tour-roi", (), Noise()),
+    "filter-embedding": ("tour", ("regions.filter=embedding",), Noise()),
+    "filter-none": ("tour", ("regions.filter=none",), Noise()),
+    "no-grounding": ("tour", ("regions.grounding_weight=0",), Noise()),
+    "m1": ("tour", ("data.regions_per_picture=1",), Noise()),
+    "m2": ("tour", ("data.regions_per_picture=2",), Noise()),
+    "pool-all": ("tour", ("regions.prompter.pool=all",), Noise()),
+    "no-positions": ("tour", ("regions.prompter.image_pos=none",), Noise()),
+    "shuffled-phrases": ("tour", (), Noise(shuffled_phrases=True)),
+    "shuffled-boxes": ("tour", (), Noise(shuffled_boxes=True)),
+}
+# CLIP sees no boxes, so spoiled ones change nothing; controls say all they have to say on true boxes.
+_ONLY_TRUE = ("clip", "shuffled-phrases", "shuffled-boxes")
+_ON_COARSE = ("cloc", "pool-all")
+_ON_MAPS = ("cloc", "clip", "roi", "filter-none", "shuffled-phrases", "shuffled-boxes")
+
+
+def _claims(condition: str) -> tuple[Claim, ...]:
+    ours = (
+        Claim("The embedding depends on the box", condition, "name", "cloc", "cloc", 0.10,
+              worse_measure="name_shuffled", asserted=True),
+        Claim("Boxes in training beat tokens under the box of CLIP", condition, "name", "cloc", "clip-roi",
+              0.05, asserted=True),
+        Claim("Boxes in training beat cutting each box out for CLIP", condition, "name", "cloc", "clip-crop"),
+        Claim("Grounding beats the mean box by 15 %", condition, "box_gain", "cloc", "mean-box", 0.15,
+              asserted=True),
+        Claim("Whole-picture retrieval is not below CLIP's, within .05", condition, "image10", "cloc",
+              "clip-roi", -0.05, asserted=True),
+        Claim("The Prompter beats RoI-Align, phrase of a box", condition, "r2t10", "cloc", "roi",
+              source="paper: +12 to +28 points on average"),
+        Claim("The Prompter beats RoI-Align, box of a phrase", condition, "t2r10", "cloc", "roi",
+              source="paper: 66 to 67 against 4 to 23"),
+    )  # fmt: skip
+    if condition == COARSE:
+        return (Claim("Pooling the prompt tokens beats pooling all", condition, "name", "cloc", "pool-all"),
+                Claim("It beats it at finding, too", condition, "iou", "cloc", "pool-all"))  # fmt: skip
+    if condition == MAPS:
+        return (*ours, *_controls(condition))
+    papers = (
+        Claim("The embedding filter helps, against none", condition, "name", "filter-embedding",
+              "filter-none", source="paper: about +1 point"),
+        Claim("The same-phrase filter beats the embedding filter", condition, "name", "cloc",
+              "filter-embedding"),
+        Claim("Grounding helps naming", condition, "name", "cloc", "no-grounding",
+              source="paper: about +0.5 points"),
+        Claim("M = 4 beats M = 2", condition, "name", "cloc", "m2", source="paper: about +0.3 points"),
+        Claim("M = 2 beats M = 1", condition, "name", "m2", "m1"),
+        Claim("The Prompter needs patch positions", condition, "name", "cloc", "no-positions"),
+    )  # fmt: skip
+    return (*ours, *papers, *(_controls(condition) if condition == TRUE else ()))
+
+
+def _controls(condition: str) -> tuple[Claim, ...]:
+    return (
+        Claim("Control: phrases of other regions in training teach nothing", condition, "name", "cloc",
+              "shuffled-phrases", 0.05, asserted=True),
+        Claim("Control: boxes of other regions in training teach less", condition, "which", "cloc",
+              "shuffled-boxes", 0.05, asserted=True),
+    )  # fmt: skip
+
+
+DESIGN = Design(
+    name="cloc",
+    title="CLOC: what of it matters",
+    question="What do boxes in training bring, and which parts of the method bring it?",
+    reference="cloc",
+    conditions=CONDITIONS,
+    rows=ROWS,
+    measures=MEASURES,
+    claims=tuple(claim for condition in CONDITIONS for claim in _claims(condition.key)),
+    limits=(
+        "Frozen features and minutes of training: the paper's differences between variants come with its scale. A "
+        "claim of the paper that is not shown here is not refuted.",
+        "Scenes are cut-outs pasted on grounds; their numbers say nothing about photographs of the world.",
+        "All seeds share pictures and test questions: the intervals are over trainings.",
+        "Variants were chosen before the numbers were seen; nothing is corrected for the number of comparisons.",
+    ),
+    extras=(
+        Extra(MAPS, "kgeography, maps recoloured at random", "kgeography-data"),
+        Extra("details", "GCompris, details of photographs and paintings", "gcompris-qt-data"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the study is; part of the identity of its cells."""
+
+    train_scenes: int
+    test_scenes: int
+    steps: int
+    batch_size: int
+    map_drawings: int
+    seeds: int
+
+
+STUDY_SCENES = 11  # seed of the series of scenes
+FULL = Scale(train_scenes=3000, test_scenes=400, steps=400, batch_size=128, map_drawings=8, seeds=5)
+QUICK = Scale(train_scenes=1500, test_scenes=200, steps=200, batch_size=96, map_drawings=4, seeds=2)
+
+
+def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
+    """All trainings of the study, those of the first seed first, the reference before all."""
+    found = []
+    for number in range(seed, seed + scale.seeds):
+        full = [variant for variant in VARIANTS if variant != "pool-all"]
+        found += [Cell(number, TRUE, variant) for variant in full]
+        found += [Cell(number, NOISY, variant) for variant in full if variant not in _ONLY_TRUE]
+        found += [Cell(number, COARSE, variant) for variant in _ON_COARSE]
+        found += [Cell(number, MAPS, variant) for variant in _ON_MAPS if MAPS in extras]
+    return found
+
+
+def overrides(cell: Cell, scale: Scale) -> list[str]:
+    """What the cell changes in its recipe."""
+    coarse = ["image_encoder.image_size=128", "data.regions_per_picture=2"] if cell.condition == COARSE else []
+    batch = scale.batch_size // 2 if cell.condition == COARSE else scale.batch_size
+    return [
+        f"training.steps={scale.steps}",
+        f"training.warmup_steps={scale.steps // 10}",
+        f"training.batch_size={batch}",
+        f"training.seed={cell.seed}",
+        "training.workers=1",
+        f"training.checkpoint_every={scale.steps}",
+        *coarse,
+        *VARIANTS[cell.variant][1],
+    ]
+
+
+def noise_of(cell: Cell) -> Noise:
+    """The condition's noise and the variant's own."""
+    own = VARIANTS[cell.variant][2]
+    return replace(_NOISE[cell.condition], shuffled_phrases=own.shuffled_phrases, shuffled_boxes=own.shuffled_boxes)
+
+
+@dataclass
+class Work:
+    """Trains and measures one cell; collections and frozen features lie in the study's folder.
+
+    extras: of `installed`.
+    """
+
+    folder: Path
+    scale: Scale
+    extras: Mapping[str, Path]
+    device: str | None = None
+
+    def collection_path(self, condition: str) -> Path:
+        """The pictures of a condition; spoiled boxes lie on the same ones as true boxes."""
+        return self.folder / ("maps" if condition == MAPS else "scenes")
+
+    def prepare(self) -> None:
+        """Draws the pictures and caches the frozen features that all cells share; does what is missing."""
+        from foveate.records.scenes import build_scenes
+        from foveate.studies.real_regions import build_maps
+
+        scale = self.scale
+        build_scenes(
+            self.collection_path(TRUE), train=scale.train_scenes, test=scale.test_scenes, seed=STUDY_SCENES, workers=2
+        )
+        if MAPS in self.extras:
+            build_maps(self.collection_path(MAPS), self.extras[MAPS], train=scale.map_drawings, test=1)
+        for condition in (TRUE, COARSE, MAPS) if MAPS in self.extras else (TRUE, COARSE):
+            self._cache_features(condition)
+
+    def _cache_features(self, condition: str) -> None:
+        import torch
+
+        from foveate.pretrain.recipe import PretrainRecipe
+        from foveate.pretrain.train import CACHE, build_dataset, build_model
+        from foveate.records.collection import Collection
+        from foveate.settings.recipes import load
+
+        path = self.collection_path(condition)
+        recipe = load(PretrainRecipe, "tour", overrides(Cell(0, condition, "cloc"), self.scale))
+        device = torch.device(self.device or "cpu")
+        build_dataset(recipe, Collection.open(path), build_model(recipe), device=device, cache=path / CACHE)
+
+    def __call__(self, cell: Cell) -> dict[str, float]:
+        from foveate.pretrain.folder import load_model
+        from foveate.pretrain.recipe import PretrainRecipe
+        from foveate.pretrain.train import pretrain
+        from foveate.settings.recipes import load
+        from foveate.studies.noise import open_spoiled
+
+        collection = open_spoiled(self.collection_path(cell.condition), noise_of(cell), seed=cell.seed)
+        recipe = load(PretrainRecipe, VARIANTS[cell.variant][0], overrides(cell, self.scale))
+        run = self.folder / "cells" / "at-work" / cell.name / "run"
+        trained = pretrain(recipe, collection, run, device=self.device, evaluate_split=None)
+        if trained.model_folder is None:
+            raise KeyboardInterrupt
+        model = load_model(trained.model_folder, device=self.device)
+        return self._measured(model, collection, crops=cell.variant == "clip", seed=cell.seed)
+
+    def _measured(self, model: Any, collection: Any, *, crops: bool, seed: int) -> dict[str, float]:
+        from foveate.pretrain.evaluate import evaluate
+        from foveate.studies.measures import box_gain, details_accuracy
+
+        found, seen = evaluate(model, collection, name="m", crops=crops, rules=("head",), seed=seed)
+        values = picked(found["table"])
+        if model.recipe.regions.method == "prompter" and model.recipe.regions.grounding_weight > 0:
+            values["box_gain"] = box_gain(seen, collection)
+        else:  # a head that was never trained answers nothing
+            values = {name: value for name, value in values.items() if "iou" not in name}
+        if "details" in self.extras:
+            values["details"] = details_accuracy(model, self.extras["details"])
+        return values
+
+
+def picked(table: list[dict[str, Any]]) -> dict[str, float]:
+    """The study's measures from an evaluation's table; those of crops have the prefix "crop/"."""
+    values: dict[str, float] = {}
+    for row in table:
+        for key, (question, suffix) in _QUESTIONS.items():
+            if row["question"] != question:
+                continue
+            names = [key] if row["data"] in ("seen", "maps", "all regions") or key == "image10" else []
+            names += [own for own, base in _UNSEEN.items() if base == key and row["data"] == "unseen"]
+            for name in names:
+                if f"m{suffix}" in row["values"]:
+                    values[name] = row["values"][f"m{suffix}"]["value"]
+                if not suffix and "m_crop" in row["values"]:
+                    values[f"crop/{name}"] = row["values"]["m_crop"]["value"]
+    for name in ("image10", "name_shuffled"):  # these do not depend on the way in which a box is read
+        if name in values and "crop/name" in values:
+            values[f"crop/{name}"] = values[name]
+    values.pop("crop/name_shuffled", None)
+    return values
+
+
+def row_values(done: Mapping[Cell, Mapping[str, float]]) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
+    """(condition, row) -> seed -> measure -> value, with CLIP's cells of true boxes standing for spoiled ones."""
+    found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for cell, values in done.items():
+        conditions = (TRUE, NOISY) if cell.variant == "clip" and cell.condition == TRUE else (cell.condition,)
+        for row in ROWS:
+            if row.trained_as != cell.variant:
+                continue
+            own = {
+                name.removeprefix(row.prefix): value
+                for name, value in values.items()
+                if name.startswith(row.prefix) and (row.prefix or "/" not in name)
+            }
+            for condition in conditions:
+                found.setdefault((condition, row.key), {})[cell.seed] = own
+    for condition, row in [key for key in found if key[1] == DESIGN.reference]:
+        # The answer that sees nothing, as a side of the claim about it.
+        found[condition, "mean-box"] = {seed: {"box_gain": 0.0} for seed in found[condition, row]}
+    return found
+
+
+def with_seeds(scale: Scale, seeds: int) -> Scale:
+    """The same scale with another number of seeds."""
+    return replace(scale, seeds=seeds)
+
+
+def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
+    """What cells depend on, besides their own names: another number of seeds keeps the finished ones."""
+    sizes = {name: value for name, value in asdict(scale).items() if name != "seeds"}
+    variants = {name: [recipe, *changes] for name, (recipe, changes, _) in VARIANTS.items()}
+    return {"study": DESIGN.name, **sizes, "variants": variants, "real": sorted(extras)}
+
+
+def installed(data: tuple[Path, ...]) -> dict[str, Path]:
+    """The folder of maps and the file of details that were found in `data`, or where the system's packages put them."""
+    maps, details = find_installed((*data, Path("/")))
+    return {key: path for key, path in ((MAPS, maps), ("details", details)) if path is not None}

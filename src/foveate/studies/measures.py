@@ -1,0 +1,53 @@
+"""Measures of studies that the common evaluation does not have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from foveate.pretrain.embed import Embedded
+from foveate.pretrain.model import LocalisingModel
+from foveate.pretrain.views import input_boxes, placed, render
+from foveate.records.collection import Collection
+from foveate.records.geometry import View
+from foveate.studies.real_regions import read_details
+
+
+def box_gain(seen: Embedded, collection: Collection) -> float:
+    """1 - (squared error of the head's boxes) / (squared error of the mean training box), over seen concepts.
+
+    0: no better than one box for everything. 1: exact.
+    """
+    parts = np.array([region.slice for region in seen.regions], dtype=object)
+    asked_R = (parts != "unseen") & (parts != "unseen kind")
+    training = collection.rows("train")
+    boxes = [region.box.to_array() for row in training for region in collection.regions_of(int(row))]
+    mean_4 = np.mean(boxes, axis=0)
+    truth_R4 = seen.boxes_R4[asked_R]
+    own = float(np.square(seen.found["head"][asked_R] - truth_R4).mean())
+    return 1.0 - own / float(np.square(mean_4 - truth_R4).mean())
+
+
+@torch.inference_mode()
+def details_accuracy(model: LocalisingModel, path: Path) -> float:
+    """How often the box whose embedding is nearest to that of a detail's own picture is the detail's box.
+
+    Real pictures that no model was trained on; the detail is encoded as a picture, the boxes as regions.
+    """
+    preprocess = model.image_encoder.preprocess
+    right: list[bool] = []
+    for one in read_details(path):
+        placement = placed(preprocess, one.picture.size, View())
+        tokens = model.encode_image_tokens(render(preprocess, one.picture, placement)[None])
+        boxes_R4, kept_R = input_boxes(placement, np.stack([box.to_array() for box in one.boxes]), min_visible=0)
+        owner_R = torch.zeros(len(boxes_R4), dtype=torch.long, device=model.device)
+        z_RE = model.encode_regions(tokens, torch.from_numpy(boxes_R4).to(model.device), owner_R)
+        crops = [crop for crop, keep in zip(one.crops, kept_R, strict=True) if keep]
+        pixels = [render(preprocess, crop, placed(preprocess, crop.size, View())) for crop in crops]
+        crop_RE = model.encode_image(torch.stack(pixels))
+        nearest_R = (crop_RE @ F.normalize(z_RE.float(), dim=-1).T).argmax(1).cpu()
+        right += (nearest_R == torch.arange(len(crops))).tolist()
+    return float(np.mean(right))

@@ -1,0 +1,95 @@
+"""Region labels spoiled on purpose: the training half of a collection with other boxes or other phrases.
+
+Pictures stay as they are, so that all variants share one cache of frozen features. Test regions are never touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from foveate.records.collection import Collection
+from foveate.settings.seeds import generator
+
+EDGES = ("x1", "y1", "x2", "y2")
+LEAST_SIDE = 0.02
+WORDS = ("phrase", "label", "slice")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is done to the regions of training pictures.
+
+    jitter: sides are scaled by a factor between 1 - jitter and 1 + jitter, and the middle moves by up to jitter / 2 of
+        a side; 0.5 is the +-50 % of the method's own test.
+    wrong_phrases: share of regions that get the phrase of another region.
+    shuffled_phrases, shuffled_boxes: every region gets the phrase, or the box, of a region drawn from all pictures.
+    """
+
+    jitter: float = 0.0
+    wrong_phrases: float = 0.0
+    shuffled_phrases: bool = False
+    shuffled_boxes: bool = False
+
+
+def jittered(boxes_R4: NDArray[np.float64], rng: np.random.Generator, *, jitter: float) -> NDArray[np.float64]:
+    """Boxes in [0, 1] with other sides and middles (see `Noise`), kept inside the picture.
+
+    >>> jittered(np.array([[0.2, 0.2, 0.4, 0.6]]), np.random.default_rng(0), jitter=0.0).tolist()
+    [[0.2, 0.2, 0.4, 0.6]]
+    """
+    if not jitter:
+        return boxes_R4.copy()
+    low_R2, high_R2 = boxes_R4[:, :2], boxes_R4[:, 2:]
+    side_R2 = high_R2 - low_R2
+    middle_R2 = (low_R2 + high_R2) / 2 + side_R2 * rng.uniform(-jitter / 2, jitter / 2, side_R2.shape)
+    half_R2 = np.maximum(side_R2 * rng.uniform(1 - jitter, 1 + jitter, side_R2.shape), LEAST_SIDE) / 2
+    middle_R2 = np.clip(middle_R2, LEAST_SIDE, 1 - LEAST_SIDE)
+    return np.concatenate([np.maximum(middle_R2 - half_R2, 0.0), np.minimum(middle_R2 + half_R2, 1.0)], axis=1)
+
+
+def spoiled(regions: pa.Table, training_R: NDArray[np.bool_], noise: Noise, *, seed: int) -> pa.Table:
+    """The table of regions with the noise on the rows where `training_R` is True."""
+    rng = generator("study noise", seed)
+    places = np.flatnonzero(training_R)
+    boxes_R4 = np.stack([regions[edge].to_numpy().astype(np.float64) for edge in EDGES], axis=1)
+    words = {name: np.array(regions[name].to_pylist(), dtype=object) for name in WORDS}
+    if noise.shuffled_boxes:
+        boxes_R4[places] = boxes_R4[rng.permutation(places)]
+    boxes_R4[places] = jittered(boxes_R4[places], rng, jitter=noise.jitter)
+    changed = places if noise.shuffled_phrases else places[rng.random(len(places)) < noise.wrong_phrases]
+    others = rng.permutation(changed) if noise.shuffled_phrases else rng.choice(places, len(changed))
+    for name in WORDS:
+        words[name][changed] = words[name][others]
+    columns = {edge: boxes_R4[:, number] for number, edge in enumerate(EDGES)} | words
+    for name, values in columns.items():
+        place = regions.schema.get_field_index(name)
+        field = regions.schema.field(place)
+        regions = regions.set_column(place, field, pa.array(values, field.type))
+    return regions
+
+
+class SpoiledCollection(Collection):
+    """A collection on disk whose table of regions is another one."""
+
+    spoiled_regions: pa.Table | None = None
+
+    def table(self, kind: str) -> pa.Table:
+        if kind == "regions" and self.spoiled_regions is not None:
+            return self.spoiled_regions
+        return super().table(kind)
+
+
+def open_spoiled(path: Path, noise: Noise, *, seed: int) -> Collection:
+    """The collection at `path` with the noise on the regions of its training pictures."""
+    opened = SpoiledCollection.open(path)
+    assert isinstance(opened, SpoiledCollection)
+    regions = opened.table("regions")
+    training = set(np.array(opened.keys, dtype=object)[opened.rows("train")])
+    mask_R = np.array([key in training for key in regions["key"].to_pylist()], dtype=bool)
+    opened.spoiled_regions = spoiled(regions, mask_R, noise, seed=seed)
+    return opened

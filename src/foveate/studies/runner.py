@@ -1,0 +1,182 @@
+"""Runs a study: prepares what all cells share, works on cells in several processes, and writes the result.
+
+A study is a module of `foveate.studies` with DESIGN, the scales FULL and QUICK, `with_seeds(scale, n)`,
+`installed(folders)` (what it found of optional data, by name), `cells(scale, seed=, extras=)`,
+`identity(scale, extras=)`, `Work(folder, scale, extras, device)` with `prepare()`, and `row_values(done)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import foveate
+from foveate.settings.errors import UserError, choose
+from foveate.settings.files import FolderLock
+from foveate.settings.progress import configure, say
+from foveate.settings.runs import RunFolder
+from foveate.studies.cells import Cell, CellStore, announce, run_cells
+from foveate.studies.study import Design, summary
+
+STUDIES = ("cloc",)
+
+
+def study_of(name: str) -> Any:
+    """The module of a study.
+
+    Raises:
+        UserError: when there is none of that name.
+    """
+    return importlib.import_module(f"foveate.studies.{choose(name, STUDIES, 'study')}")
+
+
+def run_study(
+    name: str,
+    run_path: Path,
+    *,
+    quick: bool = False,
+    scale: Any = None,
+    seeds: int | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    device: str | None = None,
+    data: tuple[Path, ...] = (),
+    dry_run: bool = False,
+    command: list[str] | None = None,
+) -> dict[str, Any]:
+    """Works on all cells of a study and returns its result; repeated, it goes on where it was.
+
+    Args:
+        quick: the small scale instead of the full one. scale: another one.
+        seeds: trainings of each variant; the scale's own number by default. seed: the first of them.
+        workers: processes, one thread each. Further calls on the same folder, also from elsewhere, help.
+        data: folders in which packages with real regions were unpacked, besides the system's own.
+        dry_run: only count the trainings.
+
+    Raises:
+        UserError: for an unknown study, or a folder that holds another study.
+    """
+    study = study_of(name)
+    scale = scale or (study.QUICK if quick else study.FULL)
+    if seeds is not None:
+        scale = study.with_seeds(scale, seeds)
+    extras: dict[str, Path] = study.installed(data)
+    cells: list[Cell] = study.cells(scale, seed=seed, extras=extras)
+    if dry_run:
+        return _plan(study, cells, scale, extras)
+    run = RunFolder.create(run_path, command=command)
+    store = CellStore(run.path / "cells", study.identity(scale, extras=extras))
+    work = study.Work(run.path, scale, extras, device)
+    started = time.monotonic()
+    _prepare(work)
+    prepared = time.monotonic() - started
+    _single_thread()
+    announce(store, cells, work, workers=workers)
+    helpers = [_helper(name, run.path, scale, extras, device, cells) for _ in range(workers - 1)]
+    try:
+        for number, cell in enumerate(run_cells(store, cells, work), start=1):
+            say(f"{cell.name} is finished, {number} by this process")
+    finally:
+        for helper in helpers:
+            if sys.exc_info()[0] is not None:
+                helper.terminate()
+            helper.join()
+    result = _result(study, store, cells, scale, extras, command)
+    result["seconds"] = {"prepare": round(prepared, 1), **result["seconds"]}
+    run.write_result(result)
+    return result
+
+
+def _prepare(work: Any) -> None:
+    """Pictures and frozen features, by one process at a time; a second one waits until they are there."""
+    lock = FolderLock(work.folder / "preparing", purpose="study")
+    while True:
+        try:
+            lock.__enter__()
+            break
+        except UserError:  # another process prepares
+            time.sleep(2.0)
+    try:
+        work.prepare()
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def _single_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _helper(
+    name: str, folder: Path, scale: Any, extras: dict[str, Path], device: str | None, cells: list[Cell]
+) -> SpawnProcess:
+    # Spawned, not forked: torch has threads.
+    context = multiprocessing.get_context("spawn")
+    helper = context.Process(target=_help, args=(name, folder, scale, extras, device, cells), daemon=True)
+    helper.start()
+    return helper
+
+
+def _help(name: str, folder: Path, scale: Any, extras: dict[str, Path], device: str | None, cells: list[Cell]) -> None:
+    configure(quiet=True)
+    _single_thread()
+    study = study_of(name)
+    store = CellStore(folder / "cells", study.identity(scale, extras=extras))
+    # What this process cannot finish, the main one takes over, and says why.
+    for _ in run_cells(store, cells, study.Work(folder, scale, extras, device), wait=False):
+        pass
+
+
+def _plan(study: Any, cells: list[Cell], scale: Any, extras: dict[str, Path]) -> dict[str, Any]:
+    return {
+        "kind": "study",
+        "study": study.DESIGN.name,
+        "trainings": len(cells),
+        "scale": vars(scale),
+        "real": _real(study.DESIGN, extras),
+        "cells": [cell.name for cell in cells],
+    }
+
+
+def _real(design: Design, extras: dict[str, Path]) -> list[dict[str, Any]]:
+    """What was found of optional data, for people: an absence is said."""
+    return [{"name": one.title, "package": one.package, "used": one.key in extras} for one in design.extras]
+
+
+def _result(
+    study: Any, store: CellStore, cells: list[Cell], scale: Any, extras: dict[str, Path], command: list[str] | None
+) -> dict[str, Any]:
+    import torch
+
+    design: Design = study.DESIGN
+    done = {cell: found for cell in cells if (found := store.done(cell)) is not None}
+    found = summary(design, study.row_values({cell: one.values for cell, one in done.items()}))
+    present = {entry["condition"] for entry in found["table"]}
+    return {
+        "kind": "study",
+        "study": design.name,
+        "title": design.title,
+        "question": design.question,
+        "reference": design.reference,
+        "seeds": sorted({cell.seed for cell in done}),
+        "scale": vars(scale),
+        "conditions": [vars(one) for one in design.conditions if one.key in present],
+        "rows": [{"key": r.key, "title": r.title, "what": r.what, "role": r.role} for r in design.rows],
+        "measures": [vars(one) for one in design.measures],
+        **found,
+        "real": _real(design, extras),
+        "limits": list(design.limits),
+        "trainings": len(done),
+        "seconds": {"trainings": round(sum(one.seconds for one in done.values()), 1)},
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
+        "version": foveate.__version__,
+        "command": command or [sys.argv[0]],
+    }

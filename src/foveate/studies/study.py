@@ -1,0 +1,165 @@
+"""What every study is made of, and what becomes of its cells: means over seeds, paired differences, claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from foveate.metrics.intervals import seed_interval
+
+Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]  # (condition, row) -> seed -> measure -> value
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something measured: its key in a cell, a title for people, and in which direction it is good.
+
+    control: it should be low; it is shown, and no claim of quality is made with it.
+    """
+
+    key: str
+    title: str
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the study's table.
+
+    trained_as: the variant whose cells it reads. prefix: of the measures in these cells, where one training answers in
+    several ways. what: the one thing that differs from the reference.
+    """
+
+    key: str
+    title: str
+    what: str
+    trained_as: str
+    prefix: str = ""
+    role: Literal["reference", "variant", "baseline", "control"] = "variant"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that the numbers may bear out.
+
+    It compares `measure` of row `better` with `measure` of row `worse` (or with `worse_measure`, another measure of
+    the same rows' cells) in one condition: shown when the whole interval of the paired differences lies above
+    `margin`, opposite when it lies below `margin` and below 0 (or below the margin, where that is negative), else not
+    shown.
+
+    asserted: the method fails without it; others are claims of the paper at another scale, published either way.
+    """
+
+    text: str
+    condition: str
+    measure: str
+    better: str
+    worse: str
+    margin: float = 0.0
+    worse_measure: str = ""
+    asserted: bool = False
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A kind of data that all variants meet."""
+
+    key: str
+    title: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Optional data: used where the user installed it."""
+
+    key: str
+    title: str
+    package: str
+
+
+@dataclass(frozen=True)
+class Design:
+    """Rows, conditions, measures and claims of a study; `reference` is the row that others are compared with."""
+
+    name: str
+    title: str
+    question: str
+    reference: str
+    conditions: Sequence[Condition]
+    rows: Sequence[Row]
+    measures: Sequence[Measure]
+    claims: Sequence[Claim]
+    limits: Sequence[str] = field(default_factory=tuple)
+    extras: Sequence[Extra] = field(default_factory=tuple)
+
+
+def interval_of(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and t-interval over seeds as JSON."""
+    found = seed_interval(list(values))
+    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+
+
+def verdict(low: float | None, high: float | None, *, margin: float) -> str:
+    """ "shown", "opposite" or "not shown" for an interval of differences.
+
+    >>> verdict(0.02, 0.2, margin=0.0), verdict(-0.3, -0.1, margin=0.0), verdict(-0.1, 0.1, margin=0.0)
+    ('shown', 'opposite', 'not shown')
+    >>> verdict(0.02, 0.2, margin=0.15), verdict(0.02, 0.1, margin=0.15), verdict(-0.04, 0.02, margin=-0.05)
+    ('not shown', 'not shown', 'shown')
+    """
+    if low is None or high is None:
+        return "not shown"
+    if low > margin:
+        return "shown"
+    return "opposite" if high < min(margin, 0.0) else "not shown"
+
+
+def _row_values(values: Values, condition: str, row: str, measure: str) -> dict[int, float]:
+    found = values.get((condition, row), {})
+    return {seed: measured[measure] for seed, measured in found.items() if measure in measured}
+
+
+def judge(claim: Claim, values: Values) -> dict[str, Any] | None:
+    """The claim with its difference and verdict as JSON; None where a side was not measured."""
+    ours = _row_values(values, claim.condition, claim.better, claim.measure)
+    theirs = _row_values(values, claim.condition, claim.worse, claim.worse_measure or claim.measure)
+    shared = sorted(set(ours) & set(theirs))
+    if not shared:
+        return None
+    difference = interval_of([ours[seed] - theirs[seed] for seed in shared])
+    return {
+        "text": claim.text,
+        "condition": claim.condition,
+        "measure": claim.measure,
+        "better": claim.better,
+        "worse": claim.worse,
+        "margin": claim.margin,
+        "asserted": claim.asserted,
+        "source": claim.source,
+        "difference": difference,
+        "verdict": verdict(difference["low"], difference["high"], margin=claim.margin),
+    }
+
+
+def summary(design: Design, values: Values) -> dict[str, Any]:
+    """The table, the paired differences to the reference, and the claims, as JSON."""
+    table = []
+    for condition in design.conditions:
+        for row in design.rows:
+            if (condition.key, row.key) not in values:
+                continue
+            entry: dict[str, Any] = {"condition": condition.key, "row": row.key, "values": {}, "differences": {}}
+            for measure in design.measures:
+                own = _row_values(values, condition.key, row.key, measure.key)
+                reference = _row_values(values, condition.key, design.reference, measure.key)
+                shared = sorted(set(own) & set(reference))
+                if own:
+                    entry["values"][measure.key] = interval_of([own[seed] for seed in sorted(own)])
+                if shared and row.key != design.reference:
+                    entry["differences"][measure.key] = interval_of([own[s] - reference[s] for s in shared])
+            table.append(entry)
+    judged = [found for claim in design.claims if (found := judge(claim, values)) is not None]
+    return {"table": table, "claims": judged}
