@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def run(
                 "queries": batch,
                 "width": width,
                 "threads": threads,
-                "same_answers": _shared(exact, theirs),
+                "same_answers": _shared(list(exact), list(theirs)),
                 "copy_bytes_per_s": rate,
                 "seconds_to_read_all": reading,
                 "share_of_reading_limit": {name: reading / timings[name].median for name in ours},
@@ -91,7 +91,7 @@ def run(
             print({key: value for key, value in extra.items() if key not in ("width", "threads")}, flush=True)
 
 
-def _shared(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+def _shared(ours: Iterable[np.ndarray], theirs: Iterable[np.ndarray]) -> float:
     """The mean share of the answers of `ours` that `theirs` has, too."""
     return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(ours, theirs, strict=True)]))
 

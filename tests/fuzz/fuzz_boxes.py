@@ -1,4 +1,4 @@
-"""Boxes and geometry with numbers of every kind: a legal box in [0, 1], or a refusal; and conversions there and back."""
+"""Boxes and geometry with numbers of every kind: a legal box in [0, 1] or a refusal, there and back."""
 
 from __future__ import annotations
 

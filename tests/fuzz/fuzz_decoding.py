@@ -26,6 +26,13 @@ from foveate.records.writer import CollectionWriter
 from foveate.settings.errors import UserError
 
 
+def _check_words(problem: UserError) -> None:
+    """A refusal is one line, and what is counted has a short code."""
+    assert str(problem).strip()
+    assert "\n" not in str(problem)
+    assert getattr(problem, "reason", "none")
+
+
 def pictures(trial: Trial) -> str:
     """Bytes that want to be a picture, read in all ways that there are."""
     random, data = trial.random, picture(trial.random)
@@ -33,8 +40,7 @@ def pictures(trial: Trial) -> str:
     try:
         examined = examine(data)
     except BadPicture as problem:
-        assert problem.reason
-        assert "\n" not in str(problem)
+        _check_words(problem)
         for read in (check, decode, functools.partial(decode, longest_side=32)):
             try:
                 read(data)
@@ -56,7 +62,6 @@ def pictures(trial: Trial) -> str:
 @functools.cache
 def _model() -> Any:
     import tiny
-
     from foveate.pretrain.model import LocalisingModel
 
     return LocalisingModel(tiny.recipe()).eval()
@@ -195,12 +200,13 @@ def writing(trial: Trial) -> str:
         try:
             steps[name]()
         except UserError as problem:
-            assert str(problem).strip()
+            _check_words(problem)
             refused += 1
         except OSError as problem:
             from foveate.settings.disk import sentence
 
-            assert sentence(problem) is not None, repr(problem)
+            if sentence(problem) is None:
+                raise
             refused += 1
     return f"{3 - refused} of 3 steps done"
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fuzz_pictures import good, picture
 from fuzz_run import Target, Trial
-from fuzz_values import TEXTS, as_json, damaged, mutated, odd_number, odd_text, odd_value
+from fuzz_values import as_json, damaged, mutated, odd_text, odd_value
 
 from foveate.records.collection import Collection
 from foveate.records.importers.formats import formats
@@ -196,10 +196,18 @@ def _coco() -> dict[str, Any]:
         for n in (1, 2)
     ]
     annotations = [
-        {"id": 10 * n + place, "image_id": n, "category_id": 3 + place, "bbox": [1, 2, 10, 9.5], "area": 95.0, "iscrowd": place,
-         "segmentation": [[1, 2, 3, 4, 5, 6]]}
-        for n in (1, 2) for place in (0, 1)
-    ]  # fmt: skip
+        {
+            "id": 10 * n + place,
+            "image_id": n,
+            "category_id": 3 + place,
+            "bbox": [1, 2, 10, 9.5],
+            "area": 95.0,
+            "iscrowd": place,
+            "segmentation": [[1, 2, 3, 4, 5, 6]],
+        }
+        for n in (1, 2)
+        for place in (0, 1)
+    ]
     captions = [{"id": n, "image_id": n, "caption": f"picture {n}"} for n in (1, 2)]
     categories = [
         {"id": 3, "name": "car", "supercategory": "vehicle"},
@@ -342,8 +350,24 @@ def _parquet_table(trial: Trial, source: Path, names: tuple[str, ...], rows: lis
     random = trial.random
     columns = {name: _typed(random, [row[place] for row in rows]) for place, name in enumerate(names)}
     if "boxes" in names and random.random() < 0.5:
-        regions = [[{"box": [random.choice((float("nan"), 1e308, -3.0)) if random.random() < 0.3 else 1.0, 2.0, 9.0, 9.0], "phrase": "x"}]
-                   for _ in rows] if random.random() < 0.9 else [None] * len(rows)  # fmt: skip
+        regions = (
+            [
+                [
+                    {
+                        "box": [
+                            random.choice((float("nan"), 1e308, -3.0)) if random.random() < 0.3 else 1.0,
+                            2.0,
+                            9.0,
+                            9.0,
+                        ],
+                        "phrase": "x",
+                    }
+                ]
+                for _ in rows
+            ]
+            if random.random() < 0.9
+            else [None] * len(rows)
+        )
         columns["boxes"] = pa.array(regions)
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
@@ -360,8 +384,17 @@ def datasets(trial: Trial) -> str:
     cells: list[Any] = []
     for number in range(random.choice((0, 1, 2, 4))):
         data = good(number) if random.random() < 0.6 else picture(random)
-        cells.append(random.choice(({"bytes": data, "path": None}, {"bytes": data, "path": "x"}, {"bytes": data, "path": None},
-                                    {"bytes": None, "path": random.choice((*_ESCAPES[:4], "p.jpg"))}, None)))  # fmt: skip
+        cells.append(
+            random.choice(
+                (
+                    {"bytes": data, "path": None},
+                    {"bytes": data, "path": "x"},
+                    {"bytes": data, "path": None},
+                    {"bytes": None, "path": random.choice((*_ESCAPES[:4], "p.jpg"))},
+                    None,
+                )
+            )
+        )
     columns: dict[str, Any] = {"image": pa.array(cells, struct)}
     if random.random() < 0.8:
         columns["caption"] = _typed(random, [odd_text(random) for _ in cells])
@@ -397,7 +430,6 @@ def recognise(trial: Trial) -> str:
     return recognised_format(source)[0].name
 
 
-_ = TEXTS
 IMPORTS = {
     one.name: one
     for one in (

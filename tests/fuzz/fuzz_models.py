@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import json
+import math
 import shutil
 import struct
 import tempfile
@@ -98,9 +99,11 @@ def _query(trial: Trial) -> Any:
         numbers = [odd_number(random) if random.random() < 0.3 else random.random() for _ in range(4)]
         trial.note(numbers)
         box = random.choice((Box, PixelBox))(*numbers)
-    weights = (
-        {random.choice(("words", "picture", "box", "minus", "x")): odd_number(random)} if random.random() < 0.3 else {}
-    )
+    weights = {}
+    if random.random() < 0.3:
+        weights[random.choice(("words", "picture", "box", "minus", "x"))] = random.choice(
+            (0.0, -1.0, 1e-300, 1e308, math.nan, 2.0)
+        )
     minus = odd_text(random) if random.random() < 0.2 else None
     trial.note((words, minus, weights, shown is not None))
     return Query(words=words, picture=shown, box=box, minus=minus, weights=weights)

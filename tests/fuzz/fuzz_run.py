@@ -63,7 +63,7 @@ class Hang(BaseException):
 
 
 def run(target: Target, *, count: int, seed: int, work: Path, first: int = 0) -> Counter[str]:
-    """Try the inputs number `first` .. `first + count - 1`; returns the outcomes, raises AssertionError for failures."""
+    """Try the inputs number `first` .. `first + count - 1`; gives the outcomes, raises AssertionError."""
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
     began = time.monotonic()
@@ -111,7 +111,7 @@ def _try(target: Target, number: int, seed: int, work: Path, outcomes: Counter[s
         outcomes[outcome] += 1
         return None
     outcomes["FAILED"] += 1
-    again = f"run({target.name!r}, count=1, seed={seed}, first={number})"
+    again = f"run(TARGETS[{target.name!r}], count=1, seed={seed}, first={number})"
     return f"{again}: {outcome}\ninput: {'; '.join(trial.notes) or '(none)'}\n{_listing(folder)}"
 
 

@@ -66,7 +66,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """`evaluate` on `perfect` answers; `known.change` may spoil them."""
     state = SimpleNamespace(change=lambda seen: None)
 
-    def embed(model: object, collection: Collection, rows: np.ndarray, *, crops: bool) -> Embedded:
+    def embed(model: object, collection: Collection, rows: np.ndarray, *, crops: bool, rules: object) -> Embedded:
         seen = perfect(collection, rows)
         state.change(seen)
         return seen

@@ -102,7 +102,7 @@ def test_tour_page_says_what_matters(tour_html: str) -> None:
     for piece in (
         "Open Clip Art (real pictures)",
         "Generated scenes: concepts it has seen",
-        "Generated scenes: concepts it has never seen",
+        "Generated scenes: unseen concepts, though it knows a relative",
         "46.2% 43.1–49.4",
         "18.5% 17.2–19.8",
         "n = 971 · chance 0.4%",
@@ -176,7 +176,7 @@ def test_every_other_kind_renders(kind: str, tmp_path: Path) -> None:
 
 
 def test_kinds_are_the_modules() -> None:
-    assert kinds() == sorted(["tour", *KINDS])
+    assert kinds() == sorted(["study", "tour", *KINDS])
 
 
 def test_small_pages_say_their_content(tmp_path: Path) -> None:

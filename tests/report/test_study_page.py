@@ -14,6 +14,8 @@ from PIL import Image
 
 from foveate.report import render
 from foveate.report.forest import ForestRow, difference_bar, forest
+from foveate.report.pages.study import mean_and_half, signed
+from foveate.report.schema import Value
 from foveate.settings.errors import UserError
 
 
@@ -56,6 +58,12 @@ def test_forest_places_means_and_intervals() -> None:
     assert "&lt;b&gt;" in chart
     assert "<b>" not in chart
     assert str(forest([ForestRow("a", float("nan"), None, None)], title="none")) == ""
+
+
+def test_numbers_have_true_minus_signs() -> None:
+    assert signed(-0.05) == "−0.050"
+    assert mean_and_half(Value(value=-0.5, low=-0.6, high=-0.4)) == "−0.500 ± 0.100"
+    assert mean_and_half(None) == "–"
 
 
 def test_difference_bar_is_centred_on_zero() -> None:

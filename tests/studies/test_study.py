@@ -253,6 +253,8 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, maps: Path) -> None
     plan = run_study("cloc", tmp_path / "study", dry_run=True, quick=True, data=(maps.parents[2],))
     assert plan["trainings"] == 2 * (11 + 8 + 2 + 6)
     assert not (tmp_path / "study").exists()
+    with pytest.raises(UserError, match="holds neither usr/share/kgeography"):
+        run_study("cloc", tmp_path / "study", dry_run=True, data=(tmp_path / "missing",))
     with pytest.raises(UserError, match="did you mean 'cloc'"):
         run_study("clok", tmp_path / "study")
 

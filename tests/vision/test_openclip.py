@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import open_clip
@@ -12,6 +14,7 @@ import torch
 
 from foveate.settings.errors import UserError
 from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
+from foveate.vision.openclip_build import quiet
 from foveate.vision.openclip_export import export_open_clip
 from foveate.vision.registry import seeded
 
@@ -181,4 +184,32 @@ def test_building_leaves_logging_alone(caplog: pytest.LogCaptureFixture) -> None
     towers()
     assert logging.getLogger().handlers == handlers
     assert not caplog.records
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_threads_load_one_tokenizer_and_leave_logging_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, text = towers()
+    loaded: list[object] = []
+    real = text._load_tokenizer
+
+    def slowly() -> object:
+        time.sleep(0.05)
+        loaded.append(real())
+        return loaded[-1]
+
+    monkeypatch.setattr(text, "_load_tokenizer", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(lambda text_: text.frozen_features([text_]), ["a cat"] * 4))
+    assert len(loaded) == 1
+    assert all(torch.equal(row, rows[0]) for row in rows)
+
+    def in_quiet(seconds: float) -> None:
+        with quiet():
+            time.sleep(seconds)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(in_quiet, 0.1)
+        time.sleep(0.03)
+        second = pool.submit(in_quiet, 0.2)
+    assert first.exception() is second.exception() is None
     assert logging.root.manager.disable == logging.NOTSET

@@ -25,7 +25,10 @@ def candidate_boxes(content: NDArray[np.float64] | None = None) -> NDArray[np.fl
 
 
 def coarse_boxes(content: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
-    """A small set of boxes [38, 4] of the content's own shape at three sizes, else as `candidate_boxes`: for an index of every picture."""
+    """A small set of boxes [38, 4], of the content's own shape, at three sizes, for an index of every picture.
+
+    Else as `candidate_boxes`.
+    """
     return _tiles(content, sides=COARSE_SIDES, aspects=(1.0,), step=COARSE_STEP)
 
 

@@ -184,9 +184,7 @@ def _building(out: Path) -> list[Path]:
     return sorted(folder.glob("?????.parquet")) if folder.is_dir() else []
 
 
-def _plan(
-    collection: Collection, contents: Mapping[str, str], wanted: Description, out: Path, *, retry: bool
-) -> Plan:
+def _plan(collection: Collection, contents: Mapping[str, str], wanted: Description, out: Path, *, retry: bool) -> Plan:
     done: dict[str, str] = {}
     dropped = 0
     for segment in wanted.segments:

@@ -13,6 +13,7 @@ before the run or after it, never in between.
 from __future__ import annotations
 
 import os
+import tokenize
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -160,7 +161,7 @@ def read_vectors(path: Path) -> NDArray[np.floating]:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise UserError(f"{path}: cannot be read as an array of embeddings ({error}); make the index anew") from error
     if array.ndim != 2 or array.dtype not in PRECISIONS.values():
         raise UserError(f"{path}: holds {array.dtype} of shape {list(array.shape)}, not embeddings")

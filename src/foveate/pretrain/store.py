@@ -188,7 +188,9 @@ class FeatureStore:
         features = torch.empty(size, dtype=torch.uint8)
         handle = os.open(path, os.O_RDONLY)
         try:
-            read = os.preadv(handle, [memoryview(features.numpy())], self._offsets[part] + int(self._place[entry]) * size)
+            read = os.preadv(
+                handle, [memoryview(features.numpy().data)], self._offsets[part] + int(self._place[entry]) * size
+            )
         finally:
             os.close(handle)
         if read != size:

@@ -81,7 +81,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Beside JSON's own errors: bytes that are no UTF-8, numbers of thousands of digits, nesting without end.
         raise UserError(f"{path}: not a JSON file ({error})") from error
 
 

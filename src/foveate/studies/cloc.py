@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from foveate.settings.errors import UserError
 from foveate.studies.cells import Cell
 from foveate.studies.noise import Noise
-from foveate.studies.real_regions import find_installed
+from foveate.studies.real_regions import DETAILS, KGEOGRAPHY, find_installed
 from foveate.studies.study import Claim, Condition, Design, Extra, Measure, Row
 
 MEASURES = (
@@ -177,8 +178,8 @@ class Scale:
 
 
 STUDY_SCENES = 11  # seed of the series of scenes
-FULL = Scale(train_scenes=3000, test_scenes=400, steps=400, batch_size=128, map_drawings=8, seeds=5)
-QUICK = Scale(train_scenes=1500, test_scenes=200, steps=200, batch_size=96, map_drawings=4, seeds=2)
+FULL = Scale(train_scenes=3000, test_scenes=400, steps=300, batch_size=112, map_drawings=8, seeds=5)
+QUICK = Scale(train_scenes=1200, test_scenes=150, steps=150, batch_size=80, map_drawings=4, seeds=2)
 
 
 def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
@@ -344,6 +345,16 @@ def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
 
 
 def installed(data: tuple[Path, ...]) -> dict[str, Path]:
-    """The folder of maps and the file of details that were found in `data`, or where the system's packages put them."""
+    """The folder of maps and the file of details that were found in `data`, or where the system's packages put them.
+
+    Raises:
+        UserError: when a folder in `data` is missing or holds none of both.
+    """
+    for folder in data:
+        if find_installed((folder,)) == (None, None):
+            raise UserError(
+                f"{folder}: holds neither {KGEOGRAPHY} nor {DETAILS}; "
+                f"unpack a package there with 'dpkg -x PACKAGE.deb {folder}'"
+            )
     maps, details = find_installed((*data, Path("/")))
     return {key: path for key, path in ((MAPS, maps), ("details", details)) if path is not None}

@@ -244,7 +244,9 @@ class OpenClipTextEncoder(TextEncoder):
     def tokenizer(self) -> Any:
         """open_clip's tokenizer of this model, loaded when it is first used."""
         if self._tokenizer is None:
-            self._tokenizer = self._load_tokenizer()
+            with quiet():  # the loader's threads come here at once: the first one loads it for all
+                if self._tokenizer is None:
+                    self._tokenizer = self._load_tokenizer()
         return self._tokenizer
 
     def _load_tokenizer(self) -> Any:

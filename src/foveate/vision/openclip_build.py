@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,6 +14,8 @@ import torch
 
 from foveate.settings.errors import UserError, nearest
 from foveate.vision.hub import fetch
+
+_QUIET = threading.RLock()
 
 # The tower that is not wanted, built without trained weights, is made as small as open_clip allows.
 NO_VISION = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
@@ -167,15 +170,19 @@ def advice(scheme: str | None, pretrained: str | None, error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """open_clip warns through the root logger that untrained weights are untrained, and installs a handler for it."""
-    root, level = logging.getLogger(), logging.root.manager.disable
-    handlers = list(root.handlers)
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(level)
-        root.handlers[:] = handlers
+    """open_clip warns through the root logger that untrained weights are untrained, and installs a handler for it.
+
+    One thread at a time: of two that overlap, the later one would put back what the first had switched off.
+    """
+    with _QUIET:
+        root, level = logging.getLogger(), logging.root.manager.disable
+        handlers = list(root.handlers)
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+            root.handlers[:] = handlers
 
 
 def tokenizer_of(

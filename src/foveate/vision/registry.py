@@ -19,9 +19,6 @@ import foveate.vision
 from foveate.settings.errors import UserError, choose, nearest
 from foveate.vision.encoder import ImageEncoder, TextEncoder
 
-
-@contextmanager
-
 # What libraries raise while they build a network from options of a wrong type or size.
 _UNUSABLE = (
     TypeError,
@@ -36,6 +33,7 @@ _UNUSABLE = (
 )
 
 
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Modules built inside start from this seed; the process's own random state is untouched."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -95,5 +93,5 @@ def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -
     except UserError:
         raise
     except _UNUSABLE as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"{field}: '{kind}' cannot be built with these options ({type(error).__name__}: {why})") from error
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{field}: '{kind}' cannot be built with these options ({why})") from error

@@ -17,7 +17,7 @@ from foveate.cli.options import common, finish
 @click.option("--seeds", type=click.IntRange(2, 50), default=None, help="Trainings of each variant; 5, quick 2.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes, a thread each.")
 @click.option(
-    "--data", "data", multiple=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
+    "--data", "data", multiple=True, type=click.Path(path_type=Path),
     help="Folder into which a package with real regions was unpacked; may be repeated.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only say what would be trained.")

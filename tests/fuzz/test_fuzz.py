@@ -1,0 +1,142 @@
+"""The fuzz run: a few hundred inputs in every test run, more than 20,000 with `make test-slow`."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from fuzz_boxes import BOXES
+from fuzz_cli import CLI
+from fuzz_decoding import DECODING
+from fuzz_imports import IMPORTS
+from fuzz_models import MODELS
+from fuzz_recipes import RECIPES
+from fuzz_run import Target, Trial, run
+from PIL import Image
+
+from foveate.settings.errors import UserError
+
+TARGETS = IMPORTS | DECODING | BOXES | RECIPES | MODELS | CLI
+# Inputs of the slow run: more where one is cheap.
+COUNTS = {
+    "folder": 1200,
+    "webdataset": 1200,
+    "coco": 1000,
+    "lvis": 600,
+    "visual-genome": 800,
+    "table": 1200,
+    "datasets": 800,
+    "recognise": 600,
+    "pictures": 4000,
+    "loader": 600,
+    "writing": 500,
+    "boxes": 2500,
+    "box-arrays": 1500,
+    "geometry": 1500,
+    "regions": 2500,
+    "recipes": 1200,
+    "overrides": 1000,
+    "models": 400,
+    "queries": 600,
+    "indexes": 600,
+    "arguments": 1000,
+}
+_FAST = {
+    "folder": 12,
+    "webdataset": 12,
+    "coco": 10,
+    "lvis": 5,
+    "visual-genome": 8,
+    "table": 12,
+    "recognise": 20,
+    "pictures": 60,
+}
+_FAST |= {"boxes": 80, "box-arrays": 50, "geometry": 40, "regions": 80, "recipes": 12, "overrides": 12}
+
+
+def test_the_slow_run_has_every_target_and_twenty_thousand_inputs() -> None:
+    assert COUNTS.keys() == TARGETS.keys()
+    assert sum(COUNTS.values()) >= 20_000
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No input may start a download."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", _FAST)
+def test_hostile_inputs(name: str, tmp_path: Path) -> None:
+    run(TARGETS[name], count=_FAST[name], seed=20, work=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", COUNTS)
+def test_many_hostile_inputs(name: str, tmp_path: Path) -> None:
+    if name == "datasets":
+        pytest.importorskip("datasets")
+    run(TARGETS[name], count=COUNTS[name], seed=1, work=tmp_path)
+
+
+def _outcome(attempt: object, tmp_path: Path) -> str:
+    """What the run says of a target that does one thing to every input."""
+    try:
+        run(Target("made", attempt), count=1, seed=1, work=tmp_path)  # type: ignore[arg-type]
+    except AssertionError as failure:
+        return str(failure)
+    return "passed"
+
+
+def test_the_run_tells_refusals_from_failures(tmp_path: Path) -> None:
+    def refuse(trial: Trial) -> str:
+        raise UserError("no")
+
+    def crash(trial: Trial) -> str:
+        trial.note("the input")
+        raise KeyError("x")
+
+    def change(trial: Trial) -> str:
+        Image.MAX_IMAGE_PIXELS = 7
+        return "done"
+
+    before = Image.MAX_IMAGE_PIXELS
+    try:
+        assert _outcome(refuse, tmp_path) == "passed"
+        assert "run(TARGETS['made'], count=1, seed=1, first=0): FAILED: KeyError" in _outcome(crash, tmp_path)
+        assert "input: 'the input'" in _outcome(crash, tmp_path)
+        assert "it changed Image.MAX_IMAGE_PIXELS" in _outcome(change, tmp_path)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def test_the_run_stops_a_hang_and_gives_the_clock_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuzz_run.CLOCK_SECONDS", 0.2)
+
+    def hang(trial: Trial) -> str:
+        time.sleep(20)
+        return "done"
+
+    handler = signal.getsignal(signal.SIGALRM)
+    assert "Hang: more than 0.2 s on the clock" in _outcome(hang, tmp_path)
+    assert signal.getsignal(signal.SIGALRM) == handler
+
+
+def test_the_same_seed_makes_the_same_inputs(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def look(trial: Trial) -> str:
+        seen.append(trial.random.random())
+        return "done"
+
+    run(Target("made", look), count=3, seed=5, work=tmp_path)
+    run(Target("made", look), count=1, seed=5, first=2, work=tmp_path)
+    assert seen[3] == seen[2]
+    assert len(set(seen)) == 3
