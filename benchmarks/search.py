@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def run(
                 "queries": batch,
                 "width": width,
                 "threads": threads,
-                "same_answers": _shared(list(exact), list(theirs)),
+                "same_answers": _shared(exact, theirs),
                 "copy_bytes_per_s": rate,
                 "seconds_to_read_all": reading,
                 "share_of_reading_limit": {name: reading / timings[name].median for name in ours},
