@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fuzz_decoding import collection
+from fuzz_models import home
 from fuzz_pictures import good
 
 from foveate.records import boxes
@@ -144,7 +145,7 @@ def test_arrays_that_are_no_boxes_and_numbers_beyond_floats_are_refused() -> Non
         with pytest.raises(UserError, match="finite"):
             make()
     with pytest.raises(UserError, match="picture size"):
-        boxes.Box.from_pixels(boxes.PixelBox(0, 0, 1, 1), huge // 10**380, 2**60)
+        boxes.Box.from_pixels(boxes.PixelBox(0, 0, 1, 1), huge, -huge)
 
 
 _LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))])
@@ -181,3 +182,57 @@ def test_what_the_system_refuses_is_a_sentence_also_for_names_that_are_too_long(
         told = sentence(OSError(number, "x", "a" * 5000))
         assert told is not None
         assert "cannot be used" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("precision", {"a": 1}),
+        ("embed_dim", "x"),
+        ("segments", [{"kind": "region", "name": 3, "rows": []}]),
+        ("model", 7),
+    ],
+)
+def test_fields_of_an_index_that_hold_other_things(tmp_path: Path, name: str, value: object) -> None:
+    from foveate.pretrain.index_folder import Description
+
+    shutil.copytree(home() / "i", tmp_path / "i")
+    content = json.loads((tmp_path / "i" / "index.json").read_text())
+    (tmp_path / "i" / "index.json").write_text(json.dumps({**content, name: value}))
+    with pytest.raises(UserError, match=f"a field is missing or unknown.*{name}"):
+        Description.read(tmp_path / "i")
+
+
+def test_damaged_embeddings_of_an_index(tmp_path: Path) -> None:
+    from foveate.pretrain.index_folder import ROWS, read_rows, read_vectors
+    from foveate.pretrain.nearest import nearest
+
+    vectors = np.full((4, 3), np.nan, np.float32)
+    with pytest.raises(UserError, match="embeddings are damaged"):
+        nearest([vectors], np.ones((1, 3)), count=2)
+    np.save(tmp_path / "v.npy", vectors)
+    data = (tmp_path / "v.npy").read_bytes()
+    (tmp_path / "v.npy").write_bytes(data.replace(b"}", b" ", 1))
+    with pytest.raises(UserError, match="cannot be read as an array"):
+        read_vectors(tmp_path / "v.npy")
+    pq.write_table(ROWS.empty_table().drop(["key"]), tmp_path / "r.parquet")
+    with pytest.raises(UserError, match="other columns than an index has"):
+        read_rows([tmp_path / "r.parquet"])
+
+
+@pytest.mark.parametrize("vision", [7, {"layers": "x"}, {"layers": 1, "width": 0}, {"image_size": [1]}])
+def test_options_that_no_network_can_be_built_with(vision: object) -> None:
+    from foveate.vision.registry import build_image_encoder
+
+    with pytest.raises(UserError, match="image: .openclip. cannot be built|these settings make no model"):
+        build_image_encoder({"kind": "openclip", "model": "ViT-B-32", "vision": vision})
+
+
+def test_a_folder_in_place_of_a_models_weights(tmp_path: Path) -> None:
+    from foveate.pretrain.folder import load_model
+
+    shutil.copytree(home() / "m", tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    (tmp_path / "m" / "model.safetensors").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        load_model(tmp_path / "m", device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import time
 from pathlib import Path
@@ -66,6 +67,10 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No input may start a download."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
+    # Both libraries look at the environment once, when they are imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    if importlib.util.find_spec("datasets"):
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -122,7 +122,6 @@ def test_every_process_has_its_share_of_the_losses() -> None:
     assert many["loss_flops_per_device"] == pytest.approx(one["loss_flops_per_device"] / 64)
     assert many["loss_share_of_step"] == pytest.approx(one["loss_share_of_step"])
     assert many["memory_per_device"]["loss_blocks"] < one["memory_per_device"]["loss_blocks"]
-    assert not any("loss matrices" in said for said in many["warnings"])
 
 
 SLOW = ("clip-vit-l14-336", "clip-vit-h14-336", "cloc-vit-l14-336", "cloc-vit-h14-336")
@@ -184,12 +183,12 @@ def test_memory_falls_with_fsdp_parts_and_checkpoints(b16: costs.ModelCost) -> N
 
 def test_what_does_not_fit_is_named_with_what_would() -> None:
     recipe = load(PretrainRecipe, "cloc-vit-b16")
-    (sentence,) = [said for said in price(recipe, devices=64, hardware="h100-80gb")["warnings"] if "needs" in said]
+    (sentence,) = [said for said in price(recipe, devices=8, hardware="h100-80gb")["warnings"] if "needs" in said]
     assert "it fits with training.accumulate=" in sentence
     parts = int(sentence.partition("training.accumulate=")[2].split()[0])
     smaller = load(PretrainRecipe, "cloc-vit-b16", [f"training.accumulate={parts}"])
-    assert price(smaller, devices=64, hardware="h100-80gb")["fits"]
-    tight = price(recipe, devices=64, hardware="mine=100,0.9")["warnings"]
+    assert price(smaller, devices=8, hardware="h100-80gb")["fits"]
+    tight = price(recipe, devices=8, hardware="mine=100,0.9")["warnings"]
     assert any("embeddings and matrices of the losses alone do not fit" in said for said in tight)
 
 

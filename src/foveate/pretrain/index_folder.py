@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from foveate.records.tables import read_table
 from foveate.settings.errors import UserError
@@ -142,15 +143,18 @@ class Description:
             raise UserError(f"{path}: format {value.get('format')}, this version reads {FORMAT}")
         try:
             fields: dict[str, Any] = {name: value[name] for name in cls.__dataclass_fields__}
-            fields |= {name: Place(**value[name]) for name in ("model", "collection")}
-            fields["segments"] = segments = tuple(Segment(**one) for one in value["segments"])
-        except (KeyError, TypeError) as error:
+            read = TypeAdapter(cls).validate_python(fields)
+        except KeyError as error:
             raise UserError(f"{path}: a field is missing or unknown ({error})") from error
-        if fields["precision"] not in PRECISIONS or any(one.kind not in KINDS for one in segments):
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise UserError(f"{path}: a field is missing or unknown ('{name}': {first['msg']})") from error
+        if read.precision not in PRECISIONS or any(one.kind not in KINDS for one in read.segments):
             raise UserError(f"{path}: fields 'precision' or 'segments' hold what this version does not know")
-        if any(Path(one.name).name != one.name for one in segments):
+        if any(Path(one.name).name != one.name for one in read.segments):
             raise UserError(f"{path}: a segment's name leads out of the folder")
-        return cls(**fields)
+        return read
 
 
 def read_vectors(path: Path) -> NDArray[np.floating]:

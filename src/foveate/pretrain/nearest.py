@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.settings.errors import UserError
+
 # Queries scored at a time, and numbers in one block of scores: 8 MB in float32.
 _QUERIES, _SCORES = 256, 2**21
 _ROWS = {np.dtype(np.float32): 16384, np.dtype(np.float16): 8192}
@@ -38,6 +40,9 @@ def nearest(
     Returns:
         Cosines [Q, K] in [-1, 1] and row numbers [Q, K]; K = count, or as many rows as there are. The cosines are
         those of the stored vectors, computed in float64.
+
+    Raises:
+        UserError: the stored vectors are no numbers, so that fewer than `count` rows have a cosine.
     """
     queries = np.asarray(queries_QE, dtype=np.float64)
     queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
@@ -49,7 +54,10 @@ def nearest(
     for start in range(0, len(queries), _QUERIES):
         chunk = queries[start : start + _QUERIES]
         for place, found in enumerate(_candidates(parts, chunk, count, gone)):
-            scores[start + place], rows[start + place] = ranked(parts, chunk[place], found, count=count)
+            best, chosen = ranked(parts, chunk[place], found, count=count) if len(found) else (np.zeros(0), found)
+            if len(best) < count or not np.isfinite(best).all():
+                raise UserError("the embeddings are damaged: some of them are no numbers; make the index anew")
+            scores[start + place], rows[start + place] = best, chosen
     return scores, rows
 
 

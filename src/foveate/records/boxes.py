@@ -180,7 +180,9 @@ def _shown(*corners: float) -> str:
 
 def _check_picture(width: float, height: float) -> None:
     if not (0 < width < _LARGEST_SIDE and 0 < height < _LARGEST_SIDE):
-        raise UserError(f"picture size {width:.12g} x {height:.12g}: both sides must be at least 1 pixel, below 2**53")
+        raise UserError(
+            f"picture size {width!s:.20} x {height!s:.20}: both sides must be at least 1 pixel, below 2**53"
+        )
 
 
 def _onto_edge(value: float, *, clipped: bool) -> float:
