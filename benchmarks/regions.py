@@ -31,7 +31,10 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 5, 20, 100], help="regions of the picture")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="of PyTorch on a CPU; 1 where other work shares the cores")
     options = parser.parse_args()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     models = {
         pool: made_task(options.model, "prompter", pool, "fp32").model.eval().requires_grad_(False).to(options.device)
         for pool in AIMS
@@ -50,7 +53,12 @@ def main() -> None:
             ratios[f"{count} regions, Prompter ({pool}) against crops"] = pair
             growth[pool][count] = pair.value
         timings |= {f"{name}, {count} regions": timing for name, timing in found.items()}
-    extra = {"aims": AIMS, "aimed_regions": AIMED_REGIONS, "times_faster_by_regions": growth}
+    extra = {
+        "threads": torch.get_num_threads(),
+        "aims": AIMS,
+        "aimed_regions": AIMED_REGIONS,
+        "times_faster_by_regions": growth,
+    }
     publish("regions", timings, out=options.out, ratios=ratios, extra=extra)
 
 
