@@ -54,7 +54,6 @@ def main() -> None:
             growth[pool][count] = pair.value
         timings |= {f"{name}, {count} regions": timing for name, timing in found.items()}
     extra = {
-        "threads": torch.get_num_threads(),
         "aims": AIMS,
         "aimed_regions": AIMED_REGIONS,
         "times_faster_by_regions": growth,
