@@ -224,7 +224,9 @@ def _write(job: Job, name: str, part: int, rows: Rows) -> None:
     columns = rows.arrays(width)
     if job.format == "npz":
         with atomic_file(job.folder / name / f"{part:05d}.npz") as handle:
-            np.savez(handle, allow_pickle=False, **columns)
+            # An option of `savez` in newer NumPy only; in older ones it would become a column of that name.
+            assert not any(column.dtype.hasobject for column in columns.values())
+            np.savez(handle, **columns)
         return
     empty_N = np.isnan(columns["box"]).any(axis=1)
     arrays = {
