@@ -290,3 +290,13 @@ def test_text_colours_have_enough_contrast(mode: int) -> None:
         for ground in ("ground", "raised", "sunk"):
             high, low = sorted((luminance(pairs[name][mode]) for name in (ink, ground)), reverse=True)
             assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
+
+
+def test_the_first_screen_leaves_sizes_to_the_table(tour: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = tour
+    result = copy.deepcopy(result)
+    first = result["table"][0]
+    result["table"].insert(1, {**first, "data": f"{first['data']}, medium"})
+    page = render(made_run.write_run(folder, result)).read_text(encoding="utf-8")
+    assert f"on {first['data'].lower()}, medium" not in Reader(page).text.lower().split("what went in")[0]
+    assert "medium" in Reader(page).text

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
+from foveate.metrics.grounding import SIZE_NAMES
 from foveate.report import words
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.pictures import Overlay, resolve_inside
@@ -151,11 +152,18 @@ def highlights(groups: Sequence[TableGroup], *, most: int = 3) -> list[Highlight
                 baseline_title=rival.column.title if rival else "",
                 chance=line.chance,
                 further=[
-                    (row.data, value) for row in group.lines[1:] if (value := _value(row, top.column)) is not None
+                    (row.data, value)
+                    for row in group.lines[1:]
+                    if not _by_size(row) and (value := _value(row, top.column)) is not None
                 ],
             )
         )
     return found[:most]
+
+
+def _by_size(line: TableLine) -> bool:
+    """Whether the row counts boxes of one size only: detail for the table, too much for a first screen."""
+    return line.data.rpartition(", ")[2] in SIZE_NAMES
 
 
 def _value(line: TableLine, column: Column) -> float | None:
