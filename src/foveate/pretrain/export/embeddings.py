@@ -226,7 +226,7 @@ def _write(job: Job, name: str, part: int, rows: Rows) -> None:
         with atomic_file(job.folder / name / f"{part:05d}.npz") as handle:
             # An option of `savez` in newer NumPy only; in older ones it would become a column of that name.
             assert not any(column.dtype.hasobject for column in columns.values())
-            np.savez(handle, **columns)
+            np.savez(handle, **columns)  # pyrefly: ignore[bad-argument-type]
         return
     empty_N = np.isnan(columns["box"]).any(axis=1)
     arrays = {
