@@ -43,7 +43,7 @@ class Tile:
 def pick(answers: Sequence[Locate], *, default: str, most: int = 6) -> list[Tile]:
     """Up to `most` answers on different pictures: slices in turn, found ones and new phrases first.
 
-    These are the good ones; the picture says how many of all were found.
+    These are the best ones; the picture says how many of all were found.
     """
     tiles: list[Tile] = []
     pools: dict[str, list[Locate]] = {}
@@ -128,7 +128,7 @@ def _card(tile: Tile, picture: Path, *, side: int, scale: int, overlap: float | 
     x, y = pad + 8 * scale, big + 2 * scale
     room = inner - 16 * scale
     draw.text((x, y), fit_text(draw, tile.answer.phrase, phrase, width=room), font=phrase, fill=INK)
-    below = words.slice_name(tile.answer.slice).replace("concepts", "a concept") if tile.answer.slice else ""
+    below = words.concept_name(tile.answer.slice) if tile.answer.slice else ""
     if overlap is not None:
         below = f"{below}, overlap {overlap:.0%}".lstrip(", ")
     draw.text((x, y + 44 * scale), fit_text(draw, below, small, width=room), font=small, fill=SOFT)
@@ -174,7 +174,7 @@ def _footnote(tour: TourResult) -> str:
     text = "Held-out pictures, boxes as the model gave them."
     if overlaps:
         text += (
-            f" Of the tour's {len(overlaps)} examples {found} are found (overlap of half or more); good ones are shown."
+            f" Of the tour's {len(overlaps)} examples {found} are found (overlap of half or more); the best are shown."
         )
     return text
 

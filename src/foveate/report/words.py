@@ -14,6 +14,7 @@ RULES = {
     "centre": "centre box",
     "random": "random box",
 }
+CONCEPTS = {"seen": "a concept it has seen", "unseen": "an unseen concept", "unseen kind": "an unseen kind"}
 SLICES = {
     "seen": "concepts it has seen",
     "unseen": "unseen concepts, though it knows a relative",
@@ -76,6 +77,11 @@ def rule(key: str) -> str:
 
 def slice_name(key: str) -> str:
     return SLICES.get(key, plain(key))
+
+
+def concept_name(key: str) -> str:
+    """What one concept of a slice is called, short enough for a caption."""
+    return CONCEPTS.get(key, plain(key))
 
 
 def loss(key: str) -> str:
