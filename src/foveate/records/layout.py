@@ -62,9 +62,7 @@ def annotation_parts(collection: Path, kind: str, shards: set[int]) -> list[Path
     paths = list(folder.iterdir())
     with_shards = [path for path in paths if _PART.fullmatch(path.name) and int(path.stem) in shards]
     added = [path for path in paths if _ADDED.fullmatch(path.name)]
-    return sorted(with_shards, key=lambda path: int(path.stem)) + sorted(
-        added, key=lambda path: int(path.stem.removeprefix("added-"))
-    )
+    return sorted(with_shards, key=lambda path: int(path.stem)) + sorted(added, key=added_number)
 
 
 def about_path(collection: Path, kind: str) -> Path:
@@ -78,15 +76,22 @@ def about_kinds(collection: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.parquet")) if folder.is_dir() else []
 
 
+def added_path(collection: Path, kind: str, number: int) -> Path:
+    """The part `number` of annotations that were added to pictures already there."""
+    return collection / "annotations" / kind / f"added-{number:05d}.parquet"
+
+
+def added_number(path: Path) -> int:
+    """The number of a path of `added_path`."""
+    return int(path.stem.removeprefix("added-"))
+
+
 def next_added_path(collection: Path, kind: str) -> Path:
     """A free name for annotations that are added to pictures already there."""
     folder = collection / "annotations" / kind
-    numbers = (
-        [int(path.stem.removeprefix("added-")) for path in folder.iterdir() if _ADDED.fullmatch(path.name)]
-        if folder.is_dir()
-        else []
-    )
-    return folder / f"added-{max(numbers, default=-1) + 1:05d}.parquet"
+    paths = folder.iterdir() if folder.is_dir() else ()
+    numbers = [added_number(path) for path in paths if _ADDED.fullmatch(path.name)]
+    return added_path(collection, kind, max(numbers, default=-1) + 1)
 
 
 def check_key(key: str) -> str:

@@ -62,8 +62,22 @@ INDEX = _schema(
     path=_TEXT,
     mtime_ns=pa.int64(),
 )
+# What a captioner adds to a caption: the key of its request, how the answer was read, and how it was made (JSON).
+_OF_CAPTIONER = {"request": _TEXT, "status": _TEXT, "flags": _TEXT, "score": pa.float32(), "details": _TEXT}
 SCHEMAS: dict[str, pa.Schema] = {
-    "captions": _schema(key=_TEXT, caption_id=_TEXT, kind=_TEXT, text=_TEXT, **_PROVENANCE),
+    "captions": _schema(key=_TEXT, caption_id=_TEXT, kind=_TEXT, text=_TEXT, **_PROVENANCE, **_OF_CAPTIONER),
+    "caption_errors": _schema(
+        key=_TEXT,
+        row_id=_TEXT,
+        request=_TEXT,
+        kind=_TEXT,
+        error=_TEXT,
+        final=pa.bool_(),
+        raw=_TEXT,
+        attempts=pa.int32(),
+        details=_TEXT,
+        **_PROVENANCE,
+    ),
     "regions": _schema(
         key=_TEXT,
         region_id=_TEXT,
@@ -137,13 +151,13 @@ def to_table(kind: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:
 
 
 def _with_defaults(schema: pa.Schema, row: Mapping[str, object]) -> dict[str, object]:
-    """Fill absent text columns with "" and an absent score with 1, so that readers meet no nulls there."""
+    """Fill absent text columns with "", and absent scores of regions with 1, so that readers meet no nulls there."""
     filled: dict[str, object] = {}
     for column in schema:
         value = row.get(column.name)
         if value is None and column.type == _TEXT:
             value = ""
-        elif value is None and column.name == "score":
+        elif value is None and column.name == "score" and "region_id" in schema.names:
             value = 1.0
         filled[column.name] = value
     return filled
@@ -164,6 +178,21 @@ def read_table(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a Parquet table: {' '.join(str(error).split())[:300]}") from error
     return table
+
+
+def read_columns(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    """Some columns of one Parquet file of a known table, in that order; the others are not unpacked.
+
+    Raises UserError where it is damaged, has no column `key`, or a column of another type.
+    """
+    wanted = pa.schema([schema.field(name) for name in columns])
+    try:
+        there = set(pq.read_schema(path).names)
+        table = pq.read_table(path, columns=sorted({"key", *columns} & there), partitioning=None)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a Parquet table: {' '.join(str(error).split())[:300]}") from error
+    return _complete(table, wanted, path)
 
 
 def read_known(path: Path, schema: pa.Schema) -> pa.Table:

@@ -1,0 +1,72 @@
+"""Backends are found by the names of their modules, and what is no backend is refused with the nearest one."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+import foveate.caption.backends
+from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest, backend_names, find_backend
+from foveate.settings.errors import UserError
+
+MODULE = """
+from foveate.caption.captioner import Backend, CaptionAnswer
+from foveate.settings.recipes import Settings
+
+
+class EchoSettings(Settings):
+    word: str = "echo"
+
+
+class Echo:
+    name, model, revision, concurrency = "echo", "echo", "1", 3
+
+    def __init__(self, word):
+        self.word = word
+
+    async def caption(self, request):
+        return CaptionAnswer(f"{self.word} {request.key}")
+
+    async def close(self):
+        pass
+
+
+BACKEND = Backend(settings=EchoSettings, open=lambda settings, collection: Echo(settings.word), note="says it again")
+"""
+
+
+@pytest.fixture
+def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "echo.py").write_text(MODULE)
+    monkeypatch.setattr(foveate.caption.backends, "__path__", [*foveate.caption.backends.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "foveate.caption.backends.echo", raising=False)
+    importlib.invalidate_caches()
+
+
+@pytest.mark.usefixtures("echo")
+def test_a_new_module_is_a_backend() -> None:
+    assert "echo" in backend_names()
+    backend = find_backend("echo")
+    assert isinstance(backend, Backend)
+    assert not backend.only_scenes
+    captioner = backend.open(backend.settings(word="hello"), None)  # type: ignore[arg-type]
+    request = CaptionRequest("p1", "ssc", "ssc-1", "Write.", b"", "image/jpeg", "", 10, 0.0, 0)
+    assert asyncio.run(captioner.caption(request)) == CaptionAnswer("hello p1")
+
+
+@pytest.mark.usefixtures("echo")
+def test_an_unknown_backend_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown captioner backend 'ecco'.*did you mean 'echo'"):
+        find_backend("ecco")
+
+
+def test_every_backend_says_what_it_is() -> None:
+    for name in backend_names():
+        backend = find_backend(name)
+        assert isinstance(backend, Backend), name
+        assert backend.note, name
+        assert backend.settings.model_fields, name
