@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.common import Ratio, Timing, compare, publish, ratio
 from benchmarks.training import MODEL, finish, made_task
-from foveate.pretrain.model import LocalisingModel
+from foveate.vision.localiser.model import LocalisingModel
 
 AIMS = {"all": 8.0, "prompt": 15.0}
 AIMED_REGIONS = 20

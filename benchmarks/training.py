@@ -163,7 +163,7 @@ def made_batch(task: PretrainTask, options: argparse.Namespace) -> dict[str, Any
 
 def our_step(task: PretrainTask, batch: dict[str, Any], dtype: torch.dtype | None, device: torch.device) -> Step:
     """One update of our task."""
-    settings = task.model.recipe.training
+    settings = task.recipe.training
     table = parameter_table(task, rules=task.parameter_groups(), settings=settings)
     optimizer = build_optimizer(task, table=table, settings=settings)
     batch = task.prepare_batch(batch, device)

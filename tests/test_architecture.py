@@ -252,7 +252,7 @@ def encoder_kinds() -> list[str]:
 def test_encoders_and_methods_are_documented() -> None:
     from typing import get_args
 
-    from foveate.pretrain.recipe import RegionSettings
+    from foveate.vision.localiser.settings import RegionSettings
 
     pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md"))
     methods = [name for name in get_args(RegionSettings.model_fields["method"].annotation) if name != "none"]

@@ -11,9 +11,9 @@ import pytest
 
 import tiny
 from conftest import Run
-from foveate.pretrain.folder import save_model
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
+from foveate.vision.localiser.folder import save_model
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def pictures(trial: Trial) -> str:
 @functools.cache
 def _model() -> Any:
     import tiny
-    from foveate.pretrain.model import LocalisingModel
+    from foveate.vision.localiser.model import LocalisingModel
 
     return LocalisingModel(tiny.recipe()).eval()
 

@@ -26,9 +26,9 @@ from foveate.records.boxes import Box, PixelBox
 def home() -> Path:
     """A folder with a collection `c`, a tiny model `m` and its index `i`."""
     import tiny
-    from foveate.pretrain.folder import save_model
     from foveate.pretrain.index import build_index
     from foveate.pretrain.train import build_model
+    from foveate.vision.localiser.folder import save_model
 
     place = Path(tempfile.mkdtemp(prefix="fuzz-home-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
@@ -59,7 +59,7 @@ def _hurt_weights(random: Random, data: bytes) -> bytes:
 
 def models(trial: Trial) -> str:
     """A model folder: config.json and the rest changed by value, type and byte, weights cut and damaged."""
-    from foveate.pretrain.folder import load_model
+    from foveate.vision.localiser.folder import load_model
 
     random, place = trial.random, trial.folder / "m"
     shutil.copytree(home() / "m", place)
@@ -111,7 +111,7 @@ def _query(trial: Trial) -> Any:
 
 @functools.cache
 def _encoder() -> Any:
-    from foveate.pretrain.folder import load_model
+    from foveate.vision.localiser.folder import load_model
 
     return load_model(home() / "m", device="cpu")
 

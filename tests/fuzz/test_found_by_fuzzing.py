@@ -229,7 +229,7 @@ def test_options_that_no_network_can_be_built_with(vision: object) -> None:
 
 
 def test_a_folder_in_place_of_a_models_weights(tmp_path: Path) -> None:
-    from foveate.pretrain.folder import load_model
+    from foveate.vision.localiser.folder import load_model
 
     shutil.copytree(home() / "m", tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").unlink()

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.texts import text_id
 from foveate.pretrain.train import build_model
+from foveate.vision.localiser.model import LocalisingModel
 from tiny import recipe
 
 # The first four pictures carry all regions, unevenly; the others none, so that one of two ranks has none.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 import tiny
-from foveate.pretrain.folder import load_model, save_model
-from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.train import build_model
+from foveate.vision.localiser.folder import load_model, save_model
+from foveate.vision.localiser.model import LocalisingModel
 
 PROVENANCE = {
     "collection": "shapes",

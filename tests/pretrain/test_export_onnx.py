@@ -56,8 +56,8 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         changes = {"regions": {"prompter": {"pool": "all", "norm": "post", "text_prompt_normalised": True}}}
     if request.param == "lite0":
         import tiny
-        from foveate.pretrain.folder import save_model
         from foveate.pretrain.train import build_model
+        from foveate.vision.localiser.folder import save_model
 
         model = build_model(tiny.recipe().model_copy(update=without_nones(LITE0)))
         source = save_model(model, place / "model")

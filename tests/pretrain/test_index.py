@@ -23,7 +23,6 @@ from foveate.pretrain import merge
 from foveate.pretrain.candidates import coarse_boxes
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.fingerprint import fingerprint
-from foveate.pretrain.folder import load_model, save_model
 from foveate.pretrain.index import build_index
 from foveate.pretrain.index_folder import Description, read_rows
 from foveate.pretrain.search import Index
@@ -33,6 +32,7 @@ from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
 from foveate.settings.errors import UserError
+from foveate.vision.localiser.folder import load_model, save_model
 
 
 @pytest.fixture(scope="module")

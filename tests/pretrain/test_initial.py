@@ -19,14 +19,14 @@ from foreign import TEXTS, pixels, save_clip, save_dinov2, save_open_clip, save_
 import tiny
 from foveate.cli.main import cli
 from foveate.pretrain import train
-from foveate.pretrain.folder import load_model, save_model
 from foveate.pretrain.initial import resolved, start_from
-from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import Pretrained, build_model, pretrain
 from foveate.records.collection import Collection
 from foveate.settings.errors import UserError
 from foveate.settings.recipes import load
+from foveate.vision.localiser.folder import load_model, save_model
+from foveate.vision.localiser.model import LocalisingModel
 
 KINDS = {"openclip": save_open_clip, "transformers_clip": save_clip, "siglip": save_siglip}
 SHORT = ["training.steps=2", "training.batch_size=4", "training.warmup_steps=0", "training.workers=0"]
@@ -95,7 +95,7 @@ def test_the_command_runs_and_the_folder_is_self_contained(
     assert torch.equal(again.encode_image(pixels()), expected[0])
     assert torch.equal(again.encode_text(TEXTS), expected[1])
     assert again.recipe.image_encoder["kind"] == kind
-    assert again.recipe.initial == str(folder)
+    assert again.trained_as["initial"] == str(folder)
     if kind == "siglip":
         assert again.bias is not None
         assert again.bias.item() == pytest.approx(-12.0, abs=0.01)

@@ -12,11 +12,11 @@ from PIL import Image
 
 import tiny
 from foveate.pretrain.locate import Located, locate, read_picture
-from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import PixelBox
 from foveate.records.geometry import View
 from foveate.settings.errors import UserError
+from foveate.vision.localiser.model import LocalisingModel
 
 
 def build(method: str) -> LocalisingModel:

@@ -19,7 +19,6 @@ import foveate
 import tiny
 from foveate import Box, Hit, PixelBox, UserError
 from foveate.pretrain import faiss_backend
-from foveate.pretrain.folder import save_model
 from foveate.pretrain.index import build_index
 from foveate.pretrain.index_folder import Description
 from foveate.pretrain.query import Query, embed_query
@@ -28,6 +27,7 @@ from foveate.pretrain.train import build_model
 from foveate.pretrain.verbs import Location, Model
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
+from foveate.vision.localiser.folder import save_model
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -146,7 +146,7 @@ def test_the_task_trains_scale_and_bias(own: bool) -> None:
     assert not [name for name, one in task.named_parameters() if one.grad is None]
     assert "model.bias" in dict(task.named_parameters())
     assert ("model.region_bias" in dict(task.named_parameters())) == own
-    table = parameter_table(task, rules=task.parameter_groups(), settings=task.model.recipe.training)
+    table = parameter_table(task, rules=task.parameter_groups(), settings=task.recipe.training)
     assert {row.weight_decay for row in table if row.name.endswith(("log_scale", "model.bias", "region_bias"))} == {0.0}
     assert 8 < float(report["logit_scale"]) < 12
 

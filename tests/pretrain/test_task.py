@@ -234,10 +234,10 @@ def test_units_of_sharding_are_layers_however_they_are_nested() -> None:
 
 def test_temperatures_do_not_decay() -> None:
     task = build_task(regions={"own_temperature": True})
-    table = parameter_table(task, rules=task.parameter_groups(), settings=task.model.recipe.training)
+    table = parameter_table(task, rules=task.parameter_groups(), settings=task.recipe.training)
     decays = {row.name: row.weight_decay for row in table}
     assert decays["model.log_scale"] == decays["model.region_log_scale"] == 0
-    assert decays["model.prompter.proj.weight"] == task.model.recipe.training.weight_decay
+    assert decays["model.prompter.proj.weight"] == task.recipe.training.weight_decay
 
 
 @pytest.mark.parametrize("method", ["prompter", "roi"])

@@ -13,9 +13,9 @@ from exported import opened
 
 import tiny
 from foveate.pretrain.exporting import export
-from foveate.pretrain.folder import save_model
 from foveate.pretrain.train import build_model
 from foveate.settings.errors import UserError
+from foveate.vision.localiser.folder import save_model
 from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
 from foveate.vision.openclip_export import export_open_clip
 

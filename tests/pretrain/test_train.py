@@ -18,13 +18,13 @@ import tiny
 from foveate.metrics.classification import class_accuracies, nearest_class
 from foveate.metrics.grounding import grounding_scores
 from foveate.pretrain.embed import embed_collection
-from foveate.pretrain.folder import load_model, save_model
-from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.train import Pretrained, build_model, pretrain
 from foveate.records.collection import Collection
 from foveate.settings.errors import UserError
 from foveate.settings.runs import RunFolder
 from foveate.training import loop
+from foveate.vision.localiser.folder import load_model, save_model
+from foveate.vision.localiser.model import LocalisingModel
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,7 @@ def test_weights_that_do_not_fit(saved: Path) -> None:
 
 def test_interrupted_saving_leaves_no_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """config.json comes last: without it the folder is none."""
-    from foveate.pretrain import folder
+    from foveate.vision.localiser import folder
 
     def killed(path: Path, text: str) -> None:
         raise KeyboardInterrupt

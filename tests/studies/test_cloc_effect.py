@@ -16,7 +16,6 @@ import pytest
 from PIL import Image, ImageDraw
 
 from foveate.pretrain.evaluate import evaluate
-from foveate.pretrain.folder import load_model
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import pretrain
 from foveate.records.boxes import Box
@@ -25,6 +24,7 @@ from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
 from foveate.settings.recipes import load
 from foveate.studies.measures import box_gain
+from foveate.vision.localiser.folder import load_model
 
 SIZE = 224
 COLOURS = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (50, 70, 200), "yellow": (220, 200, 50)}

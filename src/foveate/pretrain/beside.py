@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from foveate.pretrain.model import LocalisingModel
 from foveate.settings.errors import UserError
 from foveate.settings.files import read_json, write_bytes_atomically, write_json_atomically
+from foveate.vision.localiser.model import LocalisingModel
 from foveate.vision.prompter import BoxHead, Prompter
 from foveate.vision.roi import RoiPooler
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from foveate.pretrain.model import LocalisingModel
 from foveate.vision.encoder import ImageTokens
+from foveate.vision.localiser.model import LocalisingModel
 
 # Bytes kept for each token and unit of width when only the inputs of the blocks are kept (checkpointing).
 _BLOCK_INPUT = 4

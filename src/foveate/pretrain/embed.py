@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.pretrain.candidates import candidate_boxes
-from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.texts import encode_all
 from foveate.pretrain.views import DECODE_FACTOR, input_boxes, read
 from foveate.records.boxes import Box
@@ -27,6 +26,7 @@ from foveate.records.record import Region
 from foveate.settings import seeds
 from foveate.settings.progress import track
 from foveate.vision.encoder import ImageTokens
+from foveate.vision.localiser.model import LocalisingModel
 
 BATCH = 32
 _TEXTS = 256

@@ -22,7 +22,7 @@ from foveate.settings.files import FolderLock, commit_atomically, read_json
 from foveate.settings.progress import say
 
 if TYPE_CHECKING:
-    from foveate.pretrain.model import LocalisingModel
+    from foveate.vision.localiser.model import LocalisingModel
 
 FORMATS = ("parquet", "npz")
 _CONFIG = "config.json"
@@ -130,7 +130,7 @@ def _export_model(
     device: str | None,
     dry_run: bool,
 ) -> tuple[Path, dict[str, Any], list[str]]:
-    from foveate.pretrain.folder import METRICS, load_model
+    from foveate.vision.localiser.folder import METRICS, load_model
 
     module = importlib.import_module(f"foveate.pretrain.export.{to}")
     target = out or _beside(source, to)

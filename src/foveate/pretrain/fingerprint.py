@@ -6,9 +6,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from foveate.pretrain.folder import CONFIG, PREPROCESS, WEIGHTS
 from foveate.settings.errors import UserError
 from foveate.settings.files import read_json, sha256_file
+from foveate.vision.localiser.folder import CONFIG, PREPROCESS, WEIGHTS
 
 
 def fingerprint(folder: Path) -> str:

@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from foveate.pretrain.model import towers
-from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.views import input_boxes, read
 from foveate.records.collection import Collection
 from foveate.records.pictures import BadPicture
 from foveate.records.thumbnails import save_thumbnail
 from foveate.settings import seeds
+from foveate.vision.localiser.model import towers
+from foveate.vision.localiser.settings import LocaliserSettings
 from foveate.vision.pixels import Preprocess
 from foveate.vision.registry import build_image_encoder
 
@@ -25,7 +25,7 @@ def picture_of(pixels_3HW: Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels_3HW.numpy().transpose(1, 2, 0)))
 
 
-def preprocess_of(recipe: PretrainRecipe) -> Preprocess:
+def preprocess_of(recipe: LocaliserSettings) -> Preprocess:
     """How the recipe's image encoder sees a picture."""
     return build_image_encoder(towers(recipe, "image_encoder")).preprocess
 
@@ -41,7 +41,7 @@ def sample_rows(
 
 
 def write_samples(
-    collection: Collection, recipe: PretrainRecipe, run: Path, rows: np.ndarray, *, seed: int
+    collection: Collection, recipe: LocaliserSettings, run: Path, rows: np.ndarray, *, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Writes the pictures of `rows` below `run`/pictures and describes them, each with one of its texts.
 

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from foveate.pretrain.candidates import coarse_boxes
 from foveate.pretrain.fingerprint import fingerprint
-from foveate.pretrain.folder import CONFIG, load_model
 from foveate.pretrain.index_folder import (
     BUILDING,
     DESCRIPTION,
@@ -41,7 +40,6 @@ from foveate.pretrain.index_folder import (
     sweep,
 )
 from foveate.pretrain.merge import merged
-from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.views import input_boxes, read
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
@@ -51,6 +49,8 @@ from foveate.records.tables import write_table
 from foveate.settings.errors import UserError, choose
 from foveate.settings.files import FolderLock, read_json
 from foveate.settings.progress import say, track
+from foveate.vision.localiser.folder import CONFIG, load_model
+from foveate.vision.localiser.model import LocalisingModel
 
 REGIONS = ("auto", "boxes", "grid", "both", "none")
 PART = 128

@@ -15,15 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from foveate.pretrain.folder import KIND as OURS
-from foveate.pretrain.folder import WEIGHTS, with_tokenizer
-from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.settings.errors import UserError
 from foveate.settings.files import read_json, write_json_atomically
 from foveate.settings.progress import say
 from foveate.vision.backbones import on_meta
 from foveate.vision.hub import Checkpoint, fetch
+from foveate.vision.localiser.folder import KIND as OURS
+from foveate.vision.localiser.folder import WEIGHTS, with_tokenizer
+from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localiser.settings import LocaliserSettings
 from foveate.vision.registry import tower_options
 from foveate.vision.transformers_loading import KIND_OF_TYPE
 
@@ -243,7 +244,7 @@ def _load_ours(model: LocalisingModel, checkpoint: Checkpoint) -> dict[str, str]
     return tensors | {name: "unexpected" for name in sorted(weights.keys() - expected.keys())}
 
 
-def _said_otherwise(recipe: PretrainRecipe, weights: Mapping[str, Tensor]) -> set[str]:
+def _said_otherwise(recipe: LocaliserSettings, weights: Mapping[str, Tensor]) -> set[str]:
     """Temperatures and biases that the recipe sets, and a temperature whose sigmoid loss has no bias to go with it."""
     names: set[str] = set()
     if recipe.logit_scale_init is not None or (recipe.loss == "sigmoid" and "bias" not in weights):

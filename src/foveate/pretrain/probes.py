@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveate.pretrain.card import model_card
 from foveate.pretrain.exporting import Job
-from foveate.pretrain.folder import CARD, trained_weights
-from foveate.pretrain.model import LocalisingModel
 from foveate.settings.errors import UserError
 from foveate.settings.files import write_text_atomically
+from foveate.vision.localiser.card import model_card
+from foveate.vision.localiser.folder import CARD, trained_weights
+from foveate.vision.localiser.model import LocalisingModel
 from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
 
 TEXTS = ("a red boat", "Ein großer Hund läuft über die Straße", "красная лодка", "赤い船", "it's 42 km & 50%", "")

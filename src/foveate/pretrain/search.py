@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 
 from foveate.pretrain.faiss_backend import faiss_nearest, open_faiss
 from foveate.pretrain.fingerprint import fingerprint
-from foveate.pretrain.folder import CONFIG, load_model
 from foveate.pretrain.index_folder import DESCRIPTION, KINDS, PICTURE, REGION, Description, Segment, read_rows
-from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.nearest import nearest
 from foveate.pretrain.query import Query, embed_query
 from foveate.records.boxes import Box
@@ -25,6 +23,8 @@ from foveate.records.layout import DESCRIPTION as COLLECTION_FILE
 from foveate.records.pictures import BadPicture
 from foveate.records.tables import positions
 from foveate.settings.errors import UserError, choose
+from foveate.vision.localiser.folder import CONFIG, load_model
+from foveate.vision.localiser.model import LocalisingModel
 
 ASKED = {"pictures": (PICTURE,), "regions": (REGION,), "both": KINDS}
 BACKENDS = ("exact", "faiss")

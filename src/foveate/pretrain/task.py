@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.pretrain.folder import save_model
 from foveate.pretrain.losses import labelled_fraction, total_loss
-from foveate.pretrain.model import LocalisingModel
+from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.sharded import (
     sharded_clip_loss,
     sharded_grounding_loss,
@@ -23,6 +22,8 @@ from foveate.training.distributed import gather_with_grad
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, EmbeddingTask, Losses, Report
 from foveate.vision.encoder import ImageTokens
+from foveate.vision.localiser.folder import save_model
+from foveate.vision.localiser.model import LocalisingModel
 
 _PER_PICTURE = ("image", "text", "counts_B", "lost_B")
 _PER_REGION = ("boxes_R4", "region_text", "phrase_ids_R")
@@ -33,7 +34,8 @@ class PretrainTask(EmbeddingTask):
 
     def __init__(self, model: LocalisingModel) -> None:
         super().__init__()
-        self.model = model
+        assert isinstance(model.recipe, PretrainRecipe), "an opened folder has no recipe to train by"
+        self.model, self.recipe = model, model.recipe
         self.settings = model.recipe.regions
         self.most_regions = model.recipe.data.regions_per_picture
 
@@ -67,7 +69,7 @@ class PretrainTask(EmbeddingTask):
         """The loss between the pictures and texts of all ranks, from this rank's embeddings (not normalised)."""
         image_BE, text_BE = F.normalize(image_BE.float(), dim=-1), F.normalize(text_BE.float(), dim=-1)
         chunk = self.settings.row_chunk
-        if self.model.recipe.loss == "sigmoid":
+        if self.recipe.loss == "sigmoid":
             return sharded_sigmoid_loss(image_BE, text_BE, scale, self.model.logit_bias(), row_chunk=chunk)
         return sharded_clip_loss(image_BE, text_BE, scale, row_chunk=chunk)
 
@@ -126,7 +128,7 @@ class PretrainTask(EmbeddingTask):
 
     def parameter_groups(self) -> Sequence[ParameterRule]:
         """No decay on temperatures and biases, then the recipe's rules; the rest as the optimizer's table decides."""
-        rules = (ParameterRule(**rule.model_dump()) for rule in self.model.recipe.parameter_rules)
+        rules = (ParameterRule(**rule.model_dump()) for rule in self.recipe.parameter_rules)
         return (ParameterRule(r"model\.(region_)?(log_scale|bias)", weight_decay=0.0), *rules)
 
     def shard_units(self) -> Sequence[nn.Module]:

@@ -12,13 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.pretrain.card import code_revision
 from foveate.pretrain.dataset import PretrainDataset
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.evaluate import better_rule, evaluate
-from foveate.pretrain.folder import save_model
 from foveate.pretrain.initial import resolved, start_from
-from foveate.pretrain.model import LocalisingModel, empty_copy
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.store import Share
 from foveate.pretrain.task import PretrainTask
@@ -27,11 +24,14 @@ from foveate.settings import seeds
 from foveate.settings.errors import UserError
 from foveate.settings.progress import say
 from foveate.settings.recipes import dump
+from foveate.settings.revision import code_revision
 from foveate.settings.runs import RunFolder
 from foveate.training import checkpoint
 from foveate.training.distributed import World, barrier, start
 from foveate.training.loader import Loader
 from foveate.training.loop import WITHOUT_INFLUENCE, TrainingOutcome, train
+from foveate.vision.localiser.folder import save_model
+from foveate.vision.localiser.model import LocalisingModel, empty_copy
 
 CACHE = "cache"
 VALIDATION = "validation"
@@ -111,6 +111,7 @@ def pretrain(
         if here.is_main:
             run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
         barrier()  # the run folder is there
+        assert isinstance(model.recipe, PretrainRecipe)
         if model.recipe.initial is not None:
             start_from(model, model.recipe.initial, run=run.path if here.is_main else None)
         # For the end: sharded training takes the model itself apart, and its sources may be gone by then.
@@ -143,7 +144,7 @@ def pretrain(
         if outcome.status == "finished" and here.is_main:
             final.load_state_dict(weights, assign=True)
             final.to(here.device).eval()
-            folder = _finish(final, collection, run, result, evaluate_split, recipe.training.seed)
+            folder = _finish(final, collection, run, result, evaluate_split, recipe)
         if here.is_main:
             run.write_result(result)
     return Pretrained(run, outcome.status, result, folder, here.is_main)
@@ -185,22 +186,23 @@ def _finish(
     run: RunFolder,
     result: dict[str, Any],
     split: str | None,
-    seed: int,
+    recipe: PretrainRecipe,
 ) -> Path:
     folder = run.path / "model"
     model.requires_grad_(False)
     if _has_split(collection, VALIDATION):
         model.locate_rule = better_rule(embed_collection(model, collection, collection.rows(VALIDATION)))
     if split is not None and _has_split(collection, split):
+        seed, samples = recipe.training.seed, run.path / "samples"
         result["evaluation"], _ = evaluate(
-            model, collection, split=split, name=_column(model), seed=seed, samples_to=run.path / "samples"
+            model, collection, split=split, name=_column(model), seed=seed, samples_to=samples
         )
     result["locate_rule"] = model.locate_rule
     result["model"] = "model/"
     provenance = {
         "collection": collection.name,
         "licence": collection.licence,
-        "split": model.recipe.data.split,
+        "split": recipe.data.split,
         "pictures": result["pictures"],
         "command": result["command"],
         "revision": code_revision(),

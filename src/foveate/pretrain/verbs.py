@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from foveate.pretrain.embed import BATCH, embed_phrases
-from foveate.pretrain.folder import load_model
 from foveate.pretrain.index import unit
 from foveate.pretrain.locate import locate as locate_in
-from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.query import Query, as_box, embed_boxes, see, typed_box
 from foveate.pretrain.search import Hit, Index
 from foveate.pretrain.search import search as search_in
@@ -26,6 +24,8 @@ from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View
 from foveate.records.pictures import BadPicture, decode
 from foveate.settings.errors import UserError
+from foveate.vision.localiser.folder import load_model
+from foveate.vision.localiser.model import LocalisingModel
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
 

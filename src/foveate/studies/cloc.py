@@ -260,11 +260,11 @@ class Work:
         build_dataset(recipe, Collection.open(path), build_model(recipe), device=device, cache=path / CACHE)
 
     def __call__(self, cell: Cell) -> dict[str, float]:
-        from foveate.pretrain.folder import load_model
         from foveate.pretrain.recipe import PretrainRecipe
         from foveate.pretrain.train import pretrain
         from foveate.settings.recipes import load
         from foveate.studies.noise import open_spoiled
+        from foveate.vision.localiser.folder import load_model
 
         collection = open_spoiled(self.collection_path(cell.condition), noise_of(cell), seed=cell.seed)
         recipe = load(PretrainRecipe, VARIANTS[cell.variant][0], overrides(cell, self.scale))

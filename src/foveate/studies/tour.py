@@ -18,9 +18,7 @@ from foveate.metrics.intervals import seed_interval
 from foveate.pretrain.answers import merge_tables
 from foveate.pretrain.embed import Embedded
 from foveate.pretrain.evaluate import evaluate
-from foveate.pretrain.folder import load_model
 from foveate.pretrain.gallery import sample_rows, write_samples
-from foveate.pretrain.model import LocalisingModel
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import Pretrained, pretrain
 from foveate.records.collection import Collection
@@ -37,6 +35,8 @@ from foveate.studies.questions import (
     where_questions,
     word_searches,
 )
+from foveate.vision.localiser.folder import load_model
+from foveate.vision.localiser.model import LocalisingModel
 
 RECIPES = {"clip": "tour-clip", "cloc": "tour"}
 TITLES = {

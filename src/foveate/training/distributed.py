@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from foveate.settings.errors import UserError, choose
+from foveate.settings.devices import device_name
 from foveate.training.task import Task
 
 
@@ -50,20 +50,9 @@ def choose_device(device: str = "auto", *, local_rank: int = 0) -> torch.device:
     Raises:
         UserError: when the device does not exist here.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = choose(device.split(":")[0], ("cpu", "cuda", "mps"), "device")
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError("device 'cuda': this machine or this build of PyTorch has no CUDA; use cpu or auto")
-        number = device.partition(":")[2] or str(local_rank)
-        count = torch.cuda.device_count()
-        if not number.isdecimal() or int(number) >= count:
-            raise UserError(f"device 'cuda:{number}': this machine has {count}, cuda:0 to cuda:{count - 1}")
-        return torch.device(f"cuda:{number}")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device 'mps': not available here; use cpu or auto")
-    return torch.device(kind)
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    return torch.device(device_name(device, cuda_devices=cuda, mps=mps, local_rank=local_rank))
 
 
 @contextlib.contextmanager

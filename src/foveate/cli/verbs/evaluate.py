@@ -47,11 +47,11 @@ def command(
       foveate evaluate runs/tour/model --collection my-pictures --split test
     """
     from foveate.pretrain.evaluate import evaluate
-    from foveate.pretrain.folder import load_model
     from foveate.records.collection import Collection
     from foveate.report import render
     from foveate.settings.errors import UserError
     from foveate.settings.runs import RunFolder
+    from foveate.vision.localiser.folder import load_model
 
     for template in templates:
         if "{}" not in template:

@@ -39,11 +39,11 @@ def command(
     Example:
       foveate locate runs/tour/cloc/model holiday.jpg "a red boat"
     """
-    from foveate.pretrain.folder import load_model
     from foveate.pretrain.locate import locate, read_picture
     from foveate.records.thumbnails import save_thumbnail
     from foveate.report import render
     from foveate.settings.runs import RunFolder
+    from foveate.vision.localiser.folder import load_model
 
     data = read_picture(picture)
     found = locate(load_model(model, device=device), data, phrase, rule=rule, seed=seed or 0)

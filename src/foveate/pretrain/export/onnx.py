@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.pretrain.exporting import Exported, Job
-from foveate.pretrain.folder import CARD, PREPROCESS
 from foveate.pretrain.graphs import ImageGraph, PhraseGraph, RegionGraph
 from foveate.pretrain.probes import differences_in_words, largest_difference, probe_pixels, write_card
 from foveate.settings.errors import UserError
 from foveate.settings.files import write_json_atomically
 from foveate.vision.lite0 import Lite0Encoder
+from foveate.vision.localiser.folder import CARD, PREPROCESS
 
 IMAGE, REGIONS, PHRASES = "image.onnx", "regions.onnx", "phrases.onnx"
 OPSET = 18
@@ -57,8 +57,8 @@ found = phrases.run(None, {"tokens": tokens, "texts": texts, "picture": picture}
 ```
 
 The text tower is not in these files: texts are embedded by Foveate. `phrases.onnx` takes what
-`foveate.pretrain.model.open_model(FOLDER).embed_texts(TEXTS)` gives, or, of a collection's texts, `embedding` times
-`norm` in the tables of `foveate export MODEL --to embeddings`.
+`foveate.vision.localiser.folder.load_model(FOLDER).embed_texts(TEXTS)` gives, or, of a collection's texts, `embedding`
+times `norm` in the tables of `foveate export MODEL --to embeddings`.
 """
 _NO_REGIONS = {
     "none": "",

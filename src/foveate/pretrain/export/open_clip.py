@@ -8,7 +8,6 @@ import torch
 
 from foveate.pretrain import beside
 from foveate.pretrain.exporting import Exported, Job
-from foveate.pretrain.folder import CARD
 from foveate.pretrain.probes import (
     TEXTS,
     differences_in_words,
@@ -18,6 +17,7 @@ from foveate.pretrain.probes import (
     probe_pixels,
     write_card,
 )
+from foveate.vision.localiser.folder import CARD
 from foveate.vision.openclip_export import CONFIG_FILE, WEIGHTS_FILE, check_pair, export_open_clip
 
 _LOADING = """```python

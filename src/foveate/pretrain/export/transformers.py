@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from foveate.pretrain import beside
 from foveate.pretrain.exporting import Exported, Job
-from foveate.pretrain.folder import CARD
 from foveate.pretrain.probes import (
     TEXTS,
     differences_in_words,
@@ -21,6 +20,7 @@ from foveate.pretrain.probes import (
     write_card,
 )
 from foveate.settings.files import write_text_atomically
+from foveate.vision.localiser.folder import CARD
 from foveate.vision.openclip_transformers import check_standard, clip_image_processor, clip_model, clip_tokenizer
 from foveate.vision.transformers_clip import TransformersClipImageEncoder, TransformersClipTextEncoder
 from foveate.vision.transformers_export import check_whole, whole_model

@@ -16,9 +16,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import foveate
-from foveate.pretrain.card import model_card
-from foveate.pretrain.model import LocalisingModel
-from foveate.pretrain.recipe import PretrainRecipe
 from foveate.settings.errors import UserError
 from foveate.settings.files import (
     read_json,
@@ -27,7 +24,10 @@ from foveate.settings.files import (
     write_text_atomically,
 )
 from foveate.settings.recipes import validate
-from foveate.training.distributed import choose_device
+from foveate.vision.device import choose_device
+from foveate.vision.localiser.card import model_card
+from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localiser.settings import LocaliserSettings
 from foveate.vision.registry import tower_options
 
 KIND = "localising-encoder"
@@ -40,6 +40,8 @@ CONFIG, WEIGHTS, PREPROCESS, METRICS, CARD = (
     "README.md",
 )
 TOKENIZER = "tokenizer"
+# Parts of the recipe that say how the model was trained, not what it is: they are kept as they are.
+_TRAINED_AS = ("config_version", "initial", "data", "training", "parameter_rules")
 _LOADING = """```python
 import foveate
 
@@ -67,7 +69,7 @@ def save_model(
 
     Args:
         metrics: what `foveate.pretrain.evaluate.evaluate` found, for metrics.json and the card.
-        provenance: where the weights come from, for config.json and the card; see `foveate.pretrain.card.model_card`.
+        provenance: where the weights come from, for config.json and the card; see `model_card`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().contiguous() for key, value in trained_weights(model).items()}
@@ -99,7 +101,7 @@ def save_model(
 
 def _self_contained(model: LocalisingModel) -> dict[str, Any]:
     """The recipe with the encoders' architectures, so that no checkpoint it started from is needed again."""
-    recipe = model.recipe.model_dump(mode="json")
+    recipe = model.trained_as | model.recipe.model_dump(mode="json")
     for name, encoder in (("image_encoder", model.image_encoder), ("text_encoder", model.text_encoder)):
         recipe[name] = {**recipe[name], **encoder.architecture()}
     return recipe
@@ -114,7 +116,11 @@ def with_tokenizer(text_encoder: Mapping[str, Any], folder: Path) -> dict[str, A
 
 
 def load_model(folder: Path, *, device: str | None = None) -> LocalisingModel:
-    """Opens a model folder, strictly; see `foveate.pretrain.model.open_model`."""
+    """Opens a model folder for use (evaluation mode, no gradient), strictly.
+
+    Raises:
+        UserError: when the folder is no model folder, or a weight is missing, unexpected or of another shape.
+    """
     if not (folder / CONFIG).is_file():
         hint = folder / "model"
         also = f"; did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
@@ -129,12 +135,23 @@ def load_model(folder: Path, *, device: str | None = None) -> LocalisingModel:
         if name not in config:
             raise UserError(f"{folder / CONFIG}: field '{name}' is missing")
     chosen = choose_device(device or "auto")
-    recipe = validate(PretrainRecipe, config["recipe"], where=str(folder / CONFIG))
+    trained_as, built_from = _parts(config["recipe"], folder / CONFIG)
+    recipe = validate(LocaliserSettings, built_from, where=str(folder / CONFIG))
     recipe = recipe.model_copy(update={"text_encoder": with_tokenizer(recipe.text_encoder, folder)})
     model = LocalisingModel(recipe)
+    model.trained_as = trained_as
     _fill(model, folder / WEIGHTS)
     model.locate_rule = config["locate_rule"]
     return model.to(chosen).eval().requires_grad_(False)
+
+
+def _parts(recipe: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How the model was trained, and what it is built from."""
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path}: field 'recipe' is a mapping of names to values, this is {type(recipe).__name__}")
+    return {key: recipe[key] for key in _TRAINED_AS if key in recipe}, {
+        key: value for key, value in recipe.items() if key not in _TRAINED_AS
+    }
 
 
 def _fill(model: LocalisingModel, path: Path) -> None:

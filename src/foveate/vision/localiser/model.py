@@ -8,16 +8,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.pretrain.recipe import PretrainRecipe
 from foveate.settings.errors import UserError
 from foveate.vision.encoder import ImageEncoder, ImageTokens, TextEncoder
+from foveate.vision.localiser.settings import LocaliserSettings
 from foveate.vision.prompter import BoxHead, Prompter, sorted_boxes
 from foveate.vision.registry import build_image_encoder, build_text_encoder
 from foveate.vision.roi import RoiPooler, roi_pool
@@ -51,7 +50,7 @@ def capped_exp(log_scale: Tensor, largest: float) -> Tensor:
     return _CappedExp.apply(log_scale, largest)
 
 
-def towers(recipe: PretrainRecipe, name: str) -> dict[str, Any]:
+def towers(recipe: LocaliserSettings, name: str) -> dict[str, Any]:
     """The settings of one encoder with the joint width that both share."""
     return {"embed_dim": recipe.embed_dim, **getattr(recipe, name)}
 
@@ -70,6 +69,7 @@ class LocalisingModel(nn.Module):
 
     Attributes:
         recipe: what the model was built from.
+        trained_as: the other parts of the recipe in the folder that it was opened from: data, training and so on.
         prompter, box_head: of method "prompter"; None otherwise.
         roi: of method "roi"; None otherwise.
         log_scale: logarithm of 1 / temperature, shape (1,). region_log_scale: the same or one of its own.
@@ -77,10 +77,11 @@ class LocalisingModel(nn.Module):
         locate_rule: "head" or "candidates": the rule that was better on the validation split, if there was one.
     """
 
-    def __init__(self, recipe: PretrainRecipe) -> None:
+    def __init__(self, recipe: LocaliserSettings) -> None:
         super().__init__()
         self.recipe = recipe
-        seed = recipe.training.seed
+        self.trained_as: dict[str, Any] = {}
+        seed = recipe.initial_seed()
         self.image_encoder: ImageEncoder = build_image_encoder(towers(recipe, "image_encoder"), seed=seed)
         self.text_encoder: TextEncoder = build_text_encoder(towers(recipe, "text_encoder"), seed=seed)
         width, method = self.image_encoder.width, recipe.regions.method
@@ -204,14 +205,3 @@ class LocalisingModel(nn.Module):
         _, length, width = tokens.tokens_BLD.shape
         size = max(1, _NUMBERS_AT_A_TIME // (length * width))
         return list(zip(prompts.split(size), image_index_R.split(size), strict=True))
-
-
-def open_model(folder: str | Path, *, device: str | None = None) -> LocalisingModel:
-    """Opens a model folder for use (evaluation mode, no gradient).
-
-    Raises:
-        UserError: when the folder is no model folder, or a weight is missing, unexpected or of another shape.
-    """
-    from foveate.pretrain.folder import load_model
-
-    return load_model(Path(folder), device=device)

@@ -1,0 +1,32 @@
+"""Names of devices, as a user gives them."""
+
+from __future__ import annotations
+
+from foveate.settings.errors import UserError, choose
+
+
+def device_name(device: str = "auto", *, cuda_devices: int, mps: bool, local_rank: int = 0) -> str:
+    """The whole name ("cpu", "cuda:1", "mps") of what a user calls "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Args:
+        cuda_devices: how many this machine has; with at least one, "auto" is CUDA.
+        mps: whether it has Apple's.
+        local_rank: number of this process on the machine: its CUDA device, where the name has none.
+
+    Raises:
+        UserError: when the device does not exist here.
+    """
+    if device == "auto":
+        device = "cuda" if cuda_devices else "cpu"
+    kind = choose(device.split(":")[0], ("cpu", "cuda", "mps"), "device")
+    if kind == "cuda":
+        if not cuda_devices:
+            raise UserError("device 'cuda': this machine or this build of PyTorch has no CUDA; use cpu or auto")
+        number = device.partition(":")[2] or str(local_rank)
+        if not number.isdecimal() or int(number) >= cuda_devices:
+            here = f"this machine has {cuda_devices}, cuda:0 to cuda:{cuda_devices - 1}"
+            raise UserError(f"device 'cuda:{number}': {here}")
+        return f"cuda:{number}"
+    if kind == "mps" and not mps:
+        raise UserError("device 'mps': not available here; use cpu or auto")
+    return kind

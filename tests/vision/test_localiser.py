@@ -1,0 +1,77 @@
+"""The localising model by itself: its settings are no recipe, and a folder keeps what it does not use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.train import build_model
+from foveate.settings.devices import device_name
+from foveate.settings.errors import UserError
+from foveate.settings.recipes import validate
+from foveate.vision.device import choose_device
+from foveate.vision.localiser.folder import CONFIG, load_model, save_model
+from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localiser.settings import LocaliserSettings
+
+
+def test_a_model_is_built_from_settings_alone() -> None:
+    recipe = tiny.recipe()
+    fields = LocaliserSettings.model_fields
+    settings = LocaliserSettings(**{name: value for name, value in recipe.model_dump().items() if name in fields})
+    assert set(fields) | {"config_version", "initial", "data", "training", "parameter_rules"} == set(
+        PretrainRecipe.model_fields
+    )
+    with torch.device("meta"):
+        alone, trained = LocalisingModel(settings).state_dict(), LocalisingModel(recipe).state_dict()
+    assert {name: value.shape for name, value in alone.items()} == {
+        name: value.shape for name, value in trained.items()
+    }
+
+
+def test_a_folder_keeps_how_it_was_trained(tmp_path: Path) -> None:
+    """Opening and saving again loses nothing of the recipe, although the model itself only knows its own part."""
+    recipe = tiny.recipe(training={"seed": 3})
+    first = save_model(build_model(recipe).eval(), tmp_path / "first")
+    opened = load_model(first, device="cpu")
+    assert type(opened.recipe) is LocaliserSettings
+    again = json.loads((save_model(opened, tmp_path / "again") / CONFIG).read_text())
+    assert again == json.loads((first / CONFIG).read_text())
+    assert again["recipe"]["training"]["seed"] == 3
+    validate(PretrainRecipe, again["recipe"], where="config")
+    for name, value in opened.state_dict().items():
+        assert torch.equal(value, load_model(tmp_path / "again", device="cpu").state_dict()[name])
+
+
+def test_unknown_parts_of_a_folder_are_refused(tmp_path: Path) -> None:
+    folder = save_model(build_model(tiny.recipe()).eval(), tmp_path / "model")
+    config = json.loads((folder / CONFIG).read_text())
+    for recipe, said in (
+        ({**config["recipe"], "regoins": {}}, "unknown field 'regoins'.*did you mean 'regions'"),
+        ([1], "field 'recipe' is a mapping of names to values, this is list"),
+    ):
+        (folder / CONFIG).write_text(json.dumps({**config, "recipe": recipe}))
+        with pytest.raises(UserError, match=said):
+            load_model(folder)
+
+
+def test_names_of_devices() -> None:
+    assert device_name("auto", cuda_devices=0, mps=True) == "cpu"
+    assert device_name("auto", cuda_devices=2, mps=False, local_rank=1) == "cuda:1"
+    assert device_name("cuda:0", cuda_devices=2, mps=False, local_rank=1) == "cuda:0"
+    assert device_name("mps", cuda_devices=0, mps=True) == "mps"
+    for name, said in (
+        ("cuda", "has no CUDA"),
+        ("mps", "not available here"),
+        ("tpu", "unknown device 'tpu'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            device_name(name, cuda_devices=0, mps=False)
+    with pytest.raises(UserError, match="device 'cuda:2': this machine has 2, cuda:0 to cuda:1"):
+        device_name("cuda:2", cuda_devices=2, mps=False)
+    assert choose_device("cpu") == torch.device("cpu")
