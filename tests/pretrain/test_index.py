@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import resource
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -250,88 +245,3 @@ def test_the_fingerprint_is_of_what_embeds(model: Path, tmp_path: Path) -> None:
     config["recipe"]["regions"]["prompter"]["temperature"] = 9.0
     (copy / "config.json").write_text(json.dumps(config))
     assert fingerprint(copy) != fingerprint(model)
-
-
-_PROGRAM = """
-import os, sys
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from foveate.pretrain import index, merge
-from foveate.settings import progress
-progress.configure(quiet=True)
-model, collection, out, die_at, moment = sys.argv[1:]
-index.PART, merge.SEGMENT_ROWS = 3, 25
-renames, replace = 0, os.replace
-def counted(*places):
-    global renames
-    renames += 1
-    if renames == int(die_at) and moment == "before":
-        os._exit(9)
-    replace(*places)
-    if renames == int(die_at):
-        os._exit(9)
-os.replace = counted
-print("ready", flush=True)
-index.build_index(Path(model), Path(collection), Path(out))
-print(renames, flush=True)
-"""
-
-
-def _start(model: Path, collection: Path, out: Path, die_at: int = 0, moment: str = "") -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, str(model), str(collection), str(out), str(die_at), moment],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def _end(process: subprocess.Popen[str]) -> list[str]:
-    return process.communicate(timeout=300)[0].split()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_fifty_kills_change_no_byte(model: Path, shapes: Path, tmp_path: Path) -> None:
-    """kill -9 at random moments of making an index, then the same command: the same index, byte for byte."""
-    tiny.damage(shapes, "train-03")
-    whole = _start(model, shapes, tmp_path / "whole")
-    assert whole.stdout is not None
-    whole.stdout.readline()
-    began = time.monotonic()
-    _end(whole)
-    took = time.monotonic() - began
-    expected = contents(tmp_path / "whole")
-    moments, out, killed, made = random.Random(3), tmp_path / "out", 0, 0
-    while killed < 50:
-        process = _start(model, shapes, out)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(moments.uniform(0, took))
-        process.send_signal(signal.SIGKILL)
-        _end(process)
-        killed += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:
-            assert contents(out) == expected
-            made += 1
-            shutil.rmtree(out)
-    assert _end(_start(model, shapes, out))[0] == "ready"
-    assert contents(out) == expected
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_death_at_a_rename_changes_no_byte(moment: str, model: Path, shapes: Path, tmp_path: Path) -> None:
-    tiny.damage(shapes, "train-03")
-    renames = int(_end(_start(model, shapes, tmp_path / "whole"))[1])
-    expected = contents(tmp_path / "whole")
-    assert renames > 20
-    for die_at in range(1 if moment == "before" else renames // 2, renames + 1, 3):
-        out = tmp_path / f"died-{die_at}"
-        assert _end(_start(model, shapes, out, die_at, moment)) == ["ready"]
-        _end(_start(model, shapes, out))
-        assert contents(out) == {
-            name: data.replace(str(tmp_path / "whole").encode(), str(out).encode()) for name, data in expected.items()
-        }

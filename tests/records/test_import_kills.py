@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,42 +10,13 @@ from made_pictures import write_folder
 
 from foveate.records.collection import Collection
 from foveate.records.pictures import decode
-
-_STAMP = "2026-01-01T00:00:00+00:00"
-_PROGRAM = """
-import os, sys
-from foveate.records.importers.folder import import_folder
-source, target, shard, die_at, moment = sys.argv[1:]
-renames, replace = 0, os.replace
-def counted(*places):
-    global renames
-    renames += 1
-    if renames == int(die_at) and moment == "before":
-        os._exit(9)
-    replace(*places)
-    if renames == int(die_at):
-        os._exit(9)
-os.replace = counted
-print("ready", flush=True)
-import_folder(source, target, name="c", workers=2, pictures_per_shard=int(shard), created="%s")
-print(renames, flush=True)
-"""
+from killing import Server, kill_at_random
 
 
-def _start(source: Path, target: Path, *, shard: int, die_at: int = 0, moment: str = "") -> subprocess.Popen[str]:
-    arguments = [str(source), str(target), str(shard), str(die_at), moment]
-    return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM % _STAMP, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def _finish(process: subprocess.Popen[str]) -> list[str]:
-    output, _ = process.communicate(timeout=300)
-    return output.split()
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server("imports_to_kill") as found:
+        yield found
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -70,57 +36,49 @@ def _check_what_is_there(target: Path) -> None:
             assert len(collection.regions_of(row)) == (number % 5 == 0)
 
 
-def _kill_and_compare(tmp_path: Path, *, pictures: int, kills: int, shard: int, seed: int) -> None:
-    source = write_folder(tmp_path / "source", pictures)
+def _kill_and_compare(server: Server, folder: Path, *, pictures: int, kills: int, shard: int, seed: int) -> None:
+    source = write_folder(folder / "source", pictures)
     (source / "part00" / "bad.jpg").write_bytes(b"<html>")
-    whole = _start(source, tmp_path / "whole", shard=shard)
-    assert whole.stdout is not None
-    whole.stdout.readline()
-    began = time.monotonic()
-    _finish(whole)
-    took = time.monotonic() - began
-    expected = _contents(tmp_path / "whole")
-    rng = random.Random(seed)
-    target = tmp_path / "killed"
-    killed = 0
-    while killed < kills:
-        # A finished import is begun anew, so that every kill falls into one that is at work.
-        process = _start(source, target, shard=shard)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(rng.uniform(0, took * 0.5))
-        process.send_signal(signal.SIGKILL)
-        _finish(process)
-        killed += process.returncode == -signal.SIGKILL
+    took = server.seconds("take", source, folder / "whole", shard)
+    expected = _contents(folder / "whole")
+    target, attempt = folder / "killed-0", 0
+
+    def check(dead: bool) -> None:
+        nonlocal target, attempt
+        attempt += 1
         _check_what_is_there(target)
-        if process.returncode == 0:
+        if not dead:  # a finished import is begun anew, so that every kill falls into one that is at work
             assert _contents(target) == expected
-            target = tmp_path / f"killed{killed}-{rng.random()}"
-    assert _finish(_start(source, target, shard=shard))[0] == "ready"
+            target = folder / f"killed-{attempt}"
+
+    kill_at_random(
+        lambda: server.start("take", source, target, shard), kills=kills, longest=took / 2, seed=seed, after=check
+    )
+    server.start("take", source, target, shard).finish()
     assert _contents(target) == expected
     assert len(Collection.open(target)) == pictures
 
 
-def test_three_kills_of_an_import_change_nothing(tmp_path: Path) -> None:
-    _kill_and_compare(tmp_path, pictures=60, kills=3, shard=7, seed=1)
+def test_three_kills_of_an_import_change_nothing(server: Server, tmp_path: Path) -> None:
+    _kill_and_compare(server, tmp_path, pictures=60, kills=3, shard=7, seed=1)
 
 
 @pytest.mark.slow
-def test_twenty_kills_of_an_import_change_nothing(tmp_path: Path) -> None:
-    _kill_and_compare(tmp_path, pictures=300, kills=20, shard=11, seed=2)
+def test_fifty_kills_of_an_import_change_nothing(server: Server, tmp_path: Path) -> None:
+    _kill_and_compare(server, tmp_path, pictures=300, kills=50, shard=11, seed=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_death_at_each_rename_changes_nothing(tmp_path: Path, moment: str) -> None:
+def test_a_death_at_each_step_of_an_import_changes_nothing(server: Server, tmp_path: Path, moment: str) -> None:
     source = write_folder(tmp_path / "source", 12)
     (source / "part00" / "bad.jpg").write_bytes(b"<html>")
-    renames = int(_finish(_start(source, tmp_path / "whole", shard=5))[1])
+    steps = server.start("take", source, tmp_path / "whole", 5).finish()
     expected = _contents(tmp_path / "whole")
-    assert renames > 10
-    for die_at in range(1, renames + 1):
+    assert steps > 10
+    for die_at in range(1, steps + 1):
         target = tmp_path / f"died-{die_at}"
-        assert _finish(_start(source, target, shard=5, die_at=die_at, moment=moment)) == ["ready"]
+        assert server.start("take", source, target, 5, die_at=die_at, moment=moment).end() == 9
         _check_what_is_there(target)
-        _finish(_start(source, target, shard=5))
+        server.start("take", source, target, 5).finish()
         assert _contents(target) == expected

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
+from imports_to_kill import STAMP
 from made_pictures import write_folder
 
 from foveate.records.collection import Collection
@@ -21,79 +17,13 @@ from foveate.records.pictures import decode
 from foveate.records.removal import remove_pictures
 from foveate.records.splits import assign_splits
 from foveate.records.tables import read_removed
-
-STAMP = "2026-01-01T00:00:00+00:00"
-# Dies at the n-th rename or deletion, before or after it, or never with n = 0.
-DIE = """
-import os, sys
-from pathlib import Path
-die_at, moment = int(sys.argv[1]), sys.argv[2]
-count = 0
-def deadly(function):
-    def call(*arguments, **options):
-        global count
-        count += 1
-        if count == die_at and moment == "before":
-            os._exit(9)
-        number = count
-        try:
-            return function(*arguments, **options)
-        finally:
-            if number == die_at:
-                os._exit(9)
-    return call
-os.replace, os.unlink, Path.unlink = deadly(os.replace), deadly(os.unlink), deadly(Path.unlink)
-"""
-IMPORT = f"""
-from foveate.records.importers.folder import import_folder
-packed, referenced, target, shard = sys.argv[3:]
-options = dict(name="c", workers=2, pictures_per_shard=int(shard), created={STAMP!r})
-print("ready", flush=True)
-import_folder(packed, target, **options)
-import_folder(referenced, target, reference=True, **options)
-print(count, flush=True)
-"""
-REMOVE = """
-from foveate.records.removal import remove_pictures
-print("ready", flush=True)
-remove_pictures(sys.argv[3], sys.argv[4:], reason="asked for")
-print(count, flush=True)
-"""
+from killing import Server, kill_at_random
 
 
-def _start(program: str, *arguments: object, die_at: int = 0, moment: str = "") -> subprocess.Popen[str]:
-    words = [str(die_at), moment, *map(str, arguments)]
-    return subprocess.Popen(
-        [sys.executable, "-c", DIE + program, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def _finish(process: subprocess.Popen[str]) -> list[str]:
-    return process.communicate(timeout=300)[0].split()
-
-
-def _kill(process: subprocess.Popen[str], after: float) -> bool:
-    """Kill the process so many seconds after it began to work; False where it had ended."""
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    _finish(process)
-    return process.returncode == -signal.SIGKILL
-
-
-def _seconds(program: str, *arguments: object) -> float:
-    process = _start(program, *arguments)
-    assert process.stdout is not None
-    process.stdout.readline()
-    began = time.monotonic()
-    assert _finish(process)
-    assert process.returncode == 0
-    return time.monotonic() - began
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server("imports_to_kill") as found:
+        yield found
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -134,32 +64,40 @@ def _check(target: Path, *, gone: Set[str] = frozenset()) -> None:
         assert len(gone & set(collection.keys)) in (0, len(gone))
 
 
-def _kill_imports(folder: Path, *, pictures: int, kills: int, shard: int, seed: int) -> None:
+def _kill_imports(server: Server, folder: Path, *, pictures: int, kills: int, shard: int, seed: int) -> None:
     packed, referenced = _sources(folder, pictures)
-    took = _seconds(IMPORT, packed, referenced, folder / "whole", shard)
+    took = server.seconds("take_both", packed, referenced, folder / "whole", shard)
     expected = _contents(folder / "whole")
     assert len(Collection.open(folder / "whole")) == pictures
-    rng = random.Random(seed)
-    target, killed = folder / "killed-0", 0
-    while killed < kills:
-        dead = _kill(_start(IMPORT, packed, referenced, target, shard), rng.uniform(0, took * 0.6))
-        killed += dead
+    target, attempt = folder / "killed-0", 0
+
+    def check(dead: bool) -> None:
+        nonlocal target, attempt
+        attempt += 1
         _check(target)
         if not dead:
             assert _contents(target) == expected
             shutil.rmtree(target)
-            target = folder / f"killed-{killed}"
-    _finish(_start(IMPORT, packed, referenced, target, shard))
+            target = folder / f"killed-{attempt}"
+
+    kill_at_random(
+        lambda: server.start("take_both", packed, referenced, target, shard),
+        kills=kills,
+        longest=took * 0.6,
+        seed=seed,
+        after=check,
+    )
+    server.start("take_both", packed, referenced, target, shard).finish()
     assert _contents(target) == expected
 
 
-def test_two_kills_of_a_mixed_import_change_nothing(tmp_path: Path) -> None:
-    _kill_imports(tmp_path, pictures=40, kills=2, shard=7, seed=1)
+def test_two_kills_of_a_mixed_import_change_nothing(server: Server, tmp_path: Path) -> None:
+    _kill_imports(server, tmp_path, pictures=40, kills=2, shard=7, seed=1)
 
 
 @pytest.mark.slow
-def test_fifty_kills_of_a_mixed_import_change_nothing(tmp_path: Path) -> None:
-    _kill_imports(tmp_path, pictures=240, kills=50, shard=9, seed=2)
+def test_fifty_kills_of_a_mixed_import_change_nothing(server: Server, tmp_path: Path) -> None:
+    _kill_imports(server, tmp_path, pictures=240, kills=50, shard=9, seed=2)
 
 
 def _filled(folder: Path, pictures: int, shard: int) -> tuple[Path, list[str]]:
@@ -181,50 +119,50 @@ def _check_purged(target: Path, keys: list[str], expected: dict[str, bytes]) -> 
     assert not set(keys) & set(Collection.open(target).keys)
 
 
-def _kill_removals(folder: Path, *, pictures: int, kills: int, shard: int, seed: int) -> None:
+def _kill_removals(server: Server, folder: Path, *, pictures: int, kills: int, shard: int, seed: int) -> None:
     path, keys = _filled(folder, pictures, shard)
     shutil.copytree(path, folder / "whole")
-    took = _seconds(REMOVE, folder / "whole", *keys)
+    took = server.seconds("remove", folder / "whole", keys)
     expected = _contents(folder / "whole")
-    rng = random.Random(seed)
-    killed, target = 0, folder / "killed-0"
-    shutil.copytree(path, target)
-    while killed < kills:
-        dead = _kill(_start(REMOVE, target, *keys), rng.uniform(0, took))
-        killed += dead
+    target, attempt = Path(shutil.copytree(path, folder / "killed-0")), 0
+
+    def check(dead: bool) -> None:
+        nonlocal target, attempt
+        attempt += 1
         _check(target, gone=set(keys))
-        if not dead or killed % 3 == 0:
+        if not dead or attempt % 3 == 0:
             # Either it is done, or any later removal finishes it: here the same command.
-            _finish(_start(REMOVE, target, *keys))
+            server.start("remove", target, keys).finish()
             _check_purged(target, keys, expected)
             shutil.rmtree(target)
-            target = folder / f"killed-{killed}-{rng.random()}"
-            shutil.copytree(path, target)
+            target = Path(shutil.copytree(path, folder / f"killed-{attempt}"))
+
+    kill_at_random(lambda: server.start("remove", target, keys), kills=kills, longest=took, seed=seed, after=check)
     remove_pictures(target, keys)
     _check_purged(target, keys, expected)
 
 
-def test_two_kills_of_a_removal_change_nothing(tmp_path: Path) -> None:
-    _kill_removals(tmp_path, pictures=30, kills=2, shard=6, seed=3)
+def test_two_kills_of_a_removal_change_nothing(server: Server, tmp_path: Path) -> None:
+    _kill_removals(server, tmp_path, pictures=30, kills=2, shard=6, seed=3)
 
 
 @pytest.mark.slow
-def test_twenty_kills_of_a_removal_change_nothing(tmp_path: Path) -> None:
-    _kill_removals(tmp_path, pictures=160, kills=20, shard=8, seed=4)
+def test_fifty_kills_of_a_removal_change_nothing(server: Server, tmp_path: Path) -> None:
+    _kill_removals(server, tmp_path, pictures=160, kills=50, shard=8, seed=4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_death_at_each_step_of_a_removal_changes_nothing(tmp_path: Path, moment: str) -> None:
+def test_a_death_at_each_step_of_a_removal_changes_nothing(server: Server, tmp_path: Path, moment: str) -> None:
     path, keys = _filled(tmp_path, 12, 5)
     shutil.copytree(path, tmp_path / "whole")
-    steps = int(_finish(_start(REMOVE, tmp_path / "whole", *keys))[1])
+    steps = server.start("remove", tmp_path / "whole", keys).finish()
     expected = _contents(tmp_path / "whole")
     assert steps > 10
     for die_at in range(1, steps + 1):
         target = tmp_path / f"died-{die_at}"
         shutil.copytree(path, target)
-        assert _finish(_start(REMOVE, target, *keys, die_at=die_at, moment=moment)) == ["ready"]
+        assert server.start("remove", target, keys, die_at=die_at, moment=moment).end() == 9
         _check(target, gone=set(keys))
         # A removal of another picture would finish it as well; so does an unchanged command.
         remove_pictures(target, keys)

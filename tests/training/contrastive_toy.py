@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,7 @@ class Interrupted:
             yield batch
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=12)
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--checkpoint-every", type=int, default=5)
     parser.add_argument("--stop-in-step", type=int)
     parser.add_argument("--dropout", type=float, default=0.0)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     with distributed.start("cpu") as world:
         settings = toy_settings(
             steps=options.steps, parallel=options.parallel, checkpoint_every=options.checkpoint_every

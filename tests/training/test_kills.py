@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from processes import run_processes, start_processes
 
+from killing import Server, kill_at_random
+
 SCRIPT = Path(__file__).resolve().parent / "contrastive_toy.py"
-OPTIONS = ("--steps", 600, "--checkpoint-every", 3, "--dropout", 0.2)
+OPTIONS = ("--steps", 200, "--checkpoint-every", 3, "--dropout", 0.2)
 
 
 def log(run: Path) -> list[dict[str, float]]:
@@ -34,25 +36,36 @@ def lines(run: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(kills: int, straight: Path, tmp_path: Path) -> None:
-    moments = random.Random(kills)
-    killed = 0
-    for _ in range(kills):
-        before = lines(tmp_path)
-        process = start_processes(SCRIPT, tmp_path, *OPTIONS)[0]
-        until = time.monotonic() + 60
-        while lines(tmp_path) in (0, before) and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
-    assert killed >= kills // 2, "the run was over before it could be killed"
-    run_processes(SCRIPT, tmp_path, *OPTIONS)
-    for name in ("final.safetensors", "average.safetensors"):
-        assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
-    assert log(tmp_path) == log(straight)
+def same(run: Path, straight: Path) -> bool:
+    names = ("final.safetensors", "average.safetensors")
+    return log(run) == log(straight) and all((run / one).read_bytes() == (straight / one).read_bytes() for one in names)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server("contrastive_toy") as found:
+        yield found
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(kills: int, server: Server, straight: Path, tmp_path: Path) -> None:
+    words = list(map(str, OPTIONS))
+    took = server.seconds("main", [str(tmp_path / "alone"), *words])
+    assert same(tmp_path / "alone", straight)
+    run, attempt = tmp_path / "killed-0", 0
+
+    def check(dead: bool) -> None:
+        nonlocal run, attempt
+        attempt += 1
+        if not dead:  # the next kills fall into a new run
+            assert same(run, straight)
+            run = tmp_path / f"killed-{attempt}"
+
+    kill_at_random(
+        lambda: server.start("main", [str(run), *words]), kills=kills, longest=took / 2, seed=kills, after=check
+    )
+    server.start("main", [str(run), *words]).finish()
+    assert same(run, straight)
 
 
 def test_sigterm_saves_and_leaves_with_success(straight: Path, tmp_path: Path) -> None:

@@ -1,0 +1,19 @@
+"""Making an index in small parts, for tests that kill it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from foveate.pretrain import index, merge
+from foveate.settings import progress
+
+progress.configure(quiet=True)
+
+
+def make(model: str, collection: str, out: str) -> None:
+    """An index in parts of three pictures and segments of 25 rows."""
+    torch.set_num_threads(1)
+    index.PART, merge.SEGMENT_ROWS = 3, 25
+    index.build_index(Path(model), Path(collection), Path(out))
