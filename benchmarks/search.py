@@ -18,6 +18,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import compare, publish, ratio
@@ -164,6 +165,7 @@ def main() -> None:
     asked = vars(parser.parse_args())
     threads = asked["threads"]
     faiss.omp_set_num_threads(threads)
+    torch.set_num_threads(threads)
     with threadpool_limits(threads):
         if asked.pop("lists"):
             lists(**{name: asked[name] for name in ("out", "sizes", "width", "repeats", "threads")})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -104,21 +106,38 @@ def test_a_vector_finds_itself() -> None:
     assert scores.max() <= 1
 
 
-def test_every_float16_is_widened_exactly() -> None:
-    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    halves = halves[np.isfinite(halves)][: 2**15 * 2 // 64 * 62].reshape(-1, 62)
-    wide = module._widened(halves, np.empty(halves.shape, np.float32))
-    np.testing.assert_array_equal(wide, halves.astype(np.float32))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("dtype", "narrow"), [(np.float32, False), (np.float16, False), (np.float16, True)])
 @pytest.mark.parametrize("width", [8, 192, 1024])
-def test_the_slack_covers_the_rounding(dtype: type, width: int) -> None:
+def test_the_slack_covers_the_rounding(dtype: type, narrow: bool, width: int) -> None:
     vectors, asked = made(0, 500, width, dtype), made(1, 20, width, np.float64)
     wide = vectors.astype(np.float64)
     true = (wide / np.linalg.norm(wide, axis=1, keepdims=True)) @ asked.T
-    error = np.abs(vectors.astype(np.float32) @ asked.T.astype(np.float32) - true).max()
-    assert 0 < error < rounding_slack(np.dtype(dtype), width) < 0.01
+    found = np.concatenate([scores for _, scores in module._scores([vectors], asked, narrow=narrow)])
+    error = np.abs(found - true).max()
+    assert 0 < error < rounding_slack(np.dtype(dtype), width, narrow=narrow) < 0.01
+
+
+@pytest.mark.parametrize("queries", [1, 4, 5])
+def test_a_read_only_map_of_float16_is_searched(queries: int, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    vectors, asked = made(0, 20_000, 48, np.float16), made(1, queries, 48, np.float64)
+    np.save(tmp_path / "vectors.npy", vectors)
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    scores, rows = nearest([mapped], asked, count=30)
+    for place, query in enumerate(asked):
+        expected_scores, expected = brute_force(vectors, query, 30, np.zeros(0, np.int64))
+        np.testing.assert_array_equal(rows[place], expected)
+        np.testing.assert_array_equal(scores[place], expected_scores)
+    assert not recwarn.list
+
+
+def test_without_float32_sums_the_vectors_are_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, asked = made(0, 3000, 32, np.float16), made(1, 1, 32, np.float64)
+    whole = nearest([vectors], asked, count=20)
+    assert module._sums_in_float32()
+    monkeypatch.setattr(module, "_sums_in_float32", lambda: False)
+    monkeypatch.setattr(module.torch, "mv", lambda *_: pytest.fail("products in float16"))
+    for one, other in zip(whole, nearest([vectors], asked, count=20), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_nothing_left() -> None:

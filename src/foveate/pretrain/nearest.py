@@ -1,15 +1,18 @@
 """The stored vectors nearest to a query: exact, in blocks, with an order that no block size and no library changes.
 
-A first pass in float32 finds who can be among the nearest at all: everyone whose score is within its rounding error
-of the k-th best. Only they are scored again, in float64 and always in the same way, and sorted: ties, which the last
-bits of a matrix product would break by chance, go to the lower row.
+A first pass in float32 (of float16 vectors with a few queries: in float16) finds who can be among the nearest at all:
+everyone whose score is within its rounding error of the k-th best. Only they are scored again, in float64 and always in
+the same way, and sorted: ties, which the last bits of a matrix product would break by chance, go to the lower row.
 """
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from foveate.settings.errors import UserError
@@ -17,8 +20,9 @@ from foveate.settings.errors import UserError
 # Queries scored at a time, and numbers in one block of scores: 8 MB in float32.
 _QUERIES, _SCORES = 256, 2**21
 _ROWS = {np.dtype(np.float32): 16384, np.dtype(np.float16): 8192}
-# Rows of float16 made float32 at a time: few enough for a core's cache.
-_WIDENED = 256
+# Up to so many queries are multiplied with float16 vectors as they are, one after the other: that reads half of the
+# bytes. More pay for making the vectors float32 once.
+_NARROW_QUERIES = 4
 # Candidates scored again at a time.
 _AGAIN = 8192
 
@@ -74,16 +78,22 @@ def ranked(
     return scores[order].clip(-1.0, 1.0), rows[order]
 
 
-def rounding_slack(dtype: np.dtype, width: int) -> float:
-    """How far a float32 product of a stored vector with a query may be from their true cosine.
+def rounding_slack(dtype: np.dtype, width: int, *, narrow: bool = False) -> float:
+    """How far the first product of a stored vector with a query may be from their true cosine.
 
     The error of a float32 sum of `width` products is at most width * 2^-24 in any order (Higham, Accuracy and
     Stability of Numerical Algorithms, 3.1); rounding the query and the stored length add theirs. A float16 vector's
     length is off by up to 2^-11, and by 2^-25 for each number too small for its exponent.
+
+    Args:
+        narrow: the query is rounded to float16, too, and so is the sum, which is still taken in float32.
     """
+    half = 2.0**-11 + width**0.5 * 2.0**-25
     slack = (width + 4) * 2.0**-24
     if dtype == np.float16:
-        slack += 2.0**-11 + width**0.5 * 2.0**-25
+        slack += half
+    if narrow:
+        slack += half + 2.0**-11
     return 1.05 * slack
 
 
@@ -92,51 +102,61 @@ def _candidates(
 ) -> list[NDArray[np.int64]]:
     """For each query the rows that can be among its nearest."""
     number, width = queries_QE.shape
-    table_EQ = np.ascontiguousarray(queries_QE.T.astype(np.float32))
-    margin = np.float32(2 * max(rounding_slack(part.dtype, width) for part in parts))
-    kept = _Kept(number, count, margin)
+    narrow = number <= _NARROW_QUERIES and _sums_in_float32()
+    slacks = (rounding_slack(part.dtype, width, narrow=narrow and part.dtype == np.float16) for part in parts)
+    kept = _Kept(number, count, np.float32(2 * max(slacks)))
     seen, next_tightening = 0, 0
-    for first, block_BE in _blocks(parts, number):
-        scores_BQ = block_BE @ table_EQ
+    for first, scores_BQ in _scores(parts, queries_QE, narrow=narrow):
         if len(excluded):
-            inside = excluded[np.searchsorted(excluded, first) : np.searchsorted(excluded, first + len(block_BE))]
+            inside = excluded[np.searchsorted(excluded, first) : np.searchsorted(excluded, first + len(scores_BQ))]
             scores_BQ[inside - first] = -np.inf
         kept.add(first, scores_BQ)
-        seen += len(block_BE)
+        seen += len(scores_BQ)
         if seen >= next_tightening or kept.held > kept.most:
             kept.tighten()
             next_tightening = 2 * seen
     return kept.rows_of_each()
 
 
-def _blocks(parts: Sequence[NDArray[np.floating]], queries: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The first row number of each block, and its vectors in float32 (of float16 parts in one buffer used again)."""
+def _scores(
+    parts: Sequence[NDArray[np.floating]], queries_QE: NDArray[np.float64], *, narrow: bool
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The first row number of each block, and the products [B, Q] of its vectors with the queries."""
+    table_EQ = np.ascontiguousarray(queries_QE.T.astype(np.float32))
+    halves_QE = torch.from_numpy(queries_QE).to(torch.float16)
     first = 0
     for part in parts:
-        size = max(256, min(_ROWS[part.dtype], _SCORES // queries))
-        buffer = np.empty((min(size, len(part)), part.shape[1]), np.float32) if part.dtype == np.float16 else None
-        for start in range(0, len(part), size):
-            block = part[start : start + size]
-            if buffer is not None:
-                block = _widened(block, buffer[: len(block)])
-            yield first + start, np.asarray(block)
+        size = max(256, min(_ROWS[part.dtype], _SCORES // len(queries_QE)))
+        if part.dtype != np.float16:
+            for start in range(0, len(part), size):
+                yield first + start, np.asarray(part[start : start + size]) @ table_EQ
+        else:
+            stored, wide = _tensor(part), torch.empty(min(size, len(part)), part.shape[1])
+            for start in range(0, len(part), size):
+                block_BE = stored[start : start + size]
+                if narrow:
+                    columns = [torch.mv(block_BE, half_E) for half_E in halves_QE]
+                    yield first + start, torch.stack(columns, dim=1).float().numpy()
+                else:
+                    yield first + start, wide[: len(block_BE)].copy_(block_BE).numpy() @ table_EQ
         first += len(part)
 
 
-def _widened(block_BE: NDArray[np.floating], into_BE: NDArray[np.float32]) -> NDArray[np.float32]:
-    """float16 to float32, exactly (finite numbers), several times faster than NumPy's own conversion.
+def _tensor(part: NDArray[np.floating]) -> torch.Tensor:
+    """The array as a tensor on the same memory; it is never written to, so a read-only mapping is fine."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(np.asarray(part))
 
-    Sign, exponent and mantissa are put where float32 has them; the product makes up for the other exponent bias.
+
+@functools.cache
+def _sums_in_float32() -> bool:
+    """Whether this PyTorch takes the sums of float16 products in float32 on this processor, as it does by default.
+
+    In float16 the sum below would stay at 2048, above which 1 is lost.
     """
-    halves_BE = np.asarray(block_BE).view(np.int16)
-    for start in range(0, len(into_BE), _WIDENED):
-        into = into_BE[start : start + _WIDENED]
-        bits = into.view(np.int32)
-        np.copyto(bits, halves_BE[start : start + _WIDENED])
-        np.left_shift(bits, 13, out=bits)
-        np.bitwise_and(bits, np.int32(-0x70002000), out=bits)
-        np.multiply(into, np.float32(2.0**112), out=into)
-    return into_BE
+    ones = torch.ones(2, 4096, dtype=torch.float16)
+    return bool((torch.mv(ones, ones[0]) == 4096).all())
 
 
 class _Kept:
