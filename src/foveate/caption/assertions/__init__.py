@@ -1,0 +1,1 @@
+"""What a caption asserts, and whether it holds."""

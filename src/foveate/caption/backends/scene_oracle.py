@@ -1,0 +1,88 @@
+"""The `scene_oracle` backend: captions rendered from the truth of generated scenes, with faults put in on purpose.
+
+It is no captioner. It stands in for one in tests and harness checks, where what the pipeline and the audit must find
+is known exactly. It refuses real pictures, is never a default, and its model name begins with "scene-oracle", so that
+every table that used it says so.
+"""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import Field
+
+from foveate.caption.assertions.truth import SceneTruths
+from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest
+from foveate.caption.scene_captions import KINDS, render
+from foveate.records.collection import Collection
+from foveate.settings import seeds
+from foveate.settings.errors import UserError
+from foveate.settings.recipes import Settings
+
+VERSION = "1"
+_PADDING = "The picture was made for this collection and it has the same width and the same height."
+
+
+class SceneOracleSettings(Settings):
+    """What goes wrong, and how often."""
+
+    hallucinations: float = Field(0.0, ge=0, le=1, description="share of the statements replaced by false ones")
+    refusals: float = Field(0.0, ge=0, le=1, description="share of the answers that refuse")
+    broken: float = Field(0.0, ge=0, le=1, description="share of the answers that are broken JSON")
+    too_long: float = Field(0.0, ge=0, le=1, description="share of the answers that go on too long")
+
+
+class SceneOracle:
+    """Answers from the truth of scenes; a pure function of the request and the settings."""
+
+    name = "scene_oracle"
+    revision = VERSION
+    concurrency = 1
+
+    def __init__(self, settings: SceneOracleSettings, collection: Collection) -> None:
+        self.settings, self.collection = settings, collection
+        self.truths = SceneTruths(collection)
+        if not len(self.truths):
+            raise UserError(
+                f"collection {collection.path}: has no generated scenes; scene_oracle answers for nothing else"
+            )
+        faults = {name: value for name, value in settings.model_dump().items() if value}
+        self.model = "-".join(["scene-oracle", *(f"{name}-{value:g}" for name, value in faults.items())])
+
+    async def caption(self, request: CaptionRequest) -> CaptionAnswer:
+        """The caption of a scene; an error that no retry mends for any other picture."""
+        truth = self.truths.of(self.collection.row_of(request.key))
+        if truth is None:
+            return CaptionAnswer(error="no_scene", final=True)
+        if request.kind not in KINDS:
+            return CaptionAnswer(error="unknown_format", final=True)
+        settings = self.settings
+        # A retry has another prompt, and draws its faults anew.
+        asked = (request.seed, request.key, request.kind, request.prompt_id)
+        if seeds.uniform("oracle refuses", *asked) < settings.refusals:
+            return CaptionAnswer(json.dumps({"caption": "", "refused": True, "refusal_reason": "injected"}))
+        rng = seeds.generator("oracle", request.seed, request.key, request.kind)
+        made = render(request.kind, truth, alt=request.alt, rng=rng, hallucinations=settings.hallucinations)
+        if not made.text:
+            return CaptionAnswer(error="nothing_visible", final=True)
+        text = made.text
+        if seeds.uniform("oracle goes on", *asked) < settings.too_long:
+            text = " ".join([text, *[_PADDING] * (30 if request.kind == "dsc_plus" else 8)])
+        answer: dict[str, object] = {"caption": text}
+        if request.kind == "afc":
+            answer["used_alt_facts"] = list(made.alt_facts)
+        raw = json.dumps(answer)
+        if seeds.uniform("oracle breaks", *asked) < settings.broken:
+            raw = raw[: len(raw) * 2 // 3]
+        return CaptionAnswer(raw, tokens_out=len(text.split()))
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+BACKEND = Backend(
+    settings=SceneOracleSettings,
+    open=SceneOracle,
+    only_scenes=True,
+    note="the truth of generated scenes with faults on purpose; for tests and harness checks, refuses real pictures",
+)

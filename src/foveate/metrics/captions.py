@@ -1,0 +1,140 @@
+"""Numbers about captions: lengths, assertions, style, and what they share with another text. Pure numpy.
+
+ANA, the average number of assertions, says how rich captions are; the share of assertions that hold says how much of it
+is true. Neither means much without the other. Definitions: specification of captions, section 3.7; the paper is Lai et
+al. 2024, "Revisit Large-Scale Image-Caption Data in Pre-training Multimodal Foundation Models".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from foveate.settings.errors import UserError, choose
+
+SUPPORTED, CONTRADICTED, UNVERIFIABLE = "supported", "contradicted", "unverifiable"
+VERDICTS = (SUPPORTED, CONTRADICTED, UNVERIFIABLE)
+
+
+def length_summary(lengths: Sequence[int] | np.ndarray) -> dict[str, float | int]:
+    """n, mean, population standard deviation, median, 5th and 95th percentile (linear), min and max.
+
+    Raises:
+        UserError: when there are none.
+    """
+    values = np.asarray(lengths, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise UserError("a summary of lengths needs at least one caption")
+    low, middle, high = (float(found) for found in np.percentile(values, (5, 50, 95)))
+    return {
+        "n": len(values),
+        "mean": float(values.mean()),
+        "std_population": float(values.std()),
+        "median": middle,
+        "p05": low,
+        "p95": high,
+        "min": int(values.min()),
+        "max": int(values.max()),
+    }
+
+
+def share_above(lengths: Sequence[int] | np.ndarray, limit: int) -> float:
+    """Share of captions longer than `limit` tokens."""
+    return float((np.asarray(lengths) > limit).mean())
+
+
+def assertion_metrics(verdicts: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """ANA and how much holds, from one list of verdicts per caption.
+
+    ana counts captions without an assertion as 0, ana_nonempty leaves them out. accuracy_micro: supported of all
+    assertions; accuracy_macro: mean over captions that have any. The `decided` variants leave out what is
+    unverifiable; otherwise that counts as not supported. A number without anything to divide by is None.
+
+    Raises:
+        UserError: for an unknown verdict, or no captions.
+    """
+    if not verdicts:
+        raise UserError("assertion metrics need at least one caption")
+    for verdict in {found for caption in verdicts for found in caption}:
+        choose(verdict, VERDICTS, "verdict")
+    counts = np.array([[list(caption).count(one) for one in VERDICTS] for caption in verdicts], dtype=np.int64)
+    supported, contradicted, unverifiable = counts.T
+    all_N = counts.sum(1)
+    decided_N = supported + contradicted
+    return {
+        "ana": float(all_N.mean()),
+        "ana_nonempty": _ratio(all_N.sum(), (all_N > 0).sum()),
+        "accuracy_micro": _ratio(supported.sum(), all_N.sum()),
+        "accuracy_macro": _mean(supported, all_N),
+        "accuracy_micro_decided": _ratio(supported.sum(), decided_N.sum()),
+        "accuracy_macro_decided": _mean(supported, decided_N),
+        "contradicted_rate": _ratio(contradicted.sum(), all_N.sum()),
+        "unverifiable_rate": _ratio(unverifiable.sum(), all_N.sum()),
+        "captions_with_contradiction": float((contradicted > 0).mean()),
+        "n_captions": len(verdicts),
+        "n_assertions": int(all_N.sum()),
+        "n_empty": int((all_N == 0).sum()),
+    }
+
+
+def _ratio(part: Any, whole: Any) -> float | None:
+    return float(part / whole) if whole else None
+
+
+def _mean(part_N: np.ndarray, whole_N: np.ndarray) -> float | None:
+    some = whole_N > 0
+    return float((part_N[some] / whole_N[some]).mean()) if some.any() else None
+
+
+def overlap(entities: Collection[str], reference: Collection[str]) -> dict[str, Any]:
+    """What a set of entities shares with a reference set (that of the AltText).
+
+    alt_coverage: share of the reference that is also here; jaccard: shared of both together. None where there is
+    nothing to divide by.
+
+    >>> overlap({"dog", "tree"}, {"dog", "port ellery"})["alt_coverage"]
+    0.5
+    """
+    own, other = set(entities), set(reference)
+    shared = own & other
+    return {
+        "total": len(own),
+        "alt_total": len(other),
+        "only_format": len(own - other),
+        "shared": len(shared),
+        "only_alt": len(other - own),
+        "alt_coverage": _ratio(len(shared), len(other)),
+        "jaccard": _ratio(len(shared), len(own | other)),
+    }
+
+
+def style(captions: Sequence[str]) -> dict[str, Any]:
+    """How much captions are alike: the commonest opening of three words, distinct word pairs, exact duplicates.
+
+    opening_share: share of the captions that begin with `opening`. distinct_2: different pairs of neighbouring words
+    over all pairs. duplicate_share: share of captions whose text (case and white space folded) came before.
+
+    Raises:
+        UserError: when there are no captions.
+    """
+    if not captions:
+        raise UserError("style needs at least one caption")
+    words = [caption.casefold().split() for caption in captions]
+    openings = Counter(" ".join(found[:3]) for found in words)
+    opening, times = openings.most_common(1)[0]
+    pairs = [pair for found in words for pair in zip(found[:-1], found[1:], strict=True)]
+    return {
+        "opening": opening,
+        "opening_share": times / len(captions),
+        "distinct_2": _ratio(len(set(pairs)), len(pairs)),
+        "duplicate_share": 1 - len({" ".join(found) for found in words}) / len(captions),
+    }
+
+
+def shares_of(drawn: Mapping[str, int]) -> dict[str, float]:
+    """Counts as shares of their sum; all 0 where nothing was counted."""
+    total = sum(drawn.values())
+    return {name: count / total if total else 0.0 for name, count in drawn.items()}

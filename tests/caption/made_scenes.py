@@ -1,0 +1,25 @@
+"""The truth of a few hundred generated scenes without drawing more of a picture than the truth needs."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from foveate.caption.assertions.truth import SceneTruth, truth_of_row
+from foveate.records.scenes.build import scene_row
+
+
+@functools.cache
+def scenes(count: int) -> tuple[tuple[SceneTruth, str], ...]:
+    """Truth and alt-text of scenes, three quarters of training and one of tests."""
+    found = []
+    for index in range(count):
+        row = scene_row(seed=11, split="test" if index % 4 == 3 else "train", index=index, size=128)
+        alt = next(caption.text for caption in row.captions if caption.kind == "alt")
+        found.append((truth_of_row({**row.extra["scenes"][0], "key": row.key}), alt))
+    return tuple(found)
+
+
+def rng(index: int) -> np.random.Generator:
+    return np.random.default_rng(index)

@@ -1,0 +1,32 @@
+"""The captions golden `entity_stats.json`: entities from stored phrases, their sets, and what they share with alt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from foveate.caption.entities import KEYS, entities
+from foveate.metrics.captions import overlap
+
+GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "goldens" / "captions" / "entity_stats.json").read_text())
+FORMATS = ("alt", "ssc", "dsc", "dsc_plus", "afc")
+
+
+def found(kind: str, key: str) -> set[str]:
+    return entities((record[kind]["phrases"] for record in GOLDEN["per_caption"].values()), key)
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_unique_entities(kind: str, key: str) -> None:
+    assert sorted(found(kind, key)) == GOLDEN["keys"][key]["unique"][kind]
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("kind", FORMATS[1:])
+def test_overlap_with_alt(kind: str, key: str) -> None:
+    shared = overlap(found(kind, key), found("alt", key))
+    for name, value in GOLDEN["keys"][key]["versus_alt"][kind].items():
+        assert shared[name] == pytest.approx(value, abs=1e-12), name
