@@ -1,0 +1,95 @@
+"""Lengths: the stored counts, open_clip's own tokenizer over any text, and words."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foveate.caption.lengths import (
+    CLIP_WINDOW,
+    Lengths,
+    OtherTokenizer,
+    clip_clean,
+    clip_ids,
+    clip_tokens,
+    clip_window,
+    measure,
+)
+from foveate.settings.errors import UserError
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "captions"
+STORED = json.loads((GOLDENS / "token_lengths.json").read_text(encoding="utf-8"))
+RECORDS = {one["id"]: one for one in json.loads((GOLDENS / "records.json").read_text(encoding="utf-8"))}
+
+
+@pytest.mark.parametrize("row", STORED["rows"], ids=lambda row: f"{row['id']}-{row['format']}")
+def test_the_stored_counts(row: dict[str, object]) -> None:
+    text = RECORDS[row["id"]][row["format"]]
+    lengths = measure(text, OtherTokenizer(GOLDENS / "unigram_tokenizer.json"))
+    assert lengths == Lengths(row["words"], row["clip_tokens"], row["unigram_tokens_with_eos"])
+    assert lengths.clip_with_specials == row["clip_tokens_with_special"]
+    assert (lengths.clip_with_specials > CLIP_WINDOW) == row["exceeds_77"]
+    assert clip_ids(text)[:6] == row["clip_first_ids"]
+    if row["clip_truncated_text"] is not None:
+        assert clip_window(text) == str(row["clip_truncated_text"]).strip()
+
+
+@pytest.mark.parametrize("case", STORED["edge_texts"], ids=lambda case: case["text"])
+def test_the_stored_edge_texts(case: dict[str, object]) -> None:
+    assert clip_ids(str(case["text"])) == case["clip_ids"]
+    assert measure(str(case["text"])).clip_with_specials == case["clip_tokens_with_special"]
+
+
+texts = st.one_of(
+    st.text(max_size=60),
+    st.text(alphabet=" aAbZ09'’sStT&;#xamplt<>_.-\t\nß\u017f\u00a0\u0130", max_size=60),
+    st.lists(st.sampled_from(["it's", "WE'LL", "&lt;b&gt;", "&amp;amp;", "<end_of_text>", "Ã©", "ﬁn", "1,000"])).map(
+        " ".join
+    ),
+)
+
+
+@cache
+def open_clip_tokenizer() -> Any:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+@settings(deadline=None)
+@given(texts)
+def test_ids_are_those_of_open_clip(text: str) -> None:
+    theirs = open_clip_tokenizer()
+    assert clip_clean(text) == theirs.clean_fn(text)
+    assert clip_ids(text) == theirs.encode(text)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_counts_of_parts(one: str, two: str) -> None:
+    assert clip_tokens("") == 0
+    assert clip_tokens(f"{one} {two}") <= clip_tokens(one) + clip_tokens(two) + 16
+    assert clip_tokens(one) == len(clip_ids(one))
+
+
+def test_counting_needs_no_torch() -> None:
+    code = (
+        "from foveate.caption.lengths import measure; measure('a cat'); import sys; assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_what_is_no_tokenizer_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.json: no such file"):
+        OtherTokenizer(tmp_path / "nowhere.json")
+    (tmp_path / "wrong.json").write_text('{"version": "1.0"}')
+    with pytest.raises(UserError, match=r"wrong\.json: no tokenizer\.json"):
+        OtherTokenizer(tmp_path / "wrong.json")

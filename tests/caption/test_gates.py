@@ -1,0 +1,196 @@
+"""Gates: the window is never exceeded, no sentence is cut, and each flag for what it stands for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from foveate.caption.alt_texts import alt_text, usable
+from foveate.caption.gates import FLAGS, GATES, better, content_flags, copied, gate, leaks, non_english, repeats, retry
+from foveate.caption.lengths import clip_tokens
+from foveate.caption.prompts import CAPTION_KINDS, prompt_for
+from foveate.caption.sentences import sentence_ends, sentences
+from foveate.records.record import Caption
+
+RECORDS = json.loads((Path(__file__).parents[1] / "goldens" / "captions" / "records.json").read_text(encoding="utf-8"))
+SHORT = "A dog runs on grass."
+LONG = " ".join(["A brown dog runs over the wet green grass of a wide park."] * 8)
+ENDLESS = "A dog and " + "a cat and " * 40 + "a cow."
+
+captions = st.one_of(
+    st.text(max_size=200),
+    st.lists(
+        st.sampled_from(["A dog runs.", "The sky is blue!", "cat", "3.5 m", "Mr. Fox", "日本語。", "😀", "(see it?)"]),
+        max_size=60,
+    ).map(" ".join),
+    st.lists(st.sampled_from(["dog", "cat", "lighthouse", "extraordinarily", "żółć"]), max_size=200).map(" ".join),
+)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record["id"])
+def test_good_captions_pass(record: dict[str, str]) -> None:
+    for kind in CAPTION_KINDS:
+        caption = record[kind]
+        assert not retry(kind, caption)
+        assert gate(kind, caption).flags == ()
+        assert gate(kind, caption).caption == caption
+        assert content_flags(caption, prompt=prompt_for(kind).text, alt=record["alt"]) == ()
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["dsc", "afc"]), captions)
+@example("dsc", LONG)
+@example("dsc", ENDLESS)
+def test_a_descriptive_caption_fits_clip_with_its_special_tokens(kind: str, caption: str) -> None:
+    found = gate(kind, caption)
+    assert clip_tokens(found.caption) + 2 <= 77
+    assert bool(found.error) == (not found.caption and clip_tokens(caption) > 75)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(CAPTION_KINDS), captions)
+def test_nothing_is_cut_but_after_a_sentence(kind: str, caption: str) -> None:
+    found = gate(kind, caption)
+    if found.error:
+        assert clip_tokens(sentences(caption)[0]) > 75
+        return
+    assert caption.startswith(found.caption)
+    assert found.caption == caption or len(found.caption) in sentence_ends(caption)
+    assert (found.caption != caption) == ("cut_at_sentence" in found.flags)
+    if "cut_at_sentence" in found.flags:
+        assert clip_tokens(caption) > GATES[kind].most
+        longer = [end for end in sentence_ends(caption) if end > len(found.caption)]
+        assert clip_tokens(caption[: longer[0]]) > GATES[kind].most  # the last end that fits
+    assert set(found.flags) <= set(FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "caption", "asked", "flags"),
+    [
+        ("ssc", SHORT, "", ()),
+        ("ssc", "Dog.", "", ("too_short",)),
+        ("ssc", f"{SHORT} {SHORT}", "shorten", ("too_long",)),
+        ("ssc", ENDLESS, "shorten", ("too_long",)),
+        ("dsc", SHORT, "", ("too_short",)),
+        ("dsc", LONG, "shorten", ("cut_at_sentence",)),
+        ("afc", LONG, "shorten", ("cut_at_sentence",)),
+        ("dsc_plus", SHORT, "lengthen", ("too_short",)),
+        ("dsc_plus", LONG, "", ()),
+        ("dsc_plus", " ".join([LONG] * 4), "", ("too_long",)),
+    ],
+)
+def test_lengths_by_format(kind: str, caption: str, asked: str, flags: tuple[str, ...]) -> None:
+    assert retry(kind, caption) == asked
+    assert gate(kind, caption).flags == flags
+
+
+def test_a_first_sentence_that_does_not_fit_is_an_error() -> None:
+    assert gate("dsc", ENDLESS).error == "too_long"
+    assert gate("dsc", f"{ENDLESS} {SHORT}").error == "too_long"
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second", "chosen"),
+    [
+        ("ssc", f"{SHORT} {SHORT}", SHORT, 1),
+        ("ssc", ENDLESS, ENDLESS + " And so on.", 0),
+        ("dsc_plus", SHORT, LONG, 1),
+        ("dsc_plus", LONG, SHORT, 0),
+        ("dsc", LONG, "A brown dog runs over the wet green grass of a wide park in the rain.", 1),
+        ("dsc_plus", LONG, LONG + " The end.", 1),
+    ],
+)
+def test_the_better_of_two_versions(kind: str, first: str, second: str, chosen: int) -> None:
+    assert better(kind, first, second) == (first, second)[chosen]
+
+
+def test_content() -> None:
+    assert repeats("a red car and a red car and a red car and a red car")
+    assert not repeats("a red car and a blue car and a green car")
+    assert copied("1967 Corvina GT coupe!", "1967 corvina gt COUPE")
+    assert not copied("a car", "")
+    assert not copied("A black car of 1967 on a road", "1967 Corvina GT coupe")
+    prompt = prompt_for("dsc").text
+    assert leaks("Describe this picture in 2 to 4 short sentences.", prompt)
+    assert leaks('A cat. "caption": "A cat."', prompt)
+    assert not leaks("A picture of two short dogs that are under a bench.", prompt)
+    assert content_flags("Ein Hund steht auf der Wiese vor dem Haus", prompt=prompt) == ("non_english",)
+    assert content_flags("Ein Hund steht auf der Wiese vor dem Haus", prompt=prompt, english=False) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "foreign"),
+    [
+        ("Un perro está en el parque con una pelota.", True),
+        ("Un chien court dans un jardin.", True),
+        ("Un cane che corre nel parco con una palla", True),
+        ("Um cachorro em um parque com uma bola", True),
+        ("Een hond loopt op het gras bij het huis", True),
+        ("一只狗在公园里", True),
+        ("Собака бежит по траве", True),
+        ("A dog called Müller in a café in São Paulo", False),
+        ("A sign says \u201c日本\u201d above the door of a small shop", False),
+        ("Two dogs", False),
+        ("Red car, blue sky, green grass, white house", False),
+        ("123 + 456", False),
+    ],
+)
+def test_the_rule_for_other_languages(text: str, foreign: bool) -> None:
+    assert non_english(text) == foreign
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 0),
+        ("One", 1),
+        ("It is 3.5 m high. It stands.", 2),
+        ("Mr. Fox and Dr. J. Hare sit.", 1),
+        ("Open at 9 a.m. on weekdays.", 1),
+        ("Boats of Smith Inc. The sea is calm.", 2),
+        ('He says "Stop!" and goes.', 2),
+        ("What? Yes... no!", 3),
+        ("犬がいる。空は青い。", 2),
+    ],
+)
+def test_sentences(text: str, count: int) -> None:
+    assert len(sentences(text)) == count
+
+
+@given(captions)
+def test_sentences_are_the_whole_text(text: str) -> None:
+    assert "".join("".join(sentences(text)).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("alt", "says_something"),
+    [
+        ("", False),
+        ("IMG_2041.jpg", False),
+        ("DSC01234", False),
+        ("P1010023", False),
+        ("my summer holiday.png", True),
+        ("image", False),
+        ("A picture of the", False),
+        ("Stock photo 12", False),
+        ("https://example.org/a b", True),
+        ("https://example.org/a", False),
+        ("2024-01-01", False),
+        ("Mount Fuji", True),
+        ("图片 山", True),
+        ("old boat", True),
+    ],
+)
+def test_usable_alt_texts(alt: str, says_something: bool) -> None:
+    assert usable(alt) == says_something
+
+
+def test_which_alt_text_is_taken() -> None:
+    texts = [Caption("k", "keywords"), Caption(" ", "alt"), Caption("t", "title"), Caption("s", "ssc")]
+    assert alt_text(texts) == "t"
+    assert alt_text(texts, ["keywords", "title"]) == "k"
+    assert alt_text(texts, ["alt"]) == ""
