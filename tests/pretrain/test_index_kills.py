@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from foveate.pretrain.folder import save_model
 
 import tiny
-from foveate.pretrain.folder import save_model
 from foveate.pretrain.train import build_model
 from killing import Server, kill_at_random
 
