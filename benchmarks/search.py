@@ -22,8 +22,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import compare, publish, ratio
-from foveate.pretrain.faiss_backend import PROBES, faiss_nearest, inverted_lists
-from foveate.pretrain.nearest import nearest
+from foveate.pretrain.searching.faiss_backend import PROBES, faiss_nearest, inverted_lists
+from foveate.pretrain.searching.nearest import nearest
 
 COUNT = 20
 

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Box": "foveate.records.boxes",
     "Collection": "foveate.records.collection",
-    "Hit": "foveate.pretrain.search",
+    "Hit": "foveate.pretrain.searching.search",
     "Location": "foveate.pretrain.verbs",
     "Model": "foveate.pretrain.verbs",
     "PixelBox": "foveate.records.boxes",
@@ -28,7 +28,7 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
-    from foveate.pretrain.search import Hit
+    from foveate.pretrain.searching.search import Hit
     from foveate.pretrain.verbs import Location, Model, SearchIndex, open_index, open_model, search
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
     from foveate.records.collection import Collection

@@ -26,7 +26,7 @@ from foveate.records.boxes import Box, PixelBox
 def home() -> Path:
     """A folder with a collection `c`, a tiny model `m` and its index `i`."""
     import tiny
-    from foveate.pretrain.index import build_index
+    from foveate.pretrain.searching.index import build_index
     from foveate.pretrain.train import build_model
     from foveate.vision.localiser.folder import save_model
 
@@ -89,7 +89,7 @@ def models(trial: Trial) -> str:
 
 
 def _query(trial: Trial) -> Any:
-    from foveate.pretrain.query import Query
+    from foveate.pretrain.searching.query import Query
 
     random = trial.random
     words = odd_text(random) if random.random() < 0.7 else None
@@ -118,7 +118,7 @@ def _encoder() -> Any:
 
 def queries(trial: Trial) -> str:
     """Words, pictures, boxes and weights of every kind, asked of a good index."""
-    from foveate.pretrain.search import Index, search
+    from foveate.pretrain.searching.search import Index, search
 
     random = trial.random
     hits, _ = search(
@@ -137,9 +137,9 @@ def queries(trial: Trial) -> str:
 
 def indexes(trial: Trial) -> str:
     """A damaged index, searched; at times brought up to date."""
-    from foveate.pretrain.index import build_index
-    from foveate.pretrain.query import Query
-    from foveate.pretrain.search import Index, search
+    from foveate.pretrain.searching.index import build_index
+    from foveate.pretrain.searching.query import Query
+    from foveate.pretrain.searching.search import Index, search
 
     random, place = trial.random, trial.folder / "i"
     shutil.copytree(home() / "i", place)

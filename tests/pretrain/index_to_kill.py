@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from foveate.pretrain import index, merge
+from foveate.pretrain.searching import index, merge
 from foveate.settings import progress
 
 progress.configure(quiet=True)

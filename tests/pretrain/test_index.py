@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import tiny
-from foveate.pretrain import index as module
-from foveate.pretrain import merge
 from foveate.pretrain.candidates import coarse_boxes
 from foveate.pretrain.embed import embed_collection
-from foveate.pretrain.fingerprint import fingerprint
-from foveate.pretrain.index import build_index
-from foveate.pretrain.index_folder import Description, read_rows
-from foveate.pretrain.search import Index
+from foveate.pretrain.searching import index as module
+from foveate.pretrain.searching import merge
+from foveate.pretrain.searching.fingerprint import fingerprint
+from foveate.pretrain.searching.index import build_index
+from foveate.pretrain.searching.index_folder import Description, read_rows
+from foveate.pretrain.searching.search import Index
 from foveate.pretrain.train import build_model
 from foveate.records import layout, tables
 from foveate.records.collection import Collection

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from foveate.vision.localiser.folder import save_model
 
 import tiny
 from foveate.pretrain.train import build_model
+from foveate.vision.localiser.folder import save_model
 from killing import Server, kill_at_random
 
 

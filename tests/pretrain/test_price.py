@@ -10,11 +10,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
-from foveate.pretrain import costs
-from foveate.pretrain.hardware import hardware_of
 from foveate.pretrain.losses import clip_loss, region_text_loss
-from foveate.pretrain.price import Layout, flops_per_picture, memory_per_device, price
-from foveate.pretrain.price_words import lines
+from foveate.pretrain.pricing import costs
+from foveate.pretrain.pricing.hardware import hardware_of
+from foveate.pretrain.pricing.price import Layout, flops_per_picture, memory_per_device, price
+from foveate.pretrain.pricing.price_words import lines
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model

@@ -18,11 +18,11 @@ from PIL import Image
 import foveate
 import tiny
 from foveate import Box, Hit, PixelBox, UserError
-from foveate.pretrain import faiss_backend
-from foveate.pretrain.index import build_index
-from foveate.pretrain.index_folder import Description
-from foveate.pretrain.query import Query, embed_query
-from foveate.pretrain.search import Index, search
+from foveate.pretrain.searching import faiss_backend
+from foveate.pretrain.searching.index import build_index
+from foveate.pretrain.searching.index_folder import Description
+from foveate.pretrain.searching.query import Query, embed_query
+from foveate.pretrain.searching.search import Index, search
 from foveate.pretrain.train import build_model
 from foveate.pretrain.verbs import Location, Model
 from foveate.records.collection import Collection

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import foveate
-from foveate.pretrain.price import price
+from foveate.pretrain.pricing.price import price
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import build_model
 from foveate.pretrain.views import placed, read, render

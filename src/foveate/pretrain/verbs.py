@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from foveate.pretrain.embed import BATCH, embed_phrases
-from foveate.pretrain.index import unit
 from foveate.pretrain.locate import locate as locate_in
-from foveate.pretrain.query import Query, as_box, embed_boxes, see, typed_box
-from foveate.pretrain.search import Hit, Index
-from foveate.pretrain.search import search as search_in
+from foveate.pretrain.searching.index import unit
+from foveate.pretrain.searching.query import Query, as_box, embed_boxes, see, typed_box
+from foveate.pretrain.searching.search import Hit, Index
+from foveate.pretrain.searching.search import search as search_in
 from foveate.pretrain.views import DECODE_FACTOR, placed, render
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View

@@ -44,7 +44,7 @@ def command(
     Example:
       foveate index runs/tour/cloc-seed0/model my-pictures --out my-index
     """
-    from foveate.pretrain.index import build_index
+    from foveate.pretrain.searching.index import build_index
 
     out = out or collection.parent / f"{collection.resolve().name}-index"
     made, plan = build_index(

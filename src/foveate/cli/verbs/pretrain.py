@@ -78,8 +78,8 @@ def command(
     pricing = {"devices": devices, "hardware": hardware, "samples": samples, "mfu": mfu}
     asked: dict[str, Any] = {name: value for name, value in pricing.items() if value is not None}
     if dry_run:
-        from foveate.pretrain.price import price
-        from foveate.pretrain.price_words import lines
+        from foveate.pretrain.pricing.price import price
+        from foveate.pretrain.pricing.price_words import lines
 
         priced = price(resolved, collection=None if collection is None else Collection.open(collection), **asked)
         finish(priced, lines(priced), {}, as_json=as_json)

@@ -11,7 +11,7 @@ import click
 from foveate.cli.options import common, finish
 
 if TYPE_CHECKING:
-    from foveate.pretrain.search import Hit
+    from foveate.pretrain.searching.search import Hit
     from foveate.records.boxes import Box, PixelBox
 
 
@@ -77,9 +77,9 @@ def command(
       foveate search my-index --picture holiday.jpg --box 0.1,0.2,0.5,0.6 --minus "a person"
     """
     from foveate.pretrain.locate import read_picture
-    from foveate.pretrain.query import Query
-    from foveate.pretrain.search import Index, search
-    from foveate.pretrain.search_result import write_search
+    from foveate.pretrain.searching.query import Query
+    from foveate.pretrain.searching.search import Index, search
+    from foveate.pretrain.searching.search_result import write_search
     from foveate.report import render
     from foveate.settings.errors import UserError
     from foveate.settings.runs import RunFolder

@@ -129,7 +129,7 @@ def _scores(
         size = max(256, min(_ROWS[part.dtype], _SCORES // len(queries_QE)))
         if part.dtype != np.float16:
             for start in range(0, len(part), size):
-                yield first + start, np.asarray(part[start : start + size]) @ table_EQ
+                yield first + start, np.asarray(part[start : start + size], np.float32) @ table_EQ
         else:
             stored, wide = _tensor(part), torch.empty(min(size, len(part)), part.shape[1])
             for start in range(0, len(part), size):

@@ -99,7 +99,7 @@ class Description:
     """The content of index.json.
 
     Attributes:
-        fingerprint: of the model (`foveate.pretrain.fingerprint`). embed_dim: length E of the vectors.
+        fingerprint: of the model (`foveate.pretrain.searching.fingerprint`). embed_dim: length E of the vectors.
         regions: which boxes are embedded. precision: "float32" or "float16", of the stored vectors.
         finished: no run is under way, or one that was stopped.
         counts: of pictures, regions and unreadable pictures. next_number: of the next segment.

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.pretrain import costs
-from foveate.pretrain.costs import ModelCost
-from foveate.pretrain.hardware import hardware_of
+from foveate.pretrain.pricing import costs
+from foveate.pretrain.pricing.costs import ModelCost
+from foveate.pretrain.pricing.hardware import hardware_of
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from foveate.pretrain.index_folder import (
+from foveate.pretrain.searching.index_folder import (
     BUILDING,
     KINDS,
     PICTURE,

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.pretrain.candidates import coarse_boxes
-from foveate.pretrain.fingerprint import fingerprint
-from foveate.pretrain.index_folder import (
+from foveate.pretrain.searching.fingerprint import fingerprint
+from foveate.pretrain.searching.index_folder import (
     BUILDING,
     DESCRIPTION,
     PICTURE,
@@ -39,7 +39,7 @@ from foveate.pretrain.index_folder import (
     read_rows,
     sweep,
 )
-from foveate.pretrain.merge import merged
+from foveate.pretrain.searching.merge import merged
 from foveate.pretrain.views import input_boxes, read
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement

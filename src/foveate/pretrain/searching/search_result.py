@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from foveate.pretrain.query import Query
-from foveate.pretrain.search import Hit, Index
+from foveate.pretrain.searching.query import Query
+from foveate.pretrain.searching.search import Hit, Index
 from foveate.records.boxes import Box
 from foveate.records.pictures import BadPicture
 from foveate.records.thumbnails import save_thumbnail

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.pretrain.index_folder import Segment
-from foveate.pretrain.nearest import ranked
+from foveate.pretrain.searching.index_folder import Segment
+from foveate.pretrain.searching.nearest import ranked
 from foveate.settings.errors import UserError
 from foveate.settings.files import FolderLock, commit_atomically
 from foveate.settings.progress import say

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from foveate.pretrain.embed import embed_phrases
-from foveate.pretrain.index import unit
+from foveate.pretrain.searching.index import unit
 from foveate.pretrain.views import DECODE_FACTOR, input_boxes, placed, render
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import Placement, View

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from foveate.pretrain.faiss_backend import faiss_nearest, open_faiss
-from foveate.pretrain.fingerprint import fingerprint
-from foveate.pretrain.index_folder import DESCRIPTION, KINDS, PICTURE, REGION, Description, Segment, read_rows
-from foveate.pretrain.nearest import nearest
-from foveate.pretrain.query import Query, embed_query
+from foveate.pretrain.searching.faiss_backend import faiss_nearest, open_faiss
+from foveate.pretrain.searching.fingerprint import fingerprint
+from foveate.pretrain.searching.index_folder import DESCRIPTION, KINDS, PICTURE, REGION, Description, Segment, read_rows
+from foveate.pretrain.searching.nearest import nearest
+from foveate.pretrain.searching.query import Query, embed_query
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.layout import DESCRIPTION as COLLECTION_FILE

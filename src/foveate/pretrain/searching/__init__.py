@@ -1,0 +1,1 @@
+"""Search: an index of the embeddings of a collection, what is asked of it, and what it answers."""
