@@ -1,0 +1,213 @@
+"""What fine-tuning on some of the classes did: accuracies by group, the gap between groups, the average logit gap.
+
+Source: "Fine-Tuning is Fine, if Calibrated" (NeurIPS 2024, arXiv 2409.16223). A model knows classes Y; its fine-tuning
+data covered S, the absent ones are U. One number gamma is added to the logits of U. Accuracies are percent; ties go to
+the lowest class number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foveate.metrics.class_groups import ABSENT, REST, SEEN, ClassGroups, as_labels, as_logits, chunks
+from foveate.settings.errors import UserError
+
+Accuracies = dict[str, float | None]
+_LETTERS = ((SEEN, "S"), (ABSENT, "U"), (REST, "R"))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRanks:
+    """How many columns come before the true one, for each sample: among all columns, and among those of its own group.
+
+    Attributes:
+        all_N, own_N: 0 = right at once. group_N: SEEN, ABSENT or REST of the label.
+        own_columns: how many columns each of the three groups has.
+    """
+
+    all_N: NDArray[np.int64]
+    own_N: NDArray[np.int64]
+    group_N: NDArray[np.int8]
+
+    def accuracies(self, top: int = 1) -> Accuracies:
+        """Acc_{A/B} in percent for Y/Y, S/Y, U/Y, R/Y, S/S, U/U, R/R: over samples with label in A, among columns B.
+
+        None where no sample has such a label. With fewer than `top` columns every answer is right.
+        """
+        if top < 1:
+            raise UserError(f"top {top}: accuracies need at least the first answer, top 1")
+        found: Accuracies = {"Y/Y": _percent(self.all_N < top)}
+        for group, letter in _LETTERS:
+            found[f"{letter}/Y"] = _percent(self.all_N[self.group_N == group] < top)
+        for group, letter in _LETTERS:
+            found[f"{letter}/{letter}"] = _percent(self.own_N[self.group_N == group] < top)
+        return found
+
+
+def _percent(hits_N: NDArray[np.bool_]) -> float | None:
+    return 100 * int(hits_N.sum()) / len(hits_N) if len(hits_N) else None
+
+
+def label_ranks(
+    logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, gamma: float = 0.0, what: str = "logits"
+) -> LabelRanks:
+    """Ranks of the true columns after gamma was added to those of the absent classes.
+
+    Raises:
+        UserError: shapes that disagree, labels out of range, logits or a gamma that are not finite, or a gamma
+            without absent classes.
+    """
+    logits, labels = _checked(logits_NC, labels_N, groups, what=what)
+    if not np.isfinite(gamma):
+        raise UserError(f"gamma {gamma}: must be a finite number")
+    if gamma != 0:
+        groups.need_absent("gamma")
+    of_class_C, columns_C = groups.of_class, np.arange(groups.classes)
+    all_N, own_N = np.empty(len(labels), dtype=np.int64), np.empty(len(labels), dtype=np.int64)
+    for place, part in chunks(logits, what=what):
+        part[:, groups.absent] += gamma
+        label_n1 = labels[place, None]
+        own_n1 = np.take_along_axis(part, label_n1, axis=1)
+        before = (part > own_n1) | ((part == own_n1) & (columns_C < label_n1))
+        all_N[place] = before.sum(1)
+        own_N[place] = (before & (of_class_C == of_class_C[label_n1])).sum(1)
+    return LabelRanks(all_N, own_N, of_class_C[labels])
+
+
+def group_accuracies(
+    logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, gamma: float = 0.0, top: int = 1
+) -> Accuracies:
+    """`LabelRanks.accuracies` of `label_ranks`: see both.
+
+    >>> groups = ClassGroups.of([0, 1], classes=3)
+    >>> group_accuracies([[2.0, 1.0, 0.0], [1.0, 0.0, 0.5]], [0, 2], groups)["U/Y"]
+    0.0
+    >>> group_accuracies([[2.0, 1.0, 0.0], [1.0, 0.0, 0.5]], [0, 2], groups, gamma=1.0)["Y/Y"]
+    100.0
+    """
+    return label_ranks(logits_NC, labels_N, groups, gamma=gamma).accuracies(top)
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """For each sample, best logit outside U minus best logit in U: a gamma above it turns the answer to U.
+
+    Attributes:
+        gap_N: float64.
+        other_right_N: the best class outside U is the label. absent_right_N: the best class in U is the label.
+        group_N: SEEN, ABSENT or REST of the label.
+    """
+
+    gap_N: NDArray[np.float64]
+    other_right_N: NDArray[np.bool_]
+    absent_right_N: NDArray[np.bool_]
+    group_N: NDArray[np.int8]
+
+    def statistics(self) -> dict[str, dict[str, float] | None]:
+        """Mean and quartiles of the gap over samples with label in S and in U; None where there are none."""
+        found: dict[str, dict[str, float] | None] = {}
+        for group, letter in _LETTERS[:2]:
+            gap_n = self.gap_N[self.group_N == group]
+            quartiles = np.quantile(gap_n, (0.25, 0.5, 0.75)).tolist() if len(gap_n) else []
+            names = ("lower_quartile", "median", "upper_quartile")
+            found[letter] = (
+                {"mean": float(gap_n.mean()), **dict(zip(names, quartiles, strict=True))} if quartiles else None
+            )
+        return found
+
+
+def logit_gaps(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, what: str = "logits") -> Gaps:
+    """One pass over the logits: all that curves over gamma need.
+
+    Raises:
+        UserError: as `label_ranks`; no absent class.
+    """
+    logits, labels = _checked(logits_NC, labels_N, groups, what=what)
+    groups.need_absent("the gap between groups")
+    others, absent = groups.not_absent, groups.absent
+    gap_N = np.empty(len(labels), dtype=np.float64)
+    other_N, absent_N = np.empty(len(labels), dtype=np.int64), np.empty(len(labels), dtype=np.int64)
+    for place, part in chunks(logits, what=what):
+        of_others, of_absent = np.take(part, others, axis=1), np.take(part, absent, axis=1)
+        best_other, best_absent = of_others.argmax(1), of_absent.argmax(1)
+        row = np.arange(len(part))
+        gap_N[place] = of_others[row, best_other] - of_absent[row, best_absent]
+        other_N[place], absent_N[place] = others[best_other], absent[best_absent]
+    return Gaps(gap_N, other_N == labels, absent_N == labels, groups.of_class[labels])
+
+
+def average_logit_gap(
+    logits_NC: ArrayLike,
+    labels_N: ArrayLike,
+    groups: ClassGroups,
+    *,
+    variant: Literal["training", "official"] = "training",
+) -> float:
+    """ALG: by how much the mean logit of the other seen classes exceeds that of the absent ones; an estimate of gamma.
+
+    The true class is left out on the side of S only: it is high for a reason that the absent classes do not share.
+    After gamma was added, the same formula gives 0.
+
+    Args:
+        logits_NC, labels_N: of the fine-tuning data, labels in S.
+        variant: "official" takes any labels, as the public code does with the split that it evaluates; labels outside
+            S have nothing to leave out.
+
+    Raises:
+        UserError: as `label_ranks`; no absent class; one seen class only, which leaves nothing beside the true one; a
+            label outside S (variant "training").
+    """
+    logits, labels = _checked(logits_NC, labels_N, groups, what="logits")
+    groups.need_absent("the average logit gap")
+    if variant not in ("training", "official"):
+        raise UserError(f"unknown variant '{variant}' of the average logit gap: allowed are training, official")
+    of_label_N = groups.of_class[labels]
+    outside = np.flatnonzero(of_label_N != SEEN)
+    if variant == "training" and len(outside):
+        raise UserError(
+            f"labels: {len(outside)} are no seen classes, first {labels[outside[0]]} in row {outside[0]}: the average "
+            "logit gap is taken over the fine-tuning data, which has seen classes only"
+        )
+    if len(groups.seen) == 1 and (of_label_N == SEEN).any():
+        raise UserError(
+            "the average logit gap is undefined with one seen class: its samples have no other seen class to compare "
+            "with; use pseudo cross-validation with more classes, or set gamma by hand"
+        )
+    total = 0.0
+    for place, part in chunks(logits):
+        is_seen_n = of_label_N[place] == SEEN
+        own_n = np.where(is_seen_n, np.take_along_axis(part, labels[place, None], axis=1)[:, 0], 0.0)
+        seen_n = (np.take(part, groups.seen, axis=1).sum(1) - own_n) / (len(groups.seen) - is_seen_n)
+        total += float((seen_n - np.take(part, groups.absent, axis=1).mean(1)).sum())
+    return total / len(labels)
+
+
+def average_best_gap(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups) -> float:
+    """Experimental: mean of best logit of S without the true class, minus mean of best logit of U.
+
+    Not of the paper; takes the largest where ALG takes the mean. Raises as `average_logit_gap`.
+    """
+    logits, labels = _checked(logits_NC, labels_N, groups, what="logits")
+    groups.need_absent("the average gap of best logits")
+    if len(groups.seen) == 1 or (groups.of_class[labels] != SEEN).any():
+        average_logit_gap(logits, labels, groups)  # says what is wrong
+    total = 0.0
+    for place, part in chunks(logits):
+        best_absent_n = np.take(part, groups.absent, axis=1).max(1)
+        np.put_along_axis(part, labels[place, None], -np.inf, axis=1)
+        total += float((np.take(part, groups.seen, axis=1).max(1) - best_absent_n).sum())
+    return total / len(labels)
+
+
+def _checked(
+    logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, what: str
+) -> tuple[NDArray, NDArray[np.int64]]:
+    """Arrays whose shapes agree; whether logits are finite is checked by `chunks`, in the pass that reads them."""
+    logits = as_logits(logits_NC, what=what, finite=False)
+    if logits.shape[1] != groups.classes:
+        raise UserError(f"{what}: {logits.shape[1]} columns, but the class groups are of {groups.classes} classes")
+    return logits, as_labels(labels_N, rows=len(logits), classes=groups.classes)

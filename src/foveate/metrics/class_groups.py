@@ -1,0 +1,192 @@
+"""Which classes a model was fine-tuned on (S), which were absent from that data (U), and the rest (R); strict checks.
+
+Logits are arrays [N, C]; nothing here copies all of them, so that 50,000 samples of 1,000 classes in float32 (200 MB)
+stay 200 MB: rows are checked and converted to float64 in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foveate.settings.errors import UserError, nearest
+
+SEEN, ABSENT, REST = 0, 1, 2
+_NUMBERS_PER_CHUNK = 1 << 21
+
+
+@dataclass(frozen=True, slots=True)
+class ClassGroups:
+    """Disjoint groups of the classes 0..C-1.
+
+    Attributes:
+        seen: S, the classes of the fine-tuning data, rising.
+        absent: U, the classes whose logits gamma shifts, rising.
+        rest: R, all others: neither shifted nor left out where "all columns" are meant, rising.
+        classes: C.
+    """
+
+    seen: NDArray[np.int64]
+    absent: NDArray[np.int64]
+    rest: NDArray[np.int64]
+    classes: int
+
+    @classmethod
+    def of(cls, seen: ArrayLike, *, classes: int, absent: ArrayLike | None = None) -> ClassGroups:
+        """Groups by class numbers.
+
+        Args:
+            seen: at least one.
+            absent: all that are not seen, where None.
+
+        Raises:
+            UserError: a class outside 0..C-1 or named twice, the same class in both groups, no seen class.
+        """
+        seen_S = _indices(seen, classes=classes, what="seen classes")
+        if len(seen_S) == 0:
+            raise UserError("seen classes: none was given; name the classes that the fine-tuning data covered")
+        everything = np.arange(classes)
+        absent_U = (
+            np.setdiff1d(everything, seen_S)
+            if absent is None
+            else _indices(absent, classes=classes, what="absent classes")
+        )
+        both = np.intersect1d(seen_S, absent_U)
+        if len(both):
+            raise UserError(
+                f"seen and absent classes overlap in {len(both)} ({_some(both)}): a class is one or the other"
+            )
+        return cls(seen_S, absent_U, np.setdiff1d(everything, np.concatenate([seen_S, absent_U])), classes)
+
+    @property
+    def not_absent(self) -> NDArray[np.int64]:
+        """S and R together, rising."""
+        return np.union1d(self.seen, self.rest)
+
+    @property
+    def of_class(self) -> NDArray[np.int8]:
+        """SEEN, ABSENT or REST for each class, shape [C]."""
+        groups_C = np.full(self.classes, REST, dtype=np.int8)
+        groups_C[self.seen], groups_C[self.absent] = SEEN, ABSENT
+        return groups_C
+
+    def need_absent(self, purpose: str) -> None:
+        """Raises UserError where U is empty."""
+        if len(self.absent) == 0:
+            raise UserError(f"{purpose} needs at least one absent class: all {self.classes} classes are seen ones")
+
+
+def _indices(values: ArrayLike, *, classes: int, what: str) -> NDArray[np.int64]:
+    given = np.asarray(values)
+    if given.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise UserError(f"{what}: must be a list of class numbers, not {given.dtype} of shape {list(given.shape)}")
+    outside = given[(given < 0) | (given >= classes)]
+    if len(outside):
+        raise UserError(f"{what}: {_some(outside)} lie outside the {classes} columns, 0 to {classes - 1}")
+    unique, counts = np.unique(given, return_counts=True)
+    if (counts > 1).any():
+        raise UserError(f"{what}: class {unique[counts > 1][0]} is named twice")
+    return unique.astype(np.int64)
+
+
+def _some(values: NDArray[Any], most: int = 5) -> str:
+    listed = ", ".join(str(value) for value in values[:most].tolist())
+    return listed + (", ..." if len(values) > most else "")
+
+
+def as_logits(logits_NC: ArrayLike, *, what: str = "logits", finite: bool = True) -> NDArray[Any]:
+    """The logits as an array of two dimensions and any real type; not copied where it is one.
+
+    Args:
+        finite: check all values here; False where the caller goes through `chunks`, which checks.
+
+    Raises:
+        UserError: another shape, no sample, no column, no numbers, NaN or infinities (their count and first row).
+    """
+    logits = np.asarray(logits_NC)
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise UserError(f"{what}: must be [samples, classes] with at least one of each, not {list(logits.shape)}")
+    if logits.dtype.kind not in "fiu":
+        raise UserError(f"{what}: must be real numbers, not {logits.dtype}")
+    if finite:
+        for _ in chunks(logits, what=what):
+            pass
+    return logits
+
+
+def as_labels(labels_N: ArrayLike, *, rows: int, classes: int, what: str = "labels") -> NDArray[np.int64]:
+    """The labels as class numbers, shape [N].
+
+    Raises:
+        UserError: another number of them than of rows, no whole numbers, or one outside 0..C-1 (the first is named).
+    """
+    labels = np.asarray(labels_N)
+    if labels.shape != (rows,):
+        raise UserError(f"{what}: there are {rows} rows of logits, but labels of shape {list(labels.shape)}")
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{what}: must be class numbers, not {labels.dtype}")
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(outside):
+        raise UserError(
+            f"{what}: {len(outside)} lie outside the {classes} columns of the logits, "
+            f"first {labels[outside[0]]} in row {outside[0]}"
+        )
+    return labels.astype(np.int64, copy=False)
+
+
+def chunks(logits_NC: NDArray[Any], *, what: str = "logits") -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Parts of the rows as float64 copies, with their place.
+
+    Raises:
+        UserError: NaN or infinities among all rows (their count and first row).
+    """
+    rows = max(1, _NUMBERS_PER_CHUNK // logits_NC.shape[1])
+    for start in range(0, len(logits_NC), rows):
+        place = slice(start, min(start + rows, len(logits_NC)))
+        part = logits_NC[place].astype(np.float64)
+        if not np.isfinite(part.min()) or not np.isfinite(part.max()):
+            raise UserError(_not_finite(logits_NC, start, rows, what))
+        yield place, part
+
+
+def _not_finite(logits_NC: NDArray[Any], start: int, rows: int, what: str) -> str:
+    """The sentence for NaN and infinities; the first lies in the chunk at `start`."""
+    count, first = 0, -1
+    for begin in range(start, len(logits_NC), rows):
+        bad_N = (~np.isfinite(logits_NC[begin : begin + rows])).sum(1)
+        if first < 0:
+            first = begin + int(np.flatnonzero(bad_N)[0])
+        count += int(bad_N.sum())
+    return f"{what}: {count} values are NaN or infinite, the first in row {first}; repair or leave out these rows"
+
+
+def class_list(values: Sequence[str], names: Sequence[str], *, what: str) -> NDArray[np.int64]:
+    """Class numbers of what a user wrote: names of classes, their numbers, or ranges such as `0-17`.
+
+    A name is taken before a number.
+
+    Raises:
+        UserError: what is neither, with the nearest name.
+    """
+    numbers: list[int] = []
+    place = {name: number for number, name in enumerate(names)}
+    for value in values:
+        first, dash, last = value.partition("-")
+        if value in place:
+            numbers.append(place[value])
+        elif value.isdecimal():
+            numbers.append(int(value))
+        elif dash and first.isdecimal() and last.isdecimal():
+            numbers.extend(range(int(first), int(last) + 1))
+        else:
+            raise UserError(
+                f"{what}: '{value}' is no class: allowed are class names, numbers from 0 to {len(names) - 1} "
+                f"and ranges such as 0-4{nearest(value, names)}"
+            )
+    return np.array(numbers, dtype=np.int64)

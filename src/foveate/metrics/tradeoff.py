@@ -1,0 +1,236 @@
+"""Accuracy on seen against absent classes as gamma grows: the exact curve, its area (AUSUC), the best gammas.
+
+The curve is piecewise constant. It changes where gamma passes a sample's gap (`calibration.Gaps`), so one sort gives
+all of it: O(N log N), where the straightforward way evaluates every gamma on all logits. Source: calibrated stacking
+(Chao et al. 2016) and "Fine-Tuning is Fine, if Calibrated" (arXiv 2409.16223).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foveate.metrics.calibration import Gaps, logit_gaps
+from foveate.metrics.class_groups import ABSENT, SEEN, ClassGroups
+from foveate.settings.errors import UserError, choose
+
+TIES = ("smallest", "official")
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Hits in each open interval of gamma: interval k lies between breaks k-1 and k; the outer two are unbounded.
+
+    Attributes:
+        breaks_K: distinct gaps, rising.
+        seen_hits, absent_hits, all_hits: samples answered right in each of the K + 1 intervals.
+        seen_count, absent_count, count: samples with label in S, in U, all.
+    """
+
+    breaks_K: NDArray[np.float64]
+    seen_hits: NDArray[np.int64]
+    absent_hits: NDArray[np.int64]
+    all_hits: NDArray[np.int64]
+    seen_count: int
+    absent_count: int
+    count: int
+
+    @property
+    def gammas(self) -> NDArray[np.float64]:
+        """A gamma inside each interval: the midpoint; 1 beyond the outermost breaks. Shape [K + 1], rising."""
+        breaks = self.breaks_K
+        middle = breaks[:-1] + (breaks[1:] - breaks[:-1]) / 2
+        return np.concatenate([[_beyond(breaks[0], -1)], middle, [_beyond(breaks[-1], 1)]])
+
+    def seen(self) -> NDArray[np.float64]:
+        """Acc_{S/Y} in percent by interval, never rising. Raises UserError without samples of S."""
+        return 100 * self.seen_hits / self._needed(self.seen_count, "seen")
+
+    def absent(self) -> NDArray[np.float64]:
+        """Acc_{U/Y} in percent by interval, never falling. Raises UserError without samples of U."""
+        return 100 * self.absent_hits / self._needed(self.absent_count, "absent")
+
+    def overall(self) -> NDArray[np.float64]:
+        """Acc_{Y/Y} in percent by interval."""
+        return 100 * self.all_hits / self.count
+
+    def interval(self, number: int) -> tuple[float, float]:
+        """The open interval; its outer ends are infinite."""
+        low = -np.inf if number == 0 else self.breaks_K[number - 1]
+        high = np.inf if number == len(self.breaks_K) else self.breaks_K[number]
+        return float(low), float(high)
+
+    def at(self, gammas: ArrayLike) -> NDArray[np.int64]:
+        """The interval of each gamma; on a break the one below, where the tie of that sample is still open."""
+        return np.searchsorted(self.breaks_K, np.asarray(gammas, dtype=np.float64), side="left")
+
+    def _needed(self, count: int, which: str) -> int:
+        if count == 0:
+            raise UserError(
+                f"no sample has {'an absent' if which == 'absent' else 'a seen'} class as its label: "
+                f"accuracy on {which} classes, and the area under the curve, are undefined"
+            )
+        return count
+
+
+def _beyond(edge: float, direction: int) -> float:
+    """One beyond an outermost break, or the next number where 1 is lost in rounding."""
+    moved = edge + direction
+    return float(moved if moved != edge else np.nextafter(edge, direction * np.inf))
+
+
+def curve_of(gaps: Gaps) -> Curve:
+    """The exact curve from the gaps of all samples."""
+    breaks, place_N = np.unique(gaps.gap_N, return_inverse=True)
+    is_seen, is_absent = gaps.group_N == SEEN, gaps.group_N == ABSENT
+
+    def leaving(chosen_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+        lost_K = np.bincount(place_N[chosen_N], minlength=len(breaks))
+        return int(chosen_N.sum()) - np.concatenate([[0], np.cumsum(lost_K)])
+
+    def entering(chosen_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(np.bincount(place_N[chosen_N], minlength=len(breaks)))])
+
+    absent_hits = entering(gaps.absent_right_N)
+    return Curve(
+        breaks,
+        seen_hits=leaving(gaps.other_right_N & is_seen),
+        absent_hits=absent_hits,
+        all_hits=leaving(gaps.other_right_N) + absent_hits,
+        seen_count=int(is_seen.sum()),
+        absent_count=int(is_absent.sum()),
+        count=len(place_N),
+    )
+
+
+def su_curve(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, what: str = "logits") -> Curve:
+    """The exact curve of logits. Raises as `calibration.logit_gaps`."""
+    return curve_of(logit_gaps(logits_NC, labels_N, groups, what=what))
+
+
+def area(seen_P: ArrayLike, absent_P: ArrayLike) -> float:
+    """The trapezoid area under accuracies in percent, in order of gamma either way; in [0, 1]."""
+    x, y = np.asarray(seen_P, dtype=np.float64) / 100, np.asarray(absent_P, dtype=np.float64) / 100
+    return abs(float(((x[:-1] - x[1:]) * (y[:-1] + y[1:]) / 2).sum()))
+
+
+def ausuc(
+    logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, grid: Literal["exact", "official"] = "exact"
+) -> float:
+    """Area under Acc_{U/Y} against Acc_{S/Y}, in [0, 1].
+
+    Args:
+        grid: "official" takes the points of the public code (`official_grid`) ordered by gamma. Its own sort by
+            accuracy is unstable, so its last digits depend on the machine.
+
+    Raises:
+        UserError: as `logit_gaps`; no sample of S or of U.
+    """
+    choose(grid, ("exact", "official"), "grid")
+    curve = su_curve(logits_NC, labels_N, groups)
+    seen, absent = curve.seen(), curve.absent()
+    if grid == "official":
+        chosen = curve.at(official_grid(logits_NC, labels_N, groups))
+        return area(seen[chosen], absent[chosen])
+    return area(seen, absent)
+
+
+def official_grid(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups) -> NDArray[np.float64]:
+    """The gammas that the public code evaluates, rising.
+
+    Midpoints of successive gaps between S and U, apart for gaps below and above 0, and one step of 1 beyond each end;
+    columns of R are ignored, and the interval around 0 has no point unless all gaps lie on one side of it.
+    """
+    picked = np.sort(np.concatenate([groups.seen, groups.absent]))
+    logits = np.asarray(logits_NC)[:, picked]
+    within = ClassGroups.of(
+        np.searchsorted(picked, groups.seen), absent=np.searchsorted(picked, groups.absent), classes=len(picked)
+    )
+    # Labels of R have no column here; gaps do not depend on labels.
+    gap = np.unique(logit_gaps(logits, np.zeros(len(logits), dtype=np.int64), within).gap_N)
+    below, above = gap[gap < 0], gap[gap >= 0]
+    down = np.concatenate([[below[0] - 1], (below[1:] + below[:-1]) / 2]) if len(below) else np.zeros(1)
+    up = np.concatenate([(above[1:] + above[:-1]) / 2, [above[-1] + 1]]) if len(above) else np.zeros(1)
+    return np.concatenate([down, up])
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A gamma that was chosen on a curve.
+
+    Attributes:
+        gamma: the interval's midpoint; its finite end minus or plus 1 where it is unbounded.
+        interval: any gamma strictly inside does the same.
+        overall, seen, absent: accuracies there in percent; None without such samples.
+        tied: how many intervals are as good.
+    """
+
+    gamma: float
+    interval: tuple[float, float]
+    overall: float
+    seen: float | None
+    absent: float | None
+    tied: int
+
+
+def select_gamma(
+    curve: Curve, *, threshold: float | None = None, tie: Literal["smallest", "official"] = "smallest"
+) -> Choice | None:
+    """The gamma of best Acc_{Y/Y} among those with Acc_{U/Y} of at least `threshold` percent; None where none has.
+
+    Args:
+        tie: among equally good intervals the one of smallest gamma, or, as the public code, of largest.
+
+    Raises:
+        UserError: a threshold without samples of U.
+    """
+    choose(tie, TIES, "rule for ties")
+    allowed = np.ones(len(curve.all_hits), dtype=bool) if threshold is None else curve.absent() >= threshold
+    if not allowed.any():
+        return None
+    hits = np.where(allowed, curve.all_hits, -1)
+    best = np.flatnonzero(hits == hits.max())
+    number = int(best[0] if tie == "smallest" else best[-1])
+    return Choice(
+        gamma=float(curve.gammas[number]),
+        interval=curve.interval(number),
+        overall=float(curve.overall()[number]),
+        seen=float(curve.seen()[number]) if curve.seen_count else None,
+        absent=float(curve.absent()[number]) if curve.absent_count else None,
+        tied=len(best),
+    )
+
+
+def select_on_grid(curve: Curve, gammas: ArrayLike, *, threshold: float | None = None) -> Choice | None:
+    """`select_gamma` with the official rule among given gammas only, such as those of `official_grid`."""
+    grid = np.sort(np.asarray(gammas, dtype=np.float64))
+    places = curve.at(grid)
+    hits = (
+        curve.all_hits[places]
+        if threshold is None
+        else np.where(curve.absent()[places] >= threshold, curve.all_hits[places], -1)
+    )
+    if hits.max() < 0:
+        return None
+    best = np.flatnonzero(hits == hits.max())
+    place = int(places[best[-1]])
+    return Choice(
+        gamma=float(grid[best[-1]]),
+        interval=curve.interval(place),
+        overall=float(curve.overall()[place]),
+        seen=float(curve.seen()[place]) if curve.seen_count else None,
+        absent=float(curve.absent()[place]) if curve.absent_count else None,
+        tied=len(best),
+    )
+
+
+def best_intervals(curve: Curve) -> tuple[float, list[tuple[float, float]]]:
+    """gamma*: the best Acc_{Y/Y} in percent on these very samples, and all intervals that attain it, rising.
+
+    It peeks: only for samples whose labels nobody will be asked for.
+    """
+    best = np.flatnonzero(curve.all_hits == curve.all_hits.max())
+    return float(curve.overall()[best[0]]), [curve.interval(int(number)) for number in best]
