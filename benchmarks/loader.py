@@ -26,7 +26,6 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.common import Ratio, Timing, compare, publish, ratio
-from foveate.pretrain.views import placed, read, render
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.pictures import decode
@@ -36,6 +35,7 @@ from foveate.settings import progress
 from foveate.training.loader import Loader
 from foveate.vision.pixels import Preprocess
 from foveate.vision.registry import build_image_encoder
+from foveate.vision.views import placed, read, render
 
 SIZES = {"small": (640, 480), "large": (2000, 1500)}
 BATCH = 16

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from foveate.cli.verbs.cache import command
 from foveate.pretrain.caches import Cache, list_caches
-from foveate.pretrain.store import FeatureStore, keys_of
 from foveate.settings.errors import UserError
+from foveate.vision.store import FeatureStore, keys_of
 
 
 def made(folder: Path, name: str, *, days: float) -> Path:

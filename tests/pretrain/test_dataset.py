@@ -17,12 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from foveate.pretrain import features, store
 from foveate.pretrain import texts as texts_module
 from foveate.pretrain.dataset import PretrainDataset, draw_regions
 from foveate.pretrain.texts import LiveTexts, StoredTexts, encode_all, text_id
 from foveate.pretrain.train import build_dataset, build_model
-from foveate.pretrain.views import read
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
@@ -31,7 +29,9 @@ from foveate.records.writer import CollectionWriter
 from foveate.settings.errors import UserError
 from foveate.settings.files import write_bytes_atomically
 from foveate.training.loader import BadSample
+from foveate.vision import features, store
 from foveate.vision.registry import build_text_encoder
+from foveate.vision.views import read
 
 LITE0 = {"kind": "lite0", "image_size": 64, "width": 32}
 RANDOM_VIEWS = {"scale": (0.3, 1.0), "flip": 0.5, "cached": 3}

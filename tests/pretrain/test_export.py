@@ -22,12 +22,12 @@ import tiny
 from foveate.pretrain.beside import read_regions
 from foveate.pretrain.exporting import export, staged
 from foveate.pretrain.train import build_model
-from foveate.pretrain.views import placed, render
 from foveate.records.geometry import View
 from foveate.settings.errors import UserError
 from foveate.vision.localiser.folder import save_model
 from foveate.vision.openclip_transformers import clip_image_processor, clip_tokenizer
 from foveate.vision.pixels import Preprocess
+from foveate.vision.views import placed, render
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vision"))
 import foreign  # noqa: E402

@@ -17,9 +17,9 @@ import tiny
 from foveate.pretrain import embed
 from foveate.pretrain.export import embeddings
 from foveate.pretrain.exporting import export
-from foveate.pretrain.views import input_boxes, read
 from foveate.records.collection import Collection
 from foveate.settings.errors import UserError
+from foveate.vision.views import input_boxes, read
 
 
 @pytest.fixture(scope="module")

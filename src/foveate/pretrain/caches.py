@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.pretrain.store import ABOUT, USED, VERSION
 from foveate.settings.errors import UserError, choose
+from foveate.vision.store import ABOUT, USED, VERSION
 
 KINDS = ("pictures", "texts")
 WHICH = ("unused", "all")

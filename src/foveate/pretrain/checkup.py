@@ -15,7 +15,6 @@ import foveate
 from foveate.pretrain.pricing.price import price
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import build_model
-from foveate.pretrain.views import placed, read, render
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.pictures import BadPicture, decode
@@ -25,6 +24,7 @@ from foveate.training import doctor
 from foveate.vision.lite0_network import load_lite0
 from foveate.vision.minilm import package_folder
 from foveate.vision.pixels import Preprocess
+from foveate.vision.views import placed, read, render
 
 _PLAIN = Preprocess(size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

@@ -16,11 +16,8 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from foveate.pretrain.features import FeatureCache
 from foveate.pretrain.recipe import DataSettings
-from foveate.pretrain.store import Share
 from foveate.pretrain.texts import LiveTexts, StoredTexts, TextFeatures, text_id
-from foveate.pretrain.views import input_boxes, read
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
@@ -31,6 +28,9 @@ from foveate.training.augment import RandomViews
 from foveate.training.loader import BadSample
 from foveate.training.mixture import MixtureSampler
 from foveate.vision.encoder import ImageEncoder, TextEncoder
+from foveate.vision.features import FeatureCache
+from foveate.vision.store import Share
+from foveate.vision.views import input_boxes, read
 
 
 def draw_regions(count: int, most: int, *, seed: int, visit: int, key: str) -> np.ndarray:

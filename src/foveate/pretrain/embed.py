@@ -17,7 +17,6 @@ from torch import Tensor
 
 from foveate.pretrain.candidates import candidate_boxes
 from foveate.pretrain.texts import encode_all
-from foveate.pretrain.views import DECODE_FACTOR, input_boxes, read
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
@@ -27,6 +26,7 @@ from foveate.settings import seeds
 from foveate.settings.progress import track
 from foveate.vision.encoder import ImageTokens
 from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.views import DECODE_FACTOR, input_boxes, read
 
 BATCH = 32
 _TEXTS = 256

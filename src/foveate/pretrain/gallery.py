@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from foveate.pretrain.views import input_boxes, read
 from foveate.records.collection import Collection
 from foveate.records.pictures import BadPicture
 from foveate.records.thumbnails import save_thumbnail
@@ -18,6 +17,7 @@ from foveate.vision.localiser.model import towers
 from foveate.vision.localiser.settings import LocaliserSettings
 from foveate.vision.pixels import Preprocess
 from foveate.vision.registry import build_image_encoder
+from foveate.vision.views import input_boxes, read
 
 
 def picture_of(pixels_3HW: Tensor) -> Image.Image:

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.pretrain.store import FeatureStore, Share, keys_of
 from foveate.settings.progress import track
 from foveate.vision.encoder import TextEncoder
+from foveate.vision.store import FeatureStore, Share, keys_of
 
 _BATCH = 256
 _BLOCK = 2048

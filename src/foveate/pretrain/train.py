@@ -17,7 +17,6 @@ from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.evaluate import better_rule, evaluate
 from foveate.pretrain.initial import resolved, start_from
 from foveate.pretrain.recipe import PretrainRecipe
-from foveate.pretrain.store import Share
 from foveate.pretrain.task import PretrainTask
 from foveate.records.collection import Collection
 from foveate.settings import seeds
@@ -32,6 +31,7 @@ from foveate.training.loader import Loader
 from foveate.training.loop import WITHOUT_INFLUENCE, TrainingOutcome, train
 from foveate.vision.localiser.folder import save_model
 from foveate.vision.localiser.model import LocalisingModel, empty_copy
+from foveate.vision.store import Share
 
 CACHE = "cache"
 VALIDATION = "validation"

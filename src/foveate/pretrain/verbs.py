@@ -19,13 +19,13 @@ from foveate.pretrain.searching.index import unit
 from foveate.pretrain.searching.query import Query, as_box, embed_boxes, see, typed_box
 from foveate.pretrain.searching.search import Hit, Index
 from foveate.pretrain.searching.search import search as search_in
-from foveate.pretrain.views import DECODE_FACTOR, placed, render
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View
 from foveate.records.pictures import BadPicture, decode
 from foveate.settings.errors import UserError
 from foveate.vision.localiser.folder import load_model
 from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.views import DECODE_FACTOR, placed, render
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from foveate.pretrain.embed import Embedded
-from foveate.pretrain.views import input_boxes, placed, render
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.studies.real_regions import read_details
 from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.views import input_boxes, placed, render
 
 
 def box_gain(seen: Embedded, collection: Collection) -> float:

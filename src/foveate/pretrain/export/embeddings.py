@@ -22,7 +22,6 @@ from torch import Tensor
 
 from foveate.pretrain.embed import embed_phrases, read_batches
 from foveate.pretrain.exporting import Exported, Job
-from foveate.pretrain.views import input_boxes
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.settings.errors import UserError
@@ -31,6 +30,7 @@ from foveate.settings.progress import say, track
 from foveate.vision.encoder import ImageTokens
 from foveate.vision.localiser.card import METHODS
 from foveate.vision.localiser.folder import CARD, WEIGHTS
+from foveate.vision.views import input_boxes
 
 PICTURES, REGIONS, TEXTS = "pictures", "regions", "texts"
 UNREADABLE = "unreadable.json"

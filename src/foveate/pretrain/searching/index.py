@@ -40,7 +40,6 @@ from foveate.pretrain.searching.index_folder import (
     sweep,
 )
 from foveate.pretrain.searching.merge import merged
-from foveate.pretrain.views import input_boxes, read
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.records.pictures import BadPicture
@@ -51,6 +50,7 @@ from foveate.settings.files import FolderLock, read_json
 from foveate.settings.progress import say, track
 from foveate.vision.localiser.folder import CONFIG, load_model
 from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.views import input_boxes, read
 
 REGIONS = ("auto", "boxes", "grid", "both", "none")
 PART = 128

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from foveate.pretrain.embed import embed_phrases
 from foveate.pretrain.searching.index import unit
-from foveate.pretrain.views import DECODE_FACTOR, input_boxes, placed, render
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import Placement, View
 from foveate.records.pictures import BadPicture, check, decode
 from foveate.settings.errors import UserError, choose
 from foveate.vision.encoder import ImageTokens
 from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.views import DECODE_FACTOR, input_boxes, placed, render
 
 PARTS = ("words", "picture", "box", "minus")
 

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.pretrain.store import FeatureStore, Share, keys_of
-from foveate.pretrain.views import placed, read
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.pictures import DECODING_VERSION, BadPicture
 from foveate.vision.encoder import ImageEncoder
+from foveate.vision.store import FeatureStore, Share, keys_of
+from foveate.vision.views import placed, read
 
 PART = 256
 _BATCH = 64
