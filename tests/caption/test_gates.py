@@ -9,12 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from foveate.caption.alt_texts import alt_text, usable
 from foveate.caption.gates import FLAGS, GATES, better, content_flags, copied, gate, leaks, non_english, repeats, retry
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS, prompt_for
-from foveate.caption.sentences import sentence_ends, sentences
+from foveate.records.alt_texts import alt_text, usable
 from foveate.records.record import Caption
+from foveate.records.sentences import sentence_ends, sentences
 
 RECORDS = json.loads((Path(__file__).parents[1] / "goldens" / "captions" / "records.json").read_text(encoding="utf-8"))
 SHORT = "A dog runs on grass."

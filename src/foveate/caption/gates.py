@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from foveate.caption.lengths import clip_tokens
-from foveate.caption.sentences import sentence_ends, sentences
+from foveate.records.sentences import sentence_ends, sentences
 
 FLAGS = (
     "too_long",
