@@ -1,0 +1,1 @@
+"""Detectors by name: one module each, which offers DETECTOR."""

@@ -1,0 +1,1 @@
+"""Taggers by name: one module each, which offers TAGGER."""

