@@ -175,7 +175,9 @@ def main() -> None:
         with torch.no_grad():
             scores, boxes = network(pixels)
             found = Graph(graph, blob).run(shown, ["Identity", *(f"Identity_{number}" for number in range(1, 6))])
-        theirs = [boxes_of(sides, (416 // stride,) * 2, stride) for sides, stride in zip(found[3:], STRIDES, strict=True)]
+        theirs = [
+            boxes_of(sides, (416 // stride,) * 2, stride) for sides, stride in zip(found[3:], STRIDES, strict=True)
+        ]
         print(f"largest difference of a score: {float((scores - torch.cat(found[:3], dim=1)).abs().max()):.2e}")
         print(f"largest difference of a corner: {float((boxes - torch.cat(theirs, dim=1)).abs().max()):.2e} pixels")
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import tiny
 from foveate.pretrain import texts as texts_module
 from foveate.pretrain.dataset import PretrainDataset, draw_regions
-from foveate.pretrain.texts import LiveTexts, StoredTexts, encode_all, text_id
+from foveate.pretrain.texts import LiveTexts, StoredTexts, text_id
 from foveate.pretrain.train import build_dataset, build_model
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
@@ -30,6 +30,7 @@ from foveate.settings.errors import UserError
 from foveate.settings.files import write_bytes_atomically
 from foveate.training.loader import BadSample
 from foveate.vision import features, store
+from foveate.vision.localiser.asking import encode_all
 from foveate.vision.registry import build_text_encoder
 from foveate.vision.views import read
 

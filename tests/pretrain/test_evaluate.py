@@ -15,13 +15,14 @@ import tiny
 from foveate.metrics.intervals import Interval
 from foveate.pretrain import evaluate as module
 from foveate.pretrain.answers import Table, columns_of, merge_tables
-from foveate.pretrain.embed import Embedded, embed_collection, embed_images, embed_phrases
+from foveate.pretrain.embed import Embedded, embed_collection, embed_images
 from foveate.pretrain.evaluate import baseline_boxes, better_rule, class_embeddings, evaluate
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.record import Region
 from foveate.settings.errors import UserError
+from foveate.vision.localiser.asking import embed_phrases
 from foveate.vision.localiser.model import LocalisingModel
 
 

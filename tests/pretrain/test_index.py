@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import tiny
-from foveate.pretrain.candidates import coarse_boxes
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.searching import index as module
 from foveate.pretrain.searching import merge
@@ -27,6 +26,7 @@ from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
 from foveate.settings.errors import UserError
+from foveate.vision.localiser.candidates import coarse_boxes
 from foveate.vision.localiser.folder import load_model, save_model
 
 

@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.pretrain.candidates import candidate_boxes
-from foveate.pretrain.texts import encode_all
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
@@ -24,12 +22,11 @@ from foveate.records.pictures import BadPicture
 from foveate.records.record import Region
 from foveate.settings import seeds
 from foveate.settings.progress import track
-from foveate.vision.encoder import ImageTokens
+from foveate.vision.localiser.asking import embed_phrases, find
 from foveate.vision.localiser.model import LocalisingModel
 from foveate.vision.views import DECODE_FACTOR, input_boxes, read
 
 BATCH = 32
-_TEXTS = 256
 
 
 @dataclass
@@ -57,18 +54,6 @@ class Embedded:
     out_of_view: int = 0
     phrase_RE: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     found: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-
-
-def embed_phrases(model: LocalisingModel, texts: Sequence[str]) -> Tensor:
-    """Un-normalised joint embeddings [T, E] on the CPU: each distinct text once, so that equal texts are equal."""
-    distinct = sorted(set(texts))
-    if not distinct:
-        return torch.zeros(0, model.recipe.embed_dim)
-    features = encode_all(model.text_encoder, distinct)
-    with torch.inference_mode():
-        parts = [model.text_encoder(part.to(model.device)).float().cpu() for part in features.split(_TEXTS)]
-    rows = {text: row for row, text in enumerate(distinct)}
-    return torch.cat(parts)[[rows[text] for text in texts]]
 
 
 def read_batches(
@@ -209,42 +194,6 @@ def _visible(
         # Fractions of what is visible, so that every box of another picture is a possible one here.
         other.append(placement.letterbox.to_input(others[row][kept_R]).astype(np.float32))
     return batch, np.concatenate(inside), np.concatenate(other)
-
-
-def find(
-    model: LocalisingModel,
-    tokens: ImageTokens,
-    placements: Sequence[Placement],
-    texts_RE: Tensor,
-    index_R: Tensor,
-    *,
-    rule: str,
-) -> NDArray[np.float64]:
-    """Where phrases are, [R, 4] in [0, 1] of the model input, by "head" or by "candidates"."""
-    if rule == "head":
-        return model.ground(tokens, texts_RE, index_R).cpu().double().numpy()
-    assert rule == "candidates", rule
-    return candidate_scores(model, tokens, placements, texts_RE, index_R)[0]
-
-
-def candidate_scores(
-    model: LocalisingModel,
-    tokens: ImageTokens,
-    placements: Sequence[Placement],
-    texts_RE: Tensor,
-    index_R: Tensor,
-) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """The candidate box of highest cosine with each phrase [R, 4], and all cosines [R, C]; one image forward."""
-    boxes_BC4 = np.stack([candidate_boxes(one.letterbox.content_box.to_array()) for one in placements])
-    pictures, count, _ = boxes_BC4.shape
-    flat = torch.from_numpy(boxes_BC4).reshape(-1, 4).to(model.device)
-    owner = torch.arange(pictures, device=model.device).repeat_interleave(count)
-    z_BCE = F.normalize(model.encode_regions(tokens, flat, owner).float(), dim=-1).view(pictures, count, -1)
-    # In parts: the embeddings of all candidates are copied for each phrase of their picture.
-    parts = zip(index_R.split(_TEXTS), F.normalize(texts_RE.float(), dim=-1).split(_TEXTS), strict=True)
-    scores_RC = torch.cat([torch.einsum("rce,re->rc", z_BCE[index], texts) for index, texts in parts])
-    best_R = scores_RC.argmax(1).cpu().numpy()
-    return boxes_BC4[index_R.cpu().numpy(), best_R].astype(np.float64), scores_RC.cpu().numpy()
 
 
 def _to_original(boxes_R4: np.ndarray, placements: Sequence[Placement], index_R: Tensor) -> np.ndarray:

@@ -20,11 +20,12 @@ from foveate.metrics.grounding import SIZE_NAMES, grounding_scores, occurs_once,
 from foveate.metrics.intervals import bootstrap_statistic
 from foveate.metrics.retrieval import normalise, rank_positives_from_embeddings, within_group_accuracy
 from foveate.pretrain.answers import Table, columns_of
-from foveate.pretrain.embed import Embedded, embed_collection, embed_phrases
+from foveate.pretrain.embed import Embedded, embed_collection
 from foveate.records.collection import Collection
 from foveate.records.tables import write_table
 from foveate.settings import seeds
 from foveate.settings.errors import UserError, choose
+from foveate.vision.localiser.asking import embed_phrases
 from foveate.vision.localiser.model import LocalisingModel
 
 EDGES = ("x1", "y1", "x2", "y2")

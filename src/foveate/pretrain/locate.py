@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from foveate.pretrain.embed import candidate_scores, embed_phrases, find
 from foveate.pretrain.evaluate import baseline_boxes
 from foveate.records.geometry import View
 from foveate.records.pictures import BadPicture, check, decode
 from foveate.settings.errors import UserError
+from foveate.vision.localiser.asking import candidate_scores, embed_phrases, find
 from foveate.vision.localiser.model import LocalisingModel
 from foveate.vision.views import DECODE_FACTOR, placed, render
 

@@ -17,11 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.settings.progress import track
 from foveate.vision.encoder import TextEncoder
+from foveate.vision.localiser.asking import encode_all
 from foveate.vision.store import FeatureStore, Share, keys_of
 
-_BATCH = 256
 _BLOCK = 2048
 _REMEMBERED = 16_384
 _SMALL_BYTES = 2**28
@@ -30,17 +29,6 @@ _SMALL_BYTES = 2**28
 def text_id(text: str) -> int:
     """An integer in [0, 2**63) that is the same for the same text everywhere."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big") >> 1
-
-
-def encode_all(encoder: TextEncoder, texts: list[str], *, description: str = "reading texts") -> Tensor:
-    """Frozen features [T, *feature_shape] on the CPU; texts of like length share a batch, so little is padded."""
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    features = torch.zeros(len(texts), *encoder.feature_shape, dtype=encoder.feature_dtype)
-    starts = range(0, len(texts), _BATCH)
-    for start in track(starts, description=description) if len(starts) > 8 else starts:
-        chosen = order[start : start + _BATCH]
-        features[chosen] = encoder.frozen_features([texts[index] for index in chosen]).to(features.dtype)
-    return features
 
 
 class TextFeatures(Protocol):

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from foveate.pretrain.embed import BATCH, embed_phrases
+from foveate.pretrain.embed import BATCH
 from foveate.pretrain.locate import locate as locate_in
 from foveate.pretrain.searching.index import unit
 from foveate.pretrain.searching.query import Query, as_box, embed_boxes, see, typed_box
@@ -23,6 +23,7 @@ from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View
 from foveate.records.pictures import BadPicture, decode
 from foveate.settings.errors import UserError
+from foveate.vision.localiser.asking import embed_phrases
 from foveate.vision.localiser.folder import load_model
 from foveate.vision.localiser.model import LocalisingModel
 from foveate.vision.views import DECODE_FACTOR, placed, render

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from foveate.metrics.grounding import occurs_once
 from foveate.metrics.retrieval import normalise
-from foveate.pretrain.embed import Embedded, embed_phrases
+from foveate.pretrain.embed import Embedded
 from foveate.pretrain.evaluate import baseline_boxes
 from foveate.records.boxes import intersection_over_union
 from foveate.records.collection import Collection
 from foveate.records.thumbnails import save_thumbnail
 from foveate.settings import seeds
+from foveate.vision.localiser.asking import embed_phrases
 from foveate.vision.localiser.model import LocalisingModel
 
 SHOWN = 5

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.pretrain.embed import embed_phrases, read_batches
+from foveate.pretrain.embed import read_batches
 from foveate.pretrain.exporting import Exported, Job
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
@@ -28,6 +28,7 @@ from foveate.settings.errors import UserError
 from foveate.settings.files import atomic_file, read_json, sha256_file, write_json_atomically, write_text_atomically
 from foveate.settings.progress import say, track
 from foveate.vision.encoder import ImageTokens
+from foveate.vision.localiser.asking import embed_phrases
 from foveate.vision.localiser.card import METHODS
 from foveate.vision.localiser.folder import CARD, WEIGHTS
 from foveate.vision.views import input_boxes

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.pretrain.candidates import coarse_boxes
 from foveate.pretrain.searching.fingerprint import fingerprint
 from foveate.pretrain.searching.index_folder import (
     BUILDING,
@@ -48,6 +47,7 @@ from foveate.records.tables import write_table
 from foveate.settings.errors import UserError, choose
 from foveate.settings.files import FolderLock, read_json
 from foveate.settings.progress import say, track
+from foveate.vision.localiser.candidates import coarse_boxes
 from foveate.vision.localiser.folder import CONFIG, load_model
 from foveate.vision.localiser.model import LocalisingModel
 from foveate.vision.views import input_boxes, read

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from foveate.pretrain.embed import embed_phrases
 from foveate.pretrain.searching.index import unit
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import Placement, View
 from foveate.records.pictures import BadPicture, check, decode
 from foveate.settings.errors import UserError, choose
 from foveate.vision.encoder import ImageTokens
+from foveate.vision.localiser.asking import embed_phrases
 from foveate.vision.localiser.model import LocalisingModel
 from foveate.vision.views import DECODE_FACTOR, input_boxes, placed, render
 

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.pretrain.candidates import candidate_boxes
 from foveate.records.boxes import pairwise_iou
+from foveate.vision.localiser.candidates import candidate_boxes
 
 CANDIDATES = candidate_boxes()
 

@@ -1,0 +1,79 @@
+"""Asking an opened model: embeddings of phrases, and where phrases are in pictures whose tokens are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.records.geometry import Placement
+from foveate.settings.progress import track
+from foveate.vision.encoder import ImageTokens, TextEncoder
+from foveate.vision.localiser.candidates import candidate_boxes
+from foveate.vision.localiser.model import LocalisingModel
+
+_BATCH = 256
+_TEXTS = 256
+
+
+def encode_all(encoder: TextEncoder, texts: list[str], *, description: str = "reading texts") -> Tensor:
+    """Frozen features [T, *feature_shape] on the CPU; texts of like length share a batch, so little is padded."""
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    features = torch.zeros(len(texts), *encoder.feature_shape, dtype=encoder.feature_dtype)
+    starts = range(0, len(texts), _BATCH)
+    for start in track(starts, description=description) if len(starts) > 8 else starts:
+        chosen = order[start : start + _BATCH]
+        features[chosen] = encoder.frozen_features([texts[index] for index in chosen]).to(features.dtype)
+    return features
+
+
+def embed_phrases(model: LocalisingModel, texts: Sequence[str]) -> Tensor:
+    """Un-normalised joint embeddings [T, E] on the CPU: each distinct text once, so that equal texts are equal."""
+    distinct = sorted(set(texts))
+    if not distinct:
+        return torch.zeros(0, model.recipe.embed_dim)
+    features = encode_all(model.text_encoder, distinct)
+    with torch.inference_mode():
+        parts = [model.text_encoder(part.to(model.device)).float().cpu() for part in features.split(_TEXTS)]
+    rows = {text: row for row, text in enumerate(distinct)}
+    return torch.cat(parts)[[rows[text] for text in texts]]
+
+
+def find(
+    model: LocalisingModel,
+    tokens: ImageTokens,
+    placements: Sequence[Placement],
+    texts_RE: Tensor,
+    index_R: Tensor,
+    *,
+    rule: str,
+) -> NDArray[np.float64]:
+    """Where phrases are, [R, 4] in [0, 1] of the model input, by "head" or by "candidates"."""
+    if rule == "head":
+        return model.ground(tokens, texts_RE, index_R).cpu().double().numpy()
+    assert rule == "candidates", rule
+    return candidate_scores(model, tokens, placements, texts_RE, index_R)[0]
+
+
+def candidate_scores(
+    model: LocalisingModel,
+    tokens: ImageTokens,
+    placements: Sequence[Placement],
+    texts_RE: Tensor,
+    index_R: Tensor,
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """The candidate box of highest cosine with each phrase [R, 4], and all cosines [R, C]; one image forward."""
+    boxes_BC4 = np.stack([candidate_boxes(one.letterbox.content_box.to_array()) for one in placements])
+    pictures, count, _ = boxes_BC4.shape
+    flat = torch.from_numpy(boxes_BC4).reshape(-1, 4).to(model.device)
+    owner = torch.arange(pictures, device=model.device).repeat_interleave(count)
+    z_BCE = F.normalize(model.encode_regions(tokens, flat, owner).float(), dim=-1).view(pictures, count, -1)
+    # In parts: the embeddings of all candidates are copied for each phrase of their picture.
+    parts = zip(index_R.split(_TEXTS), F.normalize(texts_RE.float(), dim=-1).split(_TEXTS), strict=True)
+    scores_RC = torch.cat([torch.einsum("rce,re->rc", z_BCE[index], texts) for index, texts in parts])
+    best_R = scores_RC.argmax(1).cpu().numpy()
+    return boxes_BC4[index_R.cpu().numpy(), best_R].astype(np.float64), scores_RC.cpu().numpy()
