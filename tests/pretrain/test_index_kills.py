@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from foveate.pretrain.folder import save_model
 
 import tiny
 from foveate.pretrain.train import build_model

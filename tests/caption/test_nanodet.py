@@ -1,0 +1,83 @@
+"""The shipped detector on photographs whose content is known: detections, not logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from torch import Tensor
+
+from foveate.caption.vesl import nanodet_network
+from foveate.caption.vesl.nanodet_network import SIDE, STRIDES, NanoDet, boxes_of, load
+from foveate.records.boxes import intersection_over_union
+from foveate.settings.errors import UserError
+
+PERSON, MOTORCYCLE, CUP, CAT = 0, 3, 41, 15
+
+
+def square(pixels: np.ndarray, *, padded: bool) -> Tensor:
+    """A picture as the network reads it, [1, 3, 416, 416]."""
+    image = Image.fromarray(pixels)
+    longest = max(image.size)
+    size = (SIDE, SIDE) if not padded else tuple(round(side * SIDE / longest) for side in image.size)
+    canvas = Image.new("RGB", (SIDE, SIDE))
+    canvas.paste(image.resize((size[0], size[1]), Image.Resampling.BICUBIC))
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize(
+    ("picture", "padded", "kind", "score", "box"),
+    [
+        ("astronaut", True, PERSON, 0.74, (12, 12, 296, 413)),
+        ("motorcycle", True, MOTORCYCLE, 0.79, (56, 46, 386, 252)),
+        ("coffee", False, CUP, 0.53, (99, 11, 296, 414)),
+        ("coffee", True, CUP, 0.34, (119, 14, 288, 173)),
+        ("chelsea", True, CAT, 0.54, (2, 2, 407, 273)),
+    ],
+)
+def test_what_photographs_show_is_found(
+    picture: str, padded: bool, kind: int, score: float, box: tuple[int, ...]
+) -> None:
+    pixels = data.stereo_motorcycle()[0] if picture == "motorcycle" else getattr(data, picture)()
+    with torch.no_grad():
+        scores_1AC, boxes_1A4 = load()(square(pixels, padded=padded))
+    best = int(scores_1AC[0, :, kind].argmax())
+    assert float(scores_1AC[0, best, kind]) == pytest.approx(score, abs=0.01)
+    found = boxes_1A4[0, best].double().numpy().clip(0, SIDE)
+    assert intersection_over_union(found[None], np.array([box], dtype=float))[0] > 0.95
+
+
+def test_the_network_is_the_published_size() -> None:
+    network = load()
+    assert sum(value.numel() for value in network.parameters()) == 3_786_068
+    assert sum((SIDE // stride) ** 2 for stride in STRIDES) == 3_549
+    assert all(value.dtype == torch.float32 for value in network.parameters())
+
+
+def test_boxes_are_expected_distances_from_the_centres_of_cells() -> None:
+    sides = torch.full((1, 6, 44), -50.0)
+    for side, distance in enumerate((1, 2, 3, 4)):
+        sides[0, :, side * 11 + distance] = 50.0
+    boxes = boxes_of(sides, (2, 3), 8)
+    assert boxes[0, 0].tolist() == pytest.approx([4 - 8, 4 - 16, 4 + 24, 4 + 32], abs=1e-4)
+    assert boxes[0, 5].tolist() == pytest.approx([20 - 8, 12 - 16, 20 + 24, 12 + 32], abs=1e-4)
+
+
+def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    load.cache_clear()
+    monkeypatch.setattr(nanodet_network, "SHA256", "0" * 64)
+    with pytest.raises(UserError, match="nanodet-g.safetensors: its sha256 is .*, expected 0000.*reinstall"):
+        load()
+    load.cache_clear()
+
+
+def test_a_picture_in_a_batch_is_found_as_alone() -> None:
+    network = load()
+    assert isinstance(network, NanoDet)
+    pixels = torch.randint(0, 256, (2, 3, 96, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        together, apart = network(pixels), network(pixels[1:])
+    torch.testing.assert_close(together[0][1:], apart[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(together[1][1:], apart[1], rtol=1e-5, atol=1e-3)
