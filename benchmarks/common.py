@@ -23,9 +23,14 @@ _SEED = 20_240_903
 
 @dataclass(frozen=True)
 class Timing:
-    """The seconds of each repeat of one candidate, in the order in which they were measured."""
+    """The seconds of each repeat of one candidate, in the order in which they were measured.
+
+    `processor` are the seconds that this process's threads spent computing: with one thread they hardly depend on what
+    else the machine does. Work in other processes is not in them.
+    """
 
     seconds: tuple[float, ...]
+    processor: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -45,6 +50,7 @@ class Timing:
             "upper_quartile_s": high,
             "n": len(self.seconds),
             "seconds": list(self.seconds),
+            "processor_seconds": list(self.processor),
         }
 
 
@@ -76,21 +82,27 @@ def compare(candidates: Mapping[str, Callable[[], object]], *, repeats: int, war
         candidates: name -> a call that does the whole work and has finished when it returns.
         warmup: rounds that are not counted.
     """
-    spent: dict[str, list[float]] = {name: [] for name in candidates}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
     names = list(candidates)
     for round_number in range(warmup + repeats):
         for name in names if round_number % 2 == 0 else reversed(names):
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             candidates[name]()
-            took = time.perf_counter() - began
+            took = time.perf_counter() - began[0], time.process_time() - began[1]
             if round_number >= warmup:
                 spent[name].append(took)
-    return {name: Timing(tuple(values)) for name, values in spent.items()}
+    columns = {name: [tuple(column) for column in zip(*values, strict=True)] for name, values in spent.items()}
+    return {name: Timing(seconds, processor) for name, (seconds, processor) in columns.items()}
 
 
-def ratio(timings: Mapping[str, Timing], ours: str, peer: str) -> Ratio:
-    """The peer's time over ours (above 1: ours is faster), paired by round."""
-    pairs = np.asarray(timings[peer].seconds) / np.asarray(timings[ours].seconds)
+def ratio(timings: Mapping[str, Timing], ours: str, peer: str, *, processor: bool = False) -> Ratio:
+    """The peer's time over ours (above 1: ours is faster), paired by round.
+
+    Args:
+        processor: of the seconds of computing instead of those of a clock on the wall.
+    """
+    ours_S, peer_S = (np.asarray(one.processor if processor else one.seconds) for one in (timings[ours], timings[peer]))
+    pairs = peer_S / ours_S
     draws = np.random.default_rng(_SEED).integers(0, len(pairs), (_RESAMPLES, len(pairs)))
     low, high = np.percentile(np.median(pairs[draws], axis=1), [2.5, 97.5])
     return Ratio(float(np.median(pairs)), float(low), float(high), len(pairs))

@@ -187,9 +187,9 @@ def measure(collection: Collection, *, workers: int, repeats: int) -> tuple[dict
         for mine in ("foveate, whole pictures", "foveate, draft")
         for peer in ("webdataset", "datasets")
     }
-    ratios["foveate, whole pictures, share of decoding alone"] = ratio(
-        timings, "foveate, whole pictures", "decoding alone"
-    )
+    share = "foveate, whole pictures, share of decoding alone"
+    for title, processor in ((share, False), (f"{share}, processor time", True)):
+        ratios[title] = ratio(timings, "foveate, whole pictures", "decoding alone", processor=processor)
     return timings, ratios
 
 

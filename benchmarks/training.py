@@ -3,6 +3,11 @@
 (b) The same architecture, pictures, token ids, loss, optimizer and precision; captions that fill the context, so that
 cutting texts to their length gains nothing. (c) A CLOC step over our CLIP step with M regions a picture, beside the
 bound that counting multiplications gives. A step is forward, loss, backward and the optimizer's update.
+
+    python -m benchmarks.training --out bench --threads 1 --model ViT-S-32-alt --batch 32 --growth
+
+says how the ratios grow with pictures and regions. On a machine that does other work, one thread and the processor time
+say more than the clock on the wall; both are stored.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import open_clip
 import torch
 from open_clip.loss import ClipLoss
 
-from benchmarks.common import compare, publish, ratio
+from benchmarks.common import Ratio, Timing, compare, publish, ratio
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
@@ -27,6 +32,7 @@ from foveate.training.optimizer import build_optimizer, parameter_table
 MODEL = "ViT-B-16"
 START_TOKEN, END_TOKEN = 49_406, 49_407
 AIMS = {"all": 1.7, "prompt": 1.2}
+CANDIDATES = (("CLIP", "none", "all"), ("CLOC all", "prompter", "all"), ("CLOC prompt", "prompter", "prompt"))
 Step = Callable[[], object]
 
 
@@ -40,7 +46,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="of PyTorch on a CPU; 1 where other work shares the cores")
+    parser.add_argument("--growth", action="store_true", help="other numbers of pictures and of regions instead")
     options = parser.parse_args()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.growth:
+        measure_growth(options)
+        return
     for precision in options.precisions:
         measure(options, precision)
     measure_tour(options)
@@ -53,21 +66,21 @@ def measure(options: argparse.Namespace, precision: str) -> None:
     steps: dict[str, Step] = {"open_clip": open_clip_step(options, dtype, device)}
     bounds: dict[str, float] = {}
     task = None
-    for name, method, pool in (
-        ("CLIP", "none", "all"),
-        ("CLOC all", "prompter", "all"),
-        ("CLOC prompt", "prompter", "prompt"),
-    ):
+    for name, method, pool in CANDIDATES:
         task = made_task(options.model, method, pool, precision).to(device)
         steps[name] = our_step(task, made_batch(task, options), dtype, device)
         if method == "prompter":
             bounds[pool] = flop_bound(task, options.regions, options.phrase_tokens)
     timings = compare(steps, repeats=options.repeats, warmup=1)
-    ratios = {"CLIP step against open_clip's": ratio(timings, "CLIP", "open_clip")}
-    for pool in bounds:
-        ratios[f"CLOC ({pool}) step over CLIP step"] = ratio(timings, "CLIP", f"CLOC {pool}")
+    ratios: dict[str, Ratio] = {}
+    for clock, processor in (("", False), (", processor time", True)):
+        ratios[f"CLIP step against open_clip's{clock}"] = ratio(timings, "CLIP", "open_clip", processor=processor)
+        for pool in bounds:
+            title = f"CLOC ({pool}) step over CLIP step{clock}"
+            ratios[title] = ratio(timings, "CLIP", f"CLOC {pool}", processor=processor)
     over_bound = {pool: ratios[f"CLOC ({pool}) step over CLIP step"].value / bound for pool, bound in bounds.items()}
     extra: dict[str, Any] = {"precision": precision, "flop_bounds": bounds, "over_bound": over_bound, "aims": AIMS}
+    extra |= size_of(options)
     publish(
         f"training-{precision}",
         timings,
@@ -82,6 +95,37 @@ def measure(options: argparse.Namespace, precision: str) -> None:
         print(f"CLOC ({pool}): bound by multiplications {bound:.2f}x, {over}")
 
 
+def measure_growth(options: argparse.Namespace) -> None:
+    """CLOC over CLIP in float32 for half, once and twice the pictures, and for a fourth, once and four times M."""
+    device = torch.device(options.device)
+    sizes = {(max(1, options.batch // 2), options.regions), (options.batch * 2, options.regions)}
+    sizes |= {(options.batch, max(1, options.regions * part // 4)) for part in (1, 4, 16)}
+    timings: dict[str, Timing] = {}
+    ratios: dict[str, Ratio] = {}
+    bounds: dict[str, float] = {}
+    for batch, regions in sorted(sizes):
+        size = argparse.Namespace(**{**vars(options), "batch": batch, "regions": regions})
+        steps: dict[str, Step] = {}
+        for name, method, pool in CANDIDATES:
+            task = made_task(options.model, method, pool, "fp32").to(device)
+            steps[name] = our_step(task, made_batch(task, size), None, device)
+            if method == "prompter":
+                bounds[f"{batch} pictures, M {regions}, {pool}"] = flop_bound(task, regions, options.phrase_tokens)
+        found = compare(steps, repeats=options.repeats, warmup=1)
+        for pool in AIMS:
+            title = f"{batch} pictures, M {regions}: CLOC ({pool}) over CLIP, processor time"
+            ratios[title] = ratio(found, "CLIP", f"CLOC {pool}", processor=True)
+        timings |= {f"{name}, {batch} pictures, M {regions}": timing for name, timing in found.items()}
+    publish(
+        "training-growth", timings, out=options.out, ratios=ratios, extra={"flop_bounds": bounds, **size_of(options)}
+    )
+
+
+def size_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What a result depends on besides the machine."""
+    return {name: getattr(options, name) for name in ("model", "batch", "regions", "phrase_tokens")}
+
+
 def measure_tour(options: argparse.Namespace) -> None:
     """The tour's CLOC step over its CLIP step, from cached features; stated without an aim."""
     device = torch.device(options.device)
@@ -94,7 +138,9 @@ def measure_tour(options: argparse.Namespace) -> None:
         precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
         steps[name] = our_step(task, cached_batch(task, pictures), precision, device)
     timings = compare(steps, repeats=options.repeats, warmup=1)
-    ratios = {"CLOC step over CLIP step in the tour": ratio(timings, "CLIP", "CLOC")}
+    title = "CLOC step over CLIP step in the tour"
+    ratios = {title: ratio(timings, "CLIP", "CLOC")}
+    ratios[f"{title}, processor time"] = ratio(timings, "CLIP", "CLOC", processor=True)
     publish("training-tour", timings, out=options.out, ratios=ratios, items=pictures, unit="pictures")
 
 

@@ -27,6 +27,16 @@ def test_medians_and_ratios() -> None:
     assert str(found) == "2.00x (2.00 to 2.00, n 4)"
 
 
+def test_waiting_is_no_processor_time() -> None:
+    def busy() -> None:
+        until = time.process_time() + 0.02
+        while time.process_time() < until:
+            pass
+
+    timings = compare({"busy": busy, "waiting": lambda: time.sleep(0.05)}, repeats=3)
+    assert ratio(timings, "busy", "waiting", processor=True).value < 0.5
+
+
 def test_what_takes_longer_has_the_longer_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timings = compare({"short": lambda: None, "long": lambda: time.sleep(0.01)}, repeats=3)
     found = ratio(timings, "short", "long")
