@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Box": "foveate.records.boxes",
+    "Calibrator": "foveate.adapt.calibration.estimator",
     "Collection": "foveate.records.collection",
     "Hit": "foveate.pretrain.searching.search",
     "Location": "foveate.pretrain.verbs",
@@ -28,6 +29,7 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
+    from foveate.adapt.calibration.estimator import Calibrator
     from foveate.pretrain.searching.search import Hit
     from foveate.pretrain.verbs import Location, Model, SearchIndex, open_index, open_model, search
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Box",
+    "Calibrator",
     "Collection",
     "Hit",
     "Location",

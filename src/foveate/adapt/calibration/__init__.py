@@ -1,0 +1,1 @@
+"""Calibrated fine-tuning: bring the classes back that the fine-tuning data lacked."""

@@ -1,0 +1,191 @@
+"""What fine-tuning damaged, in the paper's numbers, and one plain sentence about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.metrics.calibration import label_ranks, logit_gaps
+from foveate.metrics.class_groups import ClassGroups
+from foveate.metrics.nearest_mean import nearest_mean_ranks
+from foveate.metrics.tradeoff import Curve, area, best_intervals, curve_of, select_gamma
+
+# Features count as damaged when accuracy among the absent classes falls by more than this many points and by more than
+# two standard errors; on whole test sets the safe recipe moves it by less than 1 (docs/methods/calibration.md).
+DAMAGE_POINTS = 5.0
+_CURVE_POINTS = 400
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model gives for N labelled samples.
+
+    Attributes:
+        logits: [N, C]. features: [N, D] before the head, or None.
+        oracle: features [M, D] and labels [M] of training data of all classes, for NCM; or None.
+    """
+
+    logits: NDArray[Any]
+    features: NDArray[Any] | None = None
+    oracle: tuple[NDArray[Any], NDArray[Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a model, or a model with gamma. `peeks`: found with the test labels."""
+
+    key: str
+    title: str
+    gamma: float | None
+    accuracies: dict[str, float | None]
+    top5: dict[str, float | None]
+    ausuc: float | None = None
+    ncm: dict[str, float | None] = field(default_factory=dict)
+    peeks: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as JSON values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Rows of the table, the curves by model, gap statistics, and the sentence.
+
+    Attributes:
+        verdict: "damaged", "level", "nothing" or "unknown".
+    """
+
+    rows: tuple[Row, ...]
+    curves: dict[str, Curve]
+    gaps: dict[str, Any]
+    verdict: str
+    sentence: str
+
+
+def diagnose(
+    after: Outputs,
+    labels: NDArray[Any],
+    groups: ClassGroups,
+    *,
+    before: Outputs | None = None,
+    gammas: dict[str, float] | None = None,
+) -> Diagnosis:
+    """The table of a fine-tuned model on labelled test data.
+
+    Args:
+        before: the pre-trained model on the same samples.
+        gammas: estimates by title, each becomes a row.
+
+    Raises:
+        UserError: see `foveate.metrics.calibration.label_ranks`.
+    """
+    estimates = gammas or {}
+    rows, curves = [], {}
+    for key, title, outputs in (("before", "pre-trained", before), ("after", "fine-tuned", after)):
+        if outputs is not None:
+            row, curve = _model_row(key, title, outputs, labels, groups)
+            rows.append(row)
+            if curve is not None:
+                curves[key] = curve
+    for title, gamma in estimates.items():
+        rows.append(_gamma_row(title.casefold(), f"+ {title}", gamma, after, labels, groups))
+    curve = curves.get("after")
+    gaps = {}
+    if curve is not None:
+        gaps = logit_gaps(after.logits, labels, groups).statistics()
+        if curve.absent_count and curve.seen_count:
+            star = select_gamma(curve)
+            assert star is not None
+            rows.append(_gamma_row("star", "+ gamma* (peeks)", star.gamma, after, labels, groups, peeks=True))
+    verdict, sentence = _verdict(rows, curve, list(estimates.items()))
+    return Diagnosis(tuple(rows), curves, gaps, verdict, sentence)
+
+
+def _model_row(
+    key: str, title: str, outputs: Outputs, labels: NDArray[Any], groups: ClassGroups
+) -> tuple[Row, Curve | None]:
+    ranks = label_ranks(outputs.logits, labels, groups, what=f"logits of the {title} model")
+    curve = curve_of(logit_gaps(outputs.logits, labels, groups)) if len(groups.absent) else None
+    both = curve is not None and curve.seen_count and curve.absent_count
+    ncm: dict[str, float | None] = {}
+    if outputs.features is not None and outputs.oracle is not None:
+        ncm = nearest_mean_ranks(outputs.features, labels, *outputs.oracle, groups).accuracies()
+    value = area(curve.seen(), curve.absent()) if curve is not None and both else None
+    return Row(key, title, None, ranks.accuracies(), ranks.accuracies(5), value, ncm), curve
+
+
+def _gamma_row(
+    key: str,
+    title: str,
+    gamma: float,
+    outputs: Outputs,
+    labels: NDArray[Any],
+    groups: ClassGroups,
+    *,
+    peeks: bool = False,
+) -> Row:
+    ranks = label_ranks(outputs.logits, labels, groups, gamma=gamma)
+    return Row(key, title, gamma, ranks.accuracies(), ranks.accuracies(5), peeks=peeks)
+
+
+def _verdict(rows: list[Row], curve: Curve | None, estimates: list[tuple[str, float]]) -> tuple[str, str]:
+    by_key = {row.key: row for row in rows}
+    after, before, star = by_key["after"], by_key.get("before"), by_key.get("star")
+    now = after.accuracies["U/U"]
+    if curve is None or now is None or star is None:
+        found = "; ".join(f"{title} says {gamma:+.2f}" for title, gamma in estimates)
+        return "unknown", (
+            "The samples lack seen or absent classes, so what was damaged cannot be measured"
+            + (f" (gamma: {found})." if found else ".")
+        )
+    if before is not None:
+        count = curve.absent_count
+        for measure, was, became in (
+            ("accuracy among the absent classes alone (U/U)", before.accuracies["U/U"], now),
+            ("nearest-mean accuracy among the absent classes (NCM U/U)", before.ncm.get("U/U"), after.ncm.get("U/U")),
+        ):
+            if was is not None and became is not None and _fell(was, became, count):
+                return "damaged", (
+                    f"Features damaged: {measure} fell from {was:.1f} % to {became:.1f} %. No gamma repairs that; "
+                    "fine-tune again with a smaller learning rate for the backbone (a hot uniform rate does this)."
+                )
+    gain = (star.accuracies["Y/Y"] or 0) - (after.accuracies["Y/Y"] or 0)
+    _, intervals = best_intervals(curve)
+    if any(low < 0 < high for low, high in intervals) or gain < 0.5:
+        return "nothing", (
+            f"Nothing to repair: the best gamma on these samples would gain {gain:.1f} points of overall accuracy."
+        )
+    level = star.gamma or 0.0
+    direction = "too low" if level > 0 else "too high"
+    features = (
+        f"Features are fine (U/U {before.accuracies['U/U']:.1f} % before, {now:.1f} % after)"
+        if before is not None
+        else f"U/U is {now:.1f} %; whether the features suffered needs the pre-trained model's logits too"
+    )
+    text = f"{features}: the level of the absent classes is {abs(level):.1f} {direction}"
+    if estimates:
+        title, gamma = estimates[-1]
+        was, became = after.accuracies, by_key[title.casefold()].accuracies
+        text += (
+            f". {title} finds gamma {gamma:+.2f}, which takes U/Y from {was['U/Y']:.1f} % to {became['U/Y']:.1f} % "
+            f"and S/Y from {was['S/Y']:.1f} % to {became['S/Y']:.1f} %"
+        )
+    return "level", text + "."
+
+
+def _fell(was: float, became: float, count: int) -> bool:
+    """By more than DAMAGE_POINTS and two standard errors of the difference of two shares of `count` samples."""
+    variance = sum(share * (100 - share) for share in (was, became)) / max(count, 1)
+    return was - became > max(DAMAGE_POINTS, 2 * variance**0.5)
+
+
+def curve_points(curve: Curve) -> list[list[float]]:
+    """[gamma, S/Y, U/Y, Y/Y] in percent along the curve, at most some hundred points for a page."""
+    size = len(curve.gammas)
+    chosen = np.unique(np.linspace(0, size - 1, min(size, _CURVE_POINTS)).round().astype(int))
+    table = np.stack([curve.gammas, curve.seen(), curve.absent(), curve.overall()], axis=1)[chosen]
+    return np.round(table, 6).tolist()
