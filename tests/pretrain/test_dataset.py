@@ -112,7 +112,7 @@ def test_a_picture_without_the_drawn_kind_can_be_left_out(collection: Collection
     weights = {"alt": 1.0, "title": 0.0, "x": 1.0}
     dataset = make(collection, tmp_path, data={"captions": weights, "missing": "skip"})
     row, sources = int(dataset.rows[0]), ["alt"]
-    drawn = [dataset.mixture.draw(sources, seed=0, visit=visit, key="train-00") for visit in range(100)]
+    drawn = [dataset.rule.mixture.draw(sources, seed=0, visit=visit, key="train-00") for visit in range(100)]
     assert 30 < drawn.count(None) < 70
     assert dataset.sample(row, drawn.index("alt"), 0)["text"]
     with pytest.raises(BadSample, match="no text of a wanted kind"):

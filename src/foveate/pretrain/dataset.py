@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from foveate.metrics.captions import shares_of
 from foveate.pretrain.recipe import DataSettings
 from foveate.pretrain.texts import LiveTexts, StoredTexts, TextFeatures, text_id
 from foveate.records.boxes import Box
@@ -26,7 +26,8 @@ from foveate.settings import seeds
 from foveate.settings.errors import UserError
 from foveate.training.augment import RandomViews
 from foveate.training.loader import BadSample
-from foveate.training.mixture import MixtureSampler
+from foveate.training.order import epoch_rows
+from foveate.training.picture_texts import PictureTexts
 from foveate.vision.encoder import ImageEncoder, TextEncoder
 from foveate.vision.features import FeatureCache
 from foveate.vision.store import Share
@@ -41,10 +42,11 @@ def draw_regions(count: int, most: int, *, seed: int, visit: int, key: str) -> n
     return np.sort(drawn)
 
 
+MOST_COUNTED = 200_000
+SHORT_WINDOW = 77  # tokens of CLIP's text tower, special ones included
 _NO_BOXES = np.zeros((0, 4), np.float32)
 # A few ten megabytes at most, however large the collection is.
 _KEPT_ROWS = 16_384
-_ROWS_AT_A_TIME = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,21 @@ class RowTexts:
     def all(self) -> list[str]:
         """Every text: a mirrored picture must contradict none of them."""
         return [text for texts in self.captions.values() for text in texts] + list(self.phrases)
+
+
+def check_window(settings: DataSettings, text_encoder: TextEncoder) -> None:
+    """Refuses dense captions for a text tower that reads no more than their opening.
+
+    Raises:
+        UserError: when dsc_plus may be drawn, the tower reads at most 77 tokens, and truncation is not allowed.
+    """
+    window = text_encoder.context_length
+    if "dsc_plus" in settings.text_rule().drawable and window is not None and window <= SHORT_WINDOW:
+        if not settings.allow_truncation:
+            raise UserError(
+                f"field data: dsc_plus captions are longer than the {window} tokens that the text tower reads; leave "
+                "them out, or allow it with data.allow_truncation=true"
+            )
 
 
 class PretrainDataset:
@@ -86,8 +103,10 @@ class PretrainDataset:
     ) -> None:
         self.collection, self.settings, self.image_encoder = collection, settings, image_encoder
         self.with_regions = with_regions
-        self.mixture = MixtureSampler(settings.captions, sources=tuple(settings.captions), missing=settings.missing)
-        self.kinds = [kind for kind, weight in settings.captions.items() if weight > 0]
+        self.rule = settings.text_rule()
+        self.picture_texts = PictureTexts(collection, self.rule, prefer=settings.prefer)
+        self.kinds = self.rule.kinds
+        check_window(settings, text_encoder)
         self.has_random_views = settings.views.scale != (1.0, 1.0) or settings.views.flip > 0
         self.random_views = RandomViews(scale=settings.views.scale, flip=settings.views.flip)
         self._row = functools.lru_cache(maxsize=_KEPT_ROWS)(self._read_row)
@@ -111,11 +130,7 @@ class PretrainDataset:
             self._cache.fill()
 
     def _read_row(self, row: int) -> RowTexts:
-        captions, by_kind = self.collection.grouped("captions"), dict[str, tuple[str, ...]]()
-        bounds = captions.bounds(row)
-        for kind, text in zip(captions.texts("kind", *bounds), captions.texts("text", *bounds), strict=True):
-            if kind in self.kinds and text.strip():
-                by_kind[kind] = (*by_kind.get(kind, ()), text)
+        by_kind = self.picture_texts.of(row)
         if not self.with_regions:
             return RowTexts(by_kind, _NO_BOXES, ())
         regions = self.collection.grouped("regions")
@@ -123,41 +138,42 @@ class PretrainDataset:
         boxes_R4 = self.collection.region_boxes[start:end].astype(np.float64)
         return RowTexts(by_kind, boxes_R4, tuple(regions.texts("phrase", start, end)))
 
-    def _usable_captions(self) -> NDArray[np.bool_]:
-        """Which rows of the grouped table of captions have a text of a wanted kind."""
-        table = self.collection.grouped("captions").table
-        usable = np.zeros(table.num_rows, dtype=bool)
-        wanted = pc.SetLookupOptions(value_set=pa.array(self.kinds, pa.string()))
-        for start in range(0, table.num_rows, _ROWS_AT_A_TIME):
-            part = table.slice(start, _ROWS_AT_A_TIME)
-            trimmed = pc.call_function("utf8_trim_whitespace", [part["text"]])
-            said = pc.call_function("utf8_length", [trimmed]).to_numpy() > 0
-            usable[start : start + part.num_rows] = pc.call_function("is_in", [part["kind"]], wanted).to_numpy() & said
-        return usable
-
     def _rows_with_text(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-        has_text = np.zeros(len(self.collection), dtype=bool)
-        has_text[self.collection.grouped("captions").row_numbers[self._usable_captions()]] = True
-        kept = rows[has_text[rows]].astype(np.int64)
+        kept = self.picture_texts.rows_with_text(rows)
         if not len(kept):
+            field = "captions" if self.settings.mixture is None else "mixture"
             raise UserError(
                 f"collection {self.collection.path}: no picture of split '{self.settings.split}' has a text of the "
-                f"kinds {', '.join(self.kinds)} (field data.captions)"
+                f"kinds {', '.join(self.kinds)} (field data.{field})"
             )
         return kept, len(rows) - len(kept)
 
     def _all_texts(self) -> pa.ChunkedArray:
         """Every text that a sample may have."""
-        chosen = np.zeros(len(self.collection), dtype=bool)
-        chosen[self.rows] = True
-        captions = self.collection.grouped("captions")
-        usable = self._usable_captions() & chosen[captions.row_numbers]
-        texts = pa.chunked_array(captions.table["text"].filter(pa.array(usable)))
+        texts = self.picture_texts.possible(self.rows)
         if not self.with_regions:
             return texts
+        chosen = np.zeros(len(self.collection), dtype=bool)
+        chosen[self.rows] = True
         regions = self.collection.grouped("regions")
         phrases = regions.table["phrase"].filter(pa.array(chosen[regions.row_numbers]))
         return pa.chunked_array([*texts.chunks, *pa.chunked_array(phrases).chunks], pa.string())
+
+    def texts_of_first_epoch(self, visits: int, seed: int) -> dict[str, Any]:
+        """How often each kind of text was drawn in the first epoch, or in its part that was trained on.
+
+        Draws are pure functions of (seed, visit, key), so they are counted anew: the same after any number of stops.
+        `foveate mix` counts the same. At most 200,000 visits are counted.
+
+        Returns:
+            visits: how many were counted. drawn: kind -> times. shares: kind -> share of what was drawn. left_out:
+            visits of pictures without a text to draw.
+        """
+        count = min(visits, len(self.rows), MOST_COUNTED)
+        rows = epoch_rows(self.rows, seed=seed, epoch=0)[:count]
+        drawn = self.picture_texts.drawn_in_epoch(rows.tolist(), seed=seed)
+        left_out = drawn.pop("", 0)
+        return {"visits": count, "drawn": dict(drawn), "shares": shares_of(drawn), "left_out": left_out}
 
     def _view(self, row: int, view: int, seed: int) -> View:
         width, height = (int(self.collection.index[name][row]) for name in ("width", "height"))
@@ -170,14 +186,13 @@ class PretrainDataset:
         """One visit; see `foveate.training.loader.Dataset`."""
         key = self.collection.keys[row]
         image, placement = self._image(row, visit, seed, key)
-        captions = self._row(row).captions
-        kind = self.mixture.draw(list(captions), seed=seed, visit=visit, key=key)
-        if kind is None:
+        drawn = self.rule.draw(self._row(row).captions, seed=seed, visit=visit, key=key)
+        if drawn is None:
             raise BadSample(key, "has no text of a wanted kind")
-        choices = captions[kind]
-        text = choices[int(seeds.uniform("text", seed, visit, key) * len(choices))]
+        kind, text = drawn
         boxes_R4, phrases, lost = self._regions(row, visit, seed, key, placement, text)
-        return {"key": key, "image": image, "text": text, "boxes": boxes_R4, "phrases": phrases, "lost": lost}
+        sample = {"key": key, "image": image, "kind": kind, "text": text}
+        return {**sample, "boxes": boxes_R4, "phrases": phrases, "lost": lost}
 
     def _image(self, row: int, visit: int, seed: int, key: str) -> tuple[torch.Tensor, Placement]:
         if self._cache is not None:
@@ -211,6 +226,7 @@ class PretrainDataset:
         phrases = [phrase for sample in samples for phrase in sample["phrases"]]
         return {
             "image": torch.stack([sample["image"] for sample in samples]),
+            "kinds": [sample["kind"] for sample in samples],
             "text": self._texts[[sample["text"] for sample in samples]],
             "boxes_R4": torch.from_numpy(np.concatenate([sample["boxes"] for sample in samples])),
             "region_text": self._texts[phrases],

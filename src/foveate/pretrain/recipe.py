@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from foveate.settings.recipes import Settings
+from foveate.training.mixture import Missing, MixtureSampler
+from foveate.training.picture_texts import Combine, TextRule
 from foveate.training.settings import TrainingSettings
 from foveate.vision.localiser.settings import LocaliserSettings
 
@@ -25,15 +27,31 @@ class DataSettings(Settings):
     captions: dict[str, float] = Field(
         {"alt": 1.0}, description="weight of each caption kind; one text is drawn per picture per visit"
     )
-    missing: Literal["renormalise", "skip", "error"] = Field(
-        "renormalise", description="weight of kinds that a picture lacks"
+    mixture: str | None = Field(None, description="a preset of weights instead of `captions`: clip, mllm_pretrain, ...")
+    missing: Missing = Field("renormalise", description="weight of kinds that a picture lacks")
+    combine: Combine = Field(
+        "none", description="ablations: concat, fuse, part or uniform instead of one whole text by the mixture"
     )
+    prefer: tuple[str, ...] = Field((), description="caption models, best first, where several wrote one kind")
+    allow_truncation: bool = Field(False, description="train on dsc_plus although the text tower cuts it off")
     regions_per_picture: int = Field(4, ge=1, description="M, the most regions drawn per picture and step")
     whole_picture_region: bool = Field(
         False, description="a picture without regions gets one: the whole picture with its drawn text"
     )
     views: ViewSettings = ViewSettings()
     split: str = Field("train", description="split to train on")
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> DataSettings:
+        self.text_rule()
+        return self
+
+    def text_rule(self) -> TextRule:
+        """How one text per visit is drawn."""
+        if self.mixture is not None:
+            return TextRule(MixtureSampler.preset(self.mixture, missing=self.missing), self.combine)
+        sources = tuple(self.captions) if self.missing != "alt" or "alt" in self.captions else (*self.captions, "alt")
+        return TextRule(MixtureSampler(self.captions, sources=sources, missing=self.missing), self.combine)
 
 
 class ParameterRuleSettings(Settings):

@@ -130,6 +130,7 @@ def pretrain(
             "collection": collection.name,
             "pictures": len(dataset.rows),
             "pictures_without_text": dataset.skipped,
+            "texts": dataset.texts_of_first_epoch(outcome.step * recipe.training.batch_size, recipe.training.seed),
             "steps": outcome.step,
             "seconds": round(outcome.seconds, 1),
             "curves": "metrics.jsonl",

@@ -23,6 +23,11 @@ def _epoch_permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return permutation
 
 
+def epoch_rows(rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """All of `rows` in the order in which an epoch visits them."""
+    return rows[_epoch_permutation(len(rows), seed, epoch)]
+
+
 def batch_rows(
     step: int, *, rows: np.ndarray, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
 ) -> np.ndarray:

@@ -249,6 +249,7 @@ class BackboneTextEncoder(_Frozen, TextEncoder):
         shape, dtype = ((pooled_width,), torch.float32) if frozen else ((length,), torch.int32)
         super().__init__(embed_dim=embed_dim, feature_shape=shape, feature_dtype=dtype)
         self.kind, self.length = kind, length
+        self.context_length = length
         self.frozen = frozen
         self.precision = check_precision(precision, frozen=frozen, kind=kind)
         self.trunk: Any = trunk

@@ -93,11 +93,13 @@ class TextEncoder(nn.Module, ABC):
         feature_shape: of the frozen features of one text. feature_dtype: in which they are best kept.
         trained_scale, trained_bias: 1 / temperature and bias that came with trained weights, if any did.
         fresh_parts: prefixes of the weights that were not trained before; None: all of them.
+        context_length: tokens that it reads of a text, special ones included; None: not known.
     """
 
     trained_scale: float | None = None
     trained_bias: float | None = None
     fresh_parts: tuple[str, ...] | None = None
+    context_length: int | None = None
 
     def __init__(self, *, embed_dim: int, feature_shape: tuple[int, ...], feature_dtype: torch.dtype) -> None:
         super().__init__()

@@ -160,7 +160,7 @@ class MiniLMEncoder(TextEncoder):
         self.revision = revision
         self.offline = offline
         self._checkpoint: Checkpoint | None = None
-        self.max_tokens = max_tokens
+        self.max_tokens = self.context_length = max_tokens
         self.precision = choose(precision, PRECISIONS, "precision of 'minilm'")
         if noise < 0:
             raise UserError(f"noise {noise} of 'minilm': allowed are numbers from 0")

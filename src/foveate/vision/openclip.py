@@ -214,6 +214,7 @@ class OpenClipTextEncoder(TextEncoder):
             model_config = dict(config)
         length = int(built.context_length)
         super().__init__(embed_dim=model_config["embed_dim"], feature_shape=(length,), feature_dtype=torch.int32)
+        self.context_length = length
         self.model_name = model
         self.model_config = model_config
         self._cache_dir = cache_dir

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from foveate.pretrain.pricing import costs
@@ -21,6 +20,7 @@ from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.settings.errors import UserError
+from foveate.training.picture_texts import PictureTexts
 
 MFU = 0.4
 # Without a collection: a photograph whose longer side has some 640 pixels, and a noun phrase with its two end tokens.
@@ -142,11 +142,10 @@ def check_collection(recipe: PretrainRecipe, collection: Collection) -> dict[str
     """
     rows = collection.rows(recipe.data.split)
     captions = collection.table("captions")
-    kinds = [kind for kind, weight in recipe.data.captions.items() if weight > 0]
+    texts = PictureTexts(collection, recipe.data.text_rule(), prefer=recipe.data.prefer)
+    kinds = texts.rule.drawable
     there = captions["kind"].unique().to_pylist()
-    wanted = np.isin(captions["kind"].to_numpy().astype(str), kinds)
-    keys = set(captions["key"].to_numpy()[wanted].tolist())
-    with_text = sum(collection.keys[row] in keys for row in rows.tolist())
+    with_text = len(texts.rows_with_text(rows))
     if not with_text:
         raise UserError(
             f"collection {collection.path}: no picture of split '{recipe.data.split}' has a text of the kinds "
