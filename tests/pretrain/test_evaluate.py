@@ -67,7 +67,9 @@ def known(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """`evaluate` on `perfect` answers; `known.change` may spoil them."""
     state = SimpleNamespace(change=lambda seen: None)
 
-    def embed(model: object, collection: Collection, rows: np.ndarray, *, crops: bool, rules: object) -> Embedded:
+    def embed(
+        model: object, collection: Collection, rows: np.ndarray, *, crops: bool, rules: object, cache: object
+    ) -> Embedded:
         seen = perfect(collection, rows)
         state.change(seen)
         return seen
@@ -279,6 +281,26 @@ def test_equal_phrases_have_equal_embeddings(model: LocalisingModel, collection:
     for region, vector in zip(found.regions, found.phrase_RE, strict=True):
         np.testing.assert_array_equal(vector, by_phrase.setdefault(region.phrase, vector))
     assert embed_phrases(model, []).shape == (0, 32)
+
+
+def test_kept_features_give_the_same_answers(
+    collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny.recipe(image_encoder={"kind": "lite0", "image_size": 64, "width": 32})
+    lite0 = {"kind": "lite0", "image_size": 64, "width": 32}
+    recipe = tiny.recipe().model_copy(update={"image_encoder": lite0})
+    model = build_model(recipe).eval().requires_grad_(False)
+    rows = collection.rows("test")
+    live = embed_collection(model, collection, rows)
+    first = embed_collection(model, collection, rows, cache=tmp_path)
+    monkeypatch.setattr(type(model.image_encoder), "frozen_features", None)  # a second pass needs no pixels
+    second = embed_collection(model, collection, rows, cache=tmp_path)
+    for found in (first, second):
+        np.testing.assert_array_equal(found.rows, live.rows)
+        np.testing.assert_allclose(found.z_RE, live.z_RE, atol=1e-4)
+        np.testing.assert_allclose(found.found["head"], live.found["head"], atol=1e-4)
+    np.testing.assert_array_equal(first.z_RE, second.z_RE)
+    assert list(tmp_path.iterdir())
 
 
 def test_an_empty_pass(model: LocalisingModel, collection: Collection) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from foveate.records.pictures import BadPicture
 from foveate.records.record import Region
 from foveate.settings import seeds
 from foveate.settings.progress import track
+from foveate.vision.features import FeatureCache
 from foveate.vision.localiser.asking import embed_phrases, find
 from foveate.vision.localiser.model import LocalisingModel
 from foveate.vision.views import DECODE_FACTOR, input_boxes, read
@@ -86,6 +88,39 @@ def read_batches(
                 yield [row for row, _ in good], [one[1] for _, one in good], pixels
 
 
+def kept_features(
+    model: LocalisingModel, collection: Collection, rows: NDArray[np.int64], *, cache: Path
+) -> FeatureCache:
+    """The frozen features of whole pictures, made where the folder `cache` has none yet.
+
+    Every model with the same frozen part reads the same ones.
+    """
+    wanted, device = np.sort(rows), model.device
+    found = FeatureCache(
+        model.image_encoder, collection, wanted, folder=cache, views=1, view_of=lambda *_: View(), device=device
+    )
+    found.fill()
+    return found
+
+
+def _feature_batches(
+    collection: Collection, rows: NDArray[np.int64], model: LocalisingModel, *, bad: dict[int, str], cache: Path | None
+) -> Iterator[tuple[list[int], list[Placement], Tensor]]:
+    """As `read_batches`, with frozen features instead of pixels; kept in the folder `cache` where one is given."""
+    encoder = model.image_encoder
+    if cache is None or not encoder.fingerprint():
+        for chosen, placements, pixels in read_batches(collection, rows, model, description="pictures", bad=bad):
+            yield chosen, placements, encoder.frozen_features(pixels)
+        return
+    stored = kept_features(model, collection, rows, cache=cache)
+    bad.update({row: stored.bad[row] for row in rows.tolist() if row in stored.bad})
+    good = [row for row in rows.tolist() if row not in stored.bad]
+    for start in range(0, len(good), BATCH):
+        chosen = good[start : start + BATCH]
+        features = torch.stack([stored.features(row, 0) for row in chosen])
+        yield chosen, [stored.placement(row, 0) for row in chosen], features.to(model.device)
+
+
 def embed_images(model: LocalisingModel, collection: Collection, rows: NDArray[np.int64]) -> Embedded:
     """Image embeddings only."""
     return _run(model, collection, rows, regions=False, crops=False, rules=())
@@ -98,15 +133,17 @@ def embed_collection(
     *,
     crops: bool = False,
     rules: Sequence[str] = ("head", "candidates"),
+    cache: Path | None = None,
 ) -> Embedded:
     """Image and region embeddings, and where the model finds each region's phrase.
 
     Args:
         crops: also encode each box cut out as a picture of its own (`crop_RE`), the costly zero-shot way.
         rules: how to find phrases; "head" is left out for models without one. "candidates" costs most of a pass.
+        cache: folder where the frozen features of the pictures are kept, for the next model with the same frozen part.
     """
     rules = [rule for rule in rules if rule != "head" or model.prompter is not None]
-    return _run(model, collection, rows, regions=True, crops=crops, rules=rules)
+    return _run(model, collection, rows, regions=True, crops=crops, rules=rules, cache=cache)
 
 
 @torch.inference_mode()
@@ -118,6 +155,7 @@ def _run(
     regions: bool,
     crops: bool,
     rules: Sequence[str],
+    cache: Path | None = None,
 ) -> Embedded:
     bad: dict[int, str] = {}
     kept, images, z, shuffled, crop, owner = [], [], [], [], [], []
@@ -129,8 +167,8 @@ def _run(
     phrases = sorted({region.phrase for regions_of in by_row.values() for region in regions_of})
     vectors = embed_phrases(model, phrases)
     phrase_row = {phrase: number for number, phrase in enumerate(phrases)}
-    for chosen, placements, pixels in read_batches(collection, rows, model, description="pictures", bad=bad):
-        tokens = model.encode_image_tokens(pixels)
+    for chosen, placements, features in _feature_batches(collection, rows, model, bad=bad, cache=cache):
+        tokens = model.image_encoder(features)
         images.append(model.encode_image(tokens).cpu().numpy())
         batch, inside_R4, other_R4 = _visible(chosen, placements, by_row, others)
         out_of_view += sum(len(by_row[row]) for row in chosen) - len(batch)

@@ -45,6 +45,7 @@ def evaluate(
     seed: int = 0,
     limit: int | None = None,
     samples_to: Path | None = None,
+    cache: Path | None = None,
 ) -> tuple[dict[str, Any], Embedded]:
     """Evaluates a model on one split.
 
@@ -56,6 +57,7 @@ def evaluate(
         text_kind: caption kind for image-text retrieval; the first that a picture has by default.
         limit: at most this many pictures, drawn by the seed.
         samples_to: folder for the per-sample Parquet tables.
+        cache: folder where frozen features of the pictures are kept; by default they are not.
 
     Returns:
         The result with "columns", "table" and counts; and what the pass found, for examples.
@@ -73,7 +75,7 @@ def evaluate(
         choose(text_kind, sorted(kinds), f"caption kind of the collection {collection.name!r}")
     if classes is not None:
         collection.label_values(classes)  # refuses an unknown field before the costly pass
-    seen = embed_collection(model, collection, rows, crops=crops, rules=rules)
+    seen = embed_collection(model, collection, rows, crops=crops, rules=rules, cache=cache)
     table = Table(seed=seed)
     samples: dict[str, pa.Table] = {}
     if len(seen.regions):

@@ -52,7 +52,8 @@ class PretrainTask(EmbeddingTask):
         boxes_R4, index_R = batch["boxes_R4"], batch["image_index_R"]
         if model.prompter is None or model.box_head is None:
             return found | {"region": model.encode_regions(tokens, boxes_R4, index_R)}
-        prepared = model.prompter.prepare(tokens.tokens_BLD, tokens.grid)
+        tokens_ALD, index_R = _asked(tokens.tokens_BLD, batch["counts_B"], index_R)
+        prepared = model.prompter.prepare(tokens_ALD, tokens.grid)
         boxed, said = model.prompter.boxes_and_phrases(prepared, boxes_R4, index_R, phrase_RE, index_R, check=False)
         return found | {"region": boxed.embedding_RE, "box": model.box_head(said)}
 
@@ -146,3 +147,11 @@ class PretrainTask(EmbeddingTask):
     def export(self, folder: Path) -> None:
         """Writes the model folder."""
         save_model(self.model, folder)
+
+
+def _asked(tokens_BLD: Tensor, counts_B: Tensor, index_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens of the pictures that have regions, and each region's place among them: the others need no Prompter."""
+    asked_B = counts_B > 0
+    if bool(asked_B.all()) or not len(index_R):
+        return tokens_BLD, index_R
+    return tokens_BLD[asked_B], (asked_B.cumsum(0) - 1)[index_R]

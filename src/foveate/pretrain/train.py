@@ -145,7 +145,7 @@ def pretrain(
         if outcome.status == "finished" and here.is_main:
             final.load_state_dict(weights, assign=True)
             final.to(here.device).eval()
-            folder = _finish(final, collection, run, result, evaluate_split, recipe)
+            folder = _finish(final, collection, run, result, evaluate_split, recipe, cache)
         if here.is_main:
             run.write_result(result)
     return Pretrained(run, outcome.status, result, folder, here.is_main)
@@ -188,15 +188,16 @@ def _finish(
     result: dict[str, Any],
     split: str | None,
     recipe: PretrainRecipe,
+    cache: Path,
 ) -> Path:
     folder = run.path / "model"
     model.requires_grad_(False)
     if _has_split(collection, VALIDATION):
-        model.locate_rule = better_rule(embed_collection(model, collection, collection.rows(VALIDATION)))
+        model.locate_rule = better_rule(embed_collection(model, collection, collection.rows(VALIDATION), cache=cache))
     if split is not None and _has_split(collection, split):
         seed, samples = recipe.training.seed, run.path / "samples"
         result["evaluation"], _ = evaluate(
-            model, collection, split=split, name=_column(model), seed=seed, samples_to=samples
+            model, collection, split=split, name=_column(model), seed=seed, samples_to=samples, cache=cache
         )
     result["locate_rule"] = model.locate_rule
     result["model"] = "model/"

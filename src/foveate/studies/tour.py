@@ -16,11 +16,11 @@ from typing import Any
 import foveate
 from foveate.metrics.intervals import seed_interval
 from foveate.pretrain.answers import merge_tables
-from foveate.pretrain.embed import Embedded
+from foveate.pretrain.embed import Embedded, kept_features
 from foveate.pretrain.evaluate import evaluate
 from foveate.pretrain.gallery import sample_rows, write_samples
 from foveate.pretrain.recipe import PretrainRecipe
-from foveate.pretrain.train import Pretrained, pretrain
+from foveate.pretrain.train import CACHE, VALIDATION, Pretrained, build_dataset, build_model, pretrain
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_tour_collection
 from foveate.settings.errors import UserError
@@ -38,6 +38,7 @@ from foveate.studies.questions import (
 from foveate.vision.localiser.folder import load_model
 from foveate.vision.localiser.model import LocalisingModel
 
+TEST = "test"
 RECIPES = {"clip": "tour-clip", "cloc": "tour"}
 TITLES = {
     "clip": ("CLIP", "pictures and texts only: it never saw a box"),
@@ -118,6 +119,8 @@ def tour(
     )
     collection = Collection.open(run.path / "collection")
     clock.lap("collection")
+    _keep_features(collection, seed)
+    clock.lap("features")
 
     tables, first = [], None
     for number in range(seeds):
@@ -132,6 +135,15 @@ def tour(
     result["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     run.write_result(result)
     return run.path
+
+
+def _keep_features(collection: Collection, seed: int) -> None:
+    """Computes the frozen features that all trainings and all evaluations read."""
+    recipe = load(PretrainRecipe, RECIPES["cloc"], [f"training.seed={seed}"])
+    model, cache = build_model(recipe), collection.path / CACHE
+    build_dataset(recipe, collection, model, device=model.device, cache=cache)
+    for split in (VALIDATION, TEST):
+        kept_features(model, collection, collection.rows(split), cache=cache)
 
 
 @dataclass
@@ -167,7 +179,7 @@ def _train_and_evaluate(
         models[name] = load_model(folder, device=device)
         found, embedded[name] = evaluate(
             models[name], collection, name=name, crops=name == "clip", classes="category", seed=seed,
-            samples_to=run.path / f"{name}-seed{seed}" / "samples",
+            samples_to=run.path / f"{name}-seed{seed}" / "samples", cache=collection.path / CACHE,
         )  # fmt: skip
         tables.append(found["table"])
         clock.lap("evaluation")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,13 @@ from torch import Tensor
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.pictures import DECODING_VERSION, BadPicture
+from foveate.vision.cores import map_on_cores
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.store import FeatureStore, Share, keys_of
 from foveate.vision.views import placed, read
 
 PART = 256
-_BATCH = 64
+_BATCH, _BATCH_OF_A_CORE = 64, 16
 ViewOf = Callable[[int, int], View]
 
 
@@ -51,13 +51,12 @@ class FeatureCache:
         views: int,
         view_of: ViewOf,
         device: torch.device,
-        threads: int = 2,
         share: Share = (0, 1),
     ) -> None:
         self.encoder, self.collection, self.views, self.view_of = encoder, collection, views, view_of
         self.rows = np.asarray(rows)
         assert (np.diff(self.rows) > 0).all(), "rows ascend"
-        self.device, self.threads, self.share = device, threads, share
+        self.device, self.share = device, share
         # The precision "auto" may be another one on an accelerator.
         made_on = "" if device.type == "cpu" else f"-{device.type}"
         self.store = FeatureStore(
@@ -79,26 +78,19 @@ class FeatureCache:
         keys = keys_of(
             f"{sha256[row]} {self.view_of(row, view)!r}" for row in self.rows.tolist() for view in range(self.views)
         )
-        with ThreadPoolExecutor(self.threads) as pool:
-            self.store.fill(
-                keys,
-                lambda entries: self._make(entries, pool),
-                block=PART,
-                description=f"image features, parts of {PART}",
-                share=self.share,
-            )
+        description = f"image features, parts of {PART}"
+        self.store.fill(keys, self._make, block=PART, description=description, share=self.share)
         self.bad = {int(self.rows[entry // self.views]): reason for entry, reason in self.store.bad.items()}
 
-    def _make(
-        self, entries: Sequence[int], pool: ThreadPoolExecutor
-    ) -> tuple[Tensor, NDArray[np.int32], dict[int, str]]:
+    def _make(self, entries: Sequence[int]) -> tuple[Tensor, NDArray[np.int32], dict[int, str]]:
         features = torch.zeros((len(entries), *self.encoder.feature_shape), dtype=self.encoder.feature_dtype)
         sizes = np.zeros((len(entries), 2), dtype=np.int32)
         reasons: dict[int, str] = {}
-        for first in range(0, len(entries), _BATCH):
-            chosen = entries[first : first + _BATCH]
+
+        def make(first: int) -> None:
             good, pixels = [], []
-            for place, one in enumerate(pool.map(self._render, chosen), start=first):
+            for place in range(first, min(first + self._batch, len(entries))):
+                one = self._render(entries[place])
                 if isinstance(one, str):
                     reasons[entries[place]] = one
                 else:
@@ -109,7 +101,14 @@ class FeatureCache:
                 with torch.no_grad():
                     made = self.encoder.frozen_features(torch.stack(pixels).to(self.device))
                 features[good] = made.to("cpu", features.dtype)
+
+        map_on_cores(make, range(0, len(entries), self._batch), device=self.device)
         return features, sizes, reasons
+
+    @property
+    def _batch(self) -> int:
+        """Few pictures for each core of a processor, many for an accelerator."""
+        return _BATCH_OF_A_CORE if self.device.type == "cpu" else _BATCH
 
     def _render(self, entry: int) -> tuple[Tensor, tuple[int, int]] | str:
         row, view = int(self.rows[entry // self.views]), entry % self.views

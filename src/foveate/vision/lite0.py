@@ -8,6 +8,8 @@ maps, adds them on the fine grid and runs 0 or more transformer layers.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ from foveate.vision.sinusoid import encode_points, patch_centres
 POSITIONS = ("learned", "sincos", "none")
 POOLS = ("mean", "attention")
 _BATCH = 8
+_LOADING = threading.Lock()  # several threads may ask for the first features
 
 
 def packed_length(grid: tuple[int, int]) -> int:
@@ -135,12 +138,13 @@ class Lite0Encoder(ImageEncoder):
         return precision_of(self.precision, device)
 
     def _network(self, device: torch.device, dtype: torch.dtype) -> Lite0:
-        if not self._frozen:
-            self._frozen.append(load_lite0())
-        parameter = next(self._frozen[0].parameters())
-        if parameter.device != device or parameter.dtype != dtype:
-            self._frozen[0] = load_lite0().to(device=device, dtype=dtype)
-        return self._frozen[0]
+        with _LOADING:
+            if not self._frozen:
+                self._frozen.append(load_lite0().to(device=device, dtype=dtype))
+            parameter = next(self._frozen[0].parameters())
+            if parameter.device != device or parameter.dtype != dtype:
+                self._frozen[0] = load_lite0().to(device=device, dtype=dtype)
+            return self._frozen[0]
 
     @torch.no_grad()
     def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:
@@ -170,7 +174,7 @@ class Lite0Encoder(ImageEncoder):
         upsampling = self.upsampling_LC.to(x_BLD.dtype).expand(x_BLD.shape[0], -1, -1)
         x_BLD = torch.baddbmm(x_BLD, upsampling, coarse_BCD)
         if self.position != "none":
-            x_BLD = x_BLD + self.position_LD.to(x_BLD.dtype)
+            x_BLD = self._with_position(x_BLD)
         for layer in self.layers:
             x_BLD = layer(x_BLD)
         tokens_BLD = layer_norm(x_BLD, self.final_ln)
@@ -180,9 +184,22 @@ class Lite0Encoder(ImageEncoder):
         """Pooled tokens [R, D] to [R, E]."""
         return self.proj(pooled_RD)
 
+    def _with_position(self, x_BLD: Tensor) -> Tensor:
+        """x + position. In training as a product of rank 1: the gradient of a broadcast sum, a reduction over the
+        batch, takes ten times as long as the product that it then is."""
+        position_LD = self.position_LD.to(x_BLD.dtype)
+        if not self.training:
+            return x_BLD + position_LD
+        ones_B1 = x_BLD.new_ones(len(x_BLD), 1)
+        return torch.addmm(x_BLD.flatten(1), ones_B1, position_LD.view(1, -1)).view_as(x_BLD)
+
     def _pooled(self, tokens_BLD: Tensor) -> Tensor:
         if self.pool_query_D is None:
-            return tokens_BLD.mean(dim=1)
+            if not self.training:
+                return tokens_BLD.mean(dim=1)
+            # The same as a product, whose gradient is written in one go.
+            share = tokens_BLD.new_full((1, 1, tokens_BLD.shape[1]), 1 / tokens_BLD.shape[1])
+            return torch.bmm(share.expand(len(tokens_BLD), -1, -1), tokens_BLD).squeeze(1)
         scores_BL = (tokens_BLD @ self.pool_query_D) / self.width**0.5
         return torch.einsum("bl,bld->bd", scores_BL.softmax(dim=1), tokens_BLD)
 

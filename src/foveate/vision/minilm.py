@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from foveate.settings.errors import UserError, choose
 from foveate.settings.files import sha256_file
+from foveate.vision.cores import map_on_cores
 from foveate.vision.encoder import TextEncoder
 from foveate.vision.hub import Checkpoint, fetch
 from foveate.vision.precision import PRECISIONS, precision_of
@@ -100,24 +101,28 @@ class SentenceEncoder:
         self.width: int = self.model.config.hidden_size
         self.max_tokens = max_tokens
 
-    @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors [len(texts), width], float32, on the CPU, in the order given."""
         vectors_BW = torch.empty(len(texts), self.width)
         # Texts of like length share a batch, so that little time goes into padding.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        for start in range(0, len(order), _BATCH):
-            rows = order[start : start + _BATCH]
-            batch = self.tokenizer(
-                [texts[row] for row in rows],
-                padding=True,
-                truncation=True,
-                max_length=self.max_tokens,
-                return_tensors="pt",
-            ).to(self.model.device)
-            hidden_BLW = self.model(**batch).last_hidden_state.float()
-            vectors_BW[rows] = mean_of_real_tokens(hidden_BLW, batch["attention_mask"]).cpu()
+        parts = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+        # Tokenised in one thread: a tokenizer must not be called from several.
+        made = map_on_cores(self._vectors, [self._tokens(texts, rows) for rows in parts], device=self.model.device)
+        for rows, vectors in zip(parts, made, strict=True):
+            vectors_BW[rows] = vectors
         return vectors_BW
+
+    def _tokens(self, texts: Sequence[str], rows: Sequence[int]) -> Any:
+        chosen = [texts[row] for row in rows]
+        return self.tokenizer(
+            chosen, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.model.device)
+
+    @torch.no_grad()
+    def _vectors(self, batch: Any) -> Tensor:
+        hidden_BLW = self.model(**batch).last_hidden_state.float()
+        return mean_of_real_tokens(hidden_BLW, batch["attention_mask"]).cpu()
 
 
 def mean_of_real_tokens(hidden_BLW: Tensor, attention_mask_BL: Tensor) -> Tensor:
