@@ -93,7 +93,8 @@ class Backend:
 
 def backend_names() -> list[str]:
     """Names of all backends, without importing them."""
-    return sorted(module.name for module in pkgutil.iter_modules(foveate.caption.backends.__path__))
+    names = (module.name for module in pkgutil.iter_modules(foveate.caption.backends.__path__))
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def find_backend(name: str) -> Backend:

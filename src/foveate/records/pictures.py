@@ -134,6 +134,30 @@ def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PictureInfo:
     return _open_whole(data, longest_side=_EXAMINED_SIDE, max_pixels=max_pixels)[1]
 
 
+def glance(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[PictureInfo, bool]:
+    """What the header of a picture says, without unpacking its pixels; and whether these are stored upright.
+
+    Raises BadPicture where it is empty, no picture, of a format not allowed, larger than `max_pixels`, or its header is
+    damaged. What is behind the header may still be damaged.
+    """
+    format_name = sniff(data)
+    try:
+        if format_name == "WEBP":
+            _check_size(*_webp_size(data), max_pixels)
+        image = _DECODERS[format_name](io.BytesIO(data))
+        _check_size(*image.size, max_pixels)
+        frames = getattr(image, "n_frames", 1) if format_name in ("GIF", "WEBP", "PNG") else 1
+        orientation = 1 if format_name == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+        width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+    except BadPicture:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadPicture("too many pixels", f"the {format_name} picture is refused: {_one_line(error)}") from error
+    except _DAMAGE as error:
+        raise BadPicture("damaged", f"the {format_name} picture is damaged: {_one_line(error)}") from error
+    return PictureInfo(width, height, format_name, image.mode, frames), orientation not in _TURNS
+
+
 def decode(data: bytes, *, longest_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture as RGB, turned as its EXIF orientation says; of an animation the first frame.
 

@@ -242,6 +242,66 @@ class SearchResult(Search):
     backend: str = ""
 
 
+class Spread(Part):
+    n: int
+    mean: float
+    p05: float
+    median: float
+    p95: float
+    histogram: Histogram
+
+
+class CaptionsMade(Part):
+    captions: int
+    clip_tokens: Spread | None = None
+    seconds: Spread | None = None
+
+
+class CaptionTally(Part):
+    total: int = Field(alias="in")
+    ok: int
+    repaired: int
+    errors: dict[str, int] = {}
+    skipped: dict[str, int] = {}
+    flags: dict[str, int] = {}
+    asked: int = 0
+    attempts: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class CaptionText(Part):
+    kind: str
+    text: str
+    flags: list[str] = []
+    clip_tokens: int | None = None
+    model: str = ""
+
+
+class CaptionedPicture(Part):
+    key: str
+    picture: str
+    texts: list[CaptionText] = []
+
+
+class CaptionResult(Part):
+    kind: str
+    collection: str = ""
+    backend: str = ""
+    only_scenes: bool = False
+    model: str = ""
+    revision: str = ""
+    pictures: int = 0
+    seconds: float | None = None
+    stopped: bool = False
+    failure: str = ""
+    cost: dict[str, float] = {}
+    formats: dict[str, CaptionTally] = {}
+    made: dict[str, CaptionsMade] = {}
+    examples: list[CaptionedPicture] = []
+    command: str | list[str] = ""
+
+
 M = TypeVar("M", bound=Part)
 
 

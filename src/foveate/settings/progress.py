@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 _quiet = False
@@ -36,17 +36,57 @@ def track(items: Iterable[T], *, description: str, total: int | None = None) -> 
         yield from _lines(items, description, total)
 
 
-def _bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+class Meter:
+    """Progress of work that does not come as one iterable: `advance` says what is done, and a note beside it.
+
+    A bar on a terminal, else a line every ten seconds and one at the end; nothing when told to be quiet.
+    """
+
+    def __init__(self, description: str, total: int) -> None:
+        self._description, self._total, self._done, self._note = description, total, 0, ""
+        self._told = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Meter:
+        if not _quiet and sys.stderr.isatty():
+            self._bar = _columns("{task.description}", note=True)
+            self._task = self._bar.add_task(self._description, total=self._total, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif not _quiet:
+            self._say()
+
+    def advance(self, count: int = 1, *, note: str | None = None) -> None:
+        """`count` more are done; the note stands until it is replaced."""
+        self._done += count
+        self._note = self._note if note is None else note
+        if self._bar is not None:
+            self._bar.update(self._task, advance=count, note=self._note)
+        elif not _quiet and time.monotonic() - self._told > _LINE_SECONDS:
+            self._told = time.monotonic()
+            self._say()
+
+    def _say(self) -> None:
+        say(f"{self._description}: {self._done} of {self._total}" + (f"; {self._note}" if self._note else ""))
+
+
+def _columns(text: str, *, note: bool = False) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
+    columns = [TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    if note:
+        columns.append(TextColumn("{task.fields[note]}"))
+    return Progress(*columns, console=Console(stderr=True), transient=False)
+
+
+def _bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    with _columns("{task.description}") as progress:
         yield from progress.track(items, total=total, description=description)
 
 

@@ -1,0 +1,196 @@
+"""`foveate caption`: captions of chosen formats for the pictures of a collection."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from foveate.cli.options import common, finish, workers_option
+
+if TYPE_CHECKING:
+    from foveate.settings.recipes import Settings
+
+
+@click.command("caption", short_help="Write captions of chosen formats into a collection.")
+@click.argument("collection", type=click.Path(path_type=Path))
+@click.option("--format", "formats", required=True, metavar="LIST", help="Of ssc, dsc, dsc+ and afc, with commas.")
+@click.option("--backend", default="http", show_default=True, metavar="NAME", help="Who answers; see the docs.")
+@click.option("--model", default=None, help="The model's name at the server, its hub id, or its folder.")
+@click.option("--endpoint", multiple=True, metavar="URL", help="Address of the server; may be repeated.")
+@click.option("--concurrency", type=click.IntRange(1), default=None, help="Most requests in flight at each endpoint.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="A setting of the backend; repeatable.")
+@click.option("--split", default=None, help="Only pictures of this split.")
+@click.option("--limit", type=click.IntRange(1), default=None, help="At most so many pictures, drawn by the seed.")
+@click.option("--language", default="English", show_default=True, help="Language of the captions.")
+@click.option(
+    "--alt", "alt_kinds", default=None, metavar="LIST", help="Kinds of text that count as alt-text, best first."
+)
+@click.option("--longest-side", type=click.IntRange(32, 8192), default=1024, show_default=True, help="Pixels at most.")
+@click.option("--temperature", type=click.FloatRange(0, 2), default=None, help="For all formats; by format by default.")
+@click.option("--max-tokens", type=click.IntRange(1, 32768), default=None, help="Of one answer; by format by default.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="A tokenizer.json to count with, beside CLIP's.")
+@click.option("--retry-errors", is_flag=True, help="Also ask again for what ended with a final error.")
+@click.option("--rows-per-part", type=click.IntRange(1), default=1000, show_default=True, help="Rows of one file.")
+@click.option(
+    "--seconds-per-part",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="A file is written after so long, however few rows wait.",
+)
+@click.option(
+    "--price-in", type=click.FloatRange(0), default=0.0, metavar="NUMBER", help="Per million tokens of input."
+)
+@click.option(
+    "--price-out", type=click.FloatRange(0), default=0.0, metavar="NUMBER", help="Per million tokens of output."
+)
+@click.option("--executor", default="local", show_default=True, metavar="NAME", help="local, or ray (extra).")
+@click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Worker processes of ray.")
+@click.option("--run", "run", type=click.Path(path_type=Path), help="Folder for the page; runs/caption by default.")
+@click.option("--dry-run", is_flag=True, help="Count requests and estimate tokens and cost; ask nothing.")
+@workers_option
+@common()
+def command(
+    collection: Path,
+    formats: str,
+    backend: str,
+    model: str | None,
+    endpoint: tuple[str, ...],
+    concurrency: int | None,
+    options: tuple[str, ...],
+    split: str | None,
+    limit: int | None,
+    language: str,
+    alt_kinds: str | None,
+    longest_side: int,
+    temperature: float | None,
+    max_tokens: int | None,
+    tokenizer: Path | None,
+    retry_errors: bool,
+    rows_per_part: int,
+    seconds_per_part: float,
+    price_in: float,
+    price_out: float,
+    executor: str,
+    processes: int,
+    run: Path | None,
+    dry_run: bool,
+    workers: int | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Asks for captions of every picture of COLLECTION and writes them into it, with their provenance.
+
+    Nothing is overwritten. Ctrl-C or SIGTERM finishes what is in flight and writes it; the same command goes on, and
+    asks for nothing that is there.
+
+    \b
+    Example:
+      foveate caption my-pictures --format ssc,dsc --model Qwen/Qwen3-VL-8B-Instruct --endpoint http://127.0.0.1:8000/v1
+      foveate caption my-pictures --format dsc+,afc --model my-model --dry-run --price-in 0.2 --price-out 0.6
+    """
+    from foveate.caption.run import caption, plan
+    from foveate.caption.work import CaptionSettings, format_of
+    from foveate.report import render
+    from foveate.settings.recipes import validate
+    from foveate.settings.runs import RunFolder
+
+    given: dict[str, Any] = {
+        "formats": tuple(format_of(name) for name in _listed(formats)),
+        "split": split,
+        "limit": limit,
+        "seed": seed or 0,
+        "language": language,
+        "longest_side": longest_side,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "retry_errors": retry_errors,
+        "rows_per_part": rows_per_part,
+        "seconds_per_part": seconds_per_part,
+        "price_in": price_in,
+        "price_out": price_out,
+    }
+    if alt_kinds is not None:
+        given["alt_kinds"] = _listed(alt_kinds)
+    settings = validate(CaptionSettings, given, where="foveate caption")
+    chosen = {"model": model, "endpoint": endpoint or None, "concurrency": concurrency, "device": device}
+    answering = _backend_settings(backend, chosen, options)
+    if dry_run:
+        _, estimated = plan(collection, settings, backend=backend, backend_settings=answering)
+        finish(estimated, _planned(estimated), {}, as_json=as_json)
+        return
+    folder = RunFolder.create(run or Path("runs/caption"), command=["foveate", *sys.argv[1:]])
+    done = caption(
+        collection,
+        settings,
+        backend=backend,
+        backend_settings=answering,
+        run=folder,
+        executor=executor,
+        workers=workers or 2,
+        processes=processes,
+        tokenizer=tokenizer,
+    )
+    result = {**done.result, "command": ["foveate", *sys.argv[1:]]}
+    folder.write_result(result)
+    paths = {"usage": folder.path / "usage.jsonl", "report": render(folder.path)}
+    if not (folder.path / "usage.jsonl").is_file():
+        del paths["usage"]
+    finish(result, _lines(result), paths, as_json=as_json)
+    if done.failure is not None:
+        raise done.failure
+    if done.stopped:
+        sys.exit(130)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _backend_settings(backend: str, chosen: dict[str, Any], options: tuple[str, ...]) -> Settings:
+    """The checked settings of a backend from the options that were given."""
+    from foveate.caption.captioner import find_backend
+    from foveate.settings.errors import UserError
+    from foveate.settings.recipes import validate
+    from foveate.settings.yaml_text import read_yaml
+
+    found = find_backend(backend)
+    content = {name: value for name, value in chosen.items() if value is not None}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not equals or not name:
+            raise UserError(f"--option '{option}': write it as NAME=VALUE")
+        content[name] = read_yaml(text, where=f"--option {name}", kind="YAML")
+    return validate(found.settings, content, where=f"backend '{backend}'")
+
+
+def _planned(estimated: dict[str, Any]) -> list[str]:
+    lines = [f"{estimated['pictures']} pictures, {estimated['requests']} requests to ask"]
+    for kind, counts in estimated["formats"].items():
+        lines.append(f"{kind}: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
+    lines.append(f"about {estimated['tokens_in']} tokens in, {estimated['tokens_out']} tokens out")
+    if estimated["cost"]:
+        lines.append(f"cost about {estimated['cost']:.2f} at the given prices")
+    return lines
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for kind, tally in result["formats"].items():
+        errors, skipped = sum(tally["errors"].values()), sum(tally["skipped"].values())
+        parts = f"{tally['ok']} ok + {tally['repaired']} repaired + {errors} errors + {skipped} skipped"
+        lines.append(f"{kind}: {tally['in']} in = {parts}")
+        for name in ("errors", "flags", "skipped"):
+            if tally[name]:
+                lines.append(f"  {name}: " + ", ".join(f"{reason} {count}" for reason, count in tally[name].items()))
+    if result["only_scenes"]:
+        lines.append(
+            f"{result['backend']} writes from the truth of scenes: a check of the pipeline, no model's captions"
+        )
+    if result["cost"]["total"]:
+        lines.append(f"cost {result['cost']['total']:.4f} at the given prices")
+    return lines

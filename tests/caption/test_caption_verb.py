@@ -1,0 +1,157 @@
+"""`foveate caption` through the command line: words, JSON, dry run, page, mistakes in one sentence, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from captioned import make, rows, texts
+from chat_server import ChatServer, fails, good, says
+
+from foveate.cli.main import main
+from foveate.records.writer import CollectionWriter
+from foveate.settings import progress
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, output and errors."""
+    capsys.readouterr()
+    code: object = 0
+    try:
+        main([*map(str, arguments)])
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        progress.configure(quiet=False)
+    caught = capsys.readouterr()
+    return int(str(code or 0)), caught.out, caught.err
+
+
+def test_words_json_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    collection = make(tmp_path / "c")
+
+    def behave(number: int, body: dict[str, Any]) -> Any:
+        return says("I cannot do that.") if number % 5 == 4 else says(f"```json\n{good(body)}\n```")
+
+    with ChatServer(behave) as server:
+        arguments = ["caption", collection, "--format", "ssc,dsc+,DSC", "--model", "m", "--endpoint", server.url]
+        arguments += ["--run", tmp_path / "r", "--concurrency", "1", "--price-in", "2"]
+        code, out, err = run(capsys, *arguments)
+        assert code == 0
+        assert "ssc: 12 in = " in out
+        assert "repaired" in out
+        assert "refused" in out
+        assert "cost 0.00" in out
+        assert out.splitlines()[-1] == f"report: {tmp_path}/r/report.html"
+        assert "36 of 36; 7 errors, 7 of them refusals, cost" in err
+        code, out, _ = run(capsys, *arguments, "--json", "--quiet")
+    result = json.loads(out)
+    assert result["formats"]["dsc_plus"]["in"] == 12
+    assert result["paths"]["report"] == f"{tmp_path}/r/report.html"
+    page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    for words in ("DSC+", "code fence", "final error earlier", "Boat ", "CLIP tokens", "data:image/webp"):
+        assert words in page, words
+    assert "http://" not in page.replace(server.url, "").replace("http://www.w3.org", "")
+
+
+def test_a_dry_run_asks_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    collection = make(tmp_path / "c")
+    before = {path: path.stat().st_mtime_ns for path in collection.rglob("*")}
+    arguments = ["caption", collection, "--format", "ssc,afc", "--model", "m", "--dry-run", "--run", tmp_path / "r"]
+    code, out, _ = run(capsys, *arguments, "--price-in", "1000", "--price-out", "1000")
+    assert code == 0
+    assert "12 pictures, 24 requests to ask" in out
+    assert "cost about" in out
+    code, out, _ = run(capsys, *arguments, "--json", "--limit", "5")
+    planned = json.loads(out)
+    assert planned["requests"] == 10
+    assert planned["formats"]["afc"] == {"in": 5, "to ask": 5, "done": 0, "final error earlier": 0}
+    assert planned["tokens_in"] > 10 * 100
+    assert planned["tokens_out"] > 10 * 20
+    assert {path: path.stat().st_mtime_ns for path in collection.rglob("*")} == before
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--format", "ssc,dcs", "--model", "m"], "unknown caption format 'dcs'.*did you mean 'dsc'"),
+        (["--format", "", "--model", "m"], "field 'formats'"),
+        (["--format", "ssc"], "backend 'http': field 'model': field required"),
+        (
+            ["--format", "ssc", "--model", "m", "--backend", "htp"],
+            "unknown captioner backend 'htp'.*did you mean 'http'",
+        ),
+        (["--format", "ssc", "--model", "m", "--option", "tiemout_seconds=3"], "did you mean 'timeout_seconds'"),
+        (["--format", "ssc", "--model", "m", "--option", "nothing"], "write it as NAME=VALUE"),
+        (["--format", "ssc", "--model", "m", "--device", "cuda"], "unknown field 'device'"),
+        (["--format", "ssc", "--model", "m", "--endpoint", "host"], "--endpoint 'host'"),
+        (["--format", "ssc", "--model", "m", "--executor", "locl"], "unknown executor 'locl'.*did you mean 'local'"),
+        (["--format", "ssc", "--model", "m", "--split", "tset"], "did you mean 'test'"),
+        (["--format", "ssc", "--model", "m", "--language", "En{glish"], "language 'En{glish'"),
+        (["--format", "ssc", "--model", "m", "--tokenizer", "nowhere.json"], "nowhere.json: no such file"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    import re
+
+    collection = make(tmp_path / "c", 4)
+    code, out, err = run(capsys, "caption", collection, *arguments, "--run", tmp_path / "r", "--quiet")
+    assert code == 1
+    assert re.search(said, err), err
+    assert len(err.splitlines()) == 1
+    assert not out
+
+
+def test_a_second_process_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    collection = make(tmp_path / "c", 4)
+    with CollectionWriter(collection, source="holidays"):
+        arguments = ["caption", collection, "--format", "ssc", "--model", "m", "--run", tmp_path / "r"]
+        code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert "is being written by process" in err
+    assert "(adding holidays)" in err
+
+
+def test_a_run_that_cannot_go_on_says_why_and_keeps_what_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collection = make(tmp_path / "c", 8)
+    with ChatServer(lambda n, body: says(good(body)) if n < 3 else fails(401, "bad key")) as server:
+        arguments = ["caption", collection, "--format", "ssc", "--model", "m", "--endpoint", server.url]
+        code, out, err = run(capsys, *arguments, "--run", tmp_path / "r", "--concurrency", "1", "--quiet")
+    assert code == 1
+    assert "stopped before 5" in out
+    assert "HTTP 401" in err
+    assert len(rows(collection)) == 3
+    assert "It ended early" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_what_is_in_flight(tmp_path: Path, number: signal.Signals) -> None:
+    collection = make(tmp_path / "c", 60)
+    with ChatServer(lambda n, body: says(good(body), seconds=0.05)) as server:
+        command = [sys.executable, "-m", "foveate", "caption", str(collection), "--format", "ssc,dsc", "--model", "m"]
+        command += ["--endpoint", server.url, "--run", str(tmp_path / "r"), "--concurrency", "4", "--quiet"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
+        while len(server.requests) < 20:
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+        asked = len(server.requests)
+        assert process.returncode == 130
+        assert "stopped before" in out
+        assert len(rows(collection)) == asked
+        assert 20 <= asked < 100
+        assert subprocess.run(command, timeout=120, stdout=subprocess.DEVNULL).returncode == 0
+        assert len(server.requests) == 120
+    assert len(texts(collection)) == 120
