@@ -272,8 +272,8 @@ def test_pictures_that_cannot_be_read_are_quarantined_and_counted(tmp_path: Path
 
 def test_parts_are_written_every_so_many_rows(tmp_path: Path) -> None:
     collection = make(tmp_path / "c", 12)
-    with ChatServer() as server:
-        ask(collection, server.url, formats=("ssc",), rows_per_part=2, http_concurrency=2)
+    with ChatServer(lambda number, body: says(good(body), seconds=0.05)) as server:
+        ask(collection, server.url, formats=("ssc",), rows_per_part=2, http_concurrency=1)
     assert 4 <= len(list((collection / "annotations" / "captions").glob("added-*"))) <= 6
 
 

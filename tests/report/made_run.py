@@ -290,7 +290,36 @@ def small_results(folder: Path) -> dict[str, dict[str, Any]]:
     recipe = {"name": "tour", "training": {"steps": 900, "batch_size": 192, "betas": [0.9, 0.98]}, "seed": 0}
     table = {"columns": tour["columns"], "table": tour["table"]}
     examples = [*tour["locate"][:6], *tour["choose"][:4], *tour["searches"][:2]]
+    tally = {
+        "in": 12,
+        "ok": 3,
+        "repaired": 7,
+        "errors": {"refused": 1},
+        "skipped": {"done": 1},
+        "flags": {"code_fence": 7},
+    }
+    spread = {"n": 10, "mean": 12.0, "p05": 9.0, "median": 11.5, "p95": 20.0}
+    spread["histogram"] = {"edges": [0.0, 10.0, 20.0], "counts": [4, 6]}
+    texts = [
+        {"kind": "alt", "text": "<b>A boat</b> in Kiel"},
+        {"kind": "dsc_plus", "text": "A boat lies in a harbour. " * 20, "flags": ["code_fence"], "clip_tokens": 120},
+    ]
     return {
+        "caption": {
+            "kind": "caption",
+            "collection": "boats",
+            "backend": "http",
+            "model": "m",
+            "revision": "r1",
+            "pictures": 12,
+            "seconds": 3.5,
+            "failure": "the server is away",
+            "cost": {"in": 0.1, "out": 0.2, "total": 0.3},
+            "formats": {kind: tally for kind in ("ssc", "dsc_plus")},
+            "made": {"ssc": {"captions": 10, "clip_tokens": spread, "seconds": spread}, "dsc_plus": {"captions": 0}},
+            "examples": [{"key": "p/1", "picture": samples[0]["picture"], "texts": texts}],
+            "command": ["foveate", "caption", "boats"],
+        },
         "pretrain": {
             "kind": "pretrain",
             "recipe": recipe,

@@ -17,7 +17,7 @@ from foveate.report import render
 from foveate.report.render import kinds
 from foveate.settings.errors import UserError
 
-KINDS = ["evaluate", "inspect", "locate", "pretrain", "search"]
+KINDS = ["caption", "evaluate", "inspect", "locate", "pretrain", "search"]
 
 
 class Reader(HTMLParser):
@@ -186,6 +186,9 @@ def test_small_pages_say_their_content(tmp_path: Path) -> None:
         for kind in KINDS
     }
     assert "truncated picture 3 a/<b>.jpg" in texts["inspect"]
+    assert "<b>A boat</b> in Kiel" in texts["caption"]
+    assert "it ended early: the server is away" in texts["caption"].lower()
+    assert "code fence 7" in texts["caption"]
     assert "12,842" in texts["inspect"]
     assert "batch size 192" in texts["pretrain"]
     assert "0.9, 0.98" in texts["pretrain"]

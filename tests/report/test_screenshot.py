@@ -56,7 +56,7 @@ def made(tmp_path: Path, kind: str) -> Path:
     return render(made_run.write_run(folder, result))
 
 
-@pytest.mark.parametrize("kind", ["tour", "pretrain", "evaluate", "inspect", "locate", "search"])
+@pytest.mark.parametrize("kind", ["tour", "caption", "pretrain", "evaluate", "inspect", "locate", "search"])
 def test_no_sideways_scrolling_on_a_phone_and_nothing_is_loaded(tmp_path: Path, kind: str) -> None:
     page = made(tmp_path, kind)
     html = page.read_text(encoding="utf-8")
