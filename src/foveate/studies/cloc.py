@@ -5,16 +5,20 @@ All variants share the pictures, the frozen features, the texts and the steps; o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foveate.settings.errors import UserError
 from foveate.studies.cells import Cell
 from foveate.studies.noise import Noise
 from foveate.studies.real_regions import DETAILS, KGEOGRAPHY, find_installed
 from foveate.studies.study import Claim, Condition, Design, Extra, Measure, Row
+
+if TYPE_CHECKING:
+    from foveate.studies.kept import KeptFeatures
 
 MEASURES = (
     Measure("name", "What is in this box? Right name of all"),
@@ -55,8 +59,8 @@ CONDITIONS = (
     Condition(
         COARSE,
         "True boxes, coarse grid",
-        "the scenes of true boxes at 128 pixels, so a grid of 8 x 8, with M = 2 and half the batch; only for pooling "
-        "over all tokens, which costs some 20 times as much a step on the full grid",
+        "the scenes of true boxes at 128 pixels, so a grid of 8 x 8, with M = 2; only for pooling over all tokens, "
+        "which costs some 20 times as much a step on the full grid",
     ),
     Condition(MAPS, "Real regions: maps", "divisions of kgeography's maps, recoloured at random; new colours in tests"),
 )
@@ -178,7 +182,7 @@ class Scale:
 
 
 STUDY_SCENES = 11  # seed of the series of scenes
-FULL = Scale(train_scenes=3000, test_scenes=400, steps=300, batch_size=112, map_drawings=8, seeds=5)
+FULL = Scale(train_scenes=3000, test_scenes=400, steps=300, batch_size=64, map_drawings=8, seeds=5)
 QUICK = Scale(train_scenes=1200, test_scenes=150, steps=150, batch_size=80, map_drawings=4, seeds=2)
 
 
@@ -197,11 +201,10 @@ def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
 def overrides(cell: Cell, scale: Scale) -> list[str]:
     """What the cell changes in its recipe."""
     coarse = ["image_encoder.image_size=128", "data.regions_per_picture=2"] if cell.condition == COARSE else []
-    batch = scale.batch_size // 2 if cell.condition == COARSE else scale.batch_size
     return [
         f"training.steps={scale.steps}",
         f"training.warmup_steps={scale.steps // 10}",
-        f"training.batch_size={batch}",
+        f"training.batch_size={scale.batch_size}",
         f"training.seed={cell.seed}",
         "training.workers=1",
         f"training.checkpoint_every={scale.steps}",
@@ -227,6 +230,13 @@ class Work:
     scale: Scale
     extras: Mapping[str, Path]
     device: str | None = None
+
+    @functools.cached_property
+    def kept(self) -> KeptFeatures:
+        """Frozen features of test pictures, cut-outs and texts, which all cells of this process share."""
+        from foveate.studies.kept import KeptFeatures
+
+        return KeptFeatures()
 
     def collection_path(self, condition: str) -> Path:
         """The pictures of a condition; spoiled boxes lie on the same ones as true boxes."""
@@ -273,6 +283,7 @@ class Work:
         if trained.model_folder is None:
             raise KeyboardInterrupt
         model = load_model(trained.model_folder, device=self.device)
+        self.kept.serve(model)
         return self._measured(model, collection, crops=cell.variant == "clip", seed=cell.seed)
 
     def _measured(self, model: Any, collection: Any, *, crops: bool, seed: int) -> dict[str, float]:
