@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -169,16 +170,35 @@ def test_the_papers_run_on_the_papers_machine() -> None:
 def test_memory_falls_with_fsdp_parts_and_checkpoints(b16: costs.ModelCost) -> None:
     recipe = load(PretrainRecipe, "cloc-vit-b16")
 
-    def total(devices: int = 8, accumulate: int = 1, parallel: str = "ddp", checkpointed: bool = False) -> float:
-        return memory_per_device(recipe, b16, Layout(devices, accumulate, parallel, checkpointed))["total"]
+    def total(devices: int = 8, accumulate: int = 1, parallel: str = "ddp", towers: Sequence[str] = ()) -> float:
+        return memory_per_device(recipe, b16, Layout(devices, accumulate, parallel, frozenset(towers)))["total"]
 
     assert total(parallel="fsdp") < total()
     assert total(accumulate=4) < total()
-    assert total(checkpointed=True) < total()
+    assert total(towers=["image_encoder", "text_encoder"]) < total(towers=["image_encoder"]) < total()
     assert total(devices=64) < total()
     one = memory_per_device(recipe, b16, Layout(1, 1, "ddp"))
     assert one["weights"] + one["gradients"] + one["optimizer"] == 16 * b16.trained
     assert one["ddp_buckets"] == 0
+
+
+def test_checkpointing_is_priced_where_there_is_a_switch() -> None:
+    both = [f"{tower}.checkpointing=true" for tower in ("image_encoder", "text_encoder")]
+    plain, chosen = (price(load(PretrainRecipe, "cloc-vit-b16", changes)) for changes in ([], both))
+    assert plain["checkpointing"] == {"possible": ["image_encoder", "text_encoder"], "chosen": []}
+    assert chosen["checkpointing"]["chosen"] == ["image_encoder", "text_encoder"]
+    assert chosen["memory_per_device"]["total"] == plain["memory_per_device_checkpointed"]
+    assert chosen["memory_per_device"]["total"] < plain["memory_per_device"]["total"]
+    parts = plain["flops_per_picture"]
+    again = (parts["image tower"] + parts["caption"] + parts["phrases"]) * plain["samples"]
+    assert chosen["flops_in_all"] - plain["flops_in_all"] == pytest.approx(again)
+    said = "\n".join(lines(plain))
+    assert "image_encoder.checkpointing=true and text_encoder.checkpointing=true" in said
+    assert "checkpointing=true" not in "\n".join(lines(chosen))
+    tour = price(load(PretrainRecipe, "tour"))
+    assert tour["checkpointing"]["possible"] == []
+    assert tour["memory_per_device_checkpointed"] == tour["memory_per_device"]["total"]
+    assert "checkpointing" not in "\n".join(lines(tour))
 
 
 def test_what_does_not_fit_is_named_with_what_would() -> None:

@@ -7,7 +7,7 @@ reached (MFU). Communication between devices is not modelled: it is part of that
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,12 @@ from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.settings.errors import UserError
 from foveate.training.picture_texts import PictureTexts
+from foveate.vision.localiser.settings import LocaliserSettings
+from foveate.vision.registry import tower_options
 
 MFU = 0.4
+# Of the parts of `flops_per_picture`, those of each tower.
+TOWERS = {"image_encoder": ("image tower",), "text_encoder": ("caption", "phrases")}
 # Without a collection: a photograph whose longer side has some 640 pixels, and a noun phrase with its two end tokens.
 PICTURE_BYTES = 100_000
 PHRASE_TOKENS = 10
@@ -30,12 +34,15 @@ PHRASE_TOKENS = 10
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is spread: devices, parts of a process's share, DDP or FSDP2."""
+    """How a step is spread: devices, parts of a process's share, DDP or FSDP2.
+
+    checkpointed: towers ("image_encoder", "text_encoder") whose layers are computed again in the backward pass.
+    """
 
     devices: int
     accumulate: int
     parallel: str
-    checkpointed: bool = False
+    checkpointed: frozenset[str] = frozenset()
 
 
 def price(
@@ -69,7 +76,9 @@ def price(
         )
     found = check_collection(recipe, collection) if collection is not None else {}
     with torch.device("meta"):
-        model = build_model(recipe)
+        model = build_model(_keeping_all(recipe))  # what checkpointing saves is then worked out from the whole
+    able = frozenset(name for name in TOWERS if _has_switch(model.recipe, name))
+    chosen = frozenset(name for name in able if getattr(recipe, name).get("checkpointing"))
     cached = bool(model.image_encoder.fingerprint())
     feature_bytes = math.prod(model.image_encoder.feature_shape) * model.image_encoder.feature_dtype.itemsize
     task = PretrainTask(model)
@@ -77,15 +86,17 @@ def price(
 
     steps = settings.steps if samples is None else max(1, round(samples / settings.batch_size))
     per_picture = flops_per_picture(recipe, cost)
+    again = per_picture["forward"] if settings.accumulate > 1 else 0.0
+    again += sum(per_picture[part] for name in chosen for part in TOWERS[name])
     step_flops = settings.batch_size * per_picture["total"]
-    extra = 1.0 if settings.accumulate == 1 else 1 + per_picture["forward"] / per_picture["total"]
+    extra = 1 + again / per_picture["total"]
     loss = costs.loss_flops(with_regions=recipe.regions.method != "none", processes=devices, **_loss_shape(recipe))
     peak = device.tflops if settings.precision == "bf16" else device.wide_tflops
     seconds_model = step_flops * extra / devices / (peak * 1e12 * mfu)
     seconds_loss = loss / (device.wide_tflops * 1e12 * mfu)
     seconds = seconds_model + seconds_loss
     picture = feature_bytes if cached else found.get("picture_bytes", PICTURE_BYTES)
-    layout = Layout(devices, settings.accumulate, settings.parallel)
+    layout = Layout(devices, settings.accumulate, settings.parallel, chosen)
     memory = memory_per_device(recipe, cost, layout)
     capacity = device.gigabytes * 1e9
     result: dict[str, Any] = {
@@ -117,11 +128,10 @@ def price(
         "bytes_read_per_second": picture * settings.batch_size / seconds,
         "bytes_read_in_all": picture * settings.batch_size * steps,
         "memory_per_device": memory,
-        "memory_per_device_checkpointed": memory_per_device(
-            recipe, cost, Layout(devices, settings.accumulate, settings.parallel, checkpointed=True)
-        )["total"],
-        "memory_ddp": memory_per_device(recipe, cost, Layout(devices, settings.accumulate, "ddp"))["total"],
-        "memory_fsdp": memory_per_device(recipe, cost, Layout(devices, settings.accumulate, "fsdp"))["total"],
+        "checkpointing": {"possible": sorted(able), "chosen": sorted(chosen)},
+        "memory_per_device_checkpointed": memory_per_device(recipe, cost, replace(layout, checkpointed=able))["total"],
+        "memory_ddp": memory_per_device(recipe, cost, replace(layout, parallel="ddp"))["total"],
+        "memory_fsdp": memory_per_device(recipe, cost, replace(layout, parallel="fsdp"))["total"],
         "fits": memory["total"] <= capacity,
         # What Adam keeps and what it works on: weights, gradients and two moments in float32.
         "optimizer_bytes": 16 * sum(cost.parameters.values()),
@@ -158,6 +168,18 @@ def check_collection(recipe: PretrainRecipe, collection: Collection) -> dict[str
         "picture_bytes": float(lengths.mean()),
         "kinds_missing": sorted(set(kinds) - set(there)),
     }
+
+
+def _keeping_all(recipe: PretrainRecipe) -> PretrainRecipe:
+    """The recipe without checkpointing."""
+    towers = {name: {k: v for k, v in getattr(recipe, name).items() if k != "checkpointing"} for name in TOWERS}
+    return recipe.model_copy(update=towers)
+
+
+def _has_switch(recipe: LocaliserSettings, name: str) -> bool:
+    """Whether a tower has the option `checkpointing`; a frozen one keeps no activations in any case."""
+    options = getattr(recipe, name)
+    return "checkpointing" in tower_options(options["kind"], name) and not options.get("frozen")
 
 
 def _regions(recipe: PretrainRecipe) -> int:
@@ -228,10 +250,11 @@ def memory_per_device(recipe: PretrainRecipe, cost: ModelCost, layout: Layout) -
     share = layout.devices if sharded else 1
     samples = settings.batch_size / layout.devices / layout.accumulate
     regions = _regions(recipe)
-    per_picture = cost.image.activations(checkpointed=layout.checkpointed)
+    of_text = "text_encoder" in layout.checkpointed
+    per_picture = cost.image.activations(checkpointed="image_encoder" in layout.checkpointed)
     phrase = cost.text.at_length(min(PHRASE_TOKENS, cost.text.length))
-    per_picture += cost.text.activations(checkpointed=layout.checkpointed)
-    per_picture += regions * phrase.activations(checkpointed=layout.checkpointed)
+    per_picture += cost.text.activations(checkpointed=of_text)
+    per_picture += regions * phrase.activations(checkpointed=of_text)
     if recipe.regions.method == "prompter":
         per_picture += costs.prompter_activations(
             tokens=cost.image.length,

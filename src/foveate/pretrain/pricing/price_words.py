@@ -36,7 +36,10 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"{result['bytes_read_per_second'] / 1e6:,.4g} MB/s and {result['pictures_per_second']:,.4g} pictures/s "
         f"in all, {result['bytes_read_in_all'] / 1e12:,.3g} TB over the run",
         f"memory per device: {memory['total'] / 1e9:,.4g} of {hardware['gb']:,.4g} GB ({by_use})",
-        f"with ddp {result['memory_ddp'] / 1e9:,.4g} GB, with fsdp {result['memory_fsdp'] / 1e9:,.4g} GB, "
-        f"with checkpointed activations {result['memory_per_device_checkpointed'] / 1e9:,.4g} GB",
+        f"with ddp {result['memory_ddp'] / 1e9:,.4g} GB, with fsdp {result['memory_fsdp'] / 1e9:,.4g} GB",
     ]
+    possible, chosen = result["checkpointing"]["possible"], result["checkpointing"]["chosen"]
+    if possible != chosen:
+        switches = " and ".join(f"{name}.checkpointing=true" for name in possible)
+        said.append(f"with {switches} {result['memory_per_device_checkpointed'] / 1e9:,.4g} GB, and the layers twice")
     return said + [f"warning: {sentence}" for sentence in result["warnings"]]
