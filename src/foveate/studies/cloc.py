@@ -99,6 +99,12 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...], Noise]] = {
 # CLIP sees no boxes, so spoiled ones change nothing; controls say all they have to say on true boxes.
 _ONLY_TRUE = ("clip", "shuffled-phrases", "shuffled-boxes")
 _ON_COARSE = ("cloc", "pool-all")
+_MAIN = {
+    TRUE: ("cloc", "clip", "roi", "shuffled-phrases", "shuffled-boxes"),
+    NOISY: ("cloc", "roi"),
+    COARSE: _ON_COARSE,
+    MAPS: ("cloc", "clip", "roi"),
+}
 _ON_MAPS = ("cloc", "clip", "roi", "filter-none", "shuffled-phrases", "shuffled-boxes")
 
 
@@ -182,12 +188,15 @@ class Scale:
 
 
 STUDY_SCENES = 11  # seed of the series of scenes
-FULL = Scale(train_scenes=3000, test_scenes=400, steps=300, batch_size=64, map_drawings=8, seeds=5)
+FULL = Scale(train_scenes=3000, test_scenes=400, steps=300, batch_size=80, map_drawings=8, seeds=5)
 QUICK = Scale(train_scenes=1200, test_scenes=150, steps=150, batch_size=80, map_drawings=4, seeds=2)
 
 
 def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
-    """All trainings of the study, those of the first seed first, the reference before all."""
+    """All trainings of the study: first the main comparisons of every seed, then the other parts, seed by seed.
+
+    So that a study which is stopped early has seeds enough for what matters most.
+    """
     found = []
     for number in range(seed, seed + scale.seeds):
         full = [variant for variant in VARIANTS if variant != "pool-all"]
@@ -195,7 +204,7 @@ def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
         found += [Cell(number, NOISY, variant) for variant in full if variant not in _ONLY_TRUE]
         found += [Cell(number, COARSE, variant) for variant in _ON_COARSE]
         found += [Cell(number, MAPS, variant) for variant in _ON_MAPS if MAPS in extras]
-    return found
+    return sorted(found, key=lambda cell: cell.variant not in _MAIN[cell.condition])
 
 
 def overrides(cell: Cell, scale: Scale) -> list[str]:
