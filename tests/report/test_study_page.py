@@ -62,8 +62,9 @@ def test_forest_places_means_and_intervals() -> None:
 
 def test_numbers_have_true_minus_signs() -> None:
     assert signed(-0.05) == "−0.050"
-    assert mean_and_half(Value(value=-0.5, low=-0.6, high=-0.4)) == "−0.500 ± 0.100"
-    assert mean_and_half(None) == "–"
+    assert mean_and_half(Value(value=-0.5, low=-0.6, high=-0.4, n=5), seeds=5) == "−0.500 ± 0.100"
+    assert mean_and_half(Value(value=-0.5, low=-0.6, high=-0.4, n=3), seeds=5) == "−0.500 ± 0.100 (n 3)"
+    assert mean_and_half(None, seeds=5) == "–"
 
 
 def test_difference_bar_is_centred_on_zero() -> None:

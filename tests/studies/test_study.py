@@ -249,6 +249,25 @@ def test_a_very_small_study_from_nothing_to_a_page(
     assert "all 18 trainings are finished" in capsys.readouterr().err
 
 
+def test_the_result_so_far_is_of_the_finished_trainings(tmp_path: Path) -> None:
+    run = tmp_path / "study"
+    with pytest.raises(UserError, match="holds no study yet"):
+        run_study("cloc", run, so_far=True, quick=True)
+    store = CellStore(run / "cells", cloc.identity(cloc.QUICK, extras=[]))
+    with pytest.raises(UserError, match="no training is finished yet"):
+        run_study("cloc", run, so_far=True, quick=True)
+    for seed in (0, 1):
+        store.finish(Cell(seed, "true", "cloc"), {"name": 0.5 + seed / 10, "name_shuffled": 0.1}, 1.0)
+    store.finish(Cell(0, "true", "roi"), {"name": 0.4}, 1.0)
+    result = run_study("cloc", run, so_far=True, quick=True)
+    assert (result["trainings"], result["planned"], result["seeds"]) == (3, 2 * (11 + 8 + 2), [0, 1])
+    text = results_table(result)
+    assert "3 of 42 trainings" in text
+    assert "| CLOC with RoI-Align | .400 (n 1) |" in text
+    assert "of 42, the others are to come" in render(run).read_text()
+    assert not list((run / "cells").glob("at-work/*")), "nothing was trained"
+
+
 def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, maps: Path) -> None:
     plan = run_study("cloc", tmp_path / "study", dry_run=True, quick=True, data=(maps.parents[2],))
     assert plan["trainings"] == 2 * (11 + 8 + 2 + 6)
@@ -387,7 +406,7 @@ def test_the_results_table_is_filled_from_the_run(tmp_path: Path) -> None:
         "conditions": [{"key": "true", "title": "True", "what": "all right"}],
         "rows": [{"key": row.key, "title": row.title} for row in design().rows],
         "measures": [{"key": "name", "title": "Name", "control": False}],
-        "real": [{"name": "maps", "package": "some-package", "used": False}],
+        "planned": 4, "real": [{"name": "maps", "package": "some-package", "used": False}],
         "version": "1", "command": ["foveate", "study", "made"], **found,
     }  # fmt: skip
     text = results_table(result)

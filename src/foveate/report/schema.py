@@ -74,6 +74,7 @@ class Value(Part):
     value: float
     low: float | None = None
     high: float | None = None
+    n: int | None = None
 
 
 class Row(Part):

@@ -17,21 +17,23 @@ def _number(value: float) -> str:
     return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 
 
-def _cell(found: Mapping[str, Any] | None) -> str:
+def _cell(found: Mapping[str, Any] | None, *, seeds: int) -> str:
     if found is None:
         return ""
+    fewer = "" if found["n"] == seeds else f" (n {found['n']})"
     if found["low"] is None:
-        return _number(found["value"])
-    return f"{_number(found['value'])} ± {_number((found['high'] - found['low']) / 2)}"
+        return _number(found["value"]) + fewer
+    return f"{_number(found['value'])} ± {_number((found['high'] - found['low']) / 2)}{fewer}"
 
 
 def results_table(result: Mapping[str, Any]) -> str:
     """The run's own words, a table per condition, and every claim with its difference and verdict."""
     command = " ".join(result["command"])
     lines = [
-        f"`{command}`, Foveate {result['version']}: {len(result['seeds'])} seeds, {result['trainings']} trainings, "
+        f"`{command}`, Foveate {result['version']}: {len(result['seeds'])} seeds, "
+        f"{result['trainings']} of {result.get('planned', result['trainings'])} trainings, "
         f"{', '.join(f'{name} {value}' for name, value in result['scale'].items())}. Mean and half of the 95 % "
-        "t-interval over seeds.",
+        "t-interval over seeds; n where a variant has fewer seeds than there are.",
         "",
     ]
     for real in result["real"]:
@@ -43,29 +45,31 @@ def results_table(result: Mapping[str, Any]) -> str:
         claims = [claim for claim in result["claims"] if claim["condition"] == condition["key"]]
         if claims:
             lines += ["", "| claim | difference, 95 % interval | must hold | verdict |", "|---|---|---|---|"]
-            lines += [_claim_line(claim) for claim in claims]
+            lines += [_claim_line(claim, seeds=len(result["seeds"])) for claim in claims]
     return "\n".join(lines)
 
 
 def _condition_table(result: Mapping[str, Any], condition: str) -> list[str]:
     entries = {entry["row"]: entry for entry in result["table"] if entry["condition"] == condition}
+    seeds = len(result["seeds"])
     measured = {key for entry in entries.values() for key in entry["values"]}
     measures = [one for one in result["measures"] if one["key"] in measured]
     lines = [f"| variant | {' | '.join(one['title'] for one in measures)} |", f"|---|{'---|' * len(measures)}"]
     for row in result["rows"]:
         if row["key"] in entries:
-            values = (_cell(entries[row["key"]]["values"].get(one["key"])) for one in measures)
+            values = (_cell(entries[row["key"]]["values"].get(one["key"]), seeds=seeds) for one in measures)
             lines.append(f"| {row['title']} | {' | '.join(values)} |")
     return lines
 
 
-def _claim_line(claim: Mapping[str, Any]) -> str:
+def _claim_line(claim: Mapping[str, Any], *, seeds: int) -> str:
     found = claim["difference"]
     span = f"{found['value']:+.3f}" + (
         "" if found["low"] is None else f" ({found['low']:+.3f} to {found['high']:+.3f})"
     )
     more = f", more than {claim['margin']:+.2f}" if claim["margin"] else ""
     source = f" ({claim['source']})" if claim["source"] else ""
+    span += "" if found["n"] == seeds else f", n {found['n']}"
     return f"| {claim['text']}{source} | {span} | {'yes' + more if claim['asserted'] else 'no'} | {claim['verdict']} |"
 
 

@@ -49,6 +49,7 @@ def run_study(
     device: str | None = None,
     data: tuple[Path, ...] = (),
     dry_run: bool = False,
+    so_far: bool = False,
     command: list[str] | None = None,
 ) -> dict[str, Any]:
     """Works on all cells of a study and returns its result; repeated, it goes on where it was.
@@ -58,10 +59,10 @@ def run_study(
         seeds: trainings of each variant; the scale's own number by default. seed: the first of them.
         workers: processes, one thread each. Further calls on the same folder, also from elsewhere, help.
         data: folders in which packages with real regions were unpacked, besides the system's own.
-        dry_run: only count the trainings.
+        dry_run: only count the trainings. so_far: only write the result of those that are finished.
 
     Raises:
-        UserError: for an unknown study, or a folder that holds another study.
+        UserError: for an unknown study, a folder that holds another study, or with `so_far` one without a training.
     """
     study = study_of(name)
     scale = scale or (study.QUICK if quick else study.FULL)
@@ -71,8 +72,16 @@ def run_study(
     cells: list[Cell] = study.cells(scale, seed=seed, extras=extras)
     if dry_run:
         return _plan(study, cells, scale, extras)
+    if so_far and not (run_path / "cells").is_dir():
+        raise UserError(f"{run_path}: holds no study yet; leave --so-far out to begin one")
     run = RunFolder.create(run_path, command=command)
     store = CellStore(run.path / "cells", study.identity(scale, extras=extras))
+    if so_far:
+        if all(store.done(cell) is None for cell in cells):
+            raise UserError(f"{run_path}: no training is finished yet")
+        result = _result(study, store, cells, scale, extras, command)
+        run.write_result(result)
+        return result
     work = study.Work(run.path, scale, extras, device)
     started = time.monotonic()
     _prepare(work)
@@ -175,6 +184,7 @@ def _result(
         "real": _real(design, extras),
         "limits": list(design.limits),
         "trainings": len(done),
+        "planned": len(cells),
         "seconds": {"trainings": round(sum(one.seconds for one in done.values()), 1)},
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
         "version": foveate.__version__,

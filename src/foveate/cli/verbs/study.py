@@ -21,6 +21,7 @@ from foveate.cli.options import common, finish
     help="Folder into which a package with real regions was unpacked; may be repeated.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only say what would be trained.")
+@click.option("--so-far", is_flag=True, help="Only write the result of the trainings that are finished.")
 @common()
 def command(
     name: str,
@@ -30,6 +31,7 @@ def command(
     workers: int,
     data: tuple[Path, ...],
     dry_run: bool,
+    so_far: bool,
     as_json: bool,
     seed: int | None,
     device: str | None,
@@ -59,6 +61,7 @@ def command(
         device=device,
         data=data,
         dry_run=dry_run,
+        so_far=so_far,
         command=["foveate", *sys.argv[1:]],
     )
     real = [

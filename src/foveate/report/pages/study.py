@@ -76,6 +76,7 @@ class StudyResult(Part):
     real: list[StudyReal] = []
     limits: list[str] = []
     trainings: int = 0
+    planned: int = 0
     seconds: dict[str, float] = {}
     machine: Machine = Machine()
     version: str = ""
@@ -121,19 +122,20 @@ def number_lines(r: StudyResult, condition: str) -> list[tuple[StudyRow, list[st
     """Rows of the plain table: mean and half of the interval for every measure."""
     by_row = {entry.row: entry for entry in r.table if entry.condition == condition}
     return [
-        (row, [mean_and_half(by_row[row.key].values.get(measure.key)) for measure in r.measures])
+        (row, [mean_and_half(by_row[row.key].values.get(measure.key), seeds=len(r.seeds)) for measure in r.measures])
         for row in r.rows
         if row.key in by_row
     ]
 
 
-def mean_and_half(value: Value | None) -> str:
-    """`0.466 ± 0.041`; a dash where nothing was measured."""
+def mean_and_half(value: Value | None, *, seeds: int) -> str:
+    """`0.466 ± 0.041`, with n where it has fewer seeds than the study; a dash where nothing was measured."""
     if value is None:
         return "–"
+    fewer = "" if value.n in (None, seeds) else f" (n {value.n})"
     if value.low is None or value.high is None:
-        return f"{value.value:.3f}".replace("-", "−")
-    return f"{value.value:.3f} ± {(value.high - value.low) / 2:.3f}".replace("-", "−")
+        return f"{value.value:.3f}{fewer}".replace("-", "−")
+    return f"{value.value:.3f} ± {(value.high - value.low) / 2:.3f}{fewer}".replace("-", "−")
 
 
 def tally(claims: Sequence[StudyClaim]) -> list[tuple[str, int]]:
@@ -155,7 +157,9 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         for condition in r.conditions
     ]
     names = {"train_scenes": "Training scenes", "test_scenes": "Test scenes", "steps": "Steps", "batch_size": "Batch"}
-    facts = [("Seeds", str(len(r.seeds))), ("Trainings", numbers.count(r.trainings))]
+    unfinished = f" of {numbers.count(r.planned)}, the others are to come" if r.planned > r.trainings else ""
+    trainings = f"{numbers.count(r.trainings)}{unfinished}"
+    facts = [("Seeds", str(len(r.seeds))), ("Trainings", trainings)]
     facts += [(title, numbers.count(r.scale[name])) for name, title in names.items() if name in r.scale]
     facts.append(("Processor time of the trainings", numbers.duration(r.seconds.get("trainings"))))
     context = {
