@@ -1,0 +1,92 @@
+"""`foveate audit`: what the captions of a collection are worth, format by format."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from foveate.cli.options import common, finish
+from foveate.cli.tables import measured
+
+
+@click.command("audit", short_help="How long, rich and true captions are.")
+@click.argument("collection", type=click.Path(path_type=Path))
+@click.option("--formats", default=None, metavar="FORMAT,...", help="Such as alt,ssc,dsc; all by default.")
+@click.option("--sample", type=click.IntRange(1), default=2000, show_default=True, help="At most this many pictures.")
+@click.option("--split", default=None, help="Split to sample; all pictures by default.")
+@click.option("--prefer", multiple=True, metavar="MODEL", help="Caption model to prefer, best first; may be repeated.")
+@click.option("--context", type=click.IntRange(8), default=77, show_default=True, help="CLIP tokens that are read.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), default=None, help="Count in this tokenizer.json, too.")
+@click.option(
+    "--entity", type=click.Choice(["phrase", "head"]), default="phrase", show_default=True, help="What counts."
+)
+@click.option("--tagger", default="rules", show_default=True, metavar="NAME", help="Tagger of noun phrases.")
+@click.option("--judge", type=click.Path(path_type=Path), default=None, help="Image-text model for real pictures.")
+@click.option("--gallery", type=click.IntRange(1, 200), default=24, show_default=True, help="Pictures on the page.")
+@click.option("--run", "run", type=click.Path(path_type=Path), default=None, help="Run folder; runs/audit by default.")
+@common()
+def command(
+    collection: Path,
+    formats: str | None,
+    sample: int,
+    split: str | None,
+    prefer: tuple[str, ...],
+    context: int,
+    tokenizer: Path | None,
+    entity: str,
+    tagger: str,
+    judge: Path | None,
+    gallery: int,
+    run: Path | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Measures the captions of COLLECTION, every format on the same pictures: length in tokens, assertions per caption,
+    the share of them that holds, what they share with the AltText, duplicates and truncation; with intervals and a
+    control of shuffled captions.
+
+    On generated scenes the truth judges; on real pictures an image-text model (--judge).
+
+    \b
+    Example:
+      foveate audit my-pictures --judge runs/pretrain-tour/model
+      foveate audit my-pictures --formats alt,ssc,dsc --sample 500 --tokenizer tokenizer.json
+    """
+    from foveate.caption.audit import Method, Question, audit
+    from foveate.caption.audit_numbers import Units
+    from foveate.caption.lengths import OtherTokenizer
+    from foveate.records.collection import Collection
+    from foveate.report import render
+    from foveate.settings.runs import RunFolder
+
+    opened = Collection.open(collection)
+    wanted = tuple(_format(one) for one in (formats or "").split(",") if one.strip())
+    question = Question(wanted, split, sample, seed or 0, prefer, tagger, gallery)
+    units = Units(context, None if tokenizer is None else OtherTokenizer(tokenizer), entity, seed or 0)
+    method = Method(model=judge)
+    folder = RunFolder.create(run or Path("runs/audit"), command=["foveate", *sys.argv[1:]])
+    result = audit(opened, folder.path, question, units, method, device=device)
+    result["command"] = ["foveate", *sys.argv[1:]]
+    folder.write_result(result)
+    paths = {"result": folder.path / "result.json", "report": render(folder.path)}
+    finish({**result, "gallery": []}, _lines(result), paths, as_json=as_json)
+
+
+def _format(text: str) -> str:
+    """ "DSC+" and "dsc+" as they are stored."""
+    return text.strip().lower().replace("dsc+", "dsc_plus")
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    sample = result["sample"]
+    of = ", ".join(f"{count} {name}" for name, count in sample["of"].items())
+    lines = [f"{sample['pictures']} pictures with all formats ({of}), {sample['without_all_formats']} without", ""]
+    lines += measured(result["table"])
+    lines += [f"{name}: {judge['definition']}" for name, judge in result["judges"].items()]
+    for kind, models in result["models"].items():
+        lines += [f"{kind}: written by {model} ({count} captions)" for model, count in models.items()]
+    return [*lines, f"assertions: split by {result['splitter']}; phrases by {result['tagger']}"]

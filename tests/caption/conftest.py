@@ -1,0 +1,18 @@
+"""What the tests of captions share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def trained_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny image-text model, saved untrained: what it says is noise, how it is asked is not."""
+    import tiny
+    from foveate.pretrain.train import build_model
+    from foveate.vision.localiser.folder import save_model
+
+    model = build_model(tiny.recipe(regions={"method": "none"})).eval().requires_grad_(False)
+    return save_model(model, tmp_path_factory.mktemp("judge") / "model")

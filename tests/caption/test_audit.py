@@ -1,0 +1,175 @@
+"""The audit: the same pictures for all formats, numbers that known errors move as they must, and its control."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from foveate.caption.assertions.verify_model import ModelJudge, encode_pictures, verdict
+from foveate.caption.audit import Method, Question, audit
+from foveate.caption.audit_numbers import Units, shuffled_order
+from foveate.caption.backends.scene_oracle import SceneOracle, SceneOracleSettings
+from foveate.caption.captioner import CaptionRequest
+from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
+from foveate.records.appending import AnnotationAppender
+from foveate.records.collection import Collection
+from foveate.records.scenes import build_scenes
+from foveate.records.tables import Provenance
+from foveate.settings.errors import UserError
+
+KINDS = ("ssc", "dsc", "dsc_plus", "afc")
+
+
+def caption_scenes(path: Path, *, hallucinations: float, kinds: tuple[str, ...] = KINDS, count: int = 10_000) -> None:
+    """Writes the oracle's captions of the first `count` scenes as the pipeline would."""
+    collection = Collection.open(path)
+    oracle = SceneOracle(SceneOracleSettings(hallucinations=hallucinations), collection)
+    rows: list[dict[str, Any]] = []
+    for row, key in enumerate(collection.keys[:count]):
+        alt = next(caption.text for caption in collection.captions_of(row) if caption.kind == "alt")
+        for kind in kinds:
+            request = CaptionRequest(key, kind, f"{kind}-1", "", b"", "", alt, 200, 0.2, 0)
+            text = json.loads(asyncio.run(oracle.caption(request)).text)["caption"]
+            rows.append({"key": key, "kind": kind, "text": text, "request": f"{key} {kind} {hallucinations}"})
+    with AnnotationAppender(path, purpose="test") as appender:
+        appender.append("captions", rows, Provenance("captioner", oracle.model))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 scenes with captions of which one statement in five is false; twenty of them have no afc."""
+    path = tmp_path_factory.mktemp("audit") / "scenes"
+    build_scenes(path, train=120, seed=11, size=96)
+    caption_scenes(path, hallucinations=0.2, kinds=("ssc", "dsc", "dsc_plus"))
+    caption_scenes(path, hallucinations=0.2, kinds=("afc",), count=100)
+    return path
+
+
+def run(path: Path, folder: Path, method: Method | None = None, **question: Any) -> dict[str, Any]:
+    return audit(Collection.open(path), folder, Question(**{"gallery": 4, **question}), Units(77), method)
+
+
+def of(result: dict[str, Any], kind: str, data: str = "scenes") -> dict[str, Any]:
+    return next(one for one in result["numbers"][data] if one["format"] == kind)
+
+
+def test_scenes_with_known_errors(scenes: Path, tmp_path: Path) -> None:
+    result = run(scenes, tmp_path, seed=1)
+    assert result["sample"]["pictures"] == 100
+    assert result["sample"]["without_all_formats"] == 20
+    assert len(set(result["sample"]["ids"])) == 100
+    assert result["scene_oracle"]
+    assert result["models"]["dsc"] == {"scene-oracle-hallucinations-0.2": 100}
+    dense = of(result, "dsc_plus")
+    assert dense["assertions"]["n_assertions"] > 1000
+    assert dense["accuracy"]["value"] == pytest.approx(0.8, abs=0.04)
+    assert dense["accuracy"]["low"] < dense["accuracy"]["value"] < dense["accuracy"]["high"]
+    assert of(result, "ssc")["ana_rule"]["value"] < of(result, "dsc")["ana_rule"]["value"] < dense["ana_rule"]["value"]
+    assert dense["share_above_context"] > 0.9
+    assert dense["tokens_lost"] > 0.3
+    assert of(result, "dsc")["share_above_context"] == 0
+    coverage = [of(result, kind)["entities"]["own_picture_coverage"]["value"] for kind in ("ssc", "dsc", "afc")]
+    assert coverage == sorted(coverage)
+    json.dumps(result, allow_nan=False)
+
+
+def test_control_has_the_same_richness_and_holds_less(scenes: Path, tmp_path: Path) -> None:
+    for one in run(scenes, tmp_path)["numbers"]["scenes"]:
+        control = one["shuffled"]
+        assert control["assertions"]["ana"] == one["assertions"]["ana"]
+        assert control["accuracy"]["value"] < one["accuracy"]["value"] - 0.3
+
+
+def test_the_sample_is_fixed_by_the_seed_and_shared(scenes: Path, tmp_path: Path) -> None:
+    ids = [run(scenes, tmp_path, sample=30, seed=seed)["sample"]["ids"] for seed in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+    # A larger sample keeps the pictures of a smaller one.
+    assert set(ids[0]) <= set(run(scenes, tmp_path, sample=60)["sample"]["ids"])
+
+
+def test_alt_against_itself_and_no_alt_entities(scenes: Path, tmp_path: Path) -> None:
+    from foveate.metrics.captions import overlap
+
+    assert overlap({"a"}, {"a"})["alt_coverage"] == 1
+    assert overlap(set(), {"a"})["alt_coverage"] == 0
+    assert overlap({"a"}, set())["alt_coverage"] is None
+    assert "entities" not in of(run(scenes, tmp_path), "alt")
+
+
+def test_what_cannot_be_audited(scenes: Path, tiny_collection: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no captions of format poem; it has afc, alt, dsc, dsc_plus, exact, ssc"):
+        run(scenes, tmp_path, formats=("poem",))
+    with pytest.raises(UserError, match="did you mean 'rules'"):
+        run(scenes, tmp_path, tagger="rule")
+
+
+def test_real_pictures_without_a_judge_say_so(tiny_collection: Path, tmp_path: Path) -> None:
+    result = run(tiny_collection, tmp_path)
+    assert "Nobody judged" in result["judges"]["pictures"]["definition"]
+    assert "accuracy" not in of(result, "alt", "pictures")
+
+
+def test_another_splitter_and_judge(tiny_collection: Path, tmp_path: Path) -> None:
+    method = Method(
+        split=lambda rows, texts: [[text, "x"] for text in texts],
+        splitter_name="mine",
+        judge=lambda rows, said: [[SUPPORTED, UNVERIFIABLE] for _ in said],
+        judge_definition="always",
+    )
+    result = run(tiny_collection, tmp_path, method)
+    assert result["splitter"] == "mine"
+    assert result["judges"]["pictures"]["definition"] == "always"
+    assert of(result, "alt", "pictures")["accuracy"]["value"] == 0.5
+
+
+def test_shuffled_order_keeps_no_place() -> None:
+    for count in (2, 3, 50):
+        order = shuffled_order(count, np.random.default_rng(count))
+        assert sorted(order) == list(range(count))
+        assert (order != np.arange(count)).all()
+
+
+def test_a_model_judges_by_rank(tiny_collection: Path, trained_tiny: Path, tmp_path: Path) -> None:
+    collection = Collection.open(tiny_collection)
+    judge = ModelJudge.open(trained_tiny, collection, np.arange(len(collection)), cache=tmp_path)
+    assert trained_tiny.name in judge.definition
+    assert judge.name.endswith(")")
+    # With embeddings that are what the assertions say, the own picture wins, and for others it is one of many.
+    judge.image_NE = np.eye(len(judge.rows), dtype=np.float32)
+    place = {f"t{n}": n for n in range(len(judge.rows))}
+    judge._texts = lambda texts: np.eye(len(judge.rows), dtype=np.float32)[[place[text] for text in texts]]  # type: ignore[method-assign]
+    found = judge.judge(judge.rows.tolist(), [[f"t{n}", f"t{(n + 1) % len(place)}"] for n in range(len(place))])
+    assert {one[0] for one in found} == {SUPPORTED}
+    assert {one[1] for one in found} == {CONTRADICTED}
+
+
+def test_pictures_that_cannot_be_read_are_not_judged(tmp_path: Path, trained_tiny: Path) -> None:
+    from tiny import damage, make_collection
+
+    path = make_collection(tmp_path / "damaged")
+    damage(path, "test-00")
+    collection = Collection.open(path)
+    judge = ModelJudge.open(trained_tiny, collection, np.arange(len(collection)))
+    row = collection.row_of("test-00")
+    assert list(judge.bad) == [row]
+    assert judge.judge([row], [["a disc"]]) == [[UNVERIFIABLE]]
+
+
+def test_embeddings_do_not_depend_on_the_batch(tiny_collection: Path, trained_tiny: Path) -> None:
+    from foveate.vision.localiser.folder import load_model
+
+    collection, model = Collection.open(tiny_collection), load_model(trained_tiny, device="cpu")
+    rows, _, whole = encode_pictures(model, collection, np.arange(8), cache=None)
+    _, _, part = encode_pictures(model, collection, np.arange(3), cache=None)
+    assert rows.tolist() == list(range(8))
+    np.testing.assert_allclose(whole[:3], part, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rank", "wanted"), [(1.0, SUPPORTED), (0.9, UNVERIFIABLE), (0.5, CONTRADICTED)])
+def test_edges_of_the_ranks(rank: float, wanted: str) -> None:
+    assert verdict(rank) == wanted

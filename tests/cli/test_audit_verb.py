@@ -1,0 +1,57 @@
+"""`foveate audit` through the command line, and its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conftest import Run
+from foveate.records.collection import Collection
+from foveate.records.scenes import build_scenes
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("audit-verb") / "scenes"
+    build_scenes(path, train=24, seed=11, size=96)
+    return path
+
+
+def test_audit_of_scenes(foveate: Run, scenes: Path) -> None:
+    ended = foveate("audit", scenes, "--formats", "alt,exact", "--gallery", "3", "--run", "run")
+    assert ended.code == 0, ended.err
+    assert "24 pictures with all formats (24 scenes), 0 without" in ended.out
+    assert "Assertions that hold (of all)" in ended.out
+    assert ended.out.splitlines()[-1] == "report: run/report.html"
+    page = Path("run/report.html").read_text()
+    for said in ("Side by side", "mark-supported", "not decidable", "of other pictures"):
+        assert said in page
+    key = Collection.open(scenes).keys[0]
+    assert key in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_audit_as_json(foveate: Run, scenes: Path) -> None:
+    found = foveate("audit", scenes, "--formats", "alt", "--sample", "10", "--json", "--quiet").json
+    assert found["sample"]["pictures"] == 10
+    assert found["numbers"]["scenes"][0]["lengths"]["clip_with_specials"]["n"] == 10
+    assert found["paths"]["report"] == "runs/audit/report.html"
+    assert not Path("runs/audit/cache").exists()
+
+
+def test_a_tokenizer_is_counted_beside(foveate: Run, scenes: Path) -> None:
+    file = Path(__file__).resolve().parents[1] / "goldens" / "captions" / "unigram_tokenizer.json"
+    found = foveate("audit", scenes, "--formats", "alt", "--tokenizer", file, "--json", "--quiet").json
+    assert found["numbers"]["scenes"][0]["lengths"]["other"]["mean"] > 2
+
+
+def test_mistakes(foveate: Run, scenes: Path) -> None:
+    assert "no captions of format ssc" in foveate("audit", scenes, "--formats", "ssc").sentence
+    assert "tokenizer.json" in foveate("audit", scenes, "--tokenizer", "none.json").sentence
+
+
+def test_a_model_folder_judges_real_pictures(foveate: Run, tiny_collection: Path, trained: Path) -> None:
+    ended = foveate("audit", tiny_collection, "--judge", trained / "model", "--run", "judged")
+    assert ended.code == 0, ended.err
+    assert "Judged by the image-text model model (" in ended.out
