@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import os
 import resource
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import click
 import pytest
+
+from verbs import VERBS, module_of, named, sub_verbs, verb_of_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "src" / "foveate"
@@ -171,6 +172,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
         "from foveate.cli.main import cli; cli(['--help'], standalone_mode=False)",
         "from foveate.cli.main import cli; cli(['recipes'], standalone_mode=False)",
         "from foveate.cli.main import cli; cli(['pretrain', '--help'], standalone_mode=False)",
+        "from foveate.cli.main import cli; cli(['captioner', 'train', '--help'], standalone_mode=False)",
     ],
 )
 def test_what_needs_no_torch_loads_none(code: str) -> None:
@@ -206,39 +208,42 @@ def test_lazy_names_exist() -> None:
 def test_recipes_build_on_the_meta_device(path: Path) -> None:
     import torch
 
-    from foveate.pretrain.recipe import PretrainRecipe
-    from foveate.pretrain.train import build_model
     from foveate.settings.recipes import load
 
-    first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert first.startswith(f"# foveate pretrain {path.stem} "), "starts with the command that runs it"
-    recipe = load(PretrainRecipe, path.stem)
+    module = module_of(verb_of_recipe(path))
+    recipe = load(named(module.RECIPE), path.stem)
     with torch.device("meta"):
-        model = build_model(recipe)
+        model = named(module.MODEL)(recipe)
     assert all(parameter.is_meta for parameter in model.parameters())
-    assert (model.prompter is not None) == (recipe.regions.method == "prompter")
+    assert sum(parameter.numel() for parameter in model.parameters()) > 10_000
 
 
 def test_the_promised_recipes_are_there() -> None:
     names = {path.stem for path in RECIPES}
-    assert {"tour", "tour-clip", "tour-roi", "clip-vit-b16", "cloc-vit-b16"} <= names
-
-
-VERBS = sorted(path.stem for path in (SOURCES / "cli" / "verbs").glob("*.py") if path.stem != "__init__")
+    assert {"tour", "tour-clip", "tour-roi", "clip-vit-b16", "cloc-vit-b16", "captioner-tour", "captioner"} <= names
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_verbs_have_an_example_and_json(verb: str) -> None:
-    command = importlib.import_module(f"foveate.cli.verbs.{verb}").command
+def test_verbs_have_an_example(verb: str) -> None:
+    command = module_of(verb).command
     assert isinstance(command, click.Command)
     assert command.name == verb
     assert "Example:" in (command.help or "")
     assert f"foveate {verb}" in (command.help or "")
     assert command.short_help
-    assert "--json" in {option for parameter in command.params for option in parameter.opts}
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(*leaf, id=" ".join(leaf[0])) for leaf in sub_verbs()])
+def test_what_verbs_do_has_an_example_and_json(path: tuple[str, ...], command: click.Command) -> None:
+    called = " ".join(path)
+    assert command.name == path[-1]
+    assert "Example:" in (command.help or ""), called
+    assert f"foveate {called}" in (command.help or ""), called
+    assert command.short_help, called
+    assert "--json" in {option for parameter in command.params for option in parameter.opts}, called
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.name not in ("run",):
-            assert parameter.help, f"{verb} {parameter.opts}: no help"
+            assert parameter.help, f"{called} {parameter.opts}: no help"
 
 
 def encoder_kinds() -> list[str]:

@@ -17,13 +17,13 @@ import yaml
 from pydantic import BaseModel
 
 from foveate.cli.main import cli
-from foveate.pretrain.recipe import PretrainRecipe
 from foveate.settings import progress
 from foveate.settings.recipes import load, recipe_names
 from foveate.vision.registry import encoder_kinds
+from verbs import leaves, module_of, named, recipe_verbs, verb_of_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
+DOCS, RECIPES = ROOT / "docs", ROOT / "recipes"
 PAGES = [*sorted(DOCS.rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 VERBS = sorted(cli.list_commands(click.Context(cli)))
@@ -78,15 +78,22 @@ def test_a_command_parses(page: str, arguments: list[str]) -> None:
     assert arguments[0] in VERBS, page
     command = cli.get_command(click.Context(cli), arguments[0])
     assert command is not None
+    name, *rest = arguments
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        name, *rest = rest
+        assert name in command.commands, f"{page}: {' '.join(arguments)}"
+        command = command.commands[name]
     try:
-        context = command.make_context(arguments[0], arguments[1:])
+        context = command.make_context(name, rest)
     except click.exceptions.Exit:
         return  # --help
     finally:
         progress.configure(quiet=False)
-    if arguments[0] == "pretrain":
+    if arguments[0] in recipe_verbs() and "recipe" in context.params:
         recipe = context.params["recipe"]
-        load(PretrainRecipe, "tour" if recipe.endswith(".yaml") else recipe, context.params["overrides"])
+        shipped = next(one for one in recipe_names() if verb_of_recipe(RECIPES / f"{one}.yaml") == arguments[0])
+        chosen = shipped if recipe.endswith(".yaml") else recipe
+        load(named(module_of(arguments[0]).RECIPE), chosen, context.params["overrides"])
     if arguments[0] == "recipes" and context.params["name"]:
         assert context.params["name"] in recipe_names(), page
 
@@ -144,9 +151,10 @@ def fields(model: type[BaseModel]) -> Iterator[str]:
                 yield from fields(inner)
 
 
-def test_every_recipe_field_is_described() -> None:
+@pytest.mark.parametrize("verb", recipe_verbs())
+def test_every_recipe_field_is_described(verb: str) -> None:
     text = (DOCS / "recipes.md").read_text(encoding="utf-8")
-    missing = {name for name in fields(PretrainRecipe) if f"`{name}`" not in text}
+    missing = {name for name in fields(named(module_of(verb).RECIPE)) if f"`{name}`" not in text}
     assert not missing
 
 
@@ -176,7 +184,8 @@ def test_every_option_of_a_verb_is_described(verb: str) -> None:
     text = page.read_text(encoding="utf-8")
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
-    options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
+    found = [parameter for _, leaf in leaves(command, (verb,)) for parameter in leaf.params]
+    options = [option for parameter in found for option in parameter.opts if option.startswith("--")]
     assert not [option for option in options if f"`{option}`" not in text]
 
 

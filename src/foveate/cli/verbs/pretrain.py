@@ -10,6 +10,10 @@ import click
 
 from foveate.cli.options import common, finish, workers_option
 
+# What tests and docs build from a recipe that this verb runs.
+RECIPE = "foveate.pretrain.recipe:PretrainRecipe"
+MODEL = "foveate.pretrain.train:build_model"
+
 
 @click.command("pretrain", short_help="Train CLIP or CLOC on a collection.")
 @click.argument("recipe")

@@ -1,0 +1,89 @@
+"""The `foveate` backend: our own captioner, from a model folder of `foveate captioner train`; no server, no network."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from pydantic import Field
+
+from foveate.caption.answers import serialise
+from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest
+from foveate.caption.prompts import CAPTION_KINDS
+from foveate.caption.small.folder import load_captioner
+from foveate.caption.small.gathering import Gatherer
+from foveate.caption.small.generate import Ask, Written
+from foveate.caption.small.tokens import EDGES
+from foveate.records.collection import Collection
+from foveate.records.pictures import BadPicture
+from foveate.settings.recipes import Settings
+
+
+class FoveateSettings(Settings):
+    """Which captioner, where it runs, how many captions it writes at a time."""
+
+    model: Path = Field(description="model folder of `foveate captioner train`")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1 or mps; CUDA where there is one by default")
+    batch: int = Field(32, ge=1, le=4096, description="most captions that are written together")
+
+
+class FoveateCaptioner:
+    """See `foveate.caption.captioner.Captioner`. Calls that are in flight together are written in one batch."""
+
+    name = "foveate"
+
+    def __init__(self, settings: FoveateSettings, collection: Collection | None = None) -> None:
+        self._captioner = load_captioner(settings.model, device=settings.device)
+        self._gatherer = Gatherer(self._captioner, batch=settings.batch)
+        self.model = f"foveate-captioner-{self._captioner.revision[:8]}"
+        self.revision = self._captioner.revision
+        self.concurrency = 4 * settings.batch
+
+    async def caption(self, request: CaptionRequest) -> CaptionAnswer:
+        """One caption as the JSON object that prompts ask for; one that met `max_tokens` is cut off."""
+        if request.kind not in CAPTION_KINDS:
+            return CaptionAnswer(error="unknown_format", final=True)
+        ask = Ask(
+            kind=request.kind,
+            alt=request.alt if request.kind == "afc" else "",
+            length=asked_length(self._captioner.lengths[request.kind], request.prompt_id),
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+            name=request.key,
+        )
+        began = time.monotonic()
+        try:
+            written = await self._gatherer.write(request.picture, ask)
+        except BadPicture as problem:
+            return CaptionAnswer(error=f"bad_picture: {problem.reason}", final=True)
+        return CaptionAnswer(
+            raw_answer(written),
+            latency_ms=1000 * (time.monotonic() - began),
+            tokens_in=written.tokens_in,
+            tokens_out=written.tokens_out,
+            score=written.score,
+        )
+
+    async def close(self) -> None:
+        """Waits for the last batch."""
+        await self._gatherer.close()
+
+
+def asked_length(usual: int, prompt_id: str) -> int:
+    """The length class for a prompt: the usual one, the next shorter for "shorten", the next longer for "lengthen"."""
+    change = {"shorten": -1, "lengthen": 1}.get(prompt_id.rpartition("-")[0], 0)
+    return min(max(usual + change, 0), len(EDGES))
+
+
+def raw_answer(written: Written) -> str:
+    """The answer as text: a JSON object, without its end where the caption has none."""
+    whole = serialise(written.text)
+    return whole if written.finished else whole[: -len('"}')]
+
+
+BACKEND = Backend(
+    settings=FoveateSettings,
+    open=FoveateCaptioner,
+    note="our own small captioner, trained by `foveate captioner train`; runs here, offline",
+)

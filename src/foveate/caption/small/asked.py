@@ -1,0 +1,189 @@
+"""What an OpenAI-style chat request asks of the captioner, or the error that it gets.
+
+The format comes from the request's own field `foveate` ({"format": "dsc", "alt": "...", "length": 5}; `extra_body` in
+the openai package) or from the prompt, where it is one of Foveate's templates: no free instructions are read.
+Pictures come as data URLs; nothing is ever fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.caption.gates import RETRY_WORDS
+from foveate.caption.prompts import CAPTION_KINDS, LONGEST_ALT, Prompt, prompt_ids
+from foveate.caption.small.generate import MOST_TOKENS
+from foveate.caption.small.tokens import EDGES
+
+_LANGUAGE = "Qlanguageq"
+_FIELDS = ("alt", "caption", "words", "sentences")
+_DATA_URL = re.compile(r"data:(image/[a-z0-9.+-]+);base64,(.*)", re.DOTALL | re.IGNORECASE)
+_ALLOWED = "a chat request with one picture as data URL (data:image/...;base64,...)"
+
+
+class Refused(Exception):
+    """A request that gets an error. status: of HTTP; code, param: of the error object."""
+
+    def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+    def body(self) -> dict[str, Any]:
+        """The error as OpenAI's API words it."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that can be answered. change: of the usual length class, for prompts that ask again."""
+
+    picture: bytes
+    kind: str
+    alt: str
+    length: int | None
+    change: int
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+def read_request(body: object, *, model: str) -> Asked:
+    """The checked request.
+
+    Raises:
+        Refused: with one sentence on the field that is wrong and what is allowed.
+    """
+    if not isinstance(body, dict):
+        raise Refused(f"the body must be a JSON object: {_ALLOWED}")
+    if body.get("model") != model:
+        shown = str(body.get("model"))[:80]
+        raise Refused(
+            f"the model '{shown}' is not served here, allowed is '{model}'",
+            status=404,
+            code="model_not_found",
+            param="model",
+        )
+    if body.get("stream"):
+        raise Refused("answers are not streamed: leave 'stream' out", param="stream", code="unsupported_value")
+    if body.get("n", 1) != 1:
+        raise Refused("one answer a request: allowed is n=1", param="n", code="unsupported_value")
+    text, picture = _content(body.get("messages"))
+    kind, alt, length, change = _format(body.get("foveate"), text)
+    most = body.get("max_completion_tokens", body.get("max_tokens", MOST_TOKENS))
+    return Asked(
+        picture=picture,
+        kind=kind,
+        alt=alt[:LONGEST_ALT] if kind == "afc" else "",
+        length=length,
+        change=change,
+        max_tokens=int(_number(most, "max_tokens", 1, 100_000, whole=True)),
+        temperature=_number(body.get("temperature", 0.0), "temperature", 0, 2),
+        seed=int(_number(body.get("seed", 0), "seed", -(2**63), 2**63, whole=True)),
+    )
+
+
+def _number(value: object, name: str, low: float, high: float, *, whole: bool = False) -> float:
+    if value is None:
+        return max(low, 0)
+    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not good or not low <= value <= high:  # pyrefly: ignore
+        kind = "a whole number" if whole else "a number"
+        raise Refused(f"'{name}' must be {kind} from {low} to {high}", param=name, code="invalid_value")
+    return value  # pyrefly: ignore
+
+
+def _content(messages: object) -> tuple[str, bytes]:
+    """The text and the picture of the last user message."""
+    if not isinstance(messages, list):
+        raise Refused(f"'messages' must be a list: {_ALLOWED}", param="messages")
+    users = [one for one in messages if isinstance(one, dict) and one.get("role") == "user"]
+    if not users:
+        raise Refused("there is no message with the role 'user'", param="messages")
+    parts = users[-1].get("content")
+    parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise Refused("the user's 'content' must be a text or a list of parts", param="messages")
+    texts = [part.get("text") for part in parts if part.get("type") == "text"]
+    shown = [part.get("image_url") for part in parts if part.get("type") == "image_url"]
+    if not all(isinstance(text, str) for text in texts):
+        raise Refused("a part of the type 'text' has no text", param="messages")
+    if len(shown) != 1:
+        raise Refused(f"one picture a request, there are {len(shown)}: {_ALLOWED}", param="messages")
+    url = shown[0].get("url") if isinstance(shown[0], dict) else shown[0]
+    return " ".join(str(text) for text in texts), _picture(url)
+
+
+def _picture(url: object) -> bytes:
+    found = _DATA_URL.fullmatch(url) if isinstance(url, str) else None
+    if found is None:
+        raise Refused(f"the picture must be a data URL, nothing is fetched: {_ALLOWED}", param="messages")
+    try:
+        return base64.b64decode(found[2], validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused("the picture's data URL is not base64", param="messages") from None
+
+
+def _format(given: object, text: str) -> tuple[str, str, int | None, int]:
+    """Kind, AltText, length class and change of it."""
+    if given is None:
+        return _read_prompt(text)
+    if not isinstance(given, Mapping) or not set(given) <= {"format", "alt", "length"}:
+        raise Refused("'foveate' must be an object with the fields format, alt, length", param="foveate")
+    kind = str(given.get("format", "")).replace("dsc+", "dsc_plus")
+    if kind not in CAPTION_KINDS:
+        raise Refused(f"'foveate.format' must be one of {', '.join(CAPTION_KINDS)}", param="foveate.format")
+    alt, length = given.get("alt", ""), given.get("length")
+    if not isinstance(alt, str):
+        raise Refused("'foveate.alt' must be a text", param="foveate.alt")
+    if length is not None:
+        length = int(_number(length, "foveate.length", 0, len(EDGES), whole=True))
+    return kind, alt, length, 0
+
+
+@functools.cache
+def _patterns() -> dict[str, re.Pattern[str]]:
+    """Template id -> what its prompts look like, in any language and with any text put in."""
+    found = {}
+    for name in prompt_ids():
+        kind = name.rpartition("-")[0]
+        if kind not in (*CAPTION_KINDS, "shorten", "lengthen"):
+            continue
+        pattern = re.escape(Prompt(name, _LANGUAGE).text.replace("{{", "\0").replace("}}", "\1"))
+        for field in _FIELDS:
+            pattern = pattern.replace(re.escape(f"{{{field}}}"), f"(?P<{field}>.*?)")
+        pattern = pattern.replace(re.escape(_LANGUAGE), r"[\w -]{1,80}")
+        found[name] = re.compile(pattern.replace("\0", "{").replace("\1", "}"), re.DOTALL)
+    return found
+
+
+def _read_prompt(text: str) -> tuple[str, str, int | None, int]:
+    for name, pattern in _patterns().items():
+        found = pattern.fullmatch(text.strip())
+        if found is None:
+            continue
+        kind, values = name.rpartition("-")[0], found.groupdict()
+        if kind in CAPTION_KINDS:
+            return kind, _unquoted(values.get("alt")), None, 0
+        words = {str(number): kind for kind, number in reversed(list(RETRY_WORDS.items()))}
+        return words.get(values["words"], "dsc"), "", None, -1 if kind == "shorten" else 1
+    raise Refused(
+        "the prompt is none of Foveate's templates, and this captioner reads no others: give the field 'foveate' "
+        f'(extra_body) with a format, for example {{"format": "dsc"}}; allowed are {", ".join(CAPTION_KINDS)}',
+        param="messages",
+        code="unknown_prompt",
+    )
+
+
+def _unquoted(value: str | None) -> str:
+    try:
+        found = json.loads(value or '""')
+    except json.JSONDecodeError:
+        return ""
+    return found if isinstance(found, str) else ""

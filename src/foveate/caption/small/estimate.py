@@ -1,0 +1,60 @@
+"""What a captioner's training would take, without writing anything: `foveate captioner train --dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from foveate.caption.small.material import read_material
+from foveate.caption.small.model import CaptionerModel
+from foveate.caption.small.recipe import CaptionerRecipe
+from foveate.caption.small.rewriting import open_rewriter
+from foveate.caption.small.rows import ALIGN_STAGE, FORMAT_STAGE, write_rows
+from foveate.records.collection import Collection
+from foveate.settings import seeds
+
+_EXAMINED = 500
+
+
+def estimate(recipe: CaptionerRecipe, collection: Collection) -> dict[str, Any]:
+    """Parameters (on the meta device), pictures with material, and from a sample of them the targets of each stage,
+    their lengths and what is dropped, and training FLOPs (6 per parameter and position)."""
+    with torch.device("meta"):
+        model = CaptionerModel(recipe, vocabulary=recipe.vocabulary)
+    parameters = sum(value.numel() for value in model.parameters())
+    rows = collection.rows(recipe.data.split)
+    drawn = seeds.generator("estimate", recipe.training.seed).permutation(len(rows))[:_EXAMINED]
+    data = recipe.data.model_copy(update={"ocr": "none"})
+    materials, sources = read_material(collection, np.sort(rows[drawn]), data, seed=recipe.training.seed)
+    found: dict[str, Any] = {
+        "pictures": len(rows),
+        "examined": len(drawn),
+        "sources_of_examined": sources,
+        "parameters": parameters,
+        "prefix": model.prefix_length,
+    }
+    if recipe.data.rewriter == "rules":
+        made = write_rows(materials, data, open_rewriter(data), seed=recipe.training.seed)
+        lengths = [row.tokens for row in made.rows]
+        positions = model.prefix_length + (float(np.mean(lengths)) if lengths else 0.0)
+        updates = {FORMAT_STAGE: recipe.training.steps, ALIGN_STAGE: recipe.alignment.steps}
+        samples = sum(steps * recipe.stage_settings(stage).batch_size for stage, steps in updates.items())
+        found |= {"targets_of_examined": made.summary(), "samples": samples}
+        found["training_flops"] = 6.0 * parameters * positions * samples
+    return found
+
+
+def lines(found: Mapping[str, Any]) -> Iterable[str]:
+    """The estimate in words."""
+    yield f"{found['pictures']} pictures in the split, {found['parameters']:,} parameters, prefix {found['prefix']}"
+    known = ", ".join(f"{name} {count}" for name, count in found["sources_of_examined"].items())
+    yield f"of {found['examined']} examined pictures: {known}"
+    if "targets_of_examined" not in found:
+        yield "targets are written by a language model: not estimated"
+        return
+    for name, counts in found["targets_of_examined"].items():
+        yield f"targets {name}: " + (", ".join(f"{what} {count}" for what, count in counts.items()) or "none")
+    yield f"{found['samples']} samples, {found['training_flops']:.2g} FLOPs"

@@ -1,0 +1,69 @@
+"""What is known of a picture before targets are written: short captions, words in it, descriptions, its AltText.
+
+A source is a module of `foveate.caption.small.sources` with `read(collection, rows, settings)`; nothing here changes
+when one is added.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+import foveate.caption.small.sources
+from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.records.collection import Collection
+from foveate.settings.errors import choose
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What the targets of one picture may be made of.
+
+    short: short captions, each by another hand. written: text recognised in the picture. descriptions: full ones.
+    formats: caption kind -> exact text, where the truth is known; they stand for rewrites of a description. alt: the
+    AltText that came with the picture; alt_clean: whether it is known to say something true (None: not known).
+    facts: further words that are known to hold (labels).
+    """
+
+    row: int
+    key: str
+    source: str
+    short: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+    descriptions: tuple[str, ...] = ()
+    formats: Mapping[str, str] = field(default_factory=dict)
+    alt: str = ""
+    alt_clean: bool | None = None
+    facts: tuple[str, ...] = ()
+
+    def inputs(self) -> list[str]:
+        """Every text that a target may take its words from."""
+        exact = self.formats.values()
+        return [*self.short, *self.written, *self.descriptions, *exact, *self.facts]
+
+
+def source_names() -> list[str]:
+    """Names of all sources."""
+    return sorted(module.name for module in pkgutil.iter_modules(foveate.caption.small.sources.__path__))
+
+
+def read_material(
+    collection: Collection, rows: NDArray[np.int64], settings: CaptionDataSettings, *, seed: int
+) -> tuple[list[Material], dict[str, int]]:
+    """Material of the rows that a source knows, ascending, and how many pictures each source gave ("none" too)."""
+    found: dict[int, Material] = {}
+    counts: dict[str, int] = {}
+    for name in settings.sources:
+        choose(name, source_names(), "field data.sources")
+        source = importlib.import_module(f"{foveate.caption.small.sources.__name__}.{name}")
+        left = np.asarray([row for row in rows.tolist() if row not in found], dtype=np.int64)
+        taken = source.read(collection, left, settings, seed=seed)
+        found |= {material.row: material for material in taken}
+        counts[name] = len(taken)
+    counts["none"] = len(rows) - len(found)
+    return [found[row] for row in sorted(found)], counts

@@ -1,0 +1,104 @@
+"""The captioner's networks: an image encoder with a frozen part, its tokens folded to a prefix, and a decoder.
+
+The decoder is a causal language model of transformers (Llama, GPT-2, Qwen2, ...) without its head, small and trained
+from scratch; the head is the table of token embeddings (tied). It reads embeddings: the prefix of a picture, then those
+of the prompt and of the caption so far. After ClipCap (Mokady et al. 2021) and Altogether (Xu et al. 2024), with a grid
+of tokens instead of one vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.caption.small.recipe import CaptionerRecipe
+from foveate.settings.errors import UserError
+from foveate.vision.encoder import ImageEncoder
+from foveate.vision.registry import build_image_encoder, seeded
+
+_UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError)
+
+
+class CaptionerModel(nn.Module):
+    """Pictures' frozen features and token ids to next-token states.
+
+    Args:
+        recipe: of the captioner. vocabulary: tokens of its tokenizer.
+
+    Raises:
+        UserError: when encoder or decoder cannot be built, or the grid does not fold.
+    """
+
+    def __init__(self, recipe: CaptionerRecipe, *, vocabulary: int) -> None:
+        super().__init__()
+        self.recipe = recipe
+        seed = recipe.training.seed
+        self.image_encoder: ImageEncoder = build_image_encoder(recipe.image_encoder, seed=seed)
+        rows, columns = self.image_encoder.grid
+        if rows % recipe.fold or columns % recipe.fold:
+            raise UserError(
+                f"fold {recipe.fold}: the encoder's grid of {rows} x {columns} tokens does not divide by it"
+            )
+        self.prefix_length = rows * columns // recipe.fold**2
+        with seeded(seed + 1):
+            self.decoder = _build_decoder(recipe.decoder, vocabulary=vocabulary)
+            width = self.decoder.get_input_embeddings().weight.shape[1]
+            self.fold_in = nn.Linear(self.image_encoder.width * recipe.fold**2, width)
+            self.prefix_ln = nn.LayerNorm(width)
+            self.word_query = nn.Linear(width, width, bias=False)
+        self.width = width
+
+    def prefix(self, features: Tensor) -> Tensor:
+        """Frozen features (or pixels) of B pictures to their prefix embeddings [B, P, D]."""
+        tokens_BLD = self.image_encoder(features).tokens_BLD
+        rows, columns = self.image_encoder.grid
+        fold, batch = self.recipe.fold, tokens_BLD.shape[0]
+        cells = tokens_BLD.view(batch, rows // fold, fold, columns // fold, fold, -1)
+        folded_BPF = cells.permute(0, 1, 3, 2, 4, 5).reshape(batch, self.prefix_length, -1)
+        return self.prefix_ln(self.fold_in(folded_BPF))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings [..., D]."""
+        return self.decoder.get_input_embeddings()(ids)
+
+    def states(self, embeddings_BTD: Tensor) -> Tensor:
+        """The decoder's last hidden states [B, T, D] of a whole sequence; what lies behind a position is not seen."""
+        return self.decoder(inputs_embeds=embeddings_BTD, use_cache=False).last_hidden_state
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Scores of the next token [..., V]."""
+        return F.linear(states, self.decoder.get_input_embeddings().weight)
+
+    def word_scores(self, prefix_BPD: Tensor, words_W: Tensor) -> Tensor:
+        """How much each picture shows each of the token ids `words_W`: softly the best of its positions [B, W]."""
+        wanted_WD = self.embed(words_W)
+        scores_BPW = self.word_query(prefix_BPD) @ F.normalize(wanted_WD, dim=-1).T
+        return torch.logsumexp(scores_BPW.float(), dim=1)
+
+    @property
+    def longest(self) -> int:
+        """The most positions that the decoder has."""
+        return int(getattr(self.decoder.config, "max_position_embeddings", 2**31))
+
+
+def _build_decoder(settings: dict[str, Any], *, vocabulary: int) -> Any:
+    from transformers import AutoModel
+
+    try:
+        return cast(Any, AutoModel.from_config(decoder_config(settings, vocabulary), attn_implementation="sdpa"))
+    except _UNUSABLE as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"field decoder: transformers cannot build it with these options ({why})") from error
+
+
+def decoder_config(settings: dict[str, Any], vocabulary: int) -> Any:
+    """The configuration of the decoder as transformers has it."""
+    from transformers import AutoConfig
+
+    options = {name: value for name, value in settings.items() if name != "model_type"}
+    config = AutoConfig.for_model(settings["model_type"], vocab_size=vocabulary, tie_word_embeddings=True, **options)
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = None
+    return config

@@ -1,0 +1,98 @@
+"""The recipe of a captioner: which encoder and decoder, what its targets are made of, how long it is trained."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from foveate.records.alt_texts import ALT_KINDS
+from foveate.settings.recipes import Settings
+from foveate.training.settings import TrainingSettings
+
+
+class CaptionDataSettings(Settings):
+    """What the targets of both stages are made of."""
+
+    split: str = Field("train", description="split to train on")
+    sources: tuple[str, ...] = Field(
+        ("scenes", "singles", "texts"),
+        description="where material comes from; the first that knows a picture is taken (modules of small.sources)",
+    )
+    short_kinds: tuple[str, ...] = Field((), description="caption kinds that are short captions of a picture (stage 1)")
+    description_kinds: tuple[str, ...] = Field((), description="caption kinds that are full descriptions (stage 2)")
+    alt_kinds: tuple[str, ...] = Field(ALT_KINDS, description="caption kinds that may be the AltText, best first")
+    rewriter: str = Field("rules", description="rules (offline) or llm (a text endpoint); modules of small.rewriters")
+    llm: dict[str, Any] = Field({}, description="settings of the backend that rewrites, with rewriter: llm")
+    ocr: Literal["auto", "none", "rapidocr"] = Field(
+        "auto", description="text recognised in pictures of the source texts; auto = where rapidocr is installed"
+    )
+    noisy_alt: float = Field(0.3, ge=0, le=1, description="share of AFC rows whose AltText says nothing true of it")
+    invented_names: float = Field(
+        0.4, ge=0, le=1, description="share of the other AFC rows of built-in pictures that get a made-up name to copy"
+    )
+    pictures: int | None = Field(None, ge=1, description="most pictures that are used, drawn by the seed; none = all")
+    text_check: bool = Field(True, description="drop rewrites with a content word that no input has")
+
+
+class WordSettings(Settings):
+    """A cheap stage before the first: each picture's prefix learns to name the telling words of its targets."""
+
+    steps: int = Field(0, ge=0, description="updates of the prefix alone, before stage 1")
+    batch_size: int = Field(128, ge=1, description="pictures of one such update")
+    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate of these updates")
+    loss_weight: float = Field(0.1, ge=0, description="weight of the same loss beside the captions' in both stages")
+    common: float = Field(0.1, gt=0, le=1, description="words in more than this share of the pictures tell nothing")
+
+
+class AlignmentSettings(Settings):
+    """Stage 2: from full descriptions."""
+
+    steps: int = Field(ge=0, description="updates of stage 2; 0 = none")
+    learning_rate_scale: float = Field(0.5, gt=0, description="its peak learning rate over that of stage 1")
+    replay: float = Field(0.1, ge=0, le=1, description="share of samples of stage 1 in it")
+
+
+class CaptionerRecipe(Settings):
+    """`foveate captioner train RECIPE --collection DIR`."""
+
+    config_version: Literal[1] = 1
+    image_encoder: dict[str, Any] = Field(
+        description="`kind` and the fields of that encoder; its frozen part is cached"
+    )
+    fold: int = Field(
+        2, ge=1, le=8, description="this many by this many neighbouring image tokens become one of the prefix"
+    )
+    decoder: dict[str, Any] = Field(description="`model_type` of transformers and the fields of its configuration")
+    vocabulary: int = Field(2048, ge=300, le=65_536, description="tokens of the byte-level BPE trained on the targets")
+    longest_alt: int = Field(48, ge=4, le=512, description="most tokens of an AltText that the decoder reads")
+    length_groups: int = Field(4, ge=1, description="a batch is worked through in this many groups of like length")
+    data: CaptionDataSettings = CaptionDataSettings()
+    words: WordSettings = WordSettings()
+    training: TrainingSettings
+    alignment: AlignmentSettings = AlignmentSettings(steps=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CaptionerRecipe:
+        if "kind" not in self.image_encoder:
+            raise ValueError("image_encoder needs a 'kind', for example lite0")
+        if "model_type" not in self.decoder:
+            raise ValueError("decoder needs a 'model_type' of transformers, for example llama or gpt2")
+        if self.training.accumulate != 1:
+            raise ValueError("training.accumulate must be 1: length_groups saves memory here")
+        return self
+
+    def stage_settings(self, stage: int) -> TrainingSettings:
+        """The training settings of stage 0 (words), 1 (format following) or 2 (alignment)."""
+        if stage == 1:
+            return self.training
+        rate = self.training.learning_rate * self.alignment.learning_rate_scale
+        changes: dict[str, Any] = {"steps": self.alignment.steps, "learning_rate": rate}
+        if stage == 0:
+            changes = {
+                "steps": self.words.steps,
+                "learning_rate": self.words.learning_rate,
+                "batch_size": self.words.batch_size,
+            }
+        changes["warmup_steps"] = min(self.training.warmup_steps, max(0, changes["steps"] // 5))
+        return self.training.model_copy(update=changes)

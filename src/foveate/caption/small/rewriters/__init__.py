@@ -1,0 +1,1 @@
+"""Rewriters of short captions and descriptions into the formats, one module each."""

@@ -1,0 +1,130 @@
+"""Targets of the formats from other people's texts: what a rewriter is, and how AltText is woven in.
+
+A rewriter is a module of `foveate.caption.small.rewriters` with `open_rewriter(settings) -> Rewriter`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import foveate.caption.small.rewriters
+from foveate.caption.gates import words_of
+from foveate.caption.lengths import clip_tokens
+from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.records.builtin.phrases import singular
+from foveate.records.sentences import sentences
+from foveate.settings.errors import choose
+
+# Words that say how a picture is laid out or joined, not what is in it: a rewriter may use them without a source.
+FRAME_WORDS = frozenset(
+    "a an the this that these those there it its one of and or but with without on in at by to from for into over "
+    "under above below beside between behind near next inside outside around along as is are was were be been can "
+    "has have not no nothing only also another other both each all some two three four five six picture image "
+    "photograph photo drawing shot view scene square filled edge edges show shows shown seen left right upper "
+    "lower middle centre center top bottom side part corner front back background foreground ground stand stands "
+    "lie lies large small largest smallest size named thing things word words written writing text read say says "
+    "about outline overlapping drawn plain pale colour color style group belong belongs alone draw photography".split()
+)
+
+
+class Rewriter(Protocol):
+    """Writes targets; what it cannot write it leaves out. `provenance` names it, its model and its prompts."""
+
+    provenance: str
+
+    def merge(self, short: Sequence[str], written: Sequence[str]) -> dict[str, str]:
+        """Kind -> target from several short captions of one picture and text recognised in it (stage 1)."""
+        ...
+
+    def formats(self, description: str) -> dict[str, str]:
+        """Kind -> target from one full description (stage 2)."""
+        ...
+
+
+def rewriter_names() -> list[str]:
+    """Names of all rewriters."""
+    return sorted(module.name for module in pkgutil.iter_modules(foveate.caption.small.rewriters.__path__))
+
+
+def open_rewriter(settings: CaptionDataSettings) -> Rewriter:
+    """The rewriter that the recipe names.
+
+    Raises:
+        UserError: for an unknown one, with the nearest match.
+    """
+    choose(settings.rewriter, rewriter_names(), "field data.rewriter")
+    module = importlib.import_module(f"{foveate.caption.small.rewriters.__name__}.{settings.rewriter}")
+    return module.open_rewriter(settings)
+
+
+@functools.lru_cache(maxsize=65_536)
+def content_words(text: str) -> frozenset[str]:
+    """Words (singular, lower case) that say what is in a picture.
+
+    >>> sorted(content_words("Two red apples are on the left."))
+    ['apple', 'red']
+    """
+    words = {singular(word) for word in words_of(text) if word not in FRAME_WORDS}
+    return frozenset(words - FRAME_WORDS)
+
+
+def new_words(target: str, inputs: Iterable[str]) -> frozenset[str]:
+    """Content words of a target that none of its inputs has: what a rewriter made up."""
+    return content_words(target) - set[str]().union(*(content_words(text) for text in inputs))
+
+
+def written_sentence(lines: Sequence[str]) -> str:
+    """Recognised text as a sentence."""
+    shown = " ".join(" ".join(lines).replace('"', "'").split())
+    what = "word" if len(shown.split()) == 1 else "words"
+    return f'The {what} "{shown}" {"is" if what == "word" else "are"} written in the picture.'
+
+
+def fuse(dsc: str, facts: Sequence[str], *, alt: str, most: int) -> str:
+    """A descriptive caption with facts of an AltText as further plain sentences, at most `most` CLIP tokens.
+
+    Sentences that the AltText speaks of come right after the opening, those least related fall away where the facts
+    need their room.
+    """
+    opening, *others = sentences(dsc)
+    spoken = content_words(alt)
+    others.sort(key=lambda sentence: not content_words(sentence) & spoken)
+    added = [f"The picture is about {fact}." for fact in facts]
+    while others and sum(map(clip_tokens, [opening, *others, *added])) > most:
+        others.pop()
+    return " ".join([opening, *others, *added])
+
+
+_SEPARATORS = re.compile(r",|;|\||:| - | – | & |\band\b|[()\[\]]")
+
+
+def names_in(alt: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Proper names and numbers of an AltText that the known texts do not say: facts that no picture shows.
+
+    A name is a run of capitalised words or numbers. AltTexts in title or upper case tell no names from words: of them
+    nothing is taken but what has a digit.
+
+    >>> names_in("the old market of Brennau, 1967", ["A market."]), names_in("Red Apple Tree", ["An apple."])
+    (('Brennau', '1967'), ())
+    """
+    said = set[str]().union(*(content_words(text) for text in known))
+    words = [word for word in alt.split() if word[:1].isalpha()]
+    titled = sum(word[0].isupper() for word in words) > 0.6 * len(words) and len(words) > 1
+    found: list[str] = []
+    for number, piece in enumerate(_SEPARATORS.split(alt)):
+        run: list[str] = []
+        for place, word in enumerate([*piece.split(), ""]):
+            bare = word.strip(".,!?\"'")
+            capital = bare[:1].isupper() and not titled and (place > 0 or number > 0)
+            digits = bare.isdigit() and 2 <= len(bare) <= 4
+            if bare and (capital or digits) and not content_words(bare) <= said:
+                run.append(bare)
+            elif run:
+                found.append(" ".join(run))
+                run = []
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,249 @@
+"""The captioner as a small OpenAI-compatible server: GET /v1/models, POST /v1/chat/completions, GET /health.
+
+Written on asyncio alone. It listens on 127.0.0.1 unless told otherwise, reads a bounded request, fetches nothing, and
+unpacks pictures with the limits of `foveate.records.pictures`. Requests that are in flight together share a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from foveate.caption.backends.foveate import raw_answer
+from foveate.caption.small.asked import Refused, read_request
+from foveate.caption.small.folder import SmallCaptioner
+from foveate.caption.small.gathering import Gatherer
+from foveate.caption.small.generate import Ask
+from foveate.caption.small.tokens import EDGES
+from foveate.records.pictures import BadPicture
+from foveate.settings.errors import UserError
+from foveate.settings.progress import say
+
+MOST_BYTES = 24 * 2**20  # of a request's body
+_HEADER_BYTES = 32 * 1024
+_PATIENCE_SECONDS = 30.0
+_WORDS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed"}
+_WORDS |= {408: "Request Timeout", 411: "Length Required", 413: "Content Too Large", 500: "Internal Server Error"}
+_WORDS |= {431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+
+
+class CaptionServer:
+    """Answers requests about one captioner.
+
+    Args:
+        model: the name that requests give. batch: most captions that are written together. key: what clients must send
+            as bearer token; "" for none. most_waiting: requests beyond which new ones get 503.
+    """
+
+    def __init__(
+        self, captioner: SmallCaptioner, *, model: str, batch: int = 32, key: str = "", most_waiting: int = 1024
+    ) -> None:
+        self.captioner, self.model, self.key, self.most_waiting = captioner, model, key, most_waiting
+        self._gatherer = Gatherer(captioner, batch=batch)
+        self._started = int(time.time())
+        self._waiting = 0
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.Task[None]] = set()
+
+    async def start(self, host: str, port: int) -> int:
+        """Begins to listen; returns the port.
+
+        Raises:
+            UserError: when the address cannot be listened on.
+        """
+        try:
+            self._server = await asyncio.start_server(self._serve, host, port, limit=_HEADER_BYTES)
+        except OSError as error:
+            raise UserError(f"cannot listen on {host}:{port} ({error.strerror or error})") from error
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Stops listening, waits for what is being written, and ends the connections."""
+        if self._server is not None:
+            self._server.close()
+        await self._gatherer.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            keep = True
+            while keep:
+                keep = await self._one(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._open.discard(task)
+            writer.close()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """One request and its answer; whether the connection stays open."""
+        try:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _PATIENCE_SECONDS)
+        except asyncio.LimitOverrunError:
+            return await _answer(writer, Refused("the header is too long", status=431), keep=False)
+        except (TimeoutError, asyncio.IncompleteReadError):
+            return False
+        try:
+            method, path, headers = _head(head)
+        except ValueError:
+            return await _answer(writer, Refused("this is no HTTP/1.1 request"), keep=False)
+        keep = headers.get("connection", "").lower() != "close"
+        try:
+            body = await _body(reader, headers)
+        except Refused as refusal:  # the rest of the body is not read: the connection ends
+            return await _answer(writer, refusal, keep=False)
+        except TimeoutError:
+            return await _answer(writer, Refused("the body did not arrive", status=408), keep=False)
+        try:
+            return await _answer(writer, await self._route(method, path, headers, body), keep=keep)
+        except Refused as refusal:
+            return await _answer(writer, refusal, keep=keep)
+
+    async def _route(self, method: str, path: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
+        path = path.partition("?")[0]
+        known: dict[str, tuple[str, Callable[[bytes], Any]]] = {
+            "/health": ("GET", self._health),
+            "/v1/models": ("GET", self._models),
+            "/v1/chat/completions": ("POST", self._chat),
+        }
+        if path not in known:
+            raise Refused(f"nothing is served at this path: allowed are {', '.join(known)}", status=404)
+        wanted, handler = known[path]
+        if method != wanted:
+            raise Refused(f"{path} takes {wanted}", status=405)
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        if self.key and path != "/health" and not hmac.compare_digest(given.encode(), self.key.encode()):
+            raise Refused("the API key is missing or wrong", status=401, code="invalid_api_key")
+        return await handler(body)
+
+    async def _health(self, body: bytes) -> dict[str, Any]:
+        return {"status": "ok", "model": self.model, "revision": self.captioner.revision, "waiting": self._waiting}
+
+    async def _models(self, body: bytes) -> dict[str, Any]:
+        entry = {"id": self.model, "object": "model", "created": self._started, "owned_by": "foveate"}
+        return {"object": "list", "data": [entry]}
+
+    async def _chat(self, body: bytes) -> dict[str, Any]:
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError):
+            raise Refused("the body is not JSON") from None
+        asked = read_request(content, model=self.model)
+        if self._waiting >= self.most_waiting:
+            raise Refused(f"{self._waiting} requests are waiting already; try again later", status=503)
+        length = self.captioner.lengths[asked.kind] if asked.length is None else asked.length
+        ask = Ask(
+            kind=asked.kind,
+            alt=asked.alt,
+            length=min(max(length + asked.change, 0), len(EDGES)),
+            max_tokens=asked.max_tokens,
+            temperature=asked.temperature,
+            seed=asked.seed,
+        )
+        self._waiting += 1
+        try:
+            written = await self._gatherer.write(asked.picture, ask)
+        except BadPicture as problem:
+            raise Refused(f"the picture cannot be read: {problem}", param="messages", code="invalid_image") from None
+        except RuntimeError as error:
+            say(f"a request failed: {error}")
+            raise Refused("the captioner failed on this request", status=500) from error
+        finally:
+            self._waiting -= 1
+        usage = {"prompt_tokens": written.tokens_in, "completion_tokens": written.tokens_out}
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": raw_answer(written), "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop" if written.finished else "length",
+        }
+        return {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": self.model,
+            "system_fingerprint": self.captioner.revision,
+            "choices": [choice],
+            "usage": {**usage, "total_tokens": sum(usage.values())},
+        }
+
+
+def _head(head: bytes) -> tuple[str, str, dict[str, str]]:
+    first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    method, path, version = first.split(" ")
+    if not version.startswith("HTTP/1."):
+        raise ValueError(version)
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise ValueError(line)
+        headers[name.strip().lower()] = value.strip()
+    return method, path, headers
+
+
+async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
+    if "transfer-encoding" in headers:
+        raise Refused("send a Content-Length: chunked bodies are not read", status=411)
+    given = headers.get("content-length", "0")
+    if not given.isdecimal():
+        raise Refused("Content-Length must be a number")
+    length = int(given)
+    if length > MOST_BYTES:
+        raise Refused(f"the body has {length} bytes, allowed are {MOST_BYTES}", status=413)
+    return await asyncio.wait_for(reader.readexactly(length), _PATIENCE_SECONDS) if length else b""
+
+
+async def _answer(writer: asyncio.StreamWriter, answer: dict[str, Any] | Refused, *, keep: bool) -> bool:
+    status, content = (answer.status, answer.body()) if isinstance(answer, Refused) else (200, answer)
+    body = json.dumps(content, ensure_ascii=False).encode()
+    lines = [
+        f"HTTP/1.1 {status} {_WORDS.get(status, 'Error')}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        f"Connection: {'keep-alive' if keep else 'close'}",
+    ]
+    writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+    await writer.drain()
+    return keep
+
+
+def serve(
+    captioner: SmallCaptioner,
+    *,
+    host: str,
+    port: int,
+    model: str,
+    batch: int,
+    key: str = "",
+    ready: Callable[[int], None] | None = None,
+    port_file: Path | None = None,
+) -> None:
+    """Serves until SIGINT or SIGTERM; `ready` is called with the port once it listens, which `port_file` then holds."""
+
+    async def run() -> None:
+        server = CaptionServer(captioner, model=model, batch=batch, key=key)
+        chosen = await server.start(host, port)
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, stop.set)
+        if port_file is not None:
+            port_file.write_text(f"{chosen}\n", encoding="utf-8")
+        if ready is not None:
+            ready(chosen)
+        await stop.wait()
+        await server.close()
+
+    asyncio.run(run())

@@ -1,0 +1,89 @@
+"""The built-in clip art and emoji, one thing in the middle of a plain ground: their names and how they were set.
+
+What is said of them is what `records.builtin.singles` did: one drawing, in the middle, on a plain ground. Pictures
+without a name that a reader would say (label `concept`) are left out, whatever their titles claim.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.caption.small.material import Material
+from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.records.alt_texts import alt_text
+from foveate.records.collection import Collection
+from foveate.records.scenes.language import is_plural, with_article
+from foveate.settings.errors import UserError
+
+_STYLES = {"clipart": "clip art", "noto": "an emoji", "twemoji": "an emoji"}
+
+
+def read(
+    collection: Collection, rows: NDArray[np.int64], settings: CaptionDataSettings, *, seed: int
+) -> list[Material]:
+    """Material of the rows that are named clip art or emoji of the built-in collections."""
+    try:
+        styles, concepts = (collection.label_values(field) for field in ("style", "concept"))
+        groups = collection.label_values("subcategory")
+    except UserError:  # a collection without these labels has none of them
+        return []
+    found = []
+    for row in rows.tolist():
+        concept, style = str(concepts[row]), str(styles[row])
+        if not concept or style not in _STYLES:
+            continue
+        captions = collection.captions_of(row)
+        keywords = next((caption.text for caption in captions if caption.kind == "keywords"), "")
+        found.append(
+            Material(
+                row=row,
+                key=collection.keys[row],
+                source="singles",
+                short=_short(concept, style),
+                formats=formats(concept, style, str(groups[row])),
+                alt=alt_text(captions, settings.alt_kinds),
+                alt_clean=True,
+                facts=(concept, keywords, str(groups[row])),
+            )
+        )
+    return found
+
+
+def _short(concept: str, style: str) -> tuple[str, ...]:
+    thing = with_article(concept)
+    first = f"{thing[0].upper()}{thing[1:]}"
+    return (
+        f"{first} on a plain ground.",
+        f"A drawing of {thing}.",
+        f"{first} alone in the middle of the picture.",
+        f"{first} in the style of {_STYLES[style]}.",
+        f"A picture of {thing} on a plain ground.",
+    )
+
+
+def formats(concept: str, style: str, group: str) -> dict[str, str]:
+    """The exact texts of each format; all their facts hold for every picture that `records.builtin.singles` makes."""
+    thing = with_article(concept)
+    are = "are" if is_plural(concept) else "is"
+    kind = " and ".join(part.replace("-", " ").replace("_", " ") for part in group.split("/") if part)
+    ssc = f"{thing[0].upper()}{thing[1:]} on a plain ground."
+    dsc = [
+        f"A drawing of {thing}.",
+        f"The {concept} {are} in the middle of the picture.",
+        "The background is plain.",
+    ]
+    dense = [
+        f"A square picture that shows a drawing of {thing}.",
+        f"The drawing is in the style of {_STYLES[style]}.",
+        f"The {concept} {are} in the middle of the picture.",
+        f"The {concept} {are} the only named thing in the picture.",
+        f"There is nothing to the left of the {concept}.",
+        f"There is nothing to the right of the {concept}.",
+        f"There is nothing above the {concept}.",
+        f"There is nothing below the {concept}.",
+        *([f"The drawing belongs to the group {kind}."] if kind else []),
+        "The background is plain.",
+        "The background is drawn in one pale colour.",
+    ]
+    return {"ssc": ssc, "dsc": " ".join(dsc), "dsc_plus": " ".join(dense)}

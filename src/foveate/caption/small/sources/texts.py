@@ -1,0 +1,42 @@
+"""Any collection: the caption kinds that the recipe names as short captions and descriptions, and recognised text."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.caption.small.material import Material
+from foveate.caption.small.ocr import recognised
+from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.records.alt_texts import alt_text
+from foveate.records.collection import Collection
+
+
+def read(
+    collection: Collection, rows: NDArray[np.int64], settings: CaptionDataSettings, *, seed: int
+) -> list[Material]:
+    """Material of the rows that have a text of one of the named kinds."""
+    if not settings.short_kinds and not settings.description_kinds:
+        return []
+    texts = {}
+    for row in rows.tolist():
+        captions = collection.captions_of(row)
+        short, long = (
+            tuple(" ".join(c.text.split()) for c in captions if c.kind in kinds and c.text.strip())
+            for kinds in (settings.short_kinds, settings.description_kinds)
+        )
+        if short or long:
+            texts[row] = short, long, alt_text(captions, settings.alt_kinds)
+    written = recognised(collection, list(texts), settings.ocr)
+    return [
+        Material(
+            row=row,
+            key=collection.keys[row],
+            source="texts",
+            short=short,
+            written=written.get(row, ()),
+            descriptions=long,
+            alt=alt,
+        )
+        for row, (short, long, alt) in texts.items()
+    ]

@@ -1,0 +1,109 @@
+"""The training task: next-token loss on the target tokens alone, and the telling words of each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.caption.small.model import CaptionerModel
+from foveate.training.distributed import sum_with_grad
+from foveate.training.task import Batch, Losses, Report, Task
+
+
+class CaptionerTask(Task):
+    """A `CaptionerModel` and its losses in one stage.
+
+    Args:
+        words_W: token ids of the telling words. word_weight: of their loss. captions: False in stage 0, where the
+            decoder takes no part.
+        export: what writes the model folder.
+    """
+
+    # The head of an encoder's joint embedding, and the decoder in stage 0, take no part.
+    find_unused_parameters: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: CaptionerModel,
+        *,
+        words_W: Tensor,
+        word_weight: float,
+        captions: bool = True,
+        export: Callable[[CaptionerModel, Path], object] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.word_weight, self.captions, self._export = word_weight, captions, export
+        self.register_buffer("words_W", words_W, persistent=False)
+
+    def losses(self, batch: Batch) -> tuple[Losses, Report]:
+        """`caption_loss` per target token and `word_loss` per telling word, each over the batch of all ranks."""
+        prefix_BPD = self.model.prefix(batch["image"])
+        found: Losses = {}
+        report: Report = {}
+        if self.captions:
+            loss, right, count = self._caption_sums(prefix_BPD, batch)
+            total = sum_with_grad(count).clamp(min=1)
+            found["caption_loss"] = sum_with_grad(loss) / total
+            report["token_accuracy"] = (sum_with_grad(right) / total).detach()
+        if self.word_weight > 0 and len(self.words_W):
+            loss, count = self._word_sums(prefix_BPD, batch["words_BW"])
+            found["word_loss"] = sum_with_grad(loss) / sum_with_grad(count).clamp(min=1)
+        loss = found.get("caption_loss", prefix_BPD.new_zeros(()))
+        if "word_loss" in found:
+            loss = loss + self.word_weight * found["word_loss"]
+        return {**found, "loss": loss}, report
+
+    def _caption_sums(self, prefix_BPD: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed loss, right guesses and number of target tokens. Groups of like length waste little on padding."""
+        ends_B = batch["ends_B"]
+        order = torch.argsort(ends_B, stable=True)
+        sums: list[Tensor] = []
+        for chosen in order.chunk(self.model.recipe.length_groups):
+            longest = int(ends_B[chosen].max())
+            sums.append(
+                self._group_sums(
+                    prefix_BPD[chosen],
+                    batch["ids_BT"][chosen, :longest],
+                    batch["starts_B"][chosen],
+                    ends_B[chosen],
+                )
+            )
+        loss, right, count = torch.stack(sums).sum(dim=0).unbind()
+        return loss, right, count
+
+    def _group_sums(self, prefix_BPD: Tensor, ids_BT: Tensor, starts_B: Tensor, ends_B: Tensor) -> Tensor:
+        embeddings = torch.cat([prefix_BPD, self.model.embed(ids_BT).to(prefix_BPD.dtype)], dim=1)
+        states = self.model.states(embeddings)[:, self.model.prefix_length :]
+        place_T = torch.arange(ids_BT.shape[1] - 1, device=ids_BT.device)
+        # Position t predicts token t + 1: of targets those from their first token to the end mark.
+        wanted = (place_T + 1 >= starts_B[:, None]) & (place_T + 1 < ends_B[:, None])
+        logits_NV = self.model.logits(states[:, :-1][wanted]).float()
+        targets_N = ids_BT[:, 1:][wanted]
+        loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
+        right = (logits_NV.detach().argmax(-1) == targets_N).sum()
+        return torch.stack((loss, right.to(loss.dtype), torch.full_like(loss, len(targets_N))))
+
+    def _word_sums(self, prefix_BPD: Tensor, words_BW: Tensor) -> tuple[Tensor, Tensor]:
+        """Softmax over all telling words, uniform over the picture's own (as for hashtags: Mahajan et al. 2018, 2.2);
+        pictures are bags of positions (as in Fang et al. 2015)."""
+        shown = words_BW >= 0
+        logs_BV = self.model.word_scores(prefix_BPD, self.words_W).log_softmax(dim=-1)
+        picked_BW = logs_BV.gather(1, words_BW.clamp(min=0)) * shown
+        has_B = shown.any(dim=1)
+        loss_B = -picked_BW.sum(dim=1) / shown.sum(dim=1).clamp(min=1)
+        return (loss_B * has_B).sum(), has_B.sum().to(loss_B.dtype)
+
+    def shard_units(self) -> Sequence[nn.Module]:
+        """The decoder's layers."""
+        return [layer for part in self.model.decoder.children() if isinstance(part, nn.ModuleList) for layer in part]
+
+    def export(self, folder: Path) -> None:
+        """Writes the model folder."""
+        assert self._export is not None
+        self._export(self.model, folder)

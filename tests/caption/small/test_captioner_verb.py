@@ -1,0 +1,102 @@
+"""`foveate captioner` through the command line, and the page that it writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from made_captioner import RECIPE
+
+from foveate.cli.main import cli
+from foveate.report.pages.captioner import build
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(cli, list(arguments), catch_exceptions=True)
+    return done.exit_code, done.output + (str(done.exception) if done.exception else "")
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    return path
+
+
+def test_train_writes_a_model_and_a_page(recipe_file: Path, scene_collection: Path, tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    arguments = ["captioner", "train", str(recipe_file), "training.steps=2", "alignment.steps=1", "words.steps=0"]
+    arguments += ["--collection", str(scene_collection), "--run", str(target), "--limit", "3", "--device", "cpu"]
+    code, output = run(*arguments, "--json", "--quiet")
+    assert code == 0, output
+    result = json.loads(output.splitlines()[-1])
+    assert result["stages"]["human alignment"]["steps"] == 1
+    assert "words" not in result["stages"]
+    page = (target / "report.html").read_text()
+    assert "The same picture in every format" in page
+    assert (target / "model" / "metrics.json").is_file()
+    assert build(json.loads((target / "result.json").read_text()), target).template == "captioner.html.j2"
+    code, output = run(*arguments, "--quiet")
+    assert code == 0, output
+    assert output.splitlines()[-1] == f"report: {target / 'report.html'}"
+
+
+def test_dry_run_writes_nothing(recipe_file: Path, scene_collection: Path, tmp_path: Path) -> None:
+    arguments = ["captioner", "train", str(recipe_file), "--collection", str(scene_collection), "--dry-run"]
+    code, output = run(*arguments, "--run", str(tmp_path / "run"), "--json")
+    assert code == 0, output
+    found = json.loads(output.splitlines()[-1])
+    assert found["examined"] == 24
+    assert found["parameters"] > 10_000
+    assert not (tmp_path / "run").exists()
+    assert "24 pictures in the split" in run(*arguments)[1]
+
+
+def test_mistakes_are_sentences(
+    recipe_file: Path, scene_collection: Path, tiny_collection: Path, trained_folder: Path, tmp_path: Path
+) -> None:
+    start = ["captioner", "train", str(recipe_file)]
+    cases = [
+        ([*start, "--collection", str(tiny_collection)], "name the caption kinds"),
+        ([*start, "data.short_kind=[alt]", "--collection", str(tiny_collection)], "did you mean 'short_kinds'"),
+        ([*start, "data.sources=[scene]", "--collection", str(scene_collection)], "did you mean 'scenes'"),
+        (
+            [*start, "data.short_kinds=[alt]", "data.ocr=none", "--collection", str(tiny_collection)],
+            "no picture has material for stage 2",
+        ),
+        (["captioner", "evaluate", str(trained_folder), "--collection", str(scene_collection)], "did you mean"),
+        (["captioner", "evaluate", str(tiny_collection), "--collection", str(scene_collection)], "not a captioner"),
+    ]
+    for number, (arguments, message) in enumerate(cases):
+        code, output = run(*arguments, "--run", str(tmp_path / f"run{number}"), "--quiet")
+        assert code == 1, output
+        assert message in output
+
+
+def test_serve_answers_until_it_is_told_to_stop(trained_folder: Path, tmp_path: Path) -> None:
+    port_file = tmp_path / "port"
+    command = [sys.executable, "-m", "foveate", "captioner", "serve", str(trained_folder / "model"), "--port", "0"]
+    process = subprocess.Popen([*command, "--port-file", str(port_file), "--json"], stdout=subprocess.PIPE, text=True)
+    try:
+        for _ in range(600):
+            if port_file.is_file() and port_file.read_text().strip():
+                break
+            assert process.poll() is None
+            time.sleep(0.1)
+        port = int(port_file.read_text())
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20) as answer:
+            assert json.load(answer)["status"] == "ok"
+    finally:
+        os.kill(process.pid, signal.SIGTERM)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert json.loads(output.splitlines()[0])["address"] == f"http://127.0.0.1:{port}/v1"

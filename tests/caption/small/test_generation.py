@@ -1,0 +1,210 @@
+"""Generation: batches equal single requests, seeds decide, transformers' own `generate` says the same."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from made_captioner import recipe
+
+from foveate.caption.answers import parse_caption
+from foveate.caption.backends.foveate import BACKEND, FoveateSettings, asked_length, raw_answer
+from foveate.caption.captioner import CaptionRequest, backend_names
+from foveate.caption.small.evaluate import caption_rows, evaluate
+from foveate.caption.small.folder import SmallCaptioner, load_captioner
+from foveate.caption.small.generate import Ask, Written, write
+from foveate.caption.small.model import decoder_config
+from foveate.caption.small.tokens import EDGES, CaptionTokens, length_class
+from foveate.records.collection import Collection
+from foveate.settings.errors import UserError
+
+KINDS = ("ssc", "dsc", "dsc_plus", "afc")
+
+
+@pytest.fixture(scope="module")
+def captioner(trained_folder: Path) -> SmallCaptioner:
+    return load_captioner(trained_folder / "model", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def prefixes(captioner: SmallCaptioner) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (12, *captioner.model.image_encoder.feature_shape)
+    with torch.inference_mode():
+        return captioner.model.prefix(torch.randn(shape, generator=generator).to(torch.float16))
+
+
+def asks(temperature: float) -> list[Ask]:
+    return [
+        Ask(
+            KINDS[number % 4],
+            alt="a red apple, Port Ellery 1908 and more" * (number % 3) if number % 4 == 3 else "",
+            max_tokens=24 + number,
+            temperature=temperature,
+            seed=number,
+            name=f"k{number}",
+        )
+        for number in range(12)
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_batch_says_what_single_requests_say(
+    captioner: SmallCaptioner, prefixes: torch.Tensor, temperature: float
+) -> None:
+    wanted = asks(temperature)
+    together = write(captioner, prefixes, wanted, batch=12)
+    singly = [write(captioner, prefixes[n : n + 1], [ask])[0] for n, ask in enumerate(wanted)]
+    order = [5, 3, 11, 0, 7, 1, 2, 4, 6, 8, 9, 10]
+    shuffled = write(captioner, prefixes[order], [wanted[n] for n in order], batch=5)
+    assert [one.text for one in together] == [one.text for one in singly]
+    assert [shuffled[order.index(n)].text for n in range(12)] == [one.text for one in singly]
+    for one, other in zip(together, singly, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+        assert (one.tokens_in, one.tokens_out, one.finished) == (other.tokens_in, other.tokens_out, other.finished)
+
+
+def test_the_seed_decides_a_draw_and_nothing_else_does(captioner: SmallCaptioner, prefixes: torch.Tensor) -> None:
+    ask = Ask("dsc", max_tokens=20, temperature=1.0, seed=1, name="k")
+    first, again = (write(captioner, prefixes[:1], [ask])[0].text for _ in range(2))
+    other = write(captioner, prefixes[:1], [Ask("dsc", max_tokens=20, temperature=1.0, seed=2, name="k")])[0].text
+    assert first == again != other
+
+
+def test_it_stops_at_the_limit_and_says_so(captioner: SmallCaptioner, prefixes: torch.Tensor) -> None:
+    one = write(captioner, prefixes[:1], [Ask("ssc", max_tokens=3)])[0]
+    assert one.tokens_out == 3
+    assert not one.finished
+    assert parse_caption(raw_answer(one)).error == "truncated"
+
+
+def test_greedy_captions_are_those_of_transformers_generate(captioner: SmallCaptioner, prefixes: torch.Tensor) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = captioner.model
+    config = decoder_config(model.recipe.decoder, len(captioner.tokens))
+    peer = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    peer.base_model.load_state_dict(model.decoder.state_dict())
+    peer.tie_weights()
+    prompt = captioner.tokens.prompt("dsc", length=captioner.lengths["dsc"])
+    embedded = model.embed(torch.tensor([prompt])).expand(4, -1, -1)
+    joined = torch.cat([prefixes[:4], embedded], dim=1)
+    with torch.inference_mode():
+        found = peer.generate(
+            inputs_embeds=joined,
+            attention_mask=torch.ones(joined.shape[:2], dtype=torch.int64),
+            max_new_tokens=16,
+            do_sample=False,
+            eos_token_id=captioner.tokens.end,
+            pad_token_id=captioner.tokens.pad,
+        )
+    ours = write(captioner, prefixes[:4], [Ask("dsc", max_tokens=16)] * 4)
+    theirs = [
+        captioner.tokens.decode([token for token in row if token != captioner.tokens.end]) for row in found.tolist()
+    ]
+    assert [one.text for one in ours] == theirs
+
+
+def test_the_backend_answers_concurrent_calls(trained_folder: Path, scene_collection: Path) -> None:
+    collection = Collection.open(scene_collection)
+    assert "foveate" in backend_names()
+    opened = BACKEND.open(FoveateSettings(model=trained_folder / "model", device="cpu", batch=4), collection)
+
+    def request(row: int, kind: str, picture: bytes) -> CaptionRequest:
+        return CaptionRequest(
+            key=collection.keys[row],
+            kind=kind,
+            prompt_id=f"{kind}-1",
+            prompt="",
+            picture=picture,
+            media_type="image/jpeg",
+            alt="a chair" if kind == "afc" else "",
+            max_tokens=400,
+            temperature=0.5,
+            seed=7,
+        )
+
+    async def run(rows: list[int], kinds: tuple[str, ...]) -> list:
+        asked = [request(row, kind, collection.picture_bytes(row)) for row in rows for kind in kinds]
+        return await asyncio.gather(*(opened.caption(one) for one in asked))
+
+    async def all_of_it() -> None:
+        together = await run([0, 1, 2], KINDS)
+        alone = await run([1], ("dsc",))
+        assert together[5].text == alone[0].text
+        assert all(not answer.error and answer.tokens_out and answer.score is not None for answer in together)
+        bad = await opened.caption(request(0, "ssc", b"<html>"))
+        assert bad.error == "bad_picture: not a picture"
+        assert bad.final
+        unknown = await opened.caption(request(0, "poem", b""))
+        assert (unknown.error, unknown.final) == ("unknown_format", True)
+        await opened.close()
+
+    asyncio.run(all_of_it())
+    assert opened.revision
+    assert opened.concurrency == 16
+
+
+def test_asking_again_changes_the_length() -> None:
+    assert asked_length(3, "dsc-1") == 3
+    assert asked_length(3, "shorten-1") == 2
+    assert asked_length(len(EDGES), "lengthen-1") == len(EDGES)
+
+
+def test_evaluation_and_cached_features_agree_with_the_bytes(
+    captioner: SmallCaptioner, scene_collection: Path, tmp_path: Path
+) -> None:
+    collection = Collection.open(scene_collection)
+    rows = collection.rows("test")
+    found = evaluate(captioner, collection, split="test", run=tmp_path, cache=scene_collection / "cache", limit=4)
+    assert found["pictures"] == 4
+    assert {row["data"] for row in found["table"]} == {"scenes"}
+    assert all(set(row["values"]) <= set(KINDS) for row in found["table"])
+    assert set(found["obedience"]) <= set(KINDS)
+    for sample in found["samples"]:
+        assert (tmp_path / sample["picture"]).is_file()
+    from foveate.caption.small import see
+
+    written = caption_rows(captioner, collection, rows[:1], cache=scene_collection / "cache", kinds=("ssc",))
+    pixels = see.pixels(collection.picture_bytes(int(rows[0])), captioner.model.image_encoder.preprocess)
+    features = see.features([pixels], captioner.model.image_encoder, torch.device("cpu"))
+    with torch.inference_mode():
+        prefix = captioner.model.prefix(features)
+    again = write(captioner, prefix, [Ask("ssc", name=collection.keys[int(rows[0])])])[0]
+    assert again.text == written[0][2].text
+    with pytest.raises(UserError, match="split"):
+        evaluate(captioner, collection, split="nothing", run=tmp_path, cache=tmp_path)
+
+
+def test_tokens_are_lossless_and_prompts_have_their_places() -> None:
+    tokens = CaptionTokens.train(["A red apple.", "Zwei Äpfel, 12 %", "<end> is no token"] * 3, vocabulary=400)
+    for text in ("A red apple.", "Ünïcödé ✓ 漢字 <end> <ssc>", 'quotes "and" \\'):
+        ids = tokens.encode([text])[0]
+        assert tokens.decode(ids) == text
+        assert tokens.end not in ids
+    again = CaptionTokens.from_json(tokens.to_json())
+    assert again.encode(["A red apple."]) == tokens.encode(["A red apple."])
+    assert len(tokens.prompt("ssc", length=0)) == 3
+    assert len(tokens.prompt("afc", length=0, alt=[7, 8])) == 7
+    with pytest.raises(UserError, match="did you mean 'dsc'"):
+        tokens.prompt("dscc", length=0)
+    assert [length_class(edge) for edge in EDGES] == list(range(1, len(EDGES) + 1))
+
+
+def test_an_unfinished_answer_is_cut_json() -> None:
+    assert raw_answer(Written('say "no"', True, 1, 2, 0.0)) == '{"caption": "say \\"no\\""}'
+    assert raw_answer(Written("A dog", False, 1, 2, 0.0)) == '{"caption": "A dog'
+
+
+def test_the_transformers_tokenizer_opens_the_file(trained_folder: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    peer = PreTrainedTokenizerFast(tokenizer_file=str(trained_folder / "model" / "tokenizer.json"))
+    ours = load_captioner(trained_folder / "model", device="cpu").tokens
+    assert (
+        peer.encode("A chair above a saxophone.", add_special_tokens=False)
+        == ours.encode(["A chair above a saxophone."])[0]
+    )
+    assert recipe().vocabulary >= len(ours)

@@ -1,0 +1,181 @@
+"""Training: stages, resume bit for bit, the loss on target tokens alone, the folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from made_captioner import recipe
+from safetensors.torch import load_file
+
+from foveate.caption.small import train as train_module
+from foveate.caption.small.folder import load_captioner, revision_of
+from foveate.caption.small.model import CaptionerModel
+from foveate.caption.small.task import CaptionerTask
+from foveate.caption.small.train import train_captioner
+from foveate.records.collection import Collection
+from foveate.settings.errors import UserError
+
+
+def test_a_run_leaves_rows_stages_and_a_model(trained_folder: Path) -> None:
+    for name in (
+        "data/rows.parquet",
+        "data/summary.json",
+        "stage-0/stage.json",
+        "stage-2/metrics.jsonl",
+        "recipe.yaml",
+    ):
+        assert (trained_folder / name).is_file(), name
+    files = {path.name for path in (trained_folder / "model").iterdir()}
+    assert files >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "preprocess.json",
+        "metrics.json",
+        "README.md",
+    }
+    result = json.loads((trained_folder / "result.json").read_text())
+    assert list(result["stages"]) == ["words", "format following", "human alignment"]
+    assert [stage["steps"] for stage in result["stages"].values()] == [2, 4, 3]
+
+
+def test_stage_two_starts_from_stage_one_at_half_the_rate(trained_folder: Path) -> None:
+    first = load_file(trained_folder / "stage-1/model/model.safetensors")
+    second = load_file(trained_folder / "model/model.safetensors")
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    rates = [
+        max(json.loads(line)["learning_rate"] for line in (trained_folder / f"stage-{n}/metrics.jsonl").open())
+        for n in (1, 2)
+    ]
+    assert rates[1] == pytest.approx(rates[0] / 2, rel=0.3)
+    settings = recipe().stage_settings(2)
+    assert settings.learning_rate == pytest.approx(2.5e-3)
+
+
+def test_stopped_and_repeated_it_ends_with_the_same_weights(
+    scene_collection: Path, trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken off within stage 1, after its first checkpoint, and again between stages 1 and 2."""
+    collection = Collection.open(scene_collection)
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    real_losses = CaptionerTask.losses
+    calls = {"n": 0}
+
+    def losses(self: CaptionerTask, batch: dict) -> object:
+        calls["n"] += 1
+        if calls["n"] == 6:  # two of stage 0, three of stage 1 done
+            raise KeyboardInterrupt
+        return real_losses(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CaptionerTask, "losses", losses)
+        with pytest.raises(KeyboardInterrupt):
+            train_captioner(recipe(), collection, tmp_path / "run", device="cpu")
+    assert (tmp_path / "run/stage-0/stage.json").is_file()
+    assert not (tmp_path / "run/stage-1/stage.json").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module._Stages, "finish", broken)
+        with pytest.raises(KeyboardInterrupt):
+            train_captioner(recipe(), collection, tmp_path / "run", device="cpu")
+    done = train_captioner(recipe(), collection, tmp_path / "run", device="cpu")
+    assert done.model_folder is not None
+    first, second = (load_file(folder / "model/model.safetensors") for folder in (trained_folder, tmp_path / "run"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_loss_is_on_target_tokens_alone() -> None:
+    model = CaptionerModel(recipe(), vocabulary=400)
+    task = CaptionerTask(model, words_W=torch.zeros(0, dtype=torch.int64), word_weight=0.0)
+    features = torch.randn(2, *model.image_encoder.feature_shape).to(torch.float16)
+    ids = torch.randint(5, 400, (2, 9))
+    batch = {
+        "image": features,
+        "ids_BT": ids,
+        "starts_B": torch.tensor([3, 4]),
+        "ends_B": torch.tensor([9, 7]),
+        "words_BW": torch.full((2, 1), -1),
+    }
+    prefix = model.prefix(features)
+    expected, count = 0.0, 0
+    for row, (start, end) in enumerate([(3, 9), (4, 7)]):
+        joined = torch.cat([prefix[row : row + 1], model.embed(ids[row : row + 1, :end])], dim=1)
+        logits = model.logits(model.states(joined))[0, model.prefix_length :]
+        for place in range(start, end):
+            expected -= logits[place - 1].log_softmax(-1)[ids[row, place]]
+            count += 1
+    losses, report = task.losses(batch)
+    assert losses["caption_loss"].item() == pytest.approx((expected / count).item(), rel=1e-4)
+    assert 0 <= float(report["token_accuracy"]) <= 1
+    assert losses["loss"].item() == losses["caption_loss"].item()
+
+
+def test_the_word_loss_knows_the_words_of_each_picture() -> None:
+    model = CaptionerModel(recipe(), vocabulary=400)
+    words = torch.tensor([10, 20, 30])
+    task = CaptionerTask(model, words_W=words, word_weight=1.0, captions=False)
+    features = torch.randn(3, *model.image_encoder.feature_shape).to(torch.float16)
+    batch = {"image": features, "words_BW": torch.tensor([[0, 2], [1, -1], [-1, -1]])}
+    logs = model.word_scores(model.prefix(features), words).log_softmax(-1)
+    expected = -((logs[0, 0] + logs[0, 2]) / 2 + logs[1, 1]) / 2
+    assert task.losses(batch)[0]["word_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", lambda text: text.replace('"captioner"', '"other"'), "allowed here is 'captioner'"),
+        ("config.json", lambda text: text.replace('"format": 1', '"format": 9'), "this version reads 1"),
+        ("tokenizer.json", lambda text: "{}", "is not one|has no token"),
+        ("tokenizer.json", lambda text: text.replace("<ssc>", "<xxx>"), "no token"),
+        ("model.safetensors", lambda text: text[:100], "damaged"),
+    ],
+)
+def test_a_folder_is_opened_strictly(trained_folder: Path, tmp_path: Path, file: str, change, message: str) -> None:
+    for path in (trained_folder / "model").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    text = (tmp_path / file).read_text(encoding="latin-1")
+    (tmp_path / file).write_text(change(text), encoding="latin-1")
+    with pytest.raises(UserError, match=message):
+        load_captioner(tmp_path, device="cpu")
+
+
+def test_the_revision_changes_with_the_weights(trained_folder: Path) -> None:
+    assert revision_of(trained_folder / "model") != revision_of(trained_folder / "stage-1" / "model")
+    assert load_captioner(trained_folder / "model", device="cpu").revision == revision_of(trained_folder / "model")
+    with pytest.raises(UserError, match="did you mean"):
+        load_captioner(trained_folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 512},
+        {
+            "model_type": "qwen2",
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "intermediate_size": 48,
+        },
+    ],
+)
+def test_other_architectures_of_transformers_build_and_run(decoder: dict) -> None:
+    changed = recipe().model_copy(update={"decoder": decoder})
+    model = CaptionerModel(changed, vocabulary=400)
+    states = model.states(torch.randn(1, 6, model.width))
+    assert model.logits(states).shape == (1, 6, 400)
+
+
+def test_a_decoder_that_cannot_be_built_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="field decoder"):
+        CaptionerModel(recipe().model_copy(update={"decoder": {"model_type": "nothing"}}), vocabulary=400)
+    with pytest.raises(UserError, match="fold 3"):
+        CaptionerModel(recipe().model_copy(update={"fold": 3}), vocabulary=400)

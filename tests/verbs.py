@@ -1,0 +1,53 @@
+"""What tests ask of the command line: its verbs and sub-verbs, and the recipes that they run."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+VERBS = sorted(path.stem for path in (ROOT / "src/foveate/cli/verbs").glob("*.py") if path.stem != "__init__")
+
+
+def module_of(verb: str) -> Any:
+    """The module of a verb."""
+    return importlib.import_module(f"foveate.cli.verbs.{verb}")
+
+
+def leaves(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """A command, or the sub-commands of a group, each with the words that call it."""
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    for name, inner in command.commands.items():
+        yield from leaves(inner, (*path, name))
+
+
+def sub_verbs() -> list[tuple[tuple[str, ...], click.Command]]:
+    """All commands that do something: `pretrain`, `captioner train`, ..."""
+    return [leaf for verb in VERBS for leaf in leaves(module_of(verb).command, (verb,))]
+
+
+def named(reference: str) -> Any:
+    """What "module:attribute" names."""
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def recipe_verbs() -> list[str]:
+    """Verbs that run recipes: their modules name the recipe's model (RECIPE) and what builds its networks (MODEL)."""
+    return [verb for verb in VERBS if hasattr(module_of(verb), "RECIPE")]
+
+
+def verb_of_recipe(path: Path) -> str:
+    """The verb of the command in a recipe's first line."""
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    words = first.removeprefix("# foveate ").split()
+    assert first.startswith("# foveate "), f"{path.name}: starts with the command that runs it"
+    assert path.stem in words, f"{path.name}: its command names another recipe"
+    assert words[0] in recipe_verbs(), f"{path.name}: '{words[0]}' runs no recipes"
+    return words[0]
