@@ -95,7 +95,7 @@ def test_any_text_can_be_cut_and_tagged(text: str) -> None:
 
 
 def test_taggers_are_found_by_name() -> None:
-    assert tagger_names() == ["nltk", "rules", "spacy", "spacy_tags"]
+    assert tagger_names() == ["ngrams", "nltk", "rules", "spacy", "spacy_tags"]
     with pytest.raises(UserError, match="unknown tagger 'rule'.*did you mean 'rules'"):
         open_extractor(PhraseSettings(tagger="rule"))
 

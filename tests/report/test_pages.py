@@ -17,7 +17,11 @@ from foveate.report import render
 from foveate.report.render import kinds
 from foveate.settings.errors import UserError
 
+<<<<<<< HEAD
 KINDS = ["caption", "evaluate", "inspect", "locate", "pretrain", "search"]
+=======
+KINDS = ["evaluate", "inspect", "locate", "pretrain", "regions", "search"]
+>>>>>>> 4182cdd (Add foveate regions: detectors by name, statuses, going on after kills, page and docs)
 
 
 class Reader(HTMLParser):
@@ -196,6 +200,9 @@ def test_small_pages_say_their_content(tmp_path: Path) -> None:
     assert "random box" in texts["locate"]
     assert "a box in a picture → Generated scenes" in texts["search"]
     assert "Which of these boxes?" in texts["evaluate"]
+    assert "This detector is an oracle" in texts["regions"]
+    assert "Nothing found 3" in texts["regions"]
+    assert "dsc plus" in texts["regions"]
 
 
 def test_locate_without_a_known_truth_claims_none(tmp_path: Path) -> None:

@@ -90,6 +90,18 @@ SCHEMAS: dict[str, pa.Schema] = {
         label=_TEXT,
         slice=_TEXT,
         **_PROVENANCE,
+        details=_TEXT,
+    ),
+    "region_status": _schema(
+        key=_TEXT,
+        row_id=_TEXT,
+        status=_TEXT,
+        kind=_TEXT,
+        phrases=pa.int32(),
+        regions=pa.int32(),
+        thin=pa.int32(),
+        detail=_TEXT,
+        **_PROVENANCE,
     ),
     "labels": _schema(key=_TEXT, row_id=_TEXT, field=_TEXT, value=_TEXT, **_PROVENANCE),
     "context": _schema(

@@ -228,6 +228,26 @@ class InspectResult(Part):
     command: str | list[str] = ""
 
 
+class RegionsResult(Part):
+    kind: str
+    title: str = ""
+    collection: str = ""
+    detector: str = ""
+    oracle: bool = False
+    model: str = ""
+    source: str = ""
+    recipe: dict[str, Any] = {}
+    pictures: int = 0
+    done_before: int = 0
+    status: dict[str, int] = {}
+    regions: int = 0
+    thin: int = 0
+    seconds: float | None = None
+    histograms: dict[str, Histogram] = {}
+    samples: list[Example] = []
+    command: str | list[str] = ""
+
+
 class LocateResult(Locate):
     kind: str
     command: str | list[str] = ""

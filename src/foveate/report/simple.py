@@ -39,6 +39,8 @@ def simple_page(title: str, *, eyebrow: str, **blocks: Any) -> Page:
         "default": "head",
         "which": [],
         "samples": [],
+        "samples_title": "As the model sees them",
+        "samples_note": "Records after preprocessing: cropped, scaled and padded, with their boxes moved along.",
         "quarantine": None,
         "recipe": {},
         "command": "",

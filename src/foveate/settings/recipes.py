@@ -68,6 +68,18 @@ def read(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return content
 
 
+def options_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping that `name.of.field=value` texts make by themselves.
+
+    Raises:
+        UserError: for a text that is none of these.
+    """
+    content: dict[str, Any] = {}
+    for override in overrides:
+        _apply(content, override)
+    return content
+
+
 def _apply(content: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:

@@ -25,7 +25,9 @@ Recipe = Literal["paper", "clean"]
 class PhraseSettings(Settings):
     """How a caption becomes phrases."""
 
-    tagger: str = Field("rules", description="a module of foveate.caption.vesl.taggers: rules, spacy, spacy_tags, nltk")
+    tagger: str = Field(
+        "rules", description="a module of foveate.caption.vesl.taggers: rules, spacy, spacy_tags, nltk, ngrams"
+    )
     recipe: Recipe = Field("clean", description="paper = as published, with its artefacts; clean = without them")
     tagger_data: str | None = Field(None, description="nltk: folder of its data averaged_perceptron_tagger_eng")
     most: int = Field(MOST_PHRASES, ge=1, description="phrases of a caption that are kept, the first ones")

@@ -1,0 +1,367 @@
+"""The run behind `foveate regions`: caption -> phrases -> detection -> rows, with a status for every picture.
+
+Rows are written in parts, regions before statuses; a kill loses at most what was not written yet. The same command
+again goes on with the pictures that have no status of its recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate.caption.vesl.detection import Detector, DetectorKind, Found, Shown, find_detector
+from foveate.caption.vesl.provenance import source_of
+from foveate.caption.vesl.settings import RegionLabelSettings, recipe_hash, recipe_of
+from foveate.caption.vesl.tagging import Extractor, open_extractor
+from foveate.caption.vesl.work import (
+    DECODE_ERROR,
+    DETECTOR_ERROR,
+    NO_BOXES,
+    NO_CAPTION,
+    NO_PHRASES,
+    OK,
+    STATUSES,
+    Captions,
+    Done,
+    Said,
+    done_before,
+    partner_of,
+)
+from foveate.records.appending import AnnotationAppender
+from foveate.records.boxes import Box
+from foveate.records.collection import Collection
+from foveate.records.pictures import BadPicture, decode
+from foveate.records.record import Region
+from foveate.records.rows import region_row
+from foveate.records.tables import Provenance
+from foveate.settings.progress import say, track
+from foveate.settings.recipes import Settings
+from foveate.settings.revision import code_revision
+from foveate.training.stopping import StopRequest
+
+BATCH = 16
+# Rows are written after so many pictures or seconds.
+_PICTURES_PER_PART = 1024
+_SECONDS_PER_PART = 30.0
+# Pixels of the decoded picture's longer side for each pixel of the detector's.
+_DECODED = 2
+# What libraries raise when they meet one picture that they cannot work on.
+_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, MemoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """All that a run works with."""
+
+    collection: Collection
+    settings: RegionLabelSettings
+    kind: DetectorKind
+    detector: Detector
+    extractor: Extractor
+    captions: Captions
+    recipe: dict[str, Any]
+    hash: str
+    partners: dict[int, int]
+
+
+@dataclass(slots=True)
+class Labelled:
+    """What became of one picture; `before` are regions that a killed run wrote without its status."""
+
+    key: str
+    status: str
+    kind: str = ""
+    phrases: int = 0
+    thin: int = 0
+    detail: str = ""
+    before: int = 0
+    regions: list[dict[str, object]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The run's result.json, and the rows of the collection that it was about."""
+
+    result: dict[str, Any]
+    rows: list[int]
+    stopped: bool
+
+
+def open_run(
+    collection: Collection,
+    settings: RegionLabelSettings,
+    *,
+    detector: str,
+    detector_settings: Settings,
+    rows: Sequence[int],
+    device: str | None = None,
+    seed: int = 0,
+) -> Opened:
+    """Opens captions, tagger and detector, and names the recipe.
+
+    Raises:
+        UserError: for a tagger or detector that cannot be opened, or when no caption has a wanted kind.
+    """
+    kind = find_detector(detector)
+    captions, extractor = Captions(collection, settings), open_extractor(settings.phrases)
+    found = kind.open(detector_settings, collection, device)
+    recipe = recipe_of(settings, extractor, found, detector_settings)
+    if settings.shuffle_phrases:
+        recipe["seed"] = seed
+    partners = partner_of(rows, seed) if settings.shuffle_phrases else {}
+    return Opened(collection, settings, kind, found, extractor, captions, recipe, recipe_hash(recipe), partners)
+
+
+def phrases_of(run: Opened, row: int) -> tuple[Said, list[str]]:
+    """The chosen texts of a picture and their phrases; in the control those of its partner."""
+    said = run.captions.of(run.partners.get(row, row))
+    most, found = run.settings.phrases.most, list[str]()
+    for text in said.texts:
+        found += [one for one in run.extractor(text).kept if run.settings.phrases.recipe == "paper" or one not in found]
+    return said, found[:most]
+
+
+def label_regions(
+    path: Path,
+    settings: RegionLabelSettings,
+    *,
+    detector: str,
+    detector_settings: Settings,
+    split: str | None = None,
+    limit: int | None = None,
+    batch: int = BATCH,
+    device: str | None = None,
+    seed: int = 0,
+    workers: int = 2,
+) -> Outcome:
+    """Labels the regions of a collection's pictures; the same call again does what is left.
+
+    Args:
+        path: of the collection. split: only its pictures. limit: the first so many. batch: pictures of one pass.
+        seed: of the control `shuffle_phrases`. workers: threads that decode.
+
+    Raises:
+        UserError: another process writes the collection, or see `open_run`.
+    """
+    began = time.monotonic()
+    with AnnotationAppender(path, purpose="labelling regions") as appender, Collection.open(path) as collection:
+        rows = [int(row) for row in collection.rows(split)][:limit]
+        run = open_run(
+            collection,
+            settings,
+            detector=detector,
+            detector_settings=detector_settings,
+            rows=rows,
+            device=device,
+            seed=seed,
+        )
+        done = done_before(collection, run.hash, {collection.keys[row] for row in rows})
+        todo = [row for row in rows if collection.keys[row] not in done.keys]
+        if len(todo) < len(rows):
+            say(f"{len(rows) - len(todo)} of {len(rows)} pictures were labelled by this recipe before")
+        writer = _Writer(appender, run)
+        with StopRequest() as stop:
+            starts = range(0, len(todo), batch)
+            for start in track(starts, description=f"labelling, {batch} pictures at a time"):
+                for one in _label(run, todo[start : start + batch], done, workers):
+                    writer.add(one)
+                if stop.signal_name:
+                    break
+            writer.flush()
+        stopped = stop.signal_name is not None
+    result = {
+        "kind": "regions",
+        "collection": collection.name,
+        "split": split,
+        "detector": detector,
+        "oracle": run.kind.oracle,
+        "model": run.detector.model,
+        "source": source_of(detector),
+        "recipe": run.recipe,
+        "recipe_hash": run.hash,
+        "pictures": len(rows),
+        "done_before": len(rows) - len(todo),
+        "status": {name: writer.counts[name] + done.status[name] for name in STATUSES},
+        "regions": writer.regions + done.regions,
+        "thin": writer.thin + done.thin,
+        "regions_new": writer.regions,
+        "seconds": round(time.monotonic() - began, 2),
+        "stopped": stopped,
+        "code": code_revision(),
+    }
+    return Outcome(result, rows, stopped)
+
+
+def plan(
+    path: Path,
+    settings: RegionLabelSettings,
+    *,
+    detector: str,
+    detector_settings: Settings,
+    split: str | None = None,
+    limit: int | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    looked_at: int = 1000,
+) -> dict[str, Any]:
+    """What a run would do, from the phrases of the first `looked_at` pictures; nothing is detected or written."""
+    with Collection.open(path) as collection:
+        rows = [int(row) for row in collection.rows(split)][:limit]
+        run = open_run(
+            collection,
+            settings,
+            detector=detector,
+            detector_settings=detector_settings,
+            rows=rows,
+            device=device,
+            seed=seed,
+        )
+        done = done_before(collection, run.hash, {collection.keys[row] for row in rows})
+        todo = [row for row in rows if collection.keys[row] not in done.keys]
+        found = [phrases_of(run, row) for row in todo[:looked_at]]
+    with_phrases = [phrases for _, phrases in found if phrases]
+    return {
+        "detector": detector,
+        "oracle": run.kind.oracle,
+        "model": run.detector.model,
+        "recipe_hash": run.hash,
+        "pictures": len(rows),
+        "todo": len(todo),
+        "looked_at": len(found),
+        "captions": dict(Counter(said.kind or "none" for said, _ in found)),
+        "with_phrases": len(with_phrases),
+        "phrases_per_picture": round(float(np.mean([len(one) for one in with_phrases])), 2) if with_phrases else 0.0,
+        "examples": [{"text": " ".join(said.texts)[:200], "phrases": phrases} for said, phrases in found[:3]],
+    }
+
+
+def _label(run: Opened, rows: Sequence[int], done: Done, workers: int) -> Iterator[Labelled]:
+    """One batch: what each of its pictures is labelled with, in order."""
+    finished: dict[int, Labelled] = {}
+    asked: list[tuple[int, Said, list[str]]] = []
+    for row in rows:
+        key = run.collection.keys[row]
+        said, phrases = phrases_of(run, row)
+        if not said.texts:
+            finished[row] = Labelled(key, NO_CAPTION)
+        elif not phrases:
+            finished[row] = Labelled(key, NO_PHRASES, said.kind)
+        elif key in done.unfinished:  # its regions were written, its status was not
+            finished[row] = Labelled(key, OK, said.kind, len(phrases), before=done.unfinished[key])
+        else:
+            asked.append((row, said, phrases))
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        pictures = list(pool.map(lambda one: _shown(run, one[0]), asked))
+    good = []
+    for (row, said, phrases), picture in zip(asked, pictures, strict=True):
+        if isinstance(picture, Shown):
+            good.append((picture, said, phrases))
+        else:
+            key = run.collection.keys[row]
+            finished[row] = Labelled(key, DECODE_ERROR, said.kind, len(phrases), detail=picture)
+    for (picture, said, phrases), found in zip(good, _detect(run, good), strict=True):
+        finished[picture.row] = _labelled(run, picture, said, phrases, found)
+    yield from (finished[row] for row in rows)
+
+
+def _shown(run: Opened, row: int) -> Shown | str:
+    index = run.collection.index
+    width, height, key = int(index["width"][row]), int(index["height"][row]), run.collection.keys[row]
+    if not run.kind.reads_pixels:
+        return Shown(row, key, None, width, height)
+    try:
+        image = decode(run.collection.picture_bytes(row), longest_side=_DECODED * max(1, run.detector.input_px))
+    except BadPicture as problem:
+        return str(problem)
+    return Shown(row, key, image, width, height)
+
+
+def _detect(run: Opened, good: Sequence[tuple[Shown, Said, list[str]]]) -> list[Found | str]:
+    """What the detector says; where it fails on the batch, of each picture alone, or why it failed on it."""
+    if not good:
+        return []
+    try:
+        return list(run.detector.detect([one for one, _, _ in good], [phrases for _, _, phrases in good]))
+    except _FAILURES as error:
+        if len(good) == 1:
+            return [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
+        return [one for each in good for one in _detect(run, [each])]
+
+
+def _labelled(run: Opened, picture: Shown, said: Said, phrases: list[str], found: Found | str) -> Labelled:
+    if isinstance(found, str):
+        return Labelled(picture.key, DETECTOR_ERROR, said.kind, len(phrases), detail=found)
+    rows = []
+    for number in range(len(found.boxes_K4)):
+        region = Region(
+            Box.from_array(found.boxes_K4[number]),
+            phrases[int(found.phrase_K[number])],
+            float(found.scores_K[number]),
+            source=source_of(run.detector.name),
+        )
+        details: dict[str, Any] = {
+            "detector": run.detector.name,
+            "version": run.detector.version,
+            "input_px": run.detector.input_px,
+            "caption": said.kind,
+            "tagger": run.extractor.name,
+            "phrases": run.settings.phrases.recipe,
+        }
+        if found.similarity_K is not None:
+            details["similarity"] = round(float(found.similarity_K[number]), 4)
+        if run.kind.oracle:
+            details["oracle"] = True
+        if run.partners:
+            details["shuffled"] = True
+        rows.append({**region_row(picture.key, region), "details": json.dumps(details, sort_keys=True)})
+    status = OK if rows else NO_BOXES
+    return Labelled(picture.key, status, said.kind, len(phrases), found.thin, regions=rows)
+
+
+class _Writer:
+    """Gathers what was labelled and writes it in parts, regions before statuses."""
+
+    def __init__(self, appender: AnnotationAppender, run: Opened) -> None:
+        self._appender, self._run = appender, run
+        self._waiting: list[Labelled] = []
+        self._since = time.monotonic()
+        self.counts: Counter[str] = Counter()
+        self.regions = self.thin = 0
+
+    def add(self, one: Labelled) -> None:
+        self._waiting.append(one)
+        if len(self._waiting) >= _PICTURES_PER_PART or time.monotonic() - self._since > _SECONDS_PER_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        run, waiting = self._run, self._waiting
+        made = Provenance(source_of(run.detector.name), run.detector.model, run.hash)
+        regions = [row for one in waiting for row in one.regions]
+        if regions:
+            self._appender.append("regions", regions, made)
+        statuses = [
+            {
+                "key": one.key,
+                "status": one.status,
+                "kind": one.kind,
+                "phrases": one.phrases,
+                "regions": len(one.regions) + one.before,
+                "thin": one.thin,
+                "detail": one.detail,
+            }
+            for one in waiting
+        ]
+        if statuses:
+            self._appender.append("region_status", statuses, made)
+        self.counts.update(one.status for one in waiting)
+        self.regions += len(regions) + sum(one.before for one in waiting)
+        self.thin += sum(one.thin for one in waiting)
+        self._waiting, self._since = [], time.monotonic()

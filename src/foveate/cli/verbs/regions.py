@@ -1,0 +1,141 @@
+"""`foveate regions`: region labels for every picture, from its captions and a detector (VESL)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from foveate.cli.options import common, finish, workers_option
+
+
+@click.command("regions", short_help="Label regions: captions, phrases, boxes (VESL).")
+@click.argument("collection", type=click.Path(path_type=Path))
+@click.option(
+    "--detector",
+    default="nanodet",
+    metavar="NAME",
+    help="nanodet (default; photographs), owlv2, cloc, or annotations (an oracle).",
+)
+@click.option("--model", metavar="MODEL", help="The detector's model: a folder, or for owlv2 OWNER/NAME on the hub.")
+@click.option("--set", "options", multiple=True, metavar="NAME=VALUE", help="A further option of the detector.")
+@click.option("--phrases", default="rules", metavar="NAME", help="rules (default), spacy, spacy_tags, nltk or ngrams.")
+@click.option("--recipe", default="clean", metavar="NAME", help="clean (default), or paper with its artefacts.")
+@click.option("--tagger-data", metavar="FOLDER", help="nltk: folder of averaged_perceptron_tagger_eng.")
+@click.option(
+    "--captions",
+    default="dsc_plus,dsc,alt",
+    metavar="KINDS",
+    help="Kinds of captions, best first: the first that a picture has counts; dsc_plus,dsc,alt by default.",
+)
+@click.option("--prefer", default="", metavar="MODELS", help="Captioners whose captions come first, with commas.")
+@click.option("--shuffle-phrases", is_flag=True, help="Negative control: ask about the phrases of other pictures.")
+@click.option("--split", metavar="NAME", help="Only the pictures of this split.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many pictures.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Pictures of one pass.")
+@click.option("--samples", type=click.IntRange(0, 500), default=24, show_default=True, help="Pictures on the page.")
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder; runs/regions by default.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be asked; nothing is detected or written.")
+@workers_option
+@common()
+def command(
+    collection: Path,
+    detector: str,
+    model: str | None,
+    options: tuple[str, ...],
+    phrases: str,
+    recipe: str,
+    tagger_data: str | None,
+    captions: str,
+    prefer: str,
+    shuffle_phrases: bool,
+    split: str | None,
+    limit: int | None,
+    batch: int,
+    samples: int,
+    run: Path | None,
+    dry_run: bool,
+    workers: int | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Labels regions of the pictures of COLLECTION: noun phrases of their captions, and boxes that a detector finds.
+
+    Rows are added to the table `regions`, with the source vesl:DETECTOR; nothing is overwritten. Stopped and repeated,
+    it goes on; repeated after that, it does nothing.
+
+    \b
+    Example:
+      foveate regions my-pictures --model runs/tour/cloc-seed0/model
+      foveate regions my-pictures --detector owlv2 --model google/owlv2-large-patch14-ensemble --recipe paper
+    """
+    from foveate.caption.vesl.detection import find_detector
+    from foveate.caption.vesl.gallery import shown
+    from foveate.caption.vesl.run import label_regions, plan
+    from foveate.caption.vesl.settings import RegionLabelSettings
+    from foveate.report import render
+    from foveate.settings.recipes import options_of, validate
+    from foveate.settings.runs import RunFolder
+
+    said: dict[str, Any] = {
+        "phrases": {"tagger": phrases, "recipe": recipe, "tagger_data": tagger_data},
+        "captions": [kind.strip() for kind in captions.split(",") if kind.strip()],
+        "prefer": [name.strip() for name in prefer.split(",") if name.strip()],
+        "shuffle_phrases": shuffle_phrases,
+    }
+    settings = validate(RegionLabelSettings, said, where="foveate regions")
+    chosen = find_detector(detector)
+    given = options_of(options) | ({} if model is None else {"model": model})
+    detector_settings = validate(chosen.settings, given, where=f"detector '{detector}' (--model, --set)")
+    asked: dict[str, Any] = {
+        "detector": detector,
+        "detector_settings": detector_settings,
+        "split": split,
+        "limit": limit,
+        "device": device,
+        "seed": seed or 0,
+    }
+    if dry_run:
+        planned = plan(collection, settings, **asked)
+        finish(planned, _plan_lines(planned), {}, as_json=as_json)
+        return
+    folder = RunFolder.create(run or Path("runs/regions"), command=sys.argv)
+    outcome = label_regions(collection, settings, batch=batch, workers=workers or 2, **asked)
+    result = outcome.result | {"command": sys.argv}
+    result |= shown(
+        collection, settings, result["recipe_hash"], outcome.rows, folder.path, count=samples, seed=seed or 0
+    )
+    folder.write_result(result)
+    finish(result, _lines(result), {"report": render(folder.path)}, as_json=as_json)
+    if outcome.stopped:
+        raise KeyboardInterrupt
+
+
+def _plan_lines(planned: dict[str, Any]) -> list[str]:
+    oracle = " (an oracle: boxes that are there already)" if planned["oracle"] else ""
+    lines = [
+        f"{planned['todo']:,} of {planned['pictures']:,} pictures are to be labelled by {planned['detector']}{oracle}",
+        f"of the first {planned['looked_at']:,}: {planned['with_phrases']:,} have phrases, "
+        f"{planned['phrases_per_picture']} each; captions: "
+        + ", ".join(f"{kind} {count:,}" for kind, count in planned["captions"].items()),
+    ]
+    lines += [f"{one['text']!r}: {', '.join(one['phrases']) or 'no phrase'}" for one in planned["examples"]]
+    return [*lines, "dry run: nothing was detected or written"]
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    counts = ", ".join(f"{name} {number:,}" for name, number in result["status"].items() if number)
+    oracle = " (an oracle: boxes that were there already)" if result["oracle"] else ""
+    lines = [
+        f"{result['regions']:,} regions by {result['detector']}{oracle}, source {result['source']}, "
+        f"recipe {result['recipe_hash']}",
+        f"pictures: {counts or 'none'}",
+    ]
+    if result["done_before"]:
+        lines.append(f"{result['done_before']:,} pictures were labelled by this recipe before")
+    if result["stopped"]:
+        lines.append("stopped; the same command goes on")
+    return lines

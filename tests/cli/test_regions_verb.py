@@ -1,0 +1,76 @@
+"""`foveate regions` from end to end, and the one sentence of each mistake."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tiny
+from conftest import Run
+from foveate.pretrain.train import build_model
+from foveate.vision.localiser.folder import save_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(build_model(tiny.recipe()).eval(), tmp_path_factory.mktemp("verb") / "model")
+
+
+@pytest.fixture
+def shapes(tiny_collection: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_collection, tmp_path / "shapes"))
+
+
+def test_regions_are_labelled_and_shown(foveate: Run, shapes: Path, model: Path, tmp_path: Path) -> None:
+    asked = ("regions", shapes, "--detector", "cloc", "--model", model, "--captions", "alt", "--set", "rule=head")
+    dry = foveate(*asked, "--dry-run")
+    assert "32 of 32 pictures are to be labelled by cloc" in dry.out
+    assert "30 have phrases, 2.0 each" in dry.out
+    assert not (tmp_path / "runs").exists()
+    assert not (shapes / "annotations" / "region_status").exists()
+    made = foveate(*asked, "--json", "--quiet", "--run", "mine", "--samples", "3")
+    assert made.code == 0, made.err
+    assert made.json["source"] == "vesl:cloc"
+    assert made.json["recipe"]["detector"]["settings"] == {"rule": "head", "threshold": 0.0}
+    assert sum(made.json["status"].values()) == 32
+    page = (tmp_path / "mine" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figure") >= 1
+    assert "What was labelled" in page
+    assert 'src="http' not in page
+    again = foveate(*asked, "--quiet")
+    assert "32 pictures were labelled by this recipe before" in again.out
+    assert again.out.splitlines()[-1] == "report: runs/regions/report.html"
+
+
+def test_the_oracle_is_named(foveate: Run, shapes: Path, tmp_path: Path) -> None:
+    made = foveate("regions", shapes, "--detector", "annotations", "--captions", "title,alt", "--phrases", "ngrams")
+    assert made.code == 0, made.err
+    assert "by annotations (an oracle: boxes that were there already), source vesl:annotations" in made.out
+    assert "This detector is an oracle" in (tmp_path / "runs" / "regions" / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--detector", "nanodot"), "unknown detector 'nanodot': .*did you mean 'nanodet'"),
+        ((), r"detector 'nanodet' \(--model, --set\): field 'model'"),
+        (("--set", "treshold=0.1"), "unknown field 'treshold'.*did you mean 'threshold'"),
+        (("--set", "threshold"), "override 'threshold': write it as name.of.field=value"),
+        (("--model", "none", "--captions", "dsc"), "no caption of the kinds dsc; it has alt, title"),
+        (("--model", "none", "--captions", "alt"), "none: not a model folder"),
+        (("--model", "none", "--captions", "alt", "--phrases", "rule"), "unknown tagger 'rule'.*did you mean 'rules'"),
+        (("--model", "none", "--recipe", "papr"), "field 'phrases.recipe'"),
+        (("--model", "none", "--captions", ","), "field 'captions'"),
+        (("--model", "none", "--captions", "alt", "--prefer", "x"), "unknown model of captions in the collection"),
+        (("--model", "none", "--captions", "alt", "--split", "tset"), "unknown split.*did you mean 'test'"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    foveate: Run, tiny_collection: Path, options: tuple[str, ...], sentence: str
+) -> None:
+    import re
+
+    ended = foveate("regions", tiny_collection, *options)
+    assert re.search(sentence, ended.sentence), ended.sentence
