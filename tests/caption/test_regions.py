@@ -17,12 +17,12 @@ from foveate.caption.vesl import run as module
 from foveate.caption.vesl.detection import Found, Shown
 from foveate.caption.vesl.detectors.annotations import AnnotationDetector, AnnotationSettings
 from foveate.caption.vesl.gallery import shown
-from foveate.caption.vesl.provenance import is_ours
 from foveate.caption.vesl.run import Outcome, label_regions, plan
 from foveate.caption.vesl.settings import RegionLabelSettings
 from foveate.caption.vesl.work import partner_of
 from foveate.records.appending import AnnotationAppender
 from foveate.records.collection import Collection
+from foveate.records.sources import is_pseudo
 from foveate.records.tables import Provenance
 from foveate.settings.errors import UserError
 from killing import Server, kill_at_random
@@ -44,7 +44,7 @@ def label(path: Path, settings: RegionLabelSettings = ALT, **options: Any) -> Ou
 def rows_of(path: Path, kind: str) -> list[dict[str, Any]]:
     """Rows of pseudo-labels, without what depends on the moment, sorted."""
     with Collection.open(path) as collection:
-        found = [row for row in collection.table(kind).to_pylist() if is_ours(row["source"])]
+        found = [row for row in collection.table(kind).to_pylist() if is_pseudo(row["source"])]
     for row in found:
         del row["created"]
     return sorted(found, key=lambda row: json.dumps(row, sort_keys=True))

@@ -19,8 +19,10 @@ from safetensors.torch import load_file
 import tiny
 from foveate.pretrain import texts as texts_module
 from foveate.pretrain.dataset import PretrainDataset, draw_regions
+from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.texts import LiveTexts, StoredTexts, text_id
 from foveate.pretrain.train import build_dataset, build_model
+from foveate.records.appending import AnnotationAppender
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
@@ -408,3 +410,43 @@ def test_memory_does_not_grow_with_the_collection() -> None:
     opened, read_too = map(float, said.split())
     assert opened < 25
     assert read_too < 50
+
+
+def labelled(path: Path) -> Path:
+    """A copy of a collection whose first picture has a region that a detector made."""
+    with AnnotationAppender(path, purpose="labelling") as appender:
+        row = {"key": "train-00", "x1": 0.1, "y1": 0.1, "x2": 0.4, "y2": 0.5, "phrase": "a zebra", "score": 0.5}
+        appender.append("regions", [row], Provenance("vesl:test", "m", "abc"))
+    return path
+
+
+def test_regions_are_drawn_from_the_chosen_sources(tiny_collection: Path, tmp_path: Path) -> None:
+    path = labelled(Path(shutil.copytree(tiny_collection, tmp_path / "shapes")))
+    drawn: dict[str, set[str]] = {}
+    for name, sources in (("all", None), ("truth", ["test"]), ("made", ["vesl:test@abc"])):
+        recipe = tiny.recipe(data={"region_sources": sources})
+        dataset = build_dataset(
+            recipe, Collection.open(path), build_model(recipe), device=torch.device("cpu"), cache=tmp_path / "cache"
+        )
+        samples = [dataset.sample(int(row), 0, 0) for row in dataset.rows]
+        drawn[name] = {phrase for sample in samples for phrase in sample["phrases"]}
+    assert drawn["made"] == {"a zebra"}
+    assert drawn["all"] == drawn["truth"] | drawn["made"]
+    assert "a zebra" not in drawn["truth"]
+    recipe = tiny.recipe(data={"region_sources": ["vesl:tast"]})
+    with pytest.raises(UserError, match="field data.region_sources: no region has the source 'vesl:tast'"):
+        build_dataset(
+            recipe, Collection.open(path), build_model(recipe), device=torch.device("cpu"), cache=tmp_path / "cache"
+        )
+
+
+def test_an_evaluation_takes_no_label_of_a_detector_for_the_truth(tiny_collection: Path, tmp_path: Path) -> None:
+    path = labelled(Path(shutil.copytree(tiny_collection, tmp_path / "shapes")))
+    model = build_model(tiny.recipe()).eval()
+    found = []
+    for one in (tiny_collection, path):
+        collection = Collection.open(one)
+        embedded = embed_collection(model, collection, collection.rows("train"), rules=())
+        found.append([region.phrase for region in embedded.regions])
+    assert found[0] == found[1]
+    assert found[0]

@@ -17,11 +17,7 @@ from foveate.report import render
 from foveate.report.render import kinds
 from foveate.settings.errors import UserError
 
-<<<<<<< HEAD
-KINDS = ["caption", "evaluate", "inspect", "locate", "pretrain", "search"]
-=======
-KINDS = ["evaluate", "inspect", "locate", "pretrain", "regions", "search"]
->>>>>>> 4182cdd (Add foveate regions: detectors by name, statuses, going on after kills, page and docs)
+KINDS = ["caption", "evaluate", "inspect", "locate", "pretrain", "regions", "search"]
 
 
 class Reader(HTMLParser):

@@ -22,6 +22,7 @@ from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.pictures import BadPicture
+from foveate.records.sources import from_sources
 from foveate.settings import seeds
 from foveate.settings.errors import UserError
 from foveate.training.augment import RandomViews
@@ -109,6 +110,7 @@ class PretrainDataset:
         check_window(settings, text_encoder)
         self.has_random_views = settings.views.scale != (1.0, 1.0) or settings.views.flip > 0
         self.random_views = RandomViews(scale=settings.views.scale, flip=settings.views.flip)
+        self._usable_R = self._usable_regions()
         self._row = functools.lru_cache(maxsize=_KEPT_ROWS)(self._read_row)
         self.rows, self.skipped = self._rows_with_text(collection.rows(settings.split))
         self._texts: TextFeatures = LiveTexts(text_encoder)
@@ -136,7 +138,18 @@ class PretrainDataset:
         regions = self.collection.grouped("regions")
         start, end = regions.bounds(row)
         boxes_R4 = self.collection.region_boxes[start:end].astype(np.float64)
-        return RowTexts(by_kind, boxes_R4, tuple(regions.texts("phrase", start, end)))
+        phrases = regions.texts("phrase", start, end)
+        if self._usable_R is None:
+            return RowTexts(by_kind, boxes_R4, tuple(phrases))
+        used = self._usable_R[start:end]
+        return RowTexts(by_kind, boxes_R4[used], tuple(phrases[place] for place in np.flatnonzero(used)))
+
+    def _usable_regions(self) -> NDArray[np.bool_] | None:
+        """Which rows of the grouped table of regions may be drawn; None for all."""
+        if self.settings.region_sources is None or not self.with_regions:
+            return None
+        table = self.collection.grouped("regions").table
+        return from_sources(table, self.settings.region_sources, where="data.region_sources")
 
     def _rows_with_text(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
         kept = self.picture_texts.rows_with_text(rows)
@@ -156,7 +169,10 @@ class PretrainDataset:
         chosen = np.zeros(len(self.collection), dtype=bool)
         chosen[self.rows] = True
         regions = self.collection.grouped("regions")
-        phrases = regions.table["phrase"].filter(pa.array(chosen[regions.row_numbers]))
+        wanted = chosen[regions.row_numbers]
+        if self._usable_R is not None:
+            wanted &= self._usable_R
+        phrases = regions.table["phrase"].filter(pa.array(wanted))
         return pa.chunked_array([*texts.chunks, *pa.chunked_array(phrases).chunks], pa.string())
 
     def texts_of_first_epoch(self, visits: int, seed: int) -> dict[str, Any]:

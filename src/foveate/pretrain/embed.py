@@ -21,6 +21,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.pictures import BadPicture
 from foveate.records.record import Region
+from foveate.records.sources import is_pseudo
 from foveate.settings import seeds
 from foveate.settings.progress import track
 from foveate.vision.features import FeatureCache
@@ -162,7 +163,7 @@ def _run(
     out_of_view = 0
     all_regions: list[Region] = []
     found: dict[str, list[np.ndarray]] = {rule: [] for rule in rules}
-    by_row = {int(row): collection.regions_of(int(row)) if regions else () for row in rows}
+    by_row = {int(row): _truth(collection, int(row)) if regions else () for row in rows}
     others = _boxes_of_others(by_row)
     phrases = sorted({region.phrase for regions_of in by_row.values() for region in regions_of})
     vectors = embed_phrases(model, phrases)
@@ -203,6 +204,11 @@ def _run(
         phrase_RE=unit[[phrase_row[region.phrase] for region in all_regions]] if all_regions else none,
         found={rule: np.concatenate(boxes) if boxes else np.zeros((0, 4)) for rule, boxes in found.items()},
     )
+
+
+def _truth(collection: Collection, row: int) -> list[Region]:
+    """The regions of a picture but for labels that a detector made: they are no truth to measure by."""
+    return [region for region in collection.regions_of(row) if not is_pseudo(region.source)]
 
 
 def _boxes_of_others(by_row: Mapping[int, Sequence[Region]]) -> dict[int, NDArray[np.float64]]:

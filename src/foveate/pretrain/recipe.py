@@ -35,6 +35,9 @@ class DataSettings(Settings):
     prefer: tuple[str, ...] = Field((), description="caption models, best first, where several wrote one kind")
     allow_truncation: bool = Field(False, description="train on dsc_plus although the text tower cuts it off")
     regions_per_picture: int = Field(4, ge=1, description="M, the most regions drawn per picture and step")
+    region_sources: tuple[str, ...] | None = Field(
+        None, description="whose regions are drawn: sources of the table, e.g. vesl:nanodet or vesl:cloc@RECIPE; all"
+    )
     whole_picture_region: bool = Field(
         False, description="a picture without regions gets one: the whole picture with its drawn text"
     )

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from foveate.caption.vesl.detection import Detector, DetectorKind, Found, Shown, find_detector
-from foveate.caption.vesl.provenance import source_of
 from foveate.caption.vesl.settings import RegionLabelSettings, recipe_hash, recipe_of
 from foveate.caption.vesl.tagging import Extractor, open_extractor
 from foveate.caption.vesl.work import (
@@ -41,6 +40,7 @@ from foveate.records.collection import Collection
 from foveate.records.pictures import BadPicture, decode
 from foveate.records.record import Region
 from foveate.records.rows import region_row
+from foveate.records.sources import pseudo_source
 from foveate.records.tables import Provenance
 from foveate.settings.progress import say, track
 from foveate.settings.recipes import Settings
@@ -184,7 +184,7 @@ def label_regions(
         "detector": detector,
         "oracle": run.kind.oracle,
         "model": run.detector.model,
-        "source": source_of(detector),
+        "source": pseudo_source(detector),
         "recipe": run.recipe,
         "recipe_hash": run.hash,
         "pictures": len(rows),
@@ -305,7 +305,7 @@ def _labelled(run: Opened, picture: Shown, said: Said, phrases: list[str], found
             Box.from_array(found.boxes_K4[number]),
             phrases[int(found.phrase_K[number])],
             float(found.scores_K[number]),
-            source=source_of(run.detector.name),
+            source=pseudo_source(run.detector.name),
         )
         details: dict[str, Any] = {
             "detector": run.detector.name,
@@ -343,7 +343,7 @@ class _Writer:
 
     def flush(self) -> None:
         run, waiting = self._run, self._waiting
-        made = Provenance(source_of(run.detector.name), run.detector.model, run.hash)
+        made = Provenance(pseudo_source(run.detector.name), run.detector.model, run.hash)
         regions = [row for one in waiting for row in one.regions]
         if regions:
             self._appender.append("regions", regions, made)

@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from foveate.caption.vesl.detection import Detector, DetectorKind, Found, Shown
-from foveate.caption.vesl.provenance import is_ours
 from foveate.caption.vesl.words import STOP_WORDS
 from foveate.records.collection import Collection
+from foveate.records.sources import is_pseudo
 from foveate.settings.errors import UserError
 from foveate.settings.recipes import Settings
 
@@ -48,7 +48,7 @@ class AnnotationDetector(Detector):
     def __init__(self, settings: AnnotationSettings, collection: Collection) -> None:
         self.settings, self._collection = settings, collection
         self.model = f"annotations of {', '.join(settings.sources) or 'the collection'}"
-        there = {str(one) for one in collection.table("regions")["source"].unique().to_pylist() if not is_ours(one)}
+        there = {str(one) for one in collection.table("regions")["source"].unique().to_pylist() if not is_pseudo(one)}
         unknown = set(settings.sources) - there
         if unknown:
             raise UserError(

@@ -1,0 +1,42 @@
+"""Regions by who made them: names, single labellings, and what an evaluation may call the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from foveate.records.sources import from_sources, is_pseudo, pseudo_source
+from foveate.settings.errors import UserError
+
+REGIONS = pa.table(
+    {
+        "source": ["scenes", "vesl:cloc", "vesl:cloc", "vesl:owlv2", "me@home"],
+        "recipe_hash": ["", "aa", "bb", "aa", ""],
+    }
+)
+
+
+def test_sources_are_chosen_by_name_and_labelling() -> None:
+    assert from_sources(REGIONS, None).all()
+    assert not from_sources(REGIONS, ()).any()
+    for sources, rows in (
+        (["scenes"], [0]),
+        (["vesl:cloc"], [1, 2]),
+        (["vesl:cloc@bb"], [2]),
+        (["vesl:owlv2@aa", "scenes"], [0, 3]),
+        (["me@home"], [4]),
+    ):
+        assert np.flatnonzero(from_sources(REGIONS, sources)).tolist() == rows
+
+
+def test_a_source_that_made_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="field x: no region has the source 'vesl:clok'.*did you mean 'vesl:cloc'"):
+        from_sources(REGIONS, ["vesl:clok"], where="x")
+    with pytest.raises(UserError, match="'vesl:cloc@cc'"):
+        from_sources(REGIONS, ["vesl:cloc@cc"])
+
+
+def test_labels_of_detectors_are_marked() -> None:
+    assert is_pseudo(pseudo_source("owlv2"))
+    assert not is_pseudo("scenes")
