@@ -18,8 +18,8 @@ from foveate.caption.vesl.phrases import (
     paper_phrases,
     phrase_scores,
 )
+from foveate.caption.vesl.taggers import ngrams, rules, spacy_tags
 from foveate.caption.vesl.taggers import nltk as nltk_tagger
-from foveate.caption.vesl.taggers import rules, spacy_tags
 from foveate.caption.vesl.tagging import open_extractor, tagger_names
 from foveate.caption.vesl.words import GENERIC_WORDS
 from foveate.settings.errors import UserError
@@ -98,6 +98,13 @@ def test_taggers_are_found_by_name() -> None:
     assert tagger_names() == ["ngrams", "nltk", "rules", "spacy", "spacy_tags"]
     with pytest.raises(UserError, match="unknown tagger 'rule'.*did you mean 'rules'"):
         open_extractor(PhraseSettings(tagger="rule"))
+
+
+def test_ngrams_are_runs_of_words_longer_ones_first() -> None:
+    extract = ngrams.NGrams(PhraseSettings(tagger="ngrams"))
+    assert extract("A photo of the red car, and a dog").kept == ["red car", "red", "car", "dog"]
+    assert extract("the big red fire engine").kept[:2] == ["big red fire", "red fire engine"]
+    assert extract("and the of").kept == []
 
 
 def test_nltks_data_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
