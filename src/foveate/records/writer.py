@@ -13,14 +13,14 @@ import tarfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
 
 from foveate.records import layout, tables
 from foveate.records.about import add_about
-from foveate.records.collection import check_description, check_writable
 from foveate.records.committed import clear_leftovers, move_references, read_committed
+from foveate.records.description import counted, opened, refuse_foreign_folder
 from foveate.records.packing import abandon, append_member
 from foveate.records.pictures import MAX_PIXELS, BadPicture, Examined, examine
 from foveate.records.purge import PurgeSummary, purge_pictures
@@ -32,7 +32,7 @@ from foveate.records.summary import ImportSummary
 from foveate.records.tables import Provenance
 from foveate.records.tombstones import add_tombstones, check_removable, pending_purge
 from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock, commit_atomically, read_json, write_json_atomically
+from foveate.settings.files import FolderLock, commit_atomically
 
 PICTURES_PER_SHARD = 1000
 BYTES_PER_SHARD = 512 * 2**20
@@ -95,7 +95,7 @@ class CollectionWriter:
         self._annotations: dict[str, list[dict[str, object]]] = {}
 
     def __enter__(self) -> Self:
-        self._refuse_foreign_folder()
+        refuse_foreign_folder(self.path)
         self._lock.__enter__()
         try:
             self._prepare()
@@ -126,43 +126,14 @@ class CollectionWriter:
         with contextlib.suppress(OSError, UserError):
             clear_leftovers(self.path, read_committed(self.path))
 
-    def _refuse_foreign_folder(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file: a collection is a folder")
-        if not self.path.is_dir() or (self.path / layout.DESCRIPTION).is_file():
-            return
-        others = [entry.name for entry in self.path.iterdir()]
-        others = sorted(name for name in others if name != layout.LOCK_FILE and not name.endswith(".tmp"))
-        if others:
-            found = f"holds other files ({others[0]!r}) and no {layout.DESCRIPTION}"
-            raise UserError(f"{self.path} {found}: choose a new folder")
-
     def _prepare(self) -> None:
-        place = self.path / layout.DESCRIPTION
-        self.description: dict[str, Any] = {}
-        if place.is_file():
-            self.description = read_json(place)
-            check_description(self.path, self.description)
-            check_writable(self.path, self.description)
-            if self.description["version"] < layout.VERSION:
-                # Before anything is written that an older release would misread.
-                self.description = {**self.description, "version": layout.VERSION}
-                write_json_atomically(place, self.description)
-            if self._name is not None and self._name != self.description["name"]:
-                raise UserError(f"{place}: field 'name' is {self.description['name']!r}, not {self._name!r}")
-        else:
-            self.description = {
-                "format": layout.FORMAT,
-                "version": layout.VERSION,
-                "name": self._name or self.path.resolve().name,
-                "licence": self._licence or "unknown",
-                "sources": [],
-                "pictures": 0,
-                "shards": 0,
-                "pictures_per_shard": self._pictures_per_shard,
-                "bytes_per_shard": self._bytes_per_shard,
-            }
-            write_json_atomically(place, self.description)
+        self.description = opened(
+            self.path,
+            name=self._name,
+            licence=self._licence,
+            pictures_per_shard=self._pictures_per_shard,
+            bytes_per_shard=self._bytes_per_shard,
+        )
         # The sizes of the first writer hold, so that a resumed import cuts its shards at the same pictures.
         self._pictures_per_shard = self.description["pictures_per_shard"]
         self._bytes_per_shard = self.description["bytes_per_shard"]
@@ -412,10 +383,4 @@ class CollectionWriter:
     def _write_description(self) -> None:
         counts = {"pictures": len(self._known.keys() - self._removed.keys()), "shards": self._parts}
         entry = {"source": self.source, "licence": self._licence or "unknown"}
-        sources = list(self.description["sources"])
-        if self.source and entry not in sources:
-            sources.append(entry)
-        updated = {**self.description, **counts, "sources": sources}
-        if updated != self.description:
-            write_json_atomically(self.path / layout.DESCRIPTION, updated)
-            self.description = updated
+        self.description = counted(self.path, self.description, counts=counts, entry=entry)
