@@ -18,6 +18,7 @@ from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.pictures import BadPicture, decode
+from foveate.settings.durations import duration
 from foveate.settings.errors import UserError
 from foveate.settings.files import sha256_file
 from foveate.training import doctor
@@ -293,9 +294,9 @@ def _rates_in_words(result: dict[str, Any]) -> list[str]:
             f"devices: {reach['devices']} x {reach['hardware']['name']} take "
             f"{reach['pictures_per_second_needed']:,.4g} pictures/s; "
             + ("features are cached" if available is None else f"the loaders give {available:,.4g}"),
-            f"the run takes about {reach['hours']:,.3g} hours"
+            f"the run takes about {duration(3600 * reach['hours'])}"
             + (
-                f", and {reach['hours_to_make_features']:,.2g} or more for the features first"
+                f", and {duration(3600 * reach['hours_to_make_features'])} or more for the features first"
                 if available is None
                 else ""
             ),

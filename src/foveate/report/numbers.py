@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from foveate.settings.durations import duration as duration
+
 
 def count(value: int | float | None) -> str:
     """`12345` -> `12,345`; None -> a dash."""
@@ -37,20 +39,6 @@ def interval(low: float | None, high: float | None, *, unit: str = "fraction") -
     if unit == "fraction":
         return f"{100 * low:.1f}–{100 * high:.1f}"
     return f"{low:.3g}–{high:.3g}"
-
-
-def duration(seconds: float | None) -> str:
-    """`417.3` -> `6 min 57 s`; `8.24` -> `8.2 s`."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def millions(value: int | float | None) -> str:

@@ -61,7 +61,7 @@ def command(
     }
     folder.write_result(result)
     lines = [f"unreadable: {key}: {reason}" for key, reason in unreadable.items()]
-    lines += [f"{name}: {_short(value)}" for name, value in summary.items()]
+    lines += [f"{name}: {_short(value)}" for name, value in summary.items() if value is not None]
     finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from foveate.settings.durations import duration
+
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The price in words."""
@@ -23,14 +25,15 @@ def lines(result: dict[str, Any]) -> list[str]:
     over = result["cloc_over_clip"]
     uses = {name.replace("_", " "): size / 1e9 for name, size in memory.items() if name != "total" and size}
     by_use = ", ".join(f"{name} {size:,.2f}" for name, size in uses.items())
+    devices = f", {result['device_days']:,.4g} device-days" if result["devices"] > 1 else ""
     said += [
         f"GFLOPs per picture: {flops['total'] / 1e9:,.4g} with backward; forward {by_part}",
         f"forward over CLIP alone: {over['ours']:.2f}x (a plain Prompter would take {over['plain']:.2f}x)",
         f"FLOPs in all: {result['flops_in_all']:.3g}",
         f"hardware: {result['devices']} x {hardware['name']}, {hardware['tflops']:,.4g} TFLOP/s each, "
         f"MFU {result['mfu']:g}",
-        f"time: {result['seconds_per_step']:,.3g} s a step, {result['days']:,.3g} days, "
-        f"{result['device_days']:,.4g} device-days; {result['loss_share_of_step']:.0%} of it in the loss matrices",
+        f"time: {result['seconds_per_step']:,.3g} s a step, {duration(86_400 * result['days'])} in all"
+        f"{devices}; {result['loss_share_of_step']:.0%} of it in the loss matrices",
         f"must be read: {result['bytes_per_picture'] / 1e3:,.4g} kB a picture"
         f"{' (cached features)' if result['reads_cached_features'] else ''}, "
         f"{result['bytes_read_per_second'] / 1e6:,.4g} MB/s and {result['pictures_per_second']:,.4g} pictures/s "
