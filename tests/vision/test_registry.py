@@ -48,6 +48,16 @@ def test_wrong_settings_are_named() -> None:
         build_image_encoder({"kind": "lite0", "widht": 3})
 
 
+def test_an_error_of_our_own_is_not_only_laid_on_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"kind": "lite0", "width": 16, "embed_dim": 8, "image_size": 64}
+    with pytest.raises(UserError, match="cannot be built with these options") as refused:
+        build_image_encoder({**settings, "width": -16})
+    assert "please report it" not in str(refused.value), "PyTorch said so"
+    monkeypatch.setattr("foveate.vision.lite0.bilinear_matrix", None)
+    with pytest.raises(UserError, match=r"in foveate\.vision\.lite0, line \d+; .*please report it"):
+        build_image_encoder(settings)
+
+
 def test_preprocess_round_trip_and_errors() -> None:
     preprocess = Preprocess(size=4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), fill=(7, 7, 7))
     assert Preprocess.from_dict(preprocess.to_dict()) == preprocess

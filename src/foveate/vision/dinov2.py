@@ -12,15 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from foveate.settings.errors import UserError, choose
-from foveate.vision.backbones import BackboneImageEncoder, keep_no_activations, own_or_new
-from foveate.vision.processors import preprocess_of
-from foveate.vision.transformers_loading import load_tower, provenance
+from foveate.vision.transformers_loading import load_tower
+from foveate.vision.transformers_towers import TransformersImageEncoder
 
 KIND = "dinov2"
 POOLS = ("cls", "mean")
 
 
-class Dinov2ImageEncoder(BackboneImageEncoder):
+class Dinov2ImageEncoder(TransformersImageEncoder):
     """`Dinov2Model` or `Dinov2WithRegistersModel`; class and register tokens are not among the tokens.
 
     Args:
@@ -56,38 +55,14 @@ class Dinov2ImageEncoder(BackboneImageEncoder):
         settings = found.model.config
         if not isinstance(settings.patch_size, int):
             raise UserError(f"{source or KIND}: patches of {settings.patch_size} px, allowed are square ones")
-        width = settings.hidden_size
         super().__init__(
-            trunk=found.model,
-            proj=own_or_new(None, inputs=width, embed_dim=embed_dim, own_dim=None, name=source or KIND),
-            width=width,
-            pooled_width=width,
-            embed_dim=embed_dim,
-            patch=settings.patch_size,
-            preprocess=preprocess_of(
-                found.checkpoint,
-                given=preprocess,
-                image_size=image_size,
-                patch=settings.patch_size,
-                geometry=geometry,
-                kind=KIND,
-            ),
-            frozen=frozen,
-            precision=precision,
-            kind=KIND,
-        )
-        self._found = found.without_model()
-        self.fresh_parts = ("proj",)
+            found, kind=KIND, trunk=found.model, own=None, own_dim=None, embed_dim=embed_dim, image_size=image_size,
+            geometry=geometry, preprocess=preprocess, frozen=frozen, precision=precision, checkpointing=checkpointing,
+        )  # fmt: skip
         self.pool = pool
         self.prefix_tokens = 1 + int(getattr(settings, "num_register_tokens", 0))
         if self.trunk.embeddings.mask_token is not None:
             self.trunk.embeddings.mask_token.requires_grad_(False)  # of pre-training only: nothing here uses it
-        if checkpointing:
-            keep_no_activations(self.trunk)
-
-    def architecture(self) -> dict[str, Any]:
-        """Configuration, preprocessing and commit, instead of weights to fetch."""
-        return {**provenance(self._found), "preprocess": self.preprocess.to_dict(), "image_size": None}
 
     def computed_from(self) -> dict[str, Any]:
         """What is pooled too."""

@@ -19,7 +19,7 @@ import foveate.vision
 from foveate.settings.errors import UserError, choose, nearest
 from foveate.vision.encoder import ImageEncoder, TextEncoder
 
-# What libraries raise while they build a network from options of a wrong type or size.
+# What is raised while a network is built from options of a wrong type or size.
 _UNUSABLE = (
     TypeError,
     ValueError,
@@ -94,4 +94,16 @@ def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -
         raise
     except _UNUSABLE as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        place = _place_here(error)
+        if place:
+            why += f", in {place}; if the options are as documented, this is a defect of Foveate: please report it"
         raise UserError(f"{field}: '{kind}' cannot be built with these options ({why})") from error
+
+
+def _place_here(error: BaseException) -> str:
+    """Module and line of Foveate that raised the error; "" where a library did that it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return f"{name}, line {trace.tb_lineno}" if trace is not None and name.startswith("foveate.") else ""

@@ -12,21 +12,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from foveate.settings.errors import UserError, choose
-from foveate.vision.backbones import (
-    PROJECTIONS,
-    BackboneImageEncoder,
-    BackboneTextEncoder,
-    keep_no_activations,
-    own_or_new,
-)
-from foveate.vision.processors import preprocess_of
-from foveate.vision.transformers_loading import load_tower, provenance, tokenizer_folder, trained_scale
+from foveate.vision.backbones import PROJECTIONS
+from foveate.vision.transformers_loading import load_tower
+from foveate.vision.transformers_towers import TransformersImageEncoder, TransformersTextEncoder
 
 KIND = "siglip"
 _TYPES = ("siglip", "siglip_vision_model", "siglip_text_model")
 
 
-class SiglipImageEncoder(BackboneImageEncoder):
+class SiglipImageEncoder(TransformersImageEncoder):
     """The image tower of SigLIP: patch tokens after `post_layernorm`, pooled by attention with one learned query.
 
     Args:
@@ -61,38 +55,11 @@ class SiglipImageEncoder(BackboneImageEncoder):
         settings = found.model.config
         if not settings.vision_use_head:
             raise UserError(f"{source or KIND}: it has no pooling head (vision_use_head is false)")
-        width = settings.hidden_size
         super().__init__(
-            trunk=found.model,
-            proj=own_or_new(
-                nn.Identity() if own else None, inputs=width, embed_dim=embed_dim, own_dim=width, name=source or KIND
-            ),
-            width=width,
-            pooled_width=width,
-            embed_dim=width if own else int(embed_dim or 0),
-            patch=settings.patch_size,
-            preprocess=preprocess_of(
-                found.checkpoint,
-                given=preprocess,
-                image_size=image_size,
-                patch=settings.patch_size,
-                geometry=geometry,
-                kind=KIND,
-            ),
-            frozen=frozen,
-            precision=precision,
-            kind=KIND,
-        )
-        self._found = found.without_model()
-        self.fresh_parts = () if own else ("proj",)
-        if own:
-            self.trained_scale, self.trained_bias = trained_scale(found.checkpoint)
-        if checkpointing:
-            keep_no_activations(self.trunk)
-
-    def architecture(self) -> dict[str, Any]:
-        """Configuration, preprocessing and commit, instead of weights to fetch."""
-        return {**provenance(self._found), "preprocess": self.preprocess.to_dict(), "image_size": None}
+            found, kind=KIND, trunk=found.model, own=nn.Identity() if own else None, own_dim=settings.hidden_size,
+            embed_dim=embed_dim, image_size=image_size, geometry=geometry, preprocess=preprocess, frozen=frozen,
+            precision=precision, checkpointing=checkpointing,
+        )  # fmt: skip
 
     def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """See `BackboneImageEncoder.run`."""
@@ -104,7 +71,7 @@ class SiglipImageEncoder(BackboneImageEncoder):
         return self.trunk.head(pooled_RD[:, None])
 
 
-class SiglipTextEncoder(BackboneTextEncoder):
+class SiglipTextEncoder(TransformersTextEncoder):
     """The text tower of SigLIP with the tokenizer of its folder (SentencePiece, or SigLIP 2's Gemma).
 
     Texts are padded to the full length and no token is masked, as in training: the pooled token may be padding.
@@ -135,31 +102,11 @@ class SiglipTextEncoder(BackboneTextEncoder):
             KIND, SiglipTextModel, SiglipTextConfig, types=_TYPES, source=source, revision=revision,
             offline=offline, config=config,
         )  # fmt: skip
-        settings = found.model.config
-        width = settings.projection_size
+        width = found.model.config.projection_size
         super().__init__(
-            trunk=found.model,
-            proj=own_or_new(
-                nn.Identity() if own else None, inputs=width, embed_dim=embed_dim, own_dim=width, name=source or KIND
-            ),
-            pooled_width=width,
-            embed_dim=width if own else int(embed_dim or 0),
-            length=settings.max_position_embeddings,
-            tokenizer=tokenizer_folder(found, tokenizer),
-            frozen=frozen,
-            precision=precision,
-            kind=KIND,
-        )
-        self._found = found.without_model()
-        self.fresh_parts = () if own else ("proj",)
-        if own:
-            self.trained_scale, self.trained_bias = trained_scale(found.checkpoint)
-        if checkpointing:
-            keep_no_activations(self.trunk)
-
-    def architecture(self) -> dict[str, Any]:
-        """Configuration and commit, instead of weights to fetch."""
-        return {**provenance(self._found), "tokenizer": None}
+            found, kind=KIND, trunk=found.model, own=nn.Identity() if own else None, own_dim=width, pooled_width=width,
+            embed_dim=embed_dim, tokenizer=tokenizer, frozen=frozen, precision=precision, checkpointing=checkpointing,
+        )  # fmt: skip
 
     def run(self, ids_BL: Tensor) -> Tensor:
         """Ids to the pooled last token behind the tower's own head."""

@@ -14,21 +14,15 @@ import torch
 from torch import Tensor
 
 from foveate.settings.errors import choose
-from foveate.vision.backbones import (
-    PROJECTIONS,
-    BackboneImageEncoder,
-    BackboneTextEncoder,
-    keep_no_activations,
-    own_or_new,
-)
-from foveate.vision.processors import preprocess_of
-from foveate.vision.transformers_loading import load_tower, provenance, tokenizer_folder, trained_scale
+from foveate.vision.backbones import PROJECTIONS
+from foveate.vision.transformers_loading import load_tower
+from foveate.vision.transformers_towers import TransformersImageEncoder, TransformersTextEncoder
 
 KIND = "transformers_clip"
 _TYPES = ("clip", "clip_vision_model", "clip_text_model")
 
 
-class TransformersClipImageEncoder(BackboneImageEncoder):
+class TransformersClipImageEncoder(TransformersImageEncoder):
     """The image tower of CLIP.
 
     Args:
@@ -69,43 +63,12 @@ class TransformersClipImageEncoder(BackboneImageEncoder):
             KIND, model_class, CLIPVisionConfig, types=_TYPES, source=source, revision=revision, offline=offline,
             config=config,
         )  # fmt: skip
-        settings = found.model.config
-        trunk = found.model.vision_model if own else found.model
         super().__init__(
-            trunk=trunk,
-            proj=own_or_new(
-                found.model.visual_projection if own else None,
-                inputs=settings.hidden_size,
-                embed_dim=embed_dim,
-                own_dim=settings.projection_dim,
-                name=source or KIND,
-            ),
-            width=settings.hidden_size,
-            pooled_width=settings.hidden_size,
-            embed_dim=settings.projection_dim if own else int(embed_dim or 0),
-            patch=settings.patch_size,
-            preprocess=preprocess_of(
-                found.checkpoint,
-                given=preprocess,
-                image_size=image_size,
-                patch=settings.patch_size,
-                geometry=geometry,
-                kind=KIND,
-            ),
-            frozen=frozen,
-            precision=precision,
-            kind=KIND,
-        )
-        self._found = found.without_model()
-        self.fresh_parts = () if own else ("proj",)
-        if own:
-            self.trained_scale, self.trained_bias = trained_scale(found.checkpoint)
-        if checkpointing:
-            keep_no_activations(self.trunk)
-
-    def architecture(self) -> dict[str, Any]:
-        """Configuration, preprocessing and commit, instead of weights to fetch."""
-        return {**provenance(self._found), "preprocess": self.preprocess.to_dict(), "image_size": None}
+            found, kind=KIND, trunk=found.model.vision_model if own else found.model,
+            own=found.model.visual_projection if own else None, own_dim=found.model.config.projection_dim,
+            embed_dim=embed_dim, image_size=image_size, geometry=geometry, preprocess=preprocess, frozen=frozen,
+            precision=precision, checkpointing=checkpointing,
+        )  # fmt: skip
 
     def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """See `BackboneImageEncoder.run`; the pooled vector is the normed class token."""
@@ -113,7 +76,7 @@ class TransformersClipImageEncoder(BackboneImageEncoder):
         return self.trunk.post_layernorm(said.last_hidden_state[:, 1:]), said.pooler_output
 
 
-class TransformersClipTextEncoder(BackboneTextEncoder):
+class TransformersClipTextEncoder(TransformersTextEncoder):
     """The text tower of CLIP with its tokenizer.
 
     In training, token ids are cut behind the last end token of the batch: the mask is causal, so the embedding is the
@@ -148,32 +111,11 @@ class TransformersClipTextEncoder(BackboneTextEncoder):
         )  # fmt: skip
         settings = found.model.config
         super().__init__(
-            trunk=found.model.text_model if own else found.model,
-            proj=own_or_new(
-                found.model.text_projection if own else None,
-                inputs=settings.hidden_size,
-                embed_dim=embed_dim,
-                own_dim=settings.projection_dim,
-                name=source or KIND,
-            ),
-            pooled_width=settings.hidden_size,
-            embed_dim=settings.projection_dim if own else int(embed_dim or 0),
-            length=settings.max_position_embeddings,
-            tokenizer=tokenizer_folder(found, tokenizer),
-            frozen=frozen,
-            precision=precision,
-            kind=KIND,
-        )
-        self._found = found.without_model()
-        self.fresh_parts = () if own else ("proj",)
-        if own:
-            self.trained_scale, self.trained_bias = trained_scale(found.checkpoint)
-        if checkpointing:
-            keep_no_activations(self.trunk)
-
-    def architecture(self) -> dict[str, Any]:
-        """Configuration and commit, instead of weights to fetch."""
-        return {**provenance(self._found), "tokenizer": None}
+            found, kind=KIND, trunk=found.model.text_model if own else found.model,
+            own=found.model.text_projection if own else None, own_dim=settings.projection_dim,
+            pooled_width=settings.hidden_size, embed_dim=embed_dim, tokenizer=tokenizer, frozen=frozen,
+            precision=precision, checkpointing=checkpointing,
+        )  # fmt: skip
 
     def run(self, ids_BL: Tensor) -> Tensor:
         """Ids to the normed hidden state at the end token."""

@@ -1,0 +1,122 @@
+"""What the towers of transformers share: how a loaded network becomes one of our encoders, and how it is recorded.
+
+Not a kind of encoder itself: `transformers_clip`, `siglip` and `dinov2` say which network they load, which part of it
+is the tower, and how a picture or a text runs through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from foveate.vision.backbones import BackboneImageEncoder, BackboneTextEncoder, keep_no_activations, own_or_new
+from foveate.vision.processors import preprocess_of
+from foveate.vision.transformers_loading import Loaded, provenance, tokenizer_folder, trained_scale
+
+
+class TransformersImageEncoder(BackboneImageEncoder):
+    """An image tower of transformers.
+
+    Args:
+        found: the loaded network. trunk: the part of it that is the tower.
+        own: its own projection of the pooled vector; None for a new one to `embed_dim`. own_dim: width of its result.
+        others: see `foveate.vision.transformers_clip`.
+    """
+
+    def __init__(
+        self,
+        found: Loaded,
+        *,
+        kind: str,
+        trunk: Any,
+        own: nn.Module | None,
+        own_dim: int | None,
+        embed_dim: int | None,
+        image_size: int | None,
+        geometry: str,
+        preprocess: Mapping[str, Any] | None,
+        frozen: bool,
+        precision: str,
+        checkpointing: bool,
+    ) -> None:
+        settings = found.model.config
+        width, patch = settings.hidden_size, settings.patch_size
+        seen = preprocess_of(
+            found.checkpoint, given=preprocess, image_size=image_size, patch=patch, geometry=geometry, kind=kind
+        )
+        super().__init__(
+            trunk=trunk,
+            proj=own_or_new(own, inputs=width, embed_dim=embed_dim, own_dim=own_dim, name=found.source or kind),
+            width=width,
+            pooled_width=width,
+            embed_dim=_joint_width(own, own_dim, embed_dim),
+            patch=patch,
+            preprocess=seen,
+            frozen=frozen,
+            precision=precision,
+            kind=kind,
+        )
+        self._found = found.without_model()
+        _note(self, found, own=own is not None, checkpointing=checkpointing)
+
+    def architecture(self) -> dict[str, Any]:
+        """Configuration, preprocessing and commit, instead of weights to fetch."""
+        return {**provenance(self._found), "preprocess": self.preprocess.to_dict(), "image_size": None}
+
+
+class TransformersTextEncoder(BackboneTextEncoder):
+    """A text tower of transformers with its tokenizer.
+
+    Args:
+        pooled_width: of the pooled vector. others: see `TransformersImageEncoder`.
+    """
+
+    def __init__(
+        self,
+        found: Loaded,
+        *,
+        kind: str,
+        trunk: Any,
+        own: nn.Module | None,
+        own_dim: int,
+        pooled_width: int,
+        embed_dim: int | None,
+        tokenizer: str | None,
+        frozen: bool,
+        precision: str,
+        checkpointing: bool,
+    ) -> None:
+        super().__init__(
+            trunk=trunk,
+            proj=own_or_new(own, inputs=pooled_width, embed_dim=embed_dim, own_dim=own_dim, name=found.source or kind),
+            pooled_width=pooled_width,
+            embed_dim=_joint_width(own, own_dim, embed_dim),
+            length=found.model.config.max_position_embeddings,
+            tokenizer=tokenizer_folder(found, tokenizer),
+            frozen=frozen,
+            precision=precision,
+            kind=kind,
+        )
+        self._found = found.without_model()
+        _note(self, found, own=own is not None, checkpointing=checkpointing)
+
+    def architecture(self) -> dict[str, Any]:
+        """Configuration and commit, instead of weights to fetch."""
+        return {**provenance(self._found), "tokenizer": None}
+
+
+def _joint_width(own: nn.Module | None, own_dim: int | None, embed_dim: int | None) -> int:
+    return int((embed_dim if own is None else own_dim) or 0)
+
+
+def _note(
+    encoder: TransformersImageEncoder | TransformersTextEncoder, found: Loaded, *, own: bool, checkpointing: bool
+) -> None:
+    """What is untrained, the temperature that was trained with the weights, and whether activations are kept."""
+    encoder.fresh_parts = () if own else ("proj",)
+    if own:
+        encoder.trained_scale, encoder.trained_bias = trained_scale(found.checkpoint)
+    if checkpointing:
+        keep_no_activations(encoder.trunk)
