@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -283,10 +284,18 @@ def test_equal_phrases_have_equal_embeddings(model: LocalisingModel, collection:
     assert embed_phrases(model, []).shape == (0, 32)
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_kept_features_give_the_same_answers(
     collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = tiny.recipe(image_encoder={"kind": "lite0", "image_size": 64, "width": 32})
     lite0 = {"kind": "lite0", "image_size": 64, "width": 32}
     recipe = tiny.recipe().model_copy(update={"image_encoder": lite0})
     model = build_model(recipe).eval().requires_grad_(False)

@@ -83,7 +83,9 @@ class FeatureCache:
         self.bad = {int(self.rows[entry // self.views]): reason for entry, reason in self.store.bad.items()}
 
     def _make(self, entries: Sequence[int]) -> tuple[Tensor, NDArray[np.int32], dict[int, str]]:
-        features = torch.zeros((len(entries), *self.encoder.feature_shape), dtype=self.encoder.feature_dtype)
+        # Inference mode is each thread's own: what the caller's allocated in it, the other threads could not fill.
+        with torch.inference_mode(False):
+            features = torch.zeros((len(entries), *self.encoder.feature_shape), dtype=self.encoder.feature_dtype)
         sizes = np.zeros((len(entries), 2), dtype=np.int32)
         reasons: dict[int, str] = {}
 
