@@ -192,7 +192,7 @@ def _finish(
 ) -> Path:
     folder = run.path / "model"
     model.requires_grad_(False)
-    if _has_split(collection, VALIDATION):
+    if model.prompter is not None and _has_split(collection, VALIDATION):  # others have one rule only
         model.locate_rule = better_rule(embed_collection(model, collection, collection.rows(VALIDATION), cache=cache))
     if split is not None and _has_split(collection, split):
         seed, samples = recipe.training.seed, run.path / "samples"
