@@ -24,12 +24,14 @@ from foveate.records.record import Region
 from foveate.records.sources import is_pseudo
 from foveate.settings import seeds
 from foveate.settings.progress import track
+from foveate.vision.cores import map_on_cores
 from foveate.vision.features import FeatureCache
 from foveate.vision.localiser.asking import embed_phrases, find
 from foveate.vision.localiser.model import LocalisingModel
 from foveate.vision.views import DECODE_FACTOR, input_boxes, read
 
 BATCH = 32
+_CROPS = 16
 
 
 @dataclass
@@ -251,17 +253,22 @@ def _encode_crops(
     model: LocalisingModel, collection: Collection, rows: list[int], batch: list[tuple[int, Region]]
 ) -> np.ndarray:
     preprocess = model.image_encoder.preprocess
-    pixels = []
-    for index, region in batch:
+
+    def render(index: int, region: Region) -> Tensor:
         try:
-            pixels.append(read(collection, rows[index], preprocess, View(crop=region.box))[0])
+            return read(collection, rows[index], preprocess, View(crop=region.box))[0]
         except BadPicture:  # thinner than the model input can show
             sides = [float(collection.index[name][rows[index]]) for name in ("width", "height")]
             least = 3 * max(sides) / (DECODE_FACTOR * preprocess.size)
             wider = _widened(region.box, least / sides[0], least / sides[1])
-            pixels.append(read(collection, rows[index], preprocess, View(crop=wider))[0])
-    parts = [model.encode_image(torch.stack(pixels[start : start + BATCH])) for start in range(0, len(pixels), BATCH)]
-    return torch.cat(parts).cpu().numpy()
+            return read(collection, rows[index], preprocess, View(crop=wider))[0]
+
+    @torch.inference_mode()
+    def encode(start: int) -> Tensor:
+        pixels = [render(*one) for one in batch[start : start + _CROPS]]
+        return model.encode_image(torch.stack(pixels)).cpu()
+
+    return torch.cat(map_on_cores(encode, range(0, len(batch), _CROPS), device=model.device)).numpy()
 
 
 def _widened(box: Box, width: float, height: float) -> Box:

@@ -45,6 +45,8 @@ STAGES = {
     "clip": "train CLIP",
     "cloc": "train CLOC",
     "evaluate": "evaluate",
+    "evaluation": "measure both",
+    "questions": "search and ask",
     "report": "write the report",
 }
 
