@@ -94,7 +94,7 @@ def tour(
     seed: int = 0,
     seeds: int = 1,
     device: str | None = None,
-    train_scenes: int = 5000,
+    train_scenes: int = 8000,
     test_scenes: int = 400,
     steps: int | None = None,
     command: list[str] | None = None,

@@ -13,7 +13,7 @@ from foveate.cli.options import common, finish
 @click.command("tour", short_help="All of it on built-in pictures, in minutes.")
 @click.option("--run", "run", type=click.Path(path_type=Path), default=Path("runs/tour"), show_default=True)
 @click.option("--seeds", type=click.IntRange(1, 20), default=1, show_default=True, help="Trainings of each model.")
-@click.option("--scenes", type=click.IntRange(200), default=5000, show_default=True, help="Training scenes.")
+@click.option("--scenes", type=click.IntRange(200), default=8000, show_default=True, help="Training scenes.")
 @click.option("--test-scenes", type=click.IntRange(50), default=400, show_default=True, help="Held-out scenes.")
 @click.option("--steps", type=click.IntRange(10), default=None, help="Updates; the recipes' by default.")
 @common()
