@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from foveate.pretrain.embed import Embedded
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
+from foveate.records.sources import is_pseudo
 from foveate.studies.real_regions import read_details
 from foveate.vision.localiser.model import LocalisingModel
 from foveate.vision.views import input_boxes, placed, render
@@ -24,7 +25,12 @@ def box_gain(seen: Embedded, collection: Collection) -> float:
     parts = np.array([region.slice for region in seen.regions], dtype=object)
     asked_R = (parts != "unseen") & (parts != "unseen kind")
     training = collection.rows("train")
-    boxes = [region.box.to_array() for row in training for region in collection.regions_of(int(row))]
+    boxes = [
+        region.box.to_array()
+        for row in training
+        for region in collection.regions_of(int(row))
+        if not is_pseudo(region.source)
+    ]
     mean_4 = np.mean(boxes, axis=0)
     truth_R4 = seen.boxes_R4[asked_R]
     own = float(np.square(seen.found["head"][asked_R] - truth_R4).mean())

@@ -1,0 +1,284 @@
+"""The study `vesl`: what region labels from captions are worth in training, beside the truth and beside none.
+
+All variants train on the same pictures, alt-texts and steps, and are tested on the same true regions of held-out
+scenes. They differ in one thing: whose regions they draw.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.studies.cells import Cell
+from foveate.studies.study import Claim, Condition, Design, Measure, Row
+from foveate.studies.vesl_labels import LABELLINGS, TRUTH
+
+if TYPE_CHECKING:
+    from foveate.studies.kept import KeptFeatures
+
+SCENES = "scenes"
+MEASURES = (
+    Measure("name", "What is in this box? Right name of all"),
+    Measure("r2t10", "Which phrase names this box? R@10"),
+    Measure("t2r10", "Which box does this phrase name? R@10"),
+    Measure("which", "Which of the picture's boxes?"),
+    Measure("iou50", "Where is it? IoU at least .5"),
+    Measure("iou", "Where is it? Mean IoU"),
+    Measure("image10", "Which picture belongs to this text? R@10"),
+    Measure("unseen_r2t10", "Unseen concepts: which phrase? R@10"),
+    Measure("label_right", "Labels: share on the thing that they name"),
+    Measure("label_found", "True regions that a label names"),
+    Measure("label_count", "Labels a picture"),
+    Measure("name_shuffled", "Control: right name, asked with other boxes", control=True),
+)
+ROWS = (
+    Row("truth", "True regions", "boxes and phrases of the scenes themselves", "truth", role="reference"),
+    Row("own", "VESL, own captions", "phrases of DSC captions by Foveate's own captioner; boxes of the teacher", "own"),
+    Row("alt-phrases", "VESL, AltText phrases", "phrases of the alt-texts; boxes of the teacher", "alt-phrases"),
+    Row("ngrams", "AltText n-grams", "n-grams of the alt-texts instead of phrases; boxes of the teacher", "ngrams"),
+    Row("oracle", "Harness check: scene-oracle captions", "phrases of DSC captions rendered from the truth; boxes of "
+        "the teacher", "oracle"),
+    Row("oracle-boxes", "Harness check: scene-oracle captions, oracle boxes", "the same captions; true boxes, matched "
+        "by words", "oracle-boxes"),
+    Row("none", "CLIP, RoI", "no regions in training; tokens under the box", "none", role="baseline"),
+    Row("shuffled", "VESL, shuffled phrases", "every picture labelled with the phrases of another picture's own "
+        "caption", "shuffled", role="control"),
+)  # fmt: skip
+VARIANTS = tuple(row.trained_as for row in ROWS)
+
+
+def _claim(text: str, measure: str, better: str, worse: str, margin: float = 0.0, **more: Any) -> Claim:
+    return Claim(text, SCENES, measure, better, worse, margin, **more)
+
+
+CLAIMS = (
+    _claim("With true regions the embedding depends on the box", "name", "truth", "truth", 0.05,
+           worse_measure="name_shuffled", asserted=True),
+    _claim("Control: labels with other pictures' phrases teach less than labels with their own", "name", "oracle",
+           "shuffled", 0.03, asserted=True),
+    _claim("Harness check: with right phrases and right boxes little is lost against the truth, within .10", "name",
+           "oracle-boxes", "truth", -0.10, asserted=True),
+    _claim("Labels from own captions beat no regions", "name", "own", "none"),
+    _claim("Labels from own captions beat n-grams of AltText, phrase of a box", "r2t10", "own", "ngrams",
+           source="paper: 65 against 72 (300 M pictures), 64 against 56 (2 B)"),
+    _claim("Labels from own captions beat n-grams of AltText, box of a phrase", "t2r10", "own", "ngrams",
+           source="paper: 67 against 64 (300 M pictures), 66 against 22 (2 B)"),
+    _claim("Labels from own captions beat n-grams of AltText, right name", "name", "own", "ngrams",
+           source="paper: mAcc on COCO 71 against 62 (300 M), 71 against 66 (2 B)"),
+    _claim("Labels from own captions beat phrases of AltText", "name", "own", "alt-phrases"),
+    _claim("Labels from own captions beat the same with shuffled phrases", "name", "own", "shuffled"),
+    _claim("Better captions make better labels: oracle captions beat own ones", "name", "oracle", "own"),
+    _claim("Better boxes make better labels: oracle boxes beat the teacher's", "name", "oracle-boxes", "oracle"),
+    _claim("True regions beat every label: against own captions", "name", "truth", "own"),
+    _claim("Labels cost whole-picture retrieval no more than .05 against no regions", "image10", "own", "none", -0.05),
+)  # fmt: skip
+
+DESIGN = Design(
+    name="vesl",
+    title="VESL: what labels from captions are worth",
+    question="How far do region labels made from captions come, beside true regions and beside none?",
+    reference="truth",
+    conditions=(
+        Condition(
+            SCENES, "Generated scenes", "training regions as the row says; tests on true regions of held-out scenes"
+        ),
+    ),
+    rows=ROWS,
+    measures=MEASURES,
+    claims=CLAIMS,
+    limits=(
+        "The teacher that places phrases is a CLOC trained for a minute on other scenes of the same world, not an "
+        "open-vocabulary detector; the captioner is as small. Labels are no better than they.",
+        "Rows called harness check use captions rendered from the truth (scene-oracle), one of them true boxes, too: "
+        "they measure the pipeline, no captioner and no detector.",
+        "Scenes are cut-outs pasted on grounds; their numbers say nothing about photographs of the world. The paper "
+        "labels hundreds of millions of these.",
+        "Teacher, captioner and labels were made once: the intervals are over trainings on them only.",
+        "Nothing is corrected for the number of comparisons.",
+    ),
+    extras=(),
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the study is; part of the identity of its cells."""
+
+    train_scenes: int
+    test_scenes: int
+    teacher_scenes: int
+    teacher_steps: int
+    captioner_steps: int
+    steps: int
+    batch_size: int
+    seeds: int
+
+
+FULL = Scale(
+    train_scenes=600,
+    test_scenes=150,
+    teacher_scenes=600,
+    teacher_steps=200,
+    captioner_steps=60,
+    steps=130,
+    batch_size=64,
+    seeds=5,
+)
+QUICK = Scale(
+    train_scenes=300,
+    test_scenes=100,
+    teacher_scenes=300,
+    teacher_steps=80,
+    captioner_steps=30,
+    steps=60,
+    batch_size=64,
+    seeds=2,
+)
+
+
+def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
+    """All trainings, seed by seed."""
+    return [Cell(number, SCENES, variant) for number in range(seed, seed + scale.seeds) for variant in VARIANTS]
+
+
+def training_overrides(steps: int, batch_size: int) -> list[str]:
+    """What all trainings change in the recipes `tour` and `tour-clip`: alt-texts alone, so that regions differ only."""
+    return [
+        "data.captions={alt: 1}",
+        f"training.steps={steps}",
+        f"training.warmup_steps={steps // 10}",
+        f"training.batch_size={batch_size}",
+        f"training.checkpoint_every={steps}",
+        "training.workers=1",
+    ]
+
+
+def overrides(cell: Cell, scale: Scale, sources: Mapping[str, str]) -> list[str]:
+    """What the cell changes in its recipe; `sources` are those of the labellings, by key."""
+    chosen = [] if cell.variant == "none" else [f"data.region_sources=[{sources.get(cell.variant, TRUTH)}]"]
+    return [*training_overrides(scale.steps, scale.batch_size), f"training.seed={cell.seed}", *chosen]
+
+
+@dataclass
+class Work:
+    """Trains and measures one cell; pictures, labels and frozen features lie in the study's folder."""
+
+    folder: Path
+    scale: Scale
+    extras: Mapping[str, Path]
+    device: str | None = None
+
+    @functools.cached_property
+    def kept(self) -> KeptFeatures:
+        """Frozen features of test pictures and texts, which all cells of this process share."""
+        from foveate.studies.kept import KeptFeatures
+
+        return KeptFeatures()
+
+    @functools.cached_property
+    def labels(self) -> dict[str, dict[str, Any]]:
+        """What was made of every labelling."""
+        from foveate.studies.vesl_labels import read_labels
+
+        return read_labels(self.folder)
+
+    def prepare(self) -> None:
+        """Pictures, teacher, captioner, captions, labels, frozen features; does what is missing."""
+        from foveate.studies import vesl_labels as made
+
+        scale, folder = self.scale, self.folder
+        scenes, others = made.draw_scenes(
+            folder, train=scale.train_scenes, test=scale.test_scenes, teacher=scale.teacher_scenes
+        )
+        teacher = made.train_teacher(
+            others, folder / "teacher", training_overrides(scale.teacher_steps, scale.batch_size), device=self.device
+        )
+        stages = [f"{stage}.steps={scale.captioner_steps}" for stage in ("training", "alignment")]
+        # As the recipe has it: 100 and 10 to 60.
+        stages += [
+            f"words.steps={scale.captioner_steps * 5 // 3}",
+            f"training.warmup_steps={scale.captioner_steps // 6}",
+        ]
+        captioner = made.train_own_captioner(others, folder / "captioner", stages, device=self.device)
+        models = made.write_captions(scenes, folder / "captions", captioner, device=self.device)
+        made.write_labels(scenes, folder, teacher, models, device=self.device)
+        self._cache_features(scenes)
+
+    def _cache_features(self, scenes: Path) -> None:
+        import torch
+
+        from foveate.pretrain.recipe import PretrainRecipe
+        from foveate.pretrain.train import CACHE, build_dataset, build_model
+        from foveate.records.collection import Collection
+        from foveate.settings.recipes import load
+
+        # All regions at once: the phrases of every labelling are embedded here.
+        recipe = load(PretrainRecipe, "tour", training_overrides(self.scale.steps, self.scale.batch_size))
+        device = torch.device(self.device or "cpu")
+        build_dataset(recipe, Collection.open(scenes), build_model(recipe), device=device, cache=scenes / CACHE)
+
+    def __call__(self, cell: Cell) -> dict[str, float]:
+        from foveate.pretrain.evaluate import evaluate
+        from foveate.pretrain.recipe import PretrainRecipe
+        from foveate.pretrain.train import pretrain
+        from foveate.records.collection import Collection
+        from foveate.settings.recipes import load
+        from foveate.studies.cloc import picked
+        from foveate.vision.localiser.folder import load_model
+
+        sources = {key: str(one["source"]) for key, one in self.labels.items()}
+        collection = Collection.open(self.folder / "scenes")
+        name = "tour-clip" if cell.variant == "none" else "tour"
+        recipe = load(PretrainRecipe, name, overrides(cell, self.scale, sources))
+        run = self.folder / "cells" / "at-work" / cell.name / "run"
+        trained = pretrain(recipe, collection, run, device=self.device, evaluate_split=None)
+        if trained.model_folder is None:
+            raise KeyboardInterrupt
+        model = load_model(trained.model_folder, device=self.device)
+        self.kept.serve(model)
+        found, _ = evaluate(model, collection, name="m", rules=("head",), seed=cell.seed)
+        values = picked(found["table"])
+        made = {name: value for name, value in self.labels.get(cell.variant, {}).items() if name.startswith("label_")}
+        return values | {name: float(value) for name, value in made.items()}
+
+
+def row_values(done: Mapping[Cell, Mapping[str, float]]) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
+    """(condition, row) -> seed -> measure -> value."""
+    found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for cell, values in done.items():
+        for row in ROWS:
+            if row.trained_as == cell.variant:
+                found.setdefault((cell.condition, row.key), {})[cell.seed] = dict(values)
+    return found
+
+
+def with_seeds(scale: Scale, seeds: int) -> Scale:
+    """The same scale with another number of seeds."""
+    return replace(scale, seeds=seeds)
+
+
+def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
+    """What cells depend on, besides their own names: another number of seeds keeps the finished ones."""
+    sizes = {name: value for name, value in asdict(scale).items() if name != "seeds"}
+    return {
+        "study": DESIGN.name,
+        **sizes,
+        "variants": list(VARIANTS),
+        "labellings": [asdict(one) for one in LABELLINGS],
+    }
+
+
+def installed(folders: tuple[Path, ...]) -> dict[str, Path]:
+    """This study uses no optional data.
+
+    Raises:
+        UserError: when folders are given for it.
+    """
+    from foveate.settings.errors import UserError
+
+    if folders:
+        raise UserError("--data: the study 'vesl' uses no further data; leave it out")
+    return {}

@@ -1,0 +1,194 @@
+"""Pictures, teacher, captions and labels of the study `vesl`; made once, shared by all its trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.settings.files import read_json, write_json_atomically
+from foveate.settings.progress import say
+
+TRUTH, TEACHER_SEED = "scenes", 1000
+LABELS_FILE = "labels.json"
+SCENES, TEACHER_SCENES = 31, 32  # seeds of the two series of scenes: pictures that are labelled, and the teacher's
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """One way to label: whose captions of which kind, which phrases, which boxes.
+
+    captioner: "own" (a captioner trained on the teacher's scenes), "oracle" (rendered from the truth), or "" for the
+    alt-texts that are there.
+    """
+
+    key: str
+    captioner: str
+    kind: str
+    phrases: str = "rules"
+    detector: str = "cloc"
+    shuffled: bool = False
+
+
+LABELLINGS = (
+    Labelling("own", "own", "dsc"),
+    Labelling("oracle", "oracle", "dsc"),
+    Labelling("oracle-boxes", "oracle", "dsc", detector="annotations"),
+    Labelling("alt-phrases", "", "alt"),
+    Labelling("ngrams", "", "alt", phrases="ngrams"),
+    Labelling("shuffled", "own", "dsc", shuffled=True),
+)
+
+
+def draw_scenes(folder: Path, *, train: int, test: int, teacher: int) -> tuple[Path, Path]:
+    """The pictures that are labelled and tested on, and other ones of the same world for teacher and captioner."""
+    from foveate.records.scenes import build_scenes
+
+    scenes, others = folder / "scenes", folder / "teacher-scenes"
+    build_scenes(scenes, train=train, test=test, seed=SCENES)
+    build_scenes(others, train=teacher, seed=TEACHER_SCENES)
+    return scenes, others
+
+
+def train_teacher(others: Path, run: Path, overrides: Sequence[str], *, device: str | None) -> Path:
+    """The detector: CLOC on true boxes of the teacher's scenes; its model folder."""
+    from foveate.pretrain.recipe import PretrainRecipe
+    from foveate.pretrain.train import pretrain
+    from foveate.records.collection import Collection
+    from foveate.settings.recipes import load
+
+    if not (run / "model" / "config.json").is_file():
+        recipe = load(PretrainRecipe, "tour", [*overrides, f"training.seed={TEACHER_SEED}"])
+        with Collection.open(others) as collection:
+            done = pretrain(recipe, collection, run, device=device, evaluate_split=None)
+        if done.model_folder is None:
+            raise KeyboardInterrupt
+    return run / "model"
+
+
+def train_own_captioner(others: Path, run: Path, overrides: Sequence[str], *, device: str | None) -> Path:
+    """Foveate's own captioner, on the teacher's scenes; its model folder."""
+    from foveate.caption.small.recipe import CaptionerRecipe
+    from foveate.caption.small.train import train_captioner
+    from foveate.records.collection import Collection
+    from foveate.settings.recipes import load
+
+    if not (run / "model" / "config.json").is_file():
+        recipe = load(CaptionerRecipe, "captioner-tour", [*overrides, f"training.seed={TEACHER_SEED}"])
+        with Collection.open(others) as collection:
+            done = train_captioner(recipe, collection, run, device=device)
+        if done.model_folder is None:
+            raise KeyboardInterrupt
+    return run / "model"
+
+
+def write_captions(scenes: Path, run: Path, captioner: Path, *, device: str | None) -> dict[str, str]:
+    """DSC captions of the training pictures by both captioners: who -> name of its model."""
+    from foveate.caption.captioner import find_backend
+    from foveate.caption.run import caption
+    from foveate.caption.work import CaptionSettings
+    from foveate.settings.runs import RunFolder
+
+    settings = CaptionSettings(formats=("dsc",), split="train")
+    models = {}
+    for who, backend, options in (
+        ("own", "foveate", {"model": captioner, "device": device or "cpu"}),
+        ("oracle", "scene_oracle", {}),
+    ):
+        answering = find_backend(backend).settings(**options)
+        done = caption(
+            scenes, settings, backend=backend, backend_settings=answering, run=RunFolder.create(run / who), workers=1
+        )
+        if done.failure is not None:
+            raise done.failure
+        if done.stopped:
+            raise KeyboardInterrupt
+        models[who] = str(done.result["model"])
+    return models
+
+
+def write_labels(
+    scenes: Path, folder: Path, teacher: Path, models: dict[str, str], *, device: str | None
+) -> dict[str, dict[str, Any]]:
+    """Labels the training pictures in every way: key -> source of its rows, and how good they are."""
+    from foveate.caption.vesl.detection import find_detector
+    from foveate.caption.vesl.phrases import PhraseSettings
+    from foveate.caption.vesl.run import label_regions
+    from foveate.caption.vesl.settings import RegionLabelSettings
+
+    made: dict[str, dict[str, Any]] = {}
+    for one in LABELLINGS:
+        settings = RegionLabelSettings(
+            phrases=PhraseSettings(tagger=one.phrases),
+            captions=(one.kind,),
+            prefer=(models[one.captioner],) if one.captioner else (),
+            shuffle_phrases=one.shuffled,
+        )
+        # Who answers is found by name; the oracle of boxes looks at the truth only.
+        options = {"model": str(teacher), "rule": "head"} if one.detector == "cloc" else {"sources": (TRUTH,)}
+        done = label_regions(
+            scenes,
+            settings,
+            detector=one.detector,
+            detector_settings=find_detector(one.detector).settings(**options),
+            split="train",
+            device=device,
+            workers=1,
+        )
+        if done.stopped:
+            raise KeyboardInterrupt
+        result = done.result
+        made[one.key] = {"source": f"{result['source']}@{result['recipe_hash']}", "status": result["status"]}
+        say(f"labelled by {one.key}: {result['regions']} regions")
+    for key, found in quality(scenes, {key: entry["source"] for key, entry in made.items()}).items():
+        made[key] |= found
+    write_json_atomically(folder / LABELS_FILE, made)
+    return made
+
+
+def read_labels(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `write_labels` wrote."""
+    return read_json(folder / LABELS_FILE)
+
+
+def quality(scenes: Path, sources: dict[str, str]) -> dict[str, dict[str, float]]:
+    """How labels of training pictures compare with the truth, by labelling.
+
+    label_right: share of labels that lie on a thing (IoU at least .5) and share more than .3 of their words with its
+    true phrase. label_found: share of true regions that such a label names. label_count: labels a picture.
+    """
+    import numpy as np
+
+    from foveate.caption.vesl.detectors.annotations import likeness
+    from foveate.records.boxes import pairwise_iou
+    from foveate.records.collection import Collection
+    from foveate.records.sources import from_sources
+
+    with Collection.open(scenes) as collection:
+        grouped = collection.grouped("regions")
+        boxes_R4 = collection.region_boxes.astype(np.float64)
+        true_R = from_sources(grouped.table, [TRUTH])
+        phrases = grouped.table["phrase"].to_pylist()
+        rows = collection.rows("train").tolist()
+        answers = {}
+        for key, source in sources.items():
+            mine_R = from_sources(grouped.table, [source])
+            right = labels = found = truths = 0
+            for row in rows:
+                start, end = grouped.bounds(row)
+                ours = start + np.flatnonzero(mine_R[start:end])
+                true = start + np.flatnonzero(true_R[start:end])
+                labels, truths = labels + len(ours), truths + len(true)
+                if not len(ours) or not len(true):
+                    continue
+                fits = pairwise_iou(boxes_R4[ours], boxes_R4[true]) >= 0.5
+                alike = np.array([[likeness(phrases[a], phrases[b]) > 0.3 for b in true] for a in ours])
+                right += int((fits & alike).any(axis=1).sum())
+                found += int((fits & alike).any(axis=0).sum())
+            answers[key] = {
+                "label_right": right / max(1, labels),
+                "label_found": found / max(1, truths),
+                "label_count": labels / max(1, len(rows)),
+            }
+    return answers

@@ -1,0 +1,97 @@
+"""The study of VESL: its design, its labels against the truth, and a tiny run from end to end."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from foveate.caption.vesl.detectors.annotations import AnnotationSettings
+from foveate.caption.vesl.run import label_regions
+from foveate.caption.vesl.settings import RegionLabelSettings
+from foveate.pretrain.recipe import PretrainRecipe
+from foveate.records.collection import Collection
+from foveate.records.sources import is_pseudo
+from foveate.settings.errors import UserError
+from foveate.settings.recipes import load
+from foveate.studies import vesl, vesl_labels
+from foveate.studies.cells import Cell
+from foveate.studies.runner import run_study
+
+
+def test_claims_name_what_is_measured() -> None:
+    rows, measures = {row.key for row in vesl.ROWS}, {measure.key for measure in vesl.MEASURES}
+    for claim in vesl.CLAIMS:
+        assert {claim.better, claim.worse} <= rows
+        assert {claim.measure, claim.worse_measure or claim.measure} <= measures
+    assert {one.key for one in vesl_labels.LABELLINGS} | {"truth", "none"} == set(vesl.VARIANTS)
+    named = [row for row in vesl.ROWS if "oracle" in row.key]
+    assert all(row.title.startswith("Harness check: scene-oracle") for row in named)
+    assert len(named) == 2
+
+
+def test_variants_differ_in_their_regions_only() -> None:
+    sources = {one.key: f"vesl:x@{one.key}" for one in vesl_labels.LABELLINGS}
+    for variant in vesl.VARIANTS:
+        chosen = vesl.overrides(Cell(0, "scenes", variant), vesl.QUICK, sources)
+        recipe = load(PretrainRecipe, "tour", chosen)
+        expected = {"none": None, "truth": ("scenes",)}.get(variant, (f"vesl:x@{variant}",))
+        assert recipe.data.region_sources == expected
+        assert recipe.data.captions == {"alt": 1}
+    few, more = (vesl.cells(vesl.with_seeds(vesl.FULL, count), seed=0, extras=()) for count in (2, 5))
+    assert more[: len(few)] == few
+    one, two = (vesl.identity(vesl.with_seeds(vesl.FULL, count), extras=()) for count in (2, 5))
+    assert one == two != vesl.identity(vesl.QUICK, extras=())
+    with pytest.raises(UserError, match="the study 'vesl' uses no further data"):
+        vesl.installed((Path("x"),))
+
+
+def test_labels_are_compared_with_the_truth(tiny_collection: Path, tmp_path: Path, monkeypatch) -> None:
+    path = Path(shutil.copytree(tiny_collection, tmp_path / "shapes"))
+    monkeypatch.setattr(vesl_labels, "TRUTH", "test")
+    sources = {}
+    for name, shuffle in (("true", False), ("shuffled", True)):
+        done = label_regions(
+            path,
+            RegionLabelSettings(captions=("alt",), shuffle_phrases=shuffle),
+            detector="annotations",
+            detector_settings=AnnotationSettings(threshold=0.9),
+            split="train",
+        )
+        sources[name] = f"{done.result['source']}@{done.result['recipe_hash']}"
+    found = vesl_labels.quality(path, sources)
+    assert found["true"]["label_right"] == 1.0
+    assert 0.8 < found["true"]["label_found"] < 1.0, "two pictures have no text"
+    assert found["shuffled"]["label_found"] < 0.5 * found["true"]["label_found"]
+    assert found["true"]["label_count"] == pytest.approx(28 / 18, abs=0.2)
+
+
+def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = vesl.Scale(
+        train_scenes=30,
+        test_scenes=12,
+        teacher_scenes=30,
+        teacher_steps=4,
+        captioner_steps=3,
+        steps=4,
+        batch_size=8,
+        seeds=2,
+    )
+    kept = ("truth", "own", "oracle-boxes", "none", "shuffled")
+    monkeypatch.setattr(vesl, "VARIANTS", kept)
+    result = run_study("vesl", tmp_path / "study", scale=scale, command=["foveate", "study", "vesl"])
+    assert {entry["row"] for entry in result["table"]} == set(kept)
+    assert result["trainings"] == 10
+    labels = vesl_labels.read_labels(tmp_path / "study")
+    assert labels["oracle-boxes"]["label_right"] > 0.9
+    assert labels["oracle"]["source"] != labels["own"]["source"]
+    with Collection.open(tmp_path / "study" / "scenes") as collection:
+        test = collection.rows("test").tolist()
+        assert not any(is_pseudo(one.source) for row in test for one in collection.regions_of(row))
+        made = {one["source"] for one in collection.table("regions").to_pylist() if is_pseudo(one["source"])}
+        assert made == {"vesl:cloc", "vesl:annotations"}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "scenes").rglob("*.parquet")}
+    again = run_study("vesl", tmp_path / "study", scale=scale, command=["foveate", "study", "vesl"])
+    assert again["table"] == result["table"]
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "scenes").rglob("*.parquet")}
