@@ -36,7 +36,7 @@ def command(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Trains every variant of the study NAME (cloc) with several seeds and says which claims the numbers bear out.
+    """Trains every variant of the study NAME (cloc, vesl) with several seeds and says which claims hold.
 
     The first training is timed, and the hours of the rest are printed before they start. Every finished training is
     a file: stopped and repeated, the study goes on, and the same command in a second terminal helps. Real regions are
