@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from made_captioner import recipe
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from foveate.caption.small import train as train_module
 from foveate.caption.small.folder import load_captioner, revision_of
 from foveate.caption.small.model import CaptionerModel
+from foveate.caption.small.samples import cell_shares
 from foveate.caption.small.task import CaptionerTask
 from foveate.caption.small.train import train_captioner
 from foveate.records.collection import Collection
@@ -100,7 +102,6 @@ def test_the_loss_is_on_target_tokens_alone() -> None:
         "ids_BT": ids,
         "starts_B": torch.tensor([3, 4]),
         "ends_B": torch.tensor([9, 7]),
-        "words_BW": torch.full((2, 1), -1),
     }
     prefix = model.prefix(features)
     expected, count = 0.0, 0
@@ -116,15 +117,31 @@ def test_the_loss_is_on_target_tokens_alone() -> None:
     assert losses["loss"].item() == losses["caption_loss"].item()
 
 
-def test_the_word_loss_knows_the_words_of_each_picture() -> None:
+def test_the_word_loss_is_about_places() -> None:
     model = CaptionerModel(recipe(), vocabulary=400)
     words = torch.tensor([10, 20, 30])
     task = CaptionerTask(model, words_W=words, word_weight=1.0, captions=False)
-    features = torch.randn(3, *model.image_encoder.feature_shape).to(torch.float16)
-    batch = {"image": features, "words_BW": torch.tensor([[0, 2], [1, -1], [-1, -1]])}
-    logs = model.word_scores(model.prefix(features), words).log_softmax(-1)
-    expected = -((logs[0, 0] + logs[0, 2]) / 2 + logs[1, 1]) / 2
-    assert task.losses(batch)[0]["word_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    features = torch.randn(2, *model.image_encoder.feature_shape).to(torch.float16)
+    cells = torch.tensor([[1.0, 0, 0, 0], [0, 0.5, 0.5, 0], [0.25] * 4])
+    batch = {"image": features, "cells_RP": cells, "place_R": torch.tensor([0, 0, 1])}
+    batch["words_RW"] = torch.tensor([[0, 2], [1, -1], [2, -1]])
+    prefix = model.prefix(features)
+    pooled = torch.stack([prefix[0, 0], prefix[0, 1:3].mean(0), prefix[1].mean(0)])
+    logs = model.word_scores(pooled, words).log_softmax(-1)
+    expected = -((logs[0, 0] + logs[0, 2]) / 2 + logs[1, 1] + logs[2, 2]) / 3
+    losses, report = task.losses(batch)
+    assert losses["word_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    best = logs.argmax(-1).tolist()
+    right = (best[0] in (0, 2)) + (best[1] == 1) + (best[2] == 2)
+    assert float(report["word_accuracy"]) == pytest.approx(right / 3)
+
+
+def test_cells_of_a_box() -> None:
+    shares = cell_shares(np.array([0.0, 0.0, 0.5, 0.25]), 2)
+    assert shares.tolist() == [1, 0, 0, 0]
+    shares = cell_shares(np.array([0.25, 0.5, 1.0, 1.0]), 2)
+    assert shares.tolist() == pytest.approx([0, 0, 1 / 3, 2 / 3])
+    assert cell_shares(np.array([0.2, 0.1, 0.9, 0.3]), 7).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -159,10 +159,8 @@ class HttpCaptioner:
 
     def _body(self, request: CaptionRequest) -> dict[str, Any]:
         picture = base64.b64encode(request.picture).decode("ascii")
-        content = [
-            {"type": "image_url", "image_url": {"url": f"data:{request.media_type};base64,{picture}"}},
-            {"type": "text", "text": request.prompt},
-        ]
+        shown = [{"type": "image_url", "image_url": {"url": f"data:{request.media_type};base64,{picture}"}}]
+        content = [*(shown if picture else []), {"type": "text", "text": request.prompt}]
         return {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],

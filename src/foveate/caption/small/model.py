@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,11 +71,9 @@ class CaptionerModel(nn.Module):
         """Scores of the next token [..., V]."""
         return F.linear(states, self.decoder.get_input_embeddings().weight)
 
-    def word_scores(self, prefix_BPD: Tensor, words_W: Tensor) -> Tensor:
-        """How much each picture shows each of the token ids `words_W`: softly the best of its positions [B, W]."""
-        wanted_WD = self.embed(words_W)
-        scores_BPW = self.word_query(prefix_BPD) @ F.normalize(wanted_WD, dim=-1).T
-        return torch.logsumexp(scores_BPW.float(), dim=1)
+    def word_scores(self, pooled_RD: Tensor, words_W: Tensor) -> Tensor:
+        """How much each place, the mean of its prefix embeddings, shows each of the token ids `words_W` [R, W]."""
+        return self.word_query(pooled_RD) @ F.normalize(self.embed(words_W), dim=-1).T
 
     @property
     def longest(self) -> int:

@@ -36,12 +36,17 @@ class CaptionDataSettings(Settings):
 
 
 class WordSettings(Settings):
-    """A cheap stage before the first: each picture's prefix learns to name the telling words of its targets."""
+    """A cheap stage before the first: the prefix learns to name what each place shows.
+
+    A place is a region with its phrase where the collection has regions, else the whole picture with the words of its
+    targets.
+    """
 
     steps: int = Field(0, ge=0, description="updates of the prefix alone, before stage 1")
     batch_size: int = Field(128, ge=1, description="pictures of one such update")
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate of these updates")
     loss_weight: float = Field(0.1, ge=0, description="weight of the same loss beside the captions' in both stages")
+    regions: bool = Field(True, description="use the collection's regions; false = whole pictures only")
     common: float = Field(0.1, gt=0, le=1, description="words in more than this share of the pictures tell nothing")
 
 

@@ -10,9 +10,11 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import foveate.caption.small.rewriters
+from foveate.caption.captioner import CaptionAnswer
 from foveate.caption.gates import words_of
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.recipe import CaptionDataSettings
@@ -32,17 +34,25 @@ FRAME_WORDS = frozenset(
 )
 
 
+# Formats that are rewritten; afc is made of dsc and the AltText.
+REWRITTEN = ("ssc", "dsc", "dsc_plus")
+Answers = dict[str, CaptionAnswer]
+
+
 class Rewriter(Protocol):
-    """Writes targets; what it cannot write it leaves out. `provenance` names it, its model and its prompts."""
+    """Writes targets, as a captioner answers: raw text that has yet to be read, or an error.
+
+    `provenance` names it, its model and its prompts.
+    """
 
     provenance: str
 
-    def merge(self, short: Sequence[str], written: Sequence[str]) -> dict[str, str]:
-        """Kind -> target from several short captions of one picture and text recognised in it (stage 1)."""
+    def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Answers]:
+        """For each picture kind -> answer, from several short captions of it and text recognised in it (stage 1)."""
         ...
 
-    def formats(self, description: str) -> dict[str, str]:
-        """Kind -> target from one full description (stage 2)."""
+    def formats(self, descriptions: Sequence[str]) -> list[Answers]:
+        """For each picture kind -> answer, from one full description (stage 2)."""
         ...
 
 
@@ -51,15 +61,15 @@ def rewriter_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(foveate.caption.small.rewriters.__path__))
 
 
-def open_rewriter(settings: CaptionDataSettings) -> Rewriter:
-    """The rewriter that the recipe names.
+def open_rewriter(settings: CaptionDataSettings, *, folder: Path | None = None) -> Rewriter:
+    """The rewriter that the recipe names; what it pays for is kept in `folder`.
 
     Raises:
         UserError: for an unknown one, with the nearest match.
     """
     choose(settings.rewriter, rewriter_names(), "field data.rewriter")
     module = importlib.import_module(f"{foveate.caption.small.rewriters.__name__}.{settings.rewriter}")
-    return module.open_rewriter(settings)
+    return module.open_rewriter(settings, folder=folder)
 
 
 @functools.lru_cache(maxsize=65_536)

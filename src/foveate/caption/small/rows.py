@@ -7,13 +7,14 @@ has. The AltText of an AFC row is its own or, in a given share, noise that the t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from foveate.caption.answers import parse_caption, serialise
+from foveate.caption.captioner import CaptionAnswer
 from foveate.caption.gates import GATES, gate
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.material import Material
@@ -94,17 +95,17 @@ def write_rows(materials: Sequence[Material], settings: CaptionDataSettings, rew
     """The rows of both stages for all materials."""
     rows, dropped = list[Row](), Counter[tuple[int, str, str]]()
     for stage in (FORMAT_STAGE, ALIGN_STAGE):
-        for material in materials:
-            texts, who = _targets(material, stage, rewriter)
-            inputs = material.inputs()
-            for kind, text in texts.items():
-                target, why = checked(kind, text, inputs if settings.text_check else None)
+        for material, answers, who in _targets(materials, stage, rewriter):
+            inputs = material.inputs() if settings.text_check else None
+            for kind, answer in answers.items():
+                target, why = _read(kind, answer, inputs)
                 if why:
                     dropped[stage, kind, why] += 1
-                else:
-                    rows.append(_row(material, kind, "", target, stage, who))
-            if "dsc" in texts:
-                made = _afc(material, texts["dsc"], stage, who, materials, settings, seed)
+                    continue
+                rows.append(_row(material, kind, "", target, stage, who))
+                if kind != "dsc":
+                    continue
+                made = _afc(material, target, stage, who, materials, settings, seed)
                 if isinstance(made, Row):
                     rows.append(made)
                 else:
@@ -112,24 +113,36 @@ def write_rows(materials: Sequence[Material], settings: CaptionDataSettings, rew
     return Rows(rows, dropped)
 
 
-def _targets(material: Material, stage: int, rewriter: Rewriter) -> tuple[dict[str, str], str]:
+def _targets(
+    materials: Sequence[Material], stage: int, rewriter: Rewriter
+) -> Iterator[tuple[Material, Mapping[str, CaptionAnswer], str]]:
+    """Of each picture with something to rewrite: the answers, and whose they are."""
     if stage == FORMAT_STAGE:
-        texts = rewriter.merge(material.short, material.written) if material.short else {}
-        return texts, rewriter.provenance
-    if material.formats:
-        return dict(material.formats), EXACT
-    if not material.descriptions:
-        return {}, ""
-    longest = max(material.descriptions, key=len)
-    return rewriter.formats(longest), rewriter.provenance
+        chosen = [material for material in materials if material.short]
+        merged = rewriter.merge([(material.short, material.written) for material in chosen])
+        yield from ((material, found, rewriter.provenance) for material, found in zip(chosen, merged, strict=True))
+        return
+    for material in materials:
+        if material.formats:
+            yield material, {kind: CaptionAnswer(serialise(text)) for kind, text in material.formats.items()}, EXACT
+    chosen = [material for material in materials if material.descriptions and not material.formats]
+    written = rewriter.formats([max(material.descriptions, key=len) for material in chosen])
+    yield from ((material, found, rewriter.provenance) for material, found in zip(chosen, written, strict=True))
 
 
-def checked(kind: str, text: str, inputs: Iterable[str] | None) -> tuple[str, str]:
-    """A target as it may be trained on, or "" and why it may not."""
-    read = parse_caption(serialise(text))
+def _read(kind: str, answer: CaptionAnswer, inputs: Sequence[str] | None) -> tuple[str, str]:
+    """The target in an answer, or "" and why there is none."""
+    if answer.error:
+        return "", f"rewriter: {answer.error}"
+    read = parse_caption(answer.text)
     if read.caption is None:
         return "", f"parser: {read.error}"
-    passed = gate(kind, read.caption)
+    return checked(kind, read.caption, inputs)
+
+
+def checked(kind: str, text: str, inputs: Sequence[str] | None) -> tuple[str, str]:
+    """A text as it may be a target, or "" and why it may not."""
+    passed = gate(kind, text)
     bad = passed.error or next((flag for flag in passed.flags if flag in _BAD_FLAGS), "")
     if bad:
         return "", f"gate: {bad}"

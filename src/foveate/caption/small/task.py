@@ -1,4 +1,4 @@
-"""The training task: next-token loss on the target tokens alone, and the telling words of each picture."""
+"""The training task: next-token loss on the target tokens alone, and the telling words of each place."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CaptionerTask(Task):
         self.register_buffer("words_W", words_W, persistent=False)
 
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
-        """`caption_loss` per target token and `word_loss` per telling word, each over the batch of all ranks."""
+        """`caption_loss` per target token and `word_loss` per place, each over the batch of all ranks."""
         prefix_BPD = self.model.prefix(batch["image"])
         found: Losses = {}
         report: Report = {}
@@ -52,8 +52,10 @@ class CaptionerTask(Task):
             found["caption_loss"] = sum_with_grad(loss) / total
             report["token_accuracy"] = (sum_with_grad(right) / total).detach()
         if self.word_weight > 0 and len(self.words_W):
-            loss, count = self._word_sums(prefix_BPD, batch["words_BW"])
-            found["word_loss"] = sum_with_grad(loss) / sum_with_grad(count).clamp(min=1)
+            loss, right, count = self._word_sums(prefix_BPD, batch)
+            total = sum_with_grad(count).clamp(min=1)
+            found["word_loss"] = sum_with_grad(loss) / total
+            report["word_accuracy"] = (sum_with_grad(right) / total).detach()
         loss = found.get("caption_loss", prefix_BPD.new_zeros(()))
         if "word_loss" in found:
             loss = loss + self.word_weight * found["word_loss"]
@@ -89,15 +91,19 @@ class CaptionerTask(Task):
         right = (logits_NV.detach().argmax(-1) == targets_N).sum()
         return torch.stack((loss, right.to(loss.dtype), torch.full_like(loss, len(targets_N))))
 
-    def _word_sums(self, prefix_BPD: Tensor, words_BW: Tensor) -> tuple[Tensor, Tensor]:
-        """Softmax over all telling words, uniform over the picture's own (as for hashtags: Mahajan et al. 2018, 2.2);
-        pictures are bags of positions (as in Fang et al. 2015)."""
-        shown = words_BW >= 0
-        logs_BV = self.model.word_scores(prefix_BPD, self.words_W).log_softmax(dim=-1)
-        picked_BW = logs_BV.gather(1, words_BW.clamp(min=0)) * shown
-        has_B = shown.any(dim=1)
-        loss_B = -picked_BW.sum(dim=1) / shown.sum(dim=1).clamp(min=1)
-        return (loss_B * has_B).sum(), has_B.sum().to(loss_B.dtype)
+    def _word_sums(self, prefix_BPD: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed loss, places whose best word is one of their own, and number of places.
+
+        Softmax over all telling words, uniform over the place's own (as for hashtags: Mahajan et al. 2018, 2.2).
+        """
+        words_RW = batch["words_RW"]
+        pooled_RD = torch.bmm(batch["cells_RP"][:, None].to(prefix_BPD.dtype), prefix_BPD[batch["place_R"]])[:, 0]
+        shown = words_RW >= 0
+        logs_RV = self.model.word_scores(pooled_RD, self.words_W).float().log_softmax(dim=-1)
+        picked_RW = logs_RV.gather(1, words_RW.clamp(min=0)) * shown
+        loss_R = -picked_RW.sum(dim=1) / shown.sum(dim=1).clamp(min=1)
+        right_R = (logs_RV.argmax(dim=-1, keepdim=True) == words_RW).any(dim=1)
+        return loss_R.sum(), right_R.sum().to(loss_R.dtype), loss_R.new_tensor(float(len(words_RW)))
 
     def shard_units(self) -> Sequence[nn.Module]:
         """The decoder's layers."""

@@ -120,7 +120,7 @@ def _prepare(recipe: CaptionerRecipe, collection: Collection, run: RunFolder) ->
             f"collection {collection.path}: no picture of split '{recipe.data.split}' has material; name the caption "
             "kinds that are short captions (data.short_kinds) and descriptions (data.description_kinds)"
         )
-    rewriter = open_rewriter(recipe.data)
+    rewriter = open_rewriter(recipe.data, folder=folder)
     rows = write_rows(materials, recipe.data, rewriter, seed=seed)
     texts = [row.target for row in rows.rows] + [row.alt for row in rows.rows if row.alt]
     tokens = CaptionTokens.train(texts, vocabulary=recipe.vocabulary)
@@ -150,7 +150,16 @@ class _Stages:
         self.reports: dict[str, dict[str, Any]] = {}
         self.last: Path | None = None
         self._features: FeatureCache | None = None
-        self.words, self.words_of = telling_words(rows, tokens, common=recipe.words.common)
+        model = self._model()
+        self.words, self.places = telling_words(
+            rows,
+            tokens,
+            collection,
+            common=recipe.words.common,
+            regions=recipe.words.regions,
+            side=round(model.prefix_length**0.5),
+            preprocess=model.image_encoder.preprocess,
+        )
 
     def all(self) -> str:
         """Runs what is left to do; "finished", or "stopped" by a signal."""
@@ -193,7 +202,7 @@ class _Stages:
             stage=stage,
             replay=recipe.alignment.replay if stage == ALIGN_STAGE else 0.0,
             longest_alt=recipe.longest_alt,
-            words_of=self.words_of,
+            places=self.places,
         )
         loader = Loader(
             samples,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
+from foveate.caption.answers import serialise
+from foveate.caption.captioner import CaptionAnswer
 from foveate.caption.gates import GATES
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.recipe import CaptionDataSettings
-from foveate.caption.small.rewriting import content_words, written_sentence
+from foveate.caption.small.rewriting import Answers, content_words, written_sentence
 from foveate.records.sentences import sentences
 
 _SAME = 0.9  # captions whose words overlap more (Jaccard) say the same
@@ -27,7 +30,15 @@ class Rules:
 
     provenance = "rules-1"
 
-    def merge(self, short: Sequence[str], written: Sequence[str]) -> dict[str, str]:
+    def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Answers]:
+        """See `merged`."""
+        return [_answers(self.merged(short, written)) for short, written in materials]
+
+    def formats(self, descriptions: Sequence[str]) -> list[Answers]:
+        """See `shortened`."""
+        return [_answers(self.shortened(description)) for description in descriptions]
+
+    def merged(self, short: Sequence[str], written: Sequence[str]) -> dict[str, str]:
         """ssc: the caption that is most like the others. dsc, dsc_plus: it and what the others add."""
         said = [_sentence(text) for text in short if content_words(text)]
         if not said:
@@ -43,7 +54,7 @@ class Rules:
             "dsc_plus": _fill([framed, *(text for text, _ in others), *reading], GATES["dsc_plus"].most),
         }
 
-    def formats(self, description: str) -> dict[str, str]:
+    def shortened(self, description: str) -> dict[str, str]:
         """ssc: the first sentence without what kind of picture it is, and with two of the things it lists at most. dsc:
         as many sentences from the front as fit. dsc_plus: as many as its gate lets through."""
         told = sentences(" ".join(description.split()))
@@ -56,9 +67,13 @@ class Rules:
         }
 
 
-def open_rewriter(settings: CaptionDataSettings) -> Rules:
-    """The rules; they have no settings."""
+def open_rewriter(settings: CaptionDataSettings, *, folder: Path | None) -> Rules:
+    """The rules; they have no settings and keep nothing."""
     return Rules()
+
+
+def _answers(texts: dict[str, str]) -> Answers:
+    return {kind: CaptionAnswer(serialise(text)) for kind, text in texts.items()}
 
 
 def _sentence(text: str) -> str:

@@ -19,7 +19,7 @@ from foveate.settings import seeds
 
 _SHORT = 8
 _RELATIONS = 6
-_STATED = 4  # relations in a dense caption: more would be most of its text
+_STATED = 2  # relations in a dense caption: more would be most of its text
 _RELATION = re.compile(r"^The .* (?:to the left of|above|inside the outline of|overlapping) the [^.]*\.$")
 # Kinds of noise (`records.scenes.alt_text`) whose texts name what is there.
 _CLEAN = ("scenes: partial", "scenes: list", "scenes: keywords")
