@@ -13,6 +13,7 @@ import pytest
 
 from foveate.caption.small.material import Material
 from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.caption.small.rewriters.llm import Llm
 from foveate.caption.small.rewriting import open_rewriter
 from foveate.caption.small.rows import Rows, write_rows
 from foveate.settings.errors import UserError
@@ -102,6 +103,7 @@ def test_a_second_run_asks_nothing(endpoint: str, tmp_path: Path) -> None:
 
 
 def test_it_needs_a_model() -> None:
+    assert isinstance(open_rewriter(CaptionDataSettings(rewriter="llm", llm={"model": "m"})), Llm)
     with pytest.raises(UserError, match=r"data\.llm\.model"):
         open_rewriter(CaptionDataSettings(rewriter="llm"))
     with pytest.raises(UserError, match="did you mean 'endpoint'"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from foveate.settings.errors import UserError
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.registry import build_image_encoder, seeded
 
+_PREFIX_GAIN, _WORD_SCALE = 0.1, 10.0
 _UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError)
 
 
@@ -47,7 +49,9 @@ class CaptionerModel(nn.Module):
             width = self.decoder.get_input_embeddings().weight.shape[1]
             self.fold_in = nn.Linear(self.image_encoder.width * recipe.fold**2, width)
             self.prefix_ln = nn.LayerNorm(width)
-            self.word_query = nn.Linear(width, width, bias=False)
+            # Token embeddings start small; a prefix of their size is read like tokens, and copied like tokens.
+            nn.init.constant_(self.prefix_ln.weight, _PREFIX_GAIN)
+            self.word_scale = nn.Parameter(torch.full((1,), _WORD_SCALE))
         self.width = width
 
     def prefix(self, features: Tensor) -> Tensor:
@@ -72,8 +76,12 @@ class CaptionerModel(nn.Module):
         return F.linear(states, self.decoder.get_input_embeddings().weight)
 
     def word_scores(self, pooled_RD: Tensor, words_W: Tensor) -> Tensor:
-        """How much each place, the mean of its prefix embeddings, shows each of the token ids `words_W` [R, W]."""
-        return self.word_query(pooled_RD) @ F.normalize(self.embed(words_W), dim=-1).T
+        """How much each place, the mean of its prefix embeddings, shows each of the token ids `words_W` [R, W].
+
+        It is compared with the words' own embeddings: a prefix that shows a word comes to lie where the word itself
+        does, so that naming what is seen and copying what is read (AltText) are one and the same to the decoder.
+        """
+        return self.word_scale * (pooled_RD @ F.normalize(self.embed(words_W), dim=-1).T)
 
     @property
     def longest(self) -> int:

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from foveate.caption.small.model import CaptionerModel
 from foveate.training.distributed import sum_with_grad
+from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, Losses, Report, Task
+
+_SEEING = r"model\.(image_encoder|fold_in|prefix_ln).*"
 
 
 class CaptionerTask(Task):
@@ -21,6 +24,7 @@ class CaptionerTask(Task):
     Args:
         words_W: token ids of the telling words. word_weight: of their loss. captions: False in stage 0, where the
             decoder takes no part.
+        seeing_rate: factor of the learning rate of encoder head and prefix beside captions.
         export: what writes the model folder.
     """
 
@@ -34,11 +38,13 @@ class CaptionerTask(Task):
         words_W: Tensor,
         word_weight: float,
         captions: bool = True,
+        seeing_rate: float = 1.0,
         export: Callable[[CaptionerModel, Path], object] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.word_weight, self.captions, self._export = word_weight, captions, export
+        self.seeing_rate = seeing_rate
         self.register_buffer("words_W", words_W, persistent=False)
 
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
@@ -104,6 +110,11 @@ class CaptionerTask(Task):
         loss_R = -picked_RW.sum(dim=1) / shown.sum(dim=1).clamp(min=1)
         right_R = (logs_RV.argmax(dim=-1, keepdim=True) == words_RW).any(dim=1)
         return loss_R.sum(), right_R.sum().to(loss_R.dtype), loss_R.new_tensor(float(len(words_RW)))
+
+    def parameter_groups(self) -> Sequence[ParameterRule]:
+        """Beside captions the seeing part learns slowly: it must not forget what the stage of words taught it."""
+        slow = () if not self.captions else (ParameterRule(_SEEING, learning_rate_scale=self.seeing_rate),)
+        return (ParameterRule(r"model\.word_scale", weight_decay=0.0), *slow)
 
     def shard_units(self) -> Sequence[nn.Module]:
         """The decoder's layers."""

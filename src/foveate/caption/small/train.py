@@ -218,6 +218,7 @@ class _Stages:
             words_W=torch.from_numpy(self.words),
             word_weight=1.0 if stage == WORD_STAGE else recipe.words.loss_weight,
             captions=stage != WORD_STAGE,
+            seeing_rate=recipe.words.seeing_rate,
         )
         say(f"stage {stage}, {STAGES[stage]}: {len(samples.rows)} pictures, {settings.steps} updates")
         outcome = train(task, loader, settings, RunFolder(folder))
