@@ -83,6 +83,20 @@ def test_stopping_and_going_on_equals_not_stopping_bit_for_bit(
     assert outcome.seconds > stopped.seconds
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_sgd_goes_on_bit_for_bit_too(momentum: float, tmp_path: Path) -> None:
+    changes = {"optimizer": "sgd", "momentum": momentum}
+    task, _ = sit(tmp_path / "straight", **changes)
+    _, outcome = sit(tmp_path / "broken", loader=interrupted(7), **changes)
+    assert (outcome.status, outcome.step) == ("stopped", 8)
+    again, outcome = sit(tmp_path / "broken", **changes)
+    assert outcome.status == "finished"
+    assert_same_state(task, again)
+    if momentum:
+        with pytest.raises(UserError, match="cannot be resumed from"):
+            sit(tmp_path / "broken", steps=13)
+
+
 def test_rows_beyond_the_checkpoint_are_written_once(tmp_path: Path, straight: Any) -> None:
     class Breaks(Interrupted):
         def batches(self, start_step: int, stop_step: int) -> Iterator[dict[str, Any]]:

@@ -99,6 +99,38 @@ def test_groups_follow_the_table_and_the_step_equals_plain_adamw() -> None:
         torch.testing.assert_close(model.get_parameter(name), oracle.get_parameter(name), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_sgd_is_the_plain_rule_with_nesterovs_momentum(momentum: float) -> None:
+    settings = TrainingSettings(
+        steps=9, batch_size=8, learning_rate=0.1, weight_decay=0.2, optimizer="sgd", momentum=momentum
+    )
+    model = Model()
+    table = parameter_table(model, rules=[ParameterRule(r"tower\..*", learning_rate_scale=0.5)], settings=settings)
+    freeze(model, table=table)
+    optimizer = build_optimizer(model, table=table, settings=settings)
+    set_learning_rate(optimizer, learning_rate=0.1)
+    expected = {name: model.get_parameter(name).detach().clone() for name in ("head.weight", "head.bias")}
+    velocity = {name: torch.zeros_like(value) for name, value in expected.items()}
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.head(torch.ones(1, 2)).square().sum().backward()
+        for name, value in expected.items():
+            gradient = model.get_parameter(name).grad + (0.2 * value if name == "head.weight" else 0)
+            velocity[name] = momentum * velocity[name] + gradient
+            value -= 0.1 * (gradient + momentum * velocity[name])
+        optimizer.step()
+        for name, value in expected.items():
+            torch.testing.assert_close(model.get_parameter(name).detach(), value)
+
+
+def test_options_of_the_other_optimizer_warn() -> None:
+    plain = {"steps": 9, "batch_size": 8, "learning_rate": 0.1}
+    with pytest.warns(UserWarning, match="betas has no effect with optimizer 'sgd'"):
+        TrainingSettings(**plain, optimizer="sgd", betas=(0.8, 0.9))
+    with pytest.warns(UserWarning, match="momentum has no effect with optimizer 'adamw'"):
+        TrainingSettings(**plain, momentum=0.5)
+
+
 def test_the_table_can_be_read() -> None:
     text = format_table(list(rows(ParameterRule(r"tower\..*", frozen=True)).values()))
     assert "parameter" in text.splitlines()[0]

@@ -57,7 +57,7 @@ def thin(points: Sequence[tuple[float, float]], *, most: int = 240) -> list[tupl
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "middle", style: str = "tick") -> str:
+def svg_text(x: float, y: float, text: str, *, anchor: str = "middle", style: str = "tick") -> str:
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
@@ -89,10 +89,10 @@ def line_chart(
     for tick in y_ticks:
         y = y_of(tick)
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(left - 8, y + 4, short(tick), anchor="end"))
+        parts.append(svg_text(left - 8, y + 4, short(tick), anchor="end"))
     for tick in x_ticks:
-        parts.append(_text(x_of(tick), bottom + 18, short(tick)))
-    parts.append(_text(right, height - 4, x_label, anchor="end", style="axis"))
+        parts.append(svg_text(x_of(tick), bottom + 18, short(tick)))
+    parts.append(svg_text(right, height - 4, x_label, anchor="end", style="axis"))
     at = float(left)
     for line in lines:
         points = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line.points)
@@ -102,7 +102,7 @@ def line_chart(
         parts.append(f'<circle class="dot s{line.style}" {end}/>')
         parts.append(f'<line class="series s{line.style}" x1="{at:.0f}" x2="{at + 18:.0f}" y1="14" y2="14"/>')
         label = f"{line.name}  {end_y:.3g}"
-        parts.append(_text(at + 24, 18, label, anchor="start", style="name"))
+        parts.append(svg_text(at + 24, 18, label, anchor="start", style="name"))
         at += 46 + 6.8 * len(label)
     parts.append("</svg>")
     return Markup("".join(parts))
@@ -176,7 +176,7 @@ def histogram(
     for tick in y_ticks:
         y = y_of(tick)
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(left - 8, y + 4, short(tick), anchor="end"))
+        parts.append(svg_text(left - 8, y + 4, short(tick), anchor="end"))
     for number, value in enumerate(counts):
         x, w = x_of(number) + 1, x_of(number + 1) - x_of(number) - 2
         y = y_of(value)
@@ -188,9 +188,9 @@ def histogram(
         )
     every = max(1, math.ceil(len(edges) / 6))
     for number in range(0, len(edges), every):
-        parts.append(_text(x_of(number), bottom + 18, short(edges[number])))
+        parts.append(svg_text(x_of(number), bottom + 18, short(edges[number])))
     if unit:
-        parts.append(_text(right, height - 4, unit, anchor="end", style="axis"))
+        parts.append(svg_text(right, height - 4, unit, anchor="end", style="axis"))
     parts.append("</svg>")
     return Markup("".join(parts))
 

@@ -35,7 +35,8 @@ from foveate.training.ema import ExponentialAverage
 _WEIGHTS, _OPTIMIZER, _AVERAGE = "weights.safetensors", "optimizer.safetensors", "average.safetensors"
 _STATE, _COMPLETE = "state.json", "complete.json"
 _PREFIX = "step-"
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_ADAMW_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_SGD_MOMENTS = ("momentum_buffer",)
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -65,21 +66,27 @@ def _gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return whole
 
 
-def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """AdamW's state as `parameter name/moment`, sharing memory; without a gradient so far there is none."""
+def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as `parameter name/moment`, sharing memory; without a gradient so far there is none."""
     return {
         f"{name}/{moment}": optimizer.state[parameter][moment]
         for name, parameter in module.named_parameters()
         if optimizer.state.get(parameter)
-        for moment in _MOMENTS
+        for moment in _moments(optimizer)
     }
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    if isinstance(optimizer, torch.optim.SGD):
+        return _SGD_MOMENTS if optimizer.defaults["momentum"] else ()
+    return _ADAMW_MOMENTS
 
 
 def save(
     folder: Path,
     *,
     module: nn.Module,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     ema: ExponentialAverage | None,
     state: dict[str, Any],
     keep: int,
@@ -176,7 +183,7 @@ def load(
     checkpoint: Path,
     *,
     module: nn.Module,
-    optimizer: torch.optim.AdamW | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     ema: ExponentialAverage | None = None,
 ) -> None:
     """Fills module, optimizer and average from a checkpoint, whatever layout wrote it. A collective.
@@ -193,18 +200,18 @@ def load(
         _load_file(checkpoint / _AVERAGE, ema.averages)
 
 
-def _prepared_moments(checkpoint: Path, module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Empty moments, placed as AdamW places them, for parameters that have some in the checkpoint."""
+def _prepared_moments(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Empty moments, placed as the optimizer places them, for parameters that have some in the checkpoint."""
     header = broadcast_json(_header(checkpoint / _OPTIMIZER) if world().is_main else None)
     parameters = dict(module.named_parameters())
     fused = bool(optimizer.defaults["fused"])
+    moments = [moment for moment in _moments(optimizer) if moment != "step"]
     for name in {entry.rpartition("/")[0] for entry in header["shapes"]} & parameters.keys():
         parameter = parameters[name]
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu"),
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-        }
+        empty = {name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in moments}
+        if "step" in _moments(optimizer):
+            empty["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
+        optimizer.state[parameter] = empty
     return _optimizer_tensors(module, optimizer)
 
 

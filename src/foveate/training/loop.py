@@ -284,8 +284,9 @@ def _decide(folder: Path, *, settings: TrainingSettings, identity: dict[str, Any
     if state["step"] > settings.steps:
         raise UserError(f"{path}: has {state['step']} updates, more than steps ({settings.steps})")
     for name in sorted(now.keys() - set(WITHOUT_INFLUENCE)):
-        if saved.get(name) != now[name]:
-            say(f"going on with {name} {now[name]}; until step {state['step']} it was {saved.get(name)}")
+        before = saved.get(name, type(settings).model_fields[name].default)  # older checkpoints lack newer fields
+        if before != now[name]:
+            say(f"going on with {name} {now[name]}; until step {state['step']} it was {before}")
     say(f"going on from step {state['step']} of {settings.steps} ({path.name})")
     return {
         "step": state["step"],

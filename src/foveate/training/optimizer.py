@@ -1,4 +1,4 @@
-"""AdamW over a table: which rule holds for each parameter, its learning rate, its decay, what is frozen."""
+"""AdamW or SGD over a table: which rule holds for each parameter, its learning rate, its decay, what is frozen."""
 
 from __future__ import annotations
 
@@ -118,8 +118,9 @@ def freeze(module: nn.Module, *, table: Sequence[ParameterRow]) -> None:
 
 def build_optimizer(
     module: nn.Module, *, table: Sequence[ParameterRow], settings: TrainingSettings
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over the trainable rows, grouped by learning rate and decay.
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), or SGD with Nesterov's momentum as PyTorch writes it, over the trainable
+    rows, grouped by learning rate and decay.
 
     Built after sharding, because FSDP2 replaces the parameters. Each group keeps its `learning_rate_scale`.
     """
@@ -129,11 +130,15 @@ def build_optimizer(
         if not row.frozen:
             groups.setdefault((row.learning_rate_scale, row.weight_decay), []).append(parameters[row.name])
     devices = {parameter.device.type for group in groups.values() for parameter in group}
+    listed = [
+        {"params": group, "weight_decay": decay, "learning_rate_scale": scale}
+        for (scale, decay), group in groups.items()
+    ]
+    if settings.optimizer == "sgd":
+        momentum = settings.momentum
+        return torch.optim.SGD(listed, lr=settings.learning_rate, momentum=momentum, nesterov=momentum > 0)
     return torch.optim.AdamW(
-        [
-            {"params": group, "weight_decay": decay, "learning_rate_scale": scale}
-            for (scale, decay), group in groups.items()
-        ],
+        listed,
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.eps,

@@ -21,9 +21,13 @@ class TrainingSettings(Settings):
         description="parts of each process's share of a batch; same gradient, less memory, one forward pass more",
     )
     learning_rate: float = Field(gt=0, description="peak learning rate, before the factors of parameter rules")
-    weight_decay: float = Field(default=0.1, ge=0, description="decoupled, on weights of two or more dimensions")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw; sgd = with Nesterov's momentum")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="on weights of two or more dimensions; decoupled with adamw, L2 with sgd"
+    )
     betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's two decay rates, each in [0, 1)")
     eps: float = Field(default=1e-6, gt=0, description="AdamW's epsilon")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; 0 = plain gradient descent")
     warmup_steps: int = Field(default=0, ge=0, description="updates of linear warm-up")
     schedule: Literal["cosine", "wsd", "constant"] = Field(
         default="cosine", description="cosine; wsd = warm-up, stable, decay; constant after the warm-up"
@@ -54,6 +58,9 @@ class TrainingSettings(Settings):
         changed = {
             name for name in self.model_fields_set if getattr(self, name) != type(self).model_fields[name].default
         }
+        for name, owner in (("betas", "adamw"), ("eps", "adamw"), ("momentum", "sgd")):
+            if name in changed and self.optimizer != owner:
+                warnings.warn(f"{name} has no effect with optimizer '{self.optimizer}'", stacklevel=2)
         if "decay_fraction" in changed and self.schedule != "wsd":
             warnings.warn(f"decay_fraction has no effect with schedule '{self.schedule}'", stacklevel=2)
         if "final_learning_rate_fraction" in changed and self.schedule == "constant":

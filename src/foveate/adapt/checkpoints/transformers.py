@@ -1,0 +1,55 @@
+"""Image classifiers of transformers: config.json with `model_type` and a `...ForImageClassification`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.adapt.classifier import Classifier
+from foveate.adapt.folder_copy import copy_with_weights
+from foveate.settings.errors import UserError
+from foveate.vision.hub import Checkpoint, check_loaded
+from foveate.vision.pixels import Preprocess
+from foveate.vision.processors import processor_settings
+from foveate.vision.transformers_loading import quiet
+
+WHAT = "config.json has a 'model_type' and an architecture that ends in ForImageClassification"
+
+
+def reads(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether the folder holds an image classifier of transformers."""
+    said = config.get("architectures") or []
+    return "model_type" in config and any(str(one).endswith("ForImageClassification") for one in said)
+
+
+def load(folder: Path, config: dict[str, Any]) -> Classifier:
+    """Opens it with `AutoModelForImageClassification`, refusing tensors that would stay random."""
+    from transformers import AutoModelForImageClassification
+
+    checkpoint = Checkpoint(str(folder), folder)
+    checkpoint.weights()
+    with quiet():
+        try:
+            network, report = AutoModelForImageClassification.from_pretrained(
+                str(folder), use_safetensors=True, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            )
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder}: transformers cannot load it ({reason})") from error
+    check_loaded(report, name=str(folder))
+    if report.get("unexpected_keys"):
+        unexpected = sorted(report["unexpected_keys"])
+        raise UserError(f"{folder}: {len(unexpected)} tensors belong to no part of the model ({unexpected[0]})")
+    said = network.config.id2label
+    names = [str(said[number]) for number in sorted(said)]
+    preprocess = None
+    if (folder / "preprocessor_config.json").is_file():
+        preprocess = Preprocess(**processor_settings(checkpoint), geometry="center_crop")
+    return Classifier(network, head_name="classifier", names=names, preprocess=preprocess, format="transformers")
+
+
+def save(classifier: Classifier, source: Path | None, target: Path) -> None:
+    """The source's folder with other weights."""
+    copy_with_weights(classifier, source, target)

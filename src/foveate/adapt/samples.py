@@ -1,0 +1,193 @@
+"""Labelled samples of a classifier, from arrays or from a collection's label field, and a model's answers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.adapt.classifier import Classifier
+from foveate.records.collection import Collection
+from foveate.records.geometry import View
+from foveate.records.pictures import BadPicture
+from foveate.settings.errors import UserError, nearest
+from foveate.settings.progress import track
+from foveate.training.augment import RandomViews
+from foveate.training.loader import BadSample
+from foveate.vision.pixels import Preprocess
+from foveate.vision.views import read
+
+_BATCH = 64
+
+
+class Samples(Protocol):
+    """Rows with labels; a `foveate.training.loader.Dataset` besides."""
+
+    labels: NDArray[np.int64]
+
+    def pixels(self, row: int) -> Tensor:
+        """A row as it is evaluated. Raises BadPicture where it cannot be read."""
+        ...
+
+    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+        """A row as it is trained on."""
+        ...
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of `sample`s."""
+        ...
+
+
+def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "pixels": torch.stack([one["pixels"] for one in samples]),
+        "labels": torch.tensor([one["label"] for one in samples]),
+    }
+
+
+class ArraySamples:
+    """Arrays [N, ...] that the network takes as they are.
+
+    Raises:
+        UserError: another number of labels, or values that are not finite.
+    """
+
+    def __init__(self, arrays: NDArray[Any], labels: NDArray[Any]) -> None:
+        if len(arrays) != len(labels) or len(labels) == 0:
+            raise UserError(f"samples and labels must be as many and at least one, not {len(arrays)} and {len(labels)}")
+        if not np.isfinite(arrays).all():
+            raise UserError("samples: some values are NaN or infinite")
+        self.arrays = torch.from_numpy(np.ascontiguousarray(arrays, dtype=np.float32))
+        self.labels = np.asarray(labels, dtype=np.int64)
+
+    def pixels(self, row: int) -> Tensor:
+        """See `Samples`."""
+        return self.arrays[row]
+
+    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+        """See `Samples`; arrays are not augmented."""
+        return {"pixels": self.arrays[row], "label": int(self.labels[row])}
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """See `Samples`."""
+        return _collate(samples)
+
+
+class CollectionSamples:
+    """Pictures of a collection that have a label among the classes, preprocessed for a classifier.
+
+    Attributes:
+        rows: of the collection, ascending; sample r is its picture rows[r].
+        unlabelled: how many pictures of the split have no label.
+        unreadable: key -> reason.
+
+    Raises:
+        UserError: an unknown field or split, a label that is no class, no labelled picture.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        field: str,
+        names: Sequence[str],
+        preprocess: Preprocess,
+        *,
+        split: str | None = None,
+        views: RandomViews | None = None,
+    ) -> None:
+        self.collection, self.preprocess, self.views = collection, preprocess, views
+        values = collection.label_values(field)
+        chosen = collection.rows(split)
+        labelled = chosen[values[chosen] != ""]
+        place = {name: number for number, name in enumerate(names)}
+        strange = sorted({str(value) for value in values[labelled]} - set(place))
+        if strange:
+            raise UserError(
+                f"label field '{field}' of the collection {collection.name!r}: {len(strange)} values are no class of "
+                f"the model, first '{strange[0]}'{nearest(strange[0], names)}"
+            )
+        if len(labelled) == 0:
+            raise UserError(f"no picture of the split {split!r} has a label '{field}'")
+        self.rows = labelled
+        self.unlabelled = len(chosen) - len(labelled)
+        self.labels = np.array([place[str(value)] for value in values[labelled]], dtype=np.int64)
+        self.unreadable: dict[str, str] = {}
+
+    def pixels(self, row: int) -> Tensor:
+        """See `Samples`."""
+        return read(self.collection, int(self.rows[row]), self.preprocess)[0]
+
+    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+        """See `Samples`; with a random view, where views are drawn."""
+        number = int(self.rows[row])
+        view = View()
+        if self.views is not None:
+            index = self.collection.index
+            width, height = int(index["width"][number]), int(index["height"][number])
+            key = self.collection.keys[number]
+            view = self.views.draw(width=width, height=height, seed=seed, visit=visit, key=key)
+        try:
+            pixels = read(self.collection, number, self.preprocess, view)[0]
+        except BadPicture as problem:
+            raise BadSample(self.collection.keys[number], str(problem)) from problem
+        return {"pixels": pixels, "label": int(self.labels[row])}
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """See `Samples`."""
+        return _collate(samples)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier gives for rows of samples: logits [N, C], features [N, D], labels [N], and what was left out.
+
+    Attributes:
+        rows: of the samples, those that could be read. unreadable: row -> reason.
+    """
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+
+def answer(
+    classifier: Classifier, samples: Samples, rows: NDArray[np.int64] | None = None, *, what: str = "logits"
+) -> Answers:
+    """Logits and features of rows in evaluation mode; pictures that cannot be read are left out and named.
+
+    Raises:
+        UserError: when none can be read.
+    """
+    wanted = np.arange(len(samples.labels)) if rows is None else np.asarray(rows)
+    logits, features, kept, unreadable = [], [], list[int](), dict[int, str]()
+    training = classifier.training
+    classifier.eval()
+    try:
+        for start in track(range(0, len(wanted), _BATCH), description=what):
+            pixels: list[Tensor] = []
+            for row in wanted[start : start + _BATCH].tolist():
+                try:
+                    pixels.append(samples.pixels(row))
+                    kept.append(row)
+                except BadPicture as problem:
+                    unreadable[row] = str(problem)
+            if pixels:
+                with torch.inference_mode():
+                    found = classifier.logits_and_features(torch.stack(pixels).to(classifier.device))
+                logits.append(found[0].float().cpu().numpy())
+                features.append(found[1].float().cpu().numpy())
+    finally:
+        classifier.train(training)
+    if not kept:
+        raise UserError(
+            f"none of {len(wanted)} pictures can be read, for example: {next(iter(unreadable.values()), '')}"
+        )
+    chosen = np.array(kept, dtype=np.int64)
+    return Answers(np.concatenate(logits), np.concatenate(features), samples.labels[chosen], chosen, unreadable)

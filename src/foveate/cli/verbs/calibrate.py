@@ -1,0 +1,231 @@
+"""`foveate calibrate`: bring back the classes that fine-tuning did not see."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from foveate.cli.options import common, finish
+
+if TYPE_CHECKING:
+    from foveate.adapt.calibration.run import Evidence
+    from foveate.settings.runs import RunFolder
+
+_FILE = click.Path(path_type=Path)
+_OF_MODELS = ("data", "labels", "train_split", "test_split", "learning_rate", "backbone_rate", "epochs", "batch_size")
+_OF_LOGITS = ("training", "checkpoint")
+
+
+@click.command("calibrate", short_help="Bring back the classes that fine-tuning did not see.")
+@click.argument("source", type=_FILE)
+@click.option(
+    "--classes-seen",
+    "seen",
+    multiple=True,
+    required=True,
+    metavar="CLASSES",
+    help="Classes of the fine-tuning data: names, numbers or ranges, with commas; @FILE has one a line. Repeatable.",
+)
+@click.option("--classes-absent", "absent", multiple=True, metavar="CLASSES", help="All others by default.")
+@click.option("--data", type=_FILE, help="Collection that the model SOURCE was fine-tuned on.")
+@click.option("--labels", metavar="FIELD", help="Label field of --data that holds the classes.")
+@click.option("--train-split", help="Split of --data that was trained on; train by default.")
+@click.option("--test-split", help="Split of --data to measure on; test by default.")
+@click.option("--before", type=_FILE, help="The pre-trained model, or its logits of the samples in SOURCE.")
+@click.option("--training", type=_FILE, help="Logits of the fine-tuning data, for the average logit gap.")
+@click.option("--pseudo", type=_FILE, multiple=True, help="Logits of a pseudo run; three are usual.")
+@click.option(
+    "--method",
+    type=click.Choice(["alg", "pcv", "both"]),
+    default=None,
+    help="alg: average logit gap, the default for logits; pcv: pseudo cross-validation, the default for models.",
+)
+@click.option(
+    "--variant", type=click.Choice(["training", "official"]), default=None, help="alg: official takes the test data."
+)
+@click.option(
+    "--threshold",
+    type=click.Choice(["all_columns", "seen_columns", "none"]),
+    default=None,
+    help="pcv: accuracy that pseudo-absent classes must reach, the pre-trained model's over these columns.",
+)
+@click.option("--tie", type=click.Choice(["smallest", "official"]), default=None, help="pcv: among equal gammas.")
+@click.option("--pseudo-splits", type=click.IntRange(1, 20), default=None, help="pcv on a model: how many; 3.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=None, help="Of pseudo runs: 0.001.")
+@click.option("--backbone-rate", type=click.FloatRange(0), default=None, help="Of the backbone, as a share: 0.1.")
+@click.option("--epochs", type=click.IntRange(1), default=None, help="Of the pseudo runs: 20.")
+@click.option("--batch-size", type=click.IntRange(1), default=None, help="Of the pseudo runs: 64.")
+@click.option("--checkpoint", type=_FILE, help="Checkpoint to calibrate, where SOURCE is a file of logits.")
+@click.option("--head", metavar="MODULE", help="Name of the checkpoint's classifier, where it is not found.")
+@click.option("--to", type=_FILE, help="Where the calibrated checkpoint goes; RUN/calibrated by default.")
+@click.option("--run", "run", type=_FILE, help="Run folder; runs/calibrate by default.")
+@click.option("--dry-run", is_flag=True, help="Only say how many fine-tunings and updates it would take.")
+@common()
+def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: Path | None, **options: Any) -> None:
+    """Finds gamma, the number that the logits of absent classes are too low by, and what it brings.
+
+    SOURCE is a file of saved logits (.npz or .parquet, see the docs) or the folder of a fine-tuned classifier: ours,
+    timm's or transformers'. A model is opened with the collection that it was fine-tuned on. Writes a page, a table
+    and, where there is a checkpoint, a copy of it with gamma in the bias of its head.
+
+    \b
+    Example:
+      foveate calibrate test-logits.npz --training train-logits.npz --classes-seen 0-17
+      foveate calibrate tuned --before pretrained --data my-pictures --labels species --classes-seen @seen.txt
+    """
+    from foveate.adapt.calibration.run import calibrate, table_lines
+    from foveate.report import render
+    from foveate.settings.runs import RunFolder
+
+    on_model = source.is_dir()
+    _check_options(options, on_model=on_model)
+    method = options["method"] or ("pcv" if on_model or options["pseudo"] else "alg")
+    target = run or Path("runs/calibrate")
+    classes = {"seen": _listed(seen), "absent": _listed(absent)}
+    if options["dry_run"]:
+        plan = _plan(source, classes, options, method=method, on_model=on_model)
+        finish(plan, [plan["sentence"]], {}, as_json=options["as_json"])
+        return
+    line = ["foveate", *sys.argv[1:]]
+    if on_model:
+        folder = RunFolder.create(target, command=line, recipe=_recipe(source, classes, options))
+    else:
+        folder = RunFolder.create(target, command=line)
+    evidence = _evidence(source, classes, options, folder, method=method, on_model=on_model)
+    named = {name: options[name] for name in ("threshold", "tie", "variant") if options[name] is not None}
+    about = {"model": str(source), "data": str(options["data"] or source)}
+    found = calibrate(evidence, folder, method=method, command=line, **named, **about)
+    paths: dict[str, Path] = {"run": folder.path}
+    lines = [*table_lines(found.result), "", found.result["sentence"], *_gamma_lines(found.result)]
+    lines += [f"note: {note}" for note in found.result["notes"]]
+    checkpoint = source if on_model else options["checkpoint"]
+    if checkpoint is not None:
+        folded = _fold(checkpoint, options, found.gamma, evidence.groups, folder)
+        found.result["checkpoint"] = str(folded.path)
+        folder.write_result(found.result)
+        lines.append(f"gamma {found.gamma:+.4f} is in {folded.tensor}; largest rounding {folded.largest_error:.1g}")
+        paths["calibrated"] = folded.path
+    paths["report"] = render(folder.path)
+    finish(found.result, lines, paths, as_json=options["as_json"])
+
+
+def _check_options(options: dict[str, Any], *, on_model: bool) -> None:
+    """Refuses options that belong to the other kind of source, and --data and --labels apart."""
+    wrong = _OF_LOGITS if on_model else _OF_MODELS
+    for name in (*wrong, *(("pseudo",) if on_model and options["method"] == "alg" else ())):
+        if options[name]:
+            kind = "a folder" if on_model else "a file of logits"
+            raise click.UsageError(f"--{name.replace('_', '-')} has no effect where SOURCE is {kind}")
+    if on_model and (options["data"] is None or options["labels"] is None):
+        raise click.UsageError("a model needs its data: give --data COLLECTION and --labels FIELD")
+    if not on_model and options["to"] is not None and options["checkpoint"] is None:
+        raise click.UsageError("--to says where the calibrated checkpoint goes: give --checkpoint too")
+
+
+def _listed(values: tuple[str, ...]) -> list[str]:
+    """Classes separated by commas; those of @FILE one a line."""
+    from foveate.settings.errors import UserError
+
+    found: list[str] = []
+    for value in values:
+        if value.startswith("@"):
+            try:
+                found += Path(value[1:]).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{value[1:]}: cannot be read as a text file of class names") from error
+        else:
+            found += value.split(",")
+    return [one.strip() for one in found if one.strip()]
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Fine-tuning fields that were given."""
+    named = ("learning_rate", "backbone_rate", "epochs", "batch_size", "seed")
+    return {name: options[name] for name in named if options[name] is not None}
+
+
+def _recipe(source: Path, classes: dict[str, list[str]], options: dict[str, Any]) -> str:
+    """What pseudo runs in the run folder depend on."""
+    import yaml
+
+    given = {name: str(options[name]) for name in ("data", "labels", "train_split", "before", "pseudo_splits")}
+    recipe = {"model": str(source), **classes, **given, "fine_tuning": _settings(options)}
+    return yaml.safe_dump(recipe, sort_keys=False)
+
+
+def _model_data(options: dict[str, Any]) -> Any:
+    from foveate.adapt.calibration.evidence import ModelData
+
+    train, test = options["train_split"] or "train", options["test_split"] or "test"
+    return ModelData(options["data"], options["labels"], train, test)
+
+
+def _evidence(
+    source: Path,
+    classes: dict[str, list[str]],
+    options: dict[str, Any],
+    folder: RunFolder,
+    *,
+    method: str,
+    on_model: bool,
+) -> Evidence:
+    from foveate.adapt.calibration.evidence import from_logits, from_model
+
+    if not on_model:
+        files: dict[str, Any] = {name: options[name] for name in ("training", "before", "pseudo")}
+        return from_logits(source, **{**classes, **files})
+    from foveate.adapt.calibration.fine_tuning import FineTuneSettings
+
+    return from_model(
+        source,
+        _model_data(options),
+        folder,
+        **classes,
+        before=options["before"],
+        method=method,
+        pseudo=options["pseudo"],
+        settings=FineTuneSettings(**_settings(options)),
+        splits=options["pseudo_splits"] or 3,
+        seed=options["seed"] or 0,
+        device=options["device"],
+    )
+
+
+def _plan(
+    source: Path, classes: dict[str, list[str]], options: dict[str, Any], *, method: str, on_model: bool
+) -> dict[str, Any]:
+    if not on_model or method == "alg" or options["pseudo"]:
+        return {"kind": "plan", "fine_tunings": 0, "updates": 0, "sentence": "no fine-tuning: gamma comes from logits"}
+    from foveate.adapt.calibration.evidence import plan
+    from foveate.adapt.calibration.fine_tuning import FineTuneSettings
+
+    settings = FineTuneSettings(**_settings(options))
+    return plan(source, _model_data(options), settings, **classes, splits=options["pseudo_splits"] or 3)
+
+
+def _fold(checkpoint: Path, options: dict[str, Any], gamma: float, groups: Any, folder: RunFolder) -> Any:
+    """The calibrated checkpoint; one that the same run folder made before is replaced."""
+    import shutil
+
+    from foveate.adapt.calibration.fold import fold
+
+    target = options["to"]
+    if target is None:
+        target = folder.path / ("calibrated" if checkpoint.is_dir() else f"calibrated{checkpoint.suffix}")
+        shutil.rmtree(target, ignore_errors=True) if target.is_dir() else target.unlink(missing_ok=True)
+    return fold(checkpoint, gamma=gamma, groups=groups, to=target, head=options["head"])
+
+
+def _gamma_lines(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, found in result["gammas"].items():
+        text = f"gamma by {name.upper()}: {found['gamma']:+.4f}"
+        if len(found["each"]) > 1:
+            each = ", ".join("not feasible" if value is None else f"{value:+.2f}" for value in found["each"])
+            spread = "" if found["spread"] is None else f"; standard deviation {found['spread']:.2f}"
+            text += f" (pseudo runs {each}{spread})"
+        lines.append(text)
+    return lines

@@ -1,0 +1,66 @@
+"""Accuracy on absent against seen classes: curves over gamma with the gammas that were found marked on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from foveate.report.charts import Scale, Series, nice_ticks, svg_text, thin
+from foveate.report.numbers import short
+
+_LINE = 15  # pixels between two labels
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point with a name: accuracy on seen (x) and absent classes (y) in percent."""
+
+    name: str
+    x: float
+    y: float
+    style: int = 1
+
+
+def tradeoff_chart(
+    series: Sequence[Series], marks: Sequence[Mark], *, title: str, width: int = 440, height: int = 330
+) -> Markup:
+    """Curves from (seen, absent) accuracies in percent, and marks with their names beside them."""
+    lines = [line for line in (Series(s.name, thin(s.points), s.style) for s in series) if line.points]
+    if not lines:
+        return Markup("")
+    x_most = max(x for line in lines for x, _ in line.points)
+    y_most = max(y for line in lines for _, y in line.points)
+    x_ticks, y_ticks = nice_ticks(0.0, max(x_most, 1.0), wanted=6), nice_ticks(0.0, max(y_most, 1.0), wanted=5)
+    left, right, top, bottom = 46, width - 20, 40, height - 44
+    x_of, y_of = Scale(x_ticks[0], x_ticks[-1], left, right), Scale(y_ticks[0], y_ticks[-1], bottom, top)
+    told = "; ".join(f"{mark.name} {mark.x:.1f} seen, {mark.y:.1f} absent" for mark in marks)
+    parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"{title}: {told}")}">']
+    for tick in y_ticks:
+        parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>')
+        parts.append(svg_text(left - 8, y_of(tick) + 4, short(tick), anchor="end"))
+    for tick in x_ticks:
+        parts.append(svg_text(x_of(tick), bottom + 18, short(tick)))
+    parts.append(svg_text(right, height - 6, "accuracy on seen classes, S/Y (%)", anchor="end", style="axis"))
+    at = float(left)
+    for line in lines:
+        points = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line.points)
+        parts.append(f'<polyline class="series s{line.style}" points="{points}"/>')
+        parts.append(f'<line class="series s{line.style}" x1="{at:.0f}" x2="{at + 18:.0f}" y1="14" y2="14"/>')
+        parts.append(svg_text(at + 24, 18, line.name, anchor="start", style="name"))
+        at += 46 + 6.8 * len(line.name)
+    taken: list[tuple[float, float]] = []
+    for mark in sorted(marks, key=lambda one: -one.y):
+        x, y = x_of(mark.x), y_of(mark.y)
+        parts.append(f'<circle class="dot s{mark.style}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
+        label_y = y + 4
+        while any(abs(label_y - other) < _LINE and abs(x - at_x) < 7 * 14 for at_x, other in taken):
+            label_y += _LINE
+        taken.append((x, label_y))
+        # Names stand inside the curve, on the side of the origin, unless the left edge is too near.
+        inside = x - left > 8 * len(mark.name)
+        place, anchor = (x - 9, "end") if inside else (x + 9, "start")
+        parts.append(svg_text(place, min(label_y, bottom - 4), mark.name, anchor=anchor, style="name"))
+    parts.append("</svg>")
+    return Markup("".join(parts))

@@ -1,0 +1,306 @@
+"""`foveate calibrate` from the command line: saved logits, a model with its data, bad input, the page."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from foveate.adapt.calibration.logit_files import read_logits, write_logits
+from foveate.cli.main import main
+from foveate.records.writer import CollectionWriter
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "calibration"
+NAMES = ["ant", "bee", "cat", "dog"]
+COLOURS = [(220, 40, 40), (40, 180, 60), (50, 80, 220), (230, 210, 40)]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code: Any = 0
+    try:
+        main([str(one) for one in arguments])
+    except SystemExit as stop:
+        code = stop.code or 0
+    captured = capsys.readouterr()
+    return int(code), captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def glyph_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stored glyph logits as files that a user would have."""
+    folder = tmp_path_factory.mktemp("logits")
+    with np.load(GOLDENS / "glyph.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    names = list("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    for name, key in (("after", "glyph_ft"), ("before", "glyph_pre")):
+        write_logits(
+            folder / f"{name}.npz", logits=arrays[f"{key}/logits"], labels=arrays[f"{key}/labels"], class_names=names,
+            features=arrays[f"{key}/features"],
+        )  # fmt: skip
+    write_logits(
+        folder / "train.npz", logits=arrays["glyph_ft/train_logits"], labels=arrays["glyph_ft/train_labels"],
+        class_names=names,
+    )  # fmt: skip
+    for number in range(3):
+        write_logits(
+            folder / f"pseudo-{number}.npz", logits=arrays[f"pcv_run{number}/logits_all_columns"],
+            labels=arrays["pcv_labels"], class_names=names, seen=arrays[f"pcv_run{number}/S"],
+            absent=arrays[f"pcv_run{number}/U"], source_logits=arrays["pcv_source_logits"],
+        )  # fmt: skip
+    (folder / "seen.txt").write_text("\n".join(names[number] for number in arrays["glyph_ft/S"]) + "\n")
+    return folder
+
+
+def expected_alg() -> float:
+    cases = json.loads((GOLDENS / "glyph.json").read_text())["cases"]
+    return float(next(case for case in cases if case["case"] == "glyph_ft")["alg_training_data"]["gamma"])
+
+
+def test_logits_by_both_methods(
+    glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(glyph_files)
+    pseudo = [part for number in range(3) for part in ("--pseudo", f"pseudo-{number}.npz")]
+    arguments = ["calibrate", "after.npz", "--training", "train.npz", "--before", "before.npz", *pseudo]
+    arguments += ["--classes-seen", "@seen.txt", "--method", "both", "--run", str(tmp_path / "run")]
+    arguments += ["--checkpoint", str(GOLDENS / "glyph_pretrained.safetensors")]
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    assert "fine-tuned" in out
+    assert "+ gamma* (peeks)" in out
+    assert "the level of the absent classes is 3.8 too low. PCV finds gamma" in out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["gammas"]["alg"]["gamma"] == pytest.approx(expected_alg(), abs=1e-6)
+    rows = {row["key"]: row for row in result["rows"]}
+    assert list(rows) == ["before", "after", "alg", "pcv", "star"]
+    assert rows["after"]["accuracies"]["U/Y"] == pytest.approx(15.0793650)
+    assert rows["after"]["ausuc"] == pytest.approx(0.2911312673)
+    assert out.rstrip().splitlines()[-1].startswith("report: ")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "gamma* (peeks)" in page
+    assert "AUSUC" in page
+    assert "<svg" in page
+    bias = load_file(tmp_path / "run" / "calibrated.safetensors")["head.bias"]
+    plain = load_file(GOLDENS / "glyph_pretrained.safetensors")["head.bias"]
+    absent = [i for i, name in enumerate("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") if name in result["classes"]["absent"]]
+    np.testing.assert_allclose((bias - plain)[absent], result["gamma"], rtol=1e-5)
+    # The same command again ends the same.
+    code, again, _ = run(capsys, *arguments, "--json")
+    assert code == 0
+    assert json.loads(again)["gamma"] == result["gamma"]
+
+
+def test_training_logits_alone_give_gamma(
+    glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(
+        capsys,
+        "calibrate",
+        glyph_files / "train.npz",
+        "--classes-seen",
+        f"@{glyph_files / 'seen.txt'}",
+        "--run",
+        tmp_path / "r",
+    )
+    assert code == 0
+    assert f"ALG finds gamma {expected_alg():+.2f}" in out
+    assert "taken as the fine-tuning data" in out
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of four colours, and a tiny network of timm as if pre-trained and as if fine-tuned on two."""
+    folder = tmp_path_factory.mktemp("world")
+    random = np.random.default_rng(0)
+    with CollectionWriter(folder / "pictures", name="colours", licence="CC0-1.0", source="test") as writer:
+        for split, count in (("train", 12), ("test", 6)):
+            for number in range(count * 4):
+                label = number % 4
+                noisy = np.array(COLOURS[label]) + random.normal(0, 60, (32, 32, 3))
+                buffer = io.BytesIO()
+                Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+                labels = {"animal": NAMES[label]} if number else {"other": "x"}
+                writer.add(f"{split}-{number:03d}", buffer.getvalue(), labels=labels, split=split)
+    torch.manual_seed(0)
+    arguments = {"img_size": 32, "depth": 1}
+    model = timm.create_model("test_vit", pretrained=False, num_classes=4, **arguments)
+    config = {
+        "architecture": "test_vit", "num_classes": 4, "label_names": NAMES, "model_args": arguments,
+        "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "classifier": "head"},
+    }  # fmt: skip
+    for name, shift in (("before", 0.0), ("after", -2.0)):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        state["head.bias"][2:] += shift
+        save_file(state, folder / name / "model.safetensors")
+    return folder
+
+
+def on_model(world: Path, *more: object) -> list[object]:
+    return [
+        "calibrate", world / "after", "--before", world / "before", "--data", world / "pictures", "--labels", "animal",
+        "--classes-seen", "ant,bee", "--epochs", "2", "--batch-size", "8", "--pseudo-splits", "2", *more,
+    ]  # fmt: skip
+
+
+def test_a_model_with_its_data(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, *on_model(world, "--run", tmp_path / "run", "--threshold", "none", "--method", "both"))
+    assert code == 0, err
+    assert "1 pictures of the split 'train' have no label 'animal' and were left out" in out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert len(result["gammas"]["pcv"]["each"]) == 2
+    assert result["head"]["U"]["update_norm"] == 0, "only the bias was changed"
+    assert result["rows"][0]["ncm"]["U/U"] is not None
+    for name in ("training", "test", "before"):
+        read_logits(tmp_path / "run" / f"{name}.npz")
+    run_file = read_logits(tmp_path / "run" / "pseudo-0.npz")
+    assert set(np.unique(run_file.labels).tolist()) == {0, 1}, "no sample of an absent class"
+    folded = load_file(tmp_path / "run" / "calibrated" / "model.safetensors")
+    plain = load_file(world / "after" / "model.safetensors")
+    for name, value in plain.items():
+        assert torch.equal(value, folded[name]) or name == "head.bias"
+    np.testing.assert_allclose((folded["head.bias"] - plain["head.bias"]).numpy()[2:], result["gamma"], rtol=1e-4)
+    # Repeated, it reads the pseudo runs instead of training again; with other settings it refuses the folder.
+    before = (tmp_path / "run" / "pseudo-0.npz").stat().st_mtime_ns
+    code, again, err = run(capsys, *on_model(world, "--run", tmp_path / "run", "--threshold", "none", "--json"))
+    assert code == 0
+    assert json.loads(again)["gamma"] == pytest.approx(result["gamma"])
+    assert (tmp_path / "run" / "pseudo-0.npz").stat().st_mtime_ns == before
+    assert "fine-tuning on" not in err
+    code, _, err = run(capsys, *on_model(world, "--run", tmp_path / "run", "--learning-rate", "0.5"))
+    assert code == 1
+    assert "holds a run of another recipe" in err
+
+
+def test_dry_run_counts(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, *on_model(world, "--run", tmp_path / "run", "--dry-run"))
+    assert code == 0
+    assert "2 fine-tunings on about 11 pictures each, 4 updates of 8 samples in all" in out
+    assert not (tmp_path / "run").exists()
+
+
+def broken_model(world: Path, tmp_path: Path, change: Any) -> Path:
+    folder = tmp_path / "broken"
+    shutil.copytree(world / "after", folder)
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def test_bad_checkpoints(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def extra(state: dict[str, torch.Tensor]) -> None:
+        state["adapter.weight"] = torch.zeros(2)
+
+    def lost(state: dict[str, torch.Tensor]) -> None:
+        del state["norm.weight"]
+
+    def wide(state: dict[str, torch.Tensor]) -> None:
+        state["head.weight"] = torch.zeros(4, 5)
+
+    for number, (change, words) in enumerate(
+        (
+            (extra, "unexpected: adapter.weight"),
+            (lost, "weights missing: norm.weight"),
+            (wide, "'head.weight' has shape"),
+        )
+    ):
+        folder = broken_model(world, tmp_path / str(number), change)
+        arguments = on_model(world, "--run", tmp_path / "run")
+        arguments[1] = folder
+        code, _, err = run(capsys, *arguments)
+        assert code == 1
+        assert words in err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        (["--classes-seen", "cow"], 1, "'cow' is no class"),
+        (["--classes-seen", "ant"], 1, "class 0 is named twice"),
+        (["--classes-absent", "bee"], 1, "seen and absent classes overlap in 1 (1)"),
+        (["--labels", "animl"], 1, "did you mean 'animal'"),
+        (["--labels", "other"], 1, "1 values are no class of the model, first 'x'"),
+        (["--test-split", "tset"], 1, "did you mean 'test'"),
+        (["--training", "x.npz"], 2, "--training has no effect where SOURCE is a folder"),
+        (["--learning-rate", "0"], 2, "0"),
+    ],
+)
+def test_bad_input_for_a_model(
+    more: list[str], code: int, words: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got, _, err = run(capsys, *on_model(world, "--run", tmp_path / "run", *more))
+    assert (got, "Traceback" in err) == (code, False)
+    assert words in err
+
+
+def test_pcv_wants_the_pretrained_model(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["calibrate", world / "after", "--data", world / "pictures", "--labels", "animal"]
+    arguments += ["--classes-seen", "ant,bee", "--run", tmp_path / "run"]
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert "give it with --before FOLDER, or choose --method alg" in err
+    code, out, _ = run(capsys, *arguments, "--method", "alg", "--run", tmp_path / "alg")
+    assert code == 0
+    assert "gamma by ALG" in out
+    code, _, err = run(capsys, "calibrate", world / "after", "--classes-seen", "ant")
+    assert code == 2
+    assert "give --data COLLECTION and --labels FIELD" in err
+
+
+def change_logits(path: Path, target: Path, **changes: Any) -> Path:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {**dict(file), **changes}
+    return write_logits(target, **arrays)
+
+
+def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, train = glyph_files / "after.npz", glyph_files / "train.npz"
+    seen = f"@{glyph_files / 'seen.txt'}"
+    logits = read_logits(file).logits.copy()
+    logits[17, 3] = np.nan
+    few = read_logits(train)
+    kept = few.labels != few.labels[0]
+
+    def refused(words: str, *arguments: object, code: int = 1) -> None:
+        got, _, err = run(capsys, "calibrate", *arguments, "--run", tmp_path / "run")
+        assert (got, "Traceback" in err) == (code, False), err
+        assert words in err
+
+    bad = change_logits(file, tmp_path / "nan.npz", logits=logits)
+    refused("1 values are NaN or infinite, the first in row 17", bad, "--training", train, "--classes-seen", seen)
+    refused("give their logits with --training FILE", file, "--classes-seen", seen)
+    refused("needs at least one absent class", file, "--training", train, "--classes-seen", "0-35")
+    lacking = change_logits(train, tmp_path / "few.npz", logits=few.logits[kept], labels=few.labels[kept])
+    refused(
+        "1 seen classes have no sample in the fine-tuning data", file, "--training", lacking, "--classes-seen", seen
+    )
+    refused("are no seen classes", file, "--training", train, "--classes-seen", "A")
+    narrow = change_logits(
+        train,
+        tmp_path / "narrow.npz",
+        logits=few.logits[:, :35],
+        labels=few.labels % 35,
+        class_names=few.class_names[:35],
+    )
+    refused("35 columns, but", file, "--training", narrow, "--classes-seen", seen)
+    renamed = change_logits(train, tmp_path / "renamed.npz", class_names=["zero", *few.class_names[1:]])
+    refused("class 0 is 'zero', in", file, "--training", renamed, "--classes-seen", seen)
+    other = change_logits(file, tmp_path / "other.npz", labels=(read_logits(file).labels + 1) % 36)
+    refused("its labels differ from those of", file, "--training", train, "--before", other, "--classes-seen", seen)
+    refused("needs the arrays 'seen' and 'absent'", file, "--pseudo", train, "--classes-seen", seen)
+    refused("cannot be read as a text file", file, "--classes-seen", "@nothing.txt")
+    refused("--to says where", file, "--training", train, "--classes-seen", seen, "--to", tmp_path / "x", code=2)
+    refused("--epochs has no effect", file, "--classes-seen", seen, "--epochs", "3", code=2)
+    refused("no such file", tmp_path / "nothing.npz", "--classes-seen", seen)
