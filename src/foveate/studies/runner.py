@@ -25,7 +25,7 @@ from foveate.settings.runs import RunFolder
 from foveate.studies.cells import Cell, CellStore, announce, run_cells
 from foveate.studies.study import Design, summary
 
-STUDIES = ("cloc", "vesl")
+STUDIES = ("calibration", "cloc", "vesl")
 
 
 def study_of(name: str) -> Any:

@@ -36,16 +36,17 @@ def command(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Trains every variant of the study NAME (cloc, vesl) with several seeds and says which claims hold.
+    """Trains every variant of the study NAME (calibration, cloc, vesl) with several seeds and says which claims hold.
 
     The first training is timed, and the hours of the rest are printed before they start. Every finished training is
-    a file: stopped and repeated, the study goes on, and the same command in a second terminal helps. Real regions are
-    used where kgeography-data and gcompris-qt-data are installed; where not, the page says so.
+    a file: stopped and repeated, the study goes on, and the same command in a second terminal helps. For cloc, real
+    regions are used where kgeography-data and gcompris-qt-data are installed; where not, the page says so.
 
     \b
     Example:
       foveate study cloc --quick --workers 2
       foveate study cloc --workers 2
+      foveate study calibration
     """
     from foveate.report import render
     from foveate.studies.runner import run_study

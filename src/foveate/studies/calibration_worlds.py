@@ -1,0 +1,212 @@
+"""The two worlds of the study `calibration`: 36 glyphs in other fonts, and subcategories of emoji in another style.
+
+Each has a pre-trained classifier over all classes Y, and labelled target data of all of them; who was fine-tuned on
+which half is the study's business.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+from torch import nn
+
+from foveate.adapt.calibration.fine_tuning import FineTuneSettings, fine_tune
+from foveate.adapt.classifier import Classifier
+from foveate.adapt.samples import ArraySamples
+from foveate.records.builtin import glyphs
+from foveate.settings.files import atomic_file, write_bytes_atomically
+from foveate.settings.seeds import uniform
+from foveate.vision.registry import seeded
+
+LEAST_CONCEPTS = 20  # of a subcategory of emoji
+TEST_SHARE = 0.4  # of the concepts of emoji
+
+
+@dataclass(frozen=True)
+class World:
+    """A pre-trained classifier and arrays of its target."""
+
+    before: Classifier
+    train: ArraySamples
+    test: ArraySamples
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.before.names)
+
+
+def glyph_network() -> nn.Module:
+    """The ViT of 106,404 parameters: 24 px in patches of 6, width 64, 3 blocks, 4 heads."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=glyphs.SIZE,
+        patch_size=6,
+        in_chans=1,
+        num_classes=len(glyphs.CLASSES),
+        embed_dim=64,
+        depth=3,
+        num_heads=4,
+        mlp_ratio=2,
+        norm_layer=functools.partial(nn.LayerNorm, eps=1e-5),  # pyrefly: ignore[bad-argument-type]
+    )
+
+
+class FeatureNetwork(nn.Module):
+    """A small trainable backbone on frozen features, and a linear head."""
+
+    def __init__(self, inputs: int, *, classes: int) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.LayerNorm(inputs), nn.Linear(inputs, 256), nn.GELU(), nn.Linear(256, 128), nn.GELU(), nn.LayerNorm(128)
+        )
+        self.head = nn.Linear(128, classes)
+
+    def forward(self, features_BD: torch.Tensor) -> torch.Tensor:
+        """[B, D] to logits [B, C]."""
+        return self.head(self.backbone(features_BD))
+
+
+def prepare_glyphs(folder: Path, *, source_per_class: int, target_per_class: int, epochs: int) -> None:
+    """Draws the target's sets and pre-trains on the source; what is there already stays."""
+    for name in ("train", "test"):
+        path = folder / f"{name}.npz"
+        if not path.is_file():
+            drawn = glyphs.glyphs("target", name, per_class=target_per_class)
+            _save(path, drawn.pictures, drawn.labels)
+    if not (folder / "before.safetensors").is_file():
+        source = glyphs.glyphs("source", "train", per_class=source_per_class)
+        samples = ArraySamples(source.pictures, source.labels)
+        _pretrain(glyph_network, glyphs.CLASSES, samples, folder, epochs=epochs, learning_rate=2e-3, batch=128)
+
+
+def open_glyphs(folder: Path) -> World:
+    """What `prepare_glyphs` left."""
+    return _open(folder, glyph_network(), glyphs.CLASSES)
+
+
+def prepare_emoji(folder: Path, *, epochs: int) -> None:
+    """Frozen EfficientNet-Lite0 features of all emoji, and a network pre-trained on the Noto style."""
+    path = folder / "features.npz"
+    if not path.is_file():
+        _emoji_features(path)
+    arrays, names = _emoji(path)
+    for name in ("train", "test"):
+        chosen = (arrays["style"] == "twemoji") & (arrays["held_out"] == (name == "test"))
+        if not (folder / f"{name}.npz").is_file():
+            _save(folder / f"{name}.npz", arrays["features"][chosen], arrays["labels"][chosen])
+    if not (folder / "before.safetensors").is_file():
+        chosen = (arrays["style"] == "noto") & ~arrays["held_out"]
+        samples = ArraySamples(arrays["features"][chosen], arrays["labels"][chosen])
+        network = functools.partial(FeatureNetwork, arrays["features"].shape[1], classes=len(names))
+        _pretrain(network, names, samples, folder, epochs=5 * epochs, learning_rate=1e-3, batch=64)
+
+
+def open_emoji(folder: Path) -> World:
+    """What `prepare_emoji` left."""
+    arrays, names = _emoji(folder / "features.npz")
+    return _open(folder, FeatureNetwork(arrays["features"].shape[1], classes=len(names)), names)
+
+
+def _emoji_features(path: Path) -> None:
+    """Mean over positions of both maps, [N, 432], with style, subcategory and whether the concept is held out."""
+    from foveate.records.builtin.singles import singles
+    from foveate.records.geometry import View
+    from foveate.records.pictures import decode
+    from foveate.settings.progress import track
+    from foveate.vision.lite0 import Lite0Encoder, unpack_maps
+    from foveate.vision.views import placed, render
+
+    encoder = Lite0Encoder(image_size=128, width=64, embed_dim=64).eval()
+    found: dict[str, list[Any]] = {"features": [], "style": [], "subcategory": [], "held_out": []}
+    pixels: list[torch.Tensor] = []
+
+    def flush() -> None:
+        if pixels:
+            with torch.inference_mode():
+                maps = unpack_maps(encoder.frozen_features(torch.stack(pixels)).float(), encoder.grid)
+            found["features"].append(torch.cat([part.flatten(1, 2).mean(1) for part in maps], dim=1).numpy())
+            pixels.clear()
+
+    for single in track(singles("emoji", size=128), description="emoji features"):
+        image = decode(single.data)
+        pixels.append(render(encoder.preprocess, image, placed(encoder.preprocess, image.size, View())))
+        found["style"].append(single.labels["style"])
+        found["subcategory"].append(single.labels["subcategory"])
+        found["held_out"].append(uniform("calibration study", single.group) < TEST_SHARE)
+        if len(pixels) == 32:
+            flush()
+    flush()
+    with atomic_file(path) as handle:
+        np.savez(
+            handle,
+            features=np.concatenate(found["features"]).astype(np.float32),
+            style=np.array(found["style"]),
+            subcategory=np.array(found["subcategory"]),
+            held_out=np.array(found["held_out"]),
+        )
+
+
+def _emoji(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Arrays of the subcategories that are large enough in both styles and on both sides of the hold-out, and names."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    names = []
+    for name in sorted(set(arrays["subcategory"].tolist())):
+        own = (arrays["subcategory"] == name) & (arrays["style"] == "twemoji")
+        if own.sum() >= LEAST_CONCEPTS and 0 < arrays["held_out"][own].sum() < own.sum():
+            names.append(str(name))
+    kept = np.isin(arrays["subcategory"], names)
+    arrays = {key: value[kept] for key, value in arrays.items()}
+    arrays["labels"] = np.searchsorted(names, arrays["subcategory"]).astype(np.int64)
+    return arrays, names
+
+
+def _pretrain(
+    network: Callable[[], nn.Module],
+    names: Any,
+    samples: ArraySamples,
+    folder: Path,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch: int,
+) -> None:
+    """AdamW at one rate over the source's samples of all classes."""
+    with seeded(0):
+        untrained = Classifier(network(), head_name="head", names=names)
+    settings = FineTuneSettings(
+        epochs=epochs,
+        batch_size=batch,
+        learning_rate=learning_rate,
+        backbone_rate=1.0,
+        weight_decay=0.05,
+        optimizer="adamw",
+    )
+    trained = fine_tune(untrained, samples, settings, folder / "pretraining")
+    weights = {name: value.detach().contiguous() for name, value in trained.network.state_dict().items()}
+    write_bytes_atomically(folder / "before.safetensors", save(weights))
+
+
+def _save(path: Path, arrays: NDArray[Any], labels: NDArray[Any]) -> None:
+    with atomic_file(path) as handle:
+        np.savez(handle, arrays=arrays, labels=labels)
+
+
+def _open(folder: Path, network: nn.Module, names: Any) -> World:
+    network.load_state_dict(load_file(folder / "before.safetensors"), strict=True)
+    samples = {}
+    for name in ("train", "test"):
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
+            samples[name] = ArraySamples(file["arrays"], file["labels"])
+    before = Classifier(network, head_name="head", names=names).eval()
+    return World(before, samples["train"], samples["test"])
