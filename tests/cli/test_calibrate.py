@@ -286,7 +286,14 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
     refused(
         "1 seen classes have no sample in the fine-tuning data", file, "--training", lacking, "--classes-seen", seen
     )
-    refused("are no seen classes", file, "--training", train, "--classes-seen", "A")
+    refused(
+        "1 seen classes have no sample in the fine-tuning data, first 'A'",
+        file,
+        "--training",
+        train,
+        "--classes-seen",
+        "A",
+    )
     narrow = change_logits(
         train,
         tmp_path / "narrow.npz",

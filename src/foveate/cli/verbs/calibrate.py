@@ -91,6 +91,8 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
         return
     line = ["foveate", *sys.argv[1:]]
     if on_model:
+        if not any(target.glob("pseudo-*")):  # left by a try that was refused: nothing depends on it yet
+            (target / "recipe.yaml").unlink(missing_ok=True)
         folder = RunFolder.create(target, command=line, recipe=_recipe(source, classes, options))
     else:
         folder = RunFolder.create(target, command=line)

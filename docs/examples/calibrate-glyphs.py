@@ -1,0 +1,47 @@
+"""Fine-tunes the 36-glyph network on half of the characters and saves what `foveate calibrate` reads.
+
+python docs/examples/calibrate-glyphs.py OUT     (from the repository's root; about a minute on one core)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file
+
+from foveate.adapt.calibration.fine_tuning import FineTuneSettings, fine_tune
+from foveate.adapt.calibration.logit_files import write_logits
+from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
+from foveate.adapt.classifier import Classifier
+from foveate.adapt.samples import ArraySamples, answer
+from foveate.records.builtin.glyphs import CLASSES, glyphs
+from foveate.studies.calibration_worlds import glyph_network
+
+SEED = 20
+
+
+def main(out: Path) -> None:
+    network = glyph_network()
+    network.load_state_dict(load_file("tests/goldens/calibration/glyph_pretrained.safetensors"))
+    before = Classifier(network, head_name="head", names=CLASSES).eval()
+    drawn = {name: glyphs("target", name, per_class=60) for name in ("train", "test")}
+    train, test = (ArraySamples(one.pictures, one.labels) for one in drawn.values())
+    seen = np.sort(np.random.default_rng(SEED).permutation(36)[:18])
+    rows = np.flatnonzero(np.isin(train.labels, seen))
+    settings = FineTuneSettings(learning_rate=0.01, seed=SEED)
+    after = fine_tune(before, train, settings, out / "ft", rows=rows)
+    make_pseudo_runs(before, train, seen, settings, out)
+    for name, model, samples, chosen in (
+        ("test", after, test, None),
+        ("before", before, test, None),
+        ("training", after, train, rows),
+    ):
+        found = answer(model, samples, chosen, what=name)
+        write_logits(out / f"{name}.npz", logits=found.logits, labels=found.labels, class_names=list(CLASSES))
+    (out / "seen.txt").write_text("".join(f"{CLASSES[number]}\n" for number in seen))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,165 @@
+"""Classifiers of three formats: opened strictly, saved and opened again alike; samples and their answers."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from foveate.adapt.calibration.fold import fold
+from foveate.adapt.checkpoints.foveate import EncoderClassifier
+from foveate.adapt.classifier import Classifier, formats, open_classifier, save_classifier
+from foveate.adapt.samples import ArraySamples, CollectionSamples, answer
+from foveate.metrics.class_groups import ClassGroups
+from foveate.records.collection import Collection
+from foveate.records.writer import CollectionWriter
+from foveate.settings.errors import UserError
+from foveate.training.augment import RandomViews
+from foveate.vision.registry import build_image_encoder
+
+NAMES = ["ant", "bee", "cat"]
+ENCODER = {
+    "kind": "openclip", "model": "ViT-B-32", "embed_dim": 16,
+    "vision": {"layers": 1, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32},
+}  # fmt: skip
+
+
+def timm_folder(folder: Path) -> Path:
+    folder.mkdir()
+    arguments = {"img_size": 32, "depth": 1}
+    model = timm.create_model("test_vit", pretrained=False, num_classes=3, **arguments)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    settings = {"input_size": [3, 32, 32], "mean": [0.4] * 3, "std": [0.2] * 3, "interpolation": "bilinear"}
+    said = {"architecture": "test_vit", "num_classes": 3, "model_args": arguments, "pretrained_cfg": settings}
+    (folder / "config.json").write_text(json.dumps({**said, "label_names": NAMES}))
+    return folder
+
+
+def transformers_folder(folder: Path) -> Path:
+    narrow = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = ViTConfig(**narrow, image_size=32, patch_size=16, id2label=dict(enumerate(NAMES)))
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def foveate_folder(folder: Path) -> Path:
+    network = EncoderClassifier(build_image_encoder(ENCODER), settings=ENCODER, classes=3)
+    preprocess = network.encoder.preprocess
+    save_classifier(Classifier(network, head_name="head", names=NAMES, preprocess=preprocess, format="foveate"), folder)
+    return folder
+
+
+MAKERS = {"timm": timm_folder, "transformers": transformers_folder, "foveate": foveate_folder}
+
+
+def test_every_format_is_tried() -> None:
+    assert {name for name, _ in formats()} == set(MAKERS)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_saved_and_opened_again_alike(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    folder = MAKERS[name](tmp_path / "model")
+    first = open_classifier(folder, device="cpu")
+    assert (first.format, list(first.names)) == (name, NAMES)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        logits, features = first.logits_and_features(pixels)
+        torch.testing.assert_close(features @ first.head.weight.T + first.head.bias, logits)
+    with torch.no_grad():
+        first.head.bias += 1
+    again = open_classifier(save_classifier(first, tmp_path / "again", source=folder), device="cpu")
+    with torch.inference_mode():
+        torch.testing.assert_close(again(pixels), logits + 1)
+    done = fold(folder, gamma=2.0, groups=ClassGroups.of([0], classes=3), to=tmp_path / "folded")
+    with torch.inference_mode():
+        shifted = open_classifier(done.path, device="cpu")(pixels)
+        torch.testing.assert_close(shifted - logits, torch.tensor([[0.0, 2.0, 2.0]] * 2), atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="exists already"):
+        save_classifier(first, tmp_path / "again", source=folder)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_missing_and_extra_tensors_are_refused(name: str, tmp_path: Path) -> None:
+    folder = MAKERS[name](tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    head = next(key for key in state if key.endswith(("head.weight", "classifier.weight")))
+    for change, words in (
+        ({**state, "strange.weight": torch.zeros(1)}, "strange.weight"),
+        ({key: value for key, value in state.items() if key != head}, head),
+    ):
+        save_file(change, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match=words):
+            open_classifier(folder, device="cpu")
+
+
+def test_folders_that_are_no_classifier(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no classifier here; allowed are folders with config.json"):
+        open_classifier(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="no classifier of a known format.*timm.*transformers"):
+        open_classifier(tmp_path)
+    (tmp_path / "config.json").write_text('{"architecture": "tset_vit", "num_classes": 3}')
+    with pytest.raises(UserError, match="timm cannot build 'tset_vit'"):
+        open_classifier(tmp_path)
+    with pytest.raises(UserError, match="is no linear classifier"):
+        Classifier(nn.Sequential(nn.ReLU()), head_name="0", names=NAMES)
+    with pytest.raises(UserError, match="as many different class names are wanted"):
+        Classifier(nn.Sequential(nn.Linear(2, 3)), head_name="0", names=["a", "a", "b"])
+    arrays = Classifier(nn.Sequential(nn.Linear(2, 3)), head_name="0", names=NAMES)
+    with pytest.raises(UserError, match="in memory only"):
+        save_classifier(arrays, tmp_path / "new")
+    with pytest.raises(UserError, match="floating-point"):
+        arrays(torch.zeros(1, 2, dtype=torch.uint8))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Collection:
+    with CollectionWriter(tmp_path / "pictures", licence="CC0-1.0", source="test") as writer:
+        for number in range(6):
+            buffer = io.BytesIO()
+            Image.new("RGB", (40, 30), (40 * number, 20, 90)).save(buffer, "PNG")
+            labels = {"animal": NAMES[number % 3]} if number < 5 else {}
+            writer.add(f"p{number}", buffer.getvalue(), labels=labels, split="train" if number else "test")
+    return Collection.open(tmp_path / "pictures")
+
+
+def test_samples_of_a_collection(pictures: Collection, tmp_path: Path) -> None:
+    classifier = open_classifier(timm_folder(tmp_path / "model"), device="cpu")
+    assert classifier.preprocess is not None
+    samples = CollectionSamples(pictures, "animal", NAMES, classifier.preprocess, split="train")
+    assert samples.labels.tolist() == [1, 2, 0, 1]
+    assert samples.unlabelled == 1
+    found = answer(classifier, samples, np.array([2, 0]))
+    assert found.logits.shape == (2, 3)
+    assert found.labels.tolist() == [0, 1]
+    assert found.rows.tolist() == [2, 0]
+    with torch.inference_mode():
+        expected = classifier(samples.pixels(2)[None]).numpy()
+    np.testing.assert_allclose(found.logits[:1], expected, atol=1e-5)
+    viewed = CollectionSamples(
+        pictures, "animal", NAMES, classifier.preprocess, split="train", views=RandomViews(scale=(0.3, 0.5), flip=0.0)
+    )
+    assert torch.equal(viewed.sample(0, 0, 7)["pixels"], viewed.sample(0, 0, 7)["pixels"])
+    batch = viewed.collate([viewed.sample(row, 0, 0) for row in (0, 2)])
+    assert batch["pixels"].shape == (2, 3, 32, 32)
+    assert batch["labels"].tolist() == [1, 0]
+    with pytest.raises(UserError, match="2 values are no class of the model, first 'bee'"):
+        CollectionSamples(pictures, "animal", ["ant", "bea"], classifier.preprocess)
+
+
+def test_samples_of_arrays() -> None:
+    with pytest.raises(UserError, match="NaN"):
+        ArraySamples(np.array([[np.nan]]), np.array([0]))
+    with pytest.raises(UserError, match="as many"):
+        ArraySamples(np.zeros((2, 1)), np.array([0]))

@@ -1,0 +1,174 @@
+"""Fine-tuning with safe rates, pseudo runs on a model, and, slow, the effect on the glyph world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from foveate.adapt.calibration.diagnosis import Outputs, diagnose
+from foveate.adapt.calibration.estimator import Calibrator
+from foveate.adapt.calibration.fine_tuning import ClassificationTask, FineTuneSettings, fine_tune, head_of
+from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
+from foveate.adapt.classifier import Classifier
+from foveate.adapt.samples import ArraySamples, answer
+from foveate.metrics.calibration import average_logit_gap
+from foveate.metrics.class_groups import ClassGroups
+from foveate.metrics.nearest_mean import head_changes
+from foveate.records.builtin.glyphs import CLASSES, glyphs
+from foveate.settings.errors import UserError
+from foveate.studies.calibration_worlds import glyph_network
+from foveate.training.optimizer import parameter_table
+from foveate.training.settings import TrainingSettings
+
+CHECKPOINT = Path(__file__).parents[1] / "goldens" / "calibration" / "glyph_pretrained.safetensors"
+NAMES = [str(number) for number in range(6)]
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU())
+        self.head = nn.Linear(16, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+def toy(seed: int = 0) -> Classifier:
+    torch.manual_seed(seed)
+    return Classifier(Toy(), head_name="head", names=NAMES).eval()
+
+
+def toy_samples(count: int = 96) -> ArraySamples:
+    random = np.random.default_rng(0)
+    labels = np.arange(count) % 6
+    centres = 2 * random.standard_normal((6, 8))
+    return ArraySamples(centres[labels] + random.standard_normal((count, 8)), labels)
+
+
+QUICK = FineTuneSettings(epochs=3, batch_size=16, learning_rate=0.05, workers=0)
+
+
+def test_the_head_is_fast_the_rest_slow_and_all_decay() -> None:
+    table = parameter_table(
+        ClassificationTask(toy(), QUICK),
+        rules=ClassificationTask(toy(), QUICK).parameter_groups(),
+        settings=TrainingSettings(steps=1, batch_size=1, learning_rate=1.0),
+    )
+    rates = {row.name: row.learning_rate_scale for row in table}
+    assert rates["classifier.network.head.bias"] == 1
+    assert rates["classifier.network.body.0.weight"] == 0.1
+    assert {row.weight_decay for row in table} == {QUICK.weight_decay}
+    frozen = QUICK.model_copy(update={"backbone_rate": 0.0})
+    rules = ClassificationTask(toy(), frozen).parameter_groups()
+    assert [rule.frozen for rule in rules] == [False, True]
+
+
+def test_the_copy_learns_and_the_original_stays(tmp_path: Path) -> None:
+    before, samples = toy(), toy_samples()
+    untouched = {name: value.clone() for name, value in before.state_dict().items()}
+    after = fine_tune(before, samples, QUICK, tmp_path / "run")
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, untouched[name])
+    first, last = (answer(model, samples) for model in (before, after))
+    assert (last.logits.argmax(1) == last.labels).mean() > (first.logits.argmax(1) == first.labels).mean() + 0.3
+    assert not np.array_equal(head_of(before), head_of(after))
+    again = fine_tune(before, samples, QUICK, tmp_path / "again")
+    for name, value in after.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    with pytest.raises(UserError, match="another recipe"):
+        fine_tune(before, samples, QUICK.model_copy(update={"learning_rate": 0.1}), tmp_path / "run")
+    with pytest.raises(UserError, match="at least one sample"):
+        fine_tune(before, samples, QUICK, tmp_path / "none", rows=np.zeros(0, dtype=np.int64))
+
+
+def test_a_frozen_backbone_stays(tmp_path: Path) -> None:
+    before = toy()
+    after = fine_tune(before, toy_samples(), QUICK.model_copy(update={"backbone_rate": 0.0}), tmp_path)
+    assert torch.equal(before.network.body[0].weight, after.network.body[0].weight)
+    assert not torch.equal(before.head.weight, after.head.weight)
+
+
+def test_pseudo_runs_see_nothing_of_absent_classes(tmp_path: Path) -> None:
+    seen = np.array([0, 2, 3, 5])
+    before, samples = toy(), toy_samples()
+    runs = make_pseudo_runs(before, samples, seen, QUICK, tmp_path / "one", count=2)
+    # Samples of absent classes become garbage: nothing changes.
+    spoiled = toy_samples()
+    spoiled.arrays[np.isin(spoiled.labels, [1, 4])] = 1e6
+    others = make_pseudo_runs(before, spoiled, seen, QUICK, tmp_path / "two", count=2)
+    for run, other in zip(runs, others, strict=True):
+        np.testing.assert_array_equal(run.logits, other.logits)
+        assert sorted([*run.seen, *run.absent]) == seen.tolist()
+        assert set(run.labels.tolist()) <= set(seen.tolist())
+        source = answer(before, samples, np.flatnonzero(np.isin(samples.labels, seen))).logits
+        np.testing.assert_array_equal(run.source_logits, source)
+    assert not np.array_equal(runs[0].seen, runs[1].seen)
+    # Finished runs are read again.
+    place = tmp_path / "one" / "pseudo-0.npz"
+    stamp = place.stat().st_mtime_ns
+    make_pseudo_runs(toy(1), samples, seen, QUICK, tmp_path / "one", count=2)
+    assert place.stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match="1 seen classes have no training sample, first '5'"):
+        make_pseudo_runs(
+            before, ArraySamples(np.zeros((4, 8)), np.array([0, 2, 3, 1])), seen, QUICK, tmp_path / "three"
+        )
+
+
+@pytest.mark.slow
+def test_the_effect_on_the_glyph_world(tmp_path: Path) -> None:
+    """The specification's thresholds, three splits; U/U on their mean; and the hot rate as a counter-example."""
+    network = glyph_network()
+    network.load_state_dict(load_file(CHECKPOINT))
+    before = Classifier(network, head_name="head", names=CLASSES).eval()
+    drawn = {name: glyphs("target", name, per_class=60) for name in ("train", "test")}
+    train, test = (ArraySamples(one.pictures, one.labels) for one in drawn.values())
+    changes = []
+    for seed in (20, 21, 22):
+        groups = ClassGroups.of(np.sort(np.random.default_rng(seed).permutation(36)[:18]), classes=36)
+        rows = np.flatnonzero(np.isin(train.labels, groups.seen))
+        settings = FineTuneSettings(learning_rate=0.01, seed=seed, workers=0)
+        after = fine_tune(before, train, settings, tmp_path / f"{seed}", rows=rows)
+        tuned, tested = answer(after, train), answer(after, test)
+        source, shown = answer(before, train), answer(before, test)
+        fitted = tuned.logits[rows], tuned.labels[rows], groups.seen
+        runs = make_pseudo_runs(before, train, groups.seen, settings, tmp_path / f"{seed}-pcv")
+        gammas = {
+            "ALG": Calibrator().fit(*fitted).gamma_,
+            "PCV": Calibrator("pcv").fit(*fitted, pseudo_runs=runs).gamma_,
+        }
+        found = diagnose(
+            Outputs(tested.logits, tested.features, (tuned.features, tuned.labels)), tested.labels, groups,
+            before=Outputs(shown.logits, shown.features, (source.features, source.labels)), gammas=gammas,
+        )  # fmt: skip
+        row = {one.key: one for one in found.rows}
+        was, now = row["before"], row["after"]
+        assert was.accuracies["U/Y"] - now.accuracies["U/Y"] >= 20
+        assert now.ausuc - was.ausuc >= 0.06
+        assert now.ncm["U/U"] - was.ncm["U/U"] > 0
+        gain = {key: row[key].accuracies["Y/Y"] - now.accuracies["Y/Y"] for key in ("alg", "pcv", "star")}
+        assert gain["alg"] > 1
+        assert gain["pcv"] > 3
+        assert gain["star"] > 6
+        assert gain["star"] >= max(gain.values())
+        on_test = np.isin(tested.labels, groups.seen)
+        assert abs(gammas["ALG"] - average_logit_gap(tested.logits[on_test], tested.labels[on_test], groups)) < 0.5
+        head = head_changes(head_of(before), head_of(after), groups)
+        assert head["S"].norm_after > head["S"].norm_before
+        assert head["U"].norm_after <= head["U"].norm_before
+        assert head["U"].update_cosine > head["S"].update_cosine + 0.1
+        changes.append(now.accuracies["U/U"] - was.accuracies["U/U"])
+        assert found.verdict == "level"
+    assert np.mean(changes) >= -1
+    hot = FineTuneSettings(learning_rate=0.02, backbone_rate=1.0, seed=20, workers=0)
+    groups = ClassGroups.of(np.sort(np.random.default_rng(20).permutation(36)[:18]), classes=36)
+    rows = np.flatnonzero(np.isin(train.labels, groups.seen))
+    burnt = answer(fine_tune(before, train, hot, tmp_path / "hot", rows=rows), test)
+    found = diagnose(Outputs(burnt.logits), burnt.labels, groups, before=Outputs(answer(before, test).logits))
+    assert found.verdict == "damaged"
+    assert "No gamma repairs that" in found.sentence

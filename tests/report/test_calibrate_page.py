@@ -1,0 +1,66 @@
+"""The page of a calibration: what is measured is shown, what is not is left out, broken results are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foveate.report import render
+from foveate.report.charts import Series
+from foveate.report.tradeoff import Mark, tradeoff_chart
+from foveate.settings.errors import UserError
+
+ACCURACIES = {"Y/Y": 40.0, "S/Y": 72.4, "U/Y": 7.5, "R/Y": None, "S/S": 72.4, "U/U": 54.9, "R/R": None}
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    row = {"title": "fine-tuned", "key": "after", "gamma": None, "accuracies": ACCURACIES, "ausuc": 0.348,
+           "ncm": {"Y/Y": 52.7, "U/U": 61.4}}  # fmt: skip
+    star = {**row, "title": "+ gamma* (peeks)", "key": "star", "gamma": 4.4, "ausuc": None, "ncm": {}, "peeks": True}
+    curve = [[-2.0, 72.4, 0.0, 36.2], [0.0, 72.4, 7.5, 40.0], [4.4, 64.7, 36.8, 50.7], [12.0, 0.0, 54.9, 27.4]]
+    return {
+        "kind": "calibrate", "method": "pcv", "gamma": -4.4, "sentence": "Features are fine <b>here</b>.",
+        "verdict": "level", "samples": 2160, "rows": [row, star], "curves": {"after": curve},
+        "gammas": {"pcv": {"gamma": -4.4, "each": [-4.0, None], "spread": None, "feasible": [True, False]}},
+        "gaps": {"S": {"mean": 5.0, "lower_quartile": 3.0, "median": 5.0, "upper_quartile": 7.0}, "U": None},
+        "head": {"S": {"norm_before": 1.09, "norm_after": 1.24, "update_norm": 0.42, "update_cosine": None}, "U": None},
+        "classes": {"seen": ["<script>", "b"], "absent": ["c"], "rest": 0}, "command": ["foveate", "calibrate"],
+    } | changes  # fmt: skip
+
+
+def page(folder: Path, **changes: Any) -> str:
+    (folder / "result.json").write_text(json.dumps(result(**changes)))
+    return render(folder).read_text(encoding="utf-8")
+
+
+def test_what_is_measured_is_shown(tmp_path: Path) -> None:
+    text = page(tmp_path)
+    for words in ("−4.40", "not feasible", "0.348", "AUSUC", "+ gamma* (peeks)", "it peeks", "NCM U/U", "61.4"):
+        assert words in text
+    assert "&lt;b&gt;here&lt;/b&gt;" in text
+    assert "<script>" not in text.split("<main", 1)[1].split("<footer", 1)[0]
+    assert "R/Y" not in text.split("<main", 1)[1]
+    assert "R/Y" in page(tmp_path, classes={"seen": [], "absent": [], "rest": 3})
+
+
+def test_gamma_alone_has_no_table_and_no_curve(tmp_path: Path) -> None:
+    text = page(tmp_path, rows=[], curves={}, gaps={}, head={}, samples=0)
+    assert 'id="numbers"' not in text
+    assert 'id="curve"' not in text
+    assert "−4.40" in text
+
+
+def test_a_wrong_field_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="field 'gamma'"):
+        page(tmp_path, gamma="much")
+
+
+def test_the_chart_says_its_points() -> None:
+    series = [Series("fine-tuned", [(0.0, 50.0), (70.0, 5.0)], 1)]
+    drawn = tradeoff_chart(series, [Mark("a", 70.0, 5.0), Mark("b", 69.0, 6.0)], title="t")
+    assert "a 70.0 seen, 5.0 absent" in drawn
+    assert drawn.count("<circle") == 2
+    assert tradeoff_chart([Series("x", [])], [], title="t") == ""

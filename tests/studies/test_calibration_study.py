@@ -1,0 +1,67 @@
+"""The study `calibration`: its design holds together, and a small run measures every row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveate.records.builtin import glyphs as glyph_records
+from foveate.settings.errors import UserError
+from foveate.studies import calibration, calibration_worlds
+from foveate.studies.cells import Cell
+from foveate.studies.study import summary
+
+
+def test_claims_name_rows_and_measures_that_exist() -> None:
+    design = calibration.DESIGN
+    rows, measures = {row.key for row in design.rows}, {one.key for one in design.measures}
+    for claim in design.claims:
+        assert {claim.better, claim.worse} <= rows
+        assert claim.measure in measures
+    assert {row.trained_as for row in design.rows} == set(calibration.VARIANTS)
+    assert len(calibration.cells(calibration.FULL, seed=0, extras=())) == 5 * 2 * 3
+    with pytest.raises(UserError, match="--data has no effect"):
+        calibration.installed((Path("x"),))
+
+
+def test_rows_come_from_their_cells() -> None:
+    values = {"before/yy": 0.4, "after/yy": 0.41, "pcv/yy": 0.5, "shuffled/yy": 0.3}
+    done = {Cell(seed, "glyphs", "safe"): values for seed in (0, 1)}
+    done[Cell(0, "glyphs", "hot")] = {"before/yy": 0.4, "after/yy": 0.2, "star/yy": 0.25}
+    found = calibration.row_values(done)
+    assert found["glyphs", "pcv"] == {0: {"yy": 0.5}, 1: {"yy": 0.5}}
+    assert found["glyphs", "hot-star"] == {0: {"yy": 0.25}}
+    assert found["glyphs", "hot"] == {0: {"yy": 0.2}}
+    claims = summary(calibration.DESIGN, found)["claims"]
+    verdict = {claim["text"]: claim["verdict"] for claim in claims}
+    assert verdict["PCV gains overall accuracy"] == "shown"
+    assert verdict["Control: the same gamma on classes drawn at random gains less"] == "shown"
+
+
+def test_other_rates_are_another_identity() -> None:
+    assert calibration.identity(calibration.FULL, extras=()) == calibration.identity(calibration.QUICK, extras=())
+    other = replace(calibration.FULL, epochs=3)
+    assert calibration.identity(other, extras=()) != calibration.identity(calibration.FULL, extras=())
+
+
+@pytest.mark.slow
+def test_a_small_run_measures_every_row(tmp_path: Path) -> None:
+    scale = calibration.Scale(
+        source_per_class=20, target_per_class=6, pretraining_epochs=1, epochs=1, pseudo_splits=1, seeds=1
+    )
+    work = calibration.Work(tmp_path, scale, {})
+    work.prepare()
+    world = calibration_worlds.open_glyphs(tmp_path / "glyphs")
+    assert isinstance(world, calibration_worlds.World)
+    assert world.classes == len(glyph_records.CLASSES)
+    emoji = calibration_worlds.open_emoji(tmp_path / "emoji")
+    assert isinstance(emoji.before.network, calibration_worlds.FeatureNetwork)
+    assert np.unique(emoji.train.labels).size == np.unique(emoji.test.labels).size == emoji.classes > 10
+    done = {cell: work(cell) for cell in calibration.cells(scale, seed=0, extras=())}
+    found = calibration.row_values(done)
+    for condition in ("glyphs", "emoji"):
+        for row in calibration.ROWS:
+            assert {"yy", "uy"} <= set(found[condition, row.key][0]), (condition, row.key)
