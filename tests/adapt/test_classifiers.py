@@ -16,7 +16,7 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from foveate.adapt.calibration.fold import fold
-from foveate.adapt.checkpoints.foveate import EncoderClassifier
+from foveate.adapt.checkpoints.foveate import EncoderClassifier, classifier_of
 from foveate.adapt.classifier import Classifier, formats, open_classifier, save_classifier
 from foveate.adapt.samples import ArraySamples, CollectionSamples, answer
 from foveate.metrics.class_groups import ClassGroups
@@ -24,7 +24,9 @@ from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
 from foveate.settings.errors import UserError
 from foveate.training.augment import RandomViews
+from foveate.vision.localiser.model import LocalisingModel
 from foveate.vision.registry import build_image_encoder
+from tiny import recipe
 
 NAMES = ["ant", "bee", "cat"]
 ENCODER = {
@@ -101,6 +103,18 @@ def test_missing_and_extra_tensors_are_refused(name: str, tmp_path: Path) -> Non
         save_file(change, folder / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(UserError, match=words):
             open_classifier(folder, device="cpu")
+
+
+def test_a_classifier_on_one_of_our_encoders(tmp_path: Path) -> None:
+    model = LocalisingModel(recipe())
+    classifier = classifier_of(model, NAMES)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    again = open_classifier(save_classifier(classifier.eval(), tmp_path / "model"), device="cpu")
+    with torch.inference_mode():
+        torch.testing.assert_close(again(pixels), classifier(pixels))
+        embedding = model.eval().encode_image_tokens(pixels).embedding_BE
+        torch.testing.assert_close(classifier.head(embedding), classifier(pixels))
+    assert all(parameter.requires_grad for parameter in classifier.parameters())
 
 
 def test_folders_that_are_no_classifier(tmp_path: Path) -> None:
