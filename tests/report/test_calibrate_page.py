@@ -10,6 +10,7 @@ import pytest
 
 from foveate.report import render
 from foveate.report.charts import Series
+from foveate.report.pages.calibrate import CalibrateResult, percent, signed, table
 from foveate.report.tradeoff import Mark, tradeoff_chart
 from foveate.settings.errors import UserError
 
@@ -56,6 +57,13 @@ def test_gamma_alone_has_no_table_and_no_curve(tmp_path: Path) -> None:
 def test_a_wrong_field_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="field 'gamma'"):
         page(tmp_path, gamma="much")
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert (signed(-1.5), signed(None), percent(49.96), percent(None)) == ("−1.50", "", "50.0", "–")
+    shown = table(CalibrateResult.model_validate(result()))
+    assert [name for name, _ in shown["heads"]][-3:] == ["AUSUC", "NCM Y/Y", "NCM U/U"]
+    assert shown["lines"][1]["cells"][-3:] == ["–", "–", "–"]
 
 
 def test_the_chart_says_its_points() -> None:

@@ -1,0 +1,78 @@
+"""What a calibration is made from: groups as written, files that fit one another, and the table in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveate.adapt.calibration.diagnosis import Outputs
+from foveate.adapt.calibration.evidence import ModelData, from_logits
+from foveate.adapt.calibration.logit_files import write_logits
+from foveate.adapt.calibration.run import Calibrated, Evidence, calibrate, groups_of, table_lines
+from foveate.metrics.class_groups import ClassGroups
+from foveate.settings.errors import UserError
+from foveate.settings.runs import RunFolder
+
+NAMES = ["ant", "bee", "cat", "dog"]
+
+
+def made(seed: int, labels: np.ndarray) -> np.ndarray:
+    logits = 2.0 * np.eye(4)[labels] + np.random.default_rng(seed).standard_normal((len(labels), 4))
+    logits[:, 2:] -= 3
+    return logits
+
+
+def test_groups_as_people_write_them() -> None:
+    groups = groups_of(["bee", "0"], [], NAMES)
+    assert (groups.seen.tolist(), groups.absent.tolist()) == ([0, 1], [2, 3])
+    assert groups_of(["0-1"], ["dog"], NAMES).rest.tolist() == [2]
+    with pytest.raises(UserError, match="needs at least one absent class"):
+        groups_of(["0-3"], [], NAMES)
+
+
+def test_a_file_with_seen_classes_only_is_the_fine_tuning_data(tmp_path: Path) -> None:
+    labels = np.array([0, 1, 1, 0])
+    path = write_logits(tmp_path / "a.npz", logits=made(0, labels), labels=labels, class_names=NAMES)
+    found = from_logits(path, seen=["0-1"])
+    assert found.test is None
+    assert found.training is not None
+    both = np.array([0, 1, 2, 3] * 20)
+    test = write_logits(tmp_path / "b.npz", logits=made(1, both), labels=both, class_names=NAMES)
+    found = from_logits(test, seen=["0-1"], training=path)
+    assert found.test is not None
+    assert found.training is not None
+    assert len(found.training[1]) == 4
+    assert from_logits(test, seen=["0-1"]).training is None
+
+
+def test_the_result_and_its_table(tmp_path: Path) -> None:
+    both = np.array([0, 1, 2, 3] * 50)
+    training = np.array([0, 1] * 20)
+    evidence = Evidence(
+        NAMES,
+        ClassGroups.of([0, 1], classes=4),
+        (made(0, training), training),
+        test=Outputs(made(1, both)),
+        labels=both,
+    )
+    run = RunFolder.create(tmp_path / "run")
+    found = calibrate(evidence, run, method="alg")
+    assert isinstance(found, Calibrated)
+    assert found.gamma == pytest.approx(3, abs=0.8)
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == found.result
+    lines = table_lines(found.result)
+    assert lines[0].split() == ["gamma", "Y/Y", "S/Y", "U/Y", "S/S", "U/U", "AUSUC"]
+    assert [line.split("  ")[0] for line in lines[1:]] == ["fine-tuned", "+ ALG", "+ gamma* (peeks)"]
+    official = calibrate(
+        Evidence(NAMES, evidence.groups, test=evidence.test, labels=both), run, method="alg", variant="official"
+    )
+    assert official.gamma == pytest.approx(found.gamma, abs=1.0)
+    with pytest.raises(UserError, match="give three files with --pseudo"):
+        calibrate(evidence, run, method="pcv")
+
+
+def test_splits_have_names_by_default() -> None:
+    assert ModelData(Path("x"), "species").train_split == "train"
