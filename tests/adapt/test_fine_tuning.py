@@ -114,6 +114,8 @@ def test_pseudo_runs_see_nothing_of_absent_classes(tmp_path: Path) -> None:
     stamp = place.stat().st_mtime_ns
     make_pseudo_runs(toy(1), samples, seen, QUICK, tmp_path / "one", count=2)
     assert place.stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match="is of another split of the seen classes"):
+        make_pseudo_runs(before, samples, seen, QUICK, tmp_path / "one", count=2, seed=5)
     with pytest.raises(UserError, match="1 seen classes have no training sample, first '5'"):
         make_pseudo_runs(
             before, ArraySamples(np.zeros((4, 8)), np.array([0, 2, 3, 1])), seen, QUICK, tmp_path / "three"

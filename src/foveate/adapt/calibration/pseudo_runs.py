@@ -41,7 +41,7 @@ def make_pseudo_runs(
         samples: training samples; those of classes outside `seen` are left out before anything is computed.
 
     Raises:
-        UserError: a seen class without a sample, fewer than two seen classes.
+        UserError: a seen class without a sample, fewer than two seen classes, a file of another split in `run`.
     """
     classes = np.sort(np.asarray(seen, dtype=np.int64))
     rows = np.flatnonzero(np.isin(samples.labels, classes))
@@ -74,5 +74,8 @@ def make_pseudo_runs(
                 source_logits=source.logits,
             )
             shutil.rmtree(place / "checkpoints", ignore_errors=True)
-        runs.append(read_logits(path).as_run())
+        found_run = read_logits(path).as_run()
+        if not (np.array_equal(found_run.seen, half) and np.array_equal(found_run.absent, absent)):
+            raise UserError(f"{path}: is of another split of the seen classes; give another run folder")
+        runs.append(found_run)
     return runs
