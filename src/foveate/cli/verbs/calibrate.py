@@ -177,8 +177,14 @@ def _evidence(
     from foveate.adapt.calibration.evidence import from_logits, from_model
 
     if not on_model:
-        files: dict[str, Any] = {name: options[name] for name in ("training", "before", "pseudo")}
-        return from_logits(source, **{**classes, **files})
+        return from_logits(
+            source,
+            seen=classes["seen"],
+            absent=classes["absent"],
+            training=options["training"],
+            before=options["before"],
+            pseudo=options["pseudo"],
+        )
     from foveate.adapt.calibration.fine_tuning import FineTuneSettings
 
     return from_model(
