@@ -12,9 +12,11 @@ from foveate.settings.errors import UserError
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """`norm(x)` in the dtype of x, also under autocast, which would write float32 and double the memory traffic.
 
-    The statistics are taken in float32 inside the kernel for half-precision inputs.
+    The statistics are taken in float32 inside the kernel for half-precision inputs. A norm with hooks is called as the
+    module that it is.
     """
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float32:
+    hooked = norm._forward_hooks or norm._forward_pre_hooks
+    if hooked or not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float32:
         return norm(x)
     with torch.autocast(device_type=x.device.type, enabled=False):
         return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)

@@ -1,0 +1,103 @@
+"""Foveate's own image encoders, alone or within a localising model: lite0, and those over other libraries' towers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.adapt.backbones import open_clip as open_clip_map
+from foveate.adapt.backbones import timm as timm_map
+from foveate.adapt.backbones import transformers as transformers_map
+from foveate.adapt.view import Backbone, Block, Place
+from foveate.settings.errors import UserError
+from foveate.vision.encoder import ImageEncoder
+from foveate.vision.layers import TransformerLayer
+from foveate.vision.lite0 import Lite0Encoder
+from foveate.vision.localiser.model import LocalisingModel
+
+
+def view(model: nn.Module) -> Backbone | None:
+    """The map of an image encoder, or of a localising model's."""
+    if isinstance(model, LocalisingModel):
+        return _encoder(model.image_encoder, model=model, root="image_encoder.")
+    return _encoder(model, model=model, root="") if isinstance(model, ImageEncoder) else None
+
+
+def _encoder(encoder: ImageEncoder, *, model: nn.Module, root: str) -> Backbone:
+    def features(pixels: Tensor) -> Tensor:
+        with torch.autocast(pixels.device.type, enabled=False):  # the frozen part has a precision of its own
+            frozen = encoder.frozen_features(pixels)
+        return encoder(frozen).embedding_BE
+
+    shared: dict[str, Any] = {
+        "family": "foveate",
+        "model": model,
+        "root": root,
+        "features": features,
+        "features_dim": encoder.embed_dim,
+        "plain": features,
+    }
+    if isinstance(encoder, Lite0Encoder):
+        return _lite0(encoder, root, shared)
+    inner = _inner(encoder)
+    if inner is None:
+        raise UserError(f"image encoder {type(encoder).__name__}: none of the maps knows the network inside")
+    found, prefix = inner
+    if getattr(encoder, "frozen", False):
+        raise UserError(
+            "this image encoder is built with frozen: true, its network takes no gradient; build it without"
+        )
+    below = f"{root}{prefix}"
+    return dataclasses.replace(
+        found,
+        **shared,
+        blocks=tuple(dataclasses.replace(block, name=below + block.name) for block in found.blocks),
+        positions=found.positions and (below + found.positions[0], *found.positions[1:]),
+        classifier="",
+        unused=tuple(below + name for name in found.unused),
+    )
+
+
+def _inner(encoder: Any) -> tuple[Backbone, str] | None:
+    if hasattr(encoder, "visual"):
+        return open_clip_map.tower(encoder.visual, model=encoder.visual, root=""), "visual."
+    trunk = getattr(encoder, "trunk", None)
+    found = None
+    if trunk is not None:
+        found = timm_map.view(trunk) or transformers_map.view(trunk)
+    return None if found is None else (found, "trunk.")
+
+
+def _lite0(encoder: Lite0Encoder, root: str, shared: dict[str, Any]) -> Backbone:
+    layers: list[TransformerLayer] = list(encoder.layers)  # pyrefly: ignore[bad-assignment]
+    rows, _ = encoder.grid
+    return Backbone(
+        **shared,
+        blocks=tuple(_layer(n, layer, f"{root}layers.{n}") for n, layer in enumerate(layers)),
+        width=encoder.width,
+        heads=layers[0].heads if layers else 0,
+        grid=encoder.grid,
+        patch_size=encoder.preprocess.size // rows,
+        final_norm=encoder.final_ln,
+    )
+
+
+def _layer(number: int, layer: TransformerLayer, name: str) -> Block:
+    return Block(
+        number=number,
+        name=name,
+        module=layer,
+        norm1=layer.ln1,
+        norm2=layer.ln2,
+        qkv=(layer.qkv,),
+        proj=layer.out,
+        fc1=layer.fc1,
+        fc2=layer.fc2,
+        attention_end=Place(layer.out),
+        mlp_end=Place(layer.fc2),
+        attention=(layer.qkv, layer.out),
+        mlp=(layer.fc1, layer.fc2),
+    )

@@ -1,0 +1,109 @@
+"""Vision towers of open_clip: its own ViT, or a ViT of timm; alone or within a CLIP model.
+
+`nn.MultiheadAttention` computes with its tensors directly, so while an adapter is attached its forward pass is one
+that calls the projections as modules. The tensors stay where they are, under their names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+from torch import Tensor, nn
+
+from foveate.adapt.backbones import timm as timm_map
+from foveate.adapt.view import Backbone, Block, InProjection, Place, split_attention
+from foveate.settings.errors import UserError
+
+
+def view(model: nn.Module) -> Backbone | None:
+    """The map of a tower, or of a model with a part `visual`."""
+    if not type(model).__module__.startswith("open_clip."):
+        return None
+    visual = getattr(model, "visual", model)
+    return tower(visual, model=model, root="" if visual is model else "visual.")
+
+
+def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
+    """The map of a vision tower within `model` under the prefix `root`.
+
+    Raises:
+        UserError: when it is no plain ViT.
+    """
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
+    trunk = getattr(visual, "trunk", None)
+    if trunk is not None:
+        inner = timm_map.view(trunk)
+        if inner is not None and inner.blocks:
+            positions = inner.positions and (f"{root}trunk.{inner.positions[0]}", *inner.positions[1:])
+            return dataclasses.replace(
+                inner,
+                family="open_clip",
+                model=model,
+                root=root,
+                features=visual,
+                plain=visual,
+                features_dim=_width_of(visual, inner.features_dim),
+                blocks=tuple(dataclasses.replace(b, name=f"{root}trunk.{b.name}") for b in inner.blocks),
+                positions=positions,
+                classifier="",
+            )
+    blocks: list[Any] = list(visual.transformer.resblocks) if isinstance(visual, VisionTransformer) else []
+    if not blocks or not all(type(block) is ResidualAttentionBlock for block in blocks):
+        raise UserError(
+            f"open_clip tower of type {type(trunk or visual).__name__}: allowed are plain ViTs with residual attention "
+            "blocks, of open_clip or timm"
+        )
+    pairs = [(block.attn, InProjection(block.attn)) for block in blocks]
+
+    def features(pixels: Tensor) -> Tensor:
+        said = visual(pixels)
+        return said[0] if isinstance(said, tuple) else said
+
+    def install() -> contextlib.AbstractContextManager[None]:
+        return split_attention(pairs)
+
+    return Backbone(
+        family="open_clip",
+        model=model,
+        root=root,
+        features=features,
+        features_dim=visual.output_dim if visual.proj is not None else visual.conv1.out_channels,
+        plain=features,
+        blocks=tuple(_block(n, block, pairs[n][1], root) for n, block in enumerate(blocks)),
+        width=visual.conv1.out_channels,
+        heads=blocks[0].attn.num_heads,
+        grid=tuple(visual.grid_size),
+        patch_size=int(visual.conv1.kernel_size[0]),
+        prefix_tokens=1,
+        patch=visual.conv1,
+        positions=(f"{root}positional_embedding", 0, 1),
+        final_norm=visual.ln_post,
+        pre_norm=None if isinstance(visual.ln_pre, nn.Identity) else visual.ln_pre,
+        install=install,
+    )
+
+
+def _width_of(visual: Any, inner: int) -> int:
+    linear = [module for module in visual.head.modules() if isinstance(module, nn.Linear)]
+    return linear[-1].out_features if linear else inner
+
+
+def _block(number: int, block: Any, projection: InProjection, root: str) -> Block:
+    return Block(
+        number=number,
+        name=f"{root}transformer.resblocks.{number}",
+        module=block,
+        norm1=block.ln_1,
+        norm2=block.ln_2,
+        qkv=(projection,),
+        proj=block.attn.out_proj,
+        fc1=block.mlp.c_fc,
+        fc2=block.mlp.c_proj,
+        attention_end=Place(block.ls_1, (block.ls_1,)),
+        mlp_end=Place(block.ls_2, (block.ls_2,)),
+        attention=(block.attn,),
+        mlp=(block.mlp,),
+    )

@@ -1,0 +1,54 @@
+"""Down, ReLU, dropout, up: the branch of AdaptFormer, Pfeiffer and Houlsby adapters."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from foveate.adapt.adapter import BranchSettings, check_rank
+from foveate.adapt.view import Place
+
+
+class BottleneckSettings(BranchSettings):
+    """Fields that all bottleneck adapters share."""
+
+    rank: int = Field(64, ge=1, description="r, width of the bottleneck")
+    scale: float | Literal["learnable"] = Field(0.1, description="s, of the branch; learnable = one number, first 1")
+    dropout: float = Field(0.1, ge=0, lt=1, description="behind the ReLU, in training")
+
+
+class SequentialSettings(BottleneckSettings):
+    """Fields of adapters behind a sublayer."""
+
+    layerscale: Literal["once", "official"] = Field(
+        "once",
+        description="LayerScale and DropPath act on the sublayer alone, or (official: the study's code) once more on "
+        "the sum of sublayer and adapter, which nearly erases it where LayerScale is small",
+    )
+
+
+class Bottleneck(nn.Module):
+    """s Up(dropout(ReLU(Down x)))."""
+
+    def __init__(self, width: int, settings: BottleneckSettings) -> None:
+        super().__init__()
+        rank = check_rank(settings.rank, width)
+        self.down = nn.Linear(width, rank)
+        self.up = nn.Linear(rank, width)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.learnt_scale = nn.Parameter(torch.ones(1)) if settings.scale == "learnable" else None
+        self.scale = 1.0 if settings.scale == "learnable" else float(settings.scale)
+
+    def forward(self, x_BLD: Tensor, *, strength: float) -> Tensor:
+        """[B, L, D] to [B, L, D]; `strength` multiplies the result."""
+        branch = self.up(self.dropout(F.relu(self.down(x_BLD)))) * (self.scale * strength)
+        return branch if self.learnt_scale is None else branch * self.learnt_scale.to(branch.dtype)
+
+    def after(self, result_BLD: Tensor, place: Place, *, strength: float, official: bool) -> Tensor:
+        """A sublayer's result with the adapter behind it."""
+        total = result_BLD + self(result_BLD, strength=strength)
+        return place.passed(total) if official else total

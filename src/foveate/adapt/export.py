@@ -1,0 +1,219 @@
+"""Adapted models for other libraries: PEFT's adapter folder, or merged weights in the backbone's own format.
+
+Each export is loaded again with the library that it is for, and compared on pictures of noise; the largest difference
+is given back and stands in the export's card.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from foveate.adapt.heads import describe_head
+from foveate.adapt.methods.lora import LoraAdapter
+from foveate.adapt.model import AdaptedModel
+from foveate.adapt.registry import method
+from foveate.adapt.view import InProjection
+from foveate.settings.errors import UserError
+from foveate.settings.files import write_bytes_atomically, write_json_atomically, write_text_atomically
+
+_ALLOWED = 1e-3
+PICTURES = 4
+
+
+def export_peft(adapted: AdaptedModel, folder: str | Path) -> Path:
+    """Writes adapter_config.json and adapter_model.safetensors as PEFT's `PeftModel.from_pretrained` reads them.
+
+    A linear head goes along where the backbone has a classifier of the same shape under its own name.
+
+    Raises:
+        UserError: for a method that PEFT does not have, or a place that it addresses in another way.
+    """
+    path, adapter = Path(folder), adapted.adapter()
+    name = adapter.settings.method
+    kind = method(name).peft
+    if not kind:
+        raise UserError(f"PEFT has no method '{name}': export merged weights, or keep Foveate's adapter folder")
+    config: dict[str, Any]
+    if isinstance(adapter, LoraAdapter):
+        tensors, config = _lora(adapted, adapter)
+    else:
+        assert adapter.exchange is not None
+        tuned = adapter.exchange.own(adapted.model)
+        tensors = {_inserted(key, "ln_tuning_layers"): value for key, value in tuned.items()}
+        config = {"target_modules": _pattern(sorted({key.rpartition(".")[0] for key in tuned}))}
+    head = adapted.view.classifier
+    owner = dict(adapted.model.named_modules()).get(head) if head else None
+    config["modules_to_save"] = None
+    if isinstance(owner, nn.Linear) and isinstance(adapted.head, nn.Linear):
+        config["modules_to_save"] = [head]
+        tensors |= {f"{head}.{key}": value for key, value in adapted.head.named_parameters()}
+    base = type(adapted.model)
+    config |= {
+        "peft_type": kind,
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "auto_mapping": {"base_model_class": base.__name__, "parent_library": base.__module__},
+    }
+    whole = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_bytes_atomically(path / "adapter_model.safetensors", save(whole, metadata={"format": "pt"}))
+    write_json_atomically(path / "adapter_config.json", config)
+    return path
+
+
+def _lora(adapted: AdaptedModel, adapter: LoraAdapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    places = []
+    for block in adapted.view.blocks:
+        if str(block.number) not in adapter.blocks:
+            continue
+        pair = adapter.pair(block.number)
+        rows = pair.b.weight.chunk(len(block.qkv))
+        for module, part in zip(block.qkv, rows, strict=True):
+            if isinstance(module, InProjection):
+                raise UserError(
+                    f"{adapted.view.name_of(module)}: PEFT changes the whole attention of open_clip's towers, not its "
+                    "input projection; export merged weights instead"
+                )
+            name = adapted.view.name_of(module)
+            places.append(name)
+            # A copy each: safetensors refuses tensors that share memory.
+            tensors[f"{name}.lora_A.weight"] = pair.a.weight.clone()
+            tensors[f"{name}.lora_B.weight"] = part.clone()
+    settings = adapter.settings
+    return tensors, {
+        "r": settings.rank,
+        "lora_alpha": settings.factor * settings.rank * adapter.strength,
+        "lora_dropout": settings.dropout,
+        "bias": "none",
+        "target_modules": _pattern(places),
+    }
+
+
+def _inserted(key: str, part: str) -> str:
+    owner, _, attribute = key.rpartition(".")
+    return f"{owner}.{part}.{attribute}"
+
+
+def _pattern(names: list[str]) -> str:
+    """A regular expression of exactly these names: PEFT's lists match by ending, and so match too much."""
+    return "(" + "|".join(re.escape(name) for name in names) + ")"
+
+
+def export_merged(
+    adapted: AdaptedModel, folder: str | Path, *, model_args: dict[str, Any] | None = None
+) -> tuple[Path, float]:
+    """Writes the merged model in its backbone's own format; returns the folder and the largest difference of outputs.
+
+    timm: a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, with the head. transformers: a folder
+    for `from_pretrained`, the head beside it in head.safetensors. A localising model of Foveate: a model folder.
+    Others: model.safetensors with the backbone's names, the head beside it.
+
+    Args:
+        model_args: arguments that the timm network was built with, beside its name.
+
+    Raises:
+        UserError: where the method cannot be merged, with the reason, or the reloaded model gives something else.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    was_merged, was_training = adapted.is_merged, adapted.training
+    unmerged = not was_merged
+    adapted.eval()
+    pixels = _noise(adapted)
+    with torch.no_grad():
+        before = adapted(pixels).float()
+    if unmerged:
+        adapted.merge()
+    try:
+        with torch.no_grad():
+            after = _write(adapted, path, pixels, model_args or {})
+    finally:
+        if unmerged:
+            adapted.unmerge()
+        adapted.train(was_training)
+    difference = float((after.float() - before).abs().max())
+    if not difference <= _ALLOWED * max(1.0, float(before.abs().max())):
+        raise UserError(f"{path}: the exported model gives other outputs (largest difference {difference:.3g})")
+    write_text_atomically(path / "README.md", _card(adapted, difference))
+    return path, difference
+
+
+def _noise(adapted: AdaptedModel) -> Tensor:
+    """Pictures of noise of the size that the backbone takes."""
+    view = adapted.view
+    rows, columns = view.grid if view.blocks else (7, 7)
+    patch = view.patch_size or 32
+    generator = torch.Generator().manual_seed(0)
+    like = next(iter(view.parameters_of_tower().values()))
+    return torch.randn(PICTURES, 3, rows * patch, columns * patch, generator=generator).to(like.device, like.dtype)
+
+
+def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[str, Any]) -> Tensor:
+    """Writes the merged model and gives the outputs of the reloaded one."""
+    from foveate.vision.localiser.model import LocalisingModel
+
+    model: Any = adapted.model
+    if adapted.view.family in ("timm", "cnn"):
+        return _timm(adapted, path, pixels, model_args)
+    head = {key: value.detach().cpu().contiguous() for key, value in adapted.head.state_dict().items()}
+    write_bytes_atomically(path / "head.safetensors", save(head))
+    write_json_atomically(path / "head.json", describe_head(adapted.head))
+    if adapted.view.family == "transformers":
+        # `save_pretrained` asks for gradients and hooks of no part; a copy keeps the model out of its hands.
+        model.save_pretrained(path)
+        again = type(model).from_pretrained(path, dtype=pixels.dtype).eval()
+    elif isinstance(model, LocalisingModel):
+        from foveate.vision.localiser.folder import load_model, save_model
+
+        save_model(model, path, provenance={"adapted_with": adapted.adapter().settings.model_dump(mode="json")})
+        again = load_model(path, device="cpu")
+    else:
+        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        write_bytes_atomically(path / "model.safetensors", save(state))
+        return adapted.head(adapted.view.features(pixels))
+    from foveate.adapt.backbones.registry import view_of
+
+    return adapted.head(view_of(again.to(pixels.device)).features(pixels))
+
+
+def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[str, Any]) -> Tensor:
+    import timm
+    from timm.models._hub import save_for_hf
+
+    head = adapted.head
+    if not isinstance(head, nn.Linear):
+        raise UserError(f"a head of type {type(head).__name__} has no place in a timm model: export its weights apart")
+    model: Any = copy.deepcopy(adapted.model)
+    vars(model).pop("_foveate_adapted", None)
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if not name:
+        raise UserError("this timm network was not made by timm.create_model: it has no architecture's name to save")
+    model.reset_classifier(head.out_features)
+    classifier: Any = model.get_classifier()
+    classifier.load_state_dict(head.state_dict())
+    arguments = {**model_args}
+    if adapted.view.blocks:
+        arguments.setdefault("img_size", int(model.patch_embed.img_size[0]))
+    save_for_hf(model, str(path), model_config={"num_classes": head.out_features}, model_args=arguments,
+                safe_serialization=True)  # fmt: skip
+    again = timm.create_model(f"local-dir:{path}", pretrained=True).to(pixels).eval()
+    return again(pixels)
+
+
+def _card(adapted: AdaptedModel, difference: float) -> str:
+    settings = adapted.adapter().settings
+    options = ", ".join(f"{key} {value}" for key, value in settings.model_dump(mode="json").items() if key != "method")
+    return f"""# Merged model
+
+A {type(adapted.model).__name__} adapted with {settings.method}{f" ({options})" if options else ""} by Foveate; the
+adapter is part of its weights. Loaded again and compared on {PICTURES} pictures of noise: the largest absolute
+difference of the outputs is {difference:.3g}.
+"""

@@ -1,0 +1,132 @@
+"""What both forms of FacT share: added weights s V T U, with U and V common to the whole network.
+
+Jie and Deng 2023, arXiv 2212.03145, section 3. Every d x d part of qkv, proj, fc1 and fc2 has a core T (r x r); fc1 and
+fc2 count as m parts, m = hidden width / d. Merges: W += s V T U.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from foveate.adapt.adapter import Adapter, BranchSettings, Handle, check_rank, chosen_blocks, on_output, zero
+from foveate.adapt.exchange import wider
+from foveate.adapt.view import Backbone, value_of
+from foveate.settings.errors import UserError
+
+
+class FactSettings(BranchSettings):
+    """Rank, scale and dropout."""
+
+    rank: int = Field(8, ge=1, description="r, of the common factors")
+    scale: float = Field(1.0, description="s, of the added weights")
+    dropout: float = Field(0.1, ge=0, lt=1, description="in the bottleneck, in training")
+
+
+FactS = TypeVar("FactS", bound=FactSettings)
+
+
+class FactAdapter(Adapter[FactS]):
+    """U, V and, from a subclass, the cores of each block.
+
+    Attributes:
+        ratio: m, how many times wider the MLP is. numbers: of the blocks it sits in.
+    """
+
+    def __init__(self, settings: FactS, backbone: Backbone) -> None:
+        super().__init__(settings, backbone)
+        blocks = chosen_blocks(backbone, settings)
+        width = backbone.width
+        rank = check_rank(settings.rank, width)
+        hidden = {fc1.out_features for fc1, _ in backbone.need_mlps(settings.method)}
+        if len(hidden) > 1 or min(hidden) % width:
+            raise UserError(f"{settings.method}: hidden widths {sorted(hidden)} are no multiple of the width {width}")
+        self.ratio = hidden.pop() // width
+        self.numbers = [block.number for block in blocks]
+        self.u = nn.Linear(width, rank, bias=False)
+        self.v = nn.Linear(rank, width, bias=False)
+        zero(self.v)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.build_cores(rank, len(blocks))
+
+    @abstractmethod
+    def build_cores(self, rank: int, blocks: int) -> None:
+        """Makes the parameters of the cores."""
+
+    @abstractmethod
+    def cores(self, place: int) -> dict[str, Tensor]:
+        """Of the `place`-th chosen block: "q", "k", "v", "proj" [r, r], "fc1" [m r, r], "fc2" [r, m r]: each maps U x
+        to what V takes."""
+
+    def hooks(self, backbone: Backbone) -> Iterator[Handle]:
+        """One behind each projection."""
+        for place, block in enumerate(chosen_blocks(backbone, self.settings)):
+            parts = (("q", "k", "v"),) if len(block.qkv) == 1 else (("q",), ("k",), ("v",))
+            assert block.fc1 is not None
+            assert block.fc2 is not None
+            for module, names in zip(block.qkv, parts, strict=True):
+                yield on_output(module, self._added(place, names))
+            yield on_output(block.proj, self._added(place, ("proj",)))
+            yield on_output(block.fc1, self._added(place, ("fc1",)))
+            yield on_output(block.fc2, self._added(place, ("fc2",)))
+
+    def _added(self, place: int, names: tuple[str, ...]) -> Any:
+        def change(output: Tensor, x: Tensor | None) -> Tensor:
+            assert x is not None
+            cores = self.cores(place)
+            factor = self.settings.scale * self.strength
+            return output + self._high(x, [cores[name] for name in names], narrow=names == ("fc2",)) * factor
+
+        return change
+
+    def _high(self, x: Tensor, cores: list[Tensor], *, narrow: bool) -> Tensor:
+        """V T U x; with several cores, or one of m r rows, their results side by side."""
+        rank = self.settings.rank
+        if narrow:
+            low = self.u(x.unflatten(-1, (self.ratio, -1))).flatten(-2)
+        else:
+            low = self.u(x)
+        inner = [self.dropout(F.linear(low, core)) for core in cores]
+        parts = [part.unflatten(-1, (-1, rank)) for part in inner]
+        return self.v(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)).flatten(-2)
+
+    def first_block(self, backbone: Backbone) -> int:
+        """The first chosen one."""
+        return chosen_blocks(backbone, self.settings)[0].number
+
+    def places(self, backbone: Backbone) -> list[str]:
+        """The projections."""
+        found = []
+        for block in chosen_blocks(backbone, self.settings):
+            assert block.fc1 is not None
+            assert block.fc2 is not None
+            found += [backbone.name_of(module) for module in (*block.qkv, block.proj, block.fc1, block.fc2)]
+        return found
+
+    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+        """W + s V T U."""
+        found = {}
+        factor = self.settings.scale * self.strength
+        u, v = wider(self.u.weight), wider(self.v.weight)
+        for place, block in enumerate(chosen_blocks(backbone, self.settings)):
+            cores = {name: wider(core) for name, core in self.cores(place).items()}
+            square = {name: v @ cores[name] @ u for name in ("q", "k", "v", "proj")}
+            rank = len(u)
+            fc1 = torch.cat([v @ core @ u for core in cores["fc1"].split(rank)])
+            fc2 = torch.cat([v @ core @ u for core in cores["fc2"].split(rank, dim=1)], dim=1)
+            qkv = [square[name] for name in ("q", "k", "v")]
+            assert block.fc1 is not None
+            assert block.fc2 is not None
+            added = [(block.proj, square["proj"]), (block.fc1, fc1), (block.fc2, fc2)]
+            added += [(block.qkv[0], torch.cat(qkv))] if len(block.qkv) == 1 else list(zip(block.qkv, qkv, strict=True))
+            for module, delta in added:
+                weight = value_of(module, "weight")
+                assert weight is not None
+                found[backbone.key(module, "weight")] = wider(weight) + factor * delta
+        return found

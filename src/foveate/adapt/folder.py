@@ -1,0 +1,182 @@
+"""An adapter on disk: adapter.safetensors (its tensors, its head) and adapter.json (method, options, backbone).
+
+Loading is strict: a missing, surplus or wrongly shaped tensor, another architecture, or other weights under it are
+errors, never random values.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+import foveate
+from foveate.adapt.heads import describe_head, head_of
+from foveate.adapt.model import AdaptedModel
+from foveate.adapt.registry import settings_of
+from foveate.adapt.table import grouped
+from foveate.settings.errors import UserError
+from foveate.settings.files import read_json, write_bytes_atomically, write_json_atomically
+from foveate.settings.progress import say
+
+KIND, FORMAT = "foveate-adapter", 1
+CONFIG, WEIGHTS = "adapter.json", "adapter.safetensors"
+
+
+def save_adapter(adapted: AdaptedModel, folder: str | Path, *, name: str | None = None) -> Path:
+    """Writes an adapter with its head, each file atomically, adapter.json last; returns the folder."""
+    path, name = Path(folder), name or adapted.active
+    adapter = adapted.adapter(name)
+    tensors = _tensors(adapted, name)
+    write_bytes_atomically(
+        path / WEIGHTS, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    )
+    write_json_atomically(
+        path / CONFIG,
+        {
+            "kind": KIND,
+            "format": FORMAT,
+            "foveate": foveate.__version__,
+            "settings": adapter.settings.model_dump(mode="json"),
+            "head": describe_head(adapted.heads[name]),
+            "head_trained_before": name in adapted.first_heads,
+            "backbone": {**adapted.view.describe(), "weights": adapted.digest},
+            "info": adapted.info[name],
+        },
+    )
+    return path
+
+
+def _tensors(adapted: AdaptedModel, name: str) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {
+        f"adapter.{key}": value for key, value in adapted.adapter(name).tensors(adapted.view).items()
+    }
+    found |= {f"head.{key}": value for key, value in adapted.heads[name].named_parameters()}
+    if name in adapted.first_heads:
+        found |= {f"first_head.{key}": value for key, value in adapted.first_heads[name].named_parameters()}
+    return found
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The content of an adapter folder's adapter.json.
+
+    Raises:
+        UserError: when the folder is none, or of a newer format.
+    """
+    path = Path(folder)
+    if not (path / CONFIG).is_file():
+        inner = path / "adapter"
+        hint = f"; did you mean '{inner}'?" if (inner / CONFIG).is_file() else ""
+        raise UserError(f"{path}: not an adapter folder, it has no {CONFIG}{hint}")
+    config = read_json(path / CONFIG)
+    if not isinstance(config, dict) or config.get("kind") != KIND:
+        raise UserError(f"{path / CONFIG}: field 'kind' must be '{KIND}'")
+    if config.get("format") != FORMAT:
+        raise UserError(f"{path / CONFIG}: format {config.get('format')}, this version reads {FORMAT}")
+    for key in ("settings", "head", "backbone", "info"):
+        if not isinstance(config.get(key), dict):
+            raise UserError(f"{path / CONFIG}: field '{key}' is missing")
+    return config
+
+
+def add_saved(adapted: AdaptedModel, folder: str | Path, *, name: str = "default", other_weights: bool = False) -> None:
+    """Adds a saved adapter to an adapted model and uses it; prints what it matched.
+
+    Args:
+        other_weights: allow a backbone of the same architecture with other values than the adapter was trained on.
+
+    Raises:
+        UserError: when backbone, tensors or shapes differ from the saved ones.
+    """
+    path, config = Path(folder), read_config(folder)
+    _check_backbone(adapted, config["backbone"], path, other_weights)
+    settings = settings_of(config["settings"])
+    tensors = _read(path / WEIGHTS)
+    try:
+        head = head_of(config["head"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path / CONFIG}: field 'head' is damaged ({error})") from error
+    adapted.add(settings, head=head, name=name)
+    try:
+        if not config.get("head_trained_before"):
+            del adapted.first_heads[name]
+        expected = _tensors(adapted, name)
+        _compare(tensors, expected, path / WEIGHTS)
+        with torch.no_grad():
+            for key, value in expected.items():
+                value.copy_(tensors[key])
+    except UserError:
+        remove(adapted, name)
+        raise
+    adapted.info[name] = config["info"]
+    body = sum(value.numel() for key, value in tensors.items() if key.startswith("adapter."))
+    places = ", ".join(grouped(adapted.adapter(name).places(adapted.view))[:8]) or "the head alone"
+    say(f"loaded {len(tensors)} tensors of {path} ({body:,} numbers beside the head): {places}")
+
+
+def remove(adapted: AdaptedModel, name: str) -> None:
+    """Takes an adapter out of an adapted model; another one is used then, if there is one."""
+    left = [other for other in adapted.adapters if other != name]
+    if adapted.active == name:
+        if adapted.is_merged:
+            adapted.unmerge()
+        adapted._release()
+        adapted.active = ""
+    for kept in (adapted.adapters, adapted.heads, adapted.first_heads):
+        if name in kept:
+            del kept[name]
+    adapted.info.pop(name, None)
+    if not adapted.active and left:
+        adapted.use(left[0])
+
+
+def load_adapter(
+    model: nn.Module, folder: str | Path, *, name: str = "default", other_weights: bool = False
+) -> AdaptedModel:
+    """An adapted model from a plain one and a saved adapter, in evaluation mode; see `add_saved`."""
+    adapted = AdaptedModel(model)
+    try:
+        add_saved(adapted, folder, name=name, other_weights=other_weights)
+    except BaseException:
+        adapted.detach()
+        raise
+    return adapted.eval()
+
+
+def _check_backbone(adapted: AdaptedModel, saved: dict[str, Any], path: Path, other_weights: bool) -> None:
+    here = adapted.view.describe()
+    for field in ("blocks", "width", "features", "tensors", "architecture"):
+        if saved.get(field) != here[field]:
+            raise UserError(
+                f"{path}: was made for another architecture: {field} {saved.get(field)}, this backbone's is "
+                f"{here[field]} (family {saved.get('family')}, here {here['family']})"
+            )
+    if saved.get("weights") != adapted.digest and not other_weights:
+        raise UserError(
+            f"{path}: was trained on other weights of this architecture ({saved.get('weights')}, here "
+            f"{adapted.digest}); open the same checkpoint, or allow it with other_weights=True"
+        )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; the adapter folder is not complete") from error
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error})") from error
+
+
+def _compare(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
+    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or surplus:
+        raise UserError(f"{path}: tensors missing: {missing[:3] or 'none'}, surplus: {surplus[:3] or 'none'}")
+    for key, value in tensors.items():
+        if value.shape != expected[key].shape:
+            raise UserError(f"{path}: '{key}' has shape {list(value.shape)}, wanted is {list(expected[key].shape)}")
+        if not torch.isfinite(value).all():
+            raise UserError(f"{path}: '{key}' holds values that are no finite numbers")

@@ -1,0 +1,93 @@
+"""What stands behind an adapted backbone: a linear classifier, or a classifier made of text embeddings (zero-shot)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.settings.errors import UserError
+
+
+def zero_shot_weights(prompts_KPE: Tensor, *, logit_scale: float) -> Tensor:
+    """Weights [K, E] of a classifier from the embeddings of P prompts of each of K classes.
+
+    Each embedding is brought to unit length, a class's are averaged, brought to unit length again, and multiplied by
+    exp(logit_scale) (CLIP, arXiv 2103.00020, section 3.1.4).
+    """
+    unit = F.normalize(prompts_KPE, dim=-1)
+    return F.normalize(unit.mean(dim=1), dim=-1) * math.exp(logit_scale)
+
+
+class ZeroShotHead(nn.Module):
+    """Features [B, D], a projection without bias where there is one, unit length, then a linear layer.
+
+    Args:
+        weights_KE: of `zero_shot_weights`. projection_ED: None where the features are projected already.
+    """
+
+    def __init__(self, weights_KE: Tensor, projection_ED: Tensor | None = None) -> None:
+        super().__init__()
+        classes, width = weights_KE.shape
+        self.projection = None if projection_ED is None else nn.Parameter(projection_ED.detach().clone())
+        self.linear = nn.Linear(width, classes, device=weights_KE.device, dtype=weights_KE.dtype)
+        with torch.no_grad():
+            self.linear.weight.copy_(weights_KE)
+            self.linear.bias.zero_()
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        if self.projection is not None:
+            features_BD = features_BD @ self.projection.T
+        return self.linear(F.normalize(features_BD, dim=-1))
+
+
+def fresh_head(inputs: int, classes: int) -> nn.Linear:
+    """A classifier that has seen nothing: truncated normal of deviation 0.02, bias 0."""
+    head = nn.Linear(inputs, classes)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def describe_head(head: nn.Module) -> dict[str, Any]:
+    """What `head_of` needs to build one of the same shapes.
+
+    Raises:
+        UserError: for a head of another kind.
+    """
+    if isinstance(head, nn.Linear):
+        return {"kind": "linear", "inputs": head.in_features, "classes": head.out_features}
+    if isinstance(head, ZeroShotHead):
+        projection = None if head.projection is None else list(head.projection.shape)
+        return {
+            "kind": "zero_shot",
+            "inputs": head.linear.in_features,
+            "classes": head.linear.out_features,
+            "projection": projection,
+        }
+    raise UserError(f"head of type {type(head).__name__}: allowed are nn.Linear and ZeroShotHead")
+
+
+def head_of(said: dict[str, Any]) -> nn.Module:
+    """A head of the shapes in a description, its values to be loaded."""
+    if said["kind"] == "linear":
+        return nn.Linear(said["inputs"], said["classes"])
+    projection = None if said["projection"] is None else torch.zeros(said["projection"])
+    return ZeroShotHead(torch.zeros(said["classes"], said["inputs"]), projection)
+
+
+def width_of(head: nn.Module) -> int:
+    """How many features a head reads."""
+    if isinstance(head, ZeroShotHead):
+        return head.linear.in_features if head.projection is None else head.projection.shape[1]
+    assert isinstance(head, nn.Linear)
+    return head.in_features
+
+
+def classes_of(head: nn.Module) -> int:
+    """How many classes a head tells apart."""
+    return int(describe_head(head)["classes"])

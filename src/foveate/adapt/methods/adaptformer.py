@@ -1,0 +1,72 @@
+"""AdaptFormer: a bottleneck beside the MLP.
+
+Chen et al. 2022, arXiv 2205.13535, section 3.2: MLP(norm2 x) + s Up(dropout(ReLU(Down x))), where the branch reads x
+before the norm. ViT-B/16: 12 (1537 r + 768) parameters. Starts as the identity: Down Kaiming, Up 0. Cannot be merged:
+the ReLU lies between its matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from foveate.adapt.adapter import Adapter, Handle, Method, chosen_blocks, kaiming, on_output, watch_input, zero
+from foveate.adapt.bottleneck import Bottleneck, BottleneckSettings
+from foveate.adapt.view import Backbone, Block
+
+
+class AdaptformerSettings(BottleneckSettings):
+    """Rank, scale and dropout."""
+
+    method: Literal["adaptformer"] = "adaptformer"
+
+
+class AdaptformerAdapter(Adapter[AdaptformerSettings]):
+    """One bottleneck a block."""
+
+    why_not_mergeable: ClassVar[str] = "a ReLU lies between its two matrices, so they are no single matrix"
+
+    def __init__(self, settings: AdaptformerSettings, backbone: Backbone) -> None:
+        super().__init__(settings, backbone)
+        self.blocks = nn.ModuleDict()
+        for block in chosen_blocks(backbone, settings):
+            branch = Bottleneck(backbone.width, settings)
+            kaiming(branch.down)
+            zero(branch.up)
+            self.blocks[str(block.number)] = branch
+
+    def hooks(self, backbone: Backbone) -> Iterator[Handle]:
+        """One that sees x in front of norm2, one that adds at the MLP's end."""
+        for block in chosen_blocks(backbone, self.settings):
+            yield from self._beside(block)
+
+    def _beside(self, block: Block) -> Iterator[Handle]:
+        branch, seen = self.blocks[str(block.number)], list[Tensor]()
+
+        def add(output: Tensor, _: Tensor | None) -> Tensor:
+            return output + block.mlp_end.passed(branch(seen.pop(), strength=self.strength))
+
+        yield watch_input(block.norm2, _keeper(seen))
+        yield on_output(block.mlp_end.module, add)
+
+    def first_block(self, backbone: Backbone) -> int:
+        """The first chosen one."""
+        return chosen_blocks(backbone, self.settings)[0].number
+
+    def places(self, backbone: Backbone) -> list[str]:
+        """The blocks."""
+        return [block.name for block in chosen_blocks(backbone, self.settings)]
+
+
+def _keeper(seen: list[Tensor]):  # noqa: ANN202
+    def keep(x_BLD: Tensor) -> None:
+        seen[:] = [x_BLD]
+
+    return keep
+
+
+METHOD = Method(
+    AdaptformerSettings, AdaptformerAdapter, paper="arXiv 2205.13535", place="beside the MLP", mergeable=False
+)

@@ -1,0 +1,133 @@
+"""ConvPass: a small 3 x 3 convolution beside attention and MLP.
+
+Jie and Deng 2022, arXiv 2207.07039, section 3.2: y + s Up(dropout(g(Conv3x3(g(Down z))))), g = QuickGELU, z the normed
+input of the sublayer; patch tokens are laid out as their grid, and each class or register token passes the same
+convolution as a picture of one pixel, where only its centre acts. ViT-B/16: 24 (1538 r + 768 + 9 r^2) parameters.
+Starts as the identity: Down Xavier, Up 0, convolution with ones at its centre's diagonal. Cannot be merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from foveate.adapt.adapter import (
+    Adapter,
+    BranchSettings,
+    Handle,
+    Method,
+    check_rank,
+    chosen_blocks,
+    on_output,
+    quick_gelu,
+    xavier,
+    zero,
+)
+from foveate.adapt.view import Backbone, Place
+from foveate.settings.errors import UserError
+
+
+class ConvpassSettings(BranchSettings):
+    """Rank, scale, dropout and the convolution's start."""
+
+    method: Literal["convpass"] = "convpass"
+    rank: int = Field(8, ge=1, description="r, channels of the convolution")
+    scale: float = Field(10.0, description="s, of the branch")
+    dropout: float = Field(0.1, ge=0, lt=1, description="in the bottleneck, in training")
+    convolution: Literal["identity", "xavier"] = Field("identity", description="first values of the convolution")
+
+
+class ConvBranch(nn.Module):
+    """s Up(dropout(g(Conv(g(Down z)))))."""
+
+    def __init__(self, width: int, settings: ConvpassSettings, grid: tuple[int, int], prefix: int) -> None:
+        super().__init__()
+        rank = check_rank(settings.rank, width)
+        self.grid, self.prefix, self.scale = grid, prefix, settings.scale
+        self.down = nn.Linear(width, rank)
+        self.conv = nn.Conv2d(rank, rank, 3, padding=1)
+        self.up = nn.Linear(rank, width)
+        self.dropout = nn.Dropout(settings.dropout)
+        xavier(self.down)
+        zero(self.up)
+        if settings.convolution == "xavier":
+            nn.init.xavier_uniform_(self.conv.weight)
+        else:
+            nn.init.zeros_(self.conv.weight)
+            with torch.no_grad():
+                self.conv.weight[:, :, 1, 1] += torch.eye(rank, device=self.conv.weight.device)
+        nn.init.zeros_(self.conv.bias)  # pyrefly: ignore[bad-argument-type]
+
+    def forward(self, z_BLD: Tensor, *, strength: float) -> Tensor:
+        """[B, L, D] to [B, L, D]."""
+        low_BLR = quick_gelu(self.down(z_BLD))
+        batch, length, rank = low_BLR.shape
+        rows, columns = self._grid_of(length - self.prefix)
+        patches = low_BLR[:, self.prefix :].transpose(1, 2).reshape(batch, rank, rows, columns)
+        patches_BNR = self.conv(patches).flatten(2).transpose(1, 2)
+        if self.prefix:
+            centre = self.conv.weight[:, :, 1, 1]
+            first = F.linear(low_BLR[:, : self.prefix], centre, self.conv.bias)
+            patches_BNR = torch.cat([first, patches_BNR], dim=1)
+        return self.up(self.dropout(quick_gelu(patches_BNR))) * (self.scale * strength)
+
+    def _grid_of(self, patches: int) -> tuple[int, int]:
+        """Rows and columns; of another picture size than the backbone's own, a square."""
+        if patches == self.grid[0] * self.grid[1]:
+            return self.grid
+        side = round(patches**0.5)
+        if side * side != patches:
+            raise UserError(f"convpass: {patches} patches are no square; give pictures of {self.grid} patches")
+        return side, side
+
+
+class ConvpassAdapter(Adapter[ConvpassSettings]):
+    """Two branches a block."""
+
+    why_not_mergeable: ClassVar[str] = "it mixes neighbouring patches and has activations inside; no matrix does that"
+
+    def __init__(self, settings: ConvpassSettings, backbone: Backbone) -> None:
+        super().__init__(settings, backbone)
+        self.attention, self.mlp = nn.ModuleDict(), nn.ModuleDict()
+        for block in chosen_blocks(backbone, settings):
+            for where in (self.attention, self.mlp):
+                branch = ConvBranch(backbone.width, settings, backbone.grid, backbone.prefix_tokens)
+                where[str(block.number)] = branch
+
+    def hooks(self, backbone: Backbone) -> Iterator[Handle]:
+        """For each sublayer one that sees the normed input, one that adds at its end."""
+        for block in chosen_blocks(backbone, self.settings):
+            number = str(block.number)
+            yield from self._beside(self.attention[number], block.norm1, block.attention_end)
+            yield from self._beside(self.mlp[number], block.norm2, block.mlp_end)
+
+    def _beside(self, branch: nn.Module, norm: nn.Module, place: Place) -> Iterator[Handle]:
+        seen = list[Tensor]()
+
+        def keep(z_BLD: Tensor, _: Tensor | None) -> Tensor:
+            seen[:] = [z_BLD]
+            return z_BLD
+
+        def add(output: Tensor, _: Tensor | None) -> Tensor:
+            return output + place.passed(branch(seen.pop(), strength=self.strength))
+
+        yield on_output(norm, keep)
+        yield on_output(place.module, add)
+
+    def first_block(self, backbone: Backbone) -> int:
+        """The first chosen one."""
+        return chosen_blocks(backbone, self.settings)[0].number
+
+    def places(self, backbone: Backbone) -> list[str]:
+        """The blocks."""
+        return [block.name for block in chosen_blocks(backbone, self.settings)]
+
+
+METHOD = Method(
+    ConvpassSettings, ConvpassAdapter, paper="arXiv 2207.07039", place="beside attention and MLP", mergeable=False
+)

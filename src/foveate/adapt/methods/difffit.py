@@ -1,0 +1,86 @@
+"""DiffFit: BitFit, all norms, and a learned scale per channel on what each sublayer adds.
+
+Xie et al. 2023, arXiv 2304.06648, section 3. ViT-B/16: 140,544 parameters. Starts as the identity (scales 1).
+Merges: the rows of the last projection of each sublayer, weight and bias, times the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from foveate.adapt.adapter import (
+    Adapter,
+    Handle,
+    Method,
+    MethodSettings,
+    biases,
+    norm_tensors,
+    on_output,
+)
+from foveate.adapt.exchange import Exchange, wider
+from foveate.adapt.view import Backbone, value_of
+from foveate.settings.errors import UserError
+
+
+class DifffitSettings(MethodSettings):
+    """No options."""
+
+    method: Literal["difffit"] = "difffit"
+
+
+class DifffitAdapter(Adapter[DifffitSettings]):
+    """Biases, norms, and two vectors a block."""
+
+    wise: ClassVar[Literal["branch", "weights", "merged", ""]] = "merged"
+
+    def __init__(self, settings: DifffitSettings, backbone: Backbone) -> None:
+        super().__init__(settings, backbone)
+        blocks = backbone.need_blocks("difffit")
+        for block in blocks:
+            if block.fc2 is None:
+                raise UserError(f"method 'difffit' scales the MLP's last projection; that of {block.name} is unknown")
+        chosen = {*biases(backbone), *norm_tensors(backbone)}
+        names = tuple(name for name in backbone.parameters_of_tower() if name in chosen)
+        self.exchange = Exchange.copies(backbone.model, names)
+        self.attention = nn.ParameterList(torch.ones(backbone.width) for _ in blocks)
+        self.mlp = nn.ParameterList(torch.ones(backbone.width) for _ in blocks)
+
+    def hooks(self, backbone: Backbone) -> Iterator[Handle]:
+        """One behind each sublayer."""
+        for block, first, second in zip(backbone.blocks, self.attention, self.mlp, strict=True):
+            yield on_output(block.attention_end.module, _times(first))
+            yield on_output(block.mlp_end.module, _times(second))
+
+    def first_block(self, backbone: Backbone) -> int:
+        """The patch bias comes before all blocks."""
+        return 0
+
+    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+        """diag(g) W and g b of proj and fc2."""
+        found: dict[str, Tensor] = {}
+        for block, first, second in zip(backbone.blocks, self.attention, self.mlp, strict=True):
+            assert block.fc2 is not None
+            for module, scale in ((block.proj, wider(first)), (block.fc2, wider(second))):
+                weight, bias = value_of(module, "weight"), value_of(module, "bias")
+                assert weight is not None
+                found[backbone.key(module, "weight")] = scale[:, None] * wider(weight)
+                if bias is not None:
+                    found[backbone.key(module, "bias")] = scale * wider(bias)
+        return found
+
+
+def _times(scale: Tensor):  # noqa: ANN202
+    return lambda output, _: output * scale.to(output.dtype)
+
+
+METHOD = Method(
+    DifffitSettings,
+    DifffitAdapter,
+    paper="arXiv 2304.06648",
+    place="every bias, every norm, and a scale behind each sublayer",
+    mergeable=True,
+)

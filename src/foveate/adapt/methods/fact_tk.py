@@ -1,0 +1,49 @@
+"""FacT in Tucker form: U, V and one core tensor C (r x r x r) common to all, a column of P for each r x r core.
+
+Jie and Deng 2023, arXiv 2212.03145, section 3.3. The cores of a block are the slices of C x_3 P. ViT-B/16:
+1,536 r + 144 r + r^3 parameters. Starts as the identity: V 0; C and P Xavier. Merges: W += s V T U.
+
+The released code flattens the m slices of fc1 and of fc2 from (r, r, m) to (r, m r) row by row, so the m matrices that
+act are interleaved columns rather than slices; kept here, because published numbers and weights come from it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from foveate.adapt.adapter import Method
+from foveate.adapt.fact import FactAdapter, FactSettings
+
+
+class FactTkSettings(FactSettings):
+    """Rank, scale and dropout."""
+
+    method: Literal["fact_tk"] = "fact_tk"
+
+
+class FactTkAdapter(FactAdapter[FactTkSettings]):
+    """One core tensor, one matrix of factors."""
+
+    def build_cores(self, rank: int, blocks: int) -> None:
+        """C and P."""
+        self.per_block = 4 + 2 * self.ratio
+        self.c = nn.Parameter(torch.empty(rank, rank, rank))
+        self.p = nn.Parameter(torch.empty(rank, self.per_block * blocks))
+        nn.init.xavier_uniform_(self.c)
+        nn.init.xavier_uniform_(self.p)
+
+    def cores(self, place: int) -> dict[str, Tensor]:
+        """Slices 0 to 3 of C x_3 P are q, k, v, proj (transposed), the next m fc1, the last m fc2."""
+        core = self.c @ self.p[:, place * self.per_block : (place + 1) * self.per_block]
+        rank, m = len(core), self.ratio
+        square = {name: core[:, :, number].T for number, name in enumerate(("q", "k", "v", "proj"))}
+        fc1 = core[:, :, 4 : 4 + m].reshape(rank, m * rank).T
+        return {**square, "fc1": fc1, "fc2": core[:, :, 4 + m :].reshape(rank, m * rank)}
+
+
+METHOD = Method(
+    FactTkSettings, FactTkAdapter, paper="arXiv 2212.03145", place="beside qkv, proj, fc1, fc2", mergeable=True
+)

@@ -1,0 +1,27 @@
+"""Full fine-tuning: every tensor of the vision tower and the head.
+
+The other baseline. A copy of the trained-from tensors is kept, for switching off and for WiSE; merges natively.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, trainable
+from foveate.adapt.view import Backbone
+
+
+class FullSettings(MethodSettings):
+    """No options."""
+
+    method: Literal["full"] = "full"
+
+
+class FullAdapter(NativeAdapter[FullSettings]):
+    """All tensors."""
+
+    def __init__(self, settings: FullSettings, backbone: Backbone) -> None:
+        super().__init__(settings, backbone, trainable(backbone))
+
+
+METHOD = Method(FullSettings, FullAdapter, paper="", place="everywhere", mergeable=True)

@@ -1,0 +1,34 @@
+"""Linear probing: only the new head is trained.
+
+The baseline of every study of adaptation; of the study (arXiv 2409.16434) section 3. Parameters without the head: 0.
+Merges trivially. Its features are computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from foveate.adapt.adapter import Adapter, Handle, Method, MethodSettings
+from foveate.adapt.view import Backbone
+
+
+class LinearSettings(MethodSettings):
+    """No options."""
+
+    method: Literal["linear"] = "linear"
+
+
+class LinearAdapter(Adapter[LinearSettings]):
+    """Nothing beside the head."""
+
+    def hooks(self, backbone: Backbone) -> Iterator[Handle]:
+        """None."""
+        return iter(())
+
+    def first_block(self, backbone: Backbone) -> int:
+        """Behind everything."""
+        return len(backbone.blocks) + 1
+
+
+METHOD = Method(LinearSettings, LinearAdapter, paper="", place="nowhere: the head alone", mergeable=True)

@@ -1,0 +1,133 @@
+"""LoRA on the query, key and value projections: a low-rank matrix beside the frozen one.
+
+Hu et al. 2022, arXiv 2106.09685, section 4. [q; k; v] += scale B A dropout(z) with z = norm1(x), one A (r x d) that the
+three share and one B (3 d x r). ViT-B/16: 36,864 r parameters. Starts as the identity: A Kaiming uniform, B 0.
+Merges: W_qkv += scale B A. The scale is 1 as in the study (arXiv 2409.16434); "alpha/r" is PEFT's convention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, Self
+
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from foveate.adapt.adapter import (
+    Adapter,
+    BranchSettings,
+    Handle,
+    Method,
+    check_rank,
+    chosen_blocks,
+    kaiming,
+    on_output,
+    zero,
+)
+from foveate.adapt.exchange import wider
+from foveate.adapt.view import Backbone, value_of
+
+
+class LoraSettings(BranchSettings):
+    """Rank, scale and dropout."""
+
+    method: Literal["lora"] = "lora"
+    rank: int = Field(8, ge=1, description="r, of the added matrix")
+    scale: Literal["one", "alpha/r"] = Field("one", description="factor of the branch: 1 (the study), or alpha / rank")
+    alpha: float | None = Field(None, gt=0, description="of scale alpha/r; the rank by default")
+    dropout: float = Field(0.1, ge=0, lt=1, description="on the branch's input, in training")
+
+    @model_validator(mode="after")
+    def _alpha_has_an_effect(self) -> Self:
+        if self.alpha is not None and self.scale == "one":
+            raise ValueError("alpha has no effect with scale one; set scale to alpha/r")
+        return self
+
+    @property
+    def factor(self) -> float:
+        """What the branch is multiplied by."""
+        return 1.0 if self.scale == "one" or self.alpha is None else self.alpha / self.rank
+
+
+class Pair(nn.Module):
+    """A and B of one block."""
+
+    def __init__(self, width: int, rank: int, dropout: float) -> None:
+        super().__init__()
+        self.a = nn.Linear(width, rank, bias=False)
+        self.b = nn.Linear(rank, 3 * width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        kaiming(self.a)
+        zero(self.b)
+        self._low: tuple[Tensor, Tensor] | None = None
+
+    def part(self, z_BLD: Tensor, number: int, *, of: int) -> Tensor:
+        """Rows of part `number` of B A z; A z is computed once for three projections of the same input."""
+        if of == 1:
+            return self.b(self.a(self.dropout(z_BLD)))
+        if self._low is None or self._low[0] is not z_BLD:
+            self._low = (z_BLD, self.a(self.dropout(z_BLD)))
+        low = self._low[1]
+        if number == of - 1:
+            self._low = None
+        return F.linear(low, self.b.weight.chunk(of)[number])
+
+
+class LoraAdapter(Adapter[LoraSettings]):
+    """One pair of matrices a block."""
+
+    def __init__(self, settings: LoraSettings, backbone: Backbone) -> None:
+        super().__init__(settings, backbone)
+        blocks = chosen_blocks(backbone, settings)
+        rank = check_rank(settings.rank, backbone.width)
+        self.blocks = nn.ModuleDict(
+            {str(block.number): Pair(backbone.width, rank, settings.dropout) for block in blocks}
+        )
+
+    def hooks(self, backbone: Backbone) -> Iterator[Handle]:
+        """One behind each projection."""
+        for block in chosen_blocks(backbone, self.settings):
+            for number, module in enumerate(block.qkv):
+                yield on_output(module, self._branch(self.pair(block.number), number, len(block.qkv)))
+
+    def pair(self, number: int) -> Pair:
+        """The matrices of a block."""
+        pair = self.blocks[str(number)]
+        assert isinstance(pair, Pair)
+        return pair
+
+    def _branch(self, pair: Pair, number: int, of: int):  # noqa: ANN202
+        def change(output: Tensor, z_BLD: Tensor | None) -> Tensor:
+            assert z_BLD is not None
+            factor = self.settings.factor * self.strength
+            added = pair.part(z_BLD, number, of=of)
+            return output + (added if factor == 1 else added * factor)
+
+        return change
+
+    def first_block(self, backbone: Backbone) -> int:
+        """The first chosen one."""
+        return chosen_blocks(backbone, self.settings)[0].number
+
+    def places(self, backbone: Backbone) -> list[str]:
+        """The projections."""
+        blocks = chosen_blocks(backbone, self.settings)
+        return [backbone.name_of(module) for block in blocks for module in block.qkv]
+
+    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+        """W + s B A."""
+        found = {}
+        for block in chosen_blocks(backbone, self.settings):
+            pair = self.pair(block.number)
+            delta = wider(pair.b.weight) @ wider(pair.a.weight) * (self.settings.factor * self.strength)
+            for module, rows in zip(block.qkv, delta.chunk(len(block.qkv)), strict=True):
+                weight = value_of(module, "weight")
+                assert weight is not None
+                found[backbone.key(module, "weight")] = wider(weight) + rows
+        return found
+
+
+METHOD = Method(
+    LoraSettings, LoraAdapter, paper="arXiv 2106.09685", place="beside q, k, v", mergeable=True, peft="LORA"
+)

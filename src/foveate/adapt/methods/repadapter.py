@@ -1,0 +1,130 @@
+"""RepAdapter: a linear bottleneck in front of qkv and of fc1, which disappears into them.
+
+Luo et al. 2023, arXiv 2302.08106, section 3.2: z <- z + s (B(dropout(A z + a)) + b), B block-diagonal in groups.
+ViT-B/16: 24 (768 r + r + 768 r / groups + 768) parameters. Starts as the identity: A Xavier, B 0. Merges: with
+M = 1 + s B A and c = s (B a + b), first b0 <- b0 + W c, then W <- W M.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from foveate.adapt.adapter import Adapter, BranchSettings, Handle, Method, check_rank, chosen_blocks, on_output
+from foveate.adapt.exchange import wider
+from foveate.adapt.view import Backbone, value_of
+from foveate.settings.errors import UserError
+
+
+class RepadapterSettings(BranchSettings):
+    """Rank, groups, scale and dropout."""
+
+    method: Literal["repadapter"] = "repadapter"
+    rank: int = Field(8, ge=1, description="r, width of the bottleneck")
+    groups: int = Field(2, ge=1, description="blocks of B; divides rank and width")
+    scale: float = Field(1.0, description="s, of the branch")
+    dropout: float = Field(0.1, ge=0, lt=1, description="in the bottleneck, in training")
+
+
+class LinearBottleneck(nn.Module):
+    """z + s (B(dropout(A z + a)) + b)."""
+
+    def __init__(self, width: int, settings: RepadapterSettings) -> None:
+        super().__init__()
+        rank, groups = check_rank(settings.rank, width), settings.groups
+        if rank % groups or width % groups:
+            raise UserError(f"groups {groups} of repadapter: must divide the rank {rank} and the width {width}")
+        self.groups, self.scale = groups, settings.scale
+        # Plain parameters: the released code's network draws linear layers anew, and these are none there.
+        self.a_weight, self.a_bias = nn.Parameter(torch.empty(rank, width)), nn.Parameter(torch.zeros(rank))
+        self.b_weight = nn.Parameter(torch.zeros(width, rank // groups))
+        self.b_bias = nn.Parameter(torch.zeros(width))
+        self.dropout = nn.Dropout(settings.dropout)
+        nn.init.xavier_uniform_(self.a_weight)
+
+    def forward(self, z_BLD: Tensor, *, strength: float) -> Tensor:
+        """[B, L, D] to [B, L, D]."""
+        low = self.dropout(torch.nn.functional.linear(z_BLD, self.a_weight, self.a_bias))
+        parts = low.unflatten(-1, (self.groups, -1))
+        weight = self.b_weight.unflatten(0, (self.groups, -1))
+        high = torch.einsum("...gr,gdr->...gd", parts, weight.to(parts.dtype)).flatten(-2) + self.b_bias.to(low.dtype)
+        return z_BLD + high * (self.scale * strength)
+
+    def matrices(self, strength: float) -> tuple[Tensor, Tensor]:
+        """M [D, D] and c [D] of the affine map that `forward` is without dropout."""
+        factor = self.scale * strength
+        a, b = wider(self.a_weight), torch.block_diag(*wider(self.b_weight).chunk(self.groups))
+        eye = torch.eye(len(b), dtype=a.dtype, device=a.device)
+        return eye + factor * (b @ a), factor * (b @ wider(self.a_bias) + wider(self.b_bias))
+
+
+class RepadapterAdapter(Adapter[RepadapterSettings]):
+    """Two bottlenecks a block."""
+
+    def __init__(self, settings: RepadapterSettings, backbone: Backbone) -> None:
+        super().__init__(settings, backbone)
+        self.attention, self.mlp = nn.ModuleDict(), nn.ModuleDict()
+        for block in chosen_blocks(backbone, settings):
+            if block.fc1 is None:
+                raise UserError(f"method 'repadapter' merges into fc1; the MLP of {block.name} is {block.mlp_form}")
+            for where in (self.attention, self.mlp):
+                where[str(block.number)] = LinearBottleneck(backbone.width, settings)
+
+    def hooks(self, backbone: Backbone) -> Iterator[Handle]:
+        """One behind each norm."""
+        for block in chosen_blocks(backbone, self.settings):
+            yield on_output(block.norm1, self._through(self.attention[str(block.number)]))
+            yield on_output(block.norm2, self._through(self.mlp[str(block.number)]))
+
+    def _through(self, bottleneck: nn.Module):  # noqa: ANN202
+        return lambda z_BLD, _: bottleneck(z_BLD, strength=self.strength)
+
+    def first_block(self, backbone: Backbone) -> int:
+        """The first chosen one."""
+        return chosen_blocks(backbone, self.settings)[0].number
+
+    def places(self, backbone: Backbone) -> list[str]:
+        """The projections that they stand in front of."""
+        found = []
+        for block in chosen_blocks(backbone, self.settings):
+            assert block.fc1 is not None
+            found += [backbone.name_of(module) for module in (*block.qkv, block.fc1)]
+        return found
+
+    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+        """W M and b0 + W c of qkv and fc1.
+
+        Raises:
+            UserError: when a projection has no bias.
+        """
+        found = {}
+        for block in chosen_blocks(backbone, self.settings):
+            assert block.fc1 is not None
+            attention, mlp = self.attention[str(block.number)], self.mlp[str(block.number)]
+            assert isinstance(attention, LinearBottleneck)
+            assert isinstance(mlp, LinearBottleneck)
+            for module, bottleneck in (*((one, attention) for one in block.qkv), (block.fc1, mlp)):
+                weight, bias = value_of(module, "weight"), value_of(module, "bias")
+                assert weight is not None
+                if bias is None:
+                    raise UserError(
+                        f"repadapter cannot be merged here: {backbone.name_of(module)} has no bias that could take "
+                        "the constant part"
+                    )
+                matrix, constant = bottleneck.matrices(self.strength)
+                found[backbone.key(module, "bias")] = wider(bias) + wider(weight) @ constant
+                found[backbone.key(module, "weight")] = wider(weight) @ matrix
+        return found
+
+
+METHOD = Method(
+    RepadapterSettings,
+    RepadapterAdapter,
+    paper="arXiv 2302.08106",
+    place="in front of qkv and fc1",
+    mergeable=True,
+)

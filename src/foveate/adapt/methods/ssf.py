@@ -1,0 +1,118 @@
+"""SSF: scale and shift per channel behind every linear operation.
+
+Lian et al. 2022, arXiv 2210.08823, section 3.2: y = s h + t behind the patch convolution, both norms, qkv, proj, fc1
+(before the activation), fc2 and the final norm. ViT-B/16: 205,824 parameters. Does not start as the identity:
+s ~ N(1, 0.02), t ~ N(0, 0.02). Merges: W <- diag(s) W, b <- s b + t. A patch convolution without bias hands its shift
+to the position embedding of the patches, which is added right behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from foveate.adapt.adapter import Adapter, Handle, Method, MethodSettings, on_output
+from foveate.adapt.exchange import wider
+from foveate.adapt.view import Backbone, value_of
+from foveate.settings.errors import UserError
+
+
+class SsfSettings(MethodSettings):
+    """No options."""
+
+    method: Literal["ssf"] = "ssf"
+
+
+class SsfAdapter(Adapter[SsfSettings]):
+    """A scale and a shift for each operation, in the order of `_operations`."""
+
+    wise: ClassVar[Literal["branch", "weights", "merged", ""]] = "merged"
+
+    def __init__(self, settings: SsfSettings, backbone: Backbone) -> None:
+        super().__init__(settings, backbone)
+        operations = _operations(backbone)
+        self.scales = nn.ParameterDict({name: 1 + 0.02 * torch.randn(size) for name, (_, size) in operations.items()})
+        self.shifts = nn.ParameterDict({name: 0.02 * torch.randn(size) for name, (_, size) in operations.items()})
+
+    def hooks(self, backbone: Backbone) -> Iterator[Handle]:
+        """One behind each operation."""
+        for name, (module, _) in _operations(backbone).items():
+            yield on_output(module, _affine(self.scales[name], self.shifts[name], channels_first=name == "patch"))
+
+    def first_block(self, backbone: Backbone) -> int:
+        """The patch convolution comes before all blocks."""
+        return 0
+
+    def places(self, backbone: Backbone) -> list[str]:
+        """The operations."""
+        return [backbone.name_of(module) for module, _ in _operations(backbone).values()]
+
+    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+        """Scaled weights, scaled and shifted biases.
+
+        Raises:
+            UserError: when an operation has no bias that could take the shift.
+        """
+        found: dict[str, Tensor] = {}
+        for name, (module, _) in _operations(backbone).items():
+            scale, shift = wider(self.scales[name]), wider(self.shifts[name])
+            weight, bias = value_of(module, "weight"), value_of(module, "bias")
+            assert weight is not None
+            found[backbone.key(module, "weight")] = scale.view(-1, *[1] * (weight.dim() - 1)) * wider(weight)
+            if bias is not None:
+                found[backbone.key(module, "bias")] = scale * wider(bias) + shift
+            elif name == "patch" and backbone.positions is not None:
+                tensor, axis, first = backbone.positions
+                moved = wider(backbone.model.get_parameter(tensor)).clone()
+                moved.narrow(axis, first, moved.shape[axis] - first).add_(shift)
+                found[tensor] = moved
+            else:
+                raise UserError(
+                    f"ssf cannot be merged here: {backbone.name_of(module)} has no bias that could take the shift"
+                )
+        return found
+
+
+def _operations(backbone: Backbone) -> dict[str, tuple[nn.Module, int]]:
+    """Name, module and channels of each place."""
+    found: dict[str, tuple[nn.Module, int]] = {}
+    if backbone.patch is not None:
+        found["patch"] = (backbone.patch, backbone.width)
+    for block in backbone.need_blocks("ssf"):
+        if block.fc1 is None or block.fc2 is None:
+            raise UserError(f"method 'ssf' changes both layers of plain MLPs; that of {block.name} is {block.mlp_form}")
+        names = ("qkv",) if len(block.qkv) == 1 else ("q", "k", "v")
+        inner = {
+            "norm1": block.norm1,
+            **dict(zip(names, block.qkv, strict=True)),
+            "proj": block.proj,
+            "norm2": block.norm2,
+            "fc1": block.fc1,
+            "fc2": block.fc2,
+        }
+        found |= {f"block{block.number}_{name}": (module, _channels(module)) for name, module in inner.items()}
+    if backbone.final_norm is not None:
+        found["norm"] = (backbone.final_norm, backbone.width)
+    return found
+
+
+def _channels(module: nn.Module) -> int:
+    weight = value_of(module, "weight")
+    assert weight is not None
+    return weight.shape[0]
+
+
+def _affine(scale: Tensor, shift: Tensor, *, channels_first: bool):  # noqa: ANN202
+    def change(output: Tensor, _: Tensor | None) -> Tensor:
+        shape = (-1, 1, 1) if channels_first and output.dim() == 4 else (-1,)
+        return output * scale.to(output.dtype).view(shape) + shift.to(output.dtype).view(shape)
+
+    return change
+
+
+METHOD = Method(
+    SsfSettings, SsfAdapter, paper="arXiv 2210.08823", place="behind every linear operation", mergeable=True
+)

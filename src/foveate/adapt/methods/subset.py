@@ -1,0 +1,74 @@
+"""Named parts of the backbone: some blocks, their attention, their MLPs or norms, or names by a regular expression.
+
+The common ways to tune "the last k blocks" or "attention only" (Touvron et al. 2022, arXiv 2203.09795, section 4).
+Merges natively; what lies in front of the first tuned block is frozen and computed once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, trainable
+from foveate.adapt.view import Backbone
+from foveate.settings.errors import UserError
+
+
+class SubsetSettings(MethodSettings):
+    """Which tensors."""
+
+    method: Literal["subset"] = "subset"
+    blocks: list[int] | Literal["all"] = Field(
+        "all", description="numbers of blocks from 0; negative ones from the end"
+    )
+    parts: list[Literal["attention", "mlp", "norms"]] = Field(
+        ["attention", "mlp", "norms"], description="what of these blocks"
+    )
+    pattern: str | None = Field(None, description="instead: a regular expression that the whole name must match")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.pattern is not None and self.model_fields_set & {"blocks", "parts"}:
+            raise ValueError("give pattern, or blocks and parts")
+        if not self.parts:
+            raise ValueError("parts needs at least one of attention, mlp, norms")
+        return self
+
+
+class SubsetAdapter(NativeAdapter[SubsetSettings]):
+    """The tensors of the settings."""
+
+    def __init__(self, settings: SubsetSettings, backbone: Backbone) -> None:
+        super().__init__(settings, backbone, _names(settings, backbone))
+
+
+def _names(settings: SubsetSettings, backbone: Backbone) -> list[str]:
+    known = trainable(backbone)
+    if settings.pattern is not None:
+        try:
+            found = [name for name in known if re.fullmatch(settings.pattern, name)]
+        except re.error as error:
+            raise UserError(f"pattern '{settings.pattern}' is not a regular expression: {error}") from error
+        if not found:
+            shown = ", ".join(known[:2])
+            raise UserError(f"pattern '{settings.pattern}' matches no tensor of the backbone (such as {shown})")
+        return found
+    blocks = backbone.need_blocks("subset")
+    numbers = list(range(len(blocks))) if settings.blocks == "all" else settings.blocks
+    wanted: set[int] = set()
+    for number in numbers:
+        if not -len(blocks) <= number < len(blocks):
+            raise UserError(f"blocks {number}: this backbone has the blocks 0 to {len(blocks) - 1}")
+        block = blocks[number]
+        modules = {"attention": block.attention, "mlp": block.mlp, "norms": (block.norm1, block.norm2)}
+        for part in settings.parts:
+            wanted |= {id(value) for module in modules[part] for value in module.parameters()}
+    parameters = backbone.parameters_of_tower()
+    return [name for name in known if id(parameters[name]) in wanted]
+
+
+METHOD = Method(
+    SubsetSettings, SubsetAdapter, paper="arXiv 2203.09795", place="the parts that are named", mergeable=True
+)

@@ -1,0 +1,55 @@
+"""Visual prompt tuning, shallow: n learned tokens enter in front of the first block and stay to the end.
+
+Jia et al. 2022, arXiv 2203.12119, section 3.2. ViT-B/16: 768 n parameters. Does not start as the identity. Cannot be
+merged: prompts are tokens. The study's released code (arXiv 2409.16434) takes the prompts out again behind the first
+block: keep_prompts: false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from foveate.adapt.adapter import Handle, Method
+from foveate.adapt.prompts import PromptAdapter, PromptSettings
+from foveate.adapt.view import Backbone
+
+
+class VptShallowSettings(PromptSettings):
+    """Number, dropout, and how long the prompts stay."""
+
+    method: Literal["vpt_shallow"] = "vpt_shallow"
+    keep_prompts: bool = Field(True, description="to the last block (published), or only in the first (study's code)")
+
+
+class VptShallowAdapter(PromptAdapter[VptShallowSettings]):
+    """One set of prompts."""
+
+    def __init__(self, settings: VptShallowSettings, backbone: Backbone) -> None:
+        super().__init__(settings, backbone)
+        backbone.need_blocks("vpt_shallow")
+        self._make(backbone, 1, settings)
+
+    def hooks(self, backbone: Backbone) -> Iterator[Handle]:
+        """One in front of the first block, one behind the last with prompts."""
+        yield self.enter(backbone.blocks[0].module, 0)
+        yield self.leave(backbone.blocks[-1 if self.settings.keep_prompts else 0].module)
+
+    def first_block(self, backbone: Backbone) -> int:
+        """The very first."""
+        return 0
+
+    def places(self, backbone: Backbone) -> list[str]:
+        """The first block."""
+        return [backbone.blocks[0].name]
+
+
+METHOD = Method(
+    VptShallowSettings,
+    VptShallowAdapter,
+    paper="arXiv 2203.12119",
+    place="tokens in front of the first block",
+    mergeable=False,
+)

@@ -1,0 +1,178 @@
+"""What a user may get wrong with adapters, and the sentence that he gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from adapt.towers import CLASSES, pixels, tower
+from foveate.adapt.folder import load_adapter
+from foveate.adapt.heads import ZeroShotHead
+from foveate.adapt.model import AdaptedModel, adapt
+from foveate.settings.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"method": "lor"}, "did you mean 'lora'"),
+        ({}, "field 'method' is missing"),
+        ({"method": "lora", "rnak": 3}, "did you mean 'rank'"),
+        ({"method": "lora", "rank": 0}, "greater than or equal to 1"),
+        ({"method": "lora", "rank": 33}, "allowed are 1 to 32"),
+        ({"method": "lora", "alpha": 3}, "no effect"),
+        ({"method": "adaptformer", "rank": 64}, "the width of this backbone"),
+        ({"method": "repadapter", "rank": 3}, "must divide the rank"),
+        ({"method": "vpt-deep", "last_blocks": 9}, "has 3 blocks"),
+        ({"method": "lora", "last_blocks": 9}, "has 3 blocks"),
+        ({"method": "subset", "blocks": [3]}, "blocks 0 to 2"),
+        ({"method": "subset", "parts": []}, "at least one"),
+        ({"method": "subset", "pattern": "blocks[.]7.*"}, "matches no tensor"),
+        ({"method": "subset", "pattern": "("}, "not a regular expression"),
+        ({"method": "subset", "pattern": ".*", "blocks": [1]}, "give pattern, or blocks and parts"),
+        ({"method": "linear", "rank": 3}, "unknown field 'rank'"),
+    ],
+)
+def test_options(config: dict[str, Any], sentence: str) -> None:
+    model = tower("timm")
+    with pytest.raises(UserError, match=sentence):
+        adapt(model, config, classes=CLASSES)
+    adapt(model, "linear", classes=CLASSES)  # a refused method leaves the model as it was
+
+
+def test_models_and_heads() -> None:
+    with pytest.raises(UserError, match="no map knows a torch.nn.modules.linear.Linear"):
+        adapt(nn.Linear(2, 2), "linear", classes=2)
+    with pytest.raises(UserError, match="classes is missing"):
+        adapt(tower("timm"), "linear")
+    with pytest.raises(UserError, match="integers from 2"):
+        adapt(tower("timm"), "linear", classes=1)
+    with pytest.raises(UserError, match="reads 9 features, this backbone gives 32"):
+        adapt(tower("timm"), "linear", head=nn.Linear(9, 3))
+    with pytest.raises(UserError, match="has 3"):
+        adapt(tower("timm"), "linear", head=nn.Linear(32, 3), classes=4)
+    with pytest.raises(UserError, match="allowed are nn.Linear"):
+        adapt(tower("timm"), "linear", head=nn.ReLU())
+    adapted = adapt(tower("timm"), "lora", classes=3)
+    with pytest.raises(UserError, match="adapted already"):
+        AdaptedModel(adapted.model)
+    with pytest.raises(UserError, match="adapter name"):
+        adapted.add("linear", classes=3, name="a.b")
+    with pytest.raises(UserError, match="no branch"):
+        adapt(tower("timm"), "bitfit", classes=3).set_strength(0.5)
+    adapted.merge()
+    with pytest.raises(UserError, match="unmerge it"):
+        adapted.use("default")
+    with pytest.raises(UserError, match="unmerge it"):
+        adapted.set_strength(0.5)
+
+
+def test_convolutional_networks_take_what_has_no_blocks() -> None:
+    import timm
+
+    images = pixels(dtype=torch.float32)
+    for name in ("linear", "full", "bitfit", "layernorm"):
+        model = timm.create_model("resnet10t", num_classes=4).eval()
+        expected = model(images)
+        adapted = adapt(model, name)
+        adapted.train()
+        adapted(images).sum().backward()
+        with adapted.disable():
+            assert torch.equal(adapted.eval()(images), expected)
+    model = timm.create_model("resnet10t", num_classes=4)
+    with pytest.raises(UserError, match="sits in transformer blocks, a ResNet has none; allowed for it are linear"):
+        adapt(model, "lora")
+    adapt(model, {"method": "subset", "pattern": "layer4.*"})
+
+
+def test_a_gated_mlp_is_refused_where_both_layers_are_changed() -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8, use_swiglu_ffn=True
+    )
+    for name in ("fact-tt", "ssf", "repadapter", "difffit"):
+        with pytest.raises(UserError, match="MLP"):
+            adapt(Dinov2Model(config), {"method": name}, classes=3)
+    adapt(Dinov2Model(config), "lora", classes=3)
+
+
+def test_ssf_without_a_bias_cannot_be_merged() -> None:
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, qkv_bias=False, num_classes=3)
+    with pytest.raises(UserError, match=r"blocks.0.attn.qkv has no bias that could take the shift"):
+        adapt(model, "ssf").merge()
+
+
+def saved(folder: Path) -> Path:
+    return adapt(tower("timm"), {"method": "lora", "rank": 4}, classes=CLASSES).save(folder)
+
+
+def test_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not an adapter folder"):
+        load_adapter(tower("timm"), tmp_path / "nothing")
+    folder = saved(tmp_path / "adapter")
+    with pytest.raises(UserError, match="did you mean '.*adapter'"):
+        load_adapter(tower("timm"), tmp_path)
+    with pytest.raises(UserError, match="another architecture: .* here transformers"):
+        load_adapter(tower("clip"), folder)
+    other = tower("timm")
+    with torch.no_grad():
+        other.norm.weight[0] += 1
+    with pytest.raises(UserError, match="other weights of this architecture"):
+        load_adapter(other, folder)
+    load_adapter(other, folder, other_weights=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda tensors: tensors.pop("adapter.blocks.0.a.weight"), "missing: .*blocks.0.a"),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), "surplus: .*more"),
+        (lambda tensors: tensors.update({"head.bias": torch.zeros(9)}), "'head.bias' has shape"),
+        (lambda tensors: tensors["head.bias"].fill_(float("nan")), "no finite numbers"),
+    ],
+)
+def test_tensors(tmp_path: Path, change: Any, sentence: str) -> None:
+    folder = saved(tmp_path)
+    tensors = load_file(folder / "adapter.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter.safetensors")
+    model = tower("timm")
+    before = model.state_dict()
+    with pytest.raises(UserError, match=sentence):
+        load_adapter(model, folder)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    config = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+    for field, value, sentence in (
+        ("kind", "x", "'kind'"),
+        ("format", 9, "format 9"),
+        ("settings", {"method": "lora", "rank": 4, "more": 1}, "unknown field 'more'"),
+        ("head", {"kind": "linear"}, "'head' is damaged"),
+    ):
+        (folder / "adapter.json").write_text(json.dumps({**config, field: value}), encoding="utf-8")
+        with pytest.raises(UserError, match=sentence):
+            load_adapter(tower("timm"), folder)
+    (folder / "adapter.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "adapter.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="damaged"):
+        load_adapter(tower("timm"), folder)
+
+
+def test_a_zero_shot_head_is_saved_too(tmp_path: Path) -> None:
+    head = ZeroShotHead(torch.randn(4, 12), torch.randn(12, 32))
+    adapted = adapt(tower("timm"), "bitfit", head=head).eval()
+    with torch.no_grad():
+        expected = adapted(pixels())
+        assert torch.equal(load_adapter(tower("timm"), adapted.save(tmp_path))(pixels()), expected)

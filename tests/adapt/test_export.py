@@ -1,0 +1,160 @@
+"""Exports are loaded by the libraries that they are for; PEFT is a second reference for LoRA and norm tuning."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapt.test_matrix import config, moved
+from adapt.towers import CLASSES, pixels, shaken, tower
+from foveate.adapt.export import export_merged, export_peft
+from foveate.adapt.model import AdaptedModel, adapt
+from foveate.adapt.registry import method, method_names
+from foveate.settings.errors import UserError
+
+
+def classifier() -> Any:
+    import timm
+
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = timm.create_model(
+            "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=CLASSES
+        )
+    return shaken(model)
+
+
+def adapted_timm(options: dict[str, Any]) -> AdaptedModel:
+    adapted = moved(adapt(classifier(), options)).eval()
+    with torch.no_grad():
+        adapted.head.weight.add_(0.1)
+    return adapted
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "lora", "rank": 4},
+        {"method": "lora", "rank": 4, "scale": "alpha/r", "alpha": 16.0},
+        {"method": "lora", "rank": 2, "last_blocks": 1},
+        {"method": "layernorm"},
+    ],
+)
+def test_peft_opens_it(options: dict[str, Any], tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    adapted = adapted_timm(options)
+    images = pixels()
+    with torch.no_grad():
+        expected = adapted(images)
+    folder = export_peft(adapted, tmp_path / "peft")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT does not know timm's own LayerNorm class
+        opened = peft.PeftModel.from_pretrained(classifier(), folder).eval()
+    with torch.no_grad():
+        assert float((opened(images) - expected).abs().max()) < 1e-6
+
+
+def test_peft_opens_split_projections(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    adapted = moved(adapt(tower("clip"), {"method": "lora", "rank": 4}, classes=CLASSES)).eval()
+    with torch.no_grad():
+        expected = adapted.features(pixels())
+    opened = peft.PeftModel.from_pretrained(tower("clip"), export_peft(adapted, tmp_path)).eval()
+    with torch.no_grad():
+        assert float((opened(pixel_values=pixels()).pooler_output - expected).abs().max()) < 1e-6
+
+
+def test_peft_trains_as_we_do() -> None:
+    """Five steps of AdamW from the same start: the same losses."""
+    peft = pytest.importorskip("peft")
+    images, labels = pixels(batch=8, dtype=torch.float64), torch.arange(8) % CLASSES
+    adapted = moved(adapt(classifier().double(), {"method": "lora", "rank": 4, "dropout": 0.0}))
+    setup = peft.LoraConfig(r=4, lora_alpha=4, target_modules=r"blocks\.\d+\.attn\.qkv", modules_to_save=["head"])
+    theirs = peft.get_peft_model(classifier().double(), setup)
+    with torch.no_grad():
+        for number, pair in adapted.adapter().blocks.items():
+            layer = theirs.base_model.model.blocks[int(number)].attn.qkv
+            layer.lora_A["default"].weight.copy_(pair.a.weight)
+            layer.lora_B["default"].weight.copy_(pair.b.weight)
+
+    def losses(model: torch.nn.Module) -> list[float]:
+        trained = [value for value in model.parameters() if value.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-2)
+        found = []
+        for _ in range(5):
+            loss = torch.nn.functional.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    assert losses(adapted.train()) == pytest.approx(losses(theirs.train()), abs=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in method_names() if method(name).mergeable])
+def test_timm_opens_merged_weights(name: str, tmp_path: Path) -> None:
+    import timm
+
+    adapted = adapted_timm(config(name))
+    with torch.no_grad():
+        expected = adapted(pixels())
+    arguments = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    folder, difference = export_merged(adapted, tmp_path, model_args=arguments)
+    assert difference < 2e-5
+    opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        assert float((opened(pixels()) - expected).abs().max()) == pytest.approx(difference, abs=2e-5)
+        assert torch.equal(adapted(pixels()), expected)
+    assert f"{difference:.3g}" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("family", ["clip", "clip_projected", "dinov2"])
+def test_transformers_opens_merged_weights(family: str, tmp_path: Path) -> None:
+    model = tower(family)
+    adapted = moved(adapt(model, {"method": "ssf"}, classes=CLASSES)).eval()
+    with torch.no_grad():
+        expected = adapted.features(pixels())
+    folder, difference = export_merged(adapted, tmp_path)
+    assert difference < 2e-5
+    opened = type(model).from_pretrained(folder).eval()
+    said = opened(pixel_values=pixels())
+    found = {"clip": "pooler_output", "clip_projected": "image_embeds"}.get(family)
+    got = said[found] if found else said.last_hidden_state[:, 0]
+    assert float((got - expected).abs().max()) < 2e-5
+
+
+def test_a_localising_model_stays_one(tmp_path: Path) -> None:
+    from foveate.vision.localiser.folder import load_model
+
+    adapted = moved(adapt(tower("localiser"), {"method": "lora", "rank": 4}, classes=CLASSES)).eval()
+    with torch.no_grad():
+        expected = adapted.features(pixels())
+        folder, _ = export_merged(adapted, tmp_path)
+        opened = load_model(folder, device="cpu").image_encoder
+        assert float((opened(pixels()).embedding_BE - expected).abs().max()) < 2e-5
+
+
+def test_open_clip_gets_its_own_names(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    adapted = moved(adapt(tower("open_clip"), {"method": "fact-tk", "rank": 4}, classes=CLASSES)).eval()
+    with torch.no_grad():
+        expected = adapted.features(pixels())
+        folder, _ = export_merged(adapted, tmp_path)
+        plain = tower("open_clip")
+        plain.load_state_dict(load_file(folder / "model.safetensors"))
+        assert float((plain.encode_image(pixels()) - expected).abs().max()) < 2e-5
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="PEFT has no method 'ssf'"):
+        export_peft(adapted_timm({"method": "ssf"}), tmp_path)
+    with pytest.raises(UserError, match="export merged weights instead"):
+        export_peft(adapt(tower("open_clip"), "lora", classes=3), tmp_path)
+    with pytest.raises(UserError, match="cannot be merged: a ReLU"):
+        export_merged(adapted_timm({"method": "adaptformer", "rank": 4}), tmp_path)
