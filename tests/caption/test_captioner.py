@@ -58,6 +58,13 @@ def test_a_new_module_is_a_backend() -> None:
     assert asyncio.run(captioner.caption(request)) == CaptionAnswer("hello p1")
 
 
+@pytest.mark.parametrize("name", ["http", "transformers"])
+def test_every_field_of_a_backend_is_described(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "verbs" / "caption.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n### {name}\n")[2].partition("\n#")[0]
+    assert not [field for field in find_backend(name).settings.model_fields if f"`{field}`" not in section]
+
+
 @pytest.mark.usefixtures("echo")
 def test_an_unknown_backend_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match="unknown captioner backend 'ecco'.*did you mean 'echo'"):

@@ -16,8 +16,8 @@ from foveate.settings.files import read_json
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Configuration, weights and tokenizer files of the repository's top folder.
-_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")
+# Configuration, weights, tokenizer files and chat templates of the repository's top folder.
+_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _BLOCK = 1 << 22
 

@@ -1,0 +1,226 @@
+"""Captions from an image-text-to-text model of transformers on this machine, in batches.
+
+The model is opened by `AutoModelForImageTextToText` and `AutoProcessor`, from a folder or from the hub at one commit.
+Prompts are padded on the left, and every row draws with its own generator, so that a row's text does not depend on the
+rows beside it. A server (see `http`) is several times faster on a GPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from foveate.caption.batching import Batcher
+from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest
+from foveate.records.collection import Collection
+from foveate.records.pictures import decode
+from foveate.settings.errors import UserError
+from foveate.settings.recipes import Settings
+from foveate.vision.device import choose_device
+from foveate.vision.hub import Checkpoint, check_loaded, fetch
+from foveate.vision.precision import precision_of
+from foveate.vision.transformers_loading import quiet
+
+# What transformers raises for configurations, weights and processors that do not fit one another.
+_UNUSABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError, ImportError, AttributeError)
+
+
+class TransformersSettings(Settings):
+    """Which model, and how it runs."""
+
+    model: str = Field(min_length=1, description="A folder, or OWNER/NAME on the hub.")
+    revision: str | None = Field(None, description="Commit, tag or branch of a hub repository.")
+    offline: bool = Field(False, description="Look into the hub's cache only.")
+    device: str = "auto"
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    batch_size: int = Field(8, ge=1, le=1024)
+    wait_seconds: float = Field(0.02, ge=0, description="How long a batch that is not full waits for more.")
+
+
+class TransformersCaptioner:
+    """See `foveate.caption.captioner.Captioner`."""
+
+    name = "transformers"
+
+    def __init__(self, settings: TransformersSettings) -> None:
+        self.settings = settings
+        checkpoint = fetch(
+            settings.model, revision=settings.revision, offline=settings.offline, field="--model of 'transformers'"
+        )
+        self.device = choose_device(settings.device)
+        self.dtype = precision_of(settings.precision, self.device)
+        self.network, self.processor = _load(checkpoint, self.dtype)
+        self.network.to(self.device).eval()
+        self.model = settings.model if checkpoint.commit else Path(settings.model).resolve().name
+        self.revision = checkpoint.commit or checkpoint.digest()
+        self.concurrency = 4 * settings.batch_size
+        self._batcher: Batcher[CaptionRequest, CaptionAnswer] | None = None
+
+    async def caption(self, request: CaptionRequest) -> CaptionAnswer:
+        """The answer of the model, from the next batch of requests of the same format."""
+        if self._batcher is None:
+            self._batcher = Batcher(
+                self.answer,
+                most=self.settings.batch_size,
+                alike=lambda one: (one.prompt_id, one.temperature > 0),
+                wait_seconds=self.settings.wait_seconds,
+            )
+        return await self._batcher.ask(request)
+
+    async def close(self) -> None:
+        """End the thread that generates."""
+        if self._batcher is not None:
+            await self._batcher.close()
+            self._batcher = None
+
+    def answer(self, requests: Sequence[CaptionRequest]) -> list[CaptionAnswer]:
+        """Answers to a batch. One that does not fit into memory is halved; a row that the model cannot take is an
+        error of that row alone."""
+        began = time.monotonic()
+        try:
+            made = self._generate(requests)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            if len(requests) == 1:
+                return [CaptionAnswer(error="out_of_memory")]
+            return self._halves(requests)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if len(requests) == 1:
+                return [CaptionAnswer(text=" ".join(str(error).split())[:500], error="model_error", final=True)]
+            return self._halves(requests)
+        latency = 1000 * (time.monotonic() - began)
+        return [
+            CaptionAnswer(text=text, latency_ms=latency, tokens_in=read, tokens_out=written)
+            for text, read, written in made
+        ]
+
+    def _halves(self, requests: Sequence[CaptionRequest]) -> list[CaptionAnswer]:
+        middle = len(requests) // 2
+        return [*self.answer(requests[:middle]), *self.answer(requests[middle:])]
+
+    @torch.inference_mode()
+    def _generate(self, requests: Sequence[CaptionRequest]) -> list[tuple[str, int, int]]:
+        """Text, tokens read and tokens written of each request."""
+        from transformers import LogitsProcessorList
+
+        inputs = self.processor(
+            text=[self._prompt(request.prompt) for request in requests],
+            images=[[_picture(request)] for request in requests],
+            padding=True,
+            return_tensors="pt",
+        ).to(self.device)
+        inputs = {
+            name: value.to(self.dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+            for name, value in inputs.items()
+        }
+        length = inputs["input_ids"].shape[1]
+        drawing = LogitsProcessorList([Drawing(requests)] if requests[0].temperature > 0 else [])
+        written_BT = self.network.generate(
+            **inputs,
+            max_new_tokens=max(request.max_tokens for request in requests),
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            logits_processor=drawing,
+            pad_token_id=self._padding,
+        )[:, length:].cpu()
+        read = inputs["attention_mask"].sum(dim=1).tolist()
+        return [
+            self._text(row, request, int(tokens))
+            for row, request, tokens in zip(written_BT, requests, read, strict=True)
+        ]
+
+    def _text(self, ids: Tensor, request: CaptionRequest, read: int) -> tuple[str, int, int]:
+        kept = [int(token) for token in ids.tolist()][: request.max_tokens]
+        ends = [place for place, token in enumerate(kept) if token in self._ends]
+        kept = kept[: ends[0]] if ends else kept
+        return self.processor.tokenizer.decode(kept, skip_special_tokens=True).strip(), read, len(kept)
+
+    @property
+    def _ends(self) -> set[int]:
+        ends = self.network.generation_config.eos_token_id
+        return set(ends) if isinstance(ends, list) else {ends}
+
+    @property
+    def _padding(self) -> int | None:
+        tokenizer = self.processor.tokenizer
+        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def _prompt(self, text: str) -> str:
+        """A prompt in the model's own words for "here is a picture, here is a question"."""
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": text}]
+            messages = [{"role": "user", "content": content}]
+            return self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        token = getattr(self.processor, "image_token", None)
+        if not isinstance(token, str):
+            raise UserError(f"{self.model}: its processor has neither a chat template nor an image token")
+        return f"{token}\n{text}\n"
+
+
+class Drawing:
+    """Makes greedy decoding draw: the largest of logits / temperature + Gumbel noise is a draw from their softmax.
+
+    Each row has a generator of its own, from its request's seed, so that its text does not depend on its batch.
+    """
+
+    def __init__(self, requests: Sequence[CaptionRequest]) -> None:
+        self._temperatures = [request.temperature for request in requests]
+        self._generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+
+    def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:
+        noise_BV = torch.stack([torch.rand(scores_BV.shape[1], generator=generator) for generator in self._generators])
+        gumbel_BV = -torch.log(-torch.log(noise_BV.clamp(1e-20, 1 - 1e-7))).to(scores_BV.device)
+        temperatures_B1 = torch.tensor(self._temperatures, device=scores_BV.device).unsqueeze(1)
+        return scores_BV.float() / temperatures_B1 + gumbel_BV
+
+
+def _picture(request: CaptionRequest) -> Image.Image:
+    return decode(request.picture)
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Network and processor of a folder. Raises UserError where they are missing or do not fit."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    checkpoint.config()
+    checkpoint.weights()
+    with quiet():
+        try:
+            processor = AutoProcessor.from_pretrained(str(checkpoint.folder))
+            network, report = AutoModelForImageTextToText.from_pretrained(
+                str(checkpoint.folder), use_safetensors=True, dtype=dtype, output_loading_info=True
+            )
+        except _UNUSABLE as error:
+            if isinstance(error, UserError):
+                raise
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"{checkpoint.name}: transformers cannot open it as a model that answers about pictures ({reason})"
+            ) from error
+    check_loaded(report, name=checkpoint.name)
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise UserError(f"{checkpoint.name}: its processor reads no pictures, or no text")
+    processor.tokenizer.padding_side = "left"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return network, processor
+
+
+def open_transformers(settings: TransformersSettings, collection: Collection) -> TransformersCaptioner:
+    """The captioner, with its weights loaded."""
+    return TransformersCaptioner(settings)
+
+
+BACKEND = Backend(
+    TransformersSettings, open_transformers, note="an image-text-to-text model of transformers, on this machine"
+)

@@ -1,0 +1,178 @@
+"""Local models: opened from the format of transformers, batched without a difference, errors of one row alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_vlm
+import torch
+from captioned import make, picture, rows
+
+from foveate.caption.backends.transformers import Drawing, TransformersCaptioner, TransformersSettings
+from foveate.caption.batching import Batcher
+from foveate.caption.captioner import CaptionRequest
+from foveate.caption.run import caption
+from foveate.caption.work import CaptionSettings
+from foveate.settings.errors import UserError
+from foveate.settings.runs import RunFolder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_vlm.save(tmp_path_factory.mktemp("models") / "tiny-llava")
+
+
+@pytest.fixture(scope="module")
+def captioner(folder: Path) -> TransformersCaptioner:
+    return TransformersCaptioner(TransformersSettings(model=str(folder), device="cpu", precision="float32"))
+
+
+def requests(count: int, *, temperature: float, max_tokens: int = 12) -> list[CaptionRequest]:
+    """Different pictures, and prompts of different lengths."""
+    return [
+        CaptionRequest(
+            f"p{n}", "ssc", "ssc-1", "Write." + " Please." * n, picture(n), "image/jpeg", "", max_tokens, temperature, n
+        )
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_batch_says_what_each_row_says_alone(captioner: TransformersCaptioner, temperature: float) -> None:
+    asked = requests(5, temperature=temperature)
+    together = captioner.answer(asked)
+    alone = [captioner.answer([request])[0] for request in asked]
+    assert [one.text for one in together] == [one.text for one in alone]
+    assert [(one.tokens_in, one.tokens_out) for one in together] == [(one.tokens_in, one.tokens_out) for one in alone]
+    assert len({one.text for one in together}) > 1
+    assert all(not one.error and one.text for one in together)
+    assert together[1].tokens_in > together[0].tokens_in
+
+
+def test_the_picture_matters(captioner: TransformersCaptioner) -> None:
+    (request,) = requests(1, temperature=0.0, max_tokens=24)
+    texts = {captioner.answer([replace(request, picture=picture(seed))])[0].text for seed in range(6)}
+    assert len(texts) > 1
+
+
+def test_the_seed_is_honoured(captioner: TransformersCaptioner) -> None:
+    (request,) = requests(1, temperature=1.0)
+    first, again, other = (captioner.answer([replace(request, seed=seed)])[0].text for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_draws_have_the_probabilities_of_the_softmax() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0])
+    many = [CaptionRequest("p", "ssc", "x", "", b"", "", "", 1, 0.5, seed) for seed in range(4000)]
+    drawn = Drawing(many)(torch.zeros(4000, 1), logits.expand(4000, 3)).argmax(dim=1)
+    shares = torch.bincount(drawn, minlength=3) / 4000
+    expected = torch.softmax(logits / 0.5, dim=0)
+    assert torch.allclose(shares, expected, atol=4 * 0.5 / 4000**0.5)
+
+
+def test_each_row_has_its_own_limit_of_tokens(captioner: TransformersCaptioner) -> None:
+    short, long = (
+        replace(one, max_tokens=count) for one, count in zip(requests(2, temperature=0.0), (3, 9), strict=True)
+    )
+    answers = captioner.answer([short, long])
+    assert answers[0].tokens_out <= 3 < answers[1].tokens_out <= 9
+
+
+def test_a_picture_that_the_model_cannot_take_is_an_error_of_its_row(captioner: TransformersCaptioner) -> None:
+    asked = requests(4, temperature=0.0)
+    asked[2] = replace(asked[2], picture=b"GIF89a nonsense")
+    answers = captioner.answer(asked)
+    assert [one.error for one in answers] == ["", "", "model_error", ""]
+    assert answers[2].final
+    assert [one.text for one in answers[:2]] == [one.text for one in captioner.answer(asked[:2])]
+
+
+def test_what_does_not_fit_into_memory_is_halved(
+    captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = requests(6, temperature=0.0)
+    expected = [one.text for one in captioner.answer(asked)]
+    generate, sizes = captioner._generate, []
+
+    def small(batch: list[CaptionRequest]) -> list[tuple[str, int, int]]:
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return generate(batch)
+
+    monkeypatch.setattr(captioner, "_generate", small)
+    assert [one.text for one in captioner.answer(asked)] == expected
+    assert max(sizes) == 6
+    monkeypatch.setattr(captioner, "_generate", lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
+    assert [(one.error, one.final) for one in captioner.answer(asked[:2])] == [("out_of_memory", False)] * 2
+
+
+def test_without_a_chat_template_the_image_token_is_used(tmp_path: Path) -> None:
+    plain = tiny_vlm.save(tmp_path / "plain", template=False)
+    opened = TransformersCaptioner(TransformersSettings(model=str(plain), device="cpu", precision="float32"))
+    assert opened._prompt("Write.") == "<image>\nWrite.\n"
+    assert not opened.answer(requests(2, temperature=0.0))[0].error
+
+
+def test_the_pipeline_batches_and_stores_the_weights_hash(folder: Path, tmp_path: Path) -> None:
+    """Random weights write no JSON: their prose is stored as repaired, and keyed by the weights."""
+    collection = make(tmp_path / "c", 6)
+    settings = TransformersSettings(model=str(folder), device="cpu", precision="float32", batch_size=4)
+    run = RunFolder.create(tmp_path / "run")
+    chosen = CaptionSettings(formats=("ssc", "dsc"), max_tokens=8, temperature=0.0)
+    asked = []
+    for _ in range(2):
+        done = caption(collection, chosen, backend="transformers", backend_settings=settings, run=run)
+        asked.append({kind: tally["asked"] for kind, tally in done.result["formats"].items()})
+    assert asked == [{"ssc": 6, "dsc": 6}, {"ssc": 0, "dsc": 0}]
+    found = [*rows(collection), *rows(collection, "caption_errors")]
+    assert len({row["request"] for row in found}) == 12
+    assert {row["model"] for row in found} == {"tiny-llava"}
+    assert all(len(row["details"]["revision"]) == 16 and row["details"]["tokens_in"] > 0 for row in found)
+
+
+def test_what_is_no_such_model_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--model of 'transformers' 'nowhere': no such folder"):
+        TransformersCaptioner(TransformersSettings(model="nowhere"))
+    with pytest.raises(UserError, match="not in the cache, and offline mode is on"):
+        TransformersCaptioner(TransformersSettings(model="someone/something", offline=True))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"it has no config\.json"):
+        TransformersCaptioner(TransformersSettings(model=str(tmp_path / "empty")))
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (wrong / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match="transformers cannot open it as a model that answers about pictures"):
+        TransformersCaptioner(TransformersSettings(model=str(wrong)))
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text((folder / "config.json").read_text())
+    (pickled / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="its weights are a pickle"):
+        TransformersCaptioner(TransformersSettings(model=str(pickled)))
+
+
+def test_calls_are_gathered_by_what_they_have_in_common() -> None:
+    batches: list[list[int]] = []
+
+    def answer(batch: list[int]) -> list[int]:
+        batches.append(list(batch))
+        if 13 in batch:
+            raise ValueError("thirteen")
+        return [10 * one for one in batch]
+
+    async def run() -> None:
+        batcher: Batcher[int, int] = Batcher(answer, most=3, alike=lambda one: one % 2, wait_seconds=0.01)
+        assert await asyncio.gather(*(batcher.ask(number) for number in range(8))) == [10 * n for n in range(8)]
+        assert batches == [[0, 2, 4], [1, 3, 5], [6], [7]]
+        answers = await asyncio.gather(batcher.ask(13), batcher.ask(2), return_exceptions=True)
+        assert isinstance(answers[0], ValueError)
+        assert answers[1] == 20
+        await batcher.close()
+
+    asyncio.run(run())
