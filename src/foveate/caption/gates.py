@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
@@ -158,9 +159,15 @@ def leaks(caption: str, prompt: str) -> bool:
     """Whether a caption holds the prompt's own wording: six of its words in a row, or a field of the answer."""
     if any(name in caption for name in _FIELDS):
         return True
-    asked, said = words_of(prompt), words_of(caption)
-    runs = {tuple(asked[place : place + _LEAKED_WORDS]) for place in range(len(asked) - _LEAKED_WORDS + 1)}
-    return any(tuple(said[place : place + _LEAKED_WORDS]) in runs for place in range(len(said) - _LEAKED_WORDS + 1))
+    return not _runs(prompt).isdisjoint(_runs(caption))
+
+
+@lru_cache(maxsize=64)
+def _runs(text: str) -> frozenset[tuple[str, ...]]:
+    """All runs of words of a text that are long enough to be its wording."""
+    words = words_of(text)
+    places = range(len(words) - _LEAKED_WORDS + 1)
+    return frozenset(tuple(words[place : place + _LEAKED_WORDS]) for place in places)
 
 
 _ENGLISH = frozenset(
