@@ -1,0 +1,107 @@
+"""kill -9 at any moment of captioning, then the same command: no row lost, none doubled, nothing asked twice that was
+written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from captioned import make, rows, texts
+from chat_server import ChatServer, Say, good, says
+
+from foveate.records.collection import Collection
+from killing import Server, kill_at_random
+
+
+def behave(number: int, body: dict[str, Any]) -> Say:
+    """Answers by the picture alone; some pictures are refused, and some answers come in a fence."""
+    text = good(body)
+    if "golden" in text:
+        text = "I cannot do that."
+    elif "spotted" in text:
+        text = f"```json\n{text}\n```"
+    return says(text, seconds=0.004)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server("captions_to_kill") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def chat() -> Iterator[ChatServer]:
+    with ChatServer(behave) as found:
+        yield found
+
+
+def errors(collection: Path) -> dict[str, str]:
+    found = rows(collection, "caption_errors")
+    assert len({row["request"] for row in found}) == len(found), "an error is doubled"
+    return {row["request"]: row["error"] for row in found}
+
+
+def copy(whole: Path, folder: Path) -> Path:
+    """A collection before any captions."""
+    shutil.copytree(whole, folder / "c")
+    return folder / "c"
+
+
+def test_a_kill_before_and_after_every_file_is_mended(server: Server, chat: ChatServer, tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole" / "c", 9)
+    plain = copy(whole, tmp_path / "plain")
+    steps = server.start("run", plain, chat.url, 9).finish()
+    expected, failed = texts(plain), errors(plain)
+    assert len(expected) + len(failed) == 36
+    assert failed
+    assert steps >= 5
+    for die_at, moment in ((1, "before"), (1, "after"), (3, "before"), (5, "after")):
+        target = copy(whole, tmp_path / f"{moment}-{die_at}")
+        server.start("run", target, chat.url, 9, die_at=die_at, moment=moment).end()
+        found = texts(target)
+        assert found.items() <= expected.items()
+        asked = len(chat.requests)
+        server.start("run", target, chat.url, 9).finish()
+        assert texts(target) == expected
+        assert errors(target) == failed
+        assert len(chat.requests) - asked <= 36 - len(found)
+        assert not list(target.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments(server: Server, chat: ChatServer, tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole" / "c", 80)
+    plain = copy(whole, tmp_path / "plain")
+    took = server.seconds("run", plain, chat.url, 16)
+    expected, failed = texts(plain), errors(plain)
+    assert len(expected) + len(failed) == 320
+    target, attempt, kept, most_kept = copy(whole, tmp_path / "killed-0"), 0, 0, 0
+
+    def check(dead: bool) -> None:
+        nonlocal target, attempt, kept, most_kept
+        attempt += 1
+        found = texts(target)
+        assert found.items() <= expected.items()
+        assert errors(target).items() <= failed.items()
+        assert len(found) >= kept
+        kept = len(found)
+        most_kept = max(most_kept, kept)
+        if not dead:
+            assert (found, errors(target)) == (expected, failed)
+            shutil.rmtree(target.parent)
+            target, kept = copy(whole, tmp_path / f"killed-{attempt}"), 0
+
+    kill_at_random(lambda: server.start("run", target, chat.url, 16), kills=50, longest=took, seed=11, after=check)
+    server.start("run", target, chat.url, 16).finish()
+    assert texts(target) == expected
+    assert errors(target) == failed
+    assert 0 < most_kept
+    asked = len(chat.requests)
+    server.start("run", target, chat.url, 16).finish()
+    assert len(chat.requests) == asked
+    details = [json.loads(row) for row in Collection.open(target).table("captions")["details"].to_pylist() if row]
+    assert len({one["run_id"] for one in details}) > 1
