@@ -1,0 +1,84 @@
+"""Ray Data with two workers writes the rows that one process writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from captioned import ALL, make, rows, texts
+from chat_server import ChatServer, Say, fails, good, says
+
+from foveate.caption.backends.http import HttpSettings
+from foveate.caption.executing import executor_names, find_executor
+from foveate.caption.run import Done, caption
+from foveate.caption.work import CaptionSettings
+from foveate.settings.errors import UserError
+from foveate.settings.runs import RunFolder
+
+installed = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: foveate[ray]")
+
+
+def ask(collection: Path, endpoint: str, executor: str) -> Done:
+    return caption(
+        collection,
+        CaptionSettings(formats=ALL),
+        backend="http",
+        backend_settings=HttpSettings(endpoint=(endpoint,), model="m", concurrency=4, backoff_seconds=0.02),
+        run=RunFolder.create(collection.parent / f"run-{collection.name}"),
+        executor=executor,
+        processes=2,
+    )
+
+
+def behave(number: int, body: dict[str, Any]) -> Say:
+    text = good(body)
+    return says("I cannot do that." if "golden" in text else text, seconds=0.01)
+
+
+@installed
+@pytest.mark.slow
+def test_two_workers_write_what_one_process_writes(tmp_path: Path) -> None:
+    with ChatServer(behave) as server:
+        one = ask(make(tmp_path / "one", 150), server.url, "local")
+        two = ask(make(tmp_path / "two", 150), server.url, "ray")
+        asked = len(server.requests)
+        again = ask(tmp_path / "two", server.url, "ray")
+        assert len(server.requests) == asked
+    assert texts(tmp_path / "one") == texts(tmp_path / "two")
+    by_request = [
+        {row["request"]: (row["error"], row["final"], row["raw"]) for row in rows(tmp_path / name, "caption_errors")}
+        for name in ("one", "two")
+    ]
+    assert by_request[0] == by_request[1]
+    assert by_request[0]
+    for kind in ALL:
+        ours, theirs = one.result["formats"][kind], two.result["formats"][kind]
+        assert ours == theirs
+        assert again.result["formats"][kind]["skipped"]["done"] == ours["ok"]
+
+
+@installed
+@pytest.mark.slow
+def test_what_ends_a_run_in_a_worker_ends_it_here(tmp_path: Path) -> None:
+    with ChatServer(lambda number, body: fails(401, "bad key")) as server:
+        done = ask(make(tmp_path / "c", 4), server.url, "ray")
+    assert "HTTP 401" in str(done.failure)
+    assert not rows(tmp_path / "c")
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    from foveate.caption.executors import ray as executor
+
+    with pytest.raises(UserError, match=r"pip install 'foveate\[ray\]'"):
+        executor._ray()
+
+
+def test_executors_are_found_by_name() -> None:
+    assert {"local", "ray"} <= set(executor_names())
+    assert find_executor("local").note
+    with pytest.raises(UserError, match="unknown executor 'rey'.*did you mean 'ray'"):
+        find_executor("rey")
