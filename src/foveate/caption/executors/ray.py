@@ -50,7 +50,7 @@ async def outcomes(
             if block is None:
                 return
             found = [json.loads(text) for text in block["outcome"].to_pylist()]
-            yield [Outcome(**{**one, "flags": tuple(one["flags"])}) for one in found if "failure" not in one]
+            yield [_outcome(one) for one in found if "failure" not in one]
             failures = [one["failure"] for one in found if "failure" in one]
             if failures:
                 raise UserError(failures[0])
@@ -91,6 +91,16 @@ def _answers(ray: Any, job: Job, worklist: Worklist) -> Iterator[pa.Table]:
     return iter(asked.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
 
 
+def _outcome(content: Any) -> Outcome:
+    content["flags"] = tuple(content["flags"])
+    return Outcome(**content)
+
+
+def _todo(content: Any) -> Todo:
+    content["kinds"] = tuple(content["kinds"])
+    return Todo(**content)
+
+
 class _Part:
     """Some pictures of a worklist, as the local executor takes them."""
 
@@ -116,7 +126,7 @@ class Asker:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Outcomes of a block of pictures."""
-        todos = [Todo(**{**one, "kinds": tuple(one["kinds"])}) for one in map(json.loads, block["todo"].to_pylist())]
+        todos = [_todo(json.loads(text)) for text in block["todo"].to_pylist()]
         found = [] if self._failure else self._loop.run_until_complete(self._ask(todos))
         said: list[dict[str, Any]] = [asdict(outcome) for outcome in found]
         if self._failure:
