@@ -48,6 +48,7 @@ def test_everything_is_counted(tmp_path: Path) -> None:
     assert regions["sizes"] == {"small": 6, "medium": 0, "large": 6}
     assert regions["frequent_phrases"] == {"dot": 6, "all": 6}
     assert regions["by_slice"] == {"": 6, "seen": 6}
+    assert regions["by_source"] == {"tests": 12}
     assert summary["quarantine"] == {"picture: empty file": 1}
     json.dumps(summary, allow_nan=False)
 

@@ -116,4 +116,5 @@ def _regions(collection: Collection, keys: pa.Array) -> dict[str, object]:
         "distinct_phrases": len(phrases),
         "frequent_phrases": dict(phrases.most_common(_MOST_VALUES)),
         "by_slice": _counts(table["slice"].to_numpy()),
+        "by_source": _counts(table["source"].to_numpy()),
     }
