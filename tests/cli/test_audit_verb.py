@@ -46,9 +46,12 @@ def test_a_tokenizer_is_counted_beside(foveate: Run, scenes: Path) -> None:
     assert found["numbers"]["scenes"][0]["lengths"]["other"]["mean"] > 2
 
 
-def test_mistakes(foveate: Run, scenes: Path) -> None:
+def test_mistakes(foveate: Run, scenes: Path, trained: Path) -> None:
     assert "no captions of format ssc" in foveate("audit", scenes, "--formats", "ssc").sentence
     assert "tokenizer.json" in foveate("audit", scenes, "--tokenizer", "none.json").sentence
+    assert foveate("audit", scenes, "--endpoint", "http://127.0.0.1:9/v1").code == 2
+    both = ("--endpoint", "http://127.0.0.1:9/v1", "--endpoint-model", "m", "--judge", trained / "model")
+    assert foveate("audit", scenes, *both).code == 2
 
 
 def test_a_model_folder_judges_real_pictures(foveate: Run, tiny_collection: Path, trained: Path) -> None:

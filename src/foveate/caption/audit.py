@@ -191,7 +191,7 @@ def _judge_of(
     if method.judge is not None:
         return method.judge, method.judge_definition
     if method.model is None:
-        return None, "Nobody judged these assertions: give an image-text model (--judge)."
+        return None, "Nobody judged these assertions: give an image-text model (--judge) or a served one (--endpoint)."
     opened = ModelJudge.open(
         method.model,
         collection,

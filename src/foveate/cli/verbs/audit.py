@@ -25,6 +25,8 @@ from foveate.cli.tables import measured
 )
 @click.option("--tagger", default="rules", show_default=True, metavar="NAME", help="Tagger of noun phrases.")
 @click.option("--judge", type=click.Path(path_type=Path), default=None, help="Image-text model for real pictures.")
+@click.option("--endpoint", default=None, metavar="URL", help="OpenAI-compatible server that splits and judges.")
+@click.option("--endpoint-model", default=None, metavar="NAME", help="The model that this server has.")
 @click.option("--gallery", type=click.IntRange(1, 200), default=24, show_default=True, help="Pictures on the page.")
 @click.option("--run", "run", type=click.Path(path_type=Path), default=None, help="Run folder; runs/audit by default.")
 @common()
@@ -39,6 +41,8 @@ def command(
     entity: str,
     tagger: str,
     judge: Path | None,
+    endpoint: str | None,
+    endpoint_model: str | None,
     gallery: int,
     run: Path | None,
     as_json: bool,
@@ -49,7 +53,7 @@ def command(
     the share of them that holds, what they share with the AltText, duplicates and truncation; with intervals and a
     control of shuffled captions.
 
-    On generated scenes the truth judges; on real pictures an image-text model (--judge).
+    On generated scenes the truth judges; on real pictures an image-text model (--judge) or a served one (--endpoint).
 
     \b
     Example:
@@ -63,11 +67,19 @@ def command(
     from foveate.report import render
     from foveate.settings.runs import RunFolder
 
+    if (endpoint is None) != (endpoint_model is None):
+        raise click.UsageError("--endpoint and --endpoint-model belong together")
+    if endpoint is not None and judge is not None:
+        raise click.UsageError("give one of --judge and --endpoint: one judge, one number")
     opened = Collection.open(collection)
     wanted = tuple(_format(one) for one in (formats or "").split(",") if one.strip())
     question = Question(wanted, split, sample, seed or 0, prefer, tagger, gallery)
     units = Units(context, None if tokenizer is None else OtherTokenizer(tokenizer), entity, seed or 0)
     method = Method(model=judge)
+    if endpoint is not None and endpoint_model is not None:
+        from foveate.caption.assertions.served import served_method
+
+        method = served_method(opened, endpoint, endpoint_model)
     folder = RunFolder.create(run or Path("runs/audit"), command=["foveate", *sys.argv[1:]])
     result = audit(opened, folder.path, question, units, method, device=device)
     result["command"] = ["foveate", *sys.argv[1:]]

@@ -1,0 +1,139 @@
+"""Splitting and judging by a model behind the captioners' protocol, such as one at an OpenAI-compatible server.
+
+Two calls a caption: `split` gives the assertions, `verify` a verdict for each, both with the picture. A caption whose
+answer cannot be read is split by the rules, or judged unverifiable, and counted: the report names how many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from foveate.caption.answers import parse_assertions, parse_verdicts
+from foveate.caption.assertions import splitter
+from foveate.caption.audit import Method
+from foveate.caption.captioner import Captioner, CaptionRequest, find_backend
+from foveate.caption.pictures import prepare
+from foveate.caption.prompts import prompt_for
+from foveate.metrics.captions import UNVERIFIABLE
+from foveate.records.collection import Collection
+from foveate.records.pictures import BadPicture
+from foveate.settings.progress import say
+from foveate.settings.recipes import validate
+
+_LONGEST_SIDE = 1024
+_MAX_TOKENS = 1500
+T = TypeVar("T")
+
+
+@dataclass
+class Served:
+    """A splitter and judge over a captioner; `failed` counts answers that could not be used, by purpose."""
+
+    captioner: Captioner
+    collection: Collection
+    failed: dict[str, int] = field(default_factory=lambda: {"split": 0, "verify": 0})
+
+    async def _ask(self, purpose: str, row: int, **values: object) -> str | None:
+        """The raw answer, None where there is none."""
+        try:
+            picture = prepare(self.collection.picture_bytes(row), longest_side=_LONGEST_SIDE)
+        except BadPicture:
+            return None
+        prompt = prompt_for(purpose)
+        request = CaptionRequest(
+            key=self.collection.keys[row],
+            kind=purpose,
+            prompt_id=prompt.id,
+            prompt=prompt.fill(**values),
+            picture=picture.data,
+            media_type=picture.media_type,
+            alt="",
+            max_tokens=_MAX_TOKENS,
+            temperature=0.0,
+            seed=0,
+        )
+        answer = await self.captioner.caption(request)
+        return None if answer.error else answer.text
+
+    async def split_one(self, row: int, caption: str) -> list[str]:
+        """The assertions of a caption; by rules where the answer cannot be read."""
+        raw = await self._ask("split", row, caption=caption) if caption.strip() else None
+        status, found = parse_assertions(raw) if raw is not None else ("error:none", [])
+        if status.startswith("error"):
+            self.failed["split"] += bool(caption.strip())
+            return splitter.split(caption)
+        return list({splitter.folded(one): one for one in found if splitter.folded(one)}.values())
+
+    async def judge_one(self, row: int, assertions: Sequence[str]) -> list[str]:
+        """A verdict for each assertion; unverifiable where the answer cannot be read."""
+        if not assertions:
+            return []
+        raw = await self._ask("verify", row, assertions=list(assertions))
+        status, found = parse_verdicts(raw, len(assertions)) if raw is not None else ("error:none", [])
+        if status.startswith("error"):
+            self.failed["verify"] += 1
+            return [UNVERIFIABLE] * len(assertions)
+        return found
+
+    def split(self, rows: Sequence[int], captions: Sequence[str]) -> list[list[str]]:
+        """The assertions of many captions; at most `captioner.concurrency` questions at a time."""
+        return self._all("split", [self.split_one(row, text) for row, text in zip(rows, captions, strict=True)])
+
+    def judge(self, rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
+        """The verdicts of many captions' assertions."""
+        return self._all("verify", [self.judge_one(row, said) for row, said in zip(rows, assertions, strict=True)])
+
+    def _all(self, purpose: str, questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        before = self.failed[purpose]
+        found = asyncio.run(self._gather(questions))
+        if self.failed[purpose] > before:
+            lost = self.failed[purpose] - before
+            say(f"{self.captioner.model}: {lost} of {len(questions)} answers to {purpose} could not be used")
+        return found
+
+    async def _gather(self, questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        places = asyncio.Semaphore(max(1, self.captioner.concurrency))
+
+        async def one(question: Coroutine[Any, Any, T]) -> T:
+            async with places:
+                return await question
+
+        try:
+            return list(await asyncio.gather(*(one(question) for question in questions)))
+        finally:
+            await self.captioner.close()  # its connections belong to this loop
+
+    @property
+    def splitter_name(self) -> str:
+        """What goes into the report beside the number of assertions."""
+        return f"{self.captioner.model} with prompt {_stamp('split')}"
+
+    @property
+    def definition(self) -> str:
+        """What the verdicts mean."""
+        return (
+            f"Judged by {self.captioner.model} with prompt {_stamp('verify')}: supported if the picture shows it, "
+            "contradicted if the picture shows otherwise, unverifiable if the picture does not say or no answer could "
+            "be read. A model that judges its own captions prefers them."
+        )
+
+
+def _stamp(purpose: str) -> str:
+    prompt = prompt_for(purpose)
+    return f"{prompt.id} ({prompt.sha256[:12]})"
+
+
+def served_method(collection: Collection, endpoint: str, model: str) -> Method:
+    """The method of an audit that asks an OpenAI-compatible server.
+
+    Raises:
+        UserError: when the address is none.
+    """
+    backend = find_backend("http")
+    given = {"endpoint": endpoint, "model": model}
+    captioner = backend.open(validate(backend.settings, given, where="--endpoint"), collection)
+    served = Served(captioner, collection)
+    return Method(served.split, served.splitter_name, judge=served.judge, judge_definition=served.definition)
