@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from foveate.report import render
-from foveate.report.pages.audit import MARKS, AuditResult
+from foveate.report.captions import MARKS
+from foveate.report.pages.audit import AuditResult
 from foveate.report.schema import read
 from foveate.settings.errors import UserError
 
@@ -48,9 +49,8 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
     for said in ("What the captions of boats are worth", "as drawn", "scene-oracle (3)", "2 lack one", "50.0%", "15.5"):
         assert said in page
     for verdict, name in MARKS.items():
-        if verdict:
-            assert f"statement {verdict}" in page
-            assert name in page
+        assert f"statement {verdict}" in page
+        assert name in page
     assert "A red &lt;b&gt;boat&lt;/b&gt;" in page
     assert "Some captions are the scene-oracle" in page
     assert " best" not in page.split('id="method"')[0].split("<tbody")[1]

@@ -166,6 +166,7 @@ class TourResult(Part):
     searches: list[Search] = []
     locate: list[Locate] = []
     choose: list[Choose] = []
+    captions: dict[str, Any] = {}
     default: str = "head"
     commands: list[Command] = []
     limits: list[str] = []

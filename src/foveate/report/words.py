@@ -47,6 +47,7 @@ STAGES = {
     "evaluate": "evaluate",
     "evaluation": "measure both",
     "questions": "search and ask",
+    "captions": "write captions and try them",
     "report": "write the report",
 }
 

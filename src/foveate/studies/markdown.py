@@ -46,6 +46,9 @@ def results_table(result: Mapping[str, Any]) -> str:
         if claims:
             lines += ["", "| claim | difference, 95 % interval | must hold | verdict |", "|---|---|---|---|"]
             lines += [_claim_line(claim, seeds=len(result["seeds"])) for claim in claims]
+    for one in result.get("beside", []):
+        lines += ["", f"### {one['title']}", "", one["note"], "", f"| {' | '.join(one['columns'])} |"]
+        lines += [f"|{'---|' * len(one['columns'])}", *(f"| {' | '.join(line)} |" for line in one["lines"])]
     return "\n".join(lines)
 
 

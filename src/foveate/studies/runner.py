@@ -2,7 +2,8 @@
 
 A study is a module of `foveate.studies` with DESIGN, the scales FULL and QUICK, `with_seeds(scale, n)`,
 `installed(folders)` (what it found of optional data, by name), `cells(scale, seed=, extras=)`,
-`identity(scale, extras=)`, `Work(folder, scale, extras, device)` with `prepare()`, and `row_values(done)`.
+`identity(scale, extras=)`, `Work(folder, scale, extras, device)` with `prepare()`, and `row_values(done)`. It may have
+`beside(folder, scale)`: further tables for its page, each with title, note, columns and lines of texts.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from foveate.settings.runs import RunFolder
 from foveate.studies.cells import Cell, CellStore, announce, run_cells
 from foveate.studies.study import Design, summary
 
-STUDIES = ("calibration", "cloc", "vesl")
+STUDIES = ("calibration", "captions", "cloc", "vesl")
 
 
 def study_of(name: str) -> Any:
@@ -80,6 +81,7 @@ def run_study(
         if all(store.done(cell) is None for cell in cells):
             raise UserError(f"{run_path}: no training is finished yet")
         result = _result(study, store, cells, scale, extras, command)
+        result["beside"] = _beside(study, run.path, scale)
         run.write_result(result)
         return result
     work = study.Work(run.path, scale, extras, device)
@@ -99,8 +101,14 @@ def run_study(
             helper.join()
     result = _result(study, store, cells, scale, extras, command)
     result["seconds"] = {"prepare": round(prepared, 1), **result["seconds"]}
+    result["beside"] = _beside(study, run.path, scale)
     run.write_result(result)
     return result
+
+
+def _beside(study: Any, folder: Path, scale: Any) -> list[dict[str, Any]]:
+    """The study's further tables, if it has any."""
+    return study.beside(folder, scale) if hasattr(study, "beside") else []
 
 
 def _prepare(work: Any) -> None:

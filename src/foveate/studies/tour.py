@@ -35,10 +35,12 @@ from foveate.studies.questions import (
     where_questions,
     word_searches,
 )
+from foveate.studies.tour_captions import sizes_of, tour_captions
 from foveate.vision.localiser.folder import load_model
 from foveate.vision.localiser.model import LocalisingModel
 
 TEST = "test"
+
 RECIPES = {"clip": "tour-clip", "cloc": "tour"}
 TITLES = {
     "clip": ("CLIP", "pictures and texts only: it never saw a box"),
@@ -131,6 +133,12 @@ def tour(
     say("4 of 4: a dozen searches, a dozen places")
     result = _result(collection, run, first, tables, seed, seeds, command)
     clock.lap("questions")
+    locator = first.trained["cloc"].model_folder
+    assert locator is not None
+    say("and captions: a captioner, five kinds of text, an encoder that reads some of them")
+    sizes = sizes_of(train_scenes, steps)
+    result["captions"] = tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes)
+    clock.lap("captions")
     result["seconds"] = clock.total()
     result["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     run.write_result(result)

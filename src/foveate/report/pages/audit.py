@@ -8,29 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from foveate.report import numbers, parts
+from foveate.report.captions import MARKS, AuditPicture
 from foveate.report.page import Page, command_text
 from foveate.report.schema import Column, Part, Row, read
-
-MARKS = {"supported": "held", "contradicted": "contradicted", "unverifiable": "not decidable", "": "not judged"}
-
-
-class AuditAssertion(Part):
-    text: str
-    verdict: str = ""
-
-
-class AuditCaption(Part):
-    format: str
-    title: str
-    text: str
-    assertions: list[AuditAssertion] = []
-
-
-class AuditPicture(Part):
-    picture: str
-    data: str = ""
-    key: str = ""
-    captions: list[AuditCaption] = []
 
 
 class AuditJudge(Part):

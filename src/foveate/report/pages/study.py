@@ -61,6 +61,13 @@ class StudyReal(Part):
     used: bool
 
 
+class StudyTable(Part):
+    title: str
+    note: str = ""
+    columns: list[str]
+    lines: list[list[str]]
+
+
 class StudyResult(Part):
     kind: str
     title: str
@@ -74,6 +81,7 @@ class StudyResult(Part):
     table: list[StudyEntry] = []
     claims: list[StudyClaim] = []
     real: list[StudyReal] = []
+    beside: list[StudyTable] = []
     limits: list[str] = []
     trainings: int = 0
     planned: int = 0

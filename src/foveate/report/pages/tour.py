@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.report import numbers, parts, words
+from foveate.report.captions import MARKS, TourCaptions
 from foveate.report.charts import stacked_bar
 from foveate.report.page import Page, command_text
 from foveate.report.pictures import Overlay
@@ -118,6 +119,8 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "rules": rules_of(r.locate, r.default),
         "which": which_groups(r.choose),
         "groups": groups,
+        "captions": read(TourCaptions, r.captions) if r.captions else None,
+        "marks": MARKS,
         "models": list(r.models.values()),
         "charts": parts.curves(runs),
         "stack": stacked_bar(dict(stages), title="Time"),

@@ -1,0 +1,62 @@
+"""Pictures with their captions side by side, every assertion marked: what the pages of audits and of the tour share."""
+
+from __future__ import annotations
+
+from foveate.report.pictures import Overlay
+from foveate.report.schema import Part, Region
+
+MARKS = {"supported": "held", "contradicted": "contradicted", "unverifiable": "not decidable"}
+
+
+class AuditAssertion(Part):
+    text: str
+    verdict: str = ""
+
+
+class AuditCaption(Part):
+    format: str
+    title: str
+    text: str
+    assertions: list[AuditAssertion] = []
+
+
+class AuditPicture(Part):
+    picture: str
+    data: str = ""
+    key: str = ""
+    captions: list[AuditCaption] = []
+    regions: list[Region] = []
+
+    @property
+    def overlays(self) -> list[Overlay]:
+        """The boxes of its regions."""
+        return [Overlay(region.box, "region") for region in self.regions]
+
+
+class FormatNumbers(Part):
+    title: str
+    n: int
+    tokens: float
+    ana: float
+    held: float | None = None
+
+
+class EncoderValue(Part):
+    title: str
+    value: float
+
+
+class EncoderNumbers(Part):
+    measure: str
+    pictures: int
+    trained_on: int
+    steps: int
+    values: list[EncoderValue]
+
+
+class TourCaptions(Part):
+    model: str
+    definition: str
+    examples: list[AuditPicture]
+    formats: list[FormatNumbers]
+    encoder: EncoderNumbers

@@ -1,0 +1,264 @@
+"""The study `captions`: which texts a contrastive encoder should be trained with, and in what mixture.
+
+All variants share pictures, frozen features, steps and batches; only the rule differs by which the one text of a
+picture and visit is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from foveate.studies.cells import Cell
+from foveate.studies.study import Claim, Condition, Design, Measure, Row
+
+SCENES, PICTURES = "scenes", "pictures"
+CONDITIONS = (
+    Condition(
+        SCENES,
+        "Harness check: scenes, captions of the scene-oracle",
+        "generated scenes; captions are rendered from their truth by the scene-oracle with one statement in ten false, "
+        "AltTexts are noisy by construction. What comes out follows from how it was made: it checks the machinery and "
+        "says nothing about captioners",
+    ),
+    Condition(
+        PICTURES,
+        "Real pictures: clip art and emoji, captions of our own captioner",
+        "AltTexts are the pictures' own titles, keywords and descriptions; captions are written by our captioner, "
+        "trained on a third of the pictures that no encoder here sees",
+    ),
+)
+MEASURES = (
+    Measure("short", "Search with short texts, R@10"),
+    Measure("long", "Search with long texts, R@10"),
+    Measure("names", "Zero-shot: right name in the first 5"),
+    Measure("probe", "Linear probe: category"),
+)
+# Variant -> changes of the recipe, and whether captions are those of other pictures.
+VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "mix-50": (("data.mixture=clip",), False),
+    "alt": (("data.captions={alt: 1}",), False),
+    "ssc": (("data.captions={ssc: 1}",), False),
+    "mix-25": (("data.captions={alt: 0.75, ssc: 0.25}",), False),
+    "mix-75": (("data.captions={alt: 0.25, ssc: 0.75}",), False),
+    "dsc": (("data.captions={dsc: 1}",), False),
+    "alt-dsc": (("data.captions={alt: 0.5, dsc: 0.5}",), False),
+    "afc": (("data.captions={afc: 1}",), False),
+    "concat": (("data.captions={ssc: 1}", "data.combine=concat"), False),
+    "ssc-shuffled": (("data.captions={ssc: 1}",), True),
+    "mix-shuffled": (("data.mixture=clip",), True),
+}
+ROWS = (
+    Row("mix-50", "half AltText, half SSC", "the preset clip: one of both per visit", "mix-50", role="reference"),
+    Row("alt", "AltText only", "no synthetic captions", "alt", role="baseline"),
+    Row("ssc", "SSC only", "no AltText", "ssc", role="baseline"),
+    Row("mix-25", "3/4 AltText, 1/4 SSC", "less of the captions", "mix-25"),
+    Row("mix-75", "1/4 AltText, 3/4 SSC", "more of the captions", "mix-75"),
+    Row("dsc", "DSC only", "descriptive captions instead of short ones", "dsc"),
+    Row("alt-dsc", "half AltText, half DSC", "descriptive ones in the mixture", "alt-dsc"),
+    Row("afc", "AFC only", "fused: the caption has taken up the AltText", "afc"),
+    Row("concat", "AltText and SSC in one text", "joined: both in every text", "concat"),
+    Row("ssc-shuffled", "SSC of others", "captions shuffled within the collection", "ssc-shuffled", role="control"),
+    Row("mix-shuffled", "half AltText, half SSC of others", "the same, beside AltText", "mix-shuffled", role="control"),
+)  # fmt: skip
+
+
+def _claims(condition: str) -> tuple[Claim, ...]:
+    return (
+        Claim("Control: captions of other pictures teach nothing", condition, "short", "ssc", "ssc-shuffled", 0.05,
+              asserted=True),
+        Claim("Control: in the mixture, captions of other pictures do not help", condition, "short", "mix-50",
+              "mix-shuffled", asserted=condition == SCENES),
+        Claim("The hybrid beats AltText only, short searches", condition, "short", "mix-50", "alt",
+              asserted=condition == SCENES, source="paper's direction"),
+        Claim("The hybrid beats SSC only, short searches", condition, "short", "mix-50", "ssc",
+              source="paper's direction"),
+        Claim("The hybrid beats AltText only, long searches", condition, "long", "mix-50", "alt",
+              source="paper's direction"),
+        Claim("The hybrid beats SSC only, naming", condition, "names", "mix-50", "ssc", source="paper's direction"),
+        Claim("The hybrid beats AltText only, naming", condition, "names", "mix-50", "alt"),
+        Claim("Mixing beats fusing (AFC), short searches", condition, "short", "mix-50", "afc",
+              source="paper's direction"),
+        Claim("Mixing beats joining both in one text, short searches", condition, "short", "mix-50", "concat",
+              source="paper's direction"),
+        Claim("DSC only is worse than SSC only, short searches", condition, "short", "ssc", "dsc",
+              source="paper's direction"),
+        Claim("DSC only is worse than SSC only, naming", condition, "names", "ssc", "dsc",
+              source="paper's direction"),
+        Claim("DSC only is not below SSC only in the probe, within .02", condition, "probe", "dsc", "ssc", -0.02,
+              source="paper's direction"),
+        Claim("DSC only is better than SSC only, long searches", condition, "long", "dsc", "ssc"),
+    )  # fmt: skip
+
+
+DESIGN = Design(
+    name="captions",
+    title="Captions: which texts, in what mixture",
+    question="What do AltTexts, short, descriptive and fused captions bring, alone and mixed?",
+    reference="mix-50",
+    conditions=CONDITIONS,
+    rows=ROWS,
+    measures=MEASURES,
+    claims=tuple(claim for condition in CONDITIONS for claim in _claims(condition.key)),
+    limits=(
+        "Frozen features, minutes of training and a captioner of a few million weights: a direction of the paper that "
+        "is not shown here is not refuted, and none that is shown is a replication.",
+        "Titles of clip art and emoji are short clean names, unlike the AltTexts of the web; the short searches on "
+        "real pictures are such names, so they favour AltTexts.",
+        "Scenes are a harness check: their captions are rendered from the truth, their AltTexts by a model of noise.",
+        "All seeds share pictures and questions: the intervals are over trainings. Nothing is corrected for the number "
+        "of comparisons.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the study is; part of the identity of its cells. pictures: at most so many clip art and emoji."""
+
+    train_scenes: int
+    test_scenes: int
+    pictures: int
+    steps: int
+    batch_size: int
+    seeds: int
+
+
+STUDY_SEED = 23  # of scenes, splits and the captioner
+FULL = Scale(train_scenes=600, test_scenes=200, pictures=2400, steps=120, batch_size=96, seeds=5)
+QUICK = Scale(train_scenes=200, test_scenes=80, pictures=800, steps=60, batch_size=64, seeds=2)
+RECIPE = "tour-clip"
+_ALWAYS = ("image_encoder.image_size=128", "training.warmup_steps=20", "training.workers=0", "training.log_every=50")
+
+
+def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
+    """All trainings, those of the first seed first."""
+    return [
+        Cell(number, condition, variant)
+        for number in range(seed, seed + scale.seeds)
+        for condition in (SCENES, PICTURES)
+        for variant in VARIANTS
+    ]
+
+
+def overrides(cell: Cell, scale: Scale) -> list[str]:
+    """What a cell changes of the recipe."""
+    sizes = (f"training.steps={scale.steps}", f"training.batch_size={scale.batch_size}")
+    rest = (f"training.checkpoint_every={scale.steps}", f"training.seed={cell.seed}")
+    return [*_ALWAYS, *sizes, *rest, *VARIANTS[cell.variant][0]]
+
+
+@dataclass
+class Work:
+    """Prepares what all cells share, and works on one cell."""
+
+    folder: Path
+    scale: Scale
+    extras: Mapping[str, Path]
+    device: str | None = None
+
+    def collection_path(self, condition: str) -> Path:
+        """The pictures of a condition."""
+        return self.folder / condition
+
+    def prepare(self) -> None:
+        """Draws pictures, trains the captioner, writes all captions and caches features; does what is missing."""
+        from foveate.studies.captions_data import prepare_pictures, prepare_scenes
+
+        scale = self.scale
+        prepare_scenes(
+            self.collection_path(SCENES),
+            train=scale.train_scenes,
+            test=scale.test_scenes,
+            seed=STUDY_SEED,
+            run=self.folder,
+        )
+        prepare_pictures(self.collection_path(PICTURES), seed=STUDY_SEED, run=self.folder, most=scale.pictures)
+
+    def __call__(self, cell: Cell) -> dict[str, float]:
+        from foveate.pretrain.recipe import PretrainRecipe
+        from foveate.pretrain.train import CACHE, pretrain
+        from foveate.records.collection import Collection as Opened
+        from foveate.settings.recipes import load
+        from foveate.studies.captions_data import open_shuffled
+        from foveate.studies.captions_measures import measure
+        from foveate.vision.localiser.folder import load_model
+
+        path = self.collection_path(cell.condition)
+        collection = open_shuffled(path, seed=cell.seed) if VARIANTS[cell.variant][1] else Opened.open(path)
+        run = self.folder / "cells" / "at-work" / cell.name / "run"
+        recipe = load(PretrainRecipe, RECIPE, overrides(cell, self.scale))
+        trained = pretrain(recipe, collection, run, device=self.device, evaluate_split=None)
+        if trained.model_folder is None:
+            raise KeyboardInterrupt
+        model = load_model(trained.model_folder, device=self.device)
+        return measure(model, Opened.open(path), cache=path / CACHE)
+
+
+def beside(folder: Path, scale: Scale) -> list[dict[str, Any]]:
+    """The audit of the captioner that wrote the captions of the real pictures, as a table for the page and the docs."""
+    from foveate.caption.audit import title
+    from foveate.caption.audit_numbers import MEASURES as AUDITED
+    from foveate.studies.captions_data import NAMES_DEFINITION, audit_captioner
+
+    found = audit_captioner(folder / PICTURES, folder, sample=scale.pictures, seed=STUDY_SEED)
+    numbers = found["numbers"]["pictures"]
+    wanted = ("mean_tokens", "ana", "accuracy", "contradicted", "control", "coverage")
+    lines = []
+    for key, name, value_of, _ in AUDITED:
+        if key in wanted:
+            lines.append([name, *(_shown(value_of(one)) for one in numbers)])
+    return [
+        {
+            "title": "Audit of these captions, on held-out real pictures",
+            "note": f"{found['sample']['pictures']} pictures, the same for every format, 95 % bootstrap intervals over "
+            f"pictures. {NAMES_DEFINITION}",
+            "columns": ["", *(title(one["format"]) for one in numbers)],
+            "lines": lines,
+        }
+    ]
+
+
+def _shown(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return ""
+    low, high = value.get("low"), value.get("high")
+    span = "" if low is None else f" ({low:.2f} to {high:.2f})"
+    return f"{value['value']:.2f}{span}"
+
+
+def row_values(done: Mapping[Cell, Mapping[str, float]]) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
+    """(condition, row) -> seed -> measure -> value."""
+    found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for cell, values in done.items():
+        for row in ROWS:
+            if row.trained_as == cell.variant:
+                found.setdefault((cell.condition, row.key), {})[cell.seed] = dict(values)
+    return found
+
+
+def with_seeds(scale: Scale, seeds: int) -> Scale:
+    """The same scale with another number of seeds."""
+    return replace(scale, seeds=seeds)
+
+
+def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
+    """What cells depend on, besides their own names."""
+    sizes = {name: value for name, value in asdict(scale).items() if name != "seeds"}
+    variants = {name: [RECIPE, *changes, shuffled] for name, (changes, shuffled) in VARIANTS.items()}
+    return {"study": DESIGN.name, **sizes, "variants": variants}
+
+
+def installed(data: tuple[Path, ...]) -> dict[str, Path]:
+    """No optional data.
+
+    Raises:
+        UserError: when a folder is given, as none has an effect here.
+    """
+    if data:
+        from foveate.settings.errors import UserError
+
+        raise UserError(f"--data {data[0]}: the study captions uses built-in pictures only")
+    return {}

@@ -1,0 +1,227 @@
+"""The pictures of the study `captions`, with their captions and the questions that are asked of them.
+
+Scenes: captions of the scene-oracle, of which one statement in ten is false. Real pictures: clip art and emoji with
+their own titles as AltText, and captions by our own captioner, which was trained on other pictures of the same kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from foveate.caption.assertions.judge import judge_all
+from foveate.caption.assertions.truth import SceneTruth, SceneTruths, Thing
+from foveate.caption.audit import Method, Question, audit
+from foveate.caption.audit_numbers import Units
+from foveate.caption.backends.scene_oracle import SceneOracleSettings
+from foveate.caption.gates import gate
+from foveate.caption.prompts import CAPTION_KINDS
+from foveate.caption.run import caption
+from foveate.caption.scene_captions import render
+from foveate.caption.small.evaluate import caption_rows
+from foveate.caption.small.folder import load_captioner
+from foveate.caption.small.recipe import CaptionerRecipe
+from foveate.caption.small.train import train_captioner
+from foveate.caption.work import CaptionSettings
+from foveate.metrics.captions import UNVERIFIABLE
+from foveate.pretrain.train import CACHE
+from foveate.records.appending import AnnotationAppender
+from foveate.records.boxes import Box
+from foveate.records.builtin.cutouts import load_cutouts
+from foveate.records.builtin.singles import LICENCES, singles
+from foveate.records.collection import Collection
+from foveate.records.record import Caption
+from foveate.records.scenes import build_scenes
+from foveate.records.tables import Provenance
+from foveate.records.writer import CollectionWriter
+from foveate.settings import seeds
+from foveate.settings.recipes import Settings, load
+from foveate.settings.runs import RunFolder
+
+QUERY_SHORT, QUERY_LONG = "query_short", "query_long"
+HALLUCINATIONS = 0.1
+FORMATS = ("ssc", "dsc", "afc")
+CAPTIONER_SPLIT = "captioner"
+SIZE = 128
+# What the captioner of the tour is, on the study's picture size and on its own third of the pictures.
+CAPTIONER = (
+    f"image_encoder.image_size={SIZE}",
+    f"data.split={CAPTIONER_SPLIT}",
+    "data.sources=[singles]",
+)
+_SHARES = {CAPTIONER_SPLIT: 0.34, "test": 0.16}  # the rest is for training
+NAMES_DEFINITION = (
+    "Judged by the names of the built-in pictures: one drawing of the named thing in the middle of a plain ground, and "
+    "nothing else. What these do not say (style, groups, colours) is not decidable."
+)
+
+
+def prepare_scenes(path: Path, *, train: int, test: int, seed: int, run: Path) -> None:
+    """Scenes with the oracle's captions for training and error-free queries for tests; adds what is missing."""
+    build_scenes(path, train=train, test=test, seed=seed, size=SIZE, workers=1)
+    collection = Collection.open(path)
+    truths = SceneTruths(collection)
+    rows: list[dict[str, Any]] = []
+    for row in collection.rows("test").tolist():
+        truth = truths.of(row)
+        for kind, query in (("ssc", QUERY_SHORT), ("dsc", QUERY_LONG)):
+            text = render(kind, truth, alt="", rng=np.random.default_rng(0)).text if truth else ""
+            rows += [{"key": collection.keys[row], "kind": query, "text": text}] * bool(text)
+    with CollectionWriter(path) as writer:
+        writer.annotate("captions", rows, Provenance("study captions"))
+    oracle = SceneOracleSettings(hallucinations=HALLUCINATIONS)
+    _caption(path, "scene_oracle", oracle, run, split="train", formats=FORMATS)
+
+
+def prepare_pictures(path: Path, *, seed: int, run: Path, most: int | None) -> None:
+    """Clip art and emoji in three splits, a captioner trained on one of them, its captions for the others.
+
+    most: at most so many pictures of the whole, for small runs.
+    """
+    drawn = [one for source in ("clipart", "emoji") for one in singles(source, size=SIZE) if one.split == "train"]
+    drawn.sort(key=lambda one: seeds.uniform("study pictures", seed, one.key))
+    with CollectionWriter(path, licence="; ".join(LICENCES.values()), source="built-in pictures") as writer:
+        for one in drawn[:most]:
+            split = split_of(one.key if one.labels["source"] == "emoji" else one.group, seed)
+            concept = one.labels.get("concept", "")
+            if split == "test" and not concept:
+                split = "unnamed"
+            texts = {caption.kind: caption.text for caption in one.captions}
+            long = ". ".join(dict.fromkeys(filter(None, map(texts.get, ("title", "keywords", "description")))))
+            queries = (Caption(concept, QUERY_SHORT), Caption(long, QUERY_LONG)) if split == "test" else ()
+            if writer.known_sha256(one.key) is None:
+                writer.add(
+                    one.key,
+                    one.data,
+                    captions=(*one.captions, *queries),
+                    labels=one.labels,
+                    group=one.group,
+                    split=split,
+                )
+    recipe = load(CaptionerRecipe, "captioner-tour", [*CAPTIONER, f"training.seed={seed}"])
+    trained = train_captioner(recipe, Collection.open(path), run / "captioner")
+    if trained.model_folder is None:
+        raise KeyboardInterrupt
+    write_captions(path, trained.model_folder, split="train", kinds=FORMATS)
+    write_captions(path, trained.model_folder, split="test", kinds=CAPTION_KINDS)
+
+
+def write_captions(path: Path, captioner: Path, *, split: str, kinds: Sequence[str]) -> None:
+    """The captioner's captions of a split, from cached features, gated as the pipeline gates them; those that are there
+    already are not written again."""
+    collection = Collection.open(path)
+    opened = load_captioner(captioner, device="cpu")
+    model = f"foveate-captioner-{opened.revision[:8]}"
+    known = set(collection.table("captions")["request"].to_pylist())
+    rows = collection.rows(split)
+    asked = {f"{model} {kind} {collection.keys[row]}" for row in rows.tolist() for kind in kinds}
+    if known & asked:
+        return
+    found: list[dict[str, Any]] = []
+    for row, ask, written in caption_rows(opened, collection, rows, cache=path / CACHE, kinds=kinds):
+        gated = gate(ask.kind, written.text)
+        if gated.error or not gated.caption:
+            continue
+        key = collection.keys[row]
+        about = {"kind": ask.kind, "text": gated.caption, "request": f"{model} {ask.kind} {key}", "status": "ok"}
+        found.append({"key": key, **about, "flags": " ".join(gated.flags)})
+    with AnnotationAppender(path, purpose="study captions") as appender:
+        appender.append("captions", found, Provenance("captioner foveate", model))
+
+
+def split_of(name: str, seed: int) -> str:
+    """ "captioner", "test" or "train", by the name of a picture or of a group of near-duplicates."""
+    share = seeds.uniform("study split", seed, name)
+    for split, part in _SHARES.items():
+        if share < part:
+            return split
+        share -= part
+    return "train"
+
+
+def _caption(path: Path, backend: str, settings: Settings, run: Path, *, split: str, formats: Sequence[str]) -> None:
+    wanted = CaptionSettings(formats=tuple(formats), split=split)
+    folder = RunFolder.create(run / f"captions-{backend}-{split}")
+    done = caption(path, wanted, backend=backend, backend_settings=settings, run=folder)
+    if done.stopped:
+        raise KeyboardInterrupt
+    if done.failure is not None:
+        raise done.failure
+    folder.write_result(done.result)
+
+
+def audit_captioner(path: Path, run: Path, *, sample: int, seed: int) -> dict[str, Any]:
+    """The audit of the captioner's captions on held-out pictures, whose names are known; beside the study's numbers."""
+    collection = Collection.open(path)
+
+    def by_names(rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
+        return [judge_named(said, collection.labels_of(row)) for row, said in zip(rows, assertions, strict=True)]
+
+    method = Method(judge=by_names, judge_definition=NAMES_DEFINITION)
+    question = Question(("alt", "ssc", "dsc", "dsc_plus", "afc"), split="test", sample=sample, seed=seed, gallery=12)
+    folder = RunFolder.create(run / "audit")
+    result = audit(collection, folder.path, question, Units(77, seed=seed), method)
+    folder.write_result(result)
+    return result
+
+
+def judge_named(assertions: Sequence[str], labels: dict[str, str]) -> list[str]:
+    """Verdicts about a built-in picture from its name."""
+    concept = labels.get("concept", "")
+    if not concept:
+        return [UNVERIFIABLE] * len(assertions)
+    truth = SceneTruth(
+        (Thing(concept, Box(0.1, 0.1, 0.9, 0.9), 1.0),), frozenset(), (), "a plain ground", "drawn", frozenset()
+    )
+    return judge_all(assertions, truth)
+
+
+def classes_of(collection: Collection, rows: Sequence[int]) -> tuple[list[str], list[str]]:
+    """(name, category) of each row: of the picture's thing, in scenes of the largest one; "" where there is none."""
+    categories = {cutout.concept: cutout.category for cutout in load_cutouts() if cutout.concept}
+    truths = SceneTruths(collection)
+    found = []
+    for row in rows:
+        truth = truths.of(row)
+        if truth is None:
+            labels = collection.labels_of(row)
+            found.append((labels.get("concept", ""), labels.get("category", "")))
+        else:
+            largest = max(truth.things, key=lambda thing: thing.box.area, default=None)
+            name = largest.phrase if largest else ""
+            found.append((name, categories.get(name, "")))
+    return [name for name, _ in found], [category for _, category in found]
+
+
+class ShuffledCaptions(Collection):
+    """A collection on disk in which captions that a captioner wrote belong to other pictures of the same split."""
+
+    shuffled: pa.Table | None = None
+
+    def table(self, kind: str) -> pa.Table:
+        if kind == "captions" and self.shuffled is not None:
+            return self.shuffled
+        return super().table(kind)
+
+
+def open_shuffled(path: Path, *, seed: int) -> Collection:
+    """The collection with the texts of each kind that a captioner wrote shuffled among the training pictures."""
+    opened = ShuffledCaptions.open(path)
+    assert isinstance(opened, ShuffledCaptions)
+    table = opened.table("captions")
+    training = set(np.array(opened.keys, dtype=object)[opened.rows("train")])
+    kinds, keys = np.array(table["kind"].to_pylist(), dtype=object), table["key"].to_pylist()
+    made = np.array(table["request"].to_pylist(), dtype=object) != ""
+    mask = made & np.array([key in training for key in keys], dtype=bool)
+    texts = np.array(table["text"].to_pylist(), dtype=object)
+    rng = seeds.generator("study shuffled captions", seed)
+    for kind in sorted(set(kinds[mask])):
+        places = np.flatnonzero(mask & (kinds == kind))
+        texts[places] = texts[rng.permutation(places)]
+    place = table.schema.get_field_index("text")
+    opened.shuffled = table.set_column(place, table.schema.field(place), pa.array(texts, pa.string()))
+    return opened

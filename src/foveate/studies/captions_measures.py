@@ -1,0 +1,114 @@
+"""What the study `captions` measures of an encoder: searches with short and long words, names, a linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from foveate.caption.assertions.verify_model import encode_pictures
+from foveate.pretrain.texts import StoredTexts
+from foveate.records.collection import Collection
+from foveate.studies.captions_data import QUERY_LONG, QUERY_SHORT, classes_of
+
+BEST = 10
+NAMES_BEST = 5
+
+
+class Questions:
+    """The questions of a collection, the same for every model: texts, names, categories."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.test, self.train = collection.rows("test"), collection.rows("train")
+        self.queries = {
+            kind: [_text(collection, row, kind) for row in self.test.tolist()] for kind in (QUERY_SHORT, QUERY_LONG)
+        }
+        self.names, self.categories = classes_of(collection, self.test.tolist())
+        _, self.train_categories = classes_of(collection, self.train.tolist())
+
+    def texts(self) -> list[str]:
+        """All texts that are asked with."""
+        return [*self.queries[QUERY_SHORT], *self.queries[QUERY_LONG], *filter(None, self.names)]
+
+
+def _text(collection: Collection, row: int, kind: str) -> str:
+    return next((caption.text for caption in collection.captions_of(row) if caption.kind == kind), "")
+
+
+@torch.no_grad()
+def measure(model: Any, collection: Collection, *, cache: Path) -> dict[str, float]:
+    """All measures of a model on a collection."""
+    asked = Questions(collection)
+    rows = np.sort(np.concatenate([asked.test, asked.train]))
+    kept, bad, image_NE = encode_pictures(model, collection, rows, cache=cache)
+    assert not bad, "built-in pictures can be read"
+    place = {row: number for number, row in enumerate(kept.tolist())}
+    test_NE = image_NE[[place[row] for row in asked.test.tolist()]]
+    train_NE = image_NE[[place[row] for row in asked.train.tolist()]]
+    stored = StoredTexts(model.text_encoder, pa.chunked_array([pa.array(asked.texts(), pa.string())]), cache=cache)
+
+    def embedded(texts: Sequence[str]) -> NDArray[np.float32]:
+        features = stored[list(texts)].to(model.device)
+        return F.normalize(model.text_encoder(features).float(), dim=-1).cpu().numpy()
+
+    found = {}
+    for name, kind in (("short", QUERY_SHORT), ("long", QUERY_LONG)):
+        distinct = list(dict.fromkeys(filter(None, asked.queries[kind])))
+        found[name] = retrieval(test_NE, embedded(distinct), asked.queries[kind], distinct, best=BEST)
+    names = list(dict.fromkeys(filter(None, asked.names)))
+    found["names"] = right_name(test_NE, embedded(names), asked.names, names, best=NAMES_BEST)
+    found["probe"] = probe(train_NE, asked.train_categories, test_NE, asked.categories)
+    return found
+
+
+def retrieval(
+    image_NE: NDArray[np.float32], text_TE: NDArray[np.float32], own: Sequence[str], texts: Sequence[str], *, best: int
+) -> float:
+    """Mean of both directions' recall in the `best` first.
+
+    Args:
+        own: the text of each picture, "" for none. texts: the different texts, as in `text_TE`. Pictures with equal
+            texts are equally right answers.
+    """
+    place = {text: number for number, text in enumerate(texts)}
+    owner_N = np.array([place.get(text, -1) for text in own])
+    cosine_NT = image_NE @ text_TE.T
+    asked = owner_N >= 0
+    to_text = np.argsort(-cosine_NT[asked], axis=1, kind="stable")[:, :best]
+    of_pictures = (to_text == owner_N[asked][:, None]).any(1).mean()
+    to_picture = np.argsort(-cosine_NT.T, axis=1, kind="stable")[:, :best]
+    of_texts = (owner_N[to_picture] == np.arange(len(texts))[:, None]).any(1).mean()
+    return float((of_pictures + of_texts) / 2)
+
+
+def right_name(
+    image_NE: NDArray[np.float32], name_TE: NDArray[np.float32], own: Sequence[str], names: Sequence[str], *, best: int
+) -> float:
+    """Zero-shot: how often the picture's name is among the `best` of all names."""
+    place = {name: number for number, name in enumerate(names)}
+    owner_N = np.array([place.get(name, -1) for name in own])
+    asked = owner_N >= 0
+    first = np.argsort(-(image_NE[asked] @ name_TE.T), axis=1, kind="stable")[:, :best]
+    return float((first == owner_N[asked][:, None]).any(1).mean())
+
+
+def probe(
+    train_NE: NDArray[np.float32], train: Sequence[str], test_NE: NDArray[np.float32], test: Sequence[str]
+) -> float:
+    """Accuracy of a logistic regression from embeddings to categories."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    fit = np.array([bool(label) for label in train])
+    asked = np.array([bool(label) for label in test])
+    scaler = StandardScaler().fit(train_NE[fit])
+    model = LogisticRegression(C=0.1, max_iter=200)
+    model.fit(scaler.transform(train_NE[fit]), [label for label in train if label])
+    right = model.predict(scaler.transform(test_NE[asked])) == np.array([label for label in test if label])
+    return float(right.mean())

@@ -1,0 +1,262 @@
+"""The tour's captions: a captioner trained on its pictures, what it says of held-out ones in every format, regions that
+are labelled from its words, and what its short captions do to an encoder.
+
+Everything runs on the frozen features that the tour's encoders have cached. Called by `foveate.studies.tour`, and no
+part of it changes the collection of the tour: captions go into a copy of its table in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from foveate.caption.assertions.judge import DEFINITION, judge_all
+from foveate.caption.assertions.splitter import split
+from foveate.caption.assertions.truth import SceneTruths
+from foveate.caption.audit import title
+from foveate.caption.gates import gate
+from foveate.caption.lengths import clip_tokens
+from foveate.caption.prompts import CAPTION_KINDS
+from foveate.caption.scene_captions import render
+from foveate.caption.small.evaluate import caption_rows
+from foveate.caption.small.folder import SmallCaptioner, load_captioner
+from foveate.caption.small.recipe import CaptionerRecipe
+from foveate.caption.small.train import train_captioner
+from foveate.caption.vesl.detection import Shown, find_detector
+from foveate.caption.vesl.phrases import PhraseSettings
+from foveate.caption.vesl.tagging import open_extractor
+from foveate.metrics.captions import assertion_metrics
+from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.train import CACHE, pretrain
+from foveate.records.collection import Collection
+from foveate.records.pictures import decode
+from foveate.records.thumbnails import save_thumbnail
+from foveate.settings import seeds
+from foveate.settings.errors import UserError
+from foveate.settings.recipes import load
+from foveate.settings.runs import RunFolder
+from foveate.vision.localiser.folder import load_model
+
+CAPTIONER = "captioner-tour"
+ENCODER = "tour-clip"
+SHOWN = 8
+TRAINED_ON = 1200  # pictures that get a short caption, and on which the two small encoders are trained
+STEPS, BATCH = 120, 128
+VARIANTS = {"alt": "AltText only", "hybrid": "half AltText, half short captions"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is captioned and trained; smaller ones for tests."""
+
+    shown: int = SHOWN
+    trained_on: int = TRAINED_ON
+    steps: int = STEPS
+    batch_size: int = BATCH
+    captioner: tuple[str, ...] = ()
+
+
+def sizes_of(train_scenes: int, steps: int | None) -> Sizes:
+    """Sizes for a tour of so many scenes; with given steps (a tour for a look) all trainings are that short."""
+    trained_on = min(TRAINED_ON, train_scenes)
+    if steps is None:
+        return Sizes(trained_on=trained_on, batch_size=min(BATCH, trained_on))
+    short = tuple(f"{name}={min(steps, 60)}" for name in ("training.steps", "alignment.steps", "words.steps"))
+    warm = f"training.warmup_steps={min(10, steps // 2)}"
+    return Sizes(min(SHOWN, 4), trained_on, min(steps, STEPS), min(BATCH, trained_on), (*short, warm))
+
+
+class WithCaptions(Collection):
+    """A collection on disk whose table of captions has further rows, and whose training split is a part of its own."""
+
+    more: pa.Table | None = None
+    part: NDArray[np.int64] | None = None
+
+    def table(self, kind: str) -> pa.Table:
+        return self.more if kind == "captions" and self.more is not None else super().table(kind)
+
+    def rows(self, split: str | None = None, where: Any = None) -> NDArray[np.int64]:
+        found = super().rows(split, where)
+        return found if split != "train" or self.part is None else np.intersect1d(found, self.part)
+
+
+def tour_captions(
+    collection: Collection,
+    run: RunFolder,
+    *,
+    locator: Path,
+    seed: int,
+    device: str | None = None,
+    sizes: Sizes | None = None,
+) -> dict[str, Any]:
+    """Trains the captioner, captions held-out scenes in all formats, labels regions from their words, and compares an
+    encoder trained with AltTexts alone with one that also reads short captions; JSON for the tour's page.
+
+    Args:
+        locator: model folder that finds phrases in pictures: the tour's own CLOC.
+    """
+    sizes = sizes or Sizes()
+    recipe = load(CaptionerRecipe, CAPTIONER, [f"training.seed={seed}", *sizes.captioner])
+    trained = train_captioner(recipe, collection, run.path / "captioner", device=device)
+    if trained.model_folder is None:
+        raise UserError(f"{run.path}: stopped; the same command goes on")
+    captioner = load_captioner(trained.model_folder, device=device)
+    shown = _scenes(collection, "test", sizes.shown, seed)
+    examples, counts = _examples(captioner, collection, shown, run.path, locator, device)
+    encoder = _encoders(captioner, collection, run, seed=seed, device=device, sizes=sizes)
+    return {
+        "model": f"foveate-captioner-{captioner.revision[:8]}",
+        "definition": DEFINITION,
+        "examples": examples,
+        "formats": counts,
+        "encoder": encoder,
+    }
+
+
+def _scenes(collection: Collection, name: str, count: int, seed: int) -> NDArray[np.int64]:
+    rows = collection.rows(name, {"source": "scenes"})
+    order = sorted(rows.tolist(), key=lambda row: seeds.uniform("tour captions", seed, collection.keys[row]))
+    return np.sort(np.array(order[:count], dtype=np.int64))
+
+
+def _written(
+    captioner: SmallCaptioner, collection: Collection, rows: NDArray[np.int64], kinds: Sequence[str]
+) -> dict[int, dict[str, str]]:
+    """Row -> format -> caption, as it may be stored."""
+    found: dict[int, dict[str, str]] = {}
+    for row, ask, written in caption_rows(captioner, collection, rows, cache=collection.path / CACHE, kinds=kinds):
+        gated = gate(ask.kind, written.text)
+        if not gated.error and gated.caption:
+            found.setdefault(row, {})[ask.kind] = gated.caption
+    return found
+
+
+def _examples(
+    captioner: SmallCaptioner,
+    collection: Collection,
+    rows: NDArray[np.int64],
+    run: Path,
+    locator: Path,
+    device: str | None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Pictures with all their texts, judged by the scenes' truth, and pseudo-labelled regions; numbers per format."""
+    captions = _written(captioner, collection, rows, CAPTION_KINDS)
+    truths = SceneTruths(collection)
+    examples, verdicts = [], {kind: list[list[str]]() for kind in ("alt", *CAPTION_KINDS)}
+    lengths: dict[str, list[int]] = {kind: [] for kind in verdicts}
+    for number, row in enumerate(rows.tolist()):
+        truth = truths.of(row)
+        alt = next((one.text for one in collection.captions_of(row) if one.kind == "alt"), "")
+        texts = {"alt": alt, **captions.get(row, {})}
+        shown = []
+        for kind in (kind for kind in verdicts if texts.get(kind)):
+            assertions = split(texts[kind])
+            judged = judge_all(assertions, truth) if truth else []
+            verdicts[kind].append(judged)
+            lengths[kind].append(clip_tokens(texts[kind]))
+            marked = [{"text": a, "verdict": v} for a, v in zip(assertions, judged, strict=True)]
+            shown.append({"format": kind, "title": title(kind), "text": texts[kind], "assertions": marked})
+        picture = collection.picture_bytes(row)
+        path = save_thumbnail(picture, run / "pictures" / f"captions-{number:02d}.webp", longest_side=360)
+        regions = _regions(collection, row, texts.get("dsc", ""), locator, device)
+        name = str(path.relative_to(run))
+        examples.append({"picture": name, "key": collection.keys[row], "captions": shown, "regions": regions})
+    counts = []
+    for kind, judged in verdicts.items():
+        if judged:
+            found = assertion_metrics(judged)
+            numbers = {"tokens": float(np.mean(lengths[kind])), "ana": found["ana"], "held": found["accuracy_micro"]}
+            counts.append({"format": kind, "title": title(kind), "n": len(judged), **numbers})
+    return examples, counts
+
+
+def _regions(collection: Collection, row: int, caption: str, locator: Path, device: str | None) -> list[dict[str, Any]]:
+    """What VESL makes of a caption: its phrases, each where our own localiser finds it."""
+    phrases = open_extractor(PhraseSettings())(caption).kept if caption else []
+    if not phrases:
+        return []
+    kind = find_detector("cloc")
+    detector = kind.open(kind.settings.model_validate({"model": str(locator)}), collection, device)
+    image = decode(collection.picture_bytes(row), longest_side=2 * detector.input_px)
+    width, height = (int(collection.index[name][row]) for name in ("width", "height"))
+    found = detector.detect([Shown(row, collection.keys[row], image, width, height)], [phrases])[0]
+    return [
+        {"box": [float(edge) for edge in box], "phrase": phrases[int(number)]}
+        for box, number in zip(found.boxes_K4, found.phrase_K, strict=True)
+    ]
+
+
+def _encoders(
+    captioner: SmallCaptioner,
+    collection: Collection,
+    run: RunFolder,
+    *,
+    seed: int,
+    device: str | None,
+    sizes: Sizes,
+) -> dict[str, Any]:
+    """Two small encoders on the same pictures and steps: AltTexts alone, and half short captions; searches on both."""
+    from foveate.studies.captions_measures import retrieval
+
+    part = _scenes(collection, "train", sizes.trained_on, seed)
+    captions = _written(captioner, collection, part, ("ssc",))
+    opened = with_captions(collection, {row: said["ssc"] for row, said in captions.items()}, part)
+    tested = collection.rows("test", {"source": "scenes"})
+    truths = SceneTruths(collection)
+    known = {row: truth for row in tested.tolist() if (truth := truths.of(row)) and truth.things}
+    rows = np.array(sorted(known), dtype=np.int64)
+    asked = [render("ssc", known[row], alt="", rng=np.random.default_rng(0)).text for row in rows.tolist()]
+    distinct = list(dict.fromkeys(asked))
+    found: dict[str, float] = {}
+    from foveate.caption.assertions.verify_model import encode_pictures
+
+    for name, weights in (("alt", "{alt: 1}"), ("hybrid", "{alt: 0.5, ssc: 0.5}")):
+        changes = [
+            f"data.captions={weights}",
+            f"training.steps={sizes.steps}",
+            f"training.batch_size={sizes.batch_size}",
+        ]
+        changes += [f"training.seed={seed}", "training.warmup_steps=10", f"training.checkpoint_every={sizes.steps}"]
+        done = pretrain(
+            load(PretrainRecipe, ENCODER, changes),
+            opened,
+            run.path / f"captions-{name}",
+            device=device,
+            evaluate_split=None,
+        )
+        if done.model_folder is None:
+            raise UserError(f"{run.path}: stopped; the same command goes on")
+        model = load_model(done.model_folder, device=device)
+        kept, _, image_NE = encode_pictures(model, collection, rows, cache=collection.path / CACHE)
+        text_TE = model.encode_text(distinct).detach().cpu().numpy()
+        own = [asked[place] for place in np.searchsorted(rows, kept).tolist()]
+        found[name] = retrieval(image_NE, text_TE, own, distinct, best=10)
+    return {
+        "measure": "searches with short true sentences, both ways, R@10",
+        "pictures": len(rows),
+        "trained_on": len(part),
+        "steps": sizes.steps,
+        "values": [{"title": VARIANTS[name], "value": value} for name, value in found.items()],
+    }
+
+
+def with_captions(collection: Collection, texts: dict[int, str], part: NDArray[np.int64]) -> Collection:
+    """The collection again, with a short caption for some rows, and `part` of its training rows."""
+    opened = WithCaptions.open(collection.path)
+    assert isinstance(opened, WithCaptions)
+    table = opened.table("captions")
+    columns: dict[str, list[Any]] = {name: [None] * len(texts) for name in table.schema.names}
+    columns |= {"key": [collection.keys[row] for row in texts], "kind": ["ssc"] * len(texts), "text": [*texts.values()]}
+    for field in table.schema:
+        if pa.types.is_string(field.type) and field.name not in ("key", "kind", "text"):
+            columns[field.name] = [""] * len(texts)
+    columns["request"] = [f"tour {row}" for row in texts]
+    opened.more = pa.concat_tables([table, pa.table(columns, schema=table.schema)]).combine_chunks()
+    opened.part = part
+    return opened

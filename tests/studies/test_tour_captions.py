@@ -1,0 +1,64 @@
+"""The tour's captions on a few scenes: texts in all formats, their marks, regions, and two small encoders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tiny
+from foveate.caption.prompts import CAPTION_KINDS
+from foveate.pretrain.train import build_model
+from foveate.records.collection import Collection
+from foveate.records.scenes import build_scenes
+from foveate.report.captions import TourCaptions
+from foveate.report.schema import read
+from foveate.settings.runs import RunFolder
+from foveate.studies.tour_captions import Sizes, sizes_of, tour_captions, with_captions
+from foveate.vision.localiser.folder import save_model
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tour-captions") / "scenes"
+    build_scenes(path, train=24, test=6, seed=3, size=96)
+    return path
+
+
+def test_sizes() -> None:
+    assert sizes_of(8000, None) == Sizes()
+    small = sizes_of(16, 6)
+    assert (small.trained_on, small.steps, small.batch_size) == (16, 6, 16)
+    assert "training.steps=6" in small.captioner
+
+
+def test_captions_beside_the_collection(scenes: Path) -> None:
+    collection = Collection.open(scenes)
+    part = collection.rows("train")[:5]
+    opened = with_captions(collection, {int(part[0]): "A red boat."}, part)
+    assert opened.rows("train").tolist() == part.tolist()
+    assert "A red boat." in [caption.text for caption in opened.captions_of(int(part[0]))]
+    assert opened.table("captions").num_rows == collection.table("captions").num_rows + 1
+    assert "A red boat." not in [one.text for one in Collection.open(scenes).captions_of(int(part[0]))]
+
+
+@pytest.mark.slow
+def test_from_a_captioner_to_the_page(scenes: Path, tmp_path: Path) -> None:
+    model = build_model(tiny.recipe()).eval().requires_grad_(False)
+    locator = save_model(model, tmp_path / "locator")
+    before = Collection.open(scenes).table("captions").num_rows
+    sizes = Sizes(3, 16, 4, 8, (*sizes_of(16, 4).captioner, "image_encoder.image_size=96", "fold=3"))
+    run = RunFolder.create(tmp_path / "run")
+    found = tour_captions(Collection.open(scenes), run, locator=locator, seed=0, device="cpu", sizes=sizes)
+    checked = read(TourCaptions, json.loads(json.dumps(found, allow_nan=False)))
+    assert len(checked.examples) == 3
+    assert (run.path / checked.examples[0].picture).is_file()
+    assert {one["format"] for one in found["formats"]} <= {"alt", *CAPTION_KINDS}
+    assert [one.title for one in checked.encoder.values] == ["AltText only", "half AltText, half short captions"]
+    assert all(0 <= one.value <= 1 for one in checked.encoder.values)
+    assert Collection.open(scenes).table("captions").num_rows == before
+    for example in found["examples"]:
+        for region in example["regions"]:
+            assert np.isfinite(region["box"]).all()
