@@ -222,7 +222,8 @@ def _encoders(
             f"training.steps={sizes.steps}",
             f"training.batch_size={sizes.batch_size}",
         ]
-        changes += [f"training.seed={seed}", "training.warmup_steps=10", f"training.checkpoint_every={sizes.steps}"]
+        changes += [f"training.seed={seed}", f"training.warmup_steps={min(10, sizes.steps // 2)}"]
+        changes += [f"training.checkpoint_every={sizes.steps}"]
         done = pretrain(
             load(PretrainRecipe, ENCODER, changes),
             opened,
