@@ -169,7 +169,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     trainings = f"{numbers.count(r.trainings)}{unfinished}"
     facts = [("Seeds", str(len(r.seeds))), ("Trainings", trainings)]
     facts += [(title, numbers.count(r.scale[name])) for name, title in names.items() if name in r.scale]
-    facts.append(("Processor time of the trainings", numbers.duration(r.seconds.get("trainings"))))
+    facts.append(("Time in the trainings, processes added up", numbers.duration(r.seconds.get("trainings"))))
     context = {
         "r": r,
         "sections": sections,
