@@ -97,6 +97,7 @@ class Backbone:
         root: prefix of the vision tower within the model ("" or ending in a dot).
         features: pixels to what a classifier reads, [B, features_dim].
         plain: pixels to what the model itself gives.
+        stem: pixels to what `features` also takes, for networks with a part that is never trained.
         blocks: empty for networks without transformer blocks.
         width: D of the tokens. heads: of the attention. grid: rows and columns of patches. patch_size: in pixels.
         prefix_tokens: class and register tokens in front of the patches.
@@ -112,6 +113,7 @@ class Backbone:
     features: Callable[[Tensor], Tensor]
     features_dim: int
     plain: Callable[[Tensor], Tensor]
+    stem: Callable[[Tensor], Tensor] | None = None
     root: str = ""
     blocks: tuple[Block, ...] = ()
     width: int = 0

@@ -63,9 +63,18 @@ def read(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     content = read_yaml(text, where=str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of names to values, this is {type(content).__name__}")
+    apply_overrides(content, overrides)
+    return content
+
+
+def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Sets fields of a mapping from texts of the form a.b=value; values are read as YAML.
+
+    Raises:
+        UserError: for a text of another form, or a field below one that is a value.
+    """
     for override in overrides:
         _apply(content, override)
-    return content
 
 
 def options_of(overrides: Sequence[str]) -> dict[str, Any]:

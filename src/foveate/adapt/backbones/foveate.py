@@ -27,10 +27,12 @@ def view(model: nn.Module) -> Backbone | None:
 
 
 def _encoder(encoder: ImageEncoder, *, model: nn.Module, root: str) -> Backbone:
-    def features(pixels: Tensor) -> Tensor:
+    def stem(pixels: Tensor) -> Tensor:
         with torch.autocast(pixels.device.type, enabled=False):  # the frozen part has a precision of its own
-            frozen = encoder.frozen_features(pixels)
-        return encoder(frozen).embedding_BE
+            return encoder.frozen_features(pixels)
+
+    def features(given: Tensor) -> Tensor:
+        return encoder(stem(given) if given.dim() == 4 else given).embedding_BE
 
     shared: dict[str, Any] = {
         "family": "foveate",
@@ -39,6 +41,7 @@ def _encoder(encoder: ImageEncoder, *, model: nn.Module, root: str) -> Backbone:
         "features": features,
         "features_dim": encoder.embed_dim,
         "plain": features,
+        "stem": stem if encoder.fingerprint() else None,
     }
     if isinstance(encoder, Lite0Encoder):
         return _lite0(encoder, root, shared)

@@ -1,0 +1,203 @@
+"""Labelled pictures: a label field of a collection, or an npz file of pictures and labels."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from foveate.adapt.recipe import AdaptData
+from foveate.records.collection import Collection
+from foveate.records.geometry import View
+from foveate.records.pictures import BadPicture
+from foveate.settings import seeds
+from foveate.settings.errors import UserError, choose, nearest
+from foveate.training.loader import BadSample
+from foveate.vision.pixels import Preprocess
+from foveate.vision.views import placed, read, render
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures with one class each.
+
+    Attributes:
+        name: of the data. classes: names by number. keys, labels_N, splits: by picture; label -1 has none of the
+            classes.
+        picture: number of a picture to its uint8 pixels [3, S, S]; raises BadPicture.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    keys: Sequence[str]
+    labels_N: NDArray[np.int64]
+    splits: NDArray[Any]
+    picture: Callable[[int, bool], Tensor]
+
+    def rows(self, *splits: str) -> NDArray[np.int64]:
+        """Pictures of these splits that have a class.
+
+        Raises:
+            UserError: when a split does not exist, or none of its pictures has a class.
+        """
+        known = sorted(set(self.splits.tolist()) - {""})
+        for split in splits:
+            choose(split, known, f"split of {self.name}")
+        found = np.flatnonzero(np.isin(self.splits, splits) & (self.labels_N >= 0))
+        if not len(found):
+            raise UserError(f"{self.name}: no picture of the split {' or '.join(splits)} has a class")
+        return found
+
+    def has(self, split: str) -> bool:
+        """Whether a split has pictures with a class."""
+        return bool(((self.splits == split) & (self.labels_N >= 0)).any())
+
+    def few(self, rows: NDArray[np.int64], shots: int | None, *, seed: int) -> NDArray[np.int64]:
+        """At most `shots` pictures of each class, drawn by the seed, in rising order.
+
+        Raises:
+            UserError: when a class has none.
+        """
+        missing = sorted(set(range(len(self.classes))) - set(self.labels_N[rows].tolist()))
+        if missing:
+            name = self.classes[missing[0]]
+            raise UserError(f"{self.name}: class '{name}' has no training picture ({len(missing)} such classes)")
+        if shots is None:
+            return rows
+        chosen = []
+        for number in range(len(self.classes)):
+            mine = rows[self.labels_N[rows] == number]
+            chosen.append(seeds.generator("shots", seed, number).permutation(mine)[:shots])
+        return np.sort(np.concatenate(chosen))
+
+
+def labelled(path: str | Path, data: AdaptData, preprocess: Preprocess) -> Labelled:
+    """The pictures of a collection folder, or of an npz file.
+
+    Raises:
+        UserError: when it is neither, or a field is missing.
+    """
+    place = Path(path)
+    if place.suffix == ".npz":
+        return _of_arrays(place, data, preprocess)
+    return of_collection(Collection.open(place), data, preprocess)
+
+
+def of_collection(collection: Collection, data: AdaptData, preprocess: Preprocess) -> Labelled:
+    """The pictures of a collection with their values of `data.field`."""
+    if data.field is None:
+        fields = sorted(set(collection.table("labels")["field"].to_pylist()))
+        raise UserError(f"field is missing: label fields of {collection.name} are {', '.join(fields) or 'none'}")
+    values = collection.label_values(data.field)
+
+    def picture(row: int, flip: bool) -> Tensor:
+        return read(collection, row, preprocess, View(flip=flip))[0]
+
+    return _labelled(collection.name, collection.keys, values, collection.splits, data, picture)
+
+
+def _of_arrays(path: Path, data: AdaptData, preprocess: Preprocess) -> Labelled:
+    """images [N, H, W, 3] or [N, H, W] uint8, labels [N] (numbers or names), split [N] (names)."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{path}: not an npz file of plain arrays") from error
+    for name in ("images", "labels", "split"):
+        if name not in arrays:
+            raise UserError(f"{path}: array '{name}' is missing: images, labels and split are wanted")
+    images, labels, splits = arrays["images"], arrays["labels"].astype(str), arrays["split"].astype(str)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+        raise UserError(f"{path}: images are {images.dtype} {list(images.shape)}, wanted are uint8 [N, H, W, 3]")
+    if not len(images) == len(labels) == len(splits):
+        raise UserError(f"{path}: {len(images)} images, {len(labels)} labels and {len(splits)} splits")
+    if data.field is not None:
+        raise UserError(f"field '{data.field}' has no meaning for {path}, whose labels are an array")
+
+    def picture(row: int, flip: bool) -> Tensor:
+        image = Image.fromarray(images[row]).convert("RGB")
+        return render(preprocess, image, placed(preprocess, image.size, View(flip=flip)))
+
+    keys = [str(number) for number in range(len(images))]
+    return _labelled(path.name, keys, labels.astype(object), splits, data, picture)
+
+
+def _labelled(
+    name: str,
+    keys: Sequence[str],
+    values: NDArray[Any],
+    splits: NDArray[Any],
+    data: AdaptData,
+    picture: Callable[[int, bool], Tensor],
+) -> Labelled:
+    known = sorted({str(value) for value in values.tolist()} - {""}, key=_by_number)
+    chosen = known if data.classes is None else data.classes
+    for one in chosen:
+        if one not in known:
+            raise UserError(f"class '{one}': no picture of {name} has it{nearest(one, known)}")
+    if len(set(chosen)) < len(chosen):
+        raise UserError("classes: a class is named twice")
+    if len(chosen) < 2:
+        raise UserError(f"{name}: {len(chosen)} classes, wanted are at least two")
+    numbers = {one: number for number, one in enumerate(chosen)}
+    labels = np.array([numbers.get(str(value), -1) for value in values.tolist()], dtype=np.int64)
+    return Labelled(name, tuple(chosen), keys, labels, np.asarray(splits), picture)
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    return (int(name), name) if name.isdecimal() else (-1, name)
+
+
+class PictureDataset:
+    """Training samples as pixels; `flip` mirrors every other visit by the seed."""
+
+    def __init__(self, data: Labelled, *, flip: bool) -> None:
+        self.data, self.flip = data, flip
+
+    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+        """Pixels and class of a picture."""
+        mirrored = self.flip and seeds.uniform("flip", seed, row, visit) < 0.5
+        try:
+            pixels = self.data.picture(row, mirrored)
+        except BadPicture as problem:
+            raise BadSample(self.data.keys[row], str(problem)) from problem
+        return {"given": pixels, "label": int(self.data.labels_N[row])}
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """One batch."""
+        return collate(samples)
+
+
+class KeptDataset:
+    """Training samples as what a `Prefix` kept of them."""
+
+    def __init__(self, kept: dict[int, Tensor], data: Labelled, bad: dict[int, str]) -> None:
+        self.kept, self.data, self.bad = kept, data, bad
+
+    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+        """What was kept, and the class, of a picture."""
+        if row in self.bad:
+            raise BadSample(self.data.keys[row], self.bad[row])
+        return {"given": self.kept[row], "label": int(self.data.labels_N[row])}
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """One batch."""
+        return collate(samples)
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stacks samples."""
+    return {
+        "given": torch.stack([sample["given"] for sample in samples]),
+        "label": torch.tensor([sample["label"] for sample in samples]),
+    }

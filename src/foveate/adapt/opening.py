@@ -1,0 +1,118 @@
+"""Opens what is to be adapted: a folder of Foveate, timm, transformers or open_clip, or an architecture by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from foveate.settings.errors import UserError, choose
+from foveate.settings.files import read_json
+from foveate.settings.progress import say
+from foveate.vision.pixels import Preprocess
+from foveate.vision.registry import build_image_encoder, encoder_kinds
+from foveate.vision.transformers_loading import KIND_OF_TYPE
+
+_INNER = ("timm", "dinov2", "transformers_clip", "openclip")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A backbone ready to be adapted.
+
+    Attributes:
+        model: a network of its own library, or Foveate's. preprocess: how pictures become pixels.
+        model_args: what a network of timm was built with. settings: what opens it again.
+    """
+
+    model: nn.Module
+    preprocess: Preprocess
+    settings: dict[str, Any]
+    model_args: dict[str, Any] = field(default_factory=dict)
+
+
+def backbone_settings(text: str) -> dict[str, Any]:
+    """Settings of what `--backbone` says: a folder, or KIND:NAME such as timm:vit_small_patch16_224, or lite0.
+
+    Raises:
+        UserError: when it is neither, naming the kinds.
+    """
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return {"source": str(path), "kind": _kind_of_folder(path)}
+    kind, _, name = text.partition(":")
+    kinds = [one for one in (*_INNER, "lite0") if one in encoder_kinds("IMAGE_ENCODER")]
+    if kind not in kinds:
+        if "/" in text or path.suffix:
+            raise UserError(f"backbone '{text}': no such folder")
+        choose(kind, kinds, "kind of backbone")
+    if not name:
+        return {"kind": kind}
+    by_name = kind in ("timm", "openclip") and "/" not in name and "." not in name
+    return {"kind": kind, ("model" if by_name else "source"): name}
+
+
+def _kind_of_folder(path: Path) -> str:
+    if (path / "open_clip_config.json").is_file():
+        return "openclip"
+    if not (path / "config.json").is_file():
+        raise UserError(f"backbone {path}: it has neither config.json nor open_clip_config.json")
+    said = read_json(path / "config.json")
+    if isinstance(said, dict):
+        if said.get("kind") == "localising-encoder":
+            return "foveate"
+        if "architecture" in said:
+            return "timm"
+        kind = KIND_OF_TYPE.get(str(said.get("model_type")))
+        if kind in _INNER:
+            return kind
+    raise UserError(
+        f"{path / 'config.json'}: no model that can be adapted; allowed are Foveate's, timm's ViTs, open_clip's, and "
+        "CLIP and DINOv2 of transformers"
+    )
+
+
+def open_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: float = 0.0) -> Opened:
+    """The network of `backbone_settings`, with fields of its encoder changed if wanted, in float32 on the CPU.
+
+    Args:
+        drop_path: rate of the last block, growing linearly from 0; timm's networks alone have the places for it.
+    """
+    given = dict(settings)
+    kind = given.get("kind")
+    if kind == "foveate":
+        from foveate.vision.localiser.folder import load_model
+
+        model: Any = load_model(Path(str(given["source"])), device="cpu")
+        model.requires_grad_(True)
+        opened = Opened(model, model.image_encoder.preprocess, dict(settings))
+    else:
+        choose(str(kind), (*_INNER, "lite0"), "kind of backbone")
+        if kind != "lite0":
+            given.setdefault("embed_dim", 8 if kind in ("timm", "dinov2") else None)
+        if given.get("embed_dim", 0) is None:
+            del given["embed_dim"]
+        encoder: Any = build_image_encoder(given, seed=seed)
+        inner = {"openclip": "visual", "lite0": ""}.get(str(kind), "trunk")
+        network = getattr(encoder, inner) if inner else encoder
+        arguments = encoder.architecture()["config"]["model_args"] if kind == "timm" else {}
+        opened = Opened(network, encoder.preprocess, dict(settings), dict(arguments))
+    if drop_path:
+        _set_drop_path(opened.model, drop_path)
+    return opened
+
+
+def _set_drop_path(model: Any, rate: float) -> None:
+    blocks = list(getattr(model, "blocks", []))
+    if not blocks or not all(hasattr(block, "drop_path1") for block in blocks):
+        say(f"drop_path {rate:g} has no effect: a {type(model).__name__} has no places for it")
+        return
+    from timm.layers import DropPath
+
+    for number, block in enumerate(blocks):
+        own = rate * number / max(1, len(blocks) - 1)
+        for name in ("drop_path1", "drop_path2"):
+            setattr(block, name, DropPath(own) if own else nn.Identity())

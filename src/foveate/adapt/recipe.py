@@ -1,0 +1,105 @@
+"""What `foveate adapt train` is told: backbone, method, data and training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from foveate.settings.recipes import Settings, apply_overrides, validate
+from foveate.training.settings import TrainingSettings
+
+
+class AdaptData(Settings):
+    """Which labels of which pictures."""
+
+    field: str | None = Field(None, description="label field of the collection")
+    train: list[str] = Field(["train"], min_length=1, description="splits that are trained on")
+    validation: str = Field("validation", description="split of the accuracies during a comparison")
+    test: str = Field("test", description="split that is measured at the end; never used to choose")
+    shots: int | None = Field(None, ge=1, description="training pictures of each class, drawn by the seed")
+    classes: list[str] | None = Field(None, description="only these classes, in this order")
+
+
+class AdaptTraining(Settings):
+    """How long and how fast."""
+
+    epochs: int = Field(50, ge=1, description="visits of each training picture")
+    batch_size: int = Field(64, ge=1, description="pictures of one update")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="decoupled")
+    decay: Literal["all", "matrices"] = Field(
+        "all", description="what decays: all that is trained (the study), or weights of two or more dimensions"
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the updates with a rising learning rate")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="rate at the last block, rising from 0; timm's networks")
+    flip: bool = Field(False, description="mirror half of the training pictures; then nothing is computed once")
+    keep: bool = Field(True, description="compute frozen parts in front of the first change once for each picture")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 = autocast")
+    gradient_clip_norm: float | None = Field(None, gt=0, description="largest global gradient norm")
+    seed: int = Field(0, ge=0, description="decides first values, order, drawn shots and dropout")
+    log_every: int = Field(10, ge=1, description="updates between two rows of the log")
+    checkpoint_every: int = Field(200, ge=1, description="updates between two checkpoints")
+    workers: int = Field(2, ge=0, description="threads that read pictures")
+
+    def resolved(self, pictures: int) -> TrainingSettings:
+        """The loop's settings for so many training pictures."""
+        size = min(self.batch_size, pictures)
+        steps = max(1, self.epochs * pictures // size)
+        return TrainingSettings(
+            steps=steps,
+            batch_size=size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            warmup_steps=int(self.warmup * steps),
+            schedule=self.schedule,
+            gradient_clip_norm=self.gradient_clip_norm,
+            precision=self.precision,
+            seed=self.seed,
+            log_every=self.log_every,
+            checkpoint_every=self.checkpoint_every,
+            keep_checkpoints=1,
+            workers=self.workers,
+        )
+
+
+class AdaptRecipe(Settings):
+    """All of one run."""
+
+    backbone: dict[str, Any] = Field(description="`kind` and the fields of that encoder; see `--backbone`")
+    method: dict[str, Any] = Field(description="`method` and its options")
+    data: AdaptData = AdaptData()
+    training: AdaptTraining = AdaptTraining()
+
+    @model_validator(mode="after")
+    def _method_is_known(self) -> Self:
+        from foveate.adapt.registry import settings_of
+
+        settings_of(self.method)
+        return self
+
+
+def recipe_of(
+    backbone: Mapping[str, Any], method: str, overrides: Sequence[str] = (), **given: Mapping[str, Any]
+) -> AdaptRecipe:
+    """A checked recipe from options and `part.field=value` overrides; a bare field is one of the method.
+
+    Raises:
+        UserError: for unknown fields or methods, with the nearest.
+    """
+    content: dict[str, Any] = {"backbone": dict(backbone), "method": {"method": method}}
+    content |= {part: dict(fields) for part, fields in given.items()}
+    parts = ("backbone", "method", "data", "training")
+    full = [
+        text if text.partition("=")[0].partition(".")[0] in parts or "=" not in text else f"method.{text}"
+        for text in overrides
+    ]
+    apply_overrides(content, full)
+    from foveate.adapt.registry import settings_of
+
+    settings_of(content["method"])  # its own sentence, not one within another
+    return validate(AdaptRecipe, content, where="foveate adapt")

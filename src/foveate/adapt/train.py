@@ -1,0 +1,220 @@
+"""`foveate adapt train`: backbone, method and labelled pictures in; adapter, page and numbers out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.adapt.calibration.logit_files import write_logits
+from foveate.adapt.data import KeptDataset, Labelled, PictureDataset, labelled
+from foveate.adapt.model import AdaptedModel, adapt
+from foveate.adapt.opening import Opened, open_backbone
+from foveate.adapt.prefix import Prefix
+from foveate.adapt.recipe import AdaptRecipe
+from foveate.adapt.table import backbone_numbers, trained_numbers
+from foveate.adapt.training import AdaptTask
+from foveate.metrics.classification import class_accuracies
+from foveate.metrics.intervals import bootstrap_interval
+from foveate.records.pictures import BadPicture
+from foveate.settings.errors import UserError
+from foveate.settings.progress import say, track
+from foveate.settings.recipes import dump
+from foveate.settings.revision import code_revision
+from foveate.settings.runs import RunFolder
+from foveate.training.distributed import barrier, start
+from foveate.training.loader import Loader
+from foveate.training.loop import train
+
+BATCH = 64
+# What may be kept of all training pictures together.
+MOST_BYTES = 4 * 2**30
+_FREE = ("training.log_every", "training.checkpoint_every", "training.workers")
+
+
+@dataclass
+class Adapted:
+    """What `train_adapter` leaves; `folder` is None where the run was stopped, and on other ranks."""
+
+    run: RunFolder
+    result: dict[str, Any]
+    folder: Path | None
+    is_main: bool = True
+
+
+def build(recipe: AdaptRecipe, opened: Opened, data: Labelled) -> AdaptedModel:
+    """The adapted model before training; the same seed gives the same first values."""
+    adapted = adapt(opened.model, recipe.method, classes=len(data.classes), seed=recipe.training.seed)
+    adapted.info["default"] = {
+        "classes": list(data.classes),
+        "backbone": opened.settings,
+        "model_args": opened.model_args,
+        "preprocess": opened.preprocess.to_dict(),
+    }
+    return adapted
+
+
+def train_adapter(
+    recipe: AdaptRecipe,
+    data: str | Path,
+    run_path: Path,
+    *,
+    device: str | None = None,
+    command: list[str] | None = None,
+    evaluate: bool = True,
+) -> Adapted:
+    """Trains an adapter; the same call again goes on where it was stopped.
+
+    Raises:
+        UserError: when recipe, backbone and data do not fit, or the run folder holds another run.
+    """
+    with start(device or "auto") as here:
+        opened = open_backbone(recipe.backbone, seed=recipe.training.seed, drop_path=recipe.training.drop_path)
+        pictures = labelled(data, recipe.data, opened.preprocess)
+        rows = pictures.few(pictures.rows(*recipe.data.train), recipe.data.shots, seed=recipe.training.seed)
+        settings = recipe.training.resolved(len(rows))
+        adapted = build(recipe, opened, pictures)
+        run = RunFolder(run_path)
+        if here.is_main:
+            run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
+        barrier()
+        adapted.to(here.device)
+        prefix, bad = None, dict[int, str]()
+        dataset: Any = PictureDataset(pictures, flip=recipe.training.flip)
+        if recipe.training.keep and not recipe.training.flip:
+            prefix = Prefix(adapted)
+            kept = None if prefix.where == "nothing" else keep(prefix, opened, pictures, rows, here.device, bad)
+            if kept is None:
+                prefix = None
+            else:
+                dataset = KeptDataset(kept, pictures, bad)
+        if prefix is not None:
+            say(f"computed once: {prefix.describe()}")
+        loader = Loader(
+            dataset,
+            rows=rows,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            workers=settings.workers,
+            rank=here.rank,
+            world_size=here.size,
+        )
+        decay = recipe.training.weight_decay if recipe.training.decay == "all" else None
+        task = AdaptTask(adapted, preprocess=opened.preprocess, prefix=prefix, decay=decay)
+        outcome = train(task, loader, settings, run)
+        body, head = trained_numbers(adapted)
+        result: dict[str, Any] = {
+            "kind": "adapt",
+            "title": f"{recipe.method['method']} on {opened.settings['kind']}",
+            "status": outcome.status,
+            "recipe": recipe.model_dump(mode="json"),
+            "command": command,
+            "data": pictures.name,
+            "classes": list(pictures.classes),
+            "pictures": len(rows),
+            "kept": "nothing" if prefix is None else prefix.describe(),
+            "steps": outcome.step,
+            "seconds": round(outcome.seconds, 1),
+            "curves": "metrics.jsonl",
+            "parameters": {"trained": body, "head": head, "backbone": backbone_numbers(adapted)},
+            "bad_samples": outcome.bad_samples,
+            "revision": code_revision(),
+            "evaluation": None,
+        }
+        folder = None
+        if outcome.status == "finished" and here.is_main:
+            folder = adapted.save(run.path / "adapter")
+            result["adapter"] = "adapter/"
+            if evaluate:
+                result["evaluation"] = _measure(adapted.eval(), recipe, opened, pictures, run.path)
+        if here.is_main:
+            run.write_result(result)
+    return Adapted(run, result, folder, here.is_main)
+
+
+def batches(
+    opened: Opened, data: Labelled, rows: NDArray[np.int64], device: torch.device, bad: dict[int, str], *, what: str
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Readable pictures, normalised, with their numbers; the reasons of the others go into `bad`."""
+    starts = range(0, len(rows), BATCH)
+    for begin in track(starts, description=what):
+        good, pixels = [], []
+        for row in rows[begin : begin + BATCH].tolist():
+            try:
+                pixels.append(data.picture(row, False))
+                good.append(row)
+            except BadPicture as problem:
+                bad[row] = str(problem)
+        if good:
+            yield good, opened.preprocess.normalise(torch.stack(pixels).to(device))
+
+
+def keep(
+    prefix: Prefix,
+    opened: Opened,
+    data: Labelled,
+    rows: NDArray[np.int64],
+    device: torch.device,
+    bad: dict[int, str],
+) -> dict[int, Tensor] | None:
+    """What `prefix` keeps of each picture, on the CPU; None where all of it would not fit into `MOST_BYTES`."""
+    kept: dict[int, Tensor] = {}
+    for good, pixels in batches(opened, data, rows, device, bad, what="computing what is frozen"):
+        found = prefix.compute(pixels).cpu()
+        needed = found[0].numel() * found.element_size() * len(rows)
+        if needed > MOST_BYTES:
+            say(f"what is frozen would take {needed / 2**30:.0f} GiB: it is computed at every visit instead")
+            return None
+        kept.update(zip(good, found, strict=True))
+    return kept
+
+
+@torch.no_grad()
+def logits_of(
+    adapted: AdaptedModel, opened: Opened, data: Labelled, rows: NDArray[np.int64], *, what: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rows of readable pictures and their logits [N, K]."""
+    device = next(iter(adapted.view.parameters_of_tower().values())).device
+    good, found, bad = [], [], dict[int, str]()
+    for part, pixels in batches(opened, data, rows, device, bad, what=what):
+        good += part
+        found.append(adapted(pixels).float().cpu().numpy())
+    if bad:
+        say(f"{len(bad)} pictures could not be read and were left out, for example: {next(iter(bad.values()))}")
+    if not good:
+        raise UserError(f"{data.name}: no picture could be read")
+    return np.array(good, dtype=np.int64), np.concatenate(found)
+
+
+def _measure(
+    adapted: AdaptedModel, recipe: AdaptRecipe, opened: Opened, data: Labelled, folder: Path
+) -> dict[str, Any]:
+    """Accuracy on the held-out splits that are there; logits go into the run folder."""
+    table: list[dict[str, Any]] = []
+    for split in dict.fromkeys((recipe.data.validation, recipe.data.test)):
+        if not data.has(split) or split in recipe.data.train:
+            continue
+        rows, logits = logits_of(adapted, opened, data, data.rows(split), what=f"measuring on {split}")
+        labels = data.labels_N[rows]
+        write_logits(folder / f"logits-{split}.npz", logits=logits, labels=labels, class_names=list(data.classes))
+        right = logits.argmax(axis=1) == labels
+        interval = bootstrap_interval(right.astype(float), seed=("adapt", split))
+        classes = class_accuracies(logits.argmax(axis=1), labels)
+        chance = float(np.bincount(labels).max() / len(labels))
+        for question, value in (
+            ("Which class? (accuracy)", {"value": interval.value, "low": interval.low, "high": interval.high}),
+            ("Which class, each class alike? (mean of classes)", {"value": float(classes.accuracy_C.mean())}),
+        ):
+            alone = chance if "alike" not in question else 1 / len(data.classes)
+            row = {"question": question, "data": split, "n": len(rows), "chance": alone}
+            table.append({**row, "values": {"adapted": {"low": None, "high": None, **value}}})
+    assert all(math.isfinite(row["values"]["adapted"]["value"]) for row in table)
+    columns = [{"key": "adapted", "title": "adapted", "what": "the last epoch's model", "role": "ours"}]
+    return {"columns": columns, "table": table}

@@ -1,0 +1,225 @@
+"""Training an adapter through the command line: resumed, priced, with and without what is computed once, merged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from adapt.test_matrix import config, moved
+from adapt.towers import CLASSES, FAMILIES, pixels, tower
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+from foveate.adapt.calibration.logit_files import read_logits
+from foveate.adapt.data import labelled
+from foveate.adapt.model import adapt
+from foveate.adapt.opening import backbone_settings
+from foveate.adapt.prefix import Prefix
+from foveate.adapt.recipe import AdaptData, recipe_of
+from foveate.adapt.registry import method_names
+from foveate.adapt.training import AdaptTask
+from foveate.adapt.verbs import open_adapted
+from foveate.cli.main import cli
+from foveate.settings.errors import UserError
+from foveate.vision.pixels import Preprocess
+
+HALF = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def stripes(path: Path, count: int = 60) -> Path:
+    """Bright stripes at one of three heights, and noise: three classes."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    images = generator.integers(0, 120, (count, 32, 32, 3)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[10 * label : 10 * label + 10] += 120
+    split = np.array(["train"] * (count // 2) + ["validation"] * (count // 6) + ["test"] * (count // 3))
+    np.savez(path, images=images, labels=np.array(["top", "middle", "low"])[labels], split=split)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stripes(tmp_path_factory.mktemp("data") / "stripes.npz")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network of timm in timm's own folder format."""
+    from timm.models._hub import save_for_hf
+
+    folder = tmp_path_factory.mktemp("vit")
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0}
+    save_for_hf(tower("timm"), str(folder), model_args=arguments, safe_serialization=True)
+    return folder
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["adapt", *map(str, arguments)], catch_exceptions=True)
+
+
+def train(backbone: Path, data: Path, folder: Path, *more: object) -> dict[str, Any]:
+    done = run(
+        "train", "--backbone", backbone, "--data", data, "--epochs", 4, "--run", folder, "--device", "cpu", "--json",
+        "--quiet", *more,
+    )  # fmt: skip
+    assert done.exit_code == 0, (done.output, done.exception)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_training_writes_adapter_logits_and_page(backbone: Path, data: Path, tmp_path: Path) -> None:
+    said = train(backbone, data, tmp_path / "run", "--method", "lora", "rank=4", "training.learning_rate=0.01")
+    rows = {(row["data"], row["question"]): row["values"]["adapted"] for row in said["evaluation"]["table"]}
+    assert rows["test", "Which class? (accuracy)"]["value"] > 0.6
+    assert said["parameters"] == {"trained": 3 * 4 * (32 + 96), "head": 99, "backbone": said["parameters"]["backbone"]}
+    page = Path(said["paths"]["report"]).read_text(encoding="utf-8")
+    assert "Adaptation" in page
+    assert "1,536 of" in page
+    logits = read_logits(tmp_path / "run" / "logits-test.npz")
+    assert logits.logits.shape == (20, 3)
+    assert said["classes"] == ["low", "middle", "top"]
+    adapted, opened, info = open_adapted(tmp_path / "run")
+    again = labelled(data, AdaptData(), opened.preprocess)
+    chosen = again.rows("test")
+    with torch.no_grad():
+        given = opened.preprocess.normalise(torch.stack([again.picture(row, False) for row in chosen]))
+        assert np.allclose(adapted(given).numpy(), logits.logits, atol=1e-6)
+    assert info["classes"] == said["classes"]
+
+
+@pytest.mark.parametrize("options", [("linear",), ("lora", "last_blocks=1"), ("subset", "method.blocks=[-1]")])
+def test_what_is_computed_once_changes_nothing(
+    backbone: Path, data: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    common = ("--method", *options, *(("method.dropout=0",) if options[0] == "lora" else ()))
+    kept = train(backbone, data, tmp_path / "kept", *common)
+    plain = train(backbone, data, tmp_path / "plain", *common, "training.keep=false")
+    assert kept["kept"] != "nothing"
+    assert plain["kept"] == "nothing"
+    one, other = (load_file(tmp_path / name / "adapter" / "adapter.safetensors") for name in ("kept", "plain"))
+    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["linear", "lora", "vpt-deep", "subset"])
+def test_prefixes_of_all_families(family: str, name: str) -> None:
+    options = config(name)
+    if name in ("lora", "vpt-deep"):
+        options["last_blocks"] = 2
+    adapted = moved(adapt(tower(family), options, classes=CLASSES)).eval()
+    prefix = Prefix(adapted)
+    assert prefix.where == ("features" if name == "linear" else "block")
+    with torch.no_grad():
+        expected = adapted(pixels())
+        assert torch.allclose(prefix.logits(prefix.compute(pixels())), expected, atol=1e-5)
+        assert torch.allclose(adapted(pixels()), expected, atol=1e-6)  # nothing is left behind
+
+
+def test_a_run_that_was_stopped_goes_on(
+    backbone: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of an update; the same command ends with the same tensors."""
+    common = ("--method", "difffit", "training.checkpoint_every=2", "training.batch_size=10")
+    train(backbone, data, tmp_path / "whole", *common)
+    calls = {"left": 7}
+    losses = AdaptTask.losses
+
+    def killed(self: AdaptTask, batch: dict[str, Any]) -> Any:
+        calls["left"] -= 1
+        if not calls["left"]:
+            raise KeyboardInterrupt
+        return losses(self, batch)
+
+    monkeypatch.setattr(AdaptTask, "losses", killed)
+    arguments = ("--backbone", backbone, "--data", data, "--epochs", 4, "--run", tmp_path / "cut", "--device", "cpu")
+    assert run("train", *arguments, "--quiet", *common).exit_code != 0
+    assert not (tmp_path / "cut" / "result.json").exists()
+    monkeypatch.undo()
+    train(backbone, data, tmp_path / "cut", *common)
+    one, other = (load_file(tmp_path / name / "adapter" / "adapter.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("whole", "cut")]
+    assert metrics[0] == metrics[1]
+
+
+def test_merging_and_peft_through_the_command_line(backbone: Path, data: Path, tmp_path: Path) -> None:
+    import timm
+
+    train(backbone, data, tmp_path / "run", "--method", "lora", "rank=4")
+    done = run("merge", tmp_path / "run", "--to", tmp_path / "merged", "--json", "--quiet")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert json.loads(done.stdout)["difference"] < 2e-5
+    adapted, _, _ = open_adapted(tmp_path / "run")
+    opened = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.allclose(opened(pixels()), adapted(pixels()), atol=2e-5)
+    done = run("merge", tmp_path / "run", "--to", tmp_path / "merged")
+    assert isinstance(done.exception, UserError)
+    assert "not empty" in str(done.exception)
+    done = run("merge", tmp_path / "run", "--to", tmp_path / "peft", "--format", "peft")
+    assert (tmp_path / "peft" / "adapter_config.json").is_file()
+    train(backbone, data, tmp_path / "vpt", "--method", "vpt-shallow")
+    done = run("merge", tmp_path / "vpt", "--to", tmp_path / "no")
+    assert "cannot be merged: its prompts are further tokens" in str(done.exception)
+
+
+def test_dry_run_prices_and_writes_nothing(backbone: Path, data: Path, tmp_path: Path) -> None:
+    said = train(backbone, data, tmp_path / "run", "--method", "lora", "rank=4", "--shots", 5, "--dry-run")
+    assert said["pictures"] == 15
+    assert said["trained"] == 1536
+    assert said["updates"] == 4
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--method", "lorra"), "did you mean 'lora'"),
+        (("--method", "lora", "rnk=3"), "did you mean 'rank'"),
+        (("--method", "lora", "training.epoch=3"), "did you mean 'training.epochs'|epochs"),
+        (("--method", "lora", "rank=64"), "the width of this backbone"),
+        (("--method", "linear", "--field", "colour"), "has no meaning"),
+        (("--method", "linear", "data.train=[training]"), "did you mean 'train'"),
+        (("--method", "linear", "data.classes=[top, lowest]"), "no picture of stripes.npz has it"),
+        (("--method", "linear", "data.classes=[top]"), "at least two"),
+    ],
+)
+def test_mistakes(backbone: Path, data: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
+    done = run("train", "--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--quiet", *arguments)
+    assert isinstance(done.exception, UserError), done.output
+    import re
+
+    assert re.search(sentence, str(done.exception)), str(done.exception)
+
+
+def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
+    for text, sentence in (
+        ("tim:x", "did you mean 'timm'"),
+        (str(tmp_path / "none"), "no such folder"),
+        (str(tmp_path), "neither config.json"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            backbone_settings(text)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    with pytest.raises(UserError, match="no model that can be adapted"):
+        backbone_settings(str(tmp_path))
+    for arrays, sentence in (
+        ({"images": np.zeros((2, 4, 4), np.uint8)}, "array 'labels' is missing"),
+        ({"images": np.zeros((2, 4, 4)), "labels": [0, 1], "split": ["a", "a"]}, "wanted are uint8"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": [0], "split": ["a", "a"]}, "1 labels"),
+    ):
+        np.savez(tmp_path / "x.npz", **arrays)
+        with pytest.raises(UserError, match=sentence):
+            labelled(tmp_path / "x.npz", AdaptData(), HALF)
+    (tmp_path / "y.npz").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="not an npz file"):
+        labelled(tmp_path / "y.npz", AdaptData(), HALF)
+
+
+def test_recipes_know_every_method() -> None:
+    for name in method_names():
+        assert recipe_of({"kind": "lite0"}, name).method["method"] == name
