@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapt.test_matrix import config, moved
-from adapt.towers import CLASSES, FAMILIES, pixels, tower
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
+from adapt.test_matrix import config, moved
+from adapt.towers import CLASSES, FAMILIES, pixels, tower
 from foveate.adapt.calibration.logit_files import read_logits
 from foveate.adapt.data import labelled
 from foveate.adapt.model import adapt
@@ -21,9 +21,11 @@ from foveate.adapt.opening import backbone_settings
 from foveate.adapt.prefix import Prefix
 from foveate.adapt.recipe import AdaptData, recipe_of
 from foveate.adapt.registry import method_names
+from foveate.adapt.train import train_adapter
 from foveate.adapt.training import AdaptTask
 from foveate.adapt.verbs import open_adapted
 from foveate.cli.main import cli
+from foveate.report.pages.adapt import build as build_page
 from foveate.settings.errors import UserError
 from foveate.vision.pixels import Preprocess
 
@@ -72,13 +74,16 @@ def train(backbone: Path, data: Path, folder: Path, *more: object) -> dict[str, 
 
 
 def test_training_writes_adapter_logits_and_page(backbone: Path, data: Path, tmp_path: Path) -> None:
-    said = train(backbone, data, tmp_path / "run", "--method", "lora", "rank=4", "training.learning_rate=0.01")
+    said = train(backbone, data, tmp_path / "run", "--method", "full", "--epochs", 40, "training.batch_size=10")
     rows = {(row["data"], row["question"]): row["values"]["adapted"] for row in said["evaluation"]["table"]}
     assert rows["test", "Which class? (accuracy)"]["value"] > 0.6
-    assert said["parameters"] == {"trained": 3 * 4 * (32 + 96), "head": 99, "backbone": said["parameters"]["backbone"]}
+    assert said["parameters"]["trained"] == said["parameters"]["backbone"]
+    assert said["parameters"]["head"] == 99
     page = Path(said["paths"]["report"]).read_text(encoding="utf-8")
     assert "Adaptation" in page
-    assert "1,536 of" in page
+    assert f"{said['parameters']['trained']:,} of" in page
+    facts = build_page(json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8")), tmp_path / "run")
+    assert facts.title == "full on timm"
     logits = read_logits(tmp_path / "run" / "logits-test.npz")
     assert logits.logits.shape == (20, 3)
     assert said["classes"] == ["low", "middle", "top"]
@@ -223,3 +228,13 @@ def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
 def test_recipes_know_every_method() -> None:
     for name in method_names():
         assert recipe_of({"kind": "lite0"}, name).method["method"] == name
+
+
+def test_in_python_without_measuring(backbone: Path, data: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(backbone_settings(str(backbone)), "bitfit", ["training.epochs=1"])
+    done = train_adapter(recipe, data, tmp_path, device="cpu", evaluate=False)
+    assert done.folder == tmp_path / "adapter"
+    assert done.result["evaluation"] is None
+    with pytest.raises(UserError, match="another recipe"):
+        other = recipe_of(backbone_settings(str(backbone)), "layernorm", ["training.epochs=1"])
+        train_adapter(other, data, tmp_path, device="cpu")

@@ -199,7 +199,7 @@ def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[st
     model.reset_classifier(head.out_features)
     classifier: Any = model.get_classifier()
     classifier.load_state_dict(head.state_dict())
-    arguments = {**model_args}
+    arguments = {key: value for key, value in model_args.items() if key != "num_classes"}
     if adapted.view.blocks:
         arguments.setdefault("img_size", int(model.patch_embed.img_size[0]))
     save_for_hf(model, str(path), model_config={"num_classes": head.out_features}, model_args=arguments,
