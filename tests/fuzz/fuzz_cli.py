@@ -29,6 +29,8 @@ _LONG = (
     ("foveate.pretrain.checkup", "examine"),
     ("foveate.pretrain.exporting", "export"),
     ("foveate.pretrain.evaluate", "evaluate"),
+    ("foveate.caption.small.verbs", "train_and_evaluate"),
+    ("foveate.caption.small.serving", "serve"),
 )
 _WORDS = (
     "c",
@@ -48,6 +50,7 @@ _WORDS = (
     "tour",
     "cloc",
     "cloc-vit-b16",
+    "captioner-tour",
     "clip-vit-b16",
     "r.yaml",
     "webdataset",
@@ -94,7 +97,14 @@ _WORDS = (
 def _verbs() -> dict[str, click.Command]:
     context = click.Context(cli)
     found = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
-    return {name: verb for name, verb in found.items() if verb is not None}
+    return dict(pair for name, verb in found.items() if verb is not None for pair in _leaves(name, verb))
+
+
+def _leaves(name: str, verb: click.Command) -> list[tuple[str, click.Command]]:
+    """A verb, or the sub-verbs of a group under all of their words."""
+    if not isinstance(verb, click.Group):
+        return [(name, verb)]
+    return [pair for inner, sub in verb.commands.items() for pair in _leaves(f"{name} {inner}", sub)]
 
 
 def _refuse(*arguments: Any, **options: Any) -> Any:
@@ -136,7 +146,7 @@ def _arguments(trial: Trial) -> list[str]:
     if random.random() < 0.03:
         return [_word(trial) for _ in range(random.randrange(4))]
     name = random.choice(sorted(_verbs()))
-    verb, words = _verbs()[name], [name]
+    verb, words = _verbs()[name], name.split()
     for parameter in verb.params:
         if isinstance(parameter, click.Argument):
             count = 1 if parameter.nargs == 1 else random.randrange(3)

@@ -100,3 +100,25 @@ def test_serve_answers_until_it_is_told_to_stop(trained_folder: Path, tmp_path: 
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 0
     assert json.loads(output.splitlines()[0])["address"] == f"http://127.0.0.1:{port}/v1"
+
+
+def test_the_backend_captions_a_collection_through_the_verb(trained_folder: Path, tmp_path: Path) -> None:
+    from made_captioner import make_scenes
+
+    from foveate.records.collection import Collection
+
+    collection = make_scenes(tmp_path / "scenes", train=3, test=0)
+    arguments = ["caption", str(collection), "--format", "ssc,dsc,afc", "--backend", "foveate", "--quiet", "--json"]
+    arguments += ["--model", str(trained_folder / "model"), "--run", str(tmp_path / "run"), "--device", "cpu"]
+    code, output = run(*arguments)
+    assert code == 0, output
+    counts = json.loads(output.splitlines()[-1])["formats"]
+    assert sum(count["in"] for count in counts.values()) == 9
+    captions = Collection.open(collection).table("captions").to_pylist()
+    models = {row["model"] for row in captions if row["kind"] in ("ssc", "dsc", "afc")}
+    errors = Collection.open(collection).table("caption_errors").to_pylist()
+    assert len([row for row in captions if row["kind"] in ("ssc", "dsc", "afc")]) + len(errors) == 9
+    assert all(model.startswith("foveate-captioner-") for model in models)
+    code, output = run(*arguments)
+    assert code == 0, output
+    assert len(Collection.open(collection).table("captions")) == len(captions), "what is done is not asked again"
