@@ -58,7 +58,7 @@ RATES: dict[str, dict[str, tuple[float, float]]] = {
     GLYPHS: {"safe": (0.01, 0.1), "hot": (0.02, 1.0), "oracle": (0.01, 0.1)},
     EMOJI: {"safe": (0.02, 0.1), "hot": (0.2, 1.0), "oracle": (0.02, 0.1)},
 }
-# Least differences; those of the glyphs are the specification's, those of the emoji were set before the first run.
+# Least differences: of the glyphs from runs of another implementation, of the emoji set before the first run.
 _MARGINS = {
     GLYPHS: {"collapse": 0.20, "ausuc": 0.06, "alg": 0.01, "pcv": 0.03, "star": 0.06},
     EMOJI: {"collapse": 0.05, "ausuc": 0.0, "alg": 0.0, "pcv": 0.0, "star": 0.0},
