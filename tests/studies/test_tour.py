@@ -18,6 +18,7 @@ from foveate.metrics.intervals import seed_interval
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
+from foveate.report.words import in_short
 from foveate.studies.questions import (
     Album,
     box_searches,
@@ -62,6 +63,23 @@ def test_tour_table_splits_where_by_rule() -> None:
     assert candidates["values"]["cloc"] == value(0.4)
     assert candidates["values"]["clip"] == value(0.1)
     assert table[0]["question"] == "where is it: mean IoU", "the full table is left as it was"
+
+
+def test_the_first_three_questions_are_three_different_ones() -> None:
+    where = row("where is it: IoU at least .5", clip_candidates=0.1, cloc_head=0.5, cloc_candidates=0.4)
+    table = [
+        row("which phrase names this box: R@1", cloc=0.4),
+        where,
+        row("which of the picture's boxes: accuracy", cloc=0.9),
+        row("what is in this box, of all names: top-1", cloc=0.5),
+    ]
+    first = [found["question"] for found in tour_table(table)][:3]
+    assert first == [
+        "what is in this box, of all names: top-1",
+        "where is it (grounding head): IoU at least .5",
+        "which of the picture's boxes: accuracy",
+    ]
+    assert all(in_short(question) != question for question in first)
 
 
 def test_tour_table_names_the_three_slices() -> None:

@@ -144,7 +144,7 @@ def highlights(groups: Sequence[TableGroup], *, most: int = 3) -> list[Highlight
         assert top.value is not None
         found.append(
             Highlight(
-                question=group.question,
+                question=words.in_short(group.question),
                 data=line.data,
                 value=top.value,
                 column=top.column.title,

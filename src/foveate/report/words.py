@@ -37,6 +37,12 @@ LOSSES = {
     "grounding": "grounding loss",
     "learning_rate": "learning rate",
 }
+# What the first numbers of a page say, for a reader who does not know the field's names yet.
+IN_SHORT = {
+    "what is in this box, of all names: top-1": "of boxes get their right name, out of all names",
+    "where is it (grounding head): IoU at least .5": "of phrases are found: half of the joint area is shared, or more",
+    "which of the picture's boxes: accuracy": "of phrases choose their own among the picture's boxes",
+}
 SEARCHES = {"words": "by words", "picture": "by picture", "box": "by a box in a picture"}
 SPLITS = {"train": "training", "test": "testing", "validation": "validation", "val": "validation"}
 STAGES = {
@@ -97,6 +103,11 @@ def search(kind: str) -> str:
 
 def split(key: str) -> str:
     return SPLITS.get(key, plain(key))
+
+
+def in_short(question: str) -> str:
+    """A question of the table as what its number says, where there are words for it."""
+    return IN_SHORT.get(question, question)
 
 
 def stage(key: str) -> str:

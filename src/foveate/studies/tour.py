@@ -197,7 +197,7 @@ def _train_and_evaluate(
 def tour_table(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The page's table: one column per way of answering, the two rules of 'where is it' as rows of their own."""
     chosen = []
-    for original in sorted(table, key=_priority):
+    for original in table:
         data: str = original["data"]
         part, *size = data.split(", ")
         if part in PARTS:
@@ -211,11 +211,15 @@ def tour_table(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         else:
             wanted = {column["key"] for column in COLUMNS}
             chosen.append({**row, "values": {key: v for key, v in row["values"].items() if key in wanted}})
-    return chosen
+    return sorted(chosen, key=_priority)
 
 
 # What a reader asks first.
-_FIRST = ("what is in this box, of all names: top-1", "where is it: IoU", "which of the picture's boxes")
+_FIRST = (
+    "what is in this box, of all names: top-1",
+    "where is it (grounding head): IoU",
+    "which of the picture's boxes",
+)
 
 
 def _priority(row: dict[str, Any]) -> tuple[int, str]:
