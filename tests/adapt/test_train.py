@@ -235,6 +235,6 @@ def test_in_python_without_measuring(backbone: Path, data: Path, tmp_path: Path)
     done = train_adapter(recipe, data, tmp_path, device="cpu", evaluate=False)
     assert done.folder == tmp_path / "adapter"
     assert done.result["evaluation"] is None
+    other = recipe_of(backbone_settings(str(backbone)), "layernorm", ["training.epochs=1"])
     with pytest.raises(UserError, match="another recipe"):
-        other = recipe_of(backbone_settings(str(backbone)), "layernorm", ["training.epochs=1"])
         train_adapter(other, data, tmp_path, device="cpu")

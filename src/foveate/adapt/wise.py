@@ -1,0 +1,101 @@
+"""WiSE: models between the network that came and the tuned one, theta(a) = (1 - a) theta_0 + a theta_tuned.
+
+Wortsman et al. 2022, arXiv 2109.01903, section 3; for adapters as in arXiv 2409.16434. What the rule means depends on
+the method:
+
+- tuned tensors of the network itself (full, bitfit, layernorm, subset) are interpolated;
+- an added branch (lora, adaptformer, pfeiffer, houlsby, convpass, repadapter, FacT) is multiplied by a. For branches
+  that merge this is the interpolation of merged weights; scaling both factors of a low-rank product would give a^2;
+- difffit and ssf are merged first, then merged weights are interpolated;
+- prompts have no counterpart in the network that came: not defined.
+
+The head is interpolated with the one that it started from. a = 0 and a = 1 are these two models bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from foveate.adapt.adapter import NativeAdapter
+from foveate.adapt.exchange import Exchange, wider
+from foveate.adapt.model import AdaptedModel
+from foveate.settings.errors import UserError
+
+
+@contextlib.contextmanager
+def interpolated(
+    adapted: AdaptedModel, alpha: float, *, head: Literal["interpolate", "keep"] = "interpolate"
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Inside the block: pixels to logits of the model at `alpha`. The model itself is as before afterwards.
+
+    Args:
+        alpha: 0 (the network that came) to 1 (the tuned one).
+        head: keep = the tuned head at every alpha, where it started from nothing that was trained.
+
+    Raises:
+        UserError: for a method without a rule, an alpha out of range, a merged model, or a head that started afresh.
+    """
+    adapter = adapted.adapter()
+    name = adapter.settings.method
+    if not 0 <= alpha <= 1:
+        raise UserError(f"alpha {alpha}: allowed are numbers from 0 to 1")
+    if not adapter.wise:
+        raise UserError(f"method '{name}' has no models in between: {adapter.why_not_mergeable}")
+    if adapted.is_merged:
+        raise UserError("the model is merged: unmerge it first")
+    classify = _head(adapted, alpha, keep=head == "keep")
+    if alpha == 1:
+        yield lambda pixels: classify(adapted.view.features(pixels))
+    elif alpha == 0:
+        with adapted._plain():
+            yield lambda pixels: classify(adapted.view.features(pixels))
+    elif adapter.wise == "branch" and not isinstance(adapter, NativeAdapter):
+        before, adapter.strength = adapter.strength, adapter.strength * alpha
+        try:
+            yield lambda pixels: classify(adapted.view.features(pixels))
+        finally:
+            adapter.strength = before
+    else:
+        tuned = adapted.merged_weights()
+        with adapted._plain(), torch.no_grad():
+            store = Exchange(_between(adapted.model, tuned, alpha), trained=False)
+            store.swap(adapted.model)
+            try:
+                with torch.enable_grad():
+                    yield lambda pixels: classify(adapted.view.features(pixels))
+            finally:
+                store.swap(adapted.model)
+
+
+def _between(model: nn.Module, tuned: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """(1 - a) of the model's tensors and a of the tuned ones, where they differ."""
+    return {
+        name: ((1 - alpha) * wider(value) + alpha * wider(tuned[name])).to(value.dtype)
+        for name, value in model.named_parameters(remove_duplicate=False)
+        if not torch.equal(value, tuned[name])
+    }
+
+
+def _head(adapted: AdaptedModel, alpha: float, *, keep: bool) -> nn.Module:
+    if keep or alpha == 1:
+        return adapted.head
+    if adapted.active not in adapted.first_heads:
+        raise UserError(
+            "the head started from nothing that was trained, so there is no model at alpha 0: adapt with head=..., "
+            'from zero-shot weights or a linear probe, or keep the tuned head with head="keep"'
+        )
+    first = adapted.first_heads[adapted.active]
+    if alpha == 0:
+        return first
+    mixed = copy.deepcopy(first)
+    tuned = dict(adapted.head.named_parameters())
+    with torch.no_grad():
+        for name, value in mixed.named_parameters():
+            value.copy_((1 - alpha) * wider(value) + alpha * wider(tuned[name]))
+    return mixed

@@ -1,0 +1,144 @@
+"""How alike several models' predictions are, and what their ensembles give.
+
+M models, N samples, K classes; logits are [M, N, K]. Ties of classes go to the lowest class, ties of samples to the
+lowest sample. Error consistency: Geirhos et al. 2020, arXiv 2006.16736, section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foveate.settings.errors import UserError, choose
+
+Array = NDArray[np.float64]
+
+
+def checked(logits_MNK: ArrayLike, labels_N: ArrayLike | None = None) -> tuple[Array, NDArray[np.int64]]:
+    """Logits and labels as arrays.
+
+    Raises:
+        UserError: for other shapes, NaN, or labels out of range.
+    """
+    logits = np.asarray(logits_MNK, dtype=np.float64)
+    if logits.ndim != 3 or min(logits.shape) < 1:
+        raise UserError(f"logits of several models are [models, samples, classes], not {list(logits.shape)}")
+    if np.isnan(logits).any():
+        raise UserError(f"logits of model {int(np.argwhere(np.isnan(logits))[0][0])} hold NaN")
+    labels = np.zeros(logits.shape[1], dtype=np.int64) if labels_N is None else np.asarray(labels_N)
+    if labels.shape != (logits.shape[1],):
+        raise UserError(f"{list(labels.shape)} labels for {logits.shape[1]} samples")
+    if labels.min() < 0 or labels.max() >= logits.shape[2]:
+        raise UserError(f"labels lie in 0 to {logits.shape[2] - 1}, there are {labels.min()} to {labels.max()}")
+    return logits, labels.astype(np.int64)
+
+
+def agreement(logits_MNK: ArrayLike) -> Array:
+    """The share of samples on which two models predict the same class, [M, M]."""
+    logits, _ = checked(logits_MNK)
+    predicted = logits.argmax(axis=2)
+    return (predicted[:, None] == predicted[None]).mean(axis=2)
+
+
+def mean_disagreement(logits_MNK: ArrayLike) -> float:
+    """1 minus the agreement, over all pairs of models."""
+    alike = agreement(logits_MNK)
+    pairs = np.triu_indices(len(alike), k=1)
+    if not len(pairs[0]):
+        raise UserError("disagreement needs at least two models")
+    return float(1 - alike[pairs].mean())
+
+
+def error_consistency(logits_MNK: ArrayLike, labels_N: ArrayLike) -> Array:
+    """Cohen's kappa of being right, [M, M]: (observed - expected) / (1 - expected); 1 where both are always alike."""
+    logits, labels = checked(logits_MNK, labels_N)
+    right = logits.argmax(axis=2) == labels
+    accuracy = right.mean(axis=1)
+    observed = (right[:, None] == right[None]).mean(axis=2)
+    expected = accuracy[:, None] * accuracy + (1 - accuracy[:, None]) * (1 - accuracy)
+    possible = 1 - expected
+    return np.where(possible > 0, (observed - expected) / np.where(possible > 0, possible, 1), 1.0)
+
+
+def confident_regions(logits_MNK: ArrayLike, labels_N: ArrayLike, *, most: int, right: bool) -> dict[str, int]:
+    """Counts of the regions of a Venn diagram: of each model the `most` most confident samples that are right, or the
+    `most` least confident ones that are wrong. The choice by confidence (largest probability) comes first.
+
+    Returns:
+        "101" -> samples that models 0 and 2 share and 1 has not; empty regions are left out.
+    """
+    logits, labels = checked(logits_MNK, labels_N)
+    if not 1 <= most <= logits.shape[1]:
+        raise UserError(f"most {most}: allowed are 1 to {logits.shape[1]}, the number of samples")
+    confidence = softmax(logits).max(axis=2)
+    order = np.argsort(-confidence if right else confidence, axis=1, kind="stable")[:, :most]
+    chosen = np.zeros(logits.shape[:2], dtype=bool)
+    np.put_along_axis(chosen, order, True, axis=1)
+    chosen &= (logits.argmax(axis=2) == labels) == right
+    regions, counts = np.unique(chosen[:, chosen.any(axis=0)].T, axis=0, return_counts=True)
+    names = ["".join("1" if inside else "0" for inside in region) for region in regions]
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities over the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _votes(logits: Array) -> Array:
+    predicted = logits.argmax(axis=2)
+    return (predicted[..., None] == np.arange(logits.shape[2])).sum(axis=0).astype(np.float64)
+
+
+ENSEMBLES: dict[str, Callable[[Array], Array]] = {
+    "logits": lambda logits: logits.mean(axis=0),
+    "probabilities": lambda logits: softmax(logits).mean(axis=0),
+    "log_probabilities": lambda logits: _log_softmax(logits).mean(axis=0),
+    "votes": _votes,
+}
+
+
+def ensemble(logits_MNK: ArrayLike, *, rule: str = "logits") -> Array:
+    """Scores [N, K] of an ensemble: mean logits, mean probabilities, mean log-probabilities, or votes.
+
+    Raises:
+        UserError: for another rule.
+    """
+    logits, _ = checked(logits_MNK)
+    return ENSEMBLES[choose(rule, ENSEMBLES, "rule of an ensemble")](logits)
+
+
+def compare_ensembles(logits_MNK: ArrayLike, labels_N: ArrayLike) -> dict[str, Any]:
+    """Accuracy of each model and of each kind of ensemble, the share that any model has right, and what the mean of
+    logits gains over the worst, the mean and the best model."""
+    logits, labels = checked(logits_MNK, labels_N)
+    single = (logits.argmax(axis=2) == labels).mean(axis=1)
+    found = {rule: float((ensemble(logits, rule=rule).argmax(axis=1) == labels).mean()) for rule in ENSEMBLES}
+    together = found["logits"]
+    return {
+        "single": single.tolist(),
+        "ensemble": found,
+        "any_right": float((logits.argmax(axis=2) == labels).any(axis=0).mean()),
+        "gain": {
+            "worst": together - float(single.min()),
+            "mean": together - float(single.mean()),
+            "best": together - float(single.max()),
+        },
+    }
+
+
+def pairs(names: list[str], matrix_MM: ArrayLike) -> list[tuple[str, str, float]]:
+    """The pairs of a symmetric matrix with their names, least alike first."""
+    matrix = np.asarray(matrix_MM)
+    found = [(names[i], names[j], float(matrix[i, j])) for i, j in combinations(range(len(names)), 2)]
+    return sorted(found, key=lambda pair: pair[2])

@@ -1,0 +1,78 @@
+"""Models between the given and the tuned network against stored logits; the zero-shot head against stored weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from adapt.official import FOLDER, adapted_case, backbone, batch, case_of, cases, stored
+from adapt.towers import pixels, tower
+from foveate.adapt.heads import ZeroShotHead, zero_shot_weights
+from foveate.adapt.model import adapt
+from foveate.adapt.wise import interpolated
+from foveate.settings.errors import UserError
+
+DEFINED = [case["case"] for case in cases() if case["wise"]]
+
+
+@pytest.mark.parametrize("name", DEFINED)
+def test_the_whole_curve(name: str) -> None:
+    case = case_of(name)
+    adapted, expected, (images, _) = adapted_case(case), stored(case), batch(case)
+    with torch.no_grad():
+        tuned = adapted(images)
+        for alpha, logits in zip(expected["wise/alphas"].tolist(), expected["wise/logits"], strict=True):
+            with interpolated(adapted, round(alpha, 10)) as model:
+                assert float((model(images) - logits).abs().max()) < 1e-9, alpha
+        with interpolated(adapted, 0.0) as model:
+            assert torch.equal(model(images), backbone(case)(images))
+        with interpolated(adapted, 1.0) as model:
+            assert torch.equal(model(images), tuned)
+        assert torch.equal(adapted(images), tuned)
+
+
+@pytest.mark.parametrize("name", ["lora", "fact_tk", "fact_tt", "repadapter"])
+def test_a_scaled_branch_is_between_merged_weights(name: str) -> None:
+    case = case_of(name)
+    adapted, start = adapted_case(case), backbone(case).state_dict()
+    whole = adapted.merged_weights()
+    adapted.set_strength(0.3)
+    part = adapted.merged_weights()
+    linear = name != "repadapter"  # whose bias is one affine map behind another
+    for key, value in part.items():
+        if linear or key.endswith("weight"):
+            assert torch.allclose(value, 0.7 * start[key] + 0.3 * whole[key], atol=1e-11), key
+
+
+@pytest.mark.parametrize("name", ["vpt_shallow", "vpt_deep"])
+def test_prompts_have_none(name: str) -> None:
+    with (
+        pytest.raises(UserError, match="no models in between: its prompts"),
+        interpolated(adapted_case(case_of(name)), 0.5),
+    ):
+        pass
+
+
+def test_mistakes() -> None:
+    adapted = adapt(tower("timm"), "bitfit", classes=3)
+    with pytest.raises(UserError, match="from 0 to 1"), interpolated(adapted, 1.5):
+        pass
+    with pytest.raises(UserError, match="started from nothing"), interpolated(adapted, 0.5):
+        pass
+    with interpolated(adapted, 0.5, head="keep") as model:
+        assert model(pixels()).shape == (3, 3)
+    adapted.merge()
+    with pytest.raises(UserError, match="unmerge it"), interpolated(adapted, 0.5):
+        pass
+
+
+def test_zero_shot_head() -> None:
+    with np.load(FOLDER / "clip_head.npz") as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+    weights = zero_shot_weights(arrays["text_embeddings"], logit_scale=float(arrays["log_logit_scale"]))
+    assert torch.allclose(weights, arrays["expect_head_weight"], atol=2e-5)
+    projection = arrays["visual_proj"]
+    head = ZeroShotHead(weights, projection.T if projection.shape[0] == arrays["features"].shape[1] else projection)
+    assert torch.equal(head.linear.bias, arrays["expect_head_bias"])
+    assert torch.allclose(head(arrays["features"]), arrays["expect_logits"], atol=2e-5)
