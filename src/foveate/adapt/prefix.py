@@ -97,7 +97,8 @@ class Prefix:
             side = view.patch_size
             empty = kept.new_zeros(len(kept), 3, rows * side, columns * side)
         else:
-            shape = getattr(view.model, "image_encoder", view.model).feature_shape
+            encoder: Any = getattr(view.model, "image_encoder", view.model)
+            shape: tuple[int, ...] = encoder.feature_shape
             empty = kept.new_zeros(len(kept), *shape)
         with self._skipped(kept):
             return adapted.head(view.features(empty))
@@ -125,4 +126,5 @@ def _through(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 def _to_front(module: nn.Module, hook: Any) -> None:
-    module._forward_pre_hooks.move_to_end(hook.id, last=False)
+    hooks: Any = module._forward_pre_hooks
+    hooks.move_to_end(hook.id, last=False)
