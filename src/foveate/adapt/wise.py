@@ -9,7 +9,9 @@ the method:
 - difffit and ssf are merged first, then merged weights are interpolated;
 - prompts have no counterpart in the network that came: not defined.
 
-The head is interpolated with the one that it started from. a = 0 and a = 1 are these two models bit for bit.
+The head is interpolated with the one that it started from. a = 0 and a = 1 are these two models bit for bit. With
+`layerscale: official` a sublayer passes LayerScale twice even where the branch is 0, as in the study's code, so there
+a = 0 is not the network that came.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def interpolated(
     classify = _head(adapted, alpha, keep=head == "keep")
     if alpha == 1:
         yield lambda pixels: classify(adapted.view.features(pixels))
-    elif alpha == 0:
+    elif alpha == 0 and getattr(adapter.settings, "layerscale", "once") == "once":
         with adapted._plain():
             yield lambda pixels: classify(adapted.view.features(pixels))
     elif adapter.wise == "branch" and not isinstance(adapter, NativeAdapter):
