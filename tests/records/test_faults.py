@@ -8,7 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,37 +24,11 @@ from foveate.records.removal import remove_pictures
 from foveate.records.writer import CollectionWriter
 from foveate.settings import progress
 from foveate.settings.disk import sentence
+from small_disk import Disk, disk
 
 STAMP = "2026-01-01T00:00:00+00:00"
+__all__ = ["disk"]  # the fixture
 OPTIONS = {"name": "c", "workers": 1, "pictures_per_shard": 7, "created": STAMP}
-
-
-class Disk:
-    """A small disk of its own, made of memory."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def change(self, options: str) -> None:
-        """Mount it, or mount it anew with other options."""
-        place = ["-t", "tmpfs", "tmpfs", str(self.folder)]
-        subprocess.run(["mount", "-o", options, *place], check=True, capture_output=True)
-
-    def resize(self, size: str) -> None:
-        self.change(f"remount,rw,size={size}")
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    """A disk of 192 KiB."""
-    made = Disk(tmp_path / "disk")
-    made.folder.mkdir()
-    try:
-        made.change("size=192k")
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a small tmpfs is not permitted here")
-    yield made
-    subprocess.run(["umount", "-l", str(made.folder)], check=True)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

@@ -42,9 +42,12 @@ async def outcomes(
         if flow.failure is not None:
             raise flow.failure
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        flow.over = True
+        # Again and again: wait_for of Python 3.11 swallows a cancellation that comes together with its result.
+        while left := [task for task in tasks if not task.done()]:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=_TICK_SECONDS)
         flow.threads.shutdown(wait=True, cancel_futures=True)
 
 
@@ -59,6 +62,7 @@ class _Flow:
         self.threads = ThreadPoolExecutor(job.workers, thread_name_prefix="prepare")
         self.other = None if job.tokenizer is None else OtherTokenizer(job.tokenizer)
         self.failure: UserError | None = None
+        self.over = False
 
     async def next_results(self) -> list[Outcome]:
         """What has come in, or an empty list after a while."""
@@ -72,7 +76,7 @@ class _Flow:
 
     @property
     def ending(self) -> bool:
-        return self.failure is not None or self.stopping()
+        return self.over or self.failure is not None or self.stopping()
 
     async def feed(self) -> None:
         """Prepare pictures ahead, in order, and queue their requests."""
