@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from foveate.settings import progress
+
 # `processes` starts the processes of distributed tests; it lives beside the first tests that needed it.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "training"))
+
+
+@pytest.fixture(autouse=True)
+def _progress_speaks_again() -> Iterator[None]:
+    """`--quiet` holds for a process, and many commands are tested in one."""
+    yield
+    progress.configure(quiet=False)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -339,3 +340,16 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1.0]}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match="no columns 'logits' and 'labels'; it has x"):
         read_logits(tmp_path / "x.parquet")
+
+
+def test_the_example_of_the_docs_runs() -> None:
+    """The block of docs/python.md, word for word, on logits whose unseen classes lie too low."""
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    (block,) = [one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Calibrator" in one]
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 6, 400)
+    logits = 3.0 * np.eye(6)[labels] + generator.normal(size=(400, 6)) - 4.0 * np.isin(np.arange(6), [1, 3, 4])
+    seen = np.isin(labels, [0, 2, 5])
+    names = {"train_logits": logits[seen], "train_labels": labels[seen], "test_logits": logits}
+    exec(compile(block, "python.md", "exec"), names)
+    assert (names["answers"] == labels).mean() > (logits.argmax(1) == labels).mean() + 0.1

@@ -119,8 +119,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
 def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: bool) -> None:
     """Merges ADAPTER (a folder of `adapt train`, or its run folder) and writes the model in its backbone's own format.
 
-    Refuses with the reason where no weights of the backbone can do what the method does. The written model is loaded
-    again with the library that it is for; the largest difference of outputs is printed.
+    Refuses with the reason where no weights of the backbone can do what the method does. Prints the largest
+    difference of outputs: for timm, transformers and model folders of the model loaded again with its library.
 
     \b
     Example:
@@ -132,5 +132,5 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
     result = merge_adapter(adapter, to, form=form, backbone=backbone)
     lines = [f"{result['method']} on {result['backbone']}, as {form}"]
     if result["difference"] is not None:
-        lines.append(f"largest difference of outputs after loading it again: {result['difference']:.3g}")
+        lines.append(f"largest difference of outputs: {result['difference']:.3g}")
     finish(result, lines, {"model": to}, as_json=as_json)
