@@ -129,9 +129,7 @@ PRETRAIN = [name for name in recipe_names() if recipe_path(name).read_text("utf-
 SLOW = ("clip-vit-l14-336", "clip-vit-h14-336", "cloc-vit-l14-336", "cloc-vit-h14-336")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PRETRAIN]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PRETRAIN])
 def test_every_shipped_recipe_has_a_price(name: str) -> None:
     recipe = load(PretrainRecipe, name)
     priced = price(recipe, devices=64 if "vit" in name else 1, hardware="h100-80gb")

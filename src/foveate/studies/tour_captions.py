@@ -20,7 +20,7 @@ from foveate.caption.assertions.judge import DEFINITION, judge_all
 from foveate.caption.assertions.splitter import split
 from foveate.caption.assertions.truth import SceneTruths
 from foveate.caption.audit import title
-from foveate.caption.gates import gate
+from foveate.caption.gates import gate, repeats
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.scene_captions import render
@@ -46,8 +46,10 @@ from foveate.vision.localiser.folder import load_model
 CAPTIONER = "captioner-tour"
 ENCODER = "tour-clip"
 SHOWN = 8
-TRAINED_ON = 1200  # pictures that get a short caption, and on which the two small encoders are trained
-STEPS, BATCH = 120, 128
+TRAINED_ON = 400  # pictures that get a short caption, and on which the two small encoders are trained
+STEPS, BATCH = 80, 128
+# Where writing stops: well above what each format allows, so that only captions that never end are cut.
+MOST_TOKENS = {"ssc": 60, "dsc": 140, "dsc_plus": 400, "afc": 140}
 VARIANTS = {"alt": "AltText only", "hybrid": "half AltText, half short captions"}
 
 
@@ -128,11 +130,14 @@ def _scenes(collection: Collection, name: str, count: int, seed: int) -> NDArray
 def _written(
     captioner: SmallCaptioner, collection: Collection, rows: NDArray[np.int64], kinds: Sequence[str]
 ) -> dict[int, dict[str, str]]:
-    """Row -> format -> caption, as it may be stored."""
+    """Row -> format -> caption, as it may be stored; those that never ended or repeat themselves are left out."""
     found: dict[int, dict[str, str]] = {}
-    for row, ask, written in caption_rows(captioner, collection, rows, cache=collection.path / CACHE, kinds=kinds):
+    cache = collection.path / CACHE
+    for row, ask, written in caption_rows(
+        captioner, collection, rows, cache=cache, kinds=kinds, most_tokens=MOST_TOKENS
+    ):
         gated = gate(ask.kind, written.text)
-        if not gated.error and gated.caption:
+        if written.finished and not gated.error and gated.caption and not repeats(gated.caption):
             found.setdefault(row, {})[ask.kind] = gated.caption
     return found
 
@@ -242,6 +247,7 @@ def _encoders(
         "measure": "searches with short true sentences, both ways, R@10",
         "pictures": len(rows),
         "trained_on": len(part),
+        "captioned": len(captions),
         "steps": sizes.steps,
         "values": [{"title": VARIANTS[name], "value": value} for name, value in found.items()],
     }

@@ -6,7 +6,7 @@ no judge; real pictures have no truth and get obedience and lengths alone. The t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from foveate.caption.gates import GATES, gate
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.small.folder import SmallCaptioner
-from foveate.caption.small.generate import Ask, Written, write
+from foveate.caption.small.generate import MOST_TOKENS, Ask, Written, write
 from foveate.caption.small.samples import cached_features
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED
 from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_statistic
@@ -78,9 +78,14 @@ def caption_rows(
     kinds: Sequence[str] = CAPTION_KINDS,
     temperature: float = 0.0,
     seed: int = 0,
+    most_tokens: Mapping[str, int] | None = None,
 ) -> list[tuple[int, Ask, Written]]:
     """Captions of all kinds for rows of a collection, from cached features; pictures that cannot be read are left out,
-    and of AFC those whose AltText says nothing."""
+    and of AFC those whose AltText says nothing.
+
+    Args:
+        most_tokens: where writing stops, by kind; a caption that had not ended by then is not `finished`.
+    """
     model = captioner.model
     device = next(model.parameters()).device
     features = cached_features(collection, model.image_encoder, rows, cache=cache, device=device)
@@ -102,6 +107,7 @@ def caption_rows(
                 temperature=temperature,
                 seed=seed,
                 name=collection.keys[good[place]],
+                max_tokens=(most_tokens or {}).get(kind, MOST_TOKENS),
             )
             for place in places
         ]
