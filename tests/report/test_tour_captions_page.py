@@ -20,7 +20,8 @@ def captions(picture: str) -> dict[str, Any]:
     examples = [{"picture": picture, "key": f"s-{n}", "captions": texts, "regions": [region]} for n in range(4)]
     numbers = {"title": "SSC", "n": 4, "tokens": 12.5, "ana": 1.0, "held": 0.5}
     values = [{"title": "AltText only", "value": 0.2}, {"title": "half AltText, half short captions", "value": 0.3}]
-    encoder = {"measure": "searches", "pictures": 40, "trained_on": 1200, "steps": 120, "values": values}
+    encoder = {"measure": "searches", "pictures": 40, "trained_on": 1200, "captioned": 700, "steps": 120}
+    encoder["values"] = values
     return {"model": "m", "definition": "d", "examples": examples, "formats": [numbers], "encoder": encoder}
 
 

@@ -50,7 +50,7 @@ class EncoderNumbers(Part):
     measure: str
     pictures: int
     trained_on: int
-    captioned: int = 0
+    captioned: int
     steps: int
     values: list[EncoderValue]
 
