@@ -13,13 +13,13 @@ from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance
 from foveate.report import render
-from foveate.settings.errors import UserError
 from foveate.studies import captions
 from foveate.studies.captions_data import classes_of, judge_named, open_shuffled, split_of
 from foveate.studies.captions_measures import probe, retrieval, right_name
 from foveate.studies.cells import Cell
 from foveate.studies.markdown import results_table
-from foveate.studies.runner import run_study, study_of
+from foveate.studies.runner import run_study
+from foveate.studies.study import row_values
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +113,11 @@ def test_claims_name_rows_and_measures() -> None:
     for claim in captions.DESIGN.claims:
         assert {claim.better, claim.worse} <= rows
         assert claim.measure in measures
-    with pytest.raises(UserError, match="built-in pictures only"):
-        captions.installed((Path("/nowhere"),))
 
 
 def test_values_of_cells_become_rows() -> None:
-    values = captions.row_values({Cell(3, "scenes", "alt"): {"short": 0.5}})
+    values = row_values(captions.ROWS, [(Cell(3, "scenes", "alt"), {"short": 0.5})])
     assert values == {("scenes", "alt"): {3: {"short": 0.5}}}
-    assert study_of("captions") is captions
 
 
 @pytest.mark.slow

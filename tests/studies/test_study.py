@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+import foveate.studies
 from foveate.records.collection import Collection
 from foveate.report import render
 from foveate.settings.errors import UserError
@@ -23,7 +25,7 @@ from foveate.studies.markdown import fill, results_table
 from foveate.studies.noise import Noise, jittered, open_spoiled, spoiled
 from foveate.studies.rcc import read_rcc
 from foveate.studies.real_regions import build_maps, find_installed, map_regions, read_details, read_map, recolour
-from foveate.studies.runner import run_study
+from foveate.studies.runner import run_study, study_names, study_of
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, judge, summary, verdict
 
 CELLS = [Cell(seed, "true", variant) for seed in (0, 1) for variant in ("a", "b")]
@@ -215,14 +217,34 @@ def test_every_variant_changes_one_thing() -> None:
 
 
 def test_cells_start_with_the_reference_and_grow_with_seeds() -> None:
-    few, more = (cloc.cells(cloc.with_seeds(cloc.FULL, count), seed=0, extras=[cloc.MAPS]) for count in (2, 5))
+    few, more = (cloc.cells(replace(cloc.FULL, seeds=count), seed=0, extras=[cloc.MAPS]) for count in (2, 5))
     assert few[0] == Cell(0, "true", "cloc")
     assert set(few) < set(more)
     assert len(more) == 5 * (11 + 8 + 2 + 6)
     assert len(set(more)) == len(more)
-    one, two = (cloc.identity(cloc.with_seeds(cloc.FULL, count), extras=[]) for count in (2, 5))
+    one, two = (cloc.identity(replace(cloc.FULL, seeds=count), extras=[]) for count in (2, 5))
     assert one == two
     assert one != cloc.identity(cloc.QUICK, extras=[])
+
+
+def test_a_module_with_a_design_is_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"calibration", "captions", "cloc", "vesl"} <= set(study_names())
+    assert study_of("cloc") is cloc
+    with pytest.raises(UserError, match=r"unknown study 'clok': allowed are .*; did you mean 'cloc'\?"):
+        study_of("clok")
+    with pytest.raises(UserError, match="unknown study 'cells'"):  # a module, but no study
+        study_of("cells")
+    (tmp_path / "made_by_a_test.py").write_text("DESIGN = 'a new one'\n", encoding="utf-8")
+    monkeypatch.setattr("foveate.studies.__path__", [*foveate.studies.__path__, str(tmp_path)])
+    assert study_of("made_by_a_test").DESIGN == "a new one"
+    assert "made_by_a_test" in study_names()
+
+
+@pytest.mark.parametrize("name", ["calibration", "captions", "vesl"])
+def test_a_study_without_optional_data_refuses_folders(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"--data: the study '{name}' uses no further data; leave it out"):
+        run_study(name, tmp_path / "study", data=(tmp_path,))
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.slow

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from foveate.settings.errors import UserError
 from foveate.settings.seeds import generator
 from foveate.studies.cells import Cell
-from foveate.studies.study import Claim, Condition, Design, Measure, Row
+from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 
 GLYPHS, EMOJI = "glyphs", "emoji"
 CONDITIONS = (
@@ -231,35 +230,7 @@ def _shuffled(logits: Any, labels: Any, groups: Any, gamma: float, *, seed: int)
     return {f"shuffled/{name}": (found[key] or 0.0) / 100 for name, key in named.items()} | {"shuffled/gamma": gamma}
 
 
-def row_values(done: Mapping[Cell, Mapping[str, float]]) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
-    """(condition, row) -> seed -> measure -> value."""
-    found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-    for cell, values in done.items():
-        for row in ROWS:
-            if row.trained_as == cell.variant:
-                own = {key.removeprefix(row.prefix): v for key, v in values.items() if key.startswith(row.prefix)}
-                found.setdefault((cell.condition, row.key), {})[cell.seed] = own
-    return found
-
-
-def with_seeds(scale: Scale, seeds: int) -> Scale:
-    """The same scale with another number of seeds."""
-    return replace(scale, seeds=seeds)
-
-
 def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
-    """What cells depend on, besides their own names: another number of seeds keeps the finished ones."""
-    sizes = {name: value for name, value in asdict(scale).items() if name != "seeds"}
+    """What cells depend on, besides their own names."""
     rates = {condition: {name: list(rate) for name, rate in own.items()} for condition, own in RATES.items()}
-    return {"study": DESIGN.name, **sizes, "rates": rates}
-
-
-def installed(data: tuple[Path, ...]) -> dict[str, Path]:
-    """Nothing: this study has no optional data.
-
-    Raises:
-        UserError: where some were given.
-    """
-    if data:
-        raise UserError("the study 'calibration' uses no real regions: --data has no effect")
-    return {}
+    return {"study": DESIGN.name, **sizes(scale), "rates": rates}

@@ -7,12 +7,12 @@ picture and visit is drawn.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foveate.studies.cells import Cell
-from foveate.studies.study import Claim, Condition, Design, Measure, Row
+from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 
 SCENES, PICTURES = "scenes", "pictures"
 CONDITIONS = (
@@ -178,22 +178,16 @@ class Work:
         prepare_pictures(self.collection_path(PICTURES), seed=STUDY_SEED, run=self.folder, most=scale.pictures)
 
     def __call__(self, cell: Cell) -> dict[str, float]:
-        from foveate.pretrain.recipe import PretrainRecipe
-        from foveate.pretrain.train import CACHE, pretrain
+        from foveate.pretrain.train import CACHE
         from foveate.records.collection import Collection as Opened
-        from foveate.settings.recipes import load
         from foveate.studies.captions_data import open_shuffled
         from foveate.studies.captions_measures import measure
-        from foveate.vision.localiser.folder import load_model
+        from foveate.studies.trainings import train_cell
 
         path = self.collection_path(cell.condition)
         collection = open_shuffled(path, seed=cell.seed) if VARIANTS[cell.variant][1] else Opened.open(path)
-        run = self.folder / "cells" / "at-work" / cell.name / "run"
-        recipe = load(PretrainRecipe, RECIPE, overrides(cell, self.scale))
-        trained = pretrain(recipe, collection, run, device=self.device, evaluate_split=None)
-        if trained.model_folder is None:
-            raise KeyboardInterrupt
-        model = load_model(trained.model_folder, device=self.device)
+        changes = overrides(cell, self.scale)
+        model = train_cell(cell, RECIPE, changes, collection, self.folder, device=self.device)
         return measure(model, Opened.open(path), cache=path / CACHE)
 
 
@@ -229,36 +223,7 @@ def _shown(value: Mapping[str, Any] | None) -> str:
     return f"{value['value']:.2f}{span}"
 
 
-def row_values(done: Mapping[Cell, Mapping[str, float]]) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
-    """(condition, row) -> seed -> measure -> value."""
-    found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-    for cell, values in done.items():
-        for row in ROWS:
-            if row.trained_as == cell.variant:
-                found.setdefault((cell.condition, row.key), {})[cell.seed] = dict(values)
-    return found
-
-
-def with_seeds(scale: Scale, seeds: int) -> Scale:
-    """The same scale with another number of seeds."""
-    return replace(scale, seeds=seeds)
-
-
 def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
     """What cells depend on, besides their own names."""
-    sizes = {name: value for name, value in asdict(scale).items() if name != "seeds"}
     variants = {name: [RECIPE, *changes, shuffled] for name, (changes, shuffled) in VARIANTS.items()}
-    return {"study": DESIGN.name, **sizes, "variants": variants}
-
-
-def installed(data: tuple[Path, ...]) -> dict[str, Path]:
-    """No optional data.
-
-    Raises:
-        UserError: when a folder is given, as none has an effect here.
-    """
-    if data:
-        from foveate.settings.errors import UserError
-
-        raise UserError(f"--data {data[0]}: the study captions uses built-in pictures only")
-    return {}
+    return {"study": DESIGN.name, **sizes(scale), "variants": variants}

@@ -17,16 +17,13 @@ from foveate.caption.assertions.judge import judge_all
 from foveate.caption.assertions.truth import SceneTruth, SceneTruths, Thing
 from foveate.caption.audit import Method, Question, audit
 from foveate.caption.audit_numbers import Units
-from foveate.caption.backends.scene_oracle import SceneOracleSettings
 from foveate.caption.gates import gate
 from foveate.caption.prompts import CAPTION_KINDS
-from foveate.caption.run import caption
 from foveate.caption.scene_captions import render
 from foveate.caption.small.evaluate import caption_rows
 from foveate.caption.small.folder import load_captioner
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.train import train_captioner
-from foveate.caption.work import CaptionSettings
 from foveate.metrics.captions import UNVERIFIABLE
 from foveate.pretrain.train import CACHE
 from foveate.records.appending import AnnotationAppender
@@ -39,8 +36,9 @@ from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
 from foveate.settings import seeds
-from foveate.settings.recipes import Settings, load
+from foveate.settings.recipes import load
 from foveate.settings.runs import RunFolder
+from foveate.studies.captioning import write_captions
 
 QUERY_SHORT, QUERY_LONG = "query_short", "query_long"
 HALLUCINATIONS = 0.1
@@ -73,8 +71,14 @@ def prepare_scenes(path: Path, *, train: int, test: int, seed: int, run: Path) -
             rows += [{"key": collection.keys[row], "kind": query, "text": text}] * bool(text)
     with CollectionWriter(path) as writer:
         writer.annotate("captions", rows, Provenance("study captions"))
-    oracle = SceneOracleSettings(hallucinations=HALLUCINATIONS)
-    _caption(path, "scene_oracle", oracle, run, split="train", formats=FORMATS)
+    write_captions(
+        path,
+        "scene_oracle",
+        {"hallucinations": HALLUCINATIONS},
+        run / "captions-scene_oracle-train",
+        split="train",
+        formats=FORMATS,
+    )
 
 
 def prepare_pictures(path: Path, *, seed: int, run: Path, most: int | None) -> None:
@@ -106,11 +110,11 @@ def prepare_pictures(path: Path, *, seed: int, run: Path, most: int | None) -> N
     trained = train_captioner(recipe, Collection.open(path), run / "captioner")
     if trained.model_folder is None:
         raise KeyboardInterrupt
-    write_captions(path, trained.model_folder, split="train", kinds=FORMATS)
-    write_captions(path, trained.model_folder, split="test", kinds=CAPTION_KINDS)
+    write_own_captions(path, trained.model_folder, split="train", kinds=FORMATS)
+    write_own_captions(path, trained.model_folder, split="test", kinds=CAPTION_KINDS)
 
 
-def write_captions(path: Path, captioner: Path, *, split: str, kinds: Sequence[str]) -> None:
+def write_own_captions(path: Path, captioner: Path, *, split: str, kinds: Sequence[str]) -> None:
     """The captioner's captions of a split, from cached features, gated as the pipeline gates them; those that are there
     already are not written again."""
     collection = Collection.open(path)
@@ -141,17 +145,6 @@ def split_of(name: str, seed: int) -> str:
             return split
         share -= part
     return "train"
-
-
-def _caption(path: Path, backend: str, settings: Settings, run: Path, *, split: str, formats: Sequence[str]) -> None:
-    wanted = CaptionSettings(formats=tuple(formats), split=split)
-    folder = RunFolder.create(run / f"captions-{backend}-{split}")
-    done = caption(path, wanted, backend=backend, backend_settings=settings, run=folder)
-    if done.stopped:
-        raise KeyboardInterrupt
-    if done.failure is not None:
-        raise done.failure
-    folder.write_result(done.result)
 
 
 def audit_captioner(path: Path, run: Path, *, sample: int, seed: int) -> dict[str, Any]:

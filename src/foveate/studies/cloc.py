@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from foveate.settings.errors import UserError
 from foveate.studies.cells import Cell
 from foveate.studies.noise import Noise
 from foveate.studies.real_regions import DETAILS, KGEOGRAPHY, find_installed
-from foveate.studies.study import Claim, Condition, Design, Extra, Measure, Row
+from foveate.studies.study import Claim, Condition, Design, Extra, Measure, Row, sizes
+from foveate.studies.study import row_values as rows_of_cells
 
 if TYPE_CHECKING:
     from foveate.studies.kept import KeptFeatures
@@ -255,6 +256,7 @@ class Work:
         """Draws the pictures and caches the frozen features that all cells share; does what is missing."""
         from foveate.records.scenes import build_scenes
         from foveate.studies.real_regions import build_maps
+        from foveate.studies.trainings import cache_features
 
         scale = self.scale
         build_scenes(
@@ -263,35 +265,16 @@ class Work:
         if MAPS in self.extras:
             build_maps(self.collection_path(MAPS), self.extras[MAPS], train=scale.map_drawings, test=1)
         for condition in (TRUE, COARSE, MAPS) if MAPS in self.extras else (TRUE, COARSE):
-            self._cache_features(condition)
-
-    def _cache_features(self, condition: str) -> None:
-        import torch
-
-        from foveate.pretrain.recipe import PretrainRecipe
-        from foveate.pretrain.train import CACHE, build_dataset, build_model
-        from foveate.records.collection import Collection
-        from foveate.settings.recipes import load
-
-        path = self.collection_path(condition)
-        recipe = load(PretrainRecipe, "tour", overrides(Cell(0, condition, "cloc"), self.scale))
-        device = torch.device(self.device or "cpu")
-        build_dataset(recipe, Collection.open(path), build_model(recipe), device=device, cache=path / CACHE)
+            changes = overrides(Cell(0, condition, "cloc"), self.scale)
+            cache_features(self.collection_path(condition), "tour", changes, device=self.device)
 
     def __call__(self, cell: Cell) -> dict[str, float]:
-        from foveate.pretrain.recipe import PretrainRecipe
-        from foveate.pretrain.train import pretrain
-        from foveate.settings.recipes import load
         from foveate.studies.noise import open_spoiled
-        from foveate.vision.localiser.folder import load_model
+        from foveate.studies.trainings import train_cell
 
         collection = open_spoiled(self.collection_path(cell.condition), noise_of(cell), seed=cell.seed)
-        recipe = load(PretrainRecipe, VARIANTS[cell.variant][0], overrides(cell, self.scale))
-        run = self.folder / "cells" / "at-work" / cell.name / "run"
-        trained = pretrain(recipe, collection, run, device=self.device, evaluate_split=None)
-        if trained.model_folder is None:
-            raise KeyboardInterrupt
-        model = load_model(trained.model_folder, device=self.device)
+        recipe, changes = VARIANTS[cell.variant][0], overrides(cell, self.scale)
+        model = train_cell(cell, recipe, changes, collection, self.folder, device=self.device)
         self.kept.serve(model)
         return self._measured(model, collection, crops=cell.variant == "clip", seed=cell.seed)
 
@@ -333,35 +316,18 @@ def picked(table: list[dict[str, Any]]) -> dict[str, float]:
 
 def row_values(done: Mapping[Cell, Mapping[str, float]]) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
     """(condition, row) -> seed -> measure -> value, with CLIP's cells of true boxes standing for spoiled ones."""
-    found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-    for cell, values in done.items():
-        conditions = (TRUE, NOISY) if cell.variant == "clip" and cell.condition == TRUE else (cell.condition,)
-        for row in ROWS:
-            if row.trained_as != cell.variant:
-                continue
-            own = {
-                name.removeprefix(row.prefix): value
-                for name, value in values.items()
-                if name.startswith(row.prefix) and (row.prefix or "/" not in name)
-            }
-            for condition in conditions:
-                found.setdefault((condition, row.key), {})[cell.seed] = own
+    clip = [(cell, values) for cell, values in done.items() if (cell.condition, cell.variant) == (TRUE, "clip")]
+    found = rows_of_cells(ROWS, [*done.items(), *((replace(cell, condition=NOISY), values) for cell, values in clip)])
     for condition, row in [key for key in found if key[1] == DESIGN.reference]:
         # The answer that sees nothing, as a side of the claim about it.
         found[condition, "mean-box"] = {seed: {"box_gain": 0.0} for seed in found[condition, row]}
     return found
 
 
-def with_seeds(scale: Scale, seeds: int) -> Scale:
-    """The same scale with another number of seeds."""
-    return replace(scale, seeds=seeds)
-
-
 def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
-    """What cells depend on, besides their own names: another number of seeds keeps the finished ones."""
-    sizes = {name: value for name, value in asdict(scale).items() if name != "seeds"}
+    """What cells depend on, besides their own names."""
     variants = {name: [recipe, *changes] for name, (recipe, changes, _) in VARIANTS.items()}
-    return {"study": DESIGN.name, **sizes, "variants": variants, "real": sorted(extras)}
+    return {"study": DESIGN.name, **sizes(scale), "variants": variants, "real": sorted(extras)}
 
 
 def installed(data: tuple[Path, ...]) -> dict[str, Path]:

@@ -1,9 +1,10 @@
 """Runs a study: prepares what all cells share, works on cells in several processes, and writes the result.
 
-A study is a module of `foveate.studies` with DESIGN, the scales FULL and QUICK, `with_seeds(scale, n)`,
-`installed(folders)` (what it found of optional data, by name), `cells(scale, seed=, extras=)`,
-`identity(scale, extras=)`, `Work(folder, scale, extras, device)` with `prepare()`, and `row_values(done)`. It may have
-`beside(folder, scale)`: further tables for its page, each with title, note, columns and lines of texts.
+A study is a module of `foveate.studies` with DESIGN, the scales FULL and QUICK (dataclasses with a field `seeds`),
+`cells(scale, seed=, extras=)`, `identity(scale, extras=)` and `Work(folder, scale, extras, device)` with `prepare()`.
+It may have `installed(folders)` (what it found of optional data, by name), `row_values(done)` where rows are more than
+`foveate.studies.study.row_values` gives, and `beside(folder, scale)`: further tables for its page, each with title,
+note, columns and lines of texts. Nothing else names it: a module with a DESIGN is a study.
 """
 
 from __future__ import annotations
@@ -11,22 +12,28 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import pkgutil
 import platform
 import sys
 import time
+from dataclasses import replace
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 import foveate
+import foveate.studies
 from foveate.settings.errors import UserError, choose
 from foveate.settings.files import FolderLock
 from foveate.settings.progress import configure, say
 from foveate.settings.runs import RunFolder
 from foveate.studies.cells import Cell, CellStore, announce, run_cells
-from foveate.studies.study import Design, summary
+from foveate.studies.study import Design, row_values, summary
 
-STUDIES = ("calibration", "captions", "cloc", "vesl")
+
+def study_names() -> list[str]:
+    """Names of all studies: the modules of `foveate.studies` that have a DESIGN."""
+    return [name for name in _modules() if hasattr(_module(name), "DESIGN")]
 
 
 def study_of(name: str) -> Any:
@@ -35,7 +42,17 @@ def study_of(name: str) -> Any:
     Raises:
         UserError: when there is none of that name.
     """
-    return importlib.import_module(f"foveate.studies.{choose(name, STUDIES, 'study')}")
+    if name in _modules() and hasattr(found := _module(name), "DESIGN"):  # the others need not be imported then
+        return found
+    return _module(choose(name, study_names(), "study"))
+
+
+def _modules() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(foveate.studies.__path__))
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"foveate.studies.{name}")
 
 
 def run_study(
@@ -68,8 +85,8 @@ def run_study(
     study = study_of(name)
     scale = scale or (study.QUICK if quick else study.FULL)
     if seeds is not None:
-        scale = study.with_seeds(scale, seeds)
-    extras: dict[str, Path] = study.installed(data)
+        scale = replace(scale, seeds=seeds)
+    extras = _installed(study, data)
     cells: list[Cell] = study.cells(scale, seed=seed, extras=extras)
     if dry_run:
         return _plan(study, cells, scale, extras)
@@ -104,6 +121,15 @@ def run_study(
     result["beside"] = _beside(study, run.path, scale)
     run.write_result(result)
     return result
+
+
+def _installed(study: Any, data: tuple[Path, ...]) -> dict[str, Path]:
+    """What a study found of its optional data. Raises UserError for folders that a study without any was given."""
+    if hasattr(study, "installed"):
+        return study.installed(data)
+    if data:
+        raise UserError(f"--data: the study '{study.DESIGN.name}' uses no further data; leave it out")
+    return {}
 
 
 def _beside(study: Any, folder: Path, scale: Any) -> list[dict[str, Any]]:
@@ -175,7 +201,9 @@ def _result(
 
     design: Design = study.DESIGN
     done = {cell: found for cell in cells if (found := store.done(cell)) is not None}
-    found = summary(design, study.row_values({cell: one.values for cell, one in done.items()}))
+    values = {cell: one.values for cell, one in done.items()}
+    own = study.row_values(values) if hasattr(study, "row_values") else row_values(design.rows, values.items())
+    found = summary(design, own)
     present = {entry["condition"] for entry in found["table"]}
     return {
         "kind": "study",

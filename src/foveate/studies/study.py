@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from foveate.metrics.intervals import seed_interval
+from foveate.studies.cells import Cell
 
 Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]  # (condition, row) -> seed -> measure -> value
 
@@ -94,6 +95,31 @@ class Design:
     claims: Sequence[Claim]
     limits: Sequence[str] = field(default_factory=tuple)
     extras: Sequence[Extra] = field(default_factory=tuple)
+
+
+def row_values(
+    rows: Sequence[Row], done: Iterable[tuple[Cell, Mapping[str, float]]]
+) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
+    """(condition, row) -> seed -> measure -> value, from finished cells.
+
+    A row takes the measures with its prefix, and without one those that have none.
+    """
+    found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for cell, values in done:
+        for row in rows:
+            if row.trained_as != cell.variant:
+                continue
+            found.setdefault((cell.condition, row.key), {})[cell.seed] = {
+                name.removeprefix(row.prefix): value
+                for name, value in values.items()
+                if name.startswith(row.prefix) and (row.prefix or "/" not in name)
+            }
+    return found
+
+
+def sizes(scale: Any) -> dict[str, Any]:
+    """A scale for the identity of cells: without the number of seeds, so that another number keeps finished ones."""
+    return {name: value for name, value in asdict(scale).items() if name != "seeds"}
 
 
 def interval_of(values: Sequence[float]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.studies.cells import Cell
-from foveate.studies.study import Claim, Condition, Design, Measure, Row
+from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 from foveate.studies.vesl_labels import LABELLINGS, TRUTH
 
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ class Work:
     def prepare(self) -> None:
         """Pictures, teacher, captioner, captions, labels, frozen features; does what is missing."""
         from foveate.studies import vesl_labels as made
+        from foveate.studies.trainings import cache_features
 
         scale, folder = self.scale, self.folder
         scenes, others = made.draw_scenes(
@@ -203,41 +204,22 @@ class Work:
             f"training.warmup_steps={scale.captioner_steps // 6}",
         ]
         captioner = made.train_own_captioner(others, folder / "captioner", stages, device=self.device)
-        models = made.write_captions(scenes, folder / "captions", captioner, device=self.device)
+        models = made.write_both_captions(scenes, folder / "captions", captioner, device=self.device)
         made.write_labels(scenes, folder, teacher, models, device=self.device)
-        self._cache_features(scenes)
-
-    def _cache_features(self, scenes: Path) -> None:
-        import torch
-
-        from foveate.pretrain.recipe import PretrainRecipe
-        from foveate.pretrain.train import CACHE, build_dataset, build_model
-        from foveate.records.collection import Collection
-        from foveate.settings.recipes import load
-
         # All regions at once: the phrases of every labelling are embedded here.
-        recipe = load(PretrainRecipe, "tour", training_overrides(self.scale.steps, self.scale.batch_size))
-        device = torch.device(self.device or "cpu")
-        build_dataset(recipe, Collection.open(scenes), build_model(recipe), device=device, cache=scenes / CACHE)
+        cache_features(scenes, "tour", training_overrides(scale.steps, scale.batch_size), device=self.device)
 
     def __call__(self, cell: Cell) -> dict[str, float]:
         from foveate.pretrain.evaluate import evaluate
-        from foveate.pretrain.recipe import PretrainRecipe
-        from foveate.pretrain.train import pretrain
         from foveate.records.collection import Collection
-        from foveate.settings.recipes import load
         from foveate.studies.cloc import picked
-        from foveate.vision.localiser.folder import load_model
+        from foveate.studies.trainings import train_cell
 
         sources = {key: str(one["source"]) for key, one in self.labels.items()}
         collection = Collection.open(self.folder / "scenes")
-        name = "tour-clip" if cell.variant == "none" else "tour"
-        recipe = load(PretrainRecipe, name, overrides(cell, self.scale, sources))
-        run = self.folder / "cells" / "at-work" / cell.name / "run"
-        trained = pretrain(recipe, collection, run, device=self.device, evaluate_split=None)
-        if trained.model_folder is None:
-            raise KeyboardInterrupt
-        model = load_model(trained.model_folder, device=self.device)
+        recipe = "tour-clip" if cell.variant == "none" else "tour"
+        changes = overrides(cell, self.scale, sources)
+        model = train_cell(cell, recipe, changes, collection, self.folder, device=self.device)
         self.kept.serve(model)
         found, _ = evaluate(model, collection, name="m", rules=("head",), seed=cell.seed)
         values = picked(found["table"])
@@ -245,40 +227,11 @@ class Work:
         return values | {name: float(value) for name, value in made.items()}
 
 
-def row_values(done: Mapping[Cell, Mapping[str, float]]) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
-    """(condition, row) -> seed -> measure -> value."""
-    found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-    for cell, values in done.items():
-        for row in ROWS:
-            if row.trained_as == cell.variant:
-                found.setdefault((cell.condition, row.key), {})[cell.seed] = dict(values)
-    return found
-
-
-def with_seeds(scale: Scale, seeds: int) -> Scale:
-    """The same scale with another number of seeds."""
-    return replace(scale, seeds=seeds)
-
-
 def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
-    """What cells depend on, besides their own names: another number of seeds keeps the finished ones."""
-    sizes = {name: value for name, value in asdict(scale).items() if name != "seeds"}
+    """What cells depend on, besides their own names."""
     return {
         "study": DESIGN.name,
-        **sizes,
+        **sizes(scale),
         "variants": list(VARIANTS),
         "labellings": [asdict(one) for one in LABELLINGS],
     }
-
-
-def installed(folders: tuple[Path, ...]) -> dict[str, Path]:
-    """This study uses no optional data.
-
-    Raises:
-        UserError: when folders are given for it.
-    """
-    from foveate.settings.errors import UserError
-
-    if folders:
-        raise UserError("--data: the study 'vesl' uses no further data; leave it out")
-    return {}

@@ -53,17 +53,12 @@ def draw_scenes(folder: Path, *, train: int, test: int, teacher: int) -> tuple[P
 
 def train_teacher(others: Path, run: Path, overrides: Sequence[str], *, device: str | None) -> Path:
     """The detector: CLOC on true boxes of the teacher's scenes; its model folder."""
-    from foveate.pretrain.recipe import PretrainRecipe
-    from foveate.pretrain.train import pretrain
     from foveate.records.collection import Collection
-    from foveate.settings.recipes import load
+    from foveate.studies.trainings import train
 
     if not (run / "model" / "config.json").is_file():
-        recipe = load(PretrainRecipe, "tour", [*overrides, f"training.seed={TEACHER_SEED}"])
         with Collection.open(others) as collection:
-            done = pretrain(recipe, collection, run, device=device, evaluate_split=None)
-        if done.model_folder is None:
-            raise KeyboardInterrupt
+            train("tour", [*overrides, f"training.seed={TEACHER_SEED}"], collection, run, device=device)
     return run / "model"
 
 
@@ -83,29 +78,18 @@ def train_own_captioner(others: Path, run: Path, overrides: Sequence[str], *, de
     return run / "model"
 
 
-def write_captions(scenes: Path, run: Path, captioner: Path, *, device: str | None) -> dict[str, str]:
+def write_both_captions(scenes: Path, run: Path, captioner: Path, *, device: str | None) -> dict[str, str]:
     """DSC captions of the training pictures by both captioners: who -> name of its model."""
-    from foveate.caption.captioner import find_backend
-    from foveate.caption.run import caption
-    from foveate.caption.work import CaptionSettings
-    from foveate.settings.runs import RunFolder
+    from foveate.studies.captioning import write_captions
 
-    settings = CaptionSettings(formats=("dsc",), split="train")
-    models = {}
-    for who, backend, options in (
+    asked = (
         ("own", "foveate", {"model": captioner, "device": device or "cpu"}),
         ("oracle", "scene_oracle", {}),
-    ):
-        answering = find_backend(backend).settings(**options)
-        done = caption(
-            scenes, settings, backend=backend, backend_settings=answering, run=RunFolder.create(run / who), workers=1
-        )
-        if done.failure is not None:
-            raise done.failure
-        if done.stopped:
-            raise KeyboardInterrupt
-        models[who] = str(done.result["model"])
-    return models
+    )
+    return {
+        who: write_captions(scenes, backend, options, run / who, split="train", formats=("dsc",))
+        for who, backend, options in asked
+    }
 
 
 def write_labels(

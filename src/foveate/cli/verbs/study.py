@@ -36,7 +36,7 @@ def command(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Trains all variants of the study NAME (calibration, captions, cloc, vesl) with several seeds; judges its claims.
+    """Trains all variants of the study NAME with several seeds and judges its claims. An unknown NAME lists all.
 
     The first training is timed, and the hours of the rest are printed before they start. Every finished training is
     a file: stopped and repeated, the study goes on, and the same command in a second terminal helps. For cloc, real
