@@ -59,7 +59,7 @@ _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Arithmet
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """All that a run works with."""
+    """All that a run works with: `rows` of the collection that it is about, what was `done` before, what is left."""
 
     collection: Collection
     settings: RegionLabelSettings
@@ -70,6 +70,9 @@ class Opened:
     recipe: dict[str, Any]
     hash: str
     partners: dict[int, int]
+    rows: list[int]
+    done: Done
+    todo: list[int]
 
 
 @dataclass(slots=True)
@@ -101,15 +104,17 @@ def open_run(
     *,
     detector: str,
     detector_settings: Settings,
-    rows: Sequence[int],
+    split: str | None = None,
+    limit: int | None = None,
     device: str | None = None,
     seed: int = 0,
 ) -> Opened:
-    """Opens captions, tagger and detector, and names the recipe.
+    """Opens captions, tagger and detector, names the recipe, and looks for what is left to do.
 
     Raises:
         UserError: for a tagger or detector that cannot be opened, or when no caption has a wanted kind.
     """
+    rows = [int(row) for row in collection.rows(split)][:limit]
     kind = find_detector(detector)
     captions, extractor = Captions(collection, settings), open_extractor(settings.phrases)
     found = kind.open(detector_settings, collection, device)
@@ -117,7 +122,10 @@ def open_run(
     if settings.shuffle_phrases:
         recipe["seed"] = seed
     partners = partner_of(rows, seed) if settings.shuffle_phrases else {}
-    return Opened(collection, settings, kind, found, extractor, captions, recipe, recipe_hash(recipe), partners)
+    hashed = recipe_hash(recipe)
+    done = done_before(collection, hashed, {collection.keys[row] for row in rows})
+    todo = [row for row in rows if collection.keys[row] not in done.keys]
+    return Opened(collection, settings, kind, found, extractor, captions, recipe, hashed, partners, rows, done, todo)
 
 
 def phrases_of(run: Opened, row: int) -> tuple[Said, list[str]]:
@@ -153,25 +161,24 @@ def label_regions(
     """
     began = time.monotonic()
     with AnnotationAppender(path, purpose="labelling regions") as appender, Collection.open(path) as collection:
-        rows = [int(row) for row in collection.rows(split)][:limit]
         run = open_run(
             collection,
             settings,
             detector=detector,
             detector_settings=detector_settings,
-            rows=rows,
+            split=split,
+            limit=limit,
             device=device,
             seed=seed,
         )
-        done = done_before(collection, run.hash, {collection.keys[row] for row in rows})
-        todo = [row for row in rows if collection.keys[row] not in done.keys]
-        if len(todo) < len(rows):
-            say(f"{len(rows) - len(todo)} of {len(rows)} pictures were labelled by this recipe before")
+        before = len(run.rows) - len(run.todo)
+        if before:
+            say(f"{before} of {len(run.rows)} pictures were labelled by this recipe before")
         writer = _Writer(appender, run)
         with StopRequest() as stop:
-            starts = range(0, len(todo), batch)
+            starts = range(0, len(run.todo), batch)
             for start in track(starts, description=f"labelling, {batch} pictures at a time"):
-                for one in _label(run, todo[start : start + batch], done, workers):
+                for one in _label(run, run.todo[start : start + batch], workers):
                     writer.add(one)
                 if stop.signal_name:
                     break
@@ -187,17 +194,17 @@ def label_regions(
         "source": pseudo_source(detector),
         "recipe": run.recipe,
         "recipe_hash": run.hash,
-        "pictures": len(rows),
-        "done_before": len(rows) - len(todo),
-        "status": {name: writer.counts[name] + done.status[name] for name in STATUSES},
-        "regions": writer.regions + done.regions,
-        "thin": writer.thin + done.thin,
+        "pictures": len(run.rows),
+        "done_before": before,
+        "status": {name: writer.counts[name] + run.done.status[name] for name in STATUSES},
+        "regions": writer.regions + run.done.regions,
+        "thin": writer.thin + run.done.thin,
         "regions_new": writer.regions,
         "seconds": round(time.monotonic() - began, 2),
         "stopped": stopped,
         "code": code_revision(),
     }
-    return Outcome(result, rows, stopped)
+    return Outcome(result, run.rows, stopped)
 
 
 def plan(
@@ -214,27 +221,25 @@ def plan(
 ) -> dict[str, Any]:
     """What a run would do, from the phrases of the first `looked_at` pictures; nothing is detected or written."""
     with Collection.open(path) as collection:
-        rows = [int(row) for row in collection.rows(split)][:limit]
         run = open_run(
             collection,
             settings,
             detector=detector,
             detector_settings=detector_settings,
-            rows=rows,
+            split=split,
+            limit=limit,
             device=device,
             seed=seed,
         )
-        done = done_before(collection, run.hash, {collection.keys[row] for row in rows})
-        todo = [row for row in rows if collection.keys[row] not in done.keys]
-        found = [phrases_of(run, row) for row in todo[:looked_at]]
+        found = [phrases_of(run, row) for row in run.todo[:looked_at]]
     with_phrases = [phrases for _, phrases in found if phrases]
     return {
         "detector": detector,
         "oracle": run.kind.oracle,
         "model": run.detector.model,
         "recipe_hash": run.hash,
-        "pictures": len(rows),
-        "todo": len(todo),
+        "pictures": len(run.rows),
+        "todo": len(run.todo),
         "looked_at": len(found),
         "captions": dict(Counter(said.kind or "none" for said, _ in found)),
         "with_phrases": len(with_phrases),
@@ -243,7 +248,7 @@ def plan(
     }
 
 
-def _label(run: Opened, rows: Sequence[int], done: Done, workers: int) -> Iterator[Labelled]:
+def _label(run: Opened, rows: Sequence[int], workers: int) -> Iterator[Labelled]:
     """One batch: what each of its pictures is labelled with, in order."""
     finished: dict[int, Labelled] = {}
     asked: list[tuple[int, Said, list[str]]] = []
@@ -254,8 +259,8 @@ def _label(run: Opened, rows: Sequence[int], done: Done, workers: int) -> Iterat
             finished[row] = Labelled(key, NO_CAPTION)
         elif not phrases:
             finished[row] = Labelled(key, NO_PHRASES, said.kind)
-        elif key in done.unfinished:  # its regions were written, its status was not
-            finished[row] = Labelled(key, OK, said.kind, len(phrases), before=done.unfinished[key])
+        elif key in run.done.unfinished:  # its regions were written, its status was not
+            finished[row] = Labelled(key, OK, said.kind, len(phrases), before=run.done.unfinished[key])
         else:
             asked.append((row, said, phrases))
     with ThreadPoolExecutor(max(1, workers)) as pool:
