@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,31 @@ def test_a_batch_says_what_each_row_says_alone(captioner: TransformersCaptioner,
     assert len({one.text for one in together}) > 1
     assert all(not one.error and one.text for one in together)
     assert together[1].tokens_in > together[0].tokens_in
+
+
+@pytest.mark.parametrize(
+    ("save", "name"), [(tiny_vlm.save_llava_next, "LlavaNext"), (tiny_vlm.save_idefics3, "Idefics3")]
+)
+def test_models_that_cut_pictures_into_tiles(save: Callable[[Path], Path], name: str, tmp_path: Path) -> None:
+    """Pictures of other shapes have other numbers of tiles and tokens, and are padded in one batch."""
+    opened = TransformersCaptioner(
+        TransformersSettings(model=str(save(tmp_path / name)), device="cpu", precision="float32")
+    )
+    assert type(opened.network).__name__ == f"{name}ForConditionalGeneration"
+    shapes = [(40, 40), (90, 30), (30, 90), (60, 50)]
+    asked = [
+        replace(one, picture=picture(number, width=width, height=height))
+        for number, (one, (width, height)) in enumerate(
+            zip(requests(len(shapes), temperature=0.0), shapes, strict=True)
+        )
+    ]
+    together = opened.answer(asked)
+    alone = [opened.answer([one])[0] for one in asked]
+    assert all(one.text and not one.error for one in together)
+    assert [one.text for one in together] == [one.text for one in alone]
+    assert len({one.text for one in together}) == len(shapes)
+    same_prompt = opened.answer([replace(one, prompt="Write.") for one in asked])
+    assert len({one.tokens_in for one in same_prompt}) > 1, "tiles depend on the shape"
 
 
 def test_the_picture_matters(captioner: TransformersCaptioner) -> None:
