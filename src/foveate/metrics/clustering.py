@@ -1,0 +1,151 @@
+"""How well groups and centres match the truth: NMI, AMI, ARI, purity, matched accuracy, centre error, centroid index.
+
+Labels are integers or anything that NumPy can sort; which number a group has never matters. Conventions are those of
+scikit-learn: normalised by the arithmetic mean, natural logarithms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.special import xlogy
+
+from foveate.settings.errors import UserError
+
+
+def contingency(truth_N: ArrayLike, found_N: ArrayLike) -> NDArray[np.int64]:
+    """How many samples each (true class, found group) has, shape [classes, groups].
+
+    Raises:
+        UserError: lists of different lengths, or empty ones.
+    """
+    truth, found = np.asarray(truth_N), np.asarray(found_N)
+    if truth.ndim != 1 or truth.shape != found.shape:
+        raise UserError(f"labels are two lists of one length, not shapes {list(truth.shape)} and {list(found.shape)}")
+    if len(truth) == 0:
+        raise UserError("labels: there is no sample")
+    classes, row_N = np.unique(truth, return_inverse=True)
+    groups, column_N = np.unique(found, return_inverse=True)
+    cells = np.bincount(row_N * len(groups) + column_N, minlength=len(classes) * len(groups))
+    return cells.reshape(len(classes), len(groups))
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    shares = counts / counts.sum()
+    return float(-xlogy(shares, shares).sum())
+
+
+def normalised_mutual_information(truth_N: ArrayLike, found_N: ArrayLike) -> float:
+    """NMI: mutual information over the arithmetic mean of both entropies, in [0, 1].
+
+    Two partitions of a single group each agree fully (1); one single group against several says nothing (0).
+    """
+    cells = contingency(truth_N, found_N)
+    if cells.size == 1:
+        return 1.0
+    of_truth, of_found = _entropy(cells.sum(1)), _entropy(cells.sum(0))
+    shared = of_truth + of_found - _entropy(cells.ravel())
+    return max(0.0, shared) / ((of_truth + of_found) / 2)
+
+
+def adjusted_mutual_information(truth_N: ArrayLike, found_N: ArrayLike) -> float:
+    """AMI: NMI corrected for chance (scikit-learn's)."""
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    contingency(truth_N, found_N)  # for its messages
+    return float(adjusted_mutual_info_score(np.asarray(truth_N), np.asarray(found_N)))
+
+
+def adjusted_rand_index(truth_N: ArrayLike, found_N: ArrayLike) -> float:
+    """ARI: pairs on which both partitions agree, corrected for chance; 1 = the same, 0 = as by chance."""
+    cells = contingency(truth_N, found_N)
+
+    def pairs(counts: NDArray[np.int64]) -> float:
+        return float((counts * (counts - 1.0) / 2).sum())
+
+    both, of_truth, of_found = pairs(cells), pairs(cells.sum(1)), pairs(cells.sum(0))
+    every = pairs(cells.sum().reshape(1))
+    if every == 0:
+        return 1.0
+    expected, most = of_truth * of_found / every, (of_truth + of_found) / 2
+    return 1.0 if most == expected else (both - expected) / (most - expected)
+
+
+def purity(truth_N: ArrayLike, found_N: ArrayLike) -> float:
+    """Share of samples that belong to the commonest class of their group."""
+    cells = contingency(truth_N, found_N)
+    return float(cells.max(0).sum() / cells.sum())
+
+
+def matched_accuracy(truth_N: ArrayLike, found_N: ArrayLike) -> float:
+    """Accuracy under the best one-to-one naming of groups by classes (Hungarian assignment)."""
+    cells = contingency(truth_N, found_N)
+    rows, columns = linear_sum_assignment(cells, maximize=True)
+    return float(cells[rows, columns].sum() / cells.sum())
+
+
+def _centres(truth_KD: ArrayLike, found_KD: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    truth, found = np.asarray(truth_KD, dtype=np.float64), np.asarray(found_KD, dtype=np.float64)
+    if truth.ndim != 2 or found.ndim != 2 or truth.shape[1] != found.shape[1] or not (len(truth) and len(found)):
+        raise UserError(f"centres are [K, D] with one D, not {list(truth.shape)} and {list(found.shape)}")
+    if not (np.isfinite(truth).all() and np.isfinite(found).all()):
+        raise UserError("centres: some values are NaN or infinite")
+    return truth, found
+
+
+def _distances(left_KD: NDArray[np.float64], right_LD: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sqrt(((left_KD[:, None] - right_LD[None]) ** 2).sum(-1))
+
+
+@dataclass(frozen=True)
+class CentreError:
+    """Distances between true centres and the found ones that they are matched with.
+
+    Attributes:
+        mean, max: Euclidean, under the one-to-one matching whose distances sum to the least. Not the sum.
+        match: which found centre each true one has.
+    """
+
+    mean: float
+    max: float
+    match: NDArray[np.int64]
+
+
+def centre_error(truth_KD: ArrayLike, found_KD: ArrayLike) -> CentreError:
+    """`CentreError` of as many found centres as true ones.
+
+    Raises:
+        UserError: another number or width, NaN.
+    """
+    truth, found = _centres(truth_KD, found_KD)
+    if len(truth) != len(found):
+        raise UserError(f"{len(found)} centres for {len(truth)} true ones: the error needs as many")
+    distance_KK = _distances(truth, found)
+    rows, columns = linear_sum_assignment(distance_KK)
+    matched = distance_KK[rows, columns]
+    return CentreError(float(matched.mean()), float(matched.max()), columns.astype(np.int64))
+
+
+def unmatched(truth_KD: ArrayLike, found_LD: ArrayLike) -> int:
+    """How many true centres are the nearest one of no found centre."""
+    truth, found = _centres(truth_KD, found_LD)
+    return len(truth) - len(np.unique(_distances(found, truth).argmin(1)))
+
+
+def centroid_index(truth_KD: ArrayLike, found_LD: ArrayLike) -> int:
+    """CI: the larger of the numbers of unmatched centres in both directions; 0 = the right structure.
+
+    Source: Franti, Rezaei, Zhao, "Centroid index: cluster level similarity measure", Pattern Recognition 47 (2014).
+    """
+    return max(unmatched(truth_KD, found_LD), unmatched(found_LD, truth_KD))
+
+
+def class_means(points_ND: ArrayLike, labels_N: ArrayLike) -> NDArray[np.float64]:
+    """The means of the classes that the data have, in the order of the labels: true centres of these very data."""
+    points = np.asarray(points_ND, dtype=np.float64)
+    classes, numbers_N = np.unique(np.asarray(labels_N), return_inverse=True)
+    sums = np.stack([np.bincount(numbers_N, weights=column, minlength=len(classes)) for column in points.T], axis=1)
+    return sums / np.bincount(numbers_N)[:, None]
