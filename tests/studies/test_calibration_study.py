@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from foveate.records.builtin import glyphs as glyph_records
+from foveate.settings.cells import Cell
 from foveate.studies import calibration, calibration_worlds
-from foveate.studies.cells import Cell
 from foveate.studies.study import row_values, summary
 
 

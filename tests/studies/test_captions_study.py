@@ -13,10 +13,10 @@ from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance
 from foveate.report import render
+from foveate.settings.cells import Cell
 from foveate.studies import captions
 from foveate.studies.captions_data import classes_of, judge_named, open_shuffled, split_of
 from foveate.studies.captions_measures import probe, retrieval, right_name
-from foveate.studies.cells import Cell
 from foveate.studies.markdown import results_table
 from foveate.studies.runner import run_study
 from foveate.studies.study import row_values

@@ -17,10 +17,11 @@ from PIL import Image
 import foveate.studies
 from foveate.records.collection import Collection
 from foveate.report import render
+from foveate.settings.cells import Cell, CellStore, run_cells
 from foveate.settings.errors import UserError
 from foveate.settings.files import FolderLock
 from foveate.studies import cloc
-from foveate.studies.cells import Cell, CellStore, announce, run_cells
+from foveate.studies.cells import announce
 from foveate.studies.markdown import fill, results_table
 from foveate.studies.noise import Noise, jittered, open_spoiled, spoiled
 from foveate.studies.rcc import read_rcc

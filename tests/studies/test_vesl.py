@@ -14,9 +14,9 @@ from foveate.caption.vesl.settings import RegionLabelSettings
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.records.collection import Collection
 from foveate.records.sources import is_pseudo
+from foveate.settings.cells import Cell
 from foveate.settings.recipes import load
 from foveate.studies import vesl, vesl_labels
-from foveate.studies.cells import Cell
 from foveate.studies.runner import run_study
 
 

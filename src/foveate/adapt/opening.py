@@ -101,14 +101,16 @@ def open_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
         arguments = encoder.architecture()["config"]["model_args"] if kind == "timm" else {}
         opened = Opened(network, encoder.preprocess, dict(settings), dict(arguments))
     if drop_path:
-        _set_drop_path(opened.model, drop_path)
+        set_drop_path(opened.model, drop_path)
     return opened
 
 
-def _set_drop_path(model: Any, rate: float) -> None:
+def set_drop_path(model: Any, rate: float) -> None:
+    """Gives the blocks of a plain network, not an adapted one, DropPath of rates from 0 to `rate`; 0 takes it out."""
     blocks = list(getattr(model, "blocks", []))
     if not blocks or not all(hasattr(block, "drop_path1") for block in blocks):
-        say(f"drop_path {rate:g} has no effect: a {type(model).__name__} has no places for it")
+        if rate:
+            say(f"drop_path {rate:g} has no effect: a {type(model).__name__} has no places for it")
         return
     from timm.layers import DropPath
 

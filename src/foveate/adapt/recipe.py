@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from foveate.adapt.schedules import released_rate
 from foveate.settings.recipes import Settings, apply_overrides, validate
 from foveate.training.settings import TrainingSettings
 
@@ -33,7 +34,12 @@ class AdaptTraining(Settings):
         "all", description="what decays: all that is trained (the study), or weights of two or more dimensions"
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the updates with a rising learning rate")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
+    schedule: Literal["cosine", "constant", "osu_release"] = Field(
+        "cosine",
+        description="after the warm-up; osu_release = as the study's released code: by epoch, and one epoch late",
+    )
+    final_learning_rate: float = Field(0.0, ge=0, description="at the end, of cosine and osu_release")
+    first_learning_rate: float = Field(1e-6, gt=0, description="at the start, of osu_release")
     drop_path: float = Field(0.0, ge=0, lt=1, description="rate at the last block, rising from 0; timm's networks")
     flip: bool = Field(False, description="mirror half of the training pictures; then nothing is computed once")
     keep: bool = Field(True, description="compute frozen parts in front of the first change once for each picture")
@@ -48,6 +54,9 @@ class AdaptTraining(Settings):
         """The loop's settings for so many training pictures."""
         size = min(self.batch_size, pictures)
         steps = max(1, self.epochs * pictures // size)
+        if self.schedule == "osu_release":
+            steps = self.epochs * (pictures // size)
+        final = min(1.0, self.final_learning_rate / self.learning_rate) if self.schedule == "cosine" else 0.0
         return TrainingSettings(
             steps=steps,
             batch_size=size,
@@ -56,7 +65,8 @@ class AdaptTraining(Settings):
             betas=(0.9, 0.999),
             eps=1e-8,
             warmup_steps=int(self.warmup * steps),
-            schedule=self.schedule,
+            schedule="constant" if self.schedule == "constant" else "cosine",
+            final_learning_rate_fraction=final,
             gradient_clip_norm=self.gradient_clip_norm,
             precision=self.precision,
             seed=self.seed,
@@ -65,6 +75,25 @@ class AdaptTraining(Settings):
             keep_checkpoints=1,
             workers=self.workers,
         )
+
+    def factor(self, pictures: int) -> Callable[[int], float] | None:
+        """Update (from 0) to the share of the peak rate; None: as the loop's settings say."""
+        if self.schedule != "osu_release":
+            return None
+        updates = pictures // min(self.batch_size, pictures)
+        warmup = round(self.warmup * self.epochs)
+        rates = [
+            released_rate(
+                epoch,
+                peak=self.learning_rate,
+                epochs=self.epochs,
+                warmup_epochs=warmup,
+                final=self.final_learning_rate,
+                first=self.first_learning_rate,
+            )
+            for epoch in range(self.epochs)
+        ]
+        return lambda step: rates[min(step // updates, self.epochs - 1)] / self.learning_rate
 
 
 class AdaptRecipe(Settings):

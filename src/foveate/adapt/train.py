@@ -20,7 +20,7 @@ from foveate.adapt.opening import Opened, open_backbone
 from foveate.adapt.prefix import Prefix
 from foveate.adapt.recipe import AdaptRecipe
 from foveate.adapt.table import backbone_numbers, trained_numbers
-from foveate.adapt.training import AdaptTask
+from foveate.adapt.training import AdaptTask, normalised
 from foveate.metrics.classification import class_accuracies
 from foveate.metrics.intervals import bootstrap_interval
 from foveate.records.pictures import BadPicture
@@ -107,7 +107,8 @@ def train_adapter(
             world_size=here.size,
         )
         decay = recipe.training.weight_decay if recipe.training.decay == "all" else None
-        task = AdaptTask(adapted, preprocess=opened.preprocess, prefix=prefix, decay=decay)
+        factor = recipe.training.factor(len(rows))
+        task = AdaptTask(adapted, preprocess=opened.preprocess, prefix=prefix, decay=decay, factor=factor)
         outcome = train(task, loader, settings, run)
         body, head = trained_numbers(adapted)
         result: dict[str, Any] = {
@@ -153,7 +154,7 @@ def batches(
             except BadPicture as problem:
                 bad[row] = str(problem)
         if good:
-            yield good, opened.preprocess.normalise(torch.stack(pixels).to(device))
+            yield good, normalised(opened.preprocess, torch.stack(pixels).to(device))
 
 
 def keep(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -12,8 +12,14 @@ from foveate.adapt.folder import save_adapter
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.prefix import Prefix
 from foveate.training.optimizer import ParameterRule
+from foveate.training.settings import TrainingSettings
 from foveate.training.task import Batch, Losses, Report, Task
 from foveate.vision.pixels import Preprocess
+
+
+def normalised(preprocess: Preprocess, pixels: Tensor) -> Tensor:
+    """uint8 pixels as the backbone takes them; floating-point ones are that already."""
+    return pixels if pixels.is_floating_point() else preprocess.normalise(pixels)
 
 
 class AdaptTask(Task):
@@ -22,20 +28,31 @@ class AdaptTask(Task):
     Args:
         prefix: batches hold what it kept; None: they hold uint8 pixels.
         decay: weight decay of all that is trained; None: the loop's rule (matrices alone).
+        factor: update to the share of the peak learning rate; None: as the loop's settings say.
     """
 
     def __init__(
-        self, adapted: AdaptedModel, *, preprocess: Preprocess, prefix: Prefix | None, decay: float | None
+        self,
+        adapted: AdaptedModel,
+        *,
+        preprocess: Preprocess,
+        prefix: Prefix | None,
+        decay: float | None,
+        factor: Callable[[int], float] | None = None,
     ) -> None:
         super().__init__()
         self.adapted = adapted
-        self.preprocess, self.prefix, self.decay = preprocess, prefix, decay
+        self.preprocess, self.prefix, self.decay, self.factor = preprocess, prefix, decay, factor
+
+    def learning_rate_factor(self, step: int, *, settings: TrainingSettings) -> float:
+        """Of the study's released schedule, where that is chosen."""
+        return super().learning_rate_factor(step, settings=settings) if self.factor is None else self.factor(step)
 
     def logits(self, given: Tensor) -> Tensor:
         """Of a batch's pictures."""
         if self.prefix is not None:
             return self.prefix.logits(given)
-        return self.adapted(self.preprocess.normalise(given))
+        return self.adapted(normalised(self.preprocess, given))
 
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
         """Cross-entropy, and the share of the batch that is right."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,17 @@ def configure(*, quiet: bool) -> None:
     """Turns the messages of this process off or on."""
     global _quiet
     _quiet = quiet
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """No messages inside the block: for work of which only the whole is told."""
+    before = _quiet
+    configure(quiet=True)
+    try:
+        yield
+    finally:
+        configure(quiet=before)
 
 
 def say(message: str) -> None:

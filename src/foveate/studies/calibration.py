@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from foveate.settings.cells import Cell
 from foveate.settings.seeds import generator
-from foveate.studies.cells import Cell
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 
 GLYPHS, EMOJI = "glyphs", "emoji"

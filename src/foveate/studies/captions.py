@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.studies.cells import Cell
+from foveate.settings.cells import Cell
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 
 SCENES, PICTURES = "scenes", "pictures"

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveate.settings.cells import Cell
 from foveate.settings.errors import UserError
-from foveate.studies.cells import Cell
 from foveate.studies.noise import Noise
 from foveate.studies.real_regions import DETAILS, KGEOGRAPHY, find_installed
 from foveate.studies.study import Claim, Condition, Design, Extra, Measure, Row, sizes

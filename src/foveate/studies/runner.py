@@ -23,11 +23,12 @@ from typing import Any
 
 import foveate
 import foveate.studies
+from foveate.settings.cells import Cell, CellStore, run_cells
 from foveate.settings.errors import UserError, choose
 from foveate.settings.files import FolderLock
 from foveate.settings.progress import configure, say
 from foveate.settings.runs import RunFolder
-from foveate.studies.cells import Cell, CellStore, announce, run_cells
+from foveate.studies.cells import announce
 from foveate.studies.study import Design, row_values, summary
 
 

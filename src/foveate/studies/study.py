@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from foveate.metrics.intervals import seed_interval
-from foveate.studies.cells import Cell
+from foveate.settings.cells import Cell
 
 Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]  # (condition, row) -> seed -> measure -> value
 

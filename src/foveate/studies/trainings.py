@@ -10,8 +10,8 @@ import torch
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import CACHE, build_dataset, build_model, pretrain
 from foveate.records.collection import Collection
+from foveate.settings.cells import Cell
 from foveate.settings.recipes import load
-from foveate.studies.cells import Cell
 from foveate.vision.localiser.folder import load_model
 from foveate.vision.localiser.model import LocalisingModel
 

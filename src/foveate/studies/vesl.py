@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.studies.cells import Cell
+from foveate.settings.cells import Cell
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 from foveate.studies.vesl_labels import LABELLINGS, TRUTH
 

@@ -36,7 +36,6 @@ from foveate.training.distributed import (
 from foveate.training.ema import ExponentialAverage
 from foveate.training.loader import BatchSource
 from foveate.training.optimizer import build_optimizer, freeze, parameter_table, set_learning_rate
-from foveate.training.schedule import learning_rate_factor
 from foveate.training.settings import TrainingSettings
 from foveate.training.stopping import StopRequest
 from foveate.training.task import Report, Task
@@ -126,7 +125,7 @@ def train(
         batches = loader.batches(outcome.step, settings.steps)
         with contextlib.closing(batches):
             for step in _steps(outcome.step, settings.steps, here):
-                learning_rate = settings.learning_rate * learning_rate_factor(step, settings=settings)
+                learning_rate = settings.learning_rate * task.learning_rate_factor(step, settings=settings)
                 set_learning_rate(optimizer, learning_rate=learning_rate)
                 with _randomness_of_step(settings.seed, step, here):
                     batch = task.prepare_batch(next(batches), here.device)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.training.optimizer import ParameterRule
+from foveate.training.schedule import learning_rate_factor
+from foveate.training.settings import TrainingSettings
 
 Batch = dict[str, Any]
 Losses = dict[str, Tensor]
@@ -49,6 +51,10 @@ class Task(nn.Module, ABC):
         inside their forward.
         """
         return getattr(self, call)(batch, **arguments)
+
+    def learning_rate_factor(self, step: int, *, settings: TrainingSettings) -> float:
+        """Share of the peak learning rate in update number `step`, from 0: the schedule of the settings."""
+        return learning_rate_factor(step, settings=settings)
 
     def parameter_groups(self) -> Sequence[ParameterRule]:
         """Rules for learning rates, decay and frozen parts; the first that matches a parameter holds."""
