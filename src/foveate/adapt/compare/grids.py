@@ -184,7 +184,8 @@ def _clever() -> Grid:
 
 
 def _robust() -> Grid:
-    own: dict[str, Axes] = {name: {} for name in _NO_OPTIONS} | {
+    own: dict[str, Axes] = {
+        **{name: {} for name in _NO_OPTIONS},
         "vpt-deep": {"prompts": (50,)},
         "pfeiffer": {"rank": (32,), "scale": (0.1,)},
         "houlsby": {"rank": (32,), "scale": (0.01,)},
