@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.adapt.recipe import AdaptData
+from foveate.adapt.vtab import arrays_of, is_vtab, picture_of, read_lists
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.pictures import BadPicture
@@ -80,7 +81,7 @@ class Labelled:
 
 
 def labelled(path: str | Path, data: AdaptData, preprocess: Preprocess) -> Labelled:
-    """The pictures of a collection folder, or of an npz file.
+    """The pictures of a collection folder, of an npz file, or of a VTAB-1K task with its lists.
 
     Raises:
         UserError: when it is neither, or a field is missing.
@@ -88,6 +89,8 @@ def labelled(path: str | Path, data: AdaptData, preprocess: Preprocess) -> Label
     place = Path(path)
     if place.suffix == ".npz":
         return _of_arrays(place, data, preprocess)
+    if is_vtab(place):
+        return _of_lists(place, data, preprocess)
     return of_collection(Collection.open(place), data, preprocess)
 
 
@@ -130,6 +133,15 @@ def _of_arrays(path: Path, data: AdaptData, preprocess: Preprocess) -> Labelled:
 
     keys = [str(number) for number in range(len(images))]
     return _labelled(path.name, keys, labels.astype(object), splits, data, picture)
+
+
+def _of_lists(folder: Path, data: AdaptData, preprocess: Preprocess) -> Labelled:
+    """A task of VTAB-1K: splits train (800), validation (200) and test."""
+    if data.field is not None:
+        raise UserError(f"field '{data.field}' has no meaning for {folder}, whose labels are in its lists")
+    keys, labels, splits = read_lists(folder)
+    picture = picture_of(folder, keys, preprocess)
+    return _labelled(folder.name, keys, *arrays_of(labels, splits), data, picture)
 
 
 def _labelled(

@@ -41,7 +41,6 @@ class AdaptedModel(nn.Module):
     Attributes:
         model: the backbone as it was given: same modules, same names of tensors.
         view: its places. adapters, heads: by name. active: the adapter in use.
-        digest: name of the backbone's values before anything was trained.
         info: by adapter, what is saved beside it (names of classes, preprocessing); JSON values.
     """
 
@@ -50,7 +49,7 @@ class AdaptedModel(nn.Module):
         if isinstance(model, AdaptedModel) or vars(model).get(_MARK, False):
             raise UserError("this model is adapted already: use its `add`, or `detach` it first")
         self.view = view_of(model)
-        self.digest = self.view.weights_digest()
+        self._digest: str | None = None
         self._trained_before = {name: value.requires_grad for name, value in model.named_parameters()}
         model.requires_grad_(False)
         vars(model)[_MARK] = True
@@ -61,6 +60,14 @@ class AdaptedModel(nn.Module):
         self.disabled = False
         self.info: dict[str, dict[str, Any]] = {}
         self._attached = contextlib.ExitStack()
+
+    @property
+    def digest(self) -> str:
+        """Name of the backbone's values without what any adapter tuned; computed when it is first asked for."""
+        if self._digest is None:
+            with self._plain():
+                self._digest = self.view.weights_digest()
+        return self._digest
 
     def add(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from foveate.adapt.adapter import on_input
 from foveate.adapt.model import AdaptedModel
+from foveate.adapt.view import Backbone
 
 
 class _Stop(Exception):
@@ -23,6 +24,16 @@ class _Stop(Exception):
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
         self.tokens = tokens
+
+
+def place_of(first: int, view: Backbone) -> tuple[str, int]:
+    """What need not be computed again when block `first` is the first that changes; see `Prefix`."""
+    block = min(first, len(view.blocks) - 1)
+    if first > len(view.blocks):
+        return "features", block
+    if block >= 1:
+        return "block", block
+    return "nothing" if view.stem is None else "stem", block
 
 
 class Prefix:
@@ -35,15 +46,7 @@ class Prefix:
 
     def __init__(self, adapted: AdaptedModel) -> None:
         self.adapted = adapted
-        view = adapted.view
-        first = adapted.adapter().first_block(view)
-        self.block = min(first, len(view.blocks) - 1)
-        if first > len(view.blocks):
-            self.where = "features"
-        elif self.block >= 1:
-            self.where = "block"
-        else:
-            self.where = "nothing" if view.stem is None else "stem"
+        self.where, self.block = place_of(adapted.adapter().first_block(adapted.view), adapted.view)
 
     def describe(self) -> str:
         """In words."""

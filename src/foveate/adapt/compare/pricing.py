@@ -1,0 +1,118 @@
+"""What a comparison would take, said before it starts; a grid that nobody could finish is refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from foveate.adapt.backbones.registry import view_of
+from foveate.adapt.compare.grids import Candidate
+from foveate.adapt.compare.plan import Plan
+from foveate.adapt.opening import Opened
+from foveate.adapt.recipe import AdaptTraining
+from foveate.settings.durations import duration
+from foveate.settings.errors import UserError
+from foveate.training.distributed import start
+
+# Sustained operations a second of one H100 in training, two fifths of its TF32 peak: for scale, not a promise.
+H100 = 2e14
+_PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training to do: of which candidate, on how many pictures, measured on how many."""
+
+    candidate: Candidate
+    settings: AdaptTraining
+    pictures: int
+    measured: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds and operations of one picture's way through the network, forward."""
+
+    seconds: float
+    flops: float
+
+
+@torch.no_grad()
+def measured(opened: Opened, *, device: str = "auto") -> Speed:
+    """One picture's share of a small batch, timed once behind a first one."""
+    view = view_of(opened.model)
+    size = opened.preprocess.size
+    with start(device) as here:
+        opened.model.to(here.device)
+        channels = getattr(view.patch, "in_channels", 3)
+        pixels = torch.zeros(_PICTURES, channels, size, size, device=here.device)
+        with FlopCounterMode(display=False) as counter:
+            view.features(pixels)
+        began = time.monotonic()
+        view.features(pixels)
+        if here.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - began
+    return Speed(seconds / _PICTURES, counter.get_total_flops() / _PICTURES)
+
+
+def price(plan: Plan, trainings: Sequence[Training], speed: Speed) -> dict[str, Any]:
+    """Trainings, updates, visits, and time on this machine and on one H100.
+
+    A visit is three forward passes through the blocks that are not frozen (one forward, two backward); what is frozen
+    is passed once a picture and method.
+    """
+    lines: dict[str, dict[str, Any]] = {}
+    for one in trainings:
+        numbers = plan.of(one.candidate)
+        settings = one.settings.resolved(one.pictures)
+        visits = settings.steps * settings.batch_size
+        share = numbers.share if one.settings.keep and not one.settings.flip else 1.0
+        passes = 3 * visits * share + one.measured * share + (1 - share) * (one.pictures + one.measured)
+        line = lines.setdefault(one.candidate.variant, {"trainings": 0, "updates": 0, "visits": 0, "passes": 0.0})
+        line["trainings"] += 1
+        line["updates"] += settings.steps
+        line["visits"] += visits
+        line["passes"] += passes
+    total = {key: sum(line[key] for line in lines.values()) for key in ("trainings", "updates", "visits", "passes")}
+    return {
+        **total,
+        "hours": total["passes"] * speed.seconds / 3600,
+        "flops": total["passes"] * speed.flops,
+        "gpu_hours": total["passes"] * speed.flops / H100 / 3600,
+        "methods": [
+            {"variant": name, **line, "hours": line["passes"] * speed.seconds / 3600} for name, line in lines.items()
+        ],
+    }
+
+
+def words(priced: Mapping[str, Any]) -> list[str]:
+    """The same in words."""
+    lines = [
+        f"{priced['trainings']:,} trainings, {priced['updates']:,} updates, {priced['visits']:,} visits of pictures",
+        f"about {duration(priced['hours'] * 3600)} on this machine, {duration(priced['gpu_hours'] * 3600)} on one H100 "
+        f"({priced['flops']:.2g} operations at 2e14 a second)",
+    ]
+    for line in sorted(priced["methods"], key=lambda one: -one["hours"]):
+        lines.append(f"  {line['variant']:<14}{line['trainings']:>7,} trainings{duration(line['hours'] * 3600):>12}")
+    return lines
+
+
+def refuse_if_dear(priced: Mapping[str, Any], *, most_hours: float, grid: str) -> None:
+    """Raises:
+    UserError: when the time on this machine is more than `most_hours`, with the price and what would be cheaper.
+    """
+    if priced["hours"] <= most_hours:
+        return
+    dearest = max(priced["methods"], key=lambda line: line["hours"])
+    raise UserError(
+        f"grid '{grid}': {priced['trainings']:,} trainings would take about {duration(priced['hours'] * 3600)} on this "
+        f"machine ({duration(priced['gpu_hours'] * 3600)} on one H100; {dearest['variant']} alone "
+        f"{duration(dearest['hours'] * 3600)}), allowed are {most_hours:g} h; take a smaller --grid, fewer "
+        "--methods or training.epochs, or raise --most-hours"
+    )

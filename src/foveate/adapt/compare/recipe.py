@@ -1,0 +1,133 @@
+"""What `foveate adapt compare` is told."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from foveate.adapt import vtab
+from foveate.adapt.recipe import AdaptTraining
+from foveate.settings.errors import UserError
+from foveate.settings.recipes import Settings, validate
+
+_NAME = re.compile(r"(?:(?P<group>[A-Za-z0-9_.]+)/)?(?P<name>[A-Za-z0-9_.]+)")
+
+
+class CompareTask(Settings):
+    """One task: pictures with one class each."""
+
+    name: str = Field(description="of letters, digits, _ and .")
+    path: str = Field(description="collection folder, npz file, or a VTAB-1K task with its lists")
+    field: str | None = Field(None, description="label field of a collection")
+    group: str = Field("", description="of tasks that are averaged together")
+    shots: int | None = Field(None, ge=1, description="pictures of each class to learn and to choose from, drawn")
+
+    @property
+    def key(self) -> str:
+        """Its name with its number of shots."""
+        return self.name if self.shots is None else f"{self.name}.{self.shots}shot"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return self.name if self.shots is None else f"{self.name}, {self.shots} a class"
+
+
+class CompareRecipe(Settings):
+    """All of one comparison."""
+
+    backbone: dict[str, Any] = Field(description="`kind` and the fields of that encoder; see `--backbone`")
+    tasks: list[CompareTask] = Field(min_length=1, description="what is learnt")
+    methods: list[str] = Field(["all"], min_length=1, description="of the grid: all, methods, or single lines of it")
+    grid: str = Field("quick", description="a published grid by name, or a YAML file")
+    training: dict[str, Any] = Field({}, description="fields of `adapt train`'s training part, above the grid's own")
+    train: list[str] = Field(["train"], min_length=1, description="splits to learn from")
+    validation: str = Field("validation", description="split to choose by; where a task has none, `share` is drawn")
+    test: str = Field("test", description="split that is measured once, at the end; never used to choose")
+    share: float = Field(0.2, gt=0, lt=1, description="of the pictures of each class to choose by, where it is drawn")
+    folds: int = Field(0, ge=0, description="choose by the mean over so many folds instead; 0 = by one split")
+    seeds: int = Field(1, ge=1, description="final trainings of each method, from first values of their own")
+    seed: int = Field(0, ge=0, description="decides drawn pictures, splits, and the first of the seeds")
+    budget: str | None = Field(None, description="most trained numbers beside the head: 100000, or 1.5% of the network")
+
+    @field_validator("folds")
+    @classmethod
+    def _folds(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("one fold leaves nothing to learn from; allowed are 0 and integers from 2")
+        return folds
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        keys = [task.key for task in self.tasks]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"task '{twice}' is named twice; write NAME=PATH with another name")
+        if self.test in self.train or self.test == self.validation:
+            raise ValueError(f"split '{self.test}' is the test: it may not be learnt from or chosen by")
+        if "seed" in self.training:
+            raise ValueError("training.seed has no effect here; set seed and seeds")
+        most_numbers(self.budget, 1)
+        self.trained_with({}, {}, seed=0)
+        return self
+
+    def trained_with(self, grid: dict[str, Any], candidate: dict[str, Any], *, seed: int) -> AdaptTraining:
+        """How a candidate is trained: the grid's own fields, above them the user's, above these the candidate's."""
+        content = {**grid, **self.training, **candidate, "seed": seed}
+        return validate(AdaptTraining, content, where="training")
+
+
+def most_numbers(budget: str | None, backbone: int) -> int | None:
+    """Numbers that `budget` allows beside a network of so many.
+
+    Raises:
+        ValueError: for another form.
+    """
+    if budget is None:
+        return None
+    text = budget.replace(",", "").replace("_", "").strip()
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"budget '{budget}': write a number such as 100000, or a share such as 1.5%")
+    return int(value / 100 * backbone) if text.endswith("%") else int(value)
+
+
+def tasks_of(texts: tuple[str, ...] | list[str], shots: tuple[int, ...] = ()) -> list[CompareTask]:
+    """Tasks from texts `[[GROUP/]NAME=]PATH[:FIELD]`, each with every number of shots; a folder of VTAB-1K tasks gives
+    all of them.
+
+    Raises:
+        UserError: for a text of another form or a path that is not there.
+    """
+    found = [task for text in texts for task in _tasks_of(text)]
+    if not found:
+        raise UserError("tasks: name at least one, as NAME=PATH or NAME=PATH:FIELD")
+    return [task.model_copy(update={"shots": n}) for task in found for n in (shots or (None,))]
+
+
+def _tasks_of(text: str) -> list[CompareTask]:
+    said, equals, rest = text.partition("=")
+    if not equals or Path(text).exists():
+        said, rest = "", text
+    path, field = rest, None
+    if not Path(rest).exists() and ":" in rest:
+        path, _, field = rest.rpartition(":")
+    if not Path(path).exists():
+        raise UserError(f"task '{text}': no such file or folder; write [GROUP/]NAME=PATH or NAME=PATH:FIELD")
+    inner = vtab.tasks_in(Path(path))
+    if inner and not field:
+        return [
+            CompareTask(name=one.name.replace("-", "_"), path=str(one), group=vtab.group_of(one.name)) for one in inner
+        ]
+    name = said or re.sub(r"[^A-Za-z0-9_.]", "_", Path(path).resolve().stem)
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UserError(f"task '{text}': its name '{name}' may have letters, digits, _ and ., and GROUP/ in front")
+    group = match["group"] or vtab.group_of(match["name"])
+    return [CompareTask(name=match["name"], path=path, field=field or None, group=group)]

@@ -1,0 +1,73 @@
+"""Many methods on many tasks: means of groups, spread, who is beaten by nobody, and what was chosen by which rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from foveate.settings.errors import UserError
+
+
+def group_means(values: Mapping[str, float], groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """The mean of each group's tasks, the mean of these means ("mean of groups") and that of all tasks ("mean").
+
+    Args:
+        values: by task. groups: the tasks of each group; a task of no group counts in "mean" alone.
+
+    Raises:
+        UserError: when a group names a task without a value.
+    """
+    found: dict[str, float] = {}
+    for group, tasks in groups.items():
+        missing = [task for task in tasks if task not in values]
+        if missing or not tasks:
+            raise UserError(f"group '{group}': no value for task '{missing[0] if missing else ''}'")
+        found[group] = float(np.mean([values[task] for task in tasks]))
+    if groups:
+        found["mean of groups"] = float(np.mean([found[group] for group in groups]))
+    found["mean"] = float(np.mean(list(values.values())))
+    return found
+
+
+def relative_spread(values: Sequence[float]) -> float:
+    """Standard deviation (of a sample) over the mean: how far methods lie apart."""
+    if len(values) < 2:
+        raise UserError(f"a spread needs at least two values, not {len(values)}")
+    return float(np.std(values, ddof=1) / np.mean(values))
+
+
+def last_of_best(values: Sequence[float]) -> int:
+    """The place of the largest value, of equal ones the last: the rule by which the study chooses."""
+    if not len(values):
+        raise UserError("there is nothing to choose from")
+    array = np.asarray(values, dtype=np.float64)
+    return int(np.flatnonzero(array == array.max())[-1])
+
+
+def unbeaten(costs: ArrayLike, values: ArrayLike) -> list[bool]:
+    """Which points no other beats: none has at most the cost and at least the value, and is better in one of both."""
+    cost, value = np.asarray(costs, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if cost.shape != value.shape or cost.ndim != 1:
+        raise UserError(f"costs and values must be two lists of one length, not {cost.shape} and {value.shape}")
+    no_worse = (cost[:, None] <= cost) & (value[:, None] >= value)
+    better = (cost[:, None] < cost) | (value[:, None] > value)
+    beaten = np.asarray((no_worse & better).any(axis=0))
+    return [not one for one in beaten.tolist()]
+
+
+def operating_points(
+    alphas: Sequence[float], inside: Sequence[float], outside: Sequence[float]
+) -> dict[str, dict[str, float]]:
+    """Of a curve between two models: the point that is best on the own data and the one best on shifted data.
+
+    Of equal ones the first, nearest to the model that came. Both peek where the values are those of test sets.
+    """
+    if not len(alphas) == len(inside) == len(outside) or not len(alphas):
+        raise UserError(f"a curve needs as many values as alphas, not {len(alphas)}, {len(inside)} and {len(outside)}")
+    found = {}
+    for name, values in (("inside", inside), ("outside", outside)):
+        place = int(np.argmax(np.asarray(values)))
+        found[name] = {"alpha": alphas[place], "inside": inside[place], "outside": outside[place]}
+    return found

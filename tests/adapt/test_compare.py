@@ -1,0 +1,252 @@
+"""Comparing methods: rows that never meet the test, the choice, resuming, budgets, prices, and one-sentence errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adapt.compared import HALF, network, recipe, stripes
+from foveate.adapt.compare.bench import Bench, Fit
+from foveate.adapt.compare.grids import GRIDS, Candidate, grid_of
+from foveate.adapt.compare.plan import plan
+from foveate.adapt.compare.pricing import refuse_if_dear
+from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, most_numbers, tasks_of
+from foveate.adapt.compare.run import Comparison, compare
+from foveate.adapt.compare.splits import parts_of
+from foveate.adapt.data import Labelled, labelled
+from foveate.adapt.recipe import AdaptData, AdaptTraining
+from foveate.settings.errors import UserError
+
+SPLITS: dict[str, Any] = {"train": ["train"], "validation": "validation", "test": "test"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+    return labelled(stripes(tmp_path_factory.mktemp("data") / "stripes.npz"), AdaptData(), HALF)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"shots": 4}, {"shots": 4, "folds": 2}, {"folds": 3}, {"validation": "none"}, {"share": 0.5}]
+)
+def test_test_pictures_take_no_part_in_anything_before(data: Labelled, options: dict[str, Any]) -> None:
+    data = replace(data, splits=np.where(data.splits == "validation", "none", data.splits)) if not options else data
+    parts = parts_of(data, **(SPLITS | options), seed=3)
+    assert set(data.splits[parts.test]) == {"test"}
+    for learn, held in parts.folds:
+        assert not set(learn) & set(held)
+        assert set(learn) | set(held) == set(parts.whole)
+        assert set(data.labels_N[learn]) == {0, 1, 2}
+    assert not set(parts.whole) & set(parts.test)
+    assert len(parts.folds) == options.get("folds", 1)
+    if "shots" in options:
+        assert np.bincount(data.labels_N[parts.whole]).tolist() == [4, 4, 4]
+    if "folds" in options:
+        assert sorted(np.concatenate([held for _, held in parts.folds])) == sorted(parts.whole)
+
+
+def test_a_given_validation_split_chooses(data: Labelled) -> None:
+    parts = parts_of(data, **SPLITS)
+    ((learn, held),) = parts.folds
+    assert set(data.splits[learn]) == {"train"}
+    assert set(data.splits[held]) == {"validation"}
+    assert parts.how == "the split validation, 9 pictures"
+
+
+def test_mistakes_of_data(data: Labelled) -> None:
+    def without(split: str, label: int) -> Labelled:
+        gone = (data.splits == split) & (data.labels_N == label)
+        return replace(data, labels_N=np.where(gone, -1, data.labels_N))
+
+    with pytest.raises(UserError, match="class 'middle' has no test picture; add some"):
+        parts_of(without("test", 1), **SPLITS)
+    with pytest.raises(UserError, match="class 'low' has no training picture"):
+        parts_of(without("train", 0), **SPLITS)
+    with pytest.raises(UserError, match="unknown split of stripes.npz 'tset'.* did you mean 'test'"):
+        parts_of(data, **(SPLITS | {"test": "tset"}))
+    with pytest.raises(UserError, match="leaves nothing to choose by; give at least two"):
+        parts_of(data, **SPLITS, shots=1)
+    with pytest.raises(UserError, match="2 folds need at least two pictures"):
+        parts_of(data, **SPLITS, shots=1, folds=2)
+
+
+def test_a_comparison_and_the_same_again(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path, seeds=2)
+    opened = network()
+    before = {name: value.clone() for name, value in opened.model.state_dict().items()}
+    result = compare(wanted, tmp_path / "run", opened=opened, device="cpu")
+    assert all(torch.equal(value, before[name]) for name, value in opened.model.state_dict().items())
+    assert [line["variant"] for line in result["lines"]] == ["linear", "bitfit"]
+    for line in result["lines"]:
+        entry = line["tasks"]["stripes"]
+        assert (entry["tried"], entry["diverged"], entry["failed"], len(entry["seeds"])) == (2, 0, 0, 2)
+        assert line["means"]["drawn"] == line["means"]["mean"] == pytest.approx(np.mean(entry["seeds"]))
+        assert line["head"] == 99
+    linear, bitfit = result["lines"]
+    assert linear["trained"] == 0 < bitfit["trained"]
+    assert linear["update_bytes"] < bitfit["update_bytes"]
+    assert linear["unbeaten"]
+    (task,) = result["tasks"]
+    assert task["agreement"]["matrix"][0][0] == 1
+    assert set(task["seeds"]) == {"linear", "bitfit"}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").glob("*.json")}
+    assert len(times) == 2 * 2 + 2 * 2 + 1
+    assert compare(wanted, tmp_path / "run", opened=opened, device="cpu") == result
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").glob("*.json")}
+    with pytest.raises(UserError, match="holds a run of another recipe"):
+        compare(recipe(tmp_path, seeds=1), tmp_path / "run", opened=opened, device="cpu")
+
+
+def test_what_is_kept_changes_nothing(data: Labelled, tmp_path: Path) -> None:
+    bench, rows, test = Bench(network(), device="cpu"), data.rows("train"), data.rows("test")
+    none = Bench(network(), device="cpu", most_bytes=0)
+
+    def fit(of: Bench, name: str, **changes: Any) -> Fit:
+        training = AdaptTraining(epochs=2, batch_size=9, learning_rate=0.01, **changes)
+        options = {"method": name, **({"last_blocks": 1, "dropout": 0.0} if name == "lora" else {})}
+        return of.fit(data, rows, options, training, folder=tmp_path / "fit", measured=test, memory=True)
+
+    once = {"linear": "features, once", "lora": "tokens in front of block 2, once", "full": "nothing"}
+    for name in ("linear", "lora", "full"):
+        kept, plain, asked = fit(bench, name), fit(none, name), fit(bench, name, keep=False)
+        assert kept.kept == once[name]
+        assert plain.kept == asked.kept == "nothing"
+        assert np.allclose(kept.logits, plain.logits, atol=1e-5)
+        assert np.allclose(kept.logits, asked.logits, atol=1e-5)
+        assert kept.update_bytes <= plain.update_bytes
+        assert kept.updates == 4
+    again = fit(bench, "full")
+    assert np.array_equal(again.logits, fit(bench, "full").logits)
+
+
+def test_budget_and_shapes_leave_candidates_out(tmp_path: Path) -> None:
+    opened = network()
+    whole = plan(opened, GRIDS["vtab1k"], ["all"], most=None)
+    assert whole.backbone == sum(value.numel() for value in opened.model.parameters())
+    assert {row["variant"] for row in whole.left_out} == {"fact-tk", "pfeiffer"}
+    assert {row["why"] for row in whole.left_out} == {"rank 64: allowed are 1 to 32, the width of this backbone"}
+    small = plan(opened, GRIDS["vtab1k"], ["all"], most=most_numbers("5%", whole.backbone))
+    assert "full" not in small.candidates
+    assert all(small.of(one).trained <= 0.05 * whole.backbone for found in small.candidates.values() for one in found)
+    assert any("the budget is 2,246" in row["why"] for row in small.left_out)
+    with pytest.raises(UserError, match="method 'full': none of its candidates can be: trains 44,928 numbers"):
+        plan(opened, GRIDS["quick"], ["full"], most=10)
+    too_wide = tmp_path / "wide.yaml"
+    too_wide.write_text("methods: {lora: {rank: 64}}")
+    with pytest.raises(UserError, match="none of its candidates can be: rank 64: allowed are 1 to 32"):
+        plan(opened, grid_of(str(too_wide)), ["all"], most=None)
+
+
+def test_a_candidate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
+    grid = tmp_path / "wild.yaml"
+    grid.write_text(
+        "methods: {full: {training.learning_rate: [0.001, 1.0e+30]}, ssf: {training.learning_rate: 1.0e+30}}"
+    )
+    result = compare(
+        recipe(tmp_path, methods=["all"], grid=str(grid)), tmp_path / "run", opened=network(), device="cpu"
+    )
+    full, ssf = (line["tasks"]["stripes"] for line in result["lines"])
+    assert (full["chosen"], full["diverged"], full["failed"]) == ("learning rate 0.001", 1, 0)
+    assert (ssf["failed"], ssf["seeds"]) == (1, [])
+    assert result["lines"][1]["means"] == {}
+    assert "value" not in ssf
+
+
+def test_a_grid_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "training: {epochs: 7}\ncommon: {training.learning_rate: [0.001, 0.01]}\n"
+        "methods: {linear: {}, lora: {rank: [1, 2]}, lora-wide: {method: lora, rank: 4}}"
+    )
+    grid = grid_of(str(path))
+    assert grid.training == {"epochs": 7}
+    assert [one.said for one in grid.candidates("lora")][1] == "rank 2, learning rate 0.001"
+    assert grid.candidates("lora-wide")[0] == Candidate(
+        "lora-wide", 0, {"method": "lora", "rank": 4}, {"learning_rate": 0.001}
+    )
+    assert grid.chosen(["lora", "linear"]) == ["linear", "lora", "lora-wide"][:2]
+    assert grid.chosen(["all"]) == ["linear", "lora", "lora-wide"]
+    assert GRIDS["many-shot"].chosen(["lora"]) == [f"lora-{size}" for size in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("methods: {}", "field 'methods' is missing"),
+        ("methods: {lroa: {}}", "unknown method 'lroa'.*did you mean 'lora'"),
+        ("methods: {lora: {rnak: 3}}", "method 'lora': unknown field 'rnak'.*did you mean 'rank'"),
+        ("methods: {lora: {rank: []}}", "field 'methods.lora.rank' lists no value"),
+        ("methods: {lora: 3}", "field 'methods.lora' must be a mapping"),
+        ("methods: {lora: {}}\ncomon: {}", "unknown field 'comon'.*did you mean 'common'"),
+        ("methods: {lora: {}}\ntraining: 3", "field 'training' must be a mapping"),
+        ("methods: {'a b': {method: lora}}", "name 'a b': allowed are"),
+    ],
+)
+def test_mistakes_of_grids(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        grid_of(str(path))
+
+
+def test_mistakes_of_names(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown grid .*'vtab': .*did you mean 'vtab1k'"):
+        grid_of("vtab")
+    with pytest.raises(UserError, match="no such file; grids by name are quick"):
+        grid_of("missing.yaml")
+    with pytest.raises(UserError, match="unknown method 'lroa'"):
+        GRIDS["vtab1k"].chosen(["lroa"])
+    with pytest.raises(UserError, match="grid 'clip' has nothing for method 'vpt_shallow'"):
+        GRIDS["clip"].chosen(["vpt_shallow"])
+    with pytest.raises(UserError, match="name at least one, or all"):
+        GRIDS["clip"].chosen([])
+    with pytest.raises(UserError, match="task 'x=nothing.npz': no such file or folder"):
+        tasks_of(["x=nothing.npz"])
+    made = stripes(tmp_path / "a.npz")
+    with pytest.raises(UserError, match="its name 'a b' may have letters"):
+        tasks_of([f"a b={made}"])
+    assert [task.key for task in tasks_of([str(made)], (2, 8))] == ["a.2shot", "a.8shot"]
+    assert tasks_of([f"g/n={made}"])[0] == CompareTask(name="n", group="g", path=str(made))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"test": "train"}, "it may not be learnt from"),
+        ({"test": "validation"}, "it may not be learnt from or chosen by"),
+        ({"folds": 1}, "one fold leaves nothing"),
+        ({"training": {"seed": 3}}, "training.seed has no effect"),
+        ({"training": {"epohcs": 3}}, "did you mean 'epochs'"),
+        ({"budget": "many"}, "budget 'many': write a number such as 100000"),
+        ({"budget": "-5%"}, "budget '-5%'"),
+    ],
+)
+def test_mistakes_of_a_recipe(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        recipe(tmp_path, **changes)
+
+
+def test_a_task_named_twice(tmp_path: Path) -> None:
+    made = stripes(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="task 'a' is named twice"):
+        CompareRecipe(backbone={"kind": "timm"}, tasks=tasks_of([str(made), str(made)]))
+
+
+def test_a_grid_that_is_too_dear_is_refused_with_its_price(tmp_path: Path) -> None:
+    dear = recipe(tmp_path, methods=["all"], grid="vtab1k", training={"epochs": 100000})
+    opened = network()
+    with pytest.raises(UserError, match=r"grid 'vtab1k': \d+ trainings would take about .* days on this machine"):
+        compare(dear, tmp_path / "run", opened=opened, device="cpu")
+    assert not list((tmp_path / "run" / "cells").glob("stripes*"))
+    priced = Comparison(recipe(tmp_path), opened=opened).price(device="cpu")
+    assert priced["trainings"] == 2 * 2 + 2
+    assert priced["visits"] == 4 * 3 * 18 + 2 * 3 * 27
+    lines = {line["variant"]: line for line in priced["methods"]}
+    # The head alone: every picture once a training; bitfit: three passes a visit, and one of what is measured.
+    assert lines["linear"]["passes"] == 2 * (18 + 9) + (27 + 15)
+    assert lines["bitfit"]["passes"] == 2 * (3 * 54 + 9) + (3 * 81 + 15)
+    refuse_if_dear(priced, most_hours=24, grid="quick")

@@ -1,0 +1,134 @@
+"""The published grids, their order, the rule of choice and the learning rates against the study's own files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from adapt.official import FOLDER
+from foveate.adapt.compare.grids import GRIDS, Candidate
+from foveate.adapt.recipe import AdaptTraining
+from foveate.adapt.schedules import rate_of_epoch, released_rate
+from foveate.metrics.comparison import last_of_best
+
+
+def stored(name: str) -> Any:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+NAMES = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "drop_path_rate": "drop_path",
+    "vpt_num": "prompts",
+    "convpass_xavier_init": "convolution",
+    "fact_dim": "rank",
+}
+ALIASES = {"lora_p_adapter": "pfeiffer", "rand_h_adapter": "houlsby", "ln": "layernorm"}
+OURS = {"vtab1k": "vtab1k", "cifar100": "many-shot", "resisc": "many-shot-aerial", "clevr": "many-shot-far",
+        "clip_imagenet": "clip"}  # fmt: skip
+
+
+def translated(row: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in row.items():
+        name = NAMES.get(key) or key.rpartition("_")[2].replace("bottleneck", "rank").replace("scaler", "scale")
+        found[name] = {True: "xavier", False: "identity"}[value] if name == "convolution" else value
+    return found
+
+
+def ours(candidate: Candidate) -> dict[str, Any]:
+    return {name: value for name, value in (candidate.method | candidate.training).items() if name != "method"}
+
+
+def options(entry: dict[str, Any]) -> dict[str, list[Any]]:
+    """The fields of an official entry that its grid varies or fixes beside the module's form."""
+    kept = ("bottleneck", "scaler", "fact_dim", "vpt_num", "xavier_init", "lr", "wd", "drop_path_rate")
+    chosen = {key: value for key, value in entry.items() if any(key.endswith(one) for one in kept)}
+    return {key: value if isinstance(value, list) else [value] for key, value in sorted(chosen.items())}
+
+
+def variant_of(name: str, ours: set[str]) -> str:
+    for old, new in ALIASES.items():
+        name = name.replace(old, new)
+    name = name.replace("_", "-")
+    return name if name in ours else name.rpartition("-")[0]
+
+
+@pytest.mark.parametrize("official", OURS)
+def test_every_line_of_a_grid_is_a_published_one_row_by_row(official: str) -> None:
+    """The published files hold further sizes, and parts of the network, that are not in ours."""
+    grid, published = GRIDS[OURS[official]], stored("grids")[official]
+    met = set()
+    for name, entry in published.items():
+        variant = variant_of(name, set(grid.axes))
+        if variant in grid.axes:
+            axes = options(published["common"] | entry)
+            rows = [translated(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
+            found = [ours(candidate) for candidate in grid.candidates(variant)]
+            if "drop_path_rate" not in axes:
+                found = [{key: value for key, value in row.items() if key != "drop_path"} for row in found]
+            if found == rows:
+                met.add(variant)
+    assert met == set(grid.axes)
+    assert official != "vtab1k" or len(published) == len(met) + 1
+
+
+@pytest.mark.parametrize("case", stored("selection_rule_cases")["cases"], ids=lambda c: f"{c['task']}-{c['method']}")
+def test_among_equal_candidates_the_last_is_chosen(case: dict[str, Any]) -> None:
+    candidates = GRIDS["vtab1k"].candidates(case["method"].replace("_", "-"))
+    rows = [translated(row) for row, _ in case["rows"]]
+    assert [{k: v for k, v in ours(one).items() if k != "drop_path"} for one in candidates] == rows
+    values = [value for _, value in case["rows"]]
+    chosen = last_of_best(values)
+    assert values.count(values[chosen]) == case["tied"]
+    assert rows[chosen] == translated(case["selected"])
+
+
+def test_what_the_study_chose_is_in_our_grids() -> None:
+    checked = 0
+    for name, tasks in stored("vtab1k_selected_hparams")["selected"].items():
+        known = [ours(one) for one in GRIDS["vtab1k"].candidates(name.replace("_", "-"))]
+        for task, row in tasks.items():
+            assert {**translated(row), "drop_path": 0.1} in known, (name, task)
+            checked += 1
+    assert checked == 16 * 19
+    places = {"cifar_full": "many-shot", "resisc_full": "many-shot-aerial", "clevr_dist": "many-shot-far"}
+    for place, grid in places.items():
+        for name, entry in stored("manyshot_results")["results"][place].items():
+            variant = name.replace("_", "-")
+            rows = [ours(one) for one in GRIDS[grid].candidates(variant)]
+            wanted = translated(entry["selected"])
+            assert any(wanted.items() <= row.items() for row in rows), (place, name)
+
+
+@pytest.mark.parametrize("case", stored("lr_schedule")["schedules"])
+def test_rates_of_the_released_schedule(case: dict[str, Any]) -> None:
+    given = {
+        "peak": case["lr"],
+        "epochs": case["epochs"],
+        "warmup_epochs": case["warmup_epochs"],
+        "final": case["lr_min"],
+        "first": case["warmup_lr_init"],
+    }
+    epochs = range(case["epochs"])
+    assert [released_rate(epoch, **given) for epoch in epochs] == pytest.approx(case["applied"], rel=1e-12)
+    assert [rate_of_epoch(epoch, **given) for epoch in epochs] == pytest.approx(case["logged"], rel=1e-12)
+    training = AdaptTraining(
+        schedule="osu_release",
+        epochs=case["epochs"],
+        learning_rate=case["lr"],
+        warmup=case["warmup_epochs"] / case["epochs"],
+        final_learning_rate=case["lr_min"],
+        first_learning_rate=case["warmup_lr_init"],
+        batch_size=64,
+    )
+    factor, updates = training.factor(1000), 1000 // 64
+    assert factor is not None
+    assert training.resolved(1000).steps == updates * case["epochs"]
+    rates = [case["lr"] * factor(step) for step in range(updates * case["epochs"])]
+    assert rates[::updates] == pytest.approx(case["applied"], rel=1e-12)
+    assert rates[updates - 1 :: updates] == pytest.approx(case["applied"], rel=1e-12)
