@@ -296,6 +296,27 @@ def test_several_endpoints_share_the_work_and_one_may_be_away(tmp_path: Path) ->
     assert done.result["formats"]["dsc"]["ok"] == 60
 
 
+def test_an_answer_to_somebody_else_is_held_against_a_request_once() -> None:
+    """Another request is answered while this one is refused, and then the server goes away for longer than the tries
+    of one request: it is waited for."""
+
+    async def run() -> CaptionAnswer:
+        def behave(number: int, body: Any) -> Say:
+            if number == 0:
+                captioner.endpoints.succeeded()
+            return fails(502) if number < 12 else says(good(body))
+
+        with ChatServer(behave) as server:
+            captioner = HttpCaptioner(HttpSettings(endpoint=(server.url,), attempts=3, **QUICK))
+            try:
+                return await captioner.caption(REQUEST)
+            finally:
+                await captioner.close()
+
+    answer = asyncio.run(run())
+    assert (answer.error, answer.attempts) == ("", 13)
+
+
 def test_a_server_that_is_away_for_seconds_costs_nothing(tmp_path: Path) -> None:
     collection = make(tmp_path / "c", 60)
     with ChatServer(lambda n, body: says(good(body), seconds=0.05)) as server:

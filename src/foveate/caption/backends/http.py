@@ -107,6 +107,7 @@ class HttpCaptioner:
             if reply.away and self.endpoints.last_success < away_since:
                 self._check_patience(endpoint, reply)
             else:
+                away_since = time.monotonic()  # what was answered before is held against it once
                 tries += 1
                 timeouts += reply.error == "timeout"
             if tries >= self.settings.attempts or timeouts >= _TIMEOUTS:
