@@ -1,0 +1,74 @@
+"""A client's points and edges of one round: mixed copies of its points, and who is whose neighbour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.metrics.neighbours import nearest
+
+Points = NDArray[np.floating]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Points [N, D] and directed edges head -> tail between their rows, [E] each."""
+
+    points_ND: Points
+    heads_E: Indices
+    tails_E: Indices
+
+
+def mix(points_ND: Points, neighbours_Nk: Indices, lambdas_N: Points, picks_N: Indices) -> Points:
+    """lambda x + (1 - lambda) x', x' the neighbour in the picked column: between a point and one near it."""
+    chosen_N = neighbours_Nk[np.arange(len(points_ND)), picks_N]
+    weight_N1 = lambdas_N[:, None].astype(points_ND.dtype)
+    return weight_N1 * points_ND + (1 - weight_N1) * points_ND[chosen_N]
+
+
+def edges(points_ND: Points, k: int, *, keep_self_edges: bool = False) -> tuple[Indices, Indices]:
+    """Edges from every point to its k nearest others, [N k] heads and tails; fewer where there are not k others.
+
+    Args:
+        keep_self_edges: as the public code, which drops the first of k + 1 neighbours whoever it is: a point with an
+            exact copy may keep itself as a neighbour.
+    """
+    k = min(k, len(points_ND) - 1)
+    if k < 1:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    if keep_self_edges:
+        tails_Nk = nearest(points_ND, k + 1, queries_MD=points_ND)[:, 1:]
+    else:
+        tails_Nk = nearest(points_ND, k)
+    return np.repeat(np.arange(len(points_ND)), k), tails_Nk.ravel()
+
+
+def neighbourhood(
+    points_ND: Points,
+    k: int,
+    generator: np.random.Generator | None,
+    *,
+    neighbours_Nk: Indices | None = None,
+    beta: float = 0.2,
+    keep_self_edges: bool = False,
+) -> Neighbourhood:
+    """What a client trains on in one round.
+
+    Args:
+        generator: draws the mixing of this round; None = no mixing, the points as they are.
+        neighbours_Nk: k nearest others of each point, where they are known already.
+    """
+    if generator is None or len(points_ND) < 2:
+        if neighbours_Nk is not None and not keep_self_edges:
+            heads_E = np.repeat(np.arange(len(points_ND)), neighbours_Nk.shape[1])
+            return Neighbourhood(points_ND, heads_E, neighbours_Nk.ravel())
+        return Neighbourhood(points_ND, *edges(points_ND, k, keep_self_edges=keep_self_edges))
+    if neighbours_Nk is None:
+        neighbours_Nk = nearest(points_ND, min(k, len(points_ND) - 1))
+    lambdas_N = generator.beta(beta, beta, len(points_ND))
+    picks_N = generator.integers(0, neighbours_Nk.shape[1], len(points_ND))
+    stacked = np.concatenate([points_ND, mix(points_ND, neighbours_Nk, lambdas_N, picks_N)])
+    return Neighbourhood(stacked, *edges(stacked, k, keep_self_edges=keep_self_edges))

@@ -1,0 +1,81 @@
+"""Networks from explicit random numbers, and their weights as plain arrays: what is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from foveate.settings.errors import UserError
+
+Weights = dict[str, NDArray[np.generic]]
+
+
+def linear(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
+    """PyTorch's own start of a linear layer (uniform within 1 / sqrt(inputs)), from a generator of its own."""
+    layer = torch.nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype)
+    bound = inputs**-0.5
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+def perceptron(widths: Sequence[int], generator: torch.Generator, *, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """Linear layers of these widths with ReLU between them; its weights are named "0.weight", "2.weight", ..."""
+    layers: list[nn.Module] = []
+    for place, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers += [nn.ReLU()] * (place > 0) + [linear(inputs, outputs, generator, dtype)]
+    return nn.Sequential(*layers)
+
+
+def weights_of(network: nn.Module) -> Weights:
+    """A copy of all parameters and buffers as arrays."""
+    return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, NDArray[np.generic]]) -> None:
+    """Puts arrays into a network of the same shapes.
+
+    Raises:
+        UserError: for other names, shapes or dtypes.
+    """
+    own = network.state_dict()
+    if set(own) != set(weights):
+        odd = sorted(set(own) ^ set(weights))[0]
+        raise UserError(f"encoder weights: '{odd}' is on one side only")
+    for name, value in own.items():
+        given = torch.from_numpy(np.asarray(weights[name]))
+        if given.shape != value.shape or given.dtype != value.dtype:
+            raise UserError(
+                f"encoder weights '{name}': {list(given.shape)} of {given.dtype}, "
+                f"expected {list(value.shape)} of {value.dtype}"
+            )
+        value.copy_(given)
+
+
+def average(weights_M: Sequence[Mapping[str, NDArray[np.generic]]], shares_M: Sequence[float]) -> Weights:
+    """FedAvg: the weighted mean of every array, summed in float64; integers (counters) are taken from the first.
+
+    Shares are scaled to sum to 1.
+    """
+    shares = np.asarray(shares_M, dtype=np.float64) / float(np.sum(shares_M))
+    averaged: Weights = {}
+    for name, first in weights_M[0].items():
+        if not np.issubdtype(first.dtype, np.floating):
+            averaged[name] = first.copy()
+            continue
+        total = sum(share * one[name].astype(np.float64) for share, one in zip(shares, weights_M, strict=True))
+        averaged[name] = np.asarray(total).astype(first.dtype)
+    return averaged
+
+
+def frozen_rows(network: nn.Module, rows_ND: Tensor) -> Tensor:
+    """The network's outputs without gradients, in blocks."""
+    network.eval()
+    with torch.no_grad():
+        parts = [network(part) for part in rows_ND.split(8192)]
+    return torch.cat(parts) if parts else rows_ND.new_zeros((0, 2))

@@ -1,0 +1,92 @@
+"""The contrastive neighbour-embedding loss of one client: attraction, local repulsion, repulsion by other clients.
+
+z [., d] are map positions, d2 their squared distance, the estimator is e = 1 / (2 + d2) (kernel "shifted"; it is
+contrastive-ne's negative sampling with partition 1, and the public FedNE code's) or 1 / (1 + d2) ("cauchy").
+FedNE: arXiv 2409.11509; contrastive neighbour embeddings: arXiv 2206.01816.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kernel = Literal["shifted", "cauchy"]
+KERNELS: dict[str, float] = {"shifted": 2.0, "cauchy": 1.0}
+LEAST = 1e-4
+
+
+def estimate(squared: Tensor, *, kernel: str = "shifted") -> Tensor:
+    """The probability e that a pair at this squared distance is one of neighbours."""
+    return 1.0 / (KERNELS[kernel] + squared)
+
+
+def squared_distance(a_Nd: Tensor, b_Nd: Tensor) -> Tensor:
+    """Squared distances of paired rows; leading dimensions are kept."""
+    return (a_Nd - b_Nd).square().sum(dim=-1)
+
+
+def attraction(squared_E: Tensor, *, kernel: str = "shifted") -> Tensor:
+    """-log e of neighbours, with e at least 1e-4: farther than that no pull is felt."""
+    return -estimate(squared_E, kernel=kernel).clamp(LEAST, 1.0).log()
+
+
+def repulsion(squared: Tensor, *, kernel: str = "shifted") -> Tensor:
+    """-log(1 - e) of pairs that are no neighbours; at most log 2 with the kernel "shifted"."""
+    return -(1.0 - estimate(squared, kernel=kernel)).clamp(LEAST, 1.0).log()
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Means over edges, as tensors: attraction a, local repulsion r, repulsion s by the other clients (or None)."""
+
+    attraction: Tensor
+    repulsion: Tensor
+    foreign: Tensor | None = None
+
+    def total(self, *, negatives: int, share: float = 1.0) -> Tensor:
+        """mean a + negatives (rho mean r + mean s); without other clients rho = 1, as the public code has it.
+
+        Args:
+            share: rho, the client's share of all points, where the term s is there.
+        """
+        if self.foreign is None:
+            return self.attraction + negatives * self.repulsion
+        return self.attraction + negatives * (share * self.repulsion + self.foreign)
+
+
+def sampled_losses(
+    z_Nd: Tensor,
+    heads_E: Tensor,
+    tails_E: Tensor,
+    negatives_EB: Tensor,
+    *,
+    foreign_E: Tensor | None = None,
+    kernel: str = "shifted",
+) -> Losses:
+    """The losses of edges (head, tail) with B sampled negatives each; indices are rows of z.
+
+    Args:
+        foreign_E: the repulsion that each head feels by other clients, already weighted by their shares.
+    """
+    pulled = attraction(squared_distance(z_Nd[heads_E], z_Nd[tails_E]), kernel=kernel)
+    pushed = repulsion(squared_distance(z_Nd[heads_E].unsqueeze(1), z_Nd[negatives_EB]), kernel=kernel)
+    return Losses(pulled.mean(), pushed.mean(), None if foreign_E is None else foreign_E.mean())
+
+
+def exact_losses(
+    z_Nd: Tensor, heads_E: Tensor, tails_E: Tensor, *, foreign_E: Tensor | None = None, kernel: str = "shifted"
+) -> Losses:
+    """As `sampled_losses`, with the mean over *all* rows of z for the local repulsion: no sampling noise."""
+    pulled = attraction(squared_distance(z_Nd[heads_E], z_Nd[tails_E]), kernel=kernel)
+    distinct, count = torch.unique(heads_E, return_counts=True)
+    pushed_U = mean_repulsion(z_Nd[distinct], z_Nd, kernel=kernel)
+    weight_U = count.to(z_Nd.dtype) / len(heads_E)
+    return Losses(pulled.mean(), weight_U @ pushed_U, None if foreign_E is None else foreign_E.mean())
+
+
+def mean_repulsion(z_Nd: Tensor, others_Md: Tensor, *, kernel: str = "shifted") -> Tensor:
+    """What each z feels from all others in the mean, [N]."""
+    return repulsion(squared_distance(z_Nd.unsqueeze(1), others_Md.unsqueeze(0)), kernel=kernel).mean(dim=1)

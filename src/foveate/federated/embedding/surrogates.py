@@ -1,0 +1,199 @@
+"""Surrogates: a small network per client that says how strongly the client's points repel a place on the map.
+
+It is fitted by its owner from the frozen global encoder, sent to all others, and evaluated there: gradients flow into the
+place, never into the surrogate. FedNE, arXiv 2409.11509; all details are those of the public code.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveate.federated.embedding.networks import Weights, linear, weights_of
+
+LEVELS = 4
+MOST = math.log(2.0)
+
+
+def encode_positions(z_Nd: Tensor, *, levels: int = LEVELS) -> Tensor:
+    """[z, sin(2^l z), cos(2^l z)] for l = 0 .. levels-1, frequency-major: [N, d (1 + 2 levels)]."""
+    scaled = torch.cat([2.0**level * z_Nd for level in range(levels)], dim=1)
+    return torch.cat([z_Nd, scaled.sin(), scaled.cos()], dim=1)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Widths of the hidden layers, and whether places are encoded by frequencies first."""
+
+    hidden: tuple[int, ...] = (100, 100)
+    levels: int = LEVELS
+
+    def inputs(self, dimensions: int) -> int:
+        """Numbers that the first layer reads."""
+        return dimensions * (1 + 2 * self.levels)
+
+
+ARCHITECTURES = {"network": Architecture(), "network64": Architecture((64,), levels=0)}
+
+
+class SurrogateNetwork(nn.Module):
+    """18-100-100-1 with ReLU for a plane map, 12,101 parameters, by default."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        dimensions: int,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.levels = architecture.levels
+        widths = (architecture.inputs(dimensions), *architecture.hidden, 1)
+        pairs = zip(widths, widths[1:], strict=False)
+        self.layers = nn.ModuleList(linear(inputs, outputs, generator, dtype) for inputs, outputs in pairs)
+
+    def forward(self, z_Nd: Tensor) -> Tensor:
+        """The repulsion at each place, [N]."""
+        found = encode_positions(z_Nd, levels=self.levels)
+        for layer in self.layers[:-1]:
+            found = F.relu(layer(found))
+        return self.layers[-1](found)[:, 0]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a surrogate is fitted."""
+
+    epochs: int = 40
+    batch: int = 128
+    rate: float = 1e-3
+    clip: float = 1.0
+    held_out: float = 0.1
+    check_every: int = 2
+    patience: int = 4
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted surrogate's weights; R2 on the queries it was fitted on, and on those held out (NaN without any)."""
+
+    weights: Weights
+    r2: float
+    r2_held_out: float
+    epochs: int
+
+
+def r_squared(predicted_N: Tensor, truth_N: Tensor) -> float:
+    """1 - squared error / variance; 0 for a truth without variance that was not met exactly, and NaN for none."""
+    if not len(truth_N):
+        return float("nan")
+    error = float((predicted_N - truth_N).square().sum())
+    spread = float((truth_N - truth_N.mean()).square().sum())
+    return 1.0 - error / spread if spread > 0 else float(error == 0)
+
+
+def fit_surrogate(
+    queries_Gd: Tensor,
+    targets_G: Tensor,
+    generator: torch.Generator,
+    *,
+    architecture: Architecture = ARCHITECTURES["network"],
+    settings: FitSettings = FitSettings(),
+) -> Fit:
+    """Adam on the squared error, from a new start; the weights of the best check are kept.
+
+    The error of the held-out queries is checked at even epochs and the last one; after `patience` checks without a gain
+    it ends. With held_out = 0 all epochs are trained and the last weights are kept.
+    """
+    network = SurrogateNetwork(architecture, queries_Gd.shape[1], generator, queries_Gd.dtype)
+    order = torch.randperm(len(queries_Gd), generator=generator)
+    checked = order[: int(settings.held_out * len(order))]
+    fitted = order[len(checked) :]
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.rate, foreach=False, fused=True)
+    best, best_weights, waited, epoch = math.inf, None, 0, 0
+    for epoch in range(settings.epochs):
+        for rows in fitted[torch.randperm(len(fitted), generator=generator)].split(settings.batch):
+            loss = (network(queries_Gd[rows]) - targets_G[rows]).square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+            optimizer.step()
+        if not len(checked) or (epoch % settings.check_every and epoch != settings.epochs - 1):
+            continue
+        with torch.no_grad():
+            error = float((network(queries_Gd[checked]) - targets_G[checked]).square().mean())
+        if error < best:
+            best, best_weights, waited = error, copy.deepcopy(network.state_dict()), 0
+        else:
+            waited += 1
+            if waited >= settings.patience:
+                break
+    if best_weights is not None:
+        network.load_state_dict(best_weights)
+    with torch.no_grad():
+        predicted = network(queries_Gd)
+    return Fit(
+        weights_of(network),
+        r_squared(predicted[fitted], targets_G[fitted]),
+        r_squared(predicted[checked], targets_G[checked]),
+        epoch + 1,
+    )
+
+
+class SurrogateSum:
+    """sum over clients of share * surrogate, evaluated for all of them at once; no parameter of it is trained.
+
+    Outside the box that a surrogate was fitted on its value is clamped to [0, log 2], the range of what it imitates.
+
+    Args:
+        surrogates_M: their weights, as `Fit.weights` holds them.
+        shares_M: rho of each. boxes_M2d: the boxes; None = never clamp (the public code).
+    """
+
+    def __init__(
+        self,
+        surrogates_M: Sequence[Mapping[str, NDArray[np.generic]]],
+        shares_M: Sequence[float],
+        *,
+        levels: int = LEVELS,
+        boxes_M2d: NDArray[np.floating] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        depth = len(surrogates_M[0]) // 2
+        stacked = [
+            [np.stack([one[f"layers.{place}.{part}"] for one in surrogates_M]) for part in ("weight", "bias")]
+            for place in range(depth)
+        ]
+        self._layers = [[torch.from_numpy(array).to(dtype) for array in pair] for pair in stacked]
+        self._shares_M = torch.tensor(shares_M, dtype=dtype)
+        self._boxes = None if boxes_M2d is None else torch.as_tensor(np.asarray(boxes_M2d), dtype=dtype)
+        self._levels = levels
+
+    def __call__(self, z_Nd: Tensor) -> Tensor:
+        """The weighted sum at each place, [N]."""
+        found = encode_positions(z_Nd, levels=self._levels).expand(len(self._shares_M), -1, -1)
+        for place, (weight_Moi, bias_Mo) in enumerate(self._layers):
+            found = torch.baddbmm(bias_Mo.unsqueeze(1), found, weight_Moi.transpose(1, 2))
+            if place < len(self._layers) - 1:
+                found = F.relu(found)
+        value_MN = found[..., 0]
+        if self._boxes is not None:
+            low, high = self._boxes[:, 0].unsqueeze(1), self._boxes[:, 1].unsqueeze(1)
+            beyond_MN = ((z_Nd < low) | (z_Nd > high)).any(dim=-1)
+            value_MN = torch.where(beyond_MN, value_MN.clamp(0.0, MOST), value_MN)
+        return self._shares_M @ value_MN
+
+    def outside(self, z_Nd: Tensor) -> int:
+        """Places that lie outside the box of at least one surrogate."""
+        if self._boxes is None:
+            return 0
+        low, high = self._boxes[:, 0].unsqueeze(1), self._boxes[:, 1].unsqueeze(1)
+        return int(((z_Nd < low) | (z_Nd > high)).any(dim=-1).any(dim=0).sum())

@@ -1,0 +1,151 @@
+"""How faithful a map is: neighbourhoods kept, classes kept together, distances kept.
+
+X [N, D] are the points in their own space, Z [N, d] the same points on the map, k a number of neighbours. Neighbours are
+exact and a point is never its own neighbour, unless `include_self` asks for the public FedNE code's way.
+Trustworthiness and continuity: Venna and Kaski 2001; neighbourhood hit: Paulovich et al. 2008, section 5.1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import pairwise_distances
+from sklearn.neighbors import NearestNeighbors
+
+from foveate.metrics.neighbours import as_points, blocks, nearest
+from foveate.settings.errors import UserError
+
+Array = NDArray[np.float64]
+
+
+def _pair(points_ND: ArrayLike, map_Nd: ArrayLike) -> tuple[Array, Array]:
+    points, drawn = as_points(points_ND), as_points(map_Nd, what="map points")
+    if len(points) != len(drawn):
+        raise UserError(f"{len(drawn)} map points for {len(points)} points")
+    return points, drawn
+
+
+def as_owners(labels_N: ArrayLike, *, rows: int, what: str = "labels") -> NDArray[np.int64]:
+    """Names or numbers as numbers 0, 1, ... in sorted order.
+
+    Raises:
+        UserError: when there is not one for each row.
+    """
+    labels = np.asarray(labels_N)
+    if labels.shape != (rows,):
+        raise UserError(f"{what} have the shape {list(labels.shape)}, there are {rows} points")
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float:
+    """1 minus the weight of map neighbours that are no neighbours in space, in [0, 1].
+
+    1 - 2 / (N k (2N - 3k - 1)) * sum over i and the k map neighbours j of i of max(0, rank of j from i in space - k).
+    scikit-learn's definition, order of equal distances included; in blocks, where that one holds N x N distances.
+
+    Raises:
+        UserError: unless 1 <= k < N / 2.
+    """
+    points, drawn = _pair(points_ND, map_Nd)
+    rows = len(points)
+    if not 1 <= k < rows / 2:
+        raise UserError(f"trustworthiness with {k} neighbours: allowed are 1 to {(rows - 1) // 2} with {rows} points")
+    neighbours = NearestNeighbors(n_neighbors=k).fit(drawn).kneighbors(return_distance=False)
+    penalty = 0
+    for part in blocks(rows, rows):
+        distances = pairwise_distances(points[part], points)
+        own = np.arange(part.start, part.stop)
+        distances[own - part.start, own] = np.inf
+        order = np.argsort(distances, axis=1)
+        ranks = np.empty_like(order)
+        np.put_along_axis(ranks, order, np.arange(1, rows + 1)[None], axis=1)
+        beyond = np.take_along_axis(ranks, neighbours[part], axis=1) - k
+        penalty += int(beyond[beyond > 0].sum())
+    return float(1.0 - penalty * (2.0 / (rows * k * (2.0 * rows - 3.0 * k - 1.0))))
+
+
+def continuity(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float:
+    """1 minus the weight of neighbours in space that the map tore away: trustworthiness with the two swapped."""
+    return trustworthiness(map_Nd, points_ND, k=k)
+
+
+def _neighbours(map_Nd: ArrayLike, k: int, *, include_self: bool) -> NDArray[np.int64]:
+    drawn = as_points(map_Nd, what="map points")
+    return nearest(drawn, k, queries_MD=drawn) if include_self else nearest(drawn, k)
+
+
+def neighbourhood_hit(map_Nd: ArrayLike, labels_N: ArrayLike, *, k: int, include_self: bool = False) -> float:
+    """The mean share of a point's k map neighbours that have its label.
+
+    Args:
+        include_self: each point is its own first neighbour and votes for itself, as in the public FedNE code.
+    """
+    found = _neighbours(map_Nd, k, include_self=include_self)
+    labels = as_owners(labels_N, rows=len(found))
+    return float((labels[found] == labels[:, None]).mean())
+
+
+def foreign_share(map_Nd: ArrayLike, owners_N: ArrayLike, *, k: int) -> float:
+    """The mean share of a point's k neighbours that belong to another owner (site).
+
+    Compare it with its value in the points' own space: far above it, sites lie on one another without a reason.
+    """
+    return 1.0 - neighbourhood_hit(map_Nd, owners_N, k=k)
+
+
+def knn_accuracy(
+    map_Nd: ArrayLike,
+    labels_N: ArrayLike,
+    *,
+    k: int,
+    test_map_Md: ArrayLike | None = None,
+    test_labels_M: ArrayLike | None = None,
+    include_self: bool = False,
+) -> float:
+    """How often a vote of the k map neighbours is the point's label; of equal votes the lowest label wins.
+
+    Without test points every point is judged by the others (leave one out).
+
+    Raises:
+        UserError: for test points without labels or the other way round.
+    """
+    if (test_map_Md is None) != (test_labels_M is None):
+        raise UserError("test points and their labels go together")
+    drawn = as_points(map_Nd, what="map points")
+    if test_map_Md is None or test_labels_M is None:
+        truth = labels = as_owners(labels_N, rows=len(drawn))
+        found = _neighbours(drawn, k, include_self=include_self)
+    else:
+        tested = as_points(test_map_Md, what="test points")
+        given, asked = np.asarray(labels_N), np.asarray(test_labels_M)
+        if given.shape != (len(drawn),) or asked.shape != (len(tested),):
+            raise UserError(f"{given.size} labels for {len(drawn)} points, {asked.size} for {len(tested)} test points")
+        both = np.unique(np.concatenate([given, asked]), return_inverse=True)[1].astype(np.int64)
+        labels, truth = both[: len(drawn)], both[len(drawn) :]
+        found = nearest(drawn, k, queries_MD=tested)
+    votes = np.zeros((len(found), int(labels.max()) + 1), dtype=np.int64)
+    np.add.at(votes, (np.arange(len(found))[:, None], labels[found]), 1)
+    return float((votes.argmax(axis=1) == truth).mean())
+
+
+def distance_correlation(points_ND: ArrayLike, map_Nd: ArrayLike, *, include_self: bool = False) -> float:
+    """Pearson's correlation of all distances in space with those on the map; 0 where one side has no spread.
+
+    Args:
+        include_self: each point's distance of 0 to itself counts too, as in the public FedNE code.
+    """
+    points, drawn = _pair(points_ND, map_Nd)
+    rows = len(points)
+    if rows < 3:
+        raise UserError(f"the correlation of distances needs at least 3 points, there are {rows}")
+    scale = [float(pairwise_distances(side[:1], side).max()) or 1.0 for side in (points, drawn)]
+    sums = np.zeros(5)
+    for part in blocks(rows, rows):
+        above = np.arange(rows)[None] > np.arange(part.start, part.stop)[:, None]
+        far = pairwise_distances(points[part], points)[above] / scale[0]
+        near = pairwise_distances(drawn[part], drawn)[above] / scale[1]
+        sums += (far.sum(), near.sum(), far @ far, near @ near, far @ near)
+    pairs = rows * (rows - 1) / 2 + (rows / 2 if include_self else 0)
+    covariance = sums[4] / pairs - sums[0] * sums[1] / pairs**2
+    spread = (sums[2] / pairs - (sums[0] / pairs) ** 2) * (sums[3] / pairs - (sums[1] / pairs) ** 2)
+    return float(covariance / np.sqrt(spread)) if spread > 1e-24 else 0.0

@@ -1,0 +1,150 @@
+"""Steadiness and cohesiveness: are groups of the map groups in space, and groups in space groups on the map?
+
+Jeon et al. 2021, "Measuring and Explaining the Inter-Cluster Reliability of Multidimensional Projections"
+(arXiv 2107.07859). Similarity is that of shared nearest neighbours; groups are drawn by random walks in one space and
+split by HDBSCAN in the other. Both numbers are estimates over the walks: state them with their spread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_matrix
+from sklearn.cluster import HDBSCAN
+
+from foveate.metrics.neighbours import as_points, nearest
+from foveate.settings.errors import UserError
+
+Array = NDArray[np.float64]
+MOST_POINTS = 4000
+_SMALLEST_GROUP = 5
+_ATTEMPTS = 200
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Both in [0, 1], 1 is best.
+
+    Attributes:
+        steadiness: 1 - mean distortion of groups that the map shows and space does not have.
+        cohesiveness: 1 - mean distortion of groups that space has and the map does not show.
+    """
+
+    steadiness: float
+    cohesiveness: float
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Neighbours [N, k] of one space, nearest first, and the similarity [N, N], 1 on the diagonal."""
+
+    neighbours: NDArray[np.int64]
+    similarity: Array
+
+
+def shared_neighbours(points_ND: ArrayLike, k: int) -> tuple[NDArray[np.int64], Array]:
+    """Neighbours [N, k], and how much two points share theirs, [N, N] in [0, 1].
+
+    Sum over shared neighbours of (k + 1 - m) (k + 1 - n), m and n their places from 0 in both lists, over its maximum.
+    """
+    found = nearest(points_ND, k)
+    weights = np.tile(np.arange(k + 1, 1, -1, dtype=np.float64), len(found))
+    starts = np.arange(0, found.size + 1, k)
+    table = csr_matrix((weights, found.ravel(), starts), shape=(len(found), len(found)))
+    shared = np.asarray((table @ table.T).todense())
+    return found, shared / shared.max()
+
+
+def reliability(
+    points_ND: ArrayLike,
+    map_Nd: ArrayLike,
+    generator: np.random.Generator,
+    *,
+    k: int | None = None,
+    iterations: int = 150,
+    walk_share: float = 0.3,
+    alpha: float = 0.1,
+) -> Reliability:
+    """Steadiness and cohesiveness of a map.
+
+    Args:
+        k: neighbours; the square root of N where None. walk_share: steps of a walk, as a share of N.
+        alpha: the distance of two groups is 1 / (mean similarity + alpha).
+
+    Raises:
+        UserError: fewer than 10 or more than 4,000 points (it holds N x N numbers: draw a sample).
+    """
+    points, drawn = as_points(points_ND), as_points(map_Nd, what="map points")
+    rows = len(points)
+    if len(drawn) != rows:
+        raise UserError(f"{len(drawn)} map points for {rows} points")
+    if not 10 <= rows <= MOST_POINTS:
+        raise UserError(f"steadiness and cohesiveness of {rows} points: allowed are 10 to {MOST_POINTS:,}; take a sample")
+    k = int(np.sqrt(rows)) if k is None else k
+    space, shown = (_Space(*shared_neighbours(side, k)) for side in (points, drawn))
+    walk = max(2, int(walk_share * rows))
+    return Reliability(
+        _score(shown, space, generator, iterations, walk, alpha),
+        _score(space, shown, generator, iterations, walk, alpha),
+    )
+
+
+def _score(
+    here: _Space, there: _Space, generator: np.random.Generator, iterations: int, walk: int, alpha: float
+) -> float:
+    """1 - mean distortion of the groups of `here` by being farther apart `there`."""
+    largest = float((1 / (there.similarity + alpha) - 1 / (here.similarity + alpha)).max())
+    if largest <= 0:
+        return 1.0
+    distorted = weights = 0.0
+    for _ in range(iterations):
+        group = _walked(here, generator, walk)
+        labels = _split(1 / (there.similarity[np.ix_(group, group)] + alpha))
+        apart_there = _distances(there.similarity, group, labels, alpha)
+        apart_here = _distances(here.similarity, group, labels, alpha)
+        sizes = np.bincount(labels).astype(np.float64)
+        pairs = np.triu(np.outer(sizes, sizes) * (apart_there > apart_here), k=1)
+        distorted += float((pairs * (apart_there - apart_here)).sum()) / largest
+        weights += float(pairs.sum())
+    return 1.0 - distorted / weights if weights else 1.0
+
+
+def _walked(space: _Space, generator: np.random.Generator, walk: int) -> NDArray[np.int64]:
+    """A group of at least two points: from a random point on, along neighbours, each with its similarity as chance."""
+    for _ in range(_ATTEMPTS):
+        seed = int(generator.integers(len(space.neighbours)))
+        members, queue, visited = {seed}, deque([seed]), 0
+        while queue and visited < walk:
+            point = queue.popleft()
+            others = space.neighbours[point]
+            taken = others[generator.random(len(others)) < space.similarity[point, others]].tolist()
+            members.update(taken)
+            queue.extend(taken)
+            visited += len(taken)
+        if len(members) > 1:
+            return np.array(sorted(members))
+    raise UserError("no two points share neighbours; steadiness and cohesiveness have no meaning here")
+
+
+def _split(distances_GG: Array) -> NDArray[np.int64]:
+    """Groups by HDBSCAN, numbered from 0; each point that belongs to none is a group of its own."""
+    np.fill_diagonal(distances_GG, 0.0)
+    # scikit-learn counts the point itself among the samples, the hdbscan package does not.
+    samples = min(_SMALLEST_GROUP + 1, len(distances_GG))
+    found = HDBSCAN(
+        min_cluster_size=_SMALLEST_GROUP, min_samples=samples, metric="precomputed", allow_single_cluster=True, copy=True
+    ).fit_predict(distances_GG)
+    alone = np.flatnonzero(found < 0)
+    found[alone] = found.max() + 1 + np.arange(len(alone))
+    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+
+
+def _distances(similarity: Array, group: NDArray[np.int64], labels: NDArray[np.int64], alpha: float) -> Array:
+    """Distances [C, C] of the groups: 1 / (mean similarity of their pairs + alpha)."""
+    belongs = (labels[:, None] == np.arange(labels.max() + 1)).astype(np.float64)
+    sizes = belongs.sum(axis=0)
+    mean = belongs.T @ similarity[np.ix_(group, group)] @ belongs / np.outer(sizes, sizes)
+    return 1 / (mean + alpha)
