@@ -12,6 +12,9 @@ from foveate.settings.errors import UserError
 Array = NDArray[np.float64]
 # Distances held at once: 4 million float64 numbers are 32 MB.
 _DISTANCES_PER_BLOCK = 4_000_000
+_SPARE = 8
+# Of rough squared distances, relative to the largest squares: many times what float64 loses.
+_ROUNDING = 1e-13
 
 
 def as_points(points_ND: ArrayLike, *, what: str = "points") -> Array:
@@ -64,25 +67,38 @@ def nearest(points_ND: ArrayLike, k: int, *, queries_MD: ArrayLike | None = None
         raise UserError(f"queries have {queries.shape[1]} features, the points {points.shape[1]}")
     centre = points.mean(axis=0)
     points, queries = points - centre, queries - centre
+    # Fast distances find candidates; differences decide among them, so that equal distances are equal.
+    candidates = min(k + _SPARE, available)
+    scale = float((points**2).sum(axis=1).max(initial=0.0)) + float((queries**2).sum(axis=1).max(initial=0.0))
     found = np.empty((len(queries), k), dtype=np.int64)
-    for part in blocks(len(queries), len(points)):
+    for part in blocks(len(queries), max(len(points), candidates * points.shape[1])):
         distances = squared_distances(queries[part], points)
         if queries_MD is None:
             rows = np.arange(part.start, part.stop)
             distances[rows - part.start, rows] = np.inf
-        found[part] = _smallest(distances, k)
+        found[part] = _smallest(distances, queries[part], points, k, candidates, scale * _ROUNDING)
     return found
 
 
-def _smallest(values_MN: Array, k: int) -> NDArray[np.int64]:
-    """Columns of the k smallest values of each row, ascending, ties by lower column."""
-    if k >= values_MN.shape[1]:
-        return np.argsort(values_MN, axis=1, kind="stable")[:, :k]
-    chosen = np.sort(np.argpartition(values_MN, k - 1, axis=1)[:, :k], axis=1)
-    held = np.take_along_axis(values_MN, chosen, axis=1)
-    found = np.take_along_axis(chosen, np.argsort(held, axis=1, kind="stable"), axis=1)
-    # Where more values equal the k-th than have room, the partition chose among them at will.
-    crowded = np.flatnonzero((values_MN <= held.max(axis=1, keepdims=True)).sum(axis=1) > k)
-    for row in crowded:
-        found[row] = np.argsort(values_MN[row], kind="stable")[:k]
+def _smallest(
+    rough_MN: Array, queries_MD: Array, points_ND: Array, k: int, candidates: int, slack: float
+) -> NDArray[np.int64]:
+    """Columns of the k smallest exact distances of each row, ascending, ties by lower column."""
+    if candidates < rough_MN.shape[1]:
+        chosen = np.sort(np.argpartition(rough_MN, candidates - 1, axis=1)[:, :candidates], axis=1)
+    else:
+        chosen = np.broadcast_to(np.arange(rough_MN.shape[1]), rough_MN.shape)
+    found = _ordered(queries_MD, points_ND, chosen, rough_MN)[:, :k]
+    # Where more columns than candidates are about as near as the k-th, all of these are compared.
+    last = np.take_along_axis(rough_MN, found[:, -1:], axis=1) + slack
+    for row in np.flatnonzero((rough_MN <= last).sum(axis=1) > candidates):
+        near = np.flatnonzero(rough_MN[row] <= last[row])[None]
+        found[row] = _ordered(queries_MD[row : row + 1], points_ND, near, rough_MN[row : row + 1])[0, :k]
     return found
+
+
+def _ordered(queries_MD: Array, points_ND: Array, chosen_MC: NDArray[np.int64], rough_MN: Array) -> NDArray[np.int64]:
+    """The chosen columns by their exact distance; those left out of the rough ones (infinite) come last."""
+    exact = ((queries_MD[:, None] - points_ND[chosen_MC]) ** 2).sum(axis=2)
+    exact[np.isinf(np.take_along_axis(rough_MN, chosen_MC, axis=1))] = np.inf
+    return np.take_along_axis(chosen_MC, np.argsort(exact, axis=1, kind="stable"), axis=1)

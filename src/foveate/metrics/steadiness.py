@@ -82,7 +82,9 @@ def reliability(
     if len(drawn) != rows:
         raise UserError(f"{len(drawn)} map points for {rows} points")
     if not 10 <= rows <= MOST_POINTS:
-        raise UserError(f"steadiness and cohesiveness of {rows} points: allowed are 10 to {MOST_POINTS:,}; take a sample")
+        raise UserError(
+            f"steadiness and cohesiveness of {rows} points: allowed are 10 to {MOST_POINTS:,}; take a sample"
+        )
     k = int(np.sqrt(rows)) if k is None else k
     space, shown = (_Space(*shared_neighbours(side, k)) for side in (points, drawn))
     walk = max(2, int(walk_share * rows))
@@ -135,7 +137,11 @@ def _split(distances_GG: Array) -> NDArray[np.int64]:
     # scikit-learn counts the point itself among the samples, the hdbscan package does not.
     samples = min(_SMALLEST_GROUP + 1, len(distances_GG))
     found = HDBSCAN(
-        min_cluster_size=_SMALLEST_GROUP, min_samples=samples, metric="precomputed", allow_single_cluster=True, copy=True
+        min_cluster_size=_SMALLEST_GROUP,
+        min_samples=samples,
+        metric="precomputed",
+        allow_single_cluster=True,
+        copy=True,
     ).fit_predict(distances_GG)
     alone = np.flatnonzero(found < 0)
     found[alone] = found.max() + 1 + np.arange(len(alone))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
 
 from foveate.metrics.neighbours import nearest
 
@@ -22,25 +23,25 @@ class Neighbourhood:
     tails_E: Indices
 
 
-def mix(points_ND: Points, neighbours_Nk: Indices, lambdas_N: Points, picks_N: Indices) -> Points:
-    """lambda x + (1 - lambda) x', x' the neighbour in the picked column: between a point and one near it."""
-    chosen_N = neighbours_Nk[np.arange(len(points_ND)), picks_N]
+def mix(points_ND: Points, partners_N: Indices, lambdas_N: Points) -> Points:
+    """lambda x + (1 - lambda) x', x' the partner, a neighbour of x: a point between two that are near each other."""
     weight_N1 = lambdas_N[:, None].astype(points_ND.dtype)
-    return weight_N1 * points_ND + (1 - weight_N1) * points_ND[chosen_N]
+    return weight_N1 * points_ND + (1 - weight_N1) * points_ND[partners_N]
 
 
 def edges(points_ND: Points, k: int, *, keep_self_edges: bool = False) -> tuple[Indices, Indices]:
     """Edges from every point to its k nearest others, [N k] heads and tails; fewer where there are not k others.
 
     Args:
-        keep_self_edges: as the public code, which drops the first of k + 1 neighbours whoever it is: a point with an
-            exact copy may keep itself as a neighbour.
+        keep_self_edges: as the public code, which asks scikit-learn for k + 1 neighbours and drops the first, whoever
+            it is: a point with an exact copy may keep itself as a neighbour.
     """
     k = min(k, len(points_ND) - 1)
     if k < 1:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     if keep_self_edges:
-        tails_Nk = nearest(points_ND, k + 1, queries_MD=points_ND)[:, 1:]
+        found = NearestNeighbors(n_neighbors=k + 1).fit(points_ND)
+        tails_Nk = found.kneighbors(points_ND, return_distance=False)[:, 1:].astype(np.int64)
     else:
         tails_Nk = nearest(points_ND, k)
     return np.repeat(np.arange(len(points_ND)), k), tails_Nk.ravel()
@@ -70,5 +71,6 @@ def neighbourhood(
         neighbours_Nk = nearest(points_ND, min(k, len(points_ND) - 1))
     lambdas_N = generator.beta(beta, beta, len(points_ND))
     picks_N = generator.integers(0, neighbours_Nk.shape[1], len(points_ND))
-    stacked = np.concatenate([points_ND, mix(points_ND, neighbours_Nk, lambdas_N, picks_N)])
+    partners_N = neighbours_Nk[np.arange(len(points_ND)), picks_N]
+    stacked = np.concatenate([points_ND, mix(points_ND, partners_N, lambdas_N)])
     return Neighbourhood(stacked, *edges(stacked, k, keep_self_edges=keep_self_edges))

@@ -15,8 +15,7 @@ from foveate.metrics.neighbours import blocks
 STEP = 0.3
 MARGIN = 0.5
 MARGIN_SHARE = 0.1
-DROPS = ("none", "farthest7", "nearest7")
-_DROPPED = 7
+DROPS = ("none", "farthest", "nearest")
 
 
 @dataclass(frozen=True)
@@ -87,26 +86,24 @@ def _even(low_d: NDArray[np.floating], high_d: NDArray[np.floating], counts_d: N
     return Grid(tuple(np.linspace(low, high, int(count)) for low, high, count in ends))
 
 
-def targets(queries_Gd: Tensor, z_Nd: Tensor, *, drop: str = "none", kernel: str = "shifted") -> Tensor:
+def targets(
+    queries_Gd: Tensor, z_Nd: Tensor, *, drop: str = "none", dropped: int = 7, kernel: str = "shifted"
+) -> Tensor:
     """What a point at each query would be repelled by this client's points, in the mean: [G], in (0, log 2].
 
     Args:
-        drop: "farthest7" leaves out the 7 farthest points of each query, as the public code does; "nearest7" the 7
-            nearest, which was probably meant. With 7 points or fewer nothing is left out.
+        drop: "farthest" leaves out the `dropped` farthest points of each query, as the public code does; "nearest" the
+            nearest, which was probably meant. With no more points than that nothing is left out.
     """
     found = torch.empty(len(queries_Gd), dtype=queries_Gd.dtype, device=queries_Gd.device)
     for part in blocks(len(queries_Gd), len(z_Nd) * queries_Gd.shape[1]):
-        if drop == "none" or len(z_Nd) <= _DROPPED:
+        if drop == "none" or len(z_Nd) <= dropped:
             found[part] = mean_repulsion(queries_Gd[part], z_Nd, kernel=kernel)
-        else:
-            found[part] = _thinned(queries_Gd[part], z_Nd, drop, kernel)
+            continue
+        squared = squared_distance(queries_Gd[part].unsqueeze(1), z_Nd.unsqueeze(0)).sort(dim=1).values
+        kept = squared[:, :-dropped] if drop == "farthest" else squared[:, dropped:]
+        found[part] = repulsion(kept, kernel=kernel).mean(dim=1)
     return found
-
-
-def _thinned(queries_Gd: Tensor, z_Nd: Tensor, drop: str, kernel: str) -> Tensor:
-    squared = squared_distance(queries_Gd.unsqueeze(1), z_Nd.unsqueeze(0)).sort(dim=1).values
-    kept = squared[:, :-_DROPPED] if drop == "farthest7" else squared[:, _DROPPED:]
-    return repulsion(kept, kernel=kernel).mean(dim=1)
 
 
 def interpolate(field_G: Tensor, grid: Grid, z_Nd: Tensor) -> Tensor:
@@ -129,5 +126,3 @@ def _cell(coordinate_N: Tensor, axis: NDArray[np.float64]) -> tuple[Tensor, Tens
     place = ((coordinate_N - low) / step).clamp(0.0, len(axis) - 1.0)
     cell = place.detach().floor().clamp(max=len(axis) - 2.0)
     return cell.long(), place - cell
-
-

@@ -24,7 +24,9 @@ def linear(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.d
     return layer
 
 
-def perceptron(widths: Sequence[int], generator: torch.Generator, *, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+def perceptron(
+    widths: Sequence[int], generator: torch.Generator, *, dtype: torch.dtype = torch.float32
+) -> nn.Sequential:
     """Linear layers of these widths with ReLU between them; its weights are named "0.weight", "2.weight", ..."""
     layers: list[nn.Module] = []
     for place, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
