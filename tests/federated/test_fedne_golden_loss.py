@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from fedne_goldens import arrays, surrogate, tensor
+
 from foveate.federated.embedding.objective import attraction, repulsion, sampled_losses, squared_distance
 from foveate.federated.embedding.surrogates import SurrogateSum
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from fedne_goldens import about, arrays, surrogate, tensor
+
 from foveate.federated.embedding.graph import edges, mix, neighbourhood
 from foveate.federated.embedding.networks import average, load_weights, perceptron, weights_of
 from foveate.federated.embedding.schedule import decay_rounds, rate_of, surrogate_start

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from fedne_goldens import arrays, surrogate, tensor
+
 from foveate.federated.embedding.grids import official_grid, targets
 from foveate.federated.embedding.networks import load_weights
 from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork, SurrogateSum, encode_positions

@@ -1,7 +1,7 @@
 """How faithful a map is: neighbourhoods kept, classes kept together, distances kept.
 
-X [N, D] are the points in their own space, Z [N, d] the same points on the map, k a number of neighbours. Neighbours are
-exact and a point is never its own neighbour, unless `include_self` asks for the public FedNE code's way.
+X [N, D] are the points in their own space, Z [N, d] the same points on the map, k a number of neighbours. Neighbours
+are exact and a point is never its own neighbour, unless `include_self` asks for the public FedNE code's way.
 Trustworthiness and continuity: Venna and Kaski 2001; neighbourhood hit: Paulovich et al. 2008, section 5.1.
 """
 

@@ -1,7 +1,7 @@
 """Surrogates: a small network per client that says how strongly the client's points repel a place on the map.
 
-It is fitted by its owner from the frozen global encoder, sent to all others, and evaluated there: gradients flow into the
-place, never into the surrogate. FedNE, arXiv 2409.11509; all details are those of the public code.
+It is fitted by its owner from the frozen global encoder, sent to all others, and evaluated there: gradients flow into
+the place, never into the surrogate. FedNE, arXiv 2409.11509; all details are those of the public code.
 """
 
 from __future__ import annotations
