@@ -50,7 +50,7 @@ def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float
     rows = len(points)
     if not 1 <= k < rows / 2:
         raise UserError(f"trustworthiness with {k} neighbours: allowed are 1 to {(rows - 1) // 2} with {rows} points")
-    neighbours = NearestNeighbors(n_neighbors=k).fit(drawn).kneighbors(return_distance=False)
+    neighbours = np.asarray(NearestNeighbors(n_neighbors=k).fit(drawn).kneighbors(return_distance=False))
     penalty = 0
     for part in blocks(rows, rows):
         distances = pairwise_distances(points[part], points)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
-from sklearn.cluster import HDBSCAN
+from sklearn.cluster import HDBSCAN  # pyrefly: ignore[missing-module-attribute]
 
 from foveate.metrics.neighbours import as_points, nearest
 from foveate.settings.errors import UserError

@@ -41,7 +41,7 @@ def edges(points_ND: Points, k: int, *, keep_self_edges: bool = False) -> tuple[
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     if keep_self_edges:
         found = NearestNeighbors(n_neighbors=k + 1).fit(points_ND)
-        tails_Nk = found.kneighbors(points_ND, return_distance=False)[:, 1:].astype(np.int64)
+        tails_Nk = np.asarray(found.kneighbors(points_ND, return_distance=False))[:, 1:].astype(np.int64)
     else:
         tails_Nk = nearest(points_ND, k)
     return np.repeat(np.arange(len(points_ND)), k), tails_Nk.ravel()

@@ -68,7 +68,7 @@ def own_grid(z_Nd: NDArray[np.floating], *, step: float = STEP, fewest: int = 12
 
 
 def union_grid(boxes_M2d: NDArray[np.floating], *, step: float = STEP, fewest: int = 12, most: int = 28) -> Grid:
-    """One grid for all clients: around the union of their boxes and a margin of 10 % and 0.5; points per axis bounded."""
+    """One grid for all clients: around the union of their boxes, with a margin of 10 % and 0.5; bounded per axis."""
     low, high = boxes_M2d[:, 0].min(axis=0), boxes_M2d[:, 1].max(axis=0)
     margin = MARGIN_SHARE * (high - low) + MARGIN
     low, high = low - margin, high + margin

@@ -17,6 +17,7 @@ Weights = dict[str, NDArray[np.generic]]
 def linear(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
     """PyTorch's own start of a linear layer (uniform within 1 / sqrt(inputs)), from a generator of its own."""
     layer = torch.nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype)
+    assert isinstance(layer, nn.Linear)
     bound = inputs**-0.5
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)
