@@ -36,6 +36,11 @@ class Grid:
         return np.stack([one.ravel() for one in reversed(mesh)], axis=1)
 
     @property
+    def centres_Gd(self) -> NDArray[np.float64]:
+        """The middles of all cells."""
+        return Grid(tuple((axis[1:] + axis[:-1]) / 2 for axis in self.axes)).points_Gd
+
+    @property
     def box_2d(self) -> NDArray[np.float64]:
         """Lowest and highest corner, [2, d]."""
         return np.array([[axis[0] for axis in self.axes], [axis[-1] for axis in self.axes]])
@@ -81,7 +86,12 @@ def scattered(box_2d: NDArray[np.floating], count: int, generator: np.random.Gen
     return generator.uniform(box_2d[0], box_2d[1], (count, box_2d.shape[1]))
 
 
-def _even(low_d: NDArray[np.floating], high_d: NDArray[np.floating], counts_d: NDArray[np.int_]) -> Grid:
+def between(box_2d: NDArray[np.floating], counts_d: NDArray[np.integer]) -> Grid:
+    """A grid from corner to corner with so many points per axis."""
+    return _even(box_2d[0], box_2d[1], counts_d)
+
+
+def _even(low_d: NDArray[np.floating], high_d: NDArray[np.floating], counts_d: NDArray[np.integer]) -> Grid:
     ends = zip(low_d, high_d, counts_d, strict=True)
     return Grid(tuple(np.linspace(low, high, int(count)) for low, high, count in ends))
 

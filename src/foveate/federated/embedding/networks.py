@@ -60,20 +60,54 @@ def load_weights(network: nn.Module, weights: Mapping[str, NDArray[np.generic]])
         value.copy_(given)
 
 
-def average(weights_M: Sequence[Mapping[str, NDArray[np.generic]]], shares_M: Sequence[float]) -> Weights:
-    """FedAvg: the weighted mean of every array, summed in float64; integers (counters) are taken from the first.
+def flat_weights(network: nn.Module) -> NDArray[np.generic]:
+    """All parameters and buffers in one vector, in the order of `state_dict`: what is sent of an encoder.
 
-    Shares are scaled to sum to 1.
+    Raises:
+        UserError: the network has a buffer of integers or parameters of several types.
     """
+    values = network.state_dict()
+    dtypes = {value.dtype for value in values.values()}
+    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
+        odd = next((name for name, value in values.items() if not value.dtype.is_floating_point), "its parameters")
+        raise UserError(
+            f"encoder: '{odd}' has another type than the rest; averaging needs one floating-point type throughout, so "
+            "use layer or group normalisation instead of batch normalisation"
+        )
+    return torch.cat([value.detach().reshape(-1) for value in values.values()]).cpu().numpy()
+
+
+def load_flat(network: nn.Module, vector_P: NDArray[np.generic]) -> None:
+    """Puts such a vector back.
+
+    Raises:
+        UserError: for another length or dtype.
+    """
+    values = network.state_dict()
+    given = torch.from_numpy(np.array(vector_P))
+    sizes = [value.numel() for value in values.values()]
+    first = next(iter(values.values()))
+    if given.shape != (sum(sizes),) or given.dtype != first.dtype:
+        raise UserError(
+            f"encoder weights: {list(given.shape)} of {given.dtype}, expected [{sum(sizes)}] of {first.dtype}"
+        )
+    for value, part in zip(values.values(), given.split(sizes), strict=True):
+        value.copy_(part.view_as(value))
+
+
+def average(weights_M: Sequence[Mapping[str, NDArray[np.generic]]], shares_M: Sequence[float]) -> Weights:
+    """FedAvg: the weighted mean of every array, summed in float64. Shares are scaled to sum to 1."""
+    names = weights_M[0]
+    return {name: average_arrays([one[name] for one in weights_M], shares_M) for name in names}
+
+
+def average_arrays(arrays_M: Sequence[NDArray[np.generic]], shares_M: Sequence[float]) -> NDArray[np.generic]:
+    """The weighted mean of arrays, in float64, as the first one's dtype."""
     shares = np.asarray(shares_M, dtype=np.float64) / float(np.sum(shares_M))
-    averaged: Weights = {}
-    for name, first in weights_M[0].items():
-        if not np.issubdtype(first.dtype, np.floating):
-            averaged[name] = first.copy()
-            continue
-        total = sum(share * one[name].astype(np.float64) for share, one in zip(shares, weights_M, strict=True))
-        averaged[name] = np.asarray(total).astype(first.dtype)
-    return averaged
+    total = np.zeros(arrays_M[0].shape)
+    for share, one in zip(shares, arrays_M, strict=True):
+        total += share * one.astype(np.float64)
+    return total.astype(arrays_M[0].dtype)
 
 
 def frozen_rows(network: nn.Module, rows_ND: Tensor) -> Tensor:

@@ -166,15 +166,16 @@ class SurrogateSum:
         levels: int = LEVELS,
         boxes_M2d: NDArray[np.floating] | None = None,
         dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> None:
         depth = len(surrogates_M[0]) // 2
         stacked = [
             [np.stack([one[f"layers.{place}.{part}"] for one in surrogates_M]) for part in ("weight", "bias")]
             for place in range(depth)
         ]
-        self._layers = [[torch.from_numpy(array).to(dtype) for array in pair] for pair in stacked]
-        self._shares_M = torch.tensor(shares_M, dtype=dtype)
-        self._boxes = None if boxes_M2d is None else torch.as_tensor(np.asarray(boxes_M2d), dtype=dtype)
+        self._layers = [[torch.from_numpy(array).to(device, dtype) for array in pair] for pair in stacked]
+        self._shares_M = torch.tensor(shares_M, dtype=dtype, device=device)
+        self._boxes = None if boxes_M2d is None else torch.tensor(np.asarray(boxes_M2d), dtype=dtype, device=device)
         self._levels = levels
 
     def __call__(self, z_Nd: Tensor) -> Tensor:

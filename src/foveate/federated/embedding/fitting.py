@@ -1,0 +1,126 @@
+"""From the points of several sites to encoders, in this process: FedNE and its baselines, stopped and resumed at will."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from foveate.federated.embedding.networks import frozen_rows, load_flat
+from foveate.federated.embedding.options import LOCAL, POOLED, EmbeddingOptions
+from foveate.federated.embedding.server import State, begin, run_rounds
+from foveate.federated.embedding.site import SiteData, build_encoder, site_of
+from foveate.federated.rounds import InProcess, Log
+from foveate.metrics.neighbours import as_points
+from foveate.settings.errors import UserError
+
+Points = NDArray[np.floating]
+
+
+@dataclass
+class Fitted:
+    """What a run left.
+
+    Attributes:
+        encoder: the common one; with the method `local` the first site's. own: encoders by site, `local` only.
+        state: weights, history, notes. log: all messages.
+    """
+
+    options: EmbeddingOptions
+    encoder: nn.Module
+    own: dict[int, nn.Module]
+    state: State
+    log: Log
+
+    def transform(self, points_ND: ArrayLike, *, site: int | None = None) -> Points:
+        """Map positions [N, d] of any points, by the common encoder or, with `local`, that of a site."""
+        network = self.own.get(site, self.encoder) if site is not None else self.encoder
+        first = next(network.parameters())
+        points = as_points(points_ND)
+        if points.shape[1] != self.state.features:
+            raise UserError(f"points have {points.shape[1]} features; the encoder reads {self.state.features}")
+        rows = torch.from_numpy(points).to(first)
+        return frozen_rows(network, rows).cpu().numpy()
+
+
+def site_points(sites: Sequence[ArrayLike], precision: str) -> list[Points]:
+    """The points of every site as matrices of one width.
+
+    Raises:
+        UserError: no site, an empty one, NaN, or different widths; names the site.
+    """
+    if not len(sites):
+        raise UserError("there is no site: give a list with the points of each")
+    found = [as_points(one, what=f"points of site {number}") for number, one in enumerate(sites)]
+    for number, one in enumerate(found):
+        if not len(one):
+            raise UserError(f"site {number} has no point; leave it out")
+        if one.shape[1] != found[0].shape[1]:
+            raise UserError(f"site {number} has {one.shape[1]} features, site 0 has {found[0].shape[1]}")
+    return [one.astype(precision) for one in found]
+
+
+def fit_sites(
+    sites: Sequence[ArrayLike],
+    options: EmbeddingOptions,
+    *,
+    names: Sequence[str] = (),
+    template: nn.Module | None = None,
+    device: str = "cpu",
+    state: State | None = None,
+    after: Callable[[State], None] = lambda state: None,
+    log: Log | None = None,
+) -> Fitted:
+    """Trains on the points of several sites, in this process.
+
+    Args:
+        names: of the sites. template: an encoder that takes the perceptron's place; it is copied.
+        state: where an earlier run was; it goes on from there, bit for bit on a CPU. after: called at each round's end.
+        log: takes the messages; with `local` and `global`, which exchange none, it stays empty.
+
+    Raises:
+        UserError: for points that do not fit, or an encoder that cannot be averaged.
+    """
+    points = site_points(sites, options.precision)
+    if options.method == POOLED:
+        points, names = [np.concatenate(points)], ["all sites"]
+    named = list(names) or [f"site {number}" for number in range(len(points))]
+    members = [
+        site_of(number, SiteData(one, template, device), name)
+        for number, (one, name) in enumerate(zip(points, named, strict=True))
+    ]
+    log = Log() if log is None else log
+    unexchanged = options.method in (POOLED, LOCAL)
+    exchange = InProcess(members, log=Log() if unexchanged else log)
+    if state is None:
+        state = begin(exchange, options, template)
+    run_rounds(exchange, options, state, after=_silenced(after) if unexchanged else after)
+    own = {one: encoder_of(state, options, weights, template, device) for one, weights in state.own.items()}
+    shared = own[min(own)] if own else encoder_of(state, options, state.encoder, template, device)
+    return Fitted(options, shared, own, state, log)
+
+
+def _silenced(after: Callable[[State], None]) -> Callable[[State], None]:
+    """For methods without an exchange: their histories count no bytes."""
+
+    def told(state: State) -> None:
+        state.history[-1] |= {"bytes_up": 0, "bytes_down": 0}
+        after(state)
+
+    return told
+
+
+def encoder_of(
+    state: State, options: EmbeddingOptions, weights_P: NDArray[Any], template: nn.Module | None, device: str
+) -> nn.Module:
+    """An encoder with these weights, in eval mode."""
+    import copy
+
+    network = copy.deepcopy(template) if template is not None else build_encoder(options, state.features)
+    load_flat(network, weights_P)
+    return network.to(device).eval()

@@ -1,0 +1,279 @@
+"""The server's side of FedNE: shares, boxes, surrogates, training, averaging; round after round, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from foveate.federated.embedding import schedule
+from foveate.federated.embedding import site as at_site
+from foveate.federated.embedding.grids import Grid, union_grid
+from foveate.federated.embedding.networks import average_arrays, flat_weights
+from foveate.federated.embedding.options import EXACT, FEDNE, LOCAL, EmbeddingOptions
+from foveate.federated.embedding.site import build_encoder
+from foveate.federated.embedding.surrogates import ARCHITECTURES
+from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
+from foveate.federated.rounds import Exchange, InProcess
+from foveate.federated.sites import stream
+from foveate.settings.errors import UserError
+from foveate.settings.progress import say
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Known:
+    """What the server holds of a site's repulsion: a surrogate's vector or a field, its box, its R2, its round."""
+
+    vector: Array
+    box: Array
+    r2: float
+    round: int
+
+
+@dataclass
+class State:
+    """All that the next round depends on, besides options and data.
+
+    Attributes:
+        round: the next one. encoder: the common weights. own: weights by site, method `local` only.
+        known: by site. grid: of the fields in `known`. sizes: points by site, without any mixed ones.
+        history: one entry a finished round. notes: what a user should know, with how often it happened.
+    """
+
+    round: int
+    encoder: Array
+    sizes: dict[int, int]
+    features: int
+    own: dict[int, Array] = field(default_factory=dict)
+    known: dict[int, Known] = field(default_factory=dict)
+    grid: Grid | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def note(self, words: str) -> None:
+        """Counts a note, and says it the first time."""
+        if words not in self.notes:
+            say(words)
+        self.notes[words] = self.notes.get(words, 0) + 1
+
+
+def begin(exchange: Exchange, options: EmbeddingOptions, template: nn.Module | None = None) -> State:
+    """Asks the sites how many points they have, and makes the start weights.
+
+    Raises:
+        UserError: sites with different features; `fedne_exact` over a network; an encoder that cannot be averaged.
+    """
+    if options.method == EXACT and not isinstance(exchange, InProcess):
+        raise UserError("method 'fedne_exact' sends every map position and exists for comparison in one process only")
+    rule = MessageRule(at_site.POINTS, values={"points": int, "features": int})
+    answers = exchange.ask(_request(at_site.POINTS, 0, options), rule, check=_check_points).answers
+    features = {int(answer.number("features")) for answer in answers.values()}
+    if len(features) > 1:
+        listed = ", ".join(f"{exchange.name(one)}: {int(a.number('features'))}" for one, a in answers.items())
+        raise UserError(f"the sites' points have different numbers of features ({listed:.300})")
+    encoder = flat_weights(template if template is not None else build_encoder(options, features.pop()))
+    sizes = {one: int(answer.number("points")) for one, answer in answers.items()}
+    state = State(0, encoder, sizes, int(next(iter(answers.values())).number("features")))
+    for one, size in sizes.items():
+        if size <= options.neighbours:
+            fewer = f"{size - 1} neighbours instead of {options.neighbours}" if size > 1 else "no neighbour"
+            state.note(f"{exchange.name(one)} has {size} points: {fewer}")
+    if options.method == LOCAL:
+        state.own = {one: encoder for one in sizes}
+    return state
+
+
+def _check_points(site: int, answer: Message) -> None:
+    if answer.number("points") < 1:
+        raise MessageError("has no point")
+
+
+def run_rounds(
+    exchange: Exchange,
+    options: EmbeddingOptions,
+    state: State,
+    *,
+    after: Callable[[State], None] = lambda state: None,
+    at_least: int = 1,
+) -> State:
+    """Rounds until `options.rounds`; `after` is called when one is finished, with what the next one needs.
+
+    Args:
+        at_least: sites that must answer, else `TooFewSitesError`.
+    """
+    while state.round < options.rounds:
+        started = time.monotonic()
+        before = (exchange.log.bytes(up=True), exchange.log.bytes(up=False))
+        entry = one_round(exchange, options, state, at_least=at_least)
+        entry["seconds"] = round(time.monotonic() - started, 4)
+        entry["bytes_up"] = exchange.log.bytes(up=True) - before[0]
+        entry["bytes_down"] = exchange.log.bytes(up=False) - before[1]
+        state.history.append(entry)
+        state.round += 1
+        after(state)
+    return state
+
+
+def one_round(exchange: Exchange, options: EmbeddingOptions, state: State, *, at_least: int = 1) -> dict[str, Any]:
+    """One round in place; returns its entry for the history."""
+    start = schedule.surrogate_start(options.rounds, options.surrogate_start)
+    active = options.feels_others and state.round >= start and len(state.sizes) > 1
+    if active and schedule.is_refreshed(state.round, start=start, refresh=options.refresh):
+        _ask_what_repels(exchange, options, state, at_least)
+    rate = schedule.rate_of(
+        state.round,
+        rounds=options.rounds,
+        base=options.learning_rate,
+        shares=options.decay_at,
+        factor=options.decay_factor,
+    )
+    drawn = stream(options.seed, round=state.round, site=-1, purpose="participation")
+    sites = schedule.participants(sorted(state.sizes), options.participation, drawn)
+    usable = _usable(exchange, options, state) if active else []
+    requests = {one: _training(options, state, one, rate, usable) for one in sites}
+    found = exchange.ask(requests, _training_rule(options, state), at_least=at_least).answers
+    if options.method == LOCAL:
+        state.own |= {one: answer.array("encoder") for one, answer in found.items()}
+    else:
+        weights = [answer.array("encoder") for answer in found.values()]
+        state.encoder = average_arrays(weights, [state.sizes[one] for one in found])
+    return _entry(state, rate, found, usable if active else None)
+
+
+def _request(
+    kind: str, round_: int, options: EmbeddingOptions, arrays: Mapping[str, Array] | None = None, **values: float
+) -> Message:
+    return Message(kind, round_, dict(arrays or {}), {"options": options.model_dump_json(), **values})
+
+
+def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State, at_least: int) -> None:
+    """Surrogates, fields or (exact) positions of all sites, from the current common encoder."""
+    encoder = {"encoder": state.encoder}
+    grid: dict[str, Array] = {}
+    d = options.dimensions
+    if options.method == FEDNE and options.grid == "union":
+        rule = MessageRule(at_site.BOX, {"box": ArrayRule("float64", (2, d))})
+        asked = exchange.ask(_request(at_site.BOX, state.round, options, encoder), rule, at_least=at_least)
+        boxes = np.stack([answer.array("box") for answer in asked.answers.values()])
+        common = union_grid(boxes, step=options.grid_step, fewest=options.grid_fewest, most=options.grid_most)
+        grid = {"box": common.box_2d, "counts": np.array(common.shape)}
+        if options.surrogate == "grid" and state.grid is not None:
+            state.known = {}  # fields on another grid cannot be added to new ones
+        state.grid = common
+    if options.method == EXACT:
+        rule = MessageRule(at_site.POSITIONS, {"positions": ArrayRule(options.precision, (None, d))})
+        asked = exchange.ask(_request(at_site.POSITIONS, state.round, options, encoder), rule, at_least=at_least)
+        for one, answer in asked.answers.items():
+            state.known[one] = Known(answer.array("positions"), np.zeros((2, d)), 1.0, state.round)
+        return
+    if options.surrogate == "grid":
+        assert state.grid is not None
+        rule = MessageRule(
+            at_site.FIELD, {"field": ArrayRule(options.precision, (int(np.prod(state.grid.shape)),))}, {"r2": float}
+        )
+        asked = exchange.ask(_request(at_site.FIELD, state.round, options, encoder | grid), rule, at_least=at_least)
+        for one, answer in asked.answers.items():
+            box = state.grid.box_2d
+            state.known[one] = Known(answer.array("field"), box, answer.number("r2"), state.round)
+        return
+    rule = MessageRule(
+        at_site.SURROGATE,
+        {
+            "surrogate": ArrayRule(options.precision, (_surrogate_size(options),)),
+            "box": ArrayRule("float64", (2, d)),
+        },
+        {"r2": float, "r2_held_out": float, "epochs": int, "queries": int},
+        optional=frozenset({"r2_held_out"}),
+    )
+    asked = exchange.ask(_request(at_site.SURROGATE, state.round, options, encoder | grid), rule, at_least=at_least)
+    for one, answer in asked.answers.items():
+        r2 = answer.values.get("r2_held_out", answer.values["r2"])
+        state.known[one] = Known(answer.array("surrogate"), answer.array("box"), float(r2), state.round)
+
+
+def _surrogate_size(options: EmbeddingOptions) -> int:
+    widths = (ARCHITECTURES[options.surrogate].inputs(options.dimensions), *ARCHITECTURES[options.surrogate].hidden, 1)
+    return sum((inputs + 1) * outputs for inputs, outputs in zip(widths, widths[1:], strict=False))
+
+
+def _usable(exchange: Exchange, options: EmbeddingOptions, state: State) -> list[int]:
+    """Sites whose surrogate is there and fits well enough; the others are noted."""
+    usable = []
+    for one in sorted(state.sizes):
+        known = state.known.get(one)
+        if known is None:
+            state.note(f"{exchange.name(one)} has sent no surrogate: the others do not feel it")
+        elif known.r2 < options.least_r2:
+            state.note(f"{exchange.name(one)}: its surrogate fits with R2 below {options.least_r2:g} and is left out")
+        else:
+            usable.append(one)
+            if known.r2 < options.warn_r2:
+                state.note(f"{exchange.name(one)}: its surrogate fits with R2 below {options.warn_r2:g}")
+    return usable
+
+
+def _training(options: EmbeddingOptions, state: State, site: int, rate: float, usable: Sequence[int]) -> Message:
+    """The request to train; shares of the site itself and of those that it feels sum to 1."""
+    arrays: dict[str, Array] = {"encoder": state.own.get(site, state.encoder)}
+    others = [one for one in usable if one != site]
+    total = state.sizes[site] + sum(state.sizes[one] for one in others)
+    shares = np.array([state.sizes[one] / total for one in others], dtype=np.float64)
+    own = 1.0
+    if others:
+        own = state.sizes[site] / total
+        known = [state.known[one] for one in others]
+        if options.method == EXACT:
+            sizes = np.array([len(one.vector) for one in known], dtype=np.int64)
+            arrays |= {"positions": np.concatenate([one.vector for one in known]), "sizes": sizes, "shares": shares}
+        elif options.surrogate == "grid":
+            assert state.grid is not None
+            field_G = sum(share * one.vector.astype(np.float64) for share, one in zip(shares, known, strict=True))
+            arrays["field"] = np.asarray(field_G).astype(options.precision)
+            arrays |= {"box": state.grid.box_2d, "counts": np.array(state.grid.shape)}
+        else:
+            arrays |= {
+                "surrogates": np.stack([one.vector for one in known]),
+                "boxes": np.stack([one.box for one in known]),
+                "shares": shares,
+            }
+    return _request(at_site.TRAIN, state.round, options, arrays, rate=rate, share=own)
+
+
+def _training_rule(options: EmbeddingOptions, state: State) -> MessageRule:
+    values = {"attraction": float, "repulsion": float, "foreign": float, "steps": int, "outside": int}
+    encoder = ArrayRule(options.precision, (len(state.encoder),))
+    return MessageRule(at_site.TRAIN, {"encoder": encoder}, values, optional=frozenset({"foreign"}))
+
+
+def _entry(state: State, rate: float, found: Mapping[int, Message], usable: Sequence[int] | None) -> dict[str, Any]:
+    """What the history keeps of a round; losses are means over sites, weighted by their points."""
+    weights = np.array([state.sizes[one] for one in found], dtype=np.float64)
+
+    def mean(name: str) -> float | None:
+        values = [answer.values.get(name) for answer in found.values()]
+        if any(value is None for value in values):
+            return None
+        return float(np.average(np.array(values, dtype=np.float64), weights=weights))
+
+    outside = sum(int(answer.values["outside"]) for answer in found.values())
+    if outside:
+        state.note("points lie outside the box of a surrogate; its value is clamped there")
+    known = {str(one): round(state.known[one].r2, 6) for one in sorted(state.known)} if usable is not None else {}
+    return {
+        "round": state.round,
+        "rate": rate,
+        "sites": list(found),
+        "attraction": mean("attraction"),
+        "repulsion": mean("repulsion"),
+        "foreign": mean("foreign"),
+        "r2": known,
+        "felt": None if usable is None else list(usable),
+        "outside": outside,
+    }
