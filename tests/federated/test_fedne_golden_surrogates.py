@@ -16,7 +16,7 @@ FORWARD, GRID, TARGETS = arrays("surrogate_forward"), arrays("surrogate_grid"), 
 
 @pytest.mark.parametrize("levels", [0, 1, 4, 6])
 def test_positions_are_encoded_frequency_by_frequency(levels: int) -> None:
-    found = encode_positions(tensor(FORWARD[f"L{levels}_z"]), levels=levels) if levels else tensor(FORWARD["L0_z"])
+    found = encode_positions(tensor(FORWARD[f"L{levels}_z"]), levels=levels)
     np.testing.assert_allclose(found, FORWARD[f"L{levels}_pe"], rtol=1e-10, atol=1e-12)
 
 

@@ -1,7 +1,8 @@
-"""From the points of several sites to encoders, in this process: FedNE and its baselines, stopped and resumed at will."""
+"""From the points of several sites to encoders, in this process: FedNE and its baselines, resumable after any round."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,8 +120,6 @@ def encoder_of(
     state: State, options: EmbeddingOptions, weights_P: NDArray[Any], template: nn.Module | None, device: str
 ) -> nn.Module:
     """An encoder with these weights, in eval mode."""
-    import copy
-
     network = copy.deepcopy(template) if template is not None else build_encoder(options, state.features)
     load_flat(network, weights_P)
     return network.to(device).eval()

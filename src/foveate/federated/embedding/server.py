@@ -194,8 +194,7 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
     )
     asked = exchange.ask(_request(at_site.SURROGATE, state.round, options, encoder | grid), rule, at_least=at_least)
     for one, answer in asked.answers.items():
-        r2 = answer.values.get("r2_held_out", answer.values["r2"])
-        state.known[one] = Known(answer.array("surrogate"), answer.array("box"), float(r2), state.round)
+        state.known[one] = Known(answer.array("surrogate"), answer.array("box"), answer.number("r2"), state.round)
 
 
 def _surrogate_size(options: EmbeddingOptions) -> int:

@@ -25,6 +25,8 @@ MOST = math.log(2.0)
 
 def encode_positions(z_Nd: Tensor, *, levels: int = LEVELS) -> Tensor:
     """[z, sin(2^l z), cos(2^l z)] for l = 0 .. levels-1, frequency-major: [N, d (1 + 2 levels)]."""
+    if not levels:
+        return z_Nd
     scaled = torch.cat([2.0**level * z_Nd for level in range(levels)], dim=1)
     return torch.cat([z_Nd, scaled.sin(), scaled.cos()], dim=1)
 
@@ -83,7 +85,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted surrogate's weights; R2 on the queries it was fitted on, and on those held out (NaN without any)."""
+    """A fitted surrogate's weights; R2 on all queries, and on those held out alone (NaN without any)."""
 
     weights: Weights
     r2: float
@@ -142,7 +144,7 @@ def fit_surrogate(
         predicted = network(queries_Gd)
     return Fit(
         weights_of(network),
-        r_squared(predicted[fitted], targets_G[fitted]),
+        r_squared(predicted, targets_G),
         r_squared(predicted[checked], targets_G[checked]),
         epoch + 1,
     )

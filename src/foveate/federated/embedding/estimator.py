@@ -1,0 +1,204 @@
+"""`FederatedNeighborEmbedding`: one map of data at several sites, with scikit-learn's conventions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from foveate.federated.embedding.checkpoint import load_state, save_state
+from foveate.federated.embedding.fitting import fit_sites, site_points
+from foveate.federated.embedding.folder import load_encoder, save_encoder
+from foveate.federated.embedding.networks import frozen_rows
+from foveate.federated.embedding.options import LOCAL, EmbeddingOptions, options_of
+from foveate.federated.embedding.server import State
+from foveate.metrics.neighbours import as_points
+from foveate.settings.errors import UserError
+
+# Parameters of the estimator whose names in `EmbeddingOptions` are others.
+_NAMES = {
+    "n_components": "dimensions",
+    "n_neighbors": "neighbours",
+    "n_rounds": "rounds",
+    "hidden_layer_sizes": "hidden",
+    "dtype": "precision",
+}
+_NO_OPTIONS = ("random_state", "encoder", "device", "checkpoint", "options")
+
+
+class FederatedNeighborEmbedding(BaseEstimator):
+    """FedNE: several sites train one encoder that draws one map of all their data, which stay where they are.
+
+    Source: FedNE (NeurIPS 2024, arXiv 2409.11509). Deviations are listed in `docs/methods/fedne.md`.
+
+    Parameters:
+        n_components: 2, or 3. n_neighbors: edges per point.
+        method: "fedne", its baselines "fedavg", "fedprox", "local", "global", or "fedne_exact", which is not private.
+        n_rounds: rounds of training and averaging. learning_rate: of Adam, a tenth of it after 60 % of the rounds.
+        hidden_layer_sizes: of the encoder. encoder: a torch module of one's own instead; it is copied.
+        surrogate: what a site sends of its repulsion: "network", "network64" (smaller), or "grid" (a table of values).
+        surrogate_start: share of the rounds before sites feel one another. refresh: rounds between new surrogates.
+        mixing: train on mixtures of near points, too. participation: share of the sites in each round.
+        dtype: "float32" or "float64". device: of PyTorch.
+        options: any other field of `foveate.federated.embedding.options.EmbeddingOptions`, by name.
+        checkpoint: a file that keeps the state after every round; the same call goes on from it.
+        random_state: an integer; None draws one.
+
+    Attributes:
+        embedding_: a list with the map positions of every site, [n, n_components] each.
+        encoder_: the common network (with "local" that of the first site). encoders_: by site, with "local" only.
+        history_: one entry a round: losses, R2 of surrogates, bytes, seconds. notes_: warnings and their counts.
+        log_: every message. options_: all options. n_features_in_, random_state_: as in scikit-learn.
+
+    >>> import numpy as np
+    >>> random = np.random.default_rng(0)
+    >>> sites = [random.normal(size=(40, 5)) + 4 * site for site in range(3)]
+    >>> model = FederatedNeighborEmbedding(n_rounds=4, random_state=0).fit(sites)
+    >>> [one.shape for one in model.embedding_], model.transform(sites[0][:2]).shape
+    ([(40, 2), (40, 2), (40, 2)], (2, 2))
+    """
+
+    def __init__(
+        self,
+        n_components: int = 2,
+        *,
+        n_neighbors: int = 7,
+        method: str = "fedne",
+        n_rounds: int = 150,
+        learning_rate: float = 1e-3,
+        hidden_layer_sizes: Sequence[int] = (100, 100, 100),
+        encoder: nn.Module | None = None,
+        surrogate: str = "network",
+        surrogate_start: float = 0.3,
+        refresh: int = 1,
+        mixing: bool = False,
+        participation: float = 1.0,
+        dtype: str = "float32",
+        device: str = "cpu",
+        options: dict[str, Any] | None = None,
+        checkpoint: str | Path | None = None,
+        random_state: int | None = None,
+    ) -> None:
+        self.n_components = n_components
+        self.n_neighbors = n_neighbors
+        self.method = method
+        self.n_rounds = n_rounds
+        self.learning_rate = learning_rate
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.encoder = encoder
+        self.surrogate = surrogate
+        self.surrogate_start = surrogate_start
+        self.refresh = refresh
+        self.mixing = mixing
+        self.participation = participation
+        self.dtype = dtype
+        self.device = device
+        self.options = options
+        self.checkpoint = checkpoint
+        self.random_state = random_state
+
+    def fit(self, X: Sequence[ArrayLike], y: Any = None, *, names: Sequence[str] = ()) -> FederatedNeighborEmbedding:
+        """Trains on the points of all sites.
+
+        Args:
+            X: a list with one matrix of points for each site; a single matrix is one site.
+            y: ignored. names: of the sites, for messages.
+
+        Raises:
+            UserError: for points or options that do not fit; names the site or the option.
+        """
+        sites = [X] if isinstance(X, np.ndarray) and X.ndim == 2 else list(X)
+        options = self._options()
+        kept = None if self.checkpoint is None else Path(self.checkpoint)
+        state = None if kept is None else load_state(kept, options)
+
+        def after(now: State) -> None:
+            if kept is not None:
+                save_state(now, options, kept)
+
+        fitted = fit_sites(
+            sites, options, names=names, template=self.encoder, device=self.device, state=state, after=after
+        )
+        self.options_ = options
+        self.encoder_ = fitted.encoder
+        self.history_ = fitted.state.history
+        self.notes_ = fitted.state.notes
+        self.log_ = fitted.log
+        self.n_features_in_ = fitted.state.features
+        if options.method == LOCAL:
+            self.encoders_ = fitted.own
+        points = site_points(sites, options.precision)
+        self.embedding_ = [fitted.transform(one, site=number) for number, one in enumerate(points)]
+        return self
+
+    def _options(self) -> EmbeddingOptions:
+        given = {_NAMES.get(name, name): value for name, value in self.get_params(deep=False).items()}
+        content = {name: value for name, value in given.items() if name not in _NO_OPTIONS}
+        content["hidden"] = tuple(self.hidden_layer_sizes)
+        more = self.options or {}
+        twice = sorted(set(more) & (set(content) | {"seed"}))
+        if twice:
+            raise UserError(f"options: '{twice[0]}' is a parameter of its own")
+        if self.encoder is not None:
+            content["precision"] = str(next(self.encoder.parameters()).dtype).removeprefix("torch.")
+        seed = int(np.random.default_rng().integers(2**31)) if self.random_state is None else int(self.random_state)
+        self.random_state_ = seed
+        return options_of(content | more | {"seed": seed}, where="FederatedNeighborEmbedding")
+
+    def transform(self, X: ArrayLike, *, site: int | None = None) -> NDArray[np.floating]:
+        """Map positions of any points, [N, n_components].
+
+        Args:
+            site: whose encoder; with "local" only, whose encoders have nothing to do with one another.
+        """
+        check_is_fitted(self, "encoder_")
+        points = as_points(X)
+        if points.shape[1] != self.n_features_in_:
+            raise UserError(f"points have {points.shape[1]} features; the encoder reads {self.n_features_in_}")
+        network = self.encoder_
+        if site is not None:
+            if not hasattr(self, "encoders_"):
+                raise UserError("transform(site=...) has no meaning here: all sites share one encoder")
+            network = self.encoders_[site]
+        first = next(network.parameters())
+        return frozen_rows(network, first.new_tensor(points)).cpu().numpy()
+
+    def fit_transform(self, X: Sequence[ArrayLike], y: Any = None, **fit_params: Any) -> list[NDArray[np.floating]]:
+        """Trains, and returns the map positions of every site."""
+        return self.fit(X, y, **fit_params).embedding_
+
+    def save(self, folder: str | Path, *, metrics: dict[str, Any] | None = None) -> Path:
+        """Writes the common encoder as a model folder, from which `load` makes an estimator that transforms."""
+        check_is_fitted(self, "encoder_")
+        widths = [self.n_features_in_, *self.options_.hidden, self.options_.dimensions]
+        about = {
+            "widths": widths if self.encoder is None else None,
+            "precision": self.options_.precision,
+            "method": self.options_.method,
+            "rounds": self.options_.rounds,
+            "sites": len(self.embedding_),
+            "options": self.options_.model_dump(mode="json"),
+        }
+        return save_encoder(self.encoder_, Path(folder), about=about, metrics=metrics)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> FederatedNeighborEmbedding:
+        """An estimator that can `transform`, from a model folder."""
+        network, config = load_encoder(Path(folder))
+        options = options_of(config.get("options", {}), where=f"{folder}/config.json")
+        back = {option: parameter for parameter, option in _NAMES.items()}
+        known = set(cls().get_params()) - set(_NO_OPTIONS)
+        values = {back.get(name, name): value for name, value in options.model_dump().items()}
+        model = cls(**{name: value for name, value in values.items() if name in known}, random_state=options.seed)
+        rest = {name: value for name, value in values.items() if name not in known and name != "seed"}
+        default = EmbeddingOptions().model_dump()
+        model.options = {name: value for name, value in rest.items() if value != default[name]} or None
+        model.options_, model.encoder_, model.n_features_in_ = options, network, int(config["widths"][0])
+        model.random_state_, model.history_, model.notes_ = options.seed, [], {}
+        return model
