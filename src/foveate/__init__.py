@@ -14,6 +14,7 @@ _LAZY = {
     "Box": "foveate.records.boxes",
     "Calibrator": "foveate.adapt.calibration.estimator",
     "Collection": "foveate.records.collection",
+    "FederatedNeighborEmbedding": "foveate.federated.embedding.estimator",
     "Hit": "foveate.pretrain.searching.search",
     "Location": "foveate.pretrain.verbs",
     "Model": "foveate.pretrain.verbs",
@@ -30,6 +31,7 @@ _LAZY = {
 
 if TYPE_CHECKING:
     from foveate.adapt.calibration.estimator import Calibrator
+    from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
     from foveate.pretrain.searching.search import Hit
     from foveate.pretrain.verbs import Location, Model, SearchIndex, open_index, open_model, search
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
@@ -41,6 +43,7 @@ __all__ = [
     "Box",
     "Calibrator",
     "Collection",
+    "FederatedNeighborEmbedding",
     "Hit",
     "Location",
     "Model",
