@@ -28,7 +28,7 @@ from foveate import FederatedNeighborEmbedding
 positions = FederatedNeighborEmbedding.load("this folder").transform(points)
 ```
 
-The weights were computed from the sites' points and say something about them: see the documentation on what is exchanged.
+The weights were computed from the sites' points and say something about them: see the page on what is exchanged.
 """
 
 
