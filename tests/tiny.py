@@ -11,9 +11,11 @@ import yaml
 from PIL import Image, ImageDraw
 
 from foveate.pretrain.recipe import PretrainRecipe
+from foveate.records.appending import AnnotationAppender
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.collection import Collection
 from foveate.records.record import Caption, Region
+from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
 from foveate.settings.recipes import validate
 
@@ -142,3 +144,11 @@ def damage(collection: Path, key: str) -> None:
     with (collection / "images" / f"{shard:05d}.tar").open("r+b") as handle:
         handle.seek(offset)
         handle.write(bytes(length))
+
+
+def label(collection: Path) -> Path:
+    """Adds a region that a detector made, "a zebra", to the picture train-00; returns the collection."""
+    with AnnotationAppender(collection, purpose="labelling") as appender:
+        row = {"key": "train-00", "x1": 0.1, "y1": 0.1, "x2": 0.4, "y2": 0.5, "phrase": "a zebra", "score": 0.5}
+        appender.append("regions", [row], Provenance("vesl:test", "m", "abc"))
+    return collection

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import tiny
-from foveate.pretrain.locate import Located, locate, read_picture
+from foveate.pretrain.locate import Located, locate
+from foveate.pretrain.seeing import read_picture
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import PixelBox
 from foveate.records.geometry import View

@@ -32,7 +32,7 @@ def test_sources_are_chosen_by_name_and_labelling() -> None:
 
 def test_a_source_that_made_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="field x: no region has the source 'vesl:clok'.*did you mean 'vesl:cloc'"):
-        from_sources(REGIONS, ["vesl:clok"], where="x")
+        from_sources(REGIONS, ["vesl:clok"], where="field x")
     with pytest.raises(UserError, match="'vesl:cloc@cc'"):
         from_sources(REGIONS, ["vesl:cloc@cc"])
 

@@ -149,7 +149,7 @@ class PretrainDataset:
         if self.settings.region_sources is None or not self.with_regions:
             return None
         table = self.collection.grouped("regions").table
-        return from_sources(table, self.settings.region_sources, where="data.region_sources")
+        return from_sources(table, self.settings.region_sources, where="field data.region_sources")
 
     def _rows_with_text(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
         kept = self.picture_texts.rows_with_text(rows)

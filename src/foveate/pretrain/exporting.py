@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.records.collection import Collection
 from foveate.records.layout import DESCRIPTION
+from foveate.records.sources import OWN, ChosenRegions
 from foveate.settings.errors import UserError, choose
 from foveate.settings.files import FolderLock, commit_atomically, read_json
 from foveate.settings.progress import say
@@ -36,7 +37,8 @@ class Job:
     Attributes:
         source: the model folder. model: opened. config, metrics: contents of its JSON files.
         folder: where to write; empty, or with what a stopped run of the same target left.
-        collection, split, format: for targets that read pictures; see `foveate.pretrain.export.embeddings`.
+        collection, split, region_sources, format: for targets that read pictures; see
+            `foveate.pretrain.export.embeddings`.
     """
 
     source: Path
@@ -46,6 +48,7 @@ class Job:
     folder: Path
     collection: Collection | None = None
     split: str | None = None
+    region_sources: tuple[str, ...] = (OWN,)
     format: str = "parquet"
 
 
@@ -65,10 +68,10 @@ def model_targets() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
-def collection_targets() -> dict[str, Callable[[Collection, Path], object]]:
+def collection_targets() -> dict[str, Callable[..., object]]:
     """The exporters of collections by name."""
     package = importlib.import_module("foveate.records.exporters")
-    found: dict[str, Callable[[Collection, Path], object]] = {}
+    found: dict[str, Callable[..., object]] = {}
     for module in pkgutil.iter_modules(package.__path__):
         function = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), f"export_{module.name}", None)
         if function is not None:
@@ -83,6 +86,7 @@ def export(
     out: Path | None = None,
     collection: Path | None = None,
     split: str | None = None,
+    region_sources: Sequence[str] | None = None,
     format: str = "parquet",
     device: str | None = None,
     dry_run: bool = False,
@@ -94,6 +98,8 @@ def export(
         to: a target that fits it.
         out: a folder that does not exist or is empty; beside the source with the target's name by default.
         collection, split, format: what "embeddings" reads and how it writes.
+        region_sources: whose regions "embeddings" or a collection's export takes, as in `foveate.records.sources`;
+            those that no detector made by default.
         dry_run: check and say what would be written, and write nothing.
 
     Returns:
@@ -108,25 +114,28 @@ def export(
         choose(to, targets, f"target of the collection {source}")
         if collection is not None or split is not None or format != "parquet":
             raise UserError("--collection, --split and --format belong to `--to embeddings` of a model")
-        return _export_collection(source, to, out, targets[to], dry_run)
+        return _export_collection(source, to, out, targets[to], tuple(region_sources or (OWN,)), dry_run)
     folder = source if (source / _CONFIG).is_file() or not (source / "model" / _CONFIG).is_file() else source / "model"
     if not (folder / _CONFIG).is_file():
         raise UserError(
             f"{source}: neither a model folder ({_CONFIG}) nor a collection ({DESCRIPTION}); nothing to export"
         )
     choose(to, model_targets(), f"target of the model {folder}")
-    if to != "embeddings" and (collection is not None or split is not None or format != "parquet"):
-        raise UserError(f"--collection, --split and --format belong to `--to embeddings`, not to `--to {to}`")
-    return _export_model(folder, to, out, collection, split, format, device, dry_run)
+    given = collection is not None or split is not None or region_sources or format != "parquet"
+    if to != "embeddings" and given:
+        raise UserError(
+            f"--collection, --split, --region-source and --format belong to `--to embeddings`, not to `--to {to}`"
+        )
+    opened = Collection.open(collection) if collection is not None else None
+    asked = {"split": split, "region_sources": tuple(region_sources or (OWN,)), "format": format}
+    return _export_model(folder, to, out, {"collection": opened, **asked}, device, dry_run)
 
 
 def _export_model(
     source: Path,
     to: str,
     out: Path | None,
-    collection: Path | None,
-    split: str | None,
-    format: str,
+    values: dict[str, Any],
     device: str | None,
     dry_run: bool,
 ) -> tuple[Path, dict[str, Any], list[str]]:
@@ -136,9 +145,8 @@ def _export_model(
     target = out or _beside(source, to)
     _check_free(target)
     model = load_model(source, device=device)
-    opened = Collection.open(collection) if collection is not None else None
     metrics = read_json(source / METRICS) if (source / METRICS).is_file() else {}
-    values = {"collection": opened, "split": split, "format": choose(format, FORMATS, "--format")}
+    choose(values["format"], FORMATS, "--format")
     job = Job(source, model, read_json(source / _CONFIG), metrics, target, **values)
     planned: list[str] = module.check(job)
     result: dict[str, Any] = {"source": str(source), "to": to, "files": planned, "dry_run": dry_run}
@@ -155,19 +163,26 @@ def _export_model(
 
 
 def _export_collection(
-    source: Path, to: str, out: Path | None, function: Callable[[Collection, Path], object], dry_run: bool
+    source: Path,
+    to: str,
+    out: Path | None,
+    function: Callable[..., object],
+    region_sources: tuple[str, ...],
+    dry_run: bool,
 ) -> tuple[Path, dict[str, Any], list[str]]:
     target = out or _beside(source, to)
     _check_free(target)
     result: dict[str, Any] = {"source": str(source), "to": to, "dry_run": dry_run}
     with Collection.open(source) as opened:
-        result["counts"] = {"pictures": len(opened)}
+        regions = ChosenRegions(opened, region_sources)
+        result["counts"] = {"pictures": len(opened), "regions of other sources": regions.left_out}
+        left_out = [told] if (told := regions.left_out_in_words()) else []
         if dry_run:
-            return target, result, [f"would write {len(opened)} pictures to {target}"]
+            return target, result, [f"would write {len(opened)} pictures to {target}", *left_out]
         with staged(target) as folder:
-            function(opened, folder)
+            function(opened, folder, region_sources=region_sources)
     result["files"] = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    return target, result, [f"pictures: {result['counts']['pictures']}"]
+    return target, result, [f"pictures: {result['counts']['pictures']}", *left_out]
 
 
 def _beside(source: Path, to: str) -> Path:

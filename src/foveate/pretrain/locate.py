@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from foveate.pretrain.evaluate import baseline_boxes
-from foveate.records.geometry import View
-from foveate.records.pictures import BadPicture, check, decode
+from foveate.pretrain.seeing import see
 from foveate.settings.errors import UserError
 from foveate.vision.localiser.asking import candidate_scores, embed_phrases, find
 from foveate.vision.localiser.model import LocalisingModel
-from foveate.vision.views import DECODE_FACTOR, placed, render
 
 RULES = ("head", "candidates")
 
@@ -43,18 +40,6 @@ class Located:
         return self.boxes[self.rule]
 
 
-def read_picture(path: Path) -> bytes:
-    """The bytes of a picture file.
-
-    Raises:
-        UserError: when there is none.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-
 @torch.inference_mode()
 def locate(model: LocalisingModel, picture: bytes, phrase: str, *, rule: str | None = None, seed: int = 0) -> Located:
     """Finds a phrase in a picture: the grounding head's box and the best of many candidate boxes.
@@ -70,14 +55,8 @@ def locate(model: LocalisingModel, picture: bytes, phrase: str, *, rule: str | N
     chosen = rule or model.locate_rule
     if chosen not in available:
         raise UserError(f"rule '{chosen}': this model has {', '.join(available)}")
-    preprocess = model.image_encoder.preprocess
-    try:
-        info = check(picture)
-        image = decode(picture, longest_side=DECODE_FACTOR * preprocess.size)
-    except BadPicture as problem:
-        raise UserError(f"the picture cannot be read: {problem}") from problem
-    placement = placed(preprocess, image.size, View())
-    tokens = model.encode_image_tokens(render(preprocess, image, placement)[None])
+    seen = see(model, picture)
+    tokens, placement = seen.tokens, seen.placement
     index = torch.zeros(1, dtype=torch.int64, device=model.device)
     text_1E = embed_phrases(model, [phrase]).to(model.device)
     inside = {
@@ -95,8 +74,8 @@ def locate(model: LocalisingModel, picture: bytes, phrase: str, *, rule: str | N
         rule=chosen,
         boxes={name: [round(float(value), 5) for value in box] for name, box in boxes.items()},
         scores=scores,
-        width=info.width,
-        height=info.height,
+        width=seen.width,
+        height=seen.height,
     )
 
 

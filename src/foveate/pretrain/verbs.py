@@ -16,9 +16,10 @@ from PIL import Image, ImageOps
 from foveate.pretrain.embed import BATCH
 from foveate.pretrain.locate import locate as locate_in
 from foveate.pretrain.searching.index import unit
-from foveate.pretrain.searching.query import Query, as_box, embed_boxes, see, typed_box
+from foveate.pretrain.searching.query import Query, as_box, embed_boxes, typed_box
 from foveate.pretrain.searching.search import Hit, Index
 from foveate.pretrain.searching.search import search as search_in
+from foveate.pretrain.seeing import see
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View
 from foveate.records.pictures import BadPicture, decode

@@ -1,7 +1,8 @@
 """Who made a region: the data set, a person, or a detector that was asked about a caption's phrases.
 
 Labels that a detector made stand in the same table as all others, marked by their `source`. Trainings may choose among
-sources; evaluations never take such labels for the truth.
+sources; an index and an export take what no detector made, if not told otherwise; evaluations never take such labels
+for the truth.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from foveate.records.collection import Collection
+from foveate.records.record import Region
 from foveate.settings.errors import UserError, nearest
 
 PSEUDO = "vesl:"
+# Names for all regions that no detector made, and for all there are.
+OWN, ALL = "own", "all"
 
 
 def pseudo_source(detector: str) -> str:
@@ -27,11 +32,14 @@ def is_pseudo(source: str) -> bool:
     return source.startswith(PSEUDO)
 
 
-def from_sources(regions: pa.Table, sources: Sequence[str] | None, *, where: str = "sources") -> NDArray[np.bool_]:
+def from_sources(
+    regions: pa.Table, sources: Sequence[str] | None, *, where: str = "field sources"
+) -> NDArray[np.bool_]:
     """Which rows of a table of regions are of the sources, as bool [rows]; all of them for None.
 
     Args:
-        sources: names of sources, each optionally with `@` and the recipe hash of one labelling. where: for errors.
+        sources: names of sources, each optionally with `@` and the recipe hash of one labelling; "own" for whatever no
+            detector made, "all" for everything. where: for errors.
 
     Raises:
         UserError: for a source that made no region in the table, with those that did and the nearest.
@@ -49,11 +57,14 @@ def from_sources(regions: pa.Table, sources: Sequence[str] | None, *, where: str
     names = {source for source, _ in there}
     chosen = np.zeros(regions.num_rows, dtype=bool)
     for one in sources:
+        if one in (OWN, ALL):
+            wanted = [name for name in names if one == ALL or not is_pseudo(name)]
+            chosen |= np.isin(regions["source"].to_numpy().astype(str), wanted)
+            continue
         if one not in names and one not in single:
-            allowed = sorted(names | set(single))
-            listed = ", ".join(allowed) or "none"
+            allowed = [OWN, ALL, *sorted(names | set(single))]
             raise UserError(
-                f"field {where}: no region has the source '{one}'; allowed are {listed}{nearest(one, allowed)}"
+                f"{where}: no region has the source '{one}'; allowed are {', '.join(allowed)}{nearest(one, allowed)}"
             )
         source, recipe = single.get(one, (one, None))
         mask = regions["source"].to_numpy() == source
@@ -61,3 +72,39 @@ def from_sources(regions: pa.Table, sources: Sequence[str] | None, *, where: str
             mask &= regions["recipe_hash"].to_numpy() == recipe
         chosen |= mask
     return chosen
+
+
+class ChosenRegions:
+    """The regions of a collection's pictures that some sources made.
+
+    Args:
+        sources: as in `from_sources`. where: for errors.
+
+    Raises:
+        UserError: for a source that made no region of the collection.
+    """
+
+    def __init__(
+        self, collection: Collection, sources: Sequence[str] = (OWN,), *, where: str = "--region-source"
+    ) -> None:
+        self._collection, self._grouped = collection, collection.grouped("regions")
+        self._chosen_R = from_sources(self._grouped.table, sources, where=where)
+
+    @property
+    def left_out(self) -> int:
+        """How many regions of the collection are of other sources."""
+        return int((~self._chosen_R).sum())
+
+    def numbered(self, row: int) -> list[tuple[int, Region]]:
+        """A picture's chosen regions, each with its place among all regions of the picture."""
+        chosen_R = self._chosen_R[slice(*self._grouped.bounds(row))]
+        return [(place, region) for place, region in enumerate(self._collection.regions_of(row)) if chosen_R[place]]
+
+    def of(self, row: int) -> list[Region]:
+        """A picture's chosen regions, in the order of adding."""
+        return [region for _, region in self.numbered(row)]
+
+    def left_out_in_words(self) -> str:
+        """A sentence on what is left out; "" where nothing is."""
+        count = self.left_out
+        return f"{count:,} regions of other sources are left out; --region-source all takes them" if count else ""

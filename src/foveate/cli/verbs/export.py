@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from foveate.cli.options import common, finish
+from foveate.cli.options import common, finish, region_source_option
 
 
 @click.command("export", short_help="Write a model or a collection for other libraries.")
@@ -21,6 +21,7 @@ from foveate.cli.options import common, finish
 @click.option("--out", type=click.Path(path_type=Path), help="New folder; SOURCE-TARGET by default.")
 @click.option("--collection", type=click.Path(path_type=Path), help="Whose pictures and texts to embed.")
 @click.option("--split", default=None, help="Only this split of the collection; all pictures by default.")
+@region_source_option
 @click.option(
     "--format",
     "format_name",
@@ -37,6 +38,7 @@ def command(
     out: Path | None,
     collection: Path | None,
     split: str | None,
+    region_sources: tuple[str, ...],
     format_name: str,
     dry_run: bool,
     as_json: bool,
@@ -61,6 +63,7 @@ def command(
         out=out,
         collection=collection,
         split=split,
+        region_sources=region_sources or None,
         format=format_name,
         device=device,
         dry_run=dry_run,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from foveate.cli.options import common, finish, workers_option
+from foveate.cli.options import common, finish, region_source_option, workers_option
 
 
 @click.command("index", short_help="Make a collection searchable.")
@@ -19,6 +19,7 @@ from foveate.cli.options import common, finish, workers_option
     metavar="RULE",
     help="auto (own boxes; a grid where a picture has none), boxes, grid, both or none; auto by default.",
 )
+@region_source_option
 @click.option("--precision", default=None, metavar="NAME", help="float32 (default), or float16 at half the size.")
 @click.option("--retry", is_flag=True, help="Try again what could not be read before.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be embedded, and how large it gets.")
@@ -29,6 +30,7 @@ def command(
     collection: Path,
     out: Path | None,
     regions: str | None,
+    region_sources: tuple[str, ...],
     precision: str | None,
     retry: bool,
     dry_run: bool,
@@ -52,6 +54,7 @@ def command(
         collection,
         out,
         regions=regions,
+        region_sources=region_sources or None,
         precision=precision,
         device=device,
         workers=workers or 2,
@@ -62,6 +65,7 @@ def command(
         "model": str(model),
         "collection": str(collection),
         "regions": made.regions,
+        "region_sources": list(made.region_sources),
         "precision": made.precision,
         "dry_run": dry_run,
         "embedded": len(plan.todo),

@@ -39,7 +39,8 @@ def command(
     Example:
       foveate locate runs/tour/cloc/model holiday.jpg "a red boat"
     """
-    from foveate.pretrain.locate import locate, read_picture
+    from foveate.pretrain.locate import locate
+    from foveate.pretrain.seeing import read_picture
     from foveate.records.thumbnails import save_thumbnail
     from foveate.report import render
     from foveate.settings.runs import RunFolder

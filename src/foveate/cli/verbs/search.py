@@ -76,10 +76,10 @@ def command(
       foveate search my-index "a red boat"
       foveate search my-index --picture holiday.jpg --box 0.1,0.2,0.5,0.6 --minus "a person"
     """
-    from foveate.pretrain.locate import read_picture
     from foveate.pretrain.searching.query import Query
     from foveate.pretrain.searching.search import Index, search
     from foveate.pretrain.searching.search_result import write_search
+    from foveate.pretrain.seeing import read_picture
     from foveate.report import render
     from foveate.settings.errors import UserError
     from foveate.settings.runs import RunFolder

@@ -24,6 +24,7 @@ from foveate.pretrain.embed import read_batches
 from foveate.pretrain.exporting import Exported, Job
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
+from foveate.records.sources import ChosenRegions
 from foveate.settings.errors import UserError
 from foveate.settings.files import atomic_file, read_json, sha256_file, write_json_atomically, write_text_atomically
 from foveate.settings.progress import say, track
@@ -73,13 +74,20 @@ def check(job: Job) -> list[str]:
     """Names of what is written.
 
     Raises:
-        UserError: without a collection, or for a split that it has not.
+        UserError: without a collection, for a split that it has not, or a source that made none of its regions.
     """
     if job.collection is None:
         raise UserError("`--to embeddings` embeds the pictures and texts of a collection: give it with --collection")
     job.collection.rows(job.split)
+    _own(job)
     ending = "parquet" if job.format == "parquet" else "npz"
     return [*(f"{name}/00000.{ending}" for name in (PICTURES, REGIONS, TEXTS)), UNREADABLE, CARD]
+
+
+def _own(job: Job) -> ChosenRegions:
+    """The regions that are embedded."""
+    assert job.collection is not None
+    return ChosenRegions(job.collection, job.region_sources)
 
 
 def identity(job: Job) -> str:
@@ -87,7 +95,8 @@ def identity(job: Job) -> str:
     assert job.collection is not None
     name = hashlib.blake2b(digest_size=16)
     regions = job.collection.table("regions")
-    parts = [sha256_file(job.source / WEIGHTS), job.format, str(job.split), *job.collection.keys]
+    parts = [sha256_file(job.source / WEIGHTS), job.format, str(job.split), repr(job.region_sources)]
+    parts += job.collection.keys
     parts += regions["phrase"].to_pylist() + job.collection.table("captions")["text"].to_pylist()
     for part in parts:
         name.update(part.encode("utf-8") + b"\0")
@@ -102,8 +111,9 @@ def export(job: Job) -> Exported:
     assert job.collection is not None
     rows = job.collection.rows(job.split)
     (job.folder / _DONE).mkdir(exist_ok=True)
-    _pictures(job, job.collection, rows)
-    _texts(job, job.collection, rows)
+    own = _own(job)
+    _pictures(job, job.collection, own, rows)
+    _texts(job, job.collection, own, rows)
     unreadable: dict[str, str] = {}
     counts = dict.fromkeys((PICTURES, REGIONS, TEXTS, "regions out of view"), 0)
     for path in sorted((job.folder / _DONE).glob("*.json")):
@@ -115,7 +125,8 @@ def export(job: Job) -> Exported:
     write_json_atomically(job.folder / UNREADABLE, unreadable)
     write_text_atomically(job.folder / CARD, _card(job, job.collection, counts))
     shutil.rmtree(job.folder / _DONE)
-    return Exported(counts=counts)
+    counts["regions of other sources"] = own.left_out
+    return Exported(counts=counts, notes=[told] if (told := own.left_out_in_words()) else [])
 
 
 def _done(job: Job, name: str, part: int) -> Path:
@@ -123,7 +134,7 @@ def _done(job: Job, name: str, part: int) -> Path:
     return job.folder / _DONE / f"{name}-{part:05d}.json"
 
 
-def _pictures(job: Job, collection: Collection, rows: NDArray[np.int64]) -> None:
+def _pictures(job: Job, collection: Collection, own: ChosenRegions, rows: NDArray[np.int64]) -> None:
     """Pictures and their regions, part by part."""
     starts = range(0, len(rows), PICTURES_A_PART)
     left = [part for part in range(len(starts)) if not _done(job, PICTURES, part).is_file()]
@@ -136,7 +147,7 @@ def _pictures(job: Job, collection: Collection, rows: NDArray[np.int64]) -> None
     for part in left:
         pictures, regions, hidden = Rows(), Rows(), 0
         while current is not None and part_of_row[current[0][0]] == part:
-            hidden += _embed(job, collection, current, pictures, regions)
+            hidden += _embed(job, collection, own, current, pictures, regions)
             current = next(batches, None)
         _write(job, REGIONS, part, regions)
         _write(job, PICTURES, part, pictures)
@@ -167,7 +178,7 @@ def _by_part(
         yield batch
 
 
-def _embed(job: Job, collection: Collection, batch: Batch, pictures: Rows, regions: Rows) -> int:
+def _embed(job: Job, collection: Collection, own: ChosenRegions, batch: Batch, pictures: Rows, regions: Rows) -> int:
     """Adds the rows of a batch; returns how many regions the encoder's view does not show."""
     chosen, placements, pixels = batch
     tokens: ImageTokens = job.model.encode_image_tokens(pixels)
@@ -178,7 +189,7 @@ def _embed(job: Job, collection: Collection, batch: Batch, pictures: Rows, regio
     pictures.phrase += [""] * len(chosen)
     inside, owner, hidden = [np.zeros((0, 4), np.float32)], [], 0
     for number, (row, placement) in enumerate(zip(chosen, placements, strict=True)):
-        found = collection.regions_of(row)
+        found = own.of(row)
         if not found:
             continue
         moved_K4, kept_R = input_boxes(placement, np.stack([one.box.to_array() for one in found]), min_visible=0)
@@ -197,9 +208,9 @@ def _embed(job: Job, collection: Collection, batch: Batch, pictures: Rows, regio
     return hidden
 
 
-def _texts(job: Job, collection: Collection, rows: NDArray[np.int64]) -> None:
+def _texts(job: Job, collection: Collection, own: ChosenRegions, rows: NDArray[np.int64]) -> None:
     """Each distinct text of a kind once: captions by their kind, and the phrases of regions."""
-    distinct = {("phrase", one.phrase) for row in rows for one in collection.regions_of(int(row))}
+    distinct = {("phrase", one.phrase) for row in rows for one in own.of(int(row))}
     distinct |= {(one.kind, one.text) for row in rows for one in collection.captions_of(int(row))}
     ordered = sorted(distinct)
     starts = range(0, len(ordered), TEXTS_A_PART)

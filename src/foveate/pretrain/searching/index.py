@@ -43,6 +43,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.records.pictures import BadPicture
 from foveate.records.record import Region
+from foveate.records.sources import OWN, ChosenRegions, is_pseudo
 from foveate.records.tables import write_table
 from foveate.settings.errors import UserError, choose
 from foveate.settings.files import FolderLock, read_json
@@ -53,6 +54,8 @@ from foveate.vision.localiser.model import LocalisingModel
 from foveate.vision.views import input_boxes, read
 
 REGIONS = ("auto", "boxes", "grid", "both", "none")
+WITH_OWN = ("auto", "boxes", "both")
+_OPTIONS = {"regions": "--regions", "region_sources": "--region-source", "precision": "--precision"}
 PART = 128
 _BATCH = 32
 _PART_ROWS = pa.schema([*ROWS, pa.field("reason", pa.string())])
@@ -60,30 +63,32 @@ _PART_ROWS = pa.schema([*ROWS, pa.field("reason", pa.string())])
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do: pictures to embed, rows and bytes that come of it, pictures to drop."""
+    """What a run would do: pictures to embed, rows and bytes that come of it, pictures to drop, regions not taken."""
 
     todo: NDArray[np.int64]
     kept: int
     dropped: int
     new_regions: int
     new_bytes: int
+    left_out: str = ""
 
     def line(self) -> str:
-        return (
+        told = (
             f"{len(self.todo):,} pictures to embed with {self.new_regions:,} regions, {self.new_bytes / 1e6:,.1f} MB; "
             f"{self.kept:,} are there already, {self.dropped:,} to drop"
         )
+        return f"{told}; {self.left_out}" if self.left_out else told
 
 
 def boxes_of(regions: Sequence[Region], rule: str) -> tuple[Sequence[Region], bool]:
     """Which of a picture's own regions a rule embeds, and whether the grid of coarse boxes comes with them."""
-    own = regions if rule in ("auto", "boxes", "both") else ()
+    own = regions if rule in WITH_OWN else ()
     return own, rule in ("grid", "both") or (rule == "auto" and not regions)
 
 
-def content_of(collection: Collection, row: int, rule: str) -> str:
+def content_of(collection: Collection, regions: ChosenRegions, row: int, rule: str) -> str:
     """A hash of what a picture's rows in the index are made from: its bytes and the boxes that are its own."""
-    own = boxes_of(collection.regions_of(row), rule)[0] if rule != "none" else ()
+    own = boxes_of(regions.of(row), rule)[0] if rule != "none" else ()
     told = [(region.phrase, *region.box.to_array().tolist()) for region in own]
     text = f"{collection.index['sha256'][row]} {told!r}"
     return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
@@ -95,6 +100,7 @@ def build_index(
     out: Path,
     *,
     regions: str | None = None,
+    region_sources: Sequence[str] | None = None,
     precision: str | None = None,
     device: str | None = None,
     workers: int = 2,
@@ -106,33 +112,40 @@ def build_index(
     Args:
         regions: "auto" (own boxes, and the grid where a picture has none), "boxes", "grid", "both" or "none"; an
             index keeps the rule it was made with, "auto" for a new one.
+        region_sources: whose regions are a picture's own, as in `foveate.records.sources`; likewise, those that no
+            detector made for a new one.
         precision: "float32" or "float16" of the stored vectors; likewise.
         retry: also try again what is in the quarantine.
         dry_run: only say what would be done.
 
     Raises:
-        UserError: another model, rule or precision than those of the index; too little room on the disk.
+        UserError: another model, rule, choice of sources or precision than those of the index; a source without a
+            region; too little room on the disk.
     """
     collection = Collection.open(collection_folder)
     mark = fingerprint(model_folder)
-    wanted = _described(model_folder, mark, collection, out, regions=regions, precision=precision)
+    asked = {"regions": regions, "region_sources": region_sources and tuple(region_sources), "precision": precision}
+    wanted = _described(model_folder, mark, collection, out, asked)
+    if region_sources and wanted.regions not in WITH_OWN:
+        raise UserError(f"--region-source has no effect with --regions {wanted.regions}: it takes no own regions")
+    own = ChosenRegions(collection, wanted.region_sources)
     if dry_run:
-        return wanted, _plan(collection, _contents(collection, wanted.regions), wanted, out, retry=retry)
+        return wanted, _plan(collection, own, _contents(collection, own, wanted.regions), wanted, out, retry=retry)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; an index needs a folder")
     with FolderLock(out, purpose="foveate index"):
         # Another process may have written in between.
-        wanted = _described(model_folder, mark, collection, out, regions=regions, precision=precision)
+        wanted = _described(model_folder, mark, collection, out, asked)
         sweep(out, wanted)
-        contents = _contents(collection, wanted.regions)
-        plan = _plan(collection, contents, wanted, out, retry=retry)
+        contents = _contents(collection, own, wanted.regions)
+        plan = _plan(collection, own, contents, wanted, out, retry=retry)
         _check_room(out, plan)
         say(plan.line())
         if len(plan.todo) or plan.dropped or not wanted.finished:
             replace(wanted, finished=False).write(out)
             if len(plan.todo):
                 model = load_model(model_folder, device=device)
-                _embed_parts(model, collection, wanted, out, plan.todo, workers=workers)
+                _embed_parts(model, collection, own, wanted, out, plan.todo, workers=workers)
             wanted = merged(wanted, out, contents=contents)
         else:
             wanted.write(out)  # the model or the collection may have moved
@@ -141,7 +154,7 @@ def build_index(
 
 
 def _described(
-    model_folder: Path, mark: str, collection: Collection, out: Path, *, regions: str | None, precision: str | None
+    model_folder: Path, mark: str, collection: Collection, out: Path, asked: Mapping[str, Any]
 ) -> Description:
     """The description of the index that is there, checked against what is asked for, or that of a new one."""
     if (out / DESCRIPTION).is_file():
@@ -153,9 +166,12 @@ def _described(
                 f"{out}: is an index of the collection '{there.collection_name}', not of '{collection.name}'; "
                 "give another folder with --out"
             )
-        for name, asked, has in (("regions", regions, there.regions), ("precision", precision, there.precision)):
-            if asked is not None and asked != has:
-                raise UserError(f"{out}: was made with --{name} {has}; leave --{name} out, or give another --out")
+        for name, value in asked.items():
+            has = getattr(there, name)
+            if value is not None and value != has:
+                option = _OPTIONS[name]
+                told = f" {option} ".join(has) if isinstance(has, tuple) else has
+                raise UserError(f"{out}: was made with {option} {told}; leave {option} out, or give another --out")
         return replace(there, model=Place.of(model_folder, out), collection=Place.of(collection.path, out))
     if out.is_dir() and any(path.name != "writer.lock" for path in out.iterdir()):
         raise UserError(f"{out}: is a folder of something else; give another one with --out")
@@ -168,14 +184,15 @@ def _described(
         method=str(recipe["regions"]["method"]),
         collection=Place.of(collection.path, out),
         collection_name=collection.name,
-        regions=choose(regions or "auto", REGIONS, "value of --regions"),
-        precision=choose(precision or "float32", PRECISIONS, "value of --precision"),
+        regions=choose(asked["regions"] or "auto", REGIONS, "value of --regions"),
+        region_sources=asked["region_sources"] or (OWN,),
+        precision=choose(asked["precision"] or "float32", PRECISIONS, "value of --precision"),
     )
 
 
-def _contents(collection: Collection, rule: str) -> dict[str, str]:
+def _contents(collection: Collection, own: ChosenRegions, rule: str) -> dict[str, str]:
     """Key -> content of every picture of the collection."""
-    return {key: content_of(collection, row, rule) for row, key in enumerate(collection.keys)}
+    return {key: content_of(collection, own, row, rule) for row, key in enumerate(collection.keys)}
 
 
 def _building(out: Path) -> list[Path]:
@@ -184,7 +201,15 @@ def _building(out: Path) -> list[Path]:
     return sorted(folder.glob("?????.parquet")) if folder.is_dir() else []
 
 
-def _plan(collection: Collection, contents: Mapping[str, str], wanted: Description, out: Path, *, retry: bool) -> Plan:
+def _plan(
+    collection: Collection,
+    own: ChosenRegions,
+    contents: Mapping[str, str],
+    wanted: Description,
+    out: Path,
+    *,
+    retry: bool,
+) -> Plan:
     done: dict[str, str] = {}
     dropped = 0
     for segment in wanted.segments:
@@ -204,10 +229,12 @@ def _plan(collection: Collection, contents: Mapping[str, str], wanted: Descripti
     grid = len(coarse_boxes())
     new_regions = 0
     for row in todo.tolist() if wanted.regions != "none" else ():
-        own, with_grid = boxes_of(collection.regions_of(row), wanted.regions)
-        new_regions += len(own) + grid * with_grid
+        boxes, with_grid = boxes_of(own.of(row), wanted.regions)
+        new_regions += len(boxes) + grid * with_grid
     size = wanted.embed_dim * wanted.dtype.itemsize
-    return Plan(todo, len(collection) - len(todo), dropped, new_regions, (new_regions + len(todo)) * size)
+    new_bytes = (new_regions + len(todo)) * size
+    left_out = own.left_out_in_words() if wanted.regions in WITH_OWN else ""
+    return Plan(todo, len(collection) - len(todo), dropped, new_regions, new_bytes, left_out)
 
 
 def _known(pairs: Any, contents: Mapping[str, str]) -> dict[str, str]:
@@ -227,6 +254,7 @@ def _check_room(out: Path, plan: Plan) -> None:
 def _embed_parts(
     model: LocalisingModel,
     collection: Collection,
+    own: ChosenRegions,
     wanted: Description,
     out: Path,
     todo: NDArray[np.int64],
@@ -240,7 +268,7 @@ def _embed_parts(
     with ThreadPoolExecutor(workers) as pool:
         for start in track(starts, description=f"pictures, parts of {PART}"):
             rows = todo[start : start + PART]
-            table, vectors = _embed(model, collection, rows, wanted.regions, pool, dtype=wanted.dtype)
+            table, vectors = _embed(model, collection, own, rows, wanted.regions, pool, dtype=wanted.dtype)
             for kind, parts in vectors.items():
                 path, count = folder / f"{number:05d}-{kind}.npy", sum(map(len, parts))
                 with new_vectors(path, rows=count, width=wanted.embed_dim, dtype=wanted.dtype) as handle:
@@ -254,6 +282,7 @@ def _embed_parts(
 def _embed(
     model: LocalisingModel,
     collection: Collection,
+    own: ChosenRegions,
     rows: NDArray[np.int64],
     rule: str,
     pool: ThreadPoolExecutor,
@@ -282,7 +311,7 @@ def _embed(
             image_BE = unit(model.encode_image(tokens))
             boxes, region_rows, owner = [np.zeros((0, 4), np.float32)], [], []
             for index, (row, (_, placement)) in enumerate(good):
-                inside, described = _regions(collection, row, placement, rule)
+                inside, described = _regions(collection.keys[row], own.of(row), placement, rule)
                 boxes.append(inside)
                 region_rows += described
                 owner += [index] * len(inside)
@@ -297,7 +326,7 @@ def _embed(
             vectors[PICTURE].append(image_BE[usable_B].astype(dtype))
             vectors[REGION].append(z_RE[usable_R].astype(dtype))
             told += [
-                {"key": collection.keys[row], "kind": PICTURE, "content": content_of(collection, row, rule)}
+                {"key": collection.keys[row], "kind": PICTURE, "content": content_of(collection, own, row, rule)}
                 for (row, _), fine in zip(good, usable_B, strict=True)
                 if fine
             ]
@@ -306,7 +335,7 @@ def _embed(
             {
                 "key": collection.keys[row],
                 "kind": "unreadable",
-                "content": content_of(collection, row, rule),
+                "content": content_of(collection, own, row, rule),
                 "reason": reason,
             }
             for row, reason in sorted(bad.items())
@@ -315,19 +344,18 @@ def _embed(
 
 
 def _regions(
-    collection: Collection, row: int, placement: Placement, rule: str
+    key: str, regions: Sequence[Region], placement: Placement, rule: str
 ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
     """Boxes [R, 4] of the model input that a picture is embedded at, and their rows; those out of view left out."""
     if rule == "none":
         return np.zeros((0, 4), np.float32), []
-    key = collection.keys[row]
-    own, with_grid = boxes_of(collection.regions_of(row), rule)
+    own, with_grid = boxes_of(regions, rule)
     found, told = [np.zeros((0, 4), np.float32)], []
     if own:
         moved_K4, kept_R = input_boxes(placement, np.stack([one.box.to_array() for one in own]), min_visible=0)
         found.append(moved_K4)
         told += [
-            _row(key, region.box.to_array(), region.phrase, "collection")
+            _row(key, region.box.to_array(), region.phrase, region.source if is_pseudo(region.source) else "collection")
             for region, kept in zip(own, kept_R, strict=True)
             if kept
         ]

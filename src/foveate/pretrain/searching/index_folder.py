@@ -25,6 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from foveate.records.sources import ALL, OWN
 from foveate.records.tables import read_table
 from foveate.settings.errors import UserError
 from foveate.settings.files import atomic_file, read_json, write_json_atomically
@@ -101,6 +102,7 @@ class Description:
     Attributes:
         fingerprint: of the model (`foveate.pretrain.searching.fingerprint`). embed_dim: length E of the vectors.
         regions: which boxes are embedded. precision: "float32" or "float16", of the stored vectors.
+        region_sources: whose regions are a picture's own, as in `foveate.records.sources`.
         finished: no run is under way, or one that was stopped.
         counts: of pictures, regions and unreadable pictures. next_number: of the next segment.
     """
@@ -113,6 +115,7 @@ class Description:
     collection_name: str
     regions: str
     precision: str
+    region_sources: tuple[str, ...] = (OWN,)
     finished: bool = False
     counts: dict[str, int] = field(default_factory=lambda: {"pictures": 0, "regions": 0, "unreadable": 0})
     next_number: int = 0
@@ -142,7 +145,9 @@ class Description:
         if value.get("format") != FORMAT:
             raise UserError(f"{path}: format {value.get('format')}, this version reads {FORMAT}")
         try:
-            fields: dict[str, Any] = {name: value[name] for name in cls.__dataclass_fields__}
+            # Before there was a choice, all regions were embedded.
+            told = {"region_sources": [ALL], **value}
+            fields: dict[str, Any] = {name: told[name] for name in cls.__dataclass_fields__}
             read = TypeAdapter(cls).validate_python(fields)
         except KeyError as error:
             raise UserError(f"{path}: a field is missing or unknown ({error})") from error

@@ -10,14 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from foveate.pretrain.searching.index import unit
+from foveate.pretrain.seeing import Seen, see
 from foveate.records.boxes import Box, PixelBox
-from foveate.records.geometry import Placement, View
-from foveate.records.pictures import BadPicture, check, decode
 from foveate.settings.errors import UserError, choose
-from foveate.vision.encoder import ImageTokens
 from foveate.vision.localiser.asking import embed_phrases
 from foveate.vision.localiser.model import LocalisingModel
-from foveate.vision.views import DECODE_FACTOR, input_boxes, placed, render
+from foveate.vision.views import input_boxes
 
 PARTS = ("words", "picture", "box", "minus")
 
@@ -79,34 +77,6 @@ def typed_box(box: object) -> Box | PixelBox:
         f"box {box!r}: four bare numbers do not say what they are; write Box(x1, y1, x2, y2) for corners in [0, 1] of "
         "the picture, PixelBox(x1, y1, x2, y2) for corners in pixels, or Box.from_xywh(PixelXYWH(...), width, height)"
     )
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One picture as the encoder has seen it; `width` and `height` in pixels after its EXIF rotation."""
-
-    tokens: ImageTokens
-    placement: Placement
-    width: int
-    height: int
-
-
-@torch.inference_mode()
-def see(model: LocalisingModel, picture: bytes) -> Seen:
-    """Decodes and encodes one picture.
-
-    Raises:
-        UserError: with the reason, when it cannot be read.
-    """
-    preprocess = model.image_encoder.preprocess
-    try:
-        info = check(picture)
-        image = decode(picture, longest_side=DECODE_FACTOR * preprocess.size)
-    except BadPicture as problem:
-        raise UserError(f"the picture cannot be read: {problem}") from problem
-    placement = placed(preprocess, image.size, View())
-    tokens = model.encode_image_tokens(render(preprocess, image, placement)[None])
-    return Seen(tokens, placement, info.width, info.height)
 
 
 @torch.inference_mode()

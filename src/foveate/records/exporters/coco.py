@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,7 @@ from foveate.records.exporters.coco_ids import Categories, FreeIds, Names, rows_
 from foveate.records.importers.coco_file import CROWD
 from foveate.records.pictures import BadPicture
 from foveate.records.record import Region
+from foveate.records.sources import OWN, ChosenRegions
 from foveate.settings.errors import UserError
 from foveate.settings.files import commit_atomically
 from foveate.settings.progress import track
@@ -38,15 +39,24 @@ class CocoExport:
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
-def export_coco(collection: Collection, folder: str | Path, *, rows: Iterable[int] | None = None) -> CocoExport:
+def export_coco(
+    collection: Collection,
+    folder: str | Path,
+    *,
+    rows: Iterable[int] | None = None,
+    region_sources: Sequence[str] = (OWN,),
+) -> CocoExport:
     """Write the rows (all by default) of a collection to `folder` in COCO's form.
+
+    Regions are those of the sources (see `foveate.records.sources`), by default whatever no detector made.
 
     Boxes are x, y, width, height in pixels of the picture after EXIF rotation, unrounded, so that importing the
     folder gives the same float32 corners; boxes that came from a COCO file are within 0.001 pixels of it for pictures
     of up to 8,192 pixels a side. Pictures keep their bytes. The folder appears whole or not at all.
 
     Raises:
-        UserError: the folder exists and is not empty, no picture is chosen, or a file cannot be written.
+        UserError: the folder exists and is not empty, no picture is chosen, a source made no region, or a file cannot
+            be written.
     """
     folder = Path(folder)
     chosen = list(range(len(collection))) if rows is None else [int(row) for row in rows]
@@ -54,6 +64,7 @@ def export_coco(collection: Collection, folder: str | Path, *, rows: Iterable[in
         raise UserError(f"nothing to export: no picture of the collection {collection.name!r} is chosen")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: choose a new one")
+    regions = ChosenRegions(collection, region_sources)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     paths = {name: folder / "annotations" / f"{name}.json" for name in ("instances", "captions")}
@@ -65,7 +76,7 @@ def export_coco(collection: Collection, folder: str | Path, *, rows: Iterable[in
             row for row in track(chosen, description="exporting pictures") if _copy(row, names, temporary, export)
         ]
         with (temporary / "annotations" / "instances.json").open("w", encoding="utf-8") as file:
-            _write_instances(file, collection, chosen, names, export)
+            _write_instances(file, regions, chosen, names, export)
         with (temporary / "annotations" / "captions.json").open("w", encoding="utf-8") as file:
             _write_captions(file, collection, chosen, names, export)
         commit_atomically(temporary, folder)
@@ -92,8 +103,9 @@ def _copy(row: int, names: Names, temporary: Path, export: CocoExport) -> bool:
 
 
 def _write_instances(
-    file: IO[str], collection: Collection, chosen: list[int], names: Names, export: CocoExport
+    file: IO[str], regions: ChosenRegions, chosen: list[int], names: Names, export: CocoExport
 ) -> None:
+    collection = names.collection
     categories = Categories(collection)
     images = names.image_ids(chosen)
     free = FreeIds(collection, "coco_regions", "annotation_id")
@@ -101,7 +113,7 @@ def _write_instances(
     def annotations() -> Iterator[dict[str, object]]:
         for row in chosen:
             known = {one["position"]: one for one in rows_of(collection, "coco_regions", row)}
-            for position, region in enumerate(collection.regions_of(row)):
+            for position, region in regions.numbered(row):
                 export.regions += 1
                 entry = _annotation(collection, row, region, known.get(position, {}), categories)
                 yield {"id": free.take(known.get(position, {}).get("annotation_id")), "image_id": images[row], **entry}

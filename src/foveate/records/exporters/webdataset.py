@@ -10,13 +10,15 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from foveate.records.collection import Collection
 from foveate.records.layout import member_name
 from foveate.records.pictures import SUFFIXES
 from foveate.records.record import Record
+from foveate.records.sources import OWN, ChosenRegions
 from foveate.settings.errors import UserError
 from foveate.settings.files import commit_atomically
 from foveate.settings.progress import track
@@ -27,13 +29,15 @@ def export_webdataset(
     target: str | Path,
     *,
     rows: Iterable[int] | None = None,
+    region_sources: Sequence[str] = (OWN,),
     pictures_per_shard: int = 1000,
 ) -> list[Path]:
     """Write the rows (all by default) of a collection to `target`/00000.tar, ...; returns the tars.
 
     Pictures keep their bytes. In the members' names the "." and "%" of a key are escaped, because a
-    WebDataset reader ends the key at the first dot; the JSON field `key` has it as it is. Raises UserError
-    where the target is a folder with files, or where there is nothing to export.
+    WebDataset reader ends the key at the first dot; the JSON field `key` has it as it is. Regions are those of
+    the sources (see `foveate.records.sources`), by default whatever no detector made. Raises UserError where the
+    target is a folder with files, a source made no region, or where there is nothing to export.
     """
     target = Path(target)
     chosen = list(range(len(collection))) if rows is None else [int(row) for row in rows]
@@ -43,6 +47,7 @@ def export_webdataset(
         raise UserError(f"pictures_per_shard: allowed is a whole number of at least 1, got {pictures_per_shard}")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder: choose a new one")
+    regions = ChosenRegions(collection, region_sources)
     target.mkdir(parents=True, exist_ok=True)
     shards = [chosen[start : start + pictures_per_shard] for start in range(0, len(chosen), pictures_per_shard)]
     paths = []
@@ -51,14 +56,14 @@ def export_webdataset(
         temporary = path.with_name(f".{path.name}.tmp")
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for row in shard:
-                _write_sample(tar, collection, row)
+                _write_sample(tar, collection, regions, row)
         commit_atomically(temporary, path)
         paths.append(path)
     return paths
 
 
-def _write_sample(tar: tarfile.TarFile, collection: Collection, row: int) -> None:
-    record = collection.record(row)
+def _write_sample(tar: tarfile.TarFile, collection: Collection, regions: ChosenRegions, row: int) -> None:
+    record = replace(collection.record(row), regions=tuple(regions.of(row)))
     suffix = SUFFIXES[collection.index["format"][row]]
     members = {suffix: collection.picture_bytes(row)}
     if record.captions:
