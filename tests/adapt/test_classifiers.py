@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from foveate.adapt.augmentation import Augmentation
 from foveate.adapt.calibration.fold import fold
 from foveate.adapt.checkpoints.foveate import EncoderClassifier, classifier_of
 from foveate.adapt.classifier import Classifier, formats, open_classifier, save_classifier
@@ -168,6 +169,10 @@ def test_samples_of_a_collection(pictures: Collection, tmp_path: Path) -> None:
     batch = viewed.collate([viewed.sample(row, 0, 0) for row in (0, 2)])
     assert batch["pixels"].shape == (2, 3, 32, 32)
     assert batch["labels"].tolist() == [1, 0]
+    varied = samples.augmented(Augmentation(crop=0.3, colour=0.3))
+    assert not torch.equal(varied.sample(0, 0, 7)["pixels"], varied.sample(0, 1, 7)["pixels"])
+    assert torch.equal(varied.pixels(0), samples.pixels(0)), "what is evaluated stays"
+    assert torch.equal(samples.sample(0, 1, 7)["pixels"], samples.pixels(0)), "the samples themselves stay"
     with pytest.raises(UserError, match="2 values are no class of the model, first 'bee'"):
         CollectionSamples(pictures, "animal", ["ant", "bea"], classifier.preprocess)
 
@@ -177,3 +182,7 @@ def test_samples_of_arrays() -> None:
         ArraySamples(np.array([[np.nan]]), np.array([0]))
     with pytest.raises(UserError, match="as many"):
         ArraySamples(np.zeros((2, 1)), np.array([0]))
+    samples = ArraySamples(np.zeros((2, 1)), np.array([0, 1]))
+    assert samples.augmented(Augmentation()) is samples
+    with pytest.raises(UserError, match="arrays are trained on as they are"):
+        samples.augmented(Augmentation(flip=0.5))

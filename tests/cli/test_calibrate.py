@@ -130,6 +130,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
                 labels = {"animal": NAMES[label]} if number else {"other": "x"}
                 writer.add(f"{split}-{number:03d}", buffer.getvalue(), labels=labels, split=split)
+        writer.add("few-0", buffer.getvalue(), labels={"animal": "ant"}, split="few")
     torch.manual_seed(0)
     arguments = {"img_size": 32, "depth": 1}
     model = timm.create_model("test_vit", pretrained=False, num_classes=4, **arguments)
@@ -182,6 +183,24 @@ def test_a_model_with_its_data(world: Path, tmp_path: Path, capsys: pytest.Captu
     assert "holds a run of another recipe" in err
 
 
+def test_pseudo_runs_are_augmented_as_told(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for name, more in (
+        ("plain", []),
+        ("varied", ["--crop", "0.5", "--flip", "0.5", "--colour", "0.3", "--grey", "0.2"]),
+    ):
+        code, _, err = run(
+            capsys, *on_model(world, "--run", tmp_path / name, "--threshold", "none", "--learning-rate", "0.1", *more)
+        )
+        assert code == 0, err
+        found.append(read_logits(tmp_path / name / "pseudo-0.npz"))
+    assert not np.array_equal(found[0].logits, found[1].logits)
+    assert found[0].source_logits is not None
+    np.testing.assert_array_equal(found[0].source_logits, found[1].source_logits)
+    recipe = (tmp_path / "varied" / "pseudo-0" / "recipe.yaml").read_text()
+    assert '"augmentation":{"crop":0.5,"flip":0.5,"colour":0.3,"grey":0.2}' in recipe
+
+
 def test_dry_run_counts(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, *on_model(world, "--run", tmp_path / "run", "--dry-run"))
     assert code == 0
@@ -208,20 +227,42 @@ def test_bad_checkpoints(world: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     def wide(state: dict[str, torch.Tensor]) -> None:
         state["head.weight"] = torch.zeros(4, 5)
 
+    def burst(state: dict[str, torch.Tensor]) -> None:
+        state["norm.weight"] = torch.full_like(state["norm.weight"], float("nan"))
+
     for number, (change, words) in enumerate(
         (
             (extra, "unexpected: adapter.weight"),
             (lost, "weights missing: norm.weight"),
             (wide, "'head.weight' has shape"),
+            (burst, "values are NaN or infinite, the first in row 0"),
         )
     ):
         folder = broken_model(world, tmp_path / str(number), change)
-        arguments = on_model(world, "--run", tmp_path / "run")
-        arguments[1] = folder
-        code, _, err = run(capsys, *arguments)
-        assert code == 1
+        for place in (1, 3):  # the fine-tuned and the pre-trained model
+            arguments = on_model(world, "--run", tmp_path / f"run-{number}-{place}", "--pseudo-splits", "1")
+            arguments[place] = folder
+            code, _, err = run(capsys, *arguments)
+            assert code == 1
+            assert words in err
+            assert "Traceback" not in err
+
+
+def test_bad_checkpoints_beside_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = load_file(GOLDENS / "glyph_pretrained.safetensors")
+    arguments = ["calibrate", glyph_files / "train.npz", "--classes-seen", f"@{glyph_files / 'seen.txt'}"]
+    for number, (head, words) in enumerate(
+        (
+            ({}, "no classifier found"),
+            ({"head.weight": whole["head.weight"]}, "classifier 'head' has no bias"),
+            ({"head.weight": torch.zeros(3, 4), "head.bias": torch.zeros(3)}, "gamma was found for 36 classes"),
+        )
+    ):
+        path = tmp_path / f"{number}.safetensors"
+        save_file({**{name: value for name, value in whole.items() if "head" not in name}, **head}, path)
+        code, _, err = run(capsys, *arguments, "--checkpoint", path, "--run", tmp_path / "run")
+        assert (code, "Traceback" in err) == (1, False)
         assert words in err
-        assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -233,7 +274,12 @@ def test_bad_checkpoints(world: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--labels", "animl"], 1, "did you mean 'animal'"),
         (["--labels", "other"], 1, "1 values are no class of the model, first 'x'"),
         (["--test-split", "tset"], 1, "did you mean 'test'"),
+        (["--train-split", "few"], 1, "1 seen classes have no picture in the split 'few', first 'bee'"),
         (["--training", "x.npz"], 2, "--training has no effect where SOURCE is a folder"),
+        (["--method", "alg"], 2, "--pseudo-splits has no effect with --method alg"),
+        (["--variant", "official"], 2, "--variant has no effect with pseudo cross-validation"),
+        (["--pseudo", "x.npz"], 2, "--pseudo-splits has no effect where pseudo runs are given with --pseudo"),
+        (["--flip", "2"], 2, "0<=x<=1"),
         (["--learning-rate", "0"], 2, "0"),
     ],
 )
@@ -280,6 +326,19 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
     bad = change_logits(file, tmp_path / "nan.npz", logits=logits)
     refused("1 values are NaN or infinite, the first in row 17", bad, "--training", train, "--classes-seen", seen)
+    spoiled = {name: tmp_path / f"{name}.npz" for name in ("train", "before", "pseudo-0")}
+    for name, target in spoiled.items():
+        values = read_logits(glyph_files / f"{name}.npz").logits.copy()
+        values[5] = np.inf
+        change_logits(glyph_files / f"{name}.npz", target, logits=values)
+    found = "values are NaN or infinite, the first in row 5"
+    refused(found, file, "--training", spoiled["train"], "--classes-seen", seen)
+    refused(found, file, "--training", train, "--before", spoiled["before"], "--classes-seen", seen)
+    refused(found, file, "--pseudo", spoiled["pseudo-0"], "--threshold", "none", "--classes-seen", seen)
+    names = (glyph_files / "seen.txt").read_text().split()
+    refused("are no seen classes, first", file, "--training", train, "--classes-seen", ",".join(names[1:]))
+    refused("is no seen class", file, "--pseudo", glyph_files / "pseudo-0.npz", "--classes-seen", ",".join(names[1:]))
+    refused("overlap in 1", file, "--training", train, "--classes-seen", seen, "--classes-absent", names[0])
     refused("give their logits with --training FILE", file, "--classes-seen", seen)
     refused("needs at least one absent class", file, "--training", train, "--classes-seen", "0-35")
     lacking = change_logits(train, tmp_path / "few.npz", logits=few.logits[kept], labels=few.labels[kept])

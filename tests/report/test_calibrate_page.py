@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from foveate.report import render
+from foveate.report.calibration import CalibrateResult, percent, signed, table
 from foveate.report.charts import Series
-from foveate.report.pages.calibrate import CalibrateResult, percent, signed, table
 from foveate.report.tradeoff import Mark, tradeoff_chart
 from foveate.settings.errors import UserError
 

@@ -21,7 +21,7 @@ def test_claims_name_rows_and_measures_that_exist() -> None:
         assert {claim.better, claim.worse} <= rows
         assert claim.measure in measures
     assert {row.trained_as for row in design.rows} == set(calibration.VARIANTS)
-    assert len(calibration.cells(calibration.FULL, seed=0, extras=())) == 5 * 2 * 3
+    assert len(calibration.cells(calibration.FULL, seed=0, extras=())) == 5 * 2 * 4
 
 
 def test_rows_come_from_their_cells() -> None:

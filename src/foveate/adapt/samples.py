@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.adapt.augmentation import Augmentation
 from foveate.adapt.classifier import Classifier
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
@@ -19,6 +21,7 @@ from foveate.settings.errors import UserError, nearest
 from foveate.settings.progress import track
 from foveate.training.augment import RandomViews
 from foveate.training.loader import BadSample
+from foveate.vision.colours import RandomColours
 from foveate.vision.pixels import Preprocess
 from foveate.vision.views import read
 
@@ -40,6 +43,10 @@ class Samples(Protocol):
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of `sample`s."""
+        ...
+
+    def augmented(self, augmentation: Augmentation) -> Self:
+        """The same samples, varied when they are trained on; `pixels` stays."""
         ...
 
 
@@ -77,9 +84,22 @@ class ArraySamples:
         """See `Samples`."""
         return _collate(samples)
 
+    def augmented(self, augmentation: Augmentation) -> Self:
+        """See `Samples`.
+
+        Raises:
+            UserError: for any augmentation: what an array shows is not known here.
+        """
+        if augmentation != Augmentation():
+            raise UserError("arrays are trained on as they are: augmentation is for pictures of a collection")
+        return self
+
 
 class CollectionSamples:
     """Pictures of a collection that have a label among the classes, preprocessed for a classifier.
+
+    Args:
+        views, colours: drawn anew at each visit in training.
 
     Attributes:
         rows: of the collection, ascending; sample r is its picture rows[r].
@@ -99,8 +119,9 @@ class CollectionSamples:
         *,
         split: str | None = None,
         views: RandomViews | None = None,
+        colours: RandomColours | None = None,
     ) -> None:
-        self.collection, self.preprocess, self.views = collection, preprocess, views
+        self.collection, self.preprocess, self.views, self.colours = collection, preprocess, views, colours
         values = collection.label_values(field)
         chosen = collection.rows(split)
         labelled = chosen[values[chosen] != ""]
@@ -123,23 +144,31 @@ class CollectionSamples:
         return read(self.collection, int(self.rows[row]), self.preprocess)[0]
 
     def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
-        """See `Samples`; with a random view, where views are drawn."""
+        """See `Samples`; with a random view and random colours, where they are drawn."""
         number = int(self.rows[row])
+        key = self.collection.keys[number]
         view = View()
         if self.views is not None:
             index = self.collection.index
             width, height = int(index["width"][number]), int(index["height"][number])
-            key = self.collection.keys[number]
             view = self.views.draw(width=width, height=height, seed=seed, visit=visit, key=key)
         try:
             pixels = read(self.collection, number, self.preprocess, view)[0]
         except BadPicture as problem:
-            raise BadSample(self.collection.keys[number], str(problem)) from problem
+            raise BadSample(key, str(problem)) from problem
+        if self.colours is not None:
+            pixels = self.colours.apply(pixels, seed=seed, visit=visit, key=key)
         return {"pixels": pixels, "label": int(self.labels[row])}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """See `Samples`."""
         return _collate(samples)
+
+    def augmented(self, augmentation: Augmentation) -> Self:
+        """See `Samples`."""
+        varied = copy.copy(self)
+        varied.views, varied.colours = augmentation.views, augmentation.colours
+        return varied
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,7 @@ class TourResult(Part):
     locate: list[Locate] = []
     choose: list[Choose] = []
     captions: dict[str, Any] = {}
+    calibration: dict[str, Any] = {}
     default: str = "head"
     commands: list[Command] = []
     limits: list[str] = []

@@ -54,6 +54,7 @@ STAGES = {
     "evaluation": "measure both",
     "questions": "search and ask",
     "captions": "write captions and try them",
+    "calibration": "calibrate a fine-tuned model",
     "report": "write the report",
 }
 

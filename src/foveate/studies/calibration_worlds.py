@@ -94,12 +94,16 @@ def open_glyphs(folder: Path) -> World:
     return _open(folder, glyph_network(), glyphs.CLASSES)
 
 
-def prepare_emoji(folder: Path, *, epochs: int) -> None:
-    """Frozen EfficientNet-Lite0 features of all emoji, and a network pre-trained on the Noto style."""
+def prepare_emoji(folder: Path, *, epochs: int, features: Callable[[Path], None] | None = None) -> None:
+    """Frozen EfficientNet-Lite0 features of all emoji, and a network pre-trained on the Noto style.
+
+    Args:
+        features: writes features.npz (features, style, subcategory, held_out); the study's own by default.
+    """
     path = folder / "features.npz"
     if not path.is_file():
-        _emoji_features(path)
-    arrays, names = _emoji(path)
+        (features or _emoji_features)(path)
+    arrays, names = emoji_arrays(path)
     for name in ("train", "test"):
         chosen = (arrays["style"] == "twemoji") & (arrays["held_out"] == (name == "test"))
         if not (folder / f"{name}.npz").is_file():
@@ -111,9 +115,14 @@ def prepare_emoji(folder: Path, *, epochs: int) -> None:
         _pretrain(network, names, samples, folder, epochs=5 * epochs, learning_rate=1e-3, batch=64)
 
 
+def held_out(group: str) -> bool:
+    """Whether a group of emoji, one thing in all styles, is for tests alone."""
+    return uniform("calibration study", group) < TEST_SHARE
+
+
 def open_emoji(folder: Path) -> World:
     """What `prepare_emoji` left."""
-    arrays, names = _emoji(folder / "features.npz")
+    arrays, names = emoji_arrays(folder / "features.npz")
     return _open(folder, FeatureNetwork(arrays["features"].shape[1], classes=len(names)), names)
 
 
@@ -142,7 +151,7 @@ def _emoji_features(path: Path) -> None:
         pixels.append(render(encoder.preprocess, image, placed(encoder.preprocess, image.size, View())))
         found["style"].append(single.labels["style"])
         found["subcategory"].append(single.labels["subcategory"])
-        found["held_out"].append(uniform("calibration study", single.group) < TEST_SHARE)
+        found["held_out"].append(held_out(single.group))
         if len(pixels) == 32:
             flush()
     flush()
@@ -156,7 +165,7 @@ def _emoji_features(path: Path) -> None:
         )
 
 
-def _emoji(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
+def emoji_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """Arrays of the subcategories that are large enough in both styles and on both sides of the hold-out, and names."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}

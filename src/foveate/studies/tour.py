@@ -35,6 +35,7 @@ from foveate.studies.questions import (
     where_questions,
     word_searches,
 )
+from foveate.studies.tour_calibration import few, tour_calibration
 from foveate.studies.tour_captions import sizes_of, tour_captions
 from foveate.vision.localiser.folder import load_model
 from foveate.vision.localiser.model import LocalisingModel
@@ -139,6 +140,12 @@ def tour(
     sizes = sizes_of(train_scenes, steps)
     result["captions"] = tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes)
     clock.lap("captions")
+    say("and a network that was fine-tuned on half of its classes: what one number brings back")
+    encoder = first.models["cloc"].image_encoder
+    result["calibration"] = tour_calibration(
+        collection, run, encoder=encoder, cache=collection.path / CACHE, seed=seed, device=device, epochs=few(steps)
+    )
+    clock.lap("calibration")
     result["seconds"] = clock.total()
     result["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     run.write_result(result)

@@ -13,7 +13,7 @@ from foveate.adapt.calibration.diagnosis import Outputs
 from foveate.adapt.calibration.logit_files import LogitFile, read_logits, write_logits
 from foveate.adapt.calibration.pseudo import PseudoRun
 from foveate.adapt.calibration.run import Evidence, groups_of
-from foveate.metrics.class_groups import SEEN, ClassGroups
+from foveate.metrics.class_groups import SEEN, ClassGroups, as_logits
 from foveate.metrics.nearest_mean import head_changes
 from foveate.settings.errors import UserError
 from foveate.settings.runs import RunFolder
@@ -150,6 +150,8 @@ def from_model(
     # Only seen classes are looked at for gamma; the others, where the split has them, serve NCM alone.
     whole = answer(after, train, what="training split")
     tested = answer(after, test, what="test split")
+    for found in (whole, tested):
+        as_logits(found.logits, what=f"{model}: logits")
     chosen = np.isin(whole.rows, tuning)
     training = (whole.logits[chosen], whole.labels[chosen])
     names = list(after.names)
@@ -159,6 +161,7 @@ def from_model(
     outputs = {"test": Outputs(tested.logits, tested.features, oracle)}
     if earlier is not None:
         first = answer(earlier, test, tested.rows, what="test split, pre-trained model")
+        as_logits(first.logits, what=f"{before}: logits")
         earlier_oracle = None if oracle is None else _oracle(answer(earlier, train, whole.rows), groups)
         outputs["before"] = Outputs(first.logits, first.features, earlier_oracle)
         write_logits(run.path / "before.npz", logits=first.logits, labels=first.labels, class_names=names)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
 
+from foveate.adapt.augmentation import Augmentation
 from foveate.adapt.classifier import Classifier
 from foveate.adapt.samples import Samples
 from foveate.settings.errors import UserError
@@ -43,6 +44,7 @@ class FineTuneSettings(Settings):
     weight_decay: float = Field(default=5e-4, ge=0, description="on every trained weight")
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd with Nesterov's momentum .9, or adamw")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 = autocast; weights stay fp32")
+    augmentation: Augmentation = Field(default=Augmentation(), description="random views and colours; none by default")
     seed: int = Field(default=0, ge=0, description="decides the order of samples, views and dropout")
     workers: int = Field(default=1, ge=0, description="loader threads")
 
@@ -96,7 +98,7 @@ def fine_tune(
         run: folder of checkpoints and log, one per fine-tuning.
 
     Raises:
-        UserError: no rows; loss or gradient not finite; a folder that holds another run.
+        UserError: no rows; loss or gradient not finite; a folder that holds another run; augmentation of arrays.
     """
     chosen = np.arange(len(samples.labels)) if rows is None else np.asarray(rows, dtype=np.int64)
     if len(chosen) == 0:
@@ -123,7 +125,8 @@ def fine_tune(
     recipe = settings.model_dump_json(exclude={"workers"})
     folder = RunFolder.create(run, recipe=recipe)
     with start(device or str(classifier.device)):
-        loader = Loader(samples, rows=chosen, batch_size=batch, seed=settings.seed, workers=settings.workers)
+        varied = samples.augmented(settings.augmentation)
+        loader = Loader(varied, rows=chosen, batch_size=batch, seed=settings.seed, workers=settings.workers)
         outcome = train(ClassificationTask(copied, settings), loader, training, folder)
     if outcome.status == "stopped":
         raise UserError(f"{run}: stopped after step {outcome.step} of {steps}; the same command goes on from there")

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from foveate.settings.runs import RunFolder
 
 _FILE = click.Path(path_type=Path)
-_OF_MODELS = ("data", "labels", "train_split", "test_split", "learning_rate", "backbone_rate", "epochs", "batch_size")
+_AUGMENTATION = ("crop", "flip", "colour", "grey")
+_OF_PSEUDO_RUNS = ("learning_rate", "backbone_rate", "epochs", "batch_size", *_AUGMENTATION)
+_OF_MODELS = ("data", "labels", "train_split", "test_split", "pseudo_splits", *_OF_PSEUDO_RUNS)
 _OF_LOGITS = ("training", "checkpoint")
+_OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 
 
 @click.command("calibrate", short_help="Bring back the classes that fine-tuning did not see.")
@@ -58,6 +61,10 @@ _OF_LOGITS = ("training", "checkpoint")
 @click.option("--backbone-rate", type=click.FloatRange(0), default=None, help="Of the backbone, as a share: 0.1.")
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Of the pseudo runs: 20.")
 @click.option("--batch-size", type=click.IntRange(1), default=None, help="Of the pseudo runs: 64.")
+@click.option("--crop", type=click.FloatRange(0, 1, min_open=True), default=None, help="Smallest area of a crop: 1.")
+@click.option("--flip", type=click.FloatRange(0, 1), default=None, help="Probability of mirroring: 0.")
+@click.option("--colour", type=click.FloatRange(0, 0.5), default=None, help="Largest change of colours: 0.")
+@click.option("--grey", type=click.FloatRange(0, 1), default=None, help="Probability of a grey picture: 0.")
 @click.option("--checkpoint", type=_FILE, help="Checkpoint to calibrate, where SOURCE is a file of logits.")
 @click.option("--head", metavar="MODULE", help="Name of the checkpoint's classifier, where it is not found.")
 @click.option("--to", type=_FILE, help="Where the calibrated checkpoint goes; RUN/calibrated by default.")
@@ -81,8 +88,8 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     from foveate.settings.runs import RunFolder
 
     on_model = source.is_dir()
-    _check_options(options, on_model=on_model)
     method = options["method"] or ("pcv" if on_model or options["pseudo"] else "alg")
+    _check_options(options, method=method, on_model=on_model)
     target = run or Path("runs/calibrate")
     classes = {"seen": _listed(seen), "absent": _listed(absent)}
     if options["dry_run"]:
@@ -114,13 +121,18 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     finish(found.result, lines, paths, as_json=options["as_json"])
 
 
-def _check_options(options: dict[str, Any], *, on_model: bool) -> None:
-    """Refuses options that belong to the other kind of source, and --data and --labels apart."""
-    wrong = _OF_LOGITS if on_model else _OF_MODELS
-    for name in (*wrong, *(("pseudo",) if on_model and options["method"] == "alg" else ())):
-        if options[name]:
-            kind = "a folder" if on_model else "a file of logits"
-            raise click.UsageError(f"--{name.replace('_', '-')} has no effect where SOURCE is {kind}")
+def _check_options(options: dict[str, Any], *, method: str, on_model: bool) -> None:
+    """Refuses options that belong to the other kind of source or to the other method, and --data and --labels apart."""
+    for names, condition, reason in (
+        (_OF_LOGITS, on_model, "where SOURCE is a folder"),
+        (_OF_MODELS, not on_model, "where SOURCE is a file of logits"),
+        (_OF_PCV, method == "alg", "with --method alg"),
+        (("variant",), method == "pcv", "with pseudo cross-validation"),
+        (("pseudo_splits", *_OF_PSEUDO_RUNS), bool(options["pseudo"]), "where pseudo runs are given with --pseudo"),
+    ):
+        wrong = next((name for name in names if options[name] not in (None, ())), None) if condition else None
+        if wrong is not None:
+            raise click.UsageError(f"--{wrong.replace('_', '-')} has no effect {reason}")
     if on_model and (options["data"] is None or options["labels"] is None):
         raise click.UsageError("a model needs its data: give --data COLLECTION and --labels FIELD")
     if not on_model and options["to"] is not None and options["checkpoint"] is None:
@@ -146,7 +158,9 @@ def _listed(values: tuple[str, ...]) -> list[str]:
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """Fine-tuning fields that were given."""
     named = ("learning_rate", "backbone_rate", "epochs", "batch_size", "seed")
-    return {name: options[name] for name in named if options[name] is not None}
+    given = {name: options[name] for name in named if options[name] is not None}
+    augmentation = {name: options[name] for name in _AUGMENTATION if options[name] is not None}
+    return {**given, "augmentation": augmentation} if augmentation else given
 
 
 def _recipe(source: Path, classes: dict[str, list[str]], options: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foveate.report import numbers, parts, words
+from foveate.report import calibration, numbers, parts, words
 from foveate.report.captions import MARKS, TourCaptions
 from foveate.report.charts import stacked_bar
 from foveate.report.page import Page, command_text
@@ -87,6 +87,20 @@ def search_groups(searches: list[Search]) -> list[dict[str, Any]]:
     return [{"title": title[:1].upper() + title[1:], "members": members} for title, members in groups.items()]
 
 
+def calibration_section(result: dict[str, Any]) -> dict[str, Any]:
+    """The tour's calibration: its table, charts, and pictures with the answers of the three models."""
+    r = read(calibration.TourCalibration, result)
+    examples = []
+    for one in r.examples:
+        answers = [
+            (title, answer, answer == one.label)
+            for key, title in calibration.ANSWERS.items()
+            for answer in [getattr(one.answers, key)]
+        ]
+        examples.append({"one": one, "answers": answers})
+    return {"r": r, "table": calibration.table(r), "charts": calibration.charts(r), "examples": examples}
+
+
 def rules_of(answers: list[Any], default: str) -> list[str]:
     """All rules that answered, the default first."""
     names = {name for answer in answers for name in answer.boxes}
@@ -121,6 +135,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "groups": groups,
         "captions": read(TourCaptions, r.captions) if r.captions else None,
         "marks": MARKS,
+        "calibration": calibration_section(r.calibration) if r.calibration else None,
         "models": list(r.models.values()),
         "charts": parts.curves(runs),
         "stack": stacked_bar(dict(stages), title="Time"),

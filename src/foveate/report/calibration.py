@@ -1,0 +1,155 @@
+"""A calibration's numbers and curves: what its own page and the tour's share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup
+
+from foveate.report.charts import Series, line_chart, plot
+from foveate.report.schema import Part
+from foveate.report.tradeoff import Mark, tradeoff_chart
+
+COLUMNS = (
+    ("Y/Y", "all samples, all classes"),
+    ("S/Y", "samples of seen classes, all classes as answers"),
+    ("U/Y", "samples of absent classes, all classes as answers: what fine-tuning breaks and gamma repairs"),
+    ("S/S", "samples of seen classes, only seen classes as answers"),
+    ("U/U", "samples of absent classes, only absent classes as answers: does not depend on gamma"),
+)
+NCM = (("Y/Y", "nearest class mean of the features, without the head"), ("U/U", "the same among absent classes"))
+CURVE_TITLES = {"before": "pre-trained", "after": "fine-tuned"}
+VERDICTS = {"level": "the level is off", "damaged": "features damaged", "nothing": "nothing to repair", "unknown": ""}
+
+
+class CalibrateRow(Part):
+    key: str
+    title: str
+    gamma: float | None = None
+    accuracies: dict[str, float | None]
+    top5: dict[str, float | None] = {}
+    ausuc: float | None = None
+    ncm: dict[str, float | None] = {}
+    peeks: bool = False
+
+
+class CalibrateGamma(Part):
+    gamma: float
+    each: list[float | None] = []
+    spread: float | None = None
+    feasible: list[bool] = []
+
+
+class CalibrateHead(Part):
+    norm_before: float
+    norm_after: float
+    update_norm: float
+    update_cosine: float | None = None
+
+
+class CalibrateClasses(Part):
+    seen: list[str] = []
+    absent: list[str] = []
+    rest: int = 0
+
+
+class CalibrateResult(Part):
+    kind: str
+    method: str
+    gamma: float
+    sentence: str
+    verdict: str = "unknown"
+    model: str = ""
+    data: str = ""
+    samples: int = 0
+    gammas: dict[str, CalibrateGamma] = {}
+    classes: CalibrateClasses = CalibrateClasses()
+    rows: list[CalibrateRow] = []
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    gaps: dict[str, dict[str, float] | None] = {}
+    head: dict[str, CalibrateHead | None] = {}
+    notes: list[str] = []
+    checkpoint: str = ""
+    command: str | list[str] = ""
+
+
+def signed(value: float | None) -> str:
+    """`+4.30` with a true minus sign; nothing for None."""
+    return "" if value is None else f"{value:+.2f}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """`49.5`, or a dash."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def table(r: CalibrateResult) -> dict[str, Any]:
+    """Heads with their meaning, and lines of cells."""
+    with_ncm = any(row.ncm for row in r.rows)
+    with_rest = r.classes.rest > 0
+    columns = [*COLUMNS, *((("R/Y", "samples of the other classes, all classes as answers"),) if with_rest else ())]
+    heads = [*columns, ("AUSUC", "area under the curve of U/Y against S/Y, 0 to 1: does not depend on gamma")]
+    heads += [(f"NCM {name}", what) for name, what in NCM] if with_ncm else []
+    lines = []
+    for row in r.rows:
+        cells = [percent(row.accuracies.get(name)) for name, _ in columns]
+        cells.append("–" if row.ausuc is None else f"{row.ausuc:.3f}")
+        if with_ncm:
+            cells += [percent(row.ncm.get(name)) for name, _ in NCM]
+        lines.append({"title": row.title, "gamma": signed(row.gamma), "cells": cells, "peeks": row.peeks})
+    return {"heads": heads, "lines": lines}
+
+
+def charts(r: CalibrateResult) -> list[Markup]:
+    """The trade-off, and the three accuracies over gamma of the fine-tuned model."""
+    if not r.curves:
+        return []
+    series = [
+        # From the largest gamma down, so that accuracy on seen classes rises.
+        Series(CURVE_TITLES.get(key, key), [(seen, absent) for _, seen, absent, _ in points[::-1]], int(key == "after"))
+        for key, points in r.curves.items()
+    ]
+    marks = [
+        Mark(row.title, row.accuracies["S/Y"] or 0.0, row.accuracies["U/Y"] or 0.0, 0 if row.key == "before" else 1)
+        for row in r.rows
+        if row.accuracies.get("S/Y") is not None and row.accuracies.get("U/Y") is not None
+    ]
+    title = "Absent against seen classes, U/Y (%), as gamma grows"
+    drawn = [plot(title, tradeoff_chart(series, marks, title=title))]
+    after = r.curves.get("after", [])
+    if after:
+        names = (("seen, S/Y", 1, 0), ("absent, U/Y", 2, 1), ("all, Y/Y", 3, 2))
+        by_gamma = [Series(name, [(point[0], point[place]) for point in after], style) for name, place, style in names]
+        title = "Accuracy of the fine-tuned model by gamma (%)"
+        drawn.append(plot(title, line_chart(by_gamma, title=title, x_label="gamma", from_zero=True, height=330)))
+    return drawn
+
+
+class AnswersOfModels(Part):
+    before: str
+    after: str
+    calibrated: str
+
+
+class CalibrateExample(Part):
+    picture: str
+    title: str = ""
+    group: str
+    label: str
+    answers: AnswersOfModels
+
+
+class CalibrateTrained(Part):
+    pretrained: int
+    tuned: int
+    classes: int
+
+
+class TourCalibration(CalibrateResult):
+    """The tour's calibration: a result with what was trained, and pictures with their answers."""
+
+    trained: CalibrateTrained
+    examples: list[CalibrateExample] = []
+
+
+ANSWERS = {"before": "pre-trained", "after": "fine-tuned", "calibrated": "calibrated"}

@@ -1,0 +1,168 @@
+"""The tour's calibration: a small network that knows subcategories of emoji in one style is fine-tuned on half of them
+in another; what that breaks, what it leaves whole, and what one number repairs.
+
+The world is that of the study `calibration`; pictures and frozen features are those that the tour has already.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.adapt.calibration.diagnosis import Outputs
+from foveate.adapt.calibration.fine_tuning import FineTuneSettings, fine_tune, head_of
+from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
+from foveate.adapt.calibration.run import Evidence, calibrate
+from foveate.adapt.samples import Answers, answer
+from foveate.metrics.class_groups import ClassGroups
+from foveate.metrics.nearest_mean import head_changes
+from foveate.records.collection import Collection
+from foveate.records.geometry import View
+from foveate.records.thumbnails import save_thumbnail
+from foveate.settings import seeds
+from foveate.settings.files import atomic_file
+from foveate.settings.runs import RunFolder
+from foveate.studies.calibration import EMOJI, FULL, RATES
+from foveate.studies.calibration_worlds import World, emoji_arrays, held_out, open_emoji, prepare_emoji
+from foveate.vision.features import FeatureCache
+from foveate.vision.lite0 import Lite0Encoder, unpack_maps
+
+SHOWN = {"absent": 9, "seen": 3}  # pictures with their answers on the page
+FOLDER = "calibration"
+
+
+def tour_calibration(
+    collection: Collection,
+    run: RunFolder,
+    *,
+    encoder: Lite0Encoder,
+    cache: Path,
+    seed: int,
+    device: str | None = None,
+    epochs: int | None = None,
+) -> dict[str, Any]:
+    """Pre-trains, fine-tunes, calibrates; JSON for the tour's page.
+
+    Args:
+        encoder: whose frozen features of all emoji lie in the folder `cache`.
+        epochs: of the fine-tuning; the study's number by default.
+    """
+    folder = run.path / FOLDER
+    folder.mkdir(exist_ok=True)
+
+    def features(path: Path) -> None:
+        _features(path, collection, encoder, cache)
+
+    scale = FULL
+    prepare_emoji(folder, epochs=epochs or scale.pretraining_epochs, features=features)
+    world = open_emoji(folder)
+    order = seeds.generator("tour calibration", seed).permutation(world.classes)
+    groups = ClassGroups.of(np.sort(order[: world.classes // 2]), classes=world.classes)
+    rate, share = RATES[EMOJI]["safe"]
+    settings = FineTuneSettings(
+        epochs=epochs or scale.epochs, learning_rate=rate, backbone_rate=share, seed=seed, workers=0
+    )
+    seen = np.flatnonzero(np.isin(world.train.labels, groups.seen))
+    after = fine_tune(world.before, world.train, settings, folder / "fine-tuning", rows=seen, device=device)
+    runs = make_pseudo_runs(
+        world.before, world.train, groups.seen, settings, folder, count=scale.pseudo_splits, seed=seed, device=device
+    )
+    whole, tested = answer(after, world.train), answer(after, world.test)
+    whole_before, first = answer(world.before, world.train), answer(world.before, world.test)
+    evidence = Evidence(
+        world.before.names,
+        groups,
+        training=(whole.logits[seen], whole.labels[seen]),
+        runs=runs,
+        test=Outputs(tested.logits, tested.features, (whole.features, whole.labels)),
+        labels=tested.labels,
+        before=Outputs(first.logits, first.features, (whole_before.features, whole_before.labels)),
+        head=head_changes(head_of(world.before), head_of(after), groups),
+    )
+    found = calibrate(evidence, RunFolder.create(folder), method="both", threshold="all_columns", data="emoji")
+    shown = _shown(collection, run.path, world, groups, first, tested, found.gamma, seed=seed)
+    return {
+        **found.result,
+        "trained": {"pretrained": _pretrained_on(folder), "tuned": len(seen), "classes": world.classes},
+        "examples": shown,
+    }
+
+
+def few(steps: int | None) -> int | None:
+    """Epochs of a tour for a look, whose trainings have so few updates; None otherwise."""
+    return None if steps is None else 1
+
+
+def _features(path: Path, collection: Collection, encoder: Lite0Encoder, cache: Path) -> None:
+    """The features of the study, of the tour's own emoji pictures, with their rows."""
+    rows = collection.rows(where={"source": "emoji"})
+    stored = FeatureCache(
+        encoder, collection, rows, folder=cache, views=1, view_of=lambda *_: View(), device=encoder.proj.weight.device
+    )
+    stored.fill()
+    rows = np.array([row for row in rows.tolist() if row not in stored.bad], dtype=np.int64)
+    pooled = []
+    for row in rows.tolist():
+        maps = unpack_maps(stored.features(row, 0)[None].float(), encoder.grid)
+        pooled.append(np.concatenate([part.flatten(1, 2).mean(1).numpy() for part in maps], axis=1))
+    with atomic_file(path) as handle:
+        np.savez(
+            handle,
+            features=np.concatenate(pooled).astype(np.float32),
+            style=collection.label_values("style")[rows].astype(str),
+            subcategory=collection.label_values("subcategory")[rows].astype(str),
+            held_out=np.array([held_out(str(group)) for group in collection.groups[rows]]),
+            row=rows,
+        )
+
+
+def _pretrained_on(folder: Path) -> int:
+    arrays, _ = emoji_arrays(folder / "features.npz")
+    return int(((arrays["style"] == "noto") & ~arrays["held_out"]).sum())
+
+
+def _shown(
+    collection: Collection,
+    run: Path,
+    world: World,
+    groups: ClassGroups,
+    first: Answers,
+    tested: Answers,
+    gamma: float,
+    *,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Held-out pictures drawn by the seed, with the answer of each model; whether right or wrong plays no part."""
+    arrays, _ = emoji_arrays(run / FOLDER / "features.npz")
+    rows = arrays["row"][(arrays["style"] == "twemoji") & arrays["held_out"]]
+    shifted = tested.logits.astype(np.float64)
+    shifted[:, groups.absent] += gamma
+    answers = {"before": first.logits.argmax(1), "after": tested.logits.argmax(1), "calibrated": shifted.argmax(1)}
+    examples = []
+    for name, classes in (("absent", groups.absent), ("seen", groups.seen)):
+        own = np.flatnonzero(np.isin(tested.labels, classes))
+        for place in _drawn(own, rows, collection, count=SHOWN[name], seed=seed):
+            row = int(rows[place])
+            path = run / "pictures" / f"calibration-{row:06d}.webp"
+            save_thumbnail(collection.picture_bytes(row), path, longest_side=160)
+            titles = [one.text for one in collection.captions_of(row) if one.kind == "title"]
+            examples.append(
+                {
+                    "picture": str(path.relative_to(run)),
+                    "title": titles[0] if titles else "",
+                    "group": name,
+                    "label": world.before.names[int(tested.labels[place])],
+                    "answers": {key: world.before.names[int(found[place])] for key, found in answers.items()},
+                }
+            )
+    return examples
+
+
+def _drawn(
+    own: NDArray[np.int64], rows: NDArray[np.int64], collection: Collection, *, count: int, seed: int
+) -> list[int]:
+    key = {int(place): collection.keys[int(rows[place])] for place in own}
+    return sorted(key, key=lambda place: seeds.uniform("tour calibration", seed, key[place]))[:count]
