@@ -181,9 +181,15 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     assert parts | {"clipart pictures", "emoji pictures", "scenes pictures"} <= data
     keys = {column["key"] for column in result["columns"]}
     assert all(set(found["values"]) <= keys for found in result["table"])
+    calibration = result["calibration"]
+    assert calibration["trained"]["classes"] == len(calibration["classes"]["seen"] + calibration["classes"]["absent"])
+    assert calibration["samples"] > 300
+    assert all((run / one["picture"]).is_file() for one in calibration["examples"])
+    assert result["seconds"]["calibration"] < 40
     assert json.loads((run / "result.json").read_text())["table"] == result["table"]
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<html" in page
+    assert "Fine-tuned on half of the classes" in page
     for picture in {question["picture"] for question in result["locate"]}:
         assert (run / picture).is_file()
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)

@@ -118,9 +118,9 @@ def charts(r: CalibrateResult) -> list[Markup]:
     drawn = [plot(title, tradeoff_chart(series, marks, title=title))]
     after = r.curves.get("after", [])
     if after:
-        names = (("seen, S/Y", 1, 0), ("absent, U/Y", 2, 1), ("all, Y/Y", 3, 2))
+        names = (("seen", 1, 0), ("absent", 2, 1), ("all", 3, 2))
         by_gamma = [Series(name, [(point[0], point[place]) for point in after], style) for name, place, style in names]
-        title = "Accuracy of the fine-tuned model by gamma (%)"
+        title = "Accuracy of the fine-tuned model by gamma: S/Y, U/Y, Y/Y (%)"
         drawn.append(plot(title, line_chart(by_gamma, title=title, x_label="gamma", from_zero=True, height=330)))
     return drawn
 
@@ -145,10 +145,18 @@ class CalibrateTrained(Part):
     classes: int
 
 
+class CalibrateChanges(Part):
+    samples: int
+    changed: int
+    righted: int
+    spoiled: int
+
+
 class TourCalibration(CalibrateResult):
-    """The tour's calibration: a result with what was trained, and pictures with their answers."""
+    """The tour's calibration: a result with what was trained, what gamma changed, and pictures with their answers."""
 
     trained: CalibrateTrained
+    changes: dict[str, CalibrateChanges] = {}
     examples: list[CalibrateExample] = []
 
 

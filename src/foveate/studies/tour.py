@@ -37,6 +37,7 @@ from foveate.studies.questions import (
 )
 from foveate.studies.tour_calibration import few, tour_calibration
 from foveate.studies.tour_captions import sizes_of, tour_captions
+from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localiser.folder import load_model
 from foveate.vision.localiser.model import LocalisingModel
 
@@ -142,6 +143,7 @@ def tour(
     clock.lap("captions")
     say("and a network that was fine-tuned on half of its classes: what one number brings back")
     encoder = first.models["cloc"].image_encoder
+    assert isinstance(encoder, Lite0Encoder), "of the tour's recipes"
     result["calibration"] = tour_calibration(
         collection, run, encoder=encoder, cache=collection.path / CACHE, seed=seed, device=device, epochs=few(steps)
     )

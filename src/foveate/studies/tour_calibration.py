@@ -6,6 +6,7 @@ The world is that of the study `calibration`; pictures and frozen features are t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from foveate.adapt.calibration.diagnosis import Outputs
 from foveate.adapt.calibration.fine_tuning import FineTuneSettings, fine_tune, head_of
 from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
-from foveate.adapt.calibration.run import Evidence, calibrate
+from foveate.adapt.calibration.run import Calibrated, Evidence, calibrate
 from foveate.adapt.samples import Answers, answer
 from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.nearest_mean import head_changes
@@ -23,14 +24,16 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.thumbnails import save_thumbnail
 from foveate.settings import seeds
+from foveate.settings.errors import UserError
 from foveate.settings.files import atomic_file
+from foveate.settings.progress import say
 from foveate.settings.runs import RunFolder
 from foveate.studies.calibration import EMOJI, FULL, RATES
 from foveate.studies.calibration_worlds import World, emoji_arrays, held_out, open_emoji, prepare_emoji
 from foveate.vision.features import FeatureCache
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps
 
-SHOWN = {"absent": 9, "seen": 3}  # pictures with their answers on the page
+SHOWN = {"absent": 6, "seen": 3}  # pictures on the page whose answer gamma changes
 FOLDER = "calibration"
 
 
@@ -82,13 +85,23 @@ def tour_calibration(
         before=Outputs(first.logits, first.features, (whole_before.features, whole_before.labels)),
         head=head_changes(head_of(world.before), head_of(after), groups),
     )
-    found = calibrate(evidence, RunFolder.create(folder), method="both", threshold="all_columns", data="emoji")
-    shown = _shown(collection, run.path, world, groups, first, tested, found.gamma, seed=seed)
+    found = _calibrated(evidence, RunFolder.create(folder))
+    shown, changes = _shown(collection, run.path, world, groups, first, tested, found.gamma, seed=seed)
     return {
         **found.result,
         "trained": {"pretrained": _pretrained_on(folder), "tuned": len(seen), "classes": world.classes},
+        "changes": changes,
         "examples": shown,
     }
+
+
+def _calibrated(evidence: Evidence, folder: RunFolder) -> Calibrated:
+    """By both methods; where no pseudo run has a feasible gamma (a tour of few updates), by ALG, and it is said."""
+    try:
+        return calibrate(evidence, folder, method="both", data="emoji")
+    except UserError as problem:
+        say(f"calibration: {problem}")
+        return calibrate(replace(evidence, notes=[f"Without PCV: {problem}"]), folder, method="alg", data="emoji")
 
 
 def few(steps: int | None) -> int | None:
@@ -134,17 +147,25 @@ def _shown(
     gamma: float,
     *,
     seed: int,
-) -> list[dict[str, Any]]:
-    """Held-out pictures drawn by the seed, with the answer of each model; whether right or wrong plays no part."""
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
+    """Held-out pictures whose answer gamma changes, drawn by the seed, and how many such there are by group."""
     arrays, _ = emoji_arrays(run / FOLDER / "features.npz")
     rows = arrays["row"][(arrays["style"] == "twemoji") & arrays["held_out"]]
     shifted = tested.logits.astype(np.float64)
     shifted[:, groups.absent] += gamma
     answers = {"before": first.logits.argmax(1), "after": tested.logits.argmax(1), "calibrated": shifted.argmax(1)}
-    examples = []
+    right = {name: found == tested.labels for name, found in answers.items()}
+    examples, changes = [], {}
     for name, classes in (("absent", groups.absent), ("seen", groups.seen)):
-        own = np.flatnonzero(np.isin(tested.labels, classes))
-        for place in _drawn(own, rows, collection, count=SHOWN[name], seed=seed):
+        own = np.isin(tested.labels, classes)
+        changed = own & (answers["after"] != answers["calibrated"])
+        changes[name] = {
+            "samples": int(own.sum()),
+            "changed": int(changed.sum()),
+            "righted": int((changed & right["calibrated"]).sum()),
+            "spoiled": int((changed & right["after"]).sum()),
+        }
+        for place in _drawn(np.flatnonzero(changed), rows, collection, count=SHOWN[name], seed=seed):
             row = int(rows[place])
             path = run / "pictures" / f"calibration-{row:06d}.webp"
             save_thumbnail(collection.picture_bytes(row), path, longest_side=160)
@@ -158,7 +179,7 @@ def _shown(
                     "answers": {key: world.before.names[int(found[place])] for key, found in answers.items()},
                 }
             )
-    return examples
+    return examples, changes
 
 
 def _drawn(

@@ -16,6 +16,7 @@ from foveate.metrics.tradeoff import Curve, area, best_intervals, curve_of, sele
 # Features count as damaged when accuracy among the absent classes falls by more than this many points and by more than
 # two standard errors; on whole test sets the safe recipe moves it by less than 1 (docs/methods/calibration.md).
 DAMAGE_POINTS = 5.0
+_UNCHANGED_POINTS = 1.0
 _CURVE_POINTS = 400
 
 
@@ -161,18 +162,21 @@ def _verdict(rows: list[Row], curve: Curve | None, estimates: list[tuple[str, fl
         )
     level = star.gamma or 0.0
     direction = "too low" if level > 0 else "too high"
-    features = (
-        f"Features are fine (U/U {before.accuracies['U/U']:.1f} % before, {now:.1f} % after)"
-        if before is not None
-        else f"U/U is {now:.1f} %; whether the features suffered needs the pre-trained model's logits too"
-    )
+    if before is None:
+        features = f"U/U is {now:.1f} %; whether the features suffered needs the pre-trained model's logits too"
+    else:
+        was = before.accuracies["U/U"] or 0.0
+        judged = (
+            "Features are fine" if now > was - _UNCHANGED_POINTS else "No damage to the features beyond chance shows"
+        )
+        features = f"{judged} (U/U {was:.1f} % before, {now:.1f} % after)"
     text = f"{features}: the level of the absent classes is {abs(level):.1f} {direction}"
     if estimates:
         title, gamma = estimates[-1]
-        was, became = after.accuracies, by_key[title.casefold()].accuracies
+        tuned, shifted = after.accuracies, by_key[title.casefold()].accuracies
         text += (
-            f". {title} finds gamma {gamma:+.2f}, which takes U/Y from {was['U/Y']:.1f} % to {became['U/Y']:.1f} % "
-            f"and S/Y from {was['S/Y']:.1f} % to {became['S/Y']:.1f} %"
+            f". {title} finds gamma {gamma:+.2f}, which takes U/Y from {tuned['U/Y']:.1f} % to {shifted['U/Y']:.1f} % "
+            f"and S/Y from {tuned['S/Y']:.1f} % to {shifted['S/Y']:.1f} %"
         )
     return "level", text + "."
 
