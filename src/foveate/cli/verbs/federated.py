@@ -1,0 +1,140 @@
+"""`foveate federated ...`: find groups in, and draw maps of, data that may not leave their sites."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from foveate.cli.options import common, finish
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group("federated", short_help="Work on data that may not leave their sites.")
+def command() -> None:
+    """Works on the data of several sites without moving them: in one process here, with every message counted.
+
+    \b
+    Example:
+      foveate federated embed digits --split shards:2 --sites 5
+    """
+
+
+def sources_of(function: Any) -> Any:
+    """The argument and options that say whose points are where; the same for all sub-verbs."""
+    for decorate in reversed(
+        (
+            click.argument("sources", nargs=-1, required=True, metavar="SOURCE..."),
+            click.option("--label", metavar="NAME", help="Column of labels; with --collection a label field of it."),
+            click.option("--site", metavar="NAME", help="Column that says whose each row is."),
+            click.option(
+                "--split",
+                metavar="NAME",
+                help="Split one source for an experiment: even, dirichlet:0.3, balanced:0.1 or shards:2.",
+            ),
+            click.option("--sites", type=click.IntRange(1), help="Into how many sites --split splits."),
+            click.option("--collection", type=_FILE, help="Collection with the labels of exported embeddings."),
+        )
+    ):
+        function = decorate(function)
+    return function
+
+
+@command.command("embed", short_help="Draw one map of data at several sites.")
+@sources_of
+@click.option(
+    "--method", default="fedne", show_default=True, help="fedne, fedavg, fedprox, local, global, fedne_exact."
+)
+@click.option("--beside", default="fedavg", show_default=True, help="Methods to compare with, with commas; or none.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of training and averaging; 150 by default.")
+@click.option("--held-out", type=float, default=0.2, show_default=True, help="Share of each site kept for measuring.")
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any other setting; repeatable.")
+@click.option("--run", "run", type=_FILE, help="Run folder; runs/federated-embed by default.")
+@click.option("--dry-run", is_flag=True, help="Print sites and settings; train and write nothing.")
+@common()
+def embed(
+    sources: tuple[str, ...],
+    label: str | None,
+    site: str | None,
+    split: str | None,
+    sites: int | None,
+    collection: Path | None,
+    method: str,
+    beside: str,
+    rounds: int | None,
+    held_out: float,
+    overrides: tuple[str, ...],
+    run: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Draws one map of the points of several sites with FedNE, and FedAvg's beside it.
+
+    SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a site each; one is
+    split by --split or --site. Stopped and repeated, it goes on after the last finished round.
+
+    \b
+    Example:
+      foveate federated embed digits --split shards:2 --sites 5 --rounds 60
+      foveate federated embed here.npz there.npz --label species --set surrogate=grid
+      foveate federated embed vectors --collection my-pictures --label species --split dirichlet:0.3 --sites 8
+    """
+    from foveate.federated.embedding.options import options_of
+    from foveate.federated.sources import gather
+    from foveate.settings.recipes import options_of as overrides_of
+
+    given = {"method": method, "rounds": rounds, "seed": seed}
+    content = overrides_of(overrides) | {name: value for name, value in given.items() if value is not None}
+    options = options_of(content, where="foveate federated embed")
+    gathered = gather(
+        sources, label=label, site=site, split=split, sites=sites, collection=collection, seed=options.seed
+    )
+    others = [] if beside == "none" else [name.strip() for name in beside.split(",") if name.strip()]
+    if dry_run:
+        counts = {name: len(points) for name, points in zip(gathered.names, gathered.points, strict=True)}
+        plan = {"sites": counts, "beside": others, "options": options.model_dump(mode="json")}
+        finish(plan, [f"{name}: {count} points" for name, count in counts.items()], {}, as_json=as_json)
+        return
+    from foveate.federated.embedding.run import run_embedding
+    from foveate.report import render
+    from foveate.vision.device import choose_device
+
+    target = run or Path("runs") / "federated-embed"
+    result = run_embedding(
+        gathered,
+        options,
+        target,
+        beside=others,
+        held_out=held_out,
+        device=str(choose_device(device or "cpu")),
+        command=["foveate", *sys.argv[1:]],
+    )
+    paths = {
+        "run": target,
+        "places": target / "places.parquet",
+        "model": target / "model",
+        "report": render(target),
+    }
+    finish(_brief(result), _embed_lines(result), paths, as_json=as_json)
+
+
+def _brief(result: dict[str, Any]) -> dict[str, Any]:
+    """The result without every point's place and every round."""
+    maps = [{name: value for name, value in one.items() if name not in ("map", "history")} for one in result["maps"]]
+    return {**result, "maps": maps}
+
+
+def _embed_lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"{len(result['sites'])} sites, {sum(result['sites'].values())} points, {result['data']['split']}"]
+    for one in result["maps"]:
+        numbers = ", ".join(f"{name} {value:.3f}" for name, value in one["quality"].items())
+        sent = (one["bytes_up"] + one["bytes_down"]) / 1e6
+        lines.append(f"{one['method']}: {numbers}; {sent:.1f} MB exchanged, {one['seconds']:.1f} s")
+    for words, count in result["maps"][0]["notes"].items():
+        lines.append(f"note ({count} times): {words}")
+    return lines

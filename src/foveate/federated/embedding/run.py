@@ -1,0 +1,200 @@
+"""Behind `foveate federated embed`: sites, one map, baselines beside it, measures, and what was exchanged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+
+from foveate.federated.embedding.checkpoint import load_state, save_state
+from foveate.federated.embedding.fitting import Fitted, fit_sites
+from foveate.federated.embedding.folder import save_encoder
+from foveate.federated.embedding.options import METHODS, EmbeddingOptions
+from foveate.federated.embedding.quality import MOST_POINTS, Mapped, by_site, quality, sample, stacked
+from foveate.federated.embedding.server import State
+from foveate.federated.rounds import Log
+from foveate.federated.sources import Sites
+from foveate.settings.errors import UserError, choose
+from foveate.settings.files import FolderLock, atomic_file
+from foveate.settings.progress import Meter
+from foveate.settings.runs import RunFolder
+from foveate.settings.seeds import generator
+
+KIND = "federated_embed"
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Points and labels by site that train, and those that are kept apart for measuring."""
+
+    fitted: list[NDArray[np.float64]]
+    apart: list[NDArray[np.float64]]
+    fitted_labels: list[NDArray[Any]] | None
+    apart_labels: list[NDArray[Any]] | None
+
+
+def halves(sites: Sites, share: float, *, seed: int) -> Halves:
+    """Keeps a share of every site's points apart; sites of fewer than ten points keep none."""
+    rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for number, one in enumerate(sites.points):
+        order = generator("held out", seed, number).permutation(len(one))
+        count = int(share * len(one)) if len(one) >= 10 else 0
+        rows.append((np.sort(order[count:]), np.sort(order[:count])))
+    labels = sites.labels
+
+    def chosen(values: Sequence[NDArray[Any]], half: int) -> list[NDArray[Any]]:
+        return [one[pair[half]] for one, pair in zip(values, rows, strict=True)]
+
+    return Halves(
+        chosen(sites.points, 0),
+        chosen(sites.points, 1),
+        None if labels is None else chosen(labels, 0),
+        None if labels is None else chosen(labels, 1),
+    )
+
+
+def run_embedding(
+    sites: Sites,
+    options: EmbeddingOptions,
+    path: Path,
+    *,
+    beside: Sequence[str] = ("fedavg",),
+    held_out: float = 0.2,
+    device: str = "cpu",
+    command: list[str] | None = None,
+) -> dict[str, Any]:
+    """Draws the map, and those of other methods beside it; writes result.json, places, the model; returns the result.
+
+    Stopped and repeated, it goes on after the last finished round.
+
+    Raises:
+        UserError: for an unknown method, points that do not fit, or a run folder of other settings.
+    """
+    for one in beside:
+        choose(one, METHODS, "method beside")
+    if not 0 <= held_out < 1:
+        raise UserError(f"held-out share {held_out}: allowed is 0 to less than 1")
+    methods = [options.method, *(one for one in dict.fromkeys(beside) if one != options.method)]
+    about = {
+        "sites": {name: len(points) for name, points in zip(sites.names, sites.points, strict=True)},
+        "split": sites.about,
+        "held_out": held_out,
+        "beside": methods[1:],
+        "options": options.model_dump(mode="json"),
+    }
+    run = RunFolder.create(path, command=command, recipe=yaml.safe_dump(about, sort_keys=False))
+    with FolderLock(path, purpose="federated embed"):
+        split = halves(sites, held_out, seed=options.seed)
+        drawn, results = {}, []
+        for method in methods:
+            chosen = options.model_copy(update={"method": method})
+            started = time.monotonic()
+            fitted = _fit(split, chosen, sites.names, path / "states" / f"{method}.safetensors", device)
+            drawn[method] = fitted
+            results.append(_measured(fitted, split, sites.names, time.monotonic() - started))
+        result = {
+            "kind": KIND,
+            "method": options.method,
+            "data": {"split": sites.about, "features": drawn[options.method].state.features},
+            "sites": about["sites"],
+            "held_out": sum(len(one) for one in split.apart),
+            "neighbours": options.neighbours,
+            "maps": results,
+            "options": about["options"],
+            "command": command or [],
+        }
+        _write(path, drawn[options.method], split, sites.names, results[0])
+        run.write_result(result)
+    return result
+
+
+def _fit(split: Halves, options: EmbeddingOptions, names: Sequence[str], kept: Path, device: str) -> Fitted:
+    state = load_state(kept, options)
+    done = 0 if state is None else state.round
+    with Meter(f"rounds of {options.method}", options.rounds) as meter:
+        meter.advance(done)
+
+        def after(now: State) -> None:
+            save_state(now, options, kept)
+            last = now.history[-1]
+            meter.advance(1, note=f"attraction {last['attraction']:.3f}, repulsion {last['repulsion']:.3f}")
+
+        return fit_sites(split.fitted, options, names=names, device=device, state=state, after=after, log=Log())
+
+
+def _measured(fitted: Fitted, split: Halves, names: Sequence[str], seconds: float) -> dict[str, Any]:
+    """One method's map, numbers, curves and traffic, as JSON."""
+    trained = _mapped(fitted, split.fitted, split.fitted_labels)
+    apart = _mapped(fitted, split.apart, split.apart_labels)
+    k = fitted.options.neighbours
+    numbers = quality(trained, apart if len(apart.points_ND) else None, k=k)
+    shown = trained.rows(sample(len(trained.points_ND), MOST_POINTS))
+    history = fitted.state.history
+    return {
+        "method": fitted.options.method,
+        "what": METHODS[fitted.options.method],
+        "quality": numbers,
+        "sites": by_site(trained, names, k=k),
+        "notes": fitted.state.notes,
+        "exchanged": fitted.log.table(),
+        "bytes_up": sum(entry["bytes_up"] for entry in history),
+        "bytes_down": sum(entry["bytes_down"] for entry in history),
+        "seconds": round(sum(entry["seconds"] for entry in history), 2),
+        "wall_seconds": round(seconds, 2),
+        "history": [
+            {name: entry[name] for name in ("round", "rate", "attraction", "repulsion", "foreign", "outside", "r2")}
+            for entry in history
+        ],
+        "map": {
+            "places": np.round(shown.places_Nd.astype(float), 3).tolist(),
+            "owners": shown.owners_N.tolist(),
+            "labels": None if shown.labels_N is None else shown.labels_N.astype(str).tolist(),
+        },
+    }
+
+
+def _mapped(fitted: Fitted, points: list[NDArray[Any]], labels: list[NDArray[Any]] | None) -> Mapped:
+    places = [
+        fitted.transform(one, site=number) if len(one) else np.zeros((0, fitted.options.dimensions))
+        for number, one in enumerate(points)
+    ]
+    return stacked(points, places, labels)
+
+
+def _write(path: Path, fitted: Fitted, split: Halves, names: Sequence[str], measured: dict[str, Any]) -> None:
+    """`places.parquet` with every point's place, and the model folder."""
+    rows: dict[str, list[Any]] = {"site": [], "held_out": [], "label": []}
+    places = []
+    for held, points, labels in (
+        (False, split.fitted, split.fitted_labels),
+        (True, split.apart, split.apart_labels),
+    ):
+        for number, one in enumerate(points):
+            if len(one):
+                places.append(fitted.transform(one, site=number))
+                rows["site"] += [names[number]] * len(one)
+                rows["held_out"] += [held] * len(one)
+                rows["label"] += [None] * len(one) if labels is None else labels[number].astype(str).tolist()
+    whole = np.concatenate(places)
+    columns = {name: pa.array(values) for name, values in rows.items()}
+    columns |= {axis: pa.array(whole[:, number]) for number, axis in enumerate("xyz"[: whole.shape[1]])}
+    with atomic_file(path / "places.parquet") as handle:
+        pq.write_table(pa.table(columns), handle)
+    options = fitted.options
+    about = {
+        "widths": [fitted.state.features, *options.hidden, options.dimensions],
+        "precision": options.precision,
+        "method": options.method,
+        "rounds": options.rounds,
+        "sites": len(names),
+        "options": options.model_dump(mode="json"),
+    }
+    save_encoder(fitted.encoder, path / "model", about=about, metrics=measured["quality"])

@@ -1,0 +1,84 @@
+"""Maps of points: one SVG path per group, names at the groups' middles where asked, a legend of the groups."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from markupsafe import Markup, escape
+
+from foveate.report.charts import Scale
+
+COLOURS = 10  # classes g0 to g9 of the style sheet; all further groups share the grey class `rest`
+
+
+def ranked(groups: Sequence[str]) -> dict[str, str]:
+    """Groups with their style: the most frequent ones, in order of their names, get a colour of their own."""
+    counts = Counter(groups)
+    chosen = sorted(sorted(counts, key=lambda one: (-counts[one], one))[:COLOURS], key=natural)
+    styles = {name: f"g{number}" for number, name in enumerate(chosen)}
+    return styles | {name: "rest" for name in sorted(counts, key=natural) if name not in styles}
+
+
+def natural(name: str) -> tuple[int, float, str]:
+    """Numbers by value, then words, whose last number counts as one: site 2 before site 10."""
+    if name.lstrip("-").isdecimal():
+        return 0, float(name), ""
+    head = name.rstrip("0123456789")
+    return 1, 0.0, head + name[len(head) :].zfill(9)
+
+
+def scatter(
+    places: Sequence[Sequence[float]],
+    groups: Sequence[str],
+    styles: dict[str, str],
+    *,
+    title: str,
+    size: int = 400,
+    named: bool = False,
+) -> Markup:
+    """A square map with equal scales; points of three dimensions are seen along the third. Empty without a point.
+
+    Args:
+        named: each group's name stands at the median of its points (those with a colour of their own).
+    """
+    if not places:
+        return Markup("")
+    xs, ys = [float(one[0]) for one in places], [float(one[1]) for one in places]
+    reach = max(max(xs) - min(xs), max(ys) - min(ys)) or 1.0
+    middle = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
+    x_of = Scale(middle[0] - reach / 2, middle[0] + reach / 2, 10, size - 10)
+    y_of = Scale(middle[1] - reach / 2, middle[1] + reach / 2, size - 10, 10)
+    width = min(8.0, max(2.6, 160 / math.sqrt(len(places))))
+    parts = [
+        f'<svg class="map" viewBox="0 0 {size} {size}" role="img" '
+        f'aria-label="{escape(f"{title}: {len(places):,} points of {len(styles)} groups")}">'
+    ]
+    members: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
+    for group in sorted(members, key=lambda one: (styles[one] != "rest", natural(one))):
+        drawn = "".join(f"M{x_of(xs[one]):.1f} {y_of(ys[one]):.1f}h0" for one in members[group])
+        parts.append(f'<path class="pts {styles[group]}" style="stroke-width:{width:.1f}" d="{drawn}"/>')
+    if named:
+        for group, own in sorted(members.items(), key=lambda one: natural(one[0])):
+            if styles[group] != "rest":
+                x, y = _median([xs[one] for one in own]), _median([ys[one] for one in own])
+                parts.append(f'<text class="at" x="{x_of(x):.1f}" y="{y_of(y) + 4:.1f}">{escape(group[:18])}</text>')
+    parts.append("</svg>")
+    return Markup("".join(parts))
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def legend(styles: dict[str, str]) -> Markup:
+    """The groups with their colours; those without one are counted."""
+    coloured = [(name, style) for name, style in styles.items() if style != "rest"]
+    items = [f'<li><i class="{style}"></i>{escape(name)}</li>' for name, style in coloured]
+    rest = len(styles) - len(coloured)
+    if rest:
+        items.append(f'<li><i class="rest"></i>{rest} more</li>')
+    return Markup(f'<ul class="groups">{"".join(items)}</ul>')

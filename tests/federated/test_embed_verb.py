@@ -1,0 +1,232 @@
+"""`foveate federated embed` from sources to a page, stopped and repeated; sources and splits that do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from foveate import FederatedNeighborEmbedding
+from foveate.cli.main import cli
+from foveate.federated.embedding import run as embedding_run
+from foveate.federated.embedding.options import EmbeddingOptions
+from foveate.federated.embedding.quality import quality, stacked
+from foveate.federated.sources import gather, read_points
+from foveate.report import render
+from foveate.report.scatter import legend, ranked, scatter
+from foveate.settings.errors import UserError
+
+RANDOM = np.random.default_rng(0)
+QUICK = ["--rounds", "3", "--set", "hidden=[8]", "--set", "surrogate=grid", "--quiet"]
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["federated", "embed", *map(str, arguments)])
+
+
+def answer(*arguments: str | Path) -> dict[str, Any]:
+    done = call(*arguments, "--json")
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    points = RANDOM.normal(size=(90, 5)) + 4 * (np.arange(90) % 3)[:, None]
+    columns = {"embedding": pa.array(list(points)), "species": [f"s{n % 3}" for n in range(90)],
+               "hospital": [f"h{n // 40}" for n in range(90)]}  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    return tmp_path / "t.parquet"
+
+
+def test_a_map_of_digits_with_its_page(tmp_path: Path) -> None:
+    found = answer("digits", "--split", "shards:2", "--sites", "4", "--run", tmp_path / "run", *QUICK)
+    assert [one["method"] for one in found["maps"]] == ["fedne", "fedavg"]
+    assert sum(found["sites"].values()) == 1797
+    for one in found["maps"]:
+        assert {"trustworthiness", "continuity", "knn", "hit", "foreign", "foreign_in_space"} <= set(one["quality"])
+        assert all(0 <= value <= 1 for name, value in one["quality"].items() if name != "distances")
+    kinds = {(row["kind"], row["up"]) for row in found["maps"][0]["exchanged"]}
+    assert ("query.field", True) in kinds
+    assert ("train", False) in kinds
+    page = Path(found["paths"]["report"]).read_text(encoding="utf-8")
+    for words in ("One map", "FedNE", "Federated averaging", "Coloured by label", "Coloured by site", "its field"):
+        assert words in page
+    places = pq.read_table(found["paths"]["places"])
+    assert (places.num_rows, places.column_names) == (1797, ["site", "held_out", "label", "x", "y"])
+    assert sum(places["held_out"].to_pylist()) == found["held_out"] > 300
+    loaded = FederatedNeighborEmbedding.load(found["paths"]["model"])
+    assert loaded.transform(read_points("digits").points_ND[:3]).shape == (3, 2)
+
+
+def test_stopped_and_repeated_it_gives_the_same(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [table, "--site", "hospital", "--label", "species", *QUICK]
+    whole = answer(*arguments, "--run", tmp_path / "whole")
+
+    def killed(state: Any, options: Any, path: Path, keep: Any = embedding_run.save_state) -> None:
+        keep(state, options, path)
+        if state.round == 2 and options.method == "fedavg":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedding_run, "save_state", killed)
+    assert call(*arguments, "--run", tmp_path / "cut").exit_code != 0
+    monkeypatch.undo()
+    again = answer(*arguments, "--run", tmp_path / "cut")
+    for one, two in zip(whole["maps"], again["maps"], strict=True):
+        assert one["quality"] == two["quality"]
+        assert (one["bytes_up"], one["bytes_down"]) == (two["bytes_up"], two["bytes_down"])
+    assert list(whole["sites"]) == ["h0", "h1", "h2"]
+    other = call(*arguments, "--run", tmp_path / "cut", "--seed", "3")
+    assert isinstance(other.exception, UserError)
+    assert "holds a run of another recipe" in str(other.exception)
+
+
+def test_several_sources_without_labels(tmp_path: Path) -> None:
+    for name in ("north", "south"):
+        np.savez(tmp_path / f"{name}.npz", X=RANDOM.normal(size=(30, 4)))
+    np.save(tmp_path / "east.npy", RANDOM.normal(size=(30, 4)))
+    sources = [tmp_path / "north.npz", tmp_path / "south.npz", tmp_path / "east.npy"]
+    found = answer(*sources, "--run", tmp_path / "run", "--beside", "none", "--held-out", "0", *QUICK)
+    assert found["sites"] == {"north": 30, "south": 30, "east": 30}
+    assert found["held_out"] == 0
+    assert "knn" not in found["maps"][0]["quality"]
+    assert "Coloured by label" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_plan_trains_nothing(tmp_path: Path) -> None:
+    found = answer("digits", "--split", "even", "--sites", "3", "--dry-run", "--run", tmp_path / "run")
+    assert found["sites"] == {"site 0": 599, "site 1": 599, "site 2": 599}
+    assert not (tmp_path / "run").exists()
+
+
+def test_exported_embeddings_with_labels_of_a_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "vectors" / "pictures"
+    folder.mkdir(parents=True)
+    for part in range(2):
+        keys = [f"k{part}{n}" for n in range(4)]
+        vectors = RANDOM.normal(size=(4, 3)).astype(np.float32)
+        pq.write_table(
+            pa.table({"key": keys, "norm": np.ones(4), "embedding": list(vectors)}), folder / f"{part}.parquet"
+        )
+
+    class Labelled:
+        keys = [f"k{part}{n}" for n in reversed(range(4)) for part in range(2)]
+
+        @staticmethod
+        def label_values(name: str) -> np.ndarray:
+            return np.array([key[-1] for key in Labelled.keys], dtype=object)
+
+    monkeypatch.setattr("foveate.federated.sources.Collection.open", lambda path: Labelled)
+    found = gather([tmp_path / "vectors"], collection=tmp_path, label="last", split="shards:1", sites=4)
+    assert sum(len(one) for one in found.points) == 8
+    assert found.labels is not None
+    assert all(len(set(one)) == 1 for one in found.labels)
+    Labelled.keys = Labelled.keys[:-1]
+    with pytest.raises(UserError, match="has no picture 'k10' \\(1 of 8 are missing\\)"):
+        gather([tmp_path / "vectors"], collection=tmp_path, label="last", split="shards:1", sites=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "no such file; a source is 'digits'"),
+        (["digits"], "say how it is split"),
+        (["digits", "--split", "shard:2", "--sites", "3"], "did you mean 'shards'"),
+        (["digits", "--split", "dirichlet", "--sites", "3"], "needs a number, such as dirichlet:0.3"),
+        (["digits", "--split", "even:2", "--sites", "3"], "even takes no number"),
+        (["digits", "--split", "even", "--site", "label"], "--split and --sites have no effect"),
+        (["digits", "--site", "labels"], "no column of sites 'labels'; there are label; did you mean 'label'"),
+        (["digits", "--split", "even", "--sites", "3", "--method", "fedn"], "field 'method'"),
+        (["digits", "--split", "even", "--sites", "3", "--set", "roundes=3"], "did you mean 'rounds'"),
+        (["digits", "--split", "even", "--sites", "3", "--beside", "fedavgs"], "did you mean 'fedavg'"),
+        (["digits", "--split", "even", "--sites", "3", "--held-out", "1"], "allowed is 0 to less than 1"),
+        (["digits", "digits", "--sites", "3"], "several sources are one site each"),
+        (["digits", "--collection", "c", "--split", "even", "--sites", "2"], "give the field with --label"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence(arguments: list[str], words: str, tmp_path: Path) -> None:
+    done = call(*arguments, "--run", tmp_path / "run")
+    assert isinstance(done.exception, UserError), done.output
+    assert words in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", b"1", "allowed are .npy, .npz and .parquet"),
+        ("a.npy", b"1", "no readable file of arrays"),
+        ("a.npz", b"1", "no readable file of arrays"),
+        ("a.parquet", b"1", "no readable Parquet file"),
+    ],
+)
+def test_damaged_sources_are_named(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        read_points(tmp_path / name)
+
+
+def test_tables_of_many_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": [1.0, 2.0], "y": [3.0, 4.0], "name": ["p", "q"], "count": [1, 2]}), path)
+    read = read_points(path)
+    assert read.points_ND.tolist() == [[1, 3], [2, 4]]
+    assert read.column("name", "column").tolist() == ["p", "q"]
+    assert read.column("count", "column").tolist() == ["1", "2"]
+    pq.write_table(pa.table({"points": [[1.0], [1.0, 2.0]]}), path)
+    with pytest.raises(UserError, match="different lengths"):
+        read_points(path)
+    pq.write_table(pa.table({"name": ["p"]}), path)
+    with pytest.raises(UserError, match="no columns of floating-point numbers"):
+        read_points(path)
+    pq.write_table(pa.table({"points": [[1.0, float("nan")]]}), path)
+    with pytest.raises(UserError, match="row 0 holds NaN"):
+        read_points(path)
+    np.savez(tmp_path / "b.npz", other=np.zeros((2, 2)))
+    with pytest.raises(UserError, match="points are called"):
+        read_points(tmp_path / "b.npz")
+
+
+def test_quality_of_a_perfect_map_and_of_noise() -> None:
+    centres = np.array([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
+    points = [centre + RANDOM.normal(size=(40, 2)) for centre in centres]
+    labels = [np.full(40, name) for name in "abc"]
+    noise = [RANDOM.normal(size=(40, 2)) for _ in centres]
+    good, bad = quality(stacked(points, points, labels), None, k=5), quality(stacked(points, noise, labels), None, k=5)
+    assert (good["trustworthiness"], good["knn"]) == (1, 1)
+    assert good["foreign"] == good["foreign_in_space"] < 0.05 < 0.5 < bad["foreign"]
+    assert bad["knn"] < 0.7
+
+
+def test_scatter_names_groups_and_greys_the_rest() -> None:
+    groups = [f"site {n % 12}" for n in range(60)] + ["site 3", "site 10"]
+    places = RANDOM.normal(size=(62, 2)).tolist()
+    styles = ranked(groups)
+    assert list(styles.values()).count("rest") == 2
+    assert list(styles)[:3] == ["site 0", "site 1", "site 2"]
+    drawn = scatter(places, groups, styles, title="a & b", named=True)
+    assert drawn.count("<path") == 12
+    assert "a &amp; b: 62 points of 12 groups" in drawn
+    assert drawn.count('class="at"') == 10
+    assert "2 more" in legend(styles)
+    assert scatter([], [], {}, title="none") == ""
+    assert scatter([[1.0, 1.0]], ["x"], {"x": "g0"}, title="one").count("M200.0 200.0h0") == 1
+
+
+def test_the_page_says_what_is_wrong_with_its_result(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps({"kind": "federated_embed", "method": "fedne"}))
+    with pytest.raises(UserError, match="sites"):
+        render(tmp_path)
+
+
+def test_defaults_in_the_page_of_the_method() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/methods/fedne.md").read_text(encoding="utf-8")
+    named = {"dimensions": "n_components", "neighbours": "n_neighbors", "rounds": "n_rounds", "hidden": "hidden_layer_"
+             "sizes", "precision": "dtype", "seed": "random_state", "mixing_beta": "mixing"}  # fmt: skip
+    missing = [name for name in EmbeddingOptions.model_fields if f"`{named.get(name, name)}`" not in page]
+    assert not missing
