@@ -19,6 +19,7 @@ from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.quality import quality, stacked
 from foveate.federated.sources import gather, read_points
 from foveate.report import render
+from foveate.report.pages.federated_embed import size_words
 from foveate.report.scatter import legend, ranked, scatter
 from foveate.settings.errors import UserError
 
@@ -126,7 +127,7 @@ def test_exported_embeddings_with_labels_of_a_collection(tmp_path: Path, monkeyp
     found = gather([tmp_path / "vectors"], collection=tmp_path, label="last", split="shards:1", sites=4)
     assert sum(len(one) for one in found.points) == 8
     assert found.labels is not None
-    assert all(len(set(one)) == 1 for one in found.labels)
+    assert sorted(np.concatenate(found.labels)) == ["0", "0", "1", "1", "2", "2", "3", "3"]
     Labelled.keys = Labelled.keys[:-1]
     with pytest.raises(UserError, match="has no picture 'k10' \\(1 of 8 are missing\\)"):
         gather([tmp_path / "vectors"], collection=tmp_path, label="last", split="shards:1", sites=4)
@@ -216,6 +217,15 @@ def test_scatter_names_groups_and_greys_the_rest() -> None:
     assert "2 more" in legend(styles)
     assert scatter([], [], {}, title="none") == ""
     assert scatter([[1.0, 1.0]], ["x"], {"x": "g0"}, title="one").count("M200.0 200.0h0") == 1
+
+
+def test_sizes_in_words() -> None:
+    assert [size_words(count) for count in (12, 1500, 2_000_000, 3 * 10**9)] == [
+        "12 bytes",
+        "1.5 kB",
+        "2.0 MB",
+        "3.0 GB",
+    ]
 
 
 def test_the_page_says_what_is_wrong_with_its_result(tmp_path: Path) -> None:
