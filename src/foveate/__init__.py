@@ -14,6 +14,7 @@ _LAZY = {
     "Box": "foveate.records.boxes",
     "Calibrator": "foveate.adapt.calibration.estimator",
     "Collection": "foveate.records.collection",
+    "FederatedKMeans": "foveate.federated.estimators",
     "FederatedNeighborEmbedding": "foveate.federated.embedding.estimator",
     "Hit": "foveate.pretrain.searching.search",
     "Location": "foveate.pretrain.verbs",
@@ -32,6 +33,7 @@ _LAZY = {
 if TYPE_CHECKING:
     from foveate.adapt.calibration.estimator import Calibrator
     from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
+    from foveate.federated.estimators import FederatedKMeans
     from foveate.pretrain.searching.search import Hit
     from foveate.pretrain.verbs import Location, Model, SearchIndex, open_index, open_model, search
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
@@ -43,6 +45,7 @@ __all__ = [
     "Box",
     "Calibrator",
     "Collection",
+    "FederatedKMeans",
     "FederatedNeighborEmbedding",
     "Hit",
     "Location",

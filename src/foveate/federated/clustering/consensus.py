@@ -1,0 +1,103 @@
+"""`consensus`: Foveate's own server step, not that of the FeCA paper.
+
+Candidates come from radii that fit the number of clusters, on all centroids and on those that clients trust, and from
+weighted k-means++; weighted Lloyd improves each on all centroids, the smallest weighted sum of squares wins, and one
+last step looks at trusted centroids only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from foveate.federated.clustering.distances import Floats, nearest, sums
+from foveate.federated.clustering.lloyd import lloyd, plus_plus
+from foveate.federated.clustering.pool import Pool
+from foveate.federated.clustering.radius_search import BEST, search
+
+MOST_STEPS = 100
+TIE = 1e-12
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a server made of a pool.
+
+    Attributes:
+        centres: [K, D]. report: how it was found, as plain values for result.json.
+    """
+
+    centres: Floats
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: int) -> Merged:
+    """The K centres of a pool; the order of its rows does not matter.
+
+    Args:
+        restarts: weighted k-means++ starts, from `rng`; 0 makes the server deterministic.
+
+    Raises:
+        TooFewGroupsError: fewer different centroids than clusters.
+    """
+    pool.need(clusters)
+    pool = pool.sorted()
+    candidates: list[tuple[str, float, float, Floats]] = []
+    for name, part in (("all centroids", pool), ("trusted centroids", pool.take(pool.kept))):
+        tried = search(part, clusters) if len(part) else []
+        candidates += [(name, one.radius, one.score, one.centres(part)) for one in tried[:BEST]]
+    if not candidates:
+        candidates.append(("coinciding centroids", 0.0, 0.0, _coinciding(pool, clusters)))
+    best_start: tuple[float, Floats] | None = None
+    for _ in range(restarts):
+        start = plus_plus(pool.centres, clusters, rng, weight_N=pool.counts)
+        run = lloyd(pool.centres, start, weight_N=pool.counts, most_steps=MOST_STEPS)
+        if best_start is None or run.inertia < best_start[0]:
+            best_start = (run.inertia, start)
+    if best_start is not None:
+        candidates.append(("weighted k-means++", float("nan"), float("nan"), best_start[1]))
+    best, chosen = None, 0
+    errors = []
+    for number, (_, _, _, start) in enumerate(candidates):
+        run = lloyd(pool.centres, start, weight_N=pool.counts, most_steps=MOST_STEPS)
+        errors.append(run.inertia)
+        if best is None or run.inertia < best.inertia * (1 - TIE):
+            best, chosen = run, number
+    assert best is not None
+    source, radius, score, _ = candidates[chosen]
+    report = {
+        "candidates": [
+            {"from": name, "radius": _plain(r), "score": _plain(s), "weighted_sse": error}
+            for (name, r, s, _), error in zip(candidates, errors, strict=True)
+        ],
+        "chosen": source,
+        "radius": _plain(radius),
+        "score": _plain(score),
+        "weighted_sse": best.inertia,
+    }
+    return Merged(onto_kept(pool, best.centres), report)
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def _coinciding(pool: Pool, clusters: int) -> Floats:
+    """The centres that most points have, where no radius gives as many groups as clusters."""
+    rows, group_Q = np.unique(pool.centres, axis=0, return_inverse=True)
+    mass = np.bincount(group_Q.ravel(), weights=pool.counts)
+    return rows[np.argsort(-mass, kind="stable")[:clusters]]
+
+
+def onto_kept(pool: Pool, centres_KD: Floats) -> Floats:
+    """One step onto trusted centroids: each centre becomes the weighted mean of those nearest to it; a centre without
+    any takes all centroids nearest to it, and stays where it is if there are none either.
+    """
+    label_Q, _ = nearest(pool.centres, centres_KD)
+    centres = centres_KD.copy()
+    for rows in (np.arange(len(pool)), np.flatnonzero(pool.kept)):  # the second overrides the first
+        total_KD, weight_K = sums(pool.centres[rows], label_Q[rows], len(centres), pool.counts[rows])
+        centres[weight_K > 0] = total_KD[weight_K > 0] / weight_K[weight_K > 0, None]
+    return centres

@@ -1,0 +1,1 @@
+"""Server methods, one module each, found by name; `METHOD` says what clients send and how the pool becomes centres."""

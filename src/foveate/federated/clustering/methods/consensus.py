@@ -1,0 +1,22 @@
+"""`consensus`, Foveate's default: see `foveate.federated.clustering.consensus`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foveate.federated.clustering.consensus import Merged, consensus
+from foveate.federated.clustering.pool import Pool
+from foveate.federated.clustering.settings import CLIENT_OPTIONS, Method, Settings
+
+
+def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
+    """K centres by the best of several candidates."""
+    return consensus(pool, settings.clusters, rng, restarts=settings.restarts)
+
+
+METHOD = Method(
+    name="consensus",
+    note="candidates from fitting radii and from weighted k-means++; the best weighted sum of squares wins",
+    merge=merge,
+    uses=CLIENT_OPTIONS | {"eliminate", "restarts"},
+)

@@ -1,0 +1,28 @@
+"""`naive`: one k-means from random rows on the centroids, without weights: what not to do."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foveate.federated.clustering.consensus import Merged
+from foveate.federated.clustering.lloyd import lloyd, random_rows
+from foveate.federated.clustering.pool import Pool
+from foveate.federated.clustering.settings import CLIENT_OPTIONS, Method, Settings
+
+
+def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
+    """A single run from random rows."""
+    pool.need(settings.clusters)
+    pool = pool.sorted()
+    run = lloyd(pool.centres, random_rows(pool.centres, settings.clusters, rng))
+    return Merged(run.centres, {"sse": run.inertia})
+
+
+METHOD = Method(
+    name="naive",
+    note="one k-means from random rows on all centroids, without weights",
+    merge=merge,
+    defaults={"client_init": "random", "n_init": 1, "eliminate": "none", "refine_rounds": 0},
+    uses=CLIENT_OPTIONS,
+    counts=False,
+)

@@ -1,0 +1,29 @@
+"""`weighted_kmeans`: the plain strong baseline, k-means++ with restarts on centroids weighted by their counts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foveate.federated.clustering.consensus import Merged
+from foveate.federated.clustering.lloyd import weighted_kmeans
+from foveate.federated.clustering.pool import Pool
+from foveate.federated.clustering.settings import CLIENT_OPTIONS, Method, Settings
+
+
+def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
+    """The best of several starts by the weighted sum of squares."""
+    pool.need(settings.clusters)
+    pool = pool.sorted()
+    restarts = max(1, settings.restarts)
+    run = weighted_kmeans(pool.centres, settings.clusters, rng, restarts=restarts, weight_N=pool.counts)
+    assert run is not None
+    return Merged(run.centres, {"weighted_sse": run.inertia, "restarts": restarts})
+
+
+METHOD = Method(
+    name="weighted_kmeans",
+    note="weighted k-means++ with restarts on all centroids",
+    merge=merge,
+    defaults={"eliminate": "none", "restarts": 20, "refine_rounds": 0},
+    uses=CLIENT_OPTIONS | {"restarts"},
+)

@@ -1,0 +1,224 @@
+"""What a clustering asks of sites, what they answer, and what an answer must be.
+
+| kind | down | up |
+|---|---|---|
+| `query.centroids` | options | `centres`, and where asked `counts`, `kept`, `radius` |
+| `query.lloyd` | `centres` | `sums`, `counts` |
+| `query.assign` | `centres` | two numbers: points and inertia |
+
+No row of the data is ever in a message; a centroid of one point equals that point, which `min_count` forbids.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from foveate.federated.clustering.distances import Floats, nearest, sums
+from foveate.federated.clustering.local import Local, eliminate, fuse, half_smallest_distance, local_kmeans, merge_small
+from foveate.federated.clustering.settings import Settings, method
+from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
+from foveate.federated.sites import Handler, stream
+from foveate.settings.errors import UserError
+
+CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"
+LARGEST = 1e150
+"""Coordinates beyond it have no finite square."""
+
+
+def as_points(data: ArrayLike) -> Floats:
+    """A site's data as float64 points [N, D].
+
+    Raises:
+        UserError: no point, another shape, not numbers, NaN, or numbers too large to square.
+    """
+    array = np.asarray(data)
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"the data have type {array.dtype}; numbers are wanted")
+    if array.ndim != 2:
+        raise UserError(f"the data have shape {list(array.shape)}; [points, features] is wanted")
+    if array.size == 0:
+        raise UserError(f"the data are empty (shape {list(array.shape)})")
+    points = np.ascontiguousarray(array, dtype=np.float64)
+    largest = np.abs(points).max()
+    if not largest <= LARGEST:  # NaN too
+        row = int(np.flatnonzero(~(np.abs(points) <= LARGEST).all(1))[0])
+        raise UserError(f"the data have NaN, infinite or huge values, the first in row {row}")
+    return points
+
+
+def unit_rows(points_ND: Floats) -> Floats:
+    """Rows of length 1, for spherical clustering.
+
+    Raises:
+        UserError: a row of zeros, which has no direction.
+    """
+    norm_N = np.linalg.norm(points_ND, axis=1)
+    if not (norm_N > 0).all():
+        raise UserError(f"row {int(np.flatnonzero(norm_N == 0)[0])} is zero: spherical clustering needs a direction")
+    return points_ND / norm_N[:, None]
+
+
+def sends(settings: Settings) -> dict[str, bool]:
+    """Which optional parts a client's answer has: counts, kept, radius."""
+    chosen = method(settings.method)
+    grouping = chosen.name == "paper_reconstruction"
+    by_count = grouping and (settings.seeds == "most_mass" or settings.radius == "k_aware")
+    return {
+        "counts": chosen.counts or by_count,
+        "kept": settings.eliminate == "flags",
+        "radius": grouping and isinstance(settings.radius, str) and settings.radius != "k_aware",
+    }
+
+
+def centroids_request(settings: Settings, site: int) -> Message:
+    """What a site is asked first."""
+    values = {
+        "clusters": settings.local(site),
+        "client_init": settings.client_init,
+        "n_init": settings.n_init,
+        "eliminate": settings.eliminate,
+        "fused": settings.radius == "fused",
+        "min_count": settings.min_count,
+        "spherical": settings.spherical,
+        "seed": settings.seed,
+        **{f"send_{name}": wanted for name, wanted in sends(settings).items()},
+    }
+    return Message(CENTROIDS, 0, values=values)
+
+
+def centroids_rule(settings: Settings) -> MessageRule:
+    """What the answer must be."""
+    wanted = sends(settings)
+    arrays = {
+        "centres": ArrayRule("float64", ("k", None)),
+        "counts": ArrayRule("float64", ("k",), low=float(settings.min_count)),
+        "kept": ArrayRule("bool", ("k",)),
+        "radius": ArrayRule("float64", (1,), nan=True, low=0.0),
+    }
+    return MessageRule(
+        CENTROIDS,
+        {name: rule for name, rule in arrays.items() if wanted.get(name, True)},
+        {"points": int} if wanted["counts"] else {},
+        most_bytes=1 << 28,
+    )
+
+
+def check_centroids(settings: Settings, site: int, answer: Message) -> None:
+    """What the rule cannot say.
+
+    Raises:
+        MessageError: too many centroids or none, huge ones, none trusted, counts that do not add up.
+    """
+    centres = answer.array("centres")
+    most = settings.local(site)
+    if not 1 <= len(centres) <= most or centres.shape[1] == 0:
+        raise MessageError(f"array 'centres' has shape {list(centres.shape)}; 1 to {most} centroids are wanted")
+    if np.abs(centres).max() > LARGEST:
+        raise MessageError("array 'centres' has values too large to square")
+    if "counts" in answer.arrays:
+        counts = answer.array("counts")
+        if not (counts == np.floor(counts)).all() or counts.sum() != answer.number("points"):
+            raise MessageError(f"counts add up to {counts.sum():g} where the site says {answer.number('points'):g}")
+    if "kept" in answer.arrays and not answer.array("kept").any():
+        raise MessageError("trusts none of its centroids")
+
+
+def answer_centroids(data: ArrayLike, request: Message, site: int) -> Message:
+    """A client's first answer: local k-means, small clusters merged, doubted centroids marked or left out."""
+    asked = request.values
+    points = as_points(data)
+    if asked["spherical"]:
+        points = unit_rows(points)
+    least = int(request.number("min_count"))
+    if len(points) < least:
+        raise UserError(f"{len(points)} points are fewer than min_count {least}: nothing is sent")
+    seed, clusters = int(request.number("seed")), int(request.number("clusters"))
+    rng = stream(seed, round=request.round, site=site, purpose="local k-means")
+    local = local_kmeans(
+        points,
+        clusters,
+        rng,
+        start=str(asked["client_init"]),
+        tries=int(request.number("n_init")),
+        spherical=bool(asked["spherical"]),
+    )
+    return describe(points, local, request)
+
+
+def describe(points_ND: Floats, local: Local, request: Message) -> Message:
+    """What of a client's clusters is sent, as the request says."""
+    asked, least = request.values, int(request.number("min_count"))
+    if least > 1:
+        local = merge_small(points_ND, local, least)
+    kept, working = np.ones(len(local.centres), dtype=bool), local.centres
+    if asked["eliminate"] != "none":
+        found = eliminate(local)
+        kept, working = found.kept, found.working
+    sent = kept if asked["eliminate"] == "drop" else np.ones_like(kept)
+    arrays: dict[str, ArrayLike] = {"centres": local.centres[sent]}
+    values: dict[str, int] = {}
+    if asked["send_counts"]:
+        arrays["counts"] = local.counts[sent]
+        values["points"] = int(local.counts[sent].sum())
+    if asked["send_kept"]:
+        arrays["kept"] = kept
+    if asked["send_radius"]:
+        arrays["radius"] = [half_smallest_distance(fuse(points_ND, local).centres if asked["fused"] else working)]
+    return request.answer(arrays=arrays, **values)
+
+
+def lloyd_request(centres_KD: Floats, settings: Settings, round: int) -> Message:
+    """The centres, for one step on the sites' own points."""
+    return Message(LLOYD, round, {"centres": centres_KD}, {"spherical": settings.spherical})
+
+
+def lloyd_rule(centres_KD: Floats) -> MessageRule:
+    """Sums and counts of each centre."""
+    shape = centres_KD.shape
+    arrays = {"sums": ArrayRule("float64", shape), "counts": ArrayRule("float64", shape[:1], low=0.0)}
+    return MessageRule(LLOYD, arrays)
+
+
+def check_lloyd(site: int, answer: Message) -> None:
+    """What the rule cannot say.
+
+    Raises:
+        MessageError: sums where there is no point, huge sums, parts of points.
+    """
+    total, counts = answer.array("sums"), answer.array("counts")
+    if not (counts == np.floor(counts)).all():
+        raise MessageError("array 'counts' has parts of points")
+    if np.abs(total).max() > LARGEST or total[counts == 0].any():
+        raise MessageError("array 'sums' does not fit its counts")
+
+
+def _against_centres(data: ArrayLike, request: Message) -> tuple[Floats, Floats]:
+    points, centres = as_points(data), request.array("centres")
+    if points.shape[1] != centres.shape[1]:
+        raise UserError(f"the data have {points.shape[1]} features; the centres have {centres.shape[1]}")
+    return (unit_rows(points) if request.values.get("spherical") else points), centres
+
+
+def answer_lloyd(data: ArrayLike, request: Message, site: int) -> Message:
+    """Sums and counts of a site's points by their nearest centre."""
+    points, centres = _against_centres(data, request)
+    total_KD, count_K = sums(points, nearest(points, centres)[0], len(centres))
+    return request.answer(arrays={"sums": total_KD, "counts": count_K})
+
+
+ASSIGN_RULE = MessageRule(ASSIGN, {}, {"points": int, "inertia": float})
+
+
+def assign_request(centres_KD: Floats, settings: Settings, round: int) -> Message:
+    """The centres, to learn how well they fit."""
+    return Message(ASSIGN, round, {"centres": centres_KD}, {"spherical": settings.spherical})
+
+
+def answer_assign(data: ArrayLike, request: Message, site: int) -> Message:
+    """How many points, and their summed squared distance to the nearest centre."""
+    points, centres = _against_centres(data, request)
+    return request.answer(points=len(points), inertia=float(nearest(points, centres)[1].sum()))
+
+
+HANDLERS: dict[str, Handler] = {CENTROIDS: answer_centroids, LLOYD: answer_lloyd, ASSIGN: answer_assign}

@@ -1,0 +1,126 @@
+"""A radius that fits the number of clusters: 48 radii are tried, the best parts the K-th group from the next.
+
+Distances are looked at twice, in blocks: once for the range of radii, once to say for each pair at which radius they
+become neighbours (one byte). The heaviest groups come first and supports fall, so K + 1 groups tell all that is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from foveate.federated.clustering.distances import Floats, Labels, blocks, distances
+from foveate.federated.clustering.pool import Pool
+
+RADII = 48
+BEST = 5
+SMALLEST_QUANTILE = 0.002
+SMALLEST_SHARE = 1e-3
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One radius: its score, and the first K groups (rows of the pool) with their supports.
+
+    score = K (s_K - s_{K+1}) / (sum of all counts); between 0 and 1.
+    """
+
+    radius: float
+    score: float
+    members: list[Labels]
+    supports: Floats
+    rejected: float
+
+    def centres(self, pool: Pool) -> Floats:
+        """Count-weighted means of the groups, [K, D]."""
+        counts = pool.counts
+        return np.array([counts[rows] @ pool.centres[rows] / counts[rows].sum() for rows in self.members])
+
+
+def radius_range(centres_QD: Floats) -> tuple[float, float]:
+    """The smallest and the largest radius: the larger of the 0.2 % quantile of all distances and a thousandth of the
+    largest one, and the largest one. Zeros with fewer than two centres.
+    """
+    count = len(centres_QD)
+    pairs = count * (count - 1) // 2
+    if pairs == 0:
+        return 0.0, 0.0
+    position = SMALLEST_QUANTILE * (pairs - 1)
+    rank = int(position)
+    smallest, largest = np.zeros(0), 0.0
+    for place in blocks(count, count):
+        table = distances(centres_QD[place], centres_QD[place.start :])
+        found = table[np.triu_indices(table.shape[0], k=1, m=table.shape[1])]
+        if len(found):
+            largest = max(largest, float(found.max()))
+            smallest = np.concatenate([smallest, found])
+        if len(smallest) > rank + 2:
+            smallest = np.partition(smallest, rank + 1)[: rank + 2]
+    smallest = np.sort(smallest)
+    upper = smallest[min(rank + 1, len(smallest) - 1)]
+    quantile = float(smallest[rank] + (position - rank) * (upper - smallest[rank]))
+    return max(quantile, SMALLEST_SHARE * largest), largest
+
+
+def search(pool: Pool, clusters: int) -> list[Tried]:
+    """The radii that give at least `clusters` groups, best first (ties: the smaller radius).
+
+    Stops at the first radius with fewer groups. Seeds are those of most mass; ties go to the lower row, so the pool is
+    sorted first (`Pool.sorted`).
+    """
+    low, high = radius_range(pool.centres)
+    if not high > 0:
+        return []
+    radii = np.geomspace(low, high, RADII)
+    reached_QQ, mass_QR = _reached(pool, radii)
+    total = float(pool.counts.sum())
+    tried = []
+    for number, radius in enumerate(radii):
+        members, supports = _heaviest(reached_QQ, number, mass_QR[:, number], pool.counts, clusters + 1)
+        if len(members) < clusters:
+            break
+        following = float(supports[clusters]) if len(members) > clusters else 0.0
+        score = clusters * (float(supports[clusters - 1]) - following) / total
+        tried.append(Tried(float(radius), score, members[:clusters], supports[:clusters], following))
+    return sorted(tried, key=lambda one: (-one.score, one.radius))
+
+
+def _reached(pool: Pool, radii: Floats) -> tuple[np.ndarray, Floats]:
+    """For each pair the number of the first radius that joins them, uint8 [Q, Q]; and the mass within each radius of
+    each centre, [Q, radii].
+    """
+    count = len(pool)
+    reached_QQ = np.empty((count, count), dtype=np.uint8)
+    mass_QR = np.empty((count, len(radii)))
+    for place in blocks(count, count):
+        table = distances(pool.centres[place], pool.centres)
+        number = np.minimum(np.searchsorted(radii, table.ravel()), len(radii) - 1).reshape(table.shape)
+        number[np.arange(len(table)), np.arange(place.start, place.stop)] = 0
+        reached_QQ[place] = number
+        cell = number + (np.arange(len(table)) * len(radii))[:, None]
+        weights = np.broadcast_to(pool.counts, table.shape)
+        added = np.bincount(cell.ravel(), weights=weights.ravel(), minlength=len(table) * len(radii))
+        mass_QR[place] = added.reshape(len(table), len(radii)).cumsum(1)
+    return reached_QQ, mass_QR
+
+
+def _heaviest(
+    reached_QQ: np.ndarray, number: int, mass_Q: Floats, counts_Q: Floats, wanted: int
+) -> tuple[list[Labels], Floats]:
+    """The first groups by most mass at one radius, and their supports, which never rise."""
+    alive = np.ones(len(counts_Q), dtype=bool)
+    mass = mass_Q.copy()
+    members: list[Labels] = []
+    supports: list[float] = []
+    while alive.any() and len(members) < wanted:
+        seed = int(np.where(alive, mass, -np.inf).argmax())
+        inside = np.flatnonzero(alive & (reached_QQ[seed] <= number))
+        members.append(inside)
+        supports.append(float(counts_Q[inside].sum()))
+        alive[inside] = False
+        left = np.flatnonzero(alive)
+        for place in blocks(len(inside), len(left)):
+            rows = inside[place]
+            mass[left] -= counts_Q[rows] @ (reached_QQ[rows][:, left] <= number)
+    return members, np.array(supports)

@@ -1,0 +1,45 @@
+"""The S-sets of the goldens, split over clients; what the tests of clustering share."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from foveate.federated.partition import dirichlet, even
+from foveate.metrics.clustering import class_means
+
+GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "feca"
+
+
+@cache
+def s_set(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points / 1e5 [5000, 2], labels, and the means of the 15 classes."""
+    arrays = np.load(GOLDENS / f"{name}.npz")
+    points, labels = arrays["X"] / 1e5, arrays["y"].astype(np.int64)
+    return points, labels, class_means(points, labels)
+
+
+def clients(name: str, *, alpha: float | None, sites: int, seed: int) -> list[np.ndarray]:
+    """The points of each client; alpha None = even."""
+    points, labels, _ = s_set(name)
+    rng = np.random.default_rng([seed, sites])
+    split = even(len(points), sites, rng) if alpha is None else None
+    split = split or dirichlet(labels, sites, rng, alpha=alpha or 1.0, smallest=30)
+    return [points[rows] for rows in split.rows]
+
+
+def balls(seed: int, *, clusters: int = 8, points: int = 200, dimensions: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Points of unit balls at least 10 apart, and the balls' numbers (the stochastic ball model)."""
+    rng = np.random.default_rng([seed, 77])
+    centres: list[np.ndarray] = []
+    while len(centres) < clusters:
+        tried = rng.uniform(0, 50, dimensions)
+        if all(np.linalg.norm(tried - one) >= 10 for one in centres):
+            centres.append(tried)
+    direction = rng.normal(size=(clusters, points, dimensions))
+    direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+    radius = rng.random((clusters, points, 1)) ** (1 / dimensions)
+    found = np.array(centres)[:, None] + direction * radius
+    return found.reshape(-1, dimensions), np.repeat(np.arange(clusters), points)

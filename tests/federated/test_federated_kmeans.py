@@ -1,0 +1,166 @@
+"""`FederatedKMeans` with scikit-learn's conventions: its checks, shapes, options, labels, what is told of a result."""
+
+from __future__ import annotations
+
+import doctest
+import warnings
+
+import numpy as np
+import pytest
+from s_sets import clients
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from foveate.federated import estimators
+from foveate.federated.clustering.settings import method, methods, resolve
+from foveate.federated.estimators import FederatedKMeans, is_list_of_sites
+from foveate.settings.errors import UserError
+
+warnings.filterwarnings("ignore", "Skipping check", module="sklearn")
+
+
+@parametrize_with_checks(
+    [FederatedKMeans(3), FederatedKMeans(3, method="weighted_kmeans"), FederatedKMeans(3, method="central")]
+)
+def test_scikit_learn_checks(estimator, check) -> None:
+    check(estimator)
+
+
+def test_docstring_example() -> None:
+    assert doctest.testmod(estimators).failed == 0
+
+
+def test_foveate_exports_it_without_torch() -> None:
+    import foveate
+
+    assert foveate.FederatedKMeans is FederatedKMeans
+
+
+def test_labels_are_those_of_predict_and_reports_are_there() -> None:
+    parts = clients("s1", alpha=0.3, sites=4, seed=0)
+    found = FederatedKMeans(15, random_state=0).fit(parts)
+    for labels, part, predicted in zip(found.labels_, parts, found.predict(parts), strict=True):
+        np.testing.assert_array_equal(labels, predicted)
+        np.testing.assert_array_equal(labels, found.transform(part).argmin(1))
+    total = sum(
+        ((part - found.cluster_centers_[labels]) ** 2).sum() for part, labels in zip(parts, found.labels_, strict=True)
+    )
+    assert found.inertia_ == pytest.approx(total)
+    assert found.n_features_in_ == 2
+    assert set(found.client_reports_) == {0, 1, 2, 3}
+    assert set(found.client_reports_[0]) == {"centres", "counts", "kept", "points"}
+    assert found.server_report_["weighted_sse"] > 0
+    assert found.bytes_up_ == sum(row["bytes"] for row in found.exchanged_ if row["up"])
+    assert {row["what"] for row in found.exchanged_ if row["up"]} == {"centres", "counts", "kept", "points", "sums"}
+
+
+def test_traffic_is_that_of_the_specification() -> None:
+    parts = clients("s1", alpha=None, sites=4, seed=0)
+    found = FederatedKMeans(15, random_state=0, refine_rounds=0).fit(parts)
+    clusters = sum(len(report["centres"]) for report in found.client_reports_.values())
+    assert found.bytes_up_ == clusters * (8 * (2 + 1) + 1) + 4 * 8  # centres, counts, flags; one number of points
+
+
+def test_the_same_seed_gives_the_same_and_another_another() -> None:
+    parts = clients("s4", alpha=0.1, sites=4, seed=0)
+    options = {"client_init": "random", "n_init": 1, "refine_rounds": 0}
+    one, two, three = (FederatedKMeans(15, random_state=seed, **options).fit(parts) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.cluster_centers_, two.cluster_centers_)
+    assert (one.cluster_centers_ != three.cluster_centers_).any()
+    rng = np.random.RandomState(0)
+    draws = [FederatedKMeans(15, random_state=rng, **options).fit(parts).cluster_centers_ for _ in range(2)]
+    assert (draws[0] != draws[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [
+        ({}, "consensus, 1 round of refinement"),
+        ({"refine_rounds": 0}, "consensus, one shot"),
+        ({"refine_rounds": 3, "restarts": 0}, "consensus, restarts 0, 3 rounds of refinement"),
+        ({"method": "paper_reconstruction"}, "paper_reconstruction, one shot"),
+        (
+            {"method": "paper_reconstruction", "radius": "fused", "seeds": "most_neighbours"},
+            "paper_reconstruction, radius fused, seeds most_neighbours, one shot",
+        ),
+        ({"method": "central"}, "central, not federated"),
+        ({"min_count": 1, "n_init": 5}, "consensus, 1 round of refinement"),
+    ],
+)
+def test_a_result_names_its_method(options: dict, title: str) -> None:
+    parts = [np.repeat(np.eye(3), 4, axis=0), np.repeat(np.eye(3), 2, axis=0)]
+    assert FederatedKMeans(3, random_state=0, **options).fit(parts).method_ == title
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "consens"}, "unknown method 'consens': .*did you mean 'consensus'"),
+        ({"client_init": "kmeans+"}, "unknown client_init 'kmeans.'"),
+        ({"eliminate": "some"}, "unknown eliminate 'some': allowed are drop, flags, none"),
+        ({"method": "paper_reconstruction", "radius": "half"}, "unknown radius"),
+        ({"method": "paper_reconstruction", "radius": -1.0}, "radius -1.0"),
+        ({"method": "paper_reconstruction", "seeds": "most"}, "unknown seeds 'most'"),
+        ({"n_init": 0}, "n_init 0: allowed are whole numbers from 1"),
+        ({"restarts": 1.5}, "restarts 1.5"),
+        ({"refine_rounds": -1}, "refine_rounds -1"),
+        ({"local_clusters": [3, 0]}, "local_clusters"),
+        ({"min_count": 0}, "min_count 0"),
+        ({"n_clusters": 0}, "clusters 0"),
+        ({"suspects": "punish"}, "unknown suspects"),
+    ],
+)
+def test_wrong_options(options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        FederatedKMeans(**{"n_clusters": 2, **options}).fit([np.eye(3), np.eye(3)])
+
+
+def test_an_option_without_effect_warns() -> None:
+    with pytest.warns(UserWarning, match="option 'radius' has no effect on the method 'consensus'"):
+        FederatedKMeans(2, radius=0.5).fit([np.eye(3), np.eye(3)])
+
+
+def test_every_option_of_a_method_is_used_by_it_alone() -> None:
+    for name in methods():
+        chosen = method(name)
+        assert chosen.name == name
+        assert set(chosen.defaults) - {"eliminate", "refine_rounds", "client_init", "n_init"} <= chosen.uses
+        assert resolve(3, method_name=name).changed == {}
+
+
+def test_one_array_with_the_client_of_each_row() -> None:
+    parts = clients("s1", alpha=0.3, sites=3, seed=0)
+    points, names = np.concatenate(parts), np.repeat(["a", "b", "c"], [len(part) for part in parts])
+    by_name = FederatedKMeans(15, random_state=0).fit(points, sites=names)
+    by_list = FederatedKMeans(15, random_state=0).fit(parts)
+    np.testing.assert_array_equal(by_name.cluster_centers_, by_list.cluster_centers_)
+    assert by_name.sites_.tolist() == ["a", "b", "c"]
+    with pytest.raises(UserError, match="sites names 2 rows; the array has"):
+        FederatedKMeans(15).fit(points, sites=["a", "b"])
+    with pytest.raises(UserError, match="a list of arrays says it already"):
+        FederatedKMeans(15).fit(parts, sites=names)
+
+
+def test_clone_and_pipeline() -> None:
+    parts = clients("s1", alpha=None, sites=2, seed=0)
+    estimator = clone(FederatedKMeans(15, radius=0.5, method="paper_reconstruction", refine_rounds=1, random_state=4))
+    assert estimator.get_params()["radius"] == 0.5
+    labels = make_pipeline(StandardScaler(), FederatedKMeans(15, random_state=0)).fit_predict(np.concatenate(parts))
+    assert labels.shape == (5000,)
+
+
+def test_a_list_of_sites_is_told_from_rows() -> None:
+    assert is_list_of_sites([np.eye(2), np.eye(2)])
+    assert is_list_of_sites([[[1.0, 2.0]], [[3.0, 4.0]]])
+    assert is_list_of_sites((None, np.eye(2)))
+    assert not is_list_of_sites([[1.0, 2.0], [3.0, 4.0]])
+    assert not is_list_of_sites(np.eye(2))
+    assert not is_list_of_sites([])
+
+
+def test_predict_refuses_another_width() -> None:
+    found = FederatedKMeans(2, random_state=0).fit([np.eye(3), np.eye(3)])
+    with pytest.raises(ValueError, match="4 features, but FederatedKMeans is expecting 3"):
+        found.predict(np.eye(4))
