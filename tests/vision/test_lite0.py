@@ -139,3 +139,22 @@ def test_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> Non
     assert precision.fast_precision(cpu) == torch.bfloat16
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert precision.fast_precision(cpu) == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_frozen_features_are_the_same_under_autocast(precision: str) -> None:
+    encoder = Lite0Encoder(width=32, embed_dim=24, image_size=32, precision=precision).eval()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = encoder.frozen_features(pixels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(encoder.frozen_features(pixels), expected)
+        assert encoder.frozen_features(pixels[:0]).shape == (0, *encoder.feature_shape)
+
+
+def test_frozen_weights_give_the_very_bits_of_trained_ones() -> None:
+    encoder = Lite0Encoder(width=32, embed_dim=24, image_size=32, layers=1, heads=2, precision="float32").eval()
+    features = encoder.frozen_features(torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        expected = encoder(features).embedding_BE
+        encoder.requires_grad_(False)
+        assert torch.equal(encoder(features).embedding_BE, expected)

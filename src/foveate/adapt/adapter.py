@@ -145,6 +145,21 @@ class NativeAdapter(Adapter[S]):
         return first_block_of(self.exchange.names, backbone)
 
 
+B = TypeVar("B", bound=BranchSettings)
+
+
+class BlockAdapter(Adapter[B]):
+    """A method that sits in the chosen blocks alone."""
+
+    def first_block(self, backbone: Backbone) -> int:
+        """The first chosen one."""
+        return chosen_blocks(backbone, self.settings)[0].number
+
+    def places(self, backbone: Backbone) -> list[str]:
+        """The blocks."""
+        return [block.name for block in chosen_blocks(backbone, self.settings)]
+
+
 def first_block_of(names: Sequence[str], backbone: Backbone) -> int:
     """The first block that changes when these tensors do."""
     numbers = []

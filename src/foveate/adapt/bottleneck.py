@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import BranchSettings, check_rank
+from foveate.adapt.adapter import BlockAdapter, BranchSettings, Handle, check_rank, on_output
 from foveate.adapt.view import Place
+
+WHY_NOT_MERGEABLE = "a ReLU lies between its two matrices, so they are no single matrix"
 
 
 class BottleneckSettings(BranchSettings):
@@ -48,7 +50,20 @@ class Bottleneck(nn.Module):
         branch = self.up(self.dropout(F.relu(self.down(x_BLD)))) * (self.scale * strength)
         return branch if self.learnt_scale is None else branch * self.learnt_scale.to(branch.dtype)
 
-    def after(self, result_BLD: Tensor, place: Place, *, strength: float, official: bool) -> Tensor:
-        """A sublayer's result with the adapter behind it."""
-        total = result_BLD + self(result_BLD, strength=strength)
-        return place.passed(total) if official else total
+
+Seq = TypeVar("Seq", bound=SequentialSettings)
+
+
+class SequentialAdapter(BlockAdapter[Seq]):
+    """Bottlenecks behind sublayers: h + s Up(dropout(ReLU(Down h))), h the sublayer's result."""
+
+    why_not_mergeable: ClassVar[str] = WHY_NOT_MERGEABLE
+
+    def behind(self, branch: nn.Module, place: Place) -> Handle:
+        """A hook that lets a sublayer's result pass a bottleneck."""
+
+        def change(output_BLD: Tensor, _: Tensor | None) -> Tensor:
+            total = output_BLD + branch(output_BLD, strength=self.strength)
+            return place.passed(total) if self.settings.layerscale == "official" else total
+
+        return on_output(place.module, change)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import Adapter, BranchSettings, Handle, check_rank, chosen_blocks, on_output, zero
+from foveate.adapt.adapter import BlockAdapter, BranchSettings, Handle, check_rank, chosen_blocks, on_output, zero
 from foveate.adapt.exchange import wider
 from foveate.adapt.view import Backbone, value_of
 from foveate.settings.errors import UserError
@@ -32,7 +32,7 @@ class FactSettings(BranchSettings):
 FactS = TypeVar("FactS", bound=FactSettings)
 
 
-class FactAdapter(Adapter[FactS]):
+class FactAdapter(BlockAdapter[FactS]):
     """U, V and, from a subclass, the cores of each block.
 
     Attributes:
@@ -95,10 +95,6 @@ class FactAdapter(Adapter[FactS]):
         inner = [self.dropout(F.linear(low, core)) for core in cores]
         parts = [part.unflatten(-1, (-1, rank)) for part in inner]
         return self.v(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)).flatten(-2)
-
-    def first_block(self, backbone: Backbone) -> int:
-        """The first chosen one."""
-        return chosen_blocks(backbone, self.settings)[0].number
 
     def places(self, backbone: Backbone) -> list[str]:
         """The projections."""

@@ -154,10 +154,14 @@ class Lite0Encoder(ImageEncoder):
         packed = []
         # Small blocks stay in the cache of a core: a batch of 32 takes 1.5 times as long a picture as one of 8.
         for block in pixels_B3HW.split(_BATCH if pixels_B3HW.device.type == "cpu" else 256):
-            x = self.normalised(block).to(dtype=dtype, memory_format=torch.channels_last)
-            with torch.autocast(device_type=x.device.type, enabled=False):
+            # Without autocast, which has another precision and on CPUs cannot join float16 tensors.
+            with torch.autocast(device_type=block.device.type, enabled=False):
+                x = self.normalised(block).to(dtype=dtype, memory_format=torch.channels_last)
                 packed.append(pack_maps(*network(x)))
-        return torch.cat(packed) if packed else pixels_B3HW.new_zeros((0, *self.feature_shape), dtype=torch.float16)
+        if not packed:
+            return pixels_B3HW.new_zeros((0, *self.feature_shape), dtype=torch.float16)
+        with torch.autocast(device_type=pixels_B3HW.device.type, enabled=False):
+            return torch.cat(packed)
 
     def forward(self, features: Tensor) -> ImageTokens:
         """Packed features [B, F] (or pixels [B, 3, H, W], then the frozen part runs first) to tokens."""
@@ -166,7 +170,8 @@ class Lite0Encoder(ImageEncoder):
         features = as_computed(features)
         if not torch.is_autocast_enabled(features.device.type):
             features = features.to(self.proj.weight.dtype)
-        fine, coarse = unpack_maps(features, self.grid)
+        # Whole, because a product with a strided view sums in another order where its weights are frozen.
+        fine, coarse = (part.contiguous() for part in unpack_maps(features, self.grid))
         x_BLD = self.fine_in(fine).flatten(1, 2)
         # Projection and upsampling are both linear: projecting the coarse map first costs a quarter.
         coarse_BCD = self.coarse_in(coarse).flatten(1, 2)

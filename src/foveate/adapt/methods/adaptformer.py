@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import Adapter, Handle, Method, chosen_blocks, kaiming, on_output, watch_input, zero
-from foveate.adapt.bottleneck import Bottleneck, BottleneckSettings
+from foveate.adapt.adapter import BlockAdapter, Handle, Method, chosen_blocks, kaiming, on_output, watch_input, zero
+from foveate.adapt.bottleneck import WHY_NOT_MERGEABLE, Bottleneck, BottleneckSettings
 from foveate.adapt.view import Backbone, Block
 
 
@@ -23,10 +23,10 @@ class AdaptformerSettings(BottleneckSettings):
     method: Literal["adaptformer"] = "adaptformer"
 
 
-class AdaptformerAdapter(Adapter[AdaptformerSettings]):
+class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
     """One bottleneck a block."""
 
-    why_not_mergeable: ClassVar[str] = "a ReLU lies between its two matrices, so they are no single matrix"
+    why_not_mergeable: ClassVar[str] = WHY_NOT_MERGEABLE
 
     def __init__(self, settings: AdaptformerSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
@@ -50,14 +50,6 @@ class AdaptformerAdapter(Adapter[AdaptformerSettings]):
 
         yield watch_input(block.norm2, _keeper(seen))
         yield on_output(block.mlp_end.module, add)
-
-    def first_block(self, backbone: Backbone) -> int:
-        """The first chosen one."""
-        return chosen_blocks(backbone, self.settings)[0].number
-
-    def places(self, backbone: Backbone) -> list[str]:
-        """The blocks."""
-        return [block.name for block in chosen_blocks(backbone, self.settings)]
 
 
 def _keeper(seen: list[Tensor]):  # noqa: ANN202

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import (
-    Adapter,
+    BlockAdapter,
     BranchSettings,
     Handle,
     Method,
@@ -86,7 +86,7 @@ class ConvBranch(nn.Module):
         return side, side
 
 
-class ConvpassAdapter(Adapter[ConvpassSettings]):
+class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
     """Two branches a block."""
 
     why_not_mergeable: ClassVar[str] = "it mixes neighbouring patches and has activations inside; no matrix does that"
@@ -118,14 +118,6 @@ class ConvpassAdapter(Adapter[ConvpassSettings]):
 
         yield on_output(norm, keep)
         yield on_output(place.module, add)
-
-    def first_block(self, backbone: Backbone) -> int:
-        """The first chosen one."""
-        return chosen_blocks(backbone, self.settings)[0].number
-
-    def places(self, backbone: Backbone) -> list[str]:
-        """The blocks."""
-        return [block.name for block in chosen_blocks(backbone, self.settings)]
 
 
 METHOD = Method(

@@ -8,13 +8,13 @@ merged: the ReLU lies between its matrices.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from foveate.adapt.adapter import Adapter, Handle, Method, chosen_blocks, on_output, xavier
-from foveate.adapt.bottleneck import Bottleneck, SequentialSettings
-from foveate.adapt.view import Backbone, Place
+from foveate.adapt.adapter import Handle, Method, chosen_blocks, xavier
+from foveate.adapt.bottleneck import Bottleneck, SequentialAdapter, SequentialSettings
+from foveate.adapt.view import Backbone
 
 
 class HoulsbySettings(SequentialSettings):
@@ -23,10 +23,8 @@ class HoulsbySettings(SequentialSettings):
     method: Literal["houlsby"] = "houlsby"
 
 
-class HoulsbyAdapter(Adapter[HoulsbySettings]):
+class HoulsbyAdapter(SequentialAdapter[HoulsbySettings]):
     """Two bottlenecks a block."""
-
-    why_not_mergeable: ClassVar[str] = "a ReLU lies between its two matrices, so they are no single matrix"
 
     def __init__(self, settings: HoulsbySettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
@@ -42,26 +40,8 @@ class HoulsbyAdapter(Adapter[HoulsbySettings]):
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """One at the end of each sublayer."""
         for block in chosen_blocks(backbone, self.settings):
-            number = str(block.number)
-            yield on_output(block.attention_end.module, self._behind(self.attention[number], block.attention_end))
-            yield on_output(block.mlp_end.module, self._behind(self.mlp[number], block.mlp_end))
-
-    def _behind(self, branch: nn.Module, place: Place):  # noqa: ANN202
-        assert isinstance(branch, Bottleneck)
-        official = self.settings.layerscale == "official"
-
-        def change(output: Tensor, _: Tensor | None) -> Tensor:
-            return branch.after(output, place, strength=self.strength, official=official)
-
-        return change
-
-    def first_block(self, backbone: Backbone) -> int:
-        """The first chosen one."""
-        return chosen_blocks(backbone, self.settings)[0].number
-
-    def places(self, backbone: Backbone) -> list[str]:
-        """The blocks."""
-        return [block.name for block in chosen_blocks(backbone, self.settings)]
+            yield self.behind(self.attention[str(block.number)], block.attention_end)
+            yield self.behind(self.mlp[str(block.number)], block.mlp_end)
 
 
 METHOD = Method(

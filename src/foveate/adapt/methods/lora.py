@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import (
-    Adapter,
+    BlockAdapter,
     BranchSettings,
     Handle,
     Method,
@@ -74,7 +74,7 @@ class Pair(nn.Module):
         return F.linear(low, self.b.weight.chunk(of)[number])
 
 
-class LoraAdapter(Adapter[LoraSettings]):
+class LoraAdapter(BlockAdapter[LoraSettings]):
     """One pair of matrices a block."""
 
     def __init__(self, settings: LoraSettings, backbone: Backbone) -> None:
@@ -105,10 +105,6 @@ class LoraAdapter(Adapter[LoraSettings]):
             return output + (added if factor == 1 else added * factor)
 
         return change
-
-    def first_block(self, backbone: Backbone) -> int:
-        """The first chosen one."""
-        return chosen_blocks(backbone, self.settings)[0].number
 
     def places(self, backbone: Backbone) -> list[str]:
         """The projections."""

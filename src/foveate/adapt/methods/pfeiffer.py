@@ -8,13 +8,13 @@ merged: the ReLU lies between its matrices.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from foveate.adapt.adapter import Adapter, Handle, Method, chosen_blocks, on_output, xavier, zero
-from foveate.adapt.bottleneck import Bottleneck, SequentialSettings
-from foveate.adapt.view import Backbone, Place
+from foveate.adapt.adapter import Handle, Method, chosen_blocks, xavier, zero
+from foveate.adapt.bottleneck import Bottleneck, SequentialAdapter, SequentialSettings
+from foveate.adapt.view import Backbone
 
 
 class PfeifferSettings(SequentialSettings):
@@ -23,10 +23,8 @@ class PfeifferSettings(SequentialSettings):
     method: Literal["pfeiffer"] = "pfeiffer"
 
 
-class PfeifferAdapter(Adapter[PfeifferSettings]):
+class PfeifferAdapter(SequentialAdapter[PfeifferSettings]):
     """One bottleneck a block."""
-
-    why_not_mergeable: ClassVar[str] = "a ReLU lies between its two matrices, so they are no single matrix"
 
     def __init__(self, settings: PfeifferSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
@@ -40,25 +38,7 @@ class PfeifferAdapter(Adapter[PfeifferSettings]):
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """One at the end of each MLP."""
         for block in chosen_blocks(backbone, self.settings):
-            yield on_output(block.mlp_end.module, self._behind(str(block.number), block.mlp_end))
-
-    def _behind(self, number: str, place: Place):  # noqa: ANN202
-        branch = self.blocks[number]
-        assert isinstance(branch, Bottleneck)
-        official = self.settings.layerscale == "official"
-
-        def change(output: Tensor, _: Tensor | None) -> Tensor:
-            return branch.after(output, place, strength=self.strength, official=official)
-
-        return change
-
-    def first_block(self, backbone: Backbone) -> int:
-        """The first chosen one."""
-        return chosen_blocks(backbone, self.settings)[0].number
-
-    def places(self, backbone: Backbone) -> list[str]:
-        """The blocks."""
-        return [block.name for block in chosen_blocks(backbone, self.settings)]
+            yield self.behind(self.blocks[str(block.number)], block.mlp_end)
 
 
 METHOD = Method(PfeifferSettings, PfeifferAdapter, paper="arXiv 2005.00247", place="behind the MLP", mergeable=False)

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import Adapter, BranchSettings, Handle, Method, check_rank, chosen_blocks, on_output
+from foveate.adapt.adapter import BlockAdapter, BranchSettings, Handle, Method, check_rank, chosen_blocks, on_output
 from foveate.adapt.exchange import wider
 from foveate.adapt.view import Backbone, value_of
 from foveate.settings.errors import UserError
@@ -62,7 +62,7 @@ class LinearBottleneck(nn.Module):
         return eye + factor * (b @ a), factor * (b @ wider(self.a_bias) + wider(self.b_bias))
 
 
-class RepadapterAdapter(Adapter[RepadapterSettings]):
+class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
     """Two bottlenecks a block."""
 
     def __init__(self, settings: RepadapterSettings, backbone: Backbone) -> None:
@@ -82,10 +82,6 @@ class RepadapterAdapter(Adapter[RepadapterSettings]):
 
     def _through(self, bottleneck: nn.Module):  # noqa: ANN202
         return lambda z_BLD, _: bottleneck(z_BLD, strength=self.strength)
-
-    def first_block(self, backbone: Backbone) -> int:
-        """The first chosen one."""
-        return chosen_blocks(backbone, self.settings)[0].number
 
     def places(self, backbone: Backbone) -> list[str]:
         """The projections that they stand in front of."""

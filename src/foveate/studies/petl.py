@@ -1,0 +1,188 @@
+"""The study `petl`: methods of adaptation beside linear probing and full fine-tuning, how they differ, and WiSE."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from foveate.settings.cells import Cell
+from foveate.studies.petl_measures import bootstrap, read_logits
+from foveate.studies.petl_trainings import (
+    ALPHAS,
+    BETWEEN,
+    LIMIT,
+    OPTIONS,
+    RATES,
+    RATES_OF_FULL,
+    Scale,
+    Work,
+)
+from foveate.studies.petl_worlds import EMOJI, GLYPHS
+from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
+
+CONDITIONS = (
+    Condition(
+        GLYPHS,
+        "36 glyphs",
+        "a ViT of 106,404 numbers that read 0-9 and A-Z in five clean fonts learns ten pictures of each in five other, "
+        "disturbed fonts; the shifted test is in the clean fonts",
+    ),
+    Condition(
+        EMOJI,
+        "Emoji subcategories",
+        "a ViT of 0.5 million numbers distilled from EfficientNet-Lite0 on built-in pictures learns at most ten Noto "
+        "Emoji of each subcategory; tests show concepts that were in no training, the shifted one in the Twemoji style",
+    ),
+)
+_MARGINS = {GLYPHS: {"linear": 0.10, "labels": 0.10}, EMOJI: {"linear": 0.02, "labels": 0.05}}
+MEASURES = (
+    Measure("acc", "accuracy"),
+    Measure("shift", "accuracy, shifted test"),
+    Measure("spread", "standard deviation over methods"),
+    Measure("disagree", "disagreement of two"),
+    Measure("forced", "disagreement that accuracies force"),
+    Measure("kappa", "error consistency of two"),
+    Measure("gain", "gain over the mean member"),
+)
+ROWS = (
+    Row("linear", "linear", "the reference: the head alone", "all", "linear/", "reference"),
+    Row("before", "network as it came", "with the head that tuning starts from", "all", "before/", "baseline"),
+    *(Row(name, name, "one method", "all", f"{name}/") for name in OPTIONS if name != "linear"),
+    Row("thirteen", "13 methods, mean", "without linear, full and vpt-shallow", "all", "thirteen/"),
+    Row("seeds", "4 methods, two seeds each", "a method and itself with another seed", "all", "seeds/", "control"),
+    Row("ensemble", "ensemble of the 13", "mean logits", "all", "ensemble/"),
+    Row("best", "best of the 13 (peeks)", "chosen by the test labels", "all", "best/", "baseline"),
+    Row("pair-methods", "ensembles of two methods", "all pairs of four methods", "all", "pair-methods/"),
+    Row("pair-seeds", "ensembles of two seeds", "the same four methods, each with itself", "all", "pair-seeds/",
+        "control"),
+    *(Row(f"{name}-half", f"{name}, alpha .5", "halfway between the network that came and the tuned one", "all",
+          f"{name}-half/") for name in BETWEEN),
+    Row("light", "bitfit, lora, adaptformer, mean", "few parameters", "all", "light/"),
+    Row("light-half", "the same, alpha .5", "few parameters, halfway", "all", "light-half/"),
+    Row("full-shuffled", "full, shuffled labels", "training labels permuted", "all", "full-shuffled/", "control"),
+    Row("lora-shuffled", "lora, shuffled labels", "training labels permuted", "all", "lora-shuffled/", "control"),
+    Row("chance", "chance", "guessing by the classes' shares in training", "all", "chance/", "baseline"),
+)  # fmt: skip
+
+
+def _claims(condition: str) -> tuple[Claim, ...]:
+    least = _MARGINS[condition]
+
+    def claim(text: str, measure: str, better: str, worse: str, margin: float = 0.0, **more: Any) -> Claim:
+        return Claim(text, condition, measure, better, worse, margin, **more)
+
+    return (
+        claim("Few parameters beat linear probing", "acc", "thirteen", "linear", least["linear"], asserted=True),
+        claim("Few parameters beat full fine-tuning", "acc", "thirteen", "full", source="paper: with few labels"),
+        claim(f"The methods lie close: their standard deviation is below {LIMIT:g}", "limit", "thirteen", "thirteen",
+              worse_measure="spread", source="paper: about 1 %"),
+        claim("Two methods differ on more pictures than their accuracies force", "disagree", "thirteen", "thirteen",
+              0.05, worse_measure="forced", asserted=True, source="paper: 20 to 35 %"),
+        claim("Two methods differ more than two seeds of one", "disagree", "thirteen", "seeds"),
+        claim("The ensemble of the 13 beats its mean member", "acc", "ensemble", "thirteen", 0.01, asserted=True,
+              source="paper"),
+        claim("It beats the best of them, chosen by test labels", "acc", "ensemble", "best"),
+        claim("Two methods gain more together than two seeds of one", "gain", "pair-methods", "pair-seeds"),
+        claim("Halfway, full fine-tuning gains under the shift", "shift", "full-half", "full", asserted=True,
+              source="paper"),
+        claim("Halfway, it loses less than .02 on its own pictures", "acc", "full-half", "full", -0.02),
+        claim("Halfway, few parameters gain under the shift", "shift", "light-half", "light", source="paper"),
+        claim("Few parameters lose less under the shift than full fine-tuning", "shift", "light", "full",
+              source="paper"),
+        claim("Halfway, full fine-tuning is above few parameters under the shift", "shift", "full-half", "light-half",
+              source="paper"),
+        claim("Control: with shuffled labels lora learns less", "acc", "lora", "lora-shuffled", least["labels"],
+              asserted=True),
+        claim("Control: then it is at chance, within .03", "acc", "chance", "lora-shuffled", -0.03, asserted=True),
+        claim("Control: full fine-tuning, too", "acc", "chance", "full-shuffled", -0.03, asserted=True),
+    )  # fmt: skip
+
+
+DESIGN = Design(
+    name="petl",
+    title="Sixteen ways to tune a vision network",
+    question="Do methods with few parameters beat linear probing, do they make different mistakes, and what do "
+    "ensembles and models in between bring?",
+    reference="linear",
+    conditions=CONDITIONS,
+    rows=ROWS,
+    measures=MEASURES,
+    claims=tuple(claim for condition in CONDITIONS for claim in _claims(condition.key)),
+    limits=(
+        "Two small networks and two small tasks: nothing here is a ranking of methods at the size of ViT-B/16.",
+        "One network a world: the intervals are over drawn training pictures, first values and orders.",
+        "One learning rate a method, chosen from three on a draw of its own; options of methods are not searched.",
+        "Every method starts from the same head: the glyph network's own, or the linear probe's of the same pictures.",
+        "The shifted glyphs are in the fonts that the network came from: there the untuned network is best.",
+        "Nothing is corrected for the number of comparisons.",
+    ),
+)
+
+
+FULL = Scale(
+    source_per_class=300,
+    pool_per_class=20,
+    shots=10,
+    glyph_pretraining_epochs=8,
+    distillation_epochs=24,
+    epochs=30,
+    seeds=5,
+)
+QUICK = replace(FULL, epochs=15, seeds=2)
+
+
+def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
+    """One a world and seed: all methods on the same pictures."""
+    return [
+        Cell(number, condition.key, "all") for number in range(seed, seed + scale.seeds) for condition in CONDITIONS
+    ]
+
+
+def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
+    """What cells depend on besides their names."""
+    return {"study": DESIGN.name, **sizes(scale), "options": OPTIONS, "rates": [list(RATES), list(RATES_OF_FULL)]}
+
+
+def beside(folder: Path, scale: Scale) -> list[dict[str, Any]]:
+    """The chosen rates, and the curves between the network and the tuned one, with bootstrap intervals."""
+    tables = []
+    for condition in CONDITIONS:
+        work = Work(folder, scale, {})
+        rates = work.rates(condition.key)
+        tables.append(
+            {
+                "title": f"{condition.title}: learning rates",
+                "note": "Chosen on pictures of the pool that no training saw, with a draw that no result is from.",
+                "columns": ["method", "peak learning rate"],
+                "lines": [[method, f"{rate:g}"] for method, rate in rates.items()],
+            }
+        )
+        tables += [_curves(work, condition, split) for split in ("test", "shift")]
+    return tables
+
+
+def _curves(work: Work, condition: Condition, split: str) -> dict[str, Any]:
+    data = work.world(condition.key).data
+    rows = {name: data.rows(name) for name in ("test", "shift")}
+    labels = data.labels_N[rows[split]]
+    count = len(rows["test"])
+    chosen = slice(None, count) if split == "test" else slice(count, None)
+    cells_done = sorted((work.folder / "cells").glob(f"{condition.key}-all-seed*.json"))
+    lines = []
+    for place, alpha in enumerate(ALPHAS):
+        line = [f"{alpha:g}"]
+        for method in BETWEEN:
+            paths = [path.parent / "at-work" / path.stem / "fits" / f"{method}-curve.npz" for path in cells_done]
+            right = [read_logits(path)[place][chosen].argmax(axis=1) == labels for path in paths]
+            value, low, high = bootstrap(right, name=f"{condition.key} {split} {method} {alpha}")
+            line.append(f"{value:.3f} ({low:.3f} to {high:.3f})")
+        lines.append(line)
+    return {
+        "title": f"{condition.title}: between the network and the tuned one, {'shifted ' * (split == 'shift')}test",
+        "note": "Accuracy at alpha 0 (the network with the head that tuning starts from) to 1 (the tuned one); 95 % "
+        "bootstrap intervals over seeds and pictures.",
+        "columns": ["alpha", *BETWEEN],
+        "lines": lines,
+    }

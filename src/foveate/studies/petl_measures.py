@@ -1,0 +1,68 @@
+"""What the study `petl` reads from logits: how alike methods are, what they give together, intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.metrics.agreement import agreement, error_consistency
+from foveate.settings.seeds import generator
+
+Logits = NDArray[np.float32]
+_RESAMPLES = 1000
+
+
+def accuracy(logits_NK: Logits, labels_N: NDArray[np.int64]) -> float:
+    """The share that is right."""
+    return float((logits_NK.argmax(axis=1) == labels_N).mean())
+
+
+def alike(logits: Sequence[tuple[Logits, Logits]], labels_N: NDArray[np.int64]) -> dict[str, float]:
+    """Means over pairs of models: disagreement, the least that their accuracies force, and error consistency.
+
+    Two models that are right on shares a and b of the samples differ on at least |a - b| of them.
+    """
+    found: dict[str, list[float]] = {"disagree": [], "forced": [], "kappa": []}
+    for one, other in logits:
+        both = np.stack([one, other])
+        found["disagree"].append(1 - float(agreement(both)[0, 1]))
+        found["forced"].append(abs(accuracy(one, labels_N) - accuracy(other, labels_N)))
+        found["kappa"].append(float(error_consistency(both, labels_N)[0, 1]))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def together(groups: Sequence[Sequence[Logits]], labels_N: NDArray[np.int64]) -> dict[str, float]:
+    """Of ensembles by mean logits, the mean over groups of models: accuracy, and its gain over the mean member."""
+    own, gain = [], []
+    for group in groups:
+        own.append(accuracy(np.mean(group, axis=0), labels_N))
+        gain.append(own[-1] - float(np.mean([accuracy(one, labels_N) for one in group])))
+    return {"acc": float(np.mean(own)), "gain": float(np.mean(gain))}
+
+
+def all_pairs(logits: Mapping[str, Logits]) -> list[tuple[Logits, Logits]]:
+    """Every pair of models once."""
+    return [(logits[one], logits[other]) for one, other in combinations(logits, 2)]
+
+
+def bootstrap(right_SN: Sequence[NDArray[np.bool_]], *, name: str) -> tuple[float, float, float]:
+    """Mean accuracy over seeds with its 95 % interval, seeds and pictures (the same for all seeds) drawn anew."""
+    right = np.stack(right_SN).astype(np.float64)
+    random = generator("petl bootstrap", name)
+    seeds, pictures = right.shape
+    means = [
+        right[random.integers(0, seeds, seeds)][:, random.integers(0, pictures, pictures)].mean()
+        for _ in range(_RESAMPLES)
+    ]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(right.mean()), float(low), float(high)
+
+
+def read_logits(path: Path) -> Logits:
+    """The array of a training's file."""
+    with np.load(path, allow_pickle=False) as file:
+        return file["logits"]

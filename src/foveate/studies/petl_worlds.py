@@ -1,0 +1,259 @@
+"""The two worlds of the study `petl`: emoji for a small ViT distilled from EfficientNet-Lite0, and glyphs for theirs.
+
+Each is a network, labelled pictures of a pool, of a test and of a shifted test, all from the package itself. Nothing of
+the tests takes part in making a network: the distillation sees no held-out concept, not even without its label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from foveate.adapt.data import Labelled
+from foveate.adapt.opening import Opened
+from foveate.records.builtin import glyphs
+from foveate.settings.errors import UserError
+from foveate.settings.files import atomic_file, write_bytes_atomically
+from foveate.settings.runs import RunFolder
+from foveate.settings.seeds import uniform
+from foveate.studies.calibration_worlds import glyph_network, prepare_glyphs
+from foveate.training.distributed import start
+from foveate.training.loader import Loader
+from foveate.training.loop import train
+from foveate.training.settings import TrainingSettings
+from foveate.training.task import Batch, Losses, Report, Task
+from foveate.vision.pixels import Preprocess
+from foveate.vision.registry import seeded
+
+GLYPHS, EMOJI = "glyphs", "emoji"
+SIZE, TEACHER_SIZE, GRID = 64, 128, 4
+LEAST_PICTURES = 20  # of a subcategory in one style
+HELD_OUT = 0.4  # share of the concepts
+_HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class World:
+    """A network with a classifier, and pictures.
+
+    Attributes:
+        trained_head: whether the classifier was trained for these classes; else it is to be replaced.
+        data: splits "pool" (to learn and to choose from), "test", "shift".
+    """
+
+    opened: Opened
+    trained_head: bool
+    data: Labelled
+
+
+def small_vit(classes: int) -> nn.Module:
+    """The student: 64 px in 16 patches, width 96, 4 blocks, 3 heads."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=SIZE, patch_size=SIZE // GRID, embed_dim=96, depth=4, num_heads=3, num_classes=classes
+    )
+
+
+def prepare_emoji(folder: Path, *, epochs: int) -> None:
+    """Pictures with the teacher's features, and the student distilled on those that are not held out."""
+    path = folder / "pictures.npz"
+    if not path.is_file():
+        _render(path)
+    if not (folder / "student.safetensors").is_file():
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("pixels", "map", "pooled", "held_out")}
+        _distil(arrays, folder, epochs=epochs)
+
+
+def open_emoji(folder: Path) -> World:
+    """Subcategories of emoji: learnt in the Noto style, shifted to the Twemoji style of the same held-out concepts."""
+    with np.load(folder / "pictures.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in ("pixels", "source", "style", "subcategory", "held_out")}
+    arrays = {name: values[arrays["source"] == "emoji"] for name, values in arrays.items()}
+    noto = arrays["style"] == "noto"
+    names = []
+    for name in sorted(set(arrays["subcategory"].tolist())):
+        own = (arrays["subcategory"] == name) & noto
+        if own.sum() >= LEAST_PICTURES and 0 < arrays["held_out"][own].sum() < own.sum():
+            names.append(str(name))
+    labels = np.array([names.index(one) if one in names else -1 for one in arrays["subcategory"].tolist()])
+    splits = np.where(arrays["held_out"], np.where(noto, "test", "shift"), np.where(noto, "pool", ""))
+    network = small_vit(len(names))
+    weights = load_file(folder / "student.safetensors")
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    assert set(missing) == {"head.weight", "head.bias"}
+    assert not unexpected
+    pixels = torch.from_numpy(arrays["pixels"])
+    preprocess = Preprocess(size=SIZE, mean=_HALF, std=_HALF)
+    return World(
+        Opened(network.eval(), preprocess, {"kind": "study"}), False, _labelled("emoji", names, labels, splits, pixels)
+    )
+
+
+def prepare_glyph_world(folder: Path, *, source_per_class: int, pool_per_class: int, epochs: int) -> None:
+    """The glyph ViT trained on clean fonts, target pictures to learn from, and clean ones for the shifted test."""
+    prepare_glyphs(folder, source_per_class=source_per_class, target_per_class=pool_per_class, epochs=epochs)
+    path = folder / "shift.npz"
+    if not path.is_file():
+        drawn = glyphs.glyphs("source", "petl shift", per_class=pool_per_class)
+        with atomic_file(path) as handle:
+            np.savez(handle, arrays=drawn.pictures, labels=drawn.labels)
+
+
+def open_glyph_world(folder: Path) -> World:
+    """36 characters: learnt in five disturbed fonts, shifted back to the clean fonts that the network came from."""
+    network = glyph_network()
+    network.load_state_dict(load_file(folder / "before.safetensors"), strict=True)
+    pictures, labels, splits = [], [], []
+    for file_name, split in (("train", "pool"), ("test", "test"), ("shift", "shift")):
+        with np.load(folder / f"{file_name}.npz", allow_pickle=False) as file:
+            pictures.append(file["arrays"])
+            labels.append(file["labels"])
+            splits += [split] * len(file["labels"])
+    preprocess = Preprocess(size=glyphs.SIZE, mean=_HALF, std=_HALF)
+    data = _labelled(
+        "glyphs", glyphs.CLASSES, np.concatenate(labels), np.array(splits), torch.from_numpy(np.concatenate(pictures))
+    )
+    return World(Opened(network.eval(), preprocess, {"kind": "study"}), True, data)
+
+
+def _labelled(
+    name: str, classes: Sequence[str], labels: NDArray[Any], splits: NDArray[Any], pixels: Tensor
+) -> Labelled:
+    def picture(row: int, flip: bool) -> Tensor:
+        return pixels[row].flip(-1) if flip else pixels[row]
+
+    keys = [str(number) for number in range(len(labels))]
+    return Labelled(name, tuple(classes), keys, labels.astype(np.int64), splits, picture)
+
+
+def _render(path: Path) -> None:
+    """All emoji and clip art at 64 px, and of Lite0 at 128 px the map [4, 4, 320] and both maps' means [432]."""
+    from foveate.records.builtin.singles import singles
+    from foveate.records.geometry import View
+    from foveate.records.pictures import decode
+    from foveate.settings.progress import track
+    from foveate.vision.lite0 import Lite0Encoder, unpack_maps
+    from foveate.vision.views import placed, render
+
+    teacher = Lite0Encoder(image_size=TEACHER_SIZE, width=64, embed_dim=64, precision="float32").eval()
+    small = Preprocess(size=SIZE, mean=_HALF, std=_HALF)
+    found: dict[str, list[Any]] = {
+        name: [] for name in ("pixels", "map", "pooled", "source", "style", "subcategory", "held_out")
+    }
+    large: list[Tensor] = []
+
+    def flush() -> None:
+        if large:
+            with torch.inference_mode():
+                fine, coarse = unpack_maps(teacher.frozen_features(torch.stack(large)).float(), teacher.grid)
+            found["map"].append(coarse.half().numpy())
+            means = [part.flatten(1, 2).mean(1) for part in (fine, coarse)]
+            found["pooled"].append(torch.cat(means, dim=1).half().numpy())
+            large.clear()
+
+    for source in ("emoji", "clipart"):
+        for single in track(singles(source, size=TEACHER_SIZE), description=f"features of {source}"):
+            image = decode(single.data)
+            large.append(render(teacher.preprocess, image, placed(teacher.preprocess, image.size, View())))
+            found["pixels"].append(render(small, image, placed(small, image.size, View())).numpy())
+            found["source"].append(source)
+            found["style"].append(single.labels["style"])
+            found["subcategory"].append(single.labels["subcategory"])
+            found["held_out"].append(uniform("petl study", single.group) < HELD_OUT)
+            if len(large) == 32:
+                flush()
+    flush()
+    arrays: dict[str, Any] = {key: np.concatenate(found.pop(key)) for key in ("map", "pooled")}
+    arrays |= {key: np.array(values) for key, values in found.items()}
+    with atomic_file(path) as handle:
+        np.savez(handle, **arrays)
+
+
+class DistilTask(Task):
+    """The student's patches give the teacher's map, its class token the teacher's means, by two linear layers.
+
+    Half of the pictures are mirrored together with their map.
+    """
+
+    def __init__(self, network: Any, *, channels: int, pooled: int) -> None:
+        super().__init__()
+        self.network = network
+        self.to_map = nn.Linear(network.embed_dim, channels)
+        self.to_pooled = nn.Linear(network.embed_dim, pooled)
+
+    def losses(self, batch: Batch) -> tuple[Losses, Report]:
+        """Squared errors of both."""
+        tokens = self.network.forward_features(batch["pixels"])
+        spread = F.mse_loss(self.to_map(tokens[:, 1:]), batch["map"])
+        whole = F.mse_loss(self.to_pooled(tokens[:, 0]), batch["pooled"])
+        return {"loss": spread + whole}, {"map": spread.detach(), "pooled": whole.detach()}
+
+    def export(self, folder: Path) -> None:
+        """The student's weights."""
+        write_bytes_atomically(folder / "student.safetensors", save(student_weights(self.network)))
+
+
+def student_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a network for a file."""
+    return {name: value.detach().contiguous() for name, value in network.state_dict().items()}
+
+
+class _Pairs:
+    """Pictures with the teacher's features."""
+
+    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
+        rows = np.flatnonzero(~arrays["held_out"])
+        pooled = arrays["pooled"][rows].astype(np.float32)
+        self.pixels = torch.from_numpy(arrays["pixels"][rows])
+        self.map = torch.from_numpy(arrays["map"][rows].astype(np.float32))
+        self.pooled = torch.from_numpy((pooled - pooled.mean(0)) / (pooled.std(0) + 1e-6))
+
+    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+        """Normalised pixels, the map's 16 positions, the means."""
+        pixels, own = self.pixels[row].float() / 127.5 - 1, self.map[row]
+        if uniform("petl mirrored", seed, row, visit) < 0.5:
+            pixels, own = pixels.flip(-1), own.flip(1)
+        return {"pixels": pixels, "map": own.flatten(0, 1), "pooled": self.pooled[row]}
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """One batch."""
+        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def _distil(arrays: dict[str, NDArray[Any]], folder: Path, *, epochs: int) -> None:
+    pairs = _Pairs(arrays)
+    with seeded(0):
+        task = DistilTask(small_vit(0), channels=pairs.map.shape[-1], pooled=pairs.pooled.shape[-1])
+    steps = epochs * len(pairs.pixels) // 64
+    settings = TrainingSettings(
+        steps=steps,
+        batch_size=64,
+        learning_rate=2e-3,
+        weight_decay=0.05,
+        warmup_steps=min(100, steps // 4),
+        betas=(0.9, 0.999),
+        checkpoint_every=200,
+        keep_checkpoints=1,
+        log_every=max(1, steps // 20),
+        workers=0,
+    )
+    rows = np.arange(len(pairs.pixels))
+    with start("cpu"):
+        outcome = train(
+            task, Loader(pairs, rows=rows, batch_size=64, seed=0, workers=0), settings,
+            RunFolder.create(folder / "distillation"),
+        )  # fmt: skip
+    if outcome.status == "stopped":
+        raise UserError(f"{folder}: stopped after step {outcome.step} of {steps}; the same command goes on from there")
+    task.export(folder)

@@ -1,0 +1,130 @@
+"""The study `petl`: its design holds together, its measures are what they say, and a small run measures every row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from foveate.adapt.registry import method_names
+from foveate.metrics.agreement import agreement
+from foveate.settings.cells import Cell
+from foveate.studies import petl, petl_trainings, petl_worlds
+from foveate.studies.petl_measures import alike, all_pairs, bootstrap, together
+from foveate.studies.study import row_values, summary
+
+SMALL = petl.Scale(
+    source_per_class=8, pool_per_class=4, shots=2, glyph_pretraining_epochs=1, distillation_epochs=1, epochs=1, seeds=1
+)
+
+
+def test_claims_name_rows_and_measures_that_exist() -> None:
+    design = petl.DESIGN
+    rows, measures = {row.key for row in design.rows}, {one.key for one in design.measures}
+    for claim in design.claims:
+        assert {claim.better, claim.worse} <= rows
+        assert claim.measure in measures | {"limit"}
+    assert {row.trained_as for row in design.rows} == {cell.variant for cell in petl.cells(SMALL, seed=0, extras=())}
+    assert set(petl.OPTIONS) == set(method_names()) - {"subset"}
+    assert len(petl_trainings.THIRTEEN) == 13
+    assert len(petl.cells(petl.FULL, seed=0, extras=())) == 10
+    other = replace(petl.FULL, epochs=3)
+    assert petl.identity(other, extras=()) != petl.identity(petl.FULL, extras=())
+
+
+def one_hot(predicted: list[int], classes: int = 3) -> Any:
+    return np.eye(classes, dtype=np.float32)[predicted]
+
+
+def test_how_alike_two_models_are() -> None:
+    labels = np.array([0, 0, 1, 1])
+    one, other = one_hot([0, 0, 1, 2]), one_hot([0, 2, 2, 2])
+    found = alike([(one, other)], labels)
+    assert found["disagree"] == 0.5
+    assert found["forced"] == 0.5  # .75 and .25 right
+    swapped = one_hot([2, 0, 1, 2])
+    assert alike([(one, swapped)], labels)["forced"] == pytest.approx(0.25)
+    assert found["disagree"] == 1 - agreement(np.stack([one, other]))[0, 1]
+    assert len(all_pairs({"a": one, "b": other, "c": swapped})) == 3
+
+
+def test_gain_is_over_the_mean_member() -> None:
+    labels = np.array([0, 1, 2])
+    members = [3 * one_hot([0, 1, 0]), 2 * one_hot([0, 0, 2]), 2 * one_hot([1, 1, 2])]
+    found = together([members], labels)
+    assert found["acc"] == 1
+    assert found["gain"] == pytest.approx(1 / 3)
+
+
+def test_bootstrap_covers_the_mean_and_shrinks_with_pictures() -> None:
+    random = np.random.default_rng(0)
+    few, many = ([random.random(count) < 0.7 for _ in range(5)] for count in (40, 4000))
+    widths = []
+    for right in (few, many):
+        value, low, high = bootstrap(right, name="test")
+        assert low < value < high
+        assert value == pytest.approx(float(np.mean(right)))
+        widths.append(high - low)
+    assert widths[0] > 5 * widths[1]
+    assert bootstrap(few, name="test") == bootstrap(few, name="test")
+
+
+def test_the_student_learns_the_teacher_and_no_held_out_picture(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    count = 160
+    pixels = random.integers(0, 256, (count, 3, 64, 64)).astype(np.uint8)
+    maps = pixels.reshape(count, 3, 4, 16, 4, 16).mean((3, 5)).transpose(0, 2, 3, 1) / 25
+    arrays = {
+        "pixels": pixels,
+        "map": maps.astype(np.float16),
+        "pooled": maps.mean((1, 2)).astype(np.float16),
+        "held_out": np.arange(count) % 10 == 0,
+    }
+    assert len(petl_worlds._Pairs(arrays).pixels) == 144
+    petl_worlds._distil(arrays, tmp_path, epochs=2)
+    first = (tmp_path / "student.safetensors").read_bytes()
+    arrays["pixels"][arrays["held_out"]] = 0
+    petl_worlds._distil(arrays, tmp_path / "again", epochs=2)
+    assert (tmp_path / "again" / "student.safetensors").read_bytes() == first
+    network = petl_worlds.small_vit(0)
+    assert sum(value.numel() for value in network.parameters()) == 523_104
+
+
+def test_a_cell_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    petl_worlds.prepare_glyph_world(tmp_path / "glyphs", source_per_class=4, pool_per_class=4, epochs=1)
+    work = petl.Work(tmp_path, SMALL, {})
+    cell = petl_trainings._Cell(work, "glyphs", 0, tmp_path / "cell")
+    rows = cell.rows["test"]
+    assert len(cell.learn) == 72
+    assert not set(cell.learn) & {*cell.held, *rows, *cell.rows["shift"]}
+    first = cell.fit("lora", "lora", 1e-3, measured=rows)
+    monkeypatch.setattr(cell.bench, "fit", lambda *_, **__: pytest.fail("it is finished"))
+    assert np.array_equal(cell.fit("lora", "lora", 1e-3, measured=rows), first)
+    other = petl_trainings._Cell(work, "glyphs", 1, tmp_path / "other")
+    assert set(other.learn) != set(cell.learn)
+
+
+@pytest.mark.slow
+def test_a_small_run_measures_every_row(tmp_path: Path) -> None:
+    work = petl.Work(tmp_path, SMALL, {})
+    work.prepare()
+    emoji = petl_worlds.open_emoji(tmp_path / "emoji")
+    assert len(emoji.data.classes) > 15
+    done = {}
+    for cell in petl.cells(SMALL, seed=0, extras=()):
+        before = torch.random.get_rng_state()
+        done[cell] = work(cell)
+        assert torch.equal(torch.random.get_rng_state(), before)
+    found = row_values(petl.DESIGN.rows, done.items())
+    assert all(found["glyphs", row.key] for row in petl.DESIGN.rows)
+    judged = summary(petl.DESIGN, found)
+    assert len(judged["claims"]) == len(petl.DESIGN.claims)
+    again = Cell(0, "glyphs", "all")
+    assert work(again) == done[again]
+    (tmp_path / "cells" / f"{again.name}.json").write_text("{}", encoding="utf-8")
+    tables = petl.beside(tmp_path, SMALL)
+    assert len(tables) == 6
