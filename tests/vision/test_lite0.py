@@ -48,6 +48,17 @@ def test_folded_network_equals_the_package(coffee: torch.Tensor, capsys: pytest.
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_activations_change_no_bit(coffee: torch.Tensor, dtype: torch.dtype) -> None:
+    x = Lite0Encoder().normalised(coffee).to(dtype=dtype, memory_format=torch.channels_last)
+    plain, fused = load_lite0().to(dtype), load_lite0().to(dtype).fuse()
+    assert plain.stem.fused is None
+    assert (fused.stem.fused is not None) == torch.backends.mkldnn.is_available()
+    for one, other in zip(plain(x), fused(x), strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.no_grad()
 def test_features_are_packed_and_precisions_agree(coffee: torch.Tensor) -> None:
     exact, half = (Lite0Encoder(precision=precision) for precision in ("float32", "bfloat16"))
     features = exact.frozen_features(coffee)

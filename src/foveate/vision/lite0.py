@@ -139,11 +139,10 @@ class Lite0Encoder(ImageEncoder):
 
     def _network(self, device: torch.device, dtype: torch.dtype) -> Lite0:
         with _LOADING:
-            if not self._frozen:
-                self._frozen.append(load_lite0().to(device=device, dtype=dtype))
-            parameter = next(self._frozen[0].parameters())
-            if parameter.device != device or parameter.dtype != dtype:
-                self._frozen[0] = load_lite0().to(device=device, dtype=dtype)
+            parameter = next(self._frozen[0].parameters()) if self._frozen else None
+            if parameter is None or parameter.device != device or parameter.dtype != dtype:
+                network = load_lite0().to(device=device, dtype=dtype)
+                self._frozen[:] = [network.fuse() if device.type == "cpu" else network]
             return self._frozen[0]
 
     @torch.no_grad()

