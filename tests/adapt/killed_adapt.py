@@ -1,0 +1,20 @@
+"""The training that `test_adapt_kills.py` kills."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from foveate.adapt.opening import backbone_settings
+from foveate.adapt.recipe import recipe_of
+from foveate.adapt.train import train_adapter
+
+METHODS = ("lora", "full", "linear")
+
+
+def adapt_train(backbone: str, data: str, run: str, method: str) -> None:
+    """Thirty updates with a checkpoint after every second one."""
+    fields = ["training.epochs=10", "training.batch_size=10", "training.checkpoint_every=2", "training.log_every=1"]
+    recipe = recipe_of(backbone_settings(backbone), method, [*fields, "training.workers=0"])
+    done = train_adapter(recipe, Path(data), Path(run), device="cpu", command=sys.argv)
+    assert done.folder is not None
