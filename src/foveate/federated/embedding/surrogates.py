@@ -64,7 +64,11 @@ class SurrogateNetwork(nn.Module):
 
     def forward(self, z_Nd: Tensor) -> Tensor:
         """The repulsion at each place, [N]."""
-        found = encode_positions(z_Nd, levels=self.levels)
+        return self.read(encode_positions(z_Nd, levels=self.levels))
+
+    def read(self, encoded_NI: Tensor) -> Tensor:
+        """The same of encoded places."""
+        found = encoded_NI
         for layer in self.layers[:-1]:
             found = F.relu(layer(found))
         return self.layers[-1](found)[:, 0]
@@ -116,6 +120,7 @@ def fit_surrogate(
     it ends. With held_out = 0 all epochs are trained and the last weights are kept.
     """
     network = SurrogateNetwork(architecture, queries_Gd.shape[1], generator, queries_Gd.dtype)
+    encoded_GI = encode_positions(queries_Gd, levels=architecture.levels)
     order = torch.randperm(len(queries_Gd), generator=generator)
     checked = order[: int(settings.held_out * len(order))]
     fitted = order[len(checked) :]
@@ -123,7 +128,7 @@ def fit_surrogate(
     best, best_weights, waited, epoch = math.inf, None, 0, 0
     for epoch in range(settings.epochs):
         for rows in fitted[torch.randperm(len(fitted), generator=generator)].split(settings.batch):
-            loss = (network(queries_Gd[rows]) - targets_G[rows]).square().mean()
+            loss = (network.read(encoded_GI[rows]) - targets_G[rows]).square().mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
@@ -131,7 +136,7 @@ def fit_surrogate(
         if not len(checked) or (epoch % settings.check_every and epoch != settings.epochs - 1):
             continue
         with torch.no_grad():
-            error = float((network(queries_Gd[checked]) - targets_G[checked]).square().mean())
+            error = float((network.read(encoded_GI[checked]) - targets_G[checked]).square().mean())
         if error < best:
             best, best_weights, waited = error, copy.deepcopy(network.state_dict()), 0
         else:
@@ -141,7 +146,7 @@ def fit_surrogate(
     if best_weights is not None:
         network.load_state_dict(best_weights)
     with torch.no_grad():
-        predicted = network(queries_Gd)
+        predicted = network.read(encoded_GI)
     return Fit(
         weights_of(network),
         r_squared(predicted, targets_G),

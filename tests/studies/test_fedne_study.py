@@ -1,0 +1,85 @@
+"""The study `fedne`: its design holds together, its cells measure, its control shuffles; the effects, slow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveate.federated.messages import Message
+from foveate.federated.rounds import Log
+from foveate.federated.sites import Site
+from foveate.settings.cells import Cell
+from foveate.settings.errors import UserError
+from foveate.studies import fedne
+from foveate.studies.study import row_values, summary
+
+TINY = replace(fedne.QUICK, rounds=3, seeds=1)
+
+
+def test_claims_name_rows_measures_and_conditions_that_exist() -> None:
+    design = fedne.DESIGN
+    rows, measures = {row.key for row in design.rows}, {one.key for one in design.measures}
+    for claim in design.claims:
+        assert {claim.better, claim.worse} <= rows
+        assert claim.measure in measures
+        assert claim.condition in fedne.WORLDS
+    assert {row.trained_as for row in design.rows} == set(fedne.VARIANTS)
+    assert {condition.key for condition in design.conditions} == set(fedne.WORLDS)
+
+
+def test_networks_are_trained_on_two_sets_and_mnist_needs_its_package() -> None:
+    whole = fedne.cells(fedne.FULL, seed=0, extras=("mnist",))
+    assert len(whole) == 5 * (5 * 11 - 3)
+    assert {cell.condition for cell in whole if cell.variant == "network"} == {fedne.SHARDS, fedne.MNIST}
+    without = fedne.cells(fedne.FULL, seed=0, extras=())
+    assert fedne.MNIST not in {cell.condition for cell in without}
+    assert fedne.identity(fedne.FULL, extras=()) == fedne.identity(fedne.QUICK, extras=("mnist",))
+    with pytest.raises(UserError, match="--data has no effect"):
+        fedne.installed((Path("x"),))
+
+
+@pytest.mark.parametrize("variant", fedne.QUICK.variants)
+def test_a_cell_measures(variant: str, tmp_path: Path) -> None:
+    work = fedne.Work(tmp_path, TINY, {})
+    work.prepare()
+    found = work(Cell(0, fedne.SHARDS, variant))
+    assert {"knn", "trustworthiness", "continuity", "hit", "distances", "megabytes"} <= set(found)
+    assert 0 < found["foreign"] < 1
+    assert ("r2" in found) == (variant in ("grid", "exact", "shuffled"))
+    assert (found["megabytes"] > 0) == (variant not in ("local", "global"))
+    done = {Cell(0, fedne.SHARDS, variant): found}
+    assert summary(fedne.DESIGN, row_values(fedne.ROWS, done.items()))["table"]
+
+
+def test_the_control_has_the_same_values_in_another_order() -> None:
+    seen: list[np.ndarray] = []
+
+    def handler(data: object, request: Message, site: int) -> Message:
+        seen.append(request.array("field"))
+        return request.answer(points=1)
+
+    from foveate.federated.messages import MessageRule
+
+    exchange = fedne.shuffling(0)([Site(0, None, {"train": handler})], Log())
+    field = np.arange(50.0)
+    rule = MessageRule("train", values={"points": int})
+    exchange.ask({0: Message("train", 3, {"field": field})}, rule)
+    exchange.ask({0: Message("train", 3, {"field": field})}, rule)
+    assert sorted(seen[0].tolist()) == field.tolist()
+    assert not (seen[0] == field).all()
+    assert (seen[0] == seen[1]).all()
+
+
+@pytest.mark.slow
+def test_pictures_are_points_with_categories(tmp_path: Path) -> None:
+    from foveate.federated.sources import read_points
+    from foveate.studies.picture_features import LENGTH, write_picture_features
+
+    write_picture_features(tmp_path / "pictures.npz")
+    found = read_points(tmp_path / "pictures.npz")
+    assert found.points_ND.shape[1] == 432
+    assert np.linalg.norm(found.points_ND, axis=1) == pytest.approx(LENGTH, rel=1e-5)
+    assert len(set(found.column("label", "column"))) >= 8
