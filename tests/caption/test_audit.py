@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from foveate.caption.assertions.judge import judge_all
+from foveate.caption.assertions.truth import SceneTruths
 from foveate.caption.assertions.verify_model import ModelJudge, encode_pictures, verdict
 from foveate.caption.audit import Method, Question, audit
 from foveate.caption.audit_numbers import Units, shuffled_order
 from foveate.caption.backends.scene_oracle import SceneOracle, SceneOracleSettings
 from foveate.caption.captioner import CaptionRequest
+from foveate.caption.entities import entities, open_entities
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.appending import AnnotationAppender
 from foveate.records.collection import Collection
@@ -101,6 +104,27 @@ def test_alt_against_itself_and_no_alt_entities(scenes: Path, tmp_path: Path) ->
     assert "entities" not in of(run(scenes, tmp_path), "alt")
 
 
+def test_names_are_entities_on_request(scenes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("spacy")
+    extract = open_entities()
+    assert extract("Anna Smith visited Berlin and Paris with 3 dogs in 1908.").kept == [
+        "Anna Smith", "Berlin", "Paris", "1908",
+    ]  # fmt: skip
+    assert entities([["the Louvre", "Paris"]], "ner") == {"louvre", "paris"}
+    result = audit(Collection.open(scenes), tmp_path, Question(("alt", "afc"), gallery=1), Units(77, entity="ner"))
+    assert result["tagger"] == "spacy_ner"
+    named = of(result, "afc")["entities"]
+    assert named["key"] == "ner"
+    phrases = of(run(scenes, tmp_path, formats=("alt", "afc")), "afc")["entities"]
+    assert 0 < named["alt_total"] < phrases["alt_total"]
+
+
+def test_names_need_spacy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install foveate\[spacy\]"):
+        open_entities()
+
+
 def test_what_cannot_be_audited(scenes: Path, tiny_collection: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no captions of format poem; it has afc, alt, dsc, dsc_plus, exact, ssc"):
         run(scenes, tmp_path, formats=("poem",))
@@ -146,6 +170,51 @@ def test_a_model_judges_by_rank(tiny_collection: Path, trained_tiny: Path, tmp_p
     found = judge.judge(judge.rows.tolist(), [[f"t{n}", f"t{(n + 1) % len(place)}"] for n in range(len(place))])
     assert {one[0] for one in found} == {SUPPORTED}
     assert {one[1] for one in found} == {CONTRADICTED}
+
+
+def test_a_model_is_compared_with_the_truth_of_scenes(
+    scenes: Path, trained_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that knows the truth agrees with it in all; an untrained one supports true and false statements alike."""
+    method = Method(model=trained_tiny)
+    result = run(scenes, tmp_path, method, formats=("dsc",), sample=60)
+    noise = of(result, "dsc")["judge"]
+    assert abs(noise["supports_true"]["value"] - noise["supports_false"]["value"]) < 0.15
+    assert noise["supports_true"]["n"] + noise["supports_false"]["n"] <= of(result, "dsc")["assertions"]["n_assertions"]
+    assert of(result, "dsc")["accuracy"]["value"] > 0.7, "the truth still judges"
+    assert 0 <= of(result, "dsc")["clip_score"]["value"] <= 2.5
+    shown = {row["question"]: row["values"]["dsc"]["value"] for row in result["table"]}
+    assert shown["The model as judge: supports what holds"] == noise["supports_true"]["value"]
+    assert trained_tiny.name in result["judges"]["scenes, the model's verdicts"]["definition"]
+    truths = SceneTruths(Collection.open(scenes))
+
+    def knows(self: ModelJudge, rows: list[int], assertions: list[list[str]]) -> list[list[str]]:
+        return [judge_all(said, truth) for row, said in zip(rows, assertions, strict=True) if (truth := truths.of(row))]
+
+    monkeypatch.setattr(ModelJudge, "judge", knows)
+    perfect = of(run(scenes, tmp_path, method, formats=("dsc",), sample=60), "dsc")["judge"]
+    assert (perfect["supports_true"]["value"], perfect["supports_false"]["value"]) == (1, 0)
+    assert (perfect["denies_false"]["value"], perfect["right"]["value"]) == (1, 1)
+    assert perfect["shuffled"]["supports_false"]["value"] == 0
+    assert perfect["shuffled"]["supports_false"]["n"] > perfect["supports_false"]["n"]
+
+
+def test_few_scenes_are_judged_by_the_truth_alone(
+    scenes: Path, trained_tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = of(run(scenes, tmp_path, Method(model=trained_tiny), formats=("ssc",), sample=5), "ssc")
+    assert "judge" not in found
+    assert "5 scenes are too few to compare the model of --judge with the truth: 20 are" in capsys.readouterr().err
+
+
+def test_clip_score_is_the_cosine(tiny_collection: Path, trained_tiny: Path) -> None:
+    collection = Collection.open(tiny_collection)
+    judge = ModelJudge.open(trained_tiny, collection, np.arange(24))
+    judge.image_NE = np.eye(24, dtype=np.float32)
+    texts = np.eye(24, dtype=np.float32)[:3] * np.array([[0.6], [1.0], [-0.5]], np.float32)
+    judge._texts = lambda captions: texts  # type: ignore[method-assign]
+    assert judge.scores([0, 1, 2], ["a", "b", "c"]) == [pytest.approx(1.5), pytest.approx(2.5), 0.0]
+    assert judge.scores([0, 30, 2], ["a", "b", "c"])[1] is None
 
 
 def test_pictures_that_cannot_be_read_are_not_judged(tmp_path: Path, trained_tiny: Path) -> None:

@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import sys
+from random import Random
 from typing import Any
 
 import click
@@ -94,7 +95,8 @@ _WORDS = (
 
 
 @functools.cache
-def _verbs() -> dict[str, click.Command]:
+def command_lines() -> dict[str, click.Command]:
+    """Every verb, and every sub-verb of a group, by the words that call it."""
     context = click.Context(cli)
     found = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
     return dict(pair for name, verb in found.items() if verb is not None for pair in _leaves(name, verb))
@@ -127,8 +129,7 @@ def _short() -> Any:
             setattr(loaded, name, value)
 
 
-def _word(trial: Trial, parameter: click.Parameter | None = None) -> str:
-    random = trial.random
+def _word(random: Random, parameter: click.Parameter | None = None) -> str:
     kind = getattr(parameter, "type", None)
     if isinstance(kind, click.Choice) and random.random() < 0.7:
         return str(random.choice(list(kind.choices)))
@@ -141,20 +142,20 @@ def _word(trial: Trial, parameter: click.Parameter | None = None) -> str:
     return os.fsdecode(text.encode("utf-8", "surrogatepass")).lstrip("/")
 
 
-def _arguments(trial: Trial) -> list[str]:
-    random = trial.random
+def words_for(random: Random) -> list[str]:
+    """One argument vector."""
     if random.random() < 0.03:
-        return [_word(trial) for _ in range(random.randrange(4))]
-    name = random.choice(sorted(_verbs()))
-    verb, words = _verbs()[name], name.split()
+        return [_word(random) for _ in range(random.randrange(4))]
+    name = random.choice(sorted(command_lines()))
+    verb, words = command_lines()[name], name.split()
     for parameter in verb.params:
         if isinstance(parameter, click.Argument):
             count = 1 if parameter.nargs == 1 else random.randrange(3)
-            words += [_word(trial, parameter) for _ in range(count if random.random() < 0.93 else 0)]
+            words += [_word(random, parameter) for _ in range(count if random.random() < 0.93 else 0)]
         elif isinstance(parameter, click.Option) and random.random() < (0.8 if parameter.required else 0.12):
             words.append(random.choice(parameter.opts))
             if not parameter.is_flag:
-                words.append(_word(trial, parameter))
+                words.append(_word(random, parameter))
     if random.random() < 0.08:
         words.insert(
             random.randrange(len(words) + 1),
@@ -175,7 +176,7 @@ def arguments(trial: Trial) -> str:
     (place / "p.jpg").write_bytes(good(2))
     (place / "t.csv").write_text("path,caption\ns/a.jpg,x\n", encoding="utf-8")
     (place / "r.yaml").write_text("training: {steps: 1}\n", encoding="utf-8")
-    words = _arguments(trial)
+    words = words_for(random)
     trial.note(words)
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
     before, argv, stdin = os.getcwd(), sys.argv, sys.stdin

@@ -6,7 +6,9 @@ import importlib.util
 import signal
 import time
 from pathlib import Path
+from random import Random
 
+import fuzz_cli
 import pytest
 from fuzz_boxes import BOXES
 from fuzz_cli import CLI
@@ -18,6 +20,7 @@ from fuzz_run import Target, Trial, run
 from PIL import Image
 
 from foveate.settings.errors import UserError
+from verbs import sub_verbs
 
 TARGETS = IMPORTS | DECODING | BOXES | RECIPES | MODELS | CLI
 # Inputs of the slow run: more where one is cheap.
@@ -60,6 +63,13 @@ _FAST |= {"boxes": 80, "box-arrays": 50, "geometry": 40, "regions": 80, "recipes
 def test_the_slow_run_has_every_target_and_twenty_thousand_inputs() -> None:
     assert COUNTS.keys() == TARGETS.keys()
     assert sum(COUNTS.values()) >= 20_000
+
+
+def test_every_verb_and_sub_verb_gets_arguments() -> None:
+    every = {" ".join(path) for path, _ in sub_verbs()}
+    assert {"captioner train", "adapt merge"} <= every == set(fuzz_cli.command_lines())
+    drawn = {" ".join(fuzz_cli.words_for(Random(number))[:3]) for number in range(1500)}
+    assert all(any(f"{line} ".startswith(f"{name} ") for line in drawn) for name in every)
 
 
 @pytest.fixture

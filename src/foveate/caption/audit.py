@@ -20,21 +20,23 @@ from numpy.typing import NDArray
 from foveate.caption.assertions import judge as scenes
 from foveate.caption.assertions import splitter
 from foveate.caption.assertions.truth import SceneTruths
-from foveate.caption.assertions.verify_model import ModelJudge, definition_hash
+from foveate.caption.assertions.verify_model import LEAST_PICTURES, ModelJudge, definition_hash
 from foveate.caption.audit_numbers import Said, Units, numbers, shuffled_order, table
+from foveate.caption.entities import NAMED, open_entities
 from foveate.caption.vesl.phrases import PhraseSettings
-from foveate.caption.vesl.tagging import open_extractor
+from foveate.caption.vesl.tagging import Extractor, open_extractor
 from foveate.records.collection import Collection
 from foveate.records.current import holds
 from foveate.records.pictures import BadPicture
 from foveate.records.thumbnails import save_thumbnail
 from foveate.settings import seeds
 from foveate.settings.errors import UserError
-from foveate.settings.progress import track
+from foveate.settings.progress import say, track
 from foveate.training.mixture import FORMATS, MixtureSampler
 from foveate.training.picture_texts import ALT, PictureTexts, TextRule
 
 SCENES, PICTURES = "scenes", "pictures"
+COMPARED = "scenes, the model's verdicts"
 _ALL_PHRASES = 10_000
 Split = Callable[[Sequence[int], Sequence[str]], list[list[str]]]
 Judge = Callable[[Sequence[int], Sequence[Sequence[str]]], list[list[str]]]
@@ -92,10 +94,15 @@ def audit(
     truths = SceneTruths(collection)
     groups = {SCENES: [row for row in rows if truths.of(row)], PICTURES: [row for row in rows if not truths.of(row)]}
     groups = {name: members for name, members in groups.items() if members}
+    phrases = PhraseSettings(tagger=question.tagger, recipe="paper", most=_ALL_PHRASES)
+    extract = open_entities() if units.entity == NAMED else open_extractor(phrases)
     of_groups, definitions = {}, {}
     for name, members in groups.items():
-        judge, definitions[name] = _judge_of(name, members, collection, truths, method, question, run, device)
-        of_groups[name] = _read(collection, texts, members, formats, method, question, judge)
+        judges = _judges_of(name, members, collection, truths, method, question, run, device)
+        definitions[name] = judges.definition
+        if judges.compared is not None:
+            definitions[COMPARED] = f"Beside the truth, to see what such a judge is worth. {judges.compared.definition}"
+        of_groups[name] = _read(collection, texts, members, formats, method, question, judges, extract)
     per_format = {
         name: [numbers(said, units, alt=found.get(ALT)) for said in found.values()] for name, found in of_groups.items()
     }
@@ -116,7 +123,7 @@ def audit(
         },
         "context": units.context,
         "splitter": method.splitter_name,
-        "tagger": question.tagger,
+        "tagger": extract.name,
         "judges": {name: {"definition": text, "hash": definition_hash(text)} for name, text in definitions.items()},
         "numbers": per_format,
         "columns": [{"key": kind, "title": title(kind), "what": ", ".join(models[kind]) or ""} for kind in formats],
@@ -170,7 +177,20 @@ def sample_rows(
     return sorted(drawn[: question.sample]), len(every) - len(full)
 
 
-def _judge_of(
+@dataclass(frozen=True)
+class _Judges:
+    """Who judges the assertions of a group and by which definition; and the image-text model, if there is one.
+
+    compared: the model where the truth judges, and the model is asked about the same assertions.
+    """
+
+    judge: Judge | None
+    definition: str
+    model: ModelJudge | None = None
+    compared: ModelJudge | None = None
+
+
+def _judges_of(
     group: str,
     rows: Sequence[int],
     collection: Collection,
@@ -179,28 +199,29 @@ def _judge_of(
     question: Question,
     run: Path,
     device: str | None,
-) -> tuple[Judge | None, str]:
-    """Who judges the assertions of a group, and by which definition."""
+) -> _Judges:
+    model = None
+    if method.model is not None and group == SCENES and len(rows) < LEAST_PICTURES:
+        say(f"{len(rows)} scenes are too few to compare the model of --judge with the truth: {LEAST_PICTURES} are")
+    elif method.model is not None:
+        chosen = np.array(rows, dtype=np.int64)
+        model = ModelJudge.open(
+            method.model, collection, chosen, seed=question.seed, cache=run / "cache", device=device
+        )
     if group == SCENES:
 
         def by_truth(rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
             known = [truths.of(row) for row in rows]
             return [scenes.judge_all(said, truth) for said, truth in zip(assertions, known, strict=True) if truth]
 
-        return by_truth, scenes.DEFINITION
+        return _Judges(by_truth, scenes.DEFINITION, model, model)
     if method.judge is not None:
-        return method.judge, method.judge_definition
-    if method.model is None:
-        return None, "Nobody judged these assertions: give an image-text model (--judge) or a served one (--endpoint)."
-    opened = ModelJudge.open(
-        method.model,
-        collection,
-        np.array(rows, dtype=np.int64),
-        seed=question.seed,
-        cache=run / "cache",
-        device=device,
+        return _Judges(method.judge, method.judge_definition)
+    if model is not None:
+        return _Judges(model.judge, model.definition, model)
+    return _Judges(
+        None, "Nobody judged these assertions: give an image-text model (--judge) or a served one (--endpoint)."
     )
-    return opened.judge, opened.definition
 
 
 def _read(
@@ -210,10 +231,10 @@ def _read(
     formats: Sequence[str],
     method: Method,
     question: Question,
-    judge: Judge | None,
+    judges: _Judges,
+    extract: Extractor,
 ) -> dict[str, Said]:
     """Captions of each format, split and judged, and judged again for the pictures of others."""
-    extract = open_extractor(PhraseSettings(tagger=question.tagger, recipe="paper", most=_ALL_PHRASES))
     order = shuffled_order(len(rows), seeds.generator("shuffled captions", question.seed))
     found = {}
     for kind in formats:
@@ -221,10 +242,15 @@ def _read(
         split = method.split or _by_rules
         said.assertions = split(rows, said.texts)
         said.phrases = [extract(text).kept for text in track(said.texts, description=f"phrases of {kind}")]
-        if judge is not None:
-            said.verdicts = judge(rows, said.assertions)
-            if len(rows) > 1:
-                said.shuffled = judge(rows, [said.assertions[place] for place in order])
+        others = [said.assertions[place] for place in order] if len(rows) > 1 else None
+        if judges.judge is not None:
+            said.verdicts = judges.judge(rows, said.assertions)
+            said.shuffled = None if others is None else judges.judge(rows, others)
+        if judges.model is not None:
+            said.scores = judges.model.scores(rows, said.texts)
+        if judges.compared is not None:
+            said.model = judges.compared.judge(rows, said.assertions)
+            said.model_shuffled = None if others is None else judges.compared.judge(rows, others)
         found[kind] = said
     return found
 

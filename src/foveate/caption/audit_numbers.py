@@ -14,6 +14,7 @@ from foveate.metrics.captions import (
     CONTRADICTED,
     SUPPORTED,
     UNVERIFIABLE,
+    agreement,
     assertion_metrics,
     length_summary,
     overlap,
@@ -30,7 +31,9 @@ class Said:
     """The captions of one format over the sample, in the order of its pictures.
 
     verdicts: per caption, as many as assertions; None where nobody judged. shuffled: the verdicts of the caption of
-    another picture of the sample.
+    another picture of the sample. model, model_shuffled: what an image-text model says of both, where `verdicts` are
+    the truth's. scores: CLIPScore of each caption, None for pictures that could not be read; or None where no model
+    was asked.
     """
 
     kind: str
@@ -38,6 +41,9 @@ class Said:
     assertions: list[list[str]]
     verdicts: list[list[str]] | None = None
     shuffled: list[list[str]] | None = None
+    model: list[list[str]] | None = None
+    model_shuffled: list[list[str]] | None = None
+    scores: list[float | None] | None = None
     phrases: list[Sequence[str]] = field(default_factory=list)
 
 
@@ -83,6 +89,13 @@ def numbers(said: Said, units: Units, *, alt: Said | None) -> dict[str, Any]:
         found |= _holds(said.verdicts, units.seed)
         if said.shuffled is not None:
             found["shuffled"] = _holds(said.shuffled, units.seed)
+        if said.model is not None:
+            found["judge"] = _agreement(said.verdicts, said.model, units.seed)
+            if said.shuffled is not None and said.model_shuffled is not None:
+                found["judge"]["shuffled"] = _agreement(said.shuffled, said.model_shuffled, units.seed)
+    scores = [score for score in said.scores or () if score is not None]
+    if scores:
+        found["clip_score"] = of_interval(bootstrap_interval(scores, seed=units.seed))
     if alt is not None and alt is not said:
         found["entities"] = _shared(said, alt, units)
     return found
@@ -107,6 +120,14 @@ def _holds(verdicts: Sequence[Sequence[str]], seed: int) -> dict[str, Any]:
     return found
 
 
+def _agreement(truth: Sequence[Sequence[str]], judged: Sequence[Sequence[str]], seed: int) -> dict[str, Any]:
+    """How a model's verdicts agree with the truth's; shares of nothing are None."""
+    return {
+        name: {**of_interval(bootstrap_interval(hits, seed=seed, groups_N=owner)), "n": len(hits)} if hits else None
+        for name, (hits, owner) in agreement(truth, judged).items()
+    }
+
+
 def _shared(said: Said, alt: Said, units: Units) -> dict[str, Any]:
     """Entities over the whole sample as the paper counts them, and the mean share of a picture's own alt entities."""
     whole = overlap(entities(said.phrases, units.entity), entities(alt.phrases, units.entity))
@@ -127,6 +148,16 @@ def shuffled_order(count: int, rng: np.random.Generator) -> np.ndarray:
     return result
 
 
+def _judge_measure(key: str, control: bool) -> Callable[[Mapping[str, Any]], Any]:
+    """Reads a share of a model's agreement with the truth, of the captions or of the control."""
+
+    def value_of(numbers: Mapping[str, Any]) -> Any:
+        found = numbers.get("judge") or {}
+        return ((found.get("shuffled") or {}) if control else found).get(key)
+
+    return value_of
+
+
 MEASURES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], Any], str], ...] = (
     ("mean_tokens", "Length: CLIP tokens, special ones included", lambda n: n["mean_tokens"], ""),
     ("above", "Longer than the text tower's context", lambda n: {"value": n["share_above_context"]}, "fraction"),
@@ -141,6 +172,16 @@ MEASURES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], Any], str], ...] =
         lambda n: (n.get("shuffled") or {}).get("accuracy"),
         "fraction",
     ),
+    *(
+        (f"judge_{key}", f"The model as judge: {question}", _judge_measure(key, control), "fraction")
+        for key, question, control in (
+            ("supports_true", "supports what holds", False),
+            ("supports_false", "supports what does not hold", False),
+            ("supports_false", "supports what does not hold, captions of other pictures", True),
+            ("right", "is right where it decides", False),
+        )
+    ),
+    ("clip_score", "CLIPScore, by the model", lambda n: n.get("clip_score"), ""),
     (
         "coverage",
         "Entities of the picture's AltText that the caption names",

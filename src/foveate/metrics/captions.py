@@ -80,6 +80,35 @@ def assertion_metrics(verdicts: Sequence[Sequence[str]]) -> dict[str, Any]:
     }
 
 
+def agreement(
+    truth: Sequence[Sequence[str]], judged: Sequence[Sequence[str]]
+) -> dict[str, tuple[list[float], list[int]]]:
+    """How a judge of assertions does where the truth is known: share -> (hits, caption of each), to be averaged.
+
+    supports_true, supports_false: assertions that hold, or do not, and that the judge supports; a judge that knows
+    nothing supports both alike. denies_false, denies_true: those that it contradicts. right: the judge's verdict is the
+    truth's, of the assertions that both decide. What the truth does not decide is left out.
+
+    Args:
+        truth, judged: one list of verdicts per caption, for the same assertions.
+    """
+    found: dict[str, tuple[list[float], list[int]]] = {
+        name: ([], []) for name in ("supports_true", "supports_false", "denies_false", "denies_true", "right")
+    }
+    for number, (known, said) in enumerate(zip(truth, judged, strict=True)):
+        for true, verdict in zip(known, said, strict=True):
+            if true == UNVERIFIABLE:
+                continue
+            kind = "true" if true == SUPPORTED else "false"
+            hits = {f"supports_{kind}": verdict == SUPPORTED, f"denies_{kind}": verdict == CONTRADICTED}
+            if verdict != UNVERIFIABLE:
+                hits["right"] = verdict == true
+            for name, hit in hits.items():
+                found[name][0].append(float(hit))
+                found[name][1].append(number)
+    return found
+
+
 def _ratio(part: Any, whole: Any) -> float | None:
     return float(part / whole) if whole else None
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.settings.cells import Cell
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
-from foveate.studies.vesl_labels import LABELLINGS, TRUTH
+from foveate.studies.vesl_labels import LABELLINGS, LEAST_COSINE, TRUTH
 
 if TYPE_CHECKING:
     from foveate.studies.kept import KeptFeatures
@@ -44,8 +44,8 @@ ROWS = (
     Row("oracle-boxes", "Harness check: scene-oracle captions, oracle boxes", "the same captions; true boxes, matched "
         "by words", "oracle-boxes"),
     Row("none", "CLIP, RoI", "no regions in training; tokens under the box", "none", role="baseline"),
-    Row("shuffled", "VESL, shuffled phrases", "every picture labelled with the phrases of another picture's own "
-        "caption", "shuffled", role="control"),
+    Row("shuffled", "Control: phrases of other pictures", "scene-oracle captions, but every picture labelled with the "
+        "phrases of another one; boxes of the teacher", "shuffled", role="control"),
 )  # fmt: skip
 VARIANTS = tuple(row.trained_as for row in ROWS)
 
@@ -69,7 +69,7 @@ CLAIMS = (
     _claim("Labels from own captions beat n-grams of AltText, right name", "name", "own", "ngrams",
            source="paper: mAcc on COCO 71 against 62 (300 M), 71 against 66 (2 B)"),
     _claim("Labels from own captions beat phrases of AltText", "name", "own", "alt-phrases"),
-    _claim("Labels from own captions beat the same with shuffled phrases", "name", "own", "shuffled"),
+    _claim("Labels from own captions beat labels with other pictures' phrases", "name", "own", "shuffled"),
     _claim("Better captions make better labels: oracle captions beat own ones", "name", "oracle", "own"),
     _claim("Better boxes make better labels: oracle boxes beat the teacher's", "name", "oracle-boxes", "oracle"),
     _claim("True regions beat every label: against own captions", "name", "truth", "own"),
@@ -90,7 +90,7 @@ DESIGN = Design(
     measures=MEASURES,
     claims=CLAIMS,
     limits=(
-        "The teacher that places phrases is a CLOC trained for a minute on other scenes of the same world, not an "
+        "The teacher that places phrases is a CLOC trained for a few minutes on other scenes of the same world, not an "
         "open-vocabulary detector; the captioner is as small. Labels are no better than they.",
         "Rows called harness check use captions rendered from the truth (scene-oracle), one of them true boxes, too: "
         "they measure the pipeline, no captioner and no detector.",
@@ -118,20 +118,20 @@ class Scale:
 
 
 FULL = Scale(
-    train_scenes=600,
-    test_scenes=150,
-    teacher_scenes=600,
-    teacher_steps=200,
+    train_scenes=800,
+    test_scenes=200,
+    teacher_scenes=3000,
+    teacher_steps=900,
     captioner_steps=60,
-    steps=130,
+    steps=150,
     batch_size=64,
     seeds=5,
 )
 QUICK = Scale(
     train_scenes=300,
     test_scenes=100,
-    teacher_scenes=300,
-    teacher_steps=80,
+    teacher_scenes=1000,
+    teacher_steps=300,
     captioner_steps=30,
     steps=60,
     batch_size=64,
@@ -234,4 +234,5 @@ def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
         **sizes(scale),
         "variants": list(VARIANTS),
         "labellings": [asdict(one) for one in LABELLINGS],
+        "least_cosine": LEAST_COSINE,
     }

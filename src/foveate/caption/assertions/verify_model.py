@@ -39,6 +39,7 @@ from foveate.vision.views import read
 
 SUPPORTED_FROM, CONTRADICTED_TO = 0.9, 0.5
 OTHERS = 256  # pictures that an assertion is compared with
+LEAST_PICTURES = 20
 _BATCH = 64
 
 
@@ -72,14 +73,15 @@ class ModelJudge:
         """Opens a model folder and encodes the pictures; frozen features are kept in `cache`.
 
         Raises:
-            UserError: when the folder holds no model, or fewer than 20 pictures could be read.
+            UserError: when the folder holds no model, or fewer than LEAST_PICTURES could be read.
         """
         model = load_model(folder, device=device)
         name = f"{folder.name} ({sha256_file(folder / 'model.safetensors')[:12]})"
         kept, bad, image_NE = encode_pictures(model, collection, np.sort(rows), cache=cache)
-        if len(kept) < 20:
+        if len(kept) < LEAST_PICTURES:
             raise UserError(
-                f"the sample has {len(kept)} readable pictures: a model judges an assertion against others, at least 20"
+                f"the sample has {len(kept)} readable pictures: a model judges an assertion against others, at least "
+                f"{LEAST_PICTURES}"
             )
         return cls(model, name, kept, image_NE, seed, bad)
 
@@ -111,6 +113,17 @@ class ModelJudge:
             rank_S = (cosine_SO < cosine_S[:, None]).mean(1)
             found.append([verdict(float(rank)) for rank in rank_S])
         return found
+
+    def scores(self, rows: Sequence[int], captions: Sequence[str]) -> list[float | None]:
+        """CLIPScore of each caption (Hessel et al. 2021): 2.5 max(0, cosine with its picture); None for a picture that
+        could not be read."""
+        index = {int(row): number for number, row in enumerate(self.rows)}
+        text_NE = self._texts(captions)
+        own = [index.get(int(row)) for row in rows]
+        return [
+            None if place is None else 2.5 * max(0.0, float(text_E @ self.image_NE[place]))
+            for place, text_E in zip(own, text_NE, strict=True)
+        ]
 
     def _others(self, own: int) -> NDArray[np.int64]:
         rng = seeds.generator("other pictures", self.seed, int(self.rows[own]))

@@ -21,7 +21,7 @@ from foveate.cli.tables import measured
 @click.option("--context", type=click.IntRange(8), default=77, show_default=True, help="CLIP tokens that are read.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), default=None, help="Count in this tokenizer.json, too.")
 @click.option(
-    "--entity", type=click.Choice(["phrase", "head"]), default="phrase", show_default=True, help="What counts."
+    "--entity", type=click.Choice(["phrase", "head", "ner"]), default="phrase", show_default=True, help="What counts."
 )
 @click.option("--tagger", default="rules", show_default=True, metavar="NAME", help="Tagger of noun phrases.")
 @click.option("--judge", type=click.Path(path_type=Path), default=None, help="Image-text model for real pictures.")
@@ -101,4 +101,4 @@ def _lines(result: dict[str, Any]) -> list[str]:
     lines += [f"{name}: {judge['definition']}" for name, judge in result["judges"].items()]
     for kind, models in result["models"].items():
         lines += [f"{kind}: written by {model} ({count} captions)" for model, count in models.items()]
-    return [*lines, f"assertions: split by {result['splitter']}; phrases by {result['tagger']}"]
+    return [*lines, f"assertions: split by {result['splitter']}; entities by {result['tagger']}"]

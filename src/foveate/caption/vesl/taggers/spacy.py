@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ def folder_sha256(folder: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def load() -> Any:
-    """The model.
+def load(*, exclude: Sequence[str] = ("ner",)) -> Any:
+    """The model, without the parts in `exclude`.
 
     Raises:
         UserError: when spaCy or the model is not installed, or the model's files are others.
@@ -44,7 +45,7 @@ def load() -> Any:
     found = folder_sha256(folder)
     if found != SHA256:
         raise UserError(f"{PACKAGE}: the sha256 of its files is {found}, expected {SHA256}; reinstall it")
-    return spacy.load(folder, exclude=["ner"])
+    return spacy.load(folder, exclude=list(exclude))
 
 
 class SpacyChunks:
