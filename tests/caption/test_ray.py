@@ -69,6 +69,29 @@ def test_what_ends_a_run_in_a_worker_ends_it_here(tmp_path: Path) -> None:
     assert not rows(tmp_path / "c")
 
 
+@pytest.mark.parametrize("address", ["", "ray://10.0.0.1:10001"])
+def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses a number of processors together with an address."""
+    from foveate.caption.executors import ray as executor
+
+    told: dict[str, Any] = {}
+
+    class Ray:
+        def is_initialized(self) -> bool:
+            return False
+
+        def init(self, **options: Any) -> None:
+            told.update(options)
+            raise UserError("far enough")
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(executor, "_ray", Ray)
+    with ChatServer() as server:
+        done = ask(make(tmp_path / "c", 2), server.url, "ray")
+    assert str(done.failure) == "far enough"
+    assert told.get("num_cpus") == (None if address else 2)
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     from foveate.caption.executors import ray as executor

@@ -37,7 +37,9 @@ async def outcomes(
     ray = _ray()
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=job.processes, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # A cluster that is there (RAY_ADDRESS) has its own processors; Ray refuses to be told their number.
+        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": job.processes, "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
     try:
         answers = _answers(ray, job, worklist)
         while not stopping():
