@@ -12,8 +12,8 @@ from foveate.settings.progress import say
 
 TRUTH, TEACHER_SEED = "scenes", 1000
 LABELS_FILE = "labels.json"
-# Cosine of box and phrase above which the teacher's answer is a label. Chosen before the first run by the share of right
-# labels alone, on 100 scenes with captions rendered from the truth.
+# Cosine of box and phrase above which the teacher's answer is a label. Chosen before the first run by the share of
+# right labels alone, on 100 scenes with captions rendered from the truth.
 LEAST_COSINE = 0.3
 SCENES, TEACHER_SCENES = 31, 32  # seeds of the two series of scenes: pictures that are labelled, and the teacher's
 
