@@ -160,6 +160,7 @@ def test_a_model_with_its_data(world: Path, tmp_path: Path, capsys: pytest.Captu
     assert "1 pictures of the split 'train' have no label 'animal' and were left out" in out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert len(result["gammas"]["pcv"]["each"]) == 2
+    assert "a pseudo run was fine-tuned on 1 class only" in out
     assert result["head"]["U"]["update_norm"] == 0, "only the bias was changed"
     assert result["rows"][0]["ncm"]["U/U"] is not None
     for name in ("training", "test", "before"):

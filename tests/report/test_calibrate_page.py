@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,9 @@ def test_the_chart_says_its_points() -> None:
     assert "a 70.0 seen, 5.0 absent" in drawn
     assert drawn.count("<circle") == 2
     assert tradeoff_chart([Series("x", [])], [], title="t") == ""
+    # Names that would meet, also at the lower edge, stand on lines of their own.
+    low = [Mark(name, 70.0, height) for name, height in (("a", 0.5), ("b", 0.2), ("c", 0.0))]
+    drawn = tradeoff_chart(series, low, title="t")
+    heights = [float(found) for found in re.findall(r'y="([\d.]+)"[^>]*>[abc]</text>', drawn)]
+    assert len(heights) == 3
+    assert min(abs(one - other) for one, other in itertools.combinations(heights, 2)) >= 15

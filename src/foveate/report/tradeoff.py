@@ -54,13 +54,20 @@ def tradeoff_chart(
     for mark in sorted(marks, key=lambda one: -one.y):
         x, y = x_of(mark.x), y_of(mark.y)
         parts.append(f'<circle class="dot s{mark.style}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
-        label_y = y + 4
-        while any(abs(label_y - other) < _LINE and abs(x - at_x) < 7 * 14 for at_x, other in taken):
-            label_y += _LINE
+        label_y = _free(y + 4, x, taken, lowest=bottom - 4)
         taken.append((x, label_y))
         # Names stand inside the curve, on the side of the origin, unless the left edge is too near.
         inside = x - left > 8 * len(mark.name)
         place, anchor = (x - 9, "end") if inside else (x + 9, "start")
-        parts.append(svg_text(place, min(label_y, bottom - 4), mark.name, anchor=anchor, style="name"))
+        parts.append(svg_text(place, label_y, mark.name, anchor=anchor, style="name"))
     parts.append("</svg>")
     return Markup("".join(parts))
+
+
+def _free(y: float, x: float, taken: Sequence[tuple[float, float]], *, lowest: float) -> float:
+    """The height nearest to y, below it first, where a name beside x meets none that is there already."""
+    near = [other for at_x, other in taken if abs(x - at_x) < 7 * 14]
+    start = min(y, lowest)
+    steps = (step * sign for step in range(len(near) + 1) for sign in (1, -1))
+    heights = (start + _LINE * step for step in steps)
+    return next((h for h in heights if h <= lowest and all(abs(h - other) >= _LINE for other in near)), start)

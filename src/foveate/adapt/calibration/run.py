@@ -19,6 +19,7 @@ from foveate.settings.runs import RunFolder
 
 METHODS = ("alg", "pcv", "both")
 TITLES = {"alg": "ALG", "pcv": "PCV"}
+_FEW_CLASSES = 3  # of a pseudo run, below which its gamma is rough
 _SHOWN = ("Y/Y", "S/Y", "U/Y", "S/S", "U/U")
 
 
@@ -122,7 +123,7 @@ def calibrate(
             letter: None if change is None else {key: getattr(change, key) for key in HeadChange.__dataclass_fields__}
             for letter, change in evidence.head.items()
         },
-        "notes": list(evidence.notes),
+        "notes": [*evidence.notes, *_rough(evidence.runs)],
         "checkpoint": "",
         "command": command or [],
     }
@@ -164,6 +165,17 @@ def _fit_pcv(evidence: Evidence, threshold: str, tie: str) -> Calibrator:
     return calibrator.fit(
         nothing, groups.seen[:1], groups.seen, absent_classes=groups.absent, pseudo_runs=evidence.runs
     )
+
+
+def _rough(runs: Sequence[PseudoRun]) -> list[str]:
+    """A note where pseudo runs saw so few classes that their gamma says little of the model's."""
+    fewest = min((len(run.seen) for run in runs), default=_FEW_CLASSES)
+    if fewest >= _FEW_CLASSES:
+        return []
+    return [
+        f"a pseudo run was fine-tuned on {fewest} class{'es' if fewest > 1 else ''} only: with so few seen classes "
+        "pseudo cross-validation tends to too large a gamma; look at the average logit gap (--method alg) too"
+    ]
 
 
 def _gamma_json(calibrator: Calibrator) -> dict[str, Any]:
