@@ -60,5 +60,7 @@ def test_a_small_run_measures_every_row(tmp_path: Path) -> None:
     done = {cell: work(cell) for cell in calibration.cells(scale, seed=0, extras=())}
     found = row_values(calibration.ROWS, done.items())
     for condition in ("glyphs", "emoji"):
+        feasible = found[condition, "pcv"][0]["feasible"]
         for row in calibration.ROWS:
-            assert {"yy", "uy"} <= set(found[condition, row.key][0]), (condition, row.key)
+            measured = {"yy", "uy"} <= set(found[condition, row.key][0])
+            assert measured or (row.key in ("pcv", "shuffled") and feasible == 0), (condition, row.key)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from foveate.settings.cells import Cell
+from foveate.settings.errors import UserError
+from foveate.settings.progress import say
 from foveate.settings.seeds import generator
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 
@@ -37,6 +39,7 @@ MEASURES = (
     Measure("ncm_yy", "NCM Y/Y: nearest class mean"),
     Measure("ncm_uu", "NCM U/U: nearest class mean, absent classes"),
     Measure("gamma", "gamma"),
+    Measure("feasible", "pseudo runs with a feasible gamma"),
 )
 ROWS = (
     Row("after", "fine-tuned", "the reference: SGD, backbone at a tenth of the rate", "safe", "after/", "reference"),
@@ -193,11 +196,13 @@ class Work:
             whole, tested = answer(model, world.train), answer(model, world.test)
             answers[key] = whole
             outputs[key] = Outputs(tested.logits, tested.features, (whole.features, whole.labels))
-        gammas = {}
+        gammas, feasible = {}, None
         if cell.variant == "safe":
-            gammas = self._gammas(world, answers["after"], groups, settings, run, seed=cell.seed)
+            gammas, feasible = self._gammas(world, answers["after"], groups, settings, run, seed=cell.seed)
         found = diagnose(outputs["after"], world.test.labels, groups, before=outputs["before"], gammas=gammas)
         values = {f"{row.key}/{name}": value for row in found.rows for name, value in _values(row).items()}
+        if feasible is not None:
+            values["pcv/feasible"] = feasible
         if "wise" in outputs:
             row = diagnose(outputs["wise"], world.test.labels, groups).rows[0]
             values |= {f"wise/{name}": value for name, value in _values(row).items()}
@@ -207,8 +212,10 @@ class Work:
 
     def _gammas(
         self, world: Any, training: Any, groups: Any, settings: Any, run: Path, *, seed: int
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], float]:
+        """gamma by method, and the share of pseudo runs with a feasible one; where none has, there is no PCV."""
         from foveate.adapt.calibration.estimator import Calibrator
+        from foveate.adapt.calibration.pseudo import estimate
         from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
 
         chosen = np.isin(training.labels, groups.seen)
@@ -217,8 +224,13 @@ class Work:
             world.before, world.train, groups.seen, settings, run, count=self.scale.pseudo_splits, seed=seed,
             device=self.device,
         )  # fmt: skip
-        pcv = Calibrator("pcv").fit(logits, labels, groups.seen, pseudo_runs=runs)
-        return {"ALG": Calibrator().fit(logits, labels, groups.seen).gamma_, "PCV": pcv.gamma_}
+        gammas = {"ALG": Calibrator().fit(logits, labels, groups.seen).gamma_}
+        try:
+            found = estimate(runs)
+        except UserError as problem:  # none is feasible: the cell has no PCV, and its row says so by fewer seeds
+            say(f"split {seed}: {problem}")
+            return gammas, 0.0
+        return gammas | {"PCV": found.gamma}, sum(one is not None for one in found.choices) / len(runs)
 
 
 def _half_way(before: Any, after: Any) -> Any:
