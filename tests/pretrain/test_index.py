@@ -235,6 +235,18 @@ def test_refusals(model: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest
         build_index(model, shapes, tmp_path / "full")
 
 
+def test_a_first_run_killed_before_it_wrote_a_word_is_gone_on_with(model: Path, shapes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    out.mkdir()
+    (out / "writer.lock").touch()
+    (out / ".index.json.0123.tmp").write_text('{"kind": "ind')
+    build_index(model, shapes, out, regions="none")
+    assert not list(out.glob(".*.tmp"))
+    (out / "index.json").unlink()
+    with pytest.raises(UserError, match="is a folder of something else"):
+        build_index(model, shapes, out)
+
+
 def test_the_fingerprint_is_of_what_embeds(model: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
     (copy / "README.md").write_text("another card")

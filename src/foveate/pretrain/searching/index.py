@@ -173,7 +173,9 @@ def _described(
                 told = f" {option} ".join(has) if isinstance(has, tuple) else has
                 raise UserError(f"{out}: was made with {option} {told}; leave {option} out, or give another --out")
         return replace(there, model=Place.of(model_folder, out), collection=Place.of(collection.path, out))
-    if out.is_dir() and any(path.name != "writer.lock" for path in out.iterdir()):
+    # A first run that is killed before it says what it makes leaves its lock and a half-written index.json.
+    left = {out / "writer.lock", *out.glob(f".{DESCRIPTION}.*.tmp")}
+    if out.is_dir() and not left.issuperset(out.iterdir()):
         raise UserError(f"{out}: is a folder of something else; give another one with --out")
     # Only what the embeddings' shape needs; the model itself is opened when there is something to embed.
     recipe = read_json(model_folder / CONFIG)["recipe"]
