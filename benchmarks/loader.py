@@ -198,14 +198,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON files")
     parser.add_argument("--workers", type=int, default=2, help="threads of ours, processes of the peers")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--counts", default="256,1024", help="pictures of the small size")
-    parser.add_argument("--large", type=int, default=128, help="pictures of the large size")
+    parser.add_argument("--counts", default="256,1024", help="pictures of the small size; 0 for none")
+    parser.add_argument("--large", default="128", help="pictures of the large size; 0 for none")
     options = parser.parse_args()
     progress.configure(quiet=True)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for name, counts in (("small", options.counts), ("large", str(options.large))):
-            for count in (int(one) // (BATCH * SHARDS) * BATCH * SHARDS for one in counts.split(",")):
+        for name, counts in (("small", options.counts), ("large", options.large)):
+            for count in filter(None, (int(one) // (BATCH * SHARDS) * BATCH * SHARDS for one in counts.split(","))):
                 collection = build(Path(folder) / f"{name}-{count}", size=SIZES[name], count=count)
                 timings, ratios = measure(collection, workers=options.workers, repeats=options.repeats)
                 publish(

@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of PyTorch on a CPU; 1 where other work shares the cores")
+    parser.add_argument("--parts", nargs="+", default=["steps", "tour"], choices=["steps", "tour"])
     parser.add_argument("--growth", action="store_true", help="other numbers of pictures and of regions instead")
     options = parser.parse_args()
     if options.threads is not None:
@@ -54,9 +55,10 @@ def main() -> None:
     if options.growth:
         measure_growth(options)
         return
-    for precision in options.precisions:
+    for precision in options.precisions if "steps" in options.parts else ():
         measure(options, precision)
-    measure_tour(options)
+    if "tour" in options.parts:
+        measure_tour(options)
 
 
 def measure(options: argparse.Namespace, precision: str) -> None:
