@@ -12,8 +12,8 @@ from foveate.settings import progress
 progress.configure(quiet=True)
 
 
-def make(model: str, collection: str, out: str) -> None:
-    """An index in parts of three pictures and segments of 25 rows."""
+def make(model: str, collection: str, out: str, part: int = 3) -> None:
+    """An index in parts of so many pictures and segments of 25 rows."""
     torch.set_num_threads(1)
-    index.PART, merge.SEGMENT_ROWS = 3, 25
+    index.PART, merge.SEGMENT_ROWS = part, 25
     index.build_index(Path(model), Path(collection), Path(out))

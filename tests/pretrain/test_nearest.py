@@ -108,8 +108,9 @@ def test_a_vector_finds_itself() -> None:
 
 @pytest.mark.parametrize(("dtype", "narrow"), [(np.float32, False), (np.float16, False), (np.float16, True)])
 @pytest.mark.parametrize("width", [8, 192, 1024])
-def test_the_slack_covers_the_rounding(dtype: type, narrow: bool, width: int) -> None:
-    vectors, asked = made(0, 500, width, dtype), made(1, 20, width, np.float64)
+@pytest.mark.parametrize("queries", [3, 20])
+def test_the_slack_covers_the_rounding(dtype: type, narrow: bool, width: int, queries: int) -> None:
+    vectors, asked = made(0, 500, width, dtype), made(1, queries, width, np.float64)
     wide = vectors.astype(np.float64)
     true = (wide / np.linalg.norm(wide, axis=1, keepdims=True)) @ asked.T
     found = np.concatenate([scores for _, scores in module._scores([vectors], asked, narrow=narrow)])
@@ -136,6 +137,15 @@ def test_without_float32_sums_the_vectors_are_widened(monkeypatch: pytest.Monkey
     assert module._sums_in_float32()
     monkeypatch.setattr(module, "_sums_in_float32", lambda: False)
     monkeypatch.setattr(module.torch, "mv", lambda *_: pytest.fail("products in float16"))
+    for one, other in zip(whole, nearest([vectors], asked, count=20), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("queries", [1, 4, 5])
+def test_an_older_numpy_finds_the_same(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, asked = made(0, 3000, 32, np.float32), made(1, queries, 32, np.float64)
+    whole = nearest([vectors], asked, count=20)
+    monkeypatch.delattr(np, "vecdot", raising=False)
     for one, other in zip(whole, nearest([vectors], asked, count=20), strict=True):
         np.testing.assert_array_equal(one, other)
 
