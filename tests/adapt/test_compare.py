@@ -241,7 +241,7 @@ def test_a_grid_that_is_too_dear_is_refused_with_its_price(tmp_path: Path) -> No
     opened = network()
     with pytest.raises(UserError, match=r"grid 'vtab1k': \d+ trainings would take about .* days on this machine"):
         compare(dear, tmp_path / "run", opened=opened, device="cpu")
-    assert not list((tmp_path / "run" / "cells").glob("stripes*"))
+    assert not (tmp_path / "run").exists()
     priced = Comparison(recipe(tmp_path), opened=opened).price(device="cpu")
     assert priced["trainings"] == 2 * 2 + 2
     assert priced["visits"] == 4 * 3 * 18 + 2 * 3 * 27

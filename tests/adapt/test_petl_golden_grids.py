@@ -7,11 +7,17 @@ import json
 from typing import Any
 
 import pytest
+import timm
+import torch
 
 from adapt.official import FOLDER
+from foveate.adapt.backbones.registry import view_of
 from foveate.adapt.compare.grids import GRIDS, Candidate
+from foveate.adapt.compare.plan import key_of, numbers_of
+from foveate.adapt.compare.recipe import most_numbers
 from foveate.adapt.recipe import AdaptTraining
 from foveate.adapt.schedules import rate_of_epoch, released_rate
+from foveate.adapt.view import Backbone
 from foveate.metrics.comparison import last_of_best
 
 
@@ -27,6 +33,7 @@ NAMES = {
     "convpass_xavier_init": "convolution",
     "fact_dim": "rank",
 }
+TRAINING = ("learning_rate", "weight_decay", "drop_path")
 ALIASES = {"lora_p_adapter": "pfeiffer", "rand_h_adapter": "houlsby", "ln": "layernorm"}
 OURS = {"vtab1k": "vtab1k", "cifar100": "many-shot", "resisc": "many-shot-aerial", "clevr": "many-shot-far",
         "clip_imagenet": "clip"}  # fmt: skip
@@ -132,3 +139,38 @@ def test_rates_of_the_released_schedule(case: dict[str, Any]) -> None:
     rates = [case["lr"] * factor(step) for step in range(updates * case["epochs"])]
     assert rates[::updates] == pytest.approx(case["applied"], rel=1e-12)
     assert rates[updates - 1 :: updates] == pytest.approx(case["applied"], rel=1e-12)
+
+
+@pytest.fixture(scope="module")
+def base() -> Backbone:
+    """The study's network, without values."""
+    with torch.device("meta"):
+        return view_of(timm.create_model("vit_base_patch16_224", num_classes=0))
+
+
+def test_sizes_of_all_published_runs(base: Backbone) -> None:
+    """What our modules train beside the head is what the study's files say, at every choice that was published."""
+    wanted: dict[str, tuple[dict[str, Any], int]] = {}
+    chosen, results = stored("vtab1k_selected_hparams")["selected"], stored("vtab1k_results")["results"]
+    for name, tasks in chosen.items():
+        for task, row in tasks.items():
+            own = {key: value for key, value in translated(row).items() if key not in TRAINING}
+            options = {"method": name, **own}
+            wanted[json.dumps(options)] = options, results[name][task]["inserted_parameters"]
+    for entries in stored("manyshot_results")["results"].values():
+        for variant, entry in entries.items():
+            name, _, size = variant.rpartition("_")
+            options = {"method": name, "rank": int(size)} if size.isdigit() else {"method": variant}
+            wanted[json.dumps(options)] = options, entry["inserted_parameters"]
+    assert len(wanted) > 60
+    for options, size in wanted.values():
+        assert numbers_of(options, base).trained == size, options
+
+
+def test_the_budget_of_the_study_allows_its_whole_grid(base: Backbone) -> None:
+    most = most_numbers("1.5%", 85_798_656)
+    assert most == 1_286_979
+    for variant in GRIDS["vtab1k"].axes:
+        found = {key_of(one): one.method for one in GRIDS["vtab1k"].candidates(variant)}
+        sizes = [numbers_of(options, base).trained for options in found.values()]
+        assert max(sizes) <= most or variant == "full", variant

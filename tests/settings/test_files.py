@@ -20,6 +20,7 @@ from foveate.settings.files import (
     commit_atomically,
     read_json,
     sha256_file,
+    sweep,
     write_bytes_atomically,
     write_json_atomically,
     write_text_atomically,
@@ -150,3 +151,12 @@ def test_the_lock_is_freed_by_an_exception(tmp_path: Path) -> None:
     with FolderLock(tmp_path / "new", purpose="two"):
         pass
     assert (tmp_path / "new" / "writer.lock").read_text() == "", "no owner is named who has left"
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].json"
+    write_text_atomically(path, "whole")
+    (tmp_path / ".a[1].json.1234.tmp").write_text("half")
+    (tmp_path / ".a1.json.1234.tmp").write_text("of another")
+    sweep(path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".a1.json.1234.tmp", "a[1].json"]

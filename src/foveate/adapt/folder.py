@@ -6,6 +6,7 @@ errors, never random values.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import foveate
+from foveate.adapt.adapter import MethodSettings
 from foveate.adapt.heads import describe_head, head_of
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.registry import settings_of
@@ -27,11 +29,22 @@ KIND, FORMAT = "foveate-adapter", 1
 CONFIG, WEIGHTS = "adapter.json", "adapter.safetensors"
 
 
-def save_adapter(adapted: AdaptedModel, folder: str | Path, *, name: str | None = None) -> Path:
-    """Writes an adapter with its head, each file atomically, adapter.json last; returns the folder."""
+def save_adapter(
+    adapted: AdaptedModel,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    settings: MethodSettings | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Writes an adapter with its head, each file atomically, adapter.json last; returns the folder.
+
+    Args:
+        settings, tensors: others than its own, for models that were made of it (`foveate.adapt.wise_saving`).
+    """
     path, name = Path(folder), name or adapted.active
     adapter = adapted.adapter(name)
-    tensors = _tensors(adapted, name)
+    tensors = tensors_of(adapted, name) if tensors is None else tensors
     write_bytes_atomically(
         path / WEIGHTS, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     )
@@ -41,7 +54,7 @@ def save_adapter(adapted: AdaptedModel, folder: str | Path, *, name: str | None 
             "kind": KIND,
             "format": FORMAT,
             "foveate": foveate.__version__,
-            "settings": adapter.settings.model_dump(mode="json"),
+            "settings": (settings or adapter.settings).model_dump(mode="json"),
             "head": describe_head(adapted.heads[name]),
             "head_trained_before": name in adapted.first_heads,
             "backbone": {**adapted.view.describe(), "weights": adapted.digest},
@@ -51,7 +64,8 @@ def save_adapter(adapted: AdaptedModel, folder: str | Path, *, name: str | None 
     return path
 
 
-def _tensors(adapted: AdaptedModel, name: str) -> dict[str, Tensor]:
+def tensors_of(adapted: AdaptedModel, name: str) -> dict[str, Tensor]:
+    """What a folder holds of an adapter: its tensors, its head, the head that it started from."""
     found: dict[str, Tensor] = {
         f"adapter.{key}": value for key, value in adapted.adapter(name).tensors(adapted.view).items()
     }
@@ -59,6 +73,12 @@ def _tensors(adapted: AdaptedModel, name: str) -> dict[str, Tensor]:
     if name in adapted.first_heads:
         found |= {f"first_head.{key}": value for key, value in adapted.first_heads[name].named_parameters()}
     return found
+
+
+def adapter_folder(path: Path) -> Path:
+    """The adapter folder of a path: itself, or `adapter` in a run folder."""
+    inner = path / "adapter"
+    return inner if not (path / CONFIG).is_file() and (inner / CONFIG).is_file() else path
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -104,7 +124,7 @@ def add_saved(adapted: AdaptedModel, folder: str | Path, *, name: str = "default
     try:
         if not config.get("head_trained_before"):
             del adapted.first_heads[name]
-        expected = _tensors(adapted, name)
+        expected = tensors_of(adapted, name)
         _compare(tensors, expected, path / WEIGHTS)
         with torch.no_grad():
             for key, value in expected.items():
@@ -116,6 +136,27 @@ def add_saved(adapted: AdaptedModel, folder: str | Path, *, name: str = "default
     body = sum(value.numel() for key, value in tensors.items() if key.startswith("adapter."))
     places = ", ".join(grouped(adapted.adapter(name).places(adapted.view))[:8]) or "the head alone"
     say(f"loaded {len(tensors)} tensors of {path} ({body:,} numbers beside the head): {places}")
+
+
+def read_head(folder: str | Path, classes: Sequence[str]) -> nn.Module:
+    """The head of a saved adapter, to start another one from.
+
+    Raises:
+        UserError: when it is of other classes.
+    """
+    path, config = Path(folder), read_config(folder)
+    known = config["info"].get("classes", [])
+    if list(known) != list(classes):
+        odd = next((name for name in classes if name not in known), "")
+        about = f"'{odd}' is none of them" if odd else "they are in another order, or more"
+        raise UserError(f"{path}: its head is of the classes {', '.join(known[:5]) or 'unknown'}: {about}")
+    head, tensors = head_of(config["head"]), _read(path / WEIGHTS)
+    expected: dict[str, Tensor] = {f"head.{key}": value for key, value in head.named_parameters()}
+    _compare({key: value for key, value in tensors.items() if key.startswith("head.")}, expected, path / WEIGHTS)
+    with torch.no_grad():
+        for key, value in expected.items():
+            value.copy_(tensors[key])
+    return head
 
 
 def remove(adapted: AdaptedModel, name: str) -> None:

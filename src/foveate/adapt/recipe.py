@@ -101,6 +101,9 @@ class AdaptRecipe(Settings):
 
     backbone: dict[str, Any] = Field(description="`kind` and the fields of that encoder; see `--backbone`")
     method: dict[str, Any] = Field(description="`method` and its options")
+    head: str | None = Field(
+        None, description="adapter folder whose head this one starts from, such as a linear probe's of the same classes"
+    )
     data: AdaptData = AdaptData()
     training: AdaptTraining = AdaptTraining()
 
@@ -113,14 +116,19 @@ class AdaptRecipe(Settings):
 
 
 def recipe_of(
-    backbone: Mapping[str, Any], method: str, overrides: Sequence[str] = (), **given: Mapping[str, Any]
+    backbone: Mapping[str, Any],
+    method: str,
+    overrides: Sequence[str] = (),
+    *,
+    head: str | None = None,
+    **given: Mapping[str, Any],
 ) -> AdaptRecipe:
     """A checked recipe from options and `part.field=value` overrides; a bare field is one of the method.
 
     Raises:
         UserError: for unknown fields or methods, with the nearest.
     """
-    content: dict[str, Any] = {"backbone": dict(backbone), "method": {"method": method}}
+    content: dict[str, Any] = {"backbone": dict(backbone), "method": {"method": method}, "head": head}
     content |= {part: dict(fields) for part, fields in given.items()}
     parts = ("backbone", "method", "data", "training")
     full = [

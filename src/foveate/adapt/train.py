@@ -15,6 +15,7 @@ from torch import Tensor
 
 from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.data import KeptDataset, Labelled, PictureDataset, labelled
+from foveate.adapt.folder import adapter_folder, read_head
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.opening import Opened, open_backbone
 from foveate.adapt.prefix import Prefix
@@ -51,7 +52,8 @@ class Adapted:
 
 def build(recipe: AdaptRecipe, opened: Opened, data: Labelled) -> AdaptedModel:
     """The adapted model before training; the same seed gives the same first values."""
-    adapted = adapt(opened.model, recipe.method, classes=len(data.classes), seed=recipe.training.seed)
+    head = None if recipe.head is None else read_head(adapter_folder(Path(recipe.head)), data.classes)
+    adapted = adapt(opened.model, recipe.method, classes=len(data.classes), head=head, seed=recipe.training.seed)
     adapted.info["default"] = {
         "classes": list(data.classes),
         "backbone": opened.settings,

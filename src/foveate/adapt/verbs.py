@@ -6,16 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.adapt.export import export_merged, export_peft
-from foveate.adapt.folder import CONFIG, load_adapter, read_config
+from foveate.adapt.folder import adapter_folder, load_adapter, read_config
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.opening import Opened, backbone_settings, open_backbone
 from foveate.settings.errors import UserError
-
-
-def adapter_folder(path: Path) -> Path:
-    """The adapter folder of a path: itself, or `adapter` in a run folder."""
-    inner = path / "adapter"
-    return inner if not (path / CONFIG).is_file() and (inner / CONFIG).is_file() else path
 
 
 def open_adapted(path: Path, *, backbone: str | None = None) -> tuple[AdaptedModel, Opened, dict[str, Any]]:

@@ -19,12 +19,12 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import NativeAdapter
+from foveate.adapt.adapter import Adapter, NativeAdapter
 from foveate.adapt.exchange import Exchange, wider
 from foveate.adapt.model import AdaptedModel
 from foveate.settings.errors import UserError
@@ -43,15 +43,9 @@ def interpolated(
     Raises:
         UserError: for a method without a rule, an alpha out of range, a merged model, or a head that started afresh.
     """
-    adapter = adapted.adapter()
-    name = adapter.settings.method
-    if not 0 <= alpha <= 1:
-        raise UserError(f"alpha {alpha}: allowed are numbers from 0 to 1")
-    if not adapter.wise:
-        raise UserError(f"method '{name}' has no models in between: {adapter.why_not_mergeable}")
-    if adapted.is_merged:
-        raise UserError("the model is merged: unmerge it first")
-    classify = _head(adapted, alpha, keep=head == "keep")
+    adapter = check(adapted, alpha)
+    classify = head_at(adapted, alpha, keep=head == "keep")
+    with_gradients = torch.is_grad_enabled()
     if alpha == 1:
         yield lambda pixels: classify(adapted.view.features(pixels))
     elif alpha == 0 and getattr(adapter.settings, "layerscale", "once") == "once":
@@ -66,16 +60,28 @@ def interpolated(
     else:
         tuned = adapted.merged_weights()
         with adapted._plain(), torch.no_grad():
-            store = Exchange(_between(adapted.model, tuned, alpha), trained=False)
+            store = Exchange(between(adapted.model, tuned, alpha), trained=False)
             store.swap(adapted.model)
             try:
-                with torch.enable_grad():
+                with torch.set_grad_enabled(with_gradients):
                     yield lambda pixels: classify(adapted.view.features(pixels))
             finally:
                 store.swap(adapted.model)
 
 
-def _between(model: nn.Module, tuned: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def check(adapted: AdaptedModel, alpha: float) -> Adapter[Any]:
+    """The adapter in use, if there is a model of it at `alpha`; raises UserError otherwise."""
+    adapter = adapted.adapter()
+    if not 0 <= alpha <= 1:
+        raise UserError(f"alpha {alpha}: allowed are numbers from 0 to 1")
+    if not adapter.wise:
+        raise UserError(f"method '{adapter.settings.method}' has no models in between: {adapter.why_not_mergeable}")
+    if adapted.is_merged:
+        raise UserError("the model is merged: unmerge it first")
+    return adapter
+
+
+def between(model: nn.Module, tuned: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """(1 - a) of the model's tensors and a of the tuned ones, where they differ."""
     return {
         name: ((1 - alpha) * wider(value) + alpha * wider(tuned[name])).to(value.dtype)
@@ -84,7 +90,12 @@ def _between(model: nn.Module, tuned: dict[str, Tensor], alpha: float) -> dict[s
     }
 
 
-def _head(adapted: AdaptedModel, alpha: float, *, keep: bool) -> nn.Module:
+def head_at(adapted: AdaptedModel, alpha: float, *, keep: bool) -> nn.Module:
+    """The head between the one that it started from and the tuned one; `keep` = the tuned one.
+
+    Raises:
+        UserError: when it started from nothing that was trained.
+    """
     if keep or alpha == 1:
         return adapted.head
     if adapted.active not in adapted.first_heads:

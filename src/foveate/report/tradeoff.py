@@ -1,4 +1,4 @@
-"""Accuracy on absent against seen classes: curves over gamma with the gammas that were found marked on them."""
+"""One accuracy against another: curves over a number (gamma, alpha) with the values that were found marked on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINE = 15  # pixels between two labels
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A point with a name: accuracy on seen (x) and absent classes (y) in percent."""
+    """A point with a name: both accuracies in percent, such as on seen (x) and absent classes (y)."""
 
     name: str
     x: float
@@ -24,9 +24,19 @@ class Mark:
 
 
 def tradeoff_chart(
-    series: Sequence[Series], marks: Sequence[Mark], *, title: str, width: int = 440, height: int = 330
+    series: Sequence[Series],
+    marks: Sequence[Mark],
+    *,
+    title: str,
+    width: int = 440,
+    height: int = 330,
+    labels: tuple[str, str, str] = ("accuracy on seen classes, S/Y (%)", "seen", "absent"),
 ) -> Markup:
-    """Curves from (seen, absent) accuracies in percent, and marks with their names beside them."""
+    """Curves from pairs of accuracies in percent, and marks with their names beside them.
+
+    Args:
+        labels: of the horizontal axis, and what both values of a mark are called.
+    """
     lines = [line for line in (Series(s.name, thin(s.points), s.style) for s in series) if line.points]
     if not lines:
         return Markup("")
@@ -35,14 +45,14 @@ def tradeoff_chart(
     x_ticks, y_ticks = nice_ticks(0.0, max(x_most, 1.0), wanted=6), nice_ticks(0.0, max(y_most, 1.0), wanted=5)
     left, right, top, bottom = 46, width - 20, 40, height - 44
     x_of, y_of = Scale(x_ticks[0], x_ticks[-1], left, right), Scale(y_ticks[0], y_ticks[-1], bottom, top)
-    told = "; ".join(f"{mark.name} {mark.x:.1f} seen, {mark.y:.1f} absent" for mark in marks)
+    told = "; ".join(f"{mark.name} {mark.x:.1f} {labels[1]}, {mark.y:.1f} {labels[2]}" for mark in marks)
     parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"{title}: {told}")}">']
     for tick in y_ticks:
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>')
         parts.append(svg_text(left - 8, y_of(tick) + 4, short(tick), anchor="end"))
     for tick in x_ticks:
         parts.append(svg_text(x_of(tick), bottom + 18, short(tick)))
-    parts.append(svg_text(right, height - 6, "accuracy on seen classes, S/Y (%)", anchor="end", style="axis"))
+    parts.append(svg_text(right, height - 6, labels[0], anchor="end", style="axis"))
     at = float(left)
     for line in lines:
         points = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line.points)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock, read_json, write_json_atomically
+from foveate.settings.files import FolderLock, read_json, sweep, write_json_atomically
 
 Work = Callable[["Cell"], dict[str, float]]
 
@@ -70,6 +70,7 @@ class CellStore:
 
     def finish(self, cell: Cell, values: dict[str, float], seconds: float) -> None:
         """Writes the cell's file."""
+        sweep(self.path(cell))
         about = {"condition": cell.condition, "variant": cell.variant, "seed": cell.seed}
         write_json_atomically(self.path(cell), {**about, "values": values, "seconds": round(seconds, 2)})
 

@@ -15,6 +15,7 @@ from foveate.adapt.compare.grids import Candidate, Grid
 from foveate.adapt.opening import Opened
 from foveate.adapt.prefix import place_of
 from foveate.adapt.registry import method, settings_of
+from foveate.adapt.view import Backbone
 from foveate.settings.errors import UserError
 
 
@@ -76,7 +77,7 @@ def plan(opened: Opened, grid: Grid, methods: Sequence[str], *, most: int | None
             key = key_of(candidate)
             if key not in numbers and key not in reasons:
                 try:
-                    numbers[key] = _numbers(candidate.method, view)
+                    numbers[key] = numbers_of(candidate.method, view)
                 except UserError as problem:
                     reasons[key] = str(problem)
             reason = reasons.get(key, "")
@@ -92,7 +93,12 @@ def plan(opened: Opened, grid: Grid, methods: Sequence[str], *, most: int | None
     return Plan({variant: found for variant, found in kept.items() if found}, numbers, left_out, whole)
 
 
-def _numbers(options: dict[str, Any], view: Any) -> Numbers:
+def numbers_of(options: dict[str, Any], view: Backbone) -> Numbers:
+    """The numbers of a method's options on a network without values.
+
+    Raises:
+        UserError: when they do not fit it.
+    """
     settings = settings_of(options)
     with torch.device("meta"):
         adapter = method(settings.method).build(settings, view)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.adapt.backbones.registry import view_of
@@ -44,7 +45,7 @@ class Speed:
 
 @torch.no_grad()
 def measured(opened: Opened, *, device: str = "auto") -> Speed:
-    """One picture's share of a small batch, timed once behind a first one."""
+    """One picture's share of a small batch, the best of three behind a first one."""
     view = view_of(opened.model)
     size = opened.preprocess.size
     with start(device) as here:
@@ -53,12 +54,16 @@ def measured(opened: Opened, *, device: str = "auto") -> Speed:
         pixels = torch.zeros(_PICTURES, channels, size, size, device=here.device)
         with FlopCounterMode(display=False) as counter:
             view.features(pixels)
-        began = time.monotonic()
-        view.features(pixels)
-        if here.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.monotonic() - began
+        seconds = min(_timed(view.features, pixels) for _ in range(3))
     return Speed(seconds / _PICTURES, counter.get_total_flops() / _PICTURES)
+
+
+def _timed(call: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
+    began = time.monotonic()
+    call(pixels)
+    if pixels.is_cuda:
+        torch.cuda.synchronize(pixels.device)
+    return time.monotonic() - began
 
 
 def price(plan: Plan, trainings: Sequence[Training], speed: Speed) -> dict[str, Any]:
@@ -100,7 +105,10 @@ def words(priced: Mapping[str, Any]) -> list[str]:
     ]
     for line in sorted(priced["methods"], key=lambda one: -one["hours"]):
         lines.append(f"  {line['variant']:<14}{line['trainings']:>7,} trainings{duration(line['hours'] * 3600):>12}")
-    return lines
+    reasons: dict[tuple[str, str], int] = {}
+    for row in priced.get("left_out", []):
+        reasons[row["variant"], row["why"]] = reasons.get((row["variant"], row["why"]), 0) + 1
+    return lines + [f"  left out: {count} of {variant}, {why}" for (variant, why), count in reasons.items()]
 
 
 def refuse_if_dear(priced: Mapping[str, Any], *, most_hours: float, grid: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from foveate.adapt import vtab
 from foveate.adapt.recipe import AdaptTraining
 from foveate.settings.errors import UserError
-from foveate.settings.recipes import Settings, validate
+from foveate.settings.recipes import Settings, apply_overrides, validate
 
 _NAME = re.compile(r"(?:(?P<group>[A-Za-z0-9_.]+)/)?(?P<name>[A-Za-z0-9_.]+)")
 
@@ -78,6 +79,31 @@ class CompareRecipe(Settings):
         """How a candidate is trained: the grid's own fields, above them the user's, above these the candidate's."""
         content = {**grid, **self.training, **candidate, "seed": seed}
         return validate(AdaptTraining, content, where="training")
+
+
+def one_task(text: str) -> CompareTask:
+    """The task of a text `[NAME=]PATH[:FIELD]`.
+
+    Raises:
+        UserError: for another form, or a folder of several tasks.
+    """
+    found = _tasks_of(text)
+    if len(found) != 1:
+        raise UserError(f"data '{text}': holds {len(found)} tasks; name one of them")
+    return found[0]
+
+
+def recipe_of(
+    backbone: Mapping[str, Any], tasks: Sequence[CompareTask], overrides: Sequence[str] = (), **given: Any
+) -> CompareRecipe:
+    """A checked recipe from options and `field=value` overrides.
+
+    Raises:
+        UserError: for unknown fields, with the nearest, and for values that do not fit.
+    """
+    content: dict[str, Any] = {"backbone": dict(backbone), "tasks": [task.model_dump() for task in tasks], **given}
+    apply_overrides(content, overrides)
+    return validate(CompareRecipe, content, where="foveate adapt compare")
 
 
 def most_numbers(budget: str | None, backbone: int) -> int | None:

@@ -40,6 +40,7 @@ from foveate.adapt.recipe import AdaptData
 from foveate.metrics.classification import class_accuracies
 from foveate.metrics.comparison import last_of_best
 from foveate.settings.cells import Cell, CellStore, Done, run_cells
+from foveate.settings.files import sweep
 from foveate.settings.progress import Meter, say
 from foveate.settings.recipes import dump
 from foveate.settings.revision import code_revision
@@ -203,6 +204,9 @@ def compare(
         Stopped: after a signal; what was finished stays.
     """
     comparison = Comparison(recipe, opened=opened, data=data)
+    where = device or "auto"
+    if not (run_path / "cells").is_dir():  # a refusal leaves nothing behind
+        refuse_if_dear(comparison.price(device=where), most_hours=most_hours, grid=recipe.grid)
     run = RunFolder.create(run_path, command=command, recipe=dump(recipe))
     identity = {
         "recipe": recipe.model_dump(mode="json"),
@@ -213,8 +217,8 @@ def compare(
     _warn(comparison)
     left = comparison.trainings(store)
     if left:
-        refuse_if_dear(comparison.price(device=device or "auto", store=store), most_hours=most_hours, grid=recipe.grid)
-        bench = Bench(comparison.opened, device=device or "auto")
+        refuse_if_dear(comparison.price(device=where, store=store), most_hours=most_hours, grid=recipe.grid)
+        bench = Bench(comparison.opened, device=where)
         began = time.monotonic()
         with Meter("comparing methods", len(left)) as meter:
             for task in recipe.tasks:
@@ -287,9 +291,9 @@ def _finish(
         )  # fmt: skip
         if fit is None:
             return DIVERGED
-        write_logits(
-            logits_path(folder, task, cell), logits=fit.logits, labels=fit.labels, class_names=list(data.classes)
-        )
+        path = logits_path(folder, task, cell)
+        sweep(path)
+        write_logits(path, logits=fit.logits, labels=fit.labels, class_names=list(data.classes))
         return {
             "test": fit.accuracy,
             "classes": float(class_accuracies(fit.logits.argmax(axis=1), fit.labels).accuracy_C.mean()),

@@ -30,7 +30,8 @@ class SubsetSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if self.pattern is not None and self.model_fields_set & {"blocks", "parts"}:
+        # Not by what was set: a saved adapter names all fields.
+        if self.pattern is not None and (self.blocks != "all" or len(self.parts) != 3):
             raise ValueError("give pattern, or blocks and parts")
         if not self.parts:
             raise ValueError("parts needs at least one of attention, mlp, norms")

@@ -1,4 +1,4 @@
-"""`foveate adapt train|merge`: tune a vision model with few parameters, and put what was learnt into its weights."""
+"""`foveate adapt train|merge|compare|wise`: tune a vision model with few parameters, and see which way is best."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def command() -> None:
     Example:
       foveate adapt train --backbone runs/tour/model --data my-pictures --field category --method lora
       foveate adapt merge runs/adapt-lora --to merged
+      foveate adapt compare --backbone runs/tour/model --tasks mine=my-pictures:category --methods all
     """
 
 
@@ -35,6 +36,7 @@ def command() -> None:
 @click.option("--field", "label", default=None, metavar="NAME", help="Label field of the collection.")
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Visits of each picture; 50 by default.")
 @click.option("--shots", type=click.IntRange(1), default=None, help="Training pictures of each class; all by default.")
+@click.option("--head-from", default=None, metavar="FOLDER", help="Adapter whose head this one starts from.")
 @click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/adapt-METHOD by default.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained and for how long; train and write nothing.")
 @common()
@@ -46,6 +48,7 @@ def train(
     label: str | None,
     epochs: int | None,
     shots: int | None,
+    head_from: str | None,
     run: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -67,7 +70,7 @@ def train(
 
     given = {"data": {"field": label, "shots": shots}, "training": {"epochs": epochs, "seed": seed}}
     parts = {part: {k: v for k, v in fields.items() if v is not None} for part, fields in given.items()}
-    recipe = recipe_of(backbone_settings(backbone), method, overrides, **parts)
+    recipe = recipe_of(backbone_settings(backbone), method, overrides, head=head_from, **parts)
     if dry_run:
         from foveate.adapt.pricing import lines, price
 
@@ -134,3 +137,217 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
     if result["difference"] is not None:
         lines.append(f"largest difference of outputs: {result['difference']:.3g}")
     finish(result, lines, {"model": to}, as_json=as_json)
+
+
+@command.command("compare", short_help="Compare methods on one's own tasks.")
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--backbone", required=True, metavar="FOLDER|KIND:NAME", help="As for `adapt train`; it is opened once for all."
+)
+@click.option(
+    "--tasks",
+    "tasks",
+    required=True,
+    multiple=True,
+    metavar="[[GROUP/]NAME=]PATH[:FIELD]",
+    help="Collection, npz file, VTAB-1K task, or a folder of such tasks; repeated for further ones.",
+)
+@click.option(
+    "--methods", "methods", multiple=True, default=("all",), show_default=True, metavar="NAMES", help="Of the grid."
+)
+@click.option(
+    "--grid",
+    default="quick",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="quick, the published vtab1k, many-shot, many-shot-aerial, many-shot-far, clip; fair; or a YAML file.",
+)
+@click.option(
+    "--shots",
+    multiple=True,
+    type=click.IntRange(2),
+    help="Pictures of each class to learn and choose from; repeatable.",
+)
+@click.option("--folds", type=click.IntRange(0), default=None, help="Choose by the mean over so many folds.")
+@click.option(
+    "--epochs", type=click.IntRange(1), default=None, help="Visits of each picture; the grid's own by default."
+)
+@click.option("--seeds", type=click.IntRange(1), default=None, help="Final trainings of each method; 1 by default.")
+@click.option("--budget", default=None, metavar="N|P%", help="Most numbers beside the head: 100000, or 1.5%.")
+@click.option("--most-hours", type=float, default=24.0, show_default=True, help="Refuse what would take longer here.")
+@click.option("--save-adapters", is_flag=True, help="Keep the adapter of every final training.")
+@click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/adapt-compare by default.")
+@click.option("--dry-run", is_flag=True, help="Print trainings, visits and time; train and write nothing.")
+@common()
+def compare(
+    overrides: tuple[str, ...],
+    backbone: str,
+    tasks: tuple[str, ...],
+    methods: tuple[str, ...],
+    grid: str,
+    shots: tuple[int, ...],
+    folds: int | None,
+    epochs: int | None,
+    seeds: int | None,
+    budget: str | None,
+    most_hours: float,
+    save_adapters: bool,
+    run: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Tries each method's candidates on validation pictures, trains the best again on all, and tests it once.
+
+    OVERRIDES change fields of the recipe (validation=val, share=0.3) or of all trainings (training.batch_size=32).
+    Ctrl-C or a kill loses nothing that is finished; the same command goes on, and helps when it runs twice.
+
+    \b
+    Example:
+      foveate adapt compare --backbone runs/tour/model --tasks mine=my-pictures:category --methods all
+      foveate adapt compare --backbone timm:vit_base_patch16_224 --tasks vtab-1k --grid vtab1k --dry-run
+    """
+    from foveate.adapt.compare.bench import Stopped
+    from foveate.adapt.compare.pricing import words
+    from foveate.adapt.compare.recipe import recipe_of, tasks_of
+    from foveate.adapt.compare.run import Comparison, compare
+    from foveate.adapt.opening import backbone_settings
+
+    given = {"folds": folds, "seeds": seeds, "seed": seed, "budget": budget}
+    recipe = recipe_of(
+        backbone_settings(backbone),
+        tasks_of(tasks, shots),
+        overrides,
+        training={} if epochs is None else {"epochs": epochs},
+        methods=list(methods),
+        grid=grid,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if dry_run:
+        priced = Comparison(recipe).price(device=device or "auto")
+        finish(priced, words(priced), {}, as_json=as_json)
+        return
+    from foveate.report import render
+
+    target = run or Path("runs") / "adapt-compare"
+    try:
+        result = compare(
+            recipe,
+            target,
+            device=device,
+            command=["foveate", *sys.argv[1:]],
+            most_hours=most_hours,
+            save=save_adapters,
+        )
+    except Stopped:
+        finish({"status": "stopped"}, ["stopped; the same command goes on"], {"run": target}, as_json=as_json)
+        sys.exit(130)
+    finish(result, _compared(result), {"run": target, "report": render(target)}, as_json=as_json)
+
+
+def _compared(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for task in result["tasks"]:
+        lines.append(f"{task['title']}: {task['tested']} test pictures, chance {task['chance']:.3f}; {task['how']}")
+        entries = [(line, line["tasks"][task["key"]]) for line in result["lines"]]
+        for line, entry in sorted(entries, key=lambda pair: -pair[1].get("value", -1.0)):
+            if "value" not in entry:
+                lines.append(f"  {line['variant']:<14} did not converge")
+                continue
+            span = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
+            validation = "" if entry["validation"] is None else f"; validation {entry['validation']:.3f}"
+            chosen = f"; {entry['chosen']}" if entry["chosen"] else ""
+            lines.append(f"  {line['variant']:<14} {entry['value']:.3f}{span}{validation}{chosen}")
+        if "ensembles" in task:
+            together = task["ensembles"]
+            lines.append(
+                f"  ensemble of {together['count']}: {together['ensemble']['logits']:.3f}, mean member "
+                f"{together['member']['mean']:.3f}, best {together['member']['best']:.3f}; they disagree on "
+                f"{task['agreement']['disagreement']:.1%} of the pictures"
+            )
+    return lines
+
+
+@command.command("wise", short_help="Models between a network and its tuned one.")
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--data", required=True, metavar="PATH[:FIELD]", help="Own data, with splits to choose by and test on.")
+@click.option("--shifted", multiple=True, metavar="NAME=PATH[:FIELD]", help="Data of another kind; repeatable.")
+@click.option("--validation", default="validation", show_default=True, help="Split by which alpha is chosen.")
+@click.option("--test", default="test", show_default=True, help="Split that is only measured.")
+@click.option("--points", type=click.IntRange(2, 101), default=11, show_default=True, help="Alphas from 0 to 1.")
+@click.option(
+    "--head",
+    type=click.Choice(["auto", "interpolate", "keep"]),
+    default="auto",
+    show_default=True,
+    help="keep: the tuned head at every alpha; auto: interpolated where it started from a trained one.",
+)
+@click.option("--at", type=click.FloatRange(0, 1), default=None, help="Alpha of what is written; the recommended one.")
+@click.option("--to", type=click.Path(path_type=Path), default=None, help="Write the model at alpha as an adapter.")
+@click.option("--backbone", default=None, metavar="FOLDER|KIND:NAME", help="Where the backbone is now, if it moved.")
+@click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/adapt-wise by default.")
+@common(seed=False)
+def wise(
+    adapter: Path,
+    data: str,
+    shifted: tuple[str, ...],
+    validation: str,
+    test: str,
+    points: int,
+    head: str,
+    at: float | None,
+    to: Path | None,
+    backbone: str | None,
+    run: Path | None,
+    as_json: bool,
+    device: str | None,
+) -> None:
+    """Measures ADAPTER (a folder of `adapt train`, or its run folder) at alphas from 0, the network that came, to 1.
+
+    Prints the accuracy on own and shifted data at each alpha and recommends one, chosen on validation pictures alone.
+
+    \b
+    Example:
+      foveate adapt wise runs/adapt-full --data my-pictures:category --shifted sketches=sketches:category
+      foveate adapt wise runs/adapt-lora --data mine.npz --shifted night=night.npz --to robust
+    """
+    from foveate.adapt.compare.recipe import one_task
+    from foveate.adapt.robustness import robustness
+    from foveate.report import render
+
+    if at is not None and to is None:
+        raise click.UsageError("--at has no effect without --to")
+    target = run or Path("runs") / "adapt-wise"
+    result = robustness(
+        adapter,
+        one_task(data),
+        target,
+        shifted=[one_task(text) for text in shifted],
+        validation=validation,
+        test=test,
+        points=points,
+        head=head,
+        at=at,
+        to=to,
+        backbone=backbone,
+        device=device,
+        command=["foveate", *sys.argv[1:]],
+    )
+    paths = {"run": target, "report": render(target), **({} if to is None else {"adapter": to})}
+    finish(result, _curve(result), paths, as_json=as_json)
+
+
+def _curve(result: dict[str, Any]) -> list[str]:
+    recommended = result["recommended"]
+    lines = [
+        f"{result['method']}: {result['rule']}; the head is {result['head']}",
+        "alpha  " + "  ".join(f"{one['title'][:22]:>22}" for one in result["sets"]),
+    ]
+    for number, alpha in enumerate(result["alphas"]):
+        values = "  ".join(f"{one['accuracy'][number]['value']:>22.3f}" for one in result["sets"])
+        lines.append(f"{alpha:<5.3g}  {values}{'  <- recommended' if alpha == recommended['alpha'] else ''}")
+    lines.append(f"recommended: alpha {recommended['alpha']:g}, {recommended['rule']}")
+    if result["saved"]:
+        lines.append(f"written: the model at alpha {result['saved']['alpha']:g}")
+    return lines

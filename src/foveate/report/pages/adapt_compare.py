@@ -1,0 +1,277 @@
+"""The page of a comparison of methods: accuracy and its cost, how alike they are, ensembles, what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from foveate.report import numbers
+from foveate.report.charts import plot
+from foveate.report.compared import Point, amount, cost_chart, matrix_chart
+from foveate.report.forest import ForestRow, forest
+from foveate.report.page import Page, command_text
+from foveate.report.schema import Part, read
+
+MOST_TASKS = 4  # in the table; with more, means of groups stand there
+RULES = {
+    "logits": "mean of logits",
+    "probabilities": "mean of probabilities",
+    "log_probabilities": "mean of log-probabilities",
+    "votes": "votes",
+}
+
+
+class ComparedEntry(Part):
+    chosen: str
+    validation: float | None = None
+    tried: int = 1
+    tied: int = 1
+    diverged: int = 0
+    failed: int = 0
+    seeds: list[float] = []
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class ComparedLine(Part):
+    variant: str
+    method: str
+    mergeable: bool = False
+    tasks: dict[str, ComparedEntry]
+    means: dict[str, float] = {}
+    trained: float | None = None
+    head: float | None = None
+    update_bytes: float | None = None
+    training_seconds: float | None = None
+    unbeaten: bool = False
+
+
+class ComparedAgreement(Part):
+    names: list[str]
+    matrix: list[list[float]]
+    disagreement: float | None = None
+
+
+class ComparedEnsemble(Part):
+    members: list[str] = []
+    count: int
+    member: dict[str, float]
+    ensemble: dict[str, float]
+    any_right: float
+    gain: dict[str, float | None]
+    disagreement: float | None = None
+
+
+class ComparedTask(Part):
+    key: str
+    title: str
+    group: str = ""
+    data: str = ""
+    classes: int = 0
+    pictures: int = 0
+    tested: int = 0
+    chance: float | None = None
+    how: str = ""
+    agreement: ComparedAgreement | None = None
+    ensembles: ComparedEnsemble | None = None
+    seeds: dict[str, ComparedEnsemble] = {}
+
+
+class ComparedGrid(Part):
+    name: str
+    what: str = ""
+    candidates: dict[str, int] = {}
+    left_out: list[dict[str, str]] = []
+
+
+class ComparedResult(Part):
+    kind: str
+    title: str = ""
+    grid: ComparedGrid
+    seeds: int = 1
+    tasks: list[ComparedTask]
+    lines: list[ComparedLine]
+    spread: float | None = None
+    seconds: float | None = None
+    backbone: dict[str, Any] = {}
+    command: str | list[str] | None = None
+
+
+def lead(r: ComparedResult) -> str:
+    """The answer in one or two sentences."""
+    whole = [line for line in r.lines if line.means]
+    if not whole:
+        return "No method finished on all tasks."
+    best = max(whole, key=lambda line: line.means["mean"])
+    front = [line.variant for line in whole if line.unbeaten]
+    said = f"Highest mean accuracy: {best.variant}, {numbers.percent(best.means['mean'])}, with "
+    said += f"{amount(best.trained or 0)} numbers trained in the network. "
+    if len(front) < 2:
+        return said + "It is also the smallest."
+    return said + f"Nothing is both smaller and better than {', '.join(front[:-1])} or {front[-1]}."
+
+
+def columns(r: ComparedResult) -> list[tuple[str, str]]:
+    """Keys and titles of the columns of accuracy: tasks where they are few, else groups; and the mean."""
+    if len(r.tasks) <= MOST_TASKS:
+        shown = [(task.key, task.title) for task in r.tasks]
+    else:
+        shown = [(group, group) for group in dict.fromkeys(task.group for task in r.tasks) if group]
+    groups = [("mean of groups", "mean of groups")] if len({task.group for task in r.tasks if task.group}) > 1 else []
+    return shown + groups + ([("mean", "mean of tasks")] if len(r.tasks) > 1 else [])
+
+
+def table(r: ComparedResult) -> list[dict[str, Any]]:
+    """A line of cells for each method, best mean first; those that did not finish last."""
+    ordered = sorted(r.lines, key=lambda line: -line.means.get("mean", -1.0))
+    found = []
+    for line in ordered:
+        cells = []
+        for key, _ in columns(r):
+            entry = line.tasks.get(key)
+            value = line.means.get(key) if entry is None else entry.value
+            span = "" if entry is None else numbers.interval(entry.low, entry.high)
+            cells.append({"value": numbers.percent(value), "span": span})
+        found.append(
+            {
+                "name": line.variant,
+                "unbeaten": line.unbeaten,
+                "cells": cells,
+                "trained": "–" if line.trained is None else numbers.count(line.trained),
+                "memory": "–" if line.update_bytes is None else f"{line.update_bytes / 2**20:,.1f} MiB",
+                "time": numbers.duration(line.training_seconds),
+                "merges": "yes" if line.mergeable else "no",
+            }
+        )
+    return found
+
+
+def charts(r: ComparedResult) -> list[Markup]:
+    """Size, memory and time against accuracy, and the accuracies of each task with their intervals."""
+    whole = [line for line in r.lines if line.means]
+    drawn = []
+    for field, title, label in (
+        ("trained", "Mean accuracy (%) by size", "numbers trained in the network, without the head"),
+        ("update_bytes", "Mean accuracy (%) by memory", "bytes that one update holds"),
+        ("training_seconds", "Mean accuracy (%) by time", "seconds of one training"),
+    ):
+        values = [(line, getattr(line, field)) for line in whole if getattr(line, field) is not None]
+        points = [
+            Point(line.variant, cost, 100 * line.means["mean"], not _beaten(cost, line.means["mean"], values))
+            for line, cost in values
+        ]
+        if len(points) > 1:
+            drawn.append(plot(title, cost_chart(points, title=title, x_label=label)))
+    return drawn
+
+
+def _beaten(cost: float, value: float, others: Sequence[tuple[ComparedLine, float]]) -> bool:
+    return any(
+        other <= cost and line.means["mean"] >= value and (other < cost or line.means["mean"] > value)
+        for line, other in others
+    )
+
+
+def forests(r: ComparedResult) -> list[Markup]:
+    """One chart a task: methods with their intervals, chance as the line through all."""
+    drawn = []
+    for task in r.tasks:
+        rows = [
+            ForestRow(
+                line.variant,
+                100 * entry.value,
+                None if entry.low is None else 100 * entry.low,
+                None if entry.high is None else 100 * entry.high,
+                "control" if line.method in ("linear", "full") else "variant",
+            )
+            for line in r.lines
+            if (entry := line.tasks.get(task.key)) is not None and entry.value is not None
+        ]
+        chance = None if task.chance is None else 100 * task.chance
+        title = f"{task.title}: accuracy (%), {numbers.count(task.tested)} test pictures"
+        drawn.append(plot(title, forest(rows, title=title, zero=False, line=chance)))
+    return drawn
+
+
+def ensembles(task: ComparedTask) -> list[dict[str, Any]]:
+    """Lines of the table of ensembles: all methods, then each method's own seeds."""
+    several = [("all methods", task.ensembles)] if task.ensembles else []
+    several += [(f"{name}, {one.count} seeds", one) for name, one in task.seeds.items()]
+    return [
+        {
+            "name": name,
+            "count": one.count,
+            "cells": [numbers.percent(one.member["mean"]), numbers.percent(one.member["best"])]
+            + [numbers.percent(one.ensemble.get(rule)) for rule in RULES],
+            "gain": _signed(one.gain["mean"]),
+            "span": _span(one.gain.get("low"), one.gain.get("high")),
+            "any": numbers.percent(one.any_right),
+        }
+        for name, one in several
+    ]
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
+
+
+def build(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """The page of a comparison's result.json (`ComparedResult`)."""
+    r = read(ComparedResult, result)
+    trainings = sum(count * len(r.tasks) for count in r.grid.candidates.values() if count > 1)
+    facts = [
+        ("Network", f"{amount(r.backbone.get('numbers', 0))} numbers"),
+        ("Grid", f"{r.grid.name}: {numbers.count(sum(r.grid.candidates.values()))} candidates a task"),
+        ("Tried", f"{numbers.count(trainings)} on validation pictures"),
+        ("Seeds of the last training", str(r.seeds)),
+    ]
+    if r.spread is not None:
+        facts.append(("Spread between methods", f"{numbers.percent(r.spread)} of their mean, without linear and full"))
+    shown = []
+    for task in r.tasks:
+        alike = task.agreement
+        title = f"{task.title}: same answer (% of test pictures)"
+        chart = Markup("")
+        if alike is not None and len(alike.names) > 1:
+            chart = matrix_chart(alike.names, alike.matrix, title=title)
+        shown.append({"task": task, "title": title, "matrix": chart, "ensembles": ensembles(task)})
+    choices = [
+        {
+            "task": task,
+            "lines": [
+                {
+                    "name": line.variant,
+                    "entry": entry,
+                    "validation": numbers.percent(entry.validation),
+                    "test": numbers.percent(entry.value),
+                    "state": "did not converge" if entry.value is None else "",
+                }
+                for line in r.lines
+                if (entry := line.tasks.get(task.key)) is not None
+            ],
+        }
+        for task in r.tasks
+    ]
+    context = {
+        "r": r,
+        "lead": lead(r),
+        "facts": facts,
+        "columns": columns(r),
+        "table": table(r),
+        "charts": charts(r),
+        "forests": forests(r),
+        "shown": shown,
+        "choices": choices,
+        "rules": list(RULES.values()),
+        "interval": "95 % t-interval over seeds" if r.seeds > 1 else "95 % interval over test pictures, of one seed",
+        "command": command_text(r.command or ""),
+    }
+    return Page("adapt_compare.html.j2", r.title or "Methods compared", context)

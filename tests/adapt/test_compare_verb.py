@@ -1,0 +1,165 @@
+"""`foveate adapt compare` through the command line, its page, and tasks of VTAB-1K from their lists."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from adapt.compared import HALF, stripes
+from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fixture
+from foveate.adapt.compare.recipe import tasks_of
+from foveate.adapt.data import labelled
+from foveate.adapt.folder import load_adapter
+from foveate.adapt.opening import backbone_settings, open_backbone
+from foveate.adapt.recipe import AdaptData
+from foveate.adapt.vtab import GROUPS, read_lists
+from foveate.cli.main import cli
+from foveate.report.compared import Point, amount, cost_chart, matrix_chart
+from foveate.report.pages.adapt_compare import ComparedResult, build, columns, table
+from foveate.settings.errors import UserError
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["adapt", "compare", *map(str, arguments)], catch_exceptions=True)
+
+
+@pytest.fixture(scope="module")
+def done(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], tuple[object, ...]]:
+    folder = tmp_path_factory.mktemp("compare")
+    data = stripes(folder / "stripes.npz")
+    arguments = (
+        "--backbone", backbone, "--tasks", f"near/a={data}", "--tasks", f"far/b={data}",
+        "--methods", "linear,bitfit,lora",
+        "--epochs", 2, "--seeds", 2, "--save-adapters", "--device", "cpu", "--quiet", "--run", folder / "run",
+        "training.batch_size=9",
+    )  # fmt: skip
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    return folder, json.loads(result.stdout.splitlines()[-1]), arguments
+
+
+def test_a_comparison_its_page_and_its_adapters(done: tuple[Path, dict[str, Any], tuple[object, ...]]) -> None:
+    folder, said, arguments = done
+    assert [line["variant"] for line in said["lines"]] == ["linear", "bitfit", "lora"]
+    assert set(said["lines"][0]["means"]) == {"near", "far", "mean of groups", "mean"}
+    page = Path(said["paths"]["report"]).read_text(encoding="utf-8")
+    for words in ("3 methods on 2 tasks", "Highest mean accuracy", "same answer", "lora, 2 seeds", "What was chosen",
+                  "No test picture took part", "95 % t-interval over seeds"):  # fmt: skip
+        assert words in page, words
+    stored = json.loads((folder / "run" / "result.json").read_text())
+    shown = table(ComparedResult.model_validate(stored))
+    assert {line["name"] for line in shown} == {"linear", "bitfit", "lora"}
+    assert [title for _, title in columns(ComparedResult.model_validate(stored))] == [
+        "a", "b", "mean of groups", "mean of tasks",
+    ]  # fmt: skip
+    many = ComparedResult.model_validate(stored | {"tasks": stored["tasks"] * 3})
+    assert [title for _, title in columns(many)] == ["near", "far", "mean of groups", "mean of tasks"]
+    assert build(stored, folder / "run").title == "3 methods on 2 tasks"
+    adapters = sorted(path.name for path in (folder / "run" / "adapters" / "a").iterdir())
+    assert adapters == ["bitfit-seed0", "bitfit-seed1", "linear-seed0", "linear-seed1", "lora-seed0", "lora-seed1"]
+    opened = open_backbone(backbone_settings(str(arguments[1])))
+    again = load_adapter(opened.model, folder / "run" / "adapters" / "a" / "lora-seed1")
+    data = labelled(folder / "stripes.npz", AdaptData(), opened.preprocess)
+    rows = data.rows("test")
+    import torch
+
+    with torch.no_grad():
+        given = opened.preprocess.normalise(torch.stack([data.picture(row, False) for row in rows.tolist()]))
+        logits = again(given).numpy()
+    assert np.allclose(logits, np.load(folder / "run" / "logits" / "a" / "lora-seed1.npz")["logits"], atol=1e-5)
+
+
+def test_the_same_again_in_words(done: tuple[Path, dict[str, Any], tuple[object, ...]]) -> None:
+    _, said, arguments = done
+    again = run(*arguments)
+    assert again.exit_code == 0, (again.output, again.exception)
+    assert "a: 15 test pictures, chance 0.333; the split validation, 9 pictures" in again.output
+    assert "ensemble of 2: " in again.output
+    values = [line["tasks"]["a"]["value"] for line in said["lines"]]
+    assert f"  linear         {values[0]:.3f} (" in again.output
+    assert "report.html" in again.output.splitlines()[-1]
+
+
+def test_a_price_and_mistakes(done: tuple[Path, dict[str, Any], tuple[object, ...]], tmp_path: Path) -> None:
+    folder, _, arguments = done
+    start = ("--backbone", arguments[1], "--tasks", folder / "stripes.npz", "--device", "cpu", "--quiet")
+    priced = run(*start, "--grid", "vtab1k", "--methods", "lora,pfeiffer", "--dry-run", "--run", tmp_path / "never")
+    assert priced.exit_code == 0, (priced.output, priced.exception)
+    assert "82 trainings, " in priced.output  # 16 and 64 of 80, one more of each
+    assert "left out: 16 of pfeiffer, rank 64: allowed are 1 to 32, the width of this backbone" in priced.output
+    assert not (tmp_path / "never").exists()
+    small = run(*start, "--budget", "1%", "--methods", "linear", "--dry-run", "--json")
+    assert json.loads(small.stdout.splitlines()[-1])["trainings"] == 3
+    for more, sentence in (
+        (("--methods", "lroa"), "unknown method 'lroa'"),
+        (("--grid", "vtab"), "did you mean 'vtab1k'"),
+        (("--most-hours", 0.0001, "--epochs", 1000), "raise --most-hours"),
+        (("--budget", "lots"), "budget 'lots': write a number such as 100000"),
+        (("--folds", 60), "60 folds need at least two pictures of each class and as many as folds"),
+        (("shrae=0.5",), "did you mean 'share'"),
+        (("training.epohcs=0.5",), "did you mean 'epochs'"),
+        (("--tasks", f"x={folder / 'stripes.npz'}:kind"), "field 'kind' has no meaning"),
+        (("--tasks", folder / "stripes.npz"), "adapt compare: task 'stripes' is named twice; write NAME=PATH"),
+    ):
+        result = run(*start, "--run", tmp_path / "mistake", *more)
+        assert result.exit_code != 0, more
+        assert sentence in result.output + str(result.exception), (more, result.exception)
+
+
+def lists(folder: Path, **changes: str) -> Path:
+    """A task of VTAB-1K of six pictures of two colours."""
+    (folder / "images").mkdir(parents=True)
+    for number in range(6):
+        Image.new("RGB", (40, 32), (200, 0, 0) if number % 2 else (0, 0, 200)).save(folder / "images" / f"{number}.png")
+    texts = {"train800": "images/0.png 0\nimages/1.png 1\n", "val200": "images/2.png 0\nimages/3.png 1\n",
+             "test": "images/4.png 0\nimages/5.png 1\n"} | changes  # fmt: skip
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+def test_tasks_of_vtab_and_their_groups(tmp_path: Path) -> None:
+    lists(tmp_path / "vtab-1k" / "dtd")
+    lists(tmp_path / "vtab-1k" / "kitti")
+    found = tasks_of([str(tmp_path / "vtab-1k")])
+    assert [(task.name, task.group) for task in found] == [("dtd", "natural"), ("kitti", "structured")]
+    assert sum(map(len, GROUPS.values())) == 19
+    data = labelled(tmp_path / "vtab-1k" / "dtd", AdaptData(), HALF)
+    assert data.classes == ("0", "1")
+    assert data.splits.tolist() == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
+    red, blue = (data.picture(int(row), False).float().mean(dim=(1, 2)) for row in data.rows("test")[::-1])
+    assert red[0] > blue[0]
+    assert blue[2] > red[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"test": "images/4.png\n"}, "test.txt, line 1: wanted is a path and the number of a class"),
+        ({"val200": "images/2.png 0\nimages/1.png 1\n"}, "val200.txt, line 2: images/1.png is in train800.txt, too"),
+        ({"test": "images/9.png 0\n"}, "the picture images/9.png of its lists is missing"),
+    ],
+)
+def test_mistakes_of_lists(tmp_path: Path, changes: dict[str, str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        read_lists(lists(tmp_path / "task", **changes))
+
+
+def test_charts() -> None:
+    points = [Point("none", 0, 50.0, True), Point("small", 300, 70.0, True), Point("big", 2e6, 60.0, False)]
+    drawn = cost_chart(points, title="t", x_label="numbers")
+    assert "none 50.0 at 0; small 70.0 at 300; big 60.0 at 2M" in drawn
+    assert drawn.count("<circle") == 3
+    assert ">small</text>" in drawn
+    assert ">big</text>" not in drawn
+    assert cost_chart([], title="t", x_label="") == ""
+    matrix = matrix_chart(["<a>", "b"], [[1.0, 0.25], [0.25, 1.0]], title="alike")
+    assert "&lt;a&gt;" in matrix
+    assert ">25</text>" in matrix
+    assert [amount(value) for value in (0, 940, 36_864, 1.2e6, 8.6e9)] == ["0", "940", "36.9k", "1.2M", "8.6G"]
