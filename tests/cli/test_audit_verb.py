@@ -42,8 +42,15 @@ def test_audit_as_json(foveate: Run, scenes: Path) -> None:
 
 def test_a_tokenizer_is_counted_beside(foveate: Run, scenes: Path) -> None:
     file = Path(__file__).resolve().parents[1] / "goldens" / "captions" / "unigram_tokenizer.json"
-    found = foveate("audit", scenes, "--formats", "alt", "--tokenizer", file, "--json", "--quiet").json
-    assert found["numbers"]["scenes"][0]["lengths"]["other"]["mean"] > 2
+    given = ("--formats", "exact", "--tokenizer", file, "--context", "40")
+    found = foveate("audit", scenes, *given, "--json", "--quiet").json
+    numbers = found["numbers"]["scenes"][0]
+    other = numbers["lengths"]["other"]
+    assert other["mean"] == pytest.approx(numbers["other"]["mean_tokens"]["value"])
+    assert other["mean"] > numbers["lengths"]["clip_with_specials"]["mean"], "a tokenizer of few pieces needs more"
+    assert other["max"] > 40
+    assert numbers["other"]["share_above_context"] > numbers["share_above_context"]
+    assert "Longer than the context, by --tokenizer" in {row["question"] for row in found["table"]}
 
 
 def test_mistakes(foveate: Run, scenes: Path, trained: Path) -> None:

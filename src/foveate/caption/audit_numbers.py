@@ -78,13 +78,15 @@ def numbers(said: Said, units: Units, *, alt: Said | None) -> dict[str, Any]:
             "words": length_summary([words(t) for t in said.texts]),
         },
         "mean_tokens": of_interval(bootstrap_interval(clip, seed=units.seed)),
-        "share_above_context": share_above(clip, units.context),
-        "tokens_lost": float(sum(max(0, n - units.context) for n in clip) / max(1, sum(clip))),
+        **_truncation(clip, units.context),
         "ana_rule": of_interval(bootstrap_interval(counts, seed=units.seed)),
         "style": style(said.texts),
     }
     if units.other is not None:
-        found["lengths"]["other"] = length_summary([units.other.count(text) for text in said.texts])
+        other = [units.other.count(text) for text in said.texts]
+        found["lengths"]["other"] = length_summary(other)
+        found["other"] = {"mean_tokens": of_interval(bootstrap_interval(other, seed=units.seed))}
+        found["other"] |= _truncation(other, units.context)
     if said.verdicts is not None:
         found |= _holds(said.verdicts, units.seed)
         if said.shuffled is not None:
@@ -99,6 +101,12 @@ def numbers(said: Said, units: Units, *, alt: Said | None) -> dict[str, Any]:
     if alt is not None and alt is not said:
         found["entities"] = _shared(said, alt, units)
     return found
+
+
+def _truncation(lengths: Sequence[int], context: int) -> dict[str, float]:
+    """Share of the captions longer than the context, and of all tokens that lie beyond it."""
+    lost = sum(max(0, length - context) for length in lengths)
+    return {"share_above_context": share_above(lengths, context), "tokens_lost": float(lost / max(1, sum(lengths)))}
 
 
 def _holds(verdicts: Sequence[Sequence[str]], seed: int) -> dict[str, Any]:
@@ -148,6 +156,11 @@ def shuffled_order(count: int, rng: np.random.Generator) -> np.ndarray:
     return result
 
 
+def _other(numbers: Mapping[str, Any], key: str) -> Any:
+    """A share that the other tokenizer gives, if there is one."""
+    return {"value": numbers["other"][key]} if "other" in numbers else None
+
+
 def _judge_measure(key: str, control: bool) -> Callable[[Mapping[str, Any]], Any]:
     """Reads a share of a model's agreement with the truth, of the captions or of the control."""
 
@@ -162,6 +175,9 @@ MEASURES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], Any], str], ...] =
     ("mean_tokens", "Length: CLIP tokens, special ones included", lambda n: n["mean_tokens"], ""),
     ("above", "Longer than the text tower's context", lambda n: {"value": n["share_above_context"]}, "fraction"),
     ("lost", "Tokens lost beyond it", lambda n: {"value": n["tokens_lost"]}, "fraction"),
+    ("other_tokens", "Length: tokens of --tokenizer", lambda n: (n.get("other") or {}).get("mean_tokens"), ""),
+    ("other_above", "Longer than the context, by --tokenizer", lambda n: _other(n, "share_above_context"), "fraction"),
+    ("other_lost", "Tokens lost beyond it, by --tokenizer", lambda n: _other(n, "tokens_lost"), "fraction"),
     ("ana", "Assertions per caption (ANA by rules)", lambda n: n["ana_rule"], ""),
     ("accuracy", "Assertions that hold (of all)", lambda n: n.get("accuracy"), "fraction"),
     ("decided", "Assertions that hold (of those decided)", lambda n: n.get("accuracy_decided"), "fraction"),
