@@ -57,7 +57,8 @@ def by_transformers(
     """Token ids up to the end mark, written by `generate`."""
     model, end = captioner.model, captioner.tokens.end
     prompt = captioner.tokens.prompt(kind, length=captioner.lengths[kind])
-    embedded_1TD = model.embed(torch.tensor([prompt]))
+    pad = captioner.tokens.pad
+    embedded_1TD = model.embed_prompt(torch.tensor([prompt]), torch.tensor([[pad, *prompt[:-1]]]), pad)
     found: list[list[int]] = []
     with torch.inference_mode():
         for part in prefix_BPD.split(batch):

@@ -7,6 +7,7 @@ is what the audit must find.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,13 +38,16 @@ class Rendered:
     false: int = 0
 
 
-def claims(kind: str, truth: SceneTruth) -> list[Claim]:
-    """The statements of a format, before any of them is falsified; none for a scene without a visible thing."""
+def claims(kind: str, truth: SceneTruth, *, main: str = "") -> list[Claim]:
+    """The statements of a format, before any of them is falsified; none for a scene without a visible thing.
+
+    main: phrase of the thing that is named first; the largest one by default.
+    """
     single = once(truth)
     counts = {thing.phrase: truth.count(thing.phrase) for thing in truth.things}
     if not counts:
         return []
-    main = single[0].phrase if single else next(iter(counts))
+    main = main or (single[0].phrase if single else next(iter(counts)))
     others = {phrase: count for phrase, count in counts.items() if phrase != main}
     links = relations(single)
     ground = truth.ground or "a plain ground"
@@ -85,13 +89,13 @@ def render(
         wrong = falsified(claim, truth, rng) if rng.random() < hallucinations else claim
         false += wrong != claim
         said.append(wrong)
-    sentences = _sentences(said)
+    sentences = worded(said)
     facts = alt_facts(alt, " ".join(sentences), truth) if kind == "afc" else ()
     sentences += [f"The picture is {fact if fact.startswith('by ') else f'about {fact}'}." for fact in facts]
     return Rendered(" ".join(sentences), facts, len(planned), false)
 
 
-def _sentences(said: list[Claim]) -> list[str]:
+def worded(said: Sequence[Claim]) -> list[str]:
     """Statements as sentences; those of single things that "there is" are one list."""
     sentences: list[str] = []
     listing = [

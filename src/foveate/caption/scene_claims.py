@@ -45,7 +45,7 @@ def _line(claim: Claim) -> str:
     said = with_article(first)
     if others:
         said += f" {_SAID[relation]} {with_article(others[0])}"
-    return f"{said[:1].upper()}{said[1:]} on {ground}"
+    return f"{said[:1].upper()}{said[1:]}" + (f" on {ground}" if ground else "")
 
 
 def _there_is(claim: Claim) -> str:

@@ -89,7 +89,8 @@ def test_greedy_captions_are_those_of_transformers_generate(captioner: SmallCapt
     peer.base_model.load_state_dict(model.decoder.state_dict())
     peer.tie_weights()
     prompt = captioner.tokens.prompt("dsc", length=captioner.lengths["dsc"])
-    embedded = model.embed(torch.tensor([prompt])).expand(4, -1, -1)
+    pad = captioner.tokens.pad
+    embedded = model.embed_prompt(torch.tensor([prompt]), torch.tensor([[pad, *prompt[:-1]]]), pad).expand(4, -1, -1)
     joined = torch.cat([prefixes[:4], embedded], dim=1)
     with torch.inference_mode():
         found = peer.generate(
@@ -162,6 +163,13 @@ def test_evaluation_and_cached_features_agree_with_the_bytes(
     assert found["pictures"] == 4
     assert {row["data"] for row in found["table"]} == {"scenes"}
     assert all(set(row["values"]) <= set(KINDS) for row in found["table"])
+    assert not found["shuffled"]
+    assert all(
+        0 <= one["value"] <= 1
+        for row in found["table"]
+        if "AltText" in row["question"]
+        for one in row["values"].values()
+    )
     assert set(found["obedience"]) <= set(KINDS)
     for sample in found["samples"]:
         assert (tmp_path / sample["picture"]).is_file()
@@ -191,6 +199,50 @@ def test_tokens_are_lossless_and_prompts_have_their_places() -> None:
     with pytest.raises(UserError, match="did you mean 'dsc'"):
         tokens.prompt("dscc", length=0)
     assert [length_class(edge) for edge in EDGES] == list(range(1, len(EDGES) + 1))
+
+
+def test_names_of_regions_are_one_token_and_lossless() -> None:
+    texts = ["A picture of a grinning face with smiling eyes on a ground.", "There is a red apple.", "a cartoon"] * 3
+    phrases = ["grinning face", "grinning face with smiling eyes", "red apple", "car"] * 2 + ["a ground"]
+    tokens = CaptionTokens.train(texts, vocabulary=400, phrases=phrases)
+    assert tokens.names == {"grinning face", "grinning face with smiling eyes", "red apple"}, "cartoon begins with car"
+    said = "A grinning face with smiling eyes, a grinning face and red apples. grinning face"
+    ids = tokens.encode([said])[0]
+    assert tokens.decode(ids) == said
+    one, other = (tokens.encode([f" {name}"])[0] for name in ("grinning face with smiling eyes", "red apple"))
+    assert len(one) == len(other) == 1
+    assert one[0] in ids
+    again = CaptionTokens.from_json(tokens.to_json())
+    assert again.names == tokens.names
+    assert again.encode([said])[0] == ids
+
+
+def test_an_alt_text_is_read_with_the_names_that_captions_have() -> None:
+    tokens = CaptionTokens.train(["a red apple"] * 3, vocabulary=400, phrases=["red apple"] * 2)
+    assert tokens.shown("Red  Apple, Port Ellery 1908") == " red apple, Port Ellery 1908"
+    assert tokens.shown("") == ""
+    (name,) = tokens.encode([" red apple"])[0]
+    assert name in tokens.encode([tokens.shown("Basket; RED APPLE")])[0]
+
+
+def test_shuffled_pictures_are_captioned_from_another_ones_features(
+    captioner: SmallCaptioner, scene_collection: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = Collection.open(scene_collection)
+    rows, shown = collection.rows("test"), []
+
+    def noted(captioner: SmallCaptioner, prefix: torch.Tensor, asks: list[Ask], **more: object) -> list[Written]:
+        shown.append(prefix)
+        return [Written("A chair.", True, 1, 1, 0.0) for _ in asks]
+
+    monkeypatch.setattr("foveate.caption.small.evaluate.write", noted)
+    for shuffled in (False, True):
+        caption_rows(
+            captioner, collection, rows, cache=scene_collection / "cache", kinds=("ssc",), shuffled=shuffled
+        )  # fmt: skip
+    own, others = shown
+    assert not any(torch.equal(one, other) for one, other in zip(own, others, strict=True))
+    assert sorted(row.sum().item() for row in own) == sorted(row.sum().item() for row in others)
 
 
 def test_an_unfinished_answer_is_cut_json() -> None:

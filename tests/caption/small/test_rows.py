@@ -86,6 +86,33 @@ def test_a_third_of_the_alt_texts_is_noise_that_the_target_ignores() -> None:
         assert row.target.endswith(f"The picture is about {name}.")
 
 
+def test_what_an_alt_text_names_comes_first_in_its_afc() -> None:
+    told = "A picture of a {}. There is a {}. The background is drawn."
+    material = Material(
+        row=0,
+        key="k",
+        source="test",
+        formats={"dsc": told.format("cat", "dog")},
+        describe=lambda fact: told.format(fact, "cat"),
+        alt="My Dog",
+        alt_clean=True,
+        facts=("cat", "dog"),
+    )
+    settings = CaptionDataSettings(noisy_alt=0.0, invented_names=0.0)
+    (made,) = [row for row in write_rows([material], settings, Rules(), seed=0).rows if row.kind == "afc"]
+    assert (made.alt, made.target) == ("My Dog", told.format("dog", "cat"))
+
+
+def test_short_and_descriptive_targets_of_scenes_say_what_can_be_seen(rows: Rows) -> None:
+    """Never which photograph lies behind: of held-out grounds no one could tell."""
+    for row in rows.of_stage(2):
+        if row.kind in ("ssc", "dsc"):
+            assert "shows" not in row.target
+        if row.kind == "dsc":
+            assert row.target.endswith(("The background is drawn.", "The background is a photograph."))
+    assert any("The background shows" in row.target for row in rows.rows if row.kind == "dsc_plus")
+
+
 def test_short_captions_are_merged_without_new_words() -> None:
     found = Rules().merged(SHORT, ["STOP", "here"])
     assert set(found) == {"ssc", "dsc", "dsc_plus"}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from foveate.caption.small import train as train_module
 from foveate.caption.small.folder import load_captioner, revision_of
 from foveate.caption.small.model import CaptionerModel
-from foveate.caption.small.samples import cell_shares
+from foveate.caption.small.samples import cell_shares, packed
 from foveate.caption.small.task import CaptionerTask
 from foveate.caption.small.train import train_captioner
 from foveate.records.collection import Collection
@@ -92,29 +92,38 @@ def test_stopped_and_repeated_it_ends_with_the_same_weights(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_loss_is_on_target_tokens_alone() -> None:
+def test_the_loss_is_on_target_tokens_alone_and_each_text_stands_alone() -> None:
+    """Several texts of a picture in one sequence give what each gives behind a prefix of its own."""
     model = CaptionerModel(recipe(), vocabulary=400)
-    task = CaptionerTask(model, words_W=torch.zeros(0, dtype=torch.int64), word_weight=0.0)
-    features = torch.randn(2, *model.image_encoder.feature_shape).to(torch.float16)
-    ids = torch.randint(5, 400, (2, 9))
-    batch = {
-        "image": features,
-        "ids_BT": ids,
-        "starts_B": torch.tensor([3, 4]),
-        "ends_B": torch.tensor([9, 7]),
-    }
+    task = CaptionerTask(model, words_W=torch.zeros(0, dtype=torch.int64), word_weight=0.0, pad=0)
+    features = torch.randn(3, *model.image_encoder.feature_shape).to(torch.float16)
+    draw = np.random.default_rng(0)
+    sizes = [[(3, 6), (5, 2), (3, 1)], [(4, 3)], [(6, 4), (3, 8)]]
+    texts = [[tuple(draw.integers(5, 400, n).tolist() for n in pair) for pair in own] for own in sizes]
+    batch = {"image": features, **packed(texts, pad=0)}
     prefix = model.prefix(features)
     expected, count = 0.0, 0
-    for row, (start, end) in enumerate([(3, 9), (4, 7)]):
-        joined = torch.cat([prefix[row : row + 1], model.embed(ids[row : row + 1, :end])], dim=1)
-        logits = model.logits(model.states(joined))[0, model.prefix_length :]
-        for place in range(start, end):
-            expected -= logits[place - 1].log_softmax(-1)[ids[row, place]]
-            count += 1
+    for row, own in enumerate(texts):
+        for prompt, target in own:
+            before = torch.tensor([[0, *prompt[:-1]]])
+            read = model.embed_prompt(torch.tensor([prompt]), before, 0)
+            joined = torch.cat([prefix[row : row + 1], read, model.embed(torch.tensor([target]))], dim=1)
+            logs = model.logits(model.states(joined))[0, model.prefix_length + len(prompt) - 1 : -1].log_softmax(-1)
+            expected -= logs[torch.arange(len(target)), torch.tensor(target)].sum()
+            count += len(target)
     losses, report = task.losses(batch)
     assert losses["caption_loss"].item() == pytest.approx((expected / count).item(), rel=1e-4)
     assert 0 <= float(report["token_accuracy"]) <= 1
     assert losses["loss"].item() == losses["caption_loss"].item()
+
+
+def test_prompt_tokens_know_what_came_before() -> None:
+    model = CaptionerModel(recipe(), vocabulary=400)
+    one, other = torch.tensor([[7, 8, 9]]), torch.tensor([[6, 8, 9]])
+    first, second = (model.embed_prompt(ids, torch.tensor([[0, *ids[0, :-1].tolist()]]), 0) for ids in (one, other))
+    assert torch.equal(model.embed(torch.tensor([7])), first[0, :1])
+    assert not torch.allclose(first[0, 1], second[0, 1])
+    assert torch.equal(first[0, 2], second[0, 2])
 
 
 def test_the_word_loss_is_about_places() -> None:
@@ -136,6 +145,16 @@ def test_the_word_loss_is_about_places() -> None:
     assert float(report["word_accuracy"]) == pytest.approx(right / 3)
 
 
+def test_the_stage_of_words_sees_pictures_without_targets(scene_collection: Path, tmp_path: Path) -> None:
+    collection = Collection.open(scene_collection)
+    few = recipe(data={"pictures": 6}, training={"steps": 1, "warmup_steps": 0}, alignment={"steps": 0})
+    done = train_captioner(few, collection, tmp_path / "all", device="cpu")
+    assert [stage["pictures"] for stage in done.result["stages"].values()] == [24, 6]
+    fewer = recipe(data={"pictures": 6}, words={"all_pictures": False}, training={"steps": 1, "warmup_steps": 0})
+    done = train_captioner(fewer, collection, tmp_path / "few", device="cpu")
+    assert next(iter(done.result["stages"].values()))["pictures"] == 6
+
+
 def test_cells_of_a_box() -> None:
     shares = cell_shares(np.array([0.0, 0.0, 0.5, 0.25]), 2)
     assert shares.tolist() == [1, 0, 0, 0]
@@ -148,7 +167,7 @@ def test_cells_of_a_box() -> None:
     ("file", "change", "message"),
     [
         ("config.json", lambda text: text.replace('"captioner"', '"other"'), "allowed here is 'captioner'"),
-        ("config.json", lambda text: text.replace('"format": 1', '"format": 9'), "this version reads 1"),
+        ("config.json", lambda text: text.replace('"format": 2', '"format": 9'), "this version reads 2"),
         ("tokenizer.json", lambda text: "{}", "is not one|has no token"),
         ("tokenizer.json", lambda text: text.replace("<ssc>", "<xxx>"), "no token"),
         ("model.safetensors", lambda text: text[:100], "damaged"),

@@ -38,8 +38,8 @@ def estimate(recipe: CaptionerRecipe, collection: Collection) -> dict[str, Any]:
     }
     if recipe.data.rewriter == "rules":
         made = write_rows(materials, data, open_rewriter(data), seed=recipe.training.seed)
-        lengths = [row.tokens for row in made.rows]
-        positions = model.prefix_length + (float(np.mean(lengths)) if lengths else 0.0)
+        visits = len({(row.stage, row.row) for row in made.rows})  # one shows all formats of a picture
+        positions = model.prefix_length + sum(row.tokens for row in made.rows) / max(1, visits)
         updates = {FORMAT_STAGE: recipe.training.steps, ALIGN_STAGE: recipe.alignment.steps}
         samples = sum(steps * recipe.stage_settings(stage).batch_size for stage, steps in updates.items())
         found |= {"targets_of_examined": made.summary(), "samples": samples}

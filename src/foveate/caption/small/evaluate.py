@@ -6,6 +6,7 @@ no judge; real pictures have no truth and get obedience and lengths alone. The t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,15 @@ from foveate.caption.answers import parse_caption
 from foveate.caption.assertions.judge import judge_all
 from foveate.caption.assertions.splitter import split
 from foveate.caption.assertions.truth import SceneTruths
+from foveate.caption.entities import entities
 from foveate.caption.gates import GATES, gate
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.small.folder import SmallCaptioner
 from foveate.caption.small.generate import MOST_TOKENS, Ask, Written, write
 from foveate.caption.small.samples import cached_features
+from foveate.caption.vesl.phrases import PhraseSettings
+from foveate.caption.vesl.tagging import open_extractor
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED
 from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_statistic
 from foveate.records.alt_texts import alt_text, usable
@@ -48,7 +52,8 @@ _REAL, _SCENES = "pictures", "scenes"
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One caption. obeys: it parses and passes its gate. verdicts: of its assertions, None without a truth."""
+    """One caption. obeys: it parses and passes its gate. verdicts: of its assertions, None without a truth. named: how
+    many of the AltText's entities it names, `alt_entities`: how many there are (0 where the AltText is not usable)."""
 
     row: int
     kind: str
@@ -57,6 +62,8 @@ class Judged:
     obeys: bool
     tokens: int
     verdicts: tuple[str, ...] | None
+    named: int = 0
+    alt_entities: int = 0
 
 
 def chosen_rows(collection: Collection, *, split: str, limit: int | None, seed: int) -> NDArray[np.int64]:
@@ -79,12 +86,14 @@ def caption_rows(
     temperature: float = 0.0,
     seed: int = 0,
     most_tokens: Mapping[str, int] | None = None,
+    shuffled: bool = False,
 ) -> list[tuple[int, Ask, Written]]:
     """Captions of all kinds for rows of a collection, from cached features; pictures that cannot be read are left out,
     and of AFC those whose AltText says nothing.
 
     Args:
         most_tokens: where writing stops, by kind; a caption that had not ended by then is not `finished`.
+        shuffled: each picture is captioned from the features of another one (a control).
     """
     model = captioner.model
     device = next(model.parameters()).device
@@ -97,6 +106,11 @@ def caption_rows(
         with torch.inference_mode():
             prefixes.append(model.prefix(part))
     prefix_NPD = torch.cat(prefixes)
+    if shuffled:
+        order = seeds.generator("shuffled pictures", seed).permutation(len(good))
+        others = np.empty_like(order)
+        others[order] = np.roll(order, 1)  # one circle: no picture keeps its own
+        prefix_NPD = prefix_NPD[torch.from_numpy(others)]
     found: list[tuple[int, Ask, Written]] = []
     for kind in track(kinds, description="captions"):
         places = [place for place, row in enumerate(good) if kind != "afc" or usable(alts[row])]
@@ -122,13 +136,18 @@ def judged(collection: Collection, written: Sequence[tuple[int, Ask, Written]]) 
     from foveate.caption.backends.foveate import raw_answer
 
     truths, found = SceneTruths(collection), []
+    phrases = functools.cache(open_extractor(PhraseSettings()))
     for row, ask, one in written:
         read = parse_caption(raw_answer(one))
         passed = gate(ask.kind, read.caption) if read.caption is not None else None
         obeys = passed is not None and not passed.error and not {"too_long", "too_short"} & set(passed.flags)
         truth = truths.of(row)
         verdicts = None if truth is None else tuple(judge_all(split(one.text), truth))
-        found.append(Judged(row, ask.kind, ask.alt, one.text, obeys, clip_tokens(one.text), verdicts))
+        alt = alt_text(collection.captions_of(row))
+        wanted = entities([phrases(alt).kept], "head") if usable(alt) else set()
+        named = wanted & entities([phrases(one.text).kept], "head") if wanted else wanted
+        counts = len(named), len(wanted)
+        found.append(Judged(row, ask.kind, ask.alt, one.text, obeys, clip_tokens(one.text), verdicts, *counts))
     return found
 
 
@@ -152,8 +171,24 @@ def table(captions: Sequence[Judged], *, seed: int) -> list[dict[str, Any]]:
             counts = {kind: _mean([len(one.verdicts or ()) for one in group], seed) for kind, group in groups.items()}
             rows.append(_row("assertions per caption (ANA, rule splitter)", data, n, counts, unit="assertions"))
             for name, verdict in (("hold", SUPPORTED), ("are contradicted", CONTRADICTED)):
-                shares = {kind: _share(group, verdict, seed) for kind, group in groups.items()}
+                shares = {
+                    kind: _ratio(
+                        [(one.verdicts or ()).count(verdict) for one in group],
+                        [len(one.verdicts or ()) for one in group],
+                        seed,
+                    )
+                    for kind, group in groups.items()
+                }
                 rows.append(_row(f"share of assertions that {name} (micro, by the scene's truth)", data, n, shares))
+        known = {kind: [one for one in group if one.alt_entities] for kind, group in groups.items()}
+        if any(known.values()):
+            named = {
+                kind: _ratio([one.named for one in group], [one.alt_entities for one in group], seed)
+                for kind, group in known.items()
+                if group
+            }
+            n = max(map(len, known.values()))
+            rows.append(_row("share of the AltText's entities that are named (head nouns)", data, n, named))
     return rows
 
 
@@ -166,12 +201,11 @@ def _mean(values: Sequence[float], seed: int) -> Interval:
     return bootstrap_interval(np.asarray(values, dtype=np.float64), seed=seed)
 
 
-def _share(group: Sequence[Judged], verdict: str, seed: int) -> Interval:
-    """Assertions with a verdict over all assertions; pictures are drawn for the interval."""
-    hits_N = np.asarray([(one.verdicts or ()).count(verdict) for one in group], dtype=np.float64)
-    all_N = np.asarray([len(one.verdicts or ()) for one in group], dtype=np.float64)
+def _ratio(part: Sequence[int], whole: Sequence[int], seed: int) -> Interval:
+    """Sum of the parts over sum of the wholes; pictures are drawn for the interval."""
+    part_N, whole_N = (np.asarray(values, dtype=np.float64) for values in (part, whole))
     return bootstrap_statistic(
-        lambda rows: float(hits_N[rows].sum() / max(all_N[rows].sum(), 1)), rows=len(group), seed=seed
+        lambda rows: float(part_N[rows].sum() / max(whole_N[rows].sum(), 1)), rows=len(part_N), seed=seed
     )
 
 
@@ -230,11 +264,13 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     shown: int = 6,
+    shuffled: bool = False,
 ) -> dict[str, Any]:
     """Captions of all formats for held-out pictures, judged: the table, its columns, samples, and what stage 1 must
-    reach (every format's obedience at least 95 %, mean length rising from SSC over DSC to DSC+)."""
+    reach (every format's obedience at least 95 %, mean length rising from SSC over DSC to DSC+). shuffled: the control
+    of `caption_rows`."""
     rows = chosen_rows(collection, split=split, limit=limit, seed=seed)
-    written = caption_rows(captioner, collection, rows, cache=cache, seed=seed)
+    written = caption_rows(captioner, collection, rows, cache=cache, seed=seed, shuffled=shuffled)
     captions = judged(collection, written)
     lengths = {kind: [one.tokens for one in captions if one.kind == kind] for kind in ("ssc", "dsc", "dsc_plus")}
     means = [float(np.mean(found)) for found in lengths.values() if found]
@@ -249,6 +285,7 @@ def evaluate(
         "pictures": len(rows),
         "captions": len(captions),
         "seed": seed,
+        "shuffled": shuffled,
         "columns": COLUMNS,
         "table": table(captions, seed=seed),
         "obedience": obedience,

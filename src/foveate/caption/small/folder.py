@@ -34,7 +34,7 @@ from foveate.settings.recipes import validate
 from foveate.vision.device import choose_device
 
 KIND = "captioner"
-FORMAT = 1
+FORMAT = 2
 CONFIG, WEIGHTS, TOKENIZER, PREPROCESS, METRICS, CARD = (
     "config.json",
     "model.safetensors",

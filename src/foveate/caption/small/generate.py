@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.caption.small.folder import SmallCaptioner
@@ -72,7 +73,7 @@ def _prompt(captioner: SmallCaptioner, ask: Ask) -> list[int]:
     length = captioner.lengths[ask.kind] if ask.length is None else ask.length
     shown = None
     if ask.kind == "afc":
-        shown = captioner.tokens.encode([" ".join(ask.alt.split())])[0][: captioner.model.recipe.longest_alt]
+        shown = captioner.tokens.encode([captioner.tokens.shown(ask.alt)])[0][: captioner.model.recipe.longest_alt]
     return captioner.tokens.prompt(ask.kind, length=length, alt=shown)
 
 
@@ -119,7 +120,7 @@ def _write_batch(
 
     model, device = captioner.model, prefix_BPD.device
     ids_BT, keep_BL = _left_padded(prompts, model.prefix_length, captioner.tokens.pad)
-    embeddings_BLD, keep_BL = _joined(model, prefix_BPD, ids_BT.to(device), keep_BL.to(device))
+    embeddings_BLD, keep_BL = _joined(model, prefix_BPD, ids_BT.to(device), keep_BL.to(device), captioner.tokens.pad)
     ragged = not bool(keep_BL.all())
     positions_BL = (keep_BL.cumsum(dim=1) - 1).clamp(min=0)
     room = model.longest - embeddings_BLD.shape[1]
@@ -174,9 +175,10 @@ def _left_padded(prompts: Sequence[Sequence[int]], prefix: int, pad: int) -> tup
     return ids_BT, keep_BL
 
 
-def _joined(model: Any, prefix_BPD: Tensor, ids_BT: Tensor, keep_BL: Tensor) -> tuple[Tensor, Tensor]:
+def _joined(model: Any, prefix_BPD: Tensor, ids_BT: Tensor, keep_BL: Tensor, pad: int) -> tuple[Tensor, Tensor]:
     """Prefix and prompt of each row side by side, all padding on the left: [B, P + T, D]."""
-    embedded_BTD = model.embed(ids_BT)
+    before_BT = F.pad(ids_BT[:, :-1], (1, 0), value=pad)
+    embedded_BTD = model.embed_prompt(ids_BT, before_BT, pad)
     if bool(keep_BL.all()):
         return torch.cat([prefix_BPD, embedded_BTD], dim=1), keep_BL
     batch, prefix, width = prefix_BPD.shape

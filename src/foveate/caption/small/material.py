@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,8 +25,9 @@ class Material:
     """What the targets of one picture may be made of.
 
     short: short captions, each by another hand. written: text recognised in the picture. descriptions: full ones.
-    formats: caption kind -> exact text, where the truth is known; they stand for rewrites of a description. alt: the
-    AltText that came with the picture; alt_clean: whether it is known to say something true (None: not known).
+    formats: caption kind -> exact text, where the truth is known; they stand for rewrites of a description. describe:
+    gives the dsc of `formats` with a given fact first, for an AltText that names it. alt: the AltText that came with
+    the picture; alt_clean: whether it is known to say something true (None: not known).
     facts: further words that are known to hold (labels).
     """
 
@@ -37,6 +38,7 @@ class Material:
     written: tuple[str, ...] = ()
     descriptions: tuple[str, ...] = ()
     formats: Mapping[str, str] = field(default_factory=dict)
+    describe: Callable[[str], str] | None = None
     alt: str = ""
     alt_clean: bool | None = None
     facts: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ of tokens instead of one vector.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,21 @@ from foveate.vision.registry import build_image_encoder, seeded
 
 _PREFIX_GAIN, _WORD_SCALE = 0.1, 10.0
 _UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError)
+
+
+class Texts(NamedTuple):
+    """Several texts of each of B pictures, one after the other (`small.samples.packed`).
+
+    ids_BT: token ids. before_BT: of prompts the token before, elsewhere `pad`. text_BT: number of the text from 1, 0
+    for padding. place_BT: position within the text. target_BT: which tokens are learnt.
+    """
+
+    ids_BT: Tensor
+    before_BT: Tensor
+    text_BT: Tensor
+    place_BT: Tensor
+    target_BT: Tensor
+    pad: int
 
 
 class CaptionerModel(nn.Module):
@@ -52,6 +67,7 @@ class CaptionerModel(nn.Module):
             # Token embeddings start small; a prefix of their size is read like tokens, and copied like tokens.
             nn.init.constant_(self.prefix_ln.weight, _PREFIX_GAIN)
             self.word_scale = nn.Parameter(torch.full((1,), _WORD_SCALE))
+            self.before_in = nn.Linear(width, width, bias=False)
         self.width = width
 
     def prefix(self, features: Tensor) -> Tensor:
@@ -67,9 +83,43 @@ class CaptionerModel(nn.Module):
         """Token embeddings [..., D]."""
         return self.decoder.get_input_embeddings()(ids)
 
-    def states(self, embeddings_BTD: Tensor) -> Tensor:
-        """The decoder's last hidden states [B, T, D] of a whole sequence; what lies behind a position is not seen."""
-        return self.decoder(inputs_embeds=embeddings_BTD, use_cache=False).last_hidden_state
+    def embed_prompt(self, ids: Tensor, before: Tensor, pad: int) -> Tensor:
+        """Embeddings [..., D] of prompt tokens, each with what came before it (`pad`: nothing did).
+
+        To go on copying an AltText, the decoder has to find the token whose predecessor it wrote last. With the
+        predecessor in the embedding one layer can look it up; else one layer must first learn to bring it there, which
+        small models take thousands of updates for. ("Smeared keys": Elhage et al. 2021, "A Mathematical Framework for
+        Transformer Circuits"; Olsson et al. 2022, "In-context Learning and Induction Heads".)
+        """
+        known = (before != pad)[..., None]
+        return self.embed(ids) + self.before_in(self.embed(before)) * known
+
+    def states(
+        self, embeddings_BTD: Tensor, *, seen_BTT: Tensor | None = None, place_BT: Tensor | None = None
+    ) -> Tensor:
+        """The decoder's last hidden states [B, T, D] of a whole sequence; what lies behind a position is not seen.
+
+        Args:
+            seen_BTT: which positions each position reads, where that is less than all before it.
+            place_BT: position numbers, where they are not 0, 1, 2, ...
+        """
+        more = {} if seen_BTT is None else {"attention_mask": seen_BTT[:, None], "position_ids": place_BT}
+        return self.decoder(inputs_embeds=embeddings_BTD, use_cache=False, **more).last_hidden_state
+
+    def text_states(self, prefix_BPD: Tensor, texts: Texts) -> Tensor:
+        """Hidden states [B, T, D] of several texts of each picture in one sequence: each reads the prefix and itself,
+        as if it stood alone behind the prefix."""
+        batch, prefix = prefix_BPD.shape[:2]
+        embedded = self.embed_prompt(texts.ids_BT, texts.before_BT, texts.pad).to(prefix_BPD.dtype)
+        text_BL = F.pad(texts.text_BT, (prefix, 0))
+        text_BL[:, prefix:].masked_fill_(texts.text_BT == 0, -1)
+        place_BL = torch.cat(
+            [torch.arange(prefix, device=text_BL.device).expand(batch, -1), prefix + texts.place_BT], dim=1
+        )
+        earlier_LL = torch.ones((text_BL.shape[1],) * 2, dtype=torch.bool, device=text_BL.device).tril()
+        own_BLL = (text_BL[:, :, None] == text_BL[:, None]) | (text_BL[:, None] == 0)
+        found = self.states(torch.cat([prefix_BPD, embedded], dim=1), seen_BTT=own_BLL & earlier_LL, place_BT=place_BL)
+        return found[:, prefix:]
 
     def logits(self, states: Tensor) -> Tensor:
         """Scores of the next token [..., V]."""

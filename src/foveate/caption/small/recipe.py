@@ -50,6 +50,9 @@ class WordSettings(Settings):
         0.3, gt=0, le=1, description="factor of the learning rate of encoder head and prefix in stages 1 and 2"
     )
     regions: bool = Field(True, description="use the collection's regions; false = whole pictures only")
+    all_pictures: bool = Field(
+        True, description="before stage 1 also use regions of pictures of the split that data.pictures left out"
+    )
     common: float = Field(0.1, gt=0, le=1, description="words in more than this share of the pictures tell nothing")
 
 
@@ -72,7 +75,9 @@ class CaptionerRecipe(Settings):
         2, ge=1, le=8, description="this many by this many neighbouring image tokens become one of the prefix"
     )
     decoder: dict[str, Any] = Field(description="`model_type` of transformers and the fields of its configuration")
-    vocabulary: int = Field(2048, ge=300, le=65_536, description="tokens of the byte-level BPE trained on the targets")
+    vocabulary: int = Field(
+        2048, ge=300, le=65_536, description="tokens: names of regions, then a byte-level BPE of the targets"
+    )
     longest_alt: int = Field(48, ge=4, le=512, description="most tokens of an AltText that the decoder reads")
     length_groups: int = Field(4, ge=1, description="a batch is worked through in this many groups of like length")
     data: CaptionDataSettings = CaptionDataSettings()

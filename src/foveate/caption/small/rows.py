@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from foveate.caption.answers import parse_caption, serialise
 from foveate.caption.captioner import CaptionAnswer
-from foveate.caption.gates import GATES, gate
+from foveate.caption.gates import GATES, gate, words_of
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.material import Material
 from foveate.caption.small.recipe import CaptionDataSettings
@@ -183,9 +183,17 @@ def _afc(
             facts = names_in(alt, [*inputs, dsc])
     if not usable(alt):
         return "no usable AltText"
+    named = [fact for fact in material.facts if _says(alt, fact)]
+    if stage == ALIGN_STAGE and material.describe is not None and named and not noisy:
+        dsc = material.describe(named[0])
     text = dsc if noisy else fuse(dsc, facts, alt=alt, most=GATES["afc"].most)
     target, why = checked("afc", text, [*inputs, *facts] if settings.text_check else None)
     return why or _row(material, "afc", alt, target, stage, who)
+
+
+def _says(alt: str, fact: str) -> bool:
+    """Whether an AltText has all words of a fact."""
+    return set(words_of(fact)) <= set(words_of(alt))
 
 
 def _mismatched(material: Material, materials: Sequence[Material], draw: np.random.Generator) -> str:

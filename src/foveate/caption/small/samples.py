@@ -1,4 +1,4 @@
-"""What one visit to a picture gives: its features, a format drawn uniformly, the prompt and the target."""
+"""What one visit to a picture gives: its features, and prompt and target of all its formats side by side."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WORD_STAGE = 0
 class Places:
     """What the word loss knows of one picture: R places, each with cells and words.
 
-    cells_RP: share of each prefix position in the mean that stands for the place. words: places of its telling words
+    cells_RP: share of each prefix position in the mean that stands for the place. words: numbers of its telling words
     in the list of all.
     """
 
@@ -41,6 +41,7 @@ class Places:
 
 
 NOWHERE = Places(np.zeros((0, 0), np.float32), ())
+Text = tuple[list[int], list[int]]  # ids of prompt and target
 
 
 def telling_words(
@@ -48,6 +49,7 @@ def telling_words(
     tokens: CaptionTokens,
     collection: Collection,
     *,
+    further: Iterable[int] = (),
     common: float,
     regions: bool,
     side: int,
@@ -55,33 +57,46 @@ def telling_words(
 ) -> tuple[NDArray[np.int64], dict[int, Places]]:
     """Token ids that tell pictures apart, and for each row of the collection its places with their words.
 
-    Telling is what occurs in the targets of at least two pictures and at most the share `common` of them.
+    Telling is what occurs in the phrases of regions of at least two pictures; where a picture has none, what occurs in
+    the targets of at least two pictures and at most the share `common` of them.
 
     Args:
+        further: rows of the collection without targets whose regions are used, too.
         regions: whether regions are places of their own. side: of the prefix's square grid.
     """
-    by_picture: dict[int, set[int]] = defaultdict(set)
+    targets: dict[int, set[int]] = defaultdict(set)
     rows = [row for row in rows if row.kind != "afc"]
     for row, ids in zip(rows, tokens.encode([row.target for row in rows]), strict=True):
-        by_picture[row.row] |= set(ids)
-    uses = Counter(token for ids in by_picture.values() for token in ids)
-    kept = sorted(token for token, n in uses.items() if 2 <= n <= common * len(by_picture))
-    place = {token: number for number, token in enumerate(kept)}
-    found = {}
-    for row, ids in by_picture.items():
-        boxed = _regions(collection, row, tokens, place, side, preprocess) if regions else None
-        whole = tuple(sorted(place[token] for token in ids if token in place))
-        if boxed is not None:
-            found[row] = boxed
-        elif whole:
-            found[row] = Places(np.full((1, side * side), 1 / side**2, np.float32), (whole,))
-    return np.asarray(kept, dtype=np.int64), found
+        targets[row.row] |= set(ids)
+    found = {
+        row: read
+        for row in sorted({*targets, *further})
+        if regions and (read := _regions(collection, row, tokens, side, preprocess))
+    }
+    whole = {row: ids for row, ids in targets.items() if row not in found}
+    uses = Counter(token for ids in whole.values() for token in ids)
+    named = Counter(token for place in found.values() for token in {token for own in place.words for token in own})
+    kept = {token for token, n in uses.items() if 2 <= n <= common * len(whole)}
+    kept |= {token for token, n in named.items() if n >= 2}
+    found |= {
+        row: Places(np.full((1, side * side), 1 / side**2, np.float32), (tuple(ids),)) for row, ids in whole.items()
+    }
+    number = {token: place for place, token in enumerate(sorted(kept))}
+    chosen = {row: numbered for row, one in found.items() if (numbered := _numbered(one, number)).words}
+    return np.asarray(sorted(kept), dtype=np.int64), chosen
+
+
+def _numbered(places: Places, number: dict[int, int]) -> Places:
+    """Places with numbers of words instead of token ids; those without a word are left out."""
+    words = [tuple(sorted({number[token] for token in own if token in number})) for own in places.words]
+    good = [place for place, own in enumerate(words) if own]
+    return Places(places.cells_RP[good], tuple(words[place] for place in good))
 
 
 def _regions(
-    collection: Collection, row: int, tokens: CaptionTokens, place: dict[int, int], side: int, preprocess: Preprocess
+    collection: Collection, row: int, tokens: CaptionTokens, side: int, preprocess: Preprocess
 ) -> Places | None:
-    """The regions of a picture as places, None where it has none with a telling word."""
+    """The regions of a picture as places, their words as token ids; None where none can be seen."""
     regions = collection.regions_of(row)
     if not regions:
         return None
@@ -89,17 +104,12 @@ def _regions(
     moved_K4, kept_R = input_boxes(
         placed(preprocess, size, View()), np.stack([region.box.to_array() for region in regions])
     )
-    phrases = [regions[number].phrase for number in np.flatnonzero(kept_R)]
-    # As within a sentence: words there begin with a blank.
-    words = [
-        tuple(sorted({place[token] for token in ids if token in place}))
-        for ids in tokens.encode([f" {phrase}" for phrase in phrases])
-    ]
-    good = [number for number, own in enumerate(words) if own]
-    if not good:
+    if not len(moved_K4):
         return None
-    cells = np.stack([cell_shares(moved_K4[number], side) for number in good])
-    return Places(cells, tuple(words[number] for number in good))
+    # As within a sentence: words there begin with a blank.
+    phrases = [f" {regions[number].phrase}" for number in np.flatnonzero(kept_R)]
+    cells = np.stack([cell_shares(box_4, side) for box_4 in moved_K4])
+    return Places(cells, tuple(tuple(ids) for ids in tokens.encode(phrases)))
 
 
 def cell_shares(box_4: NDArray[np.floating], side: int) -> NDArray[np.float32]:
@@ -139,9 +149,8 @@ class CaptionSamples:
         self.tokens, self.features, self.stage, self.replay = tokens, features, stage, replay
         self.places = places
         targets = tokens.encode([row.target for row in rows])
-        alts = tokens.encode([row.alt for row in rows])
-        self._rows: dict[int, dict[int, list[tuple[list[int], list[int]]]]] = {FORMAT_STAGE: {}, ALIGN_STAGE: {}}
-        self.keys = {row.row: row.image for row in rows}
+        alts = tokens.encode([tokens.shown(row.alt) for row in rows])
+        self._rows: dict[int, dict[int, list[Text]]] = {FORMAT_STAGE: {}, ALIGN_STAGE: {}}
         for row, target, alt in zip(rows, targets, alts, strict=True):
             shown = alt[:longest_alt] if row.kind == "afc" else None
             prompt = tokens.prompt(row.kind, length=length_class(row.tokens), alt=shown)
@@ -156,35 +165,55 @@ class CaptionSamples:
             raise UserError(f"no picture has material for stage {stage}: name the caption kinds in {wants}")
 
     def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
-        """The format is drawn uniformly from those that the picture has; a replayed sample is of another picture."""
+        """All formats that the picture has in the stage; a replayed sample is of another picture."""
         stage = self.stage
         if stage == ALIGN_STAGE and len(self._earlier) and seeds.uniform("replay", seed, visit, row) < self.replay:
             stage = FORMAT_STAGE
             row = int(self._earlier[seeds.integer("replayed", seed, visit, row) % len(self._earlier)])
         if row in self.features.bad:
-            raise BadSample(self.keys[row], self.features.bad[row])
+            raise BadSample(self.features.collection.keys[row], self.features.bad[row])
         found = {"image": self.features.features(row, 0), "places": self.places.get(row, NOWHERE)}
-        if stage == WORD_STAGE:
-            return {**found, "prompt": [], "target": []}
-        choices = self._rows[stage][row]
-        prompt, target = choices[int(seeds.uniform("format", seed, visit, row) * len(choices))]
-        return {**found, "prompt": prompt, "target": target}
+        return {**found, "texts": [] if stage == WORD_STAGE else self._rows[stage][row]}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Right-padded ids [B, T], where the target begins and ends; places flat, with the number of their picture."""
-        sequences = [sample["prompt"] + sample["target"] for sample in samples]
+        """The texts of each picture one after the other, [B, T] (see `packed`); places flat, with the number of their
+        picture."""
         places: list[Places] = [sample["places"] for sample in samples]
         counts = [len(one.words) for one in places]
         cells = [one.cells_RP for one in places if one.words]
         return {
             "image": torch.stack([sample["image"] for sample in samples]),
-            "ids_BT": padded(sequences, self.tokens.pad),
-            "starts_B": torch.tensor([len(sample["prompt"]) for sample in samples]),
-            "ends_B": torch.tensor([len(sequence) for sequence in sequences]),
+            **packed([sample["texts"] for sample in samples], pad=self.tokens.pad),
             "place_R": torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
             "cells_RP": torch.from_numpy(np.concatenate(cells) if cells else np.zeros((0, 1), np.float32)),
             "words_RW": padded([words for one in places for words in one.words], -1),
         }
+
+
+def packed(texts: Sequence[Sequence[Text]], *, pad: int) -> dict[str, Tensor]:
+    """The texts of B pictures, those of each in one sequence.
+
+    ids_BT: their tokens. before_BT: of prompts the token before (`pad` for the first), else `pad`. text_BT: the number
+    of the text from 1, 0 behind the last one. place_BT: the position within the text. target_BT: whether the token is
+    one that is learnt.
+    """
+    columns = {
+        "ids_BT": [[token for prompt, target in own for token in (*prompt, *target)] for own in texts],
+        "before_BT": [
+            [token for prompt, target in own for token in (pad, *prompt[:-1], *(pad for _ in target))] for own in texts
+        ],
+        "text_BT": [
+            [number for number, (prompt, target) in enumerate(own, 1) for _ in (*prompt, *target)] for own in texts
+        ],
+        "place_BT": [[place for prompt, target in own for place in range(len(prompt) + len(target))] for own in texts],
+        "target_BT": [
+            [learnt for prompt, target in own for learnt in (*(0 for _ in prompt), *(1 for _ in target))]
+            for own in texts
+        ],
+    }
+    filled = {"ids_BT": pad, "before_BT": pad}
+    found = {name: padded(rows, filled.get(name, 0)) for name, rows in columns.items()}
+    return {**found, "target_BT": found["target_BT"].bool()}
 
 
 def padded(sequences: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.caption.small.model import CaptionerModel
+from foveate.caption.small.model import CaptionerModel, Texts
 from foveate.training.distributed import sum_with_grad
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, Losses, Report, Task
@@ -25,6 +25,7 @@ class CaptionerTask(Task):
         words_W: token ids of the telling words. word_weight: of their loss. captions: False in stage 0, where the
             decoder takes no part.
         seeing_rate: factor of the learning rate of encoder head and prefix beside captions.
+        pad: id of the padding token.
         export: what writes the model folder.
     """
 
@@ -37,6 +38,7 @@ class CaptionerTask(Task):
         *,
         words_W: Tensor,
         word_weight: float,
+        pad: int = 0,
         captions: bool = True,
         seeing_rate: float = 1.0,
         export: Callable[[CaptionerModel, Path], object] | None = None,
@@ -44,7 +46,7 @@ class CaptionerTask(Task):
         super().__init__()
         self.model = model
         self.word_weight, self.captions, self._export = word_weight, captions, export
-        self.seeing_rate = seeing_rate
+        self.seeing_rate, self.pad = seeing_rate, pad
         self.register_buffer("words_W", words_W, persistent=False)
 
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
@@ -69,30 +71,22 @@ class CaptionerTask(Task):
 
     def _caption_sums(self, prefix_BPD: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss, right guesses and number of target tokens. Groups of like length waste little on padding."""
-        ends_B = batch["ends_B"]
-        order = torch.argsort(ends_B, stable=True)
+        lengths_B = (batch["text_BT"] > 0).sum(dim=1)
+        order = torch.argsort(lengths_B, stable=True)
         sums: list[Tensor] = []
         for chosen in order.chunk(self.model.recipe.length_groups):
-            longest = int(ends_B[chosen].max())
-            sums.append(
-                self._group_sums(
-                    prefix_BPD[chosen],
-                    batch["ids_BT"][chosen, :longest],
-                    batch["starts_B"][chosen],
-                    ends_B[chosen],
-                )
-            )
+            longest = int(lengths_B[chosen].max())
+            columns = (batch[name][chosen, :longest] for name in Texts._fields[:-1])
+            sums.append(self._group_sums(prefix_BPD[chosen], Texts(*columns, pad=self.pad)))
         loss, right, count = torch.stack(sums).sum(dim=0).unbind()
         return loss, right, count
 
-    def _group_sums(self, prefix_BPD: Tensor, ids_BT: Tensor, starts_B: Tensor, ends_B: Tensor) -> Tensor:
-        embeddings = torch.cat([prefix_BPD, self.model.embed(ids_BT).to(prefix_BPD.dtype)], dim=1)
-        states = self.model.states(embeddings)[:, self.model.prefix_length :]
-        place_T = torch.arange(ids_BT.shape[1] - 1, device=ids_BT.device)
+    def _group_sums(self, prefix_BPD: Tensor, texts: Texts) -> Tensor:
+        states = self.model.text_states(prefix_BPD, texts)
         # Position t predicts token t + 1: of targets those from their first token to the end mark.
-        wanted = (place_T + 1 >= starts_B[:, None]) & (place_T + 1 < ends_B[:, None])
+        wanted = texts.target_BT[:, 1:]
         logits_NV = self.model.logits(states[:, :-1][wanted]).float()
-        targets_N = ids_BT[:, 1:][wanted]
+        targets_N = texts.ids_BT[:, 1:][wanted]
         loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
         right = (logits_NV.detach().argmax(-1) == targets_N).sum()
         return torch.stack((loss, right.to(loss.dtype), torch.full_like(loss, len(targets_N))))

@@ -1,4 +1,8 @@
-"""The captioner's tokens: a byte-level BPE trained on the targets, and the special tokens that say what is asked.
+"""The captioner's tokens: a byte-level BPE trained on the targets, names of several words, and the special tokens that
+say what is asked.
+
+A name that regions have ("grinning face with smiling eyes") is one token: what a place shows is then
+one decision, to be made by the eye, and copying a name from an AltText is copying one token. Other names are spelt.
 
 The file is tokenizers' own `tokenizer.json`, which transformers opens as PreTrainedTokenizerFast. A sequence is
 `<kind> <length> [<alt> AltText </alt>] <caption> target <end>`, after the picture's prefix.
@@ -6,6 +10,8 @@ The file is tokenizers' own `tokenizer.json`, which transformers opens as PreTra
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +23,8 @@ from foveate.settings.errors import UserError, choose
 PAD, CAPTION, END, ALT, ALT_END = "<pad>", "<caption>", "<end>", "<alt>", "</alt>"
 # Edges of the length classes in CLIP tokens without specials; class i is [EDGES[i - 1], EDGES[i]).
 EDGES = (8, 12, 18, 26, 38, 54, 76, 100, 130, 170)
+_WORD = re.compile(r"\w+")
+_MOST_NAMES = 0.5  # of the vocabulary
 _SPECIALS = (
     PAD,
     CAPTION,
@@ -37,6 +45,12 @@ def length_class(clip_tokens: int) -> int:
     return int(np.searchsorted(EDGES, clip_tokens, side="right"))
 
 
+def _beginnings(texts: Iterable[str]) -> set[str]:
+    """All beginnings of the words in texts that are no word but for a plural's ending."""
+    words = {word for text in texts for word in _WORD.findall(text)}
+    return {word[:end] for word in words for end in range(1, len(word)) if word[end:] not in ("s", "es")}
+
+
 class CaptionTokens:
     """A tokenizer of the real `tokenizer.json` format with the captioner's special tokens.
 
@@ -50,22 +64,39 @@ class CaptionTokens:
         if missing:
             raise UserError(f"tokenizer.json has no token {missing[0]!r}: it was not made for a captioner")
         self.pad, self.caption, self.end = (tokenizer.token_to_id(token) for token in (PAD, CAPTION, END))
+        added = tokenizer.get_added_tokens_decoder().values()
+        self.names = frozenset(token.content.strip() for token in added if not token.special)
+        self._longest_name = max((len(name.split()) for name in self.names), default=0)
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, vocabulary: int) -> CaptionTokens:
-        """A byte-level BPE of at most `vocabulary` tokens; any text can be written with it, without loss."""
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    def train(cls, texts: Iterable[str], *, vocabulary: int, phrases: Iterable[str] = ()) -> CaptionTokens:
+        """A byte-level BPE of at most `vocabulary` tokens; any text can be written with it, without loss.
+
+        Args:
+            phrases: of regions, each as often as it is there; those that are there twice become tokens, the most
+                frequent ones first, up to half of the vocabulary. Those with which a longer word of the texts begins
+                ("car", "cartoon") are spelt.
+        """
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        texts, known = list(texts), Counter(phrases)
+        unclear = _beginnings(texts)
+        usable = [phrase for phrase, uses in known.items() if uses >= 2 and phrase not in unclear]
+        ordered = sorted(usable, key=lambda phrase: (-known[phrase], phrase))
+        names = ordered[: int(_MOST_NAMES * vocabulary)]
 
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary,
+            vocab_size=vocabulary - len(names),
             special_tokens=list(_SPECIALS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
+        # With the blank before them, as they stand within a sentence.
+        tokenizer.add_tokens([AddedToken(f" {name}", normalized=False) for name in names])
         return cls(tokenizer)
 
     @classmethod
@@ -91,6 +122,23 @@ class CaptionTokens:
         """Ids of texts; what looks like a special token in a text is spelt in letters."""
         self.tokenizer.encode_special_tokens = True
         return [found.ids for found in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def shown(self, alt: str) -> str:
+        """An AltText as the decoder reads it: white space collapsed, a blank before it, and names that are tokens in
+        the small letters that captions have. Other capitals stay: they are names that captions keep."""
+        words, place, found = alt.split(), 0, list[str]()
+        while place < len(words):
+            for length in range(min(self._longest_name, len(words) - place), 0, -1):
+                joined = " ".join(words[place : place + length])
+                bare = joined.rstrip(".,;:!?")
+                if bare.lower() in self.names:
+                    found.append(bare.lower() + joined[len(bare) :])
+                    place += length
+                    break
+            else:
+                found.append(words[place])
+                place += 1
+        return "".join(f" {word}" for word in found)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""

@@ -123,13 +123,33 @@ def _prepare(recipe: CaptionerRecipe, collection: Collection, run: RunFolder) ->
     rewriter = open_rewriter(recipe.data, folder=folder)
     rows = write_rows(materials, recipe.data, rewriter, seed=seed)
     texts = [row.target for row in rows.rows] + [row.alt for row in rows.rows if row.alt]
-    tokens = CaptionTokens.train(texts, vocabulary=recipe.vocabulary)
+    phrases = _phrases(recipe, collection, sorted({material.row for material in materials}))
+    texts += [f" {phrase}" for phrase in phrases]
+    tokens = CaptionTokens.train(texts, vocabulary=recipe.vocabulary, phrases=phrases)
     tables.write_table(folder / _ROWS, rows.to_table())
     write_text_atomically(folder / _TOKENIZER, tokens.to_json())
     summary = {"pictures": sources, "rewriter": rewriter.provenance, "vocabulary": len(tokens), **rows.summary()}
     write_json_atomically(folder / _SUMMARY, summary)
     dropped = sum(rows.dropped.values())
     say(f"{len(rows.rows)} targets of {len(materials)} pictures; {dropped} rewrites dropped (see {folder / _SUMMARY})")
+
+
+def _phrases(recipe: CaptionerRecipe, collection: Collection, known: list[int]) -> list[str]:
+    """The phrases of all regions that are used."""
+    rows = [*known, *_further(recipe, collection, set(known))] if recipe.words.regions else []
+    return [region.phrase for row in rows for region in collection.regions_of(row)]
+
+
+def _further(recipe: CaptionerRecipe, collection: Collection, known: set[int]) -> list[int]:
+    """Rows of the split without targets, whose regions the stage of words uses."""
+    if not (recipe.words.steps and recipe.words.regions and recipe.words.all_pictures):
+        return []
+    try:
+        bounds = collection.grouped("regions").bounds
+    except UserError:  # nobody added regions
+        return []
+    rows = collection.rows(recipe.data.split).tolist()
+    return [row for row in rows if row not in known and bounds(row)[0] < bounds(row)[1]]
 
 
 class _Stages:
@@ -148,6 +168,8 @@ class _Stages:
         self.recipe, self.collection, self.run, self.rows = recipe, collection, run, rows
         self.tokens, self.here, self.command = tokens, here, command
         self.reports: dict[str, dict[str, Any]] = {}
+        known = {row.row for row in rows}
+        self.used = sorted({*known, *(further := _further(recipe, collection, known))})
         self.last: Path | None = None
         self._features: FeatureCache | None = None
         model = self._model()
@@ -155,6 +177,7 @@ class _Stages:
             rows,
             tokens,
             collection,
+            further=further,
             common=recipe.words.common,
             regions=recipe.words.regions,
             side=round(model.prefix_length**0.5),
@@ -216,6 +239,7 @@ class _Stages:
         task = CaptionerTask(
             model,
             words_W=torch.from_numpy(self.words),
+            pad=self.tokens.pad,
             word_weight=1.0 if stage == WORD_STAGE else recipe.words.loss_weight,
             captions=stage != WORD_STAGE,
             seeing_rate=recipe.words.seeing_rate,
@@ -237,7 +261,7 @@ class _Stages:
 
     def _cached(self, model: CaptionerModel) -> FeatureCache:
         if self._features is None:
-            rows = np.asarray(sorted({row.row for row in self.rows}), dtype=np.int64)
+            rows = np.asarray(self.used, dtype=np.int64)
             writable = os.access(self.collection.path, os.W_OK)
             cache = (self.collection.path if writable else self.run.path) / "cache"
             share = (self.here.rank, self.here.size)

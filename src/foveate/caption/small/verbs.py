@@ -66,6 +66,7 @@ def evaluate_folder(
     seed: int,
     device: str | None,
     command: list[str] | None,
+    shuffled: bool = False,
 ) -> dict[str, Any]:
     """`evaluate` of a model folder, in a run folder of its own.
 
@@ -75,11 +76,18 @@ def evaluate_folder(
     opened = load_captioner(model, device=device)
     run = RunFolder.create(run_path, command=command)
     found = evaluate(
-        opened, collection, split=split, run=run_path, cache=cache_of(collection, run_path), limit=limit, seed=seed
+        opened,
+        collection,
+        split=split,
+        run=run_path,
+        cache=cache_of(collection, run_path),
+        limit=limit,
+        seed=seed,
+        shuffled=shuffled,
     )
     result = {
         "kind": "captioner",
-        "title": f"A captioner on {collection.name}",
+        "title": f"A captioner on {collection.name}" + (", pictures shuffled: a control" if shuffled else ""),
         "model": str(model),
         "revision": opened.revision,
         "collection": collection.name,

@@ -106,6 +106,7 @@ def train(
 @click.option("--collection", type=click.Path(path_type=Path), required=True, help="Collection folder.")
 @click.option("--split", default="test", show_default=True, help="Split whose pictures are captioned.")
 @click.option("--limit", type=click.IntRange(1), default=None, help="At most so many pictures, drawn by the seed.")
+@click.option("--shuffled", is_flag=True, help="Control: caption each picture from another one's features.")
 @click.option(
     "--run", "run", type=click.Path(path_type=Path), default=Path("runs/captioner-evaluate"), show_default=True,
     help="Folder for the result and its page.",
@@ -116,6 +117,7 @@ def evaluate(
     collection: Path,
     split: str,
     limit: int | None,
+    shuffled: bool,
     run: Path,
     as_json: bool,
     seed: int | None,
@@ -140,6 +142,7 @@ def evaluate(
         seed=seed or 0,
         device=device,
         command=["foveate", *sys.argv[1:]],
+        shuffled=shuffled,
     )
     finish(result, _table_lines(result["evaluation"]), {"run": run, "report": render(run)}, as_json=as_json)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,12 +25,14 @@ class Thing:
     size: float
 
 
+@functools.lru_cache(maxsize=16_384)
 def is_plural(phrase: str) -> bool:
     """Whether the head noun stands in the plural ("carrots", "clinking glasses")."""
     named = words(phrase)
     return head_noun(phrase) not in named and any(singular(word) == head_noun(phrase) for word in named)
 
 
+@functools.lru_cache(maxsize=16_384)
 def with_article(phrase: str) -> str:
     """ "an apple", "a teapot", "eyeglasses", "bread".
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import re
+import functools
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.caption.assertions.truth import SceneTruth, SceneTruths
-from foveate.caption.scene_captions import render
+from foveate.caption.scene_captions import claims, worded
 from foveate.caption.scene_claims import Claim, once, place_of, relations, say
 from foveate.caption.small.material import Material
 from foveate.caption.small.recipe import CaptionDataSettings
 from foveate.records.alt_texts import alt_text
 from foveate.records.collection import Collection
-from foveate.records.sentences import sentences
 from foveate.settings import seeds
 
 _SHORT = 8
 _RELATIONS = 6
 _STATED = 2  # relations in a dense caption: more would be most of its text
-_RELATION = re.compile(r"^The .* (?:to the left of|above|inside the outline of|overlapping) the [^.]*\.$")
 # Kinds of noise (`records.scenes.alt_text`) whose texts name what is there.
 _CLEAN = ("scenes: partial", "scenes: list", "scenes: keywords")
 
@@ -46,7 +44,8 @@ def read(
                 source="scenes",
                 short=tuple(short_captions(truth, rng=seeds.generator("short captions", seed, key))),
                 written=truth.written,
-                formats=formats(truth, rng=seeds.generator("formats", seed, key)),
+                formats=formats(truth),
+                describe=functools.partial(_descriptive, truth),
                 alt=alt,
                 alt_clean=clean,
                 facts=tuple(thing.phrase for thing in truth.things),
@@ -55,26 +54,57 @@ def read(
     return found
 
 
-def formats(truth: SceneTruth, *, rng: np.random.Generator) -> dict[str, str]:
-    """The exact text of each format; of the relations of a dense caption the first few."""
-    found = {kind: render(kind, truth, alt="", rng=rng).text for kind in ("ssc", "dsc", "dsc_plus")}
-    told = sentences(found["dsc_plus"])
-    stated = [place for place, sentence in enumerate(told) if _RELATION.match(sentence)]
-    left_out = set(stated[_STATED:])
-    found["dsc_plus"] = " ".join(sentence for place, sentence in enumerate(told) if place not in left_out)
-    return found
+def formats(truth: SceneTruth) -> dict[str, str]:
+    """The exact text of each format, of what can be seen.
+
+    Which photograph lies behind the things can be told of those of the training scenes alone; only the dense format
+    names it, the others say what kind of ground it is, or nothing. The same holds for drawn words.
+    """
+    return {"ssc": _short(truth), "dsc": _descriptive(truth), "dsc_plus": _dense(truth)}
+
+
+def _short(truth: SceneTruth) -> str:
+    """The largest thing and where it is: one name can be seen more surely than two."""
+    main = claims("ssc", truth)[0].names[0]
+    known = next((thing for thing in once(truth) if thing.phrase == main), None)
+    return f"{say(Claim('line', (main,), '|'))} {place_of(known) if known else 'more than once'}."
+
+
+def _descriptive(truth: SceneTruth, main: str = "") -> str:
+    kept = [claim for claim in claims("dsc", truth, main=main) if claim.kind not in ("ground", "written")]
+    return " ".join(worded([*kept, *_ground_kind(truth)]))
+
+
+def _dense(truth: SceneTruth) -> str:
+    """Each thing with its place in one sentence, and few of the relations: all of them would be most of the text."""
+    planned = claims("dsc_plus", truth)
+    main = planned[0].names
+    links = [claim for claim in planned if claim.kind == "relation"][:_STATED]
+    where = {claim.names: claim.word for claim in planned if claim.kind == "place"}
+    told = []
+    for claim in planned:
+        if claim.kind == "there" and claim.names in where:
+            told.append(f"{say(claim)} {where[claim.names]}.")
+        elif claim.kind == "place" and claim.names == main:
+            told.insert(1, f"{say(claim)}.")
+        elif claim.kind not in ("place", "relation") or claim in links:
+            told.append(f"{say(claim)}.")
+    return " ".join(told)
+
+
+def _ground_kind(truth: SceneTruth) -> list[Claim]:
+    return [Claim("ground kind", word=truth.ground_kind)] if truth.ground_kind else []
 
 
 def short_captions(truth: SceneTruth, *, rng: np.random.Generator) -> list[str]:
-    """Up to eight true sentences, each on one or two things, as different people might say them."""
+    """Up to eight true sentences, each on one or two things, as different people might say them; and the ground."""
     single = once(truth)
-    ground = truth.ground or "a plain ground"
     links = relations(single)[:_RELATIONS]
-    said = [Claim("line", link.names, f"{link.word}|{ground}") for link in links[:2]]
-    said += [Claim("line", (thing.phrase,), f"|{ground}") for thing in single]
-    said += [Claim("place", (thing.phrase,), place_of(thing)) for thing in single]
-    said += links[2:]
+    said = [f"{say(Claim('line', link.names, f'{link.word}|'))}." for link in links[:2]]
+    said += [f"{say(Claim('line', (thing.phrase,), '|'))} {place_of(thing)}." for thing in single]
+    said += [f"{say(link)}." for link in links[2:]]
     repeated = {thing.phrase for thing in truth.things} - {thing.phrase for thing in single}
-    said += [Claim("there", (phrase,), number=truth.count(phrase)) for phrase in sorted(repeated)]
+    said += [f"{say(Claim('there', (phrase,), number=truth.count(phrase)))}." for phrase in sorted(repeated)]
     chosen = sorted(rng.permutation(len(said))[:_SHORT].tolist())
-    return [f"{say(said[place])}." for place in chosen]
+    on_ground = [f"{say(Claim('line', (single[0].phrase,), f'|{truth.ground}'))}."] if single and truth.ground else []
+    return [*(said[place] for place in chosen), *on_ground]
