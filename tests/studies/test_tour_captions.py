@@ -16,7 +16,7 @@ from foveate.records.scenes import build_scenes
 from foveate.report.captions import TourCaptions
 from foveate.report.schema import read
 from foveate.settings.runs import RunFolder
-from foveate.studies.tour_captions import Sizes, sizes_of, tour_captions, with_captions
+from foveate.studies.tour_captions import Sizes, says_again, sizes_of, tour_captions, with_captions
 from foveate.vision.localiser.folder import save_model
 
 
@@ -42,6 +42,14 @@ def test_captions_beside_the_collection(scenes: Path) -> None:
     assert "A red boat." in [caption.text for caption in opened.captions_of(int(part[0]))]
     assert opened.table("captions").num_rows == collection.table("captions").num_rows + 1
     assert "A red boat." not in [one.text for one in Collection.open(scenes).captions_of(int(part[0]))]
+
+
+def test_captions_that_say_things_again_are_left_out() -> None:
+    told = "There is a very old cat in the {} part. The very old cat is {}. The very old cat is {}."
+    assert not says_again("dsc_plus", told.format("left", "large", "above the dog"))
+    assert says_again("dsc_plus", told.format("left", "large", "large"))
+    assert says_again("dsc", told.format("left", "large", "above the dog")), "four words three times"
+    assert not says_again("ssc", "A cat on the left side.")
 
 
 @pytest.mark.slow

@@ -138,12 +138,12 @@ def _written(
         captioner, collection, rows, cache=cache, kinds=kinds, most_tokens=MOST_TOKENS
     ):
         gated = gate(ask.kind, written.text)
-        if written.finished and not gated.error and gated.caption and not _says_again(ask.kind, gated.caption):
+        if written.finished and not gated.error and gated.caption and not says_again(ask.kind, gated.caption):
             found.setdefault(row, {})[ask.kind] = gated.caption
     return found
 
 
-def _says_again(kind: str, caption: str) -> bool:
+def says_again(kind: str, caption: str) -> bool:
     """Whether a caption repeats itself. Dense ones name each thing often: of them only whole sentences count."""
     told = [sentence.casefold() for sentence in sentences(caption)]
     return len(set(told)) < len(told) or (kind != "dsc_plus" and repeats(caption))
