@@ -210,6 +210,13 @@ def test_other_architectures_of_transformers_build_and_run(decoder: dict) -> Non
     assert model.logits(states).shape == (1, 6, 400)
 
 
+def test_attention_begins_by_handing_on_what_it_reads() -> None:
+    model = CaptionerModel(recipe(), vocabulary=400)
+    for layer in model.decoder.layers:
+        handed = layer.self_attn.o_proj.weight @ layer.self_attn.v_proj.weight
+        assert torch.allclose(handed, 0.3 * torch.eye(model.width), atol=1e-5)
+
+
 def test_a_decoder_that_cannot_be_built_is_one_sentence() -> None:
     with pytest.raises(UserError, match="field decoder"):
         CaptionerModel(recipe().model_copy(update={"decoder": {"model_type": "nothing"}}), vocabulary=400)

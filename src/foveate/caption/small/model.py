@@ -19,7 +19,7 @@ from foveate.settings.errors import UserError
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.registry import build_image_encoder, seeded
 
-_PREFIX_GAIN, _WORD_SCALE = 0.1, 10.0
+_PREFIX_GAIN, _WORD_SCALE, _COPYING = 0.1, 10.0, 0.3
 _UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError)
 
 
@@ -61,6 +61,7 @@ class CaptionerModel(nn.Module):
         self.prefix_length = rows * columns // recipe.fold**2
         with seeded(seed + 1):
             self.decoder = _build_decoder(recipe.decoder, vocabulary=vocabulary)
+            _start_copying(self.decoder)
             width = self.decoder.get_input_embeddings().weight.shape[1]
             self.fold_in = nn.Linear(self.image_encoder.width * recipe.fold**2, width)
             self.prefix_ln = nn.LayerNorm(width)
@@ -147,6 +148,21 @@ def _build_decoder(settings: dict[str, Any], *, vocabulary: int) -> Any:
     except _UNUSABLE as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(f"field decoder: transformers cannot build it with these options ({why})") from error
+
+
+@torch.no_grad()
+def _start_copying(decoder: Any) -> None:
+    """Lets each attention layer begin by handing on what it reads: output times value projection is a multiple of one.
+
+    What a cell shows, or what the AltText says, is then a proposal for the next token from the first update on; where
+    to look is left to be learnt. After the mimetic initialisation of Trockman & Kolter 2023 (arXiv 2305.09828).
+    Decoders whose layers have no such square projections of their own start as transformers draws them.
+    """
+    for layer in decoder.modules():
+        value, out = (getattr(getattr(layer, name, None), "weight", None) for name in ("v_proj", "o_proj"))
+        if value is not None and out is not None and value.shape == out.shape and value.shape[0] == value.shape[1]:
+            nn.init.orthogonal_(value, gain=_COPYING**0.5)
+            out.copy_(value.T)
 
 
 def decoder_config(settings: dict[str, Any], vocabulary: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +16,7 @@ from foveate.training.distributed import sum_with_grad
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, Losses, Report, Task
 
+_WORDS_RATE = 3.0
 _SEEING = r"model\.(image_encoder|fold_in|prefix_ln).*"
 
 
@@ -106,9 +108,15 @@ class CaptionerTask(Task):
         return loss_R.sum(), right_R.sum().to(loss_R.dtype), loss_R.new_tensor(float(len(words_RW)))
 
     def parameter_groups(self) -> Sequence[ParameterRule]:
-        """Beside captions the seeing part learns slowly: it must not forget what the stage of words taught it."""
-        slow = () if not self.captions else (ParameterRule(_SEEING, learning_rate_scale=self.seeing_rate),)
-        return (ParameterRule(r"model\.word_scale", weight_decay=0.0), *slow)
+        """Beside captions the seeing part learns slowly: it must not forget what the stage of words taught it. In that
+        stage only the direction of the words' embeddings counts: long ones turn slowly, and get a higher rate."""
+        if self.captions:
+            own = ParameterRule(_SEEING, learning_rate_scale=self.seeing_rate)
+        else:
+            table = self.model.decoder.get_input_embeddings().weight
+            name = next(name for name, value in self.named_parameters() if value is table)
+            own = ParameterRule(re.escape(name), learning_rate_scale=_WORDS_RATE)
+        return (ParameterRule(r"model\.word_scale", weight_decay=0.0), own)
 
     def shard_units(self) -> Sequence[nn.Module]:
         """The decoder's layers."""
