@@ -45,7 +45,7 @@ def test_captions_beside_the_collection(scenes: Path) -> None:
 
 
 def test_captions_that_say_things_again_are_left_out() -> None:
-    told = "There is a very old cat in the {} part. The very old cat is {}. The very old cat is {}."
+    told = "There is a very old grey cat in the {} part. The very old grey cat is {}. The very old grey cat is {}."
     assert not says_again("dsc_plus", told.format("left", "large", "above the dog"))
     assert says_again("dsc_plus", told.format("left", "large", "large"))
     assert says_again("dsc", told.format("left", "large", "above the dog")), "four words three times"
