@@ -55,3 +55,11 @@ def short(value: float) -> str:
     if value != 0 and abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.4g}"
+
+
+def size_words(count: int) -> str:
+    """`1234567` -> `1.2 MB`."""
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count} bytes"

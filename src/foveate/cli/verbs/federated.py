@@ -19,6 +19,7 @@ def command() -> None:
 
     \b
     Example:
+      foveate federated cluster digits --split dirichlet:0.3 --sites 8
       foveate federated embed digits --split shards:2 --sites 5
     """
 
@@ -138,3 +139,95 @@ def _embed_lines(result: dict[str, Any]) -> list[str]:
     for words, count in result["maps"][0]["notes"].items():
         lines.append(f"note ({count} times): {words}")
     return lines
+
+
+@command.command("cluster", short_help="Find groups in data at several sites.")
+@sources_of
+@click.option("--clusters", type=click.IntRange(1), help="Groups of all sites together; as many as labels, if given.")
+@click.option("--method", default="consensus", show_default=True, help="An unknown one lists all.")
+@click.option("--beside", default="none", show_default=True, help="Methods to compare with, with commas, or none.")
+@click.option("--refine-rounds", type=click.IntRange(0), help="Exchanges of sums after the first; 0 = one shot.")
+@click.option("--min-count", type=click.IntRange(1), help="Merge clusters of fewer points before sending; 10 is good.")
+@click.option("--min-sites", type=click.IntRange(1), default=1, show_default=True, help="Sites that must answer.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds after which a site is left out.")
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any other setting; repeatable.")
+@click.option("--run", "run", type=_FILE, help="Run folder; runs/federated-cluster by default.")
+@click.option("--dry-run", is_flag=True, help="Print sites, settings and what would be exchanged; write nothing.")
+@common(device=False)
+def cluster(
+    sources: tuple[str, ...],
+    label: str | None,
+    site: str | None,
+    split: str | None,
+    sites: int | None,
+    collection: Path | None,
+    clusters: int | None,
+    method: str,
+    beside: str,
+    refine_rounds: int | None,
+    min_count: int | None,
+    min_sites: int,
+    timeout: float | None,
+    overrides: tuple[str, ...],
+    run: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    seed: int | None,
+) -> None:
+    """Finds K groups of the points of several sites, each of which sends a few centroids and no point.
+
+    SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a site each; one is
+    split by --split or --site. Stopped and repeated, sites that answered are not asked again.
+
+    \b
+    Example:
+      foveate federated cluster digits --split dirichlet:0.3 --sites 8 --beside kfed,central
+      foveate federated cluster here.npz there.npz --clusters 12 --min-count 10 --refine-rounds 0
+      foveate federated cluster vectors --collection my-pictures --label species --split dirichlet:0.3 --sites 8
+    """
+    from foveate.federated.clustering.run import plan, run_clustering, settings_of
+    from foveate.federated.sources import gather
+    from foveate.settings.recipes import options_of
+
+    number = seed or 0
+    gathered = gather(sources, label=label, site=site, split=split, sites=sites, collection=collection, seed=number)
+    given = {"method": method, "refine_rounds": refine_rounds, "min_count": min_count}
+    options = options_of(overrides) | {name: value for name, value in given.items() if value is not None}
+    settings = settings_of(gathered, clusters, options, seed=number)
+    if dry_run:
+        planned = plan(gathered, settings)
+        lines = [f"{name}: {count} points" for name, count in planned["sites"].items()]
+        lines.append(f"{planned['method']}, {planned['clusters']} clusters, {planned['features']} features")
+        lines.append(f"at most {planned['bytes_up_per_site']:,} bytes leave a site")
+        finish(planned, lines, {}, as_json=as_json)
+        return
+    from foveate.report import render
+
+    target = run or Path("runs") / "federated-cluster"
+    others = [] if beside == "none" else [name.strip() for name in beside.split(",") if name.strip()]
+    result = run_clustering(
+        gathered,
+        settings,
+        target,
+        beside=others,
+        at_least=min_sites,
+        timeout=timeout,
+        command=["foveate", *sys.argv[1:]],
+    )
+    paths = {
+        "run": target,
+        "centres": target / "centres.npz",
+        "groups": target / "groups.parquet",
+        "report": render(target),
+    }
+    brief = {name: value for name, value in result.items() if name != "map"}
+    finish(brief, _cluster_lines(result), paths, as_json=as_json)
+
+
+def _cluster_lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"{len(result['sites'])} sites, {result['points']:,} points, {result['split']}"]
+    for one in result["methods"]:
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in one["quality"].items())
+        sent = f"{one['bytes_up']:,} bytes up, {one['bytes_down']:,} down" if one["federated"] else "all points moved"
+        lines.append(f"{one['method']}: {one['clusters']} groups, {numbers}; {sent}, {one['seconds']:.2f} s")
+    return lines + [f"note: {note}" for note in result["notes"]]

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from foveate.report import numbers
 from foveate.report.charts import Series, line_chart, plot
+from foveate.report.numbers import size_words
 from foveate.report.page import Page, command_text
 from foveate.report.scatter import legend, ranked, scatter
 from foveate.report.schema import Part, read
@@ -107,14 +108,6 @@ class EmbedResult(Part):
     data: dict[str, Any] = {}
     options: dict[str, Any] = {}
     command: str | list[str] = ""
-
-
-def size_words(count: int) -> str:
-    """`1234567` -> `1.2 MB`."""
-    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= step:
-            return f"{count / step:.1f} {unit}"
-    return f"{count} bytes"
 
 
 def maps(r: EmbedResult) -> list[dict[str, Any]]:

@@ -1,0 +1,193 @@
+"""`foveate federated cluster` from sources to a page, stopped and repeated; options and sources that do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from foveate.cli.main import cli
+from foveate.federated.clustering import protocol, run
+from foveate.federated.clustering.run import axes, settings_of
+from foveate.federated.sources import gather
+from foveate.report import render
+from foveate.report.pages import federated_cluster
+from foveate.settings.errors import UserError
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["federated", "cluster", *map(str, arguments)])
+
+
+def answer(*arguments: str | Path) -> dict[str, Any]:
+    done = call(*arguments, "--json", "--quiet")
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Three groups in three features, a label each, two hospitals that lack one group each."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 40)
+    points = rng.normal(size=(120, 3)) * 0.2 + np.eye(3)[labels] * 9
+    hospital = np.where((labels == 0) | ((labels == 1) & (np.arange(120) % 2 == 0)), "north", "south")
+    path = tmp_path / "patients.npz"
+    np.savez(path, points=points, species=np.array(["owl", "fox", "elk"])[labels], hospital=hospital)
+    return path
+
+
+def test_digits_with_their_page(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    found = answer("digits", "--split", "dirichlet:0.3", "--sites", 5, "--beside", "kfed,central", "--run", out)
+    assert found["clusters"] == 10  # as many as labels
+    assert [one["method"] for one in found["methods"]] == [
+        "consensus, 1 round of refinement",
+        "kfed, one shot",
+        "central, not federated",
+    ]
+    assert found["methods"][0]["quality"]["nmi"] > found["methods"][1]["quality"]["nmi"]
+    assert sum(site["points"] for site in found["sites"]) == 1797
+    assert {row["what"] for row in found["exchanged"] if row["up"]} >= {"centres", "counts", "kept", "sums"}
+    page = Path(found["paths"]["report"]).read_text(encoding="utf-8")
+    for words in ("By group", "By site", "By label", "What the server saw", "Centroids sent", "the first exchange"):
+        assert words in page
+    groups = pq.read_table(found["paths"]["groups"])
+    assert groups.num_rows == 1797
+    assert groups.column_names == ["site", "row", "group", "label"]
+    assert np.load(found["paths"]["centres"])["centres"].shape == (10, 64)
+    assert render(out) == Path(found["paths"]["report"])
+
+
+def test_sites_by_a_column_in_one_shot(table: Path, tmp_path: Path) -> None:
+    found = answer(
+        table,
+        "--site",
+        "hospital",
+        "--label",
+        "species",
+        "--refine-rounds",
+        0,
+        "--min-count",
+        5,
+        "--run",
+        tmp_path / "r",
+    )
+    assert found["method"] == "consensus, min_count 5, one shot"
+    assert [site["name"] for site in found["sites"]] == ["north", "south"]
+    assert found["methods"][0]["quality"]["nmi"] == 1
+    assert found["methods"][0]["quality"]["centroid_index"] == 0
+    assert all(site["smallest"] >= 5 for site in found["sites"])
+    assert found["notes"] == []
+
+
+def test_words_for_people(table: Path, tmp_path: Path) -> None:
+    done = call(table, "--site", "hospital", "--clusters", 3, "--run", tmp_path / "r")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == "2 sites, 120 points, by 'hospital'"
+    assert lines[1].startswith("consensus, 1 round of refinement: 3 groups, distance 0.3")
+    assert [line.split(":")[0] for line in lines[-4:]] == ["run", "centres", "groups", "report"]
+
+
+def test_a_dry_run_counts_bytes_and_writes_nothing(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    planned = answer(table, "--site", "hospital", "--clusters", 3, "--run", out, "--dry-run")
+    assert planned["sites"] == {"north": 60, "south": 60}
+    assert not out.exists()
+    found = answer(table, "--site", "hospital", "--clusters", 3, "--run", out)
+    assert found["bytes_up"] <= 2 * planned["bytes_up_per_site"]
+    assert found["bytes_up"] > 1.5 * planned["bytes_up_per_site"]
+
+
+def test_stopped_and_repeated(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (table, "--site", "hospital", "--clusters", 3, "--set", "refine_rounds=2")
+    asked: list[str] = []
+
+    def counting(kind: str):
+        def handler(data, request, site):
+            asked.append(kind)
+            if len(asked) == 4:
+                raise KeyboardInterrupt
+            return protocol.HANDLERS[kind](data, request, site)
+
+        return handler
+
+    monkeypatch.setattr(run, "HANDLERS", {kind: counting(kind) for kind in protocol.HANDLERS})
+    assert call(*arguments, "--run", tmp_path / "a").exit_code != 0
+    stopped = answer(*arguments, "--run", tmp_path / "a")
+    whole = answer(*arguments, "--run", tmp_path / "b")
+    assert asked.count(protocol.CENTROIDS) == 4  # two for each folder: none was asked twice
+    assert stopped["methods"][0]["quality"] == whole["methods"][0]["quality"]
+    assert (tmp_path / "a/centres.npz").read_bytes() == (tmp_path / "b/centres.npz").read_bytes()
+
+
+def test_a_folder_of_other_settings_is_refused(table: Path, tmp_path: Path) -> None:
+    answer(table, "--site", "hospital", "--clusters", 3, "--run", tmp_path / "a")
+    done = call(table, "--site", "hospital", "--clusters", 2, "--run", tmp_path / "a")
+    assert isinstance(done.exception, UserError)
+    assert "another recipe" in str(done.exception)
+
+
+def test_single_points_are_told(tmp_path: Path) -> None:
+    for name, points in (("a", np.eye(3)), ("b", np.eye(3) + 0.01)):
+        np.savez(tmp_path / f"{name}.npz", points=points)
+    found = answer(tmp_path / "a.npz", tmp_path / "b.npz", "--clusters", 3, "--run", tmp_path / "r")
+    assert "2 sites sent centroids of a single point" in found["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--site", "hospital"), "how many clusters? give --clusters"),
+        (("--site", "hospital", "--clusters", "3", "--method", "kmeans"), "unknown method 'kmeans'"),
+        (("--site", "hospital", "--clusters", "3", "--beside", "kfeed"), "did you mean 'kfed'"),
+        (("--site", "hospital", "--clusters", "3", "--set", "seed=4"), "give it as --seed"),
+        (("--site", "hospital", "--clusters", "3", "--set", "radios=1"), "unknown option 'radios'"),
+        (("--site", "hospital", "--clusters", "300"), "300 clusters cannot be made"),
+        (("--site", "hospital", "--clusters", "3", "--min-sites", "3"), "2 of 2 sites answered; 3 are needed"),
+        (("--clusters", "3"), "say how it is split"),
+    ],
+)
+def test_what_does_not_fit(table: Path, tmp_path: Path, more: tuple[str, ...], words: str) -> None:
+    done = call(table, *more, "--run", tmp_path / "r")
+    assert isinstance(done.exception, UserError), done.output
+    assert words in str(done.exception)
+
+
+def test_an_option_without_effect_is_told(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sites = gather([table], site="hospital")
+    settings_of(sites, 3, {"method": "consensus", "radius": 2.0}, seed=0)
+    assert "option 'radius' has no effect on the method 'consensus'" in capsys.readouterr().err
+
+
+def test_pooling_exchanges_nothing_and_says_so(table: Path, tmp_path: Path) -> None:
+    found = answer(table, "--site", "hospital", "--clusters", 3, "--method", "central", "--run", tmp_path / "r")
+    assert found["method"] == "central, not federated"
+    assert found["exchanged"] == []
+    assert "Nothing but the points themselves" in Path(found["paths"]["report"]).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_axes_of_the_map(width: int) -> None:
+    class Found:
+        centres = np.random.default_rng(0).normal(size=(6, width))
+
+    origin, two = axes(Found())  # type: ignore[arg-type]
+    assert two.shape == (width, 2)
+    if width == 2:
+        np.testing.assert_array_equal((Found.centres - origin) @ two, Found.centres)
+    if width == 5:
+        np.testing.assert_allclose(two.T @ two, np.eye(2), atol=1e-12)
+
+
+def test_cells_of_the_page() -> None:
+    assert federated_cluster._cell("centroid_index", 2.0) == "2"
+    assert federated_cluster._cell("nmi", 0.98765) == "0.988"
+    assert federated_cluster._cell("distance", 123.456) == "123"
+    assert federated_cluster._cell("purity", None) == "–"
