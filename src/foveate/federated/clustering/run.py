@@ -24,7 +24,7 @@ from foveate.federated.sites import Site
 from foveate.federated.sources import Sites
 from foveate.metrics import clustering as metrics
 from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock, atomic_file
+from foveate.settings.files import FolderLock, atomic_file, write_json_atomically
 from foveate.settings.progress import say
 from foveate.settings.runs import RunFolder
 from foveate.settings.seeds import generator
@@ -234,6 +234,61 @@ def _notes(sites: Sites, found: Clustered) -> list[str]:
             f"{len(single)} sites sent centroids of a single point, which are that point; min_count=10 merges them"
         )
     return notes
+
+
+def write_server_result(path: Path, found: Clustered, log: Log, names: Mapping[int, str]) -> dict[str, Any]:
+    """result.json and centres.npz of a server, which sees no points: what sites sent, and what they said of the fit."""
+    origin_D, two_D2 = axes(found)
+    rows = []
+    for site, name in names.items():
+        sent = found.clients.get(site, {})
+        points, inertia = found.inertia.get(site, (0, 0.0))
+        rows.append(
+            {
+                "name": name,
+                "points": points,
+                "sent": len(sent["centres"]) if sent else 0,
+                "trusted": int(sent["kept"].sum()) if "kept" in sent else None,
+                "smallest": int(sent["counts"].min()) if "counts" in sent else None,
+                "distance": float(np.sqrt(inertia / points)) if points else None,
+                "excluded": found.excluded.get(site, ""),
+                "suspect": found.suspects.get(site, ""),
+            }
+        )
+    total = sum(points for points, _ in found.inertia.values())
+    distance = float(np.sqrt(sum(one for _, one in found.inertia.values()) / total)) if total else 0.0
+    traffic = {"bytes_up": log.bytes(up=True), "bytes_down": log.bytes(up=False)}
+    sent = [np.asarray(one["centres"]) for one in found.clients.values()]
+    result = {
+        "kind": KIND,
+        "method": found.title,
+        "note": method(found.settings.method).note,
+        "clusters": len(found.centres),
+        "features": found.centres.shape[1],
+        "points": total,
+        "sites": rows,
+        "methods": [
+            {"method": found.title, "clusters": len(found.centres), "quality": {"distance": distance}, **traffic}
+        ],
+        "exchanged": log.table(),
+        **traffic,
+        "server": {name: value for name, value in found.server.items() if name not in ("members", "radii")},
+        "notes": [f"{names[site]} was left out: {reason}" for site, reason in found.excluded.items()]
+        + [f"{names[site]} is odd: {reason}" for site, reason in found.suspects.items()],
+        "map": {
+            "places": [],
+            "owners": [],
+            "groups": [],
+            "centres": np.round((found.centres - origin_D) @ two_D2, 4).tolist(),
+            "sent": np.round((np.concatenate(sent) - origin_D) @ two_D2, 4).tolist(),
+            "projected": found.centres.shape[1] > 2,
+        },
+        "options": _plain(found.settings),
+    }
+    with atomic_file(path / "centres.npz") as handle:
+        np.savez(handle, centres=found.centres)
+    write_json_atomically(path / "result.json", result)
+    return result
 
 
 def axes(found: Clustered) -> tuple[Floats, Floats]:

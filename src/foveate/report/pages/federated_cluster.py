@@ -104,7 +104,7 @@ def maps(r: ClusterResult) -> list[dict[str, Any]]:
     if r.map.labels is not None:
         coloured.append(("By label", r.map.labels, True))
     drawn = []
-    for title, groups, named in coloured:
+    for title, groups, named in coloured if r.map.places else []:
         styles = ranked(groups)
         picture = scatter(r.map.places, groups, styles, title=f"Joint map, {title.lower()}", named=named)
         drawn.append({"map": plot(title, picture), "legend": legend(styles)})

@@ -1,0 +1,59 @@
+"""The folder that `flwr run` wants: a few lines that point at the apps of this package, and their configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from foveate.settings.files import write_text_atomically
+
+CONFIG: dict[str, Any] = {
+    "clusters": 8,
+    "method": "consensus",
+    "seed": 0,
+    "sites": 2,
+    "at-least": 1,
+    "wait": 120.0,
+    "timeout": 600.0,
+    "out": "",
+    "options": "",
+}
+"""Fields of a run and their defaults; `--run-config` may change these and no others."""
+
+_PROJECT = """[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "foveate-federated"
+version = "0.1.0"
+description = "Federated clustering with Foveate"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.hatch.build.targets.wheel]
+packages = ["foveate_app"]
+
+[tool.flwr.app]
+publisher = "foveate"
+
+[tool.flwr.app.components]
+serverapp = "foveate_app.server:app"
+clientapp = "foveate_app.client:app"
+
+[tool.flwr.app.config]
+"""
+
+
+def write_app(folder: Path) -> Path:
+    """Writes the app; the code itself stays in the installed package. Returns the folder."""
+    lines = []
+    for name, value in CONFIG.items():
+        lines.append(f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value}")
+    write_text_atomically(folder / "pyproject.toml", _PROJECT + "\n".join(lines) + "\n")
+    inside = folder / "foveate_app"
+    write_text_atomically(inside / "__init__.py", '"""Foveate\'s apps for Flower."""\n')
+    for side in ("client", "server"):
+        text = f'from foveate.federated.flower.{side}_app import app\n\n__all__ = ["app"]\n'
+        write_text_atomically(inside / f"{side}.py", text)
+    return folder

@@ -1,0 +1,202 @@
+"""The same clustering over Flower and in process: translation, a fake Grid with faults, real processes on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
+
+from flower_network import BIN, environment, free_port, running, wait_for_port
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from s_sets import clients
+
+from foveate.federated.clustering import protocol
+from foveate.federated.clustering.fit import cluster
+from foveate.federated.clustering.settings import resolve
+from foveate.federated.flower import exchange as over_flower
+from foveate.federated.flower.app import CONFIG, write_app
+from foveate.federated.flower.client_app import app as client_app
+from foveate.federated.flower.exchange import HELLO, GridExchange
+from foveate.federated.flower.translate import from_records, to_records
+from foveate.federated.messages import DTYPES, Message, MessageError
+from foveate.federated.rounds import InProcess, TooFewSitesError, attempt
+from foveate.federated.sites import Site
+from foveate.report import render
+from foveate.settings.errors import UserError
+
+PARTS = clients("s1", alpha=0.3, sites=3, seed=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_records_and_back(dtype: str) -> None:
+    arrays = {"a": np.arange(6).reshape(2, 3).astype(dtype), "none": np.zeros((0, 2), dtype)}
+    message = Message("query.x", 3, arrays, {"n": 3, "f": 0.25, "yes": True, "word": "é"})
+    assert from_records(to_records(message)).digest() == message.digest()
+    bare = Message("query.y")
+    assert from_records(to_records(bare)).digest() == bare.digest()
+
+
+@pytest.mark.parametrize(
+    "records", [RecordDict(), RecordDict({"foveate": ConfigRecord({"schema": 9, "kind": "x", "round": 0})})]
+)
+def test_foreign_records_are_refused(records: RecordDict) -> None:
+    with pytest.raises(MessageError, match="this version of Foveate speaks 1"):
+        from_records(records)
+
+
+class FakeGrid:
+    """Answers at once, with nodes of odd numbers, in any order; `broken` says what a site does instead."""
+
+    def __init__(self, parts, *, broken=None, numbers=None) -> None:
+        self.numbers = numbers or list(range(len(parts)))
+        self.nodes = {9_000_000_000 - 7 * place: place for place in range(len(parts))}
+        self.parts, self.broken = parts, broken or {}
+        self.sent: list[str] = []
+
+    def get_node_ids(self):
+        return list(self.nodes)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = []
+        for message in messages:
+            place = self.nodes[message["dst_node_id"]]
+            site, request = self.numbers[place], from_records(message["content"])
+            self.sent.append(request.kind)
+            doing = self.broken.get((site, request.kind))
+            if doing == "silent":
+                continue
+            if doing == "error":
+                error = SimpleNamespace(code=2, reason="the app ended")
+                reply = SimpleNamespace(has_error=lambda: True, error=error)
+            else:
+                if request.kind == HELLO:
+                    answer = request.answer(site=site, name="")
+                else:
+                    answer, reason = attempt(Site(site, self.parts[place], protocol.HANDLERS), request)
+                    answer = answer or request.answer(failure=reason)
+                content = ArrayRecord() if doing == "garbage" else to_records(answer)
+                content = RecordDict() if doing == "garbage" else content
+                reply = SimpleNamespace(has_error=lambda: False, content=content)
+            reply.metadata = SimpleNamespace(src_node_id=message["dst_node_id"])
+            replies.append(reply)
+        return replies[::-1]
+
+
+@pytest.fixture(autouse=True)
+def _plain_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's messages exist inside a run only."""
+    monkeypatch.setattr(over_flower, "FlowerMessage", lambda **fields: fields)
+
+
+def in_process(parts, plan):
+    return cluster(InProcess([Site(number, part, protocol.HANDLERS) for number, part in enumerate(parts)]), plan)
+
+
+@pytest.mark.parametrize("name", ["consensus", "paper_reconstruction", "kfed", "weighted_kmeans"])
+def test_equal_to_in_process(name: str) -> None:
+    plan = resolve(15, method_name=name, seed=5, refine_rounds=1, on_few_groups="return")
+    found = cluster(GridExchange(FakeGrid(PARTS), sites=3), plan, evaluate=True)
+    np.testing.assert_allclose(found.centres, in_process(PARTS, plan).centres, atol=1e-10)
+    assert list(found.inertia) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("doing", "words"), [("silent", "no answer"), ("error", "error 2: the app ended"), ("garbage", "schema None")]
+)
+@pytest.mark.parametrize("kind", [protocol.CENTROIDS, protocol.LLOYD])
+def test_a_broken_node_is_left_out(doing: str, words: str, kind: str) -> None:
+    grid = FakeGrid(PARTS, broken={(1, kind): doing})
+    found = cluster(GridExchange(grid, sites=3, timeout=9.0), resolve(15))
+    assert list(found.excluded) == [1]
+    assert words in found.excluded[1]
+
+
+def test_a_site_whose_data_are_bad_says_why() -> None:
+    found = cluster(GridExchange(FakeGrid([*PARTS, np.full((2, 2), np.nan)]), sites=4), resolve(15))
+    assert "NaN" in found.excluded[3]
+
+
+def test_nodes_are_told_by_their_partition() -> None:
+    assert GridExchange(FakeGrid(PARTS, numbers=[7, 2, 4]), sites=3).sites == [2, 4, 7]
+    with pytest.raises(UserError, match="two sites say that they are number 2"):
+        GridExchange(FakeGrid(PARTS, numbers=[2, 2, 4]), sites=3)
+    with pytest.raises(TooFewSitesError, match="no site within 0 s"):
+        GridExchange(FakeGrid([]), sites=3, wait=0)
+    silent = FakeGrid(PARTS, broken={(site, HELLO): "silent" for site in range(3)})
+    with pytest.raises(TooFewSitesError, match="none of 3 nodes"):
+        GridExchange(silent, sites=3)
+
+
+def test_a_killed_server_goes_on(tmp_path: Path) -> None:
+    grid = FakeGrid(PARTS)
+    plan = resolve(15, refine_rounds=2)
+    first = cluster(GridExchange(grid, sites=3, keep=tmp_path), plan)
+    before = len(grid.sent)
+    again = cluster(GridExchange(grid, sites=3, keep=tmp_path), plan)
+    assert grid.sent[before:] == [HELLO] * 3
+    np.testing.assert_array_equal(first.centres, again.centres)
+
+
+def test_the_app_folder(tmp_path: Path) -> None:
+    project = tomllib.loads((write_app(tmp_path) / "pyproject.toml").read_text(encoding="utf-8"))
+    app = project["tool"]["flwr"]["app"]
+    assert app["config"] == CONFIG
+    for side, reference in app["components"].items():
+        module, _, name = reference.partition(":")
+        text = (tmp_path / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        assert f"import {name}" in text, side
+    assert client_app is not None
+
+
+def test_clustering_at_a_site_loads_no_torch() -> None:
+    code = "import sys, foveate.federated.flower.client_app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+@pytest.mark.slow
+def test_three_processes_on_loopback(tmp_path: Path) -> None:
+    """SuperLink, two SuperNodes, `flwr run`: centres equal those in process within 1e-10."""
+    parts = clients("s1", alpha=0.3, sites=2, seed=1)
+    env, port = environment(tmp_path / "home"), free_port()
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "site"\n\n[superlink.site]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    out, app = tmp_path / "out", write_app(tmp_path / "app")
+    with contextlib.ExitStack() as stack:
+        link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+        link += ["--disable-runtime-dependency-installation"]
+        stack.enter_context(running(link, env, tmp_path / "link.log"))
+        wait_for_port(port)
+        for number, part in enumerate(parts):
+            data = tmp_path / f"site{number}.npz"
+            np.savez(data, points=part)
+            node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port())]
+            node += ["--node-config", f'partition-id={number} data="{data}" name="ward {number}"']
+            stack.enter_context(running(node, env, tmp_path / f"node{number}.log"))
+        config = f'clusters=15 seed=3 sites=2 wait=120.0 timeout=300.0 out="{out}" options="refine_rounds=1"'
+        done = subprocess.run(
+            [str(BIN / "flwr"), "run", str(app), "site", "--stream", "--run-config", config],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=560,
+        )
+    logs = "\n".join(path.read_text()[-3000:] for path in tmp_path.glob("*.log"))
+    assert (out / "result.json").is_file(), done.stdout + done.stderr + logs
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert [site["name"] for site in result["sites"]] == ["ward 0", "ward 1"]
+    assert sum(site["points"] for site in result["sites"]) == 5000
+    wanted = in_process(parts, resolve(15, seed=3)).centres
+    np.testing.assert_allclose(np.load(out / "centres.npz")["centres"], wanted, atol=1e-10)
+    assert render(out).is_file()
