@@ -1,0 +1,62 @@
+"""The study `feca`: its design holds together, a cell measures every row, its controls are what they say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveate.settings.cells import Cell
+from foveate.settings.errors import UserError
+from foveate.studies import feca
+from foveate.studies.study import row_values, summary
+
+
+def test_claims_name_rows_measures_and_conditions_that_exist() -> None:
+    design = feca.DESIGN
+    rows, measures = {row.key for row in design.rows}, {one.key for one in design.measures}
+    for claim in design.claims:
+        assert {claim.better, claim.worse} <= rows
+        assert claim.measure in measures
+        assert claim.condition in feca.WORLDS
+    assert rows == set(feca.METHODS)
+    assert set(feca.QUICK.conditions) <= set(feca.WORLDS) == {condition.key for condition in design.conditions}
+
+
+def test_mnist_needs_its_package_and_identity_keeps_finished_cells() -> None:
+    whole, without = (feca.cells(feca.FULL, seed=0, extras=extras) for extras in (("mnist",), ()))
+    assert len(whole) == 5 * 22
+    assert len(without) == 5 * 19
+    assert not [cell for cell in without if "mnist" in cell.condition]
+    assert feca.identity(feca.FULL, extras=()) == feca.identity(feca.QUICK, extras=("mnist",))
+    with pytest.raises(UserError, match="--data has no effect"):
+        feca.installed((Path("x"),))
+
+
+@pytest.mark.parametrize(("name", "groups"), [("clear", 15), ("near", 15), ("uneven", 8)])
+def test_drawn_sets(name: str, groups: int) -> None:
+    points, labels = feca.drawn(name, 3)
+    again, _ = feca.drawn(name, 3)
+    np.testing.assert_array_equal(points, again)
+    assert len(np.unique(labels)) == groups
+    assert len(points) == len(labels)
+    means = np.stack([points[labels == one].mean(0) for one in range(groups)])
+    gaps = np.linalg.norm(means[:, None] - means[None], axis=-1)[~np.eye(groups, dtype=bool)]
+    assert gaps.min() > {"clear": 1.5, "near": 1.1, "uneven": 5.0}[name]
+
+
+def test_a_cell_measures_every_row(tmp_path: Path) -> None:
+    scale = replace(feca.QUICK, seeds=1)
+    work = feca.Work(tmp_path, scale, {})
+    work.prepare()
+    cell = Cell(0, "clear-few", "all")
+    found = row_values(feca.ROWS, [(cell, work(cell))])
+    for row in feca.ROWS:
+        values = found["clear-few", row.key][0]
+        assert {"nmi", "ari", "right", "tightness", "kilobytes"} <= set(values)
+    assert found["clear-few", "alone"][0]["kilobytes"] == 0
+    assert found["clear-few", "consensus"][0]["nmi"] > found["clear-few", "alone"][0]["nmi"] + 0.1
+    assert found["clear-few", "one-shot"][0]["kilobytes"] < found["clear-few", "consensus"][0]["kilobytes"]
+    assert summary(feca.DESIGN, found)["table"]
