@@ -14,6 +14,7 @@ _LAZY = {
     "Box": "foveate.records.boxes",
     "Calibrator": "foveate.adapt.calibration.estimator",
     "Collection": "foveate.records.collection",
+    "FederatedDeepClustering": "foveate.federated.deep.estimator",
     "FederatedKMeans": "foveate.federated.estimators",
     "FederatedNeighborEmbedding": "foveate.federated.embedding.estimator",
     "Hit": "foveate.pretrain.searching.search",
@@ -32,6 +33,7 @@ _LAZY = {
 
 if TYPE_CHECKING:
     from foveate.adapt.calibration.estimator import Calibrator
+    from foveate.federated.deep.estimator import FederatedDeepClustering
     from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
     from foveate.federated.estimators import FederatedKMeans
     from foveate.pretrain.searching.search import Hit
@@ -45,6 +47,7 @@ __all__ = [
     "Box",
     "Calibrator",
     "Collection",
+    "FederatedDeepClustering",
     "FederatedKMeans",
     "FederatedNeighborEmbedding",
     "Hit",

@@ -1,0 +1,183 @@
+"""`FederatedDeepClustering`: DeepFeCA with scikit-learn's conventions."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from foveate.federated.clustering.distances import nearest
+from foveate.federated.clustering.protocol import unit_rows
+from foveate.federated.clustering.settings import method, resolve
+from foveate.federated.deep.network import Embedder, set_weights, weights_of
+from foveate.federated.deep.protocol import AUGMENTS, Augment, Training, embedded, handlers
+from foveate.federated.deep.rounds import Deep, run
+from foveate.federated.rounds import InProcess, Log
+from foveate.federated.sites import Site
+from foveate.settings.errors import UserError, choose
+
+
+def as_samples(data: ArrayLike) -> Tensor:
+    """A site's features [N, D] or pictures [N, C, H, W] as float32.
+
+    Raises:
+        UserError: no sample, not numbers, NaN, or another shape.
+    """
+    array = np.asarray(data)
+    if array.dtype.kind not in "biuf" or array.ndim not in (2, 4) or array.size == 0:
+        raise UserError(
+            f"samples are numbers, [N, D] or [N, channels, height, width], not {array.dtype} {list(array.shape)}"
+        )
+    if not float(np.abs(array).max()) <= float(np.finfo(np.float32).max):
+        raise UserError("samples have NaN, infinite or huge values")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
+    """Sites train one encoder: each round a server makes K centres of their centroids, and sites learn to tell them.
+
+    A reconstruction of DeepFeCA (arXiv 2407.12764, whose body was not available) on the form of DeepCluster-v2; the
+    server's step is `consensus`, not the paper's. It reproduces no number of the paper.
+
+    Parameters:
+        n_clusters: K. n_rounds: two exchanges each.
+        encoder: a torch module from a batch to [B, width]; it is copied. None: the data are features and only a head is
+            trained. `foveate.federated.deep.network.small_resnet` is one for small pictures.
+        width: of the embedding. local_epochs, batch_size, learning_rate, temperature: of the sites' training.
+        augment: "none", "noise" (features), "shift" (pictures), or a function of (batch, torch.Generator).
+        method, n_init, min_count, eliminate: of the clustering, see `FederatedKMeans`.
+        min_sites: sites that must answer. keep: folder of answers, from which a killed fit goes on.
+        random_state: as in scikit-learn.
+
+    Attributes:
+        encoder_: the trained `Embedder`. cluster_centers_: [K, width], unit vectors. labels_: one array a site.
+        history_: one entry a round: loss, sites, how far the centres moved. excluded_: why sites were left out.
+        exchanged_, bytes_up_, bytes_down_: all that was sent. method_, n_features_in_: as in `FederatedKMeans`.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        encoder: nn.Module | None = None,
+        n_rounds: int = 20,
+        width: int = 128,
+        local_epochs: int = 1,
+        batch_size: int = 64,
+        learning_rate: float = 0.05,
+        temperature: float = 0.1,
+        augment: str | Augment = "none",
+        method: str = "consensus",
+        n_init: int = 5,
+        min_count: int = 1,
+        eliminate: str | None = None,
+        min_sites: int = 1,
+        keep: str | Path | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.encoder = encoder
+        self.n_rounds = n_rounds
+        self.width = width
+        self.local_epochs = local_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.temperature = temperature
+        self.augment = augment
+        self.method = method
+        self.n_init = n_init
+        self.min_count = min_count
+        self.eliminate = eliminate
+        self.min_sites = min_sites
+        self.keep = keep
+        self.random_state = random_state
+
+    def _network(self, sample: Tensor, seed: int) -> Embedder:
+        """The network before training; its start weights belong to the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder = copy.deepcopy(self.encoder)
+            if encoder is None and sample.ndim != 2:
+                raise UserError("pictures need an encoder: give one, such as small_resnet(channels)")
+            inner = sample.shape[1]
+            if encoder is not None:
+                encoder.eval()
+                with torch.no_grad():
+                    inner = encoder(sample[:1]).flatten(1).shape[1]
+            return Embedder(encoder, inner, width=self.width)
+
+    def fit(self, X: Any, y: None = None) -> FederatedDeepClustering:
+        """Trains on a list with one array of features or pictures for each site.
+
+        Raises:
+            UserError: data or options that do not fit.
+        """
+        if not isinstance(X, list | tuple) or not X:
+            raise UserError("fit takes a list with one array for each site")
+        if isinstance(self.n_rounds, bool) or not isinstance(self.n_rounds, int) or self.n_rounds < 0:
+            raise UserError(f"n_rounds {self.n_rounds!r}: allowed are whole numbers from 0")
+        if not method(self.method).federated:
+            raise UserError(f"the method '{self.method}' pools raw points; no site sends them")
+        given = self.random_state
+        seed = int(given) if isinstance(given, int | np.integer) else int(check_random_state(given).randint(2**31 - 1))
+        samples = [as_samples(one) for one in X]
+        shapes = {tuple(one.shape[1:]) for one in samples}
+        if len(shapes) > 1:
+            raise UserError(f"sites have samples of different shapes: {', '.join(str(list(one)) for one in shapes)}")
+        options = {"n_init": self.n_init, "min_count": self.min_count, "eliminate": self.eliminate}
+        settings = resolve(
+            self.n_clusters, method_name=self.method, seed=seed, refine_rounds=0, spherical=True, **options
+        )
+        augment = AUGMENTS[choose(self.augment, AUGMENTS, "augment")] if isinstance(self.augment, str) else self.augment
+        training = Training(
+            epochs=self.local_epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            temperature=self.temperature,
+        )
+        network = self._network(samples[0], seed)
+        log = Log()
+        answering = handlers(network, training, augment)
+        sites = [Site(number, one, answering) for number, one in enumerate(samples)]
+        exchange = InProcess(sites, keep=None if self.keep is None else Path(self.keep), log=log)
+
+        state = Deep(weights_of(network), self.width)
+        run(exchange, settings, state, self.n_rounds, at_least=self.min_sites)
+        assert state.centres is not None
+        set_weights(network, state.weights)
+        self.encoder_ = network
+        self.cluster_centers_ = state.centres
+        self.history_, self.excluded_ = state.history, state.excluded
+        self.exchanged_, self.bytes_up_, self.bytes_down_ = log.table(), log.bytes(up=True), log.bytes(up=False)
+        self.method_ = f"DeepFeCA, reconstructed, with {settings.title}, {self.n_rounds} rounds"
+        self.n_features_in_ = int(np.prod(samples[0].shape[1:]))
+        self._shape = tuple(samples[0].shape[1:])
+        self.labels_ = [self.predict(np.asarray(one)) for one in X]
+        return self
+
+    def _samples(self, X: ArrayLike) -> Tensor:
+        check_is_fitted(self, "cluster_centers_")
+        samples = as_samples(X)
+        if tuple(samples.shape[1:]) != self._shape:
+            raise UserError(f"samples have shape {list(samples.shape[1:])}; the encoder knows {list(self._shape)}")
+        return samples
+
+    def transform(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Embeddings of length 1, [N, width]."""
+        return unit_rows(embedded(self.encoder_, self._samples(X)))
+
+    def features(self, X: ArrayLike) -> NDArray[np.float64]:
+        """The encoder's output before the head, [N, inner]."""
+        return embedded(self.encoder_, self._samples(X), head=False)
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
+        """The nearest centre of each sample, [N]."""
+        return nearest(self.transform(X), self.cluster_centers_)[0]

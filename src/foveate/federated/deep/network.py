@@ -1,0 +1,96 @@
+"""What sites train: an encoder of any kind, and a head to unit vectors; its weights as one list of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from foveate.settings.errors import UserError
+
+WIDTH = 128
+
+
+class Embedder(nn.Module):
+    """Encoder, then a head of two layers to `width` numbers, scaled to length 1.
+
+    Args:
+        encoder: a module from a batch to [B, inner]; None for data that are features already.
+        inner: width of the encoder's output. hidden: of the head.
+    """
+
+    def __init__(self, encoder: nn.Module | None, inner: int, *, hidden: int = 256, width: int = WIDTH) -> None:
+        super().__init__()
+        self.encoder = encoder if encoder is not None else nn.Identity()
+        self.head = nn.Sequential(nn.Linear(inner, hidden), nn.ReLU(), nn.Linear(hidden, width))
+
+    def features(self, batch: Tensor) -> Tensor:
+        """The encoder's output [B, inner]: what a probe looks at."""
+        return self.encoder(batch).flatten(1)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return normalize(self.head(self.features(batch)), dim=1)
+
+
+class _Block(nn.Module):
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.path = nn.Sequential(
+            nn.Conv2d(inner, outer, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outer),
+            nn.ReLU(),
+            nn.Conv2d(outer, outer, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outer),
+        )
+        self.skip = nn.Conv2d(inner, outer, 1, stride, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.relu(self.path(maps) + self.skip(maps))
+
+
+def small_resnet(channels: int, widths: Sequence[int] = (16, 32, 64)) -> nn.Sequential:
+    """A ResNet for small pictures [B, channels, H, W]: one block a width, each but the first halves the side; the mean
+    over positions, [B, widths[-1]].
+    """
+    blocks: list[nn.Module] = [
+        nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False),
+        nn.BatchNorm2d(widths[0]),
+        nn.ReLU(),
+    ]
+    inner = widths[0]
+    for number, outer in enumerate(widths):
+        blocks.append(_Block(inner, outer, 1 if number == 0 else 2))
+        inner = outer
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _floating(network: nn.Module) -> list[Tensor]:
+    """Parameters and floating-point buffers, batch statistics among them, in the order of the state."""
+    return [one for one in network.state_dict().values() if one.is_floating_point()]
+
+
+def weights_of(network: nn.Module) -> NDArray[np.float32]:
+    """All floating-point numbers of a network's state as one list; counters are left out."""
+    return torch.cat([one.detach().reshape(-1).float().cpu() for one in _floating(network)]).numpy()
+
+
+def set_weights(network: nn.Module, weights_P: NDArray[np.floating]) -> None:
+    """Puts numbers of `weights_of` into a network of the same shape.
+
+    Raises:
+        UserError: another number of them.
+    """
+    parts = _floating(network)
+    wanted = sum(one.numel() for one in parts)
+    if weights_P.shape != (wanted,):
+        raise UserError(f"the network has {wanted:,} numbers; the message {weights_P.size:,}")
+    start = 0
+    with torch.no_grad():
+        for one in parts:
+            part = np.array(weights_P[start : start + one.numel()])
+            one.copy_(torch.from_numpy(part).reshape(one.shape))
+            start += one.numel()

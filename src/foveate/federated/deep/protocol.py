@@ -1,0 +1,157 @@
+"""DeepFeCA's two questions a round, and what a site answers.
+
+| kind | down | up |
+|---|---|---|
+| `query.embedded` | `weights` of the encoder, options | as `query.centroids`: centroids of embeddings |
+| `train.prototypes` | `weights`, `centres` | `weights`; the numbers of points, the loss |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.federated.clustering import protocol as clustering
+from foveate.federated.clustering.local import local_kmeans
+from foveate.federated.clustering.settings import Settings
+from foveate.federated.deep.network import Embedder, set_weights, weights_of
+from foveate.federated.deep.prototypes import prototype_loss, pseudo_labels
+from foveate.federated.messages import ArrayRule, Message, MessageRule
+from foveate.federated.sites import Handler, stream
+from foveate.settings.errors import UserError
+
+EMBEDDED, TRAIN = "query.embedded", "train.prototypes"
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+_EMBED_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a site trains: `epochs` over its points in batches, SGD with momentum .9, cross-entropy at a temperature."""
+
+    epochs: int = 1
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    weight_decay: float = 1e-6
+    temperature: float = 0.1
+
+
+def embedded(network: Embedder, points: Tensor, *, head: bool = True) -> NDArray[np.float64]:
+    """Unit vectors of all points (or the encoder's features), in evaluation mode, float64."""
+    network.eval()
+    with torch.inference_mode():
+        parts = [network(part) if head else network.features(part) for part in points.split(_EMBED_BATCH)]
+    return torch.cat(parts).double().cpu().numpy()
+
+
+def embedded_request(weights_P: NDArray[np.float32], settings: Settings, site: int, round: int) -> Message:
+    """Asks for centroids of what the encoder makes of a site's points."""
+    values = clustering.centroids_request(settings, site).values
+    return Message(EMBEDDED, round, {"weights": weights_P}, values)
+
+
+def embedded_rule(settings: Settings, width: int) -> MessageRule:
+    """What the answer must be."""
+    rule = clustering.centroids_rule(settings)
+    return replace(rule, kind=EMBEDDED, arrays={**rule.arrays, "centres": ArrayRule("float64", ("k", width))})
+
+
+def train_request(weights_P: NDArray[np.float32], centres_KD: NDArray[np.float64], seed: int, round: int) -> Message:
+    """Asks a site to train towards the global centres."""
+    return Message(TRAIN, round, {"weights": weights_P, "centres": centres_KD}, {"seed": seed})
+
+
+def train_rule(numbers: int) -> MessageRule:
+    """Weights of as many numbers."""
+    arrays = {"weights": ArrayRule("float32", (numbers,))}
+    return MessageRule(TRAIN, arrays, {"points": int, "loss": float}, most_bytes=1 << 31)
+
+
+def handlers(network: Embedder, training: Training, augment: Augment | None) -> dict[str, Handler]:
+    """A site's functions. The network is a shape: its weights come with every question, and none stay."""
+
+    def answer_embedded(data: Tensor, request: Message, site: int) -> Message:
+        set_weights(network, request.array("weights"))
+        points = clustering.unit_rows(_usable(embedded(network, data)))
+        seed = int(request.number("seed"))
+        local = local_kmeans(
+            points,
+            int(request.number("clusters")),
+            stream(seed, round=request.round, site=site, purpose="local k-means"),
+            start=str(request.values["client_init"]),
+            tries=int(request.number("n_init")),
+            spherical=True,
+        )
+        return clustering.describe(points, local, request)
+
+    def answer_train(data: Tensor, request: Message, site: int) -> Message:
+        set_weights(network, request.array("weights"))
+        seed = int(request.number("seed"))
+        random = stream(seed, round=request.round, site=site, purpose="training")
+        loss = train(network, data, request.array("centres"), training, augment, random)
+        return request.answer(arrays={"weights": weights_of(network)}, points=len(data), loss=loss)
+
+    return {EMBEDDED: answer_embedded, TRAIN: answer_train}
+
+
+def _usable(vectors_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not np.isfinite(vectors_ND).all():
+        raise UserError("the encoder makes NaN of this site's points")
+    return vectors_ND
+
+
+def train(
+    network: Embedder,
+    points: Tensor,
+    centres_KD: NDArray[np.float64],
+    training: Training,
+    augment: Augment | None,
+    random: np.random.Generator,
+) -> float:
+    """Local epochs towards pseudo-labels that are taken once, before; returns the mean loss of the last epoch."""
+    prototypes_KD = torch.from_numpy(np.array(centres_KD)).float()
+    labels_N = pseudo_labels(torch.from_numpy(embedded(network, points)).float(), prototypes_KD)
+    torch_random = torch.Generator().manual_seed(int(random.integers(2**62)))
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=training.learning_rate, momentum=0.9, weight_decay=training.weight_decay
+    )
+    network.train()
+    loss_sum = 0.0
+    for _ in range(training.epochs):
+        loss_sum = 0.0
+        order = torch.from_numpy(random.permutation(len(points)))
+        for rows in order.split(training.batch_size):
+            if len(rows) < 2 and len(points) > 1:
+                continue  # batch statistics of a single row do not exist
+            batch = points[rows] if augment is None else augment(points[rows], torch_random)
+            loss = prototype_loss(network(batch), prototypes_KD, labels_N[rows], temperature=training.temperature)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss_sum += float(loss.detach()) * len(rows)
+    return loss_sum / len(points)
+
+
+def noise(batch: Tensor, random: torch.Generator) -> Tensor:
+    """Features with Gaussian noise of a tenth of each feature's spread in the batch."""
+    drawn = torch.randn(batch.shape, generator=random)
+    return batch + 0.1 * batch.std(0, keepdim=True).nan_to_num(0.0) * drawn
+
+
+def shift(batch: Tensor, random: torch.Generator) -> Tensor:
+    """Pictures moved by up to an eighth of their side in each direction, edges repeated."""
+    most = max(1, batch.shape[-1] // 8)
+    padded = torch.nn.functional.pad(batch, (most,) * 4, mode="replicate")
+    moves = torch.randint(0, 2 * most + 1, (len(batch), 2), generator=random)
+    height, width = batch.shape[-2:]
+    return torch.stack(
+        [one[:, y : y + height, x : x + width] for one, (y, x) in zip(padded, moves.tolist(), strict=True)]
+    )
+
+
+AUGMENTS: dict[str, Augment | None] = {"none": None, "noise": noise, "shift": shift}

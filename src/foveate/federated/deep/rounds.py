@@ -1,0 +1,107 @@
+"""DeepFeCA's rounds: centroids up, centres down, training, weighted averaging of weights.
+
+The round's shape is a reconstruction: the paper names DeepFeCA's parts, and its body was not available.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from foveate.federated.clustering import protocol as clustering
+from foveate.federated.clustering.fit import pool_of
+from foveate.federated.clustering.lloyd import unit
+from foveate.federated.clustering.settings import Settings, method
+from foveate.federated.deep.protocol import embedded_request, embedded_rule, train_request, train_rule
+from foveate.federated.rounds import Exchange
+from foveate.federated.sites import stream
+
+
+@dataclass
+class Deep:
+    """Where training stands.
+
+    Attributes:
+        weights: of the common encoder. width: of its embeddings. centres: [K, D] of the last round; None before it.
+        history: one entry a round. excluded: by site the last reason why it was left out.
+    """
+
+    weights: NDArray[np.float32]
+    width: int
+    centres: NDArray[np.float64] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    excluded: dict[int, str] = field(default_factory=dict)
+
+
+def average(answers: list[tuple[NDArray[np.float32], int]]) -> NDArray[np.float32]:
+    """FedAvg: weights in the mean, each site counting by its points. Equal weights come back as they are."""
+    total = sum(points for _, points in answers)
+    first = answers[0][0].astype(np.float64)
+    moved = sum((points / total) * (weights.astype(np.float64) - first) for weights, points in answers)
+    return (first + moved).astype(np.float32)
+
+
+def matched(centres_KD: NDArray[np.float64], before_KD: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """The centres in the order that fits those of the round before best (Hungarian, by cosine)."""
+    if before_KD is None or len(before_KD) != len(centres_KD):
+        return centres_KD
+    _, order = linear_sum_assignment(before_KD @ centres_KD.T, maximize=True)
+    return centres_KD[order]
+
+
+def aggregate(exchange: Exchange, settings: Settings, state: Deep, number: int, at_least: int) -> list[int]:
+    """First half of a round: sets `state.centres`; returns the sites that answered."""
+    requests = {site: embedded_request(state.weights, settings, site, number) for site in exchange.sites}
+    found = exchange.ask(
+        requests,
+        embedded_rule(settings, state.width),
+        at_least=at_least,
+        check=lambda site, answer: clustering.check_centroids(settings, site, answer),
+    )
+    state.excluded |= found.excluded
+    pool, radii = pool_of(found.answers)
+    rng = stream(settings.seed, round=number, site=-1, purpose="server")
+    centres = unit(method(settings.method).merge(pool, settings, rng, radii).centres)
+    state.centres = matched(centres, state.centres)
+    return found.sites
+
+
+def run_round(exchange: Exchange, settings: Settings, state: Deep, number: int, *, at_least: int = 1) -> None:
+    """One whole round; changes `state`.
+
+    Raises:
+        TooFewSitesError, TooFewGroupsError: as the clustering.
+    """
+    before = state.centres
+    sites = aggregate(exchange, settings, state, number, at_least)
+    assert state.centres is not None
+    request = train_request(state.weights, state.centres, settings.seed, number)
+    found = exchange.ask(dict.fromkeys(sites, request), train_rule(len(state.weights)), at_least=at_least)
+    state.excluded |= found.excluded
+    answers = [(one.array("weights"), int(one.number("points"))) for one in found.answers.values()]
+    state.weights = average(answers)
+    points = sum(count for _, count in answers)
+    loss = sum(one.number("loss") * one.number("points") for one in found.answers.values()) / points
+    moved = None
+    if before is not None and len(before) == len(state.centres):
+        moved = float(1 - (before * state.centres).sum(1).mean())
+    state.history.append({"round": number, "loss": loss, "sites": found.sites, "moved": moved})
+
+
+def run(
+    exchange: Exchange,
+    settings: Settings,
+    state: Deep,
+    rounds: int,
+    *,
+    at_least: int = 1,
+) -> Deep:
+    """All rounds, and a last look at the centres of the trained encoder."""
+    for number in range(rounds):
+        run_round(exchange, settings, state, number, at_least=at_least)
+    aggregate(exchange, settings, state, rounds, at_least)
+    return state

@@ -1,0 +1,211 @@
+"""`FederatedDeepClustering`: its rounds, what is sent, broken sites, going on; frozen features and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from foveate.federated.clustering.settings import resolve
+from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
+from foveate.federated.deep.network import Embedder, set_weights, small_resnet, weights_of
+from foveate.federated.deep.protocol import AUGMENTS, EMBEDDED, TRAIN, Training, handlers
+from foveate.federated.deep.rounds import Deep, average, matched, run
+from foveate.federated.messages import Message
+from foveate.federated.rounds import InProcess, Log
+from foveate.federated.sites import Site
+from foveate.metrics.clustering import normalised_mutual_information
+from foveate.settings.errors import UserError
+
+
+def blobs(seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
+    """Three sites with 4 groups of features, the last two groups at two sites each."""
+    random = np.random.default_rng(seed)
+    means = random.normal(size=(4, 12)) * 3
+    held = [[0, 1, 2], [1, 2, 3], [0, 3]]
+    parts = [np.concatenate([random.normal(size=(30, 12)) + means[one] for one in groups]) for groups in held]
+    return parts, np.concatenate([np.repeat(groups, 30) for groups in held])
+
+
+def quick(**options) -> FederatedDeepClustering:
+    return FederatedDeepClustering(4, **{"n_rounds": 3, "width": 16, "random_state": 0, **options})
+
+
+def test_groups_of_frozen_features() -> None:
+    parts, truth = blobs()
+    found = quick(n_rounds=5).fit(parts)
+    assert normalised_mutual_information(truth, np.concatenate(found.labels_)) > 0.8
+    assert [len(labels) for labels in found.labels_] == [90, 90, 60]
+    assert [entry["sites"] for entry in found.history_] == [[0, 1, 2]] * 5
+    assert found.history_[-1]["loss"] < found.history_[0]["loss"]
+    np.testing.assert_allclose(np.linalg.norm(found.cluster_centers_, axis=1), 1)
+    np.testing.assert_allclose(np.linalg.norm(found.transform(parts[0]), axis=1), 1)
+    assert found.method_ == "DeepFeCA, reconstructed, with consensus, spherical True, one shot, 5 rounds"
+
+
+def test_identical_points_have_identical_labels_at_two_sites() -> None:
+    parts, _ = blobs()
+    found = quick().fit([parts[0], parts[0], parts[1]])
+    np.testing.assert_array_equal(found.labels_[0], found.labels_[1])
+
+
+def test_the_same_seed_gives_the_same() -> None:
+    parts, _ = blobs()
+    one, two, three = (quick(random_state=seed).fit(parts) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(weights_of(one.encoder_), weights_of(two.encoder_))
+    assert (weights_of(one.encoder_) != weights_of(three.encoder_)).any()
+
+
+def test_only_centroids_and_weights_leave_a_site() -> None:
+    parts, _ = blobs()
+    found = quick().fit(parts)
+    up = {(row["kind"], row["what"]) for row in found.exchanged_ if row["up"]}
+    assert up == {
+        (EMBEDDED, "centres"),
+        (EMBEDDED, "counts"),
+        (EMBEDDED, "kept"),
+        (EMBEDDED, "points"),
+        (TRAIN, "weights"),
+        (TRAIN, "loss, points"),
+    }
+    numbers = len(weights_of(found.encoder_))
+    sent = sum(row["bytes"] for row in found.exchanged_ if row["up"] and row["what"] == "weights")
+    assert sent == 3 * 3 * 4 * numbers
+
+
+def test_equal_weights_are_a_fixed_point_of_averaging() -> None:
+    weights = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    np.testing.assert_array_equal(average([(weights, 3), (weights, 100), (weights, 1)]), weights)
+    mean = average([(np.zeros(2, np.float32), 1), (np.full(2, 4, np.float32), 3)])
+    assert mean.tolist() == [3, 3]
+
+
+def test_weights_and_back_with_batch_statistics() -> None:
+    torch.manual_seed(0)
+    one, two = Embedder(small_resnet(1, (4, 8)), 8), Embedder(small_resnet(1, (4, 8)), 8)
+    one.train()
+    one(torch.rand(8, 1, 8, 8))
+    set_weights(two, weights_of(one))
+    pictures = torch.rand(5, 1, 8, 8)
+    assert torch.equal(one.eval()(pictures), two.eval()(pictures))
+    with pytest.raises(UserError, match="the network has .* numbers; the message 3"):
+        set_weights(one, np.zeros(3, np.float32))
+
+
+def test_centres_keep_their_numbers_from_round_to_round() -> None:
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(6, 5))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    order = random.permutation(6)
+    np.testing.assert_array_equal(matched(centres[order], centres), centres)
+    np.testing.assert_array_equal(matched(centres, None), centres)
+
+
+def test_pictures_with_a_small_resnet() -> None:
+    random = np.random.default_rng(0)
+    pictures = random.random((60, 1, 8, 8)).astype(np.float32)
+    torch.manual_seed(0)
+    encoder = small_resnet(1, (4, 8))
+    before = weights_of(encoder).copy()
+    found = FederatedDeepClustering(
+        3, encoder=encoder, augment="shift", n_rounds=2, width=8, batch_size=16, random_state=0
+    ).fit([pictures[:30], pictures[30:]])
+    np.testing.assert_array_equal(weights_of(encoder), before)  # the user's module is copied
+    assert found.features(pictures).shape == (60, 8)
+    assert found.predict(pictures).shape == (60,)
+    assert np.isfinite(found.transform(pictures)).all()
+
+
+@pytest.mark.parametrize("name", ["noise", "shift"])
+def test_augmentation_keeps_shapes_and_belongs_to_its_generator(name: str) -> None:
+    augment = AUGMENTS[name]
+    assert augment is not None
+    batch = torch.rand(6, 10) if name == "noise" else torch.rand(6, 2, 8, 8)
+    one, two, three = (augment(batch, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert one.shape == batch.shape
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+
+
+def parts_of_an_exchange(broken: dict[str, object], keep: Path | None = None):
+    parts, _ = blobs()
+    torch.manual_seed(0)
+    network = Embedder(None, 12, width=8)
+    good = handlers(network, Training(), None)
+    sites = [
+        Site(number, as_samples(part), good | broken if number == 1 else good)  # type: ignore[operator]
+        for number, part in enumerate(parts)
+    ]
+    plan = resolve(4, refine_rounds=0, spherical=True)
+    return InProcess(sites, log=Log(), keep=keep), plan, Deep(weights_of(network), 8)
+
+
+@pytest.mark.parametrize("kind", [EMBEDDED, TRAIN])
+@pytest.mark.parametrize("fault", ["raises", "nan", "short"])
+def test_a_broken_site_is_left_out(kind: str, fault: str) -> None:
+    parts, _ = blobs()
+    good = handlers(Embedder(None, 12, width=8), Training(), None)[kind]
+    name = "centres" if kind == EMBEDDED else "weights"
+
+    def broken(data, request: Message, site: int) -> Message:
+        if fault == "raises":
+            raise RuntimeError("out of memory")
+        answer = good(data, request, site)
+        array = answer.array(name)
+        changed = array * np.float32(np.nan) if fault == "nan" else array[..., :-1]
+        return request.answer(arrays={**answer.arrays, name: changed.astype(array.dtype)}, **answer.values)
+
+    exchange, plan, state = parts_of_an_exchange({kind: broken})
+    run(exchange, plan, state, 2)
+    assert list(state.excluded) == [1]
+    assert [entry["sites"] for entry in state.history] == [[0, 2]] * 2
+    assert np.isfinite(state.weights).all()
+
+
+def test_a_killed_fit_goes_on(tmp_path: Path) -> None:
+    asked: list[str] = []
+    good = handlers(Embedder(None, 12, width=8), Training(), None)
+
+    def stopping(data, request: Message, site: int) -> Message:
+        asked.append(request.kind)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return good[TRAIN](data, request, site)
+
+    exchange, plan, state = parts_of_an_exchange({TRAIN: stopping}, tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        run(exchange, plan, state, 3)
+    _, _, fresh = parts_of_an_exchange({})
+    resumed = run(exchange, plan, fresh, 3)
+    assert len(asked) == 4  # one answer was kept, the killed one asked again
+    exchange, plan, state = parts_of_an_exchange({}, tmp_path / "b")
+    np.testing.assert_array_equal(resumed.weights, run(exchange, plan, state, 3).weights)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        ([], {}, "a list with one array"),
+        (np.zeros((3, 4)), {}, "a list with one array"),
+        ([np.zeros((0, 4))], {}, "samples are numbers"),
+        ([np.full((3, 4), np.nan)], {}, "NaN, infinite"),
+        ([np.zeros((3, 4)), np.zeros((3, 5))], {}, "different shapes"),
+        ([np.zeros((3, 1, 8, 8))], {}, "pictures need an encoder"),
+        ([np.eye(4)], {"augment": "crop"}, "unknown augment 'crop'"),
+        ([np.eye(4)], {"method": "central"}, "pools raw points"),
+        ([np.eye(4)], {"n_rounds": -1}, "n_rounds -1"),
+        ([np.array([["a"]])], {}, "samples are numbers"),
+    ],
+)
+def test_what_does_not_fit(data, options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        quick(**options).fit(data)
+
+
+def test_another_shape_is_refused_later() -> None:
+    parts, _ = blobs()
+    found = quick(n_rounds=0).fit(parts)
+    with pytest.raises(UserError, match=r"shape \[5\]; the encoder knows \[12\]"):
+        found.predict(np.zeros((2, 5)))
