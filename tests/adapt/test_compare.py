@@ -101,6 +101,25 @@ def test_a_comparison_and_the_same_again(tmp_path: Path) -> None:
         compare(recipe(tmp_path, seeds=1), tmp_path / "run", opened=opened, device="cpu")
 
 
+def test_peeking_changes_nothing_and_shows_the_best_epoch(data: Labelled, tmp_path: Path) -> None:
+    bench, rows, test = Bench(network(), device="cpu"), data.rows("train"), data.rows("test")
+    training = AdaptTraining(epochs=4, batch_size=7, learning_rate=0.01)
+    shorter = AdaptTraining(epochs=2, batch_size=9, learning_rate=0.01, schedule="constant", warmup=0)
+    for options in ({"method": "bitfit"}, {"method": "linear"}):
+        plain, peeked = (
+            bench.fit(data, rows, options, training, folder=tmp_path / "fit", measured=test, peek=peek)
+            for peek in (False, True)
+        )
+        assert np.array_equal(plain.logits, peeked.logits)
+        assert len(peeked.epochs) == 4
+        assert peeked.epochs[-1] == peeked.accuracy
+        assert plain.epochs == ()
+    two = bench.fit(data, rows, {"method": "full"}, shorter, folder=tmp_path / "fit", measured=test, peek=True)
+    one = shorter.model_copy(update={"epochs": 1})
+    first = bench.fit(data, rows, {"method": "full"}, one, folder=tmp_path / "fit", measured=test)
+    assert two.epochs == (first.accuracy, two.accuracy)
+
+
 def test_what_is_kept_changes_nothing(data: Labelled, tmp_path: Path) -> None:
     bench, rows, test = Bench(network(), device="cpu"), data.rows("train"), data.rows("test")
     none = Bench(network(), device="cpu", most_bytes=0)

@@ -36,7 +36,7 @@ def done(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     arguments = (
         "--backbone", backbone, "--tasks", f"near/a={data}", "--tasks", f"far/b={data}",
         "--methods", "linear,bitfit,lora",
-        "--epochs", 2, "--seeds", 2, "--save-adapters", "--device", "cpu", "--quiet", "--run", folder / "run",
+        "--epochs", 2, "--seeds", 2, "--save-adapters", "--peek", "--device", "cpu", "--quiet", "--run", folder / "run",
         "training.batch_size=9",
     )  # fmt: skip
     result = run(*arguments, "--json")
@@ -50,7 +50,7 @@ def test_a_comparison_its_page_and_its_adapters(done: tuple[Path, dict[str, Any]
     assert set(said["lines"][0]["means"]) == {"near", "far", "mean of groups", "mean"}
     page = Path(said["paths"]["report"]).read_text(encoding="utf-8")
     for words in ("3 methods on 2 tasks", "Highest mean accuracy", "same answer", "lora, 2 seeds", "What was chosen",
-                  "No test picture took part", "95 % t-interval over seeds"):  # fmt: skip
+                  "No test picture took part", "95 % t-interval over seeds", "Best epoch on test (peeks)"):  # fmt: skip
         assert words in page, words
     stored = json.loads((folder / "run" / "result.json").read_text())
     shown = table(ComparedResult.model_validate(stored))
@@ -81,6 +81,9 @@ def test_the_same_again_in_words(done: tuple[Path, dict[str, Any], tuple[object,
     assert again.exit_code == 0, (again.output, again.exception)
     assert "a: 15 test pictures, chance 0.333; the split validation, 9 pictures" in again.output
     assert "ensemble of 2: " in again.output
+    assert "(peeks)" in again.output
+    for line in said["lines"]:
+        assert line["tasks"]["a"]["best_epoch"] >= line["tasks"]["a"]["value"]
     values = [line["tasks"]["a"]["value"] for line in said["lines"]]
     assert f"  linear         {values[0]:.3f} (" in again.output
     assert "report.html" in again.output.splitlines()[-1]

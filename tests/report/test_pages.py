@@ -176,7 +176,20 @@ def test_every_other_kind_renders(kind: str, tmp_path: Path) -> None:
 
 
 def test_kinds_are_the_modules() -> None:
-    assert kinds() == sorted(["adapt", "audit", "calibrate", "captioner", "federated_embed", "study", "tour", *KINDS])
+    assert kinds() == sorted(
+        [
+            "adapt",
+            "adapt_compare",
+            "adapt_wise",
+            "audit",
+            "calibrate",
+            "captioner",
+            "federated_embed",
+            "study",
+            "tour",
+            *KINDS,
+        ]
+    )
 
 
 def test_small_pages_say_their_content(tmp_path: Path) -> None:

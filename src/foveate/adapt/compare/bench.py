@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.adapt.compare.memory import update_bytes
+from foveate.adapt.compare.watching import WatchedTask
 from foveate.adapt.data import KeptDataset, Labelled, PictureDataset
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.opening import Opened, set_drop_path
@@ -61,6 +62,7 @@ class Fit:
         update_bytes: what one update holds: weights, gradients, moments, and what the forward pass saves.
         kept: in words, what of the network was computed once.
         unreadable: rows to learn from or to measure that could not be read.
+        epochs: accuracy on the measured rows after each epoch; only where it was asked for, and it peeks.
     """
 
     logits: NDArray[np.float32]
@@ -73,6 +75,7 @@ class Fit:
     update_bytes: int
     kept: str
     unreadable: int = 0
+    epochs: tuple[float, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -107,6 +110,7 @@ class Bench:
         folder: Path,
         measured: Rows,
         memory: bool = False,
+        peek: bool = False,
         save: Path | None = None,
     ) -> Fit:
         """Trains one candidate on `rows` and gives the logits of `measured`.
@@ -115,6 +119,7 @@ class Bench:
             method: `method` and its options. training: its seed decides first values, order and dropout.
             folder: of checkpoints; it is emptied at the end.
             memory: also measure what an update holds (one forward pass more).
+            peek: also measure after every epoch.
             save: folder that the adapter is written into.
 
         Raises:
@@ -133,7 +138,7 @@ class Bench:
                     "preprocess": self.opened.preprocess.to_dict(),
                 }
                 adapted.to(here.device)
-                return self._fit(adapted, data, rows, training, folder, measured, memory, save, here.device)
+                return self._fit(adapted, data, rows, training, folder, measured, memory, peek, save, here.device)
             finally:
                 adapted.detach()
                 if training.drop_path:
@@ -148,6 +153,7 @@ class Bench:
         folder: Path,
         measured: Rows,
         memory: bool,
+        peek: bool,
         save: Path | None,
         device: torch.device,
     ) -> Fit:
@@ -164,8 +170,21 @@ class Bench:
         loader = Loader(dataset, rows=rows, batch_size=settings.batch_size, seed=settings.seed, workers=workers)
         decay = training.weight_decay if training.decay == "all" else None
         factor = training.factor(len(rows))
-        task = AdaptTask(adapted, preprocess=self.opened.preprocess, prefix=used, decay=decay, factor=factor)
-        outcome = train(task, loader, settings, RunFolder.create(folder))
+        about: dict[str, Any] = {"preprocess": self.opened.preprocess, "prefix": used, "decay": decay, "factor": factor}
+        task = AdaptTask(adapted, **about)
+        frozen = prefix if keep and prefix.where != "nothing" else None
+        run = RunFolder.create(folder)
+        if peek:
+
+            def accuracy() -> float:
+                adapted.eval()
+                found = list(self._logits(adapted, data, measured, frozen))
+                adapted.train()
+                right = [logits.argmax(axis=1) == data.labels_N[np.array(part)] for part, logits in found]
+                return float(np.concatenate(right).mean())
+
+            task = WatchedTask(adapted, measure=accuracy, pictures=len(rows), notes=folder / "epochs.json", **about)
+        outcome = train(task, loader, settings, run)
         if outcome.status == "stopped":
             raise Stopped
         body, head = trained_numbers(adapted)
@@ -174,15 +193,20 @@ class Bench:
             batch = task.prepare_batch(next(loader.batches(0, 1)), device)
             held = update_bytes(task, batch)
         adapted.eval()
-        found = list(self._logits(adapted, data, measured, prefix if keep and prefix.where != "nothing" else None))
+        found = list(self._logits(adapted, data, measured, frozen))
         if not found:
             raise UserError(f"{data.name}: no picture could be read")
         good = np.array([row for part, _ in found for row in part], dtype=np.int64)
         if save is not None:
             adapted.save(save)
         shutil.rmtree(folder, ignore_errors=True)
+        logits = np.concatenate([logits for _, logits in found])
+        epochs: tuple[float, ...] = ()
+        if isinstance(task, WatchedTask):
+            last = float((logits.argmax(axis=1) == data.labels_N[good]).mean())
+            epochs = (*(task.measured[key] for key in sorted(task.measured, key=int)), last)
         return Fit(
-            logits=np.concatenate([logits for _, logits in found]),
+            logits=logits,
             labels=data.labels_N[good],
             rows=good,
             trained=body,
@@ -192,6 +216,7 @@ class Bench:
             update_bytes=held,
             kept="nothing" if used is None else prefix.describe(),
             unreadable=len(set(self._bad) & {*rows.tolist(), *measured.tolist()}),
+            epochs=epochs,
         )
 
     def _keep(self, adapted: AdaptedModel, data: Labelled, rows: Rows, prefix: Prefix | None) -> bool:

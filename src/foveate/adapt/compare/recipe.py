@@ -52,6 +52,9 @@ class CompareRecipe(Settings):
     folds: int = Field(0, ge=0, description="choose by the mean over so many folds instead; 0 = by one split")
     seeds: int = Field(1, ge=1, description="final trainings of each method, from first values of their own")
     seed: int = Field(0, ge=0, description="decides drawn pictures, splits, and the first of the seeds")
+    peek: bool = Field(
+        False, description="also measure test pictures after every epoch of the last training; nothing is chosen by it"
+    )
     budget: str | None = Field(None, description="most trained numbers beside the head: 100000, or 1.5% of the network")
 
     @field_validator("folds")

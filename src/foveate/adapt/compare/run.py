@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from foveate.adapt.backbones.registry import view_of
 from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.compare.bench import Bench, Fit
 from foveate.adapt.compare.grids import Candidate, Grid, grid_of
@@ -79,8 +80,9 @@ class Comparison:
         self.about: dict[str, dict[str, Any]] = {}
         for task in recipe.tasks:  # mistakes in data are said before anything is trained
             self.parts(task)
-        backbone = sum(value.numel() for value in self.opened.model.parameters())
-        self.plan: Plan = plan(self.opened, self.grid, recipe.methods, most=most_numbers(recipe.budget, backbone))
+        tower = view_of(self.opened.model).parameters_of_tower()
+        most = most_numbers(recipe.budget, sum(value.numel() for value in tower.values()))
+        self.plan: Plan = plan(self.opened, self.grid, recipe.methods, most=most)
 
     def parts(self, task: CompareTask) -> tuple[Labelled, Parts]:
         """The pictures and rows of a task; those of one task at a time are open."""
@@ -287,7 +289,7 @@ def _finish(
         kept = folder / "adapters" / task.key / f"{variant}-seed{cell.seed}" if save else None
         fit = _fit(
             comparison, bench, data, chosen.candidate, cell, store, learn=parts.whole, measured=parts.test, memory=True,
-            save=kept,
+            peek=comparison.recipe.peek, save=kept,
         )  # fmt: skip
         if fit is None:
             return DIVERGED
@@ -304,6 +306,7 @@ def _finish(
             "updates": fit.updates,
             "unreadable": fit.unreadable,
             "kept": float(fit.kept != "nothing"),
+            **({"best": max(fit.epochs), "best_epoch": 1.0 + int(np.argmax(fit.epochs))} if fit.epochs else {}),
         }
 
     _work(store, comparison.final(task, chosen.candidate), work, meter)
@@ -330,6 +333,7 @@ def _fit(
     learn: np.ndarray,
     measured: np.ndarray,
     memory: bool = False,
+    peek: bool = False,
     save: Path | None = None,
 ) -> Fit | None:
     """A training; None where its loss was no finite number."""
@@ -338,8 +342,9 @@ def _fit(
     folder = store.work_folder(cell) / "training"
     try:
         return bench.fit(
-            data, learn, candidate.method, training, folder=folder, measured=measured, memory=memory, save=save
-        )
+            data, learn, candidate.method, training, folder=folder, measured=measured, memory=memory, peek=peek,
+            save=save,
+        )  # fmt: skip
     except TrainingError:
         return None
 

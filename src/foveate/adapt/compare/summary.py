@@ -94,6 +94,8 @@ def _line(
         if good:
             entry |= _accuracy([values["test"] for _, values in good], paths, task.key, variant)
             entry["classes"] = float(np.mean([values["classes"] for _, values in good]))
+            if all("best" in values for _, values in good):
+                entry["best_epoch"] = float(np.mean([values["best"] for _, values in good]))
             for name, values in held.items():
                 values.append(float(np.mean([one[name] for _, one in good])))
             if task.group:

@@ -175,6 +175,7 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
 @click.option("--seeds", type=click.IntRange(1), default=None, help="Final trainings of each method; 1 by default.")
 @click.option("--budget", default=None, metavar="N|P%", help="Most numbers beside the head: 100000, or 1.5%.")
 @click.option("--most-hours", type=float, default=24.0, show_default=True, help="Refuse what would take longer here.")
+@click.option("--peek", is_flag=True, help="Also show the best epoch on test pictures; nothing is chosen by it.")
 @click.option("--save-adapters", is_flag=True, help="Keep the adapter of every final training.")
 @click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/adapt-compare by default.")
 @click.option("--dry-run", is_flag=True, help="Print trainings, visits and time; train and write nothing.")
@@ -191,6 +192,7 @@ def compare(
     seeds: int | None,
     budget: str | None,
     most_hours: float,
+    peek: bool,
     save_adapters: bool,
     run: Path | None,
     dry_run: bool,
@@ -222,6 +224,7 @@ def compare(
         training={} if epochs is None else {"epochs": epochs},
         methods=list(methods),
         grid=grid,
+        peek=peek,
         **{name: value for name, value in given.items() if value is not None},
     )
     if dry_run:
@@ -258,7 +261,8 @@ def _compared(result: dict[str, Any]) -> list[str]:
             span = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
             validation = "" if entry["validation"] is None else f"; validation {entry['validation']:.3f}"
             chosen = f"; {entry['chosen']}" if entry["chosen"] else ""
-            lines.append(f"  {line['variant']:<14} {entry['value']:.3f}{span}{validation}{chosen}")
+            best = f"; best epoch {entry['best_epoch']:.3f} (peeks)" if "best_epoch" in entry else ""
+            lines.append(f"  {line['variant']:<14} {entry['value']:.3f}{span}{validation}{best}{chosen}")
         if "ensembles" in task:
             together = task["ensembles"]
             lines.append(

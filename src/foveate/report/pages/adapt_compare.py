@@ -32,6 +32,7 @@ class ComparedEntry(Part):
     diverged: int = 0
     failed: int = 0
     seeds: list[float] = []
+    best_epoch: float | None = None
     value: float | None = None
     low: float | None = None
     high: float | None = None
@@ -252,6 +253,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
                     "entry": entry,
                     "validation": numbers.percent(entry.validation),
                     "test": numbers.percent(entry.value),
+                    "best": numbers.percent(entry.best_epoch),
                     "state": "did not converge" if entry.value is None else "",
                 }
                 for line in r.lines
@@ -271,6 +273,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "shown": shown,
         "choices": choices,
         "rules": list(RULES.values()),
+        "peeked": any(entry.best_epoch is not None for line in r.lines for entry in line.tasks.values()),
         "interval": "95 % t-interval over seeds" if r.seeds > 1 else "95 % interval over test pictures, of one seed",
         "command": command_text(r.command or ""),
     }
