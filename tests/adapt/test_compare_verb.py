@@ -50,7 +50,8 @@ def test_a_comparison_its_page_and_its_adapters(done: tuple[Path, dict[str, Any]
     assert set(said["lines"][0]["means"]) == {"near", "far", "mean of groups", "mean"}
     page = Path(said["paths"]["report"]).read_text(encoding="utf-8")
     for words in ("3 methods on 2 tasks", "Highest mean accuracy", "same answer", "lora, 2 seeds", "What was chosen",
-                  "No test picture took part", "95 % t-interval over seeds", "Best epoch on test (peeks)"):  # fmt: skip
+                  "No test picture took part", "95 % t-interval over seeds", "only bitfit",
+                  "Best epoch on test (peeks)"):  # fmt: skip
         assert words in page, words
     stored = json.loads((folder / "run" / "result.json").read_text())
     shown = table(ComparedResult.model_validate(stored))
@@ -139,6 +140,10 @@ def test_tasks_of_vtab_and_their_groups(tmp_path: Path) -> None:
     red, blue = (data.picture(int(row), False).float().mean(dim=(1, 2)) for row in data.rows("test")[::-1])
     assert red[0] > blue[0]
     assert blue[2] > red[2]
+    shown, mirrored = data.picture(0, False), data.picture(0, True)
+    assert shown.shape == (3, 32, 32)
+    assert (shown[2] > 190).all()  # squashed: no padding above and below
+    assert (mirrored == shown.flip(2)).all()
 
 
 @pytest.mark.parametrize(

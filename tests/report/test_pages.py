@@ -184,6 +184,7 @@ def test_kinds_are_the_modules() -> None:
             "audit",
             "calibrate",
             "captioner",
+            "federated_cluster",
             "federated_embed",
             "study",
             "tour",

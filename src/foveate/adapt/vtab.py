@@ -10,13 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
-from foveate.records.geometry import View
 from foveate.records.pictures import decode
 from foveate.settings.errors import UserError
 from foveate.vision.pixels import Preprocess
-from foveate.vision.views import placed, render
 
 LISTS = {"train": "train800.txt", "validation": "val200.txt", "test": "test.txt"}
 GROUPS = {
@@ -82,11 +81,12 @@ def read_lists(folder: Path) -> tuple[list[str], list[str], list[str]]:
 
 
 def picture_of(folder: Path, keys: list[str], preprocess: Preprocess) -> Callable[[int, bool], Tensor]:
-    """What reads a picture of the lists by its number."""
+    """What reads a picture of the lists by its number: squashed to the square, bicubic, as comparisons on it do."""
 
     def picture(row: int, flip: bool) -> Tensor:
-        image = decode((folder / keys[row]).read_bytes())
-        return render(preprocess, image, placed(preprocess, image.size, View(flip=flip)))
+        side = (preprocess.size, preprocess.size)
+        image = decode((folder / keys[row]).read_bytes()).resize(side, Image.Resampling.BICUBIC)
+        return preprocess.pixels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image)
 
     return picture
 

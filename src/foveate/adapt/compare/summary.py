@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from foveate.adapt.calibration.logit_files import read_logits
 from foveate.adapt.registry import method
-from foveate.metrics.agreement import agreement, compare_ensembles, ensemble, error_consistency, mean_disagreement
+from foveate.metrics.agreement import (
+    agreement,
+    compare_ensembles,
+    confident_regions,
+    ensemble,
+    error_consistency,
+    mean_disagreement,
+)
 from foveate.metrics.comparison import group_means, relative_spread, unbeaten
 from foveate.metrics.intervals import bootstrap_interval, seed_interval
 from foveate.settings.cells import Cell, Done
@@ -142,7 +149,9 @@ def task_summary(
             ensemble where two others are there.
 
     Returns:
-        agreement: names, matrix, kappa, mean disagreement of the first seeds. ensembles: of the first seeds, with the
+        agreement: names, matrix, kappa, mean disagreement of the first seeds. regions: of the three most accurate ones,
+        counts of confident right and unconfident wrong answers by who has them ("101": the first and the third).
+        ensembles: of the first seeds, with the
         gain over the mean member and its interval. seeds: for each variant with several seeds, the same of these: what
         different first values alone do.
     """
@@ -161,6 +170,7 @@ def task_summary(
     members = [name for name in names if methods.get(name, name) not in ENDS]
     members = members if len(members) > 1 else names
     if len(members) > 1:
+        found["regions"] = _regions({name: logits[name][0] for name in members}, labels_N)
         found["ensembles"] = {"members": members, **_ensemble(np.stack([logits[n][0] for n in members]), labels_N)}
     found["seeds"] = {
         name: {**_ensemble(np.stack(several), labels_N), "disagreement": mean_disagreement(np.stack(several))}
@@ -168,6 +178,20 @@ def task_summary(
         if len(several) > 1
     }
     return found
+
+
+def _regions(logits: Mapping[str, NDArray[Any]], labels_N: NDArray[np.int64]) -> dict[str, Any]:
+    """Of the three most accurate methods: which confident answers are right, and which unconfident ones wrong, of whom
+    (the study's figure; confident is the more confident half of the pictures)."""
+    accuracy = {name: float((values.argmax(axis=1) == labels_N).mean()) for name, values in logits.items()}
+    names = sorted(logits, key=lambda name: -accuracy[name])[:3]
+    stacked, most = np.stack([logits[name] for name in names]), max(1, len(labels_N) // 2)
+    return {
+        "names": names,
+        "most": most,
+        "right": confident_regions(stacked, labels_N, most=most, right=True),
+        "wrong": confident_regions(stacked, labels_N, most=most, right=False),
+    }
 
 
 def _ensemble(logits_MNK: NDArray[Any], labels_N: NDArray[np.int64]) -> dict[str, Any]:

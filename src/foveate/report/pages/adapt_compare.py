@@ -57,6 +57,13 @@ class ComparedAgreement(Part):
     disagreement: float | None = None
 
 
+class ComparedRegions(Part):
+    names: list[str]
+    most: int
+    right: dict[str, int] = {}
+    wrong: dict[str, int] = {}
+
+
 class ComparedEnsemble(Part):
     members: list[str] = []
     count: int
@@ -78,6 +85,7 @@ class ComparedTask(Part):
     chance: float | None = None
     how: str = ""
     agreement: ComparedAgreement | None = None
+    regions: ComparedRegions | None = None
     ensembles: ComparedEnsemble | None = None
     seeds: dict[str, ComparedEnsemble] = {}
 
@@ -216,6 +224,18 @@ def ensembles(task: ComparedTask) -> list[dict[str, Any]]:
     ]
 
 
+def regions(found: ComparedRegions) -> list[tuple[str, int, int]]:
+    """Who shares how many confident right and unconfident wrong answers; regions of one first, of all last."""
+    keys = sorted(set(found.right) | set(found.wrong), key=lambda key: (key.count("1"), key[::-1]))
+    lines = []
+    for key in keys:
+        inside = [name for name, flag in zip(found.names, key, strict=True) if flag == "1"]
+        who = "all of them" if len(inside) == len(found.names) else " and ".join(inside)
+        said = f"only {who}" if len(inside) == 1 else who
+        lines.append((said, found.right.get(key, 0), found.wrong.get(key, 0)))
+    return lines
+
+
 def _signed(value: float | None) -> str:
     return "" if value is None else f"{100 * value:+.1f}".replace("-", "−")
 
@@ -243,7 +263,8 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         chart = Markup("")
         if alike is not None and len(alike.names) > 1:
             chart = matrix_chart(alike.names, alike.matrix, title=title)
-        shown.append({"task": task, "title": title, "matrix": chart, "ensembles": ensembles(task)})
+        shown.append({"task": task, "title": title, "matrix": chart, "ensembles": ensembles(task),
+                      "regions": [] if task.regions is None else regions(task.regions)})  # fmt: skip
     choices = [
         {
             "task": task,
