@@ -56,6 +56,9 @@ def test_a_map_of_digits_with_its_page(tmp_path: Path) -> None:
     kinds = {(row["kind"], row["up"]) for row in found["maps"][0]["exchanged"]}
     assert ("query.field", True) in kinds
     assert ("train", False) in kinds
+    assert [(one["what"], one["unit"]) for one in found["maps"][0]["hidden"]] == [
+        ("encoder", "nothing"), ("field", "nothing"), ("box", "nothing")
+    ]  # fmt: skip
     page = Path(found["paths"]["report"]).read_text(encoding="utf-8")
     for words in ("One map", "FedNE", "Federated averaging", "Coloured by label", "Coloured by site", "its field"):
         assert words in page

@@ -53,6 +53,9 @@ class EmbeddingOptions(Settings):
     keep_self_edges: bool = False
     proximal: float = Field(0.01, ge=0, description="mu of fedprox")
     participation: float = Field(1.0, gt=0, le=1, description="share of the sites that train in a round")
+    update_clip: float | None = Field(None, gt=0, description="longest change of the weights that a site sends")
+    update_noise: float = Field(0.0, ge=0, description="standard deviation of the noise on it, in units of the clip")
+    target_noise: float = Field(0.0, ge=0, description="standard deviation of the noise on each value of a field")
     precision: Literal["float32", "float64"] = "float32"
     seed: int = Field(0, ge=0)
 
@@ -66,9 +69,18 @@ class EmbeddingOptions(Settings):
             raise ValueError("hidden: widths of at least 1")
         if self.grid_fewest > self.grid_most:
             raise ValueError("grid_fewest is larger than grid_most")
+        if self.update_noise and self.update_clip is None:
+            raise ValueError("update_noise needs update_clip: noise hides only what is bounded")
+        if self.target_noise and (self.grid != "union" or self.method != FEDNE):
+            raise ValueError("target_noise needs method 'fedne' and grid 'union'")
         if self.method == FEDNE and self.surrogate == "grid" and (self.grid != "union" or self.dimensions != 2):
             raise ValueError("surrogate 'grid' needs grid 'union' and a map of two dimensions")
         return self
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether what sites send carries noise from outside the seed; then no run equals another."""
+        return bool(self.update_noise or self.target_noise)
 
     @property
     def feels_others(self) -> bool:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
+from foveate.federated.embedding.account import account
 from foveate.federated.embedding.checkpoint import load_state, save_state
 from foveate.federated.embedding.fitting import Fitted, fit_sites
 from foveate.federated.embedding.folder import save_encoder
@@ -145,6 +146,7 @@ def _measured(fitted: Fitted, split: Halves, names: Sequence[str], seconds: floa
         "sites": by_site(trained, names, k=k),
         "notes": fitted.state.notes,
         "exchanged": fitted.log.table(),
+        "hidden": account(fitted.options, fitted.state) if fitted.log.entries else [],
         "bytes_up": sum(entry["bytes_up"] for entry in history),
         "bytes_down": sum(entry["bytes_down"] for entry in history),
         "seconds": round(sum(entry["seconds"] for entry in history), 2),

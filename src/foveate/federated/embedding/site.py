@@ -18,7 +18,7 @@ from foveate.federated.embedding import grids
 from foveate.federated.embedding.graph import neighbourhood
 from foveate.federated.embedding.networks import flat_weights, frozen_rows, load_flat, perceptron
 from foveate.federated.embedding.objective import mean_repulsion
-from foveate.federated.embedding.options import FEDPROX, EmbeddingOptions
+from foveate.federated.embedding.options import FEDPROX, LOCAL, POOLED, EmbeddingOptions
 from foveate.federated.embedding.surrogates import (
     ARCHITECTURES,
     FitSettings,
@@ -29,6 +29,7 @@ from foveate.federated.embedding.surrogates import (
 )
 from foveate.federated.embedding.training import MOST_POINTS_EXACT, Foreign, PassSettings, train_pass
 from foveate.federated.messages import Message, MessageError
+from foveate.federated.privacy import clipped, noisy, private_noise
 from foveate.federated.sites import Handler, Site, stream
 from foveate.metrics.neighbours import nearest
 from foveate.settings import seeds
@@ -61,12 +62,13 @@ class SiteData:
 
     Attributes:
         points_ND: of the run's precision. template: an encoder of another architecture; None = the perceptron.
-        device: where it trains.
+        device: where it trains. noise: of differential privacy, from the operating system; tests give their own.
     """
 
     points_ND: NDArray[np.floating] = field(repr=False)
     template: nn.Module | None = None
     device: str = "cpu"
+    noise: np.random.Generator = field(default_factory=private_noise, repr=False)
     _built: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -147,7 +149,7 @@ def answer_surrogate(data: SiteData, request: Message, site: int) -> Message:
         scatter = stream(options.seed, round=request.round, site=site, purpose="queries")
         queries = grids.scattered(grid.box_2d, count, scatter)
     queries_Gd = torch.from_numpy(queries).to(z_Nd)
-    targets_G = grids.targets(queries_Gd, z_Nd, drop=options.drop, kernel=options.kernel)
+    targets_G = _hidden(grids.targets(queries_Gd, z_Nd, drop=options.drop, kernel=options.kernel), options, data)
     fit = fit_surrogate(
         queries_Gd.cpu(),
         targets_G.cpu(),
@@ -170,8 +172,26 @@ def answer_field(data: SiteData, request: Message, site: int) -> Message:
     field_G = grids.targets(asked, z_Nd, drop=options.drop, kernel=options.kernel)
     between = torch.from_numpy(grid.centres_Gd).to(z_Nd)
     truth = grids.targets(between, z_Nd, drop=options.drop, kernel=options.kernel)
-    r2 = r_squared(grids.interpolate(field_G, grid, between), truth)
-    return request.answer(arrays={"field": field_G.cpu().numpy()}, r2=r2)
+    sent_G = _hidden(field_G, options, data)
+    r2 = r_squared(grids.interpolate(sent_G, grid, between), truth)
+    return request.answer(arrays={"field": sent_G.cpu().numpy()}, r2=r2)
+
+
+def _hidden(values_G: Tensor, options: EmbeddingOptions, data: SiteData) -> Tensor:
+    """The values with noise, where it is asked for."""
+    if not options.target_noise:
+        return values_G
+    return values_G.new_tensor(noisy(values_G.cpu().numpy(), options.target_noise, data.noise))
+
+
+def _sent(before_P: NDArray[Any], after_P: NDArray[Any], options: EmbeddingOptions, data: SiteData) -> NDArray[Any]:
+    """The weights with a change that is bounded and hidden in noise, where that is asked for."""
+    if options.update_clip is None or options.method in (LOCAL, POOLED):
+        return after_P
+    change = clipped(after_P - before_P, options.update_clip)
+    if options.update_noise:
+        change = noisy(change, options.update_noise * options.update_clip, data.noise)
+    return (before_P + change).astype(after_P.dtype)
 
 
 def unpacked(vector_S: NDArray[Any], options: EmbeddingOptions) -> dict[str, NDArray[Any]]:
@@ -252,7 +272,7 @@ def answer_train(data: SiteData, request: Message, site: int) -> Message:
     outside = surrogates.outside(frozen_rows(network, data.tensor)) if surrogates is not None else 0
     felt: dict[str, float] = {} if report.foreign is None else {"foreign": report.foreign}
     return request.answer(
-        arrays={"encoder": flat_weights(network)},
+        arrays={"encoder": _sent(request.array("encoder"), flat_weights(network), options, data)},
         attraction=report.attraction,
         repulsion=report.repulsion,
         steps=report.steps,

@@ -75,6 +75,14 @@ class EmbedExchange(Part):
     largest: list[int] = []
 
 
+class EmbedHidden(Part):
+    what: str
+    unit: str
+    messages: int
+    delta: float
+    epsilon: float | None = None
+
+
 class EmbedRound(Part):
     round: int
     attraction: float | None = None
@@ -91,6 +99,7 @@ class EmbedMethod(Part):
     sites: list[EmbedSite] = []
     notes: dict[str, int] = {}
     exchanged: list[EmbedExchange] = []
+    hidden: list[EmbedHidden] = []
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0

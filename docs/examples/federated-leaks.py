@@ -1,0 +1,63 @@
+"""What a curious server reads from what FedNE sends, measured on digits: `python federated-leaks.py`."""
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from foveate.federated.embedding.attacks import places_from_field, unused_features
+from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding.grids import targets, union_grid
+from foveate.federated.embedding.networks import flat_weights
+from foveate.federated.embedding.options import EmbeddingOptions
+from foveate.federated.embedding.site import build_encoder
+from foveate.federated.privacy import noisy
+from foveate.federated.sources import gather
+
+SEEDS = range(5)
+
+
+def features(noise: dict) -> tuple[float, float]:
+    """Of the pixels that a site never inks: how many are found, and how many that are called so are."""
+    found, called, true = 0, 0, 0
+    for seed in SEEDS:
+        sites = gather(["digits"], split="shards:2", sites=5, seed=seed)
+        options = EmbeddingOptions(method="fedavg", rounds=1, seed=seed, **noise)
+        before = flat_weights(build_encoder(options, 64))
+        for points in sites.points:
+            after = fit_sites([points], options).state.encoder
+            read, blank = unused_features(before, after, options, 64), (points == 0).all(axis=0)
+            found, called, true = found + (read & blank).sum(), called + read.sum(), true + blank.sum()
+    return found / true, found / max(called, 1)
+
+
+def places(points: int, sigma: float) -> tuple[float, float]:
+    """Mean error of map positions as a share of the map's width: of the attack, and of as many random places."""
+    errors = []
+    for seed in SEEDS:
+        site = gather(["digits"], split="shards:2", sites=5, seed=seed).points[0][:points]
+        whole = gather(["digits"], split="shards:2", sites=5, seed=seed).points
+        fitted = fit_sites(whole, EmbeddingOptions(method="fedavg", rounds=5, seed=seed))
+        z = fitted.transform(site).astype(np.float64)
+        every = fitted.transform(np.concatenate(whole))
+        grid = union_grid(np.stack([[every.min(axis=0), every.max(axis=0)]]))
+        sent = targets(torch.from_numpy(grid.points_Gd), torch.from_numpy(z)).numpy()
+        random = np.random.default_rng(seed)
+        sent = noisy(sent, sigma, random)
+        width = np.ptp(every, axis=0).max()
+        guessed = every[random.choice(len(every), points, replace=False)]
+        for answer in (places_from_field(sent, grid, points, random), guessed):
+            apart = np.linalg.norm(z[:, None] - answer[None], axis=2)
+            errors.append(apart[linear_sum_assignment(apart)].mean() / width)
+    return float(np.mean(errors[::2])), float(np.mean(errors[1::2]))
+
+
+if __name__ == "__main__":
+    for name, noise in (("no noise", {}), ("noise", {"update_clip": 1.0, "update_noise": 0.001})):
+        recall, precision = features(noise)
+        print(f"blank pixels from weights after one round, {name}: recall {recall:.3f}, precision {precision:.3f}")
+    for sigma in (0.0, 0.01, 0.1):
+        for points in (1, 3, 10, 30):
+            attack, guess = places(points, sigma)
+            print(
+                f"places from a field, {points} points, noise {sigma:g}: error {attack:.3f}, random places {guess:.3f}"
+            )

@@ -1,0 +1,50 @@
+"""What the noise of a run hides, and how well: one line for each thing that is sent."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from foveate.federated.embedding.options import FEDNE, EmbeddingOptions
+from foveate.federated.embedding.schedule import is_refreshed, surrogate_start
+from foveate.federated.embedding.server import State
+from foveate.federated.embedding.surrogates import MOST
+from foveate.federated.privacy import DELTA, epsilon, gaussian_cost
+
+
+def account(options: EmbeddingOptions, state: State, *, delta: float = DELTA) -> list[dict[str, Any]]:
+    """For each kind of message that says something of the points: what is hidden, by how much, or that nothing is.
+
+    encoder: the unit is a whole site. All that a site has may be replaced; the change it sends has at most the length
+    C, so its answer moves by at most 2 C; noise is `update_noise` C. Counted over the rounds in which it trained.
+
+    field, surrogate: the unit is one point of a site. One of n points moves each of G values by at most log 2 / n, all
+    together by sqrt(G) log 2 / n. It holds for the encoder and the box as they were sent; these are accounted for
+    apart, and a box of a map is sent without any noise.
+    """
+    rounds = max((sum(site in entry["sites"] for entry in state.history) for site in state.sizes), default=0)
+    lines = [_line("encoder", "a whole site", None, rounds, delta)]
+    if options.update_noise:
+        rho = rounds * gaussian_cost(2.0, options.update_noise)
+        lines = [_line("encoder", "a whole site", rho, rounds, delta)]
+    if options.method != FEDNE:
+        return lines
+    start = surrogate_start(options.rounds, options.surrogate_start)
+    refreshed = sum(is_refreshed(entry["round"], start=start, refresh=options.refresh) for entry in state.history)
+    if not refreshed or len(state.sizes) < 2:
+        return lines
+    name = "field" if options.surrogate == "grid" else "surrogate"
+    rho_of_values = None
+    if options.target_noise:
+        queries = options.grid_most**2 if options.dimensions == 2 else options.max_points
+        sensitivity = math.sqrt(queries) * MOST / min(state.sizes.values())
+        rho_of_values = refreshed * gaussian_cost(sensitivity, options.target_noise)
+    lines.append(_line(name, "one point of the smallest site", rho_of_values, refreshed, delta))
+    if options.grid == "union":
+        lines.append(_line("box", "nothing", None, refreshed, delta))
+    return lines
+
+
+def _line(what: str, unit: str, rho: float | None, rounds: int, delta: float) -> dict[str, Any]:
+    hidden = {"rho": None, "epsilon": None} if rho is None else {"rho": rho, "epsilon": epsilon(rho, delta=delta)}
+    return {"what": what, "unit": unit if rho is not None else "nothing", "messages": rounds, "delta": delta, **hidden}

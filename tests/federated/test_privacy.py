@@ -1,0 +1,126 @@
+"""Noise on what is sent: its size, its account, that no seed gives it away; and attacks on what is sent without."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from foveate.federated import privacy
+from foveate.federated.embedding import site as at_site
+from foveate.federated.embedding.account import account
+from foveate.federated.embedding.attacks import places_from_field, unused_features
+from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding.grids import targets, union_grid
+from foveate.federated.embedding.networks import flat_weights
+from foveate.federated.embedding.options import EmbeddingOptions, options_of
+from foveate.federated.embedding.server import begin, run_rounds
+from foveate.federated.embedding.site import SiteData, site_of
+from foveate.federated.rounds import InProcess, Log
+from foveate.settings.errors import UserError
+
+RANDOM = np.random.default_rng(0)
+SITES = [RANDOM.normal(size=(40, 5)).astype(np.float32) + 3 * number for number in range(3)]
+SMALL: dict[str, Any] = {"rounds": 4, "hidden": (8,), "surrogate_start": 0.25, "surrogate": "grid", "least_r2": -1e9}
+
+
+def messages(kind: str, **changes: Any) -> list[np.ndarray]:
+    log = Log(record=True)
+    members = [site_of(n, SiteData(one, noise=np.random.default_rng(n))) for n, one in enumerate(SITES)]
+    exchange = InProcess(members, log=log)
+    chosen = EmbeddingOptions(**(SMALL | changes))
+    run_rounds(exchange, chosen, begin(exchange, chosen))
+    name = "encoder" if kind == at_site.TRAIN else "field"
+    return [message.array(name) for _, up, message in log.messages if up and message.kind == kind]
+
+
+def test_a_change_is_clipped_and_hidden() -> None:
+    free, bound = messages(at_site.TRAIN), messages(at_site.TRAIN, update_clip=1e-3)
+    start = at_site.build_encoder(EmbeddingOptions(**SMALL), 5)
+    before = flat_weights(start)
+    assert np.linalg.norm(free[0] - before) > 0.005
+    for change in (one - before for one in bound[:3]):
+        assert np.linalg.norm(change) == pytest.approx(1e-3, rel=1e-3)
+    loud = messages(at_site.TRAIN, update_clip=1e-3, update_noise=10.0)
+    assert np.std(loud[0] - before) == pytest.approx(1e-2, rel=0.2)
+
+
+def test_noise_on_a_field_has_its_size_and_none_is_none() -> None:
+    quiet, loud = messages(at_site.FIELD), messages(at_site.FIELD, target_noise=0.05)
+    assert np.std(loud[0] - quiet[0]) == pytest.approx(0.05, rel=0.1)
+
+
+def test_the_seed_does_not_give_the_noise_away() -> None:
+    chosen = EmbeddingOptions(**SMALL, update_clip=0.1, update_noise=0.1)
+    assert chosen.is_noisy
+    one, two = (fit_sites(SITES, chosen) for _ in range(2))
+    assert not (one.state.encoder == two.state.encoder).all()
+
+
+def test_one_point_moves_a_field_by_no_more_than_is_accounted_for() -> None:
+    z = torch.from_numpy(RANDOM.normal(size=(25, 2)))
+    grid = union_grid(np.array([[[-9.0, -9.0], [9.0, 9.0]]]))
+    asked = torch.from_numpy(grid.points_Gd)
+    whole = targets(asked, z)
+    for other in (z[1:2].clone(), torch.full((1, 2), 1e6, dtype=z.dtype)):
+        moved = targets(asked, torch.cat([other, z[1:]]))
+        assert float((whole - moved).norm()) <= math.sqrt(len(asked)) * math.log(2) / 25
+
+
+def test_epsilon_by_hand() -> None:
+    assert privacy.gaussian_cost(2.0, 4.0) == pytest.approx(4 / 32)
+    assert privacy.epsilon(0.125, delta=1e-5) == pytest.approx(0.125 + 2 * math.sqrt(0.125 * math.log(1e5)))
+    chosen = EmbeddingOptions(**SMALL, update_clip=1.0, update_noise=4.0, target_noise=0.1)
+    fitted = fit_sites(SITES, chosen)
+    lines = {line["what"]: line for line in account(chosen, fitted.state)}
+    assert lines["encoder"]["rho"] == pytest.approx(4 * 4 / 32)
+    assert lines["encoder"]["unit"] == "a whole site"
+    sensitivity = 28 * math.log(2) / 40
+    assert lines["field"]["rho"] == pytest.approx(3 * sensitivity**2 / (2 * 0.1**2))
+    assert lines["box"]["epsilon"] is None
+    without = account(EmbeddingOptions(**SMALL), fitted.state)
+    assert [line["unit"] for line in without] == ["nothing"] * 3
+
+
+def test_weights_tell_which_features_nobody_has_and_noise_hides_it() -> None:
+    points = RANDOM.random((30, 8)).astype(np.float32)
+    points[:, [1, 4]] = 0
+    found = []
+    for changes in ({}, {"update_clip": 1.0, "update_noise": 0.01}):
+        chosen = EmbeddingOptions(rounds=1, method="fedavg", hidden=(6,), **changes)
+        before = flat_weights(at_site.build_encoder(chosen, 8))
+        fitted = fit_sites([points], chosen)
+        found.append(np.flatnonzero(unused_features(before, fitted.state.encoder, chosen, 8)).tolist())
+    assert found == [[1, 4], []]
+
+
+def test_a_field_tells_where_few_points_are_and_noise_hides_it() -> None:
+    z = np.array([[0.0, 0.0], [3.0, 1.0], [-2.0, 4.0]])
+    grid = union_grid(np.stack([[z.min(axis=0), z.max(axis=0)]]))
+    field = targets(torch.from_numpy(grid.points_Gd), torch.from_numpy(z)).numpy()
+    errors = []
+    for sigma in (0.0, 1.0):
+        sent = privacy.noisy(field, sigma, np.random.default_rng(1))
+        found = places_from_field(sent, grid, 3, np.random.default_rng(0), starts=4, steps=150)
+        apart = np.linalg.norm(z[:, None] - found[None], axis=2)
+        errors.append(apart[linear_sum_assignment(apart)].mean())
+    assert errors[0] < 0.05
+    assert errors[1] > 1.0
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: options_of({"update_noise": 1.0}), "noise hides only what is bounded"),
+        (lambda: options_of({"target_noise": 1.0, "grid": "own"}), "target_noise needs"),
+        (lambda: privacy.gaussian_cost(1.0, 0.0), "without noise there is no privacy"),
+        (lambda: privacy.epsilon(1.0, delta=0.0), "delta 0.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        call()
