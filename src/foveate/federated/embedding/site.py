@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from foveate.federated.embedding import grids
 from foveate.federated.embedding.graph import neighbourhood
+from foveate.federated.embedding.kinds import BOX, FIELD, POINTS, POSITIONS, SURROGATE, TRAIN
 from foveate.federated.embedding.networks import flat_weights, frozen_rows, load_flat, perceptron
 from foveate.federated.embedding.objective import mean_repulsion
 from foveate.federated.embedding.options import FEDPROX, LOCAL, POOLED, EmbeddingOptions
@@ -33,15 +34,6 @@ from foveate.federated.privacy import clipped, noisy, private_noise
 from foveate.federated.sites import Handler, Site, stream
 from foveate.metrics.neighbours import nearest
 from foveate.settings import seeds
-
-POINTS, BOX, SURROGATE, FIELD, POSITIONS, TRAIN = (
-    "query.points",
-    "query.box",
-    "query.surrogate",
-    "query.field",
-    "query.positions",
-    "train",
-)
 
 
 def torch_generator(seed: int, *, round: int, site: int, purpose: str) -> torch.Generator:

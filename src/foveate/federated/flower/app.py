@@ -8,6 +8,7 @@ from typing import Any
 from foveate.settings.files import write_text_atomically
 
 CONFIG: dict[str, Any] = {
+    "job": "cluster",
     "clusters": 8,
     "method": "consensus",
     "seed": 0,
@@ -27,7 +28,7 @@ build-backend = "hatchling.build"
 [project]
 name = "foveate-federated"
 version = "0.1.0"
-description = "Federated clustering with Foveate"
+description = "Federated clustering and maps with Foveate"
 license = "Apache-2.0"
 dependencies = []
 

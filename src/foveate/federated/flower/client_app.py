@@ -13,6 +13,7 @@ from flwr.app import Message as FlowerMessage  # pyrefly: ignore[missing-import]
 from flwr.clientapp import ClientApp  # pyrefly: ignore[missing-import]
 
 from foveate.federated.clustering.protocol import HANDLERS
+from foveate.federated.embedding.kinds import OVER_A_NETWORK, TRAIN
 from foveate.federated.flower.exchange import HELLO
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.messages import Message
@@ -51,6 +52,21 @@ def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
     return FlowerMessage(to_records(found), reply_to=message)
 
 
+def answer_map(message: FlowerMessage, context: Context) -> FlowerMessage:
+    """Answers one question of FedNE; only here is torch loaded."""
+    from foveate.federated.embedding.network import answer_elsewhere
+
+    request = from_records(message.content)
+    handlers = dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)
+    try:
+        found, reason = attempt(Site(_number(context), _points(context), handlers), request)
+    except UserError as problem:
+        found, reason = None, str(problem)
+    if found is None:
+        found = request.answer(failure=reason)
+    return FlowerMessage(to_records(found), reply_to=message)
+
+
 def hello(message: FlowerMessage, context: Context) -> FlowerMessage:
     """Which site this is."""
     request: Message = from_records(message.content)
@@ -61,3 +77,5 @@ def hello(message: FlowerMessage, context: Context) -> FlowerMessage:
 app.query(HELLO.removeprefix("query."))(hello)
 for _kind in HANDLERS:
     app.query(_kind.removeprefix("query."))(answer)
+for _kind in OVER_A_NETWORK:
+    (app.train() if _kind == TRAIN else app.query(_kind.removeprefix("query.")))(answer_map)

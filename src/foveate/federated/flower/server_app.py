@@ -1,4 +1,4 @@
-"""Flower's ServerApp: one federated clustering, whose result goes into the folder of the run configuration's `out`."""
+"""Flower's ServerApp: one clustering or one map, whose result goes into the folder of the run configuration's `out`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.run import write_server_result
 from foveate.federated.clustering.settings import resolve
 from foveate.federated.flower.exchange import GridExchange
-from foveate.settings.errors import UserError
+from foveate.settings.errors import UserError, choose
 from foveate.settings.recipes import options_of
 
 app = ServerApp()
@@ -21,12 +21,12 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Runs the clustering that the run configuration describes."""
+    """Runs the job that the run configuration describes."""
     run(grid, context.run_config)
 
 
 def run(grid: Any, config: Mapping[str, Any]) -> Path:
-    """Waits for the sites, clusters, writes result.json and centres.npz; returns their folder.
+    """Waits for the sites, clusters (or, with `job` "embed", draws a map), writes the result; returns its folder.
 
     Raises:
         UserError: a configuration that does not say where the result goes, or options that do not fit.
@@ -34,6 +34,8 @@ def run(grid: Any, config: Mapping[str, Any]) -> Path:
     if not config["out"]:
         raise UserError("the run configuration's 'out' is empty: give the folder of the result")
     options = options_of(str(config["options"]).split())
+    if choose(str(config.get("job", "cluster")), ("cluster", "embed"), "job") == "embed":
+        return _embed(grid, config, options)
     method = str(config["method"])
     settings = resolve(int(config["clusters"]), method_name=method, seed=int(config["seed"]), **options)
     out = Path(str(config["out"]))
@@ -47,4 +49,21 @@ def run(grid: Any, config: Mapping[str, Any]) -> Path:
     found = cluster(exchange, settings, at_least=int(config["at-least"]), evaluate=True)
     names = {site: exchange.name(site) for site in exchange.sites}
     write_server_result(out, found, exchange.log, names)
+    return out
+
+
+def _embed(grid: Any, config: Mapping[str, Any], content: dict[str, Any]) -> Path:
+    """One map; the configuration's default method, which clusters, stands for FedNE."""
+    from foveate.federated.embedding.network import run_server
+    from foveate.federated.embedding.options import FEDNE
+    from foveate.federated.embedding.options import options_of as embedding_options
+
+    method = FEDNE if config["method"] == "consensus" else str(config["method"])
+    given = {"method": method, "seed": int(config["seed"])} | content
+    options = embedding_options(given, where="run configuration")
+    out = Path(str(config["out"]))
+    exchange = GridExchange(
+        grid, sites=int(config["sites"]), wait=float(config["wait"]), timeout=float(config["timeout"])
+    )
+    run_server(exchange, options, out, at_least=int(config["at-least"]))
     return out

@@ -122,7 +122,9 @@ class EmbedResult(Part):
 def maps(r: EmbedResult) -> list[dict[str, Any]]:
     """Rows of maps: by label (where there are labels) and by site, each method beside the next."""
     names = list(r.sites)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if not any(one.map.places for one in r.maps):
+        return rows  # a server over a network has no points to place
     for key, title in (("labels", "Coloured by label"), ("owners", "Coloured by site")):
         if key == "labels" and r.maps[0].map.labels is None:
             continue

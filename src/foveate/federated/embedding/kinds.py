@@ -1,0 +1,11 @@
+"""Kinds of FedNE's messages, by themselves so that they can be named without loading torch."""
+
+POINTS = "query.points"
+BOX = "query.box"
+SURROGATE = "query.surrogate"
+FIELD = "query.field"
+POSITIONS = "query.positions"
+TRAIN = "train"
+
+OVER_A_NETWORK = (POINTS, BOX, SURROGATE, FIELD, TRAIN)
+"""What a site answers to a server elsewhere: all but its map positions."""

@@ -1,0 +1,95 @@
+"""FedNE over any exchange: what a server that sees no points runs and writes, and what a site answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.federated.embedding.account import account
+from foveate.federated.embedding.checkpoint import load_state, save_state
+from foveate.federated.embedding.fitting import encoder_of
+from foveate.federated.embedding.folder import save_encoder
+from foveate.federated.embedding.kinds import OVER_A_NETWORK
+from foveate.federated.embedding.options import EXACT, LOCAL, METHODS, POOLED, EmbeddingOptions
+from foveate.federated.embedding.server import State, begin, run_rounds
+from foveate.federated.embedding.site import HANDLERS, SiteData, options_in
+from foveate.federated.messages import Message, MessageError
+from foveate.federated.rounds import Exchange
+from foveate.settings.errors import UserError
+from foveate.settings.files import FolderLock, write_json_atomically
+
+
+def answer_elsewhere(points_ND: NDArray[np.floating], request: Message, site: int) -> Message:
+    """A site's answer to a server elsewhere.
+
+    Raises:
+        MessageError: for a kind that no site answers over a network, such as all its map positions.
+    """
+    if request.kind not in OVER_A_NETWORK:
+        raise MessageError(f"'{request.kind}' is not answered over a network")
+    data = SiteData(points_ND.astype(options_in(request).precision))
+    return HANDLERS[request.kind](data, request, site)
+
+
+def run_server(exchange: Exchange, options: EmbeddingOptions, out: Path, *, at_least: int = 1) -> dict[str, Any]:
+    """Rounds over an exchange, `state.safetensors` after each, then `model` and result.json; goes on after a kill.
+
+    Raises:
+        UserError: for a method without an exchange, or a folder with another run.
+    """
+    if options.method in (LOCAL, POOLED, EXACT):
+        raise UserError(f"method '{options.method}' cannot run over a network: {METHODS[options.method]}")
+    with FolderLock(out, purpose="federated embed over a network"):
+        kept = out / "state.safetensors"
+
+        def after(now: State) -> None:
+            save_state(now, options, kept)
+
+        state = load_state(kept, options)
+        state = begin(exchange, options) if state is None else state
+        run_rounds(exchange, options, state, after=after, at_least=at_least)
+        about = {
+            "widths": [state.features, *options.hidden, options.dimensions],
+            "precision": options.precision,
+            "method": options.method,
+            "rounds": options.rounds,
+            "sites": len(state.sizes),
+            "options": options.model_dump(mode="json"),
+        }
+        save_encoder(encoder_of(state, options, state.encoder, None, "cpu"), out / "model", about=about)
+        result = _result(exchange, options, state)
+        write_json_atomically(out / "result.json", result)
+    return result
+
+
+def _result(exchange: Exchange, options: EmbeddingOptions, state: State) -> dict[str, Any]:
+    """The run's result without a map: the server has no points to place."""
+    names = {site: exchange.name(site) for site in state.sizes}
+    sent = {way: sum(entry[f"bytes_{way}"] for entry in state.history) for way in ("up", "down")}
+    shown = ("round", "rate", "attraction", "repulsion", "foreign", "outside", "r2")
+    drawn = {
+        "method": options.method,
+        "what": METHODS[options.method],
+        "quality": {},
+        "sites": [{"name": names[site], "points": size} for site, size in state.sizes.items()],
+        "notes": state.notes,
+        "exchanged": exchange.log.table(),
+        "hidden": account(options, state),
+        "bytes_up": sent["up"],
+        "bytes_down": sent["down"],
+        "seconds": round(sum(entry["seconds"] for entry in state.history), 2),
+        "history": [{name: entry[name] for name in shown} for entry in state.history],
+        "map": {"places": [], "owners": [], "labels": None},
+    }
+    return {
+        "kind": "federated_embed",
+        "method": options.method,
+        "data": {"split": "a site each", "features": state.features},
+        "sites": {names[site]: size for site, size in state.sizes.items()},
+        "neighbours": options.neighbours,
+        "maps": [drawn],
+        "options": options.model_dump(mode="json"),
+    }

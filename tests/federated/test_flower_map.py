@@ -1,0 +1,112 @@
+"""FedNE over Flower's messages and in process: the same weights; what is refused; a killed server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
+
+from foveate import FederatedNeighborEmbedding
+from foveate.federated.embedding import kinds
+from foveate.federated.embedding import network as at_network
+from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding.network import answer_elsewhere, run_server
+from foveate.federated.embedding.options import EmbeddingOptions
+from foveate.federated.flower import client_app, server_app
+from foveate.federated.flower import exchange as over_flower
+from foveate.federated.flower.app import CONFIG
+from foveate.federated.flower.exchange import HELLO, GridExchange
+from foveate.federated.flower.translate import from_records, to_records
+from foveate.federated.messages import Message, MessageError
+from foveate.federated.rounds import Log
+from foveate.report import render
+from foveate.settings.errors import UserError
+
+RANDOM = np.random.default_rng(0)
+PARTS = [RANDOM.normal(size=(30, 5)) + 3 * number for number in range(3)]
+SMALL: dict[str, Any] = {"rounds": 3, "hidden": (8,), "surrogate_start": 0.4, "least_r2": -10.0}
+
+
+class FakeGrid:
+    """Calls the app's own handlers with Flower's records, in the wrong order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 10**9) -> None:
+        self.stop_after, self.asked = stop_after, 0
+        monkeypatch.setattr(client_app, "_points", lambda context: PARTS[context.node_config["partition-id"]])
+        monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
+        monkeypatch.setattr(over_flower, "FlowerMessage", lambda **fields: SimpleNamespace(**fields))
+
+    def get_node_ids(self) -> list[int]:
+        return [107, 105, 103]
+
+    def send_and_receive(self, messages: list[Any], *, timeout: float | None = None) -> list[Any]:
+        replies = []
+        for message in messages:
+            self.asked += 1
+            if self.asked > self.stop_after:
+                raise KeyboardInterrupt
+            context = SimpleNamespace(node_config={"partition-id": (107 - message.dst_node_id) // 2})
+            handler = client_app.hello if message.message_type == HELLO else client_app.answer_map
+            content = handler(message, context)
+            metadata = SimpleNamespace(src_node_id=message.dst_node_id)
+            replies.append(SimpleNamespace(has_error=lambda: False, content=content, metadata=metadata))
+        return replies[::-1]
+
+
+@pytest.mark.parametrize("surrogate", ["grid", "network"])
+def test_equal_to_in_process(surrogate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = EmbeddingOptions(**SMALL, surrogate=surrogate)
+    log = Log()
+    run_server(GridExchange(FakeGrid(monkeypatch), sites=3, log=log), chosen, tmp_path / "out")
+    inside = fit_sites([one.astype(np.float32) for one in PARTS], chosen)
+    loaded = FederatedNeighborEmbedding.load(tmp_path / "out" / "model")
+    np.testing.assert_allclose(loaded.transform(PARTS[0]), inside.transform(PARTS[0]), atol=1e-6)
+    assert log.bytes(up=True) == inside.log.bytes(up=True)
+    page = render(tmp_path / "out").read_text(encoding="utf-8")
+    assert "What was exchanged" in page
+    assert 'id="maps"' not in page
+
+
+def test_a_killed_server_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = EmbeddingOptions(**SMALL, surrogate="grid")
+    with pytest.raises(KeyboardInterrupt):
+        run_server(GridExchange(FakeGrid(monkeypatch, stop_after=14), sites=3), chosen, tmp_path)
+    assert (tmp_path / "state.safetensors").is_file()
+    again = run_server(GridExchange(FakeGrid(monkeypatch), sites=3), chosen, tmp_path)
+    assert [entry["round"] for entry in again["maps"][0]["history"]] == [0, 1, 2]
+    inside = fit_sites(PARTS, chosen)
+    loaded = FederatedNeighborEmbedding.load(tmp_path / "model")
+    np.testing.assert_allclose(loaded.transform(PARTS[1]), inside.transform(PARTS[1]), atol=1e-6)
+
+
+def test_the_server_app_runs_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG | {
+        "job": "embed", "sites": 3, "out": str(tmp_path), "options": "rounds=2 hidden=[8] surrogate=grid", "seed": 4
+    }  # fmt: skip
+    assert server_app.run(FakeGrid(monkeypatch), config) == tmp_path
+    assert FederatedNeighborEmbedding.load(tmp_path / "model").random_state_ == 4
+    with pytest.raises(UserError, match="did you mean 'embed'"):
+        server_app.run(FakeGrid(monkeypatch), config | {"job": "embeds"})
+
+
+def test_positions_never_leave_over_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Message(kinds.POSITIONS, 0, {}, {"options": EmbeddingOptions().model_dump_json()})
+    with pytest.raises(MessageError, match="not answered over a network"):
+        answer_elsewhere(PARTS[0], request, 0)
+    assert kinds.POSITIONS not in kinds.OVER_A_NETWORK
+    for method in ("fedne_exact", "local", "global"):
+        with pytest.raises(UserError, match=f"'{method}' cannot run over a network"):
+            run_server(GridExchange(FakeGrid(monkeypatch), sites=3), EmbeddingOptions(method=method), tmp_path)
+
+
+def test_a_site_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
+    message = SimpleNamespace(content=to_records(Message(kinds.POINTS)))
+    content = client_app.answer_map(message, SimpleNamespace(node_config={"partition-id": 0}))
+    assert "the node has no data" in str(from_records(content).values["failure"])
+    assert at_network.OVER_A_NETWORK
