@@ -35,7 +35,7 @@ def untrained(recipe: str) -> SmallCaptioner:
     """The captioner of a recipe with random weights, whose captions end at their limit alone."""
     resolved = load(CaptionerRecipe, recipe)
     tokens = CaptionTokens.train([f"word{number}" for number in range(2000)], vocabulary=resolved.vocabulary)
-    model = CaptionerModel(resolved, vocabulary=len(tokens)).eval().requires_grad_(False)
+    model = CaptionerModel(resolved, vocabulary=len(tokens), names=len(tokens.names)).eval().requires_grad_(False)
     tokens.end = -1
     return SmallCaptioner(model, tokens, dict.fromkeys((*KINDS, "afc"), 4), "untrained", {})
 
@@ -69,10 +69,28 @@ def by_transformers(
                 max_new_tokens=most,
                 do_sample=False,
                 eos_token_id=end if end >= 0 else None,
+                logits_processor=[names_of(captioner, part)] if model.names else None,
                 pad_token_id=captioner.tokens.pad,
             )
             found += [_until(row, end) for row in written.tolist()]
     return found
+
+
+def names_of(captioner: SmallCaptioner, prefix_BPD: Tensor) -> Any:
+    """What our captioner adds to the scores of names that were not said yet, as a processor of `generate`."""
+    from transformers import LogitsProcessor
+
+    first, found_BW = captioner.model.first_name, captioner.model.seen_names(prefix_BPD).clone()
+
+    class Unsaid(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            if input_ids.shape[1]:
+                rows = (input_ids[:, -1] >= first).nonzero()[:, 0]
+                found_BW[rows, input_ids[rows, -1] - first] = 0
+            scores[:, first:] += found_BW
+            return scores
+
+    return Unsaid()
 
 
 def _until(ids: Sequence[int], end: int) -> list[int]:

@@ -15,7 +15,7 @@ from foveate.caption.captioner import CaptionRequest, backend_names
 from foveate.caption.small.evaluate import caption_rows, evaluate
 from foveate.caption.small.folder import SmallCaptioner, load_captioner
 from foveate.caption.small.generate import Ask, Written, write
-from foveate.caption.small.model import decoder_config
+from foveate.caption.small.model import CaptionerModel, decoder_config
 from foveate.caption.small.tokens import EDGES, CaptionTokens, length_class
 from foveate.records.collection import Collection
 from foveate.settings.errors import UserError
@@ -81,9 +81,24 @@ def test_it_stops_at_the_limit_and_says_so(captioner: SmallCaptioner, prefixes: 
 
 
 def test_greedy_captions_are_those_of_transformers_generate(captioner: SmallCaptioner, prefixes: torch.Tensor) -> None:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+
+    class UnsaidNames(LogitsProcessor):
+        """The rule of `small.naming`, from the ids that were written so far."""
+
+        def __init__(self, model: CaptionerModel, prefix: torch.Tensor) -> None:
+            self.first, self.seen = model.first_name, model.seen_names(prefix)
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            scores = scores.clone()
+            for row, ids in enumerate(input_ids.tolist()):
+                said = {token - self.first for token in ids if token >= self.first}
+                unsaid = [name for name in range(self.seen.shape[1]) if name not in said]
+                scores[row, [self.first + name for name in unsaid]] += self.seen[row, unsaid]
+            return scores
 
     model = captioner.model
+    assert model.names > 20
     config = decoder_config(model.recipe.decoder, len(captioner.tokens))
     peer = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     peer.base_model.load_state_dict(model.decoder.state_dict())
@@ -100,6 +115,7 @@ def test_greedy_captions_are_those_of_transformers_generate(captioner: SmallCapt
             do_sample=False,
             eos_token_id=captioner.tokens.end,
             pad_token_id=captioner.tokens.pad,
+            logits_processor=LogitsProcessorList([UnsaidNames(model, prefixes[:4])]),
         )
     ours = write(captioner, prefixes[:4], [Ask("dsc", max_tokens=16)] * 4)
     theirs = [

@@ -13,10 +13,14 @@ from safetensors.torch import load_file
 
 from foveate.caption.small import train as train_module
 from foveate.caption.small.folder import load_captioner, revision_of
-from foveate.caption.small.model import CaptionerModel
-from foveate.caption.small.samples import cell_shares, packed
+from foveate.caption.small.model import CaptionerModel, Texts
+from foveate.caption.small.naming import Proposed, proposals
+from foveate.caption.small.rows import rows_of_table
+from foveate.caption.small.samples import CaptionSamples, cached_features, cell_shares, packed
 from foveate.caption.small.task import CaptionerTask
+from foveate.caption.small.tokens import CaptionTokens
 from foveate.caption.small.train import train_captioner
+from foveate.records import tables
 from foveate.records.collection import Collection
 from foveate.settings.errors import UserError
 
@@ -115,6 +119,51 @@ def test_the_loss_is_on_target_tokens_alone_and_each_text_stands_alone() -> None
     assert losses["caption_loss"].item() == pytest.approx((expected / count).item(), rel=1e-4)
     assert 0 <= float(report["token_accuracy"]) <= 1
     assert losses["loss"].item() == losses["caption_loss"].item()
+
+
+def test_names_are_proposed_until_they_are_said() -> None:
+    """Against a plain loop, and the same while writing as while learning."""
+    model = CaptionerModel(recipe(), vocabulary=400, names=40)
+    first, seen = model.first_name, 360
+    assert first == seen
+    texts = [
+        [([5, 365, 6], [7, 361, 8, 365, 361]), ([5, 6], [362, 9])],
+        [([5, 6], [399, 7, 370])],
+    ]
+    columns = packed(texts, pad=0)
+    prefix = torch.randn(2, model.prefix_length, model.width)
+    found = proposals(model, prefix, Texts(**columns, pad=0))
+    shown = model.seen_names(prefix)
+    expected, written = [], []
+    for row, own in enumerate(texts):
+        for prompt, target in own:
+            said: set[int] = set()
+            writing = Proposed(model, prefix[row : row + 1], [prompt])
+            for token in target:
+                now = shown[row].clone()
+                now[[name - first for name in prompt if name >= first]] += model.read_gain
+                now[[name - first for name in said]] = 0
+                expected.append(now)
+                written.append(writing.add(torch.zeros(1, 400), [0])[0, first:])
+                writing.say([0], [token])
+                said |= {token} if token >= first else set()
+    assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+    assert torch.allclose(found, torch.stack(written), atol=1e-5)
+
+
+def test_a_share_of_the_pictures_is_captioned(trained_folder: Path, scene_collection: Path) -> None:
+    rows = rows_of_table(tables.read_table(trained_folder / "data" / "rows.parquet"))
+    tokens = CaptionTokens.from_json((trained_folder / "data" / "tokenizer.json").read_text())
+    encoder = CaptionerModel(recipe(), vocabulary=len(tokens)).image_encoder
+    used = np.array(sorted({row.row for row in rows}))
+    features = cached_features(
+        Collection.open(scene_collection), encoder, used, cache=scene_collection / "cache", device=torch.device("cpu")
+    )
+    samples = CaptionSamples(
+        rows, tokens, features, stage=2, replay=0.0, longest_alt=8, places={}, captioned=0.25
+    )  # fmt: skip
+    batch = samples.collate([samples.sample(row, 0, 0) for row in samples.rows[:8].tolist()])
+    assert (len(batch["image"]), len(batch["ids_BT"])) == (8, 2)
 
 
 def test_prompt_tokens_know_what_came_before() -> None:

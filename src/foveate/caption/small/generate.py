@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.caption.small.folder import SmallCaptioner
+from foveate.caption.small.naming import Proposed
 from foveate.settings import seeds
 
 MOST_TOKENS = 320  # of one caption, where nothing else is said
@@ -125,13 +126,16 @@ def _write_batch(
     positions_BL = (keep_BL.cumsum(dim=1) - 1).clamp(min=0)
     room = model.longest - embeddings_BLD.shape[1]
     writing, cache = _Writing(asks, room), DynamicCache(config=model.decoder.config)
+    proposed = Proposed(model, prefix_BPD, [list(prompt) for prompt in prompts])
     places = list(range(len(asks)))
     cached = _cache_argument(model.decoder)
     inputs: dict[str, Any] = {"inputs_embeds": embeddings_BLD, "position_ids": positions_BL}
     next_position_B = positions_BL[:, -1] + 1
     while True:
         found = model.decoder(**inputs, attention_mask=keep_BL if ragged else None, use_cache=True, **{cached: cache})
-        next_B, goes_on = writing.take(places, model.logits(found.last_hidden_state[:, -1]), captioner.tokens.end)
+        logits_BV = proposed.add(model.logits(found.last_hidden_state[:, -1]), places)
+        next_B, goes_on = writing.take(places, logits_BV, captioner.tokens.end)
+        proposed.say(places, next_B.tolist())
         if not any(goes_on):
             break
         left = [number for number, on in enumerate(goes_on) if on]

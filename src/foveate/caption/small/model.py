@@ -19,7 +19,7 @@ from foveate.settings.errors import UserError
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.registry import build_image_encoder, seeded
 
-_PREFIX_GAIN, _WORD_SCALE, _COPYING = 0.1, 10.0, 0.3
+_PREFIX_GAIN, _WORD_SCALE, _COPYING, _READ_GAIN = 0.1, 10.0, 0.3, 3.0
 _UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError)
 
 
@@ -42,15 +42,15 @@ class CaptionerModel(nn.Module):
     """Pictures' frozen features and token ids to next-token states.
 
     Args:
-        recipe: of the captioner. vocabulary: tokens of its tokenizer.
+        recipe: of the captioner. vocabulary: tokens of its tokenizer. names: how many of them, the last, are names.
 
     Raises:
         UserError: when encoder or decoder cannot be built, or the grid does not fold.
     """
 
-    def __init__(self, recipe: CaptionerRecipe, *, vocabulary: int) -> None:
+    def __init__(self, recipe: CaptionerRecipe, *, vocabulary: int, names: int = 0) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.first_name, self.names = recipe, vocabulary - names, names
         seed = recipe.training.seed
         self.image_encoder: ImageEncoder = build_image_encoder(recipe.image_encoder, seed=seed)
         rows, columns = self.image_encoder.grid
@@ -68,6 +68,7 @@ class CaptionerModel(nn.Module):
             # Token embeddings start small; a prefix of their size is read like tokens, and copied like tokens.
             nn.init.constant_(self.prefix_ln.weight, _PREFIX_GAIN)
             self.word_scale = nn.Parameter(torch.full((1,), _WORD_SCALE))
+            self.read_gain = nn.Parameter(torch.full((1,), _READ_GAIN))
             self.before_in = nn.Linear(width, width, bias=False)
         self.width = width
 
@@ -133,6 +134,11 @@ class CaptionerModel(nn.Module):
         does, so that naming what is seen and copying what is read (AltText) are one and the same to the decoder.
         """
         return self.word_scale * (pooled_RD @ F.normalize(self.embed(words_W), dim=-1).T)
+
+    def seen_names(self, prefix_BPD: Tensor) -> Tensor:
+        """How much any one place of B pictures shows each name of the vocabulary [B, names], in scores of tokens."""
+        names = torch.arange(self.first_name, self.first_name + self.names, device=prefix_BPD.device)
+        return self.word_scores(prefix_BPD, names).amax(dim=1)
 
     @property
     def longest(self) -> int:

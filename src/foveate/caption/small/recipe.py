@@ -46,6 +46,12 @@ class WordSettings(Settings):
     batch_size: int = Field(128, ge=1, description="pictures of one such update")
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate of these updates")
     loss_weight: float = Field(0.1, ge=0, description="weight of the same loss beside the captions' in both stages")
+    captioned: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of a batch's pictures whose captions are learnt beside the words of all, in both stages",
+    )
     seeing_rate: float = Field(
         0.3, gt=0, le=1, description="factor of the learning rate of encoder head and prefix in stages 1 and 2"
     )

@@ -129,7 +129,7 @@ class CaptionSamples:
 
     Args:
         stage: 0 (words), 1 or 2. replay: share of samples of stage 1 in stage 2.
-        places: from `telling_words`.
+        places: from `telling_words`. captioned: share of a batch's pictures whose texts are in it.
 
     Raises:
         UserError: when the stage has no rows.
@@ -145,8 +145,10 @@ class CaptionSamples:
         replay: float,
         longest_alt: int,
         places: dict[int, Places],
+        captioned: float = 1.0,
     ) -> None:
         self.tokens, self.features, self.stage, self.replay = tokens, features, stage, replay
+        self.captioned = captioned
         self.places = places
         targets = tokens.encode([row.target for row in rows])
         alts = tokens.encode([tokens.shown(row.alt) for row in rows])
@@ -176,18 +178,21 @@ class CaptionSamples:
         return {**found, "texts": [] if stage == WORD_STAGE else self._rows[stage][row]}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """The texts of each picture one after the other, [B, T] (see `packed`); places flat, with the number of their
-        picture."""
+        """The texts of the first pictures, those of each one after the other (see `packed`); places flat, with the
+        number of their picture."""
         places: list[Places] = [sample["places"] for sample in samples]
         counts = [len(one.words) for one in places]
         cells = [one.cells_RP for one in places if one.words]
         return {
             "image": torch.stack([sample["image"] for sample in samples]),
-            **packed([sample["texts"] for sample in samples], pad=self.tokens.pad),
+            **packed([sample["texts"] for sample in samples[: self._captioned(len(samples))]], pad=self.tokens.pad),
             "place_R": torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
             "cells_RP": torch.from_numpy(np.concatenate(cells) if cells else np.zeros((0, 1), np.float32)),
             "words_RW": padded([words for one in places for words in one.words], -1),
         }
+
+    def _captioned(self, samples: int) -> int:
+        return max(1, round(self.captioned * samples))
 
 
 def packed(texts: Sequence[Sequence[Text]], *, pad: int) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.caption.small.model import CaptionerModel, Texts
+from foveate.caption.small.naming import proposals
 from foveate.training.distributed import sum_with_grad
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, Losses, Report, Task
@@ -88,6 +89,9 @@ class CaptionerTask(Task):
         # Position t predicts token t + 1: of targets those from their first token to the end mark.
         wanted = texts.target_BT[:, 1:]
         logits_NV = self.model.logits(states[:, :-1][wanted]).float()
+        if self.model.names:
+            added = proposals(self.model, prefix_BPD, texts).float()
+            logits_NV = logits_NV + F.pad(added, (self.model.first_name, 0))
         targets_N = texts.ids_BT[:, 1:][wanted]
         loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
         right = (logits_NV.detach().argmax(-1) == targets_N).sum()
@@ -116,7 +120,7 @@ class CaptionerTask(Task):
             table = self.model.decoder.get_input_embeddings().weight
             name = next(name for name, value in self.named_parameters() if value is table)
             own = ParameterRule(re.escape(name), learning_rate_scale=_WORDS_RATE)
-        return (ParameterRule(r"model\.word_scale", weight_decay=0.0), own)
+        return (ParameterRule(r"model\.(word_scale|read_gain)", weight_decay=0.0), own)
 
     def shard_units(self) -> Sequence[nn.Module]:
         """The decoder's layers."""

@@ -209,7 +209,7 @@ class _Stages:
         return "finished"
 
     def _model(self) -> CaptionerModel:
-        model = CaptionerModel(self.recipe, vocabulary=len(self.tokens))
+        model = CaptionerModel(self.recipe, vocabulary=len(self.tokens), names=len(self.tokens.names))
         if self.last is not None:
             fill(model, self.last / WEIGHTS)
         return model
@@ -226,6 +226,7 @@ class _Stages:
             replay=recipe.alignment.replay if stage == ALIGN_STAGE else 0.0,
             longest_alt=recipe.longest_alt,
             places=self.places,
+            captioned=recipe.words.captioned,
         )
         loader = Loader(
             samples,
@@ -281,7 +282,7 @@ class _Stages:
         return found
 
     def _save(self, folder: Path, weights: dict[str, Tensor]) -> Path:
-        encoder = CaptionerModel(self.recipe, vocabulary=len(self.tokens)).image_encoder
+        encoder = CaptionerModel(self.recipe, vocabulary=len(self.tokens), names=len(self.tokens.names)).image_encoder
         return save_captioner(
             folder,
             recipe=self.recipe,
