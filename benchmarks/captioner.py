@@ -20,8 +20,9 @@ from torch import Tensor
 
 from benchmarks.common import compare, publish, ratio
 from foveate.caption.small.folder import SmallCaptioner, load_captioner
-from foveate.caption.small.generate import Ask, write
+from foveate.caption.small.generate import Ask, until_repeated, write
 from foveate.caption.small.model import CaptionerModel, decoder_config
+from foveate.caption.small.naming import Proposed
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.samples import cached_features
 from foveate.caption.small.tokens import CaptionTokens
@@ -69,28 +70,26 @@ def by_transformers(
                 max_new_tokens=most,
                 do_sample=False,
                 eos_token_id=end if end >= 0 else None,
-                logits_processor=[names_of(captioner, part)] if model.names else None,
+                logits_processor=[names_of(captioner, part, prompt)] if model.names else None,
                 pad_token_id=captioner.tokens.pad,
             )
             found += [_until(row, end) for row in written.tolist()]
-    return found
+    return [ids[: until_repeated(ids, captioner.tokens.stop)] for ids in found]
 
 
-def names_of(captioner: SmallCaptioner, prefix_BPD: Tensor) -> Any:
-    """What our captioner adds to the scores of names that were not said yet, as a processor of `generate`."""
+def names_of(captioner: SmallCaptioner, prefix_BPD: Tensor, prompt: Sequence[int]) -> Any:
+    """What our captioner adds to the scores of names, as a processor of `generate`."""
     from transformers import LogitsProcessor
 
-    first, found_BW = captioner.model.first_name, captioner.model.seen_names(prefix_BPD).clone()
+    proposed, rows = Proposed(captioner.model, prefix_BPD, [prompt] * len(prefix_BPD)), range(len(prefix_BPD))
 
-    class Unsaid(LogitsProcessor):
+    class Names(LogitsProcessor):
         def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
             if input_ids.shape[1]:
-                rows = (input_ids[:, -1] >= first).nonzero()[:, 0]
-                found_BW[rows, input_ids[rows, -1] - first] = 0
-            scores[:, first:] += found_BW
-            return scores
+                proposed.say(rows, input_ids[:, -1].tolist())
+            return proposed.add(scores, rows)
 
-    return Unsaid()
+    return Names()
 
 
 def _until(ids: Sequence[int], end: int) -> list[int]:

@@ -87,18 +87,20 @@ def test_greedy_captions_are_those_of_transformers_generate(captioner: SmallCapt
         """The rule of `small.naming`, from the ids that were written so far."""
 
         def __init__(self, model: CaptionerModel, prefix: torch.Tensor) -> None:
-            self.first, self.seen = model.first_name, model.seen_names(prefix)
+            self.model, self.first, self.seen = model, model.first_name, model.seen_names(prefix)
 
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             scores = scores.clone()
             for row, ids in enumerate(input_ids.tolist()):
                 said = {token - self.first for token in ids if token >= self.first}
-                unsaid = [name for name in range(self.seen.shape[1]) if name not in said]
-                scores[row, [self.first + name for name in unsaid]] += self.seen[row, unsaid]
+                after_the = bool(ids) and ids[-1] in self.model.definite
+                for name in range(self.seen.shape[1]):
+                    if after_the == (name in said):
+                        scores[row, self.first + name] += self.seen[row, name] + after_the * self.model.read_gain[0]
             return scores
 
     model = captioner.model
-    assert model.names > 20
+    assert model.names > 2
     config = decoder_config(model.recipe.decoder, len(captioner.tokens))
     peer = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     peer.base_model.load_state_dict(model.decoder.state_dict())

@@ -121,13 +121,13 @@ def test_the_loss_is_on_target_tokens_alone_and_each_text_stands_alone() -> None
     assert losses["loss"].item() == losses["caption_loss"].item()
 
 
-def test_names_are_proposed_until_they_are_said() -> None:
+def test_new_names_are_proposed_until_they_are_said_and_said_ones_after_the() -> None:
     """Against a plain loop, and the same while writing as while learning."""
-    model = CaptionerModel(recipe(), vocabulary=400, names=40)
+    model = CaptionerModel(recipe(), vocabulary=400, names=40, definite=(7, 11))
     first, seen = model.first_name, 360
     assert first == seen
     texts = [
-        [([5, 365, 6], [7, 361, 8, 365, 361]), ([5, 6], [362, 9])],
+        [([5, 365, 6], [7, 361, 8, 365, 7, 361, 11, 365]), ([5, 6], [362, 9])],
         [([5, 6], [399, 7, 370])],
     ]
     columns = packed(texts, pad=0)
@@ -137,16 +137,22 @@ def test_names_are_proposed_until_they_are_said() -> None:
     expected, written = [], []
     for row, own in enumerate(texts):
         for prompt, target in own:
-            said: set[int] = set()
+            said, last = set[int](), prompt[-1]
             writing = Proposed(model, prefix[row : row + 1], [prompt])
             for token in target:
                 now = shown[row].clone()
-                now[[name - first for name in prompt if name >= first]] += model.read_gain
-                now[[name - first for name in said]] = 0
+                known = [name - first for name in said]
+                if last in (7, 11):
+                    now[[name for name in range(40) if name not in known]] = 0
+                    now[known] += model.read_gain
+                else:
+                    now[sorted({name - first for name in prompt if name >= first})] += model.read_gain
+                    now[known] = 0
                 expected.append(now)
                 written.append(writing.add(torch.zeros(1, 400), [0])[0, first:])
                 writing.say([0], [token])
                 said |= {token} if token >= first else set()
+                last = token
     assert torch.allclose(found, torch.stack(expected), atol=1e-5)
     assert torch.allclose(found, torch.stack(written), atol=1e-5)
 

@@ -103,7 +103,7 @@ def load_captioner(folder: Path, *, device: str | None = None) -> SmallCaptioner
     if len(tokens) != config["vocabulary"]:
         raise UserError(f"{folder / TOKENIZER}: has {len(tokens)} tokens, the weights are for {config['vocabulary']}")
     recipe = validate(CaptionerRecipe, config["recipe"], where=str(folder / CONFIG))
-    model = CaptionerModel(recipe, vocabulary=len(tokens), names=len(tokens.names))
+    model = CaptionerModel(recipe, vocabulary=len(tokens), names=len(tokens.names), definite=tokens.definite)
     fill(model, folder / WEIGHTS)
     chosen = choose_device(device or "auto")
     model.to(chosen).eval().requires_grad_(False)

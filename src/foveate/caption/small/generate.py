@@ -1,7 +1,8 @@
 """Captions by the decoder: batches with a cache of keys and values, greedy or sampled, each request with its own seed.
 
-A request's caption depends on the request alone, not on those that share its batch: the draws come from its own seed,
-and masked padding changes nothing but the last bits of a logit (a test holds that texts are equal).
+A sentence that a caption has already ends it (`until_repeated`). A request's caption depends on the request alone, not on
+those that share its batch: the draws come from its own seed, and masked padding changes nothing but the last bits of a
+logit (a test holds that texts are equal).
 """
 
 from __future__ import annotations
@@ -78,11 +79,29 @@ def _prompt(captioner: SmallCaptioner, ask: Ask) -> list[int]:
     return captioner.tokens.prompt(ask.kind, length=length, alt=shown)
 
 
+def until_repeated(ids: Sequence[int], stop: int) -> int:
+    """How many tokens stand before the first sentence that was there before; all where none was. A caption that begins
+    to say a sentence again ends there.
+
+    >>> until_repeated([5, 9, 6, 9, 5, 9], stop=9)
+    4
+    """
+    known, start = set[tuple[int, ...]](), 0
+    for place, token in enumerate(ids):
+        if token == stop:
+            sentence = tuple(ids[start : place + 1])
+            if sentence in known:
+                return start
+            known.add(sentence)
+            start = place + 1
+    return len(ids)
+
+
 class _Writing:
     """The requests of a batch that are still being written."""
 
-    def __init__(self, asks: Sequence[Ask], room: int) -> None:
-        self.asks = list(asks)
+    def __init__(self, asks: Sequence[Ask], room: int, stop: int) -> None:
+        self.asks, self.stop = list(asks), stop
         self.draws = [seeds.generator("caption", ask.seed, ask.name, ask.kind) for ask in asks]
         self.ids: list[list[int]] = [[] for _ in asks]
         self.scores = [0.0] * len(asks)
@@ -103,8 +122,11 @@ class _Writing:
         for place, token, score in zip(places, chosen, scores, strict=True):
             self.scores[place] += score
             self.ids[place].append(token)
-            self.finished[place] = token == end
-            goes_on.append(token != end and len(self.ids[place]) < self.limits[place])
+            again = token == self.stop and (kept := until_repeated(self.ids[place], self.stop)) < len(self.ids[place])
+            if again:
+                self.ids[place] = [*self.ids[place][:kept], end]
+            self.finished[place] = again or token == end
+            goes_on.append(not self.finished[place] and len(self.ids[place]) < self.limits[place])
         return next_B, goes_on
 
     def _sampled(self, logits_V: Tensor, place: int) -> int:
@@ -125,8 +147,8 @@ def _write_batch(
     ragged = not bool(keep_BL.all())
     positions_BL = (keep_BL.cumsum(dim=1) - 1).clamp(min=0)
     room = model.longest - embeddings_BLD.shape[1]
-    writing, cache = _Writing(asks, room), DynamicCache(config=model.decoder.config)
-    proposed = Proposed(model, prefix_BPD, [list(prompt) for prompt in prompts])
+    writing, cache = _Writing(asks, room, captioner.tokens.stop), DynamicCache(config=model.decoder.config)
+    proposed = Proposed(model, prefix_BPD, prompts)
     places = list(range(len(asks)))
     cached = _cache_argument(model.decoder)
     inputs: dict[str, Any] = {"inputs_embeds": embeddings_BLD, "position_ids": positions_BL}

@@ -8,6 +8,7 @@ of tokens instead of one vector.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -43,14 +44,18 @@ class CaptionerModel(nn.Module):
 
     Args:
         recipe: of the captioner. vocabulary: tokens of its tokenizer. names: how many of them, the last, are names.
+        definite: tokens after which a name is one that was said before ("the").
 
     Raises:
         UserError: when encoder or decoder cannot be built, or the grid does not fold.
     """
 
-    def __init__(self, recipe: CaptionerRecipe, *, vocabulary: int, names: int = 0) -> None:
+    def __init__(
+        self, recipe: CaptionerRecipe, *, vocabulary: int, names: int = 0, definite: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.recipe, self.first_name, self.names = recipe, vocabulary - names, names
+        self.definite = tuple(definite)
         seed = recipe.training.seed
         self.image_encoder: ImageEncoder = build_image_encoder(recipe.image_encoder, seed=seed)
         rows, columns = self.image_encoder.grid

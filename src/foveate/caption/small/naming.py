@@ -1,4 +1,5 @@
-"""Which names are proposed for the next token: what a picture shows or its AltText says, and the text has not said.
+"""Which names are proposed for the next token: after "the" those that the text has said, else those that the picture
+shows or its AltText says, and the text has not said.
 
 A decoder that sees a few thousand captions learns when to name something long before it learns what. So what is seen is
 added to the scores of names directly, until it is said. After Fang et al. 2015 ("From Captions to Visual Concepts and
@@ -6,6 +7,8 @@ Back", arXiv 1411.4952, section 4), whose language model is told the detected wo
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,7 +36,10 @@ def proposals(model: CaptionerModel, prefix_BPD: Tensor, texts: Texts) -> Tensor
     read_NW, open_NW = torch.zeros_like(found_NW), torch.ones_like(found_NW)
     read_NW[row_R[~said_R], column_R[~said_R]] = 1
     open_NW[row_R[said_R], column_R[said_R]] = 0
-    return (found_NW + model.read_gain * read_NW) * open_NW
+    before_N = texts.ids_BT[:, :-1][wanted_BT]
+    definite_N1 = torch.isin(before_N, before_N.new_tensor(model.definite))[:, None]
+    known_NW = torch.where(definite_N1, 1 - open_NW, read_NW)
+    return (found_NW + model.read_gain * known_NW) * torch.where(definite_N1, 1 - open_NW, open_NW)
 
 
 class Proposed:
@@ -43,22 +49,28 @@ class Proposed:
         prefix_BPD: of the requests. prompts: their token ids, in which names of AltTexts stand.
     """
 
-    def __init__(self, model: CaptionerModel, prefix_BPD: Tensor, prompts: list[list[int]]) -> None:
-        self.first = model.first_name
-        found_BW = model.seen_names(prefix_BPD).float()
+    def __init__(self, model: CaptionerModel, prefix_BPD: Tensor, prompts: Sequence[Sequence[int]]) -> None:
+        self.first, self.definite = model.first_name, model.definite
+        seen_BW = model.seen_names(prefix_BPD).float()
+        gain = model.read_gain.float()
+        read_BW = torch.zeros_like(seen_BW)
         for row, prompt in enumerate(prompts):
-            read = sorted({token - self.first for token in prompt if token >= self.first})
-            found_BW[row, read] += model.read_gain.float()
-        self.found_BW = found_BW
+            read_BW[row, [token - self.first for token in prompt if token >= self.first]] = 1
+        self.new_BW, self.known_BW, self._again_BW = seen_BW + gain * read_BW, torch.zeros_like(seen_BW), seen_BW + gain
+        self.after = [False] * len(prompts)
 
-    def add(self, logits_BV: Tensor, rows: list[int]) -> Tensor:
+    def add(self, logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
         """Scores with what is proposed for the requests `rows`."""
+        found = [self.known_BW[row] if self.after[row] else self.new_BW[row] for row in rows]
         logits_BV = logits_BV.float()
-        logits_BV[:, self.first :] += self.found_BW[rows]
+        logits_BV[:, self.first :] += torch.stack(found)
         return logits_BV
 
-    def say(self, rows: list[int], tokens: list[int]) -> None:
-        """Takes back what was said."""
+    def say(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Notes what was said."""
         for row, token in zip(rows, tokens, strict=True):
+            self.after[row] = token in self.definite
             if token >= self.first:
-                self.found_BW[row, token - self.first] = 0
+                name = token - self.first
+                self.new_BW[row, name] = 0
+                self.known_BW[row, name] = self._again_BW[row, name]

@@ -209,7 +209,9 @@ class _Stages:
         return "finished"
 
     def _model(self) -> CaptionerModel:
-        model = CaptionerModel(self.recipe, vocabulary=len(self.tokens), names=len(self.tokens.names))
+        model = CaptionerModel(
+            self.recipe, vocabulary=len(self.tokens), names=len(self.tokens.names), definite=self.tokens.definite
+        )
         if self.last is not None:
             fill(model, self.last / WEIGHTS)
         return model
@@ -282,7 +284,9 @@ class _Stages:
         return found
 
     def _save(self, folder: Path, weights: dict[str, Tensor]) -> Path:
-        encoder = CaptionerModel(self.recipe, vocabulary=len(self.tokens), names=len(self.tokens.names)).image_encoder
+        encoder = CaptionerModel(
+            self.recipe, vocabulary=len(self.tokens), names=len(self.tokens.names), definite=self.tokens.definite
+        ).image_encoder
         return save_captioner(
             folder,
             recipe=self.recipe,
