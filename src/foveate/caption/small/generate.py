@@ -1,8 +1,8 @@
 """Captions by the decoder: batches with a cache of keys and values, greedy or sampled, each request with its own seed.
 
-A sentence that a caption has already ends it (`until_repeated`). A request's caption depends on the request alone, not on
-those that share its batch: the draws come from its own seed, and masked padding changes nothing but the last bits of a
-logit (a test holds that texts are equal).
+A sentence that a caption has already ends it (`until_repeated`). A caption depends on its request alone, not on those
+that share its batch: the draws come from its own seed, and masked padding changes nothing but the last bits of a logit
+(a test holds that texts are equal).
 """
 
 from __future__ import annotations
