@@ -91,6 +91,7 @@ def test_greedy_captions_are_those_of_transformers_generate(captioner: SmallCapt
 
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             scores = scores.clone()
+            scores[:, self.first :] -= self.model.rarity
             for row, ids in enumerate(input_ids.tolist()):
                 said = {token - self.first for token in ids if token >= self.first}
                 after_the = bool(ids) and ids[-1] in self.model.definite
@@ -230,6 +231,9 @@ def test_names_of_regions_are_one_token_and_lossless() -> None:
     one, other = (tokens.encode([f" {name}"])[0] for name in ("grinning face with smiling eyes", "red apple"))
     assert len(one) == len(other) == 1
     assert one[0] in ids
+    texts = ["The dog. The cat is above the dog. The end."] * 9
+    the = CaptionTokens.train(texts, vocabulary=400)
+    assert set(the.definite) >= {the.encode([text])[0][0] for text in ("The dog", " The dog", " the dog")}
     again = CaptionTokens.from_json(tokens.to_json())
     assert again.names == tokens.names
     assert again.encode([said])[0] == ids

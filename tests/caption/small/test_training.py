@@ -148,7 +148,7 @@ def test_new_names_are_proposed_until_they_are_said_and_said_ones_after_the() ->
                 else:
                     now[sorted({name - first for name in prompt if name >= first})] += model.read_gain
                     now[known] = 0
-                expected.append(now)
+                expected.append(now - model.rarity)
                 written.append(writing.add(torch.zeros(1, 400), [0])[0, first:])
                 writing.say([0], [token])
                 said |= {token} if token >= first else set()

@@ -20,7 +20,7 @@ from foveate.settings.errors import UserError
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.registry import build_image_encoder, seeded
 
-_PREFIX_GAIN, _WORD_SCALE, _COPYING, _READ_GAIN = 0.1, 10.0, 0.3, 3.0
+_PREFIX_GAIN, _WORD_SCALE, _COPYING, _READ_GAIN, _RARITY = 0.1, 10.0, 0.3, 3.0, 6.0
 _UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError)
 
 
@@ -74,6 +74,8 @@ class CaptionerModel(nn.Module):
             nn.init.constant_(self.prefix_ln.weight, _PREFIX_GAIN)
             self.word_scale = nn.Parameter(torch.full((1,), _WORD_SCALE))
             self.read_gain = nn.Parameter(torch.full((1,), _READ_GAIN))
+            # Any one name is rare: the decoder's first updates need not go into unlearning proposals.
+            self.rarity = nn.Parameter(torch.full((1,), _RARITY))
             self.before_in = nn.Linear(width, width, bias=False)
         self.width = width
 

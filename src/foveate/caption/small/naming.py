@@ -39,7 +39,7 @@ def proposals(model: CaptionerModel, prefix_BPD: Tensor, texts: Texts) -> Tensor
     before_N = texts.ids_BT[:, :-1][wanted_BT]
     definite_N1 = torch.isin(before_N, before_N.new_tensor(model.definite))[:, None]
     known_NW = torch.where(definite_N1, 1 - open_NW, read_NW)
-    return (found_NW + model.read_gain * known_NW) * torch.where(definite_N1, 1 - open_NW, open_NW)
+    return (found_NW + model.read_gain * known_NW) * torch.where(definite_N1, 1 - open_NW, open_NW) - model.rarity
 
 
 class Proposed:
@@ -57,13 +57,13 @@ class Proposed:
         for row, prompt in enumerate(prompts):
             read_BW[row, [token - self.first for token in prompt if token >= self.first]] = 1
         self.new_BW, self.known_BW, self._again_BW = seen_BW + gain * read_BW, torch.zeros_like(seen_BW), seen_BW + gain
-        self.after = [False] * len(prompts)
+        self.after, self._rarity = [False] * len(prompts), model.rarity.float()
 
     def add(self, logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
         """Scores with what is proposed for the requests `rows`."""
         found = [self.known_BW[row] if self.after[row] else self.new_BW[row] for row in rows]
         logits_BV = logits_BV.float()
-        logits_BV[:, self.first :] += torch.stack(found)
+        logits_BV[:, self.first :] += torch.stack(found) - self._rarity
         return logits_BV
 
     def say(self, rows: Sequence[int], tokens: Sequence[int]) -> None:

@@ -120,7 +120,7 @@ class CaptionerTask(Task):
             table = self.model.decoder.get_input_embeddings().weight
             name = next(name for name, value in self.named_parameters() if value is table)
             own = ParameterRule(re.escape(name), learning_rate_scale=_WORDS_RATE)
-        return (ParameterRule(r"model\.(word_scale|read_gain)", weight_decay=0.0), own)
+        return (ParameterRule(r"model\.(word_scale|read_gain|rarity)", weight_decay=0.0), own)
 
     def shard_units(self) -> Sequence[nn.Module]:
         """The decoder's layers."""

@@ -67,7 +67,7 @@ class CaptionTokens:
         added = tokenizer.get_added_tokens_decoder().values()
         self.names = frozenset(token.content.strip() for token in added if not token.special)
         # After these a name is one that was said before.
-        self.definite = tuple(ids[0] for ids in self.encode(["The", " the"]) if len(ids) == 1)
+        self.definite = tuple(ids[0] for ids in self.encode(["The", " The", " the"]) if len(ids) == 1)
         (self.stop,) = self.encode(["."])[0]
         self._longest_name = max((len(name.split()) for name in self.names), default=0)
 
