@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from benchmarks.captioning import best_seconds
 from benchmarks.common import Timing, compare, machine, publish, ratio
 
 
@@ -46,3 +47,9 @@ def test_what_takes_longer_has_the_longer_time(tmp_path: Path, capsys: pytest.Ca
     assert saved["ratios"]["short over long"]["n"] == 3
     assert saved["machine"]["cores"] == machine()["cores"]
     assert "short over long" in capsys.readouterr().out
+
+
+def test_the_best_schedule_takes_the_next_free_place() -> None:
+    assert best_seconds([1.0, 1.0, 1.0], 1) == 3.0
+    assert best_seconds([3.0, 1.0, 1.0], 2) == 3.0
+    assert best_seconds([1.0, 1.0, 3.0], 2) == 4.0, "the last one is the longest: a place waits for it"

@@ -87,13 +87,14 @@ def fails(status: int, text: str = "no", **headers: str) -> Say:
 
 
 class ChatServer:
-    """A context manager; `requests` are the contents that came, `headers` their headers, `most_in_flight` a count."""
+    """A context manager; `requests` are the contents that came, `headers` their headers; `most_in_flight` and
+    `connections` are counts."""
 
     def __init__(self, behave: Callable[[int, dict[str, Any]], Say] | None = None, *, port: int = 0) -> None:
         self.behave = behave or (lambda number, body: says(good(body)))
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
-        self.in_flight = self.most_in_flight = 0
+        self.in_flight = self.most_in_flight = self.connections = 0
         self.port = port
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -135,6 +136,7 @@ class ChatServer:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
+        self.connections += 1
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")

@@ -222,6 +222,22 @@ def test_no_more_requests_are_in_flight_than_allowed(tmp_path: Path) -> None:
     assert server.most_in_flight == 5
 
 
+def test_connections_are_used_again() -> None:
+    """One client for each request in flight, and no more, however many requests there are."""
+    with ChatServer(lambda number, body: says(good(body), seconds=0.005)) as server:
+
+        async def run() -> tuple[int, int]:
+            captioner = HttpCaptioner(HttpSettings(endpoint=(server.url,), model="m", concurrency=4))
+            found = await asyncio.gather(*(captioner.caption(REQUEST) for _ in range(40)))
+            assert not [one.error for one in found if one.error]
+            clients = len(captioner._clients.all)
+            await captioner.close()
+            return clients, len(captioner._clients.all)
+
+        assert asyncio.run(run()) == (4, 0)
+        assert server.connections == 4
+
+
 def test_a_server_that_takes_few_at_a_time_gets_few(tmp_path: Path) -> None:
     """It refuses more than four at once; the limit settles near that, and all rows arrive.
 

@@ -64,7 +64,7 @@ class Captioner(Protocol):
     """Answers requests; many `caption` calls may be in flight at once, and none raises for one bad request.
 
     `name` is the backend, `model` what answered, `revision` the version or hash of its weights ("" where unknown),
-    `concurrency` the most requests in flight that it wants. A backend that works in batches gathers the calls itself.
+    `concurrency` the most calls at once that it wants. A backend that works in batches gathers the calls itself.
     """
 
     name: str

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import httpx2
 from pydantic import Field, field_validator
 
+from foveate.caption.backends._clients import Clients
 from foveate.caption.backends._endpoints import Endpoint, Endpoints
 from foveate.caption.backends._replies import Reply, read_reply
 from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest
@@ -29,7 +30,6 @@ from foveate.settings.progress import say
 from foveate.settings.recipes import Settings
 
 _MOST_BYTES = 2**20
-_CONNECT_SECONDS = 10.0
 _TIMEOUTS = 2  # a request that timed out this often is given up: longer waiting rarely helps, and blocks a place
 _AWAY = (httpx2.ConnectError, httpx2.ConnectTimeout)
 
@@ -66,10 +66,13 @@ class HttpCaptioner:
         self.settings = settings
         self.model, self.revision = settings.model, settings.revision
         self.endpoints = Endpoints([chat_url(one) for one in settings.endpoint], most=settings.concurrency)
-        self.concurrency = settings.concurrency * len(self.endpoints.all)
+        # Endpoints hold the limit; some calls more wait with their request ready, so that a place is taken at once.
+        spare = max(1, settings.concurrency // 8)
+        self.concurrency = (settings.concurrency + spare) * len(self.endpoints.all)
         self._key = _key(settings.api_key_env)
         self._random = random.Random()
-        self._client: httpx2.AsyncClient | None = None
+        secure = any(one.url.startswith("https:") for one in self.endpoints.all)
+        self._clients = Clients(timeout_seconds=settings.timeout_seconds, key=self._key, secure=secure)
         self._told_away = False
 
     async def caption(self, request: CaptionRequest) -> CaptionAnswer:
@@ -118,9 +121,7 @@ class HttpCaptioner:
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        await self._clients.close()
 
     def _note(self, endpoint: Endpoint, reply: Reply, seconds: float) -> None:
         """What one try says about the endpoint."""
@@ -190,14 +191,9 @@ class HttpCaptioner:
         content = json.dumps(body).encode()
         try:
             async with asyncio.timeout(self.settings.timeout_seconds):
-                async with self._opened().stream("POST", endpoint.url, content=content) as response:
-                    parts, length = list[bytes](), 0
-                    async for part in response.aiter_bytes():
-                        parts.append(part)
-                        length += len(part)
-                        if length > _MOST_BYTES:
-                            return Reply(error="response_too_large")
-                    return read_reply(response.status_code, response.headers, b"".join(parts))
+                with self._clients.one() as client:
+                    async with client.stream("POST", endpoint.url, content=content) as response:
+                        return await _read(response)
         except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout):
             return Reply(error="timeout", retry=True)
         except _AWAY:
@@ -207,20 +203,16 @@ class HttpCaptioner:
         except httpx2.DecodingError:
             return Reply(error="bad_response", retry=True)
 
-    def _opened(self) -> httpx2.AsyncClient:
-        if self._client is None:
-            headers = {"content-type": "application/json"}
-            if self._key:
-                headers["authorization"] = f"Bearer {self._key}"
-            secure = any(one.url.startswith("https:") for one in self.endpoints.all)
-            self._client = httpx2.AsyncClient(
-                verify=secure,  # reading all certificates takes a while, and plain HTTP needs none
-                headers=headers,
-                auth=lambda request: request,  # none from .netrc
-                timeout=httpx2.Timeout(self.settings.timeout_seconds, connect=_CONNECT_SECONDS),
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30.0),
-            )
-        return self._client
+
+async def _read(response: httpx2.Response) -> Reply:
+    """The reply in a response, of which no more than a megabyte is read."""
+    parts, length = list[bytes](), 0
+    async for part in response.aiter_bytes():
+        parts.append(part)
+        length += len(part)
+        if length > _MOST_BYTES:
+            return Reply(error="response_too_large")
+    return read_reply(response.status_code, response.headers, b"".join(parts))
 
 
 def chat_url(endpoint: str) -> str:
