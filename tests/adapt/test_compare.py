@@ -81,6 +81,7 @@ def test_a_comparison_and_the_same_again(tmp_path: Path) -> None:
     result = compare(wanted, tmp_path / "run", opened=opened, device="cpu")
     assert all(torch.equal(value, before[name]) for name, value in opened.model.state_dict().items())
     assert [line["variant"] for line in result["lines"]] == ["linear", "bitfit"]
+    assert result["title"] == "2 methods on 1 task"
     for line in result["lines"]:
         entry = line["tasks"]["stripes"]
         assert (entry["tried"], entry["diverged"], entry["failed"], len(entry["seeds"])) == (2, 0, 0, 2)

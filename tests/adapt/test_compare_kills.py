@@ -49,6 +49,7 @@ def whole(folder: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     result = without_times(json.loads((folder / "run" / "result.json").read_text()))
     logits = {path.name: np.load(path)["logits"].tolist() for path in (folder / "run" / "logits").rglob("*.npz")}
     result["recipe"].pop("tasks")
+    result.pop("revision")  # of the code, which may be committed meanwhile
     return result, cells(folder), logits
 
 

@@ -230,7 +230,7 @@ def compare(
         say(f"{len(left)} trainings in {time.monotonic() - began:.0f} s")
     result = {
         "kind": "adapt_compare",
-        "title": f"{len(comparison.plan.candidates)} methods on {len(recipe.tasks)} tasks",
+        "title": f"{_count(len(comparison.plan.candidates), 'method')} on {_count(len(recipe.tasks), 'task')}",
         "command": command,
         "recipe": recipe.model_dump(mode="json"),
         "revision": code_revision(),
@@ -238,6 +238,10 @@ def compare(
     }
     run.write_result(result)
     return result
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _warn(comparison: Comparison) -> None:
