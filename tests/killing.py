@@ -22,6 +22,8 @@ _SERVER = """
 import importlib, json, os, sys, traceback
 from pathlib import Path
 module = importlib.import_module(sys.argv[1])
+if sys.argv[2:]:
+    module.prepare(*sys.argv[2:])
 out = os.dup(1)
 os.dup2(2, 1)  # what the work prints is for people
 
@@ -101,14 +103,15 @@ class Server:
 
     Args:
         module: its name; it may lie in the folder of any test.
+        prepare: what its function `prepare` is called with, once, before anything is forked; not called without.
     """
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, *prepare: object) -> None:
         folders = [TESTS, *(path for path in TESTS.iterdir() if path.is_dir()), TESTS.parent / "src"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))}
         self.told: dict[str, Any] = {}
         self._server = subprocess.Popen(
-            [sys.executable, "-c", _SERVER, module],
+            [sys.executable, "-c", _SERVER, module, *map(str, prepare)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -12,6 +12,13 @@ from foveate.settings import progress
 progress.configure(quiet=True)
 
 
+def prepare(model: str) -> None:
+    """Opens the model once for all calls: it only reads, and takes longer than all the rest."""
+    torch.set_num_threads(1)
+    opened = index.load_model(Path(model))
+    index.load_model = lambda folder, *, device=None: opened  # pyrefly: ignore[bad-assignment]
+
+
 def make(model: str, collection: str, out: str, part: int = 3) -> None:
     """An index in parts of so many pictures and segments of 25 rows."""
     torch.set_num_threads(1)

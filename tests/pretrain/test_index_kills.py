@@ -20,8 +20,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server("index_to_kill") as found:
+def server(model: Path) -> Iterator[Server]:
+    with Server("index_to_kill", model) as found:
         yield found
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from foveate.settings.errors import UserError
 
@@ -137,7 +139,8 @@ def _scores(
             for start in range(0, len(part), size):
                 block_BE = stored[start : start + size]
                 if narrow:
-                    columns = [torch.mv(block_BE, half_E) for half_E in halves_QE]
+                    with _one_thread():
+                        columns = [torch.mv(block_BE, half_E) for half_E in halves_QE]
                     yield first + start, torch.stack(columns, dim=1).float().numpy()
                 else:
                     yield first + start, wide[: len(block_BE)].copy_(block_BE).numpy() @ table_EQ
@@ -159,6 +162,18 @@ def _tensor(part: NDArray[np.floating]) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(np.asarray(part))
+
+
+@functools.cache
+def _openmp() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="openmp")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A product of a block with a query takes less time than waiting for other threads to end their share of it."""
+    with _openmp().limit(limits=1):
+        yield
 
 
 @functools.cache
