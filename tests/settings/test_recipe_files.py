@@ -73,6 +73,12 @@ def test_wrong_types_and_bounds_name_the_field_and_the_value(file: Path) -> None
     assert "field 'inner': " in refusal(file, "inner=3")
 
 
+def test_a_rule_about_several_fields_names_their_values_alone() -> None:
+    with pytest.raises(UserError) as problem:
+        load(PretrainRecipe, "tour", ["training.steps=40"])
+    assert str(problem.value).endswith("field 'training': warmup_steps (50) must be smaller than steps (40)")
+
+
 def test_all_problems_in_one_sentence(file: Path) -> None:
     sentence = refusal(file, "steps=0", "inner.wieght=3")
     assert "'steps'" in sentence

@@ -134,10 +134,8 @@ def pretrain(
             "steps": outcome.step,
             "seconds": round(outcome.seconds, 1),
             "curves": "metrics.jsonl",
-            "parameters": {
-                "trained": sum(value.numel() for value in weights.values()),
-                "frozen": model.image_encoder.fingerprint(),
-            },
+            "parameters": {"trained": sum(value.numel() for value in weights.values())},
+            "frozen": model.image_encoder.fingerprint() or "",
             "bad_samples": outcome.bad_samples,
             "evaluation": None,
         }

@@ -190,6 +190,7 @@ class PretrainResult(Part):
     curves: str | list[dict[str, Any]] = "metrics.jsonl"
     model: str = ""
     parameters: dict[str, Any] = {}
+    frozen: str = ""
     evaluation: Evaluation | None = None
     samples: list[Example] = []
 

@@ -125,9 +125,12 @@ def _sentence(model: type[BaseModel], problem: dict[str, Any]) -> str:
         allowed = sorted(parent.model_fields) if parent else []
         return f"unknown field '{field}', allowed are {', '.join(allowed)}{nearest(location[-1], allowed)}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
+    message = message.removeprefix("value error, ")
     if not field:  # of several fields together
-        return message.removeprefix("value error, ")
-    given = "" if problem["type"] == "missing" else f" (it is {problem['input']!r:.60})"
+        return message
+    # A rule about several fields of a group names their values itself.
+    told = problem["type"] == "missing" or (problem["type"] == "value_error" and isinstance(problem["input"], dict))
+    given = "" if told else f" (it is {problem['input']!r:.60})"
     return f"field '{field}': {message}{given}"
 
 

@@ -20,6 +20,8 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     seconds = sum(r.seconds.values()) if isinstance(r.seconds, dict) else r.seconds
     facts = [("Steps", numbers.count(r.steps)), ("Time", numbers.duration(seconds))]
     facts += [(f"Parameters, {words.plain(key)}", _parameter(value)) for key, value in r.parameters.items()]
+    if r.frozen:
+        facts.append(("Frozen part of the image tower", r.frozen))
     if r.model:
         facts.append(("Model folder", r.model))
     evaluation = r.evaluation
