@@ -1,4 +1,4 @@
-"""The captions golden `entity_stats.json`: entities from stored phrases, their sets, and what they share with alt."""
+"""The captions golden `entity_stats.json`: phrases of stored tags, entities, sets, and what they share with alt."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from foveate.caption.entities import KEYS, entities
+from foveate.caption.entities import entities
+from foveate.caption.vesl.phrases import paper_phrases
 from foveate.metrics.captions import overlap
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "goldens" / "captions" / "entity_stats.json").read_text())
+KEYS = tuple(GOLDEN["keys"])
 FORMATS = ("alt", "ssc", "dsc", "dsc_plus", "afc")
 
 
 def found(kind: str, key: str) -> set[str]:
     return entities((record[kind]["phrases"] for record in GOLDEN["per_caption"].values()), key)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_phrases_of_stored_tags(kind: str) -> None:
+    for name, record in GOLDEN["per_caption"].items():
+        stored = record[kind]
+        assert paper_phrases(stored["kept_tokens"], stored["tags"], most=10_000).kept == stored["phrases"], name
 
 
 @pytest.mark.parametrize("key", KEYS)

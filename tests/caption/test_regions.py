@@ -26,6 +26,9 @@ from foveate.records.sources import is_pseudo
 from foveate.records.tables import Provenance
 from foveate.settings.errors import UserError
 from killing import Server, kill_at_random
+from small_disk import Disk, disk
+
+__all__ = ["disk"]  # the fixture
 
 ALT = RegionLabelSettings(captions=("alt",))
 
@@ -144,6 +147,30 @@ def test_a_death_at_each_file_loses_and_doubles_nothing(
         assert server.start("label", place, die_at=die_at, moment=moment).end() == 9
         server.start("label", place).finish()
         assert (rows_of(place, "regions"), rows_of(place, "region_status")) == expected
+
+
+def test_a_full_disk_loses_and_doubles_nothing(
+    disk: Disk, tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PICTURES_PER_PART", 3)
+    plain = Path(shutil.copytree(tiny_collection, tmp_path / "plain"))
+    label(plain)
+    expected = rows_of(plain, "regions"), rows_of(plain, "region_status")
+    disk.resize("8m")
+    place = Path(shutil.copytree(tiny_collection, disk.folder / "shapes"))
+    used = sum(4096 * -(-file.stat().st_size // 4096) for file in disk.folder.rglob("*") if file.is_file())
+    written = 0
+    for more in (24, 48):
+        disk.resize(f"{used // 1024 + more}k")
+        with pytest.raises(OSError, match="No space left"):
+            label(place)
+        assert not list(place.rglob("*.tmp"))
+        assert len(rows_of(place, "region_status")) >= written
+        written = len(rows_of(place, "region_status"))
+    assert 0 < written < 32
+    disk.resize("8m")
+    label(place)
+    assert (rows_of(place, "regions"), rows_of(place, "region_status")) == expected
 
 
 def test_one_writer_at_a_time(shapes: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,8 @@ def test_the_backend_answers_concurrent_calls(trained_folder: Path, scene_collec
         together = await run([0, 1, 2], KINDS)
         alone = await run([1], ("dsc",))
         assert together[5].text == alone[0].text
+        without_alt = await opened.caption(replace(request(1, "afc", collection.picture_bytes(1)), alt=""))
+        assert without_alt.text == alone[0].text, "no alt-text to fuse: as dsc"
         assert all(not answer.error and answer.tokens_out and answer.score is not None for answer in together)
         bad = await opened.caption(request(0, "ssc", b"<html>"))
         assert bad.error == "bad_picture: not a picture"

@@ -14,11 +14,18 @@ from pathlib import Path
 import pytest
 
 from foveate.caption.answers import parse_caption
-from foveate.caption.prompts import prompt_for
+from foveate.caption.backends.foveate import FoveateSettings
+from foveate.caption.backends.http import HttpSettings
+from foveate.caption.prompts import CAPTION_KINDS, prompt_for
+from foveate.caption.run import caption
 from foveate.caption.small.asked import Refused, read_request
 from foveate.caption.small.folder import load_captioner
 from foveate.caption.small.serving import MOST_BYTES, CaptionServer
+from foveate.caption.work import CaptionSettings
+from foveate.records.alt_texts import alt_text, usable
 from foveate.records.collection import Collection
+from foveate.records.scenes import build_scenes
+from foveate.settings.runs import RunFolder
 
 MODEL = "foveate-captioner"
 KEY = "a secret"
@@ -180,6 +187,43 @@ def test_many_at_once_are_what_each_is_alone(served: Served, picture: bytes) -> 
     alone = [post(served, asked(seed))[1]["choices"][0]["message"]["content"] for seed in range(20)]
     assert found == alone
     assert len(set(found)) > 1
+
+
+def test_the_http_backend_gets_what_the_local_one_writes(
+    served: Served, trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same pictures over HTTP and within the process: the same outcome row by row, of all formats. Only a second
+    question about afc differs: its prompt has no alt-text, which the server does not know then."""
+    monkeypatch.setenv("SERVED_KEY", KEY)
+    endpoint = f"http://127.0.0.1:{served.port}/v1"
+    answering = {
+        "http": HttpSettings(endpoint=(endpoint,), model=MODEL, api_key_env="SERVED_KEY", concurrency=8),
+        "foveate": FoveateSettings(model=trained_folder / "model", device="cpu"),
+    }
+    found: dict[str, dict[tuple[str, str], tuple[object, ...]]] = {}
+    for name, settings in answering.items():
+        path = tmp_path / name / "scenes"
+        build_scenes(path, train=8, seed=1, size=96)
+        run = RunFolder.create(tmp_path / name / "run")
+        asked = CaptionSettings(formats=CAPTION_KINDS, temperature=1.0, max_tokens=60)
+        done = caption(path, asked, backend=name, backend_settings=settings, run=run)
+        assert done.failure is None
+        collection = Collection.open(path)
+        captions = [row for row in collection.table("captions").to_pylist() if row["request"]]
+        errors = collection.table("caption_errors").to_pylist()
+        assert len(captions) + len(errors) == 8 * len(CAPTION_KINDS)
+        alts = [usable(alt_text(collection.captions_of(row))) for row in range(8)]
+        assert set(alts) == {False, True}
+        found[name] = {(row["key"], row["kind"]): (row["text"], row["flags"]) for row in captions}
+        found[name] |= {(row["key"], row["kind"]): (row["error"], row["raw"]) for row in errors}
+        again = {
+            (row["key"], row["kind"])
+            for row in [*captions, *errors]
+            if row["kind"] == "afc" and json.loads(row["details"]).get("retry")
+        }
+        assert len(again) < 8
+        found[name] = {place: what for place, what in found[name].items() if place not in again}
+    assert found["http"] == found["foveate"]
 
 
 PICTURE = data_url(b"x")

@@ -43,14 +43,15 @@ class FoveateCaptioner:
         """One caption as the JSON object that prompts ask for; one that met `max_tokens` is cut off."""
         if request.kind not in CAPTION_KINDS:
             return CaptionAnswer(error="unknown_format", final=True)
+        # Without an alt-text that says something, afc is asked as dsc; no training row of afc lacks one.
+        kind = "dsc" if request.kind == "afc" and not request.alt else request.kind
         ask = Ask(
-            kind=request.kind,
-            alt=request.alt if request.kind == "afc" else "",
-            length=asked_length(self._captioner.lengths[request.kind], request.prompt_id),
+            kind=kind,
+            alt=request.alt if kind == "afc" else "",
+            length=asked_length(self._captioner.lengths[kind], request.prompt_id),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
-            seed=request.seed,
-            name=request.key,
+            seed=request.seed,  # of this picture and format, as over HTTP
         )
         began = time.monotonic()
         try:
