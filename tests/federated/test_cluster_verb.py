@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 
 from foveate.cli.main import cli
 from foveate.federated.clustering import protocol, run
-from foveate.federated.clustering.run import axes, settings_of
+from foveate.federated.clustering.projection import axes
+from foveate.federated.clustering.run import settings_of
 from foveate.federated.sources import gather
 from foveate.report import render
 from foveate.report.pages import federated_cluster
@@ -175,13 +176,11 @@ def test_pooling_exchanges_nothing_and_says_so(table: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("width", [1, 2, 5])
 def test_axes_of_the_map(width: int) -> None:
-    class Found:
-        centres = np.random.default_rng(0).normal(size=(6, width))
-
-    origin, two = axes(Found())  # type: ignore[arg-type]
+    centres = np.random.default_rng(0).normal(size=(6, width))
+    origin, two = axes(centres)
     assert two.shape == (width, 2)
     if width == 2:
-        np.testing.assert_array_equal((Found.centres - origin) @ two, Found.centres)
+        np.testing.assert_array_equal((centres - origin) @ two, centres)
     if width == 5:
         np.testing.assert_allclose(two.T @ two, np.eye(2), atol=1e-12)
 

@@ -21,6 +21,7 @@ def command() -> None:
     Example:
       foveate federated cluster digits --split dirichlet:0.3 --sites 8
       foveate federated embed digits --split shards:2 --sites 5
+      foveate federated features digits --split dirichlet:0.3 --sites 8 --set encoder=small_resnet
     """
 
 
@@ -230,4 +231,106 @@ def _cluster_lines(result: dict[str, Any]) -> list[str]:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in one["quality"].items())
         sent = f"{one['bytes_up']:,} bytes up, {one['bytes_down']:,} down" if one["federated"] else "all points moved"
         lines.append(f"{one['method']}: {one['clusters']} groups, {numbers}; {sent}, {one['seconds']:.2f} s")
+    return lines + [f"note: {note}" for note in result["notes"]]
+
+
+@command.command("features", short_help="Train one encoder at several sites, without labels.")
+@sources_of
+@click.option("--clusters", type=click.IntRange(1), help="Groups of all sites together; as many as labels, if given.")
+@click.option("--method", default="deepfeca", show_default=True, help="deepfeca, local, central, untrained.")
+@click.option("--beside", default="untrained", show_default=True, help="Methods to compare with, with commas; or none.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of grouping, training and averaging; 20 by default.")
+@click.option("--min-sites", type=click.IntRange(1), default=1, show_default=True, help="Sites that must answer.")
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any other setting; repeatable.")
+@click.option("--run", "run", type=_FILE, help="Run folder; runs/federated-features by default.")
+@click.option("--dry-run", is_flag=True, help="Print sites, settings and what would be exchanged; write nothing.")
+@common()
+def features(
+    sources: tuple[str, ...],
+    label: str | None,
+    site: str | None,
+    split: str | None,
+    sites: int | None,
+    collection: Path | None,
+    clusters: int | None,
+    method: str,
+    beside: str,
+    rounds: int | None,
+    min_sites: int,
+    overrides: tuple[str, ...],
+    run: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Trains one encoder at all sites with DeepFeCA, reconstructed, towards groups that a server makes of centroids.
+
+    SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a site each; one is
+    split by --split or --site. Labels only measure. Stopped and repeated, it goes on after the last finished round.
+
+    \b
+    Example:
+      foveate federated features digits --split dirichlet:0.3 --sites 8 --set encoder=small_resnet --set augment=shift
+      foveate federated features here.npz there.npz --clusters 12 --rounds 10 --set augment=noise
+      foveate federated features vectors --collection my-pictures --label species --split dirichlet:0.3 --sites 8
+    """
+    from foveate.federated.deep.options import options_of
+    from foveate.federated.deep.run import clusters_of, plan, run_features
+    from foveate.federated.sources import gather
+    from foveate.settings.errors import UserError
+    from foveate.settings.recipes import options_of as overrides_of
+
+    content = overrides_of(overrides)
+    for name, instead in (("seed", "--seed"), ("clusters", "--clusters"), ("rounds", "--rounds")):
+        if name in content:
+            raise UserError(f"--set {name}: give it as {instead}")
+    number = seed or 0
+    gathered = gather(sources, label=label, site=site, split=split, sites=sites, collection=collection, seed=number)
+    given = {"clusters": clusters_of(gathered, clusters), "method": method, "rounds": rounds, "seed": number}
+    content |= {name: value for name, value in given.items() if value is not None}
+    options = options_of(content, where="foveate federated features")
+    if dry_run:
+        planned = plan(gathered, options)
+        lines = [f"{name}: {count} points" for name, count in planned["sites"].items()]
+        lines.append(
+            f"{planned['method']}, {planned['clusters']} clusters, an encoder of {planned['weights']:,} weights"
+        )
+        lines.append(f"at most {planned['bytes_up_per_site']:,} bytes leave a site")
+        finish(planned, lines, {}, as_json=as_json)
+        return
+    from foveate.report import render
+    from foveate.vision.device import choose_device
+
+    target = run or Path("runs") / "federated-features"
+    result = run_features(
+        gathered,
+        options,
+        target,
+        beside=[] if beside == "none" else [name.strip() for name in beside.split(",") if name.strip()],
+        at_least=min_sites,
+        device=str(choose_device(device or "cpu")),
+        command=["foveate", *sys.argv[1:]],
+    )
+    paths = {
+        "run": target,
+        "model": target / "model",
+        "features": target / "features.parquet",
+        "groups": target / "groups.parquet",
+        "report": render(target),
+    }
+    brief = {name: value for name, value in result.items() if name != "map"}
+    finish(brief, _features_lines(result), paths, as_json=as_json)
+
+
+def _features_lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"{len(result['sites'])} sites, {result['points']:,} points, {result['split']}"]
+    for one in result["methods"]:
+        numbers = ", ".join(f"{name} {value:.3f}" for name, value in one["quality"].items())
+        sent = (
+            f"{(one['bytes_up'] + one['bytes_down']) / 1e6:.1f} MB exchanged"
+            if one["federated"]
+            else "all points moved"
+        )
+        lines.append(f"{one['method']}, {one['rounds']} rounds: {numbers}; {sent}, {one['seconds']:.1f} s")
     return lines + [f"note: {note}" for note in result["notes"]]

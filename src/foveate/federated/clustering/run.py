@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from foveate.federated.clustering.distances import Floats, Labels, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, pooled
+from foveate.federated.clustering.projection import axes
 from foveate.federated.clustering.protocol import HANDLERS, sends, unit_rows
 from foveate.federated.clustering.settings import Settings, method, resolve
 from foveate.federated.rounds import InProcess, Log
@@ -238,7 +239,7 @@ def _notes(sites: Sites, found: Clustered) -> list[str]:
 
 def write_server_result(path: Path, found: Clustered, log: Log, names: Mapping[int, str]) -> dict[str, Any]:
     """result.json and centres.npz of a server, which sees no points: what sites sent, and what they said of the fit."""
-    origin_D, two_D2 = axes(found)
+    origin_D, two_D2 = axes(found.centres)
     rows = []
     for site, name in names.items():
         sent = found.clients.get(site, {})
@@ -291,23 +292,9 @@ def write_server_result(path: Path, found: Clustered, log: Log, names: Mapping[i
     return result
 
 
-def axes(found: Clustered) -> tuple[Floats, Floats]:
-    """Origin [D] and two directions [D, 2] of the map: the data's own where there are two features or one, else the
-    principal ones of the centres, which a server may draw without seeing a point.
-    """
-    width = found.centres.shape[1]
-    if width <= 2:
-        return np.zeros(width), np.eye(width, 2)
-    middle = found.centres.mean(0)
-    _, _, directions = np.linalg.svd(found.centres - middle, full_matrices=False)
-    two_D2 = np.zeros((width, 2))
-    two_D2[:, : min(2, len(directions))] = directions[:2].T
-    return middle, two_D2
-
-
 def _map(sites: Sites, found: Clustered, labels: list[Labels]) -> dict[str, Any]:
     """Places, owners, groups and labels of a sample of points; places of all centres and of what clients sent."""
-    origin_D, two_D2 = axes(found)
+    origin_D, two_D2 = axes(found.centres)
 
     def placed(points: Floats) -> list[list[float]]:
         return np.round((points - origin_D) @ two_D2, 4).tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from foveate.federated.clustering.distances import nearest
 from foveate.federated.clustering.protocol import unit_rows
 from foveate.federated.clustering.settings import method, resolve
-from foveate.federated.deep.network import Embedder, set_weights, weights_of
+from foveate.federated.deep.network import embedder, set_weights, weights_of
 from foveate.federated.deep.protocol import AUGMENTS, Augment, Training, embedded, handlers
 from foveate.federated.deep.rounds import Deep, run
 from foveate.federated.rounds import InProcess, Log
@@ -100,20 +99,6 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         self.keep = keep
         self.random_state = random_state
 
-    def _network(self, sample: Tensor, seed: int) -> Embedder:
-        """The network before training; its start weights belong to the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            encoder = copy.deepcopy(self.encoder)
-            if encoder is None and sample.ndim != 2:
-                raise UserError("pictures need an encoder: give one, such as small_resnet(channels)")
-            inner = sample.shape[1]
-            if encoder is not None:
-                encoder.eval()
-                with torch.no_grad():
-                    inner = encoder(sample[:1]).flatten(1).shape[1]
-            return Embedder(encoder, inner, width=self.width)
-
     def fit(self, X: Any, y: None = None) -> FederatedDeepClustering:
         """Trains on a list with one array of features or pictures for each site.
 
@@ -143,7 +128,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
             learning_rate=self.learning_rate,
             temperature=self.temperature,
         )
-        network = self._network(samples[0], seed)
+        network = embedder(self.encoder, samples[0][:1], seed=seed, width=self.width)
         log = Log()
         answering = handlers(network, training, augment)
         sites = [Site(number, one, answering) for number, one in enumerate(samples)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn.functional import normalize
 
 from foveate.settings.errors import UserError
 
-WIDTH = 128
+WIDTH, HIDDEN = 128, 256
 
 
 class Embedder(nn.Module):
@@ -23,7 +24,7 @@ class Embedder(nn.Module):
         inner: width of the encoder's output. hidden: of the head.
     """
 
-    def __init__(self, encoder: nn.Module | None, inner: int, *, hidden: int = 256, width: int = WIDTH) -> None:
+    def __init__(self, encoder: nn.Module | None, inner: int, *, hidden: int = HIDDEN, width: int = WIDTH) -> None:
         super().__init__()
         self.encoder = encoder if encoder is not None else nn.Identity()
         self.head = nn.Sequential(nn.Linear(inner, hidden), nn.ReLU(), nn.Linear(hidden, width))
@@ -66,6 +67,68 @@ def small_resnet(channels: int, widths: Sequence[int] = (16, 32, 64)) -> nn.Sequ
         blocks.append(_Block(inner, outer, 1 if number == 0 else 2))
         inner = outer
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class _Patches(nn.Module):
+    """Patches of a picture as tokens with a place each."""
+
+    def __init__(self, channels: int, side: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.cut = nn.Conv2d(channels, width, patch, patch)
+        self.places = nn.Parameter(0.02 * torch.randn(1, (side // patch) ** 2, width))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.cut(pictures).flatten(2).transpose(1, 2) + self.places
+
+
+class _Middle(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens.mean(1)
+
+
+def small_vit(
+    channels: int, side: int, *, patch: int | None = None, width: int = 64, depth: int = 2, heads: int = 4
+) -> nn.Sequential:
+    """A vision transformer for small square pictures [B, channels, side, side]: the mean over tokens, [B, width].
+
+    Args:
+        patch: side of a patch; a quarter of the picture's by default.
+
+    Raises:
+        UserError: a patch that does not divide the side.
+    """
+    size = patch if patch is not None else max(1, side // 4)
+    if size < 1 or side % size:
+        raise UserError(f"patches of {size} pixels do not divide a side of {side}")
+    layers = [
+        nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        for _ in range(depth)
+    ]
+    return nn.Sequential(_Patches(channels, side, size, width), *layers, nn.LayerNorm(width), _Middle())
+
+
+def embedder(
+    encoder: nn.Module | None, sample: Tensor, *, seed: int, hidden: int = HIDDEN, width: int = WIDTH
+) -> Embedder:
+    """An encoder (copied) with a head that fits it; the head's start weights belong to the seed.
+
+    Args:
+        sample: a batch of one, from which the encoder's width is read.
+
+    Raises:
+        UserError: pictures without an encoder.
+    """
+    if encoder is None and sample.ndim != 2:
+        raise UserError("pictures need an encoder: give one, such as small_resnet(channels)")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        copied = copy.deepcopy(encoder)
+        inner = sample.shape[1]
+        if copied is not None:
+            copied.eval()
+            with torch.no_grad():
+                inner = copied(sample).flatten(1).shape[1]
+        return Embedder(copied, inner, hidden=hidden, width=width)
 
 
 def _floating(network: nn.Module) -> list[Tensor]:

@@ -112,10 +112,19 @@ def train(
     training: Training,
     augment: Augment | None,
     random: np.random.Generator,
+    *,
+    order_K: NDArray[np.int64] | None = None,
 ) -> float:
-    """Local epochs towards pseudo-labels that are taken once, before; returns the mean loss of the last epoch."""
-    prototypes_KD = torch.from_numpy(np.array(centres_KD)).float()
-    labels_N = pseudo_labels(torch.from_numpy(embedded(network, points)).float(), prototypes_KD)
+    """Local epochs towards pseudo-labels that are taken once, before; returns the mean loss of the last epoch.
+
+    Args:
+        order_K: the centre that each label is trained towards; its own by default. Another order at every site is a
+            control: as much training, towards centres that mean something else everywhere.
+    """
+    prototypes_KD = torch.from_numpy(np.array(centres_KD)).float().to(points.device)
+    labels_N = pseudo_labels(torch.from_numpy(embedded(network, points)).float().to(points.device), prototypes_KD)
+    if order_K is not None:
+        labels_N = torch.from_numpy(order_K).to(points.device)[labels_N]
     torch_random = torch.Generator().manual_seed(int(random.integers(2**62)))
     optimizer = torch.optim.SGD(
         network.parameters(), lr=training.learning_rate, momentum=0.9, weight_decay=training.weight_decay
@@ -128,8 +137,9 @@ def train(
         for rows in order.split(training.batch_size):
             if len(rows) < 2 and len(points) > 1:
                 continue  # batch statistics of a single row do not exist
-            batch = points[rows] if augment is None else augment(points[rows], torch_random)
-            loss = prototype_loss(network(batch), prototypes_KD, labels_N[rows], temperature=training.temperature)
+            chosen = rows.to(points.device)
+            batch = points[chosen] if augment is None else augment(points[chosen], torch_random)
+            loss = prototype_loss(network(batch), prototypes_KD, labels_N[chosen], temperature=training.temperature)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -139,7 +149,7 @@ def train(
 
 def noise(batch: Tensor, random: torch.Generator) -> Tensor:
     """Features with Gaussian noise of a tenth of each feature's spread in the batch."""
-    drawn = torch.randn(batch.shape, generator=random)
+    drawn = torch.randn(batch.shape, generator=random).to(batch.device)
     return batch + 0.1 * batch.std(0, keepdim=True).nan_to_num(0.0) * drawn
 
 

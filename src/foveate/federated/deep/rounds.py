@@ -5,6 +5,7 @@ The round's shape is a reconstruction: the paper names DeepFeCA's parts, and its
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from foveate.federated.clustering.fit import pool_of
 from foveate.federated.clustering.lloyd import unit
 from foveate.federated.clustering.settings import Settings, method
 from foveate.federated.deep.protocol import embedded_request, embedded_rule, train_request, train_rule
+from foveate.federated.messages import Message
 from foveate.federated.rounds import Exchange
 from foveate.federated.sites import stream
 
@@ -27,12 +29,14 @@ class Deep:
 
     Attributes:
         weights: of the common encoder. width: of its embeddings. centres: [K, D] of the last round; None before it.
-        history: one entry a round. excluded: by site the last reason why it was left out.
+        round: how many rounds are done. history: one entry a round. excluded: by site the last reason why it was left
+            out.
     """
 
     weights: NDArray[np.float32]
     width: int
     centres: NDArray[np.float64] | None = None
+    round: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     excluded: dict[int, str] = field(default_factory=dict)
 
@@ -53,8 +57,8 @@ def matched(centres_KD: NDArray[np.float64], before_KD: NDArray[np.float64] | No
     return centres_KD[order]
 
 
-def aggregate(exchange: Exchange, settings: Settings, state: Deep, number: int, at_least: int) -> list[int]:
-    """First half of a round: sets `state.centres`; returns the sites that answered."""
+def aggregate(exchange: Exchange, settings: Settings, state: Deep, number: int, at_least: int) -> dict[int, Message]:
+    """First half of a round: sets `state.centres`; returns what sites answered."""
     requests = {site: embedded_request(state.weights, settings, site, number) for site in exchange.sites}
     found = exchange.ask(
         requests,
@@ -67,20 +71,29 @@ def aggregate(exchange: Exchange, settings: Settings, state: Deep, number: int, 
     rng = stream(settings.seed, round=number, site=-1, purpose="server")
     centres = unit(method(settings.method).merge(pool, settings, rng, radii).centres)
     state.centres = matched(centres, state.centres)
-    return found.sites
+    return found.answers
 
 
-def run_round(exchange: Exchange, settings: Settings, state: Deep, number: int, *, at_least: int = 1) -> None:
+def run_round(
+    exchange: Exchange, settings: Settings, state: Deep, number: int, *, at_least: int = 1, common: bool = True
+) -> None:
     """One whole round; changes `state`.
+
+    Args:
+        common: sites train towards the common centres; without, each towards the centroids that it sent itself.
 
     Raises:
         TooFewSitesError, TooFewGroupsError: as the clustering.
     """
     before = state.centres
-    sites = aggregate(exchange, settings, state, number, at_least)
+    answered = aggregate(exchange, settings, state, number, at_least)
     assert state.centres is not None
-    request = train_request(state.weights, state.centres, settings.seed, number)
-    found = exchange.ask(dict.fromkeys(sites, request), train_rule(len(state.weights)), at_least=at_least)
+    if common:
+        requests = dict.fromkeys(answered, train_request(state.weights, state.centres, settings.seed, number))
+    else:
+        own = {site: unit(np.asarray(answer.array("centres"))) for site, answer in answered.items()}
+        requests = {site: train_request(state.weights, one, settings.seed, number) for site, one in own.items()}
+    found = exchange.ask(requests, train_rule(len(state.weights)), at_least=at_least)
     state.excluded |= found.excluded
     answers = [(one.array("weights"), int(one.number("points"))) for one in found.answers.values()]
     state.weights = average(answers)
@@ -89,6 +102,7 @@ def run_round(exchange: Exchange, settings: Settings, state: Deep, number: int, 
     moved = None
     if before is not None and len(before) == len(state.centres):
         moved = float(1 - (before * state.centres).sum(1).mean())
+    state.round = number + 1
     state.history.append({"round": number, "loss": loss, "sites": found.sites, "moved": moved})
 
 
@@ -99,9 +113,16 @@ def run(
     rounds: int,
     *,
     at_least: int = 1,
+    common: bool = True,
+    after: Callable[[Deep], None] = lambda state: None,
 ) -> Deep:
-    """All rounds, and a last look at the centres of the trained encoder."""
-    for number in range(rounds):
-        run_round(exchange, settings, state, number, at_least=at_least)
+    """The rounds that are not done yet, and a last look at the centres of the trained encoder.
+
+    Args:
+        common: see `run_round`. after: called at each round's end.
+    """
+    for number in range(state.round, rounds):
+        run_round(exchange, settings, state, number, at_least=at_least, common=common)
+        after(state)
     aggregate(exchange, settings, state, rounds, at_least)
     return state

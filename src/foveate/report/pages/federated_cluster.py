@@ -94,20 +94,25 @@ class ClusterResult(Part):
     command: str | list[str] = ""
 
 
-def maps(r: ClusterResult) -> list[dict[str, Any]]:
+def point_maps(drawn: ClusterMap, names: list[str]) -> list[dict[str, Any]]:
     """The map three times: by group with the names of groups, by site, by label where there are labels."""
-    names = [site.name for site in r.sites]
     coloured = [
-        ("By group", [str(group) for group in r.map.groups], True),
-        ("By site", [names[owner] for owner in r.map.owners], False),
+        ("By group", [str(group) for group in drawn.groups], True),
+        ("By site", [names[owner] for owner in drawn.owners], False),
     ]
-    if r.map.labels is not None:
-        coloured.append(("By label", r.map.labels, True))
-    drawn = []
-    for title, groups, named in coloured if r.map.places else []:
+    if drawn.labels is not None:
+        coloured.append(("By label", drawn.labels, True))
+    found = []
+    for title, groups, named in coloured if drawn.places else []:
         styles = ranked(groups)
-        picture = scatter(r.map.places, groups, styles, title=f"Joint map, {title.lower()}", named=named)
-        drawn.append({"map": plot(title, picture), "legend": legend(styles)})
+        picture = scatter(drawn.places, groups, styles, title=f"Joint map, {title.lower()}", named=named)
+        found.append({"map": plot(title, picture), "legend": legend(styles)})
+    return found
+
+
+def maps(r: ClusterResult) -> list[dict[str, Any]]:
+    """The joint map, and what the server saw."""
+    drawn = point_maps(r.map, [site.name for site in r.sites])
     if r.map.sent:
         kinds = ["sent by a site"] * len(r.map.sent) + ["centre of a group"] * len(r.map.centres)
         styles = {"sent by a site": "g0", "centre of a group": "g1"}
@@ -137,14 +142,14 @@ def _cell(key: str, value: float | None) -> str:
     )
 
 
-def exchanged(r: ClusterResult) -> list[dict[str, str]]:
+def exchange_rows(exchanged: list[ClusterExchange], kinds: Mapping[str, str]) -> list[dict[str, str]]:
     """What left the sites and what came to them."""
     rows = []
-    for row in sorted(r.exchanged, key=lambda one: not one.up):
+    for row in sorted(exchanged, key=lambda one: not one.up):
         shapes = [" × ".join(map(str, shape)) for shape in (row.smallest, row.largest) if shape]
         rows.append(
             {
-                "kind": KINDS.get(row.kind, row.kind),
+                "kind": kinds.get(row.kind, row.kind),
                 "way": "from a site" if row.up else "to a site",
                 "what": row.what,
                 "shape": f"{' to '.join(dict.fromkeys(shapes))} {row.dtype}" if shapes else "numbers and words",
@@ -172,7 +177,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "facts": [(name, value) for name, value in facts if value],
         "maps": maps(r),
         "table": measures(r),
-        "exchanged": exchanged(r),
+        "exchanged": exchange_rows(r.exchanged, KINDS),
         "labelled": r.sites and r.sites[0].classes is not None,
         "command": command_text(r.command),
     }

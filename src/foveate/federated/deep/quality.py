@@ -1,0 +1,72 @@
+"""What an encoder trained without labels is worth: its groups against labels, votes of neighbours, a linear probe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.metrics import clustering, embedding
+from foveate.settings.seeds import generator
+
+MOST_POINTS = 3000
+NEIGHBOURS = 7
+APART = 0.2
+"""Share of the points that a probe is judged on."""
+
+Floats = NDArray[np.floating]
+
+
+def quality(
+    vectors_ND: Floats,
+    outputs_NE: Floats,
+    groups_N: NDArray[np.int64],
+    centres_KD: Floats,
+    labels_N: NDArray[Any] | None,
+    *,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Measures by name; with labels: nmi, ari, purity of groups, and knn and probe of the encoder's output.
+
+    distance is the root mean square from a unit vector to its centre, from 0 to 2; it says nothing across encoders.
+    The probe is logistic regression on four fifths of at most `MOST_POINTS` points, judged on the others; knn leaves
+    one out.
+    """
+    gaps_N = ((vectors_ND - centres_KD[groups_N]) ** 2).sum(1)
+    found = {"distance": float(np.sqrt(gaps_N.mean()))}
+    if labels_N is None:
+        return found
+    found |= against(labels_N, groups_N)
+    order = generator("deep quality", seed, len(labels_N)).permutation(len(labels_N))[:MOST_POINTS]
+    chosen, labels = outputs_NE[order], labels_N[order]
+    if len(chosen) > 2 * NEIGHBOURS + 2:
+        numbers = np.unique(labels, return_inverse=True)[1]
+        found["knn"] = embedding.knn_accuracy(chosen, numbers, k=NEIGHBOURS)
+    right = probe(chosen, labels)
+    return found if right is None else found | {"probe": right}
+
+
+def against(labels_N: NDArray[Any], groups_N: NDArray[np.int64]) -> dict[str, float]:
+    """How groups match labels."""
+    return {
+        "nmi": clustering.normalised_mutual_information(labels_N, groups_N),
+        "ari": clustering.adjusted_rand_index(labels_N, groups_N),
+        "purity": clustering.purity(labels_N, groups_N),
+    }
+
+
+def probe(outputs_NE: Floats, labels_N: NDArray[Any]) -> float | None:
+    """Accuracy of logistic regression on standardised features; None where the training part has one label only.
+
+    The first points train and the last `APART` of them are judged: give them in a random order.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    cut = len(labels_N) - int(APART * len(labels_N))
+    if cut == len(labels_N) or len(np.unique(labels_N[:cut])) < 2:
+        return None
+    scaler = StandardScaler().fit(outputs_NE[:cut])
+    model = LogisticRegression(C=0.1, max_iter=300).fit(scaler.transform(outputs_NE[:cut]), labels_N[:cut])
+    return float((model.predict(scaler.transform(outputs_NE[cut:])) == labels_N[cut:]).mean())

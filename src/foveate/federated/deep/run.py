@@ -1,0 +1,249 @@
+"""Behind `foveate federated features`: sites, one encoder, baselines beside it, measures, and what was exchanged."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+
+from foveate.federated.clustering.projection import axes
+from foveate.federated.clustering.protocol import sends
+from foveate.federated.deep.checkpoint import Stand, load_stand, save_stand, sent
+from foveate.federated.deep.fitting import Fitted, fit_sites, network_of
+from foveate.federated.deep.folder import save_model
+from foveate.federated.deep.network import weights_of
+from foveate.federated.deep.options import METHODS, POOLED, UNTRAINED, DeepOptions
+from foveate.federated.deep.quality import against, quality
+from foveate.federated.sources import Sites
+from foveate.settings.errors import UserError, choose
+from foveate.settings.files import FolderLock, atomic_file
+from foveate.settings.progress import Meter, say
+from foveate.settings.runs import RunFolder
+from foveate.settings.seeds import generator
+
+KIND = "federated_features"
+MOST_POINTS = 4000
+"""Points on a map; of more, a random sample of each site in proportion."""
+
+
+def clusters_of(sites: Sites, clusters: int | None) -> int:
+    """K: as given, else the number of different labels.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if clusters is not None:
+        return clusters
+    if sites.labels is None:
+        raise UserError("how many clusters? give --clusters, or --label, whose different values are then counted")
+    return len(np.unique(np.concatenate([one.astype(str) for one in sites.labels])))
+
+
+def plan(sites: Sites, options: DeepOptions) -> dict[str, Any]:
+    """What a run would train and exchange, at most: bytes up and down of each site, over all rounds."""
+    width = sites.points[0].shape[1]
+    weights = len(weights_of(network_of(options, width)))
+    wanted = sends(options.plan())
+    first = options.clusters * (8 * options.width + 8 * wanted["counts"] + wanted["kept"])
+    first += 8 * (wanted["radius"] + wanted["counts"])
+    rounds = 0 if options.method == UNTRAINED else options.rounds
+    moved = options.method != POOLED
+    return {
+        "kind": "plan",
+        "method": options.method,
+        "clusters": options.clusters,
+        "sites": {name: len(one) for name, one in zip(sites.names, sites.points, strict=True)},
+        "features": width,
+        "weights": weights,
+        "bytes_up_per_site": moved * ((rounds + 1) * first + rounds * (4 * weights + 16)),
+        "options": options.model_dump(mode="json"),
+    }
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What one method makes of all points, by site: unit vectors, the encoder's output, groups."""
+
+    fitted: Fitted
+    vectors: list[NDArray[np.float64]]
+    outputs: list[NDArray[np.float64]]
+    groups: list[NDArray[np.int64]]
+
+
+def run_features(
+    sites: Sites,
+    options: DeepOptions,
+    path: Path,
+    *,
+    beside: Sequence[str] = (),
+    at_least: int = 1,
+    device: str = "cpu",
+    command: list[str] | None = None,
+) -> dict[str, Any]:
+    """Trains the encoder, and those of other methods beside it; writes result.json, features, groups and the model.
+
+    Stopped and repeated, it goes on where it was: after the last finished round, and within a round without asking
+    again the sites that answered.
+
+    Raises:
+        UserError: an unknown method, points that do not fit, too few sites or groups, or a folder of other settings.
+    """
+    for one in beside:
+        choose(one, METHODS, "method beside")
+    names = [options.method, *(one for one in dict.fromkeys(beside) if one != options.method)]
+    about = {
+        "sites": {name: len(points) for name, points in zip(sites.names, sites.points, strict=True)},
+        "split": sites.about,
+        "beside": names[1:],
+        "options": options.model_dump(mode="json"),
+    }
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        clustering = options.plan()
+    for one in told:
+        say(str(one.message))
+    run = RunFolder.create(path, command=command, recipe=yaml.safe_dump(about, sort_keys=False))
+    with FolderLock(path, purpose="federated features"):
+        rows: list[dict[str, Any]] = []
+        first: Looked | None = None
+        for name in names:
+            chosen = options.model_copy(update={"method": name})
+            looked = _look(sites, _fit(sites, chosen, path, at_least, device))
+            rows.append(_measured(sites, looked))
+            first = first or looked
+        assert first is not None
+        stand = first.fitted.stand
+        result = {
+            "kind": KIND,
+            "method": options.method,
+            "what": METHODS[options.method],
+            "clustering": clustering.title,
+            "encoder": options.encoder,
+            "clusters": len(first.fitted.centres),
+            "features": first.fitted.features,
+            "width": options.width,
+            "split": sites.about,
+            "points": sum(about["sites"].values()),
+            "sites": _by_site(sites, first),
+            "methods": rows,
+            "exchanged": stand.exchanged,
+            "history": stand.state.history,
+            "notes": [f"{sites.names[site]} was left out: {reason}" for site, reason in stand.state.excluded.items()],
+            "map": _map(sites, first, seed=options.seed),
+            "options": about["options"],
+            "command": command or [],
+        }
+        _write(path, sites, first, rows[0]["quality"])
+        run.write_result(result)
+    return result
+
+
+def _fit(sites: Sites, options: DeepOptions, path: Path, at_least: int, device: str) -> Fitted:
+    kept = path / "states" / f"{options.method}.safetensors"
+    stand = load_stand(kept, options)
+    rounds = 0 if options.method == UNTRAINED else options.rounds
+    with Meter(f"rounds of {options.method}", rounds) as meter:
+        meter.advance(0 if stand is None else stand.state.round)
+
+        def after(now: Stand) -> None:
+            save_stand(now, options, kept)
+            meter.advance(1, note=f"loss {now.state.history[-1]['loss']:.3f}")
+
+        return fit_sites(
+            sites.points,
+            options,
+            names=sites.names,
+            device=device,
+            stand=stand,
+            after=after,
+            keep=path / "answers" / options.method,
+            at_least=at_least,
+        )
+
+
+def _look(sites: Sites, fitted: Fitted) -> Looked:
+    vectors = [fitted.transform(one) for one in sites.points]
+    outputs = [fitted.outputs(one) for one in sites.points] if fitted.options.reads_pictures else vectors
+    return Looked(fitted, vectors, outputs, [fitted.predict(one) for one in sites.points])
+
+
+def _measured(sites: Sites, looked: Looked) -> dict[str, Any]:
+    """One method's line: what its encoder is worth, and its cost."""
+    fitted = looked.fitted
+    labels = None if sites.labels is None else np.concatenate([one.astype(str) for one in sites.labels])
+    vectors, outputs = np.concatenate(looked.vectors), np.concatenate(looked.outputs)
+    worth = quality(vectors, outputs, np.concatenate(looked.groups), fitted.centres, labels, seed=fitted.options.seed)
+    return {
+        "method": fitted.options.method,
+        "what": METHODS[fitted.options.method],
+        "federated": fitted.options.method != POOLED,
+        "rounds": fitted.stand.state.round,
+        "quality": worth,
+        "bytes_up": sent(fitted.stand.exchanged, up=True),
+        "bytes_down": sent(fitted.stand.exchanged, up=False),
+        "seconds": round(fitted.stand.seconds, 3),
+    }
+
+
+def _by_site(sites: Sites, looked: Looked) -> list[dict[str, Any]]:
+    rows = []
+    centres = looked.fitted.centres
+    for number, (name, vectors, groups) in enumerate(zip(sites.names, looked.vectors, looked.groups, strict=True)):
+        row: dict[str, Any] = {
+            "name": name,
+            "points": len(vectors),
+            "groups": len(np.unique(groups)),
+            "distance": float(np.sqrt(((vectors - centres[groups]) ** 2).sum(1).mean())),
+            "rounds": sum(number in entry["sites"] for entry in looked.fitted.stand.state.history),
+            "excluded": looked.fitted.stand.state.excluded.get(number, ""),
+        }
+        if sites.labels is not None:
+            own = sites.labels[number].astype(str)
+            row |= {"classes": len(np.unique(own)), **against(own, groups)}
+        rows.append(row)
+    return rows
+
+
+def _map(sites: Sites, looked: Looked, *, seed: int) -> dict[str, Any]:
+    """Places, owners, groups and labels of a sample of points, along the directions in which centres differ most."""
+    origin_D, two_D2 = axes(looked.fitted.centres)
+    share = min(1.0, MOST_POINTS / sum(len(one) for one in sites.points))
+    places, owners, groups, classes = [], [], [], []
+    for number, vectors in enumerate(looked.vectors):
+        count = max(1, round(share * len(vectors)))
+        rows = np.sort(generator("map", seed, number).permutation(len(vectors))[:count])
+        places += np.round((vectors[rows] - origin_D) @ two_D2, 4).tolist()
+        owners += [number] * len(rows)
+        groups += looked.groups[number][rows].tolist()
+        classes += sites.labels[number][rows].astype(str).tolist() if sites.labels is not None else []
+    centres = np.round((looked.fitted.centres - origin_D) @ two_D2, 4).tolist()
+    return {"places": places, "owners": owners, "groups": groups, "labels": classes or None, "centres": centres}
+
+
+def _write(path: Path, sites: Sites, looked: Looked, metrics: dict[str, float]) -> None:
+    """`features.parquet`, `groups.parquet` and the model folder."""
+    names = np.repeat(np.array(sites.names, dtype=object), [len(one) for one in looked.groups]).tolist()
+    rows = np.concatenate([np.arange(len(one)) for one in looked.groups])
+    shared: dict[str, Any] = {"site": names, "row": rows}
+    if sites.labels is not None:
+        shared["label"] = np.concatenate([one.astype(str) for one in sites.labels]).tolist()
+    features = {"embedding": _lists(looked.vectors)}
+    if looked.fitted.options.reads_pictures:
+        features["output"] = _lists(looked.outputs)
+    groups = {"group": np.concatenate(looked.groups)}
+    for name, columns in (("features", shared | features), ("groups", shared | groups)):
+        with atomic_file(path / f"{name}.parquet") as handle:
+            pq.write_table(pa.table({key: pa.array(values) for key, values in columns.items()}), handle)
+    save_model(looked.fitted, path / "model", sites=len(sites.names), metrics=metrics)
+
+
+def _lists(parts: list[NDArray[np.float64]]) -> list[NDArray[np.float32]]:
+    return list(np.concatenate(parts).astype(np.float32))

@@ -1,0 +1,337 @@
+"""`foveate federated features` from sources to a page, stopped and repeated; its baselines, encoders, model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file
+
+from foveate.cli.main import cli
+from foveate.federated.deep import fitting
+from foveate.federated.deep import run as deep_run
+from foveate.federated.deep.checkpoint import load_stand, save_stand, together
+from foveate.federated.deep.estimator import FederatedDeepClustering
+from foveate.federated.deep.fitting import fit_sites
+from foveate.federated.deep.folder import load_model
+from foveate.federated.deep.network import weights_of
+from foveate.federated.deep.options import METHODS, options_of
+from foveate.federated.deep.protocol import EMBEDDED, TRAIN
+from foveate.federated.deep.quality import probe
+from foveate.federated.sources import gather, read_points
+from foveate.report import render
+from foveate.report.pages import federated_features
+from foveate.report.schema import read
+from foveate.settings.errors import UserError
+
+QUICK = ["--rounds", "3", "--set", "width=8", "--set", "hidden=16", "--quiet"]
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["federated", "features", *map(str, arguments)])
+
+
+def answer(*arguments: object) -> dict[str, Any]:
+    done = call(*arguments, "--json")
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Three groups of four-sided points at two hospitals."""
+    random = np.random.default_rng(0)
+    points = random.normal(size=(120, 6)) + 4 * random.normal(size=(3, 6))[np.arange(120) % 3]
+    columns = {
+        "embedding": pa.array(list(points)),
+        "species": [f"s{n % 3}" for n in range(120)],
+        "hospital": ["north" if n < 60 else "south" for n in range(120)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    return tmp_path / "t.parquet"
+
+
+def test_from_a_table_to_a_page(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    found = answer(
+        table, "--site", "hospital", "--label", "species", "--beside", "untrained,local,central", "--run", out, *QUICK
+    )
+    assert [one["method"] for one in found["methods"]] == list(METHODS)[:1] + ["untrained", "local", "central"]
+    assert [one["rounds"] for one in found["methods"]] == [3, 0, 3, 3]
+    for one in found["methods"]:
+        assert {"distance", "nmi", "ari", "purity", "knn", "probe"} == set(one["quality"])
+        assert 0.9 < one["quality"]["probe"] <= 1, "groups that a line separates"
+    assert found["clusters"] == 3
+    assert found["clustering"] == "consensus, spherical True, one shot"
+    assert [(site["name"], site["points"], site["rounds"]) for site in found["sites"]] == [
+        ("north", 60, 3), ("south", 60, 3)
+    ]  # fmt: skip
+    by_method = {one["method"]: one for one in found["methods"]}
+    assert by_method["central"]["bytes_up"] == by_method["central"]["bytes_down"] == 0
+    assert by_method["local"]["bytes_up"] == by_method["deepfeca"]["bytes_up"]
+    assert {(row["kind"], row["up"]) for row in found["exchanged"]} == {
+        (kind, up) for kind in (EMBEDDED, TRAIN) for up in (True, False)
+    }
+    features = pq.read_table(found["paths"]["features"])
+    assert features.column_names == ["site", "row", "label", "embedding"]
+    lengths = np.linalg.norm(np.stack(features["embedding"].to_pylist()), axis=1)
+    np.testing.assert_allclose(lengths, 1, atol=1e-6)
+    groups = pq.read_table(found["paths"]["groups"])
+    assert groups.column_names == ["site", "row", "label", "group"]
+    model = load_model(found["paths"]["model"])
+    read = gather([table], site="hospital")
+    together_ = np.concatenate([model.predict(one) for one in read.points])
+    np.testing.assert_array_equal(together_, groups["group"].to_numpy())
+    page = Path(found["paths"]["report"]).read_text(encoding="utf-8")
+    for words in ("One encoder of", "DeepFeCA, reconstructed", "Linear probe", "By group", "By site", "By label",
+                  "Loss of the sites", "centroids of embeddings", "All data in one place"):  # fmt: skip
+        assert words in page
+    # What it wrote is a source like any other.
+    again = answer(out / "features.parquet", "--site", "site", "--label", "label", "--run", tmp_path / "again", *QUICK)
+    assert again["features"] == 8
+
+
+def test_words_for_people_and_no_labels(table: Path, tmp_path: Path) -> None:
+    done = call(table, "--site", "hospital", "--clusters", 3, "--beside", "none", "--run", tmp_path / "r", *QUICK)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == "2 sites, 120 points, by 'hospital'"
+    assert lines[1].startswith("deepfeca, 3 rounds: distance 0.")
+    assert "nmi" not in lines[1]
+    assert [line.split(":")[0] for line in lines[2:]] == ["run", "model", "features", "groups", "report"]
+    page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert "By label" not in page
+    assert "NMI" not in page
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_stopped_after_a_round_and_repeated_it_ends_with_the_same_weights(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    arguments = [table, "--site", "hospital", "--label", "species", *QUICK]
+    whole = answer(*arguments, "--run", tmp_path / "whole")
+
+    def killed(stand: Any, options: Any, path: Path) -> None:
+        save_stand(stand, options, path)
+        if stand.state.round == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(deep_run, "save_stand", killed)
+    assert call(*arguments, "--run", tmp_path / "cut").exit_code != 0
+    assert not (tmp_path / "cut" / "result.json").exists()
+    monkeypatch.undo()
+    trained: list[int] = []
+    handlers = fitting.handlers
+
+    def counting(*given: Any) -> Any:
+        found = handlers(*given)
+
+        def train(data: Any, request: Any, site: int) -> Any:
+            trained.append(request.round)
+            return found[TRAIN](data, request, site)
+
+        return {**found, TRAIN: train}
+
+    monkeypatch.setattr(fitting, "handlers", counting)
+    again = answer(*arguments, "--run", tmp_path / "cut")
+    assert sorted(set(trained)) == list(range(stop, 3)), "no finished round is trained again"
+    same = [load_file(tmp_path / one / "model" / "model.safetensors") for one in ("whole", "cut")]
+    assert same[0].keys() == same[1].keys()
+    for name, array in same[0].items():
+        np.testing.assert_array_equal(array, same[1][name], err_msg=name)
+    for one, two in zip(whole["methods"], again["methods"], strict=True):
+        assert one["quality"] == two["quality"]
+        assert (one["bytes_up"], one["bytes_down"]) == (two["bytes_up"], two["bytes_down"])
+    assert whole["exchanged"] == again["exchanged"]
+    assert whole["history"] == again["history"]
+
+
+def test_stopped_within_a_round_it_asks_nobody_twice(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [table, "--site", "hospital", "--label", "species", "--beside", "none", *QUICK]
+    whole = answer(*arguments, "--run", tmp_path / "whole")
+    asked: list[tuple[str, int, int]] = []
+    handlers = fitting.handlers
+
+    def noting(*given: Any) -> Any:
+        def wrapped(kind: str, handler: Any) -> Any:
+            def run(data: Any, request: Any, site: int) -> Any:
+                asked.append((kind, request.round, site))
+                if len(asked) == 8:  # the second site's training of the second round
+                    raise KeyboardInterrupt
+                return handler(data, request, site)
+
+            return run
+
+        return {kind: wrapped(kind, handler) for kind, handler in handlers(*given).items()}
+
+    monkeypatch.setattr(fitting, "handlers", noting)
+    assert call(*arguments, "--run", tmp_path / "cut").exit_code != 0
+    assert asked[-1] == (TRAIN, 1, 1)
+    again = answer(*arguments, "--run", tmp_path / "cut")
+    assert len(asked) == len(set(asked)) + 1, "the killed question alone is asked again"
+    assert again["methods"][0]["quality"] == whole["methods"][0]["quality"]
+    assert again["exchanged"] == whole["exchanged"]
+    kept = sorted(path.name for path in (tmp_path / "cut" / "answers" / "deepfeca").iterdir())
+    assert kept == ["000003-query.embedded"], "weights of finished rounds are forgotten"
+
+
+@pytest.mark.parametrize(("encoder", "numbers"), [("small_resnet", 64), ("small_vit", 64)])
+def test_encoders_of_pictures(encoder: str, numbers: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "p.npz", points=random.random((60, 48)), label=np.arange(60) % 3, site=np.arange(60) % 2)
+    found = answer(
+        tmp_path / "p.npz", "--site", "site", "--label", "label", "--set", f"encoder={encoder}", "--set",
+        "augment=shift", "--rounds", 1, "--set", "width=8", "--run", tmp_path / "run", "--quiet",
+    )  # fmt: skip
+    features = pq.read_table(found["paths"]["features"])
+    assert features.column_names == ["site", "row", "label", "embedding", "output"]
+    assert len(features["output"][0]) == numbers
+    model = load_model(found["paths"]["model"])
+    points = gather([tmp_path / "p.npz"], site="site").points
+    wanted = np.stack(features["embedding"].to_pylist())
+    np.testing.assert_allclose(np.concatenate([model.transform(one) for one in points]), wanted, atol=1e-6)
+
+
+def test_the_verb_trains_what_the_estimator_trains() -> None:
+    random = np.random.default_rng(0)
+    parts = [random.normal(size=(40, 5)) + 3 * number for number in range(3)]
+    options = options_of({"clusters": 3, "rounds": 2, "width": 16, "seed": 4})
+    fitted = fit_sites(parts, options)
+    estimator = FederatedDeepClustering(3, n_rounds=2, width=16, random_state=4).fit(parts)
+    np.testing.assert_array_equal(fitted.stand.state.weights, weights_of(estimator.encoder_))
+    np.testing.assert_array_equal(fitted.centres, estimator.cluster_centers_)
+    assert sum(row["bytes"] for row in fitted.stand.exchanged if row["up"]) == estimator.bytes_up_
+
+
+def test_own_centroids_are_another_training_than_common_ones() -> None:
+    random = np.random.default_rng(0)
+    parts = [random.normal(size=(40, 5)) + 2 * number for number in range(3)]
+    found = {
+        name: fit_sites(parts, options_of({"clusters": 3, "rounds": 2, "width": 8, "method": name}))
+        for name in ("deepfeca", "local", "untrained", "central")
+    }
+    weights = [one.stand.state.weights for one in found.values()]
+    assert all((one != two).any() for place, one in enumerate(weights) for two in weights[place + 1 :])
+    alone = [
+        fit_sites(parts[:1], options_of({"clusters": 3, "rounds": 2, "width": 8, "method": name}))
+        for name in ("deepfeca", "central")
+    ]
+    np.testing.assert_array_equal(alone[0].stand.state.weights, alone[1].stand.state.weights)
+
+
+def test_the_plan_writes_nothing_and_bounds_what_is_sent(table: Path, tmp_path: Path) -> None:
+    arguments = [table, "--site", "hospital", "--label", "species", "--beside", "none", *QUICK]
+    planned = answer(*arguments, "--dry-run", "--run", tmp_path / "run")
+    assert planned["sites"] == {"north": 60, "south": 60}
+    assert not (tmp_path / "run").exists()
+    found = answer(*arguments, "--run", tmp_path / "run")
+    assert found["methods"][0]["bytes_up"] == 2 * planned["bytes_up_per_site"]
+
+
+def test_tables_of_messages_are_added() -> None:
+    row = {"kind": "train", "up": True, "what": "weights", "dtype": "float32"}
+    one = [{**row, "messages": 2, "bytes": 8, "smallest": [1, 4], "largest": [3, 4]}]
+    two = [{**row, "messages": 1, "bytes": 4, "smallest": [2, 4], "largest": [5, 4]}, {**one[0], "up": False}]
+    found = together(one, two)
+    assert found[0] == {**row, "messages": 3, "bytes": 12, "smallest": [1, 4], "largest": [5, 4]}
+    assert len(found) == 2
+    assert one[0]["messages"] == 2, "what is added is left as it was"
+
+
+def test_a_probe_of_one_label_is_no_number() -> None:
+    assert probe(np.eye(10), np.zeros(10)) is None
+    assert probe(np.eye(3), np.arange(3)) is None
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 200)
+    assert probe(random.normal(size=(200, 4)) + 5 * labels[:, None], labels) == 1
+    assert 0.2 < probe(random.normal(size=(200, 4)), labels) < 0.8  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "deepfecca"], "field 'method'"),
+        (["--beside", "locale"], "did you mean 'local'"),
+        (["--set", "roundes=3"], "did you mean 'rounds'"),
+        (["--set", "rounds=3"], "give it as --rounds"),
+        (["--set", "seed=3"], "give it as --seed"),
+        (["--set", "clustering=consenus"], "did you mean 'consensus'"),
+        (["--set", "clustering=central"], "pools raw points"),
+        (["--set", "encoder=small_resnet"], "rows of 6 numbers are no square pictures"),
+        (["--set", "encoder=small_vit", "--set", "shape=[1,2,3]"], "reads square pictures, not [2, 3]"),
+        (["--set", "encoder=small_resnet", "--set", "shape=[1,2,2]"], "shape [1, 2, 2]: rows have 6 numbers"),
+        (["--set", "shape=[1,2,3]"], "field 'shape' has no effect"),
+        (["--set", "augment=shift"], "shift moves pictures"),
+        (["--set", "encoder=small_resnet", "--set", "augment=noise"], "noise is for features"),
+        (["--set", "width=1"], "field 'width'"),
+        (["--min-sites", "3"], "2 of 2 sites answered; 3 are needed"),
+        (["--clusters", "200"], "200"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence(table: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = call(table, "--site", "hospital", "--label", "species", "--run", tmp_path / "run", "--quiet", *arguments)
+    assert isinstance(done.exception, UserError), done.output
+    assert words in str(done.exception)
+
+
+def test_labels_or_a_number_of_clusters_are_needed(table: Path, tmp_path: Path) -> None:
+    done = call(table, "--site", "hospital", "--run", tmp_path / "run")
+    assert isinstance(done.exception, UserError)
+    assert "how many clusters? give --clusters" in str(done.exception)
+
+
+def test_a_folder_of_other_settings_and_damaged_files_are_refused(table: Path, tmp_path: Path) -> None:
+    arguments = [table, "--site", "hospital", "--label", "species", "--beside", "none", *QUICK]
+    answer(*arguments, "--run", tmp_path / "a")
+    other = call(*arguments, "--run", tmp_path / "a", "--seed", "3")
+    assert isinstance(other.exception, UserError)
+    assert "another recipe" in str(other.exception)
+    kept = tmp_path / "a" / "states" / "deepfeca.safetensors"
+    with pytest.raises(UserError, match="was begun with width 8, not 4"):
+        load_stand(kept, options_of({"clusters": 3, "rounds": 3, "hidden": 16, "width": 4}))
+    kept.write_bytes(kept.read_bytes()[:50])
+    broken = call(*arguments, "--run", tmp_path / "a")
+    assert isinstance(broken.exception, UserError)
+    assert "damaged" in str(broken.exception)
+    model = tmp_path / "a" / "model"
+    with pytest.raises(UserError, match="did you mean"):
+        load_model(tmp_path / "a")
+    with pytest.raises(UserError, match="points have 5 features; the encoder reads 6"):
+        load_model(model).predict(np.zeros((2, 5)))
+    (model / "model.safetensors").write_bytes(b"x" * 30)
+    with pytest.raises(UserError, match="damaged"):
+        load_model(model)
+
+
+def test_a_page_without_rounds_or_with_a_site_left_out(table: Path, tmp_path: Path) -> None:
+    answer(table, "--site", "hospital", "--clusters", 3, "--method", "untrained", "--run", tmp_path / "r", "--quiet")
+    page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert 'id="rounds"' not in page
+    result = json.loads((tmp_path / "r" / "result.json").read_text(encoding="utf-8"))
+    result["sites"][1]["excluded"] = "no answer"
+    result["notes"] = ["south was left out: no <answer>"]
+    (tmp_path / "r" / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    page = render(tmp_path / "r").read_text(encoding="utf-8")
+    assert "south (left out)" in page
+    result["methods"].append({**result["methods"][0], "method": "central", "federated": False, "quality": {"nmi": 0.5}})
+    table = federated_features.measures(read(federated_features.FeaturesResult, result))
+    assert [head for head, _ in table["heads"]] == ["NMI", "Distance"], "measures that no method has are left out"
+    assert table["lines"][0]["cells"][0] == "–"
+    assert table["lines"][1] | {"seconds": ""} == {
+        "title": "All data in one place", "cells": ["0.500", "–"], "rounds": 0, "traffic": "all points", "seconds": ""
+    }  # fmt: skip
+    assert "no &lt;answer&gt;." in page
+
+
+def test_digits_are_a_source() -> None:
+    assert options_of({"clusters": 10, "encoder": "small_resnet"}).reads_pictures
+    assert fitting.samples_of(read_points("digits").points_ND[:3], options_of(
+        {"clusters": 10, "encoder": "small_resnet"})).shape == (3, 1, 8, 8)  # fmt: skip
