@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fixture
 from adapt.towers import CLASSES, pixels, tower
 from foveate.adapt.folder import load_adapter
 from foveate.adapt.heads import ZeroShotHead
 from foveate.adapt.model import AdaptedModel, adapt
+from foveate.adapt.opening import backbone_settings, open_backbone
+from foveate.cli.main import cli
 from foveate.settings.errors import UserError
 
 
@@ -131,7 +136,7 @@ def test_folders(tmp_path: Path) -> None:
     load_adapter(other, folder, other_weights=True)
 
 
-@pytest.mark.parametrize(
+BAD_TENSORS = pytest.mark.parametrize(
     ("change", "sentence"),
     [
         (lambda tensors: tensors.pop("adapter.blocks.0.a.weight"), "missing: .*blocks.0.a"),
@@ -140,6 +145,9 @@ def test_folders(tmp_path: Path) -> None:
         (lambda tensors: tensors["head.bias"].fill_(float("nan")), "no finite numbers"),
     ],
 )
+
+
+@BAD_TENSORS
 def test_tensors(tmp_path: Path, change: Any, sentence: str) -> None:
     folder = saved(tmp_path)
     tensors = load_file(folder / "adapter.safetensors")
@@ -150,6 +158,35 @@ def test_tensors(tmp_path: Path, change: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load_adapter(model, folder)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def refused(sentence: str, *arguments: object) -> None:
+    """Through the command line: the error, and nothing written."""
+    done = CliRunner().invoke(cli, ["adapt", "merge", *map(str, arguments)])
+    assert isinstance(done.exception, UserError), (done.output, done.exception)
+    assert re.search(sentence, str(done.exception)), str(done.exception)
+    assert not Path(str(arguments[-1])).exists()
+
+
+@BAD_TENSORS
+def test_tensors_through_the_command_line(change: Any, sentence: str, backbone: Path, tmp_path: Path) -> None:
+    opened = open_backbone(backbone_settings(str(backbone)))
+    adapted = adapt(opened.model, {"method": "lora", "rank": 4}, classes=CLASSES)
+    adapted.info["default"] = {"backbone": opened.settings}
+    folder = adapted.save(tmp_path / "adapter")
+    tensors = load_file(folder / "adapter.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter.safetensors")
+    refused(sentence, folder, "--to", tmp_path / "merged")
+
+
+def test_backbones_through_the_command_line(backbone: Path, tmp_path: Path) -> None:
+    folder, to = saved(tmp_path / "adapter"), tmp_path / "merged"
+    refused("does not say where its backbone is; give --backbone", folder, "--to", to)
+    refused("another architecture: blocks 3, this backbone's is 12", folder, "--backbone",
+            "timm:vit_tiny_patch16_224", "--to", to)  # fmt: skip
+    refused("no such folder", folder, "--backbone", tmp_path / "none.x", "--to", to)
+    refused("not an adapter folder", tmp_path / "nothing", "--to", to)
 
 
 def test_damaged_files(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def export_merged(
 def _noise(adapted: AdaptedModel) -> Tensor:
     """Pictures of noise of the size that the backbone takes."""
     view = adapted.view
-    rows, columns = view.grid if view.blocks else (7, 7)
+    rows, columns = view.grid if view.grid[0] else (7, 7)
     patch = view.patch_size or 32
     generator = torch.Generator().manual_seed(0)
     like = next(iter(view.parameters_of_tower().values()))
@@ -200,10 +200,17 @@ def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[st
     classifier: Any = model.get_classifier()
     classifier.load_state_dict(head.state_dict())
     arguments = {key: value for key, value in model_args.items() if key != "num_classes"}
+    info, about = adapted.info[adapted.active], dict[str, Any](num_classes=head.out_features)
+    if len(info.get("classes", ())) == head.out_features:
+        about["label_names"] = info["classes"]
+    size = info.get("preprocess", {}).get("size")
+    if size is not None:
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, size, size)}
     if adapted.view.blocks:
         arguments.setdefault("img_size", int(model.patch_embed.img_size[0]))
-    save_for_hf(model, str(path), model_config={"num_classes": head.out_features}, model_args=arguments,
-                safe_serialization=True)  # fmt: skip
+        if size not in (None, int(model.patch_embed.img_size[0])):
+            arguments["dynamic_img_size"] = True  # as it was tuned: positions are resampled
+    save_for_hf(model, str(path), model_config=about, model_args=arguments, safe_serialization=True)
     again = timm.create_model(f"local-dir:{path}", pretrained=True).to(pixels).eval()
     return again(pixels)
 

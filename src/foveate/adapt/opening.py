@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from foveate.adapt.networks import open_network
 from foveate.settings.errors import UserError, choose
 from foveate.settings.files import read_json
 from foveate.settings.progress import say
@@ -70,7 +71,7 @@ def _kind_of_folder(path: Path) -> str:
         if kind in _INNER:
             return kind
     raise UserError(
-        f"{path / 'config.json'}: no model that can be adapted; allowed are Foveate's, timm's ViTs, open_clip's, and "
+        f"{path / 'config.json'}: no model that can be adapted; allowed are Foveate's, timm's, open_clip's, and "
         "CLIP and DINOv2 of transformers"
     )
 
@@ -79,16 +80,23 @@ def open_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
     """The network of `backbone_settings`, with fields of its encoder changed if wanted, in float32 on the CPU.
 
     Args:
+        seed: of first values, where weights are not loaded; settings that hold one (those of `Opened`) go before.
         drop_path: rate of the last block, growing linearly from 0; timm's networks alone have the places for it.
     """
     given = dict(settings)
     kind = given.get("kind")
+    seed = int(given.pop("seed", seed))
+    settings = {**given, "seed": seed} if seed else given
+    if kind in ("timm", "openclip") and given.get("source") is None and given.get("model"):
+        say(f"{kind}:{given['model']} is untrained; give NAME.TAG, OWNER/NAME or a folder for trained weights")
     if kind == "foveate":
         from foveate.vision.localiser.folder import load_model
 
         model: Any = load_model(Path(str(given["source"])), device="cpu")
         model.requires_grad_(True)
         opened = Opened(model, model.image_encoder.preprocess, dict(settings))
+    elif kind == "timm" and (network := open_network(given, seed=seed)) is not None:
+        opened = Opened(network.model, network.preprocess, dict(settings), network.model_args)
     else:
         choose(str(kind), (*_INNER, "lite0"), "kind of backbone")
         if kind != "lite0":

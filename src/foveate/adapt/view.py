@@ -170,7 +170,7 @@ class Backbone:
         if not self.blocks:
             raise UserError(
                 f"method '{method}' sits in transformer blocks, a {type(self.model).__name__} has none; allowed for "
-                "it are linear, full, bitfit, layernorm and subset"
+                "it are linear, full, bitfit, layernorm and subset, for a ViT all"
             )
         return self.blocks
 

@@ -146,7 +146,7 @@ def _from_source(
         if not on_meta():
             _fill(trunk, [path], name=source)
         return trunk, model, {}, None
-    checkpoint = fetch(_hub_id(source), revision=revision, offline=offline, field="source of 'timm'")
+    checkpoint = fetch(hub_id(source), revision=revision, offline=offline, field="source of 'timm'")
     said = checkpoint.config()
     name = said.get("architecture")
     if not isinstance(name, str):
@@ -167,7 +167,7 @@ def _from_source(
     return trunk, name, arguments, checkpoint.commit
 
 
-def _hub_id(source: str) -> str:
+def hub_id(source: str) -> str:
     """`vit_base_patch16_224.augreg_in21k` is the repository that timm's own table names for it."""
     if "/" in source or Path(source).exists():
         return source

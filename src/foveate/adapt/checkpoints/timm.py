@@ -35,7 +35,7 @@ def load(folder: Path, config: dict[str, Any]) -> Classifier:
     if config.get("global_pool"):
         arguments.setdefault("global_pool", config["global_pool"])
     try:
-        network: Any = timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
+        network: Any = timm.create_model(name, pretrained=False, **{**arguments, "num_classes": classes})
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(

@@ -58,6 +58,8 @@ class Candidate:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -170,8 +172,34 @@ def _by_size(scales: Mapping[str, Sequence[float]]) -> tuple[dict[str, Axes], di
     return own, of
 
 
-def _many(name: str, what: str, scales: Sequence[float], warmup: float) -> Grid:
+def _wider() -> tuple[dict[str, Axes], dict[str, str]]:
+    """What the study's file for CIFAR-100 lists beside them: the other methods by size, parts of the last blocks."""
+    sizes: list[tuple[str, str, Sequence[int], Axes]] = [
+        ("pfeiffer", "rank", (8, 32, 128, 512), {"scale": (0.1, 1.0)}),
+        ("adaptformer", "rank", (8, 32, 128, 512), {"scale": (0.05, 0.1, 0.2)}),
+        ("convpass", "rank", (4, 8, 64, 128), {"scale": (0.01, 0.1), "convolution": ("xavier", "identity")}),
+        ("repadapter", "rank", (8, 16, 128, 256), {"scale": (0.1, 0.5, 1.0)}),
+        ("fact-tt", "rank", (8, 32, 64, 128), {"scale": (0.01, 0.1, 1.0)}),
+        ("vpt-shallow", "prompts", (50, 100, 200), {}),
+        ("vpt-deep", "prompts", (10, 50, 200), {}),
+    ]
+    own: dict[str, Axes] = {name: {} for name in ("difffit", "layernorm")}
+    of: dict[str, str] = {}
+    for name, option, values, axes in sizes:
+        own |= {f"{name}-{size}": {option: (size,), **axes} for size in values}
+        of |= {f"{name}-{size}": name for size in values}
+    last = {"attention": (1, 2, 3), "mlp": (1, 2), "block": (1,)}
+    for part, counts in last.items():
+        parts = ["attention", "mlp", "norms"] if part == "block" else [part]
+        own |= {f"{part}-last{n}": {"blocks": (list(range(-n, 0)),), "parts": (parts,)} for n in counts}
+        of |= {f"{part}-last{n}": "subset" for n in counts}
+    return own, of
+
+
+def _many(name: str, what: str, scales: Sequence[float], warmup: float, *, wide: bool = False) -> Grid:
     own, of = _by_size({"houlsby": scales, "fact-tk": scales})
+    if wide:
+        own, of = ({**some, **others} for some, others in zip((own, of), _wider(), strict=True))
     common: Axes = {DROP_PATH: (0.0, 0.1, 0.2), RATE: (5e-4, 1e-3), DECAY: (1e-4, 1e-3)}
     return _published(name, what, own, common, of, epochs=40, warmup=warmup, final_learning_rate=1e-5, batch_size=64)
 
@@ -183,7 +211,7 @@ def _clever() -> Grid:
     return _published("many-shot-far", what, own, common, of, epochs=40, warmup=0.1, final_learning_rate=1e-5)
 
 
-def _robust() -> Grid:
+def _robust(*, wide: bool = False) -> Grid:
     own: dict[str, Axes] = {
         **{name: {} for name in _NO_OPTIONS},
         "vpt-deep": {"prompts": (50,)},
@@ -197,8 +225,13 @@ def _robust() -> Grid:
         "fact-tk": {"rank": (32,), "scale": (0.01,)},
     }
     common: Axes = {DROP_PATH: (0.0, 0.1), RATE: (3e-5,), DECAY: (5e-3,)}
+    training: dict[str, Any] = {"epochs": 100, "warmup": 0.1, "final_learning_rate": 1e-6, "batch_size": 256}
     what = "the study's CLIP on ImageNet with 100 pictures a class"
-    return _published("clip", what, own, common, epochs=100, warmup=0.1, final_learning_rate=1e-6, batch_size=256)
+    if not wide:
+        return _published("clip", what, own, common, **training)
+    sizes, of = _by_size({"houlsby": (0.01,), "fact-tk": (0.01,)})
+    others = {name: axes for name, axes in own.items() if name not in of.values()}
+    return _published("clip-wide", f"{what}, sizes 1 to 256", {**others, **sizes}, common, of, **training)
 
 
 def _quick() -> Grid:
@@ -224,8 +257,10 @@ GRIDS: dict[str, Grid] = {
         _fair(),
         _many("many-shot", "the study's CIFAR-100: sizes 1 to 256 at many labels", (0.01, 0.1), 0.1),
         _many("many-shot-aerial", "the study's RESISC45: sizes 1 to 256 at many labels", (0.1, 1.0), 0.125),
+        _many("many-shot-wide", "all that the study lists for CIFAR-100", (0.01, 0.1), 0.1, wide=True),
         _clever(),
         _robust(),
+        _robust(wide=True),
     )
 }
 

@@ -17,9 +17,9 @@ def command() -> None:
 
     \b
     Example:
-      foveate adapt train --backbone runs/tour/model --data my-pictures --field category --method lora
+      foveate adapt train --backbone my-vit --data my-pictures --field category --method lora
       foveate adapt merge runs/adapt-lora --to merged
-      foveate adapt compare --backbone runs/tour/model --tasks mine=my-pictures:category --methods all
+      foveate adapt compare --backbone my-vit --tasks mine=my-pictures:category --methods all
     """
 
 
@@ -29,7 +29,7 @@ def command() -> None:
     "--backbone",
     required=True,
     metavar="FOLDER|KIND:NAME",
-    help="Model folder of Foveate, timm, transformers or open_clip; or timm:ARCHITECTURE, lite0 and the like.",
+    help="Model folder of Foveate, timm, transformers or open_clip; or timm:NAME.TAG, lite0 and the like.",
 )
 @click.option("--data", required=True, metavar="PATH", help="Collection folder, or an npz of images, labels, split.")
 @click.option("--method", required=True, metavar="NAME", help="Such as lora; an unknown one lists all.")
@@ -62,8 +62,8 @@ def train(
 
     \b
     Example:
-      foveate adapt train --backbone runs/tour/model --data my-pictures --field category --method lora rank=16
-      foveate adapt train --backbone timm:vit_tiny_patch16_224 --data mine.npz --method ssf --shots 10
+      foveate adapt train --backbone my-vit --data my-pictures --field category --method lora rank=16
+      foveate adapt train --backbone timm:resnet50.a1_in1k --data mine.npz --method bitfit --shots 10
     """
     from foveate.adapt.opening import backbone_settings
     from foveate.adapt.recipe import recipe_of
@@ -133,7 +133,8 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
     from foveate.adapt.verbs import merge_adapter
 
     result = merge_adapter(adapter, to, form=form, backbone=backbone)
-    lines = [f"{result['method']} on {result['backbone']}, as {form}"]
+    network = result["backbone"].get("source") or result["backbone"].get("model")
+    lines = [f"{result['method']} on {':'.join(filter(None, (result['backbone']['kind'], network)))}, as {form}"]
     if result["difference"] is not None:
         lines.append(f"largest difference of outputs: {result['difference']:.3g}")
     finish(result, lines, {"model": to}, as_json=as_json)
@@ -160,7 +161,8 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
     default="quick",
     show_default=True,
     metavar="NAME|FILE",
-    help="quick, the published vtab1k, many-shot, many-shot-aerial, many-shot-far, clip; fair; or a YAML file.",
+    help="quick; the published vtab1k, many-shot, many-shot-aerial, many-shot-far, clip, and wider ones; fair; or a YAML "
+    "file.",
 )
 @click.option(
     "--shots",
@@ -207,8 +209,8 @@ def compare(
 
     \b
     Example:
-      foveate adapt compare --backbone runs/tour/model --tasks mine=my-pictures:category --methods all
-      foveate adapt compare --backbone timm:vit_base_patch16_224 --tasks vtab-1k --grid vtab1k --dry-run
+      foveate adapt compare --backbone my-vit --tasks mine=my-pictures:category --methods all
+      foveate adapt compare --backbone timm:vit_base_patch16_224.augreg_in21k --tasks vtab-1k --grid vtab1k --dry-run
     """
     from foveate.adapt.compare.bench import Stopped
     from foveate.adapt.compare.pricing import words
@@ -344,12 +346,10 @@ def wise(
 
 def _curve(result: dict[str, Any]) -> list[str]:
     recommended = result["recommended"]
-    lines = [
-        f"{result['method']}: {result['rule']}; the head is {result['head']}",
-        "alpha  " + "  ".join(f"{one['title'][:22]:>22}" for one in result["sets"]),
-    ]
+    titles = [one["title"] for one in result["sets"]]
+    lines = [f"{result['method']}: {result['rule']}; the head is {result['head']}", "  ".join(["alpha", *titles])]
     for number, alpha in enumerate(result["alphas"]):
-        values = "  ".join(f"{one['accuracy'][number]['value']:>22.3f}" for one in result["sets"])
+        values = "  ".join(f"{one['accuracy'][number]['value']:>{len(one['title'])}.3f}" for one in result["sets"])
         lines.append(f"{alpha:<5.3g}  {values}{'  <- recommended' if alpha == recommended['alpha'] else ''}")
     lines.append(f"recommended: alpha {recommended['alpha']:g}, {recommended['rule']}")
     if result["saved"]:

@@ -44,7 +44,7 @@ def command(
 
     \b
     Example:
-      foveate evaluate runs/tour/model --collection my-pictures --split test
+      foveate evaluate runs/tour/cloc-seed0/model --collection my-pictures --split test
     """
     from foveate.pretrain.evaluate import evaluate
     from foveate.records.collection import Collection

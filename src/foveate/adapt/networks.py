@@ -1,0 +1,114 @@
+"""Networks of timm that are no plain ViTs, such as ResNets: without a token for each patch, but with features.
+
+`foveate.vision.timm` opens plain ViTs, whose tokens regions are read from. Classes need no regions: methods that need no
+transformer blocks take these too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from foveate.adapt.classifier import load_strictly
+from foveate.settings.errors import UserError, choose
+from foveate.vision.hub import Checkpoint, fetch
+from foveate.vision.pixels import Preprocess
+from foveate.vision.processors import three
+from foveate.vision.registry import seeded
+from foveate.vision.timm import hub_id
+
+_OPTIONS = ("model", "source", "revision", "offline", "image_size", "geometry")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of timm without its classifier, how pictures become pixels, and what it was built with."""
+
+    model: Any
+    preprocess: Preprocess
+    model_args: dict[str, Any]
+
+
+def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
+    """The network of timm that a backbone's settings name; None where `foveate.vision.timm` opens it, or refuses it.
+
+    Args:
+        settings: model (an architecture, untrained) or source (a folder of timm, OWNER/NAME or NAME.TAG on the hub);
+            revision, offline, image_size, geometry.
+
+    Raises:
+        UserError: for another option, or weights that do not fit.
+    """
+    name, arguments, checkpoint = settings.get("model"), dict[str, Any](), None
+    source = settings.get("source")
+    if source is not None:
+        if Path(str(source)).expanduser().is_file():
+            return None
+        checkpoint = fetch(
+            hub_id(str(source)),
+            revision=settings.get("revision"),
+            offline=bool(settings.get("offline")),
+            field="source of 'timm'",
+        )
+        said = checkpoint.config()
+        name, arguments = said.get("architecture"), dict(said.get("model_args") or {})
+    if not isinstance(name, str) or not _is_other(name):
+        return None
+    for key in settings:
+        if key != "kind":
+            choose(key, _OPTIONS, "field of the backbone")
+    import timm
+
+    try:
+        with seeded(seed):
+            model: Any = timm.create_model(name, pretrained=False, **{**arguments, "num_classes": 0})
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"timm model '{name}': {' '.join(str(error).split())[:200]}") from error
+    if checkpoint is not None:
+        _fill(model, checkpoint)
+    shown = model.pretrained_cfg
+    size = int(settings.get("image_size") or (shown.get("input_size") or (3, 224, 224))[-1])
+    model.pretrained_cfg = {**shown, "input_size": (3, size, size)}  # goes along where it is saved
+    preprocess = Preprocess(
+        size=size,
+        mean=three(shown.get("mean") or (0.5, 0.5, 0.5)),
+        std=three(shown.get("std") or (0.5, 0.5, 0.5)),
+        interpolation=shown.get("interpolation") or "bicubic",
+        geometry=str(settings.get("geometry") or "letterbox"),
+    )
+    return Network(model, preprocess, arguments)
+
+
+def _is_other(name: str) -> bool:
+    """Whether timm has an architecture of this name that is no `VisionTransformer`."""
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not timm.is_model(name):
+        return False
+    try:
+        with torch.device("meta"):
+            return not isinstance(timm.create_model(name, pretrained=False, num_classes=0), VisionTransformer)
+    except (RuntimeError, NotImplementedError):  # some read numbers off tensors while they are built
+        return not isinstance(timm.create_model(name, pretrained=False, num_classes=0), VisionTransformer)
+
+
+def _fill(model: Any, checkpoint: Checkpoint) -> None:
+    """Loads all tensors but those of the published classifier."""
+    published = checkpoint.config().get("pretrained_cfg") or {}
+    model.pretrained_cfg = {**model.pretrained_cfg, **published}
+    named = model.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ([named] if isinstance(named, str) else named))
+    found = checkpoint.weights()
+    path = next((one for one in found if one.name == "model.safetensors"), found[0])
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    load_strictly(model, {key: value for key, value in state.items() if not key.startswith(heads)}, name=str(path))

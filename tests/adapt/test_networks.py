@@ -1,0 +1,114 @@
+"""Networks of timm beside plain ViTs through the command line; untrained networks by name; what a merged one says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from adapt.compared import stripes
+from adapt.towers import pixels
+from foveate.adapt.classifier import open_classifier
+from foveate.adapt.networks import open_network
+from foveate.adapt.opening import backbone_settings, open_backbone
+from foveate.adapt.verbs import open_adapted
+from foveate.cli.main import cli
+from foveate.settings.errors import UserError
+
+CNN = "timm:resnet10t"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["adapt", *map(str, arguments)], catch_exceptions=True)
+
+
+def train(folder: Path, backbone: object, method: str, *more: object) -> Result:
+    data = folder / "stripes.npz"
+    if not data.exists():
+        stripes(data, splits=(4, 2, 2))
+    return run("train", "--backbone", backbone, "--data", data, "--method", method, "--epochs", 2, "--device", "cpu",
+               "--quiet", "--run", folder / method, "backbone.image_size=32", *more)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["linear", "bitfit"])
+def test_a_convolutional_network_is_tuned_merged_and_calibrated(method: str, tmp_path: Path) -> None:
+    done = train(tmp_path, CNN, method, "--seed", 3)
+    assert done.exit_code == 0, (done.output, done.exception)
+    # Its untrained network is drawn by the seed of the run, and drawn alike where it is opened again.
+    done = run("merge", tmp_path / method, "--to", tmp_path / "merged", "--quiet")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert f"{method} on {CNN}, as merged" in done.output
+    adapted, _, _ = open_adapted(tmp_path / method)
+    opened = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
+    classifier = open_classifier(tmp_path / "merged", device="cpu")
+    with torch.no_grad():
+        assert torch.allclose(opened(pixels()), adapted(pixels()), atol=2e-5)
+        assert torch.allclose(classifier(pixels()), adapted(pixels()), atol=2e-5)
+    assert list(classifier.names) == ["low", "middle", "top"]
+    assert classifier.preprocess is not None
+    assert classifier.preprocess.size == 32
+    # Adapted once more, from the folder: the classifier is left out, all else is loaded.
+    again = open_backbone(backbone_settings(str(tmp_path / "merged")))
+    with torch.no_grad():
+        assert torch.equal(again.model.eval()(pixels()), adapted.features(pixels()))
+    assert again.preprocess.size == 32
+
+
+def test_what_needs_blocks_is_refused(tmp_path: Path) -> None:
+    done = train(tmp_path, CNN, "lora")
+    assert "a ResNet has none; allowed for it are linear, full, bitfit, layernorm and subset" in str(done.exception)
+
+
+def test_other_tensors_and_other_fields(tmp_path: Path) -> None:
+    assert train(tmp_path, CNN, "linear").exit_code == 0
+    assert run("merge", tmp_path / "linear", "--to", tmp_path / "merged", "--quiet").exit_code == 0
+    path = tmp_path / "merged" / "model.safetensors"
+    state = load_file(path)
+    for change, words in (
+        ({**state, "strange.weight": torch.zeros(1)}, "unexpected: strange.weight"),
+        ({key: value for key, value in state.items() if key != "bn1.bias"}, "weights missing: bn1.bias"),
+        ({**state, "bn1.bias": torch.zeros(3)}, r"'bn1.bias' has shape \[3\]"),
+    ):
+        save_file(change, path)
+        with pytest.raises(UserError, match=words):
+            open_backbone(backbone_settings(str(tmp_path / "merged")))
+    with pytest.raises(UserError, match="unknown field of the backbone 'imagesize'.*did you mean 'image_size'"):
+        open_network({"kind": "timm", "model": "resnet10t", "imagesize": 3}, seed=0)
+    with pytest.raises(UserError, match="timm model 'resnet10'"):
+        open_backbone({"kind": "timm", "model": "resnet10"})
+    assert open_network({"kind": "timm", "model": "test_vit"}, seed=0) is None, "that is a plain ViT"
+
+
+def test_an_untrained_network_says_so_and_is_drawn_again_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = open_backbone({"kind": "timm", "model": "test_vit"}, seed=5)
+    assert re.search("timm:test_vit is untrained; give NAME.TAG", capsys.readouterr().err)
+    assert isinstance(first.model, VisionTransformer)
+    again, other = open_backbone(first.settings), open_backbone({"kind": "timm", "model": "test_vit"})
+    assert all(torch.equal(value, again.model.state_dict()[key]) for key, value in first.model.state_dict().items())
+    assert not torch.equal(first.model.patch_embed.proj.weight, other.model.patch_embed.proj.weight)
+    for method, layers in (("full", 1), ("bitfit", 0)):
+        done = train(tmp_path, "lite0", method, "--seed", 2, f"backbone.layers={layers}", "backbone.width=32")
+        assert done.exit_code == 0, (done.output, done.exception)
+        done = run("merge", tmp_path / method, "--to", tmp_path / f"merged-{method}", "--json", "--quiet")
+        assert json.loads(done.stdout)["difference"] < 2e-5
+
+
+def test_a_merged_vit_takes_the_size_that_it_was_tuned_at(tmp_path: Path) -> None:
+    done = train(tmp_path, "timm:test_vit", "bitfit")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert run("merge", tmp_path / "bitfit", "--to", tmp_path / "merged", "--quiet").exit_code == 0
+    adapted, _, _ = open_adapted(tmp_path / "bitfit")
+    classifier = open_classifier(tmp_path / "merged", device="cpu")
+    assert classifier.preprocess is not None
+    assert classifier.preprocess.size == 32
+    with torch.no_grad():
+        assert torch.allclose(classifier(pixels()), adapted(pixels()), atol=2e-5)
