@@ -1,7 +1,7 @@
 """Networks of timm that are no plain ViTs, such as ResNets: without a token for each patch, but with features.
 
-`foveate.vision.timm` opens plain ViTs, whose tokens regions are read from. Classes need no regions: methods that need no
-transformer blocks take these too.
+`foveate.vision.timm` opens plain ViTs, whose tokens regions are read from. Classes need no regions: methods that need
+no transformer blocks take these too.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
             choose(key, _OPTIONS, "field of the backbone")
     import timm
 
+    options: dict[str, Any] = {**arguments, "num_classes": 0}
     try:
         with seeded(seed):
-            model: Any = timm.create_model(name, pretrained=False, **{**arguments, "num_classes": 0})
+            model: Any = timm.create_model(name, pretrained=False, **options)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise UserError(f"timm model '{name}': {' '.join(str(error).split())[:200]}") from error
     if checkpoint is not None:

@@ -31,11 +31,11 @@ def load(folder: Path, config: dict[str, Any]) -> Classifier:
     if not isinstance(classes, int) or classes < 2:
         raise UserError(f"{folder / 'config.json'}: num_classes is {classes}; a classifier has at least 2")
     published = config.get("pretrained_cfg") or {}
-    arguments = dict(config.get("model_args") or {})
+    arguments: dict[str, Any] = {**(config.get("model_args") or {}), "num_classes": classes}
     if config.get("global_pool"):
         arguments.setdefault("global_pool", config["global_pool"])
     try:
-        network: Any = timm.create_model(name, pretrained=False, **{**arguments, "num_classes": classes})
+        network: Any = timm.create_model(name, pretrained=False, **arguments)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(

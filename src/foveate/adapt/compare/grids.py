@@ -199,7 +199,8 @@ def _wider() -> tuple[dict[str, Axes], dict[str, str]]:
 def _many(name: str, what: str, scales: Sequence[float], warmup: float, *, wide: bool = False) -> Grid:
     own, of = _by_size({"houlsby": scales, "fact-tk": scales})
     if wide:
-        own, of = ({**some, **others} for some, others in zip((own, of), _wider(), strict=True))
+        more, of_more = _wider()
+        own, of = {**own, **more}, {**of, **of_more}
     common: Axes = {DROP_PATH: (0.0, 0.1, 0.2), RATE: (5e-4, 1e-3), DECAY: (1e-4, 1e-3)}
     return _published(name, what, own, common, of, epochs=40, warmup=warmup, final_learning_rate=1e-5, batch_size=64)
 

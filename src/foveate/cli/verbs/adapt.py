@@ -161,8 +161,7 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
     default="quick",
     show_default=True,
     metavar="NAME|FILE",
-    help="quick; the published vtab1k, many-shot, many-shot-aerial, many-shot-far, clip, and wider ones; fair; or a YAML "
-    "file.",
+    help="quick; the published vtab1k, many-shot, many-shot-aerial, many-shot-far, clip; fair; or a YAML file.",
 )
 @click.option(
     "--shots",
