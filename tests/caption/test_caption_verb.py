@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,7 +57,16 @@ def test_words_json_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert result["formats"]["dsc_plus"]["in"] == 12
     assert result["paths"]["report"] == f"{tmp_path}/r/report.html"
     page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
-    for words in ("DSC+", "code fence", "final error earlier", "Boat ", "CLIP tokens", "data:image/webp"):
+    for words in (
+        "DSC+",
+        "code fence",
+        "final error earlier",
+        "Boat ",
+        "CLIP tokens",
+        "data:image/webp",
+        "everything that can be seen",
+        "captioned before",
+    ):
         assert words in page, words
     assert "http://" not in page.replace(server.url, "").replace("http://www.w3.org", "")
 
@@ -69,6 +79,10 @@ def test_a_dry_run_asks_and_writes_nothing(tmp_path: Path, capsys: pytest.Captur
     assert code == 0
     assert "12 pictures, 24 requests to ask" in out
     assert "cost about" in out
+    _, out, _ = run(capsys, *arguments, "--price-in", "0.2")
+    cost = re.search(r"cost about (\S+) at", out)
+    assert cost
+    assert 0 < float(cost[1]) < 0.01, "small sums are not rounded to nothing"
     code, out, _ = run(capsys, *arguments, "--json", "--limit", "5")
     planned = json.loads(out)
     assert planned["requests"] == 10
@@ -102,8 +116,6 @@ def test_a_dry_run_asks_and_writes_nothing(tmp_path: Path, capsys: pytest.Captur
 def test_mistakes_are_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    import re
-
     collection = make(tmp_path / "c", 4)
     code, out, err = run(capsys, "caption", collection, *arguments, "--run", tmp_path / "r", "--quiet")
     assert code == 1

@@ -55,7 +55,7 @@ def test_the_oracle_is_named(foveate: Run, shapes: Path, tmp_path: Path) -> None
     ("options", "sentence"),
     [
         (("--detector", "nanodot"), "unknown detector 'nanodot': .*did you mean 'nanodet'"),
-        ((), r"detector 'nanodet' \(--model, --set\): field 'model'"),
+        ((), r"detector 'nanodet' \(--model, --set\): field 'model': field required: model folder of"),
         (("--set", "treshold=0.1"), "unknown field 'treshold'.*did you mean 'threshold'"),
         (("--set", "threshold"), "override 'threshold': write it as name.of.field=value"),
         (("--model", "none", "--captions", "dsc"), "no caption of the kinds dsc; it has alt, title"),

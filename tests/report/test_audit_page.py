@@ -46,7 +46,15 @@ def made(folder: Path, **changes: Any) -> Path:
 
 def test_everything_is_on_the_page(tmp_path: Path) -> None:
     page = render(made(tmp_path / "run")).read_text()
-    for said in ("What the captions of boats are worth", "as drawn", "scene-oracle (3)", "2 lack one", "50.0%", "15.5"):
+    for said in (
+        "What the captions of boats are worth",
+        "as drawn",
+        "scene-oracle (3)",
+        "2 lack one",
+        "50.0%",
+        "15.5",
+        "short: one sentence",
+    ):
         assert said in page
     for verdict, name in MARKS.items():
         assert f"statement {verdict}" in page

@@ -186,6 +186,7 @@ def test_kinds_are_the_modules() -> None:
             "captioner",
             "federated_cluster",
             "federated_embed",
+            "federated_features",
             "study",
             "tour",
             *KINDS,

@@ -8,6 +8,17 @@ from foveate.report.schema import Part, Region
 MARKS = {"supported": "held", "contradicted": "contradicted", "unverifiable": "not decidable"}
 
 
+# What the formats are called, and what each is.
+NAMES = {"alt": "AltText", "ssc": "SSC", "dsc": "DSC", "dsc_plus": "DSC+", "afc": "AFC"}
+MEANINGS = {
+    "alt": "the text that came with the picture",
+    "ssc": "short: one sentence, the main subject and what it does",
+    "dsc": "descriptive: two to four sentences that fit CLIP's window of 77 tokens",
+    "dsc_plus": "dense: everything that can be seen, with positions",
+    "afc": "like DSC, with the facts of the AltText woven in",
+}
+
+
 class AuditAssertion(Part):
     text: str
     verdict: str = ""

@@ -50,6 +50,11 @@ def millions(value: int | float | None) -> str:
     return count(value)
 
 
+def money(value: float) -> str:
+    """A sum in any currency: cents from 1 on, else two digits: `12.345` -> `12.35`, `0.00224` -> `0.0022`."""
+    return f"{value:.2f}" if value >= 1 or not value else f"{value:.2g}"
+
+
 def short(value: float) -> str:
     """An axis label: at most four significant digits, thousands as k."""
     if value != 0 and abs(value) >= 10_000:

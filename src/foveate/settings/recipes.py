@@ -128,6 +128,11 @@ def _sentence(model: type[BaseModel], problem: dict[str, Any]) -> str:
     message = message.removeprefix("value error, ")
     if not field:  # of several fields together
         return message
+    if problem["type"] == "missing":
+        parent = _model_at(model, location[:-1])
+        info = parent.model_fields.get(location[-1]) if parent else None
+        if info is not None and info.description:
+            return f"field '{field}': {message}: {info.description.rstrip('.')}"
     # A rule about several fields of a group names their values itself.
     told = problem["type"] == "missing" or (problem["type"] == "value_error" and isinstance(problem["input"], dict))
     given = "" if told else f" (it is {problem['input']!r:.60})"

@@ -66,7 +66,7 @@ def test_mistakes_are_sentences(
 ) -> None:
     start = ["captioner", "train", str(recipe_file)]
     cases = [
-        ([*start, "--collection", str(tiny_collection)], "name the caption kinds"),
+        ([*start, "--collection", str(tiny_collection)], "(data.description_kinds); it has alt, title"),
         ([*start, "data.short_kind=[alt]", "--collection", str(tiny_collection)], "did you mean 'short_kinds'"),
         ([*start, "data.sources=[scene]", "--collection", str(scene_collection)], "did you mean 'scenes'"),
         (

@@ -122,7 +122,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         hint = folder / "model"
         also = f"; did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
-        raise UserError(f"{folder}: not a captioner's folder, it has no {CONFIG}{also}")
+        why = f"it has no {CONFIG}" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"{folder}: not a captioner's folder, {why}{also}")
     config = read_json(folder / CONFIG)
     kind = config.get("kind") if isinstance(config, dict) else None
     if kind != KIND:

@@ -116,9 +116,11 @@ def _prepare(recipe: CaptionerRecipe, collection: Collection, run: RunFolder) ->
         chosen = np.sort(seeds.generator("pictures", seed).choice(chosen, most, replace=False))
     materials, sources = read_material(collection, chosen, recipe.data, seed=seed)
     if not materials:
+        kinds = sorted(set(collection.table("captions")["kind"].to_pylist()))
         raise UserError(
             f"collection {collection.path}: no picture of split '{recipe.data.split}' has material; name the caption "
-            "kinds that are short captions (data.short_kinds) and descriptions (data.description_kinds)"
+            "kinds that are short captions (data.short_kinds) and descriptions (data.description_kinds); it has "
+            f"{', '.join(kinds) or 'no captions'}"
         )
     rewriter = open_rewriter(recipe.data, folder=folder)
     rows = write_rows(materials, recipe.data, rewriter, seed=seed)

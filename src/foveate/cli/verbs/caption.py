@@ -169,16 +169,20 @@ def _backend_settings(backend: str, chosen: dict[str, Any], options: tuple[str, 
 
 
 def _planned(estimated: dict[str, Any]) -> list[str]:
+    from foveate.report.numbers import money
+
     lines = [f"{estimated['pictures']} pictures, {estimated['requests']} requests to ask"]
     for kind, counts in estimated["formats"].items():
         lines.append(f"{kind}: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
     lines.append(f"about {estimated['tokens_in']} tokens in, {estimated['tokens_out']} tokens out")
     if estimated["cost"]:
-        lines.append(f"cost about {estimated['cost']:.2f} at the given prices")
+        lines.append(f"cost about {money(estimated['cost'])} at the given prices")
     return lines
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
+    from foveate.report.numbers import money
+
     lines = []
     for kind, tally in result["formats"].items():
         errors, skipped = sum(tally["errors"].values()), sum(tally["skipped"].values())
@@ -192,5 +196,5 @@ def _lines(result: dict[str, Any]) -> list[str]:
             f"{result['backend']} writes from the truth of scenes: a check of the pipeline, no model's captions"
         )
     if result["cost"]["total"]:
-        lines.append(f"cost {result['cost']['total']:.4f} at the given prices")
+        lines.append(f"cost {money(result['cost']['total'])} at the given prices")
     return lines

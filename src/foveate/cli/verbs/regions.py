@@ -102,9 +102,10 @@ def command(
         planned = plan(collection, settings, **asked)
         finish(planned, _plan_lines(planned), {}, as_json=as_json)
         return
-    folder = RunFolder.create(run or Path("runs/regions"), command=sys.argv)
+    made_by = ["foveate", *sys.argv[1:]]
+    folder = RunFolder.create(run or Path("runs/regions"), command=made_by)
     outcome = label_regions(collection, settings, batch=batch, workers=workers or 2, **asked)
-    result = outcome.result | {"command": sys.argv}
+    result = outcome.result | {"command": made_by}
     result |= shown(
         collection, settings, result["recipe_hash"], outcome.rows, folder.path, count=samples, seed=seed or 0
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.report import numbers, parts
-from foveate.report.captions import MARKS, AuditPicture
+from foveate.report.captions import MARKS, MEANINGS, AuditPicture
 from foveate.report.page import Page, command_text
 from foveate.report.schema import Column, Part, Row, read
 
@@ -63,6 +63,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
             (column.title, ", ".join(f"{model} ({count})" for model, count in r.models.get(column.key, {}).items()))
             for column in r.columns
         ],
+        "formats": {column.title: MEANINGS[column.key] for column in r.columns if column.key in MEANINGS},
         "marks": MARKS,
         "galleries": {
             name: [one for one in r.gallery if one.data == name] for name in dict.fromkeys(g.data for g in r.gallery)

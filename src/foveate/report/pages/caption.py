@@ -9,14 +9,39 @@ from typing import Any
 
 from markupsafe import Markup
 
+from foveate.report.captions import MEANINGS, NAMES
 from foveate.report.charts import histogram, plot
-from foveate.report.numbers import count, duration
+from foveate.report.numbers import count, duration, money
 from foveate.report.page import Page, command_text
 from foveate.report.schema import CaptionResult, Spread, read
 from foveate.report.words import plain
 
-# What each format is called.
-NAMES = {"alt": "AltText", "ssc": "SSC", "dsc": "DSC", "dsc_plus": "DSC+", "afc": "AFC"}
+# What the reasons mean that a name alone does not tell.
+REASONS = {
+    "refused": "the model declined",
+    "truncated": "the answer ends before its caption does; more tokens may help",
+    "schema": "not the object that was asked for",
+    "unparseable": "not the object that was asked for",
+    "empty": "an answer without a caption",
+    "timeout": "no answer in time, twice",
+    "connection": "the server could not be reached",
+    "too_long": "longer than the format allows; shortened once in vain",
+    "too_short": "shorter than the format asks for",
+    "cut_at_sentence": "shortened to the last sentence that fits",
+    "alt_unusable": "the AltText is empty, a file name or too general to use: written like DSC",
+    "repeats": "the same four words three times",
+    "copied_alt": "nearly the words of the AltText",
+    "prompt_leak": "repeats words of the prompt",
+    "non_english": "looks like another language",
+    "code_fence": "the answer stood in a code fence",
+    "plain_text": "text instead of the object that was asked for",
+    "surrounding_text": "other text around the answer",
+    "trailing_comma": "mended",
+    "whitespace_normalised": "white space inside was joined",
+    "final error earlier": "asked again only with --retry-errors",
+    "stopped before": "the same command asks for them",
+    "done": "captioned before",
+}
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
@@ -32,13 +57,15 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Tokens out", count(sum(one.tokens_out for one in r.formats.values()))),
     ]
     if r.cost.get("total"):
-        facts.append(("Cost", f"{r.cost['total']:.2f}"))
+        facts.append(("Cost", money(r.cost["total"])))
     return Page(
         "caption.html.j2",
         f"Captions of {r.collection}",
         {
             "r": r,
             "names": NAMES,
+            "formats": {NAMES[kind]: MEANINGS[kind] for kind in ("alt", *r.formats) if kind in NAMES},
+            "meanings": REASONS,
             "facts": [(name, value) for name, value in facts if value],
             "lengths": _charts(r, "clip_tokens", "CLIP tokens"),
             "latencies": _charts(r, "seconds", "s"),

@@ -45,7 +45,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         charts_title="How they are spread",
         samples=example_groups(r.samples),
         samples_title="What was labelled",
-        samples_note="Pictures as they are, with every region that this recipe gave them.",
+        samples_note="Pictures as they are, with every region that this recipe gave them; the number is its score.",
         recipe={"model": r.model, "source of the rows": r.source, **r.recipe},
         command=command_text(r.command),
     )

@@ -124,7 +124,8 @@ def load_model(folder: Path, *, device: str | None = None) -> LocalisingModel:
     if not (folder / CONFIG).is_file():
         hint = folder / "model"
         also = f"; did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
-        raise UserError(f"{folder}: not a model folder, it has no {CONFIG}{also}")
+        why = f"it has no {CONFIG}" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"{folder}: not a model folder, {why}{also}")
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("kind") != KIND:
         kind = config.get("kind") if isinstance(config, dict) else None
