@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from adapt.compared import stripes
-from adapt.towers import pixels
+from adapt.towers import pixels, tower
 from foveate.adapt.classifier import open_classifier
 from foveate.adapt.networks import open_network
 from foveate.adapt.opening import backbone_settings, open_backbone
@@ -112,3 +112,31 @@ def test_a_merged_vit_takes_the_size_that_it_was_tuned_at(tmp_path: Path) -> Non
     assert classifier.preprocess.size == 32
     with torch.no_grad():
         assert torch.allclose(classifier(pixels()), adapted(pixels()), atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["clip", "clip_projected", "dinov2"])
+def test_a_folder_of_transformers_is_tuned_merged_and_tuned_again(family: str, tmp_path: Path) -> None:
+    """CLIP's vision tower with and without its projection; the merged folder brings its preprocessing."""
+    from transformers import AutoImageProcessor
+
+    tower(family).save_pretrained(tmp_path / "network")
+    kind = "BitImageProcessor" if family == "dinov2" else "CLIPImageProcessor"
+    numbers = {"image_mean": (0.4, 0.5, 0.6), "image_std": (0.2, 0.3, 0.2), "resample": 2}
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    said = {"image_processor_type": kind, **numbers, **size}
+    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(said))
+    done = train(tmp_path, tmp_path / "network", "lora", "rank=4")
+    assert done.exit_code == 0, (done.output, done.exception)
+    done = run("merge", tmp_path / "lora", "--to", tmp_path / "merged", "--json", "--quiet")
+    assert json.loads(done.stdout)["difference"] < 2e-5
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "merged").to_dict()
+    assert {name: processor[name] for name in said} == said
+    assert "whole pictures and bars at the sides" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    adapted, opened, _ = open_adapted(tmp_path / "lora")
+    again = open_backbone(backbone_settings(str(tmp_path / "merged")))
+    assert again.preprocess == opened.preprocess
+    done = train(tmp_path, tmp_path / "merged", "linear")
+    assert done.exit_code == 0, (done.output, done.exception)
+    probe, _, _ = open_adapted(tmp_path / "linear")
+    with torch.no_grad():
+        assert torch.allclose(probe.features(pixels()), adapted.features(pixels()), atol=2e-5)

@@ -25,6 +25,7 @@ from foveate.settings.files import write_bytes_atomically, write_json_atomically
 
 _ALLOWED = 1e-3
 PICTURES = 4
+_RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 def export_peft(adapted: AdaptedModel, folder: str | Path) -> Path:
@@ -167,9 +168,14 @@ def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[s
     write_bytes_atomically(path / "head.safetensors", save(head))
     write_json_atomically(path / "head.json", describe_head(adapted.head))
     if adapted.view.family == "transformers":
-        # `save_pretrained` asks for gradients and hooks of no part; a copy keeps the model out of its hands.
-        model.save_pretrained(path)
-        again = type(model).from_pretrained(path, dtype=pixels.dtype).eval()
+        from foveate.vision.transformers_loading import quiet
+
+        with quiet():
+            model.save_pretrained(path)
+            again = type(model).from_pretrained(path, dtype=pixels.dtype).eval()
+        shown = adapted.info[adapted.active].get("preprocess")
+        if shown is not None:
+            write_json_atomically(path / "preprocessor_config.json", _processor(shown, model.config.model_type))
     elif isinstance(model, LocalisingModel):
         from foveate.vision.localiser.folder import load_model, save_model
 
@@ -182,6 +188,25 @@ def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[s
     from foveate.adapt.backbones.registry import view_of
 
     return adapted.head(view_of(again.to(pixels.device)).features(pixels))
+
+
+def _processor(shown: dict[str, Any], kind: str) -> dict[str, Any]:
+    """What an image processor of transformers says of a preprocessing; it knows no bars at the sides."""
+    size = shown["size"]
+    return {
+        "image_processor_type": "BitImageProcessor" if kind.startswith("dinov2") else "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": _RESAMPLING[shown["interpolation"]],
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(shown["mean"]),
+        "image_std": list(shown["std"]),
+        "do_convert_rgb": True,
+    }
 
 
 def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[str, Any]) -> Tensor:
@@ -217,10 +242,24 @@ def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[st
 
 def _card(adapted: AdaptedModel, difference: float) -> str:
     settings = adapted.adapter().settings
-    options = ", ".join(f"{key} {value}" for key, value in settings.model_dump(mode="json").items() if key != "method")
+    said = settings.model_dump(mode="json", exclude_none=True, exclude={"method"})
+    options = ", ".join(f"{key} {value}" for key, value in said.items())
     return f"""# Merged model
 
-A {type(adapted.model).__name__} adapted with {settings.method}{f" ({options})" if options else ""} by Foveate; the
-adapter is part of its weights. Loaded again and compared on {PICTURES} pictures of noise: the largest absolute
+A {type(adapted.model).__name__} adapted with {settings.method}{f" ({options})" if options else ""} by Foveate.
+The adapter is part of its weights. Loaded again and compared on {PICTURES} pictures of noise: the largest absolute
 difference of the outputs is {difference:.3g}.
+{_pictures(adapted.info[adapted.active].get("preprocess"))}"""
+
+
+def _pictures(shown: dict[str, Any] | None) -> str:
+    """How the pictures of its training were brought to size, for the card."""
+    if shown is None:
+        return ""
+    said = f"It was tuned on {shown['size']} x {shown['size']} pixels"
+    if shown["geometry"] == "center_crop":
+        return f"\n{said} from the middle of each picture.\n"
+    return f"""
+{said} with whole pictures and bars at the sides. timm and transformers take the middle of
+each picture instead: where yours are not square, answers may differ.
 """

@@ -100,9 +100,11 @@ def open_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
     else:
         choose(str(kind), (*_INNER, "lite0"), "kind of backbone")
         if kind != "lite0":
-            given.setdefault("embed_dim", 8 if kind in ("timm", "dinov2") else None)
-        if given.get("embed_dim", 0) is None:
-            del given["embed_dim"]
+            # The projection to a joint embedding takes no part; vision towers alone have none.
+            if kind in ("timm", "dinov2", "transformers_clip"):
+                given.setdefault("embed_dim", 8)
+            if kind == "transformers_clip":
+                given.setdefault("projection", "new")
         encoder: Any = build_image_encoder(given, seed=seed)
         inner = {"openclip": "visual", "lite0": ""}.get(str(kind), "trunk")
         network = getattr(encoder, inner) if inner else encoder
