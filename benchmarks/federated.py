@@ -37,6 +37,7 @@ from foveate.federated.rounds import InProcess, Log
 from foveate.federated.sites import Site
 from foveate.metrics.clustering import centre_error, centroid_index
 from foveate.settings.files import write_json_atomically
+from foveate.settings.memory import peak_gigabytes
 
 CLUSTERS = 15
 APART = 6.0
@@ -112,7 +113,7 @@ def measure(name: str, points: int, sites: int, dimensions: int, seed: int) -> d
     row["clusters"] = len(centres)
     row["error"] = centre_error(truth, centres).mean if len(centres) == CLUSTERS else None
     row["centroid_index"] = centroid_index(truth, centres)
-    row["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    row["memory_gb"] = peak_gigabytes() * 2**30 / 1e9
     return row
 
 

@@ -4,8 +4,8 @@
     run(target, count=1, seed=1, first=417, work=folder)     tries input 417 again
 
 An input passes where the code succeeds, refuses with a sentence (UserError), or quarantines and counts. It fails with
-any other exception, after 10 s of processor time or 120 s on the clock, above 2 GiB of memory, or where it changes
-something that the whole process shares.
+any other exception, after 10 s of processor time or 120 s on the clock, above 2 GiB of memory more than the process had
+before, or where it changes something that the whole process shares.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def _try(target: Target, number: int, seed: int, work: Path, outcomes: Counter[s
     trial = Trial(random.Random(f"{target.name}|{seed}|{number}"), folder)
     before = _shared_state()
     _reset_peak()
+    had = _peak_kb()
     _arm()
     try:
         outcome = target.attempt(trial)
@@ -102,7 +103,7 @@ def _try(target: Target, number: int, seed: int, work: Path, outcomes: Counter[s
     finally:
         _disarm()
     changed = [name for name, value in _shared_state().items() if value != before[name]]
-    peak = _peak_kb()
+    peak = _peak_kb() - had
     if changed:
         outcome = f"FAILED: it changed {', '.join(changed)}"
     elif peak > MEMORY_KB:

@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from foveate.settings.disk import sentence
 from foveate.settings.errors import UserError
 from foveate.settings.files import read_json
 from foveate.settings.yaml_text import read_yaml
+from foveate.vision.openclip_build import named
 
 
 @pytest.fixture
@@ -236,3 +238,9 @@ def test_a_folder_in_place_of_a_models_weights(tmp_path: Path) -> None:
     (tmp_path / "m" / "model.safetensors").mkdir()
     with pytest.raises(UserError, match="is a folder"):
         load_model(tmp_path / "m", device="cpu")
+
+
+@pytest.mark.parametrize("model", [None, 7, ["ViT-B-16"]])
+def test_the_name_of_a_model_is_text(model: Any) -> None:
+    with pytest.raises(UserError, match="the name of a model of 'openclip' is text, not"):
+        named(model, None, None, revision=None, offline=True, built=False, cache_dir=None)

@@ -43,7 +43,7 @@ def made_collection(rows: int) -> Collection:
         collection = Collection.open(tiny.make_collection(Path(folder) / "shapes"))
     collection._table = pa.table(index, tables.INDEX)
     captions = [f"a long caption of picture {row} with enough words that it costs something" for row in range(rows)]
-    texts = {"key": keys, "kind": pa.array(["alt"] * rows), "text": pa.array(captions)}
+    texts = {"key": keys, "kind": pa.array(["alt"] * rows), "text": pa.array(captions), "request": empty}
     regions: dict[str, Any] = {
         "key": pa.array(np.repeat(keys.to_numpy(zero_copy_only=False), 3)),
         "phrase": pa.array([f"thing {number} of its own" for number in range(3 * rows)]),

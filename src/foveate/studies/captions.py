@@ -130,7 +130,7 @@ STUDY_SEED = 23  # of scenes, splits and the captioner
 FULL = Scale(train_scenes=600, test_scenes=200, pictures=2400, steps=120, batch_size=96, seeds=5)
 QUICK = Scale(train_scenes=200, test_scenes=80, pictures=800, steps=60, batch_size=64, seeds=2)
 RECIPE = "tour-clip"
-_ALWAYS = ("image_encoder.image_size=128", "training.warmup_steps=20", "training.workers=0", "training.log_every=50")
+_ALWAYS = ("image_encoder.image_size=128", "training.workers=0", "training.log_every=50")
 
 
 def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
@@ -145,7 +145,8 @@ def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
 
 def overrides(cell: Cell, scale: Scale) -> list[str]:
     """What a cell changes of the recipe."""
-    sizes = (f"training.steps={scale.steps}", f"training.batch_size={scale.batch_size}")
+    warm_up = f"training.warmup_steps={min(20, scale.steps // 3)}"
+    sizes = (f"training.steps={scale.steps}", f"training.batch_size={scale.batch_size}", warm_up)
     rest = (f"training.checkpoint_every={scale.steps}", f"training.seed={cell.seed}")
     return [*_ALWAYS, *sizes, *rest, *VARIANTS[cell.variant][0]]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from foveate.pretrain.train import CACHE, VALIDATION, Pretrained, build_dataset,
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_tour_collection
 from foveate.settings.errors import UserError
+from foveate.settings.memory import peak_gigabytes
 from foveate.settings.progress import say
 from foveate.settings.recipes import load
 from foveate.settings.runs import RunFolder
@@ -149,7 +149,7 @@ def tour(
     )
     clock.lap("calibration")
     result["seconds"] = clock.total()
-    result["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    result["memory_gb"] = round(peak_gigabytes(), 2)
     run.write_result(result)
     return run.path
 

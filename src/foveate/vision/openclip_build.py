@@ -105,6 +105,8 @@ def named(
     cache_dir: str | None,
 ) -> tuple[str, str | None]:
     """open_clip's name of the model, and the commit it is pinned to; `built`: `source` is only a record."""
+    if not isinstance(model, str):
+        raise UserError(f"the name of a model of 'openclip' is text, not {model!r:.60}")
     if source is None:
         if revision is not None and not built:
             raise UserError(f"revision '{revision}' of 'openclip' only means something with source: OWNER/NAME")
