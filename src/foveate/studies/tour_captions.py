@@ -48,7 +48,7 @@ CAPTIONER = "captioner-tour"
 ENCODER = "tour-clip"
 SHOWN = 8
 TRAINED_ON = 400  # pictures that get a short caption, and on which the two small encoders are trained
-STEPS, BATCH = 80, 128
+STEPS, BATCH = 60, 128
 # Where writing stops: well above what each format allows, so that only captions that never end are cut.
 MOST_TOKENS = {"ssc": 60, "dsc": 140, "dsc_plus": 400, "afc": 140}
 VARIANTS = {"alt": "AltText only", "hybrid": "half AltText, half short captions"}
@@ -159,6 +159,7 @@ def _examples(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Pictures with all their texts, judged by the scenes' truth, and pseudo-labelled regions; numbers per format."""
     captions = _written(captioner, collection, rows, CAPTION_KINDS)
+    labelled = _regions(collection, {row: said.get("dsc", "") for row, said in captions.items()}, locator, device)
     truths = SceneTruths(collection)
     examples, verdicts = [], {kind: list[list[str]]() for kind in ("alt", *CAPTION_KINDS)}
     lengths: dict[str, list[int]] = {kind: [] for kind in verdicts}
@@ -176,9 +177,8 @@ def _examples(
             shown.append({"format": kind, "title": title(kind), "text": texts[kind], "assertions": marked})
         picture = collection.picture_bytes(row)
         path = save_thumbnail(picture, run / "pictures" / f"captions-{number:02d}.webp", longest_side=360)
-        regions = _regions(collection, row, texts.get("dsc", ""), locator, device)
-        name = str(path.relative_to(run))
-        examples.append({"picture": name, "key": collection.keys[row], "captions": shown, "regions": regions})
+        about = {"key": collection.keys[row], "captions": shown, "regions": labelled.get(row, [])}
+        examples.append({"picture": str(path.relative_to(run)), **about})
     counts = []
     for kind, judged in verdicts.items():
         if judged:
@@ -188,20 +188,27 @@ def _examples(
     return examples, counts
 
 
-def _regions(collection: Collection, row: int, caption: str, locator: Path, device: str | None) -> list[dict[str, Any]]:
-    """What VESL makes of a caption: its phrases, each where our own localiser finds it."""
-    phrases = open_extractor(PhraseSettings())(caption).kept if caption else []
+def _regions(
+    collection: Collection, captions: dict[int, str], locator: Path, device: str | None
+) -> dict[int, list[dict[str, Any]]]:
+    """Row -> what VESL makes of its caption: its phrases, each where our own localiser finds it."""
+    extractor, kind = open_extractor(PhraseSettings()), find_detector("cloc")
+    phrases = {row: kept for row, caption in captions.items() if (kept := extractor(caption).kept)}
     if not phrases:
-        return []
-    kind = find_detector("cloc")
+        return {}
     detector = kind.open(kind.settings.model_validate({"model": str(locator)}), collection, device)
-    image = decode(collection.picture_bytes(row), longest_side=2 * detector.input_px)
-    width, height = (int(collection.index[name][row]) for name in ("width", "height"))
-    found = detector.detect([Shown(row, collection.keys[row], image, width, height)], [phrases])[0]
-    return [
-        {"box": [float(edge) for edge in box], "phrase": phrases[int(number)]}
-        for box, number in zip(found.boxes_K4, found.phrase_K, strict=True)
-    ]
+    shown = []
+    for row in phrases:
+        image = decode(collection.picture_bytes(row), longest_side=2 * detector.input_px)
+        width, height = (int(collection.index[name][row]) for name in ("width", "height"))
+        shown.append(Shown(row, collection.keys[row], image, width, height))
+    return {
+        row: [
+            {"box": [float(edge) for edge in box], "phrase": phrases[row][int(number)]}
+            for box, number in zip(found.boxes_K4, found.phrase_K, strict=True)
+        ]
+        for row, found in zip(phrases, detector.detect(shown, list(phrases.values())), strict=True)
+    }
 
 
 def _encoders(

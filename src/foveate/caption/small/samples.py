@@ -68,11 +68,7 @@ def telling_words(
     rows = [row for row in rows if row.kind != "afc"]
     for row, ids in zip(rows, tokens.encode([row.target for row in rows]), strict=True):
         targets[row.row] |= set(ids)
-    found = {
-        row: read
-        for row in sorted({*targets, *further})
-        if regions and (read := _regions(collection, row, tokens, side, preprocess))
-    }
+    found = _places(collection, sorted({*targets, *further}), tokens, side, preprocess) if regions else {}
     whole = {row: ids for row, ids in targets.items() if row not in found}
     uses = Counter(token for ids in whole.values() for token in ids)
     named = Counter(token for place in found.values() for token in {token for own in place.words for token in own})
@@ -93,10 +89,23 @@ def _numbered(places: Places, number: dict[int, int]) -> Places:
     return Places(places.cells_RP[good], tuple(words[place] for place in good))
 
 
+def _places(
+    collection: Collection, rows: Sequence[int], tokens: CaptionTokens, side: int, preprocess: Preprocess
+) -> dict[int, Places]:
+    """The regions of pictures as places, their words as token ids, by row; without pictures where none can be seen."""
+    seen = {row: found for row in rows if (found := _regions(collection, row, side, preprocess))}
+    # As within a sentence: words there begin with a blank.
+    distinct = list(dict.fromkeys(f" {phrase}" for _, phrases in seen.values() for phrase in phrases))
+    ids = {phrase: tuple(own) for phrase, own in zip(distinct, tokens.encode(distinct), strict=True)}
+    return {
+        row: Places(cells, tuple(ids[f" {phrase}"] for phrase in phrases)) for row, (cells, phrases) in seen.items()
+    }
+
+
 def _regions(
-    collection: Collection, row: int, tokens: CaptionTokens, side: int, preprocess: Preprocess
-) -> Places | None:
-    """The regions of a picture as places, their words as token ids; None where none can be seen."""
+    collection: Collection, row: int, side: int, preprocess: Preprocess
+) -> tuple[NDArray[np.float32], list[str]] | None:
+    """Shares of cells [R, side**2] and phrases of the regions of a picture; None where none can be seen."""
     regions = collection.regions_of(row)
     if not regions:
         return None
@@ -106,10 +115,8 @@ def _regions(
     )
     if not len(moved_K4):
         return None
-    # As within a sentence: words there begin with a blank.
-    phrases = [f" {regions[number].phrase}" for number in np.flatnonzero(kept_R)]
     cells = np.stack([cell_shares(box_4, side) for box_4 in moved_K4])
-    return Places(cells, tuple(tuple(ids) for ids in tokens.encode(phrases)))
+    return cells, [regions[number].phrase for number in np.flatnonzero(kept_R)]
 
 
 def cell_shares(box_4: NDArray[np.floating], side: int) -> NDArray[np.float32]:
