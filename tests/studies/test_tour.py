@@ -186,10 +186,16 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     assert calibration["samples"] > 300
     assert all((run / one["picture"]).is_file() for one in calibration["examples"])
     assert result["seconds"]["calibration"] < 40
+    federated = result["federated"]
+    assert len(federated["sites"]) == 8
+    assert sum(site["pictures"] for site in federated["sites"]) == federated["pictures"] > 1000
+    assert all((run / one["picture"]).is_file() for group in federated["examples"] for one in group["pictures"])
+    assert result["seconds"]["federated"] < 20
     assert json.loads((run / "result.json").read_text())["table"] == result["table"]
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<html" in page
     assert "Fine-tuned on half of the classes" in page
+    assert "Eight sites, one map" in page
     for picture in {question["picture"] for question in result["locate"]}:
         assert (run / picture).is_file()
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)

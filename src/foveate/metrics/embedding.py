@@ -102,7 +102,23 @@ def knn_accuracy(
     test_labels_M: ArrayLike | None = None,
     include_self: bool = False,
 ) -> float:
-    """How often a vote of the k map neighbours is the point's label; of equal votes the lowest label wins.
+    """How often a vote of the k map neighbours is the point's label: the mean of `knn_right`, see there."""
+    right = knn_right(
+        map_Nd, labels_N, k=k, test_map_Md=test_map_Md, test_labels_M=test_labels_M, include_self=include_self
+    )
+    return float(right.mean())
+
+
+def knn_right(
+    map_Nd: ArrayLike,
+    labels_N: ArrayLike,
+    *,
+    k: int,
+    test_map_Md: ArrayLike | None = None,
+    test_labels_M: ArrayLike | None = None,
+    include_self: bool = False,
+) -> NDArray[np.bool_]:
+    """Whether a vote of the k map neighbours is the point's label, [N] or [M]; of equal votes the lowest label wins.
 
     Without test points every point is judged by the others (leave one out).
 
@@ -125,7 +141,7 @@ def knn_accuracy(
         found = nearest(drawn, k, queries_MD=tested)
     votes = np.zeros((len(found), int(labels.max()) + 1), dtype=np.int64)
     np.add.at(votes, (np.arange(len(found))[:, None], labels[found]), 1)
-    return float((votes.argmax(axis=1) == truth).mean())
+    return votes.argmax(axis=1) == truth
 
 
 def distance_correlation(points_ND: ArrayLike, map_Nd: ArrayLike, *, include_self: bool = False) -> float:

@@ -168,6 +168,7 @@ class TourResult(Part):
     choose: list[Choose] = []
     captions: dict[str, Any] = {}
     calibration: dict[str, Any] = {}
+    federated: dict[str, Any] = {}
     default: str = "head"
     commands: list[Command] = []
     limits: list[str] = []

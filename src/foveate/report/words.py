@@ -55,6 +55,7 @@ STAGES = {
     "questions": "search and ask",
     "captions": "write captions and try them",
     "calibration": "calibrate a fine-tuned model",
+    "federated": "cluster and map eight sites",
     "report": "write the report",
 }
 

@@ -35,13 +35,15 @@ from foveate.studies.questions import (
     where_questions,
     word_searches,
 )
-from foveate.studies.tour_calibration import few, tour_calibration
+from foveate.studies.tour_calibration import FOLDER, few, tour_calibration
 from foveate.studies.tour_captions import sizes_of, tour_captions
+from foveate.studies.tour_federated import tour_federated
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localiser.folder import load_model
 from foveate.vision.localiser.model import LocalisingModel
 
 TEST = "test"
+FEW_ROUNDS = 4  # of the federated maps of a tour for a look
 
 RECIPES = {"clip": "tour-clip", "cloc": "tour"}
 TITLES = {
@@ -148,6 +150,12 @@ def tour(
         collection, run, encoder=encoder, cache=collection.path / CACHE, seed=seed, device=device, epochs=few(steps)
     )
     clock.lap("calibration")
+    say("and eight sites that keep their pictures: groups of all, and one map")
+    kept = run.path / FOLDER / "features.npz"
+    result["federated"] = tour_federated(
+        collection, run, features=kept, seed=seed, rounds=None if steps is None else FEW_ROUNDS
+    )
+    clock.lap("federated")
     result["seconds"] = clock.total()
     result["memory_gb"] = round(peak_gigabytes(), 2)
     run.write_result(result)

@@ -9,6 +9,7 @@ from typing import Any
 from foveate.report import calibration, numbers, parts, words
 from foveate.report.captions import MARKS, TourCaptions
 from foveate.report.charts import stacked_bar
+from foveate.report.federated import TourFederated, federated_section
 from foveate.report.page import Page, command_text
 from foveate.report.pictures import Overlay
 from foveate.report.schema import Command, Example, Search, TourResult, read
@@ -136,6 +137,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "captions": read(TourCaptions, r.captions) if r.captions else None,
         "marks": MARKS,
         "calibration": calibration_section(r.calibration) if r.calibration else None,
+        "federated": federated_section(read(TourFederated, r.federated)) if r.federated else None,
         "models": list(r.models.values()),
         "charts": parts.curves(runs),
         "stack": stacked_bar(dict(stages), title="Time"),
