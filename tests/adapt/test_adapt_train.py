@@ -83,7 +83,8 @@ def test_training_writes_adapter_logits_and_page(backbone: Path, data: Path, tmp
     assert "Adaptation" in page
     assert f"{said['parameters']['trained']:,} of" in page
     facts = build_page(json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8")), tmp_path / "run")
-    assert facts.title == "full on timm"
+    assert facts.title == f"full on {backbone.name}"
+    assert "blocks.{0..2}.norm1.weight" in page
     logits = read_logits(tmp_path / "run" / "logits-test.npz")
     assert logits.logits.shape == (20, 3)
     assert said["classes"] == ["low", "middle", "top"]

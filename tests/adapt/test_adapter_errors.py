@@ -19,6 +19,7 @@ from foveate.adapt.folder import load_adapter
 from foveate.adapt.heads import ZeroShotHead
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.opening import backbone_settings, open_backbone
+from foveate.adapt.table import grouped
 from foveate.cli.main import cli
 from foveate.settings.errors import UserError
 
@@ -213,3 +214,8 @@ def test_a_zero_shot_head_is_saved_too(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = adapted(pixels())
         assert torch.equal(load_adapter(tower("timm"), adapted.save(tmp_path))(pixels()), expected)
+
+
+def test_numbers_in_names_are_joined_only_where_they_follow_one_another() -> None:
+    assert grouped(["blocks.0.mlp", "blocks.1.mlp", "norm.bias"]) == ["blocks.{0..1}.mlp", "norm.bias"]
+    assert grouped(["blocks.0.mlp", "blocks.2.mlp"]) == ["blocks.{0,2}.mlp"]

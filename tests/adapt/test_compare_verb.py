@@ -50,7 +50,7 @@ def test_a_comparison_its_page_and_its_adapters(done: tuple[Path, dict[str, Any]
     assert set(said["lines"][0]["means"]) == {"near", "far", "mean of groups", "mean"}
     page = Path(said["paths"]["report"]).read_text(encoding="utf-8")
     for words in ("3 methods on 2 tasks", "Highest mean accuracy", "same answer", "lora, 2 seeds", "What was chosen",
-                  "No test picture took part", "95 % t-interval over seeds", "only bitfit",
+                  "No test picture took part", "95 % t-interval over seeds", "only bitfit", "all but linear",
                   "Best epoch on test (peeks)"):  # fmt: skip
         assert words in page, words
     stored = json.loads((folder / "run" / "result.json").read_text())
@@ -81,7 +81,9 @@ def test_the_same_again_in_words(done: tuple[Path, dict[str, Any], tuple[object,
     again = run(*arguments)
     assert again.exit_code == 0, (again.output, again.exception)
     assert "a: 15 test pictures, chance 0.333; the split validation, 9 pictures" in again.output
-    assert "ensemble of 2: " in again.output
+    assert "ensemble of bitfit, lora: " in again.output
+    told = said["tasks"][0]["ensembles"]
+    assert f"two of them disagree on {told['disagreement']:.1%} of the pictures" in again.output
     assert "(peeks)" in again.output
     for line in said["lines"]:
         assert line["tasks"]["a"]["best_epoch"] >= line["tasks"]["a"]["value"]
@@ -165,7 +167,11 @@ def test_charts() -> None:
     assert "none 50.0 at 0; small 70.0 at 300; big 60.0 at 2M" in drawn
     assert drawn.count("<circle") == 3
     assert ">small</text>" in drawn
-    assert ">big</text>" not in drawn
+    assert ">big</text>" in drawn, "a beaten one is named where there is room"
+    crowd = [*points, Point("near-big", 1.9e6, 60.4, False), Point("other", 2.2e6, 59.6, False)]
+    assert (
+        sum(f">{name}</text>" in cost_chart(crowd, title="t", x_label="") for name in ("big", "near-big", "other")) < 3
+    )
     assert cost_chart([], title="t", x_label="") == ""
     matrix = matrix_chart(["<a>", "b"], [[1.0, 0.25], [0.25, 1.0]], title="alike")
     assert "&lt;a&gt;" in matrix

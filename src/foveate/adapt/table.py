@@ -59,7 +59,9 @@ def grouped(names: list[str]) -> list[str]:
         groups.setdefault(pattern, []).append(-1 if found is None else int(found[0]))
     shown = []
     for pattern, numbers in groups.items():
-        low, high = min(numbers), max(numbers)
-        of = str(low) if low == high else f"{{{low}..{high}}}"
+        known = sorted(set(numbers))
+        low, high = known[0], known[-1]
+        several = f"{low}..{high}" if len(known) == high - low + 1 else ",".join(map(str, known))
+        of = str(low) if low == high else f"{{{several}}}"
         shown.append(pattern if low < 0 else pattern.replace("#", of, 1))
     return shown

@@ -20,7 +20,7 @@ from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.opening import Opened, open_backbone
 from foveate.adapt.prefix import Prefix
 from foveate.adapt.recipe import AdaptRecipe
-from foveate.adapt.table import backbone_numbers, trained_numbers
+from foveate.adapt.table import backbone_numbers, grouped, trained_numbers
 from foveate.adapt.training import AdaptTask, normalised
 from foveate.metrics.classification import class_accuracies
 from foveate.metrics.intervals import bootstrap_interval
@@ -115,7 +115,7 @@ def train_adapter(
         body, head = trained_numbers(adapted)
         result: dict[str, Any] = {
             "kind": "adapt",
-            "title": f"{recipe.method['method']} on {opened.settings['kind']}",
+            "title": f"{recipe.method['method']} on {_name(opened.settings)}",
             "status": outcome.status,
             "recipe": recipe.model_dump(mode="json"),
             "command": command,
@@ -127,6 +127,7 @@ def train_adapter(
             "seconds": round(outcome.seconds, 1),
             "curves": "metrics.jsonl",
             "parameters": {"trained": body, "head": head, "backbone": backbone_numbers(adapted)},
+            "places": grouped(adapted.adapter().places(adapted.view)),
             "bad_samples": outcome.bad_samples,
             "revision": code_revision(),
             "evaluation": None,
@@ -140,6 +141,12 @@ def train_adapter(
         if here.is_main:
             run.write_result(result)
     return Adapted(run, result, folder, here.is_main)
+
+
+def _name(settings: dict[str, Any]) -> str:
+    """A backbone in a word or two: the name of its folder or architecture, else its kind."""
+    source = settings.get("source")
+    return Path(source).name if source else str(settings.get("model") or settings["kind"])
 
 
 def batches(

@@ -33,7 +33,10 @@ def amount(value: float) -> str:
 
 
 def cost_chart(points: Sequence[Point], *, title: str, x_label: str, width: int = 440, height: int = 330) -> Markup:
-    """Costs on a logarithmic axis, 0 in front of it; a line through the unbeaten, whose names stand beside them."""
+    """Costs on a logarithmic axis, 0 in front of it; a line through the unbeaten, whose names stand beside them.
+
+    The others are named where there is room.
+    """
     if not points:
         return Markup("")
     positive = [point.cost for point in points if point.cost > 0] or [1.0]
@@ -62,24 +65,30 @@ def cost_chart(points: Sequence[Point], *, title: str, x_label: str, width: int 
     front = sorted((point for point in points if point.unbeaten), key=lambda one: (one.cost, one.value))
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, front))
     parts.append(f'<polyline class="series s1" points="{line}"/>')
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda one: (not one.unbeaten, -one.value)):
         x, y = place(point)
         parts.append(
             f'<circle class="dot{" s1" if point.unbeaten else ""}" cx="{x:.1f}" cy="{y:.1f}" r="4">'
             f"<title>{escape(point.name)}: {point.value:.1f}, {amount(point.cost)}</title></circle>"
         )
-        if not point.unbeaten:
-            continue
         wide = 7.0 * len(point.name)
-        label_y = y - 8
-        while any(abs(label_y - other) < _LINE and abs(x - at) < wide + 8 for at, other in taken):
-            label_y += _LINE
-        taken.append((x, label_y))
         anchor = "end" if x + wide > right else "start"
-        parts.append(svg_text(x - 6 if anchor == "end" else x + 6, label_y, point.name, anchor=anchor, style="name"))
+        from_x, label_y = (x - 8 - wide if anchor == "end" else x + 8), (y - 8 if point.unbeaten else y + 4)
+        while point.unbeaten and _covered(from_x, label_y, wide, taken):
+            label_y += _LINE
+        dots = [(at - 4, height + 4, 8.0) for at, height in (place(one) for one in points if one is not point)]
+        if not point.unbeaten and _covered(from_x, label_y, wide, [*taken, *dots]):
+            continue
+        taken.append((from_x, label_y, wide))
+        parts.append(svg_text(x - 8 if anchor == "end" else x + 8, label_y, point.name, anchor=anchor, style="name"))
     parts.append("</svg>")
     return Markup("".join(parts))
+
+
+def _covered(x: float, y: float, wide: float, taken: Sequence[tuple[float, float, float]]) -> bool:
+    """Whether a label from x on would lie on one of the others (left end, baseline, width)."""
+    return any(abs(y - other) < _LINE and x < at + size and at < x + wide for at, other, size in taken)
 
 
 def matrix_chart(names: Sequence[str], matrix: Sequence[Sequence[float]], *, title: str) -> Markup:

@@ -173,9 +173,7 @@ def task_summary(
         found["regions"] = _regions({name: logits[name][0] for name in members}, labels_N)
         found["ensembles"] = {"members": members, **_ensemble(np.stack([logits[n][0] for n in members]), labels_N)}
     found["seeds"] = {
-        name: {**_ensemble(np.stack(several), labels_N), "disagreement": mean_disagreement(np.stack(several))}
-        for name, several in logits.items()
-        if len(several) > 1
+        name: _ensemble(np.stack(several), labels_N) for name, several in logits.items() if len(several) > 1
     }
     return found
 
@@ -209,4 +207,5 @@ def _ensemble(logits_MNK: NDArray[Any], labels_N: NDArray[np.int64]) -> dict[str
         "ensemble": found["ensemble"],
         "any_right": found["any_right"],
         "gain": {**found["gain"], "low": interval.low, "high": interval.high},
+        "disagreement": mean_disagreement(logits_MNK),
     }

@@ -266,10 +266,12 @@ def _compared(result: dict[str, Any]) -> list[str]:
             lines.append(f"  {line['variant']:<14} {entry['value']:.3f}{span}{validation}{best}{chosen}")
         if "ensembles" in task:
             together = task["ensembles"]
+            few = len(together["members"]) <= 4
+            members = ", ".join(together["members"]) if few else f"{together['count']} methods, without linear and full"
             lines.append(
-                f"  ensemble of {together['count']}: {together['ensemble']['logits']:.3f}, mean member "
-                f"{together['member']['mean']:.3f}, best {together['member']['best']:.3f}; they disagree on "
-                f"{task['agreement']['disagreement']:.1%} of the pictures"
+                f"  ensemble of {members}: {together['ensemble']['logits']:.3f}, mean member "
+                f"{together['member']['mean']:.3f}, best {together['member']['best']:.3f}; two of them disagree on "
+                f"{together['disagreement']:.1%} of the pictures"
             )
     return lines
 

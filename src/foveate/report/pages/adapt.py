@@ -11,6 +11,8 @@ from foveate.report.page import Page, command_text
 from foveate.report.schema import Evaluation, Part, read
 from foveate.report.simple import simple_page
 
+MOST_PLACES = 6
+
 
 class AdaptResult(Part):
     kind: str
@@ -25,7 +27,12 @@ class AdaptResult(Part):
     seconds: float | None = None
     curves: str = "metrics.jsonl"
     parameters: dict[str, int] = {}
+    places: list[str] = []
     evaluation: Evaluation | None = None
+
+
+def _more(places: list[str]) -> str:
+    return f" and {len(places) - MOST_PLACES} more" if len(places) > MOST_PLACES else ""
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
@@ -35,6 +42,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     facts = [
         ("Data", f"{r.data}: {numbers.count(r.pictures)} training pictures, {len(r.classes)} classes"),
         ("Trained in the backbone", f"{trained:,} of {whole:,} numbers ({trained / max(whole, 1):.2%})"),
+        *([("Where", ", ".join(r.places[:MOST_PLACES]) + _more(r.places))] if r.places else []),
         ("Trained in the head", f"{r.parameters.get('head', 0):,} numbers"),
         ("Computed once", r.kept),
         ("Updates", numbers.count(r.steps)),

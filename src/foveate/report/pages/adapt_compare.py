@@ -17,9 +17,9 @@ from foveate.report.schema import Part, read
 
 MOST_TASKS = 4  # in the table; with more, means of groups stand there
 RULES = {
-    "logits": "mean of logits",
-    "probabilities": "mean of probabilities",
-    "log_probabilities": "mean of log-probabilities",
+    "logits": "logits",
+    "probabilities": "probabilities",
+    "log_probabilities": "their logarithms",
     "votes": "votes",
 }
 
@@ -208,7 +208,12 @@ def forests(r: ComparedResult) -> list[Markup]:
 
 def ensembles(task: ComparedTask) -> list[dict[str, Any]]:
     """Lines of the table of ensembles: all methods, then each method's own seeds."""
-    several = [("all methods", task.ensembles)] if task.ensembles else []
+    several = []
+    if task.ensembles:
+        left_out = [
+            name for name in (task.agreement.names if task.agreement else []) if name not in task.ensembles.members
+        ]
+        several.append((f"all but {' and '.join(left_out)}" if left_out else "all methods", task.ensembles))
     several += [(f"{name}, {one.count} seeds", one) for name, one in task.seeds.items()]
     return [
         {
@@ -219,6 +224,7 @@ def ensembles(task: ComparedTask) -> list[dict[str, Any]]:
             "gain": _signed(one.gain["mean"]),
             "span": _span(one.gain.get("low"), one.gain.get("high")),
             "any": numbers.percent(one.any_right),
+            "disagree": numbers.percent(one.disagreement),
         }
         for name, one in several
     ]
