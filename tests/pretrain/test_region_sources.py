@@ -13,6 +13,7 @@ import torch
 import tiny
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.exporting import export
+from foveate.pretrain.pricing.price import price
 from foveate.pretrain.searching.index import build_index
 from foveate.pretrain.searching.index_folder import DESCRIPTION, Description
 from foveate.pretrain.train import build_dataset, build_model
@@ -52,6 +53,8 @@ def test_regions_are_drawn_from_the_chosen_sources(tiny_collection: Path, labell
         build_dataset(
             recipe, Collection.open(labelled), build_model(recipe), device=torch.device("cpu"), cache=tmp_path / "cache"
         )
+    with pytest.raises(UserError, match="no region has the source 'vesl:tast'"):
+        price(recipe, collection=Collection.open(labelled))
 
 
 def test_an_evaluation_takes_no_label_of_a_detector_for_the_truth(tiny_collection: Path, labelled: Path) -> None:

@@ -21,10 +21,21 @@ def test_create_and_open_again(tmp_path: Path) -> None:
 
 
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
-    RunFolder.create(tmp_path / "run", recipe="steps: 3\n")
+    run = RunFolder.create(tmp_path / "run", recipe="steps: 3\n")
+    run.append_metrics({"step": 1})
     with pytest.raises(UserError, match="holds a run of another recipe"):
         RunFolder.create(tmp_path / "run", recipe="steps: 4\n")
     assert (tmp_path / "run" / "recipe.yaml").read_text() == "steps: 3\n"
+
+
+def test_a_command_that_failed_before_its_work_binds_no_folder(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", command=["foveate", "x"], recipe="kind: stroy\n")
+    (run.path / "data").mkdir()
+    RunFolder.create(tmp_path / "run", recipe="kind: story\n")
+    assert (run.path / "recipe.yaml").read_text() == "kind: story\n"
+    (run.path / "data" / "rows.parquet").write_text("work")
+    with pytest.raises(UserError, match="holds a run of another recipe"):
+        RunFolder.create(tmp_path / "run", recipe="kind: stroy\n")
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import yaml
 from foveate.settings.errors import UserError
 from foveate.settings.files import read_json, write_json_atomically, write_text_atomically
 
+_BEFORE_WORK = ("recipe.yaml", "run.json")
+
 
 class RunFolder:
     """Where one run keeps its files. The same command opens the same folder again and goes on."""
@@ -28,7 +30,7 @@ class RunFolder:
         recipe: str | None = None,
         free: Sequence[str] = (),
     ) -> RunFolder:
-        """Makes the folder, or opens it again when it holds the same recipe.
+        """Makes the folder, or opens it again when it holds the same recipe, or no work of another one yet.
 
         Args:
             recipe: the resolved recipe as YAML.
@@ -46,7 +48,8 @@ class RunFolder:
         run = cls(path)
         saved = path / "recipe.yaml"
         if recipe is not None:
-            if saved.exists() and _identity(saved.read_text(encoding="utf-8"), free) != _identity(recipe, free):
+            same = not saved.exists() or _identity(saved.read_text(encoding="utf-8"), free) == _identity(recipe, free)
+            if not same and run._begun():
                 raise UserError(
                     f"{path}: holds a run of another recipe (compare {saved}); give another folder with --run"
                 )
@@ -54,6 +57,10 @@ class RunFolder:
         if command is not None:
             write_json_atomically(path / "run.json", {"command": command})
         return run
+
+    def _begun(self) -> bool:
+        """Whether it holds more than a command that failed before its work leaves: a typing error binds no folder."""
+        return any(one.is_file() and one.name not in _BEFORE_WORK for one in self.path.rglob("*"))
 
     @property
     def metrics_path(self) -> Path:

@@ -73,6 +73,10 @@ def test_mistakes_are_sentences(
             [*start, "data.short_kinds=[alt]", "data.ocr=none", "--collection", str(tiny_collection)],
             "no picture has material for stage 2",
         ),
+        (
+            [*start, "data.short_kinds=[alt]", "data.description_kinds=[titel]", "--collection", str(tiny_collection)],
+            "unknown caption kind (data.description_kinds) 'titel': allowed are alt, title; did you mean 'title'",
+        ),
         (["captioner", "evaluate", str(trained_folder), "--collection", str(scene_collection)], "did you mean"),
         (["captioner", "evaluate", str(tiny_collection), "--collection", str(scene_collection)], "not a captioner"),
     ]
@@ -80,6 +84,7 @@ def test_mistakes_are_sentences(
         code, output = run(*arguments, "--run", str(tmp_path / f"run{number}"), "--quiet")
         assert code == 1, output
         assert message in output
+        assert not list((tmp_path / f"run{number}").glob("stage-*")), "said before anything is trained"
 
 
 def test_serve_answers_until_it_is_told_to_stop(trained_folder: Path, tmp_path: Path) -> None:

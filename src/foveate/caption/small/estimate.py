@@ -13,6 +13,7 @@ from foveate.caption.small.model import CaptionerModel
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.rewriting import open_rewriter
 from foveate.caption.small.rows import ALIGN_STAGE, FORMAT_STAGE, write_rows
+from foveate.caption.small.samples import nothing_for
 from foveate.records.collection import Collection
 from foveate.settings import seeds
 
@@ -42,7 +43,8 @@ def estimate(recipe: CaptionerRecipe, collection: Collection) -> dict[str, Any]:
         positions = model.prefix_length + sum(row.tokens for row in made.rows) / max(1, visits)
         updates = {FORMAT_STAGE: recipe.training.steps, ALIGN_STAGE: recipe.alignment.steps}
         samples = sum(steps * recipe.stage_settings(stage).batch_size for stage, steps in updates.items())
-        found |= {"targets_of_examined": made.summary(), "samples": samples}
+        without = [stage for stage, steps in updates.items() if steps and all(row.stage != stage for row in made.rows)]
+        found |= {"targets_of_examined": made.summary(), "samples": samples, "stages_without_targets": without}
         found["training_flops"] = 6.0 * parameters * positions * samples
     return found
 
@@ -57,4 +59,5 @@ def lines(found: Mapping[str, Any]) -> Iterable[str]:
         return
     for name, counts in found["targets_of_examined"].items():
         yield f"targets {name}: " + (", ".join(f"{what} {count}" for what, count in counts.items()) or "none")
+    yield from (f"of the examined pictures, {nothing_for(stage)}" for stage in found["stages_without_targets"])
     yield f"{found['samples']} samples, {found['training_flops']:.2g} FLOPs"

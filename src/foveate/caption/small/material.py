@@ -57,7 +57,12 @@ def source_names() -> list[str]:
 def read_material(
     collection: Collection, rows: NDArray[np.int64], settings: CaptionDataSettings, *, seed: int
 ) -> tuple[list[Material], dict[str, int]]:
-    """Material of the rows that a source knows, ascending, and how many pictures each source gave ("none" too)."""
+    """Material of the rows that a source knows, ascending, and how many pictures each source gave ("none" too).
+
+    Raises:
+        UserError: for an unknown source, or a caption kind that the settings name and no caption has.
+    """
+    _check_kinds(collection, settings)
     found: dict[int, Material] = {}
     counts: dict[str, int] = {}
     for name in settings.sources:
@@ -69,3 +74,13 @@ def read_material(
         counts[name] = len(taken)
     counts["none"] = len(rows) - len(found)
     return [found[row] for row in sorted(found)], counts
+
+
+def _check_kinds(collection: Collection, settings: CaptionDataSettings) -> None:
+    named = {"short_kinds": settings.short_kinds, "description_kinds": settings.description_kinds}
+    if not any(named.values()):
+        return
+    there = collection.table("captions")["kind"].unique().to_pylist()
+    for name, kinds in named.items():
+        for kind in kinds:
+            choose(kind, there, f"caption kind (data.{name})")

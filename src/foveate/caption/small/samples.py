@@ -131,6 +131,12 @@ def cell_shares(box_4: NDArray[np.floating], side: int) -> NDArray[np.float32]:
     return (shares / shares.sum()).astype(np.float32)
 
 
+def nothing_for(stage: int) -> str:
+    """What is wrong where a stage has no targets."""
+    wants = {ALIGN_STAGE: "data.description_kinds, or alignment.steps=0"}.get(stage, "data.short_kinds")
+    return f"no picture has material for stage {stage}: name the caption kinds in {wants}"
+
+
 class CaptionSamples:
     """The training samples of one stage; see `foveate.training.loader.Dataset`.
 
@@ -170,8 +176,7 @@ class CaptionSamples:
         else:
             self.rows = np.asarray(sorted(self._rows[stage]), dtype=np.int64)
         if not len(self.rows):
-            wants = {ALIGN_STAGE: "data.description_kinds, or alignment.steps=0"}.get(stage, "data.short_kinds")
-            raise UserError(f"no picture has material for stage {stage}: name the caption kinds in {wants}")
+            raise UserError(nothing_for(stage))
 
     def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
         """All formats that the picture has in the stage; a replayed sample is of another picture."""

@@ -23,7 +23,7 @@ from foveate.caption.small.model import CaptionerModel
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.rewriting import open_rewriter
 from foveate.caption.small.rows import ALIGN_STAGE, FORMAT_STAGE, Row, rows_of_table, write_rows
-from foveate.caption.small.samples import WORD_STAGE, CaptionSamples, cached_features, telling_words
+from foveate.caption.small.samples import WORD_STAGE, CaptionSamples, cached_features, nothing_for, telling_words
 from foveate.caption.small.task import CaptionerTask
 from foveate.caption.small.tokens import CaptionTokens, length_class
 from foveate.records import tables
@@ -124,6 +124,9 @@ def _prepare(recipe: CaptionerRecipe, collection: Collection, run: RunFolder) ->
         )
     rewriter = open_rewriter(recipe.data, folder=folder)
     rows = write_rows(materials, recipe.data, rewriter, seed=seed)
+    for stage, steps in ((FORMAT_STAGE, recipe.training.steps), (ALIGN_STAGE, recipe.alignment.steps)):
+        if steps and not any(row.stage == stage for row in rows.rows):  # said before an earlier stage is trained
+            raise UserError(nothing_for(stage))
     texts = [row.target for row in rows.rows] + [row.alt for row in rows.rows if row.alt]
     phrases = _phrases(recipe, collection, sorted({material.row for material in materials}))
     texts += [f" {phrase}" for phrase in phrases]

@@ -19,6 +19,7 @@ from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
+from foveate.records.sources import from_sources
 from foveate.settings.errors import UserError
 from foveate.training.picture_texts import PictureTexts
 from foveate.vision.localiser.settings import LocaliserSettings
@@ -148,7 +149,7 @@ def check_collection(recipe: PretrainRecipe, collection: Collection) -> dict[str
     """What the collection offers the recipe: pictures of the split, those with a text of a wanted kind, mean bytes.
 
     Raises:
-        UserError: for an unknown split, or when no picture has a text of a wanted kind.
+        UserError: for an unknown split or source of regions, or when no picture has a text of a wanted kind.
     """
     rows = collection.rows(recipe.data.split)
     captions = collection.table("captions")
@@ -161,6 +162,8 @@ def check_collection(recipe: PretrainRecipe, collection: Collection) -> dict[str
             f"collection {collection.path}: no picture of split '{recipe.data.split}' has a text of the kinds "
             f"{', '.join(kinds)} (field data.captions); it has {', '.join(sorted(there)) or 'no texts'}"
         )
+    if recipe.data.region_sources is not None and recipe.regions.method != "none":
+        from_sources(collection.table("regions"), recipe.data.region_sources, where="field data.region_sources")
     lengths = collection.index["length"][rows]
     return {
         "pictures": len(rows),
