@@ -97,6 +97,43 @@ def test_training_writes_adapter_logits_and_page(backbone: Path, data: Path, tmp
     assert info["classes"] == said["classes"]
 
 
+def test_classes_without_training_pictures_come_back(backbone: Path, data: Path, tmp_path: Path) -> None:
+    """From a head that knows them: a linear probe of all classes, tuning on two of them, then the third again."""
+    train(backbone, data, tmp_path / "before", "--method", "linear", "--epochs", 30, "training.learning_rate=0.05")
+    arrays = dict(np.load(data))
+    kept = (arrays["split"] != "train") | (arrays["labels"] != "low")
+    np.savez(tmp_path / "some.npz", **{name: value[kept] for name, value in arrays.items()})
+    options = (
+        "--backbone",
+        backbone,
+        "--data",
+        tmp_path / "some.npz",
+        "--method",
+        "full",
+        "--device",
+        "cpu",
+        "--quiet",
+    )
+    done = run("train", *options, "--run", tmp_path / "never")
+    assert "class 'low' has no training picture (1 such classes); leave them out with data.classes" in str(
+        done.exception
+    )
+    after = tmp_path / "after"
+    done = run("train", *options, "--head-from", tmp_path / "before", "--run", after, "--epochs", 20)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert json.loads((after / "result.json").read_text())["absent"] == ["low"]
+    assert (after / "seen.txt").read_text() == "middle\ntop\n"
+    line = next(line for line in done.output.splitlines() if "bring them back: foveate " in line)
+    given = line.partition("bring them back: foveate ")[2].split()
+    found = CliRunner().invoke(cli, [*given, "--run", str(tmp_path / "calibrated"), "--json"])
+    assert found.exit_code == 0, (found.output, found.exception)
+    said = json.loads(found.stdout.splitlines()[-1])
+    rows = {row["key"]: row["accuracies"] for row in said["rows"]}
+    assert said["gammas"]["alg"]["gamma"] > 0
+    assert rows["alg"]["U/Y"] >= rows["after"]["U/Y"]
+    assert not (tmp_path / "before" / "logits-training.npz").exists()
+
+
 @pytest.mark.parametrize("options", [("linear",), ("lora", "last_blocks=1"), ("subset", "method.blocks=[-1]")])
 def test_what_is_computed_once_changes_nothing(
     backbone: Path, data: Path, tmp_path: Path, options: tuple[str, ...]

@@ -10,7 +10,7 @@ from adapt.official import FOLDER, adapted_case, backbone, batch, case_of, cases
 from adapt.towers import pixels, tower
 from foveate.adapt.heads import ZeroShotHead, zero_shot_weights
 from foveate.adapt.model import adapt
-from foveate.adapt.wise import interpolated
+from foveate.adapt.wise import head_at, interpolated
 from foveate.settings.errors import UserError
 
 DEFINED = [case["case"] for case in cases() if case["wise"]]
@@ -31,6 +31,17 @@ def test_the_whole_curve(name: str) -> None:
         with interpolated(adapted, 1.0) as model:
             assert torch.equal(model(images), tuned)
         assert torch.equal(adapted(images), tuned)
+
+
+@pytest.mark.parametrize("name", [name for name in DEFINED if "wise/logits_head_only" in stored(case_of(name))])
+def test_the_head_alone_between_its_start_and_its_end(name: str) -> None:
+    case = case_of(name)
+    adapted, expected, (images, _) = adapted_case(case), stored(case), batch(case)
+    with torch.no_grad():
+        features = adapted.features(images)
+        for alpha, logits in zip(expected["wise/alphas"].tolist(), expected["wise/logits_head_only"], strict=True):
+            head = head_at(adapted, round(alpha, 10), keep=False)
+            assert float((head(features) - logits).abs().max()) < 1e-9, alpha
 
 
 @pytest.mark.parametrize("name", ["lora", "fact_tk", "fact_tt", "repadapter"])

@@ -61,16 +61,25 @@ class Labelled:
         """Whether a split has pictures with a class."""
         return bool(((self.splits == split) & (self.labels_N >= 0)).any())
 
-    def few(self, rows: NDArray[np.int64], shots: int | None, *, seed: int) -> NDArray[np.int64]:
+    def absent(self, rows: NDArray[np.int64]) -> list[str]:
+        """Classes that none of these pictures has."""
+        present = set(self.labels_N[rows].tolist())
+        return [name for number, name in enumerate(self.classes) if number not in present]
+
+    def few(
+        self, rows: NDArray[np.int64], shots: int | None, *, seed: int, some_absent: bool = False
+    ) -> NDArray[np.int64]:
         """At most `shots` pictures of each class, drawn by the seed, in rising order.
+
+        Args:
+            some_absent: classes may have none: the head that training starts from knows them.
 
         Raises:
             UserError: when a class has none.
         """
-        missing = sorted(set(range(len(self.classes))) - set(self.labels_N[rows].tolist()))
-        if missing:
-            name = self.classes[missing[0]]
-            raise UserError(f"{self.name}: class '{name}' has no training picture ({len(missing)} such classes)")
+        missing = self.absent(rows)
+        if missing and not some_absent:
+            raise UserError(f"{self.name}: class '{missing[0]}' has no training picture ({len(missing)} such classes)")
         if shots is None:
             return rows
         chosen = []

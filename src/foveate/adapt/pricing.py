@@ -11,14 +11,14 @@ from foveate.adapt.opening import open_backbone
 from foveate.adapt.prefix import Prefix
 from foveate.adapt.recipe import AdaptRecipe
 from foveate.adapt.table import backbone_numbers, trained_numbers
-from foveate.adapt.train import build
+from foveate.adapt.train import build, training_rows
 
 
 def price(recipe: AdaptRecipe, data: str | Path) -> dict[str, Any]:
     """Numbers trained, updates, visits, and what is computed once; nothing is trained or written."""
     opened = open_backbone(recipe.backbone, seed=recipe.training.seed)
     pictures = labelled(data, recipe.data, opened.preprocess)
-    rows = pictures.few(pictures.rows(*recipe.data.train), recipe.data.shots, seed=recipe.training.seed)
+    rows = training_rows(recipe, pictures)
     settings = recipe.training.resolved(len(rows))
     adapted = build(recipe, opened, pictures)
     body, head = trained_numbers(adapted)

@@ -26,6 +26,7 @@ from foveate.metrics.classification import class_accuracies
 from foveate.metrics.intervals import bootstrap_interval
 from foveate.records.pictures import BadPicture
 from foveate.settings.errors import UserError
+from foveate.settings.files import write_text_atomically
 from foveate.settings.progress import say, track
 from foveate.settings.recipes import dump
 from foveate.settings.revision import code_revision
@@ -63,6 +64,27 @@ def build(recipe: AdaptRecipe, opened: Opened, data: Labelled) -> AdaptedModel:
     return adapted
 
 
+def training_rows(recipe: AdaptRecipe, data: Labelled) -> NDArray[np.int64]:
+    """The pictures that are trained on; a head that was trained before may know classes that none of them has.
+
+    Raises:
+        UserError: when a class has no picture, and nothing knows it either.
+    """
+    pool = data.rows(*recipe.data.train)
+    absent = data.absent(pool)
+    if absent and recipe.head is None:
+        raise UserError(
+            f"{data.name}: class '{absent[0]}' has no training picture ({len(absent)} such classes); leave them out "
+            "with data.classes, or start from a head that knows them with --head-from"
+        )
+    if absent:
+        say(
+            f"{len(absent)} of {len(data.classes)} classes have no training picture (first '{absent[0]}'): tuning "
+            "lowers their logits, and `foveate calibrate` finds by how much"
+        )
+    return data.few(pool, recipe.data.shots, seed=recipe.training.seed, some_absent=True)
+
+
 def train_adapter(
     recipe: AdaptRecipe,
     data: str | Path,
@@ -80,7 +102,8 @@ def train_adapter(
     with start(device or "auto") as here:
         opened = open_backbone(recipe.backbone, seed=recipe.training.seed, drop_path=recipe.training.drop_path)
         pictures = labelled(data, recipe.data, opened.preprocess)
-        rows = pictures.few(pictures.rows(*recipe.data.train), recipe.data.shots, seed=recipe.training.seed)
+        rows = training_rows(recipe, pictures)
+        absent = pictures.absent(rows)
         settings = recipe.training.resolved(len(rows))
         adapted = build(recipe, opened, pictures)
         run = RunFolder(run_path)
@@ -121,6 +144,7 @@ def train_adapter(
             "command": command,
             "data": pictures.name,
             "classes": list(pictures.classes),
+            "absent": absent,
             "pictures": len(rows),
             "kept": "nothing" if prefix is None else prefix.describe(),
             "steps": outcome.step,
@@ -138,6 +162,10 @@ def train_adapter(
             result["adapter"] = "adapter/"
             if evaluate:
                 result["evaluation"] = _measure(adapted.eval(), recipe, opened, pictures, run.path)
+                if absent:
+                    _write(adapted, opened, pictures, rows, run.path / "logits-training.npz", what="training pictures")
+                    seen = [name for name in pictures.classes if name not in absent]
+                    write_text_atomically(run.path / "seen.txt", "".join(f"{name}\n" for name in seen))
         if here.is_main:
             run.write_result(result)
     return Adapted(run, result, folder, here.is_main)
@@ -203,6 +231,15 @@ def logits_of(
     return np.array(good, dtype=np.int64), np.concatenate(found)
 
 
+def _write(
+    adapted: AdaptedModel, opened: Opened, data: Labelled, rows: NDArray[np.int64], path: Path, *, what: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """As `logits_of`, and writes a file that `foveate calibrate` reads."""
+    rows, logits = logits_of(adapted, opened, data, rows, what=f"measuring {what}")
+    write_logits(path, logits=logits, labels=data.labels_N[rows], class_names=list(data.classes))
+    return rows, logits
+
+
 def _measure(
     adapted: AdaptedModel, recipe: AdaptRecipe, opened: Opened, data: Labelled, folder: Path
 ) -> dict[str, Any]:
@@ -211,9 +248,9 @@ def _measure(
     for split in dict.fromkeys((recipe.data.validation, recipe.data.test)):
         if not data.has(split) or split in recipe.data.train:
             continue
-        rows, logits = logits_of(adapted, opened, data, data.rows(split), what=f"measuring on {split}")
+        path = folder / f"logits-{split}.npz"
+        rows, logits = _write(adapted, opened, data, data.rows(split), path, what=f"on {split}")
         labels = data.labels_N[rows]
-        write_logits(folder / f"logits-{split}.npz", logits=logits, labels=labels, class_names=list(data.classes))
         right = logits.argmax(axis=1) == labels
         interval = bootstrap_interval(right.astype(float), seed=("adapt", split))
         classes = class_accuracies(logits.argmax(axis=1), labels)

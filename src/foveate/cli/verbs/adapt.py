@@ -88,7 +88,13 @@ def train(
         finish(done.result, [f"stopped after {done.result['steps']} updates"], {"run": target}, as_json=as_json)
         sys.exit(130)
     paths = {"run": target, "adapter": done.folder, "report": render(target)}
-    finish(done.result, _lines(done.result), paths, as_json=as_json)
+    lines = _lines(done.result)
+    if done.result["absent"] and (target / "logits-test.npz").is_file():
+        lines.append(
+            f"{len(done.result['absent'])} classes had no training picture; bring them back: foveate calibrate "
+            f"{target}/logits-test.npz --training {target}/logits-training.npz --classes-seen @{target}/seen.txt"
+        )
+    finish(done.result, lines, paths, as_json=as_json)
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
