@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from foveate.adapt.classifier import load_strictly
 from foveate.settings.errors import UserError, choose
 from foveate.vision.hub import Checkpoint, fetch
 from foveate.vision.pixels import Preprocess
@@ -63,16 +61,8 @@ def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
     for key in settings:
         if key != "kind":
             choose(key, _OPTIONS, "field of the backbone")
-    import timm
-
-    options: dict[str, Any] = {**arguments, "num_classes": 0}
-    try:
-        with seeded(seed):
-            model: Any = timm.create_model(name, pretrained=False, **options)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise UserError(f"timm model '{name}': {' '.join(str(error).split())[:200]}") from error
-    if checkpoint is not None:
-        _fill(model, checkpoint)
+    arguments.pop("num_classes", None)
+    model = _untrained(name, seed) if checkpoint is None else _loaded(checkpoint)
     shown = model.pretrained_cfg
     size = int(settings.get("image_size") or (shown.get("input_size") or (3, 224, 224))[-1])
     model.pretrained_cfg = {**shown, "input_size": (3, size, size)}  # goes along where it is saved
@@ -100,16 +90,22 @@ def _is_other(name: str) -> bool:
         return not isinstance(timm.create_model(name, pretrained=False, num_classes=0), VisionTransformer)
 
 
-def _fill(model: Any, checkpoint: Checkpoint) -> None:
-    """Loads all tensors but those of the published classifier."""
-    published = checkpoint.config().get("pretrained_cfg") or {}
-    model.pretrained_cfg = {**model.pretrained_cfg, **published}
-    named = model.pretrained_cfg.get("classifier") or ()
-    heads = tuple(f"{head}." for head in ([named] if isinstance(named, str) else named))
-    found = checkpoint.weights()
-    path = next((one for one in found if one.name == "model.safetensors"), found[0])
+def _untrained(name: str, seed: int) -> Any:
+    import timm
+
+    with seeded(seed):
+        return timm.create_model(name, pretrained=False, num_classes=0)
+
+
+def _loaded(checkpoint: Checkpoint) -> Any:
+    """With all tensors, the classifier's too, strictly; then the classifier is taken off."""
+    import timm
+
+    checkpoint.weights()  # safetensors, or an error
     try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    load_strictly(model, {key: value for key, value in state.items() if not key.startswith(heads)}, name=str(path))
+        model: Any = timm.create_model(f"local-dir:{checkpoint.folder}", pretrained=True)
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{checkpoint.name}: its weights do not fit the architecture ({reason})") from error
+    model.reset_classifier(0)
+    return model
