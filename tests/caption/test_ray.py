@@ -92,6 +92,17 @@ def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeyp
     assert told.get("num_cpus") == (None if address else 2)
 
 
+def test_nothing_is_started_where_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from foveate.caption.executors import ray as executor
+
+    monkeypatch.setattr(executor, "_ray", object)  # whatever of Ray is used fails
+    with ChatServer() as server:
+        ask(make(tmp_path / "c", 2), server.url, "local")
+        done = ask(tmp_path / "c", server.url, "ray")
+    assert done.failure is None
+    assert done.result["formats"]["ssc"]["skipped"] == {"done": 2}
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     from foveate.caption.executors import ray as executor

@@ -35,6 +35,8 @@ async def outcomes(
 ) -> AsyncIterator[list[Outcome]]:
     """See `Executor`."""
     ray = _ray()
+    if not worklist.todo:
+        return
     started = not ray.is_initialized()
     if started:
         # A cluster that is there (RAY_ADDRESS) has its own processors; Ray refuses to be told their number.
@@ -88,7 +90,7 @@ def _answers(ray: Any, job: Job, worklist: Worklist) -> Iterator[pa.Table]:
         fn_constructor_args=(job,),
         batch_size=_BLOCK,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=job.processes),
+        compute=ray.data.ActorPoolStrategy(size=min(job.processes, len(blocks))),
     )
     return iter(asked.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
 
