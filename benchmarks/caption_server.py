@@ -1,7 +1,8 @@
 """A chat-completions server that only waits: `python -m benchmarks.caption_server --median 0.5 --sigma 0.5`.
 
 Each answer comes after a lognormal time, drawn in the order of arrival from a seed. It prints its port, and on the end
-of its standard input how many requests came and how long it made them wait in all, as one line of JSON.
+of its standard input, as one line of JSON, how many requests came, how long it made them wait in all, and how long it
+took from the first of them to the last answer.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import sys
 import threading
+import time
 
 import numpy as np
 
@@ -60,6 +62,7 @@ class Waiting:
         self._median, self._sigma = median, sigma
         self._random = np.random.default_rng(seed)
         self.requests, self.seconds, self.in_flight, self.most = 0, 0.0, 0, 0
+        self.began = self.ended = 0.0
 
     def draw(self) -> float:
         seconds = self._median * math.exp(self._sigma * float(self._random.standard_normal()))
@@ -92,12 +95,14 @@ class _Connection(asyncio.Protocol):
             answer = next((said for words, said in _BY_WORDS.items() if words in self._received), _OTHER)
             self._received, self._wanted = bytearray(), -1
             self._waiting.in_flight += 1
+            self._waiting.began = self._waiting.began or time.monotonic()
             self._waiting.most = max(self._waiting.most, self._waiting.in_flight)
             asyncio.get_running_loop().call_later(self._waiting.draw(), self._answer, answer)
 
     def _answer(self, answer: bytes) -> None:
         self._waiting.in_flight -= 1
         self._transport.write(answer)  # type: ignore[attr-defined]
+        self._waiting.ended = time.monotonic()
 
 
 async def _serve(waiting: Waiting) -> None:
@@ -124,6 +129,7 @@ def main() -> None:
     waiting = Waiting(given.median, given.sigma, given.seed)
     asyncio.run(_serve(waiting))
     said = {"requests": waiting.requests, "seconds": waiting.seconds, "most_in_flight": waiting.most}
+    said["from_first_to_last"] = waiting.ended - waiting.began
     print(json.dumps(said), flush=True)
 
 

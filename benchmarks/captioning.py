@@ -3,7 +3,8 @@
 throughput: requests to a server of its own process that answers after a lognormal time (median 0.5 s). Ideal is the sum
 of all these times over the requests in flight: every place busy from the first moment to the last. No client gets
 there, for at the end places wait for the last answers: `best` is what a client without any cost of its own would take
-with the same times in the same order. Ours is the whole run, from reading the collection to the last row on disk.
+with the same times in the same order. Ours is the whole run, from reading the collection to the last row on disk and
+what the page shows; beside it stands the time from the first request to the last answer.
 memory: many requests at 5 ms; the resident memory of this process while it goes on.
 """
 
@@ -145,12 +146,15 @@ def throughput(given: argparse.Namespace) -> dict[str, Any]:
         best = best_seconds([waiting.draw() for _ in range(counted["requests"])], given.in_flight)
         row |= {"ideal_seconds": ideal, "share": ideal / row["seconds"], "most_in_flight": counted["most_in_flight"]}
         row |= {"best_seconds": best, "share_of_best": best / row["seconds"]}
+        row["from_first_to_last"] = counted["from_first_to_last"]
+        row["share_from_first_to_last"] = ideal / counted["from_first_to_last"]
         row["requests_per_second"] = counted["requests"] / row["seconds"]
         found.append(row)
         print(
             f"{counted['requests']} requests, {given.in_flight} in flight: {row['seconds']:.1f} s, "
             f"ideal {ideal:.1f} s, {100 * row['share']:.1f} % of the ideal throughput; best {best:.1f} s, "
-            f"{100 * row['share_of_best']:.1f} % of it; "
+            f"{100 * row['share_of_best']:.1f} % of it; from the first request to the last answer "
+            f"{row['from_first_to_last']:.1f} s, {100 * row['share_from_first_to_last']:.1f} % of the ideal; "
             f"{row['processor_seconds']:.1f} s of processor",
             flush=True,
         )

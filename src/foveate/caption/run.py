@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from foveate.caption.captioner import Backend, Captioner, find_backend
 from foveate.caption.estimate import estimate
 from foveate.caption.executing import Job, find_executor
 from foveate.caption.lengths import OtherTokenizer
-from foveate.caption.summary import examples, made_by
+from foveate.caption.summary import example_pictures, examples, made_by
 from foveate.caption.work import Asking, CaptionSettings, Worklist, worklist
 from foveate.records import tables
 from foveate.records.appending import AnnotationAppender
@@ -126,13 +127,16 @@ def caption(
         plain = backend_settings.model_dump(mode="json")
         job = Job(opened.path, asking, plain, uuid.uuid4().hex[:12], tokenizer, workers, processes)
         writer = _Writer(appender, run, settings, listed, source=f"captioner {backend}")
-        with StopRequest() as stop, Meter("captions", listed.todo) as meter:
+        # The page's thumbnails are made while answers are waited for.
+        aside = ThreadPoolExecutor(1, thread_name_prefix="page")
+        with aside, StopRequest() as stop, Meter("captions", listed.todo) as meter:
+            pictures = aside.submit(example_pictures, opened, listed, run.path)
             writer.meter = meter
             failure = asyncio.run(_drive(chosen.run, job, listed, captioner, writer, lambda: bool(stop.signal_name)))
         stopped = stop.signal_name is not None
         total = sum(counts.total for counts in listed.counts.values())
         made = made_by(opened.path, captioner.model, settings.formats, total=total)
-        shown = examples(opened, listed, run.path)
+        shown = examples(opened.path, listed, pictures.result())
     result = {
         "kind": "caption",
         "collection": opened.name,

@@ -6,7 +6,7 @@ Read from the tables, so that a run that was stopped and repeated shows all that
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,31 +71,34 @@ def _spread(values: Sequence[float]) -> dict[str, Any] | None:
     }
 
 
-def examples(collection: Collection, listed: Worklist, run: Path, *, count: int = 8) -> list[dict[str, Any]]:
-    """Up to `count` pictures of the run, drawn by its seed, with their texts; thumbnails go to `run`/pictures.
-
-    The texts are those that hold, of this run's model where it wrote one, and the picture's own.
-    """
+def example_pictures(collection: Collection, listed: Worklist, run: Path, *, count: int = 8) -> dict[str, str]:
+    """Up to `count` pictures of the run, drawn by its seed: key -> thumbnail, below `run`/pictures."""
     settings = listed.asking.settings
     rows = chosen_rows(collection, settings)
     chosen = np.sort(seeds.generator("examples", settings.seed).choice(rows, size=min(count, len(rows)), replace=False))
-    keys = [collection.keys[row] for row in chosen.tolist()]
-    wanted = pa.array(keys, pa.string())
-    parts = [
-        part.filter(pa.array(positions(part["key"], among=wanted) >= 0))
-        for part in read_parts(collection.path, "captions", _COLUMNS)
-    ]
-    table = pa.concat_tables(parts) if parts else None
-    found = []
-    for row, key in zip(chosen.tolist(), keys, strict=True):
+    found: dict[str, str] = {}
+    for row in chosen.tolist():
         picture = Path("pictures") / f"{len(found):02d}.webp"
         try:
             save_thumbnail(collection.picture_bytes(row), run / picture)
         except BadPicture:
             continue
-        texts = [] if table is None else _texts(table, key, listed)
-        found.append({"key": key, "picture": str(picture), "texts": texts})
+        found[collection.keys[row]] = str(picture)
     return found
+
+
+def examples(collection: Path, listed: Worklist, pictures: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The pictures with their texts: those that hold, of this run's model where it wrote one, and the picture's own."""
+    wanted = pa.array(list(pictures), pa.string())
+    parts = [
+        part.filter(pa.array(positions(part["key"], among=wanted) >= 0))
+        for part in read_parts(collection, "captions", _COLUMNS)
+    ]
+    table = pa.concat_tables(parts) if parts else None
+    return [
+        {"key": key, "picture": picture, "texts": [] if table is None else _texts(table, key, listed)}
+        for key, picture in pictures.items()
+    ]
 
 
 def _texts(table: pa.Table, key: str, listed: Worklist) -> list[dict[str, Any]]:
