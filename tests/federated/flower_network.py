@@ -9,8 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+
+from foveate.federated.flower.app import write_app
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -62,3 +67,63 @@ def wait_for_port(port: int, seconds: float = 120) -> None:
         except OSError:
             assert time.monotonic() < until, f"nothing answers on port {port}"
             time.sleep(0.3)
+
+
+@dataclass
+class Network:
+    """A SuperLink and nodes on loopback, all in one folder.
+
+    Attributes:
+        folder: of logs, data and connections. port: of the SuperLink. app: the folder that `flwr run` wants.
+    """
+
+    folder: Path
+    app: Path
+    env: dict[str, str]
+    port: int
+
+    @classmethod
+    def begin(cls, folder: Path) -> Network:
+        """The folder's connections and app; starts nothing."""
+        home, port = folder / "home", free_port()
+        home.mkdir()
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "site"\n\n[superlink.site]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        )
+        return cls(folder, write_app(folder / "app"), environment(home), port)
+
+    @contextlib.contextmanager
+    def link(self, name: str = "link") -> Iterator[subprocess.Popen]:
+        """The server's SuperLink, which is ready."""
+        command = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--disable-runtime-dependency-installation"]
+        with running(command, self.env, self.folder / f"{name}.log") as process:
+            wait_for_port(self.port)
+            yield process
+
+    @contextlib.contextmanager
+    def nodes(self, parts: Sequence[np.ndarray], names: Sequence[str] = (), *, log: str = "node") -> Iterator[None]:
+        """A SuperNode for each site, whose log is called `log` and the site's number."""
+        with contextlib.ExitStack() as stack:
+            for number, part in enumerate(parts):
+                data = self.folder / f"site{number}.npz"
+                np.savez(data, points=part)
+                node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}"]
+                title = names[number] if names else f"site {number}"
+                node += ["--port", str(free_port()), "--node-config"]
+                node += [f'partition-id={number} data="{data}" name="{title}"']
+                stack.enter_context(running(node, self.env, self.folder / f"{log}{number}.log"))
+            yield
+
+    def command(self, config: str) -> list[str]:
+        """`flwr run` with that run configuration."""
+        return [str(BIN / "flwr"), "run", str(self.app), "site", "--stream", "--run-config", config]
+
+    def run(self, config: str, *, timeout: float = 560) -> str:
+        """Runs it to its end; returns all that was printed, and the ends of all logs."""
+        done = subprocess.run(self.command(config), env=self.env, capture_output=True, text=True, timeout=timeout)
+        return done.stdout + done.stderr + self.logs()
+
+    def logs(self) -> str:
+        """The ends of all logs."""
+        return "\n".join(f"== {path.name}\n{path.read_text()[-3000:]}" for path in self.folder.glob("*.log"))

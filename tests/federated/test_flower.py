@@ -1,9 +1,9 @@
-"""The same clustering over Flower and in process: translation, a fake Grid with faults, real processes on loopback."""
+"""The same clustering over Flower and in process: translation, a fake Grid with faults. Real processes are slow:
+`test_flower_processes.py`.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import subprocess
 import sys
 import tomllib
@@ -15,7 +15,6 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
 
-from flower_network import BIN, environment, free_port, running, wait_for_port
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from s_sets import clients
 
@@ -30,7 +29,6 @@ from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.messages import DTYPES, Message, MessageError
 from foveate.federated.rounds import InProcess, TooFewSitesError, attempt
 from foveate.federated.sites import Site
-from foveate.report import render
 from foveate.settings.errors import UserError
 
 PARTS = clients("s1", alpha=0.3, sites=3, seed=0)
@@ -160,43 +158,3 @@ def test_the_app_folder(tmp_path: Path) -> None:
 def test_clustering_at_a_site_loads_no_torch() -> None:
     code = "import sys, foveate.federated.flower.client_app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
-
-
-@pytest.mark.slow
-def test_three_processes_on_loopback(tmp_path: Path) -> None:
-    """SuperLink, two SuperNodes, `flwr run`: centres equal those in process within 1e-10."""
-    parts = clients("s1", alpha=0.3, sites=2, seed=1)
-    env, port = environment(tmp_path / "home"), free_port()
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "site"\n\n[superlink.site]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-    )
-    out, app = tmp_path / "out", write_app(tmp_path / "app")
-    with contextlib.ExitStack() as stack:
-        link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
-        link += ["--disable-runtime-dependency-installation"]
-        stack.enter_context(running(link, env, tmp_path / "link.log"))
-        wait_for_port(port)
-        for number, part in enumerate(parts):
-            data = tmp_path / f"site{number}.npz"
-            np.savez(data, points=part)
-            node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port())]
-            node += ["--node-config", f'partition-id={number} data="{data}" name="ward {number}"']
-            stack.enter_context(running(node, env, tmp_path / f"node{number}.log"))
-        config = f'clusters=15 seed=3 sites=2 wait=120.0 timeout=300.0 out="{out}" options="refine_rounds=1"'
-        done = subprocess.run(
-            [str(BIN / "flwr"), "run", str(app), "site", "--stream", "--run-config", config],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=560,
-        )
-    logs = "\n".join(path.read_text()[-3000:] for path in tmp_path.glob("*.log"))
-    assert (out / "result.json").is_file(), done.stdout + done.stderr + logs
-    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    assert [site["name"] for site in result["sites"]] == ["ward 0", "ward 1"]
-    assert sum(site["points"] for site in result["sites"]) == 5000
-    wanted = in_process(parts, resolve(15, seed=3)).centres
-    np.testing.assert_allclose(np.load(out / "centres.npz")["centres"], wanted, atol=1e-10)
-    assert render(out).is_file()

@@ -1,0 +1,109 @@
+"""Flower's own processes on loopback: a clustering and a map equal those in process; a killed server goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
+
+from flower_network import Network
+from s_sets import clients
+
+from foveate import FederatedNeighborEmbedding
+from foveate.federated.clustering import protocol
+from foveate.federated.clustering.fit import cluster
+from foveate.federated.clustering.settings import resolve
+from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding.options import options_of
+from foveate.federated.rounds import InProcess
+from foveate.federated.sites import Site
+from foveate.report import render
+
+pytestmark = pytest.mark.slow
+
+
+def in_process(parts: list[np.ndarray], **options: int) -> np.ndarray:
+    sites = [Site(number, part, protocol.HANDLERS) for number, part in enumerate(parts)]
+    return cluster(InProcess(sites), resolve(15, **options)).centres
+
+
+def test_a_clustering_by_three_processes(tmp_path: Path) -> None:
+    """SuperLink, two SuperNodes, `flwr run`: centres equal those in process within 1e-10."""
+    parts = clients("s1", alpha=0.3, sites=2, seed=1)
+    network, out = Network.begin(tmp_path), tmp_path / "out"
+    with network.link(), network.nodes(parts, ("ward 0", "ward 1")):
+        said = network.run(f'clusters=15 seed=3 sites=2 wait=120.0 timeout=300.0 out="{out}" options="refine_rounds=1"')
+    assert (out / "result.json").is_file(), said
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert [site["name"] for site in result["sites"]] == ["ward 0", "ward 1"]
+    assert sum(site["points"] for site in result["sites"]) == 5000
+    np.testing.assert_allclose(np.load(out / "centres.npz")["centres"], in_process(parts, seed=3), atol=1e-10)
+    assert render(out).is_file()
+
+
+def test_a_map_by_three_processes(tmp_path: Path) -> None:
+    """FedNE with a field of repulsion: the encoder equals that in process within 1e-6; sites place their own points."""
+    random = np.random.default_rng(0)
+    parts = [random.normal(size=(40, 5)) + 3 * number for number in range(2)]
+    network, out = Network.begin(tmp_path), tmp_path / "out"
+    settings = "rounds=2 hidden=[8] surrogate=grid surrogate_start=0.5 least_r2=-10.0"
+    with network.link(), network.nodes(parts):
+        said = network.run(f'job="embed" seed=3 sites=2 wait=120.0 timeout=300.0 out="{out}" options="{settings}"')
+    assert (out / "result.json").is_file(), said
+    options = options_of(
+        {"rounds": 2, "hidden": (8,), "surrogate": "grid", "surrogate_start": 0.5, "least_r2": -10.0, "seed": 3}
+    )
+    inside = fit_sites(parts, options)
+    loaded = FederatedNeighborEmbedding.load(out / "model")
+    for part in parts:
+        np.testing.assert_allclose(loaded.transform(part), inside.transform(part), atol=1e-6)
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert result["sites"] == {"site 0": 40, "site 1": 40}
+    kinds = {row["kind"] for row in result["maps"][0]["exchanged"]}
+    assert {"train", "query.field", "query.box"} <= kinds
+    assert result["maps"][0]["bytes_up"] == sum(entry["bytes_up"] for entry in inside.state.history)
+    assert render(out).is_file()
+
+
+def test_a_killed_server_goes_on_with_its_round(tmp_path: Path) -> None:
+    """The SuperLink and all that it started are killed after the first exchange; the same command ends the same.
+
+    Sites whose answers are kept are not asked again.
+    """
+    parts = clients("s1", alpha=0.3, sites=2, seed=1)
+    network, out = Network.begin(tmp_path), tmp_path / "out"
+    config = f'clusters=15 seed=3 sites=2 wait=120.0 timeout=300.0 out="{out}" options="refine_rounds=3"'
+    first = out / "answers" / "000000-query.centroids"
+    with network.link("link-killed") as link, network.nodes(parts, log="killed"):
+        with (tmp_path / "run-killed.log").open("w") as log:
+            running = subprocess.Popen(network.command(config), env=network.env, stdout=log, stderr=log)
+        until = time.monotonic() + 300
+        while len(list(first.glob("*.safetensors"))) < 2:
+            assert time.monotonic() < until, network.logs()
+            time.sleep(0.05)
+        os.killpg(link.pid, signal.SIGKILL)
+        assert running.wait(120) != 0
+    assert not (out / "result.json").exists(), "killed before its end"
+    kept = {path: path.stat().st_mtime_ns for path in first.iterdir()}
+    with network.link(), network.nodes(parts):
+        said = network.run(config)
+    assert (out / "result.json").is_file(), said
+    np.testing.assert_allclose(
+        np.load(out / "centres.npz")["centres"], in_process(parts, seed=3, refine_rounds=3), atol=1e-10
+    )
+    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == kept
+    for number in range(2):
+        asked = re.findall(r"Receiving: (query\.\w+) message", (tmp_path / f"node{number}.log").read_text())
+        assert asked.count("query.centroids") == 0, asked
+        assert 1 <= asked.count("query.lloyd") <= 3, asked
+        killed = re.findall(r"Receiving: (query\.\w+) message", (tmp_path / f"killed{number}.log").read_text())
+        assert killed.count("query.centroids") == 1, killed
