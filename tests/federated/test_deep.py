@@ -142,26 +142,79 @@ def parts_of_an_exchange(broken: dict[str, object], keep: Path | None = None):
     return InProcess(sites, log=Log(), keep=keep), plan, Deep(weights_of(network), 8)
 
 
+FAULTS: dict[str, tuple[str, object, str]] = {
+    "raises": ("", None, "RuntimeError: out of memory"),
+    "nan": ("main", lambda a: a * np.nan, "NaN or infinite"),
+    "infinite": ("main", lambda a: a + np.inf, "NaN or infinite"),
+    "short": ("main", lambda a: a[..., :-1], "is wanted"),
+    "flat": ("main", lambda a: a.reshape(1, 1, -1), "is wanted"),
+    "another type": ("main", lambda a: a.astype(np.int64), "type int64"),
+    "words": ("main", lambda a: a.astype(str), "type <U"),
+    "huge": ("main", lambda a: np.resize(a, (1_000_000,)), "is wanted"),
+    "rows of its data": ("rows", None, "holds 'rows'"),
+    "nothing": ("nothing", None, "lacks"),
+}
+
+
 @pytest.mark.parametrize("kind", [EMBEDDED, TRAIN])
-@pytest.mark.parametrize("fault", ["raises", "nan", "short"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_site_is_left_out(kind: str, fault: str) -> None:
-    parts, _ = blobs()
     good = handlers(Embedder(None, 12, width=8), Training(), None)[kind]
     name = "centres" if kind == EMBEDDED else "weights"
+    how, make, words = FAULTS[fault]
 
     def broken(data, request: Message, site: int) -> Message:
         if fault == "raises":
             raise RuntimeError("out of memory")
         answer = good(data, request, site)
-        array = answer.array(name)
-        changed = array * np.float32(np.nan) if fault == "nan" else array[..., :-1]
-        return request.answer(arrays={**answer.arrays, name: changed.astype(array.dtype)}, **answer.values)
+        if how == "nothing":
+            return request.answer()
+        arrays = {"rows": np.asarray(data)} if how == "rows" else {name: make(answer.array(name))}  # type: ignore[operator]
+        return request.answer(arrays={**answer.arrays, **arrays}, **answer.values)
 
     exchange, plan, state = parts_of_an_exchange({kind: broken})
     run(exchange, plan, state, 2)
     assert list(state.excluded) == [1]
+    assert words in state.excluded[1]
     assert [entry["sites"] for entry in state.history] == [[0, 2]] * 2
     assert np.isfinite(state.weights).all()
+
+
+@pytest.mark.parametrize("points", [0, -3])
+def test_a_site_that_claims_no_points_is_left_out(points: int) -> None:
+    good = handlers(Embedder(None, 12, width=8), Training(), None)[TRAIN]
+
+    def claiming(data, request: Message, site: int) -> Message:
+        answer = good(data, request, site)
+        return request.answer(arrays=answer.arrays, points=points, loss=0.0)
+
+    exchange, plan, state = parts_of_an_exchange({TRAIN: claiming})
+    run(exchange, plan, state, 1)
+    assert state.excluded == {1: "says that it has no point"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [np.ones((1, 12)), np.full((50, 12), 7.0), np.eye(12)[:2], np.zeros((20, 12))],
+    ids=["one point", "all equal", "fewer than K", "zeros"],
+)
+def test_odd_data_take_part(data: np.ndarray) -> None:
+    parts, _ = blobs()
+    found = quick(n_rounds=2).fit([data, *parts])
+    assert found.excluded_ == {}
+    assert [entry["sites"] for entry in found.history_] == [[0, 1, 2, 3]] * 2
+    assert np.isfinite(weights_of(found.encoder_)).all()
+    assert len(np.unique(found.labels_[0])) <= len(np.unique(data, axis=0))
+
+
+def test_a_site_of_one_picture_takes_part() -> None:
+    random = np.random.default_rng(0)
+    pictures = random.random((31, 1, 8, 8)).astype(np.float32)
+    found = FederatedDeepClustering(3, encoder=small_resnet(1, (4, 8)), n_rounds=1, width=8, random_state=0).fit(
+        [pictures[:30], pictures[30:]]
+    )
+    assert found.excluded_ == {}
+    assert np.isfinite(found.transform(pictures)).all()
 
 
 def test_a_killed_fit_goes_on(tmp_path: Path) -> None:

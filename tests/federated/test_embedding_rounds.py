@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from foveate.federated.embedding.checkpoint import load_state, save_state
 from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
 from foveate.federated.embedding.fitting import Fitted, fit_sites
 from foveate.federated.embedding.folder import load_encoder, save_encoder
+from foveate.federated.embedding.kinds import OVER_A_NETWORK
+from foveate.federated.embedding.network import answer_elsewhere
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.server import State, begin, run_rounds
 from foveate.federated.embedding.site import SiteData, site_of
@@ -137,6 +140,18 @@ def raises(answer: Message) -> Message:
     raise RuntimeError("out of disk")
 
 
+def huge(answer: Message) -> Message:
+    return answer.answer(arrays={"encoder": np.zeros(2_000_000, np.float32)}, **answer.values)
+
+
+def leaking(answer: Message) -> Message:
+    return answer.answer(arrays={**answer.arrays, "rows": np.zeros((3, 6))}, **answer.values)
+
+
+def nothing(answer: Message) -> Message:
+    return answer.answer()
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -144,6 +159,9 @@ def raises(answer: Message) -> Message:
         (wrong_length, r"\[\d+\] is wanted"),
         (wrong_type, "float32 is wanted"),
         (raises, "RuntimeError: out of disk"),
+        (huge, r"shape \[2000000\]"),
+        (leaking, "holds 'rows'"),
+        (nothing, "lacks"),
     ],
 )
 def test_a_broken_site_is_left_out_and_the_rest_goes_on(fault: Callable[[Message], Message], words: str) -> None:
@@ -157,6 +175,66 @@ def test_a_broken_site_is_left_out_and_the_rest_goes_on(fault: Callable[[Message
     reasons = [entry.reason for entry in exchange.log.entries if entry.reason]
     assert len(reasons) == 2
     assert all(__import__("re").search(words, reason) for reason in reasons)
+
+
+def test_a_slow_site_is_left_behind() -> None:
+    chosen = options(rounds=1)
+    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
+    slow = {**at_site.HANDLERS, at_site.TRAIN: lambda data, request, site: time.sleep(60)}
+    members[1] = Site(1, members[1].data, slow)
+    exchange = InProcess(members, timeout=5.0)
+    state = run_rounds(exchange, chosen, begin(exchange, chosen))
+    assert state.history[0]["sites"] == [0, 2]
+    assert [entry.reason for entry in exchange.log.entries if entry.reason] == ["no answer within 5 s"]
+
+
+def test_a_site_that_drops_comes_back() -> None:
+    """Out of one round, it trains in the next one."""
+    chosen = options(rounds=3)
+    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
+    inner = at_site.HANDLERS[at_site.TRAIN]
+
+    def away(data: SiteData, request: Message, site: int) -> Message:
+        if request.round == 1:
+            raise ConnectionError("the line is dead")
+        return inner(data, request, site)
+
+    members[0] = Site(0, members[0].data, {**at_site.HANDLERS, at_site.TRAIN: away})
+    exchange = InProcess(members)
+    state = run_rounds(exchange, chosen, begin(exchange, chosen))
+    assert [entry["sites"] for entry in state.history] == [[0, 1, 2], [1, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [np.zeros((0, 6)), np.full((5, 6), np.nan), np.zeros((5, 0)), np.zeros(6), np.array([["a"] * 6])],
+    ids=["empty", "nan", "no feature", "flat", "words"],
+)
+def test_a_site_whose_data_cannot_be_used_is_left_out_over_a_network(data: np.ndarray) -> None:
+    """In one process such data are refused before anything; elsewhere the server never sees them."""
+    good = SITES[0], SITES[1]
+    members = [Site(number, one, dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)) for number, one in enumerate(good)]
+    members.append(Site(2, data, dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)))
+    exchange = InProcess(members)
+    chosen = options(rounds=1)
+    state = run_rounds(exchange, chosen, begin(exchange, chosen))
+    assert list(state.sizes) == [0, 1]
+    assert {entry.site for entry in exchange.log.entries if entry.reason} == {2}
+    assert {entry.kind for entry in exchange.log.entries if entry.site == 2} == {at_site.POINTS}, "asked once"
+
+
+def test_a_site_of_another_width_is_left_out_where_most_have_one() -> None:
+    def sites(*widths: int) -> InProcess:
+        answers = dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)
+        return InProcess([Site(number, SITES[0][:, :width], answers) for number, width in enumerate(widths)])
+
+    chosen = options(rounds=1)
+    exchange = sites(6, 5, 6)
+    state = run_rounds(exchange, chosen, begin(exchange, chosen))
+    assert list(state.sizes) == [0, 2]
+    assert state.notes["site 1 is left out: its data have 5 features; those of most sites have 6"] == 1
+    with pytest.raises(UserError, match=r"different numbers of features \(site 0: 6, site 1: 5\)"):
+        begin(sites(6, 5), chosen)
 
 
 def test_a_site_without_a_surrogate_is_not_felt_and_shares_are_scaled() -> None:

@@ -16,8 +16,9 @@ import numpy as np
 
 from foveate.federated.clustering.distances import Floats, blocks, distances
 from foveate.federated.clustering.pool import Pool
+from foveate.federated.odd import FEWEST, beyond
 
-ALONE, FAR, HEAVY, FEWEST = 4.0, 6.0, 0.5, 4
+ALONE, FAR, HEAVY = 4.0, 6.0, 0.5
 
 
 def suspects(pool: Pool) -> dict[int, str]:
@@ -29,11 +30,11 @@ def suspects(pool: Pool) -> dict[int, str]:
     gap_2Q = _to_other_sites(pool, sites)
     for gap_Q, whom in zip(gap_2Q, ("every other site's", "those of half of the other sites"), strict=True):
         gap_M = _by_site(pool, np.log(np.maximum(gap_Q, np.finfo(float).tiny)))
-        for site, ratio in _beyond(sites, gap_M, ALONE).items():
+        for site, ratio in beyond(sites, gap_M, ALONE).items():
             reasons[site].append(f"its centroids are {ratio:.3g} times as far from {whom} as usual")
     middle_D = np.median(pool.centres, axis=0)
     away_M = _by_site(pool, np.log(np.maximum(distances(middle_D[None], pool.centres)[0], np.finfo(float).tiny)))
-    for site, ratio in _beyond(sites, away_M, FAR).items():
+    for site, ratio in beyond(sites, away_M, FAR).items():
         reasons[site].append(f"its centroids are {ratio:.3g} times as far from the middle of all as usual")
     if pool.counted:
         total = np.array([pool.counts[pool.client == site].sum() for site in sites])
@@ -63,12 +64,3 @@ def _to_other_sites(pool: Pool, sites: np.ndarray) -> Floats:
 def _by_site(pool: Pool, values_Q: Floats) -> Floats:
     """The median of each site's values."""
     return np.array([np.median(values_Q[pool.client == site]) for site in np.unique(pool.client)])
-
-
-def _beyond(sites: np.ndarray, log_M: Floats, least: float) -> dict[int, float]:
-    """Sites whose value is `least` times the median or more, and four robust standard deviations above it."""
-    middle = np.median(log_M)
-    spread = 1.4826 * np.median(np.abs(log_M - middle))
-    above = log_M - middle
-    chosen = (above > np.log(least)) & (above > 4 * spread)
-    return {int(site): float(np.exp(min(one, 700.0))) for site, one in zip(sites[chosen], above[chosen], strict=True)}

@@ -59,6 +59,7 @@ def save_stand(stand: Stand, options: DeepOptions, path: Path) -> None:
         "round": state.round,
         "history": state.history,
         "excluded": list(state.excluded.items()),
+        "suspects": [[*who, reason] for who, reason in state.suspects.items()],
         "exchanged": stand.exchanged,
         "seconds": stand.seconds,
     }
@@ -97,5 +98,6 @@ def load_stand(path: Path, options: DeepOptions) -> Stand | None:
         round=int(about["round"]),
         history=about["history"],
         excluded={int(site): str(reason) for site, reason in about["excluded"]},
+        suspects={(int(site), str(sign)): str(reason) for site, sign, reason in about["suspects"]},
     )
     return Stand(state, about["exchanged"], float(about["seconds"]))

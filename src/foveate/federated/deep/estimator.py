@@ -59,6 +59,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
     Attributes:
         encoder_: the trained `Embedder`. cluster_centers_: [K, width], unit vectors. labels_: one array a site.
         history_: one entry a round: loss, sites, how far the centres moved. excluded_: why sites were left out.
+        suspects_: what is odd about a site's centroids or weights.
         exchanged_, bytes_up_, bytes_down_: all that was sent. method_, n_features_in_: as in `FederatedKMeans`.
     """
 
@@ -140,7 +141,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         set_weights(network, state.weights)
         self.encoder_ = network
         self.cluster_centers_ = state.centres
-        self.history_, self.excluded_ = state.history, state.excluded
+        self.history_, self.excluded_, self.suspects_ = state.history, state.excluded, state.odd()
         self.exchanged_, self.bytes_up_, self.bytes_down_ = log.table(), log.bytes(up=True), log.bytes(up=False)
         self.method_ = f"DeepFeCA, reconstructed, with {settings.title}, {self.n_rounds} rounds"
         self.n_features_in_ = int(np.prod(samples[0].shape[1:]))

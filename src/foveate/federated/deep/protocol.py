@@ -21,7 +21,7 @@ from foveate.federated.clustering.local import local_kmeans
 from foveate.federated.clustering.settings import Settings
 from foveate.federated.deep.network import Embedder, set_weights, weights_of
 from foveate.federated.deep.prototypes import prototype_loss, pseudo_labels
-from foveate.federated.messages import ArrayRule, Message, MessageRule
+from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.sites import Handler, stream
 from foveate.settings.errors import UserError
 
@@ -70,6 +70,16 @@ def train_rule(numbers: int) -> MessageRule:
     """Weights of as many numbers."""
     arrays = {"weights": ArrayRule("float32", (numbers,))}
     return MessageRule(TRAIN, arrays, {"points": int, "loss": float}, most_bytes=1 << 31)
+
+
+def check_trained(site: int, answer: Message) -> None:
+    """What the rule cannot say.
+
+    Raises:
+        MessageError: no point, which the mean of weights would be divided by.
+    """
+    if answer.number("points") < 1:
+        raise MessageError("says that it has no point")
 
 
 def handlers(network: Embedder, training: Training, augment: Augment | None) -> dict[str, Handler]:

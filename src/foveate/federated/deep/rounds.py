@@ -17,8 +17,10 @@ from foveate.federated.clustering import protocol as clustering
 from foveate.federated.clustering.fit import pool_of
 from foveate.federated.clustering.lloyd import unit
 from foveate.federated.clustering.settings import Settings, method
-from foveate.federated.deep.protocol import embedded_request, embedded_rule, train_request, train_rule
+from foveate.federated.clustering.suspects import suspects
+from foveate.federated.deep.protocol import check_trained, embedded_request, embedded_rule, train_request, train_rule
 from foveate.federated.messages import Message
+from foveate.federated.odd import odd_weights
 from foveate.federated.rounds import Exchange
 from foveate.federated.sites import stream
 
@@ -30,7 +32,8 @@ class Deep:
     Attributes:
         weights: of the common encoder. width: of its embeddings. centres: [K, D] of the last round; None before it.
         round: how many rounds are done. history: one entry a round. excluded: by site the last reason why it was left
-            out.
+            out. suspects: by site and what it sent ("centroids", "weights") why that is odd, in the last
+            round in which it was.
     """
 
     weights: NDArray[np.float32]
@@ -39,6 +42,15 @@ class Deep:
     round: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     excluded: dict[int, str] = field(default_factory=dict)
+    suspects: dict[tuple[int, str], str] = field(default_factory=dict)
+
+    def odd(self) -> dict[int, str]:
+        """By site what is odd about it, in one sentence."""
+        sites = sorted({site for site, _ in self.suspects})
+        return {
+            one: "; ".join(reason for (site, _), reason in sorted(self.suspects.items()) if site == one)
+            for one in sites
+        }
 
 
 def average(answers: list[tuple[NDArray[np.float32], int]]) -> NDArray[np.float32]:
@@ -68,6 +80,7 @@ def aggregate(exchange: Exchange, settings: Settings, state: Deep, number: int, 
     )
     state.excluded |= found.excluded
     pool, radii = pool_of(found.answers)
+    state.suspects |= {(site, "centroids"): reason for site, reason in suspects(pool).items()}
     rng = stream(settings.seed, round=number, site=-1, purpose="server")
     centres = unit(method(settings.method).merge(pool, settings, rng, radii).centres)
     state.centres = matched(centres, state.centres)
@@ -93,9 +106,13 @@ def run_round(
     else:
         own = {site: unit(np.asarray(answer.array("centres"))) for site, answer in answered.items()}
         requests = {site: train_request(state.weights, one, settings.seed, number) for site, one in own.items()}
-    found = exchange.ask(requests, train_rule(len(state.weights)), at_least=at_least)
+    found = exchange.ask(requests, train_rule(len(state.weights)), at_least=at_least, check=check_trained)
     state.excluded |= found.excluded
     answers = [(one.array("weights"), int(one.number("points"))) for one in found.answers.values()]
+    for site, times in odd_weights({site: one.array("weights") for site, one in found.answers.items()}).items():
+        state.suspects[site, "weights"] = (
+            f"its weights are {times:.3g} times as far from those of half of the others as usual"
+        )
     state.weights = average(answers)
     points = sum(count for _, count in answers)
     loss = sum(one.number("loss") * one.number("points") for one in found.answers.values()) / points

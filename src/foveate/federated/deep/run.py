@@ -136,7 +136,7 @@ def run_features(
             "methods": rows,
             "exchanged": stand.exchanged,
             "history": stand.state.history,
-            "notes": [f"{sites.names[site]} was left out: {reason}" for site, reason in stand.state.excluded.items()],
+            "notes": _notes(sites, stand),
             "map": _map(sites, first, seed=options.seed),
             "options": about["options"],
             "command": command or [],
@@ -144,6 +144,12 @@ def run_features(
         _write(path, sites, first, rows[0]["quality"])
         run.write_result(result)
     return result
+
+
+def _notes(sites: Sites, stand: Stand) -> list[str]:
+    """What a careful reader should know."""
+    notes = [f"{sites.names[site]} was left out: {reason}" for site, reason in stand.state.excluded.items()]
+    return notes + [f"{sites.names[site]} is odd: {reason}" for site, reason in stand.state.odd().items()]
 
 
 def _fit(sites: Sites, options: DeepOptions, path: Path, at_least: int, device: str) -> Fitted:

@@ -18,6 +18,7 @@ from foveate.federated.embedding.server import State, begin, run_rounds
 from foveate.federated.embedding.site import HANDLERS, SiteData, options_in
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.rounds import Exchange
+from foveate.metrics.neighbours import as_points
 from foveate.settings.errors import UserError
 from foveate.settings.files import FolderLock, write_json_atomically
 
@@ -27,10 +28,11 @@ def answer_elsewhere(points_ND: NDArray[np.floating], request: Message, site: in
 
     Raises:
         MessageError: for a kind that no site answers over a network, such as all its map positions.
+        UserError: data that are no points, or hold NaN.
     """
     if request.kind not in OVER_A_NETWORK:
         raise MessageError(f"'{request.kind}' is not answered over a network")
-    data = SiteData(points_ND.astype(options_in(request).precision))
+    data = SiteData(as_points(points_ND, what="the data").astype(options_in(request).precision))
     return HANDLERS[request.kind](data, request, site)
 
 

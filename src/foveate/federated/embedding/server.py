@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from foveate.federated.embedding.options import EXACT, FEDNE, LOCAL, EmbeddingOp
 from foveate.federated.embedding.site import build_encoder
 from foveate.federated.embedding.surrogates import ARCHITECTURES
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
+from foveate.federated.odd import BOX_FAR, WEIGHTS_ALONE, odd_boxes, odd_weights
 from foveate.federated.rounds import Exchange, InProcess
 from foveate.federated.sites import stream
 from foveate.settings.errors import UserError
@@ -68,19 +70,27 @@ def begin(exchange: Exchange, options: EmbeddingOptions, template: nn.Module | N
     """Asks the sites how many points they have, and makes the start weights.
 
     Raises:
-        UserError: sites with different features; `fedne_exact` over a network; an encoder that cannot be averaged.
+        UserError: points of no width that most sites have; `fedne_exact` over a network; an encoder that cannot be
+            averaged.
     """
     if options.method == EXACT and not isinstance(exchange, InProcess):
         raise UserError("method 'fedne_exact' sends every map position and exists for comparison in one process only")
     rule = MessageRule(at_site.POINTS, values={"points": int, "features": int})
     answers = exchange.ask(_request(at_site.POINTS, 0, options), rule, check=_check_points).answers
-    features = {int(answer.number("features")) for answer in answers.values()}
-    if len(features) > 1:
+    widths = Counter(int(answer.number("features")) for answer in answers.values())
+    features, most = widths.most_common(1)[0]
+    if 2 * most <= len(answers) and len(answers) > 1:
         listed = ", ".join(f"{exchange.name(one)}: {int(a.number('features'))}" for one, a in answers.items())
         raise UserError(f"the sites' points have different numbers of features ({listed:.300})")
-    encoder = flat_weights(template if template is not None else build_encoder(options, features.pop()))
-    sizes = {one: int(answer.number("points")) for one, answer in answers.items()}
-    state = State(0, encoder, sizes, int(next(iter(answers.values())).number("features")))
+    encoder = flat_weights(template if template is not None else build_encoder(options, features))
+    others = {one: answer for one, answer in answers.items() if answer.number("features") != features}
+    sizes = {one: int(answer.number("points")) for one, answer in answers.items() if one not in others}
+    state = State(0, encoder, sizes, features)
+    for one, answer in others.items():
+        width = int(answer.number("features"))
+        state.note(
+            f"{exchange.name(one)} is left out: its data have {width} features; those of most sites have {features}"
+        )
     for one, size in sizes.items():
         if size <= options.neighbours:
             fewer = f"{size - 1} neighbours instead of {options.neighbours}" if size > 1 else "no neighbour"
@@ -142,6 +152,9 @@ def one_round(exchange: Exchange, options: EmbeddingOptions, state: State, *, at
     if options.method == LOCAL:
         state.own |= {one: answer.array("encoder") for one, answer in found.items()}
     else:
+        for one in odd_weights({one: answer.array("encoder") for one, answer in found.items()}):
+            far = f"its weights are {WEIGHTS_ALONE:g} times as far from others' as usual, or more"
+            state.note(f"{exchange.name(one)} is odd: {far}")
         weights = [answer.array("encoder") for answer in found.values()]
         state.encoder = average_arrays(weights, [state.sizes[one] for one in found])
     return _entry(state, rate, found, usable if active else None)
@@ -158,9 +171,15 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
     encoder = {"encoder": state.encoder}
     grid: dict[str, Array] = {}
     d = options.dimensions
+
+    def everyone(*asked: Any) -> dict[int, Message]:
+        return dict.fromkeys(sorted(state.sizes), _request(*asked))
+
     if options.method == FEDNE and options.grid == "union":
         rule = MessageRule(at_site.BOX, {"box": ArrayRule("float64", (2, d))})
-        asked = exchange.ask(_request(at_site.BOX, state.round, options, encoder), rule, at_least=at_least)
+        asked = exchange.ask(everyone(at_site.BOX, state.round, options, encoder), rule, at_least=at_least)
+        for one in odd_boxes({one: answer.array("box") for one, answer in asked.answers.items()}):
+            state.note(f"{exchange.name(one)} is odd: its map reaches {BOX_FAR:g} times as far as usual, or more")
         boxes = np.stack([answer.array("box") for answer in asked.answers.values()])
         common = union_grid(boxes, step=options.grid_step, fewest=options.grid_fewest, most=options.grid_most)
         grid = {"box": common.box_2d, "counts": np.array(common.shape)}
@@ -169,7 +188,7 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
         state.grid = common
     if options.method == EXACT:
         rule = MessageRule(at_site.POSITIONS, {"positions": ArrayRule(options.precision, (None, d))})
-        asked = exchange.ask(_request(at_site.POSITIONS, state.round, options, encoder), rule, at_least=at_least)
+        asked = exchange.ask(everyone(at_site.POSITIONS, state.round, options, encoder), rule, at_least=at_least)
         for one, answer in asked.answers.items():
             state.known[one] = Known(answer.array("positions"), np.zeros((2, d)), 1.0, state.round)
         return
@@ -178,7 +197,7 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
         rule = MessageRule(
             at_site.FIELD, {"field": ArrayRule(options.precision, (int(np.prod(state.grid.shape)),))}, {"r2": float}
         )
-        asked = exchange.ask(_request(at_site.FIELD, state.round, options, encoder | grid), rule, at_least=at_least)
+        asked = exchange.ask(everyone(at_site.FIELD, state.round, options, encoder | grid), rule, at_least=at_least)
         for one, answer in asked.answers.items():
             box = state.grid.box_2d
             state.known[one] = Known(answer.array("field"), box, answer.number("r2"), state.round)
@@ -192,7 +211,7 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
         {"r2": float, "r2_held_out": float, "epochs": int, "queries": int},
         optional=frozenset({"r2_held_out"}),
     )
-    asked = exchange.ask(_request(at_site.SURROGATE, state.round, options, encoder | grid), rule, at_least=at_least)
+    asked = exchange.ask(everyone(at_site.SURROGATE, state.round, options, encoder | grid), rule, at_least=at_least)
     for one, answer in asked.answers.items():
         state.known[one] = Known(answer.array("surrogate"), answer.array("box"), answer.number("r2"), state.round)
 
