@@ -213,7 +213,7 @@ def kept(given: argparse.Namespace) -> None:
 
             return run
 
-        chosen = {name: options or {"method": name} for name, options in KEPT.items()}
+        chosen = {name: KEPT[name] or {"method": name} for name in given.kept}
         runs = {
             f"{name}, {'once' if keep else 'every visit'}": training(options, keep=keep)
             for name, options in chosen.items()
@@ -249,6 +249,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=32, help="of the part kept")
     parser.add_argument("--epochs", type=int, default=50, help="of the part kept")
+    parser.add_argument("--kept", nargs="+", choices=list(KEPT), default=list(KEPT), help="of the part kept: what")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
