@@ -281,7 +281,9 @@ def test_adding_a_saved_adapter_beside_another(tmp_path: Path) -> None:
     adapted.save(tmp_path)
     other = small("timm", "bitfit")
     moved(other)
+    before = torch.random.get_rng_state()
     add_saved(other, tmp_path, name="lora")
+    assert torch.equal(torch.random.get_rng_state(), before)
     other.eval()
     with torch.no_grad():
         assert torch.equal(other(images), expected)

@@ -244,3 +244,12 @@ def test_a_folder_in_place_of_a_models_weights(tmp_path: Path) -> None:
 def test_the_name_of_a_model_is_text(model: Any) -> None:
     with pytest.raises(UserError, match="the name of a model of 'openclip' is text, not"):
         named(model, None, None, revision=None, offline=True, built=False, cache_dir=None)
+
+
+def test_a_recipe_to_print_is_text(tmp_path: Path) -> None:
+    from foveate.cli.verbs.recipes import command
+
+    path = tmp_path / "p.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(UserError, match="not a YAML file"):
+        command.main([str(path)], standalone_mode=False)

@@ -82,4 +82,4 @@ def test_pictures_are_points_with_categories(tmp_path: Path) -> None:
     found = read_points(tmp_path / "pictures.npz")
     assert found.points_ND.shape[1] == 432
     assert np.linalg.norm(found.points_ND, axis=1) == pytest.approx(LENGTH, rel=1e-5)
-    assert len(set(found.column("label", "column"))) >= 8
+    assert len(set(found.column("label", "column"))) == 7

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.settings.errors import UserError
+from foveate.vision.registry import seeded
 
 
 def zero_shot_weights(prompts_KPE: Tensor, *, logit_scale: float) -> Tensor:
@@ -75,7 +76,8 @@ def describe_head(head: nn.Module) -> dict[str, Any]:
 def head_of(said: dict[str, Any]) -> nn.Module:
     """A head of the shapes in a description, its values to be loaded."""
     if said["kind"] == "linear":
-        return nn.Linear(said["inputs"], said["classes"])
+        with seeded(0):
+            return nn.Linear(said["inputs"], said["classes"])
     projection = None if said["projection"] is None else torch.zeros(said["projection"])
     return ZeroShotHead(torch.zeros(said["classes"], said["inputs"]), projection)
 

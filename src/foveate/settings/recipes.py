@@ -53,14 +53,22 @@ def recipe_path(name_or_path: str) -> Path:
     )
 
 
+def recipe_text(path: Path) -> str:
+    """What stands in a recipe file.
+
+    Raises:
+        UserError: when it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+
+
 def read(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping in a recipe file with `a.b=value` overrides applied (values are read as YAML)."""
     path = recipe_path(name_or_path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
-    content = read_yaml(text, where=str(path))
+    content = read_yaml(recipe_text(path), where=str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of names to values, this is {type(content).__name__}")
     apply_overrides(content, overrides)

@@ -88,7 +88,8 @@ def open_emoji(folder: Path) -> World:
             names.append(str(name))
     labels = np.array([names.index(one) if one in names else -1 for one in arrays["subcategory"].tolist()])
     splits = np.where(arrays["held_out"], np.where(noto, "test", "shift"), np.where(noto, "pool", ""))
-    network = small_vit(len(names))
+    with seeded(0):
+        network = small_vit(len(names))
     weights = load_file(folder / "student.safetensors")
     missing, unexpected = network.load_state_dict(weights, strict=False)
     assert set(missing) == {"head.weight", "head.bias"}
@@ -112,7 +113,8 @@ def prepare_glyph_world(folder: Path, *, source_per_class: int, pool_per_class: 
 
 def open_glyph_world(folder: Path) -> World:
     """36 characters: learnt in five disturbed fonts, shifted back to the clean fonts that the network came from."""
-    network = glyph_network()
+    with seeded(0):
+        network = glyph_network()
     network.load_state_dict(load_file(folder / "before.safetensors"), strict=True)
     pictures, labels, splits = [], [], []
     for file_name, split in (("train", "pool"), ("test", "test"), ("shift", "shift")):

@@ -9,7 +9,7 @@ import click
 from foveate.cli.options import finish, json_option
 from foveate.settings.errors import UserError
 from foveate.settings.files import write_text_atomically
-from foveate.settings.recipes import recipe_names, recipe_path
+from foveate.settings.recipes import recipe_names, recipe_path, recipe_text
 
 
 def _about(name: str) -> str:
@@ -40,7 +40,7 @@ def command(name: str | None, target: Path | None, as_json: bool) -> None:
         width = max(map(len, about))
         finish({"recipes": about}, (f"{one:{width}}  {text}" for one, text in about.items()), {}, as_json=as_json)
         return
-    text = recipe_path(name).read_text(encoding="utf-8")
+    text = recipe_text(recipe_path(name))
     if target is None:
         finish({"name": name, "text": text}, [text.rstrip()], {}, as_json=as_json)
         return
