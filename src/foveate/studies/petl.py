@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,22 +159,23 @@ def beside(folder: Path, scale: Scale) -> list[dict[str, Any]]:
                 "lines": [[method, f"{rate:g}"] for method, rate in rates.items()],
             }
         )
-        tables += [_curves(work, condition, split) for split in ("test", "shift")]
+        done = sorted((folder / "cells").glob(f"{condition.key}-all-seed*.json"))
+        if done:
+            tables += [_curves(work, condition, split, done) for split in ("test", "shift")]
     return tables
 
 
-def _curves(work: Work, condition: Condition, split: str) -> dict[str, Any]:
+def _curves(work: Work, condition: Condition, split: str, done: Sequence[Path]) -> dict[str, Any]:
     data = work.world(condition.key).data
     rows = {name: data.rows(name) for name in ("test", "shift")}
     labels = data.labels_N[rows[split]]
     count = len(rows["test"])
     chosen = slice(None, count) if split == "test" else slice(count, None)
-    cells_done = sorted((work.folder / "cells").glob(f"{condition.key}-all-seed*.json"))
     lines = []
     for place, alpha in enumerate(ALPHAS):
         line = [f"{alpha:g}"]
         for method in BETWEEN:
-            paths = [path.parent / "at-work" / path.stem / "fits" / f"{method}-curve.npz" for path in cells_done]
+            paths = [path.parent / "at-work" / path.stem / "fits" / f"{method}-curve.npz" for path in done]
             right = [read_logits(path)[place][chosen].argmax(axis=1) == labels for path in paths]
             value, low, high = bootstrap(right, name=f"{condition.key} {split} {method} {alpha}")
             line.append(f"{value:.3f} ({low:.3f} to {high:.3f})")
