@@ -242,8 +242,8 @@ def test_a_cached_tower_without_text(tiny_collection: Path, tmp_path: Path) -> N
     shutil.rmtree(folder)
     model = load_model(done.model_folder, device="cpu")
     assert model.encode_image(pixels()).shape == (3, 16)
-    assert done.result["parameters"]["frozen"].startswith("dinov2-")
-    assert done.result["parameters"]["frozen"] == model.image_encoder.fingerprint()
+    assert done.result["frozen"].startswith("dinov2-")
+    assert done.result["frozen"] == model.image_encoder.fingerprint()
 
 
 def test_mistakes_are_explained(tmp_path: Path, clip_run: Pretrained) -> None:
