@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import made_run
@@ -11,10 +14,11 @@ import pytest
 import test_screenshot
 from markupsafe import escape
 from PIL import Image
+from pydantic import TypeAdapter
 
 from foveate.report import render
 from foveate.report.forest import ForestRow, difference_bar, forest
-from foveate.report.pages.study import mean_and_half, signed
+from foveate.report.pages.study import StudyResult, mean_and_half, signed
 from foveate.report.schema import Value
 from foveate.settings.errors import UserError
 
@@ -94,3 +98,10 @@ def test_the_page_fits_a_phone(tmp_path: Path) -> None:
     test_screenshot.browse(tmp_path, page, "--window-size=1280,1400", f"--screenshot={shot}")
     with Image.open(shot) as opened:
         assert opened.size == (1280, 1400)
+
+
+@pytest.mark.parametrize("name", ["calibration", "captions", "cloc", "deepfeca", "feca", "fedne", "petl", "vesl"])
+def test_the_page_takes_the_sizes_of_every_study(name: str) -> None:
+    module = importlib.import_module(f"foveate.studies.{name}")
+    kind = TypeAdapter(StudyResult.model_fields["scale"].annotation)
+    kind.validate_python(json.loads(json.dumps(asdict(module.FULL))))

@@ -32,7 +32,7 @@ def results_table(result: Mapping[str, Any]) -> str:
     lines = [
         f"`{command}`, Foveate {result['version']}: {len(result['seeds'])} seeds, "
         f"{result['trainings']} of {result.get('planned', result['trainings'])} trainings, "
-        f"{', '.join(f'{name} {value}' for name, value in result['scale'].items())}. Mean and half of the 95 % "
+        f"{', '.join(_sizes(result['scale']))}. Mean and half of the 95 % "
         "t-interval over seeds; n where a variant has fewer seeds than there are.",
         "",
     ]
@@ -88,3 +88,8 @@ def fill(page: Path, result: Mapping[str, Any]) -> None:
     before, rest = text.split(START, 1)
     after = rest.split(END, 1)[1]
     write_text_atomically(page, f"{before}{START}\n\n{results_table(result)}\n\n{END}{after}")
+
+
+def _sizes(scale: dict[str, Any]) -> list[str]:
+    """Name and number; of a list (the conditions of a study) how many there are."""
+    return [f"{name} {len(value) if isinstance(value, list) else value}" for name, value in scale.items()]

@@ -74,7 +74,7 @@ class StudyResult(Part):
     question: str = ""
     reference: str
     seeds: list[int] = []
-    scale: dict[str, int] = {}
+    scale: dict[str, int | list[str]] = {}
     conditions: list[StudyCondition] = []
     rows: list[StudyRow] = []
     measures: list[StudyMeasure] = []
@@ -168,7 +168,8 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     unfinished = f" of {numbers.count(r.planned)}, the others are to come" if r.planned > r.trainings else ""
     trainings = f"{numbers.count(r.trainings)}{unfinished}"
     facts = [("Seeds", str(len(r.seeds))), ("Trainings", trainings)]
-    facts += [(title, numbers.count(r.scale[name])) for name, title in names.items() if name in r.scale]
+    known = {name: value for name, value in r.scale.items() if isinstance(value, int)}
+    facts += [(title, numbers.count(known[name])) for name, title in names.items() if name in known]
     facts.append(("Time in the trainings, processes added up", numbers.duration(r.seconds.get("trainings"))))
     context = {
         "r": r,
