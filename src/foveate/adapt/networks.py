@@ -87,7 +87,7 @@ def _is_other(name: str) -> bool:
         with torch.device("meta"):
             return not isinstance(timm.create_model(name, pretrained=False, num_classes=0), VisionTransformer)
     except (RuntimeError, NotImplementedError):  # some read numbers off tensors while they are built
-        return not isinstance(timm.create_model(name, pretrained=False, num_classes=0), VisionTransformer)
+        return not isinstance(_untrained(name, 0), VisionTransformer)
 
 
 def _untrained(name: str, seed: int) -> Any:

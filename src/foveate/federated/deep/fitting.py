@@ -24,6 +24,7 @@ from foveate.federated.rounds import InProcess, Log
 from foveate.federated.sites import Handler, Site
 from foveate.metrics.neighbours import as_points
 from foveate.settings.errors import UserError
+from foveate.vision.registry import seeded
 
 
 @dataclass
@@ -81,8 +82,7 @@ def network_of(options: DeepOptions, features: int) -> Embedder:
         UserError: an encoder that cannot read rows of so many numbers.
     """
     sample = samples_of(np.zeros((1, features)), options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+    with seeded(options.seed):
         encoder: nn.Module | None = None
         if options.encoder == "small_resnet":
             encoder = small_resnet(sample.shape[1])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from foveate.settings.errors import UserError
+from foveate.vision.registry import seeded
 
 WIDTH, HIDDEN = 128, 256
 
@@ -120,8 +121,7 @@ def embedder(
     """
     if encoder is None and sample.ndim != 2:
         raise UserError("pictures need an encoder: give one, such as small_resnet(channels)")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         copied = copy.deepcopy(encoder)
         inner = sample.shape[1]
         if copied is not None:
