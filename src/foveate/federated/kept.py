@@ -1,12 +1,85 @@
-"""Answers of sites on disk, so that a killed server asks again only those whose answers it has not."""
+"""What a server keeps on disk, so that a killed one goes on where it was: answers of sites, and states of trainings.
+
+A state is a safetensors file; what is no array stands in its metadata as JSON, with the format and the options of the
+run that it belongs to.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from foveate.federated.messages import Message, MessageError
+from foveate.settings.errors import UserError
 from foveate.settings.files import write_bytes_atomically
+from foveate.settings.recipes import Settings
+
+T = TypeVar("T")
+
+
+def write_state(
+    path: Path,
+    name: str,
+    options: Settings,
+    arrays: Mapping[str, NDArray[Any]],
+    about: Mapping[str, Any],
+    *,
+    form: int,
+) -> None:
+    """Writes a state, whole or not at all.
+
+    Args:
+        name: of the metadata. about: all that is no array, as JSON can hold it. form: number of the file's format.
+    """
+    whole = {"format": form, "options": options.model_dump(mode="json"), **about}
+    content = save({one: np.ascontiguousarray(array) for one, array in arrays.items()}, {name: json.dumps(whole)})
+    write_bytes_atomically(path, content)
+
+
+def read_state(
+    path: Path,
+    name: str,
+    options: Settings,
+    build: Callable[[dict[str, NDArray[Any]], dict[str, Any]], T],
+    *,
+    form: int,
+) -> T | None:
+    """What `write_state` wrote; None where there is no file yet.
+
+    Args:
+        build: makes the state of the arrays and of `about`; what it misses there is damage.
+
+    Raises:
+        UserError: the file is damaged, is of another format, or belongs to other options.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        arrays = load(content)
+        length = int.from_bytes(content[:8], "little")
+        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][name])
+        if about["format"] != form:
+            raise UserError(f"{path}: format {about['format']}, this version reads {form}")
+        was, now = about["options"], options.model_dump(mode="json")
+        if odd := sorted(one for one in now if was.get(one) != now[one]):
+            raise UserError(
+                f"{path}: was begun with {odd[0]} {was.get(odd[0])}, not {now[odd[0]]}; give another place or remove it"
+            )
+        return build(arrays, about)
+    except UserError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}); remove it to begin again") from None
 
 
 class Kept:

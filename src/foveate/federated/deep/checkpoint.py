@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.deep.rounds import Deep
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_bytes_atomically
+from foveate.federated.kept import read_state, write_state
 
 FORMAT = 1
 
@@ -53,8 +48,6 @@ def save_stand(stand: Stand, options: DeepOptions, path: Path) -> None:
     if state.centres is not None:
         arrays["centres"] = state.centres
     about = {
-        "format": FORMAT,
-        "options": options.model_dump(mode="json"),
         "width": state.width,
         "round": state.round,
         "history": state.history,
@@ -63,36 +56,21 @@ def save_stand(stand: Stand, options: DeepOptions, path: Path) -> None:
         "exchanged": stand.exchanged,
         "seconds": stand.seconds,
     }
-    content = save({name: np.ascontiguousarray(one) for name, one in arrays.items()}, {"stand": json.dumps(about)})
-    write_bytes_atomically(path, content)
+    write_state(path, "stand", options, arrays, about, form=FORMAT)
 
 
 def load_stand(path: Path, options: DeepOptions) -> Stand | None:
     """What a file holds; None where there is none yet.
 
     Raises:
-        UserError: the file is damaged, or belongs to other options.
+        UserError: the file is damaged, is of another format, or belongs to other options.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        arrays = load(content)
-        length = int.from_bytes(content[:8], "little")
-        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["stand"])
-        weights = arrays["weights"]
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}); remove it to begin again") from None
-    if about.get("format") != FORMAT:
-        raise UserError(f"{path}: format {about.get('format')}, this version reads {FORMAT}")
-    wanted = options.model_dump(mode="json")
-    odd = sorted(name for name in wanted if about["options"].get(name) != wanted[name])
-    if odd:
-        was, now = about["options"].get(odd[0]), wanted[odd[0]]
-        raise UserError(f"{path}: was begun with {odd[0]} {was}, not {now}; give another place or remove it")
+    return read_state(path, "stand", options, _stand_of, form=FORMAT)
+
+
+def _stand_of(arrays: dict[str, NDArray[Any]], about: dict[str, Any]) -> Stand:
     state = Deep(
-        weights,
+        arrays["weights"],
         int(about["width"]),
         arrays.get("centres"),
         round=int(about["round"]),

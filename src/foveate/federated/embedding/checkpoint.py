@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from foveate.federated.embedding.grids import Grid
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.server import Known, State
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_bytes_atomically
+from foveate.federated.kept import read_state, write_state
 
 FORMAT = 1
 
@@ -29,8 +24,6 @@ def save_state(state: State, options: EmbeddingOptions, path: Path) -> None:
     if state.grid is not None:
         arrays |= {f"grid.{number}": axis for number, axis in enumerate(state.grid.axes)}
     about = {
-        "format": FORMAT,
-        "options": options.model_dump(mode="json"),
         "round": state.round,
         "features": state.features,
         "sizes": list(state.sizes.items()),
@@ -39,33 +32,19 @@ def save_state(state: State, options: EmbeddingOptions, path: Path) -> None:
         "history": state.history,
         "notes": state.notes,
     }
-    content = save({name: np.ascontiguousarray(one) for name, one in arrays.items()}, {"state": json.dumps(about)})
-    write_bytes_atomically(path, content)
+    write_state(path, "state", options, arrays, about, form=FORMAT)
 
 
 def load_state(path: Path, options: EmbeddingOptions) -> State | None:
     """The state in a file; None where there is none yet.
 
     Raises:
-        UserError: the file is damaged, or belongs to other options.
+        UserError: the file is damaged, is of another format, or belongs to other options.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        arrays = load(content)
-        length = int.from_bytes(content[:8], "little")
-        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["state"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}); remove it to begin again") from None
-    if about.get("format") != FORMAT:
-        raise UserError(f"{path}: format {about.get('format')}, this version reads {FORMAT}")
-    wanted = options.model_dump(mode="json")
-    odd = sorted(name for name in wanted if about["options"].get(name) != wanted[name])
-    if odd:
-        was, now = about["options"].get(odd[0]), wanted[odd[0]]
-        raise UserError(f"{path}: was begun with {odd[0]} {was}, not {now}; give another place or remove it")
+    return read_state(path, "state", options, _state_of, form=FORMAT)
+
+
+def _state_of(arrays: dict[str, NDArray[Any]], about: dict[str, Any]) -> State:
     known = {
         int(one): Known(arrays[f"known.{one}.vector"], arrays[f"known.{one}.box"], float(r2), int(round_))
         for one, r2, round_ in about["known"]
