@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,8 @@ from foveate.federated.deep.checkpoint import load_stand, save_stand, together
 from foveate.federated.deep.estimator import FederatedDeepClustering
 from foveate.federated.deep.fitting import fit_sites
 from foveate.federated.deep.folder import load_model
-from foveate.federated.deep.network import weights_of
-from foveate.federated.deep.options import METHODS, options_of
+from foveate.federated.deep.network import ENCODERS, weights_of
+from foveate.federated.deep.options import METHODS, DeepOptions, options_of
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN
 from foveate.federated.deep.quality import probe
 from foveate.federated.sources import gather, read_points
@@ -329,6 +329,11 @@ def test_a_page_without_rounds_or_with_a_site_left_out(table: Path, tmp_path: Pa
         "title": "All data in one place", "cells": ["0.500", "–"], "rounds": 0, "traffic": "all points", "seconds": ""
     }  # fmt: skip
     assert "no &lt;answer&gt;." in page
+
+
+def test_each_encoder_of_the_options_can_be_built() -> None:
+    allowed = get_args(DeepOptions.model_fields["encoder"].annotation)
+    assert set(allowed) == {"none", *ENCODERS}
 
 
 def test_digits_are_a_source() -> None:

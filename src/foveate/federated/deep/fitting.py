@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.federated.clustering.distances import nearest
 from foveate.federated.clustering.protocol import unit_rows
 from foveate.federated.deep.checkpoint import Stand, sent, together
-from foveate.federated.deep.network import Embedder, embedder, set_weights, small_resnet, small_vit, weights_of
+from foveate.federated.deep.network import ENCODERS, Embedder, embedder, set_weights, weights_of
 from foveate.federated.deep.options import LOCAL, POOLED, UNTRAINED, DeepOptions, picture_shape
 from foveate.federated.deep.protocol import AUGMENTS, Training, embedded, handlers
 from foveate.federated.deep.rounds import Deep, run
@@ -83,13 +83,7 @@ def network_of(options: DeepOptions, features: int) -> Embedder:
     """
     sample = samples_of(np.zeros((1, features)), options)
     with seeded(options.seed):
-        encoder: nn.Module | None = None
-        if options.encoder == "small_resnet":
-            encoder = small_resnet(sample.shape[1])
-        elif options.encoder == "small_vit":
-            if sample.shape[2] != sample.shape[3]:
-                raise UserError(f"small_vit reads square pictures, not {list(sample.shape[2:])}")
-            encoder = small_vit(sample.shape[1], sample.shape[2])
+        encoder = ENCODERS[options.encoder](*sample.shape[1:]) if options.reads_pictures else None
     return embedder(encoder, sample, seed=options.seed, hidden=options.hidden, width=options.width)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -106,6 +106,20 @@ def small_vit(
         for _ in range(depth)
     ]
     return nn.Sequential(_Patches(channels, side, size, width), *layers, nn.LayerNorm(width), _Middle())
+
+
+def _resnet_of(channels: int, height: int, width: int) -> nn.Module:
+    return small_resnet(channels)
+
+
+def _vit_of(channels: int, height: int, width: int) -> nn.Module:
+    if height != width:
+        raise UserError(f"small_vit reads square pictures, not {[height, width]}")
+    return small_vit(channels, height)
+
+
+ENCODERS: dict[str, Callable[[int, int, int], nn.Module]] = {"small_resnet": _resnet_of, "small_vit": _vit_of}
+"""Encoders of pictures by their name in the options: from channels, height and width to a module."""
 
 
 def embedder(
