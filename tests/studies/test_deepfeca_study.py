@@ -41,7 +41,7 @@ def test_mnist_needs_its_package_and_identity_keeps_finished_cells() -> None:
     assert deepfeca.identity(deepfeca.FULL, extras=()) == deepfeca.identity(deepfeca.QUICK, extras=("mnist",))
     other = replace(deepfeca.FULL, rounds=3)
     assert deepfeca.identity(other, extras=()) != deepfeca.identity(deepfeca.FULL, extras=())
-    with pytest.raises(UserError, match="--data has no effect"):
+    with pytest.raises(UserError, match="holds nothing that the study 'deepfeca' reads"):
         deepfeca.installed((Path("x"),))
 
 

