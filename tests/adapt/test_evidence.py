@@ -12,6 +12,7 @@ from foveate.adapt.calibration.diagnosis import Outputs
 from foveate.adapt.calibration.evidence import ModelData, from_logits
 from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.calibration.run import Calibrated, Evidence, calibrate, groups_of, table_lines
+from foveate.metrics.calibration import average_logit_gap
 from foveate.metrics.class_groups import ClassGroups
 from foveate.settings.errors import UserError
 from foveate.settings.runs import RunFolder
@@ -72,6 +73,23 @@ def test_the_result_and_its_table(tmp_path: Path) -> None:
     assert official.gamma == pytest.approx(found.gamma, abs=1.0)
     with pytest.raises(UserError, match="give three files with --pseudo"):
         calibrate(evidence, run, method="pcv")
+
+
+def test_official_takes_the_test_data_though_there_are_training_logits(tmp_path: Path) -> None:
+    both, training = np.array([0, 1, 2, 3] * 50), np.array([0, 1] * 20)
+    groups, test = ClassGroups.of([0, 1], classes=4), made(1, both)
+    evidence = Evidence(NAMES, groups, (made(0, training), training), test=Outputs(test), labels=both)
+    run = RunFolder.create(tmp_path / "run")
+    plain = calibrate(evidence, run, method="alg").gamma
+    found = calibrate(evidence, run, method="alg", variant="official")
+    official = found.gamma
+    assert found.result["notes"] == [
+        "ALG's gamma is of the labelled test data (official variant): its row is measured on the same samples"
+    ]
+    assert plain == average_logit_gap(made(0, training), training, groups)
+    assert official == average_logit_gap(test, both, groups, variant="official") != plain
+    with pytest.raises(UserError, match="--variant official takes labelled test data, and there are none"):
+        calibrate(Evidence(NAMES, groups, evidence.training), run, method="alg", variant="official")
 
 
 def test_splits_have_names_by_default() -> None:

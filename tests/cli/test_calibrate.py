@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from foveate.adapt.calibration.logit_files import read_logits, write_logits
 from foveate.cli.main import main
+from foveate.metrics.calibration import average_logit_gap
+from foveate.metrics.class_groups import ClassGroups
 from foveate.records.writer import CollectionWriter
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "calibration"
@@ -306,6 +308,17 @@ def test_pcv_wants_the_pretrained_model(world: Path, tmp_path: Path, capsys: pyt
     assert "give --data COLLECTION and --labels FIELD" in err
 
 
+def test_official_has_an_effect_on_a_model(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["calibrate", world / "after", "--data", world / "pictures", "--labels", "animal", "--method", "alg"]
+    arguments += ["--classes-seen", "ant,bee", "--run", tmp_path / "run"]
+    for variant in ("training", "official"):
+        code, out, err = run(capsys, *arguments, "--variant", variant, "--json")
+        assert code == 0, err
+        file = read_logits(tmp_path / "run" / f"{'test' if variant == 'official' else variant}.npz")
+        wanted = average_logit_gap(file.logits, file.labels, ClassGroups.of([0, 1], classes=4), variant=variant)  # type: ignore[arg-type]
+        assert json.loads(out)["gamma"] == pytest.approx(wanted, abs=1e-12), variant
+
+
 def change_logits(path: Path, target: Path, **changes: Any) -> Path:
     with np.load(path, allow_pickle=False) as file:
         arrays = {**dict(file), **changes}
@@ -341,6 +354,9 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
     refused("is no seen class", file, "--pseudo", glyph_files / "pseudo-0.npz", "--classes-seen", ",".join(names[1:]))
     refused("overlap in 1", file, "--training", train, "--classes-seen", seen, "--classes-absent", names[0])
     refused("give their logits with --training FILE", file, "--classes-seen", seen)
+    official = ("--classes-seen", seen, "--variant", "official")
+    refused("--training has no effect with --variant official", file, "--training", train, *official, code=2)
+    refused("--variant official takes labelled test data, and there are none", train, *official)
     refused("needs at least one absent class", file, "--training", train, "--classes-seen", "0-35")
     lacking = change_logits(train, tmp_path / "few.npz", logits=few.logits[kept], labels=few.labels[kept])
     refused(

@@ -20,6 +20,7 @@ from foveate.settings.runs import RunFolder
 METHODS = ("alg", "pcv", "both")
 TITLES = {"alg": "ALG", "pcv": "PCV"}
 _FEW_CLASSES = 3  # of a pseudo run, below which its gamma is rough
+_OFFICIAL = "ALG's gamma is of the labelled test data (official variant): its row is measured on the same samples"
 _SHOWN = ("Y/Y", "S/Y", "U/Y", "S/S", "U/U")
 
 
@@ -85,6 +86,7 @@ def calibrate(
 
     Args:
         method: "alg", "pcv" or "both", of which PCV's gamma is then used.
+        variant: of ALG: "training" takes the training logits, "official" the labelled test data, as the public code.
 
     Raises:
         UserError: evidence that the method needs is missing, or does not fit.
@@ -123,7 +125,7 @@ def calibrate(
             letter: None if change is None else {key: getattr(change, key) for key in HeadChange.__dataclass_fields__}
             for letter, change in evidence.head.items()
         },
-        "notes": [*evidence.notes, *_rough(evidence.runs)],
+        "notes": [*evidence.notes, *_rough(evidence.runs), *([_OFFICIAL] if _peeks(calibrators) else [])],
         "checkpoint": "",
         "command": command or [],
     }
@@ -133,14 +135,17 @@ def calibrate(
 
 def _fit_alg(evidence: Evidence, variant: str) -> Calibrator:
     groups = evidence.groups
-    if evidence.training is None:
-        if variant == "official" and evidence.test is not None and evidence.labels is not None:
-            logits, labels = evidence.test.logits, evidence.labels
-        else:
+    if variant == "official":
+        if evidence.test is None or evidence.labels is None:
             raise UserError(
-                "the average logit gap is taken over the fine-tuning data: give their logits with --training FILE "
-                "(or --variant official, which takes the test data as the public code does)"
+                "--variant official takes labelled test data, and there are none: give as SOURCE logits of all classes"
             )
+        logits, labels = evidence.test.logits, evidence.labels
+    elif evidence.training is None:
+        raise UserError(
+            "the average logit gap is taken over the fine-tuning data: give their logits with --training FILE "
+            "(or --variant official, which takes the test data as the public code does)"
+        )
     else:
         logits, labels = evidence.training
     missing = np.setdiff1d(groups.seen, labels)
@@ -176,6 +181,10 @@ def _rough(runs: Sequence[PseudoRun]) -> list[str]:
         f"a pseudo run was fine-tuned on {fewest} class{'es' if fewest > 1 else ''} only: with so few seen classes "
         "pseudo cross-validation tends to too large a gamma; look at the average logit gap (--method alg) too"
     ]
+
+
+def _peeks(calibrators: dict[str, Calibrator]) -> bool:
+    return "alg" in calibrators and calibrators["alg"].variant == "official"
 
 
 def _gamma_json(calibrator: Calibrator) -> dict[str, Any]:

@@ -128,6 +128,7 @@ def _check_options(options: dict[str, Any], *, method: str, on_model: bool) -> N
         (_OF_MODELS, not on_model, "where SOURCE is a file of logits"),
         (_OF_PCV, method == "alg", "with --method alg"),
         (("variant",), method == "pcv", "with pseudo cross-validation"),
+        (("training",), options["variant"] == "official", "with --variant official, which takes the data in SOURCE"),
         (("pseudo_splits", *_OF_PSEUDO_RUNS), bool(options["pseudo"]), "where pseudo runs are given with --pseudo"),
     ):
         wrong = next((name for name in names if options[name] not in (None, ())), None) if condition else None
