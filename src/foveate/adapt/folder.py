@@ -66,9 +66,7 @@ def save_adapter(
 
 def tensors_of(adapted: AdaptedModel, name: str) -> dict[str, Tensor]:
     """What a folder holds of an adapter: its tensors, its head, the head that it started from."""
-    found: dict[str, Tensor] = {
-        f"adapter.{key}": value for key, value in adapted.adapter(name).tensors(adapted.view).items()
-    }
+    found: dict[str, Tensor] = {f"adapter.{key}": value for key, value in adapted.tensors(name).items()}
     found |= {f"head.{key}": value for key, value in adapted.heads[name].named_parameters()}
     if name in adapted.first_heads:
         found |= {f"first_head.{key}": value for key, value in adapted.first_heads[name].named_parameters()}

@@ -140,6 +140,15 @@ class AdaptedModel(nn.Module):
         assert isinstance(found, Adapter)
         return found
 
+    def tensors(self, name: str | None = None) -> dict[str, nn.Parameter]:
+        """What an adapter trains, by the name under which it is saved; tuned values also while the model is merged."""
+        found = self.adapter(name).tensors(self.view)
+        if self.merge_store is not None and name in (None, self.active):
+            # Merged values stand in the backbone where tuned ones do otherwise: a scaled bias of difffit.
+            under = {f"backbone.{key}": value for key, value in self.merge_store.others(self.model).items()}
+            found |= {key: value for key, value in under.items() if key in found}
+        return found
+
     @property
     def head(self) -> nn.Module:
         """The head of the adapter in use."""
@@ -157,7 +166,7 @@ class AdaptedModel(nn.Module):
         self._attach()
 
     def _set_trained(self, name: str, trained: bool) -> None:
-        for value in self.adapter(name).tensors(self.view).values():
+        for value in self.tensors(name).values():
             value.requires_grad_(trained)
         self.heads[name].requires_grad_(trained)
 
