@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from adapt.test_matrix import moved, small
-from adapt.towers import pixels, tower
+from adapt.towers import CLASSES, FAMILIES, pixels, tower
 from foveate.adapt.folder import load_adapter
+from foveate.adapt.model import adapt
 from foveate.adapt.registry import method, method_names
+from foveate.settings.errors import UserError
 
 MERGEABLE = [name for name in method_names() if method(name).mergeable]
 
@@ -30,3 +34,63 @@ def test_saved_while_merged_is_what_was_trained(name: str, tmp_path: Path) -> No
     for key, value in adapted.adapter().tensors(adapted.view).items():
         assert torch.equal(value, trained[key]), key
         assert value.requires_grad, key
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["lora", "ssf", "bitfit", "vpt-deep"])
+def test_a_deep_copy_runs_its_own_tensors(family: str, name: str) -> None:
+    adapted, images = moved(small(family, name)), pixels()
+    with torch.no_grad():
+        expected = adapted(images)
+    copied = copy.deepcopy(adapted)
+    own = {id(value) for value in adapted.parameters()}
+    assert not any(id(value) in own for value in copied.parameters())
+    assert [key for key, _ in copied.named_parameters()] == [key for key, _ in adapted.named_parameters()]
+    moved(copied)
+    with torch.no_grad():
+        assert torch.equal(adapted(images), expected)
+        changed = copied(images)
+        assert not torch.allclose(changed, expected, atol=1e-4)
+        moved(adapted)
+        assert torch.equal(copied(images), changed)
+        assert torch.allclose(adapted(images), changed, atol=1e-6)
+    F.cross_entropy(copied(images), torch.arange(3)).backward()
+    assert all((value.grad is not None) == value.requires_grad for value in copied.parameters())
+    assert all(value.grad is None for value in adapted.parameters())
+    copied.detach()
+    with torch.no_grad():
+        assert torch.allclose(adapted(images), changed, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MERGEABLE)
+def test_a_deep_copy_of_a_merged_model_can_be_unmerged(name: str) -> None:
+    adapted, images = moved(small("timm", name)), pixels()
+    with torch.no_grad():
+        expected = adapted(images)
+        adapted.merge()
+        merged = adapted(images)
+        copied = copy.deepcopy(adapted)
+        assert torch.equal(copied(images), merged)
+        copied.unmerge()
+        assert torch.equal(copied(images), expected)
+        assert torch.equal(adapted(images), merged)
+
+
+def test_a_moving_average_averages() -> None:
+    adapted = small("timm", "lora")
+    average = torch.optim.swa_utils.AveragedModel(adapted)
+    moved(adapted)
+    average.update_parameters(adapted)
+    adapted.set_strength(0.0)
+    with torch.no_grad():
+        averaged = average(pixels())
+        assert not torch.allclose(averaged, adapted(pixels()), atol=1e-4)
+        adapted.set_strength(1.0)
+        assert torch.allclose(averaged, adapted(pixels()), atol=1e-6)  # the first average is the model itself
+
+
+def test_what_is_switched_off_is_not_copied() -> None:
+    adapted = adapt(tower("timm"), "lora", classes=CLASSES)
+    with adapted.disable(), pytest.raises(UserError, match="switched off"):
+        copy.deepcopy(adapted)
+    copy.deepcopy(adapted)

@@ -216,6 +216,27 @@ class AdaptedModel(nn.Module):
         finally:
             self.disabled = before
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedModel:
+        """A model of its own, in the same state; hooks and the view are made anew, for they are bound to one backbone.
+
+        Raises:
+            UserError: when it is switched off or detached: the copy could never be switched on.
+        """
+        if self.adapters and not self.active:
+            raise UserError("the adapted model is switched off or detached: copy it outside of disable, or its network")
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        self._release()
+        try:
+            kept = {key: value for key, value in vars(self).items() if key not in ("view", "_attached")}
+            vars(copied).update(copy.deepcopy(kept, memo))
+        finally:
+            self._attach()
+        copied.view = view_of(copied.model)
+        copied._attached = contextlib.ExitStack()
+        copied._attach()
+        return copied
+
     def features(self, pixels: Tensor) -> Tensor:
         """What the head reads, [B, D]."""
         return self.view.features(pixels)
