@@ -183,6 +183,11 @@ def test_splits_are_halves_and_depend_on_number_and_seed() -> None:
         ({"method": "pcv", "threshold": "al"}, {"seen_classes": SEEN, "pseudo_runs": [0]}, "unknown threshold"),
         ({"method": "pcv", "tie": "biggest"}, {"seen_classes": SEEN, "pseudo_runs": [0]}, "unknown rule for ties"),
         ({"method": "pcv"}, {"seen_classes": [0, 2, 3], "pseudo_runs": [0]}, "class 5 is no seen class"),
+        (
+            {"method": "pcv"},
+            {"seen_classes": [0, 1, 2, 3, 5], "pseudo_runs": [0]},
+            "pseudo run: seen class 1 is in neither half; pseudo runs split all seen classes",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], fitted: dict[str, Any], words: str) -> None:
@@ -191,6 +196,21 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], fitted: dict[str, 
     data = seen_only(*made())
     with pytest.raises(UserError, match=words):
         Calibrator(**arguments).fit(*data, **fitted)
+
+
+def test_pseudo_runs_of_another_model_are_refused() -> None:
+    run = pseudo_run(0)
+    assert run.source_logits is not None
+    more = np.zeros((len(run.labels), 3))
+    wide = pseudo_run(0, logits=np.hstack([run.logits, more]), source_logits=np.hstack([run.source_logits, more]))
+    with pytest.raises(UserError, match="pseudo run: 9 columns; gamma is sought for 6 classes"):
+        Calibrator("pcv").fit(*made(), SEEN, pseudo_runs=[run, wide])
+    chosen = np.isin(run.labels, SEEN[:2])
+    part = PseudoRun(run.logits[chosen], run.labels[chosen], np.array([0]), np.array([2]), run.source_logits[chosen])
+    with pytest.raises(UserError, match="seen class 3 is in neither half"):
+        Calibrator("pcv").fit(*made(), SEEN, pseudo_runs=[part])
+    with pytest.raises(UserError, match=r"pseudo run: logits: must be \[samples, classes\]"):
+        Calibrator("pcv").fit(*made(), SEEN, pseudo_runs=[pseudo_run(0, logits=np.zeros(4))])
 
 
 @pytest.mark.parametrize(

@@ -319,6 +319,26 @@ def test_official_has_an_effect_on_a_model(world: Path, tmp_path: Path, capsys: 
         assert json.loads(out)["gamma"] == pytest.approx(wanted, abs=1e-12), variant
 
 
+def test_pseudo_runs_must_be_of_the_model_s_classes(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["calibrate", world / "after", "--data", world / "pictures", "--labels", "animal"]
+    arguments += ["--classes-seen", "ant,bee", "--threshold", "none", "--run", tmp_path / "run"]
+    labels = np.array([0, 1] * 20)
+    logits = np.eye(4)[labels] + 0.3 * np.random.default_rng(0).standard_normal((40, 4))
+    for name, names, words in (
+        ("whole", NAMES, ""),
+        ("turned", ["bee", "ant", *NAMES[2:]], f"turned.npz: class 0 is 'bee', in {world / 'after'} 'ant'"),
+        ("wide", [*NAMES, "eel"], f"wide.npz: 5 columns, but {world / 'after'} has 4"),
+    ):
+        width = ((0, 0), (0, len(names) - 4))
+        path = tmp_path / f"{name}.npz"
+        write_logits(path, logits=np.pad(logits, width), labels=labels, class_names=names, seen=[0], absent=[1])
+        code, _, err = run(capsys, *arguments, "--pseudo", path)
+        assert (code, "Traceback" in err) == (1 if words else 0, False), (name, err)
+        assert words in err
+
+
 def change_logits(path: Path, target: Path, **changes: Any) -> Path:
     with np.load(path, allow_pickle=False) as file:
         arrays = {**dict(file), **changes}

@@ -83,11 +83,11 @@ class Calibrator(ClassifierMixin, BaseEstimator):
             labels: [N], class numbers.
             seen_classes: S; the classes that occur in `labels` where None.
             absent_classes: U; all others where None.
-            pseudo_runs: for "pcv".
+            pseudo_runs: for "pcv": each of C columns, its halves together S.
 
         Raises:
-            UserError: an unknown method or option, NaN or infinite logits, labels or classes that do not fit, no
-                absent class, one seen class only ("alg"), no feasible run ("pcv").
+            UserError: an unknown method or option, NaN or infinite logits, labels, classes or pseudo runs that do not
+                fit, no absent class, one seen class only ("alg"), no feasible run ("pcv").
         """
         choose(self.method, sorted(_METHODS), "method of Calibrator")
         array = as_logits(logits, finite=False)
@@ -144,12 +144,21 @@ def _pcv(calibrator: Any, logits: NDArray[Any], labels: NDArray[np.int64], group
     if not runs:
         raise UserError("method 'pcv' needs pseudo_runs: logits of models fine-tuned on half of the seen classes each")
     for run in runs:
-        halves = np.union1d(run.seen, run.absent)
-        if not np.isin(halves, groups.seen).all():
-            wrong = halves[~np.isin(halves, groups.seen)][0]
-            raise UserError(f"{run.name}: class {wrong} is no seen class; pseudo runs split the seen classes only")
+        _check_run(run, groups)
     found = estimate(runs, threshold=calibrator.threshold, tie=calibrator.tie)
     return [None if choice is None else choice.gamma for choice in found.choices]
+
+
+def _check_run(run: PseudoRun, groups: ClassGroups) -> None:
+    """Refuses a pseudo run of other columns, or whose halves are not together the seen classes."""
+    array = as_logits(run.logits, what=f"{run.name}: logits", finite=False)
+    if array.shape[1] != groups.classes:
+        raise UserError(f"{run.name}: {array.shape[1]} columns; gamma is sought for {groups.classes} classes")
+    halves = np.union1d(run.seen, run.absent)
+    for wrong in np.setdiff1d(halves, groups.seen)[:1]:
+        raise UserError(f"{run.name}: class {wrong} is no seen class; pseudo runs split the seen classes only")
+    for lacking in np.setdiff1d(groups.seen, halves)[:1]:
+        raise UserError(f"{run.name}: seen class {lacking} is in neither half; pseudo runs split all seen classes")
 
 
 def _peek(calibrator: Any, logits: NDArray[Any], labels: NDArray[np.int64], groups: ClassGroups, runs: _Runs) -> Gammas:

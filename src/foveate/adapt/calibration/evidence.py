@@ -48,19 +48,14 @@ def from_logits(
     groups = groups_of(seen, absent, main.class_names)
     only_seen = bool((groups.of_class[main.labels] == SEEN).all())
     tuned = read_logits(training) if training is not None else main if only_seen else None
-    for other in (tuned,):
-        if other is not None:
-            _same_classes(other, main)
+    if tuned is not None:
+        _same_classes(tuned, main.class_names, path)
     earlier = read_logits(before) if before is not None else None
     if earlier is not None:
-        _same_classes(earlier, main)
+        _same_classes(earlier, main.class_names, path)
         if not np.array_equal(earlier.labels, main.labels):
             raise UserError(f"{before}: its labels differ from those of {path}; the same samples in order are wanted")
-    runs: list[PseudoRun] = []
-    for one in pseudo:
-        file = read_logits(one)
-        _same_classes(file, main)
-        runs.append(file.as_run())
+    runs = _pseudo_runs(pseudo, main.class_names, path)
     testing = training is not None or not only_seen
     return Evidence(
         names=main.class_names,
@@ -74,14 +69,21 @@ def from_logits(
     )
 
 
-def _same_classes(file: LogitFile, main: LogitFile) -> None:
-    if file.classes != main.classes:
-        raise UserError(f"{file.path}: {file.classes} columns, but {main.path} has {main.classes}")
-    if file.class_names != main.class_names:
-        first = next(i for i, (a, b) in enumerate(zip(file.class_names, main.class_names, strict=True)) if a != b)
-        raise UserError(
-            f"{file.path}: class {first} is '{file.class_names[first]}', in {main.path} '{main.class_names[first]}'"
-        )
+def _pseudo_runs(paths: Sequence[Path], names: Sequence[str], of: Path) -> list[PseudoRun]:
+    """Files of pseudo runs, whose columns must be those of `of`."""
+    files = [read_logits(path) for path in paths]
+    for file in files:
+        _same_classes(file, names, of)
+    return [file.as_run() for file in files]
+
+
+def _same_classes(file: LogitFile, names: Sequence[str], of: Path) -> None:
+    """Refuses a file whose columns are not the classes `names`, in order, of the file or model `of`."""
+    if file.classes != len(names):
+        raise UserError(f"{file.path}: {file.classes} columns, but {of} has {len(names)}")
+    for number, (found, wanted) in enumerate(zip(file.class_names, names, strict=True)):
+        if found != wanted:
+            raise UserError(f"{file.path}: class {number} is '{found}', in {of} '{wanted}'")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def from_model(
 
     Args:
         before: the pre-trained model: needed by PCV; also tells whether features were damaged.
-        pseudo: files of pseudo runs, which are then not made here.
+        pseudo: files of pseudo runs with the model's columns, which are then not made here.
         settings: how the model was fine-tuned, for the pseudo runs.
 
     Raises:
@@ -134,6 +136,7 @@ def from_model(
     if earlier is not None and earlier.names != after.names:
         raise UserError(f"{before}: its classes differ from those of {model}; the same columns are wanted")
     groups = groups_of(seen, absent, after.names)
+    runs = _pseudo_runs(pseudo, after.names, model)
     train, test = (_samples(after, data, split) for split in (data.train_split, data.test_split))
     tuning = np.flatnonzero(groups.of_class[train.labels] == SEEN)
     missing = np.setdiff1d(groups.seen, train.labels[tuning])
@@ -169,7 +172,6 @@ def from_model(
         if found.unreadable:
             example = next(iter(found.unreadable.values()))
             notes.append(f"{len(found.unreadable)} pictures of the split '{split}' cannot be read, such as: {example}")
-    runs = [read_logits(path).as_run() for path in pseudo]
     if method in ("pcv", "both") and not runs:
         assert earlier is not None
         runs = make_pseudo_runs(
