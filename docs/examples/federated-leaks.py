@@ -1,16 +1,22 @@
-"""What a curious server reads from what FedNE sends, measured on digits: `python federated-leaks.py`."""
+"""What a curious server reads from what federated methods send, measured on digits: `python federated-leaks.py`."""
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from foveate.federated.clustering.fit import cluster
+from foveate.federated.clustering.protocol import HANDLERS
+from foveate.federated.clustering.settings import resolve
 from foveate.federated.embedding.attacks import places_from_field, unused_features
 from foveate.federated.embedding.fitting import fit_sites
 from foveate.federated.embedding.grids import targets, union_grid
 from foveate.federated.embedding.networks import flat_weights
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.site import build_encoder
+from foveate.federated.messages import Message
 from foveate.federated.privacy import noisy
+from foveate.federated.rounds import InProcess, Log
+from foveate.federated.sites import Site
 from foveate.federated.sources import gather
 
 SEEDS = range(5)
@@ -51,6 +57,31 @@ def places(points: int, sigma: float) -> tuple[float, float]:
     return float(np.mean(errors[::2])), float(np.mean(errors[1::2]))
 
 
+def rows(rounds: int) -> tuple[int, int]:
+    """Points that a server of k-means reads exactly, from cells of two messages that differ by one; of how many."""
+    read, points = 0, 0
+    for seed in SEEDS:
+        sites = gather(["digits"], split="dirichlet:0.3", sites=8, seed=seed).points
+        log = Log(record=True)
+        members = [Site(number, one, HANDLERS) for number, one in enumerate(sites)]
+        cluster(InProcess(members, log=log), resolve(10, seed=seed, min_count=10, refine_rounds=rounds))
+        for number, own in enumerate(sites):
+            told = [sums_of(message) for site, up, message in log.messages if up and site == number]
+            found = set()
+            for (one, n), (two, m) in zip(told, told[1:], strict=False):
+                for i, j in np.argwhere((abs(n[:, None] - m) == 1) & (n[:, None] > 0) & (m > 0)):
+                    apart = np.abs(own - (one[i] - two[j]) * (n[i] - m[j])).max(axis=1)
+                    found |= {int(apart.argmin())} if apart.min() < 1e-9 else set()
+            read, points = read + len(found), points + len(own)
+    return read, points
+
+
+def sums_of(message: Message) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and counts of the clusters, or cells, that a message tells of."""
+    counts = message.array("counts")
+    return message.arrays.get("sums", message.arrays.get("centres", 0) * counts[:, None]), counts
+
+
 if __name__ == "__main__":
     for name, noise in (("no noise", {}), ("noise", {"update_clip": 1.0, "update_noise": 0.001})):
         recall, precision = features(noise)
@@ -61,3 +92,5 @@ if __name__ == "__main__":
             print(
                 f"places from a field, {points} points, noise {sigma:g}: error {attack:.3f}, random places {guess:.3f}"
             )
+    for rounds in range(4):
+        print("points read from differences, {} rounds of refinement: {} of {:,}".format(rounds, *rows(rounds)))

@@ -163,7 +163,10 @@ def _refine(
     """One federated step of Lloyd; an empty centre stays where it is."""
     request = protocol.lloyd_request(centres_KD, settings, round)
     found = exchange.ask(
-        dict.fromkeys(sites, request), protocol.lloyd_rule(centres_KD), at_least=at_least, check=protocol.check_lloyd
+        dict.fromkeys(sites, request),
+        protocol.lloyd_rule(centres_KD),
+        at_least=at_least,
+        check=lambda site, answer: protocol.check_lloyd(settings, site, answer),
     )
     excluded |= _at(request, found.excluded)
     total_KD = np.zeros_like(centres_KD)

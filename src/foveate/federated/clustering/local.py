@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foveate.federated.clustering.distances import Floats, Labels, blocks, closest_pair, squared, sums
 from foveate.federated.clustering.lloyd import MOST_STEPS, Clustering, lloyd, plus_plus, random_rows
@@ -123,6 +124,18 @@ def merge_small(points_ND: Floats, local: Local, least: int) -> Local:
     for number, group in enumerate(members):
         target[group] = number
     return Local.of(points_ND, np.array(centres), target[local.labels])
+
+
+def withheld(count_K: Floats, least: int) -> NDArray[np.bool_]:
+    """The cells of a partition that a site says nothing of, [K]: those of fewer than `least` points.
+
+    A server may know the sum of all points, and then the sum of those that are withheld, too: where these are fewer
+    than `least`, the smallest of the other cells are withheld with them.
+    """
+    silent_K = (count_K > 0) & (count_K < least)
+    while 0 < count_K[silent_K].sum() < least and (open_K := (count_K > 0) & ~silent_K).any():
+        silent_K[np.where(open_K, count_K, np.inf).argmin()] = True
+    return silent_K
 
 
 @dataclass(frozen=True)

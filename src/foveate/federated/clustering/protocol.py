@@ -6,7 +6,9 @@
 | `query.lloyd` | `centres` | `sums`, `counts` |
 | `query.assign` | `centres` | two numbers: points and inertia |
 
-No row of the data is ever in a message; a centroid of one point equals that point, which `min_count` forbids.
+A mean or a sum of one point is that point. With `min_count` a site says nothing of fewer points than that: small
+clusters are merged, small cells of the refinement are withheld. It holds for each message: where two partitions of the
+same points differ in one point, their difference is that point.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from foveate.federated.clustering.distances import Floats, nearest, sums
-from foveate.federated.clustering.local import Local, eliminate, fuse, half_smallest_distance, local_kmeans, merge_small
+from foveate.federated.clustering.local import (
+    Local,
+    eliminate,
+    fuse,
+    half_smallest_distance,
+    local_kmeans,
+    merge_small,
+    withheld,
+)
 from foveate.federated.clustering.settings import Settings, method
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.sites import Handler, stream
@@ -130,9 +140,6 @@ def answer_centroids(data: ArrayLike, request: Message, site: int) -> Message:
     points = as_points(data)
     if asked["spherical"]:
         points = unit_rows(points)
-    least = int(request.number("min_count"))
-    if len(points) < least:
-        raise UserError(f"{len(points)} points are fewer than min_count {least}: nothing is sent")
     seed, clusters = int(request.number("seed")), int(request.number("clusters"))
     rng = stream(seed, round=request.round, site=site, purpose="local k-means")
     local = local_kmeans(
@@ -146,9 +153,19 @@ def answer_centroids(data: ArrayLike, request: Message, site: int) -> Message:
     return describe(points, local, request)
 
 
+def _enough(points_ND: Floats, least: int) -> None:
+    if len(points_ND) < least:
+        raise UserError(f"{len(points_ND)} points are fewer than min_count {least}: nothing is sent")
+
+
 def describe(points_ND: Floats, local: Local, request: Message) -> Message:
-    """What of a client's clusters is sent, as the request says."""
+    """What of a client's clusters is sent, as the request says.
+
+    Raises:
+        UserError: fewer points than `min_count`.
+    """
     asked, least = request.values, int(request.number("min_count"))
+    _enough(points_ND, least)
     if least > 1:
         local = merge_small(points_ND, local, least)
     kept, working = np.ones(len(local.centres), dtype=bool), local.centres
@@ -170,7 +187,11 @@ def describe(points_ND: Floats, local: Local, request: Message) -> Message:
 
 def lloyd_request(centres_KD: Floats, settings: Settings, round: int) -> Message:
     """The centres, for one step on the sites' own points."""
-    return Message(LLOYD, round, {"centres": centres_KD}, {"spherical": settings.spherical})
+    return Message(LLOYD, round, {"centres": centres_KD}, _of_round(settings))
+
+
+def _of_round(settings: Settings) -> dict[str, bool | int]:
+    return {"spherical": settings.spherical, "min_count": settings.min_count}
 
 
 def lloyd_rule(centres_KD: Floats) -> MessageRule:
@@ -180,15 +201,18 @@ def lloyd_rule(centres_KD: Floats) -> MessageRule:
     return MessageRule(LLOYD, arrays)
 
 
-def check_lloyd(site: int, answer: Message) -> None:
+def check_lloyd(settings: Settings, site: int, answer: Message) -> None:
     """What the rule cannot say.
 
     Raises:
-        MessageError: sums where there is no point, huge sums, parts of points.
+        MessageError: sums where there is no point, huge sums, parts of points, cells of fewer points than `min_count`.
     """
     total, counts = answer.array("sums"), answer.array("counts")
     if not (counts == np.floor(counts)).all():
         raise MessageError("array 'counts' has parts of points")
+    if ((counts > 0) & (counts < settings.min_count)).any():
+        least = counts[counts > 0].min()
+        raise MessageError(f"array 'counts' has a cell of {least:g} points; min_count is {settings.min_count}")
     if np.abs(total).max() > LARGEST or total[counts == 0].any():
         raise MessageError("array 'sums' does not fit its counts")
 
@@ -197,13 +221,16 @@ def _against_centres(data: ArrayLike, request: Message) -> tuple[Floats, Floats]
     points, centres = as_points(data), request.array("centres")
     if points.shape[1] != centres.shape[1]:
         raise UserError(f"the data have {points.shape[1]} features; the centres have {centres.shape[1]}")
+    _enough(points, int(request.number("min_count")))
     return (unit_rows(points) if request.values.get("spherical") else points), centres
 
 
 def answer_lloyd(data: ArrayLike, request: Message, site: int) -> Message:
-    """Sums and counts of a site's points by their nearest centre."""
+    """Sums and counts of a site's points by their nearest centre; zero where they are withheld (`min_count`)."""
     points, centres = _against_centres(data, request)
     total_KD, count_K = sums(points, nearest(points, centres)[0], len(centres))
+    silent_K = withheld(count_K, int(request.number("min_count")))
+    total_KD[silent_K], count_K[silent_K] = 0.0, 0.0
     return request.answer(arrays={"sums": total_KD, "counts": count_K})
 
 
@@ -212,7 +239,7 @@ ASSIGN_RULE = MessageRule(ASSIGN, {}, {"points": int, "inertia": float})
 
 def assign_request(centres_KD: Floats, settings: Settings, round: int) -> Message:
     """The centres, to learn how well they fit."""
-    return Message(ASSIGN, round, {"centres": centres_KD}, {"spherical": settings.spherical})
+    return Message(ASSIGN, round, {"centres": centres_KD}, _of_round(settings))
 
 
 def answer_assign(data: ArrayLike, request: Message, site: int) -> Message:

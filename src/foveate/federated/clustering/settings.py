@@ -32,7 +32,7 @@ class Settings:
         radius: a rule of `RADIUS_RULES` or a number. quantile: of the rule "quantile". seeds: a rule of `SEED_RULES`.
         restarts: weighted k-means++ starts of the server.
         refine_rounds: exchanges of sums and counts after the first; 0 = one shot.
-        min_count: clusters of fewer points are merged before anything is sent.
+        min_count: clusters of fewer points are merged before anything is sent; smaller cells of a refinement withheld.
         kfed_seeds: seeds that the server takes of the first client: "all" or "one". kfed_steps: "converged" or "one".
         on_few_groups: "raise", or "return" fewer centres with a warning.
         suspects: "report" sites whose centroids are unlike all others', or "exclude" them.
