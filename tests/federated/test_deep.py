@@ -133,7 +133,7 @@ def parts_of_an_exchange(broken: dict[str, object], keep: Path | None = None):
     parts, _ = blobs()
     torch.manual_seed(0)
     network = Embedder(None, 12, width=8)
-    good = handlers(network, Training(), None)
+    good = handlers(network)
     sites = [
         Site(number, as_samples(part), good | broken if number == 1 else good)  # type: ignore[operator]
         for number, part in enumerate(parts)
@@ -159,7 +159,7 @@ FAULTS: dict[str, tuple[str, object, str]] = {
 @pytest.mark.parametrize("kind", [EMBEDDED, TRAIN])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_site_is_left_out(kind: str, fault: str) -> None:
-    good = handlers(Embedder(None, 12, width=8), Training(), None)[kind]
+    good = handlers(Embedder(None, 12, width=8))[kind]
     name = "centres" if kind == EMBEDDED else "weights"
     how, make, words = FAULTS[fault]
 
@@ -173,7 +173,7 @@ def test_a_broken_site_is_left_out(kind: str, fault: str) -> None:
         return request.answer(arrays={**answer.arrays, **arrays}, **answer.values)
 
     exchange, plan, state = parts_of_an_exchange({kind: broken})
-    run(exchange, plan, state, 2)
+    run(exchange, plan, Training(), state, 2)
     assert list(state.excluded) == [1]
     assert words in state.excluded[1]
     assert [entry["sites"] for entry in state.history] == [[0, 2]] * 2
@@ -182,14 +182,14 @@ def test_a_broken_site_is_left_out(kind: str, fault: str) -> None:
 
 @pytest.mark.parametrize("points", [0, -3])
 def test_a_site_that_claims_no_points_is_left_out(points: int) -> None:
-    good = handlers(Embedder(None, 12, width=8), Training(), None)[TRAIN]
+    good = handlers(Embedder(None, 12, width=8))[TRAIN]
 
     def claiming(data, request: Message, site: int) -> Message:
         answer = good(data, request, site)
         return request.answer(arrays=answer.arrays, points=points, loss=0.0)
 
     exchange, plan, state = parts_of_an_exchange({TRAIN: claiming})
-    run(exchange, plan, state, 1)
+    run(exchange, plan, Training(), state, 1)
     assert state.excluded == {1: "says that it has no point"}
 
 
@@ -219,7 +219,7 @@ def test_a_site_of_one_picture_takes_part() -> None:
 
 def test_a_killed_fit_goes_on(tmp_path: Path) -> None:
     asked: list[str] = []
-    good = handlers(Embedder(None, 12, width=8), Training(), None)
+    good = handlers(Embedder(None, 12, width=8))
 
     def stopping(data, request: Message, site: int) -> Message:
         asked.append(request.kind)
@@ -229,12 +229,12 @@ def test_a_killed_fit_goes_on(tmp_path: Path) -> None:
 
     exchange, plan, state = parts_of_an_exchange({TRAIN: stopping}, tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
-        run(exchange, plan, state, 3)
+        run(exchange, plan, Training(), state, 3)
     _, _, fresh = parts_of_an_exchange({})
-    resumed = run(exchange, plan, fresh, 3)
+    resumed = run(exchange, plan, Training(), fresh, 3)
     assert len(asked) == 4  # one answer was kept, the killed one asked again
     exchange, plan, state = parts_of_an_exchange({}, tmp_path / "b")
-    np.testing.assert_array_equal(resumed.weights, run(exchange, plan, state, 3).weights)
+    np.testing.assert_array_equal(resumed.weights, run(exchange, plan, Training(), state, 3).weights)
 
 
 @pytest.mark.parametrize(

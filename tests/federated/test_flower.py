@@ -22,6 +22,7 @@ from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.settings import resolve
 from foveate.federated.flower import exchange as over_flower
+from foveate.federated.flower import server_app
 from foveate.federated.flower.app import CONFIG, write_app
 from foveate.federated.flower.client_app import app as client_app
 from foveate.federated.flower.exchange import HELLO, GridExchange
@@ -142,6 +143,15 @@ def test_a_killed_server_goes_on(tmp_path: Path) -> None:
     again = cluster(GridExchange(grid, sites=3, keep=tmp_path), plan)
     assert grid.sent[before:] == [HELLO] * 3
     np.testing.assert_array_equal(first.centres, again.centres)
+
+
+def test_a_finished_run_keeps_no_answers(tmp_path: Path) -> None:
+    config = CONFIG | {"clusters": 15, "sites": 3, "out": str(tmp_path)}
+    for parts in (PARTS, [2 * one + 1 for one in PARTS]):
+        server_app.run(FakeGrid(parts), config)
+        assert list((tmp_path / "answers").iterdir()) == []
+        with np.load(tmp_path / "centres.npz") as found:
+            np.testing.assert_allclose(found["centres"], in_process(parts, resolve(15)).centres, atol=1e-6)
 
 
 def test_the_app_folder(tmp_path: Path) -> None:

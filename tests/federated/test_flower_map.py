@@ -79,6 +79,7 @@ def test_a_killed_server_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "state.safetensors").is_file()
     again = run_server(GridExchange(FakeGrid(monkeypatch), sites=3), chosen, tmp_path)
     assert [entry["round"] for entry in again["maps"][0]["history"]] == [0, 1, 2]
+    assert not (tmp_path / "state.safetensors").exists(), "a finished run keeps no state: data elsewhere may change"
     inside = fit_sites(PARTS, chosen)
     loaded = FederatedNeighborEmbedding.load(tmp_path / "model")
     np.testing.assert_allclose(loaded.transform(PARTS[1]), inside.transform(PARTS[1]), atol=1e-6)

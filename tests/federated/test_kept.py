@@ -108,7 +108,7 @@ def test_another_format_or_other_options_are_named(tmp_path: Path, write: Any, n
     path = tmp_path / "kept"
     read = write(path)
     rewritten(path, name, lambda about: {**about, "format": 99})
-    with pytest.raises(UserError, match=r"kept: format 99, this version reads 1$"):
+    with pytest.raises(UserError, match=r"kept: format 99, this version reads 2$"):
         read()
     read = write(path)
     rewritten(path, name, lambda about: {**about, "options": {**about["options"], "seed": 7}})

@@ -76,11 +76,11 @@ def test_three_poisoned_sites_of_ten_are_reported_by_fedne(name: str) -> None:
 def test_three_poisoned_sites_of_ten_are_reported_by_deepfeca(name: str) -> None:
     torch.manual_seed(0)
     network = Embedder(None, 6, hidden=16, width=8)
-    good = handlers(network, Training(), None)
+    good = handlers(network)
     bent = {**good, TRAIN: poisoned(good[TRAIN], "weights", POISON[name])}
     sites = [Site(number, as_samples(one), bent if number in BAD else good) for number, one in enumerate(parts())]
     state = Deep(weights_of(network), 8)
-    run_deep(InProcess(sites), resolve(3, refine_rounds=0, spherical=True), state, 1)
+    run_deep(InProcess(sites), resolve(3, refine_rounds=0, spherical=True), Training(), state, 1)
     assert {site for site, sign in state.suspects if sign == "weights"} == set(BAD)
     assert all("its weights are" in state.odd()[site] for site in BAD)
 

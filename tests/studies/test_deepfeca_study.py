@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.federated.deep.fitting import answering, network_of, samples_of
+from foveate.federated.deep.fitting import answering, network_of, samples_of, training_of
 from foveate.federated.deep.network import weights_of
 from foveate.federated.deep.options import METHODS, options_of
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN, train_request
@@ -79,7 +79,7 @@ def test_the_control_pulls_groups_to_other_centres_at_each_site() -> None:
     start = weights_of(network)
     centres = np.eye(8)[:3]
     samples = samples_of(points, options)
-    request = train_request(start, centres, 0, 0)
+    request = train_request(start, centres, training_of(options), 0, 0)
     trained = {
         (name, site): make(network, options)[TRAIN](samples, request, site)
         for name, make in (("right", answering), ("astray", deepfeca.shuffling))

@@ -53,7 +53,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         suspects: "report" odd clients, or "exclude" them.
         min_sites: clients that must answer; others are left out with their reason.
         timeout: seconds after which a client is left out.
-        keep: folder of the answers, so that a killed fit goes on.
+        keep: folder of the answers, so that a killed fit of the same data goes on.
         random_state: as in scikit-learn.
 
         Options that are None take the method's default.

@@ -2,11 +2,16 @@
 
 A state is a safetensors file; what is no array stands in its metadata as JSON, with the format and the options of the
 run that it belongs to.
+
+What was made of other data is never used again where the data are in this process: they have a `digest`. Over a network
+a server cannot know whether a site's data changed, so that answers and states of a finished run are removed there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +28,39 @@ from foveate.settings.files import write_bytes_atomically
 from foveate.settings.recipes import Settings
 
 T = TypeVar("T")
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of arrays and words in this order: types, shapes and numbers.
+
+    What is no array of numbers or words has another digest each time: it equals nothing, not even itself.
+    """
+    found = hashlib.sha256()
+    for part in parts:
+        given = part.detach().cpu() if hasattr(part, "detach") else part  # a tensor, perhaps on a GPU
+        try:
+            array = np.asarray(given)
+        except (ValueError, TypeError):
+            array = np.asarray(None)
+        readable = not array.dtype.hasobject
+        found.update(f"|{array.dtype}|{array.shape}|".encode())
+        found.update(np.ascontiguousarray(array).tobytes() if readable else secrets.token_bytes(32))
+    return found.hexdigest()
+
+
+def same_data(kept: str, now: str, finished: int) -> None:
+    """Returns where a state was made of the data that are here.
+
+    Args:
+        kept, now: digests. finished: the state's rounds, for the sentence.
+
+    Raises:
+        UserError: it was made of other data.
+    """
+    if kept != now:
+        raise UserError(
+            f"the kept state of {finished} finished rounds was made of other data; give it another place or remove it"
+        )
 
 
 def write_state(
@@ -85,33 +123,35 @@ def read_state(
 class Kept:
     """A folder with the answers of rounds: `000003-query.lloyd/7-DIGEST.safetensors`.
 
-    An answer belongs to the very question that it was given to: the name holds the question's digest, so that a
-    server that goes on with other settings, or other answers before, asks anew.
+    An answer belongs to the very question that it was given to, and to the data that it was made of: the name holds the
+    digest of both, so that a server that goes on with other settings, other answers before, or other data asks anew.
+    Where data are elsewhere (`data` is empty), only the question is known.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, request: Message, site: int) -> Path:
+    def path(self, request: Message, site: int, data: str = "") -> Path:
         """Where the site's answer to this question is kept."""
-        return self.folder / f"{request.round:06d}-{request.kind}" / f"{site}-{request.digest()[:32]}.safetensors"
+        name = digest(request.digest(), data)[:32]
+        return self.folder / f"{request.round:06d}-{request.kind}" / f"{site}-{name}.safetensors"
 
-    def read(self, request: Message, site: int) -> Message | None:
+    def read(self, request: Message, site: int, data: str = "") -> Message | None:
         """The kept answer; None where there is none, or a broken one."""
-        path = self.path(request, site)
+        path = self.path(request, site, data)
         try:
             return Message.from_bytes(path.read_bytes())
         except (FileNotFoundError, MessageError):
             return None
 
-    def write(self, request: Message, site: int, answer: Message) -> None:
+    def write(self, request: Message, site: int, answer: Message, data: str = "") -> None:
         """Keeps an answer that was believed, whole or not at all."""
-        path = self.path(request, site)
+        path = self.path(request, site, data)
         if not path.is_file():
             write_bytes_atomically(path, answer.to_bytes())
 
-    def forget(self, *, before: int) -> None:
-        """Deletes the answers of all rounds before that number: their outcome is kept elsewhere."""
+    def forget(self, *, before: int | None = None) -> None:
+        """Deletes the answers of all rounds before that number, or all: their outcome is kept elsewhere."""
         for folder in self.folder.glob("[0-9]*-*"):
-            if int(folder.name.partition("-")[0]) < before:
+            if before is None or int(folder.name.partition("-")[0]) < before:
                 shutil.rmtree(folder)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from foveate.federated.kept import Kept
+from foveate.federated.kept import Kept, digest
 from foveate.federated.messages import ArrayNote, Message, MessageError, MessageRule
 from foveate.federated.sites import Site, title
 from foveate.settings.errors import UserError
@@ -160,7 +160,8 @@ class InProcess:
         sites: those of this process.
         timeout: seconds after which a site is left out as slow; it cannot be stopped in process, only left behind.
             None waits for ever and starts no thread.
-        keep: folder that keeps the answers of each round (`Kept`), so that a killed server goes on with its round.
+        keep: folder that keeps the answers of each round (`Kept`), so that a killed server goes on with its round;
+            answers of other data are not used.
         log: where messages are noted.
 
     >>> import numpy as np
@@ -184,6 +185,7 @@ class InProcess:
             raise UserError(f"two sites have the number {twice}; every site needs its own")
         self._timeout = timeout
         self._kept = Kept(keep) if keep is not None else None
+        self._data = {} if keep is None else {site.number: digest(site.about, site.data) for site in sites}
         self.log = Log() if log is None else log
 
     @property
@@ -217,17 +219,17 @@ class InProcess:
             else:
                 answers[number] = answer
                 if self._kept is not None:
-                    self._kept.write(request, number, answer)
+                    self._kept.write(request, number, answer, self._data[number])
         return enough(Round(answers, excluded), at_least, self.name)
 
-    def forget(self, *, before: int) -> None:
-        """Deletes kept answers of the rounds before that number."""
+    def forget(self, *, before: int | None = None) -> None:
+        """Deletes kept answers of the rounds before that number, or all."""
         if self._kept is not None:
             self._kept.forget(before=before)
 
     def _one(self, number: int, request: Message) -> tuple[Message | None, str]:
         """The site's answer, or the reason why there is none."""
-        kept = self._kept.read(request, number) if self._kept is not None else None
+        kept = self._kept.read(request, number, self._data[number]) if self._kept is not None else None
         if kept is not None:
             return kept, ""
         site = self._sites[number]

@@ -32,12 +32,14 @@ class Site:
         data: whatever its handlers read.
         handlers: by the kind of message that they answer.
         name: for reports; "site NUMBER" where empty.
+        about: words for what its handlers depend on besides data and question; kept answers belong to them, too.
     """
 
     number: int
     data: Any = field(repr=False)
     handlers: Mapping[str, Handler] = field(repr=False)
     name: str = ""
+    about: str = ""
 
     def answer(self, request: Message) -> Message:
         """Runs the handler of the request's kind.

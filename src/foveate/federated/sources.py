@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from foveate.federated import partition
 from foveate.federated.h5ad import read_h5ad
+from foveate.federated.kept import digest
 from foveate.federated.partition import Partition
 from foveate.federated.public_sets import FASHION_PICTURES, SETS, fashion_mnist
 from foveate.metrics.neighbours import as_points
@@ -183,6 +184,10 @@ class Sites:
     points: list[NDArray[np.float64]]
     labels: list[NDArray[np.str_]] | None
     about: str
+
+    def digests(self) -> dict[str, str]:
+        """By site a digest of its points, for what is kept of a run: it belongs to these points and no others."""
+        return {name: digest(points) for name, points in zip(self.names, self.points, strict=True)}
 
 
 def split_words(words: str) -> tuple[str, float]:

@@ -211,9 +211,9 @@ def order_of(seed: int, site: int, clusters: int) -> np.ndarray:
 
 def shuffling(network: Any, options: Any) -> dict[str, Any]:
     """A site's functions for the control: it trains each group towards another centre, in an order of its own."""
-    from foveate.federated.deep.fitting import answering, training_of
+    from foveate.federated.deep.fitting import answering
     from foveate.federated.deep.network import set_weights, weights_of
-    from foveate.federated.deep.protocol import AUGMENTS, TRAIN, train
+    from foveate.federated.deep.protocol import TRAIN, Training, augment_of, train
     from foveate.federated.sites import stream
 
     def astray(data: Any, request: Any, site: int) -> Any:
@@ -221,8 +221,8 @@ def shuffling(network: Any, options: Any) -> dict[str, Any]:
         seed, centres = int(request.number("seed")), request.array("centres")
         order = order_of(seed, site, len(centres))
         random = stream(seed, round=request.round, site=site, purpose="training")
-        augment = AUGMENTS[options.augment]
-        loss = train(network, data, centres, training_of(options), augment, random, order_K=order)
+        training = Training.asked(request)
+        loss = train(network, data, centres, training, augment_of(training.augment, {}), random, order_K=order)
         return request.answer(arrays={"weights": weights_of(network)}, points=len(data), loss=loss)
 
     return {**answering(network, options), TRAIN: astray}

@@ -98,6 +98,7 @@ def run_clustering(
         method(one)
     about = {
         "sites": {name: len(points) for name, points in zip(sites.names, sites.points, strict=True)},
+        "data": sites.digests(),
         "split": sites.about,
         "beside": others,
         "options": _plain(settings),

@@ -12,16 +12,19 @@ from foveate.federated.deep.options import DeepOptions
 from foveate.federated.deep.rounds import Deep
 from foveate.federated.kept import read_state, write_state
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
 class Stand:
-    """What is kept: the training itself, the table of what was exchanged so far, and the seconds that it took."""
+    """What is kept: the training itself, the table of what was exchanged so far, the seconds that it took, and a digest
+    of the data that it was made of.
+    """
 
     state: Deep
     exchanged: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    data: str = ""
 
 
 def together(*tables: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -55,6 +58,7 @@ def save_stand(stand: Stand, options: DeepOptions, path: Path) -> None:
         "suspects": [[*who, reason] for who, reason in state.suspects.items()],
         "exchanged": stand.exchanged,
         "seconds": stand.seconds,
+        "data": stand.data,
     }
     write_state(path, "stand", options, arrays, about, form=FORMAT)
 
@@ -78,4 +82,4 @@ def _stand_of(arrays: dict[str, NDArray[Any]], about: dict[str, Any]) -> Stand:
         excluded={int(site): str(reason) for site, reason in about["excluded"]},
         suspects={(int(site), str(sign)): str(reason) for site, sign, reason in about["suspects"]},
     )
-    return Stand(state, about["exchanged"], float(about["seconds"]))
+    return Stand(state, about["exchanged"], float(about["seconds"]), str(about["data"]))

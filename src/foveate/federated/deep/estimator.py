@@ -53,7 +53,8 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         width: of the embedding. local_epochs, batch_size, learning_rate, temperature: of the sites' training.
         augment: "none", "noise" (features), "shift" (pictures), or a function of (batch, torch.Generator).
         method, n_init, min_count, eliminate: of the clustering, see `FederatedKMeans`.
-        min_sites: sites that must answer. keep: folder of answers, from which a killed fit goes on.
+        min_sites: sites that must answer. keep: folder of answers, from which a killed fit of the same data and options
+            goes on. Of an `augment` that is a function the name is compared, of `encoder` its layers and start weights.
         random_state: as in scikit-learn.
 
     Attributes:
@@ -122,21 +123,28 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         settings = resolve(
             self.n_clusters, method_name=self.method, seed=seed, refine_rounds=0, spherical=True, **options
         )
-        augment = AUGMENTS[choose(self.augment, AUGMENTS, "augment")] if isinstance(self.augment, str) else self.augment
+        own: dict[str, Augment] = {}
+        if isinstance(self.augment, str):
+            augment = choose(self.augment, AUGMENTS, "augment")
+        else:
+            named = self.augment if hasattr(self.augment, "__qualname__") else type(self.augment)
+            augment = f"{named.__module__}.{named.__qualname__}"
+            own[augment] = self.augment
         training = Training(
             epochs=self.local_epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             temperature=self.temperature,
+            augment=augment,
         )
         network = embedder(self.encoder, samples[0][:1], seed=seed, width=self.width)
         log = Log()
-        answering = handlers(network, training, augment)
-        sites = [Site(number, one, answering) for number, one in enumerate(samples)]
+        answering = handlers(network, own)
+        sites = [Site(number, one, answering, about=str(network)) for number, one in enumerate(samples)]
         exchange = InProcess(sites, keep=None if self.keep is None else Path(self.keep), log=log)
 
         state = Deep(weights_of(network), self.width)
-        run(exchange, settings, state, self.n_rounds, at_least=self.min_sites)
+        run(exchange, settings, training, state, self.n_rounds, at_least=self.min_sites)
         assert state.centres is not None
         set_weights(network, state.weights)
         self.encoder_ = network

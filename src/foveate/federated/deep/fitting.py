@@ -18,8 +18,9 @@ from foveate.federated.clustering.protocol import unit_rows
 from foveate.federated.deep.checkpoint import Stand, sent, together
 from foveate.federated.deep.network import ENCODERS, Embedder, embedder, set_weights, weights_of
 from foveate.federated.deep.options import LOCAL, POOLED, UNTRAINED, DeepOptions, picture_shape
-from foveate.federated.deep.protocol import AUGMENTS, Training, embedded, handlers
+from foveate.federated.deep.protocol import Training, embedded, handlers
 from foveate.federated.deep.rounds import Deep, run
+from foveate.federated.kept import digest, same_data
 from foveate.federated.rounds import InProcess, Log
 from foveate.federated.sites import Handler, Site
 from foveate.metrics.neighbours import as_points
@@ -95,12 +96,13 @@ def training_of(options: DeepOptions) -> Training:
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
         temperature=options.temperature,
+        augment=options.augment,
     )
 
 
 def answering(network: Embedder, options: DeepOptions) -> dict[str, Handler]:
     """The functions of every site of a run; they share the network, whose weights come with every question."""
-    return handlers(network, training_of(options), AUGMENTS[options.augment])
+    return handlers(network)
 
 
 def fit_sites(
@@ -124,7 +126,8 @@ def fit_sites(
         respond: makes the functions of a site; another one makes controls.
 
     Raises:
-        UserError: no site, no point, or points that do not fit. TooFewSitesError, TooFewGroupsError: as a clustering.
+        UserError: no site, no point, points that do not fit, or a stand of other points.
+        TooFewSitesError, TooFewGroupsError: as a clustering.
     """
     if not points:
         raise UserError("there is no site: give a list with the points of each")
@@ -141,10 +144,12 @@ def fit_sites(
     found = respond(network, options)
     titles = list(names) or [""] * len(read)
     members = [
-        Site(number, samples_of(one, options).to(device), found, name)
+        Site(number, samples_of(one, options).to(device), found, name, about=str(network))
         for number, (one, name) in enumerate(zip(read, titles, strict=True))
     ]
-    stand = Stand(Deep(weights_of(network), options.width)) if stand is None else stand
+    data = digest(*read)
+    stand = Stand(Deep(weights_of(network), options.width), data=data) if stand is None else stand
+    same_data(stand.data, data, stand.state.round)
     log = Log()
     exchange = InProcess(members, keep=keep, log=log)
     earlier, before, started = stand.exchanged, stand.seconds, time.monotonic()
@@ -161,8 +166,8 @@ def fit_sites(
         exchange.forget(before=state.round)
 
     rounds = 0 if options.method == UNTRAINED else options.rounds
-    common = options.method != LOCAL
-    run(exchange, options.plan(), stand.state, rounds, at_least=at_least, common=common, after=ended)
+    plan, training, common = options.plan(), training_of(options), options.method != LOCAL
+    run(exchange, plan, training, stand.state, rounds, at_least=at_least, common=common, after=ended)
     booked(stand.state)
     set_weights(network, stand.state.weights)
     return Fitted(options, features, network.eval(), stand)

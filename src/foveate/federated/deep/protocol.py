@@ -3,13 +3,13 @@
 | kind | down | up |
 |---|---|---|
 | `query.embedded` | `weights` of the encoder, options | as `query.centroids`: centroids of embeddings |
-| `train.prototypes` | `weights`, `centres` | `weights`; the numbers of points, the loss |
+| `train.prototypes` | `weights`, `centres`, how to train | `weights`; the numbers of points, the loss |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from foveate.federated.deep.network import Embedder, set_weights, weights_of
 from foveate.federated.deep.prototypes import prototype_loss, pseudo_labels
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.sites import Handler, stream
-from foveate.settings.errors import UserError
+from foveate.settings.errors import UserError, choose
 
 EMBEDDED, TRAIN = "query.embedded", "train.prototypes"
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -32,13 +32,30 @@ _EMBED_BATCH = 512
 
 @dataclass(frozen=True)
 class Training:
-    """How a site trains: `epochs` over its points in batches, SGD with momentum .9, cross-entropy at a temperature."""
+    """How a site trains: `epochs` over its points in batches, SGD with momentum .9, cross-entropy at a temperature.
+
+    `augment` is a name of `AUGMENTS`, or that of a function which sites have by themselves.
+    """
 
     epochs: int = 1
     batch_size: int = 64
     learning_rate: float = 0.05
     weight_decay: float = 1e-6
     temperature: float = 0.1
+    augment: str = "none"
+
+    @classmethod
+    def asked(cls, request: Message) -> Training:
+        """What a request says."""
+        number = request.number
+        return cls(
+            epochs=int(number("epochs")),
+            batch_size=int(number("batch_size")),
+            learning_rate=float(number("learning_rate")),
+            weight_decay=float(number("weight_decay")),
+            temperature=float(number("temperature")),
+            augment=str(request.values["augment"]),
+        )
 
 
 def embedded(network: Embedder, points: Tensor, *, head: bool = True) -> NDArray[np.float64]:
@@ -61,9 +78,11 @@ def embedded_rule(settings: Settings, width: int) -> MessageRule:
     return replace(rule, kind=EMBEDDED, arrays={**rule.arrays, "centres": ArrayRule("float64", ("k", width))})
 
 
-def train_request(weights_P: NDArray[np.float32], centres_KD: NDArray[np.float64], seed: int, round: int) -> Message:
-    """Asks a site to train towards the global centres."""
-    return Message(TRAIN, round, {"weights": weights_P, "centres": centres_KD}, {"seed": seed})
+def train_request(
+    weights_P: NDArray[np.float32], centres_KD: NDArray[np.float64], training: Training, seed: int, round: int
+) -> Message:
+    """Asks a site to train towards the global centres. All that decides its answer, besides its data, is in it."""
+    return Message(TRAIN, round, {"weights": weights_P, "centres": centres_KD}, {"seed": seed, **asdict(training)})
 
 
 def train_rule(numbers: int) -> MessageRule:
@@ -82,8 +101,12 @@ def check_trained(site: int, answer: Message) -> None:
         raise MessageError("says that it has no point")
 
 
-def handlers(network: Embedder, training: Training, augment: Augment | None) -> dict[str, Handler]:
-    """A site's functions. The network is a shape: its weights come with every question, and none stay."""
+def handlers(network: Embedder, own: Mapping[str, Augment] | None = None) -> dict[str, Handler]:
+    """A site's functions. The network is a shape: its weights come with every question, and none stay.
+
+    Args:
+        own: functions by name that a request's `augment` may name besides `AUGMENTS`.
+    """
 
     def answer_embedded(data: Tensor, request: Message, site: int) -> Message:
         set_weights(network, request.array("weights"))
@@ -103,7 +126,9 @@ def handlers(network: Embedder, training: Training, augment: Augment | None) -> 
         set_weights(network, request.array("weights"))
         seed = int(request.number("seed"))
         random = stream(seed, round=request.round, site=site, purpose="training")
-        loss = train(network, data, request.array("centres"), training, augment, random)
+        training = Training.asked(request)
+        found = augment_of(training.augment, own or {})
+        loss = train(network, data, request.array("centres"), training, found, random)
         return request.answer(arrays={"weights": weights_of(network)}, points=len(data), loss=loss)
 
     return {EMBEDDED: answer_embedded, TRAIN: answer_train}
@@ -175,3 +200,13 @@ def shift(batch: Tensor, random: torch.Generator) -> Tensor:
 
 
 AUGMENTS: dict[str, Augment | None] = {"none": None, "noise": noise, "shift": shift}
+
+
+def augment_of(name: str, own: Mapping[str, Augment]) -> Augment | None:
+    """The augmentation of that name; None for "none".
+
+    Raises:
+        UserError: there is none.
+    """
+    known = AUGMENTS | dict(own)
+    return known[choose(name, known, "augment")]

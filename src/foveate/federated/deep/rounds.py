@@ -18,7 +18,14 @@ from foveate.federated.clustering.fit import pool_of
 from foveate.federated.clustering.lloyd import unit
 from foveate.federated.clustering.settings import Settings, method
 from foveate.federated.clustering.suspects import suspects
-from foveate.federated.deep.protocol import check_trained, embedded_request, embedded_rule, train_request, train_rule
+from foveate.federated.deep.protocol import (
+    Training,
+    check_trained,
+    embedded_request,
+    embedded_rule,
+    train_request,
+    train_rule,
+)
 from foveate.federated.messages import Message
 from foveate.federated.odd import odd_weights
 from foveate.federated.rounds import Exchange
@@ -88,11 +95,19 @@ def aggregate(exchange: Exchange, settings: Settings, state: Deep, number: int, 
 
 
 def run_round(
-    exchange: Exchange, settings: Settings, state: Deep, number: int, *, at_least: int = 1, common: bool = True
+    exchange: Exchange,
+    settings: Settings,
+    training: Training,
+    state: Deep,
+    number: int,
+    *,
+    at_least: int = 1,
+    common: bool = True,
 ) -> None:
     """One whole round; changes `state`.
 
     Args:
+        settings: of the clustering. training: of the sites.
         common: sites train towards the common centres; without, each towards the centroids that it sent itself.
 
     Raises:
@@ -102,10 +117,13 @@ def run_round(
     answered = aggregate(exchange, settings, state, number, at_least)
     assert state.centres is not None
     if common:
-        requests = dict.fromkeys(answered, train_request(state.weights, state.centres, settings.seed, number))
+        shared = train_request(state.weights, state.centres, training, settings.seed, number)
+        requests = dict.fromkeys(answered, shared)
     else:
         own = {site: unit(np.asarray(answer.array("centres"))) for site, answer in answered.items()}
-        requests = {site: train_request(state.weights, one, settings.seed, number) for site, one in own.items()}
+        requests = {
+            site: train_request(state.weights, one, training, settings.seed, number) for site, one in own.items()
+        }
     found = exchange.ask(requests, train_rule(len(state.weights)), at_least=at_least, check=check_trained)
     state.excluded |= found.excluded
     answers = [(one.array("weights"), int(one.number("points"))) for one in found.answers.values()]
@@ -126,6 +144,7 @@ def run_round(
 def run(
     exchange: Exchange,
     settings: Settings,
+    training: Training,
     state: Deep,
     rounds: int,
     *,
@@ -136,10 +155,10 @@ def run(
     """The rounds that are not done yet, and a last look at the centres of the trained encoder.
 
     Args:
-        common: see `run_round`. after: called at each round's end.
+        settings, training, common: see `run_round`. after: called at each round's end.
     """
     for number in range(state.round, rounds):
-        run_round(exchange, settings, state, number, at_least=at_least, common=common)
+        run_round(exchange, settings, training, state, number, at_least=at_least, common=common)
         after(state)
     aggregate(exchange, settings, state, rounds, at_least)
     return state

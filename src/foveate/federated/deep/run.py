@@ -101,6 +101,7 @@ def run_features(
     names = [options.method, *(one for one in dict.fromkeys(beside) if one != options.method)]
     about = {
         "sites": {name: len(points) for name, points in zip(sites.names, sites.points, strict=True)},
+        "data": sites.digests(),
         "split": sites.about,
         "beside": names[1:],
         "options": options.model_dump(mode="json"),

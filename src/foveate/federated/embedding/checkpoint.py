@@ -12,7 +12,7 @@ from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.server import Known, State
 from foveate.federated.kept import read_state, write_state
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_state(state: State, options: EmbeddingOptions, path: Path) -> None:
@@ -31,6 +31,7 @@ def save_state(state: State, options: EmbeddingOptions, path: Path) -> None:
         "axes": 0 if state.grid is None else len(state.grid.axes),
         "history": state.history,
         "notes": state.notes,
+        "data": state.data,
     }
     write_state(path, "state", options, arrays, about, form=FORMAT)
 
@@ -60,4 +61,5 @@ def _state_of(arrays: dict[str, NDArray[Any]], about: dict[str, Any]) -> State:
         grid=Grid(axes) if axes else None,
         history=about["history"],
         notes=about["notes"],
+        data=str(about["data"]),
     )

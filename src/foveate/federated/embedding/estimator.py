@@ -47,7 +47,7 @@ class FederatedNeighborEmbedding(BaseEstimator):
         mixing: train on mixtures of near points, too. participation: share of the sites in each round.
         dtype: "float32" or "float64". device: of PyTorch.
         options: any other field of `foveate.federated.embedding.options.EmbeddingOptions`, by name.
-        checkpoint: a file that keeps the state after every round; the same call goes on from it.
+        checkpoint: a file that keeps the state after every round; the same call with the same data goes on from it.
         random_state: an integer; None draws one.
 
     Attributes:
@@ -111,7 +111,7 @@ class FederatedNeighborEmbedding(BaseEstimator):
             y: ignored. names: of the sites, for messages.
 
         Raises:
-            UserError: for points or options that do not fit; names the site or the option.
+            UserError: for points or options that do not fit one another or the checkpoint; names the site or option.
         """
         sites = [X] if isinstance(X, np.ndarray) and X.ndim == 2 else list(X)
         options = self._options()

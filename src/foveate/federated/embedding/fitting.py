@@ -16,6 +16,7 @@ from foveate.federated.embedding.networks import frozen_rows, load_flat
 from foveate.federated.embedding.options import LOCAL, POOLED, EmbeddingOptions
 from foveate.federated.embedding.server import State, begin, run_rounds
 from foveate.federated.embedding.site import SiteData, build_encoder, site_of
+from foveate.federated.kept import digest, same_data
 from foveate.federated.rounds import Exchange, InProcess, Log
 from foveate.federated.sites import Site
 from foveate.metrics.neighbours import as_points
@@ -93,7 +94,7 @@ def fit_sites(
         log: takes the messages; with `local` and `global`, which exchange none, it stays empty.
 
     Raises:
-        UserError: for points that do not fit, or an encoder that cannot be averaged.
+        UserError: for points that do not fit, a state of other points, or an encoder that cannot be averaged.
     """
     points = site_points(sites, options.precision)
     if options.method == POOLED:
@@ -106,8 +107,12 @@ def fit_sites(
     log = Log() if log is None else log
     unexchanged = options.method in (POOLED, LOCAL)
     exchange = transport(members, Log() if unexchanged else log)
+    shape = "" if template is None else str(template)
+    data = digest(*points, shape, *([] if template is None else template.state_dict().values()))
     if state is None:
         state = begin(exchange, options, template)
+        state.data = data
+    same_data(state.data, data, state.round)
     run_rounds(exchange, options, state, after=_silenced(after) if unexchanged else after)
     own = {one: encoder_of(state, options, weights, template, device) for one, weights in state.own.items()}
     shared = own[min(own)] if own else encoder_of(state, options, state.encoder, template, device)

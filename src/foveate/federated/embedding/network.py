@@ -39,6 +39,8 @@ def answer_elsewhere(points_ND: NDArray[np.floating], request: Message, site: in
 def run_server(exchange: Exchange, options: EmbeddingOptions, out: Path, *, at_least: int = 1) -> dict[str, Any]:
     """Rounds over an exchange, `state.safetensors` after each, then `model` and result.json; goes on after a kill.
 
+    A finished run leaves no state: whether the sites' data are the same at the next call cannot be known here.
+
     Raises:
         UserError: for a method without an exchange, or a folder with another run.
     """
@@ -64,6 +66,7 @@ def run_server(exchange: Exchange, options: EmbeddingOptions, out: Path, *, at_l
         save_encoder(encoder_of(state, options, state.encoder, None, "cpu"), out / "model", about=about)
         result = _result(exchange, options, state)
         write_json_atomically(out / "result.json", result)
+        kept.unlink(missing_ok=True)
     return result
 
 

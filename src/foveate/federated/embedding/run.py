@@ -86,6 +86,7 @@ def run_embedding(
     methods = [options.method, *(one for one in dict.fromkeys(beside) if one != options.method)]
     about = {
         "sites": {name: len(points) for name, points in zip(sites.names, sites.points, strict=True)},
+        "data": sites.digests(),
         "split": sites.about,
         "held_out": held_out,
         "beside": methods[1:],

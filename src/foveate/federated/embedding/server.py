@@ -47,6 +47,7 @@ class State:
         round: the next one. encoder: the common weights. own: weights by site, method `local` only.
         known: by site. grid: of the fields in `known`. sizes: points by site, without any mixed ones.
         history: one entry a finished round. notes: what a user should know, with how often it happened.
+        data: digest of the sites' points, where they are in this process; "" over a network.
     """
 
     round: int
@@ -58,6 +59,7 @@ class State:
     grid: Grid | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
+    data: str = ""
 
     def note(self, words: str) -> None:
         """Counts a note, and says it the first time."""

@@ -140,7 +140,7 @@ class GridExchange:
                     self._kept.write(request, site, answer)
         return enough(Round(answers, excluded), at_least, self.name)
 
-    def forget(self, *, before: int) -> None:
-        """Deletes kept answers of the rounds before that number."""
+    def forget(self, *, before: int | None = None) -> None:
+        """Deletes kept answers of the rounds before that number, or all."""
         if self._kept is not None:
             self._kept.forget(before=before)

@@ -49,6 +49,7 @@ def run(grid: Any, config: Mapping[str, Any]) -> Path:
     found = cluster(exchange, settings, at_least=int(config["at-least"]), evaluate=True)
     names = {site: exchange.name(site) for site in exchange.sites}
     write_server_result(out, found, exchange.log, names)
+    exchange.forget()  # the sites' data may change before the next run
     return out
 
 
