@@ -139,7 +139,7 @@ def test_exported_embeddings_with_labels_of_a_collection(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nothing"], "no such file; a source is 'digits'"),
+        (["nothing"], "no such file; a source is"),
         (["digits"], "say how it is split"),
         (["digits", "--split", "shard:2", "--sites", "3"], "did you mean 'shards'"),
         (["digits", "--split", "dirichlet", "--sites", "3"], "needs a number, such as dirichlet:0.3"),
@@ -163,7 +163,7 @@ def test_a_users_mistake_is_one_sentence(arguments: list[str], words: str, tmp_p
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.txt", b"1", "allowed are .npy, .npz and .parquet"),
+        ("a.txt", b"1", "allowed are .npy, .npz, .parquet and .h5ad"),
         ("a.npy", b"1", "no readable file of arrays"),
         ("a.npz", b"1", "no readable file of arrays"),
         ("a.parquet", b"1", "no readable Parquet file"),
