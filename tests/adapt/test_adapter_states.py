@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from adapt.towers import CLASSES, FAMILIES, pixels, tower
 from foveate.adapt.folder import load_adapter
 from foveate.adapt.model import adapt
 from foveate.adapt.registry import method, method_names
+from foveate.adapt.wise import interpolated
+from foveate.adapt.wise_saving import save_at
 from foveate.settings.errors import UserError
 
 MERGEABLE = [name for name in method_names() if method(name).mergeable]
@@ -94,3 +98,37 @@ def test_what_is_switched_off_is_not_copied() -> None:
     with adapted.disable(), pytest.raises(UserError, match="switched off"):
         copy.deepcopy(adapted)
     copy.deepcopy(adapted)
+
+
+@pytest.mark.parametrize("name", ["lora", "convpass", "fact-tk", "pfeiffer"])
+def test_strength_is_saved(name: str, tmp_path: Path) -> None:
+    adapted, images = moved(small("timm", name)), pixels()
+    adapted.set_strength(0.5)
+    with torch.no_grad():
+        expected = adapted(images)
+        again = load_adapter(tower("timm"), adapted.save(tmp_path / "half"))
+        assert torch.equal(again(images), expected)
+        assert again.adapter().strength == 0.5
+        with interpolated(adapted, 0.6, head="keep") as model:
+            expected = model(images)
+        written = save_at(adapted, 0.6, tmp_path / "at", keep_head=True)
+        assert torch.allclose(load_adapter(tower("timm"), written)(images), expected, atol=1e-6)
+
+
+def test_folders_with_and_without_a_strength(tmp_path: Path) -> None:
+    adapted = moved(small("timm", "lora"))
+
+    def said(folder: Path) -> dict[str, Any]:
+        return json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+
+    whole = adapted.save(tmp_path / "whole")
+    assert said(whole)["format"] == 1  # which earlier versions read, too
+    assert "strength" not in said(whole)
+    adapted.set_strength(0.5)
+    half = adapted.save(tmp_path / "half")
+    assert said(half)["format"] == 2  # which earlier versions refuse: they would take it for the whole branch
+    assert load_adapter(tower("timm"), whole).adapter().strength == 1.0
+    for value in (None, "0.5", float("inf"), True):
+        (half / "adapter.json").write_text(json.dumps({**said(half), "strength": value}), encoding="utf-8")
+        with pytest.raises(UserError, match="field 'strength'"):
+            load_adapter(tower("timm"), half)

@@ -6,6 +6,7 @@ errors, never random values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from foveate.settings.errors import UserError
 from foveate.settings.files import read_json, write_bytes_atomically, write_json_atomically
 from foveate.settings.progress import say
 
-KIND, FORMAT = "foveate-adapter", 1
+KIND = "foveate-adapter"
+# 2 has a strength of the branch beside what 1 has; it is written only where that is not 1, so that earlier versions
+# open all that they understand, and refuse the rest.
+FORMATS = (1, 2)
 CONFIG, WEIGHTS = "adapter.json", "adapter.safetensors"
 
 
@@ -36,15 +40,17 @@ def save_adapter(
     name: str | None = None,
     settings: MethodSettings | None = None,
     tensors: Mapping[str, Tensor] | None = None,
+    strength: float | None = None,
 ) -> Path:
     """Writes an adapter with its head, each file atomically, adapter.json last; returns the folder.
 
     Args:
-        settings, tensors: others than its own, for models that were made of it (`foveate.adapt.wise_saving`).
+        settings, tensors, strength: others than its own, for models that were made of it (`foveate.adapt.wise_saving`).
     """
     path, name = Path(folder), name or adapted.active
     adapter = adapted.adapter(name)
     tensors = tensors_of(adapted, name) if tensors is None else tensors
+    strength = adapter.strength if strength is None else strength
     write_bytes_atomically(
         path / WEIGHTS, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     )
@@ -52,7 +58,7 @@ def save_adapter(
         path / CONFIG,
         {
             "kind": KIND,
-            "format": FORMAT,
+            **({"format": 1} if strength == 1 else {"format": 2, "strength": strength}),
             "foveate": foveate.__version__,
             "settings": (settings or adapter.settings).model_dump(mode="json"),
             "head": describe_head(adapted.heads[name]),
@@ -80,7 +86,7 @@ def adapter_folder(path: Path) -> Path:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The content of an adapter folder's adapter.json.
+    """The content of an adapter folder's adapter.json, with a strength in every format.
 
     Raises:
         UserError: when the folder is none, or of a newer format.
@@ -93,12 +99,16 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     config = read_json(path / CONFIG)
     if not isinstance(config, dict) or config.get("kind") != KIND:
         raise UserError(f"{path / CONFIG}: field 'kind' must be '{KIND}'")
-    if config.get("format") != FORMAT:
-        raise UserError(f"{path / CONFIG}: format {config.get('format')}, this version reads {FORMAT}")
+    if config.get("format") not in FORMATS:
+        allowed = " and ".join(map(str, FORMATS))
+        raise UserError(f"{path / CONFIG}: format {config.get('format')}, this version reads {allowed}")
+    strength = config.get("strength") if config["format"] == 2 else 1.0
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
+        raise UserError(f"{path / CONFIG}: field 'strength' must be a number, it is {strength}")
     for key in ("settings", "head", "backbone", "info"):
         if not isinstance(config.get(key), dict):
             raise UserError(f"{path / CONFIG}: field '{key}' is missing")
-    return config
+    return {**config, "strength": float(strength)}
 
 
 def add_saved(adapted: AdaptedModel, folder: str | Path, *, name: str = "default", other_weights: bool = False) -> None:
@@ -130,6 +140,7 @@ def add_saved(adapted: AdaptedModel, folder: str | Path, *, name: str = "default
     except UserError:
         remove(adapted, name)
         raise
+    adapted.adapter(name).strength = config["strength"]
     adapted.info[name] = config["info"]
     body = sum(value.numel() for key, value in tensors.items() if key.startswith("adapter."))
     places = ", ".join(grouped(adapted.adapter(name).places(adapted.view))[:8]) or "the head alone"

@@ -39,7 +39,7 @@ def save_at(adapted: AdaptedModel, alpha: float, folder: Path, *, keep_head: boo
     tensors |= {f"head.{key}": value.detach().clone() for key, value in head.named_parameters()}
     settings: MethodSettings = adapter.settings
     if adapter.wise == "branch" and not isinstance(adapter, NativeAdapter):
-        settings = _scaled(adapter, alpha, tensors)
+        settings = _scaled(adapter, alpha * adapter.strength, tensors)
     else:
         tuned = adapted.merged_weights()
         with adapted._plain(), torch.no_grad():
@@ -55,11 +55,11 @@ def save_at(adapted: AdaptedModel, alpha: float, folder: Path, *, keep_head: boo
                 if not values:
                     raise UserError(f"method '{adapter.settings.method}' at alpha {alpha:g}: nothing is left to write")
                 settings = SubsetSettings(pattern="|".join(re.escape(name) for name in sorted(values)))
-    return save_adapter(adapted, folder, settings=settings, tensors=tensors)
+    return save_adapter(adapted, folder, settings=settings, tensors=tensors, strength=1.0)
 
 
 def _scaled(adapter: object, alpha: float, tensors: dict[str, Tensor]) -> MethodSettings:
-    """Settings and tensors of a branch that is multiplied by alpha."""
+    """Settings and tensors of a branch that is multiplied by alpha, at strength 1."""
     settings: MethodSettings = adapter.settings  # pyrefly: ignore[missing-attribute]
     if isinstance(adapter, LoraAdapter):
         for key in [key for key in tensors if key.startswith("adapter.") and key.endswith(".b.weight")]:
