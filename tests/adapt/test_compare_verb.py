@@ -66,6 +66,8 @@ def test_a_comparison_its_page_and_its_adapters(done: tuple[Path, dict[str, Any]
     assert adapters == ["bitfit-seed0", "bitfit-seed1", "linear-seed0", "linear-seed1", "lora-seed0", "lora-seed1"]
     opened = open_backbone(backbone_settings(str(arguments[1])))
     again = load_adapter(opened.model, folder / "run" / "adapters" / "a" / "lora-seed1")
+    # Chosen by validation pictures, then trained on both: these choose no alpha any more.
+    assert again.info["default"]["trained_on"] == [{"data": "stripes.npz", "splits": ["train", "validation"]}]
     data = labelled(folder / "stripes.npz", AdaptData(), opened.preprocess)
     rows = data.rows("test")
     import torch

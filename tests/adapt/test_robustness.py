@@ -24,6 +24,7 @@ from foveate.adapt.wise_saving import save_at
 from foveate.cli.main import cli
 from foveate.report.pages.adapt_wise import build as build_page
 from foveate.settings.errors import UserError
+from foveate.settings.progress import configure
 
 DEFINED = [name for name in method_names() if not name.startswith("vpt")]
 
@@ -165,6 +166,43 @@ def test_words_and_mistakes(trained: Path, tmp_path: Path, backbone: Path) -> No
     save_for_hf(small, str(tmp_path / "small"), model_args=shape, safe_serialization=True)
     done = run("wise", trained / "full", "--data", own, "--backbone", tmp_path / "small", "--device", "cpu")
     assert "was made for another architecture: width 32, this backbone's is 16" in done.output + str(done.exception)
+
+
+def test_splits_that_were_trained_on_are_refused(trained: Path, tmp_path: Path) -> None:
+    own, common = trained / "own.npz", ("--device", "cpu", "--quiet", "--json")
+    info = json.loads((trained / "full" / "adapter" / "adapter.json").read_text(encoding="utf-8"))["info"]
+    assert info["trained_on"] == [{"data": "own.npz", "splits": ["train"]}]
+    backbone = info["backbone"]["source"]
+    both = run("train", "--backbone", backbone, "--data", own, *common, "--method", "linear", "--epochs", 1, "--run",
+               tmp_path / "both", "data.train=[train,validation]")  # fmt: skip
+    assert both.exit_code == 0, (both.output, both.exception)
+    from_both = run("train", "--backbone", backbone, "--data", own, *common, "--method", "bitfit", "--epochs", 1,
+                    "--run", tmp_path / "head", "--head-from", tmp_path / "both")  # fmt: skip
+    assert from_both.exit_code == 0, (from_both.output, from_both.exception)
+    for adapter, options, sentence in (
+        (tmp_path / "both", (), "split 'validation' of own.npz was trained on"),
+        (tmp_path / "head", (), "split 'validation' of own.npz was trained on"),
+        (trained / "full", ("--validation", "train"), "split 'train' of own.npz was trained on"),
+        (trained / "full", ("--test", "train"), "split 'train' of own.npz was trained on"),
+    ):
+        done = run("wise", adapter, "--data", own, "--points", 2, "--run", tmp_path / "refused", *common, *options)
+        assert done.exit_code != 0
+        assert isinstance(done.exception, UserError)
+        assert sentence in str(done.exception)
+        assert not (tmp_path / "refused").exists()
+    # Other data may have a split of that name; an adapter of an earlier version does not say.
+    configure(quiet=False)
+    other = tmp_path / "other.npz"
+    other.write_bytes(own.read_bytes())
+    done = run("wise", tmp_path / "both", "--data", other, "--points", 2, "--device", "cpu", "--run", tmp_path / "a")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "trained on the split 'validation' of own.npz; other.npz is taken for other pictures" in done.output
+    said = json.loads((tmp_path / "both" / "adapter" / "adapter.json").read_text(encoding="utf-8"))
+    del said["info"]["trained_on"]
+    (tmp_path / "both" / "adapter" / "adapter.json").write_text(json.dumps(said), encoding="utf-8")
+    done = run("wise", tmp_path / "both", "--data", own, "--points", 2, "--device", "cpu", "--run", tmp_path / "b")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "does not say which splits it was trained on" in done.output
 
 
 def test_a_head_of_other_classes_is_refused(trained: Path) -> None:

@@ -61,6 +61,10 @@ class Labelled:
         """Whether a split has pictures with a class."""
         return bool(((self.splits == split) & (self.labels_N >= 0)).any())
 
+    def trained_on(self, rows: NDArray[np.int64]) -> dict[str, Any]:
+        """The data and the splits of rows that are trained on, as an adapter keeps them."""
+        return {"data": self.name, "splits": sorted(set(self.splits[rows].tolist()) - {""})}
+
     def absent(self, rows: NDArray[np.int64]) -> list[str]:
         """Classes that none of these pictures has."""
         present = set(self.labels_N[rows].tolist())

@@ -20,7 +20,7 @@ def price(recipe: AdaptRecipe, data: str | Path) -> dict[str, Any]:
     pictures = labelled(data, recipe.data, opened.preprocess)
     rows = training_rows(recipe, pictures)
     settings = recipe.training.resolved(len(rows))
-    adapted = build(recipe, opened, pictures)
+    adapted = build(recipe, opened, pictures, rows)
     body, head = trained_numbers(adapted)
     prefix = Prefix(adapted)
     kept = recipe.training.keep and not recipe.training.flip

@@ -98,7 +98,8 @@ def robustness(
         at: the alpha of the model that is written; the recommended one by default. to: where it is written.
 
     Raises:
-        UserError: an adapter without models in between, data without its classes, a missing split.
+        UserError: an adapter without models in between, data without its classes, a split that is missing or that the
+            adapter was trained on.
     """
     adapted, opened, info = open_adapted(path, backbone=backbone)
     adapter = check(adapted, 0.0 if at is None else at)
@@ -106,8 +107,10 @@ def robustness(
     if keep and head == "auto":
         say("the head started afresh: it is kept as tuned at every alpha (adapt train --head-from makes another kind)")
     classes = [str(name) for name in info.get("classes", [])]
+    own = _own(data, opened, classes, path, validation=validation, test=test)
+    _check_unseen(info.get("trained_on"), own[0].data.name, path, validation, test)
     sets = [
-        *_own(data, opened, classes, path, validation=validation, test=test),
+        *own,
         *(_shifted(task, opened, classes) for task in shifted),
     ]
     run = RunFolder.create(run_path, command=command)
@@ -154,6 +157,26 @@ def _own(
         Measured("validation", f"{data.name}, {validation}", "validation", data, data.rows(validation), columns),
         Measured("test", f"{data.name}, {test}", "test", data, data.rows(test), columns),
     ]
+
+
+def _check_unseen(trained_on: list[dict[str, Any]] | None, name: str, path: Path, validation: str, test: str) -> None:
+    """Refuses splits that the adapter was trained on: on those more tuning always looks better.
+
+    Data are told apart by their names; adapters of earlier versions do not say what they were trained on.
+    """
+    if trained_on is None:
+        say(f"{path}: does not say which splits it was trained on; '{validation}' and '{test}' must not be among them")
+        return
+    for one in trained_on:
+        for split, option, what in ((validation, "--validation", "alpha is chosen"), (test, "--test", "it is tested")):
+            if split not in one["splits"]:
+                continue
+            if one["data"] == name:
+                raise UserError(
+                    f"{path}: split '{split}' of {name} was trained on, and {what} on pictures that were not; give "
+                    f"another with {option}, or train without it"
+                )
+            say(f"{path}: was trained on the split '{split}' of {one['data']}; {name} is taken for other pictures")
 
 
 def _shifted(task: CompareTask, opened: Opened, classes: list[str]) -> Measured:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.data import KeptDataset, Labelled, PictureDataset, labelled
-from foveate.adapt.folder import adapter_folder, read_head
+from foveate.adapt.folder import adapter_folder, read_config, read_head
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.opening import Opened, open_backbone
 from foveate.adapt.prefix import Prefix
@@ -51,15 +51,21 @@ class Adapted:
     is_main: bool = True
 
 
-def build(recipe: AdaptRecipe, opened: Opened, data: Labelled) -> AdaptedModel:
-    """The adapted model before training; the same seed gives the same first values."""
-    head = None if recipe.head is None else read_head(adapter_folder(Path(recipe.head)), data.classes)
+def build(recipe: AdaptRecipe, opened: Opened, data: Labelled, rows: NDArray[np.int64]) -> AdaptedModel:
+    """The adapted model before training on `rows`; the same seed gives the same first values."""
+    head, seen = None, [data.trained_on(rows)]
+    if recipe.head is not None:
+        start = adapter_folder(Path(recipe.head))
+        head = read_head(start, data.classes)
+        before = read_config(start)["info"].get("trained_on")  # None in adapters of earlier versions
+        seen = None if before is None else seen + [one for one in before if one not in seen]
     adapted = adapt(opened.model, recipe.method, classes=len(data.classes), head=head, seed=recipe.training.seed)
     adapted.info["default"] = {
         "classes": list(data.classes),
         "backbone": opened.settings,
         "model_args": opened.model_args,
         "preprocess": opened.preprocess.to_dict(),
+        **({} if seen is None else {"trained_on": seen}),
     }
     return adapted
 
@@ -105,7 +111,7 @@ def train_adapter(
         rows = training_rows(recipe, pictures)
         absent = pictures.absent(rows)
         settings = recipe.training.resolved(len(rows))
-        adapted = build(recipe, opened, pictures)
+        adapted = build(recipe, opened, pictures, rows)
         run = RunFolder(run_path)
         if here.is_main:
             run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)

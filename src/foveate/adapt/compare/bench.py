@@ -136,6 +136,7 @@ class Bench:
                     "backbone": self.opened.settings,
                     "model_args": self.opened.model_args,
                     "preprocess": self.opened.preprocess.to_dict(),
+                    "trained_on": [data.trained_on(rows)],
                 }
                 adapted.to(here.device)
                 return self._fit(adapted, data, rows, training, folder, measured, memory, peek, save, here.device)

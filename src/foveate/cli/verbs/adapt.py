@@ -183,7 +183,11 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
 @click.option("--budget", default=None, metavar="N|P%", help="Most numbers beside the head: 100000, or 1.5%.")
 @click.option("--most-hours", type=float, default=24.0, show_default=True, help="Refuse what would take longer here.")
 @click.option("--peek", is_flag=True, help="Also show the best epoch on test pictures; nothing is chosen by it.")
-@click.option("--save-adapters", is_flag=True, help="Keep the adapter of every final training.")
+@click.option(
+    "--save-adapters",
+    is_flag=True,
+    help="Keep the adapter of every final training; each has learnt from the validation pictures too.",
+)
 @click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/adapt-compare by default.")
 @click.option("--dry-run", is_flag=True, help="Print trainings, visits and time; train and write nothing.")
 @common()
