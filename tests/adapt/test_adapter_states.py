@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from adapt.test_matrix import moved, small
 from adapt.towers import CLASSES, FAMILIES, pixels, tower
-from foveate.adapt.folder import load_adapter
+from foveate.adapt.folder import add_saved, load_adapter
+from foveate.adapt.methods.ssf import SsfAdapter
 from foveate.adapt.model import adapt
 from foveate.adapt.registry import method, method_names
 from foveate.adapt.wise import interpolated
@@ -40,8 +41,10 @@ def test_saved_while_merged_is_what_was_trained(name: str, tmp_path: Path) -> No
         assert value.requires_grad, key
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", ["lora", "ssf", "bitfit", "vpt-deep"])
+COPIED = [(family, "lora") for family in FAMILIES] + [("timm", name) for name in ("ssf", "bitfit", "vpt-deep")]
+
+
+@pytest.mark.parametrize(("family", "name"), COPIED)
 def test_a_deep_copy_runs_its_own_tensors(family: str, name: str) -> None:
     adapted, images = moved(small(family, name)), pixels()
     with torch.no_grad():
@@ -132,3 +135,37 @@ def test_folders_with_and_without_a_strength(tmp_path: Path) -> None:
         (half / "adapter.json").write_text(json.dumps({**said(half), "strength": value}), encoding="utf-8")
         with pytest.raises(UserError, match="field 'strength'"):
             load_adapter(tower("timm"), half)
+
+
+def test_nothing_is_added_to_a_merged_model(tmp_path: Path) -> None:
+    adapted = moved(small("timm", "lora"))
+    saved = adapted.save(tmp_path)
+    adapted.merge()
+    with pytest.raises(UserError, match="unmerge it before another adapter is added"):
+        adapted.add("bitfit", classes=3, name="two")
+    with pytest.raises(UserError, match="unmerge it before another adapter is added"):
+        add_saved(adapted, saved, name="three")
+    assert (*adapted.adapters, *adapted.heads, *adapted.info) == ("default", "default", "default")
+    adapted.unmerge()
+    adapted.add("bitfit", classes=3, name="two")
+    add_saved(adapted, saved, name="three")
+    assert list(adapted.adapters) == ["default", "two", "three"]
+
+
+def test_what_cannot_be_attached_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted, images = moved(small("timm", "lora")), pixels()
+    with torch.no_grad():
+        expected = adapted(images)
+    saved = small("timm", "ssf").save(tmp_path)
+
+    def refused(*_: object) -> Any:
+        raise UserError("no place for a hook")
+
+    monkeypatch.setattr(SsfAdapter, "hooks", refused)
+    for add in (lambda: adapted.add("ssf", classes=3, name="two"), lambda: add_saved(adapted, saved, name="two")):
+        with pytest.raises(UserError, match="no place for a hook"):
+            add()
+        assert (*adapted.adapters, *adapted.heads, *adapted.info) == ("default", "default", "default")
+        assert adapted.active == "default"
+        with torch.no_grad():
+            assert torch.equal(adapted(images), expected)

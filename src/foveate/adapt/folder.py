@@ -128,6 +128,7 @@ def add_saved(adapted: AdaptedModel, folder: str | Path, *, name: str = "default
         head = head_of(config["head"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / CONFIG}: field 'head' is damaged ({error})") from error
+    before = adapted.active
     adapted.add(settings, head=head, name=name)
     try:
         if not config.get("head_trained_before"):
@@ -137,8 +138,8 @@ def add_saved(adapted: AdaptedModel, folder: str | Path, *, name: str = "default
         with torch.no_grad():
             for key, value in expected.items():
                 value.copy_(tensors[key])
-    except UserError:
-        remove(adapted, name)
+    except BaseException:
+        adapted.remove(name, use=before)
         raise
     adapted.adapter(name).strength = config["strength"]
     adapted.info[name] = config["info"]
@@ -166,22 +167,6 @@ def read_head(folder: str | Path, classes: Sequence[str]) -> nn.Module:
         for key, value in expected.items():
             value.copy_(tensors[key])
     return head
-
-
-def remove(adapted: AdaptedModel, name: str) -> None:
-    """Takes an adapter out of an adapted model; another one is used then, if there is one."""
-    left = [other for other in adapted.adapters if other != name]
-    if adapted.active == name:
-        if adapted.is_merged:
-            adapted.unmerge()
-        adapted._release()
-        adapted.active = ""
-    for kept in (adapted.adapters, adapted.heads, adapted.first_heads):
-        if name in kept:
-            del kept[name]
-    adapted.info.pop(name, None)
-    if not adapted.active and left:
-        adapted.use(left[0])
 
 
 def load_adapter(

@@ -87,12 +87,14 @@ class AdaptedModel(nn.Module):
             name: of the adapter. seed: of first values.
 
         Raises:
-            UserError: for a method or option that is unknown or does not fit the backbone.
+            UserError: for a method or option that is unknown or does not fit the backbone; while the model is merged.
         """
         if not _NAME.fullmatch(name):
             raise UserError(f"adapter name '{name}': allowed are letters, digits, _ and -, a letter first")
         if name in self.adapters:
             raise UserError(f"there is an adapter '{name}' already; give another name")
+        if self.is_merged:
+            raise UserError("the model is merged: unmerge it before another adapter is added")
         settings = settings_of(config)
         with self._plain():
             device, dtype = self._like()
@@ -107,9 +109,28 @@ class AdaptedModel(nn.Module):
             if trained:
                 self.first_heads[name] = copy.deepcopy(self.heads[name]).requires_grad_(False)
             self.info[name] = {}
-        self.use(name)
+        before = self.active
+        try:
+            self.use(name)
+        except BaseException:
+            self.remove(name, use=before)
+            raise
         say(trainable_table(self))
         return adapter
+
+    def remove(self, name: str, *, use: str = "") -> None:
+        """Takes an adapter out; where it was in use, another one is used then: `use`, else the first that is left."""
+        if self.active == name:
+            if self.is_merged:
+                self.unmerge()
+            self._release()
+            self.active = ""
+        for kept in (self.adapters, self.heads, self.first_heads):
+            if name in kept:
+                del kept[name]
+        self.info.pop(name, None)
+        if not self.active and self.adapters:
+            self.use(use or next(iter(self.adapters)))
 
     def _like(self) -> tuple[torch.device, torch.dtype]:
         value = next(iter(self.view.parameters_of_tower().values()))
