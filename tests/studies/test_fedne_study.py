@@ -25,14 +25,19 @@ def test_claims_name_rows_measures_and_conditions_that_exist() -> None:
     for claim in design.claims:
         assert {claim.better, claim.worse} <= rows
         assert claim.measure in measures
-        assert claim.condition in fedne.WORLDS
+        drawn = fedne.DRAWN.get(claim.condition, tuple(fedne.VARIANTS))
+        trained = {row.key: row.trained_as for row in design.rows}
+        assert {trained[claim.better], trained[claim.worse]} <= set(drawn)
     assert {row.trained_as for row in design.rows} == set(fedne.VARIANTS)
     assert {condition.key for condition in design.conditions} == set(fedne.WORLDS)
 
 
 def test_networks_are_trained_on_two_sets_and_mnist_needs_its_package() -> None:
     whole = fedne.cells(fedne.FULL, seed=0, extras=fedne.USED)
-    assert len(whole) == 5 * (8 * 11 - 6)
+    assert len(whole) == len(set(whole)) == 5 * (11 + 10 + 6 + 5 + 4 + 4 + 10 + 8)
+    assert [cell.seed for cell in whole if (cell.condition, cell.variant) != (fedne.MNIST, "network")] == sorted(
+        cell.seed for cell in whole if (cell.condition, cell.variant) != (fedne.MNIST, "network")
+    )
     assert {cell.condition for cell in whole if cell.variant == "network"} == {fedne.SHARDS, fedne.MNIST}
     without = fedne.cells(fedne.FULL, seed=0, extras=())
     assert fedne.MNIST not in {cell.condition for cell in without}
