@@ -305,3 +305,20 @@ def test_classes_as_people_write_them() -> None:
     assert class_list(["dog", "0", "7", "t-shirt", "1-2"], names, what="--classes-seen").tolist() == [1, 0, 2, 3, 1, 2]
     with pytest.raises(UserError, match=r"'dig' is no class: .*did you mean 'dog'"):
         class_list(["dig"], names, what="--classes-seen")
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("3-1", "--classes-seen: '3-1' runs backwards; write 1-3"),
+        ("1-4", "--classes-seen: 4 lies outside the 4 classes, 0 to 3"),
+        ("0-1000000000000", "--classes-seen: 1000000000000 lies outside the 4 classes, 0 to 3"),
+        ("9-8", "--classes-seen: 9 lies outside the 4 classes, 0 to 3"),
+        ("4", "--classes-seen: 4 lies outside the 4 classes, 0 to 3"),
+        ("9" * 5000, r"--classes-seen: 99999999\.\.\. lies outside the 4 classes, 0 to 3"),
+    ],
+    ids=["backwards", "one_more", "far_more", "both", "number", "digits"],
+)
+def test_numbers_and_ranges_that_are_no_classes(written: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        class_list(["0", written], ["cat", "dog", "7", "t-shirt"], what="--classes-seen")

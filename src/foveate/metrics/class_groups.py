@@ -172,7 +172,7 @@ def class_list(values: Sequence[str], names: Sequence[str], *, what: str) -> NDA
     A name is taken before a number.
 
     Raises:
-        UserError: what is neither, with the nearest name.
+        UserError: what is neither, with the nearest name; a number outside 0..C-1; a range that runs backwards.
     """
     numbers: list[int] = []
     place = {name: number for number, name in enumerate(names)}
@@ -181,12 +181,25 @@ def class_list(values: Sequence[str], names: Sequence[str], *, what: str) -> NDA
         if value in place:
             numbers.append(place[value])
         elif value.isdecimal():
-            numbers.append(int(value))
+            numbers.append(_class_number(value, len(names), what))
         elif dash and first.isdecimal() and last.isdecimal():
-            numbers.extend(range(int(first), int(last) + 1))
+            start, end = (_class_number(text, len(names), what) for text in (first, last))
+            if end < start:
+                raise UserError(f"{what}: '{value}' runs backwards; write {last}-{first}")
+            numbers.extend(range(start, end + 1))
         else:
             raise UserError(
                 f"{what}: '{value}' is no class: allowed are class names, numbers from 0 to {len(names) - 1} "
                 f"and ranges such as 0-4{nearest(value, names)}"
             )
     return np.array(numbers, dtype=np.int64)
+
+
+_MOST_DIGITS = 12  # more are no class number, and too many are none that Python converts
+
+
+def _class_number(text: str, classes: int, what: str) -> int:
+    if len(text) > _MOST_DIGITS or int(text) >= classes:
+        shown = text if len(text) <= _MOST_DIGITS + 1 else f"{text[:8]}..."
+        raise UserError(f"{what}: {shown} lies outside the {classes} classes, 0 to {classes - 1}")
+    return int(text)
