@@ -115,6 +115,27 @@ def test_other_precisions_round_to_nearest(dtype: torch.dtype, tmp_path: Path) -
     assert done.largest_error == pytest.approx(float((found.double() - exact).abs().max()), abs=1e-15)
 
 
+def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
+    """Each sum lies just off the middle of two bfloat16 numbers, by less than float32 can tell."""
+    bias = torch.tensor([1.0, 1.0, -1.0, 1.0, 2.0**-133], dtype=torch.bfloat16)
+    save_file({"x.weight": torch.zeros(5, 2, dtype=torch.bfloat16), "x.bias": bias}, tmp_path / "m.safetensors")
+    for number, (absent, gamma, wanted) in enumerate(
+        (
+            (1, 2.0**-8 + 2.0**-30, 1 + 2.0**-7),
+            (1, 2.0**-8, 1.0),
+            (1, 3 * 2.0**-8 - 2.0**-30, 1 + 2.0**-7),
+            (1, 3 * 2.0**-8, 1 + 2.0**-6),
+            (2, -(2.0**-8) - 2.0**-30, -1 - 2.0**-7),
+            (4, 2.0**-134 - 2.0**-160, 2.0**-133),
+        )
+    ):
+        groups = ClassGroups.of([0, 3], absent=[absent], classes=5)
+        done = fold(
+            tmp_path / "m.safetensors", gamma=gamma, groups=groups, to=tmp_path / f"{number}.safetensors", head="x"
+        )
+        assert float(load_file(done.path)["x.bias"][absent]) == wanted, (absent, gamma)
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
 
@@ -137,6 +158,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     refused("type I32; allowed are F64, F32, F16 and BF16")
     save_file({"head.weight": torch.zeros(5, 2), "head.bias": torch.zeros(5, dtype=torch.float16)}, path)
     refused("leaves the range of F16", gamma=1e6)
+    save_file({"head.weight": torch.zeros(5, 2), "head.bias": torch.zeros(5, dtype=torch.bfloat16)}, path)
+    refused("leaves the range of BF16", gamma=3.4e38)
+    refused("leaves the range of BF16", gamma=-1e300)
     refused("must be a finite number", gamma=float("inf"))
     refused("needs at least one absent class", groups=ClassGroups.of(range(5), classes=5))
     refused("no such file or folder", where=tmp_path / "nothing")

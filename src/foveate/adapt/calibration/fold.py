@@ -209,9 +209,13 @@ def _decode(data: bytes, dtype: str) -> NDArray[np.float64]:
 
 
 def _encode(values: NDArray[np.float64], dtype: str) -> bytes:
-    """Rounds to nearest, ties to even."""
-    if dtype == "BF16":
-        bits = values.astype(np.float32).view(np.uint32)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+    """Rounds to nearest, ties to even; beyond the type's range to infinity."""
     with np.errstate(over="ignore"):
-        return values.astype(_NUMBERS[dtype]).tobytes()
+        if dtype != "BF16":
+            return values.astype(_NUMBERS[dtype]).tobytes()
+        single = values.astype(np.float32)
+    # By way of float32 rounded to odd: rounded to nearest there, a sum beside the middle of two bfloat16 would become
+    # the middle itself and be rounded a second time.
+    single = np.where(np.abs(single.astype(np.float64)) > np.abs(values), np.nextafter(single, np.float32(0)), single)
+    bits = single.view(np.uint32) | (single.astype(np.float64) != values)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
