@@ -126,7 +126,11 @@ def test_what_the_study_chose_is_in_our_grids() -> None:
             assert {**translated(row), "drop_path": 0.1} in known, (name, task)
             checked += 1
     assert checked == 16 * 19
-    places = {"cifar_full": "many-shot", "resisc_full": "many-shot-aerial", "clevr_dist": "many-shot-far"}
+    places = {
+        "cifar_full": "many-shot", "cifar_500": "many-shot", "resisc_full": "many-shot-aerial",
+        "resisc_225": "many-shot-aerial", "clevr_dist": "many-shot-far",
+    }  # fmt: skip
+    assert places.keys() == stored("manyshot_results")["results"].keys()
     for place, grid in places.items():
         for name, entry in stored("manyshot_results")["results"][place].items():
             variant = name.replace("_", "-")
@@ -188,6 +192,24 @@ def test_sizes_of_all_published_runs(base: Backbone) -> None:
     assert len(wanted) > 60
     for options, size in wanted.values():
         assert numbers_of(options, base).trained == size, options
+
+
+def test_published_runs_of_clip_are_in_our_grid_and_of_its_sizes() -> None:
+    with torch.device("meta"):
+        clip = view_of(timm.create_model("vit_base_patch16_clip_224", num_classes=0))
+    results = stored("clip_wise_results")["results"]
+    for name, entry in results.items():
+        runs = [one for key, one in entry.items() if key.endswith("_result") and not key.startswith("merge")]
+        if name == "zero_shot":
+            assert {one["inserted_parameters"] for one in runs} == {0}
+            continue
+        variant = ALIASES.get(name, name).removesuffix("_32").replace("_", "-")
+        [plain, varied] = GRIDS["clip"].candidates(variant)
+        assert (plain.training["drop_path"], varied.training["drop_path"]) == (0.0, 0.1)
+        for one in runs:
+            assert translated(one["best_tune"]).items() <= ours(plain).items(), name
+            assert one["inserted_parameters"] == numbers_of(plain.method, clip).trained, name
+    assert len(results) == 13
 
 
 def test_the_budget_of_the_study_allows_its_whole_grid(base: Backbone) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from adapt.official import FOLDER, adapted_case, backbone, batch, case_of, cases, stored
+from adapt.official import FOLDER, adapted_case, backbone, batch, case_of, cases, settings, stored
 from adapt.towers import pixels, tower
 from foveate.adapt.heads import ZeroShotHead, zero_shot_weights
 from foveate.adapt.model import adapt
 from foveate.adapt.wise import head_at, interpolated
 from foveate.settings.errors import UserError
 
+CHANGED_AT_ONCE = ("ssf", "houlsby", "vpt_shallow", "vpt_deep")  # random first values, prompts
 DEFINED = [case["case"] for case in cases() if case["wise"]]
 
 
@@ -77,6 +79,24 @@ def test_mistakes() -> None:
     adapted.merge()
     with pytest.raises(UserError, match="unmerge it"), interpolated(adapted, 0.5):
         pass
+
+
+@pytest.mark.parametrize("name", [case["case"] for case in cases()])
+def test_every_method_stands_on_the_stored_zero_shot_network(name: str) -> None:
+    """The network alone, an adapter switched off, and a method's first values give the stored zero-shot logits."""
+    case = case_of(name)
+    zero_shot = load_file(FOLDER / case["batch"])["expect/zero_shot_logits"]
+    adapted, (images, _) = adapted_case(case), batch(case)
+    head = backbone(case).head
+    with torch.no_grad():
+        assert float((backbone(case)(images) - zero_shot).abs().max()) < case["tolerance"]["float64_abs"]
+        change = float((adapted(images) - zero_shot).abs().max())
+        assert change == pytest.approx(case["max_abs_change_vs_zero_shot"], abs=5e-4)
+        with adapted.disable():
+            assert float((head(adapted.features(images)) - zero_shot).abs().max()) < case["tolerance"]["float64_abs"]
+        if case["method"] not in CHANGED_AT_ONCE:
+            fresh = adapt(backbone(case), settings(case["method"], case["options"])).eval()
+            assert float((fresh(images) - zero_shot).abs().max()) < case["tolerance"]["float64_abs"]
 
 
 def test_zero_shot_head() -> None:
