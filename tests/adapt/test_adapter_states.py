@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from adapt.test_matrix import moved, small
 from adapt.towers import CLASSES, FAMILIES, pixels, tower
 from foveate.adapt.folder import add_saved, load_adapter
+from foveate.adapt.methods.lora import Pair
 from foveate.adapt.methods.ssf import SsfAdapter
 from foveate.adapt.model import adapt
 from foveate.adapt.registry import method, method_names
@@ -169,3 +171,16 @@ def test_what_cannot_be_attached_is_not_kept(tmp_path: Path, monkeypatch: pytest
         assert adapted.active == "default"
         with torch.no_grad():
             assert torch.equal(adapted(images), expected)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_three_projections_share_one_dropout_in_any_order(order: tuple[int, ...]) -> None:
+    pair = Pair(8, 4, 0.5).train()
+    with torch.no_grad():
+        pair.b.weight.copy_(torch.randn(8, 4, generator=torch.Generator().manual_seed(1)).repeat(3, 1))
+    first = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2))
+    for z in (first, first, 2 * first):  # of the same input twice, too: a mask of its own each time
+        parts = [pair.part(z, number, of=3) for number in order]
+        assert torch.equal(parts[0], parts[1])
+        assert torch.equal(parts[0], parts[2])
+        copy.deepcopy(pair)  # nothing of the pass is kept

@@ -60,16 +60,18 @@ class Pair(nn.Module):
         self.dropout = nn.Dropout(dropout)
         kaiming(self.a)
         zero(self.b)
-        self._low: tuple[Tensor, Tensor] | None = None
+        self._low: tuple[Tensor, Tensor, set[int]] | None = None
 
     def part(self, z_BLD: Tensor, number: int, *, of: int) -> Tensor:
-        """Rows of part `number` of B A z; A z is computed once for three projections of the same input."""
+        """Rows of part `number` of B A z; A z is computed once for three projections of the same input, which a network
+        may call in any order."""
         if of == 1:
             return self.b(self.a(self.dropout(z_BLD)))
-        if self._low is None or self._low[0] is not z_BLD:
-            self._low = (z_BLD, self.a(self.dropout(z_BLD)))
-        low = self._low[1]
-        if number == of - 1:
+        if self._low is None or self._low[0] is not z_BLD or number in self._low[2]:
+            self._low = (z_BLD, self.a(self.dropout(z_BLD)), set())
+        _, low, given = self._low
+        given.add(number)
+        if len(given) == of:
             self._low = None
         return F.linear(low, self.b.weight.chunk(of)[number])
 
