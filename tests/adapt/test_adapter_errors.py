@@ -117,6 +117,25 @@ def test_ssf_without_a_bias_cannot_be_merged() -> None:
         adapt(model, "ssf").merge()
 
 
+def test_ssf_cannot_be_merged_across_a_norm_of_patches() -> None:
+    from functools import partial
+
+    from timm.models.vision_transformer import VisionTransformer
+
+    def built(**more: Any) -> Any:
+        shape = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "pre_norm": True}
+        return VisionTransformer(**shape, num_classes=3, **more).double().eval()
+
+    images = pixels(dtype=torch.float64)
+    adapted = adapt(built(), "ssf").eval()  # without a bias and without a norm, positions take the shift
+    with torch.no_grad():
+        expected = adapted(images)
+        adapted.merge()
+        assert float((adapted(images) - expected).abs().max()) < 1e-12
+    with pytest.raises(UserError, match="patch_embed.proj has no bias that could take the shift"):
+        adapt(built(embed_norm_layer=partial(nn.LayerNorm, eps=1e-6)), "ssf").merge()
+
+
 def saved(folder: Path) -> Path:
     return adapt(tower("timm"), {"method": "lora", "rank": 4}, classes=CLASSES).save(folder)
 

@@ -102,7 +102,8 @@ class Backbone:
         width: D of the tokens. heads: of the attention. grid: rows and columns of patches. patch_size: in pixels.
         prefix_tokens: class and register tokens in front of the patches.
         patch: the patch convolution. positions: parameter name of the position embedding and the axis and first row
-            of its patches. final_norm, pre_norm: behind and in front of the blocks.
+            of its patches; None unless it is added right behind the convolution.
+        final_norm, pre_norm: behind and in front of the blocks.
         classifier: name of the model's own head, a Linear, where it has one.
         unused: parameters of the tower that no picture passes (of pre-training): never trained.
         install: puts in place what hooks need (split attention of open_clip) and gives back what takes it out.

@@ -64,7 +64,7 @@ def _real(norm: nn.Module) -> nn.Module | None:
 
 
 def _positions(model: Any) -> tuple[str, int, int] | None:
-    if model.pos_embed is None:
+    if model.pos_embed is None or _real(getattr(model.patch_embed, "norm", nn.Identity())) is not None:
         return None
     return "pos_embed", 1, model.pos_embed.shape[1] - model.patch_embed.num_patches
 
