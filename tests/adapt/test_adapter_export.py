@@ -171,3 +171,34 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         export_peft(adapt(tower("open_clip"), "lora", classes=3), tmp_path)
     with pytest.raises(UserError, match="cannot be merged: a ReLU"):
         export_merged(adapted_timm({"method": "adaptformer", "rank": 4}), tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_pictures_of_other_channels(name: str, channels: int, tmp_path: Path) -> None:
+    import timm
+
+    shape = {"img_size": 24, "patch_size": 6, "embed_dim": 32, "depth": 2, "num_heads": 2} if name == "vit" else {}
+    built = {"vit": "vit_tiny_patch16_224", "resnet": "resnet10t"}[name]
+    model = shaken(timm.create_model(built, in_chans=channels, num_classes=CLASSES, **shape))
+    adapted = moved(adapt(model, "bitfit")).eval()
+    size = 24 if name == "vit" else 64
+    images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = adapted(images)
+        folder, difference = export_merged(adapted, tmp_path / "merged", model_args=shape)
+        again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        assert torch.allclose(again(images), expected, atol=1e-5)
+    assert difference < 1e-5
+    assert again.pretrained_cfg["input_size"][0] == channels
+
+
+def test_one_channel_of_a_tower_of_transformers(tmp_path: Path) -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = shaken(CLIPVisionModel(CLIPVisionConfig(**shape, image_size=32, patch_size=8, num_channels=1)))
+    adapted = moved(adapt(model, {"method": "lora", "rank": 4}, classes=CLASSES)).eval()
+    folder, difference = export_merged(adapted, tmp_path / "merged")
+    assert difference < 1e-5
+    assert CLIPVisionModel.from_pretrained(folder).config.num_channels == 1

@@ -154,7 +154,8 @@ def _noise(adapted: AdaptedModel) -> Tensor:
     patch = view.patch_size or 32
     generator = torch.Generator().manual_seed(0)
     like = next(iter(view.parameters_of_tower().values()))
-    return torch.randn(PICTURES, 3, rows * patch, columns * patch, generator=generator).to(like.device, like.dtype)
+    shape = (PICTURES, view.channels, rows * patch, columns * patch)
+    return torch.randn(shape, generator=generator).to(like.device, like.dtype)
 
 
 def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[str, Any]) -> Tensor:
@@ -229,8 +230,14 @@ def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[st
     if len(info.get("classes", ())) == head.out_features:
         about["label_names"] = info["classes"]
     size = info.get("preprocess", {}).get("size")
+    channels = adapted.view.channels
+    if channels != 3:
+        arguments.setdefault("in_chans", channels)
+        # Without its name: timm would turn the weights of a first convolution of three channels into ones of others.
+        height, width = model.pretrained_cfg["input_size"][1:]
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (channels, height, width), "first_conv": None}
     if size is not None:
-        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, size, size)}
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (channels, size, size)}
     if adapted.view.blocks:
         arguments.setdefault("img_size", int(model.patch_embed.img_size[0]))
         if size not in (None, int(model.patch_embed.img_size[0])):

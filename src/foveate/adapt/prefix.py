@@ -98,7 +98,7 @@ class Prefix:
         if view.stem is None:
             rows, columns = view.grid
             side = view.patch_size
-            empty = kept.new_zeros(len(kept), _channels(view.patch), rows * side, columns * side)
+            empty = kept.new_zeros(len(kept), view.channels, rows * side, columns * side)
         else:
             encoder: Any = getattr(view.model, "image_encoder", view.model)
             shape: tuple[int, ...] = encoder.feature_shape
@@ -126,11 +126,6 @@ class Prefix:
 
 def _through(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
-
-
-def _channels(patch: nn.Module | None) -> int:
-    """How many values a pixel has."""
-    return patch.in_channels if isinstance(patch, nn.Conv2d) else 3
 
 
 def _to_front(module: nn.Module, hook: Any) -> None:

@@ -130,6 +130,12 @@ class Backbone:
     unused: tuple[str, ...] = ()
     install: Callable[[], contextlib.AbstractContextManager[None]] = field(default=contextlib.nullcontext)
 
+    @property
+    def channels(self) -> int:
+        """How many values a pixel has: of the patch convolution, or of the network's first one."""
+        found = [self.patch, *self.model.modules()]
+        return next((module.in_channels for module in found if isinstance(module, nn.Conv2d)), 3)
+
     def key(self, module: nn.Module, kind: str) -> str:
         """The name in the model of a module's parameter "weight" or "bias".
 
