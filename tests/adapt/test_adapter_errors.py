@@ -136,6 +136,21 @@ def test_ssf_cannot_be_merged_across_a_norm_of_patches() -> None:
         adapt(built(embed_norm_layer=partial(nn.LayerNorm, eps=1e-6)), "ssf").merge()
 
 
+def test_a_networks_own_classifier_is_copied_only_where_no_classes_are_asked_for() -> None:
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3)
+    own = model.head.weight.detach().clone()
+    with_own = adapt(model, "linear")
+    assert torch.equal(with_own.head.weight, own)
+    assert "default" in with_own.first_heads
+    fresh = adapt(with_own.detach(), "linear", classes=3)
+    assert not torch.equal(fresh.head.weight, own)
+    assert "default" not in fresh.first_heads
+    other = adapt(fresh.detach(), "linear", classes=4)  # as for any other number
+    assert "default" not in other.first_heads
+
+
 def saved(folder: Path) -> Path:
     return adapt(tower("timm"), {"method": "lora", "rank": 4}, classes=CLASSES).save(folder)
 

@@ -143,6 +143,23 @@ def test_what_is_kept_changes_nothing(data: Labelled, tmp_path: Path) -> None:
     assert np.array_equal(again.logits, fit(bench, "full").logits)
 
 
+def test_the_networks_own_classifier_is_started_from_where_it_is_asked_for(data: Labelled, tmp_path: Path) -> None:
+    opened, training = network(), AdaptTraining(epochs=1, batch_size=9, learning_rate=1e-9)
+    opened.model.reset_classifier(3)
+    with torch.no_grad():
+        opened.model.head.weight.zero_()
+        opened.model.head.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    bench, rows, test = Bench(opened, device="cpu"), data.rows("train"), data.rows("test")
+    about: dict[str, Any] = {"folder": tmp_path / "fit", "measured": test}
+    own = bench.fit(data, rows, {"method": "linear"}, training, **about, own_head=True)
+    assert np.allclose(own.logits, [[1.0, 2.0, 3.0]], atol=1e-4)
+    fresh = bench.fit(data, rows, {"method": "linear"}, training, **about)
+    assert not np.allclose(fresh.logits, own.logits, atol=0.1)
+    opened.model.reset_classifier(4)
+    with pytest.raises(UserError, match="3 classes, the network's own classifier has 4"):
+        bench.fit(data, rows, {"method": "linear"}, training, **about, own_head=True)
+
+
 def test_budget_and_shapes_leave_candidates_out(tmp_path: Path) -> None:
     opened = network()
     whole = plan(opened, GRIDS["vtab1k"], ["all"], most=None)

@@ -82,7 +82,7 @@ class AdaptedModel(nn.Module):
 
         Args:
             config: settings of a method, a mapping with `method` and its options, or a method's name.
-            classes: of the head. Without it the model's own classifier is copied.
+            classes: of a head that starts afresh. Without it the model's own classifier is copied.
             head: a head to start from (a copy is taken), such as `ZeroShotHead`.
             name: of the adapter. seed: of first values.
 
@@ -146,10 +146,10 @@ class AdaptedModel(nn.Module):
             if classes not in (None, classes_of(head)):
                 raise UserError(f"classes {classes}: the head that was given has {classes_of(head)}")
             return copy.deepcopy(head), True
-        own = dict(self.model.named_modules()).get(self.view.classifier) if self.view.classifier else None
-        if isinstance(own, nn.Linear) and classes in (None, own.out_features):
-            return copy.deepcopy(own), True
         if classes is None:
+            own = dict(self.model.named_modules()).get(self.view.classifier) if self.view.classifier else None
+            if isinstance(own, nn.Linear):
+                return copy.deepcopy(own), True
             raise UserError("classes is missing: this backbone has no classifier of its own to start from")
         if classes < 2:
             raise UserError(f"classes {classes}: allowed are integers from 2")

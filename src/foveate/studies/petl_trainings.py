@@ -161,6 +161,7 @@ class _Cell:
                 folder=self.folder / f"{name}-training",
                 measured=measured,
                 save=adapter if save else None,
+                own_head=True,
             )
             with atomic_file(path) as handle:
                 np.savez(handle, logits=fit.logits)

@@ -27,6 +27,7 @@ from torch import Tensor
 from foveate.adapt.compare.memory import update_bytes
 from foveate.adapt.compare.watching import WatchedTask
 from foveate.adapt.data import KeptDataset, Labelled, PictureDataset
+from foveate.adapt.heads import classes_of
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.opening import Opened, set_drop_path
 from foveate.adapt.prefix import Prefix
@@ -112,6 +113,7 @@ class Bench:
         memory: bool = False,
         peek: bool = False,
         save: Path | None = None,
+        own_head: bool = False,
     ) -> Fit:
         """Trains one candidate on `rows` and gives the logits of `measured`.
 
@@ -121,6 +123,7 @@ class Bench:
             memory: also measure what an update holds (one forward pass more).
             peek: also measure after every epoch.
             save: folder that the adapter is written into.
+            own_head: start from the network's own classifier, which must be of these classes, not from a fresh head.
 
         Raises:
             UserError: an option that does not fit the network; TrainingError (one, too) when the loss is not finite.
@@ -129,8 +132,14 @@ class Bench:
         with silent(), start(self.device) as here:
             if training.drop_path:
                 set_drop_path(self.opened.model, training.drop_path)
-            adapted = adapt(self.opened.model, method, classes=len(data.classes), seed=training.seed)
+            classes = None if own_head else len(data.classes)
+            adapted = adapt(self.opened.model, method, classes=classes, seed=training.seed)
             try:
+                if classes_of(adapted.head) != len(data.classes):
+                    raise UserError(
+                        f"{data.name}: {len(data.classes)} classes, the network's own classifier has "
+                        f"{classes_of(adapted.head)}"
+                    )
                 adapted.info["default"] = {
                     "classes": list(data.classes),
                     "backbone": self.opened.settings,
