@@ -184,3 +184,19 @@ def test_three_projections_share_one_dropout_in_any_order(order: tuple[int, ...]
         assert torch.equal(parts[0], parts[1])
         assert torch.equal(parts[0], parts[2])
         copy.deepcopy(pair)  # nothing of the pass is kept
+
+
+@pytest.mark.parametrize("name", ["lora", "difffit", "bitfit"])
+def test_merging_and_back_leaves_frozen_what_was_frozen(name: str) -> None:
+    adapted = small("timm", name)
+    adapted.head.requires_grad_(False)
+    next(iter(adapted.tensors().values())).requires_grad_(False)
+    before = {key: value.requires_grad for key, value in adapted.named_parameters()}
+    adapted.merged_weights()
+    assert {key: value.requires_grad for key, value in adapted.named_parameters()} == before
+    adapted.merge()
+    assert not any(value.requires_grad for value in adapted.parameters())
+    copied = copy.deepcopy(adapted)
+    for one in (adapted, copied):
+        one.unmerge()
+        assert {key: value.requires_grad for key, value in one.named_parameters()} == before

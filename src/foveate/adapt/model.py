@@ -56,6 +56,7 @@ class AdaptedModel(nn.Module):
         self.model = model
         self.adapters, self.heads, self.first_heads = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         self.merge_store: Exchange | None = None
+        self._trained_unmerged: list[nn.Parameter] = []
         self.active = ""
         self.disabled = False
         self.info: dict[str, dict[str, Any]] = {}
@@ -186,10 +187,13 @@ class AdaptedModel(nn.Module):
             self._set_trained(other, other == name)
         self._attach()
 
+    def _own_parameters(self, name: str) -> Iterator[nn.Parameter]:
+        yield from self.tensors(name).values()
+        yield from self.heads[name].parameters()
+
     def _set_trained(self, name: str, trained: bool) -> None:
-        for value in self.tensors(name).values():
+        for value in self._own_parameters(name):
             value.requires_grad_(trained)
-        self.heads[name].requires_grad_(trained)
 
     def _attach(self) -> None:
         """Lets the adapter in use act."""
@@ -297,6 +301,7 @@ class AdaptedModel(nn.Module):
         with torch.no_grad():
             values = {key: value.to(present[key].dtype) for key, value in adapter.merged(self.view).items()}
         self._attached.close()
+        self._trained_unmerged = [value for value in self._own_parameters(self.active) if value.requires_grad]
         self.merge_store = Exchange(values, trained=False)
         self.merge_store.swap(self.model)
         self._set_trained(self.active, False)
@@ -311,7 +316,9 @@ class AdaptedModel(nn.Module):
             raise UserError("the model is not merged")
         self._release()
         self.merge_store = None
-        self._set_trained(self.active, True)
+        for value in self._trained_unmerged:
+            value.requires_grad_(True)
+        self._trained_unmerged = []
         self._attach()
 
     def merged_weights(self) -> dict[str, Tensor]:
