@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from foveate.federated import privacy
 from foveate.federated.clustering.settings import resolve
 from foveate.federated.deep.network import Embedder, weights_of
-from foveate.federated.deep.protocol import EMBEDDED, Training, embedded_request, handlers
+from foveate.federated.deep.protocol import EMBEDDED, embedded_request, handlers
 from foveate.federated.embedding import site as at_site
 from foveate.federated.embedding.account import account
 from foveate.federated.embedding.attacks import places_from_field, unused_features
@@ -118,7 +118,7 @@ def test_a_field_tells_where_few_points_are_and_noise_hides_it() -> None:
 def test_deepfeca_sends_nothing_of_fewer_points_than_min_count() -> None:
     network = Embedder(None, 5, hidden=8, width=4)
     request = embedded_request(weights_of(network), resolve(2, refine_rounds=0, spherical=True, min_count=10), 0, 0)
-    answer = handlers(network, Training(), None)[EMBEDDED]
+    answer = handlers(network)[EMBEDDED]
     assert answer(torch.from_numpy(SITES[0]), request, 0).array("counts").min() >= 10
     with pytest.raises(UserError, match="9 points are fewer than min_count 10: nothing is sent"):
         answer(torch.from_numpy(SITES[0][:9]), request, 0)
