@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from foveate.cli.options import common, finish
+from foveate.cli.options import F, common, finish
 
 _FILE = click.Path(path_type=Path)
 
@@ -25,7 +26,7 @@ def command() -> None:
     """
 
 
-def sources_of(function: Any) -> Any:
+def sources_of(function: F) -> F:
     """The argument and options that say whose points are where; the same for all sub-verbs."""
     for decorate in reversed(
         (
@@ -45,6 +46,52 @@ def sources_of(function: Any) -> Any:
     return function
 
 
+def closing(name: str, *, dry_run: str, device: bool = True) -> Callable[[F], F]:
+    """The options at the end of each sub-verb.
+
+    Args:
+        name: of the run folder in `runs`. dry_run: help of --dry-run. device: whether one can be chosen.
+    """
+
+    def decorate(function: F) -> F:
+        for option in reversed(
+            (
+                click.option(
+                    "--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any other setting; repeatable."
+                ),
+                click.option("--run", "run", type=_FILE, help=f"Run folder; runs/{name} by default."),
+                click.option("--dry-run", is_flag=True, help=dry_run),
+                common(device=device),
+            )
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_clusters = click.option(
+    "--clusters", type=click.IntRange(1), help="Groups of all sites together; as many as labels, if given."
+)
+_min_sites = click.option(
+    "--min-sites", type=click.IntRange(1), default=1, show_default=True, help="Sites that must answer."
+)
+_PLANNED = "Print sites, settings and what would be exchanged; write nothing."
+
+
+def _methods(beside: str) -> list[str]:
+    """The names in --beside."""
+    return [] if beside == "none" else [name.strip() for name in beside.split(",") if name.strip()]
+
+
+def _finish_plan(planned: dict[str, Any], size: str, *, as_json: bool) -> None:
+    """Prints what --dry-run tells of a run in groups; size: in words, of what is found or trained."""
+    lines = [f"{name}: {count} points" for name, count in planned["sites"].items()]
+    lines.append(f"{planned['method']}, {planned['clusters']} clusters, {size}")
+    lines.append(f"at most {planned['bytes_up_per_site']:,} bytes leave a site")
+    finish(planned, lines, {}, as_json=as_json)
+
+
 @command.command("embed", short_help="Draw one map of data at several sites.")
 @sources_of
 @click.option(
@@ -53,10 +100,7 @@ def sources_of(function: Any) -> Any:
 @click.option("--beside", default="fedavg", show_default=True, help="Methods to compare with, with commas; or none.")
 @click.option("--rounds", type=click.IntRange(1), help="Rounds of training and averaging; 150 by default.")
 @click.option("--held-out", type=float, default=0.2, show_default=True, help="Share of each site kept for measuring.")
-@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any other setting; repeatable.")
-@click.option("--run", "run", type=_FILE, help="Run folder; runs/federated-embed by default.")
-@click.option("--dry-run", is_flag=True, help="Print sites and settings; train and write nothing.")
-@common()
+@closing("federated-embed", dry_run="Print sites and settings; train and write nothing.")
 def embed(
     sources: tuple[str, ...],
     label: str | None,
@@ -96,7 +140,7 @@ def embed(
     gathered = gather(
         sources, label=label, site=site, split=split, sites=sites, collection=collection, seed=options.seed
     )
-    others = [] if beside == "none" else [name.strip() for name in beside.split(",") if name.strip()]
+    others = _methods(beside)
     if dry_run:
         counts = {name: len(points) for name, points in zip(gathered.names, gathered.points, strict=True)}
         plan = {"sites": counts, "beside": others, "options": options.model_dump(mode="json")}
@@ -144,17 +188,14 @@ def _embed_lines(result: dict[str, Any]) -> list[str]:
 
 @command.command("cluster", short_help="Find groups in data at several sites.")
 @sources_of
-@click.option("--clusters", type=click.IntRange(1), help="Groups of all sites together; as many as labels, if given.")
+@_clusters
 @click.option("--method", default="consensus", show_default=True, help="An unknown one lists all.")
 @click.option("--beside", default="none", show_default=True, help="Methods to compare with, with commas, or none.")
 @click.option("--refine-rounds", type=click.IntRange(0), help="Exchanges of sums after the first; 0 = one shot.")
 @click.option("--min-count", type=click.IntRange(1), help="Merge clusters of fewer points before sending; 10 is good.")
-@click.option("--min-sites", type=click.IntRange(1), default=1, show_default=True, help="Sites that must answer.")
+@_min_sites
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds after which a site is left out.")
-@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any other setting; repeatable.")
-@click.option("--run", "run", type=_FILE, help="Run folder; runs/federated-cluster by default.")
-@click.option("--dry-run", is_flag=True, help="Print sites, settings and what would be exchanged; write nothing.")
-@common(device=False)
+@closing("federated-cluster", dry_run=_PLANNED, device=False)
 def cluster(
     sources: tuple[str, ...],
     label: str | None,
@@ -197,20 +238,16 @@ def cluster(
     settings = settings_of(gathered, clusters, options, seed=number)
     if dry_run:
         planned = plan(gathered, settings)
-        lines = [f"{name}: {count} points" for name, count in planned["sites"].items()]
-        lines.append(f"{planned['method']}, {planned['clusters']} clusters, {planned['features']} features")
-        lines.append(f"at most {planned['bytes_up_per_site']:,} bytes leave a site")
-        finish(planned, lines, {}, as_json=as_json)
+        _finish_plan(planned, f"{planned['features']} features", as_json=as_json)
         return
     from foveate.report import render
 
     target = run or Path("runs") / "federated-cluster"
-    others = [] if beside == "none" else [name.strip() for name in beside.split(",") if name.strip()]
     result = run_clustering(
         gathered,
         settings,
         target,
-        beside=others,
+        beside=_methods(beside),
         at_least=min_sites,
         timeout=timeout,
         command=["foveate", *sys.argv[1:]],
@@ -236,15 +273,12 @@ def _cluster_lines(result: dict[str, Any]) -> list[str]:
 
 @command.command("features", short_help="Train one encoder at several sites, without labels.")
 @sources_of
-@click.option("--clusters", type=click.IntRange(1), help="Groups of all sites together; as many as labels, if given.")
+@_clusters
 @click.option("--method", default="deepfeca", show_default=True, help="deepfeca, local, central, untrained.")
 @click.option("--beside", default="untrained", show_default=True, help="Methods to compare with, with commas; or none.")
 @click.option("--rounds", type=click.IntRange(1), help="Rounds of grouping, training and averaging; 20 by default.")
-@click.option("--min-sites", type=click.IntRange(1), default=1, show_default=True, help="Sites that must answer.")
-@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any other setting; repeatable.")
-@click.option("--run", "run", type=_FILE, help="Run folder; runs/federated-features by default.")
-@click.option("--dry-run", is_flag=True, help="Print sites, settings and what would be exchanged; write nothing.")
-@common()
+@_min_sites
+@closing("federated-features", dry_run=_PLANNED)
 def features(
     sources: tuple[str, ...],
     label: str | None,
@@ -292,12 +326,7 @@ def features(
     options = options_of(content, where="foveate federated features")
     if dry_run:
         planned = plan(gathered, options)
-        lines = [f"{name}: {count} points" for name, count in planned["sites"].items()]
-        lines.append(
-            f"{planned['method']}, {planned['clusters']} clusters, an encoder of {planned['weights']:,} weights"
-        )
-        lines.append(f"at most {planned['bytes_up_per_site']:,} bytes leave a site")
-        finish(planned, lines, {}, as_json=as_json)
+        _finish_plan(planned, f"an encoder of {planned['weights']:,} weights", as_json=as_json)
         return
     from foveate.report import render
     from foveate.vision.device import choose_device
@@ -307,7 +336,7 @@ def features(
         gathered,
         options,
         target,
-        beside=[] if beside == "none" else [name.strip() for name in beside.split(",") if name.strip()],
+        beside=_methods(beside),
         at_least=min_sites,
         device=str(choose_device(device or "cpu")),
         command=["foveate", *sys.argv[1:]],
