@@ -12,7 +12,7 @@ import pytest
 
 from foveate.caption.assertions.judge import judge_all
 from foveate.caption.assertions.truth import SceneTruths
-from foveate.caption.assertions.verify_model import ModelJudge, encode_pictures, verdict
+from foveate.caption.assertions.verify_model import ModelJudge, OpenedModel, encode_pictures, verdict
 from foveate.caption.audit import Method, Question, audit
 from foveate.caption.audit_numbers import Units, shuffled_order
 from foveate.caption.backends.scene_oracle import SceneOracle, SceneOracleSettings
@@ -160,7 +160,7 @@ def test_shuffled_order_keeps_no_place() -> None:
 
 def test_a_model_judges_by_rank(tiny_collection: Path, trained_tiny: Path, tmp_path: Path) -> None:
     collection = Collection.open(tiny_collection)
-    judge = ModelJudge.open(trained_tiny, collection, np.arange(len(collection)), cache=tmp_path)
+    judge = ModelJudge.seeing(OpenedModel.open(trained_tiny), collection, np.arange(len(collection)), cache=tmp_path)
     assert trained_tiny.name in judge.definition
     assert judge.name.endswith(")")
     # With embeddings that are what the assertions say, the own picture wins, and for others it is one of many.
@@ -199,6 +199,26 @@ def test_a_model_is_compared_with_the_truth_of_scenes(
     assert perfect["shuffled"]["supports_false"]["n"] > perfect["supports_false"]["n"]
 
 
+@pytest.mark.parametrize(
+    ("method", "question", "words"),
+    [
+        (Method(model=Path("no-such-model")), {}, "no-such-model: not a model folder"),
+        (Method(model=Path("no-such-model")), {"sample": 5}, "no-such-model: not a model folder"),
+        (None, {"tagger": "ruls"}, "did you mean 'rules'"),
+    ],
+    ids=["judge", "judge of too few scenes", "tagger"],
+)
+def test_a_judge_or_tagger_that_cannot_be_opened_is_refused_before_captions_are_read(
+    scenes: Path, tmp_path: Path, method: Method | None, question: dict[str, Any], words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    collection, read = Collection.open(scenes), []
+    monkeypatch.setattr(Collection, "table", lambda self, name: read.append(name))
+    with pytest.raises(UserError, match=words):
+        audit(collection, tmp_path, Question(**question), Units(77), method)
+    assert not read
+
+
 def test_few_scenes_are_judged_by_the_truth_alone(
     scenes: Path, trained_tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,7 +229,7 @@ def test_few_scenes_are_judged_by_the_truth_alone(
 
 def test_clip_score_is_the_cosine(tiny_collection: Path, trained_tiny: Path) -> None:
     collection = Collection.open(tiny_collection)
-    judge = ModelJudge.open(trained_tiny, collection, np.arange(24))
+    judge = ModelJudge.seeing(OpenedModel.open(trained_tiny), collection, np.arange(24))
     judge.image_NE = np.eye(24, dtype=np.float32)
     texts = np.eye(24, dtype=np.float32)[:3] * np.array([[0.6], [1.0], [-0.5]], np.float32)
     judge._texts = lambda captions: texts  # type: ignore[method-assign]
@@ -223,7 +243,7 @@ def test_pictures_that_cannot_be_read_are_not_judged(tmp_path: Path, trained_tin
     path = make_collection(tmp_path / "damaged")
     damage(path, "test-00")
     collection = Collection.open(path)
-    judge = ModelJudge.open(trained_tiny, collection, np.arange(len(collection)))
+    judge = ModelJudge.seeing(OpenedModel.open(trained_tiny), collection, np.arange(len(collection)))
     row = collection.row_of("test-00")
     assert list(judge.bad) == [row]
     assert judge.judge([row], [["a disc"]]) == [[UNVERIFIABLE]]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from foveate.caption.assertions import judge as scenes
 from foveate.caption.assertions import splitter
 from foveate.caption.assertions.truth import SceneTruths
-from foveate.caption.assertions.verify_model import LEAST_PICTURES, ModelJudge, definition_hash
+from foveate.caption.assertions.verify_model import LEAST_PICTURES, ModelJudge, OpenedModel, definition_hash
 from foveate.caption.audit_numbers import Said, Units, numbers, shuffled_order, table
 from foveate.caption.entities import NAMED, open_entities
 from foveate.caption.vesl.phrases import PhraseSettings
@@ -82,10 +82,15 @@ def audit(
 ) -> dict[str, Any]:
     """Audits the captions that hold; writes the pictures of the gallery and the ids of the sample into `run`.
 
+    A model or tagger that cannot be opened is refused before any caption is read.
+
     Raises:
         UserError: when no picture has all formats, or a format, split, model or tagger is unknown.
     """
     method = method or Method()
+    opened = None if method.model is None else OpenedModel.open(method.model, device=device)
+    phrases = PhraseSettings(tagger=question.tagger, recipe="paper", most=_ALL_PHRASES)
+    extract = open_entities() if units.entity == NAMED else open_extractor(phrases)
     formats = formats_of(collection, question.formats)
     # Weights do not matter here: only the texts of each kind are read, not drawn.
     rule = TextRule(MixtureSampler(dict.fromkeys(formats, 1.0), sources=formats))
@@ -94,11 +99,9 @@ def audit(
     truths = SceneTruths(collection)
     groups = {SCENES: [row for row in rows if truths.of(row)], PICTURES: [row for row in rows if not truths.of(row)]}
     groups = {name: members for name, members in groups.items() if members}
-    phrases = PhraseSettings(tagger=question.tagger, recipe="paper", most=_ALL_PHRASES)
-    extract = open_entities() if units.entity == NAMED else open_extractor(phrases)
     of_groups, definitions = {}, {}
     for name, members in groups.items():
-        judges = _judges_of(name, members, collection, truths, method, question, run, device)
+        judges = _judges_of(name, members, collection, truths, method, opened, question, run)
         definitions[name] = judges.definition
         if judges.compared is not None:
             definitions[COMPARED] = f"Beside the truth, to see what such a judge is worth. {judges.compared.definition}"
@@ -196,18 +199,16 @@ def _judges_of(
     collection: Collection,
     truths: SceneTruths,
     method: Method,
+    opened: OpenedModel | None,
     question: Question,
     run: Path,
-    device: str | None,
 ) -> _Judges:
     model = None
-    if method.model is not None and group == SCENES and len(rows) < LEAST_PICTURES:
+    if opened is not None and group == SCENES and len(rows) < LEAST_PICTURES:
         say(f"{len(rows)} scenes are too few to compare the model of --judge with the truth: {LEAST_PICTURES} are")
-    elif method.model is not None:
+    elif opened is not None:
         chosen = np.array(rows, dtype=np.int64)
-        model = ModelJudge.open(
-            method.model, collection, chosen, seed=question.seed, cache=run / "cache", device=device
-        )
+        model = ModelJudge.seeing(opened, collection, chosen, seed=question.seed, cache=run / "cache")
     if group == SCENES:
 
         def by_truth(rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:

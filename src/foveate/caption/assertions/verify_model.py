@@ -43,13 +43,31 @@ LEAST_PICTURES = 20
 _BATCH = 64
 
 
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model and its name: its folder's, with the start of the hash of its weights, as verdicts depend on these."""
+
+    model: LocalisingModel
+    name: str
+
+    @classmethod
+    def open(cls, folder: Path, *, device: str | None = None) -> OpenedModel:
+        """Opens a model folder.
+
+        Raises:
+            UserError: when the folder holds no model.
+        """
+        model = load_model(folder, device=device)
+        return cls(model, f"{folder.name} ({sha256_file(folder / 'model.safetensors')[:12]})")
+
+
 @dataclass
 class ModelJudge:
     """The pictures of a sample as a model sees them.
 
     Attributes:
         rows: of the collection, those that could be read. image_NE: unit length. bad: row -> reason of the others.
-        name: the model's folder and the start of the hash of its weights: the verdicts depend on it.
+        name: the model's, see `OpenedModel`.
     """
 
     model: LocalisingModel
@@ -60,30 +78,27 @@ class ModelJudge:
     bad: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def open(
+    def seeing(
         cls,
-        folder: Path,
+        opened: OpenedModel,
         collection: Collection,
         rows: NDArray[np.int64],
         *,
         seed: int = 0,
         cache: Path | None = None,
-        device: str | None = None,
     ) -> ModelJudge:
-        """Opens a model folder and encodes the pictures; frozen features are kept in `cache`.
+        """Encodes the pictures; frozen features are kept in `cache`.
 
         Raises:
-            UserError: when the folder holds no model, or fewer than LEAST_PICTURES could be read.
+            UserError: when fewer than LEAST_PICTURES could be read.
         """
-        model = load_model(folder, device=device)
-        name = f"{folder.name} ({sha256_file(folder / 'model.safetensors')[:12]})"
-        kept, bad, image_NE = encode_pictures(model, collection, np.sort(rows), cache=cache)
+        kept, bad, image_NE = encode_pictures(opened.model, collection, np.sort(rows), cache=cache)
         if len(kept) < LEAST_PICTURES:
             raise UserError(
                 f"the sample has {len(kept)} readable pictures: a model judges an assertion against others, at least "
                 f"{LEAST_PICTURES}"
             )
-        return cls(model, name, kept, image_NE, seed, bad)
+        return cls(opened.model, opened.name, kept, image_NE, seed, bad)
 
     @property
     def definition(self) -> str:
