@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -20,6 +21,9 @@ from foveate.report.charts import (
     stacked_bar,
     thin,
 )
+from foveate.report.compared import Point, cost_chart
+from foveate.report.forest import ForestRow, forest
+from foveate.report.tradeoff import tradeoff_chart
 
 numbers = st.floats(-1e6, 1e6)
 
@@ -117,6 +121,36 @@ def test_histogram_heights_follow_counts() -> None:
     with pytest.raises(ValueError, match="4 edges"):
         histogram([0, 1], [1, 2, 3], title="length")
     parse(histogram([0, 1], [0], title="empty"))
+
+
+def labels_of_the_axis(svg: str) -> list[tuple[str, float, float]]:
+    """Text, left and right end of the labels below a chart, as wide as DejaVu Sans makes them."""
+    root = parse(svg)
+    found = [text for text in of_class(root, "tick") if text.get("text-anchor") == "middle"]
+    half = {id(text): 0.636 * 12.5 * len(text.text or "") / 2 for text in found}
+    return [
+        (text.text or "", float(text.get("x", "")) - half[id(text)], float(text.get("x", "")) + half[id(text)])
+        for text in found
+    ]
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        histogram([number * 0.043211 for number in range(21)], [1] * 20, title="score", unit="score"),
+        histogram([0, 12345678.0], [3], title="bytes"),
+        line_chart([Series("a", [(0.0, 1.0), (125_000.0, 2.0)])], title="loss"),
+        forest([ForestRow("a", 12_250.0, 12_010.0, 12_500.0)], title="forest", zero=False),
+        tradeoff_chart([Series("a", [(0.0, 1.0), (99.9, 2.0)])], [], title="trade-off"),
+        cost_chart([Point("a", 2e8, 90.0, True), Point("b", 9e8, 95.0, True)], title="cost", x_label="numbers"),
+    ],
+    ids=["histogram", "histogram of one bin", "lines", "forest", "trade-off", "cost"],
+)
+def test_labels_of_the_axis_lie_inside_the_drawing_and_apart(svg: str) -> None:
+    labels = labels_of_the_axis(svg)
+    assert len(labels) > 1
+    assert all(left >= 0 and right <= 440 for _, left, right in labels)
+    assert all(one[2] < other[1] for one, other in itertools.pairwise(labels)), labels
 
 
 def test_stacked_bar_shares_fill_the_width() -> None:

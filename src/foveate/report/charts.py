@@ -10,6 +10,8 @@ from markupsafe import Markup, escape
 
 from foveate.report.numbers import count, duration, interval, measure, short
 
+_DIGIT = 8.0  # pixels of a digit in labels of 12.5 pixels, in DejaVu Sans; other fonts of the page are narrower
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -61,6 +63,13 @@ def svg_text(x: float, y: float, text: str, *, anchor: str = "middle", style: st
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
+def tick_below(x: float, y: float, value: float | str, *, width: int) -> str:
+    """A label of a horizontal axis under x, moved sideways as far as it takes to lie inside a drawing of that width."""
+    text = value if isinstance(value, str) else short(value)
+    half = _DIGIT * len(text) / 2
+    return svg_text(min(max(x, half), width - half), y, text)
+
+
 def line_chart(
     series: Sequence[Series],
     *,
@@ -91,7 +100,7 @@ def line_chart(
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(svg_text(left - 8, y + 4, short(tick), anchor="end"))
     for tick in x_ticks:
-        parts.append(svg_text(x_of(tick), bottom + 18, short(tick)))
+        parts.append(tick_below(x_of(tick), bottom + 18, tick, width=width))
     parts.append(svg_text(right, height - 4, x_label, anchor="end", style="axis"))
     at = float(left)
     for line in lines:
@@ -188,7 +197,7 @@ def histogram(
         )
     every = max(1, math.ceil(len(edges) / 6))
     for number in range(0, len(edges), every):
-        parts.append(svg_text(x_of(number), bottom + 18, short(edges[number])))
+        parts.append(tick_below(x_of(number), bottom + 18, edges[number], width=width))
     if unit:
         parts.append(svg_text(right, height - 4, unit, anchor="end", style="axis"))
     parts.append("</svg>")

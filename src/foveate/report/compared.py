@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from foveate.report.charts import Scale, nice_ticks, svg_text
+from foveate.report.charts import Scale, nice_ticks, svg_text, tick_below
 from foveate.report.numbers import short
 
 _LINE = 15  # pixels between two labels
@@ -58,7 +58,7 @@ def cost_chart(points: Sequence[Point], *, title: str, x_label: str, width: int 
         parts.append(svg_text(left - 8, y_of(tick) + 4, short(tick), anchor="end"))
     every = max(1, math.ceil((last - first) / 6))
     for power in range(first, last + 1, every):
-        parts.append(svg_text(x_of(power), bottom + 18, amount(10.0**power)))
+        parts.append(tick_below(x_of(power), bottom + 18, amount(10.0**power), width=width))
     if zero:
         parts.append(svg_text(x_of(first - 1.0), bottom + 18, "0"))
     parts.append(svg_text(right, height - 6, x_label, anchor="end", style="axis"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from foveate.report.charts import Scale, nice_ticks
+from foveate.report.charts import Scale, nice_ticks, tick_below
 from foveate.report.numbers import short
 
 _LABEL, _RIGHT, _ROW, _TOP, _BOTTOM = 168, 14, 24, 8, 34
@@ -56,7 +56,7 @@ def forest(
     for tick in ticks:
         x = x_of(tick)
         parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{short(tick)}</text>')
+        parts.append(tick_below(x, bottom + 18, tick, width=width))
     if line is not None:
         x = x_of(line)
         parts.append(f'<line class="through" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>')

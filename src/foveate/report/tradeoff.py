@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from foveate.report.charts import Scale, Series, nice_ticks, svg_text, thin
+from foveate.report.charts import Scale, Series, nice_ticks, svg_text, thin, tick_below
 from foveate.report.numbers import short
 
 _LINE = 15  # pixels between two labels
@@ -51,7 +51,7 @@ def tradeoff_chart(
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>')
         parts.append(svg_text(left - 8, y_of(tick) + 4, short(tick), anchor="end"))
     for tick in x_ticks:
-        parts.append(svg_text(x_of(tick), bottom + 18, short(tick)))
+        parts.append(tick_below(x_of(tick), bottom + 18, tick, width=width))
     parts.append(svg_text(right, height - 6, labels[0], anchor="end", style="axis"))
     at = float(left)
     for line in lines:
