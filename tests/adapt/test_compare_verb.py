@@ -14,14 +14,17 @@ from PIL import Image
 from adapt.compared import HALF, stripes
 from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fixture
 from foveate.adapt.compare.recipe import tasks_of
+from foveate.adapt.compare.summary import _accuracy
 from foveate.adapt.data import labelled
 from foveate.adapt.folder import load_adapter
 from foveate.adapt.opening import backbone_settings, open_backbone
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.vtab import GROUPS, read_lists
 from foveate.cli.main import cli
+from foveate.cli.verbs.adapt import _compared
+from foveate.report import numbers
 from foveate.report.compared import Point, amount, cost_chart, matrix_chart
-from foveate.report.pages.adapt_compare import ComparedResult, build, columns, table
+from foveate.report.pages.adapt_compare import ComparedResult, build, columns, forests, table
 from foveate.settings.errors import UserError
 
 
@@ -50,7 +53,7 @@ def test_a_comparison_its_page_and_its_adapters(done: tuple[Path, dict[str, Any]
     assert set(said["lines"][0]["means"]) == {"near", "far", "mean of groups", "mean"}
     page = Path(said["paths"]["report"]).read_text(encoding="utf-8")
     for words in ("3 methods on 2 tasks", "Highest mean accuracy", "same answer", "lora, 2 seeds", "What was chosen",
-                  "No test picture took part", "95 % t-interval over seeds", "only bitfit", "all but linear",
+                  "No test picture took part", "95 % t-interval over 2 seeds", "only bitfit", "all but linear",
                   "Best epoch on test (peeks)"):  # fmt: skip
         assert words in page, words
     stored = json.loads((folder / "run" / "result.json").read_text())
@@ -76,6 +79,44 @@ def test_a_comparison_its_page_and_its_adapters(done: tuple[Path, dict[str, Any]
         given = opened.preprocess.normalise(torch.stack([data.picture(row, False) for row in rows.tolist()]))
         logits = again(given).numpy()
     assert np.allclose(logits, np.load(folder / "run" / "logits" / "a" / "lora-seed1.npz")["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize(("seeds", "words"), [([0.8, 0.8], "both seeds equal"), ([0.8] * 3, "all 3 seeds equal")])
+def test_equal_seeds_give_no_interval(
+    done: tuple[Path, dict[str, Any], tuple[object, ...]], tmp_path: Path, seeds: list[float], words: str
+) -> None:
+    found = _accuracy(seeds, {}, "a", "lora")
+    assert found == {"value": 0.8, "low": None, "high": None, "n": len(seeds)}
+    apart = _accuracy([*seeds, 0.7], {}, "a", "lora")
+    assert apart["low"] < apart["value"] < apart["high"]
+    stored = json.loads((done[0] / "run" / "result.json").read_text()) | {"seeds": len(seeds)}
+    for line in stored["lines"]:
+        line["tasks"]["a"] |= {**apart, "seeds": [*seeds[1:], 0.7]}
+    told = _compared(stored)
+    assert not any("all equal" in line for line in told[: len(stored["lines"]) + 1])
+    # As it is written now, and as it was before, with an interval of no width.
+    for one in (found, {"value": 0.8, "low": 0.8, "high": 0.8}):
+        stored["lines"][0]["tasks"]["a"] |= {**one, "seeds": seeds}
+        result = ComparedResult.model_validate(stored)
+        spans = {line["name"]: line["cells"][0]["span"] for line in table(result)}
+        assert spans["linear"] == words
+        assert spans["lora"] == numbers.interval(apart["low"], apart["high"])
+        drawn = forests(result)[0]
+        assert f"linear: 80, {words}" in drawn
+        assert drawn.count(words) == 1
+    stored["lines"][0]["tasks"]["a"] |= found
+    assert any(f"linear         0.800 ({len(seeds)} seeds, all equal)" in line for line in _compared(stored))
+
+
+def test_one_seed_that_converged_has_an_interval_of_its_own_kind(
+    done: tuple[Path, dict[str, Any], tuple[object, ...]],
+) -> None:
+    stored = json.loads((done[0] / "run" / "result.json").read_text())
+    stored["lines"][0]["tasks"]["a"] |= {"value": 0.8, "low": 0.6, "high": 0.9, "seeds": [0.8], "failed": 1}
+    shown = {line["name"]: line["cells"][0]["span"] for line in table(ComparedResult.model_validate(stored))}
+    assert shown["linear"] == "60.0–90.0, of one seed over pictures"
+    alone = table(ComparedResult.model_validate(stored | {"seeds": 1}))
+    assert next(line["cells"][0]["span"] for line in alone if line["name"] == "linear") == "60.0–90.0"
 
 
 def test_the_same_again_in_words(done: tuple[Path, dict[str, Any], tuple[object, ...]]) -> None:

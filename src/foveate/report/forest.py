@@ -16,13 +16,17 @@ _LABEL, _RIGHT, _ROW, _TOP, _BOTTOM = 168, 14, 24, 8, 34
 
 @dataclass(frozen=True, slots=True)
 class ForestRow:
-    """A line of the chart. style: "reference", "variant", "baseline" or "control"."""
+    """A line of the chart.
+
+    style: "reference", "variant", "baseline" or "control". without: what is said where there is no interval.
+    """
 
     name: str
     value: float
     low: float | None
     high: float | None
     style: str = "variant"
+    without: str = "one seed"
 
 
 def _ends(row: ForestRow) -> tuple[float, float]:
@@ -63,7 +67,7 @@ def forest(
     for number, row in enumerate(finite):
         y = _TOP + _ROW * (number + 0.5)
         start, stop = _ends(row)
-        span = f"{short(start)} to {short(stop)}" if row.low is not None else "one seed"
+        span = f"{short(start)} to {short(stop)}" if row.low is not None else row.without
         parts.append(f'<g class="f-{escape(row.style)}"><title>{escape(row.name)}: {short(row.value)}, {span}</title>')
         parts.append(
             f'<text class="name" x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{escape(row.name)}</text>'

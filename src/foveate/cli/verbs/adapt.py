@@ -269,7 +269,10 @@ def _compared(result: dict[str, Any]) -> list[str]:
             if "value" not in entry:
                 lines.append(f"  {line['variant']:<14} did not converge")
                 continue
-            span = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
+            if len(entry["seeds"]) > 1 and entry["low"] is None:
+                span = f" ({len(entry['seeds'])} seeds, all equal)"
+            else:
+                span = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
             validation = "" if entry["validation"] is None else f"; validation {entry['validation']:.3f}"
             chosen = f"; {entry['chosen']}" if entry["chosen"] else ""
             best = f"; best epoch {entry['best_epoch']:.3f} (peeks)" if "best_epoch" in entry else ""

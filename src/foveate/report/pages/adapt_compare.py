@@ -134,6 +134,29 @@ def columns(r: ComparedResult) -> list[tuple[str, str]]:
     return shown + groups + ([("mean", "mean of tasks")] if len(r.tasks) > 1 else [])
 
 
+def _alike(entry: ComparedEntry) -> str:
+    """ "both seeds equal" where several seeds gave the same accuracy, which gives no interval; else nothing."""
+    if len(entry.seeds) < 2 or len(set(entry.seeds)) > 1:
+        return ""
+    return "both seeds equal" if len(entry.seeds) == 2 else f"all {len(entry.seeds)} seeds equal"
+
+
+def _sureness(entry: ComparedEntry, seeds: int) -> str:
+    """What stands below an accuracy: its interval, and of what where that is not the page's kind."""
+    if alike := _alike(entry):
+        return alike
+    span = numbers.interval(entry.low, entry.high)
+    return f"{span}, of one seed over pictures" if span and len(entry.seeds) < 2 <= seeds else span
+
+
+def interval_text(r: ComparedResult) -> str:
+    """What the intervals are."""
+    if r.seeds < 2:
+        return "95 % interval over test pictures, of one seed"
+    none = "none where all gave the same accuracy, which shows no spread to compute one from"
+    return f"95 % t-interval over {r.seeds} seeds; {none}"
+
+
 def table(r: ComparedResult) -> list[dict[str, Any]]:
     """A line of cells for each method, best mean first; those that did not finish last."""
     ordered = sorted(r.lines, key=lambda line: -line.means.get("mean", -1.0))
@@ -143,7 +166,7 @@ def table(r: ComparedResult) -> list[dict[str, Any]]:
         for key, _ in columns(r):
             entry = line.tasks.get(key)
             value = line.means.get(key) if entry is None else entry.value
-            span = "" if entry is None else numbers.interval(entry.low, entry.high)
+            span = "" if entry is None else _sureness(entry, r.seeds)
             cells.append({"value": numbers.percent(value), "span": span})
         found.append(
             {
@@ -193,9 +216,10 @@ def forests(r: ComparedResult) -> list[Markup]:
             ForestRow(
                 line.variant,
                 100 * entry.value,
-                None if entry.low is None else 100 * entry.low,
-                None if entry.high is None else 100 * entry.high,
+                None if entry.low is None or _alike(entry) else 100 * entry.low,
+                None if entry.high is None or _alike(entry) else 100 * entry.high,
                 "control" if line.method in ("linear", "full") else "variant",
+                without=_alike(entry) or "no interval",
             )
             for line in r.lines
             if (entry := line.tasks.get(task.key)) is not None and entry.value is not None
@@ -301,7 +325,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "choices": choices,
         "rules": list(RULES.values()),
         "peeked": any(entry.best_epoch is not None for line in r.lines for entry in line.tasks.values()),
-        "interval": "95 % t-interval over seeds" if r.seeds > 1 else "95 % interval over test pictures, of one seed",
+        "interval": interval_text(r),
         "command": command_text(r.command or ""),
     }
     return Page("adapt_compare.html.j2", r.title or "Methods compared", context)
