@@ -21,7 +21,7 @@ from foveate.report.charts import (
     stacked_bar,
     thin,
 )
-from foveate.report.compared import Point, cost_chart
+from foveate.report.compared import Point, cost_chart, log_ticks
 from foveate.report.forest import ForestRow, forest
 from foveate.report.tradeoff import tradeoff_chart
 
@@ -151,6 +151,35 @@ def test_labels_of_the_axis_lie_inside_the_drawing_and_apart(svg: str) -> None:
     assert len(labels) > 1
     assert all(left >= 0 and right <= 440 for _, left, right in labels)
     assert all(one[2] < other[1] for one, other in itertools.pairwise(labels)), labels
+
+
+@given(st.lists(st.tuples(st.floats(1.0, 1e9), st.floats(0, 100)), min_size=1, max_size=20))
+def test_names_in_a_cost_chart_stand_apart_from_dots_and_from_one_another(found: list[tuple[float, float]]) -> None:
+    points = [
+        Point(f"method-{number}", cost, value, all(value > v or cost < c for c, v in found if (c, v) != (cost, value)))
+        for number, (cost, value) in enumerate(found)
+    ]
+    root = parse(cost_chart(points, title="cost", x_label="numbers"))
+    dots = [(float(dot.get("cx", "")), float(dot.get("cy", ""))) for dot in of_class(root, "dot")]
+    names = []
+    for text in of_class(root, "name"):
+        wide, x = 6.8 * len(text.text or ""), float(text.get("x", ""))
+        names.append((x - wide if text.get("text-anchor") == "end" else x, float(text.get("y", "")), wide, text.text))
+    assert {point.name for point in points if point.unbeaten} <= {text for *_, text in names}
+    beaten = [one for one in names if not points[int((one[3] or "").removeprefix("method-"))].unbeaten]
+    for x, y, wide, _ in beaten:
+        assert not any(x < across < x + wide and y - 10 < down < y + 3 for across, down in dots)
+        assert all(x == at or abs(y - down) >= 12 or x >= at + other or at >= x + wide for at, down, other, _ in names)
+
+
+@given(st.floats(1e-3, 1e9), st.floats(1.0, 1e6))
+def test_ticks_of_a_logarithmic_axis_cover_it(low: float, factor: float) -> None:
+    ticks = log_ticks(low, low * factor)
+    assert ticks[0] <= low * 1.000001
+    assert ticks[-1] >= low * factor * 0.999999
+    assert 2 <= len(ticks) <= 8
+    assert ticks == sorted(set(ticks))
+    assert all(f"{tick:e}"[0] in "125" for tick in ticks)
 
 
 def test_stacked_bar_shares_fill_the_width() -> None:

@@ -32,6 +32,23 @@ def amount(value: float) -> str:
     return f"{value:.3g}"
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers that cover [low, high] on a logarithmic axis: 1, 2 and 5 of each power of ten, over two and more of
+    them the powers alone, at most seven.
+
+    >>> log_ticks(240, 1_500), log_ticks(40, 3e5)
+    ([200.0, 500.0, 1000.0, 2000.0], [10.0, 100.0, 1000.0, 10000.0, 100000.0, 1000000.0])
+    """
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    if math.log10(high / low) >= 2:
+        every = math.ceil((last - first) / 6)
+        return [10.0**power for power in range(first, last + every, every)]
+    ticks = [float(f"{factor}e{power}") for power in range(first, max(last, first + 1) + 1) for factor in (1, 2, 5)]
+    start = max(number for number, tick in enumerate(ticks) if tick <= low * (1 + 1e-9))
+    stop = min(number for number, tick in enumerate(ticks) if tick >= high * (1 - 1e-9))
+    return ticks[start : max(stop, start + 1) + 1]
+
+
 def cost_chart(points: Sequence[Point], *, title: str, x_label: str, width: int = 440, height: int = 330) -> Markup:
     """Costs on a logarithmic axis, 0 in front of it; a line through the unbeaten, whose names stand beside them.
 
@@ -40,55 +57,75 @@ def cost_chart(points: Sequence[Point], *, title: str, x_label: str, width: int 
     if not points:
         return Markup("")
     positive = [point.cost for point in points if point.cost > 0] or [1.0]
-    first, last = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)) + 1e-9)
-    last = max(last, first + 1)
-    zero = any(point.cost <= 0 for point in points)
+    x_ticks = log_ticks(min(positive), max(positive))
+    first, last = math.log10(x_ticks[0]), math.log10(x_ticks[-1])
+    zero = first - (last - first) / 4 if any(point.cost <= 0 for point in points) else None
     left, right, top, bottom = 46, width - 20, 18, height - 44
-    x_of = Scale(first - 1.0 if zero else float(first), float(last), left + 6, right)
+    x_of = Scale(first if zero is None else zero, last, left + 6, right)
     y_ticks = nice_ticks(min(point.value for point in points), max(point.value for point in points), wanted=5)
     y_of = Scale(y_ticks[0], y_ticks[-1], bottom, top)
 
     def place(point: Point) -> tuple[float, float]:
-        return x_of(math.log10(point.cost) if point.cost > 0 else first - 1.0), y_of(point.value)
+        return x_of(math.log10(point.cost) if point.cost > 0 else zero or 0.0), y_of(point.value)
 
     told = "; ".join(f"{p.name} {p.value:.1f} at {amount(p.cost)}" for p in points)
     parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"{title}: {told}")}">']
     for tick in y_ticks:
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>')
         parts.append(svg_text(left - 8, y_of(tick) + 4, short(tick), anchor="end"))
-    every = max(1, math.ceil((last - first) / 6))
-    for power in range(first, last + 1, every):
-        parts.append(tick_below(x_of(power), bottom + 18, amount(10.0**power), width=width))
-    if zero:
-        parts.append(svg_text(x_of(first - 1.0), bottom + 18, "0"))
+    for tick in x_ticks:
+        parts.append(tick_below(x_of(math.log10(tick)), bottom + 18, amount(tick), width=width))
+    if zero is not None:
+        parts.append(svg_text(x_of(zero), bottom + 18, "0"))
     parts.append(svg_text(right, height - 6, x_label, anchor="end", style="axis"))
     front = sorted((point for point in points if point.unbeaten), key=lambda one: (one.cost, one.value))
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, front))
     parts.append(f'<polyline class="series s1" points="{line}"/>')
-    taken: list[tuple[float, float, float]] = []
+    dots, names = [place(point) for point in points], _Names(left, right, bottom)
     for point in sorted(points, key=lambda one: (not one.unbeaten, -one.value)):
         x, y = place(point)
         parts.append(
             f'<circle class="dot{" s1" if point.unbeaten else ""}" cx="{x:.1f}" cy="{y:.1f}" r="4">'
             f"<title>{escape(point.name)}: {point.value:.1f}, {amount(point.cost)}</title></circle>"
         )
-        wide = 7.0 * len(point.name)
-        anchor = "end" if x + wide > right else "start"
-        from_x, label_y = (x - 8 - wide if anchor == "end" else x + 8), (y - 8 if point.unbeaten else y + 4)
-        while point.unbeaten and _covered(from_x, label_y, wide, taken):
-            label_y += _LINE
-        dots = [(at - 4, height + 4, 8.0) for at, height in (place(one) for one in points if one is not point)]
-        if not point.unbeaten and _covered(from_x, label_y, wide, [*taken, *dots]):
-            continue
-        taken.append((from_x, label_y, wide))
-        parts.append(svg_text(x - 8 if anchor == "end" else x + 8, label_y, point.name, anchor=anchor, style="name"))
+        parts.append(names.beside(point, (x, y), [dot for dot in dots if dot != (x, y)]))
     parts.append("</svg>")
     return Markup("".join(parts))
 
 
-def _covered(x: float, y: float, wide: float, taken: Sequence[tuple[float, float, float]]) -> bool:
-    """Whether a label from x on would lie on one of the others (left end, baseline, width)."""
-    return any(abs(y - other) < _LINE and x < at + size and at < x + wide for at, other, size in taken)
+class _Names:
+    """Places names beside dots, one after the other, so that they meet neither each other nor dots."""
+
+    def __init__(self, left: float, right: float, bottom: float) -> None:
+        self.left, self.right, self.bottom = left, right, bottom
+        self.taken: list[tuple[float, float, float]] = []
+
+    def beside(self, point: Point, at: tuple[float, float], dots: Sequence[tuple[float, float]]) -> str:
+        """The name's markup; empty for a beaten point without room."""
+        (x, y), wide = at, 7.4 * len(point.name)
+        if point.unbeaten:
+            # Above on the left lies nothing: it would be smaller and better.
+            tried = [("end", y - 6 - _LINE * up) for up in range(4)] + [("start", y - 8), ("start", y + 16)]
+        else:
+            tried = [("start", y + 4), ("end", y + 4)]
+        for anchor, label_y in tried:
+            start = x - 8 - wide if anchor == "end" else x + 8
+            inside = start >= self.left and start + wide <= self.right and _LINE - 4 <= label_y <= self.bottom
+            if inside and not self._covered(start, label_y, wide, dots):
+                break
+        else:
+            if not point.unbeaten:
+                return ""
+            anchor, label_y = ("start", y - 8) if x - 8 - wide < self.left else ("end", y - 6)
+            start = x - 8 - wide if anchor == "end" else x + 8
+        self.taken.append((start, label_y, wide))
+        return svg_text(x - 8 if anchor == "end" else x + 8, label_y, point.name, anchor=anchor, style="name")
+
+    def _covered(self, x: float, y: float, wide: float, dots: Sequence[tuple[float, float]]) -> bool:
+        """Whether a name from x on, with its baseline at y, would lie on a name or on a dot of 4 pixels."""
+        if any(-7 < y - down < 14 and x - 4 < across < x + wide + 4 for across, down in dots):
+            return True
+        return any(abs(y - other) < _LINE and x < at + size and at < x + wide for at, other, size in self.taken)
 
 
 def matrix_chart(names: Sequence[str], matrix: Sequence[Sequence[float]], *, title: str) -> Markup:
