@@ -11,7 +11,7 @@ from pathlib import Path
 import made_run
 import made_study
 import pytest
-import test_screenshot
+from browser import CHROMIUM, browse, probe
 from markupsafe import escape
 from PIL import Image
 from pydantic import TypeAdapter
@@ -81,21 +81,15 @@ def test_difference_bar_is_centred_on_zero() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(test_screenshot.CHROMIUM is None, reason="Chromium is not installed (Debian: apt install chromium)")
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt install chromium)")
 def test_the_page_fits_a_phone(tmp_path: Path) -> None:
     page = page_of(tmp_path / "run")
-    probed = page.with_name("probed.html")
-    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
-    probed.write_text(html.replace("</body>", test_screenshot.PROBE + "</body>"), encoding="utf-8")
-    phone = page.with_name("phone.html")
-    phone.write_text(test_screenshot.PHONE, encoding="utf-8")
-    dom = test_screenshot.browse(tmp_path, phone, "--window-size=800,900", "--dump-dom")
-    found = re.search(r'data-probe="(\d+)\|(\d+)\|([^|]*)\|([^"]*)"', dom)
-    assert found, "the probe ran"
-    assert (found.group(1), found.group(3), found.group(4)) == ("390", "none", "none")
-    assert int(found.group(2)) <= 390
+    seen = probe(tmp_path, page, width=390)
+    assert seen.wide == 390
+    assert seen.scroll <= 390
+    assert (seen.outside, seen.loaded, seen.cut) == ([], [], [])
     shot = tmp_path / "shot.png"
-    test_screenshot.browse(tmp_path, page, "--window-size=1280,1400", f"--screenshot={shot}")
+    browse(tmp_path, page, "--window-size=1280,1400", f"--screenshot={shot}")
     with Image.open(shot) as opened:
         assert opened.size == (1280, 1400)
 
