@@ -11,6 +11,7 @@ import pytest
 from s_sets import clients, s_set
 
 from foveate.federated.clustering import protocol
+from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.local import withheld
 from foveate.federated.clustering.settings import methods, resolve
@@ -53,12 +54,27 @@ def more(data, request: Message, site: int) -> Message:
     return request.answer(arrays={"centres": rows, "counts": np.ones(40), "kept": np.ones(40, bool)}, points=40)
 
 
+def claiming(good: Message, points: float) -> Message:
+    """The same answer with so many points at the first centroid."""
+    counts = np.r_[points, good.array("counts")[1:]]
+    return good.answer(arrays={**good.arrays, "counts": counts}, points=int(counts.sum()))
+
+
 BAD_ANSWERS = {
     "drops": (raising, "ConnectionError: the line is dead"),
     "slow": (slow, "no answer within"),
     "nan": (changed(centres=lambda a: a * np.nan), "NaN"),
     "infinite": (changed(centres=lambda a: a + np.inf), "infinite"),
     "huge numbers": (changed(centres=lambda a: a + 1e200), "too large to square"),
+    "numbers without a finite sum": (changed(centres=lambda a: a + 1e140), "too large to square"),
+    "more points than can be counted": (
+        lambda d, r, s: claiming(protocol.answer_centroids(d, r, s), 1e300),
+        "value 'points' lies beyond 9.01e+15",
+    ),
+    "more points than can be counted exactly": (
+        lambda d, r, s: claiming(protocol.answer_centroids(d, r, s), 2.0**53),
+        "value 'points' lies beyond 9.01e+15",
+    ),
     "one width too many": (changed(centres=lambda a: np.c_[a, a[:, 0]]), "its data have 3 features; those of most"),
     "flat": (changed(centres=lambda a: a.ravel()), "shape"),
     "float32": (changed(centres=lambda a: a.astype(np.float32)), "type float32"),
@@ -163,6 +179,8 @@ def test_a_client_that_drops_in_the_second_round() -> None:
         lambda sums, counts: (sums, counts * 0),
         lambda sums, counts: (sums, counts + 0.5),
         lambda sums, counts: (sums.astype(np.float32), counts),
+        lambda sums, counts: (sums + 1e140, counts),
+        lambda sums, counts: (sums, counts * 0 + 1e300),
     ],
 )
 def test_wrong_sums_are_refused(make) -> None:
@@ -175,6 +193,27 @@ def test_wrong_sums_are_refused(make) -> None:
     parts = clients("s1", alpha=None, sites=4, seed=0)
     sites = [Site(number, part, handlers if number == 0 else protocol.HANDLERS) for number, part in enumerate(parts)]
     assert list(cluster(InProcess(sites), resolve(15)).excluded) == [0]
+
+
+def test_the_largest_numbers_allowed_are_merged_to_finite_centres() -> None:
+    def handler(data, request: Message, site: int) -> Message:
+        good = claiming(protocol.answer_centroids(data, request, site), 2.0**52)
+        return good.answer(
+            arrays={**good.arrays, "centres": np.sign(good.array("centres") - 50) * 1e100}, **good.values
+        )
+
+    parts = clients("s1", alpha=None, sites=4, seed=0)
+    handlers = protocol.HANDLERS | {protocol.CENTROIDS: handler}
+    for name in [name for name in methods() if name != "central"]:
+        sites = [
+            Site(number, part, handlers if number == 0 else protocol.HANDLERS) for number, part in enumerate(parts)
+        ]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(option|only)", UserWarning)
+            plan = resolve(4, method_name=name, on_few_groups="return", refine_rounds=0)
+            assert np.isfinite(cluster(InProcess(sites), plan).centres).all()
+    with pytest.raises(UserError, match="no finite means"):
+        Merged(np.array([[np.inf, 0.0]]))
 
 
 def test_too_few_sites_are_refused_with_their_reasons() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -174,7 +175,7 @@ def test_a_broken_site_is_left_out_and_the_rest_goes_on(fault: Callable[[Message
     assert np.isfinite(state.encoder).all()
     reasons = [entry.reason for entry in exchange.log.entries if entry.reason]
     assert len(reasons) == 2
-    assert all(__import__("re").search(words, reason) for reason in reasons)
+    assert all(re.search(words, reason) for reason in reasons)
 
 
 def test_a_slow_site_is_left_behind() -> None:
@@ -384,3 +385,45 @@ def test_a_damaged_model_folder_is_refused(tmp_path: Path) -> None:
         load_encoder(folder)
     with pytest.raises(UserError, match="transform.*no meaning"):
         FederatedNeighborEmbedding(n_rounds=1, random_state=0).fit(SITES).transform(SITES[0], site=1)
+
+
+def overstated(name: str, numbers: list[float]) -> Callable[[Message], Message]:
+    """A site whose array holds these numbers, over and over, and which says that its surrogate fits."""
+
+    def fault(answer: Message) -> Message:
+        array = answer.array(name)
+        made = np.resize(np.array(numbers), array.shape).astype(array.dtype)
+        fits = {"r2": 1.0} if "r2" in answer.values else {}
+        return answer.answer(arrays={**answer.arrays, name: made}, **{**answer.values, **fits})
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "surrogate", "numbers", "words"),
+    [
+        (at_site.BOX, "box", "grid", [-1e308, -1e308, 1e308, 1e308], r"'box' has the value -1e\+308; at least -1e\+12"),
+        (at_site.BOX, "box", "network", [-1e308, -1e308, 1e308, 1e308], "at least -1e"),
+        (at_site.BOX, "box", "grid", [-1e12, -1e12, 1e12, 1e12], ""),
+        (at_site.BOX, "box", "network", [-1e12, -1e12, 1e12, 1e12], ""),
+        (at_site.BOX, "box", "grid", [1.0, 1.0, -1.0, -1.0], "lowest corner above the highest"),
+        (at_site.FIELD, "field", "grid", [1e30], "at most 10 is wanted"),
+        (at_site.FIELD, "field", "grid", [10.0], ""),
+        (at_site.SURROGATE, "surrogate", "network", [1e30], "at most 1000 is wanted"),
+        (at_site.SURROGATE, "surrogate", "network", [1e3], ""),
+        (at_site.SURROGATE, "surrogate", "network64", [-1e3], ""),
+    ],
+)
+def test_numbers_of_one_site_do_not_end_the_run(
+    kind: str, name: str, surrogate: str, numbers: list[float], words: str
+) -> None:
+    chosen = options(surrogate=surrogate, rounds=3, surrogate_start=0.0)
+    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
+    members[1] = broken(1, members[1].data, kind, overstated(name, numbers))
+    exchange = InProcess(members)
+    state = run_rounds(exchange, chosen, begin(exchange, chosen))
+    assert [entry["sites"] for entry in state.history] == [[0, 1, 2]] * 3
+    assert np.isfinite(state.encoder).all()
+    reasons = {entry.reason for entry in exchange.log.entries if entry.reason}
+    assert len(reasons) == bool(words)
+    assert all(re.search(words, one) for one in reasons)

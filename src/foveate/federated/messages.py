@@ -24,6 +24,10 @@ from foveate.settings.errors import UserError
 SCHEMA = 1
 """Version of the messages' form. A message of another version is refused."""
 
+LARGEST_WHOLE, LARGEST_NUMBER = 1 << 53, 1e250
+"""Whole numbers of an answer beyond the first are not exact in float64; numbers beyond the second, times counts, may be
+infinite. Both are refused."""
+
 DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64")
 Value = bool | int | float | str
 
@@ -170,7 +174,7 @@ class ArrayRule:
         shape: one entry a dimension: a number; a word, which stands for the same length wherever the message has it;
             None for any length.
         finite: NaN and infinities are refused; `nan` allows NaN only.
-        low: the smallest value allowed.
+        low, high: the smallest and the largest value allowed.
     """
 
     dtype: str
@@ -178,6 +182,7 @@ class ArrayRule:
     finite: bool = True
     nan: bool = False
     low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +229,15 @@ class MessageRule:
 
 
 def _check_value(name: str, value: Value, kind: type) -> None:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return
-    if type(value) is not kind:
+    if type(value) is not kind and not (kind is float and type(value) is int):
         raise MessageError(f"value '{name}' is {value!r}; a {kind.__name__} is wanted")
+    if isinstance(value, bool | str):
+        return
+    most = LARGEST_WHOLE if kind is int else LARGEST_NUMBER
     if isinstance(value, float) and not math.isfinite(value):
         raise MessageError(f"value '{name}' is {value}")
+    if abs(value) > most:
+        raise MessageError(f"value '{name}' lies beyond {'-' * (value < 0)}{most:.3g}")
 
 
 def _check_array(name: str, array: NDArray[Any], rule: ArrayRule, lengths: dict[str, int]) -> None:
@@ -253,3 +261,5 @@ def _check_array(name: str, array: NDArray[Any], rule: ArrayRule, lengths: dict[
         raise MessageError(f"array '{name}' has {bad} values that are NaN or infinite")
     if rule.low is not None and array.size and (array < rule.low).any():
         raise MessageError(f"array '{name}' has the value {array.min()}; at least {rule.low:g} is wanted")
+    if rule.high is not None and array.size and (array > rule.high).any():
+        raise MessageError(f"array '{name}' has the value {array.max()}; at most {rule.high:g} is wanted")

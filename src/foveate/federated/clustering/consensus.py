@@ -16,6 +16,7 @@ from foveate.federated.clustering.distances import Floats, nearest, sums
 from foveate.federated.clustering.lloyd import lloyd, plus_plus
 from foveate.federated.clustering.pool import Pool
 from foveate.federated.clustering.radius_search import BEST, search
+from foveate.settings.errors import UserError
 
 MOST_STEPS = 100
 TIE = 1e-12
@@ -27,10 +28,17 @@ class Merged:
 
     Attributes:
         centres: [K, D]. report: how it was found, as plain values for result.json.
+
+    Raises:
+        UserError: a centre that is not finite.
     """
 
     centres: Floats
     report: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.centres).all():
+            raise UserError("the sites' centroids have no finite means: their values are too large to be merged")
 
 
 def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: int) -> Merged:

@@ -27,13 +27,13 @@ from foveate.federated.clustering.local import (
     withheld,
 )
 from foveate.federated.clustering.settings import Settings, method
-from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
+from foveate.federated.messages import LARGEST_WHOLE, ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.sites import Handler, stream
 from foveate.settings.errors import UserError
 
 CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"
-LARGEST = 1e150
-"""Coordinates beyond it have no finite square."""
+LARGEST = 1e100
+"""Sums of squares of larger coordinates, times counts, may be infinite."""
 
 
 def as_points(data: ArrayLike) -> Floats:
@@ -102,9 +102,9 @@ def centroids_rule(settings: Settings) -> MessageRule:
     wanted = sends(settings)
     arrays = {
         "centres": ArrayRule("float64", ("k", None)),
-        "counts": ArrayRule("float64", ("k",), low=float(settings.min_count)),
+        "counts": ArrayRule("float64", ("k",), low=float(settings.min_count), high=float(LARGEST_WHOLE)),
         "kept": ArrayRule("bool", ("k",)),
-        "radius": ArrayRule("float64", (1,), nan=True, low=0.0),
+        "radius": ArrayRule("float64", (1,), nan=True, low=0.0, high=LARGEST),
     }
     return MessageRule(
         CENTROIDS,
@@ -197,7 +197,8 @@ def _of_round(settings: Settings) -> dict[str, bool | int]:
 def lloyd_rule(centres_KD: Floats) -> MessageRule:
     """Sums and counts of each centre."""
     shape = centres_KD.shape
-    arrays = {"sums": ArrayRule("float64", shape), "counts": ArrayRule("float64", shape[:1], low=0.0)}
+    counts = ArrayRule("float64", shape[:1], low=0.0, high=float(LARGEST_WHOLE))
+    arrays = {"sums": ArrayRule("float64", shape), "counts": counts}
     return MessageRule(LLOYD, arrays)
 
 
@@ -213,7 +214,7 @@ def check_lloyd(settings: Settings, site: int, answer: Message) -> None:
     if ((counts > 0) & (counts < settings.min_count)).any():
         least = counts[counts > 0].min()
         raise MessageError(f"array 'counts' has a cell of {least:g} points; min_count is {settings.min_count}")
-    if np.abs(total).max() > LARGEST or total[counts == 0].any():
+    if (np.abs(total) > LARGEST * counts[:, None]).any():
         raise MessageError("array 'sums' does not fit its counts")
 
 

@@ -28,6 +28,11 @@ from foveate.settings.progress import say
 
 Array = NDArray[Any]
 
+MAP_MOST, FIELD_MOST, SURROGATE_MOST = 1e12, 10.0, 1e3
+"""Largest numbers of boxes, of fields (honest ones reach 0.7, with the kernel "cauchy" 9.3; ten standard deviations of
+noise come on top) and of surrogates' weights (honest ones are about 1): larger ones of a single site could make the
+training of all others infinite."""
+
 
 @dataclass
 class Known:
@@ -178,8 +183,9 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
         return dict.fromkeys(sorted(state.sizes), _request(*asked))
 
     if options.method == FEDNE and options.grid == "union":
-        rule = MessageRule(at_site.BOX, {"box": ArrayRule("float64", (2, d))})
-        asked = exchange.ask(everyone(at_site.BOX, state.round, options, encoder), rule, at_least=at_least)
+        rule = MessageRule(at_site.BOX, {"box": _box_rule(d)})
+        boxes_asked = everyone(at_site.BOX, state.round, options, encoder)
+        asked = exchange.ask(boxes_asked, rule, at_least=at_least, check=_check_box)
         for one in odd_boxes({one: answer.array("box") for one, answer in asked.answers.items()}):
             state.note(f"{exchange.name(one)} is odd: its map reaches {BOX_FAR:g} times as far as usual, or more")
         boxes = np.stack([answer.array("box") for answer in asked.answers.values()])
@@ -196,9 +202,9 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
         return
     if options.surrogate == "grid":
         assert state.grid is not None
-        rule = MessageRule(
-            at_site.FIELD, {"field": ArrayRule(options.precision, (int(np.prod(state.grid.shape)),))}, {"r2": float}
-        )
+        most = FIELD_MOST * (1 + options.target_noise)
+        values = ArrayRule(options.precision, (int(np.prod(state.grid.shape)),), low=-most, high=most)
+        rule = MessageRule(at_site.FIELD, {"field": values}, {"r2": float})
         asked = exchange.ask(everyone(at_site.FIELD, state.round, options, encoder | grid), rule, at_least=at_least)
         for one, answer in asked.answers.items():
             box = state.grid.box_2d
@@ -207,15 +213,28 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
     rule = MessageRule(
         at_site.SURROGATE,
         {
-            "surrogate": ArrayRule(options.precision, (_surrogate_size(options),)),
-            "box": ArrayRule("float64", (2, d)),
+            "surrogate": ArrayRule(
+                options.precision, (_surrogate_size(options),), low=-SURROGATE_MOST, high=SURROGATE_MOST
+            ),
+            "box": _box_rule(d, most=10 * MAP_MOST),  # around the map, with a margin
         },
         {"r2": float, "r2_held_out": float, "epochs": int, "queries": int},
         optional=frozenset({"r2_held_out"}),
     )
-    asked = exchange.ask(everyone(at_site.SURROGATE, state.round, options, encoder | grid), rule, at_least=at_least)
+    surrogates_asked = everyone(at_site.SURROGATE, state.round, options, encoder | grid)
+    asked = exchange.ask(surrogates_asked, rule, at_least=at_least, check=_check_box)
     for one, answer in asked.answers.items():
         state.known[one] = Known(answer.array("surrogate"), answer.array("box"), answer.number("r2"), state.round)
+
+
+def _box_rule(dimensions: int, most: float = MAP_MOST) -> ArrayRule:
+    return ArrayRule("float64", (2, dimensions), low=-most, high=most)
+
+
+def _check_box(site: int, answer: Message) -> None:
+    low, high = answer.array("box")
+    if (low > high).any():
+        raise MessageError("array 'box' has a lowest corner above the highest")
 
 
 def _surrogate_size(options: EmbeddingOptions) -> int:
