@@ -171,6 +171,32 @@ def test_folders(tmp_path: Path) -> None:
     load_adapter(other, folder, other_weights=True)
 
 
+def test_other_statistics_of_batch_norms_are_refused(tmp_path: Path) -> None:
+    import timm
+
+    def network(**more: float) -> Any:
+        torch.manual_seed(0)
+        model = timm.create_model("resnet10t", num_classes=4)
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                if name.endswith("running_mean"):
+                    value.add_(more.get("mean", 0.0))
+                elif name.endswith("num_batches_tracked"):
+                    value.add_(int(more.get("batches", 0)))
+        return model
+
+    folder = adapt(network(), "bitfit").save(tmp_path)
+    load_adapter(network(), folder)
+    load_adapter(network(batches=3), folder)  # which no output depends on
+    with pytest.raises(UserError, match="other statistics of batch norms"):
+        load_adapter(network(mean=1.0), folder)
+    load_adapter(network(mean=1.0), folder, other_weights=True)
+    said = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+    del said["backbone"]["buffers"]  # as an earlier version wrote it
+    (folder / "adapter.json").write_text(json.dumps(said), encoding="utf-8")
+    load_adapter(network(mean=1.0), folder)
+
+
 BAD_TENSORS = pytest.mark.parametrize(
     ("change", "sentence"),
     [

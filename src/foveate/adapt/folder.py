@@ -63,7 +63,11 @@ def save_adapter(
             "settings": (settings or adapter.settings).model_dump(mode="json"),
             "head": describe_head(adapted.heads[name]),
             "head_trained_before": name in adapted.first_heads,
-            "backbone": {**adapted.view.describe(), "weights": adapted.digest},
+            "backbone": {
+                **adapted.view.describe(),
+                "weights": adapted.digest,
+                "buffers": adapted.view.buffers_digest(),
+            },
             "info": adapted.info[name],
         },
     )
@@ -194,6 +198,13 @@ def _check_backbone(adapted: AdaptedModel, saved: dict[str, Any], path: Path, ot
         raise UserError(
             f"{path}: was trained on other weights of this architecture ({saved.get('weights')}, here "
             f"{adapted.digest}); open the same checkpoint, or allow it with other_weights=True"
+        )
+    # Earlier versions did not keep this one.
+    buffers = adapted.view.buffers_digest()
+    if saved.get("buffers", buffers) != buffers and not other_weights:
+        raise UserError(
+            f"{path}: was trained with other statistics of batch norms ({saved['buffers']}, here {buffers}); open the "
+            "same checkpoint, or allow it with other_weights=True"
         )
 
 

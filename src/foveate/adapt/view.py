@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -211,13 +211,27 @@ class Backbone:
 
     def weights_digest(self) -> str:
         """16 hexadecimal digits that name the tower's values; empty on the meta device."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.parameters_of_tower().items()):
-            if value.is_meta:
-                return ""
-            digest.update(name.removeprefix(self.root).encode() + b"\0")
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return _digest({name.removeprefix(self.root): value for name, value in self.parameters_of_tower().items()})
+
+    def buffers_digest(self) -> str:
+        """The same of its stored numbers that no gradient reaches, the statistics of batch norms; empty where none."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        found = {
+            name.removeprefix(self.root): value
+            for name, value in self.model.state_dict().items()
+            if name.startswith(self.root) and name not in parameters and value.is_floating_point()
+        }
+        return _digest(found) if found else ""
+
+
+def _digest(values: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(values.items()):
+        if value.is_meta:
+            return ""
+        digest.update(name.encode() + b"\0")
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def owner_of(module: nn.Module, kind: str) -> tuple[nn.Module, str]:
