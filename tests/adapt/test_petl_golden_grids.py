@@ -13,10 +13,11 @@ import torch
 
 from adapt.official import FOLDER
 from foveate.adapt.backbones.registry import view_of
-from foveate.adapt.compare.grids import GRIDS, Candidate
+from foveate.adapt.compare.grids import DROP_PATH, GRIDS, Candidate
 from foveate.adapt.compare.plan import key_of, numbers_of
 from foveate.adapt.compare.recipe import most_numbers
 from foveate.adapt.recipe import AdaptTraining
+from foveate.adapt.registry import settings_of
 from foveate.adapt.schedules import rate_of_epoch, released_rate
 from foveate.adapt.view import Backbone
 from foveate.metrics.comparison import last_of_best
@@ -105,6 +106,61 @@ def test_every_line_of_a_grid_is_a_published_one_row_by_row(name: str) -> None:
             unknown.add(line)
     assert met == set(grid.axes)
     assert unknown == {"common"} or name not in WHOLE
+
+
+# The released code's recipes, by our grid and what a user changes of it for their few-shot runs.
+LONGER = {"epochs": 100, "warmup": 0.1}
+RECIPES: list[tuple[str, str, dict[str, Any]]] = [
+    ("default_vtab_processed", "vtab1k", {}),
+    ("default_vtab_processed", "fair", {}),
+    ("default_cifar100_1k", "vtab1k", {}),
+    ("default_cifar100", "many-shot", {}),
+    ("default_cifar100", "many-shot-wide", {}),
+    ("default_cifar100_500", "many-shot", LONGER),
+    ("default_resisc", "many-shot-aerial", {}),
+    ("default_resisc_500", "many-shot-aerial", LONGER),
+    ("default_clevr", "many-shot-far", {}),
+    ("clip_fs_imagenet", "clip", {}),
+    ("clip_fs_imagenet", "clip-wide", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "grid", "changed"), RECIPES)
+def test_grids_train_as_the_released_recipes_do(name: str, grid: str, changed: dict[str, Any]) -> None:
+    wanted = stored("grids")["defaults"][name]
+    training = AdaptTraining(**{**GRIDS[grid].training, "schedule": "osu_release", **changed})
+    assert training.epochs == wanted["epoch"]
+    assert training.warmup * training.epochs == pytest.approx(wanted["warmup_epoch"], abs=1e-9)
+    assert training.final_learning_rate == wanted["lr_min"]
+    assert training.first_learning_rate == wanted["warmup_lr_init"]
+    assert training.batch_size == wanted["batch_size"]
+    assert (wanted["optimizer"], training.decay) == ("adamw", "all")
+    rates = training.factor(10 * training.batch_size)
+    assert rates is not None
+    assert rates(0) * training.learning_rate == pytest.approx(wanted["warmup_lr_init"])
+    if wanted.get("drop_path_rate") is not None and DROP_PATH in GRIDS[grid].axes["linear"]:
+        assert wanted["drop_path_rate"] in GRIDS[grid].axes["linear"][DROP_PATH]
+
+
+def test_all_released_recipes_are_met_and_our_defaults_are_theirs() -> None:
+    recipes = stored("grids")["defaults"]
+    assert {name for name, _, _ in RECIPES} == set(recipes)
+    for entry in recipes.values():
+        for name, option, key in (
+            ("adaptformer", "scale", "adapter_scaler"),
+            ("adaptformer", "rank", "adapter_bottleneck"),
+            ("convpass", "rank", "convpass_bottleneck"),
+            ("convpass", "scale", "convpass_scaler"),
+            ("vpt-deep", "prompts", "vpt_num"),
+            ("vpt-shallow", "dropout", "vpt_dropout"),
+            ("fact-tk", "rank", "fact_dim"),
+            ("fact-tt", "scale", "fact_scaler"),
+            ("repadapter", "rank", "repadapter_bottleneck"),
+            ("repadapter", "scale", "repadapter_scaler"),
+            ("repadapter", "groups", "repadapter_group"),
+        ):
+            assert getattr(settings_of(name), option) == entry[key], (name, option)
+        assert settings_of("convpass").model_dump()["convolution"] == {False: "identity"}[entry["convpass_xavier_init"]]
 
 
 @pytest.mark.parametrize("case", stored("selection_rule_cases")["cases"], ids=lambda c: f"{c['task']}-{c['method']}")

@@ -227,6 +227,7 @@ def _robust(*, wide: bool = False) -> Grid:
     }
     common: Axes = {DROP_PATH: (0.0, 0.1), RATE: (3e-5,), DECAY: (5e-3,)}
     training: dict[str, Any] = {"epochs": 100, "warmup": 0.1, "final_learning_rate": 1e-6, "batch_size": 256}
+    training["first_learning_rate"] = 1e-7  # where a user takes the released schedule
     what = "the study's CLIP on ImageNet with 100 pictures a class"
     if not wide:
         return _published("clip", what, own, common, **training)
