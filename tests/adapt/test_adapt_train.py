@@ -27,6 +27,7 @@ from foveate.adapt.verbs import open_adapted
 from foveate.cli.main import cli
 from foveate.report.pages.adapt import build as build_page
 from foveate.settings.errors import UserError
+from foveate.settings.progress import configure
 from foveate.vision.pixels import Preprocess
 
 HALF = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -237,6 +238,33 @@ def test_mistakes(backbone: Path, data: Path, tmp_path: Path, arguments: tuple[s
     import re
 
     assert re.search(sentence, str(done.exception)), str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ("training.first_learning_rate=1e-5",),
+            "training.first_learning_rate has no effect with training.schedule cosine; it is of osu_release",
+        ),
+        (
+            ("training.schedule=constant", "training.final_learning_rate=1e-5"),
+            "training.final_learning_rate has no effect with training.schedule constant; it is of cosine and",
+        ),
+        (("init=osu_release",), "init osu_release has no effect on 'repadapter'"),
+        (("training.schedule=osu_release", "training.first_learning_rate=1e-5"), ""),
+        (("training.final_learning_rate=1e-5", "init=declared"), ""),
+    ],
+)
+def test_options_without_effect(
+    backbone: Path, data: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    configure(quiet=False)
+    done = run("train", "--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--dry-run", "--method",
+               "repadapter", "rank=4", *arguments)  # fmt: skip
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert sentence in done.output
+    assert ("no effect" in done.output) == bool(sentence)
 
 
 def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:

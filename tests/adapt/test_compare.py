@@ -16,11 +16,12 @@ from foveate.adapt.compare.grids import GRIDS, Candidate, grid_of
 from foveate.adapt.compare.plan import plan
 from foveate.adapt.compare.pricing import refuse_if_dear
 from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, most_numbers, tasks_of
-from foveate.adapt.compare.run import Comparison, compare
+from foveate.adapt.compare.run import Comparison, _warn, compare
 from foveate.adapt.compare.splits import parts_of
 from foveate.adapt.data import Labelled, labelled
 from foveate.adapt.recipe import AdaptData, AdaptTraining
 from foveate.settings.errors import UserError
+from foveate.settings.progress import configure
 
 SPLITS: dict[str, Any] = {"train": ["train"], "validation": "validation", "test": "test"}
 
@@ -287,3 +288,13 @@ def test_a_grid_that_is_too_dear_is_refused_with_its_price(tmp_path: Path) -> No
     assert lines["linear"]["passes"] == 2 * (18 + 9) + (27 + 15)
     assert lines["bitfit"]["passes"] == 2 * (3 * 54 + 9) + (3 * 81 + 15)
     refuse_if_dear(priced, most_hours=24, grid="quick")
+
+
+def test_options_without_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure(quiet=False)
+    idle = recipe(tmp_path, methods=["linear"], training={"epochs": 1, "batch_size": 9, "first_learning_rate": 1e-5})
+    _warn(Comparison(idle, opened=network()))
+    assert "training.first_learning_rate has no effect with training.schedule cosine" in capsys.readouterr().err
+    used = recipe(tmp_path, methods=["linear"], training={**idle.training, "schedule": "osu_release"})
+    _warn(Comparison(used, opened=network()))
+    assert "no effect" not in capsys.readouterr().err

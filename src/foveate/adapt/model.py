@@ -102,6 +102,8 @@ class AdaptedModel(nn.Module):
             with seeded(seeds.integer("adapter", seed) % 2**63), torch.device(device):
                 adapter = method(settings.method).build(settings, self.view)
                 if getattr(settings, "init", "declared") == "osu_release":
+                    if not any(isinstance(module, nn.Linear) for module in adapter.modules()):
+                        say(f"init osu_release has no effect on '{settings.method}', which has no linear layer")
                     adapter.reset()
             with seeded(seeds.integer("head", seed) % 2**63), torch.device(device):
                 chosen, trained = self._head(head, classes)

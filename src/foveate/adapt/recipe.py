@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -49,6 +49,18 @@ class AdaptTraining(Settings):
     log_every: int = Field(10, ge=1, description="updates between two rows of the log")
     checkpoint_every: int = Field(200, ge=1, description="updates between two checkpoints")
     workers: int = Field(2, ge=0, description="threads that read pictures")
+
+    def without_effect(self, given: Iterable[str]) -> list[str]:
+        """Sentences on those of the fields that a user gave which the schedule does not read."""
+        read_by = {
+            "first_learning_rate": ("osu_release",),
+            "final_learning_rate": ("cosine", "osu_release"),
+        }
+        return [
+            f"training.{name} has no effect with training.schedule {self.schedule}; it is of {' and '.join(schedules)}"
+            for name, schedules in read_by.items()
+            if name in given and self.schedule not in schedules
+        ]
 
     def resolved(self, pictures: int) -> TrainingSettings:
         """The loop's settings for so many training pictures."""

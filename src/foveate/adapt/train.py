@@ -53,6 +53,8 @@ class Adapted:
 
 def build(recipe: AdaptRecipe, opened: Opened, data: Labelled, rows: NDArray[np.int64]) -> AdaptedModel:
     """The adapted model before training on `rows`; the same seed gives the same first values."""
+    for sentence in recipe.training.without_effect(recipe.training.model_fields_set):
+        say(sentence)
     head, seen = None, [data.trained_on(rows)]
     if recipe.head is not None:
         start = adapter_folder(Path(recipe.head))

@@ -249,6 +249,13 @@ def _warn(comparison: Comparison) -> None:
     blocks = list(getattr(comparison.opened.model, "blocks", []))
     if drop and not (blocks and all(hasattr(block, "drop_path1") for block in blocks)):
         say("training.drop_path has no effect: this network has no places for it")
+    recipe, candidates = comparison.recipe, [one for found in comparison.plan.candidates.values() for one in found]
+    idle = [
+        set(recipe.trained_with(comparison.grid.training, one.training, seed=0).without_effect(recipe.training))
+        for one in candidates
+    ]
+    for sentence in sorted(set.intersection(*idle)):
+        say(sentence)
     if comparison.plan.left_out:
         first = comparison.plan.left_out[0]
         say(f"{len(comparison.plan.left_out)} candidates are left out, such as {first['variant']}: {first['why']}")
