@@ -267,6 +267,18 @@ def test_options_without_effect(
     assert ("no effect" in done.output) == bool(sentence)
 
 
+@pytest.mark.parametrize("method", ["linear", "full"])  # features kept, and pixels
+def test_a_loss_that_is_no_number_names_its_pictures(backbone: Path, data: Path, tmp_path: Path, method: str) -> None:
+    done = run("train", "--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--quiet", "--method",
+               method, "training.learning_rate=1e30", "training.warmup=0", "training.batch_size=5")  # fmt: skip
+    assert isinstance(done.exception, UserError), done.output
+    said = str(done.exception)
+    assert "loss or gradient is not a finite number" in said
+    keys = said.partition("pictures of this update: ")[2].split(", ")
+    assert len(keys) == 5
+    assert set(keys) <= {str(number) for number in range(30)}
+
+
 def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
     for text, sentence in (
         ("tim:x", "did you mean 'timm'"),

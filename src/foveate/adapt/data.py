@@ -196,7 +196,7 @@ class PictureDataset:
             pixels = self.data.picture(row, mirrored)
         except BadPicture as problem:
             raise BadSample(self.data.keys[row], str(problem)) from problem
-        return {"given": pixels, "label": int(self.data.labels_N[row])}
+        return {"given": pixels, "label": int(self.data.labels_N[row]), "key": self.data.keys[row]}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch."""
@@ -213,7 +213,7 @@ class KeptDataset:
         """What was kept, and the class, of a picture."""
         if row in self.bad:
             raise BadSample(self.data.keys[row], self.bad[row])
-        return {"given": self.kept[row], "label": int(self.data.labels_N[row])}
+        return {"given": self.kept[row], "label": int(self.data.labels_N[row]), "key": self.data.keys[row]}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch."""
@@ -225,4 +225,5 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "given": torch.stack([sample["given"] for sample in samples]),
         "label": torch.tensor([sample["label"] for sample in samples]),
+        "keys": [sample["key"] for sample in samples],
     }

@@ -21,7 +21,7 @@ from foveate.adapt.opening import Opened, open_backbone
 from foveate.adapt.prefix import Prefix
 from foveate.adapt.recipe import AdaptRecipe
 from foveate.adapt.table import backbone_numbers, grouped, trained_numbers
-from foveate.adapt.training import AdaptTask, normalised
+from foveate.adapt.training import AdaptTask, normalised, train_adapted
 from foveate.metrics.classification import class_accuracies
 from foveate.metrics.intervals import bootstrap_interval
 from foveate.records.pictures import BadPicture
@@ -33,7 +33,6 @@ from foveate.settings.revision import code_revision
 from foveate.settings.runs import RunFolder
 from foveate.training.distributed import barrier, start
 from foveate.training.loader import Loader
-from foveate.training.loop import train
 
 BATCH = 64
 # What may be kept of all training pictures together.
@@ -142,7 +141,7 @@ def train_adapter(
         decay = recipe.training.weight_decay if recipe.training.decay == "all" else None
         factor = recipe.training.factor(len(rows))
         task = AdaptTask(adapted, preprocess=opened.preprocess, prefix=prefix, decay=decay, factor=factor)
-        outcome = train(task, loader, settings, run)
+        outcome = train_adapted(task, loader, settings, run)
         body, head = trained_numbers(adapted)
         result: dict[str, Any] = {
             "kind": "adapt",

@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from foveate.adapt.folder import save_adapter
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.prefix import Prefix
+from foveate.settings.runs import RunFolder
+from foveate.training.loader import Loader
+from foveate.training.loop import TrainingError, TrainingOutcome, train
 from foveate.training.optimizer import ParameterRule
 from foveate.training.settings import TrainingSettings
 from foveate.training.task import Batch, Losses, Report, Task
 from foveate.vision.pixels import Preprocess
+
+_SHOWN = 64
 
 
 def normalised(preprocess: Preprocess, pixels: Tensor) -> Tensor:
@@ -43,6 +48,7 @@ class AdaptTask(Task):
         super().__init__()
         self.adapted = adapted
         self.preprocess, self.prefix, self.decay, self.factor = preprocess, prefix, decay, factor
+        self.keys: list[str] = []  # of the last batch
 
     def learning_rate_factor(self, step: int, *, settings: TrainingSettings) -> float:
         """Of the study's released schedule, where that is chosen."""
@@ -56,6 +62,7 @@ class AdaptTask(Task):
 
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
         """Cross-entropy, and the share of the batch that is right."""
+        self.keys = batch["keys"]
         logits, labels = self.logits(batch["given"]).float(), batch["label"]
         right = (logits.argmax(dim=1) == labels).float().mean()
         return {"loss": F.cross_entropy(logits, labels)}, {"accuracy": right}
@@ -71,3 +78,16 @@ class AdaptTask(Task):
     def export(self, folder: Path) -> None:
         """The adapter folder."""
         save_adapter(self.adapted, folder)
+
+
+def train_adapted(task: AdaptTask, loader: Loader, settings: TrainingSettings, run: RunFolder) -> TrainingOutcome:
+    """`foveate.training.loop.train`; where a loss is no finite number, the error names the pictures of its batch.
+
+    Raises:
+        UserError: as there.
+    """
+    try:
+        return train(task, loader, settings, run)
+    except TrainingError as error:
+        shown = ", ".join(task.keys[:_SHOWN]) + (f" and {len(task.keys) - _SHOWN} more" * (len(task.keys) > _SHOWN))
+        raise TrainingError(f"{error}; pictures of this update: {shown}") from error

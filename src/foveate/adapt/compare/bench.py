@@ -33,14 +33,13 @@ from foveate.adapt.opening import Opened, set_drop_path
 from foveate.adapt.prefix import Prefix
 from foveate.adapt.recipe import AdaptTraining
 from foveate.adapt.table import trained_numbers
-from foveate.adapt.training import AdaptTask, normalised
+from foveate.adapt.training import AdaptTask, normalised, train_adapted
 from foveate.records.pictures import BadPicture
 from foveate.settings.errors import UserError
 from foveate.settings.progress import silent
 from foveate.settings.runs import RunFolder
 from foveate.training.distributed import start
 from foveate.training.loader import Loader
-from foveate.training.loop import train
 
 BATCH = 64
 PIXELS = ("pixels", 0)
@@ -194,7 +193,7 @@ class Bench:
                 return float(np.concatenate(right).mean())
 
             task = WatchedTask(adapted, measure=accuracy, pictures=len(rows), notes=folder / "epochs.json", **about)
-        outcome = train(task, loader, settings, run)
+        outcome = train_adapted(task, loader, settings, run)
         if outcome.status == "stopped":
             raise Stopped
         body, head = trained_numbers(adapted)
