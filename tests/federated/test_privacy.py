@@ -21,8 +21,10 @@ from foveate.federated.embedding.fitting import fit_sites
 from foveate.federated.embedding.grids import targets, union_grid
 from foveate.federated.embedding.networks import flat_weights
 from foveate.federated.embedding.options import EmbeddingOptions, options_of
-from foveate.federated.embedding.server import begin, run_rounds
+from foveate.federated.embedding.server import State, begin, run_rounds
 from foveate.federated.embedding.site import SiteData, site_of
+from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork
+from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log
 from foveate.settings.errors import UserError
 
@@ -72,6 +74,43 @@ def test_one_point_moves_a_field_by_no_more_than_is_accounted_for() -> None:
     for other in (z[1:2].clone(), torch.full((1, 2), 1e6, dtype=z.dtype)):
         moved = targets(asked, torch.cat([other, z[1:]]))
         assert float((whole - moved).norm()) <= math.sqrt(len(asked)) * math.log(2) / 25
+
+
+@pytest.mark.parametrize("kernel", ["shifted", "cauchy"])
+@pytest.mark.parametrize("drop", ["none", "nearest", "farthest"])
+def test_the_account_covers_what_one_point_moves(kernel: Any, drop: Any) -> None:
+    """The worst case that was found: places in a heap where the field is asked, and one that leaves it."""
+    points = 30
+    heap = torch.from_numpy(np.random.default_rng(0).normal(size=(points, 2)) * 0.02)
+    far = torch.full((points, 2), 1e6, dtype=heap.dtype)
+    grid = union_grid(np.array([[[-0.05, -0.05], [0.05, 0.05]]]), fewest=12, most=12)
+    asked = torch.from_numpy(grid.points_Gd)
+    moved = 0.0
+    for near in (8, 23, 24, 30):
+        fields = [
+            targets(asked, torch.cat([heap[:count], far[count:]]), drop=drop, kernel=kernel)
+            for count in (near, near - 1)
+        ]
+        moved = max(moved, float((fields[0] - fields[1]).norm()))
+    few = {"target_noise": 0.5, "grid_most": 12, "surrogate_start": 0.0}
+    chosen = EmbeddingOptions(**(SMALL | few), kernel=kernel, drop=drop)
+    state = State(1, np.zeros(1), {0: points, 1: 2 * points}, 2, history=[{"round": 0, "sites": [0, 1]}])
+    rho = next(line["rho"] for line in account(chosen, state) if line["what"] == "field")
+    accounted = 0.5 * math.sqrt(2 * rho)
+    assert moved <= accounted
+    assert moved > accounted / 5
+
+
+def test_a_surrogate_is_clamped_to_the_range_of_its_kernel() -> None:
+    options = EmbeddingOptions(kernel="cauchy")
+    with torch.device("cpu"):
+        network = SurrogateNetwork(ARCHITECTURES["network"], 2, torch.Generator().manual_seed(0))
+    torch.nn.init.constant_(network.layers[-1].bias, 5.0)
+    vector = np.concatenate([one.detach().numpy().ravel() for one in network.state_dict().values()])
+    arrays = {"surrogates": vector[None], "shares": np.ones(1), "boxes": np.array([[[0.0, 0.0], [1.0, 1.0]]])}
+    felt, _ = at_site._foreign(Message(at_site.TRAIN, 0, arrays), options, "cpu")
+    assert felt is not None
+    assert float(felt(torch.tensor([[9.0, 9.0]]))) > 2
 
 
 def test_epsilon_by_hand() -> None:

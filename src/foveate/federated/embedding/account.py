@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from foveate.federated.embedding.grids import most_moved
 from foveate.federated.embedding.options import FEDNE, EmbeddingOptions
 from foveate.federated.embedding.schedule import is_refreshed, surrogate_start
 from foveate.federated.embedding.server import State
-from foveate.federated.embedding.surrogates import MOST
 from foveate.federated.privacy import DELTA, epsilon, gaussian_cost
 
 
@@ -18,9 +18,10 @@ def account(options: EmbeddingOptions, state: State, *, delta: float = DELTA) ->
     encoder: the unit is a whole site. All that a site has may be replaced; the change it sends has at most the length
     C, so its answer moves by at most 2 C; noise is `update_noise` C. Counted over the rounds in which it trained.
 
-    field, surrogate: the unit is one point of a site. One of n points moves each of G values by at most log 2 / n, all
-    together by sqrt(G) log 2 / n. It holds for the encoder and the box as they were sent; these are accounted for
-    apart, and a box of a map is sent without any noise.
+    field, surrogate: the unit is one point of a site. One of n points moves each of G values by at most R / n, all
+    together by sqrt(G) R / n, where R is log 2 (kernel "shifted") or 9.21 ("cauchy"), and n is without dropped points
+    (`most_moved`); taken where it is most. It holds for the encoder and the box as they were sent; these are accounted
+    for apart, and a box of a map is sent without any noise.
     """
     rounds = max((sum(site in entry["sites"] for entry in state.history) for site in state.sizes), default=0)
     lines = [_line("encoder", "a whole site", None, rounds, delta)]
@@ -37,9 +38,10 @@ def account(options: EmbeddingOptions, state: State, *, delta: float = DELTA) ->
     rho_of_values = None
     if options.target_noise:
         queries = options.grid_most**2 if options.dimensions == 2 else options.max_points
-        sensitivity = math.sqrt(queries) * MOST / min(state.sizes.values())
+        moved = (most_moved(size, drop=options.drop, kernel=options.kernel) for size in state.sizes.values())
+        sensitivity = math.sqrt(queries) * max(moved)
         rho_of_values = refreshed * gaussian_cost(sensitivity, options.target_noise)
-    lines.append(_line(name, "one point of the smallest site", rho_of_values, refreshed, delta))
+    lines.append(_line(name, "one point of any site", rho_of_values, refreshed, delta))
     if options.grid == "union":
         lines.append(_line("box", "nothing", None, refreshed, delta))
     return lines

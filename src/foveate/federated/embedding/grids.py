@@ -9,13 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.federated.embedding.objective import mean_repulsion, repulsion, squared_distance
+from foveate.federated.embedding.objective import mean_repulsion, most_repulsion, repulsion, squared_distance
 from foveate.metrics.neighbours import blocks
 
 STEP = 0.3
 MARGIN = 0.5
 MARGIN_SHARE = 0.1
 DROPS = ("none", "farthest", "nearest")
+DROPPED = 7
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def _even(low_d: NDArray[np.floating], high_d: NDArray[np.floating], counts_d: N
 
 
 def targets(
-    queries_Gd: Tensor, z_Nd: Tensor, *, drop: str = "none", dropped: int = 7, kernel: str = "shifted"
+    queries_Gd: Tensor, z_Nd: Tensor, *, drop: str = "none", dropped: int = DROPPED, kernel: str = "shifted"
 ) -> Tensor:
-    """What a point at each query would be repelled by this client's points, in the mean: [G], in (0, log 2].
+    """What a point at each query would be repelled by this client's points, in the mean: [G], in (0, `most_repulsion`].
 
     Args:
         drop: "farthest" leaves out the `dropped` farthest points of each query, as the public code does; "nearest" the
@@ -114,6 +115,16 @@ def targets(
         kept = squared[:, :-dropped] if drop == "farthest" else squared[:, dropped:]
         found[part] = repulsion(kept, kernel=kernel).mean(dim=1)
     return found
+
+
+def most_moved(points: int, *, drop: str = "none", dropped: int = DROPPED, kernel: str = "shifted") -> float:
+    """By how much one of a client's points, put anywhere else, moves one value of `targets` at most.
+
+    A sum of the k largest (or smallest) of n values is the largest (smallest) of all sums of k: one value that changes
+    by a changes it by a at most. So dropping points leaves the sum's bound, and divides it by the points that are left.
+    """
+    left = points if drop == "none" or points <= dropped else points - dropped
+    return most_repulsion(kernel) / left
 
 
 def interpolate(field_G: Tensor, grid: Grid, z_Nd: Tensor) -> Tensor:

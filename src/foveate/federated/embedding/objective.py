@@ -7,6 +7,7 @@ FedNE: arXiv 2409.11509; contrastive neighbour embeddings: arXiv 2206.01816.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,8 +35,17 @@ def attraction(squared_E: Tensor, *, kernel: str = "shifted") -> Tensor:
 
 
 def repulsion(squared: Tensor, *, kernel: str = "shifted") -> Tensor:
-    """-log(1 - e) of pairs that are no neighbours; at most log 2 with the kernel "shifted"."""
+    """-log(1 - e) of pairs that are no neighbours, see `most_repulsion`."""
     return -(1.0 - estimate(squared, kernel=kernel)).clamp(LEAST, 1.0).log()
+
+
+def most_repulsion(kernel: str = "shifted") -> float:
+    """The repulsion of two points in one place: log 2 with the kernel "shifted", -log 1e-4 with "cauchy".
+
+    >>> round(most_repulsion("shifted"), 4), round(most_repulsion("cauchy"), 4)
+    (0.6931, 9.2103)
+    """
+    return -math.log(max(1.0 - 1.0 / KERNELS[kernel], LEAST))
 
 
 @dataclass(frozen=True)

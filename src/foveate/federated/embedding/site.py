@@ -212,6 +212,7 @@ def _foreign(request: Message, options: EmbeddingOptions, device: str) -> tuple[
             request.array("shares").tolist(),
             levels=ARCHITECTURES[options.surrogate].levels,
             boxes_M2d=None if options.grid == "official" else request.array("boxes"),
+            kernel=options.kernel,
             dtype=dtype,
             device=device,
         )

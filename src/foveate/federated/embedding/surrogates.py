@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.federated.embedding.networks import Weights, linear, weights_of
+from foveate.federated.embedding.objective import most_repulsion
 
 LEVELS = 4
-MOST = math.log(2.0)
 
 
 def encode_positions(z_Nd: Tensor, *, levels: int = LEVELS) -> Tensor:
@@ -158,11 +158,11 @@ def fit_surrogate(
 class SurrogateSum:
     """sum over clients of share * surrogate, evaluated for all of them at once; no parameter of it is trained.
 
-    Outside the box that a surrogate was fitted on its value is clamped to [0, log 2], the range of what it imitates.
+    Outside the box that a surrogate was fitted on its value is clamped to the range of what it imitates.
 
     Args:
         surrogates_M: their weights, as `Fit.weights` holds them.
-        shares_M: rho of each. boxes_M2d: the boxes; None = never clamp (the public code).
+        shares_M: rho of each. boxes_M2d: the boxes; None = never clamp (the public code). kernel: of what is imitated.
     """
 
     def __init__(
@@ -172,6 +172,7 @@ class SurrogateSum:
         *,
         levels: int = LEVELS,
         boxes_M2d: NDArray[np.floating] | None = None,
+        kernel: str = "shifted",
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
@@ -183,7 +184,7 @@ class SurrogateSum:
         self._layers = [[torch.from_numpy(array).to(device, dtype) for array in pair] for pair in stacked]
         self._shares_M = torch.tensor(shares_M, dtype=dtype, device=device)
         self._boxes = None if boxes_M2d is None else torch.tensor(np.asarray(boxes_M2d), dtype=dtype, device=device)
-        self._levels = levels
+        self._levels, self._most = levels, most_repulsion(kernel)
 
     def __call__(self, z_Nd: Tensor) -> Tensor:
         """The weighted sum at each place, [N]."""
@@ -196,7 +197,7 @@ class SurrogateSum:
         if self._boxes is not None:
             low, high = self._boxes[:, 0].unsqueeze(1), self._boxes[:, 1].unsqueeze(1)
             beyond_MN = ((z_Nd < low) | (z_Nd > high)).any(dim=-1)
-            value_MN = torch.where(beyond_MN, value_MN.clamp(0.0, MOST), value_MN)
+            value_MN = torch.where(beyond_MN, value_MN.clamp(0.0, self._most), value_MN)
         return self._shares_M @ value_MN
 
     def outside(self, z_Nd: Tensor) -> int:
