@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,15 @@ from foveate.federated.embedding.fitting import fit_sites
 from foveate.federated.embedding.grids import targets, union_grid
 from foveate.federated.embedding.networks import flat_weights
 from foveate.federated.embedding.options import EmbeddingOptions, options_of
+from foveate.federated.embedding.run import run_embedding
 from foveate.federated.embedding.server import State, begin, run_rounds
 from foveate.federated.embedding.site import SiteData, site_of
-from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork
+from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork, r_squared, r_squared_of_hidden
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log
+from foveate.federated.sites import Site
+from foveate.federated.sources import Sites
+from foveate.report import render
 from foveate.settings.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -57,6 +62,72 @@ def test_a_change_is_clipped_and_hidden() -> None:
 def test_noise_on_a_field_has_its_size_and_none_is_none() -> None:
     quiet, loud = messages(at_site.FIELD), messages(at_site.FIELD, target_noise=0.05)
     assert np.std(loud[0] - quiet[0]) == pytest.approx(0.05, rel=0.1)
+
+
+def sent_up(**changes: Any) -> list[Message]:
+    """All that left the sites in a run."""
+    log = Log(record=True)
+    exchange = InProcess([site_of(n, SiteData(one)) for n, one in enumerate(SITES)], log=log)
+    chosen = EmbeddingOptions(**(SMALL | changes))
+    run_rounds(exchange, chosen, begin(exchange, chosen))
+    return [message for _, up, message in log.messages if up]
+
+
+@pytest.mark.parametrize("surrogate", ["grid", "network"])
+def test_no_number_goes_round_the_noise(surrogate: str) -> None:
+    noise = {"update_clip": 1.0, "update_noise": 4.0, "target_noise": 0.05, "surrogate": surrogate}
+    values = {message.kind: set(message.values) for message in sent_up(**noise)}
+    made_of_noisy = {"r2"} if surrogate == "grid" else {"r2", "r2_held_out", "epochs", "queries"}
+    kind = at_site.FIELD if surrogate == "grid" else at_site.SURROGATE
+    assert values == {
+        at_site.POINTS: {"points", "features"},
+        at_site.BOX: set(),
+        kind: made_of_noisy,
+        at_site.TRAIN: set(),
+    }
+    losses = {"attraction", "repulsion", "foreign", "steps", "outside"}
+    assert losses in [set(message.values) for message in sent_up(surrogate=surrogate)]
+
+
+def test_the_fit_of_a_noisy_field_is_read_from_what_is_sent() -> None:
+    for message in sent_up(target_noise=0.05):
+        if message.kind == at_site.FIELD:
+            field = message.array("field").astype(float)
+            assert message.number("r2") == pytest.approx(1 - 0.05**2 / 4 / (field.var() - 0.05**2), rel=1e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.1])
+def test_the_fit_that_is_read_is_near_the_true_one(sigma: float) -> None:
+    rng = np.random.default_rng(0)
+    truth = torch.from_numpy(rng.random(4000) * 0.7)
+    guess = truth + 0.05 * torch.from_numpy(rng.standard_normal(4000))
+    noisy = truth + sigma * torch.from_numpy(rng.standard_normal(4000))
+    error = float((guess - noisy).square().mean()) - sigma**2
+    assert r_squared_of_hidden(noisy, sigma, error) == pytest.approx(r_squared(guess, truth), abs=0.02)
+    assert r_squared_of_hidden(noisy, 10.0, error) == 0.0
+
+
+def test_losses_that_are_told_in_a_hidden_training_are_refused() -> None:
+    def telling(data: Any, request: Message, site: int) -> Message:
+        return request.answer(arrays={"encoder": request.array("encoder")}, attraction=1.0)
+
+    chosen = EmbeddingOptions(**SMALL, update_clip=1.0, update_noise=1.0)
+    members = [site_of(n, SiteData(one)) for n, one in enumerate(SITES)]
+    members[1] = Site(1, members[1].data, {**at_site.HANDLERS, at_site.TRAIN: telling})
+    exchange = InProcess(members)
+    state = run_rounds(exchange, chosen, begin(exchange, chosen))
+    assert [entry["sites"] for entry in state.history] == [[0, 2]] * 4
+    assert {entry["attraction"] for entry in state.history} == {None}
+    assert {entry["outside"] for entry in state.history} == {None}
+
+
+def test_a_hidden_training_has_a_page(tmp_path: Path) -> None:
+    sites = Sites(["a", "b", "c"], [one.astype(float) for one in SITES], None, "")
+    chosen = EmbeddingOptions(**SMALL, update_clip=1.0, update_noise=1.0, target_noise=0.1)
+    run_embedding(sites, chosen, tmp_path, beside=())
+    page = render(tmp_path).read_text()
+    assert "a whole site" in page
+    assert "Losses" not in page
 
 
 def test_the_seed_does_not_give_the_noise_away() -> None:

@@ -83,6 +83,11 @@ class EmbeddingOptions(Settings):
         return bool(self.update_noise or self.target_noise)
 
     @property
+    def hides_training(self) -> bool:
+        """Whether sites send their weights with noise; then they tell nothing else of their training."""
+        return bool(self.update_noise) and self.method not in (LOCAL, POOLED)
+
+    @property
     def feels_others(self) -> bool:
         """Whether sites feel one another at all."""
         return self.method in (FEDNE, EXACT)

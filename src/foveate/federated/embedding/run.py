@@ -127,7 +127,9 @@ def _fit(split: Halves, options: EmbeddingOptions, names: Sequence[str], kept: P
         def after(now: State) -> None:
             save_state(now, options, kept)
             last = now.history[-1]
-            meter.advance(1, note=f"attraction {last['attraction']:.3f}, repulsion {last['repulsion']:.3f}")
+            told = last["attraction"] is not None
+            note = f"attraction {last['attraction']:.3f}, repulsion {last['repulsion']:.3f}" if told else ""
+            meter.advance(1, note=note)
 
         return fit_sites(split.fitted, options, names=names, device=device, state=state, after=after, log=Log())
 

@@ -287,12 +287,16 @@ def _training(options: EmbeddingOptions, state: State, site: int, rate: float, u
 
 def _training_rule(options: EmbeddingOptions, state: State) -> MessageRule:
     values = {"attraction": float, "repulsion": float, "foreign": float, "steps": int, "outside": int}
+    values = {} if options.hides_training else values
     encoder = ArrayRule(options.precision, (len(state.encoder),))
     return MessageRule(at_site.TRAIN, {"encoder": encoder}, values, optional=frozenset({"foreign"}))
 
 
 def _entry(state: State, rate: float, found: Mapping[int, Message], usable: Sequence[int] | None) -> dict[str, Any]:
-    """What the history keeps of a round; losses are means over sites, weighted by their points."""
+    """What the history keeps of a round; losses are means over sites, weighted by their points.
+
+    Losses, and how many points lie outside, are None where noise hides the training.
+    """
     weights = np.array([state.sizes[one] for one in found], dtype=np.float64)
 
     def mean(name: str) -> float | None:
@@ -301,7 +305,8 @@ def _entry(state: State, rate: float, found: Mapping[int, Message], usable: Sequ
             return None
         return float(np.average(np.array(values, dtype=np.float64), weights=weights))
 
-    outside = sum(int(answer.values["outside"]) for answer in found.values())
+    told = [int(answer.number("outside")) for answer in found.values() if "outside" in answer.values]
+    outside = sum(told) if told else None
     if outside:
         state.note("points lie outside the box of a surrogate; its value is clamped there")
     known = {str(one): round(state.known[one].r2, 6) for one in sorted(state.known)} if usable is not None else {}

@@ -27,6 +27,7 @@ from foveate.federated.embedding.surrogates import (
     SurrogateSum,
     fit_surrogate,
     r_squared,
+    r_squared_of_hidden,
 )
 from foveate.federated.embedding.training import MOST_POINTS_EXACT, Foreign, PassSettings, train_pass
 from foveate.federated.messages import Message, MessageError
@@ -151,21 +152,33 @@ def answer_surrogate(data: SiteData, request: Message, site: int) -> Message:
     )
     vector = np.concatenate([one.ravel() for one in fit.weights.values()])
     held_out = {} if math.isnan(fit.r2_held_out) else {"r2_held_out": fit.r2_held_out}
+    r2 = fit.r2
+    if sigma := options.target_noise:
+        missed = 1.0 - held_out.get("r2_held_out", fit.r2)
+        error = max(missed * float(targets_G.double().var(correction=0)) - sigma**2, 0.0)
+        r2 = r_squared_of_hidden(targets_G, sigma, error)
     return request.answer(
-        arrays={"surrogate": vector, "box": grid.box_2d}, r2=fit.r2, epochs=fit.epochs, queries=len(queries), **held_out
+        arrays={"surrogate": vector, "box": grid.box_2d}, r2=r2, epochs=fit.epochs, queries=len(queries), **held_out
     )
 
 
 def answer_field(data: SiteData, request: Message, site: int) -> Message:
-    """What the site's points do to every point of the common grid, and how well that interpolates between them."""
+    """What the site's points do to every point of the common grid, and how well that interpolates between them.
+
+    With noise the R2 is what the values that are sent say of it (a cell's middle is the mean of four of them): one of
+    the exact values would tell of them what the noise hides.
+    """
     options, _, z_Nd = _placed(data, request)
     grid = grid_in(request)
     asked = torch.from_numpy(grid.points_Gd).to(z_Nd)
     field_G = grids.targets(asked, z_Nd, drop=options.drop, kernel=options.kernel)
-    between = torch.from_numpy(grid.centres_Gd).to(z_Nd)
-    truth = grids.targets(between, z_Nd, drop=options.drop, kernel=options.kernel)
     sent_G = _hidden(field_G, options, data)
-    r2 = r_squared(grids.interpolate(sent_G, grid, between), truth)
+    if sigma := options.target_noise:
+        r2 = r_squared_of_hidden(sent_G, sigma, sigma**2 / 4)
+    else:
+        between = torch.from_numpy(grid.centres_Gd).to(z_Nd)
+        truth = grids.targets(between, z_Nd, drop=options.drop, kernel=options.kernel)
+        r2 = r_squared(grids.interpolate(sent_G, grid, between), truth)
     return request.answer(arrays={"field": sent_G.cpu().numpy()}, r2=r2)
 
 
@@ -235,7 +248,7 @@ def _foreign(request: Message, options: EmbeddingOptions, device: str) -> tuple[
 
 
 def answer_train(data: SiteData, request: Message, site: int) -> Message:
-    """One round of training from the common encoder: the weights after it and the losses."""
+    """One round of training from the common encoder: the weights after it; the losses, where these carry no noise."""
     options = options_in(request)
     network = data.encoder(options, request.array("encoder"))
     drawn = stream(options.seed, round=request.round, site=site, purpose="mixing") if options.mixing else None
@@ -262,10 +275,13 @@ def answer_train(data: SiteData, request: Message, site: int) -> Message:
     )
     random = stream(options.seed, round=request.round, site=site, purpose="training")
     report = train_pass(network, around, settings, random, foreign=foreign)
+    sent = {"encoder": _sent(request.array("encoder"), flat_weights(network), options, data)}
+    if options.hides_training:
+        return request.answer(arrays=sent)
     outside = surrogates.outside(frozen_rows(network, data.tensor)) if surrogates is not None else 0
     felt: dict[str, float] = {} if report.foreign is None else {"foreign": report.foreign}
     return request.answer(
-        arrays={"encoder": _sent(request.array("encoder"), flat_weights(network), options, data)},
+        arrays=sent,
         attraction=report.attraction,
         repulsion=report.repulsion,
         steps=report.steps,

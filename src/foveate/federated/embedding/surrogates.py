@@ -106,6 +106,15 @@ def r_squared(predicted_N: Tensor, truth_N: Tensor) -> float:
     return 1.0 - error / spread if spread > 0 else float(error == 0)
 
 
+def r_squared_of_hidden(noisy_G: Tensor, sigma: float, error: float) -> float:
+    """R2 against values that only their noisy form is known of, for a guess of this mean squared error against them.
+
+    The variance of the values without noise is that of the noisy ones less sigma^2; 0 where nothing of it is left.
+    """
+    variance = float(noisy_G.double().var(correction=0)) - sigma**2
+    return 1.0 - error / variance if variance > 0 else 0.0
+
+
 def fit_surrogate(
     queries_Gd: Tensor,
     targets_G: Tensor,

@@ -88,7 +88,7 @@ class EmbedRound(Part):
     attraction: float | None = None
     repulsion: float | None = None
     foreign: float | None = None
-    outside: int = 0
+    outside: int | None = None
     r2: dict[str, float] = {}
 
 
@@ -167,7 +167,9 @@ def charts(one: EmbedMethod) -> list[Markup]:
             (("attraction", "attraction"), ("own repulsion", "repulsion"), ("others’ repulsion", "foreign"))
         )
     ]
-    drawn = [plot("Losses", line_chart(series, title="Losses", x_label="round"))]
+    drawn = []
+    if any(one.points for one in series):
+        drawn.append(plot("Losses", line_chart(series, title="Losses", x_label="round")))
     fits = [(e.round, list(e.r2.values())) for e in one.history if e.r2]
     if fits:
         lines = [
