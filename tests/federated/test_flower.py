@@ -21,6 +21,7 @@ from s_sets import clients
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.settings import resolve
+from foveate.federated.flower import client_app as at_client
 from foveate.federated.flower import exchange as over_flower
 from foveate.federated.flower import server_app
 from foveate.federated.flower.app import CONFIG, write_app
@@ -152,6 +153,28 @@ def test_a_finished_run_keeps_no_answers(tmp_path: Path) -> None:
         assert list((tmp_path / "answers").iterdir()) == []
         with np.load(tmp_path / "centres.npz") as found:
             np.testing.assert_allclose(found["centres"], in_process(parts, resolve(15)).centres, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({}, None),
+        ({"min-count": 10, "most-clusters": 15}, None),
+        ({"min-count": 11}, "asks with min_count 10; this site's own min-count is 11"),
+        ({"most-clusters": 14}, "asks for 15 clusters; this site's own most-clusters is 14"),
+        ({"min_count": 10}, "unknown field of the node's configuration 'min_count'"),
+    ],
+)
+def test_a_node_has_limits_of_its_own(tmp_path: Path, monkeypatch, limits: dict, words: str | None) -> None:
+    monkeypatch.setattr(at_client, "FlowerMessage", lambda records, reply_to: from_records(records))
+    np.savez(tmp_path / "points.npz", points=PARTS[0])
+    context = SimpleNamespace(node_config={"partition-id": 0, "data": str(tmp_path / "points.npz"), **limits})
+    plan = resolve(15, min_count=10)
+    centres = np.zeros((15, 2)) + np.arange(15)[:, None]
+    for request in (protocol.centroids_request(plan, 0), protocol.lloyd_request(centres, plan, 1)):
+        answer = at_client.answer(SimpleNamespace(content=to_records(request)), context)
+        assert words in answer.values["failure"] if words else "failure" not in answer.values
+        assert bool(answer.arrays) is (words is None)
 
 
 def test_the_app_folder(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Flower's ClientApp of a site. Its node is started with `--node-config 'partition-id=0 data="/path/to/points.npz"'`.
 
-The path stays at the site; so do the points. Torch is not loaded for clustering: every task is a new process.
+The path stays at the site; so do the points. `min-count` and `most-clusters` are the site's own limits, see
+`foveate.federated.clustering.limits`. Torch is not loaded for clustering: every task is a new process.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from flwr.app import Context  # pyrefly: ignore[missing-import]
 from flwr.app import Message as FlowerMessage  # pyrefly: ignore[missing-import]
 from flwr.clientapp import ClientApp  # pyrefly: ignore[missing-import]
 
+from foveate.federated.clustering.limits import Limits
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.embedding.kinds import OVER_A_NETWORK, TRAIN
 from foveate.federated.flower.exchange import HELLO
@@ -44,6 +46,7 @@ def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
     """Answers one question; a fault becomes a message that says so, not an error on which a round might hang."""
     request = from_records(message.content)
     try:
+        Limits.of_node(context.node_config).check(request)
         found, reason = attempt(Site(_number(context), _points(context), HANDLERS), request)
     except UserError as problem:
         found, reason = None, str(problem)
@@ -59,7 +62,10 @@ def answer_map(message: FlowerMessage, context: Context) -> FlowerMessage:
     request = from_records(message.content)
     handlers = dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)
     try:
-        found, reason = attempt(Site(_number(context), _points(context), handlers), request)
+        points, least = _points(context), Limits.of_node(context.node_config).min_count
+        if len(points) < least:
+            raise UserError(f"{len(points)} points are fewer than this site's own min-count {least}: nothing is sent")
+        found, reason = attempt(Site(_number(context), points, handlers), request)
     except UserError as problem:
         found, reason = None, str(problem)
     if found is None:
