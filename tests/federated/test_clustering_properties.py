@@ -135,7 +135,7 @@ def test_nearest_in_many_dimensions_is_that_of_differences(rows: int, clusters: 
     np.testing.assert_allclose(
         distances(points, points + 0.5),
         0.5 * np.sqrt(width) if rows == 1 else np.sqrt(((points[:, None] - points[None] - 0.5) ** 2).sum(-1)),
-        atol=1e-2,
+        atol=1e-6,
     )
     total, weight = sums(points, labels, clusters, np.arange(1.0, rows + 1))
     for number in range(clusters):

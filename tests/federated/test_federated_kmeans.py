@@ -130,6 +130,14 @@ def test_every_option_of_a_method_is_used_by_it_alone() -> None:
         assert resolve(3, method_name=name).changed == {}
 
 
+def test_far_from_zero_distances_are_those_of_predict() -> None:
+    rng = np.random.default_rng(0)
+    points = 1e7 + np.repeat(np.eye(16)[:3] * 0.5, 50, axis=0) + 0.05 * rng.normal(size=(150, 16))
+    found = FederatedKMeans(3, random_state=0).fit([points[::2], points[1::2]])
+    assert np.bincount(found.predict(points)).tolist() == [50, 50, 50]
+    np.testing.assert_array_equal(found.transform(points).argmin(1), found.predict(points))
+
+
 def test_one_array_with_the_client_of_each_row() -> None:
     parts = clients("s1", alpha=0.3, sites=3, seed=0)
     points, names = np.concatenate(parts), np.repeat(["a", "b", "c"], [len(part) for part in parts])

@@ -42,10 +42,12 @@ def squared(points_BD: Floats, centres_KD: Floats) -> Floats:
 
 def distances(left_AD: Floats, right_BD: Floats) -> Floats:
     """Euclidean distances [A, B]. With many dimensions by inner products; pairs are then right to about 1e-8 of the
-    largest norm.
+    largest distance to the mean of B.
     """
     if left_AD.shape[1] <= FEW:
         return np.sqrt(squared(right_BD, left_AD))
+    offset_D = right_BD.mean(0)
+    left_AD, right_BD = left_AD - offset_D, right_BD - offset_D
     found = -2.0 * (left_AD @ right_BD.T)
     found += (left_AD**2).sum(1)[:, None]
     found += (right_BD**2).sum(1)[None]
