@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from pathlib import Path
@@ -392,3 +393,89 @@ def test_small_cells_are_refused_by_the_server() -> None:
 def test_pooling_methods_are_refused_over_an_exchange() -> None:
     with pytest.raises(UserError, match="pools raw points; no site sends them"):
         cluster(InProcess([Site(0, np.eye(2), protocol.HANDLERS)]), resolve(2, method_name="central"))
+
+
+def false_sums(make) -> dict:
+    """Handlers of a site that refines with other sums and counts."""
+
+    def handler(data, request: Message, site: int) -> Message:
+        good = protocol.answer_lloyd(data, request, site)
+        sums, counts = make(good.array("sums"), good.array("counts"), request.array("centres"))
+        return request.answer(arrays={"sums": sums, "counts": counts})
+
+    return protocol.HANDLERS | {protocol.LLOYD: handler}
+
+
+def outwards(sums, counts, centres):
+    """Every mean moved away from the middle of all centres, as far as it stays in its own cell."""
+    far = centres + 50 * (centres - centres.mean(0))
+    inside = ((far[:, None] - centres) ** 2).sum(2).argmin(1) == np.arange(len(centres))
+    return np.where(inside[:, None], far * counts[:, None], sums), counts
+
+
+BAD = (1, 4, 7)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda sums, counts, centres: (sums * 0 + 1e12, counts * 0 + 1e6),
+            "counts add up to 1.5e\\+07 where the site",
+        ),
+        (lambda sums, counts, centres: (sums, counts + 1), "counts add up to 515 where the site said 500 before"),
+        (lambda sums, counts, centres: (sums * 0 + 1e12, counts), "a mean that is nearer to centre"),
+        (lambda sums, counts, centres: (sums[::-1], counts), "a mean that is nearer to centre"),
+    ],
+    ids=["points", "one point", "far", "mixed up"],
+)
+def test_false_sums_of_three_of_ten_are_refused(make, words: str) -> None:
+    parts = clients("s1", alpha=None, sites=10, seed=0)
+    sites = [Site(one, part, false_sums(make) if one in BAD else protocol.HANDLERS) for one, part in enumerate(parts)]
+    found = cluster(InProcess(sites), resolve(15))
+    assert tuple(found.excluded) == BAD
+    assert all(re.search(words, reason) for reason in found.excluded.values()), found.excluded
+    assert centroid_index(TRUTH, found.centres) == 0
+
+
+@pytest.mark.parametrize("eliminate", ["flags", "drop"])
+def test_false_sums_within_their_cells_are_reported_or_left_out(eliminate: str) -> None:
+    parts = clients("s1", alpha=None, sites=10, seed=0)
+    good = [Site(one, part, protocol.HANDLERS) for one, part in enumerate(parts)]
+    sites = [Site(one.number, one.data, false_sums(outwards)) if one.number in BAD else one for one in good]
+    found = cluster(InProcess(sites), resolve(15, eliminate=eliminate))
+    assert tuple(found.suspects) == BAD
+    assert all("its sums are" in reason for reason in found.suspects.values())
+    left_out = cluster(InProcess(sites), resolve(15, eliminate=eliminate, suspects="exclude"))
+    assert tuple(left_out.excluded) == BAD
+    honest = cluster(InProcess(good), resolve(15, eliminate=eliminate))
+    assert np.abs(left_out.centres - honest.centres).max() < 1 < np.abs(found.centres - honest.centres).max()
+
+
+def test_sums_of_unit_vectors_are_no_longer_than_their_counts() -> None:
+    parts = [one - 50 for one in clients("s1", alpha=None, sites=5, seed=0)]
+    sites = [Site(one, part, protocol.HANDLERS) for one, part in enumerate(parts)]
+    sites[2] = Site(2, parts[2], false_sums(lambda sums, counts, centres: (1.5 * centres * counts[:, None], counts)))
+    found = cluster(InProcess(sites), resolve(5, spherical=True))
+    assert list(found.excluded) == [2]
+    assert "longer than their counts" in found.excluded[2]
+
+
+def test_three_of_ten_that_claim_many_points_are_reported() -> None:
+    """None of them has more than half of all points."""
+    parts = clients("s1", alpha=None, sites=10, seed=0)
+    liar = protocol.HANDLERS | {
+        protocol.CENTROIDS: lambda d, r, s: claiming(protocol.answer_centroids(d, r, s), 1e6),
+    }
+    sites = [Site(one, part, liar if one in BAD else protocol.HANDLERS) for one, part in enumerate(parts)]
+    found = cluster(InProcess(sites), resolve(15))
+    assert tuple(found.suspects) == BAD
+    assert all("times as many points as usual" in reason for reason in found.suspects.values())
+
+
+def test_rounding_is_no_false_sum() -> None:
+    """Honest sites far from zero, where means are rounded by more than their distances differ."""
+    rng = np.random.default_rng(0)
+    points = 1e9 + np.repeat(np.eye(12)[:4], 100, axis=0) * 1e-3 + 1e-4 * rng.normal(size=(400, 12))
+    found = FederatedKMeans(4, refine_rounds=3, random_state=0).fit([points[one::5] for one in range(5)])
+    assert found.excluded_ == found.suspects_ == {}

@@ -11,7 +11,7 @@ import torch
 from foveate.federated.clustering.settings import resolve
 from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
 from foveate.federated.deep.network import Embedder, weights_of
-from foveate.federated.deep.protocol import TRAIN, Training, handlers
+from foveate.federated.deep.protocol import EMBEDDED, TRAIN, Training, handlers
 from foveate.federated.deep.rounds import Deep
 from foveate.federated.deep.rounds import run as run_deep
 from foveate.federated.embedding import site as at_site
@@ -20,7 +20,7 @@ from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.server import begin, run_rounds
 from foveate.federated.embedding.site import SiteData, site_of
 from foveate.federated.messages import Message
-from foveate.federated.odd import odd_boxes, odd_weights
+from foveate.federated.odd import odd_boxes, odd_sizes, odd_weights
 from foveate.federated.rounds import InProcess
 from foveate.federated.sites import Site
 from foveate.federated.sources import gather
@@ -98,6 +98,48 @@ def test_maps_that_reach_far_are_reported() -> None:
     }
 
 
+def claiming(handler: Any, points: int) -> Any:
+    def answer(data: Any, request: Message, site: int) -> Message:
+        good = handler(data, request, site)
+        counts = {"counts": np.r_[points, good.array("counts")[1:]]} if "counts" in good.arrays else {}
+        total = int(counts["counts"].sum()) if counts else points
+        return request.answer(arrays={**good.arrays, **counts}, **{**good.values, "points": total})
+
+    return answer
+
+
+def test_three_sites_of_ten_that_claim_many_points_are_reported_by_fedne() -> None:
+    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(parts())]
+    for number in BAD:
+        bent = {**at_site.HANDLERS, at_site.POINTS: claiming(at_site.answer_points, 2**52)}
+        members[number] = Site(number, members[number].data, bent)
+    state = begin(InProcess(members), EmbeddingOptions(method="fedavg", neighbours=3))
+    odd = [note for note in state.notes if "times as many points as usual" in note]
+    assert [note.split(" is odd")[0] for note in odd] == [f"site {number}" for number in BAD]
+
+
+@pytest.mark.parametrize(
+    ("kind", "clustering"), [(EMBEDDED, "consensus"), (TRAIN, "consensus"), (TRAIN, "kfed")]
+)  # k-FED asks for no counts with centroids
+def test_three_sites_of_ten_that_claim_many_points_are_reported_by_deepfeca(kind: str, clustering: str) -> None:
+    torch.manual_seed(0)
+    network = Embedder(None, 6, hidden=16, width=8)
+    good = handlers(network)
+    bent = {**good, kind: claiming(good[kind], 2**40)}
+    if kind == EMBEDDED:  # both claims agree
+        bent[TRAIN] = claiming(good[TRAIN], 2**40 + 40)
+    sites = [Site(number, as_samples(one), bent if number in BAD else good) for number, one in enumerate(parts())]
+    state = Deep(weights_of(network), 8)
+    plan = resolve(3, method_name=clustering, refine_rounds=0, spherical=True)
+    if kind == TRAIN and clustering == "consensus":
+        run_deep(InProcess(sites), plan, Training(), state, 1)
+        assert set(state.excluded) == set(BAD)
+        assert "1.09951e+12 points, and 40 with its centroids" in state.excluded[1]
+    else:
+        run_deep(InProcess(sites), plan, Training(), state, 1)
+        assert {site for site, reason in state.odd().items() if "times as many points" in reason} == set(BAD)
+
+
 def digits(split: str, seed: int) -> list[np.ndarray]:
     return gather(["digits"], split=split, sites=10, seed=seed).points
 
@@ -149,3 +191,8 @@ def test_what_is_far_is_counted_against_the_median() -> None:
     assert odd_boxes(boxes) == {}
     assert list(odd_boxes(boxes | {2: 50 * boxes[2]})) == [2]
     assert odd_boxes({site: boxes[site] for site in range(3)}) == {}
+    sizes = {site: 100.0 + 20 * site for site in range(6)}
+    assert odd_sizes(sizes) == {}
+    assert odd_sizes(sizes | {2: 2000}) == {2: "it says that it has 72% of all points"}
+    assert list(odd_sizes(sizes | {1: 1e5, 4: 1e5})) == [1, 4]
+    assert odd_sizes({site: 10.0**site for site in range(3)}) == {}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 FEWEST = 4
 """Of fewer sites nothing can be said."""
 WEIGHTS_ALONE, BOX_FAR = 4.0, 4.0
+SIZE_MOST, SIZE_ALONE = 0.5, 30.0
 _NUMBERS_AT_ONCE = 1 << 22
 
 
@@ -23,6 +24,21 @@ def beyond(sites: NDArray[np.int64], log_M: NDArray[np.float64], least: float) -
     above = log_M - middle
     chosen = (above > np.log(least)) & (above > 4 * spread)
     return {int(site): float(np.exp(min(one, 700.0))) for site, one in zip(sites[chosen], above[chosen], strict=True)}
+
+
+def odd_sizes(points: Mapping[int, float]) -> dict[int, str]:
+    """Sites that say that they have more than half of all points, or thirty times the median of all sites or more."""
+    if len(points) < FEWEST:
+        return {}
+    sites, size_M = np.array(list(points)), np.array(list(points.values()), dtype=np.float64)
+    found = {
+        site: f"it says that it has {times:.3g} times as many points as usual"
+        for site, times in beyond(sites, np.log(np.maximum(size_M, 1.0)), SIZE_ALONE).items()
+    }
+    share_M = size_M / max(size_M.sum(), 1.0)
+    for site, share in zip(sites[share_M > SIZE_MOST], share_M[share_M > SIZE_MOST], strict=True):
+        found[int(site)] = f"it says that it has {share:.0%} of all points"
+    return found
 
 
 def odd_weights(weights: Mapping[int, NDArray[np.floating]]) -> dict[int, float]:

@@ -15,7 +15,7 @@ from foveate.federated.clustering.distances import Floats
 from foveate.federated.clustering.lloyd import unit
 from foveate.federated.clustering.pool import Pool
 from foveate.federated.clustering.settings import Settings, method
-from foveate.federated.clustering.suspects import suspects
+from foveate.federated.clustering.suspects import odd_sums, suspects
 from foveate.federated.messages import Message
 from foveate.federated.rounds import Exchange, TooFewSitesError
 from foveate.federated.sites import stream
@@ -66,8 +66,7 @@ def cluster(exchange: Exchange, settings: Settings, *, at_least: int = 1, evalua
     odd = suspects(pool)
     if odd and settings.suspects == "exclude":
         trusted = pool.take(~np.isin(pool.client, list(odd)))
-        if len(odd) * 2 >= len(answers) or len(trusted) == 0:
-            raise UserError(f"{len(odd)} of {len(answers)} sites are suspected: too many to leave out")
+        _few_enough(odd, len(answers))
         pool, radii = trusted, {site: one for site, one in radii.items() if site not in odd}
         excluded |= {site: f"suspected: {reason}" for site, reason in odd.items()}
     rng = stream(settings.seed, round=0, site=-1, purpose="server")
@@ -78,7 +77,8 @@ def cluster(exchange: Exchange, settings: Settings, *, at_least: int = 1, evalua
     centres = unit(merged.centres) if settings.spherical else merged.centres
     for round in range(1, settings.refine_rounds + 1):
         sites = [site for site in answers if site not in excluded]
-        centres = _refine(exchange, settings, centres, round, sites, at_least, excluded)
+        points = points_of({site: answers[site] for site in sites}, settings)
+        centres = _refine(exchange, settings, centres, round, sites, at_least, excluded, odd, points)
     inertia: dict[int, tuple[int, float]] = {}
     if evaluate:
         request = protocol.assign_request(centres, settings, settings.refine_rounds + 1)
@@ -88,6 +88,11 @@ def cluster(exchange: Exchange, settings: Settings, *, at_least: int = 1, evalua
         inertia = {site: (int(one.number("points")), one.number("inertia")) for site, one in found.answers.items()}
     clients = {site: {**answer.arrays, **answer.values} for site, answer in answers.items()}
     return Clustered(centres, settings, clients, merged.report, excluded, odd, inertia)
+
+
+def _few_enough(odd: dict[int, str], sites: int) -> None:
+    if len(odd) * 2 >= sites:
+        raise UserError(f"{len(odd)} of {sites} sites are suspected: too many to leave out")
 
 
 def _at(request: Message, reasons: dict[int, str]) -> dict[int, str]:
@@ -115,6 +120,13 @@ def _centroids(exchange: Exchange, settings: Settings, at_least: int, excluded: 
     if len(answers) < at_least:
         raise TooFewSitesError(f"{len(answers)} sites have {usual} features; {at_least} are needed")
     return answers
+
+
+def points_of(answers: dict[int, Message], settings: Settings) -> dict[int, float]:
+    """By site how many points it says that it has; empty where none is asked, or doubted groups' are left out."""
+    if settings.eliminate == "drop" or not protocol.sends(settings)["counts"]:
+        return {}
+    return {site: answer.number("points") for site, answer in answers.items()}
 
 
 def pool_of(answers: dict[int, Message]) -> tuple[Pool, dict[int, float]]:
@@ -159,19 +171,32 @@ def _refine(
     sites: list[int],
     at_least: int,
     excluded: dict[int, str],
+    odd: dict[int, str],
+    points: dict[int, float],
 ) -> Floats:
-    """One federated step of Lloyd; an empty centre stays where it is."""
+    """One federated step of Lloyd; an empty centre stays where it is.
+
+    Args:
+        odd: what is odd about sites; more is added. points: by site how many it said before (`points_of`).
+    """
     request = protocol.lloyd_request(centres_KD, settings, round)
     found = exchange.ask(
         dict.fromkeys(sites, request),
         protocol.lloyd_rule(centres_KD),
         at_least=at_least,
-        check=lambda site, answer: protocol.check_lloyd(settings, site, answer),
+        check=lambda site, answer: protocol.check_lloyd(settings, centres_KD, points.get(site), answer),
     )
     excluded |= _at(request, found.excluded)
+    answers = found.answers
+    strange = odd_sums(centres_KD, answers, sized=bool(points))
+    odd |= {site: reason for site, reason in strange.items() if site not in odd}
+    if strange and settings.suspects == "exclude":
+        _few_enough(strange, len(answers))
+        excluded |= {site: f"suspected: {reason}" for site, reason in strange.items()}
+        answers = {site: answer for site, answer in answers.items() if site not in strange}
     total_KD = np.zeros_like(centres_KD)
     count_K = np.zeros(len(centres_KD))
-    for answer in found.answers.values():
+    for answer in answers.values():
         total_KD += answer.array("sums")
         count_K += answer.array("counts")
     centres = centres_KD.copy()

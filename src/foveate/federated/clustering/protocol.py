@@ -34,6 +34,8 @@ from foveate.settings.errors import UserError
 CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"
 LARGEST = 1e100
 """Sums of squares of larger coordinates, times counts, may be infinite."""
+_ROUNDING = 8 * np.finfo(np.float64).eps
+"""Of a sum, relative to its largest term and for each term."""
 
 
 def as_points(data: ArrayLike) -> Floats:
@@ -202,11 +204,15 @@ def lloyd_rule(centres_KD: Floats) -> MessageRule:
     return MessageRule(LLOYD, arrays)
 
 
-def check_lloyd(settings: Settings, site: int, answer: Message) -> None:
+def check_lloyd(settings: Settings, centres_KD: Floats, points: float | None, answer: Message) -> None:
     """What the rule cannot say.
 
+    Args:
+        points: how many the site has, where it said so before.
+
     Raises:
-        MessageError: sums where there is no point, huge sums, parts of points, cells of fewer points than `min_count`.
+        MessageError: sums where there is no point, huge sums, parts of points, cells of fewer points than `min_count`,
+            more points than before, means that lie in another centre's cell.
     """
     total, counts = answer.array("sums"), answer.array("counts")
     if not (counts == np.floor(counts)).all():
@@ -216,6 +222,31 @@ def check_lloyd(settings: Settings, site: int, answer: Message) -> None:
         raise MessageError(f"array 'counts' has a cell of {least:g} points; min_count is {settings.min_count}")
     if (np.abs(total) > LARGEST * counts[:, None]).any():
         raise MessageError("array 'sums' does not fit its counts")
+    if points is not None and counts.sum() > points:
+        raise MessageError(f"counts add up to {counts.sum():g} where the site said {points:g} before")
+    _check_cells(total, counts, centres_KD, spherical=settings.spherical)
+
+
+def _check_cells(total_KD: Floats, count_K: Floats, centres_KD: Floats, *, spherical: bool) -> None:
+    """The mean of points that are nearest to a centre is nearest to it, too: cells are convex. Rounding is allowed for.
+
+    Raises:
+        MessageError: a mean in another cell, or with `spherical` outside of the sphere.
+    """
+    filled = np.flatnonzero(count_K > 0)
+    mean_FD = total_KD[filled] / count_K[filled, None]
+    slack_F = _ROUNDING * (count_K[filled] + 8)
+    if spherical and ((mean_FD**2).sum(1) > 1 + slack_F).any():
+        raise MessageError("array 'sums' has sums of unit vectors that are longer than their counts")
+    nearest_F, best_F = nearest(mean_FD, centres_KD)
+    own_F = np.sqrt(((mean_FD - centres_KD[filled]) ** 2).sum(1))
+    size_F = np.sqrt((mean_FD**2).sum(1)) + np.sqrt((centres_KD**2).sum(1)).max()
+    strange = (nearest_F != filled) & (own_F > np.sqrt(best_F) + slack_F * size_F)
+    if strange.any():
+        first = int(np.flatnonzero(strange)[0])
+        raise MessageError(
+            f"array 'sums' has at centre {filled[first]} a mean that is nearer to centre {nearest_F[first]}"
+        )
 
 
 def _against_centres(data: ArrayLike, request: Message) -> tuple[Floats, Floats]:

@@ -4,21 +4,24 @@ Three signs, each against the median over sites, so that they hold while most si
 
 - alone: its centroids are far from those of the nearest other site, or from those of half of the others (three
   poisoned sites may well agree with one another);
-- far away: its centroids are far from the middle of all;
-- heavy: it says that it has more points than all others together.
+- far away: its centroids are far from the middle of all, or in a refinement its sums are far from the centres;
+- heavy: it says that it has more points than all others together, or many times as many as usual.
 
 A site that alone has a group of points may be called alone, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from foveate.federated.clustering.distances import Floats, blocks, distances
 from foveate.federated.clustering.pool import Pool
-from foveate.federated.odd import FEWEST, beyond
+from foveate.federated.messages import Message
+from foveate.federated.odd import FEWEST, beyond, odd_sizes
 
-ALONE, FAR, HEAVY = 4.0, 6.0, 0.5
+ALONE, FAR = 4.0, 6.0
 
 
 def suspects(pool: Pool) -> dict[int, str]:
@@ -37,11 +40,35 @@ def suspects(pool: Pool) -> dict[int, str]:
     for site, ratio in beyond(sites, away_M, FAR).items():
         reasons[site].append(f"its centroids are {ratio:.3g} times as far from the middle of all as usual")
     if pool.counted:
-        total = np.array([pool.counts[pool.client == site].sum() for site in sites])
-        for site, points in zip(sites, total, strict=True):
-            if points > HEAVY * total.sum():
-                reasons[int(site)].append(f"it says that it has {points / total.sum():.0%} of all points")
+        for site, words in odd_sizes({int(site): pool.counts[pool.client == site].sum() for site in sites}).items():
+            reasons[site].append(words)
     return {site: "; ".join(found) for site, found in reasons.items() if found}
+
+
+def odd_sums(centres_KD: Floats, answers: Mapping[int, Message], *, sized: bool) -> dict[int, str]:
+    """Why each suspected site of a refinement is suspected; `answers` hold its sums and counts.
+
+    Args:
+        sized: how many points a site has was told and judged before.
+    """
+    counts = {site: float(one.array("counts").sum()) for site, one in answers.items()}
+    some = {site: one for site, one in answers.items() if counts[site] > 0}
+    if len(some) < FEWEST:
+        return {}
+    away = []
+    for site, answer in some.items():
+        count_K = answer.array("counts")
+        filled = count_K > 0
+        gap_KD = answer.array("sums")[filled] / count_K[filled, None] - centres_KD[filled]
+        away.append(np.sqrt(count_K[filled] @ (gap_KD**2).sum(1) / counts[site]))
+    log_M = np.log(np.maximum(np.array(away), np.finfo(float).tiny))
+    reasons = {
+        site: [f"its sums are {ratio:.3g} times as far from the centres as usual"]
+        for site, ratio in beyond(np.array(list(some)), log_M, FAR).items()
+    }
+    for site, words in ({} if sized else odd_sizes(counts)).items():
+        reasons.setdefault(site, []).append(words)
+    return {site: "; ".join(found) for site, found in reasons.items()}
 
 
 def _to_other_sites(pool: Pool, sites: np.ndarray) -> Floats:

@@ -91,14 +91,19 @@ def train_rule(numbers: int) -> MessageRule:
     return MessageRule(TRAIN, arrays, {"points": int, "loss": float}, most_bytes=1 << 31)
 
 
-def check_trained(site: int, answer: Message) -> None:
+def check_trained(points: float | None, answer: Message) -> None:
     """What the rule cannot say.
 
+    Args:
+        points: how many the site said with its centroids; None where it was not asked.
+
     Raises:
-        MessageError: no point, which the mean of weights would be divided by.
+        MessageError: no point, which the mean of weights would be divided by, or another number than before.
     """
     if answer.number("points") < 1:
         raise MessageError("says that it has no point")
+    if points is not None and answer.number("points") != points:
+        raise MessageError(f"says that it has {answer.number('points'):g} points, and {points:g} with its centroids")
 
 
 def handlers(network: Embedder, own: Mapping[str, Augment] | None = None) -> dict[str, Handler]:

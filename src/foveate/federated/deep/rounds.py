@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from foveate.federated.clustering import protocol as clustering
-from foveate.federated.clustering.fit import pool_of
+from foveate.federated.clustering.fit import points_of, pool_of
 from foveate.federated.clustering.lloyd import unit
 from foveate.federated.clustering.settings import Settings, method
 from foveate.federated.clustering.suspects import suspects
@@ -27,7 +27,7 @@ from foveate.federated.deep.protocol import (
     train_rule,
 )
 from foveate.federated.messages import Message
-from foveate.federated.odd import odd_weights
+from foveate.federated.odd import odd_sizes, odd_weights
 from foveate.federated.rounds import Exchange
 from foveate.federated.sites import stream
 
@@ -39,7 +39,7 @@ class Deep:
     Attributes:
         weights: of the common encoder. width: of its embeddings. centres: [K, D] of the last round; None before it.
         round: how many rounds are done. history: one entry a round. excluded: by site the last reason why it was left
-            out. suspects: by site and what it sent ("centroids", "weights") why that is odd, in the last
+            out. suspects: by site and what it sent ("centroids", "weights", "points") why that is odd, in the last
             round in which it was.
     """
 
@@ -124,16 +124,25 @@ def run_round(
         requests = {
             site: train_request(state.weights, one, training, settings.seed, number) for site, one in own.items()
         }
-    found = exchange.ask(requests, train_rule(len(state.weights)), at_least=at_least, check=check_trained)
+    points = points_of(answered, settings)
+    found = exchange.ask(
+        requests,
+        train_rule(len(state.weights)),
+        at_least=at_least,
+        check=lambda site, answer: check_trained(points.get(site), answer),
+    )
     state.excluded |= found.excluded
+    if not points:
+        sizes = {site: answer.number("points") for site, answer in found.answers.items()}
+        state.suspects |= {(site, "points"): reason for site, reason in odd_sizes(sizes).items()}
     answers = [(one.array("weights"), int(one.number("points"))) for one in found.answers.values()]
     for site, times in odd_weights({site: one.array("weights") for site, one in found.answers.items()}).items():
         state.suspects[site, "weights"] = (
             f"its weights are {times:.3g} times as far from those of half of the others as usual"
         )
     state.weights = average(answers)
-    points = sum(count for _, count in answers)
-    loss = sum(one.number("loss") * one.number("points") for one in found.answers.values()) / points
+    total = sum(count for _, count in answers)
+    loss = sum(one.number("loss") * one.number("points") for one in found.answers.values()) / total
     moved = None
     if before is not None and len(before) == len(state.centres):
         moved = float(1 - (before * state.centres).sum(1).mean())

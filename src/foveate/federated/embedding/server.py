@@ -20,7 +20,7 @@ from foveate.federated.embedding.options import EXACT, FEDNE, LOCAL, EmbeddingOp
 from foveate.federated.embedding.site import build_encoder
 from foveate.federated.embedding.surrogates import ARCHITECTURES
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
-from foveate.federated.odd import BOX_FAR, WEIGHTS_ALONE, odd_boxes, odd_weights
+from foveate.federated.odd import BOX_FAR, WEIGHTS_ALONE, odd_boxes, odd_sizes, odd_weights
 from foveate.federated.rounds import Exchange, InProcess
 from foveate.federated.sites import stream
 from foveate.settings.errors import UserError
@@ -98,6 +98,8 @@ def begin(exchange: Exchange, options: EmbeddingOptions, template: nn.Module | N
         state.note(
             f"{exchange.name(one)} is left out: its data have {width} features; those of most sites have {features}"
         )
+    for one, words in odd_sizes(sizes).items():
+        state.note(f"{exchange.name(one)} is odd: {words}")
     for one, size in sizes.items():
         if size <= options.neighbours:
             fewer = f"{size - 1} neighbours instead of {options.neighbours}" if size > 1 else "no neighbour"
