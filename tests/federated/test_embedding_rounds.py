@@ -24,7 +24,7 @@ from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.server import State, begin, run_rounds
 from foveate.federated.embedding.site import SiteData, site_of
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.rounds import InProcess, Log, TooFewSitesError
 from foveate.federated.sites import Site
 from foveate.settings.errors import UserError
 
@@ -236,6 +236,22 @@ def test_a_site_of_another_width_is_left_out_where_most_have_one() -> None:
     assert state.notes["site 1 is left out: its data have 5 features; those of most sites have 6"] == 1
     with pytest.raises(UserError, match=r"different numbers of features \(site 0: 6, site 1: 5\)"):
         begin(sites(6, 5), chosen)
+
+
+def test_the_start_needs_as_many_sites_as_rounds() -> None:
+    def silent(answer: Message) -> Message:
+        raise RuntimeError("out of order")
+
+    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
+    members[1] = broken(1, members[1].data, at_site.POINTS, silent)
+    chosen = options(method="fedavg")
+    state = begin(InProcess(members), chosen, at_least=2)
+    assert state.notes == {"site 1 is left out: RuntimeError: out of order": 1}
+    with pytest.raises(TooFewSitesError, match="2 of 3 sites answered; 3 are needed"):
+        begin(InProcess(members), chosen, at_least=3)
+    other = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate([*SITES, SITES[0][:, :2]])]
+    with pytest.raises(TooFewSitesError, match="3 sites have 6 features; 4 are needed"):
+        begin(InProcess(other), chosen, at_least=4)
 
 
 def test_a_site_without_a_surrogate_is_not_felt_and_shares_are_scaled() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from pathlib import Path
 
@@ -40,6 +41,7 @@ BROKEN = {
     "raises": (raising(RuntimeError("out of order")), "RuntimeError: out of order"),
     "refuses": (raising(UserError("too few points")), "too few points"),
     "memory": (raising(MemoryError()), "MemoryError"),
+    "of no family": (raising(struct.error("unpack requires 4 bytes")), "error: unpack requires"),
     "nothing": (lambda data, request, number: None, "answered with a NoneType"),
     "nan": (lambda d, r, n: r.answer(arrays={"mean": np.full(2, np.nan)}, points=1), "NaN"),
     "shape": (lambda d, r, n: r.answer(arrays={"mean": np.zeros(3)}, points=1), r"shape \[3\]"),

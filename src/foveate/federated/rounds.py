@@ -19,22 +19,8 @@ from foveate.federated.sites import Site, title
 from foveate.settings.errors import UserError
 from foveate.settings.progress import say
 
-# All that a broken client may raise, short of what ends the process.
-FAULTS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BufferError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    NameError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+FAULTS = (Exception,)
+"""All that a broken site may raise, short of what ends the process."""
 
 Requests = Message | Mapping[int, Message]
 Check = Callable[[int, Message], None]

@@ -53,7 +53,7 @@ def run_server(exchange: Exchange, options: EmbeddingOptions, out: Path, *, at_l
             save_state(now, options, kept)
 
         state = load_state(kept, options)
-        state = begin(exchange, options) if state is None else state
+        state = begin(exchange, options, at_least=at_least) if state is None else state
         run_rounds(exchange, options, state, after=after, at_least=at_least)
         about = {
             "widths": [state.features, *options.hidden, options.dimensions],

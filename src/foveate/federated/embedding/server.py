@@ -21,7 +21,7 @@ from foveate.federated.embedding.site import build_encoder
 from foveate.federated.embedding.surrogates import ARCHITECTURES
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.odd import BOX_FAR, WEIGHTS_ALONE, odd_boxes, odd_sizes, odd_weights
-from foveate.federated.rounds import Exchange, InProcess
+from foveate.federated.rounds import Exchange, InProcess, TooFewSitesError
 from foveate.federated.sites import stream
 from foveate.settings.errors import UserError
 from foveate.settings.progress import say
@@ -73,17 +73,21 @@ class State:
         self.notes[words] = self.notes.get(words, 0) + 1
 
 
-def begin(exchange: Exchange, options: EmbeddingOptions, template: nn.Module | None = None) -> State:
+def begin(
+    exchange: Exchange, options: EmbeddingOptions, template: nn.Module | None = None, *, at_least: int = 1
+) -> State:
     """Asks the sites how many points they have, and makes the start weights.
 
     Raises:
+        TooFewSitesError: fewer than `at_least` sites say it, or have as many features as most.
         UserError: points of no width that most sites have; `fedne_exact` over a network; an encoder that cannot be
             averaged.
     """
     if options.method == EXACT and not isinstance(exchange, InProcess):
         raise UserError("method 'fedne_exact' sends every map position and exists for comparison in one process only")
     rule = MessageRule(at_site.POINTS, values={"points": int, "features": int})
-    answers = exchange.ask(_request(at_site.POINTS, 0, options), rule, check=_check_points).answers
+    found = exchange.ask(_request(at_site.POINTS, 0, options), rule, at_least=at_least, check=_check_points)
+    answers = found.answers
     widths = Counter(int(answer.number("features")) for answer in answers.values())
     features, most = widths.most_common(1)[0]
     if 2 * most <= len(answers) and len(answers) > 1:
@@ -92,7 +96,11 @@ def begin(exchange: Exchange, options: EmbeddingOptions, template: nn.Module | N
     encoder = flat_weights(template if template is not None else build_encoder(options, features))
     others = {one: answer for one, answer in answers.items() if answer.number("features") != features}
     sizes = {one: int(answer.number("points")) for one, answer in answers.items() if one not in others}
+    if len(sizes) < at_least:
+        raise TooFewSitesError(f"{len(sizes)} sites have {features} features; {at_least} are needed")
     state = State(0, encoder, sizes, features)
+    for one, reason in found.excluded.items():
+        state.note(f"{exchange.name(one)} is left out: {reason}")
     for one, answer in others.items():
         width = int(answer.number("features"))
         state.note(
