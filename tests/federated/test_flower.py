@@ -4,18 +4,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from s_sets import clients
 
 from foveate.federated.clustering import protocol
@@ -85,6 +88,7 @@ class FakeGrid:
                     answer = answer or request.answer(failure=reason)
                 content = ArrayRecord() if doing == "garbage" else to_records(answer)
                 content = RecordDict() if doing == "garbage" else content
+                content = doing if isinstance(doing, RecordDict) else content
                 reply = SimpleNamespace(has_error=lambda: False, content=content)
             reply.metadata = SimpleNamespace(src_node_id=message["dst_node_id"])
             replies.append(reply)
@@ -126,14 +130,105 @@ def test_a_site_whose_data_are_bad_says_why() -> None:
 
 
 def test_nodes_are_told_by_their_partition() -> None:
-    assert GridExchange(FakeGrid(PARTS, numbers=[7, 2, 4]), sites=3).sites == [2, 4, 7]
+    exchange = GridExchange(FakeGrid(PARTS, numbers=[1, 2, 0]), sites=3)
+    assert list(exchange.sites) == [0, 1, 2]
+    sizes = {site: len(PARTS[place]) for site, place in ((1, 0), (2, 1), (0, 2))}
+    found = cluster(exchange, resolve(15), evaluate=True)
+    assert {site: points for site, (points, _) in found.inertia.items()} == sizes
     with pytest.raises(UserError, match="two sites say that they are number 2"):
-        GridExchange(FakeGrid(PARTS, numbers=[2, 2, 4]), sites=3)
+        GridExchange(FakeGrid(PARTS, numbers=[2, 2, 4]), sites=5, wait=0.1)
     with pytest.raises(TooFewSitesError, match="no site within 0 s"):
         GridExchange(FakeGrid([]), sites=3, wait=0)
     silent = FakeGrid(PARTS, broken={(site, HELLO): "silent" for site in range(3)})
-    with pytest.raises(TooFewSitesError, match="none of 3 nodes"):
+    with pytest.raises(TooFewSitesError, match="3 of 3 nodes did not say which site they are .no answer"):
         GridExchange(silent, sites=3)
+
+
+@pytest.mark.parametrize("number", [3, -1, 7])
+def test_a_number_that_no_site_has_is_left_out(number: int, tmp_path: Path) -> None:
+    config = CONFIG | {"clusters": 15, "sites": 3, "out": str(tmp_path), "wait": 0.1}
+    server_app.run(FakeGrid(PARTS, numbers=[0, number, 2]), config)
+    second = json.loads((tmp_path / "result.json").read_text())["sites"][1]
+    assert second["excluded"].endswith(f"(its partition-id is {number}; allowed are 0 to 2)")
+    assert (second["points"], second["sent"]) == (0, 0)
+
+
+def test_a_site_that_never_comes_is_named(tmp_path: Path) -> None:
+    config = CONFIG | {"clusters": 15, "sites": 4, "out": str(tmp_path), "wait": 0.1}
+    server_app.run(FakeGrid(PARTS), config)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [site["points"] for site in result["sites"]] == [*map(len, PARTS), 0]
+    assert result["notes"] == ["site 3 was left out: query.centroids, round 0: did not connect within 0.1 s"]
+    with pytest.raises(TooFewSitesError, match="3 of 4 sites answered; 4 are needed .site 3: did not connect within"):
+        server_app.run(FakeGrid(PARTS), config | {"at-least": 4})
+    mute = cluster(GridExchange(FakeGrid(PARTS, broken={(1, HELLO): "silent"}), sites=3), resolve(15))
+    assert "1 of 3 nodes did not say which site they are (no answer)" in mute.excluded[1]
+
+
+def about(**fields: Any) -> RecordDict:
+    return RecordDict({"foveate": ConfigRecord({"schema": 1, "kind": protocol.CENTROIDS, "round": 0} | fields)})
+
+
+def packed(shape: tuple[int, ...], content: bytes, *, dtype: str = "<f8", stype: str = "numpy.ndarray") -> RecordDict:
+    """A reply whose array says that it has this shape, and has these bytes behind its header."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return with_array(Array("float64", (3, 2), stype, header.getvalue() + content))
+
+
+def with_array(array: Array) -> RecordDict:
+    records = about()
+    records["arrays"] = ArrayRecord({"centres": array})
+    return records
+
+
+def with_value(value: Any) -> RecordDict:
+    records = about()
+    records["values"] = ConfigRecord({"x": value})
+    return records
+
+
+MALFORMED = {
+    "no kind": (RecordDict({"foveate": ConfigRecord({"schema": 1})}), "kind None and round None"),
+    "a list of rounds": (about(round=[1, 2]), "round [1, 2]: a word and a whole number"),
+    "a kind that is a number": (about(kind=7), "kind 7 and"),
+    "junk": (with_array(Array("float64", (3, 2), "numpy.ndarray", b"junk")), "no readable header"),
+    "cut off": (packed((3, 2), b"12"), "says that it is [3, 2] of float64, and has 2 bytes"),
+    "too long": (packed((3, 2), b"1" * 100), "and has 100 bytes"),
+    "seven PiB": (packed((10**9, 10**6), b"12"), "[1000000000, 1000000] of float64, and has 2 bytes"),
+    "objects": (packed((1,), b"12345678", dtype="|O"), "has type object"),
+    "tensors": (packed((3, 2), b"", stype="torch"), "packed as 'torch'; numpy.ndarray is wanted"),
+    "bytes as a value": (with_value(b"12"), "is a bytes"),
+    "a list as a value": (with_value([1]), "is a list"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_reply_leaves_out_its_site_alone(name: str) -> None:
+    reply, words = MALFORMED[name]
+    found = cluster(GridExchange(FakeGrid(PARTS, broken={(1, protocol.CENTROIDS): reply}), sites=3), resolve(15))
+    assert list(found.excluded) == [1]
+    assert words in found.excluded[1]
+    greeted = cluster(GridExchange(FakeGrid(PARTS, broken={(1, HELLO): reply}), sites=3), resolve(15))
+    assert words in greeted.excluded[1]
+
+
+def test_arrays_by_column_and_replies_of_nobody() -> None:
+    header = io.BytesIO()
+    by_column = np.asfortranarray(np.arange(6.0).reshape(3, 2))
+    np.save(header, by_column)
+    records = with_array(Array("float64", (3, 2), "numpy.ndarray", header.getvalue()))
+    np.testing.assert_array_equal(from_records(records).array("centres"), by_column)
+
+    class Crowd(FakeGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            stranger = SimpleNamespace(has_error=lambda: False, content=replies[0].content)
+            stranger.metadata = SimpleNamespace(src_node_id=1)
+            return [*replies, stranger]
+
+    found = cluster(GridExchange(Crowd(PARTS), sites=3), resolve(15))
+    np.testing.assert_array_equal(found.centres, cluster(GridExchange(FakeGrid(PARTS), sites=3), resolve(15)).centres)
 
 
 def test_a_killed_server_goes_on(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from foveate.federated.flower.app import CONFIG
 from foveate.federated.flower.exchange import HELLO, GridExchange
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.messages import Message, MessageError
-from foveate.federated.rounds import Log
+from foveate.federated.rounds import Log, TooFewSitesError
 from foveate.report import render
 from foveate.settings.errors import UserError
 
@@ -83,6 +83,33 @@ def test_a_killed_server_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     inside = fit_sites(PARTS, chosen)
     loaded = FederatedNeighborEmbedding.load(tmp_path / "model")
     np.testing.assert_allclose(loaded.transform(PARTS[1]), inside.transform(PARTS[1]), atol=1e-6)
+
+
+def test_a_killed_server_goes_on_without_a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = EmbeddingOptions(**SMALL, surrogate="grid")
+    with pytest.raises(KeyboardInterrupt):
+        run_server(GridExchange(FakeGrid(monkeypatch, stop_after=14), sites=3), chosen, tmp_path)
+    grid = FakeGrid(monkeypatch)
+    monkeypatch.setattr(grid, "get_node_ids", lambda: [107, 105])
+    exchange = GridExchange(grid, sites=3, wait=0.1)
+    with pytest.raises(TooFewSitesError, match="2 of 3 sites answered; 3 are needed .* did not connect within 0.1 s"):
+        run_server(exchange, chosen, tmp_path, at_least=3)
+    again = run_server(exchange, chosen, tmp_path, at_least=2)
+    assert [entry["round"] for entry in again["maps"][0]["history"]] == [0, 1, 2]
+    assert again["sites"] == {"site 0": 30, "site 1": 30, "site 2": 30}, "it took part before"
+    absent = {(one.site, one.reason) for one in exchange.log.entries if one.reason}
+    assert absent == {(2, "did not connect within 0.1 s")}
+
+
+def test_a_map_without_a_site_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = FakeGrid(monkeypatch)
+    monkeypatch.setattr(grid, "get_node_ids", lambda: [107, 103])
+    chosen = EmbeddingOptions(**SMALL, method="fedavg")
+    found = run_server(GridExchange(grid, sites=3, wait=0.1), chosen, tmp_path / "a")
+    assert found["sites"] == {"site 0": 30, "site 2": 30}
+    assert found["maps"][0]["notes"] == {"site 1 is left out: did not connect within 0.1 s": 1}
+    with pytest.raises(TooFewSitesError, match="2 of 3 sites answered; 3 are needed .site 1: did not connect"):
+        run_server(GridExchange(grid, sites=3, wait=0.1), chosen, tmp_path / "b", at_least=3)
 
 
 def test_the_server_app_runs_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from flwr.app import Message as FlowerMessage  # pyrefly: ignore[missing-import]
 
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.kept import Kept
-from foveate.federated.messages import Message, MessageError, MessageRule
-from foveate.federated.rounds import Check, Log, Requests, Round, TooFewSitesError, enough, judged
+from foveate.federated.messages import Message, MessageRule
+from foveate.federated.rounds import FAULTS, Check, Log, Requests, Round, TooFewSitesError, enough, judged
 from foveate.federated.sites import title
 from foveate.settings.errors import UserError
 from foveate.settings.progress import say
@@ -25,10 +25,11 @@ _POLL_SECONDS = 0.5
 class GridExchange:
     """Carries messages over Flower.
 
-    Node numbers of Flower are random; a site is who says so in its answer to `query.hello`.
+    Node numbers of Flower are random; a site is who says so in its answer to `query.hello`. A site that is not there is
+    left out of every round, with the reason.
 
     Args:
-        grid: Flower's Grid. sites: how many sites are expected.
+        grid: Flower's Grid. sites: how many there are; their numbers are 0 to that less 1.
         wait: seconds to wait for them at the start. timeout: seconds that a round may take.
         keep: folder of answers (`Kept`), so that a killed server goes on with its round.
 
@@ -51,19 +52,20 @@ class GridExchange:
         self.log = Log() if log is None else log
         self._nodes: dict[int, int] = {}
         self._names: dict[int, str] = {}
-        self._meet(sites, wait)
+        self._wanted = sites
+        self._absent = self._meet(sites, wait)
 
     @property
     def sites(self) -> Sequence[int]:
-        """Numbers of all sites that said hello, ascending."""
-        return sorted(self._nodes)
+        """Numbers of all sites, ascending, those that did not say hello among them."""
+        return range(self._wanted)
 
     def name(self, site: int) -> str:
         """How a site is called."""
         return title(site, self._names.get(site, ""))
 
-    def _meet(self, wanted: int, wait: float) -> None:
-        """Waits until the sites are there, and learns their numbers."""
+    def _meet(self, wanted: int, wait: float) -> str:
+        """Waits until the sites are there, and learns their numbers; returns why the others are missing."""
         until = time.monotonic() + wait
         nodes: list[int] = []
         say(f"waiting for {wanted} sites, {wait:g} s at most")
@@ -74,17 +76,29 @@ class GridExchange:
         if not nodes:
             raise TooFewSitesError(f"no site within {wait:g} s; start them with `flower-supernode`")
         found = self._send(dict.fromkeys(nodes, Message(HELLO)))
+        strange: list[str] = []
         for node, (answer, reason) in found.items():
             reason = reason if answer is None else judged(node, answer, Message(HELLO), HELLO_RULE, None)
+            site = int(answer.number("site")) if answer is not None and not reason else -1
+            if not reason and not 0 <= site < wanted:
+                reason = f"its partition-id is {site}; allowed are 0 to {wanted - 1}"
             if answer is None or reason:
-                say(f"node {node} did not say who it is: {reason}")
+                strange.append(reason)
+                say(f"node {node} did not say which site it is: {reason}")
                 continue
-            site = int(answer.number("site"))
             if site in self._nodes:
                 raise UserError(f"two sites say that they are number {site}; give each its own partition-id")
             self._nodes[site], self._names[site] = node, str(answer.values["name"])
+        nobody = ""
+        if strange:
+            nobody = f"; {len(strange)} of {len(nodes)} nodes did not say which site they are ({strange[0]})"
         if not self._nodes:
-            raise TooFewSitesError(f"none of {len(nodes)} nodes said which site it is")
+            raise TooFewSitesError(f"no site within {wait:g} s{nobody}")
+        absent = f"did not connect within {wait:g} s{nobody}"
+        for site in self.sites:
+            if site not in self._nodes:
+                say(f"{self.name(site)} {absent}")
+        return absent
 
     def _send(self, requests: dict[int, Message]) -> dict[int, tuple[Message | None, str]]:
         """Asks nodes all at once; by node its answer, or the reason why there is none."""
@@ -101,13 +115,18 @@ class GridExchange:
         found: dict[int, tuple[Message | None, str]] = dict.fromkeys(requests, (None, f"no answer{limit}"))
         for reply in self._grid.send_and_receive(sent, timeout=self._timeout):
             node = reply.metadata.src_node_id
+            if node not in requests:
+                say(f"node {node} answered and was not asked")
+                continue
             if reply.has_error():
                 found[node] = (None, f"error {reply.error.code}: {reply.error.reason}")
                 continue
             try:
                 found[node] = (from_records(reply.content), "")
-            except MessageError as problem:
+            except UserError as problem:
                 found[node] = (None, str(problem))
+            except FAULTS as problem:
+                found[node] = (None, f"not readable as a message ({type(problem).__name__}: {problem})")
         return found
 
     def ask(self, requests: Requests, rule: MessageRule, *, at_least: int = 1, check: Check | None = None) -> Round:
@@ -116,12 +135,17 @@ class GridExchange:
         kept = {site: self._kept.read(request, site) for site, request in asked.items()} if self._kept else {}
         missing = {site: request for site, request in asked.items() if kept.get(site) is None}
         started = time.monotonic()
-        replies = self._send({self._nodes[site]: request for site, request in missing.items()}) if missing else {}
+        there = {self._nodes[site]: request for site, request in missing.items() if site in self._nodes}
+        replies = self._send(there) if there else {}
         seconds = time.monotonic() - started
         answers: dict[int, Message] = {}
         excluded: dict[int, str] = {}
         for site in sorted(asked):
             request = asked[site]
+            if site not in self._nodes and site in missing:
+                excluded[site] = self._absent
+                self.log.failed(site, request, self._absent, 0.0)
+                continue
             self.log.add(site, request, up=False)
             answer, reason = (kept[site], "") if site not in missing else replies[self._nodes[site]]
             if answer is None:
