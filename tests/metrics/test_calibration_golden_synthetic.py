@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,7 @@ def test_shift_pair(arrays: dict[str, Any]) -> None:
         assert ausuc(logits, labels, groups) == pytest.approx(case["ausuc_exact"][place], rel=0, abs=tolerance)
         best, intervals = best_intervals(su_curve(logits, labels, groups))
         assert best == pytest.approx(case["gamma_star"][place]["best_YY"], **PERCENT)
+        assert len(intervals) == case["gamma_star"][place]["n_intervals_attaining"]
         assert intervals[0] == pytest.approx(tuple(case["gamma_star"][place]["first_interval"]), abs=1e-12)
         alg = average_logit_gap(logits, labels, groups, variant="official")
         assert alg == pytest.approx(case["alg"][place], rel=0, abs=TOLERANCES["gamma_alg"])
@@ -229,6 +231,7 @@ def test_pseudo_runs(problem_number: int, arrays: dict[str, Any]) -> None:
         assert smallest.interval == pytest.approx(tuple(expected["interval_smallest_gamma"]), abs=1e-12)
         assert largest.interval == pytest.approx(tuple(expected["interval_largest_gamma"]), abs=1e-12)
         assert official.gamma == pytest.approx(run["official_gamma"], abs=1e-6)
+        assert official.overall == pytest.approx(run["official_overall"], **OFFICIAL_PERCENT)
         gammas.append(official.gamma)
     gamma = float(np.mean(gammas))
     assert gamma == pytest.approx(pcv["gamma"], abs=1e-6)
@@ -265,3 +268,40 @@ def test_a_nan_in_any_case_raises(name: str, arrays: dict[str, Any]) -> None:
                 ausuc(broken, labels, groups)
             with pytest.raises(UserError, match="NaN or infinite|one seen class"):
                 average_logit_gap(broken, labels, groups, variant="official")
+
+
+PAIRS = [
+    ("shift_pair/logits_a", "shift_pair"),
+    ("shift_pair/logits_b", "shift_pair"),
+    *[(f"pcv{problem}/target_logits", f"pcv{problem}/target") for problem in (0, 1)],
+    *[(f"pcv{problem}/run{run}_logits", f"pcv{problem}/run{run}") for problem in (0, 1) for run in (0, 1, 2)],
+]
+
+
+@pytest.mark.parametrize(("key", "name"), PAIRS)
+def test_a_nan_in_pairs_and_runs_raises(key: str, name: str, arrays: dict[str, Any]) -> None:
+    between = "_" if name.startswith("pcv") else "/"
+    labels, seen, absent = (arrays[f"{name}{between}{one}"] for one in ("labels", "S", "U"))
+    broken = arrays[key].astype(np.float64)
+    groups = ClassGroups.of(seen, absent=absent, classes=broken.shape[1])
+    su_curve(broken, labels, groups)
+    broken[-1, 0] = np.nan
+    for metric in (su_curve, group_accuracies, partial(average_logit_gap, variant="official")):
+        with pytest.raises(UserError, match=f"1 values are NaN or infinite, the first in row {len(broken) - 1}"):
+            metric(broken, labels, groups)
+
+
+@pytest.mark.parametrize("name", [name for name in SINGLE if "alg_training_data" in CASES[name][1]])
+def test_a_nan_in_training_logits_or_features_raises(name: str, arrays: dict[str, Any]) -> None:
+    _, labels, groups = problem(arrays, name)
+    training = arrays[f"{name}/train_logits"].astype(np.float64)
+    training[3, -1] = np.nan
+    with pytest.raises(UserError, match="1 values are NaN or infinite, the first in row 3"):
+        average_logit_gap(training, arrays[f"{name}/train_labels"], groups)
+    if f"{name}/features" not in arrays:
+        return
+    for number, what in enumerate(("feature 2", "oracle feature 2")):
+        both = [arrays[f"{name}/{key}"].astype(np.float64) for key in ("features", "oracle_features")]
+        both[number][2, 0] = np.nan
+        with pytest.raises(UserError, match=f"^{what}: its embedding is zero or not finite"):
+            nearest_mean_ranks(both[0], labels, both[1], arrays[f"{name}/oracle_labels"], groups)
