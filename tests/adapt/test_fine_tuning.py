@@ -16,9 +16,10 @@ from foveate.adapt.calibration.fine_tuning import ClassificationTask, FineTuneSe
 from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
 from foveate.adapt.classifier import Classifier
 from foveate.adapt.samples import ArraySamples, answer
-from foveate.metrics.calibration import average_logit_gap
+from foveate.metrics.calibration import average_logit_gap, group_accuracies
 from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.nearest_mean import head_changes
+from foveate.metrics.tradeoff import ausuc
 from foveate.records.builtin.glyphs import CLASSES, glyphs
 from foveate.settings.errors import UserError
 from foveate.studies.calibration_worlds import glyph_network
@@ -122,55 +123,100 @@ def test_pseudo_runs_see_nothing_of_absent_classes(tmp_path: Path) -> None:
         )
 
 
+class GlyphWorld:
+    """The stored pre-trained network and its target pictures: 60 a class to tune on, 60 others to test on."""
+
+    def __init__(self) -> None:
+        network = glyph_network()
+        network.load_state_dict(load_file(CHECKPOINT))
+        self.before = Classifier(network, head_name="head", names=CLASSES).eval()
+        drawn = {name: glyphs("target", name, per_class=60) for name in ("train", "test")}
+        self.train, self.test = (ArraySamples(one.pictures, one.labels) for one in drawn.values())
+
+    def groups(self, seed: int) -> ClassGroups:
+        return ClassGroups.of(np.sort(np.random.default_rng(seed).permutation(36)[:18]), classes=36)
+
+    def tuned(self, settings: FineTuneSettings, place: Path) -> Classifier:
+        rows = np.flatnonzero(np.isin(self.train.labels, self.groups(settings.seed).seen))
+        return fine_tune(self.before, self.train, settings, place, rows=rows)
+
+
+def check_effect(world: GlyphWorld, seed: int, place: Path, *, pseudo_runs: int) -> float:
+    """Asserts the specification's thresholds on one split; gives by how much U/U rose."""
+    before, train, test, groups = world.before, world.train, world.test, world.groups(seed)
+    rows = np.flatnonzero(np.isin(train.labels, groups.seen))
+    settings = FineTuneSettings(learning_rate=0.01, seed=seed, workers=0)
+    after = world.tuned(settings, place / "tuned")
+    tuned, tested = answer(after, train), answer(after, test)
+    source, shown = answer(before, train), answer(before, test)
+    fitted = tuned.logits[rows], tuned.labels[rows], groups.seen
+    runs = make_pseudo_runs(before, train, groups.seen, settings, place / "pcv", count=pseudo_runs)
+    gammas = {
+        "ALG": Calibrator().fit(*fitted).gamma_,
+        "PCV": Calibrator("pcv").fit(*fitted, pseudo_runs=runs).gamma_,
+    }
+    found = diagnose(
+        Outputs(tested.logits, tested.features, (tuned.features, tuned.labels)), tested.labels, groups,
+        before=Outputs(shown.logits, shown.features, (source.features, source.labels)), gammas=gammas,
+    )  # fmt: skip
+    row = {one.key: one for one in found.rows}
+    was, now = row["before"], row["after"]
+    assert was.accuracies["U/Y"] - now.accuracies["U/Y"] >= 20
+    assert now.ausuc - was.ausuc >= 0.06
+    assert now.ncm["U/U"] - was.ncm["U/U"] > 0
+    gain = {key: row[key].accuracies["Y/Y"] - now.accuracies["Y/Y"] for key in ("alg", "pcv", "star")}
+    assert gain["alg"] > 1
+    assert gain["pcv"] > 3
+    assert gain["star"] > 6
+    assert gain["star"] >= max(gain.values())
+    on_test = np.isin(tested.labels, groups.seen)
+    assert abs(gammas["ALG"] - average_logit_gap(tested.logits[on_test], tested.labels[on_test], groups)) < 0.5
+    head = head_changes(head_of(before), head_of(after), groups)
+    assert head["S"].norm_after > head["S"].norm_before
+    assert head["U"].norm_after <= head["U"].norm_before
+    assert head["U"].update_cosine > head["S"].update_cosine + 0.1
+    assert found.verdict == "level"
+    return now.accuracies["U/U"] - was.accuracies["U/U"]
+
+
+def test_the_effect_on_one_split_of_the_glyph_world(tmp_path: Path) -> None:
+    """With one pseudo run instead of three, to take seconds; a split that the slow test has not."""
+    check_effect(GlyphWorld(), 23, tmp_path, pseudo_runs=1)
+
+
 @pytest.mark.slow
 def test_the_effect_on_the_glyph_world(tmp_path: Path) -> None:
     """The specification's thresholds, three splits; U/U on their mean; and the hot rate as a counter-example."""
-    network = glyph_network()
-    network.load_state_dict(load_file(CHECKPOINT))
-    before = Classifier(network, head_name="head", names=CLASSES).eval()
-    drawn = {name: glyphs("target", name, per_class=60) for name in ("train", "test")}
-    train, test = (ArraySamples(one.pictures, one.labels) for one in drawn.values())
-    changes = []
-    for seed in (20, 21, 22):
-        groups = ClassGroups.of(np.sort(np.random.default_rng(seed).permutation(36)[:18]), classes=36)
-        rows = np.flatnonzero(np.isin(train.labels, groups.seen))
-        settings = FineTuneSettings(learning_rate=0.01, seed=seed, workers=0)
-        after = fine_tune(before, train, settings, tmp_path / f"{seed}", rows=rows)
-        tuned, tested = answer(after, train), answer(after, test)
-        source, shown = answer(before, train), answer(before, test)
-        fitted = tuned.logits[rows], tuned.labels[rows], groups.seen
-        runs = make_pseudo_runs(before, train, groups.seen, settings, tmp_path / f"{seed}-pcv")
-        gammas = {
-            "ALG": Calibrator().fit(*fitted).gamma_,
-            "PCV": Calibrator("pcv").fit(*fitted, pseudo_runs=runs).gamma_,
-        }
-        found = diagnose(
-            Outputs(tested.logits, tested.features, (tuned.features, tuned.labels)), tested.labels, groups,
-            before=Outputs(shown.logits, shown.features, (source.features, source.labels)), gammas=gammas,
-        )  # fmt: skip
-        row = {one.key: one for one in found.rows}
-        was, now = row["before"], row["after"]
-        assert was.accuracies["U/Y"] - now.accuracies["U/Y"] >= 20
-        assert now.ausuc - was.ausuc >= 0.06
-        assert now.ncm["U/U"] - was.ncm["U/U"] > 0
-        gain = {key: row[key].accuracies["Y/Y"] - now.accuracies["Y/Y"] for key in ("alg", "pcv", "star")}
-        assert gain["alg"] > 1
-        assert gain["pcv"] > 3
-        assert gain["star"] > 6
-        assert gain["star"] >= max(gain.values())
-        on_test = np.isin(tested.labels, groups.seen)
-        assert abs(gammas["ALG"] - average_logit_gap(tested.logits[on_test], tested.labels[on_test], groups)) < 0.5
-        head = head_changes(head_of(before), head_of(after), groups)
-        assert head["S"].norm_after > head["S"].norm_before
-        assert head["U"].norm_after <= head["U"].norm_before
-        assert head["U"].update_cosine > head["S"].update_cosine + 0.1
-        changes.append(now.accuracies["U/U"] - was.accuracies["U/U"])
-        assert found.verdict == "level"
+    world = GlyphWorld()
+    changes = [check_effect(world, seed, tmp_path / f"{seed}", pseudo_runs=3) for seed in (20, 21, 22)]
     assert np.mean(changes) >= -1
     hot = FineTuneSettings(learning_rate=0.02, backbone_rate=1.0, seed=20, workers=0)
-    groups = ClassGroups.of(np.sort(np.random.default_rng(20).permutation(36)[:18]), classes=36)
-    rows = np.flatnonzero(np.isin(train.labels, groups.seen))
-    burnt = answer(fine_tune(before, train, hot, tmp_path / "hot", rows=rows), test)
-    found = diagnose(Outputs(burnt.logits), burnt.labels, groups, before=Outputs(answer(before, test).logits))
+    burnt = answer(world.tuned(hot, tmp_path / "hot"), world.test)
+    before = Outputs(answer(world.before, world.test).logits)
+    found = diagnose(Outputs(burnt.logits), burnt.labels, world.groups(20), before=before)
     assert found.verdict == "damaged"
     assert "No gamma repairs that" in found.sentence
+
+
+@pytest.mark.slow
+def test_rates_decide_whether_features_stay_whole(tmp_path: Path) -> None:
+    """The curve under four recipes on one split: only the hot uniform rate falls below the pre-trained model."""
+    world, area, inner = GlyphWorld(), {}, {}
+    groups = world.groups(0)
+    recipes = {
+        "slow backbone": {"learning_rate": 0.01, "backbone_rate": 0.1},
+        "low": {"learning_rate": 0.003, "backbone_rate": 1.0},
+        "adam": {"learning_rate": 1e-4, "backbone_rate": 1.0, "optimizer": "adamw"},
+        "hot": {"learning_rate": 0.02, "backbone_rate": 1.0},
+    }
+    models = {"before": world.before}
+    models |= {key: world.tuned(FineTuneSettings(workers=0, **one), tmp_path / key) for key, one in recipes.items()}
+    for key, model in models.items():
+        found = answer(model, world.test)
+        area[key] = ausuc(found.logits, found.labels, groups)
+        inner[key] = group_accuracies(found.logits, found.labels, groups)["U/U"]
+    for key in ("slow backbone", "low", "adam"):
+        assert area[key] >= area["before"] + 0.06, (key, area)
+        assert inner[key] >= inner["before"] - 5, (key, inner)
+    assert area["hot"] < area["before"], area
+    assert inner["hot"] < inner["before"] - 10, inner
