@@ -42,7 +42,7 @@ def test_groups_of_frozen_features() -> None:
     assert found.history_[-1]["loss"] < found.history_[0]["loss"]
     np.testing.assert_allclose(np.linalg.norm(found.cluster_centers_, axis=1), 1)
     np.testing.assert_allclose(np.linalg.norm(found.transform(parts[0]), axis=1), 1)
-    assert found.method_ == "DeepFeCA, reconstructed, with consensus, spherical True, one shot, 5 rounds"
+    assert found.method_ == "DeepFeCA, reconstructed, with consensus, spherical True, 5 rounds"
 
 
 def test_identical_points_have_identical_labels_at_two_sites() -> None:

@@ -20,14 +20,10 @@ from foveate.federated.clustering.distances import distances, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, pooled
 from foveate.federated.clustering.protocol import HANDLERS, as_points, unit_rows
 from foveate.federated.clustering.settings import Settings, method, resolve
+from foveate.federated.lists import common_columns, is_list_of_sites, rows_of
 from foveate.federated.rounds import InProcess, Log
 from foveate.federated.sites import Site
 from foveate.settings.errors import UserError
-
-
-def is_list_of_sites(data: Any) -> bool:
-    """Whether data are several sites' arrays and not one array: a list or tuple with an element that has two axes."""
-    return isinstance(data, list | tuple) and any(np.ndim(one) >= 2 for one in data if not np.isscalar(one))
 
 
 class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
@@ -168,6 +164,11 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         if is_list_of_sites(X):
             if sites is not None:
                 raise UserError("sites names the client of each row of one array; a list of arrays says it already")
+            columns = common_columns(X)
+            if columns is not None:
+                self.feature_names_in_ = np.array(columns, dtype=object)
+            elif hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
             return list(X)
         array = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=True)
         if sites is None:
@@ -196,7 +197,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         try:
             points = self._prepared(as_points(part))
         except UserError:
-            return np.full(len(part), -1, dtype=np.int64), 0.0
+            return np.full(rows_of(part), -1, dtype=np.int64), 0.0
         labels, squared = nearest(points, self.cluster_centers_)
         return labels, float(squared.sum())
 

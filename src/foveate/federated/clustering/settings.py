@@ -75,12 +75,16 @@ class Settings:
     @property
     def title(self) -> str:
         """How results are called: the method, what was changed of it, and the rounds. 'one shot' only without any."""
-        shown = {name: value for name, value in self.changed.items() if name != "refine_rounds"}
-        words = [self.method] + [f"{name} {value}" for name, value in shown.items()]
         rounds = self.refine_rounds
         if not method(self.method).federated:
-            return ", ".join([*words, "not federated"])
-        return ", ".join([*words, "one shot" if rounds == 0 else f"{rounds} round{'s' * (rounds > 1)} of refinement"])
+            return f"{self.words}, not federated"
+        return f"{self.words}, " + ("one shot" if not rounds else f"{rounds} round{'s' * (rounds > 1)} of refinement")
+
+    @property
+    def words(self) -> str:
+        """The method, and what was changed of it besides its rounds."""
+        shown = {name: value for name, value in self.changed.items() if name != "refine_rounds"}
+        return ", ".join([self.method, *(f"{name} {value}" for name, value in shown.items())])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -17,11 +17,14 @@ from foveate.federated.clustering.distances import nearest
 from foveate.federated.clustering.protocol import unit_rows
 from foveate.federated.clustering.settings import method, resolve
 from foveate.federated.deep.network import embedder, set_weights, weights_of
+from foveate.federated.deep.options import DeepOptions
 from foveate.federated.deep.protocol import AUGMENTS, Augment, Training, embedded, handlers
 from foveate.federated.deep.rounds import Deep, run
+from foveate.federated.lists import check_columns, common_columns, is_list_of_sites
 from foveate.federated.rounds import InProcess, Log
 from foveate.federated.sites import Site
 from foveate.settings.errors import UserError, choose
+from foveate.settings.recipes import validate
 
 
 def as_samples(data: ArrayLike) -> Tensor:
@@ -109,12 +112,14 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         """
         if not isinstance(X, list | tuple) or not X:
             raise UserError("fit takes a list with one array for each site")
+        self._check()
         if isinstance(self.n_rounds, bool) or not isinstance(self.n_rounds, int) or self.n_rounds < 0:
             raise UserError(f"n_rounds {self.n_rounds!r}: allowed are whole numbers from 0")
         if not method(self.method).federated:
             raise UserError(f"the method '{self.method}' pools raw points; no site sends them")
         given = self.random_state
         seed = int(given) if isinstance(given, int | np.integer) else int(check_random_state(given).randint(2**31 - 1))
+        self._columns = common_columns(X)
         samples = [as_samples(one) for one in X]
         shapes = {tuple(one.shape[1:]) for one in samples}
         if len(shapes) > 1:
@@ -151,27 +156,49 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         self.cluster_centers_ = state.centres
         self.history_, self.excluded_, self.suspects_ = state.history, state.excluded, state.odd()
         self.exchanged_, self.bytes_up_, self.bytes_down_ = log.table(), log.bytes(up=True), log.bytes(up=False)
-        self.method_ = f"DeepFeCA, reconstructed, with {settings.title}, {self.n_rounds} rounds"
+        rounds = f"{self.n_rounds} round{'s' * (self.n_rounds != 1)}"
+        self.method_ = f"DeepFeCA, reconstructed, with {settings.words}, {rounds}"
         self.n_features_in_ = int(np.prod(samples[0].shape[1:]))
         self._shape = tuple(samples[0].shape[1:])
-        self.labels_ = [self.predict(np.asarray(one)) for one in X]
+        self.labels_ = [self.predict(one) for one in X]
         return self
+
+    def _check(self) -> None:
+        """The bounds of `DeepOptions`, whose fields have the names of these parameters.
+
+        Raises:
+            UserError: a value beyond them.
+        """
+        given = {name: getattr(self, name) for name in _OPTIONS}
+        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+        validate(DeepOptions, {"clusters": 1, **plain}, where=type(self).__name__)
 
     def _samples(self, X: ArrayLike) -> Tensor:
         check_is_fitted(self, "cluster_centers_")
+        if self._columns is not None:
+            check_columns(X, self._columns)
         samples = as_samples(X)
         if tuple(samples.shape[1:]) != self._shape:
             raise UserError(f"samples have shape {list(samples.shape[1:])}; the encoder knows {list(self._shape)}")
         return samples
 
-    def transform(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Embeddings of length 1, [N, width]."""
+    def transform(self, X: Any) -> Any:
+        """Embeddings of length 1, [N, width]; a list of these for a list of sites, as in all methods."""
+        if is_list_of_sites(X):
+            return [self.transform(one) for one in X]
         return unit_rows(embedded(self.encoder_, self._samples(X)))
 
-    def features(self, X: ArrayLike) -> NDArray[np.float64]:
+    def features(self, X: Any) -> Any:
         """The encoder's output before the head, [N, inner]."""
+        if is_list_of_sites(X):
+            return [self.features(one) for one in X]
         return embedded(self.encoder_, self._samples(X), head=False)
 
-    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
+    def predict(self, X: Any) -> Any:
         """The nearest centre of each sample, [N]."""
+        if is_list_of_sites(X):
+            return [self.predict(one) for one in X]
         return nearest(self.transform(X), self.cluster_centers_)[0]
+
+
+_OPTIONS = ("width", "local_epochs", "batch_size", "learning_rate", "temperature")

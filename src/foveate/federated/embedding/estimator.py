@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_is_fitted
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import (
+    check_is_fitted,
+    validate_data,  # pyrefly: ignore[missing-module-attribute]
+)
 from torch import nn
 
 from foveate.federated.embedding.checkpoint import load_state, save_state
@@ -18,6 +21,7 @@ from foveate.federated.embedding.folder import load_encoder, save_encoder
 from foveate.federated.embedding.networks import frozen_rows
 from foveate.federated.embedding.options import LOCAL, EmbeddingOptions, options_of
 from foveate.federated.embedding.server import State
+from foveate.federated.lists import common_columns, is_list_of_sites
 from foveate.metrics.neighbours import as_points
 from foveate.settings.errors import UserError
 
@@ -32,7 +36,14 @@ _NAMES = {
 _NO_OPTIONS = ("random_state", "encoder", "device", "checkpoint", "options")
 
 
-class FederatedNeighborEmbedding(BaseEstimator):
+def _are_sites(data: Any) -> bool:
+    """Whether data are several sites' matrices: a list of them, an empty list, or an array of three axes."""
+    if isinstance(data, list | tuple):
+        return not data or is_list_of_sites(data)
+    return isinstance(data, np.ndarray) and data.ndim == 3
+
+
+class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
     """FedNE: several sites train one encoder that draws one map of all their data, which stay where they are.
 
     Source: FedNE (NeurIPS 2024, arXiv 2409.11509). Deviations are listed in `docs/methods/fedne.md`.
@@ -48,10 +59,11 @@ class FederatedNeighborEmbedding(BaseEstimator):
         dtype: "float32" or "float64". device: of PyTorch.
         options: any other field of `foveate.federated.embedding.options.EmbeddingOptions`, by name.
         checkpoint: a file that keeps the state after every round; the same call with the same data goes on from it.
-        random_state: an integer; None draws one.
+        random_state: as in scikit-learn.
 
     Attributes:
-        embedding_: a list with the map positions of every site, [n, n_components] each.
+        embedding_: a list with the map positions of every site, [n, n_components] each; a plain array where one matrix
+            was given.
         encoder_: the common network (with "local" that of the first site). encoders_: by site, with "local" only.
         history_: one entry a round: losses, R2 of surrogates, bytes, seconds. notes_: warnings and their counts.
         log_: every message. options_: all options. n_features_in_, random_state_: as in scikit-learn.
@@ -83,7 +95,7 @@ class FederatedNeighborEmbedding(BaseEstimator):
         device: str = "cpu",
         options: dict[str, Any] | None = None,
         checkpoint: str | Path | None = None,
-        random_state: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_components = n_components
         self.n_neighbors = n_neighbors
@@ -103,7 +115,7 @@ class FederatedNeighborEmbedding(BaseEstimator):
         self.checkpoint = checkpoint
         self.random_state = random_state
 
-    def fit(self, X: Sequence[ArrayLike], y: Any = None, *, names: Sequence[str] = ()) -> FederatedNeighborEmbedding:
+    def fit(self, X: Any, y: Any = None, *, names: Sequence[str] = ()) -> FederatedNeighborEmbedding:
         """Trains on the points of all sites.
 
         Args:
@@ -113,7 +125,8 @@ class FederatedNeighborEmbedding(BaseEstimator):
         Raises:
             UserError: for points or options that do not fit one another or the checkpoint; names the site or option.
         """
-        sites = [X] if isinstance(X, np.ndarray) and X.ndim == 2 else list(X)
+        several = _are_sites(X)
+        sites = self._of_sites(X) if several else [validate_data(self, X, dtype=[np.float64, np.float32])]
         options = self._options()
         kept = None if self.checkpoint is None else Path(self.checkpoint)
         state = None if kept is None else load_state(kept, options)
@@ -134,8 +147,24 @@ class FederatedNeighborEmbedding(BaseEstimator):
         if options.method == LOCAL:
             self.encoders_ = fitted.own
         points = site_points(sites, options.precision)
-        self.embedding_ = [fitted.transform(one, site=number) for number, one in enumerate(points)]
+        found = [fitted.transform(one, site=number) for number, one in enumerate(points)]
+        self.embedding_ = found if several else found[0]
+        self._sites = len(sites)
         return self
+
+    def _of_sites(self, X: Any) -> list[Any]:
+        sites = list(X)
+        columns = common_columns(sites)
+        if columns is not None:
+            self.feature_names_in_ = np.array(columns, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+        return sites
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # pyrefly: ignore[missing-attribute]
+        tags.transformer_tags.preserves_dtype = []  # `dtype` says what places are
+        return tags
 
     def _options(self) -> EmbeddingOptions:
         given = {_NAMES.get(name, name): value for name, value in self.get_params(deep=False).items()}
@@ -147,20 +176,21 @@ class FederatedNeighborEmbedding(BaseEstimator):
             raise UserError(f"options: '{twice[0]}' is a parameter of its own")
         if self.encoder is not None:
             content["precision"] = str(next(self.encoder.parameters()).dtype).removeprefix("torch.")
-        seed = int(np.random.default_rng().integers(2**31)) if self.random_state is None else int(self.random_state)
+        given = self.random_state
+        seed = int(given) if isinstance(given, int | np.integer) else int(check_random_state(given).randint(2**31 - 1))
         self.random_state_ = seed
         return options_of(content | more | {"seed": seed}, where="FederatedNeighborEmbedding")
 
-    def transform(self, X: ArrayLike, *, site: int | None = None) -> NDArray[np.floating]:
-        """Map positions of any points, [N, n_components].
+    def transform(self, X: Any, *, site: int | None = None) -> Any:
+        """Map positions of any points, [N, n_components]; a list of these for a list of matrices.
 
         Args:
             site: whose encoder; with "local" only, whose encoders have nothing to do with one another.
         """
         check_is_fitted(self, "encoder_")
-        points = as_points(X)
-        if points.shape[1] != self.n_features_in_:
-            raise UserError(f"points have {points.shape[1]} features; the encoder reads {self.n_features_in_}")
+        if _are_sites(X):
+            return [self.transform(one, site=site) for one in X]
+        points = as_points(validate_data(self, X, dtype=[np.float64, np.float32], reset=False, ensure_min_samples=0))
         network = self.encoder_
         if site is not None:
             if not hasattr(self, "encoders_"):
@@ -169,8 +199,8 @@ class FederatedNeighborEmbedding(BaseEstimator):
         first = next(network.parameters())
         return frozen_rows(network, first.new_tensor(points)).cpu().numpy()
 
-    def fit_transform(self, X: Sequence[ArrayLike], y: Any = None, **fit_params: Any) -> list[NDArray[np.floating]]:
-        """Trains, and returns the map positions of every site."""
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """Trains, and returns `embedding_`."""
         return self.fit(X, y, **fit_params).embedding_
 
     def save(self, folder: str | Path, *, metrics: dict[str, Any] | None = None) -> Path:
@@ -182,7 +212,7 @@ class FederatedNeighborEmbedding(BaseEstimator):
             "precision": self.options_.precision,
             "method": self.options_.method,
             "rounds": self.options_.rounds,
-            "sites": len(self.embedding_),
+            "sites": self._sites,
             "options": self.options_.model_dump(mode="json"),
         }
         return save_encoder(self.encoder_, Path(folder), about=about, metrics=metrics)
@@ -201,4 +231,5 @@ class FederatedNeighborEmbedding(BaseEstimator):
         model.options = {name: value for name, value in rest.items() if value != default[name]} or None
         model.options_, model.encoder_, model.n_features_in_ = options, network, int(config["widths"][0])
         model.random_state_, model.history_, model.notes_ = options.seed, [], {}
+        model._sites = int(config.get("sites", 1))
         return model
