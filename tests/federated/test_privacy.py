@@ -20,6 +20,7 @@ from foveate.federated.embedding.account import account
 from foveate.federated.embedding.attacks import places_from_field, unused_features
 from foveate.federated.embedding.fitting import fit_sites
 from foveate.federated.embedding.grids import targets, union_grid
+from foveate.federated.embedding.network import run_server
 from foveate.federated.embedding.networks import flat_weights
 from foveate.federated.embedding.options import EmbeddingOptions, options_of
 from foveate.federated.embedding.run import run_embedding
@@ -197,6 +198,34 @@ def test_epsilon_by_hand() -> None:
     assert lines["box"]["epsilon"] is None
     without = account(EmbeddingOptions(**SMALL), fitted.state)
     assert [line["unit"] for line in without] == ["nothing"] * 3
+
+
+@pytest.mark.parametrize("stop", [0, 2])
+def test_a_question_that_is_asked_again_costs_again(tmp_path: Path, stop: int) -> None:
+    """The server is killed while a site trains: the sites have sent their fields, and send others with other noise."""
+
+    class Killed(BaseException):
+        pass
+
+    def killing(data: Any, request: Message, site: int) -> Message:
+        if request.round == stop:
+            raise Killed
+        return at_site.answer_train(data, request, site)
+
+    chosen = EmbeddingOptions(**(SMALL | {"surrogate_start": 0.0}), target_noise=0.1, update_clip=1.0, update_noise=4.0)
+    members = [site_of(n, SiteData(one)) for n, one in enumerate(SITES)]
+    log = Log(record=True)
+    dying = [*members[:2], Site(2, members[2].data, {**at_site.HANDLERS, at_site.TRAIN: killing})]
+    with pytest.raises(Killed):
+        run_server(InProcess(dying, log=log), chosen, tmp_path)
+    result = run_server(InProcess(members, log=log), chosen, tmp_path)
+    sent = {
+        kind: sum(up and site == 0 and message.kind == kind for site, up, message in log.messages)
+        for kind in (at_site.FIELD, at_site.TRAIN)
+    }
+    assert sent == {at_site.FIELD: 5, at_site.TRAIN: 5}
+    counted = {line["what"]: line["messages"] for line in result["maps"][0]["hidden"]}
+    assert counted == {"encoder": 5, "field": 5, "box": 5}
 
 
 def test_weights_tell_which_features_nobody_has_and_noise_hides_it() -> None:

@@ -22,8 +22,13 @@ def account(options: EmbeddingOptions, state: State, *, delta: float = DELTA) ->
     together by sqrt(G) R / n, where R is log 2 (kernel "shifted") or 9.21 ("cauchy"), and n is without dropped points
     (`most_moved`); taken where it is most. It holds for the encoder and the box as they were sent; these are accounted
     for apart, and a box of a map is sent without any noise.
+
+    A server that was stopped within a round asks it again, and sites answer with other noise: every time that a run
+    went on counts as one message more of each kind.
     """
-    rounds = max((sum(site in entry["sites"] for entry in state.history) for site in state.sizes), default=0)
+    rounds = state.again + max(
+        (sum(site in entry["sites"] for entry in state.history) for site in state.sizes), default=0
+    )
     lines = [_line("encoder", "a whole site", None, rounds, delta)]
     if options.update_noise:
         rho = rounds * gaussian_cost(2.0, options.update_noise)
@@ -34,6 +39,7 @@ def account(options: EmbeddingOptions, state: State, *, delta: float = DELTA) ->
     refreshed = sum(is_refreshed(entry["round"], start=start, refresh=options.refresh) for entry in state.history)
     if not refreshed or len(state.sizes) < 2:
         return lines
+    refreshed += state.again
     name = "field" if options.surrogate == "grid" else "surrogate"
     rho_of_values = None
     if options.target_noise:

@@ -53,7 +53,11 @@ def run_server(exchange: Exchange, options: EmbeddingOptions, out: Path, *, at_l
             save_state(now, options, kept)
 
         state = load_state(kept, options)
-        state = begin(exchange, options, at_least=at_least) if state is None else state
+        if state is None:
+            state = begin(exchange, options, at_least=at_least)
+        elif state.round < options.rounds:
+            state.again += 1
+        save_state(state, options, kept)
         run_rounds(exchange, options, state, after=after, at_least=at_least)
         about = {
             "widths": [state.features, *options.hidden, options.dimensions],

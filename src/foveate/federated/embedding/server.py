@@ -51,6 +51,7 @@ class State:
     Attributes:
         round: the next one. encoder: the common weights. own: weights by site, method `local` only.
         known: by site. grid: of the fields in `known`. sizes: points by site, without any mixed ones.
+        again: how often the run went on after it was stopped; each time a round's questions may have been asked again.
         history: one entry a finished round. notes: what a user should know, with how often it happened.
         data: digest of the sites' points, where they are in this process; "" over a network.
     """
@@ -62,6 +63,7 @@ class State:
     own: dict[int, Array] = field(default_factory=dict)
     known: dict[int, Known] = field(default_factory=dict)
     grid: Grid | None = None
+    again: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
     data: str = ""
