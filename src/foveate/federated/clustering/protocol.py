@@ -13,6 +13,8 @@ same points differ in one point, their difference is that point.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -152,7 +154,26 @@ def answer_centroids(data: ArrayLike, request: Message, site: int) -> Message:
         tries=int(request.number("n_init")),
         spherical=bool(asked["spherical"]),
     )
+    warn_of_few_points(points, local, clusters, site)
     return describe(points, local, request)
+
+
+def distinct_points(points_ND: Floats, found: int, clusters: int) -> int | None:
+    """How many different points there are, where k-means found fewer clusters than asked for that reason; else None."""
+    if found >= clusters:
+        return None
+    distinct = len(np.unique(points_ND, axis=0))
+    return distinct if distinct < clusters else None
+
+
+def warn_of_few_points(points_ND: Floats, local: Local, clusters: int, site: int) -> None:
+    """Warns where a site has fewer different points than it was asked for clusters: it sends as many centroids."""
+    if (distinct := distinct_points(points_ND, len(local.centres), clusters)) is not None:
+        warnings.warn(
+            f"site {site} has {distinct} different points for {clusters} clusters: it makes {len(local.centres)}",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _enough(points_ND: Floats, least: int) -> None:

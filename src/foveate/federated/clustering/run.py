@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from foveate.federated.clustering.distances import Floats, Labels, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, pooled
 from foveate.federated.clustering.projection import axes
-from foveate.federated.clustering.protocol import HANDLERS, sends, unit_rows
+from foveate.federated.clustering.protocol import HANDLERS, distinct_points, sends, unit_rows
 from foveate.federated.clustering.settings import Settings, method, resolve
 from foveate.federated.rounds import InProcess, Log
 from foveate.federated.sites import Site
@@ -161,7 +161,11 @@ def _run(
         for number, (name, points) in enumerate(zip(sites.names, sites.points, strict=True))
     ]
     exchange = InProcess(members, timeout=timeout, keep=keep, log=log)
-    found = cluster(exchange, settings, at_least=at_least, evaluate=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        found = cluster(exchange, settings, at_least=at_least, evaluate=True)
+    for words in dict.fromkeys(str(one.message) for one in told):
+        say(words)
     return found, log, time.monotonic() - started
 
 
@@ -230,6 +234,10 @@ def _notes(sites: Sites, found: Clustered) -> list[str]:
     """What a careful reader should know."""
     notes = [f"{sites.names[site]} was left out: {reason}" for site, reason in found.excluded.items()]
     notes += [f"{sites.names[site]} is odd: {reason}" for site, reason in found.suspects.items()]
+    for site, sent in found.clients.items():
+        wanted = found.settings.local(site)
+        if (distinct := distinct_points(sites.points[site], len(sent["centres"]), wanted)) is not None:
+            notes.append(f"{sites.names[site]} has {distinct} different points for {wanted} clusters")
     single = [site for site, sent in found.clients.items() if "counts" in sent and sent["counts"].min() < 2]
     if single:
         notes.append(

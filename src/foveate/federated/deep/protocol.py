@@ -117,14 +117,16 @@ def handlers(network: Embedder, own: Mapping[str, Augment] | None = None) -> dic
         set_weights(network, request.array("weights"))
         points = clustering.unit_rows(_usable(embedded(network, data)))
         seed = int(request.number("seed"))
+        clusters = int(request.number("clusters"))
         local = local_kmeans(
             points,
-            int(request.number("clusters")),
+            clusters,
             stream(seed, round=request.round, site=site, purpose="local k-means"),
             start=str(request.values["client_init"]),
             tries=int(request.number("n_init")),
             spherical=True,
         )
+        clustering.warn_of_few_points(points, local, clusters, site)
         return clustering.describe(points, local, request)
 
     def answer_train(data: Tensor, request: Message, site: int) -> Message:
