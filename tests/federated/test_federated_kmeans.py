@@ -52,8 +52,43 @@ def test_labels_are_those_of_predict_and_reports_are_there() -> None:
     assert set(found.client_reports_) == {0, 1, 2, 3}
     assert set(found.client_reports_[0]) == {"centres", "counts", "kept", "points"}
     assert found.server_report_["weighted_sse"] > 0
+    check_groups(found.server_report_, 15, sum(len(part) for part in parts))
     assert found.bytes_up_ == sum(row["bytes"] for row in found.exchanged_ if row["up"])
     assert {row["what"] for row in found.exchanged_ if row["up"]} == {"centres", "counts", "kept", "points", "sums"}
+
+
+def check_groups(report: dict, clusters: int, points: int) -> None:
+    """The groups of the candidate that won: the K heaviest, and those that were rejected."""
+    supports, rejected = report["supports"], report["rejected_supports"]
+    assert len(supports) == clusters
+    assert report["groups"] == clusters + len(rejected)
+    assert supports + rejected == sorted(supports + rejected, reverse=True)
+    told = sum(supports) + sum(rejected)
+    assert told == points if report["chosen"] == "all centroids" else 0 < told <= points
+    following = rejected[0] if rejected else 0
+    assert report["score"] == pytest.approx(clusters * (supports[-1] - following) / told)
+
+
+def test_groups_that_were_rejected_are_reported() -> None:
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(40, 2)) * 0.1 + 9 * np.array(one) for one in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    found = FederatedKMeans(2, random_state=0, restarts=0, refine_rounds=0, client_init="random").fit(parts)
+    check_groups(found.server_report_, 2, 160)
+    assert len(found.server_report_["rejected_supports"]) >= 1
+    drawn = FederatedKMeans(2, random_state=0).fit(parts)
+    if drawn.server_report_["chosen"] == "weighted k-means++":
+        assert drawn.server_report_["groups"] is None
+
+
+def test_a_site_of_fewer_different_points_than_clusters_is_warned_of() -> None:
+    part = clients("s1", alpha=None, sites=2, seed=0)[0]
+    few = np.repeat(part[:3], 5, axis=0)
+    with pytest.warns(UserWarning, match="site 1 has 3 different points for 15 clusters: it makes 3"):
+        found = FederatedKMeans(15, random_state=0).fit([part, few])
+    assert len(found.client_reports_[1]["centres"]) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FederatedKMeans(15, random_state=0).fit([part, part + 1])
 
 
 def test_traffic_is_that_of_the_specification() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from foveate.federated.clustering.distances import Floats, nearest, sums
+from foveate.federated.clustering.grouping import group
 from foveate.federated.clustering.lloyd import lloyd, plus_plus
 from foveate.federated.clustering.pool import Pool
 from foveate.federated.clustering.radius_search import BEST, search
@@ -53,7 +54,9 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
     pool.need(clusters)
     pool = pool.sorted()
     candidates: list[tuple[str, float, float, Floats]] = []
+    parts: dict[str, Pool] = {}
     for name, part in (("all centroids", pool), ("trusted centroids", pool.take(pool.kept))):
+        parts[name] = part
         tried = search(part, clusters) if len(part) else []
         candidates += [(name, one.radius, one.score, one.centres(part)) for one in tried[:BEST]]
     if not candidates:
@@ -84,8 +87,21 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
         "radius": _plain(radius),
         "score": _plain(score),
         "weighted_sse": best.inertia,
+        **_groups(parts.get(source), radius, clusters),
     }
     return Merged(onto_kept(pool, best.centres), report)
+
+
+def _groups(part: Pool | None, radius: float, clusters: int) -> dict[str, Any]:
+    """The groups that the chosen candidate began with: how many, the points in the K heaviest and in the others.
+
+    None where it did not come from a radius: k-means++ has no groups, and rejects none.
+    """
+    if part is None:
+        return {"groups": None, "supports": None, "rejected_supports": None}
+    found = group(part.centres, np.full(len(part), radius), part.counts, seeds="most_mass")
+    supports = found.supports.tolist()
+    return {"groups": len(supports), "supports": supports[:clusters], "rejected_supports": supports[clusters:]}
 
 
 def _plain(value: float) -> float | None:
