@@ -10,15 +10,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from sklearn.datasets import load_digits
 
 from foveate.cli.main import cli
 from foveate.federated.clustering import protocol, run
 from foveate.federated.clustering.projection import axes
 from foveate.federated.clustering.run import settings_of
-from foveate.federated.sources import gather
+from foveate.federated.sources import gather, split_labels
 from foveate.report import render
 from foveate.report.pages import federated_cluster
 from foveate.settings.errors import UserError
+
+LABELS = load_digits().target
 
 
 def call(*arguments: str | Path) -> Result:
@@ -41,6 +44,25 @@ def table(tmp_path: Path) -> Path:
     path = tmp_path / "patients.npz"
     np.savez(path, points=points, species=np.array(["owl", "fox", "elk"])[labels], hospital=hospital)
     return path
+
+
+def test_a_site_of_few_different_points_is_noted(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).normal(size=(40, 3))
+    np.save(tmp_path / "many.npy", points)
+    np.save(tmp_path / "few.npy", np.repeat(points[:3], 4, axis=0))
+    sources = tmp_path / "many.npy", tmp_path / "few.npy"
+    found = answer(*sources, "--clusters", 5, "--run", tmp_path / "run")
+    assert "few has 3 different points for 5 clusters" in found["notes"]
+    told = call(*sources, "--clusters", 5, "--run", tmp_path / "again")
+    assert "note: few has 3 different points for 5 clusters" in told.output
+
+
+def test_redraws_of_a_split_are_told() -> None:
+    told = {seed: gather(["digits"], split="dirichlet:0.1", sites=20, seed=seed).about for seed in range(4)}
+    draws = {seed: split_labels(LABELS, len(LABELS), "dirichlet:0.1", 20, seed=seed).draws for seed in told}
+    assert max(draws.values()) > 1
+    for seed, about in told.items():
+        assert about.endswith(f"seed {seed}, {draws[seed] - 1} redraws" if draws[seed] > 1 else f"seed {seed}")
 
 
 def test_digits_with_their_page(tmp_path: Path) -> None:

@@ -237,7 +237,8 @@ def split_sites(
         UserError: see `split_labels`.
     """
     found = split_labels(labels_N, len(points_ND), words, sites, seed=seed)
-    return _parted(points_ND, labels_N, found, f"{words} over {sites} sites, seed {seed}")
+    again = f", {found.draws - 1} redraws" if found.draws > 1 else ""
+    return _parted(points_ND, labels_N, found, f"{words} over {sites} sites, seed {seed}{again}")
 
 
 def _parted(points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, found: Partition, about: str) -> Sites:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from foveate.settings.cells import Cell
+from foveate.settings.progress import say
 from foveate.settings.seeds import generator
 from foveate.studies import point_sets
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
@@ -217,6 +218,8 @@ class Work:
         name, split, sites = WORLDS[cell.condition]
         points, labels = self.points(name, cell.seed)
         partition = split_labels(labels, len(points), SPLITS[split], sites, seed=cell.seed, smallest=30)
+        if partition.draws > 1:
+            say(f"{cell.condition}, seed {cell.seed}: {partition.draws - 1} redraws until each site had 30 points")
         parts = [points[rows] for rows in partition.rows]
         order = np.concatenate(partition.rows)
         values: dict[str, float] = {}
