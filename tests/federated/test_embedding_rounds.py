@@ -207,6 +207,28 @@ def test_a_site_that_drops_comes_back() -> None:
 
 
 @pytest.mark.parametrize(
+    ("surrogate", "kind", "felt"),
+    [("network", at_site.SURROGATE, [0, 1, 2]), ("grid", at_site.FIELD, [1, 2])],
+)
+def test_a_missing_network_is_replaced_by_the_last_one_and_a_missing_field_is_not(
+    surrogate: str, kind: str, felt: list[int]
+) -> None:
+    chosen = options(surrogate=surrogate, least_r2=-10.0)
+    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
+    inner = at_site.HANDLERS[kind]
+
+    def away(data: SiteData, request: Message, site: int) -> Message:
+        if request.round == 2:
+            raise ConnectionError("the line is dead")
+        return inner(data, request, site)
+
+    members[0] = Site(0, members[0].data, {**at_site.HANDLERS, kind: away})
+    exchange = InProcess(members)
+    state = run_rounds(exchange, chosen, begin(exchange, chosen))
+    assert [entry["felt"] for entry in state.history] == [None, [0, 1, 2], felt, [0, 1, 2]]
+
+
+@pytest.mark.parametrize(
     "data",
     [np.zeros((0, 6)), np.full((5, 6), np.nan), np.zeros((5, 0)), np.zeros(6), np.array([["a"] * 6])],
     ids=["empty", "nan", "no feature", "flat", "words"],
