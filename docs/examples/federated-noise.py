@@ -1,0 +1,45 @@
+"""What is left of FedNE's map with noise on what sites send, measured on digits: `python federated-noise.py`."""
+
+import numpy as np
+
+from foveate.federated.embedding.account import account
+from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding.options import EmbeddingOptions
+from foveate.federated.embedding.quality import quality, stacked
+from foveate.federated.embedding.run import halves
+from foveate.federated.sources import gather
+
+SEEDS = range(2)
+FEW = {"grid_most": 12, "least_r2": 0.3}
+SETTINGS = {
+    "averaging": {"method": "fedavg"},
+    "no noise": {},
+    "target_noise 0.05, grid_most 12, least_r2 0.3": FEW | {"target_noise": 0.05},
+    "update_clip 0.5, update_noise 4, target_noise 0.05": {
+        "update_clip": 0.5,
+        "update_noise": 4.0,
+        "target_noise": 0.05,
+    },
+}
+
+
+def measured(setting: dict, seed: int) -> tuple[float, float, float, float]:
+    """Sites felt; held-out vote of neighbours; share of map neighbours of another site; epsilon of the fields."""
+    split = halves(gather(["digits"], split="shards:2", sites=5, seed=seed), 0.2, seed=seed)
+    options = EmbeddingOptions(**{"rounds": 60, "surrogate": "grid", "seed": seed} | setting)
+    fitted = fit_sites(split.fitted, options)
+    apart = stacked(split.apart, [fitted.transform(one) for one in split.apart], split.apart_labels)
+    trained = stacked(split.fitted, [fitted.transform(one) for one in split.fitted], split.fitted_labels)
+    found = quality(trained, apart, k=7)
+    felt = [len(entry["felt"]) for entry in fitted.state.history if entry["felt"] is not None]
+    hidden = {line["what"]: line["epsilon"] for line in account(options, fitted.state)}
+    epsilon = hidden.get("field")
+    return float(np.mean(felt or [0])), found["knn"], found["foreign"], np.inf if epsilon is None else epsilon
+
+
+if __name__ == "__main__":
+    for name, setting in SETTINGS.items():
+        for seed in SEEDS:
+            felt, knn, foreign, epsilon = measured(setting, seed)
+            words = f"{felt:.1f} sites felt, knn {knn:.3f}, foreign {foreign:.3f}, epsilon {epsilon:.0f}"
+            print(f"{name}, seed {seed}: {words}")
