@@ -1,4 +1,4 @@
-"""Flower's own processes on loopback: a clustering and a map equal those in process; a killed server goes on."""
+"""Flower's own processes on loopback: clustering, map and encoder equal those in process; a killed server goes on."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ from foveate import FederatedNeighborEmbedding
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.settings import resolve
+from foveate.federated.deep.fitting import fit_sites as fit_features
+from foveate.federated.deep.folder import load_model
+from foveate.federated.deep.kinds import OVER_A_NETWORK
+from foveate.federated.deep.network import weights_of
+from foveate.federated.deep.options import options_of as features_options
 from foveate.federated.embedding.fitting import fit_sites
 from foveate.federated.embedding.options import options_of
 from foveate.federated.rounds import InProcess
@@ -71,6 +76,32 @@ def test_a_map_by_three_processes(tmp_path: Path) -> None:
     kinds = {row["kind"] for row in result["maps"][0]["exchanged"]}
     assert {"train", "query.field", "query.box"} <= kinds
     assert result["maps"][0]["bytes_up"] == sum(entry["bytes_up"] for entry in inside.state.history)
+    assert render(out).is_file()
+
+
+def test_an_encoder_by_three_processes(tmp_path: Path) -> None:
+    """DeepFeCA: weights and centres equal those in process within 1e-6; sites embed their own points."""
+    random = np.random.default_rng(0)
+    parts = [random.normal(size=(40, 16)) + 3 * number for number in range(2)]
+    network, out = Network.begin(tmp_path), tmp_path / "out"
+    settings = "rounds=2 encoder=small_resnet augment=shift width=8 hidden=16"
+    with network.link(), network.nodes(parts, ("ward 0", "ward 1")):
+        said = network.run(
+            f'job="features" clusters=3 seed=3 sites=2 wait=120.0 timeout=300.0 out="{out}" options="{settings}"'
+        )
+    assert (out / "result.json").is_file(), said
+    given = {"rounds": 2, "encoder": "small_resnet", "augment": "shift", "width": 8, "hidden": 16}
+    inside = fit_features(parts, features_options({**given, "clusters": 3, "seed": 3}))
+    loaded = load_model(out / "model")
+    np.testing.assert_allclose(weights_of(loaded.network), weights_of(inside.network), atol=1e-6)
+    np.testing.assert_allclose(loaded.centres, inside.centres, atol=1e-6)
+    for part in parts:
+        np.testing.assert_allclose(loaded.transform(part), inside.transform(part), atol=1e-6)
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert [(site["name"], site["rounds"]) for site in result["sites"]] == [("ward 0", 2), ("ward 1", 2)]
+    assert {row["kind"] for row in result["exchanged"]} == set(OVER_A_NETWORK)
+    assert not list((out / "states").iterdir())
+    assert not list((out / "answers").iterdir())
     assert render(out).is_file()
 
 

@@ -138,6 +138,10 @@ class Exchange(Protocol):
         """
         ...
 
+    def forget(self, *, before: int | None = None) -> None:
+        """Deletes kept answers of the rounds before that number, or all."""
+        ...
+
 
 class InProcess:
     """The plain loop: sites are called one after another in the order of their numbers.

@@ -47,11 +47,18 @@ class Limits:
         Raises:
             MessageError: it asks of fewer points, or for more clusters, than this site allows.
         """
-        asked = int(request.number("min_count"))
-        if asked < self.min_count:
-            raise MessageError(f"asks with min_count {asked}; this site's own min-count is {self.min_count}")
         centres = request.arrays.get("centres")
         clusters = int(request.number("clusters")) if centres is None else len(centres)
+        self.allow(int(request.number("min_count")), clusters)
+
+    def allow(self, asked: int, clusters: int) -> None:
+        """Returns where a question with this `min_count`, for so many clusters, may be answered.
+
+        Raises:
+            MessageError: as `check`.
+        """
+        if asked < self.min_count:
+            raise MessageError(f"asks with min_count {asked}; this site's own min-count is {self.min_count}")
         if self.most_clusters is not None and clusters > self.most_clusters:
             raise MessageError(f"asks for {clusters} clusters; this site's own most-clusters is {self.most_clusters}")
 

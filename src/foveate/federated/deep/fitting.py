@@ -21,7 +21,7 @@ from foveate.federated.deep.options import LOCAL, POOLED, UNTRAINED, DeepOptions
 from foveate.federated.deep.protocol import Training, embedded, handlers
 from foveate.federated.deep.rounds import Deep, run
 from foveate.federated.kept import digest, same_data
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.rounds import Exchange, InProcess, Log
 from foveate.federated.sites import Handler, Site
 from foveate.metrics.neighbours import as_points
 from foveate.settings.errors import UserError
@@ -150,12 +150,32 @@ def fit_sites(
     data = digest(*read)
     stand = Stand(Deep(weights_of(network), options.width), data=data) if stand is None else stand
     same_data(stand.data, data, stand.state.round)
-    log = Log()
-    exchange = InProcess(members, keep=keep, log=log)
+    exchange = InProcess(members, keep=keep, log=Log())
+    run_rounds(exchange, options, stand, after=after, at_least=at_least)
+    set_weights(network, stand.state.weights)
+    return Fitted(options, features, network.eval(), stand)
+
+
+def run_rounds(
+    exchange: Exchange,
+    options: DeepOptions,
+    stand: Stand,
+    *,
+    after: Callable[[Stand], None] = lambda stand: None,
+    at_least: int = 1,
+) -> None:
+    """The rounds that are not done yet, over any exchange; changes `stand`, with what was exchanged and the seconds.
+
+    Args:
+        after: called at each round's end. at_least: sites that must answer.
+
+    Raises:
+        TooFewSitesError, TooFewGroupsError: as a clustering.
+    """
     earlier, before, started = stand.exchanged, stand.seconds, time.monotonic()
 
     def booked(state: Deep) -> None:
-        stand.exchanged = [] if options.method == POOLED else together(earlier, log.table())
+        stand.exchanged = [] if options.method == POOLED else together(earlier, exchange.log.table())
         stand.seconds = before + time.monotonic() - started
 
     def ended(state: Deep) -> None:
@@ -169,5 +189,3 @@ def fit_sites(
     plan, training, common = options.plan(), training_of(options), options.method != LOCAL
     run(exchange, plan, training, stand.state, rounds, at_least=at_least, common=common, after=ended)
     booked(stand.state)
-    set_weights(network, stand.state.weights)
-    return Fitted(options, features, network.eval(), stand)

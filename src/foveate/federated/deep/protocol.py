@@ -19,13 +19,13 @@ from torch import Tensor
 from foveate.federated.clustering import protocol as clustering
 from foveate.federated.clustering.local import local_kmeans
 from foveate.federated.clustering.settings import Settings
+from foveate.federated.deep.kinds import EMBEDDED, TRAIN
 from foveate.federated.deep.network import Embedder, set_weights, weights_of
 from foveate.federated.deep.prototypes import prototype_loss, pseudo_labels
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.sites import Handler, stream
 from foveate.settings.errors import UserError, choose
 
-EMBEDDED, TRAIN = "query.embedded", "train.prototypes"
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 _EMBED_BATCH = 512
 

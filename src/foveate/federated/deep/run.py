@@ -19,6 +19,7 @@ from foveate.federated.clustering.protocol import sends
 from foveate.federated.deep.checkpoint import Stand, load_stand, save_stand, sent
 from foveate.federated.deep.fitting import Fitted, fit_sites, network_of
 from foveate.federated.deep.folder import save_model
+from foveate.federated.deep.kinds import RESULT
 from foveate.federated.deep.network import weights_of
 from foveate.federated.deep.options import METHODS, POOLED, UNTRAINED, DeepOptions
 from foveate.federated.deep.quality import against, quality
@@ -29,7 +30,6 @@ from foveate.settings.progress import Meter, say
 from foveate.settings.runs import RunFolder
 from foveate.settings.seeds import generator
 
-KIND = "federated_features"
 MOST_POINTS = 4000
 """Points on a map; of more, a random sample of each site in proportion."""
 
@@ -123,7 +123,7 @@ def run_features(
         assert first is not None
         stand = first.fitted.stand
         result = {
-            "kind": KIND,
+            "kind": RESULT,
             "method": options.method,
             "what": METHODS[options.method],
             "clustering": clustering.title,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +20,9 @@ from foveate.federated.embedding.site import build_encoder
 from foveate.federated.embedding.surrogates import ARCHITECTURES
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.odd import BOX_FAR, WEIGHTS_ALONE, odd_boxes, odd_sizes, odd_weights
-from foveate.federated.rounds import Exchange, InProcess, TooFewSitesError
+from foveate.federated.rounds import Exchange, InProcess
 from foveate.federated.sites import stream
+from foveate.federated.sizes import sizes_of
 from foveate.settings.errors import UserError
 from foveate.settings.progress import say
 
@@ -89,25 +89,12 @@ def begin(
         raise UserError("method 'fedne_exact' sends every map position and exists for comparison in one process only")
     rule = MessageRule(at_site.POINTS, values={"points": int, "features": int})
     found = exchange.ask(_request(at_site.POINTS, 0, options), rule, at_least=at_least, check=_check_points)
-    answers = found.answers
-    widths = Counter(int(answer.number("features")) for answer in answers.values())
-    features, most = widths.most_common(1)[0]
-    if 2 * most <= len(answers) and len(answers) > 1:
-        listed = ", ".join(f"{exchange.name(one)}: {int(a.number('features'))}" for one, a in answers.items())
-        raise UserError(f"the sites' points have different numbers of features ({listed:.300})")
-    encoder = flat_weights(template if template is not None else build_encoder(options, features))
-    others = {one: answer for one, answer in answers.items() if answer.number("features") != features}
-    sizes = {one: int(answer.number("points")) for one, answer in answers.items() if one not in others}
-    if len(sizes) < at_least:
-        raise TooFewSitesError(f"{len(sizes)} sites have {features} features; {at_least} are needed")
-    state = State(0, encoder, sizes, features)
-    for one, reason in found.excluded.items():
+    said = sizes_of(exchange, found.answers, at_least=at_least)
+    sizes = said.points
+    encoder = flat_weights(template if template is not None else build_encoder(options, said.features))
+    state = State(0, encoder, sizes, said.features)
+    for one, reason in {**found.excluded, **said.others}.items():
         state.note(f"{exchange.name(one)} is left out: {reason}")
-    for one, answer in others.items():
-        width = int(answer.number("features"))
-        state.note(
-            f"{exchange.name(one)} is left out: its data have {width} features; those of most sites have {features}"
-        )
     for one, words in odd_sizes(sizes).items():
         state.note(f"{exchange.name(one)} is odd: {words}")
     for one, size in sizes.items():

@@ -6,6 +6,8 @@ The path stays at the site; so do the points. `min-count` and `most-clusters` ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from flwr.clientapp import ClientApp  # pyrefly: ignore[missing-import]
 
 from foveate.federated.clustering.limits import Limits
 from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.embedding.kinds import OVER_A_NETWORK, TRAIN
+from foveate.federated.deep.kinds import OVER_A_NETWORK as FEATURES_KINDS
+from foveate.federated.embedding.kinds import OVER_A_NETWORK as MAP_KINDS
+from foveate.federated.embedding.kinds import TRAIN
 from foveate.federated.flower.exchange import HELLO
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.messages import Message
@@ -42,35 +46,50 @@ def _points(context: Context) -> Any:
     return read_points(Path(str(context.node_config["data"]))).points_ND
 
 
-def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
-    """Answers one question; a fault becomes a message that says so, not an error on which a round might hang."""
+def _reply(message: FlowerMessage, ask: Callable[[Message], tuple[Message | None, str]]) -> FlowerMessage:
+    """The answer that `ask` gets; a fault becomes a message that says so, not an error on which a round might hang."""
     request = from_records(message.content)
     try:
-        Limits.of_node(context.node_config).check(request)
-        found, reason = attempt(Site(_number(context), _points(context), HANDLERS), request)
+        found, reason = ask(request)
     except UserError as problem:
         found, reason = None, str(problem)
     if found is None:
         found = request.answer(failure=reason)
     return FlowerMessage(to_records(found), reply_to=message)
+
+
+def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
+    """Answers one question of a clustering."""
+
+    def ask(request: Message) -> tuple[Message | None, str]:
+        Limits.of_node(context.node_config).check(request)
+        return attempt(Site(_number(context), _points(context), HANDLERS), request)
+
+    return _reply(message, ask)
 
 
 def answer_map(message: FlowerMessage, context: Context) -> FlowerMessage:
-    """Answers one question of FedNE; only here is torch loaded."""
+    """Answers one question of FedNE; only here and for DeepFeCA is torch loaded."""
     from foveate.federated.embedding.network import answer_elsewhere
 
-    request = from_records(message.content)
-    handlers = dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)
-    try:
+    def ask(request: Message) -> tuple[Message | None, str]:
         points, least = _points(context), Limits.of_node(context.node_config).min_count
         if len(points) < least:
             raise UserError(f"{len(points)} points are fewer than this site's own min-count {least}: nothing is sent")
-        found, reason = attempt(Site(_number(context), points, handlers), request)
-    except UserError as problem:
-        found, reason = None, str(problem)
-    if found is None:
-        found = request.answer(failure=reason)
-    return FlowerMessage(to_records(found), reply_to=message)
+        return attempt(Site(_number(context), points, dict.fromkeys(MAP_KINDS, answer_elsewhere)), request)
+
+    return _reply(message, ask)
+
+
+def answer_features(message: FlowerMessage, context: Context) -> FlowerMessage:
+    """Answers one question of DeepFeCA."""
+    from foveate.federated.deep.over_network import answer_elsewhere
+
+    def ask(request: Message) -> tuple[Message | None, str]:
+        handler = partial(answer_elsewhere, limits=Limits.of_node(context.node_config))
+        return attempt(Site(_number(context), _points(context), dict.fromkeys(FEATURES_KINDS, handler)), request)
+
+    return _reply(message, ask)
 
 
 def hello(message: FlowerMessage, context: Context) -> FlowerMessage:
@@ -83,5 +102,8 @@ def hello(message: FlowerMessage, context: Context) -> FlowerMessage:
 app.query(HELLO.removeprefix("query."))(hello)
 for _kind in HANDLERS:
     app.query(_kind.removeprefix("query."))(answer)
-for _kind in OVER_A_NETWORK:
+for _kind in MAP_KINDS:
     (app.train() if _kind == TRAIN else app.query(_kind.removeprefix("query.")))(answer_map)
+for _kind in FEATURES_KINDS:
+    _name = _kind.partition(".")[2]
+    (app.train(_name) if _kind.startswith("train.") else app.query(_name))(answer_features)

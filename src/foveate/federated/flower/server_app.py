@@ -1,4 +1,4 @@
-"""Flower's ServerApp: one clustering or one map, whose result goes into the folder of the run configuration's `out`."""
+"""Flower's ServerApp: one clustering, map or encoder. The result goes into the run configuration's folder `out`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(grid: Any, config: Mapping[str, Any]) -> Path:
-    """Waits for the sites, clusters (or, with `job` "embed", draws a map), writes the result; returns its folder.
+    """Waits for the sites, does the job, writes the result; returns its folder.
 
     Raises:
         UserError: a configuration that does not say where the result goes, or options that do not fit.
@@ -34,8 +34,11 @@ def run(grid: Any, config: Mapping[str, Any]) -> Path:
     if not config["out"]:
         raise UserError("the run configuration's 'out' is empty: give the folder of the result")
     options = options_of(str(config["options"]).split())
-    if choose(str(config.get("job", "cluster")), ("cluster", "embed"), "job") == "embed":
+    job = choose(str(config.get("job", "cluster")), ("cluster", "embed", "features"), "job")
+    if job == "embed":
         return _embed(grid, config, options)
+    if job == "features":
+        return _features(grid, config, options)
     method = str(config["method"])
     settings = resolve(int(config["clusters"]), method_name=method, seed=int(config["seed"]), **options)
     out = Path(str(config["out"]))
@@ -65,6 +68,27 @@ def _embed(grid: Any, config: Mapping[str, Any], content: dict[str, Any]) -> Pat
     out = Path(str(config["out"]))
     exchange = GridExchange(
         grid, sites=int(config["sites"]), wait=float(config["wait"]), timeout=float(config["timeout"])
+    )
+    run_server(exchange, options, out, at_least=int(config["at-least"]))
+    return out
+
+
+def _features(grid: Any, config: Mapping[str, Any], content: dict[str, Any]) -> Path:
+    """One encoder; the configuration's default method, which clusters, stands for DeepFeCA."""
+    from foveate.federated.deep.options import DEEPFECA
+    from foveate.federated.deep.options import options_of as deep_options
+    from foveate.federated.deep.over_network import run_server
+
+    method = DEEPFECA if config["method"] == "consensus" else str(config["method"])
+    given = {"method": method, "clusters": int(config["clusters"]), "seed": int(config["seed"])} | content
+    options = deep_options(given, where="run configuration")
+    out = Path(str(config["out"]))
+    exchange = GridExchange(
+        grid,
+        sites=int(config["sites"]),
+        wait=float(config["wait"]),
+        timeout=float(config["timeout"]),
+        keep=out / "answers",
     )
     run_server(exchange, options, out, at_least=int(config["at-least"]))
     return out

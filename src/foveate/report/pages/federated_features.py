@@ -32,15 +32,15 @@ MEASURES = {
         "root-mean-square distance of a unit vector to its centre; not comparable across encoders",
     ),
 }
-KINDS = {"query.embedded": "centroids of embeddings", "train.prototypes": "training"}
+KINDS = {"query.size": "size of the data", "query.embedded": "centroids of embeddings", "train.prototypes": "training"}
 
 
 class FeaturesSite(Part):
     name: str
     points: int
-    groups: int
+    groups: int | None = None
     rounds: int = 0
-    distance: float
+    distance: float | None = None
     classes: int | None = None
     nmi: float | None = None
     purity: float | None = None
@@ -141,6 +141,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "table": measures(r),
         "charts": charts(r),
         "exchanged": exchange_rows(r.exchanged, KINDS),
+        "seen": any(site.distance is not None for site in r.sites),
         "labelled": r.sites and r.sites[0].classes is not None,
         "command": command_text(r.command),
     }

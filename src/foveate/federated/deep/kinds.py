@@ -1,0 +1,11 @@
+"""Kinds of DeepFeCA's messages, by themselves so that they can be named without loading torch."""
+
+SIZE = "query.size"
+EMBEDDED = "query.embedded"
+TRAIN = "train.prototypes"
+
+OVER_A_NETWORK = (SIZE, EMBEDDED, TRAIN)
+"""What a site answers to a server elsewhere. In one process the server knows the size of the data."""
+
+RESULT = "federated_features"
+"""Kind of a run's result.json."""

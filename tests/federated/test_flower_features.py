@@ -1,0 +1,138 @@
+"""DeepFeCA over Flower's messages and in process: the same encoder; what a node refuses; a killed server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
+
+from foveate.federated.deep.fitting import fit_sites
+from foveate.federated.deep.folder import load_model
+from foveate.federated.deep.kinds import OVER_A_NETWORK, SIZE
+from foveate.federated.deep.network import weights_of
+from foveate.federated.deep.options import options_of
+from foveate.federated.flower import client_app, server_app
+from foveate.federated.flower import exchange as over_flower
+from foveate.federated.flower.app import CONFIG
+from foveate.federated.flower.exchange import HELLO
+from foveate.federated.flower.translate import from_records, to_records
+from foveate.federated.messages import Message
+from foveate.report import render
+from foveate.settings.errors import UserError
+
+RANDOM = np.random.default_rng(0)
+PARTS = [RANDOM.normal(size=(30, 16)) + 3 * number for number in range(3)]
+SMALL = "rounds=2 encoder=small_vit width=8 hidden=12 augment=shift"
+
+
+class Nodes:
+    """Calls the app's own handlers with Flower's records, in the wrong order; the data are files of the sites."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 10**9, **own: Any) -> None:
+        self.stop_after = stop_after
+        self.asked: list[str] = []
+        self.config: dict[int, dict[str, Any]] = {}
+        for number, part in enumerate(PARTS):
+            np.savez(folder / f"site{number}.npz", points=part)
+            self.config[107 - 2 * number] = {
+                "partition-id": number,
+                "data": str(folder / f"site{number}.npz"),
+                "name": f"ward {number}",
+            } | (own if number == 1 else {})
+        monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
+        monkeypatch.setattr(over_flower, "FlowerMessage", lambda **fields: SimpleNamespace(**fields))
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.config)
+
+    def send_and_receive(self, messages: list[Any], *, timeout: float | None = None) -> list[Any]:
+        replies = []
+        for message in messages:
+            if len(self.asked) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.asked.append(message.message_type)
+            handler = client_app.hello if message.message_type == HELLO else client_app.answer_features
+            content = handler(message, SimpleNamespace(node_config=self.config[message.dst_node_id]))
+            metadata = SimpleNamespace(src_node_id=message.dst_node_id)
+            replies.append(SimpleNamespace(has_error=lambda: False, content=content, metadata=metadata))
+        return replies[::-1]
+
+
+def run_config(out: Path, options: str = SMALL, **changed: Any) -> dict[str, Any]:
+    return (
+        CONFIG
+        | {"job": "features", "clusters": 3, "seed": 4, "sites": 3, "out": str(out), "options": options}
+        | changed
+    )
+
+
+def check_equal_to_in_process(out: Path) -> None:
+    given = {"rounds": 2, "encoder": "small_vit", "width": 8, "hidden": 12, "augment": "shift"}
+    inside = fit_sites(PARTS, options_of({**given, "clusters": 3, "seed": 4}))
+    loaded = load_model(out / "model")
+    np.testing.assert_allclose(weights_of(loaded.network), weights_of(inside.network), atol=1e-6)
+    np.testing.assert_allclose(loaded.centres, inside.centres, atol=1e-6)
+    for part in PARTS:
+        np.testing.assert_allclose(loaded.transform(part), inside.transform(part), atol=1e-6)
+
+
+def test_equal_to_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    assert server_app.run(Nodes(tmp_path, monkeypatch), run_config(out)) == out
+    check_equal_to_in_process(out)
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert [site["name"] for site in result["sites"]] == ["ward 0", "ward 1", "ward 2"]
+    assert {row["kind"] for row in result["exchanged"]} == set(OVER_A_NETWORK)
+    assert "What was exchanged" in render(out).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("stop_after", [7, 11])
+def test_a_killed_server_goes_on(stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between two sends (a send is one call, whose answers are kept when all are there)."""
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        server_app.run(Nodes(tmp_path, monkeypatch, stop_after=stop_after), run_config(out))
+    assert not (out / "result.json").exists()
+    again = Nodes(tmp_path, monkeypatch)
+    server_app.run(again, run_config(out))
+    check_equal_to_in_process(out)
+    whole = 3 * (2 + 5)  # hello, sizes, two rounds of two, and a last look
+    finished = 3 * ((stop_after - 3) // 3) - 3 * (stop_after > 12)
+    assert len(again.asked) == whole - finished
+    assert not list((out / "states").iterdir())
+    assert not list((out / "answers").iterdir())
+
+
+def test_what_the_configuration_may_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for changed, words in [
+        ({"job": "feature"}, "did you mean 'features'"),
+        ({"method": "central"}, "'central' cannot run over a network"),
+        ({"options": "encodr=small_vit"}, "did you mean 'encoder'"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            server_app.run(Nodes(tmp_path, monkeypatch), run_config(tmp_path / "out", **changed))
+
+
+def test_a_node_has_limits_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server_app.run(Nodes(tmp_path, monkeypatch, **{"most-clusters": 2}), run_config(tmp_path / "out"))
+    result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    assert result["notes"] == ["ward 1 was left out: asks for 3 clusters; this site's own most-clusters is 2"]
+    assert [site["rounds"] for site in result["sites"]] == [2, 0, 2]
+
+
+def test_a_site_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
+    message = SimpleNamespace(content=to_records(Message(SIZE)))
+    content = client_app.answer_features(message, SimpleNamespace(node_config={"partition-id": 0}))
+    assert "the node has no data" in str(from_records(content).values["failure"])
+
+
+def test_flower_knows_each_kind() -> None:
+    """A kind that no handler is registered for would be an error at the node."""
+    assert set(OVER_A_NETWORK) <= set(client_app.app._registered_funcs)
