@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,11 +43,15 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(command: list[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
+def running(
+    command: list[str], env: dict[str, str], log: Path, *, folder: Path | None = None
+) -> Iterator[subprocess.Popen]:
     """A process in a group of its own, which is ended with all that it started."""
+    program = shutil.which(command[0], path=env["PATH"])
+    assert program is not None, command[0]
     with log.open("w") as out:
         process = subprocess.Popen(
-            [str(BIN / command[0]), *command[1:]], env=env, stdout=out, stderr=out, start_new_session=True
+            [program, *command[1:]], env=env, stdout=out, stderr=out, start_new_session=True, cwd=folder
         )
         try:
             yield process

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from foveate import FederatedKMeans
 from foveate.federated.clustering.settings import resolve
 from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
 from foveate.federated.deep.network import Embedder, weights_of
@@ -164,7 +165,33 @@ def test_three_sites_of_ten_with_poisoned_data_are_reported(seed: int) -> None:
     data = digits("dirichlet:0.3", seed)
     far = [one + random.uniform(-20, 20, 64) if site in bad else one for site, one in enumerate(data)]
     assert bad <= deepfeca(far, seed)
+    assert set(FederatedKMeans(10, random_state=seed).fit(far).suspects_) == bad
     assert fedne([50 * one if site in bad else one for site, one in enumerate(data)], seed) == bad
+
+
+def noisy(one: np.ndarray) -> np.ndarray:
+    return one.mean() + one.std() * np.random.default_rng(len(one)).normal(size=one.shape)
+
+
+WRONG: dict[str, Any] = {
+    "another unit": (lambda one: 50 * one, 0, 3),
+    "negative": (lambda one: one.max() - one, 0, 0),
+    "noise": (noisy, 0, 0),
+    "repeated": (lambda one: np.repeat(one[:1], len(one), axis=0), 0, 0),
+}
+"""Wrong points of a site, and how many of three such sites DeepFeCA and plain clustering report."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", WRONG)
+def test_what_the_page_says_of_poisoned_data(name: str, seed: int) -> None:
+    """The table in docs/methods/feca.md, mostly of nothing: if this fails, the page says too little or too much."""
+    wrong, by_deepfeca, by_clustering = WRONG[name]
+    bad = set(np.random.default_rng(seed).choice(10, 3, replace=False).tolist())
+    data = [wrong(one) if site in bad else one for site, one in enumerate(digits("dirichlet:0.3", seed))]
+    assert len(deepfeca(data, seed) & bad) == by_deepfeca
+    assert len(set(FederatedKMeans(10, random_state=seed).fit(data).suspects_) & bad) == by_clustering
 
 
 @pytest.mark.parametrize("split", ["even", "dirichlet:0.3", "shards:2"])

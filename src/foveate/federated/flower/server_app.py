@@ -14,6 +14,7 @@ from foveate.federated.clustering.run import write_server_result
 from foveate.federated.clustering.settings import resolve
 from foveate.federated.flower.exchange import GridExchange
 from foveate.settings.errors import UserError, choose
+from foveate.settings.progress import say
 from foveate.settings.recipes import options_of
 
 app = ServerApp()
@@ -53,6 +54,7 @@ def run(grid: Any, config: Mapping[str, Any]) -> Path:
     names = {site: exchange.name(site) for site in exchange.sites}
     write_server_result(out, found, exchange.log, names)
     exchange.forget()  # the sites' data may change before the next run
+    say(f"{out}: {len(found.centres)} centres of {len(found.clients)} sites")
     return out
 
 
@@ -69,7 +71,8 @@ def _embed(grid: Any, config: Mapping[str, Any], content: dict[str, Any]) -> Pat
     exchange = GridExchange(
         grid, sites=int(config["sites"]), wait=float(config["wait"]), timeout=float(config["timeout"])
     )
-    run_server(exchange, options, out, at_least=int(config["at-least"]))
+    found = run_server(exchange, options, out, at_least=int(config["at-least"]))
+    say(f"{out}: a map of {len(found['maps'][0]['sites'])} sites")
     return out
 
 
