@@ -111,20 +111,20 @@ class Scale:
     test_scenes: int
     teacher_scenes: int
     teacher_steps: int
-    captioner_steps: int
+    captioner_part: float  # of the steps of the recipe `captioner-tour`
     steps: int
     batch_size: int
     seeds: int
 
 
 FULL = Scale(
-    train_scenes=800,
-    test_scenes=200,
+    train_scenes=2000,
+    test_scenes=300,
     teacher_scenes=3000,
     teacher_steps=900,
-    captioner_steps=60,
-    steps=150,
-    batch_size=64,
+    captioner_part=1.0,
+    steps=300,
+    batch_size=80,
     seeds=5,
 )
 QUICK = Scale(
@@ -132,7 +132,7 @@ QUICK = Scale(
     test_scenes=100,
     teacher_scenes=1000,
     teacher_steps=300,
-    captioner_steps=30,
+    captioner_part=0.4,
     steps=60,
     batch_size=64,
     seeds=2,
@@ -197,12 +197,7 @@ class Work:
         teacher = made.train_teacher(
             others, folder / "teacher", training_overrides(scale.teacher_steps, scale.batch_size), device=self.device
         )
-        stages = [f"{stage}.steps={scale.captioner_steps}" for stage in ("training", "alignment")]
-        # As the recipe has it: 100 and 10 to 60.
-        stages += [
-            f"words.steps={scale.captioner_steps * 5 // 3}",
-            f"training.warmup_steps={scale.captioner_steps // 6}",
-        ]
+        stages = made.captioner_steps(scale.captioner_part)
         captioner = made.train_own_captioner(others, folder / "captioner", stages, device=self.device)
         models = made.write_both_captions(scenes, folder / "captions", captioner, device=self.device)
         made.write_labels(scenes, folder, teacher, models, device=self.device)

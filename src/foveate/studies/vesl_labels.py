@@ -65,6 +65,20 @@ def train_teacher(others: Path, run: Path, overrides: Sequence[str], *, device: 
     return run / "model"
 
 
+def captioner_steps(part: float) -> list[str]:
+    """Overrides of the recipe `captioner-tour` that keep `part` of the steps of each of its trainings."""
+    from foveate.caption.small.recipe import CaptionerRecipe
+    from foveate.settings.recipes import load
+
+    recipe = load(CaptionerRecipe, "captioner-tour", [])
+    whole = {name: getattr(recipe, name).steps for name in ("words", "training", "alignment")}
+    warmup = recipe.training.warmup_steps
+    return [
+        *(f"{name}.steps={round(part * steps)}" for name, steps in whole.items()),
+        f"training.warmup_steps={round(part * warmup)}",
+    ]
+
+
 def train_own_captioner(others: Path, run: Path, overrides: Sequence[str], *, device: str | None) -> Path:
     """Foveate's own captioner, on the teacher's scenes; its model folder."""
     from foveate.caption.small.recipe import CaptionerRecipe
