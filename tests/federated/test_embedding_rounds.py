@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,29 +10,16 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from small_sites import SITES, options
 
 from foveate.federated.embedding import site as at_site
 from foveate.federated.embedding.checkpoint import load_state, save_state
 from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
 from foveate.federated.embedding.fitting import Fitted, fit_sites
 from foveate.federated.embedding.folder import load_encoder, save_encoder
-from foveate.federated.embedding.kinds import OVER_A_NETWORK
-from foveate.federated.embedding.network import answer_elsewhere
-from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.embedding.server import State, begin, run_rounds
-from foveate.federated.embedding.site import SiteData, site_of
-from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess, Log, TooFewSitesError
-from foveate.federated.sites import Site
+from foveate.federated.embedding.server import State, begin
+from foveate.federated.rounds import Log
 from foveate.settings.errors import UserError
-
-RANDOM = np.random.default_rng(0)
-SITES = [RANDOM.normal(size=(size, 6)) + 3 * number for number, size in enumerate((40, 25, 60))]
-SMALL: dict[str, Any] = {"rounds": 4, "hidden": (16,), "surrogate_start": 0.25, "batch_points": 16}
-
-
-def options(**changes: Any) -> EmbeddingOptions:
-    return EmbeddingOptions(**(SMALL | changes))
 
 
 def fit(**changes: Any) -> Fitted:
@@ -116,177 +101,6 @@ def test_a_surrogate_that_does_not_fit_is_left_out_and_said() -> None:
     assert all(entry["felt"] in (None, []) for entry in fitted.state.history)
     assert any("is left out" in note for note in fitted.state.notes)
     assert (fitted.state.encoder == fit(method="fedavg").state.encoder).all()
-
-
-def broken(number: int, data: SiteData, kind: str, fault: Callable[[Message], Message]) -> Site:
-    handlers = dict(at_site.HANDLERS)
-    inner = handlers[kind]
-    handlers[kind] = lambda data, request, site: fault(inner(data, request, site))
-    return Site(number, data, handlers)
-
-
-def nan_weights(answer: Message) -> Message:
-    return answer.answer(arrays={"encoder": np.full_like(answer.array("encoder"), np.nan)}, **answer.values)
-
-
-def wrong_length(answer: Message) -> Message:
-    return answer.answer(arrays={"encoder": answer.array("encoder")[:-1]}, **answer.values)
-
-
-def wrong_type(answer: Message) -> Message:
-    return answer.answer(arrays={"encoder": answer.array("encoder").astype(np.float64)}, **answer.values)
-
-
-def raises(answer: Message) -> Message:
-    raise RuntimeError("out of disk")
-
-
-def huge(answer: Message) -> Message:
-    return answer.answer(arrays={"encoder": np.zeros(2_000_000, np.float32)}, **answer.values)
-
-
-def leaking(answer: Message) -> Message:
-    return answer.answer(arrays={**answer.arrays, "rows": np.zeros((3, 6))}, **answer.values)
-
-
-def nothing(answer: Message) -> Message:
-    return answer.answer()
-
-
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        (nan_weights, "NaN or infinite"),
-        (wrong_length, r"\[\d+\] is wanted"),
-        (wrong_type, "float32 is wanted"),
-        (raises, "RuntimeError: out of disk"),
-        (huge, r"shape \[2000000\]"),
-        (leaking, "holds 'rows'"),
-        (nothing, "lacks"),
-    ],
-)
-def test_a_broken_site_is_left_out_and_the_rest_goes_on(fault: Callable[[Message], Message], words: str) -> None:
-    chosen = options(surrogate="grid", rounds=2)
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    members[1] = broken(1, members[1].data, at_site.TRAIN, fault)
-    exchange = InProcess(members)
-    state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert [entry["sites"] for entry in state.history] == [[0, 2], [0, 2]]
-    assert np.isfinite(state.encoder).all()
-    reasons = [entry.reason for entry in exchange.log.entries if entry.reason]
-    assert len(reasons) == 2
-    assert all(re.search(words, reason) for reason in reasons)
-
-
-def test_a_slow_site_is_left_behind() -> None:
-    chosen = options(rounds=1)
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    slow = {**at_site.HANDLERS, at_site.TRAIN: lambda data, request, site: time.sleep(60)}
-    members[1] = Site(1, members[1].data, slow)
-    exchange = InProcess(members, timeout=5.0)
-    state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert state.history[0]["sites"] == [0, 2]
-    assert [entry.reason for entry in exchange.log.entries if entry.reason] == ["no answer within 5 s"]
-
-
-def test_a_site_that_drops_comes_back() -> None:
-    """Out of one round, it trains in the next one."""
-    chosen = options(rounds=3)
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    inner = at_site.HANDLERS[at_site.TRAIN]
-
-    def away(data: SiteData, request: Message, site: int) -> Message:
-        if request.round == 1:
-            raise ConnectionError("the line is dead")
-        return inner(data, request, site)
-
-    members[0] = Site(0, members[0].data, {**at_site.HANDLERS, at_site.TRAIN: away})
-    exchange = InProcess(members)
-    state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert [entry["sites"] for entry in state.history] == [[0, 1, 2], [1, 2], [0, 1, 2]]
-
-
-@pytest.mark.parametrize(
-    ("surrogate", "kind", "felt"),
-    [("network", at_site.SURROGATE, [0, 1, 2]), ("grid", at_site.FIELD, [1, 2])],
-)
-def test_a_missing_network_is_replaced_by_the_last_one_and_a_missing_field_is_not(
-    surrogate: str, kind: str, felt: list[int]
-) -> None:
-    chosen = options(surrogate=surrogate, least_r2=-10.0)
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    inner = at_site.HANDLERS[kind]
-
-    def away(data: SiteData, request: Message, site: int) -> Message:
-        if request.round == 2:
-            raise ConnectionError("the line is dead")
-        return inner(data, request, site)
-
-    members[0] = Site(0, members[0].data, {**at_site.HANDLERS, kind: away})
-    exchange = InProcess(members)
-    state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert [entry["felt"] for entry in state.history] == [None, [0, 1, 2], felt, [0, 1, 2]]
-
-
-@pytest.mark.parametrize(
-    "data",
-    [np.zeros((0, 6)), np.full((5, 6), np.nan), np.zeros((5, 0)), np.zeros(6), np.array([["a"] * 6])],
-    ids=["empty", "nan", "no feature", "flat", "words"],
-)
-def test_a_site_whose_data_cannot_be_used_is_left_out_over_a_network(data: np.ndarray) -> None:
-    """In one process such data are refused before anything; elsewhere the server never sees them."""
-    good = SITES[0], SITES[1]
-    members = [Site(number, one, dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)) for number, one in enumerate(good)]
-    members.append(Site(2, data, dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)))
-    exchange = InProcess(members)
-    chosen = options(rounds=1)
-    state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert list(state.sizes) == [0, 1]
-    assert {entry.site for entry in exchange.log.entries if entry.reason} == {2}
-    assert {entry.kind for entry in exchange.log.entries if entry.site == 2} == {at_site.POINTS}, "asked once"
-
-
-def test_a_site_of_another_width_is_left_out_where_most_have_one() -> None:
-    def sites(*widths: int) -> InProcess:
-        answers = dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)
-        return InProcess([Site(number, SITES[0][:, :width], answers) for number, width in enumerate(widths)])
-
-    chosen = options(rounds=1)
-    exchange = sites(6, 5, 6)
-    state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert list(state.sizes) == [0, 2]
-    assert state.notes["site 1 is left out: its data have 5 features; those of most sites have 6"] == 1
-    with pytest.raises(UserError, match=r"different numbers of features \(site 0: 6, site 1: 5\)"):
-        begin(sites(6, 5), chosen)
-
-
-def test_the_start_needs_as_many_sites_as_rounds() -> None:
-    def silent(answer: Message) -> Message:
-        raise RuntimeError("out of order")
-
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    members[1] = broken(1, members[1].data, at_site.POINTS, silent)
-    chosen = options(method="fedavg")
-    state = begin(InProcess(members), chosen, at_least=2)
-    assert state.notes == {"site 1 is left out: RuntimeError: out of order": 1}
-    with pytest.raises(TooFewSitesError, match="2 of 3 sites answered; 3 are needed"):
-        begin(InProcess(members), chosen, at_least=3)
-    other = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate([*SITES, SITES[0][:, :2]])]
-    with pytest.raises(TooFewSitesError, match="3 sites have 6 features; 4 are needed"):
-        begin(InProcess(other), chosen, at_least=4)
-
-
-def test_a_site_without_a_surrogate_is_not_felt_and_shares_are_scaled() -> None:
-    chosen = options(surrogate="network", rounds=4, least_r2=-10.0)
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    members[2] = broken(2, members[2].data, at_site.SURROGATE, raises)
-    exchange = InProcess(members, log=Log(record=True))
-    state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert "site 2 has sent no surrogate: the others do not feel it" in state.notes
-    asked = {site: m for site, up, m in exchange.log.messages if m.kind == at_site.TRAIN and not up and m.round == 2}
-    assert asked[0].number("share") == pytest.approx(40 / 65)
-    assert asked[0].array("shares").tolist() == pytest.approx([25 / 65])
-    assert asked[2].array("shares").tolist() == pytest.approx([40 / 125, 25 / 125])
 
 
 @pytest.mark.parametrize("refresh", [1, 2])
@@ -423,45 +237,3 @@ def test_a_damaged_model_folder_is_refused(tmp_path: Path) -> None:
         load_encoder(folder)
     with pytest.raises(UserError, match="transform.*no meaning"):
         FederatedNeighborEmbedding(n_rounds=1, random_state=0).fit(SITES).transform(SITES[0], site=1)
-
-
-def overstated(name: str, numbers: list[float]) -> Callable[[Message], Message]:
-    """A site whose array holds these numbers, over and over, and which says that its surrogate fits."""
-
-    def fault(answer: Message) -> Message:
-        array = answer.array(name)
-        made = np.resize(np.array(numbers), array.shape).astype(array.dtype)
-        fits = {"r2": 1.0} if "r2" in answer.values else {}
-        return answer.answer(arrays={**answer.arrays, name: made}, **{**answer.values, **fits})
-
-    return fault
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "surrogate", "numbers", "words"),
-    [
-        (at_site.BOX, "box", "grid", [-1e308, -1e308, 1e308, 1e308], r"'box' has the value -1e\+308; at least -1e\+12"),
-        (at_site.BOX, "box", "network", [-1e308, -1e308, 1e308, 1e308], "at least -1e"),
-        (at_site.BOX, "box", "grid", [-1e12, -1e12, 1e12, 1e12], ""),
-        (at_site.BOX, "box", "network", [-1e12, -1e12, 1e12, 1e12], ""),
-        (at_site.BOX, "box", "grid", [1.0, 1.0, -1.0, -1.0], "lowest corner above the highest"),
-        (at_site.FIELD, "field", "grid", [1e30], "at most 10 is wanted"),
-        (at_site.FIELD, "field", "grid", [10.0], ""),
-        (at_site.SURROGATE, "surrogate", "network", [1e30], "at most 1000 is wanted"),
-        (at_site.SURROGATE, "surrogate", "network", [1e3], ""),
-        (at_site.SURROGATE, "surrogate", "network64", [-1e3], ""),
-    ],
-)
-def test_numbers_of_one_site_do_not_end_the_run(
-    kind: str, name: str, surrogate: str, numbers: list[float], words: str
-) -> None:
-    chosen = options(surrogate=surrogate, rounds=3, surrogate_start=0.0)
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    members[1] = broken(1, members[1].data, kind, overstated(name, numbers))
-    exchange = InProcess(members)
-    state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert [entry["sites"] for entry in state.history] == [[0, 1, 2]] * 3
-    assert np.isfinite(state.encoder).all()
-    reasons = {entry.reason for entry in exchange.log.entries if entry.reason}
-    assert len(reasons) == bool(words)
-    assert all(re.search(words, one) for one in reasons)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +35,21 @@ def run(grid: Any, config: Mapping[str, Any]) -> Path:
     if not config["out"]:
         raise UserError("the run configuration's 'out' is empty: give the folder of the result")
     options = options_of(str(config["options"]).split())
-    job = choose(str(config.get("job", "cluster")), ("cluster", "embed", "features"), "job")
-    if job == "embed":
-        return _embed(grid, config, options)
-    if job == "features":
-        return _features(grid, config, options)
-    method = str(config["method"])
-    settings = resolve(int(config["clusters"]), method_name=method, seed=int(config["seed"]), **options)
-    out = Path(str(config["out"]))
-    exchange = GridExchange(
-        grid,
-        sites=int(config["sites"]),
-        wait=float(config["wait"]),
-        timeout=float(config["timeout"]),
-        keep=out / "answers",
+    return JOBS[choose(str(config.get("job", "cluster")), JOBS, "job")](grid, config, options)
+
+
+def _exchange(grid: Any, config: Mapping[str, Any], *, keep: Path | None = None) -> GridExchange:
+    """The exchange with as many sites as the configuration says; answers are kept in `keep`."""
+    return GridExchange(
+        grid, sites=int(config["sites"]), wait=float(config["wait"]), timeout=float(config["timeout"]), keep=keep
     )
+
+
+def _cluster(grid: Any, config: Mapping[str, Any], content: dict[str, Any]) -> Path:
+    """One clustering."""
+    settings = resolve(int(config["clusters"]), method_name=str(config["method"]), seed=int(config["seed"]), **content)
+    out = Path(str(config["out"]))
+    exchange = _exchange(grid, config, keep=out / "answers")
     found = cluster(exchange, settings, at_least=int(config["at-least"]), evaluate=True)
     names = {site: exchange.name(site) for site in exchange.sites}
     write_server_result(out, found, exchange.log, names)
@@ -68,10 +68,7 @@ def _embed(grid: Any, config: Mapping[str, Any], content: dict[str, Any]) -> Pat
     given = {"method": method, "seed": int(config["seed"])} | content
     options = embedding_options(given, where="run configuration")
     out = Path(str(config["out"]))
-    exchange = GridExchange(
-        grid, sites=int(config["sites"]), wait=float(config["wait"]), timeout=float(config["timeout"])
-    )
-    found = run_server(exchange, options, out, at_least=int(config["at-least"]))
+    found = run_server(_exchange(grid, config), options, out, at_least=int(config["at-least"]))
     say(f"{out}: a map of {len(found['maps'][0]['sites'])} sites")
     return out
 
@@ -86,12 +83,14 @@ def _features(grid: Any, config: Mapping[str, Any], content: dict[str, Any]) -> 
     given = {"method": method, "clusters": int(config["clusters"]), "seed": int(config["seed"])} | content
     options = deep_options(given, where="run configuration")
     out = Path(str(config["out"]))
-    exchange = GridExchange(
-        grid,
-        sites=int(config["sites"]),
-        wait=float(config["wait"]),
-        timeout=float(config["timeout"]),
-        keep=out / "answers",
-    )
-    run_server(exchange, options, out, at_least=int(config["at-least"]))
+    found = run_server(_exchange(grid, config, keep=out / "answers"), options, out, at_least=int(config["at-least"]))
+    say(f"{out}: an encoder of {len(found['sites'])} sites")
     return out
+
+
+JOBS: dict[str, Callable[[Any, Mapping[str, Any], dict[str, Any]], Path]] = {
+    "cluster": _cluster,
+    "embed": _embed,
+    "features": _features,
+}
+"""What a run configuration's `job` may name; each writes its result and returns the folder."""
