@@ -297,7 +297,13 @@ class Collection:
         """
         labels = self.grouped("labels")
         fields = labels.table["field"]
-        choose(field, sorted(fields.unique().to_pylist()), f"label field of the collection {self.name!r}")
+        known = sorted(fields.unique().to_pylist())
+        if not known:
+            raise UserError(
+                f"the collection {self.name!r} has no labels, so no field {field!r}: collect it anew with "
+                "--label-from-folder or --label-column, or with labels in JSON files"
+            )
+        choose(field, known, f"label field of the collection {self.name!r}")
         values = np.full(len(self), "", dtype=object)
         chosen = fields.to_numpy() == field
         values[labels.row_numbers[chosen]] = labels.table["value"].filter(pa.array(chosen)).to_numpy()

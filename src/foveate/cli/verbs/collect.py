@@ -67,6 +67,8 @@ OF_FORMATS = (
     "group_by",
     "reference",
     "first_line",
+    "label_from_folder",
+    "label_column",
 )
 
 
@@ -96,6 +98,8 @@ OF_FORMATS = (
 @click.option("--group-by", type=click.Choice(["none", "folder"]), default="none", help="What stays in one split.")
 @click.option("--reference", is_flag=True, help="Leave the files where they are and point at them.")
 @click.option("--first-line", is_flag=True, help="Only the first line of a .txt is the picture's text.")
+@click.option("--label-from-folder", default=None, metavar="FIELD", help="The folder's name is this label.")
+@click.option("--label-column", multiple=True, metavar="NAME", help="Column that is a label; may be repeated.")
 @click.option("--dedupe", is_flag=True, help="Then take out all but one of each group of near-duplicates.")
 @click.option("--split", default=DEFAULT_SPLIT, show_default=True, help="Shares of the splits; 'none' for no splits.")
 @workers_option
@@ -124,6 +128,7 @@ def command(
     \b
     Example:
       foveate collect my-folder --to my-pictures
+      foveate collect trees --label-from-folder category --to trees-collection
       foveate collect "shards/{00000..00003}.tar" --to my-pictures
       foveate collect coco/annotations/instances_val2017.json --to coco
       foveate collect pairs.csv --images photos --to my-pictures --reference

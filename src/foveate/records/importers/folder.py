@@ -28,6 +28,7 @@ def import_folder(
     group_by: str = "none",
     reference: bool = False,
     first_line: bool = False,
+    label_from_folder: str | None = None,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
     """Take all pictures below the folder `source` into the collection `target`, in the order of their paths.
@@ -42,11 +43,14 @@ def import_folder(
         group_by: "folder" puts pictures of one folder into one group (a JSON field "group" goes before it).
         reference: leave the files where they are; the collection points at them.
         first_line: only the first line of a `.txt` is the picture's text, as where translations or notes follow it.
+        label_from_folder: name of a label field whose value is the name of the folder that a picture lies in, as
+            where every class has its folder (a JSON label of that name goes before it).
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: the source does not exist, is no folder, is a collection or has no picture; or the target
-            is no collection, or is being written by another process.
+        UserError: the source does not exist, is no folder, is a collection or has no picture; labels are asked for
+            and no picture lies in a folder of its own class; or the target is no collection, or is being written by
+            another process.
     """
     source = check_source(Path(source))
     if not source.is_dir():
@@ -58,11 +62,13 @@ def import_folder(
     if not pictures:
         allowed = ", ".join(sorted(PICTURE_SUFFIXES))
         raise UserError(f"{source} has no pictures: looked for files that end in {allowed}")
+    if label_from_folder is not None:
+        _check_label(label_from_folder, source, pictures)
     sidecars = {path for path in files if _suffix(path) in ("txt", "json")}
     used = {path.with_suffix(suffix) for path in pictures for suffix in (".txt", ".json")} & sidecars
     return import_samples(
         target,
-        _samples(source, pictures, used, first_line=first_line),
+        _samples(source, pictures, used, first_line=first_line, label=label_from_folder),
         default_source=source.resolve().name,
         total=len(pictures),
         ignored_files=ignored + len(files) - len(pictures) - len(used),
@@ -70,6 +76,13 @@ def import_folder(
         reference=reference,
         **shared,
     )
+
+
+def _check_label(name: str, source: Path, pictures: list[Path]) -> None:
+    if not name.strip():
+        raise UserError("--label-from-folder: the label field needs a name, such as category")
+    if all(path.parent == source for path in pictures):
+        raise UserError(f"--label-from-folder: {source} has no folders with pictures; all lie in it itself")
 
 
 def _suffix(path: Path) -> str:
@@ -90,12 +103,16 @@ def _list_files(source: Path, target: Path) -> tuple[list[Path], int]:
     return sorted(files, key=lambda path: os.fsencode(path.relative_to(source).as_posix())), hidden
 
 
-def _samples(source: Path, pictures: list[Path], sidecars: set[Path], *, first_line: bool) -> Iterator[Sample]:
+def _samples(
+    source: Path, pictures: list[Path], sidecars: set[Path], *, first_line: bool, label: str | None
+) -> Iterator[Sample]:
     root = source.resolve()
     for path in pictures:
         relative = path.relative_to(source)
         key = relative.with_suffix("").as_posix()
         sample = Sample(key=key, source=relative.as_posix(), load=read_later(path), location=path)
+        if label is not None and relative.parent.name:
+            sample.labels = {label: relative.parent.name}
         problem = refused(path, root)
         if problem is not None:
             sample.load = refuse_later(problem)
@@ -124,6 +141,6 @@ FORMAT = Format(
     name="folder",
     run=import_folder,
     recognise=_recognise,
-    options=("group_by", "reference", "first_line"),
+    options=("group_by", "reference", "first_line", "label_from_folder"),
     fallback=True,
 )

@@ -31,6 +31,7 @@ class Sample:
 
     `source` says where it came from, for the quarantine. `load` gives the picture's bytes (it may be called
     in another thread), or is None where there is no picture. `text` and `json` read the sidecars.
+    `labels` are known without a sidecar; those of the JSON file go before them.
     `ignored` counts files that belong to the sample and are not used. With `only_problems` there is no
     sample, just something to note at this point of the source.
 
@@ -47,6 +48,7 @@ class Sample:
     text: Callable[[], bytes] | None = None
     json: Callable[[], bytes] | None = None
     group: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     ignored: int = 0
     only_problems: bool = False

@@ -27,6 +27,7 @@ def read_sidecars(
     *,
     size: tuple[int, int] | None,
     given: Mapping[str, object] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Sidecar:
     """Read both sidecars of a picture of `size` (width, height); without a size regions are left out.
 
@@ -48,6 +49,7 @@ def read_sidecars(
         # img2dataset has texts here too; a number, as some writers use for `key`, has no meaning to keep.
         if isinstance(value, str) and _is_storable(value):
             setattr(sidecar, name, clean_text(value))
+    _labels(labels, sidecar)
     _labels(fields.get("labels"), sidecar)
     if size is not None:
         _regions(fields.get("regions"), size, sidecar)
@@ -117,7 +119,7 @@ def _keep_captions(captions: list[Caption], sidecar: Sidecar) -> None:
 def _labels(value: object, sidecar: Sidecar) -> None:
     if value is None:
         return
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
         problem = Problem("labels", "malformed labels", "field 'labels' must be an object of field to value")
         sidecar.problems.append(problem)
         return

@@ -7,7 +7,7 @@ pictures, without its ending. Further columns, such as addresses, are ignored.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -34,6 +34,7 @@ def import_table(
     path_column: str | None = None,
     text_column: str | None = None,
     boxes_column: str | None = None,
+    label_column: Sequence[str] = (),
     group_by: str = "none",
     reference: bool = False,
     **shared: Unpack[SharedOptions],
@@ -50,6 +51,8 @@ def import_table(
         path_column, text_column: names of the columns; by default one of the usual names.
         boxes_column: column with regions, as JSON or as Parquet lists of objects in the form of a sidecar's
             `regions`; by default `boxes` or `regions` where there is one.
+        label_column: columns whose cells are the picture's labels, each a label field of the column's name. Where
+            rows of one picture differ the first is taken and the others are noted.
         group_by, reference: see `foveate.records.importers.folder.import_folder`.
         shared: see `SharedOptions`.
 
@@ -66,10 +69,11 @@ def import_table(
         "text": find_column(names, TEXTS, given=text_column, option="--text-column", where=path),
         "boxes": find_column(names, BOXES, given=boxes_column, option="--boxes-column", where=path),
     }
-    if columns["text"] is None and columns["boxes"] is None:
+    labels = [need_column(names, (), given=one, option="--label-column", where=path) for one in label_column]
+    if columns["text"] is None and columns["boxes"] is None and not labels:
         need_column(names, TEXTS, given=None, option="--text-column", where=path)
     wanted = {use: name for use, name in columns.items() if name is not None}
-    table, findings = read_columns(path, list(dict.fromkeys(wanted.values())))
+    table, findings = read_columns(path, list(dict.fromkeys([*wanted.values(), *labels])))
     kind = table[wanted["path"]].type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_null(kind):
         raise UserError(f"{path}: column {wanted['path']!r} of the paths holds {kind}: text is wanted")
@@ -78,13 +82,13 @@ def import_table(
         raise UserError(f"{path} has no rows{what}")
     summary = import_samples(
         target,
-        _samples(table, wanted, findings, root, path),
+        _samples(table, wanted, labels, findings, root, path),
         default_source=path.stem,
         group_by=group_by,
         reference=reference,
         **shared,
     )
-    told = ", ".join(f"{use} from {name!r}" for use, name in wanted.items())
+    told = ", ".join(f"{use} from {name!r}" for use, name in [*wanted.items(), *(("label", one) for one in labels)])
     summary.notes.append(f"columns used: {told}; pictures below {root}")
     if summary.taken + summary.already_there == 0 and summary.pictures_quarantined:
         summary.notes.append("no picture was found: --images names the folder that the paths start from")
@@ -92,7 +96,7 @@ def import_table(
 
 
 def _samples(
-    table: pa.Table, wanted: dict[str, str], findings: list[Sample], root: Path, path: Path
+    table: pa.Table, wanted: dict[str, str], labels: list[str], findings: list[Sample], root: Path, path: Path
 ) -> Iterator[Sample]:
     yield from findings
     paths, texts, boxes = (table[wanted[use]] if use in wanted else None for use in ("path", "text", "boxes"))
@@ -102,7 +106,9 @@ def _samples(
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     for rows in np.split(order, starts[1:]):
-        yield _sample([int(row) for row in rows], paths, texts, boxes, root, path)
+        sample = _sample([int(row) for row in rows], paths, texts, boxes, root, path)
+        sample.labels = _labels(rows, {name: table[name] for name in labels}, sample)
+        yield sample
 
 
 def _sample(
@@ -147,6 +153,25 @@ def _texts(column: pa.ChunkedArray, row: int, position: int, sample: Sample) -> 
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
+def _labels(rows: np.ndarray, columns: dict[str, pa.ChunkedArray], sample: Sample) -> dict[str, str]:
+    """The labels of a picture's rows: by column the first cell that is not empty."""
+    found: dict[str, str] = {}
+    for name, column in columns.items():
+        for position, row in enumerate(rows.tolist()):
+            try:
+                value = _cell(column, row)
+            except UnicodeDecodeError as error:
+                detail = f"the label {name!r} is not UTF-8: {error.reason} at byte {error.start}"
+                sample.problems.append(Problem("labels", "not UTF-8", detail, position))
+                continue
+            if value is None or value == "":
+                continue
+            if found.setdefault(name, str(value)) != str(value):
+                detail = f"another row says {name} {str(value)[:60]!r}; {found[name][:60]!r} is kept"
+                sample.problems.append(Problem("labels", "several labels", detail, position))
+    return found
+
+
 def _regions(column: pa.ChunkedArray, row: int, position: int, sample: Sample) -> list[object]:
     try:
         value = _cell(column, row)
@@ -181,5 +206,5 @@ FORMAT = Format(
     name="table",
     run=import_table,
     recognise=_recognise,
-    options=("images", "path_column", "text_column", "boxes_column", "group_by", "reference"),
+    options=("images", "path_column", "text_column", "boxes_column", "label_column", "group_by", "reference"),
 )

@@ -186,7 +186,7 @@ def _take(writer: CollectionWriter, prepared: _Prepared) -> None:
         return
     info = prepared.examined.info
     size = _size_of_boxes(writer, sample, (info.width, info.height))
-    sidecar = read_sidecars(sample.text, sample.json, size=size, given=sample.fields)
+    sidecar = read_sidecars(sample.text, sample.json, size=size, given=sample.fields, labels=sample.labels)
     _note(writer, sample, sidecar.problems)
     writer.summary.regions_clipped += sidecar.clipped
     writer.summary.texts_cleaned += sidecar.cleaned
