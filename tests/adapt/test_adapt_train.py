@@ -281,6 +281,7 @@ def test_a_loss_that_is_no_number_names_its_pictures(backbone: Path, data: Path,
 
 def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
     for text, sentence in (
+        ("my-vit", "no such folder, and no kind of backbone; kinds are"),
         ("tim:x", "did you mean 'timm'"),
         (str(tmp_path / "none"), "no such folder"),
         (str(tmp_path), "neither config.json"),

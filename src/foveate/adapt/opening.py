@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from foveate.adapt.networks import open_network
-from foveate.settings.errors import UserError, choose
+from foveate.settings.errors import UserError, choose, nearest
 from foveate.settings.files import read_json
 from foveate.settings.progress import say
 from foveate.vision.pixels import Preprocess
@@ -49,7 +49,10 @@ def backbone_settings(text: str) -> dict[str, Any]:
     if kind not in kinds:
         if "/" in text or path.suffix:
             raise UserError(f"backbone '{text}': no such folder")
-        choose(kind, kinds, "kind of backbone")
+        raise UserError(
+            f"backbone '{text}': no such folder, and no kind of backbone; kinds are {', '.join(kinds)}"
+            f"{nearest(kind, kinds)}"
+        )
     if not name:
         return {"kind": kind}
     by_name = kind in ("timm", "openclip") and "/" not in name and "." not in name

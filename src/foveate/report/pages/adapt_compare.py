@@ -118,10 +118,30 @@ def lead(r: ComparedResult) -> str:
     best = max(whole, key=lambda line: line.means["mean"])
     front = [line.variant for line in whole if line.unbeaten]
     said = f"Highest mean accuracy: {best.variant}, {numbers.percent(best.means['mean'])}, with "
-    said += f"{amount(best.trained or 0)} numbers trained in the network. "
+    said += f"{amount(best.trained or 0)} numbers trained in the network. " + _overlap(r, best)
     if len(front) < 2:
         return said + "It is also the smallest."
     return said + f"Nothing is both smaller and better than {', '.join(front[:-1])} or {front[-1]}."
+
+
+def _overlap(r: ComparedResult, best: ComparedLine) -> str:
+    """Whether intervals tell the best from the others; nothing where several tasks have one each."""
+    if len(r.tasks) != 1:
+        return ""
+    key = r.tasks[0].key
+    others = [line.tasks[key] for line in r.lines if line is not best and key in line.tasks]
+    low = best.tasks[key].low
+    near = sum(low is None or one.high is None or one.high >= low for one in others)
+    if not near:
+        return ""
+    which = (
+        "the other"
+        if len(others) == 1
+        else f"all {len(others)} others"
+        if near == len(others)
+        else f"{near} of {len(others)} others"
+    )
+    return f"Intervals do not tell it from {which}. "
 
 
 def columns(r: ComparedResult) -> list[tuple[str, str]]:
