@@ -127,7 +127,7 @@ class Scale:
 
 
 STUDY_SEED = 23  # of scenes, splits and the captioner
-FULL = Scale(train_scenes=600, test_scenes=200, pictures=2400, steps=120, batch_size=96, seeds=5)
+FULL = Scale(train_scenes=1500, test_scenes=200, pictures=2400, steps=240, batch_size=96, seeds=5)
 QUICK = Scale(train_scenes=200, test_scenes=80, pictures=800, steps=60, batch_size=64, seeds=2)
 RECIPE = "tour-clip"
 _ALWAYS = ("image_encoder.image_size=128", "training.workers=0", "training.log_every=50")
