@@ -13,12 +13,19 @@ import torch
 from foveate.adapt.registry import method_names
 from foveate.metrics.agreement import agreement
 from foveate.settings.cells import Cell
-from foveate.studies import petl, petl_trainings, petl_worlds
+from foveate.studies import petl, petl_rotation, petl_trainings, petl_worlds
 from foveate.studies.petl_measures import alike, all_pairs, bootstrap, together
 from foveate.studies.study import row_values, summary
 
 SMALL = petl.Scale(
-    source_per_class=8, pool_per_class=4, shots=2, glyph_pretraining_epochs=1, distillation_epochs=1, epochs=1, seeds=1
+    source_per_class=8,
+    pool_per_class=4,
+    shots=2,
+    rotation_shots=2,
+    glyph_pretraining_epochs=1,
+    distillation_epochs=1,
+    epochs=1,
+    seeds=1,
 )
 
 
@@ -31,7 +38,7 @@ def test_claims_name_rows_and_measures_that_exist() -> None:
     assert {row.trained_as for row in design.rows} == {cell.variant for cell in petl.cells(SMALL, seed=0, extras=())}
     assert set(petl.OPTIONS) == set(method_names()) - {"subset"}
     assert len(petl_trainings.THIRTEEN) == 13
-    assert len(petl.cells(petl.FULL, seed=0, extras=())) == 10
+    assert len(petl.cells(petl.FULL, seed=0, extras=())) == 15
     other = replace(petl.FULL, epochs=3)
     assert petl.identity(other, extras=()) != petl.identity(petl.FULL, extras=())
 
@@ -108,6 +115,31 @@ def test_a_cell_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert set(other.learn) != set(cell.learn)
 
 
+def test_rotated_glyphs_are_turned_by_their_label_and_nothing_else() -> None:
+    pictures = np.full((3, 1, 24, 24), -1, dtype=np.float32)
+    pictures[:, 0, 2:4, 11:13] = 1  # a mark at the top
+    turned = petl_rotation.rotated(pictures, np.array([0.0, 90.0, 180.0]))
+    assert np.array_equal(turned[0], pictures[0])
+    marks = [np.argwhere(one[0] > 0.5).mean(axis=0) for one in turned]
+    assert marks[1] == pytest.approx([11.5, 2.5], abs=1)  # counter-clockwise: to the left
+    assert marks[2] == pytest.approx([20.5, 11.5], abs=1)
+    assert turned.min() >= -1
+
+
+def test_the_rotated_world_is_balanced_and_its_head_is_new(tmp_path: Path) -> None:
+    petl_worlds.prepare_glyph_world(tmp_path / "glyphs", source_per_class=2, pool_per_class=2, epochs=1)
+    petl_rotation.prepare_rotation(tmp_path / "rotation")
+    world = petl.Work(tmp_path, SMALL, {}).world("rotation")
+    for split, count in {"pool": 132, "test": 252, "shift": 126}.items():
+        labels = world.data.labels_N[world.data.rows(split)]
+        assert np.bincount(labels).tolist() == [count] * 6
+    assert not world.trained_head
+    assert world.opened.model.head.weight.shape == (6, 64)
+    upright = petl.Work(tmp_path, SMALL, {}).world("glyphs").opened.model.state_dict()
+    same = world.opened.model.state_dict()
+    assert all(torch.equal(same[name], upright[name]) for name in same if not name.startswith("head."))
+
+
 @pytest.mark.slow
 def test_a_small_run_measures_every_row(tmp_path: Path) -> None:
     work = petl.Work(tmp_path, SMALL, {})
@@ -125,8 +157,8 @@ def test_a_small_run_measures_every_row(tmp_path: Path) -> None:
     assert len(judged["claims"]) == len(petl.DESIGN.claims)
     again = Cell(0, "glyphs", "all")
     assert work(again) == done[again]
-    assert len(petl.beside(tmp_path, SMALL)) == 2  # no cell is finished: the rates alone
+    assert len(petl.beside(tmp_path, SMALL)) == 3  # no cell is finished: the rates alone
     for one in petl.cells(SMALL, seed=0, extras=()):
         (tmp_path / "cells" / f"{one.name}.json").write_text("{}", encoding="utf-8")
     tables = petl.beside(tmp_path, SMALL)
-    assert len(tables) == 6
+    assert len(tables) == 9

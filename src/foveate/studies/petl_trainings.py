@@ -16,9 +16,11 @@ from foveate.settings.cells import Cell
 from foveate.settings.files import atomic_file, read_json, write_json_atomically
 from foveate.settings.seeds import generator, integer
 from foveate.studies.petl_measures import Logits, accuracy, alike, all_pairs, read_logits, together
+from foveate.studies.petl_rotation import open_rotation, prepare_rotation
 from foveate.studies.petl_worlds import (
     EMOJI,
     GLYPHS,
+    ROTATION,
     World,
     open_emoji,
     open_glyph_world,
@@ -51,8 +53,8 @@ LIGHT = ("bitfit", "lora", "adaptformer")
 BETWEEN = ("full", *LIGHT)
 SHUFFLED = ("full", "lora")
 ALPHAS = tuple(number / 10 for number in range(11))
-RATES = (1e-3, 3e-3, 1e-2)
-RATES_OF_FULL = (1e-4, 3e-4, 1e-3)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+RATES_OF_FULL = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 CHOOSING_SEED = 1000  # of the draw by which rates are chosen; no result is from it
 LIMIT = 0.03
 
@@ -64,6 +66,7 @@ class Scale:
     source_per_class: int
     pool_per_class: int
     shots: int
+    rotation_shots: int
     glyph_pretraining_epochs: int
     distillation_epochs: int
     epochs: int
@@ -80,7 +83,7 @@ class Work:
     device: str | None = None
 
     def prepare(self) -> None:
-        """Makes both networks and chooses a learning rate for every method; does what is missing."""
+        """Makes the networks and pictures, and chooses a learning rate for every method; does what is missing."""
         scale = self.scale
         prepare_glyph_world(
             self.folder / GLYPHS,
@@ -89,7 +92,8 @@ class Work:
             epochs=scale.glyph_pretraining_epochs,
         )
         prepare_emoji(self.folder / EMOJI, epochs=scale.distillation_epochs)
-        for condition in (GLYPHS, EMOJI):
+        prepare_rotation(self.folder / ROTATION)
+        for condition in (GLYPHS, EMOJI, ROTATION):
             _Cell(self, condition, CHOOSING_SEED, self.folder / condition / "choosing").choose_rates()
 
     def __call__(self, cell: Cell) -> dict[str, float]:
@@ -97,7 +101,14 @@ class Work:
 
     def world(self, condition: str) -> World:
         """The opened world of a condition."""
-        return (open_glyph_world if condition == GLYPHS else open_emoji)(self.folder / condition)
+        folder = self.folder / condition
+        if condition == ROTATION:
+            return open_rotation(folder, self.folder / GLYPHS / "before.safetensors")
+        return (open_glyph_world if condition == GLYPHS else open_emoji)(folder)
+
+    def shots(self, condition: str) -> int:
+        """Pictures of each class to learn from."""
+        return self.scale.rotation_shots if condition == ROTATION else self.scale.shots
 
     def rates(self, condition: str) -> dict[str, float]:
         """The chosen learning rate of each method."""
@@ -120,7 +131,7 @@ class _Cell:
         self.world = work.world(condition)
         data = self.world.data
         pool = np.flatnonzero((data.splits == "pool") & (data.labels_N >= 0))
-        self.learn = data.few(pool, work.scale.shots, seed=seed)
+        self.learn = data.few(pool, work.shots(condition), seed=seed)
         self.held = np.setdiff1d(pool, self.learn)
         self.rows = {name: data.rows(name) for name in ("test", "shift")}
         self.labels = {name: data.labels_N[rows] for name, rows in self.rows.items()}
@@ -178,7 +189,7 @@ class _Cell:
         network.head.load_state_dict(head)
 
     def choose_rates(self) -> None:
-        """Of three rates the one with the highest accuracy on the rest of the pool; of equal ones the last."""
+        """Of the rates the one with the highest accuracy on the rest of the pool; of equal ones the last."""
         path = self.folder.parent / "rates.json"
         if path.is_file():
             return

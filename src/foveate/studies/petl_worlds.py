@@ -1,4 +1,4 @@
-"""The two worlds of the study `petl`: emoji for a small ViT distilled from EfficientNet-Lite0, and glyphs for theirs.
+"""Two worlds of the study `petl`: emoji for a small ViT distilled from EfficientNet-Lite0, and glyphs for theirs.
 
 Each is a network, labelled pictures of a pool, of a test and of a shifted test, all from the package itself. Nothing of
 the tests takes part in making a network: the distillation sees no held-out concept, not even without its label.
@@ -34,11 +34,12 @@ from foveate.training.task import Batch, Losses, Report, Task
 from foveate.vision.pixels import Preprocess
 from foveate.vision.registry import seeded
 
-GLYPHS, EMOJI = "glyphs", "emoji"
+GLYPHS, EMOJI, ROTATION = "glyphs", "emoji", "rotation"
 SIZE, TEACHER_SIZE, GRID = 64, 128, 4
 LEAST_PICTURES = 20  # of a subcategory in one style
 HELD_OUT = 0.4  # share of the concepts
 _HALF = (0.5, 0.5, 0.5)
+GLYPH_PREPROCESS = Preprocess(size=glyphs.SIZE, mean=_HALF, std=_HALF)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def open_emoji(folder: Path) -> World:
     pixels = torch.from_numpy(arrays["pixels"])
     preprocess = Preprocess(size=SIZE, mean=_HALF, std=_HALF)
     return World(
-        Opened(network.eval(), preprocess, {"kind": "study"}), False, _labelled("emoji", names, labels, splits, pixels)
+        Opened(network.eval(), preprocess, {"kind": "study"}),
+        False,
+        labelled_pixels("emoji", names, labels, splits, pixels),
     )
 
 
@@ -122,16 +125,17 @@ def open_glyph_world(folder: Path) -> World:
             pictures.append(file["arrays"])
             labels.append(file["labels"])
             splits += [split] * len(file["labels"])
-    preprocess = Preprocess(size=glyphs.SIZE, mean=_HALF, std=_HALF)
-    data = _labelled(
+    data = labelled_pixels(
         "glyphs", glyphs.CLASSES, np.concatenate(labels), np.array(splits), torch.from_numpy(np.concatenate(pictures))
     )
-    return World(Opened(network.eval(), preprocess, {"kind": "study"}), True, data)
+    return World(Opened(network.eval(), GLYPH_PREPROCESS, {"kind": "study"}), True, data)
 
 
-def _labelled(
+def labelled_pixels(
     name: str, classes: Sequence[str], labels: NDArray[Any], splits: NDArray[Any], pixels: Tensor
 ) -> Labelled:
+    """Pictures [N, C, H, W] that are in memory, a name and a label for each, and which split it is in."""
+
     def picture(row: int, flip: bool) -> Tensor:
         return pixels[row].flip(-1) if flip else pixels[row]
 

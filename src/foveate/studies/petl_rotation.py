@@ -1,0 +1,75 @@
+"""The third world of the study `petl`: by how many sixths of a turn a character is rotated.
+
+The glyph network has learnt to read upright characters whatever their font; what its last layer says of an angle is not
+what a new head can read off. A "structured" task, for a network that knows the pictures but not the question (section
+7.3 of the method's specification measured it on a reference implementation).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+
+from foveate.adapt.opening import Opened
+from foveate.records.builtin import glyphs
+from foveate.settings.files import atomic_file
+from foveate.settings.seeds import generator
+from foveate.studies.calibration_worlds import glyph_network
+from foveate.studies.petl_worlds import GLYPH_PREPROCESS, World, labelled_pixels
+from foveate.vision.registry import seeded
+
+TURNS = 6
+CLASSES = tuple(f"{number * 360 // TURNS} degrees" for number in range(TURNS))
+JITTER = 10.0  # degrees to either side
+# Pictures of each character in the pool, the test and the shifted test.
+PER_CHARACTER = {"pool": ("source", 22), "test": ("source", 42), "shift": ("target", 21)}
+
+
+def prepare_rotation(folder: Path) -> None:
+    """Draws and rotates the pictures; does what is missing."""
+    path = folder / "pictures.npz"
+    if path.is_file():
+        return
+    pixels, labels, splits = [], [], []
+    for split, (style, per_class) in PER_CHARACTER.items():
+        drawn = glyphs.glyphs(style, f"petl rotation {split}", per_class=per_class)  # type: ignore[arg-type]
+        random = generator("petl rotation", split)
+        multiples = random.permutation(np.arange(len(drawn.labels)) % TURNS)
+        angles = multiples * (360 / TURNS) + random.uniform(-JITTER, JITTER, len(multiples))
+        pixels.append(rotated(drawn.pictures, angles))
+        labels.append(multiples)
+        splits += [split] * len(multiples)
+    with atomic_file(path) as handle:
+        np.savez(
+            handle,
+            pixels=np.concatenate(pixels),
+            labels=np.concatenate(labels).astype(np.int64),
+            split=np.array(splits),
+        )
+
+
+def rotated(pictures_N1HW: NDArray[np.float32], degrees_N: NDArray[Any]) -> NDArray[np.float32]:
+    """Each picture [1, H, W], values from -1 (ground), turned counter-clockwise about its middle, bilinear."""
+    found = np.empty_like(pictures_N1HW)
+    for row, angle in enumerate(degrees_N.tolist()):
+        picture = Image.fromarray(pictures_N1HW[row, 0])
+        found[row, 0] = np.asarray(picture.rotate(angle, Image.Resampling.BILINEAR, fillcolor=-1.0))
+    return found
+
+
+def open_rotation(folder: Path, weights: Path) -> World:
+    """What `prepare_rotation` left, for the glyph network of a weights file with a new head for the angles."""
+    with seeded(0):
+        network: Any = glyph_network()
+        network.load_state_dict(load_file(weights), strict=True)
+        network.reset_classifier(TURNS)
+    with np.load(folder / "pictures.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in ("pixels", "labels", "split")}
+    data = labelled_pixels("rotation", CLASSES, arrays["labels"], arrays["split"], torch.from_numpy(arrays["pixels"]))
+    return World(Opened(network.eval(), GLYPH_PREPROCESS, {"kind": "study"}), False, data)
