@@ -95,7 +95,7 @@ def test_the_hub_out_of_reach_is_explained(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "*")
-    with pytest.raises(UserError, match="not on the hub, or the hub is out of reach; give the path of a folder"):
+    with pytest.raises(UserError, match="not in the cache, and http://127.0.0.1:9 is out of reach; give the path"):
         fetch("someone/no-such-model")
 
 

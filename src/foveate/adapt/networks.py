@@ -26,11 +26,12 @@ _OPTIONS = ("model", "source", "revision", "offline", "image_size", "geometry")
 
 @dataclass(frozen=True)
 class Network:
-    """A network of timm without its classifier, how pictures become pixels, and what it was built with."""
+    """A network of timm without its classifier, how pictures become pixels, what it was built with, its commit."""
 
     model: Any
     preprocess: Preprocess
     model_args: dict[str, Any]
+    commit: str | None = None
 
 
 def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
@@ -73,7 +74,7 @@ def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
         interpolation=shown.get("interpolation") or "bicubic",
         geometry=str(settings.get("geometry") or "letterbox"),
     )
-    return Network(model, preprocess, arguments)
+    return Network(model, preprocess, arguments, None if checkpoint is None else checkpoint.commit)
 
 
 def _is_other(name: str) -> bool:

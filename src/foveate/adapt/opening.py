@@ -13,6 +13,7 @@ from foveate.adapt.networks import open_network
 from foveate.settings.errors import UserError, choose, nearest
 from foveate.settings.files import read_json
 from foveate.settings.progress import say
+from foveate.vision.hub import HUB_ID
 from foveate.vision.pixels import Preprocess
 from foveate.vision.registry import build_image_encoder, encoder_kinds
 from foveate.vision.transformers_loading import KIND_OF_TYPE
@@ -48,7 +49,7 @@ def backbone_settings(text: str) -> dict[str, Any]:
     kinds = [one for one in (*_INNER, "lite0") if one in encoder_kinds("IMAGE_ENCODER")]
     if kind not in kinds:
         if "/" in text or path.suffix:
-            raise UserError(f"backbone '{text}': no such folder")
+            raise UserError(f"backbone '{text}': no such folder{_on_the_hub(text)}")
         raise UserError(
             f"backbone '{text}': no such folder, and no kind of backbone; kinds are {', '.join(kinds)}"
             f"{nearest(kind, kinds)}"
@@ -57,6 +58,14 @@ def backbone_settings(text: str) -> dict[str, Any]:
         return {"kind": kind}
     by_name = kind in ("timm", "openclip") and "/" not in name and "." not in name
     return {"kind": kind, ("model" if by_name else "source"): name}
+
+
+def _on_the_hub(text: str) -> str:
+    """How a model of the hub is named, where the text may be meant as one: OWNER/NAME, after hf-hub: for some."""
+    name = text.removeprefix("hf-hub:")
+    if not HUB_ID.fullmatch(name):
+        return ""
+    return f"; a model of the hub is named with the kind of its files: {', '.join(f'{kind}:{name}' for kind in _INNER)}"
 
 
 def _kind_of_folder(path: Path) -> str:
@@ -89,9 +98,7 @@ def open_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
     given = dict(settings)
     kind = given.get("kind")
     seed = int(given.pop("seed", seed))
-    settings = {**given, "seed": seed} if seed else given
-    if kind in ("timm", "openclip") and given.get("source") is None and given.get("model"):
-        say(f"{kind}:{given['model']} is untrained; give NAME.TAG, OWNER/NAME or a folder for trained weights")
+    settings = {**given, **({"seed": seed} if seed else {})}
     if kind == "foveate":
         from foveate.vision.localiser.folder import load_model
 
@@ -99,7 +106,7 @@ def open_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
         model.requires_grad_(True)
         opened = Opened(model, model.image_encoder.preprocess, dict(settings))
     elif kind == "timm" and (network := open_network(given, seed=seed)) is not None:
-        opened = Opened(network.model, network.preprocess, dict(settings), network.model_args)
+        opened = Opened(network.model, network.preprocess, _pinned(settings, network.commit), network.model_args)
     else:
         choose(str(kind), (*_INNER, "lite0"), "kind of backbone")
         if kind != "lite0":
@@ -112,10 +119,18 @@ def open_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
         inner = {"openclip": "visual", "lite0": ""}.get(str(kind), "trunk")
         network = getattr(encoder, inner) if inner else encoder
         arguments = encoder.architecture()["config"]["model_args"] if kind == "timm" else {}
-        opened = Opened(network, encoder.preprocess, dict(settings), dict(arguments))
+        commit = None if given.get("source") is None else encoder.architecture().get("revision")
+        opened = Opened(network, encoder.preprocess, _pinned(settings, commit), dict(arguments))
+    if kind in ("timm", "openclip") and given.get("source") is None and given.get("model"):
+        say(f"{kind}:{given['model']} is untrained; give NAME.TAG, OWNER/NAME or a folder for trained weights")
     if drop_path:
         set_drop_path(opened.model, drop_path)
     return opened
+
+
+def _pinned(settings: Mapping[str, Any], commit: str | None) -> dict[str, Any]:
+    """With the commit that a model of the hub was of, so that it opens again after its branch has moved."""
+    return {**settings, **({} if commit is None else {"revision": commit})}
 
 
 def set_drop_path(model: Any, rate: float) -> None:

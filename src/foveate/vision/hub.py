@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foveate.settings.errors import UserError
 from foveate.settings.files import read_json
+from foveate.settings.progress import say
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Configuration, weights, tokenizer files and chat templates of the repository's top folder.
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -58,13 +61,26 @@ class Checkpoint:
         found = sorted(self.folder.glob("*.safetensors"))
         if found:
             return found
-        pickles = sorted(path.name for path in self.folder.iterdir() if path.suffix in _PICKLES)
+        there = [path.name for path in self.folder.iterdir()] if self.commit is None else self._on_the_hub()
+        pickles = sorted(name for name in there if name.endswith(_PICKLES))
         if pickles:
             raise UserError(
                 f"{self.name}: its weights are a pickle ({pickles[0]}), which may run code and is not read: use a "
                 "revision with model.safetensors, or convert it with `safetensors.torch.save_file` where you trust it"
             )
-        raise UserError(f"{self.folder}: no weights, it has no model.safetensors; pickles are not read")
+        raise UserError(
+            f"{self.folder if self.commit is None else self.name}: no weights, it has no model.safetensors; pickles "
+            "are not read"
+        )
+
+    def _on_the_hub(self) -> list[str]:
+        """Names of all files of the repository, those too that are not downloaded; none where nobody answers."""
+        from huggingface_hub import errors, list_repo_files
+
+        try:
+            return [name for name in list_repo_files(self.name, revision=self.commit) if "/" not in name]
+        except (errors.HTTPError, OSError):
+            return []
 
     def digest(self) -> str:
         """16 hexadecimal digits that name the weights' bytes."""
@@ -94,53 +110,102 @@ def fetch(
         cache_dir: the hub's cache; its default otherwise.
 
     Raises:
-        UserError: for a folder that is not there, and for a repository that is neither cached nor within reach.
+        UserError: for a folder that is not there, and for a repository that is neither cached nor within reach, saying
+            which of the two it is. A file that broke off is not kept.
     """
     path = Path(source).expanduser()
     if source and path.is_dir():
         if revision is not None:
             raise UserError(f"{field} '{source}' is a folder: revision '{revision}' only means something on the hub")
         return Checkpoint(source, path)
-    if not _HUB_ID.fullmatch(source) or path.exists():
+    if not HUB_ID.fullmatch(source) or path.exists():
         raise UserError(f"{field} '{source}': no such folder; allowed are a folder or OWNER/NAME on the hub")
     from huggingface_hub import constants, errors, snapshot_download
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     only_local = offline or constants.is_offline_mode()
-    bars = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        folder = Path(
-            snapshot_download(
-                source,
-                revision=revision,
-                allow_patterns=list(_WANTED),
-                ignore_patterns=["*/*"],
-                local_files_only=only_local,
-                cache_dir=cache_dir,
-            )
-        )
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"{field} '{source}': its owner wants you to accept terms first; do so on its page, then run "
-            f"`hf auth login`, or give the path of a folder that has it"
-        ) from error
-    except (errors.HFValidationError, errors.RevisionResolutionError, ConnectionError, OSError) as error:
-        raise UserError(_out_of_reach(source, revision=revision, field=field, offline=only_local)) from error
-    finally:
-        if bars:
-            enable_progress_bars()
+    options: dict[str, Any] = {
+        "revision": revision,
+        "allow_patterns": list(_WANTED),
+        "ignore_patterns": ["*/*"],
+        "cache_dir": cache_dir,
+    }
+    with _quiet():
+        try:
+            if not only_local and not _is_cached(source, options):
+                say(f"fetching {source} from {constants.ENDPOINT}")
+            folder = Path(snapshot_download(source, **options, local_files_only=only_local))
+        # Of the transport's errors some are no OSError, such as a connection that breaks off.
+        except (errors.HFValidationError, errors.RevisionResolutionError, errors.HTTPError, OSError) as error:
+            where = "" if revision is None else f" at revision {revision!r}"
+            why = _why(error, source, revision=revision, offline=only_local)
+            raise UserError(f"{field} '{source}'{where}: {why}") from error
     commit = folder.name if _COMMIT.fullmatch(folder.name) else None
     return Checkpoint(source, folder, commit)
 
 
-def _out_of_reach(source: str, *, revision: str | None, field: str, offline: bool) -> str:
+def _is_cached(source: str, options: Mapping[str, Any]) -> bool:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        snapshot_download(source, **options, local_files_only=True)
+    except (errors.HFValidationError, OSError):
+        return False
+    return True
+
+
+def _why(error: Exception, source: str, *, revision: str | None, offline: bool) -> str:
+    """What is missing, and what to do about it."""
+    from huggingface_hub import constants, errors
+
     wanted = source if revision is None else f"{source} --revision {revision}"
-    why = "not in the cache, and offline mode is on" if offline else "not on the hub, or the hub is out of reach"
-    return (
-        f"{field} '{source}'{'' if revision is None else f' at revision {revision!r}'}: {why}; give the path of a "
-        f"folder instead: `hf download {wanted} --local-dir FOLDER` makes it on a machine with a network"
+    elsewhere = (
+        f"give the path of a folder instead: `hf download {wanted} --local-dir FOLDER` makes it on a machine with a "
+        "network"
     )
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            "its owner wants you to accept terms first; do so on its page, then run `hf auth login`, or give the path "
+            "of a folder that has it"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"{constants.ENDPOINT} has no repository of this name; check OWNER/NAME, run `hf auth login` if it is a "
+            "private one, or give the path of a folder"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision; give a branch, tag or commit that its page lists"
+    if offline:
+        return f"not in the cache, and offline mode is on; {elsewhere}"
+    hub = constants.ENDPOINT
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        cause = error.__cause__
+        if isinstance(cause, errors.HfHubHTTPError):
+            return f"{hub} answers with an error ({cause.response.status_code}); try again later, or {elsewhere}"
+        return f"not in the cache, and {hub} is out of reach; {elsewhere}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"its files cannot be kept in {constants.HF_HUB_CACHE} ({error.strerror}); HF_HOME names another place"
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return (
+        f"the download from {hub} broke off ({reason}); the same command goes on with the files that are missing, or "
+        f"{elsewhere}"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars and warnings of the hub's client, some of which are a page long."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
+
+    bars, verbosity = not are_progress_bars_disabled(), get_verbosity()
+    disable_progress_bars()
+    set_verbosity_error()
+    try:
+        yield
+    finally:
+        set_verbosity(verbosity)
+        if bars:
+            enable_progress_bars()
 
 
 def check_loaded(report: dict[str, Any], *, name: str) -> None:

@@ -177,7 +177,7 @@ def hub_id(source: str) -> str:
     if said is None or not said.hf_hub_id:
         raise UserError(
             f"source of 'timm' '{source}': no such folder, and timm has no weights of this name"
-            f"{nearest(source, timm.list_pretrained('vit*'))}"
+            f"{nearest(source, timm.list_pretrained())}"
         )
     return str(said.hf_hub_id)
 
