@@ -1,4 +1,4 @@
-"""The page on a real network, carried out on loopback: its commands make keys, start nodes over TLS, and run.
+"""The page on a real network, its long way, carried out on loopback: commands make keys, start nodes over TLS, and run.
 
 Names, ports and paths are replaced, and the map is shorter; so what the page says is what was run.
 """
@@ -80,7 +80,7 @@ class Walk:
 
     def shell(self, command: str) -> str:
         """Runs commands to their end, which must be good; returns what they printed."""
-        script = commands("Install")[-1] + command
+        script = commands("The long way")[-1] + command
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script], cwd=self.folder, env=self.env, capture_output=True, text=True
         )
@@ -89,7 +89,7 @@ class Walk:
 
     def start(self, command: str, log: str) -> contextlib.AbstractContextManager[subprocess.Popen]:
         """Starts one command that stays."""
-        script = commands("Install")[-1] + "exec " + command
+        script = commands("The long way")[-1] + "exec " + command
         return running(["bash", "-c", script], self.env, self.folder / f"{log}.log", folder=self.folder)
 
     @contextlib.contextmanager

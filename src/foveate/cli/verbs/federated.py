@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from foveate.cli.network import COMMANDS
 from foveate.cli.options import F, common, finish
 
 _FILE = click.Path(path_type=Path)
@@ -17,6 +18,8 @@ _FILE = click.Path(path_type=Path)
 @click.group("federated", short_help="Work on data that may not leave their sites.")
 def command() -> None:
     """Works on the data of several sites without moving them: in one process here, with every message counted.
+
+    Over a network: `server` and `site` start Flower's programs, `register` lets sites in, and `run` runs a job.
 
     \b
     Example:
@@ -363,3 +366,7 @@ def _features_lines(result: dict[str, Any]) -> list[str]:
         )
         lines.append(f"{one['method']}, {one['rounds']} rounds: {numbers}; {sent}, {one['seconds']:.1f} s")
     return lines + [f"note: {note}" for note in result["notes"]]
+
+
+for _one in COMMANDS:
+    command.add_command(_one)

@@ -11,11 +11,12 @@ from flwr.serverapp import Grid, ServerApp  # pyrefly: ignore[missing-import]
 
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.run import write_server_result
-from foveate.federated.clustering.settings import resolve
+from foveate.federated.clustering.settings import Settings
+from foveate.federated.deep.options import DeepOptions
+from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.flower.exchange import GridExchange
-from foveate.settings.errors import UserError, choose
+from foveate.federated.flower.jobs import CLUSTER, EMBED, FEATURES, settings_of
 from foveate.settings.progress import say
-from foveate.settings.recipes import options_of
 
 app = ServerApp()
 
@@ -32,10 +33,8 @@ def run(grid: Any, config: Mapping[str, Any]) -> Path:
     Raises:
         UserError: a configuration that does not say where the result goes, or options that do not fit.
     """
-    if not config["out"]:
-        raise UserError("the run configuration's 'out' is empty: give the folder of the result")
-    options = options_of(str(config["options"]).split())
-    return JOBS[choose(str(config.get("job", "cluster")), JOBS, "job")](grid, config, options)
+    job, settings = settings_of(config)
+    return JOBS[job](grid, config, settings)
 
 
 def _exchange(grid: Any, config: Mapping[str, Any], *, keep: Path | None = None) -> GridExchange:
@@ -45,9 +44,8 @@ def _exchange(grid: Any, config: Mapping[str, Any], *, keep: Path | None = None)
     )
 
 
-def _cluster(grid: Any, config: Mapping[str, Any], content: dict[str, Any]) -> Path:
+def _cluster(grid: Any, config: Mapping[str, Any], settings: Settings) -> Path:
     """One clustering."""
-    settings = resolve(int(config["clusters"]), method_name=str(config["method"]), seed=int(config["seed"]), **content)
     out = Path(str(config["out"]))
     exchange = _exchange(grid, config, keep=out / "answers")
     found = cluster(exchange, settings, at_least=int(config["at-least"]), evaluate=True)
@@ -58,39 +56,25 @@ def _cluster(grid: Any, config: Mapping[str, Any], content: dict[str, Any]) -> P
     return out
 
 
-def _embed(grid: Any, config: Mapping[str, Any], content: dict[str, Any]) -> Path:
-    """One map; the configuration's default method, which clusters, stands for FedNE."""
+def _embed(grid: Any, config: Mapping[str, Any], options: EmbeddingOptions) -> Path:
+    """One map."""
     from foveate.federated.embedding.network import run_server
-    from foveate.federated.embedding.options import FEDNE
-    from foveate.federated.embedding.options import options_of as embedding_options
 
-    method = FEDNE if config["method"] == "consensus" else str(config["method"])
-    given = {"method": method, "seed": int(config["seed"])} | content
-    options = embedding_options(given, where="run configuration")
     out = Path(str(config["out"]))
     found = run_server(_exchange(grid, config), options, out, at_least=int(config["at-least"]))
     say(f"{out}: a map of {len(found['maps'][0]['sites'])} sites")
     return out
 
 
-def _features(grid: Any, config: Mapping[str, Any], content: dict[str, Any]) -> Path:
-    """One encoder; the configuration's default method, which clusters, stands for DeepFeCA."""
-    from foveate.federated.deep.options import DEEPFECA
-    from foveate.federated.deep.options import options_of as deep_options
+def _features(grid: Any, config: Mapping[str, Any], options: DeepOptions) -> Path:
+    """One encoder."""
     from foveate.federated.deep.over_network import run_server
 
-    method = DEEPFECA if config["method"] == "consensus" else str(config["method"])
-    given = {"method": method, "clusters": int(config["clusters"]), "seed": int(config["seed"])} | content
-    options = deep_options(given, where="run configuration")
     out = Path(str(config["out"]))
     found = run_server(_exchange(grid, config, keep=out / "answers"), options, out, at_least=int(config["at-least"]))
     say(f"{out}: an encoder of {len(found['sites'])} sites")
     return out
 
 
-JOBS: dict[str, Callable[[Any, Mapping[str, Any], dict[str, Any]], Path]] = {
-    "cluster": _cluster,
-    "embed": _embed,
-    "features": _features,
-}
-"""What a run configuration's `job` may name; each writes its result and returns the folder."""
+JOBS: dict[str, Callable[[Any, Mapping[str, Any], Any], Path]] = {CLUSTER: _cluster, EMBED: _embed, FEATURES: _features}
+"""What does each job; it writes the result and returns the folder."""

@@ -1,0 +1,158 @@
+"""The commands of Flower's own programs that run a federation, and their variables: words only, nothing starts here.
+
+These are the steps of the page on networks. What stands in a command is seen by everybody on the machine: paths and
+names, no key.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.federated.flower.keys import CA, RUNTIME, RUNTIME_KEY, SERVER, SERVER_KEY, node_key
+from foveate.settings.errors import UserError
+
+SUPERLINK, SUPERNODE, FLWR = "flower-superlink", "flower-supernode", "flwr"
+CONNECTION = "ours"
+PORT, FIRST_RUNTIME_PORT = 8000, 9150
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+_HOME, _DATABASE, _APP = "flower-home", "superlink.db", "app"
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """What every process of Flower wants to know: where its state is, and that it leaves the network alone."""
+    return {
+        "FLWR_HOME": str(home(folder)),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def home(folder: Path) -> Path:
+    """Flower's folder of state and connections, of this federation only."""
+    return folder.resolve() / _HOME
+
+
+def app_folder(folder: Path) -> Path:
+    """Where the app that `flwr run` wants is written."""
+    return folder.resolve() / _APP
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where sites reach the server."""
+
+    host: str
+    port: int = PORT
+
+    @classmethod
+    def read(cls, text: str) -> Address:
+        """HOST, HOST:PORT, or an IPv6 address in brackets.
+
+        Raises:
+            UserError: it is none of these.
+        """
+        found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]+))(?::(\d+))?", text)
+        if found is None:
+            raise UserError(f"address '{text}': allowed are HOST and HOST:PORT, such as server.example.org:8000")
+        port = int(found[3] or PORT)
+        if not 0 < port < 65536:
+            raise UserError(f"address '{text}': ports are whole numbers from 1 to 65535")
+        return cls(found[1] or found[2], port)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def listening(address: str) -> str:
+    """Where a server of that address listens by default: on loopback where sites call it so, else everywhere."""
+    return LOOPBACK if address in (LOOPBACK, "localhost") else EVERYWHERE
+
+
+def connection(folder: Path, address: Address, *, insecure: bool) -> str:
+    """The content of Flower's `config.toml`: how `flwr` reaches the SuperLink."""
+    trust = "insecure = true" if insecure else f"root-certificates = {json.dumps(str(folder.resolve() / CA))}"
+    name = CONNECTION
+    return f'[superlink]\ndefault = "{name}"\n\n[superlink.{name}]\naddress = "{address}"\n{trust}\n'
+
+
+def superlink(folder: Path, *, host: str, port: int, insecure: bool) -> list[str]:
+    """Starts the server."""
+    folder = folder.resolve()
+    command = [SUPERLINK, "--host", host, "--port", str(port), "--database", str(folder / _DATABASE)]
+    command.append("--disable-runtime-dependency-installation")
+    if insecure:
+        return [*command, "--insecure"]
+    command += ["--enable-supernode-auth", "--ssl-ca-certfile", str(folder / CA)]
+    return [*command, "--ssl-certfile", str(folder / SERVER), "--ssl-keyfile", str(folder / SERVER_KEY)]
+
+
+def supernode(
+    folder: Path, *, server: Address, site: int, port: int, node: Mapping[str, Any], insecure: bool
+) -> list[str]:
+    """Starts a site's node.
+
+    Args:
+        port: of its own processes. node: the node's configuration besides its number.
+    """
+    folder = folder.resolve()
+    command = [SUPERNODE, "--superlink", str(server)]
+    if insecure:
+        command.append("--insecure")
+    else:
+        runtime = str(folder / RUNTIME)
+        command += ["--root-certificates", str(folder / CA)]
+        command += ["--auth-supernode-private-key", str(node_key(folder, site))]
+        command += ["--ssl-ca-certfile", runtime, "--ssl-certfile", runtime, "--ssl-keyfile", str(folder / RUNTIME_KEY)]
+    return [*command, "--port", str(port), "--node-config", configuration({"partition-id": site, **node})]
+
+
+def register(key: Path) -> list[str]:
+    """Lets the node of a public key in."""
+    return [FLWR, "supernode", "register", str(key.resolve()), CONNECTION]
+
+
+def run(folder: Path, given: Mapping[str, Any]) -> list[str]:
+    """Starts a job and shows what it prints.
+
+    Args:
+        given: fields of the run configuration that differ from the app's.
+    """
+    return [FLWR, "run", str(app_folder(folder)), CONNECTION, "--stream", "--run-config", configuration(given)]
+
+
+def stop(number: str) -> list[str]:
+    """Ends the run of that number, which goes on at the server when `flwr run` ends."""
+    return [FLWR, "stop", number, CONNECTION]
+
+
+def configuration(values: Mapping[str, Any]) -> str:
+    """Fields as Flower reads them from one word: NAME=VALUE with spaces between them."""
+    return " ".join(f"{name}={_written(name, value)}" for name, value in values.items())
+
+
+def _written(name: str, value: Any) -> str:
+    """A value in TOML. Flower looks for the next quote of the same kind, and knows no escaped ones."""
+    if not isinstance(value, str):
+        return str(value)
+    if any(not one.isprintable() for one in value):
+        raise UserError(f"{name} {value!r}: holds a character that cannot be printed")
+    if not set(value) & set('"\\'):
+        return f'"{value}"'
+    if "'" not in value:
+        return f"'{value}'"
+    raise UserError(f"{name} {value!r}: Flower takes no text with both kinds of quotes, or with a backslash and '")
+
+
+def shown(environment: Mapping[str, str], commands: Sequence[Sequence[str]]) -> list[str]:
+    """Lines for a shell that do the same."""
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    return exports + [shlex.join(command) for command in commands]

@@ -1,0 +1,235 @@
+"""Keys and certificates of a federation, made and checked with `openssl` and `ssh-keygen` as the page on networks does.
+
+A folder holds, at the server, `ca.key` and `ca.crt` (an authority) and `server.key` and `server.pem` (the name by which
+sites call the server, and 127.0.0.1, by which its own processes do); at site 3 `site3` and `site3.pub` (the node's key,
+elliptic curve P-384 in OpenSSH's form), `runtime.key` and `runtime.pem` (for the port of its own processes) and the
+server's `ca.crt`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from foveate.settings.errors import UserError
+
+CA, CA_KEY = "ca.crt", "ca.key"
+SERVER, SERVER_KEY = "server.pem", "server.key"
+RUNTIME, RUNTIME_KEY = "runtime.pem", "runtime.key"
+OWN = "127.0.0.1"
+"""The address by which the server's own processes, and a site's, reach their port."""
+MAKE = "--make-keys"
+_DAYS = "365"
+_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+_PACKAGES = {"openssl": "openssl", "ssh-keygen": "openssh-client"}
+_OPENSSH = "-----BEGIN OPENSSH PRIVATE KEY-----"
+_P384 = "ecdsa-sha2-nistp384 "
+
+
+def is_number(host: str) -> bool:
+    """Whether a host is an IP address, not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def alternative_names(address: str) -> str:
+    """The subjectAltName of a server that sites call by `address`."""
+    names = [f"{'IP' if is_number(address) else 'DNS'}:{address}", f"IP:{OWN}"]
+    return "subjectAltName=" + ",".join(dict.fromkeys(names))
+
+
+def node_key(folder: Path, site: int) -> Path:
+    """The private key of a site's node."""
+    return folder / f"site{site}"
+
+
+def make_server_keys(folder: Path, address: str) -> list[Path]:
+    """Makes an authority and a server's certificate of it, whichever is missing; returns what was made.
+
+    Raises:
+        UserError: both are there, or one without its key; a tool is missing or refuses.
+    """
+    made = []
+    with _workshop(folder) as place:
+        if _is_missing(folder, CA, CA_KEY):
+            usage = "keyUsage=critical,keyCertSign,cRLSign"
+            authority = ["-subj", "/CN=our own authority", "-addext", usage]
+            _openssl(place, "req", "-x509", *_NEW_KEY, "-days", _DAYS, "-keyout", CA_KEY, "-out", CA, *authority)
+            made += _move(place, folder, CA_KEY, CA)
+        if _is_missing(folder, SERVER, SERVER_KEY):
+            request, names, signer = "server.csr", "server.ext", folder.resolve()
+            subject = f"/CN={address[:64]}"  # X.509 allows 64 characters; clients look at the alternative names only
+            _openssl(place, "req", *_NEW_KEY, "-keyout", SERVER_KEY, "-out", request, "-subj", subject)
+            (Path(place) / names).write_text(alternative_names(address), encoding="utf-8")
+            signing = [
+                "-CA",
+                str(signer / CA),
+                "-CAkey",
+                str(signer / CA_KEY),
+                "-CAserial",
+                "ca.srl",
+                "-CAcreateserial",
+            ]
+            signed = ["-days", _DAYS, "-extfile", names, "-out", SERVER]
+            _openssl(place, "x509", "-req", "-in", request, *signing, *signed)
+            made += _move(place, folder, SERVER_KEY, SERVER)
+    if not made:
+        raise UserError(f"{folder}: its keys and certificates are all there; nothing was made")
+    return made
+
+
+def make_site_keys(folder: Path, site: int) -> list[Path]:
+    """Makes the key of a site's node, and its runtime port's certificate where it is missing; returns what was made.
+
+    Raises:
+        UserError: the key is there, or one file without its other; a tool is missing or refuses.
+    """
+    key = node_key(folder, site)
+    if not _is_missing(folder, key.name, f"{key.name}.pub"):
+        raise UserError(f"{key}: is there; nothing was made. A key that was lost or seen by others: remove it first")
+    with _workshop(folder) as place:
+        _run(place, ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-C", key.name, "-f", key.name])
+        made = _move(place, folder, key.name, f"{key.name}.pub")
+        if _is_missing(folder, RUNTIME, RUNTIME_KEY):
+            names, usage = alternative_names(OWN), "keyUsage=critical,digitalSignature,keyCertSign"
+            own = ["-subj", "/CN=this site", "-addext", names, "-addext", usage]
+            _openssl(place, "req", "-x509", *_NEW_KEY, "-days", _DAYS, "-keyout", RUNTIME_KEY, "-out", RUNTIME, *own)
+            made += _move(place, folder, RUNTIME_KEY, RUNTIME)
+    return made
+
+
+def check_server(folder: Path, address: str, host: str) -> None:
+    """Returns where the folder's certificate is good for a server that sites call by `address`.
+
+    Args:
+        host: where it listens; its own processes call it by that, or by 127.0.0.1 where it listens everywhere.
+
+    Raises:
+        UserError: a file is missing, or the certificate is of another authority, key or name, or has run out.
+    """
+    _need(folder, (CA, SERVER, SERVER_KEY))
+    for name in dict.fromkeys((address, OWN if host == "0.0.0.0" else host)):
+        verify(folder / CA, folder / SERVER, name)
+    same_key(folder / SERVER, folder / SERVER_KEY)
+
+
+def check_site(folder: Path, site: int) -> None:
+    """Returns where the folder has what a site's node needs.
+
+    Raises:
+        UserError: a file is missing, or is none of its kind.
+    """
+    key = node_key(folder, site)
+    _need(folder, (key.name, RUNTIME, RUNTIME_KEY))
+    if not (folder / CA).is_file():
+        raise UserError(f"{folder / CA}: is missing; copy it from the server's folder")
+    if not key.read_text(encoding="utf-8", errors="replace").startswith(_OPENSSH):
+        raise UserError(f"{key}: is no private key in OpenSSH's form, which Flower wants; make one with {MAKE}")
+    verify(folder / RUNTIME, folder / RUNTIME, OWN)
+    same_key(folder / RUNTIME, folder / RUNTIME_KEY)
+
+
+def check_public_key(path: Path) -> None:
+    """Returns where a file is the public key of a node.
+
+    Raises:
+        UserError: it is missing, is another kind of key, or a private one.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; a site makes it with `foveate federated site {MAKE}` and sends it")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if "PRIVATE KEY" in text:
+        raise UserError(f"{path}: is a private key, which never leaves its site; the public one ends in .pub")
+    if not text.startswith(_P384):
+        raise UserError(f"{path}: is no public key of elliptic curve P-384 in OpenSSH's form; make one with {MAKE}")
+
+
+def verify(authority: Path, certificate: Path, name: str) -> None:
+    """Returns where the authority vouches for the certificate, now and under that name.
+
+    Raises:
+        UserError: with the reason that openssl gives.
+    """
+    option = "-verify_ip" if is_number(name) else "-verify_hostname"
+    command = ["openssl", "verify", "-CAfile", str(authority.resolve()), option, name, str(certificate.resolve())]
+    done = _done(command, authority.parent)
+    if done.returncode == 0:
+        return
+    found = re.search(r"error \d+ at \d+ depth lookup: *(.+)", done.stdout + done.stderr)
+    reason = found[1] if found else (done.stderr.strip().splitlines() or ["openssl gives no reason"])[-1]
+    again = f"remove it and its key and make them anew with {MAKE}"
+    if "mismatch" in reason:
+        raise UserError(f"{certificate}: is no certificate for '{name}' ({reason}); {again}")
+    raise UserError(f"{certificate}: is not good under {authority} ({reason}); {again}")
+
+
+def same_key(certificate: Path, key: Path) -> None:
+    """Returns where a private key is that of a certificate.
+
+    Raises:
+        UserError: it is not, or one of the two cannot be read.
+    """
+    ours = _openssl(key.parent, "pkey", "-in", str(key.resolve()), "-pubout")
+    theirs = _openssl(key.parent, "x509", "-in", str(certificate.resolve()), "-noout", "-pubkey")
+    if ours != theirs:
+        raise UserError(f"{key}: is not the key of {certificate}; remove both and make them anew with {MAKE}")
+
+
+def _need(folder: Path, names: Sequence[str]) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: {', '.join(missing)} missing; make keys and certificates with {MAKE} first")
+
+
+def _is_missing(folder: Path, *names: str) -> bool:
+    """Whether all of these are missing.
+
+    Raises:
+        UserError: some are and some are not.
+    """
+    there = [name for name in names if (folder / name).exists()]
+    if there and len(there) < len(names):
+        missing = ", ".join(name for name in names if name not in there)
+        raise UserError(
+            f"{folder}: has {', '.join(there)} and not {missing}; bring it back, or remove both for new ones"
+        )
+    return not there
+
+
+def _workshop(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder beside the keys, so that a half-made key is never taken for a whole one; both are the owner's only."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=folder, prefix=".making-")
+
+
+def _move(place: str, folder: Path, *names: str) -> list[Path]:
+    for name in names:
+        os.replace(Path(place) / name, folder / name)
+    return [folder / name for name in names]
+
+
+def _openssl(folder: str | Path, *arguments: str) -> str:
+    return _run(folder, ["openssl", *arguments])
+
+
+def _run(folder: str | Path, command: list[str]) -> str:
+    done = _done(command, folder)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        raise UserError(f"`{' '.join(command[:2])}` refuses: {reason}")
+    return done.stdout
+
+
+def _done(command: list[str], folder: str | Path) -> subprocess.CompletedProcess[str]:
+    if shutil.which(command[0]) is None:
+        raise UserError(f"the program {command[0]} is missing: install the package {_PACKAGES[command[0]]}")
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)

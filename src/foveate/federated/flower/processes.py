@@ -1,0 +1,230 @@
+"""Programs that are started, listened to, and ended with all that they started in turn, whatever ends this one.
+
+Flower's SuperLink and SuperNode start processes, some in sessions of their own; each looks whether its parent is there
+and ends when it is not. Here they are asked to end, waited for, and killed by number if they stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from foveate.settings.errors import UserError
+from foveate.settings.progress import say
+
+_POLL_SECONDS, _LOOK_SECONDS = 0.2, 2.0
+_LINES = 100
+_PATIENCE_SECONDS = 15.0
+"""How long processes may take to end when they are asked to."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Stamps = dict[int, str]
+"""Processes by number, each with the time of its start: numbers are given again."""
+
+
+@dataclass
+class Child:
+    """A program that runs.
+
+    Attributes:
+        name: of the program. begun, said: the first and the last lines that it printed. kin: it and what it started, as
+            last seen.
+    """
+
+    name: str
+    process: subprocess.Popen[str]
+    reader: threading.Thread = field(init=False)
+    begun: list[str] = field(default_factory=list)
+    said: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES))
+    kin: Stamps = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self._listen, daemon=True)
+        self.reader.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            words = line.rstrip("\n")
+            (self.begun if len(self.begun) < _LINES else self.said).append(words)
+            say(words)
+
+    def wait(self, until: Callable[[], bool] = lambda: False) -> int | None:
+        """Waits until something is so, or the program has ended; then returns its status, and before that None."""
+        looked = 0.0
+        while True:
+            status = self.process.poll()
+            if status is not None:
+                self.reader.join(1)  # its last lines
+                return status
+            if time.monotonic() - looked > _LOOK_SECONDS:
+                looked = time.monotonic()
+                self.kin |= family(self.process.pid)
+            if until():
+                return None
+            time.sleep(_POLL_SECONDS)
+
+    @property
+    def text(self) -> str:
+        """What it printed, without the middle of much."""
+        return "\n".join([*self.begun, *list(self.said)])
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[Child]:
+    """Starts a program of this Python's environment; its lines go to standard error. At the end nothing of it is left.
+
+    Raises:
+        UserError: there is no such program.
+    """
+    process = subprocess.Popen(
+        [program(command[0]), *command[1:]],
+        env={**os.environ, **variables, "PATH": os.pathsep.join((str(_programs()), os.environ.get("PATH", "")))},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,  # Ctrl-C reaches this process only, which then ends the others in order
+    )
+    child = Child(command[0], process)
+    try:
+        yield child
+    finally:
+        with _deaf():
+            end(child)
+            child.reader.join(1)
+
+
+def program(name: str) -> str:
+    """The path of a program in this Python's environment.
+
+    Raises:
+        UserError: it is not there; says how to install it.
+    """
+    path = _programs() / name
+    if not path.is_file():
+        raise UserError(
+            f"Flower's program {name} is not in this environment: Flower wants one of its own, in a clone "
+            "`python3 -m venv federated && . federated/bin/activate && pip install -e '.[flower]'`"
+        )
+    return str(path)
+
+
+def _programs() -> Path:
+    return Path(sys.executable).parent
+
+
+def end(child: Child) -> None:
+    """Asks the program to end, waits for it and its kin, and kills what stays."""
+    kin = child.kin | family(child.process.pid)
+    with contextlib.suppress(ProcessLookupError):
+        child.process.terminate()
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while (child.process.poll() is None or _left(kin)) and time.monotonic() < until:
+        kin |= family(child.process.pid)
+        time.sleep(_POLL_SECONDS)
+    for number in _left(kin):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.process.wait(_PATIENCE_SECONDS)
+
+
+def family(root: int) -> Stamps:
+    """A process and all that descend from it; only itself where the system has no /proc."""
+    children: dict[int, list[int]] = {}
+    stamps: Stamps = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        found = _stat(path)
+        if found is not None:
+            number, (parent, stamps[number]) = int(path.parent.name), found
+            children.setdefault(parent, []).append(number)
+    kin, look = {}, [root]
+    while look:
+        number = look.pop()
+        if number in stamps:
+            kin[number] = stamps[number]
+            look += children.get(number, [])
+    return kin
+
+
+def _stat(path: Path) -> tuple[int, str] | None:
+    """Parent and time of start of a process that has not ended, from its /proc/N/stat; see proc(5)."""
+    try:
+        fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else (int(fields[1]), fields[19])
+
+
+def _left(kin: Stamps) -> list[int]:
+    """Those that have not ended."""
+    return [number for number, stamp in kin.items() if (_stat(Path(f"/proc/{number}/stat")) or (0, ""))[1] == stamp]
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP (a closed terminal) end the block as Ctrl-C does; this process then ends with 128 + number.
+
+    A signal that is ignored, as SIGHUP under nohup, stays so.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    heard = [one for one in _SIGNALS if one != signal.SIGINT and signal.getsignal(one) != signal.SIG_IGN]
+    with _handling(dict.fromkeys(heard, stop)):
+        yield
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """No signal interrupts the block, which is short."""
+    with _handling(dict.fromkeys(_SIGNALS, signal.SIG_IGN)):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(handlers: Mapping[signal.Signals, signal._HANDLER]) -> Iterator[None]:
+    """Other handlers inside the block; none in a thread that is not the main one, which may not set any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there."""
+    family_of, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family_of, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(place)
+        except OSError:
+            return False
+    return True
+
+
+def answers(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something listens there."""
+    try:
+        with socket.create_connection((host, port), timeout=1):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,240 @@
+"""What the server, a site and a run do, step by step: look whether all is there, start Flower's programs, stop them.
+
+Everything that can be known before is checked before anything starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.federated.clustering.limits import Limits
+from foveate.federated.flower import commands
+from foveate.federated.flower.app import CONFIG, write_app
+from foveate.federated.flower.commands import Address
+from foveate.federated.flower.jobs import settings_of
+from foveate.federated.flower.keys import CA, check_public_key, check_server, check_site
+from foveate.federated.flower.processes import Child, answers, is_free, program, started, stopped_by_signals
+from foveate.federated.sources import read_points
+from foveate.settings.errors import UserError
+from foveate.settings.files import write_text_atomically
+from foveate.settings.progress import say
+
+_START_SECONDS = 120.0
+INSECURE = (
+    "warning: --insecure: no TLS and no node keys. Whoever is on the network reads and changes what sites send, and "
+    "anybody may be a site. Only for trials on one machine."
+)
+REASONS = (
+    ("[code: 2004]", "its key is not registered at the server: send the file that ends in .pub there"),
+    ("[code: 2001]", "the server wants keys: leave --insecure out"),
+    ("certificate verify failed", "the server is not the one that the authority vouches for"),
+    ("Server disconnected without sending", "one side speaks TLS and the other does not: --insecure on both, or none"),
+    ("401 Unauthorized", "it was taken out at the server, or the server lost its superlink.db: start it again"),
+    ("address already in use", "its port is taken: give another --port"),
+)
+"""What Flower prints when a program of it ends, and what that means."""
+IN_USE = "Public key already in use"
+_FAREWELL = "SuperExec terminated gracefully."
+
+
+def serve(folder: Path, address: Address, *, host: str, insecure: bool, ready: Callable[[], None]) -> None:
+    """Runs the server until it is stopped.
+
+    Raises:
+        UserError: something is missing or taken, or the server ends by itself.
+    """
+    program(commands.SUPERLINK)
+    if not insecure:
+        check_server(folder, address.host, host)
+    if not is_free(host, address.port):
+        raise UserError(f"port {address.port} of {host} is taken: is a server running? else give another --address")
+    _prepare(folder)
+    content = commands.connection(folder, address, insecure=insecure)
+    write_text_atomically(commands.home(folder) / "config.toml", content)
+    command = commands.superlink(folder, host=host, port=address.port, insecure=insecure)
+    own = commands.LOOPBACK if host == commands.EVERYWHERE else host
+    until = time.monotonic() + _START_SECONDS
+
+    def is_up() -> bool:
+        return answers(address.port, own) or time.monotonic() > until
+
+    with _running(folder, command, insecure=insecure) as child:
+        _still(child, is_up)
+        if not answers(address.port, own):
+            raise UserError(f"{child.name} does not answer on port {address.port} within {_START_SECONDS:g} s")
+        ready()
+        _still(child, lambda: False)
+
+
+def join(
+    folder: Path,
+    server: Address,
+    *,
+    site: int,
+    port: int,
+    node: Mapping[str, Any],
+    insecure: bool,
+    ready: Callable[[], None],
+) -> None:
+    """Runs a site's node until it is stopped.
+
+    Args:
+        node: its configuration: `data`, and what else `limits.NODE_FIELDS` allow. ready: called when it was let in.
+
+    Raises:
+        UserError: something is missing, taken or wrong, the server is another one, or the node ends by itself.
+    """
+    program(commands.SUPERNODE)
+    Limits.of_node(node)
+    if not insecure:
+        check_site(folder, site)
+    points = read_points(Path(node["data"])).points_ND
+    say(f"{node['data']}: {len(points):,} points of {points.shape[1]} numbers; they stay here")
+    del points
+    if not is_free(commands.LOOPBACK, port):
+        raise UserError(f"port {port} is taken: give this node another --port")
+    _prepare(folder)
+    if not insecure:
+        greet(server, folder / CA)
+    command = commands.supernode(folder, server=server, site=site, port=port, node=node, insecure=insecure)
+    with _running(folder, command, insecure=insecure) as child:
+        _still(child, lambda: "SuperNode ID:" in child.text)
+        ready()
+        _still(child, lambda: False)
+
+
+def register(folder: Path, keys: Sequence[Path]) -> list[str]:
+    """Lets the nodes of these public keys in; returns the numbers of nodes that are new.
+
+    Raises:
+        UserError: a file is no public key; no server of this folder answers, or it refuses.
+    """
+    for key in keys:
+        check_public_key(key)
+    _need_connection(folder)
+    found = []
+    for key in keys:
+        with _running(folder, commands.register(key), insecure=False) as child:
+            status = child.wait()
+            said = child.text
+        number = re.search(r"SuperNode (\d+) registered", said)
+        if number:
+            found.append(number[1])
+        elif IN_USE.lower() in said.lower():
+            say(f"{key}: is registered already")
+        else:
+            raise UserError(f"{key}: was not registered (exit {status}); does the server run?{_last(said)}")
+    return found
+
+
+def carry_out(folder: Path, given: Mapping[str, Any]) -> Path:
+    """Runs one job at the server's machine and waits for its end; returns the folder of the result.
+
+    Args:
+        given: fields of the run configuration that differ from the app's defaults; `out` among them.
+
+    Raises:
+        UserError: a configuration that does not fit, no server, or a run that ends without a result.
+    """
+    settings_of({**CONFIG, **given})
+    program(commands.FLWR)
+    _need_connection(folder)
+    write_app(commands.app_folder(folder))
+    result = Path(given["out"]) / "result.json"
+    before = result.stat().st_mtime_ns if result.is_file() else 0
+    with _running(folder, commands.run(folder, given), insecure=False) as child:
+        status = None
+        try:
+            status = child.wait()
+        finally:
+            said = child.text
+            if status is None:
+                _stop_run(folder, said)
+    if not result.is_file() or result.stat().st_mtime_ns == before:
+        raise UserError(f"{result.parent}: the run ended (exit {status}) without a result{_last(said)}")
+    return result.parent
+
+
+def _stop_run(folder: Path, said: str) -> None:
+    """Ends a run at the server, where it goes on when `flwr run`, which said this, is stopped."""
+    found = re.search(r"started run (\d+)", said)
+    if found is not None:
+        say(f"stopping the run {found[1]} at the server")
+        with started(commands.stop(found[1]), commands.variables(folder)) as child:
+            until = time.monotonic() + _START_SECONDS / 4
+            child.wait(lambda: time.monotonic() > until)
+
+
+@contextlib.contextmanager
+def _running(folder: Path, command: list[str], *, insecure: bool) -> Iterator[Child]:
+    """Prints a command with its variables and runs it; signals end it."""
+    environment = commands.variables(folder)
+    if insecure:
+        say(INSECURE)
+    for line in commands.shown(environment, [command]):
+        say(line)
+    with stopped_by_signals(), started(command, environment) as child:
+        yield child
+
+
+def _still(child: Child, until: Callable[[], bool]) -> None:
+    """Waits for something while the program runs.
+
+    Raises:
+        UserError: it has ended.
+    """
+    status = child.wait(until)
+    if status is None:
+        return
+    said = child.text
+    why = next((f": {words}" for mark, words in REASONS if mark.lower() in said.lower()), _last(said))
+    raise UserError(f"{child.name} ended by itself (exit {status}){why}")
+
+
+def _last(said: str) -> str:
+    """The last line that says something, without colours, as the end of a sentence."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines()]
+    lines = [line for line in lines if re.search(r"\w", line) and not line.endswith(_FAREWELL)]
+    return f"; its last line: {lines[-1]}" if lines else ""
+
+
+def _prepare(folder: Path) -> None:
+    """Flower's home, which Flower does not make itself where it is to read from it."""
+    commands.home(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _need_connection(folder: Path) -> None:
+    program(commands.FLWR)
+    if not (commands.home(folder) / "config.toml").is_file():
+        raise UserError(f"{folder}: no server was started with this folder: `foveate federated server` first")
+
+
+def greet(server: Address, authority: Path) -> None:
+    """Returns where the server shows a certificate of the authority for the name by which it is called.
+
+    A server that does not answer yet is no mistake: the node goes on trying.
+
+    Raises:
+        UserError: another authority, another name, or no TLS at all.
+    """
+    try:
+        context = ssl.create_default_context(cafile=str(authority))
+        with socket.create_connection((server.host, server.port), timeout=10) as plain:
+            with context.wrap_socket(plain, server_hostname=server.host):
+                return
+    except ssl.SSLCertVerificationError as problem:
+        raise UserError(
+            f"{server}: {authority} does not vouch for this server ({problem.verify_message}); copy ca.crt from the "
+            "server's folder again, and call the server by the --address that it was given"
+        ) from None
+    except ssl.SSLError as problem:
+        raise UserError(f"{server}: answers without TLS ({problem.reason}); is it the right port?") from None
+    except OSError as problem:
+        say(f"{server}: does not answer yet ({problem.strerror or problem}); the node goes on trying")

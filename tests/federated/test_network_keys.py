@@ -1,0 +1,165 @@
+"""Keys and certificates of a federation: what is made is good, and what is missing or wrong is named before a start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from foveate.cli.main import cli
+from foveate.federated.flower import keys
+from foveate.settings.errors import UserError
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("openssl") is None or shutil.which("ssh-keygen") is None, reason="openssl or ssh-keygen is missing"
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a server and site 0 in one; tests read it only."""
+    folder = tmp_path_factory.mktemp("keys")
+    keys.make_server_keys(folder, "ward.example.org")
+    keys.make_site_keys(folder, 0)
+    return folder
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "copied"))
+
+
+def test_what_is_made_is_good_and_the_owner_s_only(made: Path) -> None:
+    keys.check_server(made, "ward.example.org", "0.0.0.0")
+    keys.check_site(made, 0)
+    keys.check_public_key(made / "site0.pub")
+    assert sorted(path.name for path in made.iterdir()) == sorted(
+        ["ca.key", "ca.crt", "server.key", "server.pem", "site0", "site0.pub", "runtime.key", "runtime.pem"]
+    )
+    for name in ("ca.key", "server.key", "site0", "runtime.key"):
+        assert (made / name).stat().st_mode & 0o077 == 0, name
+
+
+def test_certificates_are_strict_enough_for_new_pythons(made: Path) -> None:
+    for authority, certificate in (("ca.crt", "server.pem"), ("runtime.pem", "runtime.pem")):
+        command = ["openssl", "verify", "-x509_strict", "-CAfile", authority, certificate]
+        assert "OK" in subprocess.run(command, cwd=made, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("address", "names"),
+    [
+        ("ward.example.org", "DNS:ward.example.org,IP:127.0.0.1"),
+        ("10.0.0.5", "IP:10.0.0.5,IP:127.0.0.1"),
+        ("127.0.0.1", "IP:127.0.0.1"),
+    ],
+)
+def test_the_names_of_a_server(address: str, names: str) -> None:
+    assert keys.alternative_names(address) == f"subjectAltName={names}"
+
+
+def test_a_numbered_server_and_a_long_name(tmp_path: Path) -> None:
+    long = ".".join(["ward"] * 16)
+    for address in ("10.0.0.5", long):
+        keys.make_server_keys(tmp_path / address, address)
+        keys.check_server(tmp_path / address, address, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "reason"),
+    [
+        ("other.example.org", "0.0.0.0", "no certificate for 'other.example.org' .*--make-keys"),
+        ("10.0.0.5", "0.0.0.0", "no certificate for '10.0.0.5'"),
+        ("ward.example.org", "10.0.0.5", "no certificate for '10.0.0.5'"),
+    ],
+)
+def test_an_address_that_is_not_in_the_certificate(made: Path, address: str, host: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        keys.check_server(made, address, host)
+
+
+def test_another_authority_and_another_key(copied: Path, tmp_path: Path) -> None:
+    keys.make_server_keys(tmp_path / "other", "ward.example.org")
+    shutil.copy(tmp_path / "other" / "server.key", copied / "server.key")
+    with pytest.raises(UserError, match=r"server\.key: is not the key of .*server\.pem"):
+        keys.check_server(copied, "ward.example.org", "0.0.0.0")
+    shutil.copy(tmp_path / "other" / "ca.crt", copied / "ca.crt")
+    with pytest.raises(UserError, match=r"server\.pem: is not good under .*ca\.crt"):
+        keys.check_server(copied, "ward.example.org", "0.0.0.0")
+    (copied / "ca.crt").write_text("no certificate")
+    with pytest.raises(UserError, match=r"server\.pem: is not good under"):
+        keys.check_server(copied, "ward.example.org", "0.0.0.0")
+
+
+def test_what_is_missing_is_named(copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ca\.crt, server\.pem, server\.key missing; .* --make-keys"):
+        keys.check_server(tmp_path / "nowhere", "ward.example.org", "0.0.0.0")
+    with pytest.raises(UserError, match="site1 missing"):
+        keys.check_site(copied, 1)
+    (copied / "ca.crt").unlink()
+    with pytest.raises(UserError, match="copy it from the server's folder"):
+        keys.check_site(copied, 0)
+
+
+def test_a_node_key_in_another_form(copied: Path) -> None:
+    shutil.copy(copied / "runtime.key", copied / "site0")
+    with pytest.raises(UserError, match="no private key in OpenSSH's form"):
+        keys.check_site(copied, 0)
+
+
+def test_what_is_no_public_key_of_a_node(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a private key, which never leaves its site"):
+        keys.check_public_key(made / "site0")
+    with pytest.raises(UserError, match="no such file"):
+        keys.check_public_key(tmp_path / "site0.pub")
+    (tmp_path / "rsa.pub").write_text("ssh-rsa AAAA")
+    with pytest.raises(UserError, match="P-384"):
+        keys.check_public_key(tmp_path / "rsa.pub")
+
+
+def test_nothing_is_made_over_what_is_there(copied: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    with pytest.raises(UserError, match="all there"):
+        keys.make_server_keys(copied, "ward.example.org")
+    with pytest.raises(UserError, match="site0: is there"):
+        keys.make_site_keys(copied, 0)
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+    (copied / "ca.key").unlink()
+    with pytest.raises(UserError, match=r"has ca\.crt and not ca\.key"):
+        keys.make_server_keys(copied, "ward.example.org")
+
+
+def test_a_server_of_another_name_keeps_its_authority(copied: Path) -> None:
+    """Sites have ca.crt: a new certificate must not cost them a new one."""
+    authority = (copied / "ca.crt").read_bytes()
+    for name in ("server.key", "server.pem"):
+        (copied / name).unlink()
+    assert [path.name for path in keys.make_server_keys(copied, "new.example.org")] == ["server.key", "server.pem"]
+    assert (copied / "ca.crt").read_bytes() == authority
+    keys.check_server(copied, "new.example.org", "0.0.0.0")
+
+
+def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(keys.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="ssh-keygen is missing: install the package openssh-client"):
+        keys.make_site_keys(tmp_path / "site", 0)
+    assert not list((tmp_path / "site").iterdir())
+
+
+def test_the_command_makes_keys(tmp_path: Path) -> None:
+    def told(*arguments: str) -> dict[str, list[str]]:
+        done = CliRunner().invoke(cli, ["federated", *arguments, "--make-keys", "--json"])
+        assert done.exit_code == 0, done.output + repr(done.exception)
+        return json.loads(done.stdout)
+
+    folder = str(tmp_path / "both")
+    made = told("server", "--folder", folder, "--address", "ward.example.org:8001")["made"]
+    assert [Path(path).name for path in made] == ["ca.key", "ca.crt", "server.key", "server.pem"]
+    made = told("site", "--folder", folder, "--site", "2")["made"]
+    assert [Path(path).name for path in made] == ["site2", "site2.pub", "runtime.key", "runtime.pem"]
+    keys.check_server(tmp_path / "both", "ward.example.org", "0.0.0.0")
+    keys.check_site(tmp_path / "both", 2)

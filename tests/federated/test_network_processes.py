@@ -1,0 +1,248 @@
+"""Programs that `foveate federated server` and `site` start, with stand-ins for Flower's, end with all they started.
+
+The stand-in listens on its port and starts a process in a session of its own that takes no SIGTERM, as Flower's may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveate.federated.flower import keys, processes, steps
+from foveate.federated.flower.commands import Address
+from foveate.settings.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+LINK = f"""#!{sys.executable}
+import os, pathlib, socket, subprocess, sys, time
+own = pathlib.Path(os.environ["FLWR_HOME"])
+late = subprocess.Popen([sys.executable, "-c", {STUBBORN!r}], start_new_session=True)
+(own / "pids").write_text(f"{{os.getpid()}} {{late.pid}}")
+if (own / "fails").exists():
+    print((own / "fails").read_text(), flush=True)
+    time.sleep(2.5)
+    sys.exit(7)
+listener = socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+print("SuperNode ID: 5", flush=True)
+time.sleep(300)
+"""
+FLWR = f"""#!{sys.executable}
+import os, pathlib, sys, time
+own = pathlib.Path(os.environ["FLWR_HOME"])
+if sys.argv[1] == "stop":
+    (own / "stopped").write_text(" ".join(sys.argv[2:]))
+elif sys.argv[1] == "run":
+    print("Successfully started run 77", flush=True)
+    (own / "running").touch()
+    time.sleep(300 if (own / "long").exists() else 0)
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with stand-ins for Flower's programs, in which they are looked for."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name, text in (("flower-superlink", LINK), ("flower-supernode", LINK), ("flwr", FLWR)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o700)
+    monkeypatch.setattr(processes, "_programs", lambda: folder)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def ended(number: int) -> bool:
+    """Whether a process has ended; one whose status nobody has asked for counts."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def pids(home: Path) -> list[int]:
+    return [int(one) for one in (home / "pids").read_text().split()]
+
+
+@contextlib.contextmanager
+def foveate(programs: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`foveate federated ...` in a process of its own, with the stand-ins."""
+    code = (
+        "import sys; from pathlib import Path; from foveate.federated.flower import processes\n"
+        f"processes._programs = lambda: Path({str(programs)!r}); processes._PATIENCE_SECONDS = 2.0\n"
+        "from foveate.cli.main import main; main(sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "federated", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def insecure_server(folder: Path) -> list[str]:
+    return ["server", "--folder", str(folder), "--address", f"localhost:{free_port()}", "--insecure", "--json"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_all(programs: Path, tmp_path: Path, number: int, status: int) -> None:
+    folder = tmp_path / "server"
+    with foveate(programs, *insecure_server(folder)) as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        assert ready["command"][0] == "flower-superlink"
+        started = pids(folder / "flower-home")
+        assert not any(map(ended, started))
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == status, said
+    assert all(map(ended, started))
+    assert "warning: --insecure: no TLS" in said
+    assert "Traceback" not in said
+
+
+def test_a_program_that_ends_by_itself_ends_all(programs: Path, tmp_path: Path) -> None:
+    home = tmp_path / "server" / "flower-home"
+    home.mkdir(parents=True)
+    (home / "fails").write_text("[code: 2004] Failed to activate SuperNode")
+    with foveate(programs, *insecure_server(home.parent)) as process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "foveate: flower-superlink ended by itself (exit 7): its key is not registered" in said
+    assert all(map(ended, pids(home)))
+
+
+def test_stopping_a_run_stops_it_at_the_server(programs: Path, tmp_path: Path) -> None:
+    home = tmp_path / "server" / "flower-home"
+    home.mkdir(parents=True)
+    for name in ("config.toml", "long"):
+        (home / name).touch()
+    options = ["--folder", str(home.parent), "--sites", "2", "--out", str(tmp_path / "out")]
+    with foveate(programs, "run", *options) as process:
+        until = time.monotonic() + 60
+        while not (home / "running").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert (home / "stopped").read_text() == "77 ours"
+
+
+def test_a_run_without_a_result_says_so(programs: Path, tmp_path: Path) -> None:
+    home = tmp_path / "server" / "flower-home"
+    home.mkdir(parents=True)
+    (home / "config.toml").touch()
+    with pytest.raises(UserError, match=r"out: the run ended \(exit 0\) without a result; its last line: Successfully"):
+        steps.carry_out(home.parent, {"out": str(tmp_path / "out"), "sites": 2})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="without a result"):  # that of an earlier run is none
+        steps.carry_out(home.parent, {"out": str(tmp_path / "out"), "sites": 2})
+
+
+def test_a_site_is_checked_before_it_starts(programs: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.npz").write_text("no arrays")
+    port = free_port()
+
+    def join(data: Path, **node: int) -> None:
+        given = {"data": str(data), **node}
+        steps.join(
+            tmp_path / "site",
+            Address("localhost"),
+            site=0,
+            port=port,
+            node=given,
+            insecure=True,
+            ready=lambda: pytest.fail("started"),
+        )
+
+    with pytest.raises(UserError, match=r"nowhere\.npz: no such file"):
+        join(tmp_path / "nowhere.npz")
+    with pytest.raises(UserError, match=r"words\.npz"):
+        join(tmp_path / "words.npz")
+    np.savez(tmp_path / "points.npz", points=np.zeros((4, 2)))
+    with pytest.raises(UserError, match="min-count 0"):
+        join(tmp_path / "points.npz", **{"min-count": 0})
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(UserError, match=f"port {port} is taken"):
+        join(tmp_path / "points.npz")
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_server_whose_port_is_taken(programs: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = Address("localhost", taken.getsockname()[1])
+        with pytest.raises(UserError, match=f"port {address.port} of 127.0.0.1 is taken"):
+            steps.serve(tmp_path / "s", address, host="127.0.0.1", insecure=True, ready=lambda: pytest.fail("started"))
+    assert not (tmp_path / "s").exists()
+
+
+def test_flower_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_programs", lambda: tmp_path)
+    with pytest.raises(UserError, match=r"flower-superlink is not in this environment.*pip install -e '\.\[flower\]'"):
+        steps.serve(tmp_path, Address("localhost"), host="127.0.0.1", insecure=True, ready=lambda: None)
+
+
+@contextlib.contextmanager
+def answering(context: ssl.SSLContext | None) -> Iterator[int]:
+    """A port that speaks TLS, or sends words without it."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            plain, _ = listener.accept()
+            plain.settimeout(10)
+            with plain, contextlib.suppress(OSError):
+                if context is None:
+                    plain.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                    plain.recv(1000)
+                else:
+                    context.wrap_socket(plain, server_side=True).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(10)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is missing")
+def test_a_site_looks_whom_it_speaks_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("server", "other"):
+        keys.make_server_keys(tmp_path / name, "localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server" / "server.pem", tmp_path / "server" / "server.key")
+    authority = tmp_path / "server" / "ca.crt"
+    with answering(context) as port:
+        steps.greet(Address("localhost", port), authority)
+    assert "does not answer" not in capsys.readouterr().err
+    with answering(context) as port, pytest.raises(UserError, match="does not vouch for this server"):
+        steps.greet(Address("localhost", port), tmp_path / "other" / "ca.crt")
+    with answering(None) as port, pytest.raises(UserError, match="answers without TLS"):
+        steps.greet(Address("localhost", port), authority)
+    steps.greet(Address("localhost", free_port()), authority)
+    assert "does not answer yet" in capsys.readouterr().err
