@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from s_sets import clients, s_set
 
 from foveate.federated.clustering.distances import FEW, distances, nearest, squared, sums
-from foveate.federated.clustering.lloyd import lloyd, plus_plus, random_rows
+from foveate.federated.clustering.lloyd import lloyd
 from foveate.federated.clustering.local import Local, eliminate, local_kmeans, merge_small
 from foveate.federated.clustering.pool import Pool, TooFewGroupsError
 from foveate.federated.clustering.radius_search import radius_range
 from foveate.federated.clustering.settings import methods, resolve
+from foveate.federated.clustering.starts import plus_plus, random_rows
 from foveate.federated.estimators import FederatedKMeans
 from foveate.metrics.clustering import centre_error, centroid_index
 from foveate.settings.errors import UserError

@@ -14,9 +14,10 @@ import numpy as np
 
 from foveate.federated.clustering.distances import Floats, nearest, sums
 from foveate.federated.clustering.grouping import group
-from foveate.federated.clustering.lloyd import lloyd, plus_plus
+from foveate.federated.clustering.lloyd import lloyd
 from foveate.federated.clustering.pool import Pool
 from foveate.federated.clustering.radius_search import BEST, search
+from foveate.federated.clustering.starts import plus_plus
 from foveate.settings.errors import UserError
 
 MOST_STEPS = 100

@@ -20,6 +20,8 @@ CELLS = 1 << 18
 """Cells of a block of distances: 2 MiB of float64, which stays in a processor's cache."""
 FEW = 8
 _TOO_CLOSE = 1e-10
+ROUNDING = 1e-12
+FAST_CELLS = 1 << 17  # a MiB: with the few other tables of a search for the nearest, in the cache of one core
 
 
 def blocks(rows: int, columns: int, *, cells: int = CELLS) -> Iterator[slice]:
@@ -31,13 +33,32 @@ def blocks(rows: int, columns: int, *, cells: int = CELLS) -> Iterator[slice]:
 
 def squared(points_BD: Floats, centres_KD: Floats) -> Floats:
     """Squared distances [K, B], by differences; exact zeros for equal rows."""
-    if points_BD.shape[1] <= FEW:
-        found = np.zeros((len(centres_KD), len(points_BD)))
-        for column in range(points_BD.shape[1]):
-            gap = centres_KD[:, column, None] - points_BD[None, :, column]
-            found += gap * gap
-        return found
-    return np.stack([((points_BD - centre) ** 2).sum(1) for centre in centres_KD])
+    if points_BD.shape[1] > FEW:
+        return np.stack([((points_BD - centre) ** 2).sum(1) for centre in centres_KD])
+    found = np.empty((len(centres_KD), len(points_BD)))
+    gap = np.empty_like(found)
+    for column, points_B in enumerate(np.ascontiguousarray(points_BD.T)):
+        into = gap if column else found
+        np.subtract(centres_KD[:, column, None], points_B, out=into)
+        into *= into
+        if column:
+            found += gap
+    return found
+
+
+def squared_to(points_ND: Floats, centres_KD: Floats, label_N: Labels) -> Floats:
+    """Squared distance [N] of each point to the centre of its number; the numbers that `squared` has there."""
+    found_N = np.empty(len(points_ND))
+    for place in blocks(len(points_ND), points_ND.shape[1], cells=FAST_CELLS):
+        gap_BD = centres_KD[label_N[place]] - points_ND[place]
+        gap_BD *= gap_BD
+        if points_ND.shape[1] > FEW:
+            found_N[place] = gap_BD.sum(1)
+            continue
+        found_N[place] = gap_BD[:, 0]
+        for column in range(1, points_ND.shape[1]):
+            found_N[place] += gap_BD[:, column]
+    return found_N
 
 
 def distances(left_AD: Floats, right_BD: Floats) -> Floats:
@@ -58,44 +79,94 @@ def nearest(points_ND: Floats, centres_KD: Floats) -> tuple[Labels, Floats]:
     """The nearest centre of every point, ties to the lower index, and the squared distance to it; each [N]."""
     label_N = np.empty(len(points_ND), dtype=np.int64)
     best_N = np.empty(len(points_ND))
-    few = points_ND.shape[1] <= FEW
-    offset_D = centres_KD.mean(0)
-    moved_KD = centres_KD - offset_D
-    half_K = (moved_KD**2).sum(1) / 2
-    for place in blocks(len(points_ND), max(len(centres_KD), points_ND.shape[1])):
-        part_BD = points_ND[place]
-        if few:
-            label_N[place], best_N[place], _ = _smallest(squared(part_BD, centres_KD))
-            continue
-        shifted_BD = part_BD - offset_D
-        label_B, score_B, second_B = _smallest(half_K[:, None] - moved_KD @ shifted_BD.T)
-        scale_B = (shifted_BD**2).sum(1) + 2 * half_K.max()
-        close = np.flatnonzero(~(second_B - score_B > _TOO_CLOSE * scale_B))
-        if len(close):
-            label_B[close] = _smallest(squared(part_BD[close], centres_KD))[0]
-        label_N[place] = label_B
-        best_N[place] = ((part_BD - centres_KD[label_B]) ** 2).sum(1)
+    frame = _Frame(centres_KD)
+    for place in blocks(len(points_ND), max(len(centres_KD), points_ND.shape[1]), cells=FAST_CELLS):
+        label_N[place], best_N[place], _ = frame.two_nearest(points_ND[place])
+    if points_ND.shape[1] > FEW:
+        best_N = squared_to(points_ND, centres_KD, label_N)
     return label_N, best_N
 
 
-def _smallest(table_KB: Floats) -> tuple[Labels, Floats, Floats]:
-    """For each column the row of its smallest cell (the first of equal ones), that cell, and the second smallest."""
-    label_B = np.zeros(table_KB.shape[1], dtype=np.int64)
-    best_B = table_KB[0].copy()
-    second_B = np.full(table_KB.shape[1], np.inf)
-    for row in range(1, len(table_KB)):
-        here_B = table_KB[row]
-        nearer_B = here_B < best_B
-        np.minimum(second_B, np.maximum(here_B, best_B), out=second_B)
-        label_B[nearer_B] = row
-        np.minimum(best_B, here_B, out=best_B)
-    return label_B, best_B, second_B
+def margins(points_ND: Floats, centres_KD: Floats, rows_R: Labels | None = None) -> tuple[Labels, Floats]:
+    """The nearest centre as `nearest` has it, and how much farther away every other one is at least; each [R].
+
+    Args:
+        rows_R: of these points only; None = of all.
+    """
+    rows = len(points_ND) if rows_R is None else len(rows_R)
+    label_R = np.empty(rows, dtype=np.int64)
+    margin_R = np.empty(rows)
+    frame = _Frame(centres_KD)
+    for place in blocks(rows, max(len(centres_KD), points_ND.shape[1]), cells=FAST_CELLS):
+        part_BD = points_ND[place if rows_R is None else rows_R[place]]
+        label_R[place], best_B, second_B = frame.two_nearest(part_BD)
+        margin_R[place] = np.sqrt(second_B) * (1 - ROUNDING) - np.sqrt(best_B) * (1 + ROUNDING)
+    return label_R, margin_R
 
 
-def sums(points_ND: Floats, label_N: Labels, groups: int, weight_N: Floats | None = None) -> tuple[Floats, Floats]:
-    """Weighted sums [groups, D] and weights [groups] of the points of each group."""
-    weights = np.ones(len(label_N)) if weight_N is None else weight_N
-    pick = csr_matrix((weights, label_N, np.arange(len(label_N) + 1)), shape=(len(label_N), groups))
+class _Frame:
+    """Centres, and what of them is needed again for every block of points."""
+
+    def __init__(self, centres_KD: Floats) -> None:
+        self.centres_KD = centres_KD
+        self.offset_D = centres_KD.mean(0)
+        self.moved_KD = centres_KD - self.offset_D
+        self.half_K = (self.moved_KD**2).sum(1) / 2
+
+    def two_nearest(self, points_BD: Floats) -> tuple[Labels, Floats, Floats]:
+        """The nearest centre of each point, ties to the lower index; its squared distance and that of the second.
+
+        With many dimensions the first distance is rounded up and the second down, by more than they may be wrong.
+        """
+        if points_BD.shape[1] <= FEW:
+            return _two_smallest(squared(points_BD, self.centres_KD))
+        shifted_BD = points_BD - self.offset_D
+        label_B, score_B, second_B = _two_smallest(self.half_K[:, None] - self.moved_KD @ shifted_BD.T)
+        length_B = np.einsum("bd,bd->b", shifted_BD, shifted_BD)
+        scale_B = length_B + 2 * self.half_K.max()
+        close = np.flatnonzero(~(second_B - score_B > _TOO_CLOSE * scale_B))
+        if len(close):
+            label_B[close] = _two_smallest(squared(points_BD[close], self.centres_KD))[0]
+        rounding_B = ROUNDING * scale_B
+        best_B = np.maximum(length_B + 2 * score_B, 0.0) + rounding_B
+        return label_B, best_B, np.maximum(length_B + 2 * second_B - rounding_B, 0.0)
+
+
+def _two_smallest(table_KB: Floats) -> tuple[Labels, Floats, Floats]:
+    """For each column the row of its smallest cell (the first of equal ones), that cell, and the second smallest.
+
+    The table is used up.
+    """
+    rows, columns = table_KB.shape
+    best_B = table_KB.min(0)
+    # Row k counts as K - k where it has the smallest value: the largest of these is the first such row.
+    backwards_K = np.arange(rows, 0, -1).astype(np.min_scalar_type(rows))
+    first_B = ((table_KB == best_B) * backwards_K[:, None]).max(0)
+    label_B = np.minimum(rows - first_B.astype(np.int64), rows - 1)  # past the last where all cells are NaN
+    table_KB[label_B, np.arange(columns)] = np.inf
+    return label_B, best_B, table_KB.min(0)
+
+
+def sums(
+    points_ND: Floats,
+    label_N: Labels,
+    groups: int,
+    weight_N: Floats | None = None,
+    *,
+    only_K: NDArray[np.bool_] | None = None,
+) -> tuple[Floats, Floats]:
+    """Weighted sums [groups, D] and weights [groups] of the points of each group.
+
+    Args:
+        only_K: sums of these groups alone; those of the others are 0.
+    """
+    weights, labels, starts = weight_N, label_N, np.arange(len(label_N) + 1)
+    if only_K is not None:
+        taken_N = only_K[label_N]
+        weights, labels = None if weight_N is None else weight_N[taken_N], label_N[taken_N]
+        starts = np.concatenate([[0], np.cumsum(taken_N)])
+    weights = np.ones(len(labels)) if weights is None else weights
+    pick = csr_matrix((weights, labels, starts), shape=(len(label_N), groups))
     return np.asarray(pick.T @ points_ND), np.bincount(label_N, weights=weight_N, minlength=groups).astype(np.float64)
 
 

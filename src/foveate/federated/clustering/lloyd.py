@@ -1,14 +1,17 @@
-"""k-means: starts (random rows, k-means++), Lloyd's steps with weights, and the spherical form."""
+"""k-means: Lloyd's steps with weights, their spherical form, and the best of several k-means++ starts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from foveate.federated.clustering.distances import Floats, Labels, nearest, squared, sums
+from foveate.federated.clustering.distances import Floats, Labels, margins, squared_to, sums
+from foveate.federated.clustering.starts import plus_plus
 
 MOST_STEPS = 300
+_ADDING = 1e-11  # more than 300 added numbers may be wrong by
 
 
 @dataclass(frozen=True)
@@ -48,59 +51,68 @@ def lloyd(
     that the nearest centre is that of the largest cosine; centres are scaled to length 1 after each step.
     """
     centres = unit(centres_KD) if spherical else centres_KD.astype(np.float64)
-    labels, best_N = nearest(points_ND, centres)
+    found = _Nearest(points_ND, centres)
     steps, converged = 0, False
+    total_KD, changed_K = np.zeros_like(centres), np.ones(len(centres), dtype=bool)
     while steps < most_steps and not converged:
-        total_KD, weight_K = sums(points_ND, labels, len(centres), weight_N)
+        anew_KD, weight_K = sums(points_ND, found.label_N, len(centres), weight_N, only_K=changed_K)
+        total_KD[changed_K] = anew_KD[changed_K]
         filled = weight_K > 0
-        centres = centres.copy()
+        before, centres = centres, centres.copy()
         centres[filled] = total_KD[filled] / weight_K[filled, None]
         if spherical:
             centres[filled] = unit(centres[filled])
         steps += 1
-        before = labels
-        labels, best_N = nearest(points_ND, centres)
-        converged = bool((labels == before).all())
-    weight_K = np.bincount(labels, weights=weight_N, minlength=len(centres)).astype(np.float64)
+        changed_K = found.follow(before, centres)
+        converged = not changed_K.any()
+    weight_K = np.bincount(found.label_N, weights=weight_N, minlength=len(centres)).astype(np.float64)
+    best_N = squared_to(points_ND, centres, found.label_N)
     inertia = float(best_N.sum() if weight_N is None else weight_N @ best_N)
-    return Clustering(centres, labels, weight_K, inertia, steps, converged)
+    return Clustering(centres, found.label_N, weight_K, inertia, steps, converged)
 
 
-def random_rows(points_ND: Floats, clusters: int, rng: np.random.Generator) -> Floats:
-    """That many distinct rows as centres; fewer where the data have fewer distinct rows."""
-    chosen = points_ND[rng.choice(len(points_ND), size=min(clusters, len(points_ND)), replace=False)]
-    if len(np.unique(chosen, axis=0)) == clusters:
-        return chosen
-    rows = np.unique(points_ND, axis=0)
-    return rows[rng.permutation(len(rows))[:clusters]]
+class _Nearest:
+    """The nearest centre of every point while centres move; only points that may have another one are looked at.
 
+    A point keeps its centre until this one and the fastest other one together have moved as far as the second nearest
+    was farther away (Hamerly, "Making k-means even faster", 2010). What they moved is added up for each cluster, so
+    that a step costs one comparison a point. Labels are those of `nearest`, ties included.
 
-def plus_plus(points_ND: Floats, clusters: int, rng: np.random.Generator, *, weight_N: Floats | None = None) -> Floats:
-    """k-means++ (Arthur and Vassilvitskii 2007), greedy: of 2 + log(K) drawn rows the one that lowers the sum most.
-
-    Stops with fewer centres where every row has one already.
+    Attributes:
+        label_N: [N], the nearest centre.
     """
-    weights = np.ones(len(points_ND)) if weight_N is None else weight_N
-    tries = 2 + int(np.log(max(1, clusters)))
-    chosen = [int(_draw(weights, 1, rng)[0])]
-    best_N = squared(points_ND, points_ND[chosen])[0]
-    while len(chosen) < clusters:
-        mass_N = best_N * weights
-        if not mass_N.sum() > 0:
-            break
-        drawn = _draw(mass_N, tries, rng)
-        table_TN = np.minimum(best_N, squared(points_ND, points_ND[drawn]))
-        winner = int((table_TN @ weights).argmin())
-        best_N = table_TN[winner]
-        chosen.append(int(drawn[winner]))
-    return points_ND[chosen]
+
+    def __init__(self, points_ND: Floats, centres_KD: Floats) -> None:
+        self._points_ND = points_ND
+        self._moved_K = np.zeros(len(centres_KD))
+        self.label_N, self._until_N = margins(points_ND, centres_KD)
+
+    def follow(self, before_KD: Floats, centres_KD: Floats) -> NDArray[np.bool_]:
+        """Labels for the new centres; returns which clusters lost or won points, [K]."""
+        moved_K = np.sqrt(((centres_KD - before_KD) ** 2).sum(1))
+        self._moved_K += moved_K + _largest_other(moved_K)
+        reached_K = self._moved_K * (1 + _ADDING)
+        rows_R = np.flatnonzero(~(self._until_N > reached_K[self.label_N]))
+        everywhere = 2 * len(rows_R) > len(self.label_N)
+        label_R, margin_R = margins(self._points_ND, centres_KD, None if everywhere else rows_R)
+        rows = slice(None) if everywhere else rows_R
+        before_R = self.label_N[rows]
+        other_R = before_R != label_R
+        changed_K = np.zeros(len(moved_K), dtype=bool)
+        changed_K[before_R[other_R]] = changed_K[label_R[other_R]] = True
+        self.label_N[rows] = label_R
+        self._until_N[rows] = margin_R + self._moved_K[label_R]
+        return changed_K
 
 
-def _draw(mass_N: Floats, count: int, rng: np.random.Generator) -> Labels:
-    """Rows drawn with probability proportional to their mass; never one without mass."""
-    total_N = np.cumsum(mass_N)
-    drawn = np.searchsorted(total_N, rng.random(count) * total_N[-1], side="right")
-    return np.minimum(drawn, np.flatnonzero(mass_N)[-1])
+def _largest_other(values_K: Floats) -> Floats:
+    """For each number the largest of the others; 0 where there is no other."""
+    found_K = np.zeros(len(values_K))
+    if len(values_K) > 1:
+        order_K = values_K.argsort()
+        found_K[:] = values_K[order_K[-1]]
+        found_K[order_K[-1]] = values_K[order_K[-2]]
+    return found_K
 
 
 def weighted_kmeans(

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.federated.clustering.distances import Floats, Labels, blocks, closest_pair, squared, sums
-from foveate.federated.clustering.lloyd import MOST_STEPS, Clustering, lloyd, plus_plus, random_rows
+from foveate.federated.clustering.distances import FAST_CELLS, Floats, Labels, blocks, closest_pair, squared, sums
+from foveate.federated.clustering.lloyd import MOST_STEPS, Clustering, lloyd
+from foveate.federated.clustering.starts import plus_plus, random_rows
 
 FUSE_BELOW = 1.6
 
@@ -38,12 +39,14 @@ class Local:
     @classmethod
     def of(cls, points_ND: Floats, centres_KD: Floats, labels_N: Labels) -> Local:
         """Clusters by given labels and centres; empty ones are dropped, the others keep their order."""
-        used, label_N = np.unique(labels_N, return_inverse=True)
-        centres = centres_KD[used]
-        distance_N = ((points_ND - centres[label_N]) ** 2).sum(1)
-        squares = np.bincount(label_N, weights=distance_N, minlength=len(used))
-        counts = np.bincount(label_N, minlength=len(used)).astype(np.float64)
-        return cls(centres, counts, squares.astype(np.float64), label_N.astype(np.int64))
+        counts_K = np.bincount(labels_N, minlength=len(centres_KD))
+        used = np.flatnonzero(counts_K)
+        label_N = (np.cumsum(counts_K > 0) - 1)[labels_N]
+        distance_N = np.empty(len(points_ND))
+        for place in blocks(len(points_ND), points_ND.shape[1], cells=FAST_CELLS):
+            distance_N[place] = ((points_ND[place] - centres_KD[labels_N[place]]) ** 2).sum(1)
+        squares = np.bincount(label_N, weights=distance_N, minlength=len(used)).astype(np.float64)
+        return cls(centres_KD[used], counts_K[used].astype(np.float64), squares, label_N)
 
 
 def local_kmeans(

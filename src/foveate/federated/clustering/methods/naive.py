@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from foveate.federated.clustering.consensus import Merged
-from foveate.federated.clustering.lloyd import lloyd, random_rows
+from foveate.federated.clustering.lloyd import lloyd
 from foveate.federated.clustering.pool import Pool
 from foveate.federated.clustering.settings import CLIENT_OPTIONS, Method, Settings
+from foveate.federated.clustering.starts import random_rows
 
 
 def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
