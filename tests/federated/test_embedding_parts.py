@@ -169,6 +169,7 @@ def test_a_copy_is_the_nearest_neighbour_of_its_point() -> None:
             return np.zeros(size, dtype=np.int64)
 
     around = neighbourhood(points, 4, AllOnes())  # type: ignore[arg-type]
+    np.testing.assert_array_equal(around.points_ND, np.concatenate([points, points]))
     first = around.tails_E.reshape(40, 4)[:, 0]
     assert first.tolist() == [*range(20, 40), *range(20)]
 
