@@ -7,7 +7,9 @@ steps: one update (forward pass, cross-entropy, backward pass, AdamW) of every m
 full fine-tuning. peft: LoRA, LayerNorm tuning and the biases of linear layers (BEFT) in PEFT and here, the same numbers
 trained. merged: forward passes of the network alone and of merged models, and how far merged outputs are from those
 before merging. kept: whole trainings by `foveate adapt train`'s own function, what lies in front of the first change
-computed once against at every visit, the pass that computes it included.
+computed once against at every visit, the pass that computes it included. compare: the same for the whole run of
+`foveate adapt compare` on one task: two learning rates, chosen on validation pictures, the better one trained again on
+all and tested.
 
 Memory is what PyTorch's allocator held at the peak of an update (from its profiler; of an accelerator its own counter),
 with weights and moments: exact and the same in every repeat. Time ratios are paired by round, on a CPU of processor
@@ -17,6 +19,7 @@ time.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +32,8 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from benchmarks.common import Ratio, Timing, compare, publish, ratio
+from foveate.adapt.compare.recipe import CompareRecipe, tasks_of
+from foveate.adapt.compare.run import compare as compare_methods
 from foveate.adapt.model import adapt
 from foveate.adapt.recipe import recipe_of
 from foveate.adapt.registry import method_names
@@ -190,11 +195,7 @@ def _forward(model: nn.Module, pixels: torch.Tensor) -> Callable[[], Any]:
 def kept(given: argparse.Namespace) -> None:
     """Trainings with what is frozen computed once, and at every visit."""
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "pictures.npz"
-        random = np.random.default_rng(0)
-        labels = np.arange(given.pictures) % 4
-        images = random.integers(0, 256, (given.pictures, 224, 224, 3)).astype(np.uint8)
-        np.savez(data, images=images, labels=labels, split=np.array(["train"] * given.pictures))
+        data = _pictures(Path(folder) / "pictures.npz", {"train": given.pictures})
         count = iter(range(10**6))
 
         def training(options: Mapping[str, Any], *, keep: bool) -> Callable[[], Any]:
@@ -213,20 +214,64 @@ def kept(given: argparse.Namespace) -> None:
 
             return run
 
-        chosen = {name: KEPT[name] or {"method": name} for name in given.kept}
-        runs = {
-            f"{name}, {'once' if keep else 'every visit'}": training(options, keep=keep)
-            for name, options in chosen.items()
-            for keep in (True, False)
-            if keep or name != "lora"
-        }
-        timings = compare(runs, repeats=given.repeats, warmup=0)
-    ratios = {
-        name: _ratio(given, timings, f"{name}, once", f"{name}, every visit") for name in chosen if name != "lora"
+        _once_and_every_visit(given, "adapt-kept", training)
+
+
+def compared(given: argparse.Namespace) -> None:
+    """Whole comparisons with what is frozen computed once for all trainings, and at every visit."""
+    with tempfile.TemporaryDirectory() as folder:
+        held = max(4, given.pictures // 4)
+        data = _pictures(
+            Path(folder) / "pictures.npz", {"train": given.pictures, "validation": held, "test": given.pictures}
+        )
+        count = iter(range(10**6))
+
+        def comparison(options: Mapping[str, Any], *, keep: bool) -> Callable[[], Any]:
+            own = {key: [value] for key, value in options.items() if key != "method"}
+            grid = {
+                "common": {"training.learning_rate": [0.001, 0.01]},
+                "methods": {"one": {"method": options["method"], **own}},
+            }
+            path = Path(folder) / f"{next(count)}.yaml"
+            path.write_text(json.dumps(grid))
+
+            def run() -> None:
+                recipe = CompareRecipe(
+                    backbone={"kind": "timm", "model": given.model},
+                    tasks=tasks_of([f"pictures={data}"]),
+                    grid=str(path),
+                    training={"epochs": given.epochs, "batch_size": given.batch, "keep": keep, "workers": 0},
+                )
+                with silent():
+                    compare_methods(recipe, Path(folder) / str(next(count)), device=given.device)
+
+            return run
+
+        _once_and_every_visit(given, "adapt-compare", comparison)
+
+
+def _pictures(path: Path, splits: Mapping[str, int]) -> Path:
+    """Noise of four classes, so many pictures of each split."""
+    random, number = np.random.default_rng(0), sum(splits.values())
+    images = random.integers(0, 256, (number, 224, 224, 3)).astype(np.uint8)
+    split = np.repeat(list(splits), list(splits.values()))
+    np.savez(path, images=images, labels=np.arange(number) % 4, split=split)
+    return path
+
+
+def _once_and_every_visit(given: argparse.Namespace, name: str, run_of: Callable[..., Callable[[], Any]]) -> None:
+    """Times `run_of(options, keep=...)` for the chosen methods both ways; `lora` has nothing to compute once."""
+    chosen = {method: KEPT[method] or {"method": method} for method in given.kept}
+    runs = {
+        f"{method}, {'once' if keep else 'every visit'}": run_of(options, keep=keep)
+        for method, options in chosen.items()
+        for keep in (True, False)
+        if keep or method != "lora"
     }
+    timings = compare(runs, repeats=given.repeats, warmup=0)
+    ratios = {one: _ratio(given, timings, f"{one}, once", f"{one}, every visit") for one in chosen if one != "lora"}
     extra = {**_about(given), "pictures": given.pictures, "epochs": given.epochs}
-    visits = given.pictures * given.epochs
-    publish("adapt-kept", timings, out=given.out, ratios=ratios, items=visits, unit="visits", extra=extra)
+    publish(name, timings, out=given.out, ratios=ratios, extra=extra)
 
 
 def _ratio(given: argparse.Namespace, timings: Mapping[str, Timing], ours: str, peer: str) -> Ratio:
@@ -238,18 +283,21 @@ def _about(given: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[..., None]] = {"steps": steps, "peft": peft, "merged": merged}
+WHOLE: dict[str, Callable[..., None]] = {"kept": kept, "compare": compared}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for the JSON files")
-    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "kept"], default=[*PARTS, "kept"])
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, *WHOLE], default=[*PARTS, *WHOLE])
     parser.add_argument("--model", default="vit_tiny_patch16_224", help="a ViT of timm")
     parser.add_argument("--batch", type=int, default=8, help="pictures of an update")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=32, help="of the part kept")
-    parser.add_argument("--epochs", type=int, default=50, help="of the part kept")
-    parser.add_argument("--kept", nargs="+", choices=list(KEPT), default=list(KEPT), help="of the part kept: what")
+    parser.add_argument("--pictures", type=int, default=32, help="of the parts kept, compare")
+    parser.add_argument("--epochs", type=int, default=50, help="of the parts kept, compare")
+    parser.add_argument(
+        "--kept", nargs="+", choices=list(KEPT), default=list(KEPT), help="of the parts kept and compare: what"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
@@ -257,8 +305,8 @@ def main() -> None:
     with threadpool_limits(given.threads), seeded(0):
         pixels = torch.randn(given.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(given.device)
         for part in given.parts:
-            if part == "kept":
-                kept(given)
+            if part in WHOLE:
+                WHOLE[part](given)
             else:
                 PARTS[part](given, pixels)
 

@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -109,6 +109,7 @@ def train(
     if ema is not None:
         ema.shard_like(task)
     optimizer = build_optimizer(task, table=table, settings=settings)
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
 
     outcome = TrainingOutcome("finished", step=0, seconds=0.0, model=model, ema=ema)
     lock = FolderLock(folder, purpose="training") if here.is_main else contextlib.nullcontext()
@@ -132,7 +133,7 @@ def train(
                     losses, report_now = forward_and_backward(
                         model, task, batch, parts=settings.accumulate, precision=precision
                     )
-                gradient_norm = _clip(task, largest=settings.gradient_clip_norm)
+                gradient_norm = _clip(trained, largest=settings.gradient_clip_norm)
 
                 finite = math.isfinite(losses["loss"].item()) and math.isfinite(gradient_norm)
                 stopping, broken = any_rank(stop.signal_name is not None, not finite)
@@ -206,14 +207,15 @@ def _randomness_of_step(seed: int, step: int, here: World) -> Iterator[None]:
     only, so it is set here and put back afterwards: nothing outside the block sees a difference.
     """
     devices = [here.device] if here.device.type == "cuda" else []
+    # torch.manual_seed would also seed devices that take no part, with a stack trace for each while they are asleep.
+    set_seed = torch.default_generator.manual_seed if here.device.type == "cpu" else torch.manual_seed
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seeds.integer("step", seed, step, here.rank))
+        set_seed(seeds.integer("step", seed, step, here.rank))
         yield
 
 
-def _clip(task: nn.Module, *, largest: float | None) -> float:
+def _clip(trained: Sequence[nn.Parameter], *, largest: float | None) -> float:
     """The global gradient norm before clipping; scales the gradients down to `largest` if that is given."""
-    trained = [parameter for parameter in task.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()

@@ -31,7 +31,7 @@ from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.compare.bench import Bench, Fit
 from foveate.adapt.compare.grids import Candidate, Grid, grid_of
 from foveate.adapt.compare.plan import Plan, plan
-from foveate.adapt.compare.pricing import Training, measured, price, refuse_if_dear
+from foveate.adapt.compare.pricing import Speed, Training, measured, price, refuse_if_dear
 from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, most_numbers
 from foveate.adapt.compare.splits import Parts, parts_of
 from foveate.adapt.compare.summary import summarise
@@ -76,6 +76,7 @@ class Comparison:
         self.grid: Grid = grid_of(recipe.grid)
         self.opened = opened or open_backbone(recipe.backbone, seed=recipe.seed)
         self._given = dict(data or {})
+        self._speeds: dict[str, Speed] = {}
         self._open: tuple[str, Labelled, Parts] | None = None
         self.about: dict[str, dict[str, Any]] = {}
         for task in recipe.tasks:  # mistakes in data are said before anything is trained
@@ -179,7 +180,9 @@ class Comparison:
 
     def price(self, *, device: str = "auto", store: CellStore | None = None) -> dict[str, Any]:
         """What is still to be done, with its time."""
-        found = price(self.plan, self.trainings(store), measured(self.opened, device=device))
+        if device not in self._speeds:
+            self._speeds[device] = measured(self.opened, device=device)
+        found = price(self.plan, self.trainings(store), self._speeds[device])
         return {"grid": self.grid.name, "tasks": list(self.about.values()), **found, "left_out": self.plan.left_out}
 
 
