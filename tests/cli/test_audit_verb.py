@@ -61,6 +61,16 @@ def test_mistakes(foveate: Run, scenes: Path, trained: Path) -> None:
     assert foveate("audit", scenes, *both).code == 2
 
 
+def test_a_refused_audit_leaves_no_folder(foveate: Run, scenes: Path) -> None:
+    wrong = ("audit", scenes, "--judge", "no-such-model")
+    assert "no-such-model: not a model folder" in foveate(*wrong, "--run", "new/run").sentence
+    assert not Path("new/run").exists()
+    Path("kept").mkdir()
+    (Path("kept") / "result.json").write_text("{}")
+    assert "not a model folder" in foveate(*wrong, "--run", "kept").sentence
+    assert (Path("kept") / "result.json").read_text() == "{}"
+
+
 def test_a_model_folder_judges_real_pictures(foveate: Run, tiny_collection: Path, trained: Path) -> None:
     ended = foveate("audit", tiny_collection, "--judge", trained / "model", "--run", "judged")
     assert ended.code == 0, ended.err

@@ -29,6 +29,14 @@ def test_no_verb_wrong_verb_and_version(foveate: Run) -> None:
     assert foveate("pretrain", "--no-such-option").code == 2
 
 
+@pytest.mark.parametrize("verb", ["embed", "features"])
+def test_a_mistake_names_the_command_once(foveate: Run, verb: str) -> None:
+    given = ("digits", "--split", "even", "--sites", "2", "--clusters", "3", "--set", "local_epohcs=3", "--dry-run")
+    ended = foveate("federated", verb, *(one for one in given if verb != "embed" or one not in ("--clusters", "3")))
+    assert ended.code == 1
+    assert ended.err.startswith(f"foveate: federated {verb}: ")
+
+
 def test_recipes_list_show_and_copy(foveate: Run, tmp_path: Path) -> None:
     listed = foveate("recipes")
     assert listed.code == 0

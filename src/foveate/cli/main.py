@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(141)
     except UserError as problem:
-        print(f"foveate: {problem}", file=sys.stderr)
+        # Settings say which command they belong to: "foveate federated embed: unknown field ...".
+        print(f"foveate: {str(problem).removeprefix('foveate ')}", file=sys.stderr)
         sys.exit(1)
     except OSError as problem:
         refused = sentence(problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ _BEFORE_WORK = ("recipe.yaml", "run.json")
 class RunFolder:
     """Where one run keeps its files. The same command opens the same folder again and goes on."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, new: bool = False) -> None:
+        self.path, self._new = path, new
 
     @classmethod
     def create(
@@ -41,11 +42,12 @@ class RunFolder:
         """
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: is a file; a run needs a folder")
+        new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{path}: the folder cannot be made ({error.strerror})") from error
-        run = cls(path)
+        run = cls(path, new=new)
         saved = path / "recipe.yaml"
         if recipe is not None:
             same = not saved.exists() or _identity(saved.read_text(encoding="utf-8"), free) == _identity(recipe, free)
@@ -57,6 +59,11 @@ class RunFolder:
         if command is not None:
             write_json_atomically(path / "run.json", {"command": command})
         return run
+
+    def discard(self) -> None:
+        """Takes the folder away where it was made for a command that then was refused, before any work."""
+        if self._new and not self._begun():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def _begun(self) -> bool:
         """Whether it holds more than a command that failed before its work leaves: a typing error binds no folder."""

@@ -65,6 +65,7 @@ def command(
     from foveate.caption.lengths import OtherTokenizer
     from foveate.records.collection import Collection
     from foveate.report import render
+    from foveate.settings.errors import UserError
     from foveate.settings.runs import RunFolder
 
     if (endpoint is None) != (endpoint_model is None):
@@ -81,7 +82,11 @@ def command(
 
         method = served_method(opened, endpoint, endpoint_model)
     folder = RunFolder.create(run or Path("runs/audit"), command=["foveate", *sys.argv[1:]])
-    result = audit(opened, folder.path, question, units, method, device=device)
+    try:
+        result = audit(opened, folder.path, question, units, method, device=device)
+    except UserError:
+        folder.discard()
+        raise
     result["command"] = ["foveate", *sys.argv[1:]]
     folder.write_result(result)
     paths = {"result": folder.path / "result.json", "report": render(folder.path)}
