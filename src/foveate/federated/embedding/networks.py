@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from foveate.settings.errors import UserError
 
 Weights = dict[str, NDArray[np.generic]]
+_NUMBERS_AT_ONCE = 1 << 22
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
@@ -108,6 +109,21 @@ def average_arrays(arrays_M: Sequence[NDArray[np.generic]], shares_M: Sequence[f
     for share, one in zip(shares, arrays_M, strict=True):
         total += share * one.astype(np.float64)
     return total.astype(arrays_M[0].dtype)
+
+
+def middle_arrays(arrays_M: Sequence[NDArray[np.generic]], trim: float) -> NDArray[np.generic]:
+    """The mean of what is left of every number when the share `trim` of arrays is dropped at either end; 0.5 = median.
+
+    Every array counts the same: who lies about weights lies about points, too.
+    """
+    count, size = len(arrays_M), arrays_M[0].size
+    dropped = (count - 1) // 2 if trim >= 0.5 else int(trim * count + 1e-9)  # 0.3 of 10 are three
+    found = np.empty(size)
+    width = max(1, _NUMBERS_AT_ONCE // count)
+    for start in range(0, size, width):
+        part = np.stack([one.reshape(-1)[start : start + width] for one in arrays_M]).astype(np.float64)
+        found[start : start + width] = np.sort(part, axis=0)[dropped : count - dropped].mean(axis=0)
+    return found.reshape(arrays_M[0].shape).astype(arrays_M[0].dtype)
 
 
 def frozen_rows(network: nn.Module, rows_ND: Tensor) -> Tensor:

@@ -53,6 +53,11 @@ class EmbeddingOptions(Settings):
     keep_self_edges: bool = False
     proximal: float = Field(0.01, ge=0, description="mu of fedprox")
     participation: float = Field(1.0, gt=0, le=1, description="share of the sites that train in a round")
+    aggregation: Literal["mean", "median", "trimmed_mean"] = Field(
+        "mean", description="of the sites' weights, number by number; only the mean weighs sites by their points"
+    )
+    trim: float = Field(0.2, ge=0, lt=0.5, description="share of the sites that trimmed_mean drops at either end")
+    suspects: Literal["report", "exclude"] = Field("report", description="what becomes of sites that are odd")
     update_clip: float | None = Field(None, gt=0, description="longest change of the weights that a site sends")
     update_noise: float = Field(0.0, ge=0, description="standard deviation of the noise on it, in units of the clip")
     target_noise: float = Field(0.0, ge=0, description="standard deviation of the noise on each value of a field")
@@ -73,6 +78,8 @@ class EmbeddingOptions(Settings):
             raise ValueError("update_noise needs update_clip: noise hides only what is bounded")
         if self.target_noise and (self.grid != "union" or self.method != FEDNE):
             raise ValueError("target_noise needs method 'fedne' and grid 'union'")
+        if self.method in (LOCAL, POOLED) and (self.aggregation != "mean" or self.suspects != "report"):
+            raise ValueError(f"method '{self.method}' averages nothing: aggregation and suspects have no effect on it")
         if self.method == FEDNE and self.surrogate == "grid" and (self.grid != "union" or self.dimensions != 2):
             raise ValueError("surrogate 'grid' needs grid 'union' and a map of two dimensions")
         return self

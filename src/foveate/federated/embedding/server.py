@@ -14,13 +14,13 @@ from torch import nn
 from foveate.federated.embedding import schedule
 from foveate.federated.embedding import site as at_site
 from foveate.federated.embedding.grids import Grid, union_grid
-from foveate.federated.embedding.networks import average_arrays, flat_weights
+from foveate.federated.embedding.networks import average_arrays, flat_weights, middle_arrays
 from foveate.federated.embedding.options import EXACT, FEDNE, LOCAL, EmbeddingOptions
 from foveate.federated.embedding.site import build_encoder
 from foveate.federated.embedding.surrogates import ARCHITECTURES
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.odd import BOX_FAR, WEIGHTS_ALONE, odd_boxes, odd_sizes, odd_weights
-from foveate.federated.rounds import Exchange, InProcess
+from foveate.federated.rounds import Exchange, InProcess, TooFewSitesError
 from foveate.federated.sites import stream
 from foveate.federated.sizes import sizes_of
 from foveate.settings.errors import UserError
@@ -96,7 +96,11 @@ def begin(
     for one, reason in {**found.excluded, **said.others}.items():
         state.note(f"{exchange.name(one)} is left out: {reason}")
     for one, words in odd_sizes(sizes).items():
-        state.note(f"{exchange.name(one)} is odd: {words}")
+        _odd(exchange, options, state, one, words)
+        if options.suspects == "exclude":
+            del state.sizes[one]
+    if len(state.sizes) < at_least:
+        raise TooFewSitesError(f"{len(state.sizes)} sites are not suspected; {at_least} are needed")
     for one, size in sizes.items():
         if size <= options.neighbours:
             fewer = f"{size - 1} neighbours instead of {options.neighbours}" if size > 1 else "no neighbour"
@@ -104,6 +108,11 @@ def begin(
     if options.method == LOCAL:
         state.own = {one: encoder for one in sizes}
     return state
+
+
+def _odd(exchange: Exchange, options: EmbeddingOptions, state: State, site: int, words: str) -> None:
+    """Notes that a site is odd, and where odd ones are excluded, that it is left out."""
+    state.note(f"{exchange.name(site)} is odd: {words}" + "; left out" * (options.suspects == "exclude"))
 
 
 def _check_points(site: int, answer: Message) -> None:
@@ -158,12 +167,21 @@ def one_round(exchange: Exchange, options: EmbeddingOptions, state: State, *, at
     if options.method == LOCAL:
         state.own |= {one: answer.array("encoder") for one, answer in found.items()}
     else:
-        for one in odd_weights({one: answer.array("encoder") for one, answer in found.items()}):
+        weights = {one: answer.array("encoder") for one, answer in found.items()}
+        for one in odd_weights(weights):
             far = f"its weights are {WEIGHTS_ALONE:g} times as far from others' as usual, or more"
-            state.note(f"{exchange.name(one)} is odd: {far}")
-        weights = [answer.array("encoder") for answer in found.values()]
-        state.encoder = average_arrays(weights, [state.sizes[one] for one in found])
+            _odd(exchange, options, state, one, far)
+            if options.suspects == "exclude":
+                del weights[one]
+        state.encoder = _common(options, state, weights)
     return _entry(state, rate, found, usable if active else None)
+
+
+def _common(options: EmbeddingOptions, state: State, weights: Mapping[int, Array]) -> Array:
+    """One encoder of those of the sites."""
+    if options.aggregation == "mean":
+        return average_arrays(list(weights.values()), [state.sizes[one] for one in weights])
+    return middle_arrays(list(weights.values()), 0.5 if options.aggregation == "median" else options.trim)
 
 
 def _request(
@@ -177,18 +195,25 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
     encoder = {"encoder": state.encoder}
     grid: dict[str, Array] = {}
     d = options.dimensions
+    trusted = sorted(state.sizes)
 
     def everyone(*asked: Any) -> dict[int, Message]:
-        return dict.fromkeys(sorted(state.sizes), _request(*asked))
+        return dict.fromkeys(trusted, _request(*asked))
 
     if options.method == FEDNE and options.grid == "union":
         rule = MessageRule(at_site.BOX, {"box": _box_rule(d)})
         boxes_asked = everyone(at_site.BOX, state.round, options, encoder)
         asked = exchange.ask(boxes_asked, rule, at_least=at_least, check=_check_box)
-        for one in odd_boxes({one: answer.array("box") for one, answer in asked.answers.items()}):
-            state.note(f"{exchange.name(one)} is odd: its map reaches {BOX_FAR:g} times as far as usual, or more")
-        boxes = np.stack([answer.array("box") for answer in asked.answers.values()])
-        common = union_grid(boxes, step=options.grid_step, fewest=options.grid_fewest, most=options.grid_most)
+        boxes = {one: answer.array("box") for one, answer in asked.answers.items()}
+        for one in odd_boxes(boxes):
+            _odd(exchange, options, state, one, f"its map reaches {BOX_FAR:g} times as far as usual, or more")
+            if options.suspects == "exclude":  # the others do not feel it, and their grid does not stretch to it
+                del boxes[one]
+                trusted.remove(one)
+                state.known.pop(one, None)
+        common = union_grid(
+            np.stack(list(boxes.values())), step=options.grid_step, fewest=options.grid_fewest, most=options.grid_most
+        )
         grid = {"box": common.box_2d, "counts": np.array(common.shape)}
         if options.surrogate == "grid" and state.grid is not None:
             state.known = {}  # fields on another grid cannot be added to new ones

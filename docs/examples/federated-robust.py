@@ -1,0 +1,64 @@
+"""What robust averages cost FedNE without poison and save with it, on digits: `python federated-robust.py`."""
+
+import numpy as np
+
+from foveate.federated.embedding import site as at_site
+from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding.options import EmbeddingOptions
+from foveate.federated.embedding.quality import quality, stacked
+from foveate.federated.embedding.run import halves
+from foveate.federated.messages import Message
+from foveate.federated.rounds import InProcess, TooFewSitesError
+from foveate.federated.sites import Site
+from foveate.federated.sources import gather
+from foveate.settings.progress import configure
+
+SEEDS = range(3)
+BAD = (1, 4, 7)
+SPLITS = ("shards:2", "even")
+SETTINGS = {
+    "mean": {},
+    "exclude": {"suspects": "exclude"},
+    "median": {"aggregation": "median"},
+    "trimmed_mean 0.3": {"aggregation": "trimmed_mean", "trim": 0.3},
+}
+
+
+def scaled(data: at_site.SiteData, request: Message, site: int) -> Message:
+    """Trains as it should, and sends weights that are a hundred times too large."""
+    good = at_site.HANDLERS[at_site.TRAIN](data, request, site)
+    return request.answer(arrays={"encoder": 100 * good.array("encoder")}, **good.values)
+
+
+def measured(split: str, setting: dict, seed: int, *, poisoned: bool) -> tuple[float, float]:
+    """Held-out vote of neighbours and trustworthiness on the map of the honest sites; 0 where the run ended early."""
+    parts = halves(gather(["digits"], split=split, sites=10, seed=seed), 0.2, seed=seed)
+    options = EmbeddingOptions(rounds=30, surrogate="grid", seed=seed, **setting)
+
+    def transport(members: list[Site], log: object) -> InProcess:
+        bad = {**at_site.HANDLERS, at_site.TRAIN: scaled}
+        return InProcess([Site(one.number, one.data, bad) if one.number in BAD else one for one in members])
+
+    try:
+        fitted = fit_sites(parts.fitted, options, **({"transport": transport} if poisoned else {}))
+    except TooFewSitesError:
+        return 0.0, 0.0
+    sites = [number for number in range(10) if number not in BAD]
+
+    def those(points: list, labels: list) -> object:
+        chosen = [points[number] for number in sites]
+        return stacked(chosen, [fitted.transform(one) for one in chosen], [labels[number] for number in sites])
+
+    found = quality(those(parts.fitted, parts.fitted_labels), those(parts.apart, parts.apart_labels), k=7)
+    return found["knn"], found["trustworthiness"]
+
+
+if __name__ == "__main__":
+    configure(quiet=True)
+    for split in SPLITS:
+        for name, setting in SETTINGS.items():
+            for poisoned in (False, True):
+                votes, trusts = zip(*(measured(split, setting, seed, poisoned=poisoned) for seed in SEEDS), strict=True)
+                words = " ".join(f"{vote:.3f}" for vote in votes)
+                kind = "3 of 10 poisoned" if poisoned else "honest"
+                print(f"{split}, {name}, {kind}: vote {words}, trustworthiness {np.mean(trusts):.3f}", flush=True)
