@@ -124,7 +124,7 @@ def test_the_same_again_in_words(done: tuple[Path, dict[str, Any], tuple[object,
     again = run(*arguments)
     assert again.exit_code == 0, (again.output, again.exception)
     assert "a: 15 test pictures, chance 0.333; the split validation, 9 pictures" in again.output
-    assert "ensemble of bitfit, lora: " in again.output
+    assert "ensemble of bitfit, lora, the first seed of each: " in again.output
     told = said["tasks"][0]["ensembles"]
     assert f"two of them disagree on {told['disagreement']:.1%} of the pictures" in again.output
     assert "(peeks)" in again.output

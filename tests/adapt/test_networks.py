@@ -66,7 +66,7 @@ def test_what_needs_blocks_is_refused(tmp_path: Path) -> None:
     assert "a ResNet has none; allowed for it are linear, full, bitfit, layernorm and subset" in str(done.exception)
 
 
-def test_other_tensors_and_other_fields(tmp_path: Path) -> None:
+def test_other_tensors_and_other_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path, CNN, "linear").exit_code == 0
     assert run("merge", tmp_path / "linear", "--to", tmp_path / "merged", "--quiet").exit_code == 0
     path = tmp_path / "merged" / "model.safetensors"
@@ -82,6 +82,10 @@ def test_other_tensors_and_other_fields(tmp_path: Path) -> None:
             open_backbone(backbone_settings(str(tmp_path / "merged")))
     with pytest.raises(UserError, match="unknown field of the backbone 'imagesize'.*did you mean 'image_size'"):
         open_network({"kind": "timm", "model": "resnet10t", "imagesize": 3}, seed=0)
+    capsys.readouterr()
+    with pytest.raises(UserError, match="timm model 'test_vitt': .*did you mean 'test_vit'"):
+        open_backbone({"kind": "timm", "model": "test_vitt"})
+    assert "untrained" not in capsys.readouterr().err
     with pytest.raises(UserError, match="timm model 'resnet10'"):
         open_backbone({"kind": "timm", "model": "resnet10"})
     assert open_network({"kind": "timm", "model": "test_vit"}, seed=0) is None, "that is a plain ViT"

@@ -143,7 +143,10 @@ def test_words_and_mistakes(trained: Path, tmp_path: Path, backbone: Path) -> No
         (("--at", 0.5), "--at has no effect without --to"),
         (("--validation", "test"), "alpha is not chosen on the pictures that it is tested on"),
         (("--validation", "validaton"), "did you mean 'validation'"),
-        (("--shifted", "x=missing.npz"), "task 'x=missing.npz': no such file or folder"),
+        (
+            ("--shifted", "x=missing.npz"),
+            "--shifted 'x=missing.npz': no such file or folder; write PATH, PATH:FIELD",
+        ),
     ):
         done = run("wise", trained / "full", "--data", own, "--device", "cpu", "--run", tmp_path / "b", *arguments)
         assert done.exit_code != 0

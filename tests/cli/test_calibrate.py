@@ -359,18 +359,36 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert words in err
 
     bad = change_logits(file, tmp_path / "nan.npz", logits=logits)
-    refused("1 values are NaN or infinite, the first in row 17", bad, "--training", train, "--classes-seen", seen)
+    refused(
+        f"{bad}: logits: 1 values are NaN or infinite, the first in row 17; repair",
+        bad,
+        "--training",
+        train,
+        "--classes-seen",
+        seen,
+    )
+    logits[[30, 21, 40, 25]] = np.nan
+    more = change_logits(file, tmp_path / "more.npz", logits=logits)
+    refused("the first in row 17, then 21, 25, ...; repair", more, "--training", train, "--classes-seen", seen)
     spoiled = {name: tmp_path / f"{name}.npz" for name in ("train", "before", "pseudo-0")}
     for name, target in spoiled.items():
         values = read_logits(glyph_files / f"{name}.npz").logits.copy()
         values[5] = np.inf
         change_logits(glyph_files / f"{name}.npz", target, logits=values)
-    found = "values are NaN or infinite, the first in row 5"
-    refused(found, file, "--training", spoiled["train"], "--classes-seen", seen)
-    refused(found, file, "--training", train, "--before", spoiled["before"], "--classes-seen", seen)
-    refused(found, file, "--pseudo", spoiled["pseudo-0"], "--threshold", "none", "--classes-seen", seen)
+    found = "36 values are NaN or infinite, the first in row 5; repair"
+    halves = f"{spoiled['pseudo-0']}: logits: 18 values are NaN or infinite, the first in row 5; repair"
+    said = f"{spoiled['train']}: logits: {found}"
+    refused(said, file, "--training", spoiled["train"], "--classes-seen", seen)
+    said = f"{spoiled['before']}: logits: {found}"
+    refused(said, file, "--training", train, "--before", spoiled["before"], "--classes-seen", seen)
+    refused(halves, file, "--pseudo", spoiled["pseudo-0"], "--threshold", "none", "--classes-seen", seen)
     names = (glyph_files / "seen.txt").read_text().split()
-    refused("are no seen classes, first", file, "--training", train, "--classes-seen", ",".join(names[1:]))
+    odd = np.flatnonzero(few.labels == few.class_names.index(names[0]))
+    count, row = len(odd), odd[0]
+    said = f"{train}: {count} labels are no seen classes, first '{names[0]}' in row {row}: the fine-tuning data"
+    refused(said, file, "--training", train, "--classes-seen", ",".join(names[1:]))
+    said = f"{glyph_files / 'sen.txt'}: no such file of class names; did you mean 'seen.txt'?"
+    refused(said, file, "--training", train, "--classes-seen", f"@{glyph_files / 'sen.txt'}")
     refused("is no seen class", file, "--pseudo", glyph_files / "pseudo-0.npz", "--classes-seen", ",".join(names[1:]))
     refused("overlap in 1", file, "--training", train, "--classes-seen", seen, "--classes-absent", names[0])
     refused("give their logits with --training FILE", file, "--classes-seen", seen)
@@ -403,7 +421,8 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
     other = change_logits(file, tmp_path / "other.npz", labels=(read_logits(file).labels + 1) % 36)
     refused("its labels differ from those of", file, "--training", train, "--before", other, "--classes-seen", seen)
     refused("needs the arrays 'seen' and 'absent'", file, "--pseudo", train, "--classes-seen", seen)
-    refused("cannot be read as a text file", file, "--classes-seen", "@nothing.txt")
+    refused("nothing.txt: no such file of class names\n", file, "--classes-seen", "@nothing.txt")
+    refused("cannot be read as a text file", file, "--classes-seen", f"@{tmp_path}")
     refused("--to says where", file, "--training", train, "--classes-seen", seen, "--to", tmp_path / "x", code=2)
     refused("--epochs has no effect", file, "--classes-seen", seen, "--epochs", "3", code=2)
     refused("no such file", tmp_path / "nothing.npz", "--classes-seen", seen)

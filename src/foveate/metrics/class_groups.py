@@ -17,6 +17,7 @@ from foveate.settings.errors import UserError, nearest
 
 SEEN, ABSENT, REST = 0, 1, 2
 _NUMBERS_PER_CHUNK = 1 << 21
+_ROWS_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +158,14 @@ def chunks(logits_NC: NDArray[Any], *, what: str = "logits") -> Iterator[tuple[s
 
 def _not_finite(logits_NC: NDArray[Any], start: int, rows: int, what: str) -> str:
     """The sentence for NaN and infinities; the first lies in the chunk at `start`."""
-    count, first = 0, -1
+    count, found = 0, list[int]()
     for begin in range(start, len(logits_NC), rows):
         bad_N = (~np.isfinite(logits_NC[begin : begin + rows])).sum(1)
-        if first < 0:
-            first = begin + int(np.flatnonzero(bad_N)[0])
+        found += (begin + np.flatnonzero(bad_N)).tolist()[: _ROWS_SHOWN + 1 - len(found)]
         count += int(bad_N.sum())
-    return f"{what}: {count} values are NaN or infinite, the first in row {first}; repair or leave out these rows"
+    others = ", ".join(map(str, found[1:_ROWS_SHOWN])) + (", ..." if len(found) > _ROWS_SHOWN else "")
+    rows_said = f"{found[0]}, then {others}" if others else f"{found[0]}"
+    return f"{what}: {count} values are NaN or infinite, the first in row {rows_said}; repair or leave out these rows"
 
 
 def class_list(values: Sequence[str], names: Sequence[str], *, what: str) -> NDArray[np.int64]:

@@ -42,7 +42,7 @@ def from_logits(
         pseudo: pseudo runs.
 
     Raises:
-        UserError: a file that cannot be read, files that do not fit one another, classes that are none.
+        UserError: a file that cannot be read or holds NaN, files that do not fit one another, classes that are none.
     """
     main = read_logits(path)
     groups = groups_of(seen, absent, main.class_names)
@@ -55,12 +55,16 @@ def from_logits(
         _same_classes(earlier, main.class_names, path)
         if not np.array_equal(earlier.labels, main.labels):
             raise UserError(f"{before}: its labels differ from those of {path}; the same samples in order are wanted")
+    for file in (main, tuned, earlier):
+        if file is not None:
+            as_logits(file.logits, what=f"{file.path}: logits")
     runs = _pseudo_runs(pseudo, main.class_names, path)
     testing = training is not None or not only_seen
     return Evidence(
         names=main.class_names,
         groups=groups,
         training=None if tuned is None else (tuned.logits, tuned.labels),
+        training_file="" if tuned is None else str(tuned.path),
         runs=runs,
         test=Outputs(main.logits, main.features) if testing else None,
         labels=main.labels if testing else None,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from foveate.adapt.calibration.diagnosis import Diagnosis, Outputs, curve_points, diagnose
 from foveate.adapt.calibration.estimator import Calibrator
 from foveate.adapt.calibration.pseudo import PseudoRun
-from foveate.metrics.class_groups import ClassGroups, class_list
+from foveate.metrics.class_groups import SEEN, ClassGroups, class_list
 from foveate.metrics.nearest_mean import HeadChange
 from foveate.settings.errors import UserError
 from foveate.settings.runs import RunFolder
@@ -30,7 +30,8 @@ class Evidence:
 
     Attributes:
         names: of the classes. groups: seen, absent, others.
-        training: logits and labels of the fine-tuning data, for ALG. runs: pseudo runs, for PCV.
+        training: logits and labels of the fine-tuning data, for ALG; from training_file, where they are from one.
+        runs: pseudo runs, for PCV.
         test: the fine-tuned model on labelled test data, with labels; before: the pre-trained one on the same samples.
         head: how the head's rows changed, by group.
         notes: what was left out, in words.
@@ -39,6 +40,7 @@ class Evidence:
     names: Sequence[str]
     groups: ClassGroups
     training: tuple[NDArray[Any], NDArray[Any]] | None = None
+    training_file: str = ""
     runs: Sequence[PseudoRun] = ()
     test: Outputs | None = None
     labels: NDArray[Any] | None = None
@@ -148,14 +150,28 @@ def _fit_alg(evidence: Evidence, variant: str) -> Calibrator:
         )
     else:
         logits, labels = evidence.training
-    missing = np.setdiff1d(groups.seen, labels)
-    if len(missing) and variant == "training":
-        raise UserError(
-            f"{len(missing)} seen classes have no sample in the fine-tuning data, first "
-            f"'{evidence.names[missing[0]]}'; name only the classes that the data covered"
-        )
+    if variant == "training":
+        _check_training(evidence, labels)
     calibrator = Calibrator("alg", variant=variant)
     return calibrator.fit(logits, labels, groups.seen, absent_classes=groups.absent)
+
+
+def _check_training(evidence: Evidence, labels_N: NDArray[Any]) -> None:
+    """Refuses fine-tuning data that lack a seen class, or have others."""
+    where, groups = f"{evidence.training_file}: " if evidence.training_file else "", evidence.groups
+    missing = np.setdiff1d(groups.seen, labels_N)
+    if len(missing):
+        raise UserError(
+            f"{where}{len(missing)} seen classes have no sample in the fine-tuning data, first "
+            f"'{evidence.names[missing[0]]}'; name only the classes that the data covered"
+        )
+    others = np.flatnonzero(groups.of_class[labels_N] != SEEN)
+    if len(others):
+        raise UserError(
+            f"{where}{len(others)} labels are no seen classes, first '{evidence.names[labels_N[others[0]]]}' in row "
+            f"{others[0]}: the fine-tuning data have seen classes only; name the class in --classes-seen, or leave out "
+            "its rows"
+        )
 
 
 def _fit_pcv(evidence: Evidence, threshold: str, tie: str) -> Calibrator:

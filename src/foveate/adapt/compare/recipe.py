@@ -84,15 +84,18 @@ class CompareRecipe(Settings):
         return validate(AdaptTraining, content, where="training")
 
 
-def one_task(text: str) -> CompareTask:
+def one_task(text: str, *, what: str = "data") -> CompareTask:
     """The task of a text `[NAME=]PATH[:FIELD]`.
+
+    Args:
+        what: the errors call it so, such as "--shifted".
 
     Raises:
         UserError: for another form, or a folder of several tasks.
     """
-    found = _tasks_of(text)
+    found = _tasks_of(text, what=what, form="PATH, PATH:FIELD or NAME=PATH:FIELD")
     if len(found) != 1:
-        raise UserError(f"data '{text}': holds {len(found)} tasks; name one of them")
+        raise UserError(f"{what} '{text}': holds {len(found)} tasks; name one of them")
     return found[0]
 
 
@@ -140,7 +143,9 @@ def tasks_of(texts: tuple[str, ...] | list[str], shots: tuple[int, ...] = ()) ->
     return [task.model_copy(update={"shots": n}) for task in found for n in (shots or (None,))]
 
 
-def _tasks_of(text: str) -> list[CompareTask]:
+def _tasks_of(
+    text: str, *, what: str = "task", form: str = "[GROUP/]NAME=PATH or NAME=PATH:FIELD"
+) -> list[CompareTask]:
     said, equals, rest = text.partition("=")
     if not equals or Path(text).exists():
         said, rest = "", text
@@ -148,7 +153,7 @@ def _tasks_of(text: str) -> list[CompareTask]:
     if not Path(rest).exists() and ":" in rest:
         path, _, field = rest.rpartition(":")
     if not Path(path).exists():
-        raise UserError(f"task '{text}': no such file or folder; write [GROUP/]NAME=PATH or NAME=PATH:FIELD")
+        raise UserError(f"{what} '{text}': no such file or folder; write {form}")
     inner = vtab.tasks_in(Path(path))
     if inner and not field:
         return [
@@ -157,6 +162,6 @@ def _tasks_of(text: str) -> list[CompareTask]:
     name = said or re.sub(r"[^A-Za-z0-9_.]", "_", Path(path).resolve().stem)
     match = _NAME.fullmatch(name)
     if match is None:
-        raise UserError(f"task '{text}': its name '{name}' may have letters, digits, _ and ., and GROUP/ in front")
+        raise UserError(f"{what} '{text}': its name '{name}' may have letters, digits, _ and ., and GROUP/ in front")
     group = match["group"] or vtab.group_of(match["name"])
     return [CompareTask(name=match["name"], path=path, field=field or None, group=group)]

@@ -281,6 +281,7 @@ def _compared(result: dict[str, Any]) -> list[str]:
             together = task["ensembles"]
             few = len(together["members"]) <= 4
             members = ", ".join(together["members"]) if few else f"{together['count']} methods, without linear and full"
+            members += ", the first seed of each" if task["seeds"] else ""
             lines.append(
                 f"  ensemble of {members}: {together['ensemble']['logits']:.3f}, mean member "
                 f"{together['member']['mean']:.3f}, best {together['member']['best']:.3f}; two of them disagree on "
@@ -341,9 +342,9 @@ def wise(
     target = run or Path("runs") / "adapt-wise"
     result = robustness(
         adapter,
-        one_task(data),
+        one_task(data, what="--data"),
         target,
-        shifted=[one_task(text) for text in shifted],
+        shifted=[one_task(text, what="--shifted") for text in shifted],
         validation=validation,
         test=test,
         points=points,

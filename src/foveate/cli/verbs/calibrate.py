@@ -142,13 +142,17 @@ def _check_options(options: dict[str, Any], *, method: str, on_model: bool) -> N
 
 def _listed(values: tuple[str, ...]) -> list[str]:
     """Classes separated by commas; those of @FILE one a line."""
-    from foveate.settings.errors import UserError
+    from foveate.settings.errors import UserError, nearest
 
     found: list[str] = []
     for value in values:
         if value.startswith("@"):
+            path = Path(value[1:])
+            if not path.exists():
+                beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+                raise UserError(f"{path}: no such file of class names{nearest(path.name, beside)}")
             try:
-                found += Path(value[1:]).read_text(encoding="utf-8").splitlines()
+                found += path.read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{value[1:]}: cannot be read as a text file of class names") from error
         else:
