@@ -16,6 +16,8 @@ from foveate.federated.embedding.networks import average_arrays, middle_arrays
 from foveate.federated.embedding.options import EmbeddingOptions, options_of
 from foveate.federated.embedding.server import State, begin, run_rounds
 from foveate.federated.embedding.site import SiteData, site_of
+from foveate.federated.flower.app import CONFIG
+from foveate.federated.flower.jobs import settings_of
 from foveate.federated.rounds import InProcess, TooFewSitesError
 from foveate.federated.sites import Site
 from foveate.settings.errors import UserError
@@ -132,6 +134,9 @@ def test_the_options_reach_the_estimator_and_are_checked() -> None:
         n_rounds=2, hidden_layer_sizes=(8,), random_state=0, options={"aggregation": "median", "suspects": "exclude"}
     ).fit(parts())
     assert model.options_.aggregation == "median"
+    config = CONFIG | {"job": "embed", "out": "map", "options": "aggregation=trimmed_mean trim=0.3 suspects=exclude"}
+    _, over_flower = settings_of(config)
+    assert (over_flower.aggregation, over_flower.trim, over_flower.suspects) == ("trimmed_mean", 0.3, "exclude")
     for content, words in (
         ({"aggregation": "krum"}, "mean"),
         ({"trim": 0.5}, "trim"),
