@@ -24,6 +24,13 @@ def s_set(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def clients(name: str, *, alpha: float | None, sites: int, seed: int) -> list[np.ndarray]:
     """The points of each client; alpha None = even."""
     points, labels, _ = s_set(name)
+    return split_over(points, labels, alpha=alpha, sites=sites, seed=seed)
+
+
+def split_over(
+    points: np.ndarray, labels: np.ndarray, *, alpha: float | None, sites: int, seed: int
+) -> list[np.ndarray]:
+    """Any points, by client; alpha None = even."""
     rng = np.random.default_rng([seed, sites])
     split = even(len(points), sites, rng) if alpha is None else None
     split = split or dirichlet(labels, sites, rng, alpha=alpha or 1.0, smallest=30)
@@ -43,3 +50,16 @@ def balls(seed: int, *, clusters: int = 8, points: int = 200, dimensions: int = 
     radius = rng.random((clusters, points, 1)) ** (1 / dimensions)
     found = np.array(centres)[:, None] + direction * radius
     return found.reshape(-1, dimensions), np.repeat(np.arange(clusters), points)
+
+
+def mixture(seed: int, *, dimensions: int, clusters: int = 10, apart: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
+    """Points of Gaussians with standard deviation 1 and 80 to 500 points each, and their numbers.
+
+    The smallest distance of two means is `apart`.
+    """
+    rng = np.random.default_rng([seed, dimensions, 78])
+    means = rng.normal(size=(clusters, dimensions))
+    gaps = np.linalg.norm(means[:, None] - means[None], axis=-1)
+    means *= apart / gaps[np.triu_indices(clusters, k=1)].min()
+    labels = np.repeat(np.arange(clusters), rng.integers(80, 501, clusters))
+    return means[labels] + rng.normal(size=(len(labels), dimensions)), labels

@@ -86,16 +86,28 @@ def test_sizes_of_the_measured_table(options: dict, name: str, alpha: float | No
     assert np.median(errors) == pytest.approx(wanted["l2"], abs=4 * wanted["l2_sd"] / np.sqrt(len(SEEDS)) + 1e-3)
 
 
+RANDOM = {"client_init": "random", "n_init": 1}
+
+
 @pytest.mark.parametrize(
-    ("options", "least"),
+    ("options", "seeds", "least", "most"),
     [
-        ({}, 10),
-        ({"method": "paper_reconstruction"}, 7),
+        ({}, 10, 1.0, 1.0),
+        (RANDOM, 40, 0.7, 1.0),
+        (RANDOM | {"restarts": 0}, 40, 0.7, 1.0),
+        ({"method": "paper_reconstruction"}, 10, 0.7, 1.0),
+        ({"method": "central"} | RANDOM, 10, 0.0, 0.3),
     ],
+    ids=["default", "random clients", "random clients, no restarts", "paper_reconstruction", "one central run"],
 )
-def test_balls(options: dict, least: int) -> None:
+def test_balls(options: dict, seeds: int, least: float, most: float) -> None:
+    """The share of seeds with the right structure. The reference had 1, .8, .9, .9 and, as a control, 0, of ten each.
+
+    Random clients have more seeds: of the first ten 4 are right and 8 without restarts, of 200 (as many partitions)
+    163 and 170.
+    """
     right = 0
-    for seed in range(10):
+    for seed in range(seeds):
         points, labels = balls(seed)
         split = even(len(points), 10, np.random.default_rng(seed))
         with warnings.catch_warnings():
@@ -105,4 +117,5 @@ def test_balls(options: dict, least: int) -> None:
             except TooFewGroupsError:
                 continue
         right += centroid_index(class_means(points, labels), found.cluster_centers_) == 0
-    assert right >= least
+    print(f"{right} of {seeds} are right")
+    assert least <= right / seeds <= most
