@@ -87,7 +87,8 @@ def pids(home: Path) -> list[int]:
 def foveate(programs: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`foveate federated ...` in a process of its own, with the stand-ins."""
     code = (
-        "import sys; from pathlib import Path; from foveate.federated.flower import processes\n"
+        "import signal, sys; from pathlib import Path; from foveate.federated.flower import processes\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # which these tests may have been started without
         f"processes._programs = lambda: Path({str(programs)!r}); processes._PATIENCE_SECONDS = 2.0\n"
         "from foveate.cli.main import main; main(sys.argv[1:])"
     )

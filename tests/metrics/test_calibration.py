@@ -155,8 +155,8 @@ def test_the_best_gamma_is_not_beaten(problem: Problem, other: float) -> None:
     assert chosen.interval == intervals[0]
     value = brute_force(*problem, chosen.gamma)["Y/Y"]
     assert value == pytest.approx(best)
-    # On a break itself ties are open; anywhere else nothing is better.
-    if other not in su_curve(*problem).breaks_K:
+    # On a break ties are open, and so near it that a logit of 2 swallows the difference; elsewhere nothing is better.
+    if np.abs(su_curve(*problem).breaks_K - other).min(initial=np.inf) > 1e-12:
         assert value >= brute_force(*problem, other)["Y/Y"] - 1e-9  # type: ignore[operator]
 
 
