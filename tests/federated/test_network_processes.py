@@ -88,7 +88,8 @@ def foveate(programs: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`foveate federated ...` in a process of its own, with the stand-ins."""
     code = (
         "import signal, sys; from pathlib import Path; from foveate.federated.flower import processes\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # which these tests may have been started without
+        # Tests that a shell starts in the background, or under nohup, have these two ignored.
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"processes._programs = lambda: Path({str(programs)!r}); processes._PATIENCE_SECONDS = 2.0\n"
         "from foveate.cli.main import main; main(sys.argv[1:])"
     )
