@@ -28,7 +28,11 @@ TURNS = 6
 CLASSES = tuple(f"{number * 360 // TURNS} degrees" for number in range(TURNS))
 JITTER = 10.0  # degrees to either side
 # Pictures of each character in the pool, the test and the shifted test.
-PER_CHARACTER = {"pool": ("source", 22), "test": ("source", 42), "shift": ("target", 21)}
+PER_CHARACTER: dict[str, tuple[glyphs.Style, int]] = {
+    "pool": ("source", 22),
+    "test": ("source", 42),
+    "shift": ("target", 21),
+}
 
 
 def prepare_rotation(folder: Path) -> None:
@@ -38,7 +42,7 @@ def prepare_rotation(folder: Path) -> None:
         return
     pixels, labels, splits = [], [], []
     for split, (style, per_class) in PER_CHARACTER.items():
-        drawn = glyphs.glyphs(style, f"petl rotation {split}", per_class=per_class)  # type: ignore[arg-type]
+        drawn = glyphs.glyphs(style, f"petl rotation {split}", per_class=per_class)
         random = generator("petl rotation", split)
         multiples = random.permutation(np.arange(len(drawn.labels)) % TURNS)
         angles = multiples * (360 / TURNS) + random.uniform(-JITTER, JITTER, len(multiples))

@@ -1,12 +1,13 @@
 """Programs that are started, listened to, and ended with all that they started in turn, whatever ends this one.
 
 Flower's SuperLink and SuperNode start processes, some in sessions of their own; each looks whether its parent is there
-and ends when it is not. Here they are asked to end, waited for, and killed by number if they stay.
+and ends when it is not. Here they are asked to end, waited for, and killed if they stay.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -18,17 +19,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foveate.settings.errors import UserError
 from foveate.settings.progress import say
+
+if TYPE_CHECKING:
+    import psutil
 
 _POLL_SECONDS, _LOOK_SECONDS = 0.2, 2.0
 _LINES = 100
 _PATIENCE_SECONDS = 15.0
 """How long processes may take to end when they are asked to."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-Stamps = dict[int, str]
-"""Processes by number, each with the time of its start: numbers are given again."""
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Child:
     reader: threading.Thread = field(init=False)
     begun: list[str] = field(default_factory=list)
     said: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES))
-    kin: Stamps = field(default_factory=dict)
+    kin: set[psutil.Process] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.reader = threading.Thread(target=self._listen, daemon=True)
@@ -84,8 +87,10 @@ def started(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[Ch
     """Starts a program of this Python's environment; its lines go to standard error. At the end nothing of it is left.
 
     Raises:
-        UserError: there is no such program.
+        UserError: there is no such program, or no psutil, by which its kin is found.
     """
+    if importlib.util.find_spec("psutil") is None:
+        raise UserError("psutil is missing, by which what Flower starts is ended: `pip install psutil`")
     process = subprocess.Popen(
         [program(command[0]), *command[1:]],
         env={**os.environ, **variables, "PATH": os.pathsep.join((str(_programs()), os.environ.get("PATH", "")))},
@@ -127,6 +132,8 @@ def _programs() -> Path:
 
 def end(child: Child) -> None:
     """Asks the program to end, waits for it and its kin, and kills what stays."""
+    import psutil
+
     kin = child.kin | family(child.process.pid)
     with contextlib.suppress(ProcessLookupError):
         child.process.terminate()
@@ -134,43 +141,34 @@ def end(child: Child) -> None:
     while (child.process.poll() is None or _left(kin)) and time.monotonic() < until:
         kin |= family(child.process.pid)
         time.sleep(_POLL_SECONDS)
-    for number in _left(kin):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(number, signal.SIGKILL)
+    for one in _left(kin):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.process.wait(_PATIENCE_SECONDS)
 
 
-def family(root: int) -> Stamps:
-    """A process and all that descend from it; only itself where the system has no /proc."""
-    children: dict[int, list[int]] = {}
-    stamps: Stamps = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        found = _stat(path)
-        if found is not None:
-            number, (parent, stamps[number]) = int(path.parent.name), found
-            children.setdefault(parent, []).append(number)
-    kin, look = {}, [root]
-    while look:
-        number = look.pop()
-        if number in stamps:
-            kin[number] = stamps[number]
-            look += children.get(number, [])
-    return kin
+def family(root: int) -> set[psutil.Process]:
+    """A process and all that descend from it; nothing where it has ended."""
+    import psutil
 
-
-def _stat(path: Path) -> tuple[int, str] | None:
-    """Parent and time of start of a process that has not ended, from its /proc/N/stat; see proc(5)."""
     try:
-        fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else (int(fields[1]), fields[19])
+        process = psutil.Process(root)
+        return {process, *process.children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()
 
 
-def _left(kin: Stamps) -> list[int]:
-    """Those that have not ended."""
-    return [number for number, stamp in kin.items() if (_stat(Path(f"/proc/{number}/stat")) or (0, ""))[1] == stamp]
+def _left(kin: set[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended; one whose number was given again is not taken for another."""
+    import psutil
+
+    found = []
+    for one in kin:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if one.is_running() and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+    return found
 
 
 @contextlib.contextmanager
