@@ -162,8 +162,8 @@ def test_an_encoder_by_the_commands_of_a_user(tmp_path: Path) -> None:
             assert "stopping the run" in federation.log("stopped")
             first.send_signal(signal.SIGINT)
             assert first.wait(60) == 130, federation.log("site0")
-            (node,) = [one for one in family(second.pid) if "flower-supernode" in command_of(one)]
-            os.kill(node, signal.SIGKILL)
+            (node,) = [one for one in family(second.pid) if "flower-supernode" in command_of(one.pid)]
+            node.kill()
             assert second.wait(60) == 1
             assert "flower-supernode ended by itself (exit -9)" in federation.log("site1")
         assert not [one for one in federation.left() if "/ward" in one]
