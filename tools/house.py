@@ -1,0 +1,234 @@
+"""Measure the house by room: names, comments, module sizes, import arrows.
+
+    python tools/house.py                  # the table
+    python tools/house.py --names caption  # every name outside the field's vocabulary in src/foveate/caption
+    python tools/house.py --src OTHER/src/foveate --json
+
+It informs whoever reads the house; nothing is enforced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import json
+import re
+import statistics
+import tokenize
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# docs: STYLE's vocabulary. A bare participle says what happened to a thing, not what it is.
+BANNED = frozenset(
+    "found one said told made shown asked kept place own given chosen wanted taken "
+    "meant beside numbers visit sitting words".split()
+)
+BOUNDS = re.compile(r"^(most|least|fewest)(_|$)|_(most|least)$", re.IGNORECASE)
+BRITISH = re.compile(
+    r"\w*(?:colour|centre|neighbour|behaviour|favour|labell|modell|licence|artefact|catalogue|grey\b"
+    r"|(?:normal|local|organ|initial|optim|quant|token|summar|recogn|serial|general|standard|regular|visual|minim|maxim)is(?:e|ed|es|er|ers|ing|ation)\b)\w*",
+    re.IGNORECASE,
+)
+FLOORS = {
+    **dict.fromkeys(("core", "records", "metrics", "chat"), 0.0),
+    **dict.fromkeys(("vision", "language", "training"), 1.0),
+    "multimodal": 1.5,
+    **dict.fromkeys(("caption", "pretrain", "mllm", "adapt", "federated", "species"), 2.0),
+    **dict.fromkeys(("studies", "report", "serve"), 3.0),
+    "cli": 4.0,
+}
+WING = 2.0
+SMALL, LONG = 60, 600
+
+
+@dataclass
+class Room:
+    """Counts of one room."""
+
+    files: int = 0
+    lines: int = 0
+    file_lengths: list[int] = field(default_factory=list)
+    function_lengths: list[int] = field(default_factory=list)
+    comments: int = 0
+    names: Counter[str] = field(default_factory=Counter)
+    british: Counter[str] = field(default_factory=Counter)
+    small: list[str] = field(default_factory=list)
+    long: list[str] = field(default_factory=list)
+
+
+def assigned_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Yield (name, line) of everything that the module names itself: variables, arguments, functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node.lineno
+
+
+def is_banned(name: str) -> bool:
+    """Whether a name is outside the field's vocabulary (docs: CONTRIBUTING, words)."""
+    return name.strip("_").lower() in BANNED or bool(BOUNDS.search(name.strip("_")))
+
+
+def imports_of(tree: ast.AST, module: str, modules: set[str]) -> Iterator[tuple[str, int, list[str]]]:
+    """Yield (imported module of this package, line, imported names), type-checking imports left out."""
+    skipped: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skipped |= {id(inner) for inner in ast.walk(node)}
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno, []) for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "foveate":
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                if inner in modules:
+                    yield inner, node.lineno, []
+                elif node.module in modules and node.module != module:
+                    yield node.module, node.lineno, [alias.name]
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components of more than one module (Tarjan, iterative)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    components: list[list[str]] = []
+    for root in graph:
+        if root in index:
+            continue
+        work = [(root, iter(sorted(graph[root])))]
+        index[root] = low[root] = len(index)
+        stack.append(root)
+        while work:
+            node, edges = work[-1]
+            step = next(edges, None)
+            if step is None:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
+                if low[node] == index[node]:
+                    component = stack[stack.index(node) :]
+                    del stack[stack.index(node) :]
+                    if len(component) > 1:
+                        components.append(sorted(component))
+            elif step not in index:
+                index[step] = low[step] = len(index)
+                stack.append(step)
+                work.append((step, iter(sorted(graph[step]))))
+            elif step in stack:
+                low[node] = min(low[node], index[step])
+    return components
+
+
+def measure(src: Path) -> dict[str, object]:
+    """Measure all modules below `src` (the package's folder)."""
+    paths = sorted(src.rglob("*.py"))
+    name_of = {path: ".".join(("foveate", *path.relative_to(src).with_suffix("").parts)) for path in paths}
+    name_of = {path: name.removesuffix(".__init__") for path, name in name_of.items()}
+    modules = set(name_of.values())
+    rooms: dict[str, Room] = defaultdict(Room)
+    graph: dict[str, set[str]] = {}
+    up: list[str] = []
+    private: list[str] = []
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        relative = path.relative_to(src)
+        room_name = relative.parts[0] if len(relative.parts) > 1 else "(package)"
+        room = rooms[room_name]
+        count = text.count("\n")
+        room.files += 1
+        room.lines += count
+        room.file_lengths.append(count)
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        room.comments += sum(token.type == tokenize.COMMENT for token in tokens)
+        room.british.update(word.lower() for word in BRITISH.findall(text))
+        for name, line in assigned_names(tree):
+            if is_banned(name):
+                room.names[f"{relative}:{line} {name}"] += 1
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                room.function_lengths.append(node.end_lineno - node.lineno + 1)
+        if count > LONG:
+            room.long.append(f"{relative} {count}")
+        module = name_of[path]
+        graph[module] = set()
+        for target, line, names in imports_of(tree, module, modules):
+            graph[module].add(target)
+            parts = target.split(".")
+            other = parts[1] if len(parts) > 1 else ""
+            if room_name in FLOORS and other in FLOORS and other != room_name:
+                here, there = FLOORS[room_name], FLOORS[other]
+                if there > here or here == there == WING:
+                    up.append(f"{relative}:{line} -> {target}")
+            private += [
+                f"{relative}:{line} {target}.{name}" for name in names if name.startswith("_") and name != "__version__"
+            ]
+    importers = Counter(target for targets in graph.values() for target in targets)
+    for path in paths:
+        count = path.read_text(encoding="utf-8").count("\n")
+        if count < SMALL and path.name != "__init__.py" and importers[name_of[path]] == 1:
+            rooms[path.relative_to(src).parts[0]].small.append(f"{path.relative_to(src)} {count}")
+    return {"rooms": rooms, "circles": circles(graph), "up": sorted(set(up)), "private": sorted(private)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--src", type=Path, default=Path("src/foveate"))
+    parser.add_argument("--names", metavar="ROOM", help="list the names outside the vocabulary of a room, or 'all'")
+    parser.add_argument("--json", action="store_true", help="print the totals as JSON")
+    arguments = parser.parse_args()
+    result = measure(arguments.src)
+    rooms: dict[str, Room] = result["rooms"]  # type: ignore[assignment]
+    if arguments.names:
+        for name, room in rooms.items():
+            if arguments.names in (name, "all"):
+                print("\n".join(room.names))
+        return
+    every = list(rooms.values())
+    totals = {
+        "files": sum(room.files for room in every),
+        "lines": sum(room.lines for room in every),
+        "median_file": statistics.median(length for room in every for length in room.file_lengths),
+        "median_function": statistics.median(length for room in every for length in room.function_lengths),
+        "comments_per_1000": round(1000 * sum(r.comments for r in every) / max(1, sum(r.lines for r in every)), 1),
+        "names": sum(room.names.total() for room in every),
+        "british": sum(room.british.total() for room in every),
+        "small_with_one_importer": sum(len(room.small) for room in every),
+        "long": sum(len(room.long) for room in every),
+        "circles": len(result["circles"]),  # type: ignore[arg-type]
+        "arrows_up": len(result["up"]),  # type: ignore[arg-type]
+        "private_imports": len(result["private"]),  # type: ignore[arg-type]
+    }
+    if arguments.json:
+        print(json.dumps(totals, indent=1))
+        return
+    print(
+        f"{'room':<12}{'files':>6}{'lines':>8}{'median':>8}{'comments/1000':>15}{'names':>7}{'British':>9}{'small':>7}{'long':>6}"
+    )
+    for name, room in sorted(rooms.items()):
+        per = 1000 * room.comments / max(1, room.lines)
+        print(
+            f"{name:<12}{room.files:>6}{room.lines:>8}{statistics.median(room.file_lengths):>8.0f}{per:>15.1f}"
+            f"{room.names.total():>7}{room.british.total():>9}{len(room.small):>7}{len(room.long):>6}"
+        )
+    print(json.dumps(totals))
+    for label in ("circles", "up", "private"):
+        entries: list[object] = result[label]  # type: ignore[assignment]
+        if entries:
+            print(f"\n{label}:", *(f"  {entry}" for entry in entries), sep="\n")
+    for label in ("small", "long"):
+        listed = [entry for room in every for entry in getattr(room, label)]
+        if listed:
+            print(f"\n{label}:", "  " + ", ".join(listed), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
