@@ -7,8 +7,8 @@ steps: one update (forward pass, cross-entropy, backward pass, AdamW) of every m
 full fine-tuning. peft: LoRA, LayerNorm tuning and the biases of linear layers (BEFT) in PEFT and here, the same numbers
 trained. merged: forward passes of the network alone and of merged models, and how far merged outputs are from those
 before merging. kept: whole trainings by `foveate adapt train`'s own function, what lies in front of the first change
-computed once against at every visit, the pass that computes it included. compare: the same for the whole run of
-`foveate adapt compare` on one task: two learning rates, chosen on validation pictures, the better one trained again on
+computed once against at every epoch, the pass that computes it included. compare: the same for the whole run of
+`foveate adapt compare` on one task: two learning rates, chosen on validation images, the better one trained again on
 all and tested.
 
 Memory is what PyTorch's allocator held at the peak of an update (from its profiler; of an accelerator its own counter),
@@ -38,7 +38,7 @@ from foveate.adapt.model import adapt
 from foveate.adapt.recipe import recipe_of
 from foveate.adapt.registry import method_names
 from foveate.adapt.train import train_adapter
-from foveate.settings.progress import silent
+from foveate.core.progress import silent
 from foveate.vision.registry import seeded
 
 CLASSES = 100
@@ -122,7 +122,7 @@ def steps(given: argparse.Namespace, pixels: torch.Tensor) -> None:
         "trained": {name: update.trained for name, update in updates.items()},
         "memory_over_full": {name: memory[name] / memory["full"] for name in methods},
     }
-    publish("adapt-steps", timings, out=given.out, ratios=ratios, items=given.batch, unit="pictures", extra=extra)
+    publish("adapt-steps", timings, out=given.out, ratios=ratios, items=given.batch, unit="images", extra=extra)
     for name in methods:
         print(f"{name}: {memory[name] / 2**20:,.1f} MiB, {memory[name] / memory['full']:.2f} of full fine-tuning")
 
@@ -154,7 +154,7 @@ def peft(given: argparse.Namespace, pixels: torch.Tensor) -> None:
     ratios = {name: _ratio(given, timings, f"foveate {name}", f"peft {name}") for name in theirs}
     over = {name: memory[f"foveate {name}"] / memory[f"peft {name}"] for name in theirs}
     extra = {**_about(given), "peak_bytes": memory, "memory_over_peft": over}
-    publish("adapt-peft", timings, out=given.out, ratios=ratios, items=given.batch, unit="pictures", extra=extra)
+    publish("adapt-peft", timings, out=given.out, ratios=ratios, items=given.batch, unit="images", extra=extra)
     for name, share in over.items():
         print(f"{name}: memory {share:.3f} of PEFT's")
 
@@ -179,7 +179,7 @@ def merged(given: argparse.Namespace, pixels: torch.Tensor) -> None:
     timings = compare(passes, repeats=given.repeats)
     ratios = {name: _ratio(given, timings, name, "network alone") for name in passes if name != "network alone"}
     extra = {**_about(given), "largest_relative_difference": differences}
-    publish("adapt-merged", timings, out=given.out, ratios=ratios, items=given.batch, unit="pictures", extra=extra)
+    publish("adapt-merged", timings, out=given.out, ratios=ratios, items=given.batch, unit="images", extra=extra)
     for name, difference in differences.items():
         print(f"{name}: merged outputs differ by {difference:.1e} of the largest logit")
 
@@ -195,9 +195,9 @@ def _forward(model: nn.Module, pixels: torch.Tensor) -> Callable[[], Any]:
 
 
 def kept(given: argparse.Namespace) -> None:
-    """Trainings with what is frozen computed once, and at every visit."""
+    """Trainings with what is frozen computed once, and at every epoch."""
     with tempfile.TemporaryDirectory() as folder:
-        data = _pictures(Path(folder) / "pictures.npz", {"train": given.pictures})
+        data = _images(Path(folder) / "images.npz", {"train": given.images})
         count = iter(range(10**6))
 
         def training(options: Mapping[str, Any], *, keep: bool) -> Callable[[], Any]:
@@ -216,16 +216,14 @@ def kept(given: argparse.Namespace) -> None:
 
             return run
 
-        _once_and_every_visit(given, "adapt-kept", training)
+        _once_and_every_epoch(given, "adapt-kept", training)
 
 
 def compared(given: argparse.Namespace) -> None:
-    """Whole comparisons with what is frozen computed once for all trainings, and at every visit."""
+    """Whole comparisons with what is frozen computed once for all trainings, and at every epoch."""
     with tempfile.TemporaryDirectory() as folder:
-        held = max(4, given.pictures // 4)
-        data = _pictures(
-            Path(folder) / "pictures.npz", {"train": given.pictures, "validation": held, "test": given.pictures}
-        )
+        held = max(4, given.images // 4)
+        data = _images(Path(folder) / "images.npz", {"train": given.images, "validation": held, "test": given.images})
         count = iter(range(10**6))
 
         def comparison(options: Mapping[str, Any], *, keep: bool) -> Callable[[], Any]:
@@ -240,7 +238,7 @@ def compared(given: argparse.Namespace) -> None:
             def run() -> None:
                 recipe = CompareRecipe(
                     backbone={"kind": "timm", "model": given.model},
-                    tasks=tasks_of([f"pictures={data}"]),
+                    tasks=tasks_of([f"images={data}"]),
                     grid=str(path),
                     training={"epochs": given.epochs, "batch_size": given.batch, "keep": keep, "workers": 0},
                 )
@@ -249,11 +247,11 @@ def compared(given: argparse.Namespace) -> None:
 
             return run
 
-        _once_and_every_visit(given, "adapt-compare", comparison)
+        _once_and_every_epoch(given, "adapt-compare", comparison)
 
 
-def _pictures(path: Path, splits: Mapping[str, int]) -> Path:
-    """Noise of four classes, so many pictures of each split."""
+def _images(path: Path, splits: Mapping[str, int]) -> Path:
+    """Noise of four classes, so many images of each split."""
     random, number = np.random.default_rng(0), sum(splits.values())
     images = random.integers(0, 256, (number, 224, 224, 3)).astype(np.uint8)
     split = np.repeat(list(splits), list(splits.values()))
@@ -261,18 +259,18 @@ def _pictures(path: Path, splits: Mapping[str, int]) -> Path:
     return path
 
 
-def _once_and_every_visit(given: argparse.Namespace, name: str, run_of: Callable[..., Callable[[], Any]]) -> None:
+def _once_and_every_epoch(given: argparse.Namespace, name: str, run_of: Callable[..., Callable[[], Any]]) -> None:
     """Times `run_of(options, keep=...)` for the chosen methods both ways; `lora` has nothing to compute once."""
     chosen = {method: KEPT[method] or {"method": method} for method in given.kept}
     runs = {
-        f"{method}, {'once' if keep else 'every visit'}": run_of(options, keep=keep)
+        f"{method}, {'once' if keep else 'every epoch'}": run_of(options, keep=keep)
         for method, options in chosen.items()
         for keep in (True, False)
         if keep or method != "lora"
     }
     timings = compare(runs, repeats=given.repeats, warmup=0)
-    ratios = {one: _ratio(given, timings, f"{one}, once", f"{one}, every visit") for one in chosen if one != "lora"}
-    extra = {**_about(given), "pictures": given.pictures, "epochs": given.epochs}
+    ratios = {one: _ratio(given, timings, f"{one}, once", f"{one}, every epoch") for one in chosen if one != "lora"}
+    extra = {**_about(given), "images": given.images, "epochs": given.epochs}
     publish(name, timings, out=given.out, ratios=ratios, extra=extra)
 
 
@@ -293,10 +291,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for the JSON files")
     parser.add_argument("--parts", nargs="+", choices=[*PARTS, *WHOLE], default=[*PARTS, *WHOLE])
     parser.add_argument("--model", default="vit_tiny_patch16_224", help="a ViT of timm")
-    parser.add_argument("--batch", type=int, default=8, help="pictures of an update")
+    parser.add_argument("--batch", type=int, default=8, help="images of an update")
     parser.add_argument("--beside", nargs="+", choices=BESIDE, default=BESIDE, help="of the part peft: methods")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=32, help="of the parts kept, compare")
+    parser.add_argument("--images", type=int, default=32, help="of the parts kept, compare")
     parser.add_argument("--epochs", type=int, default=50, help="of the parts kept, compare")
     parser.add_argument(
         "--kept", nargs="+", choices=list(KEPT), default=list(KEPT), help="of the parts kept and compare: what"

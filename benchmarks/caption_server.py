@@ -19,13 +19,13 @@ import numpy as np
 
 _DSC = (
     "A photograph of a brown dog on wet grass. The dog has a red collar and a white patch on its chest. Behind it are "
-    "two trees and a low wall under a grey sky."
+    "two trees and a low wall under a gray sky."
 )
 # By the wording of the prompts; each fits its gate, so that nothing is asked twice.
 _ANSWERS = {
     b"one sentence about": "A brown dog runs over wet grass in a park.",
     b"so exhaustively": " ".join(
-        f"{place} stands a {thing} with green leaves and a thick grey trunk."
+        f"{place} stands a {thing} with green leaves and a thick gray trunk."
         for place, thing in zip(
             (
                 "To the left",

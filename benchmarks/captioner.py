@@ -26,8 +26,8 @@ from foveate.caption.small.naming import Proposed
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.samples import cached_features
 from foveate.caption.small.tokens import CaptionTokens
+from foveate.core.recipes import load
 from foveate.records.collection import Collection
-from foveate.settings.recipes import load
 
 KINDS = ("ssc", "dsc", "dsc_plus")
 
@@ -97,7 +97,7 @@ def _until(ids: Sequence[int], end: int) -> list[int]:
 
 
 def prefixes_of(captioner: SmallCaptioner, collection: Collection, count: int) -> Tensor:
-    """Prefixes of the first held-out pictures."""
+    """Prefixes of the first held-out images."""
     rows = np.asarray(collection.rows("test")[:count])
     device = torch.device("cpu")
     features = cached_features(
@@ -113,7 +113,7 @@ def run(
     recipe: str,
     model: Path | None,
     collection: Path | None,
-    pictures: int,
+    images: int,
     most: int,
     batch: int,
     repeats: int,
@@ -125,10 +125,10 @@ def run(
         if collection is None:
             raise SystemExit("--model needs --collection: real prefixes decide where captions end")
         captioner = load_captioner(model, device="cpu")
-        prefix_BPD = prefixes_of(captioner, Collection.open(collection), pictures)
+        prefix_BPD = prefixes_of(captioner, Collection.open(collection), images)
     else:
         captioner = untrained(recipe)
-        shape = (pictures, captioner.model.prefix_length, captioner.model.width)
+        shape = (images, captioner.model.prefix_length, captioner.model.width)
         prefix_BPD = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     peer = peer_of(captioner)
     for kind in KINDS if model is not None else KINDS[1:2]:
@@ -156,7 +156,7 @@ def run(
             extra={
                 "same_captions": f"{same} of {len(ours)}",
                 "batch": batch,
-                "pictures": len(ours),
+                "images": len(ours),
                 "most_tokens": most,
                 "threads": threads,
             },
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="captioner-tour")
     parser.add_argument("--model", type=Path, default=None, help="folder of a trained captioner")
     parser.add_argument("--collection", type=Path, default=None, help="where its prefixes come from")
-    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--most", type=int, default=64, help="tokens of a caption at most")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)

@@ -35,11 +35,11 @@ from benchmarks.common import machine
 from foveate.caption.backends.http import HttpSettings
 from foveate.caption.run import caption
 from foveate.caption.work import CaptionSettings
+from foveate.core import progress
+from foveate.core.files import write_json_atomically
+from foveate.core.runs import RunFolder
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
-from foveate.settings import progress
-from foveate.settings.files import write_json_atomically
-from foveate.settings.runs import RunFolder
 
 FORMATS = ("ssc", "dsc", "dsc_plus", "afc")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -133,14 +133,14 @@ def best_seconds(times: Sequence[float], places: int) -> float:
 
 def throughput(given: argparse.Namespace) -> dict[str, Any]:
     """Repeats of `requests` requests; the share of the ideal throughput of each."""
-    pictures = given.requests // len(FORMATS)
-    collection = build(given.out / f"photographs-{pictures}", count=pictures, width=640, height=480)
+    images = given.requests // len(FORMATS)
+    collection = build(given.out / f"photographs-{images}", count=images, width=640, height=480)
     found = []
     for repeat in range(given.repeats):
         with server(median=given.median, sigma=given.sigma, seed=repeat) as (url, counted):
             model = f"waits-{time.time_ns()}"
-            row = ask(collection, url, given.out, in_flight=given.in_flight, model=model, limit=pictures)
-        assert counted["requests"] == pictures * len(FORMATS)
+            row = ask(collection, url, given.out, in_flight=given.in_flight, model=model, limit=images)
+        assert counted["requests"] == images * len(FORMATS)
         ideal = counted["seconds"] / given.in_flight
         waiting = Waiting(given.median, given.sigma, repeat)
         best = best_seconds([waiting.draw() for _ in range(counted["requests"])], given.in_flight)
@@ -163,11 +163,11 @@ def throughput(given: argparse.Namespace) -> dict[str, Any]:
 
 def memory(given: argparse.Namespace) -> dict[str, Any]:
     """One run of many short requests, and the memory while it goes on."""
-    pictures = given.memory_requests // len(FORMATS)
-    collection = build(given.out / f"small-{pictures}", count=pictures, width=64, height=64)
+    images = given.memory_requests // len(FORMATS)
+    collection = build(given.out / f"small-{images}", count=images, width=64, height=64)
     with server(median=0.005, sigma=0.0) as (url, counted), Resident() as resident:
         model = f"waits-{time.time_ns()}"
-        row = ask(collection, url, given.out, in_flight=given.in_flight, model=model, limit=pictures)
+        row = ask(collection, url, given.out, in_flight=given.in_flight, model=model, limit=images)
     fifths = resident.fifths()
     print(
         f"{counted['requests']} requests at 5 ms in {row['seconds']:.0f} s; highest resident MB by fifths of the time: "

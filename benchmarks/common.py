@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from foveate.settings.files import write_json_atomically
+from foveate.core.files import write_json_atomically
 
 _RESAMPLES = 2000
 _SEED = 20_240_903

@@ -1,12 +1,12 @@
 """Federated clustering against k-FED and k-means in one place: time, bytes and error from 10^4 to 10^7 points.
 
-    python -m benchmarks.federated --points 10000 100000 --sites 10 100 1000 --dimensions 2 32 --out bench
+    python -m benchmarks.federated --points 10000 100000 --clients 10 100 1000 --dimensions 2 32 --out bench
 
 Points are a mixture of 15 Gaussians whose means are at least 6 standard deviations apart, float32, spread evenly
-over the sites. Each method of each cell runs in a process of its own, whose peak memory is measured and whose data
-segment is limited to --memory GB. Seconds are those of one processor: of all sites together, of the slowest site
+over the clients. Each method of each cell runs in a process of its own, whose peak memory is measured and whose data
+segment is limited to --memory GB. Seconds are those of one processor: of all clients together, of the slowest client
 (what a network waits for), and of the server. The error is the mean distance of the classes' means to the matched
-centres, in standard deviations. k-means in one place is scikit-learn's, one k-means++ start; it reads every point.
+centers, in standard deviations. k-means in one place is scikit-learn's, one k-means++ start; it reads every point.
 Repeated with more cells, the command goes on.
 """
 
@@ -29,15 +29,15 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import machine
+from foveate.core.devices import peak_gigabytes
+from foveate.core.files import write_json_atomically
+from foveate.federated.clients import Client
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.clustering.settings import resolve
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log
-from foveate.federated.sites import Site
-from foveate.metrics.clustering import centre_error, centroid_index
-from foveate.settings.files import write_json_atomically
-from foveate.settings.memory import peak_gigabytes
+from foveate.metrics.clustering import center_error, centroid_index
 
 CLUSTERS = 15
 APART = 6.0
@@ -73,46 +73,46 @@ def mixture(points: int, dimensions: int, *, seed: int) -> tuple[np.ndarray, np.
 
 
 class Watch:
-    """Handlers that count the processor's seconds of each site."""
+    """Handlers that count the processor's seconds of each client."""
 
     def __init__(self) -> None:
         self.seconds: dict[int, float] = {}
 
     def over(self, handler: Callable[[Any, Message, int], Message]) -> Callable[[Any, Message, int], Message]:
-        def timed(data: Any, request: Message, site: int) -> Message:
+        def timed(data: Any, request: Message, client: int) -> Message:
             began = time.process_time()
             try:
-                return handler(data, request, site)
+                return handler(data, request, client)
             finally:
-                self.seconds[site] = self.seconds.get(site, 0.0) + time.process_time() - began
+                self.seconds[client] = self.seconds.get(client, 0.0) + time.process_time() - began
 
         return timed
 
 
-def measure(name: str, points: int, sites: int, dimensions: int, seed: int) -> dict[str, Any]:
+def measure(name: str, points: int, clients: int, dimensions: int, seed: int) -> dict[str, Any]:
     """One method on one cell, in this process."""
     data, truth = mixture(points, dimensions, seed=seed)
     from sklearn.cluster import KMeans  # before the clock starts
 
-    row: dict[str, Any] = {"method": name, "points": points, "sites": sites, "dimensions": dimensions, "seed": seed}
+    row: dict[str, Any] = {"method": name, "points": points, "clients": clients, "dimensions": dimensions, "seed": seed}
     began = time.process_time()
     if name == "central":
-        centres = KMeans(CLUSTERS, n_init=1, random_state=seed, copy_x=False).fit(data).cluster_centers_
-        row |= {"server_s": time.process_time() - began, "sites_s": 0.0, "slowest_site_s": 0.0}
+        centers = KMeans(CLUSTERS, n_init=1, random_state=seed, copy_x=False).fit(data).cluster_centers_
+        row |= {"server_s": time.process_time() - began, "clients_s": 0.0, "slowest_client_s": 0.0}
         row |= {"bytes_up": data.nbytes, "bytes_down": 0}
     else:
         watch, log = Watch(), Log()
         handlers = {kind: watch.over(handler) for kind, handler in HANDLERS.items()}
-        members = [Site(number, part, handlers) for number, part in enumerate(np.array_split(data, sites))]
+        members = [Client(number, part, handlers) for number, part in enumerate(np.array_split(data, clients))]
         settings = resolve(CLUSTERS, seed=seed, **METHODS[name])
-        centres = cluster(InProcess(members, log=log), settings).centres
+        centers = cluster(InProcess(members, log=log), settings).centers
         total = sum(watch.seconds.values())
-        row |= {"server_s": time.process_time() - began - total, "sites_s": total}
-        row |= {"slowest_site_s": max(watch.seconds.values())}
+        row |= {"server_s": time.process_time() - began - total, "clients_s": total}
+        row |= {"slowest_client_s": max(watch.seconds.values())}
         row |= {"bytes_up": log.bytes(up=True), "bytes_down": log.bytes(up=False)}
-    row["clusters"] = len(centres)
-    row["error"] = centre_error(truth, centres).mean if len(centres) == CLUSTERS else None
-    row["centroid_index"] = centroid_index(truth, centres)
+    row["clusters"] = len(centers)
+    row["error"] = center_error(truth, centers).mean if len(centers) == CLUSTERS else None
+    row["centroid_index"] = centroid_index(truth, centers)
     row["memory_gb"] = peak_gigabytes() * 2**30 / 1e9
     return row
 
@@ -130,22 +130,22 @@ def in_its_own_process(cell: tuple[str, int, int, int, int], memory: float) -> d
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     words = (done.stderr.strip().splitlines() or ["no words"])[-1]
-    named = dict(zip(("method", "points", "sites", "dimensions", "seed"), cell, strict=True))
+    named = dict(zip(("method", "points", "clients", "dimensions", "seed"), cell, strict=True))
     return {**named, "failure": f"exit {done.returncode}: {words[:200]}"}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The rows as a table."""
     table = Table(title="federated")
-    for column in ("points", "sites", "D", "method", "sites s", "slowest s", "server s", "up", "error", "CI", "GB"):
+    for column in ("points", "clients", "D", "method", "clients s", "slowest s", "server s", "up", "error", "CI", "GB"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in rows:
-        cell = [f"{row['points']:,}", f"{row['sites']:,}", str(row["dimensions"]), row["method"]]
+        cell = [f"{row['points']:,}", f"{row['clients']:,}", str(row["dimensions"]), row["method"]]
         if "failure" in row:
             table.add_row(*cell, row["failure"])
             continue
         error = "-" if row["error"] is None else f"{row['error']:.4f}"
-        seconds = [f"{row[name]:.2f}" for name in ("sites_s", "slowest_site_s", "server_s")]
+        seconds = [f"{row[name]:.2f}" for name in ("clients_s", "slowest_client_s", "server_s")]
         rest = [f"{row['bytes_up']:,}", error, str(row["centroid_index"]), f"{row['memory_gb']:.2f}"]
         table.add_row(*cell, *seconds, *rest)
     Console(width=160).print(table)
@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for the JSON file")
     parser.add_argument("--points", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000])
-    parser.add_argument("--sites", type=int, nargs="+", default=[10, 100, 1_000])
+    parser.add_argument("--clients", type=int, nargs="+", default=[10, 100, 1_000])
     parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 32])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=1)
@@ -168,19 +168,19 @@ def main() -> None:
         return
     path = arguments.out / "federated.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    done = {tuple(row[n] for n in ("method", "points", "sites", "dimensions", "seed")) for row in rows}
+    done = {tuple(row[n] for n in ("method", "points", "clients", "dimensions", "seed")) for row in rows}
     cells = itertools.product(
-        arguments.points, arguments.sites, arguments.dimensions, arguments.methods, range(arguments.seeds)
+        arguments.points, arguments.clients, arguments.dimensions, arguments.methods, range(arguments.seeds)
     )
-    for points, sites, dimensions, name, seed in cells:
-        # k-means in one place does not know of sites: once for each size is enough.
-        if points < 10 * sites or (name == "central" and sites != min(arguments.sites)):
+    for points, clients, dimensions, name, seed in cells:
+        # k-means in one place does not know of clients: once for each size is enough.
+        if points < 10 * clients or (name == "central" and clients != min(arguments.clients)):
             continue
-        cell = (name, points, sites, dimensions, seed)
+        cell = (name, points, clients, dimensions, seed)
         if cell not in done:
             rows.append(in_its_own_process(cell, arguments.memory))
             write_json_atomically(path, {"machine": machine(), "rows": rows})
-            print(f"{len(rows)} rows, the last in {rows[-1].get('sites_s', 0) + rows[-1].get('server_s', 0):.1f} s")
+            print(f"{len(rows)} rows, the last in {rows[-1].get('clients_s', 0) + rows[-1].get('server_s', 0):.1f} s")
     show(rows)
     print(path)
 

@@ -5,10 +5,10 @@
 
 The step: forward, loss, backward, clip, Adam on 448 edges of digits with 5 negatives and the encoder 64-100-100-100-2.
 The peer is contrastive-ne's own training function with loss_mode "neg" on the same edges; its negatives come from the
-batch, ours from all points of the site, so that the work differs: ours encodes each distinct point once. With others to
+batch, ours from all points of the client, so that the work differs: ours encodes each distinct point once. With others to
 feel, the step has 4 or 19 surrogate networks, or one grid of 28 x 28 values. Times are of the processor.
 
---quality draws maps of digits over five sites (two digits each) by several ways of exchanging, and writes the held-out
+--quality draws maps of digits over five clients (two digits each) by several ways of exchanging, and writes the held-out
 votes beside the megabytes. contrastive-ne is read from its one file, without annoy and pykeops, which this needs not.
 """
 
@@ -28,8 +28,9 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import compare, publish, ratio
-from foveate.federated.embedding.fitting import fit_sites
-from foveate.federated.embedding.graph import Neighbourhood, neighbourhood
+from foveate.core.files import write_json_atomically
+from foveate.federated.embedding.fitting import fit_clients
+from foveate.federated.embedding.graph import Neighborhood, neighborhood
 from foveate.federated.embedding.grids import interpolate, union_grid
 from foveate.federated.embedding.networks import perceptron, weights_of
 from foveate.federated.embedding.options import options_of
@@ -38,17 +39,16 @@ from foveate.federated.embedding.run import halves
 from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork, SurrogateSum
 from foveate.federated.embedding.training import PassSettings, train_pass
 from foveate.federated.sources import gather, read_points
-from foveate.settings.files import write_json_atomically
 
 WIDTHS, BATCH = (64, 100, 100, 100, 2), 448
 # What is exchanged: changes of the options.
 WAYS: dict[str, dict[str, Any]] = {
     "averaging": {"method": "fedavg"},
     "averaging, 2 local epochs, 30 rounds": {"method": "fedavg", "local_epochs": 2, "rounds": 30},
-    "averaging, 2 of 5 sites a round": {"method": "fedavg", "participation": 0.4},
+    "averaging, 2 of 5 clients a round": {"method": "fedavg", "participation": 0.4},
     "grid": {"surrogate": "grid"},
     "grid, anew every 5 rounds": {"surrogate": "grid", "refresh": 5},
-    "grid, 2 of 5 sites a round": {"surrogate": "grid", "participation": 0.4},
+    "grid, 2 of 5 clients a round": {"surrogate": "grid", "participation": 0.4},
     "networks, anew every 5 rounds": {"surrogate": "network", "refresh": 5},
 }
 
@@ -67,14 +67,14 @@ def others(kind: str, count: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return SurrogateSum(weights, [1 / (count + 1)] * count, boxes_M2d=boxes)
 
 
-def ours(around: Neighbourhood, foreign: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
+def ours(around: Neighborhood, foreign: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
     """One pass over all edges."""
     network = perceptron(WIDTHS, torch.Generator().manual_seed(0))
     settings = PassSettings(rate=1e-3, batch=BATCH, share=0.2)
     train_pass(network, around, settings, np.random.default_rng(0), foreign=foreign)
 
 
-def theirs(peer: Any, around: Neighbourhood) -> None:
+def theirs(peer: Any, around: Neighborhood) -> None:
     """The same pass by contrastive-ne."""
     network = perceptron(WIDTHS, torch.Generator().manual_seed(0))
     points = torch.from_numpy(around.points_ND)
@@ -101,7 +101,7 @@ def contrastive_ne() -> Any:
 
 def steps(out: Path, *, repeats: int) -> None:
     points = read_points("digits").points_ND[:720].astype(np.float32)
-    around = neighbourhood(points, 7, None)
+    around = neighborhood(points, 7, None)
     count = -(-len(around.heads_E) // BATCH)
     candidates: dict[str, Callable[[], object]] = {
         "alone": partial(ours, around, None),
@@ -135,9 +135,9 @@ def per_byte(out: Path, *, rounds: int, seeds: int) -> None:
 
 
 def _measured(changes: dict[str, Any], seed: int) -> dict[str, float]:
-    sites = gather(["digits"], split="shards:2", sites=5, seed=seed)
-    parts = halves(sites, 0.2, seed=seed)
-    fitted = fit_sites(parts.fitted, options_of({"seed": seed, **changes}))
+    clients = gather(["digits"], split="shards:2", clients=5, seed=seed)
+    parts = halves(clients, 0.2, seed=seed)
+    fitted = fit_clients(parts.fitted, options_of({"seed": seed, **changes}))
     drawn = [
         stacked(side, [fitted.transform(one) for one in side], labels)
         for side, labels in ((parts.fitted, parts.fitted_labels), (parts.apart, parts.apart_labels))

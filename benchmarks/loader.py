@@ -1,6 +1,6 @@
 """The loader against `webdataset` and `datasets` on the same shards: `python -m benchmarks.loader --out DIR`.
 
-Whole: every candidate unpacks the whole picture and applies the same transform, so that all give the same pixels
+Whole: every candidate unpacks the whole image and applies the same transform, so that all give the same pixels
 (checked). Draft: ours as it trains, with JPEGs unpacked at a fraction, against the same peers; how far the embeddings
 move is printed beside it. Decoding alone, from memory, is the ceiling. Needs `pip install webdataset datasets`.
 """
@@ -26,12 +26,12 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.common import Ratio, Timing, compare, publish, ratio
+from foveate.core import progress
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.records.pictures import decode
+from foveate.records.images import decode
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
-from foveate.settings import progress
 from foveate.training.loader import Loader
 from foveate.vision.pixels import Preprocess
 from foveate.vision.registry import build_image_encoder
@@ -58,7 +58,7 @@ def build(folder: Path, *, size: tuple[int, int], count: int) -> Collection:
     random = np.random.default_rng(0)
     sources = photographs()
     shard = -(-count // SHARDS)
-    with CollectionWriter(folder, name="bench", licence="BSD", source="samples", pictures_per_shard=shard) as writer:
+    with CollectionWriter(folder, name="bench", license="BSD", source="samples", images_per_shard=shard) as writer:
         for number in range(count):
             image = sources[number % len(sources)]
             scale = random.uniform(0.6, 1.0) * min(image.width / width, image.height / height)
@@ -68,27 +68,27 @@ def build(folder: Path, *, size: tuple[int, int], count: int) -> Collection:
             crop = image.crop((left, top, left + crop_w, top + crop_h))
             buffer = io.BytesIO()
             crop.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=88)
-            caption = Caption(f"picture {number}", "alt")
+            caption = Caption(f"image {number}", "alt")
             writer.add(f"{number:06d}", buffer.getvalue(), captions=[caption], split="train")
     return Collection.open(folder)
 
 
 def transform(data: bytes) -> Tensor:
-    """The whole picture unpacked, long side to 224 px, padded: uint8 [3, 224, 224]."""
+    """The whole image unpacked, long side to 224 px, padded: uint8 [3, 224, 224]."""
     image = decode(data)
     return render(PREPROCESS, image, placed(PREPROCESS, image.size, View()))
 
 
-class Pictures:
-    """A dataset of pictures alone, for `foveate.training.loader.Loader`."""
+class Images:
+    """A dataset of images alone, for `foveate.training.loader.Loader`."""
 
     def __init__(self, collection: Collection, *, draft: bool) -> None:
         self.collection, self.draft = collection, draft
 
-    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         if self.draft:
             return {"image": read(self.collection, row, PREPROCESS)[0]}
-        return {"image": transform(self.collection.picture_bytes(row))}
+        return {"image": transform(self.collection.image_bytes(row))}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         return {"image": torch.stack([sample["image"] for sample in samples])}
@@ -96,16 +96,16 @@ class Pictures:
 
 def ours(collection: Collection, *, workers: int, draft: bool) -> Iterator[Tensor]:
     loader = Loader(
-        Pictures(collection, draft=draft), rows=np.arange(len(collection)), batch_size=BATCH, seed=0, workers=workers
+        Images(collection, draft=draft), rows=np.arange(len(collection)), batch_size=BATCH, seed=0, workers=workers
     )
     for batch in loader.batches(0, len(collection) // BATCH):
         yield batch["image"]
 
 
-def decode_alone(pictures: list[bytes], *, workers: int) -> Iterator[Tensor]:
+def decode_alone(images: list[bytes], *, workers: int) -> Iterator[Tensor]:
     """The ceiling: the transform of bytes in memory, nothing read and nothing put into batches."""
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(transform, pictures)
+        yield from pool.map(transform, images)
 
 
 def of_webdataset(collection: Collection, *, workers: int) -> Iterator[Tensor]:
@@ -144,24 +144,24 @@ def consume(make: Callable[[], Iterator[Tensor]]) -> Callable[[], object]:
 
 
 def check_equal(candidates: dict[str, Callable[[], Iterator[Tensor]]], count: int) -> None:
-    """All candidates give the same pictures: the sorted sums of their pixels agree."""
+    """All candidates give the same images: the sorted sums of their pixels agree."""
     sums = {}
     for name, make in candidates.items():
-        pixels = [picture for batch in make() for picture in batch]
-        assert len(pixels) == count, f"{name} gave {len(pixels)} pictures of {count}"
-        sums[name] = sorted(int(picture.long().sum()) for picture in pixels)
+        pixels = [image for batch in make() for image in batch]
+        assert len(pixels) == count, f"{name} gave {len(pixels)} images of {count}"
+        sums[name] = sorted(int(image.long().sum()) for image in pixels)
     first, *others = sums.items()
     for name, found in others:
         assert found == first[1], f"{name} and {first[0]} give other pixels"
 
 
 def embedding_difference(collection: Collection, *, most: int = 64) -> dict[str, float]:
-    """Cosine of Lite0 features with and without draft scaling: mean and smallest over pictures."""
+    """Cosine of Lite0 features with and without draft scaling: mean and smallest over images."""
     encoder = build_image_encoder({"kind": "lite0", "embed_dim": 192})
     cosines = []
     for row in range(min(most, len(collection))):
         drafted, _ = read(collection, row, encoder.preprocess)
-        image = decode(collection.picture_bytes(row))
+        image = decode(collection.image_bytes(row))
         whole = render(encoder.preprocess, image, placed(encoder.preprocess, image.size, View()))
         features = encoder.frozen_features(torch.stack([drafted, whole])).float()
         cosines.append(float(F.cosine_similarity(features[0], features[1], dim=0)))
@@ -171,25 +171,25 @@ def embedding_difference(collection: Collection, *, most: int = 64) -> dict[str,
 def measure(collection: Collection, *, workers: int, repeats: int) -> tuple[dict[str, Timing], dict[str, Ratio]]:
     """Seconds of one pass of every candidate, and the ratios."""
     count = len(collection)
-    pictures = [collection.picture_bytes(row) for row in range(count)]
+    images = [collection.image_bytes(row) for row in range(count)]
     same = {
-        "foveate, whole pictures": lambda: ours(collection, workers=workers, draft=False),
+        "foveate, whole images": lambda: ours(collection, workers=workers, draft=False),
         "webdataset": lambda: of_webdataset(collection, workers=workers),
         "datasets": lambda: of_datasets(collection, workers=workers),
     }
     check_equal(same, count)
     candidates = {name: consume(make) for name, make in same.items()}
     candidates["foveate, draft"] = consume(lambda: ours(collection, workers=workers, draft=True))
-    candidates["decoding alone"] = consume(lambda: decode_alone(pictures, workers=workers))
+    candidates["decoding alone"] = consume(lambda: decode_alone(images, workers=workers))
     timings = compare(candidates, repeats=repeats, warmup=1)
     ratios = {
         f"{mine} over {peer}": ratio(timings, mine, peer)
-        for mine in ("foveate, whole pictures", "foveate, draft")
+        for mine in ("foveate, whole images", "foveate, draft")
         for peer in ("webdataset", "datasets")
     }
-    share = "foveate, whole pictures, share of decoding alone"
+    share = "foveate, whole images, share of decoding alone"
     for title, processor in ((share, False), (f"{share}, processor time", True)):
-        ratios[title] = ratio(timings, "foveate, whole pictures", "decoding alone", processor=processor)
+        ratios[title] = ratio(timings, "foveate, whole images", "decoding alone", processor=processor)
     return timings, ratios
 
 
@@ -198,8 +198,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON files")
     parser.add_argument("--workers", type=int, default=2, help="threads of ours, processes of the peers")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--counts", default="256,1024", help="pictures of the small size; 0 for none")
-    parser.add_argument("--large", default="128", help="pictures of the large size; 0 for none")
+    parser.add_argument("--counts", default="256,1024", help="images of the small size; 0 for none")
+    parser.add_argument("--large", default="128", help="images of the large size; 0 for none")
     options = parser.parse_args()
     progress.configure(quiet=True)
     torch.set_num_threads(1)
@@ -214,10 +214,10 @@ def main() -> None:
                     out=options.out,
                     ratios=ratios,
                     items=count,
-                    unit="pictures",
+                    unit="images",
                     extra={
-                        "picture_px": SIZES[name],
-                        "picture_bytes": float(np.mean(collection.index["length"])),
+                        "image_px": SIZES[name],
+                        "image_bytes": float(np.mean(collection.index["length"])),
                         "workers": options.workers,
                         "cosine_of_features_draft_and_whole": embedding_difference(collection),
                     },

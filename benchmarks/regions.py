@@ -1,9 +1,9 @@
-"""Embedding the regions of a picture with the Prompter against cutting out and encoding each.
+"""Embedding the regions of an image with the Prompter against cutting out and encoding each.
 
     python -m benchmarks.regions --out DIR
 
-(d) One picture and its regions, from pixels to embeddings, for several numbers of regions. The crops are given as
-tensors: cutting and resizing them is not counted, in favour of the other way.
+(d) One image and its regions, from pixels to embeddings, for several numbers of regions. The crops are given as
+tensors: cutting and resizing them is not counted, in favor of the other way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.common import Ratio, Timing, compare, publish, ratio
 from benchmarks.training import MODEL, finish, made_task
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.model import LocalizingModel
 
 AIMS = {"all": 8.0, "prompt": 15.0}
 AIMED_REGIONS = 20
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default=MODEL, help="open_clip architecture")
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 5, 20, 100], help="regions of the picture")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 5, 20, 100], help="regions of the image")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of PyTorch on a CPU; 1 where other work shares the cores")
@@ -62,10 +62,10 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def prompted(model: LocalisingModel, regions: int) -> torch.Tensor:
-    """One forward pass of the picture, then all boxes at once."""
+def prompted(model: LocalizingModel, regions: int) -> torch.Tensor:
+    """One forward pass of the image, then all boxes at once."""
     generator = torch.Generator().manual_seed(0)
-    tokens = model.encode_image_tokens(pictures(model, 1))
+    tokens = model.encode_image_tokens(images(model, 1))
     first = torch.rand(regions, 2, generator=generator) * 0.6
     boxes_R4 = torch.cat((first, first + 0.3), dim=1).to(model.device)
     found_RE = model.encode_regions(tokens, boxes_R4, torch.zeros(regions, dtype=torch.int64, device=model.device))
@@ -74,15 +74,15 @@ def prompted(model: LocalisingModel, regions: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def cropped(model: LocalisingModel, regions: int) -> torch.Tensor:
-    """Each region as a picture of its own, and the picture itself, in batches."""
-    found = [model.encode_image(part) for part in pictures(model, regions + 1).split(_BATCH)]
+def cropped(model: LocalizingModel, regions: int) -> torch.Tensor:
+    """Each region as an image of its own, and the image itself, in batches."""
+    found = [model.encode_image(part) for part in images(model, regions + 1).split(_BATCH)]
     finish(model.device)
     return torch.cat(found)
 
 
-def pictures(model: LocalisingModel, count: int) -> torch.Tensor:
-    """Random uint8 pictures of the model's input size."""
+def images(model: LocalizingModel, count: int) -> torch.Tensor:
+    """Random uint8 images of the model's input size."""
     size = model.image_encoder.preprocess.size
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)

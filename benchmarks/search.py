@@ -29,14 +29,14 @@ COUNT = 20
 
 
 def vectors(count: int, *, width: int, seed: int) -> np.ndarray:
-    """Unit-length float32 vectors [count, width], drawn around 1,000 centres as embeddings lie in clusters."""
+    """Unit-length float32 vectors [count, width], drawn around 1,000 centers as embeddings lie in clusters."""
     random = np.random.default_rng(seed)
-    centres = np.random.default_rng(1).standard_normal((1000, width), dtype=np.float32)
+    centers = np.random.default_rng(1).standard_normal((1000, width), dtype=np.float32)
     made = np.empty((count, width), np.float32)
     for start in range(0, count, 10_000):
         part = made[start : start + 10_000]
         random.standard_normal(out=part, dtype=np.float32)
-        part += centres[random.integers(0, len(centres), len(part))]
+        part += centers[random.integers(0, len(centers), len(part))]
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     return made
 

@@ -1,12 +1,12 @@
 """A CLIP step against open_clip's, and what CLOC adds to it: `python -m benchmarks.training --out DIR`.
 
-(b) The same architecture, pictures, token ids, loss, optimizer and precision; captions that fill the context, so that
-cutting texts to their length gains nothing. (c) A CLOC step over our CLIP step with M regions a picture, beside the
+(b) The same architecture, images, token ids, loss, optimizer and precision; captions that fill the context, so that
+cutting texts to their length gains nothing. (c) A CLOC step over our CLIP step with M regions an image, beside the
 bound that counting multiplications gives. A step is forward, loss, backward and the optimizer's update.
 
     python -m benchmarks.training --out bench --threads 1 --model ViT-S-32-alt --batch 32 --growth
 
-says how the ratios grow with pictures and regions. On a machine that does other work, one thread and the processor time
+says how the ratios grow with images and regions. On a machine that does other work, one thread and the processor time
 say more than the clock on the wall; both are stored.
 """
 
@@ -22,10 +22,10 @@ import torch
 from open_clip.loss import ClipLoss
 
 from benchmarks.common import Ratio, Timing, compare, publish, ratio
+from foveate.core.recipes import load, validate
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
-from foveate.settings.recipes import load, validate
 from foveate.training.accumulation import forward_and_backward
 from foveate.training.optimizer import build_optimizer, parameter_table
 
@@ -41,14 +41,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default=MODEL, help="open_clip architecture")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--regions", type=int, default=4, help="M, regions a picture")
+    parser.add_argument("--regions", type=int, default=4, help="M, regions an image")
     parser.add_argument("--phrase-tokens", type=int, default=10, help="token ids of a phrase, both ends included")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of PyTorch on a CPU; 1 where other work shares the cores")
     parser.add_argument("--parts", nargs="+", default=["steps", "tour"], choices=["steps", "tour"])
-    parser.add_argument("--growth", action="store_true", help="other numbers of pictures and of regions instead")
+    parser.add_argument("--growth", action="store_true", help="other numbers of images and of regions instead")
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace, precision: str) -> None:
         out=options.out,
         ratios=ratios,
         items=options.batch,
-        unit="pictures",
+        unit="images",
         extra=extra,
     )
     for pool, bound in bounds.items():
@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace, precision: str) -> None:
 
 
 def measure_growth(options: argparse.Namespace) -> None:
-    """CLOC over CLIP in float32 for half, once and twice the pictures, and for a fourth, once and four times M."""
+    """CLOC over CLIP in float32 for half, once and twice the images, and for a fourth, once and four times M."""
     device = torch.device(options.device)
     sizes = {(max(1, options.batch // 2), options.regions), (options.batch * 2, options.regions)}
     sizes |= {(options.batch, max(1, options.regions * part // 4)) for part in (1, 4, 16)}
@@ -115,12 +115,12 @@ def measure_growth(options: argparse.Namespace) -> None:
             task = made_task(options.model, method, pool, "fp32").to(device)
             steps[name] = our_step(task, made_batch(task, size), None, device)
             if method == "prompter":
-                bounds[f"{batch} pictures, M {regions}, {pool}"] = flop_bound(task, regions, options.phrase_tokens)
+                bounds[f"{batch} images, M {regions}, {pool}"] = flop_bound(task, regions, options.phrase_tokens)
         found = compare(steps, repeats=options.repeats, warmup=1)
         for pool in AIMS:
-            title = f"{batch} pictures, M {regions}: CLOC ({pool}) over CLIP, processor time"
+            title = f"{batch} images, M {regions}: CLOC ({pool}) over CLIP, processor time"
             ratios[title] = ratio(found, "CLIP", f"CLOC {pool}", processor=True)
-        timings |= {f"{name}, {batch} pictures, M {regions}": timing for name, timing in found.items()}
+        timings |= {f"{name}, {batch} images, M {regions}": timing for name, timing in found.items()}
     publish(
         "training-growth", timings, out=options.out, ratios=ratios, extra={"flop_bounds": bounds, **size_of(options)}
     )
@@ -135,22 +135,22 @@ def measure_tour(options: argparse.Namespace) -> None:
     """The tour's CLOC step over its CLIP step, from cached features; stated without an aim."""
     device = torch.device(options.device)
     steps: dict[str, Step] = {}
-    pictures = 0
+    images = 0
     for name, recipe_name in (("CLIP", "tour-clip"), ("CLOC", "tour")):
         recipe = load(PretrainRecipe, recipe_name)
         task = PretrainTask(build_model(recipe)).train().to(device)
-        pictures = recipe.training.batch_size
+        images = recipe.training.batch_size
         precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
-        steps[name] = our_step(task, cached_batch(task, pictures), precision, device)
+        steps[name] = our_step(task, cached_batch(task, images), precision, device)
     timings = compare(steps, repeats=options.repeats, warmup=1)
     title = "CLOC step over CLIP step in the tour"
     ratios = {title: ratio(timings, "CLIP", "CLOC")}
     ratios[f"{title}, processor time"] = ratio(timings, "CLIP", "CLOC", processor=True)
-    publish("training-tour", timings, out=options.out, ratios=ratios, items=pictures, unit="pictures")
+    publish("training-tour", timings, out=options.out, ratios=ratios, items=images, unit="images")
 
 
-def cached_batch(task: PretrainTask, pictures: int) -> dict[str, Any]:
-    """Random features as a cache gives them, with the recipe's M regions a picture."""
+def cached_batch(task: PretrainTask, images: int) -> dict[str, Any]:
+    """Random features as a cache gives them, with the recipe's M regions an image."""
     generator = torch.Generator().manual_seed(0)
     image, text = task.model.image_encoder, task.model.text_encoder
     most = task.most_regions if task.settings.method != "none" else 0
@@ -159,30 +159,30 @@ def cached_batch(task: PretrainTask, pictures: int) -> dict[str, Any]:
         return torch.randn(rows, *shape, generator=generator).to(dtype)
 
     return {
-        "image": features(pictures, image.feature_shape, image.feature_dtype),
-        "text": features(pictures, text.feature_shape, text.feature_dtype),
-        "region_text": features(pictures * most, text.feature_shape, text.feature_dtype),
-        **made_regions(pictures, most, generator),
+        "image": features(images, image.feature_shape, image.feature_dtype),
+        "text": features(images, text.feature_shape, text.feature_dtype),
+        "region_text": features(images * most, text.feature_shape, text.feature_dtype),
+        **made_regions(images, most, generator),
     }
 
 
-def made_regions(pictures: int, most: int, generator: torch.Generator) -> dict[str, Any]:
-    """`most` boxes for each picture, all phrases different."""
-    first = torch.rand(pictures * most, 2, generator=generator) * 0.6
+def made_regions(images: int, most: int, generator: torch.Generator) -> dict[str, Any]:
+    """`most` boxes for each image, all phrases different."""
+    first = torch.rand(images * most, 2, generator=generator) * 0.6
     return {
         "boxes_R4": torch.cat((first, first + 0.3), dim=1),
-        "phrase_ids_R": torch.arange(pictures * most),
-        "image_index_R": torch.arange(pictures).repeat_interleave(most),
-        "counts_B": torch.full((pictures,), most),
-        "lost_B": torch.zeros(pictures, dtype=torch.int64),
+        "phrase_ids_R": torch.arange(images * most),
+        "image_index_R": torch.arange(images).repeat_interleave(most),
+        "counts_B": torch.full((images,), most),
+        "lost_B": torch.zeros(images, dtype=torch.int64),
     }
 
 
 def made_task(model: str, method: str, pool: str, precision: str) -> PretrainTask:
     """Our task with the architecture's own towers."""
     recipe: dict[str, Any] = {
-        "image_encoder": {"kind": "openclip", "model": model},
-        "text_encoder": {"kind": "openclip", "model": model},
+        "image_encoder": {"kind": "open_clip", "model": model},
+        "text_encoder": {"kind": "open_clip", "model": model},
         "embed_dim": architecture(model)["embed_dim"],
         "regions": {"method": method, "prompter": {"pool": pool}},
         "training": {"steps": 100, "batch_size": 8, "learning_rate": 1e-4, "weight_decay": 0.2, "precision": precision},
@@ -199,16 +199,16 @@ def token_ids(rows: int, length: int, context: int, generator: torch.Generator) 
 
 
 def made_batch(task: PretrainTask, options: argparse.Namespace) -> dict[str, Any]:
-    """Random pictures, captions that fill the context, M regions a picture with short phrases."""
+    """Random images, captions that fill the context, M regions an image with short phrases."""
     generator = torch.Generator().manual_seed(0)
-    pictures = options.batch
-    regions = options.regions * pictures
+    images = options.batch
+    regions = options.regions * images
     size, context = task.model.image_encoder.preprocess.size, task.model.text_encoder.feature_shape[0]
     return {
-        "image": torch.randint(0, 256, (pictures, 3, size, size), dtype=torch.uint8, generator=generator),
-        "text": token_ids(pictures, context, context, generator),
+        "image": torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=generator),
+        "text": token_ids(images, context, context, generator),
         "region_text": token_ids(regions, options.phrase_tokens, context, generator),
-        **made_regions(pictures, options.regions, generator),
+        **made_regions(images, options.regions, generator),
     }
 
 
@@ -271,7 +271,7 @@ def finish(device: torch.device) -> None:
 def flop_bound(task: PretrainTask, regions: int, phrase_tokens: int) -> float:
     """Multiplications of a CLOC forward pass over those of CLIP's, from the shapes of the modules.
 
-    The image-to-image attention is counted once a picture, phrases at their own length; the backward pass has the
+    The image-to-image attention is counted once an image, phrases at their own length; the backward pass has the
     same ratio.
     """
     model = task.model
@@ -285,7 +285,7 @@ def flop_bound(task: PretrainTask, regions: int, phrase_tokens: int) -> float:
     prompts = regions * 3  # two corners and one phrase
     own = prompts * (12 * width**2 + 2 * patches * width)  # the prompt tokens' own projections, attention and MLP
     if model.recipe.regions.prompter.pool == "all":
-        own += 4 * patches * width**2 + 2 * patches**2 * width  # once a picture
+        own += 4 * patches * width**2 + 2 * patches**2 * width  # once an image
         own += 2 * regions * patches * 8 * width**2 + 2 * prompts * patches * width  # per prompt: MLP and the new keys
     return (clip + phrases + own) / clip
 

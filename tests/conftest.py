@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.settings import progress
+from foveate.core import progress
 
 # `processes` starts the processes of distributed tests; it lives beside the first tests that needed it.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "training"))

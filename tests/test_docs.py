@@ -17,9 +17,9 @@ import yaml
 from pydantic import BaseModel
 
 from foveate.cli.main import cli
-from foveate.settings import progress
-from foveate.settings.recipes import load, recipe_names
-from foveate.vision.registry import encoder_kinds
+from foveate.core import progress
+from foveate.core.recipes import load, recipe_names
+from foveate.vision.registry import encoder_kinds, find_encoder
 from verbs import leaves, module_of, named, recipe_verbs, verb_of_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,15 +160,13 @@ def test_every_recipe_field_is_described(verb: str) -> None:
 
 @pytest.mark.parametrize("attribute", ["IMAGE_ENCODER", "TEXT_ENCODER"])
 def test_every_encoder_and_its_fields_are_described(attribute: str) -> None:
-    import importlib
-
     recipes = (DOCS / "recipes.md").read_text(encoding="utf-8")
     encoders = (DOCS / "methods" / "encoders.md").read_text(encoding="utf-8")
     for kind in encoder_kinds(attribute):
         assert f"`{kind}`" in encoders
         section = re.search(rf"^### [^\n]*: {kind}\n(.*?)(?=^#|\Z)", recipes, re.MULTILINE | re.DOTALL)
         assert section, kind
-        builder = getattr(importlib.import_module(f"foveate.vision.{kind}"), attribute)
+        builder = find_encoder(kind, attribute)
         missing = {name for name in inspect.signature(builder).parameters if f"`{name}`" not in section[1]}
         assert missing <= {"embed_dim"}, kind
 
@@ -193,7 +191,7 @@ def test_every_reason_of_the_quarantine_is_described() -> None:
     found = set()
     for path in (ROOT / "src" / "foveate" / "records").rglob("*.py"):
         source = path.read_text(encoding="utf-8")
-        found |= set(re.findall(r"BadPicture\(\s*\"([^\"]+)\"", source))
+        found |= set(re.findall(r"BadImage\(\s*\"([^\"]+)\"", source))
         found |= set(re.findall(r"Problem\(\s*\"\w+\",\s*\"([^\"]+)\"", source))
         found |= set(re.findall(r"return \"(box [a-z ]+)\"", source))
     assert len(found) > 15

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from foveate.caption.vesl.nanodet_network import SHA256
-from foveate.settings.files import sha256_file
+from foveate.core.files import sha256_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,7 +19,7 @@ def wheel() -> dict[str, Path]:
     return {one.distribution_path: Path(one.path) for one in builders.WheelBuilder(str(ROOT)).recurse_included_files()}
 
 
-def test_weights_and_pictures_are_shipped_with_their_notices(wheel: dict[str, Path]) -> None:
+def test_weights_and_images_are_shipped_with_their_notices(wheel: dict[str, Path]) -> None:
     data = {name.removeprefix("foveate/data/") for name in wheel if name.startswith("foveate/data/")}
     assert {"nanodet-g.safetensors", "NOTICE-nanodet.md", "LICENSE-human-models-MIT.txt"} <= data
     assert {"clipart.parquet", "NOTICE-clipart.md", "emoji.parquet", "NOTICE-emoji.md"} <= data

@@ -1,4 +1,4 @@
-"""A tiny collection of coloured shapes with captions and boxes, and a tiny recipe: what end-to-end tests run on."""
+"""A tiny collection of colored shapes with captions and boxes, and a tiny recipe: what end-to-end tests run on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
+from foveate.core.recipes import validate
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.records.appending import AnnotationAppender
 from foveate.records.boxes import Box, PixelBox
@@ -17,9 +18,8 @@ from foveate.records.collection import Collection
 from foveate.records.record import Caption, Region
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
-from foveate.settings.recipes import validate
 
-COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "yellow": (230, 210, 40)}
+COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "yellow": (230, 210, 40)}
 SHAPES = ("disc", "square", "triangle")
 UNSEEN = ("yellow triangle", "blue disc")
 WITHOUT_TEXT = 2
@@ -32,27 +32,27 @@ def draw(things: list[tuple[str, PixelBox]], *, size: tuple[int, int], seed: int
     image = Image.fromarray(noise)
     pen = ImageDraw.Draw(image)
     for name, box in things:
-        colour, shape = name.split()
+        color, shape = name.split()
         x1, y1, x2, y2 = box.x1, box.y1, box.x2 - 1, box.y2 - 1
         if shape == "disc":
-            pen.ellipse((x1, y1, x2, y2), fill=COLOURS[colour])
+            pen.ellipse((x1, y1, x2, y2), fill=COLORS[color])
         elif shape == "square":
-            pen.rectangle((x1, y1, x2, y2), fill=COLOURS[colour])
+            pen.rectangle((x1, y1, x2, y2), fill=COLORS[color])
         else:
-            pen.polygon([((x1 + x2) / 2, y1), (x1, y2), (x2, y2)], fill=COLOURS[colour])
+            pen.polygon([((x1 + x2) / 2, y1), (x1, y2), (x2, y2)], fill=COLORS[color])
     return image
 
 
-def picture_bytes(image: Image.Image) -> bytes:
+def image_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def make_collection(path: Path) -> Path:
-    """32 pictures of two different shapes side by side; two training pictures have no text."""
-    names = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
-    with CollectionWriter(path, name="shapes", licence="CC0-1.0", source="test", pictures_per_shard=12) as writer:
+    """32 images of two different shapes side by side; two training images have no text."""
+    names = [f"{color} {shape}" for shape in SHAPES for color in COLORS]
+    with CollectionWriter(path, name="shapes", license="CC0-1.0", source="test", images_per_shard=12) as writer:
         number = 0
         for split, count in SPLITS.items():
             for index in range(count):
@@ -81,7 +81,7 @@ def make_collection(path: Path) -> Path:
                     captions = []
                 writer.add(
                     f"{split}-{index:02d}",
-                    picture_bytes(draw(things, size=(width, height), seed=number)),
+                    image_bytes(draw(things, size=(width, height), seed=number)),
                     captions=captions,
                     regions=regions,
                     labels={"source": "shapes", "category": things[0][0].split()[1]},
@@ -94,12 +94,12 @@ def make_collection(path: Path) -> Path:
 RECIPE: dict[str, Any] = {
     "config_version": 1,
     "image_encoder": {
-        "kind": "openclip",
+        "kind": "open_clip",
         "model": "ViT-B-32",
         "vision": {"layers": 1, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 64},
     },
     "text_encoder": {
-        "kind": "openclip",
+        "kind": "open_clip",
         "model": "ViT-B-32",
         "text": {"layers": 1, "width": 32, "heads": 2, "context_length": 16},
     },
@@ -137,7 +137,7 @@ def write_recipe(path: Path, **changes: Any) -> Path:
 
 
 def damage(collection: Path, key: str) -> None:
-    """Overwrites the bytes of a picture in its shard, as a failing disk would."""
+    """Overwrites the bytes of an image in its shard, as a failing disk would."""
     with Collection.open(collection) as opened:
         row = opened.row_of(key)
         shard, offset, length = (int(opened.index[name][row]) for name in ("shard", "offset", "length"))
@@ -147,8 +147,8 @@ def damage(collection: Path, key: str) -> None:
 
 
 def label(collection: Path) -> Path:
-    """Adds a region that a detector made, "a zebra", to the picture train-00; returns the collection."""
-    with AnnotationAppender(collection, purpose="labelling") as appender:
+    """Adds a region that a detector made, "a zebra", to the image train-00; returns the collection."""
+    with AnnotationAppender(collection, purpose="labeling") as appender:
         row = {"key": "train-00", "x1": 0.1, "y1": 0.1, "x2": 0.4, "y2": 0.5, "phrase": "a zebra", "score": 0.5}
         appender.append("regions", [row], Provenance("vesl:test", "m", "abc"))
     return collection

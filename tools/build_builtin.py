@@ -1,4 +1,4 @@
-"""Builds the pictures that Foveate ships (src/foveate/data) from four public packages.
+"""Builds the images that Foveate ships (src/foveate/data) from four public packages.
 
     python tools/build_builtin.py \\
         --openclipart openclipart-png_0.18+dfsg-19_all.deb openclipart-svg_0.18+dfsg-19_all.deb \\
@@ -8,7 +8,7 @@
 
 Each argument is a package file as downloaded (`apt-get download openclipart-png openclipart-svg`,
 `npm pack emoji-datasource-google@16.0.0`) or a folder it was unpacked to. Package files are checked against
-the sha256 below. Written are two Parquet tables, pictures and texts together, one row a picture:
+the sha256 below. Written are two Parquet tables, images and texts together, one row an image:
 
     clipart.parquet   Open Clip Art: WebP with alpha, longest side 96; title, keywords, description and creator as
                       in the source, unchanged (their noise is the point); folders; provenance
@@ -49,7 +49,7 @@ PACKAGES = {  # sha256 of the package files
     "emoji-datasource-twitter 16.0.0": "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
 }
 CLIPART_SIDE, CLIPART_QUALITY, EMOJI_QUALITY, ALPHA_QUALITY = 96, 77, 84, 60
-BATCH_TITLE_COUNT = 5  # a title on more pictures than this names a batch, not a picture
+BATCH_TITLE_COUNT = 5  # a title on more images than this names a batch, not an image
 NEAR_DISTANCE = 4  # of the 64 bits of a perceptual hash
 PUBLIC_DOMAIN = ("web.resource.org/cc/PublicDomain", "creativecommons.org/licenses/publicdomain")
 UNSHIPPED_FOLDERS = (
@@ -59,7 +59,7 @@ UNSHIPPED_FOLDERS = (
 )
 UNSHIPPED_TITLE_WORDS = ("sexy",)
 UNSHIPPED_EMOJI_CATEGORIES = ("Flags", "Symbols", "Component")
-EMOJI_STYLES = {  # style: folder in the package, author, licence
+EMOJI_STYLES = {  # style: folder in the package, author, license
     "noto": ("google", "Google LLC and the Noto Emoji authors", "Apache-2.0"),
     "twemoji": ("twitter", "Twitter, Inc. and other contributors", "CC-BY-4.0"),
 }
@@ -117,14 +117,14 @@ def svg_metadata(svg: bytes) -> dict[str, Any]:
             fields["keywords"] = [item.text or "" for item in node.iter() if item.tag.endswith("}li")]
             break
     except ElementTree.ParseError:
-        return {"keywords": []}  # no readable metadata: no licence, so it is not taken
+        return {"keywords": []}  # no readable metadata: no license, so it is not taken
     return fields
 
 
 def clipart_candidates(
     png: dict[str, bytes | str], svg: dict[str, bytes | str]
 ) -> Iterator[tuple[str, bytes, dict[str, Any], list[str]]]:
-    """(name, PNG bytes, metadata, alias names) of every distinct picture in the public domain."""
+    """(name, PNG bytes, metadata, alias names) of every distinct image in the public domain."""
     by_content: dict[bytes, list[str]] = defaultdict(list)
     for name in sorted(png):
         content = png[name]
@@ -146,7 +146,7 @@ def clipart_candidates(
 
 
 def is_shipped(name: str, title: str, title_count: int) -> bool:
-    """Whether a picture has a title of its own and sits in no folder that is left out."""
+    """Whether an image has a title of its own and sits in no folder that is left out."""
     if not title or title_count > BATCH_TITLE_COUNT:
         return False
     if any(word in title.lower() for word in UNSHIPPED_TITLE_WORDS):
@@ -155,34 +155,34 @@ def is_shipped(name: str, title: str, title_count: int) -> bool:
 
 
 def shrink(data: bytes, *, longest_side: int, quality: int) -> dict[str, Any]:
-    """The columns picture, width, height and covered (the share of pixels that are more than half opaque).
+    """The columns image, width, height and covered (the share of pixels that are more than half opaque).
 
-    WebP with alpha, trimmed to what is visible; colours are premultiplied while resizing so that no fringe appears.
+    WebP with alpha, trimmed to what is visible; colors are premultiplied while resizing so that no fringe appears.
     """
-    picture: Image.Image = PngImageFile(io.BytesIO(data))  # not Image.open: a few posters exceed its pixel limit
-    coarse = max(1, max(picture.size) // 2048)
-    picture = picture.convert("RGBA").convert("RGBa").reduce(coarse).convert("RGBA")
-    box = picture.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
-    picture = picture.crop(box) if box else picture
-    scale = min(1.0, longest_side / max(picture.size))
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    if size != picture.size:
-        picture = picture.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+    image: Image.Image = PngImageFile(io.BytesIO(data))  # not Image.open: a few posters exceed its pixel limit
+    coarse = max(1, max(image.size) // 2048)
+    image = image.convert("RGBA").convert("RGBa").reduce(coarse).convert("RGBA")
+    box = image.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
+    image = image.crop(box) if box else image
+    scale = min(1.0, longest_side / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    if size != image.size:
+        image = image.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
     target = io.BytesIO()
-    picture.save(target, "WEBP", quality=quality, alpha_quality=ALPHA_QUALITY, method=6)
-    covered = float((np.asarray(picture.getchannel("A")) > 127).mean())
-    sides = {"width": picture.width, "height": picture.height}
-    return {"picture": target.getvalue(), **sides, "covered": round(covered, 4)}
+    image.save(target, "WEBP", quality=quality, alpha_quality=ALPHA_QUALITY, method=6)
+    covered = float((np.asarray(image.getchannel("A")) > 127).mean())
+    sides = {"width": image.width, "height": image.height}
+    return {"image": target.getvalue(), **sides, "covered": round(covered, 4)}
 
 
 def near_groups(rows: list[dict[str, Any]]) -> list[str]:
     """For each row the key of the first row of its group: equal titles apart from case, marks and digits, or nearly
-    equal pictures on white."""
+    equal images on white."""
     hashes = []
     for row in rows:
-        picture = Image.open(io.BytesIO(row["picture"])).convert("RGBA")
-        ground = Image.new("RGBA", picture.size, "white")
-        hashes.append(perceptual_hash(Image.alpha_composite(ground, picture).convert("RGB")))
+        image = Image.open(io.BytesIO(row["image"])).convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        hashes.append(perceptual_hash(Image.alpha_composite(ground, image).convert("RGB")))
     pairs = [tuple(pair) for pair in near_pairs(np.array(hashes, np.uint64), distance=NEAR_DISTANCE).tolist()]
     first_of_title: dict[str, int] = {}
     for place, row in enumerate(rows):
@@ -203,7 +203,7 @@ def near_groups(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def clipart_rows(png: dict[str, bytes | str], svg: dict[str, bytes | str]) -> list[dict[str, Any]]:
-    """One row a picture, ordered by name."""
+    """One row an image, ordered by name."""
     candidates = sorted(clipart_candidates(png, svg), key=lambda candidate: candidate[0])
     counts = Counter(fields.get("title", "") for _, _, fields, _ in candidates)
     rows = []
@@ -229,7 +229,7 @@ def clipart_rows(png: dict[str, bytes | str], svg: dict[str, bytes | str]) -> li
                 "package": "openclipart-png 1:0.18+dfsg-19",
                 "path": f"usr/share/openclipart/png/{name}.png",
                 "sha256": digest,
-                "licence": fields["license"],
+                "license": fields["license"],
                 "author": fields.get("creator", "") or "unknown",
             }
         )
@@ -241,13 +241,13 @@ def emoji_rows(packages: dict[str, dict[str, bytes | str]]) -> list[dict[str, An
     """One row a concept and style, in the order of the Unicode table; the concepts that both styles have."""
     listing = below(packages["noto"], "package") or packages["noto"]
     concepts = json.loads(listing["emoji.json"])
-    pictures = {style: below(packages[style], f"img/{EMOJI_STYLES[style][0]}/64") for style in EMOJI_STYLES}
+    images = {style: below(packages[style], f"img/{EMOJI_STYLES[style][0]}/64") for style in EMOJI_STYLES}
     rows = []
     for concept in sorted(concepts, key=lambda entry: (entry["sort_order"], entry["unified"])):
         if concept["category"] in UNSHIPPED_EMOJI_CATEGORIES:
             continue
-        for style, (folder, author, licence) in EMOJI_STYLES.items():
-            content = pictures[style][concept["image"]]
+        for style, (folder, author, license) in EMOJI_STYLES.items():
+            content = images[style][concept["image"]]
             assert isinstance(content, bytes)
             rows.append(
                 {
@@ -262,7 +262,7 @@ def emoji_rows(packages: dict[str, dict[str, bytes | str]]) -> list[dict[str, An
                     "package": f"emoji-datasource-{folder} 16.0.0",
                     "path": f"package/img/{folder}/64/{concept['image']}",
                     "sha256": hashlib.sha256(content).hexdigest(),
-                    "licence": licence,
+                    "license": license,
                     "author": author,
                 }
             )
@@ -272,9 +272,9 @@ def emoji_rows(packages: dict[str, dict[str, bytes | str]]) -> list[dict[str, An
 def write_table(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Writes Parquet (WebP bytes stored as they are, texts compressed); returns its entry for the manifest."""
     table = pa.Table.from_pylist(rows)
-    texts = {name: "NONE" if name == "picture" else "ZSTD" for name in table.column_names}
+    texts = {name: "NONE" if name == "image" else "ZSTD" for name in table.column_names}
     pq.write_table(
-        table, path, compression=texts, use_dictionary=[n for n in texts if n != "picture"], row_group_size=512
+        table, path, compression=texts, use_dictionary=[n for n in texts if n != "image"], row_group_size=512
     )
     return {"rows": len(rows), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
 

@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from foveate.caption.vesl.nanodet_network import STRIDES, NanoDet, boxes_of
-from foveate.settings.files import write_bytes_atomically
+from foveate.core.files import write_bytes_atomically
 
 FILES = {
     "package/models/nanodet.json": "4495eb0ec74bd33ee40a79aa06ebc1ccd7e28be1bf7355d93ffb570b8d77f45d",

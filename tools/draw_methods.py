@@ -2,7 +2,7 @@
 
     python tools/draw_methods.py docs/images/adapt
 
-Orange is trained, grey is frozen. The same tool always gives the same bytes; a test compares them.
+Orange is trained, gray is frozen. The same tool always gives the same bytes; a test compares them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-# name -> (text, y of the middle); a picture has one column of operations, from pixels to logits.
+# name -> (text, y of the middle); an image has one column of operations, from pixels to logits.
 OPERATIONS = {
     "patch": ("patch convolution", 40),
     "norm1": ("norm 1", 118),
@@ -44,7 +44,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Diagram:
     """What a method trains.
 
     whole: operations trained whole. tags: operation -> what of it or behind it is trained. note: at the bottom.
@@ -69,36 +69,36 @@ def _beside(operation: str, *lines: str) -> Branch:
 
 _BIASES = tuple((name, "bias") for name in ("patch", *NORMS, *LINEAR))
 _FACT = tuple(_beside(name, "V T U") for name in LINEAR)
-PICTURES = {
-    "linear": Picture("the head alone"),
-    "full": Picture("everything", tuple(name for name in OPERATIONS if name not in ("attention", "gelu"))),
-    "bitfit": Picture("every bias", tags=_BIASES),
-    "layernorm": Picture("every norm", NORMS),
-    "difffit": Picture(
+IMAGES = {
+    "linear": Diagram("the head alone"),
+    "full": Diagram("everything", tuple(name for name in OPERATIONS if name not in ("attention", "gelu"))),
+    "bitfit": Diagram("every bias", tags=_BIASES),
+    "layernorm": Diagram("every norm", NORMS),
+    "difffit": Diagram(
         "every bias, every norm, a scale behind each sublayer",
         NORMS,
         (("patch", "bias"), ("qkv", "bias"), ("fc1", "bias"), ("proj", "bias, times g1"), ("fc2", "bias, times g2")),
     ),
-    "ssf": Picture("a scale and a shift behind every linear operation and norm",
+    "ssf": Diagram("a scale and a shift behind every linear operation and norm",
                    tags=tuple((name, "times s, plus t") for name in ("patch", *NORMS, *LINEAR))),
-    "vpt-shallow": Picture("tokens that enter in front of the first block", tokens=(76,)),
-    "vpt-deep": Picture("tokens that enter in front of each block and leave behind it", tokens=(76,), leaves=(616,)),
-    "lora": Picture("a low-rank matrix beside q, k, v", branches=(_beside("qkv", "B A"),)),
-    "adaptformer": Picture("a bottleneck beside norm 2 and MLP", branches=(_bottleneck(352, 566),)),
-    "pfeiffer": Picture("a bottleneck behind the MLP", branches=(_bottleneck(552, 574),)),
-    "houlsby": Picture("a bottleneck behind attention and one behind the MLP",
+    "vpt-shallow": Diagram("tokens that enter in front of the first block", tokens=(76,)),
+    "vpt-deep": Diagram("tokens that enter in front of each block and leave behind it", tokens=(76,), leaves=(616,)),
+    "lora": Diagram("a low-rank matrix beside q, k, v", branches=(_beside("qkv", "B A"),)),
+    "adaptformer": Diagram("a bottleneck beside norm 2 and MLP", branches=(_bottleneck(352, 566),)),
+    "pfeiffer": Diagram("a bottleneck behind the MLP", branches=(_bottleneck(552, 574),)),
+    "houlsby": Diagram("a bottleneck behind attention and one behind the MLP",
                        branches=(_bottleneck(286, 308), _bottleneck(552, 574))),
-    "convpass": Picture(
+    "convpass": Diagram(
         "a small convolution beside attention and beside the MLP",
         branches=tuple(Branch(a, b, ("Down", "Conv 3 x 3", "Up, times s")) for a, b in ((148, 298), (414, 564))),
     ),
-    "repadapter": Picture(
+    "repadapter": Diagram(
         "a linear bottleneck in front of q, k, v and of fc1",
         branches=tuple(Branch(a, b, ("B A, times s",)) for a, b in ((138, 154), (404, 420))),
     ),
-    "fact-tt": Picture("low-rank matrices whose factors all blocks share", branches=_FACT),
-    "fact-tk": Picture("low-rank matrices whose factors and cores all blocks share", branches=_FACT),
-    "subset": Picture("named parts, here attention", ("qkv", "proj")),
+    "fact-tt": Diagram("low-rank matrices whose factors all blocks share", branches=_FACT),
+    "fact-tk": Diagram("low-rank matrices whose factors and cores all blocks share", branches=_FACT),
+    "subset": Diagram("named parts, here attention", ("qkv", "proj")),
 }  # fmt: skip
 
 
@@ -108,8 +108,8 @@ def _text(x: float, y: float, words: str, *, size: int = 13, anchor: str = "midd
 
 def _line(*points: tuple[float, float], trained: bool = False) -> str:
     path = " ".join(f"{x:g},{y:g}" for x, y in points)
-    colour = TRAINED[1] if trained else FROZEN[1]
-    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+    color = TRAINED[1] if trained else FROZEN[1]
+    return f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>'
 
 
 def _box(x: float, y: float, width: float, height: float, *, trained: bool) -> str:
@@ -118,9 +118,9 @@ def _box(x: float, y: float, width: float, height: float, *, trained: bool) -> s
 
 
 def _sum(y: float, sign: str = "+", *, trained: bool = False) -> str:
-    colour = TRAINED[1] if trained else FROZEN[1]
-    return f'<circle cx="{MIDDLE}" cy="{y:g}" r="8" fill="#ffffff" stroke="{colour}" stroke-width="1.6"/>' + _text(
-        MIDDLE, y + 4.5, sign, fill=colour
+    color = TRAINED[1] if trained else FROZEN[1]
+    return f'<circle cx="{MIDDLE}" cy="{y:g}" r="8" fill="#ffffff" stroke="{color}" stroke-width="1.6"/>' + _text(
+        MIDDLE, y + 4.5, sign, fill=color
     )
 
 
@@ -144,8 +144,8 @@ def _branch(branch: Branch) -> list[str]:
 
 
 def draw(name: str) -> str:
-    """The picture of a method as SVG."""
-    said = PICTURES[name]
+    """The image of a method as SVG."""
+    said = IMAGES[name]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         'font-family="system-ui, sans-serif" role="img">',
@@ -180,12 +180,12 @@ def draw(name: str) -> str:
 
 
 def main() -> None:
-    """Writes all pictures into a folder."""
+    """Writes all images into a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("to", type=Path, help="folder of the pictures")
+    parser.add_argument("to", type=Path, help="folder of the images")
     to: Path = parser.parse_args().to
     to.mkdir(parents=True, exist_ok=True)
-    for name in PICTURES:
+    for name in IMAGES:
         (to / f"{name}.svg").write_text(draw(name), encoding="utf-8")
         print(to / f"{name}.svg")
 

@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from foveate.settings.errors import UserError
-from foveate.settings.runs import RunFolder
+from foveate.core.errors import UserError
+from foveate.core.runs import RunFolder
 from foveate.studies.markdown import fill
 
 

@@ -27,7 +27,7 @@ def main(out: Path) -> None:
     network.load_state_dict(load_file("tests/goldens/calibration/glyph_pretrained.safetensors"))
     before = Classifier(network, head_name="head", names=CLASSES).eval()
     drawn = {name: glyphs("target", name, per_class=60) for name in ("train", "test")}
-    train, test = (ArraySamples(one.pictures, one.labels) for one in drawn.values())
+    train, test = (ArraySamples(one.images, one.labels) for one in drawn.values())
     seen = np.sort(np.random.default_rng(SEED).permutation(36)[:18])
     rows = np.flatnonzero(np.isin(train.labels, seen))
     settings = FineTuneSettings(learning_rate=0.01, seed=SEED)

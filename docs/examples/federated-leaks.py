@@ -4,33 +4,33 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from foveate.federated.clients import Client
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.clustering.settings import resolve
 from foveate.federated.embedding.attacks import places_from_field, unused_features
-from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding.client import build_encoder
+from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.grids import targets, union_grid
 from foveate.federated.embedding.networks import flat_weights
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.embedding.site import build_encoder
 from foveate.federated.messages import Message
 from foveate.federated.privacy import noisy
 from foveate.federated.rounds import InProcess, Log
-from foveate.federated.sites import Site
 from foveate.federated.sources import gather
 
 SEEDS = range(5)
 
 
 def features(noise: dict) -> tuple[float, float]:
-    """Of the pixels that a site never inks: how many are found, and how many that are called so are."""
+    """Of the pixels that a client never inks: how many are found, and how many that are called so are."""
     found, called, true = 0, 0, 0
     for seed in SEEDS:
-        sites = gather(["digits"], split="shards:2", sites=5, seed=seed)
+        clients = gather(["digits"], split="shards:2", clients=5, seed=seed)
         options = EmbeddingOptions(method="fedavg", rounds=1, seed=seed, **noise)
         before = flat_weights(build_encoder(options, 64))
-        for points in sites.points:
-            after = fit_sites([points], options).state.encoder
+        for points in clients.points:
+            after = fit_clients([points], options).state.encoder
             read, blank = unused_features(before, after, options, 64), (points == 0).all(axis=0)
             found, called, true = found + (read & blank).sum(), called + read.sum(), true + blank.sum()
     return found / true, found / max(called, 1)
@@ -40,10 +40,10 @@ def places(points: int, sigma: float) -> tuple[float, float]:
     """Mean error of map positions as a share of the map's width: of the attack, and of as many random places."""
     errors = []
     for seed in SEEDS:
-        site = gather(["digits"], split="shards:2", sites=5, seed=seed).points[0][:points]
-        whole = gather(["digits"], split="shards:2", sites=5, seed=seed).points
-        fitted = fit_sites(whole, EmbeddingOptions(method="fedavg", rounds=5, seed=seed))
-        z = fitted.transform(site).astype(np.float64)
+        client = gather(["digits"], split="shards:2", clients=5, seed=seed).points[0][:points]
+        whole = gather(["digits"], split="shards:2", clients=5, seed=seed).points
+        fitted = fit_clients(whole, EmbeddingOptions(method="fedavg", rounds=5, seed=seed))
+        z = fitted.transform(client).astype(np.float64)
         every = fitted.transform(np.concatenate(whole))
         grid = union_grid(np.stack([[every.min(axis=0), every.max(axis=0)]]))
         sent = targets(torch.from_numpy(grid.points_Gd), torch.from_numpy(z)).numpy()
@@ -61,12 +61,12 @@ def rows(rounds: int) -> tuple[int, int]:
     """Points that a server of k-means reads exactly, from cells of two messages that differ by one; of how many."""
     read, points = 0, 0
     for seed in SEEDS:
-        sites = gather(["digits"], split="dirichlet:0.3", sites=8, seed=seed).points
+        clients = gather(["digits"], split="dirichlet:0.3", clients=8, seed=seed).points
         log = Log(record=True)
-        members = [Site(number, one, HANDLERS) for number, one in enumerate(sites)]
+        members = [Client(number, one, HANDLERS) for number, one in enumerate(clients)]
         cluster(InProcess(members, log=log), resolve(10, seed=seed, min_count=10, refine_rounds=rounds))
-        for number, own in enumerate(sites):
-            told = [sums_of(message) for site, up, message in log.messages if up and site == number]
+        for number, own in enumerate(clients):
+            told = [sums_of(message) for client, up, message in log.messages if up and client == number]
             found = set()
             for (one, n), (two, m) in zip(told, told[1:], strict=False):
                 for i, j in np.argwhere((abs(n[:, None] - m) == 1) & (n[:, None] > 0) & (m > 0)):
@@ -79,7 +79,7 @@ def rows(rounds: int) -> tuple[int, int]:
 def sums_of(message: Message) -> tuple[np.ndarray, np.ndarray]:
     """Sums and counts of the clusters, or cells, that a message tells of."""
     counts = message.array("counts")
-    return message.arrays.get("sums", message.arrays.get("centres", 0) * counts[:, None]), counts
+    return message.arrays.get("sums", message.arrays.get("centers", 0) * counts[:, None]), counts
 
 
 if __name__ == "__main__":

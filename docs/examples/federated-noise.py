@@ -1,9 +1,9 @@
-"""What is left of FedNE's map with noise on what sites send, measured on digits: `python federated-noise.py`."""
+"""What is left of FedNE's map with noise on what clients send, measured on digits: `python federated-noise.py`."""
 
 import numpy as np
 
 from foveate.federated.embedding.account import account
-from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.quality import quality, stacked
 from foveate.federated.embedding.run import halves
@@ -24,10 +24,10 @@ SETTINGS = {
 
 
 def measured(setting: dict, seed: int) -> tuple[float, float, float, float]:
-    """Sites felt; held-out vote of neighbours; share of map neighbours of another site; epsilon of the fields."""
-    split = halves(gather(["digits"], split="shards:2", sites=5, seed=seed), 0.2, seed=seed)
+    """Clients felt; held-out vote of neighbors; share of map neighbors of another client; epsilon of the fields."""
+    split = halves(gather(["digits"], split="shards:2", clients=5, seed=seed), 0.2, seed=seed)
     options = EmbeddingOptions(**{"rounds": 60, "surrogate": "grid", "seed": seed} | setting)
-    fitted = fit_sites(split.fitted, options)
+    fitted = fit_clients(split.fitted, options)
     apart = stacked(split.apart, [fitted.transform(one) for one in split.apart], split.apart_labels)
     trained = stacked(split.fitted, [fitted.transform(one) for one in split.fitted], split.fitted_labels)
     found = quality(trained, apart, k=7)
@@ -41,5 +41,5 @@ if __name__ == "__main__":
     for name, setting in SETTINGS.items():
         for seed in SEEDS:
             felt, knn, foreign, epsilon = measured(setting, seed)
-            words = f"{felt:.1f} sites felt, knn {knn:.3f}, foreign {foreign:.3f}, epsilon {epsilon:.0f}"
+            words = f"{felt:.1f} clients felt, knn {knn:.3f}, foreign {foreign:.3f}, epsilon {epsilon:.0f}"
             print(f"{name}, seed {seed}: {words}")

@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from foveate.federated.embedding import site as at_site
-from foveate.federated.embedding.fitting import fit_sites
+from foveate.core.progress import configure
+from foveate.federated.clients import Client
+from foveate.federated.embedding import client as at_client
+from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.quality import quality, stacked
 from foveate.federated.embedding.run import halves
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess, TooFewSitesError
-from foveate.federated.sites import Site
+from foveate.federated.rounds import InProcess, TooFewClientsError
 from foveate.federated.sources import gather
-from foveate.settings.progress import configure
 
 SEEDS = range(3)
 BAD = (1, 4, 7)
@@ -24,30 +24,30 @@ SETTINGS = {
 }
 
 
-def scaled(data: at_site.SiteData, request: Message, site: int) -> Message:
+def scaled(data: at_client.ClientData, request: Message, client: int) -> Message:
     """Trains as it should, and sends weights that are a hundred times too large."""
-    good = at_site.HANDLERS[at_site.TRAIN](data, request, site)
+    good = at_client.HANDLERS[at_client.TRAIN](data, request, client)
     return request.answer(arrays={"encoder": 100 * good.array("encoder")}, **good.values)
 
 
 def measured(split: str, setting: dict, seed: int, *, poisoned: bool) -> tuple[float, float]:
-    """Held-out vote of neighbours and trustworthiness on the map of the honest sites; 0 where the run ended early."""
-    parts = halves(gather(["digits"], split=split, sites=10, seed=seed), 0.2, seed=seed)
+    """Held-out vote of neighbors and trustworthiness on the map of the honest clients; 0 where the run ended early."""
+    parts = halves(gather(["digits"], split=split, clients=10, seed=seed), 0.2, seed=seed)
     options = EmbeddingOptions(rounds=30, surrogate="grid", seed=seed, **setting)
 
-    def transport(members: list[Site], log: object) -> InProcess:
-        bad = {**at_site.HANDLERS, at_site.TRAIN: scaled}
-        return InProcess([Site(one.number, one.data, bad) if one.number in BAD else one for one in members])
+    def transport(members: list[Client], log: object) -> InProcess:
+        bad = {**at_client.HANDLERS, at_client.TRAIN: scaled}
+        return InProcess([Client(one.number, one.data, bad) if one.number in BAD else one for one in members])
 
     try:
-        fitted = fit_sites(parts.fitted, options, **({"transport": transport} if poisoned else {}))
-    except TooFewSitesError:
+        fitted = fit_clients(parts.fitted, options, **({"transport": transport} if poisoned else {}))
+    except TooFewClientsError:
         return 0.0, 0.0
-    sites = [number for number in range(10) if number not in BAD]
+    clients = [number for number in range(10) if number not in BAD]
 
     def those(points: list, labels: list) -> object:
-        chosen = [points[number] for number in sites]
-        return stacked(chosen, [fitted.transform(one) for one in chosen], [labels[number] for number in sites])
+        chosen = [points[number] for number in clients]
+        return stacked(chosen, [fitted.transform(one) for one in chosen], [labels[number] for number in clients])
 
     found = quality(those(parts.fitted, parts.fitted_labels), those(parts.apart, parts.apart_labels), k=7)
     return found["knn"], found["trustworthiness"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from foveate.core.version import __version__
 
 _LAZY = {
     "Box": "foveate.records.boxes",
@@ -25,7 +25,7 @@ _LAZY = {
     "Record": "foveate.records.record",
     "Region": "foveate.records.record",
     "SearchIndex": "foveate.pretrain.verbs",
-    "UserError": "foveate.settings.errors",
+    "UserError": "foveate.core.errors",
     "open_index": "foveate.pretrain.verbs",
     "open_model": "foveate.pretrain.verbs",
     "search": "foveate.pretrain.verbs",
@@ -33,6 +33,7 @@ _LAZY = {
 
 if TYPE_CHECKING:
     from foveate.adapt.calibration.estimator import Calibrator
+    from foveate.core.errors import UserError
     from foveate.federated.deep.estimator import FederatedDeepClustering
     from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
     from foveate.federated.estimators import FederatedKMeans
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
     from foveate.records.collection import Collection
     from foveate.records.record import Record, Region
-    from foveate.settings.errors import UserError
 
 __all__ = [
     "Box",

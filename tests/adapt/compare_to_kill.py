@@ -8,7 +8,7 @@ import torch
 
 from adapt.compared import network, recipe
 from foveate.adapt.compare.run import compare
-from foveate.settings import progress
+from foveate.core import progress
 
 
 def run(folder: str) -> None:

@@ -1,4 +1,4 @@
-"""A tiny comparison: pictures of stripes that even untrained features tell apart, and a tiny network."""
+"""A tiny comparison: images of stripes that even untrained features tell apart, and a tiny network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HALF = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def stripes(path: Path, *, classes: int = 3, seed: int = 0, splits: tuple[int, int, int] = (6, 3, 5)) -> Path:
-    """Pictures with a bright stripe, whose height is the class: so many of each class in train, validation, test."""
+    """Images with a bright stripe, whose height is the class: so many of each class in train, validation, test."""
     generator = np.random.default_rng(seed)
     labels = np.tile(np.arange(classes), sum(splits))
     split = np.repeat(["train", "validation", "test"], [classes * count for count in splits])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from adapt.test_matrix import config, moved
 from adapt.towers import CLASSES, FAMILIES, pixels, tower
 from foveate.adapt.calibration.logit_files import read_logits
-from foveate.adapt.data import labelled
+from foveate.adapt.data import labeled
 from foveate.adapt.model import adapt
 from foveate.adapt.opening import backbone_settings
 from foveate.adapt.prefix import Prefix
@@ -25,9 +25,9 @@ from foveate.adapt.train import train_adapter
 from foveate.adapt.training import AdaptTask
 from foveate.adapt.verbs import open_adapted
 from foveate.cli.main import cli
+from foveate.core.errors import UserError
+from foveate.core.progress import configure
 from foveate.report.pages.adapt import build as build_page
-from foveate.settings.errors import UserError
-from foveate.settings.progress import configure
 from foveate.vision.pixels import Preprocess
 
 HALF = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -90,15 +90,15 @@ def test_training_writes_adapter_logits_and_page(backbone: Path, data: Path, tmp
     assert logits.logits.shape == (20, 3)
     assert said["classes"] == ["low", "middle", "top"]
     adapted, opened, info = open_adapted(tmp_path / "run")
-    again = labelled(data, AdaptData(), opened.preprocess)
+    again = labeled(data, AdaptData(), opened.preprocess)
     chosen = again.rows("test")
     with torch.no_grad():
-        given = opened.preprocess.normalise(torch.stack([again.picture(row, False) for row in chosen]))
+        given = opened.preprocess.normalize(torch.stack([again.image(row, False) for row in chosen]))
         assert np.allclose(adapted(given).numpy(), logits.logits, atol=1e-6)
     assert info["classes"] == said["classes"]
 
 
-def test_classes_without_training_pictures_come_back(backbone: Path, data: Path, tmp_path: Path) -> None:
+def test_classes_without_training_images_come_back(backbone: Path, data: Path, tmp_path: Path) -> None:
     """From a head that knows them: a linear probe of all classes, tuning on two of them, then the third again."""
     train(backbone, data, tmp_path / "before", "--method", "linear", "--epochs", 30, "training.learning_rate=0.05")
     arrays = dict(np.load(data))
@@ -116,9 +116,7 @@ def test_classes_without_training_pictures_come_back(backbone: Path, data: Path,
         "--quiet",
     )
     done = run("train", *options, "--run", tmp_path / "never")
-    assert "class 'low' has no training picture (1 such classes); leave them out with data.classes" in str(
-        done.exception
-    )
+    assert "class 'low' has no training image (1 such classes); leave them out with data.classes" in str(done.exception)
     after = tmp_path / "after"
     done = run("train", *options, "--head-from", tmp_path / "before", "--run", after, "--epochs", 20)
     assert done.exit_code == 0, (done.output, done.exception)
@@ -213,7 +211,7 @@ def test_merging_and_peft_through_the_command_line(backbone: Path, data: Path, t
 
 def test_dry_run_prices_and_writes_nothing(backbone: Path, data: Path, tmp_path: Path) -> None:
     said = train(backbone, data, tmp_path / "run", "--method", "lora", "rank=4", "--shots", 5, "--dry-run")
-    assert said["pictures"] == 15
+    assert said["images"] == 15
     assert said["trained"] == 1536
     assert said["updates"] == 4
     assert not (tmp_path / "run").exists()
@@ -226,9 +224,9 @@ def test_dry_run_prices_and_writes_nothing(backbone: Path, data: Path, tmp_path:
         (("--method", "lora", "rnk=3"), "did you mean 'rank'"),
         (("--method", "lora", "training.epoch=3"), "did you mean 'training.epochs'|epochs"),
         (("--method", "lora", "rank=64"), "the width of this backbone"),
-        (("--method", "linear", "--field", "colour"), "has no meaning"),
+        (("--method", "linear", "--field", "color"), "has no meaning"),
         (("--method", "linear", "data.train=[training]"), "did you mean 'train'"),
-        (("--method", "linear", "data.classes=[top, lowest]"), "no picture of stripes.npz has it"),
+        (("--method", "linear", "data.classes=[top, lowest]"), "no image of stripes.npz has it"),
         (("--method", "linear", "data.classes=[top]"), "at least two"),
     ],
 )
@@ -268,13 +266,13 @@ def test_options_without_effect(
 
 
 @pytest.mark.parametrize("method", ["linear", "full"])  # features kept, and pixels
-def test_a_loss_that_is_no_number_names_its_pictures(backbone: Path, data: Path, tmp_path: Path, method: str) -> None:
+def test_a_loss_that_is_no_number_names_its_images(backbone: Path, data: Path, tmp_path: Path, method: str) -> None:
     done = run("train", "--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--quiet", "--method",
                method, "training.learning_rate=1e30", "training.warmup=0", "training.batch_size=5")  # fmt: skip
     assert isinstance(done.exception, UserError), done.output
     said = str(done.exception)
     assert "loss or gradient is not a finite number" in said
-    keys = said.partition("pictures of this update: ")[2].split(", ")
+    keys = said.partition("images of this update: ")[2].split(", ")
     assert len(keys) == 5
     assert set(keys) <= {str(number) for number in range(30)}
 
@@ -298,10 +296,10 @@ def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
     ):
         np.savez(tmp_path / "x.npz", **arrays)
         with pytest.raises(UserError, match=sentence):
-            labelled(tmp_path / "x.npz", AdaptData(), HALF)
+            labeled(tmp_path / "x.npz", AdaptData(), HALF)
     (tmp_path / "y.npz").write_bytes(b"nothing")
     with pytest.raises(UserError, match="not an npz file"):
-        labelled(tmp_path / "y.npz", AdaptData(), HALF)
+        labeled(tmp_path / "y.npz", AdaptData(), HALF)
 
 
 def test_recipes_know_every_method() -> None:

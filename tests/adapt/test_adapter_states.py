@@ -21,7 +21,8 @@ from foveate.adapt.model import adapt
 from foveate.adapt.registry import method, method_names
 from foveate.adapt.wise import interpolated
 from foveate.adapt.wise_saving import save_at
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from naming import raises_naming
 
 MERGEABLE = [name for name in method_names() if method(name).mergeable]
 
@@ -135,7 +136,7 @@ def test_folders_with_and_without_a_strength(tmp_path: Path) -> None:
     assert load_adapter(tower("timm"), whole).adapter().strength == 1.0
     for value in (None, "0.5", float("inf"), True):
         (half / "adapter.json").write_text(json.dumps({**said(half), "strength": value}), encoding="utf-8")
-        with pytest.raises(UserError, match="field 'strength'"):
+        with raises_naming(UserError, "strength"):
             load_adapter(tower("timm"), half)
 
 

@@ -55,10 +55,10 @@ def test_the_stored_vit_gives_the_stored_logits() -> None:
 
 @pytest.mark.parametrize(("style", "least", "most"), [("source", 0.95, 1.0), ("target", 0.36, 0.49)])
 def test_drawn_glyphs_are_those_that_it_was_trained_for(style: Any, least: float, most: float) -> None:
-    """41 to 42 % of the target are right in the reference; 720 pictures leave a standard error of .018."""
+    """41 to 42 % of the target are right in the reference; 720 images leave a standard error of .018."""
     drawn = glyphs(style, "golden", per_class=20)
     with torch.inference_mode():
-        logits = network(GOLDENS / "glyph_pretrained.safetensors").float()(torch.from_numpy(drawn.pictures))
+        logits = network(GOLDENS / "glyph_pretrained.safetensors").float()(torch.from_numpy(drawn.images))
     assert least <= (logits.argmax(1).numpy() == drawn.labels).mean() <= most
 
 

@@ -1,4 +1,4 @@
-"""`Calibrator`, pseudo cross-validation from logits, diagnosis, files of logits: behaviour and refusals."""
+"""`Calibrator`, pseudo cross-validation from logits, diagnosis, files of logits: behavior and refusals."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from foveate.adapt.calibration.diagnosis import Outputs, curve_points, diagnose
 from foveate.adapt.calibration.estimator import Calibrator
 from foveate.adapt.calibration.logit_files import read_logits, write_logits
 from foveate.adapt.calibration.pseudo import PseudoRun, estimate, run_threshold, split_classes
+from foveate.core.errors import UserError
 from foveate.metrics.calibration import average_logit_gap, group_accuracies
 from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.tradeoff import best_intervals, su_curve
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 SEEN, ABSENT = [0, 2, 3, 5], [1, 4]
 
@@ -129,7 +130,7 @@ def test_pseudo_runs_give_the_mean_of_feasible_gammas() -> None:
     assert calibrator.feasible_.tolist() == [True, False, True]
     assert np.isnan(calibrator.gammas_[1])
     assert calibrator.gamma_ == pytest.approx((calibrator.gammas_[0] + calibrator.gammas_[2]) / 2)
-    with pytest.raises(UserError, match="no gamma is feasible in any of the 1 pseudo runs.*100.0 %"):
+    with raises_naming(UserError, "1", "100.0"):
         Calibrator("pcv").fit(*made(), SEEN, pseudo_runs=[hopeless])
 
 
@@ -166,7 +167,7 @@ def test_splits_are_halves_and_depend_on_number_and_seed() -> None:
         seen, absent = split_classes([8, 1, 3, 2, 7], number=number)
         assert (len(seen), len(absent)) == (2, 3)
         assert sorted([*seen, *absent]) == [1, 2, 3, 7, 8]
-    with pytest.raises(UserError, match="at least two, not 1"):
+    with raises_naming(UserError, "1"):
         split_classes([4], number=0)
 
 
@@ -203,11 +204,11 @@ def test_pseudo_runs_of_another_model_are_refused() -> None:
     assert run.source_logits is not None
     more = np.zeros((len(run.labels), 3))
     wide = pseudo_run(0, logits=np.hstack([run.logits, more]), source_logits=np.hstack([run.source_logits, more]))
-    with pytest.raises(UserError, match="pseudo run: 9 columns; gamma is sought for 6 classes"):
+    with raises_naming(UserError, "9", "6"):
         Calibrator("pcv").fit(*made(), SEEN, pseudo_runs=[run, wide])
     chosen = np.isin(run.labels, SEEN[:2])
     part = PseudoRun(run.logits[chosen], run.labels[chosen], np.array([0]), np.array([2]), run.source_logits[chosen])
-    with pytest.raises(UserError, match="seen class 3 is in neither half"):
+    with raises_naming(UserError, "3"):
         Calibrator("pcv").fit(*made(), SEEN, pseudo_runs=[part])
     with pytest.raises(UserError, match=r"pseudo run: logits: must be \[samples, classes\]"):
         Calibrator("pcv").fit(*made(), SEEN, pseudo_runs=[pseudo_run(0, logits=np.zeros(4))])
@@ -243,9 +244,9 @@ def test_a_pseudo_run_without_images_of_a_half_is_refused() -> None:
 
 def test_wrong_width_after_fitting() -> None:
     calibrator = Calibrator().fit(*seen_only(*made()), SEEN)
-    with pytest.raises(UserError, match="5 columns; gamma was found for 6 classes"):
+    with raises_naming(UserError, "5", "6"):
         calibrator.predict(np.zeros((2, 5)))
-    with pytest.raises(UserError, match="first in row 1"):
+    with raises_naming(UserError, "1"):
         calibrator.predict([[0.0] * 6, [np.nan] * 6])
 
 
@@ -290,8 +291,8 @@ def test_damage_is_also_read_from_nearest_means() -> None:
     random = np.random.default_rng(0)
     logits, labels = made(samples=1200)
     groups = ClassGroups.of(SEEN, classes=6)
-    centres = 3 * random.standard_normal((6, 12))
-    good = centres[labels] + random.standard_normal((1200, 12))
+    centers = 3 * random.standard_normal((6, 12))
+    good = centers[labels] + random.standard_normal((1200, 12))
     bad = good.copy()
     bad[np.isin(labels, ABSENT)] = random.standard_normal((int(np.isin(labels, ABSENT).sum()), 12))
     found = diagnose(Outputs(logits, bad, (bad, labels)), labels, groups, before=Outputs(logits, good, (good, labels)))
@@ -311,7 +312,7 @@ def test_files_of_logits(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.labels, labels)
         assert found.class_names == names
         assert found.classes == 6
-    with pytest.raises(UserError, match="'seen' and 'absent'"):
+    with raises_naming(UserError, "seen", "absent"):
         read_logits(npz).as_run()
     run = pseudo_run(0)
     arrays = {name: getattr(run, name) for name in ("logits", "labels", "seen", "absent", "source_logits")}
@@ -358,7 +359,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be a list of numbers"):
         read_logits(tmp_path / "flat.parquet")
     pq.write_table(pa.table({"x": [1.0]}), tmp_path / "x.parquet")
-    with pytest.raises(UserError, match="no columns 'logits' and 'labels'; it has x"):
+    with raises_naming(UserError, "logits", "labels"):
         read_logits(tmp_path / "x.parquet")
 
 

@@ -20,18 +20,19 @@ from foveate.adapt.calibration.fold import fold
 from foveate.adapt.checkpoints.foveate import EncoderClassifier, classifier_of
 from foveate.adapt.classifier import Classifier, formats, open_classifier, save_classifier
 from foveate.adapt.samples import ArraySamples, CollectionSamples, answer
+from foveate.core.errors import UserError
 from foveate.metrics.class_groups import ClassGroups
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
 from foveate.training.augment import RandomViews
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.registry import build_image_encoder
+from naming import raises_naming
 from tiny import recipe
 
 NAMES = ["ant", "bee", "cat"]
 ENCODER = {
-    "kind": "openclip", "model": "ViT-B-32", "embed_dim": 16,
+    "kind": "open_clip", "model": "ViT-B-32", "embed_dim": 16,
     "vision": {"layers": 1, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32},
 }  # fmt: skip
 
@@ -107,7 +108,7 @@ def test_missing_and_extra_tensors_are_refused(name: str, tmp_path: Path) -> Non
 
 
 def test_a_classifier_on_one_of_our_encoders(tmp_path: Path) -> None:
-    model = LocalisingModel(recipe())
+    model = LocalizingModel(recipe())
     classifier = classifier_of(model, NAMES)
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     again = open_classifier(save_classifier(classifier.eval(), tmp_path / "model"), device="cpu")
@@ -119,13 +120,13 @@ def test_a_classifier_on_one_of_our_encoders(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_no_classifier(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no classifier here; allowed are folders with config.json"):
+    with raises_naming(UserError, "config.json"):
         open_classifier(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match="no classifier of a known format.*timm.*transformers"):
         open_classifier(tmp_path)
     (tmp_path / "config.json").write_text('{"architecture": "tset_vit", "num_classes": 3}')
-    with pytest.raises(UserError, match="timm cannot build 'tset_vit'"):
+    with raises_naming(UserError, "tset_vit"):
         open_classifier(tmp_path)
     with pytest.raises(UserError, match="is no linear classifier"):
         Classifier(nn.Sequential(nn.ReLU()), head_name="0", names=NAMES)
@@ -139,22 +140,22 @@ def test_folders_that_are_no_classifier(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Collection:
-    with CollectionWriter(tmp_path / "pictures", licence="CC0-1.0", source="test") as writer:
+def images(tmp_path: Path) -> Collection:
+    with CollectionWriter(tmp_path / "images", license="CC0-1.0", source="test") as writer:
         for number in range(6):
             buffer = io.BytesIO()
             Image.new("RGB", (40, 30), (40 * number, 20, 90)).save(buffer, "PNG")
             labels = {"animal": NAMES[number % 3]} if number < 5 else {}
             writer.add(f"p{number}", buffer.getvalue(), labels=labels, split="train" if number else "test")
-    return Collection.open(tmp_path / "pictures")
+    return Collection.open(tmp_path / "images")
 
 
-def test_samples_of_a_collection(pictures: Collection, tmp_path: Path) -> None:
+def test_samples_of_a_collection(images: Collection, tmp_path: Path) -> None:
     classifier = open_classifier(timm_folder(tmp_path / "model"), device="cpu")
     assert classifier.preprocess is not None
-    samples = CollectionSamples(pictures, "animal", NAMES, classifier.preprocess, split="train")
+    samples = CollectionSamples(images, "animal", NAMES, classifier.preprocess, split="train")
     assert samples.labels.tolist() == [1, 2, 0, 1]
-    assert samples.unlabelled == 1
+    assert samples.unlabeled == 1
     found = answer(classifier, samples, np.array([2, 0]))
     assert found.logits.shape == (2, 3)
     assert found.labels.tolist() == [0, 1]
@@ -163,22 +164,22 @@ def test_samples_of_a_collection(pictures: Collection, tmp_path: Path) -> None:
         expected = classifier(samples.pixels(2)[None]).numpy()
     np.testing.assert_allclose(found.logits[:1], expected, atol=1e-5)
     viewed = CollectionSamples(
-        pictures, "animal", NAMES, classifier.preprocess, split="train", views=RandomViews(scale=(0.3, 0.5), flip=0.0)
+        images, "animal", NAMES, classifier.preprocess, split="train", views=RandomViews(scale=(0.3, 0.5), flip=0.0)
     )
     assert torch.equal(viewed.sample(0, 0, 7)["pixels"], viewed.sample(0, 0, 7)["pixels"])
     batch = viewed.collate([viewed.sample(row, 0, 0) for row in (0, 2)])
     assert batch["pixels"].shape == (2, 3, 32, 32)
     assert batch["labels"].tolist() == [1, 0]
-    varied = samples.augmented(Augmentation(crop=0.3, colour=0.3))
+    varied = samples.augmented(Augmentation(crop=0.3, color=0.3))
     assert not torch.equal(varied.sample(0, 0, 7)["pixels"], varied.sample(0, 1, 7)["pixels"])
     assert torch.equal(varied.pixels(0), samples.pixels(0)), "what is evaluated stays"
     assert torch.equal(samples.sample(0, 1, 7)["pixels"], samples.pixels(0)), "the samples themselves stay"
-    with pytest.raises(UserError, match="2 values are no class of the model, first 'bee'"):
-        CollectionSamples(pictures, "animal", ["ant", "bea"], classifier.preprocess)
+    with raises_naming(UserError, "bee", "2"):
+        CollectionSamples(images, "animal", ["ant", "bea"], classifier.preprocess)
 
 
 def test_samples_of_arrays() -> None:
-    with pytest.raises(UserError, match="NaN"):
+    with raises_naming(UserError, "NaN"):
         ArraySamples(np.array([[np.nan]]), np.array([0]))
     with pytest.raises(UserError, match="as many"):
         ArraySamples(np.zeros((2, 1)), np.array([0]))

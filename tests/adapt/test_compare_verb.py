@@ -15,17 +15,17 @@ from adapt.compared import HALF, stripes
 from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fixture
 from foveate.adapt.compare.recipe import tasks_of
 from foveate.adapt.compare.summary import _accuracy
-from foveate.adapt.data import labelled
+from foveate.adapt.data import labeled
 from foveate.adapt.folder import load_adapter
 from foveate.adapt.opening import backbone_settings, open_backbone
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.vtab import GROUPS, read_lists
 from foveate.cli.main import cli
 from foveate.cli.verbs.adapt import _compared
+from foveate.core.errors import UserError
 from foveate.report import numbers
 from foveate.report.compared import Point, amount, cost_chart, matrix_chart
 from foveate.report.pages.adapt_compare import ComparedResult, build, columns, forests, table
-from foveate.settings.errors import UserError
 
 
 def run(*arguments: object) -> Result:
@@ -53,7 +53,7 @@ def test_a_comparison_its_page_and_its_adapters(done: tuple[Path, dict[str, Any]
     assert set(said["lines"][0]["means"]) == {"near", "far", "mean of groups", "mean"}
     page = Path(said["paths"]["report"]).read_text(encoding="utf-8")
     for words in ("3 methods on 2 tasks", "Highest mean accuracy", "same answer", "lora, 2 seeds", "What was chosen",
-                  "No test picture took part", "95 % t-interval over 2 seeds", "only bitfit", "all but linear",
+                  "No test image took part", "95 % t-interval over 2 seeds", "only bitfit", "all but linear",
                   "Best epoch on test (peeks)"):  # fmt: skip
         assert words in page, words
     stored = json.loads((folder / "run" / "result.json").read_text())
@@ -69,14 +69,14 @@ def test_a_comparison_its_page_and_its_adapters(done: tuple[Path, dict[str, Any]
     assert adapters == ["bitfit-seed0", "bitfit-seed1", "linear-seed0", "linear-seed1", "lora-seed0", "lora-seed1"]
     opened = open_backbone(backbone_settings(str(arguments[1])))
     again = load_adapter(opened.model, folder / "run" / "adapters" / "a" / "lora-seed1")
-    # Chosen by validation pictures, then trained on both: these choose no alpha any more.
+    # Chosen by validation images, then trained on both: these choose no alpha any more.
     assert again.info["default"]["trained_on"] == [{"data": "stripes.npz", "splits": ["train", "validation"]}]
-    data = labelled(folder / "stripes.npz", AdaptData(), opened.preprocess)
+    data = labeled(folder / "stripes.npz", AdaptData(), opened.preprocess)
     rows = data.rows("test")
     import torch
 
     with torch.no_grad():
-        given = opened.preprocess.normalise(torch.stack([data.picture(row, False) for row in rows.tolist()]))
+        given = opened.preprocess.normalize(torch.stack([data.image(row, False) for row in rows.tolist()]))
         logits = again(given).numpy()
     assert np.allclose(logits, np.load(folder / "run" / "logits" / "a" / "lora-seed1.npz")["logits"], atol=1e-5)
 
@@ -114,7 +114,7 @@ def test_one_seed_that_converged_has_an_interval_of_its_own_kind(
     stored = json.loads((done[0] / "run" / "result.json").read_text())
     stored["lines"][0]["tasks"]["a"] |= {"value": 0.8, "low": 0.6, "high": 0.9, "seeds": [0.8], "failed": 1}
     shown = {line["name"]: line["cells"][0]["span"] for line in table(ComparedResult.model_validate(stored))}
-    assert shown["linear"] == "60.0–90.0, of one seed over pictures"
+    assert shown["linear"] == "60.0–90.0, of one seed over images"
     alone = table(ComparedResult.model_validate(stored | {"seeds": 1}))
     assert next(line["cells"][0]["span"] for line in alone if line["name"] == "linear") == "60.0–90.0"
 
@@ -123,10 +123,10 @@ def test_the_same_again_in_words(done: tuple[Path, dict[str, Any], tuple[object,
     _, said, arguments = done
     again = run(*arguments)
     assert again.exit_code == 0, (again.output, again.exception)
-    assert "a: 15 test pictures, chance 0.333; the split validation, 9 pictures" in again.output
+    assert "a: 15 test images, chance 0.333; the split validation, 9 images" in again.output
     assert "ensemble of bitfit, lora, the first seed of each: " in again.output
     told = said["tasks"][0]["ensembles"]
-    assert f"two of them disagree on {told['disagreement']:.1%} of the pictures" in again.output
+    assert f"two of them disagree on {told['disagreement']:.1%} of the images" in again.output
     assert "(peeks)" in again.output
     for line in said["lines"]:
         assert line["tasks"]["a"]["best_epoch"] >= line["tasks"]["a"]["value"]
@@ -150,7 +150,7 @@ def test_a_price_and_mistakes(done: tuple[Path, dict[str, Any], tuple[object, ..
         (("--grid", "vtab"), "did you mean 'vtab1k'"),
         (("--most-hours", 0.0001, "--epochs", 1000), "raise --most-hours"),
         (("--budget", "lots"), "budget 'lots': write a number such as 100000"),
-        (("--folds", 60), "60 folds need at least two pictures of each class and as many as folds"),
+        (("--folds", 60), "60 folds need at least two images of each class and as many as folds"),
         (("shrae=0.5",), "did you mean 'share'"),
         (("training.epohcs=0.5",), "did you mean 'epochs'"),
         (("--tasks", f"x={folder / 'stripes.npz'}:kind"), "field 'kind' has no meaning"),
@@ -162,7 +162,7 @@ def test_a_price_and_mistakes(done: tuple[Path, dict[str, Any], tuple[object, ..
 
 
 def lists(folder: Path, **changes: str) -> Path:
-    """A task of VTAB-1K of six pictures of two colours."""
+    """A task of VTAB-1K of six images of two colors."""
     (folder / "images").mkdir(parents=True)
     for number in range(6):
         Image.new("RGB", (40, 32), (200, 0, 0) if number % 2 else (0, 0, 200)).save(folder / "images" / f"{number}.png")
@@ -179,13 +179,13 @@ def test_tasks_of_vtab_and_their_groups(tmp_path: Path) -> None:
     found = tasks_of([str(tmp_path / "vtab-1k")])
     assert [(task.name, task.group) for task in found] == [("dtd", "natural"), ("kitti", "structured")]
     assert sum(map(len, GROUPS.values())) == 19
-    data = labelled(tmp_path / "vtab-1k" / "dtd", AdaptData(), HALF)
+    data = labeled(tmp_path / "vtab-1k" / "dtd", AdaptData(), HALF)
     assert data.classes == ("0", "1")
     assert data.splits.tolist() == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
-    red, blue = (data.picture(int(row), False).float().mean(dim=(1, 2)) for row in data.rows("test")[::-1])
+    red, blue = (data.image(int(row), False).float().mean(dim=(1, 2)) for row in data.rows("test")[::-1])
     assert red[0] > blue[0]
     assert blue[2] > red[2]
-    shown, mirrored = data.picture(0, False), data.picture(0, True)
+    shown, mirrored = data.image(0, False), data.image(0, True)
     assert shown.shape == (3, 32, 32)
     assert (shown[2] > 190).all()  # squashed: no padding above and below
     assert (mirrored == shown.flip(2)).all()
@@ -196,7 +196,7 @@ def test_tasks_of_vtab_and_their_groups(tmp_path: Path) -> None:
     [
         ({"test": "images/4.png\n"}, "test.txt, line 1: wanted is a path and the number of a class"),
         ({"val200": "images/2.png 0\nimages/1.png 1\n"}, "val200.txt, line 2: images/1.png is in train800.txt, too"),
-        ({"test": "images/9.png 0\n"}, "the picture images/9.png of its lists is missing"),
+        ({"test": "images/9.png 0\n"}, "the image images/9.png of its lists is missing"),
     ],
 )
 def test_mistakes_of_lists(tmp_path: Path, changes: dict[str, str], sentence: str) -> None:

@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foveate.adapt.compare.bench import Bench, Fit
-from foveate.adapt.data import Labelled
+from foveate.adapt.data import Labeled
 from foveate.adapt.opening import Opened
 from foveate.adapt.recipe import AdaptTraining
+from foveate.core.seeds import generator
 from foveate.metrics.agreement import ensemble, mean_disagreement
 from foveate.records.builtin.glyphs import glyphs
-from foveate.settings.seeds import generator
 from foveate.vision.pixels import Preprocess
 
 WEIGHTS = Path(__file__).parents[1] / "goldens" / "calibration" / "glyph_pretrained.safetensors"
@@ -56,7 +56,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vpt-deep": {"prompts": 10},
     "vpt-shallow": {"prompts": 10, "keep_prompts": False},
 }
-Task = tuple[Labelled, int]
+Task = tuple[Labeled, int]
 
 
 def network() -> Any:
@@ -70,21 +70,21 @@ def network() -> Any:
     return model.eval()
 
 
-def task(name: str, pixels: Tensor, labels: NDArray[np.int64], train: NDArray[np.int64]) -> Labelled:
-    """Pictures [N, 1, 24, 24] as the network takes them; all but `train` are the test."""
+def task(name: str, pixels: Tensor, labels: NDArray[np.int64], train: NDArray[np.int64]) -> Labeled:
+    """Images [N, 1, 24, 24] as the network takes them; all but `train` are the test."""
     splits = np.full(len(labels), "test", dtype=object)
     splits[train] = "train"
     classes = tuple(map(str, range(labels.max() + 1)))
-    return Labelled(name, classes, list(map(str, range(len(labels)))), labels, splits, lambda row, _: pixels[row])
+    return Labeled(name, classes, list(map(str, range(len(labels)))), labels, splits, lambda row, _: pixels[row])
 
 
 def digits(seed: int) -> Task:
-    """10 pictures of each digit, the other 1,697 to test; 100 pictures give one whole batch an epoch, so 60 updates."""
+    """10 images of each digit, the other 1,697 to test; 100 images give one whole batch an epoch, so 60 updates."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    pictures = torch.from_numpy(found.images).float()[:, None] / 16
-    pixels = F.interpolate(pictures, (24, 24), mode="bilinear", align_corners=False) * 2 - 1
+    images = torch.from_numpy(found.images).float()[:, None] / 16
+    pixels = F.interpolate(images, (24, 24), mode="bilinear", align_corners=False) * 2 - 1
     labels = found.target.astype(np.int64)
     order = generator("digits", seed).permutation(len(labels))
     train = np.concatenate([order[labels[order] == number][:10] for number in range(10)])
@@ -92,20 +92,20 @@ def digits(seed: int) -> Task:
 
 
 def rotation(seed: int) -> Task:
-    """Which of six multiples of 60 degrees a glyph is turned by: 200 pictures, the other 1,500 to test.
+    """Which of six multiples of 60 degrees a glyph is turned by: 200 images, the other 1,500 to test.
 
     Turned by U(-10, 10) degrees more, about the middle, bilinear; what comes in from outside is background. The 200
     give three whole batches an epoch, so 180 updates.
     """
     random = generator("rotation", seed)
-    pools = (glyphs("source", "train", per_class=50).pictures, glyphs("source", "test", per_class=50).pictures)
+    pools = (glyphs("source", "train", per_class=50).images, glyphs("source", "test", per_class=50).images)
     upright = [pool[random.permutation(len(pool))[:count], 0] for pool, count in zip(pools, (200, 1500), strict=True)]
-    pictures = np.concatenate(upright)
-    labels = random.integers(0, 6, len(pictures))
-    degrees = 60 * labels + random.uniform(-10, 10, len(pictures))
+    images = np.concatenate(upright)
+    labels = random.integers(0, 6, len(images))
+    degrees = 60 * labels + random.uniform(-10, 10, len(images))
     turned = [
-        np.asarray(Image.fromarray(picture).rotate(angle, Image.Resampling.BILINEAR, fillcolor=-1))
-        for picture, angle in zip(pictures, degrees.tolist(), strict=True)
+        np.asarray(Image.fromarray(image).rotate(angle, Image.Resampling.BILINEAR, fillcolor=-1))
+        for image, angle in zip(images, degrees.tolist(), strict=True)
     ]
     return task("rotation", torch.from_numpy(np.stack(turned))[:, None], labels, np.arange(200)), 180
 

@@ -12,10 +12,11 @@ from foveate.adapt.calibration.diagnosis import Outputs
 from foveate.adapt.calibration.evidence import ModelData, from_logits
 from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.calibration.run import Calibrated, Evidence, calibrate, groups_of, table_lines
+from foveate.core.errors import UserError
+from foveate.core.runs import RunFolder
 from foveate.metrics.calibration import average_logit_gap
 from foveate.metrics.class_groups import ClassGroups
-from foveate.settings.errors import UserError
-from foveate.settings.runs import RunFolder
+from naming import raises_naming
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -71,7 +72,7 @@ def test_the_result_and_its_table(tmp_path: Path) -> None:
         Evidence(NAMES, evidence.groups, test=evidence.test, labels=both), run, method="alg", variant="official"
     )
     assert official.gamma == pytest.approx(found.gamma, abs=1.0)
-    with pytest.raises(UserError, match="give three files with --pseudo"):
+    with raises_naming(UserError, "--pseudo"):
         calibrate(evidence, run, method="pcv")
 
 
@@ -84,11 +85,11 @@ def test_official_takes_the_test_data_though_there_are_training_logits(tmp_path:
     found = calibrate(evidence, run, method="alg", variant="official")
     official = found.gamma
     assert found.result["notes"] == [
-        "ALG's gamma is of the labelled test data (official variant): its row is measured on the same samples"
+        "ALG's gamma is of the labeled test data (official variant): its row is measured on the same samples"
     ]
     assert plain == average_logit_gap(made(0, training), training, groups)
     assert official == average_logit_gap(test, both, groups, variant="official") != plain
-    with pytest.raises(UserError, match="--variant official takes labelled test data, and there are none"):
+    with raises_naming(UserError, "--variant"):
         calibrate(Evidence(NAMES, groups, evidence.training), run, method="alg", variant="official")
 
 

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from foveate.adapt.calibration.fold import checkpoint_tensors, find_bias, fold
+from foveate.core.errors import UserError
 from foveate.metrics.class_groups import ClassGroups
-from foveate.settings.errors import UserError
 
 GROUPS = ClassGroups.of([0, 2, 3], classes=5)
 NARROW = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}

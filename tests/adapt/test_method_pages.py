@@ -1,4 +1,4 @@
-"""Every method has its page, its picture and its stored numbers, and the page says what the code does."""
+"""Every method has its page, its image and its stored numbers, and the page says what the code does."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def test_the_guide_has_every_method(name: str, trained: dict[str, str]) -> None:
     assert row[2:] == (published(name) or ["", "", ""])
 
 
-def test_pictures_are_what_the_tool_draws() -> None:
+def test_images_are_what_the_tool_draws() -> None:
     import draw_methods
 
-    assert set(draw_methods.PICTURES) == set(method_names())
+    assert set(draw_methods.IMAGES) == set(method_names())
     for name in method_names():
         path = DOCS / "images" / "adapt" / f"{name}.svg"
         assert path.read_text(encoding="utf-8") == draw_methods.draw(name), f"run tools/draw_methods.py {path.parent}"

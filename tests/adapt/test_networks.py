@@ -20,7 +20,8 @@ from foveate.adapt.networks import open_network
 from foveate.adapt.opening import backbone_settings, open_backbone
 from foveate.adapt.verbs import open_adapted
 from foveate.cli.main import cli
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from naming import raises_naming
 
 CNN = "timm:resnet10t"
 
@@ -80,13 +81,13 @@ def test_other_tensors_and_other_fields(tmp_path: Path, capsys: pytest.CaptureFi
         save_file(change, path, metadata={"format": "pt"})
         with pytest.raises(UserError, match=words):
             open_backbone(backbone_settings(str(tmp_path / "merged")))
-    with pytest.raises(UserError, match="unknown field of the backbone 'imagesize'.*did you mean 'image_size'"):
+    with raises_naming(UserError, "imagesize", "image_size"):
         open_network({"kind": "timm", "model": "resnet10t", "imagesize": 3}, seed=0)
     capsys.readouterr()
-    with pytest.raises(UserError, match="timm model 'test_vitt': .*did you mean 'test_vit'"):
+    with raises_naming(UserError, "test_vitt", "test_vit"):
         open_backbone({"kind": "timm", "model": "test_vitt"})
     assert "untrained" not in capsys.readouterr().err
-    with pytest.raises(UserError, match="timm model 'resnet10'"):
+    with raises_naming(UserError, "resnet10"):
         open_backbone({"kind": "timm", "model": "resnet10"})
     assert open_network({"kind": "timm", "model": "test_vit"}, seed=0) is None, "that is a plain ViT"
 
@@ -136,7 +137,7 @@ def test_a_folder_of_transformers_is_tuned_merged_and_tuned_again(family: str, t
     assert json.loads(done.stdout)["difference"] < 2e-5
     processor = AutoImageProcessor.from_pretrained(tmp_path / "merged").to_dict()
     assert {name: processor[name] for name in said} == said
-    assert "whole pictures and bars at the sides" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    assert "whole images and bars at the sides" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
     adapted, opened, _ = open_adapted(tmp_path / "lora")
     again = open_backbone(backbone_settings(str(tmp_path / "merged")))
     assert again.preprocess == opened.preprocess

@@ -1,4 +1,4 @@
-"""One tiny network of each family, random and in evaluation mode, and pictures that it takes."""
+"""One tiny network of each family, random and in evaluation mode, and images that it takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foveate.vision.registry import seeded
 
-FAMILIES = ("timm", "open_clip", "clip", "clip_projected", "dinov2", "lite0", "localiser")
+FAMILIES = ("timm", "open_clip", "clip", "clip_projected", "dinov2", "lite0", "localizer")
 CLASSES = 5
 
 
@@ -37,7 +37,7 @@ def _timm() -> nn.Module:
 
 
 def _open_clip() -> nn.Module:
-    from foveate.vision.openclip_build import create_open_clip
+    from foveate.vision.open_clip.build import create_open_clip
 
     sizes = {"layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
     text = {"layers": 1, "width": 32, "heads": 1, "context_length": 8}
@@ -92,16 +92,16 @@ def _lite0() -> nn.Module:
     return Lite0Encoder(width=32, embed_dim=24, image_size=32, layers=3, heads=2, precision="float32")
 
 
-def _localiser() -> nn.Module:
-    from foveate.vision.localiser.model import LocalisingModel
-    from foveate.vision.localiser.settings import LocaliserSettings
+def _localizer() -> nn.Module:
+    from foveate.vision.localizer.model import LocalizingModel
+    from foveate.vision.localizer.settings import LocalizerSettings
 
     vision = {"layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
     text = {"layers": 1, "width": 32, "heads": 1, "context_length": 8}
-    return LocalisingModel(
-        LocaliserSettings(
-            image_encoder={"kind": "openclip", "model": "ViT-B-32", "vision": vision},
-            text_encoder={"kind": "openclip", "model": "ViT-B-32", "text": text},
+    return LocalizingModel(
+        LocalizerSettings(
+            image_encoder={"kind": "open_clip", "model": "ViT-B-32", "vision": vision},
+            text_encoder={"kind": "open_clip", "model": "ViT-B-32", "text": text},
             embed_dim=24,
         )
     )
@@ -114,7 +114,7 @@ _BUILD = {
     "clip_projected": _clip_projected,
     "dinov2": _dinov2,
     "lite0": _lite0,
-    "localiser": _localiser,
+    "localizer": _localizer,
 }
 
 

@@ -13,15 +13,15 @@ from PIL import Image
 from foveate.caption.backends.http import HttpSettings
 from foveate.caption.run import Done, caption
 from foveate.caption.work import CaptionSettings
+from foveate.core.runs import RunFolder
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
-from foveate.settings.runs import RunFolder
 
 ALL = ("ssc", "dsc", "dsc_plus", "afc")
 
 
-def picture(seed: int, *, width: int = 40, height: int = 30) -> bytes:
+def image_bytes(seed: int, *, width: int = 40, height: int = 30) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST).save(buffer, "JPEG")
@@ -29,13 +29,13 @@ def picture(seed: int, *, width: int = 40, height: int = 30) -> bytes:
 
 
 def make(path: Path, count: int = 12, *, alts: dict[int, str] | None = None) -> Path:
-    """Pictures p0 ..., every third with a file name as its alt-text; `alts` are others."""
-    with CollectionWriter(path, name="boats", pictures_per_shard=50) as writer:
+    """Images p0 ..., every third with a file name as its alt-text; `alts` are others."""
+    with CollectionWriter(path, name="boats", images_per_shard=50) as writer:
         for number in range(count):
             alt = f"Boat {number} in Kiel" if number % 3 else f"IMG_{number}.jpg"
             alt = (alts or {}).get(number, alt)
             split = "test" if number % 4 == 0 else "train"
-            writer.add(f"p{number}", picture(number), captions=[Caption(alt)] if alt else [], split=split)
+            writer.add(f"p{number}", image_bytes(number), captions=[Caption(alt)] if alt else [], split=split)
     return path
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from captioned import ask
 
-from foveate.settings import progress
+from foveate.core import progress
 
 
 def run(collection: str, endpoint: str, rows_per_part: int) -> None:

@@ -12,7 +12,7 @@ def trained_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny image-text model, saved untrained: what it says is noise, how it is asked is not."""
     import tiny
     from foveate.pretrain.train import build_model
-    from foveate.vision.localiser.folder import save_model
+    from foveate.vision.localizer.folder import save_model
 
     model = build_model(tiny.recipe(regions={"method": "none"})).eval().requires_grad_(False)
     return save_model(model, tmp_path_factory.mktemp("judge") / "model")

@@ -1,4 +1,4 @@
-"""The truth of a few hundred generated scenes without drawing more of a picture than the truth needs."""
+"""The truth of a few hundred generated scenes without drawing more of an image than the truth needs."""
 
 from __future__ import annotations
 

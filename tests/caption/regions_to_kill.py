@@ -1,4 +1,4 @@
-"""Labelling in a process of its own, with a quick detector and small parts, to be killed at any moment."""
+"""Labeling in a process of its own, with a quick detector and small parts, to be killed at any moment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from foveate.caption.vesl import run
 from foveate.caption.vesl.detectors.annotations import AnnotationSettings
 from foveate.caption.vesl.settings import RegionLabelSettings
 
-run._PICTURES_PER_PART = 3
+run._IMAGES_PER_PART = 3
 
 
 def label(collection: str) -> None:

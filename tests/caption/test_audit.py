@@ -1,4 +1,4 @@
-"""The audit: the same pictures for all formats, numbers that known errors move as they must, and its control."""
+"""The audit: the same images for all formats, numbers that known errors move as they must, and its control."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import pytest
 
 from foveate.caption.assertions.judge import judge_all
 from foveate.caption.assertions.truth import SceneTruths
-from foveate.caption.assertions.verify_model import ModelJudge, OpenedModel, encode_pictures, verdict
+from foveate.caption.assertions.verify_model import ModelJudge, OpenedModel, encode_images, verdict
 from foveate.caption.audit import Method, Question, audit
 from foveate.caption.audit_numbers import Units, shuffled_order
 from foveate.caption.backends.scene_oracle import SceneOracle, SceneOracleSettings
 from foveate.caption.captioner import CaptionRequest
 from foveate.caption.entities import entities, open_entities
+from foveate.core.errors import UserError
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.appending import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 KINDS = ("ssc", "dsc", "dsc_plus", "afc")
 
@@ -63,7 +64,7 @@ def of(result: dict[str, Any], kind: str, data: str = "scenes") -> dict[str, Any
 
 def test_scenes_with_known_errors(scenes: Path, tmp_path: Path) -> None:
     result = run(scenes, tmp_path, seed=1)
-    assert result["sample"]["pictures"] == 100
+    assert result["sample"]["images"] == 100
     assert result["sample"]["without_all_formats"] == 20
     assert len(set(result["sample"]["ids"])) == 100
     assert result["scene_oracle"]
@@ -76,7 +77,7 @@ def test_scenes_with_known_errors(scenes: Path, tmp_path: Path) -> None:
     assert dense["share_above_context"] > 0.9
     assert dense["tokens_lost"] > 0.3
     assert of(result, "dsc")["share_above_context"] == 0
-    coverage = [of(result, kind)["entities"]["own_picture_coverage"]["value"] for kind in ("ssc", "dsc", "afc")]
+    coverage = [of(result, kind)["entities"]["own_image_coverage"]["value"] for kind in ("ssc", "dsc", "afc")]
     assert coverage == sorted(coverage)
     json.dumps(result, allow_nan=False)
 
@@ -91,7 +92,7 @@ def test_control_has_the_same_richness_and_holds_less(scenes: Path, tmp_path: Pa
 def test_the_sample_is_fixed_by_the_seed_and_shared(scenes: Path, tmp_path: Path) -> None:
     ids = [run(scenes, tmp_path, sample=30, seed=seed)["sample"]["ids"] for seed in (0, 0, 1)]
     assert ids[0] == ids[1] != ids[2]
-    # A larger sample keeps the pictures of a smaller one.
+    # A larger sample keeps the images of a smaller one.
     assert set(ids[0]) <= set(run(scenes, tmp_path, sample=60)["sample"]["ids"])
 
 
@@ -126,16 +127,16 @@ def test_names_need_spacy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_be_audited(scenes: Path, tiny_collection: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no captions of format poem; it has afc, alt, dsc, dsc_plus, exact, ssc"):
+    with raises_naming(UserError, "dsc_plus"):
         run(scenes, tmp_path, formats=("poem",))
-    with pytest.raises(UserError, match="did you mean 'rules'"):
+    with raises_naming(UserError, "rules"):
         run(scenes, tmp_path, tagger="rule")
 
 
-def test_real_pictures_without_a_judge_say_so(tiny_collection: Path, tmp_path: Path) -> None:
+def test_real_images_without_a_judge_say_so(tiny_collection: Path, tmp_path: Path) -> None:
     result = run(tiny_collection, tmp_path)
-    assert "Nobody judged" in result["judges"]["pictures"]["definition"]
-    assert "accuracy" not in of(result, "alt", "pictures")
+    assert "Nobody judged" in result["judges"]["images"]["definition"]
+    assert "accuracy" not in of(result, "alt", "images")
 
 
 def test_another_splitter_and_judge(tiny_collection: Path, tmp_path: Path) -> None:
@@ -147,8 +148,8 @@ def test_another_splitter_and_judge(tiny_collection: Path, tmp_path: Path) -> No
     )
     result = run(tiny_collection, tmp_path, method)
     assert result["splitter"] == "mine"
-    assert result["judges"]["pictures"]["definition"] == "always"
-    assert of(result, "alt", "pictures")["accuracy"]["value"] == 0.5
+    assert result["judges"]["images"]["definition"] == "always"
+    assert of(result, "alt", "images")["accuracy"]["value"] == 0.5
 
 
 def test_shuffled_order_keeps_no_place() -> None:
@@ -163,7 +164,7 @@ def test_a_model_judges_by_rank(tiny_collection: Path, trained_tiny: Path, tmp_p
     judge = ModelJudge.seeing(OpenedModel.open(trained_tiny), collection, np.arange(len(collection)), cache=tmp_path)
     assert trained_tiny.name in judge.definition
     assert judge.name.endswith(")")
-    # With embeddings that are what the assertions say, the own picture wins, and for others it is one of many.
+    # With embeddings that are what the assertions say, the own image wins, and for others it is one of many.
     judge.image_NE = np.eye(len(judge.rows), dtype=np.float32)
     place = {f"t{n}": n for n in range(len(judge.rows))}
     judge._texts = lambda texts: np.eye(len(judge.rows), dtype=np.float32)[[place[text] for text in texts]]  # type: ignore[method-assign]
@@ -237,7 +238,7 @@ def test_clip_score_is_the_cosine(tiny_collection: Path, trained_tiny: Path) -> 
     assert judge.scores([0, 30, 2], ["a", "b", "c"])[1] is None
 
 
-def test_pictures_that_cannot_be_read_are_not_judged(tmp_path: Path, trained_tiny: Path) -> None:
+def test_images_that_cannot_be_read_are_not_judged(tmp_path: Path, trained_tiny: Path) -> None:
     from tiny import damage, make_collection
 
     path = make_collection(tmp_path / "damaged")
@@ -250,11 +251,11 @@ def test_pictures_that_cannot_be_read_are_not_judged(tmp_path: Path, trained_tin
 
 
 def test_embeddings_do_not_depend_on_the_batch(tiny_collection: Path, trained_tiny: Path) -> None:
-    from foveate.vision.localiser.folder import load_model
+    from foveate.vision.localizer.folder import load_model
 
     collection, model = Collection.open(tiny_collection), load_model(trained_tiny, device="cpu")
-    rows, _, whole = encode_pictures(model, collection, np.arange(8), cache=None)
-    _, _, part = encode_pictures(model, collection, np.arange(3), cache=None)
+    rows, _, whole = encode_images(model, collection, np.arange(8), cache=None)
+    _, _, part = encode_images(model, collection, np.arange(3), cache=None)
     assert rows.tolist() == list(range(8))
     np.testing.assert_allclose(whole[:3], part, atol=1e-5)
 

@@ -17,7 +17,7 @@ import pytest
 from captioned import ask, make, rows, texts
 from chat_server import ChatServer, good, says
 
-from foveate.settings.disk import sentence
+from foveate.core.errors import sentence
 from small_disk import Disk, disk
 
 __all__ = ["disk"]  # the fixture

@@ -16,7 +16,7 @@ from killing import Server, kill_at_random
 
 
 def behave(number: int, body: dict[str, Any]) -> Say:
-    """Answers by the picture alone; some pictures are refused, and some answers come in a fence."""
+    """Answers by the image alone; some images are refused, and some answers come in a fence."""
     text = good(body)
     if "golden" in text:
         text = "I cannot do that."

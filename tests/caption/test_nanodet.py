@@ -11,14 +11,15 @@ from torch import Tensor
 
 from foveate.caption.vesl import nanodet_network
 from foveate.caption.vesl.nanodet_network import SIDE, STRIDES, NanoDet, boxes_of, load
+from foveate.core.errors import UserError
 from foveate.records.boxes import intersection_over_union
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 PERSON, MOTORCYCLE, CUP, CAT = 0, 3, 41, 15
 
 
 def square(pixels: np.ndarray, *, padded: bool) -> Tensor:
-    """A picture as the network reads it, [1, 3, 416, 416]."""
+    """An image as the network reads it, [1, 3, 416, 416]."""
     image = Image.fromarray(pixels)
     longest = max(image.size)
     size = (SIDE, SIDE) if not padded else tuple(round(side * SIDE / longest) for side in image.size)
@@ -28,7 +29,7 @@ def square(pixels: np.ndarray, *, padded: bool) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("picture", "padded", "kind", "score", "box"),
+    ("image", "padded", "kind", "score", "box"),
     [
         ("astronaut", True, PERSON, 0.74, (12, 12, 296, 413)),
         ("motorcycle", True, MOTORCYCLE, 0.79, (56, 46, 386, 252)),
@@ -38,9 +39,9 @@ def square(pixels: np.ndarray, *, padded: bool) -> Tensor:
     ],
 )
 def test_what_photographs_show_is_found(
-    picture: str, padded: bool, kind: int, score: float, box: tuple[int, ...]
+    image: str, padded: bool, kind: int, score: float, box: tuple[int, ...]
 ) -> None:
-    pixels = data.stereo_motorcycle()[0] if picture == "motorcycle" else getattr(data, picture)()
+    pixels = data.stereo_motorcycle()[0] if image == "motorcycle" else getattr(data, image)()
     with torch.no_grad():
         scores_1AC, boxes_1A4 = load()(square(pixels, padded=padded))
     best = int(scores_1AC[0, :, kind].argmax())
@@ -56,7 +57,7 @@ def test_the_network_is_the_published_size() -> None:
     assert all(value.dtype == torch.float32 for value in network.parameters())
 
 
-def test_boxes_are_expected_distances_from_the_centres_of_cells() -> None:
+def test_boxes_are_expected_distances_from_the_centers_of_cells() -> None:
     sides = torch.full((1, 6, 44), -50.0)
     for side, distance in enumerate((1, 2, 3, 4)):
         sides[0, :, side * 11 + distance] = 50.0
@@ -68,12 +69,12 @@ def test_boxes_are_expected_distances_from_the_centres_of_cells() -> None:
 def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     load.cache_clear()
     monkeypatch.setattr(nanodet_network, "SHA256", "0" * 64)
-    with pytest.raises(UserError, match="nanodet-g.safetensors: its sha256 is .*, expected 0000.*reinstall"):
+    with raises_naming(UserError, "nanodet-g.safetensors", "sha256", "0000"):
         load()
     load.cache_clear()
 
 
-def test_a_picture_in_a_batch_is_found_as_alone() -> None:
+def test_an_image_in_a_batch_is_found_as_alone() -> None:
     network = load()
     assert isinstance(network, NanoDet)
     pixels = torch.randint(0, 256, (2, 3, 96, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Prompts: a changed letter needs a new version, the picture's own texts are data, alt-texts are shown to afc alone."""
+"""Prompts: a changed letter needs a new version, the image's own texts are data, alt-texts are shown to afc alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from foveate.caption import prompts
 from foveate.caption.prompts import CAPTION_KINDS, LONGEST_ALT, Prompt, prompt_for, prompt_ids, response_schema
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.training.mixture import FORMATS
+from naming import raises_naming
 
 # Whoever changes a template gives it a new id, and adds a line here; a line here never changes.
 PUBLISHED = {
@@ -50,7 +51,7 @@ def test_the_alt_text_is_shown_to_afc_alone(kind: str) -> None:
 
 
 @given(st.text(max_size=1200))
-def test_texts_of_the_picture_are_data(text: str) -> None:
+def test_texts_of_the_image_are_data(text: str) -> None:
     filled = prompt_for("afc").fill(alt=text)
     start = filled.index("The text: ") + len("The text: ")
     value, _ = json.JSONDecoder().raw_decode(filled[start:])
@@ -71,7 +72,7 @@ def test_language_and_hash() -> None:
     assert prompt_for("dsc").sha256 != prompt_for("dsc", language="French").sha256
     with pytest.raises(UserError, match="language 'En{alt}'"):
         prompt_for("dsc", language="En{alt}")
-    with pytest.raises(UserError, match="unknown prompt 'dcs'.*did you mean 'dsc'"):
+    with raises_naming(UserError, "dcs", "dsc"):
         prompt_for("dcs")
 
 

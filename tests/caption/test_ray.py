@@ -15,8 +15,9 @@ from foveate.caption.backends.http import HttpSettings
 from foveate.caption.executing import executor_names, find_executor
 from foveate.caption.run import Done, caption
 from foveate.caption.work import CaptionSettings
-from foveate.settings.errors import UserError
-from foveate.settings.runs import RunFolder
+from foveate.core.errors import UserError
+from foveate.core.runs import RunFolder
+from naming import raises_naming
 
 installed = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: foveate[ray]")
 
@@ -107,12 +108,12 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "ray", None)
     from foveate.caption.executors import ray as executor
 
-    with pytest.raises(UserError, match=r"pip install 'foveate\[ray\]'"):
+    with raises_naming(UserError, "foveate[ray]"):
         executor._ray()
 
 
 def test_executors_are_found_by_name() -> None:
     assert {"local", "ray"} <= set(executor_names())
     assert find_executor("local").note
-    with pytest.raises(UserError, match="unknown executor 'rey'.*did you mean 'ray'"):
+    with raises_naming(UserError, "rey", "ray"):
         find_executor("rey")

@@ -1,4 +1,4 @@
-"""Labelling a collection: rows and statuses, going on after kills, one writer, the control, failing detectors."""
+"""Labeling a collection: rows and statuses, going on after kills, one writer, the control, failing detectors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from foveate.caption.vesl.gallery import shown
 from foveate.caption.vesl.run import Outcome, label_regions, plan
 from foveate.caption.vesl.settings import RegionLabelSettings
 from foveate.caption.vesl.work import partner_of
+from foveate.core.errors import UserError
 from foveate.records.appending import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.sources import is_pseudo
 from foveate.records.tables import Provenance
-from foveate.settings.errors import UserError
 from killing import Server, kill_at_random
 from small_disk import Disk, disk
 
@@ -59,7 +59,7 @@ def test_rows_say_where_they_come_from_and_truth_stays(shapes: Path) -> None:
     result = outcome.result
     assert result["oracle"]
     assert result["status"] | {"ok": 30, "no_caption": 2} == result["status"]
-    assert sum(result["status"].values()) == result["pictures"] == 32
+    assert sum(result["status"].values()) == result["images"] == 32
     made = rows_of(shapes, "regions")
     assert result["regions"] == len(made) == 54
     with Collection.open(shapes) as collection:
@@ -91,9 +91,9 @@ def test_again_it_does_nothing_and_another_recipe_adds_rows(shapes: Path) -> Non
     assert len(rows_of(shapes, "regions")) == first["regions"] + other["regions"]
 
 
-def test_parts_of_a_collection_can_be_labelled(shapes: Path) -> None:
-    assert label(shapes, split="test").result["pictures"] == 10
-    assert label(shapes, limit=7).result["pictures"] == 7
+def test_parts_of_a_collection_can_be_labeled(shapes: Path) -> None:
+    assert label(shapes, split="test").result["images"] == 10
+    assert label(shapes, limit=7).result["images"] == 7
     rest = label(shapes).result
     assert rest["done_before"] == 17
     assert sum(rest["status"].values()) == 32
@@ -152,7 +152,7 @@ def test_a_death_at_each_file_loses_and_doubles_nothing(
 def test_a_full_disk_loses_and_doubles_nothing(
     disk: Disk, tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PICTURES_PER_PART", 3)
+    monkeypatch.setattr(module, "_IMAGES_PER_PART", 3)
     plain = Path(shutil.copytree(tiny_collection, tmp_path / "plain"))
     label(plain)
     expected = rows_of(plain, "regions"), rows_of(plain, "region_status")
@@ -178,7 +178,7 @@ def test_one_writer_at_a_time(shapes: Path) -> None:
         label(shapes)
 
 
-def test_the_control_asks_about_other_pictures(shapes: Path) -> None:
+def test_the_control_asks_about_other_images(shapes: Path) -> None:
     with Collection.open(shapes) as collection:
         rows = [int(row) for row in collection.rows("train")]
     partners = partner_of(rows, 3)
@@ -217,13 +217,13 @@ def test_captions_of_the_preferred_kind_and_captioner_count(shapes: Path) -> Non
         label(shapes, RegionLabelSettings(captions=("ssc",)))
 
 
-def test_damaged_pictures_and_failing_detectors_are_counted(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_images_and_failing_detectors_are_counted(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(AnnotationDetector):
-        def detect(self, pictures: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
-            assert all(one.image is not None for one in pictures)
-            if any(one.key == "train-04" for one in pictures):
+        def detect(self, images: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
+            assert all(one.image is not None for one in images)
+            if any(one.key == "train-04" for one in images):
                 raise RuntimeError("out of\nmemory")
-            return super().detect(pictures, phrases)
+            return super().detect(images, phrases)
 
     tiny.damage(shapes, "train-02")
     kind = module.find_detector("annotations")
@@ -242,8 +242,8 @@ def test_the_gallery_shows_what_the_recipe_made(shapes: Path, tmp_path: Path) ->
     found = shown(shapes, ALT, outcome.result["recipe_hash"], outcome.rows, tmp_path / "run", count=4)
     assert len(found["samples"]) == 4
     for one in found["samples"]:
-        assert (tmp_path / "run" / one["picture"]).is_file()
+        assert (tmp_path / "run" / one["image"]).is_file()
         assert one["regions"]
         assert one["regions"][0]["phrase"].endswith(" 1.00")
-    assert sum(found["histograms"]["regions per picture"]["counts"]) == 32
+    assert sum(found["histograms"]["regions per image"]["counts"]) == 32
     assert sum(found["histograms"]["score"]["counts"]) == outcome.result["regions"]

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from captioned import ALL, ask, make, picture, rows, texts
-from chat_server import ChatServer, Say, fails, good, kind_of, picture_of, prompt_of, says
+from captioned import ALL, ask, image_bytes, make, rows, texts
+from chat_server import ChatServer, Say, fails, good, image_of, kind_of, prompt_of, says
 
 from foveate.caption import prompts
+from foveate.caption.images import prepare
 from foveate.caption.lengths import clip_tokens
-from foveate.caption.pictures import prepare
 from foveate.caption.work import Asking, CaptionSettings, worklist
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 
 def balanced(formats: dict[str, Any]) -> None:
@@ -27,7 +28,7 @@ def balanced(formats: dict[str, Any]) -> None:
         assert tally["in"] == parts
 
 
-def test_every_picture_gets_every_format_with_its_provenance(tmp_path: Path) -> None:
+def test_every_image_gets_every_format_with_its_provenance(tmp_path: Path) -> None:
     collection = make(tmp_path / "c")
     with ChatServer() as server:
         done = ask(collection, server.url, http_revision="r1", price_in=1.0, price_out=2.0)
@@ -84,7 +85,7 @@ def test_a_finished_run_asks_for_nothing(tmp_path: Path) -> None:
         assert len(server.requests) == 2 * asked
 
 
-def test_more_formats_and_pictures_are_added_to_what_is_there(tmp_path: Path) -> None:
+def test_more_formats_and_images_are_added_to_what_is_there(tmp_path: Path) -> None:
     collection = make(tmp_path / "c")
     with ChatServer() as server:
         ask(collection, server.url, formats=("ssc",), split="test")
@@ -95,7 +96,7 @@ def test_more_formats_and_pictures_are_added_to_what_is_there(tmp_path: Path) ->
     assert len(server.requests) == 48
 
 
-def test_a_limit_draws_the_same_pictures_again(tmp_path: Path) -> None:
+def test_a_limit_draws_the_same_images_again(tmp_path: Path) -> None:
     collection = make(tmp_path / "c")
     with ChatServer() as server:
         for _ in range(2):
@@ -252,7 +253,7 @@ def test_captions_in_another_language_are_flagged(tmp_path: Path) -> None:
     assert "Write German." in prompt_of(server.requests[-1])
 
 
-def test_pictures_that_cannot_be_read_are_quarantined_and_counted(tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_quarantined_and_counted(tmp_path: Path) -> None:
     collection = make(tmp_path / "c", 6)
     tar = collection / "images" / "00000.tar"
     data = bytearray(tar.read_bytes())
@@ -262,7 +263,7 @@ def test_pictures_that_cannot_be_read_are_quarantined_and_counted(tmp_path: Path
     with ChatServer() as server:
         done = ask(collection, server.url)
         balanced(done.result["formats"])
-        assert done.result["formats"]["ssc"]["skipped"] == {"picture: damaged shard": 1}
+        assert done.result["formats"]["ssc"]["skipped"] == {"image: damaged shard": 1}
         assert len(rows(collection)) == 20
         again = ask(collection, server.url)
         balanced(again.result["formats"])
@@ -277,35 +278,35 @@ def test_parts_are_written_every_so_many_rows(tmp_path: Path) -> None:
     assert 4 <= len(list((collection / "annotations" / "captions").glob("added-*"))) <= 6
 
 
-def test_pictures_are_sent_as_they_are_or_shrunk(tmp_path: Path) -> None:
+def test_images_are_sent_as_they_are_or_shrunk(tmp_path: Path) -> None:
     with CollectionWriter(tmp_path / "c") as writer:
-        writer.add("small", picture(1))
-        writer.add("large", picture(2, width=400, height=100))
+        writer.add("small", image_bytes(1))
+        writer.add("large", image_bytes(2, width=400, height=100))
     with ChatServer() as server:
         ask(tmp_path / "c", server.url, formats=("ssc",), longest_side=64)
     import base64
 
-    sent = sorted((base64.b64decode(picture_of(body).partition(",")[2]) for body in server.requests), key=len)
-    assert picture(1) in sent
-    assert picture(2, width=400, height=100) not in sent
+    sent = sorted((base64.b64decode(image_of(body).partition(",")[2]) for body in server.requests), key=len)
+    assert image_bytes(1) in sent
+    assert image_bytes(2, width=400, height=100) not in sent
     assert max(prepare(one, longest_side=8192).width for one in sent) == 64
 
 
 def test_an_empty_choice_is_said(tmp_path: Path) -> None:
     collection = make(tmp_path / "c", 2)
-    with pytest.raises(UserError, match="unknown split of the collection 'boats' 'tset'.*did you mean 'test'"):
+    with raises_naming(UserError, "boats", "tset", "test"):
         ask(collection, "http://127.0.0.1:9", split="tset")
     with CollectionWriter(tmp_path / "empty"):
         pass
-    with pytest.raises(UserError, match="the collection 'empty' has no pictures"):
+    with raises_naming(UserError, "empty"):
         ask(tmp_path / "empty", "http://127.0.0.1:9")
 
 
 def test_the_last_kind_of_alt_text_counts_where_the_first_is_absent(tmp_path: Path) -> None:
     with CollectionWriter(tmp_path / "c") as writer:
-        writer.add("a", picture(1), captions=[Caption("Old tower", "title"), Caption("Tower in Oslo", "alt")])
-        writer.add("b", picture(2), captions=[Caption("boat, sea", "keywords")])
-        writer.add("c", picture(3))
+        writer.add("a", image_bytes(1), captions=[Caption("Old tower", "title"), Caption("Tower in Oslo", "alt")])
+        writer.add("b", image_bytes(2), captions=[Caption("boat, sea", "keywords")])
+        writer.add("c", image_bytes(3))
     listed = worklist(Collection.open(tmp_path / "c"), Asking(CaptionSettings(formats=("afc",)), "http", "m", ""))
     assert [todo.alt for todo in listed] == ["Tower in Oslo", "boat, sea", ""]
     chosen = CaptionSettings(formats=("afc",), alt_kinds=("title",))
@@ -313,7 +314,7 @@ def test_the_last_kind_of_alt_text_counts_where_the_first_is_absent(tmp_path: Pa
     assert [todo.alt for todo in listed] == ["Old tower", "", ""]
 
 
-def test_prepared_pictures() -> None:
+def test_prepared_images() -> None:
     from PIL import Image
 
     def encoded(image: Image.Image, format: str, **options: object) -> bytes:
@@ -344,7 +345,7 @@ def test_prepared_pictures() -> None:
     assert (made.width, made.height) == (30, 60)
     clear = encoded(Image.new("RGBA", (10, 10), (0, 0, 0, 0)), "PNG")
     assert prepare(clear, longest_side=60).media_type == "image/jpeg"
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         prepare(b"<html>", longest_side=60)
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         prepare(encoded(plain, "BMP")[:100], longest_side=60)

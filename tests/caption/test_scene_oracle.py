@@ -1,4 +1,4 @@
-"""The backend of scenes: JSON as asked, faults at their rates, and no answer for real pictures."""
+"""The backend of scenes: JSON as asked, faults at their rates, and no answer for real images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from foveate.caption.backends.scene_oracle import SceneOracle, SceneOracleSettings
 from foveate.caption.captioner import CaptionAnswer, CaptionRequest, find_backend
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
-from foveate.settings.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +57,19 @@ def test_faults_come_at_their_rates(collection: Collection, fault: str) -> None:
     assert any(again)  # another prompt draws its faults anew
 
 
-def test_real_pictures_are_refused(tiny_collection: Path, collection: Collection) -> None:
+def test_real_images_are_refused(tiny_collection: Path, collection: Collection) -> None:
     with pytest.raises(UserError, match="has no generated scenes"):
         SceneOracle(SceneOracleSettings(), Collection.open(tiny_collection))
 
 
-def test_a_real_picture_among_scenes_is_refused(tmp_path: Path) -> None:
+def test_a_real_image_among_scenes_is_refused(tmp_path: Path) -> None:
     from foveate.records.record import Caption
     from foveate.records.writer import CollectionWriter
-    from tiny import draw, picture_bytes
+    from tiny import draw, image_bytes
 
     build_scenes(tmp_path / "mixed", train=2, seed=3, size=96)
     with CollectionWriter(tmp_path / "mixed", source="test") as writer:
-        writer.add("real", picture_bytes(draw([], size=(32, 32), seed=0)), captions=(Caption("a disc"),))
+        writer.add("real", image_bytes(draw([], size=(32, 32), seed=0)), captions=(Caption("a disc"),))
     oracle = SceneOracle(SceneOracleSettings(), Collection.open(tmp_path / "mixed"))
     assert ask(oracle, "real") == CaptionAnswer(error="no_scene", final=True)
 

@@ -12,9 +12,10 @@ from foveate.caption.assertions.served import Served, served_method
 from foveate.caption.audit import Question, audit
 from foveate.caption.audit_numbers import Units
 from foveate.caption.captioner import CaptionAnswer, CaptionRequest
+from foveate.core.errors import UserError
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.collection import Collection
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 
 class Scripted:
@@ -51,7 +52,7 @@ def collection(tiny_collection: Path) -> Collection:
     return Collection.open(tiny_collection)
 
 
-def test_captions_are_split_and_judged_with_their_picture(collection: Collection) -> None:
+def test_captions_are_split_and_judged_with_their_image(collection: Collection) -> None:
     captioner = Scripted()
     served = Served(captioner, collection)
     rows = list(range(8))
@@ -59,7 +60,7 @@ def test_captions_are_split_and_judged_with_their_picture(collection: Collection
     assert served.judge(rows[:2], [["red", "disc"], []]) == [[SUPPORTED, CONTRADICTED], []]
     assert captioner.most == captioner.concurrency
     assert captioner.closed == 2
-    assert all(request.picture and request.media_type == "image/png" for request in captioner.requests)
+    assert all(request.image and request.media_type == "image/png" for request in captioner.requests)
     assert served.failed == {"split": 0, "verify": 0}
     assert "judge-1" in served.definition
     assert "split-" in served.splitter_name
@@ -73,7 +74,7 @@ def test_answers_that_cannot_be_read_are_counted(collection: Collection, answer:
     assert served.failed == {"split": 1, "verify": 1}
 
 
-def test_a_broken_picture_is_not_asked_about(tmp_path: Path) -> None:
+def test_a_broken_image_is_not_asked_about(tmp_path: Path) -> None:
     from tiny import damage, make_collection
 
     path = make_collection(tmp_path / "damaged")
@@ -90,12 +91,12 @@ def test_an_audit_with_it(collection: Collection, tmp_path: Path) -> None:
     served = Served(Scripted(), collection)
     method = Method(served.split, served.splitter_name, judge=served.judge, judge_definition=served.definition)
     result = audit(collection, tmp_path, Question(("alt",), sample=5), Units(77), method)
-    found = result["numbers"]["pictures"][0]
+    found = result["numbers"]["images"][0]
     assert found["assertions"]["n_assertions"] > 5
     assert "judge-1" in result["splitter"]
-    assert "judge-1" in result["judges"]["pictures"]["definition"]
+    assert "judge-1" in result["judges"]["images"]["definition"]
 
 
 def test_a_wrong_address_is_one_sentence(collection: Collection) -> None:
-    with pytest.raises(UserError, match="--endpoint"):
+    with raises_naming(UserError, "--endpoint"):
         served_method(collection, "ftp://x", "m")

@@ -79,7 +79,7 @@ def _clip() -> CLIPVisionConfig:
 
 
 def _random(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """Weights large enough that different pictures give different texts."""
+    """Weights large enough that different images give different texts."""
     torch.manual_seed(0)
     model = make()
     for parameter in model.parameters():
@@ -89,7 +89,7 @@ def _random(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 
 def save(folder: Path, *, template: bool = True) -> Path:
-    """A LLaVA of two layers in `folder`: one picture is always as many tokens."""
+    """A LLaVA of two layers in `folder`: one image is always as many tokens."""
     words = tokenizer()
     config = LlavaConfig(
         vision_config=_clip(),
@@ -111,7 +111,7 @@ def save(folder: Path, *, template: bool = True) -> Path:
 
 
 def save_llava_next(folder: Path) -> Path:
-    """A LLaVA-NeXT: a picture is cut into tiles by its shape, so that each has its own number of tokens."""
+    """A LLaVA-NeXT: an image is cut into tiles by its shape, so that each has its own number of tokens."""
     words = tokenizer()
     grid = [[_SIDE, 2 * _SIDE], [2 * _SIDE, _SIDE], [2 * _SIDE, 2 * _SIDE]]
     config = LlavaNextConfig(
@@ -139,7 +139,7 @@ def save_llava_next(folder: Path) -> Path:
 
 
 def save_idefics3(folder: Path) -> Path:
-    """An Idefics3, which is what SmolVLM's first checkpoints are: rows and columns of tiles, and the whole picture."""
+    """An Idefics3, which is what SmolVLM's first checkpoints are: rows and columns of tiles, and the whole image."""
     places = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     words = tokenizer("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *places)
     config = Idefics3Config(

@@ -12,7 +12,7 @@ import pytest
 
 import tiny
 from foveate.cli.main import main
-from foveate.settings import progress
+from foveate.core import progress
 
 
 @dataclass

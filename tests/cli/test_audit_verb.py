@@ -21,11 +21,11 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_audit_of_scenes(foveate: Run, scenes: Path) -> None:
     ended = foveate("audit", scenes, "--formats", "alt,exact", "--gallery", "3", "--run", "run")
     assert ended.code == 0, ended.err
-    assert "24 pictures with all formats (24 scenes), 0 without" in ended.out
+    assert "24 images with all formats (24 scenes), 0 without" in ended.out
     assert "Assertions that hold (of all)" in ended.out
     assert ended.out.splitlines()[-1] == "report: run/report.html"
     page = Path("run/report.html").read_text()
-    for said in ("Side by side", "mark-supported", "not decidable", "of other pictures"):
+    for said in ("Side by side", "mark-supported", "not decidable", "of other images"):
         assert said in page
     key = Collection.open(scenes).keys[0]
     assert key in page
@@ -34,7 +34,7 @@ def test_audit_of_scenes(foveate: Run, scenes: Path) -> None:
 
 def test_audit_as_json(foveate: Run, scenes: Path) -> None:
     found = foveate("audit", scenes, "--formats", "alt", "--sample", "10", "--json", "--quiet").json
-    assert found["sample"]["pictures"] == 10
+    assert found["sample"]["images"] == 10
     assert found["numbers"]["scenes"][0]["lengths"]["clip_with_specials"]["n"] == 10
     assert found["paths"]["report"] == "runs/audit/report.html"
     assert not Path("runs/audit/cache").exists()
@@ -71,7 +71,7 @@ def test_a_refused_audit_leaves_no_folder(foveate: Run, scenes: Path) -> None:
     assert (Path("kept") / "result.json").read_text() == "{}"
 
 
-def test_a_model_folder_judges_real_pictures(foveate: Run, tiny_collection: Path, trained: Path) -> None:
+def test_a_model_folder_judges_real_images(foveate: Run, tiny_collection: Path, trained: Path) -> None:
     ended = foveate("audit", tiny_collection, "--judge", trained / "model", "--run", "judged")
     assert ended.code == 0, ended.err
     assert "Judged by the image-text model model (" in ended.out

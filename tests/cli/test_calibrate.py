@@ -23,7 +23,7 @@ from foveate.records.writer import CollectionWriter
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "calibration"
 NAMES = ["ant", "bee", "cat", "dog"]
-COLOURS = [(220, 40, 40), (40, 180, 60), (50, 80, 220), (230, 210, 40)]
+COLORS = [(220, 40, 40), (40, 180, 60), (50, 80, 220), (230, 210, 40)]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -120,14 +120,14 @@ def test_training_logits_alone_give_gamma(
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A collection of four colours, and a tiny network of timm as if pre-trained and as if fine-tuned on two."""
+    """A collection of four colors, and a tiny network of timm as if pre-trained and as if fine-tuned on two."""
     folder = tmp_path_factory.mktemp("world")
     random = np.random.default_rng(0)
-    with CollectionWriter(folder / "pictures", name="colours", licence="CC0-1.0", source="test") as writer:
+    with CollectionWriter(folder / "images", name="colors", license="CC0-1.0", source="test") as writer:
         for split, count in (("train", 12), ("test", 6)):
             for number in range(count * 4):
                 label = number % 4
-                noisy = np.array(COLOURS[label]) + random.normal(0, 60, (32, 32, 3))
+                noisy = np.array(COLORS[label]) + random.normal(0, 60, (32, 32, 3))
                 buffer = io.BytesIO()
                 Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
                 labels = {"animal": NAMES[label]} if number else {"other": "x"}
@@ -151,7 +151,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def on_model(world: Path, *more: object) -> list[object]:
     return [
-        "calibrate", world / "after", "--before", world / "before", "--data", world / "pictures", "--labels", "animal",
+        "calibrate", world / "after", "--before", world / "before", "--data", world / "images", "--labels", "animal",
         "--classes-seen", "ant,bee", "--epochs", "2", "--batch-size", "8", "--pseudo-splits", "2", *more,
     ]  # fmt: skip
 
@@ -159,7 +159,7 @@ def on_model(world: Path, *more: object) -> list[object]:
 def test_a_model_with_its_data(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, *on_model(world, "--run", tmp_path / "run", "--threshold", "none", "--method", "both"))
     assert code == 0, err
-    assert "1 pictures of the split 'train' have no label 'animal' and were left out" in out
+    assert "1 images of the split 'train' have no label 'animal' and were left out" in out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert len(result["gammas"]["pcv"]["each"]) == 2
     assert "a pseudo run was fine-tuned on 1 class only" in out
@@ -190,7 +190,7 @@ def test_pseudo_runs_are_augmented_as_told(world: Path, tmp_path: Path, capsys: 
     found = []
     for name, more in (
         ("plain", []),
-        ("varied", ["--crop", "0.5", "--flip", "0.5", "--colour", "0.3", "--grey", "0.2"]),
+        ("varied", ["--crop", "0.5", "--flip", "0.5", "--color", "0.3", "--gray", "0.2"]),
     ):
         code, _, err = run(
             capsys, *on_model(world, "--run", tmp_path / name, "--threshold", "none", "--learning-rate", "0.1", *more)
@@ -201,13 +201,13 @@ def test_pseudo_runs_are_augmented_as_told(world: Path, tmp_path: Path, capsys: 
     assert found[0].source_logits is not None
     np.testing.assert_array_equal(found[0].source_logits, found[1].source_logits)
     recipe = (tmp_path / "varied" / "pseudo-0" / "recipe.yaml").read_text()
-    assert '"augmentation":{"crop":0.5,"flip":0.5,"colour":0.3,"grey":0.2}' in recipe
+    assert '"augmentation":{"crop":0.5,"flip":0.5,"color":0.3,"gray":0.2}' in recipe
 
 
 def test_dry_run_counts(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, *on_model(world, "--run", tmp_path / "run", "--dry-run"))
     assert code == 0
-    assert "2 fine-tunings on about 11 pictures each, 4 updates of 8 samples in all" in out
+    assert "2 fine-tunings on about 11 images each, 4 updates of 8 samples in all" in out
     assert not (tmp_path / "run").exists()
 
 
@@ -277,7 +277,7 @@ def test_bad_checkpoints_beside_logits(glyph_files: Path, tmp_path: Path, capsys
         (["--labels", "animl"], 1, "did you mean 'animal'"),
         (["--labels", "other"], 1, "1 values are no class of the model, first 'x'"),
         (["--test-split", "tset"], 1, "did you mean 'test'"),
-        (["--train-split", "few"], 1, "1 seen classes have no picture in the split 'few', first 'bee'"),
+        (["--train-split", "few"], 1, "1 seen classes have no image in the split 'few', first 'bee'"),
         (["--training", "x.npz"], 2, "--training has no effect where SOURCE is a folder"),
         (["--method", "alg"], 2, "--pseudo-splits has no effect with --method alg"),
         (["--variant", "official"], 2, "--variant has no effect with pseudo cross-validation"),
@@ -295,7 +295,7 @@ def test_bad_input_for_a_model(
 
 
 def test_pcv_wants_the_pretrained_model(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["calibrate", world / "after", "--data", world / "pictures", "--labels", "animal"]
+    arguments = ["calibrate", world / "after", "--data", world / "images", "--labels", "animal"]
     arguments += ["--classes-seen", "ant,bee", "--run", tmp_path / "run"]
     code, _, err = run(capsys, *arguments)
     assert code == 1
@@ -309,7 +309,7 @@ def test_pcv_wants_the_pretrained_model(world: Path, tmp_path: Path, capsys: pyt
 
 
 def test_official_has_an_effect_on_a_model(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["calibrate", world / "after", "--data", world / "pictures", "--labels", "animal", "--method", "alg"]
+    arguments = ["calibrate", world / "after", "--data", world / "images", "--labels", "animal", "--method", "alg"]
     arguments += ["--classes-seen", "ant,bee", "--run", tmp_path / "run"]
     for variant in ("training", "official"):
         code, out, err = run(capsys, *arguments, "--variant", variant, "--json")
@@ -322,7 +322,7 @@ def test_official_has_an_effect_on_a_model(world: Path, tmp_path: Path, capsys: 
 def test_pseudo_runs_must_be_of_the_model_s_classes(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["calibrate", world / "after", "--data", world / "pictures", "--labels", "animal"]
+    arguments = ["calibrate", world / "after", "--data", world / "images", "--labels", "animal"]
     arguments += ["--classes-seen", "ant,bee", "--threshold", "none", "--run", tmp_path / "run"]
     labels = np.array([0, 1] * 20)
     logits = np.eye(4)[labels] + 0.3 * np.random.default_rng(0).standard_normal((40, 4))
@@ -394,7 +394,7 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
     refused("give their logits with --training FILE", file, "--classes-seen", seen)
     official = ("--classes-seen", seen, "--variant", "official")
     refused("--training has no effect with --variant official", file, "--training", train, *official, code=2)
-    refused("--variant official takes labelled test data, and there are none", train, *official)
+    refused("--variant official takes labeled test data, and there are none", train, *official)
     refused("needs at least one absent class", file, "--training", train, "--classes-seen", "0-35")
     lacking = change_logits(train, tmp_path / "few.npz", logits=few.logits[kept], labels=few.labels[kept])
     refused(

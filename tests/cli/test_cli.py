@@ -31,7 +31,7 @@ def test_no_verb_wrong_verb_and_version(foveate: Run) -> None:
 
 @pytest.mark.parametrize("verb", ["embed", "features"])
 def test_a_mistake_names_the_command_once(foveate: Run, verb: str) -> None:
-    given = ("digits", "--split", "even", "--sites", "2", "--clusters", "3", "--set", "local_epohcs=3", "--dry-run")
+    given = ("digits", "--split", "even", "--clients", "2", "--clusters", "3", "--set", "local_epohcs=3", "--dry-run")
     ended = foveate("federated", verb, *(one for one in given if verb != "embed" or one not in ("--clusters", "3")))
     assert ended.code == 1
     assert ended.err.startswith(f"foveate: federated {verb}: ")
@@ -55,37 +55,37 @@ def test_recipes_list_show_and_copy(foveate: Run, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder of 12 good pictures with texts, and three that cannot be taken."""
+def images(tmp_path: Path) -> Path:
+    """A folder of 12 good images with texts, and three that cannot be taken."""
     folder = tmp_path / "my-folder"
     folder.mkdir()
-    for number, colour in enumerate(tiny.COLOURS):
+    for number, color in enumerate(tiny.COLORS):
         for shape in tiny.SHAPES:
-            name = f"{colour} {shape}"
+            name = f"{color} {shape}"
             box = tiny.PixelBox(4 + 3 * number, 6, 40, 44)
             image = tiny.draw([(name, box)], size=(64, 56), seed=number)
-            (folder / f"{colour}-{shape}.png").write_bytes(tiny.picture_bytes(image))
-            (folder / f"{colour}-{shape}.txt").write_text(f"a {name}")
+            (folder / f"{color}-{shape}.png").write_bytes(tiny.image_bytes(image))
+            (folder / f"{color}-{shape}.txt").write_text(f"a {name}")
     whole = (folder / "red-disc.png").read_bytes()
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "words.jpg").write_bytes(b"this is no picture")
+    (folder / "words.jpg").write_bytes(b"this is no image")
     return folder
 
 
-def test_collect_and_inspect(foveate: Run, pictures: Path, tmp_path: Path) -> None:
-    told = foveate("collect", pictures, "--to", "mine", "--licence", "CC0-1.0")
+def test_collect_and_inspect(foveate: Run, images: Path, tmp_path: Path) -> None:
+    told = foveate("collect", images, "--to", "mine", "--license", "CC0-1.0")
     assert told.code == 0, told.err
     assert "collection: mine" in told.out
-    again = foveate("collect", pictures, "--to", "mine", "--json")
+    again = foveate("collect", images, "--to", "mine", "--json")
     assert again.json["paths"] == {"collection": "mine"}
     assert sum(again.json["splits"].values()) == 12, "nothing twice"
-    first = foveate("collect", pictures, "--to", "other", "--split", "train=0.5,test=0.5", "--json").json
+    first = foveate("collect", images, "--to", "other", "--split", "train=0.5,test=0.5", "--json").json
     assert set(first["splits"]) <= {"train", "test"}
 
     inspected = foveate("inspect", "mine", "--run", "look", "--samples", "5", "--json")
     assert inspected.code == 0, inspected.err
-    assert inspected.json["summary"]["pictures"] == 12
+    assert inspected.json["summary"]["images"] == 12
     assert sum(row["count"] for row in inspected.json["quarantine"]) == 3
     assert len(inspected.json["samples"]) == 5
     page = Path(inspected.json["paths"]["report"])
@@ -93,7 +93,7 @@ def test_collect_and_inspect(foveate: Run, pictures: Path, tmp_path: Path) -> No
     assert json.loads((tmp_path / "look" / "result.json").read_text())["kind"] == "inspect"
     words = foveate("inspect", "mine", "--run", "look-2", "--samples", "0")
     assert words.code == 0
-    assert "pictures: 12" in words.out
+    assert "images: 12" in words.out
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_collect_and_inspect(foveate: Run, pictures: Path, tmp_path: Path) -> No
         (("inspect", "nowhere"), "nowhere"),
     ],
 )
-def test_mistakes_with_collections(foveate: Run, pictures: Path, arguments: tuple[str, ...], part: str) -> None:
+def test_mistakes_with_collections(foveate: Run, images: Path, arguments: tuple[str, ...], part: str) -> None:
     assert part in foveate(*arguments).sentence
 
 
@@ -116,13 +116,13 @@ def test_pretrain_dry_run(foveate: Run, recipe_file: Path, tiny_collection: Path
     told = foveate("pretrain", recipe_file, "training.steps=50", "--collection", tiny_collection, "--dry-run")
     assert told.code == 0, told.err
     assert "steps: 50" in told.out
-    assert "epochs: 25.0" in told.out, "16 of 18 pictures have a text"
+    assert "epochs: 25.0" in told.out, "16 of 18 images have a text"
     priced = foveate("pretrain", recipe_file, "--collection", tiny_collection, "--dry-run", "--json").json
     assert priced["parameters"] > 1e6
-    assert priced["tokens_per_picture"] == 16
+    assert priced["tokens_per_image"] == 16
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"
     shipped = foveate("pretrain", "tour", "--collection", tiny_collection, "--dry-run", "--json")
-    assert shipped.json["tokens_per_picture"] == 196
+    assert shipped.json["tokens_per_image"] == 196
 
 
 def test_pretrain_evaluate_and_locate(foveate: Run, recipe_file: Path, tiny_collection: Path, tmp_path: Path) -> None:
@@ -138,24 +138,24 @@ def test_pretrain_evaluate_and_locate(foveate: Run, recipe_file: Path, tiny_coll
 
     measured = foveate("evaluate", "run/model", *common, "--classes", "category", "--limit", "8", "--crops", "--json")
     assert measured.code == 0, measured.err
-    assert measured.json["pictures"] == 8
+    assert measured.json["images"] == 8
     assert {row["question"] for row in measured.json["table"]} >= {"where is it: IoU at least .5"}
     assert Path("run/evaluation/report.html").is_file()
     for table in ("regions", "retrieval", "classification"):
         assert Path(f"run/evaluation/samples/{table}.parquet").is_file()
 
-    Path("picture.png").write_bytes(tiny.picture_bytes(tiny.draw([], size=(300, 100), seed=1)))
-    found = foveate("locate", "run/model", "picture.png", "a red disc", "--device", "cpu", "--json")
+    Path("image.png").write_bytes(tiny.image_bytes(tiny.draw([], size=(300, 100), seed=1)))
+    found = foveate("locate", "run/model", "image.png", "a red disc", "--device", "cpu", "--json")
     assert found.code == 0, found.err
-    assert set(found.json["boxes"]) == {"head", "candidates", "centre", "random"}
+    assert set(found.json["boxes"]) == {"head", "candidates", "center", "random"}
     assert (found.json["width"], found.json["height"]) == (300, 100)
     assert found.json["default"] == saved["locate_rule"]
     assert Path(found.json["paths"]["report"]).is_file()
-    words = foveate("locate", "run/model", "picture.png", "a red disc", "--rule", "candidates", "--device", "cpu")
+    words = foveate("locate", "run/model", "image.png", "a red disc", "--rule", "candidates", "--device", "cpu")
     assert words.code == 0
     (answer,) = (line for line in words.out.splitlines() if line.endswith("<- the answer"))
     assert answer.startswith("candidates ")
-    assert "px 75 25 225 75" in words.out, "the centre box in pixels of the picture"
+    assert "px 75 25 225 75" in words.out, "the center box in pixels of the image"
 
 
 def test_quiet_and_json_print_nothing_else(foveate: Run, recipe_file: Path, tiny_collection: Path) -> None:
@@ -190,8 +190,8 @@ def mistakes(recipe: Path, collection: Path, run: Path) -> dict[str, tuple[tuple
             "write {} where the class name goes",
         ),
         "no such label": (("evaluate", run / "model", "--collection", collection, "--classes", "catgory"), "catgory"),
-        "no such picture": ((*locate, "no-such.jpg", "a dog"), "no-such.jpg: cannot be read"),
-        "unreadable picture": ((*locate, recipe, "a dog"), "the picture cannot be read"),
+        "no such image": ((*locate, "no-such.jpg", "a dog"), "no-such.jpg: cannot be read"),
+        "unreadable image": ((*locate, recipe, "a dog"), "the image cannot be read"),
         "empty phrase": ((*locate, collection.parent / "ok.png", " "), "the phrase is empty"),
         "model of locate": (("locate", run, collection.parent / "ok.png", "a dog"), "did you mean"),
     }
@@ -202,7 +202,7 @@ MISTAKES = sorted(mistakes(Path("r"), Path("c"), Path("m")))
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes(foveate: Run, recipe_file: Path, tiny_collection: Path, trained: Path, mistake: str) -> None:
-    (tiny_collection.parent / "ok.png").write_bytes(tiny.picture_bytes(tiny.draw([], size=(64, 64), seed=1)))
+    (tiny_collection.parent / "ok.png").write_bytes(tiny.image_bytes(tiny.draw([], size=(64, 64), seed=1)))
     arguments, part = mistakes(recipe_file, tiny_collection, trained)[mistake]
     assert part in foveate(*arguments).sentence
 

@@ -1,4 +1,4 @@
-"""`foveate collect`: the format is recognised and said, options without effect are refused, the summary adds up."""
+"""`foveate collect`: the format is recognized and said, options without effect are refused, the summary adds up."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def sets(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["coco", "lvis", "visual-genome", "table/pairs.csv"])
-def test_a_format_is_recognised_and_said(foveate: Run, sets: Path, name: str) -> None:
+def test_a_format_is_recognized_and_said(foveate: Run, sets: Path, name: str) -> None:
     told = foveate("collect", name, "--to", "c")
     assert told.code == 0, told.err
     format_name = name.split("/")[0]
     assert told.out.startswith(f"format: {format_name}\n")
     assert f"format: {format_name} (" in told.err
-    assert "4 pictures taken" in told.out
+    assert "4 images taken" in told.out
     (sets / "coco" / "val2017" / "000000001000.jpg").write_bytes(b"<html>")
     again = foveate("collect", name, "--to", "c", "--json").json
     assert (again["format"], again["taken"], again["already_there"]) == (format_name, 0, 4 - (name == "coco"))
     if name == "coco":
-        assert again["quarantined"] == {"picture: not a picture": 1}
+        assert again["quarantined"] == {"image: not an image": 1}
         assert "quarantine.parquet" in foveate("collect", name, "--to", "c").out
 
 
@@ -61,12 +61,12 @@ def test_near_duplicates_are_taken_out(foveate: Run, sets: Path) -> None:
     ("arguments", "part"),
     [
         (("clipart", "--name", "x"), "--name has no effect on the built-in collection 'clipart'"),
-        (("emoji", "--licence", "x"), "--licence has no effect"),
+        (("emoji", "--license", "x"), "--license has no effect"),
         (("scenes", "--split", "none"), "--split has no effect"),
         (("scenes", "--group-by", "folder"), "--group-by has no effect"),
         (("clipart", "--seed", "1"), "--seed has no effect"),
         (("coco", "--text-column", "x"), "--text-column has no effect on the format 'coco': it is for datasets, table"),
-        (("datasets", "--reference"), "--reference has no effect on the format 'datasets': the pictures lie inside"),
+        (("datasets", "--reference"), "--reference has no effect on the format 'datasets': the images lie inside"),
         (("visual-genome", "--group-by", "folder"), "--group-by has no effect"),
         (("coco", "--split", "none", "--seed", "1"), "--seed has no effect with --split none"),
         (("coco", "--as", "cocoo"), "did you mean 'coco'?"),

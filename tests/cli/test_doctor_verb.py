@@ -46,7 +46,7 @@ def test_a_collection_and_a_run(foveate: Run, recipe_file: Path, tiny_collection
 
     large = foveate(*common, "training.batch_size=32", "--recipe", recipe_file)
     assert large.code == 1
-    assert "problem: batch_size 32 is larger than the 16 usable pictures" in large.out
+    assert "problem: batch_size 32 is larger than the 16 usable images" in large.out
     texts = foveate(*common, "data.captions={poem: 1, alt: 0, title: 0}", "--recipe", recipe_file)
     assert texts.code == 1
     assert "has a text of the kinds poem" in texts.out

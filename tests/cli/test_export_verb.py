@@ -22,7 +22,7 @@ def test_a_model_in_words_as_json_and_dry(foveate: Run, trained: Path, tmp_path:
     assert told.out.endswith("export: out\n")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| which phrase names this box: R@1 | seen | cloc |" in card
-    assert "Collection `shapes`, split `train`, 16 pictures with text." in card
+    assert "Collection `shapes`, split `train`, 16 images with text." in card
     found = foveate("export", trained / "model", "--to", "transformers", "--out", "hf", "--json").json
     assert found["paths"] == {"export": "hf"}
     assert found["differences"]["token ids up to the end token"] == 0
@@ -33,15 +33,15 @@ def test_a_model_in_words_as_json_and_dry(foveate: Run, trained: Path, tmp_path:
 def test_embeddings_of_a_collection(foveate: Run, trained: Path, tiny_collection: Path, tmp_path: Path) -> None:
     told = foveate("export", trained / "model", "--to", "embeddings", "--collection", tiny_collection, "--out", "e")
     assert told.code == 0, told.err
-    assert "pictures: 32\n" in told.out
-    assert (tmp_path / "e" / "pictures" / "00000.parquet").is_file()
+    assert "images: 32\n" in told.out
+    assert (tmp_path / "e" / "images" / "00000.parquet").is_file()
     again = foveate("export", trained / "model", "--to", "embeddings", "--collection", tiny_collection, "--out", "e")
     assert "e exists and is not an empty folder: choose another one with --out" in again.sentence
 
 
 def test_a_collection(foveate: Run, tiny_collection: Path, tmp_path: Path) -> None:
     planned = foveate("export", tiny_collection, "--to", "webdataset", "--out", "tars", "--dry-run")
-    assert "would write 32 pictures to tars" in planned.out
+    assert "would write 32 images to tars" in planned.out
     assert foveate("export", tiny_collection, "--to", "webdataset", "--out", "tars").out.endswith("export: tars\n")
     back = foveate("collect", "tars/*.tar", "--to", "again", "--split", "none", "--json")
     assert back.code == 0, back.err

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from conftest import Run
 from foveate.pretrain.train import build_model
-from foveate.vision.localiser.folder import save_model
+from foveate.vision.localizer.folder import save_model
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,10 @@ def shapes(tiny_collection: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_collection, tmp_path / "shapes"))
 
 
-def test_regions_are_labelled_and_shown(foveate: Run, shapes: Path, model: Path, tmp_path: Path) -> None:
+def test_regions_are_labeled_and_shown(foveate: Run, shapes: Path, model: Path, tmp_path: Path) -> None:
     asked = ("regions", shapes, "--detector", "cloc", "--model", model, "--captions", "alt", "--set", "rule=head")
     dry = foveate(*asked, "--dry-run")
-    assert "32 of 32 pictures are to be labelled by cloc" in dry.out
+    assert "32 of 32 images are to be labeled by cloc" in dry.out
     assert "30 have phrases, 2.0 each" in dry.out
     assert not (tmp_path / "runs").exists()
     assert not (shapes / "annotations" / "region_status").exists()
@@ -37,10 +37,10 @@ def test_regions_are_labelled_and_shown(foveate: Run, shapes: Path, model: Path,
     assert sum(made.json["status"].values()) == 32
     page = (tmp_path / "mine" / "report.html").read_text(encoding="utf-8")
     assert page.count("<figure") >= 1
-    assert "What was labelled" in page
+    assert "What was labeled" in page
     assert 'src="http' not in page
     again = foveate(*asked, "--quiet")
-    assert "32 pictures were labelled by this recipe before" in again.out
+    assert "32 images were labeled by this recipe before" in again.out
     assert again.out.splitlines()[-1] == "report: runs/regions/report.html"
 
 

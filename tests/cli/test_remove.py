@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from foveate.cli.main import main
+from foveate.core.errors import sentence
 from foveate.records.collection import Collection
-from foveate.settings.disk import sentence
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -45,31 +45,31 @@ def collection(tmp_path: Path, run: Run) -> Path:
 
 def test_keys_a_list_and_a_condition(run: Run, collection: Path, tmp_path: Path) -> None:
     code, out, _ = run("remove", collection, "p5", "--reason", "asked for")
-    assert (code, out.splitlines()[0]) == (0, "1 picture removed, and kept out by key and by SHA-256")
+    assert (code, out.splitlines()[0]) == (0, "1 image removed, and kept out by key and by SHA-256")
     assert "not reached: exports, trained models" in out
     (tmp_path / "keys.txt").write_text("p4\n\n")
     code, out, _ = run("remove", collection, "--from", tmp_path / "keys.txt", "--json")
     assert json.loads(out)["removed"] == ["p4"]
     code, out, _ = run("remove", collection, "--where", "site=A", "--keep-bytes")
-    assert "2 pictures removed" in out
+    assert "2 images removed" in out
     assert "stay in the folder" in out
     assert Collection.open(collection).keys == ["p2", "p3"]
     code, out, _ = run("collect", tmp_path / "mine", "--to", collection, "--quiet")
-    assert "4 pictures skipped, because they were removed earlier" in out
+    assert "4 images skipped, because they were removed earlier" in out
 
 
 def test_a_dry_run_does_nothing(run: Run, collection: Path) -> None:
     code, out, _ = run("remove", collection, "p0", "--dry-run")
     assert code == 0
-    assert "1 picture would be removed" in out
+    assert "1 image would be removed" in out
     assert len(Collection.open(collection)) == 6
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no picture is meant"),
-        (("pp1",), "no picture 'pp1' in the collection 'c'; did you mean"),
+        ((), "no image is meant"),
+        (("pp1",), "no image 'pp1' in the collection 'c'; did you mean"),
         (("--where", "sight=A"), "did you mean 'site'"),
         (("--where", "site"), "write it as field=value"),
         (("p0", "--where", "site=A"), "not both"),
@@ -101,7 +101,7 @@ def test_a_disk_that_refuses_gets_one_sentence(
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(number, "system's words", str(place))
 
-    monkeypatch.setattr("foveate.records.removal.remove_pictures", refuse)
+    monkeypatch.setattr("foveate.records.removal.remove_images", refuse)
     code, _, err = run("remove", collection, "p0")
     assert code == 1
     assert err.startswith(f"foveate: {place}: ")

@@ -13,7 +13,7 @@ import tiny
 from conftest import Run
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
-from foveate.vision.localiser.folder import save_model
+from foveate.vision.localizer.folder import save_model
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +33,20 @@ def index(place: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def picture(place: Path) -> Path:
+def image(place: Path) -> Path:
     collection = Collection.open(place / "shapes")
     path = place / "asked.png"
-    path.write_bytes(collection.picture_bytes(collection.row_of("test-01")))
+    path.write_bytes(collection.image_bytes(collection.row_of("test-01")))
     return path
 
 
 def test_index_and_search(foveate: Run, place: Path, tmp_path: Path) -> None:
     dry = foveate("index", place / "model", place / "shapes", "--out", "mine", "--dry-run")
-    assert "32 pictures to embed with 58 regions" in dry.out
+    assert "32 images to embed with 58 regions" in dry.out
     assert not (tmp_path / "mine").exists()
     made = foveate("index", place / "model", place / "shapes", "--out", "mine", "--json", "--quiet")
     assert made.code == 0, made.err
-    assert made.json["counts"] == {"pictures": 32, "regions": 58, "unreadable": 0}
+    assert made.json["counts"] == {"images": 32, "regions": 58, "unreadable": 0}
     assert made.json["paths"] == {"index": "mine"}
     again = foveate("index", place / "model", place / "shapes", "--out", "mine", "--json", "--quiet")
     assert (again.json["embedded"], again.json["counts"]) == (0, made.json["counts"])
@@ -58,8 +58,8 @@ def test_index_and_search(foveate: Run, place: Path, tmp_path: Path) -> None:
     assert 'src="http' not in page
 
 
-def test_a_box_in_a_picture(foveate: Run, index: Path, picture: Path) -> None:
-    arguments = ("search", index, "a disc", "--picture", picture, "--minus", "blue", "--weight", "box=0.5", "--json")
+def test_a_box_in_an_image(foveate: Run, index: Path, image: Path) -> None:
+    arguments = ("search", index, "a disc", "--image", image, "--minus", "blue", "--weight", "box=0.5", "--json")
     by_fraction = foveate(*arguments, "--box", "0,0,0.5,1").json
     assert by_fraction["query"]["weights"] == {"words": 1, "box": 0.5, "minus": 1}
     assert by_fraction["query"]["box"] == [0, 0, 0.5, 1]
@@ -72,7 +72,7 @@ def test_a_box_in_a_picture(foveate: Run, index: Path, picture: Path) -> None:
     assert stored["results"] == by_pixel["results"]
 
 
-def test_a_picture_that_has_gone_bad_is_said(foveate: Run, place: Path, tmp_path: Path) -> None:
+def test_an_image_that_has_gone_bad_is_said(foveate: Run, place: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(place / "shapes", tmp_path / "shapes"))
     foveate("index", place / "model", copy, "--out", "mine", "--quiet")
     for tar in (copy / "images").glob("*.tar"):
@@ -83,22 +83,22 @@ def test_a_picture_that_has_gone_bad_is_said(foveate: Run, place: Path, tmp_path
     assert "is missing" in (tmp_path / "runs" / "search" / "report.html").read_text(encoding="utf-8")
 
 
-def test_mistakes(foveate: Run, index: Path, picture: Path, place: Path, tmp_path: Path) -> None:
+def test_mistakes(foveate: Run, index: Path, image: Path, place: Path, tmp_path: Path) -> None:
     other = save_model(build_model(tiny.recipe(training={"seed": 5})).eval(), tmp_path / "other")
     for words, sentence in (
         ((index,), "nothing to search for"),
-        ((index, "red", "--box", "0,0,1,1"), "a box needs the picture"),
-        ((index, "--picture", picture, "--box", "0,0,1"), "allowed are four numbers"),
-        ((index, "--picture", picture, "--box", "0,0,30,30"), "give --pixels where they are pixels"),
-        ((index, "--picture", picture, "--box", "0,0,9999,9", "--pixels"), "corners must lie in [0, 1]"),
-        ((index, "--picture", picture, "--box", "0.5,0,0.2,1"), "x2 must be greater than x1"),
-        ((index, "--picture", picture, "--box", "nan,0,0.2,1"), "finite"),
+        ((index, "red", "--box", "0,0,1,1"), "a box needs the image"),
+        ((index, "--image", image, "--box", "0,0,1"), "allowed are four numbers"),
+        ((index, "--image", image, "--box", "0,0,30,30"), "give --pixels where they are pixels"),
+        ((index, "--image", image, "--box", "0,0,9999,9", "--pixels"), "corners must lie in [0, 1]"),
+        ((index, "--image", image, "--box", "0.5,0,0.2,1"), "x2 must be greater than x1"),
+        ((index, "--image", image, "--box", "nan,0,0.2,1"), "finite"),
         ((index, "red", "--pixels"), "give --box too"),
         ((index, "red", "--weight", "words"), "allowed is PART=NUMBER"),
         ((index, "red", "--weight", "word=2"), "did you mean 'words'"),
         ((index, "red", "--model", other), "was made with another model than"),
         ((place, "red"), "not an index"),
-        ((index, "--picture", "none.jpg"), "none.jpg: cannot be read"),
+        ((index, "--image", "none.jpg"), "none.jpg: cannot be read"),
     ):
         assert sentence in foveate("search", *words).sentence
     for words, sentence in (

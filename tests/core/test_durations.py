@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from foveate.settings.durations import duration
+from foveate.core.progress import duration
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foveate.settings.errors import UserError, choose, nearest
+from foveate.core.errors import UserError, choose, nearest
 
 
 @pytest.mark.parametrize(

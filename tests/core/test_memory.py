@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from foveate.settings.memory import peak_gigabytes
+from foveate.core.devices import peak_gigabytes
 
-SCRIPT = "from foveate.settings.memory import peak_gigabytes; {}; print(peak_gigabytes())"
+SCRIPT = "from foveate.core.devices import peak_gigabytes; {}; print(peak_gigabytes())"
 
 
 def _peak_of(statement: str) -> float:

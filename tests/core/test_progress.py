@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from foveate.settings import progress
+from foveate.core import progress
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from foveate.settings.errors import UserError
-from foveate.settings.runs import RunFolder
+from foveate.core.errors import UserError
+from foveate.core.runs import RunFolder
 
 
 def test_create_and_open_again(tmp_path: Path) -> None:

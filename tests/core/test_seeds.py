@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.settings import seeds
+from foveate.core import seeds
 
 
 def test_pinned_values() -> None:
@@ -32,8 +32,8 @@ def test_ranges_and_repeatability(parts: list[object]) -> None:
     assert seeds.generator(*parts).random() == seeds.generator(*parts).random()
 
 
-def test_neighbours_are_independent() -> None:
-    rows = np.array([[seeds.uniform("x", row, visit) for visit in range(200)] for row in range(200)])
+def test_neighbors_are_independent() -> None:
+    rows = np.array([[seeds.uniform("x", row, epoch) for epoch in range(200)] for row in range(200)])
     assert abs(rows.mean() - 0.5) < 0.01
     assert abs(rows.var() - 1 / 12) < 0.005
     for shifted in (rows[1:, :], rows[:, 1:]):

@@ -1,4 +1,4 @@
-"""Flower's own processes on loopback, for tests: one SuperLink, a SuperNode for each site, and `flwr run`."""
+"""Flower's own processes on loopback, for tests: one SuperLink, a SuperNode for each client, and `flwr run`."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Network:
         home, port = folder / "home", free_port()
         home.mkdir()
         (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "site"\n\n[superlink.site]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+            f'[superlink]\ndefault = "client"\n\n[superlink.client]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
         return cls(folder, write_app(folder / "app"), environment(home), port)
 
@@ -108,13 +108,13 @@ class Network:
 
     @contextlib.contextmanager
     def nodes(self, parts: Sequence[np.ndarray], names: Sequence[str] = (), *, log: str = "node") -> Iterator[None]:
-        """A SuperNode for each site, whose log is called `log` and the site's number."""
+        """A SuperNode for each client, whose log is called `log` and the client's number."""
         with contextlib.ExitStack() as stack:
             for number, part in enumerate(parts):
-                data = self.folder / f"site{number}.npz"
+                data = self.folder / f"client{number}.npz"
                 np.savez(data, points=part)
                 node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}"]
-                title = names[number] if names else f"site {number}"
+                title = names[number] if names else f"client {number}"
                 node += ["--port", str(free_port()), "--node-config"]
                 node += [f'partition-id={number} data="{data}" name="{title}"']
                 stack.enter_context(running(node, self.env, self.folder / f"{log}{number}.log"))
@@ -122,7 +122,7 @@ class Network:
 
     def command(self, config: str) -> list[str]:
         """`flwr run` with that run configuration."""
-        return [str(BIN / "flwr"), "run", str(self.app), "site", "--stream", "--run-config", config]
+        return [str(BIN / "flwr"), "run", str(self.app), "client", "--stream", "--run-config", config]
 
     def run(self, config: str, *, timeout: float = 560) -> str:
         """Runs it to its end; returns all that was printed, and the ends of all logs."""

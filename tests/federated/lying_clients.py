@@ -14,8 +14,8 @@ TRUTH = s_set("s1")[2]
 def changed(**arrays):
     """A client that answers rightly but for some arrays of its first answer."""
 
-    def handler(data, request: Message, site: int) -> Message:
-        good = protocol.answer_centroids(data, request, site)
+    def handler(data, request: Message, client: int) -> Message:
+        good = protocol.answer_centroids(data, request, client)
         made = {name: make(good.array(name)) for name, make in arrays.items()}
         return request.answer(arrays={**good.arrays, **made}, **good.values)
 

@@ -21,34 +21,34 @@ def s_set(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return points, labels, class_means(points, labels)
 
 
-def clients(name: str, *, alpha: float | None, sites: int, seed: int) -> list[np.ndarray]:
+def split_s_set(name: str, *, alpha: float | None, clients: int, seed: int) -> list[np.ndarray]:
     """The points of each client; alpha None = even."""
     points, labels, _ = s_set(name)
-    return split_over(points, labels, alpha=alpha, sites=sites, seed=seed)
+    return split_over(points, labels, alpha=alpha, clients=clients, seed=seed)
 
 
 def split_over(
-    points: np.ndarray, labels: np.ndarray, *, alpha: float | None, sites: int, seed: int
+    points: np.ndarray, labels: np.ndarray, *, alpha: float | None, clients: int, seed: int
 ) -> list[np.ndarray]:
     """Any points, by client; alpha None = even."""
-    rng = np.random.default_rng([seed, sites])
-    split = even(len(points), sites, rng) if alpha is None else None
-    split = split or dirichlet(labels, sites, rng, alpha=alpha or 1.0, smallest=30)
+    rng = np.random.default_rng([seed, clients])
+    split = even(len(points), clients, rng) if alpha is None else None
+    split = split or dirichlet(labels, clients, rng, alpha=alpha or 1.0, smallest=30)
     return [points[rows] for rows in split.rows]
 
 
 def balls(seed: int, *, clusters: int = 8, points: int = 200, dimensions: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Points of unit balls at least 10 apart, and the balls' numbers (the stochastic ball model)."""
     rng = np.random.default_rng([seed, 77])
-    centres: list[np.ndarray] = []
-    while len(centres) < clusters:
+    centers: list[np.ndarray] = []
+    while len(centers) < clusters:
         tried = rng.uniform(0, 50, dimensions)
-        if all(np.linalg.norm(tried - one) >= 10 for one in centres):
-            centres.append(tried)
+        if all(np.linalg.norm(tried - one) >= 10 for one in centers):
+            centers.append(tried)
     direction = rng.normal(size=(clusters, points, dimensions))
     direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
     radius = rng.random((clusters, points, 1)) ** (1 / dimensions)
-    found = np.array(centres)[:, None] + direction * radius
+    found = np.array(centers)[:, None] + direction * radius
     return found.reshape(-1, dimensions), np.repeat(np.arange(clusters), points)
 
 

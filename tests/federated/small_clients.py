@@ -1,4 +1,4 @@
-"""Three small sites of a map, and options that are done in a moment."""
+"""Three small clients of a map, and options that are done in a moment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foveate.federated.embedding.options import EmbeddingOptions
 RANDOM = np.random.default_rng(0)
 
 
-SITES = [RANDOM.normal(size=(size, 6)) + 3 * number for number, size in enumerate((40, 25, 60))]
+CLIENTS = [RANDOM.normal(size=(size, 6)) + 3 * number for number, size in enumerate((40, 25, 60))]
 
 
 SMALL: dict[str, Any] = {"rounds": 4, "hidden": (16,), "surrogate_start": 0.25, "batch_points": 16}

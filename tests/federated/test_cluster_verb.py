@@ -13,13 +13,13 @@ from click.testing import CliRunner, Result
 from sklearn.datasets import load_digits
 
 from foveate.cli.main import cli
+from foveate.core.errors import UserError
 from foveate.federated.clustering import protocol, run
 from foveate.federated.clustering.projection import axes
 from foveate.federated.clustering.run import settings_of
 from foveate.federated.sources import gather, split_labels
 from foveate.report import render
 from foveate.report.pages import federated_cluster
-from foveate.settings.errors import UserError
 
 LABELS = load_digits().target
 
@@ -46,7 +46,7 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_site_of_few_different_points_is_noted(tmp_path: Path) -> None:
+def test_a_client_of_few_different_points_is_noted(tmp_path: Path) -> None:
     points = np.random.default_rng(0).normal(size=(40, 3))
     np.save(tmp_path / "many.npy", points)
     np.save(tmp_path / "few.npy", np.repeat(points[:3], 4, axis=0))
@@ -58,7 +58,7 @@ def test_a_site_of_few_different_points_is_noted(tmp_path: Path) -> None:
 
 
 def test_redraws_of_a_split_are_told() -> None:
-    told = {seed: gather(["digits"], split="dirichlet:0.1", sites=20, seed=seed).about for seed in range(4)}
+    told = {seed: gather(["digits"], split="dirichlet:0.1", clients=20, seed=seed).about for seed in range(4)}
     draws = {seed: split_labels(LABELS, len(LABELS), "dirichlet:0.1", 20, seed=seed).draws for seed in told}
     assert max(draws.values()) > 1
     for seed, about in told.items():
@@ -67,7 +67,7 @@ def test_redraws_of_a_split_are_told() -> None:
 
 def test_digits_with_their_page(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    found = answer("digits", "--split", "dirichlet:0.3", "--sites", 5, "--beside", "kfed,central", "--run", out)
+    found = answer("digits", "--split", "dirichlet:0.3", "--clients", 5, "--beside", "kfed,central", "--run", out)
     assert found["clusters"] == 10  # as many as labels
     assert [one["method"] for one in found["methods"]] == [
         "consensus, 1 round of refinement",
@@ -75,22 +75,22 @@ def test_digits_with_their_page(tmp_path: Path) -> None:
         "central, not federated",
     ]
     assert found["methods"][0]["quality"]["nmi"] > found["methods"][1]["quality"]["nmi"]
-    assert sum(site["points"] for site in found["sites"]) == 1797
-    assert {row["what"] for row in found["exchanged"] if row["up"]} >= {"centres", "counts", "kept", "sums"}
+    assert sum(client["points"] for client in found["clients"]) == 1797
+    assert {row["what"] for row in found["exchanged"] if row["up"]} >= {"centers", "counts", "kept", "sums"}
     page = Path(found["paths"]["report"]).read_text(encoding="utf-8")
-    for words in ("By group", "By site", "By label", "What the server saw", "Centroids sent", "the first exchange"):
+    for words in ("By group", "By client", "By label", "What the server saw", "Centroids sent", "the first exchange"):
         assert words in page
     groups = pq.read_table(found["paths"]["groups"])
     assert groups.num_rows == 1797
-    assert groups.column_names == ["site", "row", "group", "label"]
-    assert np.load(found["paths"]["centres"])["centres"].shape == (10, 64)
+    assert groups.column_names == ["client", "row", "group", "label"]
+    assert np.load(found["paths"]["centers"])["centers"].shape == (10, 64)
     assert render(out) == Path(found["paths"]["report"])
 
 
-def test_sites_by_a_column_in_one_shot(table: Path, tmp_path: Path) -> None:
+def test_clients_by_a_column_in_one_shot(table: Path, tmp_path: Path) -> None:
     found = answer(
         table,
-        "--site",
+        "--client",
         "hospital",
         "--label",
         "species",
@@ -102,42 +102,42 @@ def test_sites_by_a_column_in_one_shot(table: Path, tmp_path: Path) -> None:
         tmp_path / "r",
     )
     assert found["method"] == "consensus, min_count 5, one shot"
-    assert [site["name"] for site in found["sites"]] == ["north", "south"]
+    assert [client["name"] for client in found["clients"]] == ["north", "south"]
     assert found["methods"][0]["quality"]["nmi"] == 1
     assert found["methods"][0]["quality"]["centroid_index"] == 0
-    assert all(site["smallest"] >= 5 for site in found["sites"])
+    assert all(client["smallest"] >= 5 for client in found["clients"])
     assert found["notes"] == []
 
 
 def test_words_for_people(table: Path, tmp_path: Path) -> None:
-    done = call(table, "--site", "hospital", "--clusters", 3, "--run", tmp_path / "r")
+    done = call(table, "--client", "hospital", "--clusters", 3, "--run", tmp_path / "r")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0] == "2 sites, 120 points, by 'hospital'"
+    assert lines[0] == "2 clients, 120 points, by 'hospital'"
     assert lines[1].startswith("consensus, 1 round of refinement: 3 groups, distance 0.3")
-    assert [line.split(":")[0] for line in lines[-4:]] == ["run", "centres", "groups", "report"]
+    assert [line.split(":")[0] for line in lines[-4:]] == ["run", "centers", "groups", "report"]
 
 
 def test_a_dry_run_counts_bytes_and_writes_nothing(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    planned = answer(table, "--site", "hospital", "--clusters", 3, "--run", out, "--dry-run")
-    assert planned["sites"] == {"north": 60, "south": 60}
+    planned = answer(table, "--client", "hospital", "--clusters", 3, "--run", out, "--dry-run")
+    assert planned["clients"] == {"north": 60, "south": 60}
     assert not out.exists()
-    found = answer(table, "--site", "hospital", "--clusters", 3, "--run", out)
-    assert found["bytes_up"] <= 2 * planned["bytes_up_per_site"]
-    assert found["bytes_up"] > 1.5 * planned["bytes_up_per_site"]
+    found = answer(table, "--client", "hospital", "--clusters", 3, "--run", out)
+    assert found["bytes_up"] <= 2 * planned["bytes_up_per_client"]
+    assert found["bytes_up"] > 1.5 * planned["bytes_up_per_client"]
 
 
 def test_stopped_and_repeated(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = (table, "--site", "hospital", "--clusters", 3, "--set", "refine_rounds=2")
+    arguments = (table, "--client", "hospital", "--clusters", 3, "--set", "refine_rounds=2")
     asked: list[str] = []
 
     def counting(kind: str):
-        def handler(data, request, site):
+        def handler(data, request, client):
             asked.append(kind)
             if len(asked) == 4:
                 raise KeyboardInterrupt
-            return protocol.HANDLERS[kind](data, request, site)
+            return protocol.HANDLERS[kind](data, request, client)
 
         return handler
 
@@ -147,12 +147,12 @@ def test_stopped_and_repeated(table: Path, tmp_path: Path, monkeypatch: pytest.M
     whole = answer(*arguments, "--run", tmp_path / "b")
     assert asked.count(protocol.CENTROIDS) == 4  # two for each folder: none was asked twice
     assert stopped["methods"][0]["quality"] == whole["methods"][0]["quality"]
-    assert (tmp_path / "a/centres.npz").read_bytes() == (tmp_path / "b/centres.npz").read_bytes()
+    assert (tmp_path / "a/centers.npz").read_bytes() == (tmp_path / "b/centers.npz").read_bytes()
 
 
 def test_a_folder_of_other_settings_is_refused(table: Path, tmp_path: Path) -> None:
-    answer(table, "--site", "hospital", "--clusters", 3, "--run", tmp_path / "a")
-    done = call(table, "--site", "hospital", "--clusters", 2, "--run", tmp_path / "a")
+    answer(table, "--client", "hospital", "--clusters", 3, "--run", tmp_path / "a")
+    done = call(table, "--client", "hospital", "--clusters", 2, "--run", tmp_path / "a")
     assert isinstance(done.exception, UserError)
     assert "another recipe" in str(done.exception)
 
@@ -161,19 +161,19 @@ def test_single_points_are_told(tmp_path: Path) -> None:
     for name, points in (("a", np.eye(3)), ("b", np.eye(3) + 0.01)):
         np.savez(tmp_path / f"{name}.npz", points=points)
     found = answer(tmp_path / "a.npz", tmp_path / "b.npz", "--clusters", 3, "--run", tmp_path / "r")
-    assert "2 sites sent centroids of a single point" in found["notes"][0]
+    assert "2 clients sent centroids of a single point" in found["notes"][0]
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--site", "hospital"), "how many clusters? give --clusters"),
-        (("--site", "hospital", "--clusters", "3", "--method", "kmeans"), "unknown method 'kmeans'"),
-        (("--site", "hospital", "--clusters", "3", "--beside", "kfeed"), "did you mean 'kfed'"),
-        (("--site", "hospital", "--clusters", "3", "--set", "seed=4"), "give it as --seed"),
-        (("--site", "hospital", "--clusters", "3", "--set", "radios=1"), "unknown option 'radios'"),
-        (("--site", "hospital", "--clusters", "300"), "300 clusters cannot be made"),
-        (("--site", "hospital", "--clusters", "3", "--min-sites", "3"), "2 of 2 sites answered; 3 are needed"),
+        (("--client", "hospital"), "how many clusters? give --clusters"),
+        (("--client", "hospital", "--clusters", "3", "--method", "kmeans"), "unknown method 'kmeans'"),
+        (("--client", "hospital", "--clusters", "3", "--beside", "kfeed"), "did you mean 'kfed'"),
+        (("--client", "hospital", "--clusters", "3", "--set", "seed=4"), "give it as --seed"),
+        (("--client", "hospital", "--clusters", "3", "--set", "radios=1"), "unknown option 'radios'"),
+        (("--client", "hospital", "--clusters", "300"), "300 clusters cannot be made"),
+        (("--client", "hospital", "--clusters", "3", "--min-clients", "3"), "2 of 2 clients answered; 3 are needed"),
         (("--clusters", "3"), "say how it is split"),
     ],
 )
@@ -184,13 +184,13 @@ def test_what_does_not_fit(table: Path, tmp_path: Path, more: tuple[str, ...], w
 
 
 def test_an_option_without_effect_is_told(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sites = gather([table], site="hospital")
-    settings_of(sites, 3, {"method": "consensus", "radius": 2.0}, seed=0)
+    clients = gather([table], client="hospital")
+    settings_of(clients, 3, {"method": "consensus", "radius": 2.0}, seed=0)
     assert "option 'radius' has no effect on the method 'consensus'" in capsys.readouterr().err
 
 
 def test_pooling_exchanges_nothing_and_says_so(table: Path, tmp_path: Path) -> None:
-    found = answer(table, "--site", "hospital", "--clusters", 3, "--method", "central", "--run", tmp_path / "r")
+    found = answer(table, "--client", "hospital", "--clusters", 3, "--method", "central", "--run", tmp_path / "r")
     assert found["method"] == "central, not federated"
     assert found["exchanged"] == []
     assert "Nothing but the points themselves" in Path(found["paths"]["report"]).read_text(encoding="utf-8")
@@ -198,11 +198,11 @@ def test_pooling_exchanges_nothing_and_says_so(table: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("width", [1, 2, 5])
 def test_axes_of_the_map(width: int) -> None:
-    centres = np.random.default_rng(0).normal(size=(6, width))
-    origin, two = axes(centres)
+    centers = np.random.default_rng(0).normal(size=(6, width))
+    origin, two = axes(centers)
     assert two.shape == (width, 2)
     if width == 2:
-        np.testing.assert_array_equal((centres - origin) @ two, centres)
+        np.testing.assert_array_equal((centers - origin) @ two, centers)
     if width == 5:
         np.testing.assert_allclose(two.T @ two, np.eye(2), atol=1e-12)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from s_sets import balls, clients, s_set
+from s_sets import balls, s_set, split_s_set
 
 from foveate.federated.clustering.pool import TooFewGroupsError
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.partition import even
-from foveate.metrics.clustering import centre_error, centroid_index, class_means
+from foveate.metrics.clustering import center_error, centroid_index, class_means
 
 TABLES = json.loads(
     (Path(__file__).resolve().parents[1] / "goldens" / "feca" / "measured_tables.json").read_text(encoding="utf-8")
@@ -26,9 +26,9 @@ def runs(name: str, alpha: float | None, **options) -> tuple[np.ndarray, np.ndar
     truth = s_set(name)[2]
     found = []
     for seed in SEEDS:
-        parts = clients(name, alpha=alpha, sites=10, seed=seed)
-        centres = FederatedKMeans(15, random_state=seed, **options).fit(parts).cluster_centers_
-        found.append((centre_error(truth, centres).mean, centroid_index(truth, centres)))
+        parts = split_s_set(name, alpha=alpha, clients=10, seed=seed)
+        centers = FederatedKMeans(15, random_state=seed, **options).fit(parts).cluster_centers_
+        found.append((center_error(truth, centers).mean, centroid_index(truth, centers)))
     errors, indices = zip(*found, strict=True)
     return np.array(errors), np.array(indices)
 
@@ -59,7 +59,7 @@ def test_the_default_on_s4_is_near_central_kmeans() -> None:
     points, _, truth = s_set("s4")
     central = FederatedKMeans(15, method="central", random_state=0).fit(points).cluster_centers_
     assert errors.mean() < 0.16
-    assert centre_error(truth, central).mean == pytest.approx(0.10, abs=0.01)
+    assert center_error(truth, central).mean == pytest.approx(0.10, abs=0.01)
 
 
 def test_the_reconstruction_fails_on_unlike_clients() -> None:

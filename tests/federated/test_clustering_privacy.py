@@ -1,4 +1,4 @@
-"""What leaves a site in a clustering: no row of its data, and with `min_count` nothing of fewer points."""
+"""What leaves a client in a clustering: no row of its data, and with `min_count` nothing of fewer points."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import warnings
 
 import numpy as np
 import pytest
-from s_sets import clients
+from s_sets import split_s_set
 
+from foveate.core.errors import UserError
+from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.local import withheld
@@ -15,12 +17,10 @@ from foveate.federated.clustering.settings import methods, resolve
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log
-from foveate.federated.sites import Site
-from foveate.settings.errors import UserError
 
 
 def test_fewer_points_than_min_count_send_nothing() -> None:
-    parts = [np.zeros((5, 2)), *clients("s1", alpha=None, sites=3, seed=0)]
+    parts = [np.zeros((5, 2)), *split_s_set("s1", alpha=None, clients=3, seed=0)]
     found = FederatedKMeans(15, min_count=10, random_state=0).fit(parts)
     assert "fewer than min_count 10: nothing is sent" in found.excluded_[0]
     assert (found.labels_[0] >= 0).all()
@@ -28,18 +28,18 @@ def test_fewer_points_than_min_count_send_nothing() -> None:
 
 @pytest.mark.parametrize("least", [1, 10])
 @pytest.mark.parametrize("name", [name for name in methods() if name != "central"])
-def test_no_data_row_leaves_a_site(name: str, least: int) -> None:
-    parts = clients("s1", alpha=0.3, sites=5, seed=0)
+def test_no_data_row_leaves_a_client(name: str, least: int) -> None:
+    parts = split_s_set("s1", alpha=0.3, clients=5, seed=0)
     log = Log(record=True)
-    sites = [Site(number, part, protocol.HANDLERS) for number, part in enumerate(parts)]
+    clients = [Client(number, part, protocol.HANDLERS) for number, part in enumerate(parts)]
     plan = resolve(15, method_name=name, refine_rounds=1, on_few_groups="return", min_count=least)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cluster(InProcess(sites, log=log), plan, evaluate=True)
-    up = [(site, message) for site, is_up, message in log.messages if is_up]
+        cluster(InProcess(clients, log=log), plan, evaluate=True)
+    up = [(client, message) for client, is_up, message in log.messages if is_up]
     assert {message.kind for _, message in up} == {protocol.CENTROIDS, protocol.LLOYD, protocol.ASSIGN}
-    for site, message in up:
-        rows = {row.tobytes() for row in parts[site]}
+    for client, message in up:
+        rows = {row.tobytes() for row in parts[client]}
         for array in message.arrays.values():
             assert array.ndim <= 2
             assert len(array) <= 15
@@ -53,20 +53,20 @@ def test_no_data_row_leaves_a_site(name: str, least: int) -> None:
 
 
 def test_min_count_holds_in_the_refinement() -> None:
-    """A point that is alone at a centre of the others is told neither by its cell nor by what the other cells lack."""
+    """A point that is alone at a center of the others is told neither by its cell nor by what the other cells lack."""
     rng = np.random.default_rng(0)
     middles = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     here = np.concatenate([rng.normal(one, 0.3, (60, 2)) for one in middles])
     alone = np.array([[9.8765, 0.4321]])
     there = np.concatenate([rng.normal(middles[0], 0.3, (60, 2)), rng.normal(middles[2], 0.3, (50, 2)), alone])
     log = Log(record=True)
-    sites = [Site(number, part, protocol.HANDLERS) for number, part in enumerate([here, there])]
-    found = cluster(InProcess(sites, log=log), resolve(3, min_count=10))
+    clients = [Client(number, part, protocol.HANDLERS) for number, part in enumerate([here, there])]
+    found = cluster(InProcess(clients, log=log), resolve(3, min_count=10))
     assert not found.excluded
-    first, second = (message for site, up, message in log.messages if up and site == 1)
+    first, second = (message for client, up, message in log.messages if up and client == 1)
     assert first.array("counts").sum() == 111
     assert sorted(second.array("counts")) == [0, 0, 60]
-    missing = first.array("counts") @ first.array("centres") - second.array("sums").sum(0)
+    missing = first.array("counts") @ first.array("centers") - second.array("sums").sum(0)
     assert np.abs(missing - alone).max() > 1
     np.testing.assert_array_equal(second.array("sums")[second.array("counts") == 0], 0)
 
@@ -88,21 +88,21 @@ def test_what_is_withheld_is_at_least_min_count(counts: list[int], told: list[in
 
 
 def test_small_cells_are_refused_by_the_server() -> None:
-    parts = clients("s1", alpha=None, sites=4, seed=0)
+    parts = split_s_set("s1", alpha=None, clients=4, seed=0)
 
-    def telling(data, request: Message, site: int) -> Message:
+    def telling(data, request: Message, client: int) -> Message:
         blunt = Message(request.kind, request.round, request.arrays, {**request.values, "min_count": 1})
-        return protocol.answer_lloyd(np.concatenate([np.asarray(data), [[50.0, 50.0]] * 3]), blunt, site)
+        return protocol.answer_lloyd(np.concatenate([np.asarray(data), [[50.0, 50.0]] * 3]), blunt, client)
 
     wrong = {**protocol.HANDLERS, protocol.LLOYD: telling}
-    sites = [
-        Site(n, part[part[:, 0] < 5] if n == 2 else part, wrong if n == 2 else protocol.HANDLERS)
+    clients = [
+        Client(n, part[part[:, 0] < 5] if n == 2 else part, wrong if n == 2 else protocol.HANDLERS)
         for n, part in enumerate(parts)
     ]
-    found = cluster(InProcess(sites), resolve(15, min_count=10))
+    found = cluster(InProcess(clients), resolve(15, min_count=10))
     assert "has a cell of 3 points; min_count is 10" in found.excluded[2]
 
 
 def test_pooling_methods_are_refused_over_an_exchange() -> None:
-    with pytest.raises(UserError, match="pools raw points; no site sends them"):
-        cluster(InProcess([Site(0, np.eye(2), protocol.HANDLERS)]), resolve(2, method_name="central"))
+    with pytest.raises(UserError, match="pools raw points; no client sends them"):
+        cluster(InProcess([Client(0, np.eye(2), protocol.HANDLERS)]), resolve(2, method_name="central"))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s_sets import clients, s_set
+from s_sets import s_set, split_s_set
 
+from foveate.core.errors import UserError
 from foveate.federated.clustering.distances import FEW, distances, nearest, squared, sums
 from foveate.federated.clustering.lloyd import lloyd
 from foveate.federated.clustering.local import Local, eliminate, local_kmeans, merge_small
@@ -18,8 +19,8 @@ from foveate.federated.clustering.radius_search import radius_range
 from foveate.federated.clustering.settings import methods, resolve
 from foveate.federated.clustering.starts import plus_plus, random_rows
 from foveate.federated.estimators import FederatedKMeans
-from foveate.metrics.clustering import centre_error, centroid_index
-from foveate.settings.errors import UserError
+from foveate.metrics.clustering import center_error, centroid_index
+from naming import raises_naming
 
 SERVERS = [("consensus", {"restarts": 0}), ("paper_reconstruction", {})]
 
@@ -30,12 +31,12 @@ def fitted(parts: list[np.ndarray], clusters: int = 15, **options) -> np.ndarray
 
 
 def error(left: np.ndarray, right: np.ndarray) -> float:
-    return centre_error(left, right).max
+    return center_error(left, right).max
 
 
 @pytest.mark.parametrize(("name", "options"), SERVERS)
 def test_moves_turns_and_scales(name: str, options: dict) -> None:
-    parts = clients("s1", alpha=0.3, sites=5, seed=0)
+    parts = split_s_set("s1", alpha=0.3, clients=5, seed=0)
     base = fitted(parts, method=name, **options)
     angle = 0.7
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -47,20 +48,22 @@ def test_moves_turns_and_scales(name: str, options: dict) -> None:
 
 @pytest.mark.parametrize("name", [name for name in methods() if name not in ("kfed", "central")])
 def test_the_order_of_answers_does_not_matter(name: str) -> None:
-    """Which site answers first; a site's own random numbers belong to its number, so starts are fixed here."""
+    """Which client answers first; a client's own random numbers belong to its number, so starts are fixed here."""
+    from foveate.federated.clients import stream
     from foveate.federated.clustering.fit import pool_of
     from foveate.federated.clustering.protocol import answer_centroids, centroids_request
     from foveate.federated.clustering.settings import method
-    from foveate.federated.sites import stream
 
     plan = resolve(15, method_name=name)
-    parts = clients("s1", alpha=0.3, sites=6, seed=1)
-    answers = {site: answer_centroids(part, centroids_request(plan, site), site) for site, part in enumerate(parts)}
+    parts = split_s_set("s1", alpha=0.3, clients=6, seed=1)
+    answers = {
+        client: answer_centroids(part, centroids_request(plan, client), client) for client, part in enumerate(parts)
+    }
     found = []
     for order in (range(6), (4, 1, 5, 0, 3, 2)):
-        pool, radii = pool_of({site: answers[site] for site in order})
-        rng = stream(0, round=0, site=-1, purpose="server")
-        found.append(method(name).merge(pool, plan, rng, radii).centres)
+        pool, radii = pool_of({client: answers[client] for client in order})
+        rng = stream(0, round=0, client=-1, purpose="server")
+        found.append(method(name).merge(pool, plan, rng, radii).centers)
     np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
 
 
@@ -81,12 +84,14 @@ def test_doubling_every_client_changes_nothing(name: str, options: dict) -> None
     from foveate.federated.clustering.settings import method
 
     plan = resolve(15, method_name=name, **options)
-    parts = clients("s1", alpha=None, sites=5, seed=2)
-    once = {site: answer_centroids(part, centroids_request(plan, site), site) for site, part in enumerate(parts)}
-    twice = once | {site + 5: answer for site, answer in once.items()}
+    parts = split_s_set("s1", alpha=None, clients=5, seed=2)
+    once = {
+        client: answer_centroids(part, centroids_request(plan, client), client) for client, part in enumerate(parts)
+    }
+    twice = once | {client + 5: answer for client, answer in once.items()}
     rng = np.random.default_rng(0)
-    centres = [method(name).merge(*_args(pool_of(one), plan, rng)).centres for one in (once, twice)]
-    assert error(centres[0], centres[1]) < 1e-14
+    centers = [method(name).merge(*_args(pool_of(one), plan, rng)).centers for one in (once, twice)]
+    assert error(centers[0], centers[1]) < 1e-14
 
 
 def _args(pooled, plan, rng):
@@ -102,7 +107,7 @@ def test_one_cluster_is_the_mean() -> None:
 
 
 def test_refinement_never_raises_the_sum_of_squares() -> None:
-    parts = clients("s3", alpha=0.1, sites=5, seed=3)
+    parts = split_s_set("s3", alpha=0.1, clients=5, seed=3)
     sums_of = [
         FederatedKMeans(15, method="naive", refine_rounds=rounds, random_state=0).fit(parts).inertia_
         for rounds in range(5)
@@ -116,7 +121,7 @@ def test_k_rows_or_an_error(name: str) -> None:
     parts = [np.zeros((5, 2)), np.ones((4, 2))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(TooFewGroupsError, match="3 clusters") as caught:
+        with raises_naming(TooFewGroupsError, "3") as caught:
             FederatedKMeans(3, method=name, random_state=0).fit(parts)
         assert caught.value.groups == 2
         found = FederatedKMeans(3, method=name, random_state=0, on_few_groups="return").fit(parts)
@@ -127,10 +132,10 @@ def test_k_rows_or_an_error(name: str) -> None:
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 20), st.integers(0, 10_000))
 def test_nearest_in_many_dimensions_is_that_of_differences(rows: int, clusters: int, width: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    centres = rng.integers(-2, 3, size=(clusters, width)).astype(float)  # many exact ties
+    centers = rng.integers(-2, 3, size=(clusters, width)).astype(float)  # many exact ties
     points = rng.integers(-2, 3, size=(rows, width)) + 1e6
-    labels, best = nearest(points, centres + 1e6)
-    table = squared(points, centres + 1e6)
+    labels, best = nearest(points, centers + 1e6)
+    table = squared(points, centers + 1e6)
     np.testing.assert_array_equal(labels, table.argmin(0))
     np.testing.assert_allclose(best, table.min(0), rtol=1e-9)
     np.testing.assert_allclose(
@@ -174,7 +179,7 @@ def test_spherical_lloyd_ignores_lengths() -> None:
     np.testing.assert_allclose(plain.cluster_centers_, scaled.cluster_centers_, atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(plain.cluster_centers_, axis=1), 1)
     run = lloyd(points / np.linalg.norm(points, axis=1, keepdims=True), points[::50], spherical=True)
-    np.testing.assert_allclose(np.linalg.norm(run.centres, axis=1), 1)
+    np.testing.assert_allclose(np.linalg.norm(run.centers, axis=1), 1)
 
 
 def test_small_clusters_are_merged_before_anything_is_sent() -> None:
@@ -190,37 +195,37 @@ def test_small_clusters_are_merged_before_anything_is_sent() -> None:
 
 def test_radius_range_is_the_quantile_of_all_pairs() -> None:
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(90, 3))
-    pairs = distances(centres, centres)[np.triu_indices(90, k=1)]
-    low, high = radius_range(centres)
+    centers = rng.normal(size=(90, 3))
+    pairs = distances(centers, centers)[np.triu_indices(90, k=1)]
+    low, high = radius_range(centers)
     assert low == pytest.approx(max(np.quantile(pairs, 0.002), pairs.max() / 1000), rel=1e-12)
     assert high == pairs.max()
-    assert radius_range(centres[:1]) == (0.0, 0.0)
+    assert radius_range(centers[:1]) == (0.0, 0.0)
 
 
-def test_elimination_takes_the_centre_between_two_clusters() -> None:
+def test_elimination_takes_the_center_between_two_clusters() -> None:
     rng = np.random.default_rng(0)
     left, right = rng.normal(size=(50, 1)) * 0.5 + 100, rng.normal(size=(50, 1)) * 0.5 + 110
     alone = rng.normal(size=(50, 1)) * 0.5
     points = np.concatenate([alone, left, right])
     spurious = lloyd(points, np.array([[-0.3], [0.3], [105.0]]))
-    assert eliminate(Local.of(points, spurious.centres, spurious.labels)).kept.tolist() == [True, True, False]
+    assert eliminate(Local.of(points, spurious.centers, spurious.labels)).kept.tolist() == [True, True, False]
     best = lloyd(points, np.array([[0.0], [100.0], [110.0]]))
-    assert eliminate(Local.of(points, best.centres, best.labels)).kept.all()
+    assert eliminate(Local.of(points, best.centers, best.labels)).kept.all()
 
 
-@pytest.mark.parametrize("sites", [1, 3])
-def test_unequal_numbers_of_local_clusters_and_missing_ones(sites: int) -> None:
+@pytest.mark.parametrize("clients", [1, 3])
+def test_unequal_numbers_of_local_clusters_and_missing_ones(clients: int) -> None:
     points, labels, truth = s_set("s1")
     parts = [points[np.isin(labels, chosen)] for chosen in ([0, 1, 2, 3], range(3, 10), range(8, 15))]
     found = FederatedKMeans(15, local_clusters=[4, 7, 7], random_state=0).fit(parts)
-    assert [len(report["centres"]) for report in found.client_reports_.values()] == [4, 7, 7]
+    assert [len(report["centers"]) for report in found.client_reports_.values()] == [4, 7, 7]
     assert centroid_index(truth, found.cluster_centers_) == 0
-    with pytest.raises(UserError, match="local_clusters has 2 numbers; none is for site 2"):
+    with raises_naming(UserError, "local_clusters", "2"):
         FederatedKMeans(15, local_clusters=[4, 7], random_state=0).fit(parts)
 
 
 def test_pool_needs_different_centroids() -> None:
     pool = Pool(np.zeros((4, 2)), np.ones(4), np.ones(4, bool), np.arange(4))
-    with pytest.raises(TooFewGroupsError, match="sent 1 different centroids; 2 clusters"):
+    with raises_naming(TooFewGroupsError, "1", "2"):
         pool.need(2)

@@ -1,4 +1,4 @@
-"""DeepFeCA between a server and sites elsewhere, without Flower: the numbers of one process; what a site refuses."""
+"""DeepFeCA between a server and clients elsewhere, without Flower: the numbers of one process; what a client refuses."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from foveate.core.errors import UserError
+from foveate.federated.clients import Client
 from foveate.federated.clustering.limits import Limits
 from foveate.federated.deep.checkpoint import Stand, save_stand
-from foveate.federated.deep.fitting import Fitted, fit_sites, network_of, training_of
+from foveate.federated.deep.fitting import Fitted, fit_clients, network_of, training_of
 from foveate.federated.deep.folder import load_model, save_model
 from foveate.federated.deep.kinds import EMBEDDED, OVER_A_NETWORK, SIZE, TRAIN
 from foveate.federated.deep.network import weights_of
@@ -26,10 +28,9 @@ from foveate.federated.deep.over_network import answer_elsewhere, run_server
 from foveate.federated.deep.protocol import embedded_request, train_request
 from foveate.federated.deep.rounds import Deep
 from foveate.federated.messages import Message, MessageError
-from foveate.federated.rounds import InProcess, Log, TooFewSitesError
-from foveate.federated.sites import Site
+from foveate.federated.rounds import InProcess, Log, TooFewClientsError
 from foveate.report import render
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 RANDOM = np.random.default_rng(0)
 PARTS = [RANDOM.normal(size=(size, 16)) + 3 * RANDOM.normal(size=16) for size in (30, 40, 50)]
@@ -45,17 +46,17 @@ def elsewhere(
     stop_after: int = 10**9,
     **own: Any,
 ) -> InProcess:
-    """Sites that answer as over a network. `asked` gets (site, kind, round) of each question that reaches one."""
+    """Clients that answer as over a network. `asked` gets (client, kind, round) of each question that reaches one."""
     told: Asked = [] if asked is None else asked
 
-    def answer(data: np.ndarray, request: Message, site: int) -> Message:
+    def answer(data: np.ndarray, request: Message, client: int) -> Message:
         if len(told) >= stop_after:
             raise KeyboardInterrupt
-        told.append((site, request.kind, request.round))
-        return answer_elsewhere(data, request, site, **own)
+        told.append((client, request.kind, request.round))
+        return answer_elsewhere(data, request, client, **own)
 
-    sites = [Site(number, part, dict.fromkeys(OVER_A_NETWORK, answer)) for number, part in enumerate(parts)]
-    return InProcess(sites, keep=keep, log=Log(record=True))
+    clients = [Client(number, part, dict.fromkeys(OVER_A_NETWORK, answer)) for number, part in enumerate(parts)]
+    return InProcess(clients, keep=keep, log=Log(record=True))
 
 
 @pytest.mark.parametrize(
@@ -74,8 +75,8 @@ def test_equal_to_in_process(chosen: dict[str, Any], tmp_path: Path) -> None:
     options = DeepOptions(**QUICK | chosen)
     exchange = elsewhere(PARTS)
     found = run_server(exchange, options, tmp_path / "out")
-    inside = fit_sites(PARTS, options)
-    save_model(inside, tmp_path / "inside", sites=3)
+    inside = fit_clients(PARTS, options)
+    save_model(inside, tmp_path / "inside", clients=3)
     model = tmp_path / "out" / "model"
     assert {one.name for one in model.iterdir()} == {one.name for one in (tmp_path / "inside").iterdir()}
     tensors, same = load_file(model / "model.safetensors"), load_file(tmp_path / "inside" / "model.safetensors")
@@ -95,20 +96,20 @@ def test_equal_to_in_process(chosen: dict[str, Any], tmp_path: Path) -> None:
 def test_the_result_and_its_page(tmp_path: Path) -> None:
     found = run_server(elsewhere(PARTS), DeepOptions(**QUICK), tmp_path)
     assert found == json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert [(row["name"], row["points"], row["rounds"]) for row in found["sites"]] == [
-        ("site 0", 30, 2),
-        ("site 1", 40, 2),
-        ("site 2", 50, 2),
+    assert [(row["name"], row["points"], row["rounds"]) for row in found["clients"]] == [
+        ("client 0", 30, 2),
+        ("client 1", 40, 2),
+        ("client 2", 50, 2),
     ]
     assert sorted(one.name for one in tmp_path.iterdir() if one.is_file() and one.suffix == ".json") == ["result.json"]
     page = render(tmp_path).read_text(encoding="utf-8")
-    for words in ("size of the data", "centroids of embeddings", "What it cost", "Loss of the sites"):
+    for words in ("size of the data", "centroids of embeddings", "What it cost", "Loss of the clients"):
         assert words in page
     assert 'id="map"' not in page
     assert "Distance" not in page
 
 
-def test_no_row_leaves_a_site(tmp_path: Path) -> None:
+def test_no_row_leaves_a_client(tmp_path: Path) -> None:
     exchange = elsewhere(PARTS)
     run_server(exchange, DeepOptions(**QUICK), tmp_path)
     numbers = len(weights_of(network_of(DeepOptions(**QUICK), 16)))
@@ -120,9 +121,9 @@ def test_no_row_leaves_a_site(tmp_path: Path) -> None:
         elif kind == TRAIN:
             assert {name: array.shape for name, array in message.arrays.items()} == {"weights": (numbers,)}
         else:
-            assert set(message.arrays) <= {"centres", "counts", "kept"}
-            assert message.array("centres").shape[0] <= 3
-            assert message.array("centres").shape[1] == 8, "means of embeddings, not of rows"
+            assert set(message.arrays) <= {"centers", "counts", "kept"}
+            assert message.array("centers").shape[0] <= 3
+            assert message.array("centers").shape[1] == 8, "means of embeddings, not of rows"
 
 
 @pytest.mark.parametrize("stop_after", [2, 5, 8, 13, 17])
@@ -138,10 +139,10 @@ def test_a_killed_server_goes_on(stop_after: int, tmp_path: Path) -> None:
     again = {one for one in before if one in after}
     assert all(kind == SIZE for _, kind, _ in again), "answers of finished rounds, sizes among them, are forgotten"
     assert len(before) + len(after) - len(again) == 3 * (1 + 2 * 2 + 1)
-    inside = fit_sites(PARTS, options)
+    inside = fit_clients(PARTS, options)
     loaded = load_model(tmp_path / "model")
     np.testing.assert_allclose(weights_of(loaded.network), weights_of(inside.network), atol=1e-6)
-    np.testing.assert_allclose(loaded.centres, inside.centres, atol=1e-6)
+    np.testing.assert_allclose(loaded.centers, inside.centers, atol=1e-6)
     assert not list((tmp_path / "states").iterdir()), "data elsewhere may change"
     assert not list((tmp_path / "answers").iterdir())
 
@@ -151,9 +152,9 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     kept = tmp_path / "states" / "deepfeca.safetensors"
     stand = Stand(Deep(weights_of(network_of(options, 5)), options.width, round=1))
     save_stand(stand, options, kept)
-    with pytest.raises(UserError, match="was begun with other features than 16"):
+    with raises_naming(UserError, "16"):
         run_server(elsewhere(PARTS), options, tmp_path)
-    with pytest.raises(UserError, match="was begun with seed 3, not 4"):
+    with raises_naming(UserError, "3", "4"):
         run_server(elsewhere(PARTS), options.model_copy(update={"seed": 4}), tmp_path)
     save_stand(replace(stand, data="a digest"), options, kept)
     with pytest.raises(UserError, match="was made of other data"):
@@ -162,39 +163,39 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_methods_without_an_exchange_are_refused(tmp_path: Path) -> None:
     options = DeepOptions(**QUICK | {"method": "central"})
-    with pytest.raises(UserError, match="'central' cannot run over a network"):
+    with raises_naming(UserError, "central"):
         run_server(elsewhere(PARTS), options, tmp_path)
-    with pytest.raises(MessageError, match="pools raw points; no site sends them"):
+    with pytest.raises(MessageError, match="pools raw points; no client sends them"):
         answer_elsewhere(PARTS[0], question(EMBEDDED, options), 0)
 
 
-def test_sites_of_other_data(tmp_path: Path) -> None:
-    """A site of another width, or of none that can be used, is left out and named; without a majority nothing runs."""
+def test_clients_of_other_data(tmp_path: Path) -> None:
+    """A client of another width, or of none that can be used, is left out and named; without a majority nothing runs."""
     parts = [*PARTS, RANDOM.normal(size=(20, 9)), np.full((20, 16), np.nan)]
     found = run_server(elsewhere(parts), DeepOptions(**QUICK), tmp_path / "a")
-    assert found["history"][-1]["sites"] == [0, 1, 2]
+    assert found["history"][-1]["clients"] == [0, 1, 2]
     assert len(found["notes"]) == 2
-    assert found["notes"][0].startswith("site 4 was left out: ")
-    assert found["notes"][1] == ("site 3 was left out: its data have 9 features; those of most sites have 16")
+    assert found["notes"][0].startswith("client 4 was left out: ")
+    assert found["notes"][1] == ("client 3 was left out: its data have 9 features; those of most clients have 16")
     with pytest.raises(UserError, match="different numbers of features"):
         run_server(elsewhere([PARTS[0], parts[3]]), DeepOptions(**QUICK), tmp_path / "b")
-    with pytest.raises(TooFewSitesError, match="3 sites have 16 features; 4 are needed"):
+    with raises_naming(TooFewClientsError, "3", "16", "4"):
         run_server(elsewhere(parts[:4]), DeepOptions(**QUICK), tmp_path / "c", at_least=4)
 
 
 @pytest.mark.parametrize(("name", "value"), [("features", 0), ("features", 1 << 30), ("points", 0), ("rows", 3)])
 def test_a_false_size_is_left_out(name: str, value: int, tmp_path: Path) -> None:
-    def lying(data: np.ndarray, request: Message, site: int) -> Message:
-        answer = answer_elsewhere(data, request, site)
+    def lying(data: np.ndarray, request: Message, client: int) -> Message:
+        answer = answer_elsewhere(data, request, client)
         return replace(answer, values={**answer.values, name: value})
 
-    def answer(data: np.ndarray, request: Message, site: int) -> Message:
-        return (lying if site == 0 and request.kind == SIZE else answer_elsewhere)(data, request, site)
+    def answer(data: np.ndarray, request: Message, client: int) -> Message:
+        return (lying if client == 0 and request.kind == SIZE else answer_elsewhere)(data, request, client)
 
-    sites = [Site(number, part, dict.fromkeys(OVER_A_NETWORK, answer)) for number, part in enumerate(PARTS)]
-    found = run_server(InProcess(sites), DeepOptions(**QUICK), tmp_path)
-    assert [row["name"] for row in found["sites"]] == ["site 1", "site 2"]
-    assert found["notes"][0].startswith("site 0 was left out: ")
+    clients = [Client(number, part, dict.fromkeys(OVER_A_NETWORK, answer)) for number, part in enumerate(PARTS)]
+    found = run_server(InProcess(clients), DeepOptions(**QUICK), tmp_path)
+    assert [row["name"] for row in found["clients"]] == ["client 1", "client 2"]
+    assert found["notes"][0].startswith("client 0 was left out: ")
 
 
 def question(kind: str, options: DeepOptions, *, words: str | None = None) -> Message:
@@ -203,8 +204,8 @@ def question(kind: str, options: DeepOptions, *, words: str | None = None) -> Me
     if kind == EMBEDDED:
         made = embedded_request(weights, options.plan(), 0, 0)
     else:
-        centres = np.eye(options.width)[: options.clusters]
-        made = train_request(weights, centres, training_of(options), options.seed, 0)
+        centers = np.eye(options.width)[: options.clusters]
+        made = train_request(weights, centers, training_of(options), options.seed, 0)
     return replace(made, values={**made.values, "options": options.model_dump_json() if words is None else words})
 
 
@@ -223,8 +224,8 @@ REFUSED: dict[str, tuple[str, Callable[[Message], Message], str]] = {
     "nan": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "weights": m.array("weights") * np.float32("nan")}), "NaN"),
     "few": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "weights": m.array("weights")[:-1]}), "at least 308"),
     "many": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "weights": np.zeros(400, np.float32)}), "the message 400"),
-    "centres": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "centres": np.eye(8)}), "8 centres; its options allow"),
-    "width": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "centres": np.ones((3, 5))}), "is wanted"),
+    "centers": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "centers": np.eye(8)}), "8 centers; its options allow"),
+    "width": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "centers": np.ones((3, 5))}), "is wanted"),
     "none": (EMBEDDED, lambda m: replace(m, values={n: v for n, v in m.values.items() if n != "options"}), "no 'opti"),
     "no words": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": 3}), "no 'options'"),
     "no json": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": "{"}), "is no JSON"),
@@ -237,7 +238,7 @@ REFUSED: dict[str, tuple[str, Callable[[Message], Message], str]] = {
     "bounds": (TRAIN, lambda m: replace(m, values={**m.values, "options": other_options(local_epochs=101)}), "less"),
     "large": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": other_options(hidden=65_536, width=4096)}),
               "of its options has at least 269,5"),
-    "pictures": (TRAIN, lambda m: replace(m, values={**m.values, "options": other_options(
+    "images": (TRAIN, lambda m: replace(m, values={**m.values, "options": other_options(
         encoder="small_resnet", hidden=65_536)}), "of its options has at least 589,8"),
     "shape": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": other_options(
         encoder="small_resnet", shape=[1, 5, 5])}), "rows have 16 numbers"),
@@ -245,7 +246,7 @@ REFUSED: dict[str, tuple[str, Callable[[Message], Message], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_site_refuses(name: str) -> None:
+def test_what_a_client_refuses(name: str) -> None:
     """A server's question is what its options make it, and these keep their bounds; nothing large is built before."""
     kind, change, words = REFUSED[name]
     good = question(kind, DeepOptions(**QUICK))
@@ -255,7 +256,7 @@ def test_what_a_site_refuses(name: str) -> None:
 
 
 def test_other_kinds_are_refused() -> None:
-    with pytest.raises(MessageError, match=r"'query.centroids' is not answered over a network"):
+    with raises_naming(MessageError, "query.centroids"):
         answer_elsewhere(PARTS[0], Message("query.centroids"), 0)
 
 
@@ -265,12 +266,12 @@ def test_other_kinds_are_refused() -> None:
     [
         ({}, ""),
         ({"min_count": 5, "most_clusters": 3}, ""),
-        ({"min_count": 6}, "asks with min_count 5; this site's own min-count is 6"),
-        ({"most_clusters": 2}, "asks for 3 clusters; this site's own most-clusters is 2"),
-        ({"min_count": 31}, "30 points are fewer than this site's own min-count 31: nothing is sent"),
+        ({"min_count": 6}, "asks with min_count 5; this client's own min-count is 6"),
+        ({"most_clusters": 2}, "asks for 3 clusters; this client's own most-clusters is 2"),
+        ({"min_count": 31}, "30 points are fewer than this client's own min-count 31: nothing is sent"),
     ],
 )
-def test_a_site_has_limits_of_its_own(kind: str, limits: dict[str, int], words: str) -> None:
+def test_a_client_has_limits_of_its_own(kind: str, limits: dict[str, int], words: str) -> None:
     asked = question(kind, DeepOptions(**QUICK | {"min_count": 5}))
     answering = partial(answer_elsewhere, limits=Limits(**limits))
     if not words:
@@ -280,12 +281,12 @@ def test_a_site_has_limits_of_its_own(kind: str, limits: dict[str, int], words: 
         answering(PARTS[0], asked, 0)
 
 
-def test_a_small_site_does_not_even_say_its_size(tmp_path: Path) -> None:
+def test_a_small_client_does_not_even_say_its_size(tmp_path: Path) -> None:
     exchange = elsewhere(PARTS, limits=Limits(min_count=35))
     found = run_server(exchange, DeepOptions(**QUICK | {"min_count": 35, "clusters": 2}), tmp_path)
-    assert [row["name"] for row in found["sites"]] == ["site 1", "site 2"]
+    assert [row["name"] for row in found["clients"]] == ["client 1", "client 2"]
     assert found["notes"][0] == (
-        "site 0 was left out: 30 points are fewer than this site's own min-count 35: nothing is sent"
+        "client 0 was left out: 30 points are fewer than this client's own min-count 35: nothing is sent"
     )
 
 
@@ -294,7 +295,7 @@ def test_kinds_load_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
-def test_what_is_fitted_here_is_what_sites_load(tmp_path: Path) -> None:
+def test_what_is_fitted_here_is_what_clients_load(tmp_path: Path) -> None:
     run_server(elsewhere(PARTS), DeepOptions(**QUICK), tmp_path)
     loaded = load_model(tmp_path / "model")
     assert isinstance(loaded, Fitted)

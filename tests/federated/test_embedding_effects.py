@@ -1,9 +1,9 @@
-"""Effects of feeling other sites, on digits over five sites of two each (0-1, 2-3, ...), 60 rounds, against sizes that
+"""Effects of feeling other clients, on digits over five clients of two each (0-1, 2-3, ...), 60 rounds, against sizes that
 two free-standing implementations gave. Points that trained a map are scored on it, each by the others (leave one out).
 
 Measured here (seeds 0, 1, 2; 857 s on one core of a shared machine):
 
-| method | right votes of 7 map neighbours | map neighbours of another site |
+| method | right votes of 7 map neighbors | map neighbors of another client |
 |---|---|---|
 | fedavg | .464 .346 .469 | .586 .688 .595 |
 | fedne | .558 .599 .558 | .503 .435 .490 |
@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from foveate.federated.embedding.fitting import Fitted, fit_sites
+from foveate.federated.embedding.client import SURROGATE
+from foveate.federated.embedding.fitting import Fitted, fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.embedding.site import SURROGATE
 from foveate.federated.rounds import Log
 from foveate.metrics.embedding import foreign_share, knn_accuracy
 
@@ -34,8 +34,8 @@ SEEDS = (0, 1, 2)
 
 
 @cache
-def sites() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Points of each site [n, 64] in [0, 1], labels and owners of all [1797]."""
+def clients() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Points of each client [n, 64] in [0, 1], labels and owners of all [1797]."""
     digits = load_digits()
     points, labels = digits.data / 16, digits.target
     owners = labels // 2
@@ -45,25 +45,25 @@ def sites() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
 
 @cache
 def fit(method: str, seed: int, held_out: float = 0.1) -> Fitted:
-    options = EmbeddingOptions(rounds=60, neighbours=K, method=method, seed=seed, held_out=held_out)
+    options = EmbeddingOptions(rounds=60, neighbors=K, method=method, seed=seed, held_out=held_out)
     assert not options.mixing
-    return fit_sites(sites()[0], options, log=Log(record=method == "fedne"))
+    return fit_clients(clients()[0], options, log=Log(record=method == "fedne"))
 
 
 @cache
 def scores(method: str) -> np.ndarray:
-    """Votes of map neighbours that are right, and neighbours of another site: [seeds, 2]."""
-    parts, labels, owners = sites()
+    """Votes of map neighbors that are right, and neighbors of another client: [seeds, 2]."""
+    parts, labels, owners = clients()
     found = []
     for seed in SEEDS:
         places = fit(method, seed).transform(np.concatenate(parts))
         found.append((knn_accuracy(places, labels, k=K), foreign_share(places, owners, k=K)))
-    print(f"{method}: votes and foreign neighbours by seed {np.round(found, 3).tolist()}")
+    print(f"{method}: votes and foreign neighbors by seed {np.round(found, 3).tolist()}")
     return np.array(found)
 
 
 def gains(method: str) -> np.ndarray:
-    """Mean over seeds of the differences to federated averaging: votes, foreign neighbours."""
+    """Mean over seeds of the differences to federated averaging: votes, foreign neighbors."""
     return (scores(method) - scores("fedavg")).mean(0)
 
 

@@ -1,4 +1,4 @@
-"""Sites of a map that break, stay away or send what nobody can use: the rounds go on, and say who was left out."""
+"""Clients of a map that break, stay away or send what nobody can use: the rounds go on, and say who was left out."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from small_sites import SITES, options
+from small_clients import CLIENTS, options
 
-from foveate.federated.embedding import site as at_site
+from foveate.core.errors import UserError
+from foveate.federated.clients import Client
+from foveate.federated.embedding import client as at_client
+from foveate.federated.embedding.client import ClientData, client_of
 from foveate.federated.embedding.kinds import OVER_A_NETWORK
 from foveate.federated.embedding.network import answer_elsewhere
 from foveate.federated.embedding.server import begin, run_rounds
-from foveate.federated.embedding.site import SiteData, site_of
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess, Log, TooFewSitesError
-from foveate.federated.sites import Site
-from foveate.settings.errors import UserError
+from foveate.federated.rounds import InProcess, Log, TooFewClientsError
+from naming import raises_naming
 
 
-def broken(number: int, data: SiteData, kind: str, fault: Callable[[Message], Message]) -> Site:
-    handlers = dict(at_site.HANDLERS)
+def broken(number: int, data: ClientData, kind: str, fault: Callable[[Message], Message]) -> Client:
+    handlers = dict(at_client.HANDLERS)
     inner = handlers[kind]
-    handlers[kind] = lambda data, request, site: fault(inner(data, request, site))
-    return Site(number, data, handlers)
+    handlers[kind] = lambda data, request, client: fault(inner(data, request, client))
+    return Client(number, data, handlers)
 
 
 def nan_weights(answer: Message) -> Message:
@@ -68,64 +69,64 @@ def nothing(answer: Message) -> Message:
         (nothing, "lacks"),
     ],
 )
-def test_a_broken_site_is_left_out_and_the_rest_goes_on(fault: Callable[[Message], Message], words: str) -> None:
+def test_a_broken_client_is_left_out_and_the_rest_goes_on(fault: Callable[[Message], Message], words: str) -> None:
     chosen = options(surrogate="grid", rounds=2)
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    members[1] = broken(1, members[1].data, at_site.TRAIN, fault)
+    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(CLIENTS)]
+    members[1] = broken(1, members[1].data, at_client.TRAIN, fault)
     exchange = InProcess(members)
     state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert [entry["sites"] for entry in state.history] == [[0, 2], [0, 2]]
+    assert [entry["clients"] for entry in state.history] == [[0, 2], [0, 2]]
     assert np.isfinite(state.encoder).all()
     reasons = [entry.reason for entry in exchange.log.entries if entry.reason]
     assert len(reasons) == 2
     assert all(re.search(words, reason) for reason in reasons)
 
 
-def test_a_slow_site_is_left_behind() -> None:
+def test_a_slow_client_is_left_behind() -> None:
     chosen = options(rounds=1)
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    slow = {**at_site.HANDLERS, at_site.TRAIN: lambda data, request, site: time.sleep(60)}
-    members[1] = Site(1, members[1].data, slow)
+    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(CLIENTS)]
+    slow = {**at_client.HANDLERS, at_client.TRAIN: lambda data, request, client: time.sleep(60)}
+    members[1] = Client(1, members[1].data, slow)
     exchange = InProcess(members, timeout=5.0)
     state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert state.history[0]["sites"] == [0, 2]
+    assert state.history[0]["clients"] == [0, 2]
     assert [entry.reason for entry in exchange.log.entries if entry.reason] == ["no answer within 5 s"]
 
 
-def test_a_site_that_drops_comes_back() -> None:
+def test_a_client_that_drops_comes_back() -> None:
     """Out of one round, it trains in the next one."""
     chosen = options(rounds=3)
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    inner = at_site.HANDLERS[at_site.TRAIN]
+    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(CLIENTS)]
+    inner = at_client.HANDLERS[at_client.TRAIN]
 
-    def away(data: SiteData, request: Message, site: int) -> Message:
+    def away(data: ClientData, request: Message, client: int) -> Message:
         if request.round == 1:
             raise ConnectionError("the line is dead")
-        return inner(data, request, site)
+        return inner(data, request, client)
 
-    members[0] = Site(0, members[0].data, {**at_site.HANDLERS, at_site.TRAIN: away})
+    members[0] = Client(0, members[0].data, {**at_client.HANDLERS, at_client.TRAIN: away})
     exchange = InProcess(members)
     state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert [entry["sites"] for entry in state.history] == [[0, 1, 2], [1, 2], [0, 1, 2]]
+    assert [entry["clients"] for entry in state.history] == [[0, 1, 2], [1, 2], [0, 1, 2]]
 
 
 @pytest.mark.parametrize(
     ("surrogate", "kind", "felt"),
-    [("network", at_site.SURROGATE, [0, 1, 2]), ("grid", at_site.FIELD, [1, 2])],
+    [("network", at_client.SURROGATE, [0, 1, 2]), ("grid", at_client.FIELD, [1, 2])],
 )
 def test_a_missing_network_is_replaced_by_the_last_one_and_a_missing_field_is_not(
     surrogate: str, kind: str, felt: list[int]
 ) -> None:
     chosen = options(surrogate=surrogate, least_r2=-10.0)
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    inner = at_site.HANDLERS[kind]
+    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(CLIENTS)]
+    inner = at_client.HANDLERS[kind]
 
-    def away(data: SiteData, request: Message, site: int) -> Message:
+    def away(data: ClientData, request: Message, client: int) -> Message:
         if request.round == 2:
             raise ConnectionError("the line is dead")
-        return inner(data, request, site)
+        return inner(data, request, client)
 
-    members[0] = Site(0, members[0].data, {**at_site.HANDLERS, kind: away})
+    members[0] = Client(0, members[0].data, {**at_client.HANDLERS, kind: away})
     exchange = InProcess(members)
     state = run_rounds(exchange, chosen, begin(exchange, chosen))
     assert [entry["felt"] for entry in state.history] == [None, [0, 1, 2], felt, [0, 1, 2]]
@@ -136,64 +137,69 @@ def test_a_missing_network_is_replaced_by_the_last_one_and_a_missing_field_is_no
     [np.zeros((0, 6)), np.full((5, 6), np.nan), np.zeros((5, 0)), np.zeros(6), np.array([["a"] * 6])],
     ids=["empty", "nan", "no feature", "flat", "words"],
 )
-def test_a_site_whose_data_cannot_be_used_is_left_out_over_a_network(data: np.ndarray) -> None:
+def test_a_client_whose_data_cannot_be_used_is_left_out_over_a_network(data: np.ndarray) -> None:
     """In one process such data are refused before anything; elsewhere the server never sees them."""
-    good = SITES[0], SITES[1]
-    members = [Site(number, one, dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)) for number, one in enumerate(good)]
-    members.append(Site(2, data, dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)))
+    good = CLIENTS[0], CLIENTS[1]
+    members = [Client(number, one, dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)) for number, one in enumerate(good)]
+    members.append(Client(2, data, dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)))
     exchange = InProcess(members)
     chosen = options(rounds=1)
     state = run_rounds(exchange, chosen, begin(exchange, chosen))
     assert list(state.sizes) == [0, 1]
-    assert {entry.site for entry in exchange.log.entries if entry.reason} == {2}
-    assert {entry.kind for entry in exchange.log.entries if entry.site == 2} == {at_site.POINTS}, "asked once"
+    assert {entry.client for entry in exchange.log.entries if entry.reason} == {2}
+    assert {entry.kind for entry in exchange.log.entries if entry.client == 2} == {at_client.POINTS}, "asked once"
 
 
-def test_a_site_of_another_width_is_left_out_where_most_have_one() -> None:
-    def sites(*widths: int) -> InProcess:
+def test_a_client_of_another_width_is_left_out_where_most_have_one() -> None:
+    def clients(*widths: int) -> InProcess:
         answers = dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)
-        return InProcess([Site(number, SITES[0][:, :width], answers) for number, width in enumerate(widths)])
+        return InProcess([Client(number, CLIENTS[0][:, :width], answers) for number, width in enumerate(widths)])
 
     chosen = options(rounds=1)
-    exchange = sites(6, 5, 6)
+    exchange = clients(6, 5, 6)
     state = run_rounds(exchange, chosen, begin(exchange, chosen))
     assert list(state.sizes) == [0, 2]
-    assert state.notes["site 1 is left out: its data have 5 features; those of most sites have 6"] == 1
-    with pytest.raises(UserError, match=r"different numbers of features \(site 0: 6, site 1: 5\)"):
-        begin(sites(6, 5), chosen)
+    assert state.notes["client 1 is left out: its data have 5 features; those of most clients have 6"] == 1
+    with raises_naming(UserError, "0", "6", "1", "5"):
+        begin(clients(6, 5), chosen)
 
 
-def test_the_start_needs_as_many_sites_as_rounds() -> None:
+def test_the_start_needs_as_many_clients_as_rounds() -> None:
     def silent(answer: Message) -> Message:
         raise RuntimeError("out of order")
 
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    members[1] = broken(1, members[1].data, at_site.POINTS, silent)
+    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(CLIENTS)]
+    members[1] = broken(1, members[1].data, at_client.POINTS, silent)
     chosen = options(method="fedavg")
     state = begin(InProcess(members), chosen, at_least=2)
-    assert state.notes == {"site 1 is left out: RuntimeError: out of order": 1}
-    with pytest.raises(TooFewSitesError, match="2 of 3 sites answered; 3 are needed"):
+    assert state.notes == {"client 1 is left out: RuntimeError: out of order": 1}
+    with raises_naming(TooFewClientsError, "2", "3"):
         begin(InProcess(members), chosen, at_least=3)
-    other = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate([*SITES, SITES[0][:, :2]])]
-    with pytest.raises(TooFewSitesError, match="3 sites have 6 features; 4 are needed"):
+    other = [
+        client_of(number, ClientData(one.astype(np.float32)))
+        for number, one in enumerate([*CLIENTS, CLIENTS[0][:, :2]])
+    ]
+    with raises_naming(TooFewClientsError, "3", "6", "4"):
         begin(InProcess(other), chosen, at_least=4)
 
 
-def test_a_site_without_a_surrogate_is_not_felt_and_shares_are_scaled() -> None:
+def test_a_client_without_a_surrogate_is_not_felt_and_shares_are_scaled() -> None:
     chosen = options(surrogate="network", rounds=4, least_r2=-10.0)
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
-    members[2] = broken(2, members[2].data, at_site.SURROGATE, raises)
+    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(CLIENTS)]
+    members[2] = broken(2, members[2].data, at_client.SURROGATE, raises)
     exchange = InProcess(members, log=Log(record=True))
     state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert "site 2 has sent no surrogate: the others do not feel it" in state.notes
-    asked = {site: m for site, up, m in exchange.log.messages if m.kind == at_site.TRAIN and not up and m.round == 2}
+    assert "client 2 has sent no surrogate: the others do not feel it" in state.notes
+    asked = {
+        client: m for client, up, m in exchange.log.messages if m.kind == at_client.TRAIN and not up and m.round == 2
+    }
     assert asked[0].number("share") == pytest.approx(40 / 65)
     assert asked[0].array("shares").tolist() == pytest.approx([25 / 65])
     assert asked[2].array("shares").tolist() == pytest.approx([40 / 125, 25 / 125])
 
 
 def overstated(name: str, numbers: list[float]) -> Callable[[Message], Message]:
-    """A site whose array holds these numbers, over and over, and which says that its surrogate fits."""
+    """A client whose array holds these numbers, over and over, and which says that its surrogate fits."""
 
     def fault(answer: Message) -> Message:
         array = answer.array(name)
@@ -207,27 +213,33 @@ def overstated(name: str, numbers: list[float]) -> Callable[[Message], Message]:
 @pytest.mark.parametrize(
     ("kind", "name", "surrogate", "numbers", "words"),
     [
-        (at_site.BOX, "box", "grid", [-1e308, -1e308, 1e308, 1e308], r"'box' has the value -1e\+308; at least -1e\+12"),
-        (at_site.BOX, "box", "network", [-1e308, -1e308, 1e308, 1e308], "at least -1e"),
-        (at_site.BOX, "box", "grid", [-1e12, -1e12, 1e12, 1e12], ""),
-        (at_site.BOX, "box", "network", [-1e12, -1e12, 1e12, 1e12], ""),
-        (at_site.BOX, "box", "grid", [1.0, 1.0, -1.0, -1.0], "lowest corner above the highest"),
-        (at_site.FIELD, "field", "grid", [1e30], "at most 10 is wanted"),
-        (at_site.FIELD, "field", "grid", [10.0], ""),
-        (at_site.SURROGATE, "surrogate", "network", [1e30], "at most 1000 is wanted"),
-        (at_site.SURROGATE, "surrogate", "network", [1e3], ""),
-        (at_site.SURROGATE, "surrogate", "network64", [-1e3], ""),
+        (
+            at_client.BOX,
+            "box",
+            "grid",
+            [-1e308, -1e308, 1e308, 1e308],
+            r"'box' has the value -1e\+308; at least -1e\+12",
+        ),
+        (at_client.BOX, "box", "network", [-1e308, -1e308, 1e308, 1e308], "at least -1e"),
+        (at_client.BOX, "box", "grid", [-1e12, -1e12, 1e12, 1e12], ""),
+        (at_client.BOX, "box", "network", [-1e12, -1e12, 1e12, 1e12], ""),
+        (at_client.BOX, "box", "grid", [1.0, 1.0, -1.0, -1.0], "lowest corner above the highest"),
+        (at_client.FIELD, "field", "grid", [1e30], "at most 10 is wanted"),
+        (at_client.FIELD, "field", "grid", [10.0], ""),
+        (at_client.SURROGATE, "surrogate", "network", [1e30], "at most 1000 is wanted"),
+        (at_client.SURROGATE, "surrogate", "network", [1e3], ""),
+        (at_client.SURROGATE, "surrogate", "network64", [-1e3], ""),
     ],
 )
-def test_numbers_of_one_site_do_not_end_the_run(
+def test_numbers_of_one_client_do_not_end_the_run(
     kind: str, name: str, surrogate: str, numbers: list[float], words: str
 ) -> None:
     chosen = options(surrogate=surrogate, rounds=3, surrogate_start=0.0)
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(SITES)]
+    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(CLIENTS)]
     members[1] = broken(1, members[1].data, kind, overstated(name, numbers))
     exchange = InProcess(members)
     state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert [entry["sites"] for entry in state.history] == [[0, 1, 2]] * 3
+    assert [entry["clients"] for entry in state.history] == [[0, 1, 2]] * 3
     assert np.isfinite(state.encoder).all()
     reasons = {entry.reason for entry in exchange.log.entries if entry.reason}
     assert len(reasons) == bool(words)

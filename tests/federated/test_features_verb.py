@@ -14,11 +14,12 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
 from foveate.cli.main import cli
+from foveate.core.errors import UserError
 from foveate.federated.deep import fitting
 from foveate.federated.deep import run as deep_run
 from foveate.federated.deep.checkpoint import load_stand, save_stand, together
 from foveate.federated.deep.estimator import FederatedDeepClustering
-from foveate.federated.deep.fitting import fit_sites
+from foveate.federated.deep.fitting import fit_clients
 from foveate.federated.deep.folder import load_model
 from foveate.federated.deep.network import ENCODERS, weights_of
 from foveate.federated.deep.options import METHODS, DeepOptions, options_of
@@ -28,7 +29,7 @@ from foveate.federated.sources import gather, read_points
 from foveate.report import render
 from foveate.report.pages import federated_features
 from foveate.report.schema import read
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 QUICK = ["--rounds", "3", "--set", "width=8", "--set", "hidden=16", "--quiet"]
 
@@ -60,7 +61,7 @@ def table(tmp_path: Path) -> Path:
 def test_from_a_table_to_a_page(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     found = answer(
-        table, "--site", "hospital", "--label", "species", "--beside", "untrained,local,central", "--run", out, *QUICK
+        table, "--client", "hospital", "--label", "species", "--beside", "untrained,local,central", "--run", out, *QUICK
     )
     assert [one["method"] for one in found["methods"]] == list(METHODS)[:1] + ["untrained", "local", "central"]
     assert [one["rounds"] for one in found["methods"]] == [3, 0, 3, 3]
@@ -69,7 +70,7 @@ def test_from_a_table_to_a_page(table: Path, tmp_path: Path) -> None:
         assert 0.9 < one["quality"]["probe"] <= 1, "groups that a line separates"
     assert found["clusters"] == 3
     assert found["clustering"] == "consensus, spherical True, one shot"
-    assert [(site["name"], site["points"], site["rounds"]) for site in found["sites"]] == [
+    assert [(client["name"], client["points"], client["rounds"]) for client in found["clients"]] == [
         ("north", 60, 3), ("south", 60, 3)
     ]  # fmt: skip
     by_method = {one["method"]: one for one in found["methods"]}
@@ -79,29 +80,31 @@ def test_from_a_table_to_a_page(table: Path, tmp_path: Path) -> None:
         (kind, up) for kind in (EMBEDDED, TRAIN) for up in (True, False)
     }
     features = pq.read_table(found["paths"]["features"])
-    assert features.column_names == ["site", "row", "label", "embedding"]
+    assert features.column_names == ["client", "row", "label", "embedding"]
     lengths = np.linalg.norm(np.stack(features["embedding"].to_pylist()), axis=1)
     np.testing.assert_allclose(lengths, 1, atol=1e-6)
     groups = pq.read_table(found["paths"]["groups"])
-    assert groups.column_names == ["site", "row", "label", "group"]
+    assert groups.column_names == ["client", "row", "label", "group"]
     model = load_model(found["paths"]["model"])
-    read = gather([table], site="hospital")
+    read = gather([table], client="hospital")
     together_ = np.concatenate([model.predict(one) for one in read.points])
     np.testing.assert_array_equal(together_, groups["group"].to_numpy())
     page = Path(found["paths"]["report"]).read_text(encoding="utf-8")
-    for words in ("One encoder of", "DeepFeCA, reconstructed", "Linear probe", "By group", "By site", "By label",
-                  "Loss of the sites", "centroids of embeddings", "All data in one place"):  # fmt: skip
+    for words in ("One encoder of", "DeepFeCA, reconstructed", "Linear probe", "By group", "By client", "By label",
+                  "Loss of the clients", "centroids of embeddings", "All data in one place"):  # fmt: skip
         assert words in page
     # What it wrote is a source like any other.
-    again = answer(out / "features.parquet", "--site", "site", "--label", "label", "--run", tmp_path / "again", *QUICK)
+    again = answer(
+        out / "features.parquet", "--client", "client", "--label", "label", "--run", tmp_path / "again", *QUICK
+    )
     assert again["features"] == 8
 
 
 def test_words_for_people_and_no_labels(table: Path, tmp_path: Path) -> None:
-    done = call(table, "--site", "hospital", "--clusters", 3, "--beside", "none", "--run", tmp_path / "r", *QUICK)
+    done = call(table, "--client", "hospital", "--clusters", 3, "--beside", "none", "--run", tmp_path / "r", *QUICK)
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0] == "2 sites, 120 points, by 'hospital'"
+    assert lines[0] == "2 clients, 120 points, by 'hospital'"
     assert lines[1].startswith("deepfeca, 3 rounds: distance 0.")
     assert "nmi" not in lines[1]
     assert [line.split(":")[0] for line in lines[2:]] == ["run", "model", "features", "groups", "report"]
@@ -114,7 +117,7 @@ def test_words_for_people_and_no_labels(table: Path, tmp_path: Path) -> None:
 def test_stopped_after_a_round_and_repeated_it_ends_with_the_same_weights(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    arguments = [table, "--site", "hospital", "--label", "species", *QUICK]
+    arguments = [table, "--client", "hospital", "--label", "species", *QUICK]
     whole = answer(*arguments, "--run", tmp_path / "whole")
 
     def killed(stand: Any, options: Any, path: Path) -> None:
@@ -132,9 +135,9 @@ def test_stopped_after_a_round_and_repeated_it_ends_with_the_same_weights(
     def counting(*given: Any) -> Any:
         found = handlers(*given)
 
-        def train(data: Any, request: Any, site: int) -> Any:
+        def train(data: Any, request: Any, client: int) -> Any:
             trained.append(request.round)
-            return found[TRAIN](data, request, site)
+            return found[TRAIN](data, request, client)
 
         return {**found, TRAIN: train}
 
@@ -155,18 +158,18 @@ def test_stopped_after_a_round_and_repeated_it_ends_with_the_same_weights(
 def test_stopped_within_a_round_it_asks_nobody_twice(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [table, "--site", "hospital", "--label", "species", "--beside", "none", *QUICK]
+    arguments = [table, "--client", "hospital", "--label", "species", "--beside", "none", *QUICK]
     whole = answer(*arguments, "--run", tmp_path / "whole")
     asked: list[tuple[str, int, int]] = []
     handlers = fitting.handlers
 
     def noting(*given: Any) -> Any:
         def wrapped(kind: str, handler: Any) -> Any:
-            def run(data: Any, request: Any, site: int) -> Any:
-                asked.append((kind, request.round, site))
-                if len(asked) == 8:  # the second site's training of the second round
+            def run(data: Any, request: Any, client: int) -> Any:
+                asked.append((kind, request.round, client))
+                if len(asked) == 8:  # the second client's training of the second round
                     raise KeyboardInterrupt
-                return handler(data, request, site)
+                return handler(data, request, client)
 
             return run
 
@@ -184,18 +187,18 @@ def test_stopped_within_a_round_it_asks_nobody_twice(
 
 
 @pytest.mark.parametrize(("encoder", "numbers"), [("small_resnet", 64), ("small_vit", 64)])
-def test_encoders_of_pictures(encoder: str, numbers: int, tmp_path: Path) -> None:
+def test_encoders_of_images(encoder: str, numbers: int, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    np.savez(tmp_path / "p.npz", points=random.random((60, 48)), label=np.arange(60) % 3, site=np.arange(60) % 2)
+    np.savez(tmp_path / "p.npz", points=random.random((60, 48)), label=np.arange(60) % 3, client=np.arange(60) % 2)
     found = answer(
-        tmp_path / "p.npz", "--site", "site", "--label", "label", "--set", f"encoder={encoder}", "--set",
+        tmp_path / "p.npz", "--client", "client", "--label", "label", "--set", f"encoder={encoder}", "--set",
         "augment=shift", "--rounds", 1, "--set", "width=8", "--run", tmp_path / "run", "--quiet",
     )  # fmt: skip
     features = pq.read_table(found["paths"]["features"])
-    assert features.column_names == ["site", "row", "label", "embedding", "output"]
+    assert features.column_names == ["client", "row", "label", "embedding", "output"]
     assert len(features["output"][0]) == numbers
     model = load_model(found["paths"]["model"])
-    points = gather([tmp_path / "p.npz"], site="site").points
+    points = gather([tmp_path / "p.npz"], client="client").points
     wanted = np.stack(features["embedding"].to_pylist())
     np.testing.assert_allclose(np.concatenate([model.transform(one) for one in points]), wanted, atol=1e-6)
 
@@ -204,10 +207,10 @@ def test_the_verb_trains_what_the_estimator_trains() -> None:
     random = np.random.default_rng(0)
     parts = [random.normal(size=(40, 5)) + 3 * number for number in range(3)]
     options = options_of({"clusters": 3, "rounds": 2, "width": 16, "seed": 4})
-    fitted = fit_sites(parts, options)
+    fitted = fit_clients(parts, options)
     estimator = FederatedDeepClustering(3, n_rounds=2, width=16, random_state=4).fit(parts)
     np.testing.assert_array_equal(fitted.stand.state.weights, weights_of(estimator.encoder_))
-    np.testing.assert_array_equal(fitted.centres, estimator.cluster_centers_)
+    np.testing.assert_array_equal(fitted.centers, estimator.cluster_centers_)
     assert sum(row["bytes"] for row in fitted.stand.exchanged if row["up"]) == estimator.bytes_up_
 
 
@@ -215,25 +218,25 @@ def test_own_centroids_are_another_training_than_common_ones() -> None:
     random = np.random.default_rng(0)
     parts = [random.normal(size=(40, 5)) + 2 * number for number in range(3)]
     found = {
-        name: fit_sites(parts, options_of({"clusters": 3, "rounds": 2, "width": 8, "method": name}))
+        name: fit_clients(parts, options_of({"clusters": 3, "rounds": 2, "width": 8, "method": name}))
         for name in ("deepfeca", "local", "untrained", "central")
     }
     weights = [one.stand.state.weights for one in found.values()]
     assert all((one != two).any() for place, one in enumerate(weights) for two in weights[place + 1 :])
     alone = [
-        fit_sites(parts[:1], options_of({"clusters": 3, "rounds": 2, "width": 8, "method": name}))
+        fit_clients(parts[:1], options_of({"clusters": 3, "rounds": 2, "width": 8, "method": name}))
         for name in ("deepfeca", "central")
     ]
     np.testing.assert_array_equal(alone[0].stand.state.weights, alone[1].stand.state.weights)
 
 
 def test_the_plan_writes_nothing_and_bounds_what_is_sent(table: Path, tmp_path: Path) -> None:
-    arguments = [table, "--site", "hospital", "--label", "species", "--beside", "none", *QUICK]
+    arguments = [table, "--client", "hospital", "--label", "species", "--beside", "none", *QUICK]
     planned = answer(*arguments, "--dry-run", "--run", tmp_path / "run")
-    assert planned["sites"] == {"north": 60, "south": 60}
+    assert planned["clients"] == {"north": 60, "south": 60}
     assert not (tmp_path / "run").exists()
     found = answer(*arguments, "--run", tmp_path / "run")
-    assert found["methods"][0]["bytes_up"] == 2 * planned["bytes_up_per_site"]
+    assert found["methods"][0]["bytes_up"] == 2 * planned["bytes_up_per_client"]
 
 
 def test_tables_of_messages_are_added() -> None:
@@ -265,37 +268,37 @@ def test_a_probe_of_one_label_is_no_number() -> None:
         (["--set", "seed=3"], "give it as --seed"),
         (["--set", "clustering=consenus"], "did you mean 'consensus'"),
         (["--set", "clustering=central"], "pools raw points"),
-        (["--set", "encoder=small_resnet"], "rows of 6 numbers are no square pictures"),
-        (["--set", "encoder=small_vit", "--set", "shape=[1,2,3]"], "reads square pictures, not [2, 3]"),
+        (["--set", "encoder=small_resnet"], "rows of 6 numbers are no square images"),
+        (["--set", "encoder=small_vit", "--set", "shape=[1,2,3]"], "reads square images, not [2, 3]"),
         (["--set", "encoder=small_resnet", "--set", "shape=[1,2,2]"], "shape [1, 2, 2]: rows have 6 numbers"),
         (["--set", "shape=[1,2,3]"], "field 'shape' has no effect"),
-        (["--set", "augment=shift"], "shift moves pictures"),
+        (["--set", "augment=shift"], "shift moves images"),
         (["--set", "encoder=small_resnet", "--set", "augment=noise"], "noise is for features"),
         (["--set", "width=1"], "field 'width'"),
-        (["--min-sites", "3"], "2 of 2 sites answered; 3 are needed"),
+        (["--min-clients", "3"], "2 of 2 clients answered; 3 are needed"),
         (["--clusters", "200"], "200"),
     ],
 )
 def test_a_users_mistake_is_one_sentence(table: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
-    done = call(table, "--site", "hospital", "--label", "species", "--run", tmp_path / "run", "--quiet", *arguments)
+    done = call(table, "--client", "hospital", "--label", "species", "--run", tmp_path / "run", "--quiet", *arguments)
     assert isinstance(done.exception, UserError), done.output
     assert words in str(done.exception)
 
 
 def test_labels_or_a_number_of_clusters_are_needed(table: Path, tmp_path: Path) -> None:
-    done = call(table, "--site", "hospital", "--run", tmp_path / "run")
+    done = call(table, "--client", "hospital", "--run", tmp_path / "run")
     assert isinstance(done.exception, UserError)
     assert "how many clusters? give --clusters" in str(done.exception)
 
 
 def test_a_folder_of_other_settings_and_damaged_files_are_refused(table: Path, tmp_path: Path) -> None:
-    arguments = [table, "--site", "hospital", "--label", "species", "--beside", "none", *QUICK]
+    arguments = [table, "--client", "hospital", "--label", "species", "--beside", "none", *QUICK]
     answer(*arguments, "--run", tmp_path / "a")
     other = call(*arguments, "--run", tmp_path / "a", "--seed", "3")
     assert isinstance(other.exception, UserError)
     assert "another recipe" in str(other.exception)
     kept = tmp_path / "a" / "states" / "deepfeca.safetensors"
-    with pytest.raises(UserError, match="was begun with width 8, not 4"):
+    with raises_naming(UserError, "8", "4"):
         load_stand(kept, options_of({"clusters": 3, "rounds": 3, "hidden": 16, "width": 4}))
     kept.write_bytes(kept.read_bytes()[:50])
     broken = call(*arguments, "--run", tmp_path / "a")
@@ -304,19 +307,19 @@ def test_a_folder_of_other_settings_and_damaged_files_are_refused(table: Path, t
     model = tmp_path / "a" / "model"
     with pytest.raises(UserError, match="did you mean"):
         load_model(tmp_path / "a")
-    with pytest.raises(UserError, match="points have 5 features; the encoder reads 6"):
+    with raises_naming(UserError, "5", "6"):
         load_model(model).predict(np.zeros((2, 5)))
     (model / "model.safetensors").write_bytes(b"x" * 30)
     with pytest.raises(UserError, match="damaged"):
         load_model(model)
 
 
-def test_a_page_without_rounds_or_with_a_site_left_out(table: Path, tmp_path: Path) -> None:
-    answer(table, "--site", "hospital", "--clusters", 3, "--method", "untrained", "--run", tmp_path / "r", "--quiet")
+def test_a_page_without_rounds_or_with_a_client_left_out(table: Path, tmp_path: Path) -> None:
+    answer(table, "--client", "hospital", "--clusters", 3, "--method", "untrained", "--run", tmp_path / "r", "--quiet")
     page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
     assert 'id="rounds"' not in page
     result = json.loads((tmp_path / "r" / "result.json").read_text(encoding="utf-8"))
-    result["sites"][1]["excluded"] = "no answer"
+    result["clients"][1]["excluded"] = "no answer"
     result["notes"] = ["south was left out: no <answer>"]
     (tmp_path / "r" / "result.json").write_text(json.dumps(result), encoding="utf-8")
     page = render(tmp_path / "r").read_text(encoding="utf-8")
@@ -337,6 +340,6 @@ def test_each_encoder_of_the_options_can_be_built() -> None:
 
 
 def test_digits_are_a_source() -> None:
-    assert options_of({"clusters": 10, "encoder": "small_resnet"}).reads_pictures
+    assert options_of({"clusters": 10, "encoder": "small_resnet"}).reads_images
     assert fitting.samples_of(read_points("digits").points_ND[:3], options_of(
         {"clusters": 10, "encoder": "small_resnet"})).shape == (3, 1, 8, 8)  # fmt: skip

@@ -33,7 +33,7 @@ def test_lloyd(case: dict) -> None:
     found = lloyd(given["X"], given["init"])
     np.testing.assert_array_equal(found.labels, given["labels"])
     np.testing.assert_array_equal(found.weights, case["counts"])
-    np.testing.assert_allclose(found.centres, given["centres"], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.centers, given["centres"], rtol=1e-9, atol=1e-12)
     assert found.inertia == pytest.approx(case["inertia"], rel=1e-9)
     assert found.converged
 
@@ -69,23 +69,23 @@ def test_fusing_and_merging(case: dict) -> None:
     given = arrays_of(case)
     local = Local.of(given["X"], given["centres"], given["labels"])
     for name, found in (("fused", fuse(given["X"], local)), ("merged_small", merge_small(given["X"], local, 10))):
-        np.testing.assert_allclose(found.centres, given[name], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(found.centers, given[name], rtol=1e-9, atol=1e-12)
         np.testing.assert_array_equal(found.counts, given[f"{name}_counts"])
 
 
 @pytest.mark.parametrize("case", DETECTORS, ids=lambda case: case["case"])
 def test_detectors(case: dict) -> None:
-    points, centres, labels = (CLUSTERINGS[f"{case['case']}_{name}"] for name in ("X", "centres", "labels"))
+    points, centers, labels = (CLUSTERINGS[f"{case['case']}_{name}"] for name in ("X", "centres", "labels"))
     for name, detector, pick in (
         ("ofm_rms", detectors.root_mean_square, np.argmax),
-        ("ofm_rms_shape_normalised", detectors.shape_normalised, np.argmax),
+        ("ofm_rms_shape_normalised", detectors.shape_normalized, np.argmax),
         ("ofm_sum_of_squares", detectors.sum_of_squares, np.argmax),
     ):
-        found = detector(points, centres, labels)
+        found = detector(points, centers, labels)
         np.testing.assert_allclose(found, case[name]["values"], rtol=1e-10)
         assert pick(found) == case[name]["index"]
     wanted = case["ofm_radius_min"]
-    shares = detectors.share_near_centre(points, centres, labels, epsilon=wanted["final_epsilon"])
+    shares = detectors.share_near_center(points, centers, labels, epsilon=wanted["final_epsilon"])
     np.testing.assert_allclose(shares, wanted["values"], rtol=1e-10)
     assert shares.argmin() == wanted["index"]
-    assert list(closest_pair(centres)[:2]) == case["mfo_distance_pair"]
+    assert list(closest_pair(centers)[:2]) == case["mfo_distance_pair"]

@@ -20,21 +20,21 @@ def tensor(case: str, name: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", ["f0", "f1"])
 def test_pseudo_labels(case: str) -> None:
-    features, centres = tensor(case, "features"), tensor(case, "centres")
+    features, centers = tensor(case, "features"), tensor(case, "centres")
     for spherical, name in ((False, "euclidean"), (True, "spherical")):
-        found = pseudo_labels(features, centres, spherical=spherical)
+        found = pseudo_labels(features, centers, spherical=spherical)
         np.testing.assert_array_equal(found, ARRAYS[f"{case}_pseudo_labels_{name}"])
 
 
 @pytest.mark.parametrize("case", ["f0", "f1"])
 def test_loss_and_gradient(case: str) -> None:
     features = tensor(case, "features").requires_grad_()
-    centres = tensor(case, "centres").requires_grad_()
-    loss = prototype_loss(features, centres, tensor(case, "pseudo_labels_spherical"))
+    centers = tensor(case, "centres").requires_grad_()
+    loss = prototype_loss(features, centers, tensor(case, "pseudo_labels_spherical"))
     loss.backward()
     assert loss.item() == pytest.approx(float(ARRAYS[f"{case}_loss_tau0.1"]), rel=1e-9)
     np.testing.assert_allclose(features.grad, ARRAYS[f"{case}_dloss_dfeatures"], rtol=1e-9, atol=1e-12)
-    assert centres.grad is None
+    assert centers.grad is None
 
 
 @pytest.mark.parametrize("case", ["f0", "f1"])
@@ -50,5 +50,5 @@ def test_spherical_kmeans(case: str) -> None:
     wanted = ARRAYS[f"{case}_spherical_kmeans_10it"]
     points = unit(ARRAYS[f"{case}_features"])
     found = lloyd(points, points[: len(wanted)], most_steps=10, spherical=True)
-    np.testing.assert_allclose(found.centres, wanted, rtol=1e-9)
+    np.testing.assert_allclose(found.centers, wanted, rtol=1e-9)
     np.testing.assert_array_equal(found.labels, ARRAYS[f"{case}_spherical_assign"])

@@ -1,4 +1,4 @@
-"""Whole clusterings of S-sets from stored owners and starting rows: what clients send, and five variants' centres."""
+"""Whole clusterings of S-sets from stored owners and starting rows: what clients send, and five variants' centers."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 from s_sets import s_set
 
+from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import Clustered, cluster
 from foveate.federated.clustering.local import local_kmeans
 from foveate.federated.clustering.settings import Settings, resolve
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess
-from foveate.federated.sites import Site
-from foveate.metrics.clustering import centre_error, centroid_index
+from foveate.metrics.clustering import center_error, centroid_index
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "feca"
 CASES = json.loads((GOLDENS / "end_to_end.json").read_text(encoding="utf-8"))
 ARRAYS = np.load(GOLDENS / "end_to_end.npz")
 VARIANTS = {
     "paper_reconstruction": {"method_name": "paper_reconstruction"},
-    "half_min,most_neighbours": {"method_name": "paper_reconstruction", "seeds": "most_neighbours"},
+    "half_min,most_neighbours": {"method_name": "paper_reconstruction", "seeds": "most_neighbors"},
     "max_over_clients,most_neighbours": {
         "method_name": "paper_reconstruction",
-        "seeds": "most_neighbours",
+        "seeds": "most_neighbors",
         "radius": "max_over_clients",
     },
     "consensus_restarts0": {"restarts": 0, "refine_rounds": 0},
@@ -39,37 +39,37 @@ def run(case: dict, settings: Settings) -> Clustered:
     points = s_set(case["set"])[0]
     owner, rows = (ARRAYS[f"{case['case']}_{name}"] for name in ("owner", "init_rows"))
 
-    def answer(data: np.ndarray, request: Message, site: int) -> Message:
-        local = local_kmeans(data, settings.clusters, np.random.default_rng(0), starts_KD=points[rows[site]])
+    def answer(data: np.ndarray, request: Message, client: int) -> Message:
+        local = local_kmeans(data, settings.clusters, np.random.default_rng(0), starts_KD=points[rows[client]])
         return protocol.describe(data, local, request)
 
     handlers = protocol.HANDLERS | {protocol.CENTROIDS: answer}
-    sites = [Site(number, points[owner == number], handlers) for number in range(case["clients"])]
-    return cluster(InProcess(sites), settings)
+    clients = [Client(number, points[owner == number], handlers) for number in range(case["clients"])]
+    return cluster(InProcess(clients), settings)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_what_clients_send(case: dict) -> None:
     flags = run(case, resolve(15, restarts=0, refine_rounds=0))
-    sent = list(flags.clients.values())
+    sent = list(flags.client_reports.values())
     wanted = {name: ARRAYS[f"{case['case']}_{name}"] for name in ("pool", "counts", "kept", "client_radii")}
-    np.testing.assert_allclose(np.concatenate([one["centres"] for one in sent]), wanted["pool"], atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([one["centers"] for one in sent]), wanted["pool"], atol=1e-6)
     np.testing.assert_array_equal(np.concatenate([one["counts"] for one in sent]), wanted["counts"])
     np.testing.assert_array_equal(np.concatenate([one["kept"] for one in sent]), wanted["kept"])
     paper = run(case, resolve(15, method_name="paper_reconstruction"))
-    radii = np.concatenate([one["radius"] for one in paper.clients.values()])
+    radii = np.concatenate([one["radius"] for one in paper.client_reports.values()])
     np.testing.assert_allclose(radii, wanted["client_radii"], atol=1e-6)
-    assert all("counts" not in one for one in paper.clients.values())
+    assert all("counts" not in one for one in paper.client_reports.values())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
-def test_centres(case: dict, variant: str) -> None:
-    found = run(case, resolve(15, **VARIANTS[variant])).centres
+def test_centers(case: dict, variant: str) -> None:
+    found = run(case, resolve(15, **VARIANTS[variant])).centers
     stored = ARRAYS[f"{case['case']}_{variant}"]
-    matched = centre_error(stored, found)
+    matched = center_error(stored, found)
     np.testing.assert_allclose(found[matched.match], stored, atol=1e-6)
     truth = s_set(case["set"])[2]
     wanted = case["results"][variant]
-    assert centre_error(truth, found).mean == pytest.approx(wanted["hungarian_l2"], abs=1e-6)
+    assert center_error(truth, found).mean == pytest.approx(wanted["hungarian_l2"], abs=1e-6)
     assert centroid_index(truth, found) == wanted["centroid_index"]

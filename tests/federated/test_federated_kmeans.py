@@ -7,16 +7,17 @@ import warnings
 
 import numpy as np
 import pytest
-from s_sets import clients
+from s_sets import split_s_set
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from foveate.core.errors import UserError
 from foveate.federated import estimators
 from foveate.federated.clustering.settings import method, methods, resolve
-from foveate.federated.estimators import FederatedKMeans, is_list_of_sites
-from foveate.settings.errors import UserError
+from foveate.federated.estimators import FederatedKMeans, is_list_of_clients
+from naming import raises_naming
 
 warnings.filterwarnings("ignore", "Skipping check", module="sklearn")
 
@@ -39,7 +40,7 @@ def test_foveate_exports_it_without_torch() -> None:
 
 
 def test_labels_are_those_of_predict_and_reports_are_there() -> None:
-    parts = clients("s1", alpha=0.3, sites=4, seed=0)
+    parts = split_s_set("s1", alpha=0.3, clients=4, seed=0)
     found = FederatedKMeans(15, random_state=0).fit(parts)
     for labels, part, predicted in zip(found.labels_, parts, found.predict(parts), strict=True):
         np.testing.assert_array_equal(labels, predicted)
@@ -50,11 +51,11 @@ def test_labels_are_those_of_predict_and_reports_are_there() -> None:
     assert found.inertia_ == pytest.approx(total)
     assert found.n_features_in_ == 2
     assert set(found.client_reports_) == {0, 1, 2, 3}
-    assert set(found.client_reports_[0]) == {"centres", "counts", "kept", "points"}
+    assert set(found.client_reports_[0]) == {"centers", "counts", "kept", "points"}
     assert found.server_report_["weighted_sse"] > 0
     check_groups(found.server_report_, 15, sum(len(part) for part in parts))
     assert found.bytes_up_ == sum(row["bytes"] for row in found.exchanged_ if row["up"])
-    assert {row["what"] for row in found.exchanged_ if row["up"]} == {"centres", "counts", "kept", "points", "sums"}
+    assert {row["what"] for row in found.exchanged_ if row["up"]} == {"centers", "counts", "kept", "points", "sums"}
 
 
 def check_groups(report: dict, clusters: int, points: int) -> None:
@@ -80,26 +81,26 @@ def test_groups_that_were_rejected_are_reported() -> None:
         assert drawn.server_report_["groups"] is None
 
 
-def test_a_site_of_fewer_different_points_than_clusters_is_warned_of() -> None:
-    part = clients("s1", alpha=None, sites=2, seed=0)[0]
+def test_a_client_of_fewer_different_points_than_clusters_is_warned_of() -> None:
+    part = split_s_set("s1", alpha=None, clients=2, seed=0)[0]
     few = np.repeat(part[:3], 5, axis=0)
-    with pytest.warns(UserWarning, match="site 1 has 3 different points for 15 clusters: it makes 3"):
+    with pytest.warns(UserWarning, match="client 1 has 3 different points for 15 clusters: it makes 3"):
         found = FederatedKMeans(15, random_state=0).fit([part, few])
-    assert len(found.client_reports_[1]["centres"]) == 3
+    assert len(found.client_reports_[1]["centers"]) == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         FederatedKMeans(15, random_state=0).fit([part, part + 1])
 
 
 def test_traffic_is_that_of_the_specification() -> None:
-    parts = clients("s1", alpha=None, sites=4, seed=0)
+    parts = split_s_set("s1", alpha=None, clients=4, seed=0)
     found = FederatedKMeans(15, random_state=0, refine_rounds=0).fit(parts)
-    clusters = sum(len(report["centres"]) for report in found.client_reports_.values())
-    assert found.bytes_up_ == clusters * (8 * (2 + 1) + 1) + 4 * 8  # centres, counts, flags; one number of points
+    clusters = sum(len(report["centers"]) for report in found.client_reports_.values())
+    assert found.bytes_up_ == clusters * (8 * (2 + 1) + 1) + 4 * 8  # centers, counts, flags; one number of points
 
 
 def test_the_same_seed_gives_the_same_and_another_another() -> None:
-    parts = clients("s4", alpha=0.1, sites=4, seed=0)
+    parts = split_s_set("s4", alpha=0.1, clients=4, seed=0)
     options = {"client_init": "random", "n_init": 1, "refine_rounds": 0}
     one, two, three = (FederatedKMeans(15, random_state=seed, **options).fit(parts) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.cluster_centers_, two.cluster_centers_)
@@ -117,8 +118,8 @@ def test_the_same_seed_gives_the_same_and_another_another() -> None:
         ({"refine_rounds": 3, "restarts": 0}, "consensus, restarts 0, 3 rounds of refinement"),
         ({"method": "paper_reconstruction"}, "paper_reconstruction, one shot"),
         (
-            {"method": "paper_reconstruction", "radius": "fused", "seeds": "most_neighbours"},
-            "paper_reconstruction, radius fused, seeds most_neighbours, one shot",
+            {"method": "paper_reconstruction", "radius": "fused", "seeds": "most_neighbors"},
+            "paper_reconstruction, radius fused, seeds most_neighbors, one shot",
         ),
         ({"method": "central"}, "central, not federated"),
         ({"min_count": 1, "n_init": 5}, "consensus, 1 round of refinement"),
@@ -174,36 +175,36 @@ def test_far_from_zero_distances_are_those_of_predict() -> None:
 
 
 def test_one_array_with_the_client_of_each_row() -> None:
-    parts = clients("s1", alpha=0.3, sites=3, seed=0)
+    parts = split_s_set("s1", alpha=0.3, clients=3, seed=0)
     points, names = np.concatenate(parts), np.repeat(["a", "b", "c"], [len(part) for part in parts])
-    by_name = FederatedKMeans(15, random_state=0).fit(points, sites=names)
+    by_name = FederatedKMeans(15, random_state=0).fit(points, clients=names)
     by_list = FederatedKMeans(15, random_state=0).fit(parts)
     np.testing.assert_array_equal(by_name.cluster_centers_, by_list.cluster_centers_)
-    assert by_name.sites_.tolist() == ["a", "b", "c"]
-    with pytest.raises(UserError, match="sites names 2 rows; the array has"):
-        FederatedKMeans(15).fit(points, sites=["a", "b"])
+    assert by_name.clients_.tolist() == ["a", "b", "c"]
+    with raises_naming(UserError, "2"):
+        FederatedKMeans(15).fit(points, clients=["a", "b"])
     with pytest.raises(UserError, match="a list of arrays says it already"):
-        FederatedKMeans(15).fit(parts, sites=names)
+        FederatedKMeans(15).fit(parts, clients=names)
 
 
 def test_clone_and_pipeline() -> None:
-    parts = clients("s1", alpha=None, sites=2, seed=0)
+    parts = split_s_set("s1", alpha=None, clients=2, seed=0)
     estimator = clone(FederatedKMeans(15, radius=0.5, method="paper_reconstruction", refine_rounds=1, random_state=4))
     assert estimator.get_params()["radius"] == 0.5
     labels = make_pipeline(StandardScaler(), FederatedKMeans(15, random_state=0)).fit_predict(np.concatenate(parts))
     assert labels.shape == (5000,)
 
 
-def test_a_list_of_sites_is_told_from_rows() -> None:
-    assert is_list_of_sites([np.eye(2), np.eye(2)])
-    assert is_list_of_sites([[[1.0, 2.0]], [[3.0, 4.0]]])
-    assert is_list_of_sites((None, np.eye(2)))
-    assert not is_list_of_sites([[1.0, 2.0], [3.0, 4.0]])
-    assert not is_list_of_sites(np.eye(2))
-    assert not is_list_of_sites([])
+def test_a_list_of_clients_is_told_from_rows() -> None:
+    assert is_list_of_clients([np.eye(2), np.eye(2)])
+    assert is_list_of_clients([[[1.0, 2.0]], [[3.0, 4.0]]])
+    assert is_list_of_clients((None, np.eye(2)))
+    assert not is_list_of_clients([[1.0, 2.0], [3.0, 4.0]])
+    assert not is_list_of_clients(np.eye(2))
+    assert not is_list_of_clients([])
 
 
 def test_predict_refuses_another_width() -> None:
     found = FederatedKMeans(2, random_state=0).fit([np.eye(3), np.eye(3)])
-    with pytest.raises(ValueError, match="4 features, but FederatedKMeans is expecting 3"):
+    with raises_naming(ValueError, "4", "FederatedKMeans", "3"):
         found.predict(np.eye(4))

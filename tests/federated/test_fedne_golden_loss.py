@@ -17,8 +17,10 @@ PRECISIONS = {64: (torch.float64, {"rtol": 1e-10, "atol": 1e-12}), 32: (torch.fl
 
 def others(case: str, dtype: torch.dtype) -> SurrogateSum:
     ratios = LOSS[f"{case}_ratios"]
-    sites = [site for site in range(len(ratios)) if site != OWN[case]]
-    return SurrogateSum([surrogate(LOSS, f"{case}_S{site}") for site in sites], ratios[sites].tolist(), dtype=dtype)
+    clients = [client for client in range(len(ratios)) if client != OWN[case]]
+    return SurrogateSum(
+        [surrogate(LOSS, f"{case}_S{client}") for client in clients], ratios[clients].tolist(), dtype=dtype
+    )
 
 
 @pytest.mark.parametrize("bits", PRECISIONS)

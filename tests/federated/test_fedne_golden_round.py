@@ -7,12 +7,12 @@ import pytest
 import torch
 from fedne_goldens import about, arrays, surrogate, tensor
 
-from foveate.federated.embedding.graph import edges, mix, neighbourhood
+from foveate.federated.embedding.graph import edges, mix, neighborhood
 from foveate.federated.embedding.networks import average, load_weights, perceptron, weights_of
 from foveate.federated.embedding.schedule import decay_rounds, rate_of, surrogate_start
 from foveate.federated.embedding.surrogates import SurrogateSum
 from foveate.federated.embedding.training import PassSettings, optimizer_of, step
-from foveate.metrics.neighbours import nearest
+from foveate.metrics.neighbors import nearest
 
 MIXING, ROUND = arrays("mixing"), arrays("round")
 NAMES = ("0.weight", "0.bias", "2.weight", "2.bias")
@@ -41,7 +41,7 @@ def test_mixing_and_its_graph(case: str) -> None:
 
 def test_mixing_is_drawn_as_it_says() -> None:
     points = MIXING["m0_X"]
-    around = neighbourhood(points, 7, np.random.default_rng(3), beta=0.2)
+    around = neighborhood(points, 7, np.random.default_rng(3), beta=0.2)
     random = np.random.default_rng(3)
     lambdas, picks = random.beta(0.2, 0.2, len(points)), random.integers(0, 7, len(points))
     np.testing.assert_array_equal(around.points_ND[:60], points)

@@ -19,8 +19,10 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from s_sets import clients
+from s_sets import split_s_set
 
+from foveate.core.errors import UserError
+from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.settings import resolve
@@ -32,11 +34,10 @@ from foveate.federated.flower.client_app import app as client_app
 from foveate.federated.flower.exchange import HELLO, GridExchange
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.messages import DTYPES, Message, MessageError
-from foveate.federated.rounds import InProcess, TooFewSitesError, attempt
-from foveate.federated.sites import Site
-from foveate.settings.errors import UserError
+from foveate.federated.rounds import InProcess, TooFewClientsError, attempt
+from naming import raises_naming
 
-PARTS = clients("s1", alpha=0.3, sites=3, seed=0)
+PARTS = split_s_set("s1", alpha=0.3, clients=3, seed=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -52,12 +53,12 @@ def test_records_and_back(dtype: str) -> None:
     "records", [RecordDict(), RecordDict({"foveate": ConfigRecord({"schema": 9, "kind": "x", "round": 0})})]
 )
 def test_foreign_records_are_refused(records: RecordDict) -> None:
-    with pytest.raises(MessageError, match="this version of Foveate speaks 1"):
+    with raises_naming(MessageError, "1"):
         from_records(records)
 
 
 class FakeGrid:
-    """Answers at once, with nodes of odd numbers, in any order; `broken` says what a site does instead."""
+    """Answers at once, with nodes of odd numbers, in any order; `broken` says what a client does instead."""
 
     def __init__(self, parts, *, broken=None, numbers=None) -> None:
         self.numbers = numbers or list(range(len(parts)))
@@ -72,9 +73,9 @@ class FakeGrid:
         replies = []
         for message in messages:
             place = self.nodes[message["dst_node_id"]]
-            site, request = self.numbers[place], from_records(message["content"])
+            client, request = self.numbers[place], from_records(message["content"])
             self.sent.append(request.kind)
-            doing = self.broken.get((site, request.kind))
+            doing = self.broken.get((client, request.kind))
             if doing == "silent":
                 continue
             if doing == "error":
@@ -82,9 +83,9 @@ class FakeGrid:
                 reply = SimpleNamespace(has_error=lambda: True, error=error)
             else:
                 if request.kind == HELLO:
-                    answer = request.answer(site=site, name="")
+                    answer = request.answer(client=client, name="")
                 else:
-                    answer, reason = attempt(Site(site, self.parts[place], protocol.HANDLERS), request)
+                    answer, reason = attempt(Client(client, self.parts[place], protocol.HANDLERS), request)
                     answer = answer or request.answer(failure=reason)
                 content = ArrayRecord() if doing == "garbage" else to_records(answer)
                 content = RecordDict() if doing == "garbage" else content
@@ -102,14 +103,14 @@ def _plain_messages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_process(parts, plan):
-    return cluster(InProcess([Site(number, part, protocol.HANDLERS) for number, part in enumerate(parts)]), plan)
+    return cluster(InProcess([Client(number, part, protocol.HANDLERS) for number, part in enumerate(parts)]), plan)
 
 
 @pytest.mark.parametrize("name", ["consensus", "paper_reconstruction", "kfed", "weighted_kmeans"])
 def test_equal_to_in_process(name: str) -> None:
     plan = resolve(15, method_name=name, seed=5, refine_rounds=1, on_few_groups="return")
-    found = cluster(GridExchange(FakeGrid(PARTS), sites=3), plan, evaluate=True)
-    np.testing.assert_allclose(found.centres, in_process(PARTS, plan).centres, atol=1e-10)
+    found = cluster(GridExchange(FakeGrid(PARTS), clients=3), plan, evaluate=True)
+    np.testing.assert_allclose(found.centers, in_process(PARTS, plan).centers, atol=1e-10)
     assert list(found.inertia) == [0, 1, 2]
 
 
@@ -119,50 +120,50 @@ def test_equal_to_in_process(name: str) -> None:
 @pytest.mark.parametrize("kind", [protocol.CENTROIDS, protocol.LLOYD])
 def test_a_broken_node_is_left_out(doing: str, words: str, kind: str) -> None:
     grid = FakeGrid(PARTS, broken={(1, kind): doing})
-    found = cluster(GridExchange(grid, sites=3, timeout=9.0), resolve(15))
+    found = cluster(GridExchange(grid, clients=3, timeout=9.0), resolve(15))
     assert list(found.excluded) == [1]
     assert words in found.excluded[1]
 
 
-def test_a_site_whose_data_are_bad_says_why() -> None:
-    found = cluster(GridExchange(FakeGrid([*PARTS, np.full((2, 2), np.nan)]), sites=4), resolve(15))
+def test_a_client_whose_data_are_bad_says_why() -> None:
+    found = cluster(GridExchange(FakeGrid([*PARTS, np.full((2, 2), np.nan)]), clients=4), resolve(15))
     assert "NaN" in found.excluded[3]
 
 
 def test_nodes_are_told_by_their_partition() -> None:
-    exchange = GridExchange(FakeGrid(PARTS, numbers=[1, 2, 0]), sites=3)
-    assert list(exchange.sites) == [0, 1, 2]
-    sizes = {site: len(PARTS[place]) for site, place in ((1, 0), (2, 1), (0, 2))}
+    exchange = GridExchange(FakeGrid(PARTS, numbers=[1, 2, 0]), clients=3)
+    assert list(exchange.clients) == [0, 1, 2]
+    sizes = {client: len(PARTS[place]) for client, place in ((1, 0), (2, 1), (0, 2))}
     found = cluster(exchange, resolve(15), evaluate=True)
-    assert {site: points for site, (points, _) in found.inertia.items()} == sizes
-    with pytest.raises(UserError, match="two sites say that they are number 2"):
-        GridExchange(FakeGrid(PARTS, numbers=[2, 2, 4]), sites=5, wait=0.1)
-    with pytest.raises(TooFewSitesError, match="no site within 0 s"):
-        GridExchange(FakeGrid([]), sites=3, wait=0)
-    silent = FakeGrid(PARTS, broken={(site, HELLO): "silent" for site in range(3)})
-    with pytest.raises(TooFewSitesError, match="3 of 3 nodes did not say which site they are .no answer"):
-        GridExchange(silent, sites=3)
+    assert {client: points for client, (points, _) in found.inertia.items()} == sizes
+    with raises_naming(UserError, "2"):
+        GridExchange(FakeGrid(PARTS, numbers=[2, 2, 4]), clients=5, wait=0.1)
+    with raises_naming(TooFewClientsError, "0"):
+        GridExchange(FakeGrid([]), clients=3, wait=0)
+    silent = FakeGrid(PARTS, broken={(client, HELLO): "silent" for client in range(3)})
+    with raises_naming(TooFewClientsError, "3"):
+        GridExchange(silent, clients=3)
 
 
 @pytest.mark.parametrize("number", [3, -1, 7])
-def test_a_number_that_no_site_has_is_left_out(number: int, tmp_path: Path) -> None:
-    config = CONFIG | {"clusters": 15, "sites": 3, "out": str(tmp_path), "wait": 0.1}
+def test_a_number_that_no_client_has_is_left_out(number: int, tmp_path: Path) -> None:
+    config = CONFIG | {"clusters": 15, "clients": 3, "out": str(tmp_path), "wait": 0.1}
     server_app.run(FakeGrid(PARTS, numbers=[0, number, 2]), config)
-    second = json.loads((tmp_path / "result.json").read_text())["sites"][1]
+    second = json.loads((tmp_path / "result.json").read_text())["clients"][1]
     assert second["excluded"].endswith(f"(its partition-id is {number}; allowed are 0 to 2)")
     assert (second["points"], second["sent"]) == (0, 0)
 
 
-def test_a_site_that_never_comes_is_named(tmp_path: Path) -> None:
-    config = CONFIG | {"clusters": 15, "sites": 4, "out": str(tmp_path), "wait": 0.1}
+def test_a_client_that_never_comes_is_named(tmp_path: Path) -> None:
+    config = CONFIG | {"clusters": 15, "clients": 4, "out": str(tmp_path), "wait": 0.1}
     server_app.run(FakeGrid(PARTS), config)
     result = json.loads((tmp_path / "result.json").read_text())
-    assert [site["points"] for site in result["sites"]] == [*map(len, PARTS), 0]
-    assert result["notes"] == ["site 3 was left out: query.centroids, round 0: did not connect within 0.1 s"]
-    with pytest.raises(TooFewSitesError, match="3 of 4 sites answered; 4 are needed .site 3: did not connect within"):
+    assert [client["points"] for client in result["clients"]] == [*map(len, PARTS), 0]
+    assert result["notes"] == ["client 3 was left out: query.centroids, round 0: did not connect within 0.1 s"]
+    with raises_naming(TooFewClientsError, "3", "4"):
         server_app.run(FakeGrid(PARTS), config | {"at-least": 4})
-    mute = cluster(GridExchange(FakeGrid(PARTS, broken={(1, HELLO): "silent"}), sites=3), resolve(15))
-    assert "1 of 3 nodes did not say which site they are (no answer)" in mute.excluded[1]
+    mute = cluster(GridExchange(FakeGrid(PARTS, broken={(1, HELLO): "silent"}), clients=3), resolve(15))
+    assert "1 of 3 nodes did not say which client they are (no answer)" in mute.excluded[1]
 
 
 def about(**fields: Any) -> RecordDict:
@@ -178,7 +179,7 @@ def packed(shape: tuple[int, ...], content: bytes, *, dtype: str = "<f8", stype:
 
 def with_array(array: Array) -> RecordDict:
     records = about()
-    records["arrays"] = ArrayRecord({"centres": array})
+    records["arrays"] = ArrayRecord({"centers": array})
     return records
 
 
@@ -204,12 +205,12 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_reply_leaves_out_its_site_alone(name: str) -> None:
+def test_a_malformed_reply_leaves_out_its_client_alone(name: str) -> None:
     reply, words = MALFORMED[name]
-    found = cluster(GridExchange(FakeGrid(PARTS, broken={(1, protocol.CENTROIDS): reply}), sites=3), resolve(15))
+    found = cluster(GridExchange(FakeGrid(PARTS, broken={(1, protocol.CENTROIDS): reply}), clients=3), resolve(15))
     assert list(found.excluded) == [1]
     assert words in found.excluded[1]
-    greeted = cluster(GridExchange(FakeGrid(PARTS, broken={(1, HELLO): reply}), sites=3), resolve(15))
+    greeted = cluster(GridExchange(FakeGrid(PARTS, broken={(1, HELLO): reply}), clients=3), resolve(15))
     assert words in greeted.excluded[1]
 
 
@@ -218,7 +219,7 @@ def test_arrays_by_column_and_replies_of_nobody() -> None:
     by_column = np.asfortranarray(np.arange(6.0).reshape(3, 2))
     np.save(header, by_column)
     records = with_array(Array("float64", (3, 2), "numpy.ndarray", header.getvalue()))
-    np.testing.assert_array_equal(from_records(records).array("centres"), by_column)
+    np.testing.assert_array_equal(from_records(records).array("centers"), by_column)
 
     class Crowd(FakeGrid):
         def send_and_receive(self, messages, *, timeout=None):
@@ -227,27 +228,27 @@ def test_arrays_by_column_and_replies_of_nobody() -> None:
             stranger.metadata = SimpleNamespace(src_node_id=1)
             return [*replies, stranger]
 
-    found = cluster(GridExchange(Crowd(PARTS), sites=3), resolve(15))
-    np.testing.assert_array_equal(found.centres, cluster(GridExchange(FakeGrid(PARTS), sites=3), resolve(15)).centres)
+    found = cluster(GridExchange(Crowd(PARTS), clients=3), resolve(15))
+    np.testing.assert_array_equal(found.centers, cluster(GridExchange(FakeGrid(PARTS), clients=3), resolve(15)).centers)
 
 
 def test_a_killed_server_goes_on(tmp_path: Path) -> None:
     grid = FakeGrid(PARTS)
     plan = resolve(15, refine_rounds=2)
-    first = cluster(GridExchange(grid, sites=3, keep=tmp_path), plan)
+    first = cluster(GridExchange(grid, clients=3, keep=tmp_path), plan)
     before = len(grid.sent)
-    again = cluster(GridExchange(grid, sites=3, keep=tmp_path), plan)
+    again = cluster(GridExchange(grid, clients=3, keep=tmp_path), plan)
     assert grid.sent[before:] == [HELLO] * 3
-    np.testing.assert_array_equal(first.centres, again.centres)
+    np.testing.assert_array_equal(first.centers, again.centers)
 
 
 def test_a_finished_run_keeps_no_answers(tmp_path: Path) -> None:
-    config = CONFIG | {"clusters": 15, "sites": 3, "out": str(tmp_path)}
+    config = CONFIG | {"clusters": 15, "clients": 3, "out": str(tmp_path)}
     for parts in (PARTS, [2 * one + 1 for one in PARTS]):
         server_app.run(FakeGrid(parts), config)
         assert list((tmp_path / "answers").iterdir()) == []
-        with np.load(tmp_path / "centres.npz") as found:
-            np.testing.assert_allclose(found["centres"], in_process(parts, resolve(15)).centres, atol=1e-6)
+        with np.load(tmp_path / "centers.npz") as found:
+            np.testing.assert_allclose(found["centers"], in_process(parts, resolve(15)).centers, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -255,8 +256,8 @@ def test_a_finished_run_keeps_no_answers(tmp_path: Path) -> None:
     [
         ({}, None),
         ({"min-count": 10, "most-clusters": 15}, None),
-        ({"min-count": 11}, "asks with min_count 10; this site's own min-count is 11"),
-        ({"most-clusters": 14}, "asks for 15 clusters; this site's own most-clusters is 14"),
+        ({"min-count": 11}, "asks with min_count 10; this client's own min-count is 11"),
+        ({"most-clusters": 14}, "asks for 15 clusters; this client's own most-clusters is 14"),
         ({"min_count": 10}, "unknown field of the node's configuration 'min_count'"),
     ],
 )
@@ -265,8 +266,8 @@ def test_a_node_has_limits_of_its_own(tmp_path: Path, monkeypatch, limits: dict,
     np.savez(tmp_path / "points.npz", points=PARTS[0])
     context = SimpleNamespace(node_config={"partition-id": 0, "data": str(tmp_path / "points.npz"), **limits})
     plan = resolve(15, min_count=10)
-    centres = np.zeros((15, 2)) + np.arange(15)[:, None]
-    for request in (protocol.centroids_request(plan, 0), protocol.lloyd_request(centres, plan, 1)):
+    centers = np.zeros((15, 2)) + np.arange(15)[:, None]
+    for request in (protocol.centroids_request(plan, 0), protocol.lloyd_request(centers, plan, 1)):
         answer = at_client.answer(SimpleNamespace(content=to_records(request)), context)
         assert words in answer.values["failure"] if words else "failure" not in answer.values
         assert bool(answer.arrays) is (words is None)
@@ -283,6 +284,6 @@ def test_the_app_folder(tmp_path: Path) -> None:
     assert client_app is not None
 
 
-def test_clustering_at_a_site_loads_no_torch() -> None:
+def test_clustering_at_a_client_loads_no_torch() -> None:
     code = "import sys, foveate.federated.flower.client_app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

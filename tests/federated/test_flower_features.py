@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
 
-from foveate.federated.deep.fitting import fit_sites
+from foveate.core.errors import UserError
+from foveate.federated.deep.fitting import fit_clients
 from foveate.federated.deep.folder import load_model
 from foveate.federated.deep.kinds import OVER_A_NETWORK, SIZE
 from foveate.federated.deep.network import weights_of
@@ -24,7 +25,6 @@ from foveate.federated.flower.exchange import HELLO
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.messages import Message
 from foveate.report import render
-from foveate.settings.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 PARTS = [RANDOM.normal(size=(30, 16)) + 3 * number for number in range(3)]
@@ -32,17 +32,17 @@ SMALL = "rounds=2 encoder=small_vit width=8 hidden=12 augment=shift"
 
 
 class Nodes:
-    """Calls the app's own handlers with Flower's records, in the wrong order; the data are files of the sites."""
+    """Calls the app's own handlers with Flower's records, in the wrong order; the data are files of the clients."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 10**9, **own: Any) -> None:
         self.stop_after = stop_after
         self.asked: list[str] = []
         self.config: dict[int, dict[str, Any]] = {}
         for number, part in enumerate(PARTS):
-            np.savez(folder / f"site{number}.npz", points=part)
+            np.savez(folder / f"client{number}.npz", points=part)
             self.config[107 - 2 * number] = {
                 "partition-id": number,
-                "data": str(folder / f"site{number}.npz"),
+                "data": str(folder / f"client{number}.npz"),
                 "name": f"ward {number}",
             } | (own if number == 1 else {})
         monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
@@ -67,17 +67,17 @@ class Nodes:
 def run_config(out: Path, options: str = SMALL, **changed: Any) -> dict[str, Any]:
     return (
         CONFIG
-        | {"job": "features", "clusters": 3, "seed": 4, "sites": 3, "out": str(out), "options": options}
+        | {"job": "features", "clusters": 3, "seed": 4, "clients": 3, "out": str(out), "options": options}
         | changed
     )
 
 
 def check_equal_to_in_process(out: Path) -> None:
     given = {"rounds": 2, "encoder": "small_vit", "width": 8, "hidden": 12, "augment": "shift"}
-    inside = fit_sites(PARTS, options_of({**given, "clusters": 3, "seed": 4}))
+    inside = fit_clients(PARTS, options_of({**given, "clusters": 3, "seed": 4}))
     loaded = load_model(out / "model")
     np.testing.assert_allclose(weights_of(loaded.network), weights_of(inside.network), atol=1e-6)
-    np.testing.assert_allclose(loaded.centres, inside.centres, atol=1e-6)
+    np.testing.assert_allclose(loaded.centers, inside.centers, atol=1e-6)
     for part in PARTS:
         np.testing.assert_allclose(loaded.transform(part), inside.transform(part), atol=1e-6)
 
@@ -87,7 +87,7 @@ def test_equal_to_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert server_app.run(Nodes(tmp_path, monkeypatch), run_config(out)) == out
     check_equal_to_in_process(out)
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    assert [site["name"] for site in result["sites"]] == ["ward 0", "ward 1", "ward 2"]
+    assert [client["name"] for client in result["clients"]] == ["ward 0", "ward 1", "ward 2"]
     assert {row["kind"] for row in result["exchanged"]} == set(OVER_A_NETWORK)
     assert "What was exchanged" in render(out).read_text(encoding="utf-8")
 
@@ -122,11 +122,11 @@ def test_what_the_configuration_may_say(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_node_has_limits_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server_app.run(Nodes(tmp_path, monkeypatch, **{"most-clusters": 2}), run_config(tmp_path / "out"))
     result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
-    assert result["notes"] == ["ward 1 was left out: asks for 3 clusters; this site's own most-clusters is 2"]
-    assert [site["rounds"] for site in result["sites"]] == [2, 0, 2]
+    assert result["notes"] == ["ward 1 was left out: asks for 3 clusters; this client's own most-clusters is 2"]
+    assert [client["rounds"] for client in result["clients"]] == [2, 0, 2]
 
 
-def test_a_site_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
     message = SimpleNamespace(content=to_records(Message(SIZE)))
     content = client_app.answer_features(message, SimpleNamespace(node_config={"partition-id": 0}))

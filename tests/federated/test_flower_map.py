@@ -12,9 +12,10 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
 
 from foveate import FederatedNeighborEmbedding
+from foveate.core.errors import UserError
 from foveate.federated.embedding import kinds
 from foveate.federated.embedding import network as at_network
-from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.network import answer_elsewhere, run_server
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.flower import client_app, server_app
@@ -23,9 +24,9 @@ from foveate.federated.flower.app import CONFIG
 from foveate.federated.flower.exchange import HELLO, GridExchange
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.messages import Message, MessageError
-from foveate.federated.rounds import Log, TooFewSitesError
+from foveate.federated.rounds import Log, TooFewClientsError
 from foveate.report import render
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 RANDOM = np.random.default_rng(0)
 PARTS = [RANDOM.normal(size=(30, 5)) + 3 * number for number in range(3)]
@@ -62,8 +63,8 @@ class FakeGrid:
 def test_equal_to_in_process(surrogate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = EmbeddingOptions(**SMALL, surrogate=surrogate)
     log = Log()
-    run_server(GridExchange(FakeGrid(monkeypatch), sites=3, log=log), chosen, tmp_path / "out")
-    inside = fit_sites([one.astype(np.float32) for one in PARTS], chosen)
+    run_server(GridExchange(FakeGrid(monkeypatch), clients=3, log=log), chosen, tmp_path / "out")
+    inside = fit_clients([one.astype(np.float32) for one in PARTS], chosen)
     loaded = FederatedNeighborEmbedding.load(tmp_path / "out" / "model")
     np.testing.assert_allclose(loaded.transform(PARTS[0]), inside.transform(PARTS[0]), atol=1e-6)
     assert log.bytes(up=True) == inside.log.bytes(up=True)
@@ -75,50 +76,50 @@ def test_equal_to_in_process(surrogate: str, tmp_path: Path, monkeypatch: pytest
 def test_a_killed_server_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = EmbeddingOptions(**SMALL, surrogate="grid")
     with pytest.raises(KeyboardInterrupt):
-        run_server(GridExchange(FakeGrid(monkeypatch, stop_after=14), sites=3), chosen, tmp_path)
+        run_server(GridExchange(FakeGrid(monkeypatch, stop_after=14), clients=3), chosen, tmp_path)
     assert (tmp_path / "state.safetensors").is_file()
-    again = run_server(GridExchange(FakeGrid(monkeypatch), sites=3), chosen, tmp_path)
+    again = run_server(GridExchange(FakeGrid(monkeypatch), clients=3), chosen, tmp_path)
     assert [entry["round"] for entry in again["maps"][0]["history"]] == [0, 1, 2]
     assert not (tmp_path / "state.safetensors").exists(), "a finished run keeps no state: data elsewhere may change"
-    inside = fit_sites(PARTS, chosen)
+    inside = fit_clients(PARTS, chosen)
     loaded = FederatedNeighborEmbedding.load(tmp_path / "model")
     np.testing.assert_allclose(loaded.transform(PARTS[1]), inside.transform(PARTS[1]), atol=1e-6)
 
 
-def test_a_killed_server_goes_on_without_a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_server_goes_on_without_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = EmbeddingOptions(**SMALL, surrogate="grid")
     with pytest.raises(KeyboardInterrupt):
-        run_server(GridExchange(FakeGrid(monkeypatch, stop_after=14), sites=3), chosen, tmp_path)
+        run_server(GridExchange(FakeGrid(monkeypatch, stop_after=14), clients=3), chosen, tmp_path)
     grid = FakeGrid(monkeypatch)
     monkeypatch.setattr(grid, "get_node_ids", lambda: [107, 105])
-    exchange = GridExchange(grid, sites=3, wait=0.1)
-    with pytest.raises(TooFewSitesError, match="2 of 3 sites answered; 3 are needed .* did not connect within 0.1 s"):
+    exchange = GridExchange(grid, clients=3, wait=0.1)
+    with raises_naming(TooFewClientsError, "2", "3", "0.1"):
         run_server(exchange, chosen, tmp_path, at_least=3)
     again = run_server(exchange, chosen, tmp_path, at_least=2)
     assert [entry["round"] for entry in again["maps"][0]["history"]] == [0, 1, 2]
-    assert again["sites"] == {"site 0": 30, "site 1": 30, "site 2": 30}, "it took part before"
-    absent = {(one.site, one.reason) for one in exchange.log.entries if one.reason}
+    assert again["clients"] == {"client 0": 30, "client 1": 30, "client 2": 30}, "it took part before"
+    absent = {(one.client, one.reason) for one in exchange.log.entries if one.reason}
     assert absent == {(2, "did not connect within 0.1 s")}
 
 
-def test_a_map_without_a_site_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_without_a_client_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = FakeGrid(monkeypatch)
     monkeypatch.setattr(grid, "get_node_ids", lambda: [107, 103])
     chosen = EmbeddingOptions(**SMALL, method="fedavg")
-    found = run_server(GridExchange(grid, sites=3, wait=0.1), chosen, tmp_path / "a")
-    assert found["sites"] == {"site 0": 30, "site 2": 30}
-    assert found["maps"][0]["notes"] == {"site 1 is left out: did not connect within 0.1 s": 1}
-    with pytest.raises(TooFewSitesError, match="2 of 3 sites answered; 3 are needed .site 1: did not connect"):
-        run_server(GridExchange(grid, sites=3, wait=0.1), chosen, tmp_path / "b", at_least=3)
+    found = run_server(GridExchange(grid, clients=3, wait=0.1), chosen, tmp_path / "a")
+    assert found["clients"] == {"client 0": 30, "client 2": 30}
+    assert found["maps"][0]["notes"] == {"client 1 is left out: did not connect within 0.1 s": 1}
+    with raises_naming(TooFewClientsError, "2", "3", "1"):
+        run_server(GridExchange(grid, clients=3, wait=0.1), chosen, tmp_path / "b", at_least=3)
 
 
 def test_the_server_app_runs_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = CONFIG | {
-        "job": "embed", "sites": 3, "out": str(tmp_path), "options": "rounds=2 hidden=[8] surrogate=grid", "seed": 4
+        "job": "embed", "clients": 3, "out": str(tmp_path), "options": "rounds=2 hidden=[8] surrogate=grid", "seed": 4
     }  # fmt: skip
     assert server_app.run(FakeGrid(monkeypatch), config) == tmp_path
     assert FederatedNeighborEmbedding.load(tmp_path / "model").random_state_ == 4
-    with pytest.raises(UserError, match="did you mean 'embed'"):
+    with raises_naming(UserError, "embed"):
         server_app.run(FakeGrid(monkeypatch), config | {"job": "embeds"})
 
 
@@ -128,11 +129,11 @@ def test_positions_never_leave_over_a_network(tmp_path: Path, monkeypatch: pytes
         answer_elsewhere(PARTS[0], request, 0)
     assert kinds.POSITIONS not in kinds.OVER_A_NETWORK
     for method in ("fedne_exact", "local", "global"):
-        with pytest.raises(UserError, match=f"'{method}' cannot run over a network"):
-            run_server(GridExchange(FakeGrid(monkeypatch), sites=3), EmbeddingOptions(method=method), tmp_path)
+        with raises_naming(UserError, method):
+            run_server(GridExchange(FakeGrid(monkeypatch), clients=3), EmbeddingOptions(method=method), tmp_path)
 
 
-def test_a_site_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
     message = SimpleNamespace(content=to_records(Message(kinds.POINTS)))
     content = client_app.answer_map(message, SimpleNamespace(node_config={"partition-id": 0}))

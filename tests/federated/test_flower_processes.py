@@ -16,63 +16,65 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
 
 from flower_network import Network
-from s_sets import clients
+from s_sets import split_s_set
 
 from foveate import FederatedNeighborEmbedding
+from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.settings import resolve
-from foveate.federated.deep.fitting import fit_sites as fit_features
+from foveate.federated.deep.fitting import fit_clients as fit_features
 from foveate.federated.deep.folder import load_model
 from foveate.federated.deep.kinds import OVER_A_NETWORK
 from foveate.federated.deep.network import weights_of
 from foveate.federated.deep.options import options_of as features_options
-from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.options import options_of
 from foveate.federated.rounds import InProcess
-from foveate.federated.sites import Site
 from foveate.report import render
 
 pytestmark = pytest.mark.slow
 
 
 def in_process(parts: list[np.ndarray], **options: int) -> np.ndarray:
-    sites = [Site(number, part, protocol.HANDLERS) for number, part in enumerate(parts)]
-    return cluster(InProcess(sites), resolve(15, **options)).centres
+    clients = [Client(number, part, protocol.HANDLERS) for number, part in enumerate(parts)]
+    return cluster(InProcess(clients), resolve(15, **options)).centers
 
 
 def test_a_clustering_by_three_processes(tmp_path: Path) -> None:
-    """SuperLink, two SuperNodes, `flwr run`: centres equal those in process within 1e-10."""
-    parts = clients("s1", alpha=0.3, sites=2, seed=1)
+    """SuperLink, two SuperNodes, `flwr run`: centers equal those in process within 1e-10."""
+    parts = split_s_set("s1", alpha=0.3, clients=2, seed=1)
     network, out = Network.begin(tmp_path), tmp_path / "out"
     with network.link(), network.nodes(parts, ("ward 0", "ward 1")):
-        said = network.run(f'clusters=15 seed=3 sites=2 wait=120.0 timeout=300.0 out="{out}" options="refine_rounds=1"')
+        said = network.run(
+            f'clusters=15 seed=3 clients=2 wait=120.0 timeout=300.0 out="{out}" options="refine_rounds=1"'
+        )
     assert (out / "result.json").is_file(), said
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    assert [site["name"] for site in result["sites"]] == ["ward 0", "ward 1"]
-    assert sum(site["points"] for site in result["sites"]) == 5000
-    np.testing.assert_allclose(np.load(out / "centres.npz")["centres"], in_process(parts, seed=3), atol=1e-10)
+    assert [client["name"] for client in result["clients"]] == ["ward 0", "ward 1"]
+    assert sum(client["points"] for client in result["clients"]) == 5000
+    np.testing.assert_allclose(np.load(out / "centers.npz")["centers"], in_process(parts, seed=3), atol=1e-10)
     assert render(out).is_file()
 
 
 def test_a_map_by_three_processes(tmp_path: Path) -> None:
-    """FedNE with a field of repulsion: the encoder equals that in process within 1e-6; sites place their own points."""
+    """FedNE with a field of repulsion: the encoder equals that in process within 1e-6; clients place their own points."""
     random = np.random.default_rng(0)
     parts = [random.normal(size=(40, 5)) + 3 * number for number in range(2)]
     network, out = Network.begin(tmp_path), tmp_path / "out"
     settings = "rounds=2 hidden=[8] surrogate=grid surrogate_start=0.5 least_r2=-10.0"
     with network.link(), network.nodes(parts):
-        said = network.run(f'job="embed" seed=3 sites=2 wait=120.0 timeout=300.0 out="{out}" options="{settings}"')
+        said = network.run(f'job="embed" seed=3 clients=2 wait=120.0 timeout=300.0 out="{out}" options="{settings}"')
     assert (out / "result.json").is_file(), said
     options = options_of(
         {"rounds": 2, "hidden": (8,), "surrogate": "grid", "surrogate_start": 0.5, "least_r2": -10.0, "seed": 3}
     )
-    inside = fit_sites(parts, options)
+    inside = fit_clients(parts, options)
     loaded = FederatedNeighborEmbedding.load(out / "model")
     for part in parts:
         np.testing.assert_allclose(loaded.transform(part), inside.transform(part), atol=1e-6)
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    assert result["sites"] == {"site 0": 40, "site 1": 40}
+    assert result["clients"] == {"client 0": 40, "client 1": 40}
     kinds = {row["kind"] for row in result["maps"][0]["exchanged"]}
     assert {"train", "query.field", "query.box"} <= kinds
     assert result["maps"][0]["bytes_up"] == sum(entry["bytes_up"] for entry in inside.state.history)
@@ -80,25 +82,25 @@ def test_a_map_by_three_processes(tmp_path: Path) -> None:
 
 
 def test_an_encoder_by_three_processes(tmp_path: Path) -> None:
-    """DeepFeCA: weights and centres equal those in process within 1e-6; sites embed their own points."""
+    """DeepFeCA: weights and centers equal those in process within 1e-6; clients embed their own points."""
     random = np.random.default_rng(0)
     parts = [random.normal(size=(40, 16)) + 3 * number for number in range(2)]
     network, out = Network.begin(tmp_path), tmp_path / "out"
     settings = "rounds=2 encoder=small_resnet augment=shift width=8 hidden=16"
     with network.link(), network.nodes(parts, ("ward 0", "ward 1")):
         said = network.run(
-            f'job="features" clusters=3 seed=3 sites=2 wait=120.0 timeout=300.0 out="{out}" options="{settings}"'
+            f'job="features" clusters=3 seed=3 clients=2 wait=120.0 timeout=300.0 out="{out}" options="{settings}"'
         )
     assert (out / "result.json").is_file(), said
     given = {"rounds": 2, "encoder": "small_resnet", "augment": "shift", "width": 8, "hidden": 16}
     inside = fit_features(parts, features_options({**given, "clusters": 3, "seed": 3}))
     loaded = load_model(out / "model")
     np.testing.assert_allclose(weights_of(loaded.network), weights_of(inside.network), atol=1e-6)
-    np.testing.assert_allclose(loaded.centres, inside.centres, atol=1e-6)
+    np.testing.assert_allclose(loaded.centers, inside.centers, atol=1e-6)
     for part in parts:
         np.testing.assert_allclose(loaded.transform(part), inside.transform(part), atol=1e-6)
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    assert [(site["name"], site["rounds"]) for site in result["sites"]] == [("ward 0", 2), ("ward 1", 2)]
+    assert [(client["name"], client["rounds"]) for client in result["clients"]] == [("ward 0", 2), ("ward 1", 2)]
     assert {row["kind"] for row in result["exchanged"]} == set(OVER_A_NETWORK)
     assert not list((out / "states").iterdir())
     assert not list((out / "answers").iterdir())
@@ -108,11 +110,11 @@ def test_an_encoder_by_three_processes(tmp_path: Path) -> None:
 def test_a_killed_server_goes_on_with_its_round(tmp_path: Path) -> None:
     """The SuperLink and all that it started are killed after the first exchange; the same command ends the same.
 
-    Sites whose answers are kept are not asked again.
+    Clients whose answers are kept are not asked again.
     """
-    parts = clients("s1", alpha=0.3, sites=2, seed=1)
+    parts = split_s_set("s1", alpha=0.3, clients=2, seed=1)
     network, out = Network.begin(tmp_path), tmp_path / "out"
-    config = f'clusters=15 seed=3 sites=2 wait=120.0 timeout=300.0 out="{out}" options="refine_rounds=3"'
+    config = f'clusters=15 seed=3 clients=2 wait=120.0 timeout=300.0 out="{out}" options="refine_rounds=3"'
     first = out / "answers" / "000000-query.centroids"
     with network.link("link-killed") as link, network.nodes(parts, log="killed"):
         with (tmp_path / "run-killed.log").open("w") as log:
@@ -129,7 +131,7 @@ def test_a_killed_server_goes_on_with_its_round(tmp_path: Path) -> None:
         said = network.run(config)
     assert (out / "result.json").is_file(), said
     np.testing.assert_allclose(
-        np.load(out / "centres.npz")["centres"], in_process(parts, seed=3, refine_rounds=3), atol=1e-10
+        np.load(out / "centers.npz")["centers"], in_process(parts, seed=3, refine_rounds=3), atol=1e-10
     )
     assert not first.exists(), "answers go when the result is there"
     for number in range(2):

@@ -22,23 +22,23 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
 
 from flower_network import BIN, ROOT, free_port, running, wait_for_port
-from s_sets import clients
+from s_sets import split_s_set
 
 from foveate import FederatedNeighborEmbedding
+from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.settings import resolve
-from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.options import options_of
 from foveate.federated.rounds import InProcess
-from foveate.federated.sites import Site
 
 PAGE = ROOT / "docs" / "how-to" / "federated-network.md"
 NAMES = ("north ward", "south ward", "nobody")
 SHORT = "rounds=2 hidden=[8] surrogate=grid surrogate_start=0.5 least_r2=-10.0"
 """In place of the page's settings of a map, whose 60 rounds would take an hour here."""
 LIST = "flwr supernode list ours --format json"
-KEY = "--auth-supernode-private-key site2"
+KEY = "--auth-supernode-private-key client2"
 REFUSED = {
     "unknown": ({}, "[code: 2004] Failed to activate SuperNode"),
     "keyless": ({KEY: ""}, "[code: 2001] SuperNode authentication is enabled"),
@@ -101,14 +101,14 @@ class Walk:
             yield process
 
     def node(self, number: int) -> str:
-        """The page's command of a site, for a site of another number."""
+        """The page's command of a client, for a client of another number."""
         return replaced(
-            commands("Sites")[0],
+            commands("Clients")[0],
             {
                 "server.example.org:8000": f"localhost:{self.port}",
                 "/data/points.npz": str(self.folder / f"points{number % 2}.npz"),
                 "--port 9150": f"--port {free_port()}",
-                "private-key site0": f"private-key site{number}",
+                "private-key client0": f"private-key client{number}",
                 "partition-id=0": f"partition-id={number}",
                 "north ward": NAMES[number],
             },
@@ -138,22 +138,22 @@ class Walk:
 
 
 def make_keys(walk: Walk) -> None:
-    """The server's authority and certificate, keys of three sites; Python 3.13 asks more of certificates than 3.11."""
-    at_server, at_site = commands("Keys")
+    """The server's authority and certificate, keys of three clients; Python 3.13 asks more of certificates than 3.11."""
+    at_server, at_client = commands("Keys")
     walk.shell(replaced(at_server, {"server.example.org": "localhost"}))
     for number in range(3):
-        walk.shell(replaced(at_site, {"site0": f"site{number}"}))
+        walk.shell(replaced(at_client, {"client0": f"client{number}"}))
     for authority, certificate in (("ca.crt", "server.pem"), ("runtime.pem", "runtime.pem")):
         assert "OK" in walk.shell(f"openssl verify -x509_strict -CAfile {authority} {certificate}")
 
 
 def same_as_in_process(folder: Path, parts: list[np.ndarray]) -> None:
-    """Centres within 1e-10, map positions (float32) within 1e-6."""
-    sites = [Site(number, part, protocol.HANDLERS) for number, part in enumerate(parts)]
-    inside = cluster(InProcess(sites), resolve(12, min_count=10, refine_rounds=1))
-    np.testing.assert_allclose(np.load(folder / "groups" / "centres.npz")["centres"], inside.centres, atol=1e-10)
+    """Centers within 1e-10, map positions (float32) within 1e-6."""
+    clients = [Client(number, part, protocol.HANDLERS) for number, part in enumerate(parts)]
+    inside = cluster(InProcess(clients), resolve(12, min_count=10, refine_rounds=1))
+    np.testing.assert_allclose(np.load(folder / "groups" / "centers.npz")["centers"], inside.centers, atol=1e-10)
     options = {"rounds": 2, "hidden": (8,), "surrogate": "grid", "surrogate_start": 0.5, "least_r2": -10.0}
-    drawn = fit_sites(parts, options_of(options))
+    drawn = fit_clients(parts, options_of(options))
     loaded = FederatedNeighborEmbedding.load(folder / "map" / "model")
     for part in parts:
         np.testing.assert_allclose(loaded.transform(part), drawn.transform(part), atol=1e-6)
@@ -162,12 +162,12 @@ def same_as_in_process(folder: Path, parts: list[np.ndarray]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_whole_run_with_tls_and_node_keys(tmp_path: Path) -> None:
-    """Two sites with registered keys, four nodes that are turned away, a clustering whose server is killed, a map.
+    """Two clients with registered keys, four nodes that are turned away, a clustering whose server is killed, a map.
 
-    The killed server's registrations and nodes outlive it, no site is asked twice, and results equal those in process.
+    The killed server's registrations and nodes outlive it, no client is asked twice, and results equal those in process.
     """
     walk = Walk(tmp_path, free_port())
-    parts = clients("s1", alpha=0.3, sites=2, seed=1)
+    parts = split_s_set("s1", alpha=0.3, clients=2, seed=1)
     for number, part in enumerate(parts):
         np.savez(tmp_path / f"points{number}.npz", points=part)
     make_keys(walk)
@@ -178,7 +178,7 @@ def test_a_whole_run_with_tls_and_node_keys(tmp_path: Path) -> None:
         with walk.link("link-killed") as link:
             walk.shell(replaced(connection, {"server.example.org:8000": f"localhost:{walk.port}"}))
             walk.shell(register)
-            walk.shell(replaced(register, {"site0.pub": "site1.pub"}))
+            walk.shell(replaced(register, {"client0.pub": "client1.pub"}))
             for name, (changes, reason) in REFUSED.items():
                 with walk.start(replaced(walk.node(2), changes), name) as turned_away:
                     assert turned_away.wait(300) != 0, name
@@ -192,14 +192,14 @@ def test_a_whole_run_with_tls_and_node_keys(tmp_path: Path) -> None:
                 assert run.wait(120) != 0
         assert not (tmp_path / "groups" / "result.json").exists(), "killed before its end"
         with walk.link("link"):
-            assert "12 centres of 2 sites" in walk.shell(cluster_run)
+            assert "12 centers of 2 clients" in walk.shell(cluster_run)
             for number in range(2):
                 assert walk.log(f"node{number}").count("Receiving: query.centroids") == 1, "nobody is asked again"
             short = replaced(map_run, {"/results/map": str(tmp_path / "map"), "rounds=60 surrogate=grid": SHORT})
-            assert "a map of 2 sites" in walk.shell(short)
+            assert "a map of 2 clients" in walk.shell(short)
             assert walk.status() == ["online", "online"]
             # With its key registered, the node that was unknown is let in; taken out, it ends.
-            walk.shell(replaced(register.splitlines()[0], {"site0.pub": "site2.pub"}))
+            walk.shell(replaced(register.splitlines()[0], {"client0.pub": "client2.pub"}))
             with walk.start(walk.node(2), "known") as known:
                 walk.until(lambda: walk.status() == ["online"] * 3)
                 number = json.loads(walk.shell(LIST))["nodes"][-1]["node-id"]
@@ -207,6 +207,6 @@ def test_a_whole_run_with_tls_and_node_keys(tmp_path: Path) -> None:
                 known.wait(120)
             assert walk.status() == ["online", "online", "unregistered"]
     result = json.loads((tmp_path / "groups" / "result.json").read_text(encoding="utf-8"))
-    assert [site["name"] for site in result["sites"]] == list(NAMES[:2])
-    assert [site["points"] for site in result["sites"]] == [len(part) for part in parts]
+    assert [client["name"] for client in result["clients"]] == list(NAMES[:2])
+    assert [client["points"] for client in result["clients"]] == [len(part) for part in parts]
     same_as_in_process(tmp_path, parts)

@@ -1,4 +1,4 @@
-"""`foveate federated server`, `register`, `site`, `run` with Flower's own processes, TLS and node keys, on loopback."""
+"""`foveate federated server`, `register`, `client`, `run` with Flower's own processes, TLS and node keys, on loopback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveat
 
 from flower_network import ROOT, free_port
 
-from foveate.federated.deep.fitting import fit_sites
+from foveate.federated.deep.fitting import fit_clients
 from foveate.federated.deep.folder import load_model
 from foveate.federated.deep.network import weights_of
 from foveate.federated.deep.options import options_of
@@ -33,7 +33,7 @@ SETTINGS = {"rounds": 2, "encoder": "small_resnet", "augment": "shift", "width":
 
 @dataclass
 class Federation:
-    """A server and sites in one folder, by the commands of a user."""
+    """A server and clients in one folder, by the commands of a user."""
 
     folder: Path
     port: int
@@ -75,10 +75,10 @@ class Federation:
                 process.terminate()
                 process.wait(60)
 
-    def site(self, number: int) -> list[str]:
-        """The arguments of a site's node."""
+    def client(self, number: int) -> list[str]:
+        """The arguments of a client's node."""
         data = ["--data", f"points{number}.npz", "--name", f"ward {number}", "--port", str(free_port())]
-        return ["site", "--folder", f"ward{number}", "--site", str(number), "--server", self.address, *data]
+        return ["client", "--folder", f"ward{number}", "--client", str(number), "--server", self.address, *data]
 
     def until(self, met: Callable[[], bool], seconds: float = 300) -> None:
         end = time.monotonic() + seconds
@@ -108,19 +108,19 @@ class Federation:
 
 
 def make_keys(federation: Federation) -> None:
-    """Keys of the server and two sites, which get its authority."""
+    """Keys of the server and two clients, which get its authority."""
     federation.done("server", "--folder", "server", "--address", federation.address, "--make-keys")
     for number in range(2):
-        federation.done("site", "--folder", f"ward{number}", "--site", str(number), "--make-keys")
+        federation.done("client", "--folder", f"ward{number}", "--client", str(number), "--make-keys")
         shutil.copy(federation.folder / "server" / "ca.crt", federation.folder / f"ward{number}")
 
 
 def same_as_in_process(out: Path, parts: list[np.ndarray]) -> None:
-    """Weights, centres and embeddings (float32) within 1e-6."""
-    inside = fit_sites(parts, options_of({**SETTINGS, "clusters": 3, "seed": 3}))
+    """Weights, centers and embeddings (float32) within 1e-6."""
+    inside = fit_clients(parts, options_of({**SETTINGS, "clusters": 3, "seed": 3}))
     loaded = load_model(out / "model")
     np.testing.assert_allclose(weights_of(loaded.network), weights_of(inside.network), atol=1e-6)
-    np.testing.assert_allclose(loaded.centres, inside.centres, atol=1e-6)
+    np.testing.assert_allclose(loaded.centers, inside.centers, atol=1e-6)
     for part in parts:
         np.testing.assert_allclose(loaded.transform(part), inside.transform(part), atol=1e-6)
 
@@ -136,43 +136,43 @@ def test_an_encoder_by_the_commands_of_a_user(tmp_path: Path) -> None:
     make_keys(federation)
     with federation.start("server", "server", "--folder", "server", "--address", federation.address) as server:
         federation.until(lambda: federation.is_ready("server"))
-        unknown = federation.call(*federation.site(1))
+        unknown = federation.call(*federation.client(1))
         assert unknown.returncode == 1
         assert "ended by itself (exit 1): its key is not registered at the server" in unknown.stderr
-        federation.done("register", "--folder", "server", "ward0/site0.pub")
-        both = federation.done("register", "--folder", "server", "ward0/site0.pub", "ward1/site1.pub", "--json")
+        federation.done("register", "--folder", "server", "ward0/client0.pub")
+        both = federation.done("register", "--folder", "server", "ward0/client0.pub", "ward1/client1.pub", "--json")
         assert len(json.loads(both)["registered"]) == 1, "the first was in already"
         with contextlib.ExitStack() as nodes:
             first, second = (
-                nodes.enter_context(federation.start(f"site{one}", *federation.site(one))) for one in (0, 1)
+                nodes.enter_context(federation.start(f"client{one}", *federation.client(one))) for one in (0, 1)
             )
-            federation.until(lambda: federation.is_ready("site0") and federation.is_ready("site1"))
+            federation.until(lambda: federation.is_ready("client0") and federation.is_ready("client1"))
             given = [f"{name}={value}" for name, value in SETTINGS.items()]
             options = ["--job", "features", "--clusters", "3", "--seed", "3", "--out", "out"]
             for one in given:
                 options += ["--set", one]
-            told = json.loads(federation.done("run", "--folder", "server", "--sites", "2", *options, "--json"))
+            told = json.loads(federation.done("run", "--folder", "server", "--clients", "2", *options, "--json"))
             assert (tmp_path / told["paths"]["report"]).is_file()
-            # A run that waits for a third site, and is stopped.
-            waiting = ["--sites", "3", "--out", "none", "--wait", "600"]
+            # A run that waits for a third client, and is stopped.
+            waiting = ["--clients", "3", "--out", "none", "--wait", "600"]
             with federation.start("stopped", "run", "--folder", "server", *waiting) as run:
-                federation.until(lambda: "waiting for 3 sites" in federation.log("stopped"))
+                federation.until(lambda: "waiting for 3 clients" in federation.log("stopped"))
                 run.terminate()
                 assert run.wait(120) == 143
             assert "stopping the run" in federation.log("stopped")
             first.send_signal(signal.SIGINT)
-            assert first.wait(60) == 130, federation.log("site0")
+            assert first.wait(60) == 130, federation.log("client0")
             (node,) = [one for one in family(second.pid) if "flower-supernode" in command_of(one.pid)]
             node.kill()
             assert second.wait(60) == 1
-            assert "flower-supernode ended by itself (exit -9)" in federation.log("site1")
+            assert "flower-supernode ended by itself (exit -9)" in federation.log("client1")
         assert not [one for one in federation.left() if "/ward" in one]
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 143
     assert federation.left() == []
     assert not (tmp_path / "none" / "result.json").exists()
     result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
-    assert [(site["name"], site["rounds"]) for site in result["sites"]] == [("ward 0", 2), ("ward 1", 2)]
+    assert [(client["name"], client["rounds"]) for client in result["clients"]] == [("ward 0", 2), ("ward 1", 2)]
     same_as_in_process(tmp_path / "out", parts)
 
 

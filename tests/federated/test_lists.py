@@ -1,4 +1,4 @@
-"""Lists of sites in all three estimators; columns of data frames; scikit-learn's checks of the map."""
+"""Lists of clients in all three estimators; columns of data frames; scikit-learn's checks of the map."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from foveate import FederatedKMeans, FederatedNeighborEmbedding
+from foveate.core.errors import UserError
 from foveate.federated.deep.estimator import FederatedDeepClustering
 from foveate.federated.deep.network import weights_of
-from foveate.federated.lists import check_columns, common_columns, is_list_of_sites, rows_of
-from foveate.settings.errors import UserError
+from foveate.federated.lists import check_columns, common_columns, is_list_of_clients, rows_of
+from naming import raises_naming
 
 warnings.filterwarnings("ignore", "Skipping check", module="sklearn")
 RANDOM = np.random.default_rng(0)
-SITES = [RANDOM.normal(size=(size, 4)) + 3 * np.eye(4)[number] for number, size in enumerate((40, 25, 60))]
+CLIENTS = [RANDOM.normal(size=(size, 4)) + 3 * np.eye(4)[number] for number, size in enumerate((40, 25, 60))]
 QUICK: dict[str, Any] = {"n_rounds": 1, "hidden_layer_sizes": (8,), "random_state": 0}
 
 # The checks set n_components=1, which no map has.
@@ -72,58 +73,60 @@ ESTIMATORS = pytest.mark.parametrize("make", [kmeans, deep, drawn])
 
 
 @ESTIMATORS
-def test_a_list_of_sites_gives_a_list(make: Callable[[], Any]) -> None:
-    model = make().fit(SITES)
-    found = model.transform(SITES)
+def test_a_list_of_clients_gives_a_list(make: Callable[[], Any]) -> None:
+    model = make().fit(CLIENTS)
+    found = model.transform(CLIENTS)
     assert [len(one) for one in found] == [40, 25, 60]
-    for one, rows in zip(found, SITES, strict=True):
+    for one, rows in zip(found, CLIENTS, strict=True):
         np.testing.assert_array_equal(one, model.transform(rows))
-    for one, two in zip(make().fit_transform(SITES), found, strict=True):
+    for one, two in zip(make().fit_transform(CLIENTS), found, strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
     for name in ("predict", "features"):
         if hasattr(model, name):
-            for one, rows in zip(getattr(model, name)(SITES), SITES, strict=True):
+            for one, rows in zip(getattr(model, name)(CLIENTS), CLIENTS, strict=True):
                 np.testing.assert_array_equal(one, getattr(model, name)(rows))
 
 
 @ESTIMATORS
 def test_columns_of_frames_are_never_mixed(make: Callable[[], Any]) -> None:
     names = ["a", "b", "c", "d"]
-    frames = [Frame(one, names) for one in SITES]
-    turned = [*frames[:2], Frame(SITES[2][:, ::-1], names[::-1])]
-    with pytest.raises(UserError, match="site 2 has columns in another order than site 0: column 0 is 'd', not 'a'"):
+    frames = [Frame(one, names) for one in CLIENTS]
+    turned = [*frames[:2], Frame(CLIENTS[2][:, ::-1], names[::-1])]
+    with raises_naming(UserError, "d", "a", "2", "0"):
         make().fit(turned)
-    with pytest.raises(UserError, match="site 1 has columns of other names than site 0: column 3 is 'e', not 'd'"):
-        make().fit([frames[0], Frame(SITES[1], ["a", "b", "c", "e"])])
-    make().fit([frames[0], SITES[1], Frame(SITES[2], [0, 1, 2, 3])])  # arrays and numbered columns have no names
+    with raises_naming(UserError, "e", "d", "1", "0", "3"):
+        make().fit([frames[0], Frame(CLIENTS[1], ["a", "b", "c", "e"])])
+    make().fit([frames[0], CLIENTS[1], Frame(CLIENTS[2], [0, 1, 2, 3])])  # arrays and numbered columns have no names
 
 
 @ESTIMATORS
 def test_a_frame_with_other_columns_is_refused_later(make: Callable[[], Any]) -> None:
     pandas = pytest.importorskip("pandas")
-    frames = [pandas.DataFrame(one, columns=["a", "b", "c", "d"]) for one in SITES]
+    frames = [pandas.DataFrame(one, columns=["a", "b", "c", "d"]) for one in CLIENTS]
     model = make().fit(frames)
     found = model.transform(frames[0])
     np.testing.assert_allclose(model.transform(frames)[0], found, atol=1e-5)
     with pytest.raises(ValueError, match="order"):
         model.transform(frames[0][["d", "b", "c", "a"]])
-    model.fit(SITES)
-    np.testing.assert_allclose(model.transform(SITES[0]), found, atol=1e-5)
+    model.fit(CLIENTS)
+    np.testing.assert_allclose(model.transform(CLIENTS[0]), found, atol=1e-5)
 
 
 def test_what_a_list_is() -> None:
-    assert is_list_of_sites(SITES)
-    assert not is_list_of_sites([[1.0, 2.0]])
-    assert (rows_of(None), rows_of(7), rows_of(SITES[0])) == (0, 0, 40)
-    assert common_columns([SITES[0], None]) is None
-    assert common_columns([Frame(SITES[0], ["a", "b", "c", "d"]), Frame(SITES[0][:, :2], ["x", "y"])]) == list("abcd")
-    check_columns(SITES[0], ["a", "b", "c", "d"])
-    check_columns(Frame(SITES[0][:, :2], ["x", "y"]), ["a", "b", "c", "d"])  # its width is told elsewhere
+    assert is_list_of_clients(CLIENTS)
+    assert not is_list_of_clients([[1.0, 2.0]])
+    assert (rows_of(None), rows_of(7), rows_of(CLIENTS[0])) == (0, 0, 40)
+    assert common_columns([CLIENTS[0], None]) is None
+    assert common_columns([Frame(CLIENTS[0], ["a", "b", "c", "d"]), Frame(CLIENTS[0][:, :2], ["x", "y"])]) == list(
+        "abcd"
+    )
+    check_columns(CLIENTS[0], ["a", "b", "c", "d"])
+    check_columns(Frame(CLIENTS[0][:, :2], ["x", "y"]), ["a", "b", "c", "d"])  # its width is told elsewhere
 
 
 @pytest.mark.parametrize("nothing", [None, 7.0, [], "word"])
-def test_a_site_without_rows_has_no_labels(nothing: Any) -> None:
-    found = FederatedKMeans(3, random_state=0).fit([*SITES, nothing])
+def test_a_client_without_rows_has_no_labels(nothing: Any) -> None:
+    found = FederatedKMeans(3, random_state=0).fit([*CLIENTS, nothing])
     assert list(found.excluded_) == [3]
     assert [len(one) for one in found.labels_[:3]] == [40, 25, 60]
     assert (found.labels_[3] == -1).all()
@@ -142,20 +145,20 @@ def test_a_site_without_rows_has_no_labels(nothing: Any) -> None:
 )
 def test_training_options_out_of_bounds_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        FederatedDeepClustering(3, n_rounds=1, random_state=0, **options).fit(SITES)
+        FederatedDeepClustering(3, n_rounds=1, random_state=0, **options).fit(CLIENTS)
 
 
 def test_numbers_of_numpy_are_options_like_any() -> None:
-    plain = deep().fit(SITES)
+    plain = deep().fit(CLIENTS)
     given = {"batch_size": np.int64(64), "learning_rate": np.float32(0.05), "local_epochs": np.int32(1)}
-    same = FederatedDeepClustering(3, n_rounds=1, width=8, random_state=0, **given).fit(SITES)
+    same = FederatedDeepClustering(3, n_rounds=1, width=8, random_state=0, **given).fit(CLIENTS)
     np.testing.assert_allclose(weights_of(same.encoder_), weights_of(plain.encoder_), atol=1e-6)
     assert plain.method_ == "DeepFeCA, reconstructed, with consensus, spherical True, 1 round"
 
 
 def test_random_states_of_the_map_are_those_of_scikit_learn() -> None:
     def seeds(state: Any) -> list[int]:
-        return [FederatedNeighborEmbedding(**{**QUICK, "random_state": state}).fit(SITES).random_state_ for _ in "ab"]
+        return [FederatedNeighborEmbedding(**{**QUICK, "random_state": state}).fit(CLIENTS).random_state_ for _ in "ab"]
 
     assert seeds(5) == seeds(np.int64(5)) == [5, 5]
     first, second = seeds(np.random.RandomState(0))
@@ -164,8 +167,8 @@ def test_random_states_of_the_map_are_those_of_scikit_learn() -> None:
 
 
 def test_one_matrix_has_one_map() -> None:
-    whole = np.concatenate(SITES)
+    whole = np.concatenate(CLIENTS)
     one, several = drawn().fit(whole), drawn().fit([whole])
     assert one.embedding_.shape == (125, 2)
     np.testing.assert_array_equal(one.embedding_, several.embedding_[0])
-    assert drawn().fit(np.stack([SITES[0], SITES[0]])).embedding_[1].shape == (40, 2)
+    assert drawn().fit(np.stack([CLIENTS[0], CLIENTS[0]])).embedding_[1].shape == (40, 2)

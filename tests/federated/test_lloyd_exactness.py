@@ -22,25 +22,25 @@ KINDS = {
 }
 
 
-def plain_lloyd(points: np.ndarray, centres: np.ndarray, weights: np.ndarray | None, spherical: bool):
-    centres = unit(centres) if spherical else centres.copy()
+def plain_lloyd(points: np.ndarray, centers: np.ndarray, weights: np.ndarray | None, spherical: bool):
+    centers = unit(centers) if spherical else centers.copy()
     each = np.ones(len(points)) if weights is None else weights
-    table = squared(points, centres)
+    table = squared(points, centers)
     steps, before, labels = 0, None, table.argmin(0)
     while steps < 300 and not (before is not None and (labels == before).all()):
-        for number in range(len(centres)):
+        for number in range(len(centers)):
             mine = labels == number
             if each[mine].sum() > 0:
                 total = np.zeros(points.shape[1])
                 for row, weight in zip(points[mine], each[mine], strict=True):
                     total += weight * row
-                mean = total / np.bincount(labels, weights=weights, minlength=len(centres))[number]
-                centres[number] = unit(mean[None])[0] if spherical else mean
+                mean = total / np.bincount(labels, weights=weights, minlength=len(centers))[number]
+                centers[number] = unit(mean[None])[0] if spherical else mean
         steps += 1
-        before, table = labels, squared(points, centres)
+        before, table = labels, squared(points, centers)
         labels = table.argmin(0)
     best = table.min(0)
-    return centres, labels, best.sum() if weights is None else weights @ best, steps
+    return centers, labels, best.sum() if weights is None else weights @ best, steps
 
 
 def plain_plus_plus(points: np.ndarray, clusters: int, rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
@@ -70,26 +70,26 @@ def test_nothing_is_lost(kind: str, width: int, weighted: bool) -> None:
         starts = plus_plus(points, clusters, np.random.default_rng(0), weight_N=weights)
         each = np.ones(rows) if weights is None else weights
         np.testing.assert_array_equal(starts, plain_plus_plus(points, clusters, np.random.default_rng(0), each))
-        empty = np.concatenate([starts[:1], starts])[: len(starts)]  # the second of two equal centres has no point
-        for centres in (starts, points[rng.integers(0, rows, clusters)], empty):
-            found = lloyd(points, centres, weight_N=weights, spherical=kind == "directions")
-            wanted = plain_lloyd(points, centres, weights, kind == "directions")
+        empty = np.concatenate([starts[:1], starts])[: len(starts)]  # the second of two equal centers has no point
+        for centers in (starts, points[rng.integers(0, rows, clusters)], empty):
+            found = lloyd(points, centers, weight_N=weights, spherical=kind == "directions")
+            wanted = plain_lloyd(points, centers, weights, kind == "directions")
             np.testing.assert_array_equal(found.labels, wanted[1])
-            np.testing.assert_array_equal(found.centres, wanted[0])
+            np.testing.assert_array_equal(found.centers, wanted[0])
             assert (found.inertia, found.steps) == wanted[2:]
 
 
 def test_few_points_are_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two centres share a group and drift for long: the points of the others are left alone."""
+    """Two centers share a group and drift for long: the points of the others are left alone."""
     rng = np.random.default_rng(0)
     means = 20 * np.eye(12)
     points = np.concatenate([one + rng.normal(size=(500, 12)) for one in means])
     looked = []
     within = module.margins
 
-    def counted(points_ND, centres_KD, rows_R=None):
+    def counted(points_ND, centers_KD, rows_R=None):
         looked.append(len(points_ND) if rows_R is None else len(rows_R))
-        return within(points_ND, centres_KD, rows_R)
+        return within(points_ND, centers_KD, rows_R)
 
     monkeypatch.setattr(module, "margins", counted)
     found = lloyd(points, np.concatenate([means, points[:1]]))

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from foveate.federated.messages import DTYPES, ArrayNote, ArrayRule, Message, MessageError, MessageRule
+from naming import raises_naming
 
 RULE = MessageRule(
     "query.centroids",
     {
-        "centres": ArrayRule("float64", ("k", 2)),
+        "centers": ArrayRule("float64", ("k", 2)),
         "counts": ArrayRule("float64", ("k",), low=1),
         "radius": ArrayRule("float64", (1,), nan=True, high=1e6),
     },
@@ -21,7 +22,7 @@ RULE = MessageRule(
 
 
 def good(**changes) -> Message:
-    arrays = {"centres": np.zeros((3, 2)), "counts": np.ones(3), "radius": np.array([np.nan])}
+    arrays = {"centers": np.zeros((3, 2)), "counts": np.ones(3), "radius": np.array([np.nan])}
     values = {"points": 3, "inertia": 0.5}
     arrays.update({name: value for name, value in changes.items() if isinstance(value, np.ndarray)})
     values.update({name: value for name, value in changes.items() if not isinstance(value, np.ndarray)})
@@ -34,9 +35,9 @@ def test_content_is_listed_and_counted() -> None:
     assert message.size == 24 + 8 + 2
     assert message.array("a").shape == (2, 3)
     assert message.number("lr") == 0.1
-    with pytest.raises(MessageError, match="has no array 'b'; it has a"):
+    with raises_naming(MessageError, "b"):
         message.array("b")
-    with pytest.raises(MessageError, match="no number 'word'"):
+    with raises_naming(MessageError, "word"):
         message.number("word")
 
 
@@ -100,7 +101,7 @@ def test_bytes_that_are_no_message(data: bytes) -> None:
 
 def test_another_schema_is_refused() -> None:
     data = Message("x", values={"n": 1}).to_bytes().replace(b'\\"schema\\": 1', b'\\"schema\\": 9')
-    with pytest.raises(MessageError, match="schema 9; this version"):
+    with raises_naming(MessageError, "9"):
         Message.from_bytes(data)
 
 
@@ -114,11 +115,11 @@ def test_a_rule_accepts_what_obeys() -> None:
     ("message", "words"),
     [
         (Message("query.other"), "is a 'query.other' where"),
-        (good(centres=np.zeros((3, 3))), r"shape \[3, 3\]; \[k, 2\] is wanted"),
-        (good(centres=np.zeros((4, 2))), r"'counts' has shape \[3\]; \[k\]"),
-        (good(centres=np.zeros((3, 2), np.float32)), "type float32; float64"),
-        (good(centres=np.full((3, 2), np.nan)), "6 values that are NaN"),
-        (good(centres=np.full((3, 2), np.inf)), "NaN or infinite"),
+        (good(centers=np.zeros((3, 3))), r"shape \[3, 3\]; \[k, 2\] is wanted"),
+        (good(centers=np.zeros((4, 2))), r"'counts' has shape \[3\]; \[k\]"),
+        (good(centers=np.zeros((3, 2), np.float32)), "type float32; float64"),
+        (good(centers=np.full((3, 2), np.nan)), "6 values that are NaN"),
+        (good(centers=np.full((3, 2), np.inf)), "NaN or infinite"),
         (good(radius=np.array([np.inf])), "NaN or infinite"),
         (good(counts=np.array([1.0, 0.0, 1.0])), "the value 0.0; at least 1"),
         (good(counts=np.ones((3, 1))), r"shape \[3, 1\]"),
@@ -131,8 +132,8 @@ def test_a_rule_accepts_what_obeys() -> None:
         (good(inertia=1e251), r"'inertia' lies beyond 1e\+250"),
         (good(inertia=10**400), r"'inertia' lies beyond 1e\+250"),
         (good(radius=np.array([1e9])), "the value 1000000000.0; at most 1e"),
-        (good(centres=np.zeros((300, 2)), counts=np.ones(300)), "bytes; at most 2,000"),
-        (Message("query.centroids", arrays={"centres": np.zeros((3, 2))}), "lacks counts, inertia, points"),
+        (good(centers=np.zeros((300, 2)), counts=np.ones(300)), "bytes; at most 2,000"),
+        (Message("query.centroids", arrays={"centers": np.zeros((3, 2))}), "lacks counts, inertia, points"),
     ],
 )
 def test_a_rule_refuses(message: Message, words: str) -> None:

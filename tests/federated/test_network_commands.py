@@ -1,4 +1,4 @@
-"""`foveate federated server`, `site`, `register` and `run` without Flower: the words of its commands, and refusals."""
+"""`foveate federated server`, `client`, `register` and `run` without Flower: the words of its commands, and refusals."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from foveate.cli.main import cli
+from foveate.core.errors import UserError
 from foveate.federated.flower import commands
 from foveate.federated.flower.app import CONFIG
 from foveate.federated.flower.commands import Address
 from foveate.federated.flower.jobs import settings_of
-from foveate.settings.errors import UserError
 
 
 def call(*arguments: str | Path) -> Result:
@@ -53,12 +53,12 @@ def test_the_server_is_started_with_tls_and_node_keys(tmp_path: Path) -> None:
     }
 
 
-def test_a_site_is_started_with_its_key_and_no_secret(tmp_path: Path) -> None:
-    options = ("--site", "3", "--server", "ward.example.org", "--data", tmp_path / "p.npz", "--name", "north ward")
-    (command,) = planned("site", "--folder", tmp_path, *options, "--min-count", "10")["commands"]
+def test_a_client_is_started_with_its_key_and_no_secret(tmp_path: Path) -> None:
+    options = ("--client", "3", "--server", "ward.example.org", "--data", tmp_path / "p.npz", "--name", "north ward")
+    (command,) = planned("client", "--folder", tmp_path, *options, "--min-count", "10")["commands"]
     assert " ".join(command[:-1]).replace(str(tmp_path), "F") == (
         "flower-supernode --superlink ward.example.org:8000 --root-certificates F/ca.crt "
-        "--auth-supernode-private-key F/site3 --ssl-ca-certfile F/runtime.pem --ssl-certfile F/runtime.pem "
+        "--auth-supernode-private-key F/client3 --ssl-ca-certfile F/runtime.pem --ssl-certfile F/runtime.pem "
         "--ssl-keyfile F/runtime.key --port 9153 --node-config"
     )
     assert read(command[-1]) == {
@@ -70,14 +70,14 @@ def test_a_site_is_started_with_its_key_and_no_secret(tmp_path: Path) -> None:
 
 
 def test_a_run_is_asked_for_with_the_fields_that_were_given(tmp_path: Path) -> None:
-    options = ("--sites", "2", "--clusters", "12", "--set", "min_count=10", "--set", "refine_rounds=1")
+    options = ("--clients", "2", "--clusters", "12", "--set", "min_count=10", "--set", "refine_rounds=1")
     (command,) = planned("run", "--folder", tmp_path, *options, "--out", tmp_path / "my groups")["commands"]
     assert command[:-1] == ["flwr", "run", str(tmp_path / "app"), "ours", "--stream", "--run-config"]
     given = read(command[-1])
     assert given == {
         "job": "cluster",
         "clusters": 12,
-        "sites": 2,
+        "clients": 2,
         "out": str(tmp_path / "my groups"),
         "options": "min_count=10 refine_rounds=1",
     }
@@ -116,7 +116,9 @@ def test_without_tls_only_by_name(tmp_path: Path) -> None:
     assert "supernode-auth" not in words
     (content,) = plan["files"].values()
     assert tomllib.loads(content)["superlink"]["ours"] == {"address": "localhost:8000", "insecure": True}
-    plan = planned("site", "--folder", tmp_path, "--site", 0, "--server", "localhost", "--data", "p.npz", "--insecure")
+    plan = planned(
+        "client", "--folder", tmp_path, "--client", 0, "--server", "localhost", "--data", "p.npz", "--insecure"
+    )
     words = " ".join(plan["commands"][0])
     assert "--insecure" in words
     assert "private-key" not in words
@@ -144,9 +146,9 @@ def test_what_is_no_address(text: str) -> None:
 
 @pytest.mark.parametrize("value", ["plain", "it's", 'a "b" c', "back\\slash", "a=b c=d", "", "ünïcode"])
 def test_values_arrive_as_they_were(value: str) -> None:
-    assert read(commands.configuration({"name": value, "sites": 2, "wait": 1.5})) == {
+    assert read(commands.configuration({"name": value, "clients": 2, "wait": 1.5})) == {
         "name": value,
-        "sites": 2,
+        "clients": 2,
         "wait": 1.5,
     }
 
@@ -160,14 +162,14 @@ def test_values_that_flower_cannot_read(value: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("run", "--sites", "2", "--job", "embeds", "--out", "o"), "did you mean 'embed'"),
-        (("run", "--sites", "2", "--set", "min_cuont=3", "--out", "o"), "did you mean 'min_count'"),
-        (("run", "--sites", "2", "--job", "embed", "--set", "rounds=0", "--out", "o"), "rounds"),
-        (("run", "--sites", "2", "--set", "min_count= 3", "--out", "o"), "no setting with a space"),
-        (("run", "--sites", "2", "--out", "o"), "no server was started with this folder|Flower's program flwr"),
+        (("run", "--clients", "2", "--job", "embeds", "--out", "o"), "did you mean 'embed'"),
+        (("run", "--clients", "2", "--set", "min_cuont=3", "--out", "o"), "did you mean 'min_count'"),
+        (("run", "--clients", "2", "--job", "embed", "--set", "rounds=0", "--out", "o"), "rounds"),
+        (("run", "--clients", "2", "--set", "min_count= 3", "--out", "o"), "no setting with a space"),
+        (("run", "--clients", "2", "--out", "o"), "no server was started with this folder|Flower's program flwr"),
         (("server", "--address", "localhost", "--make-keys", "--insecure"), "--insecure has no effect"),
         (("server", "--address", "a b"), "allowed are HOST and HOST:PORT"),
-        (("site", "--site", "0"), "--server and --data are needed"),
+        (("client", "--client", "0"), "--server and --data are needed"),
     ],
 )
 def test_refusals_before_anything_starts(tmp_path: Path, arguments: tuple[str, ...], reason: str) -> None:
@@ -178,6 +180,6 @@ def test_refusals_before_anything_starts(tmp_path: Path, arguments: tuple[str, .
     assert "Traceback" not in done.output
 
 
-@pytest.mark.parametrize("verb", ["server", "site", "register", "run"])
+@pytest.mark.parametrize("verb", ["server", "client", "register", "run"])
 def test_help_has_an_example(verb: str) -> None:
     assert f"foveate federated {verb} " in call(verb, "--help").output

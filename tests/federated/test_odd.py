@@ -1,4 +1,4 @@
-"""Sites that are unlike the others: poisoned weights and maps are reported by all that trains; honest ones rarely."""
+"""Clients that are unlike the others: poisoned weights and maps are reported by all that trains; honest ones rarely."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import pytest
 import torch
 
 from foveate import FederatedKMeans
+from foveate.federated.clients import Client
 from foveate.federated.clustering.settings import resolve
 from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
 from foveate.federated.deep.network import Embedder, weights_of
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN, Training, handlers
 from foveate.federated.deep.rounds import Deep
 from foveate.federated.deep.rounds import run as run_deep
-from foveate.federated.embedding import site as at_site
-from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding import client as at_client
+from foveate.federated.embedding.client import ClientData, client_of
+from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.server import begin, run_rounds
-from foveate.federated.embedding.site import SiteData, site_of
 from foveate.federated.messages import Message
 from foveate.federated.odd import odd_boxes, odd_sizes, odd_weights
 from foveate.federated.rounds import InProcess
-from foveate.federated.sites import Site
 from foveate.federated.sources import gather
 
 BAD = (1, 4, 7)
 
 
 def parts(seed: int = 0) -> list[np.ndarray]:
-    """Ten sites with points of three groups, two groups a site."""
+    """Ten clients with points of three groups, two groups a client."""
     random = np.random.default_rng(seed)
     means = 3 * random.normal(size=(3, 6))
     return [means[random.permutation(3)[:2]].repeat(20, axis=0) + random.normal(size=(40, 6)) for _ in range(10)]
@@ -52,56 +52,59 @@ POISON = {"noise": noise, "scaled": scaled, "opposite": opposite}
 
 
 def poisoned(handler: Any, array: str, poison: Any) -> Any:
-    def answer(data: Any, request: Message, site: int) -> Message:
-        good = handler(data, request, site)
-        made = poison(good.array(array), np.random.default_rng(site)).astype(good.array(array).dtype)
+    def answer(data: Any, request: Message, client: int) -> Message:
+        good = handler(data, request, client)
+        made = poison(good.array(array), np.random.default_rng(client)).astype(good.array(array).dtype)
         return request.answer(arrays={**good.arrays, array: made}, **good.values)
 
     return answer
 
 
 @pytest.mark.parametrize("name", POISON)
-def test_three_poisoned_sites_of_ten_are_reported_by_fedne(name: str) -> None:
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(parts())]
+def test_three_poisoned_clients_of_ten_are_reported_by_fedne(name: str) -> None:
+    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(parts())]
     for number in BAD:
-        bent = {**at_site.HANDLERS, at_site.TRAIN: poisoned(at_site.HANDLERS[at_site.TRAIN], "encoder", POISON[name])}
-        members[number] = Site(number, members[number].data, bent)
+        bent = {
+            **at_client.HANDLERS,
+            at_client.TRAIN: poisoned(at_client.HANDLERS[at_client.TRAIN], "encoder", POISON[name]),
+        }
+        members[number] = Client(number, members[number].data, bent)
     exchange = InProcess(members)
-    options = EmbeddingOptions(rounds=2, hidden=(16,), method="fedavg", neighbours=3)
+    options = EmbeddingOptions(rounds=2, hidden=(16,), method="fedavg", neighbors=3)
     state = run_rounds(exchange, options, begin(exchange, options))
     odd = {note.split(" is odd")[0] for note in state.notes if "is odd: its weights" in note}
-    assert odd == {f"site {number}" for number in BAD}
+    assert odd == {f"client {number}" for number in BAD}
 
 
 @pytest.mark.parametrize("name", POISON)
-def test_three_poisoned_sites_of_ten_are_reported_by_deepfeca(name: str) -> None:
+def test_three_poisoned_clients_of_ten_are_reported_by_deepfeca(name: str) -> None:
     torch.manual_seed(0)
     network = Embedder(None, 6, hidden=16, width=8)
     good = handlers(network)
     bent = {**good, TRAIN: poisoned(good[TRAIN], "weights", POISON[name])}
-    sites = [Site(number, as_samples(one), bent if number in BAD else good) for number, one in enumerate(parts())]
+    clients = [Client(number, as_samples(one), bent if number in BAD else good) for number, one in enumerate(parts())]
     state = Deep(weights_of(network), 8)
-    run_deep(InProcess(sites), resolve(3, refine_rounds=0, spherical=True), Training(), state, 1)
-    assert {site for site, sign in state.suspects if sign == "weights"} == set(BAD)
-    assert all("its weights are" in state.odd()[site] for site in BAD)
+    run_deep(InProcess(clients), resolve(3, refine_rounds=0, spherical=True), Training(), state, 1)
+    assert {client for client, sign in state.suspects if sign == "weights"} == set(BAD)
+    assert all("its weights are" in state.odd()[client] for client in BAD)
 
 
 def test_maps_that_reach_far_are_reported() -> None:
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(parts())]
+    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(parts())]
     for number in BAD:
-        far = poisoned(at_site.HANDLERS[at_site.BOX], "box", lambda box, random: 1000 * box)
-        members[number] = Site(number, members[number].data, {**at_site.HANDLERS, at_site.BOX: far})
+        far = poisoned(at_client.HANDLERS[at_client.BOX], "box", lambda box, random: 1000 * box)
+        members[number] = Client(number, members[number].data, {**at_client.HANDLERS, at_client.BOX: far})
     exchange = InProcess(members)
     options = EmbeddingOptions(rounds=1, hidden=(16,), surrogate="grid", surrogate_start=0.0, least_r2=-1e9)
     state = run_rounds(exchange, options, begin(exchange, options))
     assert {note.split(" is odd")[0] for note in state.notes if "its map reaches" in note} == {
-        f"site {number}" for number in BAD
+        f"client {number}" for number in BAD
     }
 
 
 def claiming(handler: Any, points: int) -> Any:
-    def answer(data: Any, request: Message, site: int) -> Message:
-        good = handler(data, request, site)
+    def answer(data: Any, request: Message, client: int) -> Message:
+        good = handler(data, request, client)
         counts = {"counts": np.r_[points, good.array("counts")[1:]]} if "counts" in good.arrays else {}
         total = int(counts["counts"].sum()) if counts else points
         return request.answer(arrays={**good.arrays, **counts}, **{**good.values, "points": total})
@@ -109,64 +112,64 @@ def claiming(handler: Any, points: int) -> Any:
     return answer
 
 
-def test_three_sites_of_ten_that_claim_many_points_are_reported_by_fedne() -> None:
-    members = [site_of(number, SiteData(one.astype(np.float32))) for number, one in enumerate(parts())]
+def test_three_clients_of_ten_that_claim_many_points_are_reported_by_fedne() -> None:
+    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(parts())]
     for number in BAD:
-        bent = {**at_site.HANDLERS, at_site.POINTS: claiming(at_site.answer_points, 2**52)}
-        members[number] = Site(number, members[number].data, bent)
-    state = begin(InProcess(members), EmbeddingOptions(method="fedavg", neighbours=3))
+        bent = {**at_client.HANDLERS, at_client.POINTS: claiming(at_client.answer_points, 2**52)}
+        members[number] = Client(number, members[number].data, bent)
+    state = begin(InProcess(members), EmbeddingOptions(method="fedavg", neighbors=3))
     odd = [note for note in state.notes if "times as many points as usual" in note]
-    assert [note.split(" is odd")[0] for note in odd] == [f"site {number}" for number in BAD]
+    assert [note.split(" is odd")[0] for note in odd] == [f"client {number}" for number in BAD]
 
 
 @pytest.mark.parametrize(
     ("kind", "clustering"), [(EMBEDDED, "consensus"), (TRAIN, "consensus"), (TRAIN, "kfed")]
 )  # k-FED asks for no counts with centroids
-def test_three_sites_of_ten_that_claim_many_points_are_reported_by_deepfeca(kind: str, clustering: str) -> None:
+def test_three_clients_of_ten_that_claim_many_points_are_reported_by_deepfeca(kind: str, clustering: str) -> None:
     torch.manual_seed(0)
     network = Embedder(None, 6, hidden=16, width=8)
     good = handlers(network)
     bent = {**good, kind: claiming(good[kind], 2**40)}
     if kind == EMBEDDED:  # both claims agree
         bent[TRAIN] = claiming(good[TRAIN], 2**40 + 40)
-    sites = [Site(number, as_samples(one), bent if number in BAD else good) for number, one in enumerate(parts())]
+    clients = [Client(number, as_samples(one), bent if number in BAD else good) for number, one in enumerate(parts())]
     state = Deep(weights_of(network), 8)
     plan = resolve(3, method_name=clustering, refine_rounds=0, spherical=True)
     if kind == TRAIN and clustering == "consensus":
-        run_deep(InProcess(sites), plan, Training(), state, 1)
+        run_deep(InProcess(clients), plan, Training(), state, 1)
         assert set(state.excluded) == set(BAD)
         assert "1.09951e+12 points, and 40 with its centroids" in state.excluded[1]
     else:
-        run_deep(InProcess(sites), plan, Training(), state, 1)
-        assert {site for site, reason in state.odd().items() if "times as many points" in reason} == set(BAD)
+        run_deep(InProcess(clients), plan, Training(), state, 1)
+        assert {client for client, reason in state.odd().items() if "times as many points" in reason} == set(BAD)
 
 
 def digits(split: str, seed: int) -> list[np.ndarray]:
-    return gather(["digits"], split=split, sites=10, seed=seed).points
+    return gather(["digits"], split=split, clients=10, seed=seed).points
 
 
 def fedne(data: list[np.ndarray], seed: int) -> set[int]:
-    """Sites that FedNE calls odd within four rounds, sites feeling one another in the last two."""
+    """Clients that FedNE calls odd within four rounds, clients feeling one another in the last two."""
     options = EmbeddingOptions(rounds=4, hidden=(50,), surrogate="grid", surrogate_start=0.5, seed=seed)
-    notes = fit_sites(data, options).state.notes
-    return {int(note.split(" is odd")[0].removeprefix("site ")) for note in notes if " is odd: " in note}
+    notes = fit_clients(data, options).state.notes
+    return {int(note.split(" is odd")[0].removeprefix("client ")) for note in notes if " is odd: " in note}
 
 
 def deepfeca(data: list[np.ndarray], seed: int) -> set[int]:
-    """Sites that DeepFeCA calls odd within two rounds."""
+    """Clients that DeepFeCA calls odd within two rounds."""
     return set(FederatedDeepClustering(10, n_rounds=2, width=64, random_state=seed).fit(data).suspects_)
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_three_sites_of_ten_with_poisoned_data_are_reported(seed: int) -> None:
+def test_three_clients_of_ten_with_poisoned_data_are_reported(seed: int) -> None:
     """Data of another place by DeepFeCA, of another unit by FedNE; what is not found stands in the methods' pages."""
     random = np.random.default_rng(seed)
     bad = set(random.choice(10, 3, replace=False).tolist())
     data = digits("dirichlet:0.3", seed)
-    far = [one + random.uniform(-20, 20, 64) if site in bad else one for site, one in enumerate(data)]
+    far = [one + random.uniform(-20, 20, 64) if client in bad else one for client, one in enumerate(data)]
     assert bad <= deepfeca(far, seed)
     assert set(FederatedKMeans(10, random_state=seed).fit(far).suspects_) == bad
-    assert fedne([50 * one if site in bad else one for site, one in enumerate(data)], seed) == bad
+    assert fedne([50 * one if client in bad else one for client, one in enumerate(data)], seed) == bad
 
 
 def noisy(one: np.ndarray) -> np.ndarray:
@@ -179,7 +182,7 @@ WRONG: dict[str, Any] = {
     "noise": (noisy, 0, 0),
     "repeated": (lambda one: np.repeat(one[:1], len(one), axis=0), 0, 0),
 }
-"""Wrong points of a site, and how many of three such sites DeepFeCA and plain clustering report."""
+"""Wrong points of a client, and how many of three such clients DeepFeCA and plain clustering report."""
 
 
 @pytest.mark.slow
@@ -189,14 +192,14 @@ def test_what_the_page_says_of_poisoned_data(name: str, seed: int) -> None:
     """The table in docs/methods/feca.md, mostly of nothing: if this fails, the page says too little or too much."""
     wrong, by_deepfeca, by_clustering = WRONG[name]
     bad = set(np.random.default_rng(seed).choice(10, 3, replace=False).tolist())
-    data = [wrong(one) if site in bad else one for site, one in enumerate(digits("dirichlet:0.3", seed))]
+    data = [wrong(one) if client in bad else one for client, one in enumerate(digits("dirichlet:0.3", seed))]
     assert len(deepfeca(data, seed) & bad) == by_deepfeca
     assert len(set(FederatedKMeans(10, random_state=seed).fit(data).suspects_) & bad) == by_clustering
 
 
 @pytest.mark.parametrize("split", ["even", "dirichlet:0.3", "shards:2"])
-def test_honest_sites_are_not_reported(split: str) -> None:
-    """Negative control: sites that hold different digits."""
+def test_honest_clients_are_not_reported(split: str) -> None:
+    """Negative control: clients that hold different digits."""
     data = digits(split, 0)
     assert fedne(data, 0) == set()
     assert deepfeca(data, 0) == set()
@@ -204,22 +207,22 @@ def test_honest_sites_are_not_reported(split: str) -> None:
 
 def test_what_is_far_is_counted_against_the_median() -> None:
     random = np.random.default_rng(0)
-    weights = {site: random.normal(size=100_000).astype(np.float32) for site in range(5, 11)}
+    weights = {client: random.normal(size=100_000).astype(np.float32) for client in range(5, 11)}
     assert odd_weights(weights) == {}
     weights[7] = weights[7] * 40
     found = odd_weights(weights)
     assert list(found) == [7]
     # Far from others by 40 lengths, where they are far from one another by the root of two.
     assert found[7] == pytest.approx(np.sqrt((40**2 + 1) / 2), rel=0.02)
-    assert odd_weights({site: weights[site] for site in (5, 6, 7)}) == {}, "nothing is said of three"
+    assert odd_weights({client: weights[client] for client in (5, 6, 7)}) == {}, "nothing is said of three"
     same = dict.fromkeys(range(5), np.ones(10, np.float32))
     assert odd_weights(same) == {}
-    boxes = {site: np.array([[-1.0, -1.0], [1.0, 1.0]]) + 0.1 * site for site in range(6)}
+    boxes = {client: np.array([[-1.0, -1.0], [1.0, 1.0]]) + 0.1 * client for client in range(6)}
     assert odd_boxes(boxes) == {}
     assert list(odd_boxes(boxes | {2: 50 * boxes[2]})) == [2]
-    assert odd_boxes({site: boxes[site] for site in range(3)}) == {}
-    sizes = {site: 100.0 + 20 * site for site in range(6)}
+    assert odd_boxes({client: boxes[client] for client in range(3)}) == {}
+    sizes = {client: 100.0 + 20 * client for client in range(6)}
     assert odd_sizes(sizes) == {}
     assert odd_sizes(sizes | {2: 2000}) == {2: "it says that it has 72% of all points"}
     assert list(odd_sizes(sizes | {1: 1e5, 4: 1e5})) == [1, 4]
-    assert odd_sizes({site: 10.0**site for site in range(3)}) == {}
+    assert odd_sizes({client: 10.0**client for client in range(3)}) == {}

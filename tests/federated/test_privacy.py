@@ -11,64 +11,65 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from foveate.core.errors import UserError
 from foveate.federated import privacy
+from foveate.federated.clients import Client
 from foveate.federated.clustering.settings import resolve
 from foveate.federated.deep.network import Embedder, weights_of
 from foveate.federated.deep.protocol import EMBEDDED, embedded_request, handlers
-from foveate.federated.embedding import site as at_site
+from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.account import account
 from foveate.federated.embedding.attacks import places_from_field, unused_features
-from foveate.federated.embedding.fitting import fit_sites
+from foveate.federated.embedding.client import ClientData, client_of
+from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.grids import targets, union_grid
 from foveate.federated.embedding.network import run_server
 from foveate.federated.embedding.networks import flat_weights
 from foveate.federated.embedding.options import EmbeddingOptions, options_of
 from foveate.federated.embedding.run import run_embedding
 from foveate.federated.embedding.server import State, begin, run_rounds
-from foveate.federated.embedding.site import SiteData, site_of
 from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork, r_squared, r_squared_of_hidden
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log
-from foveate.federated.sites import Site
-from foveate.federated.sources import Sites
+from foveate.federated.sources import Clients
 from foveate.report import render
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 RANDOM = np.random.default_rng(0)
-SITES = [RANDOM.normal(size=(40, 5)).astype(np.float32) + 3 * number for number in range(3)]
+CLIENTS = [RANDOM.normal(size=(40, 5)).astype(np.float32) + 3 * number for number in range(3)]
 SMALL: dict[str, Any] = {"rounds": 4, "hidden": (8,), "surrogate_start": 0.25, "surrogate": "grid", "least_r2": -1e9}
 
 
 def messages(kind: str, **changes: Any) -> list[np.ndarray]:
     log = Log(record=True)
-    members = [site_of(n, SiteData(one, noise=np.random.default_rng(n))) for n, one in enumerate(SITES)]
+    members = [client_of(n, ClientData(one, noise=np.random.default_rng(n))) for n, one in enumerate(CLIENTS)]
     exchange = InProcess(members, log=log)
     chosen = EmbeddingOptions(**(SMALL | changes))
     run_rounds(exchange, chosen, begin(exchange, chosen))
-    name = "encoder" if kind == at_site.TRAIN else "field"
+    name = "encoder" if kind == at_client.TRAIN else "field"
     return [message.array(name) for _, up, message in log.messages if up and message.kind == kind]
 
 
 def test_a_change_is_clipped_and_hidden() -> None:
-    free, bound = messages(at_site.TRAIN), messages(at_site.TRAIN, update_clip=1e-3)
-    start = at_site.build_encoder(EmbeddingOptions(**SMALL), 5)
+    free, bound = messages(at_client.TRAIN), messages(at_client.TRAIN, update_clip=1e-3)
+    start = at_client.build_encoder(EmbeddingOptions(**SMALL), 5)
     before = flat_weights(start)
     assert np.linalg.norm(free[0] - before) > 0.005
     for change in (one - before for one in bound[:3]):
         assert np.linalg.norm(change) == pytest.approx(1e-3, rel=1e-3)
-    loud = messages(at_site.TRAIN, update_clip=1e-3, update_noise=10.0)
+    loud = messages(at_client.TRAIN, update_clip=1e-3, update_noise=10.0)
     assert np.std(loud[0] - before) == pytest.approx(1e-2, rel=0.2)
 
 
 def test_noise_on_a_field_has_its_size_and_none_is_none() -> None:
-    quiet, loud = messages(at_site.FIELD), messages(at_site.FIELD, target_noise=0.05)
+    quiet, loud = messages(at_client.FIELD), messages(at_client.FIELD, target_noise=0.05)
     assert np.std(loud[0] - quiet[0]) == pytest.approx(0.05, rel=0.1)
 
 
 def sent_up(**changes: Any) -> list[Message]:
-    """All that left the sites in a run."""
+    """All that left the clients in a run."""
     log = Log(record=True)
-    exchange = InProcess([site_of(n, SiteData(one)) for n, one in enumerate(SITES)], log=log)
+    exchange = InProcess([client_of(n, ClientData(one)) for n, one in enumerate(CLIENTS)], log=log)
     chosen = EmbeddingOptions(**(SMALL | changes))
     run_rounds(exchange, chosen, begin(exchange, chosen))
     return [message for _, up, message in log.messages if up]
@@ -79,12 +80,12 @@ def test_no_number_goes_round_the_noise(surrogate: str) -> None:
     noise = {"update_clip": 1.0, "update_noise": 4.0, "target_noise": 0.05, "surrogate": surrogate}
     values = {message.kind: set(message.values) for message in sent_up(**noise)}
     made_of_noisy = {"r2"} if surrogate == "grid" else {"r2", "r2_held_out", "epochs", "queries"}
-    kind = at_site.FIELD if surrogate == "grid" else at_site.SURROGATE
+    kind = at_client.FIELD if surrogate == "grid" else at_client.SURROGATE
     assert values == {
-        at_site.POINTS: {"points", "features"},
-        at_site.BOX: set(),
+        at_client.POINTS: {"points", "features"},
+        at_client.BOX: set(),
         kind: made_of_noisy,
-        at_site.TRAIN: set(),
+        at_client.TRAIN: set(),
     }
     losses = {"attraction", "repulsion", "foreign", "steps", "outside"}
     assert losses in [set(message.values) for message in sent_up(surrogate=surrogate)]
@@ -92,7 +93,7 @@ def test_no_number_goes_round_the_noise(surrogate: str) -> None:
 
 def test_the_fit_of_a_noisy_field_is_read_from_what_is_sent() -> None:
     for message in sent_up(target_noise=0.05):
-        if message.kind == at_site.FIELD:
+        if message.kind == at_client.FIELD:
             field = message.array("field").astype(float)
             assert message.number("r2") == pytest.approx(1 - 0.05**2 / 4 / (field.var() - 0.05**2), rel=1e-3)
 
@@ -109,32 +110,32 @@ def test_the_fit_that_is_read_is_near_the_true_one(sigma: float) -> None:
 
 
 def test_losses_that_are_told_in_a_hidden_training_are_refused() -> None:
-    def telling(data: Any, request: Message, site: int) -> Message:
+    def telling(data: Any, request: Message, client: int) -> Message:
         return request.answer(arrays={"encoder": request.array("encoder")}, attraction=1.0)
 
     chosen = EmbeddingOptions(**SMALL, update_clip=1.0, update_noise=1.0)
-    members = [site_of(n, SiteData(one)) for n, one in enumerate(SITES)]
-    members[1] = Site(1, members[1].data, {**at_site.HANDLERS, at_site.TRAIN: telling})
+    members = [client_of(n, ClientData(one)) for n, one in enumerate(CLIENTS)]
+    members[1] = Client(1, members[1].data, {**at_client.HANDLERS, at_client.TRAIN: telling})
     exchange = InProcess(members)
     state = run_rounds(exchange, chosen, begin(exchange, chosen))
-    assert [entry["sites"] for entry in state.history] == [[0, 2]] * 4
+    assert [entry["clients"] for entry in state.history] == [[0, 2]] * 4
     assert {entry["attraction"] for entry in state.history} == {None}
     assert {entry["outside"] for entry in state.history} == {None}
 
 
 def test_a_hidden_training_has_a_page(tmp_path: Path) -> None:
-    sites = Sites(["a", "b", "c"], [one.astype(float) for one in SITES], None, "")
+    clients = Clients(["a", "b", "c"], [one.astype(float) for one in CLIENTS], None, "")
     chosen = EmbeddingOptions(**SMALL, update_clip=1.0, update_noise=1.0, target_noise=0.1)
-    run_embedding(sites, chosen, tmp_path, beside=())
+    run_embedding(clients, chosen, tmp_path, beside=())
     page = render(tmp_path).read_text()
-    assert "a whole site" in page
+    assert "a whole client" in page
     assert "Losses" not in page
 
 
 def test_the_seed_does_not_give_the_noise_away() -> None:
     chosen = EmbeddingOptions(**SMALL, update_clip=0.1, update_noise=0.1)
     assert chosen.is_noisy
-    one, two = (fit_sites(SITES, chosen) for _ in range(2))
+    one, two = (fit_clients(CLIENTS, chosen) for _ in range(2))
     assert not (one.state.encoder == two.state.encoder).all()
 
 
@@ -166,7 +167,7 @@ def test_the_account_covers_what_one_point_moves(kernel: Any, drop: Any) -> None
         moved = max(moved, float((fields[0] - fields[1]).norm()))
     few = {"target_noise": 0.5, "grid_most": 12, "surrogate_start": 0.0}
     chosen = EmbeddingOptions(**(SMALL | few), kernel=kernel, drop=drop)
-    state = State(1, np.zeros(1), {0: points, 1: 2 * points}, 2, history=[{"round": 0, "sites": [0, 1]}])
+    state = State(1, np.zeros(1), {0: points, 1: 2 * points}, 2, history=[{"round": 0, "clients": [0, 1]}])
     rho = next(line["rho"] for line in account(chosen, state) if line["what"] == "field")
     accounted = 0.5 * math.sqrt(2 * rho)
     assert moved <= accounted
@@ -180,7 +181,7 @@ def test_a_surrogate_is_clamped_to_the_range_of_its_kernel() -> None:
     torch.nn.init.constant_(network.layers[-1].bias, 5.0)
     vector = np.concatenate([one.detach().numpy().ravel() for one in network.state_dict().values()])
     arrays = {"surrogates": vector[None], "shares": np.ones(1), "boxes": np.array([[[0.0, 0.0], [1.0, 1.0]]])}
-    felt, _ = at_site._foreign(Message(at_site.TRAIN, 0, arrays), options, "cpu")
+    felt, _ = at_client._foreign(Message(at_client.TRAIN, 0, arrays), options, "cpu")
     assert felt is not None
     assert float(felt(torch.tensor([[9.0, 9.0]]))) > 2
 
@@ -189,10 +190,10 @@ def test_epsilon_by_hand() -> None:
     assert privacy.gaussian_cost(2.0, 4.0) == pytest.approx(4 / 32)
     assert privacy.epsilon(0.125, delta=1e-5) == pytest.approx(0.125 + 2 * math.sqrt(0.125 * math.log(1e5)))
     chosen = EmbeddingOptions(**SMALL, update_clip=1.0, update_noise=4.0, target_noise=0.1)
-    fitted = fit_sites(SITES, chosen)
+    fitted = fit_clients(CLIENTS, chosen)
     lines = {line["what"]: line for line in account(chosen, fitted.state)}
     assert lines["encoder"]["rho"] == pytest.approx(4 * 4 / 32)
-    assert lines["encoder"]["unit"] == "a whole site"
+    assert lines["encoder"]["unit"] == "a whole client"
     sensitivity = 28 * math.log(2) / 40
     assert lines["field"]["rho"] == pytest.approx(3 * sensitivity**2 / (2 * 0.1**2))
     assert lines["box"]["epsilon"] is None
@@ -202,28 +203,28 @@ def test_epsilon_by_hand() -> None:
 
 @pytest.mark.parametrize("stop", [0, 2])
 def test_a_question_that_is_asked_again_costs_again(tmp_path: Path, stop: int) -> None:
-    """The server is killed while a site trains: the sites have sent their fields, and send others with other noise."""
+    """The server is killed while a client trains: the clients have sent their fields, and send others with other noise."""
 
     class Killed(BaseException):
         pass
 
-    def killing(data: Any, request: Message, site: int) -> Message:
+    def killing(data: Any, request: Message, client: int) -> Message:
         if request.round == stop:
             raise Killed
-        return at_site.answer_train(data, request, site)
+        return at_client.answer_train(data, request, client)
 
     chosen = EmbeddingOptions(**(SMALL | {"surrogate_start": 0.0}), target_noise=0.1, update_clip=1.0, update_noise=4.0)
-    members = [site_of(n, SiteData(one)) for n, one in enumerate(SITES)]
+    members = [client_of(n, ClientData(one)) for n, one in enumerate(CLIENTS)]
     log = Log(record=True)
-    dying = [*members[:2], Site(2, members[2].data, {**at_site.HANDLERS, at_site.TRAIN: killing})]
+    dying = [*members[:2], Client(2, members[2].data, {**at_client.HANDLERS, at_client.TRAIN: killing})]
     with pytest.raises(Killed):
         run_server(InProcess(dying, log=log), chosen, tmp_path)
     result = run_server(InProcess(members, log=log), chosen, tmp_path)
     sent = {
-        kind: sum(up and site == 0 and message.kind == kind for site, up, message in log.messages)
-        for kind in (at_site.FIELD, at_site.TRAIN)
+        kind: sum(up and client == 0 and message.kind == kind for client, up, message in log.messages)
+        for kind in (at_client.FIELD, at_client.TRAIN)
     }
-    assert sent == {at_site.FIELD: 5, at_site.TRAIN: 5}
+    assert sent == {at_client.FIELD: 5, at_client.TRAIN: 5}
     counted = {line["what"]: line["messages"] for line in result["maps"][0]["hidden"]}
     assert counted == {"encoder": 5, "field": 5, "box": 5}
 
@@ -234,8 +235,8 @@ def test_weights_tell_which_features_nobody_has_and_noise_hides_it() -> None:
     found = []
     for changes in ({}, {"update_clip": 1.0, "update_noise": 0.01}):
         chosen = EmbeddingOptions(rounds=1, method="fedavg", hidden=(6,), **changes)
-        before = flat_weights(at_site.build_encoder(chosen, 8))
-        fitted = fit_sites([points], chosen)
+        before = flat_weights(at_client.build_encoder(chosen, 8))
+        fitted = fit_clients([points], chosen)
         found.append(np.flatnonzero(unused_features(before, fitted.state.encoder, chosen, 8)).tolist())
     assert found == [[1, 4], []]
 
@@ -258,9 +259,9 @@ def test_deepfeca_sends_nothing_of_fewer_points_than_min_count() -> None:
     network = Embedder(None, 5, hidden=8, width=4)
     request = embedded_request(weights_of(network), resolve(2, refine_rounds=0, spherical=True, min_count=10), 0, 0)
     answer = handlers(network)[EMBEDDED]
-    assert answer(torch.from_numpy(SITES[0]), request, 0).array("counts").min() >= 10
-    with pytest.raises(UserError, match="9 points are fewer than min_count 10: nothing is sent"):
-        answer(torch.from_numpy(SITES[0][:9]), request, 0)
+    assert answer(torch.from_numpy(CLIENTS[0]), request, 0).array("counts").min() >= 10
+    with raises_naming(UserError, "9", "min_count", "10"):
+        answer(torch.from_numpy(CLIENTS[0][:9]), request, 0)
 
 
 @pytest.mark.parametrize(

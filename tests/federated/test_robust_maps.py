@@ -1,4 +1,4 @@
-"""FedNE where some sites send poisoned weights: robust averages, and leaving out those that are reported."""
+"""FedNE where some clients send poisoned weights: robust averages, and leaving out those that are reported."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import pytest
 from test_odd import BAD, POISON, claiming, parts, poisoned
 
 from foveate import FederatedNeighborEmbedding
-from foveate.federated.embedding import site as at_site
+from foveate.core.errors import UserError
+from foveate.federated.clients import Client
+from foveate.federated.embedding import client as at_client
+from foveate.federated.embedding.client import ClientData, client_of
 from foveate.federated.embedding.fitting import Fitted, encoder_of
 from foveate.federated.embedding.networks import average_arrays, middle_arrays
 from foveate.federated.embedding.options import EmbeddingOptions, options_of
 from foveate.federated.embedding.server import State, begin, run_rounds
-from foveate.federated.embedding.site import SiteData, site_of
 from foveate.federated.flower.app import CONFIG
 from foveate.federated.flower.jobs import settings_of
-from foveate.federated.rounds import InProcess, TooFewSitesError
-from foveate.federated.sites import Site
-from foveate.settings.errors import UserError
+from foveate.federated.rounds import InProcess, TooFewClientsError
+from naming import raises_naming
 
 HONEST = [number for number in range(10) if number not in BAD]
 ROBUST = {
@@ -31,16 +32,16 @@ ROBUST = {
 
 
 def drawn(
-    sites: Sequence[int], bent: Any = None, kind: str = at_site.TRAIN, **changed: Any
+    clients: Sequence[int], bent: Any = None, kind: str = at_client.TRAIN, **changed: Any
 ) -> tuple[State, np.ndarray]:
-    """The state after a run of these sites, of which `BAD` answer otherwise; and the places of all honest points."""
+    """The state after a run of these clients, of which `BAD` answer otherwise; and the places of all honest points."""
     members = []
-    for number in sites:
-        member = site_of(number, SiteData(parts()[number].astype(np.float32)))
+    for number in clients:
+        member = client_of(number, ClientData(parts()[number].astype(np.float32)))
         if bent is not None and number in BAD:
-            member = Site(number, member.data, {**at_site.HANDLERS, kind: bent})
+            member = Client(number, member.data, {**at_client.HANDLERS, kind: bent})
         members.append(member)
-    given = {"rounds": 8, "hidden": (16,), "method": "fedavg", "neighbours": 5, "learning_rate": 0.01}
+    given = {"rounds": 8, "hidden": (16,), "method": "fedavg", "neighbors": 5, "learning_rate": 0.01}
     options = EmbeddingOptions(**{**given, **changed})
     exchange = InProcess(members)
     state = run_rounds(exchange, options, begin(exchange, options))
@@ -57,8 +58,8 @@ def apart(left: np.ndarray, right: np.ndarray) -> float:
 
 @pytest.mark.parametrize("poison", POISON)
 @pytest.mark.parametrize("name", ROBUST)
-def test_the_map_stays_that_of_the_honest_sites(name: str, poison: str) -> None:
-    bent = poisoned(at_site.HANDLERS[at_site.TRAIN], "encoder", POISON[poison])
+def test_the_map_stays_that_of_the_honest_clients(name: str, poison: str) -> None:
+    bent = poisoned(at_client.HANDLERS[at_client.TRAIN], "encoder", POISON[poison])
     _, wanted = drawn(HONEST)
     state, places = drawn(range(10), bent, **ROBUST[name])
     assert apart(places, wanted) < 0.3
@@ -69,12 +70,12 @@ def test_the_map_stays_that_of_the_honest_sites(name: str, poison: str) -> None:
 
 @pytest.mark.parametrize("poison", POISON)
 def test_by_default_poison_is_averaged(poison: str) -> None:
-    bent = poisoned(at_site.HANDLERS[at_site.TRAIN], "encoder", POISON[poison])
+    bent = poisoned(at_client.HANDLERS[at_client.TRAIN], "encoder", POISON[poison])
     assert apart(drawn(range(10), bent)[1], drawn(HONEST)[1]) > 1
 
 
 def test_without_those_reported_the_encoder_is_that_of_the_others() -> None:
-    bent = poisoned(at_site.HANDLERS[at_site.TRAIN], "encoder", POISON["scaled"])
+    bent = poisoned(at_client.HANDLERS[at_client.TRAIN], "encoder", POISON["scaled"])
     np.testing.assert_array_equal(drawn(range(10), bent, suspects="exclude")[1], drawn(HONEST)[1])
 
 
@@ -87,10 +88,10 @@ def test_nobody_is_left_out_where_nobody_is_odd(changed: dict[str, str]) -> None
 
 
 def test_a_map_that_reaches_far_does_not_stretch_the_grid() -> None:
-    far = poisoned(at_site.HANDLERS[at_site.BOX], "box", lambda box, random: 1000 * box)
+    far = poisoned(at_client.HANDLERS[at_client.BOX], "box", lambda box, random: 1000 * box)
     changed = {"method": "fedne", "surrogate": "grid", "surrogate_start": 0.0, "least_r2": -1e9, "rounds": 2}
-    state, _ = drawn(range(10), far, at_site.BOX, **changed, suspects="exclude")
-    reported, _ = drawn(range(10), far, at_site.BOX, **changed)
+    state, _ = drawn(range(10), far, at_client.BOX, **changed, suspects="exclude")
+    reported, _ = drawn(range(10), far, at_client.BOX, **changed)
     assert state.grid is not None
     assert reported.grid is not None
     assert np.ptp(state.grid.box_2d) < np.ptp(reported.grid.box_2d) / 50
@@ -98,20 +99,22 @@ def test_a_map_that_reaches_far_does_not_stretch_the_grid() -> None:
     assert sorted(reported.known) == list(range(10))
 
 
-def test_sites_that_claim_many_points_are_left_out() -> None:
-    bent = claiming(at_site.answer_points, 2**52)
-    state, _ = drawn(range(10), bent, at_site.POINTS, suspects="exclude")
+def test_clients_that_claim_many_points_are_left_out() -> None:
+    bent = claiming(at_client.answer_points, 2**52)
+    state, _ = drawn(range(10), bent, at_client.POINTS, suspects="exclude")
     assert sorted(state.sizes) == HONEST
     exchange = InProcess(
         [
-            Site(number, SiteData(parts()[number].astype(np.float32)), {**at_site.HANDLERS, at_site.POINTS: bent})
+            Client(
+                number, ClientData(parts()[number].astype(np.float32)), {**at_client.HANDLERS, at_client.POINTS: bent}
+            )
             if number in BAD
-            else site_of(number, SiteData(parts()[number].astype(np.float32)))
+            else client_of(number, ClientData(parts()[number].astype(np.float32)))
             for number in range(10)
         ]
     )
-    with pytest.raises(TooFewSitesError, match="7 sites are not suspected; 8 are needed"):
-        begin(exchange, EmbeddingOptions(method="fedavg", neighbours=3, suspects="exclude"), at_least=8)
+    with raises_naming(TooFewClientsError, "7", "8"):
+        begin(exchange, EmbeddingOptions(method="fedavg", neighbors=3, suspects="exclude"), at_least=8)
 
 
 def test_the_middle_of_arrays() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from fuzz_run import Target, Trial
 from fuzz_values import mutated, odd_number, odd_value
 
+from foveate.core.errors import UserError
 from foveate.records import boxes as b
 from foveate.records.geometry import (
     Letterbox,
@@ -20,11 +21,10 @@ from foveate.records.geometry import (
 from foveate.records.importers.regions import read_region
 from foveate.records.importers.sample import Problem
 from foveate.records.rows import check_row, region_row
-from foveate.settings.errors import UserError
 
 
 def _number(random: Random, scale: float = 1.0) -> float:
-    """Mostly a number near the picture, at times any float."""
+    """Mostly a number near the image, at times any float."""
     choice = random.random()
     if choice < 0.6:
         return random.uniform(-0.1, 1.1) * scale
@@ -61,7 +61,7 @@ def typed(trial: Trial) -> str:
     elif form == 2:
         box = b.Box.from_xywh(b.PixelXYWH(*values), width, height, clipped=clipped)
     else:
-        box = b.Box.from_centre(b.CentreBox(*values), clipped=clipped)
+        box = b.Box.from_center(b.CenterBox(*values), clipped=clipped)
     _legal(box)
     if form in (0, 3):
         width, height = _side(random), _side(random)
@@ -145,7 +145,7 @@ def regions(trial: Trial) -> str:
         "box": [_number(random, scale) for _ in range(4)],
         "phrase": "x",
         "format": random.choice(("xyxy", "xywh")),
-        "unit": random.choice(("pixel", "normalised")),
+        "unit": random.choice(("pixel", "normalized")),
         "score": random.random(),
     }
     if random.random() < 0.5:

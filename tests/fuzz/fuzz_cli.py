@@ -12,14 +12,14 @@ from random import Random
 from typing import Any
 
 import click
+from fuzz_images import good
 from fuzz_models import home
-from fuzz_pictures import good
 from fuzz_run import Target, Trial
 from fuzz_values import odd_text
 
 from foveate.cli.main import cli, main
-from foveate.settings import progress
-from foveate.settings.errors import UserError
+from foveate.core import progress
+from foveate.core.errors import UserError
 
 # What these do for minutes is not what arguments break: they end where the work would begin.
 _LONG = (
@@ -84,7 +84,7 @@ _WORDS = (
     "train=nan",
     "words=2",
     "words=-1",
-    "colour=red",
+    "color=red",
     "open_clip",
     "onnx",
     "auto",
@@ -165,7 +165,7 @@ def words_for(random: Random) -> list[str]:
 
 
 def arguments(trial: Trial) -> str:
-    """One argument vector, in a folder that has a collection, a model, an index, pictures and a table."""
+    """One argument vector, in a folder that has a collection, a model, an index, images and a table."""
     random, place = trial.random, trial.folder
     for name in ("c", "m", "i"):
         if random.random() < 0.8:

@@ -1,4 +1,4 @@
-"""Pictures and collections made hostile, as a model's input reads them: decoding, placing, sampling, batching."""
+"""Images and collections made hostile, as a model's input reads them: decoding, placing, sampling, batching."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fuzz_pictures import good, picture, whole
+from fuzz_images import good, random_image, whole
 from fuzz_run import Target, Trial
 from fuzz_values import as_json, damaged, mutated, odd_number, odd_text
 
+from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.records.pictures import BadPicture, check, decode, decode_fraction, examine
+from foveate.records.images import BadImage, check, decode, decode_fraction, examine
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
 
 
 def _check_words(problem: UserError) -> None:
@@ -33,18 +33,18 @@ def _check_words(problem: UserError) -> None:
     assert getattr(problem, "reason", "none")
 
 
-def pictures(trial: Trial) -> str:
-    """Bytes that want to be a picture, read in all ways that there are."""
-    random, data = trial.random, picture(trial.random)
-    (trial.folder / "picture").write_bytes(data)
+def images(trial: Trial) -> str:
+    """Bytes that want to be an image, read in all ways that there are."""
+    random, data = trial.random, random_image(trial.random)
+    (trial.folder / "image").write_bytes(data)
     try:
         examined = examine(data)
-    except BadPicture as problem:
+    except BadImage as problem:
         _check_words(problem)
         for read in (check, decode, functools.partial(decode, longest_side=32)):
             try:
                 read(data)
-            except BadPicture:
+            except BadImage:
                 continue
         return problem.reason
     info = check(data)
@@ -62,18 +62,18 @@ def pictures(trial: Trial) -> str:
 @functools.cache
 def _model() -> Any:
     import tiny
-    from foveate.vision.localiser.model import LocalisingModel
+    from foveate.vision.localizer.model import LocalizingModel
 
-    return LocalisingModel(tiny.recipe()).eval()
+    return LocalizingModel(tiny.recipe()).eval()
 
 
 @functools.cache
 def collection() -> Path:
-    """A good collection: packed and referenced pictures, texts, regions, labels, splits, one removed."""
+    """A good collection: packed and referenced images, texts, regions, labels, splits, one removed."""
     home = Path(tempfile.mkdtemp(prefix="fuzz-collection-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     outside = home / "c" / "files" / "out.jpg"
-    with CollectionWriter(home / "c", source="test", pictures_per_shard=3, created="2026-01-01") as writer:
+    with CollectionWriter(home / "c", source="test", images_per_shard=3, created="2026-01-01") as writer:
         outside.parent.mkdir()
         outside.write_bytes(good(50))
         for number, data in enumerate((*whole()[:8], good(50))):
@@ -82,7 +82,7 @@ def collection() -> Path:
                 data,
                 captions=[Caption(f"a thing number {number}")],
                 regions=[Region(Box(0.1, 0.1, 0.6, 0.7), "thing"), Region(Box(0, 0, 1, 1), "whole", label="x")],
-                labels={"colour": "red"},
+                labels={"color": "red"},
                 split="train" if number else "test",
                 location=outside if number == 8 else None,
             )
@@ -155,8 +155,8 @@ def loader(trial: Trial) -> str:
         for row in range(len(opened)):
             opened.record(row)
             try:
-                opened.picture_bytes(row, verify=random.random() < 0.3)
-            except BadPicture:
+                opened.image_bytes(row, verify=random.random() < 0.3)
+            except BadImage:
                 continue
         opened.quarantine()
         model = _model()
@@ -176,8 +176,8 @@ def writing(trial: Trial) -> str:
     """A damaged collection: an import into it, a removal from it, its inspection, its export."""
     from foveate.records.exporters.coco import export_coco
     from foveate.records.importers.folder import import_folder
-    from foveate.records.inspection import summarise
-    from foveate.records.removal import remove_pictures
+    from foveate.records.inspection import summarize
+    from foveate.records.removal import remove_images
     from foveate.records.splits import assign_splits
 
     random, place = trial.random, trial.folder / "c"
@@ -189,8 +189,8 @@ def writing(trial: Trial) -> str:
     (source / "new.jpg").write_bytes(good(7))
     steps = {
         "import": lambda: import_folder(source, place, workers=1),
-        "remove": lambda: remove_pictures(place, ["k2"]),
-        "inspect": lambda: summarise(Collection.open(place), None),
+        "remove": lambda: remove_images(place, ["k2"]),
+        "inspect": lambda: summarize(Collection.open(place), None),
         "export": lambda: export_coco(Collection.open(place), trial.folder / "out"),
         "split": lambda: assign_splits(place, fractions={"train": 0.5, "test": 0.5}, seed=1),
     }
@@ -203,7 +203,7 @@ def writing(trial: Trial) -> str:
             _check_words(problem)
             refused += 1
         except OSError as problem:
-            from foveate.settings.disk import sentence
+            from foveate.core.errors import sentence
 
             if sentence(problem) is None:
                 raise
@@ -211,6 +211,4 @@ def writing(trial: Trial) -> str:
     return f"{3 - refused} of 3 steps done"
 
 
-DECODING = {
-    one.name: one for one in (Target("pictures", pictures), Target("loader", loader), Target("writing", writing))
-}
+DECODING = {one.name: one for one in (Target("images", images), Target("loader", loader), Target("writing", writing))}

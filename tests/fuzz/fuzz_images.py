@@ -1,4 +1,4 @@
-"""Pictures of every format that is taken in, whole and hostile."""
+"""Images of every format that is taken in, whole and hostile."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SIDES = (0, 1, 2, 3, 17, 255, 5000, 8944, 8945, 20_000, 32_767, 65_535, 0x7FFFF
 
 
 def _image(mode: str, seed: int) -> Image.Image:
-    colours = np.random.default_rng(seed).integers(0, 256, (12, 18, 3), dtype=np.uint8)
-    image = Image.fromarray(colours)
+    colors = np.random.default_rng(seed).integers(0, 256, (12, 18, 3), dtype=np.uint8)
+    image = Image.fromarray(colors)
     if mode == "P+transparency":
         image = image.convert("P")
         image.info["transparency"] = 0
         return image
     if mode == "I;16":
-        return Image.fromarray(colours[..., 0].astype(np.uint16) * 257)
+        return Image.fromarray(colors[..., 0].astype(np.uint16) * 257)
     return image.convert(mode)
 
 
@@ -36,7 +36,7 @@ def _saved(image: Image.Image, format: str, **options: object) -> bytes:
 
 @functools.cache
 def whole() -> tuple[bytes, ...]:
-    """One picture of each kind."""
+    """One image of each kind."""
     made = []
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -67,8 +67,8 @@ def good(seed: int, side: int = 24) -> bytes:
     return _saved(_image("RGB", 100 + seed).resize((side, side * 3 // 4)), "JPEG")
 
 
-def picture(random: Random) -> bytes:
-    """Bytes that want to be a picture: whole, damaged, with a false size, of two formats, or of none."""
+def random_image(random: Random) -> bytes:
+    """Bytes that want to be an image: whole, damaged, with a false size, of two formats, or of none."""
     choice = random.random()
     if choice < 0.12:
         return random.choice(whole())
@@ -89,7 +89,7 @@ def picture(random: Random) -> bytes:
 
 
 def resized(random: Random, data: bytes) -> bytes:
-    """The picture with another size in its header; a PNG's checksum is made right again."""
+    """The image with another size in its header; a PNG's checksum is made right again."""
     width, height = random.choice(_SIDES), random.choice(_SIDES)
     content = bytearray(data)
     if data[:4] == b"\x89PNG":

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fuzz_pictures import good, picture
+from fuzz_images import good, random_image
 from fuzz_run import Target, Trial
 from fuzz_values import as_json, damaged, mutated, odd_text, odd_value
 
@@ -41,22 +41,22 @@ def _attempt(trial: Trial, name: str, source: Path, **options: Any) -> str:
     check(target, summary)
     if trial.random.random() < 0.1:
         again = formats()[name].run(source, target, workers=1, **options)
-        assert again.taken == 0, "the same import took pictures again"
+        assert again.taken == 0, "the same import took images again"
         check(target, again)
     assert {path.name for path in trial.folder.iterdir()} <= before, "files were written beside the collection"
     return "quarantined" if summary.quarantined else "taken" if summary.taken else "nothing"
 
 
 def check(target: Path, summary: ImportSummary) -> None:
-    """All rows can be read, nothing lies outside of its picture, and nothing came from outside of the source."""
+    """All rows can be read, nothing lies outside of its image, and nothing came from outside of the source."""
     assert "\n" not in "".join(summary.lines())
     secret = hashlib.sha256(SECRET).hexdigest()
     with Collection.open(target) as collection:
         for row, record in enumerate(collection):
             assert record.width > 0
             assert record.height > 0
-            assert collection.index["sha256"][row] != secret, "a picture from outside of the source was taken"
-            collection.picture_bytes(row, verify=True)
+            assert collection.index["sha256"][row] != secret, "an image from outside of the source was taken"
+            collection.image_bytes(row, verify=True)
         if summary.quarantined:
             assert len(collection.quarantine()), "counted as quarantined, but not noted"
 
@@ -69,14 +69,14 @@ def _sidecar() -> dict[str, Any]:
             {"box": [1, 2, 10, 12], "phrase": "boat", "score": 0.5},
             {
                 "box": [0.1, 0.2, 0.3, 0.4],
-                "unit": "normalised",
+                "unit": "normalized",
                 "format": "xywh",
                 "label": "b",
                 "slice": "s",
                 "source": "x",
             },
         ],
-        "labels": {"colour": "red", "number": 3},
+        "labels": {"color": "red", "number": 3},
         "group": "g",
         "split": "train",
         "url": "http://x",
@@ -103,7 +103,7 @@ def _write(path: Path, content: bytes) -> bool:
 
 
 def _links(trial: Trial, source: Path) -> None:
-    """Links, pipes and folders where pictures are expected."""
+    """Links, pipes and folders where images are expected."""
     random, place = trial.random, source / f"odd{trial.random.randrange(3)}.jpg"
     kind = random.randrange(6)
     trial.note(("odd file", kind))
@@ -127,13 +127,13 @@ def _links(trial: Trial, source: Path) -> None:
 
 
 def folder(trial: Trial) -> str:
-    """Pictures with sidecars."""
+    """Images with sidecars."""
     random, source = trial.random, trial.folder / "s"
     source.mkdir()
     for number in range(random.choice((1, 1, 2, 3))):
         name = _file_name(random)
         suffix = random.choice(("jpg", "jpg", "png", "gif", "tif", "webp", "JPG", "bmp", "svg"))
-        data = good(number) if random.random() < 0.6 else picture(random)
+        data = good(number) if random.random() < 0.6 else random_image(random)
         trial.note(name)
         _write(source / f"{name}.{suffix}", data)
         if random.random() < 0.8:
@@ -171,7 +171,7 @@ def tar(trial: Trial) -> str:
             files = {
                 random.choice(("jpg", "png", "JPG", "webp")): good(number)
                 if random.random() < 0.5
-                else picture(random),
+                else random_image(random),
                 "json": as_json(random, mutated(random, {**_sidecar(), "key": name})),
                 "txt": odd_text(random).encode("utf-8", "surrogatepass"),
                 random.choice(("cls", "seg.png", "npy", "txt")): b"3",
@@ -208,7 +208,7 @@ def _coco() -> dict[str, Any]:
         for n in (1, 2)
         for place in (0, 1)
     ]
-    captions = [{"id": n, "image_id": n, "caption": f"picture {n}"} for n in (1, 2)]
+    captions = [{"id": n, "image_id": n, "caption": f"image {n}"} for n in (1, 2)]
     categories = [
         {"id": 3, "name": "car", "supercategory": "vehicle"},
         {"id": 4, "name": "aerosol_can", "synonyms": ["can"], "def": "a can", "frequency": "r"},
@@ -216,9 +216,9 @@ def _coco() -> dict[str, Any]:
     return {"images": images, "annotations": annotations + captions, "categories": categories}
 
 
-def _pictures(trial: Trial, place: Path, names: tuple[str, ...]) -> None:
+def _images(trial: Trial, place: Path, names: tuple[str, ...]) -> None:
     for number, name in enumerate(names):
-        _write(place / name, good(number) if trial.random.random() < 0.85 else picture(trial.random))
+        _write(place / name, good(number) if trial.random.random() < 0.85 else random_image(trial.random))
     if trial.random.random() < 0.1:
         _links(trial, place)
 
@@ -234,7 +234,7 @@ def _coco_like(trial: Trial, name: str, file: str, folder_of: str) -> str:
         if isinstance(first, dict):
             first["file_name"] = random.choice((*_ESCAPES, str(trial.folder / "secret.jpg")))
             first["coco_url"] = f"http://x/{first['file_name']}"
-    _pictures(trial, source / folder_of, ("1.jpg", "2.jpg"))
+    _images(trial, source / folder_of, ("1.jpg", "2.jpg"))
     _write(source / file, as_json(random, content))
     options: dict[str, Any] = {}
     if random.random() < 0.2:
@@ -273,7 +273,7 @@ def visual_genome(trial: Trial) -> str:
     images = mutated(random, images) if which != 1 else images
     if random.random() < 0.2 and isinstance(images, list) and images and isinstance(images[0], dict):
         images[0]["url"] = random.choice(("https://x/../secret.jpg", "/../1.jpg", "https://x/VG/../1.jpg"))
-    _pictures(trial, source / "VG_100K", ("1.jpg", "2.jpg"))
+    _images(trial, source / "VG_100K", ("1.jpg", "2.jpg"))
     _write(source / "image_data.json", as_json(random, images))
     _write(source / "region_descriptions.json", as_json(random, mutated(random, regions) if which else regions))
     return _attempt(trial, "visual-genome", source)
@@ -289,7 +289,7 @@ def _cell(random: Random, number: int) -> str:
 def table(trial: Trial) -> str:
     """CSV and TSV by text and by bytes, Parquet by types."""
     random, source = trial.random, trial.folder / "s"
-    _pictures(trial, source, ("0.jpg", "1.jpg"))
+    _images(trial, source, ("0.jpg", "1.jpg"))
     names = random.choice(
         (("path", "caption", "boxes"), ("filepath", "title"), ("image", "text", "regions", "n"), ("a", "b"))
     )
@@ -377,13 +377,13 @@ def _parquet_table(trial: Trial, source: Path, names: tuple[str, ...], rows: lis
 
 
 def datasets(trial: Trial) -> str:
-    """Parquet with pictures in it, as the hub has it."""
+    """Parquet with images in it, as the hub has it."""
     random, source = trial.random, trial.folder / "s"
     source.mkdir()
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells: list[Any] = []
     for number in range(random.choice((0, 1, 2, 4))):
-        data = good(number) if random.random() < 0.6 else picture(random)
+        data = good(number) if random.random() < 0.6 else random_image(random)
         cells.append(
             random.choice(
                 (
@@ -406,9 +406,9 @@ def datasets(trial: Trial) -> str:
     return _attempt(trial, "datasets", source)
 
 
-def recognise(trial: Trial) -> str:
+def recognize(trial: Trial) -> str:
     """Telling the format of files and folders of any name and content."""
-    from foveate.records.importers.formats import recognised_format
+    from foveate.records.importers.formats import recognized_format
 
     random, names = (
         trial.random,
@@ -417,7 +417,9 @@ def recognise(trial: Trial) -> str:
     place = trial.folder / "s"
     place.mkdir()
     for _ in range(random.choice((0, 1, 2))):
-        content = random.choice((as_json(random, odd_value(random)), picture(random), b"PAR1" + bytes(20) + b"PAR1"))
+        content = random.choice(
+            (as_json(random, odd_value(random)), random_image(random), b"PAR1" + bytes(20) + b"PAR1")
+        )
         if random.random() < 0.8:
             _write(place / random.choice(names), content)
         else:
@@ -427,7 +429,7 @@ def recognise(trial: Trial) -> str:
         [str(place), *inside, str(place / "none"), str(place / "{0..3}.tar"), odd_text(random).replace("/", "_")]
     )
     trial.note(source)
-    return recognised_format(source)[0].name
+    return recognized_format(source)[0].name
 
 
 IMPORTS = {
@@ -440,6 +442,6 @@ IMPORTS = {
         Target("visual-genome", visual_genome),
         Target("table", table),
         Target("datasets", datasets),
-        Target("recognise", recognise),
+        Target("recognize", recognize),
     )
 }

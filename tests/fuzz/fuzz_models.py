@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from fuzz_decoding import collection, with_odd_cells
-from fuzz_pictures import good, picture
+from fuzz_images import good, random_image
 from fuzz_run import Target, Trial
 from fuzz_values import as_json, damaged, mutated, odd_number, odd_text
 
@@ -28,7 +28,7 @@ def home() -> Path:
     import tiny
     from foveate.pretrain.searching.index import build_index
     from foveate.pretrain.train import build_model
-    from foveate.vision.localiser.folder import save_model
+    from foveate.vision.localizer.folder import save_model
 
     place = Path(tempfile.mkdtemp(prefix="fuzz-home-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
@@ -59,7 +59,7 @@ def _hurt_weights(random: Random, data: bytes) -> bytes:
 
 def models(trial: Trial) -> str:
     """A model folder: config.json and the rest changed by value, type and byte, weights cut and damaged."""
-    from foveate.vision.localiser.folder import load_model
+    from foveate.vision.localizer.folder import load_model
 
     random, place = trial.random, trial.folder / "m"
     shutil.copytree(home() / "m", place)
@@ -93,7 +93,7 @@ def _query(trial: Trial) -> Any:
 
     random = trial.random
     words = odd_text(random) if random.random() < 0.7 else None
-    shown = picture(random) if random.random() < 0.4 else good(3) if random.random() < 0.4 else None
+    shown = random_image(random) if random.random() < 0.4 else good(3) if random.random() < 0.4 else None
     box: Any = None
     if random.random() < 0.3:
         numbers = [odd_number(random) if random.random() < 0.3 else random.random() for _ in range(4)]
@@ -101,23 +101,23 @@ def _query(trial: Trial) -> Any:
         box = random.choice((Box, PixelBox))(*numbers)
     weights = {}
     if random.random() < 0.3:
-        weights[random.choice(("words", "picture", "box", "minus", "x"))] = random.choice(
+        weights[random.choice(("words", "image", "box", "minus", "x"))] = random.choice(
             (0.0, -1.0, 1e-300, 1e308, math.nan, 2.0)
         )
     minus = odd_text(random) if random.random() < 0.2 else None
     trial.note((words, minus, weights, shown is not None))
-    return Query(words=words, picture=shown, box=box, minus=minus, weights=weights)
+    return Query(words=words, image=shown, box=box, minus=minus, weights=weights)
 
 
 @functools.cache
 def _encoder() -> Any:
-    from foveate.vision.localiser.folder import load_model
+    from foveate.vision.localizer.folder import load_model
 
     return load_model(home() / "m", device="cpu")
 
 
 def queries(trial: Trial) -> str:
-    """Words, pictures, boxes and weights of every kind, asked of a good index."""
+    """Words, images, boxes and weights of every kind, asked of a good index."""
     from foveate.pretrain.searching.search import Index, search
 
     random = trial.random
@@ -126,8 +126,8 @@ def queries(trial: Trial) -> str:
         _query(trial),
         _encoder(),
         count=random.choice((1, 5, 1000)),
-        kind=random.choice(("both", "pictures", "regions")),
-        per_picture=random.choice((1, 3, 50)),
+        kind=random.choice(("both", "images", "regions")),
+        per_image=random.choice((1, 3, 50)),
         backend="exact",
     )
     for hit in hits:
@@ -163,8 +163,8 @@ def indexes(trial: Trial) -> str:
     if random.random() < 0.3:
         build_index(home() / "m", home() / "c", place, device="cpu")
     opened = Index.open(place, collection=home() / "c")
-    kind = random.choice(("both", "pictures", "regions"))
-    search(opened, Query(words="a thing"), _encoder(), count=5, kind=kind, per_picture=2, backend="exact")
+    kind = random.choice(("both", "images", "regions"))
+    search(opened, Query(words="a thing"), _encoder(), count=5, kind=kind, per_image=2, backend="exact")
     return "answered"
 
 

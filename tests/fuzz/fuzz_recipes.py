@@ -9,7 +9,7 @@ import yaml
 from fuzz_run import Target, Trial
 from fuzz_values import damaged, mutated, odd_text, odd_value
 
-from foveate.settings.recipes import dump, load, recipe_names, recipe_path, validate
+from foveate.core.recipes import dump, load, recipe_names, recipe_path, validate
 
 _LINES = (
     "a: &a [*a]",
@@ -56,7 +56,7 @@ def _laughs(depth: int, width: int) -> str:
     """Aliases of aliases, which would be 10 ** depth entries written out."""
     lines = ["a0: &a0 [x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]" for n in range(1, depth)]
-    return "\n".join(lines) + f"\nimage_encoder: {{kind: openclip, x: *a{depth - 1}}}\ntraining: *a{depth - 1}\n"
+    return "\n".join(lines) + f"\nimage_encoder: {{kind: open_clip, x: *a{depth - 1}}}\ntraining: *a{depth - 1}\n"
 
 
 @functools.cache

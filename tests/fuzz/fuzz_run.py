@@ -28,8 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
-from foveate.settings.disk import sentence
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError, sentence
 
 CPU_SECONDS = 10.0
 CLOCK_SECONDS = 120.0
@@ -195,7 +194,7 @@ def _watch() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet_disk() -> Iterator[None]:
     """No progress, and no waiting for the disk: that files last is the subject of other tests."""
-    from foveate.settings import progress
+    from foveate.core import progress
 
     fsync, quiet = os.fsync, progress._quiet
     os.fsync = lambda descriptor: None

@@ -19,7 +19,7 @@ from fuzz_recipes import RECIPES
 from fuzz_run import Target, Trial, run
 from PIL import Image
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from verbs import sub_verbs
 
 TARGETS = IMPORTS | DECODING | BOXES | RECIPES | MODELS | CLI
@@ -32,8 +32,8 @@ COUNTS = {
     "visual-genome": 800,
     "table": 1200,
     "datasets": 800,
-    "recognise": 600,
-    "pictures": 4000,
+    "recognize": 600,
+    "images": 4000,
     "loader": 600,
     "writing": 500,
     "boxes": 2500,
@@ -54,8 +54,8 @@ _FAST = {
     "lvis": 5,
     "visual-genome": 8,
     "table": 12,
-    "recognise": 20,
-    "pictures": 60,
+    "recognize": 20,
+    "images": 60,
 }
 _FAST |= {"boxes": 80, "box-arrays": 50, "geometry": 40, "regions": 80, "recipes": 12, "overrides": 12}
 

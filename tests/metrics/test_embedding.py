@@ -10,10 +10,10 @@ from scipy.spatial.distance import pdist
 from sklearn.manifold import trustworthiness as sklearn_trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
 
-from foveate.metrics import embedding, neighbours
-from foveate.metrics.neighbours import nearest
-from foveate.metrics.steadiness import reliability, shared_neighbours
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from foveate.metrics import embedding, neighbors
+from foveate.metrics.neighbors import nearest
+from foveate.metrics.steadiness import reliability, shared_neighbors
 
 RANDOM = np.random.default_rng(0)
 POINTS = RANDOM.normal(size=(90, 6))
@@ -38,7 +38,7 @@ def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         embedding.distance_correlation(POINTS, MAP),
         nearest(POINTS, 4).tolist(),
     )
-    monkeypatch.setattr(neighbours, "_DISTANCES_PER_BLOCK", 700)
+    monkeypatch.setattr(neighbors, "_DISTANCES_PER_BLOCK", 700)
     assert whole == (
         embedding.trustworthiness(POINTS, MAP, k=5),
         pytest.approx(embedding.distance_correlation(POINTS, MAP), abs=1e-12),
@@ -53,7 +53,7 @@ def test_nearest_is_brute_force_with_ties_to_the_lower_index(seed: int, rows: in
     points = np.random.default_rng(seed).integers(0, 3, size=(rows, 2)).astype(float)
     squared = ((points[:, None] - points[None]) ** 2).sum(axis=2)
     expected = [sorted((d, j) for j, d in enumerate(row) if j != i)[:k] for i, row in enumerate(squared)]
-    # Centring these points is not exact: only sets of equal distances may differ in order by rounding.
+    # Centering these points is not exact: only sets of equal distances may differ in order by rounding.
     found = nearest(points, k)
     for i, row in enumerate(expected):
         assert [squared[i, j] for j in found[i]] == [d for d, _ in row]
@@ -99,9 +99,9 @@ def test_foreign_share_counts_other_owners() -> None:
     assert embedding.foreign_share(line, ["a", "b"] * 4, k=2) == pytest.approx((6 * 1.0 + 2 * 0.5) / 8)
 
 
-def test_shared_neighbours_by_hand() -> None:
+def test_shared_neighbors_by_hand() -> None:
     line = np.array([[0.0], [1.0], [2.1], [10.0]])
-    found, similarity = shared_neighbours(line, 2)
+    found, similarity = shared_neighbors(line, 2)
     assert found.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
     # Weights 3 and 2: points 0 and 1 share only point 2, second for both; 2 * 2 of 3 * 3 + 2 * 2.
     assert similarity[0, 1] == pytest.approx(4 / 13)
@@ -110,8 +110,8 @@ def test_shared_neighbours_by_hand() -> None:
 
 def test_a_torn_map_is_less_cohesive_and_a_merged_one_less_steady() -> None:
     random = np.random.default_rng(1)
-    centres = 20 * random.normal(size=(4, 8))
-    points = np.concatenate([centre + random.normal(size=(40, 8)) for centre in centres])
+    centers = 20 * random.normal(size=(4, 8))
+    points = np.concatenate([center + random.normal(size=(40, 8)) for center in centers])
     apart = np.concatenate([10.0 * np.array([i % 2, i // 2]) + random.normal(size=(40, 2)) for i in range(4)])
     merged = random.normal(size=(160, 2))
     good, bad = (reliability(points, one, np.random.default_rng(0), iterations=40) for one in (apart, merged))
@@ -125,7 +125,7 @@ def test_a_torn_map_is_less_cohesive_and_a_merged_one_less_steady() -> None:
         (lambda: embedding.trustworthiness(POINTS, MAP[:5], k=2), "5 map points for 90 points"),
         (lambda: embedding.knn_accuracy(MAP, LABELS[:3], k=2), "labels have the shape"),
         (lambda: embedding.knn_accuracy(MAP, LABELS, k=2, test_map_Md=MAP), "go together"),
-        (lambda: embedding.neighbourhood_hit(np.full((5, 2), np.nan), [0] * 5, k=2), "row 0 holds NaN"),
+        (lambda: embedding.neighborhood_hit(np.full((5, 2), np.nan), [0] * 5, k=2), "row 0 holds NaN"),
         (lambda: embedding.distance_correlation(POINTS[:2], MAP[:2]), "at least 3 points"),
         (lambda: nearest(POINTS, 90), "allowed are 1 to 89"),
         (lambda: nearest(POINTS, 2, queries_MD=MAP), "queries have 2 features"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from foveate.core.errors import UserError
 from foveate.metrics.classification import mean_class_accuracy
 from foveate.metrics.intervals import (
     Interval,
@@ -18,7 +19,7 @@ from foveate.metrics.intervals import (
     paired_difference,
     seed_interval,
 )
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 
 def width(interval: Interval) -> float:
@@ -60,21 +61,21 @@ def test_bootstrap_agrees_with_scipy() -> None:
 
 
 def test_bootstrap_over_clusters_covers_the_truth_and_over_samples_does_not() -> None:
-    """Regions of one picture share its luck: 40 pictures of 5 regions with a common part."""
+    """Regions of one image share its luck: 40 images of 5 regions with a common part."""
     rng = np.random.default_rng(2)
-    pictures = np.repeat(np.arange(40), 5)
-    by_picture, by_region = [], []
+    images = np.repeat(np.arange(40), 5)
+    by_image, by_region = [], []
     for trial in range(300):
-        values = rng.normal(0, 1, 40)[pictures] + rng.normal(0, 0.5, 200)
-        by_picture.append(holds(bootstrap_interval(values, seed=trial, groups_N=pictures, resamples=300), 0))
+        values = rng.normal(0, 1, 40)[images] + rng.normal(0, 0.5, 200)
+        by_image.append(holds(bootstrap_interval(values, seed=trial, groups_N=images, resamples=300), 0))
         by_region.append(holds(bootstrap_interval(values, seed=trial, resamples=300), 0))
-    assert 0.88 < np.mean(by_picture) < 0.98
+    assert 0.88 < np.mean(by_image) < 0.98
     assert np.mean(by_region) < 0.75
 
 
 def test_same_seed_same_interval_whatever_the_names_of_the_groups() -> None:
     values = np.random.default_rng(3).random(30)
-    groups = [f"picture-{row // 3}" for row in range(30)]
+    groups = [f"image-{row // 3}" for row in range(30)]
     first = bootstrap_interval(values, seed=7, groups_N=groups)
     assert first == bootstrap_interval(values, seed=7, groups_N=np.arange(30) // 3)
     assert first != bootstrap_interval(values, seed=8, groups_N=groups)
@@ -130,15 +131,15 @@ def test_too_little_data_gives_no_interval() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="at least one value"):
         bootstrap_interval([], seed=0)
-    with pytest.raises(UserError, match="value 1 is not a finite number"):
+    with raises_naming(UserError, "1"):
         bootstrap_interval([0.1, np.nan], seed=0)
-    with pytest.raises(UserError, match="groups for 1"):
+    with raises_naming(UserError, "1"):
         bootstrap_interval([0.1, 0.2], seed=0, groups_N=["a"])
-    with pytest.raises(UserError, match="confidence level 95"):
+    with raises_naming(UserError, "95"):
         seed_interval([0.1, 0.2], level=95)
     with pytest.raises(UserError, match="resamples"):
         bootstrap_interval([0.1, 0.2], seed=0, resamples=0)
     with pytest.raises(UserError, match="same samples"):
         paired_difference([0.1], [0.1, 0.2], seed=0)
-    with pytest.raises(UserError, match="slices for 1"):
+    with raises_naming(UserError, "1"):
         interval_by_slice([0.1, 0.2], ["a"], seed=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foveate.core.errors import UserError
 from foveate.metrics.agreement import (
     agreement,
     compare_ensembles,
@@ -17,7 +18,7 @@ from foveate.metrics.agreement import (
     mean_disagreement,
     pairs,
 )
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "petl"
 CASES = json.loads((FOLDER / "agreement_ensemble.json").read_text(encoding="utf-8"))["cases"]
@@ -75,9 +76,9 @@ def test_mistakes(logits: np.ndarray, labels: list[int], sentence: str) -> None:
 
 def test_mistakes_of_options() -> None:
     logits = np.zeros((1, 2, 2))
-    with pytest.raises(UserError, match="did you mean 'votes'"):
+    with raises_naming(UserError, "votes"):
         ensemble(logits, rule="vote")
     with pytest.raises(UserError, match="at least two models"):
         mean_disagreement(logits)
-    with pytest.raises(UserError, match="allowed are 1 to 2"):
+    with raises_naming(UserError, "1", "2"):
         confident_regions(logits, [0, 0], most=3, right=True)

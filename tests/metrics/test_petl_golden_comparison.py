@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from foveate.core.errors import UserError
 from foveate.metrics.comparison import group_means, last_of_best, operating_points, relative_spread, unbeaten
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "petl"
 
@@ -70,7 +71,7 @@ def test_whoever_is_not_on_the_front_is_beaten_by_somebody_on_it(place: str) -> 
 
 
 def test_mistakes() -> None:
-    with pytest.raises(UserError, match="group 'a': no value for task 'y'"):
+    with raises_naming(UserError, "a", "y"):
         group_means({"x": 1.0}, {"a": ["x", "y"]})
     with pytest.raises(UserError, match="at least two"):
         relative_spread([1.0])

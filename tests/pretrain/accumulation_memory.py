@@ -14,7 +14,7 @@ from batches import build_task, make_batch
 
 from foveate.training.accumulation import forward_and_backward
 
-PICTURES = 64
+IMAGES = 64
 
 
 def peak_kb() -> int:
@@ -27,7 +27,7 @@ def main() -> None:
     task = build_task(image_encoder={"vision": vision}, regions={"prompter": {"pool": "all"}})
     forward_and_backward(task, task, make_batch(task.model, (2, 2)), parts=1, precision=None)
     task.zero_grad(set_to_none=True)
-    batch = make_batch(task.model, (2,) * PICTURES)
+    batch = make_batch(task.model, (2,) * IMAGES)
     before = peak_kb()
     forward_and_backward(task, task, batch, parts=int(sys.argv[1]), precision=None)
     print((peak_kb() - before) / 1024)

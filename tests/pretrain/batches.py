@@ -9,10 +9,10 @@ import torch
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.texts import text_id
 from foveate.pretrain.train import build_model
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.model import LocalizingModel
 from tiny import recipe
 
-# The first four pictures carry all regions, unevenly; the others none, so that one of two ranks has none.
+# The first four images carry all regions, unevenly; the others none, so that one of two ranks has none.
 COUNTS = (3, 1, 0, 2, 0, 0, 0, 0)
 
 
@@ -26,12 +26,12 @@ def build_task(**changes: Any) -> PretrainTask:
     return PretrainTask(model).train()
 
 
-def make_batch(model: LocalisingModel, counts: tuple[int, ...] = COUNTS, *, same_phrase: bool = True) -> dict[str, Any]:
-    """Random pictures with texts, and `counts` regions; two phrases are equal unless told otherwise."""
+def make_batch(model: LocalizingModel, counts: tuple[int, ...] = COUNTS, *, same_phrase: bool = True) -> dict[str, Any]:
+    """Random images with texts, and `counts` regions; two phrases are equal unless told otherwise."""
     random = torch.Generator().manual_seed(5)
     size = model.image_encoder.preprocess.size
     total = sum(counts)
-    texts = [f"picture number {index}" for index in range(len(counts))]
+    texts = [f"image number {index}" for index in range(len(counts))]
     phrases = [f"thing {index}" for index in range(total)]
     if same_phrase and total > 3:
         phrases[3] = phrases[0]
@@ -49,13 +49,13 @@ def make_batch(model: LocalisingModel, counts: tuple[int, ...] = COUNTS, *, same
     }
 
 
-def reordered(batch: dict[str, Any], pictures: list[int], *, backwards: bool = False) -> dict[str, Any]:
-    """The chosen pictures of a batch, in that order, each with its regions (backwards if wanted)."""
+def reordered(batch: dict[str, Any], images: list[int], *, backwards: bool = False) -> dict[str, Any]:
+    """The chosen images of a batch, in that order, each with its regions (backwards if wanted)."""
     regions, index = [], []
-    for place, picture in enumerate(pictures):
-        own = (batch["image_index_R"] == picture).nonzero()[:, 0].tolist()
+    for place, image in enumerate(images):
+        own = (batch["image_index_R"] == image).nonzero()[:, 0].tolist()
         regions += reversed(own) if backwards else own
         index += [place] * len(own)
-    chosen = {name: batch[name][pictures] for name in ("image", "text", "counts_B", "lost_B")}
+    chosen = {name: batch[name][images] for name in ("image", "text", "counts_B", "lost_B")}
     moved = {name: batch[name][regions] for name in ("boxes_R4", "region_text", "phrase_ids_R")}
     return {**chosen, **moved, "image_index_R": torch.tensor(index, dtype=torch.int64)}

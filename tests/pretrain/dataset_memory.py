@@ -30,8 +30,8 @@ from foveate.records.geometry import View
 
 
 def made_collection(rows: int) -> Collection:
-    """`rows` pictures that are not there, each with a caption of its own and three regions."""
-    keys = pa.array([f"picture-{row:09d}" for row in range(rows)])
+    """`rows` images that are not there, each with a caption of its own and three regions."""
+    keys = pa.array([f"image-{row:09d}" for row in range(rows)])
     empty, zero = pa.array([""] * rows), np.zeros(rows)
     index: dict[str, Any] = {
         field.name: empty if field.type == pa.string() else pa.array(zero.astype(field.type.to_pandas_dtype()))
@@ -42,7 +42,7 @@ def made_collection(rows: int) -> Collection:
     with tempfile.TemporaryDirectory() as folder:
         collection = Collection.open(tiny.make_collection(Path(folder) / "shapes"))
     collection._table = pa.table(index, tables.INDEX)
-    captions = [f"a long caption of picture {row} with enough words that it costs something" for row in range(rows)]
+    captions = [f"a long caption of image {row} with enough words that it costs something" for row in range(rows)]
     texts = {"key": keys, "kind": pa.array(["alt"] * rows), "text": pa.array(captions), "request": empty}
     regions: dict[str, Any] = {
         "key": pa.array(np.repeat(keys.to_numpy(zero_copy_only=False), 3)),

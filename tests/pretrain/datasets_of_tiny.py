@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import tiny
+from foveate.core.files import write_bytes_atomically
 from foveate.pretrain.dataset import PretrainDataset
 from foveate.pretrain.train import build_dataset, build_model
 from foveate.records.collection import Collection
-from foveate.settings.files import write_bytes_atomically
 from foveate.vision import store
 
 LITE0 = {"kind": "lite0", "image_size": 64, "width": 32}

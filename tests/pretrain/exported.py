@@ -10,28 +10,28 @@ import torch
 
 import tiny
 from foveate.pretrain.train import build_model
-from foveate.vision.localiser.folder import load_model, save_model
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.folder import load_model, save_model
+from foveate.vision.localizer.model import LocalizingModel
 
 PROVENANCE = {
     "collection": "shapes",
-    "licence": "CC0-1.0",
+    "license": "CC0-1.0",
     "split": "train",
-    "pictures": 16,
+    "images": 16,
     "command": ["foveate", "pretrain", "tiny.yaml", "--collection", "my shapes"],
     "revision": "Foveate 0.1.0, commit 0123456789ab",
 }
 METRICS = {
     "collection": "shapes",
     "split": "test",
-    "pictures": 10,
+    "images": 10,
     "regions": 18,
     "table": [
         {
             "question": "where is it: IoU",
             "data": "seen",
             "n": 18,
-            "values": {"cloc": {"value": 0.4321, "low": 0.4, "high": 0.5}, "centre": {"value": 0.2, "low": None}},
+            "values": {"cloc": {"value": 0.4321, "low": 0.4, "high": 0.5}, "center": {"value": 0.2, "low": None}},
         }
     ],
 }
@@ -47,7 +47,7 @@ def saved(folder: Path, *, metrics: dict[str, Any] | None = None, **changes: Any
     return save_model(model, folder, metrics=metrics, provenance=PROVENANCE)
 
 
-def opened(folder: Path) -> LocalisingModel:
+def opened(folder: Path) -> LocalizingModel:
     return load_model(folder, device="cpu")
 
 

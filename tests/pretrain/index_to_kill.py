@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from foveate.core import progress
 from foveate.pretrain.searching import index, merge
-from foveate.settings import progress
 
 progress.configure(quiet=True)
 
@@ -20,7 +20,7 @@ def prepare(model: str) -> None:
 
 
 def make(model: str, collection: str, out: str, part: int = 3) -> None:
-    """An index in parts of so many pictures and segments of 25 rows."""
+    """An index in parts of so many images and segments of 25 rows."""
     torch.set_num_threads(1)
     index.PART, merge.SEGMENT_ROWS = part, 25
     index.build_index(Path(model), Path(collection), Path(out))

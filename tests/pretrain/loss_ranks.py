@@ -63,7 +63,7 @@ def golden_inputs(dtype: torch.dtype) -> Values:
 
 def region_losses(values: Mapping[str, Tensor], *, loss: str, filter_name: str, chunk: int | None) -> Values:
     """All that the loss says, and the sum of region loss and grounding under "loss"; both divisors are used."""
-    fixed: dict[str, Any] = {"normalise": "fixed", "M": 4, "N": 8}
+    fixed: dict[str, Any] = {"normalize": "fixed", "M": 4, "N": 8}
     found = sharded_region_text_loss(
         values["z"],
         values["t"],
@@ -127,7 +127,7 @@ def pair_case(loss: str, dtype: torch.dtype, chunk: int | None, rows: slice = sl
 
 
 def task_flops(rank: int = 0, world: int = 1) -> Values:
-    """FLOPs of `loss_of` and its backward pass, in a batch where every picture has two regions."""
+    """FLOPs of `loss_of` and its backward pass, in a batch where every image has two regions."""
     task = build_task(regions={"filter": "embedding"})
     whole = make_batch(task.model, EVEN, same_phrase=False)
     share = len(EVEN) // world

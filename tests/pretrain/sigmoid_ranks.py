@@ -19,7 +19,7 @@ from foveate.training import distributed
 
 
 def inputs() -> dict[str, torch.Tensor]:
-    """Eight pictures and texts, five regions, float64."""
+    """Eight images and texts, five regions, float64."""
     random = torch.Generator().manual_seed(3)
     made = {name: torch.randn(8, 6, generator=random, dtype=torch.float64) for name in ("image", "text")}
     made |= {name: torch.randn(5, 6, generator=random, dtype=torch.float64) for name in ("z", "t")}

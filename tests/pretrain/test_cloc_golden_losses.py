@@ -83,14 +83,14 @@ def test_region_text_loss(case: dict[str, Any], dtype: torch.dtype, filtered: st
     torch.testing.assert_close(gradients[0], dz, **close)
     torch.testing.assert_close(gradients[1], dt, **close)
     torch.testing.assert_close(gradients[2].item(), expected["ds"], **close)
-    fixed = losses.region_text_loss(z, t, scale, normalise="fixed", M=case["M"], N=len(case["counts"]), **options)
+    fixed = losses.region_text_loss(z, t, scale, normalize="fixed", M=case["M"], N=len(case["counts"]), **options)
     torch.testing.assert_close(fixed.loss.item(), expected["loss_fixed"], **close)
     if result.mask_RR is not None:
         assert torch.equal(result.mask_RR, mask)
     R = case["R"]
     assert result.masked_fraction.item() == pytest.approx(expected["n_dropped_pairs"] / max(R * (R - 1), 1))
     counts = torch.tensor(case["counts"])
-    assert losses.labelled_fraction(counts).item() == pytest.approx(case["lambda"], abs=1e-15)
+    assert losses.labeled_fraction(counts).item() == pytest.approx(case["lambda"], abs=1e-15)
 
 
 @pytest.mark.parametrize("case", cases("grounding_loss.npz"))
@@ -101,21 +101,21 @@ def test_grounding_loss(case: dict[str, Any]) -> None:
     loss = losses.grounding_loss(pred, target)
     torch.testing.assert_close(loss.item(), case["loss"], **close)
     torch.testing.assert_close(torch.autograd.grad(loss, pred)[0], d_pred, **close)
-    fixed = losses.grounding_loss(pred, target, normalise="fixed", M=case["M"], N=len(case["counts"]))
+    fixed = losses.grounding_loss(pred, target, normalize="fixed", M=case["M"], N=len(case["counts"]))
     torch.testing.assert_close(fixed.item(), case["loss_fixed"], **close)
 
 
 @pytest.mark.parametrize("case", json.loads((GOLDENS / "total_loss.json").read_text()))
 def test_total_loss(case: dict[str, Any]) -> None:
     parts = [torch.tensor(case[name], dtype=torch.float64) for name in ("clip", "region", "grounding")]
-    fraction = losses.labelled_fraction(torch.tensor(case["counts"]))
+    fraction = losses.labeled_fraction(torch.tensor(case["counts"]))
     assert fraction.item() == pytest.approx(case["lam"], abs=1e-12)
     for name, options in {
         "total": {},
         "total_lambda_scale_half": {"lambda_scale": 0.5},
         "total_no_grounding": {"grounding_weight": 0.0},
     }.items():
-        total = losses.total_loss(*parts, labelled_fraction=fraction, **options)
+        total = losses.total_loss(*parts, labeled_fraction=fraction, **options)
         assert total.item() == pytest.approx(case[name], abs=tolerance("total_loss.json", torch.float64))
 
 
@@ -135,5 +135,5 @@ def test_worked_example_of_the_specification() -> None:
     target = torch.tensor([[0.1, 0.2, 0.5, 0.6], [0, 0, 1, 1]])
     pred = torch.tensor([[0.2, 0.2, 0.4, 0.8], [0.1, 0.1, 0.9, 0.9]])
     assert losses.grounding_loss(pred, target).item() == pytest.approx(0.0125)
-    normalised = F.normalize(z, dim=-1)
-    assert losses.clip_loss(normalised, F.normalize(t, dim=-1), 10.0).item() == pytest.approx(0.3282730559, abs=5e-11)
+    normalized = F.normalize(z, dim=-1)
+    assert losses.clip_loss(normalized, F.normalize(t, dim=-1), 10.0).item() == pytest.approx(0.3282730559, abs=5e-11)

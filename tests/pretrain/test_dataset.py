@@ -1,4 +1,4 @@
-"""What a visit to a picture gives: drawn regions and texts, boxes that move with the view."""
+"""What an epoch to an image gives: drawn regions and texts, boxes that move with the view."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import torch
 from datasets_of_tiny import RANDOM_VIEWS, make
 
 import tiny
+from foveate.core.errors import UserError
 from foveate.pretrain.dataset import draw_regions
 from foveate.pretrain.texts import text_id
 from foveate.records.collection import Collection
-from foveate.settings.errors import UserError
 from foveate.training.loader import BadSample
+from naming import raises_naming
 
 
 @pytest.fixture
@@ -28,15 +29,15 @@ def collection(tiny_collection: Path) -> Collection:
 
 def test_region_draw_is_a_pure_function() -> None:
     for count in (0, 1, 4):
-        np.testing.assert_array_equal(draw_regions(count, 4, seed=0, visit=3, key="a"), np.arange(count))
-    once = draw_regions(9, 4, seed=0, visit=3, key="a")
-    np.testing.assert_array_equal(once, draw_regions(9, 4, seed=0, visit=3, key="a"))
+        np.testing.assert_array_equal(draw_regions(count, 4, seed=0, epoch=3, key="a"), np.arange(count))
+    once = draw_regions(9, 4, seed=0, epoch=3, key="a")
+    np.testing.assert_array_equal(once, draw_regions(9, 4, seed=0, epoch=3, key="a"))
     assert len(once) == 4
     assert (np.diff(once) > 0).all()
     others = [
-        draw_regions(9, 4, seed=1, visit=3, key="a"),
-        draw_regions(9, 4, seed=0, visit=4, key="a"),
-        draw_regions(9, 4, seed=0, visit=3, key="b"),
+        draw_regions(9, 4, seed=1, epoch=3, key="a"),
+        draw_regions(9, 4, seed=0, epoch=4, key="a"),
+        draw_regions(9, 4, seed=0, epoch=3, key="b"),
     ]
     assert any(not np.array_equal(once, other) for other in others)
 
@@ -44,20 +45,20 @@ def test_region_draw_is_a_pure_function() -> None:
 def test_each_region_is_drawn_equally_often() -> None:
     visits, count, most = 3000, 7, 4
     drawn = Counter(
-        int(one) for visit in range(visits) for one in draw_regions(count, most, seed=0, visit=visit, key="k")
+        int(one) for epoch in range(visits) for one in draw_regions(count, most, seed=0, epoch=epoch, key="k")
     )
     share = np.array([drawn[index] for index in range(count)]) / visits
     sigma = np.sqrt(most / count * (1 - most / count) / visits)
     assert np.abs(share - most / count).max() < 4 * sigma
 
 
-def test_rows_and_pictures_without_text(collection: Collection, tmp_path: Path) -> None:
+def test_rows_and_images_without_text(collection: Collection, tmp_path: Path) -> None:
     dataset = make(collection, tmp_path)
     assert dataset.skipped == tiny.WITHOUT_TEXT
     assert len(dataset.rows) == tiny.SPLITS["train"] - tiny.WITHOUT_TEXT
     assert {collection.record(int(row)).split for row in dataset.rows} == {"train"}
     weights = {"alt": 0.0, "title": 0.0, "poem": 1.0}
-    with pytest.raises(UserError, match=r"no picture of split 'train' has a text of the kinds poem .*data\.captions"):
+    with raises_naming(UserError, "train", "data.captions"):
         make(collection, tmp_path, data={"captions": weights})
 
 
@@ -65,8 +66,8 @@ def test_a_sample_is_a_pure_function(collection: Collection, tmp_path: Path) -> 
     first = make(collection, tmp_path, data={"views": RANDOM_VIEWS})
     second = make(collection, tmp_path, data={"views": RANDOM_VIEWS})
     for row in first.rows[:4].tolist():
-        for visit in (5, 0, 2):
-            one, two = first.sample(row, visit, 0), second.sample(row, visit, 0)
+        for epoch in (5, 0, 2):
+            one, two = first.sample(row, epoch, 0), second.sample(row, epoch, 0)
             assert one["key"] == two["key"]
             assert torch.equal(one["image"], two["image"])
             assert (one["text"], one["phrases"]) == (two["text"], two["phrases"])
@@ -77,67 +78,67 @@ def test_texts_follow_the_weights(collection: Collection, tmp_path: Path) -> Non
     dataset = make(collection, tmp_path, data={"captions": {"alt": 3.0, "title": 1.0}})
     row, drawn = int(dataset.rows[0]), Counter()
     by_text = {caption.text: caption.kind for caption in collection.captions_of(row)}
-    for visit in range(200):
-        drawn[by_text[dataset.sample(row, visit, 0)["text"]]] += 1
+    for epoch in range(200):
+        drawn[by_text[dataset.sample(row, epoch, 0)["text"]]] += 1
     assert abs(drawn["alt"] / 200 - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 200)
 
 
-def test_a_picture_without_the_drawn_kind_can_be_left_out(collection: Collection, tmp_path: Path) -> None:
+def test_an_image_without_the_drawn_kind_can_be_left_out(collection: Collection, tmp_path: Path) -> None:
     weights = {"alt": 1.0, "title": 0.0, "x": 1.0}
     dataset = make(collection, tmp_path, data={"captions": weights, "missing": "skip"})
     row, sources = int(dataset.rows[0]), ["alt"]
-    drawn = [dataset.rule.mixture.draw(sources, seed=0, visit=visit, key="train-00") for visit in range(100)]
+    drawn = [dataset.rule.mixture.draw(sources, seed=0, epoch=epoch, key="train-00") for epoch in range(100)]
     assert 30 < drawn.count(None) < 70
     assert dataset.sample(row, drawn.index("alt"), 0)["text"]
     with pytest.raises(BadSample, match="no text of a wanted kind"):
         dataset.sample(row, drawn.index(None), 0)
 
 
-def colour_at(image: torch.Tensor, box: np.ndarray) -> torch.Tensor:
-    """The colour of the middle of a box in uint8 model input [3, S, S]."""
+def color_at(image: torch.Tensor, box: np.ndarray) -> torch.Tensor:
+    """The color of the middle of a box in uint8 model input [3, S, S]."""
     size = image.shape[-1]
     x, y = (box[0] + box[2]) / 2 * size, (box[1] + box[3]) / 2 * size
     return image[:, min(int(y), size - 1), min(int(x), size - 1)].float()
 
 
 def test_boxes_move_with_the_pixels(collection: Collection, tmp_path: Path) -> None:
-    """Under crops and mirroring the middle of each box has its phrase's colour (shapes cover their middle)."""
+    """Under crops and mirroring the middle of each box has its phrase's color (shapes cover their middle)."""
     dataset = make(collection, tmp_path, data={"views": {"scale": (0.6, 1.0), "flip": 0.5}})
     looked = right = 0
     for row in dataset.rows.tolist():
-        for visit in range(4):
-            sample = dataset.sample(row, visit, 0)
+        for epoch in range(4):
+            sample = dataset.sample(row, epoch, 0)
             assert sample["boxes"].dtype == np.float32
             for box, phrase in zip(sample["boxes"], sample["phrases"], strict=True):
                 assert (box >= 0).all()
                 assert (box <= 1).all()
-                near = torch.tensor(tiny.COLOURS[phrase.split()[0]])
+                near = torch.tensor(tiny.COLORS[phrase.split()[0]])
                 looked += 1
-                right += bool((colour_at(sample["image"], box) - near).abs().max() < 70)
+                right += bool((color_at(sample["image"], box) - near).abs().max() < 70)
     assert looked > 80
     assert right > 0.93 * looked, f"{right} of {looked}"
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_damaged_pictures_become_bad_samples(cached: bool, tiny_collection: Path, tmp_path: Path) -> None:
+def test_damaged_images_become_bad_samples(cached: bool, tiny_collection: Path, tmp_path: Path) -> None:
     path = shutil.copytree(tiny_collection, tmp_path / "shapes")
     tiny.damage(path, "train-03")
     collection = Collection.open(path)
     dataset = make(collection, tmp_path / "cache", cached=cached)
-    with pytest.raises(BadSample, match="train-03: "):
+    with raises_naming(BadSample, "train-03"):
         dataset.sample(collection.row_of("train-03"), 0, 0)
     assert dataset.sample(collection.row_of("train-04"), 0, 0)["key"] == "train-04"
 
 
-def test_whole_picture_region(collection: Collection, tmp_path: Path) -> None:
-    dataset = make(collection, tmp_path, data={"whole_picture_region": True, "regions_per_picture": 1})
+def test_whole_image_region(collection: Collection, tmp_path: Path) -> None:
+    dataset = make(collection, tmp_path, data={"whole_image_region": True, "regions_per_image": 1})
     row = int(dataset.rows[0])
     assert dataset.sample(row, 0, 0)["phrases"][0] != dataset.sample(row, 0, 0)["text"], "it has regions of its own"
     dataset._row = lambda row: type(dataset._read_row(row))(dataset._read_row(row).captions, np.zeros((0, 4)), ())
     sample = dataset.sample(row, 0, 0)
     assert sample["phrases"] == [sample["text"]]
     box = sample["boxes"][0]
-    assert max(box[2] - box[0], box[3] - box[1]) == pytest.approx(1.0), "the whole picture, without the padding"
+    assert max(box[2] - box[0], box[3] - box[1]) == pytest.approx(1.0), "the whole image, without the padding"
 
 
 def test_clip_sees_no_regions(collection: Collection, tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_lost_regions_are_counted(collection: Collection, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_collection() -> None:
-    """200,000 pictures with a caption and three phrases each: some 65 MB of texts alone, as Python strings."""
+    """200,000 images with a caption and three phrases each: some 65 MB of texts alone, as Python strings."""
     script = Path(__file__).resolve().parent / "dataset_memory.py"
     said = subprocess.run([sys.executable, script, "200000"], capture_output=True, text=True, check=True).stdout
     opened, read_too = map(float, said.split())

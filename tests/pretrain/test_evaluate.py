@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import tiny
+from foveate.core.errors import UserError
 from foveate.metrics.intervals import Interval
 from foveate.pretrain import evaluate as module
 from foveate.pretrain.answers import Table, columns_of, merge_tables
@@ -22,9 +23,8 @@ from foveate.pretrain.train import build_model
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.record import Region
-from foveate.settings.errors import UserError
-from foveate.vision.localiser.asking import embed_phrases
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.asking import embed_phrases
+from foveate.vision.localizer.model import LocalizingModel
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def collection(tiny_collection: Path) -> Collection:
 
 
 @pytest.fixture(scope="module")
-def model() -> LocalisingModel:
+def model() -> LocalizingModel:
     return build_model(tiny.recipe()).eval().requires_grad_(False)
 
 
@@ -54,7 +54,7 @@ def perfect(collection: Collection, rows: np.ndarray) -> Embedded:
         bad={},
         image_NE=np.eye(64, dtype=np.float32)[: len(rows)],
         regions=regions,
-        picture_R=np.repeat(np.arange(len(rows)), [len(one) for one in per_row]),
+        image_R=np.repeat(np.arange(len(rows)), [len(one) for one in per_row]),
         boxes_R4=boxes_R4,
         z_RE=phrase_RE * 3,
         shuffled_RE=np.roll(phrase_RE, 1, axis=0),
@@ -89,13 +89,13 @@ QUESTIONS = (
     "which phrase names this box: R@10",
     "which box does this phrase name: R@10",
     "what is in this box, of all names: mAcc",
-    "which of the picture's boxes: accuracy",
+    "which of the image's boxes: accuracy",
 )
 
 
 def test_perfect_answers(known: SimpleNamespace, collection: Collection, tmp_path: Path) -> None:
     result, seen = evaluate(None, collection, name="m", samples_to=tmp_path)  # type: ignore[arg-type]
-    assert result["pictures"] == tiny.SPLITS["test"]
+    assert result["images"] == tiny.SPLITS["test"]
     assert result["regions"] == len(seen.regions)
     for question in QUESTIONS:
         found = values(result, question, "seen")
@@ -103,11 +103,11 @@ def test_perfect_answers(known: SimpleNamespace, collection: Collection, tmp_pat
         assert found["m_shuffled"] < 1, question
     where = values(result, "where is it: IoU at least .5", "seen")
     assert (where["m_head"], where["m_candidates"]) == (1, 0)
-    assert set(where) == {"m_head", "m_candidates", "centre", "random"}
+    assert set(where) == {"m_head", "m_candidates", "center", "random"}
     assert values(result, "where is it: pointing", "unseen")["m_head"] == 1
     for k in (1, 10):
-        for question in ("which text belongs to this picture", "which picture belongs to this text"):
-            assert values(result, f"{question}: R@{k}", "shapes pictures") == {"m": 1.0}
+        for question in ("which text belongs to this image", "which image belongs to this text"):
+            assert values(result, f"{question}: R@{k}", "shapes images") == {"m": 1.0}
     samples = pq.read_table(tmp_path / "regions.parquet").to_pydict()
     assert len(samples["key"]) == len(seen.regions)
     asked = [value for value in samples["iou_m_head"] if value == value]
@@ -117,7 +117,7 @@ def test_perfect_answers(known: SimpleNamespace, collection: Collection, tmp_pat
     np.testing.assert_allclose(samples["x2_m_head"], samples["x2_true"])
     retrieved = pq.read_table(tmp_path / "retrieval.parquet").to_pylist()
     assert len(retrieved) == tiny.SPLITS["test"]
-    assert all(row["which text belongs to this picture: better"] == 0 for row in retrieved)
+    assert all(row["which text belongs to this image: better"] == 0 for row in retrieved)
 
 
 def test_equal_phrases_share_their_rank(known: SimpleNamespace, collection: Collection) -> None:
@@ -146,22 +146,22 @@ def test_every_row_has_its_slice_number_and_chance(known: SimpleNamespace, colle
             assert row["chance"] == pytest.approx(1 / counts[row["data"]])
     parts = {row["data"] for row in result["table"]}
     assert parts <= {f"{part}{size}" for part in counts for size in ("", ", small", ", medium", ", large")} | {
-        "shapes pictures"
+        "shapes images"
     }
 
 
 def test_a_model_that_ignores_the_box_is_unmasked(known: SimpleNamespace, collection: Collection) -> None:
-    """One embedding per picture, whatever the box: the shuffled control and the choice among its boxes show it."""
+    """One embedding per image, whatever the box: the shuffled control and the choice among its boxes show it."""
 
     def ignore(seen: Embedded) -> None:
-        for picture in range(len(seen.rows)):
-            own = seen.picture_R == picture
+        for image in range(len(seen.rows)):
+            own = seen.image_R == image
             seen.z_RE[own] = seen.phrase_RE[own].mean(0)
         seen.shuffled_RE = seen.z_RE.copy()
 
     known.change = ignore
     result, _ = evaluate(None, collection, name="m")  # type: ignore[arg-type]
-    choice = "which of the picture's boxes: accuracy"
+    choice = "which of the image's boxes: accuracy"
     (row,) = (row for row in result["table"] if (row["question"], row["data"]) == (choice, "seen"))
     assert row["values"]["m"]["value"] <= 0.7
     assert row["chance"] == pytest.approx(0.5)
@@ -192,10 +192,10 @@ def test_zero_shot(known: SimpleNamespace, collection: Collection, monkeypatch: 
     present = sorted(set(collection.label_values("category")[collection.rows("test")]))
     assert present == categories
     result, _ = evaluate(None, collection, name="m", classes="category")  # type: ignore[arg-type]
-    assert values(result, "zero-shot category, 3 names: accuracy", "shapes pictures") == {"m": 1.0}
+    assert values(result, "zero-shot category, 3 names: accuracy", "shapes images") == {"m": 1.0}
 
 
-def test_class_embeddings_are_means_over_templates(model: LocalisingModel) -> None:
+def test_class_embeddings_are_means_over_templates(model: LocalizingModel) -> None:
     found = class_embeddings(model, ["disc", "square"], ["a {}", "the {} here"])
     raw = embed_phrases(model, ["a square", "the square here"]).numpy()
     mean = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).mean(0)
@@ -205,7 +205,7 @@ def test_class_embeddings_are_means_over_templates(model: LocalisingModel) -> No
 
 def test_baseline_boxes() -> None:
     found = baseline_boxes(50, seed=3)
-    assert (found["centre"] == [0.25, 0.25, 0.75, 0.75]).all()
+    assert (found["center"] == [0.25, 0.25, 0.75, 0.75]).all()
     random = found["random"]
     assert (random[:, :2] <= random[:, 2:]).all()
     assert ((random >= 0) & (random <= 1)).all()
@@ -220,7 +220,7 @@ def embedded(found: dict[str, list[list[float]]], phrases: list[str]) -> Embedde
         bad={},
         image_NE=np.zeros((1, 1), np.float32),
         regions=[Region(Box(*truth), phrase) for phrase in phrases],
-        picture_R=np.zeros(len(phrases), np.int64),
+        image_R=np.zeros(len(phrases), np.int64),
         boxes_R4=np.tile(truth, (len(phrases), 1)),
         found={rule: np.array(boxes) for rule, boxes in found.items()},
     )
@@ -252,13 +252,13 @@ def test_merge_tables() -> None:
 
 
 def test_columns_are_explained() -> None:
-    table = [{"values": dict.fromkeys(["cloc", "cloc_shuffled", "cloc_head", "centre"])}, {"values": {"random": 0}}]
+    table = [{"values": dict.fromkeys(["cloc", "cloc_shuffled", "cloc_head", "center"])}, {"values": {"random": 0}}]
     found = columns_of("cloc", table)
-    assert [column["key"] for column in found] == ["cloc", "cloc_shuffled", "cloc_head", "centre", "random"]
+    assert [column["key"] for column in found] == ["cloc", "cloc_shuffled", "cloc_head", "center", "random"]
     assert [column["role"] for column in found] == ["ours", "control", "ours", "control", "control"]
 
 
-def test_one_image_forward_serves_everything(model: LocalisingModel, collection: Collection) -> None:
+def test_one_image_forward_serves_everything(model: LocalizingModel, collection: Collection) -> None:
     seen: list[int] = []
     hook = model.image_encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     found = embed_collection(model, collection, collection.rows("test"))
@@ -267,14 +267,14 @@ def test_one_image_forward_serves_everything(model: LocalisingModel, collection:
     assert set(found.found) == {"head", "candidates"}
     boxes = found.found["candidates"]
     assert ((boxes >= 0) & (boxes <= 1)).all()
-    assert (boxes[:, 2:] > boxes[:, :2]).all(), "candidates lie on the picture, not on its padding"
+    assert (boxes[:, 2:] > boxes[:, :2]).all(), "candidates lie on the image, not on its padding"
     np.testing.assert_allclose(np.linalg.norm(found.image_NE, axis=1), 1, atol=1e-5)
     alone = embed_images(model, collection, collection.rows("test"))
     np.testing.assert_allclose(alone.image_NE, found.image_NE, atol=1e-6)
     assert alone.regions == []
 
 
-def test_equal_phrases_have_equal_embeddings(model: LocalisingModel, collection: Collection) -> None:
+def test_equal_phrases_have_equal_embeddings(model: LocalizingModel, collection: Collection) -> None:
     found = embed_collection(model, collection, collection.rows("test"), crops=True)
     assert found.crop_RE is not None
     assert found.crop_RE.shape == found.phrase_RE.shape
@@ -312,7 +312,7 @@ def test_kept_features_give_the_same_answers(
     assert list(tmp_path.iterdir())
 
 
-def test_an_empty_pass(model: LocalisingModel, collection: Collection) -> None:
+def test_an_empty_pass(model: LocalizingModel, collection: Collection) -> None:
     found = embed_collection(model, collection, np.zeros(0, np.int64))
     assert len(found.rows) == len(found.regions) == 0
     assert found.found["head"].shape == (0, 4)

@@ -19,18 +19,20 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 import tiny
+from foveate.core.errors import UserError
 from foveate.pretrain.beside import read_regions
 from foveate.pretrain.exporting import export, staged
 from foveate.pretrain.train import build_model
 from foveate.records.geometry import View
-from foveate.settings.errors import UserError
-from foveate.vision.localiser.folder import save_model
-from foveate.vision.openclip_transformers import clip_image_processor, clip_tokenizer
+from foveate.vision.localizer.folder import save_model
+from foveate.vision.open_clip.to_transformers import clip_image_processor, clip_tokenizer
 from foveate.vision.pixels import Preprocess
 from foveate.vision.views import placed, render
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vision"))
 import foreign  # noqa: E402
+
+from naming import raises_naming
 
 SCRIPTS = [
     "a red boat!",
@@ -81,8 +83,8 @@ def test_open_clip_loads_it_with_difference_zero(folder: Path, in_open_clip: Pat
     theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{in_open_clip}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{in_open_clip}")
     theirs.eval()
-    normalised = ours.image_encoder.normalised(noise())
-    assert torch.equal(theirs.encode_image(normalised), ours.encode_image_tokens(noise()).embedding_BE)
+    normalized = ours.image_encoder.normalized(noise())
+    assert torch.equal(theirs.encode_image(normalized), ours.encode_image_tokens(noise()).embedding_BE)
     assert torch.equal(theirs.encode_text(tokenizer(SCRIPTS)), ours.embed_texts(SCRIPTS))
     assert theirs.logit_scale.exp().item() == pytest.approx(ours.logit_scale().item())
     assert preprocess(Image.new("RGB", (50, 30))).shape == (3, 64, 64)
@@ -93,9 +95,9 @@ def test_what_the_open_clip_card_says_works(folder: Path, in_open_clip: Path) ->
     found = run_card(in_open_clip, texts_RE=torch.ones(1, 32))
     ours = opened(folder)
     tokens = ours.image_encoder(torch.zeros(1, 3, 64, 64))
-    expected = ours.encode_regions(tokens, found["boxes_R4"], found["picture_R"])
+    expected = ours.encode_regions(tokens, found["boxes_R4"], found["image_R"])
     assert torch.equal(found["z_RE"], expected)
-    assert torch.equal(found["found_R4"], ours.ground(tokens, torch.ones(1, 32), found["picture_R"]))
+    assert torch.equal(found["found_R4"], ours.ground(tokens, torch.ones(1, 32), found["image_R"]))
 
 
 @pytest.mark.parametrize("method", ["roi", "none"])
@@ -109,18 +111,18 @@ def test_region_modules_lie_beside(method: str, tmp_path: Path) -> None:
     if method == "roi":
         ours = opened(source)
         tokens = ours.image_encoder(torch.zeros(1, 3, 64, 64))
-        assert torch.equal(found["z_RE"], ours.encode_regions(tokens, found["boxes_R4"], found["picture_R"]))
+        assert torch.equal(found["z_RE"], ours.encode_regions(tokens, found["boxes_R4"], found["image_R"]))
 
 
 def test_regions_are_read_strictly(in_open_clip: Path, tmp_path: Path) -> None:
     config = json.loads((in_open_clip / "prompter.json").read_text())
-    with pytest.raises(UserError, match=r"prompter.json: no such file"):
+    with raises_naming(UserError, "prompter.json"):
         read_regions(tmp_path)
     (tmp_path / "prompter.json").write_text(json.dumps({**config, "kind": "x"}))
-    with pytest.raises(UserError, match="kind must be 'foveate-regions'"):
+    with raises_naming(UserError, "foveate-regions"):
         read_regions(tmp_path)
     (tmp_path / "prompter.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"prompter.safetensors: no such file"):
+    with raises_naming(UserError, "prompter.safetensors"):
         read_regions(tmp_path)
     (tmp_path / "prompter.safetensors").write_bytes((in_open_clip / "prompter.safetensors").read_bytes()[:-9])
     with pytest.raises(UserError, match="damaged"):
@@ -133,7 +135,7 @@ def test_transformers_loads_it_with_the_same_results(folder: Path, in_transforme
     theirs, report = CLIPModel.from_pretrained(in_transformers, output_loading_info=True)
     assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     processor = CLIPProcessor.from_pretrained(in_transformers)
-    pixels = ours.image_encoder.normalised(noise())
+    pixels = ours.image_encoder.normalized(noise())
     image_BE = theirs.get_image_features(pixel_values=pixels).pooler_output
     torch.testing.assert_close(image_BE, ours.image_encoder(pixels).embedding_BE, atol=2e-6, rtol=0)
     inputs = processor(text=SCRIPTS, padding=True, truncation=True, return_tensors="pt")
@@ -149,7 +151,7 @@ def test_what_the_transformers_card_says_works(folder: Path, in_transformers: Pa
     found = run_card(in_transformers, texts_RE=torch.ones(1, 32))
     ours = opened(folder)
     tokens = ours.image_encoder(torch.zeros(1, 3, 64, 64))
-    expected = ours.encode_regions(tokens, found["boxes_R4"], found["picture_R"])
+    expected = ours.encode_regions(tokens, found["boxes_R4"], found["image_R"])
     torch.testing.assert_close(found["z_RE"], expected, atol=5e-6, rtol=0)
 
 
@@ -207,24 +209,24 @@ def test_old_releases_find_their_files(in_transformers: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "shift"), [((64, 64), 0), ((500, 201), 0), ((37, 50), 0), ((128, 7), 0), ((100, 64), 1), ((64, 100), 1)]
 )
-def test_pictures_reach_the_model_alike(size: tuple[int, int], shift: int, interpolation: str) -> None:
+def test_images_reach_the_model_alike(size: tuple[int, int], shift: int, interpolation: str) -> None:
     """The letterbox of the card: equal up to rounding, and up to one pixel of place where the padding is odd."""
     preprocess = Preprocess(64, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), interpolation=interpolation)
     coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
-    ours = preprocess.normalise(render(preprocess, picture, placed(preprocess, size, View())))
-    theirs = clip_image_processor(preprocess)(images=picture, return_tensors="pt").pixel_values[0]
+    image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    ours = preprocess.normalize(render(preprocess, image, placed(preprocess, size, View())))
+    theirs = clip_image_processor(preprocess)(images=image, return_tensors="pt").pixel_values[0]
     moved = torch.roll(ours, shift, dims=1 if size[0] > size[1] else 2)
     steps = (moved - theirs).abs() * 255 * torch.tensor(preprocess.std)[:, None, None]
     assert steps.max() < 1.01
     assert steps.mean() < 0.3
 
 
-def test_centre_crops_reach_the_model_alike() -> None:
+def test_center_crops_reach_the_model_alike() -> None:
     preprocess = Preprocess(32, (0.5,) * 3, (0.5,) * 3, interpolation="bicubic", geometry="center_crop")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((96, 64))
-    ours = preprocess.normalise(render(preprocess, picture, placed(preprocess, picture.size, View())))
-    theirs = clip_image_processor(preprocess)(images=picture, return_tensors="pt").pixel_values[0]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((96, 64))
+    ours = preprocess.normalize(render(preprocess, image, placed(preprocess, image.size, View())))
+    theirs = clip_image_processor(preprocess)(images=image, return_tensors="pt").pixel_values[0]
     assert (ours - theirs).abs().max() < 0.1
 
 
@@ -238,9 +240,7 @@ def lite0(folder: Path) -> Path:
 @pytest.mark.parametrize("target", ["open_clip", "transformers"])
 def test_other_encoders_are_refused_with_what_is_possible(target: str, tmp_path: Path) -> None:
     source = lite0(tmp_path / "model")
-    with pytest.raises(
-        UserError, match="encoders 'lite0' and 'minilm' are no architecture of .*possible are `--to onnx`"
-    ):
+    with raises_naming(UserError, "lite0", "minilm"):
         export(source, to=target, device="cpu")
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
@@ -265,11 +265,11 @@ def test_towers_that_clip_model_does_not_compute(encoder: str, field: str, value
         export(source, to="transformers", device="cpu")
 
 
-def test_pictures_that_clip_image_processor_cannot_make() -> None:
+def test_images_that_clip_image_processor_cannot_make() -> None:
     half = (0.5, 0.5, 0.5)
-    with pytest.raises(UserError, match=r"preprocess.fill is \[9, 0, 0\]"):
+    with raises_naming(UserError, "preprocess.fill", "[9", "0", "0]"):
         clip_image_processor(Preprocess(32, half, half, fill=(9, 0, 0)))
-    with pytest.raises(UserError, match="preprocess.interpolation is 'lanczos'"):
+    with raises_naming(UserError, "lanczos", "preprocess.interpolation"):
         clip_image_processor(Preprocess(32, half, half, interpolation="lanczos"))
 
 
@@ -294,7 +294,7 @@ def test_a_bias_of_regions_alone_is_none_of_the_towers(tmp_path: Path) -> None:
 
 def test_a_softmax_run_from_a_sigmoid_model_has_no_bias(tmp_path: Path) -> None:
     first = export(saved(tmp_path / "first", loss="sigmoid"), to="open_clip", device="cpu", out=tmp_path / "open")[0]
-    tower = {"kind": "openclip", "source": str(first)}
+    tower = {"kind": "open_clip", "source": str(first)}
     model = build_model(tiny.recipe().model_copy(update={"image_encoder": tower, "text_encoder": tower}))
     target = export(save_model(model, tmp_path / "model"), to="open_clip", device="cpu", out=tmp_path / "out")[0]
     assert open_clip.create_model_from_pretrained(f"local-dir:{target}")[0].logit_bias is None
@@ -314,7 +314,7 @@ def test_the_folder_of_a_source_that_is_named_by_dots(
 @torch.no_grad()
 def test_clip_towers_from_transformers_go_back(projection: str, tmp_path: Path) -> None:
     source = foreign.save_clip(tmp_path / "clip")
-    tower = {"kind": "transformers_clip", "source": str(source), "projection": projection}
+    tower = {"kind": "clip", "source": str(source), "projection": projection}
     settings = tiny.recipe(embed_dim=foreign.EMBED)
     model = build_model(settings.model_copy(update={"image_encoder": tower, "text_encoder": tower})).eval()
     saved_to = save_model(model, tmp_path / "model")
@@ -329,9 +329,9 @@ def test_clip_towers_from_transformers_go_back(projection: str, tmp_path: Path) 
     run_card(target, texts_RE=torch.ones(1, foreign.EMBED))
     larger = {**tower, "image_size": 2 * foreign.SIZE}
     model = build_model(settings.model_copy(update={"image_encoder": larger, "text_encoder": tower}))
-    with pytest.raises(UserError, match="image_size 64: the weights' positions are for 32 px"):
+    with raises_naming(UserError, "image_size", "64", "32"):
         export(save_model(model, tmp_path / "larger"), to="transformers", device="cpu")
-    with pytest.raises(UserError, match="are no architecture of open_clip; possible are `--to transformers`, "):
+    with raises_naming(UserError, "open_clip"):
         export(saved_to, to="open_clip", device="cpu")
 
 
@@ -345,10 +345,10 @@ def test_cards_state_what_was_measured(place: str, folder: Path, in_open_clip: P
         f"library_name: {library}\n",
         "tags: [cloc, ",
         "| where is it: IoU | seen | cloc | 0.432 (0.400 to 0.500) | 18 |",
-        "| where is it: IoU | seen | centre | 0.200 | 18 |",
+        "| where is it: IoU | seen | center | 0.200 | 18 |",
         "foveate evaluate MODEL --collection shapes --split test",
         "commit 0123456789ab",
-        "Its licence, as it states it: CC0-1.0.",
+        "Its license, as it states it: CC0-1.0.",
         "foveate pretrain tiny.yaml --collection 'my shapes'",
     ):
         assert words in card
@@ -371,11 +371,9 @@ def test_folders_that_are_nothing_or_half_written(folder: Path, tmp_path: Path) 
     half = tmp_path / "half"
     half.mkdir()
     (half / "config.json").write_bytes((folder / "config.json").read_bytes())
-    with pytest.raises(UserError, match=r"model.safetensors: no such file; the model folder is not complete"):
+    with raises_naming(UserError, "model.safetensors"):
         export(half, to="open_clip")
-    with pytest.raises(
-        UserError, match="unknown target of the model .*'openclip': allowed are .*did you mean 'open_clip'"
-    ):
+    with raises_naming(UserError, "openclip", "open_clip"):
         export(folder, to="openclip")
     with pytest.raises(UserError, match="unknown target of the model"):
         export(folder, to="webdataset")

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from exported import opened, saved
 
 import tiny
+from foveate.core.errors import UserError
 from foveate.pretrain import embed
 from foveate.pretrain.export import embeddings
 from foveate.pretrain.exporting import export
 from foveate.records.collection import Collection
-from foveate.settings.errors import UserError
 from foveate.vision.views import input_boxes, read
+from naming import raises_naming
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +36,18 @@ def tables(model: Path, tiny_collection: Path) -> Path:
 @torch.inference_mode()
 def test_pandas_reads_what_the_model_gives(model: Path, tables: Path, tiny_collection: Path) -> None:
     ours, collection = opened(model), Collection.open(tiny_collection)
-    pictures = pandas.read_parquet(tables / "pictures")
-    assert pictures["key"].tolist() == list(collection.keys)
-    assert set(pictures["kind"]) == {"picture"}
-    assert pictures["box"].isna().all()
+    images = pandas.read_parquet(tables / "images")
+    assert images["key"].tolist() == list(collection.keys)
+    assert set(images["kind"]) == {"image"}
+    assert images["box"].isna().all()
     regions = pandas.read_parquet(tables / "regions")
     place = 0
     for row in range(len(collection)):
         pixels, placement = read(collection, row, ours.image_encoder.preprocess)
         tokens = ours.encode_image_tokens(pixels[None])
-        said = torch.from_numpy(np.stack(pictures["embedding"][row : row + 1]))
+        said = torch.from_numpy(np.stack(images["embedding"][row : row + 1]))
         torch.testing.assert_close(said, ours.encode_image(tokens), atol=2e-6, rtol=0)
-        raw = said * pictures["norm"][row]
+        raw = said * images["norm"][row]
         torch.testing.assert_close(raw, tokens.embedding_BE, atol=2e-5, rtol=0)
         mine = collection.regions_of(row)
         boxes_R4, kept = input_boxes(placement, np.stack([one.box.to_array() for one in mine]), min_visible=0)
@@ -74,16 +75,16 @@ def test_arrow_and_duckdb_read_them(tables: Path) -> None:
     assert str(schema.field("embedding").type.value_type) == "float"
     assert schema.field("box").type.list_size == 4
     counted = duckdb.sql(f"SELECT kind, count(*), count(box) FROM '{tables}/*/*.parquet' GROUP BY kind").fetchall()
-    assert {kind: counts for kind, *counts in counted}["picture"] == [32, 0]
+    assert {kind: counts for kind, *counts in counted}["image"] == [32, 0]
     query = (tables / "README.md").read_text().split("```sql\n")[1].split("```")[0].replace("a red boat", "red disc")
-    best = duckdb.sql(query.replace("'pictures/", f"'{tables}/pictures/").replace("'texts/", f"'{tables}/texts/"))
+    best = duckdb.sql(query.replace("'images/", f"'{tables}/images/").replace("'texts/", f"'{tables}/texts/"))
     assert len(best.fetchall()) == 10
 
 
 def test_npz_holds_the_same_without_pickle(model: Path, tables: Path, tiny_collection: Path, tmp_path: Path) -> None:
     out = tmp_path / "npz"
     export(model, to="embeddings", collection=tiny_collection, format="npz", out=out, device="cpu")
-    for name in ("pictures", "regions", "texts"):
+    for name in ("images", "regions", "texts"):
         table = pandas.read_parquet(tables / name)
         with np.load(out / name / "00000.npz", allow_pickle=False) as arrays:
             assert set(arrays) == {"key", "kind", "box", "phrase", "norm", "embedding"}
@@ -94,17 +95,17 @@ def test_npz_holds_the_same_without_pickle(model: Path, tables: Path, tiny_colle
             assert np.isnan(arrays["box"]).any(axis=1).tolist() == table["box"].isna().tolist()
 
 
-def test_a_split_and_an_unreadable_picture(model: Path, tmp_path: Path) -> None:
+def test_a_split_and_an_unreadable_image(model: Path, tmp_path: Path) -> None:
     collection = tiny.make_collection(tmp_path / "shapes")
     tiny.damage(collection, "test-03")
     target, result, _ = export(
         model, to="embeddings", collection=collection, split="test", out=tmp_path / "out", device="cpu"
     )
-    assert result["counts"]["pictures"] == tiny.SPLITS["test"] - 1
-    assert result["counts"]["unreadable pictures"] == 1
+    assert result["counts"]["images"] == tiny.SPLITS["test"] - 1
+    assert result["counts"]["unreadable images"] == 1
     assert "test-03" in (target / "unreadable.json").read_text()
     assert "test-03" not in pandas.read_parquet(target / "regions")["key"].tolist()
-    assert "| unreadable pictures | 1 |" in (target / "README.md").read_text()
+    assert "| unreadable images | 1 |" in (target / "README.md").read_text()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -117,7 +118,7 @@ def test_a_stopped_export_goes_on(
 ) -> None:
     """Stopped after that many files, it makes only what is missing, and ends with the same bytes."""
     monkeypatch.setattr(embed, "BATCH", 8)
-    monkeypatch.setattr(embeddings, "PICTURES_A_PART", 8)
+    monkeypatch.setattr(embeddings, "IMAGES_A_PART", 8)
     monkeypatch.setattr(embeddings, "TEXTS_A_PART", 40)
     straight = export(model, to="embeddings", collection=tiny_collection, out=tmp_path / "a", device="cpu")[0]
     assert len(contents(straight)) == 2 * 4 + 2 + 2
@@ -159,10 +160,10 @@ def test_what_a_stopped_export_of_something_else_left_is_not_used(
 
 
 def test_mistakes(model: Path, tiny_collection: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give it with --collection"):
+    with raises_naming(UserError, "--collection"):
         export(model, to="embeddings", device="cpu", out=tmp_path / "x")
     with pytest.raises(UserError, match="split"):
         export(model, to="embeddings", collection=tiny_collection, split="tset", device="cpu", out=tmp_path / "x")
-    with pytest.raises(UserError, match="unknown --format 'csv'"):
+    with raises_naming(UserError, "csv", "--format"):
         export(model, to="embeddings", collection=tiny_collection, format="csv", device="cpu", out=tmp_path / "x")
     assert list(tmp_path.iterdir()) == []

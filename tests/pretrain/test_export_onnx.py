@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from exported import BOXES, METRICS, OWNERS, noise, opened, run_card, saved
 
+from foveate.core.errors import UserError
 from foveate.pretrain.exporting import export
-from foveate.settings.errors import UserError
 from foveate.vision.lite0 import Lite0Encoder
+from naming import raises_naming
 
 
 def run(path: Path, **inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -44,20 +45,20 @@ def without_nones(changes: dict[str, Any]) -> dict[str, Any]:
     return {name: {k: v for k, v in part.items() if v is not None} for name, part in changes.items()}
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("openclip-all-post", "lite0")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("open_clip-all-post", "lite0")]
 
 
-@pytest.fixture(scope="module", params=["openclip", *SLOW])
+@pytest.fixture(scope="module", params=["open_clip", *SLOW])
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model folder and its graphs."""
     place = tmp_path_factory.mktemp("onnx")
     changes: dict[str, Any] = {"regions": {"prompter": {"pool": "prompt"}}}
-    if request.param == "openclip-all-post":
-        changes = {"regions": {"prompter": {"pool": "all", "norm": "post", "text_prompt_normalised": True}}}
+    if request.param == "open_clip-all-post":
+        changes = {"regions": {"prompter": {"pool": "all", "norm": "post", "text_prompt_normalized": True}}}
     if request.param == "lite0":
         import tiny
         from foveate.pretrain.train import build_model
-        from foveate.vision.localiser.folder import save_model
+        from foveate.vision.localizer.folder import save_model
 
         model = build_model(tiny.recipe().model_copy(update=without_nones(LITE0)))
         source = save_model(model, place / "model")
@@ -85,10 +86,10 @@ def test_the_graphs_give_what_the_model_gives(folders: tuple[Path, Path]) -> Non
     for count in (1, 4):
         boxes, owners, texts = BOXES[:count], OWNERS[:count], texts_RE[:count]
         z_RE = F.normalize(model.encode_regions(tokens, boxes, owners), dim=-1)
-        found = run(target / "regions.onnx", tokens=tokens.tokens_BLD, boxes=boxes, picture=owners)[0]
+        found = run(target / "regions.onnx", tokens=tokens.tokens_BLD, boxes=boxes, image=owners)[0]
         torch.testing.assert_close(found, z_RE, atol=2e-6, rtol=0)
         expected = model.ground(tokens, texts, owners)
-        found = run(target / "phrases.onnx", tokens=tokens.tokens_BLD, texts=texts, picture=owners)[0]
+        found = run(target / "phrases.onnx", tokens=tokens.tokens_BLD, texts=texts, image=owners)[0]
         torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
 
 
@@ -112,5 +113,5 @@ def test_other_regions_have_no_graph(tmp_path: Path) -> None:
 def test_missing_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, real = saved(tmp_path / "model"), importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name))
-    with pytest.raises(UserError, match=r"needs the package onnxscript: run `pip install 'foveate\[onnx\]'`"):
+    with raises_naming(UserError, "foveate[onnx]"):
         export(source, to="onnx", device="cpu")

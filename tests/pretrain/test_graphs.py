@@ -25,7 +25,7 @@ LITE0 = {
 }
 PROMPTERS: list[dict[str, Any]] = [
     {"pool": "prompt"},
-    {"pool": "all", "norm": "post", "text_prompt_normalised": True},
+    {"pool": "all", "norm": "post", "text_prompt_normalized": True},
     {"pool": "all", "image_pos": "none", "corner_embedding": False},
 ]
 
@@ -45,9 +45,9 @@ def test_regions_and_phrases_are_the_models(options: dict[str, Any]) -> None:
     torch.testing.assert_close(found_R4, model.ground(tokens, texts_RE, OWNERS), atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["openclip", "lite0"])
+@pytest.mark.parametrize("kind", ["open_clip", "lite0"])
 def test_the_size_of_the_batch_is_free(kind: str) -> None:
-    recipe = tiny.recipe() if kind == "openclip" else tiny.recipe().model_copy(update={"image_encoder": LITE0})
+    recipe = tiny.recipe() if kind == "open_clip" else tiny.recipe().model_copy(update={"image_encoder": LITE0})
     model = build_model(recipe).eval().requires_grad_(False)
     graph = ImageGraph(model.image_encoder).eval().requires_grad_(False)
     assert isinstance(model.image_encoder, Lite0Encoder) == (kind == "lite0")

@@ -1,4 +1,4 @@
-"""The index: what is embedded, going on after a kill, new, changed and removed pictures, and refusals."""
+"""The index: what is embedded, going on after a kill, new, changed and removed images, and refusals."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tiny
+from foveate.core.errors import UserError
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.searching import index as module
 from foveate.pretrain.searching import merge
@@ -25,9 +26,8 @@ from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
-from foveate.vision.localiser.candidates import coarse_boxes
-from foveate.vision.localiser.folder import load_model, save_model
+from foveate.vision.localizer.candidates import coarse_boxes
+from foveate.vision.localizer.folder import load_model, save_model
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,10 @@ def test_what_is_embedded_is_what_the_model_says(model: Path, shapes: Path, tmp_
     described, plan = build_index(model, shapes, out)
     collection = Collection.open(shapes)
     seen = embed_collection(load_model(model), collection, np.arange(len(collection)))
-    assert described.counts == {"pictures": len(collection), "regions": len(seen.regions), "unreadable": 0}
+    assert described.counts == {"images": len(collection), "regions": len(seen.regions), "unreadable": 0}
     assert described.finished
     assert len(plan.todo) == len(collection)
-    for kind, expected in (("picture", seen.image_NE), ("region", seen.z_RE)):
+    for kind, expected in (("image", seen.image_NE), ("region", seen.z_RE)):
         segment = next(one for one in described.segments if one.kind == kind)
         vectors = segment.embeddings(out)
         assert vectors.dtype == np.float32
@@ -85,16 +85,16 @@ def test_rules_for_regions(rule: str, own: int, grid: int, model: Path, shapes: 
     assert counts["regions"] == own * boxes + grid * len(collection) * len(coarse_boxes())
 
 
-def test_a_picture_without_boxes_gets_the_grid(model: Path, tmp_path: Path) -> None:
+def test_an_image_without_boxes_gets_the_grid(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "plain"
-    picture = tiny.picture_bytes(tiny.draw([], size=(80, 20), seed=0))
-    with CollectionWriter(path, name="plain", licence="CC0-1.0", source="test") as writer:
-        writer.add("flat", picture, captions=[Caption("noise")])
+    image = tiny.image_bytes(tiny.draw([], size=(80, 20), seed=0))
+    with CollectionWriter(path, name="plain", license="CC0-1.0", source="test") as writer:
+        writer.add("flat", image, captions=[Caption("noise")])
     out = tmp_path / "index"
     assert build_index(model, path, out)[0].counts["regions"] == len(coarse_boxes())
     rows = read_rows([one.rows_path(out) for one in Description.read(out).segments if one.kind == "region"])
     corners = np.stack([rows[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
-    np.testing.assert_allclose(corners, coarse_boxes(), atol=1e-5)  # of the picture, not of the padded square
+    np.testing.assert_allclose(corners, coarse_boxes(), atol=1e-5)  # of the image, not of the padded square
 
 
 @pytest.mark.parametrize("method", ["none", "roi"])
@@ -124,16 +124,16 @@ def test_repeated_it_does_nothing(model: Path, shapes: Path, tmp_path: Path, mon
     assert contents(out) == before
 
 
-def test_new_pictures_are_added_and_only_these(model: Path, shapes: Path, tmp_path: Path) -> None:
+def test_new_images_are_added_and_only_these(model: Path, shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
     build_index(model, shapes, out)
-    picture = tiny.picture_bytes(tiny.draw([], size=(50, 60), seed=9))
-    with CollectionWriter(shapes, name="shapes", licence="CC0-1.0", source="test") as writer:
-        writer.add("late", picture, captions=[Caption("late")])
+    image = tiny.image_bytes(tiny.draw([], size=(50, 60), seed=9))
+    with CollectionWriter(shapes, name="shapes", license="CC0-1.0", source="test") as writer:
+        writer.add("late", image, captions=[Caption("late")])
     described, plan = build_index(model, shapes, out, regions="auto")
     assert len(plan.todo) == 1
     assert plan.new_regions == len(coarse_boxes())
-    assert keys_of(out, "picture") == Collection.open(shapes).keys
+    assert keys_of(out, "image") == Collection.open(shapes).keys
     assert described.counts["regions"] == len(keys_of(out, "region"))
     build_index(model, shapes, tmp_path / "anew")
     for segment in described.segments:
@@ -141,26 +141,24 @@ def test_new_pictures_are_added_and_only_these(model: Path, shapes: Path, tmp_pa
         np.testing.assert_allclose(segment.embeddings(out), anew.embeddings(tmp_path / "anew"), atol=1e-5)
 
 
-def test_removed_pictures_vanish_at_once_and_then_from_the_files(model: Path, shapes: Path, tmp_path: Path) -> None:
+def test_removed_images_vanish_at_once_and_then_from_the_files(model: Path, shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
     before, _ = build_index(model, shapes, out)
-    vector = next(one for one in before.segments if one.kind == "picture").embeddings(out)[0]
-    first = Index.open(out).nearest(vector, count=1, kind="pictures")[0]
+    vector = next(one for one in before.segments if one.kind == "image").embeddings(out)[0]
+    first = Index.open(out).nearest(vector, count=1, kind="images")[0]
     remove(shapes, first.key)
-    for kind in ("pictures", "regions", "both"):
-        answers = Index.open(out).nearest(vector, count=1000, kind=kind, per_picture=1000)
+    for kind in ("images", "regions", "both"):
+        answers = Index.open(out).nearest(vector, count=1000, kind=kind, per_image=1000)
         assert first.key not in {hit.key for hit in answers}
-    assert first.key in keys_of(out, "picture")
+    assert first.key in keys_of(out, "image")
     after, plan = build_index(model, shapes, out)
     assert (len(plan.todo), plan.dropped) == (0, 1)
-    assert first.key not in {*keys_of(out, "picture"), *keys_of(out, "region")}
-    assert after.counts["pictures"] == before.counts["pictures"] - 1
+    assert first.key not in {*keys_of(out, "image"), *keys_of(out, "region")}
+    assert after.counts["images"] == before.counts["images"] - 1
     assert {path.stem for path in (out / "rows").iterdir()} == {one.name for one in after.segments}
 
 
-def test_unreadable_pictures_are_named_once_and_tried_again_on_request(
-    model: Path, shapes: Path, tmp_path: Path
-) -> None:
+def test_unreadable_images_are_named_once_and_tried_again_on_request(model: Path, shapes: Path, tmp_path: Path) -> None:
     out, tar = tmp_path / "index", next((shapes / "images").glob("00000.tar"))
     whole = tar.read_bytes()
     tiny.damage(shapes, "train-03")
@@ -175,7 +173,7 @@ def test_unreadable_pictures_are_named_once_and_tried_again_on_request(
     described, _ = build_index(model, shapes, out, retry=True)
     assert described.counts["unreadable"] == 0
     assert not (out / "quarantine.parquet").exists()
-    assert sorted(keys_of(out, "picture")) == sorted(Collection.open(shapes).keys)
+    assert sorted(keys_of(out, "image")) == sorted(Collection.open(shapes).keys)
 
 
 def test_segments_are_filled_and_split(
@@ -185,13 +183,13 @@ def test_segments_are_filled_and_split(
     monkeypatch.setattr(module, "PART", 7)
     out = tmp_path / "index"
     described, _ = build_index(model, shapes, out)
-    assert [one.rows for one in described.segments if one.kind == "picture"] == [10, 10, 10, 2]
-    assert keys_of(out, "picture") == Collection.open(shapes).keys
-    remove(shapes, keys_of(out, "picture")[12])
+    assert [one.rows for one in described.segments if one.kind == "image"] == [10, 10, 10, 2]
+    assert keys_of(out, "image") == Collection.open(shapes).keys
+    remove(shapes, keys_of(out, "image")[12])
     after, _ = build_index(model, shapes, out)
-    assert [one.rows for one in after.segments if one.kind == "picture"] == [10, 10, 10, 1]
+    assert [one.rows for one in after.segments if one.kind == "image"] == [10, 10, 10, 1]
     assert after.segments[0] == described.segments[0], "a segment that loses nothing stays"
-    assert keys_of(out, "picture") == Collection.open(shapes).keys
+    assert keys_of(out, "image") == Collection.open(shapes).keys
 
 
 def test_more_parts_than_a_process_may_have_files_open(
@@ -205,7 +203,7 @@ def test_more_parts_than_a_process_may_have_files_open(
         described, _ = build_index(model, shapes, tmp_path / "index")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert described.counts["pictures"] == 32
+    assert described.counts["images"] == 32
 
 
 def test_dry_run_writes_nothing(model: Path, shapes: Path, tmp_path: Path) -> None:

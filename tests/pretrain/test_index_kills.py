@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from foveate.pretrain.train import build_model
-from foveate.vision.localiser.folder import save_model
+from foveate.vision.localizer.folder import save_model
 from killing import Server, kill_at_random
 
 
@@ -27,7 +27,7 @@ def server(model: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def damaged(tiny_collection: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny collection with a picture that cannot be read."""
+    """A copy of the tiny collection with an image that cannot be read."""
     path = Path(shutil.copytree(tiny_collection, tmp_path / "shapes"))
     tiny.damage(path, "train-03")
     return path

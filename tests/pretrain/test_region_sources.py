@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tiny
+from foveate.core.errors import UserError
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.exporting import export
 from foveate.pretrain.pricing.price import price
@@ -19,8 +20,8 @@ from foveate.pretrain.searching.index_folder import DESCRIPTION, Description
 from foveate.pretrain.train import build_dataset, build_model
 from foveate.records.collection import Collection
 from foveate.records.importers.webdataset import import_webdataset
-from foveate.settings.errors import UserError
-from foveate.vision.localiser.folder import save_model
+from foveate.vision.localizer.folder import save_model
+from naming import raises_naming
 
 LABEL, OTHERS = "a zebra", 58
 
@@ -31,17 +32,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def labelled(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tiny collection whose first picture has a region that a detector made."""
-    return tiny.label(Path(shutil.copytree(tiny_collection, tmp_path_factory.mktemp("labelled") / "shapes")))
+def labeled(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny collection whose first image has a region that a detector made."""
+    return tiny.label(Path(shutil.copytree(tiny_collection, tmp_path_factory.mktemp("labeled") / "shapes")))
 
 
-def test_regions_are_drawn_from_the_chosen_sources(tiny_collection: Path, labelled: Path, tmp_path: Path) -> None:
+def test_regions_are_drawn_from_the_chosen_sources(tiny_collection: Path, labeled: Path, tmp_path: Path) -> None:
     drawn: dict[str, set[str]] = {}
     for name, sources in (("all", None), ("truth", ["test"]), ("made", ["vesl:test@abc"])):
         recipe = tiny.recipe(data={"region_sources": sources})
         dataset = build_dataset(
-            recipe, Collection.open(labelled), build_model(recipe), device=torch.device("cpu"), cache=tmp_path / "cache"
+            recipe, Collection.open(labeled), build_model(recipe), device=torch.device("cpu"), cache=tmp_path / "cache"
         )
         samples = [dataset.sample(int(row), 0, 0) for row in dataset.rows]
         drawn[name] = {phrase for sample in samples for phrase in sample["phrases"]}
@@ -49,18 +50,18 @@ def test_regions_are_drawn_from_the_chosen_sources(tiny_collection: Path, labell
     assert drawn["all"] == drawn["truth"] | drawn["made"]
     assert "a zebra" not in drawn["truth"]
     recipe = tiny.recipe(data={"region_sources": ["vesl:tast"]})
-    with pytest.raises(UserError, match="field data.region_sources: no region has the source 'vesl:tast'"):
+    with raises_naming(UserError, "vesl:tast", "data.region_sources"):
         build_dataset(
-            recipe, Collection.open(labelled), build_model(recipe), device=torch.device("cpu"), cache=tmp_path / "cache"
+            recipe, Collection.open(labeled), build_model(recipe), device=torch.device("cpu"), cache=tmp_path / "cache"
         )
-    with pytest.raises(UserError, match="no region has the source 'vesl:tast'"):
-        price(recipe, collection=Collection.open(labelled))
+    with raises_naming(UserError, "vesl:tast"):
+        price(recipe, collection=Collection.open(labeled))
 
 
-def test_an_evaluation_takes_no_label_of_a_detector_for_the_truth(tiny_collection: Path, labelled: Path) -> None:
+def test_an_evaluation_takes_no_label_of_a_detector_for_the_truth(tiny_collection: Path, labeled: Path) -> None:
     model = build_model(tiny.recipe()).eval()
     found = []
-    for one in (tiny_collection, labelled):
+    for one in (tiny_collection, labeled):
         collection = Collection.open(one)
         embedded = embed_collection(model, collection, collection.rows("train"), rules=())
         found.append([region.phrase for region in embedded.regions])
@@ -75,10 +76,10 @@ def phrases_of(index: Path) -> dict[str, str]:
     return dict(zip(regions["phrase"], regions["source"], strict=True))
 
 
-def test_an_index_takes_labels_only_where_they_are_asked_for(model: Path, labelled: Path, tmp_path: Path) -> None:
+def test_an_index_takes_labels_only_where_they_are_asked_for(model: Path, labeled: Path, tmp_path: Path) -> None:
     counts, told = {}, {}
     for name, sources in (("own", None), ("all", ["all"]), ("made", ["vesl:test@abc"])):
-        made, plan = build_index(model, labelled, tmp_path / name, region_sources=sources, regions="boxes")
+        made, plan = build_index(model, labeled, tmp_path / name, region_sources=sources, regions="boxes")
         counts[name], told[name] = made.counts["regions"], plan.line()
     assert counts == {"own": OTHERS, "all": OTHERS + 1, "made": 1}
     assert told["own"].endswith("1 regions of other sources are left out; --region-source all takes them")
@@ -86,14 +87,14 @@ def test_an_index_takes_labels_only_where_they_are_asked_for(model: Path, labell
     assert LABEL not in phrases_of(tmp_path / "own")
     assert set(phrases_of(tmp_path / "own").values()) == {"collection"}
     assert phrases_of(tmp_path / "all")[LABEL] == "vesl:test"
-    kept = build_index(model, labelled, tmp_path / "made")[0].region_sources
+    kept = build_index(model, labeled, tmp_path / "made")[0].region_sources
     assert kept == ("vesl:test@abc",), "an index keeps its choice"
-    with pytest.raises(UserError, match="was made with --region-source all; leave --region-source out"):
-        build_index(model, labelled, tmp_path / "all", region_sources=["own"])
-    with pytest.raises(UserError, match="no region has the source 'vesl:tast'; allowed are own, all, test, vesl:test"):
-        build_index(model, labelled, tmp_path / "new", region_sources=["vesl:tast"])
-    with pytest.raises(UserError, match="--region-source has no effect with --regions grid"):
-        build_index(model, labelled, tmp_path / "new", region_sources=["own"], regions="grid")
+    with raises_naming(UserError, "--region-source"):
+        build_index(model, labeled, tmp_path / "all", region_sources=["own"])
+    with raises_naming(UserError, "vesl:tast"):
+        build_index(model, labeled, tmp_path / "new", region_sources=["vesl:tast"])
+    with raises_naming(UserError, "--region-source", "--regions"):
+        build_index(model, labeled, tmp_path / "new", region_sources=["own"], regions="grid")
 
 
 def test_new_labels_cost_nothing_where_they_are_not_taken(model: Path, tiny_collection: Path, tmp_path: Path) -> None:
@@ -104,17 +105,17 @@ def test_new_labels_cost_nothing_where_they_are_not_taken(model: Path, tiny_coll
     assert [len(build_index(model, path, tmp_path / name)[1].todo) for name in ("own", "all")] == [0, 1]
 
 
-def test_an_index_from_before_there_was_a_choice_holds_all(model: Path, labelled: Path, tmp_path: Path) -> None:
+def test_an_index_from_before_there_was_a_choice_holds_all(model: Path, labeled: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
-    build_index(model, labelled, out, region_sources=["all"])
+    build_index(model, labeled, out, region_sources=["all"])
     value = json.loads((out / DESCRIPTION).read_text())
     del value["region_sources"]
     (out / DESCRIPTION).write_text(json.dumps(value))
     assert Description.read(out).region_sources == ("all",)
-    assert not len(build_index(model, labelled, out)[1].todo)
+    assert not len(build_index(model, labeled, out)[1].todo)
 
 
-def test_exports_take_labels_only_where_they_are_asked_for(model: Path, labelled: Path, tmp_path: Path) -> None:
+def test_exports_take_labels_only_where_they_are_asked_for(model: Path, labeled: Path, tmp_path: Path) -> None:
     for to, count in (("coco", _in_coco), ("webdataset", _in_tars), ("embeddings", _in_tables)):
         for name, sources, expected in (
             ("own", None, OTHERS),
@@ -122,10 +123,10 @@ def test_exports_take_labels_only_where_they_are_asked_for(model: Path, labelled
             ("made", ["vesl:test"], 1),
         ):
             folder, result, lines = export(
-                model if to == "embeddings" else labelled,
+                model if to == "embeddings" else labeled,
                 to=to,
                 out=tmp_path / to / name,
-                collection=labelled if to == "embeddings" else None,
+                collection=labeled if to == "embeddings" else None,
                 region_sources=sources,
                 device="cpu",
             )
@@ -134,7 +135,7 @@ def test_exports_take_labels_only_where_they_are_asked_for(model: Path, labelled
             assert any("--region-source all takes them" in line for line in lines) == (name != "all")
     texts = [pandas.read_parquet(tmp_path / "embeddings" / name / "texts")["phrase"] for name in ("own", "all")]
     assert [LABEL in set(one) for one in texts] == [False, True]
-    with pytest.raises(UserError, match="belong to `--to embeddings`, not to `--to open_clip`"):
+    with raises_naming(UserError, "open_clip`"):
         export(model, to="open_clip", region_sources=["all"], out=tmp_path / "none")
 
 

@@ -14,10 +14,11 @@ from processes import run_processes
 from safetensors.torch import load_file
 from sigmoid_ranks import inputs
 
+from foveate.core.errors import UserError
 from foveate.pretrain.sigmoid import sigmoid_loss, sigmoid_region_loss
-from foveate.settings.errors import UserError
 from foveate.training.distributed import check_shardable
 from foveate.training.optimizer import parameter_table
+from naming import raises_naming
 
 
 def leaves() -> dict[str, torch.Tensor]:
@@ -59,11 +60,11 @@ def test_value_and_gradients_are_open_clips(row_chunk: int | None) -> None:
 
 
 def test_the_papers_start_makes_almost_only_the_positives_count() -> None:
-    """x = 0 everywhere: N - 1 negatives of log(1 + e^-10) and one positive of log(1 + e^10) a picture."""
+    """x = 0 everywhere: N - 1 negatives of log(1 + e^-10) and one positive of log(1 + e^10) an image."""
     zeros = torch.zeros(4, 3)
     expected = 3 * math.log1p(math.exp(-10)) + math.log1p(math.exp(10))
     assert sigmoid_loss(zeros, zeros, 10.0, -10.0).item() == pytest.approx(expected, rel=1e-6)
-    with pytest.raises(UserError, match="row_chunk 0"):
+    with raises_naming(UserError, "row_chunk", "0"):
         sigmoid_loss(zeros, zeros, 10.0, -10.0, row_chunk=0)
 
 
@@ -106,7 +107,7 @@ def test_no_region_and_the_fixed_divisor() -> None:
     assert not made["scale"].grad.any()
     options = {"logit_bias": made["bias"], "filter": "none"}
     by_regions = sigmoid_region_loss(made["z"], made["t"], made["scale"], **options)
-    fixed = sigmoid_region_loss(made["z"], made["t"], made["scale"], **options, normalise="fixed", M=4, N=8)
+    fixed = sigmoid_region_loss(made["z"], made["t"], made["scale"], **options, normalize="fixed", M=4, N=8)
     torch.testing.assert_close(by_regions.loss * 5, fixed.loss * 32)
     with pytest.raises(UserError, match="duplicate filter"):
         sigmoid_region_loss(made["z"], made["t"], 10.0, logit_bias=-10.0, filter="exakt")

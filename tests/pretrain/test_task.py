@@ -28,11 +28,11 @@ def gradients(task: PretrainTask) -> dict[str, torch.Tensor | None]:
 
 
 @pytest.mark.parametrize("method", ["prompter", "roi"])
-def test_without_labelled_pictures_the_total_is_the_clip_loss_bit_for_bit(method: str) -> None:
+def test_without_labeled_images_the_total_is_the_clip_loss_bit_for_bit(method: str) -> None:
     task = build_task(regions={"method": method})
     batch = make_batch(task.model, (0,) * 8)
     losses, report = task(batch)
-    assert report["labelled_pictures"] == 0
+    assert report["labeled_images"] == 0
     assert torch.equal(losses["loss"], losses["clip_loss"])
     assert losses["region_loss"] == 0
     losses["loss"].backward()
@@ -80,9 +80,9 @@ def test_a_region_does_not_see_the_others() -> None:
             torch.testing.assert_close(alone[0], together[region], rtol=0, atol=1e-5)
 
 
-def test_one_region_per_picture_reduces_to_the_clip_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """M = 1, z = the picture's own embedding, phrase = its text, no filter."""
-    task = build_task(regions={"method": "roi", "filter": "none"}, data={"regions_per_picture": 1})
+def test_one_region_per_image_reduces_to_the_clip_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M = 1, z = the image's own embedding, phrase = its text, no filter."""
+    task = build_task(regions={"method": "roi", "filter": "none"}, data={"regions_per_image": 1})
     batch = make_batch(task.model, (1,) * 8)
     batch["region_text"] = batch["text"]
     monkeypatch.setattr(task.model, "encode_regions", lambda tokens, boxes, index: tokens.embedding_BE[index])
@@ -92,7 +92,7 @@ def test_one_region_per_picture_reduces_to_the_clip_loss(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_image_forward_per_picture(method: str) -> None:
+def test_one_image_forward_per_image(method: str) -> None:
     task = build_task(regions={"method": method})
     seen: list[int] = []
     task.model.image_encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
@@ -103,10 +103,10 @@ def test_one_image_forward_per_picture(method: str) -> None:
 def test_the_total_is_the_weighted_sum() -> None:
     task = build_task(regions={"grounding_weight": 7.0, "lambda_scale": 0.5})
     losses, report = task(make_batch(task.model))
-    labelled = sum(count > 0 for count in COUNTS) / len(COUNTS)
-    assert report["labelled_pictures"] == pytest.approx(labelled)
+    labeled = sum(count > 0 for count in COUNTS) / len(COUNTS)
+    assert report["labeled_images"] == pytest.approx(labeled)
     assert report["regions"] == sum(COUNTS)
-    expected = losses["clip_loss"] + 0.5 * labelled * (losses["region_loss"] + 7.0 * losses["grounding_loss"])
+    expected = losses["clip_loss"] + 0.5 * labeled * (losses["region_loss"] + 7.0 * losses["grounding_loss"])
     torch.testing.assert_close(losses["loss"], expected)
 
 
@@ -146,7 +146,7 @@ def test_own_temperature_and_chunks() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("parts", [2, 3, 8])
 def test_parts_of_a_batch_give_the_step_of_the_whole(method: str, parts: int) -> None:
-    """The same losses and gradients; the fifth picture and those behind it have no regions."""
+    """The same losses and gradients; the fifth image and those behind it have no regions."""
     changes: dict[str, Any] = {"regions": {"method": method, "filter": "embedding", "own_temperature": True}}
     whole, split = build_task(**changes), build_task(**changes)
     batch = make_batch(whole.model)
@@ -181,7 +181,7 @@ def test_memory_falls_with_the_parts() -> None:
     assert quarter < 0.5 * whole, f"{quarter:.0f} MB, {whole:.0f} MB as a whole"
 
 
-def test_the_parts_of_a_batch_are_its_pictures_with_their_regions() -> None:
+def test_the_parts_of_a_batch_are_its_images_with_their_regions() -> None:
     task = build_task()
     batch = make_batch(task.model)
     parts = task.split(batch, 3)

@@ -12,12 +12,13 @@ import torch
 from exported import opened
 
 import tiny
+from foveate.core.errors import UserError
 from foveate.pretrain.exporting import export
 from foveate.pretrain.train import build_model
-from foveate.settings.errors import UserError
-from foveate.vision.localiser.folder import save_model
-from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
-from foveate.vision.openclip_export import export_open_clip
+from foveate.vision.localizer.folder import save_model
+from foveate.vision.open_clip.export import export_open_clip
+from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
+from naming import raises_naming
 
 TEXTS = ["a red disc", "Red DISC, blue!", "", "disc " * 40]
 WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "blue", "disc", ",", "!")
@@ -66,7 +67,7 @@ def source(tmp_path: Path) -> Path:
 @torch.no_grad()
 def test_a_model_folder_is_self_contained(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    name = {"kind": "openclip", "model": f"local-dir:{source}"}
+    name = {"kind": "open_clip", "model": f"local-dir:{source}"}
     settings = tiny.recipe().model_copy(update={"image_encoder": name, "text_encoder": name})
     model = build_model(settings).eval().requires_grad_(False)
     ids = model.text_encoder.frozen_features(TEXTS)
@@ -86,7 +87,7 @@ def test_a_model_folder_is_self_contained(source: Path, tmp_path: Path, monkeypa
     assert result["differences"]["token ids"] == 0
     assert result["differences"]["text embeddings"] == 0
     assert torch.equal(open_clip.get_tokenizer(f"local-dir:{target}")(TEXTS).int(), ids)
-    with pytest.raises(UserError, match=r"text_cfg.hf_tokenizer_name is 'owner/words'"):
+    with raises_naming(UserError, "owner/words", "text_cfg.hf_tokenizer_name"):
         export(saved, to="transformers", device="cpu")
 
     (saved / "tokenizer" / "tokenizer.json").write_text("{")

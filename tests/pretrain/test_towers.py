@@ -18,13 +18,13 @@ from tower_ranks import task_of
 
 # Two processes that import torch and transformers: 20 s on a free core.
 pytestmark = pytest.mark.slow
-CASES = ("transformers_clip-ddp", "transformers_clip-fsdp", "siglip-ddp", "siglip-fsdp")
+CASES = ("clip-ddp", "clip-fsdp", "siglip-ddp", "siglip-fsdp")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("towers")
-    save_clip(made / "transformers_clip")
+    save_clip(made / "clip")
     save_siglip(made / "siglip")
     return made
 

@@ -10,25 +10,25 @@ import pytest
 import torch
 
 import tiny
+from foveate.core.errors import UserError
 from foveate.pretrain.train import build_dataset, build_model
 from foveate.records.collection import Collection
-from foveate.settings.errors import UserError
 from foveate.training.loader import Loader
 
 COUNT, SHARD = 60, 3
 
 
 def _collection(folder: Path) -> Path:
-    """Twenty shards of three pictures; the first shard's are referenced."""
+    """Twenty shards of three images; the first shard's are referenced."""
     path = folder / "c"
-    with tiny.CollectionWriter(path, pictures_per_shard=SHARD) as writer:
+    with tiny.CollectionWriter(path, images_per_shard=SHARD) as writer:
         for number in range(COUNT):
-            data = tiny.picture_bytes(tiny.draw([], size=(64, 64), seed=number))
+            data = tiny.image_bytes(tiny.draw([], size=(64, 64), seed=number))
             location = folder / f"p{number}.png" if number < SHARD else None
             if location is not None:
                 location.write_bytes(data)
                 os.utime(location, (1e9, 1e9))
-            captions = [tiny.Caption(f"picture {number}")]
+            captions = [tiny.Caption(f"image {number}")]
             writer.add(f"p{number:02d}", data, captions=captions, split="train", location=location)
     return path
 
@@ -50,7 +50,7 @@ def test_what_vanishes_in_mid_run_is_counted_and_replaced(tmp_path: Path, vanish
         tar = path / "images" / "00007.tar"
         tar.write_bytes(b"")  # cut, so that a descriptor which is open already meets it, too
         gone = {f"p{number}" for number in range(21, 24)}
-        reason = "00007.tar ends within the picture"
+        reason = "00007.tar ends within the image"
     else:
         for number in range(SHARD):
             (tmp_path / f"p{number}.png").unlink()

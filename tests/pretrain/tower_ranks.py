@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from batches import make_batch, reordered
 
 import tiny
+from foveate.core.recipes import validate
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
-from foveate.settings.recipes import validate
 from foveate.training import distributed
 
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from foveate.core import progress
 from foveate.records.importers.folder import import_folder
-from foveate.records.removal import remove_pictures
-from foveate.settings import progress
+from foveate.records.removal import remove_images
 
 STAMP = "2026-01-01T00:00:00+00:00"
 progress.configure(quiet=True)
 
 
 def take(source: str, target: str, shard: int) -> None:
-    """A folder of pictures, packed."""
-    import_folder(source, target, name="c", workers=2, pictures_per_shard=shard, created=STAMP)
+    """A folder of images, packed."""
+    import_folder(source, target, name="c", workers=2, images_per_shard=shard, created=STAMP)
 
 
 def take_both(packed: str, referenced: str, target: str, shard: int) -> None:
     """One folder packed, another one left where it is."""
-    options: dict[str, Any] = {"name": "c", "workers": 2, "pictures_per_shard": shard, "created": STAMP}
+    options: dict[str, Any] = {"name": "c", "workers": 2, "images_per_shard": shard, "created": STAMP}
     import_folder(packed, target, **options)
     import_folder(referenced, target, reference=True, **options)
 
 
 def remove(target: str, keys: list[str]) -> None:
-    """Takes pictures out for good."""
-    remove_pictures(target, keys, reason="asked for")
+    """Takes images out for good."""
+    remove_images(target, keys, reason="asked for")

@@ -1,4 +1,4 @@
-"""Pictures, good and bad, made in memory for the tests of records."""
+"""Images, good and bad, made in memory for the tests of records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def noise(seed: int, *, width: int = 48, height: int = 32) -> Image.Image:
-    """A blocky random RGB picture: no two seeds look alike."""
+    """A blocky random RGB image: no two seeds look alike."""
     rng = np.random.default_rng(seed)
     blocks = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     return blocks.resize((width, height), Image.Resampling.NEAREST)
@@ -32,7 +32,7 @@ def jpeg(seed: int, **size: int) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says it is `width` x `height` (1 bit grey) and whose pixels unpack to zeros."""
+    """A PNG that says it is `width` x `height` (1 bit gray) and whose pixels unpack to zeros."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -51,7 +51,7 @@ def write_folder(folder: Path, count: int) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         (place / f"p{number:04d}.jpg").write_bytes(jpeg(number))
         if number % 4 != 3:
-            (place / f"p{number:04d}.txt").write_text(f"caption of picture {number}", encoding="utf-8")
+            (place / f"p{number:04d}.txt").write_text(f"caption of image {number}", encoding="utf-8")
         if number % 5 == 0:
             good, bad = {"box": [4, 4, 20, 30], "phrase": "block"}, {"box": [9, 9, 1, 1], "phrase": "x"}
             text = json.dumps({"regions": [good, bad]})

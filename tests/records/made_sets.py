@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from made_pictures import jpeg
+from made_images import jpeg
 
 WIDTH, HEIGHT = 80, 60
 
 
-def picture(number: int) -> bytes:
-    """The picture `number` of every set."""
+def image_bytes(number: int) -> bytes:
+    """The image `number` of every set."""
     return jpeg(number, width=WIDTH, height=HEIGHT)
 
 
@@ -27,7 +27,7 @@ def write_json(path: Path, value: object) -> Path:
 
 
 def coco_instances(count: int) -> dict[str, Any]:
-    """Instances of `count` pictures: two boxes each, ids that are not 1, 2, 3, one crowd, one category unused."""
+    """Instances of `count` images: two boxes each, ids that are not 1, 2, 3, one crowd, one category unused."""
     images, annotations = [], []
     for number in range(count):
         image = 1000 + 7 * number
@@ -54,10 +54,10 @@ def coco_instances(count: int) -> dict[str, Any]:
 
 
 def coco_captions(count: int) -> dict[str, Any]:
-    """Two captions for each picture of `coco_instances`."""
+    """Two captions for each image of `coco_instances`."""
     images = coco_instances(count)["images"]
     annotations = [
-        {"id": 50 + 2 * number + place, "image_id": image["id"], "caption": f"picture {number}, said {place} times."}
+        {"id": 50 + 2 * number + place, "image_id": image["id"], "caption": f"image {number}, said {place} times."}
         for number, image in enumerate(images)
         for place in range(2)
     ]
@@ -70,7 +70,7 @@ def write_coco(folder: Path, count: int) -> Path:
     write_json(folder / "annotations" / "captions_val2017.json", coco_captions(count))
     (folder / "val2017").mkdir(exist_ok=True)
     for number, image in enumerate(coco_instances(count)["images"]):
-        (folder / "val2017" / image["file_name"]).write_bytes(picture(number))
+        (folder / "val2017" / image["file_name"]).write_bytes(image_bytes(number))
     return folder
 
 
@@ -81,7 +81,7 @@ def write_lvis(folder: Path, count: int) -> Path:
         place = f"{('train2017', 'val2017')[number % 2]}/{image.pop('file_name')}"
         image["coco_url"] = f"http://images.cocodataset.org/{place}"
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_bytes(picture(number))
+        (folder / place).write_bytes(image_bytes(number))
     for annotation in coco["annotations"]:
         del annotation["iscrowd"]
     coco["categories"] = [
@@ -98,7 +98,7 @@ def write_visual_genome(folder: Path, count: int) -> Path:
     for number in range(count):
         image, place = 2000 + number, ("VG_100K", "VG_100K_2")[number % 2]
         (folder / place).mkdir(parents=True, exist_ok=True)
-        (folder / place / f"{image}.jpg").write_bytes(picture(number))
+        (folder / place / f"{image}.jpg").write_bytes(image_bytes(number))
         url = f"https://cs.stanford.edu/people/rak248/{place}/{image}.jpg"
         images.append({"image_id": image, "url": url, "width": WIDTH, "height": HEIGHT, "coco_id": None})
         described = [
@@ -113,12 +113,12 @@ def write_visual_genome(folder: Path, count: int) -> Path:
 
 
 def write_table(folder: Path, count: int) -> Path:
-    """`pairs.csv` with two rows for each picture, and the pictures."""
+    """`pairs.csv` with two rows for each image, and the images."""
     (folder / "photos").mkdir(parents=True, exist_ok=True)
     lines = ["url,filepath,title,boxes"]
     for place in range(2):
         for number in range(count):
-            (folder / "photos" / f"{number}.jpg").write_bytes(picture(number))
+            (folder / "photos" / f"{number}.jpg").write_bytes(image_bytes(number))
             boxes = json.dumps([{"box": [1, 2, 30, 40], "phrase": f"part {number}"}]) if place == 0 else ""
             cell = boxes.replace('"', '""')
             lines.append(f'http://x/{number},photos/{number}.jpg,"title {number}, {place}","{cell}"')
@@ -126,14 +126,14 @@ def write_table(folder: Path, count: int) -> Path:
     return folder / "pairs.csv"
 
 
-def write_parquet_of_pictures(folder: Path, count: int) -> Path:
+def write_parquet_of_images(folder: Path, count: int) -> Path:
     """A folder of Parquet files as the hub has them: an image column with bytes, and texts."""
     folder.mkdir(parents=True, exist_ok=True)
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     for part, offset in (("train", 0), ("test", 500)):
         table = pa.table(
             {
-                "image": pa.array([{"bytes": picture(offset + n), "path": None} for n in range(count)], image),
+                "image": pa.array([{"bytes": image_bytes(offset + n), "path": None} for n in range(count)], image),
                 "caption": pa.array([[f"one {n}", f"two {n}"] for n in range(count)]),
             }
         )
@@ -146,5 +146,5 @@ WRITERS: dict[str, Callable[[Path, int], Path]] = {
     "lvis": write_lvis,
     "visual-genome": write_visual_genome,
     "table": write_table,
-    "datasets": write_parquet_of_pictures,
+    "datasets": write_parquet_of_images,
 }

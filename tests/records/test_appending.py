@@ -9,22 +9,23 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_pictures import jpeg
+from made_images import jpeg
 
+from foveate.core.errors import UserError
 from foveate.records import appending, layout, tables
 from foveate.records.appending import AnnotationAppender, Names, read_parts
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 MADE = Provenance(source="foveate caption", model="m")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    with CollectionWriter(tmp_path / "c", pictures_per_shard=3) as writer:
+def images(tmp_path: Path) -> Path:
+    with CollectionWriter(tmp_path / "c", images_per_shard=3) as writer:
         for number in range(8):
             writer.add(f"p{number}", jpeg(number), captions=[Caption(f"alt {number}")])
     return tmp_path / "c"
@@ -34,12 +35,12 @@ def _row(number: int, text: str = "words", **further: object) -> dict[str, objec
     return {"key": f"p{number}", "kind": "ssc", "text": text, "request": f"r{number}", "status": "ok", **further}
 
 
-def test_rows_are_read_back_with_the_columns_of_a_captioner(pictures: Path) -> None:
-    with AnnotationAppender(pictures, purpose="captioning") as appender:
+def test_rows_are_read_back_with_the_columns_of_a_captioner(images: Path) -> None:
+    with AnnotationAppender(images, purpose="captioning") as appender:
         assert appender.append("captions", [_row(1, flags="too_long repeats", score=0.25), _row(2)], MADE) == 2
         error = {"key": "p3", "request": "r3", "kind": "ssc", "error": "timeout", "attempts": 5}
         assert appender.append("caption_errors", [error], MADE) == 1
-    collection = Collection.open(pictures)
+    collection = Collection.open(images)
     captions = collection.table("captions")
     assert captions.num_rows == 10
     added = captions.filter(pa.compute.not_equal(captions["request"], "")).to_pylist()
@@ -54,27 +55,27 @@ def test_rows_are_read_back_with_the_columns_of_a_captioner(pictures: Path) -> N
     ]
 
 
-def test_equal_rows_are_added_once_now_and_later(pictures: Path) -> None:
-    with AnnotationAppender(pictures, purpose="captioning") as appender:
+def test_equal_rows_are_added_once_now_and_later(images: Path) -> None:
+    with AnnotationAppender(images, purpose="captioning") as appender:
         assert appender.append("captions", [_row(1), _row(2)], MADE) == 2
         assert appender.append("captions", [_row(2), _row(4)], MADE) == 1
-    with AnnotationAppender(pictures, purpose="captioning") as appender:
+    with AnnotationAppender(images, purpose="captioning") as appender:
         assert appender.append("captions", [_row(1), _row(2), _row(4)], MADE) == 0
         assert appender.append("captions", [_row(1, "others")], MADE) == 1
-    names = sorted(path.name for path in (pictures / "annotations" / "captions").iterdir())
+    names = sorted(path.name for path in (images / "annotations" / "captions").iterdir())
     assert names[3:] == ["added-00000.parquet", "added-00001.parquet", "added-00002.parquet"]
-    assert Collection.open(pictures).table("captions").num_rows == 8 + 4
+    assert Collection.open(images).table("captions").num_rows == 8 + 4
 
 
-def test_the_appender_and_annotate_agree_on_ids(pictures: Path) -> None:
-    with CollectionWriter(pictures) as writer:
+def test_the_appender_and_annotate_agree_on_ids(images: Path) -> None:
+    with CollectionWriter(images) as writer:
         assert writer.annotate("captions", [_row(1)], MADE) == 1
-    with AnnotationAppender(pictures, purpose="captioning") as appender:
+    with AnnotationAppender(images, purpose="captioning") as appender:
         assert appender.append("captions", [_row(1)], MADE) == 0
 
 
-def test_parts_are_read_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with AnnotationAppender(pictures, purpose="captioning") as appender:
+def test_parts_are_read_once(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with AnnotationAppender(images, purpose="captioning") as appender:
         appender.append("captions", [_row(1)], MADE)
         read = []
         monkeypatch.setattr(tables, "read_columns", lambda path, *rest: read.append(path))
@@ -82,7 +83,7 @@ def test_parts_are_read_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) ->
         for number in range(50):
             appender.append("captions", [_row(2, f"text {number}")], MADE)
         assert not read
-    assert len(list((pictures / "annotations" / "captions").glob("added-*"))) == 51
+    assert len(list((images / "annotations" / "captions").glob("added-*"))) == 51
 
 
 @pytest.mark.parametrize(
@@ -95,64 +96,64 @@ def test_parts_are_read_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("poems", _row(1), "allowed are the known tables captions"),
     ],
 )
-def test_what_cannot_be_stored_is_refused_whole(pictures: Path, kind: str, row: dict[str, object], said: str) -> None:
-    with AnnotationAppender(pictures, purpose="captioning") as appender:
+def test_what_cannot_be_stored_is_refused_whole(images: Path, kind: str, row: dict[str, object], said: str) -> None:
+    with AnnotationAppender(images, purpose="captioning") as appender:
         with pytest.raises(UserError, match=said):
             appender.append(kind, [_row(2), row], MADE)
         assert appender.append("captions", [_row(2)], MADE) == 1
 
 
-def test_removed_pictures_get_no_rows(pictures: Path) -> None:
-    with CollectionWriter(pictures) as writer:
+def test_removed_images_get_no_rows(images: Path) -> None:
+    with CollectionWriter(images) as writer:
         writer.remove(["p1"], reason="test")
-    with AnnotationAppender(pictures, purpose="captioning") as appender:
-        with pytest.raises(UserError, match="'p1', which is not there"):
+    with AnnotationAppender(images, purpose="captioning") as appender:
+        with raises_naming(UserError, "p1"):
             appender.append("captions", [_row(1)], MADE)
 
 
-def test_one_writer_at_a_time(pictures: Path) -> None:
-    with AnnotationAppender(pictures, purpose="captioning"):
+def test_one_writer_at_a_time(images: Path) -> None:
+    with AnnotationAppender(images, purpose="captioning"):
         with pytest.raises(UserError, match=r"is being written by process \d+ on .* \(captioning\)"):
-            CollectionWriter(pictures).__enter__()
-        assert len(Collection.open(pictures)) == 8
-    with CollectionWriter(pictures) as writer:
+            CollectionWriter(images).__enter__()
+        assert len(Collection.open(images)) == 8
+    with CollectionWriter(images) as writer:
         assert writer.known_sha256("p1")
 
 
-def test_what_a_killed_writer_left_is_cleared(pictures: Path) -> None:
-    left = pictures / "annotations" / "captions" / ".added-00000.parquet.abc.tmp"
+def test_what_a_killed_writer_left_is_cleared(images: Path) -> None:
+    left = images / "annotations" / "captions" / ".added-00000.parquet.abc.tmp"
     left.write_bytes(b"half")
-    with AnnotationAppender(pictures, purpose="captioning") as appender:
+    with AnnotationAppender(images, purpose="captioning") as appender:
         assert not left.exists()
         appender.append("captions", [_row(1)], MADE)
-    assert Collection.open(pictures).table("captions").num_rows == 9
+    assert Collection.open(images).table("captions").num_rows == 9
 
 
-def test_captions_of_an_older_release_open_and_grow(pictures: Path) -> None:
+def test_captions_of_an_older_release_open_and_grow(images: Path) -> None:
     """Their parts lack the columns of a captioner; they are read as empty and not written anew."""
     lacking = ["request", "status", "flags", "score", "details"]
     before = {}
-    for path in (pictures / "annotations" / "captions").iterdir():
+    for path in (images / "annotations" / "captions").iterdir():
         pq.write_table(pq.read_table(path).drop_columns(lacking), path)
         before[path] = path.read_bytes()
-    table = Collection.open(pictures).table("captions")
+    table = Collection.open(images).table("captions")
     assert table.schema.names == tables.SCHEMAS["captions"].names
     assert table["request"].unique().to_pylist() == [""]
     assert table["score"].null_count == 8
-    with AnnotationAppender(pictures, purpose="captioning") as appender:
+    with AnnotationAppender(images, purpose="captioning") as appender:
         assert appender.append("captions", [_row(1)], MADE) == 1
-    assert Collection.open(pictures).table("captions").num_rows == 9
+    assert Collection.open(images).table("captions").num_rows == 9
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_columns_are_read_one_part_at_a_time(pictures: Path) -> None:
-    parts = list(read_parts(pictures, "captions", ["request", "kind"]))
+def test_columns_are_read_one_part_at_a_time(images: Path) -> None:
+    parts = list(read_parts(images, "captions", ["request", "kind"]))
     assert [part.num_rows for part in parts] == [3, 3, 2]
     assert parts[0].column_names == ["request", "kind"]
-    damaged = layout.annotation_path(pictures, "captions", 1)
+    damaged = layout.annotation_path(images, "captions", 1)
     damaged.write_bytes(damaged.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"00001\.parquet cannot be read"):
-        list(read_parts(pictures, "captions", ["request"]))
+    with raises_naming(UserError, "00001.parquet"):
+        list(read_parts(images, "captions", ["request"]))
 
 
 names = st.one_of(st.text(max_size=20), st.integers(0, 2**64 - 1).map(lambda number: f"{number:016x}"))

@@ -1,4 +1,4 @@
-"""The shipped pictures: provenance, licences, and the split of concepts into seen and unseen."""
+"""The shipped images: provenance, licenses, and the split of concepts into seen and unseen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from foveate.records.builtin import (
 )
 from foveate.records.collection import Collection
 
-LICENCES = {
+LICENSES = {
     "clipart": {"http://web.resource.org/cc/PublicDomain", "http://creativecommons.org/licenses/publicdomain/"},
     "emoji": {"Apache-2.0", "CC-BY-4.0"},
 }
@@ -44,11 +44,11 @@ def test_shipped_files_are_those_of_the_manifest_and_small() -> None:
 
 
 @pytest.mark.parametrize("source", tables.SOURCES)
-def test_every_picture_has_licence_author_and_origin(source: str) -> None:
+def test_every_image_has_license_author_and_origin(source: str) -> None:
     rows = tables.rows(source)
     assert len({row["key"] for row in rows}) == len(rows)
     for row in rows:
-        assert row["licence"] in LICENCES[source], row["key"]
+        assert row["license"] in LICENSES[source], row["key"]
         assert row["author"]
         assert row["package"]
         assert row["path"]
@@ -73,15 +73,15 @@ def test_clipart_texts_keep_their_noise() -> None:
     assert any("HASH(" in row["description"] for row in tables.rows("clipart"))
 
 
-def test_pictures_are_distinct_and_decode_with_alpha() -> None:
+def test_images_are_distinct_and_decode_with_alpha() -> None:
     digests = [row["sha256"] for row in tables.rows("clipart")]
     assert len(set(digests)) == len(digests)
     for source in tables.SOURCES:
         for row in tables.rows(source)[::40]:
-            picture = Image.open(io.BytesIO(row["picture"]))
-            assert picture.format == "WEBP"
-            assert picture.size == (row["width"], row["height"])
-            assert max(picture.size) <= 96
+            image = Image.open(io.BytesIO(row["image"]))
+            assert image.format == "WEBP"
+            assert image.size == (row["width"], row["height"])
+            assert max(image.size) <= 96
 
 
 def test_both_styles_and_all_variants_of_a_concept_share_a_slice() -> None:
@@ -149,7 +149,7 @@ def test_unseen_share_and_purity() -> None:
 
 
 def training_texts() -> list[str]:
-    """Everything that the texts of single training pictures say."""
+    """Everything that the texts of single training images say."""
     texts = []
     for row in tables.rows("clipart"):
         if holdout.split_of(row["key"]) == "train":
@@ -178,7 +178,7 @@ def test_no_training_text_has_the_name_of_an_unseen_thing() -> None:
     assert any("glass" in said for said in words)
 
 
-def test_training_pictures_are_of_seen_concepts() -> None:
+def test_training_images_are_of_seen_concepts() -> None:
     for cutout in load_cutouts():
         if cutout.name and holdout.split_of(cutout.id) == "train":
             assert cutout.slice == concepts.SEEN, cutout.name

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from foveate.core.errors import UserError
 from foveate.records.geometry import Letterbox, original_to_padded_square, padded_square_to_original
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "cloc"
 CASES = json.loads((GOLDENS / "letterbox.json").read_text())
@@ -35,7 +36,7 @@ def test_letterbox(case: dict[str, Any]) -> None:
 
 
 def test_a_collapsed_side_is_refused() -> None:
-    with pytest.raises(UserError, match="1000 x 1 is too narrow for a square of 224"):
+    with raises_naming(UserError, "1000", "1", "224"):
         Letterbox(1000, 1, 224)
     with pytest.raises(UserError, match="too narrow"):
         Letterbox(1, 1000, 224)

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_pictures import encoded, jpeg, noise
+from made_images import encoded, jpeg, noise
 from made_sets import coco_captions, coco_instances, write_coco, write_json, write_lvis
 
+from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.exporters.coco import export_coco
 from foveate.records.importers.coco import import_coco
 from foveate.records.importers.lvis import import_lvis
 from foveate.records.record import Caption, Region
-from foveate.records.removal import remove_pictures
+from foveate.records.removal import remove_images
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def test_a_coco_file_comes_out_with_its_ids_categories_and_boxes(tmp_path: Path)
     export = None
     import_coco(write_coco(tmp_path / "set", 5), tmp_path / "c")
     export = export_coco(Collection.open(tmp_path / "c"), tmp_path / "out")
-    assert (export.pictures, export.regions, export.captions) == (5, 10, 10)
+    assert (export.images, export.regions, export.captions) == (5, 10, 10)
     before, after = coco_instances(5), _read(tmp_path / "out", "instances")
     assert _by_id(after["categories"]) == _by_id(before["categories"])
     images = _by_id(after["images"])
@@ -69,7 +69,7 @@ def test_lvis_categories_come_out_whole(tmp_path: Path) -> None:
 @pytest.fixture
 def collection(tmp_path: Path) -> Collection:
     rng = np.random.default_rng(0)
-    with CollectionWriter(tmp_path / "c", source="out", pictures_per_shard=7) as writer:
+    with CollectionWriter(tmp_path / "c", source="out", images_per_shard=7) as writer:
         for number in range(16):
             corners = np.sort(rng.random((5, 2, 2)), axis=1).reshape(5, 4)
             regions = [
@@ -98,7 +98,7 @@ def test_coco_out_and_in_is_the_identity(collection: Collection, tmp_path: Path)
     again = Collection.open(tmp_path / "d")
     assert again.keys == collection.keys
     for row in range(len(collection)):
-        assert again.picture_bytes(row) == collection.picture_bytes(row)
+        assert again.image_bytes(row) == collection.image_bytes(row)
         assert again.record(row) == collection.record(row), "boxes to the last bit of float32"
     export_coco(again, tmp_path / "out2")
     for name in ("instances", "captions"):
@@ -129,10 +129,10 @@ def test_ids_of_two_files_that_clash_are_kept_apart(tmp_path: Path) -> None:
     assert told == [("00000", "car"), ("00000", "dog")] * 3 + [("other", "boat"), ("other", "dog")] * 3
 
 
-def test_a_picture_that_cannot_be_read_is_said_and_left_out(collection: Collection, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_said_and_left_out(collection: Collection, tmp_path: Path) -> None:
     (collection.path / "images" / "00001.tar").unlink()
     export = export_coco(Collection.open(collection.path), tmp_path / "out")
-    assert (export.pictures, len(export.unreadable)) == (9, 7)
+    assert (export.images, len(export.unreadable)) == (9, 7)
     assert len(_read(tmp_path / "out", "instances")["images"]) == 9
 
 
@@ -147,12 +147,12 @@ def test_chosen_rows_and_no_overwriting(collection: Collection, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "other", "out"]
 
 
-def test_categories_stay_when_their_pictures_are_removed_and_purged(tmp_path: Path) -> None:
+def test_categories_stay_when_their_images_are_removed_and_purged(tmp_path: Path) -> None:
     source = write_coco(tmp_path / "set", 3)
     import_coco(source, tmp_path / "c")
     first, second, third = Collection.open(tmp_path / "c").keys
-    remove_pictures(tmp_path / "c", [first], purge=False)
-    remove_pictures(tmp_path / "c", [second])
+    remove_images(tmp_path / "c", [first], purge=False)
+    remove_images(tmp_path / "c", [second])
     export_coco(Collection.open(tmp_path / "c"), tmp_path / "out")
     categories = _by_id(_read(tmp_path / "out", "instances")["categories"])
     assert categories == _by_id(coco_instances(3)["categories"])

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_pictures import jpeg
+from made_images import jpeg
 
+from foveate.core.errors import UserError
 from foveate.records.appending import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.current import current_captions, holds
 from foveate.records.record import Caption
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 COLUMNS = ("key", "kind", "model", "created", "request")
 row = st.tuples(
@@ -37,7 +37,7 @@ def table(rows: list[tuple[str, ...]]) -> pa.Table:
 
 
 def plainly(rows: list[tuple[str, ...]], prefer: list[str]) -> list[bool]:
-    """The rule as its description reads, one (picture, kind) at a time."""
+    """The rule as its description reads, one (image, kind) at a time."""
     result = [one[4] == "" for one in rows]
     for group in {one[:2] for one in rows}:
         candidates = [place for place, one in enumerate(rows) if one[:2] == group and one[4]]
@@ -56,7 +56,7 @@ def test_the_rule(rows: list[tuple[str, ...]], prefer: list[str]) -> None:
 
 
 @given(rows_of, models)
-def test_one_made_caption_per_picture_and_kind_and_all_others(rows: list[tuple[str, ...]], prefer: list[str]) -> None:
+def test_one_made_caption_per_image_and_kind_and_all_others(rows: list[tuple[str, ...]], prefer: list[str]) -> None:
     chosen = holds(table(rows), prefer=prefer)
     made = [one[:2] for one, held in zip(rows, chosen, strict=True) if held and one[4]]
     assert sorted(made) == sorted({one[:2] for one in rows if one[4]})
@@ -64,7 +64,7 @@ def test_one_made_caption_per_picture_and_kind_and_all_others(rows: list[tuple[s
 
 
 @given(rows_of, models, st.randoms(use_true_random=False))
-def test_other_pictures_and_kinds_do_not_matter(rows: list[tuple[str, ...]], prefer: list[str], random: object) -> None:
+def test_other_images_and_kinds_do_not_matter(rows: list[tuple[str, ...]], prefer: list[str], random: object) -> None:
     here = [one for one in rows if one[:2] == ("p0", "ssc")]
     alone = holds(table(here), prefer=prefer).tolist()
     beside = [held for one, held in zip(rows, holds(table(rows), prefer=prefer), strict=True) if one in here]
@@ -103,7 +103,7 @@ def test_captions_of_a_collection(tmp_path: Path) -> None:
     assert texts() == ["one", "two", "a title", "other 3"]
     assert texts("big") == ["one", "two", "a title", "big 2"]
     assert texts("small", "big") == ["one", "two", "a title", "small 3"]
-    with pytest.raises(UserError, match="unknown model of captions .* 'smal'.*did you mean 'small'"):
+    with raises_naming(UserError, "smal", "small"):
         texts("smal")
     empty = table([])
     assert isinstance(holds(empty), np.ndarray)

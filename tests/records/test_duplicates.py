@@ -1,4 +1,4 @@
-"""Near-duplicates: what is found, which one stays, and that nothing goes for the sake of a picture unlike it."""
+"""Near-duplicates: what is found, which one stays, and that nothing goes for the sake of an image unlike it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytest
-from made_pictures import encoded, jpeg, noise
+from made_images import encoded, jpeg, noise
 from PIL import Image
 
+from foveate.core.errors import UserError
 from foveate.records import tables
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
@@ -17,19 +17,19 @@ from foveate.records.duplicates import (
     GRID,
     DuplicateGroup,
     find_duplicates,
+    image_grid,
     leaders,
-    picture_grid,
     remove_duplicates,
     same_grid,
 )
 from foveate.records.perceptual import near_pairs
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 
 def _big(seed: int) -> Image.Image:
-    """A smooth random picture of 240 x 160, as a photograph is."""
+    """A smooth random image of 240 x 160, as a photograph is."""
     blocks = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize((240, 160), Image.Resampling.BICUBIC)
 
@@ -55,7 +55,7 @@ def test_the_largest_stays_then_the_one_with_most_texts(tmp_path: Path) -> None:
             DuplicateGroup("png", ("small", "large")),
             DuplicateGroup("twin", ("other",)),
         )
-        with pytest.raises(UserError, match="0 to 16 bits"):
+        with raises_naming(UserError, "0", "16"):
             find_duplicates(collection, distance=17)
 
 
@@ -89,13 +89,13 @@ def test_captions_are_carried_over_with_their_origin(tmp_path: Path) -> None:
     assert summary.purged.packed == 3
     collection = Collection.open(path)
     assert collection.captions_of(0)[-1] == Caption("one", "alt", "tests, from small")
-    assert collection.picture_bytes(0, verify=True) == encoded(_big(1), "PNG")
+    assert collection.image_bytes(0, verify=True) == encoded(_big(1), "PNG")
 
 
-def test_equal_hashes_of_unlike_pictures_are_no_duplicates(tmp_path: Path) -> None:
+def test_equal_hashes_of_unlike_images_are_no_duplicates(tmp_path: Path) -> None:
     with CollectionWriter(tmp_path / "c") as writer:
-        for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200)), ("red-too", (202, 31, 30))):
-            writer.add(name, encoded(Image.new("RGB", (60, 40), colour), "PNG"))
+        for name, color in (("red", (200, 30, 30)), ("blue", (30, 30, 200)), ("red-too", (202, 31, 30))):
+            writer.add(name, encoded(Image.new("RGB", (60, 40), color), "PNG"))
         writer.add("tall", encoded(Image.new("RGB", (40, 60), (200, 30, 30)), "PNG"))
     collection = Collection.open(tmp_path / "c")
     assert len(near_pairs(collection.index["perceptual_hash"].astype(np.uint64), distance=6)) == 3
@@ -109,16 +109,16 @@ def test_groups_are_stars_not_chains() -> None:
 
 
 def test_a_changed_part_is_seen_and_a_new_encoding_is_not() -> None:
-    picture = _big(3)
-    grid = picture_grid(picture)
-    assert same_grid(grid, picture_grid(_shrunk(3, 90)))
-    changed = picture.copy()
+    image = _big(3)
+    grid = image_grid(image)
+    assert same_grid(grid, image_grid(_shrunk(3, 90)))
+    changed = image.copy()
     changed.paste((255, 0, 255), (200, 130, 240, 160))
-    assert not same_grid(grid, picture_grid(changed))
-    assert not same_grid(grid, picture_grid(noise(3)))
+    assert not same_grid(grid, image_grid(changed))
+    assert not same_grid(grid, image_grid(noise(3)))
 
 
-def test_pictures_that_cannot_be_read_are_left_alone(tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_left_alone(tmp_path: Path) -> None:
     path = _collection(tmp_path / "c")
     tar = path / "images" / "00000.tar"
     tar.write_bytes(tar.read_bytes()[:600])

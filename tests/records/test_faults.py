@@ -12,23 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_pictures import encoded, jpeg, noise, write_folder
+from made_images import encoded, jpeg, noise, write_folder
 from PIL import Image
 
 from foveate.cli.main import main
+from foveate.core import progress
+from foveate.core.errors import sentence
 from foveate.records.collection import Collection
+from foveate.records.images import BadImage
 from foveate.records.importers.folder import import_folder
-from foveate.records.pictures import BadPicture
 from foveate.records.record import Caption
-from foveate.records.removal import remove_pictures
+from foveate.records.removal import remove_images
 from foveate.records.writer import CollectionWriter
-from foveate.settings import progress
-from foveate.settings.disk import sentence
+from naming import raises_naming
 from small_disk import Disk, disk
 
 STAMP = "2026-01-01T00:00:00+00:00"
 __all__ = ["disk"]  # the fixture
-OPTIONS = {"name": "c", "workers": 1, "pictures_per_shard": 7, "created": STAMP}
+OPTIONS = {"name": "c", "workers": 1, "images_per_shard": 7, "created": STAMP}
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -69,7 +70,7 @@ def test_a_full_disk_loses_nothing_and_the_same_import_goes_on(disk: Disk, tmp_p
         collection = Collection.open(target)
         counts.append(len(collection))
         for row in range(len(collection)):
-            assert collection.picture_bytes(row, verify=True) == (source / f"{collection.keys[row]}.jpg").read_bytes()
+            assert collection.image_bytes(row, verify=True) == (source / f"{collection.keys[row]}.jpg").read_bytes()
     assert 0 < counts[0] < counts[1] < counts[2] < 60
     disk.resize("2m")
     import_folder(source, target, **OPTIONS)
@@ -98,7 +99,7 @@ def test_a_full_disk_stops_a_removal_that_goes_on_later(
     disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     disk.resize("4m")
-    with CollectionWriter(disk.folder / "c", pictures_per_shard=20) as writer:
+    with CollectionWriter(disk.folder / "c", images_per_shard=20) as writer:
         for number in range(60):
             writer.add(f"p{number}", encoded(noise(number, width=100, height=100), "BMP"))
     keys = ["p1", "p21", "p41"]
@@ -109,13 +110,13 @@ def test_a_full_disk_stops_a_removal_that_goes_on_later(
     assert "the disk is full" in said
     collection = Collection.open(disk.folder / "c")
     assert len(collection) == 57  # hidden at once
-    assert all(collection.picture_bytes(row, verify=True) for row in range(57))
+    assert all(collection.image_bytes(row, verify=True) for row in range(57))
     disk.resize("4m")
     assert _run(capsys, "remove", disk.folder / "c", *keys) == (0, "")
     gone = [encoded(noise(int(key[1:]), width=100, height=100), "BMP") for key in keys]
     tars = [tar.read_bytes() for tar in (disk.folder / "c" / "images").iterdir()]
     assert len(tars) == 3
-    assert not any(picture in tar for picture in gone for tar in tars)
+    assert not any(image in tar for image in gone for tar in tars)
 
 
 def test_a_read_only_disk_is_read_and_said(disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +124,7 @@ def test_a_read_only_disk_is_read_and_said(disk: Disk, tmp_path: Path, capsys: p
     import_folder(source, disk.folder / "c", **OPTIONS)
     disk.change("remount,ro")
     assert [len(Collection.open(disk.folder / "c")), len(Collection.open(disk.folder / "c").captions_of(0))] == [5, 1]
-    assert len(remove_pictures(disk.folder / "c", ["part00/p0001"], dry_run=True).removed) == 1
+    assert len(remove_images(disk.folder / "c", ["part00/p0001"], dry_run=True).removed) == 1
     for arguments in (
         ("collect", source, "--to", disk.folder / "c"),
         ("collect", source, "--to", disk.folder / "new"),
@@ -148,7 +149,7 @@ def test_a_folder_without_permission_is_said(tmp_path: Path, capsys: pytest.Capt
 def test_a_refusal_at_any_write_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Each fsync is a moment at which the disk may have refused; none of them leaves a half-written collection."""
     source = write_folder(tmp_path / "source", 12)
-    options = {**OPTIONS, "pictures_per_shard": 5}
+    options = {**OPTIONS, "images_per_shard": 5}
     import_folder(source, tmp_path / "whole" / "c", **options)
     sync, calls, refuse_at = os.fsync, 0, 0
 
@@ -170,7 +171,7 @@ def test_a_refusal_at_any_write_loses_nothing(tmp_path: Path, monkeypatch: pytes
             import_folder(source, target, **options)
         if (target / "collection.json").is_file():
             collection = Collection.open(target)
-            assert all(collection.picture_bytes(row, verify=True) for row in range(len(collection)))
+            assert all(collection.image_bytes(row, verify=True) for row in range(len(collection)))
         refuse_at = 0
         import_folder(source, target, **options)
         assert _contents(target) == _contents(tmp_path / "whole" / "c")
@@ -236,11 +237,11 @@ def test_a_reader_beside_a_writer_sees_whole_moments(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "sys.path.insert(0, sys.argv[2])\n"
-        "from made_pictures import jpeg\n"
+        "from made_images import jpeg\n"
         "from foveate.records.record import Caption\n"
         "from foveate.records.writer import CollectionWriter\n"
         "from foveate.records.tables import Provenance\n"
-        "with CollectionWriter(sys.argv[1], pictures_per_shard=3) as writer:\n"
+        "with CollectionWriter(sys.argv[1], images_per_shard=3) as writer:\n"
         "    print('ready', flush=True)\n"
         "    for number in range(90):\n"
         "        writer.add(f'p{number}', jpeg(number), captions=[Caption(f'words {number}')])\n"
@@ -262,8 +263,8 @@ def test_a_reader_beside_a_writer_sees_whole_moments(tmp_path: Path) -> None:
                 words = [caption.text for caption in collection.captions_of(row)]
                 assert words[:1] in ([f"words {key[1:]}"], [])
                 try:
-                    assert collection.picture_bytes(row) == jpeg(int(key[1:]))
-                except BadPicture as gone:
+                    assert collection.image_bytes(row) == jpeg(int(key[1:]))
+                except BadImage as gone:
                     reasons.add(gone.reason)  # purged after this reader looked
         assert writer.returncode == 0
     assert looks > 3
@@ -277,8 +278,8 @@ def test_every_fault_of_a_shard_has_a_reason(tmp_path: Path, monkeypatch: pytest
     tar = tmp_path / "c" / "images" / "00000.tar"
 
     def reason(opened: Collection, *, verify: bool = False) -> str:
-        with pytest.raises(BadPicture, match=r"00000\.tar") as caught:
-            opened.picture_bytes(0, verify=verify)
+        with raises_naming(BadImage, "00000.tar") as caught:
+            opened.image_bytes(0, verify=verify)
         return caught.value.reason
 
     def refuse(*arguments: object) -> Callable[..., bytes]:
@@ -292,9 +293,9 @@ def test_every_fault_of_a_shard_has_a_reason(tmp_path: Path, monkeypatch: pytest
     tar.write_bytes(bytes(data))
     assert reason(Collection.open(tmp_path / "c"), verify=True) == "damaged shard"
     open_already = Collection.open(tmp_path / "c")
-    open_already.picture_bytes(0)
+    open_already.image_bytes(0)
     shutil.move(tar, tmp_path / "elsewhere.tar")
-    assert open_already.picture_bytes(0)  # the file is open, its name is gone
+    assert open_already.image_bytes(0)  # the file is open, its name is gone
     assert reason(Collection.open(tmp_path / "c")) == "missing shard"
     tar.symlink_to(tar.name)
     assert reason(Collection.open(tmp_path / "c")) == "unreadable"

@@ -1,4 +1,4 @@
-"""A JPEG unpacked at a fraction shows the same picture in the same place as the whole one."""
+"""A JPEG unpacked at a fraction shows the same image in the same place as the whole one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.geometry import View
-from foveate.records.pictures import decode, decode_fraction
-from foveate.settings.errors import UserError
+from foveate.records.images import decode, decode_fraction
+from naming import raises_naming
 
 
 def photograph(width: int, height: int, *, format: str = "JPEG", orientation: int | None = None) -> bytes:
-    """A smooth picture with a bright disc in its upper left quarter."""
+    """A smooth image with a bright disc in its upper left quarter."""
     y, x = np.mgrid[0:height, 0:width]
     disc = np.hypot(x - width / 4, y - height / 4) < min(width, height) / 8
     array = np.stack([x * 200 // width, y * 200 // height, np.full_like(x, 60)], axis=-1).astype(np.uint8)
@@ -43,7 +44,7 @@ def test_other_formats_stay_whole() -> None:
     assert image.size == whole == (400, 300)
 
 
-def test_a_turned_picture_is_turned_before_it_is_measured() -> None:
+def test_a_turned_image_is_turned_before_it_is_measured() -> None:
     image, whole = decode_fraction(photograph(800, 600, orientation=6), least_side=400)
     assert whole == (600, 800)
     assert image.size == (300, 400)
@@ -64,9 +65,9 @@ def test_the_fraction_renders_to_the_same_pixels(size: tuple[int, int], flip: bo
     assert np.abs(whole - shifted).mean() > 2 * np.abs(whole - drafted).mean()
 
 
-def test_a_picture_of_another_size_is_refused() -> None:
+def test_an_image_of_another_size_is_refused() -> None:
     placement = View().place(400, 300, 64)
-    with pytest.raises(UserError, match="cannot render a picture of 399 x 300"):
+    with raises_naming(UserError, "399", "300"):
         placement.render(Image.new("RGB", (399, 300)))
-    with pytest.raises(UserError, match="least_side"):
+    with raises_naming(UserError, "least_side"):
         decode_fraction(photograph(10, 10), least_side=0)

@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from foveate.core.errors import UserError
 from foveate.records.boxes import Box, intersection_over_union
 from foveate.records.geometry import Letterbox, Placement, View, padded_square_to_original
-from foveate.settings.errors import UserError
 
 sides = st.integers(8, 3000)
 sizes = st.sampled_from((32, 224, 336))
@@ -103,7 +103,7 @@ def test_a_drawn_rectangle_is_found_where_its_box_says(
     assert pixels.shape == (224, 224, 3)
     rows, columns = np.nonzero(pixels[..., 0] > 127)
     seen = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]) / 224
-    # Each edge of the red area may differ from the box by the pixel that both colours share.
+    # Each edge of the red area may differ from the box by the pixel that both colors share.
     np.testing.assert_allclose(moved, seen, atol=1.01 / 224)
 
     content = placement.letterbox.content_box.to_pixels(224, 224)
@@ -119,8 +119,8 @@ def test_flip_mirrors() -> None:
 
 
 def test_flip_keeps_the_uneven_padding_in_place() -> None:
-    picture = Image.new("RGB", (37, 1000), (255, 255, 255))
-    columns = np.asarray(View(flip=True).render(picture, 224))[100, :, 0]
+    image = Image.new("RGB", (37, 1000), (255, 255, 255))
+    columns = np.asarray(View(flip=True).render(image, 224))[100, :, 0]
     assert np.flatnonzero(columns)[[0, -1]].tolist() == [107, 114]
 
 
@@ -137,8 +137,8 @@ def test_crop_loses_and_clips_boxes() -> None:
     assert none.shape == (0,)
 
 
-def test_centre_crop_leaves_no_padding() -> None:
-    placement = View.centre_crop(301, 200).place(301, 200, 96)
+def test_center_crop_leaves_no_padding() -> None:
+    placement = View.center_crop(301, 200).place(301, 200, 96)
     assert placement.crop_px == (50, 0, 250, 200)
     assert placement.letterbox.pad == (0, 0, 0, 0)
 
@@ -155,8 +155,8 @@ def test_render_uses_the_same_resizing_as_pillow() -> None:
     square = View(Box(0.25, 0, 1, 1)).render(noise, 60)
     direct = noise.crop((20, 0, 80, 60))
     np.testing.assert_array_equal(np.asarray(square), np.asarray(direct))
-    grey = noise.convert("L")
-    assert View().render(grey, 60).mode == "RGB"
+    gray = noise.convert("L")
+    assert View().render(gray, 60).mode == "RGB"
     with pytest.raises(UserError, match="cannot render"):
         Placement(81, 60, (0, 0, 81, 60), False, 60).render(noise)
 

@@ -1,4 +1,4 @@
-"""Pictures in all the states in which the web has them: taken in rightly, or refused with a reason."""
+"""Images in all the states in which the web has them: taken in rightly, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import warnings
 
 import numpy as np
 import pytest
-from made_pictures import encoded, jpeg, noise, png_header
+from made_images import encoded, jpeg, noise, png_header
 from PIL import Image, ImageFile
 
-from foveate.records.pictures import BadPicture, check, decode, examine
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from foveate.records.images import BadImage, check, decode, examine
+from naming import raises_naming
 
 
 def _reason(data: bytes, **options: int) -> str:
-    with pytest.raises(BadPicture) as refused:
+    with pytest.raises(BadImage) as refused:
         check(data, **options)
     sentence = str(refused.value)
     assert sentence
@@ -27,13 +28,13 @@ def _reason(data: bytes, **options: int) -> str:
 def test_every_allowed_format_is_read(format: str) -> None:
     info = check(encoded(noise(1), format))
     assert (info.width, info.height, info.format, info.frames) == (48, 32, format, 1)
-    picture = decode(encoded(noise(1), format))
-    assert (picture.mode, picture.size) == ("RGB", (48, 32))
+    image = decode(encoded(noise(1), format))
+    assert (image.mode, image.size) == ("RGB", (48, 32))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("kept", [0.05, 0.3, 0.6, 0.9])
-def test_a_truncated_picture_is_refused(format: str, kept: float) -> None:
+def test_a_truncated_image_is_refused(format: str, kept: float) -> None:
     data = encoded(noise(2, width=200, height=160), format)
     assert _reason(data[: int(len(data) * kept)]) in ("truncated", "damaged")
 
@@ -51,15 +52,15 @@ def test_an_empty_file_is_refused() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "not a picture"),
-        (b"\n  <html>", "not a picture"),
-        (b'{"error": "gone"}', "not a picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "not an image"),
+        (b"\n  <html>", "not an image"),
+        (b'{"error": "gone"}', "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (b"%PDF-1.7 ", "format not allowed"),
         (b"\0" * 100, "format not allowed"),
     ],
 )
-def test_what_is_no_picture_is_refused(data: bytes, reason: str) -> None:
+def test_what_is_no_image_is_refused(data: bytes, reason: str) -> None:
     assert _reason(data) == reason
 
 
@@ -106,10 +107,10 @@ def test_cmyk_becomes_rgb() -> None:
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
-def test_sixteen_bit_grey_keeps_its_shades(format: str) -> None:
+def test_sixteen_bit_gray_keeps_its_shades(format: str) -> None:
     shades = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    picture = decode(encoded(Image.fromarray(shades), format))
-    assert np.abs(np.asarray(picture)[..., 0].astype(int) - (shades >> 8)).max() <= 1
+    image = decode(encoded(Image.fromarray(shades), format))
+    assert np.abs(np.asarray(image)[..., 0].astype(int) - (shades >> 8)).max() <= 1
 
 
 def test_float_pixels_are_refused() -> None:
@@ -121,23 +122,23 @@ def test_transparency_is_laid_on_white() -> None:
     layers.putpixel((2, 3), (255, 0, 0, 255))
     layers.putpixel((3, 3), (0, 0, 0, 128))
     for format in ("PNG", "WEBP"):
-        picture = decode(encoded(layers, format, lossless=True) if format == "WEBP" else encoded(layers, format))
-        assert picture.getpixel((0, 0)) == (255, 255, 255)
-        assert picture.getpixel((2, 3)) == (255, 0, 0)
-        assert abs(picture.getpixel((3, 3))[0] - 127) <= 1
+        image = decode(encoded(layers, format, lossless=True) if format == "WEBP" else encoded(layers, format))
+        assert image.getpixel((0, 0)) == (255, 255, 255)
+        assert image.getpixel((2, 3)) == (255, 0, 0)
+        assert abs(image.getpixel((3, 3))[0] - 127) <= 1
 
 
-def test_a_palette_with_a_transparent_colour_is_laid_on_white() -> None:
+def test_a_palette_with_a_transparent_color_is_laid_on_white() -> None:
     palette = Image.new("P", (8, 8), 0)
     palette.putpalette([0, 0, 0, 10, 200, 30])
     palette.putpixel((1, 1), 1)
     for format in ("PNG", "GIF"):
-        picture = decode(encoded(palette, format, transparency=0))
-        assert picture.getpixel((0, 0)) == (255, 255, 255)
-        assert picture.getpixel((1, 1)) == (10, 200, 30)
+        image = decode(encoded(palette, format, transparency=0))
+        assert image.getpixel((0, 0)) == (255, 255, 255)
+        assert image.getpixel((1, 1)) == (10, 200, 30)
 
 
-def test_grey_with_alpha_and_a_transparent_grey() -> None:
+def test_gray_with_alpha_and_a_transparent_gray() -> None:
     assert decode(encoded(Image.new("LA", (4, 4), (0, 0)), "PNG")).getpixel((0, 0)) == (255, 255, 255)
     assert decode(encoded(Image.new("L", (4, 4), 7), "PNG", transparency=7)).getpixel((0, 0)) == (255,) * 3
     assert decode(encoded(Image.new("1", (4, 4), 1), "PNG")).getpixel((0, 0)) == (255,) * 3
@@ -145,7 +146,7 @@ def test_grey_with_alpha_and_a_transparent_grey() -> None:
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_is_used_and_noted(format: str) -> None:
-    frames = [Image.new("RGB", (12, 10), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (12, 10), color) for color in ("red", "lime", "blue")]
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:], duration=50)
     info = check(data)
     assert info.frames == 3
@@ -175,10 +176,10 @@ def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
     exif[0x0112] = orientation
     data = encoded(stored, format, exif=exif)
     info = check(data)
-    picture = decode(data)
-    assert (info.width, info.height) == picture.size == (40, 24)
-    assert picture.getpixel((5, 5))[1] < 60
-    assert min(picture.getpixel((35, 20))) > 200
+    image = decode(data)
+    assert (info.width, info.height) == image.size == (40, 24)
+    assert image.getpixel((5, 5))[1] < 60
+    assert min(image.getpixel((35, 20))) > 200
     assert decode(data, longest_side=20).size == (20, 12)
 
 
@@ -193,7 +194,7 @@ def test_decode_shrinks_to_the_longest_side_and_never_enlarges() -> None:
 
 
 def test_longest_side_must_be_positive() -> None:
-    with pytest.raises(UserError, match="longest_side"):
+    with raises_naming(UserError, "longest_side"):
         decode(jpeg(1), longest_side=0)
 
 
@@ -207,7 +208,7 @@ def test_examine_gives_what_the_index_needs() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(format: str) -> None:
+def test_damaged_bytes_give_an_image_or_a_reason_and_nothing_else(format: str) -> None:
     rng = np.random.default_rng(8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -217,5 +218,5 @@ def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(format: str) 
         data = original.copy()
         places = rng.integers(0, min(len(data), int(rng.choice([40, 200, len(data)]))), rng.integers(1, 6))
         data[places] = rng.integers(0, 256, len(places))
-        with contextlib.suppress(BadPicture):
+        with contextlib.suppress(BadImage):
             decode(data.tobytes(), max_pixels=1_000_000)

@@ -7,26 +7,27 @@ from pathlib import Path
 
 import pytest
 from hostile import folder_of_files, reasons, tar_of
-from made_pictures import encoded, jpeg, noise, write_folder
+from made_images import encoded, jpeg, noise, write_folder
 
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.importers.folder import import_folder
 from foveate.records.importers.webdataset import import_webdataset
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 
 @pytest.mark.parametrize("how", ["folder", "webdataset"])
 def test_duplicate_keys_are_quarantined_and_the_first_stays(tmp_path: Path, how: str) -> None:
     if how == "folder":
         import_folder(folder_of_files(tmp_path, {"p.jpeg": jpeg(1), "p.jpg": jpeg(2)}), tmp_path / "c")
-        expected = ["picture: duplicate key"]
+        expected = ["image: duplicate key"]
     else:
         members = [("p.jpg", jpeg(1)), ("p.png", encoded(noise(2), "PNG")), ("q.jpg", jpeg(3)), ("p.jpg", jpeg(4))]
         import_webdataset(tar_of(tmp_path / "s.tar", members), tmp_path / "c")
-        expected = ["member: duplicate member", "picture: duplicate key"]
+        expected = ["member: duplicate member", "image: duplicate key"]
     collection = Collection.open(tmp_path / "c")
-    assert collection.picture_bytes(collection.row_of("p")) == jpeg(1)
+    assert collection.image_bytes(collection.row_of("p")) == jpeg(1)
     assert reasons(tmp_path / "c") == {"p": expected}
 
 
@@ -47,9 +48,9 @@ def test_links_pipes_and_hidden_files_in_a_folder(tmp_path: Path) -> None:
     assert collection.table("captions").num_rows == 0
     assert reasons(tmp_path / "c") == {
         "a": ["sidecar: link leaves the folder"],
-        "c": ["picture: link leaves the folder"],
-        "e": ["picture: unreadable"],
-        "f": ["picture: no regular file"],
+        "c": ["image: link leaves the folder"],
+        "e": ["image: unreadable"],
+        "f": ["image: no regular file"],
     }
     assert summary.ignored_files == 2
 
@@ -60,20 +61,20 @@ def test_a_file_name_that_is_no_unicode_is_quarantined(tmp_path: Path) -> None:
         file.write(jpeg(2))
     import_folder(source, tmp_path / "c")
     assert Collection.open(tmp_path / "c").keys == ["good"]
-    assert reasons(tmp_path / "c") == {"caf\\udce9": ["picture: unusable key"]}
+    assert reasons(tmp_path / "c") == {"caf\\udce9": ["image: unusable key"]}
 
 
 def test_sources_that_are_not_there_or_empty(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     (tmp_path / "file.txt").write_text("x")
     target = tmp_path / "c"
     for importer in (import_folder, import_webdataset):
-        with pytest.raises(UserError, match="did you mean 'pictures'"):
-            importer(tmp_path / "picture", target)
-    with pytest.raises(UserError, match="has no pictures"):
-        import_folder(tmp_path / "pictures", target)
+        with raises_naming(UserError, "images"):
+            importer(tmp_path / "image", target)
+    with pytest.raises(UserError, match="has no images"):
+        import_folder(tmp_path / "images", target)
     with pytest.raises(UserError, match="has no tar files"):
-        import_webdataset(tmp_path / "pictures", target)
+        import_webdataset(tmp_path / "images", target)
     with pytest.raises(UserError, match="is a file"):
         import_folder(tmp_path / "file.txt", target)
     assert not target.exists()
@@ -119,7 +120,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
         (source / f"part00/bad{number}.jpg").write_bytes(b"<html>")
     for workers in (1, 5):
         stamp = "2026-01-01T00:00:00+00:00"
-        import_folder(source, tmp_path / str(workers), name="c", workers=workers, pictures_per_shard=8, created=stamp)
+        import_folder(source, tmp_path / str(workers), name="c", workers=workers, images_per_shard=8, created=stamp)
     one, five = (
         {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
         for root in (tmp_path / "1", tmp_path / "5")

@@ -1,4 +1,4 @@
-"""Each format: what is taken from it, that a second import takes only what is new, and how it is recognised."""
+"""Each format: what is taken from it, that a second import takes only what is new, and how it is recognized."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from made_sets import (
     WIDTH,
     WRITERS,
     coco_instances,
-    picture,
+    image_bytes,
     write_coco,
     write_json,
     write_lvis,
-    write_parquet_of_pictures,
+    write_parquet_of_images,
     write_table,
     write_visual_genome,
 )
 
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.importers.coco import import_coco
 from foveate.records.importers.folder import import_folder
-from foveate.records.importers.formats import formats, recognised_format
+from foveate.records.importers.formats import formats, recognized_format
 from foveate.records.importers.lvis import import_lvis
 from foveate.records.importers.table import import_table
 from foveate.records.importers.visual_genome import import_visual_genome
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
-# Data sets are stored in two parts, so that one more picture means one more in each.
+# Data sets are stored in two parts, so that one more image means one more in each.
 PARTS = {"datasets": 2}
 
 
@@ -42,7 +43,7 @@ def _needs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS))
-def test_again_takes_nothing_and_one_more_picture_is_one(tmp_path: Path, name: str) -> None:
+def test_again_takes_nothing_and_one_more_image_is_one(tmp_path: Path, name: str) -> None:
     _needs(name)
     parts = PARTS.get(name, 1)
     source = WRITERS[name](tmp_path / "set", 4)
@@ -55,17 +56,17 @@ def test_again_takes_nothing_and_one_more_picture_is_one(tmp_path: Path, name: s
     assert counts == [(4 * parts, 0), (0, 4 * parts), (parts, 4 * parts)]
     collection = Collection.open(tmp_path / "c")
     assert len(collection) == 5 * parts
-    assert {collection.picture_bytes(row) for row in range(len(collection))} >= {picture(n) for n in range(5)}
+    assert {collection.image_bytes(row) for row in range(len(collection))} >= {image_bytes(n) for n in range(5)}
     for kind in ("captions", "regions"):
         ids = collection.table(kind).column(1).to_pylist()
         assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS))
-def test_auto_recognises_what_the_format_is(tmp_path: Path, name: str) -> None:
+def test_auto_recognizes_what_the_format_is(tmp_path: Path, name: str) -> None:
     _needs(name)
     source = WRITERS[name](tmp_path / "set", 2)
-    chosen, found = recognised_format(str(source))
+    chosen, found = recognized_format(str(source))
     assert chosen.name == name
     assert found
 
@@ -73,21 +74,21 @@ def test_auto_recognises_what_the_format_is(tmp_path: Path, name: str) -> None:
 def test_auto_asks_where_two_formats_are_possible_and_names_what_is_near(tmp_path: Path) -> None:
     write_coco(tmp_path / "both", 1)
     write_lvis(tmp_path / "both", 1)
-    with pytest.raises(UserError, match=r"may be coco .* or lvis .*--format"):
-        recognised_format(str(tmp_path / "both"))
+    with raises_naming(UserError, "--format"):
+        recognized_format(str(tmp_path / "both"))
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(UserError, match="not recognised.*--format"):
-        recognised_format(str(tmp_path / "notes.md"))
+    with raises_naming(UserError, "--format"):
+        recognized_format(str(tmp_path / "notes.md"))
     with pytest.raises(UserError, match="did you mean '.*both'"):
-        recognised_format(str(tmp_path / "bothh"))
+        recognized_format(str(tmp_path / "bothh"))
     (tmp_path / "plain").mkdir()
-    assert recognised_format(str(tmp_path / "plain"))[0].name == "folder"
+    assert recognized_format(str(tmp_path / "plain"))[0].name == "folder"
 
 
 def test_coco_boxes_categories_captions_and_crowds(tmp_path: Path) -> None:
-    summary = import_coco(write_coco(tmp_path / "set", 3), tmp_path / "c", name="mine", licence="CC-BY-4.0")
+    summary = import_coco(write_coco(tmp_path / "set", 3), tmp_path / "c", name="mine", license="CC-BY-4.0")
     collection = Collection.open(tmp_path / "c")
-    assert (collection.name, collection.licence) == ("mine", "CC-BY-4.0")
+    assert (collection.name, collection.license) == ("mine", "CC-BY-4.0")
     assert collection.keys == [f"{1000 + 7 * number:012d}" for number in range(3)]
     record = collection.record(1)
     expected = np.array([10.25 + 1 / 7, 5.5, 10.25 + 1 / 7 + 30.13, 5.5 + 20.77]) / [WIDTH, HEIGHT, WIDTH, HEIGHT]
@@ -115,7 +116,7 @@ def test_a_captions_file_alone_and_one_without_captions(tmp_path: Path) -> None:
     assert (collection.table("captions").num_rows, collection.table("regions").num_rows) == (0, 6)
 
 
-def test_boxes_follow_a_picture_that_was_made_smaller_and_not_one_that_was_turned(tmp_path: Path) -> None:
+def test_boxes_follow_an_image_that_was_made_smaller_and_not_one_that_was_turned(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "set", 3)
     content = coco_instances(3)
     content["images"][0] |= {"width": 10 * WIDTH, "height": 10 * HEIGHT}
@@ -126,7 +127,7 @@ def test_boxes_follow_a_picture_that_was_made_smaller_and_not_one_that_was_turne
     collection = Collection.open(tmp_path / "c")
     assert np.allclose(collection.regions_of(0)[0].box.to_array(), [0.1, 0.1, 0.6, 0.6])
     assert collection.regions_of(1) == ()
-    assert summary.quarantined == {"region: other picture shape": 1}
+    assert summary.quarantined == {"region: other image shape": 1}
     assert sum(count for what, count in summary.further.items() if "scaled" in what) == 1
 
 
@@ -152,7 +153,7 @@ def test_visual_genome_regions(tmp_path: Path) -> None:
     expected = np.array([4, 3, 24, 33]) / [WIDTH, HEIGHT, WIDTH, HEIGHT]
     assert np.allclose(collection.regions_of(2)[1].box.to_array(), expected)
     assert collection.table("origin")["url"][1].as_py().endswith("VG_100K_2/2001.jpg")
-    # All pictures in one folder, as some unpack them.
+    # All images in one folder, as some unpack them.
     for path in list(source.glob("VG_100K*/*.jpg")):
         path.rename(source / path.name)
     assert import_visual_genome(source, tmp_path / "c").already_there == 4
@@ -202,7 +203,7 @@ def test_data_sets_parts_texts_and_keys(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     from foveate.records.importers.datasets import import_datasets
 
-    source = write_parquet_of_pictures(tmp_path / "set", 3)
+    source = write_parquet_of_images(tmp_path / "set", 3)
     import_datasets(source, tmp_path / "c")
     collection = Collection.open(tmp_path / "c")
     assert set(collection.splits) == {"train", "test"}
@@ -213,49 +214,49 @@ def test_data_sets_parts_texts_and_keys(tmp_path: Path) -> None:
     named = loaded["train"].add_column("id", [f"{n}.jpg" for n in range(3)])
     named = named.cast_column("image", datasets.Image()).rename_column("caption", "words")
     named.save_to_disk(tmp_path / "saved")
-    assert recognised_format(str(tmp_path / "saved"))[0].name == "datasets"
+    assert recognized_format(str(tmp_path / "saved"))[0].name == "datasets"
     import_datasets(tmp_path / "saved", tmp_path / "e", text_column="words", key_column="id")
     collection = Collection.open(tmp_path / "e")
     assert collection.keys == ["0", "1", "2"]
-    assert [collection.picture_bytes(row) for row in range(3)] == [picture(n) for n in range(3)]
+    assert [collection.image_bytes(row) for row in range(3)] == [image_bytes(n) for n in range(3)]
 
 
 def test_the_library_of_data_sets_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'foveate\[datasets\]'"):
-        formats()["datasets"].run(write_parquet_of_pictures(tmp_path / "set", 1), tmp_path / "c")
+    with raises_naming(UserError, "foveate[datasets]"):
+        formats()["datasets"].run(write_parquet_of_images(tmp_path / "set", 1), tmp_path / "c")
 
 
 @pytest.mark.parametrize("name", ["coco", "lvis", "visual-genome", "table"])
-def test_referenced_pictures_stay_where_they_are(tmp_path: Path, name: str) -> None:
+def test_referenced_images_stay_where_they_are(tmp_path: Path, name: str) -> None:
     source = WRITERS[name](tmp_path / "set", 3)
     formats()[name].run(source, tmp_path / "c", reference=True)
     collection = Collection.open(tmp_path / "c")
-    assert [collection.picture_bytes(row) for row in range(3)] == [picture(number) for number in range(3)]
+    assert [collection.image_bytes(row) for row in range(3)] == [image_bytes(number) for number in range(3)]
     assert not list((tmp_path / "c").rglob("*.tar"))
 
 
 def test_a_referenced_folder(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "p.jpg").write_bytes(picture(1))
+    (tmp_path / "set" / "p.jpg").write_bytes(image_bytes(1))
     import_folder(tmp_path / "set", tmp_path / "c", reference=True)
-    assert Collection.open(tmp_path / "c").picture_bytes(0) == picture(1)
+    assert Collection.open(tmp_path / "c").image_bytes(0) == image_bytes(1)
     assert not list((tmp_path / "c").rglob("*.tar"))
 
 
 def test_a_repeated_import_by_reference_follows_files_that_moved(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for number in range(2):
-        (tmp_path / "set" / f"{number}.jpg").write_bytes(picture(number))
+        (tmp_path / "set" / f"{number}.jpg").write_bytes(image_bytes(number))
     import_folder(tmp_path / "set", tmp_path / "c", reference=True)
     (tmp_path / "set").rename(tmp_path / "moved")
     summary = import_folder(tmp_path / "moved", tmp_path / "c", reference=True)
     assert (summary.taken, summary.already_there) == (0, 2)
     assert summary.further == {"referenced files found at another place": 2}
     collection = Collection.open(tmp_path / "c")
-    assert [collection.picture_bytes(row) for row in range(2)] == [picture(0), picture(1)]
+    assert [collection.image_bytes(row) for row in range(2)] == [image_bytes(0), image_bytes(1)]
 
 
 def test_names_written_on_windows_and_absolute_ones_lead_into_the_folder(tmp_path: Path) -> None:

@@ -17,21 +17,21 @@ from made_sets import (
     WRITERS,
     coco_captions,
     coco_instances,
-    picture,
+    image_bytes,
     write_coco,
     write_json,
-    write_parquet_of_pictures,
+    write_parquet_of_images,
     write_table,
     write_visual_genome,
 )
 
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.importers.coco import import_coco
 from foveate.records.importers.formats import formats
 from foveate.records.importers.lvis import import_lvis
 from foveate.records.importers.table import import_table
 from foveate.records.importers.visual_genome import import_visual_genome
-from foveate.settings.errors import UserError
 
 
 def _refused(what: Callable[[], object]) -> str:
@@ -79,17 +79,17 @@ def test_an_annotation_file_that_is_none(tmp_path: Path, name: str, content: byt
     assert not (tmp_path / "c").exists()
 
 
-def test_pictures_that_are_not_there(tmp_path: Path) -> None:
+def test_images_that_are_not_there(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "set", 3)
     (folder / "val2017").rename(tmp_path / "elsewhere")
     sentence = _refused(lambda: import_coco(folder, tmp_path / "c"))
-    assert "none of the 3 pictures" in sentence
+    assert "none of the 3 images" in sentence
     assert "--images" in sentence
     assert "is no folder" in _refused(lambda: import_coco(folder, tmp_path / "c", images=tmp_path / "nowhere"))
     (tmp_path / "elsewhere" / "000000001007.jpg").unlink()
     summary = import_coco(folder, tmp_path / "c", images=tmp_path / "elsewhere")
-    assert (summary.taken, summary.quarantined) == (2, {"picture: no picture": 1})
-    assert reasons(tmp_path / "c") == {"000000001007": ["picture: no picture"]}
+    assert (summary.taken, summary.quarantined) == (2, {"image: no image": 1})
+    assert reasons(tmp_path / "c") == {"000000001007": ["image: no image"]}
 
 
 def test_no_annotation_file_or_several(tmp_path: Path) -> None:
@@ -125,13 +125,13 @@ def test_no_annotation_file_or_several(tmp_path: Path) -> None:
     ],
 )
 def test_file_names_that_lead_out_or_nowhere(tmp_path: Path, name: object, reason: str) -> None:
-    (tmp_path / "outside.jpg").write_bytes(picture(9))
+    (tmp_path / "outside.jpg").write_bytes(image_bytes(9))
     folder = _coco(tmp_path, lambda content: content["images"][0].update(file_name=name))
     (folder / "val2017" / "link.jpg").symlink_to(tmp_path / "outside.jpg")
     summary = import_coco(folder, tmp_path / "c")
     assert summary.taken == 2
     found = {reason for kept in reasons(tmp_path / "c").values() for reason in kept}
-    assert found == {f"picture: {reason}"}
+    assert found == {f"image: {reason}"}
     assert len(Collection.open(tmp_path / "c")) == 2
 
 
@@ -141,8 +141,8 @@ def test_boxes_that_are_none(tmp_path: Path) -> None:
         ([0, 0, float("inf"), 10], "box not finite"),
         ([10, 10, 0, 5], "box empty"),
         ([10, 10, -5, 5], "box inverted"),
-        ([200, 10, 20, 20], "box outside the picture"),
-        ([10, 10, WIDTH, 20], "box outside the picture"),
+        ([200, 10, 20, 20], "box outside the image"),
+        ([10, 10, WIDTH, 20], "box outside the image"),
         ([10, 10, 20], "malformed region"),
         ("10 10 20 20", "malformed region"),
         ([10, 10, "20", 20], "malformed region"),
@@ -182,11 +182,11 @@ def test_ids_that_come_twice_or_lead_nowhere(tmp_path: Path) -> None:
     summary = import_coco(_coco(tmp_path, change), tmp_path / "c")
     assert (summary.taken, summary.regions_taken) == (3, 7)
     assert summary.quarantined == {
-        "picture: duplicate id": 1,
-        "picture: malformed entry": 3,
+        "image: duplicate id": 1,
+        "image: malformed entry": 3,
         "category: malformed entry": 4,
         "region: duplicate id": 1,
-        "region: unknown picture": 2,
+        "region: unknown image": 2,
         "region: unknown category": 2,
         "region: malformed entry": 1,
     }
@@ -203,7 +203,7 @@ def test_captions_that_are_none(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     summary = import_coco(folder, tmp_path / "c")
     assert (summary.taken, summary.captions_taken) == (2, 2)
-    assert summary.quarantined == {"caption: not text": 1, "caption: not Unicode": 1, "caption: unknown picture": 1}
+    assert summary.quarantined == {"caption: not text": 1, "caption: not Unicode": 1, "caption: unknown image": 1}
     path.write_text("{")
     assert "captions_val2017.json cannot be read" in _refused(lambda: import_coco(folder, tmp_path / "d"))
 
@@ -229,14 +229,14 @@ def test_visual_genome_files_that_lie(tmp_path: Path) -> None:
     summary = import_visual_genome(folder, tmp_path / "c")
     assert (summary.taken, summary.regions_taken) == (3, 9)
     assert summary.quarantined == {
-        "picture: duplicate id": 1,
-        "picture: malformed entry": 2,
-        "picture: no picture": 1,
+        "image: duplicate id": 1,
+        "image: malformed entry": 2,
+        "image: no image": 1,
         "region: box empty": 1,
         "region: box not finite": 1,
         "region: malformed entry": 3,
         "region: malformed region": 4,
-        "region: unknown picture": 1,
+        "region: unknown image": 1,
     }
     (folder / "image_data.json").rename(folder / "image_dat.json")
     assert "did you mean 'image_dat.json'" in _refused(lambda: import_visual_genome(folder, tmp_path / "d"))
@@ -307,11 +307,11 @@ def test_rows_and_cells_that_are_none(tmp_path: Path) -> None:
         "region: malformed JSON": 1,
         "region: malformed region": 2,
         "region: box not finite": 1,
-        "picture: path leaves the folder": 2,
-        "picture: address, no file": 1,
-        "picture: no file name": 2,
-        "picture: no picture": 1,
-        "picture: no regular file": 1,
+        "image: path leaves the folder": 2,
+        "image: address, no file": 1,
+        "image: no file name": 2,
+        "image: no image": 1,
+        "image: no regular file": 1,
     }
     collection = Collection.open(tmp_path / "c")
     assert len(collection.captions_of(0)[0].text) == len(huge.strip())
@@ -332,22 +332,22 @@ def test_parquet_tables_that_are_none(tmp_path: Path) -> None:
     path.with_suffix(".xlsx").write_bytes(b"PK")
     sentence = _refused(lambda: import_table(path.with_suffix(".xlsx"), tmp_path / "c"))
     assert "a table ends in .csv, .tsv, .parquet" in sentence
-    (tmp_path / "a.jpg").write_bytes(picture(1))
+    (tmp_path / "a.jpg").write_bytes(image_bytes(1))
     pq.write_table(pa.table({"path": ["a.jpg", None, ""], "text": [None, "b", "c"]}), path)
     summary = import_table(path, tmp_path / "c")
-    assert (summary.taken, summary.quarantined) == (1, {"picture: no file name": 2})
+    assert (summary.taken, summary.quarantined) == (1, {"image: no file name": 2})
 
 
 def test_data_sets_that_are_none(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     run = formats()["datasets"].run
-    source = write_parquet_of_pictures(tmp_path / "set", 2)
+    source = write_parquet_of_images(tmp_path / "set", 2)
     sentence = _refused(lambda: run(source, tmp_path / "c", part="trian"))
     assert "did you mean 'train'" in sentence
     for option in ("image_column", "text_column", "key_column"):
         sentence = _refused(lambda option=option: run(source, tmp_path / "c", **{option: "captoin"}))
         assert "did you mean 'caption'" in sentence
-    assert "holds no pictures" in _refused(lambda: run(source, tmp_path / "c", image_column="caption"))
+    assert "holds no images" in _refused(lambda: run(source, tmp_path / "c", image_column="caption"))
     assert "--revision has no effect" in _refused(lambda: run(source, tmp_path / "c", revision="main"))
     (tmp_path / "empty").mkdir()
     assert "is no data set" in _refused(lambda: run(tmp_path / "empty", tmp_path / "c"))
@@ -355,22 +355,22 @@ def test_data_sets_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "saved" / "dataset_info.json").write_text("{")
     assert "cannot be opened as a data set" in _refused(lambda: run(tmp_path / "saved", tmp_path / "c"))
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "empty" / "t.parquet")
-    assert "has no column of pictures" in _refused(lambda: run(tmp_path / "empty", tmp_path / "c"))
+    assert "has no column of images" in _refused(lambda: run(tmp_path / "empty", tmp_path / "c"))
     (tmp_path / "empty" / "t.parquet").write_bytes(b"PAR1")
     assert "cannot be opened as a data set" in _refused(lambda: run(tmp_path / "empty", tmp_path / "c"))
     assert not (tmp_path / "c").exists()
 
 
-def test_pictures_of_a_data_set_that_are_none(tmp_path: Path) -> None:
+def test_images_of_a_data_set_that_are_none(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells: list[dict[str, Any] | None] = [
-        {"bytes": picture(1), "path": "p.jpg"},
+        {"bytes": image_bytes(1), "path": "p.jpg"},
         {"bytes": b"<html>", "path": None},
         {"bytes": None, "path": "/etc/passwd"},
         {"bytes": None, "path": "nowhere.jpg"},
         {"bytes": None, "path": None},
-        {"bytes": picture(1), "path": "again.jpg"},
+        {"bytes": image_bytes(1), "path": "again.jpg"},
         None,
     ]
     (tmp_path / "set").mkdir()
@@ -379,17 +379,17 @@ def test_pictures_of_a_data_set_that_are_none(tmp_path: Path) -> None:
     summary = formats()["datasets"].run(tmp_path / "set", tmp_path / "c")
     assert summary.taken == 1
     assert summary.quarantined == {
-        "picture: not a picture": 1,
-        "picture: path leaves the folder": 1,
-        "picture: no picture": 3,
-        "picture: duplicate key": 1,
+        "image: not an image": 1,
+        "image: path leaves the folder": 1,
+        "image: no image": 3,
+        "image: duplicate key": 1,
     }
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS.keys() - {"datasets"}))
-def test_pictures_that_are_damaged_are_quarantined_in_every_format(tmp_path: Path, name: str) -> None:
+def test_images_that_are_damaged_are_quarantined_in_every_format(tmp_path: Path, name: str) -> None:
     source = WRITERS[name](tmp_path / "set", 3)
     path = sorted((tmp_path / "set").rglob("*.jpg"))[0]
     path.write_bytes(path.read_bytes()[:300])
     summary = formats()[name].run(source, tmp_path / "c")
-    assert (summary.taken, summary.quarantined) == (2, {"picture: truncated": 1})
+    assert (summary.taken, summary.quarantined) == (2, {"image: truncated": 1})

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hostile import folder_of_files, reasons, tar_of
-from made_pictures import jpeg
+from made_images import jpeg
 
 from foveate.records.collection import Collection
 from foveate.records.importers.folder import import_folder
@@ -18,8 +18,8 @@ def test_regions_in_every_form_and_every_kind_of_bad_box(tmp_path: Path) -> None
     good = [
         {"box": [10, 10, 50, 40], "phrase": "pixels"},
         {"box": [10, 10, 40, 30], "phrase": "size", "format": "xywh"},
-        {"box": [0.1, 0.2, 0.5, 0.8], "phrase": "parts", "unit": "normalised", "score": 0.5},
-        {"box": [0.1, 0.2, 0.4, 0.6], "label": "only a label", "unit": "normalised", "format": "xywh"},
+        {"box": [0.1, 0.2, 0.5, 0.8], "phrase": "parts", "unit": "normalized", "score": 0.5},
+        {"box": [0.1, 0.2, 0.4, 0.6], "label": "only a label", "unit": "normalized", "format": "xywh"},
         {"box": [-3, 0, 103, 50], "phrase": "a little too large"},
     ]
     bad = [
@@ -29,9 +29,9 @@ def test_regions_in_every_form_and_every_kind_of_bad_box(tmp_path: Path) -> None
         ({"box": [50, 10, 10, 40], "phrase": "x"}, "box inverted"),
         ({"box": [10, 10, 10, 40], "phrase": "x"}, "box empty"),
         ({"box": [10, 10, 10.0000001, 40], "phrase": "x"}, "box empty"),
-        ({"box": [200, 60, 300, 90], "phrase": "x"}, "box outside the picture"),
-        ({"box": [-50, 0, -10, 40], "phrase": "x"}, "box outside the picture"),
-        ({"box": [50, 0, 120, 40], "phrase": "x"}, "box outside the picture"),
+        ({"box": [200, 60, 300, 90], "phrase": "x"}, "box outside the image"),
+        ({"box": [-50, 0, -10, 40], "phrase": "x"}, "box outside the image"),
+        ({"box": [50, 0, 120, 40], "phrase": "x"}, "box outside the image"),
         ({"box": [10, 10, 50], "phrase": "x"}, "malformed region"),
         ({"box": "10 10 50 40", "phrase": "x"}, "malformed region"),
         ({"box": [10, 10, "50", 40], "phrase": "x"}, "malformed region"),
@@ -45,8 +45,8 @@ def test_regions_in_every_form_and_every_kind_of_bad_box(tmp_path: Path) -> None
         ("box", "malformed region"),
     ]
     sidecar = {"caption": "kept", "regions": [*good, *(region for region, _ in bad)]}
-    picture = jpeg(1, width=100, height=50)
-    summary = import_folder(folder_of_files(tmp_path, {"p.jpg": picture, "p.json": sidecar}), tmp_path / "c")
+    image = jpeg(1, width=100, height=50)
+    summary = import_folder(folder_of_files(tmp_path, {"p.jpg": image, "p.json": sidecar}), tmp_path / "c")
     collection = Collection.open(tmp_path / "c")
     assert collection.captions_of(0)[0].text == "kept"
     boxes = [region.box.to_array() for region in collection.regions_of(0)]
@@ -81,7 +81,7 @@ def test_regions_in_every_form_and_every_kind_of_bad_box(tmp_path: Path) -> None
         ({"p.json": b'{"labels": {"species": ["cat", "dog"]}}'}, "labels: malformed labels"),
     ],
 )
-def test_a_bad_sidecar_is_quarantined_and_its_picture_kept(
+def test_a_bad_sidecar_is_quarantined_and_its_image_kept(
     tmp_path: Path, sidecar: dict[str, bytes], reason: str
 ) -> None:
     summary = import_folder(folder_of_files(tmp_path, {"p.jpg": jpeg(1), **sidecar}), tmp_path / "c")

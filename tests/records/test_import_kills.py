@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_pictures import write_folder
+from made_images import write_folder
 
 from foveate.records.collection import Collection
-from foveate.records.pictures import decode
+from foveate.records.images import decode
 from killing import Server, kill_at_random
 
 
@@ -24,20 +24,20 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def _check_what_is_there(target: Path) -> None:
-    """At any moment a reader finds whole pictures with all their rows, or no collection yet."""
+    """At any moment a reader finds whole images with all their rows, or no collection yet."""
     if not (target / "collection.json").is_file():
         return
     with Collection.open(target) as collection:
         assert len(set(collection.keys)) == len(collection)
         for row in range(len(collection)):
-            decode(collection.picture_bytes(row))
+            decode(collection.image_bytes(row))
             number = int(collection.keys[row][-4:])
             assert len(collection.captions_of(row)) == (number % 4 != 3)
             assert len(collection.regions_of(row)) == (number % 5 == 0)
 
 
-def _kill_and_compare(server: Server, folder: Path, *, pictures: int, kills: int, shard: int, seed: int) -> None:
-    source = write_folder(folder / "source", pictures)
+def _kill_and_compare(server: Server, folder: Path, *, images: int, kills: int, shard: int, seed: int) -> None:
+    source = write_folder(folder / "source", images)
     (source / "part00" / "bad.jpg").write_bytes(b"<html>")
     took = server.seconds("take", source, folder / "whole", shard)
     expected = _contents(folder / "whole")
@@ -56,16 +56,16 @@ def _kill_and_compare(server: Server, folder: Path, *, pictures: int, kills: int
     )
     server.start("take", source, target, shard).finish()
     assert _contents(target) == expected
-    assert len(Collection.open(target)) == pictures
+    assert len(Collection.open(target)) == images
 
 
 def test_three_kills_of_an_import_change_nothing(server: Server, tmp_path: Path) -> None:
-    _kill_and_compare(server, tmp_path, pictures=60, kills=3, shard=7, seed=1)
+    _kill_and_compare(server, tmp_path, images=60, kills=3, shard=7, seed=1)
 
 
 @pytest.mark.slow
 def test_fifty_kills_of_an_import_change_nothing(server: Server, tmp_path: Path) -> None:
-    _kill_and_compare(server, tmp_path, pictures=300, kills=50, shard=11, seed=2)
+    _kill_and_compare(server, tmp_path, images=300, kills=50, shard=11, seed=2)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Labels without a JSON file beside each picture: of the folders that pictures lie in, and of a table's columns."""
+"""Labels without a JSON file beside each image: of the folders that images lie in, and of a table's columns."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from hostile import folder_of_files, reasons
-from made_pictures import jpeg
+from made_images import jpeg
 
 from foveate.cli.main import main
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.importers.folder import import_folder
 from foveate.records.importers.table import import_table
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 
 def labels(path: Path, field: str) -> dict[str, str]:
@@ -31,15 +32,15 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
     assert labels(tmp_path / "c", "age")["oak/4"] == "7"
 
 
-def test_pictures_without_folders_have_no_class(tmp_path: Path) -> None:
+def test_images_without_folders_have_no_class(tmp_path: Path) -> None:
     source = folder_of_files(tmp_path, {"1.jpg": jpeg(1)})
-    with pytest.raises(UserError, match="has no folders with pictures"):
+    with pytest.raises(UserError, match="has no folders with images"):
         import_folder(source, tmp_path / "c", label_from_folder="kind")
     with pytest.raises(UserError, match="needs a name"):
         import_folder(source, tmp_path / "c", label_from_folder=" ")
     assert not (tmp_path / "c").exists()
     import_folder(source, tmp_path / "c")
-    with pytest.raises(UserError, match="has no labels, so no field 'kind': collect it anew with --label-from-folder"):
+    with raises_naming(UserError, "kind", "--label-from-folder"):
         labels(tmp_path / "c", "kind")
 
 
@@ -62,14 +63,14 @@ def test_columns_of_a_table(tmp_path: Path) -> None:
 
 def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
     source = table(tmp_path, [["1.jpg", "oak", "7"]])
-    with pytest.raises(UserError, match=r"no column 'specie' \(--label-column\).*did you mean 'species'"):
+    with raises_naming(UserError, "specie", "--label-column", "species"):
         import_table(source, tmp_path / "c", label_column=("specie",))
 
 
 def test_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = folder_of_files(tmp_path, {"oak/1.jpg": jpeg(1), "ash/2.jpg": jpeg(2)})
     arguments = ["collect", str(source), "--to", str(tmp_path / "c"), "--split", "none"]
-    with pytest.raises(SystemExit, match="1"):
+    with raises_naming(SystemExit, "1"):
         main([*arguments, "--label-column", "kind"])
     assert "--label-column has no effect on the format 'folder': it is for table" in capsys.readouterr().err
     main([*arguments, "--label-from-folder", "kind"])

@@ -6,26 +6,26 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
-from made_pictures import jpeg
+from made_images import jpeg
 
+from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.inspection import distribution, summarise
+from foveate.records.inspection import distribution, summarize
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 
 def _collection(path: Path) -> Collection:
-    with CollectionWriter(path, name="c", licence="CC0-1.0", source="tests") as writer:
+    with CollectionWriter(path, name="c", license="CC0-1.0", source="tests") as writer:
         for number in range(6):
             writer.add(
                 f"p{number}",
                 jpeg(number),
                 captions=[Caption("two words"), Caption("title", "title")][: number % 3],
                 regions=[Region(Box(0, 0, 0.05, 0.05), "dot"), Region(Box(0, 0, 1, 1), "all", slice="seen")],
-                labels={"colour": "red" if number else "blue"},
+                labels={"color": "red" if number else "blue"},
                 split="test" if number < 2 else "train",
             )
         writer.add("bad", b"")
@@ -33,39 +33,39 @@ def _collection(path: Path) -> Collection:
 
 
 def test_everything_is_counted(tmp_path: Path) -> None:
-    summary = summarise(_collection(tmp_path / "c"))
-    assert summary["pictures"] == 6
+    summary = summarize(_collection(tmp_path / "c"))
+    assert summary["images"] == 6
     assert summary["by_source"] == {"tests": 6}
     assert summary["by_split"] == {"train": 4, "test": 2}
-    assert summary["by_label"] == {"colour": {"red": 5, "blue": 1}}
+    assert summary["by_label"] == {"color": {"red": 5, "blue": 1}}
     assert summary["width"] == {"count": 6, **dict.fromkeys(("min", "p05", "median", "mean", "p95", "max"), 48.0)}
     captions = summary["captions"]
-    assert (captions["count"], captions["pictures_without"]) == (6, 2)
+    assert (captions["count"], captions["images_without"]) == (6, 2)
     assert captions["by_kind"]["alt"]["words"]["median"] == 2
     assert captions["by_kind"]["title"]["count"] == 2
     regions = summary["regions"]
-    assert (regions["count"], regions["per_picture"]["mean"]) == (12, 2)
+    assert (regions["count"], regions["per_image"]["mean"]) == (12, 2)
     assert regions["sizes"] == {"small": 6, "medium": 0, "large": 6}
     assert regions["frequent_phrases"] == {"dot": 6, "all": 6}
     assert regions["by_slice"] == {"": 6, "seen": 6}
     assert regions["by_source"] == {"tests": 12}
-    assert summary["quarantine"] == {"picture: empty file": 1}
+    assert summary["quarantine"] == {"image: empty file": 1}
     json.dumps(summary, allow_nan=False)
 
 
 def test_one_split_is_counted(tmp_path: Path) -> None:
     collection = _collection(tmp_path / "c")
-    summary = summarise(collection, "test")
-    assert (summary["pictures"], summary["regions"]["count"], summary["captions"]["count"]) == (2, 4, 1)
-    with pytest.raises(UserError, match="did you mean 'test'"):
-        summarise(collection, "tests")
+    summary = summarize(collection, "test")
+    assert (summary["images"], summary["regions"]["count"], summary["captions"]["count"]) == (2, 4, 1)
+    with raises_naming(UserError, "test"):
+        summarize(collection, "tests")
 
 
 def test_an_empty_collection_has_a_summary(tmp_path: Path) -> None:
     with CollectionWriter(tmp_path / "c"):
         pass
-    summary = summarise(Collection.open(tmp_path / "c"))
-    assert summary["pictures"] == 0
+    summary = summarize(Collection.open(tmp_path / "c"))
+    assert summary["images"] == 0
     assert summary["regions"]["area"] == {"count": 0}
 
 

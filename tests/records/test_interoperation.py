@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_pictures import encoded, noise
+from made_images import encoded, noise
 from PIL import Image
 
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.exporters.webdataset import export_webdataset
+from foveate.records.images import decode
 from foveate.records.importers.webdataset import import_webdataset
-from foveate.records.pictures import decode
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
 
@@ -28,7 +28,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Collection:
-    with CollectionWriter(tmp_path / "c", source="tests", pictures_per_shard=5) as writer:
+    with CollectionWriter(tmp_path / "c", source="tests", images_per_shard=5) as writer:
         for number in range(COUNT):
             writer.add(
                 ["plain", "dots.v1.2", "50% off", "猫/a.b"][number % 4] + f"-{number}",
@@ -41,11 +41,11 @@ def collection(tmp_path: Path) -> Collection:
 
 @pytest.fixture
 def shards(collection: Collection, tmp_path: Path) -> list[str]:
-    return [str(path) for path in export_webdataset(collection, tmp_path / "out", pictures_per_shard=4)]
+    return [str(path) for path in export_webdataset(collection, tmp_path / "out", images_per_shard=4)]
 
 
 def _pixels(collection: Collection) -> list[np.ndarray]:
-    return [np.asarray(decode(collection.picture_bytes(row)).convert("RGB")) for row in range(len(collection))]
+    return [np.asarray(decode(collection.image_bytes(row)).convert("RGB")) for row in range(len(collection))]
 
 
 def _equal(found: list[np.ndarray], expected: list[np.ndarray]) -> bool:
@@ -61,15 +61,15 @@ def test_webdataset_decodes_shards_and_exports(collection: Collection, shards: l
 
 
 def test_datasets_streams_shards_and_exports(tmp_path: Path) -> None:
-    """`datasets` takes the columns from the first samples, so all pictures are of one format and have a caption."""
+    """`datasets` takes the columns from the first samples, so all images are of one format and have a caption."""
     datasets = pytest.importorskip("datasets")
-    with CollectionWriter(tmp_path / "c", source="tests", pictures_per_shard=5) as writer:
+    with CollectionWriter(tmp_path / "c", source="tests", images_per_shard=5) as writer:
         for number in range(COUNT):
             captions = [Caption(f"alt {number} – 二")]
             writer.add(f"v1.{number}", encoded(noise(number), "PNG"), captions=captions)
     collection = Collection.open(tmp_path / "c")
     own = [str(path) for path in sorted((collection.path / "images").iterdir())]
-    exported = [str(path) for path in export_webdataset(collection, tmp_path / "out", pictures_per_shard=4)]
+    exported = [str(path) for path in export_webdataset(collection, tmp_path / "out", images_per_shard=4)]
     rows: list[dict[str, Any]] = []
     for tars in (own, exported):
         rows = list(datasets.load_dataset("webdataset", data_files={"train": tars}, streaming=True)["train"])

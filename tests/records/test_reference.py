@@ -1,4 +1,4 @@
-"""Referenced pictures: they are read where they are, and never silently replaced by something else."""
+"""Referenced images: they are read where they are, and never silently replaced by something else."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from made_pictures import jpeg
+from made_images import jpeg
 
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_json_atomically
 from foveate.records import tables
 from foveate.records.collection import Collection
 from foveate.records.exporters.webdataset import export_webdataset
+from foveate.records.images import BadImage
 from foveate.records.importers.webdataset import import_webdataset
-from foveate.records.pictures import BadPicture
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json, write_json_atomically
+from naming import raises_naming
 
 OLD = 1_600_000_000_000_000_000
 
@@ -33,7 +34,7 @@ def _file(path: Path, seed: int, *, mtime_ns: int | None = OLD) -> Path:
 def _mixed(folder: Path) -> Path:
     """p0, p2 packed; p1 outside and p3 inside the collection referenced."""
     collection = folder / "c"
-    with CollectionWriter(collection, pictures_per_shard=3) as writer:
+    with CollectionWriter(collection, images_per_shard=3) as writer:
         places = {1: _file(folder / "mine" / "p1.jpg", 1)}
         for number in range(4):
             if number == 3:
@@ -42,9 +43,9 @@ def _mixed(folder: Path) -> Path:
     return collection
 
 
-def test_packed_and_referenced_pictures_are_read_alike(tmp_path: Path) -> None:
+def test_packed_and_referenced_images_are_read_alike(tmp_path: Path) -> None:
     collection = Collection.open(_mixed(tmp_path))
-    assert [collection.picture_bytes(row, verify=True) for row in range(4)] == [jpeg(row) for row in range(4)]
+    assert [collection.image_bytes(row, verify=True) for row in range(4)] == [jpeg(row) for row in range(4)]
     assert collection.index["path"].tolist() == ["", str(tmp_path / "mine" / "p1.jpg"), "", "files/p3.jpg"]
     assert collection.index["mtime_ns"].tolist() == [0, OLD, 0, OLD]
     assert (collection.index["offset"] == -1).tolist() == [False, True, False, True]
@@ -62,14 +63,14 @@ def test_the_next_writer_leaves_all_of_it(tmp_path: Path) -> None:
     assert before == {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-def test_a_vanished_or_changed_file_is_a_bad_picture(tmp_path: Path) -> None:
+def test_a_vanished_or_changed_file_is_a_bad_image(tmp_path: Path) -> None:
     path = _mixed(tmp_path)
     file = tmp_path / "mine" / "p1.jpg"
     collection = Collection.open(path)
 
     def reason(*, verify: bool = False) -> str:
-        with pytest.raises(BadPicture, match=r"mine/p1\.jpg") as caught:
-            collection.picture_bytes(1, verify=verify)
+        with raises_naming(BadImage, "mine/p1.jpg") as caught:
+            collection.image_bytes(1, verify=verify)
         return caught.value.reason
 
     file.write_bytes(jpeg(1) + b"x")
@@ -79,10 +80,10 @@ def test_a_vanished_or_changed_file_is_a_bad_picture(tmp_path: Path) -> None:
     file.write_bytes(bytes(other))
     assert reason() == "changed file"
     os.utime(file, ns=(OLD, OLD))
-    assert collection.picture_bytes(1) == bytes(other)  # same length and time: only the hash can tell
+    assert collection.image_bytes(1) == bytes(other)  # same length and time: only the hash can tell
     assert reason(verify=True) == "changed file"
     file.write_bytes(jpeg(1))
-    assert collection.picture_bytes(1) == jpeg(1)  # a touched file
+    assert collection.image_bytes(1) == jpeg(1)  # a touched file
     file.unlink()
     assert reason() == "missing file"
     os.mkfifo(file)
@@ -101,14 +102,14 @@ def test_a_file_that_was_young_is_always_compared(tmp_path: Path) -> None:
         writer.add("p", jpeg(1), location=file)
     collection = Collection.open(tmp_path / "c")
     assert collection.index["mtime_ns"].tolist() == [0]
-    assert collection.picture_bytes(0) == jpeg(1)
+    assert collection.image_bytes(0) == jpeg(1)
     stamp = file.stat().st_mtime_ns
     other = bytearray(jpeg(1))
     other[-10] ^= 1
     file.write_bytes(bytes(other))
     os.utime(file, ns=(stamp, stamp))
-    with pytest.raises(BadPicture, match="changed"):
-        collection.picture_bytes(0)
+    with pytest.raises(BadImage, match="changed"):
+        collection.image_bytes(0)
 
 
 def test_a_moved_collection_takes_its_own_files_and_nothing_else(tmp_path: Path) -> None:
@@ -116,24 +117,24 @@ def test_a_moved_collection_takes_its_own_files_and_nothing_else(tmp_path: Path)
     moved = tmp_path / "elsewhere" / "c"
     shutil.copytree(path, moved)  # copies: all times are new
     collection = Collection.open(moved)
-    assert [collection.picture_bytes(row) for row in range(4)] == [jpeg(row) for row in range(4)]
+    assert [collection.image_bytes(row) for row in range(4)] == [jpeg(row) for row in range(4)]
     _file(moved / "files" / "p3.jpg", 1, mtime_ns=OLD + 1).write_bytes(jpeg(3)[:-2] + b"\xff\xd8")
-    with pytest.raises(BadPicture, match="changed"):
-        collection.picture_bytes(3)
+    with pytest.raises(BadImage, match="changed"):
+        collection.image_bytes(3)
 
 
 def test_a_repeated_import_follows_files_that_moved(tmp_path: Path) -> None:
     path = _mixed(tmp_path)
     (tmp_path / "mine").rename(tmp_path / "photos")
-    with pytest.raises(BadPicture, match="moved or deleted"):
-        Collection.open(path).picture_bytes(1)
+    with pytest.raises(BadImage, match="moved or deleted"):
+        Collection.open(path).image_bytes(1)
     with CollectionWriter(path) as writer:
         assert not writer.add("p1", jpeg(1), location=tmp_path / "photos" / "p1.jpg")
         assert not writer.add("p0", jpeg(0), location=_file(tmp_path / "photos" / "p0.jpg", 0))
         assert not writer.add("p3", jpeg(4), location=_file(tmp_path / "photos" / "p3.jpg", 4))
     assert writer.summary.further == {"referenced files found at another place": 1}
     collection = Collection.open(path)
-    assert [collection.picture_bytes(row) for row in range(4)] == [jpeg(row) for row in range(4)]
+    assert [collection.image_bytes(row) for row in range(4)] == [jpeg(row) for row in range(4)]
     assert collection.index["path"].tolist() == ["", str(tmp_path / "photos" / "p1.jpg"), "", "files/p3.jpg"]
 
 
@@ -143,7 +144,7 @@ def test_a_file_that_changes_while_it_is_taken_in_is_quarantined(tmp_path: Path)
         assert not writer.add("a", jpeg(1) + b"more", location=file)
         assert not writer.add("b", jpeg(2), location=tmp_path / "nowhere.jpg")
         assert writer.add("c", jpeg(1), location=file)
-    assert writer.summary.quarantined == {"picture: changed file": 1, "picture: missing file": 1}
+    assert writer.summary.quarantined == {"image: changed file": 1, "image: missing file": 1}
 
 
 def test_a_path_that_is_no_unicode_is_said(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_both_sorts_are_exported(tmp_path: Path) -> None:
     import_webdataset(tmp_path / "out", tmp_path / "again")
     again = Collection.open(tmp_path / "again")
     assert again.keys == [f"p{number}" for number in range(4)]
-    assert [again.picture_bytes(row) for row in range(4)] == [jpeg(row) for row in range(4)]
+    assert [again.image_bytes(row) for row in range(4)] == [jpeg(row) for row in range(4)]
 
 
 def test_a_collection_of_the_older_version_opens_and_is_raised_by_the_next_writer(tmp_path: Path) -> None:
@@ -173,11 +174,11 @@ def test_a_collection_of_the_older_version_opens_and_is_raised_by_the_next_write
     removed = path / "removed.parquet"
     pq.write_table(pq.read_table(removed).drop_columns(["purge"]), removed)
     write_json_atomically(path / "collection.json", {**read_json(path / "collection.json"), "version": 1})
-    assert Collection.open(path).picture_bytes(0) == jpeg(0)
+    assert Collection.open(path).image_bytes(0) == jpeg(0)
     with CollectionWriter(path) as writer:
         writer.add("new", jpeg(1), location=_file(tmp_path / "new.jpg", 1))
     assert read_json(path / "collection.json")["version"] == 2
     collection = Collection.open(path)
-    assert [collection.picture_bytes(row) for row in range(2)] == [jpeg(0), jpeg(1)]
+    assert [collection.image_bytes(row) for row in range(2)] == [jpeg(0), jpeg(1)]
     assert collection.index["path"].tolist() == ["", str(tmp_path / "new.jpg")]
     assert tables.read_index(part)["mtime_ns"].to_pylist() == [0, 0]

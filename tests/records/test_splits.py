@@ -1,4 +1,4 @@
-"""Splits: no group and no near-duplicates over two of them, and little moves when pictures come."""
+"""Splits: no group and no near-duplicates over two of them, and little moves when images come."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_pictures import encoded, jpeg, noise
+from made_images import encoded, jpeg, noise
 from PIL import Image, ImageEnhance
 
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock
 from foveate.records.collection import Collection
 from foveate.records.perceptual import hamming, near_pairs, perceptual_hash
 from foveate.records.splits import assign_splits, components_of, draw_splits
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock
 
 _FRACTIONS = {"train": 0.6, "validation": 0.2, "test": 0.2}
 
@@ -27,22 +27,22 @@ def _smooth(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 
-def test_a_picture_and_its_copies_are_near_and_others_are_not() -> None:
-    picture = _smooth(1)
-    original = perceptual_hash(picture)
+def test_an_image_and_its_copies_are_near_and_others_are_not() -> None:
+    image = _smooth(1)
+    original = perceptual_hash(image)
     copies = [
-        picture.resize((60, 45)),
-        picture.resize((301, 224), Image.Resampling.LANCZOS),
-        ImageEnhance.Brightness(picture).enhance(0.8),
-        ImageEnhance.Color(picture).enhance(0.5),
-        Image.open(io.BytesIO(encoded(picture, "JPEG", quality=30))),
+        image.resize((60, 45)),
+        image.resize((301, 224), Image.Resampling.LANCZOS),
+        ImageEnhance.Brightness(image).enhance(0.8),
+        ImageEnhance.Color(image).enhance(0.5),
+        Image.open(io.BytesIO(encoded(image, "JPEG", quality=30))),
     ]
     assert max(bin(original ^ perceptual_hash(copy)).count("1") for copy in copies) <= 4
     others = [perceptual_hash(_smooth(seed)) for seed in range(2, 60)]
     assert min(bin(original ^ other).count("1") for other in others) > 10
 
 
-def test_flat_pictures_have_equal_hashes() -> None:
+def test_flat_images_have_equal_hashes() -> None:
     hashes = {perceptual_hash(Image.new("RGB", (50, 50), (shade,) * 3)) for shade in (0, 90, 255)}
     assert len(hashes) <= 2
 
@@ -55,10 +55,10 @@ def test_flat_pictures_have_equal_hashes() -> None:
 )
 def test_near_pairs_have_the_components_of_all_pairs(seed: int, count: int, distance: int) -> None:
     rng = np.random.default_rng(seed)
-    centres = rng.integers(0, 2**64, 6, dtype=np.uint64)
+    centers = rng.integers(0, 2**64, 6, dtype=np.uint64)
     bits = [rng.integers(0, 64, rng.integers(0, 6)) for _ in range(count)]
     flips = np.array([sum(1 << int(bit) for bit in row) % 2**64 for row in bits], dtype=np.uint64)
-    hashes = centres[rng.integers(0, 6, count)] ^ flips
+    hashes = centers[rng.integers(0, 6, count)] ^ flips
     pairs = near_pairs(hashes, distance=distance)
     assert (hamming(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= distance).all()
     every = np.argwhere(np.triu(hamming(hashes[:, None], hashes[None, :]) <= distance, 1))
@@ -91,7 +91,7 @@ def test_no_group_and_no_pair_lies_over_two_splits(groups: list[str], links: lis
     assert all(splits[a] == splits[b] for a, b in pairs)
 
 
-def test_adding_pictures_moves_no_others() -> None:
+def test_adding_images_moves_no_others() -> None:
     names = np.array([f"group{number}" for number in range(500)], dtype=object)
     nothing = np.full(500, "", dtype=object)
     everything = np.arange(500)
@@ -107,14 +107,14 @@ def test_adding_pictures_moves_no_others() -> None:
 def test_splits_of_a_collection(tmp_path: Path) -> None:
     with CollectionWriter(tmp_path / "c") as writer:
         for number in range(60):
-            picture = _smooth(number)
-            writer.add(f"p{number}", encoded(picture, "PNG"), group=f"g{number // 3}" if number < 30 else "")
+            image = _smooth(number)
+            writer.add(f"p{number}", encoded(image, "PNG"), group=f"g{number // 3}" if number < 30 else "")
             if number % 10 == 0:
-                writer.add(f"copy{number}", encoded(picture.resize((60, 45)), "JPEG"))
+                writer.add(f"copy{number}", encoded(image.resize((60, 45)), "JPEG"))
     summary = assign_splits(tmp_path / "c", fractions=_FRACTIONS, seed=1)
     collection = Collection.open(tmp_path / "c")
-    assert sum(summary.pictures.values()) == len(collection) == 66
-    assert set(summary.pictures) == {"train", "validation", "test"}
+    assert sum(summary.images.values()) == len(collection) == 66
+    assert set(summary.images) == {"train", "validation", "test"}
     assert summary.near_duplicates == 12
     assert summary.components == 10 + 30
     by_key = dict(zip(collection.keys, collection.splits, strict=True))
@@ -136,10 +136,10 @@ def test_given_splits_are_kept_and_followed(tmp_path: Path) -> None:
         for number in range(8, 10):
             writer.add(f"p{number}", jpeg(number), group="two", split=["train", "test"][number % 2])
     summary = assign_splits(tmp_path / "c", fractions={"train": 1.0}, distance=0)
-    assert summary.pictures == {"test": 9, "train": 1}
+    assert summary.images == {"test": 9, "train": 1}
     assert summary.divided == 1
     summary = assign_splits(tmp_path / "c", fractions={"train": 1.0}, keep_given=False)
-    assert summary.pictures == {"train": 10}
+    assert summary.images == {"train": 10}
 
 
 @pytest.mark.parametrize(
@@ -166,4 +166,4 @@ def test_splits_wait_for_no_other_writer(tmp_path: Path) -> None:
 def test_an_empty_collection_gets_an_empty_table(tmp_path: Path) -> None:
     with CollectionWriter(tmp_path / "c"):
         pass
-    assert assign_splits(tmp_path / "c", fractions={"train": 1.0}).pictures == {}
+    assert assign_splits(tmp_path / "c", fractions={"train": 1.0}).images == {}

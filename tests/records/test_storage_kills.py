@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from imports_to_kill import STAMP
-from made_pictures import write_folder
+from made_images import write_folder
 
 from foveate.records.collection import Collection
+from foveate.records.images import decode
 from foveate.records.importers.folder import import_folder
-from foveate.records.pictures import decode
-from foveate.records.removal import remove_pictures
+from foveate.records.removal import remove_images
 from foveate.records.splits import assign_splits
 from foveate.records.tables import read_removed
 from killing import Server, kill_at_random
@@ -38,9 +38,9 @@ def _old(folder: Path) -> Path:
     return folder
 
 
-def _sources(folder: Path, pictures: int) -> tuple[Path, Path]:
+def _sources(folder: Path, images: int) -> tuple[Path, Path]:
     """A folder to pack and one to reference, with different names."""
-    whole = write_folder(folder / "source", pictures)
+    whole = write_folder(folder / "source", images)
     for number, path in enumerate(sorted(whole.rglob("*.jpg"))):
         if number % 3 == 0:
             for file in path.parent.glob(f"{path.stem}.*"):
@@ -51,24 +51,24 @@ def _sources(folder: Path, pictures: int) -> tuple[Path, Path]:
 
 
 def _check(target: Path, *, gone: Set[str] = frozenset()) -> None:
-    """A reader finds whole pictures with all their rows, and of `gone` all or none."""
+    """A reader finds whole images with all their rows, and of `gone` all or none."""
     if not (target / "collection.json").is_file():
         return
     with Collection.open(target) as collection:
         assert len(set(collection.keys)) == len(collection)
         for row in range(len(collection)):
-            decode(collection.picture_bytes(row, verify=True))
+            decode(collection.image_bytes(row, verify=True))
             number = int(collection.keys[row][-4:])
             assert len(collection.captions_of(row)) == (number % 4 != 3)
             assert len(collection.regions_of(row)) == (number % 5 == 0)
         assert len(gone & set(collection.keys)) in (0, len(gone))
 
 
-def _kill_imports(server: Server, folder: Path, *, pictures: int, kills: int, shard: int, seed: int) -> None:
-    packed, referenced = _sources(folder, pictures)
+def _kill_imports(server: Server, folder: Path, *, images: int, kills: int, shard: int, seed: int) -> None:
+    packed, referenced = _sources(folder, images)
     took = server.seconds("take_both", packed, referenced, folder / "whole", shard)
     expected = _contents(folder / "whole")
-    assert len(Collection.open(folder / "whole")) == pictures
+    assert len(Collection.open(folder / "whole")) == images
     target, attempt = folder / "killed-0", 0
 
     def check(dead: bool) -> None:
@@ -92,18 +92,18 @@ def _kill_imports(server: Server, folder: Path, *, pictures: int, kills: int, sh
 
 
 def test_two_kills_of_a_mixed_import_change_nothing(server: Server, tmp_path: Path) -> None:
-    _kill_imports(server, tmp_path, pictures=40, kills=2, shard=7, seed=1)
+    _kill_imports(server, tmp_path, images=40, kills=2, shard=7, seed=1)
 
 
 @pytest.mark.slow
 def test_fifty_kills_of_a_mixed_import_change_nothing(server: Server, tmp_path: Path) -> None:
-    _kill_imports(server, tmp_path, pictures=240, kills=50, shard=9, seed=2)
+    _kill_imports(server, tmp_path, images=240, kills=50, shard=9, seed=2)
 
 
-def _filled(folder: Path, pictures: int, shard: int) -> tuple[Path, list[str]]:
-    """A mixed collection with splits and a cache, and keys of every fourth picture."""
-    packed, referenced = _sources(folder, pictures)
-    options = {"name": "c", "workers": 1, "pictures_per_shard": shard, "created": STAMP}
+def _filled(folder: Path, images: int, shard: int) -> tuple[Path, list[str]]:
+    """A mixed collection with splits and a cache, and keys of every fourth image."""
+    packed, referenced = _sources(folder, images)
+    options = {"name": "c", "workers": 1, "images_per_shard": shard, "created": STAMP}
     import_folder(packed, folder / "c", **options)
     import_folder(referenced, folder / "c", reference=True, **options)
     assign_splits(folder / "c", fractions={"train": 1.0})
@@ -119,8 +119,8 @@ def _check_purged(target: Path, keys: list[str], expected: dict[str, bytes]) -> 
     assert not set(keys) & set(Collection.open(target).keys)
 
 
-def _kill_removals(server: Server, folder: Path, *, pictures: int, kills: int, shard: int, seed: int) -> None:
-    path, keys = _filled(folder, pictures, shard)
+def _kill_removals(server: Server, folder: Path, *, images: int, kills: int, shard: int, seed: int) -> None:
+    path, keys = _filled(folder, images, shard)
     shutil.copytree(path, folder / "whole")
     took = server.seconds("remove", folder / "whole", keys)
     expected = _contents(folder / "whole")
@@ -138,17 +138,17 @@ def _kill_removals(server: Server, folder: Path, *, pictures: int, kills: int, s
             target = Path(shutil.copytree(path, folder / f"killed-{attempt}"))
 
     kill_at_random(lambda: server.start("remove", target, keys), kills=kills, longest=took, seed=seed, after=check)
-    remove_pictures(target, keys)
+    remove_images(target, keys)
     _check_purged(target, keys, expected)
 
 
 def test_two_kills_of_a_removal_change_nothing(server: Server, tmp_path: Path) -> None:
-    _kill_removals(server, tmp_path, pictures=30, kills=2, shard=6, seed=3)
+    _kill_removals(server, tmp_path, images=30, kills=2, shard=6, seed=3)
 
 
 @pytest.mark.slow
 def test_fifty_kills_of_a_removal_change_nothing(server: Server, tmp_path: Path) -> None:
-    _kill_removals(server, tmp_path, pictures=160, kills=50, shard=8, seed=4)
+    _kill_removals(server, tmp_path, images=160, kills=50, shard=8, seed=4)
 
 
 @pytest.mark.slow
@@ -164,6 +164,6 @@ def test_a_death_at_each_step_of_a_removal_changes_nothing(server: Server, tmp_p
         shutil.copytree(path, target)
         assert server.start("remove", target, keys, die_at=die_at, moment=moment).end() == 9
         _check(target, gone=set(keys))
-        # A removal of another picture would finish it as well; so does an unchanged command.
-        remove_pictures(target, keys)
+        # A removal of another image would finish it as well; so does an unchanged command.
+        remove_images(target, keys)
         _check_purged(target, keys, expected)

@@ -7,22 +7,23 @@ import json
 from pathlib import Path
 
 import pytest
-from made_pictures import encoded, jpeg, noise
+from made_images import encoded, jpeg, noise
 
+from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.exporters.webdataset import export_webdataset
 from foveate.records.importers.webdataset import import_webdataset
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 webdataset = pytest.importorskip("webdataset")
 
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Collection:
-    with CollectionWriter(tmp_path / "c", source="tests", pictures_per_shard=7) as writer:
+    with CollectionWriter(tmp_path / "c", source="tests", images_per_shard=7) as writer:
         for number in range(16):
             data = jpeg(number) if number % 3 else encoded(noise(number), "PNG")
             writer.add(
@@ -45,7 +46,7 @@ def collection(tmp_path: Path) -> Collection:
 
 
 def test_the_webdataset_library_reads_an_export(collection: Collection, tmp_path: Path) -> None:
-    paths = export_webdataset(collection, tmp_path / "out", pictures_per_shard=6)
+    paths = export_webdataset(collection, tmp_path / "out", images_per_shard=6)
     assert [path.name for path in paths] == ["00000.tar", "00001.tar", "00002.tar"]
     samples = list(webdataset.WebDataset([str(path) for path in paths], shardshuffle=False))
     assert len(samples) == len(collection)
@@ -53,25 +54,25 @@ def test_the_webdataset_library_reads_an_export(collection: Collection, tmp_path
         record = collection.record(row)
         fields = json.loads(sample["json"])
         assert fields["key"] == record.key
-        assert sample.get("jpg", sample.get("png")) == collection.picture_bytes(row)
+        assert sample.get("jpg", sample.get("png")) == collection.image_bytes(row)
         assert sample.get("txt", b"").decode() == (record.captions[0].text if record.captions else "")
 
 
 def test_the_webdataset_library_streams_the_shards_of_a_collection(collection: Collection) -> None:
     tars = [str(path) for path in sorted((collection.path / "images").iterdir())]
-    pictures = [sample.get("jpg", sample.get("png")) for sample in webdataset.WebDataset(tars, shardshuffle=False)]
-    assert pictures == [collection.picture_bytes(row) for row in range(len(collection))]
+    images = [sample.get("jpg", sample.get("png")) for sample in webdataset.WebDataset(tars, shardshuffle=False)]
+    assert images == [collection.image_bytes(row) for row in range(len(collection))]
 
 
 def test_import_of_an_export_is_the_identity(collection: Collection, tmp_path: Path) -> None:
-    export_webdataset(collection, tmp_path / "out", pictures_per_shard=5)
+    export_webdataset(collection, tmp_path / "out", images_per_shard=5)
     summary = import_webdataset(tmp_path / "out", tmp_path / "d")
     assert not summary.quarantined
     again = Collection.open(tmp_path / "d")
-    assert [again.picture_bytes(row) for row in range(16)] == [collection.picture_bytes(row) for row in range(16)]
+    assert [again.image_bytes(row) for row in range(16)] == [collection.image_bytes(row) for row in range(16)]
     for row in range(16):
         assert _with_source(again, row) == _with_source(collection, row)
-    export_webdataset(again, tmp_path / "out2", pictures_per_shard=5)
+    export_webdataset(again, tmp_path / "out2", images_per_shard=5)
     assert [path.read_bytes() for path in sorted((tmp_path / "out").iterdir())] != []
     twice = import_webdataset(tmp_path / "out2", tmp_path / "d")
     assert (twice.taken, twice.already_there) == (0, 16)
@@ -99,5 +100,5 @@ def test_an_export_does_not_overwrite_and_wants_something_to_export(collection: 
         export_webdataset(collection, tmp_path / "out")
     with pytest.raises(UserError, match="nothing to export"):
         export_webdataset(collection, tmp_path / "other", rows=[])
-    with pytest.raises(UserError, match="pictures_per_shard"):
-        export_webdataset(collection, tmp_path / "other", pictures_per_shard=0)
+    with raises_naming(UserError, "images_per_shard"):
+        export_webdataset(collection, tmp_path / "other", images_per_shard=0)

@@ -16,7 +16,7 @@ METHODS = {
     "attention-last1": 2_362_368,
 }  # fmt: skip
 TASKS = (
-    ("pictures of birds at feeders in winter", "natural", 38, 2_400),
+    ("images of birds at feeders in winter", "natural", 38, 2_400),
     ("satellite", "specialized", 10, 1_000),
     ("distances", "structured", 6, 600),
 )
@@ -27,7 +27,7 @@ def evaluation(random: np.random.Generator) -> dict[str, Any]:
     questions = ("Which class? (accuracy)", "Which class, each class alike? (mean of classes)", "Among the first five?")
     return {
         "columns": [{"key": "adapted", "title": "adapted", "what": "the last epoch's model", "role": "ours"}],
-        "interval": "95 % intervals, bootstrap over pictures",
+        "interval": "95 % intervals, bootstrap over images",
         "table": [
             {
                 "question": question,
@@ -61,9 +61,9 @@ def train(folder: Path) -> dict[str, Any]:
         "title": "lora on vit_base_patch16_224.augreg_in21k_ft_in1k",
         "recipe": recipe,
         "command": ["foveate", "adapt", "train", "--backbone", "timm:vit_base_patch16_224.augreg_in21k_ft_in1k"],
-        "data": "pictures-of-birds-at-feeders-in-winter.npz",
+        "data": "images-of-birds-at-feeders-in-winter.npz",
         "classes": [f"class {number}" for number in range(38)],
-        "pictures": 2_400,
+        "images": 2_400,
         "kept": "what comes before the first trained block",
         "steps": 3_000,
         "seconds": 1_234.5,
@@ -97,7 +97,7 @@ def compare(folder: Path) -> dict[str, Any]:
     tasks = [
         {
             "key": title, "title": title, "group": group, "data": f"{title}.npz", "classes": classes,
-            "pictures": pictures, "tested": 2_160, "chance": 1 / classes, "how": "the split validation, 480 pictures",
+            "images": images, "tested": 2_160, "chance": 1 / classes, "how": "the split validation, 480 images",
             "agreement": {"names": names, "matrix": alike.tolist(), "disagreement": 0.1},
             "regions": {"names": ["lora", "adaptformer", "vpt-deep"], "most": 1_080,
                         "right": {"001": 40, "010": 30, "100": 50, "011": 60, "110": 20, "101": 70, "111": 800},
@@ -105,7 +105,7 @@ def compare(folder: Path) -> dict[str, Any]:
             "ensembles": {"members": names[2:], **ensemble(random, len(names) - 2)},
             "seeds": {name: ensemble(random, 3) for name in names},
         }
-        for title, group, classes, pictures in TASKS
+        for title, group, classes, images in TASKS
     ]  # fmt: skip
     lines = []
     for name, trained in METHODS.items():
@@ -145,7 +145,7 @@ def compare(folder: Path) -> dict[str, Any]:
         "kind": "adapt_compare", "title": f"{len(METHODS)} methods on 3 tasks", "seeds": 3, "tasks": tasks,
         "backbone": {"numbers": 85_798_656}, "lines": lines, "spread": 0.083, "seconds": 9_000.0,
         "grid": {"name": "quick", "candidates": dict.fromkeys(METHODS, 8), "left_out": left_out},
-        "command": ["foveate", "adapt", "compare", "--tasks", "natural/pictures-of-birds-at-feeders-in-winter.npz"],
+        "command": ["foveate", "adapt", "compare", "--tasks", "natural/images-of-birds-at-feeders-in-winter.npz"],
     }  # fmt: skip
 
 
@@ -155,8 +155,8 @@ def wise(folder: Path) -> dict[str, Any]:
     alpha = np.array(alphas)
     sets = []
     for key, title, role, top, bend in (
-        ("validation", "pictures-of-birds-at-feeders-in-winter.npz, validation", "validation", 0.92, 0.3),
-        ("test", "pictures-of-birds-at-feeders-in-winter.npz, test", "test", 0.9, 0.3),
+        ("validation", "images-of-birds-at-feeders-in-winter.npz, validation", "validation", 0.92, 0.3),
+        ("test", "images-of-birds-at-feeders-in-winter.npz, test", "test", 0.9, 0.3),
         ("sketches", "sketches", "shifted", 0.55, -0.1),
         ("paintings of birds", "paintings of birds", "shifted", 0.66, -0.2),
     ):
@@ -171,8 +171,8 @@ def wise(folder: Path) -> dict[str, Any]:
         "rule": "the branch is multiplied by alpha", "head": "kept as tuned", "alphas": alphas, "sets": sets,
         "recommended": {
             "alpha": 0.7, "standard_error": 0.012,
-            "rule": "the smallest alpha whose accuracy on validation pictures is at most one standard error below the "
-            "best; test and shifted pictures took no part",
+            "rule": "the smallest alpha whose accuracy on validation images is at most one standard error below the "
+            "best; test and shifted images took no part",
         },
         "peeking": {name: {"alpha": 0.6, "inside": 0.85, "outside": 0.6} for name in ("inside", "outside")},
         "saved": {"alpha": 0.7}, "command": ["foveate", "adapt", "wise", "runs/adapt-train/adapter"],

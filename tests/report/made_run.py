@@ -1,4 +1,4 @@
-"""A tour-like run folder with drawn pictures, for the report's tests."""
+"""A tour-like run folder with drawn images, for the report's tests."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def draw_scene(path: Path, *, seed: int, size: tuple[int, int] = (448, 448), sha
     """Draw a ground with shapes; returns their names and boxes in [0, 1]."""
     random = np.random.default_rng(seed)
     width, height = size
-    top, bottom = (np.array(colour) for colour in SKIES[seed % len(SKIES)])
+    top, bottom = (np.array(color) for color in SKIES[seed % len(SKIES)])
     ramp = np.linspace(0, 1, height)[:, None, None]
     ground = np.broadcast_to(top * (1 - ramp) + bottom * ramp, (height, width, 3))
     image = Image.fromarray(ground.astype(np.uint8))
@@ -83,23 +83,23 @@ def iou(a: Box, b: Box) -> float:
 
 
 def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Draw the pictures of a tour into `folder` and return its result.json's content."""
+    """Draw the images of a tour into `folder` and return its result.json's content."""
     random = np.random.default_rng(seed)
-    names = [f"pictures/scene{n}.webp" for n in range(14)]
+    names = [f"images/scene{n}.webp" for n in range(14)]
     scenes = [(name, draw_scene(folder / name, seed=n)) for n, name in enumerate(names)]
     real = []
     for n in range(8):
-        name = f"pictures/art{n}.webp"
+        name = f"images/art{n}.webp"
         real.append((name, draw_scene(folder / name, seed=40 + n, size=(300, 360 - 40 * (n % 3)), shapes=1)))
     examples = [
         {
-            "picture": picture,
+            "image": image,
             "caption": NOISY[n % len(NOISY)],
-            "kind": "alt" if picture.startswith("pictures/scene") else "title",
-            "source": "scenes" if picture.startswith("pictures/scene") else ("clipart" if n % 2 else "emoji"),
+            "kind": "alt" if image.startswith("images/scene") else "title",
+            "source": "scenes" if image.startswith("images/scene") else ("clipart" if n % 2 else "emoji"),
             "regions": [{"box": box, "phrase": phrase, "slice": "seen"} for phrase, box in shapes],
         }
-        for n, (picture, shapes) in enumerate([*real[:5], *scenes[:4]])
+        for n, (image, shapes) in enumerate([*real[:5], *scenes[:4]])
     ]
 
     def shaken(box: Box, amount: float) -> Box:
@@ -108,17 +108,17 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         return min(x1, x2 - 0.02), min(y1, y2 - 0.02), max(x2, x1 + 0.02), max(y2, y1 + 0.02)
 
     locate, chooses = [], []
-    for n, (picture, shapes) in enumerate(scenes[2:]):
+    for n, (image, shapes) in enumerate(scenes[2:]):
         for phrase, truth in shapes[: 3 if n < 2 else 1]:
             boxes = {
                 "head": shaken(truth, 0.02 if n % 3 else 0.12),
                 "candidates": shaken(truth, 0.06),
-                "centre": (0.25, 0.25, 0.75, 0.75),
+                "center": (0.25, 0.25, 0.75, 0.75),
                 "random": shaken((0.3, 0.3, 0.6, 0.6), 0.1),
             }
             locate.append(
                 {
-                    "picture": picture,
+                    "image": image,
                     "phrase": phrase,
                     "slice": "seen" if n < 7 else "unseen",
                     "data": "scenes",
@@ -130,7 +130,7 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         scores = [float(v) for v in random.normal(size=len(shapes))]
         chooses.append(
             {
-                "picture": picture,
+                "image": image,
                 "phrase": shapes[0][0],
                 "slice": "seen" if n < 7 else "unseen",
                 "data": "scenes",
@@ -145,7 +145,7 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         picked = random.permutation(len(pool))[:6]
         return [
             {
-                "picture": pool[i][0],
+                "image": pool[i][0],
                 **({"box": pool[i][1][0][1]} if boxed else {}),
                 "caption": NOISY[int(i) % len(NOISY)],
                 "score": float(0.9 - 0.1 * rank),
@@ -155,11 +155,11 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         ]
 
     searches = []
-    questions = [("words", "a red kite in the sky"), ("words", "boats"), ("picture", None), ("box", None)]
+    questions = [("words", "a red kite in the sky"), ("words", "boats"), ("image", None), ("box", None)]
     for kind, text in questions:
-        pool, data = (real, "clipart") if text == "boats" or kind == "picture" else (scenes, "scenes")
+        pool, data = (real, "clipart") if text == "boats" or kind == "image" else (scenes, "scenes")
         query: dict[str, Any] = {"kind": kind}
-        query |= {"text": text} if text else {"picture": pool[1][0]}
+        query |= {"text": text} if text else {"image": pool[1][0]}
         query |= {"box": pool[1][1][0][1]} if kind == "box" else {}
         results = {model: hits(pool, kind == "box") for model in ("cloc", "clip")}
         searches.append({"query": query, "data": data, "results": results})
@@ -172,7 +172,7 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     where = {
         "head": {"value": 0.51, "low": 0.478, "high": 0.541},
         "candidates": {"value": 0.17, "low": 0.147, "high": 0.195},
-        "centre": {"value": 0.06, "low": 0.045, "high": 0.076},
+        "center": {"value": 0.06, "low": 0.045, "high": 0.076},
         "random": {"value": 0.02, "low": 0.011, "high": 0.03},
     }
 
@@ -187,8 +187,8 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         {"question": place, **seen, "chance": None, "values": where},
         {"question": place, **unseen, "chance": None, "values": scaled(where, 0.65)},
         {
-            "question": "Which picture has this title? (text -> picture R@10)",
-            "data": "Open Clip Art, real pictures",
+            "question": "Which image has this title? (text -> image R@10)",
+            "data": "Open Clip Art, real images",
             "chance": 0.01,
             "n": 1000,
             "values": {
@@ -198,14 +198,14 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         },
     ]
     columns = [
-        {"key": "clip", "title": "CLIP", "what": "Whole pictures and their texts only."},
+        {"key": "clip", "title": "CLIP", "what": "Whole images and their texts only."},
         {"key": "clip_roi", "title": "CLIP, tokens in the box", "what": "Its tokens pooled inside the box."},
-        {"key": "clip_crop", "title": "CLIP, cropped", "what": "The box cut out and read as a picture."},
+        {"key": "clip_crop", "title": "CLIP, cropped", "what": "The box cut out and read as an image."},
         {"key": "cloc", "title": "CLOC", "what": "The encoder of this tour, asked through its Prompter."},
         {"key": "cloc_shuffled", "title": "CLOC, shuffled boxes", "what": "The control: other boxes."},
         {"key": "head", "title": "CLOC, grounding head", "what": "The box predicted from the phrase."},
         {"key": "candidates", "title": "CLOC, candidates", "what": "The best of a multi-scale set of boxes."},
-        {"key": "centre", "title": "Centre box", "what": "A box in the middle, whatever is asked."},
+        {"key": "center", "title": "Center box", "what": "A box in the middle, whatever is asked."},
         {"key": "random", "title": "Random box", "what": "A random box."},
     ]
     steps = range(0, 900, 3)
@@ -240,7 +240,7 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         "command": "foveate tour",
         "collection": {
             "name": "built-in",
-            "pictures": {"clipart": 4321, "emoji": 3521, "scenes": 5000},
+            "images": {"clipart": 4321, "emoji": 3521, "scenes": 5000},
             "splits": {"train": 10800, "test": 2042},
             "regions": 16861,
             "captions": 19420,
@@ -253,7 +253,7 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         "models": {
             "clip": {
                 "title": "CLIP baseline",
-                "what": "Learns to match whole pictures and whole texts.",
+                "what": "Learns to match whole images and whole texts.",
                 "parameters_trained": 812_544,
                 "seconds": 48.1,
             },
@@ -280,7 +280,7 @@ def write_run(folder: Path, result: dict[str, Any]) -> Path:
 
 
 def small_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """One result.json content per further kind of run; the pictures lie in `folder`."""
+    """One result.json content per further kind of run; the images lie in `folder`."""
     tour = tour_result(folder)
     rows = tour["curves"]["cloc"]
     cut_off = '{"step": 9'
@@ -302,7 +302,7 @@ def small_results(folder: Path) -> dict[str, dict[str, Any]]:
     spread["histogram"] = {"edges": [0.0, 10.0, 20.0], "counts": [4, 6]}
     texts = [
         {"kind": "alt", "text": "<b>A boat</b> in Kiel"},
-        {"kind": "dsc_plus", "text": "A boat lies in a harbour. " * 20, "flags": ["code_fence"], "clip_tokens": 120},
+        {"kind": "dsc_plus", "text": "A boat lies in a harbor. " * 20, "flags": ["code_fence"], "clip_tokens": 120},
     ]
     return {
         "caption": {
@@ -311,13 +311,13 @@ def small_results(folder: Path) -> dict[str, dict[str, Any]]:
             "backend": "http",
             "model": "m",
             "revision": "r1",
-            "pictures": 12,
+            "images": 12,
             "seconds": 3.5,
             "failure": "the server is away",
             "cost": {"in": 0.1, "out": 0.2, "total": 0.3},
             "formats": {kind: tally for kind in ("ssc", "dsc_plus")},
             "made": {"ssc": {"captions": 10, "clip_tokens": spread, "seconds": spread}, "dsc_plus": {"captions": 0}},
-            "examples": [{"key": "p/1", "picture": samples[0]["picture"], "texts": texts}],
+            "examples": [{"key": "p/1", "image": samples[0]["image"], "texts": texts}],
             "command": ["foveate", "caption", "boats"],
         },
         "pretrain": {
@@ -344,28 +344,28 @@ def small_results(folder: Path) -> dict[str, dict[str, Any]]:
         "inspect": {
             "kind": "inspect",
             "summary": {
-                "name": "my-pictures",
-                "pictures": 12_842,
+                "name": "my-images",
+                "images": 12_842,
                 "texts": {"count": 19_420, "kinds": {"alt": 9000, "title": 10_420}, "median length": 31.0},
-                "regions": {"count": 16_861, "per picture": 1.31},
+                "regions": {"count": 16_861, "per image": 1.31},
             },
             "histograms": {
                 "text_length": {"edges": [1, 4, 16, 64], "counts": [812, 9004, 6400], "unit": "characters"},
                 "region_size": {"edges": [0, 0.01, 0.04, 0.16, 1], "counts": [1200, 5300, 8100, 2261]},
             },
             "samples": samples,
-            "quarantine": [{"reason": "truncated picture", "count": 3, "example": "a/<b>.jpg"}],
+            "quarantine": [{"reason": "truncated image", "count": 3, "example": "a/<b>.jpg"}],
         },
         "locate": {"kind": "locate", "default": "head", "scores": {"head": 0.81}, **tour["locate"][0]},
         "regions": {
             "kind": "regions",
-            "collection": "my-pictures",
+            "collection": "my-images",
             "detector": "annotations",
             "oracle": True,
             "model": "annotations of the collection",
             "source": "vesl:annotations",
             "recipe": {"phrases": {"tagger": "rules"}, "captions": ["dsc_plus", "alt"]},
-            "pictures": 15,
+            "images": 15,
             "status": {"ok": 12, "no_boxes": 3, "decode_error": 0},
             "regions": 40,
             "histograms": {"score": {"edges": [0, 0.5, 1], "counts": [4, 36], "unit": "score"}},

@@ -47,7 +47,7 @@ def study_result(*, seeds: int = 5) -> dict[str, Any]:
         "measures": [vars(one) for one in design.measures],
         **summary(design, values),
         "real": [
-            {"name": "kgeography, maps recoloured at random", "package": "kgeography-data", "used": False},
+            {"name": "kgeography, maps recolored at random", "package": "kgeography-data", "used": False},
             {"name": "GCompris, details of photographs and paintings", "package": "gcompris-qt-data", "used": False},
         ],
         "limits": list(design.limits),

@@ -18,10 +18,10 @@ FIGURES = {
     "adapt": ["total loss", "gradient norm", "samples per second"],
     "adapt_compare": [
         *(f"Mean accuracy (%) by {cost}: " for cost in ("size", "memory", "time")),
-        *(f"{title}: accuracy (%), 2,160 test pictures" for title, *_ in made_adapt.TASKS),
-        *(f"{title}: same answer (% of test pictures)" for title, *_ in made_adapt.TASKS),
+        *(f"{title}: accuracy (%), 2,160 test images" for title, *_ in made_adapt.TASKS),
+        *(f"{title}: same answer (% of test images)" for title, *_ in made_adapt.TASKS),
     ],
-    "adapt_wise": ["Accuracy (%) from the network that came", "Shifted against own test pictures (%)"],
+    "adapt_wise": ["Accuracy (%) from the network that came", "Shifted against own test images (%)"],
     "calibrate": ["Absent against seen classes", "Accuracy of the fine-tuned model by gamma"],
 }
 ACCENT = np.array([0xC2, 0x41, 0x0C])

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 
+from foveate.core.errors import UserError
 from foveate.report import render
 from foveate.report.captions import MARKS
 from foveate.report.pages.audit import AuditResult
 from foveate.report.schema import read
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 
 def made(folder: Path, **changes: Any) -> Path:
@@ -27,7 +27,7 @@ def made(folder: Path, **changes: Any) -> Path:
         "collection": "boats",
         "models": {"ssc": {"scene-oracle": 3}},
         "scene_oracle": True,
-        "sample": {"pictures": 3, "of": {"scenes": 3}, "without_all_formats": 2, "split": "test", "seed": 0},
+        "sample": {"images": 3, "of": {"scenes": 3}, "without_all_formats": 2, "split": "test", "seed": 0},
         "context": 77,
         "splitter": "rules-1",
         "judges": {"scenes": {"definition": "as drawn", "hash": "0"}},
@@ -37,7 +37,7 @@ def made(folder: Path, **changes: Any) -> Path:
              "values": {"ssc": {"value": 0.5, "low": 0.4, "high": 0.6}}},
             {"question": "Length", "data": "scenes", "n": 3, "unit": "", "values": {"ssc": {"value": 15.5}}},
         ],
-        "gallery": [{"picture": "one.png", "data": "scenes", "key": "s-1", "captions": [caption]}],
+        "gallery": [{"image": "one.png", "data": "scenes", "key": "s-1", "captions": [caption]}],
         "command": ["foveate", "audit", "boats"],
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps({**result, **changes}))
@@ -70,5 +70,5 @@ def test_without_the_oracle_it_is_not_named(tmp_path: Path) -> None:
 
 
 def test_a_wrong_field_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"sample\.pictures"):
+    with raises_naming(UserError, "sample.images"):
         read(AuditResult, {"kind": "audit", "collection": "x", "context": 77, "sample": {}})

@@ -8,13 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from foveate.core.errors import UserError
 from foveate.report import render
 from foveate.report.calibration import CalibrateResult, percent, signed, table
 from foveate.report.charts import Series
 from foveate.report.tradeoff import Mark, tradeoff_chart
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 ACCURACIES = {"Y/Y": 40.0, "S/Y": 72.4, "U/Y": 7.5, "R/Y": None, "S/S": 72.4, "U/U": 54.9, "R/R": None}
 
@@ -57,7 +56,7 @@ def test_gamma_alone_has_no_table_and_no_curve(tmp_path: Path) -> None:
 
 
 def test_a_wrong_field_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="field 'gamma'"):
+    with raises_naming(UserError, "gamma"):
         page(tmp_path, gamma="much")
 
 

@@ -1,4 +1,4 @@
-"""The README picture."""
+"""The README image."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from foveate.report import readme_picture
+from foveate.core.errors import UserError
+from foveate.report import readme_image
 from foveate.report.figure import BOX, fit_text, pick
 from foveate.report.schema import TourResult, read
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
-def test_picture_is_wide_light_and_holds_boxes(tmp_path: Path, suffix: str) -> None:
+def test_image_is_wide_light_and_holds_boxes(tmp_path: Path, suffix: str) -> None:
     run = made_run.write_run(tmp_path / "run", made_run.tour_result(tmp_path / "run"))
-    path = readme_picture(run, tmp_path / f"readme{suffix}")
+    path = readme_image(run, tmp_path / f"readme{suffix}")
     with Image.open(path) as opened:
         pixels = np.asarray(opened.convert("RGB")).astype(int)
     assert pixels.shape[1] == 1600
@@ -30,7 +31,7 @@ def test_pick_takes_turns_between_slices_and_prefers_found_ones(tmp_path: Path) 
     tour = read(TourResult, made_run.tour_result(tmp_path))
     tiles = pick(tour.locate, default="head")
     assert len(tiles) == 6
-    assert len({tile.answer.picture for tile in tiles}) == 6
+    assert len({tile.answer.image for tile in tiles}) == 6
     assert [tile.answer.slice for tile in tiles[:4]] == ["seen", "unseen", "seen", "unseen"]
     assert all(tile.answer.iou["head"] >= 0.5 for tile in tiles)
 
@@ -45,13 +46,13 @@ def test_long_texts_are_shortened() -> None:
     assert fit_text(draw, "short\n text", font, width=200) == "short text"
 
 
-def test_other_suffixes_other_kinds_and_too_few_pictures_are_refused(tmp_path: Path) -> None:
+def test_other_suffixes_other_kinds_and_too_few_images_are_refused(tmp_path: Path) -> None:
     results = made_run.small_results(tmp_path)
     made_run.write_run(tmp_path, results["locate"])
     with pytest.raises(UserError, match=r"\.png or \.webp"):
-        readme_picture(tmp_path, tmp_path / "readme.gif")
-    with pytest.raises(UserError, match="kind 'locate'"):
-        readme_picture(tmp_path, tmp_path / "readme.png")
+        readme_image(tmp_path, tmp_path / "readme.gif")
+    with raises_naming(UserError, "locate"):
+        readme_image(tmp_path, tmp_path / "readme.png")
     made_run.write_run(tmp_path, {"kind": "tour", "collection": {"name": "none"}})
-    with pytest.raises(UserError, match="at least two pictures"):
-        readme_picture(tmp_path, tmp_path / "readme.png")
+    with pytest.raises(UserError, match="at least two images"):
+        readme_image(tmp_path, tmp_path / "readme.png")

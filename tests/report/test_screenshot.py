@@ -52,7 +52,7 @@ def test_the_page_works_under_its_own_policy_and_hostile_captions_do_not(tmp_pat
 
 @pytest.mark.parametrize(("scheme", "dark"), [(1, False), (0, True)], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_screenshots_follow_the_colour_scheme(tmp_path: Path, width: int, scheme: int, dark: bool) -> None:
+def test_screenshots_follow_the_color_scheme(tmp_path: Path, width: int, scheme: int, dark: bool) -> None:
     shot = tmp_path / "shot.png"
     options = (f"--window-size={width},1400", f"--blink-settings=preferredColorScheme={scheme}")
     browse(tmp_path, made(tmp_path, "tour"), *options, f"--screenshot={shot}")
@@ -61,4 +61,4 @@ def test_screenshots_follow_the_colour_scheme(tmp_path: Path, width: int, scheme
     assert pixels.shape == (1400, width)
     ground = int(np.bincount(pixels.ravel()).argmax())
     assert ground < 40 if dark else ground > 230
-    assert len(np.unique(pixels)) > 100, "pictures and text are drawn"
+    assert len(np.unique(pixels)) > 100, "images and text are drawn"

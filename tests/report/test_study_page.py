@@ -16,11 +16,11 @@ from markupsafe import escape
 from PIL import Image
 from pydantic import TypeAdapter
 
+from foveate.core.errors import UserError
 from foveate.report import render
 from foveate.report.forest import ForestRow, difference_bar, forest
 from foveate.report.pages.study import StudyResult, mean_and_half, signed
 from foveate.report.schema import Value
-from foveate.settings.errors import UserError
 
 
 def page_of(folder: Path, **changes: object) -> Path:
@@ -71,7 +71,7 @@ def test_numbers_have_true_minus_signs() -> None:
     assert mean_and_half(None, seeds=5) == "–"
 
 
-def test_difference_bar_is_centred_on_zero() -> None:
+def test_difference_bar_is_centered_on_zero() -> None:
     bar = str(difference_bar(0.25, 0.0, 0.5, margin=0.0, reach=0.5))
     assert 'x1="75.00"' in bar
     assert 'x="50.00" y="4" width="50.00"' in bar

@@ -1,4 +1,4 @@
-"""The tour's page with a calibration: its sentence, table, curve, and pictures with the answers of three models."""
+"""The tour's page with a calibration: its sentence, table, curve, and images with the answers of three models."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import made_run
 import pytest
 
+from foveate.core.errors import UserError
 from foveate.report import render
-from foveate.settings.errors import UserError
 
 ACCURACIES = {"Y/Y": 40.0, "S/Y": 72.4, "U/Y": 7.5, "R/Y": None, "S/S": 72.4, "U/U": 54.9, "R/R": None}
 
 
-def calibration(picture: str) -> dict[str, Any]:
+def calibration(image: str) -> dict[str, Any]:
     row = {"title": "fine-tuned", "key": "after", "gamma": None, "accuracies": ACCURACIES, "ausuc": 0.348, "ncm": {}}
     answers = {"before": "fruit", "after": "animal", "calibrated": "fruit"}
-    example = {"picture": picture, "title": "a <pear>", "group": "absent", "label": "fruit", "answers": answers}
+    example = {"image": image, "title": "a <pear>", "group": "absent", "label": "fruit", "answers": answers}
     changes = {"samples": 165, "changed": 103, "righted": 49, "spoiled": 7}
     return {
         "kind": "calibrate", "method": "pcv", "gamma": 5.0, "sentence": "Features are fine.", "samples": 1347,
@@ -30,7 +30,7 @@ def calibration(picture: str) -> dict[str, Any]:
 
 def test_calibration_is_on_the_page(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
-    shown = calibration(result["collection"]["examples"][0]["picture"])
+    shown = calibration(result["collection"]["examples"][0]["image"])
     page = render(made_run.write_run(tmp_path, {**result, "calibration": shown})).read_text(encoding="utf-8")
     for said in ("Fine-tuned on half of the classes", "1,487 drawings", "Features are fine.", "a &lt;pear&gt;"):
         assert said in page
@@ -50,7 +50,7 @@ def test_without_a_calibration_nothing_is_said(tmp_path: Path) -> None:
 
 def test_a_broken_calibration_is_named(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
-    shown = calibration(result["collection"]["examples"][0]["picture"])
+    shown = calibration(result["collection"]["examples"][0]["image"])
     del shown["trained"]
     with pytest.raises(UserError, match="trained"):
         render(made_run.write_run(tmp_path, {**result, "calibration": shown}))

@@ -10,25 +10,25 @@ import made_run
 from foveate.report import render
 
 
-def captions(picture: str) -> dict[str, Any]:
+def captions(image: str) -> dict[str, Any]:
     said = [{"text": "a red boat", "verdict": "supported"}, {"text": "a whale", "verdict": "contradicted"}]
     texts = [
         {"format": kind, "title": title, "text": f"text of {title}", "assertions": said}
         for kind, title in (("alt", "AltText"), ("ssc", "SSC"), ("dsc_plus", "DSC+"))
     ]
     region = {"box": [0.1, 0.1, 0.6, 0.6], "phrase": "red boat of the pseudo-label"}
-    examples = [{"picture": picture, "key": f"s-{n}", "captions": texts, "regions": [region]} for n in range(4)]
+    examples = [{"image": image, "key": f"s-{n}", "captions": texts, "regions": [region]} for n in range(4)]
     numbers = {"title": "SSC", "n": 4, "tokens": 12.5, "ana": 1.0, "held": 0.5}
     values = [{"title": "AltText only", "value": 0.2}, {"title": "half AltText, half short captions", "value": 0.3}]
-    encoder = {"measure": "searches", "pictures": 40, "trained_on": 1200, "captioned": 700, "steps": 120}
+    encoder = {"measure": "searches", "images": 40, "trained_on": 1200, "captioned": 700, "steps": 120}
     encoder["values"] = values
     return {"model": "m", "definition": "d", "examples": examples, "formats": [numbers], "encoder": encoder}
 
 
 def test_captions_are_on_the_page(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
-    picture = result["collection"]["examples"][0]["picture"]
-    page = render(made_run.write_run(tmp_path, {**result, "captions": captions(picture)})).read_text(encoding="utf-8")
+    image = result["collection"]["examples"][0]["image"]
+    page = render(made_run.write_run(tmp_path, {**result, "captions": captions(image)})).read_text(encoding="utf-8")
     for said in ("five kinds of text", "text of DSC+", "red boat of the pseudo-label", "mark-contradicted", "1 more"):
         assert said in page
     for said in ("half AltText, half short captions", "30.0%", "1,200 training scenes", 'href="#captions"'):

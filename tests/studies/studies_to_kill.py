@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import foveate.studies
-from foveate.settings import progress
+from foveate.core import progress
 from foveate.studies import cloc
 from foveate.studies.runner import run_study
 

@@ -1,4 +1,4 @@
-"""The study `captions`: its measures, its splits, its control, what judges the built-in pictures; and a small run."""
+"""The study `captions`: its measures, its splits, its control, what judges the built-in images; and a small run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foveate.core.cells import Cell
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.appending import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance
 from foveate.report import render
-from foveate.settings.cells import Cell
 from foveate.studies import captions
 from foveate.studies.captions_data import classes_of, judge_named, open_shuffled, split_of
 from foveate.studies.captions_measures import probe, retrieval, right_name
@@ -38,7 +38,7 @@ def test_retrieval_counts_equal_texts_as_right() -> None:
     text = np.eye(3, dtype=np.float32)[:2]
     assert retrieval(image, text, ["a", "a", "b"], ["a", "b"], best=1) == 1.0
     assert retrieval(image, text[::-1], ["a", "a", "b"], ["a", "b"], best=1) == 0.0
-    # A picture without a text asks nothing, and is a wrong answer.
+    # An image without a text asks nothing, and is a wrong answer.
     assert retrieval(image, text, ["", "a", "b"], ["a", "b"], best=1) == pytest.approx((1 + 0.5) / 2)
 
 
@@ -55,24 +55,24 @@ def test_right_name_and_probe() -> None:
 
 
 def test_splits_are_functions_of_the_name() -> None:
-    found = [split_of(f"picture {n}", 0) for n in range(3000)]
-    assert found == [split_of(f"picture {n}", 0) for n in range(3000)]
+    found = [split_of(f"image {n}", 0) for n in range(3000)]
+    assert found == [split_of(f"image {n}", 0) for n in range(3000)]
     for split, share in (("captioner", 0.34), ("test", 0.16), ("train", 0.5)):
         assert found.count(split) / 3000 == pytest.approx(share, abs=0.04)
 
 
-def test_names_judge_the_built_in_pictures() -> None:
+def test_names_judge_the_built_in_images() -> None:
     said = [
         "A drawing of a teapot",
         "A drawing of a penguin",
-        "The teapot is in the middle of the picture",
+        "The teapot is in the middle of the image",
         "It shines",
     ]
     assert judge_named(said, {"concept": "teapot"}) == [SUPPORTED, CONTRADICTED, SUPPORTED, UNVERIFIABLE]
     assert judge_named(said, {}) == [UNVERIFIABLE] * 4
 
 
-def test_captions_are_shuffled_within_the_training_pictures(scenes: Path) -> None:
+def test_captions_are_shuffled_within_the_training_images(scenes: Path) -> None:
     plain, shuffled = Collection.open(scenes), open_shuffled(scenes, seed=1)
 
     def texts(collection: Collection, row: int, kind: str) -> list[str]:
@@ -96,8 +96,8 @@ def test_classes_of_scenes(scenes: Path) -> None:
 
 
 def test_every_variant_changes_a_recipe_that_loads() -> None:
+    from foveate.core.recipes import load
     from foveate.pretrain.recipe import PretrainRecipe
-    from foveate.settings.recipes import load
 
     for variant in captions.VARIANTS:
         recipe = load(PretrainRecipe, captions.RECIPE, captions.overrides(Cell(0, "scenes", variant), captions.FULL))
@@ -122,7 +122,7 @@ def test_values_of_cells_become_rows() -> None:
 
 @pytest.mark.slow
 def test_a_very_small_study(tmp_path: Path) -> None:
-    scale = captions.Scale(train_scenes=60, test_scenes=24, pictures=240, steps=6, batch_size=16, seeds=2)
+    scale = captions.Scale(train_scenes=60, test_scenes=24, images=240, steps=6, batch_size=16, seeds=2)
     result = run_study("captions", tmp_path / "study", scale=scale, command=["foveate", "study", "captions"])
     assert result["trainings"] == 4 * len(captions.VARIANTS)
     assert result["beside"][0]["columns"] == ["", "AltText", "SSC", "DSC", "DSC+", "AFC"]

@@ -1,7 +1,7 @@
-"""The method's effects on a toy whose answers are known: noise canvases with coloured shapes, three seeds.
+"""The method's effects on a toy whose answers are known: noise canvases with colored shapes, three seeds.
 
 What is asserted, and what is not, follows the margins of the method's own toy: the embedding depends on the box, it
-beats CLIP's pooled tokens, grounding beats the mean box, whole pictures are found as before. Nothing is asserted of the
+beats CLIP's pooled tokens, grounding beats the mean box, whole images are found as before. Nothing is asserted of the
 Prompter against RoI-Align, the filter, grounding for naming, or M.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from foveate.core.recipes import load
 from foveate.pretrain.evaluate import evaluate
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import pretrain
@@ -22,20 +23,19 @@ from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
-from foveate.settings.recipes import load
 from foveate.studies.measures import box_gain
-from foveate.vision.localiser.folder import load_model
+from foveate.vision.localizer.folder import load_model
 
 SIZE = 224
-COLOURS = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (50, 70, 200), "yellow": (220, 200, 50)}
+COLORS = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (50, 70, 200), "yellow": (220, 200, 50)}
 SHAPES = ("square", "circle", "triangle", "cross")
-CLASSES = [f"{colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
+CLASSES = [f"{color} {shape}" for color, shape in itertools.product(COLORS, SHAPES)]
 SEEDS = (0, 1, 2)
 
 
 def draw_shape(pen: ImageDraw.ImageDraw, name: str, x: int, y: int, side: int) -> None:
-    colour, shape = name.split()
-    fill = COLOURS[colour]
+    color, shape = name.split()
+    fill = COLORS[color]
     match shape:
         case "square":
             pen.rectangle((x, y, x + side - 1, y + side - 1), fill=fill)
@@ -51,8 +51,8 @@ def draw_shape(pen: ImageDraw.ImageDraw, name: str, x: int, y: int, side: int) -
 
 def canvas(rng: np.random.Generator) -> tuple[bytes, list[Region]]:
     """Noise with 2 to 4 different shapes, each in a quarter of its own."""
-    picture = Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8))
-    pen = ImageDraw.Draw(picture)
+    image = Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
     count = int(rng.integers(2, 5))
     names = rng.choice(CLASSES, count, replace=False)
     regions = []
@@ -63,7 +63,7 @@ def canvas(rng: np.random.Generator) -> tuple[bytes, list[Region]]:
         box = Box(x / SIZE, y / SIZE, (x + side) / SIZE, (y + side) / SIZE)
         regions.append(Region(box, str(name), label=str(name), slice="seen"))
     target = io.BytesIO()
-    picture.save(target, "JPEG", quality=90)
+    image.save(target, "JPEG", quality=90)
     return target.getvalue(), regions
 
 
@@ -96,7 +96,7 @@ def trained(path: Path, recipe: str, seed: int, run: Path) -> dict[str, float]:
     values = {
         f"{row['question']}{column.removeprefix('m')}": value["value"]
         for row in found["table"]
-        if row["data"] in ("seen", "all regions", "shapes pictures")
+        if row["data"] in ("seen", "all regions", "shapes images")
         for column, value in row["values"].items()
     }
     return values | ({"box_gain": box_gain(seen, collection)} if "head" in seen.found else {})
@@ -110,8 +110,8 @@ def test_boxes_are_read_found_and_cost_no_retrieval(shapes: Path, tmp_path: Path
     def mean(runs: list[dict[str, float]], name: str) -> float:
         return float(np.mean([run[name] for run in runs]))
 
-    named, retrieved = "what is in this box, of all names: mAcc", "which text belongs to this picture: R@1"
+    named, retrieved = "what is in this box, of all names: mAcc", "which text belongs to this image: R@1"
     assert mean(cloc, named) - mean(cloc, f"{named}_shuffled") >= 0.30, "the embedding depends on the box"
     assert mean(cloc, named) >= mean(clip, named) + 0.15, "it beats CLIP's tokens under the box"
     assert mean(cloc, "box_gain") >= 0.15, "grounding beats the mean box"
-    assert mean(cloc, retrieved) >= mean(clip, retrieved) - 0.05, "whole pictures are found as before"
+    assert mean(cloc, retrieved) >= mean(clip, retrieved) - 0.05, "whole images are found as before"

@@ -1,4 +1,4 @@
-"""The study `deepfeca`: its design holds together, cells measure every row, its control trains to other centres."""
+"""The study `deepfeca`: its design holds together, cells measure every row, its control trains to other centers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
+from foveate.core.cells import Cell
+from foveate.core.errors import UserError
 from foveate.federated.deep.fitting import answering, network_of, samples_of, training_of
 from foveate.federated.deep.network import weights_of
 from foveate.federated.deep.options import METHODS, options_of
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN, train_request
-from foveate.settings.cells import Cell
-from foveate.settings.errors import UserError
 from foveate.studies import deepfeca
 from foveate.studies.study import row_values, summary
+from naming import raises_naming
 
 
 def test_claims_name_rows_measures_and_conditions_that_exist() -> None:
@@ -41,7 +41,7 @@ def test_mnist_needs_its_package_and_identity_keeps_finished_cells() -> None:
     assert deepfeca.identity(deepfeca.FULL, extras=()) == deepfeca.identity(deepfeca.QUICK, extras=("mnist",))
     other = replace(deepfeca.FULL, rounds=3)
     assert deepfeca.identity(other, extras=()) != deepfeca.identity(deepfeca.FULL, extras=())
-    with pytest.raises(UserError, match="holds nothing that the study 'deepfeca' reads"):
+    with raises_naming(UserError, "deepfeca"):
         deepfeca.installed((Path("x"),))
 
 
@@ -65,32 +65,32 @@ def test_cells_measure_every_row(tmp_path: Path) -> None:
     assert summary(deepfeca.DESIGN, found)["table"]
 
 
-def test_the_network_of_pictures_is_trained(tmp_path: Path) -> None:
+def test_the_network_of_images_is_trained(tmp_path: Path) -> None:
     scale = replace(deepfeca.QUICK, rounds=1, seeds=1, conditions=("drawn-few",))
     values = deepfeca.Work(tmp_path, scale, {})(Cell(0, "drawn-few", "deepfeca"))
     assert values["megabytes"] > 10
 
 
-def test_the_control_pulls_groups_to_other_centres_at_each_site() -> None:
+def test_the_control_pulls_groups_to_other_centers_at_each_client() -> None:
     options = options_of({"clusters": 3, "width": 8, "learning_rate": 0.5, "local_epochs": 20})
     random = np.random.default_rng(0)
     points = random.normal(size=(60, 4)) + 4 * np.eye(4)[:3][np.arange(60) % 3]
     network = network_of(options, 4)
     start = weights_of(network)
-    centres = np.eye(8)[:3]
+    centers = np.eye(8)[:3]
     samples = samples_of(points, options)
-    request = train_request(start, centres, training_of(options), 0, 0)
+    request = train_request(start, centers, training_of(options), 0, 0)
     trained = {
-        (name, site): make(network, options)[TRAIN](samples, request, site)
+        (name, client): make(network, options)[TRAIN](samples, request, client)
         for name, make in (("right", answering), ("astray", deepfeca.shuffling))
-        for site in range(6)
+        for client in range(6)
     }
     assert set(deepfeca.shuffling(network, options)) == {EMBEDDED, TRAIN}
-    orders = {tuple(deepfeca.order_of(0, site, 3)) for site in range(6)}
-    assert len(orders) > 1, "sites disagree"
-    for site in range(6):
-        moved = (trained["right", site].array("weights") != trained["astray", site].array("weights")).any()
-        assert moved == (tuple(deepfeca.order_of(0, site, 3)) != (0, 1, 2))
+    orders = {tuple(deepfeca.order_of(0, client, 3)) for client in range(6)}
+    assert len(orders) > 1, "clients disagree"
+    for client in range(6):
+        moved = (trained["right", client].array("weights") != trained["astray", client].array("weights")).any()
+        assert moved == (tuple(deepfeca.order_of(0, client, 3)) != (0, 1, 2))
     np.testing.assert_array_equal(
         deepfeca.shuffling(network, options)[TRAIN](samples, request, 1).array("weights"),
         trained["astray", 1].array("weights"),

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foveate.core.cells import Cell
+from foveate.core.errors import UserError
+from foveate.federated.clients import Client
 from foveate.federated.messages import Message
 from foveate.federated.rounds import Log
-from foveate.federated.sites import Site
-from foveate.settings.cells import Cell
-from foveate.settings.errors import UserError
 from foveate.studies import fedne
 from foveate.studies.study import row_values, summary
+from naming import raises_naming
 
 TINY = replace(fedne.QUICK, rounds=3, seeds=1)
 
@@ -42,7 +43,7 @@ def test_networks_are_trained_on_two_sets_and_mnist_needs_its_package() -> None:
     without = fedne.cells(fedne.FULL, seed=0, extras=())
     assert fedne.MNIST not in {cell.condition for cell in without}
     assert fedne.identity(fedne.FULL, extras=()) == fedne.identity(fedne.QUICK, extras=("mnist",))
-    with pytest.raises(UserError, match="holds nothing that the study 'fedne' reads"):
+    with raises_naming(UserError, "fedne"):
         fedne.installed((Path("x"),))
 
 
@@ -62,13 +63,13 @@ def test_a_cell_measures(variant: str, tmp_path: Path) -> None:
 def test_the_control_has_the_same_values_in_another_order() -> None:
     seen: list[np.ndarray] = []
 
-    def handler(data: object, request: Message, site: int) -> Message:
+    def handler(data: object, request: Message, client: int) -> Message:
         seen.append(request.array("field"))
         return request.answer(points=1)
 
     from foveate.federated.messages import MessageRule
 
-    exchange = fedne.shuffling(0)([Site(0, None, {"train": handler})], Log())
+    exchange = fedne.shuffling(0)([Client(0, None, {"train": handler})], Log())
     field = np.arange(50.0)
     rule = MessageRule("train", values={"points": int})
     exchange.ask({0: Message("train", 3, {"field": field})}, rule)
@@ -79,12 +80,12 @@ def test_the_control_has_the_same_values_in_another_order() -> None:
 
 
 @pytest.mark.slow
-def test_pictures_are_points_with_categories(tmp_path: Path) -> None:
+def test_images_are_points_with_categories(tmp_path: Path) -> None:
     from foveate.federated.sources import read_points
-    from foveate.studies.picture_features import LENGTH, write_picture_features
+    from foveate.studies.image_features import LENGTH, write_image_features
 
-    write_picture_features(tmp_path / "pictures.npz")
-    found = read_points(tmp_path / "pictures.npz")
+    write_image_features(tmp_path / "images.npz")
+    found = read_points(tmp_path / "images.npz")
     assert found.points_ND.shape[1] == 432
     assert np.linalg.norm(found.points_ND, axis=1) == pytest.approx(LENGTH, rel=1e-5)
     assert len(set(found.column("label", "column"))) == 7

@@ -7,7 +7,7 @@ import torch
 import tiny
 from foveate.pretrain.train import build_model
 from foveate.studies.kept import KeptFeatures
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.model import LocalizingModel
 
 
 class Frozen(torch.nn.Module):
@@ -26,7 +26,7 @@ class Frozen(torch.nn.Module):
         return torch.tensor(values)[:, None].half()
 
 
-def model_of(image: Frozen, text: Frozen) -> LocalisingModel:
+def model_of(image: Frozen, text: Frozen) -> LocalizingModel:
     model = build_model(tiny.recipe())
     model.image_encoder, model.text_encoder = image, text  # type: ignore[assignment]
     return model

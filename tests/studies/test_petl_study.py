@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from foveate.adapt.registry import method_names
+from foveate.core.cells import Cell
 from foveate.metrics.agreement import agreement
-from foveate.settings.cells import Cell
 from foveate.studies import petl, petl_rotation, petl_trainings, petl_worlds
 from foveate.studies.petl_measures import alike, all_pairs, bootstrap, together
 from foveate.studies.study import row_values, summary
@@ -67,7 +67,7 @@ def test_gain_is_over_the_mean_member() -> None:
     assert found["gain"] == pytest.approx(1 / 3)
 
 
-def test_bootstrap_covers_the_mean_and_shrinks_with_pictures() -> None:
+def test_bootstrap_covers_the_mean_and_shrinks_with_images() -> None:
     random = np.random.default_rng(0)
     few, many = ([random.random(count) < 0.7 for _ in range(5)] for count in (40, 4000))
     widths = []
@@ -80,7 +80,7 @@ def test_bootstrap_covers_the_mean_and_shrinks_with_pictures() -> None:
     assert bootstrap(few, name="test") == bootstrap(few, name="test")
 
 
-def test_the_student_learns_the_teacher_and_no_held_out_picture(tmp_path: Path) -> None:
+def test_the_student_learns_the_teacher_and_no_held_out_image(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     count = 160
     pixels = random.integers(0, 256, (count, 3, 64, 64)).astype(np.uint8)
@@ -116,10 +116,10 @@ def test_a_cell_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_rotated_glyphs_are_turned_by_their_label_and_nothing_else() -> None:
-    pictures = np.full((3, 1, 24, 24), -1, dtype=np.float32)
-    pictures[:, 0, 2:4, 11:13] = 1  # a mark at the top
-    turned = petl_rotation.rotated(pictures, np.array([0.0, 90.0, 180.0]))
-    assert np.array_equal(turned[0], pictures[0])
+    images = np.full((3, 1, 24, 24), -1, dtype=np.float32)
+    images[:, 0, 2:4, 11:13] = 1  # a mark at the top
+    turned = petl_rotation.rotated(images, np.array([0.0, 90.0, 180.0]))
+    assert np.array_equal(turned[0], images[0])
     marks = [np.argwhere(one[0] > 0.5).mean(axis=0) for one in turned]
     assert marks[1] == pytest.approx([11.5, 2.5], abs=1)  # counter-clockwise: to the left
     assert marks[2] == pytest.approx([20.5, 11.5], abs=1)

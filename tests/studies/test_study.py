@@ -15,19 +15,20 @@ import pytest
 from PIL import Image
 
 import foveate.studies
+from foveate.core.cells import Cell, CellStore, run_cells
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock
 from foveate.records.collection import Collection
 from foveate.report import render
-from foveate.settings.cells import Cell, CellStore, run_cells
-from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock
 from foveate.studies import cloc
 from foveate.studies.cells import announce
 from foveate.studies.markdown import fill, results_table
 from foveate.studies.noise import Noise, jittered, open_spoiled, spoiled
 from foveate.studies.rcc import read_rcc
-from foveate.studies.real_regions import build_maps, find_installed, map_regions, read_details, read_map, recolour
+from foveate.studies.real_regions import build_maps, find_installed, map_regions, read_details, read_map, recolor
 from foveate.studies.runner import run_study, study_names, study_of
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, judge, summary, verdict
+from naming import raises_naming
 
 CELLS = [Cell(seed, "true", variant) for seed in (0, 1) for variant in ("a", "b")]
 
@@ -204,8 +205,8 @@ def test_every_claim_and_row_of_the_study_refers_to_something() -> None:
 
 
 def test_every_variant_changes_one_thing() -> None:
+    from foveate.core.recipes import load
     from foveate.pretrain.recipe import PretrainRecipe
-    from foveate.settings.recipes import load
 
     reference = cloc.overrides(Cell(0, "true", "cloc"), cloc.QUICK)
     for variant, (recipe, changes, noise) in cloc.VARIANTS.items():
@@ -231,9 +232,9 @@ def test_cells_start_with_the_reference_and_grow_with_seeds() -> None:
 def test_a_module_with_a_design_is_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"calibration", "captions", "cloc", "vesl"} <= set(study_names())
     assert study_of("cloc") is cloc
-    with pytest.raises(UserError, match=r"unknown study 'clok': allowed are .*; did you mean 'cloc'\?"):
+    with raises_naming(UserError, "clok", "cloc"):
         study_of("clok")
-    with pytest.raises(UserError, match="unknown study 'cells'"):  # a module, but no study
+    with raises_naming(UserError, "cells"):  # a module, but no study
         study_of("cells")
     (tmp_path / "made_by_a_test.py").write_text("DESIGN = 'a new one'\n", encoding="utf-8")
     monkeypatch.setattr("foveate.studies.__path__", [*foveate.studies.__path__, str(tmp_path)])
@@ -243,7 +244,7 @@ def test_a_module_with_a_design_is_a_study(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ["calibration", "captions", "vesl"])
 def test_a_study_without_optional_data_refuses_folders(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"--data: the study '{name}' uses no further data; leave it out"):
+    with raises_naming(UserError, "--data", name):
         run_study(name, tmp_path / "study", data=(tmp_path,))
     assert not (tmp_path / "study").exists()
 
@@ -295,9 +296,9 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, maps: Path) -> None
     plan = run_study("cloc", tmp_path / "study", dry_run=True, quick=True, data=(maps.parents[2],))
     assert plan["trainings"] == 2 * (11 + 8 + 2 + 6)
     assert not (tmp_path / "study").exists()
-    with pytest.raises(UserError, match="holds neither usr/share/kgeography"):
+    with raises_naming(UserError, "usr/share/kgeography"):
         run_study("cloc", tmp_path / "study", dry_run=True, data=(tmp_path / "missing",))
-    with pytest.raises(UserError, match="did you mean 'cloc'"):
+    with raises_naming(UserError, "cloc"):
         run_study("clok", tmp_path / "study")
 
 
@@ -311,8 +312,8 @@ def test_measures_are_picked_by_slice_and_way() -> None:
         table_row(top, "seen", m=0.5, m_crop=0.3, m_shuffled=0.1),
         table_row(top, "unseen kind", m=0.9, m_crop=0.9, m_shuffled=0.9),
         table_row("which phrase names this box: R@10", "unseen", m=0.2, m_crop=0.25, m_shuffled=0.0),
-        table_row("which picture belongs to this text: R@10", "scenes pictures", m=0.4),
-        table_row("where is it: IoU at least .5", "seen", m_head=0.6, centre=0.0),
+        table_row("which image belongs to this text: R@10", "scenes images", m=0.4),
+        table_row("where is it: IoU at least .5", "seen", m_head=0.6, center=0.0),
     ]
     found = cloc.picked(table)
     assert found == {
@@ -343,13 +344,13 @@ def maps(tmp_path: Path) -> Path:
     return folder
 
 
-def test_maps_give_named_boxes_and_hide_colours(maps: Path) -> None:
+def test_maps_give_named_boxes_and_hide_colors(maps: Path) -> None:
     drawn = read_map(maps / "land.kgm")
     assert [division.name for division in drawn.divisions] == ["West", "East", "Isle"]
     west, east = map_regions(drawn)
     np.testing.assert_allclose(west.box.to_array(), [0.1, 1 / 6, 0.5, 5 / 6])
     assert (west.phrase, east.phrase) == ("West", "East"), "too small a division is left out"
-    first, second = (np.asarray(recolour(drawn, np.random.default_rng(seed))) for seed in (0, 1))
+    first, second = (np.asarray(recolor(drawn, np.random.default_rng(seed))) for seed in (0, 1))
     assert first.shape[1] == 336
     assert not np.array_equal(first[100, 100], second[100, 100])
     assert find_installed((maps.parents[2],)) == (maps, None)
@@ -402,8 +403,8 @@ def test_resource_files_are_read(tmp_path: Path, packed: bool) -> None:
         read_rcc(path)
 
 
-def test_details_are_placed_by_their_centres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def picture(width: int, height: int) -> bytes:
+def test_details_are_placed_by_their_centers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def image(width: int, height: int) -> bytes:
         target = io.BytesIO()
         Image.new("RGB", (width, height), "red").save(target, "WEBP")
         return target.getvalue()
@@ -412,8 +413,8 @@ def test_details_are_placed_by_their_centres(tmp_path: Path, monkeypatch: pytest
     board = """instruction: qsTr("A castle") levels: [ { "pixmapfile" : "image/c_background.webp" },
       { "pixmapfile" : "image/c_0.webp", "x" : "0.5", "y" : "0.25" },
       { "pixmapfile" : "image/c_1.webp", "x" : "0.95", "y" : "0.5" } ]"""
-    files = {f"{root}/board/board1_0.qml": board.encode(), f"{root}/image/c_background.webp": picture(200, 100)}
-    files |= {f"{root}/image/c_{number}.webp": picture(40, 20) for number in (0, 1)}
+    files = {f"{root}/board/board1_0.qml": board.encode(), f"{root}/image/c_background.webp": image(200, 100)}
+    files |= {f"{root}/image/c_{number}.webp": image(40, 20) for number in (0, 1)}
     monkeypatch.setattr("foveate.studies.real_regions.read_rcc", lambda path: files)
     (found,) = read_details(tmp_path / "details.rcc")
     assert found.caption == "A castle"

@@ -23,7 +23,7 @@ from foveate.studies.questions import (
     Album,
     box_searches,
     choice_questions,
-    picture_searches,
+    image_searches,
     where_questions,
     word_searches,
 )
@@ -54,7 +54,7 @@ def test_tour_table_keeps_its_columns() -> None:
 
 def test_tour_table_splits_where_by_rule() -> None:
     table = [
-        row("where is it: mean IoU", clip_candidates=0.1, cloc_head=0.5, cloc_candidates=0.4, centre=0.2, random=0.0)
+        row("where is it: mean IoU", clip_candidates=0.1, cloc_head=0.5, cloc_candidates=0.4, center=0.2, random=0.0)
     ]
     head, candidates = tour_table(table)
     assert head["question"] == "where is it (grounding head): mean IoU"
@@ -70,27 +70,27 @@ def test_the_first_three_questions_are_three_different_ones() -> None:
     table = [
         row("which phrase names this box: R@1", cloc=0.4),
         where,
-        row("which of the picture's boxes: accuracy", cloc=0.9),
+        row("which of the image's boxes: accuracy", cloc=0.9),
         row("what is in this box, of all names: top-1", cloc=0.5),
     ]
     first = [found["question"] for found in tour_table(table)][:3]
     assert first == [
         "what is in this box, of all names: top-1",
         "where is it (grounding head): IoU at least .5",
-        "which of the picture's boxes: accuracy",
+        "which of the image's boxes: accuracy",
     ]
     assert all(in_short(question) != question for question in first)
 
 
 def test_tour_table_names_the_three_slices() -> None:
-    names = ("seen", "unseen", "unseen kind", "unseen kind, small", "emoji pictures")
+    names = ("seen", "unseen", "unseen kind", "unseen kind, small", "emoji images")
     table = [{**row("which phrase names this box: R@1", cloc=0.4), "data": name} for name in names]
     assert [found["data"] for found in tour_table(table)] == [
         "scenes, seen concepts",
         "scenes, unseen concepts",
         "scenes, unseen kinds",
         "scenes, unseen kinds, small",
-        "emoji pictures",
+        "emoji images",
     ]
 
 
@@ -126,13 +126,13 @@ def album(tiny_collection: Path, tmp_path: Path) -> tuple[Album, dict[str, Any]]
     return Album(collection, tmp_path, embedded, 0), models
 
 
-def test_questions_are_drawn_by_the_seed_and_show_existing_pictures(
+def test_questions_are_drawn_by_the_seed_and_show_existing_images(
     album: tuple[Album, dict[str, Any]], tmp_path: Path
 ) -> None:
     shown, models = album
     asked = [
         *word_searches(shown, models, source="shapes", count=2),
-        *picture_searches(shown, list(models), source="shapes", field="category", count=2),
+        *image_searches(shown, list(models), source="shapes", field="category", count=2),
         *box_searches(shown, list(models), part="seen", count=2),
     ]
     assert len(asked) == 6
@@ -141,10 +141,10 @@ def test_questions_are_drawn_by_the_seed_and_show_existing_pictures(
         for results in search["results"].values():
             scores = [one["score"] for one in results]
             assert scores == sorted(scores, reverse=True)
-            assert all((tmp_path / one["picture"]).is_file() for one in results)
-        if search["query"]["kind"] == "picture":
-            answers = [one["picture"] for results in search["results"].values() for one in results]
-            assert search["query"]["picture"] not in answers, "a picture does not find itself"
+            assert all((tmp_path / one["image"]).is_file() for one in results)
+        if search["query"]["kind"] == "image":
+            answers = [one["image"] for results in search["results"].values() for one in results]
+            assert search["query"]["image"] not in answers, "an image does not find itself"
     again = word_searches(shown, models, source="shapes", count=2)
     assert again == asked[:2]
     json.dumps(asked)
@@ -155,9 +155,9 @@ def test_where_and_which(album: tuple[Album, dict[str, Any]]) -> None:
     places = where_questions(shown, "cloc", part="seen", count=4)
     assert len(places) == 4
     for question in places:
-        assert set(question["boxes"]) == {"head", "candidates", "centre", "random"} == set(question["iou"])
+        assert set(question["boxes"]) == {"head", "candidates", "center", "random"} == set(question["iou"])
         assert 0 <= min(question["iou"].values()) <= max(question["iou"].values()) <= 1
-    assert choice_questions(shown, "cloc", part="seen", count=4) == [], "no picture has three boxes"
+    assert choice_questions(shown, "cloc", part="seen", count=4) == [], "no image has three boxes"
     assert box_searches(shown, ["clip"], part="nothing", count=1) == []
     once = np.unique([question["phrase"] for question in places], return_counts=True)
     assert once[1].max() <= 4
@@ -178,26 +178,26 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     assert len(result["locate"]) == 12
     data = {found["data"] for found in result["table"]}
     parts = {"scenes, seen concepts", "scenes, unseen concepts", "scenes, unseen kinds"}
-    assert parts | {"clipart pictures", "emoji pictures", "scenes pictures"} <= data
+    assert parts | {"clipart images", "emoji images", "scenes images"} <= data
     keys = {column["key"] for column in result["columns"]}
     assert all(set(found["values"]) <= keys for found in result["table"])
     calibration = result["calibration"]
     assert calibration["trained"]["classes"] == len(calibration["classes"]["seen"] + calibration["classes"]["absent"])
     assert calibration["samples"] > 300
-    assert all((run / one["picture"]).is_file() for one in calibration["examples"])
+    assert all((run / one["image"]).is_file() for one in calibration["examples"])
     assert result["seconds"]["calibration"] < 40
     federated = result["federated"]
-    assert len(federated["sites"]) == 8
-    assert sum(site["pictures"] for site in federated["sites"]) == federated["pictures"] > 1000
-    assert all((run / one["picture"]).is_file() for group in federated["examples"] for one in group["pictures"])
+    assert len(federated["clients"]) == 8
+    assert sum(client["images"] for client in federated["clients"]) == federated["images"] > 1000
+    assert all((run / one["image"]).is_file() for group in federated["examples"] for one in group["images"])
     assert result["seconds"]["federated"] < 20
     assert json.loads((run / "result.json").read_text())["table"] == result["table"]
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<html" in page
     assert "Fine-tuned on half of the classes" in page
-    assert "Eight sites, one map" in page
-    for picture in {question["picture"] for question in result["locate"]}:
-        assert (run / picture).is_file()
+    assert "Eight clients, one map" in page
+    for image in {question["image"] for question in result["locate"]}:
+        assert (run / image).is_file()
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["table"] == result["table"], "repeated, it only answers again"

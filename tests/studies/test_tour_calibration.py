@@ -1,4 +1,4 @@
-"""The tour's calibration on a few coloured pictures in two styles: what is trained, shown and counted."""
+"""The tour's calibration on a few colored images in two styles: what is trained, shown and counted."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveate.core.runs import RunFolder
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
 from foveate.report.calibration import TourCalibration
 from foveate.report.schema import read
-from foveate.settings.runs import RunFolder
 from foveate.studies import tour_calibration as tested
 from foveate.studies.calibration_worlds import held_out
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.registry import seeded
 
-COLOURS = {"food": (220, 60, 40), "plant": (40, 170, 60), "sky": (60, 90, 220), "tool": (120, 120, 120)}
+COLORS = {"food": (220, 60, 40), "plant": (40, 170, 60), "sky": (60, 90, 220), "tool": (120, 120, 120)}
 CONCEPTS = 24
 
 
@@ -29,11 +29,11 @@ CONCEPTS = 24
 def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tour-calibration") / "emoji"
     random = np.random.default_rng(0)
-    with CollectionWriter(path, licence="CC0-1.0", source="test") as writer:
-        for subcategory, colour in COLOURS.items():
+    with CollectionWriter(path, license="CC0-1.0", source="test") as writer:
+        for subcategory, color in COLORS.items():
             for number in range(CONCEPTS):
                 for style, shift in (("noto", 0), ("twemoji", 30)):
-                    pixels = np.array(colour) + shift + random.normal(0, 40, (32, 32, 3))
+                    pixels = np.array(color) + shift + random.normal(0, 40, (32, 32, 3))
                     buffer = io.BytesIO()
                     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
                     labels = {"source": "emoji", "style": style, "subcategory": subcategory}
@@ -54,8 +54,8 @@ def test_from_features_to_the_section(emoji: Path, tmp_path: Path) -> None:
     checked = read(TourCalibration, json.loads(json.dumps(found, allow_nan=False)))
     groups = {group for group in collection.groups if held_out(group)}
     assert checked.samples == len(groups), "each held-out thing is tested once, in the other style"
-    assert checked.trained.pretrained == len(COLOURS) * CONCEPTS - len(groups)
-    assert checked.trained.classes == len(checked.classes.seen) + len(checked.classes.absent) == len(COLOURS)
+    assert checked.trained.pretrained == len(COLORS) * CONCEPTS - len(groups)
+    assert checked.trained.classes == len(checked.classes.seen) + len(checked.classes.absent) == len(COLORS)
     assert {"before", "after", "star"} <= {row.key for row in checked.rows}
     assert sum(one.samples for one in checked.changes.values()) == checked.samples
     for name, one in checked.changes.items():
@@ -63,7 +63,7 @@ def test_from_features_to_the_section(emoji: Path, tmp_path: Path) -> None:
         shown = [example for example in checked.examples if example.group == name]
         assert len(shown) == min(one.changed, tested.SHOWN[name])
     for example in checked.examples:
-        assert (run.path / example.picture).is_file()
+        assert (run.path / example.image).is_file()
         assert example.answers.after != example.answers.calibrated
         assert (example.label in checked.classes.absent) == (example.group == "absent")
     # Called again it answers the same, and trains nothing.
@@ -75,7 +75,7 @@ def test_from_features_to_the_section(emoji: Path, tmp_path: Path) -> None:
 def test_without_a_feasible_gamma_alg_stands_in_and_it_is_said(
     emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from foveate.settings.errors import UserError
+    from foveate.core.errors import UserError
 
     ordinary = tested.calibrate
 

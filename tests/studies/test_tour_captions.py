@@ -10,14 +10,14 @@ import pytest
 
 import tiny
 from foveate.caption.prompts import CAPTION_KINDS
+from foveate.core.runs import RunFolder
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
 from foveate.report.captions import TourCaptions
 from foveate.report.schema import read
-from foveate.settings.runs import RunFolder
 from foveate.studies.tour_captions import Sizes, says_again, sizes_of, tour_captions, with_captions
-from foveate.vision.localiser.folder import save_model
+from foveate.vision.localizer.folder import save_model
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_captions_beside_the_collection(scenes: Path) -> None:
 
 
 def test_captions_that_say_things_again_are_left_out() -> None:
-    told = "There is a very old grey cat in the {} part. The very old grey cat is {}. The very old grey cat is {}."
+    told = "There is a very old gray cat in the {} part. The very old gray cat is {}. The very old gray cat is {}."
     assert not says_again("dsc_plus", told.format("left", "large", "above the dog"))
     assert says_again("dsc_plus", told.format("left", "large", "large"))
     assert says_again("dsc", told.format("left", "large", "above the dog")), "four words three times"
@@ -62,7 +62,7 @@ def test_from_a_captioner_to_the_page(scenes: Path, tmp_path: Path) -> None:
     found = tour_captions(Collection.open(scenes), run, locator=locator, seed=0, device="cpu", sizes=sizes)
     checked = read(TourCaptions, json.loads(json.dumps(found, allow_nan=False)))
     assert len(checked.examples) == 3
-    assert (run.path / checked.examples[0].picture).is_file()
+    assert (run.path / checked.examples[0].image).is_file()
     assert {one["format"] for one in found["formats"]} <= {"alt", *CAPTION_KINDS}
     assert [one.title for one in checked.encoder.values] == ["AltText only", "half AltText, half short captions"]
     assert all(0 <= one.value <= 1 for one in checked.encoder.values)

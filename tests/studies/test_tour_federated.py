@@ -1,4 +1,4 @@
-"""The tour's federated part on a few coloured pictures: who holds what, what is counted, what is said."""
+"""The tour's federated part on a few colored images: who holds what, what is counted, what is said."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveate.core.errors import UserError
+from foveate.core.runs import RunFolder
 from foveate.metrics.intervals import Interval
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
 from foveate.report.federated import TourFederated
 from foveate.report.schema import read
-from foveate.settings.errors import UserError
-from foveate.settings.runs import RunFolder
 from foveate.studies import tour_federated as tested
 
-COLOURS = {"food": (220, 60, 40), "plant": (40, 170, 60), "sky": (60, 90, 220), "tool": (120, 120, 120)}
+COLORS = {"food": (220, 60, 40), "plant": (40, 170, 60), "sky": (60, 90, 220), "tool": (120, 120, 120)}
 EACH = 24
 
 
 @pytest.fixture(scope="module")
 def emoji(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A collection of pictures in four categories and two styles, and features in which categories lie apart."""
+    """A collection of images in four categories and two styles, and features in which categories lie apart."""
     root = tmp_path_factory.mktemp("tour-federated")
     random = np.random.default_rng(0)
     styles, features = [], []
-    with CollectionWriter(root / "emoji", licence="CC0-1.0", source="test") as writer:
-        for place, (category, colour) in enumerate(COLOURS.items()):
+    with CollectionWriter(root / "emoji", license="CC0-1.0", source="test") as writer:
+        for place, (category, color) in enumerate(COLORS.items()):
             for number in range(EACH):
                 for style in ("noto", "twemoji"):
                     buffer = io.BytesIO()
-                    Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
+                    Image.new("RGB", (32, 32), color).save(buffer, "PNG")
                     labels = {"source": "emoji", "style": style, "category": category}
                     title = Caption(f"{category} {number}", "title", "test")
                     key = f"{style}-{category}-{number}"
@@ -52,25 +52,25 @@ def test_from_features_to_the_section(emoji: tuple[Path, Path], tmp_path: Path) 
     run = RunFolder.create(tmp_path / "run")
     found = tested.tour_federated(collection, run, features=features, seed=0, rounds=3)
     checked = read(TourFederated, json.loads(json.dumps(found, allow_nan=False)))
-    assert checked.pictures == len(COLOURS) * EACH, "one style alone"
-    assert sum(site.pictures for site in checked.sites) == checked.pictures
-    assert len(checked.sites) == 8
-    assert {kind for site in checked.sites for kind in site.kinds} == set(COLOURS)
-    assert all(len(site.kinds) == 1 for site in checked.sites)
+    assert checked.images == len(COLORS) * EACH, "one style alone"
+    assert sum(client.images for client in checked.clients) == checked.images
+    assert len(checked.clients) == 8
+    assert {kind for client in checked.clients for kind in client.kinds} == set(COLORS)
+    assert all(len(client.kinds) == 1 for client in checked.clients)
     assert [one.title for one in checked.maps] == ["FedNE", "Federated averaging"]
     assert len(checked.maps[0].places) == len(checked.labels) == len(checked.owners) == len(checked.groups) == 96
     by_title = {one.title: one.nmi for one in checked.groupings}
-    assert by_title["all sites, centroids only"] == pytest.approx(1)
-    assert by_title["all sites, centroids only"] >= by_title["the largest site alone"] + 0.2
+    assert by_title["all clients, centroids only"] == pytest.approx(1)
+    assert by_title["all clients, centroids only"] >= by_title["the largest client alone"] + 0.2
     for one in checked.maps:
-        assert one.bytes_up == sum(site.maps[one.title] for site in checked.sites)
+        assert one.bytes_up == sum(client.maps[one.title] for client in checked.clients)
     # A first answer is at most K centroids, counts, flags and a number; then sums and counts.
-    assert 0 < max(site.groups for site in checked.sites) <= 4 * (8 * 4 + 8 + 1) + 8 + 4 * 8 * (4 + 1)
+    assert 0 < max(client.groups for client in checked.clients) <= 4 * (8 * 4 + 8 + 1) + 8 + 4 * 8 * (4 + 1)
     assert sorted(one.size for one in checked.examples) == [EACH] * 4
     for group in checked.examples:
         assert group.share == 1
-        assert {one.kind for one in group.pictures} == {group.kind}
-        assert all((run.path / one.picture).is_file() for one in group.pictures)
+        assert {one.kind for one in group.images} == {group.kind}
+        assert all((run.path / one.image).is_file() for one in group.images)
 
 
 def test_called_again_it_reads_what_it_found(
@@ -78,14 +78,14 @@ def test_called_again_it_reads_what_it_found(
 ) -> None:
     collection, run = Collection.open(emoji[0]), RunFolder.create(tmp_path / "run")
     found = tested.tour_federated(collection, run, features=emoji[1], seed=1, rounds=2)
-    monkeypatch.setattr(tested, "fit_sites", None)
+    monkeypatch.setattr(tested, "fit_clients", None)
     assert tested.tour_federated(collection, run, features=emoji[1], seed=1, rounds=2) == found
     with pytest.raises(UserError, match="another recipe"):
         tested.tour_federated(collection, run, features=emoji[1], seed=1, rounds=3)
 
 
-def groupings(sites: float, central: float) -> list[dict[str, Any]]:
-    return [{"title": "", "nmi": nmi, "purity": nmi} for nmi in (sites, central, 0.1)]
+def groupings(clients: float, central: float) -> list[dict[str, Any]]:
+    return [{"title": "", "nmi": nmi, "purity": nmi} for nmi in (clients, central, 0.1)]
 
 
 def maps(fedne: float, fedavg: float) -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ def maps(fedne: float, fedavg: float) -> list[dict[str, Any]]:
 def test_the_sentence_says_what_an_interval_shows(low: float, high: float, words: str) -> None:
     said = tested.sentence(groupings(0.3, 0.31), maps(0.44, 0.4), Interval(0.04, low, high, 100, 0.95))
     assert words in said
-    assert "no worse than k-means of all pictures" in said
+    assert "no worse than k-means of all images" in said
     assert "which is little" in said
 
 

@@ -11,11 +11,11 @@ import pytest
 from foveate.caption.vesl.detectors.annotations import AnnotationSettings
 from foveate.caption.vesl.run import label_regions
 from foveate.caption.vesl.settings import RegionLabelSettings
+from foveate.core.cells import Cell
+from foveate.core.recipes import load
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.records.collection import Collection
 from foveate.records.sources import is_pseudo
-from foveate.settings.cells import Cell
-from foveate.settings.recipes import load
 from foveate.studies import vesl, vesl_labels
 from foveate.studies.runner import run_study
 
@@ -25,14 +25,14 @@ def test_claims_name_what_is_measured() -> None:
     for claim in vesl.CLAIMS:
         assert {claim.better, claim.worse} <= rows
         assert {claim.measure, claim.worse_measure or claim.measure} <= measures
-    assert {one.key for one in vesl_labels.LABELLINGS} | {"truth", "none"} == set(vesl.VARIANTS)
+    assert {one.key for one in vesl_labels.LABELINGS} | {"truth", "none"} == set(vesl.VARIANTS)
     named = [row for row in vesl.ROWS if "oracle" in row.key]
     assert all(row.title.startswith("Harness check: scene-oracle") for row in named)
     assert len(named) == 2
 
 
 def test_variants_differ_in_their_regions_only() -> None:
-    sources = {one.key: f"vesl:x@{one.key}" for one in vesl_labels.LABELLINGS}
+    sources = {one.key: f"vesl:x@{one.key}" for one in vesl_labels.LABELINGS}
     for variant in vesl.VARIANTS:
         chosen = vesl.overrides(Cell(0, "scenes", variant), vesl.QUICK, sources)
         recipe = load(PretrainRecipe, "tour", chosen)
@@ -60,7 +60,7 @@ def test_labels_are_compared_with_the_truth(tiny_collection: Path, tmp_path: Pat
         sources[name] = f"{done.result['source']}@{done.result['recipe_hash']}"
     found = vesl_labels.quality(path, sources)
     assert found["true"]["label_right"] == 1.0
-    assert 0.8 < found["true"]["label_found"] < 1.0, "two pictures have no text"
+    assert 0.8 < found["true"]["label_found"] < 1.0, "two images have no text"
     assert found["shuffled"]["label_found"] < 0.5 * found["true"]["label_found"]
     assert found["true"]["label_count"] == pytest.approx(28 / 18, abs=0.2)
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveate.settings.runs import RunFolder
+from foveate.core.runs import RunFolder
 from foveate.training import checkpoint, distributed
 from foveate.training.loader import Loader
 from foveate.training.loop import train
@@ -73,8 +73,8 @@ class ContrastiveToy(EmbeddingTask):
         regions = distributed.gather_ragged_with_grad(embeddings["region"])
         phrases = distributed.gather_ragged_with_grad(embeddings["phrase"])
         region = symmetric_cross_entropy(regions, phrases, scale)
-        labelled = distributed.all_sum(batch["image_of_region"].unique().numel()) / BATCH
-        total = clip + labelled * region
+        labeled = distributed.all_sum(batch["image_of_region"].unique().numel()) / BATCH
+        total = clip + labeled * region
         return {"loss": total, "clip_loss": clip, "region_loss": region}, {"regions": float(len(regions))}
 
     def split(self, batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
@@ -110,8 +110,8 @@ class ContrastiveSamples:
             for row in batch_rows(step, rows=rows, batch_size=BATCH, seed=SEED, rank=1, world_size=2)[:, 0]
         }
 
-    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
-        generator = np.random.default_rng([row, visit, seed])
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
+        generator = np.random.default_rng([row, epoch, seed])
         count = 0 if row in self.without else int(generator.integers(1, 4))
         corners = np.sort(generator.random((count, 2, 2)), axis=1).reshape(count, 4)
         return {

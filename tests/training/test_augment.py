@@ -3,20 +3,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.training.augment import RandomViews, names_a_side
 
 SIZE = {"width": 300, "height": 200}
 
 
 def draw(views: RandomViews, number: int, **changes: object):
-    return views.draw(**(SIZE | {"seed": 0, "visit": 0, "key": f"picture-{number}"} | changes))
+    return views.draw(**(SIZE | {"seed": 0, "epoch": 0, "key": f"image-{number}"} | changes))
 
 
-def test_a_view_is_a_function_of_seed_visit_and_key() -> None:
+def test_a_view_is_a_function_of_seed_epoch_and_key() -> None:
     views = RandomViews()
     assert draw(views, 1) == draw(views, 1)
-    assert len({draw(views, 1, visit=visit) for visit in range(5)} | {draw(views, 1, seed=7), draw(views, 2)}) == 7
+    assert len({draw(views, 1, epoch=epoch) for epoch in range(5)} | {draw(views, 1, seed=7), draw(views, 2)}) == 7
 
 
 def test_crops_keep_to_scale_and_ratio() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.training.mixture import MixtureSampler
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "captions"
@@ -42,6 +42,6 @@ def test_population() -> None:
     drawn = []
     for number, group in enumerate(population["groups"]):
         for index in range(round(group["share"] * count)):
-            drawn.append(sampler.draw(group["available"], seed=0, visit=0, key=f"{number}-{index}"))
+            drawn.append(sampler.draw(group["available"], seed=0, epoch=0, key=f"{number}-{index}"))
     for source, share in population["expected_share"].items():
         assert abs(drawn.count(source) / count - share) < 4 * math.sqrt(share * (1 - share) / count)

@@ -13,8 +13,9 @@ from processes import run_processes
 from safetensors.torch import load_file
 from torch import nn
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.training import distributed
+from naming import raises_naming
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = HERE / "contrastive_toy.py"
@@ -103,16 +104,16 @@ def test_everything_is_the_identity_in_one_process() -> None:
 def test_scalar_parameters_are_named_before_sharding() -> None:
     module = nn.Linear(1, 1)
     module.log_scale = nn.Parameter(torch.tensor(1.0))
-    with pytest.raises(AssertionError, match=r"give them the shape \(1,\): log_scale"):
+    with raises_naming(AssertionError, "1", "log_scale"):
         distributed.check_shardable(module)
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert distributed.choose_device("auto") == torch.device("cpu")
-    with pytest.raises(UserError, match="device 'cuda': this machine or this build of PyTorch has no CUDA"):
+    with raises_naming(UserError, "cuda", "PyTorch"):
         distributed.choose_device("cuda:1")
-    with pytest.raises(UserError, match="unknown device 'gpu'"):
+    with raises_naming(UserError, "gpu"):
         distributed.choose_device("gpu")
 
 

@@ -1,4 +1,4 @@
-"""Rules that refuse impossible runs, and rates that are measured on real pictures."""
+"""Rules that refuse impossible runs, and rates that are measured on real images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 import tiny
 from foveate.records.collection import Collection
-from foveate.records.pictures import decode
+from foveate.records.images import decode
 from foveate.training import doctor
 from foveate.training.doctor import Plan, problems, remarks
 
 GOOD: dict[str, Any] = {
-    "batch_size": 64, "devices": 2, "local": 2, "workers": 2, "usable": 1000, "labelled": 500, "needs_regions": True,
+    "batch_size": 64, "devices": 2, "local": 2, "workers": 2, "usable": 1000, "labeled": 500, "needs_regions": True,
     "shards": 8, "needed": 100.0, "memory_bytes": 1e9, "memory_there": 8e9, "disk_bytes": 1e9, "disk_there": 9e9,
 }  # fmt: skip
 
@@ -34,8 +34,8 @@ def test_a_good_plan_has_no_problem_and_no_remark() -> None:
     [
         ({"batch_size": 65}, "cannot be split evenly over 2 processes; use 64"),
         ({"batch_size": 1, "devices": 1}, "no negative"),
-        ({"usable": 50}, "larger than the 50 usable pictures"),
-        ({"labelled": 0}, "no batch can hold a positive of the region loss"),
+        ({"usable": 50}, "larger than the 50 usable images"),
+        ({"labeled": 0}, "no batch can hold a positive of the region loss"),
         ({"memory_bytes": 9e9}, "needs 9.0 GB of memory, 8.0 GB are there"),
         ({"disk_bytes": 10e9}, "need 10.0 GB of disk, 9.0 GB are free"),
     ],
@@ -57,7 +57,7 @@ def test_shards_bind_only_readers_that_take_whole_ones() -> None:
 
 
 def test_boxes_may_be_missing_where_nobody_needs_them() -> None:
-    assert problems(plan(labelled=0, needs_regions=False), cores=8) == []
+    assert problems(plan(labeled=0, needs_regions=False), cores=8) == []
 
 
 def test_more_threads_than_cores_are_slow_and_no_reason_to_refuse() -> None:
@@ -72,10 +72,10 @@ def test_a_slow_loader_is_said_with_how_long_the_devices_wait() -> None:
     assert "they will wait 75% of the time; there are more cores, raise --workers" in said
     (said,) = remarks(plan(workers=4), available=25.0, cores=8)
     assert "raise" not in said
-    assert "opened for each picture" in remarks(plan(shards=300), available=200.0, cores=8)[0]
+    assert "opened for each image" in remarks(plan(shards=300), available=200.0, cores=8)[0]
 
 
-def test_rates_of_a_collection_with_a_damaged_picture(tmp_path: Path) -> None:
+def test_rates_of_a_collection_with_a_damaged_image(tmp_path: Path) -> None:
     path = tiny.make_collection(tmp_path / "shapes")
     tiny.damage(path, "train-03")
     with Collection.open(path) as opened:
@@ -83,13 +83,13 @@ def test_rates_of_a_collection_with_a_damaged_picture(tmp_path: Path) -> None:
             opened,
             np.arange(len(opened)),
             whole=decode,
-            draft=lambda row: decode(opened.picture_bytes(row)),
+            draft=lambda row: decode(opened.image_bytes(row)),
             threads=2,
             seed=0,
             seconds=0.2,
         )
     assert set(rates.unreadable) == {"train-03"}
-    assert rates.pictures == 32
+    assert rates.images == 32
     assert min(rates.read_bytes_per_second, rates.decode_whole, rates.decode_draft, rates.loader) > 0
     assert rates.as_json()["threads"] == 2
 

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
 from foveate.training.loader import BadSample, Loader
 from foveate.training.order import batch_rows
+from naming import raises_naming
 
 
 class Numbers:
-    """Sample = (row, visit); rows in `bad` cannot be read; uneven pauses mix the threads up."""
+    """Sample = (row, epoch); rows in `bad` cannot be read; uneven pauses mix the threads up."""
 
     def __init__(self, bad: tuple[int, ...] = (), pause: float = 0.0) -> None:
         self.bad = bad
@@ -27,17 +28,17 @@ class Numbers:
         self.asked = 0
         self.lock = threading.Lock()
 
-    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         with self.lock:
             self.asked += 1
         if self.pause:
             time.sleep(self.pause * (row % 5))
         if row in self.bad:
-            raise BadSample(f"picture-{row}", "cut off")
-        return {"row": row, "visit": visit}
+            raise BadSample(f"image-{row}", "cut off")
+        return {"row": row, "epoch": epoch}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"rows": [(sample["row"], sample["visit"]) for sample in samples]}
+        return {"rows": [(sample["row"], sample["epoch"]) for sample in samples]}
 
 
 def make(dataset: Any, **options: Any) -> Loader:
@@ -73,7 +74,7 @@ def test_bad_samples_are_counted_and_replaced_the_same_way_every_time(workers: i
     reference = make(Numbers(bad=(3, 17)), workers=0)
     assert batches == rows_of(reference)
     assert all(len(batch) == 6 for batch in batches)
-    assert loader.bad_samples == {"picture-3": "cut off", "picture-17": "cut off"}
+    assert loader.bad_samples == {"image-3": "cut off", "image-17": "cut off"}
     assert loader.bad_draws == reference.bad_draws >= 4
     assert loader.drawn == 72
     good = rows_of(make(Numbers()))
@@ -84,7 +85,7 @@ def test_bad_samples_are_counted_and_replaced_the_same_way_every_time(workers: i
 
 def test_too_many_bad_samples_are_an_error() -> None:
     loader = make(Numbers(bad=tuple(range(10))), max_bad_fraction=0.1)
-    with pytest.raises(UserError, match=r"drawn samples cannot be used \(allowed are 10%\), for example 'picture-"):
+    with raises_naming(UserError, "10%"):
         rows_of(loader, 0, 100)
 
 
@@ -95,7 +96,7 @@ def test_only_bad_samples_are_an_error_and_no_endless_search() -> None:
 
 def test_other_exceptions_are_not_swallowed() -> None:
     class Broken(Numbers):
-        def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+        def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
             raise ZeroDivisionError("a fault of the program")
 
     with pytest.raises(ZeroDivisionError):
@@ -148,15 +149,15 @@ def test_description_tells_other_rows_apart() -> None:
 
 
 class OnDisk:
-    """The pictures of a collection, read for each sample."""
+    """The images of a collection, read for each sample."""
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
 
-    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         try:
-            return {"size": len(self.collection.picture_bytes(row)), "row": row}
-        except BadPicture as problem:
+            return {"size": len(self.collection.image_bytes(row)), "row": row}
+        except BadImage as problem:
             raise BadSample(self.collection.keys[row], str(problem)) from problem
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -165,8 +166,8 @@ class OnDisk:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Collection:
-    """60 pictures in 12 shards of 5."""
-    with CollectionWriter(tmp_path / "c", name="c", licence="CC0-1.0", source="test", pictures_per_shard=5) as writer:
+    """60 images in 12 shards of 5."""
+    with CollectionWriter(tmp_path / "c", name="c", license="CC0-1.0", source="test", images_per_shard=5) as writer:
         for number in range(60):
             image = Image.fromarray(np.full((8, 8, 3), 4 * number, np.uint8))
             buffer = io.BytesIO()
@@ -176,7 +177,7 @@ def shards(tmp_path: Path) -> Collection:
 
 
 def test_a_shard_that_vanishes_in_mid_run_is_counted_and_replaced_up_to_the_limit(shards: Collection) -> None:
-    """One shard of twelve is 8 % of the draws: below the limit. Its pictures are named, others take their places."""
+    """One shard of twelve is 8 % of the draws: below the limit. Its images are named, others take their places."""
     loader = make(OnDisk(shards), rows=np.arange(60), batch_size=6, workers=2, max_bad_fraction=0.2)
     batches = loader.batches(0, 40)
     before = [next(batches) for _ in range(2)]

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.training.order import batch_rows
+from naming import raises_naming
 
 
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 5), epochs=st.integers(1, 3))
@@ -53,7 +54,7 @@ def test_order_stays_the_same_over_versions() -> None:
 
 
 def test_uneven_batch_and_no_rows_are_refused() -> None:
-    with pytest.raises(UserError, match="batch_size 10 cannot be split evenly over 4 processes; use 8"):
+    with raises_naming(UserError, "batch_size", "10", "4", "8"):
         batch_rows(0, rows=np.arange(5), batch_size=10, seed=0, rank=0, world_size=4)
     with pytest.raises(UserError, match="no rows"):
         batch_rows(0, rows=np.arange(0), batch_size=10, seed=0)

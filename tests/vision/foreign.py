@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from foveate.vision.registry import seeded
 
-WORDS = "a red green blue yellow disc square triangle and number picture of the cat dog in front garden long".split()
-TEXTS = ["a cat", "", "a red disc in front of a picture of the garden and the dog " * 6, "Zebra 42 & more"]
+WORDS = "a red green blue yellow disc square triangle and number image of the cat dog in front garden long".split()
+TEXTS = ["a cat", "", "a red disc in front of an image of the garden and the dog " * 6, "Zebra 42 & more"]
 SIZE, PATCH, WIDTH, EMBED = 32, 8, 32, 24
 
 
@@ -164,8 +164,8 @@ def save_timm(folder: Path, *, name: str = "vit_tiny_patch16_224", **arguments: 
 
 def save_open_clip(folder: Path, *, embed_dim: int = EMBED) -> Path:
     """A CLIP of open_clip as `local-dir:`."""
-    from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
-    from foveate.vision.openclip_export import export_open_clip
+    from foveate.vision.open_clip.export import export_open_clip
+    from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
 
     with seeded(0):
         image = OpenClipImageEncoder(

@@ -1,4 +1,4 @@
-"""The stored sinusoids of box corners and patch centres."""
+"""The stored sinusoids of box corners and patch centers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.vision.sinusoid import encode_points, patch_centres
+from foveate.vision.sinusoid import encode_points, patch_centers
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "cloc"
 ENTRY = next(
@@ -39,12 +39,12 @@ def test_corners(case: dict[str, Any], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("grid", [(3, 3), (4, 6)])
-def test_patch_centres(grid: tuple[int, int]) -> None:
-    centres = patch_centres(grid, dtype=torch.float64)
+def test_patch_centers(grid: tuple[int, int]) -> None:
+    centers = patch_centers(grid, dtype=torch.float64)
     name = f"grid_{grid[0]}x{grid[1]}"
     atol = ENTRY["tolerance"]["float64"]
-    torch.testing.assert_close(centres, torch.tensor(STORED[f"{name}_centres"]), atol=atol, rtol=0.0)
-    encoded = encode_points(centres, width=32)
+    torch.testing.assert_close(centers, torch.tensor(STORED[f"{name}_centres"]), atol=atol, rtol=0.0)
+    encoded = encode_points(centers, width=32)
     torch.testing.assert_close(encoded, torch.tensor(STORED[f"{name}_enc_d32"]), atol=atol, rtol=0.0)
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from foreign import save_clip, save_open_clip, save_timm
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from foveate.vision.hf.clip import TransformersClipImageEncoder, TransformersClipTextEncoder
 from foveate.vision.hub import Checkpoint, fetch
 from foveate.vision.minilm import MiniLMEncoder, package_folder
-from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
+from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
 from foveate.vision.timm import TimmImageEncoder
-from foveate.vision.transformers_clip import TransformersClipImageEncoder, TransformersClipTextEncoder
+from naming import raises_naming
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -81,9 +82,9 @@ def test_what_is_out_of_reach_is_explained(cache: Path, tmp_path: Path) -> None:
     assert "source of 'siglip' 'someone/no-such-model' at revision 'abc': not in the cache, and offline" in sentence
     assert "`hf download someone/no-such-model --revision abc --local-dir FOLDER`" in sentence
     for wrong in ("./nothing", str(tmp_path / "nothing"), "two/slashes/here", "", "name"):
-        with pytest.raises(UserError, match="no such folder; allowed are a folder or OWNER/NAME"):
+        with raises_naming(UserError, "OWNER/NAME"):
             fetch(wrong)
-    with pytest.raises(UserError, match="is a folder: revision 'x' only means something on the hub"):
+    with raises_naming(UserError, "x"):
         fetch(str(tmp_path), revision="x")
 
 
@@ -95,17 +96,17 @@ def test_the_hub_out_of_reach_is_explained(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "*")
-    with pytest.raises(UserError, match="not in the cache, and http://127.0.0.1:9 is out of reach; give the path"):
+    with raises_naming(UserError, "http://127.0.0.1:9"):
         fetch("someone/no-such-model")
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
     save_clip(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"no weights, it has no model\.safetensors"):
+    with raises_naming(UserError, "model.safetensors"):
         TransformersClipImageEncoder(source=str(tmp_path))
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02.")
-    with pytest.raises(UserError, match=r"a pickle \(pytorch_model\.bin\), which may run code and is not read"):
+    with raises_naming(UserError, "pytorch_model.bin"):
         TransformersClipImageEncoder(source=str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""The localising model by itself: its settings are no recipe, and a folder keeps what it does not use."""
+"""The localizing model by itself: its settings are no recipe, and a folder keeps what it does not use."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import pytest
 import torch
 
 import tiny
+from foveate.core.devices import device_name
+from foveate.core.errors import UserError
+from foveate.core.recipes import validate
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import build_model
-from foveate.settings.devices import device_name
-from foveate.settings.errors import UserError
-from foveate.settings.recipes import validate
 from foveate.vision.device import choose_device
-from foveate.vision.localiser.folder import CONFIG, load_model, save_model
-from foveate.vision.localiser.model import LocalisingModel
-from foveate.vision.localiser.settings import LocaliserSettings
+from foveate.vision.localizer.folder import CONFIG, load_model, save_model
+from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.localizer.settings import LocalizerSettings
+from naming import raises_naming
 
 
 def test_a_model_is_built_from_settings_alone() -> None:
     recipe = tiny.recipe()
-    fields = LocaliserSettings.model_fields
-    settings = LocaliserSettings(**{name: value for name, value in recipe.model_dump().items() if name in fields})
+    fields = LocalizerSettings.model_fields
+    settings = LocalizerSettings(**{name: value for name, value in recipe.model_dump().items() if name in fields})
     assert set(fields) | {"config_version", "initial", "data", "training", "parameter_rules"} == set(
         PretrainRecipe.model_fields
     )
     with torch.device("meta"):
-        alone, trained = LocalisingModel(settings).state_dict(), LocalisingModel(recipe).state_dict()
+        alone, trained = LocalizingModel(settings).state_dict(), LocalizingModel(recipe).state_dict()
     assert {name: value.shape for name, value in alone.items()} == {
         name: value.shape for name, value in trained.items()
     }
@@ -39,7 +40,7 @@ def test_a_folder_keeps_how_it_was_trained(tmp_path: Path) -> None:
     recipe = tiny.recipe(training={"seed": 3})
     first = save_model(build_model(recipe).eval(), tmp_path / "first")
     opened = load_model(first, device="cpu")
-    assert type(opened.recipe) is LocaliserSettings
+    assert type(opened.recipe) is LocalizerSettings
     again = json.loads((save_model(opened, tmp_path / "again") / CONFIG).read_text())
     assert again == json.loads((first / CONFIG).read_text())
     assert again["recipe"]["training"]["seed"] == 3
@@ -72,6 +73,6 @@ def test_names_of_devices() -> None:
     ):
         with pytest.raises(UserError, match=said):
             device_name(name, cuda_devices=0, mps=False)
-    with pytest.raises(UserError, match="device 'cuda:2': this machine has 2, cuda:0 to cuda:1"):
+    with raises_naming(UserError, "cuda:2", "2", "cuda:0", "cuda:1"):
         device_name("cuda:2", cuda_devices=2, mps=False)
     assert choose_device("cpu") == torch.device("cpu")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from foreign import TEXTS, WIDTH, pixels, save_clip, save_siglip, sentencepiece_file
 
-from foveate.settings.errors import UserError
-from foveate.vision.siglip import SiglipImageEncoder, SiglipTextEncoder
+from foveate.core.errors import UserError
+from foveate.vision.hf.siglip import SiglipImageEncoder, SiglipTextEncoder
+from naming import raises_naming
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +106,12 @@ def test_trained_frozen_and_rebuilt(folder: Path) -> None:
 
 def test_mistakes_are_explained(folder: Path, tmp_path: Path) -> None:
     clip = save_clip(tmp_path / "clip")
-    with pytest.raises(UserError, match="its model_type is 'clip', .*; kind: transformers_clip reads it"):
+    with raises_naming(UserError, "clip", "model_type"):
         SiglipImageEncoder(source=str(clip))
-    with pytest.raises(UserError, match="have 32; set embed_dim=32"):
+    with raises_naming(UserError, "32", "embed_dim=32"):
         SiglipTextEncoder(source=str(folder), embed_dim=5)
     naflex = tmp_path / "naflex"
     naflex.mkdir()
     (naflex / "config.json").write_text('{"model_type": "siglip2"}')
-    with pytest.raises(UserError, match="its model_type is 'siglip2'"):
+    with raises_naming(UserError, "siglip2", "model_type"):
         SiglipImageEncoder(source=str(naflex))

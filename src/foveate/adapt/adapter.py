@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from foveate.adapt.exchange import Exchange
 from foveate.adapt.view import Backbone, Block
-from foveate.settings.errors import UserError
-from foveate.settings.recipes import Settings
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings
 
 
 class Handle(Protocol):
@@ -198,7 +198,7 @@ def norm_tensors(backbone: Backbone) -> list[str]:
 
 
 def trainable(backbone: Backbone) -> list[str]:
-    """Names of the tower's parameters that pictures pass."""
+    """Names of the tower's parameters that images pass."""
     return [name for name in backbone.parameters_of_tower() if name not in backbone.unused]
 
 

@@ -1,4 +1,4 @@
-"""An image classifier, whoever made it: pictures to logits and to the features before its head; opened from a folder.
+"""An image classifier, whoever made it: images to logits and to the features before its head; opened from a folder.
 
 The formats are modules of `foveate.adapt.checkpoints`, each with `reads(folder, config)`, `load(folder, config)` and
 `save(classifier, source, target)`.
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.adapt import checkpoints
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json
+from foveate.core.errors import UserError
+from foveate.core.files import read_json
 from foveate.vision.device import choose_device
 from foveate.vision.pixels import Preprocess
 
@@ -28,7 +28,7 @@ class Classifier(nn.Module):
     Attributes:
         network: what the folder holds. head_name: its linear classifier's name in it.
         names: of the classes, in the order of the logits.
-        preprocess: how a picture becomes pixels; None where the network takes arrays as they are.
+        preprocess: how an image becomes pixels; None where the network takes arrays as they are.
         format: the module of `foveate.adapt.checkpoints`, or "" where it is in memory only.
     """
 
@@ -71,11 +71,11 @@ class Classifier(nn.Module):
         return self.head.weight.device
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels (normalised here), or floating-point ones as they are, to logits [B, C]."""
+        """uint8 pixels (normalized here), or floating-point ones as they are, to logits [B, C]."""
         if pixels.dtype == torch.uint8:
             if self.preprocess is None:
-                raise UserError("this classifier takes arrays of floating-point numbers, not pictures of 8 bits")
-            pixels = self.preprocess.normalise(pixels)
+                raise UserError("this classifier takes arrays of floating-point numbers, not images of 8 bits")
+            pixels = self.preprocess.normalize(pixels)
         result: Any = self.network(pixels)
         return getattr(result, "logits", result)
 

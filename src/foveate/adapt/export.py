@@ -1,6 +1,6 @@
 """Adapted models for other libraries: PEFT's adapter folder, or merged weights in the backbone's own format.
 
-Each export is loaded again with the library that it is for, and compared on pictures of noise; the largest difference
+Each export is loaded again with the library that it is for, and compared on images of noise; the largest difference
 is given back and stands in the export's card.
 """
 
@@ -20,11 +20,11 @@ from foveate.adapt.methods.lora import LoraAdapter
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.registry import method
 from foveate.adapt.view import InProjection
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_bytes_atomically, write_json_atomically, write_text_atomically
+from foveate.core.errors import UserError
+from foveate.core.files import write_bytes_atomically, write_json_atomically, write_text_atomically
 
 _ALLOWED = 1e-3
-PICTURES = 4
+IMAGES = 4
 _RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
@@ -114,7 +114,7 @@ def export_merged(
     """Writes the merged model in its backbone's own format; returns the folder and the largest difference of outputs.
 
     timm: a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, with the head. transformers: a folder
-    for `from_pretrained`, the head beside it in head.safetensors. A localising model of Foveate: a model folder.
+    for `from_pretrained`, the head beside it in head.safetensors. A localizing model of Foveate: a model folder.
     Others: model.safetensors with the backbone's names, the head beside it.
 
     Args:
@@ -148,19 +148,19 @@ def export_merged(
 
 
 def _noise(adapted: AdaptedModel) -> Tensor:
-    """Pictures of noise of the size that the backbone takes."""
+    """Images of noise of the size that the backbone takes."""
     view = adapted.view
     rows, columns = view.grid if view.grid[0] else (7, 7)
     patch = view.patch_size or 32
     generator = torch.Generator().manual_seed(0)
     like = next(iter(view.parameters_of_tower().values()))
-    shape = (PICTURES, view.channels, rows * patch, columns * patch)
+    shape = (IMAGES, view.channels, rows * patch, columns * patch)
     return torch.randn(shape, generator=generator).to(like.device, like.dtype)
 
 
 def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[str, Any]) -> Tensor:
     """Writes the merged model and gives the outputs of the reloaded one."""
-    from foveate.vision.localiser.model import LocalisingModel
+    from foveate.vision.localizer.model import LocalizingModel
 
     model: Any = adapted.model
     if adapted.view.family in ("timm", "cnn"):
@@ -169,7 +169,7 @@ def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[s
     write_bytes_atomically(path / "head.safetensors", save(head))
     write_json_atomically(path / "head.json", describe_head(adapted.head))
     if adapted.view.family == "transformers":
-        from foveate.vision.transformers_loading import quiet
+        from foveate.vision.hf.loading import quiet
 
         with quiet():
             model.save_pretrained(path)
@@ -177,8 +177,8 @@ def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[s
         shown = adapted.info[adapted.active].get("preprocess")
         if shown is not None:
             write_json_atomically(path / "preprocessor_config.json", _processor(shown, model.config.model_type))
-    elif isinstance(model, LocalisingModel):
-        from foveate.vision.localiser.folder import load_model, save_model
+    elif isinstance(model, LocalizingModel):
+        from foveate.vision.localizer.folder import load_model, save_model
 
         save_model(model, path, provenance={"adapted_with": adapted.adapter().settings.model_dump(mode="json")})
         again = load_model(path, device="cpu")
@@ -254,19 +254,19 @@ def _card(adapted: AdaptedModel, difference: float) -> str:
     return f"""# Merged model
 
 A {type(adapted.model).__name__} adapted with {settings.method}{f" ({options})" if options else ""} by Foveate.
-The adapter is part of its weights. Loaded again and compared on {PICTURES} pictures of noise: the largest absolute
+The adapter is part of its weights. Loaded again and compared on {IMAGES} images of noise: the largest absolute
 difference of the outputs is {difference:.3g}.
-{_pictures(adapted.info[adapted.active].get("preprocess"))}"""
+{_images(adapted.info[adapted.active].get("preprocess"))}"""
 
 
-def _pictures(shown: dict[str, Any] | None) -> str:
-    """How the pictures of its training were brought to size, for the card."""
+def _images(shown: dict[str, Any] | None) -> str:
+    """How the images of its training were brought to size, for the card."""
     if shown is None:
         return ""
     said = f"It was tuned on {shown['size']} x {shown['size']} pixels"
     if shown["geometry"] == "center_crop":
-        return f"\n{said} from the middle of each picture.\n"
+        return f"\n{said} from the middle of each image.\n"
     return f"""
-{said} with whole pictures and bars at the sides. timm and transformers take the middle of
-each picture instead: where yours are not square, answers may differ.
+{said} with whole images and bars at the sides. timm and transformers take the middle of
+each image instead: where yours are not square, answers may differ.
 """

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from foveate.adapt.adapter import BlockAdapter, BranchSettings, Handle, check_rank, chosen_blocks, on_output, zero
 from foveate.adapt.exchange import wider
 from foveate.adapt.view import Backbone, value_of
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 class FactSettings(BranchSettings):

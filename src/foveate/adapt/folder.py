@@ -16,15 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-import foveate
 from foveate.adapt.adapter import MethodSettings
 from foveate.adapt.heads import describe_head, head_of
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.registry import settings_of
 from foveate.adapt.table import grouped
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json, write_bytes_atomically, write_json_atomically
-from foveate.settings.progress import say
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically
+from foveate.core.progress import say
+from foveate.core.version import __version__
 
 KIND = "foveate-adapter"
 # 2 has a strength of the branch beside what 1 has; it is written only where that is not 1, so that earlier versions
@@ -59,7 +59,7 @@ def save_adapter(
         {
             "kind": KIND,
             **({"format": 1} if strength == 1 else {"format": 2, "strength": strength}),
-            "foveate": foveate.__version__,
+            "foveate": __version__,
             "settings": (settings or adapter.settings).model_dump(mode="json"),
             "head": describe_head(adapted.heads[name]),
             "head_trained_before": name in adapted.first_heads,

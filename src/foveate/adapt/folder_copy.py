@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from foveate.adapt.classifier import Classifier
-from foveate.settings.errors import UserError
-from foveate.settings.files import commit_atomically
+from foveate.core.errors import UserError
+from foveate.core.files import commit_atomically
 
 
 def copy_with_weights(classifier: Classifier, source: Path | None, target: Path) -> None:

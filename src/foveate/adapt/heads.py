@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.vision.registry import seeded
 
 

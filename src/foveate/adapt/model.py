@@ -26,9 +26,9 @@ from foveate.adapt.exchange import Exchange
 from foveate.adapt.heads import classes_of, describe_head, fresh_head, width_of
 from foveate.adapt.registry import method, settings_of
 from foveate.adapt.table import trainable_table
-from foveate.settings import seeds
-from foveate.settings.errors import UserError, choose
-from foveate.settings.progress import say
+from foveate.core import seeds
+from foveate.core.errors import UserError, choose
+from foveate.core.progress import say
 from foveate.vision.registry import seeded
 
 _MARK = "_foveate_adapted"

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
+from foveate.vision.hf.processors import three
 from foveate.vision.hub import Checkpoint, fetch
 from foveate.vision.pixels import Preprocess
-from foveate.vision.processors import three
 from foveate.vision.registry import seeded
 from foveate.vision.timm import hub_id
 
@@ -26,7 +26,7 @@ _OPTIONS = ("model", "source", "revision", "offline", "image_size", "geometry")
 
 @dataclass(frozen=True)
 class Network:
-    """A network of timm without its classifier, how pictures become pixels, what it was built with, its commit."""
+    """A network of timm without its classifier, how images become pixels, what it was built with, its commit."""
 
     model: Any
     preprocess: Preprocess

@@ -10,15 +10,15 @@ from typing import Any
 from torch import nn
 
 from foveate.adapt.networks import open_network
-from foveate.settings.errors import UserError, choose, nearest
-from foveate.settings.files import read_json
-from foveate.settings.progress import say
+from foveate.core.errors import UserError, choose, nearest
+from foveate.core.files import read_json
+from foveate.core.progress import say
+from foveate.vision.hf.loading import KIND_OF_TYPE
 from foveate.vision.hub import HUB_ID
 from foveate.vision.pixels import Preprocess
 from foveate.vision.registry import build_image_encoder, encoder_kinds
-from foveate.vision.transformers_loading import KIND_OF_TYPE
 
-_INNER = ("timm", "dinov2", "transformers_clip", "openclip")
+_INNER = ("timm", "dinov2", "clip", "open_clip")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Opened:
     """A backbone ready to be adapted.
 
     Attributes:
-        model: a network of its own library, or Foveate's. preprocess: how pictures become pixels.
+        model: a network of its own library, or Foveate's. preprocess: how images become pixels.
         model_args: what a network of timm was built with. settings: what opens it again.
     """
 
@@ -56,7 +56,7 @@ def backbone_settings(text: str) -> dict[str, Any]:
         )
     if not name:
         return {"kind": kind}
-    by_name = kind in ("timm", "openclip") and "/" not in name and "." not in name
+    by_name = kind in ("timm", "open_clip") and "/" not in name and "." not in name
     return {"kind": kind, ("model" if by_name else "source"): name}
 
 
@@ -70,12 +70,12 @@ def _on_the_hub(text: str) -> str:
 
 def _kind_of_folder(path: Path) -> str:
     if (path / "open_clip_config.json").is_file():
-        return "openclip"
+        return "open_clip"
     if not (path / "config.json").is_file():
         raise UserError(f"backbone {path}: it has neither config.json nor open_clip_config.json")
     said = read_json(path / "config.json")
     if isinstance(said, dict):
-        if said.get("kind") == "localising-encoder":
+        if said.get("kind") == "localizing-encoder":
             return "foveate"
         if "architecture" in said:
             return "timm"
@@ -100,7 +100,7 @@ def open_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
     seed = int(given.pop("seed", seed))
     settings = {**given, **({"seed": seed} if seed else {})}
     if kind == "foveate":
-        from foveate.vision.localiser.folder import load_model
+        from foveate.vision.localizer.folder import load_model
 
         model: Any = load_model(Path(str(given["source"])), device="cpu")
         model.requires_grad_(True)
@@ -111,17 +111,17 @@ def open_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
         choose(str(kind), (*_INNER, "lite0"), "kind of backbone")
         if kind != "lite0":
             # The projection to a joint embedding takes no part; vision towers alone have none.
-            if kind in ("timm", "dinov2", "transformers_clip"):
+            if kind in ("timm", "dinov2", "clip"):
                 given.setdefault("embed_dim", 8)
-            if kind == "transformers_clip":
+            if kind == "clip":
                 given.setdefault("projection", "new")
         encoder: Any = build_image_encoder(given, seed=seed)
-        inner = {"openclip": "visual", "lite0": ""}.get(str(kind), "trunk")
+        inner = {"open_clip": "visual", "lite0": ""}.get(str(kind), "trunk")
         network = getattr(encoder, inner) if inner else encoder
         arguments = encoder.architecture()["config"]["model_args"] if kind == "timm" else {}
         commit = None if given.get("source") is None else encoder.architecture().get("revision")
         opened = Opened(network, encoder.preprocess, _pinned(settings, commit), dict(arguments))
-    if kind in ("timm", "openclip") and given.get("source") is None and given.get("model"):
+    if kind in ("timm", "open_clip") and given.get("source") is None and given.get("model"):
         say(f"{kind}:{given['model']} is untrained; give NAME.TAG, OWNER/NAME or a folder for trained weights")
     if drop_path:
         set_drop_path(opened.model, drop_path)

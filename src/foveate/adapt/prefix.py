@@ -1,7 +1,7 @@
-"""The part in front of the first change is frozen: computed once for each picture, then the rest starts from there.
+"""The part in front of the first change is frozen: computed once for each image, then the rest starts from there.
 
 It works on any backbone: the pass that computes stops in front of a block by a hook; the pass that goes on runs the
-network on an empty picture whose blocks in front do nothing, and puts what was kept in front of the block.
+network on an empty image whose blocks in front do nothing, and puts what was kept in front of the block.
 """
 
 from __future__ import annotations

@@ -8,26 +8,26 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from foveate.adapt.schedules import released_rate
-from foveate.settings.recipes import Settings, apply_overrides, validate
+from foveate.core.recipes import Settings, apply_overrides, validate
 from foveate.training.settings import TrainingSettings
 
 
 class AdaptData(Settings):
-    """Which labels of which pictures."""
+    """Which labels of which images."""
 
     field: str | None = Field(None, description="label field of the collection")
     train: list[str] = Field(["train"], min_length=1, description="splits that are trained on")
     validation: str = Field("validation", description="split of the accuracies during a comparison")
     test: str = Field("test", description="split that is measured at the end; never used to choose")
-    shots: int | None = Field(None, ge=1, description="training pictures of each class, drawn by the seed")
+    shots: int | None = Field(None, ge=1, description="training images of each class, drawn by the seed")
     classes: list[str] | None = Field(None, description="only these classes, in this order")
 
 
 class AdaptTraining(Settings):
     """How long and how fast."""
 
-    epochs: int = Field(50, ge=1, description="visits of each training picture")
-    batch_size: int = Field(64, ge=1, description="pictures of one update")
+    epochs: int = Field(50, ge=1, description="visits of each training image")
+    batch_size: int = Field(64, ge=1, description="images of one update")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(1e-4, ge=0, description="decoupled")
     decay: Literal["all", "matrices"] = Field(
@@ -41,14 +41,14 @@ class AdaptTraining(Settings):
     final_learning_rate: float = Field(0.0, ge=0, description="at the end, of cosine and osu_release")
     first_learning_rate: float = Field(1e-6, gt=0, description="at the start, of osu_release")
     drop_path: float = Field(0.0, ge=0, lt=1, description="rate at the last block, rising from 0; timm's networks")
-    flip: bool = Field(False, description="mirror half of the training pictures; then nothing is computed once")
-    keep: bool = Field(True, description="compute frozen parts in front of the first change once for each picture")
+    flip: bool = Field(False, description="mirror half of the training images; then nothing is computed once")
+    keep: bool = Field(True, description="compute frozen parts in front of the first change once for each image")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 = autocast")
     gradient_clip_norm: float | None = Field(None, gt=0, description="largest global gradient norm")
     seed: int = Field(0, ge=0, description="decides first values, order, drawn shots and dropout")
     log_every: int = Field(10, ge=1, description="updates between two rows of the log")
     checkpoint_every: int = Field(200, ge=1, description="updates between two checkpoints")
-    workers: int = Field(2, ge=0, description="threads that read pictures")
+    workers: int = Field(2, ge=0, description="threads that read images")
 
     def without_effect(self, given: Iterable[str]) -> list[str]:
         """Sentences on those of the fields that a user gave which the schedule does not read."""
@@ -62,12 +62,12 @@ class AdaptTraining(Settings):
             if name in given and self.schedule not in schedules
         ]
 
-    def resolved(self, pictures: int) -> TrainingSettings:
-        """The loop's settings for so many training pictures."""
-        size = min(self.batch_size, pictures)
-        steps = max(1, self.epochs * pictures // size)
+    def resolved(self, images: int) -> TrainingSettings:
+        """The loop's settings for so many training images."""
+        size = min(self.batch_size, images)
+        steps = max(1, self.epochs * images // size)
         if self.schedule == "osu_release":
-            steps = self.epochs * (pictures // size)
+            steps = self.epochs * (images // size)
         final = min(1.0, self.final_learning_rate / self.learning_rate) if self.schedule == "cosine" else 0.0
         return TrainingSettings(
             steps=steps,
@@ -88,11 +88,11 @@ class AdaptTraining(Settings):
             workers=self.workers,
         )
 
-    def factor(self, pictures: int) -> Callable[[int], float] | None:
+    def factor(self, images: int) -> Callable[[int], float] | None:
         """Update (from 0) to the share of the peak rate; None: as the loop's settings say."""
         if self.schedule != "osu_release":
             return None
-        updates = pictures // min(self.batch_size, pictures)
+        updates = images // min(self.batch_size, images)
         warmup = round(self.warmup * self.epochs)
         rates = [
             released_rate(

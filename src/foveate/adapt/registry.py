@@ -10,8 +10,8 @@ from typing import Any
 
 import foveate.adapt.methods
 from foveate.adapt.adapter import Method, MethodSettings
-from foveate.settings.errors import UserError, choose
-from foveate.settings.recipes import validate
+from foveate.core.errors import UserError, choose
+from foveate.core.recipes import validate
 
 
 @cache

@@ -1,7 +1,7 @@
 """`foveate adapt wise`: accuracy along the line from the network that came to the tuned one, on own and shifted data.
 
-The alpha that is recommended is the smallest whose accuracy on *validation* pictures is at most one standard error
-below the best: as near to the network that came as the own data allow. Test and shifted pictures take no part in it;
+The alpha that is recommended is the smallest whose accuracy on *validation* images is at most one standard error
+below the best: as near to the network that came as the own data allow. Test and shifted images take no part in it;
 points that are best on them are shown, and peek.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.adapt.compare.recipe import CompareTask
-from foveate.adapt.data import Labelled, labelled
+from foveate.adapt.data import Labeled, labeled
 from foveate.adapt.folder import adapter_folder
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.opening import Opened
@@ -29,11 +29,11 @@ from foveate.adapt.train import batches
 from foveate.adapt.verbs import open_adapted
 from foveate.adapt.wise import check, interpolated
 from foveate.adapt.wise_saving import save_at
+from foveate.core.errors import UserError, nearest
+from foveate.core.progress import say
+from foveate.core.runs import RunFolder
 from foveate.metrics.comparison import operating_points
 from foveate.metrics.intervals import bootstrap_interval
-from foveate.settings.errors import UserError, nearest
-from foveate.settings.progress import say
-from foveate.settings.runs import RunFolder
 from foveate.training.distributed import start
 
 RULES = {
@@ -42,24 +42,24 @@ RULES = {
     "merged": "merged weights are interpolated",
 }
 RULE = (
-    "the smallest alpha whose accuracy on validation pictures is at most one standard error below the best; test and "
-    "shifted pictures took no part"
+    "the smallest alpha whose accuracy on validation images is at most one standard error below the best; test and "
+    "shifted images took no part"
 )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One set of pictures on which the curve is measured.
+    """One set of images on which the curve is measured.
 
     Attributes:
         columns: of the logits, the adapter's classes that the set has; only these are answers there.
-        left_out: pictures whose class is none of the adapter's.
+        left_out: images whose class is none of the adapter's.
     """
 
     key: str
     title: str
     role: str
-    data: Labelled
+    data: Labeled
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
     left_out: int = 0
@@ -147,11 +147,11 @@ def _own(
     task: CompareTask, opened: Opened, classes: list[str], path: Path, *, validation: str, test: str
 ) -> list[Measured]:
     """The own data's splits: one to choose by, one to test on."""
-    data = labelled(task.path, AdaptData(field=task.field, classes=classes or None), opened.preprocess)
+    data = labeled(task.path, AdaptData(field=task.field, classes=classes or None), opened.preprocess)
     if not classes:
         raise UserError(f"{path}: does not name its classes; only adapters of `foveate adapt train` do")
     if validation == test:
-        raise UserError(f"split '{test}': alpha is not chosen on the pictures that it is tested on")
+        raise UserError(f"split '{test}': alpha is not chosen on the images that it is tested on")
     columns = np.arange(len(classes))
     return [
         Measured("validation", f"{data.name}, {validation}", "validation", data, data.rows(validation), columns),
@@ -173,15 +173,15 @@ def _check_unseen(trained_on: list[dict[str, Any]] | None, name: str, path: Path
                 continue
             if one["data"] == name:
                 raise UserError(
-                    f"{path}: split '{split}' of {name} was trained on, and {what} on pictures that were not; give "
+                    f"{path}: split '{split}' of {name} was trained on, and {what} on images that were not; give "
                     f"another with {option}, or train without it"
                 )
-            say(f"{path}: was trained on the split '{split}' of {one['data']}; {name} is taken for other pictures")
+            say(f"{path}: was trained on the split '{split}' of {one['data']}; {name} is taken for other images")
 
 
 def _shifted(task: CompareTask, opened: Opened, classes: list[str]) -> Measured:
-    """A shifted set: classes that it lacks are no answers there, pictures of other classes are left out."""
-    whole = labelled(task.path, AdaptData(field=task.field), opened.preprocess)
+    """A shifted set: classes that it lacks are no answers there, images of other classes are left out."""
+    whole = labeled(task.path, AdaptData(field=task.field), opened.preprocess)
     known = [name for name in classes if name in whole.classes]
     if not known:
         near = nearest(whole.classes[0], classes)
@@ -190,7 +190,7 @@ def _shifted(task: CompareTask, opened: Opened, classes: list[str]) -> Measured:
         )
     if len(known) < 2:
         raise UserError(f"shifted set '{task.name}': only the class '{known[0]}' is the adapter's; wanted are two")
-    data = labelled(task.path, AdaptData(field=task.field, classes=known), opened.preprocess)
+    data = labeled(task.path, AdaptData(field=task.field, classes=known), opened.preprocess)
     rows = data.rows("test") if data.has("test") else np.flatnonzero(data.labels_N >= 0)
     candidates = whole.rows("test") if data.has("test") else np.flatnonzero(whole.labels_N >= 0)
     columns = np.array([classes.index(name) for name in known])
@@ -208,7 +208,7 @@ def _curves(
     keep: bool,
     device: torch.device,
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy of every set at every alpha; each batch of pictures is read once for all alphas."""
+    """Accuracy of every set at every alpha; each batch of images is read once for all alphas."""
     found: dict[str, dict[str, Any]] = {}
     for one in sets:
         bad: dict[int, str] = {}
@@ -219,7 +219,7 @@ def _curves(
                 logits = _logits(adapted, alpha, pixels, keep=keep)[:, one.columns]
                 right[number].append(logits.argmax(axis=1) == labels)
         if not right[0]:
-            raise UserError(f"{one.title}: no picture could be read")
+            raise UserError(f"{one.title}: no image could be read")
         whole = [np.concatenate(parts).astype(float) for parts in right]
         labels_N = one.data.labels_N[one.rows]
         found[one.key] = {
@@ -247,7 +247,7 @@ def _interval(right_N: NDArray[np.float64], key: str) -> dict[str, float | None]
 
 
 def _peeking(alphas: Sequence[float], curves: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The points that are best on test pictures and on the mean of shifted sets; None without shifted sets."""
+    """The points that are best on test images and on the mean of shifted sets; None without shifted sets."""
     outside = [[one["value"] for one in curve["accuracy"]] for curve in curves.values() if curve["role"] == "shifted"]
     if not outside:
         return None

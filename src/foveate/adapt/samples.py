@@ -1,4 +1,4 @@
-"""Labelled samples of a classifier, from arrays or from a collection's label field, and a model's answers to them."""
+"""Labeled samples of a classifier, from arrays or from a collection's label field, and a model's answers to them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from foveate.adapt.augmentation import Augmentation
 from foveate.adapt.classifier import Classifier
+from foveate.core.errors import UserError, nearest
+from foveate.core.progress import track
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.records.pictures import BadPicture
-from foveate.settings.errors import UserError, nearest
-from foveate.settings.progress import track
+from foveate.records.images import BadImage
 from foveate.training.augment import RandomViews
 from foveate.training.loader import BadSample
-from foveate.vision.colours import RandomColours
+from foveate.vision.colors import RandomColors
 from foveate.vision.pixels import Preprocess
 from foveate.vision.views import read
 
@@ -34,10 +34,10 @@ class Samples(Protocol):
     labels: NDArray[np.int64]
 
     def pixels(self, row: int) -> Tensor:
-        """A row as it is evaluated. Raises BadPicture where it cannot be read."""
+        """A row as it is evaluated. Raises BadImage where it cannot be read."""
         ...
 
-    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         """A row as it is trained on."""
         ...
 
@@ -76,7 +76,7 @@ class ArraySamples:
         """See `Samples`."""
         return self.arrays[row]
 
-    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         """See `Samples`; arrays are not augmented."""
         return {"pixels": self.arrays[row], "label": int(self.labels[row])}
 
@@ -91,23 +91,23 @@ class ArraySamples:
             UserError: for any augmentation: what an array shows is not known here.
         """
         if augmentation != Augmentation():
-            raise UserError("arrays are trained on as they are: augmentation is for pictures of a collection")
+            raise UserError("arrays are trained on as they are: augmentation is for images of a collection")
         return self
 
 
 class CollectionSamples:
-    """Pictures of a collection that have a label among the classes, preprocessed for a classifier.
+    """Images of a collection that have a label among the classes, preprocessed for a classifier.
 
     Args:
-        views, colours: drawn anew at each visit in training.
+        views, colors: drawn anew at each epoch in training.
 
     Attributes:
-        rows: of the collection, ascending; sample r is its picture rows[r].
-        unlabelled: how many pictures of the split have no label.
+        rows: of the collection, ascending; sample r is its image rows[r].
+        unlabeled: how many images of the split have no label.
         unreadable: key -> reason.
 
     Raises:
-        UserError: an unknown field or split, a label that is no class, no labelled picture.
+        UserError: an unknown field or split, a label that is no class, no labeled image.
     """
 
     def __init__(
@@ -119,45 +119,45 @@ class CollectionSamples:
         *,
         split: str | None = None,
         views: RandomViews | None = None,
-        colours: RandomColours | None = None,
+        colors: RandomColors | None = None,
     ) -> None:
-        self.collection, self.preprocess, self.views, self.colours = collection, preprocess, views, colours
+        self.collection, self.preprocess, self.views, self.colors = collection, preprocess, views, colors
         values = collection.label_values(field)
         chosen = collection.rows(split)
-        labelled = chosen[values[chosen] != ""]
+        labeled = chosen[values[chosen] != ""]
         place = {name: number for number, name in enumerate(names)}
-        strange = sorted({str(value) for value in values[labelled]} - set(place))
+        strange = sorted({str(value) for value in values[labeled]} - set(place))
         if strange:
             raise UserError(
                 f"label field '{field}' of the collection {collection.name!r}: {len(strange)} values are no class of "
                 f"the model, first '{strange[0]}'{nearest(strange[0], names)}"
             )
-        if len(labelled) == 0:
-            raise UserError(f"no picture of the split {split!r} has a label '{field}'")
-        self.rows = labelled
-        self.unlabelled = len(chosen) - len(labelled)
-        self.labels = np.array([place[str(value)] for value in values[labelled]], dtype=np.int64)
+        if len(labeled) == 0:
+            raise UserError(f"no image of the split {split!r} has a label '{field}'")
+        self.rows = labeled
+        self.unlabeled = len(chosen) - len(labeled)
+        self.labels = np.array([place[str(value)] for value in values[labeled]], dtype=np.int64)
         self.unreadable: dict[str, str] = {}
 
     def pixels(self, row: int) -> Tensor:
         """See `Samples`."""
         return read(self.collection, int(self.rows[row]), self.preprocess)[0]
 
-    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
-        """See `Samples`; with a random view and random colours, where they are drawn."""
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
+        """See `Samples`; with a random view and random colors, where they are drawn."""
         number = int(self.rows[row])
         key = self.collection.keys[number]
         view = View()
         if self.views is not None:
             index = self.collection.index
             width, height = int(index["width"][number]), int(index["height"][number])
-            view = self.views.draw(width=width, height=height, seed=seed, visit=visit, key=key)
+            view = self.views.draw(width=width, height=height, seed=seed, epoch=epoch, key=key)
         try:
             pixels = read(self.collection, number, self.preprocess, view)[0]
-        except BadPicture as problem:
+        except BadImage as problem:
             raise BadSample(key, str(problem)) from problem
-        if self.colours is not None:
-            pixels = self.colours.apply(pixels, seed=seed, visit=visit, key=key)
+        if self.colors is not None:
+            pixels = self.colors.apply(pixels, seed=seed, epoch=epoch, key=key)
         return {"pixels": pixels, "label": int(self.labels[row])}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class CollectionSamples:
     def augmented(self, augmentation: Augmentation) -> Self:
         """See `Samples`."""
         varied = copy.copy(self)
-        varied.views, varied.colours = augmentation.views, augmentation.colours
+        varied.views, varied.colors = augmentation.views, augmentation.colors
         return varied
 
 
@@ -189,7 +189,7 @@ class Answers:
 def answer(
     classifier: Classifier, samples: Samples, rows: NDArray[np.int64] | None = None, *, what: str = "logits"
 ) -> Answers:
-    """Logits and features of rows in evaluation mode; pictures that cannot be read are left out and named.
+    """Logits and features of rows in evaluation mode; images that cannot be read are left out and named.
 
     Raises:
         UserError: when none can be read.
@@ -205,7 +205,7 @@ def answer(
                 try:
                     pixels.append(samples.pixels(row))
                     kept.append(row)
-                except BadPicture as problem:
+                except BadImage as problem:
                     unreadable[row] = str(problem)
             if pixels:
                 with torch.inference_mode():
@@ -215,8 +215,6 @@ def answer(
     finally:
         classifier.train(training)
     if not kept:
-        raise UserError(
-            f"none of {len(wanted)} pictures can be read, for example: {next(iter(unreadable.values()), '')}"
-        )
+        raise UserError(f"none of {len(wanted)} images can be read, for example: {next(iter(unreadable.values()), '')}")
     chosen = np.array(kept, dtype=np.int64)
     return Answers(np.concatenate(logits), np.concatenate(features), samples.labels[chosen], chosen, unreadable)

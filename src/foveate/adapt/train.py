@@ -1,4 +1,4 @@
-"""`foveate adapt train`: backbone, method and labelled pictures in; adapter, page and numbers out."""
+"""`foveate adapt train`: backbone, method and labeled images in; adapter, page and numbers out."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.adapt.calibration.logit_files import write_logits
-from foveate.adapt.data import KeptDataset, Labelled, PictureDataset, labelled
+from foveate.adapt.data import ImageDataset, KeptDataset, Labeled, labeled
 from foveate.adapt.folder import adapter_folder, read_config, read_head
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.opening import Opened, open_backbone
 from foveate.adapt.prefix import Prefix
 from foveate.adapt.recipe import AdaptRecipe
 from foveate.adapt.table import backbone_numbers, grouped, trained_numbers
-from foveate.adapt.training import AdaptTask, normalised, train_adapted
+from foveate.adapt.training import AdaptTask, normalized, train_adapted
+from foveate.core.errors import UserError
+from foveate.core.files import write_text_atomically
+from foveate.core.progress import say, track
+from foveate.core.recipes import dump
+from foveate.core.runs import RunFolder
+from foveate.core.version import code_revision
 from foveate.metrics.classification import class_accuracies
 from foveate.metrics.intervals import bootstrap_interval
-from foveate.records.pictures import BadPicture
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_text_atomically
-from foveate.settings.progress import say, track
-from foveate.settings.recipes import dump
-from foveate.settings.revision import code_revision
-from foveate.settings.runs import RunFolder
+from foveate.records.images import BadImage
 from foveate.training.distributed import barrier, start
 from foveate.training.loader import Loader
 
 BATCH = 64
-# What may be kept of all training pictures together.
+# What may be kept of all training images together.
 MOST_BYTES = 4 * 2**30
 _FREE = ("training.log_every", "training.checkpoint_every", "training.workers")
 
@@ -50,7 +50,7 @@ class Adapted:
     is_main: bool = True
 
 
-def build(recipe: AdaptRecipe, opened: Opened, data: Labelled, rows: NDArray[np.int64]) -> AdaptedModel:
+def build(recipe: AdaptRecipe, opened: Opened, data: Labeled, rows: NDArray[np.int64]) -> AdaptedModel:
     """The adapted model before training on `rows`; the same seed gives the same first values."""
     for sentence in recipe.training.without_effect(recipe.training.model_fields_set):
         say(sentence)
@@ -71,22 +71,22 @@ def build(recipe: AdaptRecipe, opened: Opened, data: Labelled, rows: NDArray[np.
     return adapted
 
 
-def training_rows(recipe: AdaptRecipe, data: Labelled) -> NDArray[np.int64]:
-    """The pictures that are trained on; a head that was trained before may know classes that none of them has.
+def training_rows(recipe: AdaptRecipe, data: Labeled) -> NDArray[np.int64]:
+    """The images that are trained on; a head that was trained before may know classes that none of them has.
 
     Raises:
-        UserError: when a class has no picture, and nothing knows it either.
+        UserError: when a class has no image, and nothing knows it either.
     """
     pool = data.rows(*recipe.data.train)
     absent = data.absent(pool)
     if absent and recipe.head is None:
         raise UserError(
-            f"{data.name}: class '{absent[0]}' has no training picture ({len(absent)} such classes); leave them out "
+            f"{data.name}: class '{absent[0]}' has no training image ({len(absent)} such classes); leave them out "
             "with data.classes, or start from a head that knows them with --head-from"
         )
     if absent:
         say(
-            f"{len(absent)} of {len(data.classes)} classes have no training picture (first '{absent[0]}'): tuning "
+            f"{len(absent)} of {len(data.classes)} classes have no training image (first '{absent[0]}'): tuning "
             "lowers their logits, and `foveate calibrate` finds by how much"
         )
     return data.few(pool, recipe.data.shots, seed=recipe.training.seed, some_absent=True)
@@ -108,25 +108,25 @@ def train_adapter(
     """
     with start(device or "auto") as here:
         opened = open_backbone(recipe.backbone, seed=recipe.training.seed, drop_path=recipe.training.drop_path)
-        pictures = labelled(data, recipe.data, opened.preprocess)
-        rows = training_rows(recipe, pictures)
-        absent = pictures.absent(rows)
+        images = labeled(data, recipe.data, opened.preprocess)
+        rows = training_rows(recipe, images)
+        absent = images.absent(rows)
         settings = recipe.training.resolved(len(rows))
-        adapted = build(recipe, opened, pictures, rows)
+        adapted = build(recipe, opened, images, rows)
         run = RunFolder(run_path)
         if here.is_main:
             run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
         barrier()
         adapted.to(here.device)
         prefix, bad = None, dict[int, str]()
-        dataset: Any = PictureDataset(pictures, flip=recipe.training.flip)
+        dataset: Any = ImageDataset(images, flip=recipe.training.flip)
         if recipe.training.keep and not recipe.training.flip:
             prefix = Prefix(adapted)
-            kept = None if prefix.where == "nothing" else keep(prefix, opened, pictures, rows, here.device, bad)
+            kept = None if prefix.where == "nothing" else keep(prefix, opened, images, rows, here.device, bad)
             if kept is None:
                 prefix = None
             else:
-                dataset = KeptDataset(kept, pictures, bad)
+                dataset = KeptDataset(kept, images, bad)
         if prefix is not None:
             say(f"computed once: {prefix.describe()}")
         loader = Loader(
@@ -149,10 +149,10 @@ def train_adapter(
             "status": outcome.status,
             "recipe": recipe.model_dump(mode="json"),
             "command": command,
-            "data": pictures.name,
-            "classes": list(pictures.classes),
+            "data": images.name,
+            "classes": list(images.classes),
             "absent": absent,
-            "pictures": len(rows),
+            "images": len(rows),
             "kept": "nothing" if prefix is None else prefix.describe(),
             "steps": outcome.step,
             "seconds": round(outcome.seconds, 1),
@@ -168,10 +168,10 @@ def train_adapter(
             folder = adapted.save(run.path / "adapter")
             result["adapter"] = "adapter/"
             if evaluate:
-                result["evaluation"] = _measure(adapted.eval(), recipe, opened, pictures, run.path)
+                result["evaluation"] = _measure(adapted.eval(), recipe, opened, images, run.path)
                 if absent:
-                    _write(adapted, opened, pictures, rows, run.path / "logits-training.npz", what="training pictures")
-                    seen = [name for name in pictures.classes if name not in absent]
+                    _write(adapted, opened, images, rows, run.path / "logits-training.npz", what="training images")
+                    seen = [name for name in images.classes if name not in absent]
                     write_text_atomically(run.path / "seen.txt", "".join(f"{name}\n" for name in seen))
         if here.is_main:
             run.write_result(result)
@@ -185,37 +185,37 @@ def _name(settings: dict[str, Any]) -> str:
 
 
 def batches(
-    opened: Opened, data: Labelled, rows: NDArray[np.int64], device: torch.device, bad: dict[int, str], *, what: str
+    opened: Opened, data: Labeled, rows: NDArray[np.int64], device: torch.device, bad: dict[int, str], *, what: str
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Readable pictures, normalised, with their numbers; the reasons of the others go into `bad`."""
+    """Readable images, normalized, with their numbers; the reasons of the others go into `bad`."""
     starts = range(0, len(rows), BATCH)
     for begin in track(starts, description=what):
         good, pixels = [], []
         for row in rows[begin : begin + BATCH].tolist():
             try:
-                pixels.append(data.picture(row, False))
+                pixels.append(data.image(row, False))
                 good.append(row)
-            except BadPicture as problem:
+            except BadImage as problem:
                 bad[row] = str(problem)
         if good:
-            yield good, normalised(opened.preprocess, torch.stack(pixels).to(device))
+            yield good, normalized(opened.preprocess, torch.stack(pixels).to(device))
 
 
 def keep(
     prefix: Prefix,
     opened: Opened,
-    data: Labelled,
+    data: Labeled,
     rows: NDArray[np.int64],
     device: torch.device,
     bad: dict[int, str],
 ) -> dict[int, Tensor] | None:
-    """What `prefix` keeps of each picture, on the CPU; None where all of it would not fit into `MOST_BYTES`."""
+    """What `prefix` keeps of each image, on the CPU; None where all of it would not fit into `MOST_BYTES`."""
     kept: dict[int, Tensor] = {}
     for good, pixels in batches(opened, data, rows, device, bad, what="computing what is frozen"):
         found = prefix.compute(pixels).cpu()
         needed = found[0].numel() * found.element_size() * len(rows)
         if needed > MOST_BYTES:
-            say(f"what is frozen would take {needed / 2**30:.0f} GiB: it is computed at every visit instead")
+            say(f"what is frozen would take {needed / 2**30:.0f} GiB: it is computed at every epoch instead")
             return None
         kept.update(zip(good, found, strict=True))
     return kept
@@ -223,23 +223,23 @@ def keep(
 
 @torch.no_grad()
 def logits_of(
-    adapted: AdaptedModel, opened: Opened, data: Labelled, rows: NDArray[np.int64], *, what: str
+    adapted: AdaptedModel, opened: Opened, data: Labeled, rows: NDArray[np.int64], *, what: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Rows of readable pictures and their logits [N, K]."""
+    """Rows of readable images and their logits [N, K]."""
     device = next(iter(adapted.view.parameters_of_tower().values())).device
     good, found, bad = [], [], dict[int, str]()
     for part, pixels in batches(opened, data, rows, device, bad, what=what):
         good += part
         found.append(adapted(pixels).float().cpu().numpy())
     if bad:
-        say(f"{len(bad)} pictures could not be read and were left out, for example: {next(iter(bad.values()))}")
+        say(f"{len(bad)} images could not be read and were left out, for example: {next(iter(bad.values()))}")
     if not good:
-        raise UserError(f"{data.name}: no picture could be read")
+        raise UserError(f"{data.name}: no image could be read")
     return np.array(good, dtype=np.int64), np.concatenate(found)
 
 
 def _write(
-    adapted: AdaptedModel, opened: Opened, data: Labelled, rows: NDArray[np.int64], path: Path, *, what: str
+    adapted: AdaptedModel, opened: Opened, data: Labeled, rows: NDArray[np.int64], path: Path, *, what: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """As `logits_of`, and writes a file that `foveate calibrate` reads."""
     rows, logits = logits_of(adapted, opened, data, rows, what=f"measuring {what}")
@@ -247,9 +247,7 @@ def _write(
     return rows, logits
 
 
-def _measure(
-    adapted: AdaptedModel, recipe: AdaptRecipe, opened: Opened, data: Labelled, folder: Path
-) -> dict[str, Any]:
+def _measure(adapted: AdaptedModel, recipe: AdaptRecipe, opened: Opened, data: Labeled, folder: Path) -> dict[str, Any]:
     """Accuracy on the held-out splits that are there; logits go into the run folder."""
     table: list[dict[str, Any]] = []
     for split in dict.fromkeys((recipe.data.validation, recipe.data.test)):

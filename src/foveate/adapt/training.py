@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from foveate.adapt.folder import save_adapter
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.prefix import Prefix
-from foveate.settings.runs import RunFolder
+from foveate.core.runs import RunFolder
 from foveate.training.loader import Loader
 from foveate.training.loop import TrainingError, TrainingOutcome, train
 from foveate.training.optimizer import ParameterRule
@@ -22,9 +22,9 @@ from foveate.vision.pixels import Preprocess
 _SHOWN = 64
 
 
-def normalised(preprocess: Preprocess, pixels: Tensor) -> Tensor:
+def normalized(preprocess: Preprocess, pixels: Tensor) -> Tensor:
     """uint8 pixels as the backbone takes them; floating-point ones are that already."""
-    return pixels if pixels.is_floating_point() else preprocess.normalise(pixels)
+    return pixels if pixels.is_floating_point() else preprocess.normalize(pixels)
 
 
 class AdaptTask(Task):
@@ -55,10 +55,10 @@ class AdaptTask(Task):
         return super().learning_rate_factor(step, settings=settings) if self.factor is None else self.factor(step)
 
     def logits(self, given: Tensor) -> Tensor:
-        """Of a batch's pictures."""
+        """Of a batch's images."""
         if self.prefix is not None:
             return self.prefix.logits(given)
-        return self.adapted(normalised(self.preprocess, given))
+        return self.adapted(normalized(self.preprocess, given))
 
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
         """Cross-entropy, and the share of the batch that is right."""
@@ -81,7 +81,7 @@ class AdaptTask(Task):
 
 
 def train_adapted(task: AdaptTask, loader: Loader, settings: TrainingSettings, run: RunFolder) -> TrainingOutcome:
-    """`foveate.training.loop.train`; where a loss is no finite number, the error names the pictures of its batch.
+    """`foveate.training.loop.train`; where a loss is no finite number, the error names the images of its batch.
 
     Raises:
         UserError: as there.
@@ -90,4 +90,4 @@ def train_adapted(task: AdaptTask, loader: Loader, settings: TrainingSettings, r
         return train(task, loader, settings, run)
     except TrainingError as error:
         shown = ", ".join(task.keys[:_SHOWN]) + (f" and {len(task.keys) - _SHOWN} more" * (len(task.keys) > _SHOWN))
-        raise TrainingError(f"{error}; pictures of this update: {shown}") from error
+        raise TrainingError(f"{error}; images of this update: {shown}") from error

@@ -9,7 +9,7 @@ from foveate.adapt.export import export_merged, export_peft
 from foveate.adapt.folder import adapter_folder, load_adapter, read_config
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.opening import Opened, backbone_settings, open_backbone
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 def open_adapted(path: Path, *, backbone: str | None = None) -> tuple[AdaptedModel, Opened, dict[str, Any]]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 class InProjection(nn.Module):
@@ -105,7 +105,7 @@ class Backbone:
             of its patches; None unless it is added right behind the convolution.
         final_norm, pre_norm: behind and in front of the blocks.
         classifier: name of the model's own head, a Linear, where it has one.
-        unused: parameters of the tower that no picture passes (of pre-training): never trained.
+        unused: parameters of the tower that no image passes (of pre-training): never trained.
         install: puts in place what hooks need (split attention of open_clip) and gives back what takes it out.
     """
 

@@ -1,4 +1,4 @@
-"""A task of VTAB-1K as it is handed around: lists of 800, 200 and test pictures beside the pictures themselves.
+"""A task of VTAB-1K as it is handed around: lists of 800, 200 and test images beside the images themselves.
 
 Zhai et al. 2019, arXiv 1910.04867; the lists of 800 and 200 are those that comparisons of few-parameter methods use. A
 line is a path within the folder and the number of a class.
@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from foveate.records.pictures import decode
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from foveate.records.images import decode
 from foveate.vision.pixels import Preprocess
 
 LISTS = {"train": "train800.txt", "validation": "val200.txt", "test": "test.txt"}
@@ -52,10 +52,10 @@ def group_of(task: str) -> str:
 
 
 def read_lists(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Paths, classes and splits of all pictures of the three lists.
+    """Paths, classes and splits of all images of the three lists.
 
     Raises:
-        UserError: for a line of another form, or a picture that is missing or trained and tested on.
+        UserError: for a line of another form, or an image that is missing or trained and tested on.
     """
     keys: list[str] = []
     labels: list[str] = []
@@ -76,19 +76,19 @@ def read_lists(folder: Path) -> tuple[list[str], list[str], list[str]]:
             splits.append(split)
     missing = next((key for key in keys if not (folder / key).is_file()), None)
     if missing is not None:
-        raise UserError(f"{folder}: the picture {missing} of its lists is missing")
+        raise UserError(f"{folder}: the image {missing} of its lists is missing")
     return keys, labels, splits
 
 
-def picture_of(folder: Path, keys: list[str], preprocess: Preprocess) -> Callable[[int, bool], Tensor]:
-    """What reads a picture of the lists by its number: squashed to the square, bicubic, as comparisons on it do."""
+def image_of(folder: Path, keys: list[str], preprocess: Preprocess) -> Callable[[int, bool], Tensor]:
+    """What reads an image of the lists by its number: squashed to the square, bicubic, as comparisons on it do."""
 
-    def picture(row: int, flip: bool) -> Tensor:
+    def image(row: int, flip: bool) -> Tensor:
         side = (preprocess.size, preprocess.size)
         image = decode((folder / keys[row]).read_bytes()).resize(side, Image.Resampling.BICUBIC)
         return preprocess.pixels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image)
 
-    return picture
+    return image
 
 
 def arrays_of(labels: list[str], splits: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from foveate.adapt.adapter import Adapter, NativeAdapter
 from foveate.adapt.exchange import Exchange, wider
 from foveate.adapt.model import AdaptedModel
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 @contextlib.contextmanager

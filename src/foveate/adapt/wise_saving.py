@@ -19,7 +19,7 @@ from foveate.adapt.methods.lora import LoraAdapter
 from foveate.adapt.methods.subset import SubsetSettings
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.wise import between, check, head_at
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 def save_at(adapted: AdaptedModel, alpha: float, folder: Path, *, keep_head: bool = False) -> Path:

@@ -1,1 +1,1 @@
-"""The caption wing: captions of a chosen format for every picture of a collection, and what they are worth."""
+"""The caption wing: captions of a chosen format for every image of a collection, and what they are worth."""

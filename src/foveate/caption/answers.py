@@ -55,7 +55,7 @@ class _Unread(ValueError):
     """No caption in this answer; its text is the kind of error."""
 
 
-def serialise(caption: str) -> str:
+def serialize(caption: str) -> str:
     """The answer that says just this caption."""
     return json.dumps({"caption": caption}, ensure_ascii=False)
 
@@ -77,7 +77,7 @@ def parse_caption(raw: str) -> Parsed:
     except _Unread as error:
         return Parsed(f"error:{error}")
     status = REPAIRED if flags else OK
-    return Parsed(status, caption, (*flags, "whitespace_normalised") if changed else flags, facts)
+    return Parsed(status, caption, (*flags, "whitespace_normalized") if changed else flags, facts)
 
 
 def parse_captions(raw: str, kinds: Sequence[str]) -> dict[str, Parsed]:
@@ -98,7 +98,7 @@ def parse_captions(raw: str, kinds: Sequence[str]) -> dict[str, Parsed]:
         except _Unread as error:
             found[kind] = Parsed(f"error:{error}")
         else:
-            marks = (*flags, "whitespace_normalised") if changed else flags
+            marks = (*flags, "whitespace_normalized") if changed else flags
             found[kind] = Parsed(REPAIRED if flags else OK, caption, marks)
     return found
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import foveate
 from foveate.caption import gates
 from foveate.caption.answers import OK, REPAIRED, Parsed, parse_caption
 from foveate.caption.captioner import CaptionAnswer, Captioner, CaptionRequest
+from foveate.caption.images import Prepared
 from foveate.caption.lengths import OtherTokenizer, measure
-from foveate.caption.pictures import Prepared
 from foveate.caption.prompts import Prompt
 from foveate.caption.work import Asking, Todo, alt_hash
-from foveate.records.pictures import BadPicture
+from foveate.core.version import __version__
+from foveate.records.images import BadImage
 from foveate.records.rows import clean_text, storable
 
 ERROR, SKIPPED = "error", "skipped"
@@ -27,7 +27,7 @@ _RAW_BYTES = 2000
 class Outcome:
     """What became of one request.
 
-    `status` is "ok", "repaired", "error" or "skipped" (the picture could not be read; `error` is the reason then, `raw`
+    `status` is "ok", "repaired", "error" or "skipped" (the image could not be read; `error` is the reason then, `raw`
     a sentence). `details` is the provenance that has no column of its own.
     """
 
@@ -66,12 +66,12 @@ async def ask(
     asking: Asking,
     todo: Todo,
     kind: str,
-    picture: Prepared,
+    image: Prepared,
     *,
     run_id: str,
     other: OtherTokenizer | None = None,
 ) -> Outcome:
-    """Ask for one format of one picture. Errors of the backend become an outcome; only UserError is passed on, which
+    """Ask for one format of one image. Errors of the backend become an outcome; only UserError is passed on, which
     says that no request of this run can succeed."""
     prompt, shown = asking.prompt(kind, todo.alt)
     parameters = asking.parameters(kind)
@@ -80,8 +80,8 @@ async def ask(
         kind=kind,
         prompt_id=prompt.id,
         prompt=prompt.fill(alt=shown) if shown else prompt.fill(),
-        picture=picture.data,
-        media_type=picture.media_type,
+        image=image.data,
+        media_type=image.media_type,
         alt=shown,
         max_tokens=int(parameters["max_tokens"]),
         temperature=float(parameters["temperature"]),
@@ -146,12 +146,12 @@ async def ask(
             "tokens_in": spent.tokens_in,
             "tokens_out": spent.tokens_out,
             "run_id": run_id,
-            "code_version": foveate.__version__,
+            "code_version": __version__,
         }
 
 
-def unreadable(asking: Asking, todo: Todo, kind: str, problem: BadPicture) -> Outcome:
-    """The outcome for a picture that cannot be read."""
+def unreadable(asking: Asking, todo: Todo, kind: str, problem: BadImage) -> Outcome:
+    """The outcome for an image that cannot be read."""
     request = asking.request(todo.key, todo.sha256, kind, todo.alt)
     return Outcome(todo.key, kind, request, SKIPPED, error=problem.reason, raw=str(problem))
 

@@ -1,7 +1,7 @@
 """`foveate audit`: how long, how rich, how true and how alike the captions of each format are, on one sample.
 
-The same pictures for every format: those that have all of them, the first by a hash of their keys. Generated scenes
-and real pictures are reported apart. On scenes the truth decides whether an assertion holds; on real pictures an
+The same images for every format: those that have all of them, the first by a hash of their keys. Generated scenes
+and real images are reported apart. On scenes the truth decides whether an assertion holds; on real images an
 image-text model may judge (`foveate.caption.assertions.verify_model`), or a captioner behind the common protocol; else
 nobody does.
 """
@@ -20,22 +20,22 @@ from numpy.typing import NDArray
 from foveate.caption.assertions import judge as scenes
 from foveate.caption.assertions import splitter
 from foveate.caption.assertions.truth import SceneTruths
-from foveate.caption.assertions.verify_model import LEAST_PICTURES, ModelJudge, OpenedModel, definition_hash
+from foveate.caption.assertions.verify_model import LEAST_IMAGES, ModelJudge, OpenedModel, definition_hash
 from foveate.caption.audit_numbers import Said, Units, numbers, shuffled_order, table
 from foveate.caption.entities import NAMED, open_entities
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import Extractor, open_extractor
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.progress import say, track
 from foveate.records.collection import Collection
 from foveate.records.current import holds
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.records.thumbnails import save_thumbnail
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
-from foveate.settings.progress import say, track
+from foveate.training.image_texts import ALT, ImageTexts, TextRule
 from foveate.training.mixture import FORMATS, MixtureSampler
-from foveate.training.picture_texts import ALT, PictureTexts, TextRule
 
-SCENES, PICTURES = "scenes", "pictures"
+SCENES, IMAGES = "scenes", "images"
 COMPARED = "scenes, the model's verdicts"
 _ALL_PHRASES = 10_000
 Split = Callable[[Sequence[int], Sequence[str]], list[list[str]]]
@@ -48,7 +48,7 @@ class Method:
 
     split: from rows and their captions to assertions; splitter_name goes into the report, as a number of one splitter
     is never compared with another's. model: a folder of an image-text model. judge, judge_definition: another judge of
-    real pictures, such as a captioner.
+    real images, such as a captioner.
     """
 
     split: Split | None = None
@@ -60,7 +60,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Question:
-    """What is audited, and on how many pictures."""
+    """What is audited, and on how many images."""
 
     formats: tuple[str, ...] = ()
     split: str | None = None
@@ -80,12 +80,12 @@ def audit(
     *,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Audits the captions that hold; writes the pictures of the gallery and the ids of the sample into `run`.
+    """Audits the captions that hold; writes the images of the gallery and the ids of the sample into `run`.
 
     A model or tagger that cannot be opened is refused before any caption is read.
 
     Raises:
-        UserError: when no picture has all formats, or a format, split, model or tagger is unknown.
+        UserError: when no image has all formats, or a format, split, model or tagger is unknown.
     """
     method = method or Method()
     opened = None if method.model is None else OpenedModel.open(method.model, device=device)
@@ -94,10 +94,10 @@ def audit(
     formats = formats_of(collection, question.formats)
     # Weights do not matter here: only the texts of each kind are read, not drawn.
     rule = TextRule(MixtureSampler(dict.fromkeys(formats, 1.0), sources=formats))
-    texts = PictureTexts(collection, rule, prefer=question.prefer)
+    texts = ImageTexts(collection, rule, prefer=question.prefer)
     rows, without = sample_rows(collection, texts, formats, question)
     truths = SceneTruths(collection)
-    groups = {SCENES: [row for row in rows if truths.of(row)], PICTURES: [row for row in rows if not truths.of(row)]}
+    groups = {SCENES: [row for row in rows if truths.of(row)], IMAGES: [row for row in rows if not truths.of(row)]}
     groups = {name: members for name, members in groups.items() if members}
     of_groups, definitions = {}, {}
     for name, members in groups.items():
@@ -117,7 +117,7 @@ def audit(
         "models": models,
         "scene_oracle": any("scene-oracle" in model for found in models.values() for model in found),
         "sample": {
-            "pictures": len(rows),
+            "images": len(rows),
             "of": {name: len(members) for name, members in groups.items()},
             "without_all_formats": without,
             "split": question.split,
@@ -131,7 +131,7 @@ def audit(
         "numbers": per_format,
         "columns": [{"key": kind, "title": title(kind), "what": ", ".join(models[kind]) or ""} for kind in formats],
         "table": table(per_format),
-        "interval": "95 % intervals, bootstrap over pictures",
+        "interval": "95 % intervals, bootstrap over images",
         "gallery": _gallery(collection, run, groups, of_groups, question.gallery),
     }
 
@@ -163,9 +163,9 @@ def formats_of(collection: Collection, wanted: Sequence[str]) -> tuple[str, ...]
 
 
 def sample_rows(
-    collection: Collection, texts: PictureTexts, formats: Sequence[str], question: Question
+    collection: Collection, texts: ImageTexts, formats: Sequence[str], question: Question
 ) -> tuple[list[int], int]:
-    """Rows of the sample, ascending, and how many pictures lack a format.
+    """Rows of the sample, ascending, and how many images lack a format.
 
     Raises:
         UserError: when none has all.
@@ -174,7 +174,7 @@ def sample_rows(
     full = [row for row in track(every, description="captions") if set(formats) <= texts.of(row).keys()]
     if not full:
         raise UserError(
-            f"collection {collection.path}: no picture has all of {', '.join(formats)}; name fewer with --formats"
+            f"collection {collection.path}: no image has all of {', '.join(formats)}; name fewer with --formats"
         )
     drawn = sorted(full, key=lambda row: seeds.uniform("audit", question.seed, collection.keys[row]))
     return sorted(drawn[: question.sample]), len(every) - len(full)
@@ -204,8 +204,8 @@ def _judges_of(
     run: Path,
 ) -> _Judges:
     model = None
-    if opened is not None and group == SCENES and len(rows) < LEAST_PICTURES:
-        say(f"{len(rows)} scenes are too few to compare the model of --judge with the truth: {LEAST_PICTURES} are")
+    if opened is not None and group == SCENES and len(rows) < LEAST_IMAGES:
+        say(f"{len(rows)} scenes are too few to compare the model of --judge with the truth: {LEAST_IMAGES} are")
     elif opened is not None:
         chosen = np.array(rows, dtype=np.int64)
         model = ModelJudge.seeing(opened, collection, chosen, seed=question.seed, cache=run / "cache")
@@ -227,7 +227,7 @@ def _judges_of(
 
 def _read(
     collection: Collection,
-    texts: PictureTexts,
+    texts: ImageTexts,
     rows: Sequence[int],
     formats: Sequence[str],
     method: Method,
@@ -235,7 +235,7 @@ def _read(
     judges: _Judges,
     extract: Extractor,
 ) -> dict[str, Said]:
-    """Captions of each format, split and judged, and judged again for the pictures of others."""
+    """Captions of each format, split and judged, and judged again for the images of others."""
     order = shuffled_order(len(rows), seeds.generator("shuffled captions", question.seed))
     found = {}
     for kind in formats:
@@ -283,15 +283,15 @@ def _gallery(
     of_groups: Mapping[str, Mapping[str, Said]],
     count: int,
 ) -> list[dict[str, Any]]:
-    """Pictures with all their captions and verdicts, as many of each group as fit."""
+    """Images with all their captions and verdicts, as many of each group as fit."""
     shown = []
     for name, rows in groups.items():
         for place in range(min(len(rows), max(1, count // len(groups)))):
             row = rows[place]
             try:
-                picture = collection.picture_bytes(row)
-                path = save_thumbnail(picture, run / "pictures" / f"{name}-{place:03d}.webp", longest_side=360)
-            except BadPicture:
+                image = collection.image_bytes(row)
+                path = save_thumbnail(image, run / "images" / f"{name}-{place:03d}.webp", longest_side=360)
+            except BadImage:
                 continue
             captions = [
                 {
@@ -307,7 +307,7 @@ def _gallery(
             ]
             shown.append(
                 {
-                    "picture": str(path.relative_to(run)),
+                    "image": str(path.relative_to(run)),
                     "data": name,
                     "key": collection.keys[row],
                     "captions": captions,

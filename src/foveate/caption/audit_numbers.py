@@ -1,4 +1,4 @@
-"""The numbers of an audit: per format and kind of picture, each with a bootstrap interval over pictures."""
+"""The numbers of an audit: per format and kind of image, each with a bootstrap interval over images."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Phrases = Callable[[str], Sequence[str]]
 
 @dataclass
 class Said:
-    """The captions of one format over the sample, in the order of its pictures.
+    """The captions of one format over the sample, in the order of its images.
 
     verdicts: per caption, as many as assertions; None where nobody judged. shuffled: the verdicts of the caption of
-    another picture of the sample. model, model_shuffled: what an image-text model says of both, where `verdicts` are
-    the truth's. scores: CLIPScore of each caption, None for pictures that could not be read; or None where no model
+    another image of the sample. model, model_shuffled: what an image-text model says of both, where `verdicts` are
+    the truth's. scores: CLIPScore of each caption, None for images that could not be read; or None where no model
     was asked.
     """
 
@@ -66,7 +66,7 @@ def numbers(said: Said, units: Units, *, alt: Said | None) -> dict[str, Any]:
     """All numbers of one format; see docs/verbs/audit.md for what each means.
 
     Args:
-        alt: the alt-texts of the same pictures, for what they share; None where there are none.
+        alt: the alt-texts of the same images, for what they share; None where there are none.
     """
     clip = [clip_tokens(text) + CLIP_SPECIALS for text in said.texts]
     counts = [len(one) for one in said.assertions]
@@ -110,7 +110,7 @@ def _truncation(lengths: Sequence[int], context: int) -> dict[str, float]:
 
 
 def _holds(verdicts: Sequence[Sequence[str]], seed: int) -> dict[str, Any]:
-    """Shares of assertions that hold, with intervals that draw whole pictures."""
+    """Shares of assertions that hold, with intervals that draw whole images."""
     flat = [verdict for one in verdicts for verdict in one]
     owner = [number for number, one in enumerate(verdicts) for _ in one]
     found: dict[str, Any] = {"assertions": assertion_metrics(verdicts)}
@@ -137,15 +137,15 @@ def _agreement(truth: Sequence[Sequence[str]], judged: Sequence[Sequence[str]], 
 
 
 def _shared(said: Said, alt: Said, units: Units) -> dict[str, Any]:
-    """Entities over the whole sample as the paper counts them, and the mean share of a picture's own alt entities."""
+    """Entities over the whole sample as the paper counts them, and the mean share of an image's own alt entities."""
     whole = overlap(entities(said.phrases, units.entity), entities(alt.phrases, units.entity))
     own = []
     for mine, theirs in zip(said.phrases, alt.phrases, strict=True):
         wanted = entities([theirs], units.entity)
         if wanted:
             own.append(len(wanted & entities([mine], units.entity)) / len(wanted))
-    per_picture = of_interval(bootstrap_interval(own, seed=units.seed)) if own else None
-    return {**whole, "key": units.entity, "own_picture_coverage": per_picture}
+    per_image = of_interval(bootstrap_interval(own, seed=units.seed)) if own else None
+    return {**whole, "key": units.entity, "own_image_coverage": per_image}
 
 
 def shuffled_order(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -184,7 +184,7 @@ MEASURES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], Any], str], ...] =
     ("contradicted", "Assertions that are contradicted", lambda n: n.get("contradicted"), "fraction"),
     (
         "control",
-        "Control: captions of other pictures, assertions that hold (of all)",
+        "Control: captions of other images, assertions that hold (of all)",
         lambda n: (n.get("shuffled") or {}).get("accuracy"),
         "fraction",
     ),
@@ -193,15 +193,15 @@ MEASURES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], Any], str], ...] =
         for key, question, control in (
             ("supports_true", "supports what holds", False),
             ("supports_false", "supports what does not hold", False),
-            ("supports_false", "supports what does not hold, captions of other pictures", True),
+            ("supports_false", "supports what does not hold, captions of other images", True),
             ("right", "is right where it decides", False),
         )
     ),
     ("clip_score", "CLIPScore, by the model", lambda n: n.get("clip_score"), ""),
     (
         "coverage",
-        "Entities of the picture's AltText that the caption names",
-        lambda n: (n.get("entities") or {}).get("own_picture_coverage"),
+        "Entities of the image's AltText that the caption names",
+        lambda n: (n.get("entities") or {}).get("own_image_coverage"),
         "fraction",
     ),
     ("duplicates", "Exact duplicates", lambda n: {"value": n["style"]["duplicate_share"]}, "fraction"),
@@ -210,10 +210,10 @@ MEASURES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], Any], str], ...] =
 
 
 def table(per_format: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Rows for the page and the terminal: a question per measure, a row per kind of pictures, a column per format.
+    """Rows for the page and the terminal: a question per measure, a row per kind of images, a column per format.
 
     Args:
-        per_format: kind of pictures ("scenes", "pictures") -> numbers of each format.
+        per_format: kind of images ("scenes", "images") -> numbers of each format.
     """
     rows = []
     for _, question, value_of, unit in MEASURES:

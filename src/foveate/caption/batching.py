@@ -51,7 +51,7 @@ class Batcher(Generic[Q, A]):
         return await future
 
     async def close(self) -> None:
-        """End the thread; calls that still wait are cancelled."""
+        """End the thread; calls that still wait are canceled."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -1,6 +1,6 @@
 """What a captioner is, and captioners by name: backend `x` is the module `foveate.caption.backends.x`.
 
-A captioner turns one request (one picture, one format) into raw text. Reading the answer, checking it, asking again
+A captioner turns one request (one image, one format) into raw text. Reading the answer, checking it, asking again
 and storing it are the pipeline's work, so that all backends are treated alike. A new backend is one new module with a
 `BACKEND`; nothing here changes.
 """
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import foveate.caption.backends
+from foveate.core.errors import choose
+from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.settings.errors import choose
-from foveate.settings.recipes import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionRequest:
-    """One picture, one format.
+    """One image, one format.
 
-    `key` is the key of the picture in its collection; `kind` one of `foveate.caption.prompts.CAPTION_KINDS`;
-    `prompt_id` names the template that `prompt` was rendered from. `picture` are the bytes of a picture that any reader
+    `key` is the key of the image in its collection; `kind` one of `foveate.caption.prompts.CAPTION_KINDS`;
+    `prompt_id` names the template that `prompt` was rendered from. `image` are the bytes of an image that any reader
     of `media_type` opens. `alt` is the alt-text where the format uses it (afc), else "". `temperature` 0 is greedy;
     `seed` is passed on to backends that draw.
     """
@@ -33,7 +33,7 @@ class CaptionRequest:
     kind: str
     prompt_id: str
     prompt: str
-    picture: bytes
+    image: bytes
     media_type: str
     alt: str
     max_tokens: int
@@ -82,7 +82,7 @@ class Backend:
     """A kind of captioner: its settings model, and how it is opened for a collection.
 
     `only_scenes` marks one that answers from the truth of generated scenes: never a default, refused for real
-    pictures, and named in every table that used it. `note` is one line for lists and docs.
+    images, and named in every table that used it. `note` is one line for lists and docs.
     """
 
     settings: type[Settings]

@@ -2,7 +2,7 @@
 
 The phrases are those of the region recipe (`foveate.caption.vesl.phrases`), here without its limit of twenty. `phrase`
 is the whole phrase ("old harbor lighthouse"), `head` its last word ("lighthouse"). `ner` are names instead ("Port
-Ellery"), as spaCy's recogniser finds them.
+Ellery"), as spaCy's recognizer finds them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from foveate.caption.vesl.phrases import Phrases
 from foveate.caption.vesl.tagging import Extractor
-from foveate.settings.errors import choose
+from foveate.core.errors import choose
 
 NAMED = "ner"
 KEYS = ("phrase", "head", NAMED)
@@ -39,7 +39,7 @@ def entities(phrases: Iterable[Sequence[str]], key: str = "phrase") -> set[str]:
 
 
 class NamedEntities:
-    """Names of people, places, organisations, works, days and the like, by spaCy's recogniser of named entities."""
+    """Names of people, places, organizations, works, days and the like, by spaCy's recognizer of named entities."""
 
     name = "spacy_ner"
 

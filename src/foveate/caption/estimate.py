@@ -1,6 +1,6 @@
-"""What a run will take, before it is started: requests, tokens, cost. Labelled as an estimate, for it is one.
+"""What a run will take, before it is started: requests, tokens, cost. Labeled as an estimate, for it is one.
 
-Tokens of text are counted as one per four letters of the prompt. A picture counts one token per 28 x 28 pixels of its
+Tokens of text are counted as one per four letters of the prompt. An image counts one token per 28 x 28 pixels of its
 prepared size, which is what Qwen's models take; others take fewer or many more. An answer counts what the format's
 captions have on average: 15, 50, 150 and 60 CLIP tokens, with 15 more for the JSON around it, and a third more for
 tokenizers other than CLIP's.
@@ -27,13 +27,13 @@ def estimate(listed: Worklist) -> dict[str, Any]:
     for todo in listed:
         width, height = int(index["width"][todo.row]), int(index["height"][todo.row])
         scale = min(1.0, settings.longest_side / max(width, height))
-        picture = math.ceil(width * scale / _PATCH) * math.ceil(height * scale / _PATCH)
+        image = math.ceil(width * scale / _PATCH) * math.ceil(height * scale / _PATCH)
         for kind in todo.kinds:
             prompt, shown = listed.asking.prompt(kind, todo.alt)
-            tokens_in += picture + (len(prompt.text) + len(shown)) / _LETTERS_PER_TOKEN
+            tokens_in += image + (len(prompt.text) + len(shown)) / _LETTERS_PER_TOKEN
             tokens_out += _JSON_TOKENS + _ANSWERS[kind] * 4 / 3
     return {
-        "pictures": listed.pictures,
+        "images": listed.images,
         "requests": listed.todo,
         "formats": {
             kind: {"in": one.total, "to ask": one.todo, "done": one.done, "final error earlier": one.final_errors}

@@ -1,4 +1,4 @@
-"""What an executor is: it takes the pictures of a worklist and gives outcomes, in any order.
+"""What an executor is: it takes the images of a worklist and gives outcomes, in any order.
 
 Executor `x` is the module `foveate.caption.executors.x`; a new one is one new module. All of them ask through
 `foveate.caption.asking.ask`, so that the rows are the same.
@@ -16,16 +16,16 @@ from typing import Any
 import foveate.caption.executors
 from foveate.caption.captioner import Captioner, find_backend
 from foveate.caption.work import Asking, Worklist
+from foveate.core.errors import choose
+from foveate.core.recipes import validate
 from foveate.records.collection import Collection
-from foveate.settings.errors import choose
-from foveate.settings.recipes import validate
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A run as another process can take it up: paths and plain values only.
 
-    `workers` are threads that read and prepare pictures in one process; `processes` is for executors that start some.
+    `workers` are threads that read and prepare images in one process; `processes` is for executors that start some.
     """
 
     collection: Path
@@ -46,7 +46,7 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Executor:
     """`run(job, worklist, captioner, stopping)` yields lists of outcomes; an empty list is a sign of life, and comes at
-    least every second. When `stopping()` is true it takes no new pictures and ends once what is in flight is done.
+    least every second. When `stopping()` is true it takes no new images and ends once what is in flight is done.
     UserError from it says that the run cannot go on; what it yielded before stands."""
 
     run: Callable[[Job, Worklist, Captioner, Callable[[], bool]], AsyncIterator[list[Any]]]

@@ -96,8 +96,8 @@ def content_flags(caption: str, *, prompt: str, alt: str = "", english: bool = T
     """Flags of what a caption says: repeats, copied_alt, non_english, prompt_leak.
 
     Args:
-        prompt: the template that was used, without the picture's own texts.
-        alt: the picture's alt-text, whether or not the captioner saw it; "" for none.
+        prompt: the template that was used, without the image's own texts.
+        alt: the image's alt-text, whether or not the captioner saw it; "" for none.
         english: whether English was asked for.
     """
     flags = []
@@ -172,7 +172,7 @@ def _runs(text: str) -> frozenset[tuple[str, ...]]:
 
 _ENGLISH = frozenset(
     "the and of with on is are at by it its an this that to from there two other has have which while into behind "
-    "front left right near over under above below between next some one three background picture".split()
+    "front left right near over under above below between next some one three background image".split()
 )
 # Frequent words of German, French, Spanish, Italian, Portuguese, Dutch, Polish, Swedish and Indonesian that no English
 # caption uses.

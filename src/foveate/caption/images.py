@@ -1,11 +1,11 @@
-"""Pictures as captioners get them: at most so many pixels a side, upright, one frame, in a format that all read."""
+"""Images as captioners get them: at most so many pixels a side, upright, one frame, in a format that all read."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
 
-from foveate.records.pictures import decode, glance
+from foveate.records.images import decode, glance
 
 # Formats and pixel types that every server reads in the same way; all else is written anew.
 _TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
@@ -15,7 +15,7 @@ _QUALITY = 92
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The bytes of a picture, their media type, and its width and height in pixels."""
+    """The bytes of an image, their media type, and its width and height in pixels."""
 
     data: bytes
     media_type: str
@@ -24,14 +24,14 @@ class Prepared:
 
 
 def prepare(data: bytes, *, longest_side: int) -> Prepared:
-    """The picture for a captioner.
+    """The image for a captioner.
 
     Its bytes stay as they are where they are a JPEG, PNG or WebP of one frame, upright, without transparency or
     palette, and at most `longest_side` pixels a side. Else it is decoded, shrunk (never enlarged) and written as a JPEG
     of quality 92.
 
     Raises:
-        BadPicture: where it cannot be decoded.
+        BadImage: where it cannot be decoded.
     """
     info, upright = glance(data)
     usable = info.format in _TYPES and info.mode in _PLAIN and info.frames == 1 and upright

@@ -20,7 +20,7 @@ from typing import Any
 import ftfy
 import regex
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 CLIP_WINDOW = 77
 CLIP_SPECIALS = 2

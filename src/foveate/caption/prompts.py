@@ -1,7 +1,7 @@
 """What captioners are asked: versioned templates, one per format, and those for asking again and for judging.
 
 A template has an id with a version ("dsc-1"): whoever changes a letter of it gives it a new one. What goes into the
-provenance of a caption is the id and the SHA-256 of the rendered template without picture and alt-text. All wordings
+provenance of a caption is the id and the SHA-256 of the rendered template without image and alt-text. All wordings
 are our own; Lai et al. 2024 did not publish theirs.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
 
 # The formats that a captioner writes, in canonical order; `foveate.training.mixture.FORMATS` has alt before them.
 CAPTION_KINDS = ("ssc", "dsc", "dsc_plus", "afc")
@@ -105,7 +105,7 @@ TEMPERATURES: Mapping[str, float] = MappingProxyType({"ssc": 0.2, "dsc": 0.2, "d
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A template in one language, still without what belongs to one picture.
+    """A template in one language, still without what belongs to one image.
 
     `sha256` is that of `text`: it changes with every letter of the template and with the language, and with nothing
     else.
@@ -125,7 +125,7 @@ class Prompt:
         object.__setattr__(self, "sha256", hashlib.sha256(rendered.encode()).hexdigest())
 
     def fill(self, **values: object) -> str:
-        """The prompt for one picture. Texts and lists come in as JSON, so that their content is no instruction."""
+        """The prompt for one image. Texts and lists come in as JSON, so that their content is no instruction."""
         return self.text.format(**{name: _shown(name, value) for name, value in values.items()})
 
 

@@ -22,17 +22,17 @@ from foveate.caption.captioner import Backend, Captioner, find_backend
 from foveate.caption.estimate import estimate
 from foveate.caption.executing import Job, find_executor
 from foveate.caption.lengths import OtherTokenizer
-from foveate.caption.summary import example_pictures, examples, made_by
+from foveate.caption.summary import example_images, examples, made_by
 from foveate.caption.work import Asking, CaptionSettings, Worklist, worklist
+from foveate.core.errors import UserError
+from foveate.core.progress import Meter
+from foveate.core.recipes import Settings
+from foveate.core.runs import RunFolder
 from foveate.records import tables
 from foveate.records.appending import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.quarantine import Quarantine
 from foveate.records.tables import Provenance
-from foveate.settings.errors import UserError
-from foveate.settings.progress import Meter
-from foveate.settings.recipes import Settings
-from foveate.settings.runs import RunFolder
 from foveate.training.stopping import StopRequest
 
 
@@ -53,7 +53,7 @@ class Tally:
     def add(self, outcome: Outcome) -> None:
         """Count one outcome."""
         if outcome.status == SKIPPED:
-            self.skipped[f"picture: {outcome.error}"] += 1
+            self.skipped[f"image: {outcome.error}"] += 1
             return
         self.asked += 1
         self.flags.update(outcome.flags)
@@ -106,12 +106,12 @@ def caption(
     processes: int = 2,
     tokenizer: Path | None = None,
 ) -> Done:
-    """Caption the pictures of a collection.
+    """Caption the images of a collection.
 
     Args:
         backend, backend_settings: who answers, see `foveate.caption.captioner`.
-        run: gets result.json, usage.jsonl and pictures for the page.
-        executor: see `foveate.caption.executing`. workers: threads that prepare pictures. processes: of `ray`.
+        run: gets result.json, usage.jsonl and images for the page.
+        executor: see `foveate.caption.executing`. workers: threads that prepare images. processes: of `ray`.
         tokenizer: a tokenizer.json whose counts are kept beside those of CLIP.
 
     Raises:
@@ -130,13 +130,13 @@ def caption(
         # The page's thumbnails are made while answers are waited for.
         aside = ThreadPoolExecutor(1, thread_name_prefix="page")
         with aside, StopRequest() as stop, Meter("captions", listed.todo) as meter:
-            pictures = aside.submit(example_pictures, opened, listed, run.path)
+            images = aside.submit(example_images, opened, listed, run.path)
             writer.meter = meter
             failure = asyncio.run(_drive(chosen.run, job, listed, captioner, writer, lambda: bool(stop.signal_name)))
         stopped = stop.signal_name is not None
         total = sum(counts.total for counts in listed.counts.values())
         made = made_by(opened.path, captioner.model, settings.formats, total=total)
-        shown = examples(opened.path, listed, pictures.result())
+        shown = examples(opened.path, listed, images.result())
     result = {
         "kind": "caption",
         "collection": opened.name,
@@ -148,7 +148,7 @@ def caption(
         "backend_settings": plain,
         "executor": executor,
         "run_id": job.run_id,
-        "pictures": listed.pictures,
+        "images": listed.images,
         "formats": writer.results(stopped=stopped or failure is not None),
         "cost": writer.cost(),
         "made": made,
@@ -264,7 +264,7 @@ class _Writer:
                     outcome.error,
                     outcome.raw,
                     source=self._provenance.source,
-                    subject="picture",
+                    subject="image",
                     position=-1,
                     created=tables.now(),
                 )

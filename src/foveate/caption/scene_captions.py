@@ -21,7 +21,7 @@ from foveate.records.scenes.language import listed, with_article
 KINDS = ("ssc", "dsc", "dsc_plus", "afc")
 _MOST_RELATIONS = 10
 _FILE_NAME = re.compile(r"^\S+\.(png|jpe?g|gif|svg|bmp|tiff?)$|^(img|scan|picture|dsc)[_\- ]?\d+", re.IGNORECASE)
-# Words of folders, batches and tools that alt-texts leak (`records.scenes.alt_text`): they say nothing of a picture.
+# Words of folders, batches and tools that alt-texts leak (`records.scenes.alt_text`): they say nothing of an image.
 _NOTHING = frozenset(
     "hash unsorted clipart color image cartoon symbol misc various cliparts untitled card pictures picture collection "
     "new drawing my scene part stock photo".split()

@@ -76,7 +76,7 @@ def say(claim: Claim) -> str:
 
 def place_of(thing: Thing) -> str:
     """ "in the upper left part", by the middle of the thing's box."""
-    x, y = thing.box.centre
+    x, y = thing.box.center
     across = "left" if x < 0.4 else "right" if x > 0.6 else ""
     down = "upper" if y < 0.4 else "lower" if y > 0.6 else ""
     if across and down:

@@ -1,7 +1,7 @@
 """`foveate mix`: what share of the texts each format will really get when a collection is trained with a mixture.
 
-Pictures lack formats, so the shares are not the weights. What is counted here is the very draw of the loader
-(`foveate.training.picture_texts`): a run reports the same numbers after its first epoch.
+Images lack formats, so the shares are not the weights. What is counted here is the very draw of the loader
+(`foveate.training.image_texts`): a run reports the same numbers after its first epoch.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from foveate.caption.lengths import CLIP_WINDOW, clip_tokens
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.progress import track
 from foveate.metrics.captions import shares_of
 from foveate.records.collection import Collection
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
-from foveate.settings.progress import track
+from foveate.training.image_texts import ImageTexts, TextRule
 from foveate.training.mixture import FORMATS, PRESETS, Missing, MixtureSampler
-from foveate.training.picture_texts import PictureTexts, TextRule
 
 _MEASURED = 500  # texts of each kind whose length is measured
 
@@ -86,19 +86,19 @@ def shares(
     prefer: Sequence[str] = (),
     context: int | None = None,
 ) -> dict[str, Any]:
-    """What each kind gets: pictures that have it, expected share, and its share in the first epoch of this seed.
+    """What each kind gets: images that have it, expected share, and its share in the first epoch of this seed.
 
     Raises:
-        UserError: for an unknown split or model, or when no picture of the split has a text to draw.
+        UserError: for an unknown split or model, or when no image of the split has a text to draw.
     """
-    texts = PictureTexts(collection, TextRule(sampler), prefer=prefer)
+    texts = ImageTexts(collection, TextRule(sampler), prefer=prefer)
     every = collection.rows(split)
     rows = texts.rows_with_text(every)
     if not len(rows):
         kinds = ", ".join(texts.rule.drawable)
         there = ", ".join(sorted(collection.table("captions")["kind"].unique().to_pylist())) or "no texts"
         raise UserError(
-            f"collection {collection.path}: no picture of split '{split}' has a text of the kinds {kinds}; "
+            f"collection {collection.path}: no image of split '{split}' has a text of the kinds {kinds}; "
             f"it has {there}: write captions with foveate caption"
         )
     found = [texts.of(int(row)) for row in track(rows.tolist(), description="texts")]
@@ -112,7 +112,7 @@ def shares(
         "kind": "mix",
         "collection": collection.name,
         "split": split,
-        "pictures": len(every),
+        "images": len(every),
         "with_text": len(rows),
         "without_text": len(every) - len(rows),
         "missing": sampler.missing,
@@ -123,7 +123,7 @@ def shares(
             {
                 "format": kind,
                 "weight": sampler.weights.get(kind, 0.0) / total,
-                "pictures": has[kind],
+                "images": has[kind],
                 "expected_share": expected.get(kind, 0.0),
                 "first_epoch": drawn.get(kind, 0),
                 "first_epoch_share": first_epoch.get(kind, 0.0),
@@ -136,7 +136,7 @@ def shares(
 
 
 def _mean_length(texts: Sequence[Sequence[str]], seed: int) -> float | None:
-    """Mean CLIP tokens without the two special ones, over at most 500 pictures."""
+    """Mean CLIP tokens without the two special ones, over at most 500 images."""
     if not texts:
         return None
     chosen = seeds.generator("lengths", seed).permutation(len(texts))[:_MEASURED]

@@ -1,4 +1,4 @@
-"""What a captioner's rows look like together: lengths, latencies, and pictures with all their captions side by side.
+"""What a captioner's rows look like together: lengths, latencies, and images with all their captions side by side.
 
 Read from the tables, so that a run that was stopped and repeated shows all that it made.
 """
@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from foveate.caption.work import Worklist, chosen_rows
+from foveate.core import seeds
 from foveate.records.appending import read_parts
 from foveate.records.collection import Collection
 from foveate.records.current import holds
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.records.tables import positions
 from foveate.records.thumbnails import save_thumbnail
-from foveate.settings import seeds
 
 _MOST_ROWS = 20_000
 _COLUMNS = ("key", "kind", "model", "created", "request", "text", "flags", "details")
@@ -71,33 +71,33 @@ def _spread(values: Sequence[float]) -> dict[str, Any] | None:
     }
 
 
-def example_pictures(collection: Collection, listed: Worklist, run: Path, *, count: int = 8) -> dict[str, str]:
-    """Up to `count` pictures of the run, drawn by its seed: key -> thumbnail, below `run`/pictures."""
+def example_images(collection: Collection, listed: Worklist, run: Path, *, count: int = 8) -> dict[str, str]:
+    """Up to `count` images of the run, drawn by its seed: key -> thumbnail, below `run`/images."""
     settings = listed.asking.settings
     rows = chosen_rows(collection, settings)
     chosen = np.sort(seeds.generator("examples", settings.seed).choice(rows, size=min(count, len(rows)), replace=False))
     found: dict[str, str] = {}
     for row in chosen.tolist():
-        picture = Path("pictures") / f"{len(found):02d}.webp"
+        image = Path("images") / f"{len(found):02d}.webp"
         try:
-            save_thumbnail(collection.picture_bytes(row), run / picture)
-        except BadPicture:
+            save_thumbnail(collection.image_bytes(row), run / image)
+        except BadImage:
             continue
-        found[collection.keys[row]] = str(picture)
+        found[collection.keys[row]] = str(image)
     return found
 
 
-def examples(collection: Path, listed: Worklist, pictures: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The pictures with their texts: those that hold, of this run's model where it wrote one, and the picture's own."""
-    wanted = pa.array(list(pictures), pa.string())
+def examples(collection: Path, listed: Worklist, images: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The images with their texts: those that hold, of this run's model where it wrote one, and the image's own."""
+    wanted = pa.array(list(images), pa.string())
     parts = [
         part.filter(pa.array(positions(part["key"], among=wanted) >= 0))
         for part in read_parts(collection, "captions", _COLUMNS)
     ]
     table = pa.concat_tables(parts) if parts else None
     return [
-        {"key": key, "picture": picture, "texts": [] if table is None else _texts(table, key, listed)}
-        for key, picture in pictures.items()
+        {"key": key, "image": image, "texts": [] if table is None else _texts(table, key, listed)}
+        for key, image in images.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""What is to be captioned: which pictures, in which formats, and which of it is done already.
+"""What is to be captioned: which images, in which formats, and which of it is done already.
 
 A request has a key: the SHA-256 of all that decides its answer. It is done when a caption or a final error with that
 key is in the collection, whichever command wrote it; so a repeated command asks only for what is missing. Changing a
@@ -20,13 +20,13 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from foveate.caption.prompts import CAPTION_KINDS, MAX_TOKENS, TEMPERATURES, Prompt, prompt_for
+from foveate.core import seeds
+from foveate.core.errors import UserError, choose
+from foveate.core.recipes import Settings
 from foveate.records import tables
 from foveate.records.alt_texts import ALT_KINDS, usable
 from foveate.records.appending import Names, read_parts
 from foveate.records.collection import Collection
-from foveate.settings import seeds
-from foveate.settings.errors import UserError, choose
-from foveate.settings.recipes import Settings
 
 
 def format_of(name: str) -> str:
@@ -44,7 +44,7 @@ class CaptionSettings(Settings):
 
     formats: Annotated[tuple[str, ...], AfterValidator(_formats)] = Field(min_length=1)
     split: str | None = None
-    limit: int | None = Field(None, ge=1, description="At most so many pictures, drawn by the seed.")
+    limit: int | None = Field(None, ge=1, description="At most so many images, drawn by the seed.")
     seed: int = Field(0, ge=0)
     language: str = "English"
     alt_kinds: tuple[str, ...] = ALT_KINDS
@@ -74,7 +74,7 @@ class Asking:
         return {name: prompt_for(name, language=self.settings.language) for name in names}
 
     def prompt(self, kind: str, alt: str) -> tuple[Prompt, str]:
-        """The prompt for a picture with this alt-text, and what of the alt-text it shows.
+        """The prompt for an image with this alt-text, and what of the alt-text it shows.
 
         An unusable alt-text has no facts to weave in: afc then asks as dsc does.
         """
@@ -125,10 +125,10 @@ def _digest(*parts: object) -> str:
 
 
 class AltTexts:
-    """The alt-text of every picture, read part by part: only the texts are kept, not what else is said of captions."""
+    """The alt-text of every image, read part by part: only the texts are kept, not what else is said of captions."""
 
     def __init__(self, collection: Path, keys: pa.Array, kinds: Sequence[str]) -> None:
-        """For pictures with these keys, by row; the first text of the first of `kinds` that a picture has."""
+        """For images with these keys, by row; the first text of the first of `kinds` that an image has."""
         best = np.full(len(keys), len(kinds), dtype=np.int64)
         place = np.full(len(keys), -1, dtype=np.int64)
         found: list[pa.Array] = []
@@ -172,7 +172,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Todo:
-    """One picture with the formats that are still to be asked."""
+    """One image with the formats that are still to be asked."""
 
     row: int
     key: str
@@ -183,15 +183,15 @@ class Todo:
 
 @dataclass(slots=True)
 class Worklist:
-    """All requests of a run: counts by format, and an iterator over pictures that still need any.
+    """All requests of a run: counts by format, and an iterator over images that still need any.
 
-    It keeps 9 bytes per picture, beside the collection's own index and the alt-texts.
+    It keeps 9 bytes per image, beside the collection's own index and the alt-texts.
     """
 
     asking: Asking
     collection: Collection
     counts: dict[str, Counts] = field(default_factory=dict)
-    pictures: int = 0
+    images: int = 0
     _rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     _masks: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
     _alts: AltTexts | None = None
@@ -207,12 +207,12 @@ class Worklist:
         return sum(one.todo for one in self.counts.values())
 
     def alt(self, row: int) -> str:
-        """The alt-text of a picture."""
+        """The alt-text of an image."""
         return "" if self._alts is None else self._alts[row]
 
 
 def chosen_rows(collection: Collection, settings: CaptionSettings) -> np.ndarray:
-    """Rows of the pictures that a run is about, ascending: of the split; with a limit a sample drawn by the seed."""
+    """Rows of the images that a run is about, ascending: of the split; with a limit a sample drawn by the seed."""
     rows = collection.rows(settings.split)
     if settings.limit is None or settings.limit >= len(rows):
         return rows
@@ -223,13 +223,13 @@ def worklist(collection: Collection, asking: Asking) -> Worklist:
     """What of a collection is to be asked.
 
     Raises:
-        UserError: for an unknown split, or where no picture is meant.
+        UserError: for an unknown split, or where no image is meant.
     """
     settings = asking.settings
     rows = chosen_rows(collection, settings)
     if not len(rows):
         where = "" if settings.split is None else f" in the split '{settings.split}'"
-        raise UserError(f"the collection {collection.name!r} has no pictures{where}")
+        raise UserError(f"the collection {collection.name!r} has no images{where}")
     captioned, refused = Names(), Names()
     for part in read_parts(collection.path, "captions", ["request"]):
         captioned.update(request for request in part["request"].to_pylist() if request)

@@ -8,9 +8,8 @@ import sys
 
 import click
 
-import foveate
-from foveate.settings.disk import sentence
-from foveate.settings.errors import UserError, nearest
+from foveate.core.errors import UserError, nearest, sentence
+from foveate.core.version import __version__
 
 
 class Verbs(click.Group):
@@ -35,16 +34,16 @@ class Verbs(click.Group):
 
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(foveate.__version__, prog_name="foveate")
+@click.version_option(__version__, prog_name="foveate")
 def cli() -> None:
     """Vision-language models that know where things are.
 
     \b
     Start here:
-      foveate tour                                       all of it, on built-in pictures
-      foveate collect MY_FOLDER --to my-pictures         your own pictures and texts
-      foveate pretrain tour --collection my-pictures     train a localising encoder
-      foveate locate MODEL PICTURE "a red boat"          where is it?
+      foveate tour                                       all of it, on built-in images
+      foveate collect MY_FOLDER --to my-images         your own images and texts
+      foveate pretrain tour --collection my-images     train a localizing encoder
+      foveate locate MODEL IMAGE "a red boat"          where is it?
     """
 
 

@@ -1,4 +1,4 @@
-"""`foveate federated server`, `site`, `register` and `run`: Flower's own programs, with the right switches."""
+"""`foveate federated server`, `client`, `register` and `run`: Flower's own programs, with the right switches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from foveate.cli.options import F, common, finish
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 _FILE = click.Path(path_type=Path)
 _PORT = click.IntRange(1, 65535)
@@ -28,7 +28,7 @@ def _closing(function: F) -> F:
 
 @click.command("server", short_help="Start the server of a federation over a network.")
 @_folder("Keys, certificates and state of the server.")
-@click.option("--address", required=True, metavar="HOST[:PORT]", help="By which sites call the server; port 8000.")
+@click.option("--address", required=True, metavar="HOST[:PORT]", help="By which clients call the server; port 8000.")
 @click.option("--host", metavar="IP", help="Where it listens; everywhere, or on loopback for address localhost.")
 @click.option("--make-keys", is_flag=True, help="Make an authority and the server's certificate; start nothing.")
 @_insecure
@@ -38,7 +38,7 @@ def server(
 ) -> None:
     """Starts Flower's SuperLink, with TLS and node keys, until it is stopped.
 
-    First with --make-keys: then each site gets ca.crt of the folder, and sends its public key, which
+    First with --make-keys: then each client gets ca.crt of the folder, and sends its public key, which
     `foveate federated register` lets in while the server runs.
 
     \b
@@ -52,7 +52,7 @@ def server(
     listens = host or commands.listening(called.host)
     if make_keys:
         _refuse(insecure, dry_run)
-        _finish_keys(keys.make_server_keys(folder, called.host), "give each site ca.crt, and nothing else", as_json)
+        _finish_keys(keys.make_server_keys(folder, called.host), "give each client ca.crt, and nothing else", as_json)
         return
     command = commands.superlink(folder, host=listens, port=called.port, insecure=insecure)
     if dry_run:
@@ -63,26 +63,28 @@ def server(
     def ready() -> None:
         lines = [
             f"the server answers at {called}; Ctrl-C stops it",
-            f"next: foveate federated register --folder {folder} SITE0.pub, then foveate federated run",
+            f"next: foveate federated register --folder {folder} CLIENT0.pub, then foveate federated run",
         ]
         finish({"address": str(called), "command": command}, lines, {"folder": folder}, as_json=as_json)
 
     steps.serve(folder, called, host=listens, insecure=insecure, ready=ready)
 
 
-@click.command("site", short_help="Take part in a federation over a network with this site's data.")
-@_folder("Keys, certificates and state of this site.")
-@click.option("--site", "number", type=click.IntRange(0), required=True, help="The site's number, from 0, each once.")
+@click.command("client", short_help="Take part in a federation over a network with this client's data.")
+@_folder("Keys, certificates and state of this client.")
+@click.option(
+    "--client", "number", type=click.IntRange(0), required=True, help="The client's number, from 0, each once."
+)
 @click.option("--server", "address", metavar="HOST[:PORT]", help="The server, by the --address that it was given.")
-@click.option("--data", type=_FILE, help="The site's points; they are read here and never sent.")
-@click.option("--name", default="", help="What the site is called in results.")
+@click.option("--data", type=_FILE, help="The client's points; they are read here and never sent.")
+@click.option("--name", default="", help="What the client is called in results.")
 @click.option("--min-count", type=click.IntRange(1), help="Answer nothing about groups of fewer points.")
 @click.option("--most-clusters", type=click.IntRange(1), help="Answer no question for more clusters.")
-@click.option("--port", type=_PORT, help="Of the node's own processes, on loopback; 9150 + the site's number.")
+@click.option("--port", type=_PORT, help="Of the node's own processes, on loopback; 9150 + the client's number.")
 @click.option("--make-keys", is_flag=True, help="Make the node's key and the certificate of its port; start nothing.")
 @_insecure
 @_closing
-def site(
+def client(
     folder: Path,
     number: int,
     address: str | None,
@@ -96,41 +98,41 @@ def site(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Starts Flower's SuperNode for the data of this site, until it is stopped.
+    """Starts Flower's SuperNode for the data of this client, until it is stopped.
 
     First with --make-keys: then the server gets the file that ends in .pub, and ca.crt of the server goes into the
     folder. --data: a .npy, .npz, .parquet or .h5ad file, or a folder of exported embeddings.
 
     \b
     Example:
-      foveate federated site --folder north --site 0 --make-keys
-      foveate federated site --folder north --site 0 --server server.example.org --data points.npz --min-count 10
+      foveate federated client --folder north --client 0 --make-keys
+      foveate federated client --folder north --client 0 --server server.example.org --data points.npz --min-count 10
     """
     from foveate.federated.flower import commands, keys, steps
 
     if make_keys:
         _refuse(insecure, dry_run)
         public = f"send the server {keys.node_key(folder, number)}.pub, and put its {keys.CA} into {folder}"
-        _finish_keys(keys.make_site_keys(folder, number), public, as_json)
+        _finish_keys(keys.make_client_keys(folder, number), public, as_json)
         return
     if address is None or data is None:
         raise click.UsageError("--server and --data are needed, or --make-keys")
     called, own = commands.Address.read(address), port or commands.FIRST_RUNTIME_PORT + number
     given = {"name": name or None, "min-count": min_count, "most-clusters": most_clusters}
     node = {"data": str(data.resolve())} | {field: value for field, value in given.items() if value is not None}
-    command = commands.supernode(folder, server=called, site=number, port=own, node=node, insecure=insecure)
+    command = commands.supernode(folder, server=called, client=number, port=own, node=node, insecure=insecure)
     if dry_run:
         _finish_plan(folder, [command], {}, as_json=as_json)
         return
 
     def ready() -> None:
-        lines = [f"site {number} takes part at {called}; Ctrl-C stops it"]
-        finish({"site": number, "server": str(called), "command": command}, lines, {"data": data}, as_json=as_json)
+        lines = [f"client {number} takes part at {called}; Ctrl-C stops it"]
+        finish({"client": number, "server": str(called), "command": command}, lines, {"data": data}, as_json=as_json)
 
-    steps.join(folder, called, site=number, port=own, node=node, insecure=insecure, ready=ready)
+    steps.join(folder, called, client=number, port=own, node=node, insecure=insecure, ready=ready)
 
 
-@click.command("register", short_help="Let sites in, by their public keys.")
+@click.command("register", short_help="Let clients in, by their public keys.")
 @click.argument("public_keys", nargs=-1, required=True, type=_FILE, metavar="KEY.pub...")
 @_folder("That of the server, which runs.")
 @_closing
@@ -139,7 +141,7 @@ def register(public_keys: tuple[Path, ...], folder: Path, dry_run: bool, as_json
 
     \b
     Example:
-      foveate federated register --folder federation site0.pub site1.pub
+      foveate federated register --folder federation client0.pub client1.pub
     """
     from foveate.federated.flower import commands, steps
 
@@ -150,15 +152,15 @@ def register(public_keys: tuple[Path, ...], folder: Path, dry_run: bool, as_json
     finish({"registered": found}, [f"registered: node {number}" for number in found], {}, as_json=as_json)
 
 
-@click.command("run", short_help="Run a job over the sites of a network.")
+@click.command("run", short_help="Run a job over the clients of a network.")
 @_folder("That of the server, which runs.")
 @click.option("--out", type=_FILE, required=True, help="Folder of the result.")
 @click.option("--job", default="cluster", show_default=True, help="cluster, embed or features.")
-@click.option("--sites", type=click.IntRange(1), required=True, help="How many sites there are, numbered from 0.")
-@click.option("--clusters", type=click.IntRange(1), help="K of all sites together; 8 by default.")
+@click.option("--clients", type=click.IntRange(1), required=True, help="How many clients there are, numbered from 0.")
+@click.option("--clusters", type=click.IntRange(1), help="K of all clients together; 8 by default.")
 @click.option("--method", metavar="NAME", help="The job's own by default.")
-@click.option("--min-sites", type=click.IntRange(1), help="Sites that must answer in every round; 1 by default.")
-@click.option("--wait", type=click.FloatRange(0), metavar="SECONDS", help="For sites to appear; 120 by default.")
+@click.option("--min-clients", type=click.IntRange(1), help="Clients that must answer in every round; 1 by default.")
+@click.option("--wait", type=click.FloatRange(0), metavar="SECONDS", help="For clients to appear; 120 by default.")
 @click.option("--timeout", type=click.FloatRange(1), metavar="SECONDS", help="For a round; 600 by default.")
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any other setting; repeatable.")
 @click.option("--seed", type=click.IntRange(0), help="Seed; 0 when not given.")
@@ -167,10 +169,10 @@ def run(
     folder: Path,
     out: Path,
     job: str,
-    sites: int,
+    clients: int,
     clusters: int | None,
     method: str | None,
-    min_sites: int | None,
+    min_clients: int | None,
     wait: float | None,
     timeout: float | None,
     overrides: tuple[str, ...],
@@ -178,14 +180,14 @@ def run(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Runs one clustering, map or encoder over the sites, with `flwr run`, where the server is.
+    """Runs one clustering, map or encoder over the clients, with `flwr run`, where the server is.
 
     Killed with its server and repeated, it goes on. Ctrl-C ends the run at the server too.
 
     \b
     Example:
-      foveate federated run --folder federation --sites 2 --clusters 12 --set min_count=10 --out groups
-      foveate federated run --folder federation --job embed --sites 2 --set rounds=60 --set surrogate=grid --out map
+      foveate federated run --folder federation --clients 2 --clusters 12 --set min_count=10 --out groups
+      foveate federated run --folder federation --job embed --clients 2 --set rounds=60 --set surrogate=grid --out map
     """
     from foveate.federated.flower import commands, steps
     from foveate.federated.flower.app import CONFIG
@@ -199,8 +201,8 @@ def run(
         "clusters": clusters,
         "method": method,
         "seed": seed,
-        "sites": sites,
-        "at-least": min_sites,
+        "clients": clients,
+        "at-least": min_clients,
         "wait": wait,
         "timeout": timeout,
         "out": str(out.resolve()),
@@ -242,4 +244,4 @@ def _finish_plan(folder: Path, planned: list[list[str]], files: Mapping[str, str
     finish(result, lines + commands.shown(environment, planned), {}, as_json=as_json)
 
 
-COMMANDS = (server, site, register, run)
+COMMANDS = (server, client, register, run)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from foveate.settings import progress
+from foveate.core import progress
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock, read_json, sweep, write_json_atomically
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock, read_json, sweep, write_json_atomically
 
 Work = Callable[["Cell"], dict[str, float]]
 

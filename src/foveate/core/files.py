@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 def fsync_folder(folder: Path) -> None:

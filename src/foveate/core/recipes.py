@@ -11,8 +11,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from foveate.settings.errors import UserError, nearest
-from foveate.settings.yaml_text import read_yaml
+from foveate.core.errors import UserError, nearest
+from foveate.core.yaml_text import read_yaml
 
 
 class Settings(BaseModel):

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json, write_json_atomically, write_text_atomically
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_json_atomically, write_text_atomically
 
 _BEFORE_WORK = ("recipe.yaml", "run.json")
 
@@ -35,7 +35,7 @@ class RunFolder:
 
         Args:
             recipe: the resolved recipe as YAML.
-            free: dotted names of fields that may change from one sitting to the next.
+            free: dotted names of fields that may change from one session to the next.
 
         Raises:
             UserError: when it is a file, or holds a run of another recipe.

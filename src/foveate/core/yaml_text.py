@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 MOST_VALUES = 100_000
 DEEPEST = 50

@@ -1,1 +1,1 @@
-"""Federated wing: data that may not leave its site. Algorithms on typed messages, apart from what carries them."""
+"""Federated wing: data that may not leave its client. Algorithms on typed messages, apart from what carries them."""

@@ -16,25 +16,25 @@ from sklearn.utils.validation import (
     validate_data,  # pyrefly: ignore[missing-module-attribute]
 )
 
+from foveate.core.errors import UserError
+from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import distances, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, pooled
 from foveate.federated.clustering.protocol import HANDLERS, as_points, unit_rows
 from foveate.federated.clustering.settings import Settings, method, resolve
-from foveate.federated.lists import common_columns, is_list_of_sites, rows_of
+from foveate.federated.lists import common_columns, is_list_of_clients, rows_of
 from foveate.federated.rounds import InProcess, Log
-from foveate.federated.sites import Site
-from foveate.settings.errors import UserError
 
 
 class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
-    """K groups of data that stay at their sites, from one exchange of centroids (and rounds of sums, where asked).
+    """K groups of data that stay at their clients, from one exchange of centroids (and rounds of sums, where asked).
 
     The default method `consensus` is Foveate's own. `paper_reconstruction` is what can be known of FeCA (arXiv
     2407.12764), whose body was not available and whose code was never published; it reproduces no number of the paper.
     Baselines: `kfed`, `weighted_kmeans`, `naive`, and `central`, which pools all points and is not federated.
 
     Parameters:
-        n_clusters: K, of all sites together.
+        n_clusters: K, of all clients together.
         method: name of the server method.
         client_init, n_init: start ("kmeans++", "random", "awasthi_sheffet") and number of runs of a client's k-means.
         local_clusters: how many clusters each client looks for: a number, one a client, or None for K.
@@ -45,9 +45,9 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         min_count: clusters of fewer points are merged at the client; 10 is a good number for sensitive data.
         spherical: cluster directions; rows are scaled to length 1.
         kfed_seeds, kfed_steps: of `kfed`.
-        on_few_groups: "raise", or "return" fewer centres with a warning.
+        on_few_groups: "raise", or "return" fewer centers with a warning.
         suspects: "report" odd clients, or "exclude" them.
-        min_sites: clients that must answer; others are left out with their reason.
+        min_clients: clients that must answer; others are left out with their reason.
         timeout: seconds after which a client is left out.
         keep: folder of the answers, so that a killed fit of the same data goes on.
         random_state: as in scikit-learn.
@@ -56,10 +56,10 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
 
     Attributes:
         cluster_centers_: [K, D]. labels_: one array a client; a plain array where one array was given. Clients that
-            were left out are labelled, too, where their data allow it; else with -1.
-        inertia_: summed squared distance of all labelled points.
+            were left out are labeled, too, where their data allow it; else with -1.
+        inertia_: summed squared distance of all labeled points.
         n_features_in_: D. method_: what was done, in words; 'one shot' only with refine_rounds=0.
-        client_reports_: what each client sent. server_report_: how the centres were found.
+        client_reports_: what each client sent. server_report_: how the centers were found.
         excluded_: by client why it was left out. suspects_: by client what is odd about it.
         exchanged_: the table of all that was sent: kind, direction, arrays, shapes, bytes. bytes_up_, bytes_down_.
 
@@ -94,7 +94,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         kfed_steps: str | None = None,
         on_few_groups: str = "raise",
         suspects: str = "report",
-        min_sites: int = 1,
+        min_clients: int = 1,
         timeout: float | None = None,
         keep: str | Path | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -116,7 +116,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         self.kfed_steps = kfed_steps
         self.on_few_groups = on_few_groups
         self.suspects = suspects
-        self.min_sites = min_sites
+        self.min_clients = min_clients
         self.timeout = timeout
         self.keep = keep
         self.random_state = random_state
@@ -127,28 +127,28 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         options = {name: getattr(self, name) for name in _OPTIONS}
         return resolve(self.n_clusters, method_name=self.method, seed=seed, **options)
 
-    def fit(self, X: Any, y: None = None, *, sites: ArrayLike | None = None) -> FederatedKMeans:
-        """Finds the centres.
+    def fit(self, X: Any, y: None = None, *, clients: ArrayLike | None = None) -> FederatedKMeans:
+        """Finds the centers.
 
         Args:
             X: one array [N, D] a client, in a list; or one array, which is one client.
             y: has no effect.
-            sites: for one array: the client of each row, any names (`cluster` by hospital, camera, user).
+            clients: for one array: the client of each row, any names (`cluster` by hospital, camera, user).
 
         Raises:
-            UserError: options or data that do not fit. TooFewSitesError, TooFewGroupsError: see `cluster`.
+            UserError: options or data that do not fit. TooFewClientsError, TooFewGroupsError: see `cluster`.
         """
         settings = self._settings()
-        several = is_list_of_sites(X) or sites is not None
-        parts = self._parts(X, sites)
+        several = is_list_of_clients(X) or clients is not None
+        parts = self._parts(X, clients)
         if not method(settings.method).federated:
             self._fit_pooled(parts, settings)
         else:
             log = Log()
-            members = [Site(number, part, HANDLERS) for number, part in enumerate(parts)]
+            members = [Client(number, part, HANDLERS) for number, part in enumerate(parts)]
             keep = None if self.keep is None else Path(self.keep)
             exchange = InProcess(members, timeout=self.timeout, keep=keep, log=log)
-            self._take(cluster(exchange, settings, at_least=self.min_sites), log)
+            self._take(cluster(exchange, settings, at_least=self.min_clients), log)
         self.n_features_in_ = int(self.cluster_centers_.shape[1])
         labels, self.inertia_ = [], 0.0
         for part in parts:
@@ -156,14 +156,14 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
             labels.append(found)
             self.inertia_ += inertia
         self.labels_ = labels if several else labels[0]
-        if sites is not None:
-            self.sites_ = np.unique(np.asarray(sites))
+        if clients is not None:
+            self.clients_ = np.unique(np.asarray(clients))
         return self
 
-    def _parts(self, X: Any, sites: ArrayLike | None) -> list[Any]:
-        if is_list_of_sites(X):
-            if sites is not None:
-                raise UserError("sites names the client of each row of one array; a list of arrays says it already")
+    def _parts(self, X: Any, clients: ArrayLike | None) -> list[Any]:
+        if is_list_of_clients(X):
+            if clients is not None:
+                raise UserError("clients names the client of each row of one array; a list of arrays says it already")
             columns = common_columns(X)
             if columns is not None:
                 self.feature_names_in_ = np.array(columns, dtype=object)
@@ -171,17 +171,17 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
                 del self.feature_names_in_
             return list(X)
         array = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=True)
-        if sites is None:
+        if clients is None:
             return [array]
-        _, number_N = np.unique(np.asarray(sites), return_inverse=True)
+        _, number_N = np.unique(np.asarray(clients), return_inverse=True)
         if number_N.shape != (len(array),):
-            raise UserError(f"sites names {number_N.size} rows; the array has {len(array)}")
+            raise UserError(f"clients names {number_N.size} rows; the array has {len(array)}")
         return [array[number_N == number] for number in range(number_N.max() + 1)]
 
     def _take(self, found: Clustered, log: Log) -> None:
-        self.cluster_centers_ = found.centres
+        self.cluster_centers_ = found.centers
         self.method_ = found.title
-        self.client_reports_, self.server_report_ = found.clients, found.server
+        self.client_reports_, self.server_report_ = found.client_reports, found.server
         self.excluded_, self.suspects_ = found.excluded, found.suspects
         self.exchanged_ = log.table()
         self.bytes_up_, self.bytes_down_ = log.bytes(up=True), log.bytes(up=False)
@@ -191,7 +191,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         points = np.concatenate([as_points(part) for part in parts])
         merged = pooled(unit_rows(points) if settings.spherical else points, settings)
         nothing: dict[int, Any] = {}
-        self._take(Clustered(merged.centres, settings, nothing, merged.report, {}, {}, {}), Log())
+        self._take(Clustered(merged.centers, settings, nothing, merged.report, {}, {}, {}), Log())
 
     def _labels_of(self, part: Any) -> tuple[NDArray[np.int64], float]:
         try:
@@ -216,14 +216,14 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         return self._prepared(check_array(X, dtype=np.float64))
 
     def predict(self, X: Any) -> Any:
-        """The nearest centre of each point, ties to the lower number: [N], or a list of these for a list of arrays."""
-        if is_list_of_sites(X):
+        """The nearest center of each point, ties to the lower number: [N], or a list of these for a list of arrays."""
+        if is_list_of_clients(X):
             return [self.predict(part) for part in X]
         return nearest(self._checked(X), self.cluster_centers_)[0]
 
     def transform(self, X: Any) -> Any:
-        """Distances to the centres, [N, K]; a list of these for a list of arrays."""
-        if is_list_of_sites(X):
+        """Distances to the centers, [N, K]; a list of these for a list of arrays."""
+        if is_list_of_clients(X):
             return [self.transform(part) for part in X]
         return distances(self._checked(X), self.cluster_centers_)
 

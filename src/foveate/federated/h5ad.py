@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 COMPONENTS = "X_pca"
 _INDEX = ("index", "_index")

@@ -1,10 +1,10 @@
-"""What a server keeps on disk, so that a killed one goes on where it was: answers of sites, and states of trainings.
+"""What a server keeps on disk, so that a killed one goes on where it was: answers of clients, and states of trainings.
 
 A state is a safetensors file; what is no array stands in its metadata as JSON, with the format and the options of the
 run that it belongs to.
 
 What was made of other data is never used again where the data are in this process: they have a `digest`. Over a network
-a server cannot know whether a site's data changed, so that answers and states of a finished run are removed there.
+a server cannot know whether a client's data changed, so that answers and states of a finished run are removed there.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from foveate.core.errors import UserError
+from foveate.core.files import write_bytes_atomically
+from foveate.core.recipes import Settings
 from foveate.federated.messages import Message, MessageError
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_bytes_atomically
-from foveate.settings.recipes import Settings
 
 T = TypeVar("T")
 
@@ -131,22 +131,22 @@ class Kept:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, request: Message, site: int, data: str = "") -> Path:
-        """Where the site's answer to this question is kept."""
+    def path(self, request: Message, client: int, data: str = "") -> Path:
+        """Where the client's answer to this question is kept."""
         name = digest(request.digest(), data)[:32]
-        return self.folder / f"{request.round:06d}-{request.kind}" / f"{site}-{name}.safetensors"
+        return self.folder / f"{request.round:06d}-{request.kind}" / f"{client}-{name}.safetensors"
 
-    def read(self, request: Message, site: int, data: str = "") -> Message | None:
+    def read(self, request: Message, client: int, data: str = "") -> Message | None:
         """The kept answer; None where there is none, or a broken one."""
-        path = self.path(request, site, data)
+        path = self.path(request, client, data)
         try:
             return Message.from_bytes(path.read_bytes())
         except (FileNotFoundError, MessageError):
             return None
 
-    def write(self, request: Message, site: int, answer: Message, data: str = "") -> None:
+    def write(self, request: Message, client: int, answer: Message, data: str = "") -> None:
         """Keeps an answer that was believed, whole or not at all."""
-        path = self.path(request, site, data)
+        path = self.path(request, client, data)
         if not path.is_file():
             write_bytes_atomically(path, answer.to_bytes())
 

@@ -1,4 +1,4 @@
-"""Lists with the data of several sites, as the estimators take them."""
+"""Lists with the data of several clients, as the estimators take them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
-def is_list_of_sites(data: Any) -> bool:
-    """Whether data are several sites' arrays and not one array: a list or tuple with an element that has two axes."""
+def is_list_of_clients(data: Any) -> bool:
+    """Whether data are several clients' arrays and not one array: a list or tuple with an element that has two axes."""
     return isinstance(data, list | tuple) and any(np.ndim(one) >= 2 for one in data if not np.isscalar(one))
 
 
 def rows_of(data: Any) -> int:
-    """How many rows a site's data have; 0 for what has none, such as None."""
+    """How many rows a client's data have; 0 for what has none, such as None."""
     try:
         return len(data)
     except TypeError:
@@ -29,7 +29,7 @@ def common_columns(parts: Sequence[Any]) -> list[str] | None:
     Data frames of as many columns must have the same ones in the same order: rows of numbers know no names.
 
     Raises:
-        UserError: two do not; names the sites and the first column that differs.
+        UserError: two do not; names the clients and the first column that differs.
     """
     first, known = 0, None
     for number, part in enumerate(parts):
@@ -39,7 +39,7 @@ def common_columns(parts: Sequence[Any]) -> list[str] | None:
         if known is None:
             first, known = number, names
         elif len(names) == len(known):
-            _compare(names, known, f"site {number}", f"site {first}")
+            _compare(names, known, f"client {number}", f"client {first}")
     return known
 
 
@@ -65,5 +65,5 @@ def _compare(names: list[str], known: list[str], who: str, whom: str) -> None:
             how = "in another order" if sorted(names) == sorted(known) else "of other names"
             raise UserError(
                 f"{who} has columns {how} than {whom}: column {place} is '{found}', not '{wanted}'; "
-                "give all sites the same columns in the same order"
+                "give all clients the same columns in the same order"
             )

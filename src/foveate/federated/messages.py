@@ -1,6 +1,6 @@
-"""What goes between a server and its sites: named arrays and values, with nothing hidden in them.
+"""What goes between a server and its clients: named arrays and values, with nothing hidden in them.
 
-A `Message` is all that ever leaves a site. It can be listed (`notes`), counted (`size`), compared (`digest`), written
+A `Message` is all that ever leaves a client. It can be listed (`notes`), counted (`size`), compared (`digest`), written
 to bytes without pickle, and checked against a `MessageRule` before it is believed. Nothing here knows a network.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 SCHEMA = 1
 """Version of the messages' form. A message of another version is refused."""
@@ -50,11 +50,11 @@ class ArrayNote:
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """One message, to a site or from it.
+    """One message, to a client or from it.
 
     Attributes:
         kind: what is asked or answered, such as "query.centroids"; an answer has the kind of its question.
-        round: number of the round, from 0. Randomness comes from (seed, round, site, purpose).
+        round: number of the round, from 0. Randomness comes from (seed, round, client, purpose).
         arrays: by name. They are copied, C-ordered, and can no longer be written to.
         values: single numbers, words and switches, by name.
 
@@ -187,7 +187,7 @@ class ArrayRule:
 
 @dataclass(frozen=True, slots=True)
 class MessageRule:
-    """What a message must hold; anything else in it is refused, so that nothing leaves a site unlisted.
+    """What a message must hold; anything else in it is refused, so that nothing leaves a client unlisted.
 
     Attributes:
         kind: its kind.

@@ -1,6 +1,6 @@
-"""Splits of one data set over sites, for experiments: even, by a Dirichlet draw per class, by shards, by natural ids.
+"""Splits of one data set over clients, for experiments: even, by a Dirichlet draw per class, by shards, by natural ids.
 
-Every function returns one sorted array of row numbers a site; together they hold every row once.
+Every function returns one sorted array of row numbers a client; together they hold every row once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 Rows = NDArray[np.int64]
 MOST_DRAWS = 1000
@@ -19,7 +19,7 @@ MOST_DRAWS = 1000
 
 @dataclass(frozen=True)
 class Partition:
-    """Rows by site, with the names of the sites and how many draws the smallest size took.
+    """Rows by client, with the names of the clients and how many draws the smallest size took.
 
     `draws` is 1 where nothing had to be drawn again.
     """
@@ -30,121 +30,123 @@ class Partition:
 
 
 def _numbered(rows: Sequence[Rows], draws: int = 1) -> Partition:
-    return Partition([np.sort(one) for one in rows], [f"site {number}" for number in range(len(rows))], draws)
+    return Partition([np.sort(one) for one in rows], [f"client {number}" for number in range(len(rows))], draws)
 
 
-def _check_sites(sites: int, points: int) -> None:
-    if not 1 <= sites <= points:
-        raise UserError(f"{sites} sites for {points} points: allowed are 1 to {points}")
+def _check_clients(clients: int, points: int) -> None:
+    if not 1 <= clients <= points:
+        raise UserError(f"{clients} clients for {points} points: allowed are 1 to {points}")
 
 
-def even(points: int, sites: int, rng: np.random.Generator) -> Partition:
+def even(points: int, clients: int, rng: np.random.Generator) -> Partition:
     """A random permutation, cut into parts whose sizes differ by one at most (independent, identically distributed).
 
     Raises:
-        UserError: more sites than points, or none.
+        UserError: more clients than points, or none.
     """
-    _check_sites(sites, points)
-    return _numbered(np.array_split(rng.permutation(points), sites))
+    _check_clients(clients, points)
+    return _numbered(np.array_split(rng.permutation(points), clients))
 
 
 def dirichlet(
     labels_N: ArrayLike,
-    sites: int,
+    clients: int,
     rng: np.random.Generator,
     *,
     alpha: float,
     smallest: int = 1,
     balanced: bool = False,
 ) -> Partition:
-    """For each class one Dirichlet(alpha) draw of shares over the sites (Hsu et al. 2019, arXiv 1909.06335).
+    """For each class one Dirichlet(alpha) draw of shares over the clients (Hsu et al. 2019, arXiv 1909.06335).
 
     The rows of a class are shuffled and cut at the floor of the cumulative shares. The smaller alpha, the fewer classes
-    has a site.
+    has a client.
 
     Args:
-        smallest: every site gets at least so many rows; everything is drawn again until it has. 0 = take the first.
-        balanced: shares of sites that already hold N / sites rows are set to zero and the rest scaled up; if no share
+        smallest: every client gets at least so many rows; everything is drawn again until it has. 0 = take the first.
+        balanced: shares of clients that already hold N / clients rows are set to zero and the rest scaled up; if no share
             is left, everything is drawn again.
 
     Raises:
-        UserError: an alpha that is not above 0, too many sites, or 1,000 draws without success.
+        UserError: an alpha that is not above 0, too many clients, or 1,000 draws without success.
     """
     labels = np.asarray(labels_N)
-    _check_sites(sites, len(labels))
+    _check_clients(clients, len(labels))
     if not alpha > 0 or not np.isfinite(alpha):
         raise UserError(f"alpha {alpha}: a Dirichlet split needs a number above 0, such as 0.3")
-    if smallest * sites > len(labels):
+    if smallest * clients > len(labels):
         raise UserError(
-            f"{sites} sites with at least {smallest} points each need {smallest * sites}, not {len(labels)}"
+            f"{clients} clients with at least {smallest} points each need {smallest * clients}, not {len(labels)}"
         )
     classes = [np.flatnonzero(labels == one) for one in np.unique(labels)]
     for draw in range(1, MOST_DRAWS + 1):
-        parts = _dirichlet_draw(classes, sites, rng, alpha, len(labels) if balanced else None)
+        parts = _dirichlet_draw(classes, clients, rng, alpha, len(labels) if balanced else None)
         if parts is not None and min(len(part) for part in parts) >= smallest:
             return _numbered(parts, draw)
     raise UserError(
-        f"no Dirichlet split with alpha {alpha:g} gave each of {sites} sites {smallest} points in {MOST_DRAWS} draws; "
-        "a larger alpha, fewer sites or a smaller least size helps"
+        f"no Dirichlet split with alpha {alpha:g} gave each of {clients} clients {smallest} points in {MOST_DRAWS} draws; "
+        "a larger alpha, fewer clients or a smaller least size helps"
     )
 
 
 def _dirichlet_draw(
-    classes: Sequence[Rows], sites: int, rng: np.random.Generator, alpha: float, balance: int | None
+    classes: Sequence[Rows], clients: int, rng: np.random.Generator, alpha: float, balance: int | None
 ) -> list[Rows] | None:
     """One draw; None where no share was left to scale up."""
-    parts: list[list[Rows]] = [[] for _ in range(sites)]
-    held_M = np.zeros(sites, dtype=np.int64)
+    parts: list[list[Rows]] = [[] for _ in range(clients)]
+    held_M = np.zeros(clients, dtype=np.int64)
     for rows in classes:
         rows = rng.permutation(rows)
-        shares_M = rng.dirichlet(np.full(sites, alpha))
+        shares_M = rng.dirichlet(np.full(clients, alpha))
         if balance is not None:
-            shares_M = np.where(held_M < balance / sites, shares_M, 0.0)
+            shares_M = np.where(held_M < balance / clients, shares_M, 0.0)
         if not shares_M.sum() > 0:  # small alphas may underflow to zeros or NaN
             return None
         cuts = (np.cumsum(shares_M / shares_M.sum())[:-1] * len(rows)).astype(np.int64)
-        for site, part in enumerate(np.split(rows, cuts)):
-            parts[site].append(part)
-            held_M[site] += len(part)
+        for client, part in enumerate(np.split(rows, cuts)):
+            parts[client].append(part)
+            held_M[client] += len(part)
     return [np.concatenate(part) for part in parts]
 
 
-def shards(labels_N: ArrayLike, sites: int, rng: np.random.Generator, *, classes: int) -> Partition:
-    """`classes` classes a site; each class is cut into equal pieces, one for every site that holds it.
+def shards(labels_N: ArrayLike, clients: int, rng: np.random.Generator, *, classes: int) -> Partition:
+    """`classes` classes a client; each class is cut into equal pieces, one for every client that holds it.
 
-    Classes of a site are drawn without repetition, with weights 1 / (times used so far + 1), so that all are used about
-    equally often. Classes that nobody drew go, one each, to the sites with the fewest rows, so that no row is lost.
+    Classes of a client are drawn without repetition, with weights 1 / (times used so far + 1), so that all are used about
+    equally often. Classes that nobody drew go, one each, to the clients with the fewest rows, so that no row is lost.
 
     Raises:
-        UserError: more classes a site than there are, or too many sites.
+        UserError: more classes a client than there are, or too many clients.
     """
     labels = np.asarray(labels_N)
-    _check_sites(sites, len(labels))
+    _check_clients(clients, len(labels))
     values = np.unique(labels)
     if not 1 <= classes <= len(values):
-        raise UserError(f"{classes} classes a site: the data have {len(values)}")
+        raise UserError(f"{classes} classes a client: the data have {len(values)}")
     used_C = np.zeros(len(values))
     owners: list[list[int]] = [[] for _ in values]
-    for site in range(sites):
+    for client in range(clients):
         weights = 1 / (used_C + 1)
         for chosen in rng.choice(len(values), size=classes, replace=False, p=weights / weights.sum()):
             used_C[chosen] += 1
-            owners[chosen].append(site)
-    parts: list[list[Rows]] = [[] for _ in range(sites)]
+            owners[chosen].append(client)
+    parts: list[list[Rows]] = [[] for _ in range(clients)]
     for number in sorted(range(len(values)), key=lambda one: not owners[one]):
         if not owners[number]:
-            owners[number] = [min(range(sites), key=lambda site: sum(len(part) for part in parts[site]))]
+            owners[number] = [min(range(clients), key=lambda client: sum(len(part) for part in parts[client]))]
         rows = rng.permutation(np.flatnonzero(labels == values[number]))
-        for site, part in zip(owners[number], np.array_split(rows, len(owners[number])), strict=True):
-            parts[site].append(part)
+        for client, part in zip(owners[number], np.array_split(rows, len(owners[number])), strict=True):
+            parts[client].append(part)
     found = [np.concatenate(part) if part else np.zeros(0, np.int64) for part in parts]
     if min(len(part) for part in found) == 0:
-        raise UserError(f"{sites} sites with {classes} classes each leave a site without a point; give fewer sites")
+        raise UserError(
+            f"{clients} clients with {classes} classes each leave a client without a point; give fewer clients"
+        )
     return _numbered(found)
 
 
 def by_id(ids_N: Sequence[Hashable]) -> Partition:
-    """One site for each distinct id (a hospital, a camera, a user), in sorted order of their texts.
+    """One client for each distinct id (a hospital, a camera, a user), in sorted order of their texts.
 
     Raises:
         UserError: no row.

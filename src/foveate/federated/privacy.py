@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 DELTA = 1e-5
 

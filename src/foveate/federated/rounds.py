@@ -1,6 +1,6 @@
-"""Rounds: ask all sites, take what can be believed, say who was left out and why.
+"""Rounds: ask all clients, take what can be believed, say who was left out and why.
 
-`Exchange` is all that an algorithm sees of a transport. `InProcess` calls sites one after another; another transport
+`Exchange` is all that an algorithm sees of a transport. `InProcess` calls clients one after another; another transport
 implements the same `ask`. The log keeps what was exchanged: never the content, always what it was and how large.
 """
 
@@ -13,21 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from foveate.core.errors import UserError
+from foveate.core.progress import say
+from foveate.federated.clients import Client, title
 from foveate.federated.kept import Kept, digest
 from foveate.federated.messages import ArrayNote, Message, MessageError, MessageRule
-from foveate.federated.sites import Site, title
-from foveate.settings.errors import UserError
-from foveate.settings.progress import say
 
 FAULTS = (Exception,)
-"""All that a broken site may raise, short of what ends the process."""
+"""All that a broken client may raise, short of what ends the process."""
 
 Requests = Message | Mapping[int, Message]
 Check = Callable[[int, Message], None]
 
 
-class TooFewSitesError(UserError):
-    """Too few sites answered; the sentence names them and their reasons."""
+class TooFewClientsError(UserError):
+    """Too few clients answered; the sentence names them and their reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Entry:
 
     round: int
     kind: str
-    site: int
+    client: int
     up: bool
     arrays: tuple[ArrayNote, ...]
     values: tuple[str, ...]
@@ -47,14 +47,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Round:
-    """What one call of `ask` brought: answers by site number, in order, and the reasons of those left out."""
+    """What one call of `ask` brought: answers by client number, in order, and the reasons of those left out."""
 
     answers: dict[int, Message]
     excluded: dict[int, str]
 
     @property
-    def sites(self) -> list[int]:
-        """Numbers of the sites that answered, ascending."""
+    def clients(self) -> list[int]:
+        """Numbers of the clients that answered, ascending."""
         return list(self.answers)
 
 
@@ -66,15 +66,15 @@ class Log:
     record: bool = False
     messages: list[tuple[int, bool, Message]] = field(default_factory=list)
 
-    def add(self, site: int, message: Message, *, up: bool, seconds: float = 0.0, reason: str = "") -> None:
+    def add(self, client: int, message: Message, *, up: bool, seconds: float = 0.0, reason: str = "") -> None:
         """Notes one message."""
         if self.record:
-            self.messages.append((site, up, message))
+            self.messages.append((client, up, message))
         self.entries.append(
             Entry(
                 message.round,
                 message.kind,
-                site,
+                client,
                 up,
                 tuple(message.notes()),
                 tuple(sorted(message.values)),
@@ -84,16 +84,16 @@ class Log:
             )
         )
 
-    def failed(self, site: int, request: Message, reason: str, seconds: float) -> None:
+    def failed(self, client: int, request: Message, reason: str, seconds: float) -> None:
         """Notes that nothing usable came."""
-        self.entries.append(Entry(request.round, request.kind, site, True, (), (), 0, seconds, reason))
+        self.entries.append(Entry(request.round, request.kind, client, True, (), (), 0, seconds, reason))
 
     def bytes(self, *, up: bool) -> int:
         """Bytes sent up or down, refused messages included: they were sent."""
         return sum(entry.size for entry in self.entries if entry.up == up)
 
     def table(self) -> list[dict[str, Any]]:
-        """What was exchanged, one row for each (kind, direction, array or values): sites, shapes, bytes."""
+        """What was exchanged, one row for each (kind, direction, array or values): clients, shapes, bytes."""
         rows: dict[tuple[str, bool, str], dict[str, Any]] = {}
         for entry in self.entries:
             values = ", ".join(entry.values)
@@ -116,25 +116,25 @@ class Exchange(Protocol):
     log: Log
 
     @property
-    def sites(self) -> Sequence[int]:
-        """Numbers of all sites, ascending."""
+    def clients(self) -> Sequence[int]:
+        """Numbers of all clients, ascending."""
         ...
 
-    def name(self, site: int) -> str:
-        """How a site is called."""
+    def name(self, client: int) -> str:
+        """How a client is called."""
         ...
 
     def ask(self, requests: Requests, rule: MessageRule, *, at_least: int = 1, check: Check | None = None) -> Round:
-        """One round: every site gets its request and answers, or is left out with a reason.
+        """One round: every client gets its request and answers, or is left out with a reason.
 
         Args:
-            requests: the same message for all sites, or one by site number; a site without one is not asked.
+            requests: the same message for all clients, or one by client number; a client without one is not asked.
             rule: what an answer must be. check: whatever the rule cannot say; raises UserError or another error of
                 `FAULTS`, whose words become the reason.
             at_least: how many answers are needed.
 
         Raises:
-            TooFewSitesError: fewer answered.
+            TooFewClientsError: fewer answered.
         """
         ...
 
@@ -144,11 +144,11 @@ class Exchange(Protocol):
 
 
 class InProcess:
-    """The plain loop: sites are called one after another in the order of their numbers.
+    """The plain loop: clients are called one after another in the order of their numbers.
 
     Args:
-        sites: those of this process.
-        timeout: seconds after which a site is left out as slow; it cannot be stopped in process, only left behind.
+        clients: those of this process.
+        timeout: seconds after which a client is left out as slow; it cannot be stopped in process, only left behind.
             None waits for ever and starts no thread.
         keep: folder that keeps the answers of each round (`Kept`), so that a killed server goes on with its round;
             answers of other data are not used.
@@ -158,38 +158,43 @@ class InProcess:
     >>> from foveate.federated.messages import ArrayRule
     >>> def mean(data, request, number):
     ...     return request.answer(arrays={"mean": data.mean(0)}, points=len(data))
-    >>> sites = [Site(number, np.full((2, 3), float(number)), {"query.mean": mean}) for number in range(2)]
+    >>> clients = [Client(number, np.full((2, 3), float(number)), {"query.mean": mean}) for number in range(2)]
     >>> rule = MessageRule("query.mean", {"mean": ArrayRule("float64", (3,))}, {"points": int})
-    >>> found = InProcess(sites).ask(Message("query.mean"), rule)
+    >>> found = InProcess(clients).ask(Message("query.mean"), rule)
     >>> found.answers[1].array("mean").tolist(), found.excluded
     ([1.0, 1.0, 1.0], {})
     """
 
     def __init__(
-        self, sites: Sequence[Site], *, timeout: float | None = None, keep: Path | None = None, log: Log | None = None
+        self,
+        clients: Sequence[Client],
+        *,
+        timeout: float | None = None,
+        keep: Path | None = None,
+        log: Log | None = None,
     ) -> None:
-        self._sites = {site.number: site for site in sorted(sites, key=lambda site: site.number)}
-        if len(self._sites) != len(sites):
-            numbers = [site.number for site in sites]
+        self._clients = {client.number: client for client in sorted(clients, key=lambda client: client.number)}
+        if len(self._clients) != len(clients):
+            numbers = [client.number for client in clients]
             twice = next(number for number in numbers if numbers.count(number) > 1)
-            raise UserError(f"two sites have the number {twice}; every site needs its own")
+            raise UserError(f"two clients have the number {twice}; every client needs its own")
         self._timeout = timeout
         self._kept = Kept(keep) if keep is not None else None
-        self._data = {} if keep is None else {site.number: digest(site.about, site.data) for site in sites}
+        self._data = {} if keep is None else {client.number: digest(client.about, client.data) for client in clients}
         self.log = Log() if log is None else log
 
     @property
-    def sites(self) -> Sequence[int]:
-        """Numbers of all sites, ascending."""
-        return list(self._sites)
+    def clients(self) -> Sequence[int]:
+        """Numbers of all clients, ascending."""
+        return list(self._clients)
 
-    def name(self, site: int) -> str:
-        """How a site is called."""
-        return title(site, self._sites[site].name)
+    def name(self, client: int) -> str:
+        """How a client is called."""
+        return title(client, self._clients[client].name)
 
     def ask(self, requests: Requests, rule: MessageRule, *, at_least: int = 1, check: Check | None = None) -> Round:
         """One round, see `Exchange.ask`."""
-        asked = {number: requests for number in self._sites} if isinstance(requests, Message) else dict(requests)
+        asked = {number: requests for number in self._clients} if isinstance(requests, Message) else dict(requests)
         answers: dict[int, Message] = {}
         excluded: dict[int, str] = {}
         for number in sorted(asked):
@@ -218,24 +223,24 @@ class InProcess:
             self._kept.forget(before=before)
 
     def _one(self, number: int, request: Message) -> tuple[Message | None, str]:
-        """The site's answer, or the reason why there is none."""
+        """The client's answer, or the reason why there is none."""
         kept = self._kept.read(request, number, self._data[number]) if self._kept is not None else None
         if kept is not None:
             return kept, ""
-        site = self._sites[number]
+        client = self._clients[number]
         if self._timeout is None:
-            return attempt(site, request)
+            return attempt(client, request)
         found: list[tuple[Message | None, str]] = []
-        worker = threading.Thread(target=lambda: found.append(attempt(site, request)), daemon=True)
+        worker = threading.Thread(target=lambda: found.append(attempt(client, request)), daemon=True)
         worker.start()
         worker.join(self._timeout)
         return found[0] if found else (None, f"no answer within {self._timeout:g} s")
 
 
-def attempt(site: Site, request: Message) -> tuple[Message | None, str]:
-    """Asks one site; a fault of any kind becomes its reason."""
+def attempt(client: Client, request: Message) -> tuple[Message | None, str]:
+    """Asks one client; a fault of any kind becomes its reason."""
     try:
-        answer = site.answer(request)
+        answer = client.answer(request)
     except UserError as problem:
         return None, str(problem)
     except FAULTS as problem:
@@ -264,7 +269,7 @@ def enough(found: Round, at_least: int, name: Callable[[int], str]) -> Round:
     """The round itself.
 
     Raises:
-        TooFewSitesError: fewer than `at_least` answers.
+        TooFewClientsError: fewer than `at_least` answers.
     """
     if len(found.answers) >= at_least:
         return found
@@ -272,4 +277,4 @@ def enough(found: Round, at_least: int, name: Callable[[int], str]) -> Round:
     more = f" and {len(found.excluded) - 5} more" if len(found.excluded) > 5 else ""
     asked = len(found.answers) + len(found.excluded)
     listed = f" ({reasons}{more})" if reasons else ""
-    raise TooFewSitesError(f"{len(found.answers)} of {asked} sites answered; {at_least} are needed{listed}")
+    raise TooFewClientsError(f"{len(found.answers)} of {asked} clients answered; {at_least} are needed{listed}")

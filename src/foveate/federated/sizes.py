@@ -1,4 +1,4 @@
-"""How large the data of sites elsewhere are, as they say, and which of them fit together."""
+"""How large the data of clients elsewhere are, as they say, and which of them fit together."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from foveate.core.errors import UserError
 from foveate.federated.messages import Message
-from foveate.federated.rounds import Exchange, TooFewSitesError
-from foveate.settings.errors import UserError
+from foveate.federated.rounds import Exchange, TooFewClientsError
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What sites said.
+    """What clients said.
 
     Attributes:
-        features: of most sites' points. points: by site of these, how many there are. others: by site why its data do
+        features: of most clients' points. points: by client of these, how many there are. others: by client why its data do
             not fit.
     """
 
@@ -29,20 +29,20 @@ def sizes_of(exchange: Exchange, answers: Mapping[int, Message], *, at_least: in
     """Compares answers with the numbers `points` and `features`.
 
     Raises:
-        UserError: no number of features that most sites have.
-        TooFewSitesError: fewer than `at_least` sites have as many features as most.
+        UserError: no number of features that most clients have.
+        TooFewClientsError: fewer than `at_least` clients have as many features as most.
     """
-    widths = {site: int(answer.number("features")) for site, answer in answers.items()}
+    widths = {client: int(answer.number("features")) for client, answer in answers.items()}
     features, most = Counter(widths.values()).most_common(1)[0]
     if 2 * most <= len(widths) and len(widths) > 1:
-        listed = ", ".join(f"{exchange.name(site)}: {width}" for site, width in widths.items())
-        raise UserError(f"the sites' points have different numbers of features ({listed:.300})")
+        listed = ", ".join(f"{exchange.name(client)}: {width}" for client, width in widths.items())
+        raise UserError(f"the clients' points have different numbers of features ({listed:.300})")
     others = {
-        site: f"its data have {width} features; those of most sites have {features}"
-        for site, width in widths.items()
+        client: f"its data have {width} features; those of most clients have {features}"
+        for client, width in widths.items()
         if width != features
     }
-    points = {site: int(answer.number("points")) for site, answer in answers.items() if site not in others}
+    points = {client: int(answer.number("points")) for client, answer in answers.items() if client not in others}
     if len(points) < at_least:
-        raise TooFewSitesError(f"{len(points)} sites have {features} features; {at_least} are needed")
+        raise TooFewClientsError(f"{len(points)} clients have {features} features; {at_least} are needed")
     return Sizes(features, points, others)

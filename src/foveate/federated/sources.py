@@ -1,6 +1,6 @@
-"""Points from public sets and files (arrays, Parquet tables, AnnData, exported embeddings), and splits over sites.
+"""Points from public sets and files (arrays, Parquet tables, AnnData, exported embeddings), and splits over clients.
 
-| source | points | labels, sites |
+| source | points | labels, clients |
 |---|---|---|
 | `digits`, `mnist-5k`, `fashion-mnist`, `pbmc68k` | see `public_sets` | `label` |
 | folder with MNIST's files | its training part, pixels from 0 to 1 | `label` |
@@ -8,7 +8,7 @@
 | `x.npz` | array `points`, `embedding`, `embeddings`, `features` or `X` | arrays of any name, one entry per row |
 | `x.parquet`, folder of them | a column of lists of these names, else all columns of numbers | columns of any name |
 | `x.h5ad` | the principal components `X_pca` (extra `cells`) | every column of `obs` |
-| folder of `foveate export --to embeddings` | its pictures | by key from a collection |
+| folder of `foveate export --to embeddings` | its images | by key from a collection |
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError, choose, nearest
+from foveate.core.seeds import generator
 from foveate.federated import partition
 from foveate.federated.h5ad import read_h5ad
 from foveate.federated.kept import digest
 from foveate.federated.partition import Partition
-from foveate.federated.public_sets import FASHION_PICTURES, SETS, fashion_mnist
-from foveate.metrics.neighbours import as_points
+from foveate.federated.public_sets import FASHION_IMAGES, SETS, fashion_mnist
+from foveate.metrics.neighbors import as_points
 from foveate.records.collection import Collection
-from foveate.settings.errors import UserError, choose, nearest
-from foveate.settings.seeds import generator
 
 POINT_NAMES = ("points", "embedding", "embeddings", "features", "X")
 _ASIDE = ("key", "kind", "box", "phrase", "norm")
@@ -74,7 +74,7 @@ def read_points(source: str | Path) -> Points:
     if str(source) in SETS:
         return Points(str(source), *SETS[str(source)]())
     if path.is_dir():
-        return Points(str(path), *fashion_mnist(path)) if (path / FASHION_PICTURES).is_file() else _folder(path)
+        return Points(str(path), *fashion_mnist(path)) if (path / FASHION_IMAGES).is_file() else _folder(path)
     if not path.is_file():
         kinds = f"a source is {', '.join(SETS)}, a .npy, .npz, .parquet or .h5ad file, or a folder"
         raise UserError(f"{source}: no such file; {kinds}{nearest(str(source), SETS)}")
@@ -144,11 +144,11 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _folder(path: Path) -> Points:
-    """Parts of a table, or the pictures of exported embeddings."""
-    inner = path / "pictures" if (path / "pictures").is_dir() else path
+    """Parts of a table, or the images of exported embeddings."""
+    inner = path / "images" if (path / "images").is_dir() else path
     parts = sorted(inner.glob("*.parquet")) or sorted(inner.glob("*.npz"))
     if not parts:
-        raise UserError(f"{path}: holds no .parquet or .npz files, and no folder 'pictures' with some")
+        raise UserError(f"{path}: holds no .parquet or .npz files, and no folder 'images' with some")
     read = [read_points(part) for part in parts]
     shared = set.intersection(*(set(one.columns) for one in read))
     columns = {name: np.concatenate([one.columns[name].astype(object) for one in read]) for name in sorted(shared)}
@@ -167,17 +167,17 @@ def with_labels(points: Points, collection: Path, label: str) -> Points:
     rows = {key: row for row, key in enumerate(opened.keys)}
     missing = [key for key in keys if key not in rows]
     if missing:
-        raise UserError(f"{collection}: has no picture '{missing[0]}' ({len(missing)} of {len(keys)} are missing)")
+        raise UserError(f"{collection}: has no image '{missing[0]}' ({len(missing)} of {len(keys)} are missing)")
     found = np.array([values[rows[key]] for key in keys], dtype=object)
     return Points(points.name, points.points_ND, points.columns | {label: found})
 
 
 @dataclass(frozen=True)
-class Sites:
-    """Points by site.
+class Clients:
+    """Points by client.
 
     Attributes:
-        labels: by site; None where there are none. about: how they were split, in words.
+        labels: by client; None where there are none. about: how they were split, in words.
     """
 
     names: list[str]
@@ -186,7 +186,7 @@ class Sites:
     about: str
 
     def digests(self) -> dict[str, str]:
-        """By site a digest of its points, for what is kept of a run: it belongs to these points and no others."""
+        """By client a digest of its points, for what is kept of a run: it belongs to these points and no others."""
         return {name: digest(points) for name, points in zip(self.names, self.points, strict=True)}
 
 
@@ -210,7 +210,7 @@ def split_words(words: str) -> tuple[str, float]:
 
 
 def split_labels(
-    labels_N: NDArray[Any] | None, points: int, words: str, sites: int, *, seed: int, smallest: int = 10
+    labels_N: NDArray[Any] | None, points: int, words: str, clients: int, *, seed: int, smallest: int = 10
 ) -> Partition:
     """A split for experiments: even, dirichlet:ALPHA, balanced:ALPHA (FedNE's), or shards:CLASSES.
 
@@ -220,47 +220,47 @@ def split_labels(
     name, number = split_words(words)
     random = generator("partition", seed)
     if name == "even":
-        return partition.even(points, sites, random)
+        return partition.even(points, clients, random)
     if labels_N is None:
         raise UserError(f"split '{words}' needs labels: name them with --label")
     if name == "shards":
-        return partition.shards(labels_N, sites, random, classes=int(number))
-    return partition.dirichlet(labels_N, sites, random, alpha=number, smallest=smallest, balanced=name == "balanced")
+        return partition.shards(labels_N, clients, random, classes=int(number))
+    return partition.dirichlet(labels_N, clients, random, alpha=number, smallest=smallest, balanced=name == "balanced")
 
 
-def split_sites(
-    points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, words: str, sites: int, *, seed: int
-) -> Sites:
-    """Points of one set over sites, split as `split_labels` says.
+def split_clients(
+    points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, words: str, clients: int, *, seed: int
+) -> Clients:
+    """Points of one set over clients, split as `split_labels` says.
 
     Raises:
         UserError: see `split_labels`.
     """
-    found = split_labels(labels_N, len(points_ND), words, sites, seed=seed)
+    found = split_labels(labels_N, len(points_ND), words, clients, seed=seed)
     again = f", {found.draws - 1} redraws" if found.draws > 1 else ""
-    return _parted(points_ND, labels_N, found, f"{words} over {sites} sites, seed {seed}{again}")
+    return _parted(points_ND, labels_N, found, f"{words} over {clients} clients, seed {seed}{again}")
 
 
-def _parted(points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, found: Partition, about: str) -> Sites:
+def _parted(points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, found: Partition, about: str) -> Clients:
     labels = None if labels_N is None else [labels_N[rows] for rows in found.rows]
-    return Sites(found.names, [points_ND[rows] for rows in found.rows], labels, about)
+    return Clients(found.names, [points_ND[rows] for rows in found.rows], labels, about)
 
 
 def gather(
     sources: Sequence[str | Path],
     *,
     label: str | None = None,
-    site: str | None = None,
+    client: str | None = None,
     split: str | None = None,
-    sites: int | None = None,
+    clients: int | None = None,
     collection: Path | None = None,
     seed: int = 0,
-) -> Sites:
-    """Sites of one or several sources: one per source, by a column, or by a split of a single source.
+) -> Clients:
+    """Clients of one or several sources: one per source, by a column, or by a split of a single source.
 
     Args:
-        label: column of labels, or with `collection` a label field of it. site: column that says whose a row is.
-        split: see `split_labels`; with `sites`, how many.
+        label: column of labels, or with `collection` a label field of it. client: column that says whose a row is.
+        split: see `split_labels`; with `clients`, how many.
 
     Raises:
         UserError: for sources, columns or splits that do not fit one another.
@@ -274,19 +274,21 @@ def gather(
         label = "label"
     labels = None if label is None else [one.column(label, "column of labels") for one in read]
     if len(read) > 1:
-        if site is not None or split is not None or sites is not None:
-            raise UserError("several sources are one site each: --site, --split and --sites have no effect")
+        if client is not None or split is not None or clients is not None:
+            raise UserError("several sources are one client each: --client, --split and --clients have no effect")
         widths = {one.points_ND.shape[1] for one in read}
         if len(widths) > 1:
             listed = ", ".join(f"{one.name}: {one.points_ND.shape[1]}" for one in read)
             raise UserError(f"the sources have different numbers of features ({listed:.300})")
-        return Sites([Path(one.name).stem for one in read], [one.points_ND for one in read], labels, "a source each")
+        return Clients([Path(one.name).stem for one in read], [one.points_ND for one in read], labels, "a source each")
     whole, own = read[0], None if labels is None else labels[0]
-    if site is not None:
-        if split is not None or sites is not None:
-            raise UserError("--site says whose each row is: --split and --sites have no effect")
-        found = partition.by_id(whole.column(site, "column of sites").tolist())
-        return _parted(whole.points_ND, own, found, f"by '{site}'")
-    if split is None or sites is None:
-        raise UserError(f"{whole.name} is one source: say how it is split, with --split and --sites, or with --site")
-    return split_sites(whole.points_ND, own, split, sites, seed=seed)
+    if client is not None:
+        if split is not None or clients is not None:
+            raise UserError("--client says whose each row is: --split and --clients have no effect")
+        found = partition.by_id(whole.column(client, "column of clients").tolist())
+        return _parted(whole.points_ND, own, found, f"by '{client}'")
+    if split is None or clients is None:
+        raise UserError(
+            f"{whole.name} is one source: say how it is split, with --split and --clients, or with --client"
+        )
+    return split_clients(whole.points_ND, own, split, clients, seed=seed)

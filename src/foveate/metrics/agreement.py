@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
 
 Array = NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from foveate.core.errors import UserError
 from foveate.metrics.class_groups import ABSENT, REST, SEEN, ClassGroups, as_labels, as_logits, chunks
-from foveate.settings.errors import UserError
 
 Accuracies = dict[str, float | None]
 _LETTERS = ((SEEN, "S"), (ABSENT, "U"), (REST, "R"))

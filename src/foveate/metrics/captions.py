@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
 
 SUPPORTED, CONTRADICTED, UNVERIFIABLE = "supported", "contradicted", "unverifiable"
 VERDICTS = (SUPPORTED, CONTRADICTED, UNVERIFIABLE)
@@ -143,7 +143,7 @@ def overlap(entities: Collection[str], reference: Collection[str]) -> dict[str, 
 def style(captions: Sequence[str]) -> dict[str, Any]:
     """How much captions are alike: the commonest opening of three words, distinct word pairs, exact duplicates.
 
-    opening_share: share of the captions that begin with `opening`. distinct_2: different pairs of neighbouring words
+    opening_share: share of the captions that begin with `opening`. distinct_2: different pairs of neighboring words
     over all pairs. duplicate_share: share of captions whose text (case and white space folded) came before.
 
     Raises:

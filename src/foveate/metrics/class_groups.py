@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foveate.settings.errors import UserError, nearest
+from foveate.core.errors import UserError, nearest
 
 SEEN, ABSENT, REST = 0, 1, 2
 _NUMBERS_PER_CHUNK = 1 << 21

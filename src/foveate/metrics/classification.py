@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foveate.metrics.retrieval import normalise
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from foveate.metrics.retrieval import normalize
 
 
 class ClassAccuracies(NamedTuple):
@@ -25,7 +25,7 @@ def nearest_class(embeddings_NE: ArrayLike, class_embeddings_CE: ArrayLike) -> N
     Raises:
         UserError: widths differ, there is no class, or an embedding is zero or not finite (its row is named).
     """
-    embeddings, classes = normalise(embeddings_NE), normalise(class_embeddings_CE, what="class")
+    embeddings, classes = normalize(embeddings_NE), normalize(class_embeddings_CE, what="class")
     if embeddings.shape[1] != classes.shape[1] or len(classes) == 0:
         raise UserError(
             f"embeddings {list(embeddings.shape)} and classes {list(classes.shape)} must be "

@@ -1,7 +1,7 @@
-"""How well groups and centres match the truth: NMI, AMI, ARI, purity, matched accuracy, centre error, centroid index.
+"""How well groups and centers match the truth: NMI, AMI, ARI, purity, matched accuracy, center error, centroid index.
 
 Labels are integers or anything that NumPy can sort; which number a group has never matters. Conventions are those of
-scikit-learn: normalised by the arithmetic mean, natural logarithms.
+scikit-learn: normalized by the arithmetic mean, natural logarithms.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.special import xlogy
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 def contingency(truth_N: ArrayLike, found_N: ArrayLike) -> NDArray[np.int64]:
@@ -38,7 +38,7 @@ def _entropy(counts: NDArray[np.int64]) -> float:
     return float(-xlogy(shares, shares).sum())
 
 
-def normalised_mutual_information(truth_N: ArrayLike, found_N: ArrayLike) -> float:
+def normalized_mutual_information(truth_N: ArrayLike, found_N: ArrayLike) -> float:
     """NMI: mutual information over the arithmetic mean of both entropies, in [0, 1].
 
     Two partitions of a single group each agree fully (1); one single group against several says nothing (0).
@@ -87,12 +87,12 @@ def matched_accuracy(truth_N: ArrayLike, found_N: ArrayLike) -> float:
     return float(cells[rows, columns].sum() / cells.sum())
 
 
-def _centres(truth_KD: ArrayLike, found_KD: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _centers(truth_KD: ArrayLike, found_KD: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     truth, found = np.asarray(truth_KD, dtype=np.float64), np.asarray(found_KD, dtype=np.float64)
     if truth.ndim != 2 or found.ndim != 2 or truth.shape[1] != found.shape[1] or not (len(truth) and len(found)):
-        raise UserError(f"centres are [K, D] with one D, not {list(truth.shape)} and {list(found.shape)}")
+        raise UserError(f"centers are [K, D] with one D, not {list(truth.shape)} and {list(found.shape)}")
     if not (np.isfinite(truth).all() and np.isfinite(found).all()):
-        raise UserError("centres: some values are NaN or infinite")
+        raise UserError("centers: some values are NaN or infinite")
     return truth, found
 
 
@@ -101,12 +101,12 @@ def _distances(left_KD: NDArray[np.float64], right_LD: NDArray[np.float64]) -> N
 
 
 @dataclass(frozen=True)
-class CentreError:
-    """Distances between true centres and the found ones that they are matched with.
+class CenterError:
+    """Distances between true centers and the found ones that they are matched with.
 
     Attributes:
         mean, max: Euclidean, under the one-to-one matching whose distances sum to the least. Not the sum.
-        match: which found centre each true one has.
+        match: which found center each true one has.
     """
 
     mean: float
@@ -114,29 +114,29 @@ class CentreError:
     match: NDArray[np.int64]
 
 
-def centre_error(truth_KD: ArrayLike, found_KD: ArrayLike) -> CentreError:
-    """`CentreError` of as many found centres as true ones.
+def center_error(truth_KD: ArrayLike, found_KD: ArrayLike) -> CenterError:
+    """`CenterError` of as many found centers as true ones.
 
     Raises:
         UserError: another number or width, NaN.
     """
-    truth, found = _centres(truth_KD, found_KD)
+    truth, found = _centers(truth_KD, found_KD)
     if len(truth) != len(found):
-        raise UserError(f"{len(found)} centres for {len(truth)} true ones: the error needs as many")
+        raise UserError(f"{len(found)} centers for {len(truth)} true ones: the error needs as many")
     distance_KK = _distances(truth, found)
     rows, columns = linear_sum_assignment(distance_KK)
     matched = distance_KK[rows, columns]
-    return CentreError(float(matched.mean()), float(matched.max()), columns.astype(np.int64))
+    return CenterError(float(matched.mean()), float(matched.max()), columns.astype(np.int64))
 
 
 def unmatched(truth_KD: ArrayLike, found_LD: ArrayLike) -> int:
-    """How many true centres are the nearest one of no found centre."""
-    truth, found = _centres(truth_KD, found_LD)
+    """How many true centers are the nearest one of no found center."""
+    truth, found = _centers(truth_KD, found_LD)
     return len(truth) - len(np.unique(_distances(found, truth).argmin(1)))
 
 
 def centroid_index(truth_KD: ArrayLike, found_LD: ArrayLike) -> int:
-    """CI: the larger of the numbers of unmatched centres in both directions; 0 = the right structure.
+    """CI: the larger of the numbers of unmatched centers in both directions; 0 = the right structure.
 
     Source: Franti, Rezaei, Zhao, "Centroid index: cluster level similarity measure", Pattern Recognition 47 (2014).
     """
@@ -144,7 +144,7 @@ def centroid_index(truth_KD: ArrayLike, found_LD: ArrayLike) -> int:
 
 
 def class_means(points_ND: ArrayLike, labels_N: ArrayLike) -> NDArray[np.float64]:
-    """The means of the classes that the data have, in the order of the labels: true centres of these very data."""
+    """The means of the classes that the data have, in the order of the labels: true centers of these very data."""
     points = np.asarray(points_ND, dtype=np.float64)
     classes, numbers_N = np.unique(np.asarray(labels_N), return_inverse=True)
     sums = np.stack([np.bincount(numbers_N, weights=column, minlength=len(classes)) for column in points.T], axis=1)

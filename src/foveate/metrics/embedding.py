@@ -1,8 +1,8 @@
-"""How faithful a map is: neighbourhoods kept, classes kept together, distances kept.
+"""How faithful a map is: neighborhoods kept, classes kept together, distances kept.
 
-X [N, D] are the points in their own space, Z [N, d] the same points on the map, k a number of neighbours. Neighbours
-are exact and a point is never its own neighbour, unless `include_self` asks for the public FedNE code's way.
-Trustworthiness and continuity: Venna and Kaski 2001; neighbourhood hit: Paulovich et al. 2008, section 5.1.
+X [N, D] are the points in their own space, Z [N, d] the same points on the map, k a number of neighbors. Neighbors
+are exact and a point is never its own neighbor, unless `include_self` asks for the public FedNE code's way.
+Trustworthiness and continuity: Venna and Kaski 2001; neighborhood hit: Paulovich et al. 2008, section 5.1.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
-from foveate.metrics.neighbours import as_points, blocks, nearest
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from foveate.metrics.neighbors import as_points, blocks, nearest
 
 Array = NDArray[np.float64]
 
@@ -38,9 +38,9 @@ def as_owners(labels_N: ArrayLike, *, rows: int, what: str = "labels") -> NDArra
 
 
 def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float:
-    """1 minus the weight of map neighbours that are no neighbours in space, in [0, 1].
+    """1 minus the weight of map neighbors that are no neighbors in space, in [0, 1].
 
-    1 - 2 / (N k (2N - 3k - 1)) * sum over i and the k map neighbours j of i of max(0, rank of j from i in space - k).
+    1 - 2 / (N k (2N - 3k - 1)) * sum over i and the k map neighbors j of i of max(0, rank of j from i in space - k).
     scikit-learn's definition, order of equal distances included; in blocks, where that one holds N x N distances.
 
     Raises:
@@ -49,8 +49,8 @@ def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float
     points, drawn = _pair(points_ND, map_Nd)
     rows = len(points)
     if not 1 <= k < rows / 2:
-        raise UserError(f"trustworthiness with {k} neighbours: allowed are 1 to {(rows - 1) // 2} with {rows} points")
-    neighbours = np.asarray(NearestNeighbors(n_neighbors=k).fit(drawn).kneighbors(return_distance=False))
+        raise UserError(f"trustworthiness with {k} neighbors: allowed are 1 to {(rows - 1) // 2} with {rows} points")
+    neighbors = np.asarray(NearestNeighbors(n_neighbors=k).fit(drawn).kneighbors(return_distance=False))
     penalty = 0
     for part in blocks(rows, rows):
         distances = pairwise_distances(points[part], points)
@@ -59,38 +59,38 @@ def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float
         order = np.argsort(distances, axis=1)
         ranks = np.empty_like(order)
         np.put_along_axis(ranks, order, np.arange(1, rows + 1)[None], axis=1)
-        beyond = np.take_along_axis(ranks, neighbours[part], axis=1) - k
+        beyond = np.take_along_axis(ranks, neighbors[part], axis=1) - k
         penalty += int(beyond[beyond > 0].sum())
     return float(1.0 - penalty * (2.0 / (rows * k * (2.0 * rows - 3.0 * k - 1.0))))
 
 
 def continuity(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float:
-    """1 minus the weight of neighbours in space that the map tore away: trustworthiness with the two swapped."""
+    """1 minus the weight of neighbors in space that the map tore away: trustworthiness with the two swapped."""
     return trustworthiness(map_Nd, points_ND, k=k)
 
 
-def _neighbours(map_Nd: ArrayLike, k: int, *, include_self: bool) -> NDArray[np.int64]:
+def _neighbors(map_Nd: ArrayLike, k: int, *, include_self: bool) -> NDArray[np.int64]:
     drawn = as_points(map_Nd, what="map points")
     return nearest(drawn, k, queries_MD=drawn) if include_self else nearest(drawn, k)
 
 
-def neighbourhood_hit(map_Nd: ArrayLike, labels_N: ArrayLike, *, k: int, include_self: bool = False) -> float:
-    """The mean share of a point's k map neighbours that have its label.
+def neighborhood_hit(map_Nd: ArrayLike, labels_N: ArrayLike, *, k: int, include_self: bool = False) -> float:
+    """The mean share of a point's k map neighbors that have its label.
 
     Args:
-        include_self: each point is its own first neighbour and votes for itself, as in the public FedNE code.
+        include_self: each point is its own first neighbor and votes for itself, as in the public FedNE code.
     """
-    found = _neighbours(map_Nd, k, include_self=include_self)
+    found = _neighbors(map_Nd, k, include_self=include_self)
     labels = as_owners(labels_N, rows=len(found))
     return float((labels[found] == labels[:, None]).mean())
 
 
 def foreign_share(map_Nd: ArrayLike, owners_N: ArrayLike, *, k: int) -> float:
-    """The mean share of a point's k neighbours that belong to another owner (site).
+    """The mean share of a point's k neighbors that belong to another owner (client).
 
-    Compare it with its value in the points' own space: far above it, sites lie on one another without a reason.
+    Compare it with its value in the points' own space: far above it, clients lie on one another without a reason.
     """
-    return 1.0 - neighbourhood_hit(map_Nd, owners_N, k=k)
+    return 1.0 - neighborhood_hit(map_Nd, owners_N, k=k)
 
 
 def knn_accuracy(
@@ -102,7 +102,7 @@ def knn_accuracy(
     test_labels_M: ArrayLike | None = None,
     include_self: bool = False,
 ) -> float:
-    """How often a vote of the k map neighbours is the point's label: the mean of `knn_right`, see there."""
+    """How often a vote of the k map neighbors is the point's label: the mean of `knn_right`, see there."""
     right = knn_right(
         map_Nd, labels_N, k=k, test_map_Md=test_map_Md, test_labels_M=test_labels_M, include_self=include_self
     )
@@ -118,7 +118,7 @@ def knn_right(
     test_labels_M: ArrayLike | None = None,
     include_self: bool = False,
 ) -> NDArray[np.bool_]:
-    """Whether a vote of the k map neighbours is the point's label, [N] or [M]; of equal votes the lowest label wins.
+    """Whether a vote of the k map neighbors is the point's label, [N] or [M]; of equal votes the lowest label wins.
 
     Without test points every point is judged by the others (leave one out).
 
@@ -130,7 +130,7 @@ def knn_right(
     drawn = as_points(map_Nd, what="map points")
     if test_map_Md is None or test_labels_M is None:
         truth = labels = as_owners(labels_N, rows=len(drawn))
-        found = _neighbours(drawn, k, include_self=include_self)
+        found = _neighbors(drawn, k, include_self=include_self)
     else:
         tested = as_points(test_map_Md, what="test points")
         given, asked = np.asarray(labels_N), np.asarray(test_labels_M)

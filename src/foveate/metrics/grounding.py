@@ -8,10 +8,10 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foveate.records.boxes import areas, as_boxes, centres, intersection_over_union, validate_boxes
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from foveate.records.boxes import areas, as_boxes, centers, intersection_over_union, validate_boxes
 
-# COCO's 32 and 96 pixels squared on its usual 640 x 480 picture, as shares of the picture's area.
+# COCO's 32 and 96 pixels squared on its usual 640 x 480 image, as shares of the image's area.
 SMALL_BELOW = 32 * 32 / (640 * 480)
 LARGE_FROM = 96 * 96 / (640 * 480)
 SIZE_NAMES = ("small", "medium", "large")
@@ -20,8 +20,8 @@ IOU_THRESHOLD = 0.5
 
 
 def pointing_hits(predicted_R4: ArrayLike, true_R4: ArrayLike) -> NDArray[np.bool_]:
-    """Whether the centre of each predicted box lies in the true box, edges included, shape [R]."""
-    point_R2, true = centres(predicted_R4), as_boxes(true_R4)
+    """Whether the center of each predicted box lies in the true box, edges included, shape [R]."""
+    point_R2, true = centers(predicted_R4), as_boxes(true_R4)
     return np.all((point_R2 >= true[:, :2]) & (point_R2 <= true[:, 2:]), axis=1)
 
 
@@ -39,7 +39,7 @@ def grounding_scores(
 
     Returns:
         Per sample, each of shape [R]: `iou`; `acc50`, 1 where IoU >= 0.5; `mse`, mean squared error over
-        the four corner numbers (CLOC, eq. 3); `pointing`, 1 where the predicted centre lies in the true box.
+        the four corner numbers (CLOC, eq. 3); `pointing`, 1 where the predicted center lies in the true box.
         And a summary of their means: `mIoU`, `acc50`, `mse`, `pointing`.
 
     Raises:
@@ -78,7 +78,7 @@ def constant_box_mse(true_R4: ArrayLike, *, reference_R4: ArrayLike | None = Non
 def size_slices(
     boxes_R4: ArrayLike, *, small_below: float = SMALL_BELOW, large_from: float = LARGE_FROM
 ) -> NDArray[np.str_]:
-    """`small`, `medium` or `large` for each box by its share of the picture's area, shape [R].
+    """`small`, `medium` or `large` for each box by its share of the image's area, shape [R].
 
     Args:
         small_below: areas below this share are small.
@@ -89,9 +89,9 @@ def size_slices(
     return np.array(SIZE_NAMES)[np.digitize(areas(boxes_R4), (small_below, large_from))]
 
 
-def occurs_once(phrases_R: Sequence[Hashable], pictures_R: Sequence[Hashable]) -> NDArray[np.bool_]:
-    """Whether each phrase occurs once among its picture's regions, shape [R]: else its box is ambiguous."""
-    if len(phrases_R) != len(pictures_R):
-        raise UserError(f"there are {len(phrases_R)} phrases but pictures for {len(pictures_R)}")
-    counts = Counter(zip(pictures_R, phrases_R, strict=True))
-    return np.array([counts[pair] == 1 for pair in zip(pictures_R, phrases_R, strict=True)], dtype=np.bool_)
+def occurs_once(phrases_R: Sequence[Hashable], images_R: Sequence[Hashable]) -> NDArray[np.bool_]:
+    """Whether each phrase occurs once among its image's regions, shape [R]: else its box is ambiguous."""
+    if len(phrases_R) != len(images_R):
+        raise UserError(f"there are {len(phrases_R)} phrases but images for {len(images_R)}")
+    counts = Counter(zip(images_R, phrases_R, strict=True))
+    return np.array([counts[pair] == 1 for pair in zip(images_R, phrases_R, strict=True)], dtype=np.bool_)

@@ -1,6 +1,6 @@
-"""How sure a number is: bootstrap over pictures for one model, t-intervals over training seeds.
+"""How sure a number is: bootstrap over images for one model, t-intervals over training seeds.
 
-Regions of one picture are not independent, so the bootstrap draws whole pictures (a cluster bootstrap) and
+Regions of one image are not independent, so the bootstrap draws whole images (a cluster bootstrap) and
 takes percentiles. The two kinds answer different questions: another test set, or another training run.
 """
 
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
-from foveate.settings.errors import UserError
-from foveate.settings.seeds import generator
+from foveate.core.errors import UserError
+from foveate.core.seeds import generator
 
 Groups = Sequence[Hashable] | NDArray[Any]
 
-# Numbers drawn at a time: bounds the memory of many resamples over many pictures.
+# Numbers drawn at a time: bounds the memory of many resamples over many images.
 _DRAWS_PER_CHUNK = 4_000_000
 
 
@@ -82,7 +82,7 @@ def bootstrap_interval(
     Args:
         values_N: one finite number per sample (1 or 0 for hits).
         seed: the same seed and data give the same interval.
-        groups_N: the cluster of each sample, such as its picture key; whole clusters are drawn.
+        groups_N: the cluster of each sample, such as its image key; whole clusters are drawn.
         resamples: bootstrap draws.
         level: share of such intervals that hold the true mean, in the limit of many clusters.
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from foveate.core.errors import UserError
 from foveate.metrics.calibration import LabelRanks, label_ranks
 from foveate.metrics.class_groups import ClassGroups, as_labels
-from foveate.metrics.retrieval import normalise
-from foveate.settings.errors import UserError
+from foveate.metrics.retrieval import normalize
 
 _BELOW_EVERY_COSINE = -2.0
 
@@ -26,7 +26,7 @@ def nearest_mean_scores(
     Raises:
         UserError: widths differ, a feature is zero or not finite, a label is out of range.
     """
-    features, oracle = normalise(features_ND, what="feature"), normalise(oracle_features_MD, what="oracle feature")
+    features, oracle = normalize(features_ND, what="feature"), normalize(oracle_features_MD, what="oracle feature")
     if features.shape[1] != oracle.shape[1]:
         raise UserError(f"features are {features.shape[1]} wide, oracle features {oracle.shape[1]}")
     labels = as_labels(oracle_labels_M, rows=len(oracle), classes=classes, what="oracle labels")
@@ -34,7 +34,7 @@ def nearest_mean_scores(
     sums_CD = np.zeros((classes, oracle.shape[1]))
     np.add.at(sums_CD, labels, oracle)
     scores = np.full((len(features), classes), _BELOW_EVERY_COSINE)
-    scores[:, present] = features @ normalise(sums_CD[present], what="class mean").T
+    scores[:, present] = features @ normalize(sums_CD[present], what="class mean").T
     return scores
 
 

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours: every point's k nearest others, ties to the lower index, in blocks of bounded memory."""
+"""Exact nearest neighbors: every point's k nearest others, ties to the lower index, in blocks of bounded memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 Array = NDArray[np.float64]
 # Distances held at once: 4 million float64 numbers are 32 MB.
@@ -35,7 +35,7 @@ def as_points(points_ND: ArrayLike, *, what: str = "points") -> Array:
 
 
 def squared_distances(points_MD: Array, others_ND: Array) -> Array:
-    """Squared Euclidean distances [M, N] by |a|^2 + |b|^2 - 2ab; never negative. Centre the points beforehand."""
+    """Squared Euclidean distances [M, N] by |a|^2 + |b|^2 - 2ab; never negative. Center the points beforehand."""
     squares = (points_MD**2).sum(axis=1)[:, None] + (others_ND**2).sum(axis=1)
     return np.maximum(squares - 2 * (points_MD @ others_ND.T), 0.0)
 
@@ -50,7 +50,7 @@ def blocks(rows: int, columns: int) -> Iterator[slice]:
 def nearest(points_ND: ArrayLike, k: int, *, queries_MD: ArrayLike | None = None) -> NDArray[np.int64]:
     """Indices [N, k] of the k nearest *other* points of each point, nearest first; ties go to the lower index.
 
-    A point itself is left out by its index, not by its distance of 0: an exact copy of it stays a neighbour.
+    A point itself is left out by its index, not by its distance of 0: an exact copy of it stays a neighbor.
 
     Args:
         queries_MD: other points; then [M, k], and nothing is left out.
@@ -62,11 +62,11 @@ def nearest(points_ND: ArrayLike, k: int, *, queries_MD: ArrayLike | None = None
     queries = points if queries_MD is None else as_points(queries_MD, what="queries")
     available = len(points) - (queries_MD is None)
     if not 1 <= k <= available:
-        raise UserError(f"{k} neighbours: allowed are 1 to {available} with {len(points)} points")
+        raise UserError(f"{k} neighbors: allowed are 1 to {available} with {len(points)} points")
     if queries.shape[1] != points.shape[1]:
         raise UserError(f"queries have {queries.shape[1]} features, the points {points.shape[1]}")
-    centre = points.mean(axis=0)
-    points, queries = points - centre, queries - centre
+    center = points.mean(axis=0)
+    points, queries = points - center, queries - center
     # Fast distances find candidates; differences decide among them, so that equal distances are equal.
     candidates = min(k + _SPARE, available)
     scale = float((points**2).sum(axis=1).max(initial=0.0)) + float((queries**2).sum(axis=1).max(initial=0.0))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
 
 TIE_RULES = ("average", "optimistic")
 # Rows of similarities held at once: 256 x 20,000 float64 numbers are 40 MB.
@@ -149,13 +149,13 @@ def rank_positives_from_embeddings(
     equal columns last bits that differ. Encode each phrase once, so that equal phrases have equal embeddings.
 
     Args:
-        queries_NE, candidates_ME: embeddings, any length (they are normalised in float64).
+        queries_NE, candidates_ME: embeddings, any length (they are normalized in float64).
         rows_per_chunk: rows of similarities computed at a time.
 
     Raises:
         UserError: as `rank_positives`; also an embedding that is zero or not finite, named by its row.
     """
-    queries, candidates = normalise(queries_NE, what="query"), np.asarray(candidates_ME)
+    queries, candidates = normalize(queries_NE, what="query"), np.asarray(candidates_ME)
     if candidates.ndim != 2 or candidates.shape[1] != queries.shape[1]:
         raise UserError(
             f"queries {list(queries.shape)} and candidates {list(candidates.shape)} must be "
@@ -163,7 +163,7 @@ def rank_positives_from_embeddings(
         )
     flat = _FlatPositives.of(positives, len(queries), len(candidates))
     first_of, group_M = _equal_rows(candidates)
-    distinct_UE = normalise(candidates, what="candidate")[first_of]
+    distinct_UE = normalize(candidates, what="candidate")[first_of]
     copies_U = np.bincount(group_M, minlength=len(first_of)).astype(np.float64)
     flat = _FlatPositives(flat.starts, group_M[flat.columns])
     chunks = []
@@ -181,7 +181,7 @@ def _equal_rows(array_ME: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.i
     return np.unique(group_M, return_index=True)[1].astype(np.int64), group_M
 
 
-def normalise(embeddings_NE: ArrayLike, *, what: str = "embedding") -> NDArray[np.float64]:
+def normalize(embeddings_NE: ArrayLike, *, what: str = "embedding") -> NDArray[np.float64]:
     """Rows scaled to unit length in float64, shape [N, E].
 
     Raises:
@@ -234,7 +234,7 @@ def recall_from_embeddings(
 def positives_by_label(
     query_labels: Sequence[Hashable], candidate_labels: Sequence[Hashable]
 ) -> list[NDArray[np.int64]]:
-    """Right candidates of each query: all that carry the same label (phrase, class, picture key)."""
+    """Right candidates of each query: all that carry the same label (phrase, class, image key)."""
     columns: dict[Hashable, list[int]] = defaultdict(list)
     for column, label in enumerate(candidate_labels):
         columns[label].append(column)
@@ -249,17 +249,17 @@ def within_group_accuracy(
     *,
     labels_N: Sequence[Hashable] | None = None,
 ) -> tuple[float, NDArray[np.float64], float]:
-    """Picks the right one among the candidates of the query's own group, such as the boxes of its picture.
+    """Picks the right one among the candidates of the query's own group, such as the boxes of its image.
 
     Args:
         queries_NE, candidates_NE: row i of one belongs to row i of the other; cosine similarity.
-        groups_N: for instance the picture key of each row.
+        groups_N: for instance the image key of each row.
         labels_N: rows of one group with equal labels (phrases) are right for one another.
 
     Returns:
         The mean (ties averaged), the value of each row, and the mean that a random choice would reach.
     """
-    queries, candidates = normalise(queries_NE, what="query"), normalise(candidates_NE, what="candidate")
+    queries, candidates = normalize(queries_NE, what="query"), normalize(candidates_NE, what="candidate")
     if not len(queries) == len(candidates) == len(groups_N) or len(queries) == 0:
         raise UserError(
             f"queries, candidates and groups must be equally many and some, "

@@ -1,7 +1,7 @@
 """Steadiness and cohesiveness: are groups of the map groups in space, and groups in space groups on the map?
 
 Jeon et al. 2021, "Measuring and Explaining the Inter-Cluster Reliability of Multidimensional Projections"
-(arXiv 2107.07859). Similarity is that of shared nearest neighbours; groups are drawn by random walks in one space and
+(arXiv 2107.07859). Similarity is that of shared nearest neighbors; groups are drawn by random walks in one space and
 split by HDBSCAN in the other. Both numbers are estimates over the walks: state them with their spread.
 """
 
@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 from sklearn.cluster import HDBSCAN  # pyrefly: ignore[missing-module-attribute]
 
-from foveate.metrics.neighbours import as_points, nearest
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from foveate.metrics.neighbors import as_points, nearest
 
 Array = NDArray[np.float64]
 MOST_POINTS = 4000
@@ -39,16 +39,16 @@ class Reliability:
 
 @dataclass(frozen=True)
 class _Space:
-    """Neighbours [N, k] of one space, nearest first, and the similarity [N, N], 1 on the diagonal."""
+    """Neighbors [N, k] of one space, nearest first, and the similarity [N, N], 1 on the diagonal."""
 
-    neighbours: NDArray[np.int64]
+    neighbors: NDArray[np.int64]
     similarity: Array
 
 
-def shared_neighbours(points_ND: ArrayLike, k: int) -> tuple[NDArray[np.int64], Array]:
-    """Neighbours [N, k], and how much two points share theirs, [N, N] in [0, 1].
+def shared_neighbors(points_ND: ArrayLike, k: int) -> tuple[NDArray[np.int64], Array]:
+    """Neighbors [N, k], and how much two points share theirs, [N, N] in [0, 1].
 
-    Sum over shared neighbours of (k + 1 - m) (k + 1 - n), m and n their places from 0 in both lists, over its maximum.
+    Sum over shared neighbors of (k + 1 - m) (k + 1 - n), m and n their places from 0 in both lists, over its maximum.
     """
     found = nearest(points_ND, k)
     weights = np.tile(np.arange(k + 1, 1, -1, dtype=np.float64), len(found))
@@ -71,7 +71,7 @@ def reliability(
     """Steadiness and cohesiveness of a map.
 
     Args:
-        k: neighbours; the square root of N where None. walk_share: steps of a walk, as a share of N.
+        k: neighbors; the square root of N where None. walk_share: steps of a walk, as a share of N.
         alpha: the distance of two groups is 1 / (mean similarity + alpha).
 
     Raises:
@@ -86,7 +86,7 @@ def reliability(
             f"steadiness and cohesiveness of {rows} points: allowed are 10 to {MOST_POINTS:,}; take a sample"
         )
     k = int(np.sqrt(rows)) if k is None else k
-    space, shown = (_Space(*shared_neighbours(side, k)) for side in (points, drawn))
+    space, shown = (_Space(*shared_neighbors(side, k)) for side in (points, drawn))
     walk = max(2, int(walk_share * rows))
     return Reliability(
         _score(shown, space, generator, iterations, walk, alpha),
@@ -115,20 +115,20 @@ def _score(
 
 
 def _walked(space: _Space, generator: np.random.Generator, walk: int) -> NDArray[np.int64]:
-    """A group of at least two points: from a random point on, along neighbours, each with its similarity as chance."""
+    """A group of at least two points: from a random point on, along neighbors, each with its similarity as chance."""
     for _ in range(_ATTEMPTS):
-        seed = int(generator.integers(len(space.neighbours)))
+        seed = int(generator.integers(len(space.neighbors)))
         members, queue, visited = {seed}, deque([seed]), 0
         while queue and visited < walk:
             point = queue.popleft()
-            others = space.neighbours[point]
+            others = space.neighbors[point]
             taken = others[generator.random(len(others)) < space.similarity[point, others]].tolist()
             members.update(taken)
             queue.extend(taken)
             visited += len(taken)
         if len(members) > 1:
             return np.array(sorted(members))
-    raise UserError("no two points share neighbours; steadiness and cohesiveness have no meaning here")
+    raise UserError("no two points share neighbors; steadiness and cohesiveness have no meaning here")
 
 
 def _split(distances_GG: Array) -> NDArray[np.int64]:

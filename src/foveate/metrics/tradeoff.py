@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from foveate.core.errors import UserError, choose
 from foveate.metrics.calibration import Gaps, logit_gaps
 from foveate.metrics.class_groups import ABSENT, SEEN, ClassGroups
-from foveate.settings.errors import UserError, choose
 
 TIES = ("smallest", "official")
 

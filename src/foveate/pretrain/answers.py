@@ -56,12 +56,12 @@ def merge_tables(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, A
 
 _WAYS = {
     "": ("", "boxes embedded as the model does it", "ours"),
-    "_crop": (", crop", "each box encoded as a picture of its own", "baseline"),
+    "_crop": (", crop", "each box encoded as an image of its own", "baseline"),
     "_shuffled": (", boxes shuffled", "control: boxes of other regions; it must fall", "control"),
     "_head": (", grounding head", "the box that the head names for the phrase", "ours"),
     "_candidates": (", best of many boxes", "the candidate box whose embedding is nearest to the phrase", "ours"),
 }
-_GUESSES = {"centre": "half of each side, in the middle", "random": "two random corners"}
+_GUESSES = {"center": "half of each side, in the middle", "random": "two random corners"}
 
 
 def columns_of(name: str, table: Sequence[dict[str, Any]]) -> list[dict[str, str]]:

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json, write_bytes_atomically, write_json_atomically
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically
+from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.prompter import BoxHead, Prompter
 from foveate.vision.roi import RoiPooler
 
@@ -33,7 +33,7 @@ class Regions:
     roi: RoiPooler | None = None
 
 
-def write_regions(model: LocalisingModel, folder: Path) -> list[str]:
+def write_regions(model: LocalizingModel, folder: Path) -> list[str]:
     """Writes both files; returns their names, none for a model without a region module."""
     recipe = model.recipe
     if recipe.regions.method == "none":
@@ -91,23 +91,23 @@ def read_regions(folder: str | Path) -> Regions:
     return Regions(config, **parts)  # type: ignore[arg-type]
 
 
-def section(model: LocalisingModel, *, tokens: str) -> str:
+def section(model: LocalizingModel, *, tokens: str) -> str:
     """Markdown for an export's README on these files; `tokens` are lines of Python that set `tokens_BLD`."""
     if model.recipe.regions.method == "none":
         return ""
     rows, columns = model.image_encoder.grid
     if model.prompter is not None:
         use = f"""prepared = regions.prompter.prepare(tokens_BLD, ({rows}, {columns}))
-z_RE = regions.prompter.boxes(prepared, boxes_R4, picture_R).embedding_RE  # compare with text embeddings"""
+z_RE = regions.prompter.boxes(prepared, boxes_R4, image_R).embedding_RE  # compare with text embeddings"""
         more = """
-Where phrases are, from text embeddings before normalisation, one for each phrase:
+Where phrases are, from text embeddings before normalization, one for each phrase:
 
 ```python
-found_R4 = regions.box_head.locate(regions.prompter.phrases(prepared, texts_RE, picture_R))
+found_R4 = regions.box_head.locate(regions.prompter.phrases(prepared, texts_RE, image_R))
 ```
 """
     else:
-        use = f"z_RE = regions.roi(tokens_BLD, ({rows}, {columns}), boxes_R4, picture_R)"
+        use = f"z_RE = regions.roi(tokens_BLD, ({rows}, {columns}), boxes_R4, image_R)"
         more = ""
     return f"""## Regions
 
@@ -119,7 +119,7 @@ import torch
 {tokens.strip()}
 regions = read_regions("this folder")
 boxes_R4 = torch.tensor([[0.1, 0.2, 0.5, 0.9]])  # corners in [0, 1] of the square input
-picture_R = torch.tensor([0])  # which picture each box belongs to
+image_R = torch.tensor([0])  # which image each box belongs to
 {use}
 ```
 {more}"""

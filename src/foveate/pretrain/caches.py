@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
 from foveate.vision.store import ABOUT, USED, VERSION
 
-KINDS = ("pictures", "texts")
+KINDS = ("images", "texts")
 WHICH = ("unused", "all")
-# Of the release before, whose caches were one file or folder for each set of pictures or texts.
+# Of the release before, whose caches were one file or folder for each set of images or texts.
 _FORMER = ("features-", "texts-")
 
 
@@ -23,7 +23,7 @@ class Cache:
     """One folder (or a file of an older release) of frozen features.
 
     Attributes:
-        kind: "pictures" or "texts". encoder: what its features depend on, in short; empty for older releases.
+        kind: "images" or "texts". encoder: what its features depend on, in short; empty for older releases.
         parts: files of features in it. size: bytes on disk. days: since a run last opened it.
         readable: whether this release still reads it.
     """
@@ -84,7 +84,7 @@ def _describe(path: Path) -> Cache | None:
     opened = path / USED if (path / USED).is_file() else path
     return Cache(
         path=path,
-        kind=kind or ("texts" if name.startswith("texts-") else "pictures"),
+        kind=kind or ("texts" if name.startswith("texts-") else "images"),
         encoder=_encoder(path / ABOUT) if readable else "",
         parts=sum(one.name.startswith("part-") for one in files),
         size=sum(one.stat().st_size for one in files),

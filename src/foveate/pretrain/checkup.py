@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-import foveate
+from foveate.core.errors import UserError
+from foveate.core.files import sha256_file
+from foveate.core.paths import DATA
+from foveate.core.progress import duration
 from foveate.pretrain.pricing.price import price
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.records.pictures import BadPicture, decode
-from foveate.settings.durations import duration
-from foveate.settings.errors import UserError
-from foveate.settings.files import sha256_file
+from foveate.records.images import BadImage, decode
 from foveate.training import doctor
 from foveate.vision.lite0_network import load_lite0
 from foveate.vision.minilm import package_folder
@@ -59,7 +59,7 @@ def _checked(name: str, load: Callable[[], object]) -> dict[str, Any]:
 
 
 def _builtin_data() -> list[dict[str, Any]]:
-    folder = Path(foveate.__file__).parent / "data"
+    folder = DATA
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     files = []
     for name, expected in manifest["files"].items():
@@ -107,7 +107,7 @@ def examine(
         problems.append(str(problem))
         rows = collection.rows()
     if not len(rows):
-        raise UserError(f"collection {collection.path}: it has no pictures")
+        raise UserError(f"collection {collection.path}: it has no images")
     rates = doctor.measure(
         collection,
         rows,
@@ -121,7 +121,7 @@ def examine(
         "kind": "doctor",
         "machine": facts,
         "collection": {
-            "pictures": len(collection),
+            "images": len(collection),
             "shards": len(collection.shards),
             "rows": len(rows),
             "mean_bytes": float(np.mean(collection.index["length"][rows])),
@@ -136,7 +136,7 @@ def examine(
     if rates.unreadable:
         key, reason = next(iter(rates.unreadable.items()))
         result["remarks"].append(
-            f"{len(rates.unreadable)} of {rates.pictures} pictures cannot be read, for example '{key}': {reason}"
+            f"{len(rates.unreadable)} of {rates.images} images cannot be read, for example '{key}': {reason}"
         )
     if recipe is not None and not problems:
         _judge(result, collection, recipe, rates, devices=devices, workers=threads, hardware=hardware, reader=reader)
@@ -148,7 +148,7 @@ def _whole(data: bytes, preprocess: Preprocess) -> object:
     try:
         return render(preprocess, image, placed(preprocess, image.size, View()))
     except UserError as problem:
-        raise BadPicture("too narrow", str(problem)) from problem
+        raise BadImage("too narrow", str(problem)) from problem
 
 
 def _about_rates(rates: doctor.Rates, cores: int) -> list[str]:
@@ -158,9 +158,9 @@ def _about_rates(rates: doctor.Rates, cores: int) -> list[str]:
             f"the loader reaches {rates.loader / max(rates.decode_draft * rates.threads, 1e-9):.0%} of "
             f"{rates.threads} x one thread: other processes, or a cgroup's limit, take the cores"
         )
-    if rates.read_pictures < rates.loader:
+    if rates.read_images < rates.loader:
         said.append(
-            f"reading in random order gives {rates.read_pictures:,.0f} pictures/s, less than can be decoded: the disk "
+            f"reading in random order gives {rates.read_images:,.0f} images/s, less than can be decoded: the disk "
             "is the limit"
         )
     return said
@@ -199,7 +199,7 @@ def _judge(
     elif accelerators:
         memory_there = min(one["memory_bytes"] for one in accelerators)
     cached = priced["reads_cached_features"]
-    features = priced["bytes_per_picture"] * priced["pictures_with_text"] if cached else 0.0
+    features = priced["bytes_per_image"] * priced["images_with_text"] if cached else 0.0
     checkpoints = (recipe.training.keep_checkpoints + 1) * 12.0 * priced["parameters_trained"]
     regions = set(collection.table("regions")["key"].to_pylist())
     rows = collection.rows(recipe.data.split)
@@ -208,11 +208,11 @@ def _judge(
         devices=devices,
         local=local,
         workers=workers,
-        usable=priced["pictures_with_text"],
-        labelled=sum(collection.keys[int(row)] in regions for row in rows),
-        needs_regions=recipe.regions.method != "none" and not recipe.data.whole_picture_region,
+        usable=priced["images_with_text"],
+        labeled=sum(collection.keys[int(row)] in regions for row in rows),
+        needs_regions=recipe.regions.method != "none" and not recipe.data.whole_image_region,
         shards=len(collection.shards),
-        needed=priced["pictures_per_second"],
+        needed=priced["images_per_second"],
         memory_bytes=priced["memory_per_device"]["total"],
         memory_there=memory_there,
         disk_bytes=features + checkpoints,
@@ -228,8 +228,8 @@ def _judge(
     result["reach"] = {
         "hardware": priced["hardware"],
         "devices": devices,
-        "pictures_per_second_needed": plan.needed,
-        "pictures_per_second_available": None if cached else available,
+        "images_per_second_needed": plan.needed,
+        "images_per_second_available": None if cached else available,
         "reads_cached_features": cached,
         "hours": priced["samples"] / reached / 3600,
         "hours_if_the_loader_kept_up": priced["samples"] / plan.needed / 3600,
@@ -278,21 +278,21 @@ def words(result: dict[str, Any]) -> list[str]:
 def _rates_in_words(result: dict[str, Any]) -> list[str]:
     rates, held = result["rates"], result["collection"]
     said = [
-        f"collection: {held['pictures']:,} pictures in {held['shards']} shards, "
+        f"collection: {held['images']:,} images in {held['shards']} shards, "
         f"mean {held['mean_bytes'] / 1e3:.0f} kB, {held['mean_px'][0]:.0f} x {held['mean_px'][1]:.0f} px",
         f"reading in random order: {rates['read_bytes_per_second'] / 1e6:,.0f} MB/s, "
-        f"{rates['read_pictures']:,.0f} pictures/s "
+        f"{rates['read_images']:,.0f} images/s "
         + ("(cache dropped first, as far as the kernel did)" if rates["cold"] else "(warm: from the cache)"),
-        f"decoding to {result['input_px']} px, one thread: {rates['decode_whole']:,.0f} pictures/s whole, "
+        f"decoding to {result['input_px']} px, one thread: {rates['decode_whole']:,.0f} images/s whole, "
         f"{rates['decode_draft']:,.0f} with JPEGs unpacked at a fraction and read from the shard",
-        f"loader with {rates['threads']} threads: {rates['loader']:,.0f} pictures/s",
+        f"loader with {rates['threads']} threads: {rates['loader']:,.0f} images/s",
     ]
     reach = result["reach"]
     if reach is not None:
-        available = reach["pictures_per_second_available"]
+        available = reach["images_per_second_available"]
         said += [
             f"devices: {reach['devices']} x {reach['hardware']['name']} take "
-            f"{reach['pictures_per_second_needed']:,.4g} pictures/s; "
+            f"{reach['images_per_second_needed']:,.4g} images/s; "
             + ("features are cached" if available is None else f"the loaders give {available:,.4g}"),
             f"the run takes about {duration(3600 * reach['hours'])}"
             + (

@@ -1,6 +1,6 @@
-"""What one visit to a picture gives: a view, one drawn text, and at most M drawn regions with their phrases.
+"""What one epoch to an image gives: a view, one drawn text, and at most M drawn regions with their phrases.
 
-Every draw is a pure function of (seed, visit, key), so that workers and resumed runs agree.
+Every draw is a pure function of (seed, epoch, key), so that workers and resumed runs agree.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from foveate.core import seeds
+from foveate.core.errors import UserError
 from foveate.metrics.captions import shares_of
 from foveate.pretrain.recipe import DataSettings
 from foveate.pretrain.texts import LiveTexts, StoredTexts, TextFeatures, text_id
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.records.sources import from_sources
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
 from foveate.training.augment import RandomViews
+from foveate.training.image_texts import ImageTexts
 from foveate.training.loader import BadSample
 from foveate.training.order import epoch_rows
-from foveate.training.picture_texts import PictureTexts
 from foveate.vision.encoder import ImageEncoder, TextEncoder
 from foveate.vision.features import FeatureCache
 from foveate.vision.store import Share
 from foveate.vision.views import input_boxes, read
 
 
-def draw_regions(count: int, most: int, *, seed: int, visit: int, key: str) -> np.ndarray:
-    """Which of `count` regions this visit sees: all, or `most` of them uniformly without replacement, ascending."""
+def draw_regions(count: int, most: int, *, seed: int, epoch: int, key: str) -> np.ndarray:
+    """Which of `count` regions this epoch sees: all, or `most` of them uniformly without replacement, ascending."""
     if count <= most:
         return np.arange(count)
-    drawn = seeds.generator("regions", seed, visit, key).choice(count, size=most, replace=False)
+    drawn = seeds.generator("regions", seed, epoch, key).choice(count, size=most, replace=False)
     return np.sort(drawn)
 
 
@@ -52,14 +52,14 @@ _KEPT_ROWS = 16_384
 
 @dataclass(frozen=True, slots=True)
 class RowTexts:
-    """What a collection says of one row: texts by kind, boxes of the original picture, their phrases."""
+    """What a collection says of one row: texts by kind, boxes of the original image, their phrases."""
 
     captions: dict[str, tuple[str, ...]]
     boxes_R4: np.ndarray
     phrases: tuple[str, ...]
 
     def all(self) -> list[str]:
-        """Every text: a mirrored picture must contradict none of them."""
+        """Every text: a mirrored image must contradict none of them."""
         return [text for texts in self.captions.values() for text in texts] + list(self.phrases)
 
 
@@ -86,7 +86,7 @@ class PretrainDataset:
         share: rank and number of the processes that compute these features together.
 
     Raises:
-        UserError: when no picture of the split has a text of the wanted kinds.
+        UserError: when no image of the split has a text of the wanted kinds.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class PretrainDataset:
         self.collection, self.settings, self.image_encoder = collection, settings, image_encoder
         self.with_regions = with_regions
         self.rule = settings.text_rule()
-        self.picture_texts = PictureTexts(collection, self.rule, prefer=settings.prefer)
+        self.image_texts = ImageTexts(collection, self.rule, prefer=settings.prefer)
         self.kinds = self.rule.kinds
         check_window(settings, text_encoder)
         self.has_random_views = settings.views.scale != (1.0, 1.0) or settings.views.flip > 0
@@ -132,7 +132,7 @@ class PretrainDataset:
             self._cache.fill()
 
     def _read_row(self, row: int) -> RowTexts:
-        by_kind = self.picture_texts.of(row)
+        by_kind = self.image_texts.of(row)
         if not self.with_regions:
             return RowTexts(by_kind, _NO_BOXES, ())
         regions = self.collection.grouped("regions")
@@ -152,18 +152,18 @@ class PretrainDataset:
         return from_sources(table, self.settings.region_sources, where="field data.region_sources")
 
     def _rows_with_text(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-        kept = self.picture_texts.rows_with_text(rows)
+        kept = self.image_texts.rows_with_text(rows)
         if not len(kept):
             field = "captions" if self.settings.mixture is None else "mixture"
             raise UserError(
-                f"collection {self.collection.path}: no picture of split '{self.settings.split}' has a text of the "
+                f"collection {self.collection.path}: no image of split '{self.settings.split}' has a text of the "
                 f"kinds {', '.join(self.kinds)} (field data.{field})"
             )
         return kept, len(rows) - len(kept)
 
     def _all_texts(self) -> pa.ChunkedArray:
         """Every text that a sample may have."""
-        texts = self.picture_texts.possible(self.rows)
+        texts = self.image_texts.possible(self.rows)
         if not self.with_regions:
             return texts
         chosen = np.zeros(len(self.collection), dtype=bool)
@@ -178,16 +178,16 @@ class PretrainDataset:
     def texts_of_first_epoch(self, visits: int, seed: int) -> dict[str, Any]:
         """How often each kind of text was drawn in the first epoch, or in its part that was trained on.
 
-        Draws are pure functions of (seed, visit, key), so they are counted anew: the same after any number of stops.
+        Draws are pure functions of (seed, epoch, key), so they are counted anew: the same after any number of stops.
         `foveate mix` counts the same. At most 200,000 visits are counted.
 
         Returns:
             visits: how many were counted. drawn: kind -> times. shares: kind -> share of what was drawn. left_out:
-            visits of pictures without a text to draw.
+            visits of images without a text to draw.
         """
         count = min(visits, len(self.rows), MOST_COUNTED)
         rows = epoch_rows(self.rows, seed=seed, epoch=0)[:count]
-        drawn = self.picture_texts.drawn_in_epoch(rows.tolist(), seed=seed)
+        drawn = self.image_texts.drawn_in_epoch(rows.tolist(), seed=seed)
         left_out = drawn.pop("", 0)
         return {"visits": count, "drawn": dict(drawn), "shares": shares_of(drawn), "left_out": left_out}
 
@@ -195,49 +195,49 @@ class PretrainDataset:
         width, height = (int(self.collection.index[name][row]) for name in ("width", "height"))
         key = self.collection.keys[row]
         return self.random_views.draw(
-            width=width, height=height, seed=seed, visit=view, key=key, texts=self._row(row).all()
+            width=width, height=height, seed=seed, epoch=view, key=key, texts=self._row(row).all()
         )
 
-    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
-        """One visit; see `foveate.training.loader.Dataset`."""
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
+        """One epoch; see `foveate.training.loader.Dataset`."""
         key = self.collection.keys[row]
-        image, placement = self._image(row, visit, seed, key)
-        drawn = self.rule.draw(self._row(row).captions, seed=seed, visit=visit, key=key)
+        image, placement = self._image(row, epoch, seed, key)
+        drawn = self.rule.draw(self._row(row).captions, seed=seed, epoch=epoch, key=key)
         if drawn is None:
             raise BadSample(key, "has no text of a wanted kind")
         kind, text = drawn
-        boxes_R4, phrases, lost = self._regions(row, visit, seed, key, placement, text)
+        boxes_R4, phrases, lost = self._regions(row, epoch, seed, key, placement, text)
         sample = {"key": key, "image": image, "kind": kind, "text": text}
         return {**sample, "boxes": boxes_R4, "phrases": phrases, "lost": lost}
 
-    def _image(self, row: int, visit: int, seed: int, key: str) -> tuple[torch.Tensor, Placement]:
+    def _image(self, row: int, epoch: int, seed: int, key: str) -> tuple[torch.Tensor, Placement]:
         if self._cache is not None:
             if row in self._cache.bad:
                 raise BadSample(key, self._cache.bad[row])
-            view = visit % self._cache.views
+            view = epoch % self._cache.views
             return self._cache.features(row, view), self._cache.placement(row, view)
         try:
-            return read(self.collection, row, self.image_encoder.preprocess, self._view(row, visit, seed))
-        except BadPicture as problem:
+            return read(self.collection, row, self.image_encoder.preprocess, self._view(row, epoch, seed))
+        except BadImage as problem:
             raise BadSample(key, str(problem)) from problem
 
     def _regions(
-        self, row: int, visit: int, seed: int, key: str, placement: Placement, text: str
+        self, row: int, epoch: int, seed: int, key: str, placement: Placement, text: str
     ) -> tuple[np.ndarray, list[str], int]:
         """Boxes in the model input, their phrases, and how many regions the view shows nothing (or little) of."""
         said = self._row(row)
         boxes_R4, phrases = said.boxes_R4, said.phrases
-        if not len(phrases) and self.with_regions and self.settings.whole_picture_region:
+        if not len(phrases) and self.with_regions and self.settings.whole_image_region:
             boxes_R4, phrases = Box.whole().to_array()[None], (text,)
         if not len(phrases):
             return _NO_BOXES, [], 0
         moved_K4, kept_R = input_boxes(placement, boxes_R4)
         kept = np.flatnonzero(kept_R)
-        drawn = draw_regions(len(kept), self.settings.regions_per_picture, seed=seed, visit=visit, key=key)
+        drawn = draw_regions(len(kept), self.settings.regions_per_image, seed=seed, epoch=epoch, key=key)
         return moved_K4[drawn], [phrases[kept[index]] for index in drawn], len(phrases) - len(kept)
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Images and texts stacked; regions flat, with the row of the picture that each belongs to."""
+        """Images and texts stacked; regions flat, with the row of the image that each belongs to."""
         counts = [len(sample["phrases"]) for sample in samples]
         phrases = [phrase for sample in samples for phrase in sample["phrases"]]
         return {

@@ -1,6 +1,6 @@
-"""One pass over the pictures of a collection: image embeddings, region embeddings and found boxes.
+"""One pass over the images of a collection: image embeddings, region embeddings and found boxes.
 
-The image tokens of a picture are computed once and serve all its regions, phrases and candidate boxes.
+The image tokens of an image are computed once and serve all its regions, phrases and candidate boxes.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.core import seeds
+from foveate.core.progress import track
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.records.record import Region
 from foveate.records.sources import is_pseudo
-from foveate.settings import seeds
-from foveate.settings.progress import track
 from foveate.vision.cores import map_on_cores
 from foveate.vision.features import FeatureCache
-from foveate.vision.localiser.asking import embed_phrases, find
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.asking import embed_phrases, find
+from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import DECODE_FACTOR, input_boxes, read
 
 BATCH = 32
@@ -36,22 +36,22 @@ _CROPS = 16
 
 @dataclass
 class Embedded:
-    """What a pass found, with the pictures and regions it is about.
+    """What a pass found, with the images and regions it is about.
 
     Attributes:
-        rows: the collection's row numbers of the N pictures that could be read. bad: row -> reason of the others.
-        image_NE: unit length. picture_R: index into `rows` of each region. boxes_R4: true boxes of the original.
+        rows: the collection's row numbers of the N images that could be read. bad: row -> reason of the others.
+        image_NE: unit length. image_R: index into `rows` of each region. boxes_R4: true boxes of the original.
         out_of_view: regions left out because the encoder's view ("center_crop") shows nothing of them.
-        z_RE: region embeddings. shuffled_RE: the control: the same pictures, asked about boxes of other regions.
+        z_RE: region embeddings. shuffled_RE: the control: the same images, asked about boxes of other regions.
         phrase_RE: unit-length phrase embeddings (equal phrases have equal rows).
-        found: rule -> boxes [R, 4] of the original picture where each region's phrase was found.
+        found: rule -> boxes [R, 4] of the original image where each region's phrase was found.
     """
 
     rows: NDArray[np.int64]
     bad: dict[int, str]
     image_NE: NDArray[np.float32]
     regions: list[Region] = field(default_factory=list)
-    picture_R: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    image_R: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     boxes_R4: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
     z_RE: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     shuffled_RE: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1), np.float32))
@@ -64,19 +64,19 @@ class Embedded:
 def read_batches(
     collection: Collection,
     rows: NDArray[np.int64],
-    model: LocalisingModel,
+    model: LocalizingModel,
     *,
     description: str,
     bad: dict[int, str],
     threads: int = 2,
 ) -> Iterator[tuple[list[int], list[Placement], Tensor]]:
-    """Batches of readable pictures: their row numbers, placements and uint8 pixels."""
+    """Batches of readable images: their row numbers, placements and uint8 pixels."""
     preprocess = model.image_encoder.preprocess
 
     def one(row: int) -> tuple[Tensor, Placement] | str:
         try:
             return read(collection, row, preprocess)
-        except BadPicture as problem:
+        except BadImage as problem:
             return str(problem)
 
     starts = range(0, len(rows), BATCH)
@@ -92,9 +92,9 @@ def read_batches(
 
 
 def kept_features(
-    model: LocalisingModel, collection: Collection, rows: NDArray[np.int64], *, cache: Path
+    model: LocalizingModel, collection: Collection, rows: NDArray[np.int64], *, cache: Path
 ) -> FeatureCache:
-    """The frozen features of whole pictures, made where the folder `cache` has none yet.
+    """The frozen features of whole images, made where the folder `cache` has none yet.
 
     Every model with the same frozen part reads the same ones.
     """
@@ -107,12 +107,12 @@ def kept_features(
 
 
 def _feature_batches(
-    collection: Collection, rows: NDArray[np.int64], model: LocalisingModel, *, bad: dict[int, str], cache: Path | None
+    collection: Collection, rows: NDArray[np.int64], model: LocalizingModel, *, bad: dict[int, str], cache: Path | None
 ) -> Iterator[tuple[list[int], list[Placement], Tensor]]:
     """As `read_batches`, with frozen features instead of pixels; kept in the folder `cache` where one is given."""
     encoder = model.image_encoder
     if cache is None or not encoder.fingerprint():
-        for chosen, placements, pixels in read_batches(collection, rows, model, description="pictures", bad=bad):
+        for chosen, placements, pixels in read_batches(collection, rows, model, description="images", bad=bad):
             yield chosen, placements, encoder.frozen_features(pixels)
         return
     stored = kept_features(model, collection, rows, cache=cache)
@@ -124,13 +124,13 @@ def _feature_batches(
         yield chosen, [stored.placement(row, 0) for row in chosen], features.to(model.device)
 
 
-def embed_images(model: LocalisingModel, collection: Collection, rows: NDArray[np.int64]) -> Embedded:
+def embed_images(model: LocalizingModel, collection: Collection, rows: NDArray[np.int64]) -> Embedded:
     """Image embeddings only."""
     return _run(model, collection, rows, regions=False, crops=False, rules=())
 
 
 def embed_collection(
-    model: LocalisingModel,
+    model: LocalizingModel,
     collection: Collection,
     rows: NDArray[np.int64],
     *,
@@ -141,9 +141,9 @@ def embed_collection(
     """Image and region embeddings, and where the model finds each region's phrase.
 
     Args:
-        crops: also encode each box cut out as a picture of its own (`crop_RE`), the costly zero-shot way.
+        crops: also encode each box cut out as an image of its own (`crop_RE`), the costly zero-shot way.
         rules: how to find phrases; "head" is left out for models without one. "candidates" costs most of a pass.
-        cache: folder where the frozen features of the pictures are kept, for the next model with the same frozen part.
+        cache: folder where the frozen features of the images are kept, for the next model with the same frozen part.
     """
     rules = [rule for rule in rules if rule != "head" or model.prompter is not None]
     return _run(model, collection, rows, regions=True, crops=crops, rules=rules, cache=cache)
@@ -151,7 +151,7 @@ def embed_collection(
 
 @torch.inference_mode()
 def _run(
-    model: LocalisingModel,
+    model: LocalizingModel,
     collection: Collection,
     rows: NDArray[np.int64],
     *,
@@ -197,7 +197,7 @@ def _run(
         bad=bad,
         image_NE=np.concatenate(images) if images else none,
         regions=all_regions,
-        picture_R=np.array(owner, dtype=np.int64),
+        image_R=np.array(owner, dtype=np.int64),
         boxes_R4=np.array([region.box.to_array() for region in all_regions]).reshape(-1, 4),
         z_RE=np.concatenate(z) if z else none,
         shuffled_RE=np.concatenate(shuffled) if shuffled else none,
@@ -209,7 +209,7 @@ def _run(
 
 
 def _truth(collection: Collection, row: int) -> list[Region]:
-    """The regions of a picture but for labels that a detector made: they are no truth to measure by."""
+    """The regions of an image but for labels that a detector made: they are no truth to measure by."""
     return [region for region in collection.regions_of(row) if not is_pseudo(region.source)]
 
 
@@ -237,7 +237,7 @@ def _visible(
         moved_K4, kept_R = input_boxes(placement, np.stack([one.box.to_array() for one in regions]), min_visible=0)
         batch += [(index, region) for region, keep in zip(regions, kept_R, strict=True) if keep]
         inside.append(moved_K4)
-        # Fractions of what is visible, so that every box of another picture is a possible one here.
+        # Fractions of what is visible, so that every box of another image is a possible one here.
         other.append(placement.letterbox.to_input(others[row][kept_R]).astype(np.float32))
     return batch, np.concatenate(inside), np.concatenate(other)
 
@@ -250,14 +250,14 @@ def _to_original(boxes_R4: np.ndarray, placements: Sequence[Placement], index_R:
 
 
 def _encode_crops(
-    model: LocalisingModel, collection: Collection, rows: list[int], batch: list[tuple[int, Region]]
+    model: LocalizingModel, collection: Collection, rows: list[int], batch: list[tuple[int, Region]]
 ) -> np.ndarray:
     preprocess = model.image_encoder.preprocess
 
     def render(index: int, region: Region) -> Tensor:
         try:
             return read(collection, rows[index], preprocess, View(crop=region.box))[0]
-        except BadPicture:  # thinner than the model input can show
+        except BadImage:  # thinner than the model input can show
             sides = [float(collection.index[name][rows[index]]) for name in ("width", "height")]
             least = 3 * max(sides) / (DECODE_FACTOR * preprocess.size)
             wider = _widened(region.box, least / sides[0], least / sides[1])
@@ -272,7 +272,7 @@ def _encode_crops(
 
 
 def _widened(box: Box, width: float, height: float) -> Box:
-    """The box with sides of at least `width` and `height` (fractions of the picture), about its middle."""
+    """The box with sides of at least `width` and `height` (fractions of the image), about its middle."""
     low, high = np.split(box.to_array(), 2)
     sides = np.minimum(np.maximum(high - low, (width, height)), 1.0)
     low = np.clip((low + high - sides) / 2, 0.0, 1.0 - sides)

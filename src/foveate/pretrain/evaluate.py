@@ -1,7 +1,7 @@
-"""How well a model answers: which phrase names this box, which box a phrase means, where it is, which picture.
+"""How well a model answers: which phrase names this box, which box a phrase means, where it is, which image.
 
 Definitions are those of `foveate.metrics`. Regions of different report groups (`Region.slice`, for example seen and
-unseen concepts) and pictures of different sources are never mixed. Every number has a bootstrap interval over pictures
+unseen concepts) and images of different sources are never mixed. Every number has a bootstrap interval over images
 and every per-sample result goes to Parquet, so that a measure can be computed again without the model.
 """
 
@@ -15,24 +15,24 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from foveate.core import seeds
+from foveate.core.errors import UserError, choose
 from foveate.metrics.classification import class_accuracies, nearest_class
 from foveate.metrics.grounding import SIZE_NAMES, grounding_scores, occurs_once, size_slices
 from foveate.metrics.intervals import bootstrap_statistic
-from foveate.metrics.retrieval import normalise, rank_positives_from_embeddings, within_group_accuracy
+from foveate.metrics.retrieval import normalize, rank_positives_from_embeddings, within_group_accuracy
 from foveate.pretrain.answers import Table, columns_of
 from foveate.pretrain.embed import Embedded, embed_collection
 from foveate.records.collection import Collection
 from foveate.records.tables import write_table
-from foveate.settings import seeds
-from foveate.settings.errors import UserError, choose
-from foveate.vision.localiser.asking import embed_phrases
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.asking import embed_phrases
+from foveate.vision.localizer.model import LocalizingModel
 
 EDGES = ("x1", "y1", "x2", "y2")
 
 
 def evaluate(
-    model: LocalisingModel,
+    model: LocalizingModel,
     collection: Collection,
     *,
     split: str = "test",
@@ -40,7 +40,7 @@ def evaluate(
     crops: bool = False,
     rules: Sequence[str] = ("head", "candidates"),
     classes: str | None = None,
-    templates: Sequence[str] = ("a picture of {}",),
+    templates: Sequence[str] = ("an image of {}",),
     text_kind: str | None = None,
     seed: int = 0,
     limit: int | None = None,
@@ -51,13 +51,13 @@ def evaluate(
 
     Args:
         name: prefix of the columns, for example "cloc".
-        crops: answer the region questions also by encoding each box as a picture of its own.
+        crops: answer the region questions also by encoding each box as an image of its own.
         rules: ways of finding a phrase that are tried, as far as the model has them.
         classes: label field for zero-shot classification; none by default.
-        text_kind: caption kind for image-text retrieval; the first that a picture has by default.
-        limit: at most this many pictures, drawn by the seed.
+        text_kind: caption kind for image-text retrieval; the first that an image has by default.
+        limit: at most this many images, drawn by the seed.
         samples_to: folder for the per-sample Parquet tables.
-        cache: folder where frozen features of the pictures are kept; by default they are not.
+        cache: folder where frozen features of the images are kept; by default they are not.
 
     Returns:
         The result with "columns", "table" and counts; and what the pass found, for examples.
@@ -67,7 +67,7 @@ def evaluate(
     """
     rows = collection.rows(split)
     if not len(rows):
-        raise UserError(f"collection {collection.path}: split '{split}' has no pictures")
+        raise UserError(f"collection {collection.path}: split '{split}' has no images")
     if limit is not None and limit < len(rows):
         rows = np.sort(seeds.generator("evaluate", seed).choice(rows, size=limit, replace=False))
     if text_kind is not None:
@@ -94,7 +94,7 @@ def evaluate(
     result = {
         "collection": collection.name,
         "split": split,
-        "pictures": len(seen.rows),
+        "images": len(seen.rows),
         "regions": len(seen.regions),
         "unreadable": len(seen.bad),
         "regions_out_of_view": seen.out_of_view,
@@ -117,7 +117,7 @@ def _regions(table: Table, collection: Collection, seen: Embedded, name: str, se
         ways[f"{name}_crop"] = seen.crop_RE
     ways[f"{name}_shuffled"] = seen.shuffled_RE
     samples: dict[str, Any] = {
-        "key": [collection.keys[seen.rows[picture]] for picture in seen.picture_R],
+        "key": [collection.keys[seen.rows[image]] for image in seen.image_R],
         "phrase": [region.phrase for region in seen.regions],
         "label": [region.label for region in seen.regions],
         "slice": [region.slice for region in seen.regions],
@@ -149,7 +149,7 @@ def _region_retrieval(
 ) -> None:
     """Region-text retrieval both ways among the regions of one group; R@1 of the first also by region size."""
     asked = np.flatnonzero(mask_R)
-    groups = seen.picture_R[asked]
+    groups = seen.image_R[asked]
     sizes = size_slices(seen.boxes_R4)[asked]
     for question, short, queries, gallery in (
         ("which phrase names this box", "r2t", z_RE, seen.phrase_RE),
@@ -185,13 +185,13 @@ def _region_classes(
         lambda rows: float(class_accuracies(predicted[rows], truth[rows]).accuracy_C.mean()),
         rows=len(truth),
         seed=table.seed,
-        groups_N=list(seen.picture_R[mask_R]),
+        groups_N=list(seen.image_R[mask_R]),
         resamples=200,
     )
     question = "what is in this box, of all names"
     right = (predicted == truth).astype(np.float64)
     chance = 1 / len(names)
-    table.add(f"{question}: top-1", part, column, right, groups=list(seen.picture_R[mask_R]), chance=chance)
+    table.add(f"{question}: top-1", part, column, right, groups=list(seen.image_R[mask_R]), chance=chance)
     table.add(f"{question}: mAcc", part, column, interval, chance=chance)
 
 
@@ -204,25 +204,25 @@ def _choose(
     part: str,
     samples: dict[str, Any],
 ) -> None:
-    """Which of the picture's boxes a phrase means, where it is the phrase of one of at least two boxes."""
-    once = occurs_once([region.phrase for region in seen.regions], seen.picture_R.tolist())
-    counts = np.bincount(seen.picture_R)[seen.picture_R]
+    """Which of the image's boxes a phrase means, where it is the phrase of one of at least two boxes."""
+    once = occurs_once([region.phrase for region in seen.regions], seen.image_R.tolist())
+    counts = np.bincount(seen.image_R)[seen.image_R]
     asked = np.flatnonzero(mask_R & once & (counts > 1))
     if not len(asked):
         return
-    _, right_R, _ = within_group_accuracy(seen.phrase_RE, z_RE, seen.picture_R.tolist())
+    _, right_R, _ = within_group_accuracy(seen.phrase_RE, z_RE, seen.image_R.tolist())
     right = right_R[asked]
     samples.setdefault(f"chosen_{column}", np.full(len(seen.regions), np.nan))[asked] = right
     chance = float((1 / counts[asked]).mean())
-    question = "which of the picture's boxes: accuracy"
-    table.add(question, part, column, right, groups=seen.picture_R[asked], chance=chance)
+    question = "which of the image's boxes: accuracy"
+    table.add(question, part, column, right, groups=seen.image_R[asked], chance=chance)
 
 
 def baseline_boxes(count: int, *, seed: int) -> dict[str, NDArray[np.float64]]:
-    """Answers that see nothing: the centre box (half of each side) and a random box, [count, 4] each."""
+    """Answers that see nothing: the center box (half of each side) and a random box, [count, 4] each."""
     random = seeds.generator("random boxes", seed)
     corners = np.sort(random.uniform(size=(count, 2, 2)), axis=1)
-    return {"centre": np.tile([0.25, 0.25, 0.75, 0.75], (count, 1)), "random": corners.reshape(count, 4)}
+    return {"center": np.tile([0.25, 0.25, 0.75, 0.75], (count, 1)), "random": corners.reshape(count, 4)}
 
 
 def _where(
@@ -234,16 +234,16 @@ def _where(
     seed: int,
     samples: dict[str, Any],
 ) -> None:
-    once = occurs_once([region.phrase for region in seen.regions], seen.picture_R.tolist())
+    once = occurs_once([region.phrase for region in seen.regions], seen.image_R.tolist())
     asked = np.flatnonzero(mask_R & once)
     if not len(asked):
         return
     sizes = size_slices(seen.boxes_R4)
     for rule, boxes_R4 in {**seen.found, **baseline_boxes(len(seen.regions), seed=seed)}.items():
-        column = rule if rule in ("centre", "random") else f"{name}_{rule}"
+        column = rule if rule in ("center", "random") else f"{name}_{rule}"
         per_sample, _ = grounding_scores(boxes_R4[asked], seen.boxes_R4[asked])
         samples.setdefault(f"iou_{column}", np.full(len(seen.regions), np.nan))[asked] = per_sample["iou"]
-        groups = seen.picture_R[asked]
+        groups = seen.image_R[asked]
         for title, key in (("IoU at least .5", "acc50"), ("mean IoU", "iou"), ("pointing", "pointing")):
             table.add(f"where is it: {title}", part, column, per_sample[key], groups=groups)
         for size in SIZE_NAMES:
@@ -257,7 +257,7 @@ def _where(
 
 def better_rule(seen: Embedded) -> str:
     """The rule, "head" or "candidates", with more boxes at IoU .5 or above, on phrases that occur once."""
-    once = occurs_once([region.phrase for region in seen.regions], seen.picture_R.tolist())
+    once = occurs_once([region.phrase for region in seen.regions], seen.image_R.tolist())
     if not once.any() or "head" not in seen.found:
         return "head" if "head" in seen.found else "candidates"
     hits = {
@@ -285,14 +285,14 @@ def _sources(collection: Collection, rows: NDArray[np.int64]) -> NDArray[Any]:
 
 
 def _retrieval(
-    table: Table, model: LocalisingModel, collection: Collection, seen: Embedded, name: str, kind: str | None
+    table: Table, model: LocalizingModel, collection: Collection, seen: Embedded, name: str, kind: str | None
 ) -> list[dict[str, Any]]:
-    """Adds retrieval both ways; returns a row for each picture: how many wrong candidates score higher."""
+    """Adds retrieval both ways; returns a row for each image: how many wrong candidates score higher."""
     places, texts = _texts(collection, seen.rows, kind)
     if not places:
         return []
     samples: list[dict[str, Any]] = []
-    text_TE = normalise(embed_phrases(model, texts).numpy())
+    text_TE = normalize(embed_phrases(model, texts).numpy())
     sources = _sources(collection, seen.rows[places])
     for source in sorted(set(sources)):
         chosen = np.flatnonzero(sources == source)
@@ -300,13 +300,13 @@ def _retrieval(
             continue
         image = seen.image_NE[np.array(places)[chosen]]
         ranks = {
-            "which text belongs to this picture": rank_positives_from_embeddings(image, text_TE[chosen]),
-            "which picture belongs to this text": rank_positives_from_embeddings(text_TE[chosen], image),
+            "which text belongs to this image": rank_positives_from_embeddings(image, text_TE[chosen]),
+            "which image belongs to this text": rank_positives_from_embeddings(text_TE[chosen], image),
         }
         for k in (1, 10):
             for question, found in ranks.items():
                 chance = min(1.0, k / len(chosen))
-                table.add(f"{question}: R@{k}", f"{source} pictures", name, found.recall(k)[1], chance=chance)
+                table.add(f"{question}: R@{k}", f"{source} images", name, found.recall(k)[1], chance=chance)
         samples += [
             {
                 "key": collection.keys[seen.rows[places[index]]],
@@ -320,23 +320,23 @@ def _retrieval(
     return samples
 
 
-def class_embeddings(model: LocalisingModel, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
+def class_embeddings(model: LocalizingModel, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
     """Zero-shot classifier [C, E]: the mean over templates of unit-length text embeddings, made unit again."""
     texts = [template.replace("{}", name) for name in names for template in templates]
-    embedded = normalise(embed_phrases(model, texts).numpy()).reshape(len(names), len(templates), -1)
-    return normalise(embedded.mean(1)).astype(np.float32)
+    embedded = normalize(embed_phrases(model, texts).numpy()).reshape(len(names), len(templates), -1)
+    return normalize(embedded.mean(1)).astype(np.float32)
 
 
 def _zero_shot(
     table: Table,
-    model: LocalisingModel,
+    model: LocalizingModel,
     collection: Collection,
     seen: Embedded,
     name: str,
     field: str,
     templates: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Adds zero-shot accuracy; returns a row for each picture: true and predicted class."""
+    """Adds zero-shot accuracy; returns a row for each image: true and predicted class."""
     samples: list[dict[str, Any]] = []
     values = collection.label_values(field)[seen.rows]
     sources = _sources(collection, seen.rows)
@@ -348,7 +348,7 @@ def _zero_shot(
         predicted = nearest_class(seen.image_NE[chosen], class_embeddings(model, names, templates))
         right = (predicted == np.searchsorted(np.array(names), values[chosen].astype(str))).astype(np.float64)
         question = f"zero-shot {field}, {len(names)} names: accuracy"
-        table.add(question, f"{source} pictures", name, right, chance=1 / len(names))
+        table.add(question, f"{source} images", name, right, chance=1 / len(names))
         samples += [
             {
                 "key": collection.keys[seen.rows[index]],

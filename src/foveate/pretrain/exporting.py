@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveate.core.errors import UserError, choose
+from foveate.core.files import FolderLock, commit_atomically, read_json
+from foveate.core.progress import say
 from foveate.records.collection import Collection
 from foveate.records.layout import DESCRIPTION
 from foveate.records.sources import OWN, ChosenRegions
-from foveate.settings.errors import UserError, choose
-from foveate.settings.files import FolderLock, commit_atomically, read_json
-from foveate.settings.progress import say
 
 if TYPE_CHECKING:
-    from foveate.vision.localiser.model import LocalisingModel
+    from foveate.vision.localizer.model import LocalizingModel
 
 FORMATS = ("parquet", "npz")
 _CONFIG = "config.json"
@@ -37,12 +37,12 @@ class Job:
     Attributes:
         source: the model folder. model: opened. config, metrics: contents of its JSON files.
         folder: where to write; empty, or with what a stopped run of the same target left.
-        collection, split, region_sources, format: for targets that read pictures; see
+        collection, split, region_sources, format: for targets that read images; see
             `foveate.pretrain.export.embeddings`.
     """
 
     source: Path
-    model: LocalisingModel
+    model: LocalizingModel
     config: dict[str, Any]
     metrics: dict[str, Any]
     folder: Path
@@ -139,7 +139,7 @@ def _export_model(
     device: str | None,
     dry_run: bool,
 ) -> tuple[Path, dict[str, Any], list[str]]:
-    from foveate.vision.localiser.folder import METRICS, load_model
+    from foveate.vision.localizer.folder import METRICS, load_model
 
     module = importlib.import_module(f"foveate.pretrain.export.{to}")
     target = out or _beside(source, to)
@@ -175,14 +175,14 @@ def _export_collection(
     result: dict[str, Any] = {"source": str(source), "to": to, "dry_run": dry_run}
     with Collection.open(source) as opened:
         regions = ChosenRegions(opened, region_sources)
-        result["counts"] = {"pictures": len(opened), "regions of other sources": regions.left_out}
+        result["counts"] = {"images": len(opened), "regions of other sources": regions.left_out}
         left_out = [told] if (told := regions.left_out_in_words()) else []
         if dry_run:
-            return target, result, [f"would write {len(opened)} pictures to {target}", *left_out]
+            return target, result, [f"would write {len(opened)} images to {target}", *left_out]
         with staged(target) as folder:
             function(opened, folder, region_sources=region_sources)
     result["files"] = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    return target, result, [f"pictures: {result['counts']['pictures']}", *left_out]
+    return target, result, [f"images: {result['counts']['images']}", *left_out]
 
 
 def _beside(source: Path, to: str) -> Path:

@@ -1,4 +1,4 @@
-"""Records as a model sees them: pictures after preprocessing, boxes and texts as they are drawn in training."""
+"""Records as a model sees them: images after preprocessing, boxes and texts as they are drawn in training."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from foveate.core import seeds
 from foveate.records.collection import Collection
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.records.thumbnails import save_thumbnail
-from foveate.settings import seeds
-from foveate.vision.localiser.model import towers
-from foveate.vision.localiser.settings import LocaliserSettings
+from foveate.vision.localizer.model import towers
+from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.pixels import Preprocess
 from foveate.vision.registry import build_image_encoder
 from foveate.vision.views import input_boxes, read
 
 
-def picture_of(pixels_3HW: Tensor) -> Image.Image:
-    """uint8 model input back to a picture."""
+def image_of(pixels_3HW: Tensor) -> Image.Image:
+    """uint8 model input back to an image."""
     return Image.fromarray(np.ascontiguousarray(pixels_3HW.numpy().transpose(1, 2, 0)))
 
 
-def preprocess_of(recipe: LocaliserSettings) -> Preprocess:
-    """How the recipe's image encoder sees a picture."""
+def preprocess_of(recipe: LocalizerSettings) -> Preprocess:
+    """How the recipe's image encoder sees an image."""
     return build_image_encoder(towers(recipe, "image_encoder")).preprocess
 
 
@@ -41,12 +41,12 @@ def sample_rows(
 
 
 def write_samples(
-    collection: Collection, recipe: LocaliserSettings, run: Path, rows: np.ndarray, *, seed: int
+    collection: Collection, recipe: LocalizerSettings, run: Path, rows: np.ndarray, *, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Writes the pictures of `rows` below `run`/pictures and describes them, each with one of its texts.
+    """Writes the images of `rows` below `run`/images and describes them, each with one of its texts.
 
     Returns:
-        The described pictures, and key -> reason of those among them that could not be read.
+        The described images, and key -> reason of those among them that could not be read.
     """
     preprocess = preprocess_of(recipe)
     samples: list[dict[str, Any]] = []
@@ -55,10 +55,10 @@ def write_samples(
         record = collection.record(int(row))
         try:
             pixels, placement = read(collection, int(row), preprocess)
-        except BadPicture as problem:
+        except BadImage as problem:
             unreadable[record.key] = str(problem)
             continue
-        path = save_thumbnail(picture_of(pixels), run / "pictures" / f"sample-{row:08d}.webp")
+        path = save_thumbnail(image_of(pixels), run / "images" / f"sample-{row:08d}.webp")
         regions = []
         if record.regions:
             boxes_R4 = np.stack([region.box.to_array() for region in record.regions])
@@ -72,7 +72,7 @@ def write_samples(
         caption = record.captions[drawn] if record.captions else None
         samples.append(
             {
-                "picture": str(path.relative_to(run)),
+                "image": str(path.relative_to(run)),
                 "caption": caption.text if caption else "",
                 "kind": caption.kind if caption else "",
                 "source": record.labels.get("source", ""),

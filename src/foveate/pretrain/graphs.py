@@ -1,7 +1,7 @@
 """The model's parts as plain modules without data-dependent control flow, as a graph exporter needs them.
 
 They compute what the model computes and hold its own layers. `RegionGraph` and `PhraseGraph` lay out one sequence
-[prompt ; image tokens] for each prompt, where `Prompter` shares work between the prompts of a picture.
+[prompt ; image tokens] for each prompt, where `Prompter` shares work between the prompts of an image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from foveate.vision.encoder import ImageEncoder
 from foveate.vision.lite0 import Lite0Encoder, pack_maps
 from foveate.vision.lite0_network import load_lite0
 from foveate.vision.prompter import BoxHead, Prompted, Prompter
-from foveate.vision.sinusoid import encode_points, patch_centres
+from foveate.vision.sinusoid import encode_points, patch_centers
 
 
 class ImageGraph(nn.Module):
@@ -30,7 +30,7 @@ class ImageGraph(nn.Module):
         self.frozen = load_lite0().float() if isinstance(encoder, Lite0Encoder) else None
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.encoder.normalised(pixels)
+        features = self.encoder.normalized(pixels)
         if self.frozen is not None:
             features = pack_maps(*self.frozen(features))
         found = self.encoder(features)
@@ -45,12 +45,12 @@ class _Layer(nn.Module):
         self.prompter = prompter
         positions_LD = torch.zeros(grid[0] * grid[1], prompter.width)
         if prompter.image_pos == "sincos":
-            positions_LD = sinusoid(prompter, patch_centres(grid))
+            positions_LD = sinusoid(prompter, patch_centers(grid))
         self.register_buffer("positions_LD", positions_LD, persistent=False)
 
-    def forward(self, prompts_RPD: Tensor, tokens_BLD: Tensor, picture_R: Tensor) -> Tensor:
+    def forward(self, prompts_RPD: Tensor, tokens_BLD: Tensor, image_R: Tensor) -> Tensor:
         own, pre = self.prompter, self.prompter.norm == "pre"
-        image_RLD = (tokens_BLD + cast(Tensor, self.positions_LD))[picture_R]
+        image_RLD = (tokens_BLD + cast(Tensor, self.positions_LD))[image_R]
         x_RSD = torch.cat((prompts_RPD, image_RLD), dim=1)
         normed_RSD = own.ln1(x_RSD) if pre else x_RSD
         if own.pool == "prompt":
@@ -79,30 +79,30 @@ def sinusoid(prompter: Prompter, points: Tensor) -> Tensor:
 
 
 class RegionGraph(nn.Module):
-    """Tokens [B, L, D], boxes [R, 4] in [0, 1] and their pictures [R] to unit-length region embeddings [R, E]."""
+    """Tokens [B, L, D], boxes [R, 4] in [0, 1] and their images [R] to unit-length region embeddings [R, E]."""
 
     def __init__(self, prompter: Prompter, grid: tuple[int, int]) -> None:
         super().__init__()
         self.layer = _Layer(prompter, grid)
 
-    def forward(self, tokens: Tensor, boxes: Tensor, picture: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
         own = self.layer.prompter
         prompts_RPD = sinusoid(own, boxes.unflatten(-1, (2, 2)))
         if own.corner_embedding is not None:
             prompts_RPD = prompts_RPD + own.corner_embedding
-        return F.normalize(own.proj(self.layer(prompts_RPD, tokens, picture)), dim=-1)
+        return F.normalize(own.proj(self.layer(prompts_RPD, tokens, image)), dim=-1)
 
 
 class PhraseGraph(nn.Module):
-    """Tokens [B, L, D], text embeddings [R, E] before normalisation and their pictures [R] to boxes [R, 4] in [0, 1]
+    """Tokens [B, L, D], text embeddings [R, E] before normalization and their images [R] to boxes [R, 4] in [0, 1]
     of the square input, corners in order."""
 
     def __init__(self, prompter: Prompter, head: BoxHead, grid: tuple[int, int]) -> None:
         super().__init__()
         self.layer, self.head = _Layer(prompter, grid), head
 
-    def forward(self, tokens: Tensor, texts: Tensor, picture: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, texts: Tensor, image: Tensor) -> Tensor:
         own = self.layer.prompter
-        words_RE = F.normalize(texts, dim=-1) if own.text_prompt_normalised else texts
-        pooled_RD = self.layer(own.text_in(words_RE).unsqueeze(1), tokens, picture)
+        words_RE = F.normalize(texts, dim=-1) if own.text_prompt_normalized else texts
+        pooled_RD = self.layer(own.text_in(words_RE).unsqueeze(1), tokens, image)
         return self.head.locate(Prompted(own.proj(pooled_RD), pooled_RD))

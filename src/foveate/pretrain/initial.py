@@ -15,24 +15,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_json_atomically
+from foveate.core.progress import say
 from foveate.pretrain.recipe import PretrainRecipe
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json, write_json_atomically
-from foveate.settings.progress import say
 from foveate.vision.backbones import on_meta
+from foveate.vision.hf.loading import KIND_OF_TYPE
 from foveate.vision.hub import Checkpoint, fetch
-from foveate.vision.localiser.folder import KIND as OURS
-from foveate.vision.localiser.folder import WEIGHTS, with_tokenizer
-from foveate.vision.localiser.model import LocalisingModel
-from foveate.vision.localiser.settings import LocaliserSettings
+from foveate.vision.localizer.folder import KIND as OURS
+from foveate.vision.localizer.folder import WEIGHTS, with_tokenizer
+from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.registry import tower_options
-from foveate.vision.transformers_loading import KIND_OF_TYPE
 
 REQUIRED = "required"
 KIND = "initial"
 TABLE = "initial.json"
 # What a recipe that waits for its checkpoint is counted with (`--dry-run`), the size of the paper's B/16.
-_STAND_IN = {"kind": "openclip", "model": "ViT-B-16"}
+_STAND_IN = {"kind": "open_clip", "model": "ViT-B-16"}
 _STAND_IN_WIDTH = 512
 _TOWERS = ("image_encoder", "text_encoder")
 
@@ -82,14 +82,14 @@ def _fetched(source: str, options: Mapping[str, Any]) -> Checkpoint:
 
 
 def kind_of(checkpoint: Checkpoint) -> str:
-    """Which encoder reads a folder: "localising-encoder" for our own, else a kind of `foveate.vision`.
+    """Which encoder reads a folder: "localizing-encoder" for our own, else a kind of `foveate.vision`.
 
     Raises:
         UserError: when none does.
     """
     folder = checkpoint.folder
     if (folder / "open_clip_config.json").is_file():
-        return "openclip"
+        return "open_clip"
     inner = folder / "model"
     if not (folder / "config.json").is_file():
         also = f"; did you mean '{inner}'?" if (inner / "config.json").is_file() else ""
@@ -122,7 +122,7 @@ def _tower(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]) -> dic
 
 
 def _own_tower(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for a model folder of ours, which says how its pictures are fitted in one field, `preprocess`."""
+    """The same for a model folder of ours, which says how its images are fitted in one field, `preprocess`."""
     pinned = _pin(options)
     if pinned and checkpoint.commit is not None:
         raise UserError(
@@ -149,13 +149,13 @@ def _embed_dim(checkpoint: Checkpoint, kind: str) -> int:
     folder = str(checkpoint.folder)
     if kind_of(checkpoint) == OURS:
         return int(checkpoint.config()["recipe"]["embed_dim"])
-    if kind == "openclip":
+    if kind == "open_clip":
         path = checkpoint.folder / "open_clip_config.json"
         said = read_json(path)
         if not isinstance(said, dict) or "embed_dim" not in said.get("model_cfg", {}):
             raise UserError(f"{path}: no configuration of open_clip, model_cfg.embed_dim is missing")
         return int(said["model_cfg"]["embed_dim"])
-    if kind == "transformers_clip":
+    if kind == "clip":
         from transformers import AutoConfig
 
         return int(AutoConfig.from_pretrained(folder).projection_dim)
@@ -166,7 +166,7 @@ def _embed_dim(checkpoint: Checkpoint, kind: str) -> int:
     raise UserError(f"embed_dim 0: '{checkpoint.name}' has no joint space of its own, give the width you want")
 
 
-def start_from(model: LocalisingModel, initial: str, *, run: Path | None = None) -> dict[str, Any]:
+def start_from(model: LocalizingModel, initial: str, *, run: Path | None = None) -> dict[str, Any]:
     """Loads a model folder of ours into `model`, or accounts for the towers that were built with their weights.
 
     Args:
@@ -202,7 +202,7 @@ def _areas(tensors: Mapping[str, str], status: str) -> list[str]:
     return sorted({".".join(parts[:2]) if parts[0] in _TOWERS else parts[0] for parts in names})
 
 
-def _status(model: LocalisingModel, name: str) -> str:
+def _status(model: LocalizingModel, name: str) -> str:
     """Of a tensor of a model whose towers were built with trained weights."""
     area, _, rest = name.partition(".")
     if area in _TOWERS:
@@ -217,7 +217,7 @@ def _status(model: LocalisingModel, name: str) -> str:
     return "fresh"
 
 
-def _load_ours(model: LocalisingModel, checkpoint: Checkpoint) -> dict[str, str]:
+def _load_ours(model: LocalizingModel, checkpoint: Checkpoint) -> dict[str, str]:
     path = checkpoint.folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{path}: no such file; the model folder is not complete")
@@ -244,7 +244,7 @@ def _load_ours(model: LocalisingModel, checkpoint: Checkpoint) -> dict[str, str]
     return tensors | {name: "unexpected" for name in sorted(weights.keys() - expected.keys())}
 
 
-def _said_otherwise(recipe: LocaliserSettings, weights: Mapping[str, Tensor]) -> set[str]:
+def _said_otherwise(recipe: LocalizerSettings, weights: Mapping[str, Tensor]) -> set[str]:
     """Temperatures and biases that the recipe sets, and a temperature whose sigmoid loss has no bias to go with it."""
     names: set[str] = set()
     if recipe.logit_scale_init is not None or (recipe.loss == "sigmoid" and "bias" not in weights):

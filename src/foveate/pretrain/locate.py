@@ -1,4 +1,4 @@
-"""Where is it? The box of a phrase in one picture, by every rule there is, reported apart."""
+"""Where is it? The box of a phrase in one image, by every rule there is, reported apart."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError
 from foveate.pretrain.evaluate import baseline_boxes
 from foveate.pretrain.seeing import see
-from foveate.settings.errors import UserError
-from foveate.vision.localiser.asking import candidate_scores, embed_phrases, find
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.asking import candidate_scores, embed_phrases, find
+from foveate.vision.localizer.model import LocalizingModel
 
 RULES = ("head", "candidates")
 
 
 @dataclass(frozen=True)
 class Located:
-    """The answer for one picture and phrase; boxes are (x1, y1, x2, y2) in [0, 1] of the picture.
+    """The answer for one image and phrase; boxes are (x1, y1, x2, y2) in [0, 1] of the image.
 
     Attributes:
-        rule: the one that `box` comes from. boxes: every rule's box, and the centre and a random box beside them.
+        rule: the one that `box` comes from. boxes: every rule's box, and the center and a random box beside them.
         scores: cosine of each box's embedding with the phrase's, in [-1, 1]; None for a box without area.
-        width, height: of the picture in pixels, after its EXIF rotation.
+        width, height: of the image in pixels, after its EXIF rotation.
     """
 
     phrase: str
@@ -41,13 +41,13 @@ class Located:
 
 
 @torch.inference_mode()
-def locate(model: LocalisingModel, picture: bytes, phrase: str, *, rule: str | None = None, seed: int = 0) -> Located:
-    """Finds a phrase in a picture: the grounding head's box and the best of many candidate boxes.
+def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | None = None, seed: int = 0) -> Located:
+    """Finds a phrase in an image: the grounding head's box and the best of many candidate boxes.
 
-    Both use one pass over the picture. `rule` is the model's better one (on its validation split) by default.
+    Both use one pass over the image. `rule` is the model's better one (on its validation split) by default.
 
     Raises:
-        UserError: for an empty phrase, an unreadable picture, or a rule the model does not have.
+        UserError: for an empty phrase, an unreadable image, or a rule the model does not have.
     """
     if not phrase.strip():
         raise UserError("the phrase is empty: say what to look for, for example 'a red boat'")
@@ -55,7 +55,7 @@ def locate(model: LocalisingModel, picture: bytes, phrase: str, *, rule: str | N
     chosen = rule or model.locate_rule
     if chosen not in available:
         raise UserError(f"rule '{chosen}': this model has {', '.join(available)}")
-    seen = see(model, picture)
+    seen = see(model, image)
     tokens, placement = seen.tokens, seen.placement
     index = torch.zeros(1, dtype=torch.int64, device=model.device)
     text_1E = embed_phrases(model, [phrase]).to(model.device)
@@ -80,7 +80,7 @@ def locate(model: LocalisingModel, picture: bytes, phrase: str, *, rule: str | N
 
 
 def _cosine(
-    model: LocalisingModel,
+    model: LocalizingModel,
     tokens: object,
     box_14: NDArray[np.float64],
     text_1E: torch.Tensor,

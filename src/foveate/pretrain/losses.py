@@ -1,8 +1,8 @@
 """The losses of CLIP and CLOC as functions of the embeddings of the whole batch.
 
-With several processes `foveate.pretrain.sharded` computes the same, each process the rows of its own pictures.
+With several processes `foveate.pretrain.sharded` computes the same, each process the rows of its own images.
 
-Source: Contrastive Localized Language-Image Pre-Training (arXiv 2410.02746 v2), equations 1 to 4. Shapes: N pictures
+Source: Contrastive Localized Language-Image Pre-Training (arXiv 2410.02746 v2), equations 1 to 4. Shapes: N images
 of the global batch, R regions drawn from them (ragged, flat), E the width of the joint embedding.
 """
 
@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
 from foveate.training.distributed import all_sum, logsumexp_over_ranks
 
 FILTERS = ("embedding", "exact", "none")
-NORMALISATIONS = ("regions", "fixed")
+NORMALIZATIONS = ("regions", "fixed")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RegionLoss:
 
     Attributes:
         loss: mean of both directions (equation 2), the one to train on.
-        r2t: region to text. t2r: text to region. Scalars, divided as `normalise` says.
+        r2t: region to text. t2r: text to region. Scalars, divided as `normalize` says.
         masked_fraction: share of the R (R - 1) negatives that the filter left out, in [0, 1]; without gradient.
         mask_RR: True where a negative was left out; None in the chunked form, which never builds it whole.
     """
@@ -61,7 +61,7 @@ def clip_loss(
     """Symmetric image-text contrastive loss (equation 1), pairs on the diagonal.
 
     Args:
-        image_NE: image embeddings of unit length; they are not normalised again.
+        image_NE: image embeddings of unit length; they are not normalized again.
         text_NE: text embeddings of unit length, row n belongs to image n.
         logit_scale: 1 / temperature, the exponential of the learned parameter.
         row_chunk: work on that many rows of the N x N matrix at a time; same loss, same gradient, less memory.
@@ -131,7 +131,7 @@ def _block_mask(rows: slice, keys: Tensor | None, *, filter: str, threshold: flo
 class _BlockTerms(torch.autograd.Function):
     """Row and column log-sum-exp and diagonal of masked logits, a block of rows at a time, in both passes.
 
-    Memory is chunk x R instead of R x R: with 4 regions of 32,768 pictures the whole matrix has 1.7e10 entries. A
+    Memory is chunk x R instead of R x R: with 4 regions of 32,768 images the whole matrix has 1.7e10 entries. A
     single block is kept for the backward pass, several are computed again.
 
     Args:
@@ -224,22 +224,22 @@ def region_text_loss(
     filter: str = "embedding",
     threshold: float = 0.9,
     phrases: Tensor | None = None,
-    normalise: str = "regions",
+    normalize: str = "regions",
     M: int | None = None,
     N: int | None = None,
     row_chunk: int | None = None,
 ) -> RegionLoss:
     """Symmetric region-text contrastive loss over all regions of the global batch (equation 2).
 
-    The negatives of a region are all other drawn phrases, those of its own picture too, except the duplicates that
+    The negatives of a region are all other drawn phrases, those of its own image too, except the duplicates that
     `duplicate_mask` names. Embeddings of any length go in; cosines are taken in at least float32.
 
     Args:
         z_RE: region embeddings. t_RE: phrase embeddings, row r belongs to region r.
         logit_scale: 1 / temperature.
         filter, threshold, phrases: see `duplicate_mask`.
-        normalise: "regions" divides by R, "fixed" by M N as the paper prints it.
-        M: most regions drawn per picture, N: pictures of the global batch; both wanted by "fixed".
+        normalize: "regions" divides by R, "fixed" by M N as the paper prints it.
+        M: most regions drawn per image, N: images of the global batch; both wanted by "fixed".
         row_chunk: work on that many rows of the R x R matrix at a time; same loss, same gradient, less memory.
 
     Returns:
@@ -249,7 +249,7 @@ def region_text_loss(
         UserError: for unknown options, or "fixed" without M and N, or `row_chunk` below 1.
     """
     choose(filter, FILTERS, "duplicate filter")
-    divisor = _divisor(len(z_RE), normalise=normalise, M=M, N=N)
+    divisor = _divisor(len(z_RE), normalize=normalize, M=M, N=N)
     _check_chunk(row_chunk)
     with _no_autocast(z_RE):
         z_RE, t_RE = _wide(z_RE), _wide(t_RE)
@@ -276,12 +276,12 @@ def region_text_loss(
     return RegionLoss((r2t + t2r) / 2, r2t, t2r, masked_fraction, mask_RR)
 
 
-def _divisor(regions: int, *, normalise: str, M: int | None, N: int | None) -> int:
-    choose(normalise, NORMALISATIONS, "normalisation of the region losses")
-    if normalise == "regions":
+def _divisor(regions: int, *, normalize: str, M: int | None, N: int | None) -> int:
+    choose(normalize, NORMALIZATIONS, "normalization of the region losses")
+    if normalize == "regions":
         return max(regions, 1)
     if M is None or N is None or M < 1 or N < 1:
-        raise UserError("normalise 'fixed' needs M, the most regions per picture, and N, the pictures of the batch")
+        raise UserError("normalize 'fixed' needs M, the most regions per image, and N, the images of the batch")
     return M * N
 
 
@@ -289,7 +289,7 @@ def grounding_loss(
     pred_R4: Tensor,
     target_R4: Tensor,
     *,
-    normalise: str = "regions",
+    normalize: str = "regions",
     M: int | None = None,
     N: int | None = None,
 ) -> Tensor:
@@ -298,21 +298,21 @@ def grounding_loss(
     Args:
         pred_R4: output of the box head, corners in [0, 1] of the model input, not clamped.
         target_R4: true corners (x1, y1, x2, y2) in [0, 1] of the model input.
-        normalise: "regions" divides by 4 R, "fixed" by 4 M N.
+        normalize: "regions" divides by 4 R, "fixed" by 4 M N.
 
     Returns:
         A scalar; exactly 0 with zero gradient for R = 0.
     """
-    divisor = 4 * _divisor(len(pred_R4), normalise=normalise, M=M, N=N)
+    divisor = 4 * _divisor(len(pred_R4), normalize=normalize, M=M, N=N)
     with _no_autocast(pred_R4):
         return (_wide(pred_R4) - _wide(target_R4)).square().sum() / divisor
 
 
-def labelled_fraction(counts_N: Tensor) -> Tensor:
-    """Share of the pictures of the global batch that have at least one region, in [0, 1].
+def labeled_fraction(counts_N: Tensor) -> Tensor:
+    """Share of the images of the global batch that have at least one region, in [0, 1].
 
     Args:
-        counts_N: number of drawn regions of each picture.
+        counts_N: number of drawn regions of each image.
     """
     wide = torch.float32 if counts_N.device.type == "mps" else torch.float64
     return (counts_N > 0).to(wide).mean() if len(counts_N) else torch.zeros((), dtype=torch.float64)
@@ -323,14 +323,14 @@ def total_loss(
     region: Tensor | float = 0.0,
     grounding: Tensor | float = 0.0,
     *,
-    labelled_fraction: Tensor | float,
+    labeled_fraction: Tensor | float,
     lambda_scale: float = 1.0,
     grounding_weight: float = 1.0,
 ) -> Tensor:
-    """clip + lambda (region + grounding_weight grounding), lambda = lambda_scale x labelled_fraction (equation 4).
+    """clip + lambda (region + grounding_weight grounding), lambda = lambda_scale x labeled_fraction (equation 4).
 
-    With no labelled picture the total is the CLIP loss bit for bit, and the Prompter's gradients are zeros.
+    With no labeled image the total is the CLIP loss bit for bit, and the Prompter's gradients are zeros.
     """
-    weight = lambda_scale * labelled_fraction
+    weight = lambda_scale * labeled_fraction
     regions = torch.as_tensor(weight * (region + grounding_weight * grounding), dtype=clip.dtype, device=clip.device)
     return clip + regions

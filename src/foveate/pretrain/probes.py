@@ -5,23 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foveate.core.errors import UserError
+from foveate.core.files import write_text_atomically
 from foveate.pretrain.exporting import Job
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_text_atomically
-from foveate.vision.localiser.card import model_card
-from foveate.vision.localiser.folder import CARD, trained_weights
-from foveate.vision.localiser.model import LocalisingModel
-from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
+from foveate.vision.localizer.card import model_card
+from foveate.vision.localizer.folder import CARD, trained_weights
+from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
 
 TEXTS = ("a red boat", "Ein großer Hund läuft über die Straße", "красная лодка", "赤い船", "it's 42 km & 50%", "")
-PICTURES = 2
+IMAGES = 2
 
 
 def probe_pixels(job: Job) -> Tensor:
-    """uint8 noise [PICTURES, 3, S, S], always the same."""
+    """uint8 noise [IMAGES, 3, S, S], always the same."""
     size = job.model.image_encoder.preprocess.size
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (PICTURES, 3, size, size), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
@@ -30,8 +30,8 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.double() - theirs.double()).abs().max()) if ours.numel() else 0.0
 
 
-def image_text_bias(model: LocalisingModel) -> float | None:
-    """The bias of a sigmoid loss between pictures and texts; None for a softmax, also where regions have a bias."""
+def image_text_bias(model: LocalizingModel) -> float | None:
+    """The bias of a sigmoid loss between images and texts; None for a softmax, also where regions have a bias."""
     return float(model.logit_bias()) if model.recipe.loss == "sigmoid" else None
 
 
@@ -45,7 +45,7 @@ def open_clip_towers(job: Job, library: str) -> tuple[OpenClipImageEncoder, Open
     if isinstance(image, OpenClipImageEncoder) and isinstance(text, OpenClipTextEncoder):
         return image, text
     kinds = [job.model.recipe.image_encoder["kind"], job.model.recipe.text_encoder["kind"]]
-    also = "`--to transformers`, " if kinds == ["transformers_clip"] * 2 else ""
+    also = "`--to transformers`, " if kinds == ["clip"] * 2 else ""
     raise UserError(
         f"{job.source}: encoders '{kinds[0]}' and '{kinds[1]}' are no architecture of {library}; possible are {also}"
         "`--to onnx` (image tower and regions) and `--to embeddings`"
@@ -54,7 +54,7 @@ def open_clip_towers(job: Job, library: str) -> tuple[OpenClipImageEncoder, Open
 
 def differences_in_words(differences: dict[str, float], *, texts: int = len(TEXTS)) -> str:
     """Markdown: what was compared while exporting, on how many texts."""
-    data = f"{PICTURES} pictures of noise" + (f" and {texts} texts" if texts else "")
+    data = f"{IMAGES} images of noise" + (f" and {texts} texts" if texts else "")
     rows = "".join(f"| {name} | {value:.3g} |\n" for name, value in differences.items())
     return f"""## Checked while exporting
 

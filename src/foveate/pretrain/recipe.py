@@ -6,40 +6,40 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from foveate.settings.recipes import Settings
+from foveate.core.recipes import Settings
+from foveate.training.image_texts import Combine, TextRule
 from foveate.training.mixture import Missing, MixtureSampler
-from foveate.training.picture_texts import Combine, TextRule
 from foveate.training.settings import TrainingSettings
-from foveate.vision.localiser.settings import LocaliserSettings
+from foveate.vision.localizer.settings import LocalizerSettings
 
 
 class ViewSettings(Settings):
-    """What the model sees of a picture."""
+    """What the model sees of an image."""
 
     scale: tuple[float, float] = Field((1.0, 1.0), description="area of the random crop; (1, 1) = no crop")
-    flip: float = Field(0.0, ge=0, le=1, description="share of mirrored pictures; none with left or right in a text")
-    cached: int = Field(2, ge=1, description="views kept per picture when the encoder's frozen part is cached")
+    flip: float = Field(0.0, ge=0, le=1, description="share of mirrored images; none with left or right in a text")
+    cached: int = Field(2, ge=1, description="views kept per image when the encoder's frozen part is cached")
 
 
 class DataSettings(Settings):
-    """Which texts and regions of a picture are drawn at each visit."""
+    """Which texts and regions of an image are drawn at each epoch."""
 
     captions: dict[str, float] = Field(
-        {"alt": 1.0}, description="weight of each caption kind; one text is drawn per picture per visit"
+        {"alt": 1.0}, description="weight of each caption kind; one text is drawn per image per epoch"
     )
     mixture: str | None = Field(None, description="a preset of weights instead of `captions`: clip, mllm_pretrain, ...")
-    missing: Missing = Field("renormalise", description="weight of kinds that a picture lacks")
+    missing: Missing = Field("renormalize", description="weight of kinds that an image lacks")
     combine: Combine = Field(
         "none", description="ablations: concat, fuse, part or uniform instead of one whole text by the mixture"
     )
     prefer: tuple[str, ...] = Field((), description="caption models, best first, where several wrote one kind")
     allow_truncation: bool = Field(False, description="train on dsc_plus although the text tower cuts it off")
-    regions_per_picture: int = Field(4, ge=1, description="M, the most regions drawn per picture and step")
+    regions_per_image: int = Field(4, ge=1, description="M, the most regions drawn per image and step")
     region_sources: tuple[str, ...] | None = Field(
         None, description="whose regions are drawn: sources of the table, e.g. vesl:nanodet or vesl:cloc@RECIPE; all"
     )
-    whole_picture_region: bool = Field(
-        False, description="a picture without regions gets one: the whole picture with its drawn text"
+    whole_image_region: bool = Field(
+        False, description="an image without regions gets one: the whole image with its drawn text"
     )
     views: ViewSettings = ViewSettings()
     split: str = Field("train", description="split to train on")
@@ -50,7 +50,7 @@ class DataSettings(Settings):
         return self
 
     def text_rule(self) -> TextRule:
-        """How one text per visit is drawn."""
+        """How one text per epoch is drawn."""
         if self.mixture is not None:
             return TextRule(MixtureSampler.preset(self.mixture, missing=self.missing), self.combine)
         sources = tuple(self.captions) if self.missing != "alt" or "alt" in self.captions else (*self.captions, "alt")
@@ -66,7 +66,7 @@ class ParameterRuleSettings(Settings):
     frozen: bool = Field(False, description="not trained at all")
 
 
-class PretrainRecipe(LocaliserSettings):
+class PretrainRecipe(LocalizerSettings):
     """`foveate pretrain RECIPE --collection DIR`."""
 
     config_version: Literal[1] = 1

@@ -1,4 +1,4 @@
-"""One picture before the encoder: read, decoded, encoded once for all that is asked about it."""
+"""One image before the encoder: read, decoded, encoded once for all that is asked about it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
+from foveate.core.errors import UserError
 from foveate.records.geometry import Placement, View
-from foveate.records.pictures import BadPicture, check, decode
-from foveate.settings.errors import UserError
+from foveate.records.images import BadImage, check, decode
 from foveate.vision.encoder import ImageTokens
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import DECODE_FACTOR, placed, render
 
 
-def read_picture(path: Path) -> bytes:
-    """The bytes of a picture file.
+def read_image(path: Path) -> bytes:
+    """The bytes of an image file.
 
     Raises:
         UserError: when there is none.
@@ -29,7 +29,7 @@ def read_picture(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Seen:
-    """One picture as the encoder has seen it; `width` and `height` in pixels after its EXIF rotation."""
+    """One image as the encoder has seen it; `width` and `height` in pixels after its EXIF rotation."""
 
     tokens: ImageTokens
     placement: Placement
@@ -38,18 +38,18 @@ class Seen:
 
 
 @torch.inference_mode()
-def see(model: LocalisingModel, picture: bytes) -> Seen:
-    """Decodes and encodes one picture.
+def see(model: LocalizingModel, data: bytes) -> Seen:
+    """Decodes and encodes one image.
 
     Raises:
         UserError: with the reason, when it cannot be read.
     """
     preprocess = model.image_encoder.preprocess
     try:
-        info = check(picture)
-        image = decode(picture, longest_side=DECODE_FACTOR * preprocess.size)
-    except BadPicture as problem:
-        raise UserError(f"the picture cannot be read: {problem}") from problem
+        info = check(data)
+        image = decode(data, longest_side=DECODE_FACTOR * preprocess.size)
+    except BadImage as problem:
+        raise UserError(f"the image cannot be read: {problem}") from problem
     placement = placed(preprocess, image.size, View())
     tokens = model.encode_image_tokens(render(preprocess, image, placement)[None])
     return Seen(tokens, placement, info.width, info.height)

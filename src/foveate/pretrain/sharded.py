@@ -1,7 +1,7 @@
-"""The losses over several processes: each computes the rows of its own pictures and regions, 1/world of the matrices.
+"""The losses over several processes: each computes the rows of its own images and regions, 1/world of the matrices.
 
-A process compares its own pictures with the texts of all, which are gathered with gradient; column sums are joined
-over processes as one number a column. So pictures and regions need not be gathered at all. Every process returns the
+A process compares its own images with the texts of all, which are gathered with gradient; column sums are joined
+over processes as one number a column. So images and regions need not be gathered at all. Every process returns the
 loss of the whole batch, with its own part of the gradient (`foveate.training.distributed.sum_with_grad`). A single
 process gets the functions of `foveate.pretrain.losses` and `foveate.pretrain.sigmoid`, bit for bit.
 """
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveate.core.errors import choose
 from foveate.pretrain.losses import (
     FILTERS,
     RegionLoss,
@@ -28,7 +29,6 @@ from foveate.pretrain.losses import (
     region_text_loss,
 )
 from foveate.pretrain.sigmoid import _numbers, _pairs, sigmoid_loss, sigmoid_region_loss
-from foveate.settings.errors import choose
 from foveate.training.distributed import (
     all_sum,
     gather_ragged_with_grad,
@@ -42,7 +42,7 @@ from foveate.training.distributed import (
 def sharded_clip_loss(
     image_BE: Tensor, text_BE: Tensor, logit_scale: Tensor | float, *, row_chunk: int | None = None
 ) -> Tensor:
-    """`clip_loss` of all ranks' pictures and texts.
+    """`clip_loss` of all ranks' images and texts.
 
     Args:
         image_BE, text_BE: of this rank, of unit length; every rank has the same number.
@@ -72,7 +72,7 @@ def sharded_sigmoid_loss(
     *,
     row_chunk: int | None = None,
 ) -> Tensor:
-    """`sigmoid_loss` of all ranks' pictures and texts; arguments and result as of `sharded_clip_loss`."""
+    """`sigmoid_loss` of all ranks' images and texts; arguments and result as of `sharded_clip_loss`."""
     if world().size == 1:
         return sigmoid_loss(image_BE, text_BE, logit_scale, logit_bias, row_chunk=row_chunk)
     with _no_autocast(image_BE):
@@ -93,7 +93,7 @@ def sharded_region_text_loss(
     filter: str = "embedding",
     threshold: float = 0.9,
     phrases: Tensor | None = None,
-    normalise: str = "regions",
+    normalize: str = "regions",
     M: int | None = None,
     N: int | None = None,
     row_chunk: int | None = None,
@@ -103,21 +103,21 @@ def sharded_region_text_loss(
     Args:
         z_BE, t_BE: region and phrase embeddings of this rank, of any length; each rank has its own number, none too.
         phrases: integer identities of this rank's phrases, wanted by the filter "exact".
-        The others: see `region_text_loss`. N: pictures of the batch of all ranks.
+        The others: see `region_text_loss`. N: images of the batch of all ranks.
 
     Returns:
         `RegionLoss`, the same on every rank; `mask_RR` is None with several ranks.
     """
     options: dict[str, Any] = {"filter": filter, "threshold": threshold, "row_chunk": row_chunk}
     if world().size == 1:
-        options |= {"phrases": phrases, "normalise": normalise, "M": M, "N": N}
+        options |= {"phrases": phrases, "normalize": normalize, "M": M, "N": N}
         if logit_bias is None:
             return region_text_loss(z_BE, t_BE, logit_scale, **options)
         return sigmoid_region_loss(z_BE, t_BE, logit_scale, logit_bias=logit_bias, **options)
     choose(filter, FILTERS, "duplicate filter")
     _check_chunk(row_chunk)
     first, total = rows_before(z_BE)
-    divisor = _divisor(total, normalise=normalise, M=M, N=N)
+    divisor = _divisor(total, normalize=normalize, M=M, N=N)
     if filter == "exact" and phrases is not None:
         phrases = gather_ragged_with_grad(phrases[:, None])[:, 0]
     with _no_autocast(z_BE):
@@ -149,14 +149,14 @@ def sharded_grounding_loss(
     pred_B4: Tensor,
     target_B4: Tensor,
     *,
-    normalise: str = "regions",
+    normalize: str = "regions",
     M: int | None = None,
     N: int | None = None,
 ) -> Tensor:
     """`grounding_loss` of all ranks' regions, from those of this rank; the divisor is that of all."""
     if world().size == 1:
-        return grounding_loss(pred_B4, target_B4, normalise=normalise, M=M, N=N)
+        return grounding_loss(pred_B4, target_B4, normalize=normalize, M=M, N=N)
     _, total = rows_before(pred_B4)
-    divisor = 4 * _divisor(total, normalise=normalise, M=M, N=N)
+    divisor = 4 * _divisor(total, normalize=normalize, M=M, N=N)
     with _no_autocast(pred_B4):
         return sum_with_grad((_wide(pred_B4) - _wide(target_B4)).square().sum() / divisor)

@@ -1,4 +1,4 @@
-"""The sigmoid loss of SigLIP for pictures and texts, and for regions and phrases: each pair is judged by itself.
+"""The sigmoid loss of SigLIP for images and texts, and for regions and phrases: each pair is judged by itself.
 
 Source: Sigmoid Loss for Language Image Pre-Training (arXiv 2303.15343), algorithm 1. Over several processes each
 computes its own rows against the gathered texts, as for the softmax losses (`foveate.pretrain.sharded`; no ring).
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from foveate.core.errors import choose
 from foveate.pretrain.losses import (
     FILTERS,
     RegionLoss,
@@ -21,7 +22,6 @@ from foveate.pretrain.losses import (
     _no_autocast,
     _wide,
 )
-from foveate.settings.errors import choose
 
 
 def pair_terms(similarity_BN: Tensor, scale: Tensor, bias: Tensor, *, start: int, mask_BN: Tensor | None) -> Tensor:
@@ -77,10 +77,10 @@ def sigmoid_loss(
     *,
     row_chunk: int | None = None,
 ) -> Tensor:
-    """The sigmoid loss of N pictures and their texts: the sum over all N x N pairs, divided by N.
+    """The sigmoid loss of N images and their texts: the sum over all N x N pairs, divided by N.
 
     Args:
-        image_NE, text_NE: of unit length, row n belongs to row n; they are not normalised again.
+        image_NE, text_NE: of unit length, row n belongs to row n; they are not normalized again.
         logit_scale: s = 1 / temperature; the paper starts at 10. logit_bias: b; the paper starts at -10.
         row_chunk: rows of the N x N matrix at a time; same loss, same gradient, less memory.
 
@@ -103,7 +103,7 @@ def sigmoid_region_loss(
     filter: str = "embedding",
     threshold: float = 0.9,
     phrases: Tensor | None = None,
-    normalise: str = "regions",
+    normalize: str = "regions",
     M: int | None = None,
     N: int | None = None,
     row_chunk: int | None = None,
@@ -114,7 +114,7 @@ def sigmoid_region_loss(
     loss itself. With R = 0 it is exactly 0 with zero gradients.
     """
     choose(filter, FILTERS, "duplicate filter")
-    divisor = _divisor(len(z_RE), normalise=normalise, M=M, N=N)
+    divisor = _divisor(len(z_RE), normalize=normalize, M=M, N=N)
     with _no_autocast(z_RE):
         z_RE, t_RE = _wide(z_RE), _wide(t_RE)
         scale, bias = _numbers(logit_scale, z_RE), _numbers(logit_bias, z_RE)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.pretrain.losses import labelled_fraction, total_loss
+from foveate.pretrain.losses import labeled_fraction, total_loss
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.sharded import (
     sharded_clip_loss,
@@ -22,25 +22,25 @@ from foveate.training.distributed import gather_with_grad
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, EmbeddingTask, Losses, Report
 from foveate.vision.encoder import ImageTokens
-from foveate.vision.localiser.folder import save_model
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.folder import save_model
+from foveate.vision.localizer.model import LocalizingModel
 
-_PER_PICTURE = ("image", "text", "counts_B", "lost_B")
+_PER_IMAGE = ("image", "text", "counts_B", "lost_B")
 _PER_REGION = ("boxes_R4", "region_text", "phrase_ids_R")
 
 
 class PretrainTask(EmbeddingTask):
-    """A `LocalisingModel` and its losses; method "none" is CLIP."""
+    """A `LocalizingModel` and its losses; method "none" is CLIP."""
 
-    def __init__(self, model: LocalisingModel) -> None:
+    def __init__(self, model: LocalizingModel) -> None:
         super().__init__()
         assert isinstance(model.recipe, PretrainRecipe), "an opened folder has no recipe to train by"
         self.model, self.recipe = model, model.recipe
         self.settings = model.recipe.regions
-        self.most_regions = model.recipe.data.regions_per_picture
+        self.most_regions = model.recipe.data.regions_per_image
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Not normalised: `image` and `text` [B, E]; with regions also `region` and `phrase` [R, E], and with a
+        """Not normalized: `image` and `text` [B, E]; with regions also `region` and `phrase` [R, E], and with a
         Prompter `box` [R, 4], where it finds each phrase."""
         model = self.model
         tokens: ImageTokens = model.image_encoder(batch["image"])
@@ -67,7 +67,7 @@ class PretrainTask(EmbeddingTask):
         return self._with_regions(batch, embeddings, clip, report)
 
     def image_text_loss(self, image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
-        """The loss between the pictures and texts of all ranks, from this rank's embeddings (not normalised)."""
+        """The loss between the images and texts of all ranks, from this rank's embeddings (not normalized)."""
         image_BE, text_BE = F.normalize(image_BE.float(), dim=-1), F.normalize(text_BE.float(), dim=-1)
         chunk = self.settings.row_chunk
         if self.recipe.loss == "sigmoid":
@@ -79,7 +79,7 @@ class PretrainTask(EmbeddingTask):
     ) -> tuple[Losses, Report]:
         settings = self.settings
         counts_N, lost_N = gather_with_grad(torch.stack((batch["counts_B"], batch["lost_B"]), dim=1)).float().unbind(1)
-        fixed = {"normalise": settings.normalise, "M": self.most_regions, "N": len(counts_N)}
+        fixed = {"normalize": settings.normalize, "M": self.most_regions, "N": len(counts_N)}
         grounding: Tensor | float = 0.0
         if "box" in embeddings:
             grounding = sharded_grounding_loss(embeddings["box"].float(), batch["boxes_R4"].float(), **fixed)
@@ -94,18 +94,18 @@ class PretrainTask(EmbeddingTask):
             row_chunk=settings.row_chunk,
             **fixed,
         )
-        labelled = labelled_fraction(counts_N)
+        labeled = labeled_fraction(counts_N)
         total = total_loss(
             clip,
             region.loss,
             grounding,
-            labelled_fraction=labelled,
+            labeled_fraction=labeled,
             lambda_scale=settings.lambda_scale,
             grounding_weight=settings.grounding_weight,
         )
         report |= {
             "masked_negatives": region.masked_fraction,
-            "labelled_pictures": labelled,
+            "labeled_images": labeled,
             "regions": counts_N.sum(),
             "regions_lost": lost_N.sum(),
         }
@@ -115,13 +115,13 @@ class PretrainTask(EmbeddingTask):
         return terms | {"loss": total}, report
 
     def split(self, batch: Batch, parts: int) -> list[Batch]:
-        """Neighbouring pictures with their regions."""
+        """Neighboring images with their regions."""
         index_R = batch["image_index_R"]
         starts = [round(part * len(batch["counts_B"]) / parts) for part in range(parts + 1)]
         first = torch.searchsorted(index_R, torch.tensor(starts, device=index_R.device)).tolist()
-        assert bool((index_R.diff() >= 0).all()), "regions lie in the order of their pictures"
+        assert bool((index_R.diff() >= 0).all()), "regions lie in the order of their images"
         return [
-            {name: batch[name][start:stop] for name in _PER_PICTURE}
+            {name: batch[name][start:stop] for name in _PER_IMAGE}
             | {name: batch[name][first[part] : first[part + 1]] for name in _PER_REGION}
             | {"image_index_R": index_R[first[part] : first[part + 1]] - start}
             for part, (start, stop) in enumerate(itertools.pairwise(starts))
@@ -150,7 +150,7 @@ class PretrainTask(EmbeddingTask):
 
 
 def _asked(tokens_BLD: Tensor, counts_B: Tensor, index_R: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens of the pictures that have regions, and each region's place among them: the others need no Prompter."""
+    """The tokens of the images that have regions, and each region's place among them: the others need no Prompter."""
     asked_B = counts_B > 0
     if bool(asked_B.all()) or not len(index_R):
         return tokens_BLD, index_R

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.vision.encoder import TextEncoder
-from foveate.vision.localiser.asking import encode_all
+from foveate.vision.localizer.asking import encode_all
 from foveate.vision.store import FeatureStore, Share, keys_of
 
 _BLOCK = 2048

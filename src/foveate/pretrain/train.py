@@ -12,6 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.progress import say
+from foveate.core.recipes import dump
+from foveate.core.runs import RunFolder
+from foveate.core.version import code_revision
 from foveate.pretrain.dataset import PretrainDataset
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.evaluate import better_rule, evaluate
@@ -19,25 +25,19 @@ from foveate.pretrain.initial import resolved, start_from
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.records.collection import Collection
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
-from foveate.settings.progress import say
-from foveate.settings.recipes import dump
-from foveate.settings.revision import code_revision
-from foveate.settings.runs import RunFolder
 from foveate.training import checkpoint
 from foveate.training.distributed import World, barrier, start
 from foveate.training.loader import Loader
 from foveate.training.loop import WITHOUT_INFLUENCE, TrainingOutcome, train
-from foveate.vision.localiser.folder import save_model
-from foveate.vision.localiser.model import LocalisingModel, empty_copy
+from foveate.vision.localizer.folder import save_model
+from foveate.vision.localizer.model import LocalizingModel, empty_copy
 from foveate.vision.store import Share
 
 CACHE = "cache"
 VALIDATION = "validation"
 
 
-# Fields that may change from one sitting to the next: they have no influence on the weights.
+# Fields that may change from one session to the next: they have no influence on the weights.
 _FREE = tuple(f"training.{name}" for name in WITHOUT_INFLUENCE)
 
 
@@ -54,23 +54,23 @@ class Pretrained:
 
 @contextlib.contextmanager
 def initial_weights_of(seed: int) -> Iterator[None]:
-    """Torch's initialisers take the global generator: it is set for the block and then put back."""
+    """Torch's initializers take the global generator: it is set for the block and then put back."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seeds.integer("initial weights", seed))
         yield
 
 
-def build_model(recipe: PretrainRecipe) -> LocalisingModel:
+def build_model(recipe: PretrainRecipe) -> LocalizingModel:
     """The model of a recipe before training; the same seed gives the same weights. Towers over trained weights have
     these; a model folder that the recipe starts from is not loaded yet (`foveate.pretrain.initial.start_from`)."""
     with initial_weights_of(recipe.training.seed):
-        return LocalisingModel(resolved(recipe))
+        return LocalizingModel(resolved(recipe))
 
 
 def build_dataset(
     recipe: PretrainRecipe,
     collection: Collection,
-    model: LocalisingModel,
+    model: LocalizingModel,
     *,
     device: torch.device,
     cache: Path,
@@ -120,7 +120,7 @@ def pretrain(
         share = (here.rank, here.size)
         dataset = build_dataset(recipe, collection, model, device=here.device, cache=cache, share=share)
         if dataset.skipped:
-            say(f"{dataset.skipped} pictures of the split have no text of the wanted kinds: left out")
+            say(f"{dataset.skipped} images of the split have no text of the wanted kinds: left out")
         outcome, weights = _fit(recipe, model, dataset, run, here)
         result: dict[str, Any] = {
             "kind": "pretrain",
@@ -128,8 +128,8 @@ def pretrain(
             "recipe": recipe.model_dump(mode="json"),
             "command": command,
             "collection": collection.name,
-            "pictures": len(dataset.rows),
-            "pictures_without_text": dataset.skipped,
+            "images": len(dataset.rows),
+            "images_without_text": dataset.skipped,
             "texts": dataset.texts_of_first_epoch(outcome.step * recipe.training.batch_size, recipe.training.seed),
             "steps": outcome.step,
             "seconds": round(outcome.seconds, 1),
@@ -150,7 +150,7 @@ def pretrain(
 
 
 def _cache_folder(collection: Collection, run: RunFolder) -> Path:
-    """Beside the pictures, so that runs share it; in the run folder where the collection cannot be written."""
+    """Beside the images, so that runs share it; in the run folder where the collection cannot be written."""
     if os.access(collection.path, os.W_OK):
         return collection.path / CACHE
     say(f"{collection.path} cannot be written: frozen features go into {run.path / CACHE}")
@@ -158,7 +158,7 @@ def _cache_folder(collection: Collection, run: RunFolder) -> Path:
 
 
 def _fit(
-    recipe: PretrainRecipe, model: LocalisingModel, dataset: PretrainDataset, run: RunFolder, here: World
+    recipe: PretrainRecipe, model: LocalizingModel, dataset: PretrainDataset, run: RunFolder, here: World
 ) -> tuple[TrainingOutcome, dict[str, Tensor]]:
     """Trains, and gathers the whole final weights (averaged ones where the recipe has an EMA) on rank 0."""
     settings = recipe.training
@@ -170,7 +170,7 @@ def _fit(
         workers=settings.workers,
         rank=here.rank,
         world_size=here.size,
-        # "skip" leaves pictures out on purpose.
+        # "skip" leaves images out on purpose.
         max_bad_fraction=1.0 if recipe.data.missing == "skip" else 0.1,
     )
     task = PretrainTask(model)
@@ -180,7 +180,7 @@ def _fit(
 
 
 def _finish(
-    model: LocalisingModel,
+    model: LocalizingModel,
     collection: Collection,
     run: RunFolder,
     result: dict[str, Any],
@@ -201,16 +201,16 @@ def _finish(
     result["model"] = "model/"
     provenance = {
         "collection": collection.name,
-        "licence": collection.licence,
+        "license": collection.license,
         "split": recipe.data.split,
-        "pictures": result["pictures"],
+        "images": result["images"],
         "command": result["command"],
         "revision": code_revision(),
     }
     return save_model(model, folder, metrics=result["evaluation"], provenance=provenance)
 
 
-def _column(model: LocalisingModel) -> str:
+def _column(model: LocalizingModel) -> str:
     return {"none": "clip", "prompter": "cloc", "roi": "cloc_roi"}[model.recipe.regions.method]
 
 

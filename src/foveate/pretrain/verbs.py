@@ -1,4 +1,4 @@
-"""The few verbs that `import foveate` gives: open a model, encode pictures and boxes, find a phrase, search."""
+"""The few verbs that `import foveate` gives: open a model, encode images and boxes, find a phrase, search."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from foveate.core.errors import UserError
 from foveate.pretrain.embed import BATCH
 from foveate.pretrain.locate import locate as locate_in
 from foveate.pretrain.searching.index import unit
@@ -22,14 +23,13 @@ from foveate.pretrain.searching.search import search as search_in
 from foveate.pretrain.seeing import see
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View
-from foveate.records.pictures import BadPicture, decode
-from foveate.settings.errors import UserError
-from foveate.vision.localiser.asking import embed_phrases
-from foveate.vision.localiser.folder import load_model
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.records.images import BadImage, decode
+from foveate.vision.localizer.asking import embed_phrases
+from foveate.vision.localizer.folder import load_model
+from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import DECODE_FACTOR, placed, render
 
-Picture = str | os.PathLike[str] | bytes | Image.Image
+ImageInput = str | os.PathLike[str] | bytes | Image.Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class Location:
 
     Attributes:
         rule: the one that `box` comes from ("head" or "candidates").
-        box: the answer in [0, 1] of the picture; None where the head gave a box without area.
+        box: the answer in [0, 1] of the image; None where the head gave a box without area.
         score: cosine of the box's embedding with the phrase's, in [-1, 1].
-        boxes, scores: every rule's, with the centre box and a random one beside them.
-        width, height: of the picture in pixels, after its EXIF rotation; `box.to_pixels(width, height)` uses them.
+        boxes, scores: every rule's, with the center box and a random one beside them.
+        width, height: of the image in pixels, after its EXIF rotation; `box.to_pixels(width, height)` uses them.
     """
 
     phrase: str
@@ -54,27 +54,27 @@ class Location:
     height: int
 
 
-def picture_bytes(picture: Picture) -> bytes:
-    """The bytes of a picture given as a path, as bytes, or as a Pillow image (turned as its EXIF says).
+def image_bytes(image: ImageInput) -> bytes:
+    """The bytes of an image given as a path, as bytes, or as a Pillow image (turned as its EXIF says).
 
     Raises:
         UserError: when the file cannot be read, or it is something else.
     """
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return bytes(picture)
-    if isinstance(picture, Image.Image):
-        turned = ImageOps.exif_transpose(picture)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, Image.Image):
+        turned = ImageOps.exif_transpose(image)
         if turned.mode not in ("L", "LA", "P", "RGB", "RGBA", "I;16"):
             turned = turned.convert("RGBA" if turned.mode in ("RGBa", "La", "PA") else "RGB")
         buffer = io.BytesIO()
         turned.save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
-    if isinstance(picture, str | os.PathLike):
+    if isinstance(image, str | os.PathLike):
         try:
-            return Path(picture).read_bytes()
+            return Path(image).read_bytes()
         except OSError as error:
-            raise UserError(f"{picture}: cannot be read ({error.strerror})") from error
-    raise UserError(f"a picture is a path, bytes or a Pillow image, not {type(picture).__name__}")
+            raise UserError(f"{image}: cannot be read ({error.strerror})") from error
+    raise UserError(f"an image is a path, bytes or a Pillow image, not {type(image).__name__}")
 
 
 class Model:
@@ -84,7 +84,7 @@ class Model:
         network: the PyTorch module, for whatever is not here.
     """
 
-    def __init__(self, network: LocalisingModel) -> None:
+    def __init__(self, network: LocalizingModel) -> None:
         self.network = network
 
     def __repr__(self) -> str:
@@ -95,29 +95,29 @@ class Model:
         """Length E of every embedding."""
         return self.network.recipe.embed_dim
 
-    def encode_pictures(self, pictures: Iterable[Picture]) -> NDArray[np.float32]:
-        """Unit-length embeddings [N, E] of pictures (paths, bytes or Pillow images).
+    def encode_images(self, images: Iterable[ImageInput]) -> NDArray[np.float32]:
+        """Unit-length embeddings [N, E] of images (paths, bytes or Pillow images).
 
         Raises:
-            UserError: naming the first picture that cannot be read.
+            UserError: naming the first image that cannot be read.
         """
-        if isinstance(pictures, str | os.PathLike | bytes | Image.Image):
-            raise UserError("encode_pictures takes a list of pictures: write [picture] for one")
+        if isinstance(images, str | os.PathLike | bytes | Image.Image):
+            raise UserError("encode_images takes a list of images: write [image] for one")
         found = [np.zeros((0, self.embed_dim), np.float32)]
         batch: list[torch.Tensor] = []
-        for number, picture in enumerate(pictures):
-            batch.append(self._pixels(picture, number))
+        for number, image in enumerate(images):
+            batch.append(self._pixels(image, number))
             if len(batch) == BATCH:
                 found.append(self._encode(batch))
                 batch = []
         return np.concatenate([*found, self._encode(batch)] if batch else found)
 
-    def _pixels(self, picture: Picture, number: int) -> torch.Tensor:
+    def _pixels(self, image: ImageInput, number: int) -> torch.Tensor:
         preprocess = self.network.image_encoder.preprocess
         try:
-            image = decode(picture_bytes(picture), longest_side=DECODE_FACTOR * preprocess.size)
-        except BadPicture as problem:
-            name = picture if isinstance(picture, str | os.PathLike) else f"picture {number}"
+            image = decode(image_bytes(image), longest_side=DECODE_FACTOR * preprocess.size)
+        except BadImage as problem:
+            name = image if isinstance(image, str | os.PathLike) else f"image {number}"
             raise UserError(f"{name}: cannot be read: {problem}") from problem
         return render(preprocess, image, placed(preprocess, image.size, View()))
 
@@ -131,28 +131,28 @@ class Model:
             raise UserError("encode_text takes a list of texts: write [text] for one")
         return unit(embed_phrases(self.network, list(texts))).astype(np.float32)
 
-    def encode_regions(self, picture: Picture, boxes: Sequence[Box | PixelBox]) -> NDArray[np.float32]:
-        """Unit-length embeddings [R, E] of boxes of one picture; the picture is encoded once.
+    def encode_regions(self, image: ImageInput, boxes: Sequence[Box | PixelBox]) -> NDArray[np.float32]:
+        """Unit-length embeddings [R, E] of boxes of one image; the image is encoded once.
 
         Raises:
-            UserError: bare numbers instead of boxes, a box outside the picture, an unreadable picture.
+            UserError: bare numbers instead of boxes, a box outside the image, an unreadable image.
         """
         if isinstance(boxes, Box | PixelBox):
             raise UserError("encode_regions takes a list of boxes: write [box] for one")
         typed = [typed_box(box) for box in boxes]
         if not typed:
             return np.zeros((0, self.embed_dim), np.float32)
-        seen = see(self.network, picture_bytes(picture))
+        seen = see(self.network, image_bytes(image))
         inside = [as_box(box, seen.width, seen.height) for box in typed]
         return embed_boxes(self.network, seen, inside).astype(np.float32)
 
-    def locate(self, picture: Picture, phrase: str, *, rule: str | None = None, seed: int = 0) -> Location:
-        """Where a phrase is in a picture; it always answers, so compare the scores.
+    def locate(self, image: ImageInput, phrase: str, *, rule: str | None = None, seed: int = 0) -> Location:
+        """Where a phrase is in an image; it always answers, so compare the scores.
 
         Args:
             rule: "head" or "candidates"; the model's better one by default. seed: of the random box.
         """
-        found = locate_in(self.network, picture_bytes(picture), phrase, rule=rule, seed=seed)
+        found = locate_in(self.network, image_bytes(image), phrase, rule=rule, seed=seed)
         boxes = {name: _box_or_none(corners) for name, corners in found.boxes.items()}
         return Location(
             phrase=found.phrase,
@@ -191,30 +191,30 @@ class SearchIndex:
         self,
         words: str | None = None,
         *,
-        picture: Picture | None = None,
+        image: ImageInput | None = None,
         box: Box | PixelBox | None = None,
         minus: str | None = None,
         weights: Mapping[str, float] | None = None,
         count: int = 20,
         kind: str = "both",
-        per_picture: int = 1,
+        per_image: int = 1,
         backend: str = "exact",
     ) -> list[Hit]:
-        """The answers to words, a picture, a box in a picture, or a weighted sum of them, best first.
+        """The answers to words, an image, a box in an image, or a weighted sum of them, best first.
 
         Args:
-            box: stands for its `picture`. minus: words that the answers should be unlike.
-            weights: of the parts "words", "picture", "box" and "minus"; 1 where none is given.
-            kind: "pictures", "regions" or "both". per_picture: at most so many answers from one picture.
+            box: stands for its `image`. minus: words that the answers should be unlike.
+            weights: of the parts "words", "image", "box" and "minus"; 1 where none is given.
+            kind: "images", "regions" or "both". per_image: at most so many answers from one image.
             backend: "exact", or "faiss" with the extra of that name.
 
         Raises:
-            UserError: nothing asked, an unreadable picture, a box outside it, bare numbers instead of a box.
+            UserError: nothing asked, an unreadable image, a box outside it, bare numbers instead of a box.
         """
-        data = None if picture is None else picture_bytes(picture)
-        query = Query(words=words, picture=data, box=box, minus=minus, weights=weights or {})
+        data = None if image is None else image_bytes(image)
+        query = Query(words=words, image=data, box=box, minus=minus, weights=weights or {})
         hits, _ = search_in(
-            self.index, query, self.model.network, count=count, kind=kind, per_picture=per_picture, backend=backend
+            self.index, query, self.model.network, count=count, kind=kind, per_image=per_image, backend=backend
         )
         return hits
 
@@ -248,24 +248,24 @@ def search(
     folder: str | os.PathLike[str],
     words: str | None = None,
     *,
-    picture: Picture | None = None,
+    image: ImageInput | None = None,
     box: Box | PixelBox | None = None,
     minus: str | None = None,
     weights: Mapping[str, float] | None = None,
     count: int = 20,
     kind: str = "both",
-    per_picture: int = 1,
+    per_image: int = 1,
     backend: str = "exact",
 ) -> list[Hit]:
     """One question to an index folder, see `SearchIndex.search`; for many, open it once with `open_index`."""
     return open_index(folder).search(
         words,
-        picture=picture,
+        image=image,
         box=box,
         minus=minus,
         weights=weights,
         count=count,
         kind=kind,
-        per_picture=per_picture,
+        per_image=per_image,
         backend=backend,
     )

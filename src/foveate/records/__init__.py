@@ -1,1 +1,1 @@
-"""Ground floor: what a picture carries, and collections of pictures on disk. No torch here."""
+"""Ground floor: what an image carries, and collections of images on disk. No torch here."""

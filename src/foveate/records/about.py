@@ -1,4 +1,4 @@
-"""Tables about a whole collection, such as the categories of an imported file: no removal of a picture takes them."""
+"""Tables about a whole collection, such as the categories of an imported file: no removal of an image takes them."""
 
 from __future__ import annotations
 

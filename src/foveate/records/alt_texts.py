@@ -1,4 +1,4 @@
-"""Alt-texts as a source of facts: which one of a picture is used, and whether it can be."""
+"""Alt-texts as a source of facts: which one of an image is used, and whether it can be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from foveate.records.record import Caption
 
-# Kinds of texts that came with a picture, best first.
+# Kinds of texts that came with an image, best first.
 ALT_KINDS = ("alt", "title", "description", "caption", "keywords")
 _FILE = re.compile(r"\S*\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|heic|avif|raw|pdf|html?|php|aspx?)", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*://|www\.|data:)\S*", re.IGNORECASE)
@@ -16,7 +16,7 @@ _CAMERA = re.compile(
 )
 _GENERIC = frozenset(
     "a an and by copy default download empty featured figure file for full gallery graphic header hero icon image "
-    "images img large logo medium missing my n na no none null of photo photograph photos pic pics picture pictures "
+    "images img large logo medium missing my n na no none null of photo photograph photos pic pics image images "
     "placeholder preview product screen screenshot shot size small stock temp test text the this thumb thumbnail "
     "undefined unknown untitled upload view alt banner background jpg jpeg png gif webp title description "
     "caption".split()
@@ -24,7 +24,7 @@ _GENERIC = frozenset(
 
 
 def alt_text(captions: Sequence[Caption], kinds: Sequence[str] = ALT_KINDS) -> str:
-    """The first text of the first of `kinds` that a picture has, else ""."""
+    """The first text of the first of `kinds` that an image has, else ""."""
     for kind in kinds:
         for caption in captions:
             if caption.kind == kind and caption.text.strip():

@@ -2,7 +2,7 @@
 
 `CollectionWriter.annotate` looks for equal rows in all parts at every call, which is right for a few calls. The
 appender reads the id column of a table once, one part at a time, and from then on remembers 8 bytes per row: 8 MB for
-a million rows, 200 MB for 25 million, and 8 bytes per picture for the keys. A part is one file, renamed into place when
+a million rows, 200 MB for 25 million, and 8 bytes per image for the keys. A part is one file, renamed into place when
 it is whole: a kill loses at most what was not appended yet.
 """
 
@@ -18,12 +18,12 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock, read_json, write_json_atomically
 from foveate.records import layout, tables
 from foveate.records.collection import check_description, check_writable
 from foveate.records.rows import check_row, finish_rows
 from foveate.records.tables import Provenance
-from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock, read_json, write_json_atomically
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _FEW = 100_000
@@ -78,7 +78,7 @@ def _number(name: str) -> int:
 def read_parts(collection: Path, kind: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Some columns of an annotation table of a known kind, one part after the other, in the order of writing.
 
-    Rows of removed pictures are among them. Raises UserError where a part is damaged.
+    Rows of removed images are among them. Raises UserError where a part is damaged.
     """
     for path in layout.annotation_parts(collection, kind, set(layout.committed_shards(collection))):
         yield tables.read_columns(path, tables.SCHEMAS[kind], columns)
@@ -87,7 +87,7 @@ def read_parts(collection: Path, kind: str, columns: Sequence[str]) -> Iterator[
 class AnnotationAppender:
     """The one writer of a collection that only adds annotation rows, as a context manager.
 
-    Entering it takes the writer's lock of the collection, so that nobody else adds pictures or rows meanwhile; readers
+    Entering it takes the writer's lock of the collection, so that nobody else adds images or rows meanwhile; readers
     never wait. Rows are on disk when `append` returns.
     """
 

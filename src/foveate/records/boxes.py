@@ -1,8 +1,8 @@
-"""Boxes: one canonical form, typed other forms that convert through it, and vectorised arithmetic.
+"""Boxes: one canonical form, typed other forms that convert through it, and vectorized arithmetic.
 
-The canonical box is `(x1, y1, x2, y2)`: two corners as fractions of the original picture's width and height,
-x to the right and y downwards, so that it stays true whatever size the picture is decoded at. Other forms
-(pixels, COCO's x-y-width-height, YOLO's centre-and-size) are types of their own, so that they cannot be mixed
+The canonical box is `(x1, y1, x2, y2)`: two corners as fractions of the original image's width and height,
+x to the right and y downwards, so that it stays true whatever size the image is decoded at. Other forms
+(pixels, COCO's x-y-width-height, YOLO's center-and-size) are types of their own, so that they cannot be mixed
 up. Arrays named `boxes_R4` hold R canonical boxes, one per row.
 """
 
@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
 
-# Other forms may miss the picture's edge by this fraction through rounding; such corners are put onto it.
+# Other forms may miss the image's edge by this fraction through rounding; such corners are put onto it.
 EDGE_ROUNDING = 1e-6
 _LARGEST_SIDE = 2**53
 
 
 @dataclass(frozen=True, slots=True)
 class PixelBox:
-    """Two corners in pixels: edges, not pixel centres, so the whole picture is (0, 0, width, height)."""
+    """Two corners in pixels: edges, not pixel centers, so the whole image is (0, 0, width, height)."""
 
     x1: float
     y1: float
@@ -46,8 +46,8 @@ class PixelXYWH:
 
 
 @dataclass(frozen=True, slots=True)
-class CentreBox:
-    """Centre and size as fractions of the picture, as in YOLO label files and in DETR-like detectors."""
+class CenterBox:
+    """Center and size as fractions of the image, as in YOLO label files and in DETR-like detectors."""
 
     cx: float
     cy: float
@@ -57,7 +57,7 @@ class CentreBox:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box as two corners in fractions [0, 1] of the original picture: the canonical form everywhere.
+    """A box as two corners in fractions [0, 1] of the original image: the canonical form everywhere.
 
     Raises:
         UserError: a corner is not finite or outside [0, 1], or the box is empty or inverted.
@@ -83,35 +83,35 @@ class Box:
 
     @property
     def width(self) -> float:
-        """Fraction of the picture's width."""
+        """Fraction of the image's width."""
         return self.x2 - self.x1
 
     @property
     def height(self) -> float:
-        """Fraction of the picture's height."""
+        """Fraction of the image's height."""
         return self.y2 - self.y1
 
     @property
     def area(self) -> float:
-        """Fraction of the picture's area, in (0, 1]."""
+        """Fraction of the image's area, in (0, 1]."""
         return self.width * self.height
 
     @property
-    def centre(self) -> tuple[float, float]:
-        """The middle point (x, y) in fractions of the picture."""
+    def center(self) -> tuple[float, float]:
+        """The middle point (x, y) in fractions of the image."""
         return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
 
     def to_pixels(self, width: int, height: int) -> PixelBox:
-        """The corners in pixels of a picture of `width` by `height`."""
+        """The corners in pixels of an image of `width` by `height`."""
         return PixelBox(self.x1 * width, self.y1 * height, self.x2 * width, self.y2 * height)
 
     def to_xywh(self, width: int, height: int) -> PixelXYWH:
-        """Upper left corner and size in pixels of a picture of `width` by `height`."""
+        """Upper left corner and size in pixels of an image of `width` by `height`."""
         return PixelXYWH(self.x1 * width, self.y1 * height, self.width * width, self.height * height)
 
-    def to_centre(self) -> CentreBox:
-        """Centre and size in fractions of the picture."""
-        return CentreBox(*self.centre, self.width, self.height)
+    def to_center(self) -> CenterBox:
+        """Center and size in fractions of the image."""
+        return CenterBox(*self.center, self.width, self.height)
 
     def to_array(self) -> NDArray[np.float64]:
         """The four numbers x1, y1, x2, y2 as float64."""
@@ -119,38 +119,38 @@ class Box:
 
     @classmethod
     def whole(cls) -> Box:
-        """The box of the whole picture."""
+        """The box of the whole image."""
         return cls(0.0, 0.0, 1.0, 1.0)
 
     @classmethod
     def from_array(cls, corners_4: ArrayLike, *, clipped: bool = False) -> Box:
-        """From four numbers x1, y1, x2, y2 in fractions of the picture."""
+        """From four numbers x1, y1, x2, y2 in fractions of the image."""
         x1, y1, x2, y2 = np.asarray(corners_4, dtype=np.float64).tolist()
         return cls._from_fractions(x1, y1, x2, y2, clipped=clipped)
 
     @classmethod
     def from_pixels(cls, box: PixelBox, width: int, height: int, *, clipped: bool = False) -> Box:
-        """From corners in pixels of a picture of `width` by `height`.
+        """From corners in pixels of an image of `width` by `height`.
 
         Args:
-            clipped: cut the box at the picture's edges first; a box wholly outside is still refused.
+            clipped: cut the box at the image's edges first; a box wholly outside is still refused.
 
         Raises:
-            UserError: the picture has no area, or the box is not a legal one.
+            UserError: the image has no area, or the box is not a legal one.
         """
-        _check_picture(width, height)
+        _check_image(width, height)
         x1, y1, x2, y2 = map(_as_float, (box.x1, box.y1, box.x2, box.y2))
         return cls._from_fractions(x1 / width, y1 / height, x2 / width, y2 / height, clipped=clipped)
 
     @classmethod
     def from_xywh(cls, box: PixelXYWH, width: int, height: int, *, clipped: bool = False) -> Box:
-        """From upper left corner and size in pixels of a `width` by `height` picture; see `from_pixels`."""
+        """From upper left corner and size in pixels of a `width` by `height` image; see `from_pixels`."""
         corners = PixelBox(box.x, box.y, box.x + box.width, box.y + box.height)
         return cls.from_pixels(corners, width, height, clipped=clipped)
 
     @classmethod
-    def from_centre(cls, box: CentreBox, *, clipped: bool = False) -> Box:
-        """From centre and size in fractions of the picture; see `from_pixels`."""
+    def from_center(cls, box: CenterBox, *, clipped: bool = False) -> Box:
+        """From center and size in fractions of the image; see `from_pixels`."""
         cx, cy = _as_float(box.cx), _as_float(box.cy)
         half_width, half_height = _as_float(box.width) / 2, _as_float(box.height) / 2
         return cls._from_fractions(
@@ -178,11 +178,9 @@ def _shown(*corners: float) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in corners) + ")"
 
 
-def _check_picture(width: float, height: float) -> None:
+def _check_image(width: float, height: float) -> None:
     if not (0 < width < _LARGEST_SIDE and 0 < height < _LARGEST_SIDE):
-        raise UserError(
-            f"picture size {width!s:.20} x {height!s:.20}: both sides must be at least 1 pixel, below 2**53"
-        )
+        raise UserError(f"image size {width!s:.20} x {height!s:.20}: both sides must be at least 1 pixel, below 2**53")
 
 
 def _onto_edge(value: float, *, clipped: bool) -> float:
@@ -196,12 +194,12 @@ def _onto_edge(value: float, *, clipped: bool) -> float:
 
 
 def box_problem(x1: float, y1: float, x2: float, y2: float, *, inside: bool = True) -> str | None:
-    """What is wrong with four corner numbers as a box (`inside` the picture), in words, or None."""
+    """What is wrong with four corner numbers as a box (`inside` the image), in words, or None."""
     corners = (x1, y1, x2, y2)
     if not all(math.isfinite(value) for value in corners):
         return "every corner must be a finite number"
     if inside and (min(corners) < 0.0 or max(corners) > 1.0):
-        return "corners must lie in [0, 1] of the picture"
+        return "corners must lie in [0, 1] of the image"
     if x2 <= x1:
         return "x2 must be greater than x1 (corner order is x1, y1, x2, y2)"
     if y2 <= y1:
@@ -274,7 +272,7 @@ def areas(boxes_R4: ArrayLike) -> NDArray[np.float64]:
     return (boxes[:, 2] - boxes[:, 0]).clip(min=0) * (boxes[:, 3] - boxes[:, 1]).clip(min=0)
 
 
-def centres(boxes_R4: ArrayLike) -> NDArray[np.float64]:
+def centers(boxes_R4: ArrayLike) -> NDArray[np.float64]:
     """Middle point (x, y) of each box, shape [R, 2]."""
     boxes = as_boxes(boxes_R4)
     return (boxes[:, :2] + boxes[:, 2:]) / 2

@@ -1,7 +1,7 @@
-"""Reading a collection: pictures by row number, their captions and regions, rows by split and label.
+"""Reading a collection: images by row number, their captions and regions, rows by split and label.
 
 A reader never waits for a writer. It looks once, when it is opened, at what is committed, and sees that alone until
-it is opened again. Only a purge reaches it: the pictures and rows that it takes out may be gone for that reader, too.
+it is opened again. Only a purge reaches it: the images and rows that it takes out may be gone for that reader, too.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from foveate.core.errors import UserError, choose, nearest
+from foveate.core.files import read_json
 from foveate.records import layout, tables
 from foveate.records.boxes import Box
 from foveate.records.grouped import GroupedTable
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.records.record import Caption, Context, Record, Region, Turn
 from foveate.records.reference import read_reference
 from foveate.records.snapshot import Snapshot, take_snapshot
-from foveate.settings.errors import UserError, choose, nearest
-from foveate.settings.files import read_json
 
 _MOST_OPEN_SHARDS = 256
 
@@ -35,7 +35,7 @@ _MOST_OPEN_SHARDS = 256
 class Collection:
     """A collection opened for reading.
 
-    Rows are numbered 0 .. len-1 in the order of the shards; removed pictures have no row. All methods may be
+    Rows are numbered 0 .. len-1 in the order of the shards; removed images have no row. All methods may be
     called from several threads. Use `Collection.open`.
     """
 
@@ -65,15 +65,15 @@ class Collection:
         return str(self.description["name"])
 
     @property
-    def licence(self) -> str:
-        """The licence that the collection was made with."""
-        return str(self.description["licence"])
+    def license(self) -> str:
+        """The license that the collection was made with."""
+        return str(self.description["license"])
 
     def __len__(self) -> int:
         return self._table.num_rows
 
     def __repr__(self) -> str:
-        counts = f"{len(self)} pictures in {len(self.shards)} shards"
+        counts = f"{len(self)} images in {len(self.shards)} shards"
         return f"Collection({self.name!r}, {counts}, {str(self.path)!r})"
 
     def __iter__(self) -> Iterator[Record]:
@@ -92,21 +92,21 @@ class Collection:
 
     @cached_property
     def keys(self) -> list[str]:
-        """Picture keys by row."""
+        """Image keys by row."""
         return self._table["key"].to_pylist()
 
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
         """The index by column as numpy arrays of length len(self): shard, offset, length, width, height,
         perceptual_hash, mtime_ns (numbers); key, format, sha256, group, split, source, path (objects of type str).
-        A referenced picture has a `path` and the offset -1."""
+        A referenced image has a `path` and the offset -1."""
         return {name: self._table[name].to_numpy() for name in tables.INDEX.names}
 
     @cached_property
     def splits(self) -> np.ndarray:
         """The split of each row (objects of type str), "" where none is assigned.
 
-        splits.parquet decides where it names the picture, else the split that it was added with.
+        splits.parquet decides where it names the image, else the split that it was added with.
         """
         return self._from_splits_file("split")
 
@@ -134,17 +134,17 @@ class Collection:
         """The row number of a key. Raises UserError with the nearest key where there is none."""
         row = self._rows_by_key.get(key)
         if row is None:
-            raise UserError(f"no picture {key!r} in the collection {self.name!r}{nearest(key, self.keys)}")
+            raise UserError(f"no image {key!r} in the collection {self.name!r}{nearest(key, self.keys)}")
         return row
 
     @cached_property
     def _rows_by_key(self) -> dict[str, int]:
         return {key: row for row, key in enumerate(self.keys)}
 
-    def picture_bytes(self, row: int, *, verify: bool = False) -> bytes:
-        """The picture as it was taken in; with `verify` its SHA-256 is compared, too.
+    def image_bytes(self, row: int, *, verify: bool = False) -> bytes:
+        """The image as it was taken in; with `verify` its SHA-256 is compared, too.
 
-        Raises BadPicture where its shard is cut short, unreadable or missing ("damaged shard", "unreadable",
+        Raises BadImage where its shard is cut short, unreadable or missing ("damaged shard", "unreadable",
         "missing shard"), or the file that it is referenced in is gone or another ("missing file", "changed file").
         """
         columns = self._places
@@ -160,14 +160,14 @@ class Collection:
         try:
             data = os.pread(descriptor, length, int(columns["offset"][row]))
         except OSError as error:
-            raise BadPicture("unreadable", f"{tar} cannot be read: {error.strerror or error}") from error
+            raise BadImage("unreadable", f"{tar} cannot be read: {error.strerror or error}") from error
         finally:
             if not kept:
                 os.close(descriptor)
         if len(data) != length:
-            raise BadPicture("damaged shard", f"{tar} ends within the picture {self.keys[row]!r}")
+            raise BadImage("damaged shard", f"{tar} ends within the image {self.keys[row]!r}")
         if verify and hashlib.sha256(data).hexdigest() != sha256:
-            raise BadPicture("damaged shard", f"{tar} has other bytes for {self.keys[row]!r} than were taken in")
+            raise BadImage("damaged shard", f"{tar} has other bytes for {self.keys[row]!r} than were taken in")
         return data
 
     @cached_property
@@ -186,16 +186,16 @@ class Collection:
                 try:
                     descriptor = os.open(path, os.O_RDONLY)
                 except FileNotFoundError as error:
-                    raise BadPicture("missing shard", f"{path} is missing") from error
+                    raise BadImage("missing shard", f"{path} is missing") from error
                 except OSError as error:
-                    raise BadPicture("unreadable", f"{path} cannot be read: {error.strerror or error}") from error
+                    raise BadImage("unreadable", f"{path} cannot be read: {error.strerror or error}") from error
                 if len(self._descriptors) >= _MOST_OPEN_SHARDS:
                     return descriptor, False
                 self._descriptors[shard] = descriptor
             return self._descriptors[shard], True
 
     def table(self, kind: str) -> pa.Table:
-        """The annotation table `kind` (all parts, in order of writing, without rows of removed pictures).
+        """The annotation table `kind` (all parts, in order of writing, without rows of removed images).
 
         A kind that nobody has added yet but that is one of the known ones gives an empty table.
         """
@@ -212,7 +212,7 @@ class Collection:
             return self._tables[kind]
 
     def about(self, kind: str) -> pa.Table:
-        """A table that belongs to no picture, such as `coco_categories`; empty where there is none."""
+        """A table that belongs to no image, such as `coco_categories`; empty where there is none."""
         return self._snapshot.about.get(kind, pa.table({}))
 
     def grouped(self, kind: str) -> GroupedTable:
@@ -223,14 +223,14 @@ class Collection:
             return self._grouped[kind]
 
     def captions_of(self, row: int) -> tuple[Caption, ...]:
-        """The captions of a picture, in the order of adding."""
+        """The captions of an image, in the order of adding."""
         captions = self.grouped("captions")
         start, end = captions.bounds(row)
         columns = (captions.texts(name, start, end) for name in ("text", "kind", "source"))
         return tuple(Caption(*values) for values in zip(*columns, strict=True))
 
     def regions_of(self, row: int) -> tuple[Region, ...]:
-        """The regions of a picture, in the order of adding; corners have the precision of float32."""
+        """The regions of an image, in the order of adding; corners have the precision of float32."""
         regions = self.grouped("regions")
         start, end = regions.bounds(row)
         if start == end:
@@ -256,7 +256,7 @@ class Collection:
         return dict(zip(labels.texts("field", start, end), labels.texts("value", start, end), strict=True))
 
     def turns_of(self, row: int) -> tuple[Turn, ...]:
-        """The conversation about a picture."""
+        """The conversation about an image."""
         turns = self.grouped("turns")
         start, end = turns.bounds(row)
         columns = (turns.texts(name, start, end) for name in ("role", "text", "regions"))
@@ -266,7 +266,7 @@ class Collection:
         )
 
     def context_of(self, row: int) -> Context | None:
-        """Where and when a picture was taken, or None."""
+        """Where and when an image was taken, or None."""
         context = self.grouped("context")
         start, end = context.bounds(row)
         if start == end:
@@ -275,7 +275,7 @@ class Collection:
         return Context(values["latitude"], values["longitude"], values["time"], values["place"])
 
     def record(self, row: int) -> Record:
-        """All that is known of one picture, without its bytes."""
+        """All that is known of one image, without its bytes."""
         index = self.index
         return Record(
             key=self.keys[row],
@@ -291,9 +291,9 @@ class Collection:
         )
 
     def label_values(self, field: str) -> np.ndarray:
-        """The value of one label field for every row (objects of type str), "" where a picture has none.
+        """The value of one label field for every row (objects of type str), "" where an image has none.
 
-        Raises UserError with the nearest field where no picture has it.
+        Raises UserError with the nearest field where no image has it.
         """
         labels = self.grouped("labels")
         fields = labels.table["field"]
@@ -339,7 +339,7 @@ def check_description(path: Path, description: object) -> None:
     if version not in layout.READABLE_VERSIONS:
         readable = " and ".join(map(str, layout.READABLE_VERSIONS))
         raise UserError(f"{place}: field 'version' is {version!r}, this release reads versions {readable}")
-    for name in ("name", "licence"):
+    for name in ("name", "license"):
         if not isinstance(description.get(name), str):
             raise UserError(f"{place}: field {name!r} must be text")
 
@@ -347,7 +347,7 @@ def check_description(path: Path, description: object) -> None:
 def check_writable(path: Path, description: Mapping[str, object]) -> None:
     """Raise UserError where collection.json lacks what a writer needs beside `check_description`."""
     place = path / layout.DESCRIPTION
-    for name in ("pictures_per_shard", "bytes_per_shard"):
+    for name in ("images_per_shard", "bytes_per_shard"):
         value = description.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**63:
             raise UserError(f"{place}: field {name!r} must be a whole number of at least 1")

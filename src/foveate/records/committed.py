@@ -1,7 +1,7 @@
 """What a writer finds in a collection folder: the committed parts, and what a killed writer left behind.
 
-An index part and the annotation parts of its pictures have one number. The tar has the same number, until a purge
-writes the part's pictures to another tar: then the column `shard` of the index part has the tar's number.
+An index part and the annotation parts of its images have one number. The tar has the same number, until a purge
+writes the part's images to another tar: then the column `shard` of the index part has the tar's number.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from foveate.records.reference import Reference
 
 @dataclass(slots=True)
 class Committed:
-    """The committed state: numbers of the index parts, numbers of the tars they use, pictures and tombstones.
+    """The committed state: numbers of the index parts, numbers of the tars they use, images and tombstones.
 
-    `known` and `removed` map keys to SHA-256; a tombstoned picture whose bytes are still there is in both.
-    `referenced` maps the keys of pictures that stay in their files to the files' paths. `highest` is the highest
+    `known` and `removed` map keys to SHA-256; a tombstoned image whose bytes are still there is in both.
+    `referenced` maps the keys of images that stay in their files to the files' paths. `highest` is the highest
     number of a tar that a purge deleted.
     """
 

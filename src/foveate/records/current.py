@@ -1,11 +1,11 @@
-"""Which caption of a picture holds when several were written for it.
+"""Which caption of an image holds when several were written for it.
 
-Captions are never overwritten, so one picture may have several of one kind: by several models, or by one model under
+Captions are never overwritten, so one image may have several of one kind: by several models, or by one model under
 several prompts. The rule, which the loader, the audit and the mixture share:
 
 - A caption that no captioner made (its column `request` is empty) always holds, and so do several of one kind: the
   titles and alt-texts of a data set are not versions of one another.
-- Of the captions that a captioner made, one holds per picture and kind: of the first model of the preferred list that
+- Of the captions that a captioner made, one holds per image and kind: of the first model of the preferred list that
   has one, else of any model; among these the newest by `created`; among equally new ones the one written last.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from foveate.core.errors import choose
 from foveate.records.collection import Collection
-from foveate.settings.errors import choose
 
 
 def holds(captions: pa.Table, *, prefer: Sequence[str] = ()) -> np.ndarray:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_json_atomically
 from foveate.records import layout
 from foveate.records.collection import check_description, check_writable
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json, write_json_atomically
 
 
 def refuse_foreign_folder(path: Path) -> None:
@@ -26,13 +26,13 @@ def refuse_foreign_folder(path: Path) -> None:
 
 
 def opened(
-    path: Path, *, name: str | None, licence: str | None, pictures_per_shard: int, bytes_per_shard: int
+    path: Path, *, name: str | None, license: str | None, images_per_shard: int, bytes_per_shard: int
 ) -> dict[str, Any]:
     """The description of the collection that is there, or that of a new one, which is written.
 
     Args:
         name: of a new collection, by default the folder's; else it must be the one that the collection has.
-        licence, pictures_per_shard, bytes_per_shard: of a new collection.
+        license, images_per_shard, bytes_per_shard: of a new collection.
 
     Raises:
         UserError: for another name, and for a collection that this release cannot write.
@@ -43,11 +43,11 @@ def opened(
             "format": layout.FORMAT,
             "version": layout.VERSION,
             "name": name or path.resolve().name,
-            "licence": licence or "unknown",
+            "license": license or "unknown",
             "sources": [],
-            "pictures": 0,
+            "images": 0,
             "shards": 0,
-            "pictures_per_shard": pictures_per_shard,
+            "images_per_shard": images_per_shard,
             "bytes_per_shard": bytes_per_shard,
         }
         write_json_atomically(place, description)
@@ -67,7 +67,7 @@ def opened(
 def counted(
     path: Path, description: dict[str, Any], *, counts: Mapping[str, int], entry: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The description with new counts, and with a source and its licence where they are new; written if it differs."""
+    """The description with new counts, and with a source and its license where they are new; written if it differs."""
     sources = list(description["sources"])
     if entry["source"] and entry not in sources:
         sources.append(dict(entry))

@@ -1,8 +1,8 @@
-"""Near-duplicates: the same picture shrunk, re-encoded or a little tinted, found by perceptual hash and then compared.
+"""Near-duplicates: the same image shrunk, re-encoded or a little tinted, found by perceptual hash and then compared.
 
-The hash alone also pairs different drawings that share a layout, so every pair is looked at: both pictures are laid on
-a grid of 16 x 16 colours and must agree in shape and in every part. Groups are stars, not chains: each picture of a
-group was compared with the one that is kept, so that nothing is taken out for the sake of a picture unlike it.
+The hash alone also pairs different drawings that share a layout, so every pair is looked at: both images are laid on
+a grid of 16 x 16 colors and must agree in shape and in every part. Groups are stars, not chains: each image of a
+group was compared with the one that is kept, so that nothing is taken out for the sake of an image unlike it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from foveate.core.errors import UserError
+from foveate.core.progress import track
 from foveate.records import layout
 from foveate.records.collection import Collection
+from foveate.records.images import BadImage, decode
 from foveate.records.perceptual import hamming, near_pairs
-from foveate.records.pictures import BadPicture, decode
 from foveate.records.purge import PurgeSummary
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
-from foveate.settings.progress import track
 
 DISTANCE = 6
 GRID = 16
@@ -39,7 +39,7 @@ _BLOCK = 2
 
 @dataclass(frozen=True, slots=True)
 class DuplicateGroup:
-    """Keys of pictures that look the same: the one to keep, and the others in the order of the rows."""
+    """Keys of images that look the same: the one to keep, and the others in the order of the rows."""
 
     kept: str
     others: tuple[str, ...]
@@ -47,7 +47,7 @@ class DuplicateGroup:
 
 @dataclass(frozen=True, slots=True)
 class DuplicateSummary:
-    """What `remove_duplicates` did: the groups, how many pictures it took out, captions carried over, and what a purge
+    """What `remove_duplicates` did: the groups, how many images it took out, captions carried over, and what a purge
     took out (None without one)."""
 
     groups: tuple[DuplicateGroup, ...]
@@ -59,10 +59,10 @@ class DuplicateSummary:
 def find_duplicates(
     collection: Collection, *, distance: int = DISTANCE, workers: int = 2
 ) -> tuple[DuplicateGroup, ...]:
-    """Groups of near-duplicates of a collection, in the order of the kept pictures' rows.
+    """Groups of near-duplicates of a collection, in the order of the kept images' rows.
 
-    Of a group the picture with most pixels is kept, of those with equally many the one with most captions and regions,
-    of those the first row. Pictures whose hashes differ in at most `distance` bits are compared (0 to 16; more finds
+    Of a group the image with most pixels is kept, of those with equally many the one with most captions and regions,
+    of those the first row. Images whose hashes differ in at most `distance` bits are compared (0 to 16; more finds
     more and takes longer); those that cannot be read are in no group.
     """
     if not 0 <= distance <= 16:
@@ -93,9 +93,9 @@ def find_duplicates(
 
 
 def leaders(grids_NGGC: np.ndarray, shapes_N: np.ndarray, hashes_N: np.ndarray, *, distance: int) -> np.ndarray:
-    """For each picture, in order of preference, the number of the first one that it equals and that leads; or itself.
+    """For each image, in order of preference, the number of the first one that it equals and that leads; or itself.
 
-    `grids_NGGC` are uint8 colours, `shapes_N` width / height. A picture leads unless it equals an earlier leader.
+    `grids_NGGC` are uint8 colors, `shapes_N` width / height. An image leads unless it equals an earlier leader.
     """
     leading: list[int] = []
     result = np.arange(len(grids_NGGC))
@@ -112,15 +112,15 @@ def leaders(grids_NGGC: np.ndarray, shapes_N: np.ndarray, hashes_N: np.ndarray, 
 
 
 def same_grid(a_GGC: np.ndarray, b_GGC: np.ndarray) -> bool:
-    """Whether two grids of uint8 colours show the same picture: their mean absolute difference is at most 4 of 255,
+    """Whether two grids of uint8 colors show the same image: their mean absolute difference is at most 4 of 255,
     and that of each block of 2 x 2 cells at most 10."""
     difference_GG = np.abs(a_GGC.astype(np.int16) - b_GGC.astype(np.int16)).mean(axis=2)
     blocks = difference_GG.reshape(GRID // _BLOCK, _BLOCK, GRID // _BLOCK, _BLOCK).mean(axis=(1, 3))
     return bool(difference_GG.mean() <= MEAN_DIFFERENCE and blocks.max() <= BLOCK_DIFFERENCE)
 
 
-def picture_grid(image: Image.Image) -> np.ndarray:
-    """A picture as 16 x 16 smoothed colours, (16, 16, 3) uint8."""
+def image_grid(image: Image.Image) -> np.ndarray:
+    """An image as 16 x 16 smoothed colors, (16, 16, 3) uint8."""
     return np.asarray(image.resize((GRID, GRID), Image.Resampling.BILINEAR))
 
 
@@ -154,7 +154,7 @@ def remove_duplicates(
 
 
 def carried_captions(collection: Collection, groups: tuple[DuplicateGroup, ...]) -> list[dict[str, object]]:
-    """Rows of captions of the pictures that go, for those that stay; a text that one has already is left out."""
+    """Rows of captions of the images that go, for those that stay; a text that one has already is left out."""
     captions = collection.grouped("captions")
     rows: list[dict[str, object]] = []
     for group in groups:
@@ -201,6 +201,6 @@ def _components(hashes_N: np.ndarray, distance: int) -> list[np.ndarray]:
 
 def _grid(collection: Collection, row: int) -> np.ndarray | None:
     try:
-        return picture_grid(decode(collection.picture_bytes(row), longest_side=4 * GRID))
-    except BadPicture:
+        return image_grid(decode(collection.image_bytes(row), longest_side=4 * GRID))
+    except BadImage:
         return None

@@ -1,8 +1,8 @@
-"""Where the pixels go, the boxes go: letterbox, crop and flip as numbers that pictures and boxes share.
+"""Where the pixels go, the boxes go: letterbox, crop and flip as numbers that images and boxes share.
 
-The model input is a square. A picture keeps its aspect: the long side is resized to the square's side and the
+The model input is a square. An image keeps its aspect: the long side is resized to the square's side and the
 rest is padding on both sides (the rounding rules are those of TensorFlow's `resize_with_pad`). Boxes are
-fractions of the original picture on one side and fractions of the padded square on the other.
+fractions of the original image on one side and fractions of the padded square on the other.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from foveate.core.errors import UserError
 from foveate.records.boxes import Box, PixelBox, areas, as_boxes
-from foveate.settings.errors import UserError
 
 # A box of which less than this share of its area survives a crop no longer shows what its phrase says.
 MIN_VISIBLE = 0.3
 
 
 class Padding(NamedTuple):
-    """Pixels of padding on each side of the resized picture."""
+    """Pixels of padding on each side of the resized image."""
 
     left: int
     top: int
@@ -32,13 +32,13 @@ class Padding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """A picture of `width` by `height` pixels in a square of `size` pixels, aspect kept, padding centred.
+    """An image of `width` by `height` pixels in a square of `size` pixels, aspect kept, padding centered.
 
-    The resized sides and the padding before the picture are rounded down, in exact integer arithmetic; so the
+    The resized sides and the padding before the image are rounded down, in exact integer arithmetic; so the
     right or lower padding can be up to two pixels larger than the left or upper one.
 
     Raises:
-        UserError: a side is not positive, or the picture is so narrow that its short side becomes 0 pixels.
+        UserError: a side is not positive, or the image is so narrow that its short side becomes 0 pixels.
 
     >>> Letterbox(640, 480, 224).resized
     (224, 168)
@@ -53,17 +53,17 @@ class Letterbox:
     def __post_init__(self) -> None:
         if min(self.width, self.height, self.size) < 1:
             raise UserError(
-                f"picture {self.width} x {self.height} into a square of {self.size}: sides must be at least 1 pixel"
+                f"image {self.width} x {self.height} into a square of {self.size}: sides must be at least 1 pixel"
             )
         if min(self.resized) < 1:
             raise UserError(
-                f"picture {self.width} x {self.height} is too narrow for a square of {self.size}: "
+                f"image {self.width} x {self.height} is too narrow for a square of {self.size}: "
                 "its short side would become 0 pixels"
             )
 
     @property
     def resized(self) -> tuple[int, int]:
-        """Width and height in pixels of the picture inside the square."""
+        """Width and height in pixels of the image inside the square."""
         long_side = max(self.width, self.height)
         return self.width * self.size // long_side, self.height * self.size // long_side
 
@@ -78,7 +78,7 @@ class Letterbox:
 
     @property
     def content_box(self) -> Box:
-        """The part of the square that shows the picture, in fractions of the square."""
+        """The part of the square that shows the image, in fractions of the square."""
         width, height = self.resized
         pixels = PixelBox(self.pad.left, self.pad.top, self.pad.left + width, self.pad.top + height)
         return Box.from_pixels(pixels, self.size, self.size)
@@ -87,15 +87,15 @@ class Letterbox:
         return np.array(self.resized * 2) / self.size, np.array(self.pad[:2] * 2) / self.size
 
     def to_input(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
-        """Boxes in [0, 1] of the picture -> [0, 1] of the square, inside `content_box`; shape [R, 4]."""
+        """Boxes in [0, 1] of the image -> [0, 1] of the square, inside `content_box`; shape [R, 4]."""
         scale_4, shift_4 = self._scale_and_shift()
         low, high = np.split(self.content_box.to_array(), 2)
         return (as_boxes(boxes_R4) * scale_4 + shift_4).clip(np.tile(low, 2), np.tile(high, 2))
 
     def to_original(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
-        """Boxes in [0, 1] of the square -> [0, 1] of the picture, shape [R, 4]; padding is cut off.
+        """Boxes in [0, 1] of the square -> [0, 1] of the image, shape [R, 4]; padding is cut off.
 
-        A box wholly on the padding becomes an empty box at the picture's edge.
+        A box wholly on the padding becomes an empty box at the image's edge.
         """
         scale_4, shift_4 = self._scale_and_shift()
         return ((as_boxes(boxes_R4) - shift_4) / scale_4).clip(0.0, 1.0)
@@ -103,24 +103,24 @@ class Letterbox:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the model sees of a picture: an optional crop (in [0, 1] of the original), then a mirroring."""
+    """What the model sees of an image: an optional crop (in [0, 1] of the original), then a mirroring."""
 
     crop: Box | None = None
     flip: bool = False
 
     @classmethod
-    def centre_crop(cls, width: int, height: int) -> View:
-        """The largest centred square of a `width` by `height` picture: no padding is left to add."""
+    def center_crop(cls, width: int, height: int) -> View:
+        """The largest centered square of a `width` by `height` image: no padding is left to add."""
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         return cls(crop=Box.from_pixels(PixelBox(left, top, left + side, top + side), width, height))
 
     def place(self, width: int, height: int, size: int) -> Placement:
-        """This view of a picture of `width` by `height` pixels in a square of `size` pixels.
+        """This view of an image of `width` by `height` pixels in a square of `size` pixels.
 
         Args:
-            width, height: of the picture that is really rendered (after scaled decoding), so that the crop
-                falls on the same whole pixels for the picture and for its boxes.
+            width, height: of the image that is really rendered (after scaled decoding), so that the crop
+                falls on the same whole pixels for the image and for its boxes.
 
         Raises:
             UserError: see `Letterbox`.
@@ -152,10 +152,10 @@ def _whole_pixels(low: float, high: float, limit: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A `View` of one picture of known size: the same numbers move its pixels and its boxes.
+    """A `View` of one image of known size: the same numbers move its pixels and its boxes.
 
     Args:
-        width, height: the picture in pixels.
+        width, height: the image in pixels.
         crop_px: x1, y1, x2, y2 of the crop in whole pixels.
         flip: mirrored left to right after the crop.
         size: side of the square model input in pixels.
@@ -175,7 +175,7 @@ class Placement:
 
     @property
     def letterbox(self) -> Letterbox:
-        """How the cropped picture sits in the square."""
+        """How the cropped image sits in the square."""
         x1, y1, x2, y2 = self.crop_px
         return Letterbox(x2 - x1, y2 - y1, self.size)
 
@@ -193,7 +193,7 @@ class Placement:
     def to_input(
         self, boxes_R4: ArrayLike, *, min_visible: float = MIN_VISIBLE
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Boxes in [0, 1] of the original picture -> [0, 1] of the square, clipped by the crop.
+        """Boxes in [0, 1] of the original image -> [0, 1] of the square, clipped by the crop.
 
         Args:
             min_visible: a box of which a smaller share of its area is left is lost.
@@ -226,14 +226,14 @@ class Placement:
         *,
         resample: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> Image.Image:
-        """The RGB square of `size` pixels: crop, resize, mirror, then pad with the colour `fill`.
+        """The RGB square of `size` pixels: crop, resize, mirror, then pad with the color `fill`.
 
         Args:
-            image: the picture, or its half, quarter or eighth with both sides rounded up (a JPEG unpacked at a
-                fraction, see `foveate.records.pictures.decode_fraction`).
+            image: the image, or its half, quarter or eighth with both sides rounded up (a JPEG unpacked at a
+                fraction, see `foveate.records.images.decode_fraction`).
 
         Raises:
-            UserError: the picture does not have this placement's size.
+            UserError: the image does not have this placement's size.
         """
         step = self._fraction(image)
         content = image if image.mode == "RGB" else image.convert("RGB")
@@ -243,7 +243,7 @@ class Placement:
             box = (x1 / step, y1 / step, x2 / step, y2 / step)
         elif self.crop_px != (0, 0, self.width, self.height):
             content = content.crop(self.crop_px)
-        # Pictures six times as large are averaged in whole steps first, which saves half of the time and more. It
+        # Images six times as large are averaged in whole steps first, which saves half of the time and more. It
         # changes pixels by 3 of 255 at most (docs/methods/training.md); 2.0 would change them by 8.
         gap = None if resample == Image.Resampling.NEAREST else 3.0
         content = content.resize(self.letterbox.resized, resample, box=box, reducing_gap=gap)
@@ -254,12 +254,12 @@ class Placement:
         return square
 
     def _fraction(self, image: Image.Image) -> int:
-        """1, or by how much the image is smaller than this placement's picture."""
+        """1, or by how much the image is smaller than this placement's image."""
         for step in (1, 2, 4, 8):
             if image.size == (-(-self.width // step), -(-self.height // step)):
                 return step
         raise UserError(
-            f"a placement for {self.width} x {self.height} cannot render a picture of {image.width} x {image.height}"
+            f"a placement for {self.width} x {self.height} cannot render an image of {image.width} x {image.height}"
         )
 
 
@@ -268,12 +268,12 @@ def _mirrored(boxes_R4: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def original_to_padded_square(boxes_R4: ArrayLike, width: int, height: int) -> NDArray[np.float64]:
-    """Boxes in [0, 1] of a picture -> [0, 1] of its square padded right and below; shape [R, 4]."""
+    """Boxes in [0, 1] of an image -> [0, 1] of its square padded right and below; shape [R, 4]."""
     return as_boxes(boxes_R4) * np.array((width, height) * 2) / max(width, height)
 
 
 def padded_square_to_original(boxes_R4: ArrayLike, width: int, height: int) -> NDArray[np.float64]:
-    """Boxes in [0, 1] of the square padded right and below (OWLv2's) -> [0, 1] of the picture, clipped.
+    """Boxes in [0, 1] of the square padded right and below (OWLv2's) -> [0, 1] of the image, clipped.
 
     A box wholly on the padding becomes an empty box at the edge: drop boxes thinner than a pixel after it.
     """

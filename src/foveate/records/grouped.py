@@ -1,4 +1,4 @@
-"""A table's rows grouped by picture, so that the annotations of one picture are one slice."""
+"""A table's rows grouped by image, so that the annotations of one image are one slice."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from foveate.records.tables import positions
 
 
 class GroupedTable:
-    """An annotation table sorted by the row number of its picture (stable: the order of adding is kept)."""
+    """An annotation table sorted by the row number of its image (stable: the order of adding is kept)."""
 
     def __init__(self, table: pa.Table, keys: pa.ChunkedArray) -> None:
         """Group `table` by the position of its column `key` in `keys`; all its keys must be there."""
         rows = positions(table["key"], among=keys)
-        assert not len(rows) or rows.min() >= 0, "a row belongs to no picture"
+        assert not len(rows) or rows.min() >= 0, "a row belongs to no image"
         order = np.argsort(rows, kind="stable")
         in_order = bool(np.array_equal(order, np.arange(len(order))))
         self.table = table if in_order else table.take(pa.array(order)).combine_chunks()
@@ -26,7 +26,7 @@ class GroupedTable:
         self._numbers: dict[str, np.ndarray] = {}
 
     def bounds(self, row: int) -> tuple[int, int]:
-        """First and past-the-last table row of the picture `row`."""
+        """First and past-the-last table row of the image `row`."""
         return int(self.offsets[row]), int(self.offsets[row + 1])
 
     def texts(self, column: str, start: int, end: int) -> list[str]:
@@ -49,5 +49,5 @@ class GroupedTable:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Number of table rows per picture."""
+        """Number of table rows per image."""
         return np.diff(self.offsets)

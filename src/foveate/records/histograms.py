@@ -28,7 +28,7 @@ def histogram(values_N: np.ndarray, *, unit: str, logarithmic: bool = False) -> 
 
 
 def histograms(collection: Collection, split: str | None = None) -> dict[str, dict[str, Any]]:
-    """Histograms of picture sides, words per text, regions per picture and region areas; empty ones left out."""
+    """Histograms of image sides, words per text, regions per image and region areas; empty ones left out."""
     rows = collection.rows(split)
     found = {}
     if len(rows):
@@ -43,9 +43,9 @@ def histograms(collection: Collection, split: str | None = None) -> dict[str, di
     regions = regions.filter(pa.array(positions(regions["key"], among=keys) >= 0))
     if regions.num_rows:
         x1, y1, x2, y2 = (regions[name].to_numpy() for name in ("x1", "y1", "x2", "y2"))
-        found["region area"] = histogram((x2 - x1) * (y2 - y1), unit="share of the picture")
-        per_picture = np.bincount(positions(regions["key"], among=keys), minlength=len(rows))
-        found["regions per picture"] = histogram(per_picture, unit="regions")
+        found["region area"] = histogram((x2 - x1) * (y2 - y1), unit="share of the image")
+        per_image = np.bincount(positions(regions["key"], among=keys), minlength=len(rows))
+        found["regions per image"] = histogram(per_image, unit="regions")
     return found
 
 

@@ -1,6 +1,6 @@
-"""Reading pictures from bytes: what is allowed in, and how it becomes an RGB image.
+"""Reading images from bytes: what is allowed in, and how it becomes an RGB image.
 
-Every picture is opened with one named decoder of Pillow, chosen by the first bytes, so that neither the file
+Every image is opened with one named decoder of Pillow, chosen by the first bytes, so that neither the file
 name nor Pillow's global settings decide. The size is looked at before any pixel is unpacked.
 """
 
@@ -23,10 +23,10 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from foveate.core.errors import UserError
 from foveate.records.perceptual import perceptual_hash
-from foveate.settings.errors import UserError
 
-# Of unpacking and resizing (here and in `foveate.records.geometry`): raise it whenever the same picture gives other
+# Of unpacking and resizing (here and in `foveate.records.geometry`): raise it whenever the same image gives other
 # pixels than before, so that nothing that was made of the former ones and kept is used again.
 DECODING_VERSION = 2
 MAX_PIXELS = 80_000_000
@@ -68,8 +68,8 @@ _TURNS = {
 _EXAMINED_SIDE = 64
 
 
-class BadPicture(UserError):
-    """A picture that cannot be taken in. `reason` is a short code that is counted, the message one
+class BadImage(UserError):
+    """An image that cannot be taken in. `reason` is a short code that is counted, the message one
     sentence."""
 
     def __init__(self, reason: str, sentence: str) -> None:
@@ -78,8 +78,8 @@ class BadPicture(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class PictureInfo:
-    """What a picture's bytes hold: pixels after EXIF rotation, format ("JPEG"), Pillow mode, number of
+class ImageInfo:
+    """What an image's bytes hold: pixels after EXIF rotation, format ("JPEG"), Pillow mode, number of
     frames."""
 
     width: int
@@ -96,17 +96,17 @@ class PictureInfo:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A picture that decoded from end to end: its info, the SHA-256 of its bytes, its perceptual hash."""
+    """An image that decoded from end to end: its info, the SHA-256 of its bytes, its perceptual hash."""
 
-    info: PictureInfo
+    info: ImageInfo
     sha256: str
     perceptual_hash: int
 
 
 def sniff(data: bytes) -> str:
-    """The format of the bytes: one of JPEG, PNG, WEBP, GIF, BMP, TIFF. Raises BadPicture for all else."""
+    """The format of the bytes: one of JPEG, PNG, WEBP, GIF, BMP, TIFF. Raises BadImage for all else."""
     if not data:
-        raise BadPicture("empty file", "the picture has 0 bytes")
+        raise BadImage("empty file", "the image has 0 bytes")
     if data[:3] == b"\xff\xd8\xff":
         return "JPEG"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -121,23 +121,23 @@ def sniff(data: bytes) -> str:
         return "TIFF"
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg", b"{", b"<")):
-        raise BadPicture("not a picture", "the file holds text such as HTML, XML or JSON, not a picture")
-    raise BadPicture("format not allowed", f"the file is none of {', '.join(_DECODERS)}")
+        raise BadImage("not an image", "the file holds text such as HTML, XML or JSON, not an image")
+    raise BadImage("format not allowed", f"the file is none of {', '.join(_DECODERS)}")
 
 
-def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PictureInfo:
-    """Decode a picture from end to end and say what it is.
+def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+    """Decode an image from end to end and say what it is.
 
-    Raises BadPicture where it is empty, no picture, of a format not allowed, larger than `max_pixels`
-    (width x height, judged by the header), or damaged. A truncated picture is refused, never half grey.
+    Raises BadImage where it is empty, no image, of a format not allowed, larger than `max_pixels`
+    (width x height, judged by the header), or damaged. A truncated image is refused, never half gray.
     """
     return _open_whole(data, longest_side=_EXAMINED_SIDE, max_pixels=max_pixels)[1]
 
 
-def glance(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[PictureInfo, bool]:
-    """What the header of a picture says, without unpacking its pixels; and whether these are stored upright.
+def glance(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[ImageInfo, bool]:
+    """What the header of an image says, without unpacking its pixels; and whether these are stored upright.
 
-    Raises BadPicture where it is empty, no picture, of a format not allowed, larger than `max_pixels`, or its header is
+    Raises BadImage where it is empty, no image, of a format not allowed, larger than `max_pixels`, or its header is
     damaged. What is behind the header may still be damaged.
     """
     format_name = sniff(data)
@@ -149,21 +149,21 @@ def glance(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[PictureInfo, b
         frames = getattr(image, "n_frames", 1) if format_name in ("GIF", "WEBP", "PNG") else 1
         orientation = 1 if format_name == "TIFF" else image.getexif().get(_ORIENTATION, 1)
         width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
-    except BadPicture:
+    except BadImage:
         raise
     except Image.DecompressionBombError as error:
-        raise BadPicture("too many pixels", f"the {format_name} picture is refused: {_one_line(error)}") from error
+        raise BadImage("too many pixels", f"the {format_name} image is refused: {_one_line(error)}") from error
     except _DAMAGE as error:
-        raise BadPicture("damaged", f"the {format_name} picture is damaged: {_one_line(error)}") from error
-    return PictureInfo(width, height, format_name, image.mode, frames), orientation not in _TURNS
+        raise BadImage("damaged", f"the {format_name} image is damaged: {_one_line(error)}") from error
+    return ImageInfo(width, height, format_name, image.mode, frames), orientation not in _TURNS
 
 
 def decode(data: bytes, *, longest_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture as RGB, turned as its EXIF orientation says; of an animation the first frame.
+    """The image as RGB, turned as its EXIF orientation says; of an animation the first frame.
 
-    With `longest_side` the picture is shrunk (never enlarged) so that its longer side has that many pixels; a
-    JPEG is then unpacked at a fraction of its size. Transparent pixels are laid on white, 16-bit grey is
-    scaled to 8 bits, colour profiles are ignored. Raises BadPicture as `check` does.
+    With `longest_side` the image is shrunk (never enlarged) so that its longer side has that many pixels; a
+    JPEG is then unpacked at a fraction of its size. Transparent pixels are laid on white, 16-bit gray is
+    scaled to 8 bits, color profiles are ignored. Raises BadImage as `check` does.
     """
     if longest_side is not None and longest_side < 1:
         raise UserError(f"longest_side: allowed is a whole number of at least 1, got {longest_side}")
@@ -173,13 +173,13 @@ def decode(data: bytes, *, longest_side: int | None = None, max_pixels: int = MA
 def decode_fraction(
     data: bytes, *, least_side: int, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The picture as `decode` gives it, for a caller that resizes it once: nothing is resized here.
+    """The image as `decode` gives it, for a caller that resizes it once: nothing is resized here.
 
     A JPEG is unpacked at the smallest of 1/1, 1/2, 1/4 and 1/8 (rounded up) whose longer side still has `least_side`
     pixels; all else stays whole. `foveate.records.geometry.Placement.render` knows such fractions.
 
     Returns:
-        The picture, and the width and height of the whole one.
+        The image, and the width and height of the whole one.
     """
     if least_side < 1:
         raise UserError(f"least_side: allowed is a whole number of at least 1, got {least_side}")
@@ -188,14 +188,14 @@ def decode_fraction(
 
 
 def examine(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Examined:
-    """Check a picture and compute its SHA-256 and perceptual hash, in one decoding. Raises BadPicture."""
+    """Check an image and compute its SHA-256 and perceptual hash, in one decoding. Raises BadImage."""
     small, info = _open_whole(data, longest_side=_EXAMINED_SIDE, max_pixels=max_pixels)
     return Examined(info, hashlib.sha256(data).hexdigest(), perceptual_hash(small))
 
 
 def _open_whole(
     data: bytes, *, longest_side: int | None, max_pixels: int, draft_side: int | None = None
-) -> tuple[Image.Image, PictureInfo]:
+) -> tuple[Image.Image, ImageInfo]:
     format_name = sniff(data)
     try:
         if format_name == "WEBP":
@@ -213,27 +213,27 @@ def _open_whole(
         if draft_side is not None and format_name == "JPEG":
             image.draft(None, _shrunk(width, height, draft_side))
         image.load()
-        picture = _to_rgb(image, orientation)
-    except BadPicture:
+        image = _to_rgb(image, orientation)
+    except BadImage:
         raise
     except Image.DecompressionBombError as error:
-        # Pillow's own check, which it makes of a GIF's frames: they may be larger than the picture.
-        raise BadPicture("too many pixels", f"the {format_name} picture is refused: {_one_line(error)}") from error
+        # Pillow's own check, which it makes of a GIF's frames: they may be larger than the image.
+        raise BadImage("too many pixels", f"the {format_name} image is refused: {_one_line(error)}") from error
     except _DAMAGE as error:
         reason = "truncated" if "truncated" in str(error).lower() else "damaged"
-        raise BadPicture(reason, f"the {format_name} picture is {reason}: {_one_line(error)}") from error
-    if longest_side is not None and max(picture.size) > longest_side:
-        picture = picture.resize(_shrunk(*shown, longest_side), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return picture, PictureInfo(*shown, format_name, mode, frames)
+        raise BadImage(reason, f"the {format_name} image is {reason}: {_one_line(error)}") from error
+    if longest_side is not None and max(image.size) > longest_side:
+        image = image.resize(_shrunk(*shown, longest_side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return image, ImageInfo(*shown, format_name, mode, frames)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
-        raise BadPicture("damaged", f"the picture's header says {width} x {height} pixels")
+        raise BadImage("damaged", f"the image's header says {width} x {height} pixels")
     if width * height > max_pixels:
-        raise BadPicture(
+        raise BadImage(
             "too many pixels",
-            f"the picture's header says {width} x {height} pixels; allowed are {max_pixels:,} in all",
+            f"the image's header says {width} x {height} pixels; allowed are {max_pixels:,} in all",
         )
 
 
@@ -248,7 +248,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     if chunk == b"VP8 ":
         width, height = struct.unpack("<HH", data[26:30])
         return width & 0x3FFF, height & 0x3FFF
-    raise BadPicture("damaged", "the WEBP picture has no VP8, VP8L or VP8X header")
+    raise BadImage("damaged", "the WEBP image has no VP8, VP8L or VP8X header")
 
 
 def _shrunk(width: int, height: int, longest_side: int) -> tuple[int, int]:
@@ -264,10 +264,10 @@ def _to_rgb(image: Image.Image, orientation: int) -> Image.Image:
     elif image.mode == "I":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:
-            raise BadPicture("pixel type not allowed", "the picture has 32-bit integers as pixels")
+            raise BadImage("pixel type not allowed", "the image has 32-bit integers as pixels")
         rgb = Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     elif image.mode == "F":
-        raise BadPicture("pixel type not allowed", "the picture has floating-point numbers as pixels")
+        raise BadImage("pixel type not allowed", "the image has floating-point numbers as pixels")
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layers = image.convert("RGBA")
         rgb = Image.new("RGB", image.size, (255, 255, 255))

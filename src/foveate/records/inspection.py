@@ -12,17 +12,17 @@ from foveate.records.collection import Collection
 from foveate.records.tables import positions
 
 _PERCENTILES = {"p05": 5, "median": 50, "p95": 95}
-# Region sizes are parts of the picture's area: below 1 in 100 is small, from 1 in 10 on is large.
+# Region sizes are parts of the image's area: below 1 in 100 is small, from 1 in 10 on is large.
 SMALL_AREA, LARGE_AREA = 0.01, 0.1
 _MOST_VALUES = 50
 
 
-def summarise(collection: Collection, split: str | None = None) -> dict[str, object]:
+def summarize(collection: Collection, split: str | None = None) -> dict[str, object]:
     """Counts and distributions of a collection, or of one split of it, as JSON values.
 
-    Fields: name, licence, pictures, shards, bytes; `by_source`, `by_split`, `by_format`, `by_label` (counts,
+    Fields: name, license, images, shards, bytes; `by_source`, `by_split`, `by_format`, `by_label` (counts,
     the 50 most frequent values of each label field); `width`, `height`, `aspect` (width by height);
-    `captions` (by kind: count, words, characters); `regions` (count, per picture, phrases, area, sizes);
+    `captions` (by kind: count, words, characters); `regions` (count, per image, phrases, area, sizes);
     `quarantine` (counts by "subject: reason", of the whole collection). A distribution has count, min, p05,
     median, mean, p95 and max.
     """
@@ -33,9 +33,9 @@ def summarise(collection: Collection, split: str | None = None) -> dict[str, obj
     reasons = zip(quarantine["subject"].to_pylist(), quarantine["reason"].to_pylist(), strict=True)
     return {
         "name": collection.name,
-        "licence": collection.licence,
+        "license": collection.license,
         "split": split,
-        "pictures": len(rows),
+        "images": len(rows),
         "shards": len(collection.shards),
         "bytes": int(index["length"].sum()),
         "by_source": _counts(index["source"]),
@@ -94,19 +94,19 @@ def _captions(collection: Collection, keys: pa.Array) -> dict[str, object]:
         }
         for kind in sorted(set(kinds.tolist()))
     }
-    pictures = len(table["key"].unique())
-    return {"count": len(texts), "pictures_without": len(keys) - pictures, "by_kind": by_kind}
+    images = len(table["key"].unique())
+    return {"count": len(texts), "images_without": len(keys) - images, "by_kind": by_kind}
 
 
 def _regions(collection: Collection, keys: pa.Array) -> dict[str, object]:
     table = _table(collection, "regions", keys)
     x1, y1, x2, y2 = (table[name].to_numpy().astype(np.float64) for name in ("x1", "y1", "x2", "y2"))
     area = (x2 - x1) * (y2 - y1)
-    per_picture = np.bincount(positions(table["key"], among=keys), minlength=len(keys))
+    per_image = np.bincount(positions(table["key"], among=keys), minlength=len(keys))
     phrases = Counter(table["phrase"].to_pylist())
     return {
         "count": table.num_rows,
-        "per_picture": distribution(per_picture),
+        "per_image": distribution(per_image),
         "area": distribution(area),
         "sizes": {
             "small": int((area < SMALL_AREA).sum()),

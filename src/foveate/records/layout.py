@@ -1,4 +1,4 @@
-"""Names of the files in a collection folder, and how picture keys become names of tar members."""
+"""Names of the files in a collection folder, and how image keys become names of tar members."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from foveate.settings.errors import UserError, nearest
+from foveate.core.errors import UserError, nearest
 
 FORMAT = "foveate-collection"
 VERSION = 2
@@ -36,7 +36,7 @@ def index_path(collection: Path, shard: int) -> Path:
 
 
 def annotation_path(collection: Path, kind: str, shard: int) -> Path:
-    """The annotations that came with the pictures of one shard."""
+    """The annotations that came with the images of one shard."""
     return collection / "annotations" / kind / f"{shard:05d}.parquet"
 
 
@@ -66,18 +66,18 @@ def annotation_parts(collection: Path, kind: str, shards: set[int]) -> list[Path
 
 
 def about_path(collection: Path, kind: str) -> Path:
-    """A table that belongs to no picture, such as the categories of an imported file."""
+    """A table that belongs to no image, such as the categories of an imported file."""
     return collection / ABOUT_FOLDER / f"{kind}.parquet"
 
 
 def about_kinds(collection: Path) -> list[str]:
-    """Names of the tables that belong to no picture, sorted."""
+    """Names of the tables that belong to no image, sorted."""
     folder = collection / ABOUT_FOLDER
     return sorted(path.stem for path in folder.glob("*.parquet")) if folder.is_dir() else []
 
 
 def added_path(collection: Path, kind: str, number: int) -> Path:
-    """The part `number` of annotations that were added to pictures already there."""
+    """The part `number` of annotations that were added to images already there."""
     return collection / "annotations" / kind / f"added-{number:05d}.parquet"
 
 
@@ -87,7 +87,7 @@ def added_number(path: Path) -> int:
 
 
 def next_added_path(collection: Path, kind: str) -> Path:
-    """A free name for annotations that are added to pictures already there."""
+    """A free name for annotations that are added to images already there."""
     folder = collection / "annotations" / kind
     paths = folder.iterdir() if folder.is_dir() else ()
     numbers = [added_number(path) for path in paths if _ADDED.fullmatch(path.name)]
@@ -95,23 +95,23 @@ def next_added_path(collection: Path, kind: str) -> Path:
 
 
 def check_key(key: str) -> str:
-    """Return `key` if it can name a picture, else raise UserError.
+    """Return `key` if it can name an image, else raise UserError.
 
     A key is text of 1 to 512 characters, with "/" between non-empty parts that are neither "." nor "..", and
     without control characters or backslashes.
     """
     parts = key.split("/")
     if not key or len(key) > LONGEST_KEY:
-        raise UserError(f"picture key {key[:40]!r}: allowed are 1 to {LONGEST_KEY} characters, got {len(key)}")
+        raise UserError(f"image key {key[:40]!r}: allowed are 1 to {LONGEST_KEY} characters, got {len(key)}")
     if any(part in ("", ".", "..") for part in parts):
-        raise UserError(f"picture key {key!r}: the parts between '/' may not be empty, '.' or '..'")
+        raise UserError(f"image key {key!r}: the parts between '/' may not be empty, '.' or '..'")
     if "\\" in key or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in key):
-        raise UserError(f"picture key {key!r}: control characters, surrogates and '\\' are not allowed")
+        raise UserError(f"image key {key!r}: control characters, surrogates and '\\' are not allowed")
     return key
 
 
 def member_name(key: str, suffix: str) -> str:
-    """The tar member of a picture: the key with "%" and "." escaped, then the suffix ("jpg").
+    """The tar member of an image: the key with "%" and "." escaped, then the suffix ("jpg").
 
     WebDataset ends a sample's key at the first dot of the file name, so the key itself may have none.
     """

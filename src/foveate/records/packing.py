@@ -1,4 +1,4 @@
-"""Pictures as members of a shard, a plain WebDataset tar."""
+"""Images as members of a shard, a plain WebDataset tar."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import contextlib
 import io
 import tarfile
 
+from foveate.records.images import SUFFIXES
 from foveate.records.layout import member_name
-from foveate.records.pictures import SUFFIXES
 
 
 def append_member(tar: tarfile.TarFile, key: str, format: str, data: bytes) -> int:
-    """Write one picture of a format ("JPEG") to a tar that is open for writing; returns the offset of its bytes."""
+    """Write one image of a format ("JPEG") to a tar that is open for writing; returns the offset of its bytes."""
     member = tarfile.TarInfo(member_name(key, SUFFIXES[format]))
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

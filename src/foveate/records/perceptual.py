@@ -1,4 +1,4 @@
-"""Perceptual hashes: 64 bits that stay nearly the same when a picture is shrunk, re-encoded or tinted."""
+"""Perceptual hashes: 64 bits that stay nearly the same when an image is shrunk, re-encoded or tinted."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _COSINES = _cosines()
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """The 64-bit DCT hash of a picture.
+    """The 64-bit DCT hash of an image.
 
-    The picture is shrunk to 32 x 32 grey values; of its 8 x 8 lowest DCT coefficients each gives one bit,
+    The image is shrunk to 32 x 32 gray values; of its 8 x 8 lowest DCT coefficients each gives one bit,
     whether it lies above the median (Zauner, "Implementation and benchmarking of perceptual image hash
-    functions", 2010, section 3.2.1). Coefficients are rounded to .01 first, so that flat pictures agree.
+    functions", 2010, section 3.2.1). Coefficients are rounded to .01 first, so that flat images agree.
     """
-    grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float64)
-    coefficients = np.round(_COSINES @ grey @ _COSINES.T, 2).ravel()
+    gray = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float64)
+    coefficients = np.round(_COSINES @ gray @ _COSINES.T, 2).ravel()
     bits = coefficients > np.median(coefficients[1:])
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 

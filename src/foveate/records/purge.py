@@ -1,9 +1,9 @@
-"""Taking the bytes and rows of removed pictures out of a collection: the one case in which shards are rewritten.
+"""Taking the bytes and rows of removed images out of a collection: the one case in which shards are rewritten.
 
 Order, so that a kill at any moment leaves a collection that reads as before and that the same command finishes:
-the tombstones are there already; annotation tables, splits and the cache lose the pictures' rows; then for each index
+the tombstones are there already; annotation tables, splits and the cache lose the images' rows; then for each index
 part a new tar is written under a new number, the index part is replaced by one that points to it (the switch), and the
-old tar is deleted. A picture counts as not yet purged as long as an index part has it, so the index parts come last.
+old tar is deleted. An image counts as not yet purged as long as an index part has it, so the index parts come last.
 A tar that no index part points to is cleared by the next writer.
 """
 
@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from foveate.core.errors import UserError
+from foveate.core.files import commit_atomically, fsync_folder
 from foveate.records import layout, tables
 from foveate.records.committed import read_committed
 from foveate.records.packing import append_member
-from foveate.settings.errors import UserError
-from foveate.settings.files import commit_atomically, fsync_folder
 
 
 @dataclass(slots=True)
 class PurgeSummary:
-    """What a purge took out: pictures by where their bytes were, bytes of packed ones, rows by table, and how many
+    """What a purge took out: images by where their bytes were, bytes of packed ones, rows by table, and how many
     shards were rewritten. `cache_cleared` says whether cached features were deleted."""
 
     packed: int = 0
@@ -39,13 +39,13 @@ class PurgeSummary:
     cache_cleared: bool = False
 
     @property
-    def pictures(self) -> int:
-        """Pictures whose index rows are gone."""
+    def images(self) -> int:
+        """Images whose index rows are gone."""
         return self.packed + self.referenced
 
 
-def purge_pictures(collection: Path, keys: set[str], *, dry_run: bool = False) -> PurgeSummary:
-    """Take tombstoned pictures out of shards, tables and cache; the caller holds the writer's lock.
+def purge_images(collection: Path, keys: set[str], *, dry_run: bool = False) -> PurgeSummary:
+    """Take tombstoned images out of shards, tables and cache; the caller holds the writer's lock.
 
     With `dry_run` nothing is changed, only counted. Raises UserError where a shard that must be rewritten is missing
     or damaged; what was purged before stays purged.
@@ -62,7 +62,7 @@ def purge_pictures(collection: Path, keys: set[str], *, dry_run: bool = False) -
     summary.rows = Counter({name: count for name, count in summary.rows.items() if count})
     cache = collection / layout.CACHE_FOLDER
     if keys and cache.is_dir():
-        # Its files hold the features of many pictures each, and are made again when they are needed.
+        # Its files hold the features of many images each, and are made again when they are needed.
         entries = list(cache.iterdir())
         summary.cache_cleared = bool(entries)
         for entry in entries if not dry_run else ():
@@ -110,7 +110,7 @@ def _purge_part(collection: Path, number: int, keys: pa.Array, summary: PurgeSum
 
 
 def _repacked(collection: Path, part: pa.Table) -> pa.Table:
-    """Write the packed pictures of an index part to a new tar; returns the part that points to it."""
+    """Write the packed images of an index part to a new tar; returns the part that points to it."""
     shards, offsets = part["shard"].to_numpy().copy(), part["offset"].to_numpy().copy()
     packed = np.flatnonzero(part["path"].to_numpy() == "")
     if not len(packed):
@@ -144,8 +144,8 @@ def _read(tar: Path, offset: int, length: int) -> bytes:
             data = os.pread(file.fileno(), length, offset)
     except FileNotFoundError as error:
         raise UserError(
-            f"{tar} is missing: its other pictures cannot be kept, so that nothing of it is purged"
+            f"{tar} is missing: its other images cannot be kept, so that nothing of it is purged"
         ) from error
     if len(data) != length:
-        raise UserError(f"{tar} is cut short: its other pictures cannot be kept, so that nothing of it is purged")
+        raise UserError(f"{tar} is cut short: its other images cannot be kept, so that nothing of it is purged")
     return data

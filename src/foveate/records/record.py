@@ -1,7 +1,7 @@
-"""What one picture carries: captions, regions, labels, turns of a conversation, and context.
+"""What one image carries: captions, regions, labels, turns of a conversation, and context.
 
 All types are small frozen values. Boxes are always `foveate.records.boxes.Box`: corners in [0, 1] of the
-picture as it is seen, that is after its EXIF rotation.
+image as it is seen, that is after its EXIF rotation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from foveate.records.boxes import Box
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A text about the whole picture.
+    """A text about the whole image.
 
     `kind` says what sort of text it is ("alt", "title", "keywords", "description", "exact", ...), `source`
     who made it (a data set, a person, a model). An empty source means the source of the import that added it.
@@ -26,7 +26,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A box in the picture with the words that describe it.
+    """A box in the image with the words that describe it.
 
     `score` in [0, 1] is the confidence of whoever made it (1 for a person's or an exact box), `label` a
     class or concept name, `slice` the group it is reported in (for example "seen" or "unseen").
@@ -42,7 +42,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation about the picture; `role` is "user" or "assistant"."""
+    """One turn of a conversation about the image; `role` is "user" or "assistant"."""
 
     role: str
     text: str
@@ -51,7 +51,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where and when a picture was taken: degrees (WGS 84) and an ISO 8601 time; None or "" where unknown."""
+    """Where and when an image was taken: degrees (WGS 84) and an ISO 8601 time; None or "" where unknown."""
 
     latitude: float | None = None
     longitude: float | None = None
@@ -61,7 +61,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One picture of a collection, without its bytes.
+    """One image of a collection, without its bytes.
 
     `width` and `height` are pixels after EXIF rotation. `group` names what must stay in one split (a site, a
     concept, a photographer); `split` is "" where none was assigned.

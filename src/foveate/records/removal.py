@@ -1,4 +1,4 @@
-"""Taking pictures out of a collection as a user asks for it: by key, by a list, or by what is said of them."""
+"""Taking images out of a collection as a user asks for it: by key, by a list, or by what is said of them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from foveate.core.errors import UserError, choose, nearest
 from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.committed import read_committed
-from foveate.records.purge import PurgeSummary, purge_pictures
+from foveate.records.purge import PurgeSummary, purge_images
 from foveate.records.tombstones import check_removable, pending_purge
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError, choose, nearest
 
 INDEX_FIELDS = ("source", "split", "group")
 
@@ -25,7 +25,7 @@ class RemovalSummary:
     """What a removal did, or with `dry_run` would do.
 
     `removed` are the keys that were there; `removed_earlier` counts those asked for that were out already; `copies`
-    are keys of pictures with the same bytes that stay; `purged` says what went with the keys whose bytes were to go,
+    are keys of images with the same bytes that stay; `purged` says what went with the keys whose bytes were to go,
     also those that an earlier, stopped removal left; it is None where bytes are kept.
     """
 
@@ -46,7 +46,7 @@ class RemovalSummary:
             "purged": None
             if purged is None
             else {
-                "pictures": purged.pictures,
+                "images": purged.images,
                 "packed": purged.packed,
                 "referenced": purged.referenced,
                 "bytes": purged.bytes,
@@ -59,9 +59,9 @@ class RemovalSummary:
     def lines(self) -> list[str]:
         """What was done, and what it cannot reach, as lines to print."""
         would = "would be " if self.dry_run else ""
-        lines = [f"{_counted(len(self.removed), 'picture')} {would}removed, and kept out by key and by SHA-256"]
+        lines = [f"{_counted(len(self.removed), 'image')} {would}removed, and kept out by key and by SHA-256"]
         if self.removed_earlier:
-            lines.append(f"{_counted(self.removed_earlier, 'picture')} had been removed earlier")
+            lines.append(f"{_counted(self.removed_earlier, 'image')} had been removed earlier")
         if self.copies:
             shown = ", ".join(self.copies[:5]) + (", ..." if len(self.copies) > 5 else "")
             lines.append(f"left in, with the same bytes under another key (--copies takes these, too): {shown}")
@@ -70,8 +70,8 @@ class RemovalSummary:
             lines.append("their bytes and rows stay in the folder, unseen by readers; without --keep-bytes they go")
             return lines
         if purged.packed:
-            pictures, shards = _counted(purged.packed, "picture"), _counted(purged.shards, "shard")
-            lines.append(f"{would}gone: {purged.bytes:,} bytes of {pictures} from {shards}")
+            images, shards = _counted(purged.packed, "image"), _counted(purged.shards, "shard")
+            lines.append(f"{would}gone: {purged.bytes:,} bytes of {images} from {shards}")
         if purged.rows:
             rows = ", ".join(f"{kind} {count}" for kind, count in sorted(purged.rows.items()))
             lines.append(f"{would}gone: rows of {rows}")
@@ -99,10 +99,10 @@ def read_keys(path: Path) -> list[str]:
 
 
 def keys_where(collection: Collection, conditions: Mapping[str, str]) -> list[str]:
-    """Keys of the pictures of which all conditions field = value hold.
+    """Keys of the images of which all conditions field = value hold.
 
     A field is a label field or one of source, split and group; a label goes first. Raises UserError with the nearest
-    field where there is none, and the nearest value where no picture has it.
+    field where there is none, and the nearest value where no image has it.
     """
     labels = set(collection.table("labels")["field"].to_pylist())
     wanted = np.ones(len(collection), dtype=bool)
@@ -113,12 +113,12 @@ def keys_where(collection: Collection, conditions: Mapping[str, str]) -> list[st
         else:
             values = collection.splits if name == "split" else collection.index[name]
         if not (values == value).any():
-            raise UserError(f"no picture has {name}={value}{nearest(value, set(values.tolist()))}")
+            raise UserError(f"no image has {name}={value}{nearest(value, set(values.tolist()))}")
         wanted &= values == value
     return [collection.keys[row] for row in np.flatnonzero(wanted).tolist()]
 
 
-def remove_pictures(
+def remove_images(
     path: str | Path,
     keys: Iterable[str] = (),
     *,
@@ -128,22 +128,22 @@ def remove_pictures(
     copies: bool = False,
     dry_run: bool = False,
 ) -> RemovalSummary:
-    """Take pictures out of the collection at `path` for good.
+    """Take images out of the collection at `path` for good.
 
     Readers skip them from then on, and no import takes them in again, by key or by SHA-256. With `purge` (the default)
     their bytes and rows go as well: shards that held them are written anew without them. Doing it again after a kill
     finishes it.
 
     Args:
-        keys: which pictures; one that was removed earlier is counted.
+        keys: which images; one that was removed earlier is counted.
         where: instead of keys, see `keys_where`.
         reason: kept in removed.parquet with key, SHA-256 and time.
         purge: False leaves bytes and rows in the folder.
-        copies: also take out pictures with the same bytes under other keys.
+        copies: also take out images with the same bytes under other keys.
         dry_run: change nothing, only count.
 
     Raises:
-        UserError: an unknown key or field (then nothing is removed); no picture is meant; another process writes the
+        UserError: an unknown key or field (then nothing is removed); no image is meant; another process writes the
             collection; a shard that must be rewritten is missing or damaged.
     """
     path = layout.check_collection(Path(path))
@@ -151,7 +151,7 @@ def remove_pictures(
         summary, _ = _plan(path, keys, where, copies=copies, purge=purge)
         summary.dry_run = True
         if purge:
-            summary.purged = purge_pictures(path, {*summary.removed, *_pending(path)}, dry_run=True)
+            summary.purged = purge_images(path, {*summary.removed, *_pending(path)}, dry_run=True)
         return summary
     with CollectionWriter(path) as writer:
         summary, wanted = _plan(path, keys, where, copies=copies, purge=purge)
@@ -179,7 +179,7 @@ def _plan(
                     raise
                 keys = []  # the removal of these was stopped after their rows had gone, and is finished now
     if not keys and not where:
-        raise UserError("no picture is meant: give keys, a list of them, or a condition field=value")
+        raise UserError("no image is meant: give keys, a list of them, or a condition field=value")
     everything = {**there.removed, **there.known}
     sha256 = {check_removable(key, everything, name) for key in keys}
     same = [key for key in _equal_to(sha256, there.known) if key not in there.removed and key not in set(keys)]

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from foveate.core.errors import UserError
 from foveate.records.record import Caption, Context, Region, Turn
 from foveate.records.tables import PROVENANCE_COLUMNS, Provenance, id_column
-from foveate.settings.errors import UserError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -22,7 +22,7 @@ CORNERS = ("x1", "y1", "x2", "y2")
 def clean_text(text: str) -> str:
     """Text without control characters (tabs and line ends stay) and without white space at its ends.
 
-    Nothing else is changed: any script, any length, no Unicode normalisation. Raises UserError where it holds
+    Nothing else is changed: any script, any length, no Unicode normalization. Raises UserError where it holds
     half a surrogate pair, which no UTF-8 file can store.
     """
     if _SURROGATE.search(text):
@@ -73,7 +73,7 @@ def context_row(key: str, context: Context) -> dict[str, object]:
     return {"key": key, **place, "time": context.time, "place": context.place}
 
 
-def picture_rows(
+def image_rows(
     key: str,
     *,
     captions: Iterable[Caption],
@@ -83,7 +83,7 @@ def picture_rows(
     context: Context | None,
     extra: Mapping[str, Iterable[Mapping[str, object]]],
 ) -> dict[str, list[dict[str, object]]]:
-    """The checked rows of one picture by kind of table, without ids. Captions without text are left out."""
+    """The checked rows of one image by kind of table, without ids. Captions without text are left out."""
     raw: dict[str, list[dict[str, object]]] = {
         "captions": [caption_row(key, caption) for caption in captions],
         "regions": [region_row(key, region) for region in regions],
@@ -119,7 +119,7 @@ def finish_rows(kind: str, rows: Iterable[Mapping[str, object]], provenance: Pro
     """Give rows their provenance and ids.
 
     The id is BLAKE2b (8 bytes, hex) of the row's content without `created`, and of how many equal rows stand
-    before it in `rows`: two equal regions of one picture are two rows, the same rows added again are not.
+    before it in `rows`: two equal regions of one image are two rows, the same rows added again are not.
     """
     column = id_column(kind)
     seen: Counter[str] = Counter()

@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from foveate.core.errors import UserError
 from foveate.records import layout, tables
-from foveate.settings.errors import UserError
 
 _TRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`parts` are the numbers of the index parts, `index` their rows without tombstoned pictures, `splits` the
+    """`parts` are the numbers of the index parts, `index` their rows without tombstoned images, `splits` the
     splits file or None, `annotations` the files of each annotation table in the order of writing, `about` the tables
-    that belong to no picture."""
+    that belong to no image."""
 
     parts: list[int]
     index: pa.Table

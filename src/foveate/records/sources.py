@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError, nearest
 from foveate.records.collection import Collection
 from foveate.records.record import Region
-from foveate.settings.errors import UserError, nearest
 
 PSEUDO = "vesl:"
 # Names for all regions that no detector made, and for all there are.
@@ -38,7 +38,7 @@ def from_sources(
     """Which rows of a table of regions are of the sources, as bool [rows]; all of them for None.
 
     Args:
-        sources: names of sources, each optionally with `@` and the recipe hash of one labelling; "own" for whatever no
+        sources: names of sources, each optionally with `@` and the recipe hash of one labeling; "own" for whatever no
             detector made, "all" for everything. where: for errors.
 
     Raises:
@@ -75,7 +75,7 @@ def from_sources(
 
 
 class ChosenRegions:
-    """The regions of a collection's pictures that some sources made.
+    """The regions of a collection's images that some sources made.
 
     Args:
         sources: as in `from_sources`. where: for errors.
@@ -96,12 +96,12 @@ class ChosenRegions:
         return int((~self._chosen_R).sum())
 
     def numbered(self, row: int) -> list[tuple[int, Region]]:
-        """A picture's chosen regions, each with its place among all regions of the picture."""
+        """An image's chosen regions, each with its place among all regions of the image."""
         chosen_R = self._chosen_R[slice(*self._grouped.bounds(row))]
         return [(place, region) for place, region in enumerate(self._collection.regions_of(row)) if chosen_R[place]]
 
     def of(self, row: int) -> list[Region]:
-        """A picture's chosen regions, in the order of adding."""
+        """An image's chosen regions, in the order of adding."""
         return [region for _, region in self.numbered(row)]
 
     def left_out_in_words(self) -> str:

@@ -1,7 +1,7 @@
-"""Splits of a collection: by group, with near-duplicates together, and stable when pictures are added.
+"""Splits of a collection: by group, with near-duplicates together, and stable when images are added.
 
-Pictures that share a group, or whose perceptual hashes are near, form one component. A component's split is a
-pure function of the seed and of the component's first name, so that pictures which come later move only the
+Images that share a group, or whose perceptual hashes are near, form one component. A component's split is a
+pure function of the seed and of the component's first name, so that images which come later move only the
 components that they join.
 """
 
@@ -18,15 +18,15 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock
+from foveate.core.seeds import uniform
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.perceptual import near_pairs
-from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock
-from foveate.settings.seeds import uniform
 
-# Two pictures whose 64-bit hashes differ in at most this many bits count as near-duplicates. Of the clip-art drawings
-# up to 32 pairs each at 2, 4, 6 and 8 bits were looked at: up to 6 bits nearly all were one drawing, recoloured or
+# Two images whose 64-bit hashes differ in at most this many bits count as near-duplicates. Of the clip-art drawings
+# up to 32 pairs each at 2, 4, 6 and 8 bits were looked at: up to 6 bits nearly all were one drawing, recolored or
 # redrawn; at 8 bits different things began to pair.
 DISTANCE = 6
 
@@ -35,12 +35,12 @@ DISTANCE = 6
 class SplitSummary:
     """What `assign_splits` did.
 
-    `pictures` counts by split; `components` are sets that stay together, `largest` has the most pictures;
-    `near_duplicates` counts pictures that have at least one; `divided` counts components whose pictures were
+    `images` counts by split; `components` are sets that stay together, `largest` has the most images;
+    `near_duplicates` counts images that have at least one; `divided` counts components whose images were
     added with different splits and stay so.
     """
 
-    pictures: dict[str, int]
+    images: dict[str, int]
     components: int
     largest: int
     near_duplicates: int
@@ -62,7 +62,7 @@ def assign_splits(
             itself, small collections meet them roughly.
         seed: another seed gives another, independent assignment.
         distance: largest number of differing bits of near-duplicates, 0 to 16.
-        keep_given: pictures that were added with a split keep it, and the rest of their component follows the
+        keep_given: images that were added with a split keep it, and the rest of their component follows the
             first of them; False assigns all anew.
 
     Raises:
@@ -83,7 +83,7 @@ def assign_splits(
         tables.write_table(path / layout.SPLITS_FILE, pa.table(columns, schema=tables.SPLITS))
     sizes = np.bincount(components)
     return SplitSummary(
-        pictures=dict(sorted(Counter(splits.tolist()).items())),
+        images=dict(sorted(Counter(splits.tolist()).items())),
         components=len(sizes),
         largest=int(sizes.max(initial=0)),
         near_duplicates=len(np.unique(pairs)),

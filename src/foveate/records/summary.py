@@ -31,9 +31,9 @@ class ImportSummary:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def pictures_quarantined(self) -> int:
-        """Findings about whole pictures."""
-        return sum(count for name, count in self.quarantined.items() if name.startswith("picture: "))
+    def images_quarantined(self) -> int:
+        """Findings about whole images."""
+        return sum(count for name, count in self.quarantined.items() if name.startswith("image: "))
 
     @property
     def regions_quarantined(self) -> int:
@@ -60,17 +60,17 @@ class ImportSummary:
         }
 
     def lines(self) -> list[str]:
-        """The counts as lines of a table to print; zeros are left out, except for the pictures taken."""
+        """The counts as lines of a table to print; zeros are left out, except for the images taken."""
         told = [
-            (self.taken, "pictures taken"),
-            (self.already_there, "pictures already there"),
-            (self.removed_earlier, "pictures skipped, because they were removed earlier"),
+            (self.taken, "images taken"),
+            (self.already_there, "images already there"),
+            (self.removed_earlier, "images skipped, because they were removed earlier"),
             (self.captions_taken, "captions taken"),
             (self.regions_taken, "regions taken"),
-            (self.regions_clipped, "regions clipped to their picture"),
+            (self.regions_clipped, "regions clipped to their image"),
             (self.texts_cleaned, "texts freed of control characters"),
-            (self.animated, "animated pictures, of which the first frame is used"),
-            (self.without_text, "pictures without any text"),
+            (self.animated, "animated images, of which the first frame is used"),
+            (self.without_text, "images without any text"),
             (self.ignored_files, "other files ignored"),
         ]
         rows = [(count, what) for number, (count, what) in enumerate(told) if count or number == 0]

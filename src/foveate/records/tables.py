@@ -1,6 +1,6 @@
 """Tables of a collection: their columns, and Parquet files that appear whole or not at all.
 
-Every annotation table has a `key` (the picture), an id column, and the four provenance columns.
+Every annotation table has a `key` (the image), an id column, and the four provenance columns.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_bytes_atomically
+from foveate.core.errors import UserError
+from foveate.core.files import write_bytes_atomically
 
 PROVENANCE_COLUMNS = ("source", "model", "recipe_hash", "created")
 
@@ -254,9 +254,9 @@ def positions(values: pa.ChunkedArray | pa.Array, *, among: pa.ChunkedArray | pa
 
 
 def read_index(*paths: Path) -> pa.Table:
-    """Read index parts; of a part that an older release wrote, all pictures are packed.
+    """Read index parts; of a part that an older release wrote, all images are packed.
 
-    Raises UserError where a part is damaged or its numbers cannot be those of pictures.
+    Raises UserError where a part is damaged or its numbers cannot be those of images.
     """
     parts = [read_known(path, INDEX) for path in paths]
     for path, part in zip(paths, parts, strict=True):
@@ -268,17 +268,17 @@ def _check_index(part: pa.Table, path: Path) -> None:
     """Keys become names of files when a collection is exported, and numbers places in a file."""
     bad = pc.call_function("match_substring_regex", [part["key"]], pc.MatchSubstringOptions(_NO_KEY)).to_numpy()
     if bad.any():
-        raise UserError(f"{path}: {part['key'][int(np.argmax(bad))].as_py()!r} cannot be the key of a picture")
+        raise UserError(f"{path}: {part['key'][int(np.argmax(bad))].as_py()!r} cannot be the key of an image")
     for name, (least, below) in _INDEX_NUMBERS.items():
         values = part[name].to_numpy()
         if len(values) and not (least <= values.min() and values.max() < below):
-            raise UserError(f"{path}: column {name!r} holds numbers that no picture has")
+            raise UserError(f"{path}: column {name!r} holds numbers that no image has")
 
 
 def highest_tar(part: pa.Table) -> int:
     """The highest number of a tar that an index part ever pointed to, as far as a purge noted it; else -1.
 
-    Such a number is not given again, so that a reader from before the purge never finds other pictures under it.
+    Such a number is not given again, so that a reader from before the purge never finds other images under it.
     """
     noted = (part.schema.metadata or {}).get(_HIGHEST_TAR, b"-1")
     return int(noted) if re.fullmatch(rb"-1|\d{1,9}", noted) else -1

@@ -1,4 +1,4 @@
-"""Tombstones: the table of pictures that were taken out, which keeps them out by key and by SHA-256."""
+"""Tombstones: the table of images that were taken out, which keeps them out by key and by SHA-256."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from foveate.core.errors import UserError, nearest
 from foveate.records import layout, tables
-from foveate.settings.errors import UserError, nearest
 
 
 def check_removable(key: str, sha256_by_key: Mapping[str, str], name: str) -> str:
     """The SHA-256 of a key. Raises UserError with the nearest key where the collection `name` does not have it."""
     if key not in sha256_by_key:
-        raise UserError(f"no picture {key!r} in the collection {name!r}{nearest(key, sha256_by_key)}")
+        raise UserError(f"no image {key!r} in the collection {name!r}{nearest(key, sha256_by_key)}")
     return sha256_by_key[key]
 
 

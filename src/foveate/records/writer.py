@@ -1,8 +1,8 @@
-"""Writing a collection: pictures go into shards, and a shard is committed by the rename of its index part.
+"""Writing a collection: images go into shards, and a shard is committed by the rename of its index part.
 
 A writer that is killed loses at most the shard that it was filling. What it left of that shard has no index
 part, is invisible to readers, and is cleared away by the next writer, which then fills the same shard from
-the same pictures. So the same command after a kill ends with the collection of an undisturbed run.
+the same images. So the same command after a kill ends with the collection of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from typing import Self
 
 import pyarrow as pa
 
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock, commit_atomically
 from foveate.records import layout, tables
 from foveate.records.about import add_about
 from foveate.records.committed import clear_leftovers, move_references, read_committed
 from foveate.records.description import counted, opened, refuse_foreign_folder
+from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine
 from foveate.records.packing import abandon, append_member
-from foveate.records.pictures import MAX_PIXELS, BadPicture, Examined, examine
-from foveate.records.purge import PurgeSummary, purge_pictures
+from foveate.records.purge import PurgeSummary, purge_images
 from foveate.records.quarantine import Quarantine
 from foveate.records.record import Caption, Context, Region, Turn
 from foveate.records.reference import Reference, make_reference
-from foveate.records.rows import check_row, finish_rows, picture_rows
+from foveate.records.rows import check_row, finish_rows, image_rows
 from foveate.records.summary import ImportSummary
 from foveate.records.tables import Provenance
 from foveate.records.tombstones import add_tombstones, check_removable, pending_purge
-from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock, commit_atomically
 
-PICTURES_PER_SHARD = 1000
+IMAGES_PER_SHARD = 1000
 BYTES_PER_SHARD = 512 * 2**20
 
 
@@ -50,9 +50,9 @@ class CollectionWriter:
         path: str | Path,
         *,
         name: str | None = None,
-        licence: str | None = None,
+        license: str | None = None,
         source: str = "",
-        pictures_per_shard: int = PICTURES_PER_SHARD,
+        images_per_shard: int = IMAGES_PER_SHARD,
         bytes_per_shard: int = BYTES_PER_SHARD,
         max_pixels: int = MAX_PIXELS,
         created: str | None = None,
@@ -62,25 +62,25 @@ class CollectionWriter:
         Args:
             path: the collection folder; made where it does not exist.
             name: name of a new collection, by default the folder's name.
-            licence: licence of what this writer adds, by default "unknown".
+            license: license of what this writer adds, by default "unknown".
             source: provenance of what this writer adds.
-            pictures_per_shard: a shard is committed at this many pictures,
+            images_per_shard: a shard is committed at this many images,
             bytes_per_shard: or as soon as it holds this many bytes.
-            max_pixels: larger pictures are quarantined.
+            max_pixels: larger images are quarantined.
             created: time stamp of all rows (ISO 8601), by default the present.
         """
-        if pictures_per_shard < 1 or bytes_per_shard < 1:
-            raise UserError("pictures_per_shard and bytes_per_shard: allowed are whole numbers of at least 1")
+        if images_per_shard < 1 or bytes_per_shard < 1:
+            raise UserError("images_per_shard and bytes_per_shard: allowed are whole numbers of at least 1")
         self.path = Path(path)
         self.source = source
         self.summary = ImportSummary(source=source)
         self._name = name
-        self._licence = licence
-        self._pictures_per_shard = pictures_per_shard
+        self._license = license
+        self._images_per_shard = images_per_shard
         self._bytes_per_shard = bytes_per_shard
         self._max_pixels = max_pixels
         self._created = created or tables.now()
-        self._lock = FolderLock(self.path, purpose=f"adding {source}" if source else "adding pictures")
+        self._lock = FolderLock(self.path, purpose=f"adding {source}" if source else "adding images")
         self._known: dict[str, str] = {}
         self._removed: dict[str, str] = {}
         self._removed_sha256: set[str] = set()
@@ -130,12 +130,12 @@ class CollectionWriter:
         self.description = opened(
             self.path,
             name=self._name,
-            licence=self._licence,
-            pictures_per_shard=self._pictures_per_shard,
+            license=self._license,
+            images_per_shard=self._images_per_shard,
             bytes_per_shard=self._bytes_per_shard,
         )
-        # The sizes of the first writer hold, so that a resumed import cuts its shards at the same pictures.
-        self._pictures_per_shard = self.description["pictures_per_shard"]
+        # The sizes of the first writer hold, so that a resumed import cuts its shards at the same images.
+        self._images_per_shard = self.description["images_per_shard"]
         self._bytes_per_shard = self.description["bytes_per_shard"]
         committed = read_committed(self.path)
         clear_leftovers(self.path, committed)
@@ -148,15 +148,15 @@ class CollectionWriter:
         self._began_ns = time.time_ns()
 
     def known_sha256(self, key: str) -> str | None:
-        """The SHA-256 of the picture that is there under `key` (committed or not yet), or None."""
+        """The SHA-256 of the image that is there under `key` (committed or not yet), or None."""
         return self._known.get(key)
 
     def accepts(self, key: str, sha256: str) -> bool:
-        """Whether `add` would take a readable picture: its key is new, and it was not removed earlier."""
+        """Whether `add` would take a readable image: its key is new, and it was not removed earlier."""
         return not self._was_removed(key, sha256) and key not in self._known and key not in self._seen
 
     def _was_removed(self, key: str, sha256: str) -> bool:
-        # The one of several equal pictures that a removal left in place is there, not removed.
+        # The one of several equal images that a removal left in place is there, not removed.
         there = key not in self._removed and self._known.get(key) == sha256
         return not there and (key in self._removed or sha256 in self._removed_sha256)
 
@@ -177,14 +177,14 @@ class CollectionWriter:
         examined: Examined | None = None,
         location: Path | None = None,
     ) -> bool:
-        """Take in one picture with what is known of it; True if it was taken.
+        """Take in one image with what is known of it; True if it was taken.
 
         False means that it is already there, was removed earlier, or was quarantined: because it cannot be
-        read ("truncated", ...), or because the key was already used in this run or by a different picture
+        read ("truncated", ...), or because the key was already used in this run or by a different image
         ("duplicate key"). `extra` holds rows of further annotation tables; `examined` spares a second
-        decoding where the caller has already examined the same bytes. `source` says where the picture came
-        from, for the quarantine. With a `location` the picture stays in that file, of which `data` are the
-        bytes, and only the index points at it; for a picture that is there already the index follows a file
+        decoding where the caller has already examined the same bytes. `source` says where the image came
+        from, for the quarantine. With a `location` the image stays in that file, of which `data` are the
+        bytes, and only the index points at it; for an image that is there already the index follows a file
         that moved. Raises UserError for a key, a text, a box or a path that cannot be stored.
         """
         layout.check_key(key)
@@ -199,10 +199,10 @@ class CollectionWriter:
             examined = examined or examine(data, max_pixels=self._max_pixels)
             if location is not None:
                 reference = make_reference(location, collection=self.path, length=len(data), began_ns=self._began_ns)
-        except BadPicture as error:
+        except BadImage as error:
             self.quarantine(key, error.reason, str(error), origin)
             return False
-        rows = picture_rows(
+        rows = image_rows(
             key,
             captions=captions,
             regions=regions,
@@ -237,7 +237,7 @@ class CollectionWriter:
         self.summary.captions_taken += len(rows.get("captions", ()))
         self.summary.regions_taken += len(rows.get("regions", ()))
         self.summary.animated += examined.info.frames > 1
-        full = len(self._index) >= self._pictures_per_shard
+        full = len(self._index) >= self._images_per_shard
         if full or (self._tar is not None and self._tar.offset >= self._bytes_per_shard):
             self.commit()
         return True
@@ -256,22 +256,22 @@ class CollectionWriter:
         if self._known[key] == sha256:
             self.summary.already_there += 1
         else:
-            detail = f"the key {key!r} is taken by a different picture, which stays"
+            detail = f"the key {key!r} is taken by a different image, which stays"
             self.quarantine(key, "duplicate key", detail, origin)
         return False
 
     def _follow(self, key: str, location: Path, length: int) -> None:
-        """Note where the file of a referenced picture is now, if it is not where the index says."""
+        """Note where the file of a referenced image is now, if it is not where the index says."""
         if key not in self._referenced or key in self._removed:
             return
-        with contextlib.suppress(BadPicture):
+        with contextlib.suppress(BadImage):
             reference = make_reference(location, collection=self.path, length=length, began_ns=self._began_ns)
             if reference.path != self._referenced[key]:
                 self._moved[key] = reference
                 self.summary.further["referenced files found at another place"] += 1
 
     def _append(self, key: str, format: str, data: bytes) -> int:
-        """Write one picture to the tar; returns the offset of its bytes."""
+        """Write one image to the tar; returns the offset of its bytes."""
         try:
             if self._tar is None:
                 layout.tar_path(self.path, self._shard).parent.mkdir(parents=True, exist_ok=True)
@@ -286,7 +286,7 @@ class CollectionWriter:
         return final.with_name(f".{final.name}.tmp")
 
     def commit(self) -> None:
-        """Commit the shard that is being filled, if it has pictures; and the quarantine, if it grew.
+        """Commit the shard that is being filled, if it has images; and the quarantine, if it grew.
 
         The order is: the tar file, the annotations, the quarantine, and last the index part.
         """
@@ -315,12 +315,12 @@ class CollectionWriter:
             self._moved = {}
 
     def quarantine(
-        self, key: str, reason: str, detail: str, source: str, *, subject: str = "picture", position: int = -1
+        self, key: str, reason: str, detail: str, source: str, *, subject: str = "image", position: int = -1
     ) -> None:
         """Note what could not be taken in; the same finding is kept once, however often it is met.
 
         `reason` is a short code that is counted, `detail` one sentence, `subject` what it is about
-        ("picture", "region", "caption", "sidecar", "member") and `position` its number within the picture.
+        ("image", "region", "caption", "sidecar", "member") and `position` its number within the image.
         """
         self.summary.quarantined[f"{subject}: {reason}"] += 1
         self._quarantine.add(
@@ -328,7 +328,7 @@ class CollectionWriter:
         )
 
     def annotate(self, kind: str, rows: Sequence[Mapping[str, object]], provenance: Provenance) -> int:
-        """Add annotation rows to pictures that are committed; returns how many were new.
+        """Add annotation rows to images that are committed; returns how many were new.
 
         Each row has a `key` and the columns of the table `kind`. Rows that are already there are skipped.
         Raises UserError where a key is unknown or a column is not one of a known table.
@@ -351,11 +351,11 @@ class CollectionWriter:
         return len(new)
 
     def keep(self, kind: str, rows: Sequence[Mapping[str, object]]) -> int:
-        """Add rows to a table that belongs to no picture, see `foveate.records.about`; returns how many were new."""
+        """Add rows to a table that belongs to no image, see `foveate.records.about`; returns how many were new."""
         return add_about(self.path, kind, rows, source=self.source, created=self._created)
 
     def remove(self, keys: Iterable[str], *, reason: str | Mapping[str, str], purge: bool = False) -> int:
-        """Take pictures out for good: readers skip them, and they are not taken in again, under any key.
+        """Take images out for good: readers skip them, and they are not taken in again, under any key.
 
         `reason` is one for all, or one by key. Their bytes and rows stay until `purge` is called, and beyond that
         unless `purge` is true here. Returns how many were newly removed. Raises UserError for an unknown key; then
@@ -371,16 +371,16 @@ class CollectionWriter:
         return new
 
     def purge(self) -> PurgeSummary:
-        """Take the bytes and rows of those removed pictures out that were removed with `purge`."""
+        """Take the bytes and rows of those removed images out that were removed with `purge`."""
         self.commit()
         keys = pending_purge(self.path) & self._known.keys()
-        summary = purge_pictures(self.path, keys)
+        summary = purge_images(self.path, keys)
         for key in keys:
             del self._known[key]
         self._shard = read_committed(self.path).next_number
         return summary
 
     def _write_description(self) -> None:
-        counts = {"pictures": len(self._known.keys() - self._removed.keys()), "shards": self._parts}
-        entry = {"source": self.source, "licence": self._licence or "unknown"}
+        counts = {"images": len(self._known.keys() - self._removed.keys()), "shards": self._parts}
+        entry = {"source": self.source, "license": self._license or "unknown"}
         self.description = counted(self.path, self.description, counts=counts, entry=entry)

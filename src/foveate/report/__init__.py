@@ -1,8 +1,8 @@
-"""Self-contained HTML pages and pictures, made from a run folder: no torch, no network, no wing imported."""
+"""Self-contained HTML pages and images, made from a run folder: no torch, no network, no wing imported."""
 
 from __future__ import annotations
 
-from foveate.report.figure import readme_picture
+from foveate.report.figure import readme_image
 from foveate.report.render import render
 
-__all__ = ["readme_picture", "render"]
+__all__ = ["readme_image", "render"]

@@ -132,7 +132,7 @@ class AnswersOfModels(Part):
 
 
 class CalibrateExample(Part):
-    picture: str
+    image: str
     title: str = ""
     group: str
     label: str
@@ -153,7 +153,7 @@ class CalibrateChanges(Part):
 
 
 class TourCalibration(CalibrateResult):
-    """The tour's calibration: a result with what was trained, what gamma changed, and pictures with their answers."""
+    """The tour's calibration: a result with what was trained, what gamma changed, and images with their answers."""
 
     trained: CalibrateTrained
     changes: dict[str, CalibrateChanges] = {}

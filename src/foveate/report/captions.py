@@ -1,8 +1,8 @@
-"""Pictures with their captions side by side, every assertion marked: what the pages of audits and of the tour share."""
+"""Images with their captions side by side, every assertion marked: what the pages of audits and of the tour share."""
 
 from __future__ import annotations
 
-from foveate.report.pictures import Overlay
+from foveate.report.images import Overlay
 from foveate.report.schema import Part, Region
 
 MARKS = {"supported": "held", "contradicted": "contradicted", "unverifiable": "not decidable"}
@@ -11,7 +11,7 @@ MARKS = {"supported": "held", "contradicted": "contradicted", "unverifiable": "n
 # What the formats are called, and what each is.
 NAMES = {"alt": "AltText", "ssc": "SSC", "dsc": "DSC", "dsc_plus": "DSC+", "afc": "AFC"}
 MEANINGS = {
-    "alt": "the text that came with the picture",
+    "alt": "the text that came with the image",
     "ssc": "short: one sentence, the main subject and what it does",
     "dsc": "descriptive: two to four sentences that fit CLIP's window of 77 tokens",
     "dsc_plus": "dense: everything that can be seen, with positions",
@@ -31,8 +31,8 @@ class AuditCaption(Part):
     assertions: list[AuditAssertion] = []
 
 
-class AuditPicture(Part):
-    picture: str
+class AuditImage(Part):
+    image: str
     data: str = ""
     key: str = ""
     captions: list[AuditCaption] = []
@@ -59,7 +59,7 @@ class EncoderValue(Part):
 
 class EncoderNumbers(Part):
     measure: str
-    pictures: int
+    images: int
     trained_on: int
     captioned: int
     steps: int
@@ -69,6 +69,6 @@ class EncoderNumbers(Part):
 class TourCaptions(Part):
     model: str
     definition: str
-    examples: list[AuditPicture]
+    examples: list[AuditImage]
     formats: list[FormatNumbers]
     encoder: EncoderNumbers

@@ -1,4 +1,4 @@
-"""Charts as hand-written SVG: pure functions from numbers to markup, coloured by the page's style sheet."""
+"""Charts as hand-written SVG: pure functions from numbers to markup, colored by the page's style sheet."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def nice_ticks(low: float, high: float, *, wanted: int = 5) -> list[float]:
 
 
 def thin(points: Sequence[tuple[float, float]], *, most: int = 240) -> list[tuple[float, float]]:
-    """Drop non-finite points, then average neighbours until at most `most` points are left."""
+    """Drop non-finite points, then average neighbors until at most `most` points are left."""
     finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     if len(finite) <= most:
         return finite

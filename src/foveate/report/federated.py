@@ -1,4 +1,4 @@
-"""The tour's federated part: two maps, groups with pictures, what left each site."""
+"""The tour's federated part: two maps, groups with images, what left each client."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from foveate.report.scatter import legend, ranked, scatter
 from foveate.report.schema import Part
 
 MEASURES = (
-    ("knn", "Neighbours’ vote", "held-out pictures whose kind 7 neighbours on the map vote for"),
-    ("trustworthiness", "Trust", "neighbours on the map are neighbours in the features; 1 is best"),
-    ("continuity", "Continuity", "neighbours in the features are neighbours on the map; 1 is best"),
-    ("foreign", "Foreign", "share of neighbours on the map from another site"),
+    ("knn", "Neighbors’ vote", "held-out images whose kind 7 neighbors on the map vote for"),
+    ("trustworthiness", "Trust", "neighbors on the map are neighbors in the features; 1 is best"),
+    ("continuity", "Continuity", "neighbors in the features are neighbors on the map; 1 is best"),
+    ("foreign", "Foreign", "share of neighbors on the map from another client"),
     ("foreign_in_space", "Foreign in the features", "the same in the features: what a faithful map would show"),
 )
 
@@ -34,30 +34,30 @@ class FederatedMap(Part):
     notes: dict[str, int] = {}
 
 
-class FederatedSite(Part):
+class FederatedClient(Part):
     name: str
-    pictures: int
+    images: int
     kinds: list[str]
     groups: int
     maps: dict[str, int]
 
 
-class FederatedPicture(Part):
-    picture: str
+class FederatedImage(Part):
+    image: str
     kind: str = ""
 
 
 class FederatedGroup(Part):
     group: int
     size: int
-    sites: int
+    clients: int
     kind: str
     share: float
-    pictures: list[FederatedPicture] = []
+    images: list[FederatedImage] = []
 
 
 class TourFederated(Part):
-    pictures: int
+    images: int
     features: int
     clusters: int
     method: str
@@ -69,20 +69,20 @@ class TourFederated(Part):
     owners: list[int]
     labels: list[str]
     groups: list[int]
-    sites: list[FederatedSite]
+    clients: list[FederatedClient]
     examples: list[FederatedGroup] = []
 
 
 def federated_section(r: TourFederated) -> dict[str, Any]:
     """What the template shows: rows of maps, tables, and totals."""
-    names = [site.name for site in r.sites]
-    coloured = (
+    names = [client.name for client in r.clients]
+    colored = (
         ("By kind", r.labels, False),
-        ("By site", [names[owner] for owner in r.owners], False),
+        ("By client", [names[owner] for owner in r.owners], False),
         ("By group", [str(group) for group in r.groups], True),
     )
     rows = []
-    for title, values, named in coloured:
+    for title, values, named in colored:
         styles = ranked(values)
         drawn = [
             plot(
@@ -102,24 +102,24 @@ def federated_section(r: TourFederated) -> dict[str, Any]:
         }
         for one in r.maps
     ]
-    sites = [
+    clients = [
         {
-            "name": site.name,
-            "pictures": numbers.count(site.pictures),
-            "kinds": ", ".join(site.kinds),
-            "groups": size_words(site.groups),
-            "maps": [size_words(size) for size in site.maps.values()],
+            "name": client.name,
+            "images": numbers.count(client.images),
+            "kinds": ", ".join(client.kinds),
+            "groups": size_words(client.groups),
+            "maps": [size_words(size) for size in client.maps.values()],
         }
-        for site in r.sites
+        for client in r.clients
     ]
     return {
         "r": r,
         "rows": rows,
         "heads": [(title, what) for _, title, what in shown],
         "lines": lines,
-        "sites": sites,
+        "clients": clients,
         "titles": [one.title for one in r.maps],
         "notes": [f"{one.title}: {words} ({count} times)" for one in r.maps for words, count in one.notes.items()],
-        "kinds": max(len(site.kinds) for site in r.sites),
-        "sent": size_words(sum(site.groups for site in r.sites)),
+        "kinds": max(len(client.kinds) for client in r.clients),
+        "sent": size_words(sum(client.groups for client in r.clients)),
     }

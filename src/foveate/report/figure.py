@@ -1,4 +1,4 @@
-"""The README picture: held-out pictures of a tour with phrases and the boxes found for them."""
+"""The README image: held-out images of a tour with phrases and the boxes found for them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from foveate.core.errors import UserError
+from foveate.core.files import write_bytes_atomically
 from foveate.report import words
+from foveate.report.images import open_image, resolve_inside
 from foveate.report.parts import RIGHT_FROM
-from foveate.report.pictures import open_picture, resolve_inside
 from foveate.report.render import read_result
 from foveate.report.schema import Locate, TourResult, read
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_bytes_atomically
 
 WIDTH = 1600
 MARGIN = 56
@@ -34,16 +34,16 @@ FORMATS = {".png": "PNG", ".webp": "WEBP"}
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One picture of the composition."""
+    """One image of the composition."""
 
     answer: Locate
     box: tuple[float, float, float, float]
 
 
 def pick(answers: Sequence[Locate], *, default: str, most: int = 6) -> list[Tile]:
-    """Up to `most` answers on different pictures: slices in turn, found ones and new phrases first.
+    """Up to `most` answers on different images: slices in turn, found ones and new phrases first.
 
-    These are the best ones; the picture says how many of all were found.
+    These are the best ones; the image says how many of all were found.
     """
     tiles: list[Tile] = []
     pools: dict[str, list[Locate]] = {}
@@ -54,9 +54,9 @@ def pick(answers: Sequence[Locate], *, default: str, most: int = 6) -> list[Tile
         pool.sort(key=lambda a: -(_overlap(a, default) or 0.0))
     while len(tiles) < most and any(pools.values()):
         for pool in pools.values():
-            taken = {tile.answer.picture for tile in tiles}
+            taken = {tile.answer.image for tile in tiles}
             said = {tile.answer.phrase.casefold() for tile in tiles}
-            free = [a for a in pool if a.picture not in taken]
+            free = [a for a in pool if a.image not in taken]
             pool[:] = free
             if free and len(tiles) < most:
                 answer = min(free, key=lambda a: (_missed(a, default), a.phrase.casefold() in said))
@@ -92,7 +92,7 @@ def fit_text(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont,
 
 
 def _square(image: Image.Image, side: int) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """Letterbox into a square; returns it and where the picture lies in it: left, top, width, height."""
+    """Letterbox into a square; returns it and where the image lies in it: left, top, width, height."""
     scale = side / max(image.size)
     width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     square = Image.new("RGB", (side, side), (241, 239, 235))
@@ -111,15 +111,15 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: tuple[float, ...], place: tuple[fl
     draw.rounded_rectangle(edges, radius=line * 2, outline=BOX, width=line)
 
 
-def _card(tile: Tile, picture: Path, *, side: int, scale: int, overlap: float | None) -> Image.Image:
-    """One card at `scale` times its final size: the picture, its box, the phrase below."""
+def _card(tile: Tile, image: Path, *, side: int, scale: int, overlap: float | None) -> Image.Image:
+    """One card at `scale` times its final size: the image, its box, the phrase below."""
     pad, big = 12 * scale, side * scale
     inner = big - 2 * pad
     card = Image.new("RGB", (big, big + TEXT_HEIGHT * scale), GROUND)
     draw = ImageDraw.Draw(card)
     edge = (0, 0, card.width - 1, card.height - 1)
     draw.rounded_rectangle(edge, radius=RADIUS * scale, fill=CARD, outline=LINE, width=scale)
-    square, place = _square(open_picture(picture, longest_side=2 * side), inner)
+    square, place = _square(open_image(image, longest_side=2 * side), inner)
     _draw_box(ImageDraw.Draw(square), tile.box, place, line=4 * scale)
     mask = Image.new("L", (inner, inner), 0)
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, inner - 1, inner - 1), radius=14 * scale, fill=255)
@@ -136,13 +136,13 @@ def _card(tile: Tile, picture: Path, *, side: int, scale: int, overlap: float | 
 
 
 def compose(run_folder: Path, tour: TourResult) -> Image.Image:
-    """The composition as an RGB picture, 1600 pixels wide, on a light ground.
+    """The composition as an RGB image, 1600 pixels wide, on a light ground.
 
     Raises UserError where the tour has fewer than two 'where is' answers to show.
     """
     tiles = pick(tour.locate, default=tour.default)
     if len(tiles) < 2:
-        raise UserError("result.json, field 'locate': a README picture needs answers on at least two pictures")
+        raise UserError("result.json, field 'locate': a README image needs answers on at least two images")
     columns = 3 if len(tiles) in (3, 5, 6) else 2 if len(tiles) == 2 else 4
     tiles = tiles[: len(tiles) - len(tiles) % columns]
     rows = len(tiles) // columns
@@ -152,14 +152,14 @@ def compose(run_folder: Path, tour: TourResult) -> Image.Image:
     height = MARGIN + head + rows * row_height + (rows - 1) * GAP + foot
     canvas = Image.new("RGB", (WIDTH, height), GROUND)
     draw = ImageDraw.Draw(canvas)
-    title, rest = "Ask a picture ", "where"
+    title, rest = "Ask an image ", "where"
     big = _font(68)
     draw.text((MARGIN, MARGIN - 6), title, font=big, fill=INK)
     draw.text((MARGIN + draw.textlength(title, font=big), MARGIN - 6), rest, font=big, fill=ACCENT)
     draw.text((MARGIN, MARGIN + 82), "A phrase goes in, a box comes out.", font=_font(30), fill=SOFT)
     for number, tile in enumerate(tiles):
-        picture = resolve_inside(run_folder, tile.answer.picture)
-        card = _card(tile, picture, side=side, scale=2, overlap=_overlap(tile.answer, tour.default))
+        image = resolve_inside(run_folder, tile.answer.image)
+        card = _card(tile, image, side=side, scale=2, overlap=_overlap(tile.answer, tour.default))
         card = card.resize((side, row_height), Image.Resampling.LANCZOS)
         x = MARGIN + (number % columns) * (side + GAP)
         y = MARGIN + head + (number // columns) * (row_height + GAP)
@@ -171,7 +171,7 @@ def compose(run_folder: Path, tour: TourResult) -> Image.Image:
 def _footnote(tour: TourResult) -> str:
     overlaps = [value for a in tour.locate if (value := _overlap(a, tour.default)) is not None]
     found = sum(overlap >= RIGHT_FROM for overlap in overlaps)
-    text = "Held-out pictures, boxes as the model gave them."
+    text = "Held-out images, boxes as the model gave them."
     if overlaps:
         text += (
             f" Of the tour's {len(overlaps)} examples {found} are found (overlap of half or more); the best are shown."
@@ -179,18 +179,18 @@ def _footnote(tour: TourResult) -> str:
     return text
 
 
-def readme_picture(run_folder: Path, path: Path) -> Path:
-    """Write the README picture of a tour's run folder as .png or .webp, atomically, and return its path.
+def readme_image(run_folder: Path, path: Path) -> Path:
+    """Write the README image of a tour's run folder as .png or .webp, atomically, and return its path.
 
-    Raises UserError for another suffix, for a run that is no tour, or where pictures are missing.
+    Raises UserError for another suffix, for a run that is no tour, or where images are missing.
     """
     run_folder, path = Path(run_folder), Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path.name}: a README picture is written as .png or .webp")
+        raise UserError(f"{path.name}: a README image is written as .png or .webp")
     result = read_result(run_folder)
     if result["kind"] != "tour":
         kind = result["kind"]
-        raise UserError(f"{run_folder} is a run of kind '{kind}': a README picture is made from a tour")
+        raise UserError(f"{run_folder} is a run of kind '{kind}': a README image is made from a tour")
     image = compose(run_folder, read(TourResult, result))
     buffer = io.BytesIO()
     if FORMATS[path.suffix.lower()] == "PNG":

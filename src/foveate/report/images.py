@@ -1,4 +1,4 @@
-"""Pictures of a run folder as data URIs, and boxes drawn over them as SVG."""
+"""Images of a run folder as data URIs, and boxes drawn over them as SVG."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from markupsafe import Markup, escape
 from PIL import Image
 
-from foveate.records.pictures import BadPicture, decode
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from foveate.records.images import BadImage, decode
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture ready for a page: `src` is a data URI, width and height are the shown pixels."""
+class EmbeddedImage:
+    """An image ready for a page: `src` is a data URI, width and height are the shown pixels."""
 
     src: str
     width: int
@@ -27,7 +27,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """A box over a picture: (x1, y1, x2, y2) in [0, 1]; `style` is a class name of the style sheet."""
+    """A box over an image: (x1, y1, x2, y2) in [0, 1]; `style` is a class name of the style sheet."""
 
     box: tuple[float, float, float, float]
     style: str = "head"
@@ -42,42 +42,42 @@ def resolve_inside(folder: Path, relative: str) -> Path:
     return path
 
 
-def open_picture(path: Path, *, longest_side: int) -> Image.Image:
-    """Open a picture as RGB on white, upright, with its longest side at most `longest_side` pixels.
+def open_image(path: Path, *, longest_side: int) -> Image.Image:
+    """Open an image as RGB on white, upright, with its longest side at most `longest_side` pixels.
 
-    Raises UserError where the file is missing or is no picture.
+    Raises UserError where the file is missing or is no image.
     """
     if not path.is_file():
-        raise UserError(f"the picture '{path.name}' that result.json names is missing from {path.parent}")
+        raise UserError(f"the image '{path.name}' that result.json names is missing from {path.parent}")
     try:
         return decode(path.read_bytes(), longest_side=longest_side)
-    except BadPicture as error:
-        raise UserError(f"the picture '{path.name}' that result.json names cannot be read: {error}") from None
+    except BadImage as error:
+        raise UserError(f"the image '{path.name}' that result.json names cannot be read: {error}") from None
 
 
 def data_uri(image: Image.Image, *, quality: int = 82) -> str:
-    """Encode a picture as a base64 WebP data URI."""
+    """Encode an image as a base64 WebP data URI."""
     buffer = io.BytesIO()
     image.save(buffer, format="WEBP", quality=quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-class PictureBook:
-    """Loads each picture of a run folder once per size."""
+class ImageBook:
+    """Loads each image of a run folder once per size."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @cached_property
-    def _shelf(self) -> dict[tuple[str, int], Picture]:
+    def _shelf(self) -> dict[tuple[str, int], EmbeddedImage]:
         return {}
 
-    def picture(self, relative: str, *, longest_side: int = 420) -> Picture:
-        """The picture at `relative` (to the run folder), scaled down to `longest_side` pixels."""
+    def image(self, relative: str, *, longest_side: int = 420) -> EmbeddedImage:
+        """The image at `relative` (to the run folder), scaled down to `longest_side` pixels."""
         key = (relative, longest_side)
         if key not in self._shelf:
-            image = open_picture(resolve_inside(self.folder, relative), longest_side=longest_side)
-            self._shelf[key] = Picture(src=data_uri(image), width=image.width, height=image.height)
+            image = open_image(resolve_inside(self.folder, relative), longest_side=longest_side)
+            self._shelf[key] = EmbeddedImage(src=data_uri(image), width=image.width, height=image.height)
         return self._shelf[key]
 
 
@@ -86,10 +86,10 @@ def _clip(value: float) -> float:
 
 
 def overlay_svg(overlays: Sequence[Overlay], *, width: int, height: int) -> Markup:
-    """Boxes in normalised coordinates as one SVG that lies exactly over a width x height picture.
+    """Boxes in normalized coordinates as one SVG that lies exactly over a width x height image.
 
-    Each box is drawn twice, a dark halo under a coloured line, so that it shows on any ground. Boxes are
-    clipped to the picture. Empty where there is no box.
+    Each box is drawn twice, a dark halo under a colored line, so that it shows on any ground. Boxes are
+    clipped to the image. Empty where there is no box.
     """
     if not overlays:
         return Markup("")
@@ -108,11 +108,11 @@ def overlay_svg(overlays: Sequence[Overlay], *, width: int, height: int) -> Mark
     return Markup("".join(parts))
 
 
-def corner_style(box: tuple[float, float, float, float], picture: Picture) -> str:
-    """CSS left and top of a box's first corner where the picture is letterboxed into a square tile."""
-    longest = max(picture.width, picture.height)
+def corner_style(box: tuple[float, float, float, float], image: EmbeddedImage) -> str:
+    """CSS left and top of a box's first corner where the image is letterboxed into a square tile."""
+    longest = max(image.width, image.height)
     edges = []
-    for value, side in ((box[0], picture.width), (box[1], picture.height)):
+    for value, side in ((box[0], image.width), (box[1], image.height)):
         share = side / longest
         edges.append(100 * ((1 - share) / 2 + min(_clip(value), 0.92) * share))
     return f"left:{edges[0]:.2f}%;top:{edges[1]:.2f}%"

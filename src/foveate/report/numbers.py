@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from foveate.settings.durations import duration as duration
+from foveate.core.progress import duration as duration
 
 
 def count(value: int | float | None) -> str:

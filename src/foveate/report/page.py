@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from foveate.report import charts, numbers, pictures, words
+from foveate.report import charts, images, numbers, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ def environment() -> Environment:
     functions: dict[str, Any] = {
         "interval": numbers.interval,
         "interval_bar": charts.interval_bar,
-        "overlay_svg": pictures.overlay_svg,
-        "place": pictures.corner_style,
+        "overlay_svg": images.overlay_svg,
+        "place": images.corner_style,
     }
     env.globals.update(functions)
     return env
@@ -68,8 +68,8 @@ def _source_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def render_page(page: Page, book: pictures.PictureBook) -> str:
-    """The page as one HTML text: style, script and pictures inside, a policy that loads nothing else.
+def render_page(page: Page, book: images.ImageBook) -> str:
+    """The page as one HTML text: style, script and images inside, a policy that loads nothing else.
 
     Only the shipped script may run: its hash is part of the policy, so that a caption which holds a script
     would stay inert even if it were not escaped.

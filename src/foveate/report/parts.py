@@ -1,4 +1,4 @@
-"""Shared preparation for page builders: tables, curves, groups of answers, the hero picture."""
+"""Shared preparation for page builders: tables, curves, groups of answers, the hero image."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
+from foveate.core.errors import UserError
 from foveate.metrics.grounding import SIZE_NAMES
 from foveate.report import words
 from foveate.report.charts import Series, line_chart, plot
-from foveate.report.pictures import Overlay, resolve_inside
+from foveate.report.images import Overlay, resolve_inside
 from foveate.report.schema import Choose, Column, Example, Locate, Row, Search
-from foveate.settings.errors import UserError
 
 RIGHT_FROM = 0.5
 """A box is right from this intersection over union on (the field's convention)."""
 
-RULE_ORDER = ("head", "candidates", "centre", "random")
+RULE_ORDER = ("head", "candidates", "center", "random")
 _NO_CURVES = {"step", "seconds", "time", "learning_rate", "lr", "epoch"}
 
 
@@ -277,7 +277,7 @@ def chosen(answer: Choose) -> dict[str, Any]:
 
 
 def tally(searches: Sequence[Search]) -> list[tuple[str, str, int, int]]:
-    """(data, model, right, judged) over all results whose truth is known; sets of pictures stay apart."""
+    """(data, model, right, judged) over all results whose truth is known; sets of images stay apart."""
     counts: dict[tuple[str, str], list[int]] = {}
     for search in searches:
         for model, hits in search.results.items():
@@ -289,35 +289,35 @@ def tally(searches: Sequence[Search]) -> list[tuple[str, str, int, int]]:
 
 
 def hero_slides(locate: Sequence[Locate], examples: Sequence[Example], default: str) -> list[dict[str, Any]]:
-    """Up to four pictures with phrases and boxes for the live picture on top.
+    """Up to four images with phrases and boxes for the live image on top.
 
-    Predicted boxes of held-out pictures where there are any (most phrases first, then the best overlap),
+    Predicted boxes of held-out images where there are any (most phrases first, then the best overlap),
     else the collection's own regions.
     """
-    by_picture: dict[str, list[Locate]] = {}
+    by_image: dict[str, list[Locate]] = {}
     for answer in locate:
         if (answer.default or default) in answer.boxes:
-            by_picture.setdefault(answer.picture, []).append(answer)
+            by_image.setdefault(answer.image, []).append(answer)
 
     def merit(item: tuple[str, list[Locate]]) -> tuple[int, float]:
         right = [a.iou.get(a.default or default, 0.0) for a in item[1]]
         return sum(value >= RIGHT_FROM for value in right), sum(right) / len(right)
 
     slides, asked = [], set[str]()
-    for picture, answers in sorted(by_picture.items(), key=merit, reverse=True)[:4]:
+    for image, answers in sorted(by_image.items(), key=merit, reverse=True)[:4]:
         phrases = []
         for a in answers:
             if a.phrase.casefold() not in asked and len(asked) < 8:
                 asked.add(a.phrase.casefold())
                 phrases.append((a.phrase, Overlay(a.boxes[a.default or default], "hero")))
         if phrases:
-            slides.append({"picture": picture, "predicted": True, "phrases": phrases})
+            slides.append({"image": image, "predicted": True, "phrases": phrases})
     if slides:
         return slides
     with_regions = sorted((e for e in examples if e.regions), key=lambda e: -len(e.regions))
     return [
         {
-            "picture": example.picture,
+            "image": example.image,
             "predicted": False,
             "phrases": [(region.phrase, Overlay(region.box, "hero")) for region in example.regions],
         }

@@ -8,11 +8,11 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
+from foveate.core.errors import UserError, choose
+from foveate.core.files import write_text_atomically
 from foveate.report import pages
+from foveate.report.images import ImageBook
 from foveate.report.page import Page, render_page
-from foveate.report.pictures import PictureBook
-from foveate.settings.errors import UserError, choose
-from foveate.settings.files import write_text_atomically
 
 
 def kinds() -> list[str]:
@@ -44,11 +44,11 @@ def build(result: dict[str, Any], run_folder: Path) -> Page:
 def render(run_folder: Path) -> Path:
     """Write report.html into a run folder, atomically, and return its path.
 
-    Reads result.json, the metrics.jsonl that it names and the pictures beside it. Wrong or missing content
+    Reads result.json, the metrics.jsonl that it names and the images beside it. Wrong or missing content
     raises UserError with the field or the file.
     """
     run_folder = Path(run_folder)
     page = build(read_result(run_folder), run_folder)
     target = run_folder / "report.html"
-    write_text_atomically(target, render_page(page, PictureBook(run_folder)))
+    write_text_atomically(target, render_page(page, ImageBook(run_folder)))
     return target

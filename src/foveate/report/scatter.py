@@ -10,19 +10,19 @@ from markupsafe import Markup, escape
 
 from foveate.report.charts import Scale
 
-COLOURS = 10  # classes g0 to g9 of the style sheet; all further groups share the grey class `rest`
+COLORS = 10  # classes g0 to g9 of the style sheet; all further groups share the gray class `rest`
 
 
 def ranked(groups: Sequence[str]) -> dict[str, str]:
-    """Groups with their style: the most frequent ones, in order of their names, get a colour of their own."""
+    """Groups with their style: the most frequent ones, in order of their names, get a color of their own."""
     counts = Counter(groups)
-    chosen = sorted(sorted(counts, key=lambda one: (-counts[one], one))[:COLOURS], key=natural)
+    chosen = sorted(sorted(counts, key=lambda one: (-counts[one], one))[:COLORS], key=natural)
     styles = {name: f"g{number}" for number, name in enumerate(chosen)}
     return styles | {name: "rest" for name in sorted(counts, key=natural) if name not in styles}
 
 
 def natural(name: str) -> tuple[int, float, str]:
-    """Numbers by value, then words, whose last number counts as one: site 2 before site 10."""
+    """Numbers by value, then words, whose last number counts as one: client 2 before client 10."""
     if name.lstrip("-").isdecimal():
         return 0, float(name), ""
     head = name.rstrip("0123456789")
@@ -41,7 +41,7 @@ def scatter(
     """A square map with equal scales; points of three dimensions are seen along the third. Empty without a point.
 
     Args:
-        named: each group's name stands at the median of its points (those with a colour of their own).
+        named: each group's name stands at the median of its points (those with a color of their own).
     """
     if not places:
         return Markup("")
@@ -75,10 +75,10 @@ def _median(values: list[float]) -> float:
 
 
 def legend(styles: dict[str, str]) -> Markup:
-    """The groups with their colours; those without one are counted."""
-    coloured = [(name, style) for name, style in styles.items() if style != "rest"]
-    items = [f'<li><i class="{style}"></i>{escape(name)}</li>' for name, style in coloured]
-    rest = len(styles) - len(coloured)
+    """The groups with their colors; those without one are counted."""
+    colored = [(name, style) for name, style in styles.items() if style != "rest"]
+    items = [f'<li><i class="{style}"></i>{escape(name)}</li>' for name, style in colored]
+    rest = len(styles) - len(colored)
     if rest:
         items.append(f'<li><i class="rest"></i>{rest} more</li>')
     return Markup(f'<ul class="groups">{"".join(items)}</ul>')

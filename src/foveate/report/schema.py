@@ -1,6 +1,6 @@
 """What a run folder's result.json may hold, as typed models; unknown fields are ignored, wrong ones refused.
 
-Boxes are (x1, y1, x2, y2) in [0, 1] of the original picture; picture paths are relative to the run folder;
+Boxes are (x1, y1, x2, y2) in [0, 1] of the original image; image paths are relative to the run folder;
 values of tables lie in [0, 1] unless the row names another unit.
 """
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 def _check_box(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -39,7 +39,7 @@ class Region(Part):
 
 
 class Example(Part):
-    picture: str
+    image: str
     caption: str = ""
     kind: str = ""
     source: str = ""
@@ -49,7 +49,7 @@ class Example(Part):
 
 class Collection(Part):
     name: str
-    pictures: dict[str, int] = {}
+    images: dict[str, int] = {}
     splits: dict[str, int] = {}
     regions: int | None = None
     captions: int | None = None
@@ -89,14 +89,14 @@ class Row(Part):
 class Query(Part):
     kind: str
     text: str | None = None
-    picture: str | None = None
+    image: str | None = None
     box: BoxValues | None = None
     minus: str | None = None
     weights: dict[str, float] = {}
 
 
 class Hit(Part):
-    picture: str
+    image: str
     box: BoxValues | None = None
     caption: str = ""
     score: float | None = None
@@ -114,7 +114,7 @@ class Search(Part):
 
 
 class Locate(Part):
-    picture: str
+    image: str
     phrase: str
     slice: str = ""
     data: str = ""
@@ -126,7 +126,7 @@ class Locate(Part):
 
 
 class Choose(Part):
-    picture: str
+    image: str
     phrase: str
     slice: str = ""
     data: str = ""
@@ -172,13 +172,13 @@ class TourResult(Part):
     default: str = "head"
     commands: list[Command] = []
     limits: list[str] = []
-    interval: str = "95% intervals, bootstrap over pictures"
+    interval: str = "95% intervals, bootstrap over images"
 
 
 class Evaluation(Part):
     columns: list[Column] = []
     table: list[Row] = []
-    interval: str = "95% intervals, bootstrap over pictures"
+    interval: str = "95% intervals, bootstrap over images"
 
 
 class PretrainResult(Part):
@@ -207,7 +207,7 @@ class EvaluateResult(Part):
     table: list[Row] = []
     examples: list[Search | Locate | Choose] = []
     default: str = "head"
-    interval: str = "95% intervals, bootstrap over pictures"
+    interval: str = "95% intervals, bootstrap over images"
 
 
 class Histogram(Part):
@@ -241,7 +241,7 @@ class RegionsResult(Part):
     model: str = ""
     source: str = ""
     recipe: dict[str, Any] = {}
-    pictures: int = 0
+    images: int = 0
     done_before: int = 0
     status: dict[str, int] = {}
     regions: int = 0
@@ -303,9 +303,9 @@ class CaptionText(Part):
     model: str = ""
 
 
-class CaptionedPicture(Part):
+class CaptionedImage(Part):
     key: str
-    picture: str
+    image: str
     texts: list[CaptionText] = []
 
 
@@ -316,14 +316,14 @@ class CaptionResult(Part):
     only_scenes: bool = False
     model: str = ""
     revision: str = ""
-    pictures: int = 0
+    images: int = 0
     seconds: float | None = None
     stopped: bool = False
     failure: str = ""
     cost: dict[str, float] = {}
     formats: dict[str, CaptionTally] = {}
     made: dict[str, CaptionsMade] = {}
-    examples: list[CaptionedPicture] = []
+    examples: list[CaptionedImage] = []
     command: str | list[str] = ""
 
 

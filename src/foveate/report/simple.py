@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from foveate.report.images import Overlay
 from foveate.report.page import Page
-from foveate.report.pictures import Overlay
 
 SECTIONS = {
     "searches": ("search", "Search"),

@@ -11,7 +11,7 @@ RULES = {
     "truth": "true box",
     "head": "grounding head",
     "candidates": "best candidate",
-    "centre": "centre box",
+    "center": "center box",
     "random": "random box",
 }
 CONCEPTS = {"seen": "a concept it has seen", "unseen": "an unseen concept", "unseen kind": "an unseen kind"}
@@ -41,9 +41,9 @@ LOSSES = {
 IN_SHORT = {
     "what is in this box, of all names: top-1": "of boxes get their right name, out of all names",
     "where is it (grounding head): IoU at least .5": "of phrases are found: half of the joint area is shared, or more",
-    "which of the picture's boxes: accuracy": "of phrases choose their own among the picture's boxes",
+    "which of the image's boxes: accuracy": "of phrases choose their own among the image's boxes",
 }
-SEARCHES = {"words": "by words", "picture": "by picture", "box": "by a box in a picture"}
+SEARCHES = {"words": "by words", "image": "by image", "box": "by a box in an image"}
 SPLITS = {"train": "training", "test": "testing", "validation": "validation", "val": "validation"}
 STAGES = {
     "collection": "draw the collection",
@@ -55,7 +55,7 @@ STAGES = {
     "questions": "search and ask",
     "captions": "write captions and try them",
     "calibration": "calibrate a fine-tuned model",
-    "federated": "cluster and map eight sites",
+    "federated": "cluster and map eight clients",
     "report": "write the report",
 }
 
@@ -75,11 +75,11 @@ def reality(key: str) -> str:
 
 
 def data(key: str) -> str:
-    """The name of a set of pictures, with whether it is real or generated."""
+    """The name of a set of images, with whether it is real or generated."""
     if key not in SOURCES:
         return plain(key)
     name, kind = SOURCES[key]
-    return f"{name} (real pictures)" if kind == "real" else name
+    return f"{name} (real images)" if kind == "real" else name
 
 
 def rule(key: str) -> str:

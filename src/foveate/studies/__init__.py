@@ -1,1 +1,1 @@
-"""The roof: what the papers claim, run as experiments on built-in pictures; the tour is the shortest of them."""
+"""The roof: what the papers claim, run as experiments on built-in images; the tour is the shortest of them."""

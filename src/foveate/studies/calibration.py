@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from foveate.settings.cells import Cell
-from foveate.settings.errors import UserError
-from foveate.settings.progress import say
-from foveate.settings.seeds import generator
+from foveate.core.cells import Cell
+from foveate.core.errors import UserError
+from foveate.core.progress import say
+from foveate.core.seeds import generator
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 
 GLYPHS, EMOJI = "glyphs", "emoji"

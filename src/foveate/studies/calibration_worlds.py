@@ -1,6 +1,6 @@
 """The two worlds of the study `calibration`: 36 glyphs in other fonts, and subcategories of emoji in another style.
 
-Each has a pre-trained classifier over all classes Y, and labelled target data of all of them; who was fine-tuned on
+Each has a pre-trained classifier over all classes Y, and labeled target data of all of them; who was fine-tuned on
 which half is the study's business.
 """
 
@@ -21,9 +21,9 @@ from torch import nn
 from foveate.adapt.calibration.fine_tuning import FineTuneSettings, fine_tune
 from foveate.adapt.classifier import Classifier
 from foveate.adapt.samples import ArraySamples
+from foveate.core.files import atomic_file, write_bytes_atomically
+from foveate.core.seeds import uniform
 from foveate.records.builtin import glyphs
-from foveate.settings.files import atomic_file, write_bytes_atomically
-from foveate.settings.seeds import uniform
 from foveate.vision.registry import seeded
 
 LEAST_CONCEPTS = 20  # of a subcategory of emoji
@@ -82,10 +82,10 @@ def prepare_glyphs(folder: Path, *, source_per_class: int, target_per_class: int
         path = folder / f"{name}.npz"
         if not path.is_file():
             drawn = glyphs.glyphs("target", name, per_class=target_per_class)
-            _save(path, drawn.pictures, drawn.labels)
+            _save(path, drawn.images, drawn.labels)
     if not (folder / "before.safetensors").is_file():
         source = glyphs.glyphs("source", "train", per_class=source_per_class)
-        samples = ArraySamples(source.pictures, source.labels)
+        samples = ArraySamples(source.images, source.labels)
         _pretrain(glyph_network, glyphs.CLASSES, samples, folder, epochs=epochs, learning_rate=2e-3, batch=128)
 
 
@@ -128,10 +128,10 @@ def open_emoji(folder: Path) -> World:
 
 def _emoji_features(path: Path) -> None:
     """Mean over positions of both maps, [N, 432], with style, subcategory and whether the concept is held out."""
+    from foveate.core.progress import track
     from foveate.records.builtin.singles import singles
     from foveate.records.geometry import View
-    from foveate.records.pictures import decode
-    from foveate.settings.progress import track
+    from foveate.records.images import decode
     from foveate.vision.lite0 import Lite0Encoder, unpack_maps
     from foveate.vision.views import placed, render
 

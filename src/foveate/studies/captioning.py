@@ -9,7 +9,7 @@ from typing import Any
 from foveate.caption.captioner import find_backend
 from foveate.caption.run import caption
 from foveate.caption.work import CaptionSettings
-from foveate.settings.runs import RunFolder
+from foveate.core.runs import RunFolder
 
 
 def write_captions(

@@ -1,7 +1,7 @@
 """The study `captions`: which texts a contrastive encoder should be trained with, and in what mixture.
 
-All variants share pictures, frozen features, steps and batches; only the rule differs by which the one text of a
-picture and visit is drawn.
+All variants share images, frozen features, steps and batches; only the rule differs by which the one text of a
+image and epoch is drawn.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.settings.cells import Cell
+from foveate.core.cells import Cell
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 
-SCENES, PICTURES = "scenes", "pictures"
+SCENES, IMAGES = "scenes", "images"
 CONDITIONS = (
     Condition(
         SCENES,
@@ -24,10 +24,10 @@ CONDITIONS = (
         "says nothing about captioners",
     ),
     Condition(
-        PICTURES,
-        "Real pictures: clip art and emoji, captions of our own captioner",
-        "AltTexts are the pictures' own titles, keywords and descriptions; captions are written by our captioner, "
-        "trained on a third of the pictures that no encoder here sees",
+        IMAGES,
+        "Real images: clip art and emoji, captions of our own captioner",
+        "AltTexts are the images' own titles, keywords and descriptions; captions are written by our captioner, "
+        "trained on a third of the images that no encoder here sees",
     ),
 )
 MEASURES = (
@@ -36,7 +36,7 @@ MEASURES = (
     Measure("names", "Zero-shot: right name in the first 5"),
     Measure("probe", "Linear probe: category"),
 )
-# Variant -> changes of the recipe, and whether captions are those of other pictures.
+# Variant -> changes of the recipe, and whether captions are those of other images.
 VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
     "mix-50": (("data.mixture=clip",), False),
     "alt": (("data.captions={alt: 1}",), False),
@@ -51,7 +51,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
     "mix-shuffled": (("data.mixture=clip",), True),
 }
 ROWS = (
-    Row("mix-50", "half AltText, half SSC", "the preset clip: one of both per visit", "mix-50", role="reference"),
+    Row("mix-50", "half AltText, half SSC", "the preset clip: one of both per epoch", "mix-50", role="reference"),
     Row("alt", "AltText only", "no synthetic captions", "alt", role="baseline"),
     Row("ssc", "SSC only", "no AltText", "ssc", role="baseline"),
     Row("mix-25", "3/4 AltText, 1/4 SSC", "less of the captions", "mix-25"),
@@ -67,9 +67,9 @@ ROWS = (
 
 def _claims(condition: str) -> tuple[Claim, ...]:
     return (
-        Claim("Control: captions of other pictures teach nothing", condition, "short", "ssc", "ssc-shuffled", 0.05,
+        Claim("Control: captions of other images teach nothing", condition, "short", "ssc", "ssc-shuffled", 0.05,
               asserted=True),
-        Claim("Control: in the mixture, captions of other pictures do not help", condition, "short", "mix-50",
+        Claim("Control: in the mixture, captions of other images do not help", condition, "short", "mix-50",
               "mix-shuffled", asserted=condition == SCENES),
         Claim("The hybrid beats AltText only, short searches", condition, "short", "mix-50", "alt",
               asserted=condition == SCENES, source="paper's direction"),
@@ -106,9 +106,9 @@ DESIGN = Design(
         "Frozen features, minutes of training and a captioner of a few million weights: a direction of the paper that "
         "is not shown here is not refuted, and none that is shown is a replication.",
         "Titles of clip art and emoji are short clean names, unlike the AltTexts of the web; the short searches on "
-        "real pictures are such names, so they favour AltTexts.",
+        "real images are such names, so they favor AltTexts.",
         "Scenes are a harness check: their captions are rendered from the truth, their AltTexts by a model of noise.",
-        "All seeds share pictures and questions: the intervals are over trainings. Nothing is corrected for the number "
+        "All seeds share images and questions: the intervals are over trainings. Nothing is corrected for the number "
         "of comparisons.",
     ),
 )
@@ -116,19 +116,19 @@ DESIGN = Design(
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the study is; part of the identity of its cells. pictures: at most so many clip art and emoji."""
+    """How large the study is; part of the identity of its cells. images: at most so many clip art and emoji."""
 
     train_scenes: int
     test_scenes: int
-    pictures: int
+    images: int
     steps: int
     batch_size: int
     seeds: int
 
 
 STUDY_SEED = 23  # of scenes, splits and the captioner
-FULL = Scale(train_scenes=1500, test_scenes=200, pictures=2400, steps=240, batch_size=96, seeds=5)
-QUICK = Scale(train_scenes=200, test_scenes=80, pictures=800, steps=60, batch_size=64, seeds=2)
+FULL = Scale(train_scenes=1500, test_scenes=200, images=2400, steps=240, batch_size=96, seeds=5)
+QUICK = Scale(train_scenes=200, test_scenes=80, images=800, steps=60, batch_size=64, seeds=2)
 RECIPE = "tour-clip"
 _ALWAYS = ("image_encoder.image_size=128", "training.workers=0", "training.log_every=50")
 
@@ -138,7 +138,7 @@ def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
     return [
         Cell(number, condition, variant)
         for number in range(seed, seed + scale.seeds)
-        for condition in (SCENES, PICTURES)
+        for condition in (SCENES, IMAGES)
         for variant in VARIANTS
     ]
 
@@ -161,12 +161,12 @@ class Work:
     device: str | None = None
 
     def collection_path(self, condition: str) -> Path:
-        """The pictures of a condition."""
+        """The images of a condition."""
         return self.folder / condition
 
     def prepare(self) -> None:
-        """Draws pictures, trains the captioner, writes all captions and caches features; does what is missing."""
-        from foveate.studies.captions_data import prepare_pictures, prepare_scenes
+        """Draws images, trains the captioner, writes all captions and caches features; does what is missing."""
+        from foveate.studies.captions_data import prepare_images, prepare_scenes
 
         scale = self.scale
         prepare_scenes(
@@ -176,7 +176,7 @@ class Work:
             seed=STUDY_SEED,
             run=self.folder,
         )
-        prepare_pictures(self.collection_path(PICTURES), seed=STUDY_SEED, run=self.folder, most=scale.pictures)
+        prepare_images(self.collection_path(IMAGES), seed=STUDY_SEED, run=self.folder, most=scale.images)
 
     def __call__(self, cell: Cell) -> dict[str, float]:
         from foveate.pretrain.train import CACHE
@@ -193,13 +193,13 @@ class Work:
 
 
 def beside(folder: Path, scale: Scale) -> list[dict[str, Any]]:
-    """The audit of the captioner that wrote the captions of the real pictures, as a table for the page and the docs."""
+    """The audit of the captioner that wrote the captions of the real images, as a table for the page and the docs."""
     from foveate.caption.audit import title
     from foveate.caption.audit_numbers import MEASURES as AUDITED
     from foveate.studies.captions_data import NAMES_DEFINITION, audit_captioner
 
-    found = audit_captioner(folder / PICTURES, folder, sample=scale.pictures, seed=STUDY_SEED)
-    numbers = found["numbers"]["pictures"]
+    found = audit_captioner(folder / IMAGES, folder, sample=scale.images, seed=STUDY_SEED)
+    numbers = found["numbers"]["images"]
     wanted = ("mean_tokens", "ana", "accuracy", "contradicted", "control", "coverage")
     lines = []
     for key, name, value_of, _ in AUDITED:
@@ -207,9 +207,9 @@ def beside(folder: Path, scale: Scale) -> list[dict[str, Any]]:
             lines.append([name, *(_shown(value_of(one)) for one in numbers)])
     return [
         {
-            "title": "Audit of these captions, on held-out real pictures",
-            "note": f"{found['sample']['pictures']} pictures, the same for every format, 95 % bootstrap intervals over "
-            f"pictures. {NAMES_DEFINITION}",
+            "title": "Audit of these captions, on held-out real images",
+            "note": f"{found['sample']['images']} images, the same for every format, 95 % bootstrap intervals over "
+            f"images. {NAMES_DEFINITION}",
             "columns": ["", *(title(one["format"]) for one in numbers)],
             "lines": lines,
         }

@@ -1,7 +1,7 @@
-"""The pictures of the study `captions`, with their captions and the questions that are asked of them.
+"""The images of the study `captions`, with their captions and the questions that are asked of them.
 
-Scenes: captions of the scene-oracle, of which one statement in ten is false. Real pictures: clip art and emoji with
-their own titles as AltText, and captions by our own captioner, which was trained on other pictures of the same kinds.
+Scenes: captions of the scene-oracle, of which one statement in ten is false. Real images: clip art and emoji with
+their own titles as AltText, and captions by our own captioner, which was trained on other images of the same kinds.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from foveate.caption.small.evaluate import caption_rows
 from foveate.caption.small.folder import load_captioner
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.train import train_captioner
+from foveate.core import seeds
+from foveate.core.recipes import load
+from foveate.core.runs import RunFolder
 from foveate.metrics.captions import UNVERIFIABLE
 from foveate.pretrain.train import CACHE
 from foveate.records.appending import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.builtin.cutouts import load_cutouts
-from foveate.records.builtin.singles import LICENCES, singles
+from foveate.records.builtin.singles import LICENSES, singles
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
-from foveate.settings import seeds
-from foveate.settings.recipes import load
-from foveate.settings.runs import RunFolder
 from foveate.studies.captioning import write_captions
 
 QUERY_SHORT, QUERY_LONG = "query_short", "query_long"
@@ -45,7 +45,7 @@ HALLUCINATIONS = 0.1
 FORMATS = ("ssc", "dsc", "afc")
 CAPTIONER_SPLIT = "captioner"
 SIZE = 128
-# What the captioner of the tour is, on the study's picture size and on its own third of the pictures.
+# What the captioner of the tour is, on the study's image size and on its own third of the images.
 CAPTIONER = (
     f"image_encoder.image_size={SIZE}",
     f"data.split={CAPTIONER_SPLIT}",
@@ -53,8 +53,8 @@ CAPTIONER = (
 )
 _SHARES = {CAPTIONER_SPLIT: 0.34, "test": 0.16}  # the rest is for training
 NAMES_DEFINITION = (
-    "Judged by the names of the built-in pictures: one drawing of the named thing in the middle of a plain ground, and "
-    "nothing else. What these do not say (style, groups, colours) is not decidable."
+    "Judged by the names of the built-in images: one drawing of the named thing in the middle of a plain ground, and "
+    "nothing else. What these do not say (style, groups, colors) is not decidable."
 )
 
 
@@ -81,14 +81,14 @@ def prepare_scenes(path: Path, *, train: int, test: int, seed: int, run: Path) -
     )
 
 
-def prepare_pictures(path: Path, *, seed: int, run: Path, most: int | None) -> None:
+def prepare_images(path: Path, *, seed: int, run: Path, most: int | None) -> None:
     """Clip art and emoji in three splits, a captioner trained on one of them, its captions for the others.
 
-    most: at most so many pictures of the whole, for small runs.
+    most: at most so many images of the whole, for small runs.
     """
     drawn = [one for source in ("clipart", "emoji") for one in singles(source, size=SIZE) if one.split == "train"]
     drawn.sort(key=lambda one: seeds.uniform("study pictures", seed, one.key))
-    with CollectionWriter(path, licence="; ".join(LICENCES.values()), source="built-in pictures") as writer:
+    with CollectionWriter(path, license="; ".join(LICENSES.values()), source="built-in images") as writer:
         for one in drawn[:most]:
             split = split_of(one.key if one.labels["source"] == "emoji" else one.group, seed)
             concept = one.labels.get("concept", "")
@@ -138,7 +138,7 @@ def write_own_captions(path: Path, captioner: Path, *, split: str, kinds: Sequen
 
 
 def split_of(name: str, seed: int) -> str:
-    """ "captioner", "test" or "train", by the name of a picture or of a group of near-duplicates."""
+    """ "captioner", "test" or "train", by the name of an image or of a group of near-duplicates."""
     share = seeds.uniform("study split", seed, name)
     for split, part in _SHARES.items():
         if share < part:
@@ -148,7 +148,7 @@ def split_of(name: str, seed: int) -> str:
 
 
 def audit_captioner(path: Path, run: Path, *, sample: int, seed: int) -> dict[str, Any]:
-    """The audit of the captioner's captions on held-out pictures, whose names are known; beside the study's numbers."""
+    """The audit of the captioner's captions on held-out images, whose names are known; beside the study's numbers."""
     collection = Collection.open(path)
 
     def by_names(rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -163,7 +163,7 @@ def audit_captioner(path: Path, run: Path, *, sample: int, seed: int) -> dict[st
 
 
 def judge_named(assertions: Sequence[str], labels: dict[str, str]) -> list[str]:
-    """Verdicts about a built-in picture from its name."""
+    """Verdicts about a built-in image from its name."""
     concept = labels.get("concept", "")
     if not concept:
         return [UNVERIFIABLE] * len(assertions)
@@ -174,7 +174,7 @@ def judge_named(assertions: Sequence[str], labels: dict[str, str]) -> list[str]:
 
 
 def classes_of(collection: Collection, rows: Sequence[int]) -> tuple[list[str], list[str]]:
-    """(name, category) of each row: of the picture's thing, in scenes of the largest one; "" where there is none."""
+    """(name, category) of each row: of the image's thing, in scenes of the largest one; "" where there is none."""
     categories = {cutout.concept: cutout.category for cutout in load_cutouts() if cutout.concept}
     truths = SceneTruths(collection)
     found = []
@@ -191,7 +191,7 @@ def classes_of(collection: Collection, rows: Sequence[int]) -> tuple[list[str], 
 
 
 class ShuffledCaptions(Collection):
-    """A collection on disk in which captions that a captioner wrote belong to other pictures of the same split."""
+    """A collection on disk in which captions that a captioner wrote belong to other images of the same split."""
 
     shuffled: pa.Table | None = None
 
@@ -202,7 +202,7 @@ class ShuffledCaptions(Collection):
 
 
 def open_shuffled(path: Path, *, seed: int) -> Collection:
-    """The collection with the texts of each kind that a captioner wrote shuffled among the training pictures."""
+    """The collection with the texts of each kind that a captioner wrote shuffled among the training images."""
     opened = ShuffledCaptions.open(path)
     assert isinstance(opened, ShuffledCaptions)
     table = opened.table("captions")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from foveate.caption.assertions.verify_model import encode_pictures
+from foveate.caption.assertions.verify_model import encode_images
 from foveate.pretrain.texts import StoredTexts
 from foveate.records.collection import Collection
 from foveate.studies.captions_data import QUERY_LONG, QUERY_SHORT, classes_of
@@ -46,8 +46,8 @@ def measure(model: Any, collection: Collection, *, cache: Path) -> dict[str, flo
     """All measures of a model on a collection."""
     asked = Questions(collection)
     rows = np.sort(np.concatenate([asked.test, asked.train]))
-    kept, bad, image_NE = encode_pictures(model, collection, rows, cache=cache)
-    assert not bad, "built-in pictures can be read"
+    kept, bad, image_NE = encode_images(model, collection, rows, cache=cache)
+    assert not bad, "built-in images can be read"
     place = {row: number for number, row in enumerate(kept.tolist())}
     test_NE = image_NE[[place[row] for row in asked.test.tolist()]]
     train_NE = image_NE[[place[row] for row in asked.train.tolist()]]
@@ -73,7 +73,7 @@ def retrieval(
     """Mean of both directions' recall in the `best` first.
 
     Args:
-        own: the text of each picture, "" for none. texts: the different texts, as in `text_TE`. Pictures with equal
+        own: the text of each image, "" for none. texts: the different texts, as in `text_TE`. Images with equal
             texts are equally right answers.
     """
     place = {text: number for number, text in enumerate(texts)}
@@ -81,16 +81,16 @@ def retrieval(
     cosine_NT = image_NE @ text_TE.T
     asked = owner_N >= 0
     to_text = np.argsort(-cosine_NT[asked], axis=1, kind="stable")[:, :best]
-    of_pictures = (to_text == owner_N[asked][:, None]).any(1).mean()
-    to_picture = np.argsort(-cosine_NT.T, axis=1, kind="stable")[:, :best]
-    of_texts = (owner_N[to_picture] == np.arange(len(texts))[:, None]).any(1).mean()
-    return float((of_pictures + of_texts) / 2)
+    of_images = (to_text == owner_N[asked][:, None]).any(1).mean()
+    to_image = np.argsort(-cosine_NT.T, axis=1, kind="stable")[:, :best]
+    of_texts = (owner_N[to_image] == np.arange(len(texts))[:, None]).any(1).mean()
+    return float((of_images + of_texts) / 2)
 
 
 def right_name(
     image_NE: NDArray[np.float32], name_TE: NDArray[np.float32], own: Sequence[str], names: Sequence[str], *, best: int
 ) -> float:
-    """Zero-shot: how often the picture's name is among the `best` of all names."""
+    """Zero-shot: how often the image's name is among the `best` of all names."""
     place = {name: number for number, name in enumerate(names)}
     owner_N = np.array([place.get(name, -1) for name in own])
     asked = owner_N >= 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foveate.settings.cells import Cell, CellStore, Work, run_cells
-from foveate.settings.progress import say
+from foveate.core.cells import Cell, CellStore, Work, run_cells
+from foveate.core.progress import say
 
 
 def announce(store: CellStore, cells: Sequence[Cell], work: Work, *, workers: int) -> None:

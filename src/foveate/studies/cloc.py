@@ -1,6 +1,6 @@
 """The study `cloc`: what of the method matters, on generated scenes and on maps, with true and with spoiled boxes.
 
-All variants share the pictures, the frozen features, the texts and the steps; one thing differs from the reference.
+All variants share the images, the frozen features, the texts and the steps; one thing differs from the reference.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.settings.cells import Cell
-from foveate.settings.errors import UserError
+from foveate.core.cells import Cell
+from foveate.core.errors import UserError
 from foveate.studies.noise import Noise
 from foveate.studies.real_regions import DETAILS, KGEOGRAPHY, find_installed
 from foveate.studies.study import Claim, Condition, Design, Extra, Measure, Row, sizes
@@ -25,14 +25,14 @@ MEASURES = (
     Measure("name", "What is in this box? Right name of all"),
     Measure("r2t10", "Which phrase names this box? R@10"),
     Measure("t2r10", "Which box does this phrase name? R@10"),
-    Measure("which", "Which of the picture's boxes?"),
+    Measure("which", "Which of the image's boxes?"),
     Measure("iou50", "Where is it? IoU at least .5"),
     Measure("iou", "Where is it? Mean IoU"),
     Measure("box_gain", "Box error below the mean box's, as a share"),
-    Measure("image10", "Which picture belongs to this text? R@10"),
+    Measure("image10", "Which image belongs to this text? R@10"),
     Measure("unseen_r2t10", "Unseen concepts: which phrase? R@10"),
     Measure("unseen_iou50", "Unseen concepts: where is it? IoU at least .5"),
-    Measure("details", "Find the detail, real pictures: which box?"),
+    Measure("details", "Find the detail, real images: which box?"),
     Measure("name_shuffled", "Control: right name, asked with other boxes", control=True),
 )
 # (question of the evaluation's table, column) of each measure, and whether it is of unseen concepts.
@@ -40,10 +40,10 @@ _QUESTIONS = {
     "name": ("what is in this box, of all names: top-1", ""),
     "r2t10": ("which phrase names this box: R@10", ""),
     "t2r10": ("which box does this phrase name: R@10", ""),
-    "which": ("which of the picture's boxes: accuracy", ""),
+    "which": ("which of the image's boxes: accuracy", ""),
     "iou50": ("where is it: IoU at least .5", "_head"),
     "iou": ("where is it: mean IoU", "_head"),
-    "image10": ("which picture belongs to this text: R@10", ""),
+    "image10": ("which image belongs to this text: R@10", ""),
     "name_shuffled": ("what is in this box, of all names: top-1", "_shuffled"),
 }
 _UNSEEN = {"unseen_r2t10": "r2t10", "unseen_iou50": "iou50"}
@@ -63,20 +63,20 @@ CONDITIONS = (
         "the scenes of true boxes at 128 pixels, so a grid of 8 x 8, with M = 2; only for pooling over all tokens, "
         "which costs some 20 times as much a step on the full grid",
     ),
-    Condition(MAPS, "Real regions: maps", "divisions of kgeography's maps, recoloured at random; new colours in tests"),
+    Condition(MAPS, "Real regions: maps", "divisions of kgeography's maps, recolored at random; new colors in tests"),
 )
 _NOISE = {TRUE: Noise(), NOISY: Noise(jitter=0.5, wrong_phrases=0.2), COARSE: Noise(), MAPS: Noise()}
 
 ROWS = (
     Row("cloc", "CLOC", "the reference: Prompter, filter by phrase, grounding, M = 4", "cloc", role="reference"),
-    Row("clip-crop", "CLIP, crop", "no boxes in training; each box encoded as a picture", "clip", "crop/", "baseline"),
+    Row("clip-crop", "CLIP, crop", "no boxes in training; each box encoded as an image", "clip", "crop/", "baseline"),
     Row("clip-roi", "CLIP, RoI", "no boxes in training; tokens under the box", "clip", "", "baseline"),
     Row("roi", "CLOC with RoI-Align", "RoI-Align instead of the Prompter, no grounding", "roi"),
     Row("filter-embedding", "filter by embedding", "no negatives above cosine .9 (paper)", "filter-embedding"),
     Row("filter-none", "no filter", "all other phrases are negatives", "filter-none"),
     Row("no-grounding", "no grounding", "grounding weight 0", "no-grounding"),
-    Row("m1", "M = 1", "one region a picture and step", "m1"),
-    Row("m2", "M = 2", "two regions a picture and step", "m2"),
+    Row("m1", "M = 1", "one region an image and step", "m1"),
+    Row("m2", "M = 2", "two regions an image and step", "m2"),
     Row("pool-all", "pool all", "mean over prompt and image tokens, as the paper's text reads", "pool-all"),
     Row("no-positions", "no positions", "no patch positions in the Prompter", "no-positions", role="control"),
     Row("shuffled-phrases", "shuffled phrases", "phrases of other regions", "shuffled-phrases", role="control"),
@@ -90,8 +90,8 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...], Noise]] = {
     "filter-embedding": ("tour", ("regions.filter=embedding",), Noise()),
     "filter-none": ("tour", ("regions.filter=none",), Noise()),
     "no-grounding": ("tour", ("regions.grounding_weight=0",), Noise()),
-    "m1": ("tour", ("data.regions_per_picture=1",), Noise()),
-    "m2": ("tour", ("data.regions_per_picture=2",), Noise()),
+    "m1": ("tour", ("data.regions_per_image=1",), Noise()),
+    "m2": ("tour", ("data.regions_per_image=2",), Noise()),
     "pool-all": ("tour", ("regions.prompter.pool=all",), Noise()),
     "no-positions": ("tour", ("regions.prompter.image_pos=none",), Noise()),
     "shuffled-phrases": ("tour", (), Noise(shuffled_phrases=True)),
@@ -118,7 +118,7 @@ def _claims(condition: str) -> tuple[Claim, ...]:
         Claim("Boxes in training beat cutting each box out for CLIP", condition, "name", "cloc", "clip-crop"),
         Claim("Grounding beats the mean box by 15 %", condition, "box_gain", "cloc", "mean-box", 0.15,
               asserted=True),
-        Claim("Whole-picture retrieval is not below CLIP's, within .05", condition, "image10", "cloc",
+        Claim("Whole-image retrieval is not below CLIP's, within .05", condition, "image10", "cloc",
               "clip-roi", -0.05, asserted=True),
         Claim("The Prompter beats RoI-Align, phrase of a box", condition, "r2t10", "cloc", "roi",
               source="paper: +12 to +28 points on average"),
@@ -166,11 +166,11 @@ DESIGN = Design(
         "Frozen features and minutes of training: the paper's differences between variants come with its scale. A "
         "claim of the paper that is not shown here is not refuted.",
         "Scenes are cut-outs pasted on grounds; their numbers say nothing about photographs of the world.",
-        "All seeds share pictures and test questions: the intervals are over trainings.",
+        "All seeds share images and test questions: the intervals are over trainings.",
         "Variants were chosen before the numbers were seen; nothing is corrected for the number of comparisons.",
     ),
     extras=(
-        Extra(MAPS, "kgeography, maps recoloured at random", "kgeography-data"),
+        Extra(MAPS, "kgeography, maps recolored at random", "kgeography-data"),
         Extra("details", "GCompris, details of photographs and paintings", "gcompris-qt-data"),
     ),
 )
@@ -210,7 +210,7 @@ def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
 
 def overrides(cell: Cell, scale: Scale) -> list[str]:
     """What the cell changes in its recipe."""
-    coarse = ["image_encoder.image_size=128", "data.regions_per_picture=2"] if cell.condition == COARSE else []
+    coarse = ["image_encoder.image_size=128", "data.regions_per_image=2"] if cell.condition == COARSE else []
     return [
         f"training.steps={scale.steps}",
         f"training.warmup_steps={scale.steps // 10}",
@@ -243,17 +243,17 @@ class Work:
 
     @functools.cached_property
     def kept(self) -> KeptFeatures:
-        """Frozen features of test pictures, cut-outs and texts, which all cells of this process share."""
+        """Frozen features of test images, cut-outs and texts, which all cells of this process share."""
         from foveate.studies.kept import KeptFeatures
 
         return KeptFeatures()
 
     def collection_path(self, condition: str) -> Path:
-        """The pictures of a condition; spoiled boxes lie on the same ones as true boxes."""
+        """The images of a condition; spoiled boxes lie on the same ones as true boxes."""
         return self.folder / ("maps" if condition == MAPS else "scenes")
 
     def prepare(self) -> None:
-        """Draws the pictures and caches the frozen features that all cells share; does what is missing."""
+        """Draws the images and caches the frozen features that all cells share; does what is missing."""
         from foveate.records.scenes import build_scenes
         from foveate.studies.real_regions import build_maps
         from foveate.studies.trainings import cache_features

@@ -1,4 +1,4 @@
-"""The study `deepfeca`: one encoder trained at several sites towards common groups, against its parts and controls."""
+"""The study `deepfeca`: one encoder trained at several clients towards common groups, against its parts and controls."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from foveate.settings.cells import Cell
-from foveate.settings.seeds import generator
+from foveate.core.cells import Cell
+from foveate.core.seeds import generator
 from foveate.studies import point_sets
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 
 SETS = {
     "digits": "Digits as 64 numbers",
-    "drawn": "Digits as pictures",
-    "emoji": "Built-in pictures' features",
+    "drawn": "Digits as images",
+    "emoji": "Built-in images' features",
     "mnist": "MNIST-5k as 784 numbers",
 }
 WHAT = {
     "digits": "1,797 points; a head of two layers is trained",
-    "drawn": "1,797 pictures of 8 x 8; a small residual network and a head are trained",
+    "drawn": "1,797 images of 8 x 8; a small residual network and a head are trained",
     "emoji": "Noto emoji as 432 frozen features, a category each; a head is trained",
     "mnist": "5,000 points; a head is trained",
 }
 SPLITS = {"even": "even", "some": "dirichlet:0.3", "few": "dirichlet:0.1"}
-# Condition -> data, split, sites.
+# Condition -> data, split, clients.
 WORLDS: dict[str, tuple[str, str, int]] = {
     "digits-even": ("digits", "even", 8),
     "digits-some": ("digits", "some", 8),
@@ -46,13 +46,13 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "mnist": {"augment": "noise"},
 }
 CONDITIONS = tuple(
-    Condition(key, f"{SETS[name]}, {SPLITS[split]}, {sites} sites", WHAT[name])
-    for key, (name, split, sites) in WORLDS.items()
+    Condition(key, f"{SETS[name]}, {SPLITS[split]}, {clients} clients", WHAT[name])
+    for key, (name, split, clients) in WORLDS.items()
 )
 MEASURES = (
     Measure("nmi", "NMI of groups and labels"),
     Measure("probe", "Linear probe on the encoder's output, points that it did not see"),
-    Measure("knn", "Label by the vote of 7 neighbours in the encoder's output"),
+    Measure("knn", "Label by the vote of 7 neighbors in the encoder's output"),
     Measure("ari", "ARI"),
     Measure("purity", "Purity"),
     Measure("megabytes", "Megabytes exchanged", control=True),
@@ -67,14 +67,14 @@ VARIANTS = {
     "raw": "",
 }
 ROWS = (
-    Row("deepfeca", "DeepFeCA, reconstructed", "the reference: sites train towards common centres", "deepfeca",
+    Row("deepfeca", "DeepFeCA, reconstructed", "the reference: clients train towards common centers", "deepfeca",
         role="reference"),
-    Row("local", "towards each site's own centroids", "weights are averaged, centres are not common", "local"),
-    Row("shuffled", "centres shuffled between sites", "control: a group is trained towards another centre at every "
-        "site", "shuffled", role="control"),
+    Row("local", "towards each client's own centroids", "weights are averaged, centers are not common", "local"),
+    Row("shuffled", "centers shuffled between clients", "control: a group is trained towards another center at every "
+        "client", "shuffled", role="control"),
     Row("untrained", "untrained encoder", "consensus of what the start weights make", "untrained", role="baseline"),
     Row("raw", "no encoder", "consensus of the numbers themselves", "raw", role="baseline"),
-    Row("central", "all data in one place", "not federated: DeepCluster at one site", "central", role="baseline"),
+    Row("central", "all data in one place", "not federated: DeepCluster at one client", "central", role="baseline"),
 )  # fmt: skip
 
 
@@ -86,10 +86,10 @@ def _claims() -> tuple[Claim, ...]:
                   "deepfeca", "untrained", asserted=condition == "drawn-some"),
             Claim("... and a linear probe sees more", condition, "probe", "deepfeca", "untrained",
                   source="the paper's measure, other data"),
-            Claim("Common centres are better than each site's own", condition, "nmi", "deepfeca", "local",
+            Claim("Common centers are better than each client's own", condition, "nmi", "deepfeca", "local",
                   asserted=condition == "digits-few"),
             Claim("... for a linear probe, too", condition, "probe", "deepfeca", "local"),
-            Claim("Control: shuffled centres are worse", condition, "nmi", "deepfeca", "shuffled",
+            Claim("Control: shuffled centers are worse", condition, "nmi", "deepfeca", "shuffled",
                   asserted=condition == "digits-some"),
             Claim("An encoder is worth more than none", condition, "nmi", "deepfeca", "raw"),
             Claim("All data in one place are not better by more than .05", condition, "nmi", "deepfeca", "central",
@@ -100,8 +100,8 @@ def _claims() -> tuple[Claim, ...]:
 
 DESIGN = Design(
     name="deepfeca",
-    title="One encoder of several sites, without labels",
-    question="Do sites that train towards common groups learn an encoder that is worth more than its parts?",
+    title="One encoder of several clients, without labels",
+    question="Do clients that train towards common groups learn an encoder that is worth more than its parts?",
     reference="deepfeca",
     conditions=CONDITIONS,
     rows=ROWS,
@@ -154,25 +154,25 @@ class Work:
     device: str | None = None
 
     def prepare(self) -> None:
-        """Features of the built-in pictures, where they are asked for."""
+        """Features of the built-in images, where they are asked for."""
         named = {WORLDS[condition][0] for condition in self.scale.conditions}
-        point_sets.write_pictures(self.folder, {point_sets.PICTURES} if "emoji" in named else set())
+        point_sets.write_images(self.folder, {point_sets.IMAGES} if "emoji" in named else set())
 
     def __call__(self, cell: Cell) -> dict[str, float]:
         from foveate.federated.deep.checkpoint import sent
-        from foveate.federated.deep.fitting import answering, fit_sites
+        from foveate.federated.deep.fitting import answering, fit_clients
         from foveate.federated.deep.options import options_of
         from foveate.federated.deep.quality import quality
         from foveate.federated.sources import gather
 
         name, split, count = WORLDS[cell.condition]
-        source: str | Path = {"emoji": self.folder / "pictures.npz", "mnist": "mnist-5k"}.get(name, "digits")
-        sites = gather([source], label="label", split=SPLITS[split], sites=count, seed=cell.seed)
-        assert sites.labels is not None
-        labels = np.concatenate([one.astype(str) for one in sites.labels])
+        source: str | Path = {"emoji": self.folder / "images.npz", "mnist": "mnist-5k"}.get(name, "digits")
+        clients = gather([source], label="label", split=SPLITS[split], clients=count, seed=cell.seed)
+        assert clients.labels is not None
+        labels = np.concatenate([one.astype(str) for one in clients.labels])
         clusters = len(np.unique(labels))
         if cell.variant == "raw":
-            return raw(sites.points, labels, clusters, seed=cell.seed)
+            return raw(clients.points, labels, clusters, seed=cell.seed)
         options = options_of(
             {
                 "clusters": clusters,
@@ -183,10 +183,10 @@ class Work:
             }
         )
         respond = shuffling if cell.variant == "shuffled" else answering
-        fitted = fit_sites(sites.points, options, device=self.device or "cpu", respond=respond)
-        points = np.concatenate(sites.points)
+        fitted = fit_clients(clients.points, options, device=self.device or "cpu", respond=respond)
+        points = np.concatenate(clients.points)
         vectors, outputs = fitted.transform(points), fitted.outputs(points)
-        values = quality(vectors, outputs, fitted.predict(points), fitted.centres, labels, seed=cell.seed)
+        values = quality(vectors, outputs, fitted.predict(points), fitted.centers, labels, seed=cell.seed)
         values.pop("distance")  # of another embedding in every row
         table = fitted.stand.exchanged
         return {**values, "megabytes": (sent(table, up=True) + sent(table, up=False)) / 1e6}
@@ -204,25 +204,25 @@ def raw(parts: list[np.ndarray], labels: np.ndarray, clusters: int, *, seed: int
     return {**values, "megabytes": (found.bytes_up_ + found.bytes_down_) / 1e6}
 
 
-def order_of(seed: int, site: int, clusters: int) -> np.ndarray:
-    """Towards which centre the control trains each group of a site, the same in all rounds."""
-    return generator("deepfeca control", seed, site).permutation(clusters).astype(np.int64)
+def order_of(seed: int, client: int, clusters: int) -> np.ndarray:
+    """Towards which center the control trains each group of a client, the same in all rounds."""
+    return generator("deepfeca control", seed, client).permutation(clusters).astype(np.int64)
 
 
 def shuffling(network: Any, options: Any) -> dict[str, Any]:
-    """A site's functions for the control: it trains each group towards another centre, in an order of its own."""
+    """A client's functions for the control: it trains each group towards another center, in an order of its own."""
+    from foveate.federated.clients import stream
     from foveate.federated.deep.fitting import answering
     from foveate.federated.deep.network import set_weights, weights_of
     from foveate.federated.deep.protocol import TRAIN, Training, augment_of, train
-    from foveate.federated.sites import stream
 
-    def astray(data: Any, request: Any, site: int) -> Any:
+    def astray(data: Any, request: Any, client: int) -> Any:
         set_weights(network, request.array("weights"))
-        seed, centres = int(request.number("seed")), request.array("centres")
-        order = order_of(seed, site, len(centres))
-        random = stream(seed, round=request.round, site=site, purpose="training")
+        seed, centers = int(request.number("seed")), request.array("centers")
+        order = order_of(seed, client, len(centers))
+        random = stream(seed, round=request.round, client=client, purpose="training")
         training = Training.asked(request)
-        loss = train(network, data, centres, training, augment_of(training.augment, {}), random, order_K=order)
+        loss = train(network, data, centers, training, augment_of(training.augment, {}), random, order_K=order)
         return request.answer(arrays={"weights": weights_of(network)}, points=len(data), loss=loss)
 
     return {**answering(network, options), TRAIN: astray}

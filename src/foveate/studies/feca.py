@@ -1,4 +1,4 @@
-"""The study `feca`: groups of data at several sites by what each sends once, against baselines and pooled data."""
+"""The study `feca`: groups of data at several clients by what each sends once, against baselines and pooled data."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from foveate.settings.cells import Cell
-from foveate.settings.progress import say
-from foveate.settings.seeds import generator
+from foveate.core.cells import Cell
+from foveate.core.progress import say
+from foveate.core.seeds import generator
 from foveate.studies import point_sets
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 
@@ -28,7 +28,7 @@ SETS = {
     "mnist": "MNIST-5k",
     "fashion": "Fashion-MNIST",
     "cells": "Blood cells",
-    "pictures": "Built-in pictures",
+    "images": "Built-in images",
 }
 _S = "5,000 points in two dimensions, 15 groups that {} (Fränti and Virmajoki 2006)"
 WHAT = {
@@ -39,29 +39,29 @@ WHAT = {
     "s2": _S.format("come near one another"),
     "s3": _S.format("touch"),
     "s4": _S.format("overlap"),
-    "digits": "1,797 pictures of 64 pixels, ten digits; k-means does not find digits well in any place",
-    "mnist": "5,000 pictures of 784 pixels, ten digits",
-    "fashion": "10,000 pictures of 784 pixels, other ones for every seed, ten kinds of clothes",
+    "digits": "1,797 images of 64 pixels, ten digits; k-means does not find digits well in any place",
+    "mnist": "5,000 images of 784 pixels, ten digits",
+    "fashion": "10,000 images of 784 pixels, other ones for every seed, ten kinds of clothes",
     "cells": "700 cells as 50 principal components, ten types of 8 to 240 cells",
-    "pictures": "Noto emoji as 432 frozen features, a category each",
+    "images": "Noto emoji as 432 frozen features, a category each",
 }
 FASHION_POINTS = 10_000
 SPLITS = {"even": "even", "some": "dirichlet:0.3", "few": "dirichlet:0.1"}
-# Condition -> data, split, sites.
+# Condition -> data, split, clients.
 WORLDS: dict[str, tuple[str, str, int]] = {
     f"{name}-{split}": (name, split, 10)
     for name in SETS
     for split in SPLITS
-    if name != "cells"  # too few for ten sites, and for a strong skew
+    if name != "cells"  # too few for ten clients, and for a strong skew
 }
 WORLDS |= {f"cells-{split}": ("cells", split, 5) for split in ("even", "some")}
-WORLDS |= {f"clear-some-{sites}": ("clear", "some", sites) for sites in (5, 20)}
-WORLDS |= {f"clear-few-{sites}": ("clear", "few", sites) for sites in (5, 20)}
+WORLDS |= {f"clear-some-{clients}": ("clear", "some", clients) for clients in (5, 20)}
+WORLDS |= {f"clear-few-{clients}": ("clear", "few", clients) for clients in (5, 20)}
 
 
 def _title(world: tuple[str, str, int]) -> str:
-    name, split, sites = world
-    return f"{SETS[name]}, {SPLITS[split]}, {sites} sites"
+    name, split, clients = world
+    return f"{SETS[name]}, {SPLITS[split]}, {clients} clients"
 
 
 CONDITIONS = tuple(Condition(key, _title(world), WHAT[world[0]]) for key, world in WORLDS.items())
@@ -69,9 +69,9 @@ MEASURES = (
     Measure("nmi", "NMI of groups and labels"),
     Measure("ari", "ARI"),
     Measure("right", "Share of runs with the right structure (centroid index 0)"),
-    Measure("error", "Mean distance of class means and matched centres", control=True),
-    Measure("tightness", "Root-mean-square distance to the own centre", control=True),
-    Measure("kilobytes", "Kilobytes from all sites", control=True),
+    Measure("error", "Mean distance of class means and matched centers", control=True),
+    Measure("tightness", "Root-mean-square distance to the own center", control=True),
+    Measure("kilobytes", "Kilobytes from all clients", control=True),
 )
 # Row -> options of `foveate.FederatedKMeans`.
 METHODS: dict[str, dict[str, Any]] = {
@@ -94,16 +94,16 @@ ROWS = (
     Row("consensus", "consensus + 1 round", "the default", "all", "consensus/", "reference"),
     Row("one-shot", "consensus, one shot", "no refinement", "all", "one-shot/"),
     Row("no-flags", "consensus without flags", "no centroid is doubted", "all", "no-flags/"),
-    Row("random-clients", "consensus, random clients", "one run from random rows at each site", "all",
+    Row("random-clients", "consensus, random clients", "one run from random rows at each client", "all",
         "random-clients/"),
     Row("paper", "paper_reconstruction", "what can be known of FeCA", "all", "paper/", "baseline"),
     Row("paper-round", "paper_reconstruction + 1 round", "the same, refined", "all", "paper-round/", "baseline"),
     Row("weighted", "weighted k-means++", "centroids weighted by counts", "all", "weighted/", "baseline"),
     Row("weighted-round", "weighted k-means++ + 1 round", "the same, refined", "all", "weighted-round/", "baseline"),
-    Row("kfed", "k-FED, K centroids a site", "outside its theory", "all", "kfed/", "baseline"),
+    Row("kfed", "k-FED, K centroids a client", "outside its theory", "all", "kfed/", "baseline"),
     Row("kfed-root", "k-FED, one seed", "seeds by distance alone", "all", "kfed-root/", "baseline"),
     Row("naive", "naive", "one k-means of unweighted centroids", "all", "naive/", "baseline"),
-    Row("alone", "the largest site alone", "nothing is exchanged: its own k-means", "all", "alone/", "control"),
+    Row("alone", "the largest client alone", "nothing is exchanged: its own k-means", "all", "alone/", "control"),
     Row("central-once", "k-means of all points, once", "not federated: one run from random rows", "all",
         "central-once/", "baseline"),
     Row("central", "k-means++ of all points, 20 times", "not federated", "all", "central/", "baseline"),
@@ -115,7 +115,7 @@ def _claims() -> tuple[Claim, ...]:
     for condition, (name, split, _) in WORLDS.items():
         drawn = name in ("clear", "near", "uneven", *point_sets.S_NAMES)
         found += [
-            Claim("Control: the largest site alone knows less", condition, "nmi", "consensus", "alone",
+            Claim("Control: the largest client alone knows less", condition, "nmi", "consensus", "alone",
                   asserted=split != "even" and drawn and name != "uneven"),
             Claim("consensus is better than k-FED", condition, "nmi", "consensus", "kfed", asserted=drawn),
             Claim("consensus is better than weighted k-means++, also refined", condition, "nmi", "consensus",
@@ -137,7 +137,7 @@ def _claims() -> tuple[Claim, ...]:
 
 DESIGN = Design(
     name="feca",
-    title="Groups of data that stay at their sites",
+    title="Groups of data that stay at their clients",
     question="How near do centroids that are sent once come to k-means of all data in one place?",
     reference="consensus",
     conditions=CONDITIONS,
@@ -147,9 +147,9 @@ DESIGN = Design(
     limits=(
         "The reconstruction is not FeCA as published: its rules had to be guessed, and no number here is the paper's.",
         "`consensus` was chosen by others on the S-sets, which the drawn sets imitate: there it is the winner of many "
-        "tries. Digits, MNIST, Fashion-MNIST, cells and pictures were not looked at then.",
-        "Labels take no part; on pictures and cells k-means does not find the labels even with all data.",
-        "Fewer groups than clusters count as what was found, with the error of a missing centre left out.",
+        "tries. Digits, MNIST, Fashion-MNIST, cells and images were not looked at then.",
+        "Labels take no part; on images and cells k-means does not find the labels even with all data.",
+        "Fewer groups than clusters count as what was found, with the error of a missing center left out.",
         "A seed changes the drawn points, the split and every start. Nothing is corrected for the number of "
         "comparisons.",
     ),
@@ -203,8 +203,8 @@ class Work:
     device: str | None = None
 
     def prepare(self) -> None:
-        """Features of the built-in pictures, where they are asked for."""
-        point_sets.write_pictures(self.folder, {WORLDS[condition][0] for condition in self.scale.conditions})
+        """Features of the built-in images, where they are asked for."""
+        point_sets.write_images(self.folder, {WORLDS[condition][0] for condition in self.scale.conditions})
 
     def points(self, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Points and labels of a set."""
@@ -215,11 +215,11 @@ class Work:
     def __call__(self, cell: Cell) -> dict[str, float]:
         from foveate.federated.sources import split_labels
 
-        name, split, sites = WORLDS[cell.condition]
+        name, split, clients = WORLDS[cell.condition]
         points, labels = self.points(name, cell.seed)
-        partition = split_labels(labels, len(points), SPLITS[split], sites, seed=cell.seed, smallest=30)
+        partition = split_labels(labels, len(points), SPLITS[split], clients, seed=cell.seed, smallest=30)
         if partition.draws > 1:
-            say(f"{cell.condition}, seed {cell.seed}: {partition.draws - 1} redraws until each site had 30 points")
+            say(f"{cell.condition}, seed {cell.seed}: {partition.draws - 1} redraws until each client had 30 points")
         parts = [points[rows] for rows in partition.rows]
         order = np.concatenate(partition.rows)
         values: dict[str, float] = {}
@@ -244,17 +244,17 @@ def measure(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         estimator.fit(parts)
-    centres, groups = estimator.cluster_centers_, estimator.predict(points)
+    centers, groups = estimator.cluster_centers_, estimator.predict(points)
     means = metrics.class_means(points, labels)
     values = {
-        "nmi": metrics.normalised_mutual_information(labels, groups),
+        "nmi": metrics.normalized_mutual_information(labels, groups),
         "ari": metrics.adjusted_rand_index(labels, groups),
-        "right": float(metrics.centroid_index(means, centres) == 0),
-        "tightness": float(np.sqrt(((points - centres[groups]) ** 2).sum(1).mean())),
+        "right": float(metrics.centroid_index(means, centers) == 0),
+        "tightness": float(np.sqrt(((points - centers[groups]) ** 2).sum(1).mean())),
         "kilobytes": estimator.bytes_up_ / 1e3,
     }
-    if len(centres) == clusters:
-        values["error"] = metrics.centre_error(means, centres).mean
+    if len(centers) == clusters:
+        values["error"] = metrics.center_error(means, centers).mean
     return values
 
 

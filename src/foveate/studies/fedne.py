@@ -1,4 +1,4 @@
-"""The study `fedne`: one map of several sites that feel one another through surrogates, against its baselines."""
+"""The study `fedne`: one map of several clients that feel one another through surrogates, against its baselines."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from foveate.settings.cells import Cell
-from foveate.settings.seeds import generator
+from foveate.core.cells import Cell
+from foveate.core.seeds import generator
 from foveate.studies import point_sets
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
 
-SHARDS, DIRICHLET, EVEN, MNIST, FASHION, FASHION_SKEWED, CELLS, PICTURES = (
+SHARDS, DIRICHLET, EVEN, MNIST, FASHION, FASHION_SKEWED, CELLS, IMAGES = (
     "digits-shards",
     "digits-dirichlet",
     "digits-even",
@@ -22,11 +22,11 @@ SHARDS, DIRICHLET, EVEN, MNIST, FASHION, FASHION_SKEWED, CELLS, PICTURES = (
     "fashion-shards",
     "fashion-dirichlet",
     "cells",
-    "pictures",
+    "images",
 )
 USED = (point_sets.MNIST, point_sets.FASHION, point_sets.CELLS)  # optional sets
 FASHION_POINTS = 2_000
-# Source, split, sites.
+# Source, split, clients.
 WORLDS: dict[str, tuple[str, str, int]] = {
     SHARDS: ("digits", "shards:2", 5),
     DIRICHLET: ("digits", "balanced:0.1", 10),
@@ -35,26 +35,26 @@ WORLDS: dict[str, tuple[str, str, int]] = {
     FASHION: ("fashion", "shards:2", 5),
     FASHION_SKEWED: ("fashion", "balanced:0.1", 10),
     CELLS: ("cells", "balanced:0.5", 5),
-    PICTURES: ("pictures", "shards:1", 8),
+    IMAGES: ("images", "shards:1", 8),
 }
 CONDITIONS = (
-    Condition(SHARDS, "Digits, two a site", "1,797 pictures of 64 pixels over 5 sites, two digits each"),
-    Condition(DIRICHLET, "Digits, Dirichlet", "over 10 sites of about equal size, Dirichlet(0.1), as FedNE splits"),
-    Condition(EVEN, "Digits, even", "over 5 sites at random: every site sees all digits"),
-    Condition(MNIST, "MNIST-5k, two a site", "5,000 pictures of 784 pixels over 5 sites, two digits each"),
-    Condition(FASHION, "Fashion-MNIST, two a site", "2,000 of its pictures, other ones for every seed, over 5 sites"),
-    Condition(FASHION_SKEWED, "Fashion-MNIST, Dirichlet", "over 10 sites of about equal size, Dirichlet(0.1)"),
-    Condition(CELLS, "Blood cells", "700 cells as 50 principal components over 5 sites, Dirichlet(0.5), ten types"),
-    Condition(PICTURES, "Built-in pictures", "Noto emoji as 432 frozen features over 8 sites, a category each"),
+    Condition(SHARDS, "Digits, two a client", "1,797 images of 64 pixels over 5 clients, two digits each"),
+    Condition(DIRICHLET, "Digits, Dirichlet", "over 10 clients of about equal size, Dirichlet(0.1), as FedNE splits"),
+    Condition(EVEN, "Digits, even", "over 5 clients at random: every client sees all digits"),
+    Condition(MNIST, "MNIST-5k, two a client", "5,000 images of 784 pixels over 5 clients, two digits each"),
+    Condition(FASHION, "Fashion-MNIST, two a client", "2,000 of its images, other ones for every seed, over 5 clients"),
+    Condition(FASHION_SKEWED, "Fashion-MNIST, Dirichlet", "over 10 clients of about equal size, Dirichlet(0.1)"),
+    Condition(CELLS, "Blood cells", "700 cells as 50 principal components over 5 clients, Dirichlet(0.5), ten types"),
+    Condition(IMAGES, "Built-in images", "Noto emoji as 432 frozen features over 8 clients, a category each"),
 )
 MEASURES = (
-    Measure("knn", "Label by the vote of 7 map neighbours, held-out points"),
+    Measure("knn", "Label by the vote of 7 map neighbors, held-out points"),
     Measure("trustworthiness", "Trustworthiness, held-out points"),
     Measure("continuity", "Continuity, held-out points"),
-    Measure("hit", "Share of map neighbours with the same label"),
-    Measure("foreign", "Share of map neighbours from other sites", control=True),
+    Measure("hit", "Share of map neighbors with the same label"),
+    Measure("foreign", "Share of map neighbors from other clients", control=True),
     Measure("distances", "Correlation of distances"),
-    Measure("r2", "R2 of the surrogates, mean over rounds and sites"),
+    Measure("r2", "R2 of the surrogates, mean over rounds and clients"),
     Measure("megabytes", "Megabytes exchanged", control=True),
 )
 # Changes of `EmbeddingOptions`, by variant.
@@ -72,7 +72,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "global": {"method": "global"},
 }
 ROWS = (
-    Row("fedavg", "federated averaging", "the reference: sites do not feel one another", "fedavg", role="reference"),
+    Row("fedavg", "federated averaging", "the reference: clients do not feel one another", "fedavg", role="reference"),
     Row("grid", "FedNE, values on a grid", "the others' repulsion as a table of 28 x 28 values", "grid"),
     Row("network", "FedNE, surrogate networks", "as published", "network"),
     Row("exact", "exact positions", "the others' map positions themselves: not private", "exact", role="baseline"),
@@ -81,8 +81,8 @@ ROWS = (
     Row("grid-early", "FedNE from the first round", "grid; no rounds of plain averaging before", "grid-early"),
     Row("grid-mixing", "FedNE with mixing", "grid, and mixtures of near points", "grid-mixing"),
     Row("fedavg-mixing", "averaging with mixing", "mixtures of near points alone", "fedavg-mixing", role="baseline"),
-    Row("fedprox", "FedProx", "averaging with sites held near the common encoder", "fedprox", role="baseline"),
-    Row("local", "each site alone", "no exchange; unrelated maps laid on one another", "local", role="baseline"),
+    Row("fedprox", "FedProx", "averaging with clients held near the common encoder", "fedprox", role="baseline"),
+    Row("local", "each client alone", "no exchange; unrelated maps laid on one another", "local", role="baseline"),
     Row("global", "all data in one place", "not federated: the upper end", "global", role="baseline"),
 )  # fmt: skip
 
@@ -95,7 +95,7 @@ DRAWN: dict[str, tuple[str, ...]] = {
     FASHION: ("fedavg", "grid", "shuffled", "global"),
     FASHION_SKEWED: ("fedavg", "grid", "shuffled", "global"),
     CELLS: tuple(name for name in VARIANTS if name != "network"),
-    PICTURES: ("fedavg", "grid", "grid-early", "grid-mixing", "exact", "shuffled", "local", "global"),
+    IMAGES: ("fedavg", "grid", "grid-early", "grid-mixing", "exact", "shuffled", "local", "global"),
 }
 
 
@@ -105,7 +105,7 @@ def _claims() -> tuple[Claim, ...]:
               asserted=True),
         Claim("So do surrogate networks", SHARDS, "knn", "network", "fedavg", 0.0, asserted=True),
         Claim("So do values on a grid", SHARDS, "knn", "grid", "fedavg", 0.0, asserted=True),
-        Claim("Sites lie less on one another with values on a grid", SHARDS, "foreign", "fedavg", "grid", 0.0,
+        Claim("Clients lie less on one another with values on a grid", SHARDS, "foreign", "fedavg", "grid", 0.0,
               asserted=True),
         Claim("All data in one place remain far ahead", SHARDS, "knn", "global", "fedavg", 0.2, asserted=True),
     ]  # fmt: skip
@@ -131,8 +131,8 @@ def _claims() -> tuple[Claim, ...]:
 
 DESIGN = Design(
     name="fedne",
-    title="One map of several sites",
-    question="Do sites that feel one another through surrogates draw a better common map than plain averaging does?",
+    title="One map of several clients",
+    question="Do clients that feel one another through surrogates draw a better common map than plain averaging does?",
     reference="fedavg",
     conditions=CONDITIONS,
     rows=ROWS,
@@ -191,30 +191,30 @@ class Work:
     device: str | None = None
 
     def prepare(self) -> None:
-        """Features of the built-in pictures, where they are asked for."""
-        point_sets.write_pictures(self.folder, {WORLDS[condition][0] for condition in self.scale.conditions})
+        """Features of the built-in images, where they are asked for."""
+        point_sets.write_images(self.folder, {WORLDS[condition][0] for condition in self.scale.conditions})
 
     def __call__(self, cell: Cell) -> dict[str, float]:
-        from foveate.federated.embedding.fitting import fit_sites, in_process
+        from foveate.federated.embedding.fitting import fit_clients, in_process
         from foveate.federated.embedding.options import EmbeddingOptions
         from foveate.federated.embedding.quality import quality, stacked
         from foveate.federated.embedding.run import halves
-        from foveate.federated.sources import split_sites
+        from foveate.federated.sources import split_clients
 
         source, split, count = WORLDS[cell.condition]
         points, labels = point_sets.points_of(
             source, folder=self.folder, extras=self.extras, seed=cell.seed, most=FASHION_POINTS
         )
-        sites = split_sites(points, labels.astype(str), split, count, seed=cell.seed)
-        parts = halves(sites, 0.2, seed=cell.seed)
+        clients = split_clients(points, labels.astype(str), split, count, seed=cell.seed)
+        parts = halves(clients, 0.2, seed=cell.seed)
         options = EmbeddingOptions(rounds=self.scale.rounds, seed=cell.seed, **VARIANTS[cell.variant])
         transport = shuffling(cell.seed) if cell.variant == "shuffled" else in_process
-        fitted = fit_sites(parts.fitted, options, device=self.device or "cpu", transport=transport)
+        fitted = fit_clients(parts.fitted, options, device=self.device or "cpu", transport=transport)
         drawn = [
-            stacked(side, [fitted.transform(one, site=n) for n, one in enumerate(side)], labels)
+            stacked(side, [fitted.transform(one, client=n) for n, one in enumerate(side)], labels)
             for side, labels in ((parts.fitted, parts.fitted_labels), (parts.apart, parts.apart_labels))
         ]
-        values = quality(drawn[0], drawn[1], k=options.neighbours)
+        values = quality(drawn[0], drawn[1], k=options.neighbors)
         history = fitted.state.history
         fits = [np.mean(list(entry["r2"].values())) for entry in history if entry["r2"]]
         if fits:
@@ -224,20 +224,20 @@ class Work:
 
 
 def shuffling(seed: int) -> Callable[[Sequence[Any], Any], Any]:
-    """An exchange that gives every site the values of the grid in a random order: as much push, from nowhere."""
+    """An exchange that gives every client the values of the grid in a random order: as much push, from nowhere."""
     from foveate.federated.messages import Message
     from foveate.federated.rounds import InProcess
 
     class Shuffled(InProcess):
         def ask(self, requests: Any, *arguments: Any, **options: Any) -> Any:
             if not isinstance(requests, Message):
-                requests = {site: spoiled(site, request) for site, request in requests.items()}
+                requests = {client: spoiled(client, request) for client, request in requests.items()}
             return super().ask(requests, *arguments, **options)
 
-    def spoiled(site: int, request: Message) -> Message:
+    def spoiled(client: int, request: Message) -> Message:
         if "field" not in request.arrays:
             return request
-        order = generator("fedne control", seed, request.round, site).permutation(len(request.array("field")))
+        order = generator("fedne control", seed, request.round, client).permutation(len(request.array("field")))
         return replace(request, arrays={**request.arrays, "field": request.array("field")[order]})
 
     return lambda members, log: Shuffled(members, log=log)

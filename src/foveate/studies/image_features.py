@@ -1,4 +1,4 @@
-"""Built-in pictures as points: frozen features of the Noto emoji, with the category of each."""
+"""Built-in images as points: frozen features of the Noto emoji, with the category of each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from foveate.core.files import atomic_file
+from foveate.core.progress import track
 from foveate.records.builtin.singles import singles
 from foveate.records.geometry import View
-from foveate.records.pictures import decode
-from foveate.settings.files import atomic_file
-from foveate.settings.progress import track
+from foveate.records.images import decode
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps
 from foveate.vision.views import placed, render
 
@@ -23,13 +23,13 @@ LENGTH = 10.0
 def pooled(maps: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Both maps of EfficientNet-Lite0 in the mean over positions, side by side, scaled to length 10: [B, 432].
 
-    The length is a constant, not a statistic of all sites' data, which no site has.
+    The length is a constant, not a statistic of all clients' data, which no client has.
     """
     flat = torch.cat([part.flatten(1, 2).mean(1) for part in maps], dim=1)
     return LENGTH * torch.nn.functional.normalize(flat, dim=1)
 
 
-def write_picture_features(path: Path) -> None:
+def write_image_features(path: Path) -> None:
     """Writes an npz file with `points` [N, 432] float32 and `label`, the category, unless it is there."""
     if path.is_file():
         return

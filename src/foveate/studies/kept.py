@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.model import LocalizingModel
 
 
 class KeptFeatures:
-    """What frozen encoders made of pictures and texts, by the hash of these; never written to disk.
+    """What frozen encoders made of images and texts, by the hash of these; never written to disk.
 
     Args:
         most_bytes: of features; beyond it new ones are made and not kept.
@@ -23,7 +23,7 @@ class KeptFeatures:
         self.room = most_bytes
         self._kept: dict[bytes, Tensor] = {}
 
-    def serve(self, model: LocalisingModel) -> None:
+    def serve(self, model: LocalizingModel) -> None:
         """Makes the frozen parts of the model's encoders look here before they compute."""
         for encoder, hashed in ((model.image_encoder, _of_pixels), (model.text_encoder, _of_text)):
             if encoder.fingerprint():

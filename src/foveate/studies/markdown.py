@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_text_atomically
+from foveate.core.errors import UserError
+from foveate.core.files import write_text_atomically
 
 START, END = "<!-- results -->", "<!-- end of results -->"
 

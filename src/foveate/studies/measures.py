@@ -13,7 +13,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.sources import is_pseudo
 from foveate.studies.real_regions import read_details
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import input_boxes, placed, render
 
 
@@ -38,16 +38,16 @@ def box_gain(seen: Embedded, collection: Collection) -> float:
 
 
 @torch.inference_mode()
-def details_accuracy(model: LocalisingModel, path: Path) -> float:
-    """How often the box whose embedding is nearest to that of a detail's own picture is the detail's box.
+def details_accuracy(model: LocalizingModel, path: Path) -> float:
+    """How often the box whose embedding is nearest to that of a detail's own image is the detail's box.
 
-    Real pictures that no model was trained on; the detail is encoded as a picture, the boxes as regions.
+    Real images that no model was trained on; the detail is encoded as an image, the boxes as regions.
     """
     preprocess = model.image_encoder.preprocess
     right: list[bool] = []
     for one in read_details(path):
-        placement = placed(preprocess, one.picture.size, View())
-        tokens = model.encode_image_tokens(render(preprocess, one.picture, placement)[None])
+        placement = placed(preprocess, one.image.size, View())
+        tokens = model.encode_image_tokens(render(preprocess, one.image, placement)[None])
         boxes_R4, kept_R = input_boxes(placement, np.stack([box.to_array() for box in one.boxes]), min_visible=0)
         owner_R = torch.zeros(len(boxes_R4), dtype=torch.long, device=model.device)
         z_RE = model.encode_regions(tokens, torch.from_numpy(boxes_R4).to(model.device), owner_R)

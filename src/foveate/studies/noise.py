@@ -1,6 +1,6 @@
 """Region labels spoiled on purpose: the training half of a collection with other boxes or other phrases.
 
-Pictures stay as they are, so that all variants share one cache of frozen features. Test regions are never touched.
+Images stay as they are, so that all variants share one cache of frozen features. Test regions are never touched.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from foveate.core.seeds import generator
 from foveate.records.collection import Collection
-from foveate.settings.seeds import generator
 
 EDGES = ("x1", "y1", "x2", "y2")
 LEAST_SIDE = 0.02
@@ -22,12 +22,12 @@ WORDS = ("phrase", "label", "slice")
 
 @dataclass(frozen=True)
 class Noise:
-    """What is done to the regions of training pictures.
+    """What is done to the regions of training images.
 
     jitter: sides are scaled by a factor between 1 - jitter and 1 + jitter, and the middle moves by up to jitter / 2 of
         a side; 0.5 is the +-50 % of the method's own test.
     wrong_phrases: share of regions that get the phrase of another region.
-    shuffled_phrases, shuffled_boxes: every region gets the phrase, or the box, of a region drawn from all pictures.
+    shuffled_phrases, shuffled_boxes: every region gets the phrase, or the box, of a region drawn from all images.
     """
 
     jitter: float = 0.0
@@ -37,7 +37,7 @@ class Noise:
 
 
 def jittered(boxes_R4: NDArray[np.float64], rng: np.random.Generator, *, jitter: float) -> NDArray[np.float64]:
-    """Boxes in [0, 1] with other sides and middles (see `Noise`), kept inside the picture.
+    """Boxes in [0, 1] with other sides and middles (see `Noise`), kept inside the image.
 
     >>> jittered(np.array([[0.2, 0.2, 0.4, 0.6]]), np.random.default_rng(0), jitter=0.0).tolist()
     [[0.2, 0.2, 0.4, 0.6]]
@@ -85,7 +85,7 @@ class SpoiledCollection(Collection):
 
 
 def open_spoiled(path: Path, noise: Noise, *, seed: int) -> Collection:
-    """The collection at `path` with the noise on the regions of its training pictures."""
+    """The collection at `path` with the noise on the regions of its training images."""
     opened = SpoiledCollection.open(path)
     assert isinstance(opened, SpoiledCollection)
     regions = opened.table("regions")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.settings.cells import Cell
+from foveate.core.cells import Cell
 from foveate.studies.petl_measures import bootstrap, read_logits
 from foveate.studies.petl_trainings import (
     ALPHAS,
@@ -26,13 +26,13 @@ CONDITIONS = (
     Condition(
         GLYPHS,
         "36 glyphs",
-        "a ViT of 106,404 numbers that read 0-9 and A-Z in five clean fonts learns ten pictures of each in five other, "
+        "a ViT of 106,404 numbers that read 0-9 and A-Z in five clean fonts learns ten images of each in five other, "
         "disturbed fonts; the shifted test is in the clean fonts",
     ),
     Condition(
         EMOJI,
         "Emoji subcategories",
-        "a ViT of 0.5 million numbers distilled from EfficientNet-Lite0 on built-in pictures learns at most ten Noto "
+        "a ViT of 0.5 million numbers distilled from EfficientNet-Lite0 on built-in images learns at most ten Noto "
         "Emoji of each subcategory; tests show concepts that were in no training, the shifted one in the Twemoji style",
     ),
     Condition(
@@ -88,7 +88,7 @@ def _claims(condition: str) -> tuple[Claim, ...]:
         claim("Few parameters beat full fine-tuning", "acc", "thirteen", "full", source="paper: with few labels"),
         claim(f"The methods lie close: their standard deviation is below {LIMIT:g}", "limit", "thirteen", "thirteen",
               worse_measure="spread", source="paper: about 1 %"),
-        claim("Two methods differ on more pictures than their accuracies force", "disagree", "thirteen", "thirteen",
+        claim("Two methods differ on more images than their accuracies force", "disagree", "thirteen", "thirteen",
               0.05, worse_measure="forced", asserted=True, source="paper: 20 to 35 %"),
         claim("Two methods differ more than two seeds of one", "disagree", "thirteen", "seeds"),
         claim("The ensemble of the 13 beats its mean member", "acc", "ensemble", "thirteen", 0.01, asserted=True,
@@ -97,7 +97,7 @@ def _claims(condition: str) -> tuple[Claim, ...]:
         claim("Two methods gain more together than two seeds of one", "gain", "pair-methods", "pair-seeds"),
         claim("Halfway, full fine-tuning gains under the shift", "shift", "full-half", "full",
               asserted=condition != ROTATION, source="paper"),
-        claim("Halfway, it loses less than .02 on its own pictures", "acc", "full-half", "full", -0.02),
+        claim("Halfway, it loses less than .02 on its own images", "acc", "full-half", "full", -0.02),
         claim("Halfway, few parameters gain under the shift", "shift", "light-half", "light", source="paper"),
         claim("Few parameters lose less under the shift than full fine-tuning", "shift", "light", "full",
               source="paper"),
@@ -122,9 +122,9 @@ DESIGN = Design(
     claims=tuple(claim for condition in CONDITIONS for claim in _claims(condition.key)),
     limits=(
         "Two small networks and three small tasks: nothing here is a ranking of methods at the size of ViT-B/16.",
-        "One network a world: the intervals are over drawn training pictures, first values and orders.",
+        "One network a world: the intervals are over drawn training images, first values and orders.",
         "One learning rate a method, chosen from five on a draw of its own; options of methods are not searched.",
-        "Every method starts from the same head: the glyph network's own, or the linear probe's of the same pictures.",
+        "Every method starts from the same head: the glyph network's own, or the linear probe's of the same images.",
         "The shifted glyphs are in the fonts that the network came from: there the untuned network is best.",
         "Nothing is corrected for the number of comparisons.",
     ),
@@ -145,7 +145,7 @@ QUICK = replace(FULL, epochs=15, seeds=2)
 
 
 def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
-    """One a world and seed: all methods on the same pictures."""
+    """One a world and seed: all methods on the same images."""
     return [
         Cell(number, condition.key, "all") for number in range(seed, seed + scale.seeds) for condition in CONDITIONS
     ]
@@ -165,7 +165,7 @@ def beside(folder: Path, scale: Scale) -> list[dict[str, Any]]:
         tables.append(
             {
                 "title": f"{condition.title}: learning rates",
-                "note": "Chosen on pictures of the pool that no training saw, with a draw that no result is from.",
+                "note": "Chosen on images of the pool that no training saw, with a draw that no result is from.",
                 "columns": ["method", "peak learning rate"],
                 "lines": [[method, f"{rate:g}"] for method, rate in rates.items()],
             }
@@ -194,7 +194,7 @@ def _curves(work: Work, condition: Condition, split: str, done: Sequence[Path]) 
     return {
         "title": f"{condition.title}: between the network and the tuned one, {'shifted ' * (split == 'shift')}test",
         "note": "Accuracy at alpha 0 (the network with the head that tuning starts from) to 1 (the tuned one); 95 % "
-        "bootstrap intervals over seeds and pictures.",
+        "bootstrap intervals over seeds and images.",
         "columns": ["alpha", *BETWEEN],
         "lines": lines,
     }

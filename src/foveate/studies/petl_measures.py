@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.core.seeds import generator
 from foveate.metrics.agreement import agreement, error_consistency
-from foveate.settings.seeds import generator
 
 Logits = NDArray[np.float32]
 _RESAMPLES = 1000
@@ -50,13 +50,12 @@ def all_pairs(logits: Mapping[str, Logits]) -> list[tuple[Logits, Logits]]:
 
 
 def bootstrap(right_SN: Sequence[NDArray[np.bool_]], *, name: str) -> tuple[float, float, float]:
-    """Mean accuracy over seeds with its 95 % interval, seeds and pictures (the same for all seeds) drawn anew."""
+    """Mean accuracy over seeds with its 95 % interval, seeds and images (the same for all seeds) drawn anew."""
     right = np.stack(right_SN).astype(np.float64)
     random = generator("petl bootstrap", name)
-    seeds, pictures = right.shape
+    seeds, images = right.shape
     means = [
-        right[random.integers(0, seeds, seeds)][:, random.integers(0, pictures, pictures)].mean()
-        for _ in range(_RESAMPLES)
+        right[random.integers(0, seeds, seeds)][:, random.integers(0, images, images)].mean() for _ in range(_RESAMPLES)
     ]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(right.mean()), float(low), float(high)

@@ -1,7 +1,7 @@
 """The third world of the study `petl`: by how many sixths of a turn a character is rotated.
 
 The glyph network has learnt to read upright characters whatever their font; what its last layer says of an angle is not
-what a new head can read off. A "structured" task, for a network that knows the pictures but not the question (section
+what a new head can read off. A "structured" task, for a network that knows the images but not the question (section
 7.3 of the method's specification measured it on a reference implementation).
 """
 
@@ -17,17 +17,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from foveate.adapt.opening import Opened
+from foveate.core.files import atomic_file
+from foveate.core.seeds import generator
 from foveate.records.builtin import glyphs
-from foveate.settings.files import atomic_file
-from foveate.settings.seeds import generator
 from foveate.studies.calibration_worlds import glyph_network
-from foveate.studies.petl_worlds import GLYPH_PREPROCESS, World, labelled_pixels
+from foveate.studies.petl_worlds import GLYPH_PREPROCESS, World, labeled_pixels
 from foveate.vision.registry import seeded
 
 TURNS = 6
 CLASSES = tuple(f"{number * 360 // TURNS} degrees" for number in range(TURNS))
 JITTER = 10.0  # degrees to either side
-# Pictures of each character in the pool, the test and the shifted test.
+# Images of each character in the pool, the test and the shifted test.
 PER_CHARACTER: dict[str, tuple[glyphs.Style, int]] = {
     "pool": ("source", 22),
     "test": ("source", 42),
@@ -36,8 +36,8 @@ PER_CHARACTER: dict[str, tuple[glyphs.Style, int]] = {
 
 
 def prepare_rotation(folder: Path) -> None:
-    """Draws and rotates the pictures; does what is missing."""
-    path = folder / "pictures.npz"
+    """Draws and rotates the images; does what is missing."""
+    path = folder / "images.npz"
     if path.is_file():
         return
     pixels, labels, splits = [], [], []
@@ -46,7 +46,7 @@ def prepare_rotation(folder: Path) -> None:
         random = generator("petl rotation", split)
         multiples = random.permutation(np.arange(len(drawn.labels)) % TURNS)
         angles = multiples * (360 / TURNS) + random.uniform(-JITTER, JITTER, len(multiples))
-        pixels.append(rotated(drawn.pictures, angles))
+        pixels.append(rotated(drawn.images, angles))
         labels.append(multiples)
         splits += [split] * len(multiples)
     with atomic_file(path) as handle:
@@ -58,12 +58,12 @@ def prepare_rotation(folder: Path) -> None:
         )
 
 
-def rotated(pictures_N1HW: NDArray[np.float32], degrees_N: NDArray[Any]) -> NDArray[np.float32]:
-    """Each picture [1, H, W], values from -1 (ground), turned counter-clockwise about its middle, bilinear."""
-    found = np.empty_like(pictures_N1HW)
+def rotated(images_N1HW: NDArray[np.float32], degrees_N: NDArray[Any]) -> NDArray[np.float32]:
+    """Each image [1, H, W], values from -1 (ground), turned counter-clockwise about its middle, bilinear."""
+    found = np.empty_like(images_N1HW)
     for row, angle in enumerate(degrees_N.tolist()):
-        picture = Image.fromarray(pictures_N1HW[row, 0])
-        found[row, 0] = np.asarray(picture.rotate(angle, Image.Resampling.BILINEAR, fillcolor=-1.0))
+        image = Image.fromarray(images_N1HW[row, 0])
+        found[row, 0] = np.asarray(image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=-1.0))
     return found
 
 
@@ -73,7 +73,7 @@ def open_rotation(folder: Path, weights: Path) -> World:
         network: Any = glyph_network()
         network.load_state_dict(load_file(weights), strict=True)
         network.reset_classifier(TURNS)
-    with np.load(folder / "pictures.npz", allow_pickle=False) as file:
+    with np.load(folder / "images.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in ("pixels", "labels", "split")}
-    data = labelled_pixels("rotation", CLASSES, arrays["labels"], arrays["split"], torch.from_numpy(arrays["pixels"]))
+    data = labeled_pixels("rotation", CLASSES, arrays["labels"], arrays["split"], torch.from_numpy(arrays["pixels"]))
     return World(Opened(network.eval(), GLYPH_PREPROCESS, {"kind": "study"}), False, data)

@@ -1,4 +1,4 @@
-"""The trainings of the study `petl`: all methods on one draw of pictures, and what is read from their logits."""
+"""The trainings of the study `petl`: all methods on one draw of images, and what is read from their logits."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from foveate.settings.cells import Cell
-from foveate.settings.files import atomic_file, read_json, write_json_atomically
-from foveate.settings.seeds import generator, integer
+from foveate.core.cells import Cell
+from foveate.core.files import atomic_file, read_json, write_json_atomically
+from foveate.core.seeds import generator, integer
 from foveate.studies.petl_measures import Logits, accuracy, alike, all_pairs, read_logits, together
 from foveate.studies.petl_rotation import open_rotation, prepare_rotation
 from foveate.studies.petl_worlds import (
@@ -83,7 +83,7 @@ class Work:
     device: str | None = None
 
     def prepare(self) -> None:
-        """Makes the networks and pictures, and chooses a learning rate for every method; does what is missing."""
+        """Makes the networks and images, and chooses a learning rate for every method; does what is missing."""
         scale = self.scale
         prepare_glyph_world(
             self.folder / GLYPHS,
@@ -107,7 +107,7 @@ class Work:
         return (open_glyph_world if condition == GLYPHS else open_emoji)(folder)
 
     def shots(self, condition: str) -> int:
-        """Pictures of each class to learn from."""
+        """Images of each class to learn from."""
         return self.scale.rotation_shots if condition == ROTATION else self.scale.shots
 
     def rates(self, condition: str) -> dict[str, float]:
@@ -121,7 +121,7 @@ def cell_folder(folder: Path, cell: Cell) -> Path:
 
 
 class _Cell:
-    """One draw of training pictures and all trainings on it."""
+    """One draw of training images and all trainings on it."""
 
     def __init__(self, work: Work, condition: str, seed: int, folder: Path) -> None:
         from foveate.adapt.compare.bench import Bench
@@ -239,13 +239,13 @@ class _Cell:
         return self._logits(self.world.opened.model, measured)
 
     def _logits(self, model: Any, measured: NDArray[np.int64]) -> Logits:
-        from foveate.adapt.training import normalised
+        from foveate.adapt.training import normalized
 
         found = []
         with torch.no_grad():
             for part in np.array_split(measured, max(1, len(measured) // 256)):
-                pixels = torch.stack([self.world.data.picture(row, False) for row in part.tolist()])
-                found.append(model(normalised(self.world.opened.preprocess, pixels)).float().numpy())
+                pixels = torch.stack([self.world.data.image(row, False) for row in part.tolist()])
+                found.append(model(normalized(self.world.opened.preprocess, pixels)).float().numpy())
         return np.concatenate(found)
 
     def _curve(self, method: str, measured: NDArray[np.int64]) -> dict[float, Logits]:

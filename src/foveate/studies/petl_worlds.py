@@ -1,6 +1,6 @@
 """Two worlds of the study `petl`: emoji for a small ViT distilled from EfficientNet-Lite0, and glyphs for theirs.
 
-Each is a network, labelled pictures of a pool, of a test and of a shifted test, all from the package itself. Nothing of
+Each is a network, labeled images of a pool, of a test and of a shifted test, all from the package itself. Nothing of
 the tests takes part in making a network: the distillation sees no held-out concept, not even without its label.
 """
 
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from foveate.adapt.data import Labelled
+from foveate.adapt.data import Labeled
 from foveate.adapt.opening import Opened
+from foveate.core.errors import UserError
+from foveate.core.files import atomic_file, write_bytes_atomically
+from foveate.core.runs import RunFolder
+from foveate.core.seeds import uniform
 from foveate.records.builtin import glyphs
-from foveate.settings.errors import UserError
-from foveate.settings.files import atomic_file, write_bytes_atomically
-from foveate.settings.runs import RunFolder
-from foveate.settings.seeds import uniform
 from foveate.studies.calibration_worlds import glyph_network, prepare_glyphs
 from foveate.training.distributed import start
 from foveate.training.loader import Loader
@@ -36,7 +36,7 @@ from foveate.vision.registry import seeded
 
 GLYPHS, EMOJI, ROTATION = "glyphs", "emoji", "rotation"
 SIZE, TEACHER_SIZE, GRID = 64, 128, 4
-LEAST_PICTURES = 20  # of a subcategory in one style
+LEAST_IMAGES = 20  # of a subcategory in one style
 HELD_OUT = 0.4  # share of the concepts
 _HALF = (0.5, 0.5, 0.5)
 GLYPH_PREPROCESS = Preprocess(size=glyphs.SIZE, mean=_HALF, std=_HALF)
@@ -44,7 +44,7 @@ GLYPH_PREPROCESS = Preprocess(size=glyphs.SIZE, mean=_HALF, std=_HALF)
 
 @dataclass(frozen=True)
 class World:
-    """A network with a classifier, and pictures.
+    """A network with a classifier, and images.
 
     Attributes:
         trained_head: whether the classifier was trained for these classes; else it is to be replaced.
@@ -53,7 +53,7 @@ class World:
 
     opened: Opened
     trained_head: bool
-    data: Labelled
+    data: Labeled
 
 
 def small_vit(classes: int) -> nn.Module:
@@ -66,8 +66,8 @@ def small_vit(classes: int) -> nn.Module:
 
 
 def prepare_emoji(folder: Path, *, epochs: int) -> None:
-    """Pictures with the teacher's features, and the student distilled on those that are not held out."""
-    path = folder / "pictures.npz"
+    """Images with the teacher's features, and the student distilled on those that are not held out."""
+    path = folder / "images.npz"
     if not path.is_file():
         _render(path)
     if not (folder / "student.safetensors").is_file():
@@ -78,14 +78,14 @@ def prepare_emoji(folder: Path, *, epochs: int) -> None:
 
 def open_emoji(folder: Path) -> World:
     """Subcategories of emoji: learnt in the Noto style, shifted to the Twemoji style of the same held-out concepts."""
-    with np.load(folder / "pictures.npz", allow_pickle=False) as file:
+    with np.load(folder / "images.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in ("pixels", "source", "style", "subcategory", "held_out")}
     arrays = {name: values[arrays["source"] == "emoji"] for name, values in arrays.items()}
     noto = arrays["style"] == "noto"
     names = []
     for name in sorted(set(arrays["subcategory"].tolist())):
         own = (arrays["subcategory"] == name) & noto
-        if own.sum() >= LEAST_PICTURES and 0 < arrays["held_out"][own].sum() < own.sum():
+        if own.sum() >= LEAST_IMAGES and 0 < arrays["held_out"][own].sum() < own.sum():
             names.append(str(name))
     labels = np.array([names.index(one) if one in names else -1 for one in arrays["subcategory"].tolist()])
     splits = np.where(arrays["held_out"], np.where(noto, "test", "shift"), np.where(noto, "pool", ""))
@@ -100,18 +100,18 @@ def open_emoji(folder: Path) -> World:
     return World(
         Opened(network.eval(), preprocess, {"kind": "study"}),
         False,
-        labelled_pixels("emoji", names, labels, splits, pixels),
+        labeled_pixels("emoji", names, labels, splits, pixels),
     )
 
 
 def prepare_glyph_world(folder: Path, *, source_per_class: int, pool_per_class: int, epochs: int) -> None:
-    """The glyph ViT trained on clean fonts, target pictures to learn from, and clean ones for the shifted test."""
+    """The glyph ViT trained on clean fonts, target images to learn from, and clean ones for the shifted test."""
     prepare_glyphs(folder, source_per_class=source_per_class, target_per_class=pool_per_class, epochs=epochs)
     path = folder / "shift.npz"
     if not path.is_file():
         drawn = glyphs.glyphs("source", "petl shift", per_class=pool_per_class)
         with atomic_file(path) as handle:
-            np.savez(handle, arrays=drawn.pictures, labels=drawn.labels)
+            np.savez(handle, arrays=drawn.images, labels=drawn.labels)
 
 
 def open_glyph_world(folder: Path) -> World:
@@ -119,36 +119,36 @@ def open_glyph_world(folder: Path) -> World:
     with seeded(0):
         network = glyph_network()
     network.load_state_dict(load_file(folder / "before.safetensors"), strict=True)
-    pictures, labels, splits = [], [], []
+    images, labels, splits = [], [], []
     for file_name, split in (("train", "pool"), ("test", "test"), ("shift", "shift")):
         with np.load(folder / f"{file_name}.npz", allow_pickle=False) as file:
-            pictures.append(file["arrays"])
+            images.append(file["arrays"])
             labels.append(file["labels"])
             splits += [split] * len(file["labels"])
-    data = labelled_pixels(
-        "glyphs", glyphs.CLASSES, np.concatenate(labels), np.array(splits), torch.from_numpy(np.concatenate(pictures))
+    data = labeled_pixels(
+        "glyphs", glyphs.CLASSES, np.concatenate(labels), np.array(splits), torch.from_numpy(np.concatenate(images))
     )
     return World(Opened(network.eval(), GLYPH_PREPROCESS, {"kind": "study"}), True, data)
 
 
-def labelled_pixels(
+def labeled_pixels(
     name: str, classes: Sequence[str], labels: NDArray[Any], splits: NDArray[Any], pixels: Tensor
-) -> Labelled:
-    """Pictures [N, C, H, W] that are in memory, a name and a label for each, and which split it is in."""
+) -> Labeled:
+    """Images [N, C, H, W] that are in memory, a name and a label for each, and which split it is in."""
 
-    def picture(row: int, flip: bool) -> Tensor:
+    def image(row: int, flip: bool) -> Tensor:
         return pixels[row].flip(-1) if flip else pixels[row]
 
     keys = [str(number) for number in range(len(labels))]
-    return Labelled(name, tuple(classes), keys, labels.astype(np.int64), splits, picture)
+    return Labeled(name, tuple(classes), keys, labels.astype(np.int64), splits, image)
 
 
 def _render(path: Path) -> None:
     """All emoji and clip art at 64 px, and of Lite0 at 128 px the map [4, 4, 320] and both maps' means [432]."""
+    from foveate.core.progress import track
     from foveate.records.builtin.singles import singles
     from foveate.records.geometry import View
-    from foveate.records.pictures import decode
-    from foveate.settings.progress import track
+    from foveate.records.images import decode
     from foveate.vision.lite0 import Lite0Encoder, unpack_maps
     from foveate.vision.views import placed, render
 
@@ -189,7 +189,7 @@ def _render(path: Path) -> None:
 class DistilTask(Task):
     """The student's patches give the teacher's map, its class token the teacher's means, by two linear layers.
 
-    Half of the pictures are mirrored together with their map.
+    Half of the images are mirrored together with their map.
     """
 
     def __init__(self, network: Any, *, channels: int, pooled: int) -> None:
@@ -216,7 +216,7 @@ def student_weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 class _Pairs:
-    """Pictures with the teacher's features."""
+    """Images with the teacher's features."""
 
     def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
         rows = np.flatnonzero(~arrays["held_out"])
@@ -225,10 +225,10 @@ class _Pairs:
         self.map = torch.from_numpy(arrays["map"][rows].astype(np.float32))
         self.pooled = torch.from_numpy((pooled - pooled.mean(0)) / (pooled.std(0) + 1e-6))
 
-    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
-        """Normalised pixels, the map's 16 positions, the means."""
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
+        """Normalized pixels, the map's 16 positions, the means."""
         pixels, own = self.pixels[row].float() / 127.5 - 1, self.map[row]
-        if uniform("petl mirrored", seed, row, visit) < 0.5:
+        if uniform("petl mirrored", seed, row, epoch) < 0.5:
             pixels, own = pixels.flip(-1), own.flip(1)
         return {"pixels": pixels, "map": own.flatten(0, 1), "pooled": self.pooled[row]}
 

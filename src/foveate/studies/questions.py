@@ -1,4 +1,4 @@
-"""Questions that a person would ask a trained encoder, answered on held-out pictures and shown with pictures."""
+"""Questions that a person would ask a trained encoder, answered on held-out images and shown with images."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.core import seeds
 from foveate.metrics.grounding import occurs_once
-from foveate.metrics.retrieval import normalise
+from foveate.metrics.retrieval import normalize
 from foveate.pretrain.embed import Embedded
 from foveate.pretrain.evaluate import baseline_boxes
 from foveate.records.boxes import intersection_over_union
 from foveate.records.collection import Collection
 from foveate.records.thumbnails import save_thumbnail
-from foveate.settings import seeds
-from foveate.vision.localiser.asking import embed_phrases
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.asking import embed_phrases
+from foveate.vision.localizer.model import LocalizingModel
 
 SHOWN = 5
 
 
 class Album:
-    """Held-out pictures with what each model made of them; saves the ones that a page shows."""
+    """Held-out images with what each model made of them; saves the ones that a page shows."""
 
     def __init__(self, collection: Collection, run: Path, embedded: dict[str, Embedded], seed: int) -> None:
         self.collection, self.run, self.embedded, self.seed = collection, run, embedded, seed
         self.any = next(iter(embedded.values()))
         self.sources: NDArray[Any] = collection.label_values("source")[self.any.rows]
 
-    def picture(self, place: int) -> str:
-        """Saves the picture at a place of the pass; its path relative to the run folder."""
+    def image(self, place: int) -> str:
+        """Saves the image at a place of the pass; its path relative to the run folder."""
         row = int(self.any.rows[place])
-        path = self.run / "pictures" / f"held-out-{row:06d}.webp"
+        path = self.run / "images" / f"held-out-{row:06d}.webp"
         if not path.is_file():
-            save_thumbnail(self.collection.picture_bytes(row), path)
+            save_thumbnail(self.collection.image_bytes(row), path)
         return str(path.relative_to(self.run))
 
     def caption(self, place: int) -> str:
-        """The first text of a picture."""
+        """The first text of an image."""
         captions = self.collection.captions_of(int(self.any.rows[place]))
         return captions[0].text if captions else ""
 
@@ -55,19 +55,19 @@ def _best(scores_N: NDArray[np.floating[Any]], places: NDArray[np.int64]) -> lis
     return [(int(places[index]), float(scores_N[index])) for index in order]
 
 
-def word_searches(album: Album, models: dict[str, LocalisingModel], *, source: str, count: int) -> list[dict[str, Any]]:
-    """Texts of held-out pictures as queries over all held-out pictures of their source; right = the text's own."""
+def word_searches(album: Album, models: dict[str, LocalizingModel], *, source: str, count: int) -> list[dict[str, Any]]:
+    """Texts of held-out images as queries over all held-out images of their source; right = the text's own."""
     places = np.flatnonzero(album.sources == source)
     searches = []
     for place in album.chosen(places, count, f"words {source}"):
         text = album.caption(place)
         results = {}
         for name, model in models.items():
-            query = normalise(embed_phrases(model, [text]).numpy())[0]
+            query = normalize(embed_phrases(model, [text]).numpy())[0]
             found = _best(album.embedded[name].image_NE[places] @ query, places)
             results[name] = [
                 {
-                    "picture": album.picture(other),
+                    "image": album.image(other),
                     "caption": album.caption(other),
                     "score": score,
                     "right": album.caption(other) == text,
@@ -78,35 +78,33 @@ def word_searches(album: Album, models: dict[str, LocalisingModel], *, source: s
     return searches
 
 
-def picture_searches(
-    album: Album, names: Sequence[str], *, source: str, field: str, count: int
-) -> list[dict[str, Any]]:
-    """A held-out picture as query over the others of its source; right = the same value of a label field."""
+def image_searches(album: Album, names: Sequence[str], *, source: str, field: str, count: int) -> list[dict[str, Any]]:
+    """A held-out image as query over the others of its source; right = the same value of a label field."""
     places = np.flatnonzero(album.sources == source)
     labels = album.collection.label_values(field)[album.any.rows]
     searches = []
-    for place in album.chosen(places, count, f"picture {source}"):
+    for place in album.chosen(places, count, f"image {source}"):
         others = places[places != place]
         results = {}
         for name in names:
             image_NE = album.embedded[name].image_NE
             results[name] = [
                 {
-                    "picture": album.picture(other),
+                    "image": album.image(other),
                     "caption": album.caption(other),
                     "score": score,
                     "right": bool(labels[other] == labels[place]),
                 }
                 for other, score in _best(image_NE[others] @ image_NE[place], others)
             ]
-        query = {"kind": "picture", "picture": album.picture(place), "text": album.caption(place)}
+        query = {"kind": "image", "image": album.image(place), "text": album.caption(place)}
         note = f"right: the same {field}"
         searches.append({"query": query, "data": source, "results": results, "note": note})
     return searches
 
 
 def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -> list[dict[str, Any]]:
-    """A box as query over all boxes of other held-out pictures; right = the same concept."""
+    """A box as query over all boxes of other held-out images; right = the same concept."""
     seen = album.any
     label_R = np.array([region.label for region in seen.regions], dtype=object)
     values, counts = np.unique(label_R.astype(str), return_counts=True)
@@ -117,13 +115,13 @@ def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -
         return []
     searches = []
     for index in album.chosen(asked, count, f"box {part}"):
-        others = np.flatnonzero(seen.picture_R != seen.picture_R[index])
+        others = np.flatnonzero(seen.image_R != seen.image_R[index])
         results = {}
         for name in names:
-            unit_RE = normalise(album.embedded[name].z_RE)
+            unit_RE = normalize(album.embedded[name].z_RE)
             results[name] = [
                 {
-                    "picture": album.picture(int(seen.picture_R[other])),
+                    "image": album.image(int(seen.image_R[other])),
                     "box": _numbers(seen.boxes_R4[other]),
                     "caption": seen.regions[other].phrase,
                     "score": score,
@@ -133,7 +131,7 @@ def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -
             ]
         query = {
             "kind": "box",
-            "picture": album.picture(int(seen.picture_R[index])),
+            "image": album.image(int(seen.image_R[index])),
             "box": _numbers(seen.boxes_R4[index]),
             "text": seen.regions[index].phrase,
         }
@@ -152,14 +150,14 @@ def _numbers(box: NDArray[np.float64]) -> list[float]:
 
 
 def _askable(seen: Embedded, part: str, *, at_least: int) -> NDArray[np.int64]:
-    once = occurs_once([region.phrase for region in seen.regions], seen.picture_R.tolist())
-    counts = np.bincount(seen.picture_R)[seen.picture_R]
+    once = occurs_once([region.phrase for region in seen.regions], seen.image_R.tolist())
+    counts = np.bincount(seen.image_R)[seen.image_R]
     slice_R = np.array([region.slice for region in seen.regions], dtype=object)
     return np.flatnonzero(once & (counts >= at_least) & (slice_R == part))
 
 
 def where_questions(album: Album, name: str, *, part: str, count: int) -> list[dict[str, Any]]:
-    """Where is this phrase? Every rule's box, the centre box and a random one beside the truth."""
+    """Where is this phrase? Every rule's box, the center box and a random one beside the truth."""
     seen = album.embedded[name]
     boxes = {**seen.found, **baseline_boxes(len(seen.regions), seed=album.seed)}
     questions = []
@@ -167,7 +165,7 @@ def where_questions(album: Album, name: str, *, part: str, count: int) -> list[d
         truth = seen.boxes_R4[index]
         questions.append(
             {
-                "picture": album.picture(int(seen.picture_R[index])),
+                "image": album.image(int(seen.image_R[index])),
                 "phrase": seen.regions[index].phrase,
                 "slice": part,
                 "data": "scenes",
@@ -183,16 +181,16 @@ def where_questions(album: Album, name: str, *, part: str, count: int) -> list[d
 
 
 def choice_questions(album: Album, name: str, *, part: str, count: int) -> list[dict[str, Any]]:
-    """Which of the picture's boxes does this phrase mean?"""
+    """Which of the image's boxes does this phrase mean?"""
     seen = album.embedded[name]
-    unit_RE = normalise(seen.z_RE)
+    unit_RE = normalize(seen.z_RE)
     questions = []
     for index in album.chosen(_askable(seen, part, at_least=3), count, f"which {part}"):
-        same = np.flatnonzero(seen.picture_R == seen.picture_R[index])
+        same = np.flatnonzero(seen.image_R == seen.image_R[index])
         scores = unit_RE[same] @ seen.phrase_RE[index]
         questions.append(
             {
-                "picture": album.picture(int(seen.picture_R[index])),
+                "image": album.image(int(seen.image_R[index])),
                 "phrase": seen.regions[index].phrase,
                 "slice": part,
                 "data": "scenes",

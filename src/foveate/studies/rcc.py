@@ -10,7 +10,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 _ZLIB, _FOLDER, _ZSTD = 1, 2, 4
 _MOST_BYTES = 256 * 2**20  # of one file inside
@@ -19,7 +19,7 @@ _MOST_BYTES = 256 * 2**20  # of one file inside
 def read_rcc(path: Path) -> dict[str, bytes]:
     """Path inside -> bytes of every file of a resource file that is stored plain or packed with zlib.
 
-    Files packed with zstd are left out: the pictures of the packages that are read here are stored plain.
+    Files packed with zstd are left out: the images of the packages that are read here are stored plain.
 
     Raises:
         UserError: when the file is no resource file, or is cut off.

@@ -1,11 +1,11 @@
-"""Regions of real pictures that a user may have installed: maps of kgeography, details of GCompris.
+"""Regions of real images that a user may have installed: maps of kgeography, details of GCompris.
 
 Both are Debian packages under GPL (`apt-get install kgeography-data gcompris-qt-data`) and are never shipped; a folder
 into which a package was unpacked (`dpkg -x PACKAGE.deb FOLDER`) does as well.
 
-Maps: 154 drawn maps, every division with its name and an exact mask. Their flat colours would give a name away, so
-each drawing of a map is recoloured at random. Details: 21 photographs and paintings, each with some details cut out;
-nothing names a detail, but a model can be asked which box of the picture shows it.
+Maps: 154 drawn maps, every division with its name and an exact mask. Their flat colors would give a name away, so
+each drawing of a map is recolored at random. Details: 21 photographs and paintings, each with some details cut out;
+nothing names a detail, but a model can be asked which box of the image shows it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from foveate.core.errors import UserError
+from foveate.core.progress import track
+from foveate.core.seeds import generator
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
-from foveate.settings.progress import track
-from foveate.settings.seeds import generator
 from foveate.studies.rcc import read_rcc
 
 KGEOGRAPHY = "usr/share/kgeography"
@@ -37,10 +37,10 @@ MOST_DIVISIONS = 8  # the largest of a map
 
 @dataclass(frozen=True)
 class MapDivision:
-    """A named part of a map and the colour that marks its pixels."""
+    """A named part of a map and the color that marks its pixels."""
 
     name: str
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class DrawnMap:
 
 @dataclass(frozen=True)
 class Details:
-    """A picture with the details that were cut out of it, as pictures and as boxes."""
+    """An image with the details that were cut out of it, as images and as boxes."""
 
     key: str
     caption: str
-    picture: Image.Image
+    image: Image.Image
     boxes: tuple[Box, ...]
     crops: tuple[Image.Image, ...]
 
@@ -73,17 +73,17 @@ def find_installed(folders: tuple[Path, ...] = (Path("/"),)) -> tuple[Path | Non
 
 
 def read_map(path: Path) -> DrawnMap:
-    """One .kgm file and its picture.
+    """One .kgm file and its image.
 
     Raises:
         UserError: when a part is missing or unreadable.
     """
     try:
         root = ElementTree.parse(path).getroot()
-        picture = Image.open(path.parent / Path(root.findtext("mapFile") or "").name).convert("RGB")
+        image = Image.open(path.parent / Path(root.findtext("mapFile") or "").name).convert("RGB")
     except (ElementTree.ParseError, OSError) as problem:
         raise UserError(f"{path}: the map cannot be read ({problem})") from problem
-    pixels_HW3 = np.asarray(picture).astype(np.int32)
+    pixels_HW3 = np.asarray(image).astype(np.int32)
     codes_HW = (pixels_HW3[..., 0] << 16) | (pixels_HW3[..., 1] << 8) | pixels_HW3[..., 2]
     divisions, labels_HW = [], np.full(codes_HW.shape, -1, np.int16)
     for one in root.iter("division"):
@@ -91,7 +91,7 @@ def read_map(path: Path) -> DrawnMap:
         try:
             red, green, blue = (int(one.findtext(f"color/{part}") or "") for part in ("red", "green", "blue"))
         except ValueError as problem:
-            raise UserError(f"{path}: the division '{name}' has no colour") from problem
+            raise UserError(f"{path}: the division '{name}' has no color") from problem
         if one.findtext("ignore") != "yes" and name:
             labels_HW[codes_HW == (red << 16 | green << 8 | blue)] = len(divisions)
             divisions.append(MapDivision(name, (red, green, blue)))
@@ -100,16 +100,16 @@ def read_map(path: Path) -> DrawnMap:
     return DrawnMap(path.stem, title, tuple(divisions), labels_HW, codes_HW == 0)
 
 
-def recolour(drawn: DrawnMap, rng: np.random.Generator) -> Image.Image:
-    """The map in random colours, the longest side LONGEST pixels: no colour says which division it is."""
+def recolor(drawn: DrawnMap, rng: np.random.Generator) -> Image.Image:
+    """The map in random colors, the longest side LONGEST pixels: no color says which division it is."""
     palette = rng.integers(30, 226, (len(drawn.divisions) + 1, 3)).astype(np.uint8)
     palette[-1] = rng.integers(200, 256, 3)
     pixels_HW3 = palette[drawn.labels_HW]
     pixels_HW3[drawn.frontier_HW] = rng.integers(0, 60, 3)
-    picture = Image.fromarray(pixels_HW3)
-    scale = LONGEST / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.BOX)
+    image = Image.fromarray(pixels_HW3)
+    scale = LONGEST / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BOX)
 
 
 def map_regions(drawn: DrawnMap) -> list[Region]:
@@ -128,9 +128,9 @@ def map_regions(drawn: DrawnMap) -> list[Region]:
 
 
 def build_maps(target: Path, folder: Path, *, train: int, test: int, seed: int = 0) -> None:
-    """Writes `train` + `test` recoloured drawings of every map that has at least two usable divisions.
+    """Writes `train` + `test` recolored drawings of every map that has at least two usable divisions.
 
-    The names of the test drawings are those of the training drawings, the colours are not: what is learnt is the
+    The names of the test drawings are those of the training drawings, the colors are not: what is learnt is the
     shape and the place of a division.
 
     Raises:
@@ -139,7 +139,7 @@ def build_maps(target: Path, folder: Path, *, train: int, test: int, seed: int =
     paths = sorted(folder.glob("*.kgm"))
     if not paths:
         raise UserError(f"{folder}: holds no maps of kgeography (*.kgm)")
-    with CollectionWriter(target, licence="kgeography-data, GPL-2+", source="maps") as writer:
+    with CollectionWriter(target, license="kgeography-data, GPL-2+", source="maps") as writer:
         for path in track(paths, description="maps"):
             drawn = read_map(path)
             regions = map_regions(drawn)
@@ -149,7 +149,7 @@ def build_maps(target: Path, folder: Path, *, train: int, test: int, seed: int =
                 for number in range(count):
                     rng = generator("maps", seed, split, number, drawn.key)
                     target_bytes = io.BytesIO()
-                    recolour(drawn, rng).save(target_bytes, "PNG")
+                    recolor(drawn, rng).save(target_bytes, "PNG")
                     writer.add(
                         f"map-{drawn.key}-{split}-{number:03d}",
                         target_bytes.getvalue(),
@@ -168,9 +168,9 @@ _BOARD_GROUND = re.compile(r'"pixmapfile"\s*:\s*"([^"]+_background\.[a-z]+)"')
 
 
 def read_details(path: Path) -> list[Details]:
-    """The pictures of GCompris' activity "details" with the boxes of their details.
+    """The images of GCompris' activity "details" with the boxes of their details.
 
-    A detail's box has the size of its own picture, relative to the whole picture, about the stated centre.
+    A detail's box has the size of its own image, relative to the whole image, about the stated center.
 
     Raises:
         UserError: when the file is no resource file.
@@ -186,17 +186,17 @@ def read_details(path: Path) -> list[Details]:
         whole = files.get(f"{root}/{ground.group(1)}") if ground else None
         if whole is None:
             continue
-        picture = Image.open(io.BytesIO(whole)).convert("RGB")
+        image = Image.open(io.BytesIO(whole)).convert("RGB")
         boxes, crops = [], []
         for file, x, y in _BOARD_ITEM.findall(text):
             if f"{root}/{file}" in files:
                 crop = Image.open(io.BytesIO(files[f"{root}/{file}"]))
-                boxes.append(_about(float(x), float(y), crop.size, picture.size))
+                boxes.append(_about(float(x), float(y), crop.size, image.size))
                 crops.append(crop.convert("RGB"))
         said = _BOARD_TEXT.search(text)
         if len(boxes) > 1:
             caption = said.group(1) if said else ""
-            found.append(Details(Path(name).stem, caption, picture, tuple(boxes), tuple(crops)))
+            found.append(Details(Path(name).stem, caption, image, tuple(boxes), tuple(crops)))
     return found
 
 

@@ -21,13 +21,13 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-import foveate
 import foveate.studies
-from foveate.settings.cells import Cell, CellStore, run_cells
-from foveate.settings.errors import UserError, choose
-from foveate.settings.files import FolderLock
-from foveate.settings.progress import configure, say
-from foveate.settings.runs import RunFolder
+from foveate.core.cells import Cell, CellStore, run_cells
+from foveate.core.errors import UserError, choose
+from foveate.core.files import FolderLock
+from foveate.core.progress import configure, say
+from foveate.core.runs import RunFolder
+from foveate.core.version import __version__
 from foveate.studies.cells import announce
 from foveate.studies.study import Design, row_values, summary
 
@@ -139,7 +139,7 @@ def _beside(study: Any, folder: Path, scale: Any) -> list[dict[str, Any]]:
 
 
 def _prepare(work: Any) -> None:
-    """Pictures and frozen features, by one process at a time; a second one waits until they are there."""
+    """Images and frozen features, by one process at a time; a second one waits until they are there."""
     lock = FolderLock(work.folder / "preparing", purpose="study")
     while True:
         try:
@@ -224,6 +224,6 @@ def _result(
         "planned": len(cells),
         "seconds": {"trainings": round(sum(one.seconds for one in done.values()), 1)},
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
-        "version": foveate.__version__,
+        "version": __version__,
         "command": command or [sys.argv[0]],
     }

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from foveate.core.cells import Cell
 from foveate.metrics.intervals import seed_interval
-from foveate.settings.cells import Cell
 
 Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]  # (condition, row) -> seed -> measure -> value
 

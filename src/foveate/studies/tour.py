@@ -1,4 +1,4 @@
-"""The tour: CLIP and CLOC on the same built-in pictures with the same budget, measured and asked on held-out ones."""
+"""The tour: CLIP and CLOC on the same built-in images with the same budget, measured and asked on held-out ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import foveate
+from foveate.core.devices import peak_gigabytes
+from foveate.core.errors import UserError
+from foveate.core.paths import PACKAGE
+from foveate.core.progress import say
+from foveate.core.recipes import load
+from foveate.core.runs import RunFolder
+from foveate.core.version import __version__
 from foveate.metrics.intervals import seed_interval
 from foveate.pretrain.answers import merge_tables
 from foveate.pretrain.embed import Embedded, kept_features
@@ -22,16 +28,11 @@ from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import CACHE, VALIDATION, Pretrained, build_dataset, build_model, pretrain
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_tour_collection
-from foveate.settings.errors import UserError
-from foveate.settings.memory import peak_gigabytes
-from foveate.settings.progress import say
-from foveate.settings.recipes import load
-from foveate.settings.runs import RunFolder
 from foveate.studies.questions import (
     Album,
     box_searches,
     choice_questions,
-    picture_searches,
+    image_searches,
     where_questions,
     word_searches,
 )
@@ -39,32 +40,32 @@ from foveate.studies.tour_calibration import FOLDER, few, tour_calibration
 from foveate.studies.tour_captions import sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
 from foveate.vision.lite0 import Lite0Encoder
-from foveate.vision.localiser.folder import load_model
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.folder import load_model
+from foveate.vision.localizer.model import LocalizingModel
 
 TEST = "test"
 FEW_ROUNDS = 4  # of the federated maps of a tour for a look
 
 RECIPES = {"clip": "tour-clip", "cloc": "tour"}
 TITLES = {
-    "clip": ("CLIP", "pictures and texts only: it never saw a box"),
+    "clip": ("CLIP", "images and texts only: it never saw a box"),
     "cloc": ("CLOC", "the same data and budget, and the boxes: it can be asked about a box, or for one"),
 }
 COLUMNS = [
     {"key": "clip", "title": "CLIP", "what": "image tokens under the box", "role": "baseline"},
-    {"key": "clip_crop", "title": "CLIP, crop", "what": "each box encoded as a picture", "role": "baseline"},
-    {"key": "cloc", "title": "CLOC", "what": "one pass over the picture, boxes as prompts", "role": "ours"},
+    {"key": "clip_crop", "title": "CLIP, crop", "what": "each box encoded as an image", "role": "baseline"},
+    {"key": "cloc", "title": "CLOC", "what": "one pass over the image, boxes as prompts", "role": "ours"},
     {
         "key": "cloc_shuffled",
         "title": "CLOC, boxes shuffled",
         "what": "control: boxes of other regions; must fall",
         "role": "control",
     },
-    {"key": "guess", "title": "centre box", "what": "an answer that sees nothing", "role": "control"},
+    {"key": "guess", "title": "center box", "what": "an answer that sees nothing", "role": "control"},
 ]
 # Columns of the full tables that stand for the tour's columns where a question has several ways of answering.
-WHERE = {"cloc_head": "cloc", "centre": "guess"}
-CANDIDATES = {"clip_candidates": "clip", "cloc_candidates": "cloc", "centre": "guess"}
+WHERE = {"cloc_head": "cloc", "center": "guess"}
+CANDIDATES = {"clip_candidates": "clip", "cloc_candidates": "cloc", "center": "guess"}
 # What is reported apart (`records.builtin.concepts`).
 PARTS = {"seen": "seen concepts", "unseen": "unseen concepts", "unseen kind": "unseen kinds"}
 LIMITS = [
@@ -115,7 +116,7 @@ def tour(
     """
     clock = Clock()
     run = RunFolder.create(run_path, command=command)
-    say("1 of 4: the built-in pictures")
+    say("1 of 4: the built-in images")
     build_tour_collection(
         run.path / "collection",
         train_scenes=train_scenes,
@@ -150,7 +151,7 @@ def tour(
         collection, run, encoder=encoder, cache=collection.path / CACHE, seed=seed, device=device, epochs=few(steps)
     )
     clock.lap("calibration")
-    say("and eight sites that keep their pictures: groups of all, and one map")
+    say("and eight clients that keep their images: groups of all, and one map")
     kept = run.path / FOLDER / "features.npz"
     result["federated"] = tour_federated(
         collection, run, features=kept, seed=seed, rounds=None if steps is None else FEW_ROUNDS
@@ -173,9 +174,9 @@ def _keep_features(collection: Collection, seed: int) -> None:
 
 @dataclass
 class Answers:
-    """Both models of one seed, what each made of the held-out pictures, and their table."""
+    """Both models of one seed, what each made of the held-out images, and their table."""
 
-    models: dict[str, LocalisingModel]
+    models: dict[str, LocalizingModel]
     embedded: dict[str, Embedded]
     trained: dict[str, Pretrained]
     table: list[dict[str, Any]]
@@ -235,7 +236,7 @@ def tour_table(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 _FIRST = (
     "what is in this box, of all names: top-1",
     "where is it (grounding head): IoU",
-    "which of the picture's boxes",
+    "which of the image's boxes",
 )
 
 
@@ -261,7 +262,7 @@ def over_seeds(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
 
 def _commit() -> str | None:
     """The commit of the checkout that runs, or None outside one."""
-    folder = Path(foveate.__file__).parent
+    folder = PACKAGE
     try:
         found = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],
@@ -293,7 +294,7 @@ def _result(
     searches = [
         *word_searches(album, answers.models, source="clipart", count=3),
         *word_searches(album, answers.models, source="emoji", count=3),
-        *picture_searches(album, names, source="emoji", field="concept", count=2),
+        *image_searches(album, names, source="emoji", field="concept", count=2),
         *box_searches(album, names, part="seen", count=2),
         *box_searches(album, names, part="unseen", count=1),
         *box_searches(album, names, part="unseen kind", count=1),
@@ -307,18 +308,18 @@ def _result(
         "kind": "tour",
         "seed": seed,
         "seeds": list(range(seed, seed + seeds)),
-        "interval": "95 % intervals, bootstrap over pictures" if seeds == 1 else f"95 % t-intervals over {seeds} seeds",
+        "interval": "95 % intervals, bootstrap over images" if seeds == 1 else f"95 % t-intervals over {seeds} seeds",
         "machine": {
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
-        "version": foveate.__version__,
+        "version": __version__,
         "commit": _commit(),
         "command": command or [sys.argv[0]],
         "collection": {
             "name": collection.name,
-            "pictures": {str(one): int((sources == one).sum()) for one in sorted(set(sources))},
+            "images": {str(one): int((sources == one).sum()) for one in sorted(set(sources))},
             "splits": {str(one): int((collection.splits == one).sum()) for one in sorted(set(collection.splits))},
             "regions": collection.table("regions").num_rows,
             "captions": collection.table("captions").num_rows,

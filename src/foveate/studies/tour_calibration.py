@@ -1,7 +1,7 @@
 """The tour's calibration: a small network that knows subcategories of emoji in one style is fine-tuned on half of them
 in another; what that breaks, what it leaves whole, and what one number repairs.
 
-The world is that of the study `calibration`; pictures and frozen features are those that the tour has already.
+The world is that of the study `calibration`; images and frozen features are those that the tour has already.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from foveate.adapt.calibration.fine_tuning import FineTuneSettings, fine_tune, h
 from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
 from foveate.adapt.calibration.run import Calibrated, Evidence, calibrate
 from foveate.adapt.samples import Answers, answer
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.files import atomic_file
+from foveate.core.progress import say
+from foveate.core.runs import RunFolder
 from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.nearest_mean import head_changes
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.thumbnails import save_thumbnail
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
-from foveate.settings.files import atomic_file
-from foveate.settings.progress import say
-from foveate.settings.runs import RunFolder
 from foveate.studies.calibration import EMOJI, FULL, RATES
 from foveate.studies.calibration_worlds import World, emoji_arrays, held_out, open_emoji, prepare_emoji
 from foveate.vision.features import FeatureCache
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps
 
-SHOWN = {"absent": 6, "seen": 3}  # pictures on the page whose answer gamma changes
+SHOWN = {"absent": 6, "seen": 3}  # images on the page whose answer gamma changes
 FOLDER = "calibration"
 
 
@@ -110,7 +110,7 @@ def few(steps: int | None) -> int | None:
 
 
 def _features(path: Path, collection: Collection, encoder: Lite0Encoder, cache: Path) -> None:
-    """The features of the study, of the tour's own emoji pictures, with their rows."""
+    """The features of the study, of the tour's own emoji images, with their rows."""
     rows = collection.rows(where={"source": "emoji"})
     stored = FeatureCache(
         encoder, collection, rows, folder=cache, views=1, view_of=lambda *_: View(), device=encoder.proj.weight.device
@@ -148,7 +148,7 @@ def _shown(
     *,
     seed: int,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
-    """Held-out pictures whose answer gamma changes, drawn by the seed, and how many such there are by group."""
+    """Held-out images whose answer gamma changes, drawn by the seed, and how many such there are by group."""
     arrays, _ = emoji_arrays(run / FOLDER / "features.npz")
     rows = arrays["row"][(arrays["style"] == "twemoji") & arrays["held_out"]]
     shifted = tested.logits.astype(np.float64)
@@ -167,12 +167,12 @@ def _shown(
         }
         for place in _drawn(np.flatnonzero(changed), rows, collection, count=SHOWN[name], seed=seed):
             row = int(rows[place])
-            path = run / "pictures" / f"calibration-{row:06d}.webp"
-            save_thumbnail(collection.picture_bytes(row), path, longest_side=160)
+            path = run / "images" / f"calibration-{row:06d}.webp"
+            save_thumbnail(collection.image_bytes(row), path, longest_side=160)
             titles = [one.text for one in collection.captions_of(row) if one.kind == "title"]
             examples.append(
                 {
-                    "picture": str(path.relative_to(run)),
+                    "image": str(path.relative_to(run)),
                     "title": titles[0] if titles else "",
                     "group": name,
                     "label": world.before.names[int(tested.labels[place])],

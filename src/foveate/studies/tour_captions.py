@@ -1,5 +1,5 @@
-"""The tour's captions: a captioner trained on its pictures, what it says of held-out ones in every format, regions that
-are labelled from its words, and what its short captions do to an encoder.
+"""The tour's captions: a captioner trained on its images, what it says of held-out ones in every format, regions that
+are labeled from its words, and what its short captions do to an encoder.
 
 Everything runs on the frozen features that the tour's encoders have cached. Called by `foveate.studies.tour`, and no
 part of it changes the collection of the tour: captions go into a copy of its table in memory.
@@ -31,23 +31,23 @@ from foveate.caption.small.train import train_captioner
 from foveate.caption.vesl.detection import Shown, find_detector
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import open_extractor
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.recipes import load
+from foveate.core.runs import RunFolder
 from foveate.metrics.captions import assertion_metrics
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import CACHE, pretrain
 from foveate.records.collection import Collection
-from foveate.records.pictures import decode
+from foveate.records.images import decode
 from foveate.records.sentences import sentences
 from foveate.records.thumbnails import save_thumbnail
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
-from foveate.settings.recipes import load
-from foveate.settings.runs import RunFolder
-from foveate.vision.localiser.folder import load_model
+from foveate.vision.localizer.folder import load_model
 
 CAPTIONER = "captioner-tour"
 ENCODER = "tour-clip"
 SHOWN = 8
-TRAINED_ON = 400  # pictures that get a short caption, and on which the two small encoders are trained
+TRAINED_ON = 400  # images that get a short caption, and on which the two small encoders are trained
 STEPS, BATCH = 60, 128
 # Where writing stops: well above what each format allows, so that only captions that never end are cut.
 MOST_TOKENS = {"ssc": 60, "dsc": 140, "dsc_plus": 400, "afc": 140}
@@ -102,7 +102,7 @@ def tour_captions(
     encoder trained with AltTexts alone with one that also reads short captions; JSON for the tour's page.
 
     Args:
-        locator: model folder that finds phrases in pictures: the tour's own CLOC.
+        locator: model folder that finds phrases in images: the tour's own CLOC.
     """
     sizes = sizes or Sizes()
     recipe = load(CaptionerRecipe, CAPTIONER, [f"training.seed={seed}", *sizes.captioner])
@@ -157,9 +157,9 @@ def _examples(
     locator: Path,
     device: str | None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Pictures with all their texts, judged by the scenes' truth, and pseudo-labelled regions; numbers per format."""
+    """Images with all their texts, judged by the scenes' truth, and pseudo-labeled regions; numbers per format."""
     captions = _written(captioner, collection, rows, CAPTION_KINDS)
-    labelled = _regions(collection, {row: said.get("dsc", "") for row, said in captions.items()}, locator, device)
+    labeled = _regions(collection, {row: said.get("dsc", "") for row, said in captions.items()}, locator, device)
     truths = SceneTruths(collection)
     examples, verdicts = [], {kind: list[list[str]]() for kind in ("alt", *CAPTION_KINDS)}
     lengths: dict[str, list[int]] = {kind: [] for kind in verdicts}
@@ -175,10 +175,10 @@ def _examples(
             lengths[kind].append(clip_tokens(texts[kind]))
             marked = [{"text": a, "verdict": v} for a, v in zip(assertions, judged, strict=True)]
             shown.append({"format": kind, "title": title(kind), "text": texts[kind], "assertions": marked})
-        picture = collection.picture_bytes(row)
-        path = save_thumbnail(picture, run / "pictures" / f"captions-{number:02d}.webp", longest_side=360)
-        about = {"key": collection.keys[row], "captions": shown, "regions": labelled.get(row, [])}
-        examples.append({"picture": str(path.relative_to(run)), **about})
+        image = collection.image_bytes(row)
+        path = save_thumbnail(image, run / "images" / f"captions-{number:02d}.webp", longest_side=360)
+        about = {"key": collection.keys[row], "captions": shown, "regions": labeled.get(row, [])}
+        examples.append({"image": str(path.relative_to(run)), **about})
     counts = []
     for kind, judged in verdicts.items():
         if judged:
@@ -191,7 +191,7 @@ def _examples(
 def _regions(
     collection: Collection, captions: dict[int, str], locator: Path, device: str | None
 ) -> dict[int, list[dict[str, Any]]]:
-    """Row -> what VESL makes of its caption: its phrases, each where our own localiser finds it."""
+    """Row -> what VESL makes of its caption: its phrases, each where our own localizer finds it."""
     extractor, kind = open_extractor(PhraseSettings()), find_detector("cloc")
     phrases = {row: kept for row, caption in captions.items() if (kept := extractor(caption).kept)}
     if not phrases:
@@ -199,7 +199,7 @@ def _regions(
     detector = kind.open(kind.settings.model_validate({"model": str(locator)}), collection, device)
     shown = []
     for row in phrases:
-        image = decode(collection.picture_bytes(row), longest_side=2 * detector.input_px)
+        image = decode(collection.image_bytes(row), longest_side=2 * detector.input_px)
         width, height = (int(collection.index[name][row]) for name in ("width", "height"))
         shown.append(Shown(row, collection.keys[row], image, width, height))
     return {
@@ -220,7 +220,7 @@ def _encoders(
     device: str | None,
     sizes: Sizes,
 ) -> dict[str, Any]:
-    """Two small encoders on the same pictures and steps: AltTexts alone, and half short captions; searches on both."""
+    """Two small encoders on the same images and steps: AltTexts alone, and half short captions; searches on both."""
     from foveate.studies.captions_measures import retrieval
 
     part = _scenes(collection, "train", sizes.trained_on, seed)
@@ -233,7 +233,7 @@ def _encoders(
     asked = [render("ssc", known[row], alt="", rng=np.random.default_rng(0)).text for row in rows.tolist()]
     distinct = list(dict.fromkeys(asked))
     found: dict[str, float] = {}
-    from foveate.caption.assertions.verify_model import encode_pictures
+    from foveate.caption.assertions.verify_model import encode_images
 
     for name, weights in (("alt", "{alt: 1}"), ("hybrid", "{alt: 0.5, ssc: 0.5}")):
         changes = [
@@ -253,13 +253,13 @@ def _encoders(
         if done.model_folder is None:
             raise UserError(f"{run.path}: stopped; the same command goes on")
         model = load_model(done.model_folder, device=device)
-        kept, _, image_NE = encode_pictures(model, collection, rows, cache=collection.path / CACHE)
+        kept, _, image_NE = encode_images(model, collection, rows, cache=collection.path / CACHE)
         text_TE = model.encode_text(distinct).detach().cpu().numpy()
         own = [asked[place] for place in np.searchsorted(rows, kept).tolist()]
         found[name] = retrieval(image_NE, text_TE, own, distinct, best=10)
     return {
         "measure": "searches with short true sentences, both ways, R@10",
-        "pictures": len(rows),
+        "images": len(rows),
         "trained_on": len(part),
         "captioned": len(captions),
         "steps": sizes.steps,

@@ -1,7 +1,7 @@
-"""The tour's federated part: emoji split by category over eight sites, grouped from what each sends once, and drawn in
+"""The tour's federated part: emoji split by category over eight clients, grouped from what each sends once, and drawn in
 one map by FedNE, federated averaging's beside it.
 
-The split is that of the study `fedne`: a category a site. Features are those that the tour has already; all sites are
+The split is that of the study `fedne`: a category a client. Features are those that the tour has already; all clients are
 in this process, and what each would send is counted.
 """
 
@@ -20,44 +20,44 @@ import yaml
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from foveate.core.progress import silent
+from foveate.core.runs import RunFolder
+from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import distances, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, pooled
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.clustering.settings import resolve
-from foveate.federated.embedding.fitting import Fitted, fit_sites
+from foveate.federated.embedding.fitting import Fitted, fit_clients
 from foveate.federated.embedding.options import FEDAVG, FEDNE, options_of
 from foveate.federated.embedding.quality import quality, sample, stacked
 from foveate.federated.embedding.run import halves
 from foveate.federated.rounds import InProcess, Log
-from foveate.federated.sites import Site
-from foveate.federated.sources import Sites, split_labels
+from foveate.federated.sources import Clients, split_labels
 from foveate.metrics import clustering as metrics
 from foveate.metrics.embedding import knn_right
 from foveate.metrics.intervals import Interval, paired_difference
 from foveate.records.collection import Collection
 from foveate.records.thumbnails import save_thumbnail
-from foveate.settings.progress import silent
-from foveate.settings.runs import RunFolder
-from foveate.studies.picture_features import LENGTH
+from foveate.studies.image_features import LENGTH
 
-SITES, SPLIT, STYLE = 8, "shards:1", "noto"
+CLIENTS, SPLIT, STYLE = 8, "shards:1", "noto"
 ROUNDS, HELD_OUT = 40, 0.2
-MOST_DRAWN, PICTURES = 1200, 6
+MOST_DRAWN, IMAGES = 1200, 6
 FOLDER = "federated"
 TITLES = {FEDNE: "FedNE", FEDAVG: "Federated averaging"}
 
 
 @dataclass(frozen=True)
 class Emoji:
-    """Emoji at eight sites: points and categories by site, and the collection's row of each picture."""
+    """Emoji at eight clients: points and categories by client, and the collection's row of each image."""
 
-    sites: Sites
+    clients: Clients
     rows: list[NDArray[np.int64]]
 
     @property
     def labels(self) -> list[NDArray[Any]]:
-        assert self.sites.labels is not None
-        return self.sites.labels
+        assert self.clients.labels is not None
+        return self.clients.labels
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ def tour_federated(
         features: npz file with `features` [N, D], `style` and `row`, as the tour's calibration writes it.
         rounds: of both maps; `ROUNDS` by default.
     """
-    about = {"sites": SITES, "split": SPLIT, "style": STYLE, "rounds": rounds or ROUNDS, "seed": seed}
+    about = {"clients": CLIENTS, "split": SPLIT, "style": STYLE, "rounds": rounds or ROUNDS, "seed": seed}
     folder = RunFolder.create(run.path / f"{FOLDER}-seed{seed}", recipe=yaml.safe_dump(about))
     if (folder.path / "result.json").is_file():
         return folder.read_result()
@@ -94,19 +94,19 @@ def tour_federated(
 def _found(collection: Collection, run: Path, features: Path, *, seed: int, rounds: int) -> dict[str, Any]:
     emoji = read_emoji(features, collection, seed=seed)
     found, log = _grouped(emoji, seed=seed)
-    groups = [nearest(points, found.centres)[0] for points in emoji.sites.points]
+    groups = [nearest(points, found.centers)[0] for points in emoji.clients.points]
     maps, fits = _mapped(emoji, seed=seed, rounds=rounds)
     groupings = _groupings(emoji, found, groups, seed=seed)
     gain = _gain(emoji, fits, seed=seed)
-    points = np.concatenate(emoji.sites.points)
+    points = np.concatenate(emoji.clients.points)
     shown = sample(len(points), MOST_DRAWN, seed=seed)
-    owners = np.repeat(np.arange(SITES), [len(one) for one in emoji.sites.points])
+    owners = np.repeat(np.arange(CLIENTS), [len(one) for one in emoji.clients.points])
     for one, fitted in zip(maps, fits, strict=True):
         one["places"] = np.round(fitted.transform(points)[shown].astype(float), 3).tolist()
     return {
-        "pictures": len(points),
+        "images": len(points),
         "features": points.shape[1],
-        "clusters": len(found.centres),
+        "clusters": len(found.centers),
         "method": found.title,
         "rounds": rounds,
         "held_out": gain.n,
@@ -116,48 +116,48 @@ def _found(collection: Collection, run: Path, features: Path, *, seed: int, roun
         "owners": owners[shown].tolist(),
         "labels": np.concatenate(emoji.labels)[shown].tolist(),
         "groups": np.concatenate(groups)[shown].tolist(),
-        "sites": _by_site(emoji, log, {name: fit.log for name, fit in zip(TITLES, fits, strict=True)}),
+        "clients": _by_client(emoji, log, {name: fit.log for name, fit in zip(TITLES, fits, strict=True)}),
         "examples": _examples(collection, run, emoji, found, groups),
     }
 
 
 def read_emoji(features: Path, collection: Collection, *, seed: int) -> Emoji:
-    """The emoji of one style over eight sites, a category each; the largest categories at two."""
+    """The emoji of one style over eight clients, a category each; the largest categories at two."""
     with np.load(features, allow_pickle=False) as file:
         chosen = file["style"] == STYLE
         points, rows = file["features"][chosen].astype(np.float64), file["row"][chosen]
-    # The length is a constant, not a statistic of all sites' data, which no site has.
+    # The length is a constant, not a statistic of all clients' data, which no client has.
     points *= LENGTH / np.linalg.norm(points, axis=1, keepdims=True)
     labels = collection.label_values("category")[rows].astype(str)
-    parts = split_labels(labels, len(points), SPLIT, SITES, seed=seed)
-    sites = Sites(
+    parts = split_labels(labels, len(points), SPLIT, CLIENTS, seed=seed)
+    clients = Clients(
         parts.names, [points[one] for one in parts.rows], [labels[one] for one in parts.rows], f"{SPLIT}, seed {seed}"
     )
-    return Emoji(sites, [rows[one] for one in parts.rows])
+    return Emoji(clients, [rows[one] for one in parts.rows])
 
 
 def _grouped(emoji: Emoji, *, seed: int) -> tuple[Clustered, Log]:
     """As many groups as there are categories, by the default method."""
     log = Log()
     clusters = len(np.unique(np.concatenate(emoji.labels)))
-    members = [Site(number, points, HANDLERS) for number, points in enumerate(emoji.sites.points)]
+    members = [Client(number, points, HANDLERS) for number, points in enumerate(emoji.clients.points)]
     return cluster(InProcess(members, log=log), resolve(clusters, seed=seed)), log
 
 
 def _groupings(emoji: Emoji, found: Clustered, groups: list[NDArray[np.int64]], *, seed: int) -> list[dict[str, Any]]:
-    """How groups match categories: the sites' common ones, those of all pictures in one place, the largest site's."""
-    points, labels = np.concatenate(emoji.sites.points), np.concatenate(emoji.labels)
+    """How groups match categories: the clients' common ones, those of all images in one place, the largest client's."""
+    points, labels = np.concatenate(emoji.clients.points), np.concatenate(emoji.labels)
     central = resolve(found.settings.clusters, method_name="central", seed=seed)
-    largest = max(emoji.sites.points, key=len)
+    largest = max(emoji.clients.points, key=len)
     answers = {
-        "all sites, centroids only": np.concatenate(groups),
-        "all pictures in one place": nearest(points, pooled(points, central).centres)[0],
-        "the largest site alone": nearest(points, pooled(largest, central).centres)[0],
+        "all clients, centroids only": np.concatenate(groups),
+        "all images in one place": nearest(points, pooled(points, central).centers)[0],
+        "the largest client alone": nearest(points, pooled(largest, central).centers)[0],
     }
     return [
         {
             "title": title,
-            "nmi": metrics.normalised_mutual_information(labels, own),
+            "nmi": metrics.normalized_mutual_information(labels, own),
             "purity": metrics.purity(labels, own),
         }
         for title, own in answers.items()
@@ -165,13 +165,13 @@ def _groupings(emoji: Emoji, found: Clustered, groups: list[NDArray[np.int64]], 
 
 
 def _mapped(emoji: Emoji, *, seed: int, rounds: int) -> tuple[list[dict[str, Any]], list[Fitted]]:
-    """Both maps, drawn of four fifths of each site's pictures and measured with the others."""
-    parts = halves(emoji.sites, HELD_OUT, seed=seed)
+    """Both maps, drawn of four fifths of each client's images and measured with the others."""
+    parts = halves(emoji.clients, HELD_OUT, seed=seed)
     maps, fits = [], []
     for name in TITLES:
         options = options_of({"method": name, "surrogate": "grid", "rounds": rounds, "seed": seed})
         with silent():
-            fitted = fit_sites(parts.fitted, options)
+            fitted = fit_clients(parts.fitted, options)
         drawn = [
             stacked(side, [fitted.transform(one) for one in side], labels)
             for side, labels in ((parts.fitted, parts.fitted_labels), (parts.apart, parts.apart_labels))
@@ -179,7 +179,7 @@ def _mapped(emoji: Emoji, *, seed: int, rounds: int) -> tuple[list[dict[str, Any
         maps.append(
             {
                 "title": TITLES[name],
-                "quality": quality(drawn[0], drawn[1], k=options.neighbours),
+                "quality": quality(drawn[0], drawn[1], k=options.neighbors),
                 "bytes_up": fitted.log.bytes(up=True),
                 "bytes_down": fitted.log.bytes(up=False),
                 "notes": fitted.state.notes,
@@ -190,8 +190,8 @@ def _mapped(emoji: Emoji, *, seed: int, rounds: int) -> tuple[list[dict[str, Any
 
 
 def _gain(emoji: Emoji, fits: list[Fitted], *, seed: int) -> Interval:
-    """FedNE's right votes minus averaging's, over held-out pictures."""
-    parts = halves(emoji.sites, HELD_OUT, seed=seed)
+    """FedNE's right votes minus averaging's, over held-out images."""
+    parts = halves(emoji.clients, HELD_OUT, seed=seed)
     assert parts.fitted_labels is not None
     assert parts.apart_labels is not None
     fitted, apart = np.concatenate(parts.fitted), np.concatenate(parts.apart)
@@ -199,7 +199,7 @@ def _gain(emoji: Emoji, fits: list[Fitted], *, seed: int) -> Interval:
         knn_right(
             one.transform(fitted),
             np.concatenate(parts.fitted_labels),
-            k=one.options.neighbours,
+            k=one.options.neighbors,
             test_map_Md=one.transform(apart),
             test_labels_M=np.concatenate(parts.apart_labels),
         ).astype(float)
@@ -210,9 +210,9 @@ def _gain(emoji: Emoji, fits: list[Fitted], *, seed: int) -> Interval:
 
 def sentence(groupings: list[dict[str, Any]], maps: list[dict[str, Any]], gain: Interval) -> str:
     """What the numbers say, and no more."""
-    sites, central = groupings[0]["nmi"], groupings[1]["nmi"]
-    as_good = "no worse than" if sites >= central - 0.02 else "worse than"
-    little = ", which is little: such features lie by look more than by kind" if max(sites, central) < 0.5 else ""
+    clients, central = groupings[0]["nmi"], groupings[1]["nmi"]
+    as_good = "no worse than" if clients >= central - 0.02 else "worse than"
+    little = ", which is little: such features lie by look more than by kind" if max(clients, central) < 0.5 else ""
     votes = [one["quality"]["knn"] for one in maps]
     low, high = 100 * (gain.low or 0.0), 100 * (gain.high or 0.0)
     if low <= 0 <= high:
@@ -220,8 +220,8 @@ def sentence(groupings: list[dict[str, Any]], maps: list[dict[str, Any]], gain: 
     else:
         verdict = "FedNE’s map tells kinds better apart" if low > 0 else "averaging’s map tells kinds better apart"
     return (
-        f"Groups made of centroids match the kinds {as_good} k-means of all pictures in one place (NMI {sites:.2f} and "
-        f"{central:.2f}){little}. The neighbours on FedNE’s map name {votes[0]:.0%} of the held-out pictures, on "
+        f"Groups made of centroids match the kinds {as_good} k-means of all images in one place (NMI {clients:.2f} and "
+        f"{central:.2f}){little}. The neighbors on FedNE’s map name {votes[0]:.0%} of the held-out images, on "
         f"averaging’s {votes[1]:.0%}: {verdict} ({_points(100 * gain.value)} points, 95% interval {_points(low)} to "
         f"{_points(high)})."
     )
@@ -231,50 +231,50 @@ def _points(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def _by_site(emoji: Emoji, log: Log, maps: dict[str, Log]) -> list[dict[str, Any]]:
-    """What each site holds, and bytes that left it: for groups, and for each map."""
+def _by_client(emoji: Emoji, log: Log, maps: dict[str, Log]) -> list[dict[str, Any]]:
+    """What each client holds, and bytes that left it: for groups, and for each map."""
 
-    def sent(one: Log, site: int) -> int:
-        return sum(entry.size for entry in one.entries if entry.up and entry.site == site)
+    def sent(one: Log, client: int) -> int:
+        return sum(entry.size for entry in one.entries if entry.up and entry.client == client)
 
     return [
         {
             "name": name,
-            "pictures": len(own),
+            "images": len(own),
             "kinds": sorted(set(own.tolist())),
             "groups": sent(log, number),
             "maps": {TITLES[key]: sent(one, number) for key, one in maps.items()},
         }
-        for number, (name, own) in enumerate(zip(emoji.sites.names, emoji.labels, strict=True))
+        for number, (name, own) in enumerate(zip(emoji.clients.names, emoji.labels, strict=True))
     ]
 
 
 def _examples(
     collection: Collection, run: Path, emoji: Emoji, found: Clustered, groups: list[NDArray[np.int64]]
 ) -> list[dict[str, Any]]:
-    """The pictures nearest to each centre, with the commonest category of the group."""
-    points, rows = np.concatenate(emoji.sites.points), np.concatenate(emoji.rows)
+    """The images nearest to each center, with the commonest category of the group."""
+    points, rows = np.concatenate(emoji.clients.points), np.concatenate(emoji.rows)
     labels, own = np.concatenate(emoji.labels), np.concatenate(groups)
-    owners = np.repeat(np.arange(SITES), [len(one) for one in emoji.rows])
+    owners = np.repeat(np.arange(CLIENTS), [len(one) for one in emoji.rows])
     examples = []
-    for number, gap_N in enumerate(distances(found.centres, points)):
+    for number, gap_N in enumerate(distances(found.centers, points)):
         members = np.flatnonzero(own == number)
         if not len(members):
             continue
         kind, count = Counter(labels[members].tolist()).most_common(1)[0]
-        pictures = []
-        for place in members[np.argsort(gap_N[members], kind="stable")][:PICTURES]:
-            path = run / "pictures" / f"federated-{int(rows[place]):06d}.webp"
-            save_thumbnail(collection.picture_bytes(int(rows[place])), path, longest_side=96)
-            pictures.append({"picture": str(path.relative_to(run)), "kind": str(labels[place])})
+        images = []
+        for place in members[np.argsort(gap_N[members], kind="stable")][:IMAGES]:
+            path = run / "images" / f"federated-{int(rows[place]):06d}.webp"
+            save_thumbnail(collection.image_bytes(int(rows[place])), path, longest_side=96)
+            images.append({"image": str(path.relative_to(run)), "kind": str(labels[place])})
         examples.append(
             {
                 "group": number,
                 "size": len(members),
-                "sites": len(np.unique(owners[members])),
+                "clients": len(np.unique(owners[members])),
                 "kind": kind,
                 "share": count / len(members),
-                "pictures": pictures,
+                "images": images,
             }
         )
     return examples

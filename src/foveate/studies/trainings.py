@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from foveate.core.cells import Cell
+from foveate.core.recipes import load
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import CACHE, build_dataset, build_model, pretrain
 from foveate.records.collection import Collection
-from foveate.settings.cells import Cell
-from foveate.settings.recipes import load
-from foveate.vision.localiser.folder import load_model
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.folder import load_model
+from foveate.vision.localizer.model import LocalizingModel
 
 
 def train(recipe: str, changes: Sequence[str], collection: Collection, run: Path, *, device: str | None) -> Path:
@@ -26,7 +26,7 @@ def train(recipe: str, changes: Sequence[str], collection: Collection, run: Path
 
 def train_cell(
     cell: Cell, recipe: str, changes: Sequence[str], collection: Collection, folder: Path, *, device: str | None
-) -> LocalisingModel:
+) -> LocalizingModel:
     """The model of a cell; its training lies in the study's `folder` as long as the cell is worked on."""
     run = folder / "cells" / "at-work" / cell.name / "run"
     return load_model(train(recipe, changes, collection, run, device=device), device=device)

@@ -1,6 +1,6 @@
 """The study `vesl`: what region labels from captions are worth in training, beside the truth and beside none.
 
-All variants train on the same pictures, alt-texts and steps, and are tested on the same true regions of held-out
+All variants train on the same images, alt-texts and steps, and are tested on the same true regions of held-out
 scenes. They differ in one thing: whose regions they draw.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.settings.cells import Cell
+from foveate.core.cells import Cell
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
-from foveate.studies.vesl_labels import LABELLINGS, LEAST_COSINE, TRUTH
+from foveate.studies.vesl_labels import LABELINGS, LEAST_COSINE, TRUTH
 
 if TYPE_CHECKING:
     from foveate.studies.kept import KeptFeatures
@@ -24,14 +24,14 @@ MEASURES = (
     Measure("name", "What is in this box? Right name of all"),
     Measure("r2t10", "Which phrase names this box? R@10"),
     Measure("t2r10", "Which box does this phrase name? R@10"),
-    Measure("which", "Which of the picture's boxes?"),
+    Measure("which", "Which of the image's boxes?"),
     Measure("iou50", "Where is it? IoU at least .5"),
     Measure("iou", "Where is it? Mean IoU"),
-    Measure("image10", "Which picture belongs to this text? R@10"),
+    Measure("image10", "Which image belongs to this text? R@10"),
     Measure("unseen_r2t10", "Unseen concepts: which phrase? R@10"),
     Measure("label_right", "Labels: share on the thing that they name"),
     Measure("label_found", "True regions that a label names"),
-    Measure("label_count", "Labels a picture"),
+    Measure("label_count", "Labels an image"),
     Measure("name_shuffled", "Control: right name, asked with other boxes", control=True),
 )
 ROWS = (
@@ -44,7 +44,7 @@ ROWS = (
     Row("oracle-boxes", "Harness check: scene-oracle captions, oracle boxes", "the same captions; true boxes, matched "
         "by words", "oracle-boxes"),
     Row("none", "CLIP, RoI", "no regions in training; tokens under the box", "none", role="baseline"),
-    Row("shuffled", "Control: phrases of other pictures", "scene-oracle captions, but every picture labelled with the "
+    Row("shuffled", "Control: phrases of other images", "scene-oracle captions, but every image labeled with the "
         "phrases of another one; boxes of the teacher", "shuffled", role="control"),
 )  # fmt: skip
 VARIANTS = tuple(row.trained_as for row in ROWS)
@@ -57,23 +57,23 @@ def _claim(text: str, measure: str, better: str, worse: str, margin: float = 0.0
 CLAIMS = (
     _claim("With true regions the embedding depends on the box", "name", "truth", "truth", 0.05,
            worse_measure="name_shuffled", asserted=True),
-    _claim("Control: labels with other pictures' phrases teach less than labels with their own", "name", "oracle",
+    _claim("Control: labels with other images' phrases teach less than labels with their own", "name", "oracle",
            "shuffled", 0.03, asserted=True),
     _claim("Harness check: with right phrases and right boxes little is lost against the truth, within .10", "name",
            "oracle-boxes", "truth", -0.10, asserted=True),
     _claim("Labels from own captions beat no regions", "name", "own", "none"),
     _claim("Labels from own captions beat n-grams of AltText, phrase of a box", "r2t10", "own", "ngrams",
-           source="paper: 65 against 72 (300 M pictures), 64 against 56 (2 B)"),
+           source="paper: 65 against 72 (300 M images), 64 against 56 (2 B)"),
     _claim("Labels from own captions beat n-grams of AltText, box of a phrase", "t2r10", "own", "ngrams",
-           source="paper: 67 against 64 (300 M pictures), 66 against 22 (2 B)"),
+           source="paper: 67 against 64 (300 M images), 66 against 22 (2 B)"),
     _claim("Labels from own captions beat n-grams of AltText, right name", "name", "own", "ngrams",
            source="paper: mAcc on COCO 71 against 62 (300 M), 71 against 66 (2 B)"),
     _claim("Labels from own captions beat phrases of AltText", "name", "own", "alt-phrases"),
-    _claim("Labels from own captions beat labels with other pictures' phrases", "name", "own", "shuffled"),
+    _claim("Labels from own captions beat labels with other images' phrases", "name", "own", "shuffled"),
     _claim("Better captions make better labels: oracle captions beat own ones", "name", "oracle", "own"),
     _claim("Better boxes make better labels: oracle boxes beat the teacher's", "name", "oracle-boxes", "oracle"),
     _claim("True regions beat every label: against own captions", "name", "truth", "own"),
-    _claim("Labels cost whole-picture retrieval no more than .05 against no regions", "image10", "own", "none", -0.05),
+    _claim("Labels cost whole-image retrieval no more than .05 against no regions", "image10", "own", "none", -0.05),
 )  # fmt: skip
 
 DESIGN = Design(
@@ -157,14 +157,14 @@ def training_overrides(steps: int, batch_size: int) -> list[str]:
 
 
 def overrides(cell: Cell, scale: Scale, sources: Mapping[str, str]) -> list[str]:
-    """What the cell changes in its recipe; `sources` are those of the labellings, by key."""
+    """What the cell changes in its recipe; `sources` are those of the labelings, by key."""
     chosen = [] if cell.variant == "none" else [f"data.region_sources=[{sources.get(cell.variant, TRUTH)}]"]
     return [*training_overrides(scale.steps, scale.batch_size), f"training.seed={cell.seed}", *chosen]
 
 
 @dataclass
 class Work:
-    """Trains and measures one cell; pictures, labels and frozen features lie in the study's folder."""
+    """Trains and measures one cell; images, labels and frozen features lie in the study's folder."""
 
     folder: Path
     scale: Scale
@@ -173,20 +173,20 @@ class Work:
 
     @functools.cached_property
     def kept(self) -> KeptFeatures:
-        """Frozen features of test pictures and texts, which all cells of this process share."""
+        """Frozen features of test images and texts, which all cells of this process share."""
         from foveate.studies.kept import KeptFeatures
 
         return KeptFeatures()
 
     @functools.cached_property
     def labels(self) -> dict[str, dict[str, Any]]:
-        """What was made of every labelling."""
+        """What was made of every labeling."""
         from foveate.studies.vesl_labels import read_labels
 
         return read_labels(self.folder)
 
     def prepare(self) -> None:
-        """Pictures, teacher, captioner, captions, labels, frozen features; does what is missing."""
+        """Images, teacher, captioner, captions, labels, frozen features; does what is missing."""
         from foveate.studies import vesl_labels as made
         from foveate.studies.trainings import cache_features
 
@@ -201,7 +201,7 @@ class Work:
         captioner = made.train_own_captioner(others, folder / "captioner", stages, device=self.device)
         models = made.write_both_captions(scenes, folder / "captions", captioner, device=self.device)
         made.write_labels(scenes, folder, teacher, models, device=self.device)
-        # All regions at once: the phrases of every labelling are embedded here.
+        # All regions at once: the phrases of every labeling are embedded here.
         cache_features(scenes, "tour", training_overrides(scale.steps, scale.batch_size), device=self.device)
 
     def __call__(self, cell: Cell) -> dict[str, float]:
@@ -228,6 +228,6 @@ def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
         "study": DESIGN.name,
         **sizes(scale),
         "variants": list(VARIANTS),
-        "labellings": [asdict(one) for one in LABELLINGS],
+        "labelings": [asdict(one) for one in LABELINGS],
         "least_cosine": LEAST_COSINE,
     }

@@ -1,4 +1,4 @@
-"""Pictures, teacher, captions and labels of the study `vesl`; made once, shared by all its trainings."""
+"""Images, teacher, captions and labels of the study `vesl`; made once, shared by all its trainings."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.settings.files import read_json, write_json_atomically
-from foveate.settings.progress import say
+from foveate.core.files import read_json, write_json_atomically
+from foveate.core.progress import say
 
 TRUTH, TEACHER_SEED = "scenes", 1000
 LABELS_FILE = "labels.json"
 # Cosine of box and phrase above which the teacher's answer is a label. Chosen before the first run by the share of
 # right labels alone, on 100 scenes with captions rendered from the truth.
 LEAST_COSINE = 0.3
-SCENES, TEACHER_SCENES = 31, 32  # seeds of the two series of scenes: pictures that are labelled, and the teacher's
+SCENES, TEACHER_SCENES = 31, 32  # seeds of the two series of scenes: images that are labeled, and the teacher's
 
 
 @dataclass(frozen=True)
-class Labelling:
+class Labeling:
     """One way to label: whose captions of which kind, which phrases, which boxes.
 
     captioner: "own" (a captioner trained on the teacher's scenes), "oracle" (rendered from the truth), or "" for the
@@ -34,18 +34,18 @@ class Labelling:
     shuffled: bool = False
 
 
-LABELLINGS = (
-    Labelling("own", "own", "dsc"),
-    Labelling("oracle", "oracle", "dsc"),
-    Labelling("oracle-boxes", "oracle", "dsc", detector="annotations"),
-    Labelling("alt-phrases", "", "alt"),
-    Labelling("ngrams", "", "alt", phrases="ngrams"),
-    Labelling("shuffled", "oracle", "dsc", shuffled=True),
+LABELINGS = (
+    Labeling("own", "own", "dsc"),
+    Labeling("oracle", "oracle", "dsc"),
+    Labeling("oracle-boxes", "oracle", "dsc", detector="annotations"),
+    Labeling("alt-phrases", "", "alt"),
+    Labeling("ngrams", "", "alt", phrases="ngrams"),
+    Labeling("shuffled", "oracle", "dsc", shuffled=True),
 )
 
 
 def draw_scenes(folder: Path, *, train: int, test: int, teacher: int) -> tuple[Path, Path]:
-    """The pictures that are labelled and tested on, and other ones of the same world for teacher and captioner."""
+    """The images that are labeled and tested on, and other ones of the same world for teacher and captioner."""
     from foveate.records.scenes import build_scenes
 
     scenes, others = folder / "scenes", folder / "teacher-scenes"
@@ -68,7 +68,7 @@ def train_teacher(others: Path, run: Path, overrides: Sequence[str], *, device: 
 def captioner_steps(part: float) -> list[str]:
     """Overrides of the recipe `captioner-tour` that keep `part` of the steps of each of its trainings."""
     from foveate.caption.small.recipe import CaptionerRecipe
-    from foveate.settings.recipes import load
+    from foveate.core.recipes import load
 
     recipe = load(CaptionerRecipe, "captioner-tour", [])
     whole = {name: getattr(recipe, name).steps for name in ("words", "training", "alignment")}
@@ -83,8 +83,8 @@ def train_own_captioner(others: Path, run: Path, overrides: Sequence[str], *, de
     """Foveate's own captioner, on the teacher's scenes; its model folder."""
     from foveate.caption.small.recipe import CaptionerRecipe
     from foveate.caption.small.train import train_captioner
+    from foveate.core.recipes import load
     from foveate.records.collection import Collection
-    from foveate.settings.recipes import load
 
     if not (run / "model" / "config.json").is_file():
         recipe = load(CaptionerRecipe, "captioner-tour", [*overrides, f"training.seed={TEACHER_SEED}"])
@@ -96,7 +96,7 @@ def train_own_captioner(others: Path, run: Path, overrides: Sequence[str], *, de
 
 
 def write_both_captions(scenes: Path, run: Path, captioner: Path, *, device: str | None) -> dict[str, str]:
-    """DSC captions of the training pictures by both captioners: who -> name of its model."""
+    """DSC captions of the training images by both captioners: who -> name of its model."""
     from foveate.studies.captioning import write_captions
 
     asked = (
@@ -112,14 +112,14 @@ def write_both_captions(scenes: Path, run: Path, captioner: Path, *, device: str
 def write_labels(
     scenes: Path, folder: Path, teacher: Path, models: dict[str, str], *, device: str | None
 ) -> dict[str, dict[str, Any]]:
-    """Labels the training pictures in every way: key -> source of its rows, and how good they are."""
+    """Labels the training images in every way: key -> source of its rows, and how good they are."""
     from foveate.caption.vesl.detection import find_detector
     from foveate.caption.vesl.phrases import PhraseSettings
     from foveate.caption.vesl.run import label_regions
     from foveate.caption.vesl.settings import RegionLabelSettings
 
     made: dict[str, dict[str, Any]] = {}
-    for one in LABELLINGS:
+    for one in LABELINGS:
         settings = RegionLabelSettings(
             phrases=PhraseSettings(tagger=one.phrases),
             captions=(one.kind,),
@@ -142,7 +142,7 @@ def write_labels(
             raise KeyboardInterrupt
         result = done.result
         made[one.key] = {"source": f"{result['source']}@{result['recipe_hash']}", "status": result["status"]}
-        say(f"labelled by {one.key}: {result['regions']} regions")
+        say(f"labeled by {one.key}: {result['regions']} regions")
     for key, found in quality(scenes, {key: entry["source"] for key, entry in made.items()}).items():
         made[key] |= found
     write_json_atomically(folder / LABELS_FILE, made)
@@ -155,10 +155,10 @@ def read_labels(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def quality(scenes: Path, sources: dict[str, str]) -> dict[str, dict[str, float]]:
-    """How labels of training pictures compare with the truth, by labelling.
+    """How labels of training images compare with the truth, by labeling.
 
     label_right: share of labels that lie on a thing (IoU at least .5) and share more than .3 of their words with its
-    true phrase. label_found: share of true regions that such a label names. label_count: labels a picture.
+    true phrase. label_found: share of true regions that such a label names. label_count: labels an image.
     """
     import numpy as np
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.training.task import Batch, EmbeddingTask, Losses, Report, Task
 
 

@@ -1,4 +1,4 @@
-"""Random views of a picture, drawn by a generator of each sample's own; boxes move with the same view."""
+"""Random views of an image, drawn by a generator of each sample's own; boxes move with the same view."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from foveate.core import seeds
+from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.geometry import View
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
 
 _ATTEMPTS = 10
 DIRECTION_WORDS = re.compile(
@@ -20,7 +20,7 @@ DIRECTION_WORDS = re.compile(
 
 
 def names_a_side(texts: Iterable[str]) -> bool:
-    """Whether any text says left or right (or east, west, clockwise): mirroring the picture would make it
+    """Whether any text says left or right (or east, west, clockwise): mirroring the image would make it
     wrong.
 
     English only. It errs on the side of not mirroring: "the right answer" counts.
@@ -33,7 +33,7 @@ class RandomViews:
     """Random crop by area and aspect ratio (Szegedy et al. 2015, section 6), then a random mirroring.
 
     Attributes:
-        scale: smallest and largest area of the crop as a share of the picture, in (0, 1].
+        scale: smallest and largest area of the crop as a share of the image, in (0, 1].
         ratio: smallest and largest width over height of the crop in pixels, drawn log-uniformly.
         flip: probability of mirroring left to right, in [0, 1]; texts that name a side are never mirrored.
     """
@@ -58,19 +58,19 @@ class RandomViews:
         width: int,
         height: int,
         seed: int,
-        visit: int,
+        epoch: int,
         key: str,
         texts: Iterable[str] = (),
         may_flip: bool = True,
     ) -> View:
-        """The view of one visit: a pure function of seed, visit, key, the picture's size and its texts.
+        """The view of one epoch: a pure function of seed, epoch, key, the image's size and its texts.
 
         Args:
-            width, height: of the picture in pixels, after EXIF rotation.
-            texts: captions and phrases that go with the picture.
-            may_flip: False for a picture whose content has a reading direction, such as rendered words.
+            width, height: of the image in pixels, after EXIF rotation.
+            texts: captions and phrases that go with the image.
+            may_flip: False for an image whose content has a reading direction, such as rendered words.
         """
-        generator = seeds.generator("view", seed, visit, key)
+        generator = seeds.generator("view", seed, epoch, key)
         flip = bool(generator.random() < self.flip) and may_flip and not names_a_side(texts)
         if self.scale == (1.0, 1.0):
             return View(crop=None, flip=flip)

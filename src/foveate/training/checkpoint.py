@@ -3,7 +3,7 @@
 A checkpoint is a folder `step-00000500/` with `weights.safetensors` (trainable parameters and buffers; frozen
 ones come from where they came from, and are compared by hash), `optimizer.safetensors`, `average.safetensors`
 when there is an average, `state.json`, and `complete.json` with the size and SHA-256 of each file. It is
-written under another name, synchronised to disk, then renamed.
+written under another name, synchronized to disk, then renamed.
 
 Sharded tensors are gathered one by one and written by rank 0; loading reads on rank 0 and shards again. So a
 run that began with FSDP2 on eight processes goes on with one, or the other way round, and the files can be
@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError
-from foveate.settings.files import commit_atomically, read_json, sha256_file
-from foveate.settings.progress import say
+from foveate.core.errors import UserError
+from foveate.core.files import commit_atomically, read_json, sha256_file
+from foveate.core.progress import say
 from foveate.training.distributed import broadcast_json, full_tensor, place_full, world
 from foveate.training.ema import ExponentialAverage
 
@@ -119,7 +119,7 @@ def save(
     }
     (temporary / _COMPLETE).write_text(json.dumps({"format": 1, "files": files}, indent=1), encoding="utf-8")
     for path in [*temporary.iterdir(), temporary]:
-        _synchronise(path)
+        _synchronize(path)
     if final.exists():
         shutil.rmtree(final)
     commit_atomically(temporary, final)
@@ -127,7 +127,7 @@ def save(
         shutil.rmtree(old)
 
 
-def _synchronise(path: Path) -> None:
+def _synchronize(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

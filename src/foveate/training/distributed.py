@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from foveate.settings.devices import device_name
+from foveate.core.devices import device_name
 from foveate.training.task import Task
 
 

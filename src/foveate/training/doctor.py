@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from foveate.records.collection import Collection
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.training.loader import BadSample, Loader
 
 _LIBRARIES = (
@@ -100,25 +100,25 @@ def extras(package: str = "foveate") -> dict[str, dict[str, str | None]]:
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured; pictures a second.
+    """What was measured; images a second.
 
     Attributes:
-        read_bytes_per_second: of picture bytes in random order. read_pictures: the same in pictures.
+        read_bytes_per_second: of image bytes in random order. read_images: the same in images.
         cold: whether the kernel was asked to drop the shards from its cache before; it may keep them all the same.
-        decode_whole, decode_draft: of one thread, bytes in memory: the whole picture, and a JPEG at a fraction as the
+        decode_whole, decode_draft: of one thread, bytes in memory: the whole image, and a JPEG at a fraction as the
             loader does; both with the resizing to the model input.
         loader: of the whole loader with `threads` threads, warm.
-        pictures: how many were tried. unreadable: key -> reason.
+        images: how many were tried. unreadable: key -> reason.
     """
 
     read_bytes_per_second: float
-    read_pictures: float
+    read_images: float
     cold: bool
     decode_whole: float
     decode_draft: float
     loader: float
     threads: int
-    pictures: int
+    images: int
     unreadable: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
@@ -139,8 +139,8 @@ def measure(
     """Measures on at most `most` rows drawn from `rows`, about `seconds` for each rate.
 
     Args:
-        whole: bytes to model input with the whole picture unpacked. draft: row to model input as the loader makes it.
-            Both may raise BadPicture.
+        whole: bytes to model input with the whole image unpacked. draft: row to model input as the loader makes it.
+            Both may raise BadImage.
     """
     order = np.random.default_rng(seed).permutation(len(rows))[:most]
     chosen = [int(row) for row in np.asarray(rows)[order]]
@@ -150,8 +150,8 @@ def measure(
     began = time.perf_counter()
     for row in chosen:
         try:
-            data[row] = collection.picture_bytes(row)
-        except BadPicture as problem:
+            data[row] = collection.image_bytes(row)
+        except BadImage as problem:
             unreadable[collection.keys[row]] = str(problem)
     reading = max(time.perf_counter() - began, 1e-9)
     good = []
@@ -159,7 +159,7 @@ def measure(
         try:
             draft(row)
             good.append(row)
-        except BadPicture as problem:
+        except BadImage as problem:
             unreadable[collection.keys[row]] = str(problem)
     decode_whole = _rate(lambda row: whole(data[row]), good, seconds)
     decode_draft = _rate(draft, good, seconds)
@@ -202,15 +202,15 @@ def _rate(make: Callable[[int], object], rows: Sequence[int], seconds: float) ->
 
 
 class _Drawn:
-    """The pictures alone, as a dataset of the loader."""
+    """The images alone, as a dataset of the loader."""
 
     def __init__(self, make: Callable[[int], object]) -> None:
         self.make = make
 
-    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         try:
-            return {"picture": self.make(row)}
-        except BadPicture as problem:
+            return {"image": self.make(row)}
+        except BadImage as problem:
             raise BadSample(str(row), str(problem)) from problem
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -239,12 +239,12 @@ class Plan:
     """What a run asks for, in plain numbers.
 
     Attributes:
-        batch_size: pictures of an update over all processes. devices: processes, `local` of them on this machine.
+        batch_size: images of an update over all processes. devices: processes, `local` of them on this machine.
         workers: loader threads per process.
-        usable: pictures of the split with a text of a wanted kind. labelled: those with a region.
+        usable: images of the split with a text of a wanted kind. labeled: those with a region.
         needs_regions: the method has region losses, and no region stands in for a missing one.
         shards: of the collection.
-        needed: pictures a second that the devices take.
+        needed: images a second that the devices take.
         memory_bytes: of a device's process; memory_there: what the device has.
         disk_bytes: features and checkpoints still to be written; disk_there: what is free.
     """
@@ -254,7 +254,7 @@ class Plan:
     local: int
     workers: int
     usable: int
-    labelled: int
+    labeled: int
     needs_regions: bool
     shards: int
     needed: float
@@ -276,12 +276,12 @@ def problems(plan: Plan, *, cores: int, reader: str = "foveate") -> list[str]:
         found.append("batch_size 1 has no negative: the loss is 0 whatever the model says; use 2 or more")
     if plan.batch_size > plan.usable:
         found.append(
-            f"batch_size {plan.batch_size} is larger than the {plan.usable} usable pictures: a batch would hold a "
-            f"picture twice and count its own text as a wrong answer; use at most {plan.usable}"
+            f"batch_size {plan.batch_size} is larger than the {plan.usable} usable images: a batch would hold a "
+            f"image twice and count its own text as a wrong answer; use at most {plan.usable}"
         )
-    if plan.needs_regions and plan.labelled == 0:
+    if plan.needs_regions and plan.labeled == 0:
         found.append(
-            "no picture of the split has a region, so that no batch can hold a positive of the region loss; add boxes, "
+            "no image of the split has a region, so that no batch can hold a positive of the region loss; add boxes, "
             "or train CLIP with regions.method=none"
         )
     readers = plan.devices * max(plan.workers, 1)
@@ -308,7 +308,7 @@ def remarks(plan: Plan, *, available: float, cores: int, reader: str = "foveate"
     """What will be slow, or works here and not elsewhere.
 
     Args:
-        available: pictures a second that the loaders of all processes give together.
+        available: images a second that the loaders of all processes give together.
     """
     said = []
     threads = plan.local * plan.workers
@@ -320,18 +320,18 @@ def remarks(plan: Plan, *, available: float, cores: int, reader: str = "foveate"
     readers = plan.devices * max(plan.workers, 1)
     if reader == "foveate" and plan.shards < readers:
         said.append(
-            f"{plan.shards} shards for {readers} readers is no limit here, pictures are read by their offset; readers "
+            f"{plan.shards} shards for {readers} readers is no limit here, images are read by their offset; readers "
             "of WebDataset shards (open_clip) would need at least as many shards as readers"
         )
     if plan.shards > _OPEN_SHARDS:
         said.append(
-            f"{plan.shards} shards: files beyond {_OPEN_SHARDS} are opened for each picture, which costs on a shared "
+            f"{plan.shards} shards: files beyond {_OPEN_SHARDS} are opened for each image, which costs on a shared "
             "file system; larger shards avoid it"
         )
     if available < plan.needed:
         lacking = plan.needed - available
         said.append(
-            f"the loader gives {available:,.0f} pictures/s, the devices take {plan.needed:,.0f}: they will wait "
+            f"the loader gives {available:,.0f} images/s, the devices take {plan.needed:,.0f}: they will wait "
             f"{lacking / plan.needed:.0%} of the time"
             + ("; there are more cores, raise --workers" if threads < cores else "")
         )

@@ -1,6 +1,6 @@
-"""The texts of a collection's pictures, and the one that a visit draws: what the loader trains on and `mix` foretells.
+"""The texts of a collection's images, and the one that an epoch draws: what the loader trains on and `mix` foretells.
 
-Which caption holds where several models wrote one is the rule of `foveate.records.current`. A picture without a text of
+Which caption holds where several models wrote one is the rule of `foveate.records.current`. An image without a text of
 kind `alt` lends one of its own texts (title, description, ...) where that kind has no weight of its own.
 """
 
@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from foveate.core import seeds
+from foveate.core.errors import UserError, choose
 from foveate.records.alt_texts import ALT_KINDS
 from foveate.records.collection import Collection
 from foveate.records.current import holds
 from foveate.records.sentences import sentences
-from foveate.settings import seeds
-from foveate.settings.errors import UserError, choose
 from foveate.training.mixture import FORMATS, MixtureSampler
 
 Combine = Literal["none", "concat", "fuse", "part", "uniform"]
@@ -34,7 +34,7 @@ Texts = Mapping[str, tuple[str, ...]]
 
 
 class Drawn(NamedTuple):
-    """What a visit reads: the kind that it was drawn as, and the text."""
+    """What an epoch reads: the kind that it was drawn as, and the text."""
 
     kind: str
     text: str
@@ -42,7 +42,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class TextRule:
-    """How one text per visit is drawn from those of a picture.
+    """How one text per epoch is drawn from those of an image.
 
     combine: "none" draws by the mixture. The others are the ablations of Lai et al. 2024 and its relatives: "concat"
     puts the alt-text before the drawn synthetic caption; "fuse" takes the alt-fused caption (afc) where there is one;
@@ -68,35 +68,35 @@ class TextRule:
         lost = self.mixture.missing == ALT
         return [k for k in self.kinds if weights.get(k, 0) > 0 or (k == ALT and lost) or (k, self.combine) == _FUSED]
 
-    def draw(self, texts: Texts, *, seed: int, visit: int, key: str) -> Drawn | None:
-        """The text of this visit, a pure function of its arguments; None: leave the picture out and count it."""
+    def draw(self, texts: Texts, *, seed: int, epoch: int, key: str) -> Drawn | None:
+        """The text of this epoch, a pure function of its arguments; None: leave the image out and count it."""
         if self.combine == "uniform":
-            return self._uniform(texts, seed, visit, key)
+            return self._uniform(texts, seed, epoch, key)
         if self.combine == "fuse" and texts.get("afc"):
-            return Drawn("afc", _one_of(texts["afc"], "text", seed, visit, key))
-        kind = self.mixture.draw(list(texts), seed=seed, visit=visit, key=key)
+            return Drawn("afc", _one_of(texts["afc"], "text", seed, epoch, key))
+        kind = self.mixture.draw(list(texts), seed=seed, epoch=epoch, key=key)
         if kind is None:
             return None
-        text = _one_of(texts[kind], "text", seed, visit, key)
+        text = _one_of(texts[kind], "text", seed, epoch, key)
         if self.combine == "part" and kind in _SYNTHETIC:
-            return Drawn(kind, _one_of(sentences(text) or [text], "sentence", seed, visit, key))
+            return Drawn(kind, _one_of(sentences(text) or [text], "sentence", seed, epoch, key))
         if self.combine == "concat" and kind in _SYNTHETIC and texts.get(ALT):
-            return Drawn(f"alt+{kind}", joined(_one_of(texts[ALT], "alt", seed, visit, key), text))
+            return Drawn(f"alt+{kind}", joined(_one_of(texts[ALT], "alt", seed, epoch, key), text))
         return Drawn(kind, text)
 
-    def _uniform(self, texts: Texts, seed: int, visit: int, key: str) -> Drawn | None:
+    def _uniform(self, texts: Texts, seed: int, epoch: int, key: str) -> Drawn | None:
         every = [
             Drawn(kind, text) for kind, own in texts.items() if self.mixture.weights.get(kind, 0) > 0 for text in own
         ]
         if not every:
             return None
-        drawn = every[int(seeds.uniform("text", seed, visit, key) * len(every))]
+        drawn = every[int(seeds.uniform("text", seed, epoch, key) * len(every))]
         if len(drawn.text.split()) < 2 and texts.get(ALT):
-            return Drawn(ALT, _one_of(texts[ALT], "alt", seed, visit, key))
+            return Drawn(ALT, _one_of(texts[ALT], "alt", seed, epoch, key))
         return drawn
 
     def possible(self, texts: Texts) -> Iterable[str]:
-        """Every text that `draw` may give for a picture."""
+        """Every text that `draw` may give for an image."""
         for kind, own in texts.items():
             for text in own:
                 yield text
@@ -106,8 +106,8 @@ class TextRule:
                     yield from (joined(alt, text) for alt in texts.get(ALT, ()))
 
 
-def _one_of(choices: Sequence[str], what: str, seed: int, visit: int, key: str) -> str:
-    return choices[int(seeds.uniform(what, seed, visit, key) * len(choices))]
+def _one_of(choices: Sequence[str], what: str, seed: int, epoch: int, key: str) -> str:
+    return choices[int(seeds.uniform(what, seed, epoch, key) * len(choices))]
 
 
 def joined(alt: str, caption: str) -> str:
@@ -119,8 +119,8 @@ def joined(alt: str, caption: str) -> str:
     return f"{alt.rstrip()}{'' if alt.rstrip().endswith(('.', '!', '?')) else '.'} {caption}"
 
 
-class PictureTexts:
-    """The texts of the wanted kinds of every picture of a collection.
+class ImageTexts:
+    """The texts of the wanted kinds of every image of a collection.
 
     Args:
         prefer: models whose captions are preferred, best first (`foveate.records.current`).
@@ -179,9 +179,9 @@ class PictureTexts:
                 found[ALT] = found[lender]
         return {kind: texts for kind, texts in found.items() if kind in self.kinds}
 
-    def draw(self, row: int, *, seed: int, visit: int) -> Drawn | None:
-        """The text of a visit."""
-        return self.rule.draw(self.of(row), seed=seed, visit=visit, key=self.collection.keys[row])
+    def draw(self, row: int, *, seed: int, epoch: int) -> Drawn | None:
+        """The text of an epoch."""
+        return self.rule.draw(self.of(row), seed=seed, epoch=epoch, key=self.collection.keys[row])
 
     def possible(self, rows: NDArray[np.int64]) -> pa.ChunkedArray:
         """Every text that may be drawn for one of `rows`."""
@@ -193,16 +193,16 @@ class PictureTexts:
         captions = self.collection.grouped("captions")
         return pa.chunked_array(captions.table["text"].filter(pa.array(self.usable & chosen[captions.row_numbers])))
 
-    def drawn_in_epoch(self, rows: Iterable[int], *, seed: int, visit: int = 0) -> Counter[str]:
+    def drawn_in_epoch(self, rows: Iterable[int], *, seed: int, epoch: int = 0) -> Counter[str]:
         """How often each kind is drawn when every one of `rows` is visited once; "" counts those left out."""
         counts: Counter[str] = Counter()
         for row in rows:
-            drawn = self.draw(row, seed=seed, visit=visit)
+            drawn = self.draw(row, seed=seed, epoch=epoch)
             counts["" if drawn is None else drawn.kind] += 1
         return counts
 
     def expected(self, rows: Iterable[int]) -> dict[str, float]:
-        """Mean probability of each kind over the pictures (combine "none"): what a long training gets."""
+        """Mean probability of each kind over the images (combine "none"): what a long training gets."""
         if self.rule.combine != "none":
             raise UserError("expected shares are those of the mixture alone: combine must be 'none'")
         sums: dict[str, float] = {}

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
+from foveate.core import seeds
+from foveate.core.errors import UserError
 from foveate.training.order import batch_rows
 
 _SUBSTITUTES = 32
@@ -33,8 +33,8 @@ class BadSample(Exception):
 class Dataset(Protocol):
     """What a loader needs. Both methods are called from several threads and use explicit generators only."""
 
-    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
-        """The sample of a row at its `visit`-th epoch: a pure function of the three. May raise BadSample."""
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
+        """The sample of a row at its `epoch`-th epoch: a pure function of the three. May raise BadSample."""
         ...
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Loader:
 
     The threads share each batch, so that the next one is ready as soon as can be; at most `workers + prefetch` are in
     memory beside the one in use. The batches and their order do not depend on the number of workers. A row whose sample
-    raises BadSample is replaced by another row, drawn from (seed, row, visit): the batch keeps its size and a resumed
+    raises BadSample is replaced by another row, drawn from (seed, row, epoch): the batch keeps its size and a resumed
     run meets the same one.
 
     Attributes:
@@ -172,20 +172,20 @@ class Loader:
         return _Batch(step, self.batch_size // self.world_size, _PARTS * max(self.workers, 1))
 
     def _make(self, batch: _Batch, start: int, stop: int) -> None:
-        for place, (row, visit) in enumerate(self._draws(batch.step)[start:stop].tolist(), start):
-            batch.samples[place] = self._sample(row, visit, batch.failures[place])
+        for place, (row, epoch) in enumerate(self._draws(batch.step)[start:stop].tolist(), start):
+            batch.samples[place] = self._sample(row, epoch, batch.failures[place])
         if batch.is_last():
             samples, batch.samples = batch.samples, []
             batch.collated = self.dataset.collate(samples)
 
-    def _sample(self, row: int, visit: int, failures: list[BadSample]) -> dict[str, Any]:
+    def _sample(self, row: int, epoch: int, failures: list[BadSample]) -> dict[str, Any]:
         candidate = row
         for attempt in range(_SUBSTITUTES):
             try:
-                return self.dataset.sample(candidate, visit, self.seed)
+                return self.dataset.sample(candidate, epoch, self.seed)
             except BadSample as failure:
                 failures.append(failure)
-                index = seeds.integer("substitute", self.seed, row, visit, attempt) % len(self.rows)
+                index = seeds.integer("substitute", self.seed, row, epoch, attempt) % len(self.rows)
                 candidate = int(self.rows[index])
         raise UserError(
             f"row {row} and {_SUBSTITUTES - 1} rows drawn in its place cannot be used; the last one is "

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock, read_json, write_json_atomically
-from foveate.settings.progress import say, track
-from foveate.settings.runs import RunFolder
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock, read_json, write_json_atomically
+from foveate.core.progress import say, track
+from foveate.core.runs import RunFolder
 from foveate.training import checkpoint
 from foveate.training.accumulation import check_accumulation, forward_and_backward
 from foveate.training.distributed import (
@@ -54,13 +54,13 @@ class TrainingOutcome:
 
     Attributes:
         status: "finished", or "stopped" by a signal after a checkpoint.
-        step: updates done, over all sittings.
-        seconds: time in the loop, over all sittings.
-        last_row: the last row written to metrics.jsonl in this sitting, or empty.
+        step: updates done, over all sessions.
+        seconds: time in the loop, over all sessions.
+        last_row: the last row written to metrics.jsonl in this session, or empty.
         model: what was called: the task, its DistributedDataParallel or the sharded task.
         ema: the averaged weights, if there are any: `with outcome.ema.applied(task): task.export(folder)`.
         bad_samples: key -> reason, of samples that this rank could not use.
-        bad_draws: how often such samples were drawn on all ranks, over all sittings.
+        bad_draws: how often such samples were drawn on all ranks, over all sessions.
     """
 
     status: Literal["finished", "stopped"]
@@ -167,7 +167,7 @@ def train(
                 if stopping or last or outcome.step % settings.checkpoint_every == 0:
                     outcome.bad_draws = earlier_bad_draws + int(all_sum(loader.bad_draws))
                     if here.is_main:
-                        _synchronise(run.metrics_path)
+                        _synchronize(run.metrics_path)
                     checkpoint.save(
                         folder,
                         module=task,
@@ -233,7 +233,7 @@ def _broken(
 ) -> str:
     """One sentence on which number broke at `step`, with the last good values."""
     now = ", ".join(f"{name} {value:g}" for name, value in _numbers(losses).items())
-    before = ", ".join(f"{name} {value:g}" for name, value in report.items()) or "none logged in this sitting"
+    before = ", ".join(f"{name} {value:g}" for name, value in report.items()) or "none logged in this session"
     return (
         f"{run.path}: step {step}: loss or gradient is not a finite number ({now}, "
         f"gradient norm {gradient_norm:g}); "
@@ -308,7 +308,7 @@ def _frozen_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _synchronise(path: Path) -> None:
+def _synchronize(path: Path) -> None:
     """Rows up to a checkpoint reach the disk before it does."""
     if path.exists():
         with path.open("rb") as handle:

@@ -1,4 +1,4 @@
-"""One text per picture and visit, drawn from a mixture of sources (Lai et al. 2024)."""
+"""One text per image and epoch, drawn from a mixture of sources (Lai et al. 2024)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from foveate.settings import seeds
-from foveate.settings.errors import UserError, choose
+from foveate.core import seeds
+from foveate.core.errors import UserError, choose
 
 FORMATS = ("alt", "ssc", "dsc", "dsc_plus", "afc")
-Missing = Literal["renormalise", "alt", "skip", "error"]
+Missing = Literal["renormalize", "alt", "skip", "error"]
 
 # Alt-texts (alt), short (ssc), descriptive (dsc, dsc_plus) and alt-fused (afc) captions: Lai et al. 2024,
 # "Revisit Large-Scale Image-Caption Data in Pre-training Multimodal Foundation Models"; the shares that did
@@ -28,17 +28,17 @@ PRESETS: Mapping[str, Mapping[str, float]] = MappingProxyType(
 
 
 class MixtureSampler:
-    """Chooses the source of the one text that a picture is trained with in one visit.
+    """Chooses the source of the one text that an image is trained with in one epoch.
 
     The probability of source k is its weight over the sum of the weights of the sources that the record has.
-    The draw is a pure function of (seed, visit, key): it walks the cumulative probabilities in the order of
+    The draw is a pure function of (seed, epoch, key): it walks the cumulative probabilities in the order of
     `sources` with a number made by a hash, so that a small change of the weights moves few samples and
     sources of weight 0 change nothing.
 
     Args:
         weights: source -> non-negative number with a positive sum; they need not sum to 1.
         sources: the known sources in canonical order.
-        missing: what becomes of the weight of sources that a record lacks: "renormalise" spreads it over the
+        missing: what becomes of the weight of sources that a record lacks: "renormalize" spreads it over the
             others, "alt" gives it to alt (spread over the others when alt is lacking as well), "skip" leaves
             the record out as often as a lacking source is drawn, "error" refuses such a record.
 
@@ -51,7 +51,7 @@ class MixtureSampler:
         weights: Mapping[str, float],
         *,
         sources: Sequence[str] = FORMATS,
-        missing: Missing = "renormalise",
+        missing: Missing = "renormalize",
     ) -> None:
         choose(missing, get_args(Missing), "way to treat missing texts")
         for source, weight in weights.items():
@@ -67,7 +67,7 @@ class MixtureSampler:
         self.missing = missing
 
     @classmethod
-    def preset(cls, name: str, *, missing: Missing = "renormalise") -> MixtureSampler:
+    def preset(cls, name: str, *, missing: Missing = "renormalize") -> MixtureSampler:
         """The sampler of a named use: clip, mllm_pretrain, mllm_sft, mllm_sft_mixed or diffusion."""
         return cls(PRESETS[choose(name, PRESETS, "mixture preset")], missing=missing)
 
@@ -97,9 +97,9 @@ class MixtureSampler:
             total = sum(present.values())
         return {source: weight / total for source, weight in present.items()}
 
-    def draw(self, available: Collection[str], *, seed: int, visit: int, key: str) -> str | None:
-        """The source for this visit of this record; None when there is none: skip the record and count it."""
-        point = seeds.uniform(seed, visit, key)
+    def draw(self, available: Collection[str], *, seed: int, epoch: int, key: str) -> str | None:
+        """The source for this epoch of this record; None when there is none: skip the record and count it."""
+        point = seeds.uniform(seed, epoch, key)
         cumulative = 0.0
         source = None
         if self.missing == "skip":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from foveate.settings.errors import UserError, nearest
+from foveate.core.errors import UserError, nearest
 from foveate.training.settings import TrainingSettings
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
@@ -94,7 +94,7 @@ def _compile(rule: ParameterRule) -> re.Pattern[str]:
 
 
 def _undecayed_names(module: nn.Module) -> set[str]:
-    """Names of one-dimensional parameters, biases and parameters of normalisation layers."""
+    """Names of one-dimensional parameters, biases and parameters of normalization layers."""
     found = set()
     for prefix, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):

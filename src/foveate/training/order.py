@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
+from foveate.core import seeds
+from foveate.core.errors import UserError
 
 
 @functools.lru_cache(maxsize=2)
@@ -43,7 +43,7 @@ def batch_rows(
         batch_size: size of the global batch.
 
     Returns:
-        (batch_size / world_size, 2) int64 with columns row and visit; visit is the epoch, counted from 0.
+        (batch_size / world_size, 2) int64 with columns row and epoch; epoch is the epoch, counted from 0.
 
     Raises:
         UserError: when there are no rows, or the batch cannot be split evenly.

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from foveate.settings.recipes import Settings
+from foveate.core.recipes import Settings
 
 
 class TrainingSettings(Settings):

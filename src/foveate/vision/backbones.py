@@ -2,7 +2,7 @@
 
 `trunk` is the foreign network, `proj` what turns its pooled vector into the joint space. Both are part of the state,
 so that a model folder needs nothing else. Of a frozen trunk only `proj` is trained, and what the trunk gives is kept
-on disk in 16 bits: all tokens and the pooled vector of a picture, or the pooled vector of a text.
+on disk in 16 bits: all tokens and the pooled vector of an image, or the pooled vector of a text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
 from foveate.vision.encoder import ImageEncoder, ImageTokens, TextEncoder
 from foveate.vision.layers import as_computed
 from foveate.vision.pixels import Preprocess
@@ -156,7 +156,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
 
     @abstractmethod
     def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised pixels to patch tokens after the final norm [B, L, D] and the pooled vector [B, P]."""
+        """Normalized pixels to patch tokens after the final norm [B, L, D] and the pooled vector [B, P]."""
 
     def pool_regions(self, pooled_RD: Tensor) -> Tensor:
         """Averaged patch tokens [R, D] to what `proj` takes, [R, P]."""
@@ -184,25 +184,25 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         rows = [pixels_B3HW.new_zeros((0, *self.feature_shape), dtype=torch.float16)]
         for block in pixels_B3HW.split(_BATCH) if len(pixels_B3HW) else ():
             with self._autocast(block.device):
-                tokens_BLD, pooled_BP = self.run(self.normalised(block))
+                tokens_BLD, pooled_BP = self.run(self.normalized(block))
             rows.append(torch.cat([tokens_BLD.flatten(1), pooled_BP], dim=1).to(torch.float16))
         return torch.cat(rows)
 
     def forward(self, features: Tensor) -> ImageTokens:
-        """Pixels [B, 3, H, W] (uint8 or normalised; sides of whole patches), or rows of `frozen_features`."""
+        """Pixels [B, 3, H, W] (uint8 or normalized; sides of whole patches), or rows of `frozen_features`."""
         if features.dim() == 2:
             return self._of_rows(features)
         height, width = features.shape[-2:]
         if height % self.patch or width % self.patch:
-            raise UserError(f"'{self.kind}' takes pictures of whole patches of {self.patch} px, not {width} x {height}")
+            raise UserError(f"'{self.kind}' takes images of whole patches of {self.patch} px, not {width} x {height}")
         grid = (height // self.patch, width // self.patch)
         if not self.frozen:
-            tokens_BLD, pooled_BP = self.run(self.normalised(features))
+            tokens_BLD, pooled_BP = self.run(self.normalized(features))
         elif grid == self.grid:
             return self._of_rows(self.frozen_features(features))
         else:
             with torch.no_grad(), self._autocast(features.device):
-                tokens_BLD, pooled_BP = self.run(self.normalised(features))
+                tokens_BLD, pooled_BP = self.run(self.normalized(features))
         return ImageTokens(tokens_BLD, grid, self.proj(pooled_BP))
 
     def _of_rows(self, rows_BF: Tensor) -> ImageTokens:
@@ -220,7 +220,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         return ImageTokens(tokens_BLD, self.grid, self.proj(rows_BF[:, count:]))
 
     def project(self, pooled_RD: Tensor) -> Tensor:
-        """Pooled tokens [R, D] to [R, E], as if they were all the picture had."""
+        """Pooled tokens [R, D] to [R, E], as if they were all the image had."""
         return self.proj(self.pool_regions(pooled_RD))
 
 
@@ -314,7 +314,7 @@ class BackboneTextEncoder(_Frozen, TextEncoder):
         return torch.cat(rows)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Token ids or pooled vectors to joint embeddings [B, E], not normalised."""
+        """Token ids or pooled vectors to joint embeddings [B, E], not normalized."""
         if self.frozen:
             return self.proj(features)
         if not len(features):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from foveate.settings.devices import device_name
+from foveate.core.devices import device_name
 
 
 def choose_device(device: str = "auto") -> torch.device:

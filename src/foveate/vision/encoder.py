@@ -23,9 +23,9 @@ class ImageTokens:
     """One pass of an image encoder.
 
     Attributes:
-        tokens_BLD: patch tokens after the final norm, row by row; before pooling, projection and normalisation.
+        tokens_BLD: patch tokens after the final norm, row by row; before pooling, projection and normalization.
         grid: rows and columns of patches; L = rows x columns.
-        embedding_BE: joint embedding, not normalised.
+        embedding_BE: joint embedding, not normalized.
     """
 
     tokens_BLD: Tensor
@@ -41,8 +41,8 @@ class ImageEncoder(nn.Module, ABC):
 
     Attributes:
         width: D, of the tokens. embed_dim: E, of the joint embedding. grid: rows and columns of patches.
-        preprocess: how a picture becomes pixels.
-        feature_shape: of the frozen features of one picture. feature_dtype: in which they are best kept.
+        preprocess: how an image becomes pixels.
+        feature_shape: of the frozen features of one image. feature_dtype: in which they are best kept.
         trained_scale, trained_bias: 1 / temperature and bias that came with trained weights, if any did.
         fresh_parts: prefixes of the weights that were not trained before; None: all of them.
     """
@@ -60,9 +60,9 @@ class ImageEncoder(nn.Module, ABC):
         self.feature_shape: tuple[int, ...] = (3, preprocess.size, preprocess.size)
         self.feature_dtype: torch.dtype = torch.uint8
 
-    def normalised(self, pixels_B3HW: Tensor) -> Tensor:
-        """uint8 pixels normalised as `preprocess` says; floating-point ones are taken as normalised already."""
-        return self.preprocess.normalise(pixels_B3HW) if pixels_B3HW.dtype == torch.uint8 else pixels_B3HW
+    def normalized(self, pixels_B3HW: Tensor) -> Tensor:
+        """uint8 pixels normalized as `preprocess` says; floating-point ones are taken as normalized already."""
+        return self.preprocess.normalize(pixels_B3HW) if pixels_B3HW.dtype == torch.uint8 else pixels_B3HW
 
     def fingerprint(self) -> str:
         """Name of everything `frozen_features` depends on; empty if it gives back its input."""
@@ -82,7 +82,7 @@ class ImageEncoder(nn.Module, ABC):
 
     @abstractmethod
     def project(self, pooled_RD: Tensor) -> Tensor:
-        """Pooled tokens [R, D] (of a region, say) to the joint space [R, E], as the picture's own are."""
+        """Pooled tokens [R, D] (of a region, say) to the joint space [R, E], as the image's own are."""
 
 
 class TextEncoder(nn.Module, ABC):
@@ -129,4 +129,4 @@ class TextEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
-        """Features to joint embeddings [B, E], not normalised."""
+        """Features to joint embeddings [B, E], not normalized."""

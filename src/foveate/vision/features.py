@@ -1,7 +1,7 @@
-"""The frozen part of an image encoder, computed once per picture and view and kept on disk.
+"""The frozen part of an image encoder, computed once per image and view and kept on disk.
 
-An entry's key is the hash of the picture's bytes and its view, the folder's name is a hash of the encoder, its
-preprocessing and how pictures are unpacked: a new picture costs its own features only, and nothing stale is ever read.
+An entry's key is the hash of the image's bytes and its view, the folder's name is a hash of the encoder, its
+preprocessing and how images are unpacked: a new image costs its own features only, and nothing stale is ever read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
-from foveate.records.pictures import DECODING_VERSION, BadPicture
+from foveate.records.images import DECODING_VERSION, BadImage
 from foveate.vision.cores import map_on_cores
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.store import FeatureStore, Share, keys_of
@@ -38,7 +38,7 @@ class FeatureCache:
         share: rank and number of the processes that fill the cache together.
 
     Attributes:
-        bad: row -> reason, of pictures that could not be read.
+        bad: row -> reason, of images that could not be read.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class FeatureCache:
         made_on = "" if device.type == "cpu" else f"-{device.type}"
         self.store = FeatureStore(
             folder,
-            kind="pictures",
+            kind="images",
             depends=(
                 encoder.fingerprint() + made_on,
                 json.dumps(encoder.preprocess.to_dict(), sort_keys=True),
@@ -109,14 +109,14 @@ class FeatureCache:
 
     @property
     def _batch(self) -> int:
-        """Few pictures for each core of a processor, many for an accelerator."""
+        """Few images for each core of a processor, many for an accelerator."""
         return _BATCH_OF_A_CORE if self.device.type == "cpu" else _BATCH
 
     def _render(self, entry: int) -> tuple[Tensor, tuple[int, int]] | str:
         row, view = int(self.rows[entry // self.views]), entry % self.views
         try:
             pixels, placement = read(self.collection, row, self.encoder.preprocess, self.view_of(row, view))
-        except BadPicture as problem:
+        except BadImage as problem:
             return str(problem)
         return pixels, (placement.width, placement.height)
 
@@ -128,6 +128,6 @@ class FeatureCache:
         return self.store[self._entry(row, view)]
 
     def placement(self, row: int, view: int) -> Placement:
-        """How the row's picture lies in the model input in this view."""
+        """How the row's image lies in the model input in this view."""
         width, height = self.store.sizes[self._entry(row, view)].tolist()
         return placed(self.encoder.preprocess, (width, height), self.view_of(row, view))

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json
-from foveate.settings.progress import say
+from foveate.core.errors import UserError
+from foveate.core.files import read_json
+from foveate.core.progress import say
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

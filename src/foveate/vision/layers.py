@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -1,8 +1,8 @@
 """Image encoder on a frozen EfficientNet-Lite0: two cached feature maps, then a small trainable head.
 
-The frozen part gives maps at strides 16 and 32 (measured on two AVX-512 cores at 224 px, batch 8: 6.5 ms a picture
+The frozen part gives maps at strides 16 and 32 (measured on two AVX-512 cores at 224 px, batch 8: 6.5 ms an image
 and thread in bfloat16, 17 ms in float32, 37 ms for the package's own float32 forward). They are kept packed in one
-flat float16 vector a picture, the coarse map at its own resolution: 75 KB at 224 px. The trainable part projects both
+flat float16 vector an image, the coarse map at its own resolution: 75 KB at 224 px. The trainable part projects both
 maps, adds them on the fine grid and runs 0 or more transformer layers.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
 from foveate.vision.encoder import ImageEncoder, ImageTokens
 from foveate.vision.layers import TransformerLayer, as_computed, layer_norm
 from foveate.vision.lite0_network import (
@@ -26,7 +26,7 @@ from foveate.vision.lite0_network import (
 )
 from foveate.vision.pixels import Preprocess
 from foveate.vision.precision import PRECISIONS, precision_of
-from foveate.vision.sinusoid import encode_points, patch_centres
+from foveate.vision.sinusoid import encode_points, patch_centers
 
 POSITIONS = ("learned", "sincos", "none")
 POOLS = ("mean", "attention")
@@ -35,13 +35,13 @@ _LOADING = threading.Lock()  # several threads may ask for the first features
 
 
 def packed_length(grid: tuple[int, int]) -> int:
-    """Numbers in the packed features of one picture whose stride-16 grid has these rows and columns."""
+    """Numbers in the packed features of one image whose stride-16 grid has these rows and columns."""
     rows, columns = grid
     return rows * columns * STRIDE_16_CHANNELS + (rows // 2) * (columns // 2) * STRIDE_32_CHANNELS
 
 
 def pack_maps(fine_BCHW: Tensor, coarse_BCHW: Tensor) -> Tensor:
-    """Both maps as one flat float16 vector a picture: position by position, the channels of each position scaled to
+    """Both maps as one flat float16 vector an image: position by position, the channels of each position scaled to
     zero mean and unit variance (a LayerNorm without weights, whose affine part the following projection holds)."""
     flat = []
     for part in (fine_BCHW, coarse_BCHW):
@@ -123,14 +123,14 @@ class Lite0Encoder(ImageEncoder):
         if self.position == "learned":
             self.position_LD = nn.Parameter(0.02 * torch.randn(side * side, width))
         elif self.position == "sincos":
-            self.register_buffer("position_LD", encode_points(patch_centres(self.grid), width=width))
+            self.register_buffer("position_LD", encode_points(patch_centers(self.grid), width=width))
         self.layers = nn.ModuleList(TransformerLayer(width, heads=heads or max(1, width // 64)) for _ in range(layers))
         self.final_ln = nn.LayerNorm(width)
         self.pool_query_D = nn.Parameter(0.02 * torch.randn(width)) if self.pool == "attention" else None
         self.proj = nn.Linear(width, embed_dim, bias=False)
 
     def fingerprint(self) -> str:
-        """Weights, input size, normalisation and precision of the cached features."""
+        """Weights, input size, normalization and precision of the cached features."""
         dtype = self._precision(torch.device("cpu"))
         return f"lite0-{WEIGHTS_SHA256[:8]}-{self.preprocess.size}px-{str(dtype).removeprefix('torch.')}-packed2"
 
@@ -147,15 +147,15 @@ class Lite0Encoder(ImageEncoder):
 
     @torch.no_grad()
     def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pixels (uint8, or normalised to [-1, 1]) to packed features [B, F] in float16."""
+        """Pixels (uint8, or normalized to [-1, 1]) to packed features [B, F] in float16."""
         dtype = self._precision(pixels_B3HW.device)
         network = self._network(pixels_B3HW.device, dtype)
         packed = []
-        # Small blocks stay in the cache of a core: a batch of 32 takes 1.5 times as long a picture as one of 8.
+        # Small blocks stay in the cache of a core: a batch of 32 takes 1.5 times as long an image as one of 8.
         for block in pixels_B3HW.split(_BATCH if pixels_B3HW.device.type == "cpu" else 256):
             # Without autocast, which has another precision and on CPUs cannot join float16 tensors.
             with torch.autocast(device_type=block.device.type, enabled=False):
-                x = self.normalised(block).to(dtype=dtype, memory_format=torch.channels_last)
+                x = self.normalized(block).to(dtype=dtype, memory_format=torch.channels_last)
                 packed.append(pack_maps(*network(x)))
         if not packed:
             return pixels_B3HW.new_zeros((0, *self.feature_shape), dtype=torch.float16)

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError, choose
-from foveate.settings.files import sha256_file
+from foveate.core.errors import UserError, choose
+from foveate.core.files import sha256_file
 from foveate.vision.cores import map_on_cores
 from foveate.vision.encoder import TextEncoder
 from foveate.vision.hub import Checkpoint, fetch
@@ -107,7 +107,7 @@ class SentenceEncoder:
         # Texts of like length share a batch, so that little time goes into padding.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         parts = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
-        # Tokenised in one thread: a tokenizer must not be called from several.
+        # Tokenized in one thread: a tokenizer must not be called from several.
         made = map_on_cores(self._vectors, [self._tokens(texts, rows) for rows in parts], device=self.model.device)
         for rows, vectors in zip(parts, made, strict=True):
             vectors_BW[rows] = vectors
@@ -218,7 +218,7 @@ class MiniLMEncoder(TextEncoder):
         return self._frozen[0](texts)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Sentence vectors [B, sentence_width] to joint embeddings [B, E], not normalised."""
+        """Sentence vectors [B, sentence_width] to joint embeddings [B, E], not normalized."""
         if self.training and self.noise:
             features = features + self.noise * torch.randn_like(features)
         return self.proj(features)

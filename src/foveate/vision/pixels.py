@@ -1,4 +1,4 @@
-"""From a decoded picture to the numbers an encoder eats, and the record of how (`preprocess.json`)."""
+"""From a decoded image to the numbers an encoder eats, and the record of how (`preprocess.json`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from foveate.settings.errors import UserError, choose, nearest
+from foveate.core.errors import UserError, choose, nearest
 
 GEOMETRIES = ("letterbox", "center_crop")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -24,8 +24,8 @@ class Preprocess:
         size: side of the square model input in pixels.
         mean, std: per RGB channel, of values in [0, 1].
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
-        fill: RGB colour 0..255 of the padding. Zero padding as in the paper is black.
-        geometry: "letterbox" (long side to `size`, centred padding, boxes stay whole) or "center_crop".
+        fill: RGB color 0..255 of the padding. Zero padding as in the paper is black.
+        geometry: "letterbox" (long side to `size`, centered padding, boxes stay whole) or "center_crop".
     """
 
     size: int
@@ -42,10 +42,10 @@ class Preprocess:
             raise UserError(f"preprocess.size {self.size}: allowed are integers from 1")
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """A picture that is already `size` x `size` as uint8 [3, size, size].
+        """An image that is already `size` x `size` as uint8 [3, size, size].
 
         Raises:
-            UserError: if the picture has another size (fit it with `foveate.records.geometry` first).
+            UserError: if the image has another size (fit it with `foveate.records.geometry` first).
         """
         if image.size != (self.size, self.size):
             width, height = image.size
@@ -53,7 +53,7 @@ class Preprocess:
         array_HW3 = np.asarray(image.convert("RGB"), dtype=np.uint8)
         return torch.from_numpy(np.ascontiguousarray(array_HW3.transpose(2, 0, 1)))
 
-    def normalise(self, pixels_B3HW: Tensor) -> Tensor:
+    def normalize(self, pixels_B3HW: Tensor) -> Tensor:
         """uint8 [..., 3, H, W] to float32: (x / 255 - mean) / std."""
         mean, std = (torch.tensor(values, device=pixels_B3HW.device)[:, None, None] for values in (self.mean, self.std))
         return (pixels_B3HW.float() / 255 - mean) / std

@@ -3,7 +3,7 @@
 Source: CLOC (arXiv 2410.02746 v2), section 3.2 there; numbers the paper leaves open are options, defaults as measured.
 One transformer layer with one head reads, for each region by itself, the sequence [prompt tokens ; image tokens].
 
-What is the same for all regions of a picture is worked out once per picture (`prepare`): norms, and with pool "all"
+What is the same for all regions of an image is worked out once per image (`prepare`): norms, and with pool "all"
 the image-to-image attention, into which each prompt is merged by its log-sum-exp. With pool "prompt" only the prompt
 tokens pass through the layer, and no projection touches the image tokens at all. All of it is exact.
 """
@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
 from foveate.vision.layers import as_computed, layer_norm
-from foveate.vision.sinusoid import LAYOUTS, encode_points, patch_centres
+from foveate.vision.sinusoid import LAYOUTS, encode_points, patch_centers
 
 POOLS = ("prompt", "all")
 IMAGE_POSITIONS = ("sincos", "none")
@@ -31,7 +31,7 @@ HEAD_OUTPUTS = ("linear", "sigmoid")
 
 @dataclass(frozen=True)
 class PreparedTokens:
-    """What all prompts of a picture share: made by `Prompter.prepare`, used for any number of calls.
+    """What all prompts of an image share: made by `Prompter.prepare`, used for any number of calls.
 
     Attributes:
         tokens_BLD: image tokens with positions. normed_BLD: what the attention reads of them.
@@ -53,7 +53,7 @@ class Prompted:
     """One row for each prompt.
 
     Attributes:
-        embedding_RE: region embedding z, not normalised.
+        embedding_RE: region embedding z, not normalized.
         pooled_RD: mean of the output tokens, before the projection.
     """
 
@@ -95,13 +95,13 @@ class Prompter(nn.Module):
         width: D of the image tokens. embed_dim: E.
         pool: mean over the "prompt" tokens only (1.09x of a CLIP step at B/16, better in small runs) or over "all"
             tokens (the paper's "global average pooler", 1.47x).
-        image_pos: "sincos" adds the sinusoid of the patch centre to each image token; "none" makes small models blind
+        image_pos: "sincos" adds the sinusoid of the patch center to each image token; "none" makes small models blind
             to the box.
         norm: "pre" or "post", both followed by a final LayerNorm.
         mlp_ratio: hidden width of the MLP over D.
         coordinate_scale, temperature, layout: of the sinusoid, see `encode_points`.
         corner_embedding: learned vectors that tell the two corners apart, zero at the start.
-        text_prompt_normalised: scale phrase embeddings to unit length before they become a prompt.
+        text_prompt_normalized: scale phrase embeddings to unit length before they become a prompt.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Prompter(nn.Module):
         temperature: float = 10_000.0,
         layout: str = "blocked",
         corner_embedding: bool = True,
-        text_prompt_normalised: bool = False,
+        text_prompt_normalized: bool = False,
     ) -> None:
         super().__init__()
         if width % 4:
@@ -130,7 +130,7 @@ class Prompter(nn.Module):
         self.coordinate_scale = coordinate_scale
         self.temperature = temperature
         self.layout = choose(layout, LAYOUTS, "prompter.layout")
-        self.text_prompt_normalised = text_prompt_normalised
+        self.text_prompt_normalized = text_prompt_normalized
         hidden = int(width * mlp_ratio)
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
@@ -140,7 +140,7 @@ class Prompter(nn.Module):
         self.corner_embedding = nn.Parameter(torch.zeros(2, width)) if corner_embedding else None
 
     def prepare(self, tokens_BLD: Tensor, grid: tuple[int, int]) -> PreparedTokens:
-        """What all prompts share, once per picture.
+        """What all prompts share, once per image.
 
         Args:
             tokens_BLD: image tokens after the encoder's final norm. Tokens before the last rows x columns ones (a
@@ -150,8 +150,8 @@ class Prompter(nn.Module):
         extra = tokens_BLD.shape[1] - grid[0] * grid[1]
         assert extra >= 0, (tokens_BLD.shape, grid)
         if self.image_pos == "sincos":
-            centres = patch_centres(grid, device=tokens_BLD.device, dtype=_exact(tokens_BLD.dtype))
-            tokens_BLD = tokens_BLD + F.pad(self._sinusoid(centres), (0, 0, extra, 0)).to(tokens_BLD.dtype)
+            centers = patch_centers(grid, device=tokens_BLD.device, dtype=_exact(tokens_BLD.dtype))
+            tokens_BLD = tokens_BLD + F.pad(self._sinusoid(centers), (0, 0, extra, 0)).to(tokens_BLD.dtype)
         normed_BLD = as_computed(self._first_norm(tokens_BLD))
         if self.pool == "prompt":
             return PreparedTokens(tokens_BLD, normed_BLD, grid)
@@ -168,9 +168,9 @@ class Prompter(nn.Module):
         """Region embeddings of boxes.
 
         Args:
-            prepared: of B pictures.
+            prepared: of B images.
             boxes_R4: corners in [0, 1] of the square model input.
-            image_index_R: picture of each box, integers in [0, B), any order.
+            image_index_R: image of each box, integers in [0, B), any order.
             check: refuse impossible boxes; the training loader has done so already.
 
         Raises:
@@ -180,7 +180,7 @@ class Prompter(nn.Module):
         return self._forward(prepared, [(corners_R2D, image_index_R)])[0]
 
     def phrases(self, prepared: PreparedTokens, text_RE: Tensor, image_index_R: Tensor) -> Prompted:
-        """The same for phrases: `text_RE` are projected text embeddings, not normalised."""
+        """The same for phrases: `text_RE` are projected text embeddings, not normalized."""
         return self._forward(prepared, [(self._words(text_RE), image_index_R)])[0]
 
     def boxes_and_phrases(
@@ -209,7 +209,7 @@ class Prompter(nn.Module):
 
     def _words(self, text_RE: Tensor) -> Tensor:
         """One prompt token for each phrase: [R, 1, D]."""
-        if self.text_prompt_normalised:
+        if self.text_prompt_normalized:
             text_RE = F.normalize(text_RE, dim=-1)
         return self.text_in(text_RE).unsqueeze(1)
 
@@ -241,7 +241,7 @@ class Prompter(nn.Module):
         return layer_norm(x, self.final_ln)
 
     def _forward(self, prepared: PreparedTokens, groups: Sequence[tuple[Tensor, Tensor]]) -> list[Prompted]:
-        """Groups of (prompt tokens [R, P, D], picture of each prompt [R]), P being 1 or 2, in one pass."""
+        """Groups of (prompt tokens [R, P, D], image of each prompt [R]), P being 1 or 2, in one pass."""
         prompts_TD = torch.cat([prompts.flatten(0, 1) for prompts, _ in groups])
         image_T = torch.cat([image.repeat_interleave(prompts.shape[1]) for prompts, image in groups])
         partner_T = _partners([prompts.shape[:2] for prompts, _ in groups], prompts_TD.device)
@@ -303,32 +303,32 @@ def _partners(shapes: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 def _prompt_attention(
     queries_TD: Tensor, normed_TD: Tensor, partner_T: Tensor, normed_BLD: Tensor, image_T: Tensor
 ) -> Tensor:
-    """Mean of the tokens of its picture and of its own prompt's tokens, weighted by the softmax of their scaled dot
+    """Mean of the tokens of its image and of its own prompt's tokens, weighted by the softmax of their scaled dot
     products with `queries_TD`, for each prompt token: [T, D].
 
-    Prompt tokens are laid out by picture in slots, so that a picture's tokens are read once and not copied for each
-    prompt; where one picture has so many more prompts than the others that most slots would be empty, they are. The
+    Prompt tokens are laid out by image in slots, so that an image's tokens are read once and not copied for each
+    prompt; where one image has so many more prompts than the others that most slots would be empty, they are. The
     scores are few, so that plain products beat the fused kernels, which want one joint list of keys.
     """
     count, width = normed_TD.shape
     if count == 0:
         return queries_TD + normed_TD  # empty, but every weight gets a gradient, as distributed training wants
     counts_B = torch.bincount(image_T, minlength=len(normed_BLD))
-    assert len(counts_B) == len(normed_BLD), "image_index points behind the last picture"
+    assert len(counts_B) == len(normed_BLD), "image_index points behind the last image"
     asked_B = counts_B > 0
     if not bool(asked_B.all()):
         normed_BLD, image_T, counts_B = normed_BLD[asked_B], (asked_B.cumsum(0) - 1)[image_T], counts_B[asked_B]
-    pictures, slots = len(counts_B), int(counts_B.max())
-    by_slot = pictures * slots <= 4 * count
+    images, slots = len(counts_B), int(counts_B.max())
+    by_slot = images * slots <= 4 * count
     place_T = image_T * slots + _slot_of(image_T, counts_B)
     image_tokens = normed_BLD if by_slot else normed_BLD[image_T]
 
     def read(x_TX: Tensor, image: Tensor) -> Tensor:
-        """x times the matrix of its picture, for each prompt token."""
+        """x times the matrix of its image, for each prompt token."""
         if not by_slot:
             return (x_TX.unsqueeze(1) @ image).squeeze(1)
-        slotted = x_TX.new_zeros(pictures * slots, x_TX.shape[-1]).index_copy(0, place_T, x_TX)
-        return (slotted.view(pictures, slots, -1) @ image).flatten(0, 1)[place_T]
+        slotted = x_TX.new_zeros(images * slots, x_TX.shape[-1]).index_copy(0, place_T, x_TX)
+        return (slotted.view(images, slots, -1) @ image).flatten(0, 1)[place_T]
 
     exact = _exact(queries_TD.dtype)
     alone_T = partner_T < 0
@@ -342,7 +342,7 @@ def _prompt_attention(
 
 
 def _slot_of(image_T: Tensor, counts_B: Tensor) -> Tensor:
-    """Running number of each prompt token within its picture."""
+    """Running number of each prompt token within its image."""
     order_T = image_T.argsort(stable=True)
     first_B = counts_B.cumsum(0) - counts_B
     slot_T = torch.empty_like(order_T)
@@ -355,7 +355,7 @@ class BoxHead(nn.Module):
 
     Args:
         width: D. embed_dim: E.
-        input: "embedding" reads the un-normalised z, "pooled" the tokens' mean before the projection.
+        input: "embedding" reads the un-normalized z, "pooled" the tokens' mean before the projection.
         output: "linear" as in the paper's regression, or "sigmoid".
     """
 

@@ -1,24 +1,24 @@
-"""Encoders by name: kind `x` is the module `foveate.vision.x`, which offers IMAGE_ENCODER, TEXT_ENCODER or both.
+"""Encoders by name: a kind is a module that offers IMAGE_ENCODER, TEXT_ENCODER or both.
 
-A new encoder is one new module in this folder; nothing here changes.
+It lies in `foveate.vision` or, one module a network, in the folder of its library. A new encoder is one new module;
+nothing here changes.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
-import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 
-import foveate.vision
-from foveate.settings.errors import UserError, choose, nearest
+from foveate.core.errors import UserError, choose, nearest
+from foveate.core.plugins import module_names
 from foveate.vision.encoder import ImageEncoder, TextEncoder
 
+_PACKAGES = ("foveate.vision", "foveate.vision.hf")
 # What is raised while a network is built from options of a wrong type or size.
 _UNUSABLE = (
     TypeError,
@@ -44,13 +44,12 @@ def seeded(seed: int) -> Iterator[None]:
 
 def encoder_kinds(attribute: str) -> list[str]:
     """Names of the modules that offer `attribute` ("IMAGE_ENCODER" or "TEXT_ENCODER")."""
-    names = sorted(module.name for module in pkgutil.iter_modules(foveate.vision.__path__))
-    return [name for name in names if hasattr(importlib.import_module(f"foveate.vision.{name}"), attribute)]
+    return sorted(kind for kind in _modules() if hasattr(_import_kind(kind), attribute))
 
 
 def tower_options(kind: str, tower: str) -> list[str]:
     """Names of the options of a kind's "image_encoder" or "text_encoder"; empty where it has no such tower."""
-    builder = _builder(kind, {"image_encoder": "IMAGE_ENCODER", "text_encoder": "TEXT_ENCODER"}[tower])
+    builder = find_encoder(kind, {"image_encoder": "IMAGE_ENCODER", "text_encoder": "TEXT_ENCODER"}[tower])
     return [] if builder is None else list(inspect.signature(builder).parameters)
 
 
@@ -68,9 +67,18 @@ def build_text_encoder(settings: Mapping[str, Any], *, seed: int = 0) -> TextEnc
     return cast(TextEncoder, _build(settings, "TEXT_ENCODER", "text", seed))
 
 
-def _builder(kind: str, attribute: str) -> Any:
-    found = importlib.util.find_spec(f"foveate.vision.{kind}") if kind.isidentifier() else None
-    return getattr(importlib.import_module(found.name), attribute, None) if found else None
+def _modules() -> dict[str, str]:
+    """Kind -> dotted module name, for all modules that may hold an encoder."""
+    return {name: f"{package}.{name}" for package in _PACKAGES for name in module_names(package)}
+
+
+def _import_kind(kind: str) -> Any:
+    return importlib.import_module(_modules()[kind])
+
+
+def find_encoder(kind: str, attribute: str) -> Any:
+    """Return the class that a kind offers as `attribute`, or None."""
+    return getattr(_import_kind(kind), attribute, None) if kind in _modules() else None
 
 
 def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -> Any:
@@ -78,7 +86,7 @@ def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -
     kind = options.pop("kind", None)
     if not isinstance(kind, str):
         raise UserError(f"{field}.kind is missing: allowed are {', '.join(encoder_kinds(attribute))}")
-    builder = _builder(kind, attribute)
+    builder = find_encoder(kind, attribute)
     if builder is None:
         choose(kind, encoder_kinds(attribute), f"{field}.kind")
         raise AssertionError(kind)

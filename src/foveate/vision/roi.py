@@ -19,7 +19,7 @@ def roi_pool(tokens_BLD: Tensor, grid: tuple[int, int], boxes_R4: Tensor, image_
         tokens_BLD: the last rows x columns tokens are laid out as the patch grid.
         grid: rows and columns of patches.
         boxes_R4: corners in [0, 1] of the model input.
-        image_index_R: picture of each box.
+        image_index_R: image of each box.
 
     Returns:
         [R, D] in the dtype of the tokens.
@@ -27,10 +27,10 @@ def roi_pool(tokens_BLD: Tensor, grid: tuple[int, int], boxes_R4: Tensor, image_
     from torchvision.ops import roi_align
 
     rows, columns = grid
-    pictures, _, width = tokens_BLD.shape
+    images, _, width = tokens_BLD.shape
     # A class token in front is left out; half precision is widened, since box corners need more than 8 bits.
     exact = tokens_BLD if tokens_BLD.dtype == torch.float64 else tokens_BLD.float()
-    map_BDHW = exact[:, -rows * columns :].transpose(1, 2).reshape(pictures, width, rows, columns)
+    map_BDHW = exact[:, -rows * columns :].transpose(1, 2).reshape(images, width, rows, columns)
     cells = torch.tensor((columns, rows, columns, rows), dtype=map_BDHW.dtype, device=map_BDHW.device)
     rois_R5 = torch.cat((image_index_R[:, None].to(map_BDHW.dtype), boxes_R4.to(map_BDHW.dtype) * cells), dim=1)
     pooled = roi_align(map_BDHW, rois_R5, output_size=1, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
@@ -52,7 +52,7 @@ class RoiPooler(nn.Module):
     def forward(
         self, tokens_BLD: Tensor, grid: tuple[int, int], boxes_R4: Tensor, image_index_R: Tensor, *, check: bool = True
     ) -> Tensor:
-        """Region embeddings [R, E], not normalised; arguments as of `roi_pool`.
+        """Region embeddings [R, E], not normalized; arguments as of `roi_pool`.
 
         Raises:
             UserError: naming the row of an impossible box, unless `check` is off.

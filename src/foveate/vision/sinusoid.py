@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
 
 LAYOUTS = ("blocked", "interleaved", "timescale")
 
@@ -57,10 +57,10 @@ def encode_points(
     return torch.stack(waves, dim=-2).flatten(-3)
 
 
-def patch_centres(
+def patch_centers(
     grid: tuple[int, int], *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Centres (x, y) in [0, 1] of a grid of `rows` x `columns` patches, row by row: [rows * columns, 2]."""
+    """Centers (x, y) in [0, 1] of a grid of `rows` x `columns` patches, row by row: [rows * columns, 2]."""
     rows, columns = grid
     y = (torch.arange(rows, device=device, dtype=dtype) + 0.5) / rows
     x = (torch.arange(columns, device=device, dtype=dtype) + 0.5) / columns

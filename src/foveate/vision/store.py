@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_bytes_atomically, write_json_atomically
-from foveate.settings.progress import say, track
+from foveate.core.errors import UserError
+from foveate.core.files import write_bytes_atomically, write_json_atomically
+from foveate.core.progress import say, track
 
 # Of the layout of parts and keys: another number is another folder, and old folders are never read.
 VERSION = 2
@@ -52,7 +52,7 @@ class FeatureStore:
     """The entries of a store that a run wants, by number.
 
     Args:
-        folder: of all stores. kind: "pictures" or "texts". depends: what all entries depend on.
+        folder: of all stores. kind: "images" or "texts". depends: what all entries depend on.
         shape, dtype: of one entry's features.
 
     Attributes:

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate.settings.errors import UserError, nearest
+from foveate.core.errors import UserError, nearest
 from foveate.vision.backbones import BackboneImageEncoder, on_meta, own_or_new
+from foveate.vision.hf.processors import given_preprocess, preprocess_for, three
 from foveate.vision.hub import Checkpoint, fetch
-from foveate.vision.processors import given_preprocess, preprocess_for, three
 
 KIND = "timm"
 
@@ -30,7 +30,7 @@ class TimmImageEncoder(BackboneImageEncoder):
             hub, or a name with its tag ("vit_base_patch16_224.augreg_in21k").
         embed_dim: E, of the new bias-free projection.
         revision, offline, image_size, geometry, frozen, precision, checkpointing: see
-            `foveate.vision.transformers_clip`. Position embeddings are resampled by timm (bicubic, antialiased).
+            `foveate.vision.hf.clip`. Position embeddings are resampled by timm (bicubic, antialiased).
         config, preprocess: of `architecture()`, to build a saved tower again without its first weights.
     """
 
@@ -114,7 +114,7 @@ class TimmImageEncoder(BackboneImageEncoder):
 
 
 def _create(name: str, arguments: Mapping[str, Any]) -> Any:
-    """An untrained network that takes pictures of any size in whole patches."""
+    """An untrained network that takes images of any size in whole patches."""
     import timm
 
     options: dict[str, Any] = {**arguments, "num_classes": 0, "dynamic_img_size": True}

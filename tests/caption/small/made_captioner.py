@@ -7,8 +7,8 @@ from typing import Any
 
 import tiny
 from foveate.caption.small.recipe import CaptionerRecipe
+from foveate.core.recipes import validate
 from foveate.records.scenes.build import build_scenes
-from foveate.settings.recipes import validate
 
 RECIPE: dict[str, Any] = {
     "config_version": 1,

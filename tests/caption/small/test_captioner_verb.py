@@ -42,7 +42,7 @@ def test_train_writes_a_model_and_a_page(recipe_file: Path, scene_collection: Pa
     assert result["stages"]["human alignment"]["steps"] == 1
     assert "words" not in result["stages"]
     page = (target / "report.html").read_text()
-    assert "The same picture in every format" in page
+    assert "The same image in every format" in page
     assert (target / "model" / "metrics.json").is_file()
     assert build(json.loads((target / "result.json").read_text()), target).template == "captioner.html.j2"
     code, output = run(*arguments, "--quiet")
@@ -58,7 +58,7 @@ def test_dry_run_writes_nothing(recipe_file: Path, scene_collection: Path, tmp_p
     assert found["examined"] == 24
     assert found["parameters"] > 10_000
     assert not (tmp_path / "run").exists()
-    assert "24 pictures in the split" in run(*arguments)[1]
+    assert "24 images in the split" in run(*arguments)[1]
 
 
 def test_mistakes_are_sentences(
@@ -71,7 +71,7 @@ def test_mistakes_are_sentences(
         ([*start, "data.sources=[scene]", "--collection", str(scene_collection)], "did you mean 'scenes'"),
         (
             [*start, "data.short_kinds=[alt]", "data.ocr=none", "--collection", str(tiny_collection)],
-            "no picture has material for stage 2",
+            "no image has material for stage 2",
         ),
         (
             [*start, "data.short_kinds=[alt]", "data.description_kinds=[titel]", "--collection", str(tiny_collection)],

@@ -16,11 +16,12 @@ from foveate.caption.small.recipe import CaptionDataSettings
 from foveate.caption.small.rewriters.llm import Llm
 from foveate.caption.small.rewriting import open_rewriter
 from foveate.caption.small.rows import Rows, write_rows
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from naming import raises_naming
 
-SHORT = ("a grey dog on a lawn", "a dog looks at a red ball")
-LONG = "A photograph of a grey dog on a lawn. The dog looks at a red ball. A fence stands behind the lawn."
-DSC = "A photograph of a grey dog on a lawn. The dog looks at a red ball."
+SHORT = ("a gray dog on a lawn", "a dog looks at a red ball")
+LONG = "A photograph of a gray dog on a lawn. The dog looks at a red ball. A fence stands behind the lawn."
+DSC = "A photograph of a gray dog on a lawn. The dog looks at a red ball."
 DENSE = " ".join([LONG] * 4)
 
 
@@ -32,7 +33,7 @@ class Answering(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         parts = body["messages"][0]["content"]
-        assert [part["type"] for part in parts] == ["text"], "no picture is sent"
+        assert [part["type"] for part in parts] == ["text"], "no image is sent"
         prompt = parts[0]["text"]
         type(self).asked.append(prompt)
         answer = self.answer(prompt)
@@ -46,11 +47,11 @@ class Answering(BaseHTTPRequestHandler):
 
     def answer(self, prompt: str) -> str:
         if "Merge them" not in prompt:
-            return json.dumps({"captions": {"ssc": "A grey dog on a lawn.", "dsc": DSC, "dsc_plus": DENSE}})
+            return json.dumps({"captions": {"ssc": "A gray dog on a lawn.", "dsc": DSC, "dsc_plus": DENSE}})
         if "one sentence" in prompt:
-            return '```json\n{"caption": "A grey dog on a lawn."}\n```'
+            return '```json\n{"caption": "A gray dog on a lawn."}\n```'
         if "2 to 4" in prompt:
-            return json.dumps({"caption": "A photograph of a grey dog and a unicorn on a lawn with a red ball in it."})
+            return json.dumps({"caption": "A photograph of a gray dog and a unicorn on a lawn with a red ball in it."})
         return json.dumps({"caption": DENSE})[:-30]
 
     def log_message(self, *arguments: object) -> None:
@@ -80,7 +81,7 @@ def rows(endpoint: str, folder: Path) -> Rows:
 def test_answers_are_read_checked_and_counted(endpoint: str, tmp_path: Path) -> None:
     found = rows(endpoint, tmp_path)
     first = {row.kind: row for row in found.of_stage(1)}
-    assert first["ssc"].target == "A grey dog on a lawn."
+    assert first["ssc"].target == "A gray dog on a lawn."
     assert set(first) == {"ssc"}
     assert found.dropped[1, "dsc", "new word"] == 1
     assert found.dropped[1, "dsc_plus", "parser: truncated"] == 1
@@ -104,7 +105,7 @@ def test_a_second_run_asks_nothing(endpoint: str, tmp_path: Path) -> None:
 
 def test_it_needs_a_model() -> None:
     assert isinstance(open_rewriter(CaptionDataSettings(rewriter="llm", llm={"model": "m"})), Llm)
-    with pytest.raises(UserError, match=r"data\.llm\.model"):
+    with raises_naming(UserError, "data.llm.model"):
         open_rewriter(CaptionDataSettings(rewriter="llm"))
-    with pytest.raises(UserError, match="did you mean 'endpoint'"):
+    with raises_naming(UserError, "endpoint"):
         open_rewriter(CaptionDataSettings(rewriter="llm", llm={"model": "m", "endpont": "x"}))

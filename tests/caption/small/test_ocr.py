@@ -1,4 +1,4 @@
-"""Recognised text: through RapidOCR where it is installed, said where it is not, and kept beside the collection."""
+"""Recognized text: through RapidOCR where it is installed, said where it is not, and kept beside the collection."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from foveate.caption.small import ocr
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 
 @pytest.fixture
 def signs(tmp_path: Path) -> Collection:
-    """One picture with a word in it and one without."""
-    with CollectionWriter(tmp_path / "signs", name="signs", licence="CC0-1.0", source="test") as writer:
+    """One image with a word in it and one without."""
+    with CollectionWriter(tmp_path / "signs", name="signs", license="CC0-1.0", source="test") as writer:
         for key, word in (("sign", "HARBOR 1908"), ("blank", "")):
             image = Image.new("RGB", (320, 120), "white")
             ImageDraw.Draw(image).text((20, 30), word, font=ImageFont.load_default(size=44), fill="black")
@@ -31,24 +32,24 @@ def signs(tmp_path: Path) -> Collection:
 def test_text_is_read_once_and_kept(signs: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(ocr.PACKAGE, reason="the extra ocr, which needs Python below 3.13")
     row = signs.row_of("sign")
-    found = ocr.recognised(signs, [0, 1], "rapidocr")
+    found = ocr.recognized(signs, [0, 1], "rapidocr")
     assert list(found) == [row]
-    # The recogniser is the Chinese one: spaces and l for I are its known slips.
+    # The recognizer is the Chinese one: spaces and l for I are its known slips.
     assert "".join(found[row]).replace(" ", "").casefold() == "harbor1908"
     file = signs.path / "cache" / "ocr-rapidocr-1.jsonl"
     with file.open("a") as handle:
         handle.write('{"sha256": "cut o')  # a run that was killed
-    monkeypatch.setattr(ocr, "_recognise", lambda *_: pytest.fail("read again"))
-    assert ocr.recognised(signs, [0, 1], "auto") == found
+    monkeypatch.setattr(ocr, "_recognize", lambda *_: pytest.fail("read again"))
+    assert ocr.recognized(signs, [0, 1], "auto") == found
 
 
 def test_without_ocr_it_is_said_or_refused(
     signs: Collection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert ocr.recognised(signs, [0, 1], "auto") == {}
-    assert "no OCR is installed: text in 2 pictures is not used" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"pip install 'foveate\[ocr\]'"):
-        ocr.recognised(signs, [0], "rapidocr")
-    assert ocr.recognised(signs, [0], "none") == {}
+    assert ocr.recognized(signs, [0, 1], "auto") == {}
+    assert "no OCR is installed: text in 2 images is not used" in capsys.readouterr().err
+    with raises_naming(UserError, "foveate[ocr]"):
+        ocr.recognized(signs, [0], "rapidocr")
+    assert ocr.recognized(signs, [0], "none") == {}
     assert capsys.readouterr().err == ""

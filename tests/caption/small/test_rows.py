@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.caption.answers import parse_caption, serialise
+from foveate.caption.answers import parse_caption, serialize
 from foveate.caption.gates import GATES
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.material import Material, read_material
@@ -15,15 +15,16 @@ from foveate.caption.small.recipe import CaptionDataSettings
 from foveate.caption.small.rewriters.rules import Rules
 from foveate.caption.small.rewriting import content_words, fuse, names_in, new_words, open_rewriter
 from foveate.caption.small.rows import Rows, checked, rows_of_table, write_rows
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.settings.errors import UserError
+from naming import raises_naming
 
 LONG = (
-    "A photograph of a grey dog, a red ball and two children on a green lawn. The dog stands on the left side and "
+    "A photograph of a gray dog, a red ball and two children on a green lawn. The dog stands on the left side and "
     "looks at the ball. The ball lies in front of the children. A wooden fence runs behind the lawn. It may be autumn, "
     "as some leaves are brown. The light is soft."
 )
-SHORT = ("a dog on a lawn", "A grey dog looks at a ball.", "two children and a dog", "A dog with a red ball", "dog")
+SHORT = ("a dog on a lawn", "A gray dog looks at a ball.", "two children and a dog", "A dog with a red ball", "dog")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_every_target_parses_and_passes_its_gate(rows: Rows) -> None:
     assert {row.stage for row in rows.rows} == {1, 2}
     assert {row.kind for row in rows.of_stage(2)} == {"ssc", "dsc", "dsc_plus", "afc"}
     for row in rows.rows:
-        assert parse_caption(serialise(row.target)).caption == row.target
+        assert parse_caption(serialize(row.target)).caption == row.target
         assert GATES[row.kind].least <= clip_tokens(row.target) == row.tokens <= GATES[row.kind].most
         assert bool(row.alt) == (row.kind == "afc")
 
@@ -67,7 +68,7 @@ def test_a_third_of_the_alt_texts_is_noise_that_the_target_ignores() -> None:
             key=f"k{number}",
             source="test",
             formats={
-                "dsc": f"A picture of a {name}. The {name} is in the middle of the picture. The background is plain."
+                "dsc": f"An image of a {name}. The {name} is in the middle of the image. The background is plain."
             },
             alt=name,
             alt_clean=True,
@@ -83,11 +84,11 @@ def test_a_third_of_the_alt_texts_is_noise_that_the_target_ignores() -> None:
     made = [row for row in write_rows(materials, settings, Rules(), seed=0).rows if row.kind == "afc"]
     for row in made:
         _, name = row.alt.split(", ", 1)
-        assert row.target.endswith(f"The picture is about {name}.")
+        assert row.target.endswith(f"The image is about {name}.")
 
 
 def test_what_an_alt_text_names_comes_first_in_its_afc() -> None:
-    told = "A picture of a {}. There is a {}. The background is drawn."
+    told = "An image of a {}. There is a {}. The background is drawn."
     material = Material(
         row=0,
         key="k",
@@ -118,7 +119,7 @@ def test_short_captions_are_merged_without_new_words() -> None:
     assert set(found) == {"ssc", "dsc", "dsc_plus"}
     for text in found.values():
         assert not new_words(text, [*SHORT, "STOP", "here"])
-    assert 'The words "STOP here" are written in the picture.' in found["dsc"]
+    assert 'The words "STOP here" are written in the image.' in found["dsc"]
     assert found["ssc"].rstrip(".").lower() in [text.rstrip(".").lower() for text in SHORT]
     assert Rules().merged([], []) == {}
 
@@ -126,7 +127,7 @@ def test_short_captions_are_merged_without_new_words() -> None:
 def test_a_description_is_only_cut() -> None:
     found = Rules().shortened(LONG)
     assert clip_tokens(found["ssc"]) <= GATES["ssc"].most
-    assert found["ssc"].startswith("A grey dog")
+    assert found["ssc"].startswith("A gray dog")
     assert found["dsc"] == " ".join(found["dsc_plus"].split()[: len(found["dsc"].split())])
     assert clip_tokens(found["dsc"]) <= 60
     assert found["dsc_plus"] == LONG
@@ -135,7 +136,7 @@ def test_a_description_is_only_cut() -> None:
 
 
 def test_made_up_words_and_bad_lengths_are_refused() -> None:
-    assert checked("ssc", "A grey dog on a lawn.", ["a grey dog on a lawn"]) == ("A grey dog on a lawn.", "")
+    assert checked("ssc", "A gray dog on a lawn.", ["a gray dog on a lawn"]) == ("A gray dog on a lawn.", "")
     assert checked("ssc", "A dog and a unicorn.", ["a dog"]) == ("", "new word")
     assert checked("ssc", "A dog and a unicorn.", None) == ("A dog and a unicorn.", "")
     assert checked("dsc_plus", "A dog.", ["dog"]) == ("", "gate: too_short")
@@ -145,10 +146,10 @@ def test_names_of_an_alt_text_are_kept_exactly() -> None:
     assert names_in("the old market of Brennau, 1967", ["An old market."]) == ("Brennau", "1967")
     assert names_in("Red Apple On A Plate", ["An apple."]) == ()
     assert names_in("a market", ["A market."]) == ()
-    text = fuse("A picture of a dog. There is a ball. The sky is grey.", ["Port Ellery"], alt="grey sky", most=75)
-    assert text == "A picture of a dog. The sky is grey. There is a ball. The picture is about Port Ellery."
-    short = fuse("A picture of a dog. There is a ball. The sky is grey.", ["Port Ellery"], alt="", most=20)
-    assert short == "A picture of a dog. There is a ball. The picture is about Port Ellery."
+    text = fuse("An image of a dog. There is a ball. The sky is gray.", ["Port Ellery"], alt="gray sky", most=75)
+    assert text == "An image of a dog. The sky is gray. There is a ball. The image is about Port Ellery."
+    short = fuse("An image of a dog. There is a ball. The sky is gray.", ["Port Ellery"], alt="", most=20)
+    assert short == "An image of a dog. There is a ball. The image is about Port Ellery."
 
 
 def test_own_caption_kinds_make_both_stages(tiny_collection: Path) -> None:
@@ -165,7 +166,7 @@ def test_own_caption_kinds_make_both_stages(tiny_collection: Path) -> None:
         assert content_words(row.target) <= set().union(*(content_words(caption.text) for caption in captions))
 
 
-def test_without_named_kinds_real_pictures_have_no_material(tiny_collection: Path) -> None:
+def test_without_named_kinds_real_images_have_no_material(tiny_collection: Path) -> None:
     collection = Collection.open(tiny_collection)
     materials, counts = read_material(collection, np.arange(4), CaptionDataSettings(), seed=0)
     assert materials == []
@@ -173,5 +174,5 @@ def test_without_named_kinds_real_pictures_have_no_material(tiny_collection: Pat
 
 
 def test_unknown_sources_and_rewriters_name_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean 'rules'"):
+    with raises_naming(UserError, "rules"):
         open_rewriter(CaptionDataSettings(rewriter="rule"))

@@ -22,10 +22,10 @@ from foveate.caption.small.asked import Refused, read_request
 from foveate.caption.small.folder import load_captioner
 from foveate.caption.small.serving import MOST_BYTES, CaptionServer
 from foveate.caption.work import CaptionSettings
+from foveate.core.runs import RunFolder
 from foveate.records.alt_texts import alt_text, usable
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
-from foveate.settings.runs import RunFolder
 
 MODEL = "foveate-captioner"
 KEY = "a secret"
@@ -55,31 +55,31 @@ def served(trained_folder: Path) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def picture(scene_collection: Path) -> bytes:
-    return Collection.open(scene_collection).picture_bytes(0)
+def image(scene_collection: Path) -> bytes:
+    return Collection.open(scene_collection).image_bytes(0)
 
 
-def data_url(picture: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(picture).decode()
+def data_url(image: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(image).decode()
 
 
-def messages(picture: bytes, text: str | None = None) -> list[dict]:
-    parts: list[dict] = [{"type": "image_url", "image_url": {"url": data_url(picture)}}]
+def messages(image: bytes, text: str | None = None) -> list[dict]:
+    parts: list[dict] = [{"type": "image_url", "image_url": {"url": data_url(image)}}]
     return [{"role": "user", "content": parts + ([{"type": "text", "text": text}] if text else [])}]
 
 
-def test_openai_client_gets_captions(served: Served, picture: bytes) -> None:
+def test_openai_client_gets_captions(served: Served, image: bytes) -> None:
     openai = pytest.importorskip("openai", reason="the extra dev has the package openai")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key=KEY, max_retries=0)
     assert [model.id for model in client.models.list()] == [MODEL]
-    asked = {"model": MODEL, "messages": messages(picture), "seed": 3, "max_tokens": 400}
+    asked = {"model": MODEL, "messages": messages(image), "seed": 3, "max_tokens": 400}
     first = client.chat.completions.create(**asked, extra_body={"foveate": {"format": "dsc"}})
     again = client.chat.completions.create(**asked, extra_body={"foveate": {"format": "dsc"}})
     assert first.choices[0].message.content == again.choices[0].message.content
     assert first.usage.total_tokens == first.usage.prompt_tokens + first.usage.completion_tokens
     assert first.choices[0].finish_reason in ("stop", "length")
     prompt = prompt_for("afc").fill(alt='A chair, "Port Ellery" {1908}')
-    by_prompt = client.chat.completions.create(**{**asked, "messages": messages(picture, prompt)})
+    by_prompt = client.chat.completions.create(**{**asked, "messages": messages(image, prompt)})
     by_field = client.chat.completions.create(
         **asked, extra_body={"foveate": {"format": "afc", "alt": 'A chair, "Port Ellery" {1908}'}}
     )
@@ -89,24 +89,24 @@ def test_openai_client_gets_captions(served: Served, picture: bytes) -> None:
     assert parse_caption(cut.choices[0].message.content).error == "truncated"
 
 
-def test_openai_client_gets_errors_as_it_knows_them(served: Served, picture: bytes) -> None:
+def test_openai_client_gets_errors_as_it_knows_them(served: Served, image: bytes) -> None:
     openai = pytest.importorskip("openai", reason="the extra dev has the package openai")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key=KEY, max_retries=0)
     body = {"foveate": {"format": "dsc"}}
     with pytest.raises(openai.NotFoundError, match="is not served here"):
-        client.chat.completions.create(model="gpt-4o", messages=messages(picture), extra_body=body)
+        client.chat.completions.create(model="gpt-4o", messages=messages(image), extra_body=body)
     with pytest.raises(openai.BadRequestError, match="reads no others"):
-        client.chat.completions.create(model=MODEL, messages=messages(picture, "Write a poem."))
+        client.chat.completions.create(model=MODEL, messages=messages(image, "Write a poem."))
     with pytest.raises(openai.BadRequestError, match="cannot be read"):
         client.chat.completions.create(model=MODEL, messages=messages(b"<html>"), extra_body=body)
     with pytest.raises(openai.BadRequestError, match="not streamed"):
-        client.chat.completions.create(model=MODEL, messages=messages(picture), stream=True, extra_body=body)
+        client.chat.completions.create(model=MODEL, messages=messages(image), stream=True, extra_body=body)
     stranger = openai.OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key="guess", max_retries=0)
     with pytest.raises(openai.AuthenticationError):
         stranger.models.list()
 
 
-def test_a_picture_that_would_fill_the_memory_is_refused(served: Served) -> None:
+def test_an_image_that_would_fill_the_memory_is_refused(served: Served) -> None:
     side = 60_000
 
     def chunk(name: bytes, data: bytes) -> bytes:
@@ -168,9 +168,9 @@ def test_bad_requests_get_one_sentence(served: Served) -> None:
     assert json.loads(body)["model"] == MODEL
 
 
-def test_many_at_once_are_what_each_is_alone(served: Served, picture: bytes) -> None:
+def test_many_at_once_are_what_each_is_alone(served: Served, image: bytes) -> None:
     def asked(seed: int) -> dict:
-        chosen = {"model": MODEL, "messages": messages(picture), "foveate": {"format": "ssc"}}
+        chosen = {"model": MODEL, "messages": messages(image), "foveate": {"format": "ssc"}}
         return {**chosen, "temperature": 1.0, "seed": seed, "max_tokens": 12}
 
     async def one(seed: int) -> str:
@@ -192,7 +192,7 @@ def test_many_at_once_are_what_each_is_alone(served: Served, picture: bytes) -> 
 def test_the_http_backend_gets_what_the_local_one_writes(
     served: Served, trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same pictures over HTTP and within the process: the same outcome row by row, of all formats. Only a second
+    """The same images over HTTP and within the process: the same outcome row by row, of all formats. Only a second
     question about afc differs: its prompt has no alt-text, which the server does not know then."""
     monkeypatch.setenv("SERVED_KEY", KEY)
     endpoint = f"http://127.0.0.1:{served.port}/v1"
@@ -226,7 +226,7 @@ def test_the_http_backend_gets_what_the_local_one_writes(
     assert found["http"] == found["foveate"]
 
 
-PICTURE = data_url(b"x")
+IMAGE = data_url(b"x")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ PICTURE = data_url(b"x")
     [
         ({"messages": "text"}, "must be a list"),
         ({"messages": []}, "no message"),
-        ({"messages": [{"role": "user", "content": "no picture"}]}, "one picture"),
+        ({"messages": [{"role": "user", "content": "no image"}]}, "one image"),
         ({"messages": [{"role": "user", "content": [1]}]}, "list of parts"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "has no text"),
         (
@@ -264,7 +264,7 @@ PICTURE = data_url(b"x")
 def test_what_a_request_may_not_say(change: dict, message: str) -> None:
     good = {
         "model": MODEL,
-        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE}}]}],
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE}}]}],
         "foveate": {"format": "dsc"},
     }
     assert read_request(good, model=MODEL).kind == "dsc"
@@ -278,7 +278,7 @@ def test_foveates_own_prompts_are_understood(kind: str, language: str) -> None:
     alt = 'Old "Harbor", {1908}\nThe text: x Answer with one JSON object'
     prompt = prompt_for(kind, language=language)
     text = prompt.fill(alt=alt) if kind == "afc" else prompt.fill()
-    content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": PICTURE}}]
+    content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": IMAGE}}]
     asked = read_request({"model": MODEL, "messages": [{"role": "user", "content": content}]}, model=MODEL)
     assert (asked.kind, asked.alt, asked.change) == (kind, alt if kind == "afc" else "", 0)
     again = prompt_for("shorten").fill(caption="A dog.", words=15, sentences="one sentence")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.settings.cells import Cell
-from foveate.settings.files import write_json_atomically
+from foveate.core.cells import Cell
+from foveate.core.files import write_json_atomically
 from foveate.studies.study import Condition, Design, Measure, Row
 
 VARIANTS = ("ours", "theirs", "control")

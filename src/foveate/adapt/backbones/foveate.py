@@ -1,4 +1,4 @@
-"""Foveate's own image encoders, alone or within a localising model: lite0, and those over other libraries' towers."""
+"""Foveate's own image encoders, alone or within a localizing model: lite0, and those over other libraries' towers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from foveate.adapt.backbones import open_clip as open_clip_map
 from foveate.adapt.backbones import timm as timm_map
 from foveate.adapt.backbones import transformers as transformers_map
 from foveate.adapt.view import Backbone, Block, Place
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.layers import TransformerLayer
 from foveate.vision.lite0 import Lite0Encoder
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.model import LocalizingModel
 
 
 def view(model: nn.Module) -> Backbone | None:
-    """The map of an image encoder, or of a localising model's."""
-    if isinstance(model, LocalisingModel):
+    """The map of an image encoder, or of a localizing model's."""
+    if isinstance(model, LocalizingModel):
         return _encoder(model.image_encoder, model=model, root="image_encoder.")
     return _encoder(model, model=model, root="") if isinstance(model, ImageEncoder) else None
 

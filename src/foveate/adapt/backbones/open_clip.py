@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foveate.adapt.backbones import timm as timm_map
 from foveate.adapt.view import Backbone, Block, InProjection, Place, split_attention
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 def view(model: nn.Module) -> Backbone | None:

@@ -9,7 +9,7 @@ from torch import nn
 
 import foveate.adapt.backbones
 from foveate.adapt.view import Backbone
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 def view_of(model: nn.Module) -> Backbone:

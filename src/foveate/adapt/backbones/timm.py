@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from foveate.adapt.view import Backbone, Block, Place
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 def view(model: nn.Module) -> Backbone | None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from foveate.adapt.view import Backbone, Block, Place
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 _CLIP = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
 _DINO = ("Dinov2Model", "Dinov2WithRegistersModel")

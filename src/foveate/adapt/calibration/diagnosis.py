@@ -22,7 +22,7 @@ _CURVE_POINTS = 400
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model gives for N labelled samples.
+    """What a model gives for N labeled samples.
 
     Attributes:
         logits: [N, C]. features: [N, D] before the head, or None.
@@ -75,7 +75,7 @@ def diagnose(
     before: Outputs | None = None,
     gammas: dict[str, float] | None = None,
 ) -> Diagnosis:
-    """The table of a fine-tuned model on labelled test data.
+    """The table of a fine-tuned model on labeled test data.
 
     Args:
         before: the pre-trained model on the same samples.

@@ -11,10 +11,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from foveate.adapt.calibration.pseudo import PseudoRun, estimate
+from foveate.core.errors import UserError, choose
 from foveate.metrics.calibration import average_best_gap, average_logit_gap
 from foveate.metrics.class_groups import ClassGroups, as_labels, as_logits, chunks
 from foveate.metrics.tradeoff import select_gamma, su_curve
-from foveate.settings.errors import UserError, choose
 
 PEEKING = "oracle_that_peeks"
 
@@ -78,7 +78,7 @@ class Calibrator(ClassifierMixin, BaseEstimator):
         """Finds gamma.
 
         Args:
-            logits: [N, C] of the fine-tuned model: of the fine-tuning data for "alg", of labelled test data for the
+            logits: [N, C] of the fine-tuned model: of the fine-tuning data for "alg", of labeled test data for the
                 oracle; for "pcv" they only say how many classes there are.
             labels: [N], class numbers.
             seen_classes: S; the classes that occur in `labels` where None.

@@ -13,10 +13,10 @@ from foveate.adapt.calibration.diagnosis import Outputs
 from foveate.adapt.calibration.logit_files import LogitFile, read_logits, write_logits
 from foveate.adapt.calibration.pseudo import PseudoRun
 from foveate.adapt.calibration.run import Evidence, groups_of
+from foveate.core.errors import UserError
+from foveate.core.runs import RunFolder
 from foveate.metrics.class_groups import SEEN, ClassGroups, as_logits
 from foveate.metrics.nearest_mean import head_changes
-from foveate.settings.errors import UserError
-from foveate.settings.runs import RunFolder
 
 if TYPE_CHECKING:
     from foveate.adapt.calibration.fine_tuning import FineTuneSettings
@@ -146,13 +146,13 @@ def from_model(
     missing = np.setdiff1d(groups.seen, train.labels[tuning])
     if len(missing):
         raise UserError(
-            f"{len(missing)} seen classes have no picture in the split '{data.train_split}', first "
+            f"{len(missing)} seen classes have no image in the split '{data.train_split}', first "
             f"'{after.names[missing[0]]}'; name only the classes that the fine-tuning data covered"
         )
     notes = [
-        f"{sample.unlabelled} pictures of the split '{split}' have no label '{data.field}' and were left out"
+        f"{sample.unlabeled} images of the split '{split}' have no label '{data.field}' and were left out"
         for sample, split in ((train, data.train_split), (test, data.test_split))
-        if sample.unlabelled
+        if sample.unlabeled
     ]
     # Only seen classes are looked at for gamma; the others, where the split has them, serve NCM alone.
     whole = answer(after, train, what="training split")
@@ -175,7 +175,7 @@ def from_model(
     for found, split in ((whole, data.train_split), (tested, data.test_split)):
         if found.unreadable:
             example = next(iter(found.unreadable.values()))
-            notes.append(f"{len(found.unreadable)} pictures of the split '{split}' cannot be read, such as: {example}")
+            notes.append(f"{len(found.unreadable)} images of the split '{split}' cannot be read, such as: {example}")
     if method in ("pcv", "both") and not runs:
         assert earlier is not None
         runs = make_pseudo_runs(
@@ -222,7 +222,7 @@ def plan(
     samples = int(np.isin(labels, groups.seen).sum()) * (len(groups.seen) // 2) // len(groups.seen)
     updates = splits * max(1, settings.epochs * (samples // min(settings.batch_size, max(samples, 1))))
     sentence = (
-        f"{splits} fine-tunings on about {samples} pictures each, {updates} updates of "
+        f"{splits} fine-tunings on about {samples} images each, {updates} updates of "
         f"{min(settings.batch_size, samples)} samples in all"
     )
     return {"kind": "plan", "fine_tunings": splits, "updates": updates, "samples": samples, "sentence": sentence}
@@ -234,7 +234,7 @@ def _samples(classifier: Classifier, data: ModelData, split: str) -> CollectionS
 
     if classifier.preprocess is None:
         raise UserError(
-            "the model does not say how pictures become pixels (three channels, mean and std): add "
+            "the model does not say how images become pixels (three channels, mean and std): add "
             "preprocessor_config.json or pretrained_cfg, or save its logits and calibrate these"
         )
     opened = Collection.open(data.collection)

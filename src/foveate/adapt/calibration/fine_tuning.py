@@ -21,9 +21,9 @@ from pydantic import Field
 from foveate.adapt.augmentation import Augmentation
 from foveate.adapt.classifier import Classifier
 from foveate.adapt.samples import Samples
-from foveate.settings.errors import UserError
-from foveate.settings.recipes import Settings
-from foveate.settings.runs import RunFolder
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings
+from foveate.core.runs import RunFolder
 from foveate.training.distributed import start
 from foveate.training.loader import Loader
 from foveate.training.loop import train
@@ -44,7 +44,7 @@ class FineTuneSettings(Settings):
     weight_decay: float = Field(default=5e-4, ge=0, description="on every trained weight")
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd with Nesterov's momentum .9, or adamw")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 = autocast; weights stay fp32")
-    augmentation: Augmentation = Field(default=Augmentation(), description="random views and colours; none by default")
+    augmentation: Augmentation = Field(default=Augmentation(), description="random views and colors; none by default")
     seed: int = Field(default=0, ge=0, description="decides the order of samples, views and dropout")
     workers: int = Field(default=1, ge=0, description="loader threads")
 

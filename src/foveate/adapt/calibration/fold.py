@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError, nearest
+from foveate.core.files import atomic_file, commit_atomically, read_json, write_json_atomically
 from foveate.metrics.class_groups import ClassGroups
-from foveate.settings.errors import UserError, nearest
-from foveate.settings.files import atomic_file, commit_atomically, read_json, write_json_atomically
 
 # The classifiers of timm and transformers, in the order in which they are looked for.
 HEADS = ("head", "classifier", "fc", "head.fc", "last_linear", "classifier.out_proj")

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from foveate.adapt.calibration.pseudo import PseudoRun
+from foveate.core.errors import UserError, nearest
+from foveate.core.files import atomic_file
 from foveate.metrics.class_groups import as_labels, as_logits
-from foveate.settings.errors import UserError, nearest
-from foveate.settings.files import atomic_file
 
 _KNOWN = ("logits", "labels", "class_names", "features", "seen", "absent", "source_logits")
 

@@ -1,7 +1,7 @@
 """Pseudo cross-validation (PCV): gamma from fine-tunings that lack half of the seen classes, whose answers are known.
 
 Honest: the truly absent classes take no part, neither their data nor their columns. The public code sweeps gamma on
-labelled data of the absent classes instead; what else differs stands in docs/methods/calibration.md.
+labeled data of the absent classes instead; what else differs stands in docs/methods/calibration.md.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from foveate.core.errors import UserError, choose
+from foveate.core.seeds import generator
 from foveate.metrics.calibration import group_accuracies
 from foveate.metrics.class_groups import ClassGroups, as_labels, as_logits
 from foveate.metrics.tradeoff import Choice, select_gamma, su_curve
-from foveate.settings.errors import UserError, choose
-from foveate.settings.seeds import generator
 
 Threshold = Literal["all_columns", "seen_columns", "none"]
 THRESHOLDS = ("all_columns", "seen_columns", "none")

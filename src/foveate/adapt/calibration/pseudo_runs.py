@@ -16,8 +16,8 @@ from foveate.adapt.calibration.logit_files import read_logits, write_logits
 from foveate.adapt.calibration.pseudo import PseudoRun, split_classes
 from foveate.adapt.classifier import Classifier
 from foveate.adapt.samples import Samples, answer
-from foveate.settings.errors import UserError
-from foveate.settings.progress import say
+from foveate.core.errors import UserError
+from foveate.core.progress import say
 
 
 def make_pseudo_runs(

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from foveate.adapt.calibration.diagnosis import Diagnosis, Outputs, curve_points, diagnose
 from foveate.adapt.calibration.estimator import Calibrator
 from foveate.adapt.calibration.pseudo import PseudoRun
+from foveate.core.errors import UserError
+from foveate.core.runs import RunFolder
 from foveate.metrics.class_groups import SEEN, ClassGroups, class_list
 from foveate.metrics.nearest_mean import HeadChange
-from foveate.settings.errors import UserError
-from foveate.settings.runs import RunFolder
 
 METHODS = ("alg", "pcv", "both")
 TITLES = {"alg": "ALG", "pcv": "PCV"}
 _FEW_CLASSES = 3  # of a pseudo run, below which its gamma is rough
-_OFFICIAL = "ALG's gamma is of the labelled test data (official variant): its row is measured on the same samples"
+_OFFICIAL = "ALG's gamma is of the labeled test data (official variant): its row is measured on the same samples"
 _SHOWN = ("Y/Y", "S/Y", "U/Y", "S/S", "U/U")
 
 
@@ -32,7 +32,7 @@ class Evidence:
         names: of the classes. groups: seen, absent, others.
         training: logits and labels of the fine-tuning data, for ALG; from training_file, where they are from one.
         runs: pseudo runs, for PCV.
-        test: the fine-tuned model on labelled test data, with labels; before: the pre-trained one on the same samples.
+        test: the fine-tuned model on labeled test data, with labels; before: the pre-trained one on the same samples.
         head: how the head's rows changed, by group.
         notes: what was left out, in words.
     """
@@ -88,7 +88,7 @@ def calibrate(
 
     Args:
         method: "alg", "pcv" or "both", of which PCV's gamma is then used.
-        variant: of ALG: "training" takes the training logits, "official" the labelled test data, as the public code.
+        variant: of ALG: "training" takes the training logits, "official" the labeled test data, as the public code.
 
     Raises:
         UserError: evidence that the method needs is missing, or does not fit.
@@ -140,7 +140,7 @@ def _fit_alg(evidence: Evidence, variant: str) -> Calibrator:
     if variant == "official":
         if evidence.test is None or evidence.labels is None:
             raise UserError(
-                "--variant official takes labelled test data, and there are none: give as SOURCE logits of all classes"
+                "--variant official takes labeled test data, and there are none: give as SOURCE logits of all classes"
             )
         logits, labels = evidence.test.logits, evidence.labels
     elif evidence.training is None:
@@ -215,7 +215,7 @@ def _curves(found: Diagnosis) -> dict[str, list[list[float]]]:
 
 def _without_test(gammas: dict[str, float]) -> str:
     listed = " and ".join(f"{title} finds gamma {gamma:+.2f}" for title, gamma in gammas.items())
-    return f"{listed}; without labelled test data of absent classes its effect cannot be measured."
+    return f"{listed}; without labeled test data of absent classes its effect cannot be measured."
 
 
 def table_lines(result: dict[str, Any]) -> list[str]:

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-import foveate
 from foveate.adapt.classifier import Classifier, load_strictly
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_bytes_atomically, write_json_atomically
+from foveate.core.errors import UserError
+from foveate.core.files import write_bytes_atomically, write_json_atomically
+from foveate.core.version import __version__
 from foveate.vision.encoder import ImageEncoder
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.registry import build_image_encoder, seeded
 
 KIND = "classifier"
@@ -39,11 +39,11 @@ class EncoderClassifier(nn.Module):
             self.head = nn.Linear(encoder.embed_dim, classes)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] to logits [B, C]."""
+        """Normalized pixels [B, 3, S, S] to logits [B, C]."""
         return self.head(self.encoder(self.encoder.frozen_features(pixels)).embedding_BE)
 
 
-def classifier_of(model: LocalisingModel, names: Sequence[str], *, seed: int = 0) -> Classifier:
+def classifier_of(model: LocalizingModel, names: Sequence[str], *, seed: int = 0) -> Classifier:
     """A classifier with an untrained head on the image encoder of one of our models."""
     encoder = model.image_encoder
     settings = {**dict(model.recipe.image_encoder), **encoder.architecture()}
@@ -88,7 +88,7 @@ def save(classifier: Classifier, source: Path | None, target: Path) -> None:
     config = {
         "kind": KIND,
         "format": FORMAT,
-        "foveate": foveate.__version__,
+        "foveate": __version__,
         "image_encoder": network.settings,
         "classes": list(classifier.names),
     }

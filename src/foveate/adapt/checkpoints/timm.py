@@ -11,9 +11,9 @@ from torch import nn
 
 from foveate.adapt.classifier import Classifier, load_strictly
 from foveate.adapt.folder_copy import copy_with_weights
-from foveate.settings.errors import UserError, nearest
+from foveate.core.errors import UserError, nearest
+from foveate.vision.hf.processors import three
 from foveate.vision.pixels import Preprocess
-from foveate.vision.processors import three
 
 WHAT = "config.json names an 'architecture' and 'num_classes'"
 

@@ -9,11 +9,11 @@ import torch
 
 from foveate.adapt.classifier import Classifier
 from foveate.adapt.folder_copy import copy_with_weights
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from foveate.vision.hf.loading import quiet
+from foveate.vision.hf.processors import processor_settings
 from foveate.vision.hub import Checkpoint, check_loaded
 from foveate.vision.pixels import Preprocess
-from foveate.vision.processors import processor_settings
-from foveate.vision.transformers_loading import quiet
 
 WHAT = "config.json has a 'model_type' and an architecture that ends in ForImageClassification"
 

@@ -1,1 +1,1 @@
-"""Methods side by side on one's own tasks: chosen on validation pictures, trained again, tested once."""
+"""Methods side by side on one's own tasks: chosen on validation images, trained again, tested once."""

@@ -26,18 +26,18 @@ from torch import Tensor
 
 from foveate.adapt.compare.memory import update_bytes
 from foveate.adapt.compare.watching import WatchedTask
-from foveate.adapt.data import KeptDataset, Labelled, PictureDataset
+from foveate.adapt.data import ImageDataset, KeptDataset, Labeled
 from foveate.adapt.heads import classes_of
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.opening import Opened, set_drop_path
 from foveate.adapt.prefix import Prefix
 from foveate.adapt.recipe import AdaptTraining
 from foveate.adapt.table import trained_numbers
-from foveate.adapt.training import AdaptTask, normalised, train_adapted
-from foveate.records.pictures import BadPicture
-from foveate.settings.errors import UserError
-from foveate.settings.progress import silent
-from foveate.settings.runs import RunFolder
+from foveate.adapt.training import AdaptTask, normalized, train_adapted
+from foveate.core.errors import UserError
+from foveate.core.progress import silent
+from foveate.core.runs import RunFolder
+from foveate.records.images import BadImage
 from foveate.training.distributed import start
 from foveate.training.loader import Loader
 
@@ -79,7 +79,7 @@ class Fit:
 
     @property
     def accuracy(self) -> float:
-        """The share of measured pictures that is right."""
+        """The share of measured images that is right."""
         return float((self.logits.argmax(axis=1) == self.labels).mean())
 
 
@@ -87,22 +87,22 @@ class Bench:
     """A network that candidates take turns on.
 
     Args:
-        opened: the network and how pictures become its pixels; pictures of floating-point values are taken as they are.
-        most_bytes: of pixels and frozen tokens kept in memory; what does not fit is computed at every visit.
+        opened: the network and how images become its pixels; images of floating-point values are taken as they are.
+        most_bytes: of pixels and frozen tokens kept in memory; what does not fit is computed at every epoch.
     """
 
     def __init__(self, opened: Opened, *, device: str = "auto", most_bytes: int = 4 * 2**30) -> None:
         self.opened, self.device, self.most_bytes = opened, device, most_bytes
         with start(device) as here:
             opened.model.to(here.device)
-        self._data: Labelled | None = None
+        self._data: Labeled | None = None
         self._kept: dict[Place, dict[int, Tensor]] = {}
         self._bad: dict[int, str] = {}
         self._bytes = 0
 
     def fit(
         self,
-        data: Labelled,
+        data: Labeled,
         rows: Rows,
         method: dict[str, Any],
         training: AdaptTraining,
@@ -156,7 +156,7 @@ class Bench:
     def _fit(
         self,
         adapted: AdaptedModel,
-        data: Labelled,
+        data: Labeled,
         rows: Rows,
         training: AdaptTraining,
         folder: Path,
@@ -172,7 +172,7 @@ class Bench:
         used = prefix if keep and prefix.where != "nothing" and self._keep(adapted, data, rows, prefix) else None
         place = PIXELS if used is None else (prefix.where, prefix.block)
         whole = used is not None or (not training.flip and self._keep(adapted, data, rows, None))
-        dataset: Any = PictureDataset(data, flip=training.flip)
+        dataset: Any = ImageDataset(data, flip=training.flip)
         if whole:
             dataset = KeptDataset(self._kept[place], data, self._bad)
         workers = 0 if whole else settings.workers
@@ -192,7 +192,7 @@ class Bench:
                 right = [logits.argmax(axis=1) == data.labels_N[np.array(part)] for part, logits in found]
                 return float(np.concatenate(right).mean())
 
-            task = WatchedTask(adapted, measure=accuracy, pictures=len(rows), notes=folder / "epochs.json", **about)
+            task = WatchedTask(adapted, measure=accuracy, images=len(rows), notes=folder / "epochs.json", **about)
         outcome = train_adapted(task, loader, settings, run)
         if outcome.status == "stopped":
             raise Stopped
@@ -204,7 +204,7 @@ class Bench:
         adapted.eval()
         found = list(self._logits(adapted, data, measured, frozen))
         if not found:
-            raise UserError(f"{data.name}: no picture could be read")
+            raise UserError(f"{data.name}: no image could be read")
         good = np.array([row for part, _ in found for row in part], dtype=np.int64)
         if save is not None:
             adapted.save(save)
@@ -228,7 +228,7 @@ class Bench:
             epochs=epochs,
         )
 
-    def _keep(self, adapted: AdaptedModel, data: Labelled, rows: Rows, prefix: Prefix | None) -> bool:
+    def _keep(self, adapted: AdaptedModel, data: Labeled, rows: Rows, prefix: Prefix | None) -> bool:
         """Whether what `prefix` (or, without one, decoding) gives of all readable rows is in memory now."""
         if self._data is not data:
             self._data, self._kept, self._bad, self._bytes = data, {}, {}, 0
@@ -247,9 +247,9 @@ class Bench:
 
     def _given(self, adapted: AdaptedModel, pixels: Tensor) -> Tensor:
         device = next(iter(adapted.view.parameters_of_tower().values())).device
-        return normalised(self.opened.preprocess, pixels.to(device))
+        return normalized(self.opened.preprocess, pixels.to(device))
 
-    def _batches(self, data: Labelled, rows: Rows) -> Iterator[tuple[list[int], Tensor]]:
+    def _batches(self, data: Labeled, rows: Rows) -> Iterator[tuple[list[int], Tensor]]:
         """Pixels of readable rows; the reasons of the others are kept."""
         pixels_kept = self._kept.get(PIXELS, {})
         for begin in range(0, len(rows), BATCH):
@@ -258,16 +258,16 @@ class Bench:
                 if row in self._bad:
                     continue
                 try:
-                    pixels.append(pixels_kept[row] if row in pixels_kept else data.picture(row, False))
+                    pixels.append(pixels_kept[row] if row in pixels_kept else data.image(row, False))
                     good.append(row)
-                except BadPicture as problem:
+                except BadImage as problem:
                     self._bad[row] = str(problem)
             if good:
                 yield good, torch.stack(pixels)
 
     @torch.no_grad()
     def _logits(
-        self, adapted: AdaptedModel, data: Labelled, rows: Rows, prefix: Prefix | None
+        self, adapted: AdaptedModel, data: Labeled, rows: Rows, prefix: Prefix | None
     ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         if prefix is not None and self._keep(adapted, data, rows, prefix):
             kept = self._kept[prefix.where, prefix.block]

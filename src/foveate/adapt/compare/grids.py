@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.adapt.registry import method, method_names, settings_of
-from foveate.settings.errors import UserError, choose, nearest
-from foveate.settings.yaml_text import read_yaml
+from foveate.core.errors import UserError, choose, nearest
+from foveate.core.yaml_text import read_yaml
 
 RATE, DECAY, DROP_PATH = "training.learning_rate", "training.weight_decay", "training.drop_path"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
@@ -228,7 +228,7 @@ def _robust(*, wide: bool = False) -> Grid:
     common: Axes = {DROP_PATH: (0.0, 0.1), RATE: (3e-5,), DECAY: (5e-3,)}
     training: dict[str, Any] = {"epochs": 100, "warmup": 0.1, "final_learning_rate": 1e-6, "batch_size": 256}
     training["first_learning_rate"] = 1e-7  # where a user takes the released schedule
-    what = "the study's CLIP on ImageNet with 100 pictures a class"
+    what = "the study's CLIP on ImageNet with 100 images a class"
     if not wide:
         return _published("clip", what, own, common, **training)
     sizes, of = _by_size({"houlsby": (0.01,), "fact-tk": (0.01,)})

@@ -16,7 +16,7 @@ from foveate.adapt.opening import Opened
 from foveate.adapt.prefix import place_of
 from foveate.adapt.registry import method, settings_of
 from foveate.adapt.view import Backbone
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Numbers:
 
     Attributes:
         trained: numbers beside the head. where: what of the network is computed once (see `Prefix.where`).
-        share: of the network's blocks that every visit passes.
+        share: of the network's blocks that every epoch passes.
     """
 
     trained: int

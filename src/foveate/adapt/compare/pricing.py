@@ -16,28 +16,28 @@ from foveate.adapt.compare.grids import Candidate
 from foveate.adapt.compare.plan import Plan
 from foveate.adapt.opening import Opened
 from foveate.adapt.recipe import AdaptTraining
-from foveate.settings.durations import duration
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from foveate.core.progress import duration
 from foveate.training.distributed import start
 
 # Sustained operations a second of one H100 in training, two fifths of its TF32 peak: for scale, not a promise.
 H100 = 2e14
-_PICTURES = 8
+_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training to do: of which candidate, on how many pictures, measured on how many."""
+    """One training to do: of which candidate, on how many images, measured on how many."""
 
     candidate: Candidate
     settings: AdaptTraining
-    pictures: int
+    images: int
     measured: int
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds and operations of one picture's way through the network, forward."""
+    """Seconds and operations of one image's way through the network, forward."""
 
     seconds: float
     flops: float
@@ -45,17 +45,17 @@ class Speed:
 
 @torch.no_grad()
 def measured(opened: Opened, *, device: str = "auto") -> Speed:
-    """One picture's share of a small batch, the best of three behind a first one."""
+    """One image's share of a small batch, the best of three behind a first one."""
     view = view_of(opened.model)
     size = opened.preprocess.size
     with start(device) as here:
         opened.model.to(here.device)
         channels = getattr(view.patch, "in_channels", 3)
-        pixels = torch.zeros(_PICTURES, channels, size, size, device=here.device)
+        pixels = torch.zeros(_IMAGES, channels, size, size, device=here.device)
         with FlopCounterMode(display=False) as counter:
             view.features(pixels)
         seconds = min(_timed(view.features, pixels) for _ in range(3))
-    return Speed(seconds / _PICTURES, counter.get_total_flops() / _PICTURES)
+    return Speed(seconds / _IMAGES, counter.get_total_flops() / _IMAGES)
 
 
 def _timed(call: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
@@ -69,16 +69,16 @@ def _timed(call: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
 def price(plan: Plan, trainings: Sequence[Training], speed: Speed) -> dict[str, Any]:
     """Trainings, updates, visits, and time on this machine and on one H100.
 
-    A visit is three forward passes through the blocks that are not frozen (one forward, two backward); what is frozen
-    is passed once a picture and method.
+    An epoch is three forward passes through the blocks that are not frozen (one forward, two backward); what is frozen
+    is passed once an image and method.
     """
     lines: dict[str, dict[str, Any]] = {}
     for one in trainings:
         numbers = plan.of(one.candidate)
-        settings = one.settings.resolved(one.pictures)
+        settings = one.settings.resolved(one.images)
         visits = settings.steps * settings.batch_size
         share = numbers.share if one.settings.keep and not one.settings.flip else 1.0
-        passes = 3 * visits * share + one.measured * share + (1 - share) * (one.pictures + one.measured)
+        passes = 3 * visits * share + one.measured * share + (1 - share) * (one.images + one.measured)
         line = lines.setdefault(one.candidate.variant, {"trainings": 0, "updates": 0, "visits": 0, "passes": 0.0})
         line["trainings"] += 1
         line["updates"] += settings.steps
@@ -99,7 +99,7 @@ def price(plan: Plan, trainings: Sequence[Training], speed: Speed) -> dict[str, 
 def words(priced: Mapping[str, Any]) -> list[str]:
     """The same in words."""
     lines = [
-        f"{priced['trainings']:,} trainings, {priced['updates']:,} updates, {priced['visits']:,} visits of pictures",
+        f"{priced['trainings']:,} trainings, {priced['updates']:,} updates, {priced['visits']:,} visits of images",
         f"about {duration(priced['hours'] * 3600)} on this machine, {duration(priced['gpu_hours'] * 3600)} on one H100 "
         f"({priced['flops']:.2g} operations at 2e14 a second)",
     ]

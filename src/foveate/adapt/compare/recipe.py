@@ -11,20 +11,20 @@ from pydantic import Field, field_validator, model_validator
 
 from foveate.adapt import vtab
 from foveate.adapt.recipe import AdaptTraining
-from foveate.settings.errors import UserError
-from foveate.settings.recipes import Settings, apply_overrides, validate
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings, apply_overrides, validate
 
 _NAME = re.compile(r"(?:(?P<group>[A-Za-z0-9_.]+)/)?(?P<name>[A-Za-z0-9_.]+)")
 
 
 class CompareTask(Settings):
-    """One task: pictures with one class each."""
+    """One task: images with one class each."""
 
     name: str = Field(description="of letters, digits, _ and .")
     path: str = Field(description="collection folder, npz file, or a VTAB-1K task with its lists")
     field: str | None = Field(None, description="label field of a collection")
     group: str = Field("", description="of tasks that are averaged together")
-    shots: int | None = Field(None, ge=1, description="pictures of each class to learn and to choose from, drawn")
+    shots: int | None = Field(None, ge=1, description="images of each class to learn and to choose from, drawn")
 
     @property
     def key(self) -> str:
@@ -48,12 +48,12 @@ class CompareRecipe(Settings):
     train: list[str] = Field(["train"], min_length=1, description="splits to learn from")
     validation: str = Field("validation", description="split to choose by; where a task has none, `share` is drawn")
     test: str = Field("test", description="split that is measured once, at the end; never used to choose")
-    share: float = Field(0.2, gt=0, lt=1, description="of the pictures of each class to choose by, where it is drawn")
+    share: float = Field(0.2, gt=0, lt=1, description="of the images of each class to choose by, where it is drawn")
     folds: int = Field(0, ge=0, description="choose by the mean over so many folds instead; 0 = by one split")
     seeds: int = Field(1, ge=1, description="final trainings of each method, from first values of their own")
-    seed: int = Field(0, ge=0, description="decides drawn pictures, splits, and the first of the seeds")
+    seed: int = Field(0, ge=0, description="decides drawn images, splits, and the first of the seeds")
     peek: bool = Field(
-        False, description="also measure test pictures after every epoch of the last training; nothing is chosen by it"
+        False, description="also measure test images after every epoch of the last training; nothing is chosen by it"
     )
     budget: str | None = Field(None, description="most trained numbers beside the head: 100000, or 1.5% of the network")
 

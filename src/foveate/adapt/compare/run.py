@@ -1,4 +1,4 @@
-"""`foveate adapt compare`: every method chosen on validation pictures, trained again on all, tested once.
+"""`foveate adapt compare`: every method chosen on validation images, trained again on all, tested once.
 
 ```python
 from foveate.adapt.compare.recipe import CompareRecipe, tasks_of
@@ -6,14 +6,14 @@ from foveate.adapt.compare.run import compare
 
 recipe = CompareRecipe(backbone=backbone_settings("timm:vit_tiny_patch16_224"), tasks=tasks_of(["mine=mine.npz"]))
 result = compare(recipe, Path("runs/compare"))                  # result["lines"], result["tasks"]; a page beside it
-result = compare(recipe, folder, opened=opened, data={"mine": labelled})   # a network and pictures in memory
+result = compare(recipe, folder, opened=opened, data={"mine": labeled})   # a network and images in memory
 ```
 
 A study that has cells of its own uses the layers below: `bench.Bench.fit` trains one candidate, `splits.parts_of` gives
 the rows, `grids.GRIDS` the candidates, `summary.task_summary` agreement and ensembles of logits.
 
-Each training is a cell (`foveate.settings.cells`): finished ones are files, the same command goes on, and several
-processes may work on one folder. Nothing looks at test pictures before the last training of a method.
+Each training is a cell (`foveate.core.cells`): finished ones are files, the same command goes on, and several
+processes may work on one folder. Nothing looks at test images before the last training of a method.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from foveate.adapt.compare.plan import Plan, plan
 from foveate.adapt.compare.pricing import Speed, Training, measured, price, refuse_if_dear
 from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, most_numbers
 from foveate.adapt.compare.splits import Parts, parts_of
-from foveate.adapt.compare.summary import summarise
-from foveate.adapt.data import Labelled, labelled
+from foveate.adapt.compare.summary import summarize
+from foveate.adapt.data import Labeled, labeled
 from foveate.adapt.opening import Opened, open_backbone
 from foveate.adapt.recipe import AdaptData
+from foveate.core.cells import Cell, CellStore, Done, run_cells
+from foveate.core.files import sweep
+from foveate.core.progress import Meter, say
+from foveate.core.recipes import dump
+from foveate.core.runs import RunFolder
+from foveate.core.version import code_revision
 from foveate.metrics.classification import class_accuracies
 from foveate.metrics.comparison import last_of_best
-from foveate.settings.cells import Cell, CellStore, Done, run_cells
-from foveate.settings.files import sweep
-from foveate.settings.progress import Meter, say
-from foveate.settings.recipes import dump
-from foveate.settings.revision import code_revision
-from foveate.settings.runs import RunFolder
 from foveate.training.loop import TrainingError
 
 DIVERGED = {"diverged": 1.0}
@@ -70,14 +70,14 @@ class Comparison:
         recipe: CompareRecipe,
         *,
         opened: Opened | None = None,
-        data: Mapping[str, Labelled] | None = None,
+        data: Mapping[str, Labeled] | None = None,
     ) -> None:
         self.recipe = recipe
         self.grid: Grid = grid_of(recipe.grid)
         self.opened = opened or open_backbone(recipe.backbone, seed=recipe.seed)
         self._given = dict(data or {})
         self._speeds: dict[str, Speed] = {}
-        self._open: tuple[str, Labelled, Parts] | None = None
+        self._open: tuple[str, Labeled, Parts] | None = None
         self.about: dict[str, dict[str, Any]] = {}
         for task in recipe.tasks:  # mistakes in data are said before anything is trained
             self.parts(task)
@@ -85,13 +85,13 @@ class Comparison:
         most = most_numbers(recipe.budget, sum(value.numel() for value in tower.values()))
         self.plan: Plan = plan(self.opened, self.grid, recipe.methods, most=most)
 
-    def parts(self, task: CompareTask) -> tuple[Labelled, Parts]:
-        """The pictures and rows of a task; those of one task at a time are open."""
+    def parts(self, task: CompareTask) -> tuple[Labeled, Parts]:
+        """The images and rows of a task; those of one task at a time are open."""
         if self._open is None or self._open[0] != task.key:
             recipe = self.recipe
             data = self._given.get(task.key) or self._given.get(task.name)
             if data is None:
-                data = labelled(task.path, AdaptData(field=task.field), self.opened.preprocess)
+                data = labeled(task.path, AdaptData(field=task.field), self.opened.preprocess)
             parts = parts_of(
                 data,
                 train=recipe.train,
@@ -110,7 +110,7 @@ class Comparison:
                 "group": task.group,
                 "data": data.name,
                 "classes": len(data.classes),
-                "pictures": len(parts.whole),
+                "images": len(parts.whole),
                 "folds": len(parts.folds),
                 "tested": len(parts.test),
                 "chance": float(np.bincount(labels).max() / len(labels)),
@@ -174,9 +174,9 @@ class Comparison:
                         found.append(self._training(candidate, len(parts.whole), len(parts.test)))
         return found
 
-    def _training(self, candidate: Candidate, pictures: int, tested: int) -> Training:
+    def _training(self, candidate: Candidate, images: int, tested: int) -> Training:
         settings = self.recipe.trained_with(self.grid.training, candidate.training, seed=self.recipe.seed)
-        return Training(candidate, settings, pictures, tested)
+        return Training(candidate, settings, images, tested)
 
     def price(self, *, device: str = "auto", store: CellStore | None = None) -> dict[str, Any]:
         """What is still to be done, with its time."""
@@ -193,14 +193,14 @@ def compare(
     device: str | None = None,
     command: list[str] | None = None,
     opened: Opened | None = None,
-    data: Mapping[str, Labelled] | None = None,
+    data: Mapping[str, Labeled] | None = None,
     most_hours: float = 24.0,
     save: bool = False,
 ) -> dict[str, Any]:
     """Compares methods on tasks and writes the run folder's result.json; the same call goes on where it was stopped.
 
     Args:
-        opened: a network in memory instead of `recipe.backbone`. data: pictures in memory, by the name of a task.
+        opened: a network in memory instead of `recipe.backbone`. data: images in memory, by the name of a task.
         most_hours: the longest that the price may say.
         save: also write the adapter of every final training.
 
@@ -327,7 +327,7 @@ def _finish(
 
 
 def logits_path(folder: Path, task: CompareTask, cell: Cell) -> Path:
-    """Where a final training's logits of test pictures are."""
+    """Where a final training's logits of test images are."""
     return folder / "logits" / task.key / f"{cell.variant.partition('.')[0]}-seed{cell.seed}.npz"
 
 
@@ -339,7 +339,7 @@ def _work(store: CellStore, cells: Sequence[Cell], work: Callable[[Cell], dict[s
 def _fit(
     comparison: Comparison,
     bench: Bench,
-    data: Labelled,
+    data: Labeled,
     candidate: Candidate,
     cell: Cell,
     store: CellStore,
@@ -378,4 +378,4 @@ def _result(comparison: Comparison, store: CellStore, folder: Path) -> dict[str,
             for cell, found in finished:
                 if "test" in found.values:
                     paths[task.key, variant, cell.seed] = logits_path(folder, task, cell)
-    return summarise(comparison, choices, done, paths)
+    return summarize(comparison, choices, done, paths)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from foveate.adapt.calibration.logit_files import read_logits
 from foveate.adapt.registry import method
+from foveate.core.cells import Cell, Done
 from foveate.metrics.agreement import (
     agreement,
     compare_ensembles,
@@ -21,7 +22,6 @@ from foveate.metrics.agreement import (
 )
 from foveate.metrics.comparison import group_means, relative_spread, unbeaten
 from foveate.metrics.intervals import bootstrap_interval, seed_interval
-from foveate.settings.cells import Cell, Done
 
 if TYPE_CHECKING:
     from foveate.adapt.compare.run import Chosen, Comparison
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ENDS = ("linear", "full")
 
 
-def summarise(
+def summarize(
     comparison: Comparison,
     choices: Mapping[tuple[str, str], Chosen],
     done: Mapping[tuple[str, str], Sequence[tuple[Cell, Done]]],
@@ -126,10 +126,10 @@ def _line(
 def _accuracy(
     values: Sequence[float], paths: Mapping[tuple[str, str, int], Path], task: str, variant: str
 ) -> dict[str, Any]:
-    """The mean over seeds with its t-interval; of one seed an interval over test pictures.
+    """The mean over seeds with its t-interval; of one seed an interval over test images.
 
-    Seeds that agree to the picture give none: an interval of no width would claim a certainty that equal counts of few
-    pictures do not give.
+    Seeds that agree to the image give none: an interval of no width would claim a certainty that equal counts of few
+    images do not give.
     """
     if len(set(values)) == 1 < len(values):
         return {"value": values[0], "low": None, "high": None, "n": len(values)}
@@ -148,7 +148,7 @@ def _accuracy(
 def task_summary(
     logits: Mapping[str, Sequence[NDArray[Any]]], labels_N: NDArray[np.int64], *, methods: Mapping[str, str]
 ) -> dict[str, Any]:
-    """How alike the methods' answers to one task's test pictures are, and what ensembles of them give.
+    """How alike the methods' answers to one task's test images are, and what ensembles of them give.
 
     Args:
         logits: by variant, [N, K] of each seed. methods: variant to method; linear and full take no part in the
@@ -186,7 +186,7 @@ def task_summary(
 
 def _regions(logits: Mapping[str, NDArray[Any]], labels_N: NDArray[np.int64]) -> dict[str, Any]:
     """Of the three most accurate methods: which confident answers are right, and which unconfident ones wrong, of whom
-    (the study's figure; confident is the more confident half of the pictures)."""
+    (the study's figure; confident is the more confident half of the images)."""
     accuracy = {name: float((values.argmax(axis=1) == labels_N).mean()) for name, values in logits.items()}
     names = sorted(logits, key=lambda name: -accuracy[name])[:3]
     stacked, most = np.stack([logits[name] for name in names]), max(1, len(labels_N) // 2)

@@ -2,8 +2,8 @@
 
 Jie and Deng 2022, arXiv 2207.07039, section 3.2: y + s Up(dropout(g(Conv3x3(g(Down z))))), g = QuickGELU, z the normed
 input of the sublayer; patch tokens are laid out as their grid, and each class or register token passes the same
-convolution as a picture of one pixel, where only its centre acts. ViT-B/16: 24 (1538 r + 768 + 9 r^2) parameters.
-Starts as the identity: Down Xavier, Up 0, convolution with ones at its centre's diagonal. Cannot be merged.
+convolution as an image of one pixel, where only its center acts. ViT-B/16: 24 (1538 r + 768 + 9 r^2) parameters.
+Starts as the identity: Down Xavier, Up 0, convolution with ones at its center's diagonal. Cannot be merged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from foveate.adapt.adapter import (
     zero,
 )
 from foveate.adapt.view import Backbone, Place
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 class ConvpassSettings(BranchSettings):
@@ -71,25 +71,25 @@ class ConvBranch(nn.Module):
         patches = low_BLR[:, self.prefix :].transpose(1, 2).reshape(batch, rank, rows, columns)
         patches_BNR = self.conv(patches).flatten(2).transpose(1, 2)
         if self.prefix:
-            centre = self.conv.weight[:, :, 1, 1]
-            first = F.linear(low_BLR[:, : self.prefix], centre, self.conv.bias)
+            center = self.conv.weight[:, :, 1, 1]
+            first = F.linear(low_BLR[:, : self.prefix], center, self.conv.bias)
             patches_BNR = torch.cat([first, patches_BNR], dim=1)
         return self.up(self.dropout(quick_gelu(patches_BNR))) * (self.scale * strength)
 
     def _grid_of(self, patches: int) -> tuple[int, int]:
-        """Rows and columns; of another picture size than the backbone's own, a square."""
+        """Rows and columns; of another image size than the backbone's own, a square."""
         if patches == self.grid[0] * self.grid[1]:
             return self.grid
         side = round(patches**0.5)
         if side * side != patches:
-            raise UserError(f"convpass: {patches} patches are no square; give pictures of {self.grid} patches")
+            raise UserError(f"convpass: {patches} patches are no square; give images of {self.grid} patches")
         return side, side
 
 
 class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
     """Two branches a block."""
 
-    why_not_mergeable: ClassVar[str] = "it mixes neighbouring patches and has activations inside; no matrix does that"
+    why_not_mergeable: ClassVar[str] = "it mixes neighboring patches and has activations inside; no matrix does that"
 
     def __init__(self, settings: ConvpassSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)

@@ -23,7 +23,7 @@ from foveate.adapt.adapter import (
 )
 from foveate.adapt.exchange import Exchange, wider
 from foveate.adapt.view import Backbone, value_of
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 class DifffitSettings(MethodSettings):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from foveate.adapt.adapter import Adapter, Handle, Method, MethodSettings, on_output
 from foveate.adapt.exchange import wider
 from foveate.adapt.view import Backbone, value_of
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 class SsfSettings(MethodSettings):

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, trainable
 from foveate.adapt.view import Backbone
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 class SubsetSettings(MethodSettings):

@@ -14,7 +14,7 @@ from pydantic import Field
 from foveate.adapt.adapter import Handle, Method
 from foveate.adapt.prompts import PromptAdapter, PromptSettings
 from foveate.adapt.view import Backbone, Block
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 class VptDeepSettings(PromptSettings):

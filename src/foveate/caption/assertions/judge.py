@@ -6,13 +6,13 @@ The verdict of an assertion is made of what it says, piece by piece:
   the same head noun and all its words ("apple" for a red apple). It is open when the thing is mostly hidden, when the
   ground may show it, or when a thing of another name is a variant of it or has its words; else it is wrong;
 - a number is right when so many things of the name are visible; left of, right of, above and below compare the middles
-  of boxes (open within 2 % of the picture); inside wants 95 % of the first box in the second (open from 50 %),
+  of boxes (open within 2 % of the image); inside wants 95 % of the first box in the second (open from 50 %),
   overlapping any shared area; "on the left" and the like want the middle of the box on that side, "in the middle"
   within the middle half; largest and smallest compare areas of boxes;
 - grounds, drawn words in quotation marks, and "there is no ..." are compared with what was drawn.
 
 One wrong piece: contradicted. Else one that is right and none that is open: supported. Else, or where nothing was
-understood (colours, actions, words outside the vocabulary): unverifiable.
+understood (colors, actions, words outside the vocabulary): unverifiable.
 """
 
 from __future__ import annotations

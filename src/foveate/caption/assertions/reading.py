@@ -164,7 +164,7 @@ def _mention(words: Sequence[str], place: int, said: str, waiting: str, reading:
 
 
 def _sides(words: Sequence[str], place: int) -> tuple[frozenset[str], int]:
-    """The sides in "in the upper left part of the picture", and where it ends; none where no place is said."""
+    """The sides in "in the upper left part of the image", and where it ends; none where no place is said."""
     if words[place] not in _BEFORE_PLACE:
         return frozenset(), place
     after = place + 1

@@ -1,6 +1,6 @@
 """Splitting and judging by a model behind the captioners' protocol, such as one at an OpenAI-compatible server.
 
-Two calls a caption: `split` gives the assertions, `verify` a verdict for each, both with the picture. A caption whose
+Two calls a caption: `split` gives the assertions, `verify` a verdict for each, both with the image. A caption whose
 answer cannot be read is split by the rules, or judged unverifiable, and counted: the report names how many.
 """
 
@@ -15,13 +15,13 @@ from foveate.caption.answers import parse_assertions, parse_verdicts
 from foveate.caption.assertions import splitter
 from foveate.caption.audit import Method
 from foveate.caption.captioner import Captioner, CaptionRequest, find_backend
-from foveate.caption.pictures import prepare
+from foveate.caption.images import prepare
 from foveate.caption.prompts import prompt_for
+from foveate.core.progress import say
+from foveate.core.recipes import validate
 from foveate.metrics.captions import UNVERIFIABLE
 from foveate.records.collection import Collection
-from foveate.records.pictures import BadPicture
-from foveate.settings.progress import say
-from foveate.settings.recipes import validate
+from foveate.records.images import BadImage
 
 _LONGEST_SIDE = 1024
 _MAX_TOKENS = 1500
@@ -39,8 +39,8 @@ class Served:
     async def _ask(self, purpose: str, row: int, **values: object) -> str | None:
         """The raw answer, None where there is none."""
         try:
-            picture = prepare(self.collection.picture_bytes(row), longest_side=_LONGEST_SIDE)
-        except BadPicture:
+            image = prepare(self.collection.image_bytes(row), longest_side=_LONGEST_SIDE)
+        except BadImage:
             return None
         prompt = prompt_for(purpose)
         request = CaptionRequest(
@@ -48,8 +48,8 @@ class Served:
             kind=purpose,
             prompt_id=prompt.id,
             prompt=prompt.fill(**values),
-            picture=picture.data,
-            media_type=picture.media_type,
+            image=image.data,
+            media_type=image.media_type,
             alt="",
             max_tokens=_MAX_TOKENS,
             temperature=0.0,
@@ -115,8 +115,8 @@ class Served:
     def definition(self) -> str:
         """What the verdicts mean."""
         return (
-            f"Judged by {self.captioner.model} with prompt {_stamp('verify')}: supported if the picture shows it, "
-            "contradicted if the picture shows otherwise, unverifiable if the picture does not say or no answer could "
+            f"Judged by {self.captioner.model} with prompt {_stamp('verify')}: supported if the image shows it, "
+            "contradicted if the image shows otherwise, unverifiable if the picture does not say or no answer could "
             "be read. A model that judges its own captions prefers them."
         )
 

@@ -66,7 +66,7 @@ def split(text: str, *, tagger: Tagger | None = None) -> list[str]:
     """The assertions of a caption, in order, each once.
 
     Args:
-        tagger: gives Penn tags for the words of a sentence; by default a list of verbs and their neighbours decide.
+        tagger: gives Penn tags for the words of a sentence; by default a list of verbs and their neighbors decide.
 
     >>> split("The cat is black and the dog is white. There is a bench, a lamp and a tree.")
     ['The cat is black', 'the dog is white', 'There is a bench', 'There is a lamp', 'There is a tree']

@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.builtin import families, phrases
 from foveate.records.collection import Collection
 from foveate.records.scenes import drawn, photographs
 from foveate.records.scenes.scene import VISIBLE
-from foveate.settings.errors import UserError
 
 KIND = "scenes"  # the annotation table that a scene's truth is read from
 
@@ -30,7 +30,7 @@ class Thing:
 class SceneTruth:
     """things: those that are at least half visible, lowest first; `hidden`: phrases of those that are less.
 
-    written: words drawn into the picture. ground: its words ("a brick wall"), "" where unknown; ground_kind: "photo"
+    written: words drawn into the image. ground: its words ("a brick wall"), "" where unknown; ground_kind: "photo"
     or "drawn"; shows: what else may be seen on the ground.
     """
 
@@ -79,13 +79,13 @@ def truth_of_row(row: Mapping[str, object]) -> SceneTruth:
         hidden = {str(one["phrase"]) for one in placed if one["kind"] == "thing"} - seen
         written = tuple(str(one["phrase"]) for one in placed if one["kind"] == "text" and one["visible"] > 0)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"annotation table 'scenes', picture {row.get('key')!r}: not the truth of a scene") from error
+        raise UserError(f"annotation table 'scenes', image {row.get('key')!r}: not the truth of a scene") from error
     words, kind, shows = grounds().get(ground, ("", "", frozenset()))
     return SceneTruth(tuple(things), frozenset(hidden), written, words, kind, shows)
 
 
 class SceneTruths:
-    """The truth of a collection's scenes by row; real pictures have none."""
+    """The truth of a collection's scenes by row; real images have none."""
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
@@ -99,7 +99,7 @@ class SceneTruths:
         return 0 if self._table is None else self._table.table.num_rows
 
     def of(self, row: int) -> SceneTruth | None:
-        """The truth of a row of the collection, None for a picture that is no generated scene."""
+        """The truth of a row of the collection, None for an image that is no generated scene."""
         if self._table is None:
             return None
         start, end = self._table.bounds(row)

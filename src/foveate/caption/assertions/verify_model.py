@@ -1,15 +1,15 @@
-"""Whether an assertion fits its picture, judged by an image-text model: an approximation, and the rule says which one.
+"""Whether an assertion fits its image, judged by an image-text model: an approximation, and the rule says which one.
 
-An absolute cosine says nothing across texts: short and general ones lie high for every picture. So an assertion is
-compared with other pictures of the same sample: the share of these that fit it worse than its own picture. Its rank is
+An absolute cosine says nothing across texts: short and general ones lie high for every image. So an assertion is
+compared with other images of the same sample: the share of these that fit it worse than its own image. Its rank is
 the threshold, the same for every model:
 
-- supported: the own picture fits better than 90 % of the others;
+- supported: the own image fits better than 90 % of the others;
 - contradicted: it fits no better than half of them;
 - unverifiable: between.
 
-An assertion that has nothing to do with its picture is then supported one time in ten, which the control of the audit
-(shuffled captions) shows. What is true of every picture of the sample cannot be supported.
+An assertion that has nothing to do with its image is then supported one time in ten, which the control of the audit
+(shuffled captions) shows. What is true of every image of the sample cannot be supported.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.files import sha256_file
+from foveate.core.progress import track
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.records.pictures import BadPicture
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
-from foveate.settings.files import sha256_file
-from foveate.settings.progress import track
+from foveate.records.images import BadImage
 from foveate.vision.features import FeatureCache
-from foveate.vision.localiser.folder import load_model
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.folder import load_model
+from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import read
 
 SUPPORTED_FROM, CONTRADICTED_TO = 0.9, 0.5
-OTHERS = 256  # pictures that an assertion is compared with
-LEAST_PICTURES = 20
+OTHERS = 256  # images that an assertion is compared with
+LEAST_IMAGES = 20
 _BATCH = 64
 
 
@@ -47,7 +47,7 @@ _BATCH = 64
 class OpenedModel:
     """A model and its name: its folder's, with the start of the hash of its weights, as verdicts depend on these."""
 
-    model: LocalisingModel
+    model: LocalizingModel
     name: str
 
     @classmethod
@@ -63,14 +63,14 @@ class OpenedModel:
 
 @dataclass
 class ModelJudge:
-    """The pictures of a sample as a model sees them.
+    """The images of a sample as a model sees them.
 
     Attributes:
         rows: of the collection, those that could be read. image_NE: unit length. bad: row -> reason of the others.
         name: the model's, see `OpenedModel`.
     """
 
-    model: LocalisingModel
+    model: LocalizingModel
     name: str
     rows: NDArray[np.int64]
     image_NE: NDArray[np.float32]
@@ -87,16 +87,16 @@ class ModelJudge:
         seed: int = 0,
         cache: Path | None = None,
     ) -> ModelJudge:
-        """Encodes the pictures; frozen features are kept in `cache`.
+        """Encodes the images; frozen features are kept in `cache`.
 
         Raises:
-            UserError: when fewer than LEAST_PICTURES could be read.
+            UserError: when fewer than LEAST_IMAGES could be read.
         """
-        kept, bad, image_NE = encode_pictures(opened.model, collection, np.sort(rows), cache=cache)
-        if len(kept) < LEAST_PICTURES:
+        kept, bad, image_NE = encode_images(opened.model, collection, np.sort(rows), cache=cache)
+        if len(kept) < LEAST_IMAGES:
             raise UserError(
-                f"the sample has {len(kept)} readable pictures: a model judges an assertion against others, at least "
-                f"{LEAST_PICTURES}"
+                f"the sample has {len(kept)} readable images: a model judges an assertion against others, at least "
+                f"{LEAST_IMAGES}"
             )
         return cls(opened.model, opened.name, kept, image_NE, seed, bad)
 
@@ -105,13 +105,13 @@ class ModelJudge:
         """What the verdicts mean, with the model's name."""
         others = min(OTHERS, len(self.rows) - 1)
         return (
-            f"Judged by the image-text model {self.name}: an assertion is supported when its own picture fits it "
-            f"better than {SUPPORTED_FROM:.0%} of {others} other pictures of the sample, contradicted when it fits no "
+            f"Judged by the image-text model {self.name}: an assertion is supported when its own image fits it "
+            f"better than {SUPPORTED_FROM:.0%} of {others} other images of the sample, contradicted when it fits no "
             f"better than {CONTRADICTED_TO:.0%} of them, else unverifiable. Chance supports {1 - SUPPORTED_FROM:.0%}."
         )
 
     def judge(self, rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
-        """Verdicts of the assertions of each row; those of a picture that could not be read are unverifiable."""
+        """Verdicts of the assertions of each row; those of an image that could not be read are unverifiable."""
         distinct = list(dict.fromkeys(text for said in assertions for text in said))
         place = {text: number for number, text in enumerate(distinct)}
         text_TE = self._texts(distinct)
@@ -130,7 +130,7 @@ class ModelJudge:
         return found
 
     def scores(self, rows: Sequence[int], captions: Sequence[str]) -> list[float | None]:
-        """CLIPScore of each caption (Hessel et al. 2021): 2.5 max(0, cosine with its picture); None for a picture that
+        """CLIPScore of each caption (Hessel et al. 2021): 2.5 max(0, cosine with its image); None for an image that
         could not be read."""
         index = {int(row): number for number, row in enumerate(self.rows)}
         text_NE = self._texts(captions)
@@ -158,7 +158,7 @@ class ModelJudge:
 
 
 def verdict(rank: float) -> str:
-    """The verdict of the share of other pictures that fit worse.
+    """The verdict of the share of other images that fit worse.
 
     >>> verdict(0.95), verdict(0.7), verdict(0.3)
     ('supported', 'unverifiable', 'contradicted')
@@ -169,10 +169,10 @@ def verdict(rank: float) -> str:
 
 
 @torch.no_grad()
-def encode_pictures(
-    model: LocalisingModel, collection: Collection, rows: NDArray[np.int64], *, cache: Path | None
+def encode_images(
+    model: LocalizingModel, collection: Collection, rows: NDArray[np.int64], *, cache: Path | None
 ) -> tuple[NDArray[np.int64], dict[int, str], NDArray[np.float32]]:
-    """Rows that could be read, reasons of the others, and unit-length embeddings of the pictures.
+    """Rows that could be read, reasons of the others, and unit-length embeddings of the images.
 
     Args:
         rows: ascending.
@@ -188,7 +188,7 @@ def encode_pictures(
         store.fill()
         bad = dict(store.bad)
     parts, kept = [], []
-    for start in track(range(0, len(rows), _BATCH), description=f"pictures, parts of {_BATCH}"):
+    for start in track(range(0, len(rows), _BATCH), description=f"images, parts of {_BATCH}"):
         chosen = [row for row in rows[start : start + _BATCH].tolist() if row not in bad]
         for row in chosen:
             if store is not None:
@@ -196,7 +196,7 @@ def encode_pictures(
                 continue
             try:
                 features[row] = read(collection, row, encoder.preprocess)[0]
-            except BadPicture as problem:
+            except BadImage as problem:
                 bad[row] = str(problem)
         good = [row for row in chosen if row in features]
         if good:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from pydantic import Field
 
-from foveate.caption.answers import serialise
+from foveate.caption.answers import serialize
 from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.small.folder import load_captioner
 from foveate.caption.small.gathering import Gatherer
 from foveate.caption.small.generate import Ask, Written
 from foveate.caption.small.tokens import EDGES
+from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.records.pictures import BadPicture
-from foveate.settings.recipes import Settings
+from foveate.records.images import BadImage
 
 
 class FoveateSettings(Settings):
@@ -51,13 +51,13 @@ class FoveateCaptioner:
             length=asked_length(self._captioner.lengths[kind], request.prompt_id),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
-            seed=request.seed,  # of this picture and format, as over HTTP
+            seed=request.seed,  # of this image and format, as over HTTP
         )
         began = time.monotonic()
         try:
-            written = await self._gatherer.write(request.picture, ask)
-        except BadPicture as problem:
-            return CaptionAnswer(error=f"bad_picture: {problem.reason}", final=True)
+            written = await self._gatherer.write(request.image, ask)
+        except BadImage as problem:
+            return CaptionAnswer(error=f"bad_image: {problem.reason}", final=True)
         return CaptionAnswer(
             raw_answer(written),
             latency_ms=1000 * (time.monotonic() - began),
@@ -79,7 +79,7 @@ def asked_length(usual: int, prompt_id: str) -> int:
 
 def raw_answer(written: Written) -> str:
     """The answer as text: a JSON object, without its end where the caption has none."""
-    whole = serialise(written.text)
+    whole = serialize(written.text)
     return whole if written.finished else whole[: -len('"}')]
 
 

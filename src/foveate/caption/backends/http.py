@@ -1,4 +1,4 @@
-"""Captions from an OpenAI-compatible server (vLLM, SGLang, llama.cpp, a vendor): chat completions with a picture.
+"""Captions from an OpenAI-compatible server (vLLM, SGLang, llama.cpp, a vendor): chat completions with an image.
 
 The server lives outside of this environment. A JSON schema of the answer is sent to servers that take one and left out
 for those that do not; the answer is read in the same way either way.
@@ -24,10 +24,10 @@ from foveate.caption.backends._endpoints import Endpoint, Endpoints
 from foveate.caption.backends._replies import Reply, read_reply
 from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest
 from foveate.caption.prompts import response_schema
+from foveate.core.errors import UserError
+from foveate.core.progress import say
+from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.settings.errors import UserError
-from foveate.settings.progress import say
-from foveate.settings.recipes import Settings
 
 _MOST_BYTES = 2**20
 _TIMEOUTS = 2  # a request that timed out this often is given up: longer waiting rarely helps, and blocks a place
@@ -160,9 +160,9 @@ class HttpCaptioner:
         return text.replace(self._key, "***") if self._key else text
 
     def _body(self, request: CaptionRequest) -> dict[str, Any]:
-        picture = base64.b64encode(request.picture).decode("ascii")
-        shown = [{"type": "image_url", "image_url": {"url": f"data:{request.media_type};base64,{picture}"}}]
-        content = [*(shown if picture else []), {"type": "text", "text": request.prompt}]
+        image = base64.b64encode(request.image).decode("ascii")
+        shown = [{"type": "image_url", "image_url": {"url": f"data:{request.media_type};base64,{image}"}}]
+        content = [*(shown if image else []), {"type": "text", "text": request.prompt}]
         return {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],

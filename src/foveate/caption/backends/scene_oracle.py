@@ -1,7 +1,7 @@
 """The `scene_oracle` backend: captions rendered from the truth of generated scenes, with faults put in on purpose.
 
 It is no captioner. It stands in for one in tests and harness checks, where what the pipeline and the audit must find
-is known exactly. It refuses real pictures, is never a default, and its model name begins with "scene-oracle", so that
+is known exactly. It refuses real images, is never a default, and its model name begins with "scene-oracle", so that
 every table that used it says so.
 """
 
@@ -14,13 +14,13 @@ from pydantic import Field
 from foveate.caption.assertions.truth import SceneTruths
 from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest
 from foveate.caption.scene_captions import KINDS, render
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
-from foveate.settings.recipes import Settings
 
 VERSION = "1"
-_PADDING = "The picture was made for this collection and it has the same width and the same height."
+_PADDING = "The image was made for this collection and it has the same width and the same height."
 
 
 class SceneOracleSettings(Settings):
@@ -50,7 +50,7 @@ class SceneOracle:
         self.model = "-".join(["scene-oracle", *(f"{name}-{value:g}" for name, value in faults.items())])
 
     async def caption(self, request: CaptionRequest) -> CaptionAnswer:
-        """The caption of a scene; an error that no retry mends for any other picture."""
+        """The caption of a scene; an error that no retry mends for any other image."""
         truth = self.truths.of(self.collection.row_of(request.key))
         if truth is None:
             return CaptionAnswer(error="no_scene", final=True)
@@ -84,5 +84,5 @@ BACKEND = Backend(
     settings=SceneOracleSettings,
     open=SceneOracle,
     only_scenes=True,
-    note="the truth of generated scenes with faults on purpose; for tests and harness checks, refuses real pictures",
+    note="the truth of generated scenes with faults on purpose; for tests and harness checks, refuses real images",
 )

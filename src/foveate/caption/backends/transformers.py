@@ -19,14 +19,14 @@ from torch import Tensor
 
 from foveate.caption.batching import Batcher
 from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.records.pictures import decode
-from foveate.settings.errors import UserError
-from foveate.settings.recipes import Settings
+from foveate.records.images import decode
 from foveate.vision.device import choose_device
+from foveate.vision.hf.loading import quiet
 from foveate.vision.hub import Checkpoint, check_loaded, fetch
 from foveate.vision.precision import precision_of
-from foveate.vision.transformers_loading import quiet
 
 # What transformers raises for configurations, weights and processors that do not fit one another.
 _UNUSABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError, ImportError, AttributeError)
@@ -112,7 +112,7 @@ class TransformersCaptioner:
 
         inputs = self.processor(
             text=[self._prompt(request.prompt) for request in requests],
-            images=[[_picture(request)] for request in requests],
+            images=[[_image(request)] for request in requests],
             padding=True,
             return_tensors="pt",
         ).to(self.device)
@@ -156,7 +156,7 @@ class TransformersCaptioner:
         return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def _prompt(self, text: str) -> str:
-        """A prompt in the model's own words for "here is a picture, here is a question"."""
+        """A prompt in the model's own words for "here is an image, here is a question"."""
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": text}]
             messages = [{"role": "user", "content": content}]
@@ -184,8 +184,8 @@ class Drawing:
         return scores_BV.float() / temperatures_B1 + gumbel_BV
 
 
-def _picture(request: CaptionRequest) -> Image.Image:
-    return decode(request.picture)
+def _image(request: CaptionRequest) -> Image.Image:
+    return decode(request.image)
 
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -205,11 +205,11 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
                 raise
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"{checkpoint.name}: transformers cannot open it as a model that answers about pictures ({reason})"
+                f"{checkpoint.name}: transformers cannot open it as a model that answers about images ({reason})"
             ) from error
     check_loaded(report, name=checkpoint.name)
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
-        raise UserError(f"{checkpoint.name}: its processor reads no pictures, or no text")
+        raise UserError(f"{checkpoint.name}: its processor reads no images, or no text")
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token

@@ -1,7 +1,7 @@
-"""One process: threads prepare pictures, and as many requests are in flight as the captioner wants.
+"""One process: threads prepare images, and as many requests are in flight as the captioner wants.
 
-What is in memory is bounded: per request in flight one picture, as many again that wait for their turn, and two per
-thread that are being prepared. Formats of one picture follow one another, so that a server that keeps pictures in a
+What is in memory is bounded: per request in flight one image, as many again that wait for their turn, and two per
+thread that are being prepared. Formats of one image follow one another, so that a server that keeps images in a
 cache reads each once.
 """
 
@@ -15,12 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from foveate.caption.asking import Outcome, ask, unreadable
 from foveate.caption.captioner import Captioner
 from foveate.caption.executing import Executor, Job
+from foveate.caption.images import Prepared, prepare
 from foveate.caption.lengths import OtherTokenizer
-from foveate.caption.pictures import Prepared, prepare
 from foveate.caption.work import Todo, Worklist
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.pictures import BadPicture
-from foveate.settings.errors import UserError
+from foveate.records.images import BadImage
 
 _TICK_SECONDS = 0.5
 _Request = tuple[Todo, str, Prepared]
@@ -79,7 +79,7 @@ class _Flow:
         return self.over or self.failure is not None or self.stopping()
 
     async def feed(self) -> None:
-        """Prepare pictures ahead, in order, and queue their requests."""
+        """Prepare images ahead, in order, and queue their requests."""
         ahead: deque[tuple[Todo, Future[Prepared]]] = deque()
         source = iter(self.worklist)
         while not self.ending:
@@ -89,13 +89,13 @@ class _Flow:
                 break
             todo, future = ahead.popleft()
             try:
-                picture = await asyncio.wrap_future(future)
-            except BadPicture as problem:
+                image = await asyncio.wrap_future(future)
+            except BadImage as problem:
                 for kind in todo.kinds:
                     await self.results.put(unreadable(self.job.asking, todo, kind, problem))
                 continue
             for kind in todo.kinds:
-                if not await self._queued((todo, kind, picture)):
+                if not await self._queued((todo, kind, image)):
                     break
         for _ in range(self.width):
             await self.requests.put(None)
@@ -115,10 +115,10 @@ class _Flow:
         while (request := await self.requests.get()) is not None:
             if self.ending:
                 continue
-            todo, kind, picture = request
+            todo, kind, image = request
             try:
                 made = await ask(
-                    self.captioner, self.job.asking, todo, kind, picture, run_id=self.job.run_id, other=self.other
+                    self.captioner, self.job.asking, todo, kind, image, run_id=self.job.run_id, other=self.other
                 )
             except UserError as error:
                 self.failure = self.failure or error
@@ -127,8 +127,8 @@ class _Flow:
 
 
 def read(collection: Collection, todo: Todo, job: Job) -> Prepared:
-    """Read a picture, compare its hash, and prepare it. Raises BadPicture."""
-    data = collection.picture_bytes(todo.row, verify=True)
+    """Read an image, compare its hash, and prepare it. Raises BadImage."""
+    data = collection.image_bytes(todo.row, verify=True)
     return prepare(data, longest_side=job.asking.settings.longest_side)
 
 

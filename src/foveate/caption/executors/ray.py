@@ -1,4 +1,4 @@
-"""Several processes, on one machine or many: Ray Data hands out blocks of pictures, each worker asks as `local` does.
+"""Several processes, on one machine or many: Ray Data hands out blocks of images, each worker asks as `local` does.
 
 Every worker opens the collection by its path, which must be the same everywhere, and has a captioner of its own: with
 `http`, `concurrency` counts per worker. Only the first process writes. A stop loses the blocks that workers were at;
@@ -23,10 +23,10 @@ from foveate.caption.captioner import Captioner
 from foveate.caption.executing import Executor, Job
 from foveate.caption.executors.local import outcomes as local_outcomes
 from foveate.caption.work import Todo, Worklist
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.settings.errors import UserError
 
-_BLOCK = 64  # pictures; a worker waits for the last of them before it takes the next block
+_BLOCK = 64  # images; a worker waits for the last of them before it takes the next block
 _TICK_SECONDS = 0.5
 
 
@@ -106,7 +106,7 @@ def _todo(content: Any) -> Todo:
 
 
 class _Part:
-    """Some pictures of a worklist, as the local executor takes them."""
+    """Some images of a worklist, as the local executor takes them."""
 
     def __init__(self, collection: Collection, todos: list[Todo]) -> None:
         self.collection, self._todos = collection, todos
@@ -129,7 +129,7 @@ class Asker:
             self._captioner, self._failure = None, str(error)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Outcomes of a block of pictures."""
+        """Outcomes of a block of images."""
         todos = [_todo(json.loads(text)) for text in block["todo"].to_pylist()]
         found = [] if self._failure else self._loop.run_until_complete(self._ask(todos))
         said: list[dict[str, Any]] = [asdict(outcome) for outcome in found]

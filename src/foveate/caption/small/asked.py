@@ -2,7 +2,7 @@
 
 The format comes from the request's own field `foveate` ({"format": "dsc", "alt": "...", "length": 5}; `extra_body` in
 the openai package) or from the prompt, where it is one of Foveate's templates: no free instructions are read.
-Pictures come as data URLs; nothing is ever fetched.
+Images come as data URLs; nothing is ever fetched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from foveate.caption.small.tokens import EDGES
 _LANGUAGE = "Qlanguageq"
 _FIELDS = ("alt", "caption", "words", "sentences")
 _DATA_URL = re.compile(r"data:(image/[a-z0-9.+-]+);base64,(.*)", re.DOTALL | re.IGNORECASE)
-_ALLOWED = "a chat request with one picture as data URL (data:image/...;base64,...)"
+_ALLOWED = "a chat request with one image as data URL (data:image/...;base64,...)"
 
 
 class Refused(Exception):
@@ -44,7 +44,7 @@ class Refused(Exception):
 class Asked:
     """A request that can be answered. change: of the usual length class, for prompts that ask again."""
 
-    picture: bytes
+    image: bytes
     kind: str
     alt: str
     length: int | None
@@ -74,11 +74,11 @@ def read_request(body: object, *, model: str) -> Asked:
         raise Refused("answers are not streamed: leave 'stream' out", param="stream", code="unsupported_value")
     if body.get("n", 1) != 1:
         raise Refused("one answer a request: allowed is n=1", param="n", code="unsupported_value")
-    text, picture = _content(body.get("messages"))
+    text, image = _content(body.get("messages"))
     kind, alt, length, change = _format(body.get("foveate"), text)
     most = body.get("max_completion_tokens", body.get("max_tokens", MOST_TOKENS))
     return Asked(
-        picture=picture,
+        image=image,
         kind=kind,
         alt=alt[:LONGEST_ALT] if kind == "afc" else "",
         length=length,
@@ -100,7 +100,7 @@ def _number(value: object, name: str, low: float, high: float, *, whole: bool = 
 
 
 def _content(messages: object) -> tuple[str, bytes]:
-    """The text and the picture of the last user message."""
+    """The text and the image of the last user message."""
     if not isinstance(messages, list):
         raise Refused(f"'messages' must be a list: {_ALLOWED}", param="messages")
     users = [one for one in messages if isinstance(one, dict) and one.get("role") == "user"]
@@ -115,19 +115,19 @@ def _content(messages: object) -> tuple[str, bytes]:
     if not all(isinstance(text, str) for text in texts):
         raise Refused("a part of the type 'text' has no text", param="messages")
     if len(shown) != 1:
-        raise Refused(f"one picture a request, there are {len(shown)}: {_ALLOWED}", param="messages")
+        raise Refused(f"one image a request, there are {len(shown)}: {_ALLOWED}", param="messages")
     url = shown[0].get("url") if isinstance(shown[0], dict) else shown[0]
-    return " ".join(str(text) for text in texts), _picture(url)
+    return " ".join(str(text) for text in texts), _image(url)
 
 
-def _picture(url: object) -> bytes:
+def _image(url: object) -> bytes:
     found = _DATA_URL.fullmatch(url) if isinstance(url, str) else None
     if found is None:
-        raise Refused(f"the picture must be a data URL, nothing is fetched: {_ALLOWED}", param="messages")
+        raise Refused(f"the image must be a data URL, nothing is fetched: {_ALLOWED}", param="messages")
     try:
         return base64.b64decode(found[2], validate=True)
     except (binascii.Error, ValueError):
-        raise Refused("the picture's data URL is not base64", param="messages") from None
+        raise Refused("the image's data URL is not base64", param="messages") from None
 
 
 def _format(given: object, text: str) -> tuple[str, str, int | None, int]:

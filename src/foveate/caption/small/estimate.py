@@ -14,14 +14,14 @@ from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.rewriting import open_rewriter
 from foveate.caption.small.rows import ALIGN_STAGE, FORMAT_STAGE, write_rows
 from foveate.caption.small.samples import nothing_for
+from foveate.core import seeds
 from foveate.records.collection import Collection
-from foveate.settings import seeds
 
 _EXAMINED = 500
 
 
 def estimate(recipe: CaptionerRecipe, collection: Collection) -> dict[str, Any]:
-    """Parameters (on the meta device), pictures with material, and from a sample of them the targets of each stage,
+    """Parameters (on the meta device), images with material, and from a sample of them the targets of each stage,
     their lengths and what is dropped, and training FLOPs (6 per parameter and position)."""
     with torch.device("meta"):
         model = CaptionerModel(recipe, vocabulary=recipe.vocabulary)
@@ -31,7 +31,7 @@ def estimate(recipe: CaptionerRecipe, collection: Collection) -> dict[str, Any]:
     data = recipe.data.model_copy(update={"ocr": "none"})
     materials, sources = read_material(collection, np.sort(rows[drawn]), data, seed=recipe.training.seed)
     found: dict[str, Any] = {
-        "pictures": len(rows),
+        "images": len(rows),
         "examined": len(drawn),
         "sources_of_examined": sources,
         "parameters": parameters,
@@ -39,7 +39,7 @@ def estimate(recipe: CaptionerRecipe, collection: Collection) -> dict[str, Any]:
     }
     if recipe.data.rewriter == "rules":
         made = write_rows(materials, data, open_rewriter(data), seed=recipe.training.seed)
-        visits = len({(row.stage, row.row) for row in made.rows})  # one shows all formats of a picture
+        visits = len({(row.stage, row.row) for row in made.rows})  # one shows all formats of an image
         positions = model.prefix_length + sum(row.tokens for row in made.rows) / max(1, visits)
         updates = {FORMAT_STAGE: recipe.training.steps, ALIGN_STAGE: recipe.alignment.steps}
         samples = sum(steps * recipe.stage_settings(stage).batch_size for stage, steps in updates.items())
@@ -51,13 +51,13 @@ def estimate(recipe: CaptionerRecipe, collection: Collection) -> dict[str, Any]:
 
 def lines(found: Mapping[str, Any]) -> Iterable[str]:
     """The estimate in words."""
-    yield f"{found['pictures']} pictures in the split, {found['parameters']:,} parameters, prefix {found['prefix']}"
+    yield f"{found['images']} images in the split, {found['parameters']:,} parameters, prefix {found['prefix']}"
     known = ", ".join(f"{name} {count}" for name, count in found["sources_of_examined"].items())
-    yield f"of {found['examined']} examined pictures: {known}"
+    yield f"of {found['examined']} examined images: {known}"
     if "targets_of_examined" not in found:
         yield "targets are written by a language model: not estimated"
         return
     for name, counts in found["targets_of_examined"].items():
         yield f"targets {name}: " + (", ".join(f"{what} {count}" for what, count in counts.items()) or "none")
-    yield from (f"of the examined pictures, {nothing_for(stage)}" for stage in found["stages_without_targets"])
+    yield from (f"of the examined images, {nothing_for(stage)}" for stage in found["stages_without_targets"])
     yield f"{found['samples']} samples, {found['training_flops']:.2g} FLOPs"

@@ -1,7 +1,7 @@
 """Whether a captioner obeys: answers that parse and pass their gates, lengths that rise; on scenes also what holds.
 
 On generated scenes the truth is known, so that ANA (assertions per caption) and the share of assertions that hold need
-no judge; real pictures have no truth and get obedience and lengths alone. The two are never mixed.
+no judge; real images have no truth and get obedience and lengths alone. The two are never mixed.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from foveate.caption.small.generate import MOST_TOKENS, Ask, Written, write
 from foveate.caption.small.samples import cached_features
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import open_extractor
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.progress import track
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED
 from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_statistic
 from foveate.records.alt_texts import alt_text, usable
 from foveate.records.collection import Collection
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.records.thumbnails import save_thumbnail
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
-from foveate.settings.progress import track
 
 COLUMNS = [
     {"key": "ssc", "title": "SSC", "what": "short: one sentence", "role": "ours"},
@@ -47,7 +47,7 @@ COLUMNS = [
 ]
 _OBEYS = 0.95
 _CHUNK = 64
-_REAL, _SCENES = "pictures", "scenes"
+_REAL, _SCENES = "images", "scenes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def chosen_rows(collection: Collection, *, split: str, limit: int | None, seed: 
     """At most `limit` rows of a split, drawn by the seed, ascending."""
     rows = collection.rows(split)
     if not len(rows):
-        raise UserError(f"collection {collection.path}: split '{split}' has no pictures")
+        raise UserError(f"collection {collection.path}: split '{split}' has no images")
     if limit is None or limit >= len(rows):
         return rows
     return np.sort(seeds.generator("captioner evaluation", seed).choice(rows, limit, replace=False))
@@ -88,12 +88,12 @@ def caption_rows(
     most_tokens: Mapping[str, int] | None = None,
     shuffled: bool = False,
 ) -> list[tuple[int, Ask, Written]]:
-    """Captions of all kinds for rows of a collection, from cached features; pictures that cannot be read are left out,
+    """Captions of all kinds for rows of a collection, from cached features; images that cannot be read are left out,
     and of AFC those whose AltText says nothing.
 
     Args:
         most_tokens: where writing stops, by kind; a caption that had not ended by then is not `finished`.
-        shuffled: each picture is captioned from the features of another one (a control).
+        shuffled: each image is captioned from the features of another one (a control).
     """
     model = captioner.model
     device = next(model.parameters()).device
@@ -109,7 +109,7 @@ def caption_rows(
     if shuffled:
         order = seeds.generator("shuffled pictures", seed).permutation(len(good))
         others = np.empty_like(order)
-        others[order] = np.roll(order, 1)  # one circle: no picture keeps its own
+        others[order] = np.roll(order, 1)  # one circle: no image keeps its own
         prefix_NPD = prefix_NPD[torch.from_numpy(others)]
     found: list[tuple[int, Ask, Written]] = []
     for kind in track(kinds, description="captions"):
@@ -152,7 +152,7 @@ def judged(collection: Collection, written: Sequence[tuple[int, Ask, Written]]) 
 
 
 def table(captions: Sequence[Judged], *, seed: int) -> list[dict[str, Any]]:
-    """The rows of the page's table: one question and set of pictures each, the formats as columns."""
+    """The rows of the page's table: one question and set of images each, the formats as columns."""
     rows = []
     for data in (_SCENES, _REAL):
         groups = {
@@ -202,7 +202,7 @@ def _mean(values: Sequence[float], seed: int) -> Interval:
 
 
 def _ratio(part: Sequence[int], whole: Sequence[int], seed: int) -> Interval:
-    """Sum of the parts over sum of the wholes; pictures are drawn for the interval."""
+    """Sum of the parts over sum of the wholes; images are drawn for the interval."""
     part_N, whole_N = (np.asarray(values, dtype=np.float64) for values in (part, whole))
     return bootstrap_statistic(
         lambda rows: float(part_N[rows].sum() / max(whole_N[rows].sum(), 1)), rows=len(part_N), seed=seed
@@ -212,7 +212,7 @@ def _ratio(part: Sequence[int], whole: Sequence[int], seed: int) -> Interval:
 def samples(
     collection: Collection, captions: Sequence[Judged], run: Path, *, count: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Some pictures with their AltText and the captions of all formats, for the page; pictures below `run`/pictures."""
+    """Some images with their AltText and the captions of all formats, for the page; images below `run`/images."""
     by_row: dict[int, dict[str, Judged]] = {}
     for one in captions:
         by_row.setdefault(one.row, {})[one.kind] = one
@@ -225,14 +225,14 @@ def samples(
         ]
         drawn = seeds.generator("captioner samples", seed, data).permutation(len(rows))[:count]
         for row in sorted(rows[place] for place in drawn):
-            path = Path("pictures") / f"{len(found):03d}.webp"
+            path = Path("images") / f"{len(found):03d}.webp"
             try:
-                save_thumbnail(collection.picture_bytes(row), run / path)
-            except BadPicture:
+                save_thumbnail(collection.image_bytes(row), run / path)
+            except BadImage:
                 continue
             found.append(
                 {
-                    "picture": str(path),
+                    "image": str(path),
                     "key": collection.keys[row],
                     "data": data,
                     "alt": alt_text(collection.captions_of(row)),
@@ -266,7 +266,7 @@ def evaluate(
     shown: int = 6,
     shuffled: bool = False,
 ) -> dict[str, Any]:
-    """Captions of all formats for held-out pictures, judged: the table, its columns, samples, and what stage 1 must
+    """Captions of all formats for held-out images, judged: the table, its columns, samples, and what stage 1 must
     reach (every format's obedience at least 95 %, mean length rising from SSC over DSC to DSC+). shuffled: the control
     of `caption_rows`."""
     rows = chosen_rows(collection, split=split, limit=limit, seed=seed)
@@ -282,7 +282,7 @@ def evaluate(
     return {
         "collection": collection.name,
         "split": split,
-        "pictures": len(rows),
+        "images": len(rows),
         "captions": len(captions),
         "seed": seed,
         "shuffled": shuffled,

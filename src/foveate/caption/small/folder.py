@@ -17,20 +17,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-import foveate
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.small.model import CaptionerModel
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.tokens import CaptionTokens
-from foveate.settings.errors import UserError
-from foveate.settings.files import (
+from foveate.core.errors import UserError
+from foveate.core.files import (
     read_json,
     sha256_file,
     write_bytes_atomically,
     write_json_atomically,
     write_text_atomically,
 )
-from foveate.settings.recipes import validate
+from foveate.core.recipes import validate
+from foveate.core.version import __version__
 from foveate.vision.device import choose_device
 
 KIND = "captioner"
@@ -82,7 +82,7 @@ def save_captioner(
     config = {
         "kind": KIND,
         "format": FORMAT,
-        "foveate": foveate.__version__,
+        "foveate": __version__,
         "vocabulary": len(tokens),
         "lengths": dict(lengths),
         "provenance": dict(provenance or {}),
@@ -170,7 +170,7 @@ def fill(model: CaptionerModel, path: Path) -> None:
 def card(recipe: CaptionerRecipe, parameters: int, metrics: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     """The README.md of the model folder."""
     source = provenance.get("collection")
-    data = f"Collection `{source}`; its licence, as it states it: {provenance.get('licence') or 'none stated'}."
+    data = f"Collection `{source}`; its license, as it states it: {provenance.get('license') or 'none stated'}."
     rows = "".join(
         f"| {row['question']} | {row['data']} | {column} | {value['value']:.3f} | {row['n']} |\n"
         for row in metrics.get("table", [])
@@ -208,7 +208,7 @@ and such that take up facts of the AltText (afc).
 
 ## Intended use and limits
 
-For captions of pictures like those it was trained on, and for studies of what captions do to training. It is small: it
+For captions of images like those it was trained on, and for studies of what captions do to training. It is small: it
 knows the names that its training texts had, it names wrong things with the same confidence as right ones, and more so
 in longer formats. Audit its captions (`foveate audit`) before you train on them. Do not identify people with it.
 """

@@ -1,7 +1,7 @@
 """Requests that come one by one, gathered into batches for the captioner; used by the backend and by the server.
 
-Whoever asks first waits a moment for others; while a batch is written the next one gathers. Pictures that were asked
-about lately keep their features, so that four formats of one picture cost one look at it.
+Whoever asks first waits a moment for others; while a batch is written the next one gathers. Images that were asked
+about lately keep their features, so that four formats of one image cost one look at it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch import Tensor
 from foveate.caption.small import see
 from foveate.caption.small.folder import SmallCaptioner
 from foveate.caption.small.generate import Ask, Written, write
-from foveate.records.pictures import BadPicture
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
+from foveate.records.images import BadImage
 
 _WAIT_SECONDS = 0.01
-_KEPT_PICTURES = 1024
+_KEPT_IMAGES = 1024
 _DECODERS = 2
 
 
 @dataclass
 class _Waiting:
-    picture: bytes
+    image: bytes
     ask: Ask
     answer: asyncio.Future[Written]
 
@@ -47,13 +47,13 @@ class Gatherer:
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
         self._lock = threading.Lock()
 
-    async def write(self, picture: bytes, ask: Ask) -> Written:
-        """The caption of a picture.
+    async def write(self, image: bytes, ask: Ask) -> Written:
+        """The caption of an image.
 
         Raises:
-            BadPicture: when the bytes are none that can be shown to the captioner.
+            BadImage: when the bytes are none that can be shown to the captioner.
         """
-        waiting = _Waiting(picture, ask, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(image, ask, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._work())
@@ -83,30 +83,30 @@ class Gatherer:
 
     def _answers(self, batch: list[_Waiting]) -> Sequence[Written | Exception]:
         with self._lock:
-            prefixes = self._look([waiting.picture for waiting in batch])
+            prefixes = self._look([waiting.image for waiting in batch])
             good = [place for place, prefix in enumerate(prefixes) if isinstance(prefix, Tensor)]
-            answers: list[Written | BadPicture] = [one for one in prefixes if isinstance(one, BadPicture)]
+            answers: list[Written | BadImage] = [one for one in prefixes if isinstance(one, BadImage)]
             if not good:
                 return answers
             stacked_BPD = torch.stack([prefixes[place] for place in good])  # pyrefly: ignore
             written = iter(write(self.captioner, stacked_BPD, [batch[place].ask for place in good], batch=self.batch))
-            return [one if isinstance(one, BadPicture) else next(written) for one in prefixes]
+            return [one if isinstance(one, BadImage) else next(written) for one in prefixes]
 
-    def _look(self, pictures: list[bytes]) -> list[Tensor | BadPicture]:
-        """The prefix [P, D] of each picture, or why it has none."""
+    def _look(self, images: list[bytes]) -> list[Tensor | BadImage]:
+        """The prefix [P, D] of each image, or why it has none."""
         encoder = self.captioner.model.image_encoder
-        names = [hashlib.sha256(picture).digest() for picture in pictures]
-        new = {name: picture for name, picture in zip(names, pictures, strict=True) if name not in self._prefixes}
-        bad: dict[bytes, BadPicture] = {}
+        names = [hashlib.sha256(image).digest() for image in images]
+        new = {name: image for name, image in zip(names, images, strict=True) if name not in self._prefixes}
+        bad: dict[bytes, BadImage] = {}
 
-        def decoded(picture: bytes) -> Tensor | BadPicture:
+        def decoded(image: bytes) -> Tensor | BadImage:
             try:
-                return see.pixels(picture, encoder.preprocess)
-            except BadPicture as problem:
+                return see.pixels(image, encoder.preprocess)
+            except BadImage as problem:
                 return problem
 
         pixels = dict(zip(new, self._decoders.map(decoded, new.values()), strict=True))
-        bad = {name: found for name, found in pixels.items() if isinstance(found, BadPicture)}
+        bad = {name: found for name, found in pixels.items() if isinstance(found, BadImage)}
         good = {name: found for name, found in pixels.items() if isinstance(found, Tensor)}
         if good:
             with torch.inference_mode():
@@ -114,6 +114,6 @@ class Gatherer:
                 for name, prefix_PD in zip(good, self.captioner.model.prefix(seen), strict=True):
                     self._prefixes[name] = prefix_PD
         found = [bad[name] if name in bad else self._prefixes[name] for name in names]
-        while len(self._prefixes) > _KEPT_PICTURES:
+        while len(self._prefixes) > _KEPT_IMAGES:
             self._prefixes.popitem(last=False)
         return found

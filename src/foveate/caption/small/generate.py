@@ -19,7 +19,7 @@ from torch import Tensor
 
 from foveate.caption.small.folder import SmallCaptioner
 from foveate.caption.small.naming import Proposed
-from foveate.settings import seeds
+from foveate.core import seeds
 
 MOST_TOKENS = 320  # of one caption, where nothing else is said
 BATCH = 32
@@ -27,7 +27,7 @@ BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What is asked of one picture. kind: of the caption formats. alt: AltText that is shown (afc), else "". length: a
+    """What is asked of one image. kind: of the caption formats. alt: AltText that is shown (afc), else "". length: a
     length class (`tokens.EDGES`), None for the captioner's own. temperature 0 is greedy. name: goes into the draws."""
 
     kind: str
@@ -52,7 +52,7 @@ class Written:
 
 @torch.inference_mode()
 def write(captioner: SmallCaptioner, prefix_BPD: Tensor, asks: Sequence[Ask], *, batch: int = BATCH) -> list[Written]:
-    """Captions of B pictures, one for each `asks[b]`, in the same order.
+    """Captions of B images, one for each `asks[b]`, in the same order.
 
     Args:
         prefix_BPD: of `CaptionerModel.prefix`, one row per request.

@@ -1,4 +1,4 @@
-"""What is known of a picture before targets are written: short captions, words in it, descriptions, its AltText.
+"""What is known of an image before targets are written: short captions, words in it, descriptions, its AltText.
 
 A source is a module of `foveate.caption.small.sources` with `read(collection, rows, settings)`; nothing here changes
 when one is added.
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 import foveate.caption.small.sources
 from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.core.errors import choose
 from foveate.records.collection import Collection
-from foveate.settings.errors import choose
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What the targets of one picture may be made of.
+    """What the targets of one image may be made of.
 
-    short: short captions, each by another hand. written: text recognised in the picture. descriptions: full ones.
+    short: short captions, each by another hand. written: text recognized in the image. descriptions: full ones.
     formats: caption kind -> exact text, where the truth is known; they stand for rewrites of a description. describe:
     gives the dsc of `formats` with a given fact first, for an AltText that names it. alt: the AltText that came with
-    the picture; alt_clean: whether it is known to say something true (None: not known).
+    the image; alt_clean: whether it is known to say something true (None: not known).
     facts: further words that are known to hold (labels).
     """
 
@@ -57,7 +57,7 @@ def source_names() -> list[str]:
 def read_material(
     collection: Collection, rows: NDArray[np.int64], settings: CaptionDataSettings, *, seed: int
 ) -> tuple[list[Material], dict[str, int]]:
-    """Material of the rows that a source knows, ascending, and how many pictures each source gave ("none" too).
+    """Material of the rows that a source knows, ascending, and how many images each source gave ("none" too).
 
     Raises:
         UserError: for an unknown source, or a caption kind that the settings name and no caption has.

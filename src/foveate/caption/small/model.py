@@ -1,7 +1,7 @@
 """The captioner's networks: an image encoder with a frozen part, its tokens folded to a prefix, and a decoder.
 
 The decoder is a causal language model of transformers (Llama, GPT-2, Qwen2, ...) without its head, small and trained
-from scratch; the head is the table of token embeddings (tied). It reads embeddings: the prefix of a picture, then those
+from scratch; the head is the table of token embeddings (tied). It reads embeddings: the prefix of an image, then those
 of the prompt and of the caption so far. After ClipCap (Mokady et al. 2021) and Altogether (Xu et al. 2024), with a grid
 of tokens instead of one vector.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.caption.small.recipe import CaptionerRecipe
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.registry import build_image_encoder, seeded
 
@@ -25,7 +25,7 @@ _UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError,
 
 
 class Texts(NamedTuple):
-    """Several texts of each of B pictures, one after the other (`small.samples.packed`).
+    """Several texts of each of B images, one after the other (`small.samples.packed`).
 
     ids_BT: token ids. before_BT: of prompts the token before, elsewhere `pad`. text_BT: number of the text from 1, 0
     for padding. place_BT: position within the text. target_BT: which tokens are learnt.
@@ -40,7 +40,7 @@ class Texts(NamedTuple):
 
 
 class CaptionerModel(nn.Module):
-    """Pictures' frozen features and token ids to next-token states.
+    """Images' frozen features and token ids to next-token states.
 
     Args:
         recipe: of the captioner. vocabulary: tokens of its tokenizer. names: how many of them, the last, are names.
@@ -80,7 +80,7 @@ class CaptionerModel(nn.Module):
         self.width = width
 
     def prefix(self, features: Tensor) -> Tensor:
-        """Frozen features (or pixels) of B pictures to their prefix embeddings [B, P, D]."""
+        """Frozen features (or pixels) of B images to their prefix embeddings [B, P, D]."""
         tokens_BLD = self.image_encoder(features).tokens_BLD
         rows, columns = self.image_encoder.grid
         fold, batch = self.recipe.fold, tokens_BLD.shape[0]
@@ -116,7 +116,7 @@ class CaptionerModel(nn.Module):
         return self.decoder(inputs_embeds=embeddings_BTD, use_cache=False, **more).last_hidden_state
 
     def text_states(self, prefix_BPD: Tensor, texts: Texts) -> Tensor:
-        """Hidden states [B, T, D] of several texts of each picture in one sequence: each reads the prefix and itself,
+        """Hidden states [B, T, D] of several texts of each image in one sequence: each reads the prefix and itself,
         as if it stood alone behind the prefix."""
         batch, prefix = prefix_BPD.shape[:2]
         embedded = self.embed_prompt(texts.ids_BT, texts.before_BT, texts.pad).to(prefix_BPD.dtype)
@@ -143,7 +143,7 @@ class CaptionerModel(nn.Module):
         return self.word_scale * (pooled_RD @ F.normalize(self.embed(words_W), dim=-1).T)
 
     def seen_names(self, prefix_BPD: Tensor) -> Tensor:
-        """How much any one place of B pictures shows each name of the vocabulary [B, names], in scores of tokens."""
+        """How much any one place of B images shows each name of the vocabulary [B, names], in scores of tokens."""
         names = torch.arange(self.first_name, self.first_name + self.names, device=prefix_BPD.device)
         return self.word_scores(prefix_BPD, names).amax(dim=1)
 
@@ -168,7 +168,7 @@ def _start_copying(decoder: Any) -> None:
     """Lets each attention layer begin by handing on what it reads: output times value projection is a multiple of one.
 
     What a cell shows, or what the AltText says, is then a proposal for the next token from the first update on; where
-    to look is left to be learnt. After the mimetic initialisation of Trockman & Kolter 2023 (arXiv 2305.09828).
+    to look is left to be learnt. After the mimetic initialization of Trockman & Kolter 2023 (arXiv 2305.09828).
     Decoders whose layers have no such square projections of their own start as transformers draws them.
     """
     for layer in decoder.modules():

@@ -1,4 +1,4 @@
-"""Which names are proposed for the next token: after "the" those that the text has said, else those that the picture
+"""Which names are proposed for the next token: after "the" those that the text has said, else those that the image
 shows or its AltText says, and the text has not said.
 
 A decoder that sees a few thousand captions learns when to name something long before it learns what. So what is seen is
@@ -27,9 +27,9 @@ def proposals(model: CaptionerModel, prefix_BPD: Tensor, texts: Texts) -> Tensor
     steps = torch.arange(wanted_BT.shape[1], device=text_BT.device)
     # Which name m stands before the proposed token t in the same text.
     pairs_BTT = wanted_BT[:, :, None] & named_BT[:, None] & (steps[:, None] >= steps)
-    picture_R, step_R, place_R = (pairs_BTT & (texts.text_BT[:, 1:, None] == text_BT[:, None])).nonzero(as_tuple=True)
-    row_R, column_R = number_BT[picture_R, step_R], name_BT[picture_R, place_R]
-    said_R = texts.target_BT[picture_R, place_R]
+    image_R, step_R, place_R = (pairs_BTT & (texts.text_BT[:, 1:, None] == text_BT[:, None])).nonzero(as_tuple=True)
+    row_R, column_R = number_BT[image_R, step_R], name_BT[image_R, place_R]
+    said_R = texts.target_BT[image_R, place_R]
 
     seen_BW = model.seen_names(prefix_BPD)
     found_NW = seen_BW[wanted_BT.nonzero(as_tuple=True)[0]]

@@ -1,6 +1,6 @@
-"""Text in pictures, by RapidOCR (PP-OCRv4 on onnxruntime), an extra for Pythons below 3.13.
+"""Text in images, by RapidOCR (PP-OCRv4 on onnxruntime), an extra for Pythons below 3.13.
 
-What was recognised is kept beside the collection's other caches, one JSON line a picture, so that a stopped run does
+What was recognized is kept beside the collection's other caches, one JSON line an image, so that a stopped run does
 not begin again.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from foveate.core.errors import UserError
+from foveate.core.progress import say, track
 from foveate.records.collection import Collection
-from foveate.records.pictures import BadPicture, decode
-from foveate.settings.errors import UserError
-from foveate.settings.progress import say, track
+from foveate.records.images import BadImage, decode
 
 PACKAGE = "rapidocr_onnxruntime"
 HOW = "pip install 'foveate[ocr]' (Python below 3.13)"
@@ -28,8 +28,8 @@ _LONGEST_SIDE = 1280
 _SURE = 0.5
 
 
-def recognised(collection: Collection, rows: Sequence[int], which: str) -> dict[int, tuple[str, ...]]:
-    """Row -> lines of text in its picture, top to bottom; rows without any are left out.
+def recognized(collection: Collection, rows: Sequence[int], which: str) -> dict[int, tuple[str, ...]]:
+    """Row -> lines of text in its image, top to bottom; rows without any are left out.
 
     Args:
         which: "none", "rapidocr", or "auto": as "rapidocr" where it is installed, else told and left out.
@@ -42,13 +42,13 @@ def recognised(collection: Collection, rows: Sequence[int], which: str) -> dict[
     if importlib.util.find_spec(PACKAGE) is None:
         if which == "rapidocr":
             raise UserError(f"data.ocr 'rapidocr': it is not installed; {HOW}, or set data.ocr=none")
-        say(f"no OCR is installed: text in {len(rows)} pictures is not used for targets; {HOW}")
+        say(f"no OCR is installed: text in {len(rows)} images is not used for targets; {HOW}")
         return {}
     known = _known(collection)
     sha256 = collection.index["sha256"]
     missing = [row for row in rows if sha256[row] not in known]
     if missing:
-        known |= _recognise(collection, missing)
+        known |= _recognize(collection, missing)
     return {row: tuple(known[sha256[row]]) for row in rows if known.get(sha256[row])}
 
 
@@ -69,18 +69,18 @@ def _known(collection: Collection) -> dict[str, list[str]]:
     return found
 
 
-def _recognise(collection: Collection, rows: Sequence[int]) -> dict[str, list[str]]:
+def _recognize(collection: Collection, rows: Sequence[int]) -> dict[str, list[str]]:
     RapidOCR: Any = importlib.import_module(PACKAGE).RapidOCR
 
     engine, found = RapidOCR(), dict[str, list[str]]()
     path = _path(collection)
     if path is not None:
         path.parent.mkdir(exist_ok=True)
-    for row in track(rows, description="text in pictures"):
+    for row in track(rows, description="text in images"):
         sha256 = str(collection.index["sha256"][row])
         try:
-            lines = read_lines(engine, collection.picture_bytes(row))
-        except BadPicture:
+            lines = read_lines(engine, collection.image_bytes(row))
+        except BadImage:
             continue
         found[sha256] = lines
         if path is not None:
@@ -89,9 +89,9 @@ def _recognise(collection: Collection, rows: Sequence[int]) -> dict[str, list[st
     return found
 
 
-def read_lines(engine: Any, picture: bytes) -> list[str]:
+def read_lines(engine: Any, data: bytes) -> list[str]:
     """The lines that an engine is at least half sure of, in its reading order."""
-    image = decode(picture, longest_side=_LONGEST_SIDE)
+    image = decode(data, longest_side=_LONGEST_SIDE)
     pixels_HW3 = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])  # the engine wants BGR
     lines, _ = engine(pixels_HW3)
     return [str(text) for _, text, score in lines or [] if float(score) >= _SURE and str(text).strip()]

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from foveate.core.recipes import Settings
 from foveate.records.alt_texts import ALT_KINDS
-from foveate.settings.recipes import Settings
 from foveate.training.settings import TrainingSettings
 
 
@@ -17,49 +17,49 @@ class CaptionDataSettings(Settings):
     split: str = Field("train", description="split to train on")
     sources: tuple[str, ...] = Field(
         ("scenes", "singles", "texts"),
-        description="where material comes from; the first that knows a picture is taken (modules of small.sources)",
+        description="where material comes from; the first that knows an image is taken (modules of small.sources)",
     )
-    short_kinds: tuple[str, ...] = Field((), description="caption kinds that are short captions of a picture (stage 1)")
+    short_kinds: tuple[str, ...] = Field((), description="caption kinds that are short captions of an image (stage 1)")
     description_kinds: tuple[str, ...] = Field((), description="caption kinds that are full descriptions (stage 2)")
     alt_kinds: tuple[str, ...] = Field(ALT_KINDS, description="caption kinds that may be the AltText, best first")
     rewriter: str = Field("rules", description="rules (offline) or llm (a text endpoint); modules of small.rewriters")
     llm: dict[str, Any] = Field({}, description="settings of the backend that rewrites, with rewriter: llm")
     ocr: Literal["auto", "none", "rapidocr"] = Field(
-        "auto", description="text recognised in pictures of the source texts; auto = where rapidocr is installed"
+        "auto", description="text recognized in images of the source texts; auto = where rapidocr is installed"
     )
     noisy_alt: float = Field(0.3, ge=0, le=1, description="share of AFC rows whose AltText says nothing true of it")
     invented_names: float = Field(
-        0.4, ge=0, le=1, description="share of the other AFC rows of built-in pictures that get a made-up name to copy"
+        0.4, ge=0, le=1, description="share of the other AFC rows of built-in images that get a made-up name to copy"
     )
-    pictures: int | None = Field(None, ge=1, description="most pictures that are used, drawn by the seed; none = all")
+    images: int | None = Field(None, ge=1, description="most images that are used, drawn by the seed; none = all")
     text_check: bool = Field(True, description="drop rewrites with a content word that no input has")
 
 
 class WordSettings(Settings):
     """A cheap stage before the first: the prefix learns to name what each place shows.
 
-    A place is a region with its phrase where the collection has regions, else the whole picture with the words of its
+    A place is a region with its phrase where the collection has regions, else the whole image with the words of its
     targets.
     """
 
     steps: int = Field(0, ge=0, description="updates of the prefix alone, before stage 1")
-    batch_size: int = Field(128, ge=1, description="pictures of one such update")
+    batch_size: int = Field(128, ge=1, description="images of one such update")
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate of these updates")
     loss_weight: float = Field(0.1, ge=0, description="weight of the same loss beside the captions' in both stages")
     captioned: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="share of a batch's pictures whose captions are learnt beside the words of all, in both stages",
+        description="share of a batch's images whose captions are learnt beside the words of all, in both stages",
     )
     seeing_rate: float = Field(
         0.3, gt=0, le=1, description="factor of the learning rate of encoder head and prefix in stages 1 and 2"
     )
-    regions: bool = Field(True, description="use the collection's regions; false = whole pictures only")
-    all_pictures: bool = Field(
-        True, description="before stage 1 also use regions of pictures of the split that data.pictures left out"
+    regions: bool = Field(True, description="use the collection's regions; false = whole images only")
+    all_images: bool = Field(
+        True, description="before stage 1 also use regions of images of the split that data.images left out"
     )
-    common: float = Field(0.1, gt=0, le=1, description="words in more than this share of the pictures tell nothing")
+    common: float = Field(0.1, gt=0, le=1, description="words in more than this share of the images tell nothing")
 
 
 class AlignmentSettings(Settings):
@@ -78,7 +78,7 @@ class CaptionerRecipe(Settings):
         description="`kind` and the fields of that encoder; its frozen part is cached"
     )
     fold: int = Field(
-        2, ge=1, le=8, description="this many by this many neighbouring image tokens become one of the prefix"
+        2, ge=1, le=8, description="this many by this many neighboring image tokens become one of the prefix"
     )
     decoder: dict[str, Any] = Field(description="`model_type` of transformers and the fields of its configuration")
     vocabulary: int = Field(

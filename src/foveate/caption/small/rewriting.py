@@ -18,19 +18,19 @@ from foveate.caption.captioner import CaptionAnswer
 from foveate.caption.gates import words_of
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.core.errors import choose
 from foveate.records.builtin.phrases import singular
 from foveate.records.sentences import sentences
-from foveate.settings.errors import choose
 
-# Words that say how a picture is laid out or joined, not what is in it: a rewriter may use them without a source.
+# Words that say how an image is laid out or joined, not what is in it: a rewriter may use them without a source.
 FRAME_WORDS = frozenset(
     "a an the this that these those there it its one of and or but with without on in at by to from for into over "
     "under above below beside between behind near next inside outside around along as is are was were be been can "
-    "has have not no nothing only also another other both each all some two three four five six picture image "
+    "has have not no nothing only also another other both each all some two three four five six image image "
     "photograph photo drawing shot view scene square filled edge edges show shows shown seen left right upper "
-    "lower middle centre center top bottom side part corner front back background foreground ground stand stands "
+    "lower middle center center top bottom side part corner front back background foreground ground stand stands "
     "lie lies large small largest smallest size named thing things word words written writing text read say says "
-    "about outline overlapping drawn plain pale colour color style group belong belongs alone draw photography".split()
+    "about outline overlapping drawn plain pale color color style group belong belongs alone draw photography".split()
 )
 
 
@@ -48,11 +48,11 @@ class Rewriter(Protocol):
     provenance: str
 
     def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Answers]:
-        """For each picture kind -> answer, from several short captions of it and text recognised in it (stage 1)."""
+        """For each image kind -> answer, from several short captions of it and text recognized in it (stage 1)."""
         ...
 
     def formats(self, descriptions: Sequence[str]) -> list[Answers]:
-        """For each picture kind -> answer, from one full description (stage 2)."""
+        """For each image kind -> answer, from one full description (stage 2)."""
         ...
 
 
@@ -74,7 +74,7 @@ def open_rewriter(settings: CaptionDataSettings, *, folder: Path | None = None) 
 
 @functools.lru_cache(maxsize=65_536)
 def content_words(text: str) -> frozenset[str]:
-    """Words (singular, lower case) that say what is in a picture.
+    """Words (singular, lower case) that say what is in an image.
 
     >>> sorted(content_words("Two red apples are on the left."))
     ['apple', 'red']
@@ -89,10 +89,10 @@ def new_words(target: str, inputs: Iterable[str]) -> frozenset[str]:
 
 
 def written_sentence(lines: Sequence[str]) -> str:
-    """Recognised text as a sentence."""
+    """Recognized text as a sentence."""
     shown = " ".join(" ".join(lines).replace('"', "'").split())
     what = "word" if len(shown.split()) == 1 else "words"
-    return f'The {what} "{shown}" {"is" if what == "word" else "are"} written in the picture.'
+    return f'The {what} "{shown}" {"is" if what == "word" else "are"} written in the image.'
 
 
 def fuse(dsc: str, facts: Sequence[str], *, alt: str, most: int) -> str:
@@ -104,7 +104,7 @@ def fuse(dsc: str, facts: Sequence[str], *, alt: str, most: int) -> str:
     opening, *others = sentences(dsc)
     spoken = content_words(alt)
     others.sort(key=lambda sentence: not content_words(sentence) & spoken)
-    added = [f"The picture is about {fact}." for fact in facts]
+    added = [f"The image is about {fact}." for fact in facts]
     while others and sum(map(clip_tokens, [opening, *others, *added])) > most:
         others.pop()
     return " ".join([opening, *others, *added])
@@ -114,9 +114,9 @@ _SEPARATORS = re.compile(r",|;|\||:| - | – | & |\band\b|[()\[\]]")
 
 
 def names_in(alt: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Proper names and numbers of an AltText that the known texts do not say: facts that no picture shows.
+    """Proper names and numbers of an AltText that the known texts do not say: facts that no image shows.
 
-    A name is a run of capitalised words or numbers. AltTexts in title or upper case tell no names from words: of them
+    A name is a run of capitalized words or numbers. AltTexts in title or upper case tell no names from words: of them
     nothing is taken but what has a digit.
 
     >>> names_in("the old market of Brennau, 1967", ["A market."]), names_in("Red Apple Tree", ["An apple."])

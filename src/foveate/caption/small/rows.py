@@ -1,4 +1,4 @@
-"""The fine-tuning sets of both stages: one row per picture, format and stage; what is dropped is counted.
+"""The fine-tuning sets of both stages: one row per image, format and stage; what is dropped is counted.
 
 Every row passes the answer parser, the gates, and a check that the target has no content word that none of its inputs
 has. The AltText of an AFC row is its own or, in a given share, noise that the target ignores.
@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 
-from foveate.caption.answers import parse_caption, serialise
+from foveate.caption.answers import parse_caption, serialize
 from foveate.caption.captioner import CaptionAnswer
 from foveate.caption.gates import GATES, gate, words_of
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.material import Material
 from foveate.caption.small.recipe import CaptionDataSettings
 from foveate.caption.small.rewriting import Rewriter, content_words, fuse, names_in, new_words
+from foveate.core import seeds
 from foveate.records.alt_texts import usable
-from foveate.settings import seeds
 
 FORMAT_STAGE, ALIGN_STAGE = 1, 2
 EXACT = "exact"
@@ -35,7 +35,7 @@ _MISMATCHES = 10
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One target. image: key of the picture; row: its number in the collection. alt: what an AFC prompt shows, else "".
+    """One target. image: key of the image; row: its number in the collection. alt: what an AFC prompt shows, else "".
     source: of the material. rewrite: who wrote the target. tokens: its length in CLIP tokens."""
 
     image: str
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """rows: ascending by stage and picture. dropped: (stage, kind, reason) -> number."""
+    """rows: ascending by stage and image. dropped: (stage, kind, reason) -> number."""
 
     rows: list[Row]
     dropped: Counter[tuple[int, str, str]]
@@ -116,7 +116,7 @@ def write_rows(materials: Sequence[Material], settings: CaptionDataSettings, rew
 def _targets(
     materials: Sequence[Material], stage: int, rewriter: Rewriter
 ) -> Iterator[tuple[Material, Mapping[str, CaptionAnswer], str]]:
-    """Of each picture with something to rewrite: the answers, and whose they are."""
+    """Of each image with something to rewrite: the answers, and whose they are."""
     if stage == FORMAT_STAGE:
         chosen = [material for material in materials if material.short]
         merged = rewriter.merge([(material.short, material.written) for material in chosen])
@@ -124,7 +124,7 @@ def _targets(
         return
     for material in materials:
         if material.formats:
-            yield material, {kind: CaptionAnswer(serialise(text)) for kind, text in material.formats.items()}, EXACT
+            yield material, {kind: CaptionAnswer(serialize(text)) for kind, text in material.formats.items()}, EXACT
     chosen = [material for material in materials if material.descriptions and not material.formats]
     written = rewriter.formats([max(material.descriptions, key=len) for material in chosen])
     yield from ((material, found, rewriter.provenance) for material, found in zip(chosen, written, strict=True))
@@ -165,7 +165,7 @@ def _afc(
     settings: CaptionDataSettings,
     seed: int,
 ) -> Row | str:
-    """The AFC row of a picture, or why it has none."""
+    """The AFC row of an image, or why it has none."""
     draw = seeds.generator("afc", seed, stage, material.key)
     inputs = material.inputs()
     noisy = draw.random() < settings.noisy_alt
@@ -197,7 +197,7 @@ def _says(alt: str, fact: str) -> bool:
 
 
 def _mismatched(material: Material, materials: Sequence[Material], draw: np.random.Generator) -> str:
-    """The AltText of another picture that shares no content word with this one; "" where ten draws gave none."""
+    """The AltText of another image that shares no content word with this one; "" where ten draws gave none."""
     own = set[str]().union(*(content_words(text) for text in material.inputs()))
     for _ in range(_MISMATCHES):
         other = materials[int(draw.integers(len(materials)))]
@@ -207,7 +207,7 @@ def _mismatched(material: Material, materials: Sequence[Material], draw: np.rand
 
 
 def _listed(material: Material, draw: np.random.Generator) -> str:
-    """A short AltText of one or two known facts, for built-in pictures whose own says nothing."""
+    """A short AltText of one or two known facts, for built-in images whose own says nothing."""
     facts = [fact for fact in material.facts if fact]
     if material.alt_clean is None or not facts:
         return material.alt
@@ -216,7 +216,7 @@ def _listed(material: Material, draw: np.random.Generator) -> str:
 
 
 def invented_name(draw: np.random.Generator) -> str:
-    """A name that no picture shows: of a place or a person, now and then with a year.
+    """A name that no image shows: of a place or a person, now and then with a year.
 
     So that what is copied into a caption is learnt as copying, and not as a list of known names.
     """

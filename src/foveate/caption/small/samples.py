@@ -1,4 +1,4 @@
-"""What one visit to a picture gives: its features, and prompt and target of all its formats side by side."""
+"""What one epoch to an image gives: its features, and prompt and target of all its formats side by side."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from foveate.caption.small.rows import ALIGN_STAGE, FORMAT_STAGE, Row
 from foveate.caption.small.tokens import CaptionTokens, length_class
+from foveate.core import seeds
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
 from foveate.training.loader import BadSample
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.features import FeatureCache
@@ -30,7 +30,7 @@ WORD_STAGE = 0
 
 @dataclass(frozen=True)
 class Places:
-    """What the word loss knows of one picture: R places, each with cells and words.
+    """What the word loss knows of one image: R places, each with cells and words.
 
     cells_RP: share of each prefix position in the mean that stands for the place. words: numbers of its telling words
     in the list of all.
@@ -55,10 +55,10 @@ def telling_words(
     side: int,
     preprocess: Preprocess,
 ) -> tuple[NDArray[np.int64], dict[int, Places]]:
-    """Token ids that tell pictures apart, and for each row of the collection its places with their words.
+    """Token ids that tell images apart, and for each row of the collection its places with their words.
 
-    Telling is what occurs in the phrases of regions of at least two pictures; where a picture has none, what occurs in
-    the targets of at least two pictures and at most the share `common` of them.
+    Telling is what occurs in the phrases of regions of at least two images; where an image has none, what occurs in
+    the targets of at least two images and at most the share `common` of them.
 
     Args:
         further: rows of the collection without targets whose regions are used, too.
@@ -92,7 +92,7 @@ def _numbered(places: Places, number: dict[int, int]) -> Places:
 def _places(
     collection: Collection, rows: Sequence[int], tokens: CaptionTokens, side: int, preprocess: Preprocess
 ) -> dict[int, Places]:
-    """The regions of pictures as places, their words as token ids, by row; without pictures where none can be seen."""
+    """The regions of images as places, their words as token ids, by row; without images where none can be seen."""
     seen = {row: found for row in rows if (found := _regions(collection, row, side, preprocess))}
     # As within a sentence: words there begin with a blank.
     distinct = list(dict.fromkeys(f" {phrase}" for _, phrases in seen.values() for phrase in phrases))
@@ -105,7 +105,7 @@ def _places(
 def _regions(
     collection: Collection, row: int, side: int, preprocess: Preprocess
 ) -> tuple[NDArray[np.float32], list[str]] | None:
-    """Shares of cells [R, side**2] and phrases of the regions of a picture; None where none can be seen."""
+    """Shares of cells [R, side**2] and phrases of the regions of an image; None where none can be seen."""
     regions = collection.regions_of(row)
     if not regions:
         return None
@@ -120,7 +120,7 @@ def _regions(
 
 
 def cell_shares(box_4: NDArray[np.floating], side: int) -> NDArray[np.float32]:
-    """How much of a box lies in each of `side` x `side` cells of the picture, row by row; the sum is 1."""
+    """How much of a box lies in each of `side` x `side` cells of the image, row by row; the sum is 1."""
     edges = np.linspace(0, 1, side + 1)
     low, high = edges[:-1], edges[1:]
     across, down = (
@@ -134,7 +134,7 @@ def cell_shares(box_4: NDArray[np.floating], side: int) -> NDArray[np.float32]:
 def nothing_for(stage: int) -> str:
     """What is wrong where a stage has no targets."""
     wants = {ALIGN_STAGE: "data.description_kinds, or alignment.steps=0"}.get(stage, "data.short_kinds")
-    return f"no picture has material for stage {stage}: name the caption kinds in {wants}"
+    return f"no image has material for stage {stage}: name the caption kinds in {wants}"
 
 
 class CaptionSamples:
@@ -142,7 +142,7 @@ class CaptionSamples:
 
     Args:
         stage: 0 (words), 1 or 2. replay: share of samples of stage 1 in stage 2.
-        places: from `telling_words`. captioned: share of a batch's pictures whose texts are in it.
+        places: from `telling_words`. captioned: share of a batch's images whose texts are in it.
 
     Raises:
         UserError: when the stage has no rows.
@@ -178,20 +178,20 @@ class CaptionSamples:
         if not len(self.rows):
             raise UserError(nothing_for(stage))
 
-    def sample(self, row: int, visit: int, seed: int) -> dict[str, Any]:
-        """All formats that the picture has in the stage; a replayed sample is of another picture."""
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
+        """All formats that the image has in the stage; a replayed sample is of another image."""
         stage = self.stage
-        if stage == ALIGN_STAGE and len(self._earlier) and seeds.uniform("replay", seed, visit, row) < self.replay:
+        if stage == ALIGN_STAGE and len(self._earlier) and seeds.uniform("replay", seed, epoch, row) < self.replay:
             stage = FORMAT_STAGE
-            row = int(self._earlier[seeds.integer("replayed", seed, visit, row) % len(self._earlier)])
+            row = int(self._earlier[seeds.integer("replayed", seed, epoch, row) % len(self._earlier)])
         if row in self.features.bad:
             raise BadSample(self.features.collection.keys[row], self.features.bad[row])
         found = {"image": self.features.features(row, 0), "places": self.places.get(row, NOWHERE)}
         return {**found, "texts": [] if stage == WORD_STAGE else self._rows[stage][row]}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """The texts of the first pictures, those of each one after the other (see `packed`); places flat, with the
-        number of their picture."""
+        """The texts of the first images, those of each one after the other (see `packed`); places flat, with the
+        number of their image."""
         places: list[Places] = [sample["places"] for sample in samples]
         counts = [len(one.words) for one in places]
         cells = [one.cells_RP for one in places if one.words]
@@ -208,7 +208,7 @@ class CaptionSamples:
 
 
 def packed(texts: Sequence[Sequence[Text]], *, pad: int) -> dict[str, Tensor]:
-    """The texts of B pictures, those of each in one sequence.
+    """The texts of B images, those of each in one sequence.
 
     ids_BT: their tokens. before_BT: of prompts the token before (`pad` for the first), else `pad`. text_BT: the number
     of the text from 1, 0 behind the last one. place_BT: the position within the text. target_BT: whether the token is
@@ -246,7 +246,7 @@ def cached_features(
     collection: Collection, encoder: ImageEncoder, rows: NDArray[np.int64], *, cache: Path, device: torch.device,
     share: tuple[int, int] = (0, 1),
 ) -> FeatureCache:  # fmt: skip
-    """The frozen features of the whole pictures: the same entries that `foveate pretrain` uses without random views."""
+    """The frozen features of the whole images: the same entries that `foveate pretrain` uses without random views."""
     features = FeatureCache(
         encoder, collection, rows, folder=cache, views=1, view_of=lambda row, view: View(), device=device, share=share
     )

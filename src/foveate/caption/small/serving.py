@@ -1,7 +1,7 @@
 """The captioner as a small OpenAI-compatible server: GET /v1/models, POST /v1/chat/completions, GET /health.
 
 Written on asyncio alone. It listens on 127.0.0.1 unless told otherwise, reads a bounded request, fetches nothing, and
-unpacks pictures with the limits of `foveate.records.pictures`. Requests that are in flight together share a batch.
+unpacks images with the limits of `foveate.records.images`. Requests that are in flight together share a batch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from foveate.caption.small.folder import SmallCaptioner
 from foveate.caption.small.gathering import Gatherer
 from foveate.caption.small.generate import Ask
 from foveate.caption.small.tokens import EDGES
-from foveate.records.pictures import BadPicture
-from foveate.settings.errors import UserError
-from foveate.settings.progress import say
+from foveate.core.errors import UserError
+from foveate.core.progress import say
+from foveate.records.images import BadImage
 
 MOST_BYTES = 24 * 2**20  # of a request's body
 _HEADER_BYTES = 32 * 1024
@@ -154,9 +154,9 @@ class CaptionServer:
         )
         self._waiting += 1
         try:
-            written = await self._gatherer.write(asked.picture, ask)
-        except BadPicture as problem:
-            raise Refused(f"the picture cannot be read: {problem}", param="messages", code="invalid_image") from None
+            written = await self._gatherer.write(asked.image, ask)
+        except BadImage as problem:
+            raise Refused(f"the image cannot be read: {problem}", param="messages", code="invalid_image") from None
         except RuntimeError as error:
             say(f"a request failed: {error}")
             raise Refused("the captioner failed on this request", status=500) from error

@@ -5,7 +5,7 @@ A name that regions have ("grinning face with smiling eyes") is one token: what 
 one decision, to be made by the eye, and copying a name from an AltText is copying one token. Other names are spelt.
 
 The file is tokenizers' own `tokenizer.json`, which transformers opens as PreTrainedTokenizerFast. A sequence is
-`<kind> <length> [<alt> AltText </alt>] <caption> target <end>`, after the picture's prefix.
+`<kind> <length> [<alt> AltText </alt>] <caption> target <end>`, after the image's prefix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from foveate.caption.prompts import CAPTION_KINDS
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
 
 PAD, CAPTION, END, ALT, ALT_END = "<pad>", "<caption>", "<end>", "<alt>", "</alt>"
 # Edges of the length classes in CLIP tokens without specials; class i is [EDGES[i - 1], EDGES[i]).

@@ -26,15 +26,15 @@ from foveate.caption.small.rows import ALIGN_STAGE, FORMAT_STAGE, Row, rows_of_t
 from foveate.caption.small.samples import WORD_STAGE, CaptionSamples, cached_features, nothing_for, telling_words
 from foveate.caption.small.task import CaptionerTask
 from foveate.caption.small.tokens import CaptionTokens, length_class
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_json_atomically, write_text_atomically
+from foveate.core.progress import say
+from foveate.core.recipes import dump
+from foveate.core.runs import RunFolder
+from foveate.core.version import code_revision
 from foveate.records import tables
 from foveate.records.collection import Collection
-from foveate.settings import seeds
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json, write_json_atomically, write_text_atomically
-from foveate.settings.progress import say
-from foveate.settings.recipes import dump
-from foveate.settings.revision import code_revision
-from foveate.settings.runs import RunFolder
 from foveate.training import checkpoint
 from foveate.training.distributed import World, barrier, start
 from foveate.training.loader import Loader
@@ -105,20 +105,20 @@ def train_captioner(
 
 
 def _prepare(recipe: CaptionerRecipe, collection: Collection, run: RunFolder) -> None:
-    """Writes the rows of both stages and the tokenizer, unless an earlier sitting did."""
+    """Writes the rows of both stages and the tokenizer, unless an earlier session did."""
     folder = run.path / "data"
     if (folder / _SUMMARY).is_file():
         return
     folder.mkdir(exist_ok=True)
     chosen = collection.rows(recipe.data.split)
-    most, seed = recipe.data.pictures, recipe.training.seed
+    most, seed = recipe.data.images, recipe.training.seed
     if most is not None and most < len(chosen):
         chosen = np.sort(seeds.generator("pictures", seed).choice(chosen, most, replace=False))
     materials, sources = read_material(collection, chosen, recipe.data, seed=seed)
     if not materials:
         kinds = sorted(set(collection.table("captions")["kind"].to_pylist()))
         raise UserError(
-            f"collection {collection.path}: no picture of split '{recipe.data.split}' has material; name the caption "
+            f"collection {collection.path}: no image of split '{recipe.data.split}' has material; name the caption "
             "kinds that are short captions (data.short_kinds) and descriptions (data.description_kinds); it has "
             f"{', '.join(kinds) or 'no captions'}"
         )
@@ -133,10 +133,10 @@ def _prepare(recipe: CaptionerRecipe, collection: Collection, run: RunFolder) ->
     tokens = CaptionTokens.train(texts, vocabulary=recipe.vocabulary, phrases=phrases)
     tables.write_table(folder / _ROWS, rows.to_table())
     write_text_atomically(folder / _TOKENIZER, tokens.to_json())
-    summary = {"pictures": sources, "rewriter": rewriter.provenance, "vocabulary": len(tokens), **rows.summary()}
+    summary = {"images": sources, "rewriter": rewriter.provenance, "vocabulary": len(tokens), **rows.summary()}
     write_json_atomically(folder / _SUMMARY, summary)
     dropped = sum(rows.dropped.values())
-    say(f"{len(rows.rows)} targets of {len(materials)} pictures; {dropped} rewrites dropped (see {folder / _SUMMARY})")
+    say(f"{len(rows.rows)} targets of {len(materials)} images; {dropped} rewrites dropped (see {folder / _SUMMARY})")
 
 
 def _phrases(recipe: CaptionerRecipe, collection: Collection, known: list[int]) -> list[str]:
@@ -147,7 +147,7 @@ def _phrases(recipe: CaptionerRecipe, collection: Collection, known: list[int]) 
 
 def _further(recipe: CaptionerRecipe, collection: Collection, known: set[int]) -> list[int]:
     """Rows of the split without targets, whose regions the stage of words uses."""
-    if not (recipe.words.steps and recipe.words.regions and recipe.words.all_pictures):
+    if not (recipe.words.steps and recipe.words.regions and recipe.words.all_images):
         return []
     try:
         bounds = collection.grouped("regions").bounds
@@ -252,7 +252,7 @@ class _Stages:
             captions=stage != WORD_STAGE,
             seeing_rate=recipe.words.seeing_rate,
         )
-        say(f"stage {stage}, {STAGES[stage]}: {len(samples.rows)} pictures, {settings.steps} updates")
+        say(f"stage {stage}, {STAGES[stage]}: {len(samples.rows)} images, {settings.steps} updates")
         outcome = train(task, loader, settings, RunFolder(folder))
         gathered = checkpoint.gather_weights(task, ema=outcome.ema)
         weights = {name.removeprefix("model."): value for name, value in gathered.items()}
@@ -262,7 +262,7 @@ class _Stages:
             "status": outcome.status,
             "steps": outcome.step,
             "seconds": round(outcome.seconds, 1),
-            "pictures": len(samples.rows),
+            "images": len(samples.rows),
             "bad_samples": outcome.bad_samples,
             "curves": f"{folder.name}/metrics.jsonl",
         }
@@ -301,7 +301,7 @@ class _Stages:
             preprocess=encoder.preprocess.to_dict(),
             provenance={
                 "collection": self.collection.name,
-                "licence": self.collection.licence,
+                "license": self.collection.license,
                 "split": self.recipe.data.split,
                 "command": self.command,
                 "revision": code_revision(),

@@ -10,10 +10,10 @@ from foveate.caption.small.evaluate import evaluate
 from foveate.caption.small.folder import CARD, METRICS, card, load_captioner
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.train import Trained, train_captioner
+from foveate.core.files import write_json_atomically, write_text_atomically
+from foveate.core.progress import say
+from foveate.core.runs import RunFolder
 from foveate.records.collection import Collection
-from foveate.settings.files import write_json_atomically, write_text_atomically
-from foveate.settings.progress import say
-from foveate.settings.runs import RunFolder
 
 _HELD_OUT = ("test", "validation")
 
@@ -29,7 +29,7 @@ def train_and_evaluate(
     limit: int | None = 200,
     with_evaluation: bool = True,
 ) -> Trained:
-    """`train_captioner`, then `evaluate` on held-out pictures where there are any; both in result.json and the card."""
+    """`train_captioner`, then `evaluate` on held-out images where there are any; both in result.json and the card."""
     done = train_captioner(recipe, collection, run_path, device=device, command=command)
     if done.model_folder is None or not with_evaluation:
         return done
@@ -87,7 +87,7 @@ def evaluate_folder(
     )
     result = {
         "kind": "captioner",
-        "title": f"A captioner on {collection.name}" + (", pictures shuffled: a control" if shuffled else ""),
+        "title": f"A captioner on {collection.name}" + (", images shuffled: a control" if shuffled else ""),
         "model": str(model),
         "revision": opened.revision,
         "collection": collection.name,
@@ -99,5 +99,5 @@ def evaluate_folder(
 
 
 def cache_of(collection: Collection, run_path: Path) -> Path:
-    """Where frozen features are kept: beside the pictures, or in the run folder where the collection is read-only."""
+    """Where frozen features are kept: beside the images, or in the run folder where the collection is read-only."""
     return (collection.path if os.access(collection.path, os.W_OK) else run_path) / "cache"

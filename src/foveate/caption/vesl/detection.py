@@ -1,6 +1,6 @@
 """What a detector is, and detectors by name: `x` is the module `foveate.caption.vesl.detectors.x`.
 
-A detector is asked about some pictures and, for each, some phrases; it answers with boxes, each with a phrase and a
+A detector is asked about some images and, for each, some phrases; it answers with boxes, each with a phrase and a
 score. A new detector is one new module with a `DETECTOR`; nothing here changes.
 """
 
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import foveate.caption.vesl.detectors
+from foveate.core.errors import choose
+from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.settings.errors import choose
-from foveate.settings.recipes import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One picture for a detector: its row and key in the collection, its pixels (None where the detector reads none),
+    """One image for a detector: its row and key in the collection, its pixels (None where the detector reads none),
     and the size of the original in pixels, which `image` may be smaller than."""
 
     row: int
@@ -35,7 +35,7 @@ class Shown:
 
     @property
     def pixels(self) -> Image.Image:
-        """The picture, for detectors that read pixels."""
+        """The image, for detectors that read pixels."""
         assert self.image is not None, "this detector said that it reads no pixels"
         return self.image
 
@@ -46,7 +46,7 @@ def _no_boxes() -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Boxes [K, 4] in [0, 1] of the picture, their scores [K] in [0, 1], the number of each one's phrase [K], cosines
+    """Boxes [K, 4] in [0, 1] of the image, their scores [K] in [0, 1], the number of each one's phrase [K], cosines
     with the phrase [K] where the detector has them, and how many boxes were thinner than a pixel."""
 
     boxes_K4: NDArray[np.float64] = field(default_factory=_no_boxes)
@@ -57,7 +57,7 @@ class Found:
 
 
 class Detector(Protocol):
-    """Finds phrases in pictures.
+    """Finds phrases in images.
 
     `model` and `version` say whose boxes they are; `input_px` is the side of the square that it sees (0 for none).
     """
@@ -67,8 +67,8 @@ class Detector(Protocol):
     version: str
     input_px: int
 
-    def detect(self, pictures: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
-        """What is found in each picture; `phrases[i]`, at least one, are those of picture i."""
+    def detect(self, images: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
+        """What is found in each image; `phrases[i]`, at least one, are those of image i."""
         ...
 
 

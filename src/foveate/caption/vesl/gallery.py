@@ -1,4 +1,4 @@
-"""What a labelling run shows: some labelled pictures with their regions, and how all of its regions are spread."""
+"""What a labeling run shows: some labeled images with their regions, and how all of its regions are spread."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 
 from foveate.caption.vesl.settings import RegionLabelSettings
 from foveate.caption.vesl.work import Captions
+from foveate.core import seeds
 from foveate.records.collection import Collection
 from foveate.records.grouped import GroupedTable
 from foveate.records.histograms import histogram
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.records.thumbnails import save_thumbnail
-from foveate.settings import seeds
 
 
 def shown(
@@ -30,32 +30,32 @@ def shown(
     count: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`samples`, `histograms` and `unreadable` for result.json; pictures are written below `run`/pictures.
+    """`samples`, `histograms` and `unreadable` for result.json; images are written below `run`/images.
 
     Args:
-        path: of the collection, opened anew. rows: the run's pictures. count: of samples, drawn by the seed.
+        path: of the collection, opened anew. rows: the run's images. count: of samples, drawn by the seed.
     """
     with Collection.open(path) as collection:
         regions = collection.table("regions")
         regions = regions.filter(pc.call_function("equal", [regions["recipe_hash"], pa.scalar(recipe_hash)]))
         grouped = GroupedTable(regions, pa.chunked_array([pa.array(collection.keys, pa.string())]))
         mine = np.asarray(rows, dtype=np.int64)
-        labelled = mine[grouped.counts[mine] > 0]
-        drawn = labelled
-        if len(labelled) > count:
-            drawn = np.sort(seeds.generator("regions gallery", seed).choice(labelled, size=count, replace=False))
+        labeled = mine[grouped.counts[mine] > 0]
+        drawn = labeled
+        if len(labeled) > count:
+            drawn = np.sort(seeds.generator("regions gallery", seed).choice(labeled, size=count, replace=False))
         captions, samples, unreadable = Captions(collection, settings), [], {}
         for row in drawn.tolist():
-            place = run / "pictures" / f"regions-{row:08d}.webp"
+            place = run / "images" / f"regions-{row:08d}.webp"
             try:
-                save_thumbnail(collection.picture_bytes(row), place)
-            except BadPicture as problem:
+                save_thumbnail(collection.image_bytes(row), place)
+            except BadImage as problem:
                 unreadable[collection.keys[row]] = str(problem)
                 continue
             said = captions.of(row)
             samples.append(
                 {
-                    "picture": str(place.relative_to(run)),
+                    "image": str(place.relative_to(run)),
                     "caption": " ".join(said.texts),
                     "kind": said.kind,
                     "regions": _regions(grouped, row),
@@ -78,12 +78,12 @@ def _regions(grouped: GroupedTable, row: int) -> list[dict[str, Any]]:
 def _spread(grouped: GroupedTable, rows: np.ndarray) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if len(rows):
-        found["regions per picture"] = histogram(grouped.counts[rows], unit="regions")
+        found["regions per image"] = histogram(grouped.counts[rows], unit="regions")
     mine = np.isin(grouped.row_numbers, rows)
     if mine.any():
         phrases = grouped.table["phrase"].filter(pa.array(mine)).to_pylist()
         x1, y1, x2, y2, score = (grouped.numbers(name)[mine] for name in ("x1", "y1", "x2", "y2", "score"))
         found["phrase length"] = histogram(np.array([len(one.split()) for one in phrases]), unit="words")
         found["score"] = histogram(score, unit="score")
-        found["region area"] = histogram((x2 - x1) * (y2 - y1), unit="share of the picture")
+        found["region area"] = histogram((x2 - x1) * (y2 - y1), unit="share of the image")
     return found

@@ -9,22 +9,21 @@ for each side of a box, a distribution over 11 distances (Generalized Focal Loss
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import foveate
-from foveate.settings.errors import UserError
-from foveate.settings.files import sha256_file
+from foveate.core.errors import UserError
+from foveate.core.files import sha256_file
+from foveate.core.paths import DATA
 
 SIDE = 416
 STRIDES = (8, 16, 32)
 CLASSES = 80
 DISTANCES = 11
-WEIGHTS = Path(foveate.__file__).resolve().parent / "data" / "nanodet-g.safetensors"
+WEIGHTS = DATA / "nanodet-g.safetensors"
 SHA256 = "076eb3ba830569f20d051f28abebe7c6ed1d60a417a977cbc5d0a9a88a4f78f4"
 _WIDTH = 128
 _SLOPE = 0.1
@@ -116,13 +115,13 @@ def _resized(x: Tensor, like: Tensor) -> Tensor:
 
 
 def boxes_of(sides_BA44: Tensor, grid: tuple[int, int] | torch.Size, stride: int) -> Tensor:
-    """Corners from the expected distances of the four sides to each cell's centre."""
+    """Corners from the expected distances of the four sides to each cell's center."""
     height, width = grid
     distances = torch.arange(DISTANCES, dtype=torch.float32, device=sides_BA44.device)
     sides_BA4 = (sides_BA44.unflatten(-1, (4, DISTANCES)).softmax(-1) @ distances) * stride
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    centres_A2 = (torch.stack((x, y), dim=-1).reshape(-1, 2).to(sides_BA4) + 0.5) * stride
-    return torch.cat((centres_A2 - sides_BA4[..., :2], centres_A2 + sides_BA4[..., 2:]), dim=-1)
+    centers_A2 = (torch.stack((x, y), dim=-1).reshape(-1, 2).to(sides_BA4) + 0.5) * stride
+    return torch.cat((centers_A2 - sides_BA4[..., :2], centers_A2 + sides_BA4[..., 2:]), dim=-1)
 
 
 @cache

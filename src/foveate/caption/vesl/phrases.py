@@ -1,4 +1,4 @@
-"""Noun phrases of a caption: step 2 of VESL (arXiv 2410.02746), and the recipe without its artefacts.
+"""Noun phrases of a caption: step 2 of VESL (arXiv 2410.02746), and the recipe without its artifacts.
 
 `paper` deletes generic words before the words are tagged, keeps duplicates and what the tagger misread; "The
 background consists of ..." gives "the consists". `clean` tags whole sentences, takes generic words out of the phrases,
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from foveate.caption.vesl.lexicon import VERB_FORMS
 from foveate.caption.vesl.words import GENERIC_WORDS, STOP_WORDS
-from foveate.settings.recipes import Settings
+from foveate.core.recipes import Settings
 
 MOST_PHRASES = 20
 _ADJECTIVES = frozenset(("JJ", "JJR", "JJS"))
@@ -28,7 +28,7 @@ class PhraseSettings(Settings):
     tagger: str = Field(
         "rules", description="a module of foveate.caption.vesl.taggers: rules, spacy, spacy_tags, nltk, ngrams"
     )
-    recipe: Recipe = Field("clean", description="paper = as published, with its artefacts; clean = without them")
+    recipe: Recipe = Field("clean", description="paper = as published, with its artifacts; clean = without them")
     tagger_data: str | None = Field(None, description="nltk: folder of its data averaged_perceptron_tagger_eng")
     most: int = Field(MOST_PHRASES, ge=1, description="phrases of a caption that are kept, the first ones")
 

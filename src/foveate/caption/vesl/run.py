@@ -1,7 +1,7 @@
-"""The run behind `foveate regions`: caption -> phrases -> detection -> rows, with a status for every picture.
+"""The run behind `foveate regions`: caption -> phrases -> detection -> rows, with a status for every image.
 
 Rows are written in parts, regions before statuses; a kill loses at most what was not written yet. The same command
-again goes on with the pictures that have no status of its recipe.
+again goes on with the images that have no status of its recipe.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from foveate.caption.vesl.work import (
     done_before,
     partner_of,
 )
+from foveate.core.progress import say, track
+from foveate.core.recipes import Settings
+from foveate.core.version import code_revision
 from foveate.records.appending import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.pictures import BadPicture, decode
+from foveate.records.images import BadImage, decode
 from foveate.records.record import Region
 from foveate.records.rows import region_row
 from foveate.records.sources import pseudo_source
 from foveate.records.tables import Provenance
-from foveate.settings.progress import say, track
-from foveate.settings.recipes import Settings
-from foveate.settings.revision import code_revision
 from foveate.training.stopping import StopRequest
 
 BATCH = 16
-# Rows are written after so many pictures or seconds.
-_PICTURES_PER_PART = 1024
+# Rows are written after so many images or seconds.
+_IMAGES_PER_PART = 1024
 _SECONDS_PER_PART = 30.0
-# Pixels of the decoded picture's longer side for each pixel of the detector's.
+# Pixels of the decoded image's longer side for each pixel of the detector's.
 _DECODED = 2
-# What libraries raise when they meet one picture that they cannot work on.
+# What libraries raise when they meet one image that they cannot work on.
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, MemoryError)
 
 
@@ -76,8 +76,8 @@ class Opened:
 
 
 @dataclass(slots=True)
-class Labelled:
-    """What became of one picture; `before` are regions that a killed run wrote without its status."""
+class Labeled:
+    """What became of one image; `before` are regions that a killed run wrote without its status."""
 
     key: str
     status: str
@@ -129,7 +129,7 @@ def open_run(
 
 
 def phrases_of(run: Opened, row: int) -> tuple[Said, list[str]]:
-    """The chosen texts of a picture and their phrases; in the control those of its partner."""
+    """The chosen texts of an image and their phrases; in the control those of its partner."""
     said = run.captions.of(run.partners.get(row, row))
     most, found = run.settings.phrases.most, list[str]()
     for text in said.texts:
@@ -150,17 +150,17 @@ def label_regions(
     seed: int = 0,
     workers: int = 2,
 ) -> Outcome:
-    """Labels the regions of a collection's pictures; the same call again does what is left.
+    """Labels the regions of a collection's images; the same call again does what is left.
 
     Args:
-        path: of the collection. split: only its pictures. limit: the first so many. batch: pictures of one pass.
+        path: of the collection. split: only its images. limit: the first so many. batch: images of one pass.
         seed: of the control `shuffle_phrases`. workers: threads that decode.
 
     Raises:
         UserError: another process writes the collection, or see `open_run`.
     """
     began = time.monotonic()
-    with AnnotationAppender(path, purpose="labelling regions") as appender, Collection.open(path) as collection:
+    with AnnotationAppender(path, purpose="labeling regions") as appender, Collection.open(path) as collection:
         run = open_run(
             collection,
             settings,
@@ -173,11 +173,11 @@ def label_regions(
         )
         before = len(run.rows) - len(run.todo)
         if before:
-            say(f"{before} of {len(run.rows)} pictures were labelled by this recipe before")
+            say(f"{before} of {len(run.rows)} images were labeled by this recipe before")
         writer = _Writer(appender, run)
         with StopRequest() as stop:
             starts = range(0, len(run.todo), batch)
-            for start in track(starts, description=f"labelling, {batch} pictures at a time"):
+            for start in track(starts, description=f"labeling, {batch} images at a time"):
                 for one in _label(run, run.todo[start : start + batch], workers):
                     writer.add(one)
                 if stop.signal_name:
@@ -194,7 +194,7 @@ def label_regions(
         "source": pseudo_source(detector),
         "recipe": run.recipe,
         "recipe_hash": run.hash,
-        "pictures": len(run.rows),
+        "images": len(run.rows),
         "done_before": before,
         "status": {name: writer.counts[name] + run.done.status[name] for name in STATUSES},
         "regions": writer.regions + run.done.regions,
@@ -219,7 +219,7 @@ def plan(
     seed: int = 0,
     looked_at: int = 1000,
 ) -> dict[str, Any]:
-    """What a run would do, from the phrases of the first `looked_at` pictures; nothing is detected or written."""
+    """What a run would do, from the phrases of the first `looked_at` images; nothing is detected or written."""
     with Collection.open(path) as collection:
         run = open_run(
             collection,
@@ -238,42 +238,42 @@ def plan(
         "oracle": run.kind.oracle,
         "model": run.detector.model,
         "recipe_hash": run.hash,
-        "pictures": len(run.rows),
+        "images": len(run.rows),
         "todo": len(run.todo),
         "looked_at": len(found),
         "captions": dict(Counter(said.kind or "none" for said, _ in found)),
         "with_phrases": len(with_phrases),
-        "phrases_per_picture": round(float(np.mean([len(one) for one in with_phrases])), 2) if with_phrases else 0.0,
+        "phrases_per_image": round(float(np.mean([len(one) for one in with_phrases])), 2) if with_phrases else 0.0,
         "examples": [{"text": " ".join(said.texts)[:200], "phrases": phrases} for said, phrases in found[:3]],
     }
 
 
-def _label(run: Opened, rows: Sequence[int], workers: int) -> Iterator[Labelled]:
-    """One batch: what each of its pictures is labelled with, in order."""
-    finished: dict[int, Labelled] = {}
+def _label(run: Opened, rows: Sequence[int], workers: int) -> Iterator[Labeled]:
+    """One batch: what each of its images is labeled with, in order."""
+    finished: dict[int, Labeled] = {}
     asked: list[tuple[int, Said, list[str]]] = []
     for row in rows:
         key = run.collection.keys[row]
         said, phrases = phrases_of(run, row)
         if not said.texts:
-            finished[row] = Labelled(key, NO_CAPTION)
+            finished[row] = Labeled(key, NO_CAPTION)
         elif not phrases:
-            finished[row] = Labelled(key, NO_PHRASES, said.kind)
+            finished[row] = Labeled(key, NO_PHRASES, said.kind)
         elif key in run.done.unfinished:  # its regions were written, its status was not
-            finished[row] = Labelled(key, OK, said.kind, len(phrases), before=run.done.unfinished[key])
+            finished[row] = Labeled(key, OK, said.kind, len(phrases), before=run.done.unfinished[key])
         else:
             asked.append((row, said, phrases))
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        pictures = list(pool.map(lambda one: _shown(run, one[0]), asked))
+        images = list(pool.map(lambda one: _shown(run, one[0]), asked))
     good = []
-    for (row, said, phrases), picture in zip(asked, pictures, strict=True):
-        if isinstance(picture, Shown):
-            good.append((picture, said, phrases))
+    for (row, said, phrases), image in zip(asked, images, strict=True):
+        if isinstance(image, Shown):
+            good.append((image, said, phrases))
         else:
             key = run.collection.keys[row]
-            finished[row] = Labelled(key, DECODE_ERROR, said.kind, len(phrases), detail=picture)
-    for (picture, said, phrases), found in zip(good, _detect(run, good), strict=True):
-        finished[picture.row] = _labelled(run, picture, said, phrases, found)
+            finished[row] = Labeled(key, DECODE_ERROR, said.kind, len(phrases), detail=image)
+    for (image, said, phrases), found in zip(good, _detect(run, good), strict=True):
+        finished[image.row] = _labeled(run, image, said, phrases, found)
     yield from (finished[row] for row in rows)
 
 
@@ -283,14 +283,14 @@ def _shown(run: Opened, row: int) -> Shown | str:
     if not run.kind.reads_pixels:
         return Shown(row, key, None, width, height)
     try:
-        image = decode(run.collection.picture_bytes(row), longest_side=_DECODED * max(1, run.detector.input_px))
-    except BadPicture as problem:
+        image = decode(run.collection.image_bytes(row), longest_side=_DECODED * max(1, run.detector.input_px))
+    except BadImage as problem:
         return str(problem)
     return Shown(row, key, image, width, height)
 
 
 def _detect(run: Opened, good: Sequence[tuple[Shown, Said, list[str]]]) -> list[Found | str]:
-    """What the detector says; where it fails on the batch, of each picture alone, or why it failed on it."""
+    """What the detector says; where it fails on the batch, of each image alone, or why it failed on it."""
     if not good:
         return []
     try:
@@ -301,9 +301,9 @@ def _detect(run: Opened, good: Sequence[tuple[Shown, Said, list[str]]]) -> list[
         return [one for each in good for one in _detect(run, [each])]
 
 
-def _labelled(run: Opened, picture: Shown, said: Said, phrases: list[str], found: Found | str) -> Labelled:
+def _labeled(run: Opened, image: Shown, said: Said, phrases: list[str], found: Found | str) -> Labeled:
     if isinstance(found, str):
-        return Labelled(picture.key, DETECTOR_ERROR, said.kind, len(phrases), detail=found)
+        return Labeled(image.key, DETECTOR_ERROR, said.kind, len(phrases), detail=found)
     rows = []
     for number in range(len(found.boxes_K4)):
         region = Region(
@@ -326,24 +326,24 @@ def _labelled(run: Opened, picture: Shown, said: Said, phrases: list[str], found
             details["oracle"] = True
         if run.partners:
             details["shuffled"] = True
-        rows.append({**region_row(picture.key, region), "details": json.dumps(details, sort_keys=True)})
+        rows.append({**region_row(image.key, region), "details": json.dumps(details, sort_keys=True)})
     status = OK if rows else NO_BOXES
-    return Labelled(picture.key, status, said.kind, len(phrases), found.thin, regions=rows)
+    return Labeled(image.key, status, said.kind, len(phrases), found.thin, regions=rows)
 
 
 class _Writer:
-    """Gathers what was labelled and writes it in parts, regions before statuses."""
+    """Gathers what was labeled and writes it in parts, regions before statuses."""
 
     def __init__(self, appender: AnnotationAppender, run: Opened) -> None:
         self._appender, self._run = appender, run
-        self._waiting: list[Labelled] = []
+        self._waiting: list[Labeled] = []
         self._since = time.monotonic()
         self.counts: Counter[str] = Counter()
         self.regions = self.thin = 0
 
-    def add(self, one: Labelled) -> None:
+    def add(self, one: Labeled) -> None:
         self._waiting.append(one)
-        if len(self._waiting) >= _PICTURES_PER_PART or time.monotonic() - self._since > _SECONDS_PER_PART:
+        if len(self._waiting) >= _IMAGES_PER_PART or time.monotonic() - self._since > _SECONDS_PER_PART:
             self.flush()
 
     def flush(self) -> None:

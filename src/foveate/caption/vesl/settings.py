@@ -1,4 +1,4 @@
-"""What a labelling run is asked to do, and the hash that names it in every row."""
+"""What a labeling run is asked to do, and the hash that names it in every row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from foveate.caption.vesl.detection import Detector
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import Extractor
-from foveate.settings.recipes import Settings
+from foveate.core.recipes import Settings
 
 # Of the steps themselves: raised when the same settings come to give other rows.
 STEPS = "vesl-1"
@@ -26,7 +26,7 @@ class RegionLabelSettings(Settings):
     )
     prefer: tuple[str, ...] = Field((), description="captioners whose captions come first, best first")
     shuffle_phrases: bool = Field(
-        False, description="negative control: every picture is asked about the phrases of another"
+        False, description="negative control: every image is asked about the phrases of another"
     )
 
 

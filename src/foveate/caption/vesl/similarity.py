@@ -1,4 +1,4 @@
-"""A model folder as judge of boxes and phrases: embeddings of both, from one pass over each picture."""
+"""A model folder as judge of boxes and phrases: embeddings of both, from one pass over each image."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.caption.vesl.detection import Shown
+from foveate.core.files import sha256_file
 from foveate.records.geometry import Placement, View
-from foveate.settings.files import sha256_file
 from foveate.vision.encoder import ImageTokens
-from foveate.vision.localiser.asking import embed_phrases
-from foveate.vision.localiser.folder import WEIGHTS, load_model
+from foveate.vision.localizer.asking import embed_phrases
+from foveate.vision.localizer.folder import WEIGHTS, load_model
 from foveate.vision.views import input_boxes, placed, render
 
 _REMEMBERED = 16_384
 
 
 class Judge:
-    """A localising model (CLOC, or a CLIP with RoI-pooled tokens), opened for use.
+    """A localizing model (CLOC, or a CLIP with RoI-pooled tokens), opened for use.
 
     Raises:
         UserError: when the folder is no model folder.
@@ -35,15 +35,15 @@ class Judge:
         self.input_px = self.network.image_encoder.preprocess.size
         self._known: dict[str, Tensor] = {}
 
-    def look(self, pictures: Sequence[Shown]) -> tuple[ImageTokens, list[Placement]]:
-        """One pass over pictures: their tokens, and how each lies in the model input."""
+    def look(self, images: Sequence[Shown]) -> tuple[ImageTokens, list[Placement]]:
+        """One pass over images: their tokens, and how each lies in the model input."""
         preprocess = self.network.image_encoder.preprocess
-        placements = [placed(preprocess, one.pixels.size, View()) for one in pictures]
-        pixels = [render(preprocess, one.pixels, place) for one, place in zip(pictures, placements, strict=True)]
+        placements = [placed(preprocess, one.pixels.size, View()) for one in images]
+        pixels = [render(preprocess, one.pixels, place) for one, place in zip(images, placements, strict=True)]
         return self.network.encode_image_tokens(torch.stack(pixels)), placements
 
     def phrases(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [Q, E] before normalisation, on the model's device; known phrases are remembered."""
+        """Embeddings [Q, E] before normalization, on the model's device; known phrases are remembered."""
         new = sorted({text for text in texts if text not in self._known})
         if len(self._known) + len(new) > _REMEMBERED:
             self._known, new = {}, sorted(set(texts))
@@ -53,10 +53,10 @@ class Judge:
     def cosines(
         self, tokens: ImageTokens, placement: Placement, number: int, boxes_K4: NDArray[np.float64], texts_QE: Tensor
     ) -> NDArray[np.float64]:
-        """Cosines [K, Q] of boxes of picture `number` of a pass with phrases; -1 where the model sees nothing of one.
+        """Cosines [K, Q] of boxes of image `number` of a pass with phrases; -1 where the model sees nothing of one.
 
         Args:
-            boxes_K4: in [0, 1] of the picture. texts_QE: of `phrases`.
+            boxes_K4: in [0, 1] of the image. texts_QE: of `phrases`.
         """
         found = np.full((len(boxes_K4), len(texts_QE)), -1.0)
         inside_J4, seen_K = input_boxes(placement, boxes_K4, min_visible=0)

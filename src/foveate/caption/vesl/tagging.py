@@ -13,7 +13,7 @@ from typing import Protocol
 import foveate.caption.vesl.taggers
 from foveate.caption.vesl import tokens as cut
 from foveate.caption.vesl.phrases import Phrases, PhraseSettings, clean_phrases, paper_phrases, without_generic
-from foveate.settings.errors import choose
+from foveate.core.errors import choose
 
 
 class Tagger(Protocol):

@@ -1,6 +1,6 @@
 """Sentences and words of a caption, cut as the Penn Treebank does it.
 
-The golden's tokens are those of NLTK's word tokeniser; this is a small one of our own for the cases that captions have
+The golden's tokens are those of NLTK's word tokenizer; this is a small one of our own for the cases that captions have
 (punctuation, quotes, clitics such as 's and n't), so that phrases need no extra. A test compares the two.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Words of adverts, hosts and files, which name nothing that a picture shows.
+# Words of adverts, hosts and files, which name nothing that an image shows.
 GENERIC_WORDS = frozenset(
     """
     alibaba aliexpress amazon available background blog buy co com description diy download facebook free gif hd

@@ -1,4 +1,4 @@
-"""What is to be labelled: the caption of every picture, its phrases, and which pictures a recipe has done already."""
+"""What is to be labeled: the caption of every image, its phrases, and which images a recipe has done already."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from foveate.caption.vesl.settings import RegionLabelSettings
+from foveate.core import seeds
+from foveate.core.errors import UserError, nearest
 from foveate.records.appending import read_parts
 from foveate.records.collection import Collection
 from foveate.records.current import current_captions
 from foveate.records.grouped import GroupedTable
-from foveate.settings import seeds
-from foveate.settings.errors import UserError, nearest
 
 OK, NO_CAPTION, NO_PHRASES, NO_BOXES, DECODE_ERROR, DETECTOR_ERROR = STATUSES = (
     "ok",
@@ -32,7 +32,7 @@ OK, NO_CAPTION, NO_PHRASES, NO_BOXES, DECODE_ERROR, DETECTOR_ERROR = STATUSES = 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The texts about a picture that were chosen: their kind ("" where there is none)."""
+    """The texts about an image that were chosen: their kind ("" where there is none)."""
 
     kind: str = ""
     texts: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class Captions:
         self._grouped = GroupedTable(captions, pa.chunked_array([pa.array(collection.keys, pa.string())]))
 
     def of(self, row: int) -> Said:
-        """The texts of the first wanted kind that the picture has."""
+        """The texts of the first wanted kind that the image has."""
         bounds = self._grouped.bounds(row)
         by_kind: dict[str, list[str]] = {}
         for kind, text in zip(self._grouped.texts("kind", *bounds), self._grouped.texts("text", *bounds), strict=True):
@@ -70,7 +70,7 @@ class Captions:
 
 @dataclass(slots=True)
 class Done:
-    """Of the wanted pictures that a recipe has labelled: their keys, counts of statuses, regions and thin boxes; and
+    """Of the wanted images that a recipe has labeled: their keys, counts of statuses, regions and thin boxes; and
     the regions of those whose status a kill left unwritten."""
 
     keys: set[str] = field(default_factory=set)
@@ -81,9 +81,9 @@ class Done:
 
 
 def done_before(collection: Collection, recipe: str, wanted: Collection_[str]) -> Done:
-    """What rows with this recipe hash say of the pictures `wanted`, by key.
+    """What rows with this recipe hash say of the images `wanted`, by key.
 
-    A picture's regions are all in one part, so they are there or they are not.
+    An image's regions are all in one part, so they are there or they are not.
     """
     done = Done()
     for part in read_parts(collection.path, "region_status", ["key", "status", "regions", "thin", "recipe_hash"]):

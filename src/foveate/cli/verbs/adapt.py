@@ -13,17 +13,17 @@ from foveate.cli.options import common, finish
 
 @click.group("adapt", short_help="Tune a vision model with few parameters.")
 def command() -> None:
-    """Adapts a trained vision network to classes of pictures: sixteen methods, or named parts of the network.
+    """Adapts a trained vision network to classes of images: sixteen methods, or named parts of the network.
 
     \b
     Example:
-      foveate adapt train --backbone my-vit --data my-pictures --field category --method lora
+      foveate adapt train --backbone my-vit --data my-images --field category --method lora
       foveate adapt merge runs/adapt-lora --to merged
-      foveate adapt compare --backbone my-vit --tasks mine=my-pictures:category --methods all
+      foveate adapt compare --backbone my-vit --tasks mine=my-images:category --methods all
     """
 
 
-@command.command("train", short_help="Train an adapter on labelled pictures.")
+@command.command("train", short_help="Train an adapter on labeled images.")
 @click.argument("overrides", nargs=-1)
 @click.option(
     "--backbone",
@@ -34,8 +34,8 @@ def command() -> None:
 @click.option("--data", required=True, metavar="PATH", help="Collection folder, or an npz of images, labels, split.")
 @click.option("--method", required=True, metavar="NAME", help="Such as lora; an unknown one lists all.")
 @click.option("--field", "label", default=None, metavar="NAME", help="Label field of the collection.")
-@click.option("--epochs", type=click.IntRange(1), default=None, help="Visits of each picture; 50 by default.")
-@click.option("--shots", type=click.IntRange(1), default=None, help="Training pictures of each class; all by default.")
+@click.option("--epochs", type=click.IntRange(1), default=None, help="Visits of each image; 50 by default.")
+@click.option("--shots", type=click.IntRange(1), default=None, help="Training images of each class; all by default.")
 @click.option("--head-from", default=None, metavar="FOLDER", help="Adapter whose head this one starts from.")
 @click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/adapt-METHOD by default.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained and for how long; train and write nothing.")
@@ -55,14 +55,14 @@ def train(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Trains METHOD on the pictures of --data and writes an adapter folder and its accuracy on held-out splits.
+    """Trains METHOD on the images of --data and writes an adapter folder and its accuracy on held-out splits.
 
     OVERRIDES change single fields: of the method (rank=16), or of data, training and backbone
     (training.learning_rate=0.01). Ctrl-C or SIGTERM stops after a checkpoint; the same command goes on.
 
     \b
     Example:
-      foveate adapt train --backbone my-vit --data my-pictures --field category --method lora rank=16
+      foveate adapt train --backbone my-vit --data my-images --field category --method lora rank=16
       foveate adapt train --backbone timm:resnet50.a1_in1k --data mine.npz --method bitfit --shots 10
     """
     from foveate.adapt.opening import backbone_settings
@@ -91,7 +91,7 @@ def train(
     lines = _lines(done.result)
     if done.result["absent"] and (target / "logits-test.npz").is_file():
         lines.append(
-            f"{len(done.result['absent'])} classes had no training picture; bring them back: foveate calibrate "
+            f"{len(done.result['absent'])} classes had no training image; bring them back: foveate calibrate "
             f"{target}/logits-test.npz --training {target}/logits-training.npz --classes-seen @{target}/seen.txt"
         )
     finish(done.result, lines, paths, as_json=as_json)
@@ -101,7 +101,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
     numbers = result["parameters"]
     share = numbers["trained"] / max(1, numbers["backbone"])
     lines = [
-        f"{result['steps']} updates in {result['seconds']:.0f} s on {result['pictures']} pictures; "
+        f"{result['steps']} updates in {result['seconds']:.0f} s on {result['images']} images; "
         f"trained {numbers['trained']:,} of {numbers['backbone']:,} numbers ({share:.2%}) and a head of "
         f"{numbers['head']:,}; computed once: {result['kept']}"
     ]
@@ -173,20 +173,18 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
     "--shots",
     multiple=True,
     type=click.IntRange(2),
-    help="Pictures of each class to learn and choose from; repeatable.",
+    help="Images of each class to learn and choose from; repeatable.",
 )
 @click.option("--folds", type=click.IntRange(0), default=None, help="Choose by the mean over so many folds.")
-@click.option(
-    "--epochs", type=click.IntRange(1), default=None, help="Visits of each picture; the grid's own by default."
-)
+@click.option("--epochs", type=click.IntRange(1), default=None, help="Visits of each image; the grid's own by default.")
 @click.option("--seeds", type=click.IntRange(1), default=None, help="Final trainings of each method; 1 by default.")
 @click.option("--budget", default=None, metavar="N|P%", help="Most numbers beside the head: 100000, or 1.5%.")
 @click.option("--most-hours", type=float, default=24.0, show_default=True, help="Refuse what would take longer here.")
-@click.option("--peek", is_flag=True, help="Also show the best epoch on test pictures; nothing is chosen by it.")
+@click.option("--peek", is_flag=True, help="Also show the best epoch on test images; nothing is chosen by it.")
 @click.option(
     "--save-adapters",
     is_flag=True,
-    help="Keep the adapter of every final training; each has learnt from the validation pictures too.",
+    help="Keep the adapter of every final training; each has learnt from the validation images too.",
 )
 @click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/adapt-compare by default.")
 @click.option("--dry-run", is_flag=True, help="Print trainings, visits and time; train and write nothing.")
@@ -211,14 +209,14 @@ def compare(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Tries each method's candidates on validation pictures, trains the best again on all, and tests it once.
+    """Tries each method's candidates on validation images, trains the best again on all, and tests it once.
 
     OVERRIDES change fields of the recipe (validation=val, share=0.3) or of all trainings (training.batch_size=32).
     Ctrl-C or a kill loses nothing that is finished; the same command goes on, and helps when it runs twice.
 
     \b
     Example:
-      foveate adapt compare --backbone my-vit --tasks mine=my-pictures:category --methods all
+      foveate adapt compare --backbone my-vit --tasks mine=my-images:category --methods all
       foveate adapt compare --backbone timm:vit_base_patch16_224.augreg_in21k --tasks vtab-1k --grid vtab1k --dry-run
     """
     from foveate.adapt.compare.bench import Stopped
@@ -263,7 +261,7 @@ def compare(
 def _compared(result: dict[str, Any]) -> list[str]:
     lines = []
     for task in result["tasks"]:
-        lines.append(f"{task['title']}: {task['tested']} test pictures, chance {task['chance']:.3f}; {task['how']}")
+        lines.append(f"{task['title']}: {task['tested']} test images, chance {task['chance']:.3f}; {task['how']}")
         entries = [(line, line["tasks"][task["key"]]) for line in result["lines"]]
         for line, entry in sorted(entries, key=lambda pair: -pair[1].get("value", -1.0)):
             if "value" not in entry:
@@ -285,7 +283,7 @@ def _compared(result: dict[str, Any]) -> list[str]:
             lines.append(
                 f"  ensemble of {members}: {together['ensemble']['logits']:.3f}, mean member "
                 f"{together['member']['mean']:.3f}, best {together['member']['best']:.3f}; two of them disagree on "
-                f"{together['disagreement']:.1%} of the pictures"
+                f"{together['disagreement']:.1%} of the images"
             )
     return lines
 
@@ -326,11 +324,11 @@ def wise(
 ) -> None:
     """Measures ADAPTER (a folder of `adapt train`, or its run folder) at alphas from 0, the network that came, to 1.
 
-    Prints the accuracy on own and shifted data at each alpha and recommends one, chosen on validation pictures alone.
+    Prints the accuracy on own and shifted data at each alpha and recommends one, chosen on validation images alone.
 
     \b
     Example:
-      foveate adapt wise runs/adapt-full --data my-pictures:category --shifted sketches=sketches:category
+      foveate adapt wise runs/adapt-full --data my-images:category --shifted sketches=sketches:category
       foveate adapt wise runs/adapt-lora --data mine.npz --shifted night=night.npz --to robust
     """
     from foveate.adapt.compare.recipe import one_task

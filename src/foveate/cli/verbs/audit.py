@@ -15,8 +15,8 @@ from foveate.cli.tables import measured
 @click.command("audit", short_help="How long, rich and true captions are.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @click.option("--formats", default=None, metavar="FORMAT,...", help="Such as alt,ssc,dsc; all by default.")
-@click.option("--sample", type=click.IntRange(1), default=2000, show_default=True, help="At most this many pictures.")
-@click.option("--split", default=None, help="Split to sample; all pictures by default.")
+@click.option("--sample", type=click.IntRange(1), default=2000, show_default=True, help="At most this many images.")
+@click.option("--split", default=None, help="Split to sample; all images by default.")
 @click.option("--prefer", multiple=True, metavar="MODEL", help="Caption model to prefer, best first; may be repeated.")
 @click.option("--context", type=click.IntRange(8), default=77, show_default=True, help="CLIP tokens that are read.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), default=None, help="Count in this tokenizer.json, too.")
@@ -24,10 +24,10 @@ from foveate.cli.tables import measured
     "--entity", type=click.Choice(["phrase", "head", "ner"]), default="phrase", show_default=True, help="What counts."
 )
 @click.option("--tagger", default="rules", show_default=True, metavar="NAME", help="Tagger of noun phrases.")
-@click.option("--judge", type=click.Path(path_type=Path), default=None, help="Image-text model for real pictures.")
+@click.option("--judge", type=click.Path(path_type=Path), default=None, help="Image-text model for real images.")
 @click.option("--endpoint", default=None, metavar="URL", help="OpenAI-compatible server that splits and judges.")
 @click.option("--endpoint-model", default=None, metavar="NAME", help="The model that this server has.")
-@click.option("--gallery", type=click.IntRange(1, 200), default=24, show_default=True, help="Pictures on the page.")
+@click.option("--gallery", type=click.IntRange(1, 200), default=24, show_default=True, help="Images on the page.")
 @click.option("--run", "run", type=click.Path(path_type=Path), default=None, help="Run folder; runs/audit by default.")
 @common()
 def command(
@@ -49,24 +49,24 @@ def command(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Measures the captions of COLLECTION, every format on the same pictures: length in tokens, assertions per caption,
+    """Measures the captions of COLLECTION, every format on the same images: length in tokens, assertions per caption,
     the share of them that holds, what they share with the AltText, duplicates and truncation; with intervals and a
     control of shuffled captions.
 
-    On generated scenes the truth judges; on real pictures an image-text model (--judge) or a served one (--endpoint).
+    On generated scenes the truth judges; on real images an image-text model (--judge) or a served one (--endpoint).
 
     \b
     Example:
-      foveate audit my-pictures --judge runs/pretrain-tour/model
-      foveate audit my-pictures --formats alt,ssc,dsc --sample 500 --tokenizer tokenizer.json
+      foveate audit my-images --judge runs/pretrain-tour/model
+      foveate audit my-images --formats alt,ssc,dsc --sample 500 --tokenizer tokenizer.json
     """
     from foveate.caption.audit import Method, Question, audit
     from foveate.caption.audit_numbers import Units
     from foveate.caption.lengths import OtherTokenizer
+    from foveate.core.errors import UserError
+    from foveate.core.runs import RunFolder
     from foveate.records.collection import Collection
     from foveate.report import render
-    from foveate.settings.errors import UserError
-    from foveate.settings.runs import RunFolder
 
     if (endpoint is None) != (endpoint_model is None):
         raise click.UsageError("--endpoint and --endpoint-model belong together")
@@ -101,7 +101,7 @@ def _format(text: str) -> str:
 def _lines(result: dict[str, Any]) -> list[str]:
     sample = result["sample"]
     of = ", ".join(f"{count} {name}" for name, count in sample["of"].items())
-    lines = [f"{sample['pictures']} pictures with all formats ({of}), {sample['without_all_formats']} without", ""]
+    lines = [f"{sample['images']} images with all formats ({of}), {sample['without_all_formats']} without", ""]
     lines += measured(result["table"])
     lines += [f"{name}: {judge['definition']}" for name, judge in result["judges"].items()]
     for kind, models in result["models"].items():

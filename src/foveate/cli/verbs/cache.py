@@ -19,17 +19,17 @@ from foveate.cli.options import finish, json_option, quiet_option
 @json_option
 @quiet_option
 def command(collection: Path, remove: str | None, days: float, dry_run: bool, as_json: bool) -> None:
-    """Lists the frozen features that runs keep beside a collection's pictures, or removes some.
+    """Lists the frozen features that runs keep beside a collection's images, or removes some.
 
     Nothing is lost: the next run that wants them computes them again. COLLECTION may also be a run folder.
 
     \b
     Example:
-      foveate cache my-pictures
-      foveate cache my-pictures --remove unused
+      foveate cache my-images
+      foveate cache my-images --remove unused
     """
+    from foveate.core.errors import UserError, choose
     from foveate.pretrain.caches import WHICH, list_caches, remove_caches
-    from foveate.settings.errors import UserError, choose
 
     if not collection.is_dir():
         raise UserError(f"{collection}: is no folder; give a collection or a run folder")

@@ -12,10 +12,10 @@ from foveate.cli.options import common, finish
 
 if TYPE_CHECKING:
     from foveate.adapt.calibration.run import Evidence
-    from foveate.settings.runs import RunFolder
+    from foveate.core.runs import RunFolder
 
 _FILE = click.Path(path_type=Path)
-_AUGMENTATION = ("crop", "flip", "colour", "grey")
+_AUGMENTATION = ("crop", "flip", "color", "gray")
 _OF_PSEUDO_RUNS = ("learning_rate", "backbone_rate", "epochs", "batch_size", *_AUGMENTATION)
 _OF_MODELS = ("data", "labels", "train_split", "test_split", "pseudo_splits", *_OF_PSEUDO_RUNS)
 _OF_LOGITS = ("training", "checkpoint")
@@ -63,8 +63,8 @@ _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 @click.option("--batch-size", type=click.IntRange(1), default=None, help="Of the pseudo runs: 64.")
 @click.option("--crop", type=click.FloatRange(0, 1, min_open=True), default=None, help="Smallest area of a crop: 1.")
 @click.option("--flip", type=click.FloatRange(0, 1), default=None, help="Probability of mirroring: 0.")
-@click.option("--colour", type=click.FloatRange(0, 0.5), default=None, help="Largest change of colours: 0.")
-@click.option("--grey", type=click.FloatRange(0, 1), default=None, help="Probability of a grey picture: 0.")
+@click.option("--color", type=click.FloatRange(0, 0.5), default=None, help="Largest change of colors: 0.")
+@click.option("--gray", type=click.FloatRange(0, 1), default=None, help="Probability of a gray image: 0.")
 @click.option("--checkpoint", type=_FILE, help="Checkpoint to calibrate, where SOURCE is a file of logits.")
 @click.option("--head", metavar="MODULE", help="Name of the checkpoint's classifier, where it is not found.")
 @click.option("--to", type=_FILE, help="Where the calibrated checkpoint goes; RUN/calibrated by default.")
@@ -81,11 +81,11 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     \b
     Example:
       foveate calibrate test-logits.npz --training train-logits.npz --classes-seen 0-17
-      foveate calibrate tuned --before pretrained --data my-pictures --labels species --classes-seen @seen.txt
+      foveate calibrate tuned --before pretrained --data my-images --labels species --classes-seen @seen.txt
     """
     from foveate.adapt.calibration.run import calibrate, table_lines
+    from foveate.core.runs import RunFolder
     from foveate.report import render
-    from foveate.settings.runs import RunFolder
 
     on_model = source.is_dir()
     method = options["method"] or ("pcv" if on_model or options["pseudo"] else "alg")
@@ -142,7 +142,7 @@ def _check_options(options: dict[str, Any], *, method: str, on_model: bool) -> N
 
 def _listed(values: tuple[str, ...]) -> list[str]:
     """Classes separated by commas; those of @FILE one a line."""
-    from foveate.settings.errors import UserError, nearest
+    from foveate.core.errors import UserError, nearest
 
     found: list[str] = []
     for value in values:

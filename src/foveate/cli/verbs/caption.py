@@ -1,4 +1,4 @@
-"""`foveate caption`: captions of chosen formats for the pictures of a collection."""
+"""`foveate caption`: captions of chosen formats for the images of a collection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from foveate.cli.options import common, finish, workers_option
 
 if TYPE_CHECKING:
-    from foveate.settings.recipes import Settings
+    from foveate.core.recipes import Settings
 
 
 @click.command("caption", short_help="Write captions of chosen formats into a collection.")
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @click.option("--endpoint", multiple=True, metavar="URL", help="Address of the server; may be repeated.")
 @click.option("--concurrency", type=click.IntRange(1), default=None, help="Most requests in flight at each endpoint.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="A setting of the backend; repeatable.")
-@click.option("--split", default=None, help="Only pictures of this split.")
-@click.option("--limit", type=click.IntRange(1), default=None, help="At most so many pictures, drawn by the seed.")
+@click.option("--split", default=None, help="Only images of this split.")
+@click.option("--limit", type=click.IntRange(1), default=None, help="At most so many images, drawn by the seed.")
 @click.option("--language", default="English", show_default=True, help="Language of the captions.")
 @click.option(
     "--alt", "alt_kinds", default=None, metavar="LIST", help="Kinds of text that count as alt-text, best first."
@@ -83,21 +83,21 @@ def command(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Asks for captions of every picture of COLLECTION and writes them into it, with their provenance.
+    """Asks for captions of every image of COLLECTION and writes them into it, with their provenance.
 
     Nothing is overwritten. Ctrl-C or SIGTERM finishes what is in flight and writes it; the same command goes on, and
     asks for nothing that is there.
 
     \b
     Example:
-      foveate caption my-pictures --format ssc,dsc --model Qwen/Qwen3-VL-8B-Instruct --endpoint http://127.0.0.1:8000/v1
-      foveate caption my-pictures --format dsc+,afc --model my-model --dry-run --price-in 0.2 --price-out 0.6
+      foveate caption my-images --format ssc,dsc --model Qwen/Qwen3-VL-8B-Instruct --endpoint http://127.0.0.1:8000/v1
+      foveate caption my-images --format dsc+,afc --model my-model --dry-run --price-in 0.2 --price-out 0.6
     """
     from foveate.caption.run import caption, plan
     from foveate.caption.work import CaptionSettings, format_of
+    from foveate.core.recipes import validate
+    from foveate.core.runs import RunFolder
     from foveate.report import render
-    from foveate.settings.recipes import validate
-    from foveate.settings.runs import RunFolder
 
     given: dict[str, Any] = {
         "formats": tuple(format_of(name) for name in _listed(formats)),
@@ -154,9 +154,9 @@ def _listed(text: str) -> tuple[str, ...]:
 def _backend_settings(backend: str, chosen: dict[str, Any], options: tuple[str, ...]) -> Settings:
     """The checked settings of a backend from the options that were given."""
     from foveate.caption.captioner import find_backend
-    from foveate.settings.errors import UserError
-    from foveate.settings.recipes import validate
-    from foveate.settings.yaml_text import read_yaml
+    from foveate.core.errors import UserError
+    from foveate.core.recipes import validate
+    from foveate.core.yaml_text import read_yaml
 
     found = find_backend(backend)
     content = {name: value for name, value in chosen.items() if value is not None}
@@ -171,7 +171,7 @@ def _backend_settings(backend: str, chosen: dict[str, Any], options: tuple[str, 
 def _planned(estimated: dict[str, Any]) -> list[str]:
     from foveate.report.numbers import money
 
-    lines = [f"{estimated['pictures']} pictures, {estimated['requests']} requests to ask"]
+    lines = [f"{estimated['images']} images, {estimated['requests']} requests to ask"]
     for kind, counts in estimated["formats"].items():
         lines.append(f"{kind}: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
     lines.append(f"about {estimated['tokens_in']} tokens in, {estimated['tokens_out']} tokens out")

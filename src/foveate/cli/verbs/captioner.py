@@ -21,8 +21,8 @@ def command() -> None:
 
     \b
     Example:
-      foveate captioner train captioner-tour --collection my-pictures
-      foveate captioner evaluate runs/captioner-captioner-tour/model --collection my-pictures
+      foveate captioner train captioner-tour --collection my-images
+      foveate captioner evaluate runs/captioner-captioner-tour/model --collection my-images
       foveate captioner serve runs/captioner-captioner-tour/model
     """
 
@@ -34,9 +34,9 @@ def command() -> None:
 @click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/captioner-RECIPE by default.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default=None, help="The recipe's by default.")
 @click.option("--split", default=None, help="Held-out split to evaluate on; test, else validation, by default.")
-@click.option("--limit", type=click.IntRange(1), default=200, show_default=True, help="Pictures of that evaluation.")
+@click.option("--limit", type=click.IntRange(1), default=200, show_default=True, help="Images of that evaluation.")
 @click.option("--no-evaluation", is_flag=True, help="Leave out the evaluation.")
-@click.option("--dry-run", is_flag=True, help="Count pictures, targets and parameters; train and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Count images, targets and parameters; train and write nothing.")
 @workers_option
 @common()
 def train(
@@ -61,12 +61,12 @@ def train(
 
     \b
     Example:
-      foveate captioner train captioner-tour --collection my-pictures
+      foveate captioner train captioner-tour --collection my-images
       foveate captioner train captioner --collection mine 'data.short_kinds=[caption]' 'data.description_kinds=[story]'
     """
     from foveate.caption.small.recipe import CaptionerRecipe
+    from foveate.core.recipes import load
     from foveate.records.collection import Collection
-    from foveate.settings.recipes import load
 
     given = {"training.seed": seed, "training.precision": precision, "training.workers": workers}
     extra = [f"{field}={value}" for field, value in given.items() if value is not None]
@@ -101,12 +101,12 @@ def train(
     finish(done.result, _trained_lines(done.result), paths, as_json=as_json)
 
 
-@command.command("evaluate", short_help="Measure a captioner on held-out pictures.")
+@command.command("evaluate", short_help="Measure a captioner on held-out images.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--collection", type=click.Path(path_type=Path), required=True, help="Collection folder.")
-@click.option("--split", default="test", show_default=True, help="Split whose pictures are captioned.")
-@click.option("--limit", type=click.IntRange(1), default=None, help="At most so many pictures, drawn by the seed.")
-@click.option("--shuffled", is_flag=True, help="Control: caption each picture from another one's features.")
+@click.option("--split", default="test", show_default=True, help="Split whose images are captioned.")
+@click.option("--limit", type=click.IntRange(1), default=None, help="At most so many images, drawn by the seed.")
+@click.option("--shuffled", is_flag=True, help="Control: caption each image from another one's features.")
 @click.option(
     "--run", "run", type=click.Path(path_type=Path), default=Path("runs/captioner-evaluate"), show_default=True,
     help="Folder for the result and its page.",
@@ -123,11 +123,11 @@ def evaluate(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Captions held-out pictures in all formats: do answers obey, do lengths rise, and on scenes, how much holds?
+    """Captions held-out images in all formats: do answers obey, do lengths rise, and on scenes, how much holds?
 
     \b
     Example:
-      foveate captioner evaluate runs/captioner-captioner-tour/model --collection my-pictures --limit 300
+      foveate captioner evaluate runs/captioner-captioner-tour/model --collection my-images --limit 300
     """
     from foveate.caption.small.verbs import evaluate_folder
     from foveate.records.collection import Collection
@@ -171,7 +171,7 @@ def serve(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Answers POST /v1/chat/completions like OpenAI's API, until Ctrl-C. Pictures come as data URLs.
+    """Answers POST /v1/chat/completions like OpenAI's API, until Ctrl-C. Images come as data URLs.
 
     \b
     Example:
@@ -194,7 +194,7 @@ def serve(
 
 def _trained_lines(result: dict[str, Any]) -> list[str]:
     lines = [
-        f"{name}: {stage['steps']} updates in {stage['seconds']:.0f} s, {stage['pictures']} pictures"
+        f"{name}: {stage['steps']} updates in {stage['seconds']:.0f} s, {stage['images']} images"
         for name, stage in result["stages"].items()
     ]
     return lines + _table_lines(result.get("evaluation"))

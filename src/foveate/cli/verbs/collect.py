@@ -1,4 +1,4 @@
-"""`foveate collect`: pictures and their texts into a collection."""
+"""`foveate collect`: images and their texts into a collection."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import click
 from click.core import ParameterSource
 
 from foveate.cli.options import common, finish, workers_option
-from foveate.settings.errors import UserError, choose
-from foveate.settings.progress import say
+from foveate.core.errors import UserError, choose
+from foveate.core.progress import say
 
 DEFAULT_SPLIT = "train=0.8,validation=0.1,test=0.1"
 
@@ -72,7 +72,7 @@ OF_FORMATS = (
 )
 
 
-@click.command("collect", short_help="Pictures and texts into a collection.")
+@click.command("collect", short_help="Images and texts into a collection.")
 @click.argument("source")
 @click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="Collection folder.")
 @click.option(
@@ -85,19 +85,19 @@ OF_FORMATS = (
     help="folder, webdataset, coco, lvis, visual-genome, table, datasets or builtin; auto looks at what is there.",
 )
 @click.option("--name", default=None, help="Name of a new collection; the folder's by default.")
-@click.option("--licence", default=None, help="Licence of the pictures, kept with them.")
-@click.option("--images", default=None, metavar="FOLDER", help="Where the pictures of an annotation file or table lie.")
+@click.option("--license", default=None, help="License of the images, kept with them.")
+@click.option("--images", default=None, metavar="FOLDER", help="Where the images of an annotation file or table lie.")
 @click.option("--captions", default=None, metavar="FILE", help="Captions file of COCO.")
-@click.option("--path-column", default=None, metavar="NAME", help="Column with the pictures' paths.")
+@click.option("--path-column", default=None, metavar="NAME", help="Column with the images' paths.")
 @click.option("--text-column", default=None, metavar="NAME", help="Column with their texts.")
 @click.option("--boxes-column", default=None, metavar="NAME", help="Column with their regions.")
-@click.option("--image-column", default=None, metavar="NAME", help="Column with the pictures themselves.")
-@click.option("--key-column", default=None, metavar="NAME", help="Column that names the pictures; their hash if none.")
+@click.option("--image-column", default=None, metavar="NAME", help="Column with the images themselves.")
+@click.option("--key-column", default=None, metavar="NAME", help="Column that names the images; their hash if none.")
 @click.option("--part", default=None, metavar="NAME", help="Only this part of a data set, such as train.")
 @click.option("--revision", default=None, metavar="NAME", help="Revision of a data set on the hub.")
 @click.option("--group-by", type=click.Choice(["none", "folder"]), default="none", help="What stays in one split.")
 @click.option("--reference", is_flag=True, help="Leave the files where they are and point at them.")
-@click.option("--first-line", is_flag=True, help="Only the first line of a .txt is the picture's text.")
+@click.option("--first-line", is_flag=True, help="Only the first line of a .txt is the image's text.")
 @click.option("--label-from-folder", default=None, metavar="FIELD", help="The folder's name is this label.")
 @click.option("--label-column", multiple=True, metavar="NAME", help="Column that is a label; may be repeated.")
 @click.option("--dedupe", is_flag=True, help="Then take out all but one of each group of near-duplicates.")
@@ -111,7 +111,7 @@ def command(
     target: Path,
     format_name: str,
     name: str | None,
-    licence: str | None,
+    license: str | None,
     dedupe: bool,
     split: str,
     workers: int | None,
@@ -119,7 +119,7 @@ def command(
     seed: int | None,
     **of_format: Any,
 ) -> None:
-    """Takes pictures in: a folder with .txt or .json files beside them, WebDataset tars, COCO, LVIS, Visual Genome,
+    """Takes images in: a folder with .txt or .json files beside them, WebDataset tars, COCO, LVIS, Visual Genome,
     a table of paths and texts, a data set of Hugging Face, or a built-in collection.
 
     What cannot be taken in is put into the collection's quarantine table with its reason and counted. Repeated, the
@@ -127,15 +127,15 @@ def command(
 
     \b
     Example:
-      foveate collect my-folder --to my-pictures
+      foveate collect my-folder --to my-images
       foveate collect trees --label-from-folder category --to trees-collection
-      foveate collect "shards/{00000..00003}.tar" --to my-pictures
+      foveate collect "shards/{00000..00003}.tar" --to my-images
       foveate collect coco/annotations/instances_val2017.json --to coco
-      foveate collect pairs.csv --images photos --to my-pictures --reference
+      foveate collect pairs.csv --images photos --to my-images --reference
       foveate collect scenes --to scenes
     """
     from foveate.records import layout
-    from foveate.records.importers.formats import formats, recognised_format
+    from foveate.records.importers.formats import formats, recognized_format
     from foveate.records.splits import assign_splits, check_fractions
 
     given = {
@@ -146,7 +146,7 @@ def command(
     if format_name == "builtin" or (format_name == "auto" and source in BUILT_IN and not Path(source).exists()):
         return _build(source, target, given, workers=workers, seed=seed, as_json=as_json)
     if format_name == "auto":
-        chosen, found = recognised_format(source, others=tuple(BUILT_IN))
+        chosen, found = recognized_format(source, others=tuple(BUILT_IN))
         say(f"format: {chosen.name} ({found})")
     else:
         chosen = formats()[choose(format_name, [*formats(), "auto", "builtin"], "format")]
@@ -161,7 +161,7 @@ def command(
             raise UserError(f"{_flag(option)} has no effect on the format {chosen.name!r}: {why}")
     if "seed" in given and fractions is None:
         raise UserError("--seed has no effect with --split none: it is the seed of the splits")
-    summary = chosen.run(source, target, name=name, licence=licence, workers=workers, **options)
+    summary = chosen.run(source, target, name=name, license=license, workers=workers, **options)
     result: dict[str, Any] = {"format": chosen.name, **summary.as_dict()}
     lines = [f"format: {chosen.name}", *summary.lines()]
     if summary.quarantined:
@@ -174,9 +174,9 @@ def command(
         lines.append(f"near-duplicates: {outcome.removed} taken out, {len(outcome.groups)} groups; one of each stays")
     if fractions is not None:
         assigned = assign_splits(target, fractions=fractions, seed=seed or 0)
-        result |= {"splits": assigned.pictures, "divided": assigned.divided}
-        told = ", ".join(f"{name} {count}" for name, count in assigned.pictures.items())
-        lines.append(f"splits: {told or 'none, there are no pictures'}")
+        result |= {"splits": assigned.images, "divided": assigned.divided}
+        told = ", ".join(f"{name} {count}" for name, count in assigned.images.items())
+        lines.append(f"splits: {told or 'none, there are no images'}")
         if assigned.divided:
             lines.append(f"{assigned.divided} groups of near-duplicates were given several splits and keep them")
     finish(result, lines, {"collection": target}, as_json=as_json)
@@ -190,12 +190,12 @@ def _build(source: str, target: Path, given: set[str], *, workers: int | None, s
     useful = {"source", "target", "format_name", "as_json"} | ({"workers", "seed"} if source == "scenes" else set())
     useless = sorted(given - useful - {"quiet"})
     if useless:
-        why = "it has its own name, licence and splits" if useless[0] in ("name", "licence", "split") else "it is made"
+        why = "it has its own name, license and splits" if useless[0] in ("name", "license", "split") else "it is made"
         raise UserError(f"{_flag(useless[0])} has no effect on the built-in collection {source!r}: {why}")
     BUILT_IN[source](target, workers or 2, seed or 0)
     count = len(Collection.open(target))
-    result: dict[str, Any] = {"format": "builtin", "source": source, "pictures": count}
-    finish(result, ["format: builtin", f"{count} pictures"], {"collection": target}, as_json=as_json)
+    result: dict[str, Any] = {"format": "builtin", "source": source, "images": count}
+    finish(result, ["format: builtin", f"{count} images"], {"collection": target}, as_json=as_json)
 
 
 def _flag(option: str) -> str:

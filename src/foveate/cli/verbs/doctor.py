@@ -52,13 +52,13 @@ def command(
     \b
     Example:
       foveate doctor
-      foveate doctor my-pictures
-      foveate doctor my-pictures --recipe cloc-vit-b16 --devices 8 --hardware h100-80gb
+      foveate doctor my-images
+      foveate doctor my-images --recipe cloc-vit-b16 --devices 8 --hardware h100-80gb
     """
+    from foveate.core.recipes import load
     from foveate.pretrain.checkup import examine, installation, words
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.records.collection import Collection
-    from foveate.settings.recipes import load
 
     if overrides and recipe is None:
         raise click.UsageError("fields can be changed only with --recipe")

@@ -17,9 +17,9 @@ from foveate.cli.tables import measured
 @click.option("--split", default="test", show_default=True, help="Split to measure on.")
 @click.option("--classes", metavar="FIELD", default=None, help="Label field for zero-shot classification.")
 @click.option("--template", "templates", multiple=True, help='Prompt such as "a photo of a {}"; may be repeated.')
-@click.option("--texts", "text_kind", default=None, help="Caption kind for retrieval; each picture's first by default.")
-@click.option("--crops", is_flag=True, help="Also answer by encoding each box as a picture of its own (slow).")
-@click.option("--limit", type=click.IntRange(1), default=None, help="At most this many pictures.")
+@click.option("--texts", "text_kind", default=None, help="Caption kind for retrieval; each image's first by default.")
+@click.option("--crops", is_flag=True, help="Also answer by encoding each box as an image of its own (slow).")
+@click.option("--limit", type=click.IntRange(1), default=None, help="At most this many images.")
 @click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; MODEL/../evaluation by default.")
 @common()
 def command(
@@ -39,34 +39,34 @@ def command(
     """Answers every question of the collection's SPLIT with MODEL and writes a page, a table and per-sample results.
 
     Retrieval both ways, region-text retrieval both ways, region classification, phrase grounding, which of the
-    picture's boxes, and on request zero-shot classification; each with a bootstrap interval over pictures and
+    image's boxes, and on request zero-shot classification; each with a bootstrap interval over images and
     a shuffled-box control.
 
     \b
     Example:
-      foveate evaluate runs/tour/cloc-seed0/model --collection my-pictures --split test
+      foveate evaluate runs/tour/cloc-seed0/model --collection my-images --split test
     """
+    from foveate.core.errors import UserError
+    from foveate.core.runs import RunFolder
     from foveate.pretrain.evaluate import evaluate
     from foveate.records.collection import Collection
     from foveate.report import render
-    from foveate.settings.errors import UserError
-    from foveate.settings.runs import RunFolder
-    from foveate.vision.localiser.folder import load_model
+    from foveate.vision.localizer.folder import load_model
 
     for template in templates:
         if "{}" not in template:
             raise UserError(f"--template '{template}': write {{}} where the class name goes")
     opened = load_model(model, device=device)
-    pictures = Collection.open(collection)
+    images = Collection.open(collection)
     folder = RunFolder.create(run or model.parent / "evaluation")
     found, _ = evaluate(
         opened,
-        pictures,
+        images,
         split=split,
         name="model",
         crops=crops,
         classes=classes,
-        templates=templates or ("a picture of {}",),
+        templates=templates or ("an image of {}",),
         text_kind=text_kind,
         seed=seed or 0,
         limit=limit,

@@ -19,8 +19,8 @@ from foveate.cli.options import common, finish, region_source_option
     help="A model: open_clip, transformers, onnx, embeddings. A collection: webdataset, coco.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="New folder; SOURCE-TARGET by default.")
-@click.option("--collection", type=click.Path(path_type=Path), help="Whose pictures and texts to embed.")
-@click.option("--split", default=None, help="Only this split of the collection; all pictures by default.")
+@click.option("--collection", type=click.Path(path_type=Path), help="Whose images and texts to embed.")
+@click.option("--split", default=None, help="Only this split of the collection; all images by default.")
 @region_source_option
 @click.option(
     "--format",
@@ -53,7 +53,7 @@ def command(
     Example:
       foveate export runs/tour/cloc-seed0/model --to onnx
       foveate export runs/tour/cloc-seed0/model --to embeddings --collection runs/tour/collection
-      foveate export my-pictures --to webdataset --out shards
+      foveate export my-images --to webdataset --out shards
     """
     from foveate.pretrain.exporting import export
 

@@ -1,4 +1,4 @@
-"""`foveate federated ...`: find groups in, and draw maps of, data that may not leave their sites."""
+"""`foveate federated ...`: find groups in, and draw maps of, data that may not leave their clients."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from foveate.cli.options import F, common, finish
 _FILE = click.Path(path_type=Path)
 
 
-@click.group("federated", short_help="Work on data that may not leave their sites.")
+@click.group("federated", short_help="Work on data that may not leave their clients.")
 def command() -> None:
-    """Works on the data of several sites without moving them: in one process here, with every message counted.
+    """Works on the data of several clients without moving them: in one process here, with every message counted.
 
-    Over a network: `server` and `site` start Flower's programs, `register` lets sites in, and `run` runs a job.
+    Over a network: `server` and `client` start Flower's programs, `register` lets clients in, and `run` runs a job.
 
     \b
     Example:
-      foveate federated cluster digits --split dirichlet:0.3 --sites 8
-      foveate federated embed digits --split shards:2 --sites 5
-      foveate federated features digits --split dirichlet:0.3 --sites 8 --set encoder=small_resnet
+      foveate federated cluster digits --split dirichlet:0.3 --clients 8
+      foveate federated embed digits --split shards:2 --clients 5
+      foveate federated features digits --split dirichlet:0.3 --clients 8 --set encoder=small_resnet
     """
 
 
@@ -35,13 +35,13 @@ def sources_of(function: F) -> F:
         (
             click.argument("sources", nargs=-1, required=True, metavar="SOURCE..."),
             click.option("--label", metavar="NAME", help="Column of labels; with --collection a label field of it."),
-            click.option("--site", metavar="NAME", help="Column that says whose each row is."),
+            click.option("--client", metavar="NAME", help="Column that says whose each row is."),
             click.option(
                 "--split",
                 metavar="NAME",
                 help="Split one source for an experiment: even, dirichlet:0.3, balanced:0.1 or shards:2.",
             ),
-            click.option("--sites", type=click.IntRange(1), help="Into how many sites --split splits."),
+            click.option("--clients", type=click.IntRange(1), help="Into how many clients --split splits."),
             click.option("--collection", type=_FILE, help="Collection with the labels of exported embeddings."),
         )
     ):
@@ -74,12 +74,12 @@ def closing(name: str, *, dry_run: str, device: bool = True) -> Callable[[F], F]
 
 
 _clusters = click.option(
-    "--clusters", type=click.IntRange(1), help="Groups of all sites together; as many as labels, if given."
+    "--clusters", type=click.IntRange(1), help="Groups of all clients together; as many as labels, if given."
 )
-_min_sites = click.option(
-    "--min-sites", type=click.IntRange(1), default=1, show_default=True, help="Sites that must answer."
+_min_clients = click.option(
+    "--min-clients", type=click.IntRange(1), default=1, show_default=True, help="Clients that must answer."
 )
-_PLANNED = "Print sites, settings and what would be exchanged; write nothing."
+_PLANNED = "Print clients, settings and what would be exchanged; write nothing."
 
 
 def _methods(beside: str) -> list[str]:
@@ -89,27 +89,27 @@ def _methods(beside: str) -> list[str]:
 
 def _finish_plan(planned: dict[str, Any], size: str, *, as_json: bool) -> None:
     """Prints what --dry-run tells of a run in groups; size: in words, of what is found or trained."""
-    lines = [f"{name}: {count} points" for name, count in planned["sites"].items()]
+    lines = [f"{name}: {count} points" for name, count in planned["clients"].items()]
     lines.append(f"{planned['method']}, {planned['clusters']} clusters, {size}")
-    lines.append(f"at most {planned['bytes_up_per_site']:,} bytes leave a site")
+    lines.append(f"at most {planned['bytes_up_per_client']:,} bytes leave a client")
     finish(planned, lines, {}, as_json=as_json)
 
 
-@command.command("embed", short_help="Draw one map of data at several sites.")
+@command.command("embed", short_help="Draw one map of data at several clients.")
 @sources_of
 @click.option(
     "--method", default="fedne", show_default=True, help="fedne, fedavg, fedprox, local, global, fedne_exact."
 )
 @click.option("--beside", default="fedavg", show_default=True, help="Methods to compare with, with commas; or none.")
 @click.option("--rounds", type=click.IntRange(1), help="Rounds of training and averaging; 150 by default.")
-@click.option("--held-out", type=float, default=0.2, show_default=True, help="Share of each site kept for measuring.")
-@closing("federated-embed", dry_run="Print sites and settings; train and write nothing.")
+@click.option("--held-out", type=float, default=0.2, show_default=True, help="Share of each client kept for measuring.")
+@closing("federated-embed", dry_run="Print clients and settings; train and write nothing.")
 def embed(
     sources: tuple[str, ...],
     label: str | None,
-    site: str | None,
+    client: str | None,
     split: str | None,
-    sites: int | None,
+    clients: int | None,
     collection: Path | None,
     method: str,
     beside: str,
@@ -122,31 +122,31 @@ def embed(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Draws one map of the points of several sites with FedNE, and FedAvg's beside it.
+    """Draws one map of the points of several clients with FedNE, and FedAvg's beside it.
 
-    SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a site each; one is
-    split by --split or --site. Stopped and repeated, it goes on after the last finished round.
+    SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a client each; one is
+    split by --split or --client. Stopped and repeated, it goes on after the last finished round.
 
     \b
     Example:
-      foveate federated embed digits --split shards:2 --sites 5 --rounds 60
+      foveate federated embed digits --split shards:2 --clients 5 --rounds 60
       foveate federated embed here.npz there.npz --label species --set surrogate=grid
-      foveate federated embed vectors --collection my-pictures --label species --split dirichlet:0.3 --sites 8
+      foveate federated embed vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
+    from foveate.core.recipes import options_of as overrides_of
     from foveate.federated.embedding.options import options_of
     from foveate.federated.sources import gather
-    from foveate.settings.recipes import options_of as overrides_of
 
     given = {"method": method, "rounds": rounds, "seed": seed}
     content = overrides_of(overrides) | {name: value for name, value in given.items() if value is not None}
     options = options_of(content, where="foveate federated embed")
     gathered = gather(
-        sources, label=label, site=site, split=split, sites=sites, collection=collection, seed=options.seed
+        sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=options.seed
     )
     others = _methods(beside)
     if dry_run:
         counts = {name: len(points) for name, points in zip(gathered.names, gathered.points, strict=True)}
-        plan = {"sites": counts, "beside": others, "options": options.model_dump(mode="json")}
+        plan = {"clients": counts, "beside": others, "options": options.model_dump(mode="json")}
         finish(plan, [f"{name}: {count} points" for name, count in counts.items()], {}, as_json=as_json)
         return
     from foveate.federated.embedding.run import run_embedding
@@ -179,7 +179,7 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _embed_lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{len(result['sites'])} sites, {sum(result['sites'].values())} points, {result['data']['split']}"]
+    lines = [f"{len(result['clients'])} clients, {sum(result['clients'].values())} points, {result['data']['split']}"]
     for one in result["maps"]:
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in one["quality"].items())
         sent = (one["bytes_up"] + one["bytes_down"]) / 1e6
@@ -189,29 +189,29 @@ def _embed_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-@command.command("cluster", short_help="Find groups in data at several sites.")
+@command.command("cluster", short_help="Find groups in data at several clients.")
 @sources_of
 @_clusters
 @click.option("--method", default="consensus", show_default=True, help="An unknown one lists all.")
 @click.option("--beside", default="none", show_default=True, help="Methods to compare with, with commas, or none.")
 @click.option("--refine-rounds", type=click.IntRange(0), help="Exchanges of sums after the first; 0 = one shot.")
 @click.option("--min-count", type=click.IntRange(1), help="Merge clusters of fewer points before sending; 10 is good.")
-@_min_sites
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds after which a site is left out.")
+@_min_clients
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds after which a client is left out.")
 @closing("federated-cluster", dry_run=_PLANNED, device=False)
 def cluster(
     sources: tuple[str, ...],
     label: str | None,
-    site: str | None,
+    client: str | None,
     split: str | None,
-    sites: int | None,
+    clients: int | None,
     collection: Path | None,
     clusters: int | None,
     method: str,
     beside: str,
     refine_rounds: int | None,
     min_count: int | None,
-    min_sites: int,
+    min_clients: int,
     timeout: float | None,
     overrides: tuple[str, ...],
     run: Path | None,
@@ -219,23 +219,25 @@ def cluster(
     as_json: bool,
     seed: int | None,
 ) -> None:
-    """Finds K groups of the points of several sites, each of which sends a few centroids and no point.
+    """Finds K groups of the points of several clients, each of which sends a few centroids and no point.
 
-    SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a site each; one is
-    split by --split or --site. Stopped and repeated, sites that answered are not asked again.
+    SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a client each; one is
+    split by --split or --client. Stopped and repeated, clients that answered are not asked again.
 
     \b
     Example:
-      foveate federated cluster digits --split dirichlet:0.3 --sites 8 --beside kfed,central
+      foveate federated cluster digits --split dirichlet:0.3 --clients 8 --beside kfed,central
       foveate federated cluster here.npz there.npz --clusters 12 --min-count 10 --refine-rounds 0
-      foveate federated cluster vectors --collection my-pictures --label species --split dirichlet:0.3 --sites 8
+      foveate federated cluster vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
+    from foveate.core.recipes import options_of
     from foveate.federated.clustering.run import plan, run_clustering, settings_of
     from foveate.federated.sources import gather
-    from foveate.settings.recipes import options_of
 
     number = seed or 0
-    gathered = gather(sources, label=label, site=site, split=split, sites=sites, collection=collection, seed=number)
+    gathered = gather(
+        sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=number
+    )
     given = {"method": method, "refine_rounds": refine_rounds, "min_count": min_count}
     options = options_of(overrides) | {name: value for name, value in given.items() if value is not None}
     settings = settings_of(gathered, clusters, options, seed=number)
@@ -251,13 +253,13 @@ def cluster(
         settings,
         target,
         beside=_methods(beside),
-        at_least=min_sites,
+        at_least=min_clients,
         timeout=timeout,
         command=["foveate", *sys.argv[1:]],
     )
     paths = {
         "run": target,
-        "centres": target / "centres.npz",
+        "centers": target / "centers.npz",
         "groups": target / "groups.parquet",
         "report": render(target),
     }
@@ -266,7 +268,7 @@ def cluster(
 
 
 def _cluster_lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{len(result['sites'])} sites, {result['points']:,} points, {result['split']}"]
+    lines = [f"{len(result['clients'])} clients, {result['points']:,} points, {result['split']}"]
     for one in result["methods"]:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in one["quality"].items())
         sent = f"{one['bytes_up']:,} bytes up, {one['bytes_down']:,} down" if one["federated"] else "all points moved"
@@ -274,26 +276,26 @@ def _cluster_lines(result: dict[str, Any]) -> list[str]:
     return lines + [f"note: {note}" for note in result["notes"]]
 
 
-@command.command("features", short_help="Train one encoder at several sites, without labels.")
+@command.command("features", short_help="Train one encoder at several clients, without labels.")
 @sources_of
 @_clusters
 @click.option("--method", default="deepfeca", show_default=True, help="deepfeca, local, central, untrained.")
 @click.option("--beside", default="untrained", show_default=True, help="Methods to compare with, with commas; or none.")
 @click.option("--rounds", type=click.IntRange(1), help="Rounds of grouping, training and averaging; 20 by default.")
-@_min_sites
+@_min_clients
 @closing("federated-features", dry_run=_PLANNED)
 def features(
     sources: tuple[str, ...],
     label: str | None,
-    site: str | None,
+    client: str | None,
     split: str | None,
-    sites: int | None,
+    clients: int | None,
     collection: Path | None,
     clusters: int | None,
     method: str,
     beside: str,
     rounds: int | None,
-    min_sites: int,
+    min_clients: int,
     overrides: tuple[str, ...],
     run: Path | None,
     dry_run: bool,
@@ -301,29 +303,31 @@ def features(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Trains one encoder at all sites with DeepFeCA, reconstructed, towards groups that a server makes of centroids.
+    """Trains one encoder at all clients with DeepFeCA, reconstructed, towards groups that a server makes of centroids.
 
-    SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a site each; one is
-    split by --split or --site. Labels only measure. Stopped and repeated, it goes on after the last finished round.
+    SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a client each; one is
+    split by --split or --client. Labels only measure. Stopped and repeated, it goes on after the last finished round.
 
     \b
     Example:
-      foveate federated features digits --split dirichlet:0.3 --sites 8 --set encoder=small_resnet --set augment=shift
+      foveate federated features digits --split dirichlet:0.3 --clients 8 --set encoder=small_resnet --set augment=shift
       foveate federated features here.npz there.npz --clusters 12 --rounds 10 --set augment=noise
-      foveate federated features vectors --collection my-pictures --label species --split dirichlet:0.3 --sites 8
+      foveate federated features vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
+    from foveate.core.errors import UserError
+    from foveate.core.recipes import options_of as overrides_of
     from foveate.federated.deep.options import options_of
     from foveate.federated.deep.run import clusters_of, plan, run_features
     from foveate.federated.sources import gather
-    from foveate.settings.errors import UserError
-    from foveate.settings.recipes import options_of as overrides_of
 
     content = overrides_of(overrides)
     for name, instead in (("seed", "--seed"), ("clusters", "--clusters"), ("rounds", "--rounds")):
         if name in content:
             raise UserError(f"--set {name}: give it as {instead}")
     number = seed or 0
-    gathered = gather(sources, label=label, site=site, split=split, sites=sites, collection=collection, seed=number)
+    gathered = gather(
+        sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=number
+    )
     given = {"clusters": clusters_of(gathered, clusters), "method": method, "rounds": rounds, "seed": number}
     content |= {name: value for name, value in given.items() if value is not None}
     options = options_of(content, where="foveate federated features")
@@ -340,7 +344,7 @@ def features(
         options,
         target,
         beside=_methods(beside),
-        at_least=min_sites,
+        at_least=min_clients,
         device=str(choose_device(device or "cpu")),
         command=["foveate", *sys.argv[1:]],
     )
@@ -356,7 +360,7 @@ def features(
 
 
 def _features_lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{len(result['sites'])} sites, {result['points']:,} points, {result['split']}"]
+    lines = [f"{len(result['clients'])} clients, {result['points']:,} points, {result['split']}"]
     for one in result["methods"]:
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in one["quality"].items())
         sent = (

@@ -1,4 +1,4 @@
-"""`foveate index`: embeds the pictures and regions of a collection, so that they can be searched."""
+"""`foveate index`: embeds the images and regions of a collection, so that they can be searched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foveate.cli.options import common, finish, region_source_option, workers_op
     "--regions",
     default=None,
     metavar="RULE",
-    help="auto (own boxes; a grid where a picture has none), boxes, grid, both or none; auto by default.",
+    help="auto (own boxes; a grid where an image has none), boxes, grid, both or none; auto by default.",
 )
 @region_source_option
 @click.option("--precision", default=None, metavar="NAME", help="float32 (default), or float16 at half the size.")
@@ -38,13 +38,13 @@ def command(
     as_json: bool,
     device: str | None,
 ) -> None:
-    """Embeds the pictures and regions of COLLECTION with MODEL into an index folder for `foveate search`.
+    """Embeds the images and regions of COLLECTION with MODEL into an index folder for `foveate search`.
 
-    Stopped and repeated, it goes on. Repeated later, it adds pictures that are new and drops those that were removed.
+    Stopped and repeated, it goes on. Repeated later, it adds images that are new and drops those that were removed.
 
     \b
     Example:
-      foveate index runs/tour/cloc-seed0/model my-pictures --out my-index
+      foveate index runs/tour/cloc-seed0/model my-images --out my-index
     """
     from foveate.pretrain.searching.index import build_index
 
@@ -77,9 +77,9 @@ def command(
         finish(result, [plan.line(), "dry run: nothing was written"], {}, as_json=as_json)
         return
     counts = made.counts
-    lines = [f"{counts['pictures']:,} pictures and {counts['regions']:,} regions can be searched"]
+    lines = [f"{counts['images']:,} images and {counts['regions']:,} regions can be searched"]
     paths = {"index": out}
     if counts["unreadable"]:
-        lines.append(f"{counts['unreadable']:,} pictures could not be embedded: see quarantine")
+        lines.append(f"{counts['unreadable']:,} images could not be embedded: see quarantine")
         paths["quarantine"] = out / "quarantine.parquet"
     finish(result, lines, paths, as_json=as_json)

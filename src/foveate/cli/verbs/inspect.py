@@ -14,7 +14,7 @@ from foveate.cli.options import common, finish
 @click.argument("collection", type=click.Path(path_type=Path))
 @click.option("--split", default=None, help="Only this split.")
 @click.option("--recipe", default="tour", show_default=True, help="Recipe whose preprocessing the gallery shows.")
-@click.option("--samples", type=click.IntRange(0, 500), default=24, show_default=True, help="Pictures in the gallery.")
+@click.option("--samples", type=click.IntRange(0, 500), default=24, show_default=True, help="Images in the gallery.")
 @click.option("--run", "run", type=click.Path(path_type=Path), help="Folder for the page; runs/inspect by default.")
 @common(device=False)
 def command(
@@ -26,26 +26,26 @@ def command(
     as_json: bool,
     seed: int | None,
 ) -> None:
-    """Counts, sizes, text lengths, region sizes, quarantine, and pictures *after* the recipe's preprocessing.
+    """Counts, sizes, text lengths, region sizes, quarantine, and images *after* the recipe's preprocessing.
 
     \b
     Example:
-      foveate inspect my-pictures
-      foveate inspect my-pictures --split train --samples 48 --recipe my-recipe.yaml
+      foveate inspect my-images
+      foveate inspect my-images --split train --samples 48 --recipe my-recipe.yaml
     """
+    from foveate.core.recipes import load
+    from foveate.core.runs import RunFolder
     from foveate.pretrain.gallery import sample_rows, write_samples
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.records.collection import Collection
     from foveate.records.histograms import histograms, quarantine_examples
-    from foveate.records.inspection import summarise
+    from foveate.records.inspection import summarize
     from foveate.report import render
-    from foveate.settings.recipes import load
-    from foveate.settings.runs import RunFolder
 
     opened = Collection.open(collection)
     resolved = load(PretrainRecipe, recipe)
     folder = RunFolder.create(run or Path("runs/inspect"))
-    summary = summarise(opened, split)
+    summary = summarize(opened, split)
     rows = sample_rows(opened, count=samples, seed=seed or 0, split=split)
     shown, unreadable = write_samples(opened, resolved, folder.path, rows, seed=seed or 0)
     result: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""`foveate locate`: where is this phrase in this picture?"""
+"""`foveate locate`: where is this phrase in this image?"""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from foveate.pretrain.locate import Located
 
 
-@click.command("locate", short_help="Find a phrase in a picture.")
+@click.command("locate", short_help="Find a phrase in an image.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("picture", type=click.Path(path_type=Path))
+@click.argument("image", type=click.Path(path_type=Path))
 @click.argument("phrase")
 @click.option("--rule", type=click.Choice(["head", "candidates"]), default=None, help="The model's better by default.")
 @click.option("--run", "run", type=click.Path(path_type=Path), help="Folder for the page; runs/locate by default.")
 @common()
 def command(
     model: Path,
-    picture: Path,
+    image: Path,
     phrase: str,
     rule: str | None,
     run: Path | None,
@@ -30,31 +30,31 @@ def command(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Prints the box of PHRASE in PICTURE, in pixels and as fractions, by every rule, and writes a page with it.
+    """Prints the box of PHRASE in IMAGE, in pixels and as fractions, by every rule, and writes a page with it.
 
     `head` is the box of the grounding head; `candidates` the best of several hundred boxes that the Prompter embeds
-    after one pass over the picture. A centre box and a random box stand beside them.
+    after one pass over the image. A center box and a random box stand beside them.
 
     \b
     Example:
       foveate locate runs/tour/cloc/model holiday.jpg "a red boat"
     """
+    from foveate.core.runs import RunFolder
     from foveate.pretrain.locate import locate
-    from foveate.pretrain.seeing import read_picture
+    from foveate.pretrain.seeing import read_image
     from foveate.records.thumbnails import save_thumbnail
     from foveate.report import render
-    from foveate.settings.runs import RunFolder
-    from foveate.vision.localiser.folder import load_model
+    from foveate.vision.localizer.folder import load_model
 
-    data = read_picture(picture)
+    data = read_image(image)
     found = locate(load_model(model, device=device), data, phrase, rule=rule, seed=seed or 0)
     folder = RunFolder.create(run or Path("runs/locate"))
-    save_thumbnail(data, folder.path / "pictures" / "picture.webp")
+    save_thumbnail(data, folder.path / "images" / "image.webp")
     result = {
         "kind": "locate",
         "model": str(model),
-        "file": str(picture),
-        "picture": "pictures/picture.webp",
+        "file": str(image),
+        "image": "images/image.webp",
         "phrase": phrase,
         "default": found.rule,
         "boxes": found.boxes,

@@ -18,10 +18,10 @@ from foveate.cli.options import common, finish
 @click.option("--weights", default=None, metavar="FORMAT=W,...", help="Own weights, such as alt=.5,ssc=.5.")
 @click.option(
     "--missing",
-    type=click.Choice(["renormalise", "alt", "skip", "error"]),
-    default="renormalise",
+    type=click.Choice(["renormalize", "alt", "skip", "error"]),
+    default="renormalize",
     show_default=True,
-    help="Where the weight of formats goes that a picture lacks.",
+    help="Where the weight of formats goes that an image lacks.",
 )
 @click.option("--split", default="train", show_default=True, help="Split that is trained on.")
 @click.option("--prefer", multiple=True, metavar="MODEL", help="Caption model to prefer, best first; may be repeated.")
@@ -46,16 +46,16 @@ def command(
     as_json: bool,
     seed: int | None,
 ) -> None:
-    """Shows, for a preset or own weights, how many pictures of COLLECTION have each format and what share of the texts
-    it will get in training; a picture's lacking formats give their weight to the others.
+    """Shows, for a preset or own weights, how many images of COLLECTION have each format and what share of the texts
+    it will get in training; an image's lacking formats give their weight to the others.
 
     The last line is the override for `foveate pretrain`; --recipe NAME --to FILE writes a whole recipe. A run of the
     same seed reports the same numbers after its first epoch.
 
     \b
     Example:
-      foveate mix my-pictures --preset clip
-      foveate mix my-pictures --weights alt=.4,ssc=.4,dsc=.2 --recipe clip-vit-b16 --to my-recipe.yaml
+      foveate mix my-images --preset clip
+      foveate mix my-images --weights alt=.4,ssc=.4,dsc=.2 --recipe clip-vit-b16 --to my-recipe.yaml
     """
     from foveate.caption import shares as mixing
     from foveate.records.collection import Collection
@@ -87,9 +87,9 @@ def _write_recipe(
     seed: int | None,
 ) -> Path:
     from foveate.caption.shares import as_yaml
+    from foveate.core.files import write_text_atomically
+    from foveate.core.recipes import dump, load
     from foveate.pretrain.recipe import PretrainRecipe
-    from foveate.settings.files import write_text_atomically
-    from foveate.settings.recipes import dump, load
 
     changes = [f"data.captions={as_yaml(weights)}", "data.mixture=null", f"data.missing={missing}"]
     changes += [f"data.split={split}", f"data.prefer={list(prefer)!r}"]
@@ -103,19 +103,19 @@ def _write_recipe(
 
 def _lines(result: dict[str, Any], preset: str | None) -> list[str]:
     lines = [
-        f"{result['pictures']} pictures of split {result['split']}, {result['with_text']} with a text to draw",
-        f"{'format':<10} {'weight':>7} {'pictures':>9} {'expected':>9} {'epoch 1':>8} {'CLIP tokens':>12}",
+        f"{result['images']} images of split {result['split']}, {result['with_text']} with a text to draw",
+        f"{'format':<10} {'weight':>7} {'images':>9} {'expected':>9} {'epoch 1':>8} {'CLIP tokens':>12}",
     ]
     for row in result["formats"]:
         tokens = "" if row["clip_tokens"] is None else f"{row['clip_tokens']:.1f}"
         lines.append(
-            f"{row['format']:<10} {row['weight']:>7.3f} {row['pictures']:>9} {row['expected_share']:>9.3f} "
+            f"{row['format']:<10} {row['weight']:>7.3f} {row['images']:>9} {row['expected_share']:>9.3f} "
             f"{row['first_epoch_share']:>8.3f} {tokens:>12}"
         )
     if result["left_out_in_first_epoch"]:
         lines.append(f"{result['left_out_in_first_epoch']} visits of the first epoch draw a format that is not there")
     for row in result["formats"]:
-        if row["weight"] and not row["pictures"]:
-            lines.append(f"no picture has {row['format']}: its weight goes to the others (write it: foveate caption)")
+        if row["weight"] and not row["images"]:
+            lines.append(f"no image has {row['format']}: its weight goes to the others (write it: foveate caption)")
     again = f" (or data.mixture={preset})" if preset else ""
     return [*lines, f"foveate pretrain RECIPE '{result['override']}'{again}"]

@@ -37,7 +37,7 @@ MODEL = "foveate.pretrain.train:build_model"
     metavar="NAME",
     help="Dry run: cpu (default), a100-80gb, h100-80gb, h200, tpu-v5p, or name=TFLOPs,GB.",
 )
-@click.option("--samples", type=float, default=None, help="Dry run: picture visits in all, for example 14.4e9.")
+@click.option("--samples", type=float, default=None, help="Dry run: image visits in all, for example 14.4e9.")
 @click.option("--mfu", type=float, default=None, help="Dry run: share of the peak that is reached; 0.4 by default.")
 @workers_option
 @common()
@@ -67,13 +67,13 @@ def command(
 
     \b
     Example:
-      foveate pretrain tour --collection my-pictures
-      foveate pretrain tour regions.method=roi --collection my-pictures --run runs/roi --steps 300
+      foveate pretrain tour --collection my-images
+      foveate pretrain tour regions.method=roi --collection my-images --run runs/roi --steps 300
       foveate pretrain cloc-vit-l14-336 --dry-run --devices 64 --hardware h100-80gb
     """
+    from foveate.core.recipes import load
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.records.collection import Collection
-    from foveate.settings.recipes import load
 
     given = {"training.seed": seed, "training.precision": precision, "training.steps": steps}
     given["training.workers"] = workers
@@ -115,7 +115,7 @@ def command(
 
 
 def _lines(result: dict) -> list[str]:
-    lines = [f"{result['steps']} steps in {result['seconds']:.0f} s, {result['pictures']} pictures"]
+    lines = [f"{result['steps']} steps in {result['seconds']:.0f} s, {result['images']} images"]
     for row in (result["evaluation"] or {}).get("table", []):
         for column, value in row["values"].items():
             interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from foveate.cli.options import finish, json_option
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_text_atomically
-from foveate.settings.recipes import recipe_names, recipe_path, recipe_text
+from foveate.core.errors import UserError
+from foveate.core.files import write_text_atomically
+from foveate.core.recipes import recipe_names, recipe_path, recipe_text
 
 
 def _about(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`foveate regions`: region labels for every picture, from its captions and a detector (VESL)."""
+"""`foveate regions`: region labels for every image, from its captions and a detector (VESL)."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from foveate.cli.options import common, finish, workers_option
 @click.option("--model", metavar="MODEL", help="The detector's model: a folder, or for owlv2 OWNER/NAME on the hub.")
 @click.option("--set", "options", multiple=True, metavar="NAME=VALUE", help="A further option of the detector.")
 @click.option("--phrases", default="rules", metavar="NAME", help="rules (default), spacy, spacy_tags, nltk or ngrams.")
-@click.option("--recipe", default="clean", metavar="NAME", help="clean (default), or paper with its artefacts.")
+@click.option("--recipe", default="clean", metavar="NAME", help="clean (default), or paper with its artifacts.")
 @click.option("--tagger-data", metavar="FOLDER", help="nltk: folder of averaged_perceptron_tagger_eng.")
 @click.option(
     "--captions",
     default="dsc_plus,dsc,alt",
     metavar="KINDS",
-    help="Kinds of captions, best first: the first that a picture has counts; dsc_plus,dsc,alt by default.",
+    help="Kinds of captions, best first: the first that an image has counts; dsc_plus,dsc,alt by default.",
 )
 @click.option("--prefer", default="", metavar="MODELS", help="Captioners whose captions come first, with commas.")
-@click.option("--shuffle-phrases", is_flag=True, help="Negative control: ask about the phrases of other pictures.")
-@click.option("--split", metavar="NAME", help="Only the pictures of this split.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many pictures.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Pictures of one pass.")
-@click.option("--samples", type=click.IntRange(0, 500), default=24, show_default=True, help="Pictures on the page.")
+@click.option("--shuffle-phrases", is_flag=True, help="Negative control: ask about the phrases of other images.")
+@click.option("--split", metavar="NAME", help="Only the images of this split.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many images.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Images of one pass.")
+@click.option("--samples", type=click.IntRange(0, 500), default=24, show_default=True, help="Images on the page.")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder; runs/regions by default.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be asked; nothing is detected or written.")
 @workers_option
@@ -62,23 +62,23 @@ def command(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Labels regions of the pictures of COLLECTION: noun phrases of their captions, and boxes that a detector finds.
+    """Labels regions of the images of COLLECTION: noun phrases of their captions, and boxes that a detector finds.
 
     Rows are added to the table `regions`, with the source vesl:DETECTOR; nothing is overwritten. Stopped and repeated,
     it goes on; repeated after that, it does nothing.
 
     \b
     Example:
-      foveate regions my-pictures --model runs/tour/cloc-seed0/model
-      foveate regions my-pictures --detector owlv2 --model google/owlv2-large-patch14-ensemble --recipe paper
+      foveate regions my-images --model runs/tour/cloc-seed0/model
+      foveate regions my-images --detector owlv2 --model google/owlv2-large-patch14-ensemble --recipe paper
     """
     from foveate.caption.vesl.detection import find_detector
     from foveate.caption.vesl.gallery import shown
     from foveate.caption.vesl.run import label_regions, plan
     from foveate.caption.vesl.settings import RegionLabelSettings
+    from foveate.core.recipes import options_of, validate
+    from foveate.core.runs import RunFolder
     from foveate.report import render
-    from foveate.settings.recipes import options_of, validate
-    from foveate.settings.runs import RunFolder
 
     said: dict[str, Any] = {
         "phrases": {"tagger": phrases, "recipe": recipe, "tagger_data": tagger_data},
@@ -118,9 +118,9 @@ def command(
 def _plan_lines(planned: dict[str, Any]) -> list[str]:
     oracle = " (an oracle: boxes that are there already)" if planned["oracle"] else ""
     lines = [
-        f"{planned['todo']:,} of {planned['pictures']:,} pictures are to be labelled by {planned['detector']}{oracle}",
+        f"{planned['todo']:,} of {planned['images']:,} images are to be labeled by {planned['detector']}{oracle}",
         f"of the first {planned['looked_at']:,}: {planned['with_phrases']:,} have phrases, "
-        f"{planned['phrases_per_picture']} each; captions: "
+        f"{planned['phrases_per_image']} each; captions: "
         + ", ".join(f"{kind} {count:,}" for kind, count in planned["captions"].items()),
     ]
     lines += [f"{one['text']!r}: {', '.join(one['phrases']) or 'no phrase'}" for one in planned["examples"]]
@@ -133,10 +133,10 @@ def _lines(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{result['regions']:,} regions by {result['detector']}{oracle}, source {result['source']}, "
         f"recipe {result['recipe_hash']}",
-        f"pictures: {counts or 'none'}",
+        f"images: {counts or 'none'}",
     ]
     if result["done_before"]:
-        lines.append(f"{result['done_before']:,} pictures were labelled by this recipe before")
+        lines.append(f"{result['done_before']:,} images were labeled by this recipe before")
     if result["stopped"]:
         lines.append("stopped; the same command goes on")
     return lines

@@ -1,4 +1,4 @@
-"""`foveate search`: pictures and regions of an index, by words, a picture, a box in a picture."""
+"""`foveate search`: images and regions of an index, by words, an image, a box in an image."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from foveate.records.boxes import Box, PixelBox
 
 
-@click.command("search", short_help="Find pictures and regions in an index.")
+@click.command("search", short_help="Find images and regions in an index.")
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("words", required=False)
-@click.option("--picture", type=click.Path(path_type=Path), help="Search with this picture.")
-@click.option("--box", metavar="X1,Y1,X2,Y2", help="Search with a box of --picture: corners in [0, 1].")
+@click.option("--image", type=click.Path(path_type=Path), help="Search with this image.")
+@click.option("--box", metavar="X1,Y1,X2,Y2", help="Search with a box of --image: corners in [0, 1].")
 @click.option("--pixels", is_flag=True, help="The corners of --box are pixels.")
 @click.option("--minus", metavar="WORDS", help="Words that the answers should be unlike.")
 @click.option(
@@ -27,19 +27,17 @@ if TYPE_CHECKING:
     "weights",
     multiple=True,
     metavar="PART=NUMBER",
-    help="Weight of words, picture, box or minus in the sum; 1 by default; may be repeated.",
+    help="Weight of words, image, box or minus in the sum; 1 by default; may be repeated.",
 )
 @click.option("--count", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many answers.")
 @click.option(
     "--kind",
-    type=click.Choice(["pictures", "regions", "both"]),
+    type=click.Choice(["images", "regions", "both"]),
     default="both",
     show_default=True,
     help="What the answers may be.",
 )
-@click.option(
-    "--per-picture", type=click.IntRange(1), default=1, show_default=True, help="Most answers from one picture."
-)
+@click.option("--per-image", type=click.IntRange(1), default=1, show_default=True, help="Most answers from one image.")
 @click.option(
     "--backend",
     type=click.Choice(["exact", "faiss"]),
@@ -54,14 +52,14 @@ if TYPE_CHECKING:
 def command(
     index: Path,
     words: str | None,
-    picture: Path | None,
+    image: Path | None,
     box: str | None,
     pixels: bool,
     minus: str | None,
     weights: tuple[str, ...],
     count: int,
     kind: str,
-    per_picture: int,
+    per_image: int,
     backend: str,
     model: Path | None,
     collection: Path | None,
@@ -69,43 +67,43 @@ def command(
     as_json: bool,
     device: str | None,
 ) -> None:
-    """Finds what in INDEX is nearest to WORDS, a picture, a box in a picture, or their sum; prints and shows it.
+    """Finds what in INDEX is nearest to WORDS, an image, a box in an image, or their sum; prints and shows it.
 
     \b
     Example:
       foveate search my-index "a red boat"
-      foveate search my-index --picture holiday.jpg --box 0.1,0.2,0.5,0.6 --minus "a person"
+      foveate search my-index --image holiday.jpg --box 0.1,0.2,0.5,0.6 --minus "a person"
     """
+    from foveate.core.errors import UserError
+    from foveate.core.runs import RunFolder
     from foveate.pretrain.searching.query import Query
     from foveate.pretrain.searching.search import Index, search
     from foveate.pretrain.searching.search_result import write_search
-    from foveate.pretrain.seeing import read_picture
+    from foveate.pretrain.seeing import read_image
     from foveate.report import render
-    from foveate.settings.errors import UserError
-    from foveate.settings.runs import RunFolder
 
     if pixels and box is None:
         raise UserError("--pixels says what the corners of --box are: give --box too")
     query = Query(
         words=words,
-        picture=None if picture is None else read_picture(picture),
+        image=None if image is None else read_image(image),
         box=None if box is None else _box(box, pixels=pixels),
         minus=minus,
         weights=dict(_weight(one) for one in weights),
     )
     opened = Index.open(index, collection=collection)
     encoder = opened.open_model(model, device=device)
-    hits, shown = search(opened, query, encoder, count=count, kind=kind, per_picture=per_picture, backend=backend)
+    hits, shown = search(opened, query, encoder, count=count, kind=kind, per_image=per_image, backend=backend)
     folder = RunFolder.create(run or Path("runs/search"), command=["foveate", *sys.argv[1:]])
-    result = write_search(folder, opened, query, hits, box=shown, asked_with=picture, backend=backend)
+    result = write_search(folder, opened, query, hits, box=shown, asked_with=image, backend=backend)
     lines = [_line(place, hit) for place, hit in enumerate(hits, start=1)]
     finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
 
 
 def _box(text: str, *, pixels: bool) -> Box | PixelBox:
     """Corners written as four numbers with commas."""
+    from foveate.core.errors import UserError
     from foveate.records.boxes import Box, PixelBox
-    from foveate.settings.errors import UserError
 
     try:
         x1, y1, x2, y2 = (float(part) for part in text.split(","))
@@ -114,12 +112,12 @@ def _box(text: str, *, pixels: bool) -> Box | PixelBox:
     if pixels:
         return PixelBox(x1, y1, x2, y2)
     if max(x1, y1, x2, y2) > 1:
-        raise UserError(f"--box {text}: corners must lie in [0, 1] of the picture; give --pixels where they are pixels")
+        raise UserError(f"--box {text}: corners must lie in [0, 1] of the image; give --pixels where they are pixels")
     return Box(x1, y1, x2, y2)
 
 
 def _weight(text: str) -> tuple[str, float]:
-    from foveate.settings.errors import UserError
+    from foveate.core.errors import UserError
 
     name, _, value = text.partition("=")
     try:

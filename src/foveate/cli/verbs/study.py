@@ -1,4 +1,4 @@
-"""`foveate study`: an experiment of a paper on built-in pictures, over several seeds, with its claims judged."""
+"""`foveate study`: an experiment of a paper on built-in images, over several seeds, with its claims judged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foveate.cli.options import common, finish
 @click.command("study", short_help="What a paper claims, run as an experiment.")
 @click.argument("name")
 @click.option("--run", "run", type=click.Path(path_type=Path), default=None, help="runs/study-NAME by default.")
-@click.option("--quick", is_flag=True, help="Small: two seeds, fewer pictures and steps.")
+@click.option("--quick", is_flag=True, help="Small: two seeds, fewer images and steps.")
 @click.option("--seeds", type=click.IntRange(2, 50), default=None, help="Trainings of each variant; 5, quick 2.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes, a thread each.")
 @click.option(

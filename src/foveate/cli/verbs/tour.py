@@ -1,4 +1,4 @@
-"""`foveate tour`: the main job on built-in pictures, from nothing to a page."""
+"""`foveate tour`: the main job on built-in images, from nothing to a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from foveate.cli.options import common, finish
 
 
-@click.command("tour", short_help="All of it on built-in pictures, in minutes.")
+@click.command("tour", short_help="All of it on built-in images, in minutes.")
 @click.option("--run", "run", type=click.Path(path_type=Path), default=Path("runs/tour"), show_default=True)
 @click.option("--seeds", type=click.IntRange(1, 20), default=1, show_default=True, help="Trainings of each model.")
 @click.option("--scenes", type=click.IntRange(200), default=8000, show_default=True, help="Training scenes.")
@@ -29,7 +29,7 @@ def command(
 ) -> None:
     """Builds a collection of real clip art, emoji and generated scenes, trains CLIP and CLOC on it, and asks both.
 
-    Real pictures and scenes, seen and unseen concepts are reported apart. Ends with the path of one HTML page.
+    Real images and scenes, seen and unseen concepts are reported apart. Ends with the path of one HTML page.
     Nothing is downloaded. Stopped and repeated, it goes on where it was.
 
     \b
@@ -50,7 +50,7 @@ def command(
         steps=steps,
         command=["foveate", *sys.argv[1:]],
     )
-    from foveate.settings.files import read_json
+    from foveate.core.files import read_json
 
     result = read_json(folder / "result.json")
     lines = [

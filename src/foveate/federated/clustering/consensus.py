@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from foveate.core.errors import UserError
 from foveate.federated.clustering.distances import Floats, nearest, sums
 from foveate.federated.clustering.grouping import group
 from foveate.federated.clustering.lloyd import lloyd
 from foveate.federated.clustering.pool import Pool
 from foveate.federated.clustering.radius_search import BEST, search
 from foveate.federated.clustering.starts import plus_plus
-from foveate.settings.errors import UserError
 
 MOST_STEPS = 100
 TIE = 1e-12
@@ -29,22 +29,22 @@ class Merged:
     """What a server made of a pool.
 
     Attributes:
-        centres: [K, D]. report: how it was found, as plain values for result.json.
+        centers: [K, D]. report: how it was found, as plain values for result.json.
 
     Raises:
-        UserError: a centre that is not finite.
+        UserError: a center that is not finite.
     """
 
-    centres: Floats
+    centers: Floats
     report: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.centres).all():
-            raise UserError("the sites' centroids have no finite means: their values are too large to be merged")
+        if not np.isfinite(self.centers).all():
+            raise UserError("the clients' centroids have no finite means: their values are too large to be merged")
 
 
 def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: int) -> Merged:
-    """The K centres of a pool; the order of its rows does not matter.
+    """The K centers of a pool; the order of its rows does not matter.
 
     Args:
         restarts: weighted k-means++ starts, from `rng`; 0 makes the server deterministic.
@@ -59,13 +59,13 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
     for name, part in (("all centroids", pool), ("trusted centroids", pool.take(pool.kept))):
         parts[name] = part
         tried = search(part, clusters) if len(part) else []
-        candidates += [(name, one.radius, one.score, one.centres(part)) for one in tried[:BEST]]
+        candidates += [(name, one.radius, one.score, one.centers(part)) for one in tried[:BEST]]
     if not candidates:
         candidates.append(("coinciding centroids", 0.0, 0.0, _coinciding(pool, clusters)))
     best_start: tuple[float, Floats] | None = None
     for _ in range(restarts):
-        start = plus_plus(pool.centres, clusters, rng, weight_N=pool.counts)
-        run = lloyd(pool.centres, start, weight_N=pool.counts, most_steps=MOST_STEPS)
+        start = plus_plus(pool.centers, clusters, rng, weight_N=pool.counts)
+        run = lloyd(pool.centers, start, weight_N=pool.counts, most_steps=MOST_STEPS)
         if best_start is None or run.inertia < best_start[0]:
             best_start = (run.inertia, start)
     if best_start is not None:
@@ -73,7 +73,7 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
     best, chosen = None, 0
     errors = []
     for number, (_, _, _, start) in enumerate(candidates):
-        run = lloyd(pool.centres, start, weight_N=pool.counts, most_steps=MOST_STEPS)
+        run = lloyd(pool.centers, start, weight_N=pool.counts, most_steps=MOST_STEPS)
         errors.append(run.inertia)
         if best is None or run.inertia < best.inertia * (1 - TIE):
             best, chosen = run, number
@@ -90,7 +90,7 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
         "weighted_sse": best.inertia,
         **_groups(parts.get(source), radius, clusters),
     }
-    return Merged(onto_kept(pool, best.centres), report)
+    return Merged(onto_kept(pool, best.centers), report)
 
 
 def _groups(part: Pool | None, radius: float, clusters: int) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _groups(part: Pool | None, radius: float, clusters: int) -> dict[str, Any]:
     """
     if part is None:
         return {"groups": None, "supports": None, "rejected_supports": None}
-    found = group(part.centres, np.full(len(part), radius), part.counts, seeds="most_mass")
+    found = group(part.centers, np.full(len(part), radius), part.counts, seeds="most_mass")
     supports = found.supports.tolist()
     return {"groups": len(supports), "supports": supports[:clusters], "rejected_supports": supports[clusters:]}
 
@@ -110,19 +110,19 @@ def _plain(value: float) -> float | None:
 
 
 def _coinciding(pool: Pool, clusters: int) -> Floats:
-    """The centres that most points have, where no radius gives as many groups as clusters."""
-    rows, group_Q = np.unique(pool.centres, axis=0, return_inverse=True)
+    """The centers that most points have, where no radius gives as many groups as clusters."""
+    rows, group_Q = np.unique(pool.centers, axis=0, return_inverse=True)
     mass = np.bincount(group_Q.ravel(), weights=pool.counts)
     return rows[np.argsort(-mass, kind="stable")[:clusters]]
 
 
-def onto_kept(pool: Pool, centres_KD: Floats) -> Floats:
-    """One step onto trusted centroids: each centre becomes the weighted mean of those nearest to it; a centre without
+def onto_kept(pool: Pool, centers_KD: Floats) -> Floats:
+    """One step onto trusted centroids: each center becomes the weighted mean of those nearest to it; a center without
     any takes all centroids nearest to it, and stays where it is if there are none either.
     """
-    label_Q, _ = nearest(pool.centres, centres_KD)
-    centres = centres_KD.copy()
+    label_Q, _ = nearest(pool.centers, centers_KD)
+    centers = centers_KD.copy()
     for rows in (np.arange(len(pool)), np.flatnonzero(pool.kept)):  # the second overrides the first
-        total_KD, weight_K = sums(pool.centres[rows], label_Q[rows], len(centres), pool.counts[rows])
-        centres[weight_K > 0] = total_KD[weight_K > 0] / weight_K[weight_K > 0, None]
-    return centres
+        total_KD, weight_K = sums(pool.centers[rows], label_Q[rows], len(centers), pool.counts[rows])
+        centers[weight_K > 0] = total_KD[weight_K > 0] / weight_K[weight_K > 0, None]
+    return centers

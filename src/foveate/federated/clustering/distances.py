@@ -1,7 +1,7 @@
-"""Distances between points and centres, in blocks: no table of all of them is ever held.
+"""Distances between points and centers, in blocks: no table of all of them is ever held.
 
-With few dimensions differences are squared and added. With many, inner products of centred points are used, which is
-many times faster; where that leaves two centres too close to call, the differences decide, so that ties always go to
+With few dimensions differences are squared and added. With many, inner products of centered points are used, which is
+many times faster; where that leaves two centers too close to call, the differences decide, so that ties always go to
 the lower index and large offsets do no harm.
 """
 
@@ -31,26 +31,26 @@ def blocks(rows: int, columns: int, *, cells: int = CELLS) -> Iterator[slice]:
         yield slice(start, min(rows, start + step))
 
 
-def squared(points_BD: Floats, centres_KD: Floats) -> Floats:
+def squared(points_BD: Floats, centers_KD: Floats) -> Floats:
     """Squared distances [K, B], by differences; exact zeros for equal rows."""
     if points_BD.shape[1] > FEW:
-        return np.stack([((points_BD - centre) ** 2).sum(1) for centre in centres_KD])
-    found = np.empty((len(centres_KD), len(points_BD)))
+        return np.stack([((points_BD - center) ** 2).sum(1) for center in centers_KD])
+    found = np.empty((len(centers_KD), len(points_BD)))
     gap = np.empty_like(found)
     for column, points_B in enumerate(np.ascontiguousarray(points_BD.T)):
         into = gap if column else found
-        np.subtract(centres_KD[:, column, None], points_B, out=into)
+        np.subtract(centers_KD[:, column, None], points_B, out=into)
         into *= into
         if column:
             found += gap
     return found
 
 
-def squared_to(points_ND: Floats, centres_KD: Floats, label_N: Labels) -> Floats:
-    """Squared distance [N] of each point to the centre of its number; the numbers that `squared` has there."""
+def squared_to(points_ND: Floats, centers_KD: Floats, label_N: Labels) -> Floats:
+    """Squared distance [N] of each point to the center of its number; the numbers that `squared` has there."""
     found_N = np.empty(len(points_ND))
     for place in blocks(len(points_ND), points_ND.shape[1], cells=FAST_CELLS):
-        gap_BD = centres_KD[label_N[place]] - points_ND[place]
+        gap_BD = centers_KD[label_N[place]] - points_ND[place]
         gap_BD *= gap_BD
         if points_ND.shape[1] > FEW:
             found_N[place] = gap_BD.sum(1)
@@ -75,20 +75,20 @@ def distances(left_AD: Floats, right_BD: Floats) -> Floats:
     return np.sqrt(np.maximum(found, 0.0, out=found), out=found)
 
 
-def nearest(points_ND: Floats, centres_KD: Floats) -> tuple[Labels, Floats]:
-    """The nearest centre of every point, ties to the lower index, and the squared distance to it; each [N]."""
+def nearest(points_ND: Floats, centers_KD: Floats) -> tuple[Labels, Floats]:
+    """The nearest center of every point, ties to the lower index, and the squared distance to it; each [N]."""
     label_N = np.empty(len(points_ND), dtype=np.int64)
     best_N = np.empty(len(points_ND))
-    frame = _Frame(centres_KD)
-    for place in blocks(len(points_ND), max(len(centres_KD), points_ND.shape[1]), cells=FAST_CELLS):
+    frame = _Frame(centers_KD)
+    for place in blocks(len(points_ND), max(len(centers_KD), points_ND.shape[1]), cells=FAST_CELLS):
         label_N[place], best_N[place], _ = frame.two_nearest(points_ND[place])
     if points_ND.shape[1] > FEW:
-        best_N = squared_to(points_ND, centres_KD, label_N)
+        best_N = squared_to(points_ND, centers_KD, label_N)
     return label_N, best_N
 
 
-def margins(points_ND: Floats, centres_KD: Floats, rows_R: Labels | None = None) -> tuple[Labels, Floats]:
-    """The nearest centre as `nearest` has it, and how much farther away every other one is at least; each [R].
+def margins(points_ND: Floats, centers_KD: Floats, rows_R: Labels | None = None) -> tuple[Labels, Floats]:
+    """The nearest center as `nearest` has it, and how much farther away every other one is at least; each [R].
 
     Args:
         rows_R: of these points only; None = of all.
@@ -96,8 +96,8 @@ def margins(points_ND: Floats, centres_KD: Floats, rows_R: Labels | None = None)
     rows = len(points_ND) if rows_R is None else len(rows_R)
     label_R = np.empty(rows, dtype=np.int64)
     margin_R = np.empty(rows)
-    frame = _Frame(centres_KD)
-    for place in blocks(rows, max(len(centres_KD), points_ND.shape[1]), cells=FAST_CELLS):
+    frame = _Frame(centers_KD)
+    for place in blocks(rows, max(len(centers_KD), points_ND.shape[1]), cells=FAST_CELLS):
         part_BD = points_ND[place if rows_R is None else rows_R[place]]
         label_R[place], best_B, second_B = frame.two_nearest(part_BD)
         margin_R[place] = np.sqrt(second_B) * (1 - ROUNDING) - np.sqrt(best_B) * (1 + ROUNDING)
@@ -105,28 +105,28 @@ def margins(points_ND: Floats, centres_KD: Floats, rows_R: Labels | None = None)
 
 
 class _Frame:
-    """Centres, and what of them is needed again for every block of points."""
+    """Centers, and what of them is needed again for every block of points."""
 
-    def __init__(self, centres_KD: Floats) -> None:
-        self.centres_KD = centres_KD
-        self.offset_D = centres_KD.mean(0)
-        self.moved_KD = centres_KD - self.offset_D
+    def __init__(self, centers_KD: Floats) -> None:
+        self.centers_KD = centers_KD
+        self.offset_D = centers_KD.mean(0)
+        self.moved_KD = centers_KD - self.offset_D
         self.half_K = (self.moved_KD**2).sum(1) / 2
 
     def two_nearest(self, points_BD: Floats) -> tuple[Labels, Floats, Floats]:
-        """The nearest centre of each point, ties to the lower index; its squared distance and that of the second.
+        """The nearest center of each point, ties to the lower index; its squared distance and that of the second.
 
         With many dimensions the first distance is rounded up and the second down, by more than they may be wrong.
         """
         if points_BD.shape[1] <= FEW:
-            return _two_smallest(squared(points_BD, self.centres_KD))
+            return _two_smallest(squared(points_BD, self.centers_KD))
         shifted_BD = points_BD - self.offset_D
         label_B, score_B, second_B = _two_smallest(self.half_K[:, None] - self.moved_KD @ shifted_BD.T)
         length_B = np.einsum("bd,bd->b", shifted_BD, shifted_BD)
         scale_B = length_B + 2 * self.half_K.max()
         close = np.flatnonzero(~(second_B - score_B > _TOO_CLOSE * scale_B))
         if len(close):
-            label_B[close] = _two_smallest(squared(points_BD[close], self.centres_KD))[0]
+            label_B[close] = _two_smallest(squared(points_BD[close], self.centers_KD))[0]
         rounding_B = ROUNDING * scale_B
         best_B = np.maximum(length_B + 2 * score_B, 0.0) + rounding_B
         return label_B, best_B, np.maximum(length_B + 2 * second_B - rounding_B, 0.0)
@@ -170,9 +170,9 @@ def sums(
     return np.asarray(pick.T @ points_ND), np.bincount(label_N, weights=weight_N, minlength=groups).astype(np.float64)
 
 
-def closest_pair(centres_KD: Floats) -> tuple[int, int, float]:
-    """The two centres nearest to each other (the lower pair of equally near ones) and their distance; at least two."""
-    distance_KK = np.sqrt(squared(centres_KD, centres_KD))
-    rows, columns = np.triu_indices(len(centres_KD), k=1)
+def closest_pair(centers_KD: Floats) -> tuple[int, int, float]:
+    """The two centers nearest to each other (the lower pair of equally near ones) and their distance; at least two."""
+    distance_KK = np.sqrt(squared(centers_KD, centers_KD))
+    rows, columns = np.triu_indices(len(centers_KD), k=1)
     at = int(distance_KK[rows, columns].argmin())
     return int(rows[at]), int(columns[at]), float(distance_KK[rows[at], columns[at]])

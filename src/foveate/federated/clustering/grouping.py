@@ -12,7 +12,7 @@ import numpy as np
 from foveate.federated.clustering.distances import Floats, Labels, blocks, distances
 from foveate.federated.clustering.pool import Pool, TooFewGroupsError, lexicographic
 
-SEED_RULES = ("largest_radius", "most_neighbours", "most_mass")
+SEED_RULES = ("largest_radius", "most_neighbors", "most_mass")
 RADIUS_RULES = ("half_min_distance", "max_over_clients", "quantile", "fused", "k_aware")
 QUANTILE = 0.75
 
@@ -29,21 +29,21 @@ class Groups:
     supports: Floats
 
 
-def group(centres_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str) -> Groups:
+def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str) -> Groups:
     """All groups of a pool.
 
     Args:
-        radius_Q: of each centroid; a neighbour is at most that far from the seed, and the seed always belongs.
-        seeds: "largest_radius" (ties: more remaining neighbours), "most_neighbours" or "most_mass" (sum of counts);
+        radius_Q: of each centroid; a neighbor is at most that far from the seed, and the seed always belongs.
+        seeds: "largest_radius" (ties: more remaining neighbors), "most_neighbors" or "most_mass" (sum of counts);
             the rest of ties goes to the smallest coordinates.
     """
-    order = lexicographic(centres_QD)
-    centres, radius = centres_QD[order], radius_Q[order]
+    order = lexicographic(centers_QD)
+    centers, radius = centers_QD[order], radius_Q[order]
     weight = counts_Q[order] if seeds == "most_mass" else np.ones(len(order))
     alive = np.ones(len(order), dtype=bool)
     mass = np.empty(len(order))
     for place in blocks(len(order), len(order)):
-        mass[place] = _within(centres, radius, place) @ weight
+        mass[place] = _within(centers, radius, place) @ weight
     found: list[Labels] = []
     supports: list[float] = []
     while alive.any():
@@ -51,7 +51,7 @@ def group(centres_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
         if seeds == "largest_radius":
             score = np.where(radius == radius[alive].max(), mass, -np.inf)
         seed = int(np.where(alive, score, -np.inf).argmax())
-        inside = alive & (distances(centres[seed : seed + 1], centres)[0] <= radius[seed])
+        inside = alive & (distances(centers[seed : seed + 1], centers)[0] <= radius[seed])
         inside[seed] = True
         members = np.flatnonzero(inside)
         found.append(np.sort(order[members]))
@@ -60,23 +60,23 @@ def group(centres_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
         left = np.flatnonzero(alive)
         for place in blocks(len(left), len(members)):
             rows = left[place]
-            near = distances(centres[rows], centres[members]) <= radius[rows, None]
+            near = distances(centers[rows], centers[members]) <= radius[rows, None]
             mass[rows] -= near @ weight[members]
     by_support = np.argsort(-np.array(supports), kind="stable")
     return Groups([found[number] for number in by_support], np.array(supports)[by_support])
 
 
-def _within(centres: Floats, radius: Floats, place: slice) -> np.ndarray:
-    near = distances(centres[place], centres) <= radius[place, None]
+def _within(centers: Floats, radius: Floats, place: slice) -> np.ndarray:
+    near = distances(centers[place], centers) <= radius[place, None]
     near[np.arange(near.shape[0]), np.arange(place.start, place.stop)] = True
     return near
 
 
-def group_means(centres_QD: Floats, counts_Q: Floats, groups: Groups, clusters: int, *, weighted: bool) -> Floats:
+def group_means(centers_QD: Floats, counts_Q: Floats, groups: Groups, clusters: int, *, weighted: bool) -> Floats:
     """Means of the first groups, [clusters, D]."""
     weights = counts_Q if weighted else np.ones(len(counts_Q))
     chosen = groups.members[:clusters]
-    return np.array([weights[rows] @ centres_QD[rows] / weights[rows].sum() for rows in chosen])
+    return np.array([weights[rows] @ centers_QD[rows] / weights[rows].sum() for rows in chosen])
 
 
 def need_groups(groups: Groups, clusters: int, radius: str) -> None:
@@ -96,7 +96,7 @@ def need_groups(groups: Groups, clusters: int, radius: str) -> None:
 def radius_of_centroids(pool: Pool, radius_of_client: dict[int, float], rule: str, *, quantile: float) -> Floats:
     """The radius of each centroid from those of the clients, [Q].
 
-    A client whose radius is undefined (NaN: fewer than two working centres) gets the median of the defined ones, or 0
+    A client whose radius is undefined (NaN: fewer than two working centers) gets the median of the defined ones, or 0
     where there is none.
     """
     given = np.array(list(radius_of_client.values()))

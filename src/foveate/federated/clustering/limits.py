@@ -1,4 +1,4 @@
-"""What a site refuses to say, whatever the server asks: its own least points of a cluster, its own most clusters.
+"""What a client refuses to say, whatever the server asks: its own least points of a cluster, its own most clusters.
 
 A server that asks for as many clusters as there are points, with min_count 1, gets every row. Over a network these
 limits stand in the node's own configuration, which no server sees or sets.
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from foveate.core.errors import UserError, choose
 from foveate.federated.messages import Message, MessageError
-from foveate.settings.errors import UserError, choose
 
 NODE_FIELDS = ("partition-id", "num-partitions", "data", "name", "min-count", "most-clusters")
 """All that a node's configuration may hold."""
@@ -19,7 +19,7 @@ NODE_FIELDS = ("partition-id", "num-partitions", "data", "name", "min-count", "m
 
 @dataclass(frozen=True)
 class Limits:
-    """A site's own limits.
+    """A client's own limits.
 
     Attributes:
         min_count: nothing is said of fewer points. most_clusters: the largest K that is answered; None = any.
@@ -45,10 +45,10 @@ class Limits:
         """Returns where the question may be answered.
 
         Raises:
-            MessageError: it asks of fewer points, or for more clusters, than this site allows.
+            MessageError: it asks of fewer points, or for more clusters, than this client allows.
         """
-        centres = request.arrays.get("centres")
-        clusters = int(request.number("clusters")) if centres is None else len(centres)
+        centers = request.arrays.get("centers")
+        clusters = int(request.number("clusters")) if centers is None else len(centers)
         self.allow(int(request.number("min_count")), clusters)
 
     def allow(self, asked: int, clusters: int) -> None:
@@ -58,9 +58,9 @@ class Limits:
             MessageError: as `check`.
         """
         if asked < self.min_count:
-            raise MessageError(f"asks with min_count {asked}; this site's own min-count is {self.min_count}")
+            raise MessageError(f"asks with min_count {asked}; this client's own min-count is {self.min_count}")
         if self.most_clusters is not None and clusters > self.most_clusters:
-            raise MessageError(f"asks for {clusters} clusters; this site's own most-clusters is {self.most_clusters}")
+            raise MessageError(f"asks for {clusters} clusters; this client's own most-clusters is {self.most_clusters}")
 
 
 def _whole(config: Mapping[str, Any], name: str) -> int:

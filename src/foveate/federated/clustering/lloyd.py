@@ -19,12 +19,12 @@ class Clustering:
     """Where Lloyd's steps ended.
 
     Attributes:
-        centres: [K, D]; a cluster that became empty has the centre it had before. labels: [N], the nearest centre.
+        centers: [K, D]; a cluster that became empty has the center it had before. labels: [N], the nearest center.
         weights: [K], points (or their weight) of each. inertia: weighted sum of squared distances.
-        steps: updates of the centres. converged: labels no longer changed.
+        steps: updates of the centers. converged: labels no longer changed.
     """
 
-    centres: Floats
+    centers: Floats
     labels: Labels
     weights: Floats
     inertia: float
@@ -39,62 +39,62 @@ def unit(points_ND: Floats) -> Floats:
 
 def lloyd(
     points_ND: Floats,
-    centres_KD: Floats,
+    centers_KD: Floats,
     *,
     weight_N: Floats | None = None,
     most_steps: int = MOST_STEPS,
     spherical: bool = False,
 ) -> Clustering:
-    """Lloyd's algorithm from given centres until no label changes.
+    """Lloyd's algorithm from given centers until no label changes.
 
-    Ties go to the lower index; an empty cluster keeps its centre. `spherical`: points and centres have length 1, so
-    that the nearest centre is that of the largest cosine; centres are scaled to length 1 after each step.
+    Ties go to the lower index; an empty cluster keeps its center. `spherical`: points and centers have length 1, so
+    that the nearest center is that of the largest cosine; centers are scaled to length 1 after each step.
     """
-    centres = unit(centres_KD) if spherical else centres_KD.astype(np.float64)
-    found = _Nearest(points_ND, centres)
+    centers = unit(centers_KD) if spherical else centers_KD.astype(np.float64)
+    found = _Nearest(points_ND, centers)
     steps, converged = 0, False
-    total_KD, changed_K = np.zeros_like(centres), np.ones(len(centres), dtype=bool)
+    total_KD, changed_K = np.zeros_like(centers), np.ones(len(centers), dtype=bool)
     while steps < most_steps and not converged:
-        anew_KD, weight_K = sums(points_ND, found.label_N, len(centres), weight_N, only_K=changed_K)
+        anew_KD, weight_K = sums(points_ND, found.label_N, len(centers), weight_N, only_K=changed_K)
         total_KD[changed_K] = anew_KD[changed_K]
         filled = weight_K > 0
-        before, centres = centres, centres.copy()
-        centres[filled] = total_KD[filled] / weight_K[filled, None]
+        before, centers = centers, centers.copy()
+        centers[filled] = total_KD[filled] / weight_K[filled, None]
         if spherical:
-            centres[filled] = unit(centres[filled])
+            centers[filled] = unit(centers[filled])
         steps += 1
-        changed_K = found.follow(before, centres)
+        changed_K = found.follow(before, centers)
         converged = not changed_K.any()
-    weight_K = np.bincount(found.label_N, weights=weight_N, minlength=len(centres)).astype(np.float64)
-    best_N = squared_to(points_ND, centres, found.label_N)
+    weight_K = np.bincount(found.label_N, weights=weight_N, minlength=len(centers)).astype(np.float64)
+    best_N = squared_to(points_ND, centers, found.label_N)
     inertia = float(best_N.sum() if weight_N is None else weight_N @ best_N)
-    return Clustering(centres, found.label_N, weight_K, inertia, steps, converged)
+    return Clustering(centers, found.label_N, weight_K, inertia, steps, converged)
 
 
 class _Nearest:
-    """The nearest centre of every point while centres move; only points that may have another one are looked at.
+    """The nearest center of every point while centers move; only points that may have another one are looked at.
 
-    A point keeps its centre until this one and the fastest other one together have moved as far as the second nearest
+    A point keeps its center until this one and the fastest other one together have moved as far as the second nearest
     was farther away (Hamerly, "Making k-means even faster", 2010). What they moved is added up for each cluster, so
     that a step costs one comparison a point. Labels are those of `nearest`, ties included.
 
     Attributes:
-        label_N: [N], the nearest centre.
+        label_N: [N], the nearest center.
     """
 
-    def __init__(self, points_ND: Floats, centres_KD: Floats) -> None:
+    def __init__(self, points_ND: Floats, centers_KD: Floats) -> None:
         self._points_ND = points_ND
-        self._moved_K = np.zeros(len(centres_KD))
-        self.label_N, self._until_N = margins(points_ND, centres_KD)
+        self._moved_K = np.zeros(len(centers_KD))
+        self.label_N, self._until_N = margins(points_ND, centers_KD)
 
-    def follow(self, before_KD: Floats, centres_KD: Floats) -> NDArray[np.bool_]:
-        """Labels for the new centres; returns which clusters lost or won points, [K]."""
-        moved_K = np.sqrt(((centres_KD - before_KD) ** 2).sum(1))
+    def follow(self, before_KD: Floats, centers_KD: Floats) -> NDArray[np.bool_]:
+        """Labels for the new centers; returns which clusters lost or won points, [K]."""
+        moved_K = np.sqrt(((centers_KD - before_KD) ** 2).sum(1))
         self._moved_K += moved_K + _largest_other(moved_K)
         reached_K = self._moved_K * (1 + _ADDING)
         rows_R = np.flatnonzero(~(self._until_N > reached_K[self.label_N]))
         everywhere = 2 * len(rows_R) > len(self.label_N)
-        label_R, margin_R = margins(self._points_ND, centres_KD, None if everywhere else rows_R)
+        label_R, margin_R = margins(self._points_ND, centers_KD, None if everywhere else rows_R)
         rows = slice(None) if everywhere else rows_R
         before_R = self.label_N[rows]
         other_R = before_R != label_R

@@ -1,4 +1,4 @@
-"""What a client computes before anything leaves it: k-means, which centres to doubt, a radius. Pure functions.
+"""What a client computes before anything leaves it: k-means, which centers to doubt, a radius. Pure functions.
 
 Source: FeCA (arXiv 2407.12764), whose body was not available: `eliminate` and `radius` are a reconstruction, see
 docs/methods/feca.md.
@@ -23,11 +23,11 @@ class Local:
     """A client's clusters, none empty.
 
     Attributes:
-        centres: [k, D]. counts: [k], points. squares: [k], sums of squared distances to the centre (G).
+        centers: [k, D]. counts: [k], points. squares: [k], sums of squared distances to the center (G).
         labels: [N], 0 to k - 1. inertia: sum of all squares.
     """
 
-    centres: Floats
+    centers: Floats
     counts: Floats
     squares: Floats
     labels: Labels
@@ -37,16 +37,16 @@ class Local:
         return float(self.squares.sum())
 
     @classmethod
-    def of(cls, points_ND: Floats, centres_KD: Floats, labels_N: Labels) -> Local:
-        """Clusters by given labels and centres; empty ones are dropped, the others keep their order."""
-        counts_K = np.bincount(labels_N, minlength=len(centres_KD))
+    def of(cls, points_ND: Floats, centers_KD: Floats, labels_N: Labels) -> Local:
+        """Clusters by given labels and centers; empty ones are dropped, the others keep their order."""
+        counts_K = np.bincount(labels_N, minlength=len(centers_KD))
         used = np.flatnonzero(counts_K)
         label_N = (np.cumsum(counts_K > 0) - 1)[labels_N]
         distance_N = np.empty(len(points_ND))
         for place in blocks(len(points_ND), points_ND.shape[1], cells=FAST_CELLS):
-            distance_N[place] = ((points_ND[place] - centres_KD[labels_N[place]]) ** 2).sum(1)
+            distance_N[place] = ((points_ND[place] - centers_KD[labels_N[place]]) ** 2).sum(1)
         squares = np.bincount(label_N, weights=distance_N, minlength=len(used)).astype(np.float64)
-        return cls(centres_KD[used], counts_K[used].astype(np.float64), squares, label_N)
+        return cls(centers_KD[used], counts_K[used].astype(np.float64), squares, label_N)
 
 
 def local_kmeans(
@@ -65,45 +65,45 @@ def local_kmeans(
     Args:
         start: "kmeans++", "random" (distinct rows) or "awasthi_sheffet" (k-FED's).
         tries: runs; the smallest inertia wins, of equal ones the first.
-        starts_KD: given centres, one run; for tests.
+        starts_KD: given centers, one run; for tests.
 
     Returns fewer clusters than asked where the client has fewer distinct rows, or where clusters became empty.
     """
     best: Clustering | None = None
     for _ in range(1 if starts_KD is not None else tries):
         if starts_KD is not None:
-            centres = starts_KD
+            centers = starts_KD
         elif start == "awasthi_sheffet":
-            centres = awasthi_sheffet(points_ND, clusters, rng)
+            centers = awasthi_sheffet(points_ND, clusters, rng)
         else:
-            centres = (random_rows if start == "random" else plus_plus)(points_ND, clusters, rng)
-        run = lloyd(points_ND, centres, most_steps=most_steps, spherical=spherical)
+            centers = (random_rows if start == "random" else plus_plus)(points_ND, clusters, rng)
+        run = lloyd(points_ND, centers, most_steps=most_steps, spherical=spherical)
         if best is None or run.inertia < best.inertia:
             best = run
     assert best is not None
-    return Local.of(points_ND, best.centres, best.labels)
+    return Local.of(points_ND, best.centers, best.labels)
 
 
 def awasthi_sheffet(points_ND: Floats, clusters: int, rng: np.random.Generator) -> Floats:
-    """k-FED's start: project to the best rank K, k-means++ there, means of the points that lie clearly at one centre.
+    """k-FED's start: project to the best rank K, k-means++ there, means of the points that lie clearly at one center.
 
-    A point counts for a centre if it is at most a third as far from it as from any other. Source: Awasthi and Sheffet,
+    A point counts for a center if it is at most a third as far from it as from any other. Source: Awasthi and Sheffet,
     "Improved spectral-norm bounds for clustering" (2012), as used by Dennis, Li, Smith (k-FED, arXiv 2103.00697).
     """
     _, axes_DD = np.linalg.eigh(points_ND.T @ points_ND)
     axes_DR = axes_DD[:, ::-1][:, :clusters]
     projected_ND = (points_ND @ axes_DR) @ axes_DR.T
     run = lloyd(projected_ND, plus_plus(projected_ND, clusters, rng))
-    if len(run.centres) < 2:
-        return run.centres
+    if len(run.centers) < 2:
+        return run.centers
     clear_N = np.empty(len(points_ND), dtype=bool)
     for place in blocks(len(points_ND), max(clusters, points_ND.shape[1])):
-        two_2B = np.partition(squared(projected_ND[place], run.centres), 1, axis=0)[:2]
+        two_2B = np.partition(squared(projected_ND[place], run.centers), 1, axis=0)[:2]
         clear_N[place] = 9 * two_2B[0] <= two_2B[1]
-    total_KD, count_K = sums(points_ND[clear_N], run.labels[clear_N], len(run.centres))
-    centres = run.centres.copy()
-    centres[count_K > 0] = total_KD[count_K > 0] / count_K[count_K > 0, None]
-    return centres
+    total_KD, count_K = sums(points_ND[clear_N], run.labels[clear_N], len(run.centers))
+    centers = run.centers.copy()
+    centers[count_K > 0] = total_KD[count_K > 0] / count_K[count_K > 0, None]
+    return centers
 
 
 def merge_small(points_ND: Floats, local: Local, least: int) -> Local:
@@ -111,26 +111,26 @@ def merge_small(points_ND: Floats, local: Local, least: int) -> Local:
 
     Nobody can then ask for the mean of a few people. With fewer points than that at all, one cluster is left.
     """
-    centres, counts = list(local.centres), list(local.counts)
-    members = [[number] for number in range(len(centres))]
-    while len(centres) > 1 and min(counts) < least:
+    centers, counts = list(local.centers), list(local.counts)
+    members = [[number] for number in range(len(centers))]
+    while len(centers) > 1 and min(counts) < least:
         small = int(np.argmin(counts))
-        others = [number for number in range(len(centres)) if number != small]
-        gaps = [float(((centres[number] - centres[small]) ** 2).sum()) for number in others]
+        others = [number for number in range(len(centers)) if number != small]
+        gaps = [float(((centers[number] - centers[small]) ** 2).sum()) for number in others]
         near = others[int(np.argmin(gaps))]
         total = counts[near] + counts[small]
-        centres[near] = (counts[near] * centres[near] + counts[small] * centres[small]) / total
+        centers[near] = (counts[near] * centers[near] + counts[small] * centers[small]) / total
         counts[near] = total
         members[near] += members[small]
-        del centres[small], counts[small], members[small]
-    target = np.empty(len(local.centres), dtype=np.int64)
+        del centers[small], counts[small], members[small]
+    target = np.empty(len(local.centers), dtype=np.int64)
     for number, group in enumerate(members):
         target[group] = number
-    return Local.of(points_ND, np.array(centres), target[local.labels])
+    return Local.of(points_ND, np.array(centers), target[local.labels])
 
 
 def withheld(count_K: Floats, least: int) -> NDArray[np.bool_]:
-    """The cells of a partition that a site says nothing of, [K]: those of fewer than `least` points.
+    """The cells of a partition that a client says nothing of, [K]: those of fewer than `least` points.
 
     A server may know the sum of all points, and then the sum of those that are withheld, too: where these are fewer
     than `least`, the smallest of the other cells are withheld with them.
@@ -143,7 +143,7 @@ def withheld(count_K: Floats, least: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class EliminationStep:
-    """One question of the elimination: is `candidate` one centre for several clusters, and `pair` the reverse?
+    """One question of the elimination: is `candidate` one center for several clusters, and `pair` the reverse?
 
     Indices are those of the client's clusters; of a merged pair the lower one lives on.
     """
@@ -159,11 +159,11 @@ class EliminationStep:
 
 @dataclass(frozen=True)
 class Elimination:
-    """Which centres to trust.
+    """Which centers to trust.
 
     Attributes:
         kept: [k]. order: indices in the order in which they went.
-        working: [w, D], centres after merging pairs. groups: the clusters in each.
+        working: [w, D], centers after merging pairs. groups: the clusters in each.
         steps: the whole protocol.
     """
 
@@ -175,24 +175,24 @@ class Elimination:
 
 
 def eliminate(local: Local) -> Elimination:
-    """Doubts centres that sit between several true clusters, as long as undoing the mistake pays.
+    """Doubts centers that sit between several true clusters, as long as undoing the mistake pays.
 
     While more than two working clusters are left: i has the largest root-mean-square radius; p and q are the closest
     pair of the others. If G_i >= G_p + G_q + n_p n_q / (n_p + n_q) |c_p - c_q|^2, then splitting i and merging p and q
     gains: i goes, p and q are merged in the working copy (both still count as kept); otherwise stop. Reconstruction.
     """
-    centres = {number: centre for number, centre in enumerate(local.centres)}
+    centers = {number: center for number, center in enumerate(local.centers)}
     counts = dict(enumerate(local.counts))
     squares = dict(enumerate(local.squares))
-    groups = {number: [number] for number in centres}
+    groups = {number: [number] for number in centers}
     order: list[int] = []
     steps: list[EliminationStep] = []
-    while len(centres) > 2:
-        active = list(centres)
+    while len(centers) > 2:
+        active = list(centers)
         spread = np.sqrt([squares[number] / counts[number] for number in active])
         candidate = active[int(spread.argmax())]
         others = [number for number in active if number != candidate]
-        first, second, gap = closest_pair(np.array([centres[number] for number in others]))
+        first, second, gap = closest_pair(np.array([centers[number] for number in others]))
         p, q = others[first], others[second]
         total = counts[p] + counts[q]
         merged = squares[p] + squares[q] + counts[p] * counts[q] / total * gap**2
@@ -201,36 +201,36 @@ def eliminate(local: Local) -> Elimination:
         if not goes:
             break
         order += groups.pop(candidate)
-        del centres[candidate], counts[candidate], squares[candidate]
-        centres[p] = (counts[p] * centres[p] + counts[q] * centres[q]) / total
+        del centers[candidate], counts[candidate], squares[candidate]
+        centers[p] = (counts[p] * centers[p] + counts[q] * centers[q]) / total
         counts[p], squares[p] = total, merged
         groups[p] += groups.pop(q)
-        del centres[q], counts[q], squares[q]
-    kept = np.ones(len(local.centres), dtype=bool)
+        del centers[q], counts[q], squares[q]
+    kept = np.ones(len(local.centers), dtype=bool)
     kept[order] = False
-    return Elimination(kept, order, np.array(list(centres.values())), [sorted(one) for one in groups.values()], steps)
+    return Elimination(kept, order, np.array(list(centers.values())), [sorted(one) for one in groups.values()], steps)
 
 
 def fuse(points_ND: Floats, local: Local, *, below: float = FUSE_BELOW) -> Local:
     """Merges fragments of one cluster: the closest pair, as long as its distance is at most `below` times the sum of
     both standard deviations along the line that joins them.
     """
-    centres, labels = list(local.centres), local.labels.copy()
-    while len(centres) > 1:
-        p, q, gap = closest_pair(np.array(centres))
+    centers, labels = list(local.centers), local.labels.copy()
+    while len(centers) > 1:
+        p, q, gap = closest_pair(np.array(centers))
         if gap > 0:
-            along = (centres[q] - centres[p]) / gap
+            along = (centers[q] - centers[p]) / gap
             spread = sum(float((points_ND[labels == one] @ along).std()) for one in (p, q))
             if gap > below * spread:
                 break
         both = (labels == p) | (labels == q)
-        centres[p] = points_ND[both].mean(0)
+        centers[p] = points_ND[both].mean(0)
         labels[both] = p
         labels[labels > q] -= 1
-        del centres[q]
-    return Local.of(points_ND, np.array(centres), labels)
+        del centers[q]
+    return Local.of(points_ND, np.array(centers), labels)
 
 
-def half_smallest_distance(centres_KD: Floats) -> float:
-    """Half the distance of the closest pair; NaN with fewer than two centres."""
-    return closest_pair(centres_KD)[2] / 2 if len(centres_KD) > 1 else float("nan")
+def half_smallest_distance(centers_KD: Floats) -> float:
+    """Half the distance of the closest pair; NaN with fewer than two centers."""
+    return closest_pair(centers_KD)[2] / 2 if len(centers_KD) > 1 else float("nan")

@@ -1,12 +1,12 @@
-"""What a clustering asks of sites, what they answer, and what an answer must be.
+"""What a clustering asks of clients, what they answer, and what an answer must be.
 
 | kind | down | up |
 |---|---|---|
-| `query.centroids` | options | `centres`, and where asked `counts`, `kept`, `radius` |
-| `query.lloyd` | `centres` | `sums`, `counts` |
-| `query.assign` | `centres` | two numbers: points and inertia |
+| `query.centroids` | options | `centers`, and where asked `counts`, `kept`, `radius` |
+| `query.lloyd` | `centers` | `sums`, `counts` |
+| `query.assign` | `centers` | two numbers: points and inertia |
 
-A mean or a sum of one point is that point. With `min_count` a site says nothing of fewer points than that: small
+A mean or a sum of one point is that point. With `min_count` a client says nothing of fewer points than that: small
 clusters are merged, small cells of the refinement are withheld. It holds for each message: where two partitions of the
 same points differ in one point, their difference is that point.
 """
@@ -18,6 +18,8 @@ import warnings
 import numpy as np
 from numpy.typing import ArrayLike
 
+from foveate.core.errors import UserError
+from foveate.federated.clients import Handler, stream
 from foveate.federated.clustering.distances import Floats, nearest, sums
 from foveate.federated.clustering.local import (
     Local,
@@ -30,8 +32,6 @@ from foveate.federated.clustering.local import (
 )
 from foveate.federated.clustering.settings import Settings, method
 from foveate.federated.messages import LARGEST_WHOLE, ArrayRule, Message, MessageError, MessageRule
-from foveate.federated.sites import Handler, stream
-from foveate.settings.errors import UserError
 
 CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"
 LARGEST = 1e100
@@ -41,7 +41,7 @@ _ROUNDING = 8 * np.finfo(np.float64).eps
 
 
 def as_points(data: ArrayLike) -> Floats:
-    """A site's data as float64 points [N, D].
+    """A client's data as float64 points [N, D].
 
     Raises:
         UserError: no point, another shape, not numbers, NaN, or numbers too large to square.
@@ -85,10 +85,10 @@ def sends(settings: Settings) -> dict[str, bool]:
     }
 
 
-def centroids_request(settings: Settings, site: int) -> Message:
-    """What a site is asked first."""
+def centroids_request(settings: Settings, client: int) -> Message:
+    """What a client is asked first."""
     values = {
-        "clusters": settings.local(site),
+        "clusters": settings.local(client),
         "client_init": settings.client_init,
         "n_init": settings.n_init,
         "eliminate": settings.eliminate,
@@ -105,7 +105,7 @@ def centroids_rule(settings: Settings) -> MessageRule:
     """What the answer must be."""
     wanted = sends(settings)
     arrays = {
-        "centres": ArrayRule("float64", ("k", None)),
+        "centers": ArrayRule("float64", ("k", None)),
         "counts": ArrayRule("float64", ("k",), low=float(settings.min_count), high=float(LARGEST_WHOLE)),
         "kept": ArrayRule("bool", ("k",)),
         "radius": ArrayRule("float64", (1,), nan=True, low=0.0, high=LARGEST),
@@ -118,34 +118,34 @@ def centroids_rule(settings: Settings) -> MessageRule:
     )
 
 
-def check_centroids(settings: Settings, site: int, answer: Message) -> None:
+def check_centroids(settings: Settings, client: int, answer: Message) -> None:
     """What the rule cannot say.
 
     Raises:
         MessageError: too many centroids or none, huge ones, none trusted, counts that do not add up.
     """
-    centres = answer.array("centres")
-    most = settings.local(site)
-    if not 1 <= len(centres) <= most or centres.shape[1] == 0:
-        raise MessageError(f"array 'centres' has shape {list(centres.shape)}; 1 to {most} centroids are wanted")
-    if np.abs(centres).max() > LARGEST:
-        raise MessageError("array 'centres' has values too large to square")
+    centers = answer.array("centers")
+    most = settings.local(client)
+    if not 1 <= len(centers) <= most or centers.shape[1] == 0:
+        raise MessageError(f"array 'centers' has shape {list(centers.shape)}; 1 to {most} centroids are wanted")
+    if np.abs(centers).max() > LARGEST:
+        raise MessageError("array 'centers' has values too large to square")
     if "counts" in answer.arrays:
         counts = answer.array("counts")
         if not (counts == np.floor(counts)).all() or counts.sum() != answer.number("points"):
-            raise MessageError(f"counts add up to {counts.sum():g} where the site says {answer.number('points'):g}")
+            raise MessageError(f"counts add up to {counts.sum():g} where the client says {answer.number('points'):g}")
     if "kept" in answer.arrays and not answer.array("kept").any():
         raise MessageError("trusts none of its centroids")
 
 
-def answer_centroids(data: ArrayLike, request: Message, site: int) -> Message:
+def answer_centroids(data: ArrayLike, request: Message, client: int) -> Message:
     """A client's first answer: local k-means, small clusters merged, doubted centroids marked or left out."""
     asked = request.values
     points = as_points(data)
     if asked["spherical"]:
         points = unit_rows(points)
     seed, clusters = int(request.number("seed")), int(request.number("clusters"))
-    rng = stream(seed, round=request.round, site=site, purpose="local k-means")
+    rng = stream(seed, round=request.round, client=client, purpose="local k-means")
     local = local_kmeans(
         points,
         clusters,
@@ -154,7 +154,7 @@ def answer_centroids(data: ArrayLike, request: Message, site: int) -> Message:
         tries=int(request.number("n_init")),
         spherical=bool(asked["spherical"]),
     )
-    warn_of_few_points(points, local, clusters, site)
+    warn_of_few_points(points, local, clusters, client)
     return describe(points, local, request)
 
 
@@ -166,11 +166,11 @@ def distinct_points(points_ND: Floats, found: int, clusters: int) -> int | None:
     return distinct if distinct < clusters else None
 
 
-def warn_of_few_points(points_ND: Floats, local: Local, clusters: int, site: int) -> None:
-    """Warns where a site has fewer different points than it was asked for clusters: it sends as many centroids."""
-    if (distinct := distinct_points(points_ND, len(local.centres), clusters)) is not None:
+def warn_of_few_points(points_ND: Floats, local: Local, clusters: int, client: int) -> None:
+    """Warns where a client has fewer different points than it was asked for clusters: it sends as many centroids."""
+    if (distinct := distinct_points(points_ND, len(local.centers), clusters)) is not None:
         warnings.warn(
-            f"site {site} has {distinct} different points for {clusters} clusters: it makes {len(local.centres)}",
+            f"client {client} has {distinct} different points for {clusters} clusters: it makes {len(local.centers)}",
             UserWarning,
             stacklevel=2,
         )
@@ -191,12 +191,12 @@ def describe(points_ND: Floats, local: Local, request: Message) -> Message:
     _enough(points_ND, least)
     if least > 1:
         local = merge_small(points_ND, local, least)
-    kept, working = np.ones(len(local.centres), dtype=bool), local.centres
+    kept, working = np.ones(len(local.centers), dtype=bool), local.centers
     if asked["eliminate"] != "none":
         found = eliminate(local)
         kept, working = found.kept, found.working
     sent = kept if asked["eliminate"] == "drop" else np.ones_like(kept)
-    arrays: dict[str, ArrayLike] = {"centres": local.centres[sent]}
+    arrays: dict[str, ArrayLike] = {"centers": local.centers[sent]}
     values: dict[str, int] = {}
     if asked["send_counts"]:
         arrays["counts"] = local.counts[sent]
@@ -204,36 +204,36 @@ def describe(points_ND: Floats, local: Local, request: Message) -> Message:
     if asked["send_kept"]:
         arrays["kept"] = kept
     if asked["send_radius"]:
-        arrays["radius"] = [half_smallest_distance(fuse(points_ND, local).centres if asked["fused"] else working)]
+        arrays["radius"] = [half_smallest_distance(fuse(points_ND, local).centers if asked["fused"] else working)]
     return request.answer(arrays=arrays, **values)
 
 
-def lloyd_request(centres_KD: Floats, settings: Settings, round: int) -> Message:
-    """The centres, for one step on the sites' own points."""
-    return Message(LLOYD, round, {"centres": centres_KD}, _of_round(settings))
+def lloyd_request(centers_KD: Floats, settings: Settings, round: int) -> Message:
+    """The centers, for one step on the clients' own points."""
+    return Message(LLOYD, round, {"centers": centers_KD}, _of_round(settings))
 
 
 def _of_round(settings: Settings) -> dict[str, bool | int]:
     return {"spherical": settings.spherical, "min_count": settings.min_count}
 
 
-def lloyd_rule(centres_KD: Floats) -> MessageRule:
-    """Sums and counts of each centre."""
-    shape = centres_KD.shape
+def lloyd_rule(centers_KD: Floats) -> MessageRule:
+    """Sums and counts of each center."""
+    shape = centers_KD.shape
     counts = ArrayRule("float64", shape[:1], low=0.0, high=float(LARGEST_WHOLE))
     arrays = {"sums": ArrayRule("float64", shape), "counts": counts}
     return MessageRule(LLOYD, arrays)
 
 
-def check_lloyd(settings: Settings, centres_KD: Floats, points: float | None, answer: Message) -> None:
+def check_lloyd(settings: Settings, centers_KD: Floats, points: float | None, answer: Message) -> None:
     """What the rule cannot say.
 
     Args:
-        points: how many the site has, where it said so before.
+        points: how many the client has, where it said so before.
 
     Raises:
         MessageError: sums where there is no point, huge sums, parts of points, cells of fewer points than `min_count`,
-            more points than before, means that lie in another centre's cell.
+            more points than before, means that lie in another center's cell.
     """
     total, counts = answer.array("sums"), answer.array("counts")
     if not (counts == np.floor(counts)).all():
@@ -244,12 +244,12 @@ def check_lloyd(settings: Settings, centres_KD: Floats, points: float | None, an
     if (np.abs(total) > LARGEST * counts[:, None]).any():
         raise MessageError("array 'sums' does not fit its counts")
     if points is not None and counts.sum() > points:
-        raise MessageError(f"counts add up to {counts.sum():g} where the site said {points:g} before")
-    _check_cells(total, counts, centres_KD, spherical=settings.spherical)
+        raise MessageError(f"counts add up to {counts.sum():g} where the client said {points:g} before")
+    _check_cells(total, counts, centers_KD, spherical=settings.spherical)
 
 
-def _check_cells(total_KD: Floats, count_K: Floats, centres_KD: Floats, *, spherical: bool) -> None:
-    """The mean of points that are nearest to a centre is nearest to it, too: cells are convex. Rounding is allowed for.
+def _check_cells(total_KD: Floats, count_K: Floats, centers_KD: Floats, *, spherical: bool) -> None:
+    """The mean of points that are nearest to a center is nearest to it, too: cells are convex. Rounding is allowed for.
 
     Raises:
         MessageError: a mean in another cell, or with `spherical` outside of the sphere.
@@ -259,29 +259,29 @@ def _check_cells(total_KD: Floats, count_K: Floats, centres_KD: Floats, *, spher
     slack_F = _ROUNDING * (count_K[filled] + 8)
     if spherical and ((mean_FD**2).sum(1) > 1 + slack_F).any():
         raise MessageError("array 'sums' has sums of unit vectors that are longer than their counts")
-    nearest_F, best_F = nearest(mean_FD, centres_KD)
-    own_F = np.sqrt(((mean_FD - centres_KD[filled]) ** 2).sum(1))
-    size_F = np.sqrt((mean_FD**2).sum(1)) + np.sqrt((centres_KD**2).sum(1)).max()
+    nearest_F, best_F = nearest(mean_FD, centers_KD)
+    own_F = np.sqrt(((mean_FD - centers_KD[filled]) ** 2).sum(1))
+    size_F = np.sqrt((mean_FD**2).sum(1)) + np.sqrt((centers_KD**2).sum(1)).max()
     strange = (nearest_F != filled) & (own_F > np.sqrt(best_F) + slack_F * size_F)
     if strange.any():
         first = int(np.flatnonzero(strange)[0])
         raise MessageError(
-            f"array 'sums' has at centre {filled[first]} a mean that is nearer to centre {nearest_F[first]}"
+            f"array 'sums' has at center {filled[first]} a mean that is nearer to center {nearest_F[first]}"
         )
 
 
-def _against_centres(data: ArrayLike, request: Message) -> tuple[Floats, Floats]:
-    points, centres = as_points(data), request.array("centres")
-    if points.shape[1] != centres.shape[1]:
-        raise UserError(f"the data have {points.shape[1]} features; the centres have {centres.shape[1]}")
+def _against_centers(data: ArrayLike, request: Message) -> tuple[Floats, Floats]:
+    points, centers = as_points(data), request.array("centers")
+    if points.shape[1] != centers.shape[1]:
+        raise UserError(f"the data have {points.shape[1]} features; the centers have {centers.shape[1]}")
     _enough(points, int(request.number("min_count")))
-    return (unit_rows(points) if request.values.get("spherical") else points), centres
+    return (unit_rows(points) if request.values.get("spherical") else points), centers
 
 
-def answer_lloyd(data: ArrayLike, request: Message, site: int) -> Message:
-    """Sums and counts of a site's points by their nearest centre; zero where they are withheld (`min_count`)."""
-    points, centres = _against_centres(data, request)
-    total_KD, count_K = sums(points, nearest(points, centres)[0], len(centres))
+def answer_lloyd(data: ArrayLike, request: Message, client: int) -> Message:
+    """Sums and counts of a client's points by their nearest center; zero where they are withheld (`min_count`)."""
+    points, centers = _against_centers(data, request)
+    total_KD, count_K = sums(points, nearest(points, centers)[0], len(centers))
     silent_K = withheld(count_K, int(request.number("min_count")))
     total_KD[silent_K], count_K[silent_K] = 0.0, 0.0
     return request.answer(arrays={"sums": total_KD, "counts": count_K})
@@ -290,15 +290,15 @@ def answer_lloyd(data: ArrayLike, request: Message, site: int) -> Message:
 ASSIGN_RULE = MessageRule(ASSIGN, {}, {"points": int, "inertia": float})
 
 
-def assign_request(centres_KD: Floats, settings: Settings, round: int) -> Message:
-    """The centres, to learn how well they fit."""
-    return Message(ASSIGN, round, {"centres": centres_KD}, _of_round(settings))
+def assign_request(centers_KD: Floats, settings: Settings, round: int) -> Message:
+    """The centers, to learn how well they fit."""
+    return Message(ASSIGN, round, {"centers": centers_KD}, _of_round(settings))
 
 
-def answer_assign(data: ArrayLike, request: Message, site: int) -> Message:
-    """How many points, and their summed squared distance to the nearest centre."""
-    points, centres = _against_centres(data, request)
-    return request.answer(points=len(points), inertia=float(nearest(points, centres)[1].sum()))
+def answer_assign(data: ArrayLike, request: Message, client: int) -> Message:
+    """How many points, and their summed squared distance to the nearest center."""
+    points, centers = _against_centers(data, request)
+    return request.answer(points=len(points), inertia=float(nearest(points, centers)[1].sum()))
 
 
 HANDLERS: dict[str, Handler] = {CENTROIDS: answer_centroids, LLOYD: answer_lloyd, ASSIGN: answer_assign}

@@ -1,7 +1,7 @@
 """A radius that fits the number of clusters: 48 radii are tried, the best parts the K-th group from the next.
 
 Distances are looked at twice, in blocks: once for the range of radii, once to say for each pair at which radius they
-become neighbours (one byte). The heaviest groups come first and supports fall, so K + 1 groups tell all that is asked.
+become neighbors (one byte). The heaviest groups come first and supports fall, so K + 1 groups tell all that is asked.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Tried:
     supports: Floats
     rejected: float
 
-    def centres(self, pool: Pool) -> Floats:
+    def centers(self, pool: Pool) -> Floats:
         """Count-weighted means of the groups, [K, D]."""
         counts = pool.counts
-        return np.array([counts[rows] @ pool.centres[rows] / counts[rows].sum() for rows in self.members])
+        return np.array([counts[rows] @ pool.centers[rows] / counts[rows].sum() for rows in self.members])
 
 
-def radius_range(centres_QD: Floats) -> tuple[float, float]:
+def radius_range(centers_QD: Floats) -> tuple[float, float]:
     """The smallest and the largest radius: the larger of the 0.2 % quantile of all distances and a thousandth of the
-    largest one, and the largest one. Zeros with fewer than two centres.
+    largest one, and the largest one. Zeros with fewer than two centers.
     """
-    count = len(centres_QD)
+    count = len(centers_QD)
     pairs = count * (count - 1) // 2
     if pairs == 0:
         return 0.0, 0.0
@@ -50,7 +50,7 @@ def radius_range(centres_QD: Floats) -> tuple[float, float]:
     rank = int(position)
     smallest, largest = np.zeros(0), 0.0
     for place in blocks(count, count):
-        table = distances(centres_QD[place], centres_QD[place.start :])
+        table = distances(centers_QD[place], centers_QD[place.start :])
         found = table[np.triu_indices(table.shape[0], k=1, m=table.shape[1])]
         if len(found):
             largest = max(largest, float(found.max()))
@@ -69,7 +69,7 @@ def search(pool: Pool, clusters: int) -> list[Tried]:
     Stops at the first radius with fewer groups. Seeds are those of most mass; ties go to the lower row, so the pool is
     sorted first (`Pool.sorted`).
     """
-    low, high = radius_range(pool.centres)
+    low, high = radius_range(pool.centers)
     if not high > 0:
         return []
     radii = np.geomspace(low, high, RADII)
@@ -88,13 +88,13 @@ def search(pool: Pool, clusters: int) -> list[Tried]:
 
 def _reached(pool: Pool, radii: Floats) -> tuple[np.ndarray, Floats]:
     """For each pair the number of the first radius that joins them, uint8 [Q, Q]; and the mass within each radius of
-    each centre, [Q, radii].
+    each center, [Q, radii].
     """
     count = len(pool)
     reached_QQ = np.empty((count, count), dtype=np.uint8)
     mass_QR = np.empty((count, len(radii)))
     for place in blocks(count, count):
-        table = distances(pool.centres[place], pool.centres)
+        table = distances(pool.centers[place], pool.centers)
         number = np.minimum(np.searchsorted(radii, table.ravel()), len(radii) - 1).reshape(table.shape)
         number[np.arange(len(table)), np.arange(place.start, place.stop)] = 0
         reached_QQ[place] = number

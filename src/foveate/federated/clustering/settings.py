@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from foveate.core.errors import UserError, choose
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.grouping import QUANTILE, RADIUS_RULES, SEED_RULES
 from foveate.federated.clustering.pool import Pool
-from foveate.settings.errors import UserError, choose
 
 CLIENT_STARTS = ("kmeans++", "random", "awasthi_sheffet")
 ELIMINATE = ("flags", "drop", "none")
@@ -26,7 +26,7 @@ class Settings:
 
     Attributes:
         clusters: K. method: name of the server method. seed: of all random numbers.
-        local_clusters: clusters that each client looks for: one number for all, one by site, or None for K.
+        local_clusters: clusters that each client looks for: one number for all, one by client, or None for K.
         client_init, n_init: start and number of runs of a client's k-means. spherical: lengths do not count.
         eliminate: "flags" (all centroids are sent, doubted ones marked), "drop" (they stay), "none" (all are kept).
         radius: a rule of `RADIUS_RULES` or a number. quantile: of the rule "quantile". seeds: a rule of `SEED_RULES`.
@@ -34,8 +34,8 @@ class Settings:
         refine_rounds: exchanges of sums and counts after the first; 0 = one shot.
         min_count: clusters of fewer points are merged before anything is sent; smaller cells of a refinement withheld.
         kfed_seeds: seeds that the server takes of the first client: "all" or "one". kfed_steps: "converged" or "one".
-        on_few_groups: "raise", or "return" fewer centres with a warning.
-        suspects: "report" sites whose centroids are unlike all others', or "exclude" them.
+        on_few_groups: "raise", or "return" fewer centers with a warning.
+        suspects: "report" clients whose centroids are unlike all others', or "exclude" them.
     """
 
     clusters: int
@@ -58,19 +58,19 @@ class Settings:
     suspects: str = "report"
     changed: Mapping[str, Any] = field(default_factory=dict)
 
-    def local(self, site: int) -> int:
-        """Clusters that this site looks for.
+    def local(self, client: int) -> int:
+        """Clusters that this client looks for.
 
         Raises:
-            UserError: a list without an entry for the site.
+            UserError: a list without an entry for the client.
         """
         if self.local_clusters is None:
             return self.clusters
         if isinstance(self.local_clusters, int | np.integer):
             return int(self.local_clusters)
-        if not 0 <= site < len(self.local_clusters):
-            raise UserError(f"local_clusters has {len(self.local_clusters)} numbers; none is for site {site}")
-        return int(self.local_clusters[site])
+        if not 0 <= client < len(self.local_clusters):
+            raise UserError(f"local_clusters has {len(self.local_clusters)} numbers; none is for client {client}")
+        return int(self.local_clusters[client])
 
     @property
     def title(self) -> str:
@@ -89,7 +89,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to make K centres of what clients send.
+    """One way to make K centers of what clients send.
 
     Attributes:
         name, note: for lists and reports. merge: the server step.
@@ -184,4 +184,6 @@ def _check(settings: Settings) -> None:
     local = settings.local_clusters
     numbers = [] if local is None else [local] if isinstance(local, int | np.integer) else list(local)
     if any(isinstance(one, bool) or not isinstance(one, int | np.integer) or one < 1 for one in numbers):
-        raise UserError(f"local_clusters {local!r}: allowed are whole numbers from 1, one for all sites or one a site")
+        raise UserError(
+            f"local_clusters {local!r}: allowed are whole numbers from 1, one for all clients or one a client"
+        )

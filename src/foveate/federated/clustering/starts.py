@@ -10,7 +10,7 @@ _NEAR_TIE = 1e-8
 
 
 def random_rows(points_ND: Floats, clusters: int, rng: np.random.Generator) -> Floats:
-    """That many distinct rows as centres; fewer where the data have fewer distinct rows."""
+    """That many distinct rows as centers; fewer where the data have fewer distinct rows."""
     chosen = points_ND[rng.choice(len(points_ND), size=min(clusters, len(points_ND)), replace=False)]
     if len(np.unique(chosen, axis=0)) == clusters:
         return chosen
@@ -21,7 +21,7 @@ def random_rows(points_ND: Floats, clusters: int, rng: np.random.Generator) -> F
 def plus_plus(points_ND: Floats, clusters: int, rng: np.random.Generator, *, weight_N: Floats | None = None) -> Floats:
     """k-means++ (Arthur and Vassilvitskii 2007), greedy: of 2 + log(K) drawn rows the one that lowers the sum most.
 
-    Stops with fewer centres where every row has one already.
+    Stops with fewer centers where every row has one already.
     """
     weights = np.ones(len(points_ND)) if weight_N is None else weight_N
     tries = 2 + int(np.log(max(1, clusters)))
@@ -62,9 +62,9 @@ class _ByDifferences:
     def _table(self, drawn_T: Labels) -> Floats:
         """`best_N` as each of these rows would leave it."""
         table_TN = np.empty((len(drawn_T), len(self._points_ND)))
-        centres_TD = self._points_ND[drawn_T]
-        for place in blocks(len(self._points_ND), max(centres_TD.shape), cells=FAST_CELLS):
-            found_TB = squared(self._points_ND[place], centres_TD)
+        centers_TD = self._points_ND[drawn_T]
+        for place in blocks(len(self._points_ND), max(centers_TD.shape), cells=FAST_CELLS):
+            found_TB = squared(self._points_ND[place], centers_TD)
             np.minimum(self.best_N[place], found_TB, out=table_TN[:, place])
         return table_TN
 

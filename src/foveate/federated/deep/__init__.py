@@ -1,1 +1,1 @@
-"""DeepFeCA: sites train one encoder on groups that a server makes of their centroids. PyTorch."""
+"""DeepFeCA: clients train one encoder on groups that a server makes of their centroids. PyTorch."""

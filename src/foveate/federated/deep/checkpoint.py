@@ -48,8 +48,8 @@ def save_stand(stand: Stand, options: DeepOptions, path: Path) -> None:
     """Writes it, whole or not at all."""
     state = stand.state
     arrays: dict[str, NDArray[Any]] = {"weights": state.weights}
-    if state.centres is not None:
-        arrays["centres"] = state.centres
+    if state.centers is not None:
+        arrays["centers"] = state.centers
     about = {
         "width": state.width,
         "round": state.round,
@@ -76,10 +76,10 @@ def _stand_of(arrays: dict[str, NDArray[Any]], about: dict[str, Any]) -> Stand:
     state = Deep(
         arrays["weights"],
         int(about["width"]),
-        arrays.get("centres"),
+        arrays.get("centers"),
         round=int(about["round"]),
         history=about["history"],
-        excluded={int(site): str(reason) for site, reason in about["excluded"]},
-        suspects={(int(site), str(sign)): str(reason) for site, sign, reason in about["suspects"]},
+        excluded={int(client): str(reason) for client, reason in about["excluded"]},
+        suspects={(int(client), str(sign)): str(reason) for client, sign, reason in about["suspects"]},
     )
     return Stand(state, about["exchanged"], float(about["seconds"]), str(about["data"]))

@@ -13,6 +13,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from foveate.core.errors import UserError, choose
+from foveate.core.recipes import validate
+from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import nearest
 from foveate.federated.clustering.protocol import unit_rows
 from foveate.federated.clustering.settings import method, resolve
@@ -20,15 +23,12 @@ from foveate.federated.deep.network import embedder, set_weights, weights_of
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.deep.protocol import AUGMENTS, Augment, Training, embedded, handlers
 from foveate.federated.deep.rounds import Deep, run
-from foveate.federated.lists import check_columns, common_columns, is_list_of_sites
+from foveate.federated.lists import check_columns, common_columns, is_list_of_clients
 from foveate.federated.rounds import InProcess, Log
-from foveate.federated.sites import Site
-from foveate.settings.errors import UserError, choose
-from foveate.settings.recipes import validate
 
 
 def as_samples(data: ArrayLike) -> Tensor:
-    """A site's features [N, D] or pictures [N, C, H, W] as float32.
+    """A client's features [N, D] or images [N, C, H, W] as float32.
 
     Raises:
         UserError: no sample, not numbers, NaN, or another shape.
@@ -44,7 +44,7 @@ def as_samples(data: ArrayLike) -> Tensor:
 
 
 class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
-    """Sites train one encoder: each round a server makes K centres of their centroids, and sites learn to tell them.
+    """Clients train one encoder: each round a server makes K centers of their centroids, and clients learn to tell them.
 
     A reconstruction of DeepFeCA (arXiv 2407.12764, whose body was not available) on the form of DeepCluster-v2; the
     server's step is `consensus`, not the paper's. It reproduces no number of the paper.
@@ -52,18 +52,18 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
     Parameters:
         n_clusters: K. n_rounds: two exchanges each.
         encoder: a torch module from a batch to [B, width]; it is copied. None: the data are features and only a head is
-            trained. `foveate.federated.deep.network.small_resnet` is one for small pictures.
-        width: of the embedding. local_epochs, batch_size, learning_rate, temperature: of the sites' training.
-        augment: "none", "noise" (features), "shift" (pictures), or a function of (batch, torch.Generator).
+            trained. `foveate.federated.deep.network.small_resnet` is one for small images.
+        width: of the embedding. local_epochs, batch_size, learning_rate, temperature: of the clients' training.
+        augment: "none", "noise" (features), "shift" (images), or a function of (batch, torch.Generator).
         method, n_init, min_count, eliminate: of the clustering, see `FederatedKMeans`.
-        min_sites: sites that must answer. keep: folder of answers, from which a killed fit of the same data and options
+        min_clients: clients that must answer. keep: folder of answers, from which a killed fit of the same data and options
             goes on. Of an `augment` that is a function the name is compared, of `encoder` its layers and start weights.
         random_state: as in scikit-learn.
 
     Attributes:
-        encoder_: the trained `Embedder`. cluster_centers_: [K, width], unit vectors. labels_: one array a site.
-        history_: one entry a round: loss, sites, how far the centres moved. excluded_: why sites were left out.
-        suspects_: what is odd about a site's centroids or weights.
+        encoder_: the trained `Embedder`. cluster_centers_: [K, width], unit vectors. labels_: one array a client.
+        history_: one entry a round: loss, clients, how far the centers moved. excluded_: why clients were left out.
+        suspects_: what is odd about a client's centroids or weights.
         exchanged_, bytes_up_, bytes_down_: all that was sent. method_, n_features_in_: as in `FederatedKMeans`.
     """
 
@@ -83,7 +83,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         n_init: int = 5,
         min_count: int = 1,
         eliminate: str | None = None,
-        min_sites: int = 1,
+        min_clients: int = 1,
         keep: str | Path | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -100,30 +100,30 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         self.n_init = n_init
         self.min_count = min_count
         self.eliminate = eliminate
-        self.min_sites = min_sites
+        self.min_clients = min_clients
         self.keep = keep
         self.random_state = random_state
 
     def fit(self, X: Any, y: None = None) -> FederatedDeepClustering:
-        """Trains on a list with one array of features or pictures for each site.
+        """Trains on a list with one array of features or images for each client.
 
         Raises:
             UserError: data or options that do not fit.
         """
         if not isinstance(X, list | tuple) or not X:
-            raise UserError("fit takes a list with one array for each site")
+            raise UserError("fit takes a list with one array for each client")
         self._check()
         if isinstance(self.n_rounds, bool) or not isinstance(self.n_rounds, int) or self.n_rounds < 0:
             raise UserError(f"n_rounds {self.n_rounds!r}: allowed are whole numbers from 0")
         if not method(self.method).federated:
-            raise UserError(f"the method '{self.method}' pools raw points; no site sends them")
+            raise UserError(f"the method '{self.method}' pools raw points; no client sends them")
         given = self.random_state
         seed = int(given) if isinstance(given, int | np.integer) else int(check_random_state(given).randint(2**31 - 1))
         self._columns = common_columns(X)
         samples = [as_samples(one) for one in X]
         shapes = {tuple(one.shape[1:]) for one in samples}
         if len(shapes) > 1:
-            raise UserError(f"sites have samples of different shapes: {', '.join(str(list(one)) for one in shapes)}")
+            raise UserError(f"clients have samples of different shapes: {', '.join(str(list(one)) for one in shapes)}")
         options = {"n_init": self.n_init, "min_count": self.min_count, "eliminate": self.eliminate}
         settings = resolve(
             self.n_clusters, method_name=self.method, seed=seed, refine_rounds=0, spherical=True, **options
@@ -145,15 +145,15 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         network = embedder(self.encoder, samples[0][:1], seed=seed, width=self.width)
         log = Log()
         answering = handlers(network, own)
-        sites = [Site(number, one, answering, about=str(network)) for number, one in enumerate(samples)]
-        exchange = InProcess(sites, keep=None if self.keep is None else Path(self.keep), log=log)
+        clients = [Client(number, one, answering, about=str(network)) for number, one in enumerate(samples)]
+        exchange = InProcess(clients, keep=None if self.keep is None else Path(self.keep), log=log)
 
         state = Deep(weights_of(network), self.width)
-        run(exchange, settings, training, state, self.n_rounds, at_least=self.min_sites)
-        assert state.centres is not None
+        run(exchange, settings, training, state, self.n_rounds, at_least=self.min_clients)
+        assert state.centers is not None
         set_weights(network, state.weights)
         self.encoder_ = network
-        self.cluster_centers_ = state.centres
+        self.cluster_centers_ = state.centers
         self.history_, self.excluded_, self.suspects_ = state.history, state.excluded, state.odd()
         self.exchanged_, self.bytes_up_, self.bytes_down_ = log.table(), log.bytes(up=True), log.bytes(up=False)
         rounds = f"{self.n_rounds} round{'s' * (self.n_rounds != 1)}"
@@ -183,20 +183,20 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         return samples
 
     def transform(self, X: Any) -> Any:
-        """Embeddings of length 1, [N, width]; a list of these for a list of sites, as in all methods."""
-        if is_list_of_sites(X):
+        """Embeddings of length 1, [N, width]; a list of these for a list of clients, as in all methods."""
+        if is_list_of_clients(X):
             return [self.transform(one) for one in X]
         return unit_rows(embedded(self.encoder_, self._samples(X)))
 
     def features(self, X: Any) -> Any:
         """The encoder's output before the head, [N, inner]."""
-        if is_list_of_sites(X):
+        if is_list_of_clients(X):
             return [self.features(one) for one in X]
         return embedded(self.encoder_, self._samples(X), head=False)
 
     def predict(self, X: Any) -> Any:
-        """The nearest centre of each sample, [N]."""
-        if is_list_of_sites(X):
+        """The nearest center of each sample, [N]."""
+        if is_list_of_clients(X):
             return [self.predict(one) for one in X]
         return nearest(self.transform(X), self.cluster_centers_)[0]
 

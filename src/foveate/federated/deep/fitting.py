@@ -1,4 +1,4 @@
-"""From the points of several sites to one encoder, in this process: DeepFeCA and its baselines, resumable by rounds."""
+"""From the points of several clients to one encoder, in this process: DeepFeCA and its baselines, resumable by rounds."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from foveate.core.errors import UserError
+from foveate.federated.clients import Client, Handler
 from foveate.federated.clustering.distances import nearest
 from foveate.federated.clustering.protocol import unit_rows
 from foveate.federated.deep.checkpoint import Stand, sent, together
 from foveate.federated.deep.network import ENCODERS, Embedder, embedder, set_weights, weights_of
-from foveate.federated.deep.options import LOCAL, POOLED, UNTRAINED, DeepOptions, picture_shape
+from foveate.federated.deep.options import LOCAL, POOLED, UNTRAINED, DeepOptions, image_shape
 from foveate.federated.deep.protocol import Training, embedded, handlers
 from foveate.federated.deep.rounds import Deep, run
 from foveate.federated.kept import digest, same_data
 from foveate.federated.rounds import Exchange, InProcess, Log
-from foveate.federated.sites import Handler, Site
-from foveate.metrics.neighbours import as_points
-from foveate.settings.errors import UserError
+from foveate.metrics.neighbors import as_points
 from foveate.vision.registry import seeded
 
 
@@ -38,10 +38,10 @@ class Fitted:
     stand: Stand
 
     @property
-    def centres(self) -> NDArray[np.float64]:
-        """The common centres, [K, width], unit vectors."""
-        assert self.stand.state.centres is not None
-        return self.stand.state.centres
+    def centers(self) -> NDArray[np.float64]:
+        """The common centers, [K, width], unit vectors."""
+        assert self.stand.state.centers is not None
+        return self.stand.state.centers
 
     def transform(self, points_ND: ArrayLike) -> NDArray[np.float64]:
         """Embeddings of length 1, [N, width]."""
@@ -49,13 +49,13 @@ class Fitted:
 
     def outputs(self, points_ND: ArrayLike) -> NDArray[np.float64]:
         """The encoder's output before the head, [N, inner]; without an encoder the embeddings themselves."""
-        if not self.options.reads_pictures:
+        if not self.options.reads_images:
             return self.transform(points_ND)
         return embedded(self.network, self._samples(points_ND), head=False)
 
     def predict(self, points_ND: ArrayLike) -> NDArray[np.int64]:
-        """The nearest centre of each point, [N]."""
-        return nearest(self.transform(points_ND), self.centres)[0]
+        """The nearest center of each point, [N]."""
+        return nearest(self.transform(points_ND), self.centers)[0]
 
     def _samples(self, points_ND: ArrayLike) -> Tensor:
         points = as_points(points_ND)
@@ -65,15 +65,15 @@ class Fitted:
 
 
 def samples_of(points_ND: NDArray[Any], options: DeepOptions) -> Tensor:
-    """Rows as what the encoder reads: features [N, D], or pictures [N, C, H, W]; float32.
+    """Rows as what the encoder reads: features [N, D], or images [N, C, H, W]; float32.
 
     Raises:
-        UserError: rows that are no pictures of the given shape, or values beyond float32.
+        UserError: rows that are no images of the given shape, or values beyond float32.
     """
     if not float(np.abs(points_ND).max(initial=0)) <= float(np.finfo(np.float32).max):
         raise UserError("points have NaN, infinite or huge values")
     rows = torch.from_numpy(np.ascontiguousarray(points_ND, dtype=np.float32))
-    return rows.reshape(-1, *picture_shape(options, points_ND.shape[1])) if options.reads_pictures else rows
+    return rows.reshape(-1, *image_shape(options, points_ND.shape[1])) if options.reads_images else rows
 
 
 def network_of(options: DeepOptions, features: int) -> Embedder:
@@ -84,12 +84,12 @@ def network_of(options: DeepOptions, features: int) -> Embedder:
     """
     sample = samples_of(np.zeros((1, features)), options)
     with seeded(options.seed):
-        encoder = ENCODERS[options.encoder](*sample.shape[1:]) if options.reads_pictures else None
+        encoder = ENCODERS[options.encoder](*sample.shape[1:]) if options.reads_images else None
     return embedder(encoder, sample, seed=options.seed, hidden=options.hidden, width=options.width)
 
 
 def training_of(options: DeepOptions) -> Training:
-    """How a site trains."""
+    """How a client trains."""
     return Training(
         epochs=options.local_epochs,
         batch_size=options.batch_size,
@@ -101,11 +101,11 @@ def training_of(options: DeepOptions) -> Training:
 
 
 def answering(network: Embedder, options: DeepOptions) -> dict[str, Handler]:
-    """The functions of every site of a run; they share the network, whose weights come with every question."""
+    """The functions of every client of a run; they share the network, whose weights come with every question."""
     return handlers(network)
 
 
-def fit_sites(
+def fit_clients(
     points: Sequence[NDArray[Any]],
     options: DeepOptions,
     *,
@@ -117,34 +117,34 @@ def fit_sites(
     at_least: int = 1,
     respond: Callable[[Embedder, DeepOptions], dict[str, Handler]] = answering,
 ) -> Fitted:
-    """Trains on the points of several sites, in this process.
+    """Trains on the points of several clients, in this process.
 
     Args:
-        points: [N, D] by site. names: of the sites.
+        points: [N, D] by client. names: of the clients.
         stand: where an earlier run was; it goes on from there, bit for bit on a CPU. after: called at each round's end.
-        keep: folder of the running round's answers. at_least: sites that must answer.
-        respond: makes the functions of a site; another one makes controls.
+        keep: folder of the running round's answers. at_least: clients that must answer.
+        respond: makes the functions of a client; another one makes controls.
 
     Raises:
-        UserError: no site, no point, points that do not fit, or a stand of other points.
-        TooFewSitesError, TooFewGroupsError: as a clustering.
+        UserError: no client, no point, points that do not fit, or a stand of other points.
+        TooFewClientsError, TooFewGroupsError: as a clustering.
     """
     if not points:
-        raise UserError("there is no site: give a list with the points of each")
-    read = [as_points(one, what=f"points of site {number}") for number, one in enumerate(points)]
+        raise UserError("there is no client: give a list with the points of each")
+    read = [as_points(one, what=f"points of client {number}") for number, one in enumerate(points)]
     if empty := [number for number, one in enumerate(read) if not len(one)]:
-        raise UserError(f"site {empty[0]} has no point; leave it out")
+        raise UserError(f"client {empty[0]} has no point; leave it out")
     widths = {one.shape[1] for one in read}
     if len(widths) > 1:
-        raise UserError(f"sites have different numbers of features: {', '.join(map(str, sorted(widths)))}")
+        raise UserError(f"clients have different numbers of features: {', '.join(map(str, sorted(widths)))}")
     if options.method == POOLED:
-        read, names = [np.concatenate(read)], ["all sites"]
+        read, names = [np.concatenate(read)], ["all clients"]
     features = read[0].shape[1]
     network = network_of(options, features).to(device)
     found = respond(network, options)
     titles = list(names) or [""] * len(read)
     members = [
-        Site(number, samples_of(one, options).to(device), found, name, about=str(network))
+        Client(number, samples_of(one, options).to(device), found, name, about=str(network))
         for number, (one, name) in enumerate(zip(read, titles, strict=True))
     ]
     data = digest(*read)
@@ -167,10 +167,10 @@ def run_rounds(
     """The rounds that are not done yet, over any exchange; changes `stand`, with what was exchanged and the seconds.
 
     Args:
-        after: called at each round's end. at_least: sites that must answer.
+        after: called at each round's end. at_least: clients that must answer.
 
     Raises:
-        TooFewSitesError, TooFewGroupsError: as a clustering.
+        TooFewClientsError, TooFewGroupsError: as a clustering.
     """
     earlier, before, started = stand.exchanged, stand.seconds, time.monotonic()
 

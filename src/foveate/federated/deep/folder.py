@@ -1,4 +1,4 @@
-"""A trained encoder with its centres as a model folder: config.json, model.safetensors, metrics.json, a card."""
+"""A trained encoder with its centers as a model folder: config.json, model.safetensors, metrics.json, a card."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-import foveate
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
+from foveate.core.version import __version__
 from foveate.federated.deep.checkpoint import Stand
 from foveate.federated.deep.fitting import Fitted, network_of
 from foveate.federated.deep.network import weights_of
 from foveate.federated.deep.options import options_of
 from foveate.federated.deep.rounds import Deep
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
 
 KIND, FORMAT = "deep-clustering", 1
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
-_NETWORK, _CENTRES = "network.", "centres"
-_CARD = """# An encoder and {clusters} centres
+_NETWORK, _CENTERS = "network.", "centers"
+_CARD = """# An encoder and {clusters} centers
 
-Makes a unit vector of {width} numbers of each row of {features}, and finds the nearest of {clusters} centres.
-{parameters:,} weights, trained by the method `{method}` in {rounds} rounds over {sites} sites.
+Makes a unit vector of {width} numbers of each row of {features}, and finds the nearest of {clusters} centers.
+{parameters:,} weights, trained by the method `{method}` in {rounds} rounds over {clients} clients.
 
 ```python
 from foveate.federated.deep.folder import load_model
@@ -33,34 +33,34 @@ model = load_model("this folder")
 model.transform(points), model.predict(points)
 ```
 
-The weights were computed from the sites' points and say something about them: see the page on what is exchanged.
+The weights were computed from the clients' points and say something about them: see the page on what is exchanged.
 """
 
 
-def save_model(fitted: Fitted, folder: Path, *, sites: int, metrics: dict[str, Any] | None = None) -> Path:
+def save_model(fitted: Fitted, folder: Path, *, clients: int, metrics: dict[str, Any] | None = None) -> Path:
     """Writes a model folder, config.json last; returns it."""
     state = fitted.network.state_dict()
     tensors = {_NETWORK + name: value.detach().cpu().contiguous() for name, value in state.items()}
-    tensors[_CENTRES] = torch.from_numpy(fitted.centres.copy())
+    tensors[_CENTERS] = torch.from_numpy(fitted.centers.copy())
     write_bytes_atomically(folder / WEIGHTS, save(tensors))
     write_json_atomically(folder / METRICS, metrics or {})
     options = fitted.options
     card = _CARD.format(
-        clusters=len(fitted.centres),
+        clusters=len(fitted.centers),
         width=options.width,
         features=fitted.features,
         parameters=sum(value.numel() for value in state.values()),
         method=options.method,
         rounds=fitted.stand.state.round,
-        sites=sites,
+        clients=clients,
     )
     write_text_atomically(folder / CARD, card)
     about = {
         "kind": KIND,
         "format": FORMAT,
-        "foveate": foveate.__version__,
+        "foveate": __version__,
         "features": fitted.features,
-        "sites": sites,
+        "clients": clients,
         "rounds": fitted.stand.state.round,
         "options": options.model_dump(mode="json"),
     }
@@ -69,7 +69,7 @@ def save_model(fitted: Fitted, folder: Path, *, sites: int, metrics: dict[str, A
 
 
 def load_model(folder: str | Path) -> Fitted:
-    """The encoder and centres of a model folder, ready to `transform` and `predict`; without a history.
+    """The encoder and centers of a model folder, ready to `transform` and `predict`; without a history.
 
     Raises:
         UserError: when the folder is none, or is damaged.
@@ -91,9 +91,9 @@ def load_model(folder: str | Path) -> Fitted:
     network = network_of(options, features)
     try:
         tensors = load_file(path / WEIGHTS)
-        centres = tensors.pop(_CENTRES).double().numpy()
+        centers = tensors.pop(_CENTERS).double().numpy()
         network.load_state_dict({name.removeprefix(_NETWORK): value for name, value in tensors.items()})
     except (FileNotFoundError, SafetensorError, RuntimeError, KeyError) as error:
         raise UserError(f"{path / WEIGHTS}: missing, damaged or of other shapes ({error!s:.200})") from None
-    state = Deep(weights_of(network), options.width, centres, round=int(config.get("rounds", 0)))
+    state = Deep(weights_of(network), options.width, centers, round=int(config.get("rounds", 0)))
     return Fitted(options, features, network.eval(), Stand(state))

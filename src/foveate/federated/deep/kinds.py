@@ -5,7 +5,7 @@ EMBEDDED = "query.embedded"
 TRAIN = "train.prototypes"
 
 OVER_A_NETWORK = (SIZE, EMBEDDED, TRAIN)
-"""What a site answers to a server elsewhere. In one process the server knows the size of the data."""
+"""What a client answers to a server elsewhere. In one process the server knows the size of the data."""
 
 RESULT = "federated_features"
 """Kind of a run's result.json."""

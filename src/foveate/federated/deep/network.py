@@ -1,4 +1,4 @@
-"""What sites train: an encoder of any kind, and a head to unit vectors; its weights as one list of numbers."""
+"""What clients train: an encoder of any kind, and a head to unit vectors; its weights as one list of numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.vision.registry import seeded
 
 WIDTH, HIDDEN = 128, 256
@@ -55,7 +55,7 @@ class _Block(nn.Module):
 
 
 def small_resnet(channels: int, widths: Sequence[int] = (16, 32, 64)) -> nn.Sequential:
-    """A ResNet for small pictures [B, channels, H, W]: one block a width, each but the first halves the side; the mean
+    """A ResNet for small images [B, channels, H, W]: one block a width, each but the first halves the side; the mean
     over positions, [B, widths[-1]].
     """
     blocks: list[nn.Module] = [
@@ -71,15 +71,15 @@ def small_resnet(channels: int, widths: Sequence[int] = (16, 32, 64)) -> nn.Sequ
 
 
 class _Patches(nn.Module):
-    """Patches of a picture as tokens with a place each."""
+    """Patches of an image as tokens with a place each."""
 
     def __init__(self, channels: int, side: int, patch: int, width: int) -> None:
         super().__init__()
         self.cut = nn.Conv2d(channels, width, patch, patch)
         self.places = nn.Parameter(0.02 * torch.randn(1, (side // patch) ** 2, width))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.cut(pictures).flatten(2).transpose(1, 2) + self.places
+    def forward(self, images: Tensor) -> Tensor:
+        return self.cut(images).flatten(2).transpose(1, 2) + self.places
 
 
 class _Middle(nn.Module):
@@ -90,10 +90,10 @@ class _Middle(nn.Module):
 def small_vit(
     channels: int, side: int, *, patch: int | None = None, width: int = 64, depth: int = 2, heads: int = 4
 ) -> nn.Sequential:
-    """A vision transformer for small square pictures [B, channels, side, side]: the mean over tokens, [B, width].
+    """A vision transformer for small square images [B, channels, side, side]: the mean over tokens, [B, width].
 
     Args:
-        patch: side of a patch; a quarter of the picture's by default.
+        patch: side of a patch; a quarter of the image's by default.
 
     Raises:
         UserError: a patch that does not divide the side.
@@ -114,12 +114,12 @@ def _resnet_of(channels: int, height: int, width: int) -> nn.Module:
 
 def _vit_of(channels: int, height: int, width: int) -> nn.Module:
     if height != width:
-        raise UserError(f"small_vit reads square pictures, not {[height, width]}")
+        raise UserError(f"small_vit reads square images, not {[height, width]}")
     return small_vit(channels, height)
 
 
 ENCODERS: dict[str, Callable[[int, int, int], nn.Module]] = {"small_resnet": _resnet_of, "small_vit": _vit_of}
-"""Encoders of pictures by their name in the options: from channels, height and width to a module."""
+"""Encoders of images by their name in the options: from channels, height and width to a module."""
 
 
 def embedder(
@@ -131,10 +131,10 @@ def embedder(
         sample: a batch of one, from which the encoder's width is read.
 
     Raises:
-        UserError: pictures without an encoder.
+        UserError: images without an encoder.
     """
     if encoder is None and sample.ndim != 2:
-        raise UserError("pictures need an encoder: give one, such as small_resnet(channels)")
+        raise UserError("images need an encoder: give one, such as small_resnet(channels)")
     with seeded(seed):
         copied = copy.deepcopy(encoder)
         inner = sample.shape[1]

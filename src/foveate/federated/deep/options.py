@@ -6,31 +6,31 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from foveate.core.errors import UserError, choose
+from foveate.core.recipes import Settings, validate
 from foveate.federated.clustering.settings import Settings as Clustering
 from foveate.federated.clustering.settings import method, methods, resolve
-from foveate.settings.errors import UserError, choose
-from foveate.settings.recipes import Settings, validate
 
 DEEPFECA, LOCAL, POOLED, UNTRAINED = "deepfeca", "local", "central", "untrained"
 METHODS = {
-    DEEPFECA: "one encoder averaged over sites, which train towards common centres",
-    LOCAL: "the same, and each site trains towards centroids of its own: only weights are common",
+    DEEPFECA: "one encoder averaged over clients, which train towards common centers",
+    LOCAL: "the same, and each client trains towards centroids of its own: only weights are common",
     POOLED: "all data in one place: not federated, the upper end",
     UNTRAINED: "the start weights: one clustering, nothing is trained",
 }
 
 
 class DeepOptions(Settings):
-    """All that decides a run, besides the data and the number of sites."""
+    """All that decides a run, besides the data and the number of clients."""
 
-    clusters: int = Field(ge=1, description="K, of all sites together")
+    clusters: int = Field(ge=1, description="K, of all clients together")
     method: Literal["deepfeca", "local", "central", "untrained"] = DEEPFECA
-    clustering: str = Field("consensus", description="how the server makes K centres of centroids")
+    clustering: str = Field("consensus", description="how the server makes K centers of centroids")
     encoder: Literal["none", "small_resnet", "small_vit"] = Field(
         "none", description="what stands before the head; none: the data are features, and the head alone is trained"
     )
     shape: tuple[int, int, int] | None = Field(
-        None, description="channels, height, width of the pictures in the rows; a square of one or three by default"
+        None, description="channels, height, width of the images in the rows; a square of one or three by default"
     )
     width: int = Field(128, ge=2, le=4096, description="of the embedding")
     hidden: int = Field(256, ge=1, le=65536, description="of the head")
@@ -41,7 +41,9 @@ class DeepOptions(Settings):
     weight_decay: float = Field(1e-6, ge=0, le=1)
     temperature: float = Field(0.1, gt=0, le=10)
     augment: Literal["none", "noise", "shift"] = "none"
-    n_init: int | None = Field(None, ge=1, le=100, description="runs of a site's k-means; the clustering's by default")
+    n_init: int | None = Field(
+        None, ge=1, le=100, description="runs of a client's k-means; the clustering's by default"
+    )
     min_count: int = Field(1, ge=1, description="clusters of fewer points are merged before anything is sent")
     eliminate: Literal["flags", "drop", "none"] | None = Field(None, description="what becomes of doubted centroids")
     seed: int = Field(0, ge=0)
@@ -54,8 +56,8 @@ class DeepOptions(Settings):
         )
 
     @property
-    def reads_pictures(self) -> bool:
-        """Whether rows are pictures."""
+    def reads_images(self) -> bool:
+        """Whether rows are images."""
         return self.encoder != "none"
 
 
@@ -68,23 +70,21 @@ def options_of(content: dict[str, Any], *, where: str = "DeepFeCA") -> DeepOptio
     options = validate(DeepOptions, content, where=where)
     choose(options.clustering, methods(), "clustering")
     if not method(options.clustering).federated:
-        raise UserError(f"{where}: the clustering '{options.clustering}' pools raw points; no site sends them")
-    if options.shape is not None and not options.reads_pictures:
-        raise UserError(f"{where}: field 'shape' has no effect without an encoder of pictures, such as small_resnet")
-    if options.augment == "shift" and not options.reads_pictures:
-        raise UserError(f"{where}: field 'augment': shift moves pictures; without an encoder of them use noise or none")
-    if options.augment == "noise" and options.reads_pictures:
-        raise UserError(
-            f"{where}: field 'augment': noise is for features; with an encoder of pictures use shift or none"
-        )
+        raise UserError(f"{where}: the clustering '{options.clustering}' pools raw points; no client sends them")
+    if options.shape is not None and not options.reads_images:
+        raise UserError(f"{where}: field 'shape' has no effect without an encoder of images, such as small_resnet")
+    if options.augment == "shift" and not options.reads_images:
+        raise UserError(f"{where}: field 'augment': shift moves images; without an encoder of them use noise or none")
+    if options.augment == "noise" and options.reads_images:
+        raise UserError(f"{where}: field 'augment': noise is for features; with an encoder of images use shift or none")
     return options
 
 
-def picture_shape(options: DeepOptions, features: int) -> tuple[int, int, int]:
-    """Channels, height and width of the pictures that rows of so many numbers hold.
+def image_shape(options: DeepOptions, features: int) -> tuple[int, int, int]:
+    """Channels, height and width of the images that rows of so many numbers hold.
 
     Raises:
-        UserError: no such pictures; says how to give the shape.
+        UserError: no such images; says how to give the shape.
     """
     if options.shape is not None:
         channels, height, width = options.shape
@@ -96,6 +96,6 @@ def picture_shape(options: DeepOptions, features: int) -> tuple[int, int, int]:
         if channels * side * side == features:
             return channels, side, side
     raise UserError(
-        f"rows of {features} numbers are no square pictures of one or three channels: "
+        f"rows of {features} numbers are no square images of one or three channels: "
         "give channels, height and width, such as --set shape=[1,8,8]"
     )

@@ -1,4 +1,4 @@
-"""DeepFeCA over any exchange: what a server that sees no points runs and writes, and what a site answers.
+"""DeepFeCA over any exchange: what a server that sees no points runs and writes, and what a client answers.
 
 | kind | down | up |
 |---|---|---|
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock, write_json_atomically
 from foveate.federated.clustering.limits import Limits
 from foveate.federated.deep.checkpoint import Stand, load_stand, save_stand, sent
 from foveate.federated.deep.fitting import Fitted, network_of, run_rounds, samples_of, training_of
@@ -30,28 +32,26 @@ from foveate.federated.kept import same_data
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.rounds import Check, Exchange, Requests, Round
 from foveate.federated.sizes import sizes_of
-from foveate.metrics.neighbours import as_points
-from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock, write_json_atomically
+from foveate.metrics.neighbors import as_points
 
 MOST_FEATURES = 1 << 20
-"""Of a point: a server makes a network for as many as sites say."""
+"""Of a point: a server makes a network for as many as clients say."""
 LONGEST_OPTIONS = 10_000
 SIZE_RULE = MessageRule(SIZE, values={"points": int, "features": int})
 
 
 def answer_elsewhere(
-    points_ND: NDArray[np.floating], request: Message, site: int, limits: Limits | None = None
+    points_ND: NDArray[np.floating], request: Message, client: int, limits: Limits | None = None
 ) -> Message:
-    """A site's answer to a server elsewhere. The network is made of the options that come with the question.
+    """A client's answer to a server elsewhere. The network is made of the options that come with the question.
 
     Args:
-        points_ND: the site's data. limits: the site's own.
+        points_ND: the client's data. limits: the client's own.
 
     Raises:
-        MessageError: a kind that no site answers over a network, options or arrays that do not fit one another, or
-            more than the site's own limits allow.
-        UserError: data that are no points, hold NaN, or are fewer than the site's own `min_count`.
+        MessageError: a kind that no client answers over a network, options or arrays that do not fit one another, or
+            more than the client's own limits allow.
+        UserError: data that are no points, hold NaN, or are fewer than the client's own `min_count`.
     """
     if request.kind not in OVER_A_NETWORK:
         raise MessageError(f"'{request.kind}' is not answered over a network")
@@ -59,16 +59,16 @@ def answer_elsewhere(
     points = as_points(points_ND, what="the data")
     if len(points) < own.min_count:
         raise UserError(
-            f"{len(points)} points are fewer than this site's own min-count {own.min_count}: nothing is sent"
+            f"{len(points)} points are fewer than this client's own min-count {own.min_count}: nothing is sent"
         )
     if request.kind == SIZE:
         return request.answer(points=len(points), features=points.shape[1])
     options = options_in(request)
     own.allow(options.min_count, options.clusters)
-    checked = _as_options_say(request, options, site)
+    checked = _as_options_say(request, options, client)
     _check_size(len(checked.array("weights")), options, points.shape[1])
     network = network_of(options, points.shape[1])
-    return handlers(network)[request.kind](samples_of(points, options), checked, site)
+    return handlers(network)[request.kind](samples_of(points, options), checked, client)
 
 
 def options_in(request: Message) -> DeepOptions:
@@ -88,11 +88,11 @@ def options_in(request: Message) -> DeepOptions:
         raise MessageError("field 'options' is no mapping of names to values")
     options = options_of(content, where="the question's options")
     if options.method == POOLED:
-        raise MessageError(f"method '{POOLED}' pools raw points; no site sends them")
+        raise MessageError(f"method '{POOLED}' pools raw points; no client sends them")
     return options
 
 
-def _as_options_say(request: Message, options: DeepOptions, site: int) -> Message:
+def _as_options_say(request: Message, options: DeepOptions, client: int) -> Message:
     """The question as its options make it: so their bounds hold for all that it asks.
 
     Raises:
@@ -101,13 +101,13 @@ def _as_options_say(request: Message, options: DeepOptions, site: int) -> Messag
     weights = request.array("weights")
     rules = {"weights": ArrayRule("float32", (None,))}
     if request.kind == EMBEDDED:
-        made = embedded_request(weights, options.plan(), site, request.round)
+        made = embedded_request(weights, options.plan(), client, request.round)
     else:
-        centres = request.array("centres")
-        rules["centres"] = ArrayRule("float64", (None, options.width))
-        made = train_request(weights, centres, training_of(options), options.seed, request.round)
-        if not 1 <= len(centres) <= options.clusters:
-            raise MessageError(f"has {len(centres)} centres; its options allow 1 to {options.clusters}")
+        centers = request.array("centers")
+        rules["centers"] = ArrayRule("float64", (None, options.width))
+        made = train_request(weights, centers, training_of(options), options.seed, request.round)
+        if not 1 <= len(centers) <= options.clusters:
+            raise MessageError(f"has {len(centers)} centers; its options allow 1 to {options.clusters}")
     values = {**made.values, "options": request.values["options"]}
     MessageRule(request.kind, rules, {name: type(value) for name, value in values.items()}).check(request)
     for name, value in values.items():
@@ -123,27 +123,27 @@ def _check_size(numbers: int, options: DeepOptions, features: int) -> None:
         MessageError: it has more.
     """
     head = options.hidden + options.width * (options.hidden + 1)
-    least = head if options.reads_pictures else head + options.hidden * features
+    least = head if options.reads_images else head + options.hidden * features
     if numbers < least:
         raise MessageError(f"array 'weights' has {numbers:,} numbers; a network of its options has at least {least:,}")
 
 
 class Told:
-    """An exchange whose questions carry the options, and go to some sites only."""
+    """An exchange whose questions carry the options, and go to some clients only."""
 
-    def __init__(self, exchange: Exchange, options: DeepOptions, sites: Sequence[int]) -> None:
+    def __init__(self, exchange: Exchange, options: DeepOptions, clients: Sequence[int]) -> None:
         self._exchange, self._options = exchange, options
-        self.sites, self.log = sites, exchange.log
+        self.clients, self.log = clients, exchange.log
 
-    def name(self, site: int) -> str:
+    def name(self, client: int) -> str:
         """As of the exchange."""
-        return self._exchange.name(site)
+        return self._exchange.name(client)
 
     def ask(self, requests: Requests, rule: MessageRule, *, at_least: int = 1, check: Check | None = None) -> Round:
         """As `Exchange.ask`."""
-        asked = dict.fromkeys(self.sites, requests) if isinstance(requests, Message) else requests
+        asked = dict.fromkeys(self.clients, requests) if isinstance(requests, Message) else requests
         words = self._options.model_dump_json()
-        told = {site: replace(one, values={**one.values, "options": words}) for site, one in asked.items()}
+        told = {client: replace(one, values={**one.values, "options": words}) for client, one in asked.items()}
         return self._exchange.ask(told, rule, at_least=at_least, check=check)
 
     def forget(self, *, before: int | None = None) -> None:
@@ -151,7 +151,7 @@ class Told:
         self._exchange.forget(before=before)
 
 
-def _check_answer(site: int, answer: Message) -> None:
+def _check_answer(client: int, answer: Message) -> None:
     if answer.number("points") < 1:
         raise MessageError("has no point")
     if not 1 <= answer.number("features") <= MOST_FEATURES:
@@ -161,12 +161,12 @@ def _check_answer(site: int, answer: Message) -> None:
 def run_server(exchange: Exchange, options: DeepOptions, out: Path, *, at_least: int = 1) -> dict[str, Any]:
     """Rounds over an exchange, the state in `states` after each, then `model` and result.json; goes on after a kill.
 
-    A finished run leaves no state and no answers: whether the sites' data are the same at the next call cannot be known
+    A finished run leaves no state and no answers: whether the clients' data are the same at the next call cannot be known
     here.
 
     Raises:
-        UserError: for a method without an exchange, sites of different data, or a folder with another run.
-        TooFewSitesError, TooFewGroupsError: as a clustering.
+        UserError: for a method without an exchange, clients of different data, or a folder with another run.
+        TooFewClientsError, TooFewGroupsError: as a clustering.
     """
     if options.method == POOLED:
         raise UserError(f"method '{POOLED}' cannot run over a network: {METHODS[POOLED]}")
@@ -186,7 +186,7 @@ def run_server(exchange: Exchange, options: DeepOptions, out: Path, *, at_least:
         run_rounds(told, options, stand, after=lambda now: save_stand(now, options, kept), at_least=at_least)
         set_weights(network, stand.state.weights)
         fitted = Fitted(options, sizes.features, network.eval(), stand)
-        save_model(fitted, out / "model", sites=len(sizes.points))
+        save_model(fitted, out / "model", clients=len(sizes.points))
         result = _result(exchange, fitted, sizes.points)
         write_json_atomically(out / "result.json", result)
         kept.unlink(missing_ok=True)
@@ -199,15 +199,15 @@ def _result(exchange: Exchange, fitted: Fitted, points: Mapping[int, int]) -> di
     options, stand, state = fitted.options, fitted.stand, fitted.stand.state
     rows = [
         {
-            "name": exchange.name(site),
+            "name": exchange.name(client),
             "points": count,
-            "rounds": sum(site in entry["sites"] for entry in state.history),
-            "excluded": state.excluded.get(site, ""),
+            "rounds": sum(client in entry["clients"] for entry in state.history),
+            "excluded": state.excluded.get(client, ""),
         }
-        for site, count in points.items()
+        for client, count in points.items()
     ]
-    notes = [f"{exchange.name(site)} was left out: {reason}" for site, reason in state.excluded.items()]
-    notes += [f"{exchange.name(site)} is odd: {reason}" for site, reason in state.odd().items()]
+    notes = [f"{exchange.name(client)} was left out: {reason}" for client, reason in state.excluded.items()]
+    notes += [f"{exchange.name(client)} is odd: {reason}" for client, reason in state.odd().items()]
     trained = {
         "method": options.method,
         "what": METHODS[options.method],
@@ -224,16 +224,16 @@ def _result(exchange: Exchange, fitted: Fitted, points: Mapping[int, int]) -> di
         "what": METHODS[options.method],
         "clustering": options.plan().title,
         "encoder": options.encoder,
-        "clusters": len(fitted.centres),
+        "clusters": len(fitted.centers),
         "features": fitted.features,
         "width": options.width,
-        "split": "a site each",
+        "split": "a client each",
         "points": sum(points.values()),
-        "sites": rows,
+        "clients": rows,
         "methods": [trained],
         "exchanged": stand.exchanged,
         "history": state.history,
         "notes": notes,
-        "map": {"places": [], "owners": [], "groups": [], "labels": None, "centres": []},
+        "map": {"places": [], "owners": [], "groups": [], "labels": None, "centers": []},
         "options": options.model_dump(mode="json"),
     }

@@ -1,9 +1,9 @@
-"""DeepFeCA's two questions a round, and what a site answers.
+"""DeepFeCA's two questions a round, and what a client answers.
 
 | kind | down | up |
 |---|---|---|
 | `query.embedded` | `weights` of the encoder, options | as `query.centroids`: centroids of embeddings |
-| `train.prototypes` | `weights`, `centres`, how to train | `weights`; the numbers of points, the loss |
+| `train.prototypes` | `weights`, `centers`, how to train | `weights`; the numbers of points, the loss |
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.core.errors import UserError, choose
+from foveate.federated.clients import Handler, stream
 from foveate.federated.clustering import protocol as clustering
 from foveate.federated.clustering.local import local_kmeans
 from foveate.federated.clustering.settings import Settings
@@ -23,8 +25,6 @@ from foveate.federated.deep.kinds import EMBEDDED, TRAIN
 from foveate.federated.deep.network import Embedder, set_weights, weights_of
 from foveate.federated.deep.prototypes import prototype_loss, pseudo_labels
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
-from foveate.federated.sites import Handler, stream
-from foveate.settings.errors import UserError, choose
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 _EMBED_BATCH = 512
@@ -32,9 +32,9 @@ _EMBED_BATCH = 512
 
 @dataclass(frozen=True)
 class Training:
-    """How a site trains: `epochs` over its points in batches, SGD with momentum .9, cross-entropy at a temperature.
+    """How a client trains: `epochs` over its points in batches, SGD with momentum .9, cross-entropy at a temperature.
 
-    `augment` is a name of `AUGMENTS`, or that of a function which sites have by themselves.
+    `augment` is a name of `AUGMENTS`, or that of a function which clients have by themselves.
     """
 
     epochs: int = 1
@@ -66,23 +66,23 @@ def embedded(network: Embedder, points: Tensor, *, head: bool = True) -> NDArray
     return torch.cat(parts).double().cpu().numpy()
 
 
-def embedded_request(weights_P: NDArray[np.float32], settings: Settings, site: int, round: int) -> Message:
-    """Asks for centroids of what the encoder makes of a site's points."""
-    values = clustering.centroids_request(settings, site).values
+def embedded_request(weights_P: NDArray[np.float32], settings: Settings, client: int, round: int) -> Message:
+    """Asks for centroids of what the encoder makes of a client's points."""
+    values = clustering.centroids_request(settings, client).values
     return Message(EMBEDDED, round, {"weights": weights_P}, values)
 
 
 def embedded_rule(settings: Settings, width: int) -> MessageRule:
     """What the answer must be."""
     rule = clustering.centroids_rule(settings)
-    return replace(rule, kind=EMBEDDED, arrays={**rule.arrays, "centres": ArrayRule("float64", ("k", width))})
+    return replace(rule, kind=EMBEDDED, arrays={**rule.arrays, "centers": ArrayRule("float64", ("k", width))})
 
 
 def train_request(
-    weights_P: NDArray[np.float32], centres_KD: NDArray[np.float64], training: Training, seed: int, round: int
+    weights_P: NDArray[np.float32], centers_KD: NDArray[np.float64], training: Training, seed: int, round: int
 ) -> Message:
-    """Asks a site to train towards the global centres. All that decides its answer, besides its data, is in it."""
-    return Message(TRAIN, round, {"weights": weights_P, "centres": centres_KD}, {"seed": seed, **asdict(training)})
+    """Asks a client to train towards the global centers. All that decides its answer, besides its data, is in it."""
+    return Message(TRAIN, round, {"weights": weights_P, "centers": centers_KD}, {"seed": seed, **asdict(training)})
 
 
 def train_rule(numbers: int) -> MessageRule:
@@ -95,7 +95,7 @@ def check_trained(points: float | None, answer: Message) -> None:
     """What the rule cannot say.
 
     Args:
-        points: how many the site said with its centroids; None where it was not asked.
+        points: how many the client said with its centroids; None where it was not asked.
 
     Raises:
         MessageError: no point, which the mean of weights would be divided by, or another number than before.
@@ -107,13 +107,13 @@ def check_trained(points: float | None, answer: Message) -> None:
 
 
 def handlers(network: Embedder, own: Mapping[str, Augment] | None = None) -> dict[str, Handler]:
-    """A site's functions. The network is a shape: its weights come with every question, and none stay.
+    """A client's functions. The network is a shape: its weights come with every question, and none stay.
 
     Args:
         own: functions by name that a request's `augment` may name besides `AUGMENTS`.
     """
 
-    def answer_embedded(data: Tensor, request: Message, site: int) -> Message:
+    def answer_embedded(data: Tensor, request: Message, client: int) -> Message:
         set_weights(network, request.array("weights"))
         points = clustering.unit_rows(_usable(embedded(network, data)))
         seed = int(request.number("seed"))
@@ -121,21 +121,21 @@ def handlers(network: Embedder, own: Mapping[str, Augment] | None = None) -> dic
         local = local_kmeans(
             points,
             clusters,
-            stream(seed, round=request.round, site=site, purpose="local k-means"),
+            stream(seed, round=request.round, client=client, purpose="local k-means"),
             start=str(request.values["client_init"]),
             tries=int(request.number("n_init")),
             spherical=True,
         )
-        clustering.warn_of_few_points(points, local, clusters, site)
+        clustering.warn_of_few_points(points, local, clusters, client)
         return clustering.describe(points, local, request)
 
-    def answer_train(data: Tensor, request: Message, site: int) -> Message:
+    def answer_train(data: Tensor, request: Message, client: int) -> Message:
         set_weights(network, request.array("weights"))
         seed = int(request.number("seed"))
-        random = stream(seed, round=request.round, site=site, purpose="training")
+        random = stream(seed, round=request.round, client=client, purpose="training")
         training = Training.asked(request)
         found = augment_of(training.augment, own or {})
-        loss = train(network, data, request.array("centres"), training, found, random)
+        loss = train(network, data, request.array("centers"), training, found, random)
         return request.answer(arrays={"weights": weights_of(network)}, points=len(data), loss=loss)
 
     return {EMBEDDED: answer_embedded, TRAIN: answer_train}
@@ -143,14 +143,14 @@ def handlers(network: Embedder, own: Mapping[str, Augment] | None = None) -> dic
 
 def _usable(vectors_ND: NDArray[np.float64]) -> NDArray[np.float64]:
     if not np.isfinite(vectors_ND).all():
-        raise UserError("the encoder makes NaN of this site's points")
+        raise UserError("the encoder makes NaN of this client's points")
     return vectors_ND
 
 
 def train(
     network: Embedder,
     points: Tensor,
-    centres_KD: NDArray[np.float64],
+    centers_KD: NDArray[np.float64],
     training: Training,
     augment: Augment | None,
     random: np.random.Generator,
@@ -160,10 +160,10 @@ def train(
     """Local epochs towards pseudo-labels that are taken once, before; returns the mean loss of the last epoch.
 
     Args:
-        order_K: the centre that each label is trained towards; its own by default. Another order at every site is a
-            control: as much training, towards centres that mean something else everywhere.
+        order_K: the center that each label is trained towards; its own by default. Another order at every client is a
+            control: as much training, towards centers that mean something else everywhere.
     """
-    prototypes_KD = torch.from_numpy(np.array(centres_KD)).float().to(points.device)
+    prototypes_KD = torch.from_numpy(np.array(centers_KD)).float().to(points.device)
     labels_N = pseudo_labels(torch.from_numpy(embedded(network, points)).float().to(points.device), prototypes_KD)
     if order_K is not None:
         labels_N = torch.from_numpy(order_K).to(points.device)[labels_N]
@@ -196,7 +196,7 @@ def noise(batch: Tensor, random: torch.Generator) -> Tensor:
 
 
 def shift(batch: Tensor, random: torch.Generator) -> Tensor:
-    """Pictures moved by up to an eighth of their side in each direction, edges repeated."""
+    """Images moved by up to an eighth of their side in each direction, edges repeated."""
     most = max(1, batch.shape[-1] // 8)
     padded = torch.nn.functional.pad(batch, (most,) * 4, mode="replicate")
     moves = torch.randint(0, 2 * most + 1, (len(batch), 2), generator=random)

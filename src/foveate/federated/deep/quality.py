@@ -1,4 +1,4 @@
-"""What an encoder trained without labels is worth: its groups against labels, votes of neighbours, a linear probe."""
+"""What an encoder trained without labels is worth: its groups against labels, votes of neighbors, a linear probe."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.core.seeds import generator
 from foveate.metrics import clustering, embedding
-from foveate.settings.seeds import generator
 
 MOST_POINTS = 3000
-NEIGHBOURS = 7
+NEIGHBORS = 7
 APART = 0.2
 """Share of the points that a probe is judged on."""
 
@@ -22,27 +22,27 @@ def quality(
     vectors_ND: Floats,
     outputs_NE: Floats,
     groups_N: NDArray[np.int64],
-    centres_KD: Floats,
+    centers_KD: Floats,
     labels_N: NDArray[Any] | None,
     *,
     seed: int = 0,
 ) -> dict[str, float]:
     """Measures by name; with labels: nmi, ari, purity of groups, and knn and probe of the encoder's output.
 
-    distance is the root mean square from a unit vector to its centre, from 0 to 2; it says nothing across encoders.
+    distance is the root mean square from a unit vector to its center, from 0 to 2; it says nothing across encoders.
     The probe is logistic regression on four fifths of at most `MOST_POINTS` points, judged on the others; knn leaves
     one out.
     """
-    gaps_N = ((vectors_ND - centres_KD[groups_N]) ** 2).sum(1)
+    gaps_N = ((vectors_ND - centers_KD[groups_N]) ** 2).sum(1)
     found = {"distance": float(np.sqrt(gaps_N.mean()))}
     if labels_N is None:
         return found
     found |= against(labels_N, groups_N)
     order = generator("deep quality", seed, len(labels_N)).permutation(len(labels_N))[:MOST_POINTS]
     chosen, labels = outputs_NE[order], labels_N[order]
-    if len(chosen) > 2 * NEIGHBOURS + 2:
+    if len(chosen) > 2 * NEIGHBORS + 2:
         numbers = np.unique(labels, return_inverse=True)[1]
-        found["knn"] = embedding.knn_accuracy(chosen, numbers, k=NEIGHBOURS)
+        found["knn"] = embedding.knn_accuracy(chosen, numbers, k=NEIGHBORS)
     right = probe(chosen, labels)
     return found if right is None else found | {"probe": right}
 
@@ -50,14 +50,14 @@ def quality(
 def against(labels_N: NDArray[Any], groups_N: NDArray[np.int64]) -> dict[str, float]:
     """How groups match labels."""
     return {
-        "nmi": clustering.normalised_mutual_information(labels_N, groups_N),
+        "nmi": clustering.normalized_mutual_information(labels_N, groups_N),
         "ari": clustering.adjusted_rand_index(labels_N, groups_N),
         "purity": clustering.purity(labels_N, groups_N),
     }
 
 
 def probe(outputs_NE: Floats, labels_N: NDArray[Any]) -> float | None:
-    """Accuracy of logistic regression on standardised features; None where the training part has one label only.
+    """Accuracy of logistic regression on standardized features; None where the training part has one label only.
 
     The first points train and the last `APART` of them are judged: give them in a random order.
     """

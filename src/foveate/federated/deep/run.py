@@ -1,4 +1,4 @@
-"""Behind `foveate federated features`: sites, one encoder, baselines beside it, measures, and what was exchanged."""
+"""Behind `foveate federated features`: clients, one encoder, baselines beside it, measures, and what was exchanged."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError, choose
+from foveate.core.files import FolderLock, atomic_file
+from foveate.core.progress import Meter, say
+from foveate.core.runs import RunFolder
+from foveate.core.seeds import generator
 from foveate.federated.clustering.projection import axes
 from foveate.federated.clustering.protocol import sends
 from foveate.federated.deep.checkpoint import Stand, load_stand, save_stand, sent
-from foveate.federated.deep.fitting import Fitted, fit_sites, network_of
+from foveate.federated.deep.fitting import Fitted, fit_clients, network_of
 from foveate.federated.deep.folder import save_model
 from foveate.federated.deep.kinds import RESULT
 from foveate.federated.deep.network import weights_of
 from foveate.federated.deep.options import METHODS, POOLED, UNTRAINED, DeepOptions
 from foveate.federated.deep.quality import against, quality
-from foveate.federated.sources import Sites
-from foveate.settings.errors import UserError, choose
-from foveate.settings.files import FolderLock, atomic_file
-from foveate.settings.progress import Meter, say
-from foveate.settings.runs import RunFolder
-from foveate.settings.seeds import generator
+from foveate.federated.sources import Clients
 
 MOST_POINTS = 4000
-"""Points on a map; of more, a random sample of each site in proportion."""
+"""Points on a map; of more, a random sample of each client in proportion."""
 
 
-def clusters_of(sites: Sites, clusters: int | None) -> int:
+def clusters_of(clients: Clients, clusters: int | None) -> int:
     """K: as given, else the number of different labels.
 
     Raises:
@@ -42,14 +42,14 @@ def clusters_of(sites: Sites, clusters: int | None) -> int:
     """
     if clusters is not None:
         return clusters
-    if sites.labels is None:
+    if clients.labels is None:
         raise UserError("how many clusters? give --clusters, or --label, whose different values are then counted")
-    return len(np.unique(np.concatenate([one.astype(str) for one in sites.labels])))
+    return len(np.unique(np.concatenate([one.astype(str) for one in clients.labels])))
 
 
-def plan(sites: Sites, options: DeepOptions) -> dict[str, Any]:
-    """What a run would train and exchange, at most: bytes up and down of each site, over all rounds."""
-    width = sites.points[0].shape[1]
+def plan(clients: Clients, options: DeepOptions) -> dict[str, Any]:
+    """What a run would train and exchange, at most: bytes up and down of each client, over all rounds."""
+    width = clients.points[0].shape[1]
     weights = len(weights_of(network_of(options, width)))
     wanted = sends(options.plan())
     first = options.clusters * (8 * options.width + 8 * wanted["counts"] + wanted["kept"])
@@ -60,17 +60,17 @@ def plan(sites: Sites, options: DeepOptions) -> dict[str, Any]:
         "kind": "plan",
         "method": options.method,
         "clusters": options.clusters,
-        "sites": {name: len(one) for name, one in zip(sites.names, sites.points, strict=True)},
+        "clients": {name: len(one) for name, one in zip(clients.names, clients.points, strict=True)},
         "features": width,
         "weights": weights,
-        "bytes_up_per_site": moved * ((rounds + 1) * first + rounds * (4 * weights + 16)),
+        "bytes_up_per_client": moved * ((rounds + 1) * first + rounds * (4 * weights + 16)),
         "options": options.model_dump(mode="json"),
     }
 
 
 @dataclass(frozen=True)
 class Looked:
-    """What one method makes of all points, by site: unit vectors, the encoder's output, groups."""
+    """What one method makes of all points, by client: unit vectors, the encoder's output, groups."""
 
     fitted: Fitted
     vectors: list[NDArray[np.float64]]
@@ -79,7 +79,7 @@ class Looked:
 
 
 def run_features(
-    sites: Sites,
+    clients: Clients,
     options: DeepOptions,
     path: Path,
     *,
@@ -91,18 +91,18 @@ def run_features(
     """Trains the encoder, and those of other methods beside it; writes result.json, features, groups and the model.
 
     Stopped and repeated, it goes on where it was: after the last finished round, and within a round without asking
-    again the sites that answered.
+    again the clients that answered.
 
     Raises:
-        UserError: an unknown method, points that do not fit, too few sites or groups, or a folder of other settings.
+        UserError: an unknown method, points that do not fit, too few clients or groups, or a folder of other settings.
     """
     for one in beside:
         choose(one, METHODS, "method beside")
     names = [options.method, *(one for one in dict.fromkeys(beside) if one != options.method)]
     about = {
-        "sites": {name: len(points) for name, points in zip(sites.names, sites.points, strict=True)},
-        "data": sites.digests(),
-        "split": sites.about,
+        "clients": {name: len(points) for name, points in zip(clients.names, clients.points, strict=True)},
+        "data": clients.digests(),
+        "split": clients.about,
         "beside": names[1:],
         "options": options.model_dump(mode="json"),
     }
@@ -117,8 +117,8 @@ def run_features(
         first: Looked | None = None
         for name in names:
             chosen = options.model_copy(update={"method": name})
-            looked = _look(sites, _fit(sites, chosen, path, at_least, device))
-            rows.append(_measured(sites, looked))
+            looked = _look(clients, _fit(clients, chosen, path, at_least, device))
+            rows.append(_measured(clients, looked))
             first = first or looked
         assert first is not None
         stand = first.fitted.stand
@@ -128,32 +128,32 @@ def run_features(
             "what": METHODS[options.method],
             "clustering": clustering.title,
             "encoder": options.encoder,
-            "clusters": len(first.fitted.centres),
+            "clusters": len(first.fitted.centers),
             "features": first.fitted.features,
             "width": options.width,
-            "split": sites.about,
-            "points": sum(about["sites"].values()),
-            "sites": _by_site(sites, first),
+            "split": clients.about,
+            "points": sum(about["clients"].values()),
+            "clients": _by_client(clients, first),
             "methods": rows,
             "exchanged": stand.exchanged,
             "history": stand.state.history,
-            "notes": _notes(sites, stand),
-            "map": _map(sites, first, seed=options.seed),
+            "notes": _notes(clients, stand),
+            "map": _map(clients, first, seed=options.seed),
             "options": about["options"],
             "command": command or [],
         }
-        _write(path, sites, first, rows[0]["quality"])
+        _write(path, clients, first, rows[0]["quality"])
         run.write_result(result)
     return result
 
 
-def _notes(sites: Sites, stand: Stand) -> list[str]:
+def _notes(clients: Clients, stand: Stand) -> list[str]:
     """What a careful reader should know."""
-    notes = [f"{sites.names[site]} was left out: {reason}" for site, reason in stand.state.excluded.items()]
-    return notes + [f"{sites.names[site]} is odd: {reason}" for site, reason in stand.state.odd().items()]
+    notes = [f"{clients.names[client]} was left out: {reason}" for client, reason in stand.state.excluded.items()]
+    return notes + [f"{clients.names[client]} is odd: {reason}" for client, reason in stand.state.odd().items()]
 
 
-def _fit(sites: Sites, options: DeepOptions, path: Path, at_least: int, device: str) -> Fitted:
+def _fit(clients: Clients, options: DeepOptions, path: Path, at_least: int, device: str) -> Fitted:
     kept = path / "states" / f"{options.method}.safetensors"
     stand = load_stand(kept, options)
     rounds = 0 if options.method == UNTRAINED else options.rounds
@@ -164,10 +164,10 @@ def _fit(sites: Sites, options: DeepOptions, path: Path, at_least: int, device: 
             save_stand(now, options, kept)
             meter.advance(1, note=f"loss {now.state.history[-1]['loss']:.3f}")
 
-        return fit_sites(
-            sites.points,
+        return fit_clients(
+            clients.points,
             options,
-            names=sites.names,
+            names=clients.names,
             device=device,
             stand=stand,
             after=after,
@@ -176,18 +176,18 @@ def _fit(sites: Sites, options: DeepOptions, path: Path, at_least: int, device: 
         )
 
 
-def _look(sites: Sites, fitted: Fitted) -> Looked:
-    vectors = [fitted.transform(one) for one in sites.points]
-    outputs = [fitted.outputs(one) for one in sites.points] if fitted.options.reads_pictures else vectors
-    return Looked(fitted, vectors, outputs, [fitted.predict(one) for one in sites.points])
+def _look(clients: Clients, fitted: Fitted) -> Looked:
+    vectors = [fitted.transform(one) for one in clients.points]
+    outputs = [fitted.outputs(one) for one in clients.points] if fitted.options.reads_images else vectors
+    return Looked(fitted, vectors, outputs, [fitted.predict(one) for one in clients.points])
 
 
-def _measured(sites: Sites, looked: Looked) -> dict[str, Any]:
+def _measured(clients: Clients, looked: Looked) -> dict[str, Any]:
     """One method's line: what its encoder is worth, and its cost."""
     fitted = looked.fitted
-    labels = None if sites.labels is None else np.concatenate([one.astype(str) for one in sites.labels])
+    labels = None if clients.labels is None else np.concatenate([one.astype(str) for one in clients.labels])
     vectors, outputs = np.concatenate(looked.vectors), np.concatenate(looked.outputs)
-    worth = quality(vectors, outputs, np.concatenate(looked.groups), fitted.centres, labels, seed=fitted.options.seed)
+    worth = quality(vectors, outputs, np.concatenate(looked.groups), fitted.centers, labels, seed=fitted.options.seed)
     return {
         "method": fitted.options.method,
         "what": METHODS[fitted.options.method],
@@ -200,29 +200,29 @@ def _measured(sites: Sites, looked: Looked) -> dict[str, Any]:
     }
 
 
-def _by_site(sites: Sites, looked: Looked) -> list[dict[str, Any]]:
+def _by_client(clients: Clients, looked: Looked) -> list[dict[str, Any]]:
     rows = []
-    centres = looked.fitted.centres
-    for number, (name, vectors, groups) in enumerate(zip(sites.names, looked.vectors, looked.groups, strict=True)):
+    centers = looked.fitted.centers
+    for number, (name, vectors, groups) in enumerate(zip(clients.names, looked.vectors, looked.groups, strict=True)):
         row: dict[str, Any] = {
             "name": name,
             "points": len(vectors),
             "groups": len(np.unique(groups)),
-            "distance": float(np.sqrt(((vectors - centres[groups]) ** 2).sum(1).mean())),
-            "rounds": sum(number in entry["sites"] for entry in looked.fitted.stand.state.history),
+            "distance": float(np.sqrt(((vectors - centers[groups]) ** 2).sum(1).mean())),
+            "rounds": sum(number in entry["clients"] for entry in looked.fitted.stand.state.history),
             "excluded": looked.fitted.stand.state.excluded.get(number, ""),
         }
-        if sites.labels is not None:
-            own = sites.labels[number].astype(str)
+        if clients.labels is not None:
+            own = clients.labels[number].astype(str)
             row |= {"classes": len(np.unique(own)), **against(own, groups)}
         rows.append(row)
     return rows
 
 
-def _map(sites: Sites, looked: Looked, *, seed: int) -> dict[str, Any]:
-    """Places, owners, groups and labels of a sample of points, along the directions in which centres differ most."""
-    origin_D, two_D2 = axes(looked.fitted.centres)
-    share = min(1.0, MOST_POINTS / sum(len(one) for one in sites.points))
+def _map(clients: Clients, looked: Looked, *, seed: int) -> dict[str, Any]:
+    """Places, owners, groups and labels of a sample of points, along the directions in which centers differ most."""
+    origin_D, two_D2 = axes(looked.fitted.centers)
+    share = min(1.0, MOST_POINTS / sum(len(one) for one in clients.points))
     places, owners, groups, classes = [], [], [], []
     for number, vectors in enumerate(looked.vectors):
         count = max(1, round(share * len(vectors)))
@@ -230,26 +230,26 @@ def _map(sites: Sites, looked: Looked, *, seed: int) -> dict[str, Any]:
         places += np.round((vectors[rows] - origin_D) @ two_D2, 4).tolist()
         owners += [number] * len(rows)
         groups += looked.groups[number][rows].tolist()
-        classes += sites.labels[number][rows].astype(str).tolist() if sites.labels is not None else []
-    centres = np.round((looked.fitted.centres - origin_D) @ two_D2, 4).tolist()
-    return {"places": places, "owners": owners, "groups": groups, "labels": classes or None, "centres": centres}
+        classes += clients.labels[number][rows].astype(str).tolist() if clients.labels is not None else []
+    centers = np.round((looked.fitted.centers - origin_D) @ two_D2, 4).tolist()
+    return {"places": places, "owners": owners, "groups": groups, "labels": classes or None, "centers": centers}
 
 
-def _write(path: Path, sites: Sites, looked: Looked, metrics: dict[str, float]) -> None:
+def _write(path: Path, clients: Clients, looked: Looked, metrics: dict[str, float]) -> None:
     """`features.parquet`, `groups.parquet` and the model folder."""
-    names = np.repeat(np.array(sites.names, dtype=object), [len(one) for one in looked.groups]).tolist()
+    names = np.repeat(np.array(clients.names, dtype=object), [len(one) for one in looked.groups]).tolist()
     rows = np.concatenate([np.arange(len(one)) for one in looked.groups])
-    shared: dict[str, Any] = {"site": names, "row": rows}
-    if sites.labels is not None:
-        shared["label"] = np.concatenate([one.astype(str) for one in sites.labels]).tolist()
+    shared: dict[str, Any] = {"client": names, "row": rows}
+    if clients.labels is not None:
+        shared["label"] = np.concatenate([one.astype(str) for one in clients.labels]).tolist()
     features = {"embedding": _lists(looked.vectors)}
-    if looked.fitted.options.reads_pictures:
+    if looked.fitted.options.reads_images:
         features["output"] = _lists(looked.outputs)
     groups = {"group": np.concatenate(looked.groups)}
     for name, columns in (("features", shared | features), ("groups", shared | groups)):
         with atomic_file(path / f"{name}.parquet") as handle:
             pq.write_table(pa.table({key: pa.array(values) for key, values in columns.items()}), handle)
-    save_model(looked.fitted, path / "model", sites=len(sites.names), metrics=metrics)
+    save_model(looked.fitted, path / "model", clients=len(clients.names), metrics=metrics)
 
 
 def _lists(parts: list[NDArray[np.float64]]) -> list[NDArray[np.float32]]:

@@ -15,24 +15,24 @@ from foveate.federated.privacy import DELTA, epsilon, gaussian_cost
 def account(options: EmbeddingOptions, state: State, *, delta: float = DELTA) -> list[dict[str, Any]]:
     """For each kind of message that says something of the points: what is hidden, by how much, or that nothing is.
 
-    encoder: the unit is a whole site. All that a site has may be replaced; the change it sends has at most the length
+    encoder: the unit is a whole client. All that a client has may be replaced; the change it sends has at most the length
     C, so its answer moves by at most 2 C; noise is `update_noise` C. Counted over the rounds in which it trained.
 
-    field, surrogate: the unit is one point of a site. One of n points moves each of G values by at most R / n, all
+    field, surrogate: the unit is one point of a client. One of n points moves each of G values by at most R / n, all
     together by sqrt(G) R / n, where R is log 2 (kernel "shifted") or 9.21 ("cauchy"), and n is without dropped points
     (`most_moved`); taken where it is most. It holds for the encoder and the box as they were sent; these are accounted
     for apart, and a box of a map is sent without any noise.
 
-    A server that was stopped within a round asks it again, and sites answer with other noise: every time that a run
+    A server that was stopped within a round asks it again, and clients answer with other noise: every time that a run
     went on counts as one message more of each kind.
     """
     rounds = state.again + max(
-        (sum(site in entry["sites"] for entry in state.history) for site in state.sizes), default=0
+        (sum(client in entry["clients"] for entry in state.history) for client in state.sizes), default=0
     )
-    lines = [_line("encoder", "a whole site", None, rounds, delta)]
+    lines = [_line("encoder", "a whole client", None, rounds, delta)]
     if options.update_noise:
         rho = rounds * gaussian_cost(2.0, options.update_noise)
-        lines = [_line("encoder", "a whole site", rho, rounds, delta)]
+        lines = [_line("encoder", "a whole client", rho, rounds, delta)]
     if options.method != FEDNE:
         return lines
     start = surrogate_start(options.rounds, options.surrogate_start)
@@ -47,7 +47,7 @@ def account(options: EmbeddingOptions, state: State, *, delta: float = DELTA) ->
         moved = (most_moved(size, drop=options.drop, kernel=options.kernel) for size in state.sizes.values())
         sensitivity = math.sqrt(queries) * max(moved)
         rho_of_values = refreshed * gaussian_cost(sensitivity, options.target_noise)
-    lines.append(_line(name, "one point of any site", rho_of_values, refreshed, delta))
+    lines.append(_line(name, "one point of any client", rho_of_values, refreshed, delta))
     if options.grid == "union":
         lines.append(_line("box", "nothing", None, refreshed, delta))
     return lines

@@ -10,20 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.federated.embedding.client import build_encoder
 from foveate.federated.embedding.grids import Grid
 from foveate.federated.embedding.networks import load_flat
 from foveate.federated.embedding.objective import mean_repulsion
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.embedding.site import build_encoder
 
 
 def unused_features(
     before_P: NDArray[np.floating], after_P: NDArray[np.floating], options: EmbeddingOptions, features: int
 ) -> NDArray[np.bool_]:
-    """Features that are 0 in every point of the site, read from the weights before and after its training: [features].
+    """Features that are 0 in every point of the client, read from the weights before and after its training: [features].
 
     Where a feature is 0 throughout, the first layer's weights on it have no gradient and come back unchanged, bit for
-    bit. On pictures these are the pixels that nobody at the site ever inked; on counts, the kinds that nobody has.
+    bit. On images these are the pixels that nobody at the client ever inked; on counts, the kinds that nobody has.
     """
     network = build_encoder(options, features)
     first = next(network.parameters())
@@ -45,7 +45,7 @@ def places_from_field(
 ) -> NDArray[np.float64]:
     """Map positions [points, d] whose field is nearest to the one that was sent; the best of several random starts.
 
-    How many points there are is known: every site tells it.
+    How many points there are is known: every client tells it.
     """
     asked = torch.from_numpy(grid.points_Gd)
     wanted = torch.from_numpy(np.asarray(field_G, dtype=np.float64))

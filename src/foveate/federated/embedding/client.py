@@ -1,4 +1,4 @@
-"""What a site does when the server asks: bounding box, surrogate, field, training. Only its answers leave it."""
+"""What a client does when the server asks: bounding box, surrogate, field, training. Only its answers leave it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from foveate.core import seeds
+from foveate.federated.clients import Client, Handler, stream
 from foveate.federated.embedding import grids
-from foveate.federated.embedding.graph import neighbourhood
+from foveate.federated.embedding.graph import neighborhood
 from foveate.federated.embedding.kinds import BOX, FIELD, POINTS, POSITIONS, SURROGATE, TRAIN
 from foveate.federated.embedding.networks import flat_weights, frozen_rows, load_flat, perceptron
 from foveate.federated.embedding.objective import mean_repulsion
@@ -32,26 +34,24 @@ from foveate.federated.embedding.surrogates import (
 from foveate.federated.embedding.training import MOST_POINTS_EXACT, Foreign, PassSettings, train_pass
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.privacy import clipped, noisy, private_noise
-from foveate.federated.sites import Handler, Site, stream
-from foveate.metrics.neighbours import nearest
-from foveate.settings import seeds
+from foveate.metrics.neighbors import nearest
 
 
-def torch_generator(seed: int, *, round: int, site: int, purpose: str) -> torch.Generator:
+def torch_generator(seed: int, *, round: int, client: int, purpose: str) -> torch.Generator:
     """As `stream`, for PyTorch."""
-    return torch.Generator().manual_seed(seeds.integer("federated", purpose, seed, round, site))
+    return torch.Generator().manual_seed(seeds.integer("federated", purpose, seed, round, client))
 
 
 def build_encoder(options: EmbeddingOptions, features: int) -> nn.Module:
     """The perceptron features-100-100-100-2 (by default) with the start weights of this seed."""
-    generator = torch_generator(options.seed, round=0, site=-1, purpose="encoder")
+    generator = torch_generator(options.seed, round=0, client=-1, purpose="encoder")
     widths = (features, *options.hidden, options.dimensions)
     return perceptron(widths, generator, dtype=getattr(torch, options.precision))
 
 
 @dataclass
-class SiteData:
-    """The points of a site, which stay here, and what is computed from them once.
+class ClientData:
+    """The points of a client, which stay here, and what is computed from them once.
 
     Attributes:
         points_ND: of the run's precision. template: an encoder of another architecture; None = the perceptron.
@@ -69,14 +69,14 @@ class SiteData:
         """The points on the device."""
         return torch.from_numpy(np.ascontiguousarray(self.points_ND)).to(self.device)
 
-    def neighbours(self, k: int) -> NDArray[np.int64] | None:
+    def neighbors(self, k: int) -> NDArray[np.int64] | None:
         """The k nearest others of every point (fewer where there are not k); None for a single point."""
         k = min(k, len(self.points_ND) - 1)
         if k < 1:
             return None
-        if ("neighbours", k) not in self._built:
-            self._built["neighbours", k] = nearest(self.points_ND, k)  # type: ignore[index]
-        return self._built["neighbours", k]  # type: ignore[index]
+        if ("neighbors", k) not in self._built:
+            self._built["neighbors", k] = nearest(self.points_ND, k)  # type: ignore[index]
+        return self._built["neighbors", k]  # type: ignore[index]
 
     def encoder(self, options: EmbeddingOptions, weights_P: NDArray[Any]) -> nn.Module:
         """The encoder with these weights; the same object every time."""
@@ -99,24 +99,24 @@ def options_in(request: Message) -> EmbeddingOptions:
     return EmbeddingOptions.model_validate_json(words)
 
 
-def _placed(data: SiteData, request: Message) -> tuple[EmbeddingOptions, NDArray[np.floating], Tensor]:
-    """Options, and where the global encoder puts the site's points."""
+def _placed(data: ClientData, request: Message) -> tuple[EmbeddingOptions, NDArray[np.floating], Tensor]:
+    """Options, and where the global encoder puts the client's points."""
     options = options_in(request)
     z_Nd = frozen_rows(data.encoder(options, request.array("encoder")), data.tensor)
     return options, z_Nd.cpu().numpy(), z_Nd
 
 
-def answer_points(data: SiteData, request: Message, site: int) -> Message:
+def answer_points(data: ClientData, request: Message, client: int) -> Message:
     """How many points there are, and how many features they have."""
     return request.answer(points=len(data.points_ND), features=data.points_ND.shape[1])
 
 
-def answer_box(data: SiteData, request: Message, site: int) -> Message:
-    """The bounding box of the site's map positions, [2, d]."""
+def answer_box(data: ClientData, request: Message, client: int) -> Message:
+    """The bounding box of the client's map positions, [2, d]."""
     return request.answer(arrays={"box": grids.box_of(_placed(data, request)[1])})
 
 
-def answer_positions(data: SiteData, request: Message, site: int) -> Message:
+def answer_positions(data: ClientData, request: Message, client: int) -> Message:
     """All map positions: for `fedne_exact` alone, which is no federated method."""
     return request.answer(arrays={"positions": _placed(data, request)[1]})
 
@@ -127,8 +127,8 @@ def grid_in(request: Message) -> grids.Grid:
     return grids.between(box, counts)
 
 
-def answer_surrogate(data: SiteData, request: Message, site: int) -> Message:
-    """A network that imitates what the site's points do to a place, the box it was fitted in, and how well it fits."""
+def answer_surrogate(data: ClientData, request: Message, client: int) -> Message:
+    """A network that imitates what the client's points do to a place, the box it was fitted in, and how well it fits."""
     options, z_np, z_Nd = _placed(data, request)
     if "box" not in request.arrays and options.grid == "official":
         grid = grids.official_grid(z_np, step=options.grid_step)
@@ -139,14 +139,14 @@ def answer_surrogate(data: SiteData, request: Message, site: int) -> Message:
     queries = grid.points_Gd
     if options.dimensions > 2:
         count = min(len(queries), options.max_points)
-        scatter = stream(options.seed, round=request.round, site=site, purpose="queries")
+        scatter = stream(options.seed, round=request.round, client=client, purpose="queries")
         queries = grids.scattered(grid.box_2d, count, scatter)
     queries_Gd = torch.from_numpy(queries).to(z_Nd)
     targets_G = _hidden(grids.targets(queries_Gd, z_Nd, drop=options.drop, kernel=options.kernel), options, data)
     fit = fit_surrogate(
         queries_Gd.cpu(),
         targets_G.cpu(),
-        torch_generator(options.seed, round=request.round, site=site, purpose="surrogate"),
+        torch_generator(options.seed, round=request.round, client=client, purpose="surrogate"),
         architecture=ARCHITECTURES[options.surrogate],
         settings=FitSettings(held_out=options.held_out),
     )
@@ -162,8 +162,8 @@ def answer_surrogate(data: SiteData, request: Message, site: int) -> Message:
     )
 
 
-def answer_field(data: SiteData, request: Message, site: int) -> Message:
-    """What the site's points do to every point of the common grid, and how well that interpolates between them.
+def answer_field(data: ClientData, request: Message, client: int) -> Message:
+    """What the client's points do to every point of the common grid, and how well that interpolates between them.
 
     With noise the R2 is what the values that are sent say of it (a cell's middle is the mean of four of them): one of
     the exact values would tell of them what the noise hides.
@@ -176,20 +176,20 @@ def answer_field(data: SiteData, request: Message, site: int) -> Message:
     if sigma := options.target_noise:
         r2 = r_squared_of_hidden(sent_G, sigma, sigma**2 / 4)
     else:
-        between = torch.from_numpy(grid.centres_Gd).to(z_Nd)
+        between = torch.from_numpy(grid.centers_Gd).to(z_Nd)
         truth = grids.targets(between, z_Nd, drop=options.drop, kernel=options.kernel)
         r2 = r_squared(grids.interpolate(sent_G, grid, between), truth)
     return request.answer(arrays={"field": sent_G.cpu().numpy()}, r2=r2)
 
 
-def _hidden(values_G: Tensor, options: EmbeddingOptions, data: SiteData) -> Tensor:
+def _hidden(values_G: Tensor, options: EmbeddingOptions, data: ClientData) -> Tensor:
     """The values with noise, where it is asked for."""
     if not options.target_noise:
         return values_G
     return values_G.new_tensor(noisy(values_G.cpu().numpy(), options.target_noise, data.noise))
 
 
-def _sent(before_P: NDArray[Any], after_P: NDArray[Any], options: EmbeddingOptions, data: SiteData) -> NDArray[Any]:
+def _sent(before_P: NDArray[Any], after_P: NDArray[Any], options: EmbeddingOptions, data: ClientData) -> NDArray[Any]:
     """The weights with a change that is bounded and hidden in noise, where that is asked for."""
     if options.update_clip is None or options.method in (LOCAL, POOLED):
         return after_P
@@ -217,7 +217,7 @@ def unpacked(vector_S: NDArray[Any], options: EmbeddingOptions) -> dict[str, NDA
 
 
 def _foreign(request: Message, options: EmbeddingOptions, device: str) -> tuple[Foreign | None, SurrogateSum | None]:
-    """What the request says of the others: a function of places, None where the site feels nobody."""
+    """What the request says of the others: a function of places, None where the client feels nobody."""
     dtype = getattr(torch, options.precision)
     if "surrogates" in request.arrays:
         found = SurrogateSum(
@@ -247,16 +247,16 @@ def _foreign(request: Message, options: EmbeddingOptions, device: str) -> tuple[
     return None, None
 
 
-def answer_train(data: SiteData, request: Message, site: int) -> Message:
+def answer_train(data: ClientData, request: Message, client: int) -> Message:
     """One round of training from the common encoder: the weights after it; the losses, where these carry no noise."""
     options = options_in(request)
     network = data.encoder(options, request.array("encoder"))
-    drawn = stream(options.seed, round=request.round, site=site, purpose="mixing") if options.mixing else None
-    around = neighbourhood(
+    drawn = stream(options.seed, round=request.round, client=client, purpose="mixing") if options.mixing else None
+    around = neighborhood(
         data.points_ND,
-        options.neighbours,
+        options.neighbors,
         drawn,
-        neighbours_Nk=data.neighbours(options.neighbours),
+        neighbors_Nk=data.neighbors(options.neighbors),
         beta=options.mixing_beta,
         keep_self_edges=options.keep_self_edges,
     )
@@ -266,14 +266,14 @@ def answer_train(data: SiteData, request: Message, site: int) -> Message:
     settings = PassSettings(
         rate=request.number("rate"),
         epochs=options.local_epochs,
-        batch=options.batch_points * options.neighbours,
+        batch=options.batch_points * options.neighbors,
         negatives=0 if options.negatives == "all" else int(options.negatives),
         kernel=options.kernel,
         clip=options.gradient_clip,
         share=request.number("share"),
         proximal=options.proximal if options.method == FEDPROX else 0.0,
     )
-    random = stream(options.seed, round=request.round, site=site, purpose="training")
+    random = stream(options.seed, round=request.round, client=client, purpose="training")
     report = train_pass(network, around, settings, random, foreign=foreign)
     sent = {"encoder": _sent(request.array("encoder"), flat_weights(network), options, data)}
     if options.hides_training:
@@ -300,6 +300,6 @@ HANDLERS: Mapping[str, Handler] = {
 }
 
 
-def site_of(number: int, data: SiteData, name: str = "") -> Site:
-    """A site of this wing's rounds."""
-    return Site(number, data, HANDLERS, name)
+def client_of(number: int, data: ClientData, name: str = "") -> Client:
+    """A client of this wing's rounds."""
+    return Client(number, data, HANDLERS, name)

@@ -1,4 +1,4 @@
-"""`FederatedNeighborEmbedding`: one map of data at several sites, with scikit-learn's conventions."""
+"""`FederatedNeighborEmbedding`: one map of data at several clients, with scikit-learn's conventions."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from sklearn.utils.validation import (
 )
 from torch import nn
 
+from foveate.core.errors import UserError
 from foveate.federated.embedding.checkpoint import load_state, save_state
-from foveate.federated.embedding.fitting import fit_sites, site_points
+from foveate.federated.embedding.fitting import client_points, fit_clients
 from foveate.federated.embedding.folder import load_encoder, save_encoder
 from foveate.federated.embedding.networks import frozen_rows
 from foveate.federated.embedding.options import LOCAL, EmbeddingOptions, options_of
 from foveate.federated.embedding.server import State
-from foveate.federated.lists import common_columns, is_list_of_sites
-from foveate.metrics.neighbours import as_points
-from foveate.settings.errors import UserError
+from foveate.federated.lists import common_columns, is_list_of_clients
+from foveate.metrics.neighbors import as_points
 
 # Parameters of the estimator whose names in `EmbeddingOptions` are others.
 _NAMES = {
     "n_components": "dimensions",
-    "n_neighbors": "neighbours",
+    "n_neighbors": "neighbors",
     "n_rounds": "rounds",
     "hidden_layer_sizes": "hidden",
     "dtype": "precision",
@@ -36,15 +36,15 @@ _NAMES = {
 _NO_OPTIONS = ("random_state", "encoder", "device", "checkpoint", "options")
 
 
-def _are_sites(data: Any) -> bool:
-    """Whether data are several sites' matrices: a list of them, an empty list, or an array of three axes."""
+def _are_clients(data: Any) -> bool:
+    """Whether data are several clients' matrices: a list of them, an empty list, or an array of three axes."""
     if isinstance(data, list | tuple):
-        return not data or is_list_of_sites(data)
+        return not data or is_list_of_clients(data)
     return isinstance(data, np.ndarray) and data.ndim == 3
 
 
 class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
-    """FedNE: several sites train one encoder that draws one map of all their data, which stay where they are.
+    """FedNE: several clients train one encoder that draws one map of all their data, which stay where they are.
 
     Source: FedNE (NeurIPS 2024, arXiv 2409.11509). Deviations are listed in `docs/methods/fedne.md`.
 
@@ -53,26 +53,26 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         method: "fedne", its baselines "fedavg", "fedprox", "local", "global", or "fedne_exact", which is not private.
         n_rounds: rounds of training and averaging. learning_rate: of Adam, a tenth of it after 60 % of the rounds.
         hidden_layer_sizes: of the encoder. encoder: a torch module of one's own instead; it is copied.
-        surrogate: what a site sends of its repulsion: "network", "network64" (smaller), or "grid" (a table of values).
-        surrogate_start: share of the rounds before sites feel one another. refresh: rounds between new surrogates.
-        mixing: train on mixtures of near points, too. participation: share of the sites in each round.
+        surrogate: what a client sends of its repulsion: "network", "network64" (smaller), or "grid" (a table of values).
+        surrogate_start: share of the rounds before clients feel one another. refresh: rounds between new surrogates.
+        mixing: train on mixtures of near points, too. participation: share of the clients in each round.
         dtype: "float32" or "float64". device: of PyTorch.
         options: any other field of `foveate.federated.embedding.options.EmbeddingOptions`, by name.
         checkpoint: a file that keeps the state after every round; the same call with the same data goes on from it.
         random_state: as in scikit-learn.
 
     Attributes:
-        embedding_: a list with the map positions of every site, [n, n_components] each; a plain array where one matrix
+        embedding_: a list with the map positions of every client, [n, n_components] each; a plain array where one matrix
             was given.
-        encoder_: the common network (with "local" that of the first site). encoders_: by site, with "local" only.
+        encoder_: the common network (with "local" that of the first client). encoders_: by client, with "local" only.
         history_: one entry a round: losses, R2 of surrogates, bytes, seconds. notes_: warnings and their counts.
         log_: every message. options_: all options. n_features_in_, random_state_: as in scikit-learn.
 
     >>> import numpy as np
     >>> random = np.random.default_rng(0)
-    >>> sites = [random.normal(size=(40, 5)) + 4 * site for site in range(3)]
-    >>> model = FederatedNeighborEmbedding(n_rounds=4, random_state=0).fit(sites)
-    >>> [one.shape for one in model.embedding_], model.transform(sites[0][:2]).shape
+    >>> clients = [random.normal(size=(40, 5)) + 4 * client for client in range(3)]
+    >>> model = FederatedNeighborEmbedding(n_rounds=4, random_state=0).fit(clients)
+    >>> [one.shape for one in model.embedding_], model.transform(clients[0][:2]).shape
     ([(40, 2), (40, 2), (40, 2)], (2, 2))
     """
 
@@ -116,17 +116,17 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, *, names: Sequence[str] = ()) -> FederatedNeighborEmbedding:
-        """Trains on the points of all sites.
+        """Trains on the points of all clients.
 
         Args:
-            X: a list with one matrix of points for each site; a single matrix is one site.
-            y: ignored. names: of the sites, for messages.
+            X: a list with one matrix of points for each client; a single matrix is one client.
+            y: ignored. names: of the clients, for messages.
 
         Raises:
-            UserError: for points or options that do not fit one another or the checkpoint; names the site or option.
+            UserError: for points or options that do not fit one another or the checkpoint; names the client or option.
         """
-        several = _are_sites(X)
-        sites = self._of_sites(X) if several else [validate_data(self, X, dtype=[np.float64, np.float32])]
+        several = _are_clients(X)
+        clients = self._of_clients(X) if several else [validate_data(self, X, dtype=[np.float64, np.float32])]
         options = self._options()
         kept = None if self.checkpoint is None else Path(self.checkpoint)
         state = None if kept is None else load_state(kept, options)
@@ -135,8 +135,8 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
             if kept is not None:
                 save_state(now, options, kept)
 
-        fitted = fit_sites(
-            sites, options, names=names, template=self.encoder, device=self.device, state=state, after=after
+        fitted = fit_clients(
+            clients, options, names=names, template=self.encoder, device=self.device, state=state, after=after
         )
         self.options_ = options
         self.encoder_ = fitted.encoder
@@ -146,20 +146,20 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         self.n_features_in_ = fitted.state.features
         if options.method == LOCAL:
             self.encoders_ = fitted.own
-        points = site_points(sites, options.precision)
-        found = [fitted.transform(one, site=number) for number, one in enumerate(points)]
+        points = client_points(clients, options.precision)
+        found = [fitted.transform(one, client=number) for number, one in enumerate(points)]
         self.embedding_ = found if several else found[0]
-        self._sites = len(sites)
+        self._clients = len(clients)
         return self
 
-    def _of_sites(self, X: Any) -> list[Any]:
-        sites = list(X)
-        columns = common_columns(sites)
+    def _of_clients(self, X: Any) -> list[Any]:
+        clients = list(X)
+        columns = common_columns(clients)
         if columns is not None:
             self.feature_names_in_ = np.array(columns, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
-        return sites
+        return clients
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()  # pyrefly: ignore[missing-attribute]
@@ -181,21 +181,21 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         self.random_state_ = seed
         return options_of(content | more | {"seed": seed}, where="FederatedNeighborEmbedding")
 
-    def transform(self, X: Any, *, site: int | None = None) -> Any:
+    def transform(self, X: Any, *, client: int | None = None) -> Any:
         """Map positions of any points, [N, n_components]; a list of these for a list of matrices.
 
         Args:
-            site: whose encoder; with "local" only, whose encoders have nothing to do with one another.
+            client: whose encoder; with "local" only, whose encoders have nothing to do with one another.
         """
         check_is_fitted(self, "encoder_")
-        if _are_sites(X):
-            return [self.transform(one, site=site) for one in X]
+        if _are_clients(X):
+            return [self.transform(one, client=client) for one in X]
         points = as_points(validate_data(self, X, dtype=[np.float64, np.float32], reset=False, ensure_min_samples=0))
         network = self.encoder_
-        if site is not None:
+        if client is not None:
             if not hasattr(self, "encoders_"):
-                raise UserError("transform(site=...) has no meaning here: all sites share one encoder")
-            network = self.encoders_[site]
+                raise UserError("transform(client=...) has no meaning here: all clients share one encoder")
+            network = self.encoders_[client]
         first = next(network.parameters())
         return frozen_rows(network, first.new_tensor(points)).cpu().numpy()
 
@@ -212,7 +212,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
             "precision": self.options_.precision,
             "method": self.options_.method,
             "rounds": self.options_.rounds,
-            "sites": self._sites,
+            "clients": self._clients,
             "options": self.options_.model_dump(mode="json"),
         }
         return save_encoder(self.encoder_, Path(folder), about=about, metrics=metrics)
@@ -231,5 +231,5 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         model.options = {name: value for name, value in rest.items() if value != default[name]} or None
         model.options_, model.encoder_, model.n_features_in_ = options, network, int(config["widths"][0])
         model.random_state_, model.history_, model.notes_ = options.seed, [], {}
-        model._sites = int(config.get("sites", 1))
+        model._clients = int(config.get("clients", 1))
         return model

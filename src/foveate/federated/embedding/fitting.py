@@ -1,4 +1,4 @@
-"""From the points of several sites to encoders, in this process: FedNE and its baselines, resumable after any round."""
+"""From the points of several clients to encoders, in this process: FedNE and its baselines, resumable after any round."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from foveate.core.errors import UserError
+from foveate.federated.clients import Client
+from foveate.federated.embedding.client import ClientData, build_encoder, client_of
 from foveate.federated.embedding.networks import frozen_rows, load_flat
 from foveate.federated.embedding.options import LOCAL, POOLED, EmbeddingOptions
 from foveate.federated.embedding.server import State, begin, run_rounds
-from foveate.federated.embedding.site import SiteData, build_encoder, site_of
 from foveate.federated.kept import digest, same_data
 from foveate.federated.rounds import Exchange, InProcess, Log
-from foveate.federated.sites import Site
-from foveate.metrics.neighbours import as_points
-from foveate.settings.errors import UserError
+from foveate.metrics.neighbors import as_points
 
 Points = NDArray[np.floating]
 
@@ -30,7 +30,7 @@ class Fitted:
     """What a run left.
 
     Attributes:
-        encoder: the common one; with the method `local` the first site's. own: encoders by site, `local` only.
+        encoder: the common one; with the method `local` the first client's. own: encoders by client, `local` only.
         state: weights, history, notes. log: all messages.
     """
 
@@ -40,9 +40,9 @@ class Fitted:
     state: State
     log: Log
 
-    def transform(self, points_ND: ArrayLike, *, site: int | None = None) -> Points:
-        """Map positions [N, d] of any points, by the common encoder or, with `local`, that of a site."""
-        network = self.own.get(site, self.encoder) if site is not None else self.encoder
+    def transform(self, points_ND: ArrayLike, *, client: int | None = None) -> Points:
+        """Map positions [N, d] of any points, by the common encoder or, with `local`, that of a client."""
+        network = self.own.get(client, self.encoder) if client is not None else self.encoder
         first = next(network.parameters())
         points = as_points(points_ND)
         if points.shape[1] != self.state.features:
@@ -51,30 +51,30 @@ class Fitted:
         return frozen_rows(network, rows).cpu().numpy()
 
 
-def site_points(sites: Sequence[ArrayLike], precision: str) -> list[Points]:
-    """The points of every site as matrices of one width.
+def client_points(clients: Sequence[ArrayLike], precision: str) -> list[Points]:
+    """The points of every client as matrices of one width.
 
     Raises:
-        UserError: no site, an empty one, NaN, or different widths; names the site.
+        UserError: no client, an empty one, NaN, or different widths; names the client.
     """
-    if not len(sites):
-        raise UserError("there is no site: give a list with the points of each")
-    found = [as_points(one, what=f"points of site {number}") for number, one in enumerate(sites)]
+    if not len(clients):
+        raise UserError("there is no client: give a list with the points of each")
+    found = [as_points(one, what=f"points of client {number}") for number, one in enumerate(clients)]
     for number, one in enumerate(found):
         if not len(one):
-            raise UserError(f"site {number} has no point; leave it out")
+            raise UserError(f"client {number} has no point; leave it out")
         if one.shape[1] != found[0].shape[1]:
-            raise UserError(f"site {number} has {one.shape[1]} features, site 0 has {found[0].shape[1]}")
+            raise UserError(f"client {number} has {one.shape[1]} features, client 0 has {found[0].shape[1]}")
     return [one.astype(precision) for one in found]
 
 
-def in_process(members: Sequence[Site], log: Log) -> Exchange:
-    """The plain loop over sites."""
+def in_process(members: Sequence[Client], log: Log) -> Exchange:
+    """The plain loop over clients."""
     return InProcess(members, log=log)
 
 
-def fit_sites(
-    sites: Sequence[ArrayLike],
+def fit_clients(
+    clients: Sequence[ArrayLike],
     options: EmbeddingOptions,
     *,
     names: Sequence[str] = (),
@@ -83,25 +83,25 @@ def fit_sites(
     state: State | None = None,
     after: Callable[[State], None] = lambda state: None,
     log: Log | None = None,
-    transport: Callable[[Sequence[Site], Log], Exchange] = in_process,
+    transport: Callable[[Sequence[Client], Log], Exchange] = in_process,
 ) -> Fitted:
-    """Trains on the points of several sites, in this process.
+    """Trains on the points of several clients, in this process.
 
     Args:
-        names: of the sites. template: an encoder that takes the perceptron's place; it is copied.
+        names: of the clients. template: an encoder that takes the perceptron's place; it is copied.
         state: where an earlier run was; it goes on from there, bit for bit on a CPU. after: called at each round's end.
-        transport: makes the exchange of sites; the plain loop by default.
+        transport: makes the exchange of clients; the plain loop by default.
         log: takes the messages; with `local` and `global`, which exchange none, it stays empty.
 
     Raises:
         UserError: for points that do not fit, a state of other points, or an encoder that cannot be averaged.
     """
-    points = site_points(sites, options.precision)
+    points = client_points(clients, options.precision)
     if options.method == POOLED:
-        points, names = [np.concatenate(points)], ["all sites"]
-    named = list(names) or [f"site {number}" for number in range(len(points))]
+        points, names = [np.concatenate(points)], ["all clients"]
+    named = list(names) or [f"client {number}" for number in range(len(points))]
     members = [
-        site_of(number, SiteData(one, template, device), name)
+        client_of(number, ClientData(one, template, device), name)
         for number, (one, name) in enumerate(zip(points, named, strict=True))
     ]
     log = Log() if log is None else log

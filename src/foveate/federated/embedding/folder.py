@@ -10,17 +10,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-import foveate
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
+from foveate.core.version import __version__
 from foveate.federated.embedding.networks import perceptron
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
 
 KIND, FORMAT = "map-encoder", 1
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
 _CARD = """# A map encoder
 
 Places points of {features} features on a map of {dimensions} dimensions. {parameters:,} weights, trained by the method
-`{method}` in {rounds} rounds over {sites} sites.
+`{method}` in {rounds} rounds over {clients} clients.
 
 ```python
 from foveate import FederatedNeighborEmbedding
@@ -28,7 +28,7 @@ from foveate import FederatedNeighborEmbedding
 positions = FederatedNeighborEmbedding.load("this folder").transform(points)
 ```
 
-The weights were computed from the sites' points and say something about them: see the page on what is exchanged.
+The weights were computed from the clients' points and say something about them: see the page on what is exchanged.
 """
 
 
@@ -38,7 +38,7 @@ def save_encoder(
     """Writes a model folder, config.json last; returns it.
 
     Args:
-        about: `widths` of the perceptron, `precision`, `method`, `rounds`, `sites`; kept as they are.
+        about: `widths` of the perceptron, `precision`, `method`, `rounds`, `clients`; kept as they are.
 
     Raises:
         UserError: for another architecture than the perceptron, which a folder could not rebuild.
@@ -55,10 +55,10 @@ def save_encoder(
         parameters=sum(value.numel() for value in weights.values()),
         method=about["method"],
         rounds=about["rounds"],
-        sites=about["sites"],
+        clients=about["clients"],
     )
     write_text_atomically(folder / CARD, card)
-    write_json_atomically(folder / CONFIG, {"kind": KIND, "format": FORMAT, "foveate": foveate.__version__, **about})
+    write_json_atomically(folder / CONFIG, {"kind": KIND, "format": FORMAT, "foveate": __version__, **about})
     return folder
 
 

@@ -1,4 +1,4 @@
-"""A client's points and edges of one round: mixed copies of its points, and who is whose neighbour."""
+"""A client's points and edges of one round: mixed copies of its points, and who is whose neighbor."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from foveate.metrics.neighbours import nearest
+from foveate.metrics.neighbors import nearest
 
 Points = NDArray[np.floating]
 Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Neighbourhood:
+class Neighborhood:
     """Points [N, D] and directed edges head -> tail between their rows, [E] each."""
 
     points_ND: Points
@@ -24,7 +24,7 @@ class Neighbourhood:
 
 
 def mix(points_ND: Points, partners_N: Indices, lambdas_N: Points) -> Points:
-    """lambda x + (1 - lambda) x', x' the partner, a neighbour of x: a point between two that are near each other."""
+    """lambda x + (1 - lambda) x', x' the partner, a neighbor of x: a point between two that are near each other."""
     weight_N1 = lambdas_N[:, None].astype(points_ND.dtype)
     return weight_N1 * points_ND + (1 - weight_N1) * points_ND[partners_N]
 
@@ -33,8 +33,8 @@ def edges(points_ND: Points, k: int, *, keep_self_edges: bool = False) -> tuple[
     """Edges from every point to its k nearest others, [N k] heads and tails; fewer where there are not k others.
 
     Args:
-        keep_self_edges: as the public code, which asks scikit-learn for k + 1 neighbours and drops the first, whoever
-            it is: a point with an exact copy may keep itself as a neighbour.
+        keep_self_edges: as the public code, which asks scikit-learn for k + 1 neighbors and drops the first, whoever
+            it is: a point with an exact copy may keep itself as a neighbor.
     """
     k = min(k, len(points_ND) - 1)
     if k < 1:
@@ -47,30 +47,30 @@ def edges(points_ND: Points, k: int, *, keep_self_edges: bool = False) -> tuple[
     return np.repeat(np.arange(len(points_ND)), k), tails_Nk.ravel()
 
 
-def neighbourhood(
+def neighborhood(
     points_ND: Points,
     k: int,
     generator: np.random.Generator | None,
     *,
-    neighbours_Nk: Indices | None = None,
+    neighbors_Nk: Indices | None = None,
     beta: float = 0.2,
     keep_self_edges: bool = False,
-) -> Neighbourhood:
+) -> Neighborhood:
     """What a client trains on in one round.
 
     Args:
         generator: draws the mixing of this round; None = no mixing, the points as they are.
-        neighbours_Nk: k nearest others of each point, where they are known already.
+        neighbors_Nk: k nearest others of each point, where they are known already.
     """
     if generator is None or len(points_ND) < 2:
-        if neighbours_Nk is not None and not keep_self_edges:
-            heads_E = np.repeat(np.arange(len(points_ND)), neighbours_Nk.shape[1])
-            return Neighbourhood(points_ND, heads_E, neighbours_Nk.ravel())
-        return Neighbourhood(points_ND, *edges(points_ND, k, keep_self_edges=keep_self_edges))
-    if neighbours_Nk is None:
-        neighbours_Nk = nearest(points_ND, min(k, len(points_ND) - 1))
+        if neighbors_Nk is not None and not keep_self_edges:
+            heads_E = np.repeat(np.arange(len(points_ND)), neighbors_Nk.shape[1])
+            return Neighborhood(points_ND, heads_E, neighbors_Nk.ravel())
+        return Neighborhood(points_ND, *edges(points_ND, k, keep_self_edges=keep_self_edges))
+    if neighbors_Nk is None:
+        neighbors_Nk = nearest(points_ND, min(k, len(points_ND) - 1))
     lambdas_N = generator.beta(beta, beta, len(points_ND))
-    picks_N = generator.integers(0, neighbours_Nk.shape[1], len(points_ND))
-    partners_N = neighbours_Nk[np.arange(len(points_ND)), picks_N]
+    picks_N = generator.integers(0, neighbors_Nk.shape[1], len(points_ND))
+    partners_N = neighbors_Nk[np.arange(len(points_ND)), picks_N]
     stacked = np.concatenate([points_ND, mix(points_ND, partners_N, lambdas_N)])
-    return Neighbourhood(stacked, *edges(stacked, k, keep_self_edges=keep_self_edges))
+    return Neighborhood(stacked, *edges(stacked, k, keep_self_edges=keep_self_edges))

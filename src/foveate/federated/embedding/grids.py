@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.federated.embedding.objective import mean_repulsion, most_repulsion, repulsion, squared_distance
-from foveate.metrics.neighbours import blocks
+from foveate.metrics.neighbors import blocks
 
 STEP = 0.3
 MARGIN = 0.5
@@ -37,7 +37,7 @@ class Grid:
         return np.stack([one.ravel() for one in reversed(mesh)], axis=1)
 
     @property
-    def centres_Gd(self) -> NDArray[np.float64]:
+    def centers_Gd(self) -> NDArray[np.float64]:
         """The middles of all cells."""
         return Grid(tuple((axis[1:] + axis[:-1]) / 2 for axis in self.axes)).points_Gd
 
@@ -53,24 +53,24 @@ def box_of(z_Nd: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def official_grid(z_Nd: NDArray[np.floating], *, step: float = STEP) -> Grid:
-    """The public code's grid of a client: around the box's centre, to both sides as far as the box is wide.
+    """The public code's grid of a client: around the box's center, to both sides as far as the box is wide.
 
     Its coordinates are computed in the dtype of z, as there; their number follows the map's width and has no bound.
     """
     low, high = z_Nd.min(axis=0), z_Nd.max(axis=0)
-    centre, reach = (low + high) / 2, 2 * ((high - low) / 2)
-    axes = [np.arange(c - r, c + r + step, step) for c, r in zip(centre, reach, strict=True)]
+    center, reach = (low + high) / 2, 2 * ((high - low) / 2)
+    axes = [np.arange(c - r, c + r + step, step) for c, r in zip(center, reach, strict=True)]
     return Grid(tuple(axis.astype(np.float64) for axis in axes))
 
 
 def own_grid(z_Nd: NDArray[np.floating], *, step: float = STEP, fewest: int = 12, max_points: int = 2000) -> Grid:
     """As `official_grid`, with at least `fewest` points per axis and at most `max_points` in all."""
     box = box_of(z_Nd)
-    centre, reach = box.mean(axis=0), np.maximum(box[1] - box[0], 1e-6)
+    center, reach = box.mean(axis=0), np.maximum(box[1] - box[0], 1e-6)
     counts = np.maximum(np.ceil(2 * reach / step) + 1, fewest)
     while counts.prod() > max_points and (counts > fewest).any():
         counts = np.maximum(np.floor(counts * 0.95), fewest)
-    return _even(centre - reach, centre + reach, counts.astype(int))
+    return _even(center - reach, center + reach, counts.astype(int))
 
 
 def union_grid(boxes_M2d: NDArray[np.floating], *, step: float = STEP, fewest: int = 12, most: int = 28) -> Grid:

@@ -8,4 +8,4 @@ POSITIONS = "query.positions"
 TRAIN = "train"
 
 OVER_A_NETWORK = (POINTS, BOX, SURROGATE, FIELD, TRAIN)
-"""What a site answers to a server elsewhere: all but its map positions."""
+"""What a client answers to a server elsewhere: all but its map positions."""

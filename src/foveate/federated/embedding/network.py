@@ -1,4 +1,4 @@
-"""FedNE over any exchange: what a server that sees no points runs and writes, and what a site answers."""
+"""FedNE over any exchange: what a server that sees no points runs and writes, and what a client answers."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock, write_json_atomically
 from foveate.federated.embedding.account import account
 from foveate.federated.embedding.checkpoint import load_state, save_state
+from foveate.federated.embedding.client import HANDLERS, ClientData, options_in
 from foveate.federated.embedding.fitting import encoder_of
 from foveate.federated.embedding.folder import save_encoder
 from foveate.federated.embedding.kinds import OVER_A_NETWORK
 from foveate.federated.embedding.options import EXACT, LOCAL, METHODS, POOLED, EmbeddingOptions
 from foveate.federated.embedding.server import State, begin, run_rounds
-from foveate.federated.embedding.site import HANDLERS, SiteData, options_in
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.rounds import Exchange
-from foveate.metrics.neighbours import as_points
-from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock, write_json_atomically
+from foveate.metrics.neighbors import as_points
 
 
-def answer_elsewhere(points_ND: NDArray[np.floating], request: Message, site: int) -> Message:
-    """A site's answer to a server elsewhere.
+def answer_elsewhere(points_ND: NDArray[np.floating], request: Message, client: int) -> Message:
+    """A client's answer to a server elsewhere.
 
     Raises:
-        MessageError: for a kind that no site answers over a network, such as all its map positions.
+        MessageError: for a kind that no client answers over a network, such as all its map positions.
         UserError: data that are no points, or hold NaN.
     """
     if request.kind not in OVER_A_NETWORK:
         raise MessageError(f"'{request.kind}' is not answered over a network")
-    data = SiteData(as_points(points_ND, what="the data").astype(options_in(request).precision))
-    return HANDLERS[request.kind](data, request, site)
+    data = ClientData(as_points(points_ND, what="the data").astype(options_in(request).precision))
+    return HANDLERS[request.kind](data, request, client)
 
 
 def run_server(exchange: Exchange, options: EmbeddingOptions, out: Path, *, at_least: int = 1) -> dict[str, Any]:
     """Rounds over an exchange, `state.safetensors` after each, then `model` and result.json; goes on after a kill.
 
-    A finished run leaves no state: whether the sites' data are the same at the next call cannot be known here.
+    A finished run leaves no state: whether the clients' data are the same at the next call cannot be known here.
 
     Raises:
         UserError: for a method without an exchange, or a folder with another run.
@@ -64,7 +64,7 @@ def run_server(exchange: Exchange, options: EmbeddingOptions, out: Path, *, at_l
             "precision": options.precision,
             "method": options.method,
             "rounds": options.rounds,
-            "sites": len(state.sizes),
+            "clients": len(state.sizes),
             "options": options.model_dump(mode="json"),
         }
         save_encoder(encoder_of(state, options, state.encoder, None, "cpu"), out / "model", about=about)
@@ -76,14 +76,14 @@ def run_server(exchange: Exchange, options: EmbeddingOptions, out: Path, *, at_l
 
 def _result(exchange: Exchange, options: EmbeddingOptions, state: State) -> dict[str, Any]:
     """The run's result without a map: the server has no points to place."""
-    names = {site: exchange.name(site) for site in state.sizes}
+    names = {client: exchange.name(client) for client in state.sizes}
     sent = {way: sum(entry[f"bytes_{way}"] for entry in state.history) for way in ("up", "down")}
     shown = ("round", "rate", "attraction", "repulsion", "foreign", "outside", "r2")
     drawn = {
         "method": options.method,
         "what": METHODS[options.method],
         "quality": {},
-        "sites": [{"name": names[site], "points": size} for site, size in state.sizes.items()],
+        "clients": [{"name": names[client], "points": size} for client, size in state.sizes.items()],
         "notes": state.notes,
         "exchanged": exchange.log.table(),
         "hidden": account(options, state),
@@ -96,9 +96,9 @@ def _result(exchange: Exchange, options: EmbeddingOptions, state: State) -> dict
     return {
         "kind": "federated_embed",
         "method": options.method,
-        "data": {"split": "a site each", "features": state.features},
-        "sites": {names[site]: size for site, size in state.sizes.items()},
-        "neighbours": options.neighbours,
+        "data": {"split": "a client each", "features": state.features},
+        "clients": {names[client]: size for client, size in state.sizes.items()},
+        "neighbors": options.neighbors,
         "maps": [drawn],
         "options": options.model_dump(mode="json"),
     }

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 Weights = dict[str, NDArray[np.generic]]
 _NUMBERS_AT_ONCE = 1 << 22
@@ -73,7 +73,7 @@ def flat_weights(network: nn.Module) -> NDArray[np.generic]:
         odd = next((name for name, value in values.items() if not value.dtype.is_floating_point), "its parameters")
         raise UserError(
             f"encoder: '{odd}' has another type than the rest; averaging needs one floating-point type throughout, so "
-            "use layer or group normalisation instead of batch normalisation"
+            "use layer or group normalization instead of batch normalization"
         )
     return torch.cat([value.detach().reshape(-1) for value in values.values()]).cpu().numpy()
 

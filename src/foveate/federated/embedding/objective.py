@@ -1,8 +1,8 @@
-"""The contrastive neighbour-embedding loss of one client: attraction, local repulsion, repulsion by other clients.
+"""The contrastive neighbor-embedding loss of one client: attraction, local repulsion, repulsion by other clients.
 
 z [., d] are map positions, d2 their squared distance, the estimator is e = 1 / (2 + d2) (kernel "shifted"; it is
 contrastive-ne's negative sampling with partition 1, and the public FedNE code's) or 1 / (1 + d2) ("cauchy").
-FedNE: arXiv 2409.11509; contrastive neighbour embeddings: arXiv 2206.01816.
+FedNE: arXiv 2409.11509; contrastive neighbor embeddings: arXiv 2206.01816.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEAST = 1e-4
 
 
 def estimate(squared: Tensor, *, kernel: str = "shifted") -> Tensor:
-    """The probability e that a pair at this squared distance is one of neighbours."""
+    """The probability e that a pair at this squared distance is one of neighbors."""
     return 1.0 / (KERNELS[kernel] + squared)
 
 
@@ -30,12 +30,12 @@ def squared_distance(a_Nd: Tensor, b_Nd: Tensor) -> Tensor:
 
 
 def attraction(squared_E: Tensor, *, kernel: str = "shifted") -> Tensor:
-    """-log e of neighbours, with e at least 1e-4: farther than that no pull is felt."""
+    """-log e of neighbors, with e at least 1e-4: farther than that no pull is felt."""
     return -estimate(squared_E, kernel=kernel).clamp(LEAST, 1.0).log()
 
 
 def repulsion(squared: Tensor, *, kernel: str = "shifted") -> Tensor:
-    """-log(1 - e) of pairs that are no neighbours, see `most_repulsion`."""
+    """-log(1 - e) of pairs that are no neighbors, see `most_repulsion`."""
     return -(1.0 - estimate(squared, kernel=kernel)).clamp(LEAST, 1.0).log()
 
 

@@ -6,26 +6,26 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from foveate.settings.errors import UserError
-from foveate.settings.recipes import Settings, validate
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings, validate
 
 FEDNE, FEDAVG, FEDPROX, LOCAL, POOLED, EXACT = "fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"
 METHODS = {
-    FEDNE: "one encoder averaged over sites, which feel one another through surrogates",
-    FEDAVG: "one encoder averaged over sites, which do not feel one another",
-    FEDPROX: "as fedavg, and a site's encoder is held near the common one",
-    LOCAL: "an encoder per site, nothing is exchanged: the sites' maps have nothing to do with one another",
+    FEDNE: "one encoder averaged over clients, which feel one another through surrogates",
+    FEDAVG: "one encoder averaged over clients, which do not feel one another",
+    FEDPROX: "as fedavg, and a client's encoder is held near the common one",
+    LOCAL: "an encoder per client, nothing is exchanged: the clients' maps have nothing to do with one another",
     POOLED: "all data in one place: not federated, the upper end",
     EXACT: "as fedne with the others' map positions instead of surrogates: not private, simulation only",
 }
 
 
 class EmbeddingOptions(Settings):
-    """All that decides a run, besides the data and the number of sites."""
+    """All that decides a run, besides the data and the number of clients."""
 
     method: Literal["fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"] = FEDNE
     dimensions: int = Field(2, ge=2, le=3, description="of the map; surrogates of more would need too many queries")
-    neighbours: int = Field(7, ge=1, le=500)
+    neighbors: int = Field(7, ge=1, le=500)
     negatives: int | Literal["all"] = Field(5, description='samples per edge, or "all": the exact mean')
     kernel: Literal["shifted", "cauchy"] = "shifted"
     rounds: int = Field(150, ge=1, le=100_000)
@@ -33,11 +33,11 @@ class EmbeddingOptions(Settings):
     decay_at: tuple[float, ...] = Field((0.6,), description="shares of the rounds after which the rate falls")
     decay_factor: float = Field(0.1, gt=0, le=1)
     local_epochs: int = Field(1, ge=1, le=100)
-    batch_points: int = Field(64, ge=1, description="a step has this number times `neighbours` edges")
+    batch_points: int = Field(64, ge=1, description="a step has this number times `neighbors` edges")
     gradient_clip: float = Field(4.0, gt=0)
     hidden: tuple[int, ...] = Field((100, 100, 100), description="widths of the encoder's hidden layers")
     surrogate: Literal["network", "network64", "grid"] = "network"
-    surrogate_start: float = Field(0.3, ge=0, le=1, description="share of the rounds before sites feel one another")
+    surrogate_start: float = Field(0.3, ge=0, le=1, description="share of the rounds before clients feel one another")
     refresh: int = Field(1, ge=1, description="surrogates are made anew every so many rounds")
     grid: Literal["union", "own", "official"] = "union"
     grid_step: float = Field(0.3, gt=0)
@@ -52,13 +52,13 @@ class EmbeddingOptions(Settings):
     mixing_beta: float = Field(0.2, gt=0)
     keep_self_edges: bool = False
     proximal: float = Field(0.01, ge=0, description="mu of fedprox")
-    participation: float = Field(1.0, gt=0, le=1, description="share of the sites that train in a round")
+    participation: float = Field(1.0, gt=0, le=1, description="share of the clients that train in a round")
     aggregation: Literal["mean", "median", "trimmed_mean"] = Field(
-        "mean", description="of the sites' weights, number by number; only the mean weighs sites by their points"
+        "mean", description="of the clients' weights, number by number; only the mean weighs clients by their points"
     )
-    trim: float = Field(0.2, ge=0, lt=0.5, description="share of the sites that trimmed_mean drops at either end")
-    suspects: Literal["report", "exclude"] = Field("report", description="what becomes of sites that are odd")
-    update_clip: float | None = Field(None, gt=0, description="longest change of the weights that a site sends")
+    trim: float = Field(0.2, ge=0, lt=0.5, description="share of the clients that trimmed_mean drops at either end")
+    suspects: Literal["report", "exclude"] = Field("report", description="what becomes of clients that are odd")
+    update_clip: float | None = Field(None, gt=0, description="longest change of the weights that a client sends")
     update_noise: float = Field(0.0, ge=0, description="standard deviation of the noise on it, in units of the clip")
     target_noise: float = Field(0.0, ge=0, description="standard deviation of the noise on each value of a field")
     precision: Literal["float32", "float64"] = "float32"
@@ -86,17 +86,17 @@ class EmbeddingOptions(Settings):
 
     @property
     def is_noisy(self) -> bool:
-        """Whether what sites send carries noise from outside the seed; then no run equals another."""
+        """Whether what clients send carries noise from outside the seed; then no run equals another."""
         return bool(self.update_noise or self.target_noise)
 
     @property
     def hides_training(self) -> bool:
-        """Whether sites send their weights with noise; then they tell nothing else of their training."""
+        """Whether clients send their weights with noise; then they tell nothing else of their training."""
         return bool(self.update_noise) and self.method not in (LOCAL, POOLED)
 
     @property
     def feels_others(self) -> bool:
-        """Whether sites feel one another at all."""
+        """Whether clients feel one another at all."""
         return self.method in (FEDNE, EXACT)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.core.seeds import generator
 from foveate.metrics import embedding
-from foveate.settings.seeds import generator
 
 MOST_POINTS = 3000
 Array = NDArray[np.floating]
@@ -18,7 +18,7 @@ Array = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Mapped:
-    """Points of all sites one under another, their places, whose they are, and their labels (None without)."""
+    """Points of all clients one under another, their places, whose they are, and their labels (None without)."""
 
     points_ND: Array
     places_Nd: Array
@@ -32,7 +32,7 @@ class Mapped:
 
 
 def stacked(points: Sequence[Array], places: Sequence[Array], labels: Sequence[NDArray[Any]] | None) -> Mapped:
-    """Sites one under another."""
+    """Clients one under another."""
     owners = np.repeat(np.arange(len(points)), [len(one) for one in points])
     return Mapped(
         np.concatenate(points), np.concatenate(places), owners, None if labels is None else np.concatenate(labels)
@@ -50,8 +50,8 @@ def quality(fitted: Mapped, held_out: Mapped | None, *, k: int) -> dict[str, flo
     """Measures by name.
 
     trustworthiness, continuity: of held-out points among themselves where there are enough, else of the fitted ones.
-    knn: accuracy of a vote of fitted places on held-out ones, or leave one out. hit: neighbourhood hit. foreign,
-    foreign_in_space: share of neighbours of another site, on the map and in the points' own space.
+    knn: accuracy of a vote of fitted places on held-out ones, or leave one out. hit: neighborhood hit. foreign,
+    foreign_in_space: share of neighbors of another client, on the map and in the points' own space.
     """
     chosen = fitted.rows(sample(len(fitted.points_ND), MOST_POINTS))
     found: dict[str, float] = {}
@@ -73,15 +73,15 @@ def quality(fitted: Mapped, held_out: Mapped | None, *, k: int) -> dict[str, flo
             assert chosen.labels_N is not None
             found["knn"] = embedding.knn_accuracy(chosen.places_Nd, chosen.labels_N, k=k)
         assert chosen.labels_N is not None
-        found["hit"] = embedding.neighbourhood_hit(chosen.places_Nd, chosen.labels_N, k=k)
+        found["hit"] = embedding.neighborhood_hit(chosen.places_Nd, chosen.labels_N, k=k)
     if len(np.unique(fitted.owners_N)) > 1:
         found["foreign"] = embedding.foreign_share(chosen.places_Nd, chosen.owners_N, k=k)
         found["foreign_in_space"] = embedding.foreign_share(chosen.points_ND, chosen.owners_N, k=k)
     return found
 
 
-def by_site(mapped: Mapped, names: Sequence[str], *, k: int) -> list[dict[str, Any]]:
-    """Points, and trustworthiness of each site's own part of the map; None where a site has too few points."""
+def by_client(mapped: Mapped, names: Sequence[str], *, k: int) -> list[dict[str, Any]]:
+    """Points, and trustworthiness of each client's own part of the map; None where a client has too few points."""
     rows = []
     for number, name in enumerate(names):
         own = mapped.rows(np.flatnonzero(mapped.owners_N == number))

@@ -1,4 +1,4 @@
-"""Behind `foveate federated embed`: sites, one map, baselines beside it, measures, and what was exchanged."""
+"""Behind `foveate federated embed`: clients, one map, baselines beside it, measures, and what was exchanged."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError, choose
+from foveate.core.files import FolderLock, atomic_file
+from foveate.core.progress import Meter
+from foveate.core.runs import RunFolder
+from foveate.core.seeds import generator
 from foveate.federated.embedding.account import account
 from foveate.federated.embedding.checkpoint import load_state, save_state
-from foveate.federated.embedding.fitting import Fitted, fit_sites
+from foveate.federated.embedding.fitting import Fitted, fit_clients
 from foveate.federated.embedding.folder import save_encoder
 from foveate.federated.embedding.options import METHODS, EmbeddingOptions
-from foveate.federated.embedding.quality import MOST_POINTS, Mapped, by_site, quality, sample, stacked
+from foveate.federated.embedding.quality import MOST_POINTS, Mapped, by_client, quality, sample, stacked
 from foveate.federated.embedding.server import State
 from foveate.federated.rounds import Log
-from foveate.federated.sources import Sites
-from foveate.settings.errors import UserError, choose
-from foveate.settings.files import FolderLock, atomic_file
-from foveate.settings.progress import Meter
-from foveate.settings.runs import RunFolder
-from foveate.settings.seeds import generator
+from foveate.federated.sources import Clients
 
 KIND = "federated_embed"
 
 
 @dataclass(frozen=True)
 class Halves:
-    """Points and labels by site that train, and those that are kept apart for measuring."""
+    """Points and labels by client that train, and those that are kept apart for measuring."""
 
     fitted: list[NDArray[np.float64]]
     apart: list[NDArray[np.float64]]
@@ -42,28 +42,28 @@ class Halves:
     apart_labels: list[NDArray[Any]] | None
 
 
-def halves(sites: Sites, share: float, *, seed: int) -> Halves:
-    """Keeps a share of every site's points apart; sites of fewer than ten points keep none."""
+def halves(clients: Clients, share: float, *, seed: int) -> Halves:
+    """Keeps a share of every client's points apart; clients of fewer than ten points keep none."""
     rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    for number, one in enumerate(sites.points):
+    for number, one in enumerate(clients.points):
         order = generator("held out", seed, number).permutation(len(one))
         count = int(share * len(one)) if len(one) >= 10 else 0
         rows.append((np.sort(order[count:]), np.sort(order[:count])))
-    labels = sites.labels
+    labels = clients.labels
 
     def chosen(values: Sequence[NDArray[Any]], half: int) -> list[NDArray[Any]]:
         return [one[pair[half]] for one, pair in zip(values, rows, strict=True)]
 
     return Halves(
-        chosen(sites.points, 0),
-        chosen(sites.points, 1),
+        chosen(clients.points, 0),
+        chosen(clients.points, 1),
         None if labels is None else chosen(labels, 0),
         None if labels is None else chosen(labels, 1),
     )
 
 
 def run_embedding(
-    sites: Sites,
+    clients: Clients,
     options: EmbeddingOptions,
     path: Path,
     *,
@@ -85,35 +85,35 @@ def run_embedding(
         raise UserError(f"held-out share {held_out}: allowed is 0 to less than 1")
     methods = [options.method, *(one for one in dict.fromkeys(beside) if one != options.method)]
     about = {
-        "sites": {name: len(points) for name, points in zip(sites.names, sites.points, strict=True)},
-        "data": sites.digests(),
-        "split": sites.about,
+        "clients": {name: len(points) for name, points in zip(clients.names, clients.points, strict=True)},
+        "data": clients.digests(),
+        "split": clients.about,
         "held_out": held_out,
         "beside": methods[1:],
         "options": options.model_dump(mode="json"),
     }
     run = RunFolder.create(path, command=command, recipe=yaml.safe_dump(about, sort_keys=False))
     with FolderLock(path, purpose="federated embed"):
-        split = halves(sites, held_out, seed=options.seed)
+        split = halves(clients, held_out, seed=options.seed)
         drawn, results = {}, []
         for method in methods:
             chosen = options.model_copy(update={"method": method})
             started = time.monotonic()
-            fitted = _fit(split, chosen, sites.names, path / "states" / f"{method}.safetensors", device)
+            fitted = _fit(split, chosen, clients.names, path / "states" / f"{method}.safetensors", device)
             drawn[method] = fitted
-            results.append(_measured(fitted, split, sites.names, time.monotonic() - started))
+            results.append(_measured(fitted, split, clients.names, time.monotonic() - started))
         result = {
             "kind": KIND,
             "method": options.method,
-            "data": {"split": sites.about, "features": drawn[options.method].state.features},
-            "sites": about["sites"],
+            "data": {"split": clients.about, "features": drawn[options.method].state.features},
+            "clients": about["clients"],
             "held_out": sum(len(one) for one in split.apart),
-            "neighbours": options.neighbours,
+            "neighbors": options.neighbors,
             "maps": results,
             "options": about["options"],
             "command": command or [],
         }
-        _write(path, drawn[options.method], split, sites.names, results[0])
+        _write(path, drawn[options.method], split, clients.names, results[0])
         run.write_result(result)
     return result
 
@@ -131,14 +131,14 @@ def _fit(split: Halves, options: EmbeddingOptions, names: Sequence[str], kept: P
             note = f"attraction {last['attraction']:.3f}, repulsion {last['repulsion']:.3f}" if told else ""
             meter.advance(1, note=note)
 
-        return fit_sites(split.fitted, options, names=names, device=device, state=state, after=after, log=Log())
+        return fit_clients(split.fitted, options, names=names, device=device, state=state, after=after, log=Log())
 
 
 def _measured(fitted: Fitted, split: Halves, names: Sequence[str], seconds: float) -> dict[str, Any]:
     """One method's map, numbers, curves and traffic, as JSON."""
     trained = _mapped(fitted, split.fitted, split.fitted_labels)
     apart = _mapped(fitted, split.apart, split.apart_labels)
-    k = fitted.options.neighbours
+    k = fitted.options.neighbors
     numbers = quality(trained, apart if len(apart.points_ND) else None, k=k)
     shown = trained.rows(sample(len(trained.points_ND), MOST_POINTS))
     history = fitted.state.history
@@ -146,7 +146,7 @@ def _measured(fitted: Fitted, split: Halves, names: Sequence[str], seconds: floa
         "method": fitted.options.method,
         "what": METHODS[fitted.options.method],
         "quality": numbers,
-        "sites": by_site(trained, names, k=k),
+        "clients": by_client(trained, names, k=k),
         "notes": fitted.state.notes,
         "exchanged": fitted.log.table(),
         "hidden": account(fitted.options, fitted.state) if fitted.log.entries else [],
@@ -168,7 +168,7 @@ def _measured(fitted: Fitted, split: Halves, names: Sequence[str], seconds: floa
 
 def _mapped(fitted: Fitted, points: list[NDArray[Any]], labels: list[NDArray[Any]] | None) -> Mapped:
     places = [
-        fitted.transform(one, site=number) if len(one) else np.zeros((0, fitted.options.dimensions))
+        fitted.transform(one, client=number) if len(one) else np.zeros((0, fitted.options.dimensions))
         for number, one in enumerate(points)
     ]
     return stacked(points, places, labels)
@@ -176,7 +176,7 @@ def _mapped(fitted: Fitted, points: list[NDArray[Any]], labels: list[NDArray[Any
 
 def _write(path: Path, fitted: Fitted, split: Halves, names: Sequence[str], measured: dict[str, Any]) -> None:
     """`places.parquet` with every point's place, and the model folder."""
-    rows: dict[str, list[Any]] = {"site": [], "held_out": [], "label": []}
+    rows: dict[str, list[Any]] = {"client": [], "held_out": [], "label": []}
     places = []
     for held, points, labels in (
         (False, split.fitted, split.fitted_labels),
@@ -184,8 +184,8 @@ def _write(path: Path, fitted: Fitted, split: Halves, names: Sequence[str], meas
     ):
         for number, one in enumerate(points):
             if len(one):
-                places.append(fitted.transform(one, site=number))
-                rows["site"] += [names[number]] * len(one)
+                places.append(fitted.transform(one, client=number))
+                rows["client"] += [names[number]] * len(one)
                 rows["held_out"] += [held] * len(one)
                 rows["label"] += [None] * len(one) if labels is None else labels[number].astype(str).tolist()
     whole = np.concatenate(places)
@@ -199,7 +199,7 @@ def _write(path: Path, fitted: Fitted, split: Halves, names: Sequence[str], meas
         "precision": options.precision,
         "method": options.method,
         "rounds": options.rounds,
-        "sites": len(names),
+        "clients": len(names),
         "options": options.model_dump(mode="json"),
     }
     save_encoder(fitted.encoder, path / "model", about=about, metrics=measured["quality"])

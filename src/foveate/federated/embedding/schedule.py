@@ -27,9 +27,9 @@ def is_refreshed(round_: int, *, start: int, refresh: int) -> bool:
     return round_ >= start and (round_ - start) % refresh == 0
 
 
-def participants(sites: Sequence[int], share: float, generator: np.random.Generator) -> list[int]:
-    """The sites that train in a round: at least one, drawn without replacement, ascending."""
+def participants(clients: Sequence[int], share: float, generator: np.random.Generator) -> list[int]:
+    """The clients that train in a round: at least one, drawn without replacement, ascending."""
     if share >= 1:
-        return list(sites)
-    count = max(1, round(share * len(sites)))
-    return sorted(generator.choice(np.asarray(sites), size=count, replace=False).tolist())
+        return list(clients)
+    count = max(1, round(share * len(clients)))
+    return sorted(generator.choice(np.asarray(clients), size=count, replace=False).tolist())

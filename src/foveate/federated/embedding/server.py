@@ -11,32 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from foveate.core.errors import UserError
+from foveate.core.progress import say
+from foveate.federated.clients import stream
+from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding import schedule
-from foveate.federated.embedding import site as at_site
+from foveate.federated.embedding.client import build_encoder
 from foveate.federated.embedding.grids import Grid, union_grid
 from foveate.federated.embedding.networks import average_arrays, flat_weights, middle_arrays
 from foveate.federated.embedding.options import EXACT, FEDNE, LOCAL, EmbeddingOptions
-from foveate.federated.embedding.site import build_encoder
 from foveate.federated.embedding.surrogates import ARCHITECTURES
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.odd import BOX_FAR, WEIGHTS_ALONE, odd_boxes, odd_sizes, odd_weights
-from foveate.federated.rounds import Exchange, InProcess, TooFewSitesError
-from foveate.federated.sites import stream
+from foveate.federated.rounds import Exchange, InProcess, TooFewClientsError
 from foveate.federated.sizes import sizes_of
-from foveate.settings.errors import UserError
-from foveate.settings.progress import say
 
 Array = NDArray[Any]
 
 MAP_MOST, FIELD_MOST, SURROGATE_MOST = 1e12, 10.0, 1e3
 """Largest numbers of boxes, of fields (honest ones reach 0.7, with the kernel "cauchy" 9.3; ten standard deviations of
-noise come on top) and of surrogates' weights (honest ones are about 1): larger ones of a single site could make the
+noise come on top) and of surrogates' weights (honest ones are about 1): larger ones of a single client could make the
 training of all others infinite."""
 
 
 @dataclass
 class Known:
-    """What the server holds of a site's repulsion: a surrogate's vector or a field, its box, its R2, its round."""
+    """What the server holds of a client's repulsion: a surrogate's vector or a field, its box, its R2, its round."""
 
     vector: Array
     box: Array
@@ -49,11 +49,11 @@ class State:
     """All that the next round depends on, besides options and data.
 
     Attributes:
-        round: the next one. encoder: the common weights. own: weights by site, method `local` only.
-        known: by site. grid: of the fields in `known`. sizes: points by site, without any mixed ones.
+        round: the next one. encoder: the common weights. own: weights by client, method `local` only.
+        known: by client. grid: of the fields in `known`. sizes: points by client, without any mixed ones.
         again: how often the run went on after it was stopped; each time a round's questions may have been asked again.
         history: one entry a finished round. notes: what a user should know, with how often it happened.
-        data: digest of the sites' points, where they are in this process; "" over a network.
+        data: digest of the clients' points, where they are in this process; "" over a network.
     """
 
     round: int
@@ -78,17 +78,17 @@ class State:
 def begin(
     exchange: Exchange, options: EmbeddingOptions, template: nn.Module | None = None, *, at_least: int = 1
 ) -> State:
-    """Asks the sites how many points they have, and makes the start weights.
+    """Asks the clients how many points they have, and makes the start weights.
 
     Raises:
-        TooFewSitesError: fewer than `at_least` sites say it, or have as many features as most.
-        UserError: points of no width that most sites have; `fedne_exact` over a network; an encoder that cannot be
+        TooFewClientsError: fewer than `at_least` clients say it, or have as many features as most.
+        UserError: points of no width that most clients have; `fedne_exact` over a network; an encoder that cannot be
             averaged.
     """
     if options.method == EXACT and not isinstance(exchange, InProcess):
         raise UserError("method 'fedne_exact' sends every map position and exists for comparison in one process only")
-    rule = MessageRule(at_site.POINTS, values={"points": int, "features": int})
-    found = exchange.ask(_request(at_site.POINTS, 0, options), rule, at_least=at_least, check=_check_points)
+    rule = MessageRule(at_client.POINTS, values={"points": int, "features": int})
+    found = exchange.ask(_request(at_client.POINTS, 0, options), rule, at_least=at_least, check=_check_points)
     said = sizes_of(exchange, found.answers, at_least=at_least)
     sizes = said.points
     encoder = flat_weights(template if template is not None else build_encoder(options, said.features))
@@ -100,22 +100,22 @@ def begin(
         if options.suspects == "exclude":
             del state.sizes[one]
     if len(state.sizes) < at_least:
-        raise TooFewSitesError(f"{len(state.sizes)} sites are not suspected; {at_least} are needed")
+        raise TooFewClientsError(f"{len(state.sizes)} clients are not suspected; {at_least} are needed")
     for one, size in sizes.items():
-        if size <= options.neighbours:
-            fewer = f"{size - 1} neighbours instead of {options.neighbours}" if size > 1 else "no neighbour"
+        if size <= options.neighbors:
+            fewer = f"{size - 1} neighbors instead of {options.neighbors}" if size > 1 else "no neighbor"
             state.note(f"{exchange.name(one)} has {size} points: {fewer}")
     if options.method == LOCAL:
         state.own = {one: encoder for one in sizes}
     return state
 
 
-def _odd(exchange: Exchange, options: EmbeddingOptions, state: State, site: int, words: str) -> None:
-    """Notes that a site is odd, and where odd ones are excluded, that it is left out."""
-    state.note(f"{exchange.name(site)} is odd: {words}" + "; left out" * (options.suspects == "exclude"))
+def _odd(exchange: Exchange, options: EmbeddingOptions, state: State, client: int, words: str) -> None:
+    """Notes that a client is odd, and where odd ones are excluded, that it is left out."""
+    state.note(f"{exchange.name(client)} is odd: {words}" + "; left out" * (options.suspects == "exclude"))
 
 
-def _check_points(site: int, answer: Message) -> None:
+def _check_points(client: int, answer: Message) -> None:
     if answer.number("points") < 1:
         raise MessageError("has no point")
 
@@ -131,7 +131,7 @@ def run_rounds(
     """Rounds until `options.rounds`; `after` is called when one is finished, with what the next one needs.
 
     Args:
-        at_least: sites that must answer, else `TooFewSitesError`.
+        at_least: clients that must answer, else `TooFewClientsError`.
     """
     while state.round < options.rounds:
         started = time.monotonic()
@@ -159,10 +159,10 @@ def one_round(exchange: Exchange, options: EmbeddingOptions, state: State, *, at
         shares=options.decay_at,
         factor=options.decay_factor,
     )
-    drawn = stream(options.seed, round=state.round, site=-1, purpose="participation")
-    sites = schedule.participants(sorted(state.sizes), options.participation, drawn)
+    drawn = stream(options.seed, round=state.round, client=-1, purpose="participation")
+    clients = schedule.participants(sorted(state.sizes), options.participation, drawn)
     usable = _usable(exchange, options, state) if active else []
-    requests = {one: _training(options, state, one, rate, usable) for one in sites}
+    requests = {one: _training(options, state, one, rate, usable) for one in clients}
     found = exchange.ask(requests, _training_rule(options, state), at_least=at_least).answers
     if options.method == LOCAL:
         state.own |= {one: answer.array("encoder") for one, answer in found.items()}
@@ -178,7 +178,7 @@ def one_round(exchange: Exchange, options: EmbeddingOptions, state: State, *, at
 
 
 def _common(options: EmbeddingOptions, state: State, weights: Mapping[int, Array]) -> Array:
-    """One encoder of those of the sites."""
+    """One encoder of those of the clients."""
     if options.aggregation == "mean":
         return average_arrays(list(weights.values()), [state.sizes[one] for one in weights])
     return middle_arrays(list(weights.values()), 0.5 if options.aggregation == "median" else options.trim)
@@ -191,7 +191,7 @@ def _request(
 
 
 def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State, at_least: int) -> None:
-    """Surrogates, fields or (exact) positions of all sites, from the current common encoder."""
+    """Surrogates, fields or (exact) positions of all clients, from the current common encoder."""
     encoder = {"encoder": state.encoder}
     grid: dict[str, Array] = {}
     d = options.dimensions
@@ -201,8 +201,8 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
         return dict.fromkeys(trusted, _request(*asked))
 
     if options.method == FEDNE and options.grid == "union":
-        rule = MessageRule(at_site.BOX, {"box": _box_rule(d)})
-        boxes_asked = everyone(at_site.BOX, state.round, options, encoder)
+        rule = MessageRule(at_client.BOX, {"box": _box_rule(d)})
+        boxes_asked = everyone(at_client.BOX, state.round, options, encoder)
         asked = exchange.ask(boxes_asked, rule, at_least=at_least, check=_check_box)
         boxes = {one: answer.array("box") for one, answer in asked.answers.items()}
         for one in odd_boxes(boxes):
@@ -219,8 +219,8 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
             state.known = {}  # fields on another grid cannot be added to new ones
         state.grid = common
     if options.method == EXACT:
-        rule = MessageRule(at_site.POSITIONS, {"positions": ArrayRule(options.precision, (None, d))})
-        asked = exchange.ask(everyone(at_site.POSITIONS, state.round, options, encoder), rule, at_least=at_least)
+        rule = MessageRule(at_client.POSITIONS, {"positions": ArrayRule(options.precision, (None, d))})
+        asked = exchange.ask(everyone(at_client.POSITIONS, state.round, options, encoder), rule, at_least=at_least)
         for one, answer in asked.answers.items():
             state.known[one] = Known(answer.array("positions"), np.zeros((2, d)), 1.0, state.round)
         return
@@ -228,14 +228,14 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
         assert state.grid is not None
         most = FIELD_MOST * (1 + options.target_noise)
         values = ArrayRule(options.precision, (int(np.prod(state.grid.shape)),), low=-most, high=most)
-        rule = MessageRule(at_site.FIELD, {"field": values}, {"r2": float})
-        asked = exchange.ask(everyone(at_site.FIELD, state.round, options, encoder | grid), rule, at_least=at_least)
+        rule = MessageRule(at_client.FIELD, {"field": values}, {"r2": float})
+        asked = exchange.ask(everyone(at_client.FIELD, state.round, options, encoder | grid), rule, at_least=at_least)
         for one, answer in asked.answers.items():
             box = state.grid.box_2d
             state.known[one] = Known(answer.array("field"), box, answer.number("r2"), state.round)
         return
     rule = MessageRule(
-        at_site.SURROGATE,
+        at_client.SURROGATE,
         {
             "surrogate": ArrayRule(
                 options.precision, (_surrogate_size(options),), low=-SURROGATE_MOST, high=SURROGATE_MOST
@@ -245,7 +245,7 @@ def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State
         {"r2": float, "r2_held_out": float, "epochs": int, "queries": int},
         optional=frozenset({"r2_held_out"}),
     )
-    surrogates_asked = everyone(at_site.SURROGATE, state.round, options, encoder | grid)
+    surrogates_asked = everyone(at_client.SURROGATE, state.round, options, encoder | grid)
     asked = exchange.ask(surrogates_asked, rule, at_least=at_least, check=_check_box)
     for one, answer in asked.answers.items():
         state.known[one] = Known(answer.array("surrogate"), answer.array("box"), answer.number("r2"), state.round)
@@ -255,7 +255,7 @@ def _box_rule(dimensions: int, most: float = MAP_MOST) -> ArrayRule:
     return ArrayRule("float64", (2, dimensions), low=-most, high=most)
 
 
-def _check_box(site: int, answer: Message) -> None:
+def _check_box(client: int, answer: Message) -> None:
     low, high = answer.array("box")
     if (low > high).any():
         raise MessageError("array 'box' has a lowest corner above the highest")
@@ -267,7 +267,7 @@ def _surrogate_size(options: EmbeddingOptions) -> int:
 
 
 def _usable(exchange: Exchange, options: EmbeddingOptions, state: State) -> list[int]:
-    """Sites whose surrogate is there and fits well enough; the others are noted."""
+    """Clients whose surrogate is there and fits well enough; the others are noted."""
     usable = []
     for one in sorted(state.sizes):
         known = state.known.get(one)
@@ -282,15 +282,15 @@ def _usable(exchange: Exchange, options: EmbeddingOptions, state: State) -> list
     return usable
 
 
-def _training(options: EmbeddingOptions, state: State, site: int, rate: float, usable: Sequence[int]) -> Message:
-    """The request to train; shares of the site itself and of those that it feels sum to 1."""
-    arrays: dict[str, Array] = {"encoder": state.own.get(site, state.encoder)}
-    others = [one for one in usable if one != site]
-    total = state.sizes[site] + sum(state.sizes[one] for one in others)
+def _training(options: EmbeddingOptions, state: State, client: int, rate: float, usable: Sequence[int]) -> Message:
+    """The request to train; shares of the client itself and of those that it feels sum to 1."""
+    arrays: dict[str, Array] = {"encoder": state.own.get(client, state.encoder)}
+    others = [one for one in usable if one != client]
+    total = state.sizes[client] + sum(state.sizes[one] for one in others)
     shares = np.array([state.sizes[one] / total for one in others], dtype=np.float64)
     own = 1.0
     if others:
-        own = state.sizes[site] / total
+        own = state.sizes[client] / total
         known = [state.known[one] for one in others]
         if options.method == EXACT:
             sizes = np.array([len(one.vector) for one in known], dtype=np.int64)
@@ -306,18 +306,18 @@ def _training(options: EmbeddingOptions, state: State, site: int, rate: float, u
                 "boxes": np.stack([one.box for one in known]),
                 "shares": shares,
             }
-    return _request(at_site.TRAIN, state.round, options, arrays, rate=rate, share=own)
+    return _request(at_client.TRAIN, state.round, options, arrays, rate=rate, share=own)
 
 
 def _training_rule(options: EmbeddingOptions, state: State) -> MessageRule:
     values = {"attraction": float, "repulsion": float, "foreign": float, "steps": int, "outside": int}
     values = {} if options.hides_training else values
     encoder = ArrayRule(options.precision, (len(state.encoder),))
-    return MessageRule(at_site.TRAIN, {"encoder": encoder}, values, optional=frozenset({"foreign"}))
+    return MessageRule(at_client.TRAIN, {"encoder": encoder}, values, optional=frozenset({"foreign"}))
 
 
 def _entry(state: State, rate: float, found: Mapping[int, Message], usable: Sequence[int] | None) -> dict[str, Any]:
-    """What the history keeps of a round; losses are means over sites, weighted by their points.
+    """What the history keeps of a round; losses are means over clients, weighted by their points.
 
     Losses, and how many points lie outside, are None where noise hides the training.
     """
@@ -337,7 +337,7 @@ def _entry(state: State, rate: float, found: Mapping[int, Message], usable: Sequ
     return {
         "round": state.round,
         "rate": rate,
-        "sites": list(found),
+        "clients": list(found),
         "attraction": mean("attraction"),
         "repulsion": mean("repulsion"),
         "foreign": mean("foreign"),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate.federated.embedding.graph import Neighbourhood
+from foveate.federated.embedding.graph import Neighborhood
 from foveate.federated.embedding.objective import Losses, exact_losses, sampled_losses
 
 Foreign = Callable[[Tensor], Tensor]
@@ -51,7 +51,7 @@ class PassReport:
 
 
 def optimizer_of(network: nn.Module, rate: float) -> torch.optim.Adam:
-    """The optimiser of one pass."""
+    """The optimizer of one pass."""
     return torch.optim.Adam(network.parameters(), lr=rate, betas=(0.9, 0.999), eps=1e-8, foreach=False, fused=True)
 
 
@@ -108,7 +108,7 @@ def _felt(z_Nd: Tensor, heads_E: Tensor, foreign: Foreign | None) -> Tensor | No
 
 def train_pass(
     network: nn.Module,
-    around: Neighbourhood,
+    around: Neighborhood,
     settings: PassSettings,
     generator: np.random.Generator,
     *,

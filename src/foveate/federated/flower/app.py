@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from foveate.settings.files import write_text_atomically
+from foveate.core.files import write_text_atomically
 
 CONFIG: dict[str, Any] = {
     "job": "cluster",
     "clusters": 8,
     "method": "consensus",
     "seed": 0,
-    "sites": 2,
+    "clients": 2,
     "at-least": 1,
     "wait": 120.0,
     "timeout": 600.0,

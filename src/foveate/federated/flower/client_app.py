@@ -1,6 +1,6 @@
-"""Flower's ClientApp of a site. Its node is started with `--node-config 'partition-id=0 data="/path/to/points.npz"'`.
+"""Flower's ClientApp of a client. Its node is started with `--node-config 'partition-id=0 data="/path/to/points.npz"'`.
 
-The path stays at the site; so do the points. `min-count` and `most-clusters` are the site's own limits, see
+The path stays at the client; so do the points. `min-count` and `most-clusters` are the client's own limits, see
 `foveate.federated.clustering.limits`. Torch is not loaded for clustering: every task is a new process.
 """
 
@@ -15,6 +15,8 @@ from flwr.app import Context  # pyrefly: ignore[missing-import]
 from flwr.app import Message as FlowerMessage  # pyrefly: ignore[missing-import]
 from flwr.clientapp import ClientApp  # pyrefly: ignore[missing-import]
 
+from foveate.core.errors import UserError
+from foveate.federated.clients import Client
 from foveate.federated.clustering.limits import Limits
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.deep.kinds import OVER_A_NETWORK as FEATURES_KINDS
@@ -24,9 +26,7 @@ from foveate.federated.flower.exchange import HELLO
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.messages import Message
 from foveate.federated.rounds import attempt
-from foveate.federated.sites import Site
 from foveate.federated.sources import read_points
-from foveate.settings.errors import UserError
 
 app = ClientApp()
 
@@ -36,7 +36,7 @@ def _number(context: Context) -> int:
 
 
 def _points(context: Context) -> Any:
-    """The site's points.
+    """The client's points.
 
     Raises:
         UserError: the node was started without a path.
@@ -63,7 +63,7 @@ def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
 
     def ask(request: Message) -> tuple[Message | None, str]:
         Limits.of_node(context.node_config).check(request)
-        return attempt(Site(_number(context), _points(context), HANDLERS), request)
+        return attempt(Client(_number(context), _points(context), HANDLERS), request)
 
     return _reply(message, ask)
 
@@ -75,8 +75,8 @@ def answer_map(message: FlowerMessage, context: Context) -> FlowerMessage:
     def ask(request: Message) -> tuple[Message | None, str]:
         points, least = _points(context), Limits.of_node(context.node_config).min_count
         if len(points) < least:
-            raise UserError(f"{len(points)} points are fewer than this site's own min-count {least}: nothing is sent")
-        return attempt(Site(_number(context), points, dict.fromkeys(MAP_KINDS, answer_elsewhere)), request)
+            raise UserError(f"{len(points)} points are fewer than this client's own min-count {least}: nothing is sent")
+        return attempt(Client(_number(context), points, dict.fromkeys(MAP_KINDS, answer_elsewhere)), request)
 
     return _reply(message, ask)
 
@@ -87,16 +87,16 @@ def answer_features(message: FlowerMessage, context: Context) -> FlowerMessage:
 
     def ask(request: Message) -> tuple[Message | None, str]:
         handler = partial(answer_elsewhere, limits=Limits.of_node(context.node_config))
-        return attempt(Site(_number(context), _points(context), dict.fromkeys(FEATURES_KINDS, handler)), request)
+        return attempt(Client(_number(context), _points(context), dict.fromkeys(FEATURES_KINDS, handler)), request)
 
     return _reply(message, ask)
 
 
 def hello(message: FlowerMessage, context: Context) -> FlowerMessage:
-    """Which site this is."""
+    """Which client this is."""
     request: Message = from_records(message.content)
     name = str(context.node_config.get("name", ""))
-    return FlowerMessage(to_records(request.answer(site=_number(context), name=name)), reply_to=message)
+    return FlowerMessage(to_records(request.answer(client=_number(context), name=name)), reply_to=message)
 
 
 app.query(HELLO.removeprefix("query."))(hello)

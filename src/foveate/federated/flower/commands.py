@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foveate.core.errors import UserError
 from foveate.federated.flower.keys import CA, RUNTIME, RUNTIME_KEY, SERVER, SERVER_KEY, node_key
-from foveate.settings.errors import UserError
 
 SUPERLINK, SUPERNODE, FLWR = "flower-superlink", "flower-supernode", "flwr"
 CONNECTION = "ours"
@@ -48,7 +48,7 @@ def app_folder(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Address:
-    """Where sites reach the server."""
+    """Where clients reach the server."""
 
     host: str
     port: int = PORT
@@ -73,7 +73,7 @@ class Address:
 
 
 def listening(address: str) -> str:
-    """Where a server of that address listens by default: on loopback where sites call it so, else everywhere."""
+    """Where a server of that address listens by default: on loopback where clients call it so, else everywhere."""
     return LOOPBACK if address in (LOOPBACK, "localhost") else EVERYWHERE
 
 
@@ -96,9 +96,9 @@ def superlink(folder: Path, *, host: str, port: int, insecure: bool) -> list[str
 
 
 def supernode(
-    folder: Path, *, server: Address, site: int, port: int, node: Mapping[str, Any], insecure: bool
+    folder: Path, *, server: Address, client: int, port: int, node: Mapping[str, Any], insecure: bool
 ) -> list[str]:
-    """Starts a site's node.
+    """Starts a client's node.
 
     Args:
         port: of its own processes. node: the node's configuration besides its number.
@@ -110,9 +110,9 @@ def supernode(
     else:
         runtime = str(folder / RUNTIME)
         command += ["--root-certificates", str(folder / CA)]
-        command += ["--auth-supernode-private-key", str(node_key(folder, site))]
+        command += ["--auth-supernode-private-key", str(node_key(folder, client))]
         command += ["--ssl-ca-certfile", runtime, "--ssl-certfile", runtime, "--ssl-keyfile", str(folder / RUNTIME_KEY)]
-    return [*command, "--port", str(port), "--node-config", configuration({"partition-id": site, **node})]
+    return [*command, "--port", str(port), "--node-config", configuration({"partition-id": client, **node})]
 
 
 def register(key: Path) -> list[str]:

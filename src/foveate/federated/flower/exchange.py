@@ -1,4 +1,4 @@
-"""`Exchange` over Flower's Grid: sites are found by their partition number, each round is one push and one pull."""
+"""`Exchange` over Flower's Grid: clients are found by their partition number, each round is one push and one pull."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from typing import Any
 
 from flwr.app import Message as FlowerMessage  # pyrefly: ignore[missing-import]
 
+from foveate.core.errors import UserError
+from foveate.core.progress import say
+from foveate.federated.clients import title
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.kept import Kept
 from foveate.federated.messages import Message, MessageRule
-from foveate.federated.rounds import FAULTS, Check, Log, Requests, Round, TooFewSitesError, enough, judged
-from foveate.federated.sites import title
-from foveate.settings.errors import UserError
-from foveate.settings.progress import say
+from foveate.federated.rounds import FAULTS, Check, Log, Requests, Round, TooFewClientsError, enough, judged
 
 HELLO = "query.hello"
-HELLO_RULE = MessageRule(HELLO, {}, {"site": int, "name": str})
+HELLO_RULE = MessageRule(HELLO, {}, {"client": int, "name": str})
 _POLL_SECONDS = 0.5
 
 
 class GridExchange:
     """Carries messages over Flower.
 
-    Node numbers of Flower are random; a site is who says so in its answer to `query.hello`. A site that is not there is
+    Node numbers of Flower are random; a client is who says so in its answer to `query.hello`. A client that is not there is
     left out of every round, with the reason.
 
     Args:
-        grid: Flower's Grid. sites: how many there are; their numbers are 0 to that less 1.
+        grid: Flower's Grid. clients: how many there are; their numbers are 0 to that less 1.
         wait: seconds to wait for them at the start. timeout: seconds that a round may take.
         keep: folder of answers (`Kept`), so that a killed server goes on with its round.
 
     Raises:
-        TooFewSitesError: no site within `wait`. UserError: two sites of one number.
+        TooFewClientsError: no client within `wait`. UserError: two clients of one number.
     """
 
     def __init__(
         self,
         grid: Any,
         *,
-        sites: int,
+        clients: int,
         wait: float = 120.0,
         timeout: float | None = None,
         keep: Path | None = None,
@@ -52,52 +52,52 @@ class GridExchange:
         self.log = Log() if log is None else log
         self._nodes: dict[int, int] = {}
         self._names: dict[int, str] = {}
-        self._wanted = sites
-        self._absent = self._meet(sites, wait)
+        self._wanted = clients
+        self._absent = self._meet(clients, wait)
 
     @property
-    def sites(self) -> Sequence[int]:
-        """Numbers of all sites, ascending, those that did not say hello among them."""
+    def clients(self) -> Sequence[int]:
+        """Numbers of all clients, ascending, those that did not say hello among them."""
         return range(self._wanted)
 
-    def name(self, site: int) -> str:
-        """How a site is called."""
-        return title(site, self._names.get(site, ""))
+    def name(self, client: int) -> str:
+        """How a client is called."""
+        return title(client, self._names.get(client, ""))
 
     def _meet(self, wanted: int, wait: float) -> str:
-        """Waits until the sites are there, and learns their numbers; returns why the others are missing."""
+        """Waits until the clients are there, and learns their numbers; returns why the others are missing."""
         until = time.monotonic() + wait
         nodes: list[int] = []
-        say(f"waiting for {wanted} sites, {wait:g} s at most")
+        say(f"waiting for {wanted} clients, {wait:g} s at most")
         while len(nodes) < wanted and time.monotonic() < until:
             nodes = sorted(self._grid.get_node_ids())
             if len(nodes) < wanted:
                 time.sleep(_POLL_SECONDS)
         if not nodes:
-            raise TooFewSitesError(f"no site within {wait:g} s; start them with `flower-supernode`")
+            raise TooFewClientsError(f"no client within {wait:g} s; start them with `flower-supernode`")
         found = self._send(dict.fromkeys(nodes, Message(HELLO)))
         strange: list[str] = []
         for node, (answer, reason) in found.items():
             reason = reason if answer is None else judged(node, answer, Message(HELLO), HELLO_RULE, None)
-            site = int(answer.number("site")) if answer is not None and not reason else -1
-            if not reason and not 0 <= site < wanted:
-                reason = f"its partition-id is {site}; allowed are 0 to {wanted - 1}"
+            client = int(answer.number("client")) if answer is not None and not reason else -1
+            if not reason and not 0 <= client < wanted:
+                reason = f"its partition-id is {client}; allowed are 0 to {wanted - 1}"
             if answer is None or reason:
                 strange.append(reason)
-                say(f"node {node} did not say which site it is: {reason}")
+                say(f"node {node} did not say which client it is: {reason}")
                 continue
-            if site in self._nodes:
-                raise UserError(f"two sites say that they are number {site}; give each its own partition-id")
-            self._nodes[site], self._names[site] = node, str(answer.values["name"])
+            if client in self._nodes:
+                raise UserError(f"two clients say that they are number {client}; give each its own partition-id")
+            self._nodes[client], self._names[client] = node, str(answer.values["name"])
         nobody = ""
         if strange:
-            nobody = f"; {len(strange)} of {len(nodes)} nodes did not say which site they are ({strange[0]})"
+            nobody = f"; {len(strange)} of {len(nodes)} nodes did not say which client they are ({strange[0]})"
         if not self._nodes:
-            raise TooFewSitesError(f"no site within {wait:g} s{nobody}")
+            raise TooFewClientsError(f"no client within {wait:g} s{nobody}")
         absent = f"did not connect within {wait:g} s{nobody}"
-        for site in self.sites:
-            if site not in self._nodes:
-                say(f"{self.name(site)} {absent}")
+        for client in self.clients:
+            if client not in self._nodes:
+                say(f"{self.name(client)} {absent}")
         return absent
 
     def _send(self, requests: dict[int, Message]) -> dict[int, tuple[Message | None, str]]:
@@ -131,37 +131,37 @@ class GridExchange:
 
     def ask(self, requests: Requests, rule: MessageRule, *, at_least: int = 1, check: Check | None = None) -> Round:
         """One round, see `foveate.federated.rounds.Exchange.ask`."""
-        asked = {site: requests for site in self.sites} if isinstance(requests, Message) else dict(requests)
-        kept = {site: self._kept.read(request, site) for site, request in asked.items()} if self._kept else {}
-        missing = {site: request for site, request in asked.items() if kept.get(site) is None}
+        asked = {client: requests for client in self.clients} if isinstance(requests, Message) else dict(requests)
+        kept = {client: self._kept.read(request, client) for client, request in asked.items()} if self._kept else {}
+        missing = {client: request for client, request in asked.items() if kept.get(client) is None}
         started = time.monotonic()
-        there = {self._nodes[site]: request for site, request in missing.items() if site in self._nodes}
+        there = {self._nodes[client]: request for client, request in missing.items() if client in self._nodes}
         replies = self._send(there) if there else {}
         seconds = time.monotonic() - started
         answers: dict[int, Message] = {}
         excluded: dict[int, str] = {}
-        for site in sorted(asked):
-            request = asked[site]
-            if site not in self._nodes and site in missing:
-                excluded[site] = self._absent
-                self.log.failed(site, request, self._absent, 0.0)
+        for client in sorted(asked):
+            request = asked[client]
+            if client not in self._nodes and client in missing:
+                excluded[client] = self._absent
+                self.log.failed(client, request, self._absent, 0.0)
                 continue
-            self.log.add(site, request, up=False)
-            answer, reason = (kept[site], "") if site not in missing else replies[self._nodes[site]]
+            self.log.add(client, request, up=False)
+            answer, reason = (kept[client], "") if client not in missing else replies[self._nodes[client]]
             if answer is None:
-                self.log.failed(site, request, reason, seconds)
+                self.log.failed(client, request, reason, seconds)
             else:
-                # A site reports its own failure as a message of one word, so that no round hangs on it.
+                # A client reports its own failure as a message of one word, so that no round hangs on it.
                 failure = str(answer.values.get("failure", ""))
-                reason = failure or judged(site, answer, request, rule, check)
-                self.log.add(site, answer, up=True, seconds=seconds, reason=reason)
+                reason = failure or judged(client, answer, request, rule, check)
+                self.log.add(client, answer, up=True, seconds=seconds, reason=reason)
             if answer is None or reason:
-                excluded[site] = reason
-                say(f"{self.name(site)} is left out of '{request.kind}': {reason}")
+                excluded[client] = reason
+                say(f"{self.name(client)} is left out of '{request.kind}': {reason}")
             else:
-                answers[site] = answer
+                answers[client] = answer
                 if self._kept is not None:
-                    self._kept.write(request, site, answer)
+                    self._kept.write(request, client, answer)
         return enough(Round(answers, excluded), at_least, self.name)
 
     def forget(self, *, before: int | None = None) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from foveate.core.errors import UserError, choose
+from foveate.core.recipes import options_of
 from foveate.federated.clustering.settings import Settings, resolve
 from foveate.federated.deep.options import DEEPFECA, DeepOptions
 from foveate.federated.deep.options import options_of as deep_options
 from foveate.federated.embedding.options import FEDNE, EmbeddingOptions
 from foveate.federated.embedding.options import options_of as embedding_options
-from foveate.settings.errors import UserError, choose
-from foveate.settings.recipes import options_of
 
 WHERE = "run configuration"
 _DEFAULT_METHOD = "consensus"

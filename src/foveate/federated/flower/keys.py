@@ -1,7 +1,7 @@
 """Keys and certificates of a federation, made and checked with `openssl` and `ssh-keygen` as the page on networks does.
 
 A folder holds, at the server, `ca.key` and `ca.crt` (an authority) and `server.key` and `server.pem` (the name by which
-sites call the server, and 127.0.0.1, by which its own processes do); at site 3 `site3` and `site3.pub` (the node's key,
+clients call the server, and 127.0.0.1, by which its own processes do); at client 3 `client3` and `client3.pub` (the node's key,
 elliptic curve P-384 in OpenSSH's form), `runtime.key` and `runtime.pem` (for the port of its own processes) and the
 server's `ca.crt`.
 """
@@ -17,13 +17,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 CA, CA_KEY = "ca.crt", "ca.key"
 SERVER, SERVER_KEY = "server.pem", "server.key"
 RUNTIME, RUNTIME_KEY = "runtime.pem", "runtime.key"
 OWN = "127.0.0.1"
-"""The address by which the server's own processes, and a site's, reach their port."""
+"""The address by which the server's own processes, and a client's, reach their port."""
 MAKE = "--make-keys"
 _DAYS = "365"
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
@@ -42,14 +42,14 @@ def is_number(host: str) -> bool:
 
 
 def alternative_names(address: str) -> str:
-    """The subjectAltName of a server that sites call by `address`."""
+    """The subjectAltName of a server that clients call by `address`."""
     names = [f"{'IP' if is_number(address) else 'DNS'}:{address}", f"IP:{OWN}"]
     return "subjectAltName=" + ",".join(dict.fromkeys(names))
 
 
-def node_key(folder: Path, site: int) -> Path:
-    """The private key of a site's node."""
-    return folder / f"site{site}"
+def node_key(folder: Path, client: int) -> Path:
+    """The private key of a client's node."""
+    return folder / f"client{client}"
 
 
 def make_server_keys(folder: Path, address: str) -> list[Path]:
@@ -87,13 +87,13 @@ def make_server_keys(folder: Path, address: str) -> list[Path]:
     return made
 
 
-def make_site_keys(folder: Path, site: int) -> list[Path]:
-    """Makes the key of a site's node, and its runtime port's certificate where it is missing; returns what was made.
+def make_client_keys(folder: Path, client: int) -> list[Path]:
+    """Makes the key of a client's node, and its runtime port's certificate where it is missing; returns what was made.
 
     Raises:
         UserError: the key is there, or one file without its other; a tool is missing or refuses.
     """
-    key = node_key(folder, site)
+    key = node_key(folder, client)
     if not _is_missing(folder, key.name, f"{key.name}.pub"):
         raise UserError(f"{key}: is there; nothing was made. A key that was lost or seen by others: remove it first")
     with _workshop(folder) as place:
@@ -101,14 +101,14 @@ def make_site_keys(folder: Path, site: int) -> list[Path]:
         made = _move(place, folder, key.name, f"{key.name}.pub")
         if _is_missing(folder, RUNTIME, RUNTIME_KEY):
             names, usage = alternative_names(OWN), "keyUsage=critical,digitalSignature,keyCertSign"
-            own = ["-subj", "/CN=this site", "-addext", names, "-addext", usage]
+            own = ["-subj", "/CN=this client", "-addext", names, "-addext", usage]
             _openssl(place, "req", "-x509", *_NEW_KEY, "-days", _DAYS, "-keyout", RUNTIME_KEY, "-out", RUNTIME, *own)
             made += _move(place, folder, RUNTIME_KEY, RUNTIME)
     return made
 
 
 def check_server(folder: Path, address: str, host: str) -> None:
-    """Returns where the folder's certificate is good for a server that sites call by `address`.
+    """Returns where the folder's certificate is good for a server that clients call by `address`.
 
     Args:
         host: where it listens; its own processes call it by that, or by 127.0.0.1 where it listens everywhere.
@@ -122,13 +122,13 @@ def check_server(folder: Path, address: str, host: str) -> None:
     same_key(folder / SERVER, folder / SERVER_KEY)
 
 
-def check_site(folder: Path, site: int) -> None:
-    """Returns where the folder has what a site's node needs.
+def check_client(folder: Path, client: int) -> None:
+    """Returns where the folder has what a client's node needs.
 
     Raises:
         UserError: a file is missing, or is none of its kind.
     """
-    key = node_key(folder, site)
+    key = node_key(folder, client)
     _need(folder, (key.name, RUNTIME, RUNTIME_KEY))
     if not (folder / CA).is_file():
         raise UserError(f"{folder / CA}: is missing; copy it from the server's folder")
@@ -145,10 +145,10 @@ def check_public_key(path: Path) -> None:
         UserError: it is missing, is another kind of key, or a private one.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file; a site makes it with `foveate federated site {MAKE}` and sends it")
+        raise UserError(f"{path}: no such file; a client makes it with `foveate federated client {MAKE}` and sends it")
     text = path.read_text(encoding="utf-8", errors="replace")
     if "PRIVATE KEY" in text:
-        raise UserError(f"{path}: is a private key, which never leaves its site; the public one ends in .pub")
+        raise UserError(f"{path}: is a private key, which never leaves its client; the public one ends in .pub")
     if not text.startswith(_P384):
         raise UserError(f"{path}: is no public key of elliptic curve P-384 in OpenSSH's form; make one with {MAKE}")
 

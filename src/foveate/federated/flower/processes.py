@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveate.settings.errors import UserError
-from foveate.settings.progress import say
+from foveate.core.errors import UserError
+from foveate.core.progress import say
 
 if TYPE_CHECKING:
     import psutil

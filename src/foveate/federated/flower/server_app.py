@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import Context  # pyrefly: ignore[missing-import]
 from flwr.serverapp import Grid, ServerApp  # pyrefly: ignore[missing-import]
 
+from foveate.core.progress import say
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.run import write_server_result
 from foveate.federated.clustering.settings import Settings
@@ -16,7 +17,6 @@ from foveate.federated.deep.options import DeepOptions
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.flower.exchange import GridExchange
 from foveate.federated.flower.jobs import CLUSTER, EMBED, FEATURES, settings_of
-from foveate.settings.progress import say
 
 app = ServerApp()
 
@@ -28,7 +28,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(grid: Any, config: Mapping[str, Any]) -> Path:
-    """Waits for the sites, does the job, writes the result; returns its folder.
+    """Waits for the clients, does the job, writes the result; returns its folder.
 
     Raises:
         UserError: a configuration that does not say where the result goes, or options that do not fit.
@@ -38,9 +38,9 @@ def run(grid: Any, config: Mapping[str, Any]) -> Path:
 
 
 def _exchange(grid: Any, config: Mapping[str, Any], *, keep: Path | None = None) -> GridExchange:
-    """The exchange with as many sites as the configuration says; answers are kept in `keep`."""
+    """The exchange with as many clients as the configuration says; answers are kept in `keep`."""
     return GridExchange(
-        grid, sites=int(config["sites"]), wait=float(config["wait"]), timeout=float(config["timeout"]), keep=keep
+        grid, clients=int(config["clients"]), wait=float(config["wait"]), timeout=float(config["timeout"]), keep=keep
     )
 
 
@@ -49,10 +49,10 @@ def _cluster(grid: Any, config: Mapping[str, Any], settings: Settings) -> Path:
     out = Path(str(config["out"]))
     exchange = _exchange(grid, config, keep=out / "answers")
     found = cluster(exchange, settings, at_least=int(config["at-least"]), evaluate=True)
-    names = {site: exchange.name(site) for site in exchange.sites}
+    names = {client: exchange.name(client) for client in exchange.clients}
     write_server_result(out, found, exchange.log, names)
-    exchange.forget()  # the sites' data may change before the next run
-    say(f"{out}: {len(found.centres)} centres of {len(found.clients)} sites")
+    exchange.forget()  # the clients' data may change before the next run
+    say(f"{out}: {len(found.centers)} centers of {len(found.client_reports)} clients")
     return out
 
 
@@ -62,7 +62,7 @@ def _embed(grid: Any, config: Mapping[str, Any], options: EmbeddingOptions) -> P
 
     out = Path(str(config["out"]))
     found = run_server(_exchange(grid, config), options, out, at_least=int(config["at-least"]))
-    say(f"{out}: a map of {len(found['maps'][0]['sites'])} sites")
+    say(f"{out}: a map of {len(found['maps'][0]['clients'])} clients")
     return out
 
 
@@ -72,7 +72,7 @@ def _features(grid: Any, config: Mapping[str, Any], options: DeepOptions) -> Pat
 
     out = Path(str(config["out"]))
     found = run_server(_exchange(grid, config, keep=out / "answers"), options, out, at_least=int(config["at-least"]))
-    say(f"{out}: an encoder of {len(found['sites'])} sites")
+    say(f"{out}: an encoder of {len(found['clients'])} clients")
     return out
 
 

@@ -1,4 +1,4 @@
-"""What the server, a site and a run do, step by step: look whether all is there, start Flower's programs, stop them.
+"""What the server, a client and a run do, step by step: look whether all is there, start Flower's programs, stop them.
 
 Everything that can be known before is checked before anything starts.
 """
@@ -14,22 +14,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from foveate.core.errors import UserError
+from foveate.core.files import write_text_atomically
+from foveate.core.progress import say
 from foveate.federated.clustering.limits import Limits
 from foveate.federated.flower import commands
 from foveate.federated.flower.app import CONFIG, write_app
 from foveate.federated.flower.commands import Address
 from foveate.federated.flower.jobs import settings_of
-from foveate.federated.flower.keys import CA, check_public_key, check_server, check_site
+from foveate.federated.flower.keys import CA, check_client, check_public_key, check_server
 from foveate.federated.flower.processes import Child, answers, is_free, program, started, stopped_by_signals
 from foveate.federated.sources import read_points
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_text_atomically
-from foveate.settings.progress import say
 
 _START_SECONDS = 120.0
 INSECURE = (
-    "warning: --insecure: no TLS and no node keys. Whoever is on the network reads and changes what sites send, and "
-    "anybody may be a site. Only for trials on one machine."
+    "warning: --insecure: no TLS and no node keys. Whoever is on the network reads and changes what clients send, and "
+    "anybody may be a client. Only for trials on one machine."
 )
 REASONS = (
     ("[code: 2004]", "its key is not registered at the server: send the file that ends in .pub there"),
@@ -77,13 +77,13 @@ def join(
     folder: Path,
     server: Address,
     *,
-    site: int,
+    client: int,
     port: int,
     node: Mapping[str, Any],
     insecure: bool,
     ready: Callable[[], None],
 ) -> None:
-    """Runs a site's node until it is stopped.
+    """Runs a client's node until it is stopped.
 
     Args:
         node: its configuration: `data`, and what else `limits.NODE_FIELDS` allow. ready: called when it was let in.
@@ -94,7 +94,7 @@ def join(
     program(commands.SUPERNODE)
     Limits.of_node(node)
     if not insecure:
-        check_site(folder, site)
+        check_client(folder, client)
     points = read_points(Path(node["data"])).points_ND
     say(f"{node['data']}: {len(points):,} points of {points.shape[1]} numbers; they stay here")
     del points
@@ -103,7 +103,7 @@ def join(
     _prepare(folder)
     if not insecure:
         greet(server, folder / CA)
-    command = commands.supernode(folder, server=server, site=site, port=port, node=node, insecure=insecure)
+    command = commands.supernode(folder, server=server, client=client, port=port, node=node, insecure=insecure)
     with _running(folder, command, insecure=insecure) as child:
         _still(child, lambda: "SuperNode ID:" in child.text)
         ready()
@@ -199,7 +199,7 @@ def _still(child: Child, until: Callable[[], bool]) -> None:
 
 
 def _last(said: str) -> str:
-    """The last line that says something, without colours, as the end of a sentence."""
+    """The last line that says something, without colors, as the end of a sentence."""
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines()]
     lines = [line for line in lines if re.search(r"\w", line) and not line.endswith(_FAREWELL)]
     return f"; its last line: {lines[-1]}" if lines else ""

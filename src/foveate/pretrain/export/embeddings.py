@@ -1,4 +1,4 @@
-"""Embeddings of a collection's pictures, regions and texts as tables, in parts: `--format parquet` or `npz`.
+"""Embeddings of a collection's images, regions and texts as tables, in parts: `--format parquet` or `npz`.
 
 One schema for all three: key, kind, box, phrase, norm, embedding. A stopped export goes on where it was; memory does
 not grow with the collection.
@@ -20,24 +20,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.core.errors import UserError
+from foveate.core.files import atomic_file, read_json, sha256_file, write_json_atomically, write_text_atomically
+from foveate.core.progress import say, track
 from foveate.pretrain.embed import read_batches
 from foveate.pretrain.exporting import Exported, Job
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.records.sources import ChosenRegions
-from foveate.settings.errors import UserError
-from foveate.settings.files import atomic_file, read_json, sha256_file, write_json_atomically, write_text_atomically
-from foveate.settings.progress import say, track
 from foveate.vision.encoder import ImageTokens
-from foveate.vision.localiser.asking import embed_phrases
-from foveate.vision.localiser.card import METHODS
-from foveate.vision.localiser.folder import CARD, WEIGHTS
+from foveate.vision.localizer.asking import embed_phrases
+from foveate.vision.localizer.card import METHODS
+from foveate.vision.localizer.folder import CARD, WEIGHTS
 from foveate.vision.views import input_boxes
 
-PICTURES, REGIONS, TEXTS = "pictures", "regions", "texts"
+IMAGES, REGIONS, TEXTS = "images", "regions", "texts"
 UNREADABLE = "unreadable.json"
 # A multiple of the batch, so that no batch falls into two parts.
-PICTURES_A_PART = 2048
+IMAGES_A_PART = 2048
 TEXTS_A_PART = 16384
 _DONE = "parts"
 
@@ -77,11 +77,11 @@ def check(job: Job) -> list[str]:
         UserError: without a collection, for a split that it has not, or a source that made none of its regions.
     """
     if job.collection is None:
-        raise UserError("`--to embeddings` embeds the pictures and texts of a collection: give it with --collection")
+        raise UserError("`--to embeddings` embeds the images and texts of a collection: give it with --collection")
     job.collection.rows(job.split)
     _own(job)
     ending = "parquet" if job.format == "parquet" else "npz"
-    return [*(f"{name}/00000.{ending}" for name in (PICTURES, REGIONS, TEXTS)), UNREADABLE, CARD]
+    return [*(f"{name}/00000.{ending}" for name in (IMAGES, REGIONS, TEXTS)), UNREADABLE, CARD]
 
 
 def _own(job: Job) -> ChosenRegions:
@@ -112,16 +112,16 @@ def export(job: Job) -> Exported:
     rows = job.collection.rows(job.split)
     (job.folder / _DONE).mkdir(exist_ok=True)
     own = _own(job)
-    _pictures(job, job.collection, own, rows)
+    _images(job, job.collection, own, rows)
     _texts(job, job.collection, own, rows)
     unreadable: dict[str, str] = {}
-    counts = dict.fromkeys((PICTURES, REGIONS, TEXTS, "regions out of view"), 0)
+    counts = dict.fromkeys((IMAGES, REGIONS, TEXTS, "regions out of view"), 0)
     for path in sorted((job.folder / _DONE).glob("*.json")):
         part = read_json(path)
         unreadable |= part["unreadable"]
         for name, count in part["counts"].items():
             counts[name] += count
-    counts["unreadable pictures"] = len(unreadable)
+    counts["unreadable images"] = len(unreadable)
     write_json_atomically(job.folder / UNREADABLE, unreadable)
     write_text_atomically(job.folder / CARD, _card(job, job.collection, counts))
     shutil.rmtree(job.folder / _DONE)
@@ -134,28 +134,28 @@ def _done(job: Job, name: str, part: int) -> Path:
     return job.folder / _DONE / f"{name}-{part:05d}.json"
 
 
-def _pictures(job: Job, collection: Collection, own: ChosenRegions, rows: NDArray[np.int64]) -> None:
-    """Pictures and their regions, part by part."""
-    starts = range(0, len(rows), PICTURES_A_PART)
-    left = [part for part in range(len(starts)) if not _done(job, PICTURES, part).is_file()]
+def _images(job: Job, collection: Collection, own: ChosenRegions, rows: NDArray[np.int64]) -> None:
+    """Images and their regions, part by part."""
+    starts = range(0, len(rows), IMAGES_A_PART)
+    left = [part for part in range(len(starts)) if not _done(job, IMAGES, part).is_file()]
     if len(left) < len(starts):
-        say(f"{len(starts) - len(left)} of {len(starts)} parts of the pictures are there already")
-    part_of_row = {int(row): number // PICTURES_A_PART for number, row in enumerate(rows)}
+        say(f"{len(starts) - len(left)} of {len(starts)} parts of the images are there already")
+    part_of_row = {int(row): number // IMAGES_A_PART for number, row in enumerate(rows)}
     bad: dict[int, str] = {}
     batches = _by_part(job, collection, rows, left, part_of_row, bad)
     current = next(batches, None)
     for part in left:
-        pictures, regions, hidden = Rows(), Rows(), 0
+        images, regions, hidden = Rows(), Rows(), 0
         while current is not None and part_of_row[current[0][0]] == part:
-            hidden += _embed(job, collection, own, current, pictures, regions)
+            hidden += _embed(job, collection, own, current, images, regions)
             current = next(batches, None)
         _write(job, REGIONS, part, regions)
-        _write(job, PICTURES, part, pictures)
+        _write(job, IMAGES, part, images)
         note = {
             "unreadable": {collection.keys[row]: why for row, why in bad.items() if part_of_row[row] == part},
-            "counts": {PICTURES: len(pictures.key), REGIONS: len(regions.key), "regions out of view": hidden},
+            "counts": {IMAGES: len(images.key), REGIONS: len(regions.key), "regions out of view": hidden},
         }
-        write_json_atomically(_done(job, PICTURES, part), note)
+        write_json_atomically(_done(job, IMAGES, part), note)
 
 
 Batch = tuple[list[int], list[Placement], Tensor]
@@ -172,21 +172,21 @@ def _by_part(
     """Batches of the parts that are left; none belongs to two parts, since a part holds whole batches."""
     if not left:
         return
-    wanted = np.concatenate([rows[part * PICTURES_A_PART : (part + 1) * PICTURES_A_PART] for part in left])
-    for batch in read_batches(collection, wanted, job.model, description="embedding pictures", bad=bad):
+    wanted = np.concatenate([rows[part * IMAGES_A_PART : (part + 1) * IMAGES_A_PART] for part in left])
+    for batch in read_batches(collection, wanted, job.model, description="embedding images", bad=bad):
         assert len({part_of_row[row] for row in batch[0]}) == 1
         yield batch
 
 
-def _embed(job: Job, collection: Collection, own: ChosenRegions, batch: Batch, pictures: Rows, regions: Rows) -> int:
+def _embed(job: Job, collection: Collection, own: ChosenRegions, batch: Batch, images: Rows, regions: Rows) -> int:
     """Adds the rows of a batch; returns how many regions the encoder's view does not show."""
     chosen, placements, pixels = batch
     tokens: ImageTokens = job.model.encode_image_tokens(pixels)
-    pictures.vectors.append(tokens.embedding_BE.float().cpu().numpy())
-    pictures.key += [collection.keys[row] for row in chosen]
-    pictures.kind += ["picture"] * len(chosen)
-    pictures.box += [NO_BOX] * len(chosen)
-    pictures.phrase += [""] * len(chosen)
+    images.vectors.append(tokens.embedding_BE.float().cpu().numpy())
+    images.key += [collection.keys[row] for row in chosen]
+    images.kind += ["image"] * len(chosen)
+    images.box += [NO_BOX] * len(chosen)
+    images.phrase += [""] * len(chosen)
     inside, owner, hidden = [np.zeros((0, 4), np.float32)], [], 0
     for number, (row, placement) in enumerate(zip(chosen, placements, strict=True)):
         found = own.of(row)
@@ -257,19 +257,19 @@ _READING = {
     "parquet": """```python
 import pandas
 
-pictures = pandas.read_parquet("pictures")
+images = pandas.read_parquet("images")
 ```
 
 ```sql
 SELECT p.key, list_inner_product(p.embedding, t.embedding) AS cosine
-FROM 'pictures/*.parquet' AS p, 'texts/*.parquet' AS t
+FROM 'images/*.parquet' AS p, 'texts/*.parquet' AS t
 WHERE t.phrase = 'a red boat' ORDER BY cosine DESC LIMIT 10;  -- duckdb
 ```""",
     "npz": """```python
 import numpy as np
 
-pictures = np.load("pictures/00000.npz", allow_pickle=False)
-pictures["key"], pictures["embedding"]
+images = np.load("images/00000.npz", allow_pickle=False)
+images["key"], images["embedding"]
 ```""",
 }
 
@@ -284,8 +284,8 @@ tags: [embeddings, {job.format}]
 ---
 # Embeddings of the collection {collection.name}
 
-{"All pictures" if job.split is None else f"Split `{job.split}`"}; licence of the pictures as the collection states it:
-{collection.licence or "none stated"}. Model: {method}, whose weights have the SHA-256 `{weights}`.
+{"All images" if job.split is None else f"Split `{job.split}`"}; license of the images as the collection states it:
+{collection.license or "none stated"}. Model: {method}, whose weights have the SHA-256 `{weights}`.
 
 | what | rows |
 |---|---|
@@ -294,14 +294,14 @@ tags: [embeddings, {job.format}]
 
 | column | content |
 |---|---|
-| `key` | of the picture; "" for texts |
-| `kind` | "picture", "region", "phrase", or the kind of a caption |
-| `box` | x1, y1, x2, y2 in [0, 1] of the picture after its EXIF rotation; null (NaN in npz) where there is none |
+| `key` | of the image; "" for texts |
+| `kind` | "image", "region", "phrase", or the kind of a caption |
+| `box` | x1, y1, x2, y2 in [0, 1] of the image after its EXIF rotation; null (NaN in npz) where there is none |
 | `phrase` | the phrase of a region, or the text itself |
 | `embedding` | {job.model.recipe.embed_dim} numbers, float32, unit length: inner products are cosines |
 | `norm` | length of the embedding before |
 
-Each text is there once for each kind. `{UNREADABLE}` has the pictures that could not be read, and why.
+Each text is there once for each kind. `{UNREADABLE}` has the images that could not be read, and why.
 
 ## Reading
 

@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.core.errors import UserError
+from foveate.core.files import write_json_atomically
 from foveate.pretrain.exporting import Exported, Job
 from foveate.pretrain.graphs import ImageGraph, PhraseGraph, RegionGraph
 from foveate.pretrain.probes import differences_in_words, largest_difference, probe_pixels, write_card
-from foveate.settings.errors import UserError
-from foveate.settings.files import write_json_atomically
 from foveate.vision.lite0 import Lite0Encoder
-from foveate.vision.localiser.folder import CARD, PREPROCESS
+from foveate.vision.localizer.folder import CARD, PREPROCESS
 
 IMAGE, REGIONS, PHRASES = "image.onnx", "regions.onnx", "phrases.onnx"
 OPSET = 18
@@ -40,7 +40,7 @@ pixels = np.zeros((1, 3, {size}, {size}), dtype=np.uint8)  # RGB, the long side 
 embedding, tokens = image.run(None, {{"pixels": pixels}})
 ```
 
-`embedding` has unit length. `preprocess.json` says how a picture becomes pixels; the graph normalises them itself."""
+`embedding` has unit length. `preprocess.json` says how an image becomes pixels; the graph normalizes them itself."""
 _REGIONS = """## Regions
 
 ```python
@@ -48,16 +48,16 @@ import onnxruntime
 
 regions = onnxruntime.InferenceSession("regions.onnx")
 boxes = np.array([[0.1, 0.2, 0.5, 0.9]], dtype=np.float32)  # corners in [0, 1] of the square input
-picture = np.array([0], dtype=np.int64)  # row of `tokens` that each box belongs to
-z = regions.run(None, {"tokens": tokens, "boxes": boxes, "picture": picture})[0]  # unit length
+image = np.array([0], dtype=np.int64)  # row of `tokens` that each box belongs to
+z = regions.run(None, {"tokens": tokens, "boxes": boxes, "image": image})[0]  # unit length
 
 phrases = onnxruntime.InferenceSession("phrases.onnx")
-texts = np.zeros((1, EMBED), dtype=np.float32)  # before normalisation
-found = phrases.run(None, {"tokens": tokens, "texts": texts, "picture": picture})[0]
+texts = np.zeros((1, EMBED), dtype=np.float32)  # before normalization
+found = phrases.run(None, {"tokens": tokens, "texts": texts, "image": image})[0]
 ```
 
 The text tower is not in these files: texts are embedded by Foveate. `phrases.onnx` takes what
-`foveate.vision.localiser.folder.load_model(FOLDER).embed_texts(TEXTS)` gives, or, of a collection's texts, `embedding`
+`foveate.vision.localizer.folder.load_model(FOLDER).embed_texts(TEXTS)` gives, or, of a collection's texts, `embedding`
 times `norm` in the tables of `foveate export MODEL --to embeddings`.
 """
 _NO_REGIONS = {
@@ -117,7 +117,7 @@ def export(job: Job) -> Exported:
     else:
         notes.append(_NO_REGIONS[model.recipe.regions.method])
     write_json_atomically(job.folder / PREPROCESS, encoder.preprocess.to_dict())
-    fill = "black" if not any(encoder.preprocess.fill) else f"the colour {list(encoder.preprocess.fill)}"
+    fill = "black" if not any(encoder.preprocess.fill) else f"the color {list(encoder.preprocess.fill)}"
     write_card(
         job,
         library="onnx",
@@ -135,24 +135,24 @@ def _regions(job: Job, tokens_BLD: Tensor) -> dict[str, float]:
     generator = torch.Generator().manual_seed(1)
     corners_R22 = torch.rand(7, 2, 2, generator=generator).sort(dim=1).values
     boxes_R4 = (0.9 * corners_R22 + torch.tensor([[0.0], [0.1]])).flatten(1)
-    picture_R = torch.arange(7) % len(tokens_BLD)
+    image_R = torch.arange(7) % len(tokens_BLD)
     texts_RE = torch.randn(7, model.recipe.embed_dim, generator=generator)
     grid = model.image_encoder.grid
-    axes = {"tokens": "batch", "boxes": "regions", "picture": "regions"}
+    axes = {"tokens": "batch", "boxes": "regions", "image": "regions"}
     regions = RegionGraph(model.prompter, grid).eval()
-    _write(regions, (tokens_BLD, boxes_R4, picture_R), axes, ["embedding"], job.folder / REGIONS)
-    axes = {"tokens": "batch", "texts": "regions", "picture": "regions"}
+    _write(regions, (tokens_BLD, boxes_R4, image_R), axes, ["embedding"], job.folder / REGIONS)
+    axes = {"tokens": "batch", "texts": "regions", "image": "regions"}
     phrases = PhraseGraph(model.prompter, model.box_head, grid).eval()
-    _write(phrases, (tokens_BLD, texts_RE, picture_R), axes, ["boxes"], job.folder / PHRASES)
+    _write(phrases, (tokens_BLD, texts_RE, image_R), axes, ["boxes"], job.folder / PHRASES)
     with torch.no_grad():
         prepared = model.prompter.prepare(tokens_BLD, grid)
-        z_RE = F.normalize(model.prompter.boxes(prepared, boxes_R4, picture_R).embedding_RE, dim=-1)
-        found_R4 = model.box_head.locate(model.prompter.phrases(prepared, texts_RE, picture_R))
-    # Other numbers of pictures and of regions than the graphs were traced with.
-    few = {"tokens": tokens_BLD[:1], "picture": torch.zeros(3, dtype=torch.int64)}
-    of_first = picture_R == 0
-    theirs_RE = _run(job.folder / REGIONS, tokens=tokens_BLD, boxes=boxes_R4, picture=picture_R)[0]
-    theirs_R4 = _run(job.folder / PHRASES, tokens=tokens_BLD, texts=texts_RE, picture=picture_R)[0]
+        z_RE = F.normalize(model.prompter.boxes(prepared, boxes_R4, image_R).embedding_RE, dim=-1)
+        found_R4 = model.box_head.locate(model.prompter.phrases(prepared, texts_RE, image_R))
+    # Other numbers of images and of regions than the graphs were traced with.
+    few = {"tokens": tokens_BLD[:1], "image": torch.zeros(3, dtype=torch.int64)}
+    of_first = image_R == 0
+    theirs_RE = _run(job.folder / REGIONS, tokens=tokens_BLD, boxes=boxes_R4, image=image_R)[0]
+    theirs_R4 = _run(job.folder / PHRASES, tokens=tokens_BLD, texts=texts_RE, image=image_R)[0]
     first_RE = _run(job.folder / REGIONS, **few, boxes=boxes_R4[of_first][:3])[0]
     first_R4 = _run(job.folder / PHRASES, **few, texts=texts_RE[of_first][:3])[0]
     return {

@@ -17,8 +17,8 @@ from foveate.pretrain.probes import (
     probe_pixels,
     write_card,
 )
-from foveate.vision.localiser.folder import CARD
-from foveate.vision.openclip_export import CONFIG_FILE, WEIGHTS_FILE, check_pair, export_open_clip
+from foveate.vision.localizer.folder import CARD
+from foveate.vision.open_clip.export import CONFIG_FILE, WEIGHTS_FILE, check_pair, export_open_clip
 
 _LOADING = """```python
 import open_clip
@@ -28,16 +28,16 @@ tokenizer = open_clip.get_tokenizer("local-dir:this folder")
 ```"""
 _TOKENS = """import open_clip
 from foveate.pretrain.beside import read_regions
-from foveate.vision.openclip import OpenClipImageEncoder
+from foveate.vision.open_clip.towers import OpenClipImageEncoder
 
 model, preprocess = open_clip.create_model_from_pretrained("local-dir:this folder")
 encoder = OpenClipImageEncoder(model="local-dir:this folder").eval()
 pixels = torch.zeros(1, 3, {size}, {size})  # of `preprocess`
 tokens_BLD = encoder(pixels).tokens_BLD"""
-_PADDING = """## Pictures
+_PADDING = """## Images
 
-The model was trained on whole pictures, padded to a square; `preprocess` does so too. Where the padding does not divide
-evenly the picture lies up to one pixel from where Foveate puts it.
+The model was trained on whole images, padded to a square; `preprocess` does so too. Where the padding does not divide
+evenly the image lies up to one pixel from where Foveate puts it.
 """
 
 
@@ -63,7 +63,7 @@ def export(job: Job) -> Exported:
     loaded: Any = open_clip.create_model_from_pretrained(f"local-dir:{job.folder}")
     theirs = loaded[0].eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{job.folder}")
-    pixels = image.normalised(probe_pixels(job))
+    pixels = image.normalized(probe_pixels(job))
     ids_BL = text.frozen_features(list(TEXTS))
     differences = {
         "image embeddings": largest_difference(image(pixels).embedding_BE, theirs.encode_image(pixels)),

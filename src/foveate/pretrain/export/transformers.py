@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from foveate.core.files import write_text_atomically
 from foveate.pretrain import beside
 from foveate.pretrain.exporting import Exported, Job
 from foveate.pretrain.probes import (
@@ -19,12 +20,11 @@ from foveate.pretrain.probes import (
     probe_pixels,
     write_card,
 )
-from foveate.settings.files import write_text_atomically
-from foveate.vision.localiser.folder import CARD
-from foveate.vision.openclip_transformers import check_standard, clip_image_processor, clip_model, clip_tokenizer
-from foveate.vision.transformers_clip import TransformersClipImageEncoder, TransformersClipTextEncoder
-from foveate.vision.transformers_export import check_whole, whole_model
-from foveate.vision.transformers_loading import quiet
+from foveate.vision.hf.clip import TransformersClipImageEncoder, TransformersClipTextEncoder
+from foveate.vision.hf.export import check_whole, whole_model
+from foveate.vision.hf.loading import quiet
+from foveate.vision.localizer.folder import CARD
+from foveate.vision.open_clip.to_transformers import check_standard, clip_image_processor, clip_model, clip_tokenizer
 
 _FILES = [
     "config.json",
@@ -48,12 +48,12 @@ model = CLIPModel.from_pretrained("this folder")
 pixels = torch.zeros(1, 3, {size}, {size})  # of the processor
 tokens = model.vision_model(pixel_values=pixels).last_hidden_state[:, 1:]
 tokens_BLD = model.vision_model.post_layernorm(tokens)"""
-_LETTERBOX = """## Pictures
+_LETTERBOX = """## Images
 
-The model was trained on whole pictures, padded with black to a square. `CLIPImageProcessor` has no such setting by
+The model was trained on whole images, padded with black to a square. `CLIPImageProcessor` has no such setting by
 name; here it resizes the long side (`max_height`, `max_width`) and "crops" the square, which pads what is smaller. Do
 not set `do_center_crop` to false. Resizing differs from Foveate's by one step of 255 here and there, and where the
-padding does not divide evenly the picture lies up to one pixel elsewhere.
+padding does not divide evenly the image lies up to one pixel elsewhere.
 """
 _BIAS = (
     "CLIPModel has no bias of the logits: that of the sigmoid loss, {bias:.4g}, is left out; cosines do not need it."
@@ -98,9 +98,9 @@ def export(job: Job) -> Exported:
     with quiet():
         model, tokenizer, own_pairs = _parts(job)
         model.save_pretrained(folder)
-        pictures = clip_image_processor(ours.image_encoder.preprocess)
-        CLIPProcessor(pictures, tokenizer).save_pretrained(folder)
-        pictures.save_pretrained(folder)  # the file that releases before 5 read
+        images = clip_image_processor(ours.image_encoder.preprocess)
+        CLIPProcessor(images, tokenizer).save_pretrained(folder)
+        images.save_pretrained(folder)  # the file that releases before 5 read
         if own_pairs:
             _write_byte_pairs(job)
         beside.write_regions(ours, job.folder)
@@ -124,7 +124,7 @@ def _differences(job: Job, theirs: Any, processor: Any, own_pairs: bool) -> dict
     """What the loaded model and its processor give, against the model that was exported."""
     ours, texts = job.model, list(TEXTS)
     raw = probe_pixels(job)
-    pixels = ours.image_encoder.normalised(raw)
+    pixels = ours.image_encoder.normalized(raw)
     found = processor(text=texts, padding="max_length", truncation=True, return_tensors="pt")
     inputs = {name: found[name] for name in ("input_ids", "attention_mask")}
     image_BE, text_BE = ours.encode_image_tokens(raw).embedding_BE, ours.embed_texts(texts)

@@ -1,4 +1,4 @@
-"""What a model costs, found without allocating it: FLOPs and kept activations, per picture, text and region.
+"""What a model costs, found without allocating it: FLOPs and kept activations, per image, text and region.
 
 Towers are built on the meta device and counted as fake CPU tensors, which have shapes and no memory. The Prompter and
 the losses work on ragged rows whose number decides what is computed, so they are formulas, held to the counter by
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from foveate.vision.encoder import ImageTokens
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.model import LocalizingModel
 
 # Bytes kept for each token and unit of width when only the inputs of the blocks are kept (checkpointing).
 _BLOCK_INPUT = 4
@@ -101,7 +101,7 @@ class ModelCost:
     largest_unit: int
 
 
-def model_cost(model: LocalisingModel, *, units: list[nn.Module], precision: str) -> ModelCost:
+def model_cost(model: LocalizingModel, *, units: list[nn.Module], precision: str) -> ModelCost:
     """Counts a model that was built on the meta device; its weights are fake tensors afterwards.
 
     Args:
@@ -219,13 +219,13 @@ def _counted(call: Callable[[int], Any], batch: int) -> tuple[float, float, floa
 def prompter_flops(
     *, tokens: int, width: int, embed_dim: int, boxes: float, phrases: float, pool: str, once: bool = True
 ) -> float:
-    """Forward FLOPs of the Prompter and the box head for one picture.
+    """Forward FLOPs of the Prompter and the box head for one image.
 
     Args:
         tokens: L, image tokens. width: D. embed_dim: E.
-        boxes, phrases: prompts of the picture, of two tokens and of one.
+        boxes, phrases: prompts of the image, of two tokens and of one.
         pool: "all" or "prompt".
-        once: what all prompts of a picture share is computed once, as the Prompter here does; False is the plain way,
+        once: what all prompts of an image share is computed once, as the Prompter here does; False is the plain way,
             a sequence [prompt ; image] through the layer for each prompt.
     """
     square = width * width
@@ -247,7 +247,7 @@ def prompter_flops(
 
 
 def prompter_activations(*, tokens: int, width: int, prompts: float, pool: str, precision: str) -> float:
-    """Bytes that the Prompter keeps for one picture: with pool "all" the layer's outputs at all tokens, per prompt."""
+    """Bytes that the Prompter keeps for one image: with pool "all" the layer's outputs at all tokens, per prompt."""
     shared = (10 if precision == "bf16" else 16) * tokens * width
     if pool == "prompt":
         return shared
@@ -256,7 +256,7 @@ def prompter_activations(*, tokens: int, width: int, prompts: float, pool: str, 
 
 def loss_flops(
     *,
-    pictures: int,
+    images: int,
     regions: float,
     embed_dim: int,
     filter: str,
@@ -267,28 +267,26 @@ def loss_flops(
     """FLOPs of the contrastive losses of one step in one process, which computes its own rows of the matrices.
 
     Args:
-        pictures, regions: N and R of the batch of all processes; each has its share of them.
+        images, regions: N and R of the batch of all processes; each has its share of them.
         filter: of duplicate phrases; "embedding" is a product of its own.
         chunked: blocks of rows, of which logits and filter are computed twice.
 
     Products of N x N and R x R entries over the processes, forward and backward.
     """
     per_entry = 8.0 if chunked else 6.0
-    total = per_entry * pictures**2 * embed_dim
+    total = per_entry * images**2 * embed_dim
     if with_regions:
         per_entry += (4.0 if chunked else 2.0) * (filter == "embedding")
         total += per_entry * regions**2 * embed_dim
     return total / processes
 
 
-def loss_bytes(
-    *, pictures: int, regions: float, row_chunk: int | None, with_regions: bool, processes: int = 1
-) -> float:
+def loss_bytes(*, images: int, regions: float, row_chunk: int | None, with_regions: bool, processes: int = 1) -> float:
     """Bytes of the float32 matrices of the losses that are alive at once in one process.
 
     Whole matrices of a single process: five of N x N (logits, two log-softmax and their two gradients), then five of
     R x R. Else four blocks of each, of at most `row_chunk` of the process's own rows; the blocks of the regions come
-    after those of the pictures were made and before they are freed.
+    after those of the images were made and before they are freed.
     """
 
     def matrix(size: float) -> float:
@@ -297,16 +295,16 @@ def loss_bytes(
             return 5 * 4.0 * own * size
         return 4 * 4.0 * (own if row_chunk is None else min(row_chunk, own)) * size
 
-    return matrix(pictures) + (matrix(regions) if with_regions else 0.0)
+    return matrix(images) + (matrix(regions) if with_regions else 0.0)
 
 
-def gathered_bytes(*, pictures: int, regions: float, embed_dim: int, with_regions: bool, processes: int = 1) -> float:
+def gathered_bytes(*, images: int, regions: float, embed_dim: int, with_regions: bool, processes: int = 1) -> float:
     """Bytes of the embeddings of the whole batch in float32.
 
-    A single process has both sides of pictures and regions, with gradients, and those of regions once more of unit
+    A single process has both sides of images and regions, with gradients, and those of regions once more of unit
     length. Of several each has the texts and phrases of all: gathered, gradient, and its sum over the processes.
     """
     regions = regions if with_regions else 0
     if processes == 1:
-        return 4.0 * embed_dim * 2 * (2 * pictures + 4 * regions)
-    return 4.0 * embed_dim * 3 * (pictures + regions)
+        return 4.0 * embed_dim * 2 * (2 * images + 4 * regions)
+    return 4.0 * embed_dim * 3 * (images + regions)

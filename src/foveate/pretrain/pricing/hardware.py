@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 
-from foveate.settings.errors import UserError, nearest
+from foveate.core.errors import UserError, nearest
 
 # One core of a server at 2.5 GHz with 512-bit fused multiply-add: 2 x 16 x 2.5e9, half of it for narrower machines.
 _CORE_TFLOPS = 0.04

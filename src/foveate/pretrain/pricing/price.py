@@ -1,7 +1,7 @@
 """`foveate pretrain RECIPE --dry-run`: what a run will take, in seconds, without data and without allocating anything.
 
 FLOPs are counted, memory is summed, and time follows from the stated peak of the hardware and the share of it that is
-reached (MFU). Communication between devices is not modelled: it is part of that share.
+reached (MFU). Communication between devices is not modeled: it is part of that share.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from foveate.core.errors import UserError
 from foveate.pretrain.pricing import costs
 from foveate.pretrain.pricing.costs import ModelCost
 from foveate.pretrain.pricing.hardware import hardware_of
@@ -20,16 +21,15 @@ from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.records.sources import from_sources
-from foveate.settings.errors import UserError
-from foveate.training.picture_texts import PictureTexts
-from foveate.vision.localiser.settings import LocaliserSettings
+from foveate.training.image_texts import ImageTexts
+from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.registry import tower_options
 
 MFU = 0.4
-# Of the parts of `flops_per_picture`, those of each tower.
+# Of the parts of `flops_per_image`, those of each tower.
 TOWERS = {"image_encoder": ("image tower",), "text_encoder": ("caption", "phrases")}
 # Without a collection: a photograph whose longer side has some 640 pixels, and a noun phrase with its two end tokens.
-PICTURE_BYTES = 100_000
+IMAGE_BYTES = 100_000
 PHRASE_TOKENS = 10
 
 
@@ -59,9 +59,9 @@ def price(
 
     Args:
         devices: processes, each with one device of `hardware`.
-        samples: picture visits in all; the recipe's steps x batch_size when not given.
+        samples: image visits in all; the recipe's steps x batch_size when not given.
         mfu: share of the peak that is reached, in (0, 1].
-        collection: is checked (split, kinds of texts), and its mean picture is what is read.
+        collection: is checked (split, kinds of texts), and its mean image is what is read.
 
     Raises:
         UserError: when the recipe, the hardware or the collection does not fit.
@@ -86,17 +86,17 @@ def price(
     cost = costs.model_cost(model, units=list(task.shard_units()), precision=settings.precision)
 
     steps = settings.steps if samples is None else max(1, round(samples / settings.batch_size))
-    per_picture = flops_per_picture(recipe, cost)
-    again = per_picture["forward"] if settings.accumulate > 1 else 0.0
-    again += sum(per_picture[part] for name in chosen for part in TOWERS[name])
-    step_flops = settings.batch_size * per_picture["total"]
-    extra = 1 + again / per_picture["total"]
+    per_image = flops_per_image(recipe, cost)
+    again = per_image["forward"] if settings.accumulate > 1 else 0.0
+    again += sum(per_image[part] for name in chosen for part in TOWERS[name])
+    step_flops = settings.batch_size * per_image["total"]
+    extra = 1 + again / per_image["total"]
     loss = costs.loss_flops(with_regions=recipe.regions.method != "none", processes=devices, **_loss_shape(recipe))
     peak = device.tflops if settings.precision == "bf16" else device.wide_tflops
     seconds_model = step_flops * extra / devices / (peak * 1e12 * mfu)
     seconds_loss = loss / (device.wide_tflops * 1e12 * mfu)
     seconds = seconds_model + seconds_loss
-    picture = feature_bytes if cached else found.get("picture_bytes", PICTURE_BYTES)
+    image = feature_bytes if cached else found.get("image_bytes", IMAGE_BYTES)
     layout = Layout(devices, settings.accumulate, settings.parallel, chosen)
     memory = memory_per_device(recipe, cost, layout)
     capacity = device.gigabytes * 1e9
@@ -104,12 +104,12 @@ def price(
         "parameters": sum(cost.parameters.values()),
         "parameters_by_part": cost.parameters,
         "parameters_trained": cost.trained,
-        "tokens_per_picture": model.image_encoder.grid[0] * model.image_encoder.grid[1],
+        "tokens_per_image": model.image_encoder.grid[0] * model.image_encoder.grid[1],
         "input_px": model.image_encoder.preprocess.size,
         "steps": steps,
         "batch_size": settings.batch_size,
         "samples": steps * settings.batch_size,
-        "flops_per_picture": per_picture,
+        "flops_per_image": per_image,
         "cloc_over_clip": cloc_over_clip(recipe, cost),
         "flops_per_step": step_flops * extra + loss * devices,
         "loss_flops_per_device": loss,
@@ -120,14 +120,14 @@ def price(
         "seconds_per_step": seconds,
         "loss_share_of_step": seconds_loss / seconds,
         "days_without_losses": seconds_model * steps / 86_400,
-        "pictures_per_second": settings.batch_size / seconds,
+        "images_per_second": settings.batch_size / seconds,
         "days": seconds * steps / 86_400,
         "device_days": seconds * steps * devices / 86_400,
         "reads_cached_features": cached,
-        "bytes_per_picture": picture,
-        "bytes_read_per_step": picture * settings.batch_size,
-        "bytes_read_per_second": picture * settings.batch_size / seconds,
-        "bytes_read_in_all": picture * settings.batch_size * steps,
+        "bytes_per_image": image,
+        "bytes_read_per_step": image * settings.batch_size,
+        "bytes_read_per_second": image * settings.batch_size / seconds,
+        "bytes_read_in_all": image * settings.batch_size * steps,
         "memory_per_device": memory,
         "checkpointing": {"possible": sorted(able), "chosen": sorted(chosen)},
         "memory_per_device_checkpointed": memory_per_device(recipe, cost, replace(layout, checkpointed=able))["total"],
@@ -139,36 +139,36 @@ def price(
     }
     if found:
         result["kinds_missing"] = found["kinds_missing"]
-        result |= {"pictures": found["pictures"], "pictures_with_text": found["with_text"]}
+        result |= {"images": found["images"], "images_with_text": found["with_text"]}
         result["epochs"] = round(result["samples"] / max(found["with_text"], 1), 2)
     result["warnings"] = warnings(recipe, cost, layout, capacity=capacity, result=result)
     return result
 
 
 def check_collection(recipe: PretrainRecipe, collection: Collection) -> dict[str, Any]:
-    """What the collection offers the recipe: pictures of the split, those with a text of a wanted kind, mean bytes.
+    """What the collection offers the recipe: images of the split, those with a text of a wanted kind, mean bytes.
 
     Raises:
-        UserError: for an unknown split or source of regions, or when no picture has a text of a wanted kind.
+        UserError: for an unknown split or source of regions, or when no image has a text of a wanted kind.
     """
     rows = collection.rows(recipe.data.split)
     captions = collection.table("captions")
-    texts = PictureTexts(collection, recipe.data.text_rule(), prefer=recipe.data.prefer)
+    texts = ImageTexts(collection, recipe.data.text_rule(), prefer=recipe.data.prefer)
     kinds = texts.rule.drawable
     there = captions["kind"].unique().to_pylist()
     with_text = len(texts.rows_with_text(rows))
     if not with_text:
         raise UserError(
-            f"collection {collection.path}: no picture of split '{recipe.data.split}' has a text of the kinds "
+            f"collection {collection.path}: no image of split '{recipe.data.split}' has a text of the kinds "
             f"{', '.join(kinds)} (field data.captions); it has {', '.join(sorted(there)) or 'no texts'}"
         )
     if recipe.data.region_sources is not None and recipe.regions.method != "none":
         from_sources(collection.table("regions"), recipe.data.region_sources, where="field data.region_sources")
     lengths = collection.index["length"][rows]
     return {
-        "pictures": len(rows),
+        "images": len(rows),
         "with_text": with_text,
-        "picture_bytes": float(lengths.mean()),
+        "image_bytes": float(lengths.mean()),
         "kinds_missing": sorted(set(kinds) - set(there)),
     }
 
@@ -179,20 +179,20 @@ def _keeping_all(recipe: PretrainRecipe) -> PretrainRecipe:
     return recipe.model_copy(update=towers)
 
 
-def _has_switch(recipe: LocaliserSettings, name: str) -> bool:
+def _has_switch(recipe: LocalizerSettings, name: str) -> bool:
     """Whether a tower has the option `checkpointing`; a frozen one keeps no activations in any case."""
     options = getattr(recipe, name)
     return "checkpointing" in tower_options(options["kind"], name) and not options.get("frozen")
 
 
 def _regions(recipe: PretrainRecipe) -> int:
-    return recipe.data.regions_per_picture if recipe.regions.method != "none" else 0
+    return recipe.data.regions_per_image if recipe.regions.method != "none" else 0
 
 
 def _loss_shape(recipe: PretrainRecipe) -> dict[str, Any]:
     batch = recipe.training.batch_size
     return {
-        "pictures": batch,
+        "images": batch,
         "regions": batch * _regions(recipe),
         "embed_dim": recipe.embed_dim,
         "filter": recipe.regions.filter,
@@ -200,8 +200,8 @@ def _loss_shape(recipe: PretrainRecipe) -> dict[str, Any]:
     }
 
 
-def flops_per_picture(recipe: PretrainRecipe, cost: ModelCost, *, once: bool = True) -> dict[str, float]:
-    """FLOPs of one picture with its text and M regions: by part (forward), forward in all, and total with backward.
+def flops_per_image(recipe: PretrainRecipe, cost: ModelCost, *, once: bool = True) -> dict[str, float]:
+    """FLOPs of one image with its text and M regions: by part (forward), forward in all, and total with backward.
 
     Args:
         once: False prices the plain Prompter, a sequence of its own for each prompt, with phrases at full length.
@@ -235,8 +235,8 @@ def cloc_over_clip(recipe: PretrainRecipe, cost: ModelCost) -> dict[str, float]:
     """Forward FLOPs of a step over those of CLIP alone: as computed here, and with a plain Prompter."""
     clip = cost.image.forward + cost.text.forward
     return {
-        "ours": flops_per_picture(recipe, cost)["forward"] / clip,
-        "plain": flops_per_picture(recipe, cost, once=False)["forward"] / clip,
+        "ours": flops_per_image(recipe, cost)["forward"] / clip,
+        "plain": flops_per_image(recipe, cost, once=False)["forward"] / clip,
     }
 
 
@@ -254,12 +254,12 @@ def memory_per_device(recipe: PretrainRecipe, cost: ModelCost, layout: Layout) -
     samples = settings.batch_size / layout.devices / layout.accumulate
     regions = _regions(recipe)
     of_text = "text_encoder" in layout.checkpointed
-    per_picture = cost.image.activations(checkpointed="image_encoder" in layout.checkpointed)
+    per_image = cost.image.activations(checkpointed="image_encoder" in layout.checkpointed)
     phrase = cost.text.at_length(min(PHRASE_TOKENS, cost.text.length))
-    per_picture += cost.text.activations(checkpointed=of_text)
-    per_picture += regions * phrase.activations(checkpointed=of_text)
+    per_image += cost.text.activations(checkpointed=of_text)
+    per_image += regions * phrase.activations(checkpointed=of_text)
     if recipe.regions.method == "prompter":
-        per_picture += costs.prompter_activations(
+        per_image += costs.prompter_activations(
             tokens=cost.image.length,
             width=cost.image.width,
             prompts=2 * regions,
@@ -268,7 +268,7 @@ def memory_per_device(recipe: PretrainRecipe, cost: ModelCost, layout: Layout) -
         )
     loss_shape = _loss_shape(recipe)
     with_regions = recipe.regions.method != "none"
-    size = {"pictures": loss_shape["pictures"], "regions": loss_shape["regions"], "processes": layout.devices}
+    size = {"images": loss_shape["images"], "regions": loss_shape["regions"], "processes": layout.devices}
     narrow = settings.precision == "bf16"
     unit = float(cost.largest_unit) if sharded else 0.0
     parts = {
@@ -278,7 +278,7 @@ def memory_per_device(recipe: PretrainRecipe, cost: ModelCost, layout: Layout) -
         "average": 4 * trained / share if settings.ema_decay is not None else 0.0,
         "ddp_buckets": 4 * trained if layout.parallel == "ddp" and layout.devices > 1 else 0.0,
         "narrow_weights": 2 * (unit if sharded else trained) if narrow else 0.0,
-        "activations": samples * per_picture,
+        "activations": samples * per_image,
         "gathered_embeddings": costs.gathered_bytes(embed_dim=recipe.embed_dim, with_regions=with_regions, **size),
         "loss_blocks": costs.loss_bytes(row_chunk=recipe.regions.row_chunk, with_regions=with_regions, **size),
     }
@@ -300,22 +300,22 @@ def warnings(
     if result["loss_share_of_step"] > 0.2 and layout.devices > 1:
         said.append(
             f"{result['loss_share_of_step']:.0%} of a step goes into the loss matrices, which are computed in float32 "
-            "and grow with the square of the batch: a smaller training.batch_size or data.regions_per_picture makes "
+            "and grow with the square of the batch: a smaller training.batch_size or data.regions_per_image makes "
             "them smaller"
         )
     if layout.parallel == "fsdp" and layout.devices == 1:
         said.append("training.parallel=fsdp has no effect with one device")
     if result.get("kinds_missing"):
         said.append(
-            f"no picture of the collection has a text of kind {', '.join(result['kinds_missing'])} (data.captions); "
+            f"no image of the collection has a text of kind {', '.join(result['kinds_missing'])} (data.captions); "
             f"with data.missing={recipe.data.missing} "
-            + ("its weight goes to the others" if recipe.data.missing == "renormalise" else "such draws fail")
+            + ("its weight goes to the others" if recipe.data.missing == "renormalize" else "such draws fail")
         )
-    pictures = result.get("pictures_with_text")
-    if pictures is not None and recipe.training.batch_size > pictures:
+    images = result.get("images_with_text")
+    if images is not None and recipe.training.batch_size > images:
         said.append(
-            f"batch_size {recipe.training.batch_size} is larger than the {pictures} pictures with a text: a batch "
-            "holds pictures twice, and a picture's own text counts as a wrong answer for its copy"
+            f"batch_size {recipe.training.batch_size} is larger than the {images} images with a text: a batch "
+            "holds images twice, and an image's own text counts as a wrong answer for its copy"
         )
     return said
 
@@ -330,7 +330,7 @@ def _what_fits(recipe: PretrainRecipe, cost: ModelCost, layout: Layout, capacity
             if memory_per_device(recipe, cost, Layout(layout.devices, parts, parallel))["total"] <= capacity:
                 changes = [f"training.accumulate={parts}"] if parts != layout.accumulate else []
                 changes += [f"training.parallel={parallel}"] if parallel != layout.parallel else []
-                return " ".join(changes) + f" ({per_device // parts} pictures at a time)"
+                return " ".join(changes) + f" ({per_device // parts} images at a time)"
             parts *= 2
     for devices in _more_devices(recipe.training.batch_size, layout.devices):
         for parallel in ("ddp", "fsdp"):

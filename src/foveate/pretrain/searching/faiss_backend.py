@@ -1,7 +1,7 @@
 """Search by faiss (the extra `faiss`): a flat index of few vectors, inverted lists of many.
 
 Never chosen silently: only where the user asks for it. What faiss finds is scored again as everywhere else, so that
-equal answers have equal scores and the same order; with inverted lists a neighbour can be missing.
+equal answers have equal scores and the same order; with inverted lists a neighbor can be missing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock, commit_atomically
+from foveate.core.progress import say
 from foveate.pretrain.searching.index_folder import Segment
 from foveate.pretrain.searching.nearest import ranked
-from foveate.settings.errors import UserError
-from foveate.settings.files import FolderLock, commit_atomically
-from foveate.settings.progress import say
 
 # From this many rows on an approximate index. Measured (docs/verbs/search.md): of 10,000 rows the lists find .76 of the
 # 20 nearest, of 100,000 and of a million all.

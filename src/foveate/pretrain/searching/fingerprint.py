@@ -6,9 +6,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json, sha256_file
-from foveate.vision.localiser.folder import CONFIG, PREPROCESS, WEIGHTS
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, sha256_file
+from foveate.vision.localizer.folder import CONFIG, PREPROCESS, WEIGHTS
 
 
 def fingerprint(folder: Path) -> str:

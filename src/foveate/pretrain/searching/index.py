@@ -1,6 +1,6 @@
-"""Makes an index of a collection: embeddings of its pictures and regions, in parts that a kill does not undo.
+"""Makes an index of a collection: embeddings of its images and regions, in parts that a kill does not undo.
 
-A run embeds what the index does not hold yet, in parts of 128 pictures; a part counts from the moment its table is
+A run embeds what the index does not hold yet, in parts of 128 images; a part counts from the moment its table is
 there. At the end all parts become segments in one step. Repeated, the command goes on with the next part; when all is
 there it only drops what the collection has removed since.
 """
@@ -22,11 +22,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.core.errors import UserError, choose
+from foveate.core.files import FolderLock, read_json
+from foveate.core.progress import say, track
 from foveate.pretrain.searching.fingerprint import fingerprint
 from foveate.pretrain.searching.index_folder import (
     BUILDING,
     DESCRIPTION,
-    PICTURE,
+    IMAGE,
     PRECISIONS,
     QUARANTINE,
     REGION,
@@ -41,16 +44,13 @@ from foveate.pretrain.searching.index_folder import (
 from foveate.pretrain.searching.merge import merged
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.records.record import Region
 from foveate.records.sources import OWN, ChosenRegions, is_pseudo
 from foveate.records.tables import write_table
-from foveate.settings.errors import UserError, choose
-from foveate.settings.files import FolderLock, read_json
-from foveate.settings.progress import say, track
-from foveate.vision.localiser.candidates import coarse_boxes
-from foveate.vision.localiser.folder import CONFIG, load_model
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.candidates import coarse_boxes
+from foveate.vision.localizer.folder import CONFIG, load_model
+from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import input_boxes, read
 
 REGIONS = ("auto", "boxes", "grid", "both", "none")
@@ -63,7 +63,7 @@ _PART_ROWS = pa.schema([*ROWS, pa.field("reason", pa.string())])
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do: pictures to embed, rows and bytes that come of it, pictures to drop, regions not taken."""
+    """What a run would do: images to embed, rows and bytes that come of it, images to drop, regions not taken."""
 
     todo: NDArray[np.int64]
     kept: int
@@ -74,20 +74,20 @@ class Plan:
 
     def line(self) -> str:
         told = (
-            f"{len(self.todo):,} pictures to embed with {self.new_regions:,} regions, {self.new_bytes / 1e6:,.1f} MB; "
+            f"{len(self.todo):,} images to embed with {self.new_regions:,} regions, {self.new_bytes / 1e6:,.1f} MB; "
             f"{self.kept:,} are there already, {self.dropped:,} to drop"
         )
         return f"{told}; {self.left_out}" if self.left_out else told
 
 
 def boxes_of(regions: Sequence[Region], rule: str) -> tuple[Sequence[Region], bool]:
-    """Which of a picture's own regions a rule embeds, and whether the grid of coarse boxes comes with them."""
+    """Which of an image's own regions a rule embeds, and whether the grid of coarse boxes comes with them."""
     own = regions if rule in WITH_OWN else ()
     return own, rule in ("grid", "both") or (rule == "auto" and not regions)
 
 
 def content_of(collection: Collection, regions: ChosenRegions, row: int, rule: str) -> str:
-    """A hash of what a picture's rows in the index are made from: its bytes and the boxes that are its own."""
+    """A hash of what an image's rows in the index are made from: its bytes and the boxes that are its own."""
     own = boxes_of(regions.of(row), rule)[0] if rule != "none" else ()
     told = [(region.phrase, *region.box.to_array().tolist()) for region in own]
     text = f"{collection.index['sha256'][row]} {told!r}"
@@ -110,9 +110,9 @@ def build_index(
     """Makes the index `out`, or brings it up to date with its collection.
 
     Args:
-        regions: "auto" (own boxes, and the grid where a picture has none), "boxes", "grid", "both" or "none"; an
+        regions: "auto" (own boxes, and the grid where an image has none), "boxes", "grid", "both" or "none"; an
             index keeps the rule it was made with, "auto" for a new one.
-        region_sources: whose regions are a picture's own, as in `foveate.records.sources`; likewise, those that no
+        region_sources: whose regions are an image's own, as in `foveate.records.sources`; likewise, those that no
             detector made for a new one.
         precision: "float32" or "float16" of the stored vectors; likewise.
         retry: also try again what is in the quarantine.
@@ -193,7 +193,7 @@ def _described(
 
 
 def _contents(collection: Collection, own: ChosenRegions, rule: str) -> dict[str, str]:
-    """Key -> content of every picture of the collection."""
+    """Key -> content of every image of the collection."""
     return {key: content_of(collection, own, row, rule) for row, key in enumerate(collection.keys)}
 
 
@@ -215,7 +215,7 @@ def _plan(
     done: dict[str, str] = {}
     dropped = 0
     for segment in wanted.segments:
-        if segment.kind == PICTURE:
+        if segment.kind == IMAGE:
             table = read_rows([segment.rows_path(out)])
             pairs = zip(table["key"].to_pylist(), table["content"].to_pylist(), strict=True)
             kept = {key: content for key, content in pairs if contents.get(key) == content}
@@ -254,7 +254,7 @@ def _check_room(out: Path, plan: Plan) -> None:
 
 
 def _embed_parts(
-    model: LocalisingModel,
+    model: LocalizingModel,
     collection: Collection,
     own: ChosenRegions,
     wanted: Description,
@@ -268,7 +268,7 @@ def _embed_parts(
     number = max(taken, default=-1) + 1
     starts = range(0, len(todo), PART)
     with ThreadPoolExecutor(workers) as pool:
-        for start in track(starts, description=f"pictures, parts of {PART}"):
+        for start in track(starts, description=f"images, parts of {PART}"):
             rows = todo[start : start + PART]
             table, vectors = _embed(model, collection, own, rows, wanted.regions, pool, dtype=wanted.dtype)
             for kind, parts in vectors.items():
@@ -282,7 +282,7 @@ def _embed_parts(
 
 @torch.inference_mode()
 def _embed(
-    model: LocalisingModel,
+    model: LocalizingModel,
     collection: Collection,
     own: ChosenRegions,
     rows: NDArray[np.int64],
@@ -291,15 +291,15 @@ def _embed(
     *,
     dtype: np.dtype[Any],
 ) -> tuple[pa.Table, dict[str, list[NDArray[np.floating]]]]:
-    """The rows of one part (pictures, regions and what could not be read), and the vectors of each kind."""
+    """The rows of one part (images, regions and what could not be read), and the vectors of each kind."""
     preprocess = model.image_encoder.preprocess
     told: list[dict[str, Any]] = []
-    vectors: dict[str, list[NDArray[np.floating]]] = {PICTURE: [], REGION: []}
+    vectors: dict[str, list[NDArray[np.floating]]] = {IMAGE: [], REGION: []}
 
     def one(row: int) -> tuple[Tensor, Placement] | str:
         try:
             return read(collection, row, preprocess)
-        except BadPicture as problem:
+        except BadImage as problem:
             return str(problem)
 
     for start in range(0, len(rows), _BATCH):
@@ -325,10 +325,10 @@ def _embed(
                 row: "its embedding is not finite" for (row, _), fine in zip(good, usable_B, strict=True) if not fine
             }
             usable_R &= usable_B[np.array(owner, dtype=np.int64)]
-            vectors[PICTURE].append(image_BE[usable_B].astype(dtype))
+            vectors[IMAGE].append(image_BE[usable_B].astype(dtype))
             vectors[REGION].append(z_RE[usable_R].astype(dtype))
             told += [
-                {"key": collection.keys[row], "kind": PICTURE, "content": content_of(collection, own, row, rule)}
+                {"key": collection.keys[row], "kind": IMAGE, "content": content_of(collection, own, row, rule)}
                 for (row, _), fine in zip(good, usable_B, strict=True)
                 if fine
             ]
@@ -348,7 +348,7 @@ def _embed(
 def _regions(
     key: str, regions: Sequence[Region], placement: Placement, rule: str
 ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
-    """Boxes [R, 4] of the model input that a picture is embedded at, and their rows; those out of view left out."""
+    """Boxes [R, 4] of the model input that an image is embedded at, and their rows; those out of view left out."""
     if rule == "none":
         return np.zeros((0, 4), np.float32), []
     own, with_grid = boxes_of(regions, rule)

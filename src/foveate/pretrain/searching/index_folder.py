@@ -3,7 +3,7 @@
     index.json               model, collection, settings, counts, segments
     embeddings/NAME.npy      unit-length vectors [rows, E] of one kind
     rows/NAME.parquet        what each of these rows is: key, kind, box, phrase
-    quarantine.parquet       pictures that could not be embedded, and why
+    quarantine.parquet       images that could not be embedded, and why
     building/                parts of a run that has not finished
 
 A run makes new segments beside the old ones and then replaces index.json in one step, so that a reader sees the index
@@ -25,15 +25,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from foveate.core.errors import UserError
+from foveate.core.files import atomic_file, read_json, write_json_atomically
 from foveate.records.sources import ALL, OWN
 from foveate.records.tables import read_table
-from foveate.settings.errors import UserError
-from foveate.settings.files import atomic_file, read_json, write_json_atomically
 
 KIND, FORMAT = "index", 1
 DESCRIPTION, QUARANTINE, BUILDING = "index.json", "quarantine.parquet", "building"
-PICTURE, REGION = "picture", "region"
-KINDS = (PICTURE, REGION)
+IMAGE, REGION = "image", "region"
+KINDS = (IMAGE, REGION)
 PRECISIONS: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 
 _CORNERS = [pa.field(name, pa.float32()) for name in ("x1", "y1", "x2", "y2")]
@@ -102,9 +102,9 @@ class Description:
     Attributes:
         fingerprint: of the model (`foveate.pretrain.searching.fingerprint`). embed_dim: length E of the vectors.
         regions: which boxes are embedded. precision: "float32" or "float16", of the stored vectors.
-        region_sources: whose regions are a picture's own, as in `foveate.records.sources`.
+        region_sources: whose regions are an image's own, as in `foveate.records.sources`.
         finished: no run is under way, or one that was stopped.
-        counts: of pictures, regions and unreadable pictures. next_number: of the next segment.
+        counts: of images, regions and unreadable images. next_number: of the next segment.
     """
 
     model: Place
@@ -117,7 +117,7 @@ class Description:
     precision: str
     region_sources: tuple[str, ...] = (OWN,)
     finished: bool = False
-    counts: dict[str, int] = field(default_factory=lambda: {"pictures": 0, "regions": 0, "unreadable": 0})
+    counts: dict[str, int] = field(default_factory=lambda: {"images": 0, "regions": 0, "unreadable": 0})
     next_number: int = 0
     segments: tuple[Segment, ...] = ()
 

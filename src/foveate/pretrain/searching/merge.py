@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError
 from foveate.pretrain.searching.index_folder import (
     BUILDING,
+    IMAGE,
     KINDS,
-    PICTURE,
     QUARANTINE,
     REGION,
     ROWS,
@@ -26,7 +27,6 @@ from foveate.pretrain.searching.index_folder import (
     sweep,
 )
 from foveate.records.tables import read_table, write_table
-from foveate.settings.errors import UserError
 
 # Rows of one segment: with 512 numbers each in float32, half a gigabyte.
 SEGMENT_ROWS = 2**18
@@ -50,18 +50,18 @@ def merged(wanted: Description, out: Path, *, contents: Mapping[str, str]) -> De
     """Writes the segments of an index's new state, then index.json; returns its new description.
 
     Args:
-        contents: key -> content of every picture that the collection has now; rows of others are dropped.
+        contents: key -> content of every image that the collection has now; rows of others are dropped.
     """
     sources: dict[str, list[_Source]] = {kind: [] for kind in KINDS}
     held: set[str] = set()
     stale: set[str] = set()
     for segment in wanted.segments:
-        if segment.kind == PICTURE:
+        if segment.kind == IMAGE:
             table = read_rows([segment.rows_path(out)])
             kept = _current(table, contents, held)
             held |= set(table["key"].filter(pa.array(kept)).to_pylist())
             stale |= set(table["key"].filter(pa.array(~kept)).to_pylist())
-            sources[PICTURE].append(_Source(table, segment.embeddings_path(out), kept, segment))
+            sources[IMAGE].append(_Source(table, segment.embeddings_path(out), kept, segment))
     for segment in wanted.segments:
         if segment.kind == REGION:
             table = read_rows([segment.rows_path(out)])
@@ -96,12 +96,12 @@ def _from_parts(
         table = read_table(path)
         kind_N = table["kind"].to_numpy()
         by_kind = {kind: table.filter(pa.array(kind_N == kind)) for kind in (*KINDS, "unreadable")}
-        pictures = by_kind[PICTURE]
-        kept = _current(pictures, contents, held)
-        fresh = set(pictures["key"].filter(pa.array(kept)).to_pylist())
+        images = by_kind[IMAGE]
+        kept = _current(images, contents, held)
+        fresh = set(images["key"].filter(pa.array(kept)).to_pylist())
         held |= fresh
         of_regions = np.array([key in fresh for key in by_kind[REGION]["key"].to_pylist()], dtype=bool)
-        for kind, mask in ((PICTURE, kept), (REGION, of_regions)):
+        for kind, mask in ((IMAGE, kept), (REGION, of_regions)):
             vectors = path.with_name(f"{path.stem}-{kind}.npy")
             sources[kind].append(_Source(by_kind[kind].select(ROWS.names), vectors, mask))
         unreadable += by_kind["unreadable"].select(UNREADABLE.names).to_pylist()
@@ -162,7 +162,7 @@ def _write_segment(
 
 
 def _write_quarantine(out: Path, new: list[dict[str, str]], contents: Mapping[str, str], held: set[str]) -> None:
-    """Each picture once; those that are readable by now, changed or removed are let go."""
+    """Each image once; those that are readable by now, changed or removed are let go."""
     path = out / QUARANTINE
     before = read_table(path).to_pylist() if path.is_file() else []
     rows = {

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 # Queries scored at a time, and numbers in one block of scores: 8 MB in float32.
 _QUERIES, _SCORES = 256, 2**21

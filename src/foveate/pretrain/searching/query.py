@@ -1,4 +1,4 @@
-"""What is asked of an index: words, a picture, a box in a picture, and sums of these."""
+"""What is asked of an index: words, an image, a box in an image, and sums of these."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError, choose
 from foveate.pretrain.searching.index import unit
 from foveate.pretrain.seeing import Seen, see
 from foveate.records.boxes import Box, PixelBox
-from foveate.settings.errors import UserError, choose
-from foveate.vision.localiser.asking import embed_phrases
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.asking import embed_phrases
+from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import input_boxes
 
-PARTS = ("words", "picture", "box", "minus")
+PARTS = ("words", "image", "box", "minus")
 
 
 @dataclass(frozen=True)
@@ -25,31 +25,31 @@ class Query:
     """A question to an index.
 
     Attributes:
-        words, picture, box, minus: text; the bytes of a picture; a box in it, which then stands for the picture; text
+        words, image, box, minus: text; the bytes of an image; a box in it, which then stands for the image; text
             that the answers should be unlike.
-        weights: of the parts by name ("words", "picture", "box", "minus"); 1 where none is given.
+        weights: of the parts by name ("words", "image", "box", "minus"); 1 where none is given.
 
     Raises:
-        UserError: nothing to look for, an empty text, a box without a picture, an unknown or impossible weight.
+        UserError: nothing to look for, an empty text, a box without an image, an unknown or impossible weight.
     """
 
     words: str | None = None
-    picture: bytes | None = None
+    image: bytes | None = None
     box: Box | PixelBox | None = None
     minus: str | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.words is None and self.picture is None:
-            raise UserError("nothing to search for: give words, a picture, or a box in a picture")
+        if self.words is None and self.image is None:
+            raise UserError("nothing to search for: give words, an image, or a box in an image")
         for name in ("words", "minus"):
             text = getattr(self, name)
             if text is not None and not text.strip():
                 raise UserError(f"the query's {name} are empty: write what to look for, for example 'a red boat'")
         if self.box is not None:
             typed_box(self.box)
-            if self.picture is None:
-                raise UserError("a box needs the picture that it lies in")
+            if self.image is None:
+                raise UserError("a box needs the image that it lies in")
         for name, weight in self.weights.items():
             choose(name, PARTS, "part of a query")
             if not 0 < weight < float("inf"):
@@ -59,8 +59,8 @@ class Query:
 
     @property
     def parts(self) -> list[str]:
-        """Names of the parts that count; a box takes its picture's place."""
-        shown = "box" if self.box is not None else "picture" if self.picture is not None else None
+        """Names of the parts that count; a box takes its image's place."""
+        shown = "box" if self.box is not None else "image" if self.image is not None else None
         given = {"words": self.words, shown: shown, "minus": self.minus}
         return [name for name in PARTS if given.get(name) is not None]
 
@@ -75,13 +75,13 @@ def typed_box(box: object) -> Box | PixelBox:
         return box
     raise UserError(
         f"box {box!r}: four bare numbers do not say what they are; write Box(x1, y1, x2, y2) for corners in [0, 1] of "
-        "the picture, PixelBox(x1, y1, x2, y2) for corners in pixels, or Box.from_xywh(PixelXYWH(...), width, height)"
+        "the image, PixelBox(x1, y1, x2, y2) for corners in pixels, or Box.from_xywh(PixelXYWH(...), width, height)"
     )
 
 
 @torch.inference_mode()
-def embed_boxes(model: LocalisingModel, seen: Seen, boxes: list[Box]) -> NDArray[np.float64]:
-    """Unit-length embeddings [R, E] of boxes of a picture.
+def embed_boxes(model: LocalizingModel, seen: Seen, boxes: list[Box]) -> NDArray[np.float64]:
+    """Unit-length embeddings [R, E] of boxes of an image.
 
     Raises:
         UserError: naming a box of which the encoder sees nothing.
@@ -96,20 +96,20 @@ def embed_boxes(model: LocalisingModel, seen: Seen, boxes: list[Box]) -> NDArray
 
 
 def as_box(box: Box | PixelBox, width: int, height: int) -> Box:
-    """A box as corners in [0, 1] of a picture of `width` by `height` pixels."""
+    """A box as corners in [0, 1] of an image of `width` by `height` pixels."""
     typed = typed_box(box)
     return Box.from_pixels(typed, width, height) if isinstance(typed, PixelBox) else typed
 
 
 @torch.inference_mode()
-def embed_query(model: LocalisingModel, query: Query) -> tuple[NDArray[np.float64], Box | None]:
-    """The unit-length vector [E] of a query, and its box in [0, 1] of its picture.
+def embed_query(model: LocalizingModel, query: Query) -> tuple[NDArray[np.float64], Box | None]:
+    """The unit-length vector [E] of a query, and its box in [0, 1] of its image.
 
     The rule: each part is embedded and scaled to unit length; the vector is the sum of the parts by their weights,
     `minus` subtracted, scaled to unit length again.
 
     Raises:
-        UserError: an unreadable picture, a box outside it, parts that cancel out.
+        UserError: an unreadable image, a box outside it, parts that cancel out.
     """
     vectors: dict[str, NDArray[np.float64]] = {}
     box = None
@@ -117,13 +117,13 @@ def embed_query(model: LocalisingModel, query: Query) -> tuple[NDArray[np.float6
         text = getattr(query, name)
         if text is not None:
             vectors[name] = unit(embed_phrases(model, [text]))[0]
-    if query.picture is not None:
-        seen = see(model, query.picture)
+    if query.image is not None:
+        seen = see(model, query.image)
         if query.box is not None:
             box = as_box(query.box, seen.width, seen.height)
             vectors["box"] = embed_boxes(model, seen, [box])[0]
         else:
-            vectors["picture"] = unit(model.encode_image(seen.tokens))[0]
+            vectors["image"] = unit(model.encode_image(seen.tokens))[0]
     total = sum(
         (-1 if name == "minus" else 1) * query.weights.get(name, 1.0) * vector for name, vector in vectors.items()
     )

@@ -1,4 +1,4 @@
-"""Answers from an index: the pictures and regions nearest to words, a picture, a box in a picture, or their sum."""
+"""Answers from an index: the images and regions nearest to words, an image, a box in an image, or their sum."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError, choose
 from foveate.pretrain.searching.faiss_backend import faiss_nearest, open_faiss
 from foveate.pretrain.searching.fingerprint import fingerprint
-from foveate.pretrain.searching.index_folder import DESCRIPTION, KINDS, PICTURE, REGION, Description, Segment, read_rows
+from foveate.pretrain.searching.index_folder import DESCRIPTION, IMAGE, KINDS, REGION, Description, Segment, read_rows
 from foveate.pretrain.searching.nearest import nearest
 from foveate.pretrain.searching.query import Query, embed_query
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
+from foveate.records.images import BadImage
 from foveate.records.layout import DESCRIPTION as COLLECTION_FILE
-from foveate.records.pictures import BadPicture
 from foveate.records.tables import positions
-from foveate.settings.errors import UserError, choose
-from foveate.vision.localiser.folder import CONFIG, load_model
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.folder import CONFIG, load_model
+from foveate.vision.localizer.model import LocalizingModel
 
-ASKED = {"pictures": (PICTURE,), "regions": (REGION,), "both": KINDS}
+ASKED = {"images": (IMAGE,), "regions": (REGION,), "both": KINDS}
 BACKENDS = ("exact", "faiss")
 
 
@@ -35,9 +35,9 @@ class Hit:
     """One answer.
 
     Attributes:
-        key: of the picture in the collection. kind: "picture" or "region".
-        score: cosine with the query, in [-1, 1]. box: of a region, in [0, 1] of the picture.
-        phrase: the region's own words; "" for a picture and for a box of the grid. caption: the picture's first text.
+        key: of the image in the collection. kind: "image" or "region".
+        score: cosine with the query, in [-1, 1]. box: of a region, in [0, 1] of the image.
+        phrase: the region's own words; "" for an image and for a box of the grid. caption: the image's first text.
     """
 
     key: str
@@ -85,9 +85,9 @@ class Index:
 
     def __repr__(self) -> str:
         counts = self.description.counts
-        return f"Index({str(self.folder)!r}, {counts['pictures']} pictures, {counts['regions']} regions)"
+        return f"Index({str(self.folder)!r}, {counts['images']} images, {counts['regions']} regions)"
 
-    def open_model(self, folder: str | Path | None = None, *, device: str | None = None) -> LocalisingModel:
+    def open_model(self, folder: str | Path | None = None, *, device: str | None = None) -> LocalizingModel:
         """The model that the index was made with, from `folder` or from where it was then.
 
         Raises:
@@ -106,19 +106,19 @@ class Index:
         *,
         count: int = 20,
         kind: str = "both",
-        per_picture: int = 1,
+        per_image: int = 1,
         backend: str = "exact",
     ) -> list[Hit]:
-        """The answers nearest to a vector, best first; equal scores in the index's order, pictures before regions.
+        """The answers nearest to a vector, best first; equal scores in the index's order, images before regions.
 
         Args:
-            kind: "pictures", "regions" or "both". per_picture: at most so many answers from one picture.
+            kind: "images", "regions" or "both". per_image: at most so many answers from one image.
             backend: "exact", or "faiss" (approximate from `faiss_backend.LISTS_FROM` rows on).
         """
         choose(kind, ASKED, "kind of answers")
         choose(backend, BACKENDS, "backend")
-        if min(count, per_picture) < 1:
-            raise UserError(f"count and answers per picture: allowed is 1 or more, got {count} and {per_picture}")
+        if min(count, per_image) < 1:
+            raise UserError(f"count and answers per image: allowed is 1 or more, got {count} and {per_image}")
         query = np.asarray(vector_E, dtype=np.float64)
         if query.shape != (self.description.embed_dim,) or not np.isfinite(query).all() or not query.any():
             raise UserError(f"a query is {self.description.embed_dim} finite numbers that are not all 0")
@@ -127,18 +127,18 @@ class Index:
         for order, name in enumerate(ASKED[kind]):
             shelf = self._shelf(name)
             if shelf.available:
-                rows = shelf.search(query, count=count, per_picture=per_picture, backend=backend)
+                rows = shelf.search(query, count=count, per_image=per_image, backend=backend)
                 found += [(-score, order, row, key) for score, row, key in rows]
         if not found:
             counts = self.description.counts
             raise UserError(
                 f"{self.folder}: holds no {kind if kind != 'both' else 'rows'} that are still in the collection "
-                f"({counts['pictures']} pictures, {counts['regions']} regions)"
+                f"({counts['images']} images, {counts['regions']} regions)"
             )
         taken: Counter[str] = Counter()
         hits = []
         for score, order, row, key in sorted(found):
-            if taken[key] < per_picture and len(hits) < count:
+            if taken[key] < per_image and len(hits) < count:
                 taken[key] += 1
                 hits.append(self._hit(ASKED[kind][order], row, -score))
         return hits
@@ -153,14 +153,14 @@ class Index:
         told = self._shelf(kind).rows.slice(row, 1).to_pylist()[0]
         captions = self.collection.captions_of(self.collection.row_of(told["key"]))
         corners = [told[name] for name in ("x1", "y1", "x2", "y2")]
-        box = None if kind == PICTURE else Box.from_array(corners, clipped=True)
+        box = None if kind == IMAGE else Box.from_array(corners, clipped=True)
         return Hit(told["key"], kind, score, box, told["phrase"] or "", captions[0].text if captions else "")
 
-    def picture_bytes(self, hit: Hit) -> bytes | BadPicture:
-        """The picture of an answer, or why it cannot be read now."""
+    def image_bytes(self, hit: Hit) -> bytes | BadImage:
+        """The image of an answer, or why it cannot be read now."""
         try:
-            return self.collection.picture_bytes(self.collection.row_of(hit.key))
-        except BadPicture as problem:
+            return self.collection.image_bytes(self.collection.row_of(hit.key))
+        except BadImage as problem:
             return problem
 
 
@@ -193,9 +193,9 @@ class _Shelf:
         return open_faiss(self.vectors, self.segments, self.folder)
 
     def search(
-        self, query_E: NDArray[np.float64], *, count: int, per_picture: int, backend: str
+        self, query_E: NDArray[np.float64], *, count: int, per_image: int, backend: str
     ) -> list[tuple[float, int, str]]:
-        """(score, row, key) of the best `count` with at most `per_picture` of one picture: asks for more until so."""
+        """(score, row, key) of the best `count` with at most `per_image` of one image: asks for more until so."""
         wanted = count
         while True:
             if backend == "faiss":
@@ -210,7 +210,7 @@ class _Shelf:
             taken: Counter[str] = Counter()
             kept = []
             for score, row, key in zip(scores.tolist(), rows.tolist(), keys, strict=True):
-                if taken[key] < per_picture:
+                if taken[key] < per_image:
                     taken[key] += 1
                     kept.append((score, row, key))
             if len(kept) >= count or len(rows) < wanted or wanted >= self.available:
@@ -221,13 +221,13 @@ class _Shelf:
 def search(
     index: Index,
     query: Query,
-    model: LocalisingModel,
+    model: LocalizingModel,
     *,
     count: int = 20,
     kind: str = "both",
-    per_picture: int = 1,
+    per_image: int = 1,
     backend: str = "exact",
 ) -> tuple[list[Hit], Box | None]:
-    """The answers to a query, and the query's box in [0, 1] of its picture. See `Query` and `Index.nearest`."""
+    """The answers to a query, and the query's box in [0, 1] of its image. See `Query` and `Index.nearest`."""
     vector_E, box = embed_query(model, query)
-    return index.nearest(vector_E, count=count, kind=kind, per_picture=per_picture, backend=backend), box
+    return index.nearest(vector_E, count=count, kind=kind, per_image=per_image, backend=backend), box

@@ -1,4 +1,4 @@
-"""What a search found as a run folder: result.json and the pictures that its page shows."""
+"""What a search found as a run folder: result.json and the images that its page shows."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from PIL import Image
 
+from foveate.core.runs import RunFolder
 from foveate.pretrain.searching.query import Query
 from foveate.pretrain.searching.search import Hit, Index
 from foveate.records.boxes import Box
-from foveate.records.pictures import BadPicture
+from foveate.records.images import BadImage
 from foveate.records.thumbnails import save_thumbnail
-from foveate.settings.runs import RunFolder
 
-_GREY = (128, 128, 128)
+_GRAY = (128, 128, 128)
 
 
 def write_search(
@@ -28,19 +28,19 @@ def write_search(
     asked_with: Path | None,
     backend: str,
 ) -> dict[str, Any]:
-    """Writes the pictures and result.json (`foveate.report.schema.SearchResult`) of one search; returns the result.
+    """Writes the images and result.json (`foveate.report.schema.SearchResult`) of one search; returns the result.
 
-    A picture that cannot be read by now is shown as a grey square, with the reason beside it.
+    An image that cannot be read by now is shown as a gray square, with the reason beside it.
     """
-    pictures = folder.path / "pictures"
-    asked: dict[str, Any] = {"kind": "words" if query.picture is None else "box" if box else "picture"}
+    images = folder.path / "images"
+    asked: dict[str, Any] = {"kind": "words" if query.image is None else "box" if box else "image"}
     if query.words is not None:
         asked["text"] = query.words
     if query.minus is not None:
         asked["minus"] = query.minus
-    if query.picture is not None:
-        save_thumbnail(query.picture, pictures / "query.webp")
-        asked["picture"] = "pictures/query.webp"
+    if query.image is not None:
+        save_thumbnail(query.image, images / "query.webp")
+        asked["image"] = "images/query.webp"
     if box is not None:
         asked["box"] = _corners(box)
     weights = {name: float(query.weights.get(name, 1.0)) for name in query.parts}
@@ -50,11 +50,11 @@ def write_search(
     found = []
     for place, hit in enumerate(hits):
         if hit.key not in saved:
-            saved[hit.key] = _save(index, hit, pictures / f"hit-{place:04d}.webp")
+            saved[hit.key] = _save(index, hit, images / f"hit-{place:04d}.webp")
         name, problem = saved[hit.key]
         found.append(
             {
-                "picture": name,
+                "image": name,
                 "key": hit.key,
                 "kind": hit.kind,
                 "score": round(hit.score, 6),
@@ -70,7 +70,7 @@ def write_search(
         "model": str(index.description.model.path),
         "index": str(index.folder),
         "collection": index.description.collection_name,
-        "searched": {"pictures": counts["pictures"], "regions": counts["regions"]},
+        "searched": {"images": counts["images"], "regions": counts["regions"]},
         "backend": backend,
         "file": None if asked_with is None else str(asked_with),
         "query": asked,
@@ -81,17 +81,17 @@ def write_search(
 
 
 def _save(index: Index, hit: Hit, path: Path) -> tuple[str, str]:
-    """Saves an answer's picture: its path relative to the run folder, and what is wrong with it."""
-    data = index.picture_bytes(hit)
+    """Saves an answer's image: its path relative to the run folder, and what is wrong with it."""
+    data = index.image_bytes(hit)
     problem = ""
     try:
-        if isinstance(data, BadPicture):
+        if isinstance(data, BadImage):
             raise data
         save_thumbnail(data, path)
-    except BadPicture as bad:
+    except BadImage as bad:
         problem = str(bad)
-        save_thumbnail(Image.new("RGB", (64, 64), _GREY), path)
-    return f"pictures/{path.name}", problem
+        save_thumbnail(Image.new("RGB", (64, 64), _GRAY), path)
+    return f"images/{path.name}", problem
 
 
 def _corners(box: Box) -> list[float]:

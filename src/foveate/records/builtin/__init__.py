@@ -1,4 +1,4 @@
-"""Pictures that travel inside the package: clip art and emoji, as collections and as cut-outs."""
+"""Images that travel inside the package: clip art and emoji, as collections and as cut-outs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Which concepts training may know: decided once for the concept, never for a picture.
+"""Which concepts training may know: decided once for the concept, never for an image.
 
 Three slices are reported, and never mixed (see `families` for things and families):
 
-seen: its pictures and its name are in training.
-unseen: neither a picture nor the name of this thing is in training, in no variant and no style; but another thing of
+seen: its images and its name are in training.
+unseen: neither an image nor the name of this thing is in training, in no variant and no style; but another thing of
     its family is: cocktail glasses are trained on, and wine glasses are asked for. This is what benchmarks with novel
     classes mean by novel.
 unseen kind: nothing of its whole family is in training; no training text even has its head noun. Only heads that say
@@ -12,7 +12,7 @@ unseen kind: nothing of its whole family is in training; no training text even h
 Families and things are drawn by `settings.seeds.uniform("builtin concepts" or "builtin things", SEED, name)`: pure
 functions of the name, the same on every machine and in every version that keeps SEED and the shipped tables. A few
 families are no unseen kind in any case: those whose head noun stands in the texts of more than EVERYWHERE clip art
-pictures ("flag", "flower", "tool"), because holding them out would hold out a third of the clip art, and those whose
+images ("flag", "flower", "tool"), because holding them out would hold out a third of the clip art, and those whose
 head noun stands in what scenes say of their grounds. A thing whose own words stand within the name of another
 ("glass") is never drawn: hiding its name would hide its relatives.
 """
@@ -22,10 +22,10 @@ from __future__ import annotations
 import functools
 from collections import Counter, defaultdict
 
+from foveate.core.seeds import uniform
 from foveate.records.builtin import families as groups
 from foveate.records.builtin import phrases, tables
 from foveate.records.builtin.families import EMPTY_HEADS, PEOPLE_WORDS, VARIANT_WORDS, own_words
-from foveate.settings.seeds import uniform
 
 SEED = 1
 UNSEEN_KIND_SHARE = 0.13  # of the families
@@ -37,7 +37,7 @@ SEEN, UNSEEN, UNSEEN_KIND, WITHHELD = "seen", "unseen", "unseen kind", "withheld
 
 @functools.cache
 def _uses() -> Counter[str]:
-    """Word (singular) -> number of clip art pictures whose texts have it."""
+    """Word (singular) -> number of clip art images whose texts have it."""
     uses: Counter[str] = Counter()
     for row in tables.rows("clipart"):
         texts = " ".join([row["title"], *row["keywords"], row["description"]])

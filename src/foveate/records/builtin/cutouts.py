@@ -1,4 +1,4 @@
-"""Cut-outs: the shipped pictures with their transparency, each with the phrase that names it."""
+"""Cut-outs: the shipped images with their transparency, each with the phrase that names it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNNAMED = ""
 
 @dataclass(frozen=True)
 class Cutout:
-    """A picture with alpha and what is known of it.
+    """An image with alpha and what is known of it.
 
     name: the phrase that says what it shows, or "" if its title says nothing that a reader would say.
     concept, thing, family: what is split into seen and unseen (see `concepts`); "" where there is no name.
@@ -39,8 +39,8 @@ class Cutout:
     covered: float
     data: bytes = field(repr=False)
 
-    def picture(self) -> Image.Image:
-        """The RGBA picture, decoded once in a process; do not change it in place."""
+    def image(self) -> Image.Image:
+        """The RGBA image, decoded once in a process; do not change it in place."""
         return _decode(self.data)
 
 
@@ -51,7 +51,7 @@ def _decode(data: bytes) -> Image.Image:
 
 @functools.cache
 def load_cutouts() -> tuple[Cutout, ...]:
-    """All cut-outs, emoji first, in the order of the shipped tables. Pictures are decoded when asked for."""
+    """All cut-outs, emoji first, in the order of the shipped tables. Images are decoded when asked for."""
     found = []
     for row in tables.rows("emoji"):
         found.append(_cutout(row, families.concept_of_emoji(row), source="emoji", style=row["style"]))
@@ -76,5 +76,5 @@ def _cutout(row: dict, name: str, *, source: str, style: str) -> Cutout:
         width=row["width"],
         height=row["height"],
         covered=row["covered"],
-        data=row["picture"],
+        data=row["image"],
     )

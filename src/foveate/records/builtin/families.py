@@ -1,7 +1,7 @@
 """Which concepts name almost the same thing: in two widths, both found from names and code points alone.
 
 A *thing* is one concept in all its variants: the man, woman and person variants of an emoji, both styles of it, names
-that differ in a colour, a state, a side or a number ("closed book", "open book"; the faces of a clock), and known
+that differ in a color, a state, a side or a number ("closed book", "open book"; the faces of a clock), and known
 synonyms. A *family* is wider: all things with the same head noun ("wine glass", "cocktail glass"). Clip art joins the
 emoji that it shares a name with. Only heads that say little ("face", "hand", "sign", ...) join nothing.
 """
@@ -25,7 +25,7 @@ EMPTY_HEADS = frozenset(
     "face sign symbol hand suit index person man woman people gesture finger slide thing worker paper light".split()
 )
 VARIANT_WORDS = frozenset(
-    "closed open lock oncoming red blue green orange yellow purple brown grey pink white black light left right "
+    "closed open lock oncoming red blue green orange yellow purple brown gray pink white black light left right "
     "leftwards rightwards up down upwards downwards first second third new full symbol sign facing small large "
     "big clock face horizontal vertical musical multiple".split()
 )
@@ -98,7 +98,7 @@ class _Groups:
 
 
 def own_words(concept: str) -> frozenset[str]:
-    """What is left of a name without colours, states, sides, numbers, people words and prepositions, in the singular.
+    """What is left of a name without colors, states, sides, numbers, people words and prepositions, in the singular.
 
     >>> sorted(own_words("left-pointing magnifying glass")), sorted(own_words("woman farmer"))
     (['glass', 'magnifying', 'pointing'], ['farmer'])
@@ -155,7 +155,7 @@ def _grouped(together: Iterable[list[str]]) -> dict[str, str]:
 
 @functools.cache
 def clipart_phrases() -> dict[str, str]:
-    """Key of a clip art picture -> its phrase, for those whose title names a thing in ordinary words."""
+    """Key of a clip art image -> its phrase, for those whose title names a thing in ordinary words."""
     clipart = tables.rows("clipart")
     vocabulary = phrases.ordinary_words(clipart, tables.rows("emoji"))
     named = ((row["key"], phrases.clipart_phrase(row, vocabulary)) for row in clipart)

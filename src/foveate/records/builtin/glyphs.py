@@ -1,7 +1,7 @@
 """The 36-glyph world: 0-9 and A-Z in five clean fonts and in five other, disturbed ones; drawn from a seed.
 
 A demonstration without downloads of a model that meets other data than it was trained on. The fonts are those that
-matplotlib ships (DejaVu, STIX, Computer Modern); matplotlib itself is not imported. Pictures are a pure function of
+matplotlib ships (DejaVu, STIX, Computer Modern); matplotlib itself is not imported. Images are a pure function of
 (style, set, seed, number). Recipe: shared by the studies of calibration and of adaptation, measured in
 docs/studies/calibration.md.
 """
@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from foveate.settings.errors import UserError, choose
-from foveate.settings.seeds import generator
+from foveate.core.errors import UserError, choose
+from foveate.core.seeds import generator
 
 CLASSES = tuple(string.digits + string.ascii_uppercase)
 FONTS = {
@@ -35,9 +35,9 @@ Style = Literal["source", "target"]
 
 @dataclass(frozen=True)
 class Glyphs:
-    """Pictures [N, 1, 24, 24] float32, mostly within [-1, 1] and never clipped, and their classes [N]."""
+    """Images [N, 1, 24, 24] float32, mostly within [-1, 1] and never clipped, and their classes [N]."""
 
-    pictures: NDArray[np.float32]
+    images: NDArray[np.float32]
     labels: NDArray[np.int64]
 
 
@@ -70,11 +70,11 @@ def glyphs(
     classes: NDArray[np.int64] | None = None,
     fonts: Path | None = None,
 ) -> Glyphs:
-    """A set of pictures, class by class.
+    """A set of images, class by class.
 
     Args:
         style: "source" is clean; "target" has other fonts, two lines across, blur, less contrast and more noise.
-        name: of the set, such as "train": other names, other pictures.
+        name: of the set, such as "train": other names, other images.
         classes: numbers into CLASSES; all 36 where None.
         fonts: see `font_folder`.
 
@@ -85,36 +85,36 @@ def glyphs(
     folder = font_folder(fonts)
     chosen = np.arange(len(CLASSES)) if classes is None else np.asarray(classes, dtype=np.int64)
     labels = np.repeat(chosen, per_class)
-    pictures = np.empty((len(labels), 1, SIZE, SIZE), dtype=np.float32)
+    images = np.empty((len(labels), 1, SIZE, SIZE), dtype=np.float32)
     for row, label in enumerate(labels.tolist()):
         random = generator("glyphs", style, name, seed, label, row % per_class)
-        pictures[row, 0] = draw(CLASSES[label], style=style, random=random, folder=folder)
-    return Glyphs(pictures, labels)
+        images[row, 0] = draw(CLASSES[label], style=style, random=random, folder=folder)
+    return Glyphs(images, labels)
 
 
 def draw(character: str, *, style: Style, random: np.random.Generator, folder: Path) -> NDArray[np.float32]:
-    """One picture [24, 24]."""
+    """One image [24, 24]."""
     names = FONTS[style]
     font = _font(folder / f"{names[random.integers(len(names))]}.ttf", int(random.integers(28, 36)))
-    picture = Image.new("L", (_CANVAS, _CANVAS), 0)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("L", (_CANVAS, _CANVAS), 0)
+    pen = ImageDraw.Draw(image)
     left, top, right, bottom = pen.textbbox((0, 0), character, font=font)
     pen.text(((_CANVAS - left - right) / 2, (_CANVAS - top - bottom) / 2), character, fill=255, font=font)
-    picture = picture.rotate(random.uniform(-12, 12), Image.Resampling.BILINEAR)
+    image = image.rotate(random.uniform(-12, 12), Image.Resampling.BILINEAR)
     shear, across, down = random.uniform(-0.15, 0.15), *random.uniform(-2, 2, 2)
     moved = (1, shear, across - shear * _CANVAS / 2, 0, 1, down)
-    picture = picture.transform(picture.size, Image.Transform.AFFINE, moved, Image.Resampling.BILINEAR)
-    picture = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    image = image.transform(image.size, Image.Transform.AFFINE, moved, Image.Resampling.BILINEAR)
+    image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     if style == "source":
-        values = np.asarray(picture, dtype=np.float32) / 255
+        values = np.asarray(image, dtype=np.float32) / 255
         noise = 0.03
     else:
-        pen = ImageDraw.Draw(picture)
+        pen = ImageDraw.Draw(image)
         for _ in range(2):
             ends = [int(end) for end in random.integers(0, SIZE, 4)]
             pen.line(ends, fill=int(random.integers(90, 200)), width=1)
-        picture = picture.filter(ImageFilter.GaussianBlur(0.6))
-        values = np.asarray(picture, dtype=np.float32) / 255 * np.float32(random.uniform(0.6, 1))
+        image = image.filter(ImageFilter.GaussianBlur(0.6))
+        values = np.asarray(image, dtype=np.float32) / 255 * np.float32(random.uniform(0.6, 1))
         noise = 0.12
     values = values + noise * random.standard_normal((SIZE, SIZE), dtype=np.float32)
     return (values * 2 - 1).astype(np.float32)

@@ -1,16 +1,16 @@
-"""Which single pictures are for training and which are for tests.
+"""Which single images are for training and which are for tests.
 
 Emoji: by concept, both styles together; a concept is in the test part unless it is a seen one whose short names name
 nothing unseen. Clip art: by group of near-duplicates (equal titles apart from case and digits, or nearly equal
-pictures); a group is for tests if one of its texts names something unseen, and a share of the other groups besides.
+images); a group is for tests if one of its texts names something unseen, and a share of the other groups besides.
 """
 
 from __future__ import annotations
 
 import functools
 
+from foveate.core.seeds import uniform
 from foveate.records.builtin import concepts, families, tables
-from foveate.settings.seeds import uniform
 
 TRAIN, TEST = "train", "test"
 CLIPART_TEST_SHARE = 0.03
@@ -18,7 +18,7 @@ CLIPART_TEST_SHARE = 0.03
 
 @functools.cache
 def clipart_groups() -> dict[str, str]:
-    """Key of a clip art picture -> name of its group, the first key of it in the table."""
+    """Key of a clip art image -> name of its group, the first key of it in the table."""
     return {row["key"]: row["group"] for row in tables.rows("clipart")}
 
 

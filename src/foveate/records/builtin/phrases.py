@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-# Unicode names that say something else than the picture shows, or that nobody says.
+# Unicode names that say something else than the image shows, or that nobody says.
 _EMOJI_RENAMED = {
     "heavy black heart": "red heart",
     "black heart suit": "heart suit",
@@ -46,7 +46,7 @@ _EMOJI_RENAMED = {
     "water polo": "person playing water polo",
     "sleeping accommodation": "person in bed",
 }
-# Folders whose pictures are signs, flags, maps and buttons: true titles, but no things to find in a scene.
+# Folders whose images are signs, flags, maps and buttons: true titles, but no things to find in a scene.
 _NO_THINGS = (
     *("signs_and_symbols", "geography", "special", "buttons", "unsorted", "decorations", "shapes"),
     *("computer/icons", "computer/buttons", "computer/applications", "recreation/religion", "people/smilies"),
@@ -63,15 +63,15 @@ _OTHER_LANGUAGE_WORDS = frozenset(
     "toque plume livre lampe clef clou marteau scie tasse".split()
 )
 _NO_NAME_WORDS = frozenset(
-    "clipart icon icons logo sketch cartoon example collection template untitled test image picture drawing "
+    "clipart icon icons logo sketch cartoon example collection template untitled test image image drawing "
     "symbolic symbol sign signs simple basic generic set menu diagram blueprint poster bw architetto etiquette "
-    "hotel sample clip art color colour grayscale silhouette outline vector svg linux tux v version hummer "
+    "hotel sample clip art color color grayscale silhouette outline vector svg linux tux v version hummer "
     "easter jazz bussola otto rondelle maya eris profile bloom mascot park controller access portrait cross video "
     "clean card smoke label double tile drawn could running pda out sight pacman adult crystal food free bird's".split()
 )
 _NOT_PART_OF_A_NAME = frozenset("a an the my another yet illustration stylized clothing".split())
 _SAME_WORD = {"lightbulb": "light bulb", "icecube": "ice cube", "t shirt": "t-shirt", "volley ball": "volleyball"}
-_STATES = frozenset("red green blue yellow black white purple orange pink grey gray brown open closed".split())
+_STATES = frozenset("red green blue yellow black white purple orange pink gray gray brown open closed".split())
 _SIDES = re.compile(r"\b(left|right|leftwards|rightwards|clockwise|facing)\b")
 
 
@@ -113,7 +113,7 @@ def ordinary_words(clipart: Iterable[dict[str, Any]], emoji: Iterable[dict[str, 
 
 
 def clipart_phrase(row: dict[str, Any], vocabulary: frozenset[str]) -> str:
-    """A phrase of one to four ordinary English words for a clip art picture, or "" where its title gives none."""
+    """A phrase of one to four ordinary English words for a clip art image, or "" where its title gives none."""
     if any(row["subcategory"] == folder or row["subcategory"].startswith(f"{folder}/") for folder in _NO_THINGS):
         return ""
     if any(name in row["creator"].lower() for name in _OTHER_LANGUAGE_CREATORS):
@@ -133,7 +133,7 @@ def clipart_phrase(row: dict[str, Any], vocabulary: frozenset[str]) -> str:
 
 
 def names_a_side(phrase: str) -> bool:
-    """Whether mirroring the picture would make the phrase false."""
+    """Whether mirroring the image would make the phrase false."""
     return _SIDES.search(phrase) is not None
 
 

@@ -1,4 +1,4 @@
-"""The collections `clipart` and `emoji`: the shipped pictures one by one, with the texts they came with."""
+"""The collections `clipart` and `emoji`: the shipped images one by one, with the texts they came with."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 
 from PIL import Image
 
+from foveate.core.progress import track
+from foveate.core.seeds import generator
 from foveate.records.builtin import families, holdout, tables
 from foveate.records.builtin.cutouts import Cutout, load_cutouts
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
-from foveate.settings.progress import track
-from foveate.settings.seeds import generator
 
-LICENCES = {
+LICENSES = {
     "clipart": "Open Clip Art, public domain",
     "emoji": "Noto Emoji Apache-2.0; Twemoji CC-BY-4.0 (Twitter, Inc. and other contributors)",
 }
-_FILLED = 0.8  # of the picture's side
+_FILLED = 0.8  # of the image's side
 _ENLARGED = 1.8
 
 
 @dataclass(frozen=True)
 class Single:
-    """One picture with its texts, ready for `CollectionWriter.add`."""
+    """One image with its texts, ready for `CollectionWriter.add`."""
 
     key: str
     data: bytes
@@ -39,11 +39,11 @@ class Single:
 
 
 def build_clipart(target: Path, *, size: int = 160) -> None:
-    """Writes the 2,840 clip art pictures into the collection at `target`; what is there already stays.
+    """Writes the 2,840 clip art images into the collection at `target`; what is there already stays.
 
     Captions of kind "title", "keywords" (joined by ", ") and "description" are those of the source, unchanged.
     Labels: source, category, subcategory, style, and concept and slice where the title names a thing.
-    Pictures stand on white, `size` pixels square, as JPEG.
+    Images stand on white, `size` pixels square, as JPEG.
     """
     _build(target, "clipart", size)
 
@@ -52,14 +52,14 @@ def build_emoji(target: Path, *, size: int = 160) -> None:
     """Writes 1,412 concepts in two styles into the collection at `target`; what is there already stays.
 
     Captions: "title" (the concept's name in lower case), "keywords" (short names). Labels: source, category,
-    subcategory, style ("noto", "twemoji"), concept, slice. Pictures stand on a pale plain colour, the other half
+    subcategory, style ("noto", "twemoji"), concept, slice. Images stand on a pale plain color, the other half
     on white, `size` pixels square, as JPEG.
     """
     _build(target, "emoji", size)
 
 
 def _build(target: Path, source: str, size: int) -> None:
-    with CollectionWriter(target, licence=LICENCES[source], source=source) as writer:
+    with CollectionWriter(target, license=LICENSES[source], source=source) as writer:
         for single in track(singles(source, size=size), description=source, total=len(tables.rows(source))):
             writer.add(
                 single.key,
@@ -78,12 +78,12 @@ def singles(source: str, *, size: int = 160) -> Iterator[Single]:
         cutout = cutouts[row["key"]]
         captions = _emoji_captions(row) if source == "emoji" else _clipart_captions(row)
         labels = {"source": source, "category": row["category"], "subcategory": row["subcategory"]}
-        labels |= {"style": cutout.style, "licence": row["licence"]}
+        labels |= {"style": cutout.style, "license": row["license"]}
         if cutout.concept:
             labels |= {"concept": cutout.concept, "slice": cutout.slice}
         group = f"emoji {cutout.thing}" if source == "emoji" else holdout.clipart_groups()[cutout.id]
-        picture = jpeg(standing_alone(cutout, size=size))
-        yield Single(cutout.id, picture, captions, labels, group, holdout.split_of(cutout.id))
+        image = jpeg(standing_alone(cutout, size=size))
+        yield Single(cutout.id, image, captions, labels, group, holdout.split_of(cutout.id))
 
 
 @functools.cache
@@ -108,23 +108,23 @@ def _emoji_captions(row: Mapping[str, Any]) -> tuple[Caption, ...]:
 
 
 def standing_alone(cutout: Cutout, *, size: int) -> Image.Image:
-    """The cut-out in the middle of a square, RGB: clip art on white, half of the emoji on a pale plain colour."""
-    colour = (255, 255, 255)
+    """The cut-out in the middle of a square, RGB: clip art on white, half of the emoji on a pale plain color."""
+    color = (255, 255, 255)
     rng = generator("single", cutout.id)
     if cutout.source == "emoji" and rng.random() < 0.5:
         red, green, blue = (int(level) for level in rng.integers(190, 251, 3))
-        colour = (red, green, blue)
-    picture = cutout.picture()
-    scale = min(_FILLED * size / max(picture.size), _ENLARGED)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    enlarged = picture.convert("RGBa").resize((width, height), Image.Resampling.BICUBIC).convert("RGBA")
-    ground = Image.new("RGB", (size, size), colour)
+        color = (red, green, blue)
+    image = cutout.image()
+    scale = min(_FILLED * size / max(image.size), _ENLARGED)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    enlarged = image.convert("RGBa").resize((width, height), Image.Resampling.BICUBIC).convert("RGBA")
+    ground = Image.new("RGB", (size, size), color)
     ground.paste(enlarged, ((size - width) // 2, (size - height) // 2), enlarged)
     return ground
 
 
-def jpeg(picture: Image.Image) -> bytes:
+def jpeg(image: Image.Image) -> bytes:
     """JPEG of quality 90: deterministic for one version of Pillow."""
     target = io.BytesIO()
-    picture.save(target, "JPEG", quality=90)
+    image.save(target, "JPEG", quality=90)
     return target.getvalue()

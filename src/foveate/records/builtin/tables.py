@@ -1,24 +1,24 @@
-"""The shipped tables: clip art and emoji, pictures and texts together (built by tools/build_builtin.py)."""
+"""The shipped tables: clip art and emoji, images and texts together (built by tools/build_builtin.py)."""
 
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+from foveate.core.paths import DATA
+
 SOURCES = ("clipart", "emoji")
 
 
 @functools.cache
 def rows(source: str) -> tuple[dict[str, Any], ...]:
-    """Every row of `source` ("clipart" or "emoji") as a dictionary; `picture` holds WebP bytes with alpha.
+    """Every row of `source` ("clipart" or "emoji") as a dictionary; `image` holds WebP bytes with alpha.
 
-    Both: key, picture, width, height, covered (share of pixels more than half opaque), category, subcategory,
-    package, path, sha256, licence, author.
-    Clip art: title, keywords, description, creator, date, language, aliases (further names of the same picture),
+    Both: key, image, width, height, covered (share of pixels more than half opaque), category, subcategory,
+    package, path, sha256, license, author.
+    Clip art: title, keywords, description, creator, date, language, aliases (further names of the same image),
     group (key of the first of its near-duplicates).
     Emoji: style ("noto", "twemoji"), name, short_names, unified (code points). Texts are as the source has them.
     """

@@ -2,7 +2,7 @@
 
 What came from a COCO file goes out with the ids, categories and file names that it came with. What COCO has no
 field for is added to its entries and read back by our importer: an annotation's `phrase`, `label`, `score`,
-`slice` and `source`, a caption's `kind` and `source`, a picture's `labels`, `group` and `split`; other readers
+`slice` and `source`, a caption's `kind` and `source`, an image's `labels`, `group` and `split`; other readers
 ignore them. Conversations and contexts are not exported.
 """
 
@@ -17,23 +17,23 @@ from typing import IO, Any
 
 import numpy as np
 
+from foveate.core.errors import UserError
+from foveate.core.files import commit_atomically
+from foveate.core.progress import track
 from foveate.records.collection import Collection
 from foveate.records.exporters.coco_ids import Categories, FreeIds, Names, rows_of
+from foveate.records.images import BadImage
 from foveate.records.importers.coco_file import CROWD
-from foveate.records.pictures import BadPicture
 from foveate.records.record import Region
 from foveate.records.sources import OWN, ChosenRegions
-from foveate.settings.errors import UserError
-from foveate.settings.files import commit_atomically
-from foveate.settings.progress import track
 
 
 @dataclass(slots=True)
 class CocoExport:
-    """What was written: the files, how many of each, and the pictures that could not be read, with the reason."""
+    """What was written: the files, how many of each, and the images that could not be read, with the reason."""
 
     paths: dict[str, Path]
-    pictures: int = 0
+    images: int = 0
     regions: int = 0
     captions: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -50,18 +50,18 @@ def export_coco(
 
     Regions are those of the sources (see `foveate.records.sources`), by default whatever no detector made.
 
-    Boxes are x, y, width, height in pixels of the picture after EXIF rotation, unrounded, so that importing the
-    folder gives the same float32 corners; boxes that came from a COCO file are within 0.001 pixels of it for pictures
-    of up to 8,192 pixels a side. Pictures keep their bytes. The folder appears whole or not at all.
+    Boxes are x, y, width, height in pixels of the image after EXIF rotation, unrounded, so that importing the
+    folder gives the same float32 corners; boxes that came from a COCO file are within 0.001 pixels of it for images
+    of up to 8,192 pixels a side. Images keep their bytes. The folder appears whole or not at all.
 
     Raises:
-        UserError: the folder exists and is not empty, no picture is chosen, a source made no region, or a file cannot
+        UserError: the folder exists and is not empty, no image is chosen, a source made no region, or a file cannot
             be written.
     """
     folder = Path(folder)
     chosen = list(range(len(collection))) if rows is None else [int(row) for row in rows]
     if not chosen:
-        raise UserError(f"nothing to export: no picture of the collection {collection.name!r} is chosen")
+        raise UserError(f"nothing to export: no image of the collection {collection.name!r} is chosen")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: choose a new one")
     regions = ChosenRegions(collection, region_sources)
@@ -72,9 +72,7 @@ def export_coco(
     try:
         (temporary / "annotations").mkdir(parents=True)
         names = Names(collection)
-        chosen = [
-            row for row in track(chosen, description="exporting pictures") if _copy(row, names, temporary, export)
-        ]
+        chosen = [row for row in track(chosen, description="exporting images") if _copy(row, names, temporary, export)]
         with (temporary / "annotations" / "instances.json").open("w", encoding="utf-8") as file:
             _write_instances(file, regions, chosen, names, export)
         with (temporary / "annotations" / "captions.json").open("w", encoding="utf-8") as file:
@@ -88,17 +86,17 @@ def export_coco(
 
 
 def _copy(row: int, names: Names, temporary: Path, export: CocoExport) -> bool:
-    """Copy one picture; False where it cannot be read."""
+    """Copy one image; False where it cannot be read."""
     key = names.collection.keys[row]
     try:
-        data = names.collection.picture_bytes(row)
-    except BadPicture as error:
+        data = names.collection.image_bytes(row)
+    except BadImage as error:
         export.unreadable[key] = str(error)
         return False
     path = temporary / "images" / names.file_name(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    export.pictures += 1
+    export.images += 1
     return True
 
 
@@ -107,7 +105,7 @@ def _write_instances(
 ) -> None:
     collection = names.collection
     categories = Categories(collection)
-    images = names.image_ids(chosen)
+    image_ids = names.image_ids(chosen)
     free = FreeIds(collection, "coco_regions", "annotation_id")
 
     def annotations() -> Iterator[dict[str, object]]:
@@ -116,12 +114,16 @@ def _write_instances(
             for position, region in regions.numbered(row):
                 export.regions += 1
                 entry = _annotation(collection, row, region, known.get(position, {}), categories)
-                yield {"id": free.take(known.get(position, {}).get("annotation_id")), "image_id": images[row], **entry}
+                yield {
+                    "id": free.take(known.get(position, {}).get("annotation_id")),
+                    "image_id": image_ids[row],
+                    **entry,
+                }
 
     _write_object(
         file,
         {
-            "images": (_image(collection, row, names, images[row]) for row in chosen),
+            "images": (_image(collection, row, names, image_ids[row]) for row in chosen),
             "annotations": annotations(),
             # Read last: a region of no known category adds one.
             "categories": categories.entries(),
@@ -131,7 +133,7 @@ def _write_instances(
 
 
 def _write_captions(file: IO[str], collection: Collection, chosen: list[int], names: Names, export: CocoExport) -> None:
-    images = names.image_ids(chosen)
+    image_ids = names.image_ids(chosen)
     free = FreeIds(collection, "coco_captions", "annotation_id")
 
     def annotations() -> Iterator[dict[str, object]]:
@@ -141,19 +143,19 @@ def _write_captions(file: IO[str], collection: Collection, chosen: list[int], na
                 export.captions += 1
                 entry: dict[str, object] = {
                     "id": free.take(known.get(position, {}).get("annotation_id")),
-                    "image_id": images[row],
+                    "image_id": image_ids[row],
                     "caption": caption.text,
                 }
                 if caption.kind != "caption":
                     entry["kind"] = caption.kind
                 yield entry | _own_source(collection, row, caption.source)
 
-    pictures = (_image(collection, row, names, images[row]) for row in chosen)
-    _write_object(file, {"images": pictures, "annotations": annotations()}, info=_info(collection))
+    images = (_image(collection, row, names, image_ids[row]) for row in chosen)
+    _write_object(file, {"images": images, "annotations": annotations()}, info=_info(collection))
 
 
 def _info(collection: Collection) -> dict[str, object]:
-    return {"description": collection.name, "licence": collection.licence}
+    return {"description": collection.name, "license": collection.license}
 
 
 def _image(collection: Collection, row: int, names: Names, number: int) -> dict[str, object]:
@@ -198,7 +200,7 @@ def _annotation(
 
 
 def _own_source(collection: Collection, row: int, source: str) -> dict[str, object]:
-    """The source of a caption or region, where it is not that of its picture."""
+    """The source of a caption or region, where it is not that of its image."""
     return {} if source == collection.index["source"][row] else {"source": source}
 
 

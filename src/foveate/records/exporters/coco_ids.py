@@ -1,4 +1,4 @@
-"""Ids of an exported COCO file: those that pictures, boxes and categories came with, and free ones for the rest."""
+"""Ids of an exported COCO file: those that images, boxes and categories came with, and free ones for the rest."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pyarrow.compute as pc
 
 from foveate.records import layout
 from foveate.records.collection import Collection
+from foveate.records.images import SUFFIXES
 from foveate.records.importers.coco_file import Category, category_of
 from foveate.records.importers.files import key_of
-from foveate.records.pictures import SUFFIXES
 from foveate.records.record import Region
 
 # The category of regions that have words but no label.
-UNLABELLED = "object"
+UNLABELED = "object"
 _ENDING = re.compile(r"\.[A-Za-z0-9]{1,16}")
 
 
 def rows_of(collection: Collection, kind: str, row: int) -> list[dict[str, Any]]:
-    """The rows of one picture in a table that may not be there."""
+    """The rows of one image in a table that may not be there."""
     if kind not in layout.annotation_kinds(collection.path):
         return []
     grouped = collection.grouped(kind)
@@ -47,13 +47,13 @@ class FreeIds:
 
 
 class Names:
-    """File names and ids of pictures."""
+    """File names and ids of images."""
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
 
     def file_name(self, row: int) -> str:
-        """The name that the picture came with, where its key is made of it; else key and ending."""
+        """The name that the image came with, where its key is made of it; else key and ending."""
         key = self.collection.keys[row]
         for known in rows_of(self.collection, "coco_images", row):
             name = str(known.get("file_name"))
@@ -84,7 +84,7 @@ class Categories:
 
     def of(self, region: Region, number: int | None) -> Category:
         """The category of a region that came with the category id `number` (None: with none)."""
-        name = region.label or UNLABELLED
+        name = region.label or UNLABELED
         known = None if number is None else self._by_number.get(number)
         if known is not None and known.name == name:
             return known

@@ -1,7 +1,7 @@
 """Export a collection as WebDataset tars: `KEY.jpg`, `KEY.txt` and `KEY.json` side by side.
 
 The text is the first caption; the JSON holds all captions, regions (in [0, 1]), labels, group and split, in
-the form that `foveate.records.importers.sidecar` reads. Importing the tars again gives the same pictures,
+the form that `foveate.records.importers.sidecar` reads. Importing the tars again gives the same images,
 captions, regions and labels; conversations and contexts are not exported.
 """
 
@@ -14,14 +14,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from foveate.core.errors import UserError
+from foveate.core.files import commit_atomically
+from foveate.core.progress import track
 from foveate.records.collection import Collection
+from foveate.records.images import SUFFIXES
 from foveate.records.layout import member_name
-from foveate.records.pictures import SUFFIXES
 from foveate.records.record import Record
 from foveate.records.sources import OWN, ChosenRegions
-from foveate.settings.errors import UserError
-from foveate.settings.files import commit_atomically
-from foveate.settings.progress import track
 
 
 def export_webdataset(
@@ -30,11 +30,11 @@ def export_webdataset(
     *,
     rows: Iterable[int] | None = None,
     region_sources: Sequence[str] = (OWN,),
-    pictures_per_shard: int = 1000,
+    images_per_shard: int = 1000,
 ) -> list[Path]:
     """Write the rows (all by default) of a collection to `target`/00000.tar, ...; returns the tars.
 
-    Pictures keep their bytes. In the members' names the "." and "%" of a key are escaped, because a
+    Images keep their bytes. In the members' names the "." and "%" of a key are escaped, because a
     WebDataset reader ends the key at the first dot; the JSON field `key` has it as it is. Regions are those of
     the sources (see `foveate.records.sources`), by default whatever no detector made. Raises UserError where the
     target is a folder with files, a source made no region, or where there is nothing to export.
@@ -42,14 +42,14 @@ def export_webdataset(
     target = Path(target)
     chosen = list(range(len(collection))) if rows is None else [int(row) for row in rows]
     if not chosen:
-        raise UserError(f"nothing to export: no picture of the collection {collection.name!r} is chosen")
-    if pictures_per_shard < 1:
-        raise UserError(f"pictures_per_shard: allowed is a whole number of at least 1, got {pictures_per_shard}")
+        raise UserError(f"nothing to export: no image of the collection {collection.name!r} is chosen")
+    if images_per_shard < 1:
+        raise UserError(f"images_per_shard: allowed is a whole number of at least 1, got {images_per_shard}")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder: choose a new one")
     regions = ChosenRegions(collection, region_sources)
     target.mkdir(parents=True, exist_ok=True)
-    shards = [chosen[start : start + pictures_per_shard] for start in range(0, len(chosen), pictures_per_shard)]
+    shards = [chosen[start : start + images_per_shard] for start in range(0, len(chosen), images_per_shard)]
     paths = []
     for number, shard in enumerate(track(shards, description="exporting shards")):
         path = target / f"{number:05d}.tar"
@@ -65,7 +65,7 @@ def export_webdataset(
 def _write_sample(tar: tarfile.TarFile, collection: Collection, regions: ChosenRegions, row: int) -> None:
     record = replace(collection.record(row), regions=tuple(regions.of(row)))
     suffix = SUFFIXES[collection.index["format"][row]]
-    members = {suffix: collection.picture_bytes(row)}
+    members = {suffix: collection.image_bytes(row)}
     if record.captions:
         members["txt"] = record.captions[0].text.encode()
     members["json"] = json.dumps(sidecar_fields(record), ensure_ascii=False).encode()
@@ -88,7 +88,7 @@ def sidecar_fields(record: Record) -> dict[str, object]:
             {
                 "box": [region.box.x1, region.box.y1, region.box.x2, region.box.y2],
                 "format": "xyxy",
-                "unit": "normalised",
+                "unit": "normalized",
                 "phrase": region.phrase,
                 "score": region.score,
                 "label": region.label,

@@ -1,6 +1,6 @@
-"""Import COCO: an instances file, a captions file beside it, and a folder of pictures.
+"""Import COCO: an instances file, a captions file beside it, and a folder of images.
 
-A picture's key is its `file_name` without the ending. A category becomes the region's label and phrase.
+An image's key is its `file_name` without the ending. A category becomes the region's label and phrase.
 Captions have the kind "caption". Crowd boxes are taken with the slice "crowd". Outlines are left out. The ids
 of the file are kept in the tables `coco_images`, `coco_regions`, `coco_captions` and `coco_categories`, so that
 `foveate.records.exporters.coco` writes them again.
@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Unpack
 
-from foveate.records.importers.coco_file import CocoFile, Picture, describe, read_coco
+from foveate.core.errors import UserError, nearest
+from foveate.records.importers.coco_file import CocoFile, CocoImage, describe, read_coco
 from foveate.records.importers.files import file_sample, key_of, place_of
 from foveate.records.importers.formats import Format
 from foveate.records.importers.json_files import folder_with
@@ -22,7 +23,6 @@ from foveate.records.importers.taking import check_source, import_samples
 from foveate.records.rows import clean_text, storable
 from foveate.records.summary import ImportSummary
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError, nearest
 
 _HEAD_BYTES = 65536
 
@@ -37,18 +37,18 @@ def import_coco(
     reference: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take the pictures of a COCO annotation file, with boxes and captions, into the collection `target`.
+    """Take the images of a COCO annotation file, with boxes and captions, into the collection `target`.
 
     Args:
         source: an instances or captions file, or a folder that has one, itself or in its folder `annotations`.
         target: collection folder, made where it does not exist.
-        images: folder of the pictures; by default looked for beside the file.
+        images: folder of the images; by default looked for beside the file.
         captions: captions file; by default `captions_X.json` beside `instances_X.json`.
         group_by, reference: see `foveate.records.importers.folder.import_folder`.
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: no file or more than one is there, a file is damaged, or no picture is found.
+        UserError: no file or more than one is there, a file is damaged, or no image is found.
     """
     path = annotation_file(Path(source), ("instances*.json", "_annotations.coco.json"))
     beside = path.with_name(path.name.replace("instances", "captions", 1))
@@ -64,18 +64,18 @@ def import_coco_file(
     path: Path,
     read: CocoFile,
     target: str | Path,
-    names: Callable[[Picture], list[object]],
+    names: Callable[[CocoImage], list[object]],
     *,
     images: str | Path | None,
     group_by: str,
     reference: bool,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take what was read of the annotation file `path`; `names` gives the file names a picture may have."""
-    if not read.pictures:
+    """Take what was read of the annotation file `path`; `names` gives the file names an image may have."""
+    if not read.images:
         raise UserError(f"{path}: 'images' has no entry that can be used")
     given = None if images is None else Path(images)
-    listed = [names(picture) for picture in read.pictures.values()]
+    listed = [names(image) for image in read.images.values()]
     root = folder_with(listed, _candidates(path), source=path, given=given)
 
     def keep_categories(writer: CollectionWriter) -> None:
@@ -86,7 +86,7 @@ def import_coco_file(
         target,
         _samples(path, read, root, names),
         default_source=path.stem,
-        total=len(read.findings) + len(read.pictures),
+        total=len(read.findings) + len(read.images),
         group_by=group_by,
         reference=reference,
         further=read.further,
@@ -106,23 +106,23 @@ def _clean(row: Mapping[str, object]) -> dict[str, object]:
     return {name: clean(value) for name, value in row.items()}
 
 
-def _names(picture: Picture) -> list[object]:
-    return [picture.entry.get("file_name")]
+def _names(image: CocoImage) -> list[object]:
+    return [image.entry.get("file_name")]
 
 
-def _samples(path: Path, read: CocoFile, root: Path, names: Callable[[Picture], list[object]]) -> Iterator[Sample]:
+def _samples(path: Path, read: CocoFile, root: Path, names: Callable[[CocoImage], list[object]]) -> Iterator[Sample]:
     yield from read.findings
-    for picture in read.pictures.values():
-        options = names(picture)
+    for image in read.images.values():
+        options = names(image)
         places = [place_of(name, root) for name in options]
         there = (place for place in places if not isinstance(place, Problem) and place[1].is_file())
         below = next(there, None)
         sample = file_sample(options[0] if below is None else below[0], root, source=f"{path.name}: {options[0]}"[:400])
         if not isinstance(places[0], Problem):
-            # The key does not depend on where the pictures lie today.
+            # The key does not depend on where the images lie today.
             sample.key = key_of(places[0][0])
         if not sample.only_problems:
-            sample = describe(picture, read, sample, file_name=str(options[0]))
+            sample = describe(image, read, sample, file_name=str(options[0]))
         yield sample
 
 
@@ -148,14 +148,14 @@ def _annotation_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 
 def _candidates(path: Path) -> list[Path]:
-    """Folders in which the pictures of an annotation file usually lie."""
+    """Folders in which the images of an annotation file usually lie."""
     above = path.parent.parent if path.parent.name == "annotations" else path.parent
     part = path.stem.partition("_")[2]
     inner = [above / "images" / part, above / part] if part else []
     return [*inner, above / "images", above, path.parent / "images", path.parent]
 
 
-def _recognise(source: str) -> str | None:
+def _recognize(source: str) -> str | None:
     path = Path(source)
     if path.is_dir():
         found = _annotation_files(path, ("instances*.json", "_annotations.coco.json"))
@@ -164,12 +164,12 @@ def _recognise(source: str) -> str | None:
         return None
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    return "annotations of pictures in JSON" if b'"images"' in head or b'"annotations"' in head else None
+    return "annotations of images in JSON" if b'"images"' in head or b'"annotations"' in head else None
 
 
 FORMAT = Format(
     name="coco",
     run=import_coco,
-    recognise=_recognise,
+    recognize=_recognize,
     options=("images", "captions", "group_by", "reference"),
 )

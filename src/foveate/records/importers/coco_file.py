@@ -1,4 +1,4 @@
-"""Annotation files in COCO's form (instances, captions, or both), read into one entry per picture."""
+"""Annotation files in COCO's form (instances, captions, or both), read into one entry per image."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Category:
 
 
 @dataclass(slots=True)
-class Picture:
-    """One picture of the file with its annotations, unchecked beyond their ids."""
+class CocoImage:
+    """One image of the file with its annotations, unchecked beyond their ids."""
 
     number: int
     entry: Mapping[str, Any]
@@ -39,9 +39,9 @@ class Picture:
 
 @dataclass(slots=True)
 class CocoFile:
-    """What one or two annotation files hold. `findings` are about entries that belong to no picture."""
+    """What one or two annotation files hold. `findings` are about entries that belong to no image."""
 
-    pictures: dict[int, Picture] = field(default_factory=dict)
+    images: dict[int, CocoImage] = field(default_factory=dict)
     categories: dict[int, Category] = field(default_factory=dict)
     findings: list[Sample] = field(default_factory=list)
     further: Counter[str] = field(default_factory=Counter)
@@ -58,7 +58,7 @@ def read_coco(path: Path, captions: Path | None = None) -> CocoFile:
     """
     read = CocoFile()
     content = read_annotations(path, _without_outline)
-    _read_pictures(list_of(content, "images", path), read, path.name)
+    _read_images(list_of(content, "images", path), read, path.name)
     annotations = list_of(content, "annotations", path)
     if any(isinstance(entry, dict) and "caption" not in entry for entry in annotations):
         _read_categories(list_of(content, "categories", path), read, path.name)
@@ -75,17 +75,17 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _read_pictures(entries: list[Any], read: CocoFile, source: str) -> None:
+def _read_images(entries: list[Any], read: CocoFile, source: str) -> None:
     for position, entry in enumerate(entries):
         number = whole_number(entry, "id") if isinstance(entry, dict) else None
         if number is None:
             detail = "an entry of 'images' must be an object whose 'id' is a whole number"
-            read.findings.append(finding(f"images[{position}]", source, "picture", "malformed entry", detail))
-        elif number in read.pictures:
+            read.findings.append(finding(f"images[{position}]", source, "image", "malformed entry", detail))
+        elif number in read.images:
             detail = f"the id {number} is that of an earlier entry of 'images', which stays"
-            read.findings.append(finding(f"images[{position}]", source, "picture", "duplicate id", detail))
+            read.findings.append(finding(f"images[{position}]", source, "image", "duplicate id", detail))
         else:
-            read.pictures[number] = Picture(number, entry)
+            read.images[number] = CocoImage(number, entry)
 
 
 def _read_categories(entries: list[Any], read: CocoFile, source: str) -> None:
@@ -130,24 +130,24 @@ def _read_annotations(entries: list[Any], read: CocoFile, source: str) -> None:
             read.findings.append(finding(place, source, "region", "malformed entry", detail))
             continue
         is_caption, number = "caption" in entry, whole_number(entry, "id")
-        picture = read.pictures.get(whole_number(entry, "image_id") or 0)
+        image = read.images.get(whole_number(entry, "image_id") or 0)
         subject = "caption" if is_caption else "region"
-        if picture is None or picture.number != entry.get("image_id"):
+        if image is None or image.number != entry.get("image_id"):
             detail = f"'image_id' is {str(entry.get('image_id'))[:40]}: there is no such entry in 'images'"
-            read.findings.append(finding(place, source, subject, "unknown picture", detail))
+            read.findings.append(finding(place, source, subject, "unknown image", detail))
         elif number is not None and (is_caption, number) in seen:
             detail = f"the id {number} is that of an earlier entry of 'annotations', which stays"
             read.findings.append(finding(place, source, subject, "duplicate id", detail))
         else:
             if number is not None:
                 seen.add((is_caption, number))
-            (picture.captions if is_caption else picture.annotations).append(entry)
+            (image.captions if is_caption else image.annotations).append(entry)
 
 
-def describe(picture: Picture, read: CocoFile, sample: Sample, *, file_name: str) -> Sample:
-    """Put a picture's captions and regions into its sample, with the ids that they have in the file."""
+def describe(image: CocoImage, read: CocoFile, sample: Sample, *, file_name: str) -> Sample:
+    """Put an image's captions and regions into its sample, with the ids that they have in the file."""
     captions, caption_rows = [], []
-    for position, entry in enumerate(picture.captions):
+    for position, entry in enumerate(image.captions):
         if isinstance(entry["caption"], str):
             kind, source = _text(entry.get("kind")) or "caption", _text(entry.get("source"))
             captions.append({"text": entry["caption"], "kind": kind, "source": source})
@@ -155,7 +155,7 @@ def describe(picture: Picture, read: CocoFile, sample: Sample, *, file_name: str
         else:
             sample.problems.append(Problem("caption", "not text", "field 'caption' must hold text", position))
     regions, region_rows = [], []
-    for position, entry in enumerate(picture.annotations):
+    for position, entry in enumerate(image.annotations):
         category = read.categories.get(whole_number(entry, "category_id") or 0)
         if category is None or category.number != entry.get("category_id"):
             detail = f"'category_id' is {str(entry.get('category_id'))[:40]}: there is no such entry in 'categories'"
@@ -167,16 +167,16 @@ def describe(picture: Picture, read: CocoFile, sample: Sample, *, file_name: str
     sample.fields = {
         "captions": captions,
         "regions": regions,
-        **{name: picture.entry[name] for name in ("labels", "group", "split") if name in picture.entry},
+        **{name: image.entry[name] for name in ("labels", "group", "split") if name in image.entry},
     }
-    url = picture.entry.get("coco_url") or picture.entry.get("flickr_url")
+    url = image.entry.get("coco_url") or image.entry.get("flickr_url")
     if isinstance(url, str) and url:
         sample.fields = {**sample.fields, "url": url}
-    sample.stated_size = stated_size(picture.entry)
-    sample.extra = {"coco_images": [{"image_id": picture.number, "file_name": file_name}]}
+    sample.stated_size = stated_size(image.entry)
+    sample.extra = {"coco_images": [{"image_id": image.number, "file_name": file_name}]}
     sample.region_rows = ("coco_regions", region_rows)
     sample.caption_rows = ("coco_captions", caption_rows)
-    read.further[_OUTLINES] += sum(entry.get("segmentation") is True for entry in picture.annotations)
+    read.further[_OUTLINES] += sum(entry.get("segmentation") is True for entry in image.annotations)
     read.further[_CROWDS] += sum(region["slice"] == CROWD for region in regions)
     return sample
 

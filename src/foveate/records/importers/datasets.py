@@ -1,6 +1,6 @@
-"""Import from Hugging Face `datasets`: a saved data set, Parquet files with pictures in them, or a hub id.
+"""Import from Hugging Face `datasets`: a saved data set, Parquet files with images in them, or a hub id.
 
-A picture's key is its part ("train") and the SHA-256 of its bytes, so that the same picture has the same key
+An image's key is its part ("train") and the SHA-256 of its bytes, so that the same image has the same key
 wherever it stands; a column can give the keys instead. The part becomes the split: data sets come divided.
 """
 
@@ -13,16 +13,16 @@ from typing import Any, Unpack
 
 import pyarrow as pa
 
+from foveate.core.errors import UserError, choose, nearest
 from foveate.records.importers.columns import IMAGES, TEXTS, find_column, need_column
 from foveate.records.importers.files import file_sample
 from foveate.records.importers.formats import Format
 from foveate.records.importers.json_files import finding
 from foveate.records.importers.options import SharedOptions
-from foveate.records.importers.sample import MAX_BYTES, PICTURE_SUFFIXES, Sample
-from foveate.records.importers.table_files import is_of_pictures
+from foveate.records.importers.sample import IMAGE_SUFFIXES, MAX_BYTES, Sample
+from foveate.records.importers.table_files import is_of_images
 from foveate.records.importers.taking import import_samples
 from foveate.records.summary import ImportSummary
-from foveate.settings.errors import UserError, choose, nearest
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 _KEY_DIGITS = 32
@@ -39,9 +39,9 @@ def import_datasets(
     revision: str | None = None,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take the pictures of a data set, with their texts, into the collection `target`.
+    """Take the images of a data set, with their texts, into the collection `target`.
 
-    Rows are read one after the other, pictures are not decoded on the way and keep their bytes.
+    Rows are read one after the other, images are not decoded on the way and keep their bytes.
 
     Args:
         source: a folder written by `save_to_disk`, a Parquet file or a folder of Parquet files that have an
@@ -51,12 +51,12 @@ def import_datasets(
         part: take only this part of the data set ("train"); by default all of them.
         image_column, text_column: names of the columns; by default the first image column, and one of the
             usual names. A text column may hold text or a list of texts.
-        key_column: column with a name for each picture; by default its hash.
+        key_column: column with a name for each image; by default its hash.
         revision: branch, tag or commit of a data set on the hub.
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: `datasets` is not installed; there is no such data set, part or column; it has no pictures.
+        UserError: `datasets` is not installed; there is no such data set, part or column; it has no images.
     """
     parts = _open(str(source), revision)
     if part is not None:
@@ -131,16 +131,16 @@ def _columns(
     if features is None:
         raise UserError(f"{source}: the columns of the data set are not known")
     names = list(features)
-    pictures = [name for name, feature in features.items() if _is_image(feature)]
-    if image is None and not pictures:
+    images = [name for name, feature in features.items() if _is_image(feature)]
+    if image is None and not images:
         listed = ", ".join(names[:30])
-        raise UserError(f"{source} has no column of pictures: its columns are {listed}; name it with --image-column")
-    if image is None and len(pictures) > 1:
-        usual = find_column(pictures, IMAGES, given=None, option="--image-column", where=source)
-        image = usual or pictures[0]
-    chosen = need_column(names, pictures[:1] or IMAGES, given=image, option="--image-column", where=source)
+        raise UserError(f"{source} has no column of images: its columns are {listed}; name it with --image-column")
+    if image is None and len(images) > 1:
+        usual = find_column(images, IMAGES, given=None, option="--image-column", where=source)
+        image = usual or images[0]
+    chosen = need_column(names, images[:1] or IMAGES, given=image, option="--image-column", where=source)
     if not _is_image(features[chosen]):
-        raise UserError(f"{source}: column {chosen!r} holds no pictures but {features[chosen]}")
+        raise UserError(f"{source}: column {chosen!r} holds no images but {features[chosen]}")
     texts = find_column(names, TEXTS, given=text, option="--text-column", where=source)
     keys = None if key is None else need_column(names, (), given=key, option="--key-column", where=source)
     return chosen, texts, keys
@@ -183,7 +183,7 @@ def _sample(
     found = image if isinstance(image, Mapping) else {}
     data, path = found.get("bytes"), found.get("path")
     if data is None and path is None:
-        return finding(where, where, "picture", "no picture", "the cell of the picture is empty")
+        return finding(where, where, "image", "no image", "the cell of the image is empty")
     if isinstance(data, bytes):
         sample = Sample(key="", source=where, load=lambda: data)
     else:
@@ -207,13 +207,13 @@ def _root(source: Path, path: object) -> Path:
 
 
 def _bytes_of(sample: Sample) -> bytes:
-    """The picture's bytes for its key; a file that cannot be read is refused later, with its reason."""
-    from foveate.records.pictures import BadPicture
+    """The image's bytes for its key; a file that cannot be read is refused later, with its reason."""
+    from foveate.records.images import BadImage
 
     assert sample.load is not None
     try:
         return sample.load()[: MAX_BYTES + 1]
-    except (OSError, BadPicture):
+    except (OSError, BadImage):
         return sample.source.encode()
 
 
@@ -221,26 +221,26 @@ def _key(value: object) -> str:
     """A key from a cell; an ending like that of a file is left out."""
     text = str(value)
     stem, _, suffix = text.rpartition(".")
-    return stem if stem and suffix.lower() in PICTURE_SUFFIXES else text
+    return stem if stem and suffix.lower() in IMAGE_SUFFIXES else text
 
 
-def _recognise(source: str) -> str | None:
+def _recognize(source: str) -> str | None:
     path = Path(source)
     if path.is_file():
-        return "a Parquet file with pictures in it" if is_of_pictures(path) else None
+        return "a Parquet file with images in it" if is_of_images(path) else None
     if not path.is_dir():
         return None
     saved = next((name for name in _SAVED if (path / name).is_file()), None)
     if saved is not None:
         return saved
     files = sorted(path.glob("*.parquet")) or sorted(path.glob("*/*.parquet"))
-    return "Parquet files with pictures in them" if files and is_of_pictures(files[0]) else None
+    return "Parquet files with images in them" if files and is_of_images(files[0]) else None
 
 
 FORMAT = Format(
     name="datasets",
     run=import_datasets,
-    recognise=_recognise,
+    recognize=_recognize,
     options=("part", "image_column", "text_column", "key_column", "revision"),
-    refusals={"reference": "the pictures lie inside of the data set's files"},
+    refusals={"reference": "the images lie inside of the data set's files"},
 )

@@ -1,7 +1,7 @@
-"""Import a folder of pictures, each with an optional `.txt` and `.json` beside it.
+"""Import a folder of images, each with an optional `.txt` and `.json` beside it.
 
 The key of `birds/owl.jpg` is `birds/owl`; its sidecars are `birds/owl.txt` and `birds/owl.json` (see
-`foveate.records.importers.sidecar` for what they may hold). Pictures without sidecars are kept.
+`foveate.records.importers.sidecar` for what they may hold). Images without sidecars are kept.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Unpack
 
+from foveate.core.errors import UserError
 from foveate.records import layout
 from foveate.records.importers.files import read_later, refuse_later, refused
 from foveate.records.importers.formats import Format
 from foveate.records.importers.options import SharedOptions
-from foveate.records.importers.sample import PICTURE_SUFFIXES, REFUSED_SUFFIXES, Problem, Sample
+from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Problem, Sample
 from foveate.records.importers.taking import check_source, import_samples
 from foveate.records.summary import ImportSummary
-from foveate.settings.errors import UserError
 
 
 def import_folder(
@@ -31,58 +31,58 @@ def import_folder(
     label_from_folder: str | None = None,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take all pictures below the folder `source` into the collection `target`, in the order of their paths.
+    """Take all images below the folder `source` into the collection `target`, in the order of their paths.
 
     Doing it again takes in only what is new. Symbolic links that lead out of `source`, and files that are no
-    regular files, are quarantined. Hidden files and folders, and files that are neither pictures nor sidecars
+    regular files, are quarantined. Hidden files and folders, and files that are neither images nor sidecars
     of one, are ignored and counted.
 
     Args:
-        source: folder with pictures, at any depth.
+        source: folder with images, at any depth.
         target: collection folder, made where it does not exist.
-        group_by: "folder" puts pictures of one folder into one group (a JSON field "group" goes before it).
+        group_by: "folder" puts images of one folder into one group (a JSON field "group" goes before it).
         reference: leave the files where they are; the collection points at them.
-        first_line: only the first line of a `.txt` is the picture's text, as where translations or notes follow it.
-        label_from_folder: name of a label field whose value is the name of the folder that a picture lies in, as
+        first_line: only the first line of a `.txt` is the image's text, as where translations or notes follow it.
+        label_from_folder: name of a label field whose value is the name of the folder that an image lies in, as
             where every class has its folder (a JSON label of that name goes before it).
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: the source does not exist, is no folder, is a collection or has no picture; labels are asked for
-            and no picture lies in a folder of its own class; or the target is no collection, or is being written by
+        UserError: the source does not exist, is no folder, is a collection or has no image; labels are asked for
+            and no image lies in a folder of its own class; or the target is no collection, or is being written by
             another process.
     """
     source = check_source(Path(source))
     if not source.is_dir():
-        raise UserError(f"{source} is a file: a folder of pictures is wanted")
+        raise UserError(f"{source} is a file: a folder of images is wanted")
     if (source / layout.DESCRIPTION).is_file():
-        raise UserError(f"{source} is a collection already: a folder of pictures is wanted")
+        raise UserError(f"{source} is a collection already: a folder of images is wanted")
     files, ignored = _list_files(source, Path(target))
-    pictures = [path for path in files if _suffix(path) in PICTURE_SUFFIXES | REFUSED_SUFFIXES]
-    if not pictures:
-        allowed = ", ".join(sorted(PICTURE_SUFFIXES))
-        raise UserError(f"{source} has no pictures: looked for files that end in {allowed}")
+    images = [path for path in files if _suffix(path) in IMAGE_SUFFIXES | REFUSED_SUFFIXES]
+    if not images:
+        allowed = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{source} has no images: looked for files that end in {allowed}")
     if label_from_folder is not None:
-        _check_label(label_from_folder, source, pictures)
+        _check_label(label_from_folder, source, images)
     sidecars = {path for path in files if _suffix(path) in ("txt", "json")}
-    used = {path.with_suffix(suffix) for path in pictures for suffix in (".txt", ".json")} & sidecars
+    used = {path.with_suffix(suffix) for path in images for suffix in (".txt", ".json")} & sidecars
     return import_samples(
         target,
-        _samples(source, pictures, used, first_line=first_line, label=label_from_folder),
+        _samples(source, images, used, first_line=first_line, label=label_from_folder),
         default_source=source.resolve().name,
-        total=len(pictures),
-        ignored_files=ignored + len(files) - len(pictures) - len(used),
+        total=len(images),
+        ignored_files=ignored + len(files) - len(images) - len(used),
         group_by=group_by,
         reference=reference,
         **shared,
     )
 
 
-def _check_label(name: str, source: Path, pictures: list[Path]) -> None:
+def _check_label(name: str, source: Path, images: list[Path]) -> None:
     if not name.strip():
         raise UserError("--label-from-folder: the label field needs a name, such as category")
-    if all(path.parent == source for path in pictures):
-        raise UserError(f"--label-from-folder: {source} has no folders with pictures; all lie in it itself")
+    if all(path.parent == source for path in images):
+        raise UserError(f"--label-from-folder: {source} has no folders with images; all lie in it itself")
 
 
 def _suffix(path: Path) -> str:
@@ -104,10 +104,10 @@ def _list_files(source: Path, target: Path) -> tuple[list[Path], int]:
 
 
 def _samples(
-    source: Path, pictures: list[Path], sidecars: set[Path], *, first_line: bool, label: str | None
+    source: Path, images: list[Path], sidecars: set[Path], *, first_line: bool, label: str | None
 ) -> Iterator[Sample]:
     root = source.resolve()
-    for path in pictures:
+    for path in images:
         relative = path.relative_to(source)
         key = relative.with_suffix("").as_posix()
         sample = Sample(key=key, source=relative.as_posix(), load=read_later(path), location=path)
@@ -133,14 +133,14 @@ def _first_line(read: Callable[[], bytes]) -> Callable[[], bytes]:
     return lambda: read().lstrip(b"\xef\xbb\xbf\r\n").split(b"\n", 1)[0]
 
 
-def _recognise(source: str) -> str | None:
+def _recognize(source: str) -> str | None:
     return "a folder" if Path(source).is_dir() else None
 
 
 FORMAT = Format(
     name="folder",
     run=import_folder,
-    recognise=_recognise,
+    recognize=_recognize,
     options=("group_by", "reference", "first_line", "label_from_folder"),
     fallback=True,
 )

@@ -8,22 +8,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from foveate.core.errors import UserError, nearest
 from foveate.records.summary import ImportSummary
-from foveate.settings.errors import UserError, nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """One format that can be imported.
 
-    `run(source, target, **options)` imports, `recognise(source)` says what of this format was found at a
+    `run(source, target, **options)` imports, `recognize(source)` says what of this format was found at a
     source, or None. `options` are the keywords that `run` takes besides the shared ones, `refusals` says why
-    it does not take another one. A `fallback` is chosen where no other format is recognised.
+    it does not take another one. A `fallback` is chosen where no other format is recognized.
     """
 
     name: str
     run: Callable[..., ImportSummary]
-    recognise: Callable[[str], str | None]
+    recognize: Callable[[str], str | None]
     options: tuple[str, ...] = ()
     refusals: Mapping[str, str] = field(default_factory=dict)
     fallback: bool = False
@@ -39,15 +39,15 @@ def formats() -> dict[str, Format]:
     return {one.name: one for one in sorted(found, key=lambda one: one.name)}
 
 
-def recognised_format(source: str, *, others: tuple[str, ...] = ()) -> tuple[Format, str]:
-    """The one format of `source`, and what it was recognised by.
+def recognized_format(source: str, *, others: tuple[str, ...] = ()) -> tuple[Format, str]:
+    """The one format of `source`, and what it was recognized by.
 
     Raises:
-        UserError: nothing is there (`others` are further names to suggest), no format is recognised, or more
+        UserError: nothing is there (`others` are further names to suggest), no format is recognized, or more
             than one.
     """
     known = formats()
-    found = {name: what for name, one in known.items() if (what := one.recognise(source)) is not None}
+    found = {name: what for name, one in known.items() if (what := one.recognize(source)) is not None}
     clear = {name: what for name, what in found.items() if not known[name].fallback} or found
     if len(clear) > 1:
         seen = " or ".join(f"{name} ({what})" for name, what in clear.items())
@@ -56,7 +56,7 @@ def recognised_format(source: str, *, others: tuple[str, ...] = ()) -> tuple[For
         return known[name], what
     if Path(source).exists():
         allowed = ", ".join(known)
-        raise UserError(f"{source}: the format is not recognised: name it with --format, allowed are {allowed}")
+        raise UserError(f"{source}: the format is not recognized: name it with --format, allowed are {allowed}")
     siblings = Path(source).parent.glob("*") if Path(source).parent.is_dir() else ()
     candidates = [*others, *(str(one) for one in siblings)][:500]
     raise UserError(f"{source}: neither a file, a folder nor a built-in collection{nearest(source, candidates)}")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.errors import UserError, nearest
 from foveate.records.importers.files import place_of
 from foveate.records.importers.sample import Problem, Sample
-from foveate.settings.errors import UserError, nearest
 
 LARGEST_ID = 2**63 - 1
 
@@ -55,21 +55,21 @@ def whole_number(entry: Mapping[str, Any], name: str) -> int | None:
 
 
 def stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The picture's (width, height) as the file states it, or None where it does not, or not sensibly."""
+    """The image's (width, height) as the file states it, or None where it does not, or not sensibly."""
     width, height = whole_number(entry, "width"), whole_number(entry, "height")
     return (width, height) if width and height and min(width, height) > 0 else None
 
 
 def finding(key: str, source: str, subject: str, reason: str, detail: str, position: int = -1) -> Sample:
-    """Something to note at this point of the source, without a picture."""
+    """Something to note at this point of the source, without an image."""
     problem = Problem(subject, reason, detail, position)
     return Sample(key=key, source=source, load=None, problems=[problem], only_problems=True)
 
 
 def folder_with(names: Iterable[list[object]], candidates: Iterable[Path], *, source: Path, given: Path | None) -> Path:
-    """The first of the `candidates` (or the `given` folder alone) that has one of the pictures.
+    """The first of the `candidates` (or the `given` folder alone) that has one of the images.
 
-    `names` are, for each picture, the names that it may have. Raises UserError where no folder has any.
+    `names` are, for each image, the names that it may have. Raises UserError where no folder has any.
     """
     if given is not None and not given.is_dir():
         raise UserError(f"--images: {given} is no folder")
@@ -80,4 +80,4 @@ def folder_with(names: Iterable[list[object]], candidates: Iterable[Path], *, so
         if any(not isinstance(place, Problem) and place[1].is_file() for place in places):
             return folder
     looked = ", ".join(map(str, tried))
-    raise UserError(f"none of the {len(listed)} pictures of {source} is in {looked}: give their folder with --images")
+    raise UserError(f"none of the {len(listed)} images of {source} is in {looked}: give their folder with --images")

@@ -10,16 +10,16 @@ GROUPINGS = ("none", "folder")
 class SharedOptions(TypedDict, total=False):
     """Keywords of every importer.
 
-    `name`: of a new collection, by default that of the target folder. `licence`: of the pictures.
-    `source_name`: provenance, by default the name of the source. `workers`: threads that examine pictures.
-    `max_pixels`, `pictures_per_shard`, `bytes_per_shard`, `created`: see `CollectionWriter`.
+    `name`: of a new collection, by default that of the target folder. `license`: of the images.
+    `source_name`: provenance, by default the name of the source. `workers`: threads that examine images.
+    `max_pixels`, `images_per_shard`, `bytes_per_shard`, `created`: see `CollectionWriter`.
     """
 
     name: str | None
-    licence: str | None
+    license: str | None
     source_name: str | None
     workers: int | None
     max_pixels: int
-    pictures_per_shard: int
+    images_per_shard: int
     bytes_per_shard: int
     created: str | None

@@ -7,24 +7,24 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from foveate.core.errors import UserError, choose, nearest
 from foveate.records.boxes import EDGE_ROUNDING, Box
 from foveate.records.importers.sample import Problem
 from foveate.records.record import Region
-from foveate.settings.errors import UserError, choose, nearest
 
 FORMATS = ("xyxy", "xywh")
-UNITS = ("pixel", "normalised")
+UNITS = ("pixel", "normalized")
 FIELDS = ("box", "phrase", "format", "unit", "score", "label", "slice", "source")
-# A box may stick out of its picture by this part of the picture's side and is then clipped. One that sticks
+# A box may stick out of its image by this part of the image's side and is then clipped. One that sticks
 # out further was most likely written in another unit or format, and clipping it would hide that.
 CLIP_TOLERANCE = 0.05
 
 
 def read_region(raw: object, *, position: int, width: int, height: int) -> tuple[Region, bool] | Problem:
-    """One entry of a sidecar's "regions", for a picture of `width` x `height` pixels (after EXIF rotation).
+    """One entry of a sidecar's "regions", for an image of `width` x `height` pixels (after EXIF rotation).
 
     Fields: `box` (four numbers), `phrase` and/or `label`, `format` ("xyxy", the default, or "xywh"), `unit`
-    ("pixel", the default, or "normalised"), `score` in [0, 1], `slice`, `source`. Returns the region and
+    ("pixel", the default, or "normalized"), `score` in [0, 1], `slice`, `source`. Returns the region and
     whether its box was clipped, or the problem for the quarantine.
     """
     try:
@@ -43,7 +43,7 @@ def read_region(raw: object, *, position: int, width: int, height: int) -> tuple
     outcome = _fit(corners)
     if isinstance(outcome, str):
         shown = ", ".join(f"{corner:.4g}" for corner in corners)
-        detail = f"box ({shown}) in parts of the picture's width and height"
+        detail = f"box ({shown}) in parts of the image's width and height"
         return Problem("region", outcome, detail, position)
     box, clipped = outcome
     return Region(box, texts["phrase"], score, texts["label"], texts["slice"], texts["source"]), clipped
@@ -74,7 +74,7 @@ def _fit(corners: tuple[float, float, float, float]) -> tuple[Box, bool] | str:
         return "box empty"
     sticks_out = max(-x1, -y1, x2 - 1, y2 - 1)
     if sticks_out > CLIP_TOLERANCE or min(x2, y2) <= 0 or max(x1, y1) >= 1:
-        return "box outside the picture"
+        return "box outside the image"
     x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(1.0, x2), min(1.0, y2)
     if np.float32(x1) >= np.float32(x2) or np.float32(y1) >= np.float32(y2):
         return "box empty"

@@ -1,4 +1,4 @@
-"""What an importer reads before it is checked: bytes of a picture and of its sidecar files."""
+"""What an importer reads before it is checked: bytes of an image and of its sidecar files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from foveate.records.record import Caption, Region
 
-# Files with these endings are taken for pictures; their first bytes decide what they are.
-PICTURE_SUFFIXES = frozenset("jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff".split())
-# These are pictures too, but of formats that are not taken in: they are quarantined, not ignored.
+# Files with these endings are taken for images; their first bytes decide what they are.
+IMAGE_SUFFIXES = frozenset("jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff".split())
+# These are images too, but of formats that are not taken in: they are quarantined, not ignored.
 REFUSED_SUFFIXES = frozenset("avif heic heif svg jp2 jxl psd ico tga ppm pgm pbm eps".split())
 MAX_BYTES = 256 * 2**20
 
@@ -27,10 +27,10 @@ class Problem:
 
 @dataclass(slots=True)
 class Sample:
-    """One picture with its sidecars, unread and unchecked.
+    """One image with its sidecars, unread and unchecked.
 
-    `source` says where it came from, for the quarantine. `load` gives the picture's bytes (it may be called
-    in another thread), or is None where there is no picture. `text` and `json` read the sidecars.
+    `source` says where it came from, for the quarantine. `load` gives the image's bytes (it may be called
+    in another thread), or is None where there is no image. `text` and `json` read the sidecars.
     `labels` are known without a sidecar; those of the JSON file go before them.
     `ignored` counts files that belong to the sample and are not used. With `only_problems` there is no
     sample, just something to note at this point of the source.
@@ -39,7 +39,7 @@ class Sample:
     `stated_size` (width, height) is the size that boxes in pixels refer to, where a file states it. `extra`
     holds rows of further annotation tables. `region_rows` and `caption_rows` are a table and one row for each
     entry of the fields "regions" and "captions": those of the taken ones are kept, with their `position`
-    among them. `location` is the picture's own file, if it has one.
+    among them. `location` is the image's own file, if it has one.
     """
 
     key: str
@@ -62,7 +62,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Sidecar:
-    """What the sidecars of one picture say, as far as it could be used, and what could not.
+    """What the sidecars of one image say, as far as it could be used, and what could not.
 
     `captions_kept` and `regions_kept` are the places that the kept ones had among those given.
     """

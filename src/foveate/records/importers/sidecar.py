@@ -1,4 +1,4 @@
-"""Sidecar files: the text and the JSON object that lie beside a picture.
+"""Sidecar files: the text and the JSON object that lie beside an image.
 
 Text (`.txt`): the whole file is one caption. JSON (`.json`): an object with, all optional,
 
@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 
+from foveate.core.errors import UserError
 from foveate.records.importers.regions import read_region
 from foveate.records.importers.sample import Problem, Sidecar
 from foveate.records.record import Caption, Region
 from foveate.records.rows import clean_text, has_control_characters
-from foveate.settings.errors import UserError
 
 
 def read_sidecars(
@@ -29,7 +29,7 @@ def read_sidecars(
     given: Mapping[str, object] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Sidecar:
-    """Read both sidecars of a picture of `size` (width, height); without a size regions are left out.
+    """Read both sidecars of an image of `size` (width, height); without a size regions are left out.
 
     Equal captions of one kind are kept once, and the text file only where the JSON has not the same text:
     img2dataset writes the caption into both. What cannot be used becomes a problem, the rest is used. Where

@@ -1,7 +1,7 @@
 """Import a table of paths and texts: CSV, TSV or Parquet, as open_clip and most data sets have it.
 
-Rows with the same path are one picture with several captions. The key is the path below the folder of the
-pictures, without its ending. Further columns, such as addresses, are ignored.
+Rows with the same path are one image with several captions. The key is the path below the folder of the
+images, without its ending. Further columns, such as addresses, are ignored.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Unpack
 import numpy as np
 import pyarrow as pa
 
+from foveate.core.errors import UserError
 from foveate.records.importers.columns import BOXES, PATHS, TEXTS, find_column, need_column
 from foveate.records.importers.files import file_sample
 from foveate.records.importers.formats import Format
 from foveate.records.importers.json_files import finding
 from foveate.records.importers.options import SharedOptions
 from foveate.records.importers.sample import Problem, Sample
-from foveate.records.importers.table_files import SUFFIXES, column_names, is_of_pictures, read_columns
+from foveate.records.importers.table_files import SUFFIXES, column_names, is_of_images, read_columns
 from foveate.records.importers.taking import check_source, import_samples
 from foveate.records.summary import ImportSummary
-from foveate.settings.errors import UserError
 
 
 def import_table(
@@ -39,9 +39,9 @@ def import_table(
     reference: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take the pictures that a table names, with their texts, into the collection `target`.
+    """Take the images that a table names, with their texts, into the collection `target`.
 
-    The columns that are used are read into memory, pictures are not.
+    The columns that are used are read into memory, images are not.
 
     Args:
         source: a `.csv`, `.tsv` or `.parquet` file. A text file is UTF-8 with a line of column names; tab,
@@ -51,8 +51,8 @@ def import_table(
         path_column, text_column: names of the columns; by default one of the usual names.
         boxes_column: column with regions, as JSON or as Parquet lists of objects in the form of a sidecar's
             `regions`; by default `boxes` or `regions` where there is one.
-        label_column: columns whose cells are the picture's labels, each a label field of the column's name. Where
-            rows of one picture differ the first is taken and the others are noted.
+        label_column: columns whose cells are the image's labels, each a label field of the column's name. Where
+            rows of one image differ the first is taken and the others are noted.
         group_by, reference: see `foveate.records.importers.folder.import_folder`.
         shared: see `SharedOptions`.
 
@@ -89,9 +89,9 @@ def import_table(
         **shared,
     )
     told = ", ".join(f"{use} from {name!r}" for use, name in [*wanted.items(), *(("label", one) for one in labels)])
-    summary.notes.append(f"columns used: {told}; pictures below {root}")
-    if summary.taken + summary.already_there == 0 and summary.pictures_quarantined:
-        summary.notes.append("no picture was found: --images names the folder that the paths start from")
+    summary.notes.append(f"columns used: {told}; images below {root}")
+    if summary.taken + summary.already_there == 0 and summary.images_quarantined:
+        summary.notes.append("no image was found: --images names the folder that the paths start from")
     return summary
 
 
@@ -123,9 +123,9 @@ def _sample(
     try:
         name = _cell(paths, rows[0])
     except UnicodeDecodeError as error:
-        return finding(f"row {rows[0] + 1}", where, "picture", "no file name", f"the path is not UTF-8: {error.reason}")
+        return finding(f"row {rows[0] + 1}", where, "image", "no file name", f"the path is not UTF-8: {error.reason}")
     if not isinstance(name, str) or not name.strip():
-        return finding(f"row {rows[0] + 1}", where, "picture", "no file name", "the cell of the path is empty")
+        return finding(f"row {rows[0] + 1}", where, "image", "no file name", "the cell of the path is empty")
     sample = file_sample(name, root, source=where)
     captions: list[object] = []
     regions: list[object] = []
@@ -154,7 +154,7 @@ def _texts(column: pa.ChunkedArray, row: int, position: int, sample: Sample) -> 
 
 
 def _labels(rows: np.ndarray, columns: dict[str, pa.ChunkedArray], sample: Sample) -> dict[str, str]:
-    """The labels of a picture's rows: by column the first cell that is not empty."""
+    """The labels of an image's rows: by column the first cell that is not empty."""
     found: dict[str, str] = {}
     for name, column in columns.items():
         for position, row in enumerate(rows.tolist()):
@@ -195,16 +195,16 @@ def _without_nulls(region: object) -> object:
     return {name: value for name, value in region.items() if value is not None}
 
 
-def _recognise(source: str) -> str | None:
+def _recognize(source: str) -> str | None:
     path = Path(source)
     if not path.is_file() or path.suffix.lower() not in SUFFIXES:
         return None
-    return None if is_of_pictures(path) else f"a {path.suffix.lower()[1:]} table"
+    return None if is_of_images(path) else f"a {path.suffix.lower()[1:]} table"
 
 
 FORMAT = Format(
     name="table",
     run=import_table,
-    recognise=_recognise,
+    recognize=_recognize,
     options=("images", "path_column", "text_column", "boxes_column", "label_column", "group_by", "reference"),
 )

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from foveate.core.errors import UserError
 from foveate.records.importers.json_files import finding
 from foveate.records.importers.sample import Sample
-from foveate.settings.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _HEAD_BYTES = 2**20
@@ -36,8 +36,8 @@ def read_columns(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
     return _read_parquet(path, names) if _kind(path) == ".parquet" else _read_text(path, names)
 
 
-def is_of_pictures(path: Path) -> bool:
-    """Whether a Parquet file holds pictures themselves, as a struct of bytes and path."""
+def is_of_images(path: Path) -> bool:
+    """Whether a Parquet file holds images themselves, as a struct of bytes and path."""
     if path.suffix.lower() != ".parquet":
         return False
     try:

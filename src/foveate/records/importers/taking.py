@@ -1,4 +1,4 @@
-"""What all importers share: pictures are examined in threads, taken in in order, or quarantined."""
+"""What all importers share: images are examined in threads, taken in in order, or quarantined."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+from foveate.core.errors import UserError, choose, nearest
+from foveate.core.progress import track
 from foveate.records import layout
+from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine
 from foveate.records.importers.files import folder_of
 from foveate.records.importers.options import GROUPINGS, SharedOptions
 from foveate.records.importers.sample import MAX_BYTES, Problem, Sample, Sidecar
 from foveate.records.importers.sidecar import read_sidecars
-from foveate.records.pictures import MAX_PIXELS, BadPicture, Examined, examine
 from foveate.records.summary import ImportSummary
-from foveate.records.writer import BYTES_PER_SHARD, PICTURES_PER_SHARD, CollectionWriter
-from foveate.settings.errors import UserError, choose, nearest
-from foveate.settings.progress import track
+from foveate.records.writer import BYTES_PER_SHARD, IMAGES_PER_SHARD, CollectionWriter
 
-# Two sides of a picture that was made smaller are rounded to whole pixels, so their ratios differ a little.
+# Two sides of an image that was made smaller are rounded to whole pixels, so their ratios differ a little.
 SIZE_TOLERANCE = 0.02
 _AHEAD_PER_WORKER = 4
 
 
 def default_workers() -> int:
-    """Threads that examine pictures: one per core, at most 8."""
+    """Threads that examine images: one per core, at most 8."""
     return min(8, os.cpu_count() or 1)
 
 
@@ -43,12 +43,12 @@ def check_source(source: Path) -> Path:
 
 @dataclass(slots=True)
 class _Prepared:
-    """A picture after the threaded part: examined, or known already, or with the reason why it is refused."""
+    """An image after the threaded part: examined, or known already, or with the reason why it is refused."""
 
     sample: Sample
     data: bytes = b""
     examined: Examined | None = None
-    refused: BadPicture | None = None
+    refused: BadImage | None = None
 
 
 def import_samples(
@@ -73,7 +73,7 @@ def import_samples(
         default_source: provenance where `shared` has no `source_name`.
         total: how many samples there are, for the progress, which is `shown` or not.
         ignored_files: files of the source that are not used.
-        group_by: "folder" puts pictures whose keys have the same folder into one group.
+        group_by: "folder" puts images whose keys have the same folder into one group.
         reference: leave the files where they are; the collection points at them.
         further: what the importer counts while it gives samples; it goes into the summary.
         finish: called with the writer when all samples are taken.
@@ -88,15 +88,15 @@ def import_samples(
     with CollectionWriter(
         target,
         name=shared.get("name"),
-        licence=shared.get("licence"),
+        license=shared.get("license"),
         source=shared.get("source_name") or default_source,
-        pictures_per_shard=shared.get("pictures_per_shard", PICTURES_PER_SHARD),
+        images_per_shard=shared.get("images_per_shard", IMAGES_PER_SHARD),
         bytes_per_shard=shared.get("bytes_per_shard", BYTES_PER_SHARD),
         max_pixels=max_pixels,
         created=shared.get("created"),
     ) as writer:
         writer.summary.ignored_files = ignored_files
-        tracked = track(samples, description="importing pictures", total=total) if shown else samples
+        tracked = track(samples, description="importing images", total=total) if shown else samples
         adjusted = (_adjusted(sample, group_by=group_by, reference=reference) for sample in tracked)
         take_samples(writer, adjusted, workers=workers, max_pixels=max_pixels)
         writer.summary.further.update(+(further or Counter()))
@@ -116,8 +116,8 @@ def _adjusted(sample: Sample, *, group_by: str, reference: bool) -> Sample:
 def take_samples(writer: CollectionWriter, samples: Iterable[Sample], *, workers: int, max_pixels: int) -> None:
     """Take all samples into the writer's collection, in their order.
 
-    Pictures are read and examined by `workers` threads, a few ahead. Findings about a picture go to the
-    quarantine before the picture is added, so that a commit never parts them.
+    Images are read and examined by `workers` threads, a few ahead. Findings about an image go to the
+    quarantine before the image is added, so that a commit never parts them.
     """
     for prepared in _prepare_ahead(writer, samples, workers=workers, max_pixels=max_pixels):
         _take(writer, prepared)
@@ -147,13 +147,13 @@ def _prepare(writer: CollectionWriter, sample: Sample, max_pixels: int) -> _Prep
     try:
         prepared.data = sample.load()
         if len(prepared.data) > MAX_BYTES:
-            raise BadPicture("too many bytes", f"the picture has more than {MAX_BYTES:,} bytes")
+            raise BadImage("too many bytes", f"the image has more than {MAX_BYTES:,} bytes")
         if hashlib.sha256(prepared.data).hexdigest() != writer.known_sha256(sample.key):
             prepared.examined = examine(prepared.data, max_pixels=max_pixels)
-    except BadPicture as error:
+    except BadImage as error:
         prepared.refused = error
     except OSError as error:
-        prepared.refused = BadPicture("unreadable", f"the file cannot be read: {error.strerror or error}")
+        prepared.refused = BadImage("unreadable", f"the file cannot be read: {error.strerror or error}")
     return prepared
 
 
@@ -166,18 +166,18 @@ def _take(writer: CollectionWriter, prepared: _Prepared) -> None:
     try:
         layout.check_key(sample.key)
     except UserError as error:
-        _note(writer, sample, [Problem("picture", "unusable key", str(error))])
+        _note(writer, sample, [Problem("image", "unusable key", str(error))])
         return
     if sample.load is None:
         status = read_sidecars(None, sample.json, size=None, given=sample.fields).status
         if status and status != "success":
-            problem = Problem("picture", "download failed", f"the JSON sidecar says status {status!r}")
+            problem = Problem("image", "download failed", f"the JSON sidecar says status {status!r}")
         else:
-            problem = Problem("picture", "no picture", "there are sidecars but no picture of this key")
+            problem = Problem("image", "no image", "there are sidecars but no image of this key")
         _note(writer, sample, [problem])
         return
     if prepared.refused is not None:
-        _note(writer, sample, [Problem("picture", prepared.refused.reason, str(prepared.refused))])
+        _note(writer, sample, [Problem("image", prepared.refused.reason, str(prepared.refused))])
         return
     location = None if sample.location is None else sample.location.resolve()
     if prepared.examined is None or not writer.accepts(sample.key, prepared.examined.sha256):
@@ -218,9 +218,9 @@ def _extra_rows(sample: Sample, sidecar: Sidecar) -> dict[str, list[Mapping[str,
 
 
 def _size_of_boxes(writer: CollectionWriter, sample: Sample, size: tuple[int, int]) -> tuple[int, int] | None:
-    """The picture size (width, height) that the sample's boxes in pixels refer to; None where it is unclear.
+    """The image size (width, height) that the sample's boxes in pixels refer to; None where it is unclear.
 
-    A picture that was made smaller since its boxes were drawn has the stated shape, so the boxes are good in
+    An image that was made smaller since its boxes were drawn has the stated shape, so the boxes are good in
     the stated pixels. One of another shape was turned or cut, and its boxes would lie elsewhere.
     """
     stated = sample.stated_size
@@ -228,10 +228,10 @@ def _size_of_boxes(writer: CollectionWriter, sample: Sample, size: tuple[int, in
         return size
     across, down = size[0] / stated[0], size[1] / stated[1]
     if abs(across - down) <= SIZE_TOLERANCE * max(across, down):
-        writer.summary.further["pictures of another size than their file states, whose boxes were scaled"] += 1
+        writer.summary.further["images of another size than their file states, whose boxes were scaled"] += 1
         return stated
-    detail = f"the boxes are for {stated[0]} x {stated[1]} pixels, the picture has {size[0]} x {size[1]}"
-    _note(writer, sample, [Problem("region", "other picture shape", detail)])
+    detail = f"the boxes are for {stated[0]} x {stated[1]} pixels, the image has {size[0]} x {size[1]}"
+    _note(writer, sample, [Problem("region", "other image shape", detail)])
     return None
 
 

@@ -1,6 +1,6 @@
 """Import Visual Genome: `region_descriptions.json`, `image_data.json` and the folders VG_100K and VG_100K_2.
 
-A picture's key is its number in the set. Each described region becomes a region with its phrase.
+An image's key is its number in the set. Each described region becomes a region with its phrase.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
+from foveate.core.errors import UserError, nearest
 from foveate.records.importers.files import file_sample
 from foveate.records.importers.formats import Format
 from foveate.records.importers.json_files import (
@@ -22,7 +23,6 @@ from foveate.records.importers.options import SharedOptions
 from foveate.records.importers.sample import Sample
 from foveate.records.importers.taking import check_source, import_samples
 from foveate.records.summary import ImportSummary
-from foveate.settings.errors import UserError, nearest
 
 _REGIONS = "region_descriptions.json"
 _IMAGES = "image_data.json"
@@ -44,20 +44,20 @@ def import_visual_genome(
     reference: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take Visual Genome's pictures, with their described regions, into the collection `target`.
+    """Take Visual Genome's images, with their described regions, into the collection `target`.
 
     Both files are read into memory, which takes three times their size (measured on 80 MB; so about 2.2 GB for the
-    whole set of 720 MB); pictures are not.
+    whole set of 720 MB); images are not.
 
     Args:
         source: the folder that has the two files, or one of the two.
         target: collection folder, made where it does not exist.
-        images: the folder that has VG_100K and VG_100K_2, or the pictures themselves; by default `source`.
+        images: the folder that has VG_100K and VG_100K_2, or the images themselves; by default `source`.
         reference: see `foveate.records.importers.folder.import_folder`.
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: a file is missing or damaged, or no picture is found.
+        UserError: a file is missing or damaged, or no image is found.
     """
     source = check_source(Path(source))
     folder = source if source.is_dir() else source.parent
@@ -65,17 +65,17 @@ def import_visual_genome(
         if not (folder / name).is_file():
             there = [path.name for path in folder.glob("*.json*")]
             raise UserError(f"{folder} has no {name}{nearest(name, there)}")
-    pictures = _list(read_annotations(folder / _IMAGES), folder / _IMAGES)
+    entries = _list(read_annotations(folder / _IMAGES), folder / _IMAGES)
     described = _list(read_annotations(folder / _REGIONS, _compact), folder / _REGIONS)
-    regions, findings = _by_picture(described)
-    names = [_file_names(entry) for entry in pictures if isinstance(entry, dict)]
+    regions, findings = _by_image(described)
+    names = [_file_names(entry) for entry in entries if isinstance(entry, dict)]
     given = None if images is None else Path(images)
     root = folder_with(names, [folder], source=folder / _IMAGES, given=given)
     return import_samples(
         target,
-        _samples(pictures, regions, findings, root),
+        _samples(entries, regions, findings, root),
         default_source="visual-genome",
-        total=len(pictures) + len(findings),
+        total=len(entries) + len(findings),
         reference=reference,
         **shared,
     )
@@ -93,8 +93,8 @@ def _compact(entry: dict[str, Any]) -> object:
     return entry
 
 
-def _by_picture(described: list[Any]) -> tuple[dict[int, list[Any]], list[Sample]]:
-    """Regions by the number of their picture, and what is wrong with entries of the file."""
+def _by_image(described: list[Any]) -> tuple[dict[int, list[Any]], list[Sample]]:
+    """Regions by the number of their image, and what is wrong with entries of the file."""
     regions: dict[int, list[Any]] = {}
     findings = []
     for position, entry in enumerate(described):
@@ -112,36 +112,34 @@ def _number_of(entry: Mapping[str, Any]) -> int | None:
 
 
 def _file_names(entry: Mapping[str, Any]) -> list[object]:
-    """Where a picture may lie: in the folder of its address first."""
+    """Where an image may lie: in the folder of its address first."""
     number, url = _number_of(entry), entry.get("url")
     parts = url.split("/")[-2:] if isinstance(url, str) and url.count("/") >= 2 else []
     stated = ["/".join(parts)] if parts and parts[1].rpartition(".")[0] == str(number) else []
     return [*stated, *(f"{folder}/{number}.jpg".lstrip("/") for folder in _FOLDERS)]
 
 
-def _samples(
-    pictures: list[Any], regions: dict[int, list[Any]], findings: list[Sample], root: Path
-) -> Iterator[Sample]:
+def _samples(images: list[Any], regions: dict[int, list[Any]], findings: list[Sample], root: Path) -> Iterator[Sample]:
     yield from findings
     unused = set(regions)
     seen: set[int] = set()
-    for position, entry in enumerate(pictures):
+    for position, entry in enumerate(images):
         number = _number_of(entry) if isinstance(entry, Mapping) else None
         place = f"{_IMAGES}[{position}]"
         if number is None:
             detail = "an entry must be an object whose 'image_id' is a whole number"
-            yield finding(place, _IMAGES, "picture", "malformed entry", detail)
+            yield finding(place, _IMAGES, "image", "malformed entry", detail)
             continue
         unused.discard(number)
         if number in seen:
             detail = f"the id {number} is that of an earlier entry, which stays"
-            yield finding(place, _IMAGES, "picture", "duplicate id", detail)
+            yield finding(place, _IMAGES, "image", "duplicate id", detail)
             continue
         seen.add(number)
         yield _sample(number, entry, regions.get(number, []), root)
     for number in sorted(unused):
         detail = f"there are {len(regions[number])} regions for it, but no entry in {_IMAGES}"
-        yield finding(str(number), _REGIONS, "region", "unknown picture", detail)
+        yield finding(str(number), _REGIONS, "region", "unknown image", detail)
 
 
 def _sample(number: int, entry: Mapping[str, Any], regions: list[Any], root: Path) -> Sample:
@@ -161,11 +159,11 @@ def _region(raw: object) -> object:
     return {"phrase": raw.phrase, "box": list(raw.box), "format": "xywh", "unit": "pixel"}
 
 
-def _recognise(source: str) -> str | None:
+def _recognize(source: str) -> str | None:
     path = Path(source)
     if path.is_dir():
         return _REGIONS if (path / _REGIONS).is_file() else None
     return path.name if path.is_file() and path.name in (_REGIONS, _IMAGES) else None
 
 
-FORMAT = Format(name="visual-genome", run=import_visual_genome, recognise=_recognise, options=("images", "reference"))
+FORMAT = Format(name="visual-genome", run=import_visual_genome, recognize=_recognize, options=("images", "reference"))

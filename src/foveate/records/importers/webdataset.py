@@ -18,14 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+from foveate.core.errors import UserError
+from foveate.core.progress import track
 from foveate.records import layout
 from foveate.records.importers.formats import Format
 from foveate.records.importers.options import SharedOptions
-from foveate.records.importers.sample import MAX_BYTES, PICTURE_SUFFIXES, REFUSED_SUFFIXES, Problem, Sample
+from foveate.records.importers.sample import IMAGE_SUFFIXES, MAX_BYTES, REFUSED_SUFFIXES, Problem, Sample
 from foveate.records.importers.taking import check_source, import_samples
 from foveate.records.summary import ImportSummary
-from foveate.settings.errors import UserError
-from foveate.settings.progress import track
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -38,9 +38,9 @@ _DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.
 def import_webdataset(source: str | Path, target: str | Path, **shared: Unpack[SharedOptions]) -> ImportSummary:
     """Take the samples of WebDataset tars into the collection `target`, shard after shard.
 
-    Doing it again takes in only what is new. Of a sample the members `.jpg` (or another picture), `.txt` and
+    Doing it again takes in only what is new. Of a sample the members `.jpg` (or another image), `.txt` and
     `.json` are used, others are counted as ignored. Quarantined are members with paths that lead out of a
-    folder, links, devices, samples without a picture, and shards that end too early (what stands before is
+    folder, links, devices, samples without an image, and shards that end too early (what stands before is
     used).
 
     Args:
@@ -125,7 +125,7 @@ def _samples(shard: Path) -> Iterator[Sample]:
 
 def _put(sample: Sample, suffix: str, name: str, data: bytes) -> bool:
     """Put a member into its sample; False where its kind is not used."""
-    if suffix in PICTURE_SUFFIXES | REFUSED_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES | REFUSED_SUFFIXES:
         slot = "load"
     elif suffix in ("txt", "json"):
         slot = {"txt": "text", "json": "json"}[suffix]
@@ -196,20 +196,20 @@ def _member_problem(member: tarfile.TarInfo) -> Problem | None:
     return None
 
 
-def _recognise(source: str) -> str | None:
+def _recognize(source: str) -> str | None:
     if source.endswith(_SUFFIXES):
         return "a tar file" if Path(source).is_file() else "a pattern of tar files" if _is_pattern(source) else None
     path = Path(source)
     if not path.is_dir():
         return None
     names = [one.name.lower() for one in path.iterdir()]
-    pictures = any(name.rpartition(".")[2] in PICTURE_SUFFIXES for name in names)
-    return "tar files" if any(name.endswith(_SUFFIXES) for name in names) and not pictures else None
+    images = any(name.rpartition(".")[2] in IMAGE_SUFFIXES for name in names)
+    return "tar files" if any(name.endswith(_SUFFIXES) for name in names) and not images else None
 
 
 def _is_pattern(source: str) -> bool:
     return any(letter in source for letter in "*?[{")
 
 
-_INSIDE = "the pictures lie inside of tar files"
-FORMAT = Format(name="webdataset", run=import_webdataset, recognise=_recognise, refusals={"reference": _INSIDE})
+_INSIDE = "the images lie inside of tar files"
+FORMAT = Format(name="webdataset", run=import_webdataset, recognize=_recognize, refusals={"reference": _INSIDE})

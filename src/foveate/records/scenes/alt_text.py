@@ -1,6 +1,6 @@
 """A model of noisy alternative texts, after the real titles of Open Clip Art.
 
-Measured on the 6,841 public-domain pictures of Debian's openclipart 0.18:
+Measured on the 6,841 public-domain images of Debian's openclipart 0.18:
   58 % carry a title that names a batch ("gramastar", "Part of the Flat Icon Collection ...", "Various Cliparts").
 Of the 2,880 whose title is their own:
   41 % are one word; 32 % have no capital letter; 21 % are file names or numbered ("arrow-right-purple", "horse#1",

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foveate.core.errors import UserError
+from foveate.core.progress import track
 from foveate.records.builtin.singles import build_clipart, build_emoji, jpeg
 from foveate.records.record import Caption, Region
 from foveate.records.scenes.masks import encode_mask
 from foveate.records.scenes.scene import Scene, draw_scene
 from foveate.records.writer import CollectionWriter
-from foveate.settings.errors import UserError
-from foveate.settings.progress import track
 
-LICENCE = (
+LICENSE = (
     "generated from Open Clip Art (public domain), Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0), samples of "
     "scikit-image (public domain) and scikit-learn (CC-BY-2.0: danielbuechele, vultilion)"
 )
@@ -47,7 +47,7 @@ def scene_row(*, seed: int, split: str, index: int, size: int = 224) -> SceneRow
     """Draws a scene and encodes it: JPEG of quality 90, regions, and the annotation kinds "scenes" and "masks".
 
     A row of "scenes" has the columns ground, ground_kind, counts (JSON: phrase -> number), relations (JSON: list of
-    [region position, relation, region position]) and objects (JSON: everything placed, labelled or not). A row of
+    [region position, relation, region position]) and objects (JSON: everything placed, labeled or not). A row of
     "masks" has region (position), phrase, visible, height, width and counts (JSON: COCO run lengths).
     """
     scene = draw_scene(seed=seed, split=split, index=index, size=size)
@@ -59,7 +59,7 @@ def scene_row(*, seed: int, split: str, index: int, size: int = 224) -> SceneRow
     labels = {"source": "scenes", "ground": scene.ground_kind, "ground_name": scene.ground}
     extra = {"scenes": [_scene_annotation(scene)], "masks": _mask_annotations(scene)}
     key = scene_key(seed=seed, split=split, index=index)
-    return SceneRow(key, jpeg(scene.picture), scene.captions, regions, labels, split, extra)
+    return SceneRow(key, jpeg(scene.image), scene.captions, regions, labels, split, extra)
 
 
 def _scene_annotation(scene: Scene) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _scene_annotation(scene: Scene) -> dict[str, Any]:
             "phrase": thing.phrase,
             "cutout": thing.cutout,
             "visible": round(thing.visible, 4),
-            "labelled": thing.labelled,
+            "labeled": thing.labeled,
             "box": [round(float(edge), 5) for edge in thing.box.to_array()] if thing.box else None,
         }
         for thing in scene.objects
@@ -119,7 +119,7 @@ def build_scenes(
         if count < 0:
             least = 1 if name == "workers" else 0
             raise UserError(f"scenes: {name} must be at least {least}")
-    with CollectionWriter(target, licence=LICENCE, source="scenes") as writer:
+    with CollectionWriter(target, license=LICENSE, source="scenes") as writer:
         places = [(split, index) for split, count in wanted.items() for index in range(count)]
         places = [
             (split, index)
@@ -170,7 +170,7 @@ def build_tour_collection(
 
     Label `source` is "scenes", "clipart" or "emoji". Scenes: training and validation on training grounds with seen
     concepts, test on held-out grounds with seen and unseen ones (see `builtin.concepts`). Singles:
-    training or test (see `builtin.holdout`); no training text or picture shows an unseen concept. Run again, it adds
+    training or test (see `builtin.holdout`); no training text or image shows an unseen concept. Run again, it adds
     what is missing.
     """
     build_scenes(

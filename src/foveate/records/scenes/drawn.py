@@ -1,4 +1,4 @@
-"""Drawn grounds: patterns from a few pleasant colours. Some styles are for training, others only for tests."""
+"""Drawn grounds: patterns from a few pleasant colors. Some styles are for training, others only for tests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Floats = NDArray[np.floating]
 
 
 def palette(rng: np.random.Generator, count: int) -> Floats:
-    """`count` colours (count, 3) in 0..255 that go together: near hues, one opposite, varied lightness."""
+    """`count` colors (count, 3) in 0..255 that go together: near hues, one opposite, varied lightness."""
     base = rng.random()
     hues = (base + rng.normal(0, 0.06, count) + 0.5 * (rng.random(count) < 0.18)) % 1
     saturations, values = rng.uniform(0.08, 0.62, count), rng.uniform(0.35, 0.98, count)
-    colours = [colorsys.hsv_to_rgb(*hsv) for hsv in zip(hues, saturations, values, strict=True)]
-    return 255 * np.array(colours, np.float32)
+    colors = [colorsys.hsv_to_rgb(*hsv) for hsv in zip(hues, saturations, values, strict=True)]
+    return 255 * np.array(colors, np.float32)
 
 
 @functools.lru_cache(maxsize=8)
@@ -70,10 +70,10 @@ def noise(rng: np.random.Generator, size: int) -> Floats:
 
 
 def blobs(rng: np.random.Generator, size: int) -> Floats:
-    colours = palette(rng, 3)
+    colors = palette(rng, 3)
     cells = int(rng.integers(4, 9))
     first, second = ((40 * (_field(rng, size, cells) - 0.55)).clip(0, 1) for _ in range(2))
-    return _mix(second, _mix(first, colours[0], colours[1]), colours[2])
+    return _mix(second, _mix(first, colors[0], colors[1]), colors[2])
 
 
 def triangles(rng: np.random.Generator, size: int) -> Floats:
@@ -107,10 +107,10 @@ def dots(rng: np.random.Generator, size: int) -> Floats:
 
 def plaid(rng: np.random.Generator, size: int) -> Floats:
     x, y = _axes(size)
-    colours = palette(rng, 3)
+    colors = palette(rng, 3)
     count = np.float32(rng.uniform(3, 8))
     bands = [np.broadcast_to(0.5 * (axis * count % 1 < 0.4), (size, size)).astype(np.float32) for axis in (x, y)]
-    return _mix(bands[1], _mix(bands[0], colours[0], colours[1]), colours[2])
+    return _mix(bands[1], _mix(bands[0], colors[0], colors[1]), colors[2])
 
 
 Style = Callable[[np.random.Generator, int], Floats]

@@ -26,9 +26,9 @@ class Ground:
 
 def names(*, held_out: bool) -> frozenset[str]:
     """Names of all grounds of one pool; the two pools have none in common."""
-    pictures = photographs.HELD_OUT if held_out else photographs.TRAINING
+    images = photographs.HELD_OUT if held_out else photographs.TRAINING
     styles = drawn.HELD_OUT if held_out else drawn.TRAINING
-    return frozenset({picture.name for picture in pictures} | set(styles))
+    return frozenset({image.name for image in images} | set(styles))
 
 
 def draw_ground(rng: np.random.Generator, *, size: int, held_out: bool) -> Ground:
@@ -47,15 +47,15 @@ def draw_ground(rng: np.random.Generator, *, size: int, held_out: bool) -> Groun
 
 
 def _photograph(rng: np.random.Generator, photograph: photographs.Photograph, size: int) -> Ground:
-    picture = photographs.load(photograph)
-    side = min(picture.size) * rng.uniform(0.4, 1.0)
-    left, top = (picture.width - side) * rng.random(), (picture.height - side) * rng.random()
+    image = photographs.load(photograph)
+    side = min(image.size) * rng.uniform(0.4, 1.0)
+    left, top = (image.width - side) * rng.random(), (image.height - side) * rng.random()
     corners = (left, top, left + side, top + side)
-    crop = picture.resize((size, size), Image.Resampling.BILINEAR, box=corners, reducing_gap=2.0)
+    crop = image.resize((size, size), Image.Resampling.BILINEAR, box=corners, reducing_gap=2.0)
     if rng.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = np.asarray(crop, np.float32)
-    if photographs.is_grey(photograph) and rng.random() < 0.85:
+    if photographs.is_gray(photograph) and rng.random() < 0.85:
         low, high = drawn.palette(rng, 2)
         dark = np.minimum(low, high) * np.float32(0.45)
         pixels = dark + pixels[..., :1] / 255 * (np.maximum(low, high) - dark)

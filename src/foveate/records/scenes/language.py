@@ -19,7 +19,7 @@ _FIRST_WORDS_WITHOUT_ARTICLE = frozenset("father mother mx two three a an the mo
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing to speak of: its phrase and how much of the picture it takes."""
+    """A thing to speak of: its phrase and how much of the image it takes."""
 
     phrase: str
     size: float
@@ -50,7 +50,7 @@ def counted(phrase: str, count: int) -> str:
     """ "a cat" for one, "two times: ..." in plain words for more.
 
     >>> counted("red apple", 2), counted("slice of pizza", 3)
-    ('two pictures of a red apple', 'three pictures of a slice of pizza')
+    ('two images of a red apple', 'three images of a slice of pizza')
     """
     return with_article(phrase) if count == 1 else f"{_NUMBERS[count]} pictures of {with_article(phrase)}"
 
@@ -69,7 +69,7 @@ def exact_caption(
 ) -> str:
     """One sentence without a lie: a relation between two things, then the others with their counts, the ground.
 
-    counts: every visible thing. things: the labelled ones, to which the positions in `relations` refer.
+    counts: every visible thing. things: the labeled ones, to which the positions in `relations` refer.
     text: a word that is written in the scene.
     """
     rest = dict(counts)

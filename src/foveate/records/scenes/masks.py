@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 
 
 def encode_mask(mask_HW: ArrayLike) -> dict[str, list[int]]:

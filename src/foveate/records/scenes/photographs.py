@@ -65,18 +65,18 @@ HELD_OUT = (
 
 @functools.lru_cache(maxsize=64)
 def load(photograph: Photograph) -> Image.Image:
-    """The photograph as RGB (grey ones too), at most 640 px wide or high; decoded once in a process."""
+    """The photograph as RGB (gray ones too), at most 640 px wide or high; decoded once in a process."""
     with as_file(files(photograph.package) / photograph.file) as path, Image.open(path) as opened:
         if opened.mode in ("I", "I;16", "F"):
             values = np.asarray(opened, np.float64)
             opened = Image.fromarray((255 * (values - values.min()) / np.ptp(values)).astype(np.uint8))
-        picture = opened.convert("RGB")
-    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return picture
+        image = opened.convert("RGB")
+    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return image
 
 
 @functools.lru_cache(maxsize=64)
-def is_grey(photograph: Photograph) -> bool:
-    """Whether the photograph has no colour of its own, so that a tint may be given to it."""
+def is_gray(photograph: Photograph) -> bool:
+    """Whether the photograph has no color of its own, so that a tint may be given to it."""
     pixels = np.asarray(load(photograph).resize((32, 32)), np.int16)
     return bool((np.ptp(pixels, axis=2) <= 2).all())

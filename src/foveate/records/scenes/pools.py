@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foveate.core.errors import choose
 from foveate.records.builtin import concepts, holdout, phrases, tables
 from foveate.records.builtin.cutouts import Cutout, load_cutouts
-from foveate.settings.errors import choose
 
 SPLITS = ("train", "validation", "test")
-_FULL = 0.97  # a picture that is opaque up to its edges is a tile, not a cut-out
+_FULL = 0.97  # an image that is opaque up to its edges is a tile, not a cut-out
 # Signs, buttons and patterns: nothing in these folders looks like a thing that is asked for.
 _STRANGE_FOLDERS = ("signs_and_symbols", "computer/buttons", "special", "shapes", "decorations", "geography")
 
@@ -31,7 +31,7 @@ class Pool:
 
 
 def is_cut_out(cutout: Cutout) -> bool:
-    """Whether the picture has a shape of its own and enough of it to be seen at a small size."""
+    """Whether the image has a shape of its own and enough of it to be seen at a small size."""
     thin = min(cutout.width, cutout.height) / max(cutout.width, cutout.height) < 0.3
     return not thin and 0.18 < cutout.covered < _FULL
 
@@ -40,8 +40,8 @@ def is_cut_out(cutout: Cutout) -> bool:
 def named(slice_name: str) -> Pool:
     """The pool of "seen", "unseen" or "unseen kind" named cut-outs.
 
-    Seen ones are those whose single picture is in the training split: a clip art picture that is held out as a
-    single picture stands in no scene.
+    Seen ones are those whose single image is in the training split: a clip art image that is held out as a
+    single image stands in no scene.
     """
     families: dict[str, dict[str, list[Cutout]]] = defaultdict(lambda: defaultdict(list))
     split = "train" if slice_name == concepts.SEEN else "test"
@@ -53,10 +53,10 @@ def named(slice_name: str) -> Pool:
 
 @functools.cache
 def distractors(split: str) -> tuple[Cutout, ...]:
-    """Unnamed pictures that may stand in a scene without a label, of the split they have as single pictures.
+    """Unnamed images that may stand in a scene without a label, of the split they have as single images.
 
-    Validation scenes take those of training. Pictures whose title or keywords name a concept stay out of all
-    scenes: they would be unlabelled pictures of a thing that is asked for.
+    Validation scenes take those of training. Images whose title or keywords name a concept stay out of all
+    scenes: they would be unlabeled images of a thing that is asked for.
     """
     choose(split, SPLITS, "split")
     titles = {row["key"]: " ".join([row["title"], *row["keywords"]]) for row in tables.rows("clipart")}

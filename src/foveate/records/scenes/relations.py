@@ -23,7 +23,7 @@ class Relation:
 
 
 def shared_area(a: Box, b: Box) -> float:
-    """Area of the intersection, in shares of the picture."""
+    """Area of the intersection, in shares of the image."""
     width = min(a.x2, b.x2) - max(a.x1, b.x1)
     height = min(a.y2, b.y2) - max(a.y1, b.y1)
     return max(width, 0.0) * max(height, 0.0)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from foveate.core.errors import UserError, choose
+from foveate.core.seeds import generator
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.builtin.concepts import SEEN, UNSEEN, UNSEEN_KIND
 from foveate.records.builtin.cutouts import Cutout
@@ -22,8 +24,6 @@ from foveate.records.scenes.compose import Finish, Layer, compose, turned_layer
 from foveate.records.scenes.grounds import Ground, draw_ground
 from foveate.records.scenes.masks import mask_bounds
 from foveate.records.scenes.relations import Relation, relate
-from foveate.settings.errors import UserError, choose
-from foveate.settings.seeds import generator
 
 UNSEEN_SHARE = 0.18  # of the objects of a test scene, and as many of unseen kinds
 VISIBLE = 0.5  # an object of which less is visible is left out of the regions
@@ -38,7 +38,7 @@ class SceneObject:
     """Something that was placed: kind "thing" (a named cut-out), "distractor" (unnamed) or "text" (drawn words).
 
     box: of the visible pixels; None if nothing is visible. mask_HW: the visible pixels. visible: their share of all
-    its pixels, those outside the picture included. labelled: it is one of the scene's regions.
+    its pixels, those outside the image included. labeled: it is one of the scene's regions.
     """
 
     kind: str
@@ -49,14 +49,14 @@ class SceneObject:
     box: Box | None
     mask_HW: NDArray[np.bool_]
     visible: float
-    labelled: bool
+    labeled: bool
 
 
 @dataclass(frozen=True)
 class Scene:
-    """objects: everything placed, lowest first. regions: the labelled ones, which `relations` count through."""
+    """objects: everything placed, lowest first. regions: the labeled ones, which `relations` count through."""
 
-    picture: Image.Image
+    image: Image.Image
     objects: tuple[SceneObject, ...]
     relations: tuple[Relation, ...]
     counts: dict[str, int]
@@ -66,7 +66,7 @@ class Scene:
 
     @property
     def regions(self) -> tuple[SceneObject, ...]:
-        return tuple(placed for placed in self.objects if placed.labelled)
+        return tuple(placed for placed in self.objects if placed.labeled)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def draw_scene(*, seed: int, split: str, index: int, size: int = 224) -> Scene:
     """Scene number `index` of a split.
 
     Training and validation scenes hold seen concepts on training grounds; test scenes hold concepts of all three
-    slices on held-out grounds. At least one region is labelled.
+    slices on held-out grounds. At least one region is labeled.
 
     Args:
         seed: of the whole series. split: "train", "validation" or "test". size: side in pixels, at least 96.
@@ -152,7 +152,7 @@ def _cutout_layer(rng: np.random.Generator, cutout: Cutout, size: int) -> Layer:
     low, high = (np.log(share * size) for share in _LONGEST)
     longest = min(float(np.exp(rng.uniform(low, high))), _ENLARGED * max(cutout.width, cutout.height) * size / 224)
     flip = rng.random() < 0.5 and not names_a_side(cutout.name)
-    return turned_layer(rng, cutout.picture(), longest=longest, flip=flip, turn=float(rng.normal(0, 6)))
+    return turned_layer(rng, cutout.image(), longest=longest, flip=flip, turn=float(rng.normal(0, 6)))
 
 
 def _patch_layer(rng: np.random.Generator, size: int, *, held_out: bool, named: frozenset[str]) -> Layer:
@@ -178,18 +178,18 @@ def _patch_layer(rng: np.random.Generator, size: int, *, held_out: bool, named: 
         reach = side / 2 * rng.uniform(0.5, 0.98, len(angles))
         corners = np.stack([side / 2 + reach * np.cos(angles), side / 2 + reach * np.sin(angles)], -1)
         pen.polygon([(float(x), float(y)) for x, y in corners], fill=255)
-    picture = Image.fromarray(ground.pixels_HW3.astype(np.uint8)).convert("RGBA")
-    picture.putalpha(outline.filter(ImageFilter.GaussianBlur(0.6)))
-    return turned_layer(rng, picture, longest=float(side), flip=False, turn=float(rng.normal(0, 6)))
+    image = Image.fromarray(ground.pixels_HW3.astype(np.uint8)).convert("RGBA")
+    image.putalpha(outline.filter(ImageFilter.GaussianBlur(0.6)))
+    return turned_layer(rng, image, longest=float(side), flip=False, turn=float(rng.normal(0, 6)))
 
 
 def _text_layer(rng: np.random.Generator, word: str, size: int) -> Layer:
     font = ImageFont.load_default(size=int(size * rng.uniform(0.08, 0.16)))
     left, top, right, bottom = (int(edge) for edge in font.getbbox(word))
-    picture = Image.new("RGBA", (right - left + 8, bottom - top + 8))
-    colour = tuple(int(level) for level in rng.integers(0, 2) * 200 + rng.integers(0, 56, 3))
-    ImageDraw.Draw(picture).text((4 - left, 4 - top), word, font=font, fill=(*colour, 255))
-    return turned_layer(rng, picture, longest=float(max(picture.size)), flip=False, turn=float(rng.normal(0, 4)))
+    image = Image.new("RGBA", (right - left + 8, bottom - top + 8))
+    color = tuple(int(level) for level in rng.integers(0, 2) * 200 + rng.integers(0, 56, 3))
+    ImageDraw.Draw(image).text((4 - left, 4 - top), word, font=font, fill=(*color, 255))
+    return turned_layer(rng, image, longest=float(max(image.size)), flip=False, turn=float(rng.normal(0, 4)))
 
 
 def _place(rng: np.random.Generator, layers: list[Layer], size: int) -> list[Layer]:
@@ -225,19 +225,19 @@ def _covered(a: Layer, b: Layer) -> float:
 
 def render(plan: Plan, rng: np.random.Generator) -> Scene:
     """Composes the plan and reads boxes and masks off the visible pixels. `rng` words the captions."""
-    picture, owners_HW = compose(plan.ground.pixels_HW3, list(plan.layers), plan.finish)
+    image, owners_HW = compose(plan.ground.pixels_HW3, list(plan.layers), plan.finish)
     objects = [_object(plan, number, owners_HW) for number in range(len(plan.layers))]
     counts = Counter(placed.phrase for placed in objects if placed.kind == "thing" and placed.visible >= VISIBLE)
-    # "Where is the cat?" has no answer where there are two: repeated things stay in the picture without a label.
-    objects = [replace(p, labelled=p.labelled and counts[p.phrase] == 1) for p in objects]
-    regions = [placed for placed in objects if placed.labelled]
+    # "Where is the cat?" has no answer where there are two: repeated things stay in the image without a label.
+    objects = [replace(p, labeled=p.labeled and counts[p.phrase] == 1) for p in objects]
+    regions = [placed for placed in objects if placed.labeled]
     relations = relate([placed.box for placed in regions if placed.box])
     text = next((p.phrase for p in objects if p.kind == "text" and p.visible > 0.9), "")
     things = [language.Thing(p.phrase, float(p.mask_HW.sum())) for p in regions]
     exact = language.exact_caption(counts, relations, things, plan.ground.words, text)
     alt = alt_text.draw(rng, things or [language.Thing(phrase, 1.0) for phrase in counts], plan.ground.words)
     captions = (Caption(exact, "exact", "scenes"), Caption(alt.text, "alt", f"scenes: {alt.kind}"))
-    return Scene(picture, tuple(objects), relations, dict(counts), captions, plan.ground.name, plan.ground.kind)
+    return Scene(image, tuple(objects), relations, dict(counts), captions, plan.ground.name, plan.ground.kind)
 
 
 def _object(plan: Plan, number: int, owners_HW: NDArray[np.int8]) -> SceneObject:
@@ -259,5 +259,5 @@ def _object(plan: Plan, number: int, owners_HW: NDArray[np.int8]) -> SceneObject
         box=box,
         mask_HW=mask_HW,
         visible=visible,
-        labelled=thing and large_enough and visible >= VISIBLE,
+        labeled=thing and large_enough and visible >= VISIBLE,
     )

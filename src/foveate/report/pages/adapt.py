@@ -21,7 +21,7 @@ class AdaptResult(Part):
     command: str | list[str] | None = None
     data: str = ""
     classes: list[str] = []
-    pictures: int = 0
+    images: int = 0
     kept: str = ""
     steps: int | None = None
     seconds: float | None = None
@@ -40,7 +40,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     r = read(AdaptResult, result)
     trained, whole = r.parameters.get("trained", 0), r.parameters.get("backbone", 0)
     facts = [
-        ("Data", f"{r.data}: {numbers.count(r.pictures)} training pictures, {len(r.classes)} classes"),
+        ("Data", f"{r.data}: {numbers.count(r.images)} training images, {len(r.classes)} classes"),
         ("Trained in the backbone", f"{trained:,} of {whole:,} numbers ({trained / max(whole, 1):.2%})"),
         *([("Where", ", ".join(r.places[:MOST_PLACES]) + _more(r.places))] if r.places else []),
         ("Trained in the head", f"{r.parameters.get('head', 0):,} numbers"),
@@ -52,7 +52,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     return simple_page(
         r.title or "An adapted model",
         eyebrow="Adaptation",
-        lead="The last epoch's model, measured on pictures that took no part in training or in any choice.",
+        lead="The last epoch's model, measured on images that took no part in training or in any choice.",
         facts=facts,
         charts=parts.curves({"this run": parts.read_metrics(run_folder, r.curves)}, most=6),
         charts_title="How it learnt",

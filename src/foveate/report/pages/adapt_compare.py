@@ -80,7 +80,7 @@ class ComparedTask(Part):
     group: str = ""
     data: str = ""
     classes: int = 0
-    pictures: int = 0
+    images: int = 0
     tested: int = 0
     chance: float | None = None
     how: str = ""
@@ -166,13 +166,13 @@ def _sureness(entry: ComparedEntry, seeds: int) -> str:
     if alike := _alike(entry):
         return alike
     span = numbers.interval(entry.low, entry.high)
-    return f"{span}, of one seed over pictures" if span and len(entry.seeds) < 2 <= seeds else span
+    return f"{span}, of one seed over images" if span and len(entry.seeds) < 2 <= seeds else span
 
 
 def interval_text(r: ComparedResult) -> str:
     """What the intervals are."""
     if r.seeds < 2:
-        return "95 % interval over test pictures, of one seed"
+        return "95 % interval over test images, of one seed"
     none = "none where all gave the same accuracy, which shows no spread to compute one from"
     return f"95 % t-interval over {r.seeds} seeds; {none}"
 
@@ -245,7 +245,7 @@ def forests(r: ComparedResult) -> list[Markup]:
             if (entry := line.tasks.get(task.key)) is not None and entry.value is not None
         ]
         chance = None if task.chance is None else 100 * task.chance
-        title = f"{task.title}: accuracy (%), {numbers.count(task.tested)} test pictures"
+        title = f"{task.title}: accuracy (%), {numbers.count(task.tested)} test images"
         drawn.append(plot(title, forest(rows, title=title, zero=False, line=chance)))
     return drawn
 
@@ -301,7 +301,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     facts = [
         ("Network", f"{amount(r.backbone.get('numbers', 0))} numbers"),
         ("Grid", f"{r.grid.name}: {numbers.count(sum(r.grid.candidates.values()))} candidates a task"),
-        ("Tried", f"{numbers.count(trainings)} on validation pictures"),
+        ("Tried", f"{numbers.count(trainings)} on validation images"),
         ("Seeds of the last training", str(r.seeds)),
     ]
     if r.spread is not None:
@@ -309,7 +309,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     shown = []
     for task in r.tasks:
         alike = task.agreement
-        title = f"{task.title}: same answer (% of test pictures)"
+        title = f"{task.title}: same answer (% of test images)"
         chart = Markup("")
         if alike is not None and len(alike.names) > 1:
             chart = matrix_chart(alike.names, alike.matrix, title=title)

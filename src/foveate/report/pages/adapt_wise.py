@@ -65,7 +65,7 @@ def mean_of_shifted(r: WiseResult) -> list[float]:
 
 
 def charts(r: WiseResult) -> list[Markup]:
-    """Accuracy by alpha, and shifted against own test pictures as alpha grows."""
+    """Accuracy by alpha, and shifted against own test images as alpha grows."""
     test = next((one for one in r.sets if one.role == "test"), None)
     validation = next((one for one in r.sets if one.role == "validation"), None)
     outside = mean_of_shifted(r)
@@ -83,9 +83,9 @@ def charts(r: WiseResult) -> list[Markup]:
         place = r.alphas.index(r.recommended.alpha)
         marks = [Mark("alpha 0", inside[0], outside[0], 0), Mark("alpha 1", inside[-1], outside[-1], 0)]
         marks.append(Mark(f"recommended, {r.recommended.alpha:g}", inside[place], outside[place], 1))
-        title = "Shifted against own test pictures (%), as alpha grows"
+        title = "Shifted against own test images (%), as alpha grows"
         series = [Series(r.method, list(zip(inside, outside, strict=True)), 1)]
-        labels = ("accuracy on own test pictures (%)", "own", "shifted")
+        labels = ("accuracy on own test images (%)", "own", "shifted")
         drawn.append(plot(title, tradeoff_chart(series, marks, title=title, labels=labels)))
     return drawn
 
@@ -121,7 +121,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         }
         for place, alpha in enumerate(r.alphas)
     ]
-    titles = {"inside": "best on own test pictures", "outside": "best on shifted pictures"}
+    titles = {"inside": "best on own test images", "outside": "best on shifted images"}
     context = {
         "r": r,
         "lead": lead(r),

@@ -1,4 +1,4 @@
-"""The page of an audit: the formats in numbers, then side by side on pictures with every assertion marked."""
+"""The page of an audit: the formats in numbers, then side by side on images with every assertion marked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.report import numbers, parts
-from foveate.report.captions import MARKS, MEANINGS, AuditPicture
+from foveate.report.captions import MARKS, MEANINGS, AuditImage
 from foveate.report.page import Page, command_text
 from foveate.report.schema import Column, Part, Row, read
 
@@ -19,7 +19,7 @@ class AuditJudge(Part):
 
 
 class AuditSample(Part):
-    pictures: int
+    images: int
     of: dict[str, int] = {}
     without_all_formats: int = 0
     split: str | None = None
@@ -39,8 +39,8 @@ class AuditResult(Part):
     judges: dict[str, AuditJudge] = {}
     columns: list[Column] = []
     table: list[Row] = []
-    interval: str = "95 % intervals, bootstrap over pictures"
-    gallery: list[AuditPicture] = []
+    interval: str = "95 % intervals, bootstrap over images"
+    gallery: list[AuditImage] = []
     command: str | list[str] = ""
 
 
@@ -53,7 +53,7 @@ def _without_best(group: parts.TableGroup) -> parts.TableGroup:
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of an audit's result.json (`AuditResult`)."""
     r = read(AuditResult, result)
-    facts = [("Pictures", numbers.count(r.sample.pictures)), ("Text tower's context", f"{r.context} tokens")]
+    facts = [("Images", numbers.count(r.sample.images)), ("Text tower's context", f"{r.context} tokens")]
     facts += [("Assertions split by", r.splitter), ("Split", r.sample.split or "all")]
     context = {
         "r": r,

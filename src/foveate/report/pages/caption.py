@@ -1,5 +1,5 @@
 """The page of a captioning run: what became of every request, how long captions and answers are, and captions of the
-same picture side by side."""
+same image side by side."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REASONS = {
     "plain_text": "text instead of the object that was asked for",
     "surrounding_text": "other text around the answer",
     "trailing_comma": "mended",
-    "whitespace_normalised": "white space inside was joined",
+    "whitespace_normalized": "white space inside was joined",
     "final error earlier": "asked again only with --retry-errors",
     "stopped before": "the same command asks for them",
     "done": "captioned before",
@@ -50,7 +50,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     facts = [
         ("Model", r.model),
         ("Answered by", r.backend),
-        ("Pictures", count(r.pictures)),
+        ("Images", count(r.images)),
         ("Requests", count(sum(one.asked for one in r.formats.values()))),
         ("Time", duration(r.seconds)),
         ("Tokens in", count(sum(one.tokens_in for one in r.formats.values()))),

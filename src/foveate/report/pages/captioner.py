@@ -1,4 +1,4 @@
-"""The page of a captioner: curves of its stages, obedience and truth, and held-out pictures with all their captions."""
+"""The page of a captioner: curves of its stages, obedience and truth, and held-out images with all their captions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foveate.report.page import Page, command_text
 from foveate.report.schema import Column, Part, Row, read
 
 FORMATS = {"ssc": "Short", "dsc": "Descriptive", "dsc_plus": "Dense", "afc": "With the AltText"}
-DATA = {"scenes": "Generated scenes", "pictures": "Real pictures"}
+DATA = {"scenes": "Generated scenes", "images": "Real images"}
 
 
 class Caption(Part):
@@ -22,7 +22,7 @@ class Caption(Part):
 
 
 class Sample(Part):
-    picture: str
+    image: str
     data: str
     alt: str = ""
     captions: dict[str, Caption] = {}
@@ -30,7 +30,7 @@ class Sample(Part):
 
 class CaptionerEvaluation(Part):
     split: str = ""
-    pictures: int = 0
+    images: int = 0
     columns: list[Column] = []
     table: list[Row] = []
     samples: list[Sample] = []
@@ -41,7 +41,7 @@ class CaptionerEvaluation(Part):
 class Stage(Part):
     steps: int
     seconds: float
-    pictures: int
+    images: int
     curves: str = ""
 
 

@@ -1,4 +1,4 @@
-"""The page of one evaluation: the table, and answers on held-out pictures."""
+"""The page of one evaluation: the table, and answers on held-out images."""
 
 from __future__ import annotations
 

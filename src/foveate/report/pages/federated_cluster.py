@@ -1,4 +1,4 @@
-"""The page of groups found in data of several sites: the joint map, the sites, what was exchanged."""
+"""The page of groups found in data of several clients: the joint map, the clients, what was exchanged."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from foveate.report.scatter import legend, ranked, scatter
 from foveate.report.schema import Part, read
 
 MEASURES = {
-    "distance": ("Distance", "root-mean-square distance of a point to the centre of its group; smaller is tighter"),
-    "nmi": ("NMI", "normalised mutual information of groups and labels; 1 is best"),
+    "distance": ("Distance", "root-mean-square distance of a point to the center of its group; smaller is tighter"),
+    "nmi": ("NMI", "normalized mutual information of groups and labels; 1 is best"),
     "ari": ("ARI", "adjusted Rand index: pairs on which groups and labels agree, corrected for chance; 1 is best"),
     "purity": ("Purity", "share of points with the commonest label of their group"),
-    "centroid_index": ("Wrong centres", "centroid index against the classes' means; 0 is the right structure"),
-    "centre_error": ("Centre error", "mean distance of class means and matched centres"),
+    "centroid_index": ("Wrong centers", "centroid index against the classes' means; 0 is the right structure"),
+    "center_error": ("Center error", "mean distance of class means and matched centers"),
 }
 KINDS = {
     "query.centroids": "the first exchange",
@@ -33,12 +33,12 @@ class ClusterMap(Part):
     owners: list[int]
     groups: list[int]
     labels: list[str] | None = None
-    centres: list[list[float]] = []
+    centers: list[list[float]] = []
     sent: list[list[float]] = []
     projected: bool = False
 
 
-class ClusterSite(Part):
+class ClusterClient(Part):
     name: str
     points: int
     sent: int = 0
@@ -82,7 +82,7 @@ class ClusterResult(Part):
     features: int
     split: str = ""
     points: int
-    sites: list[ClusterSite]
+    clients: list[ClusterClient]
     methods: list[ClusterMethod]
     exchanged: list[ClusterExchange] = []
     bytes_up: int = 0
@@ -95,29 +95,29 @@ class ClusterResult(Part):
 
 
 def point_maps(drawn: ClusterMap, names: list[str]) -> list[dict[str, Any]]:
-    """The map three times: by group with the names of groups, by site, by label where there are labels."""
-    coloured = [
+    """The map three times: by group with the names of groups, by client, by label where there are labels."""
+    colored = [
         ("By group", [str(group) for group in drawn.groups], True),
-        ("By site", [names[owner] for owner in drawn.owners], False),
+        ("By client", [names[owner] for owner in drawn.owners], False),
     ]
     if drawn.labels is not None:
-        coloured.append(("By label", drawn.labels, True))
+        colored.append(("By label", drawn.labels, True))
     found = []
-    for title, groups, named in coloured if drawn.places else []:
+    for title, groups, named in colored if drawn.places else []:
         styles = ranked(groups)
-        picture = scatter(drawn.places, groups, styles, title=f"Joint map, {title.lower()}", named=named)
-        found.append({"map": plot(title, picture), "legend": legend(styles)})
+        image = scatter(drawn.places, groups, styles, title=f"Joint map, {title.lower()}", named=named)
+        found.append({"map": plot(title, image), "legend": legend(styles)})
     return found
 
 
 def maps(r: ClusterResult) -> list[dict[str, Any]]:
     """The joint map, and what the server saw."""
-    drawn = point_maps(r.map, [site.name for site in r.sites])
+    drawn = point_maps(r.map, [client.name for client in r.clients])
     if r.map.sent:
-        kinds = ["sent by a site"] * len(r.map.sent) + ["centre of a group"] * len(r.map.centres)
-        styles = {"sent by a site": "g0", "centre of a group": "g1"}
-        picture = scatter([*r.map.sent, *r.map.centres], kinds, styles, title="What the server saw")
-        drawn.append({"map": plot("What the server saw", picture), "legend": legend(styles)})
+        kinds = ["sent by a client"] * len(r.map.sent) + ["center of a group"] * len(r.map.centers)
+        styles = {"sent by a client": "g0", "center of a group": "g1"}
+        image = scatter([*r.map.sent, *r.map.centers], kinds, styles, title="What the server saw")
+        drawn.append({"map": plot("What the server saw", image), "legend": legend(styles)})
     return drawn
 
 
@@ -143,14 +143,14 @@ def _cell(key: str, value: float | None) -> str:
 
 
 def exchange_rows(exchanged: list[ClusterExchange], kinds: Mapping[str, str]) -> list[dict[str, str]]:
-    """What left the sites and what came to them."""
+    """What left the clients and what came to them."""
     rows = []
     for row in sorted(exchanged, key=lambda one: not one.up):
         shapes = [" × ".join(map(str, shape)) for shape in (row.smallest, row.largest) if shape]
         rows.append(
             {
                 "kind": kinds.get(row.kind, row.kind),
-                "way": "from a site" if row.up else "to a site",
+                "way": "from a client" if row.up else "to a client",
                 "what": row.what,
                 "shape": f"{' to '.join(dict.fromkeys(shapes))} {row.dtype}" if shapes else "numbers and words",
                 "messages": numbers.count(row.messages),
@@ -164,12 +164,12 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a federated clustering's result.json (`ClusterResult`)."""
     r = read(ClusterResult, result)
     facts = [
-        ("Sites", numbers.count(len(r.sites))),
+        ("Clients", numbers.count(len(r.clients))),
         ("Points", numbers.count(r.points)),
         ("Features", numbers.count(r.features)),
         ("Split", r.split),
-        ("From sites", size_words(r.bytes_up)),
-        ("To sites", size_words(r.bytes_down)),
+        ("From clients", size_words(r.bytes_up)),
+        ("To clients", size_words(r.bytes_down)),
         ("Time", numbers.duration(r.seconds)),
     ]
     context = {
@@ -178,7 +178,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "maps": maps(r),
         "table": measures(r),
         "exchanged": exchange_rows(r.exchanged, KINDS),
-        "labelled": r.sites and r.sites[0].classes is not None,
+        "labeled": r.clients and r.clients[0].classes is not None,
         "command": command_text(r.command),
     }
-    return Page("federated_cluster.html.j2", f"{r.clusters} groups at {len(r.sites)} sites", context)
+    return Page("federated_cluster.html.j2", f"{r.clusters} groups at {len(r.clients)} clients", context)

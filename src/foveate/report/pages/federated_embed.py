@@ -1,4 +1,4 @@
-"""The page of one map of data at several sites: the maps side by side, what they are worth, what was exchanged."""
+"""The page of one map of data at several clients: the maps side by side, what they are worth, what was exchanged."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ TITLES = {
     "fedne": "FedNE",
     "fedavg": "Federated averaging",
     "fedprox": "FedProx",
-    "local": "Each site alone",
+    "local": "Each client alone",
     "global": "All data in one place",
     "fedne_exact": "Exact positions, not private",
 }
 MEASURES = (
-    ("trustworthiness", "map neighbours are neighbours in the data; 1 is best"),
-    ("continuity", "neighbours in the data are map neighbours; 1 is best"),
-    ("knn", "how often the vote of map neighbours is the label"),
-    ("hit", "share of map neighbours with the same label"),
-    ("foreign", "share of map neighbours from another site; should be that of the data"),
+    ("trustworthiness", "map neighbors are neighbors in the data; 1 is best"),
+    ("continuity", "neighbors in the data are map neighbors; 1 is best"),
+    ("knn", "how often the vote of map neighbors is the label"),
+    ("hit", "share of map neighbors with the same label"),
+    ("foreign", "share of map neighbors from another client; should be that of the data"),
     ("foreign_in_space", "the same in the data themselves"),
     ("distances", "correlation of distances on the map with those in the data"),
 )
 SHORT = {
     "trustworthiness": "Trust",
     "continuity": "Continuity",
-    "knn": "Neighbours’ vote",
+    "knn": "Neighbors’ vote",
     "hit": "Same label",
     "foreign": "Foreign",
     "foreign_in_space": "Foreign in the data",
@@ -57,7 +57,7 @@ class EmbedMap(Part):
     labels: list[str] | None = None
 
 
-class EmbedSite(Part):
+class EmbedClient(Part):
     name: str
     points: int
     classes: int | None = None
@@ -96,7 +96,7 @@ class EmbedMethod(Part):
     method: str
     what: str = ""
     quality: dict[str, float] = {}
-    sites: list[EmbedSite] = []
+    clients: list[EmbedClient] = []
     notes: dict[str, int] = {}
     exchanged: list[EmbedExchange] = []
     hidden: list[EmbedHidden] = []
@@ -110,9 +110,9 @@ class EmbedMethod(Part):
 class EmbedResult(Part):
     kind: str
     method: str
-    sites: dict[str, int]
+    clients: dict[str, int]
     held_out: int = 0
-    neighbours: int = 7
+    neighbors: int = 7
     maps: list[EmbedMethod]
     data: dict[str, Any] = {}
     options: dict[str, Any] = {}
@@ -120,12 +120,12 @@ class EmbedResult(Part):
 
 
 def maps(r: EmbedResult) -> list[dict[str, Any]]:
-    """Rows of maps: by label (where there are labels) and by site, each method beside the next."""
-    names = list(r.sites)
+    """Rows of maps: by label (where there are labels) and by client, each method beside the next."""
+    names = list(r.clients)
     rows: list[dict[str, Any]] = []
     if not any(one.map.places for one in r.maps):
         return rows  # a server over a network has no points to place
-    for key, title in (("labels", "Coloured by label"), ("owners", "Coloured by site")):
+    for key, title in (("labels", "Colored by label"), ("owners", "Colored by client")):
         if key == "labels" and r.maps[0].map.labels is None:
             continue
         drawn, styles = [], {}
@@ -133,10 +133,10 @@ def maps(r: EmbedResult) -> list[dict[str, Any]]:
             groups = one.map.labels if key == "labels" else [names[owner] for owner in one.map.owners]
             styles = styles or ranked(groups or [])
             name = TITLES.get(one.method, one.method)
-            picture = scatter(
+            image = scatter(
                 one.map.places, groups or [], styles, title=f"{name}, {title.lower()}", named=key == "labels"
             )
-            drawn.append(plot(name, picture))
+            drawn.append(plot(name, image))
         rows.append({"title": title, "maps": drawn, "legend": legend(styles)})
     return rows
 
@@ -174,21 +174,21 @@ def charts(one: EmbedMethod) -> list[Markup]:
     if fits:
         lines = [
             Series("mean", [(float(number), sum(own) / len(own)) for number, own in fits], 0),
-            Series("worst site", [(float(number), min(own)) for number, own in fits], 1),
+            Series("worst client", [(float(number), min(own)) for number, own in fits], 1),
         ]
         drawn.append(plot("How well surrogates fit, R²", line_chart(lines, title="R2", x_label="round")))
     return drawn
 
 
 def exchanged(one: EmbedMethod) -> list[dict[str, str]]:
-    """What left the sites and what came to them."""
+    """What left the clients and what came to them."""
     rows = []
     for row in one.exchanged:
         shapes = {" × ".join(map(str, shape)) for shape in (row.smallest, row.largest) if shape}
         rows.append(
             {
                 "kind": KINDS.get(row.kind, row.kind),
-                "way": "from a site" if row.up else "to a site",
+                "way": "from a client" if row.up else "to a client",
                 "what": row.what,
                 "shape": f"{' to '.join(sorted(shapes))} {row.dtype}".strip() if shapes else "numbers and words",
                 "messages": numbers.count(row.messages),
@@ -203,8 +203,8 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     r = read(EmbedResult, result)
     main = r.maps[0]
     facts = [
-        ("Sites", numbers.count(len(r.sites))),
-        ("Points", numbers.count(sum(r.sites.values()))),
+        ("Clients", numbers.count(len(r.clients))),
+        ("Points", numbers.count(sum(r.clients.values()))),
         ("Kept apart for measuring", numbers.count(r.held_out)),
         ("Features", numbers.count(r.data.get("features"))),
         ("Split", str(r.data.get("split", ""))),
@@ -224,4 +224,4 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "options": r.options,
         "command": command_text(r.command),
     }
-    return Page("federated_embed.html.j2", "One map of several sites", context)
+    return Page("federated_embed.html.j2", "One map of several clients", context)

@@ -1,4 +1,4 @@
-"""The page of one encoder trained at several sites: what it is worth, its groups, its rounds, what was exchanged."""
+"""The page of one encoder trained at several clients: what it is worth, its groups, its rounds, what was exchanged."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from foveate.report.schema import Part, read
 
 TITLES = {
     "deepfeca": "DeepFeCA, reconstructed",
-    "local": "Towards each site’s own centroids",
+    "local": "Towards each client’s own centroids",
     "central": "All data in one place",
     "untrained": "Untrained",
 }
 MEASURES = {
-    "nmi": ("NMI", "normalised mutual information of groups and labels; 1 is best"),
+    "nmi": ("NMI", "normalized mutual information of groups and labels; 1 is best"),
     "ari": ("ARI", "adjusted Rand index: pairs on which groups and labels agree, corrected for chance; 1 is best"),
     "purity": ("Purity", "share of points with the commonest label of their group"),
-    "knn": ("Neighbours’ vote", "how often the vote of 7 neighbours in the encoder’s output is the label"),
+    "knn": ("Neighbors’ vote", "how often the vote of 7 neighbors in the encoder’s output is the label"),
     "probe": ("Linear probe", "logistic regression on the encoder’s output, points that it did not see"),
     "distance": (
         "Distance",
-        "root-mean-square distance of a unit vector to its centre; not comparable across encoders",
+        "root-mean-square distance of a unit vector to its center; not comparable across encoders",
     ),
 }
 KINDS = {"query.size": "size of the data", "query.embedded": "centroids of embeddings", "train.prototypes": "training"}
 
 
-class FeaturesSite(Part):
+class FeaturesClient(Part):
     name: str
     points: int
     groups: int | None = None
@@ -75,7 +75,7 @@ class FeaturesResult(Part):
     width: int
     split: str = ""
     points: int
-    sites: list[FeaturesSite]
+    clients: list[FeaturesClient]
     methods: list[FeaturesMethod]
     exchanged: list[ClusterExchange] = []
     history: list[FeaturesRound] = []
@@ -104,14 +104,14 @@ def measures(r: FeaturesResult) -> dict[str, Any]:
 
 
 def charts(r: FeaturesResult) -> list[Markup]:
-    """The loss by round, and how far centres moved."""
+    """The loss by round, and how far centers moved."""
     loss = [(float(one.round + 1), one.loss) for one in r.history]
     moved = [(float(one.round + 1), one.moved) for one in r.history if one.moved is not None]
     drawn = [
-        ("Loss of the sites", line_chart([Series("loss", loss)], title="Loss", x_label="round")),
+        ("Loss of the clients", line_chart([Series("loss", loss)], title="Loss", x_label="round")),
         (
-            "How far centres moved, 1 − cosine",
-            line_chart([Series("moved", moved, 1)], title="Movement of centres", x_label="round"),
+            "How far centers moved, 1 − cosine",
+            line_chart([Series("moved", moved, 1)], title="Movement of centers", x_label="round"),
         ),
     ]
     return [plot(title, chart) for title, chart in drawn if chart]
@@ -122,27 +122,27 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     r = read(FeaturesResult, result)
     first = r.methods[0]
     facts = [
-        ("Sites", numbers.count(len(r.sites))),
+        ("Clients", numbers.count(len(r.clients))),
         ("Points", numbers.count(r.points)),
         ("Numbers of a point", numbers.count(r.features)),
         ("Numbers of an embedding", numbers.count(r.width)),
         ("Encoder", "a head on the features" if r.encoder == "none" else r.encoder),
         ("Split", r.split),
         ("Rounds", numbers.count(first.rounds)),
-        ("From sites", size_words(first.bytes_up)),
-        ("To sites", size_words(first.bytes_down)),
+        ("From clients", size_words(first.bytes_up)),
+        ("To clients", size_words(first.bytes_down)),
         ("Time", numbers.duration(first.seconds)),
     ]
     context = {
         "r": r,
         "title_of": TITLES,
         "facts": [(name, value) for name, value in facts if value],
-        "maps": point_maps(r.map, [site.name for site in r.sites]),
+        "maps": point_maps(r.map, [client.name for client in r.clients]),
         "table": measures(r),
         "charts": charts(r),
         "exchanged": exchange_rows(r.exchanged, KINDS),
-        "seen": any(site.distance is not None for site in r.sites),
-        "labelled": r.sites and r.sites[0].classes is not None,
+        "seen": any(client.distance is not None for client in r.clients),
+        "labeled": r.clients and r.clients[0].classes is not None,
         "command": command_text(r.command),
     }
-    return Page("federated_features.html.j2", f"One encoder of {len(r.sites)} sites", context)
+    return Page("federated_features.html.j2", f"One encoder of {len(r.clients)} clients", context)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.errors import UserError
 from foveate.report import words
 from foveate.report.charts import histogram, plot
 from foveate.report.page import Page, command_text
 from foveate.report.pages.tour import example_groups
 from foveate.report.schema import InspectResult, read
 from foveate.report.simple import simple_page
-from foveate.settings.errors import UserError
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:

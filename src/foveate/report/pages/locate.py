@@ -1,4 +1,4 @@
-"""The page of one question 'where is ...?' about one picture."""
+"""The page of one question 'where is ...?' about one image."""
 
 from __future__ import annotations
 

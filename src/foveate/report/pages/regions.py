@@ -1,4 +1,4 @@
-"""The page of a labelling run: what became of every picture, how the regions are spread, and pictures with them."""
+"""The page of a labeling run: what became of every image, how the regions are spread, and images with them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.errors import UserError
 from foveate.report import words
 from foveate.report.charts import histogram, plot
 from foveate.report.numbers import count
@@ -13,7 +14,6 @@ from foveate.report.page import Page, command_text
 from foveate.report.pages.tour import example_groups
 from foveate.report.schema import RegionsResult, read
 from foveate.report.simple import simple_page
-from foveate.settings.errors import UserError
 
 STATUSES = {
     "ok": "With regions",
@@ -26,14 +26,14 @@ STATUSES = {
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of a labelling run's result.json (`schema.RegionsResult`)."""
+    """The page of a labeling run's result.json (`schema.RegionsResult`)."""
     r = read(RegionsResult, result)
     charts = []
     for name, h in r.histograms.items():
         if len(h.edges) != (wanted := len(h.counts) + 1):
             raise UserError(f"result.json, field 'histograms.{name}': {len(h.counts)} counts need {wanted} edges")
         charts.append(plot(words.plain(name), histogram(h.edges, h.counts, title=words.plain(name), unit=h.unit)))
-    facts = [("Pictures", count(r.pictures)), ("Regions", count(r.regions))]
+    facts = [("Images", count(r.images)), ("Regions", count(r.regions))]
     facts += [(STATUSES.get(name, words.plain(name)), count(number)) for name, number in r.status.items() if number]
     warning = "This detector is an oracle: its boxes were in the collection already. " if r.oracle else ""
     return simple_page(
@@ -44,8 +44,8 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         charts=charts,
         charts_title="How they are spread",
         samples=example_groups(r.samples),
-        samples_title="What was labelled",
-        samples_note="Pictures as they are, with every region that this recipe gave them; the number is its score.",
+        samples_title="What was labeled",
+        samples_note="Images as they are, with every region that this recipe gave them; the number is its score.",
         recipe={"model": r.model, "source of the rows": r.source, **r.recipe},
         command=command_text(r.command),
     )

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.report.images import Overlay
 from foveate.report.numbers import count
 from foveate.report.page import Page, command_text
-from foveate.report.pictures import Overlay
 from foveate.report.schema import Query, SearchResult, read
 
-KINDS = {"words": "words", "picture": "a picture", "box": "a box in a picture"}
+KINDS = {"words": "words", "image": "an image", "box": "a box in an image"}
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
@@ -35,7 +35,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
 
 
 def _asked_with(query: Query) -> str:
-    """What the question is made of: "words and a box in a picture"."""
+    """What the question is made of: "words and a box in an image"."""
     kind = KINDS.get(query.kind, query.kind)
     return f"words and {kind}" if query.text and query.kind != "words" else kind
 

@@ -10,34 +10,34 @@ from foveate.report import calibration, numbers, parts, words
 from foveate.report.captions import MARKS, TourCaptions
 from foveate.report.charts import stacked_bar
 from foveate.report.federated import TourFederated, federated_section
+from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
-from foveate.report.pictures import Overlay
 from foveate.report.schema import Command, Example, Search, TourResult, read
 
 LIMITS = [
     "This is a small model, trained for minutes on a processor, to show the whole way. It is no match for "
-    "one trained on millions of pictures.",
+    "one trained on millions of images.",
     "Scenes are generated: cut-outs on photographs and drawn grounds. Numbers on them say nothing yet about "
     "photographs of the world.",
-    "A whole-picture box around a single drawing is no localisation result and is never counted as one.",
-    "Examples are a few held-out pictures; the table counts all of them.",
+    "A whole-image box around a single drawing is no localization result and is never counted as one.",
+    "Examples are a few held-out images; the table counts all of them.",
 ]
 COMMANDS = [
     Command(
         what="Look at what you have: counts, texts, boxes, what could not be read",
-        command="foveate inspect my-pictures",
+        command="foveate inspect my-images",
     ),
-    Command(what="Train an encoder on it", command="foveate pretrain tour --collection my-pictures"),
+    Command(what="Train an encoder on it", command="foveate pretrain tour --collection my-images"),
     Command(
         what="Measure it on the held-out part",
-        command="foveate evaluate my-model --collection my-pictures",
+        command="foveate evaluate my-model --collection my-images",
     ),
-    Command(what="Find a phrase in one picture", command='foveate locate my-model photo.jpg "a red kite"'),
+    Command(what="Find a phrase in one image", command='foveate locate my-model photo.jpg "a red kite"'),
 ]
 
 
 def region_overlays(example: Example) -> list[Overlay]:
-    """The boxes of a record; a box that is the whole picture is not drawn."""
+    """The boxes of a record; a box that is the whole image is not drawn."""
     return [Overlay(r.box, "region") for r in example.regions if min(r.box[2:]) < 0.99 or max(r.box[:2]) > 0.01]
 
 
@@ -89,7 +89,7 @@ def search_groups(searches: list[Search]) -> list[dict[str, Any]]:
 
 
 def calibration_section(result: dict[str, Any]) -> dict[str, Any]:
-    """The tour's calibration: its table, charts, and pictures with the answers of the three models."""
+    """The tour's calibration: its table, charts, and images with the answers of the three models."""
     r = read(calibration.TourCalibration, result)
     examples = []
     for one in r.examples:
@@ -151,13 +151,13 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
 
 
 def _collection_facts(r: TourResult) -> list[tuple[str, str]]:
-    facts = [(words.data(key), f"{numbers.count(n)} pictures") for key, n in r.collection.pictures.items()]
+    facts = [(words.data(key), f"{numbers.count(n)} images") for key, n in r.collection.images.items()]
     if r.collection.captions is not None:
         facts.append(("Texts", numbers.count(r.collection.captions)))
     if r.collection.regions is not None:
         facts.append(("Boxes with a phrase", numbers.count(r.collection.regions)))
     for key, n in r.collection.splits.items():
-        facts.append((f"For {words.split(key)}", f"{numbers.count(n)} pictures"))
+        facts.append((f"For {words.split(key)}", f"{numbers.count(n)} images"))
     return facts
 
 

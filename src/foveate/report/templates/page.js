@@ -19,7 +19,7 @@
     store.set(root.dataset.theme);
   });
 
-  // The live picture: a phrase lights its box; it walks on by itself until someone touches it.
+  // The live image: a phrase lights its box; it walks on by itself until someone touches it.
   const stage = document.querySelector(".stage");
   const asks = all(".ask");
   if (stage && asks.length) {

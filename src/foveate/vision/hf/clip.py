@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.settings.errors import choose
+from foveate.core.errors import choose
 from foveate.vision.backbones import PROJECTIONS
-from foveate.vision.transformers_loading import load_tower
-from foveate.vision.transformers_towers import TransformersImageEncoder, TransformersTextEncoder
+from foveate.vision.hf.loading import load_tower
+from foveate.vision.hf.towers import TransformersImageEncoder, TransformersTextEncoder
 
-KIND = "transformers_clip"
+KIND = "clip"
 _TYPES = ("clip", "clip_vision_model", "clip_text_model")
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate.settings.errors import UserError, choose
-from foveate.vision.transformers_loading import load_tower
-from foveate.vision.transformers_towers import TransformersImageEncoder
+from foveate.core.errors import UserError, choose
+from foveate.vision.hf.loading import load_tower
+from foveate.vision.hf.towers import TransformersImageEncoder
 
 KIND = "dinov2"
 POOLS = ("cls", "mean")
@@ -24,7 +24,7 @@ class Dinov2ImageEncoder(TransformersImageEncoder):
 
     Args:
         source, revision, offline, image_size, geometry, frozen, precision, checkpointing, config, preprocess: see
-            `foveate.vision.transformers_clip`.
+            `foveate.vision.hf.clip`.
         embed_dim: E, of the new bias-free projection.
         pool: what is projected: the class token ("cls") or the mean of the patch tokens ("mean").
     """

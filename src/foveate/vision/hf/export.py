@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveate.settings.errors import UserError
-from foveate.vision.transformers_clip import TransformersClipImageEncoder, TransformersClipTextEncoder
+from foveate.core.errors import UserError
+from foveate.vision.hf.clip import TransformersClipImageEncoder, TransformersClipTextEncoder
 
 
 def check_whole(image: TransformersClipImageEncoder, text: TransformersClipTextEncoder) -> None:

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.vision.backbones import given_folder, on_meta
 from foveate.vision.hub import Checkpoint, check_loaded, fetch
 
 # Which of our encoders reads what config.json calls itself.
 KIND_OF_TYPE = {
-    "clip": "transformers_clip",
-    "clip_vision_model": "transformers_clip",
-    "clip_text_model": "transformers_clip",
+    "clip": "clip",
+    "clip_vision_model": "clip",
+    "clip_text_model": "clip",
     "siglip": "siglip",
     "siglip_vision_model": "siglip",
     "siglip_text_model": "siglip",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.vision.hub import Checkpoint
 from foveate.vision.pixels import Preprocess
 
@@ -64,7 +64,7 @@ def preprocess_for(
 ) -> Preprocess:
     """The `Preprocess` of an encoder with square patches of `patch` pixels.
 
-    The checkpoint's own size is rounded down to whole patches, so that the grid covers the whole picture (384 px in
+    The checkpoint's own size is rounded down to whole patches, so that the grid covers the whole image (384 px in
     patches of 14 become 378: the same 27 x 27 tokens, no strip of pixels without one).
 
     Raises:

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError, choose
+from foveate.core.errors import UserError, choose
 from foveate.vision.backbones import PROJECTIONS
-from foveate.vision.transformers_loading import load_tower
-from foveate.vision.transformers_towers import TransformersImageEncoder, TransformersTextEncoder
+from foveate.vision.hf.loading import load_tower
+from foveate.vision.hf.towers import TransformersImageEncoder, TransformersTextEncoder
 
 KIND = "siglip"
 _TYPES = ("siglip", "siglip_vision_model", "siglip_text_model")
@@ -25,7 +25,7 @@ class SiglipImageEncoder(TransformersImageEncoder):
 
     Args:
         source, revision, offline, embed_dim, image_size, geometry, frozen, precision, checkpointing, config,
-            preprocess: see `foveate.vision.transformers_clip`.
+            preprocess: see `foveate.vision.hf.clip`.
         projection: "own": the head's output is the embedding; "new": an untrained bias-free projection follows it.
     """
 
@@ -78,7 +78,7 @@ class SiglipTextEncoder(TransformersTextEncoder):
 
     Args:
         source, revision, offline, embed_dim, projection, frozen, precision, checkpointing, config, tokenizer: see
-            `foveate.vision.transformers_clip`.
+            `foveate.vision.hf.clip`.
     """
 
     def __init__(

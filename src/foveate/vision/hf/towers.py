@@ -1,7 +1,7 @@
 """What the towers of transformers share: how a loaded network becomes one of our encoders, and how it is recorded.
 
-Not a kind of encoder itself: `transformers_clip`, `siglip` and `dinov2` say which network they load, which part of it
-is the tower, and how a picture or a text runs through it.
+Not a kind of encoder itself: `clip`, `siglip` and `dinov2` say which network they load, which part of it
+is the tower, and how an image or a text runs through it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from foveate.vision.backbones import BackboneImageEncoder, BackboneTextEncoder, keep_no_activations, own_or_new
-from foveate.vision.processors import preprocess_of
-from foveate.vision.transformers_loading import Loaded, provenance, tokenizer_folder, trained_scale
+from foveate.vision.hf.loading import Loaded, provenance, tokenizer_folder, trained_scale
+from foveate.vision.hf.processors import preprocess_of
 
 
 class TransformersImageEncoder(BackboneImageEncoder):
@@ -22,7 +22,7 @@ class TransformersImageEncoder(BackboneImageEncoder):
     Args:
         found: the loaded network. trunk: the part of it that is the tower.
         own: its own projection of the pooled vector; None for a new one to `embed_dim`. own_dim: width of its result.
-        others: see `foveate.vision.transformers_clip`.
+        others: see `foveate.vision.hf.clip`.
     """
 
     def __init__(

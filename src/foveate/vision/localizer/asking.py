@@ -1,4 +1,4 @@
-"""Asking an opened model: embeddings of phrases, and where phrases are in pictures whose tokens are there."""
+"""Asking an opened model: embeddings of phrases, and where phrases are in images whose tokens are there."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.core.progress import track
 from foveate.records.geometry import Placement
-from foveate.settings.progress import track
 from foveate.vision.encoder import ImageTokens, TextEncoder
-from foveate.vision.localiser.candidates import candidate_boxes
-from foveate.vision.localiser.model import LocalisingModel
+from foveate.vision.localizer.candidates import candidate_boxes
+from foveate.vision.localizer.model import LocalizingModel
 
 _BATCH = 256
 _TEXTS = 256
@@ -31,8 +31,8 @@ def encode_all(encoder: TextEncoder, texts: list[str], *, description: str = "re
     return features
 
 
-def embed_phrases(model: LocalisingModel, texts: Sequence[str]) -> Tensor:
-    """Un-normalised joint embeddings [T, E] on the CPU: each distinct text once, so that equal texts are equal."""
+def embed_phrases(model: LocalizingModel, texts: Sequence[str]) -> Tensor:
+    """Un-normalized joint embeddings [T, E] on the CPU: each distinct text once, so that equal texts are equal."""
     distinct = sorted(set(texts))
     if not distinct:
         return torch.zeros(0, model.recipe.embed_dim)
@@ -44,7 +44,7 @@ def embed_phrases(model: LocalisingModel, texts: Sequence[str]) -> Tensor:
 
 
 def find(
-    model: LocalisingModel,
+    model: LocalizingModel,
     tokens: ImageTokens,
     placements: Sequence[Placement],
     texts_RE: Tensor,
@@ -60,7 +60,7 @@ def find(
 
 
 def candidate_scores(
-    model: LocalisingModel,
+    model: LocalizingModel,
     tokens: ImageTokens,
     placements: Sequence[Placement],
     texts_RE: Tensor,
@@ -68,11 +68,11 @@ def candidate_scores(
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """The candidate box of highest cosine with each phrase [R, 4], and all cosines [R, C]; one image forward."""
     boxes_BC4 = np.stack([candidate_boxes(one.letterbox.content_box.to_array()) for one in placements])
-    pictures, count, _ = boxes_BC4.shape
+    images, count, _ = boxes_BC4.shape
     flat = torch.from_numpy(boxes_BC4).reshape(-1, 4).to(model.device)
-    owner = torch.arange(pictures, device=model.device).repeat_interleave(count)
-    z_BCE = F.normalize(model.encode_regions(tokens, flat, owner).float(), dim=-1).view(pictures, count, -1)
-    # In parts: the embeddings of all candidates are copied for each phrase of their picture.
+    owner = torch.arange(images, device=model.device).repeat_interleave(count)
+    z_BCE = F.normalize(model.encode_regions(tokens, flat, owner).float(), dim=-1).view(images, count, -1)
+    # In parts: the embeddings of all candidates are copied for each phrase of their image.
     parts = zip(index_R.split(_TEXTS), F.normalize(texts_RE.float(), dim=-1).split(_TEXTS), strict=True)
     scores_RC = torch.cat([torch.einsum("rce,re->rc", z_BCE[index], texts) for index, texts in parts])
     best_R = scores_RC.argmax(1).cpu().numpy()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 SIDES = (0.18, 0.28, 0.42, 0.62, 0.9)
 ASPECTS = (0.6, 1.0, 1.67)
 STEP = 0.45
-# Few enough to keep for every picture of a large collection.
+# Few enough to keep for every image of a large collection.
 COARSE_SIDES = (0.35, 0.55, 0.8)
 COARSE_STEP = 0.5
 
@@ -17,15 +17,15 @@ def candidate_boxes(content: NDArray[np.float64] | None = None) -> NDArray[np.fl
     """Boxes [C, 4] in [0, 1] that tile a square at several sizes and aspects, clipped to its content.
 
     Args:
-        content: (x1, y1, x2, y2) of the part of the model input that shows the picture; the whole by default.
+        content: (x1, y1, x2, y2) of the part of the model input that shows the image; the whole by default.
 
-    Each size is the square root of the box's share of the area; neighbours overlap by about half.
+    Each size is the square root of the box's share of the area; neighbors overlap by about half.
     """
     return _tiles(content, sides=SIDES, aspects=ASPECTS, step=STEP)
 
 
 def coarse_boxes(content: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
-    """A small set of boxes [38, 4], of the content's own shape, at three sizes, for an index of every picture.
+    """A small set of boxes [38, 4], of the content's own shape, at three sizes, for an index of every image.
 
     Else as `candidate_boxes`.
     """

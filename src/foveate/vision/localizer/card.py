@@ -28,14 +28,14 @@ def model_card(
         recipe: of the model, as JSON values.
         parameters: number of trained weights.
         metrics: content of metrics.json; empty where nothing was evaluated.
-        provenance: of config.json: collection, licence, split, pictures, command, revision. What is unknown is absent.
+        provenance: of config.json: collection, license, split, images, command, revision. What is unknown is absent.
         loading: Markdown: how this folder is opened.
         library: `library_name` of the front matter.
         notes: Markdown that goes behind it, for example what an export does differently.
     """
     method = METHODS[recipe["regions"]["method"]]
     kinds = {name: recipe[f"{name}_encoder"]["kind"] for name in ("image", "text")}
-    tags = [method.split()[0].lower(), "vision-language", "localisation", "zero-shot-image-classification"]
+    tags = [method.split()[0].lower(), "vision-language", "localization", "zero-shot-image-classification"]
     return f"""---
 license: other
 license_name: chosen-by-the-publisher
@@ -65,8 +65,8 @@ joint space of {recipe["embed_dim"]} numbers. {_maker(provenance)}
 ## Intended use and limits
 
 For comparing {_use(method)} with words: search, sorting, zero-shot classes, research.
-It knows what its training pictures and texts showed, no more; it always answers, also where a phrase means nothing in a
-picture; it takes over whatever is one-sided or wrong in its training texts. Measure it on your own pictures
+It knows what its training images and texts showed, no more; it always answers, also where a phrase means nothing in a
+image; it takes over whatever is one-sided or wrong in its training texts. Measure it on your own images
 (`foveate evaluate`) before you rely on it. Do not identify people with it, and let it decide nothing that matters
 about a person.
 """.replace("\n\n\n", "\n")
@@ -78,19 +78,19 @@ def _maker(provenance: Mapping[str, Any]) -> str:
 
 
 def _use(method: str) -> str:
-    return "pictures" if method == "CLIP" else "pictures, and boxes in them,"
+    return "images" if method == "CLIP" else "images, and boxes in them,"
 
 
 def _data(provenance: Mapping[str, Any]) -> str:
     if not provenance.get("collection"):
         return "The training collection is not recorded in this folder."
     split = f", split `{provenance['split']}`" if provenance.get("split") else ""
-    count = f", {provenance['pictures']:,} pictures with text" if provenance.get("pictures") else ""
-    licence = provenance.get("licence") or "none stated"
-    lines = [f"Collection `{provenance['collection']}`{split}{count}.", f"Its licence, as it states it: {licence}."]
+    count = f", {provenance['images']:,} images with text" if provenance.get("images") else ""
+    license = provenance.get("license") or "none stated"
+    lines = [f"Collection `{provenance['collection']}`{split}{count}.", f"Its license, as it states it: {license}."]
     if provenance.get("command"):
         lines.append(f"Trained by `{shlex.join(provenance['command'])}`; the whole recipe is in `config.json`.")
-    lines.append("The licence of the weights is for whoever publishes them to choose; the front matter says so.")
+    lines.append("The license of the weights is for whoever publishes them to choose; the front matter says so.")
     return "\n".join(lines)
 
 
@@ -98,7 +98,7 @@ def _measured(metrics: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     table = metrics.get("table") or []
     if not table:
         return "Not evaluated."
-    assert {"collection", "split", "pictures", "regions"} <= metrics.keys(), sorted(metrics)
+    assert {"collection", "split", "images", "regions"} <= metrics.keys(), sorted(metrics)
     command = f"foveate evaluate MODEL --collection {metrics['collection']} --split {metrics['split']}"
     revision = provenance.get("revision") or "a release that is not recorded"
     rows = "".join(
@@ -106,7 +106,7 @@ def _measured(metrics: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
         for row in table
         for column, value in row["values"].items()
     )
-    return f"""On collection `{metrics["collection"]}`, split `{metrics["split"]}`: {metrics["pictures"]:,} pictures,
+    return f"""On collection `{metrics["collection"]}`, split `{metrics["split"]}`: {metrics["images"]:,} images,
 {metrics["regions"]:,} regions, one training. Measured by {revision} at its end; again with `{command}`.
 
 | question | data | way | value (95 % interval) | n |
@@ -115,6 +115,6 @@ def _measured(metrics: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
 
 
 def _number(value: Mapping[str, float | None]) -> str:
-    """A value with its interval, where there were enough pictures for one."""
+    """A value with its interval, where there were enough images for one."""
     interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
     return f"{value['value']:.3f}{interval}"

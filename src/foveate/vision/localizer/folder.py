@@ -15,22 +15,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-import foveate
-from foveate.settings.errors import UserError
-from foveate.settings.files import (
+from foveate.core.errors import UserError
+from foveate.core.files import (
     read_json,
     write_bytes_atomically,
     write_json_atomically,
     write_text_atomically,
 )
-from foveate.settings.recipes import validate
+from foveate.core.recipes import validate
+from foveate.core.version import __version__
 from foveate.vision.device import choose_device
-from foveate.vision.localiser.card import model_card
-from foveate.vision.localiser.model import LocalisingModel
-from foveate.vision.localiser.settings import LocaliserSettings
+from foveate.vision.localizer.card import model_card
+from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.registry import tower_options
 
-KIND = "localising-encoder"
+KIND = "localizing-encoder"
 FORMAT = 1
 CONFIG, WEIGHTS, PREPROCESS, METRICS, CARD = (
     "config.json",
@@ -49,7 +49,7 @@ model = foveate.open_model("this folder")
 words_1E = model.encode_text(["a red boat"])
 ```
 
-`foveate locate FOLDER PICTURE "a red boat"` finds a phrase in a picture; `foveate export FOLDER --to open_clip` and
+`foveate locate FOLDER IMAGE "a red boat"` finds a phrase in an image; `foveate export FOLDER --to open_clip` and
 the other targets write it for other libraries."""
 
 
@@ -59,7 +59,7 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_model(
-    model: LocalisingModel,
+    model: LocalizingModel,
     folder: Path,
     *,
     metrics: dict[str, Any] | None = None,
@@ -90,7 +90,7 @@ def save_model(
     config = {
         "kind": KIND,
         "format": FORMAT,
-        "foveate": foveate.__version__,
+        "foveate": __version__,
         "locate_rule": model.locate_rule,
         "provenance": provenance or {},
         "recipe": recipe,
@@ -99,7 +99,7 @@ def save_model(
     return folder
 
 
-def _self_contained(model: LocalisingModel) -> dict[str, Any]:
+def _self_contained(model: LocalizingModel) -> dict[str, Any]:
     """The recipe with the encoders' architectures, so that no checkpoint it started from is needed again."""
     recipe = model.trained_as | model.recipe.model_dump(mode="json")
     for name, encoder in (("image_encoder", model.image_encoder), ("text_encoder", model.text_encoder)):
@@ -115,7 +115,7 @@ def with_tokenizer(text_encoder: Mapping[str, Any], folder: Path) -> dict[str, A
     return dict(text_encoder)
 
 
-def load_model(folder: Path, *, device: str | None = None) -> LocalisingModel:
+def load_model(folder: Path, *, device: str | None = None) -> LocalizingModel:
     """Opens a model folder for use (evaluation mode, no gradient), strictly.
 
     Raises:
@@ -137,9 +137,9 @@ def load_model(folder: Path, *, device: str | None = None) -> LocalisingModel:
             raise UserError(f"{folder / CONFIG}: field '{name}' is missing")
     chosen = choose_device(device or "auto")
     trained_as, built_from = _parts(config["recipe"], folder / CONFIG)
-    recipe = validate(LocaliserSettings, built_from, where=str(folder / CONFIG))
+    recipe = validate(LocalizerSettings, built_from, where=str(folder / CONFIG))
     recipe = recipe.model_copy(update={"text_encoder": with_tokenizer(recipe.text_encoder, folder)})
-    model = LocalisingModel(recipe)
+    model = LocalizingModel(recipe)
     model.trained_as = trained_as
     _fill(model, folder / WEIGHTS)
     model.locate_rule = config["locate_rule"]
@@ -155,7 +155,7 @@ def _parts(recipe: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
-def _fill(model: LocalisingModel, path: Path) -> None:
+def _fill(model: LocalizingModel, path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path}: is a folder, a file of weights is wanted")
     try:

@@ -1,6 +1,6 @@
 """CLIP that can be asked about a box, and can find a box from words: the model of CLOC and of its baselines.
 
-The image tokens are computed once per picture and used again for every box and every phrase.
+The image tokens are computed once per image and used again for every box and every phrase.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.vision.encoder import ImageEncoder, ImageTokens, TextEncoder
-from foveate.vision.localiser.settings import LocaliserSettings
+from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.prompter import BoxHead, Prompter, sorted_boxes
 from foveate.vision.registry import build_image_encoder, build_text_encoder
 from foveate.vision.roi import RoiPooler, roi_pool
@@ -50,7 +50,7 @@ def capped_exp(log_scale: Tensor, largest: float) -> Tensor:
     return _CappedExp.apply(log_scale, largest)
 
 
-def towers(recipe: LocaliserSettings, name: str) -> dict[str, Any]:
+def towers(recipe: LocalizerSettings, name: str) -> dict[str, Any]:
     """The settings of one encoder with the joint width that both share."""
     return {"embed_dim": recipe.embed_dim, **getattr(recipe, name)}
 
@@ -64,7 +64,7 @@ def empty_copy(module: Module) -> Module:
     return copy.deepcopy(module, dict(empty))
 
 
-class LocalisingModel(nn.Module):
+class LocalizingModel(nn.Module):
     """Image tower, text tower and the module that embeds regions.
 
     Attributes:
@@ -77,7 +77,7 @@ class LocalisingModel(nn.Module):
         locate_rule: "head" or "candidates": the rule that was better on the validation split, if there was one.
     """
 
-    def __init__(self, recipe: LocaliserSettings) -> None:
+    def __init__(self, recipe: LocalizerSettings) -> None:
         super().__init__()
         self.recipe = recipe
         self.trained_as: dict[str, Any] = {}
@@ -146,16 +146,16 @@ class LocalisingModel(nn.Module):
         return self.logit_bias() if self.region_bias is None else self.region_bias
 
     def encode_image_tokens(self, pixels_B3HW: Tensor) -> ImageTokens:
-        """One pass over uint8 (or normalised) pixels: tokens, grid and the un-normalised joint embedding."""
+        """One pass over uint8 (or normalized) pixels: tokens, grid and the un-normalized joint embedding."""
         return self.image_encoder(self.image_encoder.frozen_features(pixels_B3HW.to(self.device)))
 
     def encode_image(self, images: Tensor | ImageTokens) -> Tensor:
-        """Unit-length joint embeddings [B, E] of pictures or of tokens that are there already."""
+        """Unit-length joint embeddings [B, E] of images or of tokens that are there already."""
         tokens = images if isinstance(images, ImageTokens) else self.encode_image_tokens(images)
         return F.normalize(tokens.embedding_BE.float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Joint embeddings [B, E] of texts before normalisation: what phrase prompts are made of."""
+        """Joint embeddings [B, E] of texts before normalization: what phrase prompts are made of."""
         return self.text_encoder(self.text_encoder.frozen_features(list(texts)).to(self.device))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -163,10 +163,10 @@ class LocalisingModel(nn.Module):
         return F.normalize(self.embed_texts(texts).float(), dim=-1)
 
     def encode_regions(self, tokens: ImageTokens, boxes_R4: Tensor, image_index_R: Tensor) -> Tensor:
-        """Un-normalised embeddings [R, E] of boxes in [0, 1] of the square model input.
+        """Un-normalized embeddings [R, E] of boxes in [0, 1] of the square model input.
 
         Without a region module (CLIP) the tokens under the box are pooled by RoI-Align and projected as a whole
-        picture's are: the common zero-shot way.
+        image's are: the common zero-shot way.
 
         Args:
             boxes_R4: corners; x1 < x2, y1 < y2. image_index_R: row of `tokens` that each box belongs to.
@@ -183,7 +183,7 @@ class LocalisingModel(nn.Module):
         """Boxes [R, 4] in [0, 1] of the model input, clamped and sorted, where the phrases are said to be.
 
         Args:
-            texts_RE: of `embed_texts`, not normalised.
+            texts_RE: of `embed_texts`, not normalized.
 
         Raises:
             UserError: for a model without a Prompter.
@@ -199,7 +199,7 @@ class LocalisingModel(nn.Module):
         return sorted_boxes(torch.cat(found))
 
     def _in_parts(self, tokens: ImageTokens, prompts: Tensor, image_index_R: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The prompts of a call, few at a time where each of them reads and keeps all tokens of its picture."""
+        """The prompts of a call, few at a time where each of them reads and keeps all tokens of its image."""
         if self.prompter is None or self.prompter.pool != "all" or torch.is_grad_enabled():
             return [(prompts, image_index_R)]
         _, length, width = tokens.tokens_BLD.shape

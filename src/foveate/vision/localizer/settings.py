@@ -7,20 +7,20 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from foveate.settings.recipes import Settings
+from foveate.core.recipes import Settings
 
 
 class PrompterSettings(Settings):
     """The Prompter (CLOC section 3.2 of the paper's method) and the box head."""
 
     pool: Literal["all", "prompt"] = Field("all", description="mean over all tokens (paper) or the prompt's only")
-    image_pos: Literal["sincos", "none"] = Field("sincos", description="patch-centre sinusoid inside the Prompter")
+    image_pos: Literal["sincos", "none"] = Field("sincos", description="patch-center sinusoid inside the Prompter")
     norm: Literal["pre", "post"] = Field("pre", description="place of the layer norms")
     coordinate_scale: float = Field(100.0, gt=0, description="factor of coordinates in [0, 1] in the sinusoid")
     temperature: float = Field(10_000.0, gt=1, description="longest period factor of the sinusoid")
     layout: Literal["blocked", "interleaved", "timescale"] = Field("blocked", description="order of sin and cos")
     corner_embedding: bool = Field(True, description="learned vectors that tell the two corners apart")
-    text_prompt_normalised: bool = Field(False, description="phrase prompts of unit length")
+    text_prompt_normalized: bool = Field(False, description="phrase prompts of unit length")
 
 
 class RegionSettings(Settings):
@@ -30,13 +30,13 @@ class RegionSettings(Settings):
         "prompter", description="none = CLIP alone; prompter = CLOC; roi = RoI-Align instead of the Prompter"
     )
     prompter: PrompterSettings = PrompterSettings()
-    lambda_scale: float = Field(1.0, ge=0, description="factor of the share of labelled pictures")
+    lambda_scale: float = Field(1.0, ge=0, description="factor of the share of labeled images")
     grounding_weight: float = Field(1.0, ge=0, description="weight of the box loss beside the region loss; paper 1")
     filter: Literal["embedding", "exact", "none"] = Field(
         "embedding", description="negatives left out: text cosine above the threshold, same phrase, none"
     )
     filter_threshold: float = Field(0.9, ge=-1, le=1.01, description="text cosine, strict")
-    normalise: Literal["regions", "fixed"] = Field("regions", description="divide by the regions or by M N")
+    normalize: Literal["regions", "fixed"] = Field("regions", description="divide by the regions or by M N")
     own_temperature: bool = Field(False, description="a temperature of the region loss's own")
     row_chunk: int | None = Field(None, ge=1, description="rows of the losses' matrices at a time, to save memory")
     loss: Literal["softmax", "sigmoid"] = Field(
@@ -44,7 +44,7 @@ class RegionSettings(Settings):
     )
 
 
-class LocaliserSettings(Settings):
+class LocalizerSettings(Settings):
     """The encoders, the module that embeds regions, and the losses' kinds, which decide what parameters there are."""
 
     image_encoder: dict[str, Any] = Field(description="`kind` and the fields of that encoder")
@@ -70,7 +70,7 @@ class LocaliserSettings(Settings):
     def _encoders_have_a_kind(self) -> Self:
         for name in ("image_encoder", "text_encoder"):
             if "kind" not in getattr(self, name):
-                raise ValueError(f"{name} needs a 'kind', for example lite0 or openclip")
+                raise ValueError(f"{name} needs a 'kind', for example lite0 or open_clip")
         if self.embed_dim == 0 and self.image_encoder["kind"] != "initial":
             raise ValueError("embed_dim 0 takes the width of `initial`, and wants image_encoder: {kind: initial}")
         if self.logit_bias_init is not None and "sigmoid" not in (self.loss, self.regions.loss):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from foveate.settings.errors import UserError, nearest
+from foveate.core.errors import UserError, nearest
 from foveate.vision.hub import fetch
 
 _QUIET = threading.RLock()
@@ -106,16 +106,18 @@ def named(
 ) -> tuple[str, str | None]:
     """open_clip's name of the model, and the commit it is pinned to; `built`: `source` is only a record."""
     if not isinstance(model, str):
-        raise UserError(f"the name of a model of 'openclip' is text, not {model!r:.60}")
+        raise UserError(f"the name of a model of 'open_clip' is text, not {model!r:.60}")
     if source is None:
         if revision is not None and not built:
-            raise UserError(f"revision '{revision}' of 'openclip' only means something with source: OWNER/NAME")
+            raise UserError(f"revision '{revision}' of 'open_clip' only means something with source: OWNER/NAME")
         return model, revision
     if pretrained is not None:
-        raise UserError(f"'openclip': source '{source}' has its own weights, pretrained '{pretrained}' is one too many")
+        raise UserError(
+            f"'open_clip': source '{source}' has its own weights, pretrained '{pretrained}' is one too many"
+        )
     if built:
         return f"local-dir:{source}", revision
-    checkpoint = fetch(source, revision=revision, offline=offline, field="source of 'openclip'", cache_dir=cache_dir)
+    checkpoint = fetch(source, revision=revision, offline=offline, field="source of 'open_clip'", cache_dir=cache_dir)
     if not (checkpoint.folder / "open_clip_config.json").is_file():
         raise UserError(f"{source}: no checkpoint of open_clip, it has no open_clip_config.json")
     checkpoint.weights()

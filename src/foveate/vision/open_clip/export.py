@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foveate.settings.errors import UserError
-from foveate.settings.files import commit_atomically, write_bytes_atomically, write_json_atomically
-from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
+from foveate.core.errors import UserError
+from foveate.core.files import commit_atomically, write_bytes_atomically, write_json_atomically
+from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -49,7 +49,7 @@ def export_open_clip(
         image, text: towers of the same joint width.
         log_scale: logarithm of 1 / temperature.
         folder: made if it is not there.
-        logit_bias: of a sigmoid loss between pictures and texts; None for a softmax.
+        logit_bias: of a sigmoid loss between images and texts; None for a softmax.
 
     Raises:
         UserError: see `check_pair`.

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError
-from foveate.vision.openclip import OpenClipImageEncoder, OpenClipTextEncoder
+from foveate.core.errors import UserError
+from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
 from foveate.vision.pixels import Preprocess
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -204,11 +204,11 @@ def clip_tokenizer(context_length: int) -> Any:
 def clip_image_processor(preprocess: Preprocess) -> Any:
     """The geometry as a `transformers.CLIPImageProcessor`.
 
-    A letterbox is a resize of the long side, and a centre crop of the square, which pads with black where the picture
+    A letterbox is a resize of the long side, and a center crop of the square, which pads with black where the image
     is smaller.
 
     Raises:
-        UserError: for a padding that is not black, and for nearest-neighbour or Lanczos resizing.
+        UserError: for a padding that is not black, and for nearest-neighbor or Lanczos resizing.
     """
     from PIL.Image import Resampling
     from transformers import CLIPImageProcessor

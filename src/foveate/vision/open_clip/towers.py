@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.settings.errors import UserError
+from foveate.core.errors import UserError
 from foveate.vision.backbones import files_of, given_folder, on_meta
 from foveate.vision.encoder import ImageEncoder, ImageTokens, TextEncoder
-from foveate.vision.openclip_build import (
+from foveate.vision.hf.processors import given_preprocess, three
+from foveate.vision.open_clip.build import (
     NO_TEXT,
     NO_VISION,
     advice,
@@ -28,7 +29,6 @@ from foveate.vision.openclip_build import (
     tokenizer_of,
 )
 from foveate.vision.pixels import Preprocess
-from foveate.vision.processors import given_preprocess, three
 
 
 class OpenClipImageEncoder(ImageEncoder):
@@ -41,7 +41,7 @@ class OpenClipImageEncoder(ImageEncoder):
         source: a folder with open_clip_config.json and safetensors weights, or OWNER/NAME on the hub; it replaces
             `model` and `pretrained`. revision: of a hub repository. offline: look into the hub's cache only.
         checkpointing: keep no activations inside layers; slower, less memory.
-        geometry: how pictures are fitted, see `Preprocess`; "center_crop" is what open_clip's weights were trained on.
+        geometry: how images are fitted, see `Preprocess`; "center_crop" is what open_clip's weights were trained on.
         config, preprocess: of `architecture()`, to build a saved tower again without its first weights.
     """
 
@@ -108,8 +108,8 @@ class OpenClipImageEncoder(ImageEncoder):
         }
 
     def forward(self, features: Tensor) -> ImageTokens:
-        """Pixels [B, 3, S, S] (uint8 or normalised) to tokens."""
-        pixels = self.normalised(features)
+        """Pixels [B, 3, S, S] (uint8 or normalized) to tokens."""
+        pixels = self.normalized(features)
         visual = self.visual
         if hasattr(visual, "trunk"):
             trunk = visual.trunk
@@ -124,7 +124,7 @@ class OpenClipImageEncoder(ImageEncoder):
         return ImageTokens(tokens_BLD, self.grid, embedding_BE)
 
     def project(self, pooled_RD: Tensor) -> Tensor:
-        """Pooled tokens [R, D] to [R, E], as if they were all the picture had."""
+        """Pooled tokens [R, D] to [R, E], as if they were all the image had."""
         if not hasattr(self.visual, "trunk"):
             return pooled_RD @ self.visual.proj
         trunk = self.visual.trunk
@@ -274,7 +274,7 @@ class OpenClipTextEncoder(TextEncoder):
         return self.tokenizer(list(texts)).to(self.feature_dtype)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Token ids [B, context length] to joint embeddings [B, E], not normalised."""
+        """Token ids [B, context length] to joint embeddings [B, E], not normalized."""
         ids_BL = features.long()
         tower = self.text_model
         if not self.training or not len(ids_BL) or not _is_causal_clip(tower):

@@ -11,15 +11,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from foveate.caption.answers import parse_captions, serialise
+from foveate.caption.answers import parse_captions, serialize
 from foveate.caption.backends.http import HttpCaptioner, HttpSettings
 from foveate.caption.captioner import CaptionAnswer, CaptionRequest
 from foveate.caption.prompts import FORMS, MAX_TOKENS, Prompt, prompt_for
 from foveate.caption.small.recipe import CaptionDataSettings
 from foveate.caption.small.rewriting import REWRITTEN, Answers
-from foveate.settings.errors import UserError
-from foveate.settings.progress import track
-from foveate.settings.recipes import validate
+from foveate.core.errors import UserError
+from foveate.core.progress import track
+from foveate.core.recipes import validate
 
 _FILE = "rewrites.jsonl"
 _AT_A_TIME = 256
@@ -37,7 +37,7 @@ class Llm:
         self._known = self._read()
 
     def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Answers]:
-        """One question per picture and format."""
+        """One question per image and format."""
         asked = [
             (self._short, kind, self._short.fill(sources={"captions": list(short), "text": list(written)}, form=form))
             for short, written in materials
@@ -95,7 +95,7 @@ class Llm:
                 kind=kind,
                 prompt_id=prompt.id,
                 prompt=text,
-                picture=b"",
+                image=b"",
                 media_type="",
                 alt="",
                 max_tokens=2 * MAX_TOKENS[kind],
@@ -125,7 +125,7 @@ def _split(answer: CaptionAnswer) -> Answers:
         return dict.fromkeys(REWRITTEN, answer)
     read = parse_captions(answer.text, REWRITTEN)
     return {
-        kind: CaptionAnswer(error=one.error) if one.caption is None else CaptionAnswer(serialise(one.caption))
+        kind: CaptionAnswer(error=one.error) if one.caption is None else CaptionAnswer(serialize(one.caption))
         for kind, one in read.items()
     }
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from foveate.caption.answers import serialise
+from foveate.caption.answers import serialize
 from foveate.caption.captioner import CaptionAnswer
 from foveate.caption.gates import GATES
 from foveate.caption.lengths import clip_tokens
@@ -17,8 +17,8 @@ from foveate.records.sentences import sentences
 _SAME = 0.9  # captions whose words overlap more (Jaccard) say the same
 _DSC_TOKENS = 60
 _ARTICLE = re.compile(r"^(A|An|The|Two|Three|Four|Several|Some|Many)\s")
-_KIND_OF_PICTURE = re.compile(
-    r"^(?:an?|the)\s(?:[\w-]+\s){0,4}(?:photograph|photo|picture|image|drawing|view|shot|close-up|painting|collage)"
+_KIND_OF_IMAGE = re.compile(
+    r"^(?:an?|the)\s(?:[\w-]+\s){0,4}(?:photograph|photo|image|image|drawing|view|shot|close-up|painting|collage)"
     r"(?:,[^,]*,)?\s(?:of|that\sshows|showing|with)\s",
     re.IGNORECASE,
 )
@@ -45,7 +45,7 @@ class Rules:
             return {}
         main = _central(said)
         others = _by_novelty(main, [text for text in said if text != main])
-        framed = f"A picture of {main[0].lower()}{main[1:]}" if _ARTICLE.match(main) else main
+        framed = f"An image of {main[0].lower()}{main[1:]}" if _ARTICLE.match(main) else main
         reading = [written_sentence(written)] if written else []
         told = [text for text, new in others if new]
         return {
@@ -55,7 +55,7 @@ class Rules:
         }
 
     def shortened(self, description: str) -> dict[str, str]:
-        """ssc: the first sentence without what kind of picture it is, and with two of the things it lists at most. dsc:
+        """ssc: the first sentence without what kind of image it is, and with two of the things it lists at most. dsc:
         as many sentences from the front as fit. dsc_plus: as many as its gate lets through."""
         told = sentences(" ".join(description.split()))
         if not told:
@@ -73,7 +73,7 @@ def open_rewriter(settings: CaptionDataSettings, *, folder: Path | None) -> Rule
 
 
 def _answers(texts: dict[str, str]) -> Answers:
-    return {kind: CaptionAnswer(serialise(text)) for kind, text in texts.items()}
+    return {kind: CaptionAnswer(serialize(text)) for kind, text in texts.items()}
 
 
 def _sentence(text: str) -> str:
@@ -122,8 +122,8 @@ def _fill(told: Sequence[str], most: int) -> str:
 
 
 def _shortened(sentence: str) -> str:
-    """A sentence without the kind of picture; of a list that makes it longer than the gate the first two items."""
-    bare = _KIND_OF_PICTURE.sub("", sentence)
+    """A sentence without the kind of image; of a list that makes it longer than the gate the first two items."""
+    bare = _KIND_OF_IMAGE.sub("", sentence)
     bare = f"{bare[0].upper()}{bare[1:]}" if bare else sentence
     if clip_tokens(bare) <= GATES["ssc"].most:
         return bare

@@ -12,9 +12,9 @@ from foveate.caption.scene_captions import claims, worded
 from foveate.caption.scene_claims import Claim, once, place_of, relations, say
 from foveate.caption.small.material import Material
 from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.core import seeds
 from foveate.records.alt_texts import alt_text
 from foveate.records.collection import Collection
-from foveate.settings import seeds
 
 _SHORT = 8
 _RELATIONS = 6

@@ -1,6 +1,6 @@
 """The built-in clip art and emoji, one thing in the middle of a plain ground: their names and how they were set.
 
-What is said of them is what `records.builtin.singles` did: one drawing, in the middle, on a plain ground. Pictures
+What is said of them is what `records.builtin.singles` did: one drawing, in the middle, on a plain ground. Images
 without a name that a reader would say (label `concept`) are left out, whatever their titles claim.
 """
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from foveate.caption.small.material import Material
 from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.core.errors import UserError
 from foveate.records.alt_texts import alt_text
 from foveate.records.collection import Collection
 from foveate.records.scenes.language import is_plural, with_article
-from foveate.settings.errors import UserError
 
 _STYLES = {"clipart": "clip art", "noto": "an emoji", "twemoji": "an emoji"}
 
@@ -56,34 +56,34 @@ def _short(concept: str, style: str) -> tuple[str, ...]:
     return (
         f"{first} on a plain ground.",
         f"A drawing of {thing}.",
-        f"{first} alone in the middle of the picture.",
+        f"{first} alone in the middle of the image.",
         f"{first} in the style of {_STYLES[style]}.",
-        f"A picture of {thing} on a plain ground.",
+        f"An image of {thing} on a plain ground.",
     )
 
 
 def formats(concept: str, style: str, group: str) -> dict[str, str]:
-    """The exact texts of each format; all their facts hold for every picture that `records.builtin.singles` makes."""
+    """The exact texts of each format; all their facts hold for every image that `records.builtin.singles` makes."""
     thing = with_article(concept)
     are = "are" if is_plural(concept) else "is"
     kind = " and ".join(part.replace("-", " ").replace("_", " ") for part in group.split("/") if part)
     ssc = f"{thing[0].upper()}{thing[1:]} on a plain ground."
     dsc = [
         f"A drawing of {thing}.",
-        f"The {concept} {are} in the middle of the picture.",
+        f"The {concept} {are} in the middle of the image.",
         "The background is plain.",
     ]
     dense = [
-        f"A square picture that shows a drawing of {thing}.",
+        f"A square image that shows a drawing of {thing}.",
         f"The drawing is in the style of {_STYLES[style]}.",
-        f"The {concept} {are} in the middle of the picture.",
-        f"The {concept} {are} the only named thing in the picture.",
+        f"The {concept} {are} in the middle of the image.",
+        f"The {concept} {are} the only named thing in the image.",
         f"There is nothing to the left of the {concept}.",
         f"There is nothing to the right of the {concept}.",
         f"There is nothing above the {concept}.",
         f"There is nothing below the {concept}.",
         *([f"The drawing belongs to the group {kind}."] if kind else []),
         "The background is plain.",
-        "The background is drawn in one pale colour.",
+        "The background is drawn in one pale color.",
     ]
     return {"ssc": ssc, "dsc": " ".join(dsc), "dsc_plus": " ".join(dense)}

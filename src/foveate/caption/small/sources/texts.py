@@ -1,4 +1,4 @@
-"""Any collection: the caption kinds that the recipe names as short captions and descriptions, and recognised text."""
+"""Any collection: the caption kinds that the recipe names as short captions and descriptions, and recognized text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.caption.small.material import Material
-from foveate.caption.small.ocr import recognised
+from foveate.caption.small.ocr import recognized
 from foveate.caption.small.recipe import CaptionDataSettings
 from foveate.records.alt_texts import alt_text
 from foveate.records.collection import Collection
@@ -27,7 +27,7 @@ def read(
         )
         if short or long:
             texts[row] = short, long, alt_text(captions, settings.alt_kinds)
-    written = recognised(collection, list(texts), settings.ocr)
+    written = recognized(collection, list(texts), settings.ocr)
     return [
         Material(
             row=row,

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from foveate.caption.vesl.detection import Detector, DetectorKind, Found, Shown
 from foveate.caption.vesl.words import STOP_WORDS
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
 from foveate.records.sources import is_pseudo
-from foveate.settings.errors import UserError
-from foveate.settings.recipes import Settings
 
 
 class AnnotationSettings(Settings):
@@ -56,8 +56,8 @@ class AnnotationDetector(Detector):
             )
         self._sources = set(settings.sources) or there
 
-    def detect(self, pictures: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
-        return [self._of(one.row, some) for one, some in zip(pictures, phrases, strict=True)]
+    def detect(self, images: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
+        return [self._of(one.row, some) for one, some in zip(images, phrases, strict=True)]
 
     def _of(self, row: int, phrases: Sequence[str]) -> Found:
         regions = [one for one in self._collection.regions_of(row) if one.source in self._sources]

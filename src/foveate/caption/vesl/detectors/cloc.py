@@ -1,4 +1,4 @@
-"""Self-labelling: a trained CLOC says where the phrases of a caption are.
+"""Self-labeling: a trained CLOC says where the phrases of a caption are.
 
 Each phrase gets one box: where the grounding head says it is, or the candidate box whose embedding is nearest to it.
 The score is the cosine of that box's embedding with the phrase, 0 where it is negative.
@@ -16,10 +16,10 @@ from pydantic import Field
 from foveate.caption.vesl.detection import Detector, DetectorKind, Found, Shown
 from foveate.caption.vesl.geometry import LEAST_PX
 from foveate.caption.vesl.similarity import Judge
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.settings.errors import UserError
-from foveate.settings.recipes import Settings
-from foveate.vision.localiser.asking import find
+from foveate.vision.localizer.asking import find
 
 
 class ClocSettings(Settings):
@@ -55,15 +55,15 @@ class ClocDetector(Detector):
         self.input_px = self._judge.input_px
 
     @torch.inference_mode()
-    def detect(self, pictures: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
+    def detect(self, images: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
         judge = self._judge
-        tokens, placements = judge.look(pictures)
+        tokens, placements = judge.look(images)
         texts = [judge.phrases(some) for some in phrases]
         owners = [number for number, some in enumerate(phrases) for _ in some]
         index_R = torch.tensor(owners, device=judge.network.device)
         inside_R4 = find(judge.network, tokens, placements, torch.cat(texts), index_R, rule=self.rule)
         answers, start = [], 0
-        for number, (one, some) in enumerate(zip(pictures, phrases, strict=True)):
+        for number, (one, some) in enumerate(zip(images, phrases, strict=True)):
             boxes_Q4 = placements[number].to_original(inside_R4[start : start + len(some)])
             start += len(some)
             wide_Q = ((boxes_Q4[:, 2:] - boxes_Q4[:, :2]) * (one.width, one.height) >= LEAST_PX).all(axis=1)
@@ -88,4 +88,4 @@ def open_detector(settings: ClocSettings, collection: Collection, device: str | 
     return ClocDetector(settings, device)
 
 
-DETECTOR = DetectorKind(settings=ClocSettings, open=open_detector, note="self-labelling by a model of our own")
+DETECTOR = DetectorKind(settings=ClocSettings, open=open_detector, note="self-labeling by a model of our own")

@@ -18,10 +18,10 @@ from torchvision.ops import nms
 
 from foveate.caption.vesl import nanodet_network
 from foveate.caption.vesl.detection import Detector, DetectorKind, Found, Shown
-from foveate.caption.vesl.geometry import in_picture, padded_square
+from foveate.caption.vesl.geometry import in_image, padded_square
 from foveate.caption.vesl.similarity import Judge
+from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.settings.recipes import Settings
 from foveate.vision.device import choose_device
 
 
@@ -31,7 +31,7 @@ class NanoDetSettings(Settings):
     model: str = Field(description="model folder of `foveate pretrain` whose region embeddings choose the phrase")
     threshold: float = Field(0.3, ge=0, lt=1, description="least score of a box, its best class's, strict")
     overlap: float = Field(0.5, gt=0, le=1, description="of boxes that overlap more, the best one stays")
-    most: int = Field(20, ge=1, description="boxes of a picture that are kept, the best ones")
+    most: int = Field(20, ge=1, description="boxes of an image that are kept, the best ones")
     least_similarity: float = Field(-1.0, ge=-1, le=1, description="least cosine of a box with its phrase")
     fit: Literal["pad", "stretch"] = Field("pad", description="pad right and below to a square, or stretch to it")
 
@@ -54,20 +54,20 @@ class NanoDetDetector(Detector):
         self._network = nanodet_network.load().to(self._device)
 
     @torch.inference_mode()
-    def detect(self, pictures: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
-        squares = np.stack([np.asarray(self._square(one.pixels)) for one in pictures])
+    def detect(self, images: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
+        squares = np.stack([np.asarray(self._square(one.pixels)) for one in images])
         scores_BAC, boxes_BA4 = self._network(torch.from_numpy(squares).permute(0, 3, 1, 2).to(self._device))
-        tokens, placements = self._judge.look(pictures)
+        tokens, placements = self._judge.look(images)
         answers = []
-        for number, (one, some) in enumerate(zip(pictures, phrases, strict=True)):
+        for number, (one, some) in enumerate(zip(images, phrases, strict=True)):
             score_A = scores_BAC[number].amax(dim=-1)
             sure = score_A > self.settings.threshold
             score_K, boxes_K4 = score_A[sure], boxes_BA4[number][sure]
             best = nms(boxes_K4, score_K, self.settings.overlap)[: self.settings.most]
             inside_K4 = (boxes_K4[best].double() / self.input_px).cpu().numpy()
-            if self.settings.fit == "stretch":  # shares of the picture already: back to shares of the padded square
+            if self.settings.fit == "stretch":  # shares of the image already: back to shares of the padded square
                 inside_K4 = inside_K4 * np.array((one.width, one.height) * 2) / max(one.width, one.height)
-            boxes_J4, left = in_picture(inside_K4, width=one.width, height=one.height)
+            boxes_J4, left = in_image(inside_K4, width=one.width, height=one.height)
             texts_QE = self._judge.phrases(some)
             cosine_JQ = self._judge.cosines(tokens, placements[number], number, boxes_J4, texts_QE)
             phrase_J = cosine_JQ.argmax(axis=1)

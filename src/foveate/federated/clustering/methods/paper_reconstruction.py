@@ -16,19 +16,19 @@ from foveate.federated.clustering.settings import CLIENT_OPTIONS, Method, Settin
 
 
 def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
-    """Groups within a radius; the K of largest support become centres."""
+    """Groups within a radius; the K of largest support become centers."""
     if settings.radius == "k_aware":
         return _k_aware(pool.sorted(), settings)
     if isinstance(settings.radius, str):
         radius_Q = radius_of_centroids(pool, radii, settings.radius, quantile=settings.quantile)
     else:
         radius_Q = np.full(len(pool), float(settings.radius))
-    groups = group(pool.centres, radius_Q, pool.counts, seeds=settings.seeds)
+    groups = group(pool.centers, radius_Q, pool.counts, seeds=settings.seeds)
     if settings.on_few_groups == "raise":
         need_groups(groups, settings.clusters, str(settings.radius))
     weighted = settings.seeds == "most_mass"
-    centres = group_means(pool.centres, pool.counts, groups, settings.clusters, weighted=weighted)
-    return Merged(centres, {"radii": radius_Q.tolist()} | _report(groups, settings.clusters))
+    centers = group_means(pool.centers, pool.counts, groups, settings.clusters, weighted=weighted)
+    return Merged(centers, {"radii": radius_Q.tolist()} | _report(groups, settings.clusters))
 
 
 def _report(groups: Groups, clusters: int) -> dict[str, object]:
@@ -46,12 +46,12 @@ def _k_aware(pool: Pool, settings: Settings) -> Merged:
     if not tried:
         raise TooFewGroupsError(
             f"no radius parts {len(pool)} centroids into {settings.clusters} groups; fewer clusters, more centroids of "
-            "each site or the method 'consensus' helps",
+            "each client or the method 'consensus' helps",
             groups=0,
         )
     best = tried[0]
     report = {"radius": best.radius, "score": best.score, "supports": best.supports.tolist()}
-    return Merged(best.centres(pool), report)
+    return Merged(best.centers(pool), report)
 
 
 METHOD = Method(

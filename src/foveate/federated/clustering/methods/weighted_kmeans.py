@@ -15,9 +15,9 @@ def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[
     pool.need(settings.clusters)
     pool = pool.sorted()
     restarts = max(1, settings.restarts)
-    run = weighted_kmeans(pool.centres, settings.clusters, rng, restarts=restarts, weight_N=pool.counts)
+    run = weighted_kmeans(pool.centers, settings.clusters, rng, restarts=restarts, weight_N=pool.counts)
     assert run is not None
-    return Merged(run.centres, {"weighted_sse": run.inertia, "restarts": restarts})
+    return Merged(run.centers, {"weighted_sse": run.inertia, "restarts": restarts})
 
 
 METHOD = Method(

@@ -1,0 +1,147 @@
+"""A model folder on disk: a JSON config that names its kind and format, weights as safetensors, and files beside them.
+
+Writing is atomic file by file, the config last: a folder without a config is not a model yet. Opening is strict: another
+kind or format, a missing field, and a missing, surplus or wrongly shaped tensor are errors, never random values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
+from foveate.core.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG, WEIGHTS, PREPROCESS, METRICS, CARD = (
+    "config.json",
+    "model.safetensors",
+    "preprocess.json",
+    "metrics.json",
+    "README.md",
+)
+
+
+def write_model_folder(
+    folder: Path,
+    *,
+    kind: str,
+    format: int,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    files: Mapping[str, str | bytes | Mapping[str, Any]] | None = None,
+    config_name: str = CONFIG,
+    weights_name: str = WEIGHTS,
+) -> Path:
+    """Write a model folder; return it.
+
+    Args:
+        kind, format: written first into the config; `read_config` refuses others.
+        config: further fields, JSON values.
+        tensors: name -> tensor, of any device; written detached, on the CPU.
+        files: name -> text, bytes or a JSON mapping, for example the card and `metrics.json`.
+    """
+    from safetensors.torch import save  # the ground floor loads torch only when tensors are written
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_bytes_atomically(folder / weights_name, save(plain, metadata={"format": "pt"}))
+    for name, content in (files or {}).items():
+        if isinstance(content, bytes):
+            write_bytes_atomically(folder / name, content)
+        elif isinstance(content, str):
+            write_text_atomically(folder / name, content)
+        else:
+            write_json_atomically(folder / name, dict(content))
+    header = {"kind": kind, "format": format, "foveate": __version__}
+    write_json_atomically(folder / config_name, {**header, **config})
+    return folder
+
+
+def read_config(
+    folder: Path,
+    *,
+    kind: str,
+    formats: Sequence[int],
+    fields: Mapping[str, type | tuple[type, ...]] | None = None,
+    label: str = "model",
+    config_name: str = CONFIG,
+    inner: str = "model",
+) -> dict[str, Any]:
+    """Read and check the config of a model folder.
+
+    Args:
+        kind, formats: what is accepted.
+        fields: name -> type of the fields that must be there.
+        label: what the folder is, for the error ("adapter").
+        inner: the subfolder of a run folder that would hold the model; named in the error where it is there.
+
+    Raises:
+        UserError: the folder is missing, of another kind or format, or lacks a field.
+    """
+    path = folder / config_name
+    if not path.is_file():
+        hint = folder / inner
+        near = f". Did you mean '{hint}'?" if (hint / config_name).is_file() else ""
+        why = f"it has no {config_name}" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"{folder} is not a folder of kind '{label}': {why}{near}")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a JSON object (got {type(config).__name__})")
+    if config.get("kind") != kind:
+        raise UserError(f"{path}: field 'kind' must be '{kind}' (got {config.get('kind')!r})")
+    check_format(config.get("format"), formats, path)
+    for name, expected in (fields or {}).items():
+        if name not in config:
+            raise UserError(f"{path}: field '{name}' is missing")
+        if not isinstance(config[name], expected):
+            raise UserError(f"{path}: field '{name}' has the wrong type (got {type(config[name]).__name__})")
+    return config
+
+
+def check_format(number: object, formats: Sequence[int], path: Path) -> None:
+    """Raise UserError if the format number of a file is none that this version reads."""
+    if number not in formats:
+        allowed = " or ".join(map(str, formats))
+        raise UserError(
+            f"{path}: field 'format' must be {allowed} (got {number!r}): the file was written by another version of "
+            "Foveate; write it again with this one"
+        )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: it is missing, a folder, not a regular file, or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.exists() and not path.is_file():  # a FIFO would block for ever, a folder gives an OSError without a name
+        raise UserError(f"{path} is not a regular file; expected a safetensors file")
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; the model folder is incomplete") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged safetensors file ({error})") from error
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Raise UserError unless names and shapes of `tensors` are exactly those of `expected`."""
+    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or surplus:
+        raise UserError(
+            f"{path}: tensors do not match the architecture: missing {missing[:3] or 'none'}, "
+            f"unexpected {surplus[:3] or 'none'}"
+        )
+    for name, value in tensors.items():
+        if value.shape != expected[name].shape:
+            raise UserError(
+                f"{path}: tensor '{name}' has shape {tuple(value.shape)}; expected {tuple(expected[name].shape)}"
+            )
