@@ -220,12 +220,12 @@ def test_dry_run_prices_and_writes_nothing(backbone: Path, data: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--method", "lorra"), "did you mean 'lora'"),
-        (("--method", "lora", "rnk=3"), "did you mean 'rank'"),
-        (("--method", "lora", "training.epoch=3"), "did you mean 'training.epochs'|epochs"),
+        (("--method", "lorra"), "Did you mean 'lora'"),
+        (("--method", "lora", "rnk=3"), "Did you mean 'rank'"),
+        (("--method", "lora", "training.epoch=3"), "Did you mean 'training.epochs'|epochs"),
         (("--method", "lora", "rank=64"), "the width of this backbone"),
         (("--method", "linear", "--field", "color"), "has no meaning"),
-        (("--method", "linear", "data.train=[training]"), "did you mean 'train'"),
+        (("--method", "linear", "data.train=[training]"), "Did you mean 'train'"),
         (("--method", "linear", "data.classes=[top, lowest]"), "no image of stripes.npz has it"),
         (("--method", "linear", "data.classes=[top]"), "at least two"),
     ],
@@ -280,7 +280,7 @@ def test_a_loss_that_is_no_number_names_its_images(backbone: Path, data: Path, t
 def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
     for text, sentence in (
         ("my-vit", "no such folder, and no kind of backbone; kinds are"),
-        ("tim:x", "did you mean 'timm'"),
+        ("tim:x", "Did you mean 'timm'"),
         (str(tmp_path / "none"), "no such folder"),
         (str(tmp_path), "neither config.json"),
     ):

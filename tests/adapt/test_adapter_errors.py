@@ -28,9 +28,9 @@ from naming import raises_naming
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"method": "lor"}, "did you mean 'lora'"),
+        ({"method": "lor"}, "Did you mean 'lora'"),
         ({}, "field 'method' is missing"),
-        ({"method": "lora", "rnak": 3}, "did you mean 'rank'"),
+        ({"method": "lora", "rnak": 3}, "Did you mean 'rank'"),
         ({"method": "lora", "rank": 0}, "greater than or equal to 1"),
         ({"method": "lora", "rank": 33}, "allowed are 1 to 32"),
         ({"method": "lora", "alpha": 3}, "no effect"),
@@ -160,7 +160,7 @@ def test_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not an adapter folder"):
         load_adapter(tower("timm"), tmp_path / "nothing")
     folder = saved(tmp_path / "adapter")
-    with pytest.raises(UserError, match="did you mean '.*adapter'"):
+    with pytest.raises(UserError, match="Did you mean '.*adapter'"):
         load_adapter(tower("timm"), tmp_path)
     with pytest.raises(UserError, match="another architecture: .* here transformers"):
         load_adapter(tower("clip"), folder)

@@ -174,7 +174,7 @@ def test_splits_are_halves_and_depend_on_number_and_seed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "fitted", "words"),
     [
-        ({"method": "alk"}, {}, "unknown method of Calibrator 'alk'.*did you mean 'alg'"),
+        ({"method": "alk"}, {}, "unknown method of Calibrator 'alk'.*Did you mean 'alg'"),
         ({}, {"seen_classes": range(6)}, "needs at least one absent class"),
         ({}, {"seen_classes": SEEN, "absent_classes": [1, 2]}, r"overlap in 1 \(2\)"),
         ({}, {"seen_classes": [0]}, "no seen classes|one seen class"),
@@ -323,7 +323,7 @@ def test_files_of_logits(tmp_path: Path) -> None:
 BAD_ARRAYS: list[tuple[dict[str, Any], str]] = [
     ({"labels": [0, 1]}, "no array 'logits'"),
     ({"logits": np.zeros((2, 3))}, "no array 'labels'"),
-    ({"logits": np.zeros((2, 3)), "label": [0, 1]}, "unknown array 'label'.*did you mean 'labels'"),
+    ({"logits": np.zeros((2, 3)), "label": [0, 1]}, "unknown array 'label'.*Did you mean 'labels'"),
     ({"logits": np.zeros((2, 3)), "labels": [0, 4]}, "first 4 in row 1"),
     ({"logits": np.zeros((2, 3)), "labels": ["0", "x"]}, "label 'x' is none of the 3 class names"),
     ({"logits": np.zeros((2, 3)), "labels": [0, 1], "class_names": ["a", "a", "b"]}, "3 different names"),

@@ -147,12 +147,12 @@ def test_a_price_and_mistakes(done: tuple[Path, dict[str, Any], tuple[object, ..
     assert json.loads(small.stdout.splitlines()[-1])["trainings"] == 3
     for more, sentence in (
         (("--methods", "lroa"), "unknown method 'lroa'"),
-        (("--grid", "vtab"), "did you mean 'vtab1k'"),
+        (("--grid", "vtab"), "Did you mean 'vtab1k'"),
         (("--most-hours", 0.0001, "--epochs", 1000), "raise --most-hours"),
         (("--budget", "lots"), "budget 'lots': write a number such as 100000"),
         (("--folds", 60), "60 folds need at least two images of each class and as many as folds"),
-        (("shrae=0.5",), "did you mean 'share'"),
-        (("training.epohcs=0.5",), "did you mean 'epochs'"),
+        (("shrae=0.5",), "Did you mean 'share'"),
+        (("training.epohcs=0.5",), "Did you mean 'epochs'"),
         (("--tasks", f"x={folder / 'stripes.npz'}:kind"), "field 'kind' has no meaning"),
         (("--tasks", folder / "stripes.npz"), "adapt compare: task 'stripes' is named twice; write NAME=PATH"),
     ):

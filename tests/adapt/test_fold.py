@@ -151,7 +151,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     refused("classifier 'head' has no bias, so gamma cannot be folded in")
     save_file({"heads.weight": torch.zeros(5, 2)}, path)
     refused("no classifier found.*--head")
-    refused("no tensor 'head.weight'; did you mean 'heads'", head="head")
+    refused("no tensor 'head.weight'. Did you mean 'heads'", head="head")
     save_file({"head.weight": torch.zeros(7, 2), "head.bias": torch.zeros(7)}, path)
     refused(r"'head.bias' has shape \[7\], but gamma was found for 5 classes")
     save_file({"head.weight": torch.zeros(5, 2), "head.bias": torch.zeros(5, dtype=torch.int32)}, path)

@@ -110,7 +110,7 @@ def test_what_fails_is_said_in_one_line_and_nothing_cut_off_is_kept(
             ("dinov2:a/busy",): f"'a/busy': {hub.endpoint} answers with an error (503); try again later, or give the",
             ("dinov2:a/cut",): f"'a/cut': the download from {hub.endpoint} broke off (peer closed connection",
             ("dinov2:a/pickle",): "a/pickle: its weights are a pickle (pytorch_model.bin), which may run code",
-            ("timm:test_vit.r16_in1k",): "timm has no weights of this name; did you mean 'test_vit.r160_in1k'?",
+            ("timm:test_vit.r16_in1k",): "timm has no weights of this name. Did you mean 'test_vit.r160_in1k'?",
         }
         done = run(hub, home, [train(tmp_path, *given, to="run") for given in expected])
         for (status, output), part in zip(done, expected.values(), strict=True):

@@ -143,7 +143,7 @@ def test_words_and_mistakes(trained: Path, tmp_path: Path, backbone: Path) -> No
     for arguments, sentence in (
         (("--at", 0.5), "--at has no effect without --to"),
         (("--validation", "test"), "alpha is not chosen on the images that it is tested on"),
-        (("--validation", "validaton"), "did you mean 'validation'"),
+        (("--validation", "validaton"), "Did you mean 'validation'"),
         (
             ("--shifted", "x=missing.npz"),
             "--shifted 'x=missing.npz': no such file or folder; write PATH, PATH:FIELD",
@@ -159,7 +159,7 @@ def test_words_and_mistakes(trained: Path, tmp_path: Path, backbone: Path) -> No
     done = run("wise", trained / "full", "--data", own, "--shifted", f"odd={odd}", "--device", "cpu", "--run", tmp_path)
     assert "shifted set 'odd': none of its classes (else, ...) is the adapter's" in done.output + str(done.exception)
     done = run("wise", trained / "full", "--data", odd, "--device", "cpu", "--run", tmp_path / "c")
-    assert "class 'low': no image of odd.npz has it; did you mean 'lowest'?" in done.output + str(done.exception)
+    assert "class 'low': no image of odd.npz has it. Did you mean 'lowest'?" in done.output + str(done.exception)
     done = run("wise", tmp_path, "--data", own, "--device", "cpu")
     assert "not an adapter folder" in done.output + str(done.exception)
     import timm

@@ -205,7 +205,7 @@ def test_a_model_is_compared_with_the_truth_of_scenes(
     [
         (Method(model=Path("no-such-model")), {}, "no-such-model: not a model folder"),
         (Method(model=Path("no-such-model")), {"sample": 5}, "no-such-model: not a model folder"),
-        (None, {"tagger": "ruls"}, "did you mean 'rules'"),
+        (None, {"tagger": "ruls"}, "Did you mean 'rules'"),
     ],
     ids=["judge", "judge of too few scenes", "tagger"],
 )

@@ -274,9 +274,9 @@ def test_bad_checkpoints_beside_logits(glyph_files: Path, tmp_path: Path, capsys
         (["--classes-seen", "cow"], 1, "'cow' is no class"),
         (["--classes-seen", "ant"], 1, "class 0 is named twice"),
         (["--classes-absent", "bee"], 1, "seen and absent classes overlap in 1 (1)"),
-        (["--labels", "animl"], 1, "did you mean 'animal'"),
+        (["--labels", "animl"], 1, "Did you mean 'animal'"),
         (["--labels", "other"], 1, "1 values are no class of the model, first 'x'"),
-        (["--test-split", "tset"], 1, "did you mean 'test'"),
+        (["--test-split", "tset"], 1, "Did you mean 'test'"),
         (["--train-split", "few"], 1, "1 seen classes have no image in the split 'few', first 'bee'"),
         (["--training", "x.npz"], 2, "--training has no effect where SOURCE is a folder"),
         (["--method", "alg"], 2, "--pseudo-splits has no effect with --method alg"),
@@ -387,7 +387,7 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
     count, row = len(odd), odd[0]
     said = f"{train}: {count} labels are no seen classes, first '{names[0]}' in row {row}: the fine-tuning data"
     refused(said, file, "--training", train, "--classes-seen", ",".join(names[1:]))
-    said = f"{glyph_files / 'sen.txt'}: no such file of class names; did you mean 'seen.txt'?"
+    said = f"{glyph_files / 'sen.txt'}: no such file of class names. Did you mean 'seen.txt'?"
     refused(said, file, "--training", train, "--classes-seen", f"@{glyph_files / 'sen.txt'}")
     refused("is no seen class", file, "--pseudo", glyph_files / "pseudo-0.npz", "--classes-seen", ",".join(names[1:]))
     refused("overlap in 1", file, "--training", train, "--classes-seen", seen, "--classes-absent", names[0])

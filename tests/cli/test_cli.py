@@ -25,7 +25,7 @@ def test_no_verb_wrong_verb_and_version(foveate: Run) -> None:
     wrong = foveate("pertrain")
     assert wrong.code == 2
     assert "unknown verb 'pertrain'" in wrong.err
-    assert "did you mean 'pretrain'?" in wrong.err
+    assert "Did you mean 'pretrain'?" in wrong.err
     assert foveate("pretrain", "--no-such-option").code == 2
 
 
@@ -51,7 +51,7 @@ def test_recipes_list_show_and_copy(foveate: Run, tmp_path: Path) -> None:
     assert "mine.yaml: exists already" in foveate("recipes", "tour-roi", "--to", "mine.yaml").sentence
     assert (tmp_path / "mine.yaml").read_text().strip() == shown.out.strip()
     assert "name the recipe to copy" in foveate("recipes", "--to", "x.yaml").sentence
-    assert "did you mean 'tour-roi'?" in foveate("recipes", "tour-rio").sentence
+    assert "Did you mean 'tour-roi'?" in foveate("recipes", "tour-rio").sentence
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_collect_and_inspect(foveate: Run, images: Path, tmp_path: Path) -> None
     ("arguments", "part"),
     [
         (("collect", "no-such-folder", "--to", "x"), "neither a file, a folder nor a built-in collection"),
-        (("collect", "clipartt", "--to", "x"), "did you mean 'clipart'?"),
+        (("collect", "clipartt", "--to", "x"), "Did you mean 'clipart'?"),
         (("collect", "my-folder", "--to", "x", "--split", "train:1"), "write it as train=0.8"),
         (("collect", "my-folder", "--to", "x", "--split", "train=0.5"), "sum must be 1"),
         (("collect", "my-folder", "--to", "my-folder"), "choose a new folder"),
@@ -172,17 +172,17 @@ def mistakes(recipe: Path, collection: Path, run: Path) -> dict[str, tuple[tuple
     pretrain = ("pretrain", recipe, "--collection", collection)
     locate = ("locate", run / "model")
     return {
-        "unknown recipe": (("pretrain", "tuor", "--collection", collection), "did you mean 'tour'?"),
-        "misspelt override": ((*pretrain, "regions.grounding_wieght=3"), "did you mean 'grounding_weight'?"),
+        "unknown recipe": (("pretrain", "tuor", "--collection", collection), "Did you mean 'tour'?"),
+        "misspelt override": ((*pretrain, "regions.grounding_wieght=3"), "Did you mean 'grounding_weight'?"),
         "wrong value": ((*pretrain, "training.steps=many"), "field 'training.steps'"),
-        "unknown encoder": ((*pretrain, "image_encoder={kind: lite1}"), "did you mean 'lite0'?"),
-        "unknown option of an encoder": ((*pretrain, "image_encoder.modle=x"), "did you mean 'model'?"),
+        "unknown encoder": ((*pretrain, "image_encoder={kind: lite1}"), "Did you mean 'lite0'?"),
+        "unknown option of an encoder": ((*pretrain, "image_encoder.modle=x"), "Did you mean 'model'?"),
         "missing collection": (("pretrain", recipe, "--collection", "no-such"), "no-such"),
         "unknown split": ((*pretrain, "data.split=trian"), "trian"),
         "unknown texts": ((*pretrain, "data.captions={poem: 1.0, alt: 0, title: 0}"), "poem"),
         "no such device": ((*pretrain, "--device", "gpu"), "device"),
         "run folder is a file": ((*pretrain, "--run", recipe), "is a file"),
-        "a run and no model": (("evaluate", run, "--collection", collection), f"did you mean '{run / 'model'}'?"),
+        "a run and no model": (("evaluate", run, "--collection", collection), f"Did you mean '{run / 'model'}'?"),
         "no such model": (("evaluate", "no-such", "--collection", collection), "not a model folder"),
         "no such split": (("evaluate", run / "model", "--collection", collection, "--split", "tset"), "tset"),
         "no place in a template": (
@@ -193,7 +193,7 @@ def mistakes(recipe: Path, collection: Path, run: Path) -> dict[str, tuple[tuple
         "no such image": ((*locate, "no-such.jpg", "a dog"), "no-such.jpg: cannot be read"),
         "unreadable image": ((*locate, recipe, "a dog"), "the image cannot be read"),
         "empty phrase": ((*locate, collection.parent / "ok.png", " "), "the phrase is empty"),
-        "model of locate": (("locate", run, collection.parent / "ok.png", "a dog"), "did you mean"),
+        "model of locate": (("locate", run, collection.parent / "ok.png", "a dog"), "Did you mean"),
     }
 
 
@@ -213,4 +213,4 @@ def test_a_process_ends_with_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert "did you mean 'tour'?" in done.stderr
+    assert "Did you mean 'tour'?" in done.stderr

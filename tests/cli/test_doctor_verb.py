@@ -52,7 +52,7 @@ def test_a_collection_and_a_run(foveate: Run, recipe_file: Path, tiny_collection
     assert "has a text of the kinds poem" in texts.out
     split = foveate(*common, "data.split=trian", "--recipe", recipe_file)
     assert split.code == 1
-    assert "did you mean 'train'?" in split.out
+    assert "Did you mean 'train'?" in split.out
     uneven = foveate(*common, "--recipe", recipe_file, "--devices", "3", "--json")
     assert uneven.code == 1
     assert any("cannot be split evenly over 3" in one for one in uneven.json["problems"])
@@ -66,7 +66,7 @@ def test_a_collection_and_a_run(foveate: Run, recipe_file: Path, tiny_collection
 def test_mistakes(foveate: Run, recipe_file: Path, tiny_collection: Path) -> None:
     assert "no-such" in foveate("doctor", "no-such").sentence
     assert foveate("doctor", "--recipe", recipe_file).code == 2
-    assert "did you mean 'tour'?" in foveate("doctor", tiny_collection, "--recipe", "tuor").sentence
+    assert "Did you mean 'tour'?" in foveate("doctor", tiny_collection, "--recipe", "tuor").sentence
 
 
 def test_a_dry_run_needs_no_collection(foveate: Run, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_dry_run_needs_no_collection(foveate: Run, tmp_path: Path) -> None:
     assert foveate("pretrain", "tour", "--dry-run", "--samples", "1920", "--json").json["steps"] == 10
     assert foveate("pretrain", "tour").code == 2
     assert foveate("pretrain", "tour", "--devices", "2", "--collection", "x").code == 2
-    assert "did you mean 'h200'?" in foveate("pretrain", "tour", "--dry-run", "--hardware", "h20").sentence
+    assert "Did you mean 'h200'?" in foveate("pretrain", "tour", "--dry-run", "--hardware", "h20").sentence
     assert not list(tmp_path.iterdir())
 
 

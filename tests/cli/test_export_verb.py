@@ -65,7 +65,7 @@ def test_mistakes(foveate: Run, trained: Path, tiny_collection: Path, tmp_path: 
     wrong = foveate("export", tiny_collection, "--to", "open_clip").sentence
     assert "unknown target of the collection" in wrong
     assert "webdataset" in wrong
-    assert "did you mean 'transformers'?" in foveate("export", trained / "model", "--to", "transformer").sentence
+    assert "Did you mean 'transformers'?" in foveate("export", trained / "model", "--to", "transformer").sentence
     assert "--collection" in foveate("export", trained / "model", "--to", "embeddings").sentence
     split = foveate("export", tiny_collection, "--to", "webdataset", "--split", "test").sentence
     assert "belong to `--to embeddings`" in split

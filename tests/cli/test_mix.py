@@ -94,9 +94,9 @@ def test_the_written_recipe_trains_with_the_weights(foveate: Run, captioned: Pat
 
 
 def test_mistakes(foveate: Run, captioned: Path) -> None:
-    assert "did you mean 'clip'" in foveate("mix", captioned, "--preset", "clipp").sentence
+    assert "Did you mean 'clip'" in foveate("mix", captioned, "--preset", "clipp").sentence
     assert "alt=.5,ssc=.5" in foveate("mix", captioned, "--weights", "alt:1").sentence
-    assert "did you mean 'ssc'" in foveate("mix", captioned, "--weights", "sscc=1").sentence
+    assert "Did you mean 'ssc'" in foveate("mix", captioned, "--weights", "sscc=1").sentence
     assert "it has alt, dsc_plus" in foveate("mix", captioned, "--weights", "afc=1").sentence
     assert foveate("mix", captioned).code == 2
     assert foveate("mix", captioned, "--preset", "clip", "--weights", "alt=1").code == 2

@@ -54,17 +54,17 @@ def test_the_oracle_is_named(foveate: Run, shapes: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--detector", "nanodot"), "unknown detector 'nanodot': .*did you mean 'nanodet'"),
+        (("--detector", "nanodot"), "unknown detector 'nanodot': .*Did you mean 'nanodet'"),
         ((), r"detector 'nanodet' \(--model, --set\): field 'model': field required: model folder of"),
-        (("--set", "treshold=0.1"), "unknown field 'treshold'.*did you mean 'threshold'"),
+        (("--set", "treshold=0.1"), "unknown field 'treshold'.*Did you mean 'threshold'"),
         (("--set", "threshold"), "override 'threshold': write it as name.of.field=value"),
         (("--model", "none", "--captions", "dsc"), "no caption of the kinds dsc; it has alt, title"),
         (("--model", "none", "--captions", "alt"), "none: not a model folder"),
-        (("--model", "none", "--captions", "alt", "--phrases", "rule"), "unknown tagger 'rule'.*did you mean 'rules'"),
+        (("--model", "none", "--captions", "alt", "--phrases", "rule"), "unknown tagger 'rule'.*Did you mean 'rules'"),
         (("--model", "none", "--recipe", "papr"), "field 'phrases.recipe'"),
         (("--model", "none", "--captions", ","), "field 'captions'"),
         (("--model", "none", "--captions", "alt", "--prefer", "x"), "unknown model of captions in the collection"),
-        (("--model", "none", "--captions", "alt", "--split", "tset"), "unknown split.*did you mean 'test'"),
+        (("--model", "none", "--captions", "alt", "--split", "tset"), "unknown split.*Did you mean 'test'"),
     ],
 )
 def test_mistakes_are_one_sentence(

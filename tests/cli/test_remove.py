@@ -69,8 +69,8 @@ def test_a_dry_run_does_nothing(run: Run, collection: Path) -> None:
     ("arguments", "message"),
     [
         ((), "no image is meant"),
-        (("pp1",), "no image 'pp1' in the collection 'c'; did you mean"),
-        (("--where", "sight=A"), "did you mean 'site'"),
+        (("pp1",), "no image 'pp1' in the collection 'c'. Did you mean"),
+        (("--where", "sight=A"), "Did you mean 'site'"),
         (("--where", "site"), "write it as field=value"),
         (("p0", "--where", "site=A"), "not both"),
         (("p0", "--purge", "--keep-bytes"), "choose one"),

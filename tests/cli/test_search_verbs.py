@@ -95,7 +95,7 @@ def test_mistakes(foveate: Run, index: Path, image: Path, place: Path, tmp_path:
         ((index, "--image", image, "--box", "nan,0,0.2,1"), "finite"),
         ((index, "red", "--pixels"), "give --box too"),
         ((index, "red", "--weight", "words"), "allowed is PART=NUMBER"),
-        ((index, "red", "--weight", "word=2"), "did you mean 'words'"),
+        ((index, "red", "--weight", "word=2"), "Did you mean 'words'"),
         ((index, "red", "--model", other), "was made with another model than"),
         ((place, "red"), "not an index"),
         ((index, "--image", "none.jpg"), "none.jpg: cannot be read"),
@@ -104,7 +104,7 @@ def test_mistakes(foveate: Run, index: Path, image: Path, place: Path, tmp_path:
     for words, sentence in (
         ((other, place / "shapes", "--out", index), "was made with another model"),
         ((place / "model", place / "shapes", "--out", index, "--regions", "grid"), "was made with --regions auto"),
-        ((place / "model", place / "shapes", "--regions", "box"), "did you mean 'boxes'"),
+        ((place / "model", place / "shapes", "--regions", "box"), "Did you mean 'boxes'"),
         ((place / "model", place / "model"), "no collection"),
         ((place / "shapes", place / "shapes", "--out", "x"), "not a model folder"),
     ):

@@ -10,9 +10,9 @@ from foveate.core.errors import UserError, choose, nearest
 @pytest.mark.parametrize(
     ("word", "ending"),
     [
-        ("promter", "; did you mean 'prompter'?"),
-        ("PROMPTER", "; did you mean 'prompter'?"),
-        ("rio", "; did you mean 'roi'?"),
+        ("promter", ". Did you mean 'prompter'?"),
+        ("PROMPTER", ". Did you mean 'prompter'?"),
+        ("rio", ". Did you mean 'roi'?"),
         ("something else", ""),
         ("", ""),
     ],
@@ -29,7 +29,7 @@ def test_choose() -> None:
     assert choose("roi", ("none", "roi"), "method") == "roi"
     with pytest.raises(UserError) as problem:
         choose("promter", ("roi", "prompter"), "method")
-    assert str(problem.value) == "unknown method 'promter': allowed are prompter, roi; did you mean 'prompter'?"
+    assert str(problem.value) == "unknown method 'promter': allowed are prompter, roi. Did you mean 'prompter'?"
     with pytest.raises(UserError, match="allowed are none"):
         choose("x", (), "method")
     assert issubclass(UserError, ValueError)

@@ -57,10 +57,10 @@ def test_values_with_an_equals_sign(file: Path) -> None:
 
 def test_unknown_fields_name_the_nearest(file: Path) -> None:
     assert refusal(file, "stesp=3").endswith(
-        "unknown field 'stesp', allowed are choices, inner, steps; did you mean 'steps'?"
+        "unknown field 'stesp', allowed are choices, inner, steps. Did you mean 'steps'?"
     )
     assert refusal(file, "inner.wieght=3").endswith(
-        "unknown field 'inner.wieght', allowed are kinds, weight; did you mean 'weight'?"
+        "unknown field 'inner.wieght', allowed are kinds, weight. Did you mean 'weight'?"
     )
     assert "unknown field 'choices.new.wieght'" in refusal(file, "choices.new.wieght=3")
 
@@ -129,7 +129,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_unknown_recipes() -> None:
-    assert "did you mean 'tour-clip'?" in refusal("tour-clpi")
+    assert "Did you mean 'tour-clip'?" in refusal("tour-clpi")
     assert "neither a file nor a shipped recipe" in refusal("no/such/file.yaml")
     assert "neither a file" in refusal(".")
 

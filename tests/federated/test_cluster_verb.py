@@ -169,7 +169,7 @@ def test_single_points_are_told(tmp_path: Path) -> None:
     [
         (("--client", "hospital"), "how many clusters? give --clusters"),
         (("--client", "hospital", "--clusters", "3", "--method", "kmeans"), "unknown method 'kmeans'"),
-        (("--client", "hospital", "--clusters", "3", "--beside", "kfeed"), "did you mean 'kfed'"),
+        (("--client", "hospital", "--clusters", "3", "--beside", "kfeed"), "Did you mean 'kfed'"),
         (("--client", "hospital", "--clusters", "3", "--set", "seed=4"), "give it as --seed"),
         (("--client", "hospital", "--clusters", "3", "--set", "radios=1"), "unknown option 'radios'"),
         (("--client", "hospital", "--clusters", "300"), "300 clusters cannot be made"),

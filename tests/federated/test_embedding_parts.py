@@ -253,7 +253,7 @@ def test_schedule_of_refresh_and_participation() -> None:
     ("content", "words"),
     [
         ({"method": "fedn"}, "field 'method'"),
-        ({"roundes": 3}, "unknown field 'roundes'.*did you mean 'rounds'"),
+        ({"roundes": 3}, "unknown field 'roundes'.*Did you mean 'rounds'"),
         ({"dimensions": 5}, "5 dimensions: allowed are 2 and 3; the queries"),
         ({"negatives": 0}, "negatives: at least 1"),
         ({"decay_at": (2.0,)}, "decay_at: shares from 0 to 1"),

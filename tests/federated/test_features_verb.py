@@ -262,11 +262,11 @@ def test_a_probe_of_one_label_is_no_number() -> None:
     ("arguments", "words"),
     [
         (["--method", "deepfecca"], "field 'method'"),
-        (["--beside", "locale"], "did you mean 'local'"),
-        (["--set", "roundes=3"], "did you mean 'rounds'"),
+        (["--beside", "locale"], "Did you mean 'local'"),
+        (["--set", "roundes=3"], "Did you mean 'rounds'"),
         (["--set", "rounds=3"], "give it as --rounds"),
         (["--set", "seed=3"], "give it as --seed"),
-        (["--set", "clustering=consenus"], "did you mean 'consensus'"),
+        (["--set", "clustering=consenus"], "Did you mean 'consensus'"),
         (["--set", "clustering=central"], "pools raw points"),
         (["--set", "encoder=small_resnet"], "rows of 6 numbers are no square images"),
         (["--set", "encoder=small_vit", "--set", "shape=[1,2,3]"], "reads square images, not [2, 3]"),
@@ -305,7 +305,7 @@ def test_a_folder_of_other_settings_and_damaged_files_are_refused(table: Path, t
     assert isinstance(broken.exception, UserError)
     assert "damaged" in str(broken.exception)
     model = tmp_path / "a" / "model"
-    with pytest.raises(UserError, match="did you mean"):
+    with pytest.raises(UserError, match="Did you mean"):
         load_model(tmp_path / "a")
     with raises_naming(UserError, "5", "6"):
         load_model(model).predict(np.zeros((2, 5)))

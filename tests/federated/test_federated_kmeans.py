@@ -133,7 +133,7 @@ def test_a_result_names_its_method(options: dict, title: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"method": "consens"}, "unknown method 'consens': .*did you mean 'consensus'"),
+        ({"method": "consens"}, "unknown method 'consens': .*Did you mean 'consensus'"),
         ({"client_init": "kmeans+"}, "unknown client_init 'kmeans.'"),
         ({"eliminate": "some"}, "unknown eliminate 'some': allowed are drop, flags, none"),
         ({"method": "paper_reconstruction", "radius": "half"}, "unknown radius"),

@@ -111,9 +111,9 @@ def test_a_killed_server_goes_on(stop_after: int, tmp_path: Path, monkeypatch: p
 
 def test_what_the_configuration_may_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for changed, words in [
-        ({"job": "feature"}, "did you mean 'features'"),
+        ({"job": "feature"}, "Did you mean 'features'"),
         ({"method": "central"}, "'central' cannot run over a network"),
-        ({"options": "encodr=small_vit"}, "did you mean 'encoder'"),
+        ({"options": "encodr=small_vit"}, "Did you mean 'encoder'"),
     ]:
         with pytest.raises(UserError, match=words):
             server_app.run(Nodes(tmp_path, monkeypatch), run_config(tmp_path / "out", **changed))

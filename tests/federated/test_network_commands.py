@@ -162,8 +162,8 @@ def test_values_that_flower_cannot_read(value: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("run", "--clients", "2", "--job", "embeds", "--out", "o"), "did you mean 'embed'"),
-        (("run", "--clients", "2", "--set", "min_cuont=3", "--out", "o"), "did you mean 'min_count'"),
+        (("run", "--clients", "2", "--job", "embeds", "--out", "o"), "Did you mean 'embed'"),
+        (("run", "--clients", "2", "--set", "min_cuont=3", "--out", "o"), "Did you mean 'min_count'"),
         (("run", "--clients", "2", "--job", "embed", "--set", "rounds=0", "--out", "o"), "rounds"),
         (("run", "--clients", "2", "--set", "min_count= 3", "--out", "o"), "no setting with a space"),
         (("run", "--clients", "2", "--out", "o"), "no server was started with this folder|Flower's program flwr"),

@@ -222,7 +222,7 @@ def test_refusals(model: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest
         ("was made with --regions auto", (model, shapes, out), {"regions": "grid"}),
         ("was made with --precision float32", (model, shapes, out), {"precision": "float16"}),
         ("folder of something else", (model, shapes, shapes), {}),
-        ("value of --regions 'boxs'.*did you mean 'boxes'", (model, shapes, tmp_path / "a"), {"regions": "boxs"}),
+        ("value of --regions 'boxs'.*Did you mean 'boxes'", (model, shapes, tmp_path / "a"), {"regions": "boxs"}),
         ("not a model folder", (tmp_path, shapes, tmp_path / "a"), {}),
         ("no collection at", (model, tmp_path / "none", tmp_path / "a"), {}),
     ):  # fmt: skip

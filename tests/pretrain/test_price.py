@@ -244,7 +244,7 @@ def test_hardware_by_name_and_by_numbers() -> None:
     own = hardware_of("mine=160,24")
     assert (own.tflops, own.gigabytes, own.wide_tflops) == (160, 24, 10)
     assert hardware_of("mine=160,24,80").wide_tflops == 80
-    assert "did you mean 'h100-80gb'?" in str(pytest.raises(UserError, hardware_of, "h100-80g").value)
+    assert "Did you mean 'h100-80gb'?" in str(pytest.raises(UserError, hardware_of, "h100-80g").value)
 
 
 def test_uneven_batches_and_impossible_shares_are_refused() -> None:

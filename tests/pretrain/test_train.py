@@ -223,7 +223,7 @@ def refused(folder: Path) -> str:
 
 
 def test_folders_that_are_no_model_folders(saved: Path, tmp_path: Path) -> None:
-    assert f"did you mean '{saved}'?" in refused(tmp_path)
+    assert f"Did you mean '{saved}'?" in refused(tmp_path)
     assert "absent: not a model folder, there is no such folder" in refused(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert "empty: not a model folder, it has no config.json" in refused(tmp_path / "empty")

@@ -79,7 +79,7 @@ def test_auto_asks_where_two_formats_are_possible_and_names_what_is_near(tmp_pat
     (tmp_path / "notes.md").write_text("x")
     with raises_naming(UserError, "--format"):
         recognized_format(str(tmp_path / "notes.md"))
-    with pytest.raises(UserError, match="did you mean '.*both'"):
+    with pytest.raises(UserError, match="Did you mean '.*both'"):
         recognized_format(str(tmp_path / "bothh"))
     (tmp_path / "plain").mkdir()
     assert recognized_format(str(tmp_path / "plain"))[0].name == "folder"

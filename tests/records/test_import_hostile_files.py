@@ -63,7 +63,7 @@ def _coco(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
         (b'{"images": [{"id": 1, "file_name": "caf\xe9.jpg"}]}', "not UTF-8"),
         (b"[]", "an object with the field 'images' is wanted"),
         (b'"text"', "an object with the field 'images' is wanted"),
-        (b'{"image": [], "annotations": []}', "field 'images' is missing; did you mean 'image'?"),
+        (b'{"image": [], "annotations": []}', "field 'images' is missing. Did you mean 'image'?"),
         (b'{"images": {}, "annotations": []}', "field 'images' must be a list, not a dict"),
         (b'{"images": [], "annotations": null}', "field 'annotations' must be a list"),
         (b'{"images": [], "annotations": [{}]}', "field 'categories' is missing"),
@@ -97,7 +97,7 @@ def test_no_annotation_file_or_several(tmp_path: Path) -> None:
     path = folder / "annotations" / "instances_val2017.json"
     path.with_name("instances_train2017.json").write_bytes(path.read_bytes())
     assert "several annotation files: give one of" in _refused(lambda: import_coco(folder, tmp_path / "c"))
-    assert "did you mean 'set'" in _refused(lambda: import_coco(tmp_path / "sett", tmp_path / "c"))
+    assert "Did you mean 'set'" in _refused(lambda: import_coco(tmp_path / "sett", tmp_path / "c"))
     (tmp_path / "empty").mkdir()
     assert "has no annotation file" in _refused(lambda: import_lvis(tmp_path / "empty", tmp_path / "c"))
 
@@ -239,7 +239,7 @@ def test_visual_genome_files_that_lie(tmp_path: Path) -> None:
         "region: unknown image": 1,
     }
     (folder / "image_data.json").rename(folder / "image_dat.json")
-    assert "did you mean 'image_dat.json'" in _refused(lambda: import_visual_genome(folder, tmp_path / "d"))
+    assert "Did you mean 'image_dat.json'" in _refused(lambda: import_visual_genome(folder, tmp_path / "d"))
     write_json(folder / "image_data.json", {})
     assert "a list of objects is wanted" in _refused(lambda: import_visual_genome(folder, tmp_path / "d"))
 
@@ -252,8 +252,8 @@ def test_visual_genome_files_that_lie(tmp_path: Path) -> None:
         (b"path,text\n", "has no rows"),
         ("path,text\na.jpg,x\n".encode("utf-16"), "is UTF-16: save it as UTF-8"),
         (b"p\xe4th,text\na.jpg,x\n", "is not UTF-8"),
-        (b"paht,text\na.jpg,x\n", "no column path or filepath .* --path-column.* did you mean 'paht'"),
-        (b"path,tetx\na.jpg,x\n", "no column text or caption .* --text-column.* did you mean 'tetx'"),
+        (b"paht,text\na.jpg,x\n", "no column path or filepath .* --path-column.* Did you mean 'paht'"),
+        (b"path,tetx\na.jpg,x\n", "no column text or caption .* --text-column.* Did you mean 'tetx'"),
         (b'path,text\n"a.jpg,x\n', "has no rows that can be read: in row 1 the line has 1 cells, the header has 2"),
         (bytes(range(256)) * 40, "is not UTF-8|cannot be read|no column"),
     ],
@@ -273,7 +273,7 @@ def test_a_column_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
     for option in ("path_column", "text_column", "boxes_column"):
         sentence = _refused(lambda option=option: import_table(path, tmp_path / "c", **{option: "titel"}))
         assert "no column 'titel'" in sentence
-        assert "did you mean 'title'" in sentence
+        assert "Did you mean 'title'" in sentence
         assert option.replace("_", "-") in sentence
 
 
@@ -343,10 +343,10 @@ def test_data_sets_that_are_none(tmp_path: Path) -> None:
     run = formats()["datasets"].run
     source = write_parquet_of_images(tmp_path / "set", 2)
     sentence = _refused(lambda: run(source, tmp_path / "c", part="trian"))
-    assert "did you mean 'train'" in sentence
+    assert "Did you mean 'train'" in sentence
     for option in ("image_column", "text_column", "key_column"):
         sentence = _refused(lambda option=option: run(source, tmp_path / "c", **{option: "captoin"}))
-        assert "did you mean 'caption'" in sentence
+        assert "Did you mean 'caption'" in sentence
     assert "holds no images" in _refused(lambda: run(source, tmp_path / "c", image_column="caption"))
     assert "--revision has no effect" in _refused(lambda: run(source, tmp_path / "c", revision="main"))
     (tmp_path / "empty").mkdir()

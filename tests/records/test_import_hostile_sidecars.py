@@ -60,8 +60,8 @@ def test_regions_in_every_form_and_every_kind_of_bad_box(tmp_path: Path) -> None
     assert table["reason"].to_pylist() == [reason for _, reason in bad]
     assert table["position"].to_pylist() == list(range(len(good), len(good) + len(bad)))
     details = " ".join(table["detail"].to_pylist())
-    assert "did you mean 'boxx'" in details
-    assert "did you mean 'pixel'" in details
+    assert "Did you mean 'boxx'" in details
+    assert "Did you mean 'pixel'" in details
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def change(result: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        ("kind", "tuor", "unknown kind of run 'tuor'.*did you mean 'tour'"),
+        ("kind", "tuor", "unknown kind of run 'tuor'.*Did you mean 'tour'"),
         ("locate.0.truth", [0.5, 0.1, 0.2, 0.4], r"field 'locate\.0\.truth'.*x1 <= x2"),
         ("locate.0.truth", [0.1, 0.1, float("nan"), 0.4], r"field 'locate\.0\.truth'.*finite"),
         ("locate.0.boxes", {'a"b': [0, 0, 1, 1]}, r"field 'locate\.0\.boxes"),

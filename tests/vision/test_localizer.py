@@ -53,7 +53,7 @@ def test_unknown_parts_of_a_folder_are_refused(tmp_path: Path) -> None:
     folder = save_model(build_model(tiny.recipe()).eval(), tmp_path / "model")
     config = json.loads((folder / CONFIG).read_text())
     for recipe, said in (
-        ({**config["recipe"], "regoins": {}}, "unknown field 'regoins'.*did you mean 'regions'"),
+        ({**config["recipe"], "regoins": {}}, "unknown field 'regoins'.*Did you mean 'regions'"),
         ([1], "field 'recipe' is a mapping of names to values, this is list"),
     ):
         (folder / CONFIG).write_text(json.dumps({**config, "recipe": recipe}))

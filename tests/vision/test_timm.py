@@ -109,5 +109,5 @@ def test_mistakes_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with raises_naming(UserError, "timm/vit_base_patch16_224.augreg_in21k"):
         TimmImageEncoder(source="vit_base_patch16_224.augreg_in21k", embed_dim=8)
-    with pytest.raises(UserError, match="timm has no weights of this name; did you mean"):
+    with pytest.raises(UserError, match="timm has no weights of this name. Did you mean"):
         TimmImageEncoder(source="vit_base_patch16_224.augreg_in21", embed_dim=8)

@@ -98,7 +98,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder)
     if not (path / CONFIG).is_file():
         inner = path / "adapter"
-        hint = f"; did you mean '{inner}'?" if (inner / CONFIG).is_file() else ""
+        hint = f". Did you mean '{inner}'?" if (inner / CONFIG).is_file() else ""
         raise UserError(f"{path}: not an adapter folder, it has no {CONFIG}{hint}")
     config = read_json(path / CONFIG)
     if not isinstance(config, dict) or config.get("kind") != KIND:

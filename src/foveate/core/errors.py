@@ -53,10 +53,10 @@ class UserError(ValueError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """The ending `"; did you mean 'x'?"` for the choice most like `word`, or an empty string if none is near."""
+    """The ending `". Did you mean 'x'?"` for the choice most like `word`, or an empty string if none is near."""
     by_folded = {choice.casefold(): choice for choice in choices}
     matches = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
-    return f"; did you mean '{by_folded[matches[0]]}'?" if matches else ""
+    return f". Did you mean '{by_folded[matches[0]]}'?" if matches else ""
 
 
 def choose(word: str, choices: Iterable[str], what: str) -> str:

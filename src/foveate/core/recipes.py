@@ -122,6 +122,7 @@ def validate(model: type[S], content: dict[str, Any], *, where: str) -> S:
         return model.model_validate(content)
     except ValidationError as error:
         problems = "; and ".join(_sentence(model, dict(problem)) for problem in error.errors())
+        problems = problems.replace("?; and ", "? And ")  # after a nearest match, which is a sentence of its own
         raise UserError(f"{where}: {problems}") from None
 
 

@@ -92,7 +92,7 @@ def kind_of(checkpoint: Checkpoint) -> str:
         return "open_clip"
     inner = folder / "model"
     if not (folder / "config.json").is_file():
-        also = f"; did you mean '{inner}'?" if (inner / "config.json").is_file() else ""
+        also = f". Did you mean '{inner}'?" if (inner / "config.json").is_file() else ""
         raise UserError(f"initial '{checkpoint.name}': no model folder, it has no config.json{also}")
     said = checkpoint.config()
     if said.get("kind") == OURS:

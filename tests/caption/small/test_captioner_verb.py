@@ -67,17 +67,17 @@ def test_mistakes_are_sentences(
     start = ["captioner", "train", str(recipe_file)]
     cases = [
         ([*start, "--collection", str(tiny_collection)], "(data.description_kinds); it has alt, title"),
-        ([*start, "data.short_kind=[alt]", "--collection", str(tiny_collection)], "did you mean 'short_kinds'"),
-        ([*start, "data.sources=[scene]", "--collection", str(scene_collection)], "did you mean 'scenes'"),
+        ([*start, "data.short_kind=[alt]", "--collection", str(tiny_collection)], "Did you mean 'short_kinds'"),
+        ([*start, "data.sources=[scene]", "--collection", str(scene_collection)], "Did you mean 'scenes'"),
         (
             [*start, "data.short_kinds=[alt]", "data.ocr=none", "--collection", str(tiny_collection)],
             "no image has material for stage 2",
         ),
         (
             [*start, "data.short_kinds=[alt]", "data.description_kinds=[titel]", "--collection", str(tiny_collection)],
-            "unknown caption kind (data.description_kinds) 'titel': allowed are alt, title; did you mean 'title'",
+            "unknown caption kind (data.description_kinds) 'titel': allowed are alt, title. Did you mean 'title'",
         ),
-        (["captioner", "evaluate", str(trained_folder), "--collection", str(scene_collection)], "did you mean"),
+        (["captioner", "evaluate", str(trained_folder), "--collection", str(scene_collection)], "Did you mean"),
         (["captioner", "evaluate", str(tiny_collection), "--collection", str(scene_collection)], "not a captioner"),
     ]
     for number, (arguments, message) in enumerate(cases):

@@ -241,7 +241,7 @@ def test_a_folder_is_opened_strictly(trained_folder: Path, tmp_path: Path, file:
 def test_the_revision_changes_with_the_weights(trained_folder: Path) -> None:
     assert revision_of(trained_folder / "model") != revision_of(trained_folder / "stage-1" / "model")
     assert load_captioner(trained_folder / "model", device="cpu").revision == revision_of(trained_folder / "model")
-    with pytest.raises(UserError, match="did you mean"):
+    with pytest.raises(UserError, match="Did you mean"):
         load_captioner(trained_folder, device="cpu")
 
 

@@ -121,7 +121,7 @@ def revision_of(folder: Path) -> str:
 def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         hint = folder / "model"
-        also = f"; did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
+        also = f". Did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
         why = f"it has no {CONFIG}" if folder.is_dir() else "there is no such folder"
         raise UserError(f"{folder}: not a captioner's folder, {why}{also}")
     config = read_json(folder / CONFIG)

@@ -77,7 +77,7 @@ def load_model(folder: str | Path) -> Fitted:
     path = Path(folder)
     if not (path / CONFIG).is_file():
         hint = path / "model"
-        also = f"; did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
+        also = f". Did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
         raise UserError(f"{path}: not a model folder, it has no {CONFIG}{also}")
     config = read_json(path / CONFIG)
     if not isinstance(config, dict) or config.get("kind") != KIND:

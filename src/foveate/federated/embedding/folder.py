@@ -70,7 +70,7 @@ def load_encoder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     if not (folder / CONFIG).is_file():
         hint = folder / "model"
-        also = f"; did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
+        also = f". Did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
         raise UserError(f"{folder}: not a model folder, it has no {CONFIG}{also}")
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("kind") != KIND:

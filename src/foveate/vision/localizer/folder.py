@@ -123,7 +123,7 @@ def load_model(folder: Path, *, device: str | None = None) -> LocalizingModel:
     """
     if not (folder / CONFIG).is_file():
         hint = folder / "model"
-        also = f"; did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
+        also = f". Did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
         why = f"it has no {CONFIG}" if folder.is_dir() else "there is no such folder"
         raise UserError(f"{folder}: not a model folder, {why}{also}")
     config = read_json(folder / CONFIG)

@@ -58,8 +58,8 @@ def create_open_clip(
     names = open_clip.list_models()
     if scheme is None and model not in names:
         raise UserError(
-            f"open_clip has no architecture '{model}'{nearest(model, names)}; "
-            "`python -c 'import open_clip; print(open_clip.list_models())'` shows all"
+            f"open_clip has no architecture '{model}'; "
+            f"`python -c 'import open_clip; print(open_clip.list_models())'` shows all{nearest(model, names)}"
         )
     trained = pretrained is not None or scheme is not None
     changes: dict[str, Any] = {}
