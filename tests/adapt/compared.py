@@ -9,7 +9,7 @@ import numpy as np
 
 from adapt.towers import tower
 from foveate.adapt.compare.recipe import CompareRecipe, tasks_of
-from foveate.adapt.opening import Opened
+from foveate.adapt.load_backbone import Opened
 from foveate.vision.pixels import Preprocess
 
 HALF = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from foveate.adapt.opening import backbone_settings
+from foveate.adapt.load_backbone import backbone_settings
 from foveate.adapt.recipe import recipe_of
 from foveate.adapt.train import train_adapter
 

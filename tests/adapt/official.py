@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from foveate.adapt.backbone import Backbone
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.registry import method
-from foveate.adapt.view import Backbone
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "petl"
 

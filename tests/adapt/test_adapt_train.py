@@ -16,14 +16,14 @@ from adapt.test_matrix import config, moved
 from adapt.towers import CLASSES, FAMILIES, pixels, tower
 from foveate.adapt.calibration.logit_files import read_logits
 from foveate.adapt.data import labeled
+from foveate.adapt.export import open_adapted
+from foveate.adapt.load_backbone import backbone_settings
 from foveate.adapt.model import adapt
-from foveate.adapt.opening import backbone_settings
 from foveate.adapt.prefix import Prefix
 from foveate.adapt.recipe import AdaptData, recipe_of
 from foveate.adapt.registry import method_names
 from foveate.adapt.train import train_adapter
 from foveate.adapt.training import AdaptTask
-from foveate.adapt.verbs import open_adapted
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.progress import configure

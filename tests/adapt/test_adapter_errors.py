@@ -17,9 +17,9 @@ from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fix
 from adapt.towers import CLASSES, pixels, tower
 from foveate.adapt.folder import load_adapter
 from foveate.adapt.heads import ZeroShotHead
+from foveate.adapt.load_backbone import backbone_settings, open_backbone
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.opening import backbone_settings, open_backbone
-from foveate.adapt.table import grouped
+from foveate.adapt.parameter_summary import grouped
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from naming import raises_naming

@@ -19,8 +19,7 @@ from foveate.adapt.methods.lora import Pair
 from foveate.adapt.methods.ssf import SsfAdapter
 from foveate.adapt.model import adapt
 from foveate.adapt.registry import method, method_names
-from foveate.adapt.wise import interpolated
-from foveate.adapt.wise_saving import save_at
+from foveate.adapt.wise import interpolated, save_at
 from foveate.core.errors import UserError
 from naming import raises_naming
 

@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from foveate.adapt.augmentation import Augmentation
 from foveate.adapt.calibration.fold import fold
 from foveate.adapt.checkpoints.foveate import EncoderClassifier, classifier_of
 from foveate.adapt.classifier import Classifier, formats, open_classifier, save_classifier
-from foveate.adapt.samples import ArraySamples, CollectionSamples, answer
+from foveate.adapt.samples import ArraySamples, Augmentation, CollectionSamples, answer
 from foveate.core.errors import UserError
 from foveate.metrics.class_groups import ClassGroups
 from foveate.records.collection import Collection

@@ -17,7 +17,7 @@ from foveate.adapt.compare.recipe import tasks_of
 from foveate.adapt.compare.summary import _accuracy
 from foveate.adapt.data import labeled
 from foveate.adapt.folder import load_adapter
-from foveate.adapt.opening import backbone_settings, open_backbone
+from foveate.adapt.load_backbone import backbone_settings, open_backbone
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.vtab import GROUPS, read_lists
 from foveate.cli.main import cli

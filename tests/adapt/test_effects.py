@@ -22,7 +22,7 @@ from torch import Tensor
 
 from foveate.adapt.compare.bench import Bench, Fit
 from foveate.adapt.data import Labeled
-from foveate.adapt.opening import Opened
+from foveate.adapt.load_backbone import Opened
 from foveate.adapt.recipe import AdaptTraining
 from foveate.core.seeds import generator
 from foveate.metrics.agreement import ensemble, mean_disagreement

@@ -18,7 +18,7 @@ from timm.models import save_for_hf
 
 from adapt.compared import stripes
 from adapt.local_hub import COMMIT, Hub, serving
-from foveate.adapt.opening import backbone_settings
+from foveate.adapt.load_backbone import backbone_settings
 from foveate.core.errors import UserError
 from naming import raises_naming
 from vision.foreign import save_clip, save_dinov2, save_open_clip

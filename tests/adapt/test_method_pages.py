@@ -13,8 +13,8 @@ import torch
 
 from adapt.official import FOLDER, cases
 from foveate.adapt.model import adapt
+from foveate.adapt.parameter_summary import trained_numbers
 from foveate.adapt.registry import method, method_names
-from foveate.adapt.table import trained_numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

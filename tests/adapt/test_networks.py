@@ -16,9 +16,9 @@ from timm.models.vision_transformer import VisionTransformer
 from adapt.compared import stripes
 from adapt.towers import pixels, tower
 from foveate.adapt.classifier import open_classifier
+from foveate.adapt.export import open_adapted
+from foveate.adapt.load_backbone import backbone_settings, open_backbone
 from foveate.adapt.networks import open_network
-from foveate.adapt.opening import backbone_settings, open_backbone
-from foveate.adapt.verbs import open_adapted
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from naming import raises_naming

@@ -12,14 +12,13 @@ import timm
 import torch
 
 from adapt.official import FOLDER
+from foveate.adapt.backbone import Backbone
 from foveate.adapt.backbones.registry import view_of
 from foveate.adapt.compare.grids import DROP_PATH, GRIDS, Candidate
 from foveate.adapt.compare.plan import key_of, numbers_of
 from foveate.adapt.compare.recipe import most_numbers
-from foveate.adapt.recipe import AdaptTraining
+from foveate.adapt.recipe import AdaptTraining, rate_of_epoch, released_rate
 from foveate.adapt.registry import settings_of
-from foveate.adapt.schedules import rate_of_epoch, released_rate
-from foveate.adapt.view import Backbone
 from foveate.metrics.comparison import last_of_best
 
 

@@ -24,7 +24,7 @@ from adapt.official import (
     translated,
 )
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.table import trained_numbers
+from foveate.adapt.parameter_summary import trained_numbers
 
 CASES = [case["case"] for case in cases()]
 TRAINED = [case["case"] for case in cases() if case["train"]]

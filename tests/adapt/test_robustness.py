@@ -19,8 +19,7 @@ from foveate.adapt.folder import load_adapter, read_head
 from foveate.adapt.model import adapt
 from foveate.adapt.registry import method_names
 from foveate.adapt.robustness import smallest_near_best
-from foveate.adapt.wise import interpolated
-from foveate.adapt.wise_saving import save_at
+from foveate.adapt.wise import interpolated, save_at
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.progress import configure

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from foveate.adapt.exchange import Exchange
-from foveate.adapt.view import Backbone, Block
+from foveate.adapt.backbone import Backbone, Block
+from foveate.adapt.parameter_swap import ParameterSwap
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 
@@ -87,7 +87,7 @@ class Adapter(nn.Module, ABC, Generic[S]):
         super().__init__()
         self.settings = settings
         self.strength = 1.0
-        self.exchange: Exchange | None = None
+        self.exchange: ParameterSwap | None = None
 
     @abstractmethod
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
@@ -133,7 +133,7 @@ class NativeAdapter(Adapter[S]):
         super().__init__(settings, backbone)
         if not names:
             raise UserError(f"method '{settings.method}': the backbone has no such tensors")
-        self.exchange = Exchange.copies(backbone.model, tuple(names))
+        self.exchange = ParameterSwap.copies(backbone.model, tuple(names))
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """None: the tensors are in the backbone."""

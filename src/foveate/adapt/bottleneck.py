@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import BlockAdapter, BranchSettings, Handle, check_rank, on_output
-from foveate.adapt.view import Place
+from foveate.adapt.backbone import Place
 
 WHY_NOT_MERGEABLE = "a ReLU lies between its two matrices, so they are no single matrix"
 

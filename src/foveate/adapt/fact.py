@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import BlockAdapter, BranchSettings, Handle, check_rank, chosen_blocks, on_output, zero
-from foveate.adapt.exchange import wider
-from foveate.adapt.view import Backbone, value_of
+from foveate.adapt.backbone import Backbone, value_of
+from foveate.adapt.parameter_swap import wider
 from foveate.core.errors import UserError
 
 

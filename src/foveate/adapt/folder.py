@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from foveate.adapt.adapter import MethodSettings
 from foveate.adapt.heads import describe_head, head_of
 from foveate.adapt.model import AdaptedModel
+from foveate.adapt.parameter_summary import grouped
 from foveate.adapt.registry import settings_of
-from foveate.adapt.table import grouped
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically
 from foveate.core.progress import say
@@ -45,7 +45,7 @@ def save_adapter(
     """Writes an adapter with its head, each file atomically, adapter.json last; returns the folder.
 
     Args:
-        settings, tensors, strength: others than its own, for models that were made of it (`foveate.adapt.wise_saving`).
+        settings, tensors, strength: others than its own, for models that were made of it (`foveate.adapt.wise`).
     """
     path, name = Path(folder), name or adapted.active
     adapter = adapted.adapter(name)

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from foveate.adapt.adapter import Adapter, MethodSettings, NativeAdapter
 from foveate.adapt.backbones.registry import view_of
-from foveate.adapt.exchange import Exchange
 from foveate.adapt.heads import classes_of, describe_head, fresh_head, width_of
+from foveate.adapt.parameter_summary import trainable_table
+from foveate.adapt.parameter_swap import ParameterSwap
 from foveate.adapt.registry import method, settings_of
-from foveate.adapt.table import trainable_table
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.progress import say
@@ -55,7 +55,7 @@ class AdaptedModel(nn.Module):
         vars(model)[_MARK] = True
         self.model = model
         self.adapters, self.heads, self.first_heads = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        self.merge_store: Exchange | None = None
+        self.merge_store: ParameterSwap | None = None
         self._trained_unmerged: list[nn.Parameter] = []
         self.active = ""
         self.disabled = False
@@ -304,7 +304,7 @@ class AdaptedModel(nn.Module):
             values = {key: value.to(present[key].dtype) for key, value in adapter.merged(self.view).items()}
         self._attached.close()
         self._trained_unmerged = [value for value in self._own_parameters(self.active) if value.requires_grad]
-        self.merge_store = Exchange(values, trained=False)
+        self.merge_store = ParameterSwap(values, trained=False)
         self.merge_store.swap(self.model)
         self._set_trained(self.active, False)
 

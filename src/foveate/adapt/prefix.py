@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import on_input
+from foveate.adapt.backbone import Backbone
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.view import Backbone
 
 
 class _Stop(Exception):

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import Adapter, Handle, MethodSettings, on_input, on_output
-from foveate.adapt.view import Backbone
+from foveate.adapt.backbone import Backbone
 
 
 class PromptSettings(MethodSettings):

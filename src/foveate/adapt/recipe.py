@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from foveate.adapt.schedules import released_rate
 from foveate.core.recipes import Settings, apply_overrides, validate
 from foveate.training.settings import TrainingSettings
+
+
+def rate_of_epoch(epoch: int, *, peak: float, epochs: int, warmup_epochs: int, final: float, first: float) -> float:
+    """The rate meant for an epoch (from 0): linear from `first` towards `peak`, then half a cosine to `final`.
+
+    The cosine counts from epoch 0, not from the end of the warm-up, so that `peak` itself is never reached.
+    """
+    if epoch < warmup_epochs:
+        return first + epoch * (peak - first) / warmup_epochs
+    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def released_rate(epoch: int, *, peak: float, epochs: int, warmup_epochs: int, final: float, first: float) -> float:
+    """The rate with which the released code trains in an epoch (from 0)."""
+    late = max(0, epoch - 1)
+    return rate_of_epoch(late, peak=peak, epochs=epochs, warmup_epochs=warmup_epochs, final=final, first=first)
 
 
 class AdaptData(Settings):

@@ -20,15 +20,14 @@ from torch import Tensor
 
 from foveate.adapt.compare.recipe import CompareTask
 from foveate.adapt.data import Labeled, labeled
+from foveate.adapt.export import open_adapted
 from foveate.adapt.folder import adapter_folder
+from foveate.adapt.load_backbone import Opened
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.opening import Opened
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.registry import method
 from foveate.adapt.train import batches
-from foveate.adapt.verbs import open_adapted
-from foveate.adapt.wise import check, interpolated
-from foveate.adapt.wise_saving import save_at
+from foveate.adapt.wise import check, interpolated, save_at
 from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
 from foveate.core.runs import RunFolder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from torch import Tensor
 from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.data import ImageDataset, KeptDataset, Labeled, labeled
 from foveate.adapt.folder import adapter_folder, read_config, read_head
+from foveate.adapt.load_backbone import Opened, open_backbone
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.opening import Opened, open_backbone
+from foveate.adapt.parameter_summary import backbone_numbers, grouped, trained_numbers
 from foveate.adapt.prefix import Prefix
 from foveate.adapt.recipe import AdaptRecipe
-from foveate.adapt.table import backbone_numbers, grouped, trained_numbers
 from foveate.adapt.training import AdaptTask, normalized, train_adapted
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
@@ -33,6 +33,42 @@ from foveate.metrics.intervals import bootstrap_interval
 from foveate.records.images import BadImage
 from foveate.training.distributed import barrier, start
 from foveate.training.loader import Loader
+
+
+def price(recipe: AdaptRecipe, data: str | Path) -> dict[str, Any]:
+    """Numbers trained, updates, visits, and what is computed once; nothing is trained or written."""
+    opened = open_backbone(recipe.backbone, seed=recipe.training.seed)
+    images = labeled(data, recipe.data, opened.preprocess)
+    rows = training_rows(recipe, images)
+    settings = recipe.training.resolved(len(rows))
+    adapted = build(recipe, opened, images, rows)
+    body, head = trained_numbers(adapted)
+    prefix = Prefix(adapted)
+    kept = recipe.training.keep and not recipe.training.flip
+    return {
+        "method": recipe.method["method"],
+        "classes": len(images.classes),
+        "images": len(rows),
+        "updates": settings.steps,
+        "visits": settings.steps * settings.batch_size,
+        "trained": body,
+        "head": head,
+        "backbone": backbone_numbers(adapted),
+        "kept": prefix.describe() if kept else "nothing: training.keep is off or images are mirrored",
+        "optimizer_bytes": 8 * (body + head),
+    }
+
+
+def lines(priced: dict[str, Any]) -> Sequence[str]:
+    """The same in words."""
+    return [
+        f"{priced['method']}: {priced['trained']:,} of {priced['backbone']:,} numbers and a head of {priced['head']:,}",
+        f"{priced['images']} training images of {priced['classes']} classes, {priced['updates']} updates, "
+        f"{priced['visits']:,} visits",
+        f"computed once: {priced['kept']}",
+        f"AdamW's moments: {priced['optimizer_bytes'] / 2**20:.1f} MiB",
+    ]
+
 
 BATCH = 64
 # What may be kept of all training images together.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from foveate.adapt.opening import Opened
+from foveate.adapt.load_backbone import Opened
 from foveate.core.files import atomic_file
 from foveate.core.seeds import generator
 from foveate.records.builtin import glyphs

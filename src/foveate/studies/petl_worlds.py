@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from foveate.adapt.data import Labeled
-from foveate.adapt.opening import Opened
+from foveate.adapt.load_backbone import Opened
 from foveate.core.errors import UserError
 from foveate.core.files import atomic_file, write_bytes_atomically
 from foveate.core.runs import RunFolder

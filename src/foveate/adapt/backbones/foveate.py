@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.adapt.backbone import Backbone, Block, Place
 from foveate.adapt.backbones import open_clip as open_clip_map
 from foveate.adapt.backbones import timm as timm_map
 from foveate.adapt.backbones import transformers as transformers_map
-from foveate.adapt.view import Backbone, Block, Place
 from foveate.core.errors import UserError
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.layers import TransformerLayer

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from foveate.adapt.backbone import Backbone, Block, InProjection, Place, split_attention
 from foveate.adapt.backbones import timm as timm_map
-from foveate.adapt.view import Backbone, Block, InProjection, Place, split_attention
 from foveate.core.errors import UserError
 
 

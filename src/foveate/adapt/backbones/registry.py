@@ -8,7 +8,7 @@ import pkgutil
 from torch import nn
 
 import foveate.adapt.backbones
-from foveate.adapt.view import Backbone
+from foveate.adapt.backbone import Backbone
 from foveate.core.errors import UserError
 
 

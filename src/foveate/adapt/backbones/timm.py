@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.adapt.view import Backbone, Block, Place
+from foveate.adapt.backbone import Backbone, Block, Place
 from foveate.core.errors import UserError
 
 

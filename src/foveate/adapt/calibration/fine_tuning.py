@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
 
-from foveate.adapt.augmentation import Augmentation
 from foveate.adapt.classifier import Classifier
-from foveate.adapt.samples import Samples
+from foveate.adapt.samples import Augmentation, Samples
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder

@@ -5,23 +5,40 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from foveate.adapt.classifier import Classifier, load_strictly
 from foveate.core.errors import UserError
-from foveate.core.files import write_bytes_atomically, write_json_atomically
+from foveate.core.files import commit_atomically, write_bytes_atomically, write_json_atomically
 from foveate.core.version import __version__
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.registry import build_image_encoder, seeded
+
+
+def copy_with_weights(classifier: Classifier, source: Path | None, target: Path) -> None:
+    """All files of `source` but its weights, and model.safetensors; appears at once."""
+    if source is None:
+        raise UserError("say which folder the classifier was opened from: its configuration is copied from there")
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json"))
+        weights = {name: value.detach().cpu().contiguous() for name, value in classifier.network.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        commit_atomically(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
 
 KIND = "classifier"
 FORMAT = 1

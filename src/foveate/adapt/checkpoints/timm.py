@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from foveate.adapt.checkpoints.foveate import copy_with_weights
 from foveate.adapt.classifier import Classifier, load_strictly
-from foveate.adapt.folder_copy import copy_with_weights
 from foveate.core.errors import UserError, nearest
 from foveate.vision.hf.processors import three
 from foveate.vision.pixels import Preprocess

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from foveate.adapt.checkpoints.foveate import copy_with_weights
 from foveate.adapt.classifier import Classifier
-from foveate.adapt.folder_copy import copy_with_weights
 from foveate.core.errors import UserError
 from foveate.vision.hf.loading import quiet
 from foveate.vision.hf.processors import processor_settings

@@ -1,7 +1,7 @@
 """One network on which candidates are trained one after the other; what is frozen is computed once for all of them.
 
 ```python
-bench = Bench(opened, device="cpu")               # `opened`: foveate.adapt.opening.Opened, or of a network in memory
+bench = Bench(opened, device="cpu")               # `opened`: foveate.adapt.load_backbone.Opened, or of a network in memory
 fit = bench.fit(data, rows, {"method": "lora", "rank": 8}, AdaptTraining(epochs=60), folder=folder, measured=test_rows)
 fit.logits, fit.labels                            # of `measured`, after the last epoch
 ```
@@ -24,15 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.adapt.compare.memory import update_bytes
 from foveate.adapt.compare.watching import WatchedTask
 from foveate.adapt.data import ImageDataset, KeptDataset, Labeled
 from foveate.adapt.heads import classes_of
+from foveate.adapt.load_backbone import Opened, set_drop_path
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.opening import Opened, set_drop_path
+from foveate.adapt.parameter_summary import trained_numbers
 from foveate.adapt.prefix import Prefix
 from foveate.adapt.recipe import AdaptTraining
-from foveate.adapt.table import trained_numbers
 from foveate.adapt.training import AdaptTask, normalized, train_adapted
 from foveate.core.errors import UserError
 from foveate.core.progress import silent
@@ -40,6 +39,33 @@ from foveate.core.runs import RunFolder
 from foveate.records.images import BadImage
 from foveate.training.distributed import start
 from foveate.training.loader import Loader
+from foveate.training.task import Batch, Task
+
+
+def update_bytes(task: Task, batch: Batch) -> int:
+    """Bytes of the weights, their gradients, AdamW's two moments, and what one forward pass saves for the backward one.
+
+    Each storage is counted once. Working memory of single operations and of the allocator is not in it.
+    """
+    weights = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in task.parameters()}
+    trained = sum(value.numel() * value.element_size() for value in task.parameters() if value.requires_grad)
+    saved: dict[int, int] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    devices = [value.device for value in task.parameters() if value.is_cuda][:1]
+    training = task.training
+    task.train()
+    with torch.random.fork_rng(devices=devices), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        losses, _ = task.losses(batch)
+    del losses
+    task.train(training)
+    return sum(weights.values()) + 3 * trained + sum(saved.values())
+
 
 BATCH = 64
 PIXELS = ("pixels", 0)

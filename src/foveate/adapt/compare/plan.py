@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from foveate.adapt.backbone import Backbone
 from foveate.adapt.backbones.registry import view_of
 from foveate.adapt.compare.bench import on_meta
 from foveate.adapt.compare.grids import Candidate, Grid
-from foveate.adapt.opening import Opened
+from foveate.adapt.load_backbone import Opened
 from foveate.adapt.prefix import place_of
 from foveate.adapt.registry import method, settings_of
-from foveate.adapt.view import Backbone
 from foveate.core.errors import UserError
 
 

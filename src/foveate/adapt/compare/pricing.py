@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveate.adapt.backbones.registry import view_of
 from foveate.adapt.compare.grids import Candidate
 from foveate.adapt.compare.plan import Plan
-from foveate.adapt.opening import Opened
+from foveate.adapt.load_backbone import Opened
 from foveate.adapt.recipe import AdaptTraining
 from foveate.core.errors import UserError
 from foveate.core.progress import duration

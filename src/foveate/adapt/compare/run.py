@@ -36,7 +36,7 @@ from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, most_number
 from foveate.adapt.compare.splits import Parts, parts_of
 from foveate.adapt.compare.summary import summarize
 from foveate.adapt.data import Labeled, labeled
-from foveate.adapt.opening import Opened, open_backbone
+from foveate.adapt.load_backbone import Opened, open_backbone
 from foveate.adapt.recipe import AdaptData
 from foveate.core.cells import Cell, CellStore, Done, run_cells
 from foveate.core.files import sweep

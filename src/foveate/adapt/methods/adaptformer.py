@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import BlockAdapter, Handle, Method, chosen_blocks, kaiming, on_output, watch_input, zero
+from foveate.adapt.backbone import Backbone, Block
 from foveate.adapt.bottleneck import WHY_NOT_MERGEABLE, Bottleneck, BottleneckSettings
-from foveate.adapt.view import Backbone, Block
 
 
 class AdaptformerSettings(BottleneckSettings):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, biases
-from foveate.adapt.view import Backbone
+from foveate.adapt.backbone import Backbone
 
 
 class BitfitSettings(MethodSettings):

@@ -28,7 +28,7 @@ from foveate.adapt.adapter import (
     xavier,
     zero,
 )
-from foveate.adapt.view import Backbone, Place
+from foveate.adapt.backbone import Backbone, Place
 from foveate.core.errors import UserError
 
 

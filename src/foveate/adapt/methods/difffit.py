@@ -21,8 +21,8 @@ from foveate.adapt.adapter import (
     norm_tensors,
     on_output,
 )
-from foveate.adapt.exchange import Exchange, wider
-from foveate.adapt.view import Backbone, value_of
+from foveate.adapt.backbone import Backbone, value_of
+from foveate.adapt.parameter_swap import ParameterSwap, wider
 from foveate.core.errors import UserError
 
 
@@ -45,7 +45,7 @@ class DifffitAdapter(Adapter[DifffitSettings]):
                 raise UserError(f"method 'difffit' scales the MLP's last projection; that of {block.name} is unknown")
         chosen = {*biases(backbone), *norm_tensors(backbone)}
         names = tuple(name for name in backbone.parameters_of_tower() if name in chosen)
-        self.exchange = Exchange.copies(backbone.model, names)
+        self.exchange = ParameterSwap.copies(backbone.model, names)
         self.attention = nn.ParameterList(torch.ones(backbone.width) for _ in blocks)
         self.mlp = nn.ParameterList(torch.ones(backbone.width) for _ in blocks)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, norm_tensors
-from foveate.adapt.view import Backbone
+from foveate.adapt.backbone import Backbone
 
 
 class LayernormSettings(MethodSettings):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from foveate.adapt.adapter import Adapter, Handle, Method, MethodSettings
-from foveate.adapt.view import Backbone
+from foveate.adapt.backbone import Backbone
 
 
 class LinearSettings(MethodSettings):

@@ -25,8 +25,8 @@ from foveate.adapt.adapter import (
     on_output,
     zero,
 )
-from foveate.adapt.exchange import wider
-from foveate.adapt.view import Backbone, value_of
+from foveate.adapt.backbone import Backbone, value_of
+from foveate.adapt.parameter_swap import wider
 
 
 class LoraSettings(BranchSettings):

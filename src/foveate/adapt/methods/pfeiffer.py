@@ -13,8 +13,8 @@ from typing import Literal
 from torch import nn
 
 from foveate.adapt.adapter import Handle, Method, chosen_blocks, xavier, zero
+from foveate.adapt.backbone import Backbone
 from foveate.adapt.bottleneck import Bottleneck, SequentialAdapter, SequentialSettings
-from foveate.adapt.view import Backbone
 
 
 class PfeifferSettings(SequentialSettings):

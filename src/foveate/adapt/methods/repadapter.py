@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import BlockAdapter, BranchSettings, Handle, Method, check_rank, chosen_blocks, on_output
-from foveate.adapt.exchange import wider
-from foveate.adapt.view import Backbone, value_of
+from foveate.adapt.backbone import Backbone, value_of
+from foveate.adapt.parameter_swap import wider
 from foveate.core.errors import UserError
 
 

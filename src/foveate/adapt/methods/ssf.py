@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import Adapter, Handle, Method, MethodSettings, on_output
-from foveate.adapt.exchange import wider
-from foveate.adapt.view import Backbone, value_of
+from foveate.adapt.backbone import Backbone, value_of
+from foveate.adapt.parameter_swap import wider
 from foveate.core.errors import UserError
 
 

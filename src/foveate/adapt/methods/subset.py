@@ -12,7 +12,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, trainable
-from foveate.adapt.view import Backbone
+from foveate.adapt.backbone import Backbone
 from foveate.core.errors import UserError
 
 

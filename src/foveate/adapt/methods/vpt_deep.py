@@ -12,8 +12,8 @@ from typing import Literal
 from pydantic import Field
 
 from foveate.adapt.adapter import Handle, Method
+from foveate.adapt.backbone import Backbone, Block
 from foveate.adapt.prompts import PromptAdapter, PromptSettings
-from foveate.adapt.view import Backbone, Block
 from foveate.core.errors import UserError
 
 

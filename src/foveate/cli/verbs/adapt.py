@@ -65,14 +65,14 @@ def train(
       foveate adapt train --backbone my-vit --data my-images --field category --method lora rank=16
       foveate adapt train --backbone timm:resnet50.a1_in1k --data mine.npz --method bitfit --shots 10
     """
-    from foveate.adapt.opening import backbone_settings
+    from foveate.adapt.load_backbone import backbone_settings
     from foveate.adapt.recipe import recipe_of
 
     given = {"data": {"field": label, "shots": shots}, "training": {"epochs": epochs, "seed": seed}}
     parts = {part: {k: v for k, v in fields.items() if v is not None} for part, fields in given.items()}
     recipe = recipe_of(backbone_settings(backbone), method, overrides, head=head_from, **parts)
     if dry_run:
-        from foveate.adapt.pricing import lines, price
+        from foveate.adapt.train import lines, price
 
         priced = price(recipe, data)
         finish(priced, lines(priced), {}, as_json=as_json)
@@ -136,7 +136,7 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
       foveate adapt merge runs/adapt-lora --to merged
       foveate adapt merge runs/adapt-lora --to for-peft --format peft
     """
-    from foveate.adapt.verbs import merge_adapter
+    from foveate.adapt.export import merge_adapter
 
     result = merge_adapter(adapter, to, form=form, backbone=backbone)
     network = result["backbone"].get("source") or result["backbone"].get("model")
@@ -223,7 +223,7 @@ def compare(
     from foveate.adapt.compare.pricing import words
     from foveate.adapt.compare.recipe import recipe_of, tasks_of
     from foveate.adapt.compare.run import Comparison, compare
-    from foveate.adapt.opening import backbone_settings
+    from foveate.adapt.load_backbone import backbone_settings
 
     given = {"folds": folds, "seeds": seeds, "seed": seed, "budget": budget}
     recipe = recipe_of(

@@ -1,7 +1,7 @@
 """One view of all backbones: where the blocks are, and within a block the places that methods change.
 
 Nothing of a backbone is replaced or renamed. Methods change it in two ways only: hooks on the modules that stand here,
-and parameters that take turns with the backbone's own (`foveate.adapt.exchange`).
+and parameters that take turns with the backbone's own (`foveate.adapt.parameter_swap`).
 """
 
 from __future__ import annotations

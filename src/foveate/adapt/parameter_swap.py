@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Exchange(nn.Module):
+class ParameterSwap(nn.Module):
     """Other values of some of a model's parameters.
 
     Attributes:
@@ -27,7 +27,7 @@ class Exchange(nn.Module):
             self.register_parameter(_key(name), nn.Parameter(value, requires_grad=trained))
 
     @classmethod
-    def copies(cls, model: nn.Module, names: tuple[str, ...]) -> Exchange:
+    def copies(cls, model: nn.Module, names: tuple[str, ...]) -> ParameterSwap:
         """Trainable copies of a model's parameters of these names."""
         found = dict(model.named_parameters(remove_duplicate=False))
         return cls({name: found[name].detach().clone() for name in names}, trained=True)
