@@ -172,7 +172,7 @@ def _runs(text: str) -> frozenset[tuple[str, ...]]:
 
 _ENGLISH = frozenset(
     "the and of with on is are at by it its an this that to from there two other has have which while into behind "
-    "front left right near over under above below between next some one three background image".split()
+    "front left right near over under above below between next some one three background picture".split()
 )
 # Frequent words of German, French, Spanish, Italian, Portuguese, Dutch, Polish, Swedish and Indonesian that no English
 # caption uses.

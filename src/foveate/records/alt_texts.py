@@ -16,7 +16,7 @@ _CAMERA = re.compile(
 )
 _GENERIC = frozenset(
     "a an and by copy default download empty featured figure file for full gallery graphic header hero icon image "
-    "images img large logo medium missing my n na no none null of photo photograph photos pic pics image images "
+    "images img large logo medium missing my n na no none null of photo photograph photos pic pics picture pictures "
     "placeholder preview product screen screenshot shot size small stock temp test text the this thumb thumbnail "
     "undefined unknown untitled upload view alt banner background jpg jpeg png gif webp title description "
     "caption".split()

@@ -84,7 +84,7 @@ def test_a_third_of_the_alt_texts_is_noise_that_the_target_ignores() -> None:
     made = [row for row in write_rows(materials, settings, Rules(), seed=0).rows if row.kind == "afc"]
     for row in made:
         _, name = row.alt.split(", ", 1)
-        assert row.target.endswith(f"The image is about {name}.")
+        assert row.target.endswith(f"The picture is about {name}.")
 
 
 def test_what_an_alt_text_names_comes_first_in_its_afc() -> None:
@@ -119,7 +119,7 @@ def test_short_captions_are_merged_without_new_words() -> None:
     assert set(found) == {"ssc", "dsc", "dsc_plus"}
     for text in found.values():
         assert not new_words(text, [*SHORT, "STOP", "here"])
-    assert 'The words "STOP here" are written in the image.' in found["dsc"]
+    assert 'The words "STOP here" are written in the picture.' in found["dsc"]
     assert found["ssc"].rstrip(".").lower() in [text.rstrip(".").lower() for text in SHORT]
     assert Rules().merged([], []) == {}
 
@@ -147,9 +147,9 @@ def test_names_of_an_alt_text_are_kept_exactly() -> None:
     assert names_in("Red Apple On A Plate", ["An apple."]) == ()
     assert names_in("a market", ["A market."]) == ()
     text = fuse("An image of a dog. There is a ball. The sky is gray.", ["Port Ellery"], alt="gray sky", most=75)
-    assert text == "An image of a dog. The sky is gray. There is a ball. The image is about Port Ellery."
+    assert text == "An image of a dog. The sky is gray. There is a ball. The picture is about Port Ellery."
     short = fuse("An image of a dog. There is a ball. The sky is gray.", ["Port Ellery"], alt="", most=20)
-    assert short == "An image of a dog. There is a ball. The image is about Port Ellery."
+    assert short == "An image of a dog. There is a ball. The picture is about Port Ellery."
 
 
 def test_own_caption_kinds_make_both_stages(tiny_collection: Path) -> None:

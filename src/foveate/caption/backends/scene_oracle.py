@@ -20,7 +20,7 @@ from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
 
 VERSION = "1"
-_PADDING = "The image was made for this collection and it has the same width and the same height."
+_PADDING = "The picture was made for this collection and it has the same width and the same height."
 
 
 class SceneOracleSettings(Settings):

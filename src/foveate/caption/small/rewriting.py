@@ -26,11 +26,11 @@ from foveate.records.sentences import sentences
 FRAME_WORDS = frozenset(
     "a an the this that these those there it its one of and or but with without on in at by to from for into over "
     "under above below beside between behind near next inside outside around along as is are was were be been can "
-    "has have not no nothing only also another other both each all some two three four five six image image "
+    "has have not no nothing only also another other both each all some two three four five six picture image "
     "photograph photo drawing shot view scene square filled edge edges show shows shown seen left right upper "
-    "lower middle center center top bottom side part corner front back background foreground ground stand stands "
+    "lower middle centre center top bottom side part corner front back background foreground ground stand stands "
     "lie lies large small largest smallest size named thing things word words written writing text read say says "
-    "about outline overlapping drawn plain pale color color style group belong belongs alone draw photography".split()
+    "about outline overlapping drawn plain pale colour color style group belong belongs alone draw photography".split()
 )
 
 
@@ -92,7 +92,7 @@ def written_sentence(lines: Sequence[str]) -> str:
     """Recognized text as a sentence."""
     shown = " ".join(" ".join(lines).replace('"', "'").split())
     what = "word" if len(shown.split()) == 1 else "words"
-    return f'The {what} "{shown}" {"is" if what == "word" else "are"} written in the image.'
+    return f'The {what} "{shown}" {"is" if what == "word" else "are"} written in the picture.'
 
 
 def fuse(dsc: str, facts: Sequence[str], *, alt: str, most: int) -> str:
@@ -104,7 +104,7 @@ def fuse(dsc: str, facts: Sequence[str], *, alt: str, most: int) -> str:
     opening, *others = sentences(dsc)
     spoken = content_words(alt)
     others.sort(key=lambda sentence: not content_words(sentence) & spoken)
-    added = [f"The image is about {fact}." for fact in facts]
+    added = [f"The picture is about {fact}." for fact in facts]
     while others and sum(map(clip_tokens, [opening, *others, *added])) > most:
         others.pop()
     return " ".join([opening, *others, *added])

@@ -45,9 +45,9 @@ CLOSED["one"] = "CD"
 
 ADJECTIVES = frozenset(
     """
-    red green blue yellow black white purple orange pink gray gray brown golden silver beige violet turquoise maroon
-    teal navy crimson scarlet tan cream ivory dark light bright pale vivid dull shiny glossy matte colorful colorful
-    multicolored multicolored transparent translucent opaque
+    red green blue yellow black white purple orange pink grey gray brown golden silver beige violet turquoise maroon
+    teal navy crimson scarlet tan cream ivory dark light bright pale vivid dull shiny glossy matte colorful colourful
+    multicolored multicoloured transparent translucent opaque
     big small large little tiny huge giant enormous massive vast tall short long high low wide narrow thin thick broad
     slim fat deep shallow flat steep round square rectangular triangular circular oval curved straight pointed sharp
     blunt smooth rough soft hard fluffy furry hairy curly wavy spiky striped spotted dotted checkered plaid floral
@@ -73,7 +73,7 @@ ADJECTIVES = frozenset(
     """.split()
 )
 _ADJECTIVE_ENDINGS = re.compile(
-    r"(?:.{3}(?:ous|ful|less|ish|ible|able|ive|ian|ese|esque)|.+-.+(?:ed|en|ing|tier|story|colored|colored|shaped|"
+    r"(?:.{3}(?:ous|ful|less|ish|ible|able|ive|ian|ese|esque)|.+-.+(?:ed|en|ing|tier|story|colored|coloured|shaped|"
     r"sized|like|style|and-.+)|.{3}(?:est))"
 )
 # Endings of adjectives that are nouns after all.

@@ -25,7 +25,7 @@ EMPTY_HEADS = frozenset(
     "face sign symbol hand suit index person man woman people gesture finger slide thing worker paper light".split()
 )
 VARIANT_WORDS = frozenset(
-    "closed open lock oncoming red blue green orange yellow purple brown gray pink white black light left right "
+    "closed open lock oncoming red blue green orange yellow purple brown grey pink white black light left right "
     "leftwards rightwards up down upwards downwards first second third new full symbol sign facing small large "
     "big clock face horizontal vertical musical multiple".split()
 )

@@ -63,15 +63,15 @@ _OTHER_LANGUAGE_WORDS = frozenset(
     "toque plume livre lampe clef clou marteau scie tasse".split()
 )
 _NO_NAME_WORDS = frozenset(
-    "clipart icon icons logo sketch cartoon example collection template untitled test image image drawing "
+    "clipart icon icons logo sketch cartoon example collection template untitled test image picture drawing "
     "symbolic symbol sign signs simple basic generic set menu diagram blueprint poster bw architetto etiquette "
-    "hotel sample clip art color color grayscale silhouette outline vector svg linux tux v version hummer "
+    "hotel sample clip art color colour grayscale silhouette outline vector svg linux tux v version hummer "
     "easter jazz bussola otto rondelle maya eris profile bloom mascot park controller access portrait cross video "
     "clean card smoke label double tile drawn could running pda out sight pacman adult crystal food free bird's".split()
 )
 _NOT_PART_OF_A_NAME = frozenset("a an the my another yet illustration stylized clothing".split())
 _SAME_WORD = {"lightbulb": "light bulb", "icecube": "ice cube", "t shirt": "t-shirt", "volley ball": "volleyball"}
-_STATES = frozenset("red green blue yellow black white purple orange pink gray gray brown open closed".split())
+_STATES = frozenset("red green blue yellow black white purple orange pink grey gray brown open closed".split())
 _SIDES = re.compile(r"\b(left|right|leftwards|rightwards|clockwise|facing)\b")
 
 

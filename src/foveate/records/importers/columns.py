@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from foveate.core.errors import UserError, nearest
 
-PATHS = tuple("path filepath file_path file_name filename file image_path img_path image img image".split())
+PATHS = tuple("path filepath file_path file_name filename file image_path img_path image img picture".split())
 TEXTS = tuple("text caption captions title alt alt_text description sentence sentences txt".split())
-IMAGES = ("image", "img", "image", "jpg", "png", "photo")
+IMAGES = ("image", "img", "picture", "jpg", "png", "photo")
 BOXES = ("boxes", "regions")
 
 

@@ -18,7 +18,7 @@ _SAME = 0.9  # captions whose words overlap more (Jaccard) say the same
 _DSC_TOKENS = 60
 _ARTICLE = re.compile(r"^(A|An|The|Two|Three|Four|Several|Some|Many)\s")
 _KIND_OF_IMAGE = re.compile(
-    r"^(?:an?|the)\s(?:[\w-]+\s){0,4}(?:photograph|photo|image|image|drawing|view|shot|close-up|painting|collage)"
+    r"^(?:an?|the)\s(?:[\w-]+\s){0,4}(?:photograph|photo|picture|image|drawing|view|shot|close-up|painting|collage)"
     r"(?:,[^,]*,)?\s(?:of|that\sshows|showing|with)\s",
     re.IGNORECASE,
 )
@@ -45,7 +45,7 @@ class Rules:
             return {}
         main = _central(said)
         others = _by_novelty(main, [text for text in said if text != main])
-        framed = f"An image of {main[0].lower()}{main[1:]}" if _ARTICLE.match(main) else main
+        framed = f"A picture of {main[0].lower()}{main[1:]}" if _ARTICLE.match(main) else main
         reading = [written_sentence(written)] if written else []
         told = [text for text, new in others if new]
         return {

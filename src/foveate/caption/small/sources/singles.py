@@ -56,9 +56,9 @@ def _short(concept: str, style: str) -> tuple[str, ...]:
     return (
         f"{first} on a plain ground.",
         f"A drawing of {thing}.",
-        f"{first} alone in the middle of the image.",
+        f"{first} alone in the middle of the picture.",
         f"{first} in the style of {_STYLES[style]}.",
-        f"An image of {thing} on a plain ground.",
+        f"A picture of {thing} on a plain ground.",
     )
 
 
@@ -70,20 +70,20 @@ def formats(concept: str, style: str, group: str) -> dict[str, str]:
     ssc = f"{thing[0].upper()}{thing[1:]} on a plain ground."
     dsc = [
         f"A drawing of {thing}.",
-        f"The {concept} {are} in the middle of the image.",
+        f"The {concept} {are} in the middle of the picture.",
         "The background is plain.",
     ]
     dense = [
-        f"A square image that shows a drawing of {thing}.",
+        f"A square picture that shows a drawing of {thing}.",
         f"The drawing is in the style of {_STYLES[style]}.",
-        f"The {concept} {are} in the middle of the image.",
-        f"The {concept} {are} the only named thing in the image.",
+        f"The {concept} {are} in the middle of the picture.",
+        f"The {concept} {are} the only named thing in the picture.",
         f"There is nothing to the left of the {concept}.",
         f"There is nothing to the right of the {concept}.",
         f"There is nothing above the {concept}.",
         f"There is nothing below the {concept}.",
         *([f"The drawing belongs to the group {kind}."] if kind else []),
         "The background is plain.",
-        "The background is drawn in one pale color.",
+        "The background is drawn in one pale colour.",
     ]
     return {"ssc": ssc, "dsc": " ".join(dsc), "dsc_plus": " ".join(dense)}
