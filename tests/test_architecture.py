@@ -39,7 +39,7 @@ SAME_FLOOR = {
     ("cli", "report"),
     ("cli", "studies"),
     ("cli", "serve"),
-    ("studies", "report"),
+    ("report", "studies"),
 }
 
 

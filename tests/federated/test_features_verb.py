@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
+from foveate.core.results import parse_result
 from foveate.federated.deep import fitting
 from foveate.federated.deep import run as deep_run
 from foveate.federated.deep.checkpoint import load_stand, save_stand, together
@@ -28,7 +29,6 @@ from foveate.federated.deep.quality import probe
 from foveate.federated.sources import gather, read_points
 from foveate.report import render
 from foveate.report.pages import federated_features
-from foveate.report.schema import read
 from naming import raises_naming
 
 QUICK = ["--rounds", "3", "--set", "width=8", "--set", "hidden=16", "--quiet"]
@@ -325,7 +325,7 @@ def test_a_page_without_rounds_or_with_a_client_left_out(table: Path, tmp_path: 
     page = render(tmp_path / "r").read_text(encoding="utf-8")
     assert "south (left out)" in page
     result["methods"].append({**result["methods"][0], "method": "central", "federated": False, "quality": {"nmi": 0.5}})
-    table = federated_features.measures(read(federated_features.FeaturesResult, result))
+    table = federated_features.measures(parse_result(federated_features.FeaturesResult, result))
     assert [head for head, _ in table["heads"]] == ["NMI", "Distance"], "measures that no method has are left out"
     assert table["lines"][0]["cells"][0] == "–"
     assert table["lines"][1] | {"seconds": ""} == {

@@ -9,10 +9,10 @@ from typing import Any
 from PIL import Image
 
 from foveate.core.errors import UserError
+from foveate.core.results import parse_result
 from foveate.report import render
 from foveate.report.captions import MARKS
 from foveate.report.pages.audit import AuditResult
-from foveate.report.schema import read
 from naming import raises_naming
 
 
@@ -71,4 +71,4 @@ def test_without_the_oracle_it_is_not_named(tmp_path: Path) -> None:
 
 def test_a_wrong_field_is_named(tmp_path: Path) -> None:
     with raises_naming(UserError, "sample.images"):
-        read(AuditResult, {"kind": "audit", "collection": "x", "context": 77, "sample": {}})
+        parse_result(AuditResult, {"kind": "audit", "collection": "x", "context": 77, "sample": {}})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from foveate.core.results import parse_result
 from foveate.report.pages.adapt_compare import ComparedResult, lead
-from foveate.report.schema import read
 
 
 def compared(*spans: tuple[float, float | None, float | None]) -> ComparedResult:
@@ -18,7 +18,7 @@ def compared(*spans: tuple[float, float | None, float | None]) -> ComparedResult
         for name, (value, low, high) in zip(names, spans, strict=False)
     ]  # fmt: skip
     content = {"kind": "adapt_compare", "grid": {"name": "small"}, "tasks": [{"key": "t", "title": "t"}]}
-    return read(ComparedResult, {**content, "lines": lines})
+    return parse_result(ComparedResult, {**content, "lines": lines})
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from foveate.core.errors import UserError
+from foveate.core.results import Value
 from foveate.report import render
 from foveate.report.forest import ForestRow, difference_bar, forest
-from foveate.report.pages.study import StudyResult, mean_and_half, signed
-from foveate.report.schema import Value
+from foveate.report.pages.study import mean_and_half, signed
+from foveate.studies.results import StudyResult
 
 
 def page_of(folder: Path, **changes: object) -> Path:

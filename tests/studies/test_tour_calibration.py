@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
 from foveate.report.calibration import TourCalibration
-from foveate.report.schema import read
 from foveate.studies import tour_calibration as tested
 from foveate.studies.calibration_worlds import held_out
 from foveate.vision.lite0 import Lite0Encoder
@@ -51,7 +51,7 @@ def test_from_features_to_the_section(emoji: Path, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     arguments = {"encoder": encoder, "cache": tmp_path / "cache", "seed": 0, "device": "cpu", "epochs": 2}
     found = tested.tour_calibration(collection, run, **arguments)
-    checked = read(TourCalibration, json.loads(json.dumps(found, allow_nan=False)))
+    checked = parse_result(TourCalibration, json.loads(json.dumps(found, allow_nan=False)))
     groups = {group for group in collection.groups if held_out(group)}
     assert checked.samples == len(groups), "each held-out thing is tested once, in the other style"
     assert checked.trained.pretrained == len(COLORS) * CONCEPTS - len(groups)

@@ -10,12 +10,12 @@ import pytest
 
 import tiny
 from foveate.caption.prompts import CAPTION_KINDS
+from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
 from foveate.report.captions import TourCaptions
-from foveate.report.schema import read
 from foveate.studies.tour_captions import Sizes, says_again, sizes_of, tour_captions, with_captions
 from foveate.vision.localizer.folder import save_model
 
@@ -60,7 +60,7 @@ def test_from_a_captioner_to_the_page(scenes: Path, tmp_path: Path) -> None:
     sizes = Sizes(3, 16, 4, 8, (*sizes_of(16, 4).captioner, "image_encoder.image_size=96", "fold=3"))
     run = RunFolder.create(tmp_path / "run")
     found = tour_captions(Collection.open(scenes), run, locator=locator, seed=0, device="cpu", sizes=sizes)
-    checked = read(TourCaptions, json.loads(json.dumps(found, allow_nan=False)))
+    checked = parse_result(TourCaptions, json.loads(json.dumps(found, allow_nan=False)))
     assert len(checked.examples) == 3
     assert (run.path / checked.examples[0].image).is_file()
     assert {one["format"] for one in found["formats"]} <= {"alt", *CAPTION_KINDS}

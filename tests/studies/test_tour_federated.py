@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from foveate.core.errors import UserError
+from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.metrics.intervals import Interval
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
 from foveate.report.federated import TourFederated
-from foveate.report.schema import read
 from foveate.studies import tour_federated as tested
 
 COLORS = {"food": (220, 60, 40), "plant": (40, 170, 60), "sky": (60, 90, 220), "tool": (120, 120, 120)}
@@ -51,7 +51,7 @@ def test_from_features_to_the_section(emoji: tuple[Path, Path], tmp_path: Path) 
     collection, features = Collection.open(emoji[0]), emoji[1]
     run = RunFolder.create(tmp_path / "run")
     found = tested.tour_federated(collection, run, features=features, seed=0, rounds=3)
-    checked = read(TourFederated, json.loads(json.dumps(found, allow_nan=False)))
+    checked = parse_result(TourFederated, json.loads(json.dumps(found, allow_nan=False)))
     assert checked.images == len(COLORS) * EACH, "one style alone"
     assert sum(client.images for client in checked.clients) == checked.images
     assert len(checked.clients) == 8

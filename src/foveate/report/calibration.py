@@ -6,8 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from foveate.core.results import ResultModel
 from foveate.report.charts import Series, line_chart, plot
-from foveate.report.schema import Part
 from foveate.report.tradeoff import Mark, tradeoff_chart
 
 COLUMNS = (
@@ -22,7 +22,7 @@ CURVE_TITLES = {"before": "pre-trained", "after": "fine-tuned"}
 VERDICTS = {"level": "the level is off", "damaged": "features damaged", "nothing": "nothing to repair", "unknown": ""}
 
 
-class CalibrateRow(Part):
+class CalibrateRow(ResultModel):
     key: str
     title: str
     gamma: float | None = None
@@ -33,27 +33,27 @@ class CalibrateRow(Part):
     peeks: bool = False
 
 
-class CalibrateGamma(Part):
+class CalibrateGamma(ResultModel):
     gamma: float
     each: list[float | None] = []
     spread: float | None = None
     feasible: list[bool] = []
 
 
-class CalibrateHead(Part):
+class CalibrateHead(ResultModel):
     norm_before: float
     norm_after: float
     update_norm: float
     update_cosine: float | None = None
 
 
-class CalibrateClasses(Part):
+class CalibrateClasses(ResultModel):
     seen: list[str] = []
     absent: list[str] = []
     rest: int = 0
 
 
-class CalibrateResult(Part):
+class CalibrateResult(ResultModel):
     kind: str
     method: str
     gamma: float
@@ -125,13 +125,13 @@ def charts(r: CalibrateResult) -> list[Markup]:
     return drawn
 
 
-class AnswersOfModels(Part):
+class AnswersOfModels(ResultModel):
     before: str
     after: str
     calibrated: str
 
 
-class CalibrateExample(Part):
+class CalibrateExample(ResultModel):
     image: str
     title: str = ""
     group: str
@@ -139,13 +139,13 @@ class CalibrateExample(Part):
     answers: AnswersOfModels
 
 
-class CalibrateTrained(Part):
+class CalibrateTrained(ResultModel):
     pretrained: int
     tuned: int
     classes: int
 
 
-class CalibrateChanges(Part):
+class CalibrateChanges(ResultModel):
     samples: int
     changed: int
     righted: int

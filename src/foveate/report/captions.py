@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from foveate.core.results import Region, ResultModel
 from foveate.report.images import Overlay
-from foveate.report.schema import Part, Region
 
 MARKS = {"supported": "held", "contradicted": "contradicted", "unverifiable": "not decidable"}
 
@@ -19,19 +19,19 @@ MEANINGS = {
 }
 
 
-class AuditAssertion(Part):
+class AuditAssertion(ResultModel):
     text: str
     verdict: str = ""
 
 
-class AuditCaption(Part):
+class AuditCaption(ResultModel):
     format: str
     title: str
     text: str
     assertions: list[AuditAssertion] = []
 
 
-class AuditImage(Part):
+class AuditImage(ResultModel):
     image: str
     data: str = ""
     key: str = ""
@@ -44,7 +44,7 @@ class AuditImage(Part):
         return [Overlay(region.box, "region") for region in self.regions]
 
 
-class FormatNumbers(Part):
+class FormatNumbers(ResultModel):
     title: str
     n: int
     tokens: float
@@ -52,12 +52,12 @@ class FormatNumbers(Part):
     held: float | None = None
 
 
-class EncoderValue(Part):
+class EncoderValue(ResultModel):
     title: str
     value: float
 
 
-class EncoderNumbers(Part):
+class EncoderNumbers(ResultModel):
     measure: str
     images: int
     trained_on: int
@@ -66,7 +66,7 @@ class EncoderNumbers(Part):
     values: list[EncoderValue]
 
 
-class TourCaptions(Part):
+class TourCaptions(ResultModel):
     model: str
     definition: str
     examples: list[AuditImage]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from foveate.core.results import ResultModel
 from foveate.report import numbers
 from foveate.report.charts import plot
 from foveate.report.numbers import size_words
 from foveate.report.scatter import legend, ranked, scatter
-from foveate.report.schema import Part
 
 MEASURES = (
     ("knn", "Neighbors’ vote", "held-out images whose kind 7 neighbors on the map vote for"),
@@ -19,13 +19,13 @@ MEASURES = (
 )
 
 
-class FederatedGrouping(Part):
+class FederatedGrouping(ResultModel):
     title: str
     nmi: float
     purity: float
 
 
-class FederatedMap(Part):
+class FederatedMap(ResultModel):
     title: str
     quality: dict[str, float]
     bytes_up: int
@@ -34,7 +34,7 @@ class FederatedMap(Part):
     notes: dict[str, int] = {}
 
 
-class FederatedClient(Part):
+class FederatedClient(ResultModel):
     name: str
     images: int
     kinds: list[str]
@@ -42,12 +42,12 @@ class FederatedClient(Part):
     maps: dict[str, int]
 
 
-class FederatedImage(Part):
+class FederatedImage(ResultModel):
     image: str
     kind: str = ""
 
 
-class FederatedGroup(Part):
+class FederatedGroup(ResultModel):
     group: int
     size: int
     clients: int
@@ -56,7 +56,7 @@ class FederatedGroup(Part):
     images: list[FederatedImage] = []
 
 
-class TourFederated(Part):
+class TourFederated(ResultModel):
     images: int
     features: int
     clusters: int

@@ -11,11 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from foveate.core.errors import UserError
 from foveate.core.files import write_bytes_atomically
+from foveate.core.results import LocatedPhrase, parse_result
 from foveate.report import words
 from foveate.report.images import open_image, resolve_inside
 from foveate.report.parts import RIGHT_FROM
 from foveate.report.render import read_result
-from foveate.report.schema import Locate, TourResult, read
+from foveate.studies.results import TourResult
 
 WIDTH = 1600
 MARGIN = 56
@@ -36,17 +37,17 @@ FORMATS = {".png": "PNG", ".webp": "WEBP"}
 class Tile:
     """One image of the composition."""
 
-    answer: Locate
+    answer: LocatedPhrase
     box: tuple[float, float, float, float]
 
 
-def pick(answers: Sequence[Locate], *, default: str, most: int = 6) -> list[Tile]:
+def pick(answers: Sequence[LocatedPhrase], *, default: str, most: int = 6) -> list[Tile]:
     """Up to `most` answers on different images: slices in turn, found ones and new phrases first.
 
     These are the best ones; the image says how many of all were found.
     """
     tiles: list[Tile] = []
-    pools: dict[str, list[Locate]] = {}
+    pools: dict[str, list[LocatedPhrase]] = {}
     for answer in answers:
         if (answer.default or default) in answer.boxes:
             pools.setdefault(answer.slice, []).append(answer)
@@ -66,11 +67,11 @@ def pick(answers: Sequence[Locate], *, default: str, most: int = 6) -> list[Tile
     return tiles
 
 
-def _overlap(answer: Locate, default: str) -> float | None:
+def _overlap(answer: LocatedPhrase, default: str) -> float | None:
     return answer.iou.get(answer.default or default)
 
 
-def _missed(answer: Locate, default: str) -> bool:
+def _missed(answer: LocatedPhrase, default: str) -> bool:
     overlap = _overlap(answer, default)
     return overlap is not None and overlap < RIGHT_FROM
 
@@ -191,7 +192,7 @@ def readme_image(run_folder: Path, path: Path) -> Path:
     if result["kind"] != "tour":
         kind = result["kind"]
         raise UserError(f"{run_folder} is a run of kind '{kind}': a README image is made from a tour")
-    image = compose(run_folder, read(TourResult, result))
+    image = compose(run_folder, parse_result(TourResult, result))
     buffer = io.BytesIO()
     if FORMATS[path.suffix.lower()] == "PNG":
         image.save(buffer, format="PNG", optimize=True)

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from foveate.core.errors import UserError
+from foveate.core.results import BoxChoice, Column, Example, LocatedPhrase, Row, Search
 from foveate.metrics.grounding import SIZE_NAMES
 from foveate.report import words
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.images import Overlay, resolve_inside
-from foveate.report.schema import Choose, Column, Example, Locate, Row, Search
 
 RIGHT_FROM = 0.5
 """A box is right from this intersection over union on (the field's convention)."""
@@ -217,7 +217,7 @@ def _has(row: Mapping[str, Any], key: str) -> bool:
     return _is_number(row.get(key)) and _is_number(row.get("step"))
 
 
-T = TypeVar("T", Locate, Choose)
+T = TypeVar("T", LocatedPhrase, BoxChoice)
 
 
 def grouped(answers: Iterable[T]) -> dict[tuple[str, str], list[T]]:
@@ -228,7 +228,7 @@ def grouped(answers: Iterable[T]) -> dict[tuple[str, str], list[T]]:
     return groups
 
 
-def located(answer: Locate, default: str) -> dict[str, Any]:
+def located(answer: LocatedPhrase, default: str) -> dict[str, Any]:
     """One 'where is' answer for the page: overlays by rule, the default rule's box on top, IoU per rule."""
     rule = answer.default or default
     if rule not in answer.boxes:
@@ -252,7 +252,7 @@ def _rank(rule: str) -> int:
     return RULE_ORDER.index(rule) if rule in RULE_ORDER else len(RULE_ORDER)
 
 
-def chosen(answer: Choose) -> dict[str, Any]:
+def chosen(answer: BoxChoice) -> dict[str, Any]:
     """One 'which of these boxes' answer: overlays (chosen, right, other), scores as shares of their range."""
     size = len(answer.boxes)
     if len(answer.scores) != size or not (0 <= answer.right < size and 0 <= answer.chosen < size):
@@ -288,18 +288,18 @@ def tally(searches: Sequence[Search]) -> list[tuple[str, str, int, int]]:
     return [(data, model, right, n) for (data, model), (right, n) in counts.items() if n]
 
 
-def hero_slides(locate: Sequence[Locate], examples: Sequence[Example], default: str) -> list[dict[str, Any]]:
+def hero_slides(locate: Sequence[LocatedPhrase], examples: Sequence[Example], default: str) -> list[dict[str, Any]]:
     """Up to four images with phrases and boxes for the live image on top.
 
     Predicted boxes of held-out images where there are any (most phrases first, then the best overlap),
     else the collection's own regions.
     """
-    by_image: dict[str, list[Locate]] = {}
+    by_image: dict[str, list[LocatedPhrase]] = {}
     for answer in locate:
         if (answer.default or default) in answer.boxes:
             by_image.setdefault(answer.image, []).append(answer)
 
-    def merit(item: tuple[str, list[Locate]]) -> tuple[int, float]:
+    def merit(item: tuple[str, list[LocatedPhrase]]) -> tuple[int, float]:
         right = [a.iou.get(a.default or default, 0.0) for a in item[1]]
         return sum(value >= RIGHT_FROM for value in right), sum(right) / len(right)
 

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.results import Evaluation, ResultModel, parse_result
 from foveate.report import numbers, parts
 from foveate.report.page import Page, command_text
-from foveate.report.schema import Evaluation, Part, read
 from foveate.report.simple import simple_page
 
 MOST_PLACES = 6
 
 
-class AdaptResult(Part):
+class AdaptResult(ResultModel):
     kind: str
     title: str = ""
     recipe: dict[str, Any] = {}
@@ -37,7 +37,7 @@ def _more(places: list[str]) -> str:
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of an adaptation's result.json."""
-    r = read(AdaptResult, result)
+    r = parse_result(AdaptResult, result)
     trained, whole = r.parameters.get("trained", 0), r.parameters.get("backbone", 0)
     facts = [
         ("Data", f"{r.data}: {numbers.count(r.images)} training images, {len(r.classes)} classes"),

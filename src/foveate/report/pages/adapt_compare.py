@@ -8,12 +8,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from foveate.core.results import ResultModel, parse_result
 from foveate.report import numbers
 from foveate.report.charts import plot
 from foveate.report.compared import Point, amount, cost_chart, matrix_chart
 from foveate.report.forest import ForestRow, forest
 from foveate.report.page import Page, command_text
-from foveate.report.schema import Part, read
 
 MOST_TASKS = 4  # in the table; with more, means of groups stand there
 RULES = {
@@ -24,7 +24,7 @@ RULES = {
 }
 
 
-class ComparedEntry(Part):
+class ComparedEntry(ResultModel):
     chosen: str
     validation: float | None = None
     tried: int = 1
@@ -38,7 +38,7 @@ class ComparedEntry(Part):
     high: float | None = None
 
 
-class ComparedLine(Part):
+class ComparedLine(ResultModel):
     variant: str
     method: str
     mergeable: bool = False
@@ -51,20 +51,20 @@ class ComparedLine(Part):
     unbeaten: bool = False
 
 
-class ComparedAgreement(Part):
+class ComparedAgreement(ResultModel):
     names: list[str]
     matrix: list[list[float]]
     disagreement: float | None = None
 
 
-class ComparedRegions(Part):
+class ComparedRegions(ResultModel):
     names: list[str]
     most: int
     right: dict[str, int] = {}
     wrong: dict[str, int] = {}
 
 
-class ComparedEnsemble(Part):
+class ComparedEnsemble(ResultModel):
     members: list[str] = []
     count: int
     member: dict[str, float]
@@ -74,7 +74,7 @@ class ComparedEnsemble(Part):
     disagreement: float | None = None
 
 
-class ComparedTask(Part):
+class ComparedTask(ResultModel):
     key: str
     title: str
     group: str = ""
@@ -90,14 +90,14 @@ class ComparedTask(Part):
     seeds: dict[str, ComparedEnsemble] = {}
 
 
-class ComparedGrid(Part):
+class ComparedGrid(ResultModel):
     name: str
     what: str = ""
     candidates: dict[str, int] = {}
     left_out: list[dict[str, str]] = []
 
 
-class ComparedResult(Part):
+class ComparedResult(ResultModel):
     kind: str
     title: str = ""
     grid: ComparedGrid
@@ -296,7 +296,7 @@ def _span(low: float | None, high: float | None) -> str:
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a comparison's result.json (`ComparedResult`)."""
-    r = read(ComparedResult, result)
+    r = parse_result(ComparedResult, result)
     trainings = sum(count * len(r.tasks) for count in r.grid.candidates.values() if count > 1)
     facts = [
         ("Network", f"{amount(r.backbone.get('numbers', 0))} numbers"),

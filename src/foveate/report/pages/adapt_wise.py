@@ -8,14 +8,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from foveate.core.results import ResultModel, Value, parse_result
 from foveate.report import numbers
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.page import Page, command_text
-from foveate.report.schema import Part, Value, read
 from foveate.report.tradeoff import Mark, tradeoff_chart
 
 
-class WiseSet(Part):
+class WiseSet(ResultModel):
     key: str
     title: str
     role: str
@@ -27,19 +27,19 @@ class WiseSet(Part):
     accuracy: list[Value]
 
 
-class WiseRecommended(Part):
+class WiseRecommended(ResultModel):
     alpha: float
     rule: str
     standard_error: float | None = None
 
 
-class WisePoint(Part):
+class WisePoint(ResultModel):
     alpha: float
     inside: float
     outside: float
 
 
-class WiseResult(Part):
+class WiseResult(ResultModel):
     kind: str
     title: str = ""
     method: str = ""
@@ -103,7 +103,7 @@ def lead(r: WiseResult) -> str:
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a curve's result.json (`WiseResult`)."""
-    r = read(WiseResult, result)
+    r = parse_result(WiseResult, result)
     facts = [("Method", f"{r.method}: {r.rule}"), ("Head", r.head)]
     if r.saved:
         facts.append(("Written", f"the model at alpha {r.saved['alpha']:g}"))

@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from foveate.core.results import Column, ResultModel, Row, parse_result
 from foveate.report import numbers, parts
 from foveate.report.captions import MARKS, MEANINGS, AuditImage
 from foveate.report.page import Page, command_text
-from foveate.report.schema import Column, Part, Row, read
 
 
-class AuditJudge(Part):
+class AuditJudge(ResultModel):
     definition: str
     hash: str = ""
 
 
-class AuditSample(Part):
+class AuditSample(ResultModel):
     images: int
     of: dict[str, int] = {}
     without_all_formats: int = 0
@@ -26,7 +26,7 @@ class AuditSample(Part):
     seed: int = 0
 
 
-class AuditResult(Part):
+class AuditResult(ResultModel):
     kind: str
     title: str = ""
     collection: str
@@ -52,7 +52,7 @@ def _without_best(group: parts.TableGroup) -> parts.TableGroup:
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of an audit's result.json (`AuditResult`)."""
-    r = read(AuditResult, result)
+    r = parse_result(AuditResult, result)
     facts = [("Images", numbers.count(r.sample.images)), ("Text tower's context", f"{r.context} tokens")]
     facts += [("Assertions split by", r.splitter), ("Split", r.sample.split or "all")]
     context = {

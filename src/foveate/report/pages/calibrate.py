@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.results import parse_result
 from foveate.report import numbers
 from foveate.report.calibration import VERDICTS, CalibrateResult, charts, signed, table
 from foveate.report.page import Page, command_text
-from foveate.report.schema import read
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a calibration's result.json (`CalibrateResult`)."""
-    r = read(CalibrateResult, result)
+    r = parse_result(CalibrateResult, result)
     facts = [("gamma", signed(r.gamma)), ("found by", r.method.upper()), ("Verdict", VERDICTS.get(r.verdict, ""))]
     facts += [("Seen classes", numbers.count(len(r.classes.seen))), ("Absent", numbers.count(len(r.classes.absent)))]
     facts += [("Other classes", numbers.count(r.classes.rest))] if r.classes.rest else []

@@ -9,11 +9,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from foveate.core.results import Distribution, parse_result
 from foveate.report.captions import MEANINGS, NAMES
 from foveate.report.charts import histogram, plot
 from foveate.report.numbers import count, duration, money
 from foveate.report.page import Page, command_text
-from foveate.report.schema import CaptionResult, Spread, read
+from foveate.report.schema import CaptionResult
 from foveate.report.words import plain
 
 # What the reasons mean that a name alone does not tell.
@@ -46,7 +47,7 @@ REASONS = {
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a captioning run's result.json (`schema.CaptionResult`)."""
-    r = read(CaptionResult, result)
+    r = parse_result(CaptionResult, result)
     facts = [
         ("Model", r.model),
         ("Answered by", r.backend),
@@ -80,7 +81,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
 def _charts(r: CaptionResult, field: str, unit: str) -> list[Markup]:
     charts = []
     for kind, made in r.made.items():
-        spread: Spread | None = getattr(made, field)
+        spread: Distribution | None = getattr(made, field)
         if spread is not None:
             name = NAMES.get(kind, plain(kind))
             title = f"{name}: median {spread.median:.3g} {unit}, 90 % within {spread.p05:.3g} to {spread.p95:.3g}"

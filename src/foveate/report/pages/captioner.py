@@ -6,29 +6,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.results import Column, ResultModel, Row, parse_result
 from foveate.report import numbers, parts
 from foveate.report.page import Page, command_text
-from foveate.report.schema import Column, Part, Row, read
 
 FORMATS = {"ssc": "Short", "dsc": "Descriptive", "dsc_plus": "Dense", "afc": "With the AltText"}
 DATA = {"scenes": "Generated scenes", "images": "Real images"}
 
 
-class Caption(Part):
+class Caption(ResultModel):
     text: str
     obeys: bool
     tokens: int
     assertions: list[tuple[str, str]] = []
 
 
-class Sample(Part):
+class Sample(ResultModel):
     image: str
     data: str
     alt: str = ""
     captions: dict[str, Caption] = {}
 
 
-class CaptionerEvaluation(Part):
+class CaptionerEvaluation(ResultModel):
     split: str = ""
     images: int = 0
     columns: list[Column] = []
@@ -38,14 +38,14 @@ class CaptionerEvaluation(Part):
     lengths_rise: bool | None = None
 
 
-class Stage(Part):
+class Stage(ResultModel):
     steps: int
     seconds: float
     images: int
     curves: str = ""
 
 
-class CaptionerResult(Part):
+class CaptionerResult(ResultModel):
     kind: str
     title: str = ""
     collection: str = ""
@@ -58,7 +58,7 @@ class CaptionerResult(Part):
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a captioner's result.json, of its training or of an evaluation alone."""
-    r = read(CaptionerResult, result)
+    r = parse_result(CaptionerResult, result)
     found = r.evaluation or CaptionerEvaluation()
     facts = [
         (name.capitalize(), f"{numbers.count(s.steps)} updates, {numbers.duration(s.seconds)}")

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.results import BoxChoice, LocatedPhrase, Search, parse_result
 from foveate.report import parts
 from foveate.report.page import Page, command_text
 from foveate.report.pages.tour import rules_of, where_groups, which_groups
-from foveate.report.schema import Choose, EvaluateResult, Locate, Search, read
+from foveate.report.schema import EvaluateResult
 from foveate.report.simple import simple_page
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of an evaluation's result.json (`schema.EvaluateResult`)."""
-    r = read(EvaluateResult, result)
-    located = [example for example in r.examples if isinstance(example, Locate)]
+    r = parse_result(EvaluateResult, result)
+    located = [example for example in r.examples if isinstance(example, LocatedPhrase)]
     facts = [("Model", r.model), ("Collection", r.collection), ("Split", r.split)]
     return simple_page(
         r.title or "What the model gets right",
@@ -30,6 +31,6 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         where=where_groups(located, r.default),
         rules=rules_of(located, r.default),
         default=r.default,
-        which=which_groups([example for example in r.examples if isinstance(example, Choose)]),
+        which=which_groups([example for example in r.examples if isinstance(example, BoxChoice)]),
         command=command_text(r.command),
     )

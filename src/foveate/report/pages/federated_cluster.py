@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.results import ResultModel, parse_result
 from foveate.report import numbers
 from foveate.report.charts import plot
 from foveate.report.numbers import size_words
 from foveate.report.page import Page, command_text
 from foveate.report.scatter import legend, ranked, scatter
-from foveate.report.schema import Part, read
 
 MEASURES = {
     "distance": ("Distance", "root-mean-square distance of a point to the center of its group; smaller is tighter"),
@@ -28,7 +28,7 @@ KINDS = {
 }
 
 
-class ClusterMap(Part):
+class ClusterMap(ResultModel):
     places: list[list[float]]
     owners: list[int]
     groups: list[int]
@@ -38,7 +38,7 @@ class ClusterMap(Part):
     projected: bool = False
 
 
-class ClusterClient(Part):
+class ClusterClient(ResultModel):
     name: str
     points: int
     sent: int = 0
@@ -53,7 +53,7 @@ class ClusterClient(Part):
     suspect: str = ""
 
 
-class ClusterMethod(Part):
+class ClusterMethod(ResultModel):
     method: str
     federated: bool = True
     clusters: int
@@ -63,7 +63,7 @@ class ClusterMethod(Part):
     seconds: float = 0.0
 
 
-class ClusterExchange(Part):
+class ClusterExchange(ResultModel):
     kind: str
     up: bool
     what: str
@@ -74,7 +74,7 @@ class ClusterExchange(Part):
     largest: list[int] = []
 
 
-class ClusterResult(Part):
+class ClusterResult(ResultModel):
     kind: str
     method: str
     note: str = ""
@@ -162,7 +162,7 @@ def exchange_rows(exchanged: list[ClusterExchange], kinds: Mapping[str, str]) ->
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a federated clustering's result.json (`ClusterResult`)."""
-    r = read(ClusterResult, result)
+    r = parse_result(ClusterResult, result)
     facts = [
         ("Clients", numbers.count(len(r.clients))),
         ("Points", numbers.count(r.points)),

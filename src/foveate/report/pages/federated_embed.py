@@ -8,12 +8,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from foveate.core.results import ResultModel, parse_result
 from foveate.report import numbers
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.numbers import size_words
 from foveate.report.page import Page, command_text
 from foveate.report.scatter import legend, ranked, scatter
-from foveate.report.schema import Part, read
 
 TITLES = {
     "fedne": "FedNE",
@@ -51,20 +51,20 @@ KINDS = {
 }
 
 
-class EmbedMap(Part):
+class EmbedMap(ResultModel):
     places: list[list[float]]
     owners: list[int]
     labels: list[str] | None = None
 
 
-class EmbedClient(Part):
+class EmbedClient(ResultModel):
     name: str
     points: int
     classes: int | None = None
     trustworthiness: float | None = None
 
 
-class EmbedExchange(Part):
+class EmbedExchange(ResultModel):
     kind: str
     up: bool
     what: str
@@ -75,7 +75,7 @@ class EmbedExchange(Part):
     largest: list[int] = []
 
 
-class EmbedHidden(Part):
+class EmbedHidden(ResultModel):
     what: str
     unit: str
     messages: int
@@ -83,7 +83,7 @@ class EmbedHidden(Part):
     epsilon: float | None = None
 
 
-class EmbedRound(Part):
+class EmbedRound(ResultModel):
     round: int
     attraction: float | None = None
     repulsion: float | None = None
@@ -92,7 +92,7 @@ class EmbedRound(Part):
     r2: dict[str, float] = {}
 
 
-class EmbedMethod(Part):
+class EmbedMethod(ResultModel):
     method: str
     what: str = ""
     quality: dict[str, float] = {}
@@ -107,7 +107,7 @@ class EmbedMethod(Part):
     map: EmbedMap
 
 
-class EmbedResult(Part):
+class EmbedResult(ResultModel):
     kind: str
     method: str
     clients: dict[str, int]
@@ -200,7 +200,7 @@ def exchanged(one: EmbedMethod) -> list[dict[str, str]]:
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a federated map's result.json (`EmbedResult`)."""
-    r = read(EmbedResult, result)
+    r = parse_result(EmbedResult, result)
     main = r.maps[0]
     facts = [
         ("Clients", numbers.count(len(r.clients))),

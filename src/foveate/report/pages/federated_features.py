@@ -8,12 +8,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from foveate.core.results import ResultModel, parse_result
 from foveate.report import numbers
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.numbers import size_words
 from foveate.report.page import Page, command_text
 from foveate.report.pages.federated_cluster import ClusterExchange, ClusterMap, exchange_rows, point_maps
-from foveate.report.schema import Part, read
 
 TITLES = {
     "deepfeca": "DeepFeCA, reconstructed",
@@ -35,7 +35,7 @@ MEASURES = {
 KINDS = {"query.size": "size of the data", "query.embedded": "centroids of embeddings", "train.prototypes": "training"}
 
 
-class FeaturesClient(Part):
+class FeaturesClient(ResultModel):
     name: str
     points: int
     groups: int | None = None
@@ -47,7 +47,7 @@ class FeaturesClient(Part):
     excluded: str = ""
 
 
-class FeaturesMethod(Part):
+class FeaturesMethod(ResultModel):
     method: str
     what: str = ""
     federated: bool = True
@@ -58,13 +58,13 @@ class FeaturesMethod(Part):
     seconds: float = 0.0
 
 
-class FeaturesRound(Part):
+class FeaturesRound(ResultModel):
     round: int
     loss: float
     moved: float | None = None
 
 
-class FeaturesResult(Part):
+class FeaturesResult(ResultModel):
     kind: str
     method: str
     what: str = ""
@@ -119,7 +119,7 @@ def charts(r: FeaturesResult) -> list[Markup]:
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of result.json of `foveate federated features` (`FeaturesResult`)."""
-    r = read(FeaturesResult, result)
+    r = parse_result(FeaturesResult, result)
     first = r.methods[0]
     facts = [
         ("Clients", numbers.count(len(r.clients))),

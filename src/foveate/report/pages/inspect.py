@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError
+from foveate.core.results import parse_result
 from foveate.report import words
 from foveate.report.charts import histogram, plot
 from foveate.report.page import Page, command_text
 from foveate.report.pages.tour import example_groups
-from foveate.report.schema import InspectResult, read
+from foveate.report.schema import InspectResult
 from foveate.report.simple import simple_page
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of an inspection's result.json (`schema.InspectResult`)."""
-    r = read(InspectResult, result)
+    r = parse_result(InspectResult, result)
     charts = []
     for name, h in r.histograms.items():
         if len(h.edges) != (wanted := len(h.counts) + 1):

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.results import parse_result
 from foveate.report import parts
 from foveate.report.page import Page, command_text
-from foveate.report.schema import LocateResult, read
+from foveate.report.schema import LocateResult
 from foveate.report.simple import simple_page
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a locate run's result.json (`schema.LocateResult`)."""
-    r = read(LocateResult, result)
+    r = parse_result(LocateResult, result)
     return simple_page(
         f"Where is “{r.phrase}”?",
         eyebrow="Locate",

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.results import parse_result
 from foveate.report import numbers, parts, words
 from foveate.report.page import Page, command_text
 from foveate.report.pages.tour import example_groups
-from foveate.report.schema import PretrainResult, read
+from foveate.report.schema import PretrainResult
 from foveate.report.simple import simple_page
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a pretraining run's result.json (`schema.PretrainResult`)."""
-    r = read(PretrainResult, result)
+    r = parse_result(PretrainResult, result)
     rows = parts.read_metrics(run_folder, r.curves) if isinstance(r.curves, str) else r.curves
     seconds = sum(r.seconds.values()) if isinstance(r.seconds, dict) else r.seconds
     facts = [("Steps", numbers.count(r.steps)), ("Time", numbers.duration(seconds))]

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError
+from foveate.core.results import parse_result
 from foveate.report import words
 from foveate.report.charts import histogram, plot
 from foveate.report.numbers import count
 from foveate.report.page import Page, command_text
 from foveate.report.pages.tour import example_groups
-from foveate.report.schema import RegionsResult, read
+from foveate.report.schema import RegionsResult
 from foveate.report.simple import simple_page
 
 STATUSES = {
@@ -27,7 +28,7 @@ STATUSES = {
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a labeling run's result.json (`schema.RegionsResult`)."""
-    r = read(RegionsResult, result)
+    r = parse_result(RegionsResult, result)
     charts = []
     for name, h in r.histograms.items():
         if len(h.edges) != (wanted := len(h.counts) + 1):

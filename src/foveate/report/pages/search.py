@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.results import Query, parse_result
 from foveate.report.images import Overlay
 from foveate.report.numbers import count
 from foveate.report.page import Page, command_text
-from foveate.report.schema import Query, SearchResult, read
+from foveate.report.schema import SearchResult
 
 KINDS = {"words": "words", "image": "an image", "box": "a box in an image"}
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a search's result.json (`schema.SearchResult`)."""
-    r = read(SearchResult, result)
+    r = parse_result(SearchResult, result)
     facts = [(f"{name.capitalize()} searched", count(number)) for name, number in r.searched.items() if number]
     facts += [(name, value) for name, value in (("Collection", r.collection), ("Found by", r.backend)) if value]
     return Page(

@@ -8,87 +8,15 @@ from typing import Any
 
 from markupsafe import Markup
 
+from foveate.core.results import Value, parse_result
 from foveate.report import numbers
 from foveate.report.charts import plot
 from foveate.report.forest import ForestRow, difference_bar, forest
 from foveate.report.page import Page, command_text
-from foveate.report.schema import Machine, Part, Value, read
+from foveate.studies.results import StudyClaim, StudyMeasure, StudyResult, StudyRow
 
 REACH = 0.5  # of the bars of differences
 FIRST = 4  # measures whose charts are open
-
-
-class StudyCondition(Part):
-    key: str
-    title: str
-    what: str = ""
-
-
-class StudyRow(Part):
-    key: str
-    title: str
-    what: str = ""
-    role: str = "variant"
-
-
-class StudyMeasure(Part):
-    key: str
-    title: str
-    control: bool = False
-
-
-class StudyEntry(Part):
-    condition: str
-    row: str
-    values: dict[str, Value] = {}
-    differences: dict[str, Value] = {}
-
-
-class StudyClaim(Part):
-    text: str
-    condition: str
-    measure: str
-    margin: float = 0.0
-    asserted: bool = False
-    source: str = ""
-    difference: Value
-    verdict: str
-
-
-class StudyReal(Part):
-    name: str
-    package: str
-    used: bool
-
-
-class StudyTable(Part):
-    title: str
-    note: str = ""
-    columns: list[str]
-    lines: list[list[str]]
-
-
-class StudyResult(Part):
-    kind: str
-    title: str
-    question: str = ""
-    reference: str
-    seeds: list[int] = []
-    scale: dict[str, int | list[str]] = {}
-    conditions: list[StudyCondition] = []
-    rows: list[StudyRow] = []
-    measures: list[StudyMeasure] = []
-    table: list[StudyEntry] = []
-    claims: list[StudyClaim] = []
-    real: list[StudyReal] = []
-    beside: list[StudyTable] = []
-    limits: list[str] = []
-    trainings: int = 0
-    planned: int = 0
-    seconds: dict[str, float] = {}
-    machine: Machine = Machine()
-    version: str = ""
-    command: str | list[str] = ""
 
 
 def signed(value: float) -> str:
@@ -153,7 +81,7 @@ def tally(claims: Sequence[StudyClaim]) -> list[tuple[str, int]]:
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a study's result.json (`StudyResult`)."""
-    r = read(StudyResult, result)
+    r = parse_result(StudyResult, result)
     sections = [
         {
             "condition": condition,

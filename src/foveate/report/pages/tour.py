@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.results import Example, Search, parse_result
 from foveate.report import calibration, numbers, parts, words
 from foveate.report.captions import MARKS, TourCaptions
 from foveate.report.charts import stacked_bar
 from foveate.report.federated import TourFederated, federated_section
 from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
-from foveate.report.schema import Command, Example, Search, TourResult, read
+from foveate.studies.results import Command, TourResult
 
 LIMITS = [
     "This is a small model, trained for minutes on a processor, to show the whole way. It is no match for "
@@ -90,7 +91,7 @@ def search_groups(searches: list[Search]) -> list[dict[str, Any]]:
 
 def calibration_section(result: dict[str, Any]) -> dict[str, Any]:
     """The tour's calibration: its table, charts, and images with the answers of the three models."""
-    r = read(calibration.TourCalibration, result)
+    r = parse_result(calibration.TourCalibration, result)
     examples = []
     for one in r.examples:
         answers = [
@@ -111,7 +112,7 @@ def rules_of(answers: list[Any], default: str) -> list[str]:
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """The page of a tour's result.json (`schema.TourResult`)."""
-    r = read(TourResult, result)
+    r = parse_result(TourResult, result)
     groups = parts.table_groups(r.table, r.columns)
     titles = {column.key: column.title for column in r.columns}
     titles.update({key: model.title for key, model in r.models.items()})
@@ -134,10 +135,10 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "rules": rules_of(r.locate, r.default),
         "which": which_groups(r.choose),
         "groups": groups,
-        "captions": read(TourCaptions, r.captions) if r.captions else None,
+        "captions": parse_result(TourCaptions, r.captions) if r.captions else None,
         "marks": MARKS,
         "calibration": calibration_section(r.calibration) if r.calibration else None,
-        "federated": federated_section(read(TourFederated, r.federated)) if r.federated else None,
+        "federated": federated_section(parse_result(TourFederated, r.federated)) if r.federated else None,
         "models": list(r.models.values()),
         "charts": parts.curves(runs),
         "stack": stacked_bar(dict(stages), title="Time"),

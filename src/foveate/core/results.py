@@ -1,0 +1,216 @@
+"""Typed parts of result.json, declared once: a wing builds its result from them, the report reads the same models.
+
+A wing declares its own result in `<wing>/results.py` as a subclass of `RunResult`, writes `result.to_json()` and the
+page of that kind calls `parse_result`. Boxes are (x1, y1, x2, y2) in [0, 1] of the original image; image paths are
+relative to the run folder; values of tables lie in [0, 1] unless the row names another unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from foveate.core.errors import UserError
+
+
+def _check_box(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = box
+    if not all(math.isfinite(value) for value in box) or x2 < x1 or y2 < y1:
+        raise ValueError("expected a box of four finite numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2")
+    return box
+
+
+BoxValues = Annotated[tuple[float, float, float, float], AfterValidator(_check_box)]
+# Keys become CSS class names and anchors of the page.
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]+$")]
+
+
+class ResultModel(BaseModel):
+    """Base of every part of result.json: immutable; unknown fields are ignored, wrong values refused."""
+
+    # Unknown fields are ignored so that a page still opens a result which a newer version wrote.
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields as JSON-ready values, under the names that result.json uses."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class RunResult(ResultModel):
+    """Base of a whole result.json; `kind` is the name of its page in `foveate.report.pages`."""
+
+    kind: str
+    title: str = ""
+    command: str | list[str] = ""
+
+
+class Region(ResultModel):
+    """A box with its phrase; `slice` is the part of the data it is counted in ("seen", "unseen")."""
+
+    box: BoxValues
+    phrase: str = ""
+    slice: str = ""
+
+
+class Example(ResultModel):
+    """An image of a collection with one caption and its regions."""
+
+    image: str
+    caption: str = ""
+    kind: str = ""
+    source: str = ""
+    regions: list[Region] = []
+    note: str = ""
+
+
+class Value(ResultModel):
+    """A number with its 95 % interval; `n` is the number of samples or seeds behind it."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+class Column(ResultModel):
+    """A column of a results table: one way of answering."""
+
+    key: Key
+    title: str
+    what: str = ""
+    role: Literal["ours", "baseline", "control", ""] = ""
+
+
+class Row(ResultModel):
+    """A row of a results table: one question on one set of data, a value per column."""
+
+    question: str
+    data: str = ""
+    chance: float | None = None
+    n: int | None = None
+    unit: str = "fraction"
+    values: dict[str, Value | None]
+
+
+class Evaluation(ResultModel):
+    """A results table and what its intervals are over."""
+
+    columns: list[Column] = []
+    table: list[Row] = []
+    interval: str = "95% intervals, bootstrap over images"
+
+
+class TextTable(ResultModel):
+    """A table of ready texts, shown as it is."""
+
+    title: str
+    note: str = ""
+    columns: list[str]
+    lines: list[list[str]]
+
+
+class Histogram(ResultModel):
+    """Counts between `edges`, which are one more than the counts."""
+
+    edges: list[float] = Field(min_length=2)
+    counts: list[float]
+    unit: str = ""
+
+
+class Distribution(ResultModel):
+    """Mean, percentiles and histogram of `n` values."""
+
+    n: int
+    mean: float
+    p05: float
+    median: float
+    p95: float
+    histogram: Histogram
+
+
+class Query(ResultModel):
+    """What was searched for: words, an image, a box in an image, or a weighted mixture."""
+
+    kind: str
+    text: str | None = None
+    image: str | None = None
+    box: BoxValues | None = None
+    minus: str | None = None
+    weights: dict[str, float] = {}
+
+
+class Hit(ResultModel):
+    """One search result; `right` is None where the truth is unknown."""
+
+    image: str
+    box: BoxValues | None = None
+    caption: str = ""
+    score: float | None = None
+    right: bool | None = None
+    key: str = ""
+    phrase: str = ""
+    problem: str = ""
+
+
+class Search(ResultModel):
+    """A query with the hits of each model."""
+
+    query: Query
+    data: str = ""
+    results: dict[Key, list[Hit]]
+    note: str = ""
+
+
+class LocatedPhrase(ResultModel):
+    """The boxes that each rule found for a phrase in one image, and the true box where it is known."""
+
+    image: str
+    phrase: str
+    slice: str = ""
+    data: str = ""
+    truth: BoxValues | None = None
+    boxes: dict[Key, BoxValues]
+    iou: dict[str, float] = {}
+    scores: dict[str, float | None] = {}
+    default: str | None = None
+
+
+class BoxChoice(ResultModel):
+    """Scores of all boxes of an image for one phrase; `right` and `chosen` are indices into `boxes`."""
+
+    image: str
+    phrase: str
+    slice: str = ""
+    data: str = ""
+    boxes: list[BoxValues] = Field(min_length=1)
+    scores: list[float]
+    right: int
+    chosen: int
+
+
+class Machine(ResultModel):
+    """Where a run was made."""
+
+    cores: int | None = None
+    python: str = ""
+    torch: str = ""
+
+
+M = TypeVar("M", bound=ResultModel)
+
+
+def parse_result(model: type[M], value: Mapping[str, Any]) -> M:
+    """Check the content of result.json against its model.
+
+    Raises:
+        UserError: a field is missing or wrong; the message names it.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"result.json, field '{field}': {first['msg']}") from None
