@@ -6,8 +6,8 @@ from scipy.optimize import linear_sum_assignment
 
 from foveate.federated.clients import Client
 from foveate.federated.clustering.fit import cluster
+from foveate.federated.clustering.options import resolve
 from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.clustering.settings import resolve
 from foveate.federated.embedding.attacks import places_from_field, unused_features
 from foveate.federated.embedding.client import build_encoder
 from foveate.federated.embedding.fitting import fit_clients

@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from foveate import FederatedKMeans, FederatedNeighborEmbedding
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
+from foveate.federated.deep.encoder import small_resnet, weights_of
 from foveate.federated.deep.estimator import FederatedDeepClustering
-from foveate.federated.deep.network import small_resnet, weights_of
-from foveate.federated.kept import digest
+from foveate.federated.store import digest
 from naming import raises_naming
 
 RANDOM = np.random.default_rng(0)

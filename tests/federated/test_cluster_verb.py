@@ -15,8 +15,7 @@ from sklearn.datasets import load_digits
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.federated.clustering import protocol, run
-from foveate.federated.clustering.projection import axes
-from foveate.federated.clustering.run import settings_of
+from foveate.federated.clustering.run import axes, settings_of
 from foveate.federated.sources import gather, split_labels
 from foveate.report import render
 from foveate.report.pages import federated_cluster

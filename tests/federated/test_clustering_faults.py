@@ -16,7 +16,7 @@ from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.settings import methods, resolve
+from foveate.federated.clustering.options import methods, resolve
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, TooFewClientsError

@@ -14,9 +14,9 @@ from foveate.core.errors import UserError
 from foveate.federated.clustering.distances import FEW, distances, nearest, squared, sums
 from foveate.federated.clustering.lloyd import lloyd
 from foveate.federated.clustering.local import Local, eliminate, local_kmeans, merge_small
+from foveate.federated.clustering.options import methods, resolve
 from foveate.federated.clustering.pool import Pool, TooFewGroupsError
 from foveate.federated.clustering.radius_search import radius_range
-from foveate.federated.clustering.settings import methods, resolve
 from foveate.federated.clustering.starts import plus_plus, random_rows
 from foveate.federated.estimators import FederatedKMeans
 from foveate.metrics.clustering import center_error, centroid_index
@@ -51,8 +51,8 @@ def test_the_order_of_answers_does_not_matter(name: str) -> None:
     """Which client answers first; a client's own random numbers belong to its number, so starts are fixed here."""
     from foveate.federated.clients import stream
     from foveate.federated.clustering.fit import pool_of
+    from foveate.federated.clustering.options import method
     from foveate.federated.clustering.protocol import answer_centroids, centroids_request
-    from foveate.federated.clustering.settings import method
 
     plan = resolve(15, method_name=name)
     parts = split_s_set("s1", alpha=0.3, clients=6, seed=1)
@@ -80,8 +80,8 @@ def test_one_client_with_a_perfect_solution_gets_it_back(name: str, options: dic
 @pytest.mark.parametrize(("name", "options"), SERVERS)
 def test_doubling_every_client_changes_nothing(name: str, options: dict) -> None:
     from foveate.federated.clustering.fit import pool_of
+    from foveate.federated.clustering.options import method
     from foveate.federated.clustering.protocol import answer_centroids, centroids_request
-    from foveate.federated.clustering.settings import method
 
     plan = resolve(15, method_name=name, **options)
     parts = split_s_set("s1", alpha=None, clients=5, seed=2)

@@ -10,9 +10,9 @@ import torch
 
 from foveate.core.errors import UserError
 from foveate.federated.clients import Client
-from foveate.federated.clustering.settings import resolve
+from foveate.federated.clustering.options import resolve
+from foveate.federated.deep.encoder import Embedder, set_weights, small_resnet, weights_of
 from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
-from foveate.federated.deep.network import Embedder, set_weights, small_resnet, weights_of
 from foveate.federated.deep.protocol import AUGMENTS, EMBEDDED, TRAIN, Training, handlers
 from foveate.federated.deep.rounds import Deep, average, matched, run
 from foveate.federated.messages import Message

@@ -18,14 +18,14 @@ from safetensors.numpy import load_file
 from foveate.core.errors import UserError
 from foveate.federated.clients import Client
 from foveate.federated.clustering.limits import Limits
-from foveate.federated.deep.checkpoint import Stand, save_stand
+from foveate.federated.deep.checkpoint import TrainingSnapshot, save_stand
+from foveate.federated.deep.encoder import weights_of
 from foveate.federated.deep.fitting import Fitted, fit_clients, network_of, training_of
 from foveate.federated.deep.folder import load_model, save_model
-from foveate.federated.deep.kinds import EMBEDDED, OVER_A_NETWORK, SIZE, TRAIN
-from foveate.federated.deep.network import weights_of
+from foveate.federated.deep.message_kinds import EMBEDDED, REMOTE_KINDS, SIZE, TRAIN
 from foveate.federated.deep.options import DeepOptions
-from foveate.federated.deep.over_network import answer_elsewhere, run_server
 from foveate.federated.deep.protocol import embedded_request, train_request
+from foveate.federated.deep.remote import answer_elsewhere, run_server
 from foveate.federated.deep.rounds import Deep
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.rounds import InProcess, Log, TooFewClientsError
@@ -55,7 +55,7 @@ def elsewhere(
         told.append((client, request.kind, request.round))
         return answer_elsewhere(data, request, client, **own)
 
-    clients = [Client(number, part, dict.fromkeys(OVER_A_NETWORK, answer)) for number, part in enumerate(parts)]
+    clients = [Client(number, part, dict.fromkeys(REMOTE_KINDS, answer)) for number, part in enumerate(parts)]
     return InProcess(clients, keep=keep, log=Log(record=True))
 
 
@@ -114,7 +114,7 @@ def test_no_row_leaves_a_client(tmp_path: Path) -> None:
     run_server(exchange, DeepOptions(**QUICK), tmp_path)
     numbers = len(weights_of(network_of(DeepOptions(**QUICK), 16)))
     up = [(message.kind, message) for _, is_up, message in exchange.log.messages if is_up]
-    assert {kind for kind, _ in up} == set(OVER_A_NETWORK)
+    assert {kind for kind, _ in up} == set(REMOTE_KINDS)
     for kind, message in up:
         if kind == SIZE:
             assert (dict(message.arrays), set(message.values)) == ({}, {"points", "features"})
@@ -150,7 +150,7 @@ def test_a_killed_server_goes_on(stop_after: int, tmp_path: Path) -> None:
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     options = DeepOptions(**QUICK)
     kept = tmp_path / "states" / "deepfeca.safetensors"
-    stand = Stand(Deep(weights_of(network_of(options, 5)), options.width, round=1))
+    stand = TrainingSnapshot(Deep(weights_of(network_of(options, 5)), options.width, round=1))
     save_stand(stand, options, kept)
     with raises_naming(UserError, "16"):
         run_server(elsewhere(PARTS), options, tmp_path)
@@ -192,7 +192,7 @@ def test_a_false_size_is_left_out(name: str, value: int, tmp_path: Path) -> None
     def answer(data: np.ndarray, request: Message, client: int) -> Message:
         return (lying if client == 0 and request.kind == SIZE else answer_elsewhere)(data, request, client)
 
-    clients = [Client(number, part, dict.fromkeys(OVER_A_NETWORK, answer)) for number, part in enumerate(PARTS)]
+    clients = [Client(number, part, dict.fromkeys(REMOTE_KINDS, answer)) for number, part in enumerate(PARTS)]
     found = run_server(InProcess(clients), DeepOptions(**QUICK), tmp_path)
     assert [row["name"] for row in found["clients"]] == ["client 1", "client 2"]
     assert found["notes"][0].startswith("client 0 was left out: ")
@@ -291,7 +291,7 @@ def test_a_small_client_does_not_even_say_its_size(tmp_path: Path) -> None:
 
 
 def test_kinds_load_no_torch() -> None:
-    code = "import sys, foveate.federated.deep.kinds; sys.exit('torch' in sys.modules)"
+    code = "import sys, foveate.federated.deep.message_kinds; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 

@@ -14,8 +14,8 @@ from foveate.core.errors import UserError
 from foveate.federated.clients import Client
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.client import ClientData, client_of
-from foveate.federated.embedding.kinds import OVER_A_NETWORK
-from foveate.federated.embedding.network import answer_elsewhere
+from foveate.federated.embedding.message_kinds import REMOTE_KINDS
+from foveate.federated.embedding.remote import answer_elsewhere
 from foveate.federated.embedding.server import begin, run_rounds
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log, TooFewClientsError
@@ -140,8 +140,8 @@ def test_a_missing_network_is_replaced_by_the_last_one_and_a_missing_field_is_no
 def test_a_client_whose_data_cannot_be_used_is_left_out_over_a_network(data: np.ndarray) -> None:
     """In one process such data are refused before anything; elsewhere the server never sees them."""
     good = CLIENTS[0], CLIENTS[1]
-    members = [Client(number, one, dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)) for number, one in enumerate(good)]
-    members.append(Client(2, data, dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)))
+    members = [Client(number, one, dict.fromkeys(REMOTE_KINDS, answer_elsewhere)) for number, one in enumerate(good)]
+    members.append(Client(2, data, dict.fromkeys(REMOTE_KINDS, answer_elsewhere)))
     exchange = InProcess(members)
     chosen = options(rounds=1)
     state = run_rounds(exchange, chosen, begin(exchange, chosen))
@@ -152,7 +152,7 @@ def test_a_client_whose_data_cannot_be_used_is_left_out_over_a_network(data: np.
 
 def test_a_client_of_another_width_is_left_out_where_most_have_one() -> None:
     def clients(*widths: int) -> InProcess:
-        answers = dict.fromkeys(OVER_A_NETWORK, answer_elsewhere)
+        answers = dict.fromkeys(REMOTE_KINDS, answer_elsewhere)
         return InProcess([Client(number, CLIENTS[0][:, :width], answers) for number, width in enumerate(widths)])
 
     chosen = options(rounds=1)

@@ -23,8 +23,7 @@ from foveate.federated.embedding.networks import (
     weights_of,
 )
 from foveate.federated.embedding.objective import estimate, exact_losses, mean_repulsion, sampled_losses
-from foveate.federated.embedding.options import EmbeddingOptions, options_of
-from foveate.federated.embedding.schedule import is_refreshed, participants
+from foveate.federated.embedding.options import EmbeddingOptions, is_refreshed, options_of, participants
 from foveate.federated.embedding.surrogates import FitSettings, SurrogateSum, fit_surrogate, r_squared
 from foveate.federated.embedding.training import PassSettings, train_pass
 from naming import raises_naming

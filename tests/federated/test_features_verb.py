@@ -19,10 +19,10 @@ from foveate.core.results import parse_result
 from foveate.federated.deep import fitting
 from foveate.federated.deep import run as deep_run
 from foveate.federated.deep.checkpoint import load_stand, save_stand, together
+from foveate.federated.deep.encoder import ENCODERS, weights_of
 from foveate.federated.deep.estimator import FederatedDeepClustering
 from foveate.federated.deep.fitting import fit_clients
 from foveate.federated.deep.folder import load_model
-from foveate.federated.deep.network import ENCODERS, weights_of
 from foveate.federated.deep.options import METHODS, DeepOptions, options_of
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN
 from foveate.federated.deep.quality import probe

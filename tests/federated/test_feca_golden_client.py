@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.federated.clustering import detectors
+from foveate.federated.clustering import suspects
 from foveate.federated.clustering.distances import closest_pair
 from foveate.federated.clustering.lloyd import lloyd
 from foveate.federated.clustering.local import Local, eliminate, fuse, half_smallest_distance, merge_small
@@ -77,15 +77,15 @@ def test_fusing_and_merging(case: dict) -> None:
 def test_detectors(case: dict) -> None:
     points, centers, labels = (CLUSTERINGS[f"{case['case']}_{name}"] for name in ("X", "centres", "labels"))
     for name, detector, pick in (
-        ("ofm_rms", detectors.root_mean_square, np.argmax),
-        ("ofm_rms_shape_normalised", detectors.shape_normalized, np.argmax),
-        ("ofm_sum_of_squares", detectors.sum_of_squares, np.argmax),
+        ("ofm_rms", suspects.root_mean_square, np.argmax),
+        ("ofm_rms_shape_normalised", suspects.shape_normalized, np.argmax),
+        ("ofm_sum_of_squares", suspects.sum_of_squares, np.argmax),
     ):
         found = detector(points, centers, labels)
         np.testing.assert_allclose(found, case[name]["values"], rtol=1e-10)
         assert pick(found) == case[name]["index"]
     wanted = case["ofm_radius_min"]
-    shares = detectors.share_near_center(points, centers, labels, epsilon=wanted["final_epsilon"])
+    shares = suspects.share_near_center(points, centers, labels, epsilon=wanted["final_epsilon"])
     np.testing.assert_allclose(shares, wanted["values"], rtol=1e-10)
     assert shares.argmin() == wanted["index"]
     assert list(closest_pair(centers)[:2]) == case["mfo_distance_pair"]

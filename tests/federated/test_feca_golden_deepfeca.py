@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from foveate.federated.clustering.lloyd import lloyd, unit
-from foveate.federated.deep.prototypes import IGNORE, prototype_loss, pseudo_labels
+from foveate.federated.deep.protocol import IGNORE, prototype_loss, pseudo_labels
 
 ARRAYS = np.load(Path(__file__).resolve().parents[1] / "goldens" / "feca" / "deepfeca.npz")
 

@@ -13,7 +13,7 @@ from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import Clustered, cluster
 from foveate.federated.clustering.local import local_kmeans
-from foveate.federated.clustering.settings import Settings, resolve
+from foveate.federated.clustering.options import Settings, resolve
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess
 from foveate.metrics.clustering import center_error, centroid_index

@@ -11,8 +11,8 @@ import pytest
 from foveate.federated.clustering.consensus import consensus
 from foveate.federated.clustering.distances import sums
 from foveate.federated.clustering.grouping import SEED_RULES, group, group_means, need_groups
-from foveate.federated.clustering.kfed import kfed_server
 from foveate.federated.clustering.lloyd import lloyd
+from foveate.federated.clustering.methods.kfed import kfed_server
 from foveate.federated.clustering.pool import Pool, TooFewGroupsError
 from foveate.federated.clustering.radius_search import search
 from foveate.metrics.clustering import center_error, centroid_index

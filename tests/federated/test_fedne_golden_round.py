@@ -9,7 +9,7 @@ from fedne_goldens import about, arrays, surrogate, tensor
 
 from foveate.federated.embedding.graph import edges, mix, neighborhood
 from foveate.federated.embedding.networks import average, load_weights, perceptron, weights_of
-from foveate.federated.embedding.schedule import decay_rounds, rate_of, surrogate_start
+from foveate.federated.embedding.options import decay_rounds, first_surrogate_round, rate_of
 from foveate.federated.embedding.surrogates import SurrogateSum
 from foveate.federated.embedding.training import PassSettings, optimizer_of, step
 from foveate.metrics.neighbors import nearest
@@ -59,8 +59,8 @@ def test_the_schedule(case: dict) -> None:
         changes = [0, *(number for number in range(1, rounds) if rates[number] != rates[number - 1])]
         assert changes == stored["changes"]
         assert set(decay_rounds(rounds, shares)) == set(stored.get("decay_rounds", [stored.get("decay_round")]))
-    assert surrogate_start(rounds, 0.0) == case["main_surrogate"]["surrogate_start"]
-    assert surrogate_start(rounds, 0.3) == case["main_mnist"]["surrogate_start"]
+    assert first_surrogate_round(rounds, 0.0) == case["main_surrogate"]["surrogate_start"]
+    assert first_surrogate_round(rounds, 0.3) == case["main_mnist"]["surrogate_start"]
 
 
 @pytest.mark.parametrize("mode", ["surrogate", "plain"])

@@ -25,14 +25,14 @@ from foveate.core.errors import UserError
 from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.settings import resolve
+from foveate.federated.clustering.options import resolve
 from foveate.federated.flower import client_app as at_client
-from foveate.federated.flower import exchange as over_flower
 from foveate.federated.flower import server_app
+from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG, write_app
 from foveate.federated.flower.client_app import app as client_app
-from foveate.federated.flower.exchange import HELLO, GridExchange
 from foveate.federated.flower.translate import from_records, to_records
+from foveate.federated.flower.transport import HELLO, GridTransport
 from foveate.federated.messages import DTYPES, Message, MessageError
 from foveate.federated.rounds import InProcess, TooFewClientsError, attempt
 from naming import raises_naming
@@ -109,7 +109,7 @@ def in_process(parts, plan):
 @pytest.mark.parametrize("name", ["consensus", "paper_reconstruction", "kfed", "weighted_kmeans"])
 def test_equal_to_in_process(name: str) -> None:
     plan = resolve(15, method_name=name, seed=5, refine_rounds=1, on_few_groups="return")
-    found = cluster(GridExchange(FakeGrid(PARTS), clients=3), plan, evaluate=True)
+    found = cluster(GridTransport(FakeGrid(PARTS), clients=3), plan, evaluate=True)
     np.testing.assert_allclose(found.centers, in_process(PARTS, plan).centers, atol=1e-10)
     assert list(found.inertia) == [0, 1, 2]
 
@@ -120,29 +120,29 @@ def test_equal_to_in_process(name: str) -> None:
 @pytest.mark.parametrize("kind", [protocol.CENTROIDS, protocol.LLOYD])
 def test_a_broken_node_is_left_out(doing: str, words: str, kind: str) -> None:
     grid = FakeGrid(PARTS, broken={(1, kind): doing})
-    found = cluster(GridExchange(grid, clients=3, timeout=9.0), resolve(15))
+    found = cluster(GridTransport(grid, clients=3, timeout=9.0), resolve(15))
     assert list(found.excluded) == [1]
     assert words in found.excluded[1]
 
 
 def test_a_client_whose_data_are_bad_says_why() -> None:
-    found = cluster(GridExchange(FakeGrid([*PARTS, np.full((2, 2), np.nan)]), clients=4), resolve(15))
+    found = cluster(GridTransport(FakeGrid([*PARTS, np.full((2, 2), np.nan)]), clients=4), resolve(15))
     assert "NaN" in found.excluded[3]
 
 
 def test_nodes_are_told_by_their_partition() -> None:
-    exchange = GridExchange(FakeGrid(PARTS, numbers=[1, 2, 0]), clients=3)
+    exchange = GridTransport(FakeGrid(PARTS, numbers=[1, 2, 0]), clients=3)
     assert list(exchange.clients) == [0, 1, 2]
     sizes = {client: len(PARTS[place]) for client, place in ((1, 0), (2, 1), (0, 2))}
     found = cluster(exchange, resolve(15), evaluate=True)
     assert {client: points for client, (points, _) in found.inertia.items()} == sizes
     with raises_naming(UserError, "2"):
-        GridExchange(FakeGrid(PARTS, numbers=[2, 2, 4]), clients=5, wait=0.1)
+        GridTransport(FakeGrid(PARTS, numbers=[2, 2, 4]), clients=5, wait=0.1)
     with raises_naming(TooFewClientsError, "0"):
-        GridExchange(FakeGrid([]), clients=3, wait=0)
+        GridTransport(FakeGrid([]), clients=3, wait=0)
     silent = FakeGrid(PARTS, broken={(client, HELLO): "silent" for client in range(3)})
     with raises_naming(TooFewClientsError, "3"):
-        GridExchange(silent, clients=3)
+        GridTransport(silent, clients=3)
 
 
 @pytest.mark.parametrize("number", [3, -1, 7])
@@ -162,7 +162,7 @@ def test_a_client_that_never_comes_is_named(tmp_path: Path) -> None:
     assert result["notes"] == ["client 3 was left out: query.centroids, round 0: did not connect within 0.1 s"]
     with raises_naming(TooFewClientsError, "3", "4"):
         server_app.run(FakeGrid(PARTS), config | {"at-least": 4})
-    mute = cluster(GridExchange(FakeGrid(PARTS, broken={(1, HELLO): "silent"}), clients=3), resolve(15))
+    mute = cluster(GridTransport(FakeGrid(PARTS, broken={(1, HELLO): "silent"}), clients=3), resolve(15))
     assert "1 of 3 nodes did not say which client they are (no answer)" in mute.excluded[1]
 
 
@@ -207,10 +207,10 @@ MALFORMED = {
 @pytest.mark.parametrize("name", MALFORMED)
 def test_a_malformed_reply_leaves_out_its_client_alone(name: str) -> None:
     reply, words = MALFORMED[name]
-    found = cluster(GridExchange(FakeGrid(PARTS, broken={(1, protocol.CENTROIDS): reply}), clients=3), resolve(15))
+    found = cluster(GridTransport(FakeGrid(PARTS, broken={(1, protocol.CENTROIDS): reply}), clients=3), resolve(15))
     assert list(found.excluded) == [1]
     assert words in found.excluded[1]
-    greeted = cluster(GridExchange(FakeGrid(PARTS, broken={(1, HELLO): reply}), clients=3), resolve(15))
+    greeted = cluster(GridTransport(FakeGrid(PARTS, broken={(1, HELLO): reply}), clients=3), resolve(15))
     assert words in greeted.excluded[1]
 
 
@@ -228,16 +228,18 @@ def test_arrays_by_column_and_replies_of_nobody() -> None:
             stranger.metadata = SimpleNamespace(src_node_id=1)
             return [*replies, stranger]
 
-    found = cluster(GridExchange(Crowd(PARTS), clients=3), resolve(15))
-    np.testing.assert_array_equal(found.centers, cluster(GridExchange(FakeGrid(PARTS), clients=3), resolve(15)).centers)
+    found = cluster(GridTransport(Crowd(PARTS), clients=3), resolve(15))
+    np.testing.assert_array_equal(
+        found.centers, cluster(GridTransport(FakeGrid(PARTS), clients=3), resolve(15)).centers
+    )
 
 
 def test_a_killed_server_goes_on(tmp_path: Path) -> None:
     grid = FakeGrid(PARTS)
     plan = resolve(15, refine_rounds=2)
-    first = cluster(GridExchange(grid, clients=3, keep=tmp_path), plan)
+    first = cluster(GridTransport(grid, clients=3, keep=tmp_path), plan)
     before = len(grid.sent)
-    again = cluster(GridExchange(grid, clients=3, keep=tmp_path), plan)
+    again = cluster(GridTransport(grid, clients=3, keep=tmp_path), plan)
     assert grid.sent[before:] == [HELLO] * 3
     np.testing.assert_array_equal(first.centers, again.centers)
 

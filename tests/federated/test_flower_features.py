@@ -13,16 +13,16 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
 
 from foveate.core.errors import UserError
+from foveate.federated.deep.encoder import weights_of
 from foveate.federated.deep.fitting import fit_clients
 from foveate.federated.deep.folder import load_model
-from foveate.federated.deep.kinds import OVER_A_NETWORK, SIZE
-from foveate.federated.deep.network import weights_of
+from foveate.federated.deep.message_kinds import REMOTE_KINDS, SIZE
 from foveate.federated.deep.options import options_of
 from foveate.federated.flower import client_app, server_app
-from foveate.federated.flower import exchange as over_flower
+from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG
-from foveate.federated.flower.exchange import HELLO
 from foveate.federated.flower.translate import from_records, to_records
+from foveate.federated.flower.transport import HELLO
 from foveate.federated.messages import Message
 from foveate.report import render
 
@@ -88,7 +88,7 @@ def test_equal_to_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     check_equal_to_in_process(out)
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert [client["name"] for client in result["clients"]] == ["ward 0", "ward 1", "ward 2"]
-    assert {row["kind"] for row in result["exchanged"]} == set(OVER_A_NETWORK)
+    assert {row["kind"] for row in result["exchanged"]} == set(REMOTE_KINDS)
     assert "What was exchanged" in render(out).read_text(encoding="utf-8")
 
 
@@ -135,4 +135,4 @@ def test_a_client_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_flower_knows_each_kind() -> None:
     """A kind that no handler is registered for would be an error at the node."""
-    assert set(OVER_A_NETWORK) <= set(client_app.app._registered_funcs)
+    assert set(REMOTE_KINDS) <= set(client_app.app._registered_funcs)

@@ -13,16 +13,16 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveat
 
 from foveate import FederatedNeighborEmbedding
 from foveate.core.errors import UserError
-from foveate.federated.embedding import kinds
-from foveate.federated.embedding import network as at_network
+from foveate.federated.embedding import message_kinds as kinds
+from foveate.federated.embedding import remote as at_network
 from foveate.federated.embedding.fitting import fit_clients
-from foveate.federated.embedding.network import answer_elsewhere, run_server
 from foveate.federated.embedding.options import EmbeddingOptions
+from foveate.federated.embedding.remote import answer_elsewhere, run_server
 from foveate.federated.flower import client_app, server_app
-from foveate.federated.flower import exchange as over_flower
+from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG
-from foveate.federated.flower.exchange import HELLO, GridExchange
 from foveate.federated.flower.translate import from_records, to_records
+from foveate.federated.flower.transport import HELLO, GridTransport
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.rounds import Log, TooFewClientsError
 from foveate.report import render
@@ -63,7 +63,7 @@ class FakeGrid:
 def test_equal_to_in_process(surrogate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = EmbeddingOptions(**SMALL, surrogate=surrogate)
     log = Log()
-    run_server(GridExchange(FakeGrid(monkeypatch), clients=3, log=log), chosen, tmp_path / "out")
+    run_server(GridTransport(FakeGrid(monkeypatch), clients=3, log=log), chosen, tmp_path / "out")
     inside = fit_clients([one.astype(np.float32) for one in PARTS], chosen)
     loaded = FederatedNeighborEmbedding.load(tmp_path / "out" / "model")
     np.testing.assert_allclose(loaded.transform(PARTS[0]), inside.transform(PARTS[0]), atol=1e-6)
@@ -76,9 +76,9 @@ def test_equal_to_in_process(surrogate: str, tmp_path: Path, monkeypatch: pytest
 def test_a_killed_server_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = EmbeddingOptions(**SMALL, surrogate="grid")
     with pytest.raises(KeyboardInterrupt):
-        run_server(GridExchange(FakeGrid(monkeypatch, stop_after=14), clients=3), chosen, tmp_path)
+        run_server(GridTransport(FakeGrid(monkeypatch, stop_after=14), clients=3), chosen, tmp_path)
     assert (tmp_path / "state.safetensors").is_file()
-    again = run_server(GridExchange(FakeGrid(monkeypatch), clients=3), chosen, tmp_path)
+    again = run_server(GridTransport(FakeGrid(monkeypatch), clients=3), chosen, tmp_path)
     assert [entry["round"] for entry in again["maps"][0]["history"]] == [0, 1, 2]
     assert not (tmp_path / "state.safetensors").exists(), "a finished run keeps no state: data elsewhere may change"
     inside = fit_clients(PARTS, chosen)
@@ -89,10 +89,10 @@ def test_a_killed_server_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_killed_server_goes_on_without_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = EmbeddingOptions(**SMALL, surrogate="grid")
     with pytest.raises(KeyboardInterrupt):
-        run_server(GridExchange(FakeGrid(monkeypatch, stop_after=14), clients=3), chosen, tmp_path)
+        run_server(GridTransport(FakeGrid(monkeypatch, stop_after=14), clients=3), chosen, tmp_path)
     grid = FakeGrid(monkeypatch)
     monkeypatch.setattr(grid, "get_node_ids", lambda: [107, 105])
-    exchange = GridExchange(grid, clients=3, wait=0.1)
+    exchange = GridTransport(grid, clients=3, wait=0.1)
     with raises_naming(TooFewClientsError, "2", "3", "0.1"):
         run_server(exchange, chosen, tmp_path, at_least=3)
     again = run_server(exchange, chosen, tmp_path, at_least=2)
@@ -106,11 +106,11 @@ def test_a_map_without_a_client_names_it(tmp_path: Path, monkeypatch: pytest.Mon
     grid = FakeGrid(monkeypatch)
     monkeypatch.setattr(grid, "get_node_ids", lambda: [107, 103])
     chosen = EmbeddingOptions(**SMALL, method="fedavg")
-    found = run_server(GridExchange(grid, clients=3, wait=0.1), chosen, tmp_path / "a")
+    found = run_server(GridTransport(grid, clients=3, wait=0.1), chosen, tmp_path / "a")
     assert found["clients"] == {"client 0": 30, "client 2": 30}
     assert found["maps"][0]["notes"] == {"client 1 is left out: did not connect within 0.1 s": 1}
     with raises_naming(TooFewClientsError, "2", "3", "1"):
-        run_server(GridExchange(grid, clients=3, wait=0.1), chosen, tmp_path / "b", at_least=3)
+        run_server(GridTransport(grid, clients=3, wait=0.1), chosen, tmp_path / "b", at_least=3)
 
 
 def test_the_server_app_runs_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,10 +127,10 @@ def test_positions_never_leave_over_a_network(tmp_path: Path, monkeypatch: pytes
     request = Message(kinds.POSITIONS, 0, {}, {"options": EmbeddingOptions().model_dump_json()})
     with pytest.raises(MessageError, match="not answered over a network"):
         answer_elsewhere(PARTS[0], request, 0)
-    assert kinds.POSITIONS not in kinds.OVER_A_NETWORK
+    assert kinds.POSITIONS not in kinds.REMOTE_KINDS
     for method in ("fedne_exact", "local", "global"):
         with raises_naming(UserError, method):
-            run_server(GridExchange(FakeGrid(monkeypatch), clients=3), EmbeddingOptions(method=method), tmp_path)
+            run_server(GridTransport(FakeGrid(monkeypatch), clients=3), EmbeddingOptions(method=method), tmp_path)
 
 
 def test_a_client_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,4 +138,4 @@ def test_a_client_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     message = SimpleNamespace(content=to_records(Message(kinds.POINTS)))
     content = client_app.answer_map(message, SimpleNamespace(node_config={"partition-id": 0}))
     assert "the node has no data" in str(from_records(content).values["failure"])
-    assert at_network.OVER_A_NETWORK
+    assert at_network.REMOTE_KINDS

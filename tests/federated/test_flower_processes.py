@@ -22,11 +22,11 @@ from foveate import FederatedNeighborEmbedding
 from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.settings import resolve
+from foveate.federated.clustering.options import resolve
+from foveate.federated.deep.encoder import weights_of
 from foveate.federated.deep.fitting import fit_clients as fit_features
 from foveate.federated.deep.folder import load_model
-from foveate.federated.deep.kinds import OVER_A_NETWORK
-from foveate.federated.deep.network import weights_of
+from foveate.federated.deep.message_kinds import REMOTE_KINDS
 from foveate.federated.deep.options import options_of as features_options
 from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.options import options_of
@@ -101,7 +101,7 @@ def test_an_encoder_by_three_processes(tmp_path: Path) -> None:
         np.testing.assert_allclose(loaded.transform(part), inside.transform(part), atol=1e-6)
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert [(client["name"], client["rounds"]) for client in result["clients"]] == [("ward 0", 2), ("ward 1", 2)]
-    assert {row["kind"] for row in result["exchanged"]} == set(OVER_A_NETWORK)
+    assert {row["kind"] for row in result["exchanged"]} == set(REMOTE_KINDS)
     assert not list((out / "states").iterdir())
     assert not list((out / "answers").iterdir())
     assert render(out).is_file()

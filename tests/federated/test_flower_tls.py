@@ -28,7 +28,7 @@ from foveate import FederatedNeighborEmbedding
 from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.settings import resolve
+from foveate.federated.clustering.options import resolve
 from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.options import options_of
 from foveate.federated.rounds import InProcess

@@ -21,9 +21,9 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveat
 
 from flower_network import ROOT, free_port
 
+from foveate.federated.deep.encoder import weights_of
 from foveate.federated.deep.fitting import fit_clients
 from foveate.federated.deep.folder import load_model
-from foveate.federated.deep.network import weights_of
 from foveate.federated.deep.options import options_of
 from foveate.federated.flower.processes import family
 

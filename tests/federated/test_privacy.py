@@ -14,8 +14,8 @@ from scipy.optimize import linear_sum_assignment
 from foveate.core.errors import UserError
 from foveate.federated import privacy
 from foveate.federated.clients import Client
-from foveate.federated.clustering.settings import resolve
-from foveate.federated.deep.network import Embedder, weights_of
+from foveate.federated.clustering.options import resolve
+from foveate.federated.deep.encoder import Embedder, weights_of
 from foveate.federated.deep.protocol import EMBEDDED, embedded_request, handlers
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.account import account
@@ -23,9 +23,9 @@ from foveate.federated.embedding.attacks import places_from_field, unused_featur
 from foveate.federated.embedding.client import ClientData, client_of
 from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.grids import targets, union_grid
-from foveate.federated.embedding.network import run_server
 from foveate.federated.embedding.networks import flat_weights
 from foveate.federated.embedding.options import EmbeddingOptions, options_of
+from foveate.federated.embedding.remote import run_server
 from foveate.federated.embedding.run import run_embedding
 from foveate.federated.embedding.server import State, begin, run_rounds
 from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork, r_squared, r_squared_of_hidden

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_odd import BAD, POISON, claiming, parts, poisoned
+from test_anomaly import BAD, POISON, claiming, parts, poisoned
 
 from foveate import FederatedNeighborEmbedding
 from foveate.core.errors import UserError

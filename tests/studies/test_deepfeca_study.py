@@ -9,8 +9,8 @@ import numpy as np
 
 from foveate.core.cells import Cell
 from foveate.core.errors import UserError
+from foveate.federated.deep.encoder import weights_of
 from foveate.federated.deep.fitting import answering, network_of, samples_of, training_of
-from foveate.federated.deep.network import weights_of
 from foveate.federated.deep.options import METHODS, options_of
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN, train_request
 from foveate.studies import deepfeca

@@ -20,10 +20,10 @@ from foveate.core.errors import UserError
 from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import distances, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, pooled
+from foveate.federated.clustering.options import Settings, method, resolve
 from foveate.federated.clustering.protocol import HANDLERS, as_points, unit_rows
-from foveate.federated.clustering.settings import Settings, method, resolve
-from foveate.federated.lists import common_columns, is_list_of_clients, rows_of
 from foveate.federated.rounds import InProcess, Log
+from foveate.federated.validation import common_columns, is_list_of_clients, rows_of
 
 
 class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):

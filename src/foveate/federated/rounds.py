@@ -1,6 +1,6 @@
 """Rounds: ask all clients, take what can be believed, say who was left out and why.
 
-`Exchange` is all that an algorithm sees of a transport. `InProcess` calls clients one after another; another transport
+`Transport` is all that an algorithm sees of a transport. `InProcess` calls clients one after another; another transport
 implements the same `ask`. The log keeps what was exchanged: never the content, always what it was and how large.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any, Protocol
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.federated.clients import Client, title
-from foveate.federated.kept import Kept, digest
 from foveate.federated.messages import ArrayNote, Message, MessageError, MessageRule
+from foveate.federated.store import AnswerStore, digest
 
 FAULTS = (Exception,)
 """All that a broken client may raise, short of what ends the process."""
@@ -110,7 +111,7 @@ class Log:
         return list(rows.values())
 
 
-class Exchange(Protocol):
+class Transport(Protocol):
     """What carries messages."""
 
     log: Log
@@ -150,7 +151,7 @@ class InProcess:
         clients: those of this process.
         timeout: seconds after which a client is left out as slow; it cannot be stopped in process, only left behind.
             None waits for ever and starts no thread.
-        keep: folder that keeps the answers of each round (`Kept`), so that a killed server goes on with its round;
+        keep: folder that keeps the answers of each round (`AnswerStore`), so that a killed server goes on with its round;
             answers of other data are not used.
         log: where messages are noted.
 
@@ -179,7 +180,7 @@ class InProcess:
             twice = next(number for number in numbers if numbers.count(number) > 1)
             raise UserError(f"two clients have the number {twice}; every client needs its own")
         self._timeout = timeout
-        self._kept = Kept(keep) if keep is not None else None
+        self._kept = AnswerStore(keep) if keep is not None else None
         self._data = {} if keep is None else {client.number: digest(client.about, client.data) for client in clients}
         self.log = Log() if log is None else log
 
@@ -193,7 +194,7 @@ class InProcess:
         return title(client, self._clients[client].name)
 
     def ask(self, requests: Requests, rule: MessageRule, *, at_least: int = 1, check: Check | None = None) -> Round:
-        """One round, see `Exchange.ask`."""
+        """One round, see `Transport.ask`."""
         asked = {number: requests for number in self._clients} if isinstance(requests, Message) else dict(requests)
         answers: dict[int, Message] = {}
         excluded: dict[int, str] = {}
@@ -278,3 +279,40 @@ def enough(found: Round, at_least: int, name: Callable[[int], str]) -> Round:
     asked = len(found.answers) + len(found.excluded)
     listed = f" ({reasons}{more})" if reasons else ""
     raise TooFewClientsError(f"{len(found.answers)} of {asked} clients answered; {at_least} are needed{listed}")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What clients said.
+
+    Attributes:
+        features: of most clients' points. points: by client of these, how many there are. others: by client why its data do
+            not fit.
+    """
+
+    features: int
+    points: dict[int, int]
+    others: dict[int, str]
+
+
+def sizes_of(exchange: Transport, answers: Mapping[int, Message], *, at_least: int = 1) -> Sizes:
+    """Compares answers with the numbers `points` and `features`.
+
+    Raises:
+        UserError: no number of features that most clients have.
+        TooFewClientsError: fewer than `at_least` clients have as many features as most.
+    """
+    widths = {client: int(answer.number("features")) for client, answer in answers.items()}
+    features, most = Counter(widths.values()).most_common(1)[0]
+    if 2 * most <= len(widths) and len(widths) > 1:
+        listed = ", ".join(f"{exchange.name(client)}: {width}" for client, width in widths.items())
+        raise UserError(f"the clients' points have different numbers of features ({listed:.300})")
+    others = {
+        client: f"its data have {width} features; those of most clients have {features}"
+        for client, width in widths.items()
+        if width != features
+    }
+    points = {client: int(answer.number("points")) for client, answer in answers.items() if client not in others}
+    if len(points) < at_least:
+        raise TooFewClientsError(f"{len(points)} clients have {features} features; {at_least} are needed")
+    return Sizes(features, points, others)

@@ -29,9 +29,9 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.seeds import generator
 from foveate.federated import partition
 from foveate.federated.h5ad import read_h5ad
-from foveate.federated.kept import digest
 from foveate.federated.partition import Partition
 from foveate.federated.public_sets import FASHION_IMAGES, SETS, fashion_mnist
+from foveate.federated.store import digest
 from foveate.metrics.neighbors import as_points
 from foveate.records.collection import Collection
 

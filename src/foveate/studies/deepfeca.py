@@ -212,8 +212,8 @@ def order_of(seed: int, client: int, clusters: int) -> np.ndarray:
 def shuffling(network: Any, options: Any) -> dict[str, Any]:
     """A client's functions for the control: it trains each group towards another center, in an order of its own."""
     from foveate.federated.clients import stream
+    from foveate.federated.deep.encoder import set_weights, weights_of
     from foveate.federated.deep.fitting import answering
-    from foveate.federated.deep.network import set_weights, weights_of
     from foveate.federated.deep.protocol import TRAIN, Training, augment_of, train
 
     def astray(data: Any, request: Any, client: int) -> Any:

@@ -25,8 +25,8 @@ from foveate.core.runs import RunFolder
 from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import distances, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, pooled
+from foveate.federated.clustering.options import resolve
 from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.clustering.settings import resolve
 from foveate.federated.embedding.fitting import Fitted, fit_clients
 from foveate.federated.embedding.options import FEDAVG, FEDNE, options_of
 from foveate.federated.embedding.quality import quality, sample, stacked

@@ -1,4 +1,4 @@
-"""A whole clustering over any `Exchange`: ask for centroids, merge them, refine, and say how it went."""
+"""A whole clustering over any `Transport`: ask for centroids, merge them, refine, and say how it went."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from foveate.federated.clustering import protocol
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.distances import Floats
 from foveate.federated.clustering.lloyd import unit
+from foveate.federated.clustering.options import Settings, method
 from foveate.federated.clustering.pool import Pool
-from foveate.federated.clustering.settings import Settings, method
 from foveate.federated.clustering.suspects import odd_sums, suspects
 from foveate.federated.messages import Message
-from foveate.federated.rounds import Exchange, TooFewClientsError
+from foveate.federated.rounds import TooFewClientsError, Transport
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Clustered:
         return self.settings.title
 
 
-def cluster(exchange: Exchange, settings: Settings, *, at_least: int = 1, evaluate: bool = False) -> Clustered:
+def cluster(exchange: Transport, settings: Settings, *, at_least: int = 1, evaluate: bool = False) -> Clustered:
     """Runs all rounds.
 
     Args:
@@ -99,7 +99,7 @@ def _at(request: Message, reasons: dict[int, str]) -> dict[int, str]:
     return {client: f"{request.kind}, round {request.round}: {reason}" for client, reason in reasons.items()}
 
 
-def _centroids(exchange: Exchange, settings: Settings, at_least: int, excluded: dict[int, str]) -> dict[int, Message]:
+def _centroids(exchange: Transport, settings: Settings, at_least: int, excluded: dict[int, str]) -> dict[int, Message]:
     """The first round; clients of another width than most are left out."""
     requests = {client: protocol.centroids_request(settings, client) for client in exchange.clients}
     found = exchange.ask(
@@ -164,7 +164,7 @@ def _warn_few(found: int, wanted: int) -> None:
 
 
 def _refine(
-    exchange: Exchange,
+    exchange: Transport,
     settings: Settings,
     centers_KD: Floats,
     round: int,

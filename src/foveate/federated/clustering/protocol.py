@@ -30,7 +30,7 @@ from foveate.federated.clustering.local import (
     merge_small,
     withheld,
 )
-from foveate.federated.clustering.settings import Settings, method
+from foveate.federated.clustering.options import Settings, method
 from foveate.federated.messages import LARGEST_WHOLE, ArrayRule, Message, MessageError, MessageRule
 
 CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"

@@ -23,9 +23,8 @@ from foveate.core.seeds import generator
 from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import Floats, Labels, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, pooled
-from foveate.federated.clustering.projection import axes
+from foveate.federated.clustering.options import Settings, method, resolve
 from foveate.federated.clustering.protocol import HANDLERS, distinct_points, sends, unit_rows
-from foveate.federated.clustering.settings import Settings, method, resolve
 from foveate.federated.rounds import InProcess, Log
 from foveate.federated.sources import Clients
 from foveate.metrics import clustering as metrics
@@ -344,3 +343,17 @@ def _write(path: Path, clients: Clients, found: Clustered, labels: list[Labels])
         columns["label"] = np.concatenate([one.astype(str) for one in clients.labels]).tolist()
     with atomic_file(path / "groups.parquet") as handle:
         pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), handle)
+
+
+def axes(centers_KD: Floats) -> tuple[Floats, Floats]:
+    """Origin [D] and two directions [D, 2] of the map: the data's own where there are two features or one, else the
+    principal ones of the centers, which a server may draw without seeing a point.
+    """
+    width = centers_KD.shape[1]
+    if width <= 2:
+        return np.zeros(width), np.eye(width, 2)
+    middle = centers_KD.mean(0)
+    _, _, directions = np.linalg.svd(centers_KD - middle, full_matrices=False)
+    two_D2 = np.zeros((width, 2))
+    two_D2[:, : min(2, len(directions))] = directions[:2].T
+    return middle, two_D2

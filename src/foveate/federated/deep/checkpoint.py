@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.deep.rounds import Deep
-from foveate.federated.kept import read_state, write_state
+from foveate.federated.store import read_state, write_state
 
 FORMAT = 2
 
 
 @dataclass
-class Stand:
+class TrainingSnapshot:
     """What is kept: the training itself, the table of what was exchanged so far, the seconds that it took, and a digest
     of the data that it was made of.
     """
@@ -44,7 +44,7 @@ def sent(table: list[dict[str, Any]], *, up: bool) -> int:
     return sum(row["bytes"] for row in table if row["up"] == up)
 
 
-def save_stand(stand: Stand, options: DeepOptions, path: Path) -> None:
+def save_stand(stand: TrainingSnapshot, options: DeepOptions, path: Path) -> None:
     """Writes it, whole or not at all."""
     state = stand.state
     arrays: dict[str, NDArray[Any]] = {"weights": state.weights}
@@ -63,7 +63,7 @@ def save_stand(stand: Stand, options: DeepOptions, path: Path) -> None:
     write_state(path, "stand", options, arrays, about, form=FORMAT)
 
 
-def load_stand(path: Path, options: DeepOptions) -> Stand | None:
+def load_stand(path: Path, options: DeepOptions) -> TrainingSnapshot | None:
     """What a file holds; None where there is none yet.
 
     Raises:
@@ -72,7 +72,7 @@ def load_stand(path: Path, options: DeepOptions) -> Stand | None:
     return read_state(path, "stand", options, _stand_of, form=FORMAT)
 
 
-def _stand_of(arrays: dict[str, NDArray[Any]], about: dict[str, Any]) -> Stand:
+def _stand_of(arrays: dict[str, NDArray[Any]], about: dict[str, Any]) -> TrainingSnapshot:
     state = Deep(
         arrays["weights"],
         int(about["width"]),
@@ -82,4 +82,4 @@ def _stand_of(arrays: dict[str, NDArray[Any]], about: dict[str, Any]) -> Stand:
         excluded={int(client): str(reason) for client, reason in about["excluded"]},
         suspects={(int(client), str(sign)): str(reason) for client, sign, reason in about["suspects"]},
     )
-    return Stand(state, about["exchanged"], float(about["seconds"]), str(about["data"]))
+    return TrainingSnapshot(state, about["exchanged"], float(about["seconds"]), str(about["data"]))

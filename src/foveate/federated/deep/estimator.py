@@ -17,14 +17,14 @@ from foveate.core.errors import UserError, choose
 from foveate.core.recipes import validate
 from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import nearest
+from foveate.federated.clustering.options import method, resolve
 from foveate.federated.clustering.protocol import unit_rows
-from foveate.federated.clustering.settings import method, resolve
-from foveate.federated.deep.network import embedder, set_weights, weights_of
+from foveate.federated.deep.encoder import embedder, set_weights, weights_of
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.deep.protocol import AUGMENTS, Augment, Training, embedded, handlers
 from foveate.federated.deep.rounds import Deep, run
-from foveate.federated.lists import check_columns, common_columns, is_list_of_clients
 from foveate.federated.rounds import InProcess, Log
+from foveate.federated.validation import check_columns, common_columns, is_list_of_clients
 
 
 def as_samples(data: ArrayLike) -> Tensor:
@@ -52,7 +52,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
     Parameters:
         n_clusters: K. n_rounds: two exchanges each.
         encoder: a torch module from a batch to [B, width]; it is copied. None: the data are features and only a head is
-            trained. `foveate.federated.deep.network.small_resnet` is one for small images.
+            trained. `foveate.federated.deep.encoder.small_resnet` is one for small images.
         width: of the embedding. local_epochs, batch_size, learning_rate, temperature: of the clients' training.
         augment: "none", "noise" (features), "shift" (images), or a function of (batch, torch.Generator).
         method, n_init, min_count, eliminate: of the clustering, see `FederatedKMeans`.

@@ -17,13 +17,13 @@ from foveate.core.errors import UserError
 from foveate.federated.clients import Client, Handler
 from foveate.federated.clustering.distances import nearest
 from foveate.federated.clustering.protocol import unit_rows
-from foveate.federated.deep.checkpoint import Stand, sent, together
-from foveate.federated.deep.network import ENCODERS, Embedder, embedder, set_weights, weights_of
+from foveate.federated.deep.checkpoint import TrainingSnapshot, sent, together
+from foveate.federated.deep.encoder import ENCODERS, Embedder, embedder, set_weights, weights_of
 from foveate.federated.deep.options import LOCAL, POOLED, UNTRAINED, DeepOptions, image_shape
 from foveate.federated.deep.protocol import Training, embedded, handlers
 from foveate.federated.deep.rounds import Deep, run
-from foveate.federated.kept import digest, same_data
-from foveate.federated.rounds import Exchange, InProcess, Log
+from foveate.federated.rounds import InProcess, Log, Transport
+from foveate.federated.store import digest, same_data
 from foveate.metrics.neighbors import as_points
 from foveate.vision.registry import seeded
 
@@ -35,7 +35,7 @@ class Fitted:
     options: DeepOptions
     features: int
     network: Embedder
-    stand: Stand
+    stand: TrainingSnapshot
 
     @property
     def centers(self) -> NDArray[np.float64]:
@@ -111,8 +111,8 @@ def fit_clients(
     *,
     names: Sequence[str] = (),
     device: str = "cpu",
-    stand: Stand | None = None,
-    after: Callable[[Stand], None] = lambda stand: None,
+    stand: TrainingSnapshot | None = None,
+    after: Callable[[TrainingSnapshot], None] = lambda stand: None,
     keep: Path | None = None,
     at_least: int = 1,
     respond: Callable[[Embedder, DeepOptions], dict[str, Handler]] = answering,
@@ -148,7 +148,7 @@ def fit_clients(
         for number, (one, name) in enumerate(zip(read, titles, strict=True))
     ]
     data = digest(*read)
-    stand = Stand(Deep(weights_of(network), options.width), data=data) if stand is None else stand
+    stand = TrainingSnapshot(Deep(weights_of(network), options.width), data=data) if stand is None else stand
     same_data(stand.data, data, stand.state.round)
     exchange = InProcess(members, keep=keep, log=Log())
     run_rounds(exchange, options, stand, after=after, at_least=at_least)
@@ -157,11 +157,11 @@ def fit_clients(
 
 
 def run_rounds(
-    exchange: Exchange,
+    exchange: Transport,
     options: DeepOptions,
-    stand: Stand,
+    stand: TrainingSnapshot,
     *,
-    after: Callable[[Stand], None] = lambda stand: None,
+    after: Callable[[TrainingSnapshot], None] = lambda stand: None,
     at_least: int = 1,
 ) -> None:
     """The rounds that are not done yet, over any exchange; changes `stand`, with what was exchanged and the seconds.

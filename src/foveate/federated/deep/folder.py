@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
 from foveate.core.version import __version__
-from foveate.federated.deep.checkpoint import Stand
+from foveate.federated.deep.checkpoint import TrainingSnapshot
+from foveate.federated.deep.encoder import weights_of
 from foveate.federated.deep.fitting import Fitted, network_of
-from foveate.federated.deep.network import weights_of
 from foveate.federated.deep.options import options_of
 from foveate.federated.deep.rounds import Deep
 
@@ -96,4 +96,4 @@ def load_model(folder: str | Path) -> Fitted:
     except (FileNotFoundError, SafetensorError, RuntimeError, KeyError) as error:
         raise UserError(f"{path / WEIGHTS}: missing, damaged or of other shapes ({error!s:.200})") from None
     state = Deep(weights_of(network), options.width, centers, round=int(config.get("rounds", 0)))
-    return Fitted(options, features, network.eval(), Stand(state))
+    return Fitted(options, features, network.eval(), TrainingSnapshot(state))

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings, validate
-from foveate.federated.clustering.settings import Settings as Clustering
-from foveate.federated.clustering.settings import method, methods, resolve
+from foveate.federated.clustering.options import Settings as Clustering
+from foveate.federated.clustering.options import method, methods, resolve
 
 DEEPFECA, LOCAL, POOLED, UNTRAINED = "deepfeca", "local", "central", "untrained"
 METHODS = {

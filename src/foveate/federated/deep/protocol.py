@@ -15,16 +15,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
 
 from foveate.core.errors import UserError, choose
 from foveate.federated.clients import Handler, stream
 from foveate.federated.clustering import protocol as clustering
 from foveate.federated.clustering.local import local_kmeans
-from foveate.federated.clustering.settings import Settings
-from foveate.federated.deep.kinds import EMBEDDED, TRAIN
-from foveate.federated.deep.network import Embedder, set_weights, weights_of
-from foveate.federated.deep.prototypes import prototype_loss, pseudo_labels
+from foveate.federated.clustering.options import Settings
+from foveate.federated.deep.encoder import Embedder, set_weights, weights_of
+from foveate.federated.deep.message_kinds import EMBEDDED, TRAIN
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
+
+TEMPERATURE = 0.1
+IGNORE = -100
+
+
+def pseudo_labels(features_BD: Tensor, prototypes_KD: Tensor, *, spherical: bool = True) -> Tensor:
+    """The nearest prototype of each row, [B]: by cosine, or by Euclidean distance; ties to the lower number."""
+    if spherical:
+        return (normalize(features_BD, dim=1) @ normalize(prototypes_KD, dim=1).T).argmax(1)
+    return ((features_BD[:, None] - prototypes_KD[None]) ** 2).sum(-1).argmin(1)
+
+
+def prototype_loss(
+    features_BD: Tensor, prototypes_KD: Tensor, labels_B: Tensor, *, temperature: float = TEMPERATURE
+) -> Tensor:
+    """Cross-entropy of cosines over the temperature, in the mean over rows whose label is not -100.
+
+    The prototypes are constants: no gradient flows into them.
+    """
+    with torch.no_grad():
+        frozen_KD = normalize(prototypes_KD, dim=1)
+    logits_BK = normalize(features_BD, dim=1) @ frozen_KD.T / temperature
+    return cross_entropy(logits_BK, labels_B, ignore_index=IGNORE)
+
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 _EMBED_BATCH = 512

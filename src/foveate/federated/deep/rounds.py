@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from foveate.federated.anomaly import odd_sizes, odd_weights
 from foveate.federated.clients import stream
 from foveate.federated.clustering import protocol as clustering
 from foveate.federated.clustering.fit import points_of, pool_of
 from foveate.federated.clustering.lloyd import unit
-from foveate.federated.clustering.settings import Settings, method
+from foveate.federated.clustering.options import Settings, method
 from foveate.federated.clustering.suspects import suspects
 from foveate.federated.deep.protocol import (
     Training,
@@ -28,8 +29,7 @@ from foveate.federated.deep.protocol import (
     train_rule,
 )
 from foveate.federated.messages import Message
-from foveate.federated.odd import odd_sizes, odd_weights
-from foveate.federated.rounds import Exchange
+from foveate.federated.rounds import Transport
 
 
 @dataclass
@@ -76,7 +76,7 @@ def matched(centers_KD: NDArray[np.float64], before_KD: NDArray[np.float64] | No
     return centers_KD[order]
 
 
-def aggregate(exchange: Exchange, settings: Settings, state: Deep, number: int, at_least: int) -> dict[int, Message]:
+def aggregate(exchange: Transport, settings: Settings, state: Deep, number: int, at_least: int) -> dict[int, Message]:
     """First half of a round: sets `state.centers`; returns what clients answered."""
     requests = {client: embedded_request(state.weights, settings, client, number) for client in exchange.clients}
     found = exchange.ask(
@@ -95,7 +95,7 @@ def aggregate(exchange: Exchange, settings: Settings, state: Deep, number: int, 
 
 
 def run_round(
-    exchange: Exchange,
+    exchange: Transport,
     settings: Settings,
     training: Training,
     state: Deep,
@@ -151,7 +151,7 @@ def run_round(
 
 
 def run(
-    exchange: Exchange,
+    exchange: Transport,
     settings: Settings,
     training: Training,
     state: Deep,

@@ -19,13 +19,13 @@ from foveate.core.files import FolderLock, atomic_file
 from foveate.core.progress import Meter, say
 from foveate.core.runs import RunFolder
 from foveate.core.seeds import generator
-from foveate.federated.clustering.projection import axes
 from foveate.federated.clustering.protocol import sends
-from foveate.federated.deep.checkpoint import Stand, load_stand, save_stand, sent
+from foveate.federated.clustering.run import axes
+from foveate.federated.deep.checkpoint import TrainingSnapshot, load_stand, save_stand, sent
+from foveate.federated.deep.encoder import weights_of
 from foveate.federated.deep.fitting import Fitted, fit_clients, network_of
 from foveate.federated.deep.folder import save_model
-from foveate.federated.deep.kinds import RESULT
-from foveate.federated.deep.network import weights_of
+from foveate.federated.deep.message_kinds import RESULT
 from foveate.federated.deep.options import METHODS, POOLED, UNTRAINED, DeepOptions
 from foveate.federated.deep.quality import against, quality
 from foveate.federated.sources import Clients
@@ -147,7 +147,7 @@ def run_features(
     return result
 
 
-def _notes(clients: Clients, stand: Stand) -> list[str]:
+def _notes(clients: Clients, stand: TrainingSnapshot) -> list[str]:
     """What a careful reader should know."""
     notes = [f"{clients.names[client]} was left out: {reason}" for client, reason in stand.state.excluded.items()]
     return notes + [f"{clients.names[client]} is odd: {reason}" for client, reason in stand.state.odd().items()]
@@ -160,7 +160,7 @@ def _fit(clients: Clients, options: DeepOptions, path: Path, at_least: int, devi
     with Meter(f"rounds of {options.method}", rounds) as meter:
         meter.advance(0 if stand is None else stand.state.round)
 
-        def after(now: Stand) -> None:
+        def after(now: TrainingSnapshot) -> None:
             save_stand(now, options, kept)
             meter.advance(1, note=f"loss {now.state.history[-1]['loss']:.3f}")
 

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from foveate.federated.embedding.grids import most_moved
-from foveate.federated.embedding.options import FEDNE, EmbeddingOptions
-from foveate.federated.embedding.schedule import is_refreshed, surrogate_start
+from foveate.federated.embedding.options import FEDNE, EmbeddingOptions, first_surrogate_round, is_refreshed
 from foveate.federated.embedding.server import State
 from foveate.federated.privacy import DELTA, epsilon, gaussian_cost
 
@@ -35,7 +34,7 @@ def account(options: EmbeddingOptions, state: State, *, delta: float = DELTA) ->
         lines = [_line("encoder", "a whole client", rho, rounds, delta)]
     if options.method != FEDNE:
         return lines
-    start = surrogate_start(options.rounds, options.surrogate_start)
+    start = first_surrogate_round(options.rounds, options.surrogate_start)
     refreshed = sum(is_refreshed(entry["round"], start=start, refresh=options.refresh) for entry in state.history)
     if not refreshed or len(state.sizes) < 2:
         return lines

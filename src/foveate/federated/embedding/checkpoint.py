@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from foveate.federated.embedding.grids import Grid
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.server import Known, State
-from foveate.federated.kept import read_state, write_state
+from foveate.federated.store import read_state, write_state
 
 FORMAT = 2
 

@@ -18,7 +18,7 @@ from foveate.core import seeds
 from foveate.federated.clients import Client, Handler, stream
 from foveate.federated.embedding import grids
 from foveate.federated.embedding.graph import neighborhood
-from foveate.federated.embedding.kinds import BOX, FIELD, POINTS, POSITIONS, SURROGATE, TRAIN
+from foveate.federated.embedding.message_kinds import BOX, FIELD, POINTS, POSITIONS, SURROGATE, TRAIN
 from foveate.federated.embedding.networks import flat_weights, frozen_rows, load_flat, perceptron
 from foveate.federated.embedding.objective import mean_repulsion
 from foveate.federated.embedding.options import FEDPROX, LOCAL, POOLED, EmbeddingOptions

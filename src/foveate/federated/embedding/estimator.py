@@ -22,7 +22,7 @@ from foveate.federated.embedding.folder import load_encoder, save_encoder
 from foveate.federated.embedding.networks import frozen_rows
 from foveate.federated.embedding.options import LOCAL, EmbeddingOptions, options_of
 from foveate.federated.embedding.server import State
-from foveate.federated.lists import common_columns, is_list_of_clients
+from foveate.federated.validation import common_columns, is_list_of_clients
 from foveate.metrics.neighbors import as_points
 
 # Parameters of the estimator whose names in `EmbeddingOptions` are others.

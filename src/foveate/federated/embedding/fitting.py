@@ -18,8 +18,8 @@ from foveate.federated.embedding.client import ClientData, build_encoder, client
 from foveate.federated.embedding.networks import frozen_rows, load_flat
 from foveate.federated.embedding.options import LOCAL, POOLED, EmbeddingOptions
 from foveate.federated.embedding.server import State, begin, run_rounds
-from foveate.federated.kept import digest, same_data
-from foveate.federated.rounds import Exchange, InProcess, Log
+from foveate.federated.rounds import InProcess, Log, Transport
+from foveate.federated.store import digest, same_data
 from foveate.metrics.neighbors import as_points
 
 Points = NDArray[np.floating]
@@ -68,7 +68,7 @@ def client_points(clients: Sequence[ArrayLike], precision: str) -> list[Points]:
     return [one.astype(precision) for one in found]
 
 
-def in_process(members: Sequence[Client], log: Log) -> Exchange:
+def in_process(members: Sequence[Client], log: Log) -> Transport:
     """The plain loop over clients."""
     return InProcess(members, log=log)
 
@@ -83,7 +83,7 @@ def fit_clients(
     state: State | None = None,
     after: Callable[[State], None] = lambda state: None,
     log: Log | None = None,
-    transport: Callable[[Sequence[Client], Log], Exchange] = in_process,
+    transport: Callable[[Sequence[Client], Log], Transport] = in_process,
 ) -> Fitted:
     """Trains on the points of several clients, in this process.
 

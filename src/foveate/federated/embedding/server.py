@@ -13,18 +13,25 @@ from torch import nn
 
 from foveate.core.errors import UserError
 from foveate.core.progress import say
+from foveate.federated.anomaly import BOX_FAR, WEIGHTS_ALONE, odd_boxes, odd_sizes, odd_weights
 from foveate.federated.clients import stream
 from foveate.federated.embedding import client as at_client
-from foveate.federated.embedding import schedule
 from foveate.federated.embedding.client import build_encoder
 from foveate.federated.embedding.grids import Grid, union_grid
 from foveate.federated.embedding.networks import average_arrays, flat_weights, middle_arrays
-from foveate.federated.embedding.options import EXACT, FEDNE, LOCAL, EmbeddingOptions
+from foveate.federated.embedding.options import (
+    EXACT,
+    FEDNE,
+    LOCAL,
+    EmbeddingOptions,
+    first_surrogate_round,
+    is_refreshed,
+    participants,
+    rate_of,
+)
 from foveate.federated.embedding.surrogates import ARCHITECTURES
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
-from foveate.federated.odd import BOX_FAR, WEIGHTS_ALONE, odd_boxes, odd_sizes, odd_weights
-from foveate.federated.rounds import Exchange, InProcess, TooFewClientsError
-from foveate.federated.sizes import sizes_of
+from foveate.federated.rounds import InProcess, TooFewClientsError, Transport, sizes_of
 
 Array = NDArray[Any]
 
@@ -76,7 +83,7 @@ class State:
 
 
 def begin(
-    exchange: Exchange, options: EmbeddingOptions, template: nn.Module | None = None, *, at_least: int = 1
+    exchange: Transport, options: EmbeddingOptions, template: nn.Module | None = None, *, at_least: int = 1
 ) -> State:
     """Asks the clients how many points they have, and makes the start weights.
 
@@ -110,7 +117,7 @@ def begin(
     return state
 
 
-def _odd(exchange: Exchange, options: EmbeddingOptions, state: State, client: int, words: str) -> None:
+def _odd(exchange: Transport, options: EmbeddingOptions, state: State, client: int, words: str) -> None:
     """Notes that a client is odd, and where odd ones are excluded, that it is left out."""
     state.note(f"{exchange.name(client)} is odd: {words}" + "; left out" * (options.suspects == "exclude"))
 
@@ -121,7 +128,7 @@ def _check_points(client: int, answer: Message) -> None:
 
 
 def run_rounds(
-    exchange: Exchange,
+    exchange: Transport,
     options: EmbeddingOptions,
     state: State,
     *,
@@ -146,13 +153,13 @@ def run_rounds(
     return state
 
 
-def one_round(exchange: Exchange, options: EmbeddingOptions, state: State, *, at_least: int = 1) -> dict[str, Any]:
+def one_round(exchange: Transport, options: EmbeddingOptions, state: State, *, at_least: int = 1) -> dict[str, Any]:
     """One round in place; returns its entry for the history."""
-    start = schedule.surrogate_start(options.rounds, options.surrogate_start)
+    start = first_surrogate_round(options.rounds, options.surrogate_start)
     active = options.feels_others and state.round >= start and len(state.sizes) > 1
-    if active and schedule.is_refreshed(state.round, start=start, refresh=options.refresh):
+    if active and is_refreshed(state.round, start=start, refresh=options.refresh):
         _ask_what_repels(exchange, options, state, at_least)
-    rate = schedule.rate_of(
+    rate = rate_of(
         state.round,
         rounds=options.rounds,
         base=options.learning_rate,
@@ -160,7 +167,7 @@ def one_round(exchange: Exchange, options: EmbeddingOptions, state: State, *, at
         factor=options.decay_factor,
     )
     drawn = stream(options.seed, round=state.round, client=-1, purpose="participation")
-    clients = schedule.participants(sorted(state.sizes), options.participation, drawn)
+    clients = participants(sorted(state.sizes), options.participation, drawn)
     usable = _usable(exchange, options, state) if active else []
     requests = {one: _training(options, state, one, rate, usable) for one in clients}
     found = exchange.ask(requests, _training_rule(options, state), at_least=at_least).answers
@@ -190,7 +197,7 @@ def _request(
     return Message(kind, round_, dict(arrays or {}), {"options": options.model_dump_json(), **values})
 
 
-def _ask_what_repels(exchange: Exchange, options: EmbeddingOptions, state: State, at_least: int) -> None:
+def _ask_what_repels(exchange: Transport, options: EmbeddingOptions, state: State, at_least: int) -> None:
     """Surrogates, fields or (exact) positions of all clients, from the current common encoder."""
     encoder = {"encoder": state.encoder}
     grid: dict[str, Array] = {}
@@ -266,7 +273,7 @@ def _surrogate_size(options: EmbeddingOptions) -> int:
     return sum((inputs + 1) * outputs for inputs, outputs in zip(widths, widths[1:], strict=False))
 
 
-def _usable(exchange: Exchange, options: EmbeddingOptions, state: State) -> list[int]:
+def _usable(exchange: Transport, options: EmbeddingOptions, state: State) -> list[int]:
     """Clients whose surrogate is there and fits well enough; the others are noted."""
     usable = []
     for one in sorted(state.sizes):

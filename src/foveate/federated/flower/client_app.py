@@ -19,11 +19,11 @@ from foveate.core.errors import UserError
 from foveate.federated.clients import Client
 from foveate.federated.clustering.limits import Limits
 from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.deep.kinds import OVER_A_NETWORK as FEATURES_KINDS
-from foveate.federated.embedding.kinds import OVER_A_NETWORK as MAP_KINDS
-from foveate.federated.embedding.kinds import TRAIN
-from foveate.federated.flower.exchange import HELLO
+from foveate.federated.deep.message_kinds import REMOTE_KINDS as FEATURES_KINDS
+from foveate.federated.embedding.message_kinds import REMOTE_KINDS as MAP_KINDS
+from foveate.federated.embedding.message_kinds import TRAIN
 from foveate.federated.flower.translate import from_records, to_records
+from foveate.federated.flower.transport import HELLO
 from foveate.federated.messages import Message
 from foveate.federated.rounds import attempt
 from foveate.federated.sources import read_points
@@ -70,7 +70,7 @@ def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
 
 def answer_map(message: FlowerMessage, context: Context) -> FlowerMessage:
     """Answers one question of FedNE; only here and for DeepFeCA is torch loaded."""
-    from foveate.federated.embedding.network import answer_elsewhere
+    from foveate.federated.embedding.remote import answer_elsewhere
 
     def ask(request: Message) -> tuple[Message | None, str]:
         points, least = _points(context), Limits.of_node(context.node_config).min_count
@@ -83,7 +83,7 @@ def answer_map(message: FlowerMessage, context: Context) -> FlowerMessage:
 
 def answer_features(message: FlowerMessage, context: Context) -> FlowerMessage:
     """Answers one question of DeepFeCA."""
-    from foveate.federated.deep.over_network import answer_elsewhere
+    from foveate.federated.deep.remote import answer_elsewhere
 
     def ask(request: Message) -> tuple[Message | None, str]:
         handler = partial(answer_elsewhere, limits=Limits.of_node(context.node_config))

@@ -7,7 +7,7 @@ from typing import Any
 
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import options_of
-from foveate.federated.clustering.settings import Settings, resolve
+from foveate.federated.clustering.options import Settings, resolve
 from foveate.federated.deep.options import DEEPFECA, DeepOptions
 from foveate.federated.deep.options import options_of as deep_options
 from foveate.federated.embedding.options import FEDNE, EmbeddingOptions

@@ -11,12 +11,12 @@ from flwr.serverapp import Grid, ServerApp  # pyrefly: ignore[missing-import]
 
 from foveate.core.progress import say
 from foveate.federated.clustering.fit import cluster
+from foveate.federated.clustering.options import Settings
 from foveate.federated.clustering.run import write_server_result
-from foveate.federated.clustering.settings import Settings
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.flower.exchange import GridExchange
 from foveate.federated.flower.jobs import CLUSTER, EMBED, FEATURES, settings_of
+from foveate.federated.flower.transport import GridTransport
 
 app = ServerApp()
 
@@ -37,9 +37,9 @@ def run(grid: Any, config: Mapping[str, Any]) -> Path:
     return JOBS[job](grid, config, settings)
 
 
-def _exchange(grid: Any, config: Mapping[str, Any], *, keep: Path | None = None) -> GridExchange:
+def _exchange(grid: Any, config: Mapping[str, Any], *, keep: Path | None = None) -> GridTransport:
     """The exchange with as many clients as the configuration says; answers are kept in `keep`."""
-    return GridExchange(
+    return GridTransport(
         grid, clients=int(config["clients"]), wait=float(config["wait"]), timeout=float(config["timeout"]), keep=keep
     )
 
@@ -58,7 +58,7 @@ def _cluster(grid: Any, config: Mapping[str, Any], settings: Settings) -> Path:
 
 def _embed(grid: Any, config: Mapping[str, Any], options: EmbeddingOptions) -> Path:
     """One map."""
-    from foveate.federated.embedding.network import run_server
+    from foveate.federated.embedding.remote import run_server
 
     out = Path(str(config["out"]))
     found = run_server(_exchange(grid, config), options, out, at_least=int(config["at-least"]))
@@ -68,7 +68,7 @@ def _embed(grid: Any, config: Mapping[str, Any], options: EmbeddingOptions) -> P
 
 def _features(grid: Any, config: Mapping[str, Any], options: DeepOptions) -> Path:
     """One encoder."""
-    from foveate.federated.deep.over_network import run_server
+    from foveate.federated.deep.remote import run_server
 
     out = Path(str(config["out"]))
     found = run_server(_exchange(grid, config, keep=out / "answers"), options, out, at_least=int(config["at-least"]))

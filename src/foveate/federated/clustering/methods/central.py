@@ -6,8 +6,8 @@ import numpy as np
 
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.local import local_kmeans
+from foveate.federated.clustering.options import Method, Settings
 from foveate.federated.clustering.pool import Pool, TooFewGroupsError
-from foveate.federated.clustering.settings import Method, Settings
 
 
 def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:

@@ -1,13 +1,40 @@
-"""`kfed`: k-FED (arXiv 2103.00697), see `foveate.federated.clustering.kfed`."""
+"""`kfed`: k-FED. Seeds are the first client's centers, then the farthest of the others; Lloyd on all local centers.
+
+Source: Dennis, Li, Smith, "Heterogeneity for the win: one-shot federated clustering" (arXiv 2103.00697). Its theory
+asks for at most sqrt(K) clusters per client; with as many as K, all seeds come from the first client.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from foveate.federated.clustering.consensus import Merged
-from foveate.federated.clustering.kfed import kfed_server
+from foveate.federated.clustering.distances import Floats, Labels, squared
+from foveate.federated.clustering.lloyd import MOST_STEPS, lloyd
+from foveate.federated.clustering.options import CLIENT_OPTIONS, Method, Settings
 from foveate.federated.clustering.pool import Pool
-from foveate.federated.clustering.settings import CLIENT_OPTIONS, Method, Settings
+
+
+def farthest_seeds(centers_QD: Floats, first: int, clusters: int) -> Floats:
+    """The first rows, then again and again the row farthest from all chosen ones (ties: the lower row)."""
+    chosen = list(range(min(first, clusters)))
+    gap_Q = squared(centers_QD, centers_QD[chosen]).min(0)
+    while len(chosen) < clusters:
+        chosen.append(int(gap_Q.argmax()))
+        gap_Q = np.minimum(gap_Q, squared(centers_QD, centers_QD[chosen[-1:]])[0])
+    return centers_QD[chosen]
+
+
+def kfed_server(centers_QD: Floats, first: int, clusters: int, *, one_step: bool = False) -> tuple[Floats, Labels]:
+    """Global centers [K, D] and the group of every local center [Q].
+
+    Args:
+        centers_QD: local centers, clients in order. first: how many of them are the first client's.
+        one_step: a single step of Lloyd, as in the public code of MUFC; k-FED's own runs until nothing changes.
+    """
+    seeds = farthest_seeds(centers_QD, first, clusters)
+    run = lloyd(centers_QD, seeds, most_steps=1 if one_step else MOST_STEPS)
+    return run.centers, run.labels
 
 
 def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:

@@ -10,9 +10,9 @@ import numpy as np
 
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.grouping import Groups, group, group_means, need_groups, radius_of_centroids
+from foveate.federated.clustering.options import CLIENT_OPTIONS, Method, Settings
 from foveate.federated.clustering.pool import Pool, TooFewGroupsError
 from foveate.federated.clustering.radius_search import search
-from foveate.federated.clustering.settings import CLIENT_OPTIONS, Method, Settings
 
 
 def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:

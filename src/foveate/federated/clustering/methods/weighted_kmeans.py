@@ -6,8 +6,8 @@ import numpy as np
 
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.lloyd import weighted_kmeans
+from foveate.federated.clustering.options import CLIENT_OPTIONS, Method, Settings
 from foveate.federated.clustering.pool import Pool
-from foveate.federated.clustering.settings import CLIENT_OPTIONS, Method, Settings
 
 
 def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:

@@ -120,7 +120,7 @@ def read_state(
         raise UserError(f"{path}: damaged ({type(error).__name__}); remove it to begin again") from None
 
 
-class Kept:
+class AnswerStore:
     """A folder with the answers of rounds: `000003-query.lloyd/7-DIGEST.safetensors`.
 
     An answer belongs to the very question that it was given to, and to the data that it was made of: the name holds the

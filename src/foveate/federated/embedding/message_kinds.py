@@ -7,5 +7,5 @@ FIELD = "query.field"
 POSITIONS = "query.positions"
 TRAIN = "train"
 
-OVER_A_NETWORK = (POINTS, BOX, SURROGATE, FIELD, TRAIN)
+REMOTE_KINDS = (POINTS, BOX, SURROGATE, FIELD, TRAIN)
 """What a client answers to a server elsewhere: all but its map positions."""

@@ -1,4 +1,4 @@
-"""`Exchange` over Flower's Grid: clients are found by their partition number, each round is one push and one pull."""
+"""`Transport` over Flower's Grid: clients are found by their partition number, each round is one push and one pull."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.federated.clients import title
 from foveate.federated.flower.translate import from_records, to_records
-from foveate.federated.kept import Kept
 from foveate.federated.messages import Message, MessageRule
 from foveate.federated.rounds import FAULTS, Check, Log, Requests, Round, TooFewClientsError, enough, judged
+from foveate.federated.store import AnswerStore
 
 HELLO = "query.hello"
 HELLO_RULE = MessageRule(HELLO, {}, {"client": int, "name": str})
 _POLL_SECONDS = 0.5
 
 
-class GridExchange:
+class GridTransport:
     """Carries messages over Flower.
 
     Node numbers of Flower are random; a client is who says so in its answer to `query.hello`. A client that is not there is
@@ -31,7 +31,7 @@ class GridExchange:
     Args:
         grid: Flower's Grid. clients: how many there are; their numbers are 0 to that less 1.
         wait: seconds to wait for them at the start. timeout: seconds that a round may take.
-        keep: folder of answers (`Kept`), so that a killed server goes on with its round.
+        keep: folder of answers (`AnswerStore`), so that a killed server goes on with its round.
 
     Raises:
         TooFewClientsError: no client within `wait`. UserError: two clients of one number.
@@ -48,7 +48,7 @@ class GridExchange:
         log: Log | None = None,
     ) -> None:
         self._grid, self._timeout = grid, timeout
-        self._kept = Kept(keep) if keep is not None else None
+        self._kept = AnswerStore(keep) if keep is not None else None
         self.log = Log() if log is None else log
         self._nodes: dict[int, int] = {}
         self._names: dict[int, str] = {}
@@ -130,7 +130,7 @@ class GridExchange:
         return found
 
     def ask(self, requests: Requests, rule: MessageRule, *, at_least: int = 1, check: Check | None = None) -> Round:
-        """One round, see `foveate.federated.rounds.Exchange.ask`."""
+        """One round, see `foveate.federated.rounds.Transport.ask`."""
         asked = {client: requests for client in self.clients} if isinstance(requests, Message) else dict(requests)
         kept = {client: self._kept.read(request, client) for client, request in asked.items()} if self._kept else {}
         missing = {client: request for client, request in asked.items() if kept.get(client) is None}

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from foveate import FederatedKMeans
+from foveate.federated.anomaly import odd_boxes, odd_sizes, odd_weights
 from foveate.federated.clients import Client
-from foveate.federated.clustering.settings import resolve
+from foveate.federated.clustering.options import resolve
+from foveate.federated.deep.encoder import Embedder, weights_of
 from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
-from foveate.federated.deep.network import Embedder, weights_of
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN, Training, handlers
 from foveate.federated.deep.rounds import Deep
 from foveate.federated.deep.rounds import run as run_deep
@@ -22,7 +23,6 @@ from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.server import begin, run_rounds
 from foveate.federated.messages import Message
-from foveate.federated.odd import odd_boxes, odd_sizes, odd_weights
 from foveate.federated.rounds import InProcess
 from foveate.federated.sources import gather
 

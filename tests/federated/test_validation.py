@@ -12,9 +12,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from foveate import FederatedKMeans, FederatedNeighborEmbedding
 from foveate.core.errors import UserError
+from foveate.federated.deep.encoder import weights_of
 from foveate.federated.deep.estimator import FederatedDeepClustering
-from foveate.federated.deep.network import weights_of
-from foveate.federated.lists import check_columns, common_columns, is_list_of_clients, rows_of
+from foveate.federated.validation import check_columns, common_columns, is_list_of_clients, rows_of
 from naming import raises_naming
 
 warnings.filterwarnings("ignore", "Skipping check", module="sklearn")

@@ -15,11 +15,11 @@ from foveate.federated.embedding.checkpoint import load_state, save_state
 from foveate.federated.embedding.client import HANDLERS, ClientData, options_in
 from foveate.federated.embedding.fitting import encoder_of
 from foveate.federated.embedding.folder import save_encoder
-from foveate.federated.embedding.kinds import OVER_A_NETWORK
+from foveate.federated.embedding.message_kinds import REMOTE_KINDS
 from foveate.federated.embedding.options import EXACT, LOCAL, METHODS, POOLED, EmbeddingOptions
 from foveate.federated.embedding.server import State, begin, run_rounds
 from foveate.federated.messages import Message, MessageError
-from foveate.federated.rounds import Exchange
+from foveate.federated.rounds import Transport
 from foveate.metrics.neighbors import as_points
 
 
@@ -30,13 +30,13 @@ def answer_elsewhere(points_ND: NDArray[np.floating], request: Message, client: 
         MessageError: for a kind that no client answers over a network, such as all its map positions.
         UserError: data that are no points, or hold NaN.
     """
-    if request.kind not in OVER_A_NETWORK:
+    if request.kind not in REMOTE_KINDS:
         raise MessageError(f"'{request.kind}' is not answered over a network")
     data = ClientData(as_points(points_ND, what="the data").astype(options_in(request).precision))
     return HANDLERS[request.kind](data, request, client)
 
 
-def run_server(exchange: Exchange, options: EmbeddingOptions, out: Path, *, at_least: int = 1) -> dict[str, Any]:
+def run_server(exchange: Transport, options: EmbeddingOptions, out: Path, *, at_least: int = 1) -> dict[str, Any]:
     """Rounds over an exchange, `state.safetensors` after each, then `model` and result.json; goes on after a kill.
 
     A finished run leaves no state: whether the clients' data are the same at the next call cannot be known here.
@@ -74,7 +74,7 @@ def run_server(exchange: Exchange, options: EmbeddingOptions, out: Path, *, at_l
     return result
 
 
-def _result(exchange: Exchange, options: EmbeddingOptions, state: State) -> dict[str, Any]:
+def _result(exchange: Transport, options: EmbeddingOptions, state: State) -> dict[str, Any]:
     """The run's result without a map: the server has no points to place."""
     names = {client: exchange.name(client) for client in state.sizes}
     sent = {way: sum(entry[f"bytes_{way}"] for entry in state.history) for way in ("up", "down")}

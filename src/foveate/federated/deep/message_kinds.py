@@ -4,7 +4,7 @@ SIZE = "query.size"
 EMBEDDED = "query.embedded"
 TRAIN = "train.prototypes"
 
-OVER_A_NETWORK = (SIZE, EMBEDDED, TRAIN)
+REMOTE_KINDS = (SIZE, EMBEDDED, TRAIN)
 """What a client answers to a server elsewhere. In one process the server knows the size of the data."""
 
 RESULT = "federated_features"

@@ -20,18 +20,17 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, write_json_atomically
 from foveate.federated.clustering.limits import Limits
-from foveate.federated.deep.checkpoint import Stand, load_stand, save_stand, sent
+from foveate.federated.deep.checkpoint import TrainingSnapshot, load_stand, save_stand, sent
+from foveate.federated.deep.encoder import set_weights, weights_of
 from foveate.federated.deep.fitting import Fitted, network_of, run_rounds, samples_of, training_of
 from foveate.federated.deep.folder import save_model
-from foveate.federated.deep.kinds import EMBEDDED, OVER_A_NETWORK, RESULT, SIZE
-from foveate.federated.deep.network import set_weights, weights_of
+from foveate.federated.deep.message_kinds import EMBEDDED, REMOTE_KINDS, RESULT, SIZE
 from foveate.federated.deep.options import METHODS, POOLED, DeepOptions, options_of
 from foveate.federated.deep.protocol import embedded_request, handlers, train_request
 from foveate.federated.deep.rounds import Deep
-from foveate.federated.kept import same_data
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
-from foveate.federated.rounds import Check, Exchange, Requests, Round
-from foveate.federated.sizes import sizes_of
+from foveate.federated.rounds import Check, Requests, Round, Transport, sizes_of
+from foveate.federated.store import same_data
 from foveate.metrics.neighbors import as_points
 
 MOST_FEATURES = 1 << 20
@@ -53,7 +52,7 @@ def answer_elsewhere(
             more than the client's own limits allow.
         UserError: data that are no points, hold NaN, or are fewer than the client's own `min_count`.
     """
-    if request.kind not in OVER_A_NETWORK:
+    if request.kind not in REMOTE_KINDS:
         raise MessageError(f"'{request.kind}' is not answered over a network")
     own = limits or Limits()
     points = as_points(points_ND, what="the data")
@@ -131,7 +130,7 @@ def _check_size(numbers: int, options: DeepOptions, features: int) -> None:
 class Told:
     """An exchange whose questions carry the options, and go to some clients only."""
 
-    def __init__(self, exchange: Exchange, options: DeepOptions, clients: Sequence[int]) -> None:
+    def __init__(self, exchange: Transport, options: DeepOptions, clients: Sequence[int]) -> None:
         self._exchange, self._options = exchange, options
         self.clients, self.log = clients, exchange.log
 
@@ -140,7 +139,7 @@ class Told:
         return self._exchange.name(client)
 
     def ask(self, requests: Requests, rule: MessageRule, *, at_least: int = 1, check: Check | None = None) -> Round:
-        """As `Exchange.ask`."""
+        """As `Transport.ask`."""
         asked = dict.fromkeys(self.clients, requests) if isinstance(requests, Message) else requests
         words = self._options.model_dump_json()
         told = {client: replace(one, values={**one.values, "options": words}) for client, one in asked.items()}
@@ -158,7 +157,7 @@ def _check_answer(client: int, answer: Message) -> None:
         raise MessageError(f"has {answer.number('features'):g} features; allowed are 1 to {MOST_FEATURES:,}")
 
 
-def run_server(exchange: Exchange, options: DeepOptions, out: Path, *, at_least: int = 1) -> dict[str, Any]:
+def run_server(exchange: Transport, options: DeepOptions, out: Path, *, at_least: int = 1) -> dict[str, Any]:
     """Rounds over an exchange, the state in `states` after each, then `model` and result.json; goes on after a kill.
 
     A finished run leaves no state and no answers: whether the clients' data are the same at the next call cannot be known
@@ -177,7 +176,7 @@ def run_server(exchange: Exchange, options: DeepOptions, out: Path, *, at_least:
         sizes = sizes_of(exchange, found.answers, at_least=at_least)
         network = network_of(options, sizes.features)
         start = weights_of(network)
-        stand = Stand(Deep(start, options.width)) if stand is None else stand
+        stand = TrainingSnapshot(Deep(start, options.width)) if stand is None else stand
         same_data(stand.data, "", stand.state.round)
         if len(stand.state.weights) != len(start):
             raise UserError(f"{kept}: was begun with other features than {sizes.features}; give another place")
@@ -194,7 +193,7 @@ def run_server(exchange: Exchange, options: DeepOptions, out: Path, *, at_least:
     return result
 
 
-def _result(exchange: Exchange, fitted: Fitted, points: Mapping[int, int]) -> dict[str, Any]:
+def _result(exchange: Transport, fitted: Fitted, points: Mapping[int, int]) -> dict[str, Any]:
     """The run's result without groups, measures and a map: the server has no points to look at."""
     options, stand, state = fitted.options, fitted.stand, fitted.stand.state
     rows = [

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from foveate.core.errors import UserError
-from foveate.federated.deep.checkpoint import Stand, load_stand, save_stand
+from foveate.federated.deep.checkpoint import TrainingSnapshot, load_stand, save_stand
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.deep.rounds import Deep
 from foveate.federated.embedding.checkpoint import load_state, save_state
@@ -23,10 +23,10 @@ from naming import raises_naming
 DEEP, MAP = DeepOptions(clusters=3), EmbeddingOptions()
 
 
-def deep(path: Path) -> Callable[[], Stand | None]:
+def deep(path: Path) -> Callable[[], TrainingSnapshot | None]:
     state = Deep(np.arange(5, dtype=np.float32), 2, np.eye(3, 2), round=4, history=[{"loss": 0.5}])
     state.excluded, state.suspects = {3: "silent"}, {(1, "norm"): "far from the others"}
-    save_stand(Stand(state, [{"kind": "query.train", "up": True}], 1.5), DEEP, path)
+    save_stand(TrainingSnapshot(state, [{"kind": "query.train", "up": True}], 1.5), DEEP, path)
     return lambda: load_stand(path, DEEP)
 
 
