@@ -86,6 +86,15 @@ class ContrastiveToy(EmbeddingTask):
             found.append(part | {"image_of_region": batch["image_of_region"][inside] - rows[0]})
         return found
 
+    def evaluate(self, step: int) -> dict[str, float]:
+        """The loss of one fixed batch without its gathers, and a random number."""
+        batch = ContrastiveSamples().collate([ContrastiveSamples().sample(row, 0, SEED) for row in range(4)])
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        embeddings = self.embed(batch)
+        loss = symmetric_cross_entropy(embeddings["image"], embeddings["text"], self.log_scale.exp())
+        return {"loss": loss.item(), "draw": torch.rand(()).item()}
+
     def parameter_groups(self) -> list[ParameterRule]:
         return [
             ParameterRule(r"frozen\..*", frozen=True),
@@ -187,10 +196,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint-every", type=int, default=5)
     parser.add_argument("--stop-in-step", type=int)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--evaluate-every", type=int)
     options = parser.parse_args(words)
     with distributed.start("cpu") as world:
         settings = toy_settings(
-            steps=options.steps, parallel=options.parallel, checkpoint_every=options.checkpoint_every
+            steps=options.steps,
+            parallel=options.parallel,
+            checkpoint_every=options.checkpoint_every,
+            evaluate_every=options.evaluate_every,
+            monitor=options.evaluate_every and "loss",
         )
         task = ContrastiveToy(dropout=options.dropout)
         loader: Any = toy_loader(rank=world.rank, world_size=world.size)

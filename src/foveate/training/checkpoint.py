@@ -90,12 +90,14 @@ def save(
     ema: ExponentialAverage | None,
     state: dict[str, Any],
     keep: int,
+    best_step: int = 0,
 ) -> None:
     """Writes the checkpoint of `state["step"]` and removes all but the newest `keep`. A collective.
 
     Args:
         module: the task, not its DDP wrapper.
         state: JSON values, with the number of updates done under "step".
+        best_step: step of a checkpoint that is not removed: that of the best evaluation. 0: none.
     """
     parts = {
         _WEIGHTS: _gather(trained_tensors(module)),
@@ -105,7 +107,7 @@ def save(
         parts[_AVERAGE] = _gather(ema.averages)
     if not world().is_main:
         return
-    final = folder / f"{_PREFIX}{state['step']:08d}"
+    final = folder_of_step(folder, state["step"])
     temporary = folder / f".{final.name}.tmp"
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp"):
@@ -123,8 +125,15 @@ def save(
     if final.exists():
         shutil.rmtree(final)
     commit_atomically(temporary, final)
+    best = folder_of_step(folder, best_step)
     for old in _newest_first(folder)[keep:]:
-        shutil.rmtree(old)
+        if old != best:
+            shutil.rmtree(old)
+
+
+def folder_of_step(folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies; zeros in front keep names in the order of steps."""
+    return folder / f"{_PREFIX}{step:08d}"
 
 
 def _synchronize(path: Path) -> None:

@@ -8,16 +8,17 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from foveate.core import seeds
-from foveate.core.errors import UserError
+from foveate.core.errors import UserError, choose
 from foveate.core.files import FolderLock, read_json, write_json_atomically
 from foveate.core.progress import say, track
 from foveate.core.runs import RunFolder
@@ -37,7 +38,7 @@ from foveate.training.ema import ExponentialAverage
 from foveate.training.loader import BatchSource
 from foveate.training.optimizer import build_optimizer, freeze, parameter_table, set_learning_rate
 from foveate.training.settings import TrainingSettings
-from foveate.training.stopping import StopRequest
+from foveate.training.stopping import BestEvaluation, StopRequest
 from foveate.training.task import Report, Task
 
 _MUST_NOT_CHANGE = ("seed", "batch_size")
@@ -59,6 +60,8 @@ class TrainingOutcome:
         last_row: the last row written to metrics.jsonl in this session, or empty.
         model: what was called: the task, its DistributedDataParallel or the sharded task.
         ema: the averaged weights, if there are any: `with outcome.ema.applied(task): task.export(folder)`.
+        best: step and value of the best evaluation; its step is 0 where nothing was monitored.
+        stopped_early: whether training ended because the evaluations no longer improved; the status is "finished".
         bad_samples: key -> reason, of samples that this rank could not use.
         bad_draws: how often such samples were drawn on all ranks, over all sessions.
     """
@@ -69,6 +72,8 @@ class TrainingOutcome:
     model: nn.Module
     ema: ExponentialAverage | None
     last_row: dict[str, Any] = field(default_factory=dict)
+    best: BestEvaluation = field(default_factory=BestEvaluation)
+    stopped_early: bool = False
     bad_samples: dict[str, str] = field(default_factory=dict)
     bad_draws: int = 0
 
@@ -97,6 +102,7 @@ def train(
     check_accumulation(task, parts=settings.accumulate, samples=settings.batch_size // here.size)
     precision = torch.bfloat16 if settings.precision == "bf16" else None
     folder = run.path / "checkpoints"
+    _check_evaluation(task, settings)
     table = parameter_table(task, rules=task.parameter_groups(), settings=settings)
     freeze(task, table=table)
     identity = {"data": loader.describe(), "frozen_hash": _frozen_hash(task)}
@@ -118,17 +124,20 @@ def train(
         if state["step"]:
             checkpoint.load(folder / state["checkpoint"], module=task, optimizer=optimizer, ema=ema)
         outcome.step, outcome.seconds = state["step"], state["seconds"]
+        outcome.best = best = BestEvaluation(**state["best"])
+        outcome.stopped_early = best.is_exhausted(settings)
+        stop_step = outcome.step if outcome.stopped_early else settings.steps
         earlier_seconds, earlier_bad_draws = state["seconds"], state["bad_draws"]
         started = logged = time.monotonic()
         logged_step = saved_step = outcome.step
         report: dict[str, Any] = {}
 
-        batches = loader.batches(outcome.step, settings.steps)
+        batches = loader.batches(outcome.step, stop_step)
         with contextlib.closing(batches):
-            for step in _steps(outcome.step, settings.steps, here):
+            for step in _steps(outcome.step, stop_step, here):
                 learning_rate = settings.learning_rate * task.learning_rate_factor(step, settings=settings)
                 set_learning_rate(optimizer, learning_rate=learning_rate)
-                with _randomness_of_step(settings.seed, step, here):
+                with _randomness_of_step("step", settings.seed, step, here):
                     batch = task.prepare_batch(next(batches), here.device)
                     losses, report_now = forward_and_backward(
                         model, task, batch, parts=settings.accumulate, precision=precision
@@ -147,11 +156,13 @@ def train(
                 outcome.seconds = earlier_seconds + time.monotonic() - started
                 last = outcome.step == settings.steps
 
-                if step == 0 or outcome.step % settings.log_every == 0 or last:
+                improved = False
+                evaluating = task.should_evaluate(outcome.step, settings=settings)
+                if step == 0 or outcome.step % settings.log_every == 0 or last or evaluating:
                     report = mean_over_ranks(_numbers(losses) | _numbers(report_now))
                     now = time.monotonic()
                     rate = (outcome.step - logged_step) * settings.batch_size / max(now - logged, 1e-9)
-                    logged, logged_step = now, outcome.step
+                    logged_step = outcome.step
                     outcome.last_row = {
                         "step": outcome.step,
                         **{name: value if math.isfinite(value) else None for name, value in report.items()},
@@ -160,11 +171,20 @@ def train(
                         "seconds": round(outcome.seconds, 3),
                         "samples_per_second": round(rate, 2),
                     }
+                    if evaluating:
+                        metrics = _evaluate(model, task, ema, outcome.step, settings, here)
+                        outcome.last_row |= {f"eval_{name}": value for name, value in metrics.items()}
+                        if settings.monitor is not None:
+                            improved = best.update(_monitored(metrics, settings), step=outcome.step, settings=settings)
+                            outcome.stopped_early = best.is_exhausted(settings)
                     if here.is_main:
                         run.append_metrics(outcome.last_row)
+                    logged = time.monotonic()  # an evaluation is no part of the rate of samples
 
                 outcome.bad_draws = earlier_bad_draws + loader.bad_draws
-                if stopping or last or outcome.step % settings.checkpoint_every == 0:
+                # An improvement is saved at once: the best weights and the state that names them are one checkpoint.
+                last = last or outcome.stopped_early
+                if stopping or last or improved or outcome.step % settings.checkpoint_every == 0:
                     outcome.bad_draws = earlier_bad_draws + int(all_sum(loader.bad_draws))
                     if here.is_main:
                         _synchronize(run.metrics_path)
@@ -174,10 +194,12 @@ def train(
                         optimizer=optimizer,
                         ema=ema,
                         keep=settings.keep_checkpoints,
+                        best_step=best.step,
                         state={
                             "step": outcome.step,
                             "seconds": outcome.seconds,
                             "bad_draws": outcome.bad_draws,
+                            "best": asdict(best),
                             "settings": settings.model_dump(mode="json"),
                             "identity": identity,
                         },
@@ -185,14 +207,54 @@ def train(
                     saved_step = outcome.step
                 if stopping and not last:
                     outcome.status = "stopped"
+                if stopping or outcome.stopped_early:
                     break
         assert saved_step == outcome.step, "the last update was not saved"
+        if settings.restore_best and best.step and outcome.status == "finished":
+            checkpoint.load(checkpoint.folder_of_step(folder, best.step), module=task, ema=ema)
         _write_bad_samples(run, loader, here)
         outcome.bad_samples = dict(loader.bad_samples)
         barrier()
     if outcome.status == "stopped" and here.is_main:
         say(f"stopped after step {outcome.step} of {settings.steps}; the same command goes on from there")
     return outcome
+
+
+def _check_evaluation(task: Task, settings: TrainingSettings) -> None:
+    """Raise UserError for a monitored metric that nothing measures, or a task that has no evaluation."""
+    evaluates = settings.evaluate_every is not None or type(task).should_evaluate is not Task.should_evaluate
+    if settings.monitor is not None and not evaluates:
+        raise UserError(f"training.monitor '{settings.monitor}' needs training.evaluate_every (got none)")
+    if evaluates and type(task).evaluate is Task.evaluate:
+        raise UserError(
+            f"training.evaluate_every: {type(task).__name__} has no evaluation (got {settings.evaluate_every}); "
+            "leave it unset"
+        )
+
+
+def _evaluate(
+    model: nn.Module, task: Task, ema: ExponentialAverage | None, step: int, settings: TrainingSettings, here: World
+) -> dict[str, float | None]:
+    """Metrics of rank 0, None for those that are not finite: the same on every rank, so that all decide alike."""
+    precision = torch.bfloat16 if settings.precision == "bf16" else None
+    task.eval()
+    with (
+        torch.no_grad(),
+        _randomness_of_step("evaluate", settings.seed, step, here),
+        torch.autocast(here.device.type, precision or torch.bfloat16, enabled=precision is not None),
+        ema.applied(task) if ema is not None else contextlib.nullcontext(),
+    ):
+        metrics = {name: float(value) for name, value in model(call="evaluate", step=step).items()}
+        if isinstance(model, FSDPModule):
+            # FSDP2 leaves the root unsharded after a forward without a backward; what follows expects shards.
+            model.reshard()
+    task.train()
+    return broadcast_json({name: value if math.isfinite(value) else None for name, value in metrics.items()})
+
+
+def _monitored(metrics: Mapping[str, float | None], settings: TrainingSettings) -> float:
+    value = metrics[choose(str(settings.monitor), metrics, "training.monitor")]
+    return math.nan if value is None else value
 
 
 def _steps(start: int, stop: int, here: World) -> Iterator[int]:
@@ -202,7 +264,7 @@ def _steps(start: int, stop: int, here: World) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _randomness_of_step(seed: int, step: int, here: World) -> Iterator[None]:
+def _randomness_of_step(purpose: str, seed: int, step: int, here: World) -> Iterator[None]:
     """Dropout and the like as a function of (seed, step, rank). PyTorch's modules know the global generator
     only, so it is set here and put back afterwards: nothing outside the block sees a difference.
     """
@@ -210,7 +272,7 @@ def _randomness_of_step(seed: int, step: int, here: World) -> Iterator[None]:
     # torch.manual_seed would also seed devices that take no part, with a stack trace for each while they are asleep.
     set_seed = torch.default_generator.manual_seed if here.device.type == "cpu" else torch.manual_seed
     with torch.random.fork_rng(devices=devices):
-        set_seed(seeds.integer("step", seed, step, here.rank))
+        set_seed(seeds.integer(purpose, seed, step, here.rank))
         yield
 
 
@@ -266,7 +328,7 @@ def _decide(folder: Path, *, settings: TrainingSettings, identity: dict[str, Any
         checkpoint.remove_all(folder)
     path = checkpoint.newest(folder)
     if path is None:
-        return {"step": 0, "seconds": 0.0, "bad_draws": 0}
+        return {"step": 0, "seconds": 0.0, "bad_draws": 0, "best": {}}
     state = checkpoint.read_state(path)
     saved, now = state["settings"], settings.model_dump(mode="json")
     for name in _MUST_NOT_CHANGE:
@@ -288,11 +350,20 @@ def _decide(folder: Path, *, settings: TrainingSettings, identity: dict[str, Any
         before = saved.get(name, type(settings).model_fields[name].default)  # older checkpoints lack newer fields
         if before != now[name]:
             say(f"going on with {name} {now[name]}; until step {state['step']} it was {before}")
+    best = state.get("best", {})
+    if best.get("step") and (problem := checkpoint.damage(checkpoint.folder_of_step(folder, best["step"]))):
+        say(
+            f"the best checkpoint, of step {best['step']}, is damaged ({problem}): the next evaluation starts a new best"
+        )
+        best = {}
+    if any(saved.get(name) != now[name] for name in ("monitor", "monitor_mode")):
+        best = {}  # values of another metric cannot be compared
     say(f"going on from step {state['step']} of {settings.steps} ({path.name})")
     return {
         "step": state["step"],
         "seconds": state["seconds"],
         "bad_draws": state["bad_draws"],
+        "best": best,
         "checkpoint": path.name,
     }
 

@@ -41,6 +41,24 @@ class TrainingSettings(Settings):
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="average of the weights over updates")
     seed: int = Field(default=0, ge=0, description="decides order, views, drawn texts and dropout")
     log_every: int = Field(default=10, ge=1, description="updates between two rows of metrics.jsonl")
+    evaluate_every: int | None = Field(
+        default=None, ge=1, description="steps between two evaluations, the last step included; unset = no evaluation"
+    )
+    monitor: str | None = Field(
+        default=None, description="evaluation metric that decides the best checkpoint and early stopping"
+    )
+    monitor_mode: Literal["min", "max"] = Field(
+        default="min", description="whether a lower or a higher metric is better"
+    )
+    ties: Literal["earlier", "later"] = Field(
+        default="earlier", description="which of two equal evaluations is the best; later = a tie counts as improvement"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="evaluations without improvement after which training stops; unset = never"
+    )
+    restore_best: bool = Field(
+        default=False, description="end with the weights of the best evaluation instead of those of the last step"
+    )
     checkpoint_every: int = Field(default=500, ge=1, description="updates between two checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints that are kept")
     parallel: Literal["ddp", "fsdp"] = Field(
@@ -65,4 +83,7 @@ class TrainingSettings(Settings):
             warnings.warn(f"decay_fraction has no effect with schedule '{self.schedule}'", stacklevel=2)
         if "final_learning_rate_fraction" in changed and self.schedule == "constant":
             warnings.warn("final_learning_rate_fraction has no effect with schedule 'constant'", stacklevel=2)
+        for name in ("patience", "restore_best", "monitor_mode", "ties"):
+            if name in changed and self.monitor is None:
+                raise ValueError(f"{name} needs monitor, the metric of the evaluation that it is about")
         return self

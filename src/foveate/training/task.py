@@ -17,7 +17,7 @@ from foveate.training.settings import TrainingSettings
 Batch = dict[str, Any]
 Losses = dict[str, Tensor]
 Report = dict[str, "float | Tensor"]
-Call = Literal["losses", "embed", "loss_of"]
+Call = Literal["losses", "embed", "loss_of", "evaluate"]
 
 
 class Task(nn.Module, ABC):
@@ -46,15 +46,34 @@ class Task(nn.Module, ABC):
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
         """The loss terms, scalars, with the weighted total under "loss"; and further numbers for the log."""
 
-    def forward(self, batch: Batch, *, call: Call = "losses", **arguments: Any) -> Any:
-        """`losses`, or another of the task's methods: DDP and FSDP wrap the whole task, so that gathers happen
-        inside their forward.
+    def forward(self, *inputs: Any, call: Call = "losses", **arguments: Any) -> Any:
+        """Run `losses`, or another of the task's methods.
+
+        DDP and FSDP wrap the whole task, so whatever gathers features or unshards weights has to be inside their
+        forward.
         """
-        return getattr(self, call)(batch, **arguments)
+        return getattr(self, call)(*inputs, **arguments)
 
     def learning_rate_factor(self, step: int, *, settings: TrainingSettings) -> float:
         """Share of the peak learning rate in update number `step`, from 0: the schedule of the settings."""
         return learning_rate_factor(step, settings=settings)
+
+    def should_evaluate(self, step: int, *, settings: TrainingSettings) -> bool:
+        """Whether to evaluate after `step` steps; the loop asks for the last step too.
+
+        Override it where evaluations follow something else than a number of steps, such as whole epochs.
+        """
+        every = settings.evaluate_every
+        return every is not None and (step % every == 0 or step == settings.steps)
+
+    def evaluate(self, step: int) -> Mapping[str, float]:
+        """Measure the model after `step` steps and return named metrics, the same ones each time.
+
+        The loop calls it on every rank in evaluation mode, without gradient, with the averaged weights where there
+        are some, and with a random state of its own. The metrics of rank 0 count, so a task that splits the work over
+        ranks combines its results itself (`foveate.training.distributed.all_sum`).
+        """
+        raise NotImplementedError
 
     def parameter_groups(self) -> Sequence[ParameterRule]:
         """Rules for learning rates, decay and frozen parts; the first that matches a parameter holds."""
