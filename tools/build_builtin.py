@@ -39,8 +39,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from foveate.records.builtin.phrases import words
 from foveate.records.perceptual import near_pairs, perceptual_hash
+from foveate.records.text import split_words
 
 PACKAGES = {  # sha256 of the package files
     "openclipart-png 1:0.18+dfsg-19": "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
@@ -186,7 +186,7 @@ def near_groups(rows: list[dict[str, Any]]) -> list[str]:
     pairs = [tuple(pair) for pair in near_pairs(np.array(hashes, np.uint64), distance=NEAR_DISTANCE).tolist()]
     first_of_title: dict[str, int] = {}
     for place, row in enumerate(rows):
-        title = " ".join(words(row["title"])) or row["key"]
+        title = " ".join(split_words(row["title"], style="letters")) or row["key"]
         pairs.append((first_of_title.setdefault(title, place), place))
     root = list(range(len(rows)))
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from foveate.caption.vesl import tokens as cut
 from foveate.caption.vesl.phrases import PhraseSettings, paper_phrases, phrase_scores, without_generic
 from foveate.caption.vesl.tagging import open_extractor
 from foveate.caption.vesl.words import GENERIC_WORDS, STOP_WORDS
+from foveate.records.text import split_sentences, split_words
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "cloc" / "noun_phrases.json").read_text("utf-8"))
 CASES: list[dict[str, Any]] = GOLDEN["cases"]
@@ -26,7 +26,8 @@ def test_word_lists_are_the_goldens() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["caption"][:30])
 def test_words_and_phrases_are_the_goldens(case: dict[str, Any]) -> None:
-    tokens = [token for part in cut.sentences(case["caption"].lower()) for token in cut.words(part)]
+    parts = split_sentences(case["caption"].lower(), style="treebank")
+    tokens = [token for part in parts for token in split_words(part, style="treebank")]
     assert tokens == case["tokens"]
     assert without_generic(tokens) == case["kept_tokens"]
     found = paper_phrases(case["kept_tokens"], case["tags"])

@@ -14,7 +14,7 @@ from foveate.caption.lengths import clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS, prompt_for
 from foveate.records.alt_texts import alt_text, usable
 from foveate.records.record import Caption
-from foveate.records.sentences import sentence_ends, sentences
+from foveate.records.text import find_sentence_ends, split_sentences
 
 RECORDS = json.loads((Path(__file__).parents[1] / "goldens" / "captions" / "records.json").read_text(encoding="utf-8"))
 SHORT = "A dog runs on grass."
@@ -56,14 +56,14 @@ def test_a_descriptive_caption_fits_clip_with_its_special_tokens(kind: str, capt
 def test_nothing_is_cut_but_after_a_sentence(kind: str, caption: str) -> None:
     found = gate(kind, caption)
     if found.error:
-        assert clip_tokens(sentences(caption)[0]) > 75
+        assert clip_tokens(split_sentences(caption)[0]) > 75
         return
     assert caption.startswith(found.caption)
-    assert found.caption == caption or len(found.caption) in sentence_ends(caption)
+    assert found.caption == caption or len(found.caption) in find_sentence_ends(caption)
     assert (found.caption != caption) == ("cut_at_sentence" in found.flags)
     if "cut_at_sentence" in found.flags:
         assert clip_tokens(caption) > GATES[kind].most
-        longer = [end for end in sentence_ends(caption) if end > len(found.caption)]
+        longer = [end for end in find_sentence_ends(caption) if end > len(found.caption)]
         assert clip_tokens(caption[: longer[0]]) > GATES[kind].most  # the last end that fits
     assert set(found.flags) <= set(FLAGS)
 
@@ -141,29 +141,6 @@ def test_content() -> None:
 )
 def test_the_rule_for_other_languages(text: str, foreign: bool) -> None:
     assert non_english(text) == foreign
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("", 0),
-        ("One", 1),
-        ("It is 3.5 m high. It stands.", 2),
-        ("Mr. Fox and Dr. J. Hare sit.", 1),
-        ("Open at 9 a.m. on weekdays.", 1),
-        ("Boats of Smith Inc. The sea is calm.", 2),
-        ('He says "Stop!" and goes.', 2),
-        ("What? Yes... no!", 3),
-        ("犬がいる。空は青い。", 2),
-    ],
-)
-def test_sentences(text: str, count: int) -> None:
-    assert len(sentences(text)) == count
-
-
-@given(captions)
-def test_sentences_are_the_whole_text(text: str) -> None:
-    assert "".join("".join(sentences(text)).split()) == "".join(text.split())
 
 
 @pytest.mark.parametrize(

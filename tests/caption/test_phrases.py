@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.caption.vesl import tokens as cut
 from foveate.caption.vesl.phrases import (
     PhraseSettings,
     chunks,
@@ -23,6 +22,7 @@ from foveate.caption.vesl.taggers import nltk as nltk_tagger
 from foveate.caption.vesl.tagging import open_extractor, tagger_names
 from foveate.caption.vesl.words import GENERIC_WORDS
 from foveate.core.errors import UserError
+from foveate.records.text import split_sentences, split_words
 from naming import raises_naming
 
 TAGS = ("DT", "JJ", "JJR", "JJS", "NN", "NNS", "NNP", "NNPS", "VBZ", "IN", ".")
@@ -85,12 +85,13 @@ def test_words_are_cut_as_nltk_cuts_them(sentence: str) -> None:
     """Quotes apart, which NLTK rewrites to `` and ''."""
     tokenize = pytest.importorskip("nltk.tokenize")
     theirs = ['"' if token in ("``", "''") else token for token in tokenize.NLTKWordTokenizer().tokenize(sentence)]
-    assert cut.words(sentence) == theirs
+    assert split_words(sentence, style="treebank") == theirs
 
 
 @given(st.text(max_size=60))
 def test_any_text_can_be_cut_and_tagged(text: str) -> None:
-    tokens = [token for part in cut.sentences(text.lower()) for token in cut.words(part)]
+    parts = split_sentences(text.lower(), style="treebank")
+    tokens = [token for part in parts for token in split_words(part, style="treebank")]
     assert "".join(tokens) == "".join(text.lower().split())
     assert len(rules.tags_of(tokens)) == len(tokens)
 

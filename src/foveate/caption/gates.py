@@ -6,7 +6,6 @@ of them, which are 77 with the special tokens; a sentence is never cut.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from foveate.caption.lengths import clip_tokens
-from foveate.records.sentences import sentence_ends, sentences
+from foveate.records.text import find_sentence_ends, split_sentences, split_words
 
 FLAGS = (
     "too_long",
@@ -113,7 +112,7 @@ def content_flags(caption: str, *, prompt: str, alt: str = "", english: bool = T
 
 
 def _too_long(rule: Gate, caption: str) -> bool:
-    many = rule.sentences is not None and len(sentences(caption)) > rule.sentences
+    many = rule.sentences is not None and len(split_sentences(caption)) > rule.sentences
     return many or clip_tokens(caption) > rule.most
 
 
@@ -121,33 +120,28 @@ def _excess(rule: Gate, caption: str) -> float:
     """How far a caption is from what is accepted; 0 is accepted."""
     tokens = clip_tokens(caption)
     beyond = max(rule.least - tokens, tokens - rule.most, 0)
-    sentences_beyond = len(sentences(caption)) - rule.sentences if rule.sentences is not None else 0
+    sentences_beyond = len(split_sentences(caption)) - rule.sentences if rule.sentences is not None else 0
     return beyond + max(sentences_beyond, 0) * rule.most
 
 
 def _cut(caption: str, most: int) -> str:
     """The caption up to the last sentence end within `most` tokens; "" where the first sentence does not fit."""
-    for end in reversed(sentence_ends(caption)):
+    for end in reversed(find_sentence_ends(caption)):
         if clip_tokens(caption[:end]) <= most:
             return caption[:end]
     return ""
 
 
-def words_of(text: str) -> list[str]:
-    """Words in small letters, without punctuation."""
-    return re.findall(r"[^\W_]+(?:['\u2019][^\W_]+)?", text.casefold())
-
-
 def repeats(caption: str) -> bool:
     """Whether four words follow one another in the same way three times."""
-    words = words_of(caption)
+    words = split_words(caption)
     counts = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
     return max(counts.values(), default=0) >= 3
 
 
 def copied(caption: str, alt: str) -> bool:
     """Whether the words of caption and alt-text are nearly the same: Jaccard index above 0.9."""
-    ours, theirs = set(words_of(caption)), set(words_of(alt))
+    ours, theirs = set(split_words(caption)), set(split_words(alt))
     return bool(ours and theirs) and len(ours & theirs) / len(ours | theirs) > 0.9
 
 
@@ -165,7 +159,7 @@ def leaks(caption: str, prompt: str) -> bool:
 @lru_cache(maxsize=64)
 def _runs(text: str) -> frozenset[tuple[str, ...]]:
     """All runs of words of a text that are long enough to be its wording."""
-    words = words_of(text)
+    words = split_words(text)
     places = range(len(words) - _LEAKED_WORDS + 1)
     return frozenset(tuple(words[place : place + _LEAKED_WORDS]) for place in places)
 
@@ -195,7 +189,7 @@ def non_english(caption: str) -> bool:
     letters = [letter for letter in caption if letter.isalpha()]
     if letters and sum(letter < "\u0250" or "\u1e00" <= letter < "\u1f00" for letter in letters) < 0.7 * len(letters):
         return True
-    words = words_of(caption)
+    words = split_words(caption)
     if len(words) < 5:
         return False
     return sum(word in _OTHERS for word in words) > sum(word in _ENGLISH for word in words)

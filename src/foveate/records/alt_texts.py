@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from foveate.records.record import Caption
+from foveate.records.text import split_words
 
 # Kinds of texts that came with an image, best first.
 ALT_KINDS = ("alt", "title", "description", "caption", "keywords")
@@ -37,5 +38,5 @@ def usable(alt: str) -> bool:
     text = " ".join(alt.split())
     if not text or _FILE.fullmatch(text) or _ADDRESS.fullmatch(text) or _CAMERA.fullmatch(text):
         return False
-    said = [word for word in re.findall(r"[^\W_]+", text.casefold()) if not word.isdigit()]
-    return any(word not in _GENERIC and (len(word) > 1 or not word.isascii()) for word in said)
+    words = [word for word in split_words(text) if not word.isdigit()]
+    return any(word not in _GENERIC and (len(word) > 1 or not word.isascii()) for word in words)

@@ -1,10 +1,11 @@
-"""Sentences and words of English text: one splitter and one tokenizer, each with three named styles.
+"""Sentences and words of English text: one splitter and one tokenizer, with named styles.
 
 The styles differ where published numbers depend on the cut, and only there:
 
 - "prose" is the default. Length filters, sampled training sentences and the rewriters of captions use it.
 - "treebank" is what the CLOC recipe for noun phrases was published with: NLTK's word tokenizer on naive sentences.
 - "clauses" is what the rule-based splitter of assertions counts: quoted text stays whole, end marks are not content.
+- "letters" (words only) names the built-in images, whose tables and splits are published: ASCII letters alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Style = Literal["prose", "treebank", "clauses"]
+WordStyle = Literal["prose", "treebank", "clauses", "letters"]
 
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof st mt ft no nos vs etc inc ltd co corp dept approx est fig figs jr sr gen col lt capt sgt rev "
@@ -85,6 +87,7 @@ _CONTRACTIONS = frozenset(("cannot", "d'ye", "d’ye", "gimme", "gonna", "gotta"
 _CLAUSE_TOKEN = re.compile(
     r"\"[^\"]*\"|“[^”]*”|[A-Za-z](?:\.[A-Za-z])+\.?|\d+(?:[.,:]\d+)*%?|\w+(?:['’\-]\w+)*|[.,;:!?()]|\S"
 )
+_LETTERS = re.compile(r"[a-z]+(?:'[a-z]+)?")
 _PROSE_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 
 
@@ -119,8 +122,8 @@ def split_sentences(text: str, *, style: Style = "prose") -> list[str]:
     return [sentence for sentence in sentences if (re.search(r"\w", sentence) if rules.content_only else sentence)]
 
 
-def split_words(text: str, *, style: Style = "prose") -> list[str]:
-    """The words of a text: case-folded and without marks as prose, tokens with marks in the other styles.
+def split_words(text: str, *, style: WordStyle = "prose") -> list[str]:
+    """The words of a text: as "prose" and "letters" in lower case without marks, else tokens with marks.
 
     >>> split_words("The city's tower, 3.5 m high, isn't lit.")
     ['the', "city's", 'tower', '3', '5', 'm', 'high', "isn't", 'lit']
@@ -128,9 +131,14 @@ def split_words(text: str, *, style: Style = "prose") -> list[str]:
     ['the', 'city', "'s", 'tower', ',', '3.5', 'm', 'high', ',', 'is', "n't", 'lit', '.']
     >>> split_words('A sign says "no entry".', style="clauses")
     ['A', 'sign', 'says', '"no entry"', '.']
+    >>> split_words("redFire_truck2", style="letters")
+    ['red', 'fire', 'truck']
     """
     if style == "prose":
         return _PROSE_WORD.findall(text.casefold())
+    if style == "letters":
+        text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)  # file names in camel case
+        return _LETTERS.findall(text.replace("’", "'").lower())
     if style == "clauses":
         return _CLAUSE_TOKEN.findall(text)
     # The cases of the Penn Treebank that captions have, so that noun phrases need no extra; a test compares with NLTK.

@@ -40,7 +40,7 @@ from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import CACHE, pretrain
 from foveate.records.collection import Collection
 from foveate.records.images import decode
-from foveate.records.sentences import sentences
+from foveate.records.text import split_sentences
 from foveate.records.thumbnails import save_thumbnail
 from foveate.vision.localizer.folder import load_model
 
@@ -145,7 +145,7 @@ def _written(
 
 def says_again(kind: str, caption: str) -> bool:
     """Whether a caption repeats itself. Dense ones name each thing often: of them only whole sentences count."""
-    told = [sentence.casefold() for sentence in sentences(caption)]
+    told = [sentence.casefold() for sentence in split_sentences(caption)]
     return len(set(told)) < len(told) or (kind != "dsc_plus" and repeats(caption))
 
 

@@ -21,7 +21,7 @@ from foveate.core.errors import UserError, choose
 from foveate.records.alt_texts import ALT_KINDS
 from foveate.records.collection import Collection
 from foveate.records.current import holds
-from foveate.records.sentences import sentences
+from foveate.records.text import split_sentences
 from foveate.training.mixture import FORMATS, MixtureSampler
 
 Combine = Literal["none", "concat", "fuse", "part", "uniform"]
@@ -79,7 +79,7 @@ class TextRule:
             return None
         text = _one_of(texts[kind], "text", seed, epoch, key)
         if self.combine == "part" and kind in _SYNTHETIC:
-            return Drawn(kind, _one_of(sentences(text) or [text], "sentence", seed, epoch, key))
+            return Drawn(kind, _one_of(split_sentences(text) or [text], "sentence", seed, epoch, key))
         if self.combine == "concat" and kind in _SYNTHETIC and texts.get(ALT):
             return Drawn(f"alt+{kind}", joined(_one_of(texts[ALT], "alt", seed, epoch, key), text))
         return Drawn(kind, text)
@@ -101,7 +101,7 @@ class TextRule:
             for text in own:
                 yield text
                 if self.combine == "part" and kind in _SYNTHETIC:
-                    yield from sentences(text)
+                    yield from split_sentences(text)
                 if self.combine == "concat" and kind in _SYNTHETIC:
                     yield from (joined(alt, text) for alt in texts.get(ALT, ()))
 

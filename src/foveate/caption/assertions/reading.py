@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from foveate.caption.assertions.truth import grounds, names, vocabulary
 from foveate.records.builtin import phrases
+from foveate.records.text import split_words
 
 NUMBERS = {word: number for number, word in enumerate("zero one two three four five six seven eight nine".split())}
 # Longest first: "to the left of" holds "left of".
@@ -101,7 +102,7 @@ def read(assertion: str, scene_words: frozenset[str] = frozenset()) -> Reading:
     reading = Reading()
     reading.written = [first or second for first, second in _QUOTED.findall(assertion) if (first or second).strip()]
     plain = _DIGIT.sub(lambda found: list(NUMBERS)[int(found.group(1))], _QUOTED.sub(" ", assertion))
-    words = phrases.words(plain)
+    words = split_words(plain, style="letters")
     reading.negated = len(words) > 2 and words[0] == "there" and words[2] == "no"
     reading.ground_kinds = [_GROUND_KINDS[kind] for kind in _GROUND_KIND.findall(plain.lower())]
     place, waiting = 0, ""

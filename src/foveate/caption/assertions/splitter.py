@@ -18,43 +18,11 @@ from collections.abc import Iterable, Sequence
 
 from foveate.caption.assertions import words as classes
 from foveate.caption.assertions.words import Tagger
+from foveate.records.text import split_sentences, split_words
 
 NAME = "rules-1"
-_ABBREVIATIONS = frozenset(
-    "dr mr mrs ms prof st jr sr vs etc e.g i.e approx inc ltd co corp mt ave blvd dept est p.m a.m".split()
-)
-_BEFORE_NUMBERS = frozenset({"no", "fig", "vol"})
-_TOKEN = re.compile(
-    r"\"[^\"]*\"|“[^”]*”|[A-Za-z](?:\.[A-Za-z])+\.?|\d+(?:[.,:]\d+)*%?|\w+(?:['’\-]\w+)*|[.,;:!?()]|\S", re.UNICODE
-)
-_ENDS = re.compile(r"([.!?;]+)([\"”')\]]*)(\s+|$)")
 _JOINTS = frozenset({"and", "but", "while", ","})
 _IT = frozenset({"it", "they"})
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a text without their end marks; line breaks end a sentence, too."""
-    found = []
-    for line in text.splitlines():
-        start = 0
-        for end in _ENDS.finditer(line):
-            before = line[start : end.start()].rsplit(None, 1)
-            last = before[-1].lower().lstrip("(\"“'") if before else ""
-            more = line[end.end() :]
-            # "U.S." ends a sentence only where the next word starts with a capital letter.
-            initials = re.fullmatch(r"(?:[a-z]\.)*[a-z]", last) is not None and end.group(1) == "."
-            if line[start : end.start()].count('"') % 2:  # inside what is quoted
-                continue
-            if end.group(1) == "." and last in _BEFORE_NUMBERS and more[:1].isdigit():
-                continue
-            if end.group(1) == "." and more and (last in _ABBREVIATIONS or (initials and not more[:1].isupper())):
-                continue
-            if initials and len(last) == 1 and more and last not in ("a", "i"):  # "J. Miller"
-                continue
-            found.append(line[start : end.start()] + (end.group(2) if end.group(2) != ")" else ""))
-            start = end.end()
-        found.append(line[start:])
-    return [sentence.strip() for sentence in found if re.search(r"\w", sentence)]
 
 
 def folded(text: str) -> str:
@@ -73,8 +41,8 @@ def split(text: str, *, tagger: Tagger | None = None) -> list[str]:
     """
     found: dict[str, str] = {}
     subject = ""
-    for sentence in sentences(text):
-        for clause in _clauses(_TOKEN.findall(sentence), tagger):
+    for sentence in split_sentences(text, style="clauses"):
+        for clause in _clauses(split_words(sentence, style="clauses"), tagger):
             for parts in _parts(clause, tagger):
                 resolved = _resolve(parts, subject)
                 said = _joined(resolved)

@@ -13,6 +13,7 @@ from foveate.records.builtin import families, phrases
 from foveate.records.collection import Collection
 from foveate.records.scenes import drawn, photographs
 from foveate.records.scenes.scene import VISIBLE
+from foveate.records.text import split_words
 
 KIND = "scenes"  # the annotation table that a scene's truth is read from
 
@@ -112,4 +113,4 @@ def names(text: str) -> tuple[str, ...]:
     >>> names("Heart-shaped boxes")
     ('heart', 'shaped', 'box')
     """
-    return tuple(phrases.singular(word) for word in phrases.words(text))
+    return tuple(phrases.singular(word) for word in split_words(text, style="letters"))

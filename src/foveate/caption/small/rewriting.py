@@ -15,12 +15,11 @@ from typing import Protocol
 
 import foveate.caption.small.rewriters
 from foveate.caption.captioner import CaptionAnswer
-from foveate.caption.gates import words_of
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.recipe import CaptionDataSettings
 from foveate.core.errors import choose
 from foveate.records.builtin.phrases import singular
-from foveate.records.sentences import sentences
+from foveate.records.text import split_sentences, split_words
 
 # Words that say how an image is laid out or joined, not what is in it: a rewriter may use them without a source.
 FRAME_WORDS = frozenset(
@@ -79,7 +78,7 @@ def content_words(text: str) -> frozenset[str]:
     >>> sorted(content_words("Two red apples are on the left."))
     ['apple', 'red']
     """
-    words = {singular(word) for word in words_of(text) if word not in FRAME_WORDS}
+    words = {singular(word) for word in split_words(text) if word not in FRAME_WORDS}
     return frozenset(words - FRAME_WORDS)
 
 
@@ -101,7 +100,7 @@ def fuse(dsc: str, facts: Sequence[str], *, alt: str, most: int) -> str:
     Sentences that the AltText speaks of come right after the opening, those least related fall away where the facts
     need their room.
     """
-    opening, *others = sentences(dsc)
+    opening, *others = split_sentences(dsc)
     spoken = content_words(alt)
     others.sort(key=lambda sentence: not content_words(sentence) & spoken)
     added = [f"The picture is about {fact}." for fact in facts]

@@ -15,13 +15,14 @@ import pyarrow as pa
 
 from foveate.caption.answers import parse_caption, serialize
 from foveate.caption.captioner import CaptionAnswer
-from foveate.caption.gates import GATES, gate, words_of
+from foveate.caption.gates import GATES, gate
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.material import Material
 from foveate.caption.small.recipe import CaptionDataSettings
 from foveate.caption.small.rewriting import Rewriter, content_words, fuse, names_in, new_words
 from foveate.core import seeds
 from foveate.records.alt_texts import usable
+from foveate.records.text import split_words
 
 FORMAT_STAGE, ALIGN_STAGE = 1, 2
 EXACT = "exact"
@@ -193,7 +194,7 @@ def _afc(
 
 def _says(alt: str, fact: str) -> bool:
     """Whether an AltText has all words of a fact."""
-    return set(words_of(fact)) <= set(words_of(alt))
+    return set(split_words(fact)) <= set(split_words(alt))
 
 
 def _mismatched(material: Material, materials: Sequence[Material], draw: np.random.Generator) -> str:

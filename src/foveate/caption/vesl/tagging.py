@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import foveate.caption.vesl.taggers
-from foveate.caption.vesl import tokens as cut
 from foveate.caption.vesl.phrases import Phrases, PhraseSettings, clean_phrases, paper_phrases, without_generic
 from foveate.core.errors import choose
+from foveate.records.text import split_sentences
 
 
 class Tagger(Protocol):
@@ -48,7 +48,8 @@ class TaggerPhrases:
         self.name, self.version = tagger.name, tagger.version
 
     def __call__(self, text: str) -> Phrases:
-        tokens = [token for part in cut.sentences(text.lower()) for token in self.tagger.tokens(part)]
+        parts = split_sentences(text.lower(), style="treebank")
+        tokens = [token for part in parts for token in self.tagger.tokens(part)]
         if self.settings.recipe == "paper":
             tokens = without_generic(tokens)
             return paper_phrases(tokens, self.tagger.tags(tokens), most=self.settings.most)

@@ -26,6 +26,7 @@ from foveate.core.seeds import uniform
 from foveate.records.builtin import families as groups
 from foveate.records.builtin import phrases, tables
 from foveate.records.builtin.families import EMPTY_HEADS, PEOPLE_WORDS, VARIANT_WORDS, own_words
+from foveate.records.text import split_words
 
 SEED = 1
 UNSEEN_KIND_SHARE = 0.13  # of the families
@@ -41,7 +42,7 @@ def _uses() -> Counter[str]:
     uses: Counter[str] = Counter()
     for row in tables.rows("clipart"):
         texts = " ".join([row["title"], *row["keywords"], row["description"]])
-        uses.update({phrases.singular(word) for word in phrases.words(texts)})
+        uses.update({phrases.singular(word) for word in split_words(texts, style="letters")})
     return uses
 
 
@@ -120,13 +121,13 @@ def _hidden_names() -> dict[str, tuple[frozenset[str], ...]]:
 
 def names_unseen_thing(text: str) -> bool:
     """Whether a text has all the words of the name of an unseen thing, in any order."""
-    said = {phrases.singular(word) for word in phrases.words(text)}
+    said = {phrases.singular(word) for word in split_words(text, style="letters")}
     return any(name <= said for word in said for name in _hidden_names().get(word, ()))
 
 
 def names_unseen_kind(text: str) -> bool:
     """Whether a text has a word that names an unseen kind."""
-    return any(phrases.singular(word) in unseen_words() for word in phrases.words(text))
+    return any(phrases.singular(word) in unseen_words() for word in split_words(text, style="letters"))
 
 
 def mentions_unseen(text: str) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from foveate.records.builtin import phrases, tables
+from foveate.records.text import split_words
 
 _PEOPLE_CODES = {"1f468", "1f469", "1f9d1", "1f466", "1f467", "1f9d2", "1f474", "1f475", "1f9d3", "1f476"}
 _MARKS = {"200d", "fe0f", "2640", "2642", "27a1"}  # joiner, variation, female, male, facing right
@@ -71,7 +72,7 @@ def _code_key(unified: str) -> str:
 def _name_key(concept: str) -> str:
     """What a concept shares with others of its family: its head noun, or the words that tell it apart."""
     head = phrases.head_noun(concept)
-    kept = [phrases.singular(w) for w in phrases.words(concept) if w not in VARIANT_WORDS | PEOPLE_WORDS]
+    kept = [phrases.singular(w) for w in split_words(concept, style="letters") if w not in VARIANT_WORDS | PEOPLE_WORDS]
     if head in EMPTY_HEADS or head in PEOPLE_WORDS or not kept:
         return " ".join(kept) or head
     return head
@@ -104,7 +105,7 @@ def own_words(concept: str) -> frozenset[str]:
     (['glass', 'magnifying', 'pointing'], ['farmer'])
     """
     empty = VARIANT_WORDS | PEOPLE_WORDS | _NUMBERS | phrases.SPLITTERS
-    kept = {phrases.singular(word) for word in phrases.words(concept) if word not in empty}
+    kept = {phrases.singular(word) for word in split_words(concept, style="letters") if word not in empty}
     return frozenset(kept or {phrases.head_noun(concept)})
 
 

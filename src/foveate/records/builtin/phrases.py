@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from foveate.records.text import split_words
+
 # Unicode names that say something else than the image shows, or that nobody says.
 _EMOJI_RENAMED = {
     "heavy black heart": "red heart",
@@ -75,12 +77,6 @@ _STATES = frozenset("red green blue yellow black white purple orange pink grey g
 _SIDES = re.compile(r"\b(left|right|leftwards|rightwards|clockwise|facing)\b")
 
 
-def words(text: str) -> list[str]:
-    """Lower-case words; camel case, underscores and hyphens separate, digits and marks fall away."""
-    text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
-    return re.findall(r"[a-z]+(?:'[a-z]+)?", text.replace("’", "'").lower())
-
-
 def emoji_phrase(name: str) -> str:
     """The concept's name in lower case, with misleading Unicode names replaced and lists after a colon joined.
 
@@ -106,10 +102,12 @@ def ordinary_words(clipart: Iterable[dict[str, Any]], emoji: Iterable[dict[str, 
     users: dict[str, set[str]] = defaultdict(set)
     for row in clipart:
         for text in (row["title"], row["description"], *row["keywords"]):
-            for word in words(text):
+            for word in split_words(text, style="letters"):
                 users[word].add(row["creator"])
     common = {word for word, creators in users.items() if len(creators) >= 2 and len(word) >= 2}
-    return frozenset(common.union(*(words(row["name"]) for row in emoji))) - _OTHER_LANGUAGE_WORDS
+    return (
+        frozenset(common.union(*(split_words(row["name"], style="letters") for row in emoji))) - _OTHER_LANGUAGE_WORDS
+    )
 
 
 def clipart_phrase(row: dict[str, Any], vocabulary: frozenset[str]) -> str:
@@ -121,7 +119,7 @@ def clipart_phrase(row: dict[str, Any], vocabulary: frozenset[str]) -> str:
     title = re.sub(r"\(.*?\)", " ", row["title"])
     if not re.fullmatch(r"[A-Za-z'_ -]+[0-9]{0,2}", title.strip()):
         return ""
-    named = [word for word in words(title) if word not in _NOT_PART_OF_A_NAME]
+    named = [word for word in split_words(title, style="letters") if word not in _NOT_PART_OF_A_NAME]
     if not 1 <= len(named) <= 4 or len(named[-1]) < 3:
         return ""
     if any(word not in vocabulary or word in _NO_NAME_WORDS for word in named):
@@ -154,7 +152,7 @@ def head_noun(phrase: str) -> str:
     >>> head_noun("slice of pizza"), head_noun("four leaf clover"), head_noun("red apples")
     ('slice', 'clover', 'apple')
     """
-    named = words(phrase)
+    named = split_words(phrase, style="letters")
     for place, word in enumerate(named):
         if word in SPLITTERS and place > 0:
             return singular(named[place - 1])

@@ -6,8 +6,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from foveate.records.builtin.phrases import head_noun, singular, words
+from foveate.records.builtin.phrases import head_noun, singular
 from foveate.records.scenes.relations import Relation
+from foveate.records.text import split_words
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 _SAID = {"left of": "to the left of", "above": "above", "inside": "inside the outline of", "overlapping": "overlapping"}
@@ -28,7 +29,7 @@ class Thing:
 @functools.lru_cache(maxsize=16_384)
 def is_plural(phrase: str) -> bool:
     """Whether the head noun stands in the plural ("carrots", "clinking glasses")."""
-    named = words(phrase)
+    named = split_words(phrase, style="letters")
     return head_noun(phrase) not in named and any(singular(word) == head_noun(phrase) for word in named)
 
 
@@ -39,7 +40,7 @@ def with_article(phrase: str) -> str:
     >>> with_article("owl"), with_article("chopsticks"), with_article("unicorn face")
     ('an owl', 'chopsticks', 'a unicorn face')
     """
-    first = words(phrase)[0]
+    first = split_words(phrase, style="letters")[0]
     if is_plural(phrase) or first in _FIRST_WORDS_WITHOUT_ARTICLE or phrase in _NO_ARTICLE:
         return phrase
     vowel = phrase[0] in "aeiou" and not phrase.startswith(("uni", "eu", "one"))

@@ -11,6 +11,7 @@ import numpy as np
 from foveate.core.errors import choose
 from foveate.records.builtin import concepts, holdout, phrases, tables
 from foveate.records.builtin.cutouts import Cutout, load_cutouts
+from foveate.records.text import split_words
 
 SPLITS = ("train", "validation", "test")
 _FULL = 0.97  # an image that is opaque up to its edges is a tile, not a cut-out
@@ -66,7 +67,7 @@ def distractors(split: str) -> tuple[Cutout, ...]:
     for cutout in load_cutouts():
         if cutout.slice != "unnamed" or not cutout.subcategory.startswith(_STRANGE_FOLDERS):
             continue
-        says = {phrases.singular(word) for word in phrases.words(titles[cutout.id])}
+        says = {phrases.singular(word) for word in split_words(titles[cutout.id], style="letters")}
         if (holdout.split_of(cutout.id) == "test") == held_out and not says & known:
             found.append(cutout)
     return tuple(found)

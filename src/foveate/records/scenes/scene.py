@@ -17,13 +17,14 @@ from foveate.core.seeds import generator
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.builtin.concepts import SEEN, UNSEEN, UNSEEN_KIND
 from foveate.records.builtin.cutouts import Cutout
-from foveate.records.builtin.phrases import names_a_side, singular, words
+from foveate.records.builtin.phrases import names_a_side, singular
 from foveate.records.record import Caption
 from foveate.records.scenes import alt_text, language, pools
 from foveate.records.scenes.compose import Finish, Layer, compose, turned_layer
 from foveate.records.scenes.grounds import Ground, draw_ground
 from foveate.records.scenes.masks import mask_bounds
 from foveate.records.scenes.relations import Relation, relate
+from foveate.records.text import split_words
 
 UNSEEN_SHARE = 0.18  # of the objects of a test scene, and as many of unseen kinds
 VISIBLE = 0.5  # an object of which less is visible is left out of the regions
@@ -108,7 +109,7 @@ def plan_scene(rng: np.random.Generator, *, split: str, size: int) -> Plan:
     ground = draw_ground(rng, size=size, held_out=split == "test")
     members: list[tuple[Layer, Cutout | None, str]] = []
     things = _choose_things(rng, split, ground)
-    named = frozenset(singular(word) for cutout in things for word in words(cutout.name))
+    named = frozenset(singular(word) for cutout in things for word in split_words(cutout.name, style="letters"))
     for cutout in things:
         members.append((_cutout_layer(rng, cutout, size), cutout, ""))
     strangers = pools.distractors(split)
@@ -135,7 +136,7 @@ def _choose_things(rng: np.random.Generator, split: str, ground: Ground) -> list
     while len(chosen) < wanted:
         wanted_slice = _drawn_slice(rng) if split == "test" else SEEN
         cutout = pools.named(wanted_slice).draw(rng)
-        on_ground = {singular(word) for word in words(cutout.name)} & ground.shows
+        on_ground = {singular(word) for word in split_words(cutout.name, style="letters")} & ground.shows
         if not on_ground and all(cutout.family != other.family for other in chosen):
             chosen.append(cutout)
     if wanted < 5 and rng.random() < _REPEATED:

@@ -12,7 +12,7 @@ from foveate.caption.gates import GATES
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.recipe import CaptionDataSettings
 from foveate.caption.small.rewriting import Answers, content_words, written_sentence
-from foveate.records.sentences import sentences
+from foveate.records.text import split_sentences
 
 _SAME = 0.9  # captions whose words overlap more (Jaccard) say the same
 _DSC_TOKENS = 60
@@ -57,7 +57,7 @@ class Rules:
     def shortened(self, description: str) -> dict[str, str]:
         """ssc: the first sentence without what kind of image it is, and with two of the things it lists at most. dsc:
         as many sentences from the front as fit. dsc_plus: as many as its gate lets through."""
-        told = sentences(" ".join(description.split()))
+        told = split_sentences(" ".join(description.split()))
         if not told:
             return {}
         return {

@@ -7,9 +7,9 @@ what is kept is then largest.
 
 from __future__ import annotations
 
-from foveate.caption.vesl import tokens as cut
 from foveate.caption.vesl.phrases import Phrases, PhraseSettings, tidied, untidied
 from foveate.caption.vesl.words import GENERIC_WORDS, STOP_WORDS
+from foveate.records.text import split_sentences, split_words
 
 LONGEST = 3
 
@@ -24,8 +24,8 @@ class NGrams:
 
     def __call__(self, text: str) -> Phrases:
         found = []
-        for part in cut.sentences(text.lower()):
-            words = [word for word in cut.words(part) if word not in GENERIC_WORDS]
+        for part in split_sentences(text.lower(), style="treebank"):
+            words = [word for word in split_words(part, style="treebank") if word not in GENERIC_WORDS]
             for length in range(LONGEST, 0, -1):
                 for start in range(len(words) - length + 1):
                     run = words[start : start + length]

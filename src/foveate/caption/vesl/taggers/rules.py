@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from foveate.caption.vesl import tokens as cut
 from foveate.caption.vesl.lexicon import (
     BASE_FORMS,
     CLOSED,
@@ -23,6 +22,7 @@ from foveate.caption.vesl.lexicon import (
 )
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import Tagger, TaggerPhrases
+from foveate.records.text import split_words
 
 _NUMBER = re.compile(r"[+-]?\d[\d.,:/%]*(?:st|nd|rd|th|s)?")
 _PUNCTUATION = re.compile(r"[^\w\s]+")
@@ -123,7 +123,7 @@ class RuleTagger(Tagger):
     name, version = "rules", "1"
 
     def tokens(self, sentence: str) -> list[str]:
-        return cut.words(sentence)
+        return split_words(sentence, style="treebank")
 
     def tags(self, tokens: Sequence[str]) -> list[str]:
         return tags_of(tokens)
