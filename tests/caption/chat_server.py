@@ -17,14 +17,14 @@ from typing import Any, Self
 SSC = "A {0} dog runs over wet grass in a park."
 DSC = (
     "A photograph of a {0} dog on wet grass. The dog has a red collar and a white patch on its chest. Behind it are "
-    "two trees and a low wall under a gray sky."
+    "two trees and a low wall under a grey sky."
 )
 PLUS = (
-    "A wide view from a low angle of a {0} dog that runs over wet green grass in the middle of the image. The dog "
+    "A wide view from a low angle of a {0} dog that runs over wet green grass in the middle of the picture. The dog "
     "has a red leather collar, a white patch on its chest and long brown ears. To the left stands a tall tree with a "
-    "thick trunk, and to the right a smaller one with yellow leaves. Behind the dog a low wall of gray stone goes from "
+    "thick trunk, and to the right a smaller one with yellow leaves. Behind the dog a low wall of grey stone goes from "
     'side to side. In front of the wall lies a blue ball beside a short stick. A sign on it says "no ball games". '
-    "Far behind the wall three roofs can be seen, two red and one black. The sky above is gray, with a small patch of "
+    "Far behind the wall three roofs can be seen, two red and one black. The sky above is grey, with a small patch of "
     "blue in the top left corner, and the light is soft and comes from the right."
 )
 
@@ -67,7 +67,7 @@ def image_of(body: dict[str, Any]) -> str:
 
 def good(body: dict[str, Any]) -> str:
     """A caption of the asked format that depends on the image alone."""
-    colors = ("red", "brown", "black", "white", "gray", "golden", "spotted", "small")
+    colors = ("red", "brown", "black", "white", "grey", "golden", "spotted", "small")
     color = colors[hashlib.sha256(image_of(body).encode()).digest()[0] % len(colors)]
     text = {"ssc": SSC, "shorten": SSC, "dsc_plus": PLUS, "lengthen": PLUS}.get(kind_of(body), DSC).format(color)
     return json.dumps({"caption": text})

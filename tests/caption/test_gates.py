@@ -115,9 +115,9 @@ def test_content() -> None:
     assert not copied("a car", "")
     assert not copied("A black car of 1967 on a road", "1967 Corvina GT coupe")
     prompt = prompt_for("dsc").text
-    assert leaks("Describe this image in 2 to 4 short sentences.", prompt)
+    assert leaks("Describe this picture in 2 to 4 short sentences.", prompt)
     assert leaks('A cat. "caption": "A cat."', prompt)
-    assert not leaks("An image of two short dogs that are under a bench.", prompt)
+    assert not leaks("A picture of two short dogs that are under a bench.", prompt)
     assert content_flags("Ein Hund steht auf der Wiese vor dem Haus", prompt=prompt) == ("non_english",)
     assert content_flags("Ein Hund steht auf der Wiese vor dem Haus", prompt=prompt, english=False) == ()
 
@@ -152,7 +152,7 @@ def test_the_rule_for_other_languages(text: str, foreign: bool) -> None:
         ("P1010023", False),
         ("my summer holiday.png", True),
         ("image", False),
-        ("An image of the", False),
+        ("A picture of the", False),
         ("Stock photo 12", False),
         ("https://example.org/a b", True),
         ("https://example.org/a", False),

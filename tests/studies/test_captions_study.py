@@ -65,7 +65,7 @@ def test_names_judge_the_built_in_images() -> None:
     said = [
         "A drawing of a teapot",
         "A drawing of a penguin",
-        "The teapot is in the middle of the image",
+        "The teapot is in the middle of the picture",
         "It shines",
     ]
     assert judge_named(said, {"concept": "teapot"}) == [SUPPORTED, CONTRADICTED, SUPPORTED, UNVERIFIABLE]

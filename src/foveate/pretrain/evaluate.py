@@ -40,7 +40,7 @@ def evaluate(
     crops: bool = False,
     rules: Sequence[str] = ("head", "candidates"),
     classes: str | None = None,
-    templates: Sequence[str] = ("an image of {}",),
+    templates: Sequence[str] = ("a picture of {}",),
     text_kind: str | None = None,
     seed: int = 0,
     limit: int | None = None,

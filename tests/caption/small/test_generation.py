@@ -225,7 +225,7 @@ def test_tokens_are_lossless_and_prompts_have_their_places() -> None:
 
 
 def test_names_of_regions_are_one_token_and_lossless() -> None:
-    texts = ["An image of a grinning face with smiling eyes on a ground.", "There is a red apple.", "a cartoon"] * 3
+    texts = ["A picture of a grinning face with smiling eyes on a ground.", "There is a red apple.", "a cartoon"] * 3
     phrases = ["grinning face", "grinning face with smiling eyes", "red apple", "car"] * 2 + ["a ground"]
     tokens = CaptionTokens.train(texts, vocabulary=400, phrases=phrases)
     assert tokens.names == {"grinning face", "grinning face with smiling eyes", "red apple"}, "cartoon begins with car"

@@ -68,7 +68,7 @@ def test_a_third_of_the_alt_texts_is_noise_that_the_target_ignores() -> None:
             key=f"k{number}",
             source="test",
             formats={
-                "dsc": f"An image of a {name}. The {name} is in the middle of the image. The background is plain."
+                "dsc": f"A picture of a {name}. The {name} is in the middle of the picture. The background is plain."
             },
             alt=name,
             alt_clean=True,
@@ -88,7 +88,7 @@ def test_a_third_of_the_alt_texts_is_noise_that_the_target_ignores() -> None:
 
 
 def test_what_an_alt_text_names_comes_first_in_its_afc() -> None:
-    told = "An image of a {}. There is a {}. The background is drawn."
+    told = "A picture of a {}. There is a {}. The background is drawn."
     material = Material(
         row=0,
         key="k",
@@ -146,10 +146,10 @@ def test_names_of_an_alt_text_are_kept_exactly() -> None:
     assert names_in("the old market of Brennau, 1967", ["An old market."]) == ("Brennau", "1967")
     assert names_in("Red Apple On A Plate", ["An apple."]) == ()
     assert names_in("a market", ["A market."]) == ()
-    text = fuse("An image of a dog. There is a ball. The sky is gray.", ["Port Ellery"], alt="gray sky", most=75)
-    assert text == "An image of a dog. The sky is gray. There is a ball. The picture is about Port Ellery."
-    short = fuse("An image of a dog. There is a ball. The sky is gray.", ["Port Ellery"], alt="", most=20)
-    assert short == "An image of a dog. There is a ball. The picture is about Port Ellery."
+    text = fuse("A picture of a dog. There is a ball. The sky is grey.", ["Port Ellery"], alt="grey sky", most=75)
+    assert text == "A picture of a dog. The sky is grey. There is a ball. The picture is about Port Ellery."
+    short = fuse("A picture of a dog. There is a ball. The sky is grey.", ["Port Ellery"], alt="", most=20)
+    assert short == "A picture of a dog. There is a ball. The picture is about Port Ellery."
 
 
 def test_own_caption_kinds_make_both_stages(tiny_collection: Path) -> None:
