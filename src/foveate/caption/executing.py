@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Executor:
     least every second. When `stopping()` is true it takes no new images and ends once what is in flight is done.
     UserError from it says that the run cannot go on; what it yielded before stands."""
 
-    run: Callable[[Job, Worklist, Captioner, Callable[[], bool]], AsyncIterator[list[Any]]]
+    run: Callable[[Job, Worklist, Captioner, Callable[[], bool]], AsyncGenerator[list[Any], None]]
     note: str = ""
 
 

@@ -7,11 +7,12 @@ kill loses at most the part that was not written, and the repeated command asks 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from foveate.core.progress import Meter
 from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder
 from foveate.records import tables
+from foveate.records.annotate import PartWriter, write_stream
 from foveate.records.appending import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.quarantine import Quarantine
@@ -126,13 +128,14 @@ def caption(
         listed = worklist(opened, asking)
         plain = backend_settings.model_dump(mode="json")
         job = Job(opened.path, asking, plain, uuid.uuid4().hex[:12], tokenizer, workers, processes)
-        writer = _Writer(appender, run, settings, listed, source=f"captioner {backend}")
+        writer = _RunWriter(appender, run, settings, listed, source=f"captioner {backend}")
         # The page's thumbnails are made while answers are waited for.
         aside = ThreadPoolExecutor(1, thread_name_prefix="page")
         with aside, StopRequest() as stop, Meter("captions", listed.todo) as meter:
             images = aside.submit(example_images, opened, listed, run.path)
             writer.meter = meter
-            failure = asyncio.run(_drive(chosen.run, job, listed, captioner, writer, lambda: bool(stop.signal_name)))
+            stream = chosen.run(job, listed, captioner, lambda: bool(stop.signal_name))
+            failure = asyncio.run(_write(stream, captioner, writer))
         stopped = stop.signal_name is not None
         total = sum(counts.total for counts in listed.counts.values())
         made = made_by(opened.path, captioner.model, settings.formats, total=total)
@@ -160,6 +163,15 @@ def caption(
     return Done(result, stopped, failure)
 
 
+async def _write(
+    stream: AsyncGenerator[list[Outcome], None], captioner: Captioner, writer: _RunWriter
+) -> UserError | None:
+    try:
+        return await write_stream(writer.counted(stream), writer.parts)
+    finally:
+        await captioner.close()
+
+
 def plan(
     collection: Path, settings: CaptionSettings, *, backend: str, backend_settings: Settings
 ) -> tuple[Worklist, dict[str, Any]]:
@@ -171,6 +183,17 @@ def plan(
     return listed, estimate(listed)
 
 
+def _split_rows(outcomes: Sequence[Outcome]) -> dict[str, list[dict[str, object]]]:
+    captions, errors = list[dict[str, object]](), list[dict[str, object]]()
+    for outcome in outcomes:
+        details = json.dumps(outcome.details, ensure_ascii=False, separators=(",", ":"))
+        if outcome.status == ERROR:
+            errors.append(error_row(outcome, details))
+        elif outcome.status != SKIPPED:
+            captions.append(caption_row(outcome, details))
+    return {"captions": captions, "caption_errors": errors}
+
+
 def _opened(
     found: Backend, collection: Collection, settings: CaptionSettings, backend: str, backend_settings: Settings
 ) -> tuple[Captioner, Asking]:
@@ -178,58 +201,36 @@ def _opened(
     return captioner, Asking(settings, backend, captioner.model, captioner.revision)
 
 
-async def _drive(
-    run: Callable[..., Any],
-    job: Job,
-    listed: Worklist,
-    captioner: Captioner,
-    writer: _Writer,
-    stopping: Callable[[], bool],
-) -> Exception | None:
-    """Run the executor and write what comes; returns the UserError that ended it early, if one did.
-
-    What came in is written whatever happens, a full disk excepted.
-    """
-    failure: Exception | None = None
-    try:
-        stream = run(job, listed, captioner, stopping)
-        try:
-            async for outcomes in stream:
-                writer.take(outcomes)
-                if writer.due:
-                    await asyncio.to_thread(writer.flush)
-        except UserError as error:
-            failure = error
-        finally:
-            await stream.aclose()
-        await asyncio.to_thread(writer.flush)
-    finally:
-        await captioner.close()
-    return failure
-
-
-class _Writer:
-    """Rows that wait for their part, and the counts of those that came."""
+class _RunWriter:
+    """Writes the rows of a run in parts, counts its results by format and shows the progress."""
 
     def __init__(
         self, appender: AnnotationAppender, run: RunFolder, settings: CaptionSettings, listed: Worklist, *, source: str
     ) -> None:
         self._appender, self._run, self._settings, self._listed = appender, run, settings, listed
         self._provenance = Provenance(source=source, model=listed.asking.model)
-        self._waiting: list[Outcome] = []
-        self._flushed = time.monotonic()
+        self.parts = PartWriter(
+            appender,
+            self._provenance,
+            _split_rows,
+            max_results=settings.rows_per_part,
+            max_seconds=settings.seconds_per_part,
+            on_part=self._finish_part,
+        )
         self.tallies = {kind: Tally() for kind in settings.formats}
         for kind, counts in listed.counts.items():
             self.tallies[kind].skipped.update({"done": counts.done, "final error earlier": counts.final_errors})
         self.meter: Meter | None = None
 
-    def take(self, outcomes: Sequence[Outcome]) -> None:
-        """Remember outcomes until the next part."""
-        self._waiting += outcomes
-        for outcome in outcomes:
-            self.tallies[outcome.kind].add(outcome)
-        if self.meter is not None and outcomes:
-            self.meter.advance(len(outcomes), note=self._note())
+    async def counted(self, stream: AsyncGenerator[list[Outcome], None]) -> AsyncGenerator[list[Outcome], None]:
+        """Pass on what an executor yields, counted."""
+        async with contextlib.aclosing(stream):
+            async for outcomes in stream:
+                for outcome in outcomes:
+                    self.tallies[outcome.kind].add(outcome)
+                if self.meter is not None and outcomes:
+                    self.meter.advance(len(outcomes), note=self._note())
+                yield outcomes
 
     def _note(self) -> str:
         errors = sum(tally.errors.total() for tally in self.tallies.values())
@@ -239,26 +240,12 @@ class _Writer:
             f"{note}, cost {self.cost()['total']:.4f}" if self._settings.price_in or self._settings.price_out else note
         )
 
-    @property
-    def due(self) -> bool:
-        """Whether it is time for a part."""
-        late = time.monotonic() - self._flushed >= self._settings.seconds_per_part
-        return len(self._waiting) >= self._settings.rows_per_part or (late and bool(self._waiting))
-
-    def flush(self) -> None:
-        """Write what waits: captions, then errors, then the quarantine, each whole or not at all."""
-        waiting, self._waiting = self._waiting, []
-        seconds, self._flushed = time.monotonic() - self._flushed, time.monotonic()
-        if not waiting:
-            return
-        captions, errors = list[dict[str, object]](), list[dict[str, object]]()
-        quarantine = None
-        for outcome in waiting:
-            details = json.dumps(outcome.details, ensure_ascii=False, separators=(",", ":"))
-            if outcome.status == ERROR:
-                errors.append(error_row(outcome, details))
-            elif outcome.status == SKIPPED:
-                quarantine = quarantine or Quarantine(self._appender.path)
+    def _finish_part(self, outcomes: Sequence[Outcome], seconds: float) -> None:
+        """Quarantine the images of a part that cannot be read, and add its line to usage.jsonl."""
+        unreadable = [outcome for outcome in outcomes if outcome.status == SKIPPED]
+        if unreadable:
+            quarantine = Quarantine(self._appender.path)
+            for outcome in unreadable:
                 quarantine.add(
                     outcome.key,
                     outcome.error,
@@ -268,22 +255,14 @@ class _Writer:
                     position=-1,
                     created=tables.now(),
                 )
-            else:
-                captions.append(caption_row(outcome, details))
-        self._appender.append("captions", captions, self._provenance) if captions else None
-        self._appender.append("caption_errors", errors, self._provenance) if errors else None
-        quarantine.save() if quarantine is not None else None
-        self._log(waiting, seconds)
-
-    def _log(self, outcomes: Sequence[Outcome], seconds: float) -> None:
-        """One line of usage.jsonl per part."""
-        asked = [outcome for outcome in outcomes if outcome.status != SKIPPED]
+            quarantine.save()
+        requested = [outcome for outcome in outcomes if outcome.status != SKIPPED]
         row = {
             "time": tables.now(),
             "seconds": round(seconds, 3),
-            "requests": len(asked),
-            "errors": sum(outcome.status == ERROR for outcome in asked),
-            **{name: sum(o.details[name] for o in asked) for name in ("attempts", "tokens_in", "tokens_out")},
+            "requests": len(requested),
+            "errors": sum(outcome.status == ERROR for outcome in requested),
+            **{name: sum(o.details[name] for o in requested) for name in ("attempts", "tokens_in", "tokens_out")},
         }
         with (self._run.path / "usage.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -25,6 +25,7 @@ from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings
 from foveate.records import tables
 from foveate.records.alt_texts import ALT_KINDS, usable
+from foveate.records.annotate import completed_requests
 from foveate.records.appending import Names, read_parts
 from foveate.records.collection import Collection
 
@@ -230,12 +231,9 @@ def worklist(collection: Collection, asking: Asking) -> Worklist:
     if not len(rows):
         where = "" if settings.split is None else f" in the split '{settings.split}'"
         raise UserError(f"the collection {collection.name!r} has no images{where}")
-    captioned, refused = Names(), Names()
-    for part in read_parts(collection.path, "captions", ["request"]):
-        captioned.update(request for request in part["request"].to_pylist() if request)
+    captioned, refused = completed_requests(collection.path, "captions"), Names()
     if not settings.retry_errors:
-        for part in read_parts(collection.path, "caption_errors", ["request", "final"]):
-            refused.update(part.filter(part["final"])["request"].to_pylist())
+        refused = completed_requests(collection.path, "caption_errors", where={"final": True})
     keys = pa.array(collection.keys, pa.string())
     alts = AltTexts(collection.path, keys, settings.alt_kinds)
     counts = {kind: Counts() for kind in settings.formats}

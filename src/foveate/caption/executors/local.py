@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from foveate.caption.asking import Outcome, ask, unreadable
@@ -28,7 +28,7 @@ _Request = tuple[Todo, str, Prepared]
 
 async def outcomes(
     job: Job, worklist: Worklist, captioner: Captioner, stopping: Callable[[], bool]
-) -> AsyncIterator[list[Outcome]]:
+) -> AsyncGenerator[list[Outcome], None]:
     """See `Executor`."""
     flow = _Flow(job, worklist, captioner, stopping)
     tasks = [asyncio.create_task(flow.feed())]

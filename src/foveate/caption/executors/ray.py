@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -32,7 +32,7 @@ _TICK_SECONDS = 0.5
 
 async def outcomes(
     job: Job, worklist: Worklist, captioner: Captioner, stopping: Callable[[], bool]
-) -> AsyncIterator[list[Outcome]]:
+) -> AsyncGenerator[list[Outcome], None]:
     """See `Executor`."""
     ray = _ray()
     if not worklist.todo:

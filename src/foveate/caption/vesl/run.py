@@ -37,6 +37,7 @@ from foveate.caption.vesl.work import (
 from foveate.core.progress import say, track
 from foveate.core.recipes import Settings
 from foveate.core.version import code_revision
+from foveate.records.annotate import PartWriter, write_results
 from foveate.records.appending import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
@@ -174,15 +175,17 @@ def label_regions(
         before = len(run.rows) - len(run.todo)
         if before:
             say(f"{before} of {len(run.rows)} images were labeled by this recipe before")
-        writer = _Writer(appender, run)
+        tally = _Tally()
+        writer = PartWriter(
+            appender,
+            Provenance(pseudo_source(run.detector.name), run.detector.model, run.hash),
+            _split_rows,
+            max_results=_IMAGES_PER_PART,
+            max_seconds=_SECONDS_PER_PART,
+            on_part=tally.add,
+        )
         with StopRequest() as stop:
-            starts = range(0, len(run.todo), batch)
-            for start in track(starts, description=f"labeling, {batch} images at a time"):
-                for one in _label(run, run.todo[start : start + batch], workers):
-                    writer.add(one)
-                if stop.signal_name:
-                    break
-            writer.flush()
+            write_results(_label_all(run, batch, workers, stop), writer)
         stopped = stop.signal_name is not None
     result = {
         "kind": "regions",
@@ -196,10 +199,10 @@ def label_regions(
         "recipe_hash": run.hash,
         "images": len(run.rows),
         "done_before": before,
-        "status": {name: writer.counts[name] + run.done.status[name] for name in STATUSES},
-        "regions": writer.regions + run.done.regions,
-        "thin": writer.thin + run.done.thin,
-        "regions_new": writer.regions,
+        "status": {name: tally.status[name] + run.done.status[name] for name in STATUSES},
+        "regions": tally.regions + run.done.regions,
+        "thin": tally.thin + run.done.thin,
+        "regions_new": tally.regions,
         "seconds": round(time.monotonic() - began, 2),
         "stopped": stopped,
         "code": code_revision(),
@@ -246,6 +249,13 @@ def plan(
         "phrases_per_image": round(float(np.mean([len(one) for one in with_phrases])), 2) if with_phrases else 0.0,
         "examples": [{"text": " ".join(said.texts)[:200], "phrases": phrases} for said, phrases in found[:3]],
     }
+
+
+def _label_all(run: Opened, batch: int, workers: int, stop: StopRequest) -> Iterator[Labeled]:
+    for start in track(range(0, len(run.todo), batch), description=f"labeling, {batch} images at a time"):
+        yield from _label(run, run.todo[start : start + batch], workers)
+        if stop.signal_name:
+            return
 
 
 def _label(run: Opened, rows: Sequence[int], workers: int) -> Iterator[Labeled]:
@@ -331,42 +341,32 @@ def _labeled(run: Opened, image: Shown, said: Said, phrases: list[str], found: F
     return Labeled(image.key, status, said.kind, len(phrases), found.thin, regions=rows)
 
 
-class _Writer:
-    """Gathers what was labeled and writes it in parts, regions before statuses."""
+class _Tally:
+    """Counts of what a run labeled."""
 
-    def __init__(self, appender: AnnotationAppender, run: Opened) -> None:
-        self._appender, self._run = appender, run
-        self._waiting: list[Labeled] = []
-        self._since = time.monotonic()
-        self.counts: Counter[str] = Counter()
+    def __init__(self) -> None:
+        self.status: Counter[str] = Counter()
         self.regions = self.thin = 0
 
-    def add(self, one: Labeled) -> None:
-        self._waiting.append(one)
-        if len(self._waiting) >= _IMAGES_PER_PART or time.monotonic() - self._since > _SECONDS_PER_PART:
-            self.flush()
+    def add(self, labels: Sequence[Labeled], seconds: float) -> None:
+        """Count a part once its rows are written."""
+        self.status.update(image.status for image in labels)
+        self.regions += sum(len(image.regions) + image.before for image in labels)
+        self.thin += sum(image.thin for image in labels)
 
-    def flush(self) -> None:
-        run, waiting = self._run, self._waiting
-        made = Provenance(pseudo_source(run.detector.name), run.detector.model, run.hash)
-        regions = [row for one in waiting for row in one.regions]
-        if regions:
-            self._appender.append("regions", regions, made)
-        statuses = [
-            {
-                "key": one.key,
-                "status": one.status,
-                "kind": one.kind,
-                "phrases": one.phrases,
-                "regions": len(one.regions) + one.before,
-                "thin": one.thin,
-                "detail": one.detail,
-            }
-            for one in waiting
-        ]
-        if statuses:
-            self._appender.append("region_status", statuses, made)
-        self.counts.update(one.status for one in waiting)
-        self.regions += len(regions) + sum(one.before for one in waiting)
-        self.thin += sum(one.thin for one in waiting)
-        self._waiting, self._since = [], time.monotonic()
+
+def _split_rows(labels: Sequence[Labeled]) -> dict[str, list[dict[str, object]]]:
+    statuses: list[dict[str, object]] = [
+        {
+            "key": image.key,
+            "status": image.status,
+            "kind": image.kind,
+            "phrases": image.phrases,
+            "regions": len(image.regions) + image.before,
+            "thin": image.thin,
+            "detail": image.detail,
+        }
+        for image in labels
+    ]
+    # Statuses last: an image with a status is never labeled again.
+    return {"regions": [row for image in labels for row in image.regions], "region_status": statuses}

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from foveate.caption.vesl.settings import RegionLabelSettings
 from foveate.core import seeds
 from foveate.core.errors import UserError, nearest
-from foveate.records.appending import read_parts
+from foveate.records.annotate import matching_parts
 from foveate.records.collection import Collection
 from foveate.records.current import current_captions
 from foveate.records.grouped import GroupedTable
@@ -86,21 +85,18 @@ def done_before(collection: Collection, recipe: str, wanted: Collection_[str]) -
     An image's regions are all in one part, so they are there or they are not.
     """
     done = Done()
-    for part in read_parts(collection.path, "region_status", ["key", "status", "regions", "thin", "recipe_hash"]):
-        for row in _of_recipe(part, recipe).to_pylist():
+    of_recipe = {"recipe_hash": recipe}
+    statuses = matching_parts(collection.path, "region_status", ["key", "status", "regions", "thin"], where=of_recipe)
+    for part in statuses:
+        for row in part.to_pylist():
             if row["key"] in wanted:
                 done.keys.add(row["key"])
                 done.status[row["status"]] += 1
                 done.regions += row["regions"]
                 done.thin += row["thin"]
-    for part in read_parts(collection.path, "regions", ["key", "recipe_hash"]):
-        keys = _of_recipe(part, recipe)["key"].to_pylist()
-        done.unfinished.update(key for key in keys if key in wanted and key not in done.keys)
+    for part in matching_parts(collection.path, "regions", ["key"], where=of_recipe):
+        done.unfinished.update(key for key in part["key"].to_pylist() if key in wanted and key not in done.keys)
     return done
-
-
-def _of_recipe(part: pa.Table, recipe: str) -> pa.Table:
-    return part.filter(pc.call_function("equal", [part["recipe_hash"], pa.scalar(recipe)]))
 
 
 def partner_of(rows: Sequence[int] | NDArray[np.int64], seed: int) -> dict[int, int]:
