@@ -24,11 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from batches import build_task, make_batch, reordered
 
-from foveate.pretrain.sharded import (
-    sharded_clip_loss,
-    sharded_grounding_loss,
-    sharded_region_text_loss,
-    sharded_sigmoid_loss,
+from foveate.pretrain.losses import (
+    clip_loss,
+    grounding_loss,
+    region_text_loss,
+    sigmoid_loss,
+    sigmoid_region_loss,
 )
 from foveate.training import distributed
 
@@ -62,30 +63,26 @@ def golden_inputs(dtype: torch.dtype) -> Values:
 
 
 def region_losses(values: Mapping[str, Tensor], *, loss: str, filter_name: str, chunk: int | None) -> Values:
-    """All that the loss says, and the sum of region loss and grounding under "loss"; both divisors are used."""
+    """The terms of the region losses, with the sum of region loss and grounding under "loss"; both divisors are used."""
     fixed: dict[str, Any] = {"normalize": "fixed", "M": 4, "N": 8}
-    found = sharded_region_text_loss(
-        values["z"],
-        values["t"],
-        values["scale"],
-        logit_bias=values["bias"] if loss == "sigmoid" else None,
-        filter=filter_name,
-        phrases=values["phrases"],
-        row_chunk=chunk,
-        **({} if filter_name == "exact" else fixed),
-    )
-    grounding = sharded_grounding_loss(values["box"], values["target"])
-    fixed_grounding = sharded_grounding_loss(values["box"], values["target"], **fixed)
-    parts = {"r2t": found.r2t, "t2r": found.t2r, "masked": found.masked_fraction, "grounding": grounding}
-    return {**parts, "fixed": fixed_grounding, "loss": found.loss.sum() + grounding + 2 * fixed_grounding}
+    options = {"filter": filter_name, "phrase_ids": values["phrases"], "row_chunk": chunk}
+    options |= {} if filter_name == "exact" else fixed
+    if loss == "sigmoid":
+        region = sigmoid_region_loss(values["z"], values["t"], values["scale"], logit_bias=values["bias"], **options)
+    else:
+        region = region_text_loss(values["z"], values["t"], values["scale"], **options)
+    grounding = grounding_loss(values["box"], values["target"])
+    fixed_grounding = grounding_loss(values["box"], values["target"], **fixed)
+    parts = {"r2t": region.r2t, "t2r": region.t2r, "masked": region.masked_fraction, "grounding": grounding}
+    return {**parts, "fixed": fixed_grounding, "loss": region.loss.sum() + grounding + 2 * fixed_grounding}
 
 
 def pair_losses(values: Mapping[str, Tensor], *, loss: str, chunk: int | None) -> Values:
     if loss == "sigmoid":
-        found = sharded_sigmoid_loss(values["image"], values["text"], values["scale"], values["bias"], row_chunk=chunk)
+        total = sigmoid_loss(values["image"], values["text"], values["scale"], values["bias"], row_chunk=chunk)
     else:
-        found = sharded_clip_loss(values["image"], values["text"], values["scale"], row_chunk=chunk)
-    return {"loss": found.sum()}
+        total = clip_loss(values["image"], values["text"], values["scale"], row_chunk=chunk)
+    return {"loss": total.sum()}
 
 
 def with_gradients(call: Callable[[Mapping[str, Tensor]], Values], values: Values) -> Values:

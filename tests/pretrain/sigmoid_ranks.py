@@ -1,4 +1,4 @@
-"""Run as a script by two processes: the sigmoid losses of a rank's part of a batch, gathered with gradient.
+"""Run as a script by two processes: the sigmoid losses of a rank's part of a batch.
 
     python sigmoid_ranks.py OUT
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from foveate.pretrain.sigmoid import sigmoid_loss, sigmoid_region_loss
+from foveate.pretrain.losses import sigmoid_loss, sigmoid_region_loss
 from foveate.training import distributed
 
 
@@ -36,10 +36,9 @@ def main() -> None:
         scale, bias = torch.tensor([10.0]).double(), torch.tensor([-10.0]).double()
         for leaf in (*leaves.values(), scale, bias):
             leaf.requires_grad_()
-        images, texts = (distributed.gather_with_grad(F.normalize(leaves[name], dim=-1)) for name in ("image", "text"))
-        regions = [distributed.gather_ragged_with_grad(leaves[name]) for name in ("z", "t")]
+        images, texts = (F.normalize(leaves[name], dim=-1) for name in ("image", "text"))
         pairs = sigmoid_loss(images, texts, scale, bias, row_chunk=3)
-        boxed = sigmoid_region_loss(*regions, scale, logit_bias=bias, filter="none").loss
+        boxed = sigmoid_region_loss(leaves["z"], leaves["t"], scale, logit_bias=bias, filter="none").loss
         (pairs + boxed).sum().backward()
         found = {"pairs": pairs.detach().reshape(1), "boxed": boxed.detach().reshape(1)}
         # DDP's mean over ranks, which touches the parameters; of the inputs each rank has its own rows.

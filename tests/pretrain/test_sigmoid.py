@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sigmoid_ranks import inputs
 
 from foveate.core.errors import UserError
-from foveate.pretrain.sigmoid import sigmoid_loss, sigmoid_region_loss
+from foveate.pretrain.losses import sigmoid_loss, sigmoid_region_loss
 from foveate.training.distributed import check_shardable
 from foveate.training.optimizer import parameter_table
 from naming import raises_naming
@@ -81,7 +81,7 @@ def test_duplicate_phrases_are_left_out(filter_name: str, row_chunk: int | None)
         made["scale"],
         logit_bias=made["bias"],
         filter=filter_name,
-        phrases=phrases,
+        phrase_ids=phrases,
         row_chunk=row_chunk,
     )
     z, t = F.normalize(made["z"], dim=-1), F.normalize(made["t"], dim=-1)
@@ -109,7 +109,7 @@ def test_no_region_and_the_fixed_divisor() -> None:
     by_regions = sigmoid_region_loss(made["z"], made["t"], made["scale"], **options)
     fixed = sigmoid_region_loss(made["z"], made["t"], made["scale"], **options, normalize="fixed", M=4, N=8)
     torch.testing.assert_close(by_regions.loss * 5, fixed.loss * 32)
-    with pytest.raises(UserError, match="duplicate filter"):
+    with raises_naming(UserError, "duplicate filter", "exakt", "exact"):
         sigmoid_region_loss(made["z"], made["t"], 10.0, logit_bias=-10.0, filter="exakt")
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.pretrain.losses import labeled_fraction, total_loss
-from foveate.pretrain.recipe import PretrainRecipe
-from foveate.pretrain.sharded import (
-    sharded_clip_loss,
-    sharded_grounding_loss,
-    sharded_region_text_loss,
-    sharded_sigmoid_loss,
+from foveate.pretrain.losses import (
+    RegionLoss,
+    clip_loss,
+    grounding_loss,
+    labeled_fraction,
+    region_text_loss,
+    sigmoid_loss,
+    sigmoid_region_loss,
+    total_loss,
 )
+from foveate.pretrain.recipe import PretrainRecipe
 from foveate.training.distributed import gather_with_grad
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, EmbeddingTask, Losses, Report
@@ -37,7 +41,7 @@ class PretrainTask(EmbeddingTask):
         assert isinstance(model.recipe, PretrainRecipe), "an opened folder has no recipe to train by"
         self.model, self.recipe = model, model.recipe
         self.settings = model.recipe.regions
-        self.most_regions = model.recipe.data.regions_per_image
+        self.max_regions = model.recipe.data.regions_per_image
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Not normalized: `image` and `text` [B, E]; with regions also `region` and `phrase` [R, E], and with a
@@ -71,29 +75,19 @@ class PretrainTask(EmbeddingTask):
         image_BE, text_BE = F.normalize(image_BE.float(), dim=-1), F.normalize(text_BE.float(), dim=-1)
         chunk = self.settings.row_chunk
         if self.recipe.loss == "sigmoid":
-            return sharded_sigmoid_loss(image_BE, text_BE, scale, self.model.logit_bias(), row_chunk=chunk)
-        return sharded_clip_loss(image_BE, text_BE, scale, row_chunk=chunk)
+            return sigmoid_loss(image_BE, text_BE, scale, self.model.logit_bias(), row_chunk=chunk)
+        return clip_loss(image_BE, text_BE, scale, row_chunk=chunk)
 
     def _with_regions(
         self, batch: Batch, embeddings: Mapping[str, Tensor], clip: Tensor, report: Report
     ) -> tuple[Losses, Report]:
         settings = self.settings
         counts_N, lost_N = gather_with_grad(torch.stack((batch["counts_B"], batch["lost_B"]), dim=1)).float().unbind(1)
-        fixed = {"normalize": settings.normalize, "M": self.most_regions, "N": len(counts_N)}
+        fixed: dict[str, Any] = {"normalize": settings.normalize, "M": self.max_regions, "N": len(counts_N)}
         grounding: Tensor | float = 0.0
         if "box" in embeddings:
-            grounding = sharded_grounding_loss(embeddings["box"].float(), batch["boxes_R4"].float(), **fixed)
-        region = sharded_region_text_loss(
-            embeddings["region"].float(),
-            embeddings["phrase"].float(),
-            self.model.region_logit_scale(),
-            logit_bias=self.model.region_logit_bias() if settings.loss == "sigmoid" else None,
-            filter=settings.filter,
-            threshold=settings.filter_threshold,
-            phrases=batch["phrase_ids_R"],
-            row_chunk=settings.row_chunk,
-            **fixed,
-        )
+            grounding = grounding_loss(embeddings["box"].float(), batch["boxes_R4"].float(), **fixed)
+        region = self._region_loss(batch, embeddings, **fixed)
         labeled = labeled_fraction(counts_N)
         total = total_loss(
             clip,
@@ -113,6 +107,20 @@ class PretrainTask(EmbeddingTask):
         if isinstance(grounding, Tensor):
             terms["grounding_loss"] = grounding
         return terms | {"loss": total}, report
+
+    def _region_loss(self, batch: Batch, embeddings: Mapping[str, Tensor], **fixed: Any) -> RegionLoss:
+        settings, model = self.settings, self.model
+        embedded = embeddings["region"].float(), embeddings["phrase"].float(), model.region_logit_scale()
+        options: dict[str, Any] = {
+            "filter": settings.filter,
+            "threshold": settings.filter_threshold,
+            "phrase_ids": batch["phrase_ids_R"],
+            "row_chunk": settings.row_chunk,
+            **fixed,
+        }
+        if settings.loss == "sigmoid":
+            return sigmoid_region_loss(*embedded, logit_bias=model.region_logit_bias(), **options)
+        return region_text_loss(*embedded, **options)
 
     def split(self, batch: Batch, parts: int) -> list[Batch]:
         """Neighboring images with their regions."""

@@ -198,22 +198,20 @@ def sum_with_grad(part: Tensor) -> Tensor:
     return part if _size() == 1 else _Sum.apply(part)
 
 
-def logsumexp_over_ranks(values: Tensor) -> Tensor:
-    """The logarithm of the sum over ranks of the exponentials of a tensor, without gradient; -inf on some ranks is
-    allowed, not on all."""
-    if _size() == 1:
-        return values.detach()
-    largest = values.detach().clone()
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return largest + all_sum((values - largest).exp()).log()
-
-
 def all_sum(value: float | Tensor) -> Tensor:
     """The sum of a number or tensor over ranks, without gradient (counts, divisors)."""
     total = torch.as_tensor(value).detach().clone()
     if _size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def all_max(value: Tensor) -> Tensor:
+    """The elementwise maximum of a tensor over ranks, without gradient."""
+    largest = value.detach().clone()
+    if _size() > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
 
 
 def mean_over_ranks(values: Mapping[str, float]) -> dict[str, float]:

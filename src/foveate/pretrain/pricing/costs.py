@@ -284,16 +284,13 @@ def loss_flops(
 def loss_bytes(*, images: int, regions: float, row_chunk: int | None, with_regions: bool, processes: int = 1) -> float:
     """Bytes of the float32 matrices of the losses that are alive at once in one process.
 
-    Whole matrices of a single process: five of N x N (logits, two log-softmax and their two gradients), then five of
-    R x R. Else four blocks of each, of at most `row_chunk` of the process's own rows; the blocks of the regions come
-    after those of the images were made and before they are freed.
+    At most four blocks of this process's rows of each matrix: logits, their gradient, and two while one is made. The
+    blocks of the regions come after those of the images were made and before they are freed.
     """
 
     def matrix(size: float) -> float:
-        own = size / processes
-        if row_chunk is None and processes == 1:
-            return 5 * 4.0 * own * size
-        return 4 * 4.0 * (own if row_chunk is None else min(row_chunk, own)) * size
+        rows = size / processes
+        return 4 * 4.0 * (rows if row_chunk is None else min(row_chunk, rows)) * size
 
     return matrix(images) + (matrix(regions) if with_regions else 0.0)
 
