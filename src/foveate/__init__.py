@@ -18,17 +18,17 @@ _LAZY = {
     "FederatedKMeans": "foveate.federated.estimators",
     "FederatedNeighborEmbedding": "foveate.federated.embedding.estimator",
     "Hit": "foveate.pretrain.searching.search",
-    "Location": "foveate.pretrain.verbs",
-    "Model": "foveate.pretrain.verbs",
+    "Location": "foveate.pretrain.api",
+    "Model": "foveate.pretrain.api",
     "PixelBox": "foveate.records.boxes",
     "PixelXYWH": "foveate.records.boxes",
     "Record": "foveate.records.record",
     "Region": "foveate.records.record",
-    "SearchIndex": "foveate.pretrain.verbs",
+    "SearchIndex": "foveate.pretrain.api",
     "UserError": "foveate.core.errors",
-    "open_index": "foveate.pretrain.verbs",
-    "open_model": "foveate.pretrain.verbs",
-    "search": "foveate.pretrain.verbs",
+    "open_index": "foveate.pretrain.api",
+    "open_model": "foveate.pretrain.api",
+    "search": "foveate.pretrain.api",
 }
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from foveate.federated.deep.estimator import FederatedDeepClustering
     from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
     from foveate.federated.estimators import FederatedKMeans
+    from foveate.pretrain.api import Location, Model, SearchIndex, open_index, open_model, search
     from foveate.pretrain.searching.search import Hit
-    from foveate.pretrain.verbs import Location, Model, SearchIndex, open_index, open_model, search
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
     from foveate.records.collection import Collection
     from foveate.records.record import Record, Region

@@ -16,9 +16,9 @@ import tiny
 from foveate.core.errors import UserError
 from foveate.metrics.intervals import Interval
 from foveate.pretrain import evaluate as module
-from foveate.pretrain.answers import Table, columns_of, merge_tables
 from foveate.pretrain.embed import Embedded, embed_collection, embed_images
 from foveate.pretrain.evaluate import baseline_boxes, better_rule, class_embeddings, evaluate
+from foveate.pretrain.metrics_table import Table, columns_of, merge_tables
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection

@@ -20,8 +20,8 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain.beside import read_regions
-from foveate.pretrain.exporting import export, staged
+from foveate.pretrain.export import export, staged
+from foveate.pretrain.region_files import read_regions
 from foveate.pretrain.train import build_model
 from foveate.records.geometry import View
 from foveate.vision.localizer.folder import save_model
@@ -401,7 +401,7 @@ def test_places_that_are_taken(folder: Path, tmp_path: Path) -> None:
 def test_a_failed_export_leaves_nothing(
     problem: type[BaseException], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from foveate.pretrain.export import open_clip as module
+    from foveate.pretrain.exporters import open_clip as module
 
     def fails(*_: object) -> list[str]:
         raise problem(28, "No space left on device")

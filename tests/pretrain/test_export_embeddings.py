@@ -16,8 +16,8 @@ from exported import opened, saved
 import tiny
 from foveate.core.errors import UserError
 from foveate.pretrain import embed
-from foveate.pretrain.export import embeddings
-from foveate.pretrain.exporting import export
+from foveate.pretrain.export import export
+from foveate.pretrain.exporters import embeddings
 from foveate.records.collection import Collection
 from foveate.vision.views import input_boxes, read
 from naming import raises_naming

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from exported import BOXES, METRICS, OWNERS, noise, opened, run_card, saved
 
 from foveate.core.errors import UserError
-from foveate.pretrain.exporting import export
+from foveate.pretrain.export import export
 from foveate.vision.lite0 import Lite0Encoder
 from naming import raises_naming
 

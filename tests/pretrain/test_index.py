@@ -17,9 +17,8 @@ from foveate.core.errors import UserError
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.searching import index as module
 from foveate.pretrain.searching import merge
-from foveate.pretrain.searching.fingerprint import fingerprint
 from foveate.pretrain.searching.index import build_index
-from foveate.pretrain.searching.index_folder import Description, read_rows
+from foveate.pretrain.searching.index_folder import Description, fingerprint, read_rows
 from foveate.pretrain.searching.search import Index
 from foveate.pretrain.train import build_model
 from foveate.records import layout, tables

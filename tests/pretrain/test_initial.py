@@ -21,7 +21,7 @@ from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.recipes import load
 from foveate.pretrain import train
-from foveate.pretrain.initial import resolved, start_from
+from foveate.pretrain.initialization import resolved, start_from
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import Pretrained, build_model, pretrain
 from foveate.records.collection import Collection

@@ -12,8 +12,7 @@ from PIL import Image
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain.locate import Located, locate
-from foveate.pretrain.seeing import read_image
+from foveate.pretrain.locate import Located, locate, read_image
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import PixelBox
 from foveate.records.geometry import View

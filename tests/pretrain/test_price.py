@@ -16,8 +16,7 @@ from foveate.core.recipes import load, recipe_names, recipe_path
 from foveate.pretrain.losses import clip_loss, region_text_loss
 from foveate.pretrain.pricing import costs
 from foveate.pretrain.pricing.hardware import hardware_of
-from foveate.pretrain.pricing.price import Layout, flops_per_image, memory_per_device, price
-from foveate.pretrain.pricing.price_words import lines
+from foveate.pretrain.pricing.price import Layout, flops_per_image, format_price, memory_per_device, price
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
@@ -141,7 +140,7 @@ def test_every_shipped_recipe_has_a_price(name: str) -> None:
     assert priced["device_days"] == pytest.approx(priced["days"] * priced["devices"])
     memory = dict(priced["memory_per_device"])
     assert memory.pop("total") == pytest.approx(sum(memory.values()))
-    assert all(isinstance(line, str) for line in lines(priced))
+    assert all(isinstance(line, str) for line in format_price(priced))
 
 
 def test_the_papers_recipes_have_the_papers_numbers() -> None:
@@ -192,13 +191,13 @@ def test_checkpointing_is_priced_where_there_is_a_switch() -> None:
     parts = plain["flops_per_image"]
     again = (parts["image tower"] + parts["caption"] + parts["phrases"]) * plain["samples"]
     assert chosen["flops_in_all"] - plain["flops_in_all"] == pytest.approx(again)
-    said = "\n".join(lines(plain))
+    said = "\n".join(format_price(plain))
     assert "image_encoder.checkpointing=true and text_encoder.checkpointing=true" in said
-    assert "checkpointing=true" not in "\n".join(lines(chosen))
+    assert "checkpointing=true" not in "\n".join(format_price(chosen))
     tour = price(load(PretrainRecipe, "tour"))
     assert tour["checkpointing"]["possible"] == []
     assert tour["memory_per_device_checkpointed"] == tour["memory_per_device"]["total"]
-    assert "checkpointing" not in "\n".join(lines(tour))
+    assert "checkpointing" not in "\n".join(format_price(tour))
 
 
 def test_what_does_not_fit_is_named_with_what_would() -> None:

@@ -13,7 +13,7 @@ import torch
 import tiny
 from foveate.core.errors import UserError
 from foveate.pretrain.embed import embed_collection
-from foveate.pretrain.exporting import export
+from foveate.pretrain.export import export
 from foveate.pretrain.pricing.price import price
 from foveate.pretrain.searching.index import build_index
 from foveate.pretrain.searching.index_folder import DESCRIPTION, Description

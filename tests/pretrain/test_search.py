@@ -18,13 +18,13 @@ from PIL import Image
 import foveate
 import tiny
 from foveate import Box, Hit, PixelBox, UserError
+from foveate.pretrain.api import Location, Model
 from foveate.pretrain.searching import faiss_backend
 from foveate.pretrain.searching.index import build_index
 from foveate.pretrain.searching.index_folder import Description
 from foveate.pretrain.searching.query import Query, embed_query
 from foveate.pretrain.searching.search import Index, search
 from foveate.pretrain.train import build_model
-from foveate.pretrain.verbs import Location, Model
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
 from foveate.vision.localizer.folder import save_model

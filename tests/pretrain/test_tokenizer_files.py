@@ -13,7 +13,7 @@ from exported import opened
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain.exporting import export
+from foveate.pretrain.export import export
 from foveate.pretrain.train import build_model
 from foveate.vision.localizer.folder import save_model
 from foveate.vision.open_clip.export import export_open_clip

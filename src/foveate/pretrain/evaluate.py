@@ -21,8 +21,8 @@ from foveate.metrics.classification import class_accuracies, nearest_class
 from foveate.metrics.grounding import SIZE_NAMES, grounding_scores, occurs_once, size_slices
 from foveate.metrics.intervals import bootstrap_statistic
 from foveate.metrics.retrieval import normalize, rank_positives_from_embeddings, within_group_accuracy
-from foveate.pretrain.answers import Table, columns_of
 from foveate.pretrain.embed import Embedded, embed_collection
+from foveate.pretrain.metrics_table import Table, columns_of
 from foveate.records.collection import Collection
 from foveate.records.tables import write_table
 from foveate.vision.localizer.asking import embed_phrases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,11 +11,54 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.pretrain.evaluate import baseline_boxes
-from foveate.pretrain.seeing import see
+from foveate.records.geometry import Placement, View
+from foveate.records.images import BadImage, check, decode
+from foveate.vision.encoder import ImageTokens
 from foveate.vision.localizer.asking import candidate_scores, embed_phrases, find
 from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.views import DECODE_FACTOR, placed, render
 
 RULES = ("head", "candidates")
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        UserError: when there is none.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image as the encoder has seen it; `width` and `height` in pixels after its EXIF rotation."""
+
+    tokens: ImageTokens
+    placement: Placement
+    width: int
+    height: int
+
+
+@torch.inference_mode()
+def encode_image_bytes(model: LocalizingModel, data: bytes) -> EncodedImage:
+    """Decodes and encodes one image.
+
+    Raises:
+        UserError: with the reason, when it cannot be read.
+    """
+    preprocess = model.image_encoder.preprocess
+    try:
+        info = check(data)
+        image = decode(data, longest_side=DECODE_FACTOR * preprocess.size)
+    except BadImage as problem:
+        raise UserError(f"the image cannot be read: {problem}") from problem
+    placement = placed(preprocess, image.size, View())
+    tokens = model.encode_image_tokens(render(preprocess, image, placement)[None])
+    return EncodedImage(tokens, placement, info.width, info.height)
 
 
 @dataclass(frozen=True)
@@ -55,8 +99,8 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
     chosen = rule or model.locate_rule
     if chosen not in available:
         raise UserError(f"rule '{chosen}': this model has {', '.join(available)}")
-    seen = see(model, image)
-    tokens, placement = seen.tokens, seen.placement
+    encoded = encode_image_bytes(model, image)
+    tokens, placement = encoded.tokens, encoded.placement
     index = torch.zeros(1, dtype=torch.int64, device=model.device)
     text_1E = embed_phrases(model, [phrase]).to(model.device)
     inside = {
@@ -74,8 +118,8 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
         rule=chosen,
         boxes={name: [round(float(value), 5) for value in box] for name, box in boxes.items()},
         scores=scores,
-        width=seen.width,
-        height=seen.height,
+        width=encoded.width,
+        height=encoded.height,
     )
 
 

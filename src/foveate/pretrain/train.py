@@ -21,7 +21,7 @@ from foveate.core.version import code_revision
 from foveate.pretrain.dataset import PretrainDataset
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.evaluate import better_rule, evaluate
-from foveate.pretrain.initial import resolved, start_from
+from foveate.pretrain.initialization import resolved, start_from
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.records.collection import Collection
@@ -62,7 +62,7 @@ def initial_weights_of(seed: int) -> Iterator[None]:
 
 def build_model(recipe: PretrainRecipe) -> LocalizingModel:
     """The model of a recipe before training; the same seed gives the same weights. Towers over trained weights have
-    these; a model folder that the recipe starts from is not loaded yet (`foveate.pretrain.initial.start_from`)."""
+    these; a model folder that the recipe starts from is not loaded yet (`foveate.pretrain.initialization.start_from`)."""
     with initial_weights_of(recipe.training.seed):
         return LocalizingModel(resolved(recipe))
 

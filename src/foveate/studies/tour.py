@@ -20,11 +20,11 @@ from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
 from foveate.core.version import __version__
 from foveate.metrics.intervals import seed_interval
-from foveate.pretrain.answers import merge_tables
 from foveate.pretrain.embed import Embedded, kept_features
 from foveate.pretrain.evaluate import evaluate
-from foveate.pretrain.gallery import sample_rows, write_samples
+from foveate.pretrain.metrics_table import merge_tables
 from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.samples import sample_rows, write_samples
 from foveate.pretrain.train import CACHE, VALIDATION, Pretrained, build_dataset, build_model, pretrain
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_tour_collection

@@ -56,7 +56,7 @@ def command(
       foveate doctor my-images --recipe cloc-vit-b16 --devices 8 --hardware h100-80gb
     """
     from foveate.core.recipes import load
-    from foveate.pretrain.checkup import examine, installation, words
+    from foveate.pretrain.doctor import examine, format_report, installation
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.records.collection import Collection
 
@@ -78,6 +78,6 @@ def command(
             seed=seed or 0,
             seconds=seconds,
         )
-    finish(result, words(result), {}, as_json=as_json)
+    finish(result, format_report(result), {}, as_json=as_json)
     if result["problems"]:
         sys.exit(1)

@@ -55,7 +55,7 @@ def command(
       foveate export runs/tour/cloc-seed0/model --to embeddings --collection runs/tour/collection
       foveate export my-images --to webdataset --out shards
     """
-    from foveate.pretrain.exporting import export
+    from foveate.pretrain.export import export
 
     folder, result, lines = export(
         source,

@@ -35,8 +35,8 @@ def command(
     """
     from foveate.core.recipes import load
     from foveate.core.runs import RunFolder
-    from foveate.pretrain.gallery import sample_rows, write_samples
     from foveate.pretrain.recipe import PretrainRecipe
+    from foveate.pretrain.samples import sample_rows, write_samples
     from foveate.records.collection import Collection
     from foveate.records.histograms import histograms, quarantine_examples
     from foveate.records.inspection import summarize

@@ -40,8 +40,7 @@ def command(
       foveate locate runs/tour/cloc/model holiday.jpg "a red boat"
     """
     from foveate.core.runs import RunFolder
-    from foveate.pretrain.locate import locate
-    from foveate.pretrain.seeing import read_image
+    from foveate.pretrain.locate import locate, read_image
     from foveate.records.thumbnails import save_thumbnail
     from foveate.report import render
     from foveate.vision.localizer.folder import load_model

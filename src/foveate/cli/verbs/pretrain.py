@@ -82,11 +82,10 @@ def command(
     pricing = {"devices": devices, "hardware": hardware, "samples": samples, "mfu": mfu}
     asked: dict[str, Any] = {name: value for name, value in pricing.items() if value is not None}
     if dry_run:
-        from foveate.pretrain.pricing.price import price
-        from foveate.pretrain.pricing.price_words import lines
+        from foveate.pretrain.pricing.price import format_price, price
 
         priced = price(resolved, collection=None if collection is None else Collection.open(collection), **asked)
-        finish(priced, lines(priced), {}, as_json=as_json)
+        finish(priced, format_price(priced), {}, as_json=as_json)
         return
     if asked:
         raise click.UsageError(f"--{next(iter(asked))} belongs to --dry-run")

@@ -76,10 +76,10 @@ def command(
     """
     from foveate.core.errors import UserError
     from foveate.core.runs import RunFolder
+    from foveate.pretrain.locate import read_image
     from foveate.pretrain.searching.query import Query
     from foveate.pretrain.searching.search import Index, search
     from foveate.pretrain.searching.search_result import write_search
-    from foveate.pretrain.seeing import read_image
     from foveate.report import render
 
     if pixels and box is None:

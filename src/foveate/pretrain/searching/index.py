@@ -25,7 +25,6 @@ from torch import Tensor
 from foveate.core.errors import UserError, choose
 from foveate.core.files import FolderLock, read_json
 from foveate.core.progress import say, track
-from foveate.pretrain.searching.fingerprint import fingerprint
 from foveate.pretrain.searching.index_folder import (
     BUILDING,
     DESCRIPTION,
@@ -37,6 +36,7 @@ from foveate.pretrain.searching.index_folder import (
     UNREADABLE,
     Description,
     Place,
+    fingerprint,
     new_vectors,
     read_rows,
     sweep,

@@ -12,6 +12,8 @@ before the run or after it, never in between.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tokenize
 from collections.abc import Iterator, Sequence
@@ -26,9 +28,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from foveate.core.errors import UserError
-from foveate.core.files import atomic_file, read_json, write_json_atomically
+from foveate.core.files import atomic_file, read_json, sha256_file, write_json_atomically
 from foveate.records.sources import ALL, OWN
 from foveate.records.tables import read_table
+from foveate.vision.localizer.folder import CONFIG, PREPROCESS, WEIGHTS
 
 KIND, FORMAT = "index", 1
 DESCRIPTION, QUARANTINE, BUILDING = "index.json", "quarantine.parquet", "building"
@@ -100,7 +103,7 @@ class Description:
     """The content of index.json.
 
     Attributes:
-        fingerprint: of the model (`foveate.pretrain.searching.fingerprint`). embed_dim: length E of the vectors.
+        fingerprint: of the model, see `fingerprint`. embed_dim: length E of the vectors.
         regions: which boxes are embedded. precision: "float32" or "float16", of the stored vectors.
         region_sources: whose regions are an image's own, as in `foveate.records.sources`.
         finished: no run is under way, or one that was stopped.
@@ -208,3 +211,27 @@ def sweep(folder: Path, description: Description) -> None:
     for place in (folder, folder / BUILDING):
         for path in place.glob(".*.tmp") if place.is_dir() else ():
             path.unlink()
+
+
+def fingerprint(folder: Path) -> str:
+    """The fingerprint of a model folder: 32 hexadecimal digits.
+
+    Its card, its metrics and the rule by which it locates phrases do not count: they change no embedding. Weights
+    that come with a package are named, with their hash, by the encoder's kind.
+
+    Raises:
+        UserError: when `folder` is no model folder.
+    """
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: not a model folder, it has no {CONFIG}")
+    config = read_json(folder / CONFIG)
+    recipe = config.get("recipe") if isinstance(config, dict) else None
+    if not isinstance(recipe, dict):
+        raise UserError(f"{folder / CONFIG}: field 'recipe' is missing")
+    built_of = {name: value for name, value in recipe.items() if name not in ("data", "training")}
+    try:
+        files = [sha256_file(folder / name) for name in (PREPROCESS, WEIGHTS)]
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file; the model folder is not complete") from error
+    content = json.dumps([built_of, *files], sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

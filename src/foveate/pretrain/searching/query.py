@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError, choose
+from foveate.pretrain.locate import EncodedImage, encode_image_bytes
 from foveate.pretrain.searching.index import unit
-from foveate.pretrain.seeing import Seen, see
 from foveate.records.boxes import Box, PixelBox
 from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
@@ -80,19 +80,19 @@ def typed_box(box: object) -> Box | PixelBox:
 
 
 @torch.inference_mode()
-def embed_boxes(model: LocalizingModel, seen: Seen, boxes: list[Box]) -> NDArray[np.float64]:
+def embed_boxes(model: LocalizingModel, encoded: EncodedImage, boxes: list[Box]) -> NDArray[np.float64]:
     """Unit-length embeddings [R, E] of boxes of an image.
 
     Raises:
         UserError: naming a box of which the encoder sees nothing.
     """
     corners_R4 = np.stack([box.to_array() for box in boxes])
-    inside_K4, kept_R = input_boxes(seen.placement, corners_R4, min_visible=0)
+    inside_K4, kept_R = input_boxes(encoded.placement, corners_R4, min_visible=0)
     if not kept_R.all():
         raise UserError(f"{boxes[int(np.argmin(kept_R))]}: the encoder sees nothing of it: too small, or cut off")
     moved = torch.from_numpy(inside_K4).to(model.device)
     owner_R = torch.zeros(len(moved), dtype=torch.int64, device=model.device)
-    return unit(model.encode_regions(seen.tokens, moved, owner_R))
+    return unit(model.encode_regions(encoded.tokens, moved, owner_R))
 
 
 def as_box(box: Box | PixelBox, width: int, height: int) -> Box:
@@ -118,12 +118,12 @@ def embed_query(model: LocalizingModel, query: Query) -> tuple[NDArray[np.float6
         if text is not None:
             vectors[name] = unit(embed_phrases(model, [text]))[0]
     if query.image is not None:
-        seen = see(model, query.image)
+        encoded = encode_image_bytes(model, query.image)
         if query.box is not None:
-            box = as_box(query.box, seen.width, seen.height)
-            vectors["box"] = embed_boxes(model, seen, [box])[0]
+            box = as_box(query.box, encoded.width, encoded.height)
+            vectors["box"] = embed_boxes(model, encoded, [box])[0]
         else:
-            vectors["image"] = unit(model.encode_image(seen.tokens))[0]
+            vectors["image"] = unit(model.encode_image(encoded.tokens))[0]
     total = sum(
         (-1 if name == "minus" else 1) * query.weights.get(name, 1.0) * vector for name, vector in vectors.items()
     )

@@ -14,8 +14,16 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError, choose
 from foveate.pretrain.searching.faiss_backend import faiss_nearest, open_faiss
-from foveate.pretrain.searching.fingerprint import fingerprint
-from foveate.pretrain.searching.index_folder import DESCRIPTION, IMAGE, KINDS, REGION, Description, Segment, read_rows
+from foveate.pretrain.searching.index_folder import (
+    DESCRIPTION,
+    IMAGE,
+    KINDS,
+    REGION,
+    Description,
+    Segment,
+    fingerprint,
+    read_rows,
+)
 from foveate.pretrain.searching.nearest import nearest
 from foveate.pretrain.searching.query import Query, embed_query
 from foveate.records.boxes import Box

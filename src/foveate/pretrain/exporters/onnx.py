@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError
 from foveate.core.files import write_json_atomically
-from foveate.pretrain.exporting import Exported, Job
-from foveate.pretrain.graphs import ImageGraph, PhraseGraph, RegionGraph
-from foveate.pretrain.probes import differences_in_words, largest_difference, probe_pixels, write_card
+from foveate.pretrain.export import Exported, Job
+from foveate.pretrain.export_checks import differences_in_words, largest_difference, probe_pixels, write_card
+from foveate.pretrain.onnx_graphs import ImageGraph, PhraseGraph, RegionGraph
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localizer.folder import CARD, PREPROCESS
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from foveate.pretrain import beside
-from foveate.pretrain.exporting import Exported, Job
-from foveate.pretrain.probes import (
+from foveate.pretrain import region_files
+from foveate.pretrain.export import Exported, Job
+from foveate.pretrain.export_checks import (
     TEXTS,
     differences_in_words,
     image_text_bias,
@@ -27,7 +27,7 @@ model, preprocess = open_clip.create_model_from_pretrained("local-dir:this folde
 tokenizer = open_clip.get_tokenizer("local-dir:this folder")
 ```"""
 _TOKENS = """import open_clip
-from foveate.pretrain.beside import read_regions
+from foveate.pretrain.region_files import read_regions
 from foveate.vision.open_clip.towers import OpenClipImageEncoder
 
 model, preprocess = open_clip.create_model_from_pretrained("local-dir:this folder")
@@ -45,7 +45,7 @@ def check(job: Job) -> list[str]:
     """Names of the files; refuses models whose towers are not open_clip's."""
     image, text = open_clip_towers(job, "open_clip")
     check_pair(image, text)
-    regions = [] if job.model.recipe.regions.method == "none" else [beside.WEIGHTS, beside.CONFIG]
+    regions = [] if job.model.recipe.regions.method == "none" else [region_files.WEIGHTS, region_files.CONFIG]
     return [CONFIG_FILE, WEIGHTS_FILE, *regions, CARD]
 
 
@@ -59,7 +59,7 @@ def export(job: Job) -> Exported:
     model = job.model
     bias = image_text_bias(model)
     export_open_clip(image, text, log_scale=model.logit_scale().log().cpu(), logit_bias=bias, folder=job.folder)
-    beside.write_regions(model, job.folder)
+    region_files.write_regions(model, job.folder)
     loaded: Any = open_clip.create_model_from_pretrained(f"local-dir:{job.folder}")
     theirs = loaded[0].eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{job.folder}")
@@ -76,7 +76,7 @@ def export(job: Job) -> Exported:
     notes = [
         _PADDING if image.preprocess.geometry == "letterbox" else "",
         differences_in_words(differences),
-        beside.section(job.model, tokens=_TOKENS.format(size=image.preprocess.size)),
+        region_files.section(job.model, tokens=_TOKENS.format(size=image.preprocess.size)),
     ]
     write_card(job, library="open_clip", loading=_LOADING, notes=notes)
     return Exported(differences)

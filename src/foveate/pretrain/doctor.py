@@ -254,7 +254,7 @@ def _hardware_here(accelerators: list[dict[str, Any]]) -> str:
     )
 
 
-def words(result: dict[str, Any]) -> list[str]:
+def format_report(result: dict[str, Any]) -> list[str]:
     """The findings as lines."""
     facts = result["machine"]
     said = [

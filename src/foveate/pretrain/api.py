@@ -15,12 +15,12 @@ from PIL import Image, ImageOps
 
 from foveate.core.errors import UserError
 from foveate.pretrain.embed import BATCH
+from foveate.pretrain.locate import encode_image_bytes
 from foveate.pretrain.locate import locate as locate_in
 from foveate.pretrain.searching.index import unit
 from foveate.pretrain.searching.query import Query, as_box, embed_boxes, typed_box
 from foveate.pretrain.searching.search import Hit, Index
 from foveate.pretrain.searching.search import search as search_in
-from foveate.pretrain.seeing import see
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, decode
@@ -142,9 +142,9 @@ class Model:
         typed = [typed_box(box) for box in boxes]
         if not typed:
             return np.zeros((0, self.embed_dim), np.float32)
-        seen = see(self.network, image_bytes(image))
-        inside = [as_box(box, seen.width, seen.height) for box in typed]
-        return embed_boxes(self.network, seen, inside).astype(np.float32)
+        encoded = encode_image_bytes(self.network, image_bytes(image))
+        inside = [as_box(box, encoded.width, encoded.height) for box in typed]
+        return embed_boxes(self.network, encoded, inside).astype(np.float32)
 
     def locate(self, image: ImageInput, phrase: str, *, rule: str | None = None, seed: int = 0) -> Location:
         """Where a phrase is in an image; it always answers, so compare the scores.

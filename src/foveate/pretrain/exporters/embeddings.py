@@ -24,7 +24,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import atomic_file, read_json, sha256_file, write_json_atomically, write_text_atomically
 from foveate.core.progress import say, track
 from foveate.pretrain.embed import read_batches
-from foveate.pretrain.exporting import Exported, Job
+from foveate.pretrain.export import Exported, Job
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.records.sources import ChosenRegions

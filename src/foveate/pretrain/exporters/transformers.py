@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from foveate.core.files import write_text_atomically
-from foveate.pretrain import beside
-from foveate.pretrain.exporting import Exported, Job
-from foveate.pretrain.probes import (
+from foveate.pretrain import region_files
+from foveate.pretrain.export import Exported, Job
+from foveate.pretrain.export_checks import (
     TEXTS,
     differences_in_words,
     image_text_bias,
@@ -41,7 +41,7 @@ from transformers import CLIPModel, CLIPProcessor
 model = CLIPModel.from_pretrained("this folder")
 processor = CLIPProcessor.from_pretrained("this folder")
 ```"""
-_TOKENS = """from foveate.pretrain.beside import read_regions
+_TOKENS = """from foveate.pretrain.region_files import read_regions
 from transformers import CLIPModel
 
 model = CLIPModel.from_pretrained("this folder")
@@ -70,7 +70,7 @@ token open_clip fills with 0, `CLIPTokenizer` with the end token; the embedding 
 def check(job: Job) -> list[str]:
     """Names of the files; refuses towers that `CLIPModel` does not compute."""
     image, text = job.model.image_encoder, job.model.text_encoder
-    regions = [] if job.model.recipe.regions.method == "none" else [beside.WEIGHTS, beside.CONFIG]
+    regions = [] if job.model.recipe.regions.method == "none" else [region_files.WEIGHTS, region_files.CONFIG]
     clip_image_processor(image.preprocess)
     if isinstance(image, TransformersClipImageEncoder) and isinstance(text, TransformersClipTextEncoder):
         check_whole(image, text)
@@ -103,7 +103,7 @@ def export(job: Job) -> Exported:
         images.save_pretrained(folder)  # the file that releases before 5 read
         if own_pairs:
             _write_byte_pairs(job)
-        beside.write_regions(ours, job.folder)
+        region_files.write_regions(ours, job.folder)
         theirs = CLIPModel.from_pretrained(folder).eval()
         processor: Any = CLIPProcessor.from_pretrained(folder)
     differences = _differences(job, theirs, processor, own_pairs)
@@ -114,7 +114,7 @@ def export(job: Job) -> Exported:
         _LETTERBOX if ours.image_encoder.preprocess.geometry == "letterbox" else "",
         _TEXT if own_pairs else "",
         differences_in_words(differences),
-        beside.section(ours, tokens=_TOKENS.format(size=ours.image_encoder.preprocess.size)),
+        region_files.section(ours, tokens=_TOKENS.format(size=ours.image_encoder.preprocess.size)),
     ]
     write_card(job, library="transformers", loading=_LOADING, notes=notes)
     return Exported(differences, notes=words)

@@ -1,6 +1,6 @@
 """`foveate export`: a model folder to a format that others load, or a collection to one that others read.
 
-Targets are found by their names: of models the modules of `foveate.pretrain.export`, of collections the modules `x` of
+Targets are found by their names: of models the modules of `foveate.pretrain.exporters`, of collections the modules `x` of
 `foveate.records.exporters` that have a function `export_x`. What is written appears whole or not at all.
 """
 
@@ -38,7 +38,7 @@ class Job:
         source: the model folder. model: opened. config, metrics: contents of its JSON files.
         folder: where to write; empty, or with what a stopped run of the same target left.
         collection, split, region_sources, format: for targets that read images; see
-            `foveate.pretrain.export.embeddings`.
+            `foveate.pretrain.exporters.embeddings`.
     """
 
     source: Path
@@ -64,7 +64,7 @@ class Exported:
 
 def model_targets() -> list[str]:
     """Names of the targets of model folders."""
-    package = importlib.import_module("foveate.pretrain.export")
+    package = importlib.import_module("foveate.pretrain.exporters")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
@@ -141,7 +141,7 @@ def _export_model(
 ) -> tuple[Path, dict[str, Any], list[str]]:
     from foveate.vision.localizer.folder import METRICS, load_model
 
-    module = importlib.import_module(f"foveate.pretrain.export.{to}")
+    module = importlib.import_module(f"foveate.pretrain.exporters.{to}")
     target = out or _beside(source, to)
     _check_free(target)
     model = load_model(source, device=device)
