@@ -21,7 +21,7 @@ def test_claims_name_rows_and_measures_that_exist() -> None:
         assert {claim.better, claim.worse} <= rows
         assert claim.measure in measures
     assert {row.trained_as for row in design.rows} == set(calibration.VARIANTS)
-    assert len(calibration.cells(calibration.FULL, seed=0, extras=())) == 5 * 2 * 4
+    assert len(calibration.STUDY.cells(calibration.FULL, seed=0, datasets=())) == 5 * 2 * 4
 
 
 def test_rows_come_from_their_cells() -> None:
@@ -39,9 +39,11 @@ def test_rows_come_from_their_cells() -> None:
 
 
 def test_other_rates_are_another_identity() -> None:
-    assert calibration.identity(calibration.FULL, extras=()) == calibration.identity(calibration.QUICK, extras=())
+    assert calibration.STUDY.identity(calibration.FULL, datasets=()) == calibration.STUDY.identity(
+        calibration.QUICK, datasets=()
+    )
     other = replace(calibration.FULL, epochs=3)
-    assert calibration.identity(other, extras=()) != calibration.identity(calibration.FULL, extras=())
+    assert calibration.STUDY.identity(other, datasets=()) != calibration.STUDY.identity(calibration.FULL, datasets=())
 
 
 @pytest.mark.slow
@@ -49,15 +51,15 @@ def test_a_small_run_measures_every_row(tmp_path: Path) -> None:
     scale = calibration.Scale(
         source_per_class=20, target_per_class=6, pretraining_epochs=1, epochs=1, pseudo_splits=1, seeds=1
     )
-    work = calibration.Work(tmp_path, scale, {})
-    work.prepare()
+    study = calibration.STUDY(tmp_path, scale, {})
+    study.prepare()
     world = calibration_worlds.open_glyphs(tmp_path / "glyphs")
     assert isinstance(world, calibration_worlds.World)
     assert world.classes == len(glyph_records.CLASSES)
     emoji = calibration_worlds.open_emoji(tmp_path / "emoji")
     assert isinstance(emoji.before.network, calibration_worlds.FeatureNetwork)
     assert np.unique(emoji.train.labels).size == np.unique(emoji.test.labels).size == emoji.classes > 10
-    done = {cell: work(cell) for cell in calibration.cells(scale, seed=0, extras=())}
+    done = {cell: study.measure(cell) for cell in calibration.STUDY.cells(scale, seed=0, datasets=())}
     found = row_values(calibration.ROWS, done.items())
     for condition in ("glyphs", "emoji"):
         feasible = found[condition, "pcv"][0]["feasible"]

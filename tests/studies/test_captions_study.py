@@ -103,7 +103,7 @@ def test_every_variant_changes_a_recipe_that_loads() -> None:
         recipe = load(PretrainRecipe, captions.RECIPE, captions.overrides(Cell(0, "scenes", variant), captions.FULL))
         assert recipe.training.steps == captions.FULL.steps
     assert {row.trained_as for row in captions.ROWS} == set(captions.VARIANTS)
-    cells = captions.cells(captions.FULL, seed=0, extras=())
+    cells = captions.STUDY.cells(captions.FULL, seed=0, datasets=())
     assert len(cells) == 2 * len(captions.VARIANTS) * captions.FULL.seeds
     assert captions.FULL.seeds >= 5
 

@@ -35,21 +35,23 @@ def test_claims_name_rows_measures_and_conditions_that_exist() -> None:
 
 
 def test_mnist_needs_its_package_and_identity_keeps_finished_cells() -> None:
-    whole, without = (deepfeca.cells(deepfeca.FULL, seed=0, extras=extras) for extras in (("mnist",), ()))
+    whole, without = (deepfeca.STUDY.cells(deepfeca.FULL, seed=0, datasets=datasets) for datasets in (("mnist",), ()))
     assert len(whole) == 5 * 8 * 6
     assert len(without) == 5 * 7 * 6
-    assert deepfeca.identity(deepfeca.FULL, extras=()) == deepfeca.identity(deepfeca.QUICK, extras=("mnist",))
+    assert deepfeca.STUDY.identity(deepfeca.FULL, datasets=()) == deepfeca.STUDY.identity(
+        deepfeca.QUICK, datasets=("mnist",)
+    )
     other = replace(deepfeca.FULL, rounds=3)
-    assert deepfeca.identity(other, extras=()) != deepfeca.identity(deepfeca.FULL, extras=())
+    assert deepfeca.STUDY.identity(other, datasets=()) != deepfeca.STUDY.identity(deepfeca.FULL, datasets=())
     with raises_naming(UserError, "deepfeca"):
-        deepfeca.installed((Path("x"),))
+        deepfeca.STUDY.find_datasets((Path("x"),))
 
 
 def test_cells_measure_every_row(tmp_path: Path) -> None:
     scale = replace(deepfeca.QUICK, rounds=1, seeds=1, conditions=("digits-some",))
-    work = deepfeca.Work(tmp_path, scale, {})
-    work.prepare()
-    done = [(cell, work(cell)) for cell in deepfeca.cells(scale, seed=0, extras=())]
+    study = deepfeca.STUDY(tmp_path, scale, {})
+    study.prepare()
+    done = [(cell, study.measure(cell)) for cell in deepfeca.STUDY.cells(scale, seed=0, datasets=())]
     found = row_values(deepfeca.ROWS, done)
     for row in deepfeca.ROWS:
         values = found["digits-some", row.key][0]
@@ -67,7 +69,7 @@ def test_cells_measure_every_row(tmp_path: Path) -> None:
 
 def test_the_network_of_images_is_trained(tmp_path: Path) -> None:
     scale = replace(deepfeca.QUICK, rounds=1, seeds=1, conditions=("drawn-few",))
-    values = deepfeca.Work(tmp_path, scale, {})(Cell(0, "drawn-few", "deepfeca"))
+    values = deepfeca.STUDY(tmp_path, scale, {}).measure(Cell(0, "drawn-few", "deepfeca"))
     assert values["megabytes"] > 10
 
 

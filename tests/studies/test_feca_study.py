@@ -27,14 +27,14 @@ def test_claims_name_rows_measures_and_conditions_that_exist() -> None:
 
 
 def test_mnist_needs_its_package_and_identity_keeps_finished_cells() -> None:
-    whole, without = (feca.cells(feca.FULL, seed=0, extras=extras) for extras in (("mnist",), ()))
+    whole, without = (feca.STUDY.cells(feca.FULL, seed=0, datasets=datasets) for datasets in (("mnist",), ()))
     assert len(whole) - len(without) == 5 * 3
     assert not [cell for cell in without if "mnist" in cell.condition]
-    everything = feca.cells(feca.FULL, seed=0, extras=tuple(feca.point_sets.EXTRAS))
+    everything = feca.STUDY.cells(feca.FULL, seed=0, datasets=tuple(feca.point_sets.OPTIONAL))
     assert {cell.condition for cell in everything} == set(feca.WORLDS)
-    assert feca.identity(feca.FULL, extras=()) == feca.identity(feca.QUICK, extras=("mnist",))
+    assert feca.STUDY.identity(feca.FULL, datasets=()) == feca.STUDY.identity(feca.QUICK, datasets=("mnist",))
     with raises_naming(UserError, "feca"):
-        feca.installed((Path("x"),))
+        feca.STUDY.find_datasets((Path("x"),))
 
 
 @pytest.mark.parametrize(("name", "groups"), [("clear", 15), ("near", 15), ("uneven", 8)])
@@ -51,10 +51,10 @@ def test_drawn_sets(name: str, groups: int) -> None:
 
 def test_a_cell_measures_every_row(tmp_path: Path) -> None:
     scale = replace(feca.QUICK, seeds=1)
-    work = feca.Work(tmp_path, scale, {})
-    work.prepare()
+    study = feca.STUDY(tmp_path, scale, {})
+    study.prepare()
     cell = Cell(0, "clear-few", "all")
-    found = row_values(feca.ROWS, [(cell, work(cell))])
+    found = row_values(feca.ROWS, [(cell, study.measure(cell))])
     for row in feca.ROWS:
         values = found["clear-few", row.key][0]
         assert {"nmi", "ari", "right", "tightness", "kilobytes"} <= set(values)

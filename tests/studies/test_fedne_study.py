@@ -34,24 +34,24 @@ def test_claims_name_rows_measures_and_conditions_that_exist() -> None:
 
 
 def test_networks_are_trained_on_two_sets_and_mnist_needs_its_package() -> None:
-    whole = fedne.cells(fedne.FULL, seed=0, extras=fedne.USED)
+    whole = fedne.STUDY.cells(fedne.FULL, seed=0, datasets=fedne.USED)
     assert len(whole) == len(set(whole)) == 5 * (11 + 10 + 6 + 5 + 4 + 4 + 10 + 8)
     assert [cell.seed for cell in whole if (cell.condition, cell.variant) != (fedne.MNIST, "network")] == sorted(
         cell.seed for cell in whole if (cell.condition, cell.variant) != (fedne.MNIST, "network")
     )
     assert {cell.condition for cell in whole if cell.variant == "network"} == {fedne.SHARDS, fedne.MNIST}
-    without = fedne.cells(fedne.FULL, seed=0, extras=())
+    without = fedne.STUDY.cells(fedne.FULL, seed=0, datasets=())
     assert fedne.MNIST not in {cell.condition for cell in without}
-    assert fedne.identity(fedne.FULL, extras=()) == fedne.identity(fedne.QUICK, extras=("mnist",))
+    assert fedne.STUDY.identity(fedne.FULL, datasets=()) == fedne.STUDY.identity(fedne.QUICK, datasets=("mnist",))
     with raises_naming(UserError, "fedne"):
-        fedne.installed((Path("x"),))
+        fedne.STUDY.find_datasets((Path("x"),))
 
 
 @pytest.mark.parametrize("variant", fedne.QUICK.variants)
 def test_a_cell_measures(variant: str, tmp_path: Path) -> None:
-    work = fedne.Work(tmp_path, TINY, {})
-    work.prepare()
-    found = work(Cell(0, fedne.SHARDS, variant))
+    study = fedne.STUDY(tmp_path, TINY, {})
+    study.prepare()
+    found = study.measure(Cell(0, fedne.SHARDS, variant))
     assert {"knn", "trustworthiness", "continuity", "hit", "distances", "megabytes"} <= set(found)
     assert 0 < found["foreign"] < 1
     assert ("r2" in found) == (variant in ("grid", "exact", "shuffled"))

@@ -35,12 +35,14 @@ def test_claims_name_rows_and_measures_that_exist() -> None:
     for claim in design.claims:
         assert {claim.better, claim.worse} <= rows
         assert claim.measure in measures | {"limit"}
-    assert {row.trained_as for row in design.rows} == {cell.variant for cell in petl.cells(SMALL, seed=0, extras=())}
+    assert {row.trained_as for row in design.rows} == {
+        cell.variant for cell in petl.STUDY.cells(SMALL, seed=0, datasets=())
+    }
     assert set(petl.OPTIONS) == set(method_names()) - {"subset"}
     assert len(petl_trainings.THIRTEEN) == 13
-    assert len(petl.cells(petl.FULL, seed=0, extras=())) == 15
+    assert len(petl.STUDY.cells(petl.FULL, seed=0, datasets=())) == 15
     other = replace(petl.FULL, epochs=3)
-    assert petl.identity(other, extras=()) != petl.identity(petl.FULL, extras=())
+    assert petl.STUDY.identity(other, datasets=()) != petl.STUDY.identity(petl.FULL, datasets=())
 
 
 def one_hot(predicted: list[int], classes: int = 3) -> Any:
@@ -103,15 +105,15 @@ def test_the_student_learns_the_teacher_and_no_held_out_image(tmp_path: Path) ->
 
 def test_a_cell_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     petl_worlds.prepare_glyph_world(tmp_path / "glyphs", source_per_class=4, pool_per_class=4, epochs=1)
-    work = petl.Work(tmp_path, SMALL, {})
-    cell = petl_trainings._Cell(work, "glyphs", 0, tmp_path / "cell")
+    study = petl.STUDY(tmp_path, SMALL, {})
+    cell = petl_trainings._Cell(study, "glyphs", 0, tmp_path / "cell")
     rows = cell.rows["test"]
     assert len(cell.learn) == 72
     assert not set(cell.learn) & {*cell.held, *rows, *cell.rows["shift"]}
     first = cell.fit("lora", "lora", 1e-3, measured=rows)
     monkeypatch.setattr(cell.bench, "fit", lambda *_, **__: pytest.fail("it is finished"))
     assert np.array_equal(cell.fit("lora", "lora", 1e-3, measured=rows), first)
-    other = petl_trainings._Cell(work, "glyphs", 1, tmp_path / "other")
+    other = petl_trainings._Cell(study, "glyphs", 1, tmp_path / "other")
     assert set(other.learn) != set(cell.learn)
 
 
@@ -129,36 +131,36 @@ def test_rotated_glyphs_are_turned_by_their_label_and_nothing_else() -> None:
 def test_the_rotated_world_is_balanced_and_its_head_is_new(tmp_path: Path) -> None:
     petl_worlds.prepare_glyph_world(tmp_path / "glyphs", source_per_class=2, pool_per_class=2, epochs=1)
     petl_rotation.prepare_rotation(tmp_path / "rotation")
-    world = petl.Work(tmp_path, SMALL, {}).world("rotation")
+    world = petl.STUDY(tmp_path, SMALL, {}).world("rotation")
     for split, count in {"pool": 132, "test": 252, "shift": 126}.items():
         labels = world.data.labels_N[world.data.rows(split)]
         assert np.bincount(labels).tolist() == [count] * 6
     assert not world.trained_head
     assert world.opened.model.head.weight.shape == (6, 64)
-    upright = petl.Work(tmp_path, SMALL, {}).world("glyphs").opened.model.state_dict()
+    upright = petl.STUDY(tmp_path, SMALL, {}).world("glyphs").opened.model.state_dict()
     same = world.opened.model.state_dict()
     assert all(torch.equal(same[name], upright[name]) for name in same if not name.startswith("head."))
 
 
 @pytest.mark.slow
 def test_a_small_run_measures_every_row(tmp_path: Path) -> None:
-    work = petl.Work(tmp_path, SMALL, {})
-    work.prepare()
+    study = petl.STUDY(tmp_path, SMALL, {})
+    study.prepare()
     emoji = petl_worlds.open_emoji(tmp_path / "emoji")
     assert len(emoji.data.classes) > 15
     done = {}
-    for cell in petl.cells(SMALL, seed=0, extras=()):
+    for cell in petl.STUDY.cells(SMALL, seed=0, datasets=()):
         before = torch.random.get_rng_state()
-        done[cell] = work(cell)
+        done[cell] = study.measure(cell)
         assert torch.equal(torch.random.get_rng_state(), before)
     found = row_values(petl.DESIGN.rows, done.items())
     assert all(found["glyphs", row.key] for row in petl.DESIGN.rows)
     judged = summary(petl.DESIGN, found)
     assert len(judged["claims"]) == len(petl.DESIGN.claims)
     again = Cell(0, "glyphs", "all")
-    assert work(again) == done[again]
-    assert len(petl.beside(tmp_path, SMALL)) == 3  # no cell is finished: the rates alone
-    for one in petl.cells(SMALL, seed=0, extras=()):
+    assert study.measure(again) == done[again]
+    assert len(study.further_tables()) == 3  # no cell is finished: the rates alone
+    for one in petl.STUDY.cells(SMALL, seed=0, datasets=()):
         (tmp_path / "cells" / f"{one.name}.json").write_text("{}", encoding="utf-8")
-    tables = petl.beside(tmp_path, SMALL)
+    tables = study.further_tables()
     assert len(tables) == 9

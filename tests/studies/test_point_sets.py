@@ -16,9 +16,9 @@ GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "feca"
 
 
 def test_the_s_sets_of_a_folder() -> None:
-    found = point_sets.installed((GOLDENS,), {point_sets.S_SETS}, "feca")
+    found = point_sets.find_datasets((GOLDENS,), {point_sets.S_SETS}, "feca")
     assert found == {point_sets.S_SETS: GOLDENS}
-    points, labels = point_sets.points_of("s2", folder=Path(), extras=found, seed=0)
+    points, labels = point_sets.points_of("s2", folder=Path(), datasets=found, seed=0)
     assert points.shape == (5000, 2)
     assert points.max() < 10
     assert len(np.unique(labels)) == 15
@@ -33,9 +33,9 @@ def test_fashion_is_drawn_by_seed(tmp_path: Path) -> None:
     images = bytes([0, 0, 8, 3, *[0, 0, 0, 9], *[0, 0, 0, 1], *[0, 0, 0, 2], *range(18)])
     (inside / FASHION_IMAGES).write_bytes(gzip.compress(images))
     (inside / FASHION_LABELS).write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9, *range(9)])))
-    extras = point_sets.installed((tmp_path,), {point_sets.FASHION}, "fedne")
-    assert extras[point_sets.FASHION] == inside
-    drawn = [point_sets.points_of("fashion", folder=Path(), extras=extras, seed=seed, most=4) for seed in (0, 0, 1)]
+    datasets = point_sets.find_datasets((tmp_path,), {point_sets.FASHION}, "fedne")
+    assert datasets[point_sets.FASHION] == inside
+    drawn = [point_sets.points_of("fashion", folder=Path(), datasets=datasets, seed=seed, most=4) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0][0], drawn[1][0])
     assert drawn[0][1].tolist() != drawn[2][1].tolist()
     for points, labels in drawn:
@@ -44,6 +44,6 @@ def test_fashion_is_drawn_by_seed(tmp_path: Path) -> None:
 
 def test_a_folder_with_nothing_of_use_is_refused(tmp_path: Path) -> None:
     with raises_naming(UserError, "feca"):
-        point_sets.installed((tmp_path,), set(point_sets.EXTRAS), "feca")
+        point_sets.find_datasets((tmp_path,), set(point_sets.OPTIONAL), "feca")
     with raises_naming(UserError, "deepfeca"):
-        point_sets.installed((GOLDENS,), {point_sets.MNIST}, "deepfeca")
+        point_sets.find_datasets((GOLDENS,), {point_sets.MNIST}, "deepfeca")

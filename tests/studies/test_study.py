@@ -21,12 +21,11 @@ from foveate.core.files import FolderLock
 from foveate.records.collection import Collection
 from foveate.report import render
 from foveate.studies import cloc
-from foveate.studies.cells import announce
 from foveate.studies.markdown import fill, results_table
 from foveate.studies.noise import Noise, jittered, open_spoiled, spoiled
 from foveate.studies.rcc import read_rcc
 from foveate.studies.real_regions import build_maps, find_installed, map_regions, read_details, read_map, recolor
-from foveate.studies.runner import run_study, study_names, study_of
+from foveate.studies.runner import announce_duration, find_study, run_study, study_names
 from foveate.studies.study import Claim, Condition, Design, Measure, Row, judge, summary, verdict
 from naming import raises_naming
 
@@ -78,7 +77,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 
 def test_the_hours_are_said_before_the_rest_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[str] = []
-    announce(CellStore(tmp_path, {}), CELLS, work_of(calls), workers=2)
+    announce_duration(CellStore(tmp_path, {}), CELLS, work_of(calls), workers=2)
     assert len(calls) == 1
     assert "the other 3 will take about 0.0 h (0 min) with 2 workers" in capsys.readouterr().err
 
@@ -219,26 +218,26 @@ def test_every_variant_changes_one_thing() -> None:
 
 
 def test_cells_start_with_the_reference_and_grow_with_seeds() -> None:
-    few, more = (cloc.cells(replace(cloc.FULL, seeds=count), seed=0, extras=[cloc.MAPS]) for count in (2, 5))
+    few, more = (cloc.STUDY.cells(replace(cloc.FULL, seeds=count), seed=0, datasets=[cloc.MAPS]) for count in (2, 5))
     assert few[0] == Cell(0, "true", "cloc")
     assert set(few) < set(more)
     assert len(more) == 5 * (11 + 8 + 2 + 6)
     assert len(set(more)) == len(more)
-    one, two = (cloc.identity(replace(cloc.FULL, seeds=count), extras=[]) for count in (2, 5))
+    one, two = (cloc.STUDY.identity(replace(cloc.FULL, seeds=count), datasets=[]) for count in (2, 5))
     assert one == two
-    assert one != cloc.identity(cloc.QUICK, extras=[])
+    assert one != cloc.STUDY.identity(cloc.QUICK, datasets=[])
 
 
-def test_a_module_with_a_design_is_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_with_a_study_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"calibration", "captions", "cloc", "vesl"} <= set(study_names())
-    assert study_of("cloc") is cloc
+    assert find_study("cloc") is cloc.STUDY
     with raises_naming(UserError, "clok", "cloc"):
-        study_of("clok")
-    with raises_naming(UserError, "cells"):  # a module, but no study
-        study_of("cells")
-    (tmp_path / "made_by_a_test.py").write_text("DESIGN = 'a new one'\n", encoding="utf-8")
+        find_study("clok")
+    with raises_naming(UserError, "grid"):  # a module, but no study
+        find_study("grid")
+    (tmp_path / "made_by_a_test.py").write_text("STUDY = 'a new one'\n", encoding="utf-8")
     monkeypatch.setattr("foveate.studies.__path__", [*foveate.studies.__path__, str(tmp_path)])
-    assert study_of("made_by_a_test").DESIGN == "a new one"
+    assert find_study("made_by_a_test") == "a new one"
     assert "made_by_a_test" in study_names()
 
 
@@ -277,7 +276,7 @@ def test_the_result_so_far_is_of_the_finished_trainings(tmp_path: Path) -> None:
     run = tmp_path / "study"
     with pytest.raises(UserError, match="holds no study yet"):
         run_study("cloc", run, so_far=True, quick=True)
-    store = CellStore(run / "cells", cloc.identity(cloc.QUICK, extras=[]))
+    store = CellStore(run / "cells", cloc.STUDY.identity(cloc.QUICK, datasets=[]))
     with pytest.raises(UserError, match="no training is finished yet"):
         run_study("cloc", run, so_far=True, quick=True)
     for seed in (0, 1):
@@ -320,7 +319,7 @@ def test_measures_are_picked_by_slice_and_way() -> None:
         "name": 0.5, "crop/name": 0.3, "name_shuffled": 0.1, "unseen_r2t10": 0.2, "crop/unseen_r2t10": 0.25,
         "image10": 0.4, "crop/image10": 0.4, "iou50": 0.6,
     }  # fmt: skip
-    rows = cloc.row_values({Cell(0, "true", "clip"): found})
+    rows = cloc.STUDY.row_values({Cell(0, "true", "clip"): found})
     assert rows["true", "clip-crop"][0]["name"] == 0.3
     assert rows["true", "clip-roi"][0]["name"] == 0.5
     assert rows["noisy", "clip-crop"] == rows["true", "clip-crop"], "CLIP sees no boxes"

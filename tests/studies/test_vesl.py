@@ -39,10 +39,10 @@ def test_variants_differ_in_their_regions_only() -> None:
         expected = {"none": None, "truth": ("scenes",)}.get(variant, (f"vesl:x@{variant}",))
         assert recipe.data.region_sources == expected
         assert recipe.data.captions == {"alt": 1}
-    few, more = (vesl.cells(replace(vesl.FULL, seeds=count), seed=0, extras=()) for count in (2, 5))
+    few, more = (vesl.STUDY.cells(replace(vesl.FULL, seeds=count), seed=0, datasets=()) for count in (2, 5))
     assert more[: len(few)] == few
-    one, two = (vesl.identity(replace(vesl.FULL, seeds=count), extras=()) for count in (2, 5))
-    assert one == two != vesl.identity(vesl.QUICK, extras=())
+    one, two = (vesl.STUDY.identity(replace(vesl.FULL, seeds=count), datasets=()) for count in (2, 5))
+    assert one == two != vesl.STUDY.identity(vesl.QUICK, datasets=())
 
 
 def test_labels_are_compared_with_the_truth(tiny_collection: Path, tmp_path: Path, monkeypatch) -> None:
@@ -77,7 +77,7 @@ def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
         seeds=2,
     )
     kept = ("truth", "own", "none")
-    monkeypatch.setattr(vesl, "VARIANTS", kept)
+    monkeypatch.setattr(vesl.STUDY, "variants", kept)
     monkeypatch.setattr(vesl_labels, "LEAST_COSINE", 0.0)  # a teacher of four steps is sure of nothing
     result = run_study("vesl", tmp_path / "study", scale=scale, command=["foveate", "study", "vesl"])
     assert {entry["row"] for entry in result["table"]} == set(kept)

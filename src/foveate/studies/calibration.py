@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from foveate.core.cells import Cell
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.core.seeds import generator
-from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
+from foveate.studies.grid import GridStudy
+from foveate.studies.study import Claim, Condition, Design, Measure, Row
 
 GLYPHS, EMOJI = "glyphs", "emoji"
 CONDITIONS = (
@@ -137,24 +138,16 @@ FULL = Scale(source_per_class=300, target_per_class=60, pretraining_epochs=8, ep
 QUICK = replace(FULL, seeds=2)
 
 
-def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
-    """All cells, those of the first seed first."""
-    return [
-        Cell(number, condition.key, variant)
-        for number in range(seed, seed + scale.seeds)
-        for condition in CONDITIONS
-        for variant in VARIANTS
-    ]
+class CalibrationStudy(GridStudy):
+    """Fine-tunes on half of the classes and measures all of them."""
 
+    design, full, quick = DESIGN, FULL, QUICK
+    variants = VARIANTS
 
-@dataclass
-class Work:
-    """Fine-tunes and measures one cell; data and pre-trained models lie in the study's folder."""
-
-    folder: Path
-    scale: Scale
-    extras: Mapping[str, Path]
-    device: str | None = None
+    @classmethod
+    def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        rates = {condition: {name: list(rate) for name, rate in own.items()} for condition, own in RATES.items()}
+        return {"rates": rates}
 
     def prepare(self) -> None:
         """Draws the data and pre-trains both models; does what is missing."""
@@ -169,7 +162,7 @@ class Work:
         )
         prepare_emoji(self.folder / EMOJI, epochs=scale.pretraining_epochs)
 
-    def __call__(self, cell: Cell) -> dict[str, float]:
+    def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.adapt.calibration.diagnosis import Outputs, diagnose
         from foveate.adapt.calibration.fine_tuning import FineTuneSettings, fine_tune
         from foveate.adapt.samples import answer
@@ -268,7 +261,4 @@ def _shuffled(logits: Any, labels: Any, groups: Any, gamma: float, *, seed: int)
     return {f"shuffled/{name}": (found[key] or 0.0) / 100 for name, key in named.items()} | {"shuffled/gamma": gamma}
 
 
-def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
-    """What cells depend on, besides their own names."""
-    rates = {condition: {name: list(rate) for name, rate in own.items()} for condition, own in RATES.items()}
-    return {"study": DESIGN.name, **sizes(scale), "rates": rates}
+STUDY = CalibrationStudy

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.cells import Cell
-from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
+from foveate.studies.grid import GridStudy
+from foveate.studies.study import Claim, Condition, Design, Measure, Row
 
 SCENES, IMAGES = "scenes", "images"
 CONDITIONS = (
@@ -133,16 +134,6 @@ RECIPE = "tour-clip"
 _ALWAYS = ("image_encoder.image_size=128", "training.workers=0", "training.log_every=50")
 
 
-def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
-    """All trainings, those of the first seed first."""
-    return [
-        Cell(number, condition, variant)
-        for number in range(seed, seed + scale.seeds)
-        for condition in (SCENES, IMAGES)
-        for variant in VARIANTS
-    ]
-
-
 def overrides(cell: Cell, scale: Scale) -> list[str]:
     """What a cell changes of the recipe."""
     warm_up = f"training.warmup_steps={min(20, scale.steps // 3)}"
@@ -151,14 +142,15 @@ def overrides(cell: Cell, scale: Scale) -> list[str]:
     return [*_ALWAYS, *sizes, *rest, *VARIANTS[cell.variant][0]]
 
 
-@dataclass
-class Work:
-    """Prepares what all cells share, and works on one cell."""
+class CaptionsStudy(GridStudy):
+    """Trains an encoder on one mixture of texts and searches with it."""
 
-    folder: Path
-    scale: Scale
-    extras: Mapping[str, Path]
-    device: str | None = None
+    design, full, quick = DESIGN, FULL, QUICK
+    variants = tuple(VARIANTS)
+
+    @classmethod
+    def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        return {"variants": {name: [RECIPE, *changes, shuffled] for name, (changes, shuffled) in VARIANTS.items()}}
 
     def collection_path(self, condition: str) -> Path:
         """The images of a condition."""
@@ -178,7 +170,7 @@ class Work:
         )
         prepare_images(self.collection_path(IMAGES), seed=STUDY_SEED, run=self.folder, most=scale.images)
 
-    def __call__(self, cell: Cell) -> dict[str, float]:
+    def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.pretrain.train import CACHE
         from foveate.records.collection import Collection as Opened
         from foveate.studies.captions_data import open_shuffled
@@ -191,29 +183,28 @@ class Work:
         model = train_cell(cell, RECIPE, changes, collection, self.folder, device=self.device)
         return measure(model, Opened.open(path), cache=path / CACHE)
 
+    def further_tables(self) -> list[dict[str, Any]]:
+        """The audit of the captioner that wrote the captions of the real images, as a table for the page and the docs."""
+        from foveate.caption.audit import title
+        from foveate.caption.audit_numbers import MEASURES as AUDITED
+        from foveate.studies.captions_data import NAMES_DEFINITION, audit_captioner
 
-def beside(folder: Path, scale: Scale) -> list[dict[str, Any]]:
-    """The audit of the captioner that wrote the captions of the real images, as a table for the page and the docs."""
-    from foveate.caption.audit import title
-    from foveate.caption.audit_numbers import MEASURES as AUDITED
-    from foveate.studies.captions_data import NAMES_DEFINITION, audit_captioner
-
-    found = audit_captioner(folder / IMAGES, folder, sample=scale.images, seed=STUDY_SEED)
-    numbers = found["numbers"]["images"]
-    wanted = ("mean_tokens", "ana", "accuracy", "contradicted", "control", "coverage")
-    lines = []
-    for key, name, value_of, _ in AUDITED:
-        if key in wanted:
-            lines.append([name, *(_shown(value_of(one)) for one in numbers)])
-    return [
-        {
-            "title": "Audit of these captions, on held-out real images",
-            "note": f"{found['sample']['images']} images, the same for every format, 95 % bootstrap intervals over "
-            f"images. {NAMES_DEFINITION}",
-            "columns": ["", *(title(one["format"]) for one in numbers)],
-            "lines": lines,
-        }
-    ]
+        found = audit_captioner(self.collection_path(IMAGES), self.folder, sample=self.scale.images, seed=STUDY_SEED)
+        numbers = found["numbers"]["images"]
+        wanted = ("mean_tokens", "ana", "accuracy", "contradicted", "control", "coverage")
+        lines = []
+        for key, name, value_of, _ in AUDITED:
+            if key in wanted:
+                lines.append([name, *(_shown(value_of(one)) for one in numbers)])
+        return [
+            {
+                "title": "Audit of these captions, on held-out real images",
+                "note": f"{found['sample']['images']} images, the same for every format, 95 % bootstrap intervals over "
+                f"images. {NAMES_DEFINITION}",
+                "columns": ["", *(title(one["format"]) for one in numbers)],
+                "lines": lines,
+            }
+        ]
 
 
 def _shown(value: Mapping[str, Any] | None) -> str:
@@ -224,7 +215,4 @@ def _shown(value: Mapping[str, Any] | None) -> str:
     return f"{value['value']:.2f}{span}"
 
 
-def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
-    """What cells depend on, besides their own names."""
-    variants = {name: [RECIPE, *changes, shuffled] for name, (changes, shuffled) in VARIANTS.items()}
-    return {"study": DESIGN.name, **sizes(scale), "variants": variants}
+STUDY = CaptionsStudy

@@ -6,7 +6,7 @@ their own titles as AltText, and captions by our own captioner, which was traine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from foveate.caption.assertions.judge import judge_all
 from foveate.caption.assertions.truth import SceneTruth, SceneTruths, Thing
 from foveate.caption.audit import Method, Question, audit
 from foveate.caption.audit_numbers import Units
+from foveate.caption.captioner import find_backend
 from foveate.caption.gates import gate
 from foveate.caption.prompts import CAPTION_KINDS
+from foveate.caption.run import caption
 from foveate.caption.scene_captions import render
 from foveate.caption.small.evaluate import caption_rows
 from foveate.caption.small.folder import load_captioner
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.train import train_captioner
+from foveate.caption.work import CaptionSettings
 from foveate.core import seeds
 from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
@@ -38,7 +41,6 @@ from foveate.records.record import Caption
 from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
-from foveate.studies.captioning import write_captions
 
 QUERY_SHORT, QUERY_LONG = "query_short", "query_long"
 HALLUCINATIONS = 0.1
@@ -56,6 +58,30 @@ NAMES_DEFINITION = (
     "Judged by the names of the built-in images: one drawing of the named thing in the middle of a plain ground, and "
     "nothing else. What these do not say (style, groups, colors) is not decidable."
 )
+
+
+def write_captions(
+    collection: Path, backend: str, options: Mapping[str, Any], run: Path, *, split: str, formats: Sequence[str]
+) -> str:
+    """Captions of a split, as `foveate caption` writes them; what is there is not asked again. The model's name.
+
+    A signal to stop ends the study, too.
+    """
+    folder = RunFolder.create(run)
+    done = caption(
+        collection,
+        CaptionSettings(formats=tuple(formats), split=split),
+        backend=backend,
+        backend_settings=find_backend(backend).settings(**options),
+        run=folder,
+        workers=1,
+    )
+    if done.stopped:
+        raise KeyboardInterrupt
+    if done.failure is not None:
+        raise done.failure
+    folder.write_result(done.result)
+    return str(done.result["model"])
 
 
 def prepare_scenes(path: Path, *, train: int, test: int, seed: int, run: Path) -> None:

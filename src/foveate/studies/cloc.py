@@ -6,20 +6,20 @@ All variants share the images, the frozen features, the texts and the steps; one
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.core.cells import Cell
 from foveate.core.errors import UserError
+from foveate.studies.grid import GridStudy
 from foveate.studies.noise import Noise
 from foveate.studies.real_regions import DETAILS, KGEOGRAPHY, find_installed
-from foveate.studies.study import Claim, Condition, Design, Extra, Measure, Row, sizes
-from foveate.studies.study import row_values as rows_of_cells
+from foveate.studies.study import Claim, Condition, Design, Measure, OptionalData, Row, row_values
 
 if TYPE_CHECKING:
-    from foveate.studies.kept import KeptFeatures
+    from foveate.studies.feature_cache import FeatureMemory
 
 MEASURES = (
     Measure("name", "What is in this box? Right name of all"),
@@ -169,9 +169,9 @@ DESIGN = Design(
         "All seeds share images and test questions: the intervals are over trainings.",
         "Variants were chosen before the numbers were seen; nothing is corrected for the number of comparisons.",
     ),
-    extras=(
-        Extra(MAPS, "kgeography, maps recolored at random", "kgeography-data"),
-        Extra("details", "GCompris, details of photographs and paintings", "gcompris-qt-data"),
+    optional_data=(
+        OptionalData(MAPS, "kgeography, maps recolored at random", "kgeography-data"),
+        OptionalData("details", "GCompris, details of photographs and paintings", "gcompris-qt-data"),
     ),
 )
 
@@ -191,21 +191,6 @@ class Scale:
 STUDY_SCENES = 11  # seed of the series of scenes
 FULL = Scale(train_scenes=3000, test_scenes=400, steps=300, batch_size=80, map_drawings=8, seeds=5)
 QUICK = Scale(train_scenes=1200, test_scenes=150, steps=150, batch_size=80, map_drawings=4, seeds=2)
-
-
-def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
-    """All trainings of the study: first the main comparisons of every seed, then the other parts, seed by seed.
-
-    So that a study which is stopped early has seeds enough for what matters most.
-    """
-    found = []
-    for number in range(seed, seed + scale.seeds):
-        full = [variant for variant in VARIANTS if variant != "pool-all"]
-        found += [Cell(number, TRUE, variant) for variant in full]
-        found += [Cell(number, NOISY, variant) for variant in full if variant not in _ONLY_TRUE]
-        found += [Cell(number, COARSE, variant) for variant in _ON_COARSE]
-        found += [Cell(number, MAPS, variant) for variant in _ON_MAPS if MAPS in extras]
-    return sorted(found, key=lambda cell: cell.variant not in _MAIN[cell.condition])
 
 
 def overrides(cell: Cell, scale: Scale) -> list[str]:
@@ -229,24 +214,69 @@ def noise_of(cell: Cell) -> Noise:
     return replace(_NOISE[cell.condition], shuffled_phrases=own.shuffled_phrases, shuffled_boxes=own.shuffled_boxes)
 
 
-@dataclass
-class Work:
-    """Trains and measures one cell; collections and frozen features lie in the study's folder.
+class ClocStudy(GridStudy):
+    """Trains one variant on true or spoiled boxes and asks it about boxes and phrases."""
 
-    extras: of `installed`.
-    """
+    design, full, quick = DESIGN, FULL, QUICK
 
-    folder: Path
-    scale: Scale
-    extras: Mapping[str, Path]
-    device: str | None = None
+    @classmethod
+    def cells(cls, scale: Any, *, seed: int, datasets: Collection[str]) -> list[Cell]:
+        """List the main comparisons of every seed first: a study stopped early has seeds for what matters most."""
+        found = super().cells(scale, seed=seed, datasets=datasets)
+        return sorted(found, key=lambda cell: cell.variant not in _MAIN[cell.condition])
+
+    @classmethod
+    def has_data(cls, condition: str, datasets: Collection[str]) -> bool:
+        return condition != MAPS or MAPS in datasets
+
+    @classmethod
+    def variants_of(cls, condition: str, scale: Any) -> Sequence[str]:
+        if condition in (COARSE, MAPS):
+            return _ON_COARSE if condition == COARSE else _ON_MAPS
+        full = [variant for variant in VARIANTS if variant != "pool-all"]
+        return full if condition == TRUE else [variant for variant in full if variant not in _ONLY_TRUE]
+
+    @classmethod
+    def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        variants = {name: [recipe, *changes] for name, (recipe, changes, _) in VARIANTS.items()}
+        return {"variants": variants, "real": sorted(datasets)}
+
+    @classmethod
+    def find_datasets(cls, folders: Sequence[Path]) -> dict[str, Path]:
+        """The folder of maps and the file of details that were found in `folders`, or where the system's packages put them.
+
+        Raises:
+            UserError: when a folder in `folders` is missing or holds none of both.
+        """
+        for folder in folders:
+            if find_installed((folder,)) == (None, None):
+                raise UserError(
+                    f"{folder}: holds neither {KGEOGRAPHY} nor {DETAILS}; "
+                    f"unpack a package there with 'dpkg -x PACKAGE.deb {folder}'"
+                )
+        maps, details = find_installed((*folders, Path("/")))
+        return {key: path for key, path in ((MAPS, maps), ("details", details)) if path is not None}
+
+    @classmethod
+    def row_values(
+        cls, finished: Mapping[Cell, Mapping[str, float]]
+    ) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
+        """(condition, row) -> seed -> measure -> value, with CLIP's cells of true boxes standing for spoiled ones."""
+        clip = [(cell, values) for cell, values in finished.items() if (cell.condition, cell.variant) == (TRUE, "clip")]
+        found = row_values(
+            ROWS, [*finished.items(), *((replace(cell, condition=NOISY), values) for cell, values in clip)]
+        )
+        for condition, row in [key for key in found if key[1] == DESIGN.reference]:
+            # The answer that sees nothing, as a side of the claim about it.
+            found[condition, "mean-box"] = {seed: {"box_gain": 0.0} for seed in found[condition, row]}
+        return found
 
     @functools.cached_property
-    def kept(self) -> KeptFeatures:
+    def feature_memory(self) -> FeatureMemory:
         """Frozen features of test images, cut-outs and texts, which all cells of this process share."""
-        from foveate.studies.kept import KeptFeatures
+        from foveate.studies.feature_cache import FeatureMemory
 
-        return KeptFeatures()
+        return FeatureMemory()
 
     def collection_path(self, condition: str) -> Path:
         """The images of a condition; spoiled boxes lie on the same ones as true boxes."""
@@ -262,20 +292,20 @@ class Work:
         build_scenes(
             self.collection_path(TRUE), train=scale.train_scenes, test=scale.test_scenes, seed=STUDY_SCENES, workers=2
         )
-        if MAPS in self.extras:
-            build_maps(self.collection_path(MAPS), self.extras[MAPS], train=scale.map_drawings, test=1)
-        for condition in (TRUE, COARSE, MAPS) if MAPS in self.extras else (TRUE, COARSE):
+        if MAPS in self.datasets:
+            build_maps(self.collection_path(MAPS), self.datasets[MAPS], train=scale.map_drawings, test=1)
+        for condition in (TRUE, COARSE, MAPS) if MAPS in self.datasets else (TRUE, COARSE):
             changes = overrides(Cell(0, condition, "cloc"), self.scale)
             cache_features(self.collection_path(condition), "tour", changes, device=self.device)
 
-    def __call__(self, cell: Cell) -> dict[str, float]:
+    def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.studies.noise import open_spoiled
         from foveate.studies.trainings import train_cell
 
         collection = open_spoiled(self.collection_path(cell.condition), noise_of(cell), seed=cell.seed)
         recipe, changes = VARIANTS[cell.variant][0], overrides(cell, self.scale)
         model = train_cell(cell, recipe, changes, collection, self.folder, device=self.device)
-        self.kept.serve(model)
+        self.feature_memory.attach(model)
         return self._measured(model, collection, crops=cell.variant == "clip", seed=cell.seed)
 
     def _measured(self, model: Any, collection: Any, *, crops: bool, seed: int) -> dict[str, float]:
@@ -288,8 +318,8 @@ class Work:
             values["box_gain"] = box_gain(seen, collection)
         else:  # a head that was never trained answers nothing
             values = {name: value for name, value in values.items() if "iou" not in name}
-        if "details" in self.extras:
-            values["details"] = details_accuracy(model, self.extras["details"])
+        if "details" in self.datasets:
+            values["details"] = details_accuracy(model, self.datasets["details"])
         return values
 
 
@@ -314,33 +344,4 @@ def picked(table: list[dict[str, Any]]) -> dict[str, float]:
     return values
 
 
-def row_values(done: Mapping[Cell, Mapping[str, float]]) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
-    """(condition, row) -> seed -> measure -> value, with CLIP's cells of true boxes standing for spoiled ones."""
-    clip = [(cell, values) for cell, values in done.items() if (cell.condition, cell.variant) == (TRUE, "clip")]
-    found = rows_of_cells(ROWS, [*done.items(), *((replace(cell, condition=NOISY), values) for cell, values in clip)])
-    for condition, row in [key for key in found if key[1] == DESIGN.reference]:
-        # The answer that sees nothing, as a side of the claim about it.
-        found[condition, "mean-box"] = {seed: {"box_gain": 0.0} for seed in found[condition, row]}
-    return found
-
-
-def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
-    """What cells depend on, besides their own names."""
-    variants = {name: [recipe, *changes] for name, (recipe, changes, _) in VARIANTS.items()}
-    return {"study": DESIGN.name, **sizes(scale), "variants": variants, "real": sorted(extras)}
-
-
-def installed(data: tuple[Path, ...]) -> dict[str, Path]:
-    """The folder of maps and the file of details that were found in `data`, or where the system's packages put them.
-
-    Raises:
-        UserError: when a folder in `data` is missing or holds none of both.
-    """
-    for folder in data:
-        if find_installed((folder,)) == (None, None):
-            raise UserError(
-                f"{folder}: holds neither {KGEOGRAPHY} nor {DETAILS}; "
-                f"unpack a package there with 'dpkg -x PACKAGE.deb {folder}'"
-            )
-    maps, details = find_installed((*data, Path("/")))
-    return {key: path for key, path in ((MAPS, maps), ("details", details)) if path is not None}
+STUDY = ClocStudy

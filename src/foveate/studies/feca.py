@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from foveate.core.cells import Cell
 from foveate.core.progress import say
 from foveate.core.seeds import generator
 from foveate.studies import point_sets
-from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
+from foveate.studies.study import Claim, Condition, Design, Measure, Row
 
 SETS = {
     "clear": "15 clear groups",
@@ -153,7 +152,7 @@ DESIGN = Design(
         "A seed changes the drawn points, the split and every start. Nothing is corrected for the number of "
         "comparisons.",
     ),
-    extras=tuple(point_sets.EXTRAS.values()),
+    optional_data=tuple(point_sets.OPTIONAL.values()),
 )
 
 
@@ -167,16 +166,6 @@ class Scale:
 
 FULL = Scale(conditions=tuple(WORLDS), seeds=5)
 QUICK = Scale(conditions=("clear-even", "clear-some", "clear-few", "uneven-few", "digits-some"), seeds=2)
-
-
-def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
-    """All cells, those of the first seed first; each measures all methods."""
-    return [
-        Cell(number, condition, "all")
-        for number in range(seed, seed + scale.seeds)
-        for condition in scale.conditions
-        if point_sets.present(WORLDS[condition][0], extras)
-    ]
 
 
 def drawn(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -193,26 +182,23 @@ def drawn(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array(means)[labels] + random.normal(size=(len(labels), width)) * spread, labels
 
 
-@dataclass
-class Work:
+class FecaStudy(point_sets.PointSetStudy):
     """Splits one set and runs every method on it."""
 
-    folder: Path
-    scale: Scale
-    extras: Mapping[str, Path]
-    device: str | None = None
+    design, full, quick = DESIGN, FULL, QUICK
+    worlds, used = WORLDS, tuple(point_sets.OPTIONAL)
 
-    def prepare(self) -> None:
-        """Features of the built-in images, where they are asked for."""
-        point_sets.write_images(self.folder, {WORLDS[condition][0] for condition in self.scale.conditions})
+    @classmethod
+    def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        return {**super().parameters(datasets), "methods": METHODS}
 
     def points(self, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Points and labels of a set."""
         if name in ("clear", "near", "uneven"):
             return drawn(name, seed)
-        return point_sets.points_of(name, folder=self.folder, extras=self.extras, seed=seed, most=FASHION_POINTS)
+        return point_sets.points_of(name, folder=self.folder, datasets=self.datasets, seed=seed, most=FASHION_POINTS)
 
-    def __call__(self, cell: Cell) -> dict[str, float]:
+    def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.federated.sources import split_labels
 
         name, split, clients = WORLDS[cell.condition]
@@ -258,12 +244,4 @@ def measure(
     return values
 
 
-def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
-    """What cells depend on, besides their own names: other conditions keep the finished ones."""
-    kept = {name: value for name, value in sizes(scale).items() if name not in ("conditions",)}
-    return {"study": DESIGN.name, **kept, "worlds": {n: list(w) for n, w in WORLDS.items()}, "methods": METHODS}
-
-
-def installed(data: tuple[Path, ...]) -> dict[str, Path]:
-    """The optional sets that are there; see `point_sets.installed`."""
-    return point_sets.installed(data, set(point_sets.EXTRAS), DESIGN.name)
+STUDY = FecaStudy

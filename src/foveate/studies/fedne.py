@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from foveate.core.cells import Cell
 from foveate.core.seeds import generator
 from foveate.studies import point_sets
-from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
+from foveate.studies.study import Claim, Condition, Design, Measure, Row
 
 SHARDS, DIRICHLET, EVEN, MNIST, FASHION, FASHION_SKEWED, CELLS, IMAGES = (
     "digits-shards",
@@ -145,7 +144,7 @@ DESIGN = Design(
         "A seed changes the split, the start weights, every draw, and which points are held out.",
         "Nothing is corrected for the number of comparisons.",
     ),
-    extras=tuple(point_sets.EXTRAS[key] for key in USED),
+    optional_data=tuple(point_sets.OPTIONAL[key] for key in USED),
 )
 
 
@@ -168,33 +167,27 @@ QUICK = Scale(
 )
 
 
-def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
-    """All cells: what takes longest, surrogate networks on MNIST-5k, last, the others seed by seed."""
-    found = [
-        Cell(number, condition, variant)
-        for number in range(seed, seed + scale.seeds)
-        for condition in scale.conditions
-        if point_sets.present(WORLDS[condition][0], extras)
-        for variant in scale.variants
-        if variant in DRAWN.get(condition, VARIANTS)
-    ]
-    return sorted(found, key=lambda cell: (cell.condition, cell.variant) == (MNIST, "network"))
+class FedneStudy(point_sets.PointSetStudy):
+    """Draws one map of several clients and measures it."""
 
+    design, full, quick = DESIGN, FULL, QUICK
+    worlds, used = WORLDS, USED
 
-@dataclass
-class Work:
-    """Draws and measures one map."""
+    @classmethod
+    def cells(cls, scale: Any, *, seed: int, datasets: Collection[str]) -> list[Cell]:
+        """List what takes longest, surrogate networks on MNIST-5k, last; the others seed by seed."""
+        found = super().cells(scale, seed=seed, datasets=datasets)
+        return sorted(found, key=lambda cell: (cell.condition, cell.variant) == (MNIST, "network"))
 
-    folder: Path
-    scale: Scale
-    extras: Mapping[str, Path]
-    device: str | None = None
+    @classmethod
+    def variants_of(cls, condition: str, scale: Any) -> Sequence[str]:
+        return [variant for variant in scale.variants if variant in DRAWN.get(condition, VARIANTS)]
 
-    def prepare(self) -> None:
-        """Features of the built-in images, where they are asked for."""
-        point_sets.write_images(self.folder, {WORLDS[condition][0] for condition in self.scale.conditions})
+    @classmethod
+    def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        return {**super().parameters(datasets), "variants": VARIANTS, "fashion_points": FASHION_POINTS}
 
-    def __call__(self, cell: Cell) -> dict[str, float]:
+    def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.federated.embedding.fitting import fit_clients, in_process
         from foveate.federated.embedding.options import EmbeddingOptions
         from foveate.federated.embedding.quality import quality, stacked
@@ -203,7 +196,7 @@ class Work:
 
         source, split, count = WORLDS[cell.condition]
         points, labels = point_sets.points_of(
-            source, folder=self.folder, extras=self.extras, seed=cell.seed, most=FASHION_POINTS
+            source, folder=self.folder, datasets=self.datasets, seed=cell.seed, most=FASHION_POINTS
         )
         clients = split_clients(points, labels.astype(str), split, count, seed=cell.seed)
         parts = halves(clients, 0.2, seed=cell.seed)
@@ -243,19 +236,4 @@ def shuffling(seed: int) -> Callable[[Sequence[Any], Any], Any]:
     return lambda members, log: Shuffled(members, log=log)
 
 
-def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
-    """What cells depend on, besides their own names: other conditions and variants keep the finished ones."""
-    kept = {name: value for name, value in sizes(scale).items() if name == "rounds"}
-    worlds = {name: list(world) for name, world in WORLDS.items()}
-    return {
-        "study": DESIGN.name,
-        **kept,
-        "worlds": worlds,
-        "variants": VARIANTS,
-        "fashion_points": FASHION_POINTS,
-    }
-
-
-def installed(data: tuple[Path, ...]) -> dict[str, Path]:
-    """The optional sets that are there; see `point_sets.installed`."""
-    return point_sets.installed(data, USED, DESIGN.name)
+STUDY = FedneStudy

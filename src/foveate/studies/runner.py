@@ -1,10 +1,7 @@
 """Runs a study: prepares what all cells share, works on cells in several processes, and writes the result.
 
-A study is a module of `foveate.studies` with DESIGN, the scales FULL and QUICK (dataclasses with a field `seeds`),
-`cells(scale, seed=, extras=)`, `identity(scale, extras=)` and `Work(folder, scale, extras, device)` with `prepare()`.
-It may have `installed(folders)` (what it found of optional data, by name), `row_values(done)` where rows are more than
-`foveate.studies.study.row_values` gives, and `beside(folder, scale)`: further tables for its page, each with title,
-note, columns and lines of texts. Nothing else names it: a module with a DESIGN is a study.
+A study is a module of `foveate.studies` with a `STUDY`, a subclass of `foveate.studies.grid.GridStudy`; its name is
+that of the module. No list names the studies.
 """
 
 from __future__ import annotations
@@ -12,48 +9,46 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import pkgutil
 import platform
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-import foveate.studies
-from foveate.core.cells import Cell, CellStore, run_cells
+from foveate.core.cells import Cell, CellStore, Work, run_cells
 from foveate.core.errors import UserError, choose
 from foveate.core.files import FolderLock
+from foveate.core.plugins import load_all, module_names
 from foveate.core.progress import configure, say
 from foveate.core.runs import RunFolder
 from foveate.core.version import __version__
-from foveate.studies.cells import announce
-from foveate.studies.study import Design, row_values, summary
+from foveate.studies.grid import GridStudy
+from foveate.studies.study import Design, summary
+
+PACKAGE = "foveate.studies"
 
 
 def study_names() -> list[str]:
-    """Names of all studies: the modules of `foveate.studies` that have a DESIGN."""
-    return [name for name in _modules() if hasattr(_module(name), "DESIGN")]
+    """List all studies: the modules of `foveate.studies` that have a `STUDY`."""
+    return sorted(load_all(PACKAGE, "STUDY"))
 
 
-def study_of(name: str) -> Any:
-    """The module of a study.
+def find_study(name: str) -> type[GridStudy]:
+    """Return the class of a study.
 
     Raises:
-        UserError: when there is none of that name.
+        UserError: there is none of that name.
     """
-    if name in _modules() and hasattr(found := _module(name), "DESIGN"):  # the others need not be imported then
-        return found
-    return _module(choose(name, study_names(), "study"))
-
-
-def _modules() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(foveate.studies.__path__))
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(f"foveate.studies.{name}")
+    # Importing all modules to list the studies takes seconds: only for the error.
+    if name in module_names(PACKAGE):
+        module = importlib.import_module(f"{PACKAGE}.{name}")
+        if hasattr(module, "STUDY"):
+            return module.STUDY
+    choose(name, study_names(), "study")
+    raise AssertionError(f"{name} is a study and was not found")
 
 
 def run_study(
@@ -66,81 +61,84 @@ def run_study(
     seed: int = 0,
     workers: int = 1,
     device: str | None = None,
-    data: tuple[Path, ...] = (),
+    data: Sequence[Path] = (),
     dry_run: bool = False,
     so_far: bool = False,
     command: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Works on all cells of a study and returns its result; repeated, it goes on where it was.
+    """Work on all cells of a study and return its result; repeated, it resumes.
 
     Args:
-        quick: the small scale instead of the full one. scale: another one.
-        seeds: trainings of each variant; the scale's own number by default. seed: the first of them.
+        quick: the small scale instead of the full one.
+        scale: another scale than the study's two.
+        seeds: trainings of each variant; the scale's own number by default.
+        seed: the first seed.
         workers: processes, one thread each. Further calls on the same folder, also from elsewhere, help.
-        data: folders in which packages with real regions were unpacked, besides the system's own.
-        dry_run: only count the trainings. so_far: only write the result of those that are finished.
+        data: folders in which packages with optional data were unpacked, besides the system's own.
+        dry_run: only count the trainings.
+        so_far: only write the result of those that are finished.
 
     Raises:
-        UserError: for an unknown study, a folder that holds another study, or with `so_far` one without a training.
+        UserError: an unknown study, a folder that holds another study, or with `so_far` one without a training.
     """
-    study = study_of(name)
-    scale = scale or (study.QUICK if quick else study.FULL)
+    study = find_study(name)
+    scale = scale or (study.quick if quick else study.full)
     if seeds is not None:
         scale = replace(scale, seeds=seeds)
-    extras = _installed(study, data)
-    cells: list[Cell] = study.cells(scale, seed=seed, extras=extras)
+    datasets = study.find_datasets(data)
+    cells = study.cells(scale, seed=seed, datasets=datasets)
     if dry_run:
-        return _plan(study, cells, scale, extras)
+        return _plan(study, cells, scale, datasets)
     if so_far and not (run_path / "cells").is_dir():
-        raise UserError(f"{run_path}: holds no study yet; leave --so-far out to begin one")
+        raise UserError(f"{run_path} holds no study yet; leave --so-far out to begin one")
     run = RunFolder.create(run_path, command=command)
-    store = CellStore(run.path / "cells", study.identity(scale, extras=extras))
+    store = CellStore(run.path / "cells", study.identity(scale, datasets=datasets))
+    work = study(run.path, scale, datasets, device)
+    seconds: dict[str, float] = {}
     if so_far:
         if all(store.done(cell) is None for cell in cells):
-            raise UserError(f"{run_path}: no training is finished yet")
-        result = _result(study, store, cells, scale, extras, command)
-        result["beside"] = _beside(study, run.path, scale)
-        run.write_result(result)
-        return result
-    work = study.Work(run.path, scale, extras, device)
-    started = time.monotonic()
-    _prepare(work)
-    prepared = time.monotonic() - started
-    _single_thread()
-    announce(store, cells, work, workers=workers)
-    helpers = [_helper(name, run.path, scale, extras, device, cells) for _ in range(workers - 1)]
-    try:
-        for number, cell in enumerate(run_cells(store, cells, work), start=1):
-            say(f"{cell.name} is finished, {number} by this process")
-    finally:
-        for helper in helpers:
-            if sys.exc_info()[0] is not None:
-                helper.terminate()
-            helper.join()
-    result = _result(study, store, cells, scale, extras, command)
-    result["seconds"] = {"prepare": round(prepared, 1), **result["seconds"]}
-    result["beside"] = _beside(study, run.path, scale)
+            raise UserError(f"{run_path}: no training is finished yet; run the same command without --so-far")
+    else:
+        started = time.monotonic()
+        _prepare(work)
+        seconds["prepare"] = round(time.monotonic() - started, 1)
+        _single_thread()
+        announce_duration(store, cells, work.measure, workers=workers)
+        helpers = [_start_helper(name, run.path, scale, datasets, device, cells) for _ in range(workers - 1)]
+        try:
+            for number, cell in enumerate(run_cells(store, cells, work.measure), start=1):
+                say(f"{cell.name} is finished, {number} by this process")
+        finally:
+            for helper in helpers:
+                if sys.exc_info()[0] is not None:
+                    helper.terminate()
+                helper.join()
+    result = _result(study, store, cells, scale, datasets, command)
+    result["seconds"] = {**seconds, **result["seconds"]}
+    result["beside"] = work.further_tables()
     run.write_result(result)
     return result
 
 
-def _installed(study: Any, data: tuple[Path, ...]) -> dict[str, Path]:
-    """What a study found of its optional data. Raises UserError for folders that a study without any was given."""
-    if hasattr(study, "installed"):
-        return study.installed(data)
-    if data:
-        raise UserError(f"--data: the study '{study.DESIGN.name}' uses no further data; leave it out")
-    return {}
+def announce_duration(store: CellStore, cells: Sequence[Cell], work: Work, *, workers: int) -> None:
+    """Work on the first missing cell, time it, and print how long the rest will take."""
+    missing = [cell for cell in cells if store.done(cell) is None]
+    if not missing:
+        say(f"all {len(cells)} trainings are finished")
+        return
+    for cell in run_cells(store, missing[:1], work, wait=False):
+        done = store.done(cell)
+        assert done is not None
+        rest = (len(missing) - 1) * done.seconds / workers
+        say(
+            f"first of {len(missing)} trainings: {done.seconds:.0f} s; the other {len(missing) - 1} will take about "
+            f"{rest / 3600:.1f} h ({rest / 60:.0f} min) with {workers} workers; to stop and resume is safe"
+        )
 
 
-def _beside(study: Any, folder: Path, scale: Any) -> list[dict[str, Any]]:
-    """The study's further tables, if it has any."""
-    return study.beside(folder, scale) if hasattr(study, "beside") else []
-
-
-def _prepare(work: Any) -> None:
-    """Images and frozen features, by one process at a time; a second one waits until they are there."""
-    lock = FolderLock(work.folder / "preparing", purpose="study")
+def _prepare(study: GridStudy) -> None:
+    """Prepare in one process at a time; a second process waits until the images are there."""
+    lock = FolderLock(study.folder / "preparing", purpose="study")
     while True:
         try:
             lock.__enter__()
@@ -148,7 +146,7 @@ def _prepare(work: Any) -> None:
         except UserError:  # another process prepares
             time.sleep(2.0)
     try:
-        work.prepare()
+        study.prepare()
     finally:
         lock.__exit__(None, None, None)
 
@@ -156,73 +154,79 @@ def _prepare(work: Any) -> None:
 def _single_thread() -> None:
     import torch
 
+    # Trainings this small do not gain from a second thread, and workers would fight over the cores.
     torch.set_num_threads(1)
 
 
-def _helper(
-    name: str, folder: Path, scale: Any, extras: dict[str, Path], device: str | None, cells: list[Cell]
+def _start_helper(
+    name: str, folder: Path, scale: Any, datasets: Mapping[str, Path], device: str | None, cells: list[Cell]
 ) -> SpawnProcess:
-    # Spawned, not forked: torch has threads.
+    # Spawned, not forked: torch has threads, and a fork copies locks that they hold.
     context = multiprocessing.get_context("spawn")
-    helper = context.Process(target=_help, args=(name, folder, scale, extras, device, cells), daemon=True)
+    helper = context.Process(target=_help, args=(name, folder, scale, datasets, device, cells), daemon=True)
     helper.start()
     return helper
 
 
-def _help(name: str, folder: Path, scale: Any, extras: dict[str, Path], device: str | None, cells: list[Cell]) -> None:
+def _help(
+    name: str, folder: Path, scale: Any, datasets: Mapping[str, Path], device: str | None, cells: list[Cell]
+) -> None:
     configure(quiet=True)
     _single_thread()
-    study = study_of(name)
-    store = CellStore(folder / "cells", study.identity(scale, extras=extras))
-    # What this process cannot finish, the main one takes over, and says why.
-    for _ in run_cells(store, cells, study.Work(folder, scale, extras, device), wait=False):
+    study = find_study(name)
+    store = CellStore(folder / "cells", study.identity(scale, datasets=datasets))
+    # Does not wait: cells that this process leaves unfinished are taken over by the main one, which reports errors.
+    for _ in run_cells(store, cells, study(folder, scale, datasets, device).measure, wait=False):
         pass
 
 
-def _plan(study: Any, cells: list[Cell], scale: Any, extras: dict[str, Path]) -> dict[str, Any]:
+def _plan(study: type[GridStudy], cells: list[Cell], scale: Any, datasets: Mapping[str, Path]) -> dict[str, Any]:
     return {
         "kind": "study",
-        "study": study.DESIGN.name,
+        "study": study.design.name,
         "trainings": len(cells),
         "scale": vars(scale),
-        "real": _real(study.DESIGN, extras),
+        "real": _list_datasets(study.design, datasets),
         "cells": [cell.name for cell in cells],
     }
 
 
-def _real(design: Design, extras: dict[str, Path]) -> list[dict[str, Any]]:
-    """What was found of optional data, for people: an absence is said."""
-    return [{"name": one.title, "package": one.package, "used": one.key in extras} for one in design.extras]
+def _list_datasets(design: Design, datasets: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """List which optional data were found and which are missing."""
+    return [{"name": one.title, "package": one.package, "used": one.key in datasets} for one in design.optional_data]
 
 
 def _result(
-    study: Any, store: CellStore, cells: list[Cell], scale: Any, extras: dict[str, Path], command: list[str] | None
+    study: type[GridStudy],
+    store: CellStore,
+    cells: list[Cell],
+    scale: Any,
+    datasets: Mapping[str, Path],
+    command: list[str] | None,
 ) -> dict[str, Any]:
     import torch
 
-    design: Design = study.DESIGN
-    done = {cell: found for cell in cells if (found := store.done(cell)) is not None}
-    values = {cell: one.values for cell, one in done.items()}
-    own = study.row_values(values) if hasattr(study, "row_values") else row_values(design.rows, values.items())
-    found = summary(design, own)
-    present = {entry["condition"] for entry in found["table"]}
+    design = study.design
+    finished = {cell: done for cell in cells if (done := store.done(cell)) is not None}
+    judged = summary(design, study.row_values({cell: done.values for cell, done in finished.items()}))
+    present = {entry["condition"] for entry in judged["table"]}
     return {
         "kind": "study",
         "study": design.name,
         "title": design.title,
         "question": design.question,
         "reference": design.reference,
-        "seeds": sorted({cell.seed for cell in done}),
+        "seeds": sorted({cell.seed for cell in finished}),
         "scale": vars(scale),
-        "conditions": [vars(one) for one in design.conditions if one.key in present],
+        "conditions": [vars(condition) for condition in design.conditions if condition.key in present],
         "rows": [{"key": r.key, "title": r.title, "what": r.what, "role": r.role} for r in design.rows],
-        "measures": [vars(one) for one in design.measures],
-        **found,
-        "real": _real(design, extras),
+        "measures": [vars(measure) for measure in design.measures],
+        **judged,
+        "real": _list_datasets(design, datasets),
         "limits": list(design.limits),
-        "trainings": len(done),
+        "trainings": len(finished),
         "planned": len(cells),
-        "seconds": {"trainings": round(sum(one.seconds for one in done.values()), 1)},
+        "seconds": {"trainings": round(sum(done.seconds for done in finished.values()), 1)},
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
         "version": __version__,
         "command": command or [sys.argv[0]],

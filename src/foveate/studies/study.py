@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from foveate.core.cells import Cell
@@ -73,7 +73,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Extra:
+class OptionalData:
     """Optional data: used where the user installed it."""
 
     key: str
@@ -94,7 +94,7 @@ class Design:
     measures: Sequence[Measure]
     claims: Sequence[Claim]
     limits: Sequence[str] = field(default_factory=tuple)
-    extras: Sequence[Extra] = field(default_factory=tuple)
+    optional_data: Sequence[OptionalData] = field(default_factory=tuple)
 
 
 def row_values(
@@ -115,11 +115,6 @@ def row_values(
                 if name.startswith(row.prefix) and (row.prefix or "/" not in name)
             }
     return found
-
-
-def sizes(scale: Any) -> dict[str, Any]:
-    """A scale for the identity of cells: without the number of seeds, so that another number keeps finished ones."""
-    return {name: value for name, value in asdict(scale).items() if name != "seeds"}
 
 
 def interval_of(values: Sequence[float]) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.core.cells import Cell
-from foveate.studies.study import Claim, Condition, Design, Measure, Row, sizes
+from foveate.studies.grid import GridStudy
+from foveate.studies.study import Claim, Condition, Design, Measure, Row
 from foveate.studies.vesl_labels import LABELINGS, LEAST_COSINE, TRUTH
 
 if TYPE_CHECKING:
-    from foveate.studies.kept import KeptFeatures
+    from foveate.studies.feature_cache import FeatureMemory
 
 SCENES = "scenes"
 MEASURES = (
@@ -99,7 +99,6 @@ DESIGN = Design(
         "Teacher, captioner and labels were made once: the intervals are over trainings on them only.",
         "Nothing is corrected for the number of comparisons.",
     ),
-    extras=(),
 )
 
 
@@ -139,11 +138,6 @@ QUICK = Scale(
 )
 
 
-def cells(scale: Scale, *, seed: int, extras: Collection[str]) -> list[Cell]:
-    """All trainings, seed by seed."""
-    return [Cell(number, SCENES, variant) for number in range(seed, seed + scale.seeds) for variant in VARIANTS]
-
-
 def training_overrides(steps: int, batch_size: int) -> list[str]:
     """What all trainings change in the recipes `tour` and `tour-clip`: alt-texts alone, so that regions differ only."""
     return [
@@ -162,21 +156,23 @@ def overrides(cell: Cell, scale: Scale, sources: Mapping[str, str]) -> list[str]
     return [*training_overrides(scale.steps, scale.batch_size), f"training.seed={cell.seed}", *chosen]
 
 
-@dataclass
-class Work:
-    """Trains and measures one cell; images, labels and frozen features lie in the study's folder."""
+class VeslStudy(GridStudy):
+    """Trains CLOC on the regions of one labeling and asks it about true regions."""
 
-    folder: Path
-    scale: Scale
-    extras: Mapping[str, Path]
-    device: str | None = None
+    design, full, quick = DESIGN, FULL, QUICK
+    variants = VARIANTS
+
+    @classmethod
+    def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        labelings = [asdict(one) for one in LABELINGS]
+        return {"variants": list(cls.variants), "labelings": labelings, "least_cosine": LEAST_COSINE}
 
     @functools.cached_property
-    def kept(self) -> KeptFeatures:
+    def feature_memory(self) -> FeatureMemory:
         """Frozen features of test images and texts, which all cells of this process share."""
-        from foveate.studies.kept import KeptFeatures
+        from foveate.studies.feature_cache import FeatureMemory
 
-        return KeptFeatures()
+        return FeatureMemory()
 
     @functools.cached_property
     def labels(self) -> dict[str, dict[str, Any]]:
@@ -204,7 +200,7 @@ class Work:
         # All regions at once: the phrases of every labeling are embedded here.
         cache_features(scenes, "tour", training_overrides(scale.steps, scale.batch_size), device=self.device)
 
-    def __call__(self, cell: Cell) -> dict[str, float]:
+    def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.pretrain.evaluate import evaluate
         from foveate.records.collection import Collection
         from foveate.studies.cloc import picked
@@ -215,19 +211,11 @@ class Work:
         recipe = "tour-clip" if cell.variant == "none" else "tour"
         changes = overrides(cell, self.scale, sources)
         model = train_cell(cell, recipe, changes, collection, self.folder, device=self.device)
-        self.kept.serve(model)
+        self.feature_memory.attach(model)
         found, _ = evaluate(model, collection, name="m", rules=("head",), seed=cell.seed)
         values = picked(found["table"])
         made = {name: value for name, value in self.labels.get(cell.variant, {}).items() if name.startswith("label_")}
         return values | {name: float(value) for name, value in made.items()}
 
 
-def identity(scale: Scale, *, extras: Collection[str]) -> dict[str, Any]:
-    """What cells depend on, besides their own names."""
-    return {
-        "study": DESIGN.name,
-        **sizes(scale),
-        "variants": list(VARIANTS),
-        "labelings": [asdict(one) for one in LABELINGS],
-        "least_cosine": LEAST_COSINE,
-    }
+STUDY = VeslStudy

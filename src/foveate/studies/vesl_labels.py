@@ -97,7 +97,7 @@ def train_own_captioner(others: Path, run: Path, overrides: Sequence[str], *, de
 
 def write_both_captions(scenes: Path, run: Path, captioner: Path, *, device: str | None) -> dict[str, str]:
     """DSC captions of the training images by both captioners: who -> name of its model."""
-    from foveate.studies.captioning import write_captions
+    from foveate.studies.captions_data import write_captions
 
     asked = (
         ("own", "foveate", {"model": captioner, "device": device or "cpu"}),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from foveate.core.cells import Cell
 from foveate.core.files import write_json_atomically
+from foveate.studies.grid import GridStudy
 from foveate.studies.study import Condition, Design, Measure, Row
 
 VARIANTS = ("ours", "theirs", "control")
@@ -32,28 +32,15 @@ class Scale:
     seeds: int = 4
 
 
-FULL = QUICK = Scale()
+class Counted(GridStudy):
+    design, full, quick = DESIGN, Scale(), Scale()
+    variants = VARIANTS
 
+    @classmethod
+    def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        return {"steps": STEPS}
 
-def cells(scale: Scale, *, seed: int, extras: Any) -> list[Cell]:
-    return [Cell(seed + number, "true", variant) for number in range(scale.seeds) for variant in VARIANTS]
-
-
-def identity(scale: Scale, *, extras: Any) -> dict[str, Any]:
-    return {"steps": STEPS}
-
-
-@dataclass
-class Work:
-    folder: Path
-    scale: Scale
-    extras: Mapping[str, Path]
-    device: str | None = None
-
-    def prepare(self) -> None:
-        """Nothing that trainings share."""
-
-    def __call__(self, cell: Cell) -> dict[str, float]:
+    def measure(self, cell: Cell) -> dict[str, float]:
         self._log("begin", cell)
         kept = self.folder / "cells" / "at-work" / cell.name / "step.json"
         done = int(kept.read_text()) if kept.is_file() else 0
@@ -68,3 +55,6 @@ class Work:
         descriptor = os.open(self.folder / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(descriptor, f"{what} {cell.name}\n".encode())
         os.close(descriptor)
+
+
+STUDY = Counted

@@ -6,7 +6,7 @@ import torch
 
 import tiny
 from foveate.pretrain.train import build_model
-from foveate.studies.kept import KeptFeatures
+from foveate.studies.feature_cache import FeatureMemory
 from foveate.vision.localizer.model import LocalizingModel
 
 
@@ -37,11 +37,11 @@ def pixels(*values: int) -> torch.Tensor:
 
 
 def test_what_was_seen_is_not_computed_again() -> None:
-    kept = KeptFeatures()
+    memory = FeatureMemory()
     for number in range(2):
         image, text = Frozen("image"), Frozen("text")
         model = model_of(image, text)
-        kept.serve(model)
+        memory.attach(model)
         found = model.image_encoder.frozen_features(pixels(1, 2, 1))
         assert found.flatten().tolist() == [1, 2, 1]
         found = model.image_encoder.frozen_features(pixels(3, 2, 9, 1))
@@ -51,20 +51,20 @@ def test_what_was_seen_is_not_computed_again() -> None:
 
 
 def test_another_encoder_has_features_of_its_own() -> None:
-    kept = KeptFeatures()
+    memory = FeatureMemory()
     for name in ("one", "other"):
         image = Frozen(name)
         model = model_of(image, Frozen("text"))
-        kept.serve(model)
+        memory.attach(model)
         model.image_encoder.frozen_features(pixels(1))
         assert image.seen == 1
 
 
 def test_without_room_everything_is_computed() -> None:
-    kept = KeptFeatures(most_bytes=2)
+    memory = FeatureMemory(max_bytes=2)
     image = Frozen("image")
     model = model_of(image, Frozen("text"))
-    kept.serve(model)
+    memory.attach(model)
     for _ in range(2):
         assert model.image_encoder.frozen_features(pixels(5, 6)).flatten().tolist() == [5, 6]
     assert image.seen == 3
@@ -73,5 +73,5 @@ def test_without_room_everything_is_computed() -> None:
 def test_encoders_that_train_are_left_alone() -> None:
     model = build_model(tiny.recipe())
     before = model.image_encoder.frozen_features
-    KeptFeatures().serve(model)
+    FeatureMemory().attach(model)
     assert model.image_encoder.frozen_features == before
