@@ -32,9 +32,9 @@ from PIL import Image
 
 from benchmarks.caption_server import Waiting
 from benchmarks.common import machine
-from foveate.caption.backends.http import HttpSettings
 from foveate.caption.run import caption
 from foveate.caption.work import CaptionSettings
+from foveate.chat.client import ChatSettings
 from foveate.core import progress
 from foveate.core.files import write_json_atomically
 from foveate.core.runs import RunFolder
@@ -115,7 +115,7 @@ def ask(collection: Path, url: str, out: Path, *, in_flight: int, model: str, li
         collection,
         CaptionSettings(formats=FORMATS, limit=limit),
         backend="http",
-        backend_settings=HttpSettings(endpoint=(url,), model=model, concurrency=in_flight),
+        backend_settings=ChatSettings(endpoint=(url,), model=model, concurrency=in_flight),
         run=RunFolder.create(out / "run"),
     )
     seconds, processor = time.perf_counter() - began[0], time.process_time() - began[1]

@@ -22,7 +22,7 @@ SOURCES = ROOT / "src" / "foveate"
 MODULES = sorted(SOURCES.rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
-GROUND = ("records", "metrics", "core")
+GROUND = ("records", "metrics", "chat", "core")
 FIRST = ("vision", "training")
 WINGS = ("caption", "pretrain", "mllm", "adapt", "federated", "species")
 ROOF = ("studies", "report", "serve", "cli")
@@ -35,6 +35,7 @@ LAZY = {("model_folder.py", "safetensors.torch"), ("model_folder.py", "torch")}
 SAME_FLOOR = {
     ("records", "core"),
     ("metrics", "core"),
+    ("chat", "core"),
     ("metrics", "records"),
     ("cli", "report"),
     ("cli", "studies"),

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foveate.caption.backends.http import HttpSettings
 from foveate.caption.run import Done, caption
 from foveate.caption.work import CaptionSettings
+from foveate.chat.client import ChatSettings
 from foveate.core.runs import RunFolder
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
@@ -48,7 +48,7 @@ def ask(collection: Path, endpoint: str, **given: Any) -> Done:
         collection,
         CaptionSettings(**{"formats": ALL, **settings}),
         backend="http",
-        backend_settings=HttpSettings(**{"endpoint": endpoint, **quick, **backend}),
+        backend_settings=ChatSettings(**{"endpoint": endpoint, **quick, **backend}),
         run=RunFolder.create(collection.parent / "run"),
     )
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import foveate.caption.backends
-from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest, backend_names, find_backend
+from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse, backend_names, find_backend
 from foveate.core.errors import UserError
 from naming import raises_naming
 
 MODULE = """
-from foveate.caption.captioner import Backend, CaptionAnswer
+from foveate.caption.captioner import Backend, CaptionResponse
 from foveate.core.recipes import Settings
 
 
@@ -30,7 +30,7 @@ class Echo:
         self.word = word
 
     async def caption(self, request):
-        return CaptionAnswer(f"{self.word} {request.key}")
+        return CaptionResponse(f"{self.word} {request.key}")
 
     async def close(self):
         pass
@@ -56,7 +56,7 @@ def test_a_new_module_is_a_backend() -> None:
     assert not backend.only_scenes
     captioner = backend.open(backend.settings(word="hello"), None)  # type: ignore[arg-type]
     request = CaptionRequest("p1", "ssc", "ssc-1", "Write.", b"", "image/jpeg", "", 10, 0.0, 0)
-    assert asyncio.run(captioner.caption(request)) == CaptionAnswer("hello p1")
+    assert asyncio.run(captioner.caption(request)) == CaptionResponse("hello p1")
 
 
 @pytest.mark.parametrize("name", ["http", "transformers"])

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from captioned import ALL, make, rows, texts
-from chat_server import ChatServer, Say, fails, good, says
 
-from foveate.caption.backends.http import HttpSettings
+from chat_server import ChatServer, Say, fails, good, says
 from foveate.caption.executing import executor_names, find_executor
 from foveate.caption.run import Done, caption
 from foveate.caption.work import CaptionSettings
+from foveate.chat.client import ChatSettings
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from naming import raises_naming
@@ -27,7 +27,7 @@ def ask(collection: Path, endpoint: str, executor: str) -> Done:
         collection,
         CaptionSettings(formats=ALL),
         backend="http",
-        backend_settings=HttpSettings(endpoint=(endpoint,), model="m", concurrency=4, backoff_seconds=0.02),
+        backend_settings=ChatSettings(endpoint=(endpoint,), model="m", concurrency=4, backoff_seconds=0.02),
         run=RunFolder.create(collection.parent / f"run-{collection.name}"),
         executor=executor,
         processes=2,

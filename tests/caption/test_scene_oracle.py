@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foveate.caption.backends.scene_oracle import SceneOracle, SceneOracleSettings
-from foveate.caption.captioner import CaptionAnswer, CaptionRequest, find_backend
+from foveate.caption.captioner import CaptionRequest, CaptionResponse, find_backend
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
@@ -22,7 +22,9 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
     return Collection.open(path)
 
 
-def ask(oracle: SceneOracle, key: str, kind: str = "dsc", *, prompt_id: str = "dsc-1", alt: str = "") -> CaptionAnswer:
+def ask(
+    oracle: SceneOracle, key: str, kind: str = "dsc", *, prompt_id: str = "dsc-1", alt: str = ""
+) -> CaptionResponse:
     request = CaptionRequest(key, kind, prompt_id, "", b"", "image/jpeg", alt, 200, 0.2, 0)
     return asyncio.run(oracle.caption(request))
 
@@ -71,7 +73,7 @@ def test_a_real_image_among_scenes_is_refused(tmp_path: Path) -> None:
     with CollectionWriter(tmp_path / "mixed", source="test") as writer:
         writer.add("real", image_bytes(draw([], size=(32, 32), seed=0)), captions=(Caption("a disc"),))
     oracle = SceneOracle(SceneOracleSettings(), Collection.open(tmp_path / "mixed"))
-    assert ask(oracle, "real") == CaptionAnswer(error="no_scene", final=True)
+    assert ask(oracle, "real") == CaptionResponse(error="no_scene", final=True)
 
 
 def test_it_is_found_by_name_and_marked() -> None:

@@ -1,4 +1,4 @@
-"""Splitting and judging by a captioner: prompts, answers that cannot be read, and how many are asked at a time."""
+"""Splitting and judging by a chat model: prompts, answers that cannot be read, and how many are asked at a time."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ import pytest
 from foveate.caption.assertions.served import Served, served_method
 from foveate.caption.audit import Question, audit
 from foveate.caption.audit_numbers import Units
-from foveate.caption.captioner import CaptionAnswer, CaptionRequest
+from foveate.chat.client import ChatClient, ChatSettings
+from foveate.chat.protocol import ChatRequest, ChatResponse
 from foveate.core.errors import UserError
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.collection import Collection
 from naming import raises_naming
 
 
-class Scripted:
+class Scripted(ChatClient):
     """Answers `split` with the words of the caption and `verify` by a rule; counts what is in flight."""
 
-    name, model, revision, concurrency = "scripted", "judge-1", "", 3
-
     def __init__(self, answers: dict[str, str] | None = None) -> None:
+        super().__init__(ChatSettings(model="judge-1"))
+        self.concurrency = 3
         self.answers = answers or {}
         self.most = self.now = self.closed = 0
-        self.requests: list[CaptionRequest] = []
+        self.requests: list[ChatRequest] = []
 
-    async def caption(self, request: CaptionRequest) -> CaptionAnswer:
+    async def complete(self, request: ChatRequest) -> ChatResponse:
+        assert request.schema is not None
+        purpose, (message,) = request.schema.name, request.messages
         self.requests.append(request)
         self.now += 1
         self.most = max(self.most, self.now)
         await asyncio.sleep(0.001)
         self.now -= 1
-        if request.kind in self.answers:
-            text = self.answers[request.kind]
-            return CaptionAnswer(text) if text else CaptionAnswer(error="timeout")
-        if request.kind == "split":
-            said = json.loads('"' + request.prompt.split('as a JSON string: "', 1)[1].split('" Split', 1)[0] + '"')
-            return CaptionAnswer(json.dumps({"assertions": said.split()}))
-        listed = json.loads("[" + request.prompt.split("a JSON list: [", 1)[1].split("]", 1)[0] + "]")
-        return CaptionAnswer(json.dumps({"verdicts": [SUPPORTED if "e" in one else CONTRADICTED for one in listed]}))
+        if purpose in self.answers:
+            text = self.answers[purpose]
+            return ChatResponse(text) if text else ChatResponse(error="timeout")
+        if purpose == "split":
+            said = json.loads('"' + message.text.split('as a JSON string: "', 1)[1].split('" Split', 1)[0] + '"')
+            return ChatResponse(json.dumps({"assertions": said.split()}))
+        listed = json.loads("[" + message.text.split("a JSON list: [", 1)[1].split("]", 1)[0] + "]")
+        return ChatResponse(json.dumps({"verdicts": [SUPPORTED if "e" in one else CONTRADICTED for one in listed]}))
 
     async def close(self) -> None:
         self.closed += 1
@@ -53,14 +56,14 @@ def collection(tiny_collection: Path) -> Collection:
 
 
 def test_captions_are_split_and_judged_with_their_image(collection: Collection) -> None:
-    captioner = Scripted()
-    served = Served(captioner, collection)
+    client = Scripted()
+    served = Served(client, collection)
     rows = list(range(8))
     assert served.split(rows, ["red disc"] * 7 + [""]) == [["red", "disc"]] * 7 + [[]]
     assert served.judge(rows[:2], [["red", "disc"], []]) == [[SUPPORTED, CONTRADICTED], []]
-    assert captioner.most == captioner.concurrency
-    assert captioner.closed == 2
-    assert all(request.image and request.media_type == "image/png" for request in captioner.requests)
+    assert client.most == client.concurrency
+    assert client.closed == 2
+    assert all(request.messages[0].images[0].media_type == "image/png" for request in client.requests)
     assert served.failed == {"split": 0, "verify": 0}
     assert "judge-1" in served.definition
     assert "split-" in served.splitter_name
@@ -80,9 +83,9 @@ def test_a_broken_image_is_not_asked_about(tmp_path: Path) -> None:
     path = make_collection(tmp_path / "damaged")
     damage(path, "test-00")
     collection = Collection.open(path)
-    captioner = Scripted()
-    assert Served(captioner, collection).judge([collection.row_of("test-00")], [["x"]]) == [[UNVERIFIABLE]]
-    assert not captioner.requests
+    client = Scripted()
+    assert Served(client, collection).judge([collection.row_of("test-00")], [["x"]]) == [[UNVERIFIABLE]]
+    assert not client.requests
 
 
 def test_an_audit_with_it(collection: Collection, tmp_path: Path) -> None:

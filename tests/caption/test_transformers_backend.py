@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,6 @@ import torch
 from captioned import image_bytes, make, rows
 
 from foveate.caption.backends.transformers import Drawing, TransformersCaptioner, TransformersSettings
-from foveate.caption.batching import Batcher
 from foveate.caption.captioner import CaptionRequest
 from foveate.caption.run import caption
 from foveate.caption.work import CaptionSettings
@@ -191,24 +189,3 @@ def test_what_is_no_such_model_is_said(folder: Path, tmp_path: Path) -> None:
     (pickled / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match="its weights are a pickle"):
         TransformersCaptioner(TransformersSettings(model=str(pickled)))
-
-
-def test_calls_are_gathered_by_what_they_have_in_common() -> None:
-    batches: list[list[int]] = []
-
-    def answer(batch: list[int]) -> list[int]:
-        batches.append(list(batch))
-        if 13 in batch:
-            raise ValueError("thirteen")
-        return [10 * one for one in batch]
-
-    async def run() -> None:
-        batcher: Batcher[int, int] = Batcher(answer, most=3, alike=lambda one: one % 2, wait_seconds=0.01)
-        assert await asyncio.gather(*(batcher.ask(number) for number in range(8))) == [10 * n for n in range(8)]
-        assert batches == [[0, 2, 4], [1, 3, 5], [6], [7]]
-        answers = await asyncio.gather(batcher.ask(13), batcher.ask(2), return_exceptions=True)
-        assert isinstance(answers[0], ValueError)
-        assert answers[1] == 20
-        await batcher.close()
-
-    asyncio.run(run())

@@ -10,7 +10,7 @@ from typing import Any
 
 from foveate.caption import gates
 from foveate.caption.answers import OK, REPAIRED, Parsed, parse_caption
-from foveate.caption.captioner import CaptionAnswer, Captioner, CaptionRequest
+from foveate.caption.captioner import Captioner, CaptionRequest, CaptionResponse
 from foveate.caption.images import Prepared
 from foveate.caption.lengths import OtherTokenizer, measure
 from foveate.caption.prompts import Prompt
@@ -54,7 +54,7 @@ class _Spent:
     tokens_in: int = 0
     tokens_out: int = 0
 
-    def add(self, answer: CaptionAnswer) -> None:
+    def add(self, answer: CaptionResponse) -> None:
         self.attempts += answer.attempts
         self.latency_ms += answer.latency_ms
         self.tokens_in += answer.tokens_in

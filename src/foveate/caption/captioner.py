@@ -42,7 +42,7 @@ class CaptionRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class CaptionAnswer:
+class CaptionResponse:
     """The raw text as the model gave it, or an error.
 
     `error` is "" when all is well, else a short code: "timeout", "http_429", "connection", ... `final` says that no
@@ -72,7 +72,7 @@ class Captioner(Protocol):
     revision: str
     concurrency: int
 
-    async def caption(self, request: CaptionRequest) -> CaptionAnswer: ...
+    async def caption(self, request: CaptionRequest) -> CaptionResponse: ...
 
     async def close(self) -> None: ...
 

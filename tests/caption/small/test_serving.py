@@ -15,13 +15,13 @@ import pytest
 
 from foveate.caption.answers import parse_caption
 from foveate.caption.backends.foveate import FoveateSettings
-from foveate.caption.backends.http import HttpSettings
 from foveate.caption.prompts import CAPTION_KINDS, prompt_for
 from foveate.caption.run import caption
 from foveate.caption.small.asked import Refused, read_request
 from foveate.caption.small.folder import load_captioner
 from foveate.caption.small.serving import MOST_BYTES, CaptionServer
 from foveate.caption.work import CaptionSettings
+from foveate.chat.client import ChatSettings
 from foveate.core.runs import RunFolder
 from foveate.records.alt_texts import alt_text, usable
 from foveate.records.collection import Collection
@@ -197,7 +197,7 @@ def test_the_http_backend_gets_what_the_local_one_writes(
     monkeypatch.setenv("SERVED_KEY", KEY)
     endpoint = f"http://127.0.0.1:{served.port}/v1"
     answering = {
-        "http": HttpSettings(endpoint=(endpoint,), model=MODEL, api_key_env="SERVED_KEY", concurrency=8),
+        "http": ChatSettings(endpoint=(endpoint,), model=MODEL, api_key_env="SERVED_KEY", concurrency=8),
         "foveate": FoveateSettings(model=trained_folder / "model", device="cpu"),
     }
     found: dict[str, dict[tuple[str, str], tuple[object, ...]]] = {}

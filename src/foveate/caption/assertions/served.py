@@ -1,4 +1,4 @@
-"""Splitting and judging by a model behind the captioners' protocol, such as one at an OpenAI-compatible server.
+"""Splitting and judging by a model at an OpenAI-compatible server.
 
 Two calls a caption: `split` gives the assertions, `verify` a verdict for each, both with the image. A caption whose
 answer cannot be read is split by the rules, or judged unverifiable, and counted: the report names how many.
@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from foveate.caption.answers import parse_assertions, parse_verdicts
 from foveate.caption.assertions import splitter
 from foveate.caption.audit import Method
-from foveate.caption.captioner import Captioner, CaptionRequest, find_backend
 from foveate.caption.images import prepare
-from foveate.caption.prompts import prompt_for
+from foveate.caption.prompts import prompt_for, response_schema
+from foveate.chat.client import ChatClient, ChatSettings
+from foveate.chat.protocol import ChatImage, ChatMessage, ChatRequest, ResponseSchema
 from foveate.core.progress import say
 from foveate.core.recipes import validate
 from foveate.metrics.captions import UNVERIFIABLE
@@ -30,9 +31,9 @@ T = TypeVar("T")
 
 @dataclass
 class Served:
-    """A splitter and judge over a captioner; `failed` counts answers that could not be used, by purpose."""
+    """A splitter and judge over a chat client; `failed` counts responses that could not be used, by purpose."""
 
-    captioner: Captioner
+    client: ChatClient
     collection: Collection
     failed: dict[str, int] = field(default_factory=lambda: {"split": 0, "verify": 0})
 
@@ -43,20 +44,10 @@ class Served:
         except BadImage:
             return None
         prompt = prompt_for(purpose)
-        request = CaptionRequest(
-            key=self.collection.keys[row],
-            kind=purpose,
-            prompt_id=prompt.id,
-            prompt=prompt.fill(**values),
-            image=image.data,
-            media_type=image.media_type,
-            alt="",
-            max_tokens=_MAX_TOKENS,
-            temperature=0.0,
-            seed=0,
-        )
-        answer = await self.captioner.caption(request)
-        return None if answer.error else answer.text
+        message = ChatMessage(prompt.fill(**values), (ChatImage(image.data, image.media_type),))
+        schema = ResponseSchema(purpose, response_schema(purpose))
+        response = await self.client.complete(ChatRequest((message,), _MAX_TOKENS, schema=schema))
+        return None if response.error else response.text
 
     async def split_one(self, row: int, caption: str) -> list[str]:
         """The assertions of a caption; by rules where the answer cannot be read."""
@@ -79,7 +70,7 @@ class Served:
         return found
 
     def split(self, rows: Sequence[int], captions: Sequence[str]) -> list[list[str]]:
-        """The assertions of many captions; at most `captioner.concurrency` questions at a time."""
+        """The assertions of many captions; at most `client.concurrency` requests at a time."""
         return self._all("split", [self.split_one(row, text) for row, text in zip(rows, captions, strict=True)])
 
     def judge(self, rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -91,11 +82,11 @@ class Served:
         found = asyncio.run(self._gather(questions))
         if self.failed[purpose] > before:
             lost = self.failed[purpose] - before
-            say(f"{self.captioner.model}: {lost} of {len(questions)} answers to {purpose} could not be used")
+            say(f"{self.client.settings.model}: {lost} of {len(questions)} answers to {purpose} could not be used")
         return found
 
     async def _gather(self, questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-        places = asyncio.Semaphore(max(1, self.captioner.concurrency))
+        places = asyncio.Semaphore(max(1, self.client.concurrency))
 
         async def one(question: Coroutine[Any, Any, T]) -> T:
             async with places:
@@ -104,18 +95,18 @@ class Served:
         try:
             return list(await asyncio.gather(*(one(question) for question in questions)))
         finally:
-            await self.captioner.close()  # its connections belong to this loop
+            await self.client.close()  # its connections belong to this loop
 
     @property
     def splitter_name(self) -> str:
         """What goes into the report beside the number of assertions."""
-        return f"{self.captioner.model} with prompt {_stamp('split')}"
+        return f"{self.client.settings.model} with prompt {_stamp('split')}"
 
     @property
     def definition(self) -> str:
         """What the verdicts mean."""
         return (
-            f"Judged by {self.captioner.model} with prompt {_stamp('verify')}: supported if the image shows it, "
+            f"Judged by {self.client.settings.model} with prompt {_stamp('verify')}: supported if the image shows it, "
             "contradicted if the image shows otherwise, unverifiable if the picture does not say or no answer could "
             "be read. A model that judges its own captions prefers them."
         )
@@ -132,8 +123,6 @@ def served_method(collection: Collection, endpoint: str, model: str) -> Method:
     Raises:
         UserError: when the address is none.
     """
-    backend = find_backend("http")
-    given = {"endpoint": endpoint, "model": model}
-    captioner = backend.open(validate(backend.settings, given, where="--endpoint"), collection)
-    served = Served(captioner, collection)
-    return Method(served.split, served.splitter_name, judge=served.judge, judge_definition=served.definition)
+    settings = validate(ChatSettings, {"endpoint": endpoint, "model": model}, where="--endpoint")
+    judge = Served(ChatClient(settings), collection)
+    return Method(judge.split, judge.splitter_name, judge=judge.judge, judge_definition=judge.definition)

@@ -8,10 +8,10 @@ from pathlib import Path
 from pydantic import Field
 
 from foveate.caption.answers import serialize
-from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest
+from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse
 from foveate.caption.prompts import CAPTION_KINDS
+from foveate.caption.small.batched import BatchedCaptioner
 from foveate.caption.small.folder import load_captioner
-from foveate.caption.small.gathering import Gatherer
 from foveate.caption.small.generate import Ask, Written
 from foveate.caption.small.tokens import EDGES
 from foveate.core.recipes import Settings
@@ -34,15 +34,15 @@ class FoveateCaptioner:
 
     def __init__(self, settings: FoveateSettings, collection: Collection | None = None) -> None:
         self._captioner = load_captioner(settings.model, device=settings.device)
-        self._gatherer = Gatherer(self._captioner, batch=settings.batch)
+        self._batched = BatchedCaptioner(self._captioner, batch=settings.batch)
         self.model = f"foveate-captioner-{self._captioner.revision[:8]}"
         self.revision = self._captioner.revision
         self.concurrency = 4 * settings.batch
 
-    async def caption(self, request: CaptionRequest) -> CaptionAnswer:
+    async def caption(self, request: CaptionRequest) -> CaptionResponse:
         """One caption as the JSON object that prompts ask for; one that met `max_tokens` is cut off."""
         if request.kind not in CAPTION_KINDS:
-            return CaptionAnswer(error="unknown_format", final=True)
+            return CaptionResponse(error="unknown_format", final=True)
         # Without an alt-text that says something, afc is asked as dsc; no training row of afc lacks one.
         kind = "dsc" if request.kind == "afc" and not request.alt else request.kind
         ask = Ask(
@@ -55,10 +55,10 @@ class FoveateCaptioner:
         )
         began = time.monotonic()
         try:
-            written = await self._gatherer.write(request.image, ask)
+            written = await self._batched.write(request.image, ask)
         except BadImage as problem:
-            return CaptionAnswer(error=f"bad_image: {problem.reason}", final=True)
-        return CaptionAnswer(
+            return CaptionResponse(error=f"bad_image: {problem.reason}", final=True)
+        return CaptionResponse(
             raw_answer(written),
             latency_ms=1000 * (time.monotonic() - began),
             tokens_in=written.tokens_in,
@@ -68,7 +68,7 @@ class FoveateCaptioner:
 
     async def close(self) -> None:
         """Waits for the last batch."""
-        await self._gatherer.close()
+        await self._batched.close()
 
 
 def asked_length(usual: int, prompt_id: str) -> int:

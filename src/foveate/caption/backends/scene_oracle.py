@@ -12,7 +12,7 @@ import json
 from pydantic import Field
 
 from foveate.caption.assertions.truth import SceneTruths
-from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest
+from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse
 from foveate.caption.scene_captions import KINDS, render
 from foveate.core import seeds
 from foveate.core.errors import UserError
@@ -49,22 +49,22 @@ class SceneOracle:
         faults = {name: value for name, value in settings.model_dump().items() if value}
         self.model = "-".join(["scene-oracle", *(f"{name}-{value:g}" for name, value in faults.items())])
 
-    async def caption(self, request: CaptionRequest) -> CaptionAnswer:
+    async def caption(self, request: CaptionRequest) -> CaptionResponse:
         """The caption of a scene; an error that no retry mends for any other image."""
         truth = self.truths.of(self.collection.row_of(request.key))
         if truth is None:
-            return CaptionAnswer(error="no_scene", final=True)
+            return CaptionResponse(error="no_scene", final=True)
         if request.kind not in KINDS:
-            return CaptionAnswer(error="unknown_format", final=True)
+            return CaptionResponse(error="unknown_format", final=True)
         settings = self.settings
         # A retry has another prompt, and draws its faults anew.
         asked = (request.seed, request.key, request.kind, request.prompt_id)
         if seeds.uniform("oracle refuses", *asked) < settings.refusals:
-            return CaptionAnswer(json.dumps({"caption": "", "refused": True, "refusal_reason": "injected"}))
+            return CaptionResponse(json.dumps({"caption": "", "refused": True, "refusal_reason": "injected"}))
         rng = seeds.generator("oracle", request.seed, request.key, request.kind)
         made = render(request.kind, truth, alt=request.alt, rng=rng, hallucinations=settings.hallucinations)
         if not made.text:
-            return CaptionAnswer(error="nothing_visible", final=True)
+            return CaptionResponse(error="nothing_visible", final=True)
         text = made.text
         if seeds.uniform("oracle goes on", *asked) < settings.too_long:
             text = " ".join([text, *[_PADDING] * (30 if request.kind == "dsc_plus" else 8)])
@@ -74,7 +74,7 @@ class SceneOracle:
         raw = json.dumps(answer)
         if seeds.uniform("oracle breaks", *asked) < settings.broken:
             raw = raw[: len(raw) * 2 // 3]
-        return CaptionAnswer(raw, tokens_out=len(text.split()))
+        return CaptionResponse(raw, tokens_out=len(text.split()))
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -17,8 +17,8 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from foveate.caption.batching import Batcher
-from foveate.caption.captioner import Backend, CaptionAnswer, CaptionRequest
+from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse
+from foveate.chat.batching import DynamicBatcher
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
@@ -61,18 +61,18 @@ class TransformersCaptioner:
         self.model = settings.model if checkpoint.commit else Path(settings.model).resolve().name
         self.revision = checkpoint.commit or checkpoint.digest()
         self.concurrency = 4 * settings.batch_size
-        self._batcher: Batcher[CaptionRequest, CaptionAnswer] | None = None
+        self._batcher: DynamicBatcher[CaptionRequest, CaptionResponse] | None = None
 
-    async def caption(self, request: CaptionRequest) -> CaptionAnswer:
+    async def caption(self, request: CaptionRequest) -> CaptionResponse:
         """The answer of the model, from the next batch of requests of the same format."""
         if self._batcher is None:
-            self._batcher = Batcher(
+            self._batcher = DynamicBatcher(
                 self.answer,
-                most=self.settings.batch_size,
-                alike=lambda one: (one.prompt_id, one.temperature > 0),
-                wait_seconds=self.settings.wait_seconds,
+                max_batch=self.settings.batch_size,
+                group_by=lambda request: (request.prompt_id, request.temperature > 0),
+                max_wait_seconds=self.settings.wait_seconds,
             )
-        return await self._batcher.ask(request)
+        return await self._batcher.submit(request)
 
     async def close(self) -> None:
         """End the thread that generates."""
@@ -80,7 +80,7 @@ class TransformersCaptioner:
             await self._batcher.close()
             self._batcher = None
 
-    def answer(self, requests: Sequence[CaptionRequest]) -> list[CaptionAnswer]:
+    def answer(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         """Answers to a batch. One that does not fit into memory is halved; a row that the model cannot take is an
         error of that row alone."""
         began = time.monotonic()
@@ -89,19 +89,19 @@ class TransformersCaptioner:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             if len(requests) == 1:
-                return [CaptionAnswer(error="out_of_memory")]
+                return [CaptionResponse(error="out_of_memory")]
             return self._halves(requests)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if len(requests) == 1:
-                return [CaptionAnswer(text=" ".join(str(error).split())[:500], error="model_error", final=True)]
+                return [CaptionResponse(text=" ".join(str(error).split())[:500], error="model_error", final=True)]
             return self._halves(requests)
         latency = 1000 * (time.monotonic() - began)
         return [
-            CaptionAnswer(text=text, latency_ms=latency, tokens_in=read, tokens_out=written)
+            CaptionResponse(text=text, latency_ms=latency, tokens_in=read, tokens_out=written)
             for text, read, written in made
         ]
 
-    def _halves(self, requests: Sequence[CaptionRequest]) -> list[CaptionAnswer]:
+    def _halves(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         middle = len(requests) // 2
         return [*self.answer(requests[:middle]), *self.answer(requests[middle:])]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import foveate.caption.small.rewriters
-from foveate.caption.captioner import CaptionAnswer
+from foveate.caption.captioner import CaptionResponse
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.recipe import CaptionDataSettings
 from foveate.core.errors import choose
@@ -35,7 +35,7 @@ FRAME_WORDS = frozenset(
 
 # Formats that are rewritten; afc is made of dsc and the AltText.
 REWRITTEN = ("ssc", "dsc", "dsc_plus")
-Answers = dict[str, CaptionAnswer]
+Answers = dict[str, CaptionResponse]
 
 
 class Rewriter(Protocol):

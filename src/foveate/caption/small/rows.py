@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from foveate.caption.answers import parse_caption, serialize
-from foveate.caption.captioner import CaptionAnswer
+from foveate.caption.captioner import CaptionResponse
 from foveate.caption.gates import GATES, gate
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.material import Material
@@ -116,7 +116,7 @@ def write_rows(materials: Sequence[Material], settings: CaptionDataSettings, rew
 
 def _targets(
     materials: Sequence[Material], stage: int, rewriter: Rewriter
-) -> Iterator[tuple[Material, Mapping[str, CaptionAnswer], str]]:
+) -> Iterator[tuple[Material, Mapping[str, CaptionResponse], str]]:
     """Of each image with something to rewrite: the answers, and whose they are."""
     if stage == FORMAT_STAGE:
         chosen = [material for material in materials if material.short]
@@ -125,13 +125,13 @@ def _targets(
         return
     for material in materials:
         if material.formats:
-            yield material, {kind: CaptionAnswer(serialize(text)) for kind, text in material.formats.items()}, EXACT
+            yield material, {kind: CaptionResponse(serialize(text)) for kind, text in material.formats.items()}, EXACT
     chosen = [material for material in materials if material.descriptions and not material.formats]
     written = rewriter.formats([max(material.descriptions, key=len) for material in chosen])
     yield from ((material, found, rewriter.provenance) for material, found in zip(chosen, written, strict=True))
 
 
-def _read(kind: str, answer: CaptionAnswer, inputs: Sequence[str] | None) -> tuple[str, str]:
+def _read(kind: str, answer: CaptionResponse, inputs: Sequence[str] | None) -> tuple[str, str]:
     """The target in an answer, or "" and why there is none."""
     if answer.error:
         return "", f"rewriter: {answer.error}"

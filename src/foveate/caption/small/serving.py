@@ -18,8 +18,8 @@ from typing import Any
 
 from foveate.caption.backends.foveate import raw_answer
 from foveate.caption.small.asked import Refused, read_request
+from foveate.caption.small.batched import BatchedCaptioner
 from foveate.caption.small.folder import SmallCaptioner
-from foveate.caption.small.gathering import Gatherer
 from foveate.caption.small.generate import Ask
 from foveate.caption.small.tokens import EDGES
 from foveate.core.errors import UserError
@@ -46,7 +46,7 @@ class CaptionServer:
         self, captioner: SmallCaptioner, *, model: str, batch: int = 32, key: str = "", most_waiting: int = 1024
     ) -> None:
         self.captioner, self.model, self.key, self.most_waiting = captioner, model, key, most_waiting
-        self._gatherer = Gatherer(captioner, batch=batch)
+        self._batched = BatchedCaptioner(captioner, batch=batch)
         self._started = int(time.time())
         self._waiting = 0
         self._server: asyncio.Server | None = None
@@ -68,7 +68,7 @@ class CaptionServer:
         """Stops listening, waits for what is being written, and ends the connections."""
         if self._server is not None:
             self._server.close()
-        await self._gatherer.close()
+        await self._batched.close()
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
@@ -154,7 +154,7 @@ class CaptionServer:
         )
         self._waiting += 1
         try:
-            written = await self._gatherer.write(asked.image, ask)
+            written = await self._batched.write(asked.image, ask)
         except BadImage as problem:
             raise Refused(f"the image cannot be read: {problem}", param="messages", code="invalid_image") from None
         except RuntimeError as error:

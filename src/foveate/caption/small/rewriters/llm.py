@@ -1,6 +1,6 @@
 """Rewriting by a language model behind an OpenAI-compatible endpoint, with the versioned prompts of the wing.
 
-Answers are kept, one JSON line each, so that a run that was stopped does not ask again.
+Responses are stored, one JSON line each, so that a run that was stopped does not pay for them again.
 """
 
 from __future__ import annotations
@@ -8,136 +8,169 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from foveate.caption.answers import parse_captions, serialize
-from foveate.caption.backends.http import HttpCaptioner, HttpSettings
-from foveate.caption.captioner import CaptionAnswer, CaptionRequest
-from foveate.caption.prompts import FORMS, MAX_TOKENS, Prompt, prompt_for
+from foveate.caption.captioner import CaptionResponse
+from foveate.caption.prompts import FORMS, MAX_TOKENS, Prompt, prompt_for, response_schema
 from foveate.caption.small.recipe import CaptionDataSettings
 from foveate.caption.small.rewriting import REWRITTEN, Answers
+from foveate.chat.client import ChatClient, ChatSettings
+from foveate.chat.protocol import ChatMessage, ChatRequest, ChatResponse, ResponseSchema
 from foveate.core.errors import UserError
 from foveate.core.progress import track
 from foveate.core.recipes import validate
 
 _FILE = "rewrites.jsonl"
-_AT_A_TIME = 256
+# Requests between two writes to the store: what a kill costs at most.
+_REQUESTS_PER_PART = 256
 
 
-class Llm:
-    """See `foveate.caption.small.rewriting.Rewriter`."""
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A filled prompt about one format; `format` decides how long the response may be."""
 
-    def __init__(self, settings: HttpSettings, *, folder: Path | None) -> None:
-        self.settings = settings
-        self._short, self._long = prompt_for("rewrite_short"), prompt_for("rewrite_long")
-        hashes = " ".join(f"{one.id} {one.sha256[:12]}" for one in (self._short, self._long))
-        self.provenance = f"llm {settings.model} {settings.revision} {hashes}"
-        self._path = None if folder is None else folder / _FILE
-        self._known = self._read()
+    prompt: Prompt
+    format: str
+    text: str
 
-    def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Answers]:
-        """One question per image and format."""
-        asked = [
-            (self._short, kind, self._short.fill(sources={"captions": list(short), "text": list(written)}, form=form))
-            for short, written in materials
-            if short
-            for kind, form in FORMS.items()
-            if kind in REWRITTEN
-        ]
-        answers = iter(self._ask(asked))
-        return [{kind: next(answers) for kind in REWRITTEN} if short else {} for short, _ in materials]
+    def request(self) -> ChatRequest:
+        purpose = self.prompt.id.rpartition("-")[0]
+        # Twice the format's tokens: a rewrite repeats names and JSON that a caption of the same form lacks.
+        return ChatRequest(
+            (ChatMessage(self.text),),
+            max_tokens=2 * MAX_TOKENS[self.format],
+            schema=ResponseSchema(purpose, response_schema(purpose)),
+        )
 
-    def formats(self, descriptions: Sequence[str]) -> list[Answers]:
-        """One question per description, about all formats."""
-        forms = json.dumps({kind: FORMS[kind] for kind in REWRITTEN})
-        asked = [(self._long, "dsc_plus", self._long.fill(sources=text, forms=forms)) for text in descriptions]
-        return [_split(answer) for answer in self._ask(asked)]
 
-    def _read(self) -> dict[str, str]:
-        found: dict[str, str] = {}
+class ResponseStore:
+    """Texts of responses by the hash of their question, in memory and as JSON lines in a file.
+
+    Args:
+        path: where they are stored; None keeps them in memory only.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._texts = self._load()
+
+    def __contains__(self, question: str) -> bool:
+        return question in self._texts
+
+    def __getitem__(self, question: str) -> str:
+        return self._texts[question]
+
+    def _load(self) -> dict[str, str]:
+        texts: dict[str, str] = {}
         if self._path is None or not self._path.is_file():
-            return found
+            return texts
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:  # the last line of a run that was killed
                 continue
-            found[row["question"]] = row["answer"]
-        return found
+            texts[row["question"]] = row["answer"]
+        return texts
 
-    def _question(self, prompt: str) -> str:
-        return hashlib.sha256(f"{self.provenance}\0{prompt}".encode()).hexdigest()
-
-    def _ask(self, asked: Sequence[tuple[Prompt, str, str]]) -> list[CaptionAnswer]:
-        questions = [self._question(text) for _, _, text in asked]
-        different = dict(zip(questions, asked, strict=True))
-        missing = [(question, one) for question, one in different.items() if question not in self._known]
-        errors: dict[str, CaptionAnswer] = {}
-        parts = range(0, len(missing), _AT_A_TIME)
-        for start in track(parts, description=f"rewriting, {_AT_A_TIME} at a time") if missing else ():
-            part = missing[start : start + _AT_A_TIME]
-            answers = asyncio.run(self._send([one for _, one in part]))
-            good = {}
-            for (question, _), answer in zip(part, answers, strict=True):
-                if answer.error:
-                    errors[question] = answer
-                else:
-                    good[question] = answer.text
-            self._keep(good)
-        return [errors.get(question) or CaptionAnswer(self._known[question]) for question in questions]
-
-    async def _send(self, asked: Sequence[tuple[Prompt, str, str]]) -> list[CaptionAnswer]:
-        captioner = HttpCaptioner(self.settings)
-        requests = [
-            CaptionRequest(
-                key="",
-                kind=kind,
-                prompt_id=prompt.id,
-                prompt=text,
-                image=b"",
-                media_type="",
-                alt="",
-                max_tokens=2 * MAX_TOKENS[kind],
-                temperature=0.0,
-                seed=0,
-            )
-            for prompt, kind, text in asked
-        ]
-        try:
-            return list(await asyncio.gather(*(captioner.caption(one) for one in requests)))
-        finally:
-            await captioner.close()
-
-    def _keep(self, good: dict[str, str]) -> None:
-        self._known |= good
+    def update(self, texts: Mapping[str, str]) -> None:
+        """Add responses, and append them to the file."""
+        self._texts |= texts
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as handle:
-            for question, answer in good.items():
-                handle.write(json.dumps({"question": question, "answer": answer}) + "\n")
+        with self._path.open("a", encoding="utf-8") as file:
+            for question, text in texts.items():
+                file.write(json.dumps({"question": question, "answer": text}) + "\n")
 
 
-def _split(answer: CaptionAnswer) -> Answers:
-    """The answers about single formats in an answer about all of them."""
-    if answer.error:
-        return dict.fromkeys(REWRITTEN, answer)
-    read = parse_captions(answer.text, REWRITTEN)
+class Llm:
+    """See `foveate.caption.small.rewriting.Rewriter`."""
+
+    def __init__(self, settings: ChatSettings, *, folder: Path | None) -> None:
+        self.settings = settings
+        self._short, self._long = prompt_for("rewrite_short"), prompt_for("rewrite_long")
+        hashes = " ".join(f"{prompt.id} {prompt.sha256[:12]}" for prompt in (self._short, self._long))
+        self.provenance = f"llm {settings.model} {settings.revision} {hashes}"
+        self._store = ResponseStore(None if folder is None else folder / _FILE)
+
+    def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Answers]:
+        """Ask one question per image and format."""
+        questions = [
+            _Question(
+                self._short, kind, self._short.fill(sources={"captions": list(short), "text": list(written)}, form=form)
+            )
+            for short, written in materials
+            if short
+            for kind, form in FORMS.items()
+            if kind in REWRITTEN
+        ]
+        responses = iter(self._ask(questions))
+        return [{kind: next(responses) for kind in REWRITTEN} if short else {} for short, _ in materials]
+
+    def formats(self, descriptions: Sequence[str]) -> list[Answers]:
+        """Ask one question per description, about all formats."""
+        forms = json.dumps({kind: FORMS[kind] for kind in REWRITTEN})
+        questions = [
+            _Question(self._long, "dsc_plus", self._long.fill(sources=text, forms=forms)) for text in descriptions
+        ]
+        return [_split_formats(response) for response in self._ask(questions)]
+
+    def _hash(self, prompt: str) -> str:
+        return hashlib.sha256(f"{self.provenance}\0{prompt}".encode()).hexdigest()
+
+    def _ask(self, questions: Sequence[_Question]) -> list[CaptionResponse]:
+        hashes = [self._hash(question.text) for question in questions]
+        # Equal questions are asked once.
+        unique = dict(zip(hashes, questions, strict=True))
+        missing = [(name, question) for name, question in unique.items() if name not in self._store]
+        errors: dict[str, CaptionResponse] = {}
+        parts = range(0, len(missing), _REQUESTS_PER_PART)
+        for start in track(parts, description=f"rewriting, {_REQUESTS_PER_PART} at a time") if missing else ():
+            part = missing[start : start + _REQUESTS_PER_PART]
+            responses = asyncio.run(self._send([question for _, question in part]))
+            texts = {}
+            for (name, _), response in zip(part, responses, strict=True):
+                if response.error:
+                    errors[name] = CaptionResponse(response.text, response.error, response.final)
+                else:
+                    texts[name] = response.text
+            self._store.update(texts)
+        return [errors.get(name) or CaptionResponse(self._store[name]) for name in hashes]
+
+    async def _send(self, questions: Sequence[_Question]) -> list[ChatResponse]:
+        # Opened anew for each part: connections belong to the event loop of one `asyncio.run`.
+        client = ChatClient(self.settings)
+        try:
+            return list(await asyncio.gather(*(client.complete(question.request()) for question in questions)))
+        finally:
+            await client.close()
+
+
+def _split_formats(response: CaptionResponse) -> Answers:
+    """Split a response about all formats into one for each."""
+    if response.error:
+        return dict.fromkeys(REWRITTEN, response)
+    parsed = parse_captions(response.text, REWRITTEN)
     return {
-        kind: CaptionAnswer(error=one.error) if one.caption is None else CaptionAnswer(serialize(one.caption))
-        for kind, one in read.items()
+        kind: CaptionResponse(error=caption.error)
+        if caption.caption is None
+        else CaptionResponse(serialize(caption.caption))
+        for kind, caption in parsed.items()
     }
 
 
 def open_rewriter(settings: CaptionDataSettings, *, folder: Path | None) -> Llm:
-    """The endpoint that `data.llm` describes: the settings of the backend `http`.
+    """Open the endpoint that `data.llm` describes (fields of `foveate.chat.client.ChatSettings`).
 
     Raises:
-        UserError: when no model is named, or a field is unknown.
+        UserError: no model is named, or a field is unknown.
     """
     if not settings.llm.get("model"):
         raise UserError("data.rewriter 'llm' needs data.llm.model, and data.llm.endpoint where it is served")
-    # The answer's form differs between questions: none is sent, and the parser reads what comes.
+    # The schema of prompts about several formats lists all of them, afc too, which is not asked for here: by default
+    # none is sent, and the parser reads what comes.
     content = {"structured": "never", **settings.llm}
-    return Llm(validate(HttpSettings, content, where="field data.llm"), folder=folder)
+    return Llm(validate(ChatSettings, content, where="field data.llm"), folder=folder)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foveate.caption.answers import serialize
-from foveate.caption.captioner import CaptionAnswer
+from foveate.caption.captioner import CaptionResponse
 from foveate.caption.gates import GATES
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.small.recipe import CaptionDataSettings
@@ -73,7 +73,7 @@ def open_rewriter(settings: CaptionDataSettings, *, folder: Path | None) -> Rule
 
 
 def _answers(texts: dict[str, str]) -> Answers:
-    return {kind: CaptionAnswer(serialize(text)) for kind, text in texts.items()}
+    return {kind: CaptionResponse(serialize(text)) for kind, text in texts.items()}
 
 
 def _sentence(text: str) -> str:

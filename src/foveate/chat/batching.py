@@ -1,0 +1,129 @@
+"""Gather concurrent calls into batches, for models that run on this machine.
+
+Calls wait for at most a moment. What is alike goes together: rows of one format take about the same number of tokens,
+so that a batch does not wait for its longest row alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+@dataclass(slots=True)
+class _Call(Generic[Q, A]):
+    request: Q
+    future: asyncio.Future[A]
+    arrived: float
+
+
+class DynamicBatcher(Generic[Q, A]):
+    """Answers concurrent calls of one event loop together, one batch after the other, in one thread.
+
+    Args:
+        run_batch: requests -> as many results in the same order. A result that is an exception is raised by its own
+            call alone; an exception that `run_batch` raises, by all calls of the batch.
+        max_batch: most requests in a batch.
+        group_by: requests with equal values may share a batch; all may by default.
+        max_wait_seconds: how long the first request of a batch that is not full waits for others.
+    """
+
+    def __init__(
+        self,
+        run_batch: Callable[[Sequence[Q]], Sequence[A | Exception]],
+        *,
+        max_batch: int,
+        group_by: Callable[[Q], Hashable] = lambda request: None,
+        max_wait_seconds: float = 0.02,
+    ) -> None:
+        self._run_batch, self._max_batch, self._group_by = run_batch, max_batch, group_by
+        self._max_wait = max_wait_seconds
+        self._waiting: deque[_Call[Q, A]] = deque()
+        self._arrived = asyncio.Event()
+        # One thread of its own: a model is used by one batch at a time, and asyncio's threads stay free for others.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def submit(self, request: Q) -> A:
+        """Return the result of one request, from the next batch that takes it."""
+        assert not self._closing, "the batcher is closed"
+        if self._task is None:
+            # Not in the constructor, which may run before there is an event loop.
+            self._task = asyncio.create_task(self._run())
+        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Call(request, future, time.monotonic()))
+        self._arrived.set()
+        return await future
+
+    async def close(self) -> None:
+        """Answer the calls that wait, and end the thread."""
+        self._closing = True
+        self._arrived.set()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown(wait=True)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while batch := await self._next_batch():
+            requests = [call.request for call in batch]
+            results: Sequence[A | BaseException]
+            try:
+                results = await loop.run_in_executor(self._thread, self._run_batch, requests)
+            except asyncio.CancelledError:
+                for call in (*batch, *self._waiting):
+                    call.future.cancel()
+                raise
+            except BaseException as error:
+                # Whatever it is, it belongs to those who called: a batcher that died of it would let all others wait
+                # forever.
+                results = [error] * len(batch)
+            for call, result in zip(batch, results, strict=True):
+                if call.future.done():  # its caller was canceled
+                    continue
+                if isinstance(result, BaseException):
+                    call.future.set_exception(result)
+                else:
+                    call.future.set_result(result)
+
+    async def _next_batch(self) -> list[_Call[Q, A]]:
+        """Wait for the request that has waited longest and those like it; nothing once the batcher is closed."""
+        while True:
+            while not self._waiting:
+                if self._closing:
+                    return []
+                self._arrived.clear()
+                await self._arrived.wait()
+            # From the arrival on: those who came while the last batch ran have waited already.
+            left = self._waiting[0].arrived + self._max_wait - time.monotonic()
+            if left > 0 and not self._closing:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._full(), left)
+            group = self._group_by(self._waiting[0].request)
+            batch, others = list[_Call[Q, A]](), deque[_Call[Q, A]]()
+            for call in self._waiting:
+                fits = len(batch) < self._max_batch and self._group_by(call.request) == group
+                if not call.future.done():
+                    (batch if fits else others).append(call)
+            self._waiting = others
+            if batch:
+                return batch
+
+    async def _full(self) -> None:
+        """Return once enough requests like the first one wait to fill a batch, or the batcher is closed."""
+        while not self._closing:
+            group = self._group_by(self._waiting[0].request)
+            if sum(self._group_by(call.request) == group for call in self._waiting) >= self._max_batch:
+                return
+            self._arrived.clear()
+            await self._arrived.wait()
