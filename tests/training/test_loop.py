@@ -144,9 +144,6 @@ def test_parts_of_a_batch_train_like_the_whole(tmp_path: Path, straight: Any) ->
 def test_parts_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with raises_naming(UserError, "9", "8", "1"):
         sit(tmp_path, accumulate=9)
-    settings = toy_settings(accumulate=2)
-    with raises_naming(UserError, "2"):
-        train(Exploding(at=-1, value=1.0), toy_loader(), settings, RunFolder.create(tmp_path / "other"))
 
 
 def test_the_global_generator_is_left_as_it_was(tmp_path: Path) -> None:

@@ -1,87 +1,129 @@
-"""Forward and backward of one step, whole or in parts with cached embeddings.
+"""Forward and backward of one step, of the batch as a whole or in parts that need less memory.
 
-Plain gradient accumulation takes away negatives: each part would be contrasted with itself only. Here the embeddings
-of all parts are made first without gradient, the loss is taken over the whole batch, and its gradient with respect to
-the embeddings is then carried through the networks part by part: the gradient of the whole batch, with the memory of
-one part, for one forward pass more. Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under
-Memory Limited Setup" (arXiv 2101.06983), section 3.
+Plain accumulation is the rule: each part's mean loss is weighted by its share of all targets (rows, tokens) over parts
+and ranks, and the gradients add up to that of the whole batch. An unweighted mean of parts would favor the targets of
+parts that have few.
+
+Contrastive tasks are the exception, for plain accumulation takes away negatives: each part would be contrasted with
+itself only. Here the embeddings of all parts are computed first without gradient, the loss is taken over the whole
+batch, and its gradient with respect to the embeddings is then carried through the networks part by part: the gradient
+of the whole batch, with the memory of one part, for one more forward pass. Source: Gao et al. 2021, "Scaling Deep
+Contrastive Learning Batch Size under Memory Limited Setup" (arXiv 2101.06983), section 3.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from foveate.core.errors import UserError
+from foveate.training.distributed import all_sum, world
 from foveate.training.task import Batch, EmbeddingTask, Losses, Report, Task
 
 
-def check_accumulation(task: Task, *, parts: int, samples: int) -> None:
-    """Refuses a split that cannot be done.
-
-    Args:
-        parts: of a process's batch. samples: in a process's batch.
-
-    Raises:
-        UserError: for a task whose loss does not go through embeddings, or more parts than samples.
-    """
-    if parts == 1:
-        return
-    if not isinstance(task, EmbeddingTask):
-        raise UserError(
-            f"training.accumulate {parts}: the loss of {type(task).__name__} cannot be split into parts of a batch; "
-            "allowed is 1"
-        )
-    assert not task.find_unused_parameters, "parts of a batch need every parameter in every part"
-    if parts > samples:
-        raise UserError(
-            f"training.accumulate {parts}: a process has {samples} samples of a batch; allowed are 1 to {samples}"
-        )
+def check_accumulation(task: Task, *, parts: int, rows: int) -> None:
+    """Raise UserError if a process has fewer `rows` of a batch than `parts`."""
+    if parts > rows:
+        raise UserError(f"training.accumulate {parts}: a process has {rows} rows of a batch; allowed are 1 to {rows}")
+    if parts > 1 and isinstance(task, EmbeddingTask):
+        assert not task.find_unused_parameters, "cached embeddings need every parameter in every part"
 
 
 def forward_and_backward(
     model: nn.Module, task: Task, batch: Batch, *, parts: int, precision: torch.dtype | None
 ) -> tuple[Losses, Report]:
-    """The losses of a batch, with the gradient of their "loss" left in the parameters, which had none.
+    """Return the losses of a batch and leave the gradient of their "loss" in the parameters, which had none.
 
     Args:
         model: the task as it is called: itself, or wrapped by DDP or FSDP2.
         parts: 1 for the batch as a whole. More give the same gradient up to rounding, and where the networks draw
             random numbers, other ones.
         precision: of autocast; None for none.
+
+    Returns:
+        Losses and report of this rank, detached; their mean over ranks is that of the whole batch.
     """
     device = next(task.parameters()).device
 
     def autocast() -> torch.autocast:
         return torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None)
 
-    if parts == 1:
-        with autocast():
-            losses, report = model(batch)
-        losses["loss"].backward()
-        return losses, report
+    if isinstance(task, EmbeddingTask) and parts > 1:
+        return _with_cached_embeddings(model, task, task.split(batch, parts), batch, autocast, device)
+    return _weighted_parts(model, task, [batch] if parts == 1 else task.split(batch, parts), autocast)
 
-    assert isinstance(task, EmbeddingTask)
-    pieces = task.split(batch, parts)
-    made: list[dict[str, Tensor]] = []
+
+def _weighted_parts(
+    model: nn.Module, task: Task, pieces: Sequence[Batch], autocast: Callable[[], torch.autocast]
+) -> tuple[Losses, Report]:
+    weights = _part_weights(task, pieces)
+    losses: Losses = {}
+    report: Report = {}
+    for index, (piece, weight) in enumerate(zip(pieces, weights, strict=True)):
+        # DDP takes its mean over ranks once, in the last part: one all-reduce a step whatever the number of parts.
+        with contextlib.nullcontext() if index == len(pieces) - 1 else _without_sync(model):
+            with autocast():
+                terms, numbers = model(piece)
+            if weight is not None:
+                terms = {name: value * weight.get(name, weight["loss"]) for name, value in terms.items()}
+                numbers = {name: value * weight.get(name, weight["loss"]) for name, value in numbers.items()}
+                terms["loss"] = task.total(terms)
+            terms["loss"].backward()
+        for sums, values in ((losses, terms), (report, numbers)):
+            for name, value in values.items():
+                value = value.detach() if isinstance(value, Tensor) else value
+                sums[name] = sums[name] + value if name in sums else value
+    return losses, report
+
+
+def _part_weights(task: Task, pieces: Sequence[Batch]) -> list[Mapping[str, float] | None]:
+    """Weight of each mean in each part: targets of the part times world size, over the targets of all parts and ranks.
+
+    The factor of the world size undoes the mean that DDP and FSDP take over ranks. None where all weights are 1.
+    """
+    ranks = world().size
+    # The loader gives every rank the same number of rows, so that rows need no collective.
+    rows_only = isinstance(task, EmbeddingTask) or type(task).count_targets is Task.count_targets
+    if len(pieces) == 1 and (rows_only or ranks == 1):
+        return [None]
+    counts = [task.count_targets(piece) for piece in pieces]
+    names = sorted(counts[0])
+    totals = torch.tensor([sum(count[name] for count in counts) for name in names], dtype=torch.float64)
+    totals = totals * ranks if rows_only else all_sum(totals)
+    of_all = dict(zip(names, totals.tolist(), strict=True))
+    return [
+        {name: ranks * value / of_all[name] if of_all[name] else 0.0 for name, value in count.items()}
+        for count in counts
+    ]
+
+
+def _with_cached_embeddings(
+    model: nn.Module,
+    task: EmbeddingTask,
+    pieces: Sequence[Batch],
+    batch: Batch,
+    autocast: Callable[[], torch.autocast],
+    device: torch.device,
+) -> tuple[Losses, Report]:
+    outputs: list[dict[str, Tensor]] = []
     states: list[list[Tensor]] = []
     with torch.no_grad(), autocast():
         for piece in pieces:
             states.append(_random_state(device))
-            made.append(model(piece, call="embed"))
-    cached = {name: torch.cat([one[name] for one in made]).requires_grad_() for name in made[0]}
-    sizes = {name: [len(one[name]) for one in made] for name in made[0]}
-    del made
+            outputs.append(model(piece, call="embed"))
+    cached = {name: torch.cat([part[name] for part in outputs]).requires_grad_() for name in outputs[0]}
+    sizes = {name: [len(part[name]) for part in outputs] for name in outputs[0]}
+    del outputs
 
     with _without_sync(model):
         with autocast():
             losses, report = model(batch, call="loss_of", embeddings=cached)
         losses["loss"].backward()
-    of_loss = [parameter for parameter in task.parameters() if parameter.grad is not None]
+    with_gradient = [parameter for parameter in task.parameters() if parameter.grad is not None]
     gradients = {
         name: (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).split(sizes[name])
         for name, tensor in cached.items()
@@ -89,13 +131,15 @@ def forward_and_backward(
     for index, piece in enumerate(pieces):
         last = index == len(pieces) - 1
         with contextlib.nullcontext() if last else _without_sync(model):
+            # Dropout must draw the same masks as in the first pass: the cached gradients belong to those embeddings.
             _set_random_state(device, states[index])
             with autocast():
                 embeddings: dict[str, Tensor] = model(piece, call="embed")
             pairs = [(tensor, gradients[name][index]) for name, tensor in embeddings.items() if tensor.requires_grad]
             if last and isinstance(model, DistributedDataParallel):
-                # Their gradient is there already, but DDP waits for every parameter before it takes the mean.
-                pairs += [(parameter * 1.0, torch.zeros_like(parameter)) for parameter in of_loss]
+                # Parameters of the loss have their gradient, but DDP waits for every parameter before it takes the
+                # mean: a gradient of zero tells it that they are ready.
+                pairs += [(parameter * 1.0, torch.zeros_like(parameter)) for parameter in with_gradient]
             torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
     return losses, report
 

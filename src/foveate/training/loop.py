@@ -99,7 +99,7 @@ def train(
     here = world()
     assert loader.batch_size == settings.batch_size, "the loader was made for another batch size"
     assert loader.world_size == here.size, "the loader was made for another number of processes"
-    check_accumulation(task, parts=settings.accumulate, samples=settings.batch_size // here.size)
+    check_accumulation(task, parts=settings.accumulate, rows=settings.batch_size // here.size)
     precision = torch.bfloat16 if settings.precision == "bf16" else None
     folder = run.path / "checkpoints"
     _check_evaluation(task, settings)

@@ -18,7 +18,8 @@ class TrainingSettings(Settings):
     accumulate: int = Field(
         default=1,
         ge=1,
-        description="parts of each process's share of a batch; same gradient, less memory, one forward pass more",
+        description="parts of each process's share of a batch: same gradient, less memory; contrastive tasks pay one "
+        "more forward pass",
     )
     learning_rate: float = Field(gt=0, description="peak learning rate, before the factors of parameter rules")
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw; sgd = with Nesterov's momentum")

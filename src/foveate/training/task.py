@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from foveate.core.errors import UserError
 from foveate.training.optimizer import ParameterRule
 from foveate.training.schedule import learning_rate_factor
 from foveate.training.settings import TrainingSettings
@@ -23,11 +25,10 @@ Call = Literal["losses", "embed", "loss_of", "evaluate"]
 class Task(nn.Module, ABC):
     """A model with its losses. Subclasses fill in `losses` and `export`; the rest has defaults.
 
-    With several processes every rank returns the loss of the *whole* batch, computed from features gathered with
-    gradient (`foveate.training.distributed.gather_with_grad`), or as the sum of the ranks' parts (`sum_with_grad`):
-    the mean that DDP and FSDP take over ranks is then exactly the gradient of one process. Every trainable parameter
-    takes part on every rank and in every step; a rank without rows for some part runs that part on zero rows. Where
-    this cannot be held, set `find_unused_parameters`.
+    `losses` returns means over the batch that it is given, which may be one rank's share or a part of it. The loop
+    weights them by `count_targets` over all parts and ranks, so that the gradient is the one of the whole batch. A task
+    needs no collectives for that. Every trainable parameter takes part on every rank and in every step; a rank without
+    rows for some layers runs them on zero rows. Where this cannot be held, set `find_unused_parameters`.
 
     Scalars that are trained (a logit scale) are parameters of shape (1,), not (): FSDP2 shards the first
     dimension.
@@ -45,6 +46,33 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
         """The loss terms, scalars, with the weighted total under "loss"; and further numbers for the log."""
+
+    def count_targets(self, batch: Batch) -> Mapping[str, float]:
+        """Return how many targets each mean of `losses` is taken over in this batch: rows, unless overridden.
+
+        A language model returns its target tokens. Where terms are means over different things, each has an entry of
+        its own; "loss" stands for every term and report that has none, and `total` adds the terms up.
+        """
+        return {"loss": float(_count_rows(batch, type(self).__name__))}
+
+    def total(self, terms: Losses) -> Tensor:
+        """Add up the terms that `losses` gave. Needed only where `count_targets` tells terms apart."""
+        return terms["loss"]
+
+    def split(self, batch: Batch, parts: int) -> list[Batch]:
+        """Split a batch into `parts` smaller ones of almost equal length, for gradient accumulation.
+
+        By default each tensor and list is cut along its first dimension; other values go into every part.
+
+        Raises:
+            UserError: for entries of different lengths; a task with ragged batches overrides this.
+        """
+        rows = _count_rows(batch, type(self).__name__)
+        edges = [round(part * rows / parts) for part in range(parts + 1)]
+        return [
+            {name: value[start:stop] if _has_rows(value) else value for name, value in batch.items()}
+            for start, stop in itertools.pairwise(edges)
+        ]
 
     def forward(self, *inputs: Any, call: Call = "losses", **arguments: Any) -> Any:
         """Run `losses`, or another of the task's methods.
@@ -88,11 +116,29 @@ class Task(nn.Module, ABC):
         """Writes the trained model as a model folder."""
 
 
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
+
+
+def _count_rows(batch: Batch, owner: str) -> int:
+    lengths = {name: len(value) for name, value in batch.items() if _has_rows(value)}
+    if len(set(lengths.values())) != 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "none"
+        raise UserError(
+            f"{owner}: a batch has entries of different lengths ({listed}) and the task no split of its own"
+        )
+    return next(iter(lengths.values()))
+
+
 class EmbeddingTask(Task):
     """A task whose loss couples the samples of a batch through their embeddings alone, as contrastive losses do.
 
-    Only such a task can be trained in parts of a batch (`foveate.training.accumulation`): plain accumulation would
-    leave each sample with the negatives of its own part.
+    Plain accumulation would leave each sample with the negatives of its own part, so embeddings are cached instead
+    (`foveate.training.accumulation`).
+
+    With several processes every rank returns the loss of the *whole* batch, computed from embeddings gathered with
+    gradient (`foveate.training.distributed.gather_with_grad`), or as the sum of the ranks' parts (`sum_with_grad`):
+    the mean that DDP and FSDP take over ranks is then exactly the gradient of one process.
     """
 
     @abstractmethod
@@ -106,7 +152,7 @@ class EmbeddingTask(Task):
 
     @abstractmethod
     def split(self, batch: Batch, parts: int) -> list[Batch]:
-        """The batch in `parts` batches, whose embeddings laid end to end are those of the whole."""
+        """Split the batch so that the embeddings of the parts, laid end to end, are those of the whole."""
 
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
         """`loss_of` of `embed`."""

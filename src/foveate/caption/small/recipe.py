@@ -97,8 +97,6 @@ class CaptionerRecipe(Settings):
             raise ValueError("image_encoder needs a 'kind', for example lite0")
         if "model_type" not in self.decoder:
             raise ValueError("decoder needs a 'model_type' of transformers, for example llama or gpt2")
-        if self.training.accumulate != 1:
-            raise ValueError("training.accumulate must be 1: length_groups saves memory here")
         return self
 
     def stage_settings(self, stage: int) -> TrainingSettings:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from foveate.caption.small.model import CaptionerModel, Texts
 from foveate.caption.small.naming import proposals
-from foveate.training.distributed import sum_with_grad
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, Losses, Report, Task
 
@@ -53,28 +52,61 @@ class CaptionerTask(Task):
         self.register_buffer("words_W", words_W, persistent=False)
 
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
-        """`caption_loss` per target token and `word_loss` per place, each over the batch of all ranks."""
+        """`caption_loss` per target token and `word_loss` per place."""
         prefix_BPD = self.model.prefix(batch["image"])
         found: Losses = {}
         report: Report = {}
         if self.captions:
             loss, right, count = self._caption_sums(prefix_BPD, batch)
-            total = sum_with_grad(count).clamp(min=1)
-            found["caption_loss"] = sum_with_grad(loss) / total
-            report["token_accuracy"] = (sum_with_grad(right) / total).detach()
+            found["caption_loss"] = loss / count.clamp(min=1)
+            report["token_accuracy"] = (right / count.clamp(min=1)).detach()
         if self.word_weight > 0 and len(self.words_W):
             loss, right, count = self._word_sums(prefix_BPD, batch)
-            total = sum_with_grad(count).clamp(min=1)
-            found["word_loss"] = sum_with_grad(loss) / total
-            report["word_accuracy"] = (sum_with_grad(right) / total).detach()
-        loss = found.get("caption_loss", prefix_BPD.new_zeros(()))
-        if "word_loss" in found:
-            loss = loss + self.word_weight * found["word_loss"]
-        return {**found, "loss": loss}, report
+            found["word_loss"] = loss / count.clamp(min=1)
+            report["word_accuracy"] = (right / count.clamp(min=1)).detach()
+        return {**found, "loss": self.total(found)}, report
+
+    def total(self, terms: Losses) -> Tensor:
+        """Loss of the captions plus the weighted loss of the words."""
+        loss = terms.get("caption_loss", self.words_W.new_zeros((), dtype=torch.float32))
+        return loss + self.word_weight * terms["word_loss"] if "word_loss" in terms else loss
+
+    def count_targets(self, batch: Batch) -> dict[str, float]:
+        """Target tokens, and the places that have words: the two losses are means over different things."""
+        tokens, places = float(batch["target_BT"][:, 1:].sum()), float(len(batch["words_RW"]))
+        return {
+            "loss": tokens,
+            "caption_loss": tokens,
+            "token_accuracy": tokens,
+            "word_loss": places,
+            "word_accuracy": places,
+        }
+
+    def split(self, batch: Batch, parts: int) -> list[Batch]:
+        """Split images with their texts and places; images with texts come first in a batch, and so in each part."""
+        images, captioned = len(batch["image"]), len(batch["text_BT"])
+        device = batch["image"].device
+        with_text = torch.arange(captioned, device=device).tensor_split(parts)
+        # The first parts get the remainder of the one and the last parts that of the other: no part is empty.
+        without_text = torch.arange(captioned, images, device=device).tensor_split(parts)[::-1]
+        pieces: list[Batch] = []
+        for rows in zip(with_text, without_text, strict=True):
+            chosen = torch.cat(rows)
+            index = torch.full((images,), -1, device=device)
+            index[chosen] = torch.arange(len(chosen), device=device)
+            index_R = index[batch["place_R"]]
+            inside = index_R >= 0
+            piece = {name: batch[name][rows[0]] for name in Texts._fields[:-1]}
+            piece |= {name: batch[name][inside] for name in ("words_RW", "cells_RP")}
+            pieces.append({**batch, **piece, "image": batch["image"][chosen], "place_R": index_R[inside]})
+        return pieces
 
     def _caption_sums(self, prefix_BPD: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss, right guesses and number of target tokens. Groups of like length waste little on padding."""
         lengths_B = (batch["text_BT"] > 0).sum(dim=1)
+        if not len(lengths_B):  # a part of a batch may hold images without texts alone
+            zero = prefix_BPD.new_zeros((), dtype=torch.float32)
+            return zero, zero, zero
         order = torch.argsort(lengths_B, stable=True)
         sums: list[Tensor] = []
         for chosen in order.chunk(self.model.recipe.length_groups):
