@@ -17,7 +17,7 @@ import pytest
 from captioned import ask, make, rows, texts
 from chat_server import ChatServer, good, says
 
-from foveate.core.errors import sentence
+from foveate.core.errors import explain_os_error
 from small_disk import Disk, disk
 
 __all__ = ["disk"]  # the fixture
@@ -33,7 +33,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(disk: Disk, tmp_path: 
             disk.resize(f"{used // 1024 + more}k")
             with pytest.raises(OSError, match="No space left") as caught:
                 ask(collection, server.url, rows_per_part=20)
-            said = sentence(caught.value)
+            said = explain_os_error(caught.value)
             assert said is not None
             assert said.startswith(f"{collection}/annotations/captions/")
             assert "the disk is full" in said

@@ -51,7 +51,7 @@ def test_words_json_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert "refused" in out
         assert "cost 0.00" in out
         assert out.splitlines()[-1] == f"report: {tmp_path}/r/report.html"
-        assert "36 of 36; 7 errors, 7 of them refusals, cost" in err
+        assert "36/36; 7 errors, 7 of them refusals, cost" in err
         code, out, _ = run(capsys, *arguments, "--json", "--quiet")
     result = json.loads(out)
     assert result["formats"]["dsc_plus"]["in"] == 12

@@ -131,7 +131,7 @@ def test_pretrain_evaluate_and_locate(foveate: Run, recipe_file: Path, tiny_coll
     assert told.code == 0, told.err
     assert "3 steps in" in told.out
     assert "report: run/report.html" in told.out
-    assert "training: 3 of 3" in told.err
+    assert "training: 3/3" in told.err
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert saved["recipe"]["training"]["seed"] == 4
     assert saved["command"][0] == "foveate"

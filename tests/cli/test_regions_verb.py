@@ -57,7 +57,7 @@ def test_the_oracle_is_named(foveate: Run, shapes: Path, tmp_path: Path) -> None
         (("--detector", "nanodot"), "unknown detector 'nanodot': .*Did you mean 'nanodet'"),
         ((), r"detector 'nanodet' \(--model, --set\): field 'model': field required: model folder of"),
         (("--set", "treshold=0.1"), "unknown field 'treshold'.*Did you mean 'threshold'"),
-        (("--set", "threshold"), "override 'threshold': write it as name.of.field=value"),
+        (("--set", "threshold"), "override 'threshold': expected name.of.field=value"),
         (("--model", "none", "--captions", "dsc"), "no caption of the kinds dsc; it has alt, title"),
         (("--model", "none", "--captions", "alt"), "none: not a model folder"),
         (("--model", "none", "--captions", "alt", "--phrases", "rule"), "unknown tagger 'rule'.*Did you mean 'rules'"),

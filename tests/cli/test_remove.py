@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from foveate.cli.main import main
-from foveate.core.errors import sentence
+from foveate.core.errors import explain_os_error
 from foveate.records.collection import Collection
 
 Run = Callable[..., tuple[int, str, str]]
@@ -111,6 +111,6 @@ def test_a_disk_that_refuses_gets_one_sentence(
 
 
 def test_an_error_of_the_program_is_no_sentence() -> None:
-    assert sentence(OSError(errno.EBADF, "bad descriptor")) is None
-    assert sentence(OSError("words only")) is None
-    assert sentence(OSError(errno.ENOSPC, "x", "/no/such/place/at all")) is not None
+    assert explain_os_error(OSError(errno.EBADF, "bad descriptor")) is None
+    assert explain_os_error(OSError("words only")) is None
+    assert explain_os_error(OSError(errno.ENOSPC, "x", "/no/such/place/at all")) is not None

@@ -1,4 +1,4 @@
-"""Sentences that a user can act on."""
+"""Errors name what is expected and the nearest match."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_choose() -> None:
     assert choose("roi", ("none", "roi"), "method") == "roi"
     with pytest.raises(UserError) as problem:
         choose("promter", ("roi", "prompter"), "method")
-    assert str(problem.value) == "unknown method 'promter': allowed are prompter, roi. Did you mean 'prompter'?"
-    with pytest.raises(UserError, match="allowed are none"):
+    assert str(problem.value) == "unknown method 'promter': expected one of prompter, roi. Did you mean 'prompter'?"
+    with pytest.raises(UserError, match="there are none"):
         choose("x", (), "method")
     assert issubclass(UserError, ValueError)

@@ -40,7 +40,7 @@ def test_an_exception_leaves_the_old_content(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="half way"):
         write_half()
     assert path.read_bytes() == b"old"
-    assert [one.name for one in tmp_path.iterdir()] == ["value.bin"], "no temporary file is left"
+    assert [path.name for path in tmp_path.iterdir()] == ["value.bin"], "no temporary file is left"
 
 
 def test_readers_see_the_old_file_until_the_end(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_commit_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder.tmp" / "part").write_bytes(b"y")
     commit_atomically(tmp_path / "folder.tmp", tmp_path / "folder")
     assert (tmp_path / "folder" / "part").read_bytes() == b"y"
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_sha256(tmp_path: Path) -> None:
@@ -154,10 +154,10 @@ def test_the_lock_is_freed_by_an_exception(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "writer.lock").read_text() == "", "no owner is named who has left"
 
 
-def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "a[1].json"
     write_text_atomically(path, "whole")
     (tmp_path / ".a[1].json.1234.tmp").write_text("half")
     (tmp_path / ".a1.json.1234.tmp").write_text("of another")
     sweep(path)
-    assert sorted(one.name for one in tmp_path.iterdir()) == [".a1.json.1234.tmp", "a[1].json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a1.json.1234.tmp", "a[1].json"]

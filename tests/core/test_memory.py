@@ -15,12 +15,12 @@ def _peak_of(statement: str) -> float:
     return float(done.stdout)
 
 
-def test_memory_that_was_given_back_still_counts() -> None:
+def test_freed_memory_still_counts() -> None:
     assert _peak_of("held = bytearray(2**28); del held") - _peak_of("pass") == pytest.approx(0.25, abs=0.02)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process begins with the number of its parent")
-def test_what_the_parent_held_does_not_count() -> None:
+def test_memory_of_the_parent_does_not_count() -> None:
     held = bytearray(2**29)
     assert peak_gigabytes() > 0.5
     assert _peak_of("pass") < 0.2

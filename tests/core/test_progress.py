@@ -1,4 +1,4 @@
-"""Progress goes to standard error, in plain lines where nobody watches, and can be turned off."""
+"""Progress on standard error: plain lines without a terminal, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
     progress.say("done")
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "counting: 3 of 3, finished\nletters: 2, finished\ndone\n"
+    assert err == "counting: 3/3, finished\nletters: 2, finished\ndone\n"
 
 
 def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Recipes: files, overrides, and the sentence for every way to get them wrong."""
+"""Recipes: files, overrides, and the error of every mistake."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ def refusal(file: Path | str, *overrides: str) -> str:
     return sentence
 
 
+def assert_names(sentence: str, *names: str) -> None:
+    assert not [name for name in names if name not in sentence], sentence
+
+
 def test_overrides_win_over_the_file_and_the_file_over_defaults(file: Path) -> None:
     assert load(Outer, str(file)) == Outer(steps=5, inner=Inner(weight=2))
     changed = load(Outer, str(file), ["steps=7", "inner.weight=0.25", "inner.kinds=[x, y]", "choices.new.weight=3"])
@@ -56,22 +60,15 @@ def test_values_with_an_equals_sign(file: Path) -> None:
 
 
 def test_unknown_fields_name_the_nearest(file: Path) -> None:
-    assert refusal(file, "stesp=3").endswith(
-        "unknown field 'stesp', allowed are choices, inner, steps. Did you mean 'steps'?"
-    )
-    assert refusal(file, "inner.wieght=3").endswith(
-        "unknown field 'inner.wieght', allowed are kinds, weight. Did you mean 'weight'?"
-    )
-    assert "unknown field 'choices.new.wieght'" in refusal(file, "choices.new.wieght=3")
+    assert_names(refusal(file, "stesp=3"), "'stesp'", "choices, inner, steps", "Did you mean 'steps'?")
+    assert_names(refusal(file, "inner.wieght=3"), "'inner.wieght'", "kinds, weight", "Did you mean 'weight'?")
+    assert_names(refusal(file, "choices.new.wieght=3"), "'choices.new.wieght'")
 
 
 def test_wrong_types_and_bounds_name_the_field_and_the_value(file: Path) -> None:
-    assert "field 'steps': input should be a valid integer" in refusal(file, "steps=soon")
-    assert "(it is 'soon')" in refusal(file, "steps=soon")
-    assert "field 'inner.weight': input should be greater than or equal to 0 (it is -1)" in refusal(
-        file, "inner.weight=-1"
-    )
-    assert "field 'inner': " in refusal(file, "inner=3")
+    assert_names(refusal(file, "steps=soon"), "'steps'", "integer", "(got 'soon')")
+    assert_names(refusal(file, "inner.weight=-1"), "'inner.weight'", "equal to 0", "(got -1)")
+    assert_names(refusal(file, "inner=3"), "'inner'")
 
 
 def test_a_rule_about_several_fields_names_their_values_alone() -> None:
@@ -81,26 +78,24 @@ def test_a_rule_about_several_fields_names_their_values_alone() -> None:
 
 
 def test_all_problems_in_one_sentence(file: Path) -> None:
-    sentence = refusal(file, "steps=0", "inner.wieght=3")
-    assert "'steps'" in sentence
-    assert "'inner.wieght'" in sentence
+    assert_names(refusal(file, "steps=0", "inner.wieght=3"), "'steps'", "'inner.wieght'", "Did you mean 'weight'?")
 
 
 def test_missing_field(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("inner: {}\n")
     sentence = refusal(tmp_path / "empty.yaml")
-    assert "field 'steps': field required" in sentence
-    assert "it is" not in sentence
+    assert_names(sentence, "'steps'", "required")
+    assert "got" not in sentence
 
 
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("steps", "write it as name.of.field=value"),
-        ("=3", "write it as name.of.field=value"),
-        ("steps=[1", "override 'steps=[1': not YAML"),
-        ("steps.more=3", "'steps' is a value, not a group of fields"),
-        ("inner.weight.more=3", "'weight' is a value, not a group of fields"),
+        ("steps", "name.of.field=value"),
+        ("=3", "name.of.field=value"),
+        ("steps=[1", "'steps=[1'"),
+        ("steps.more=3", "'steps' is a value"),
+        ("inner.weight.more=3", "'weight' is a value"),
     ],
 )
 def test_bad_overrides(file: Path, override: str, part: str) -> None:
@@ -111,8 +106,8 @@ def test_bad_overrides(file: Path, override: str, part: str) -> None:
     ("content", "part"),
     [
         ("a: [1", "not a YAML file"),
-        ("- 1\n- 2\n", "a recipe is a mapping of names to values, this is list"),
-        ("", "this is NoneType"),
+        ("- 1\n- 2\n", "got list"),
+        ("", "got NoneType"),
         ("!!python/object/apply:os.system ['true']", "not a YAML file"),
     ],
 )
@@ -130,8 +125,8 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 def test_unknown_recipes() -> None:
     assert "Did you mean 'tour-clip'?" in refusal("tour-clpi")
-    assert "neither a file nor a shipped recipe" in refusal("no/such/file.yaml")
-    assert "neither a file" in refusal(".")
+    assert_names(refusal("no/such/file.yaml"), "no/such/file.yaml", "tour-clip")
+    assert_names(refusal("."), "'.'", "tour-clip")
 
 
 def test_shipped_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,5 +160,5 @@ def test_settings_are_frozen_and_read_does_not_share(file: Path) -> None:
         recipe.steps = 3  # type: ignore[misc]
     content: dict[str, Any] = read(str(file))
     assert validate(Outer, content, where="here").steps == 5
-    with pytest.raises(UserError, match="^here: "):
+    with raises_naming(UserError, "here: ", "steps"):
         validate(Outer, {}, where="here")

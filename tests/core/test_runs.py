@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
+from naming import raises_naming
 
 
 def test_create_and_open_again(tmp_path: Path) -> None:
@@ -23,7 +22,7 @@ def test_create_and_open_again(tmp_path: Path) -> None:
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", recipe="steps: 3\n")
     run.append_metrics({"step": 1})
-    with pytest.raises(UserError, match="holds a run of another recipe"):
+    with raises_naming(UserError, "run", "recipe.yaml", "--run"):
         RunFolder.create(tmp_path / "run", recipe="steps: 4\n")
     assert (tmp_path / "run" / "recipe.yaml").read_text() == "steps: 3\n"
 
@@ -34,15 +33,15 @@ def test_a_command_that_failed_before_its_work_binds_no_folder(tmp_path: Path) -
     RunFolder.create(tmp_path / "run", recipe="kind: story\n")
     assert (run.path / "recipe.yaml").read_text() == "kind: story\n"
     (run.path / "data" / "rows.parquet").write_text("work")
-    with pytest.raises(UserError, match="holds a run of another recipe"):
+    with raises_naming(UserError, "run", "recipe.yaml", "--run"):
         RunFolder.create(tmp_path / "run", recipe="kind: stroy\n")
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; a run needs a folder"):
+    with raises_naming(UserError, "file is a file", "--run"):
         RunFolder.create(tmp_path / "file")
-    with pytest.raises(UserError, match="the folder cannot be made"):
+    with raises_naming(UserError, tmp_path / "file" / "run"):
         RunFolder.create(tmp_path / "file" / "run")
 
 
@@ -61,7 +60,7 @@ def test_a_row_cut_off_by_a_kill(tmp_path: Path) -> None:
 
 def test_results(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path)
-    with pytest.raises(UserError, match="no such file"):
+    with raises_naming(UserError, "result.json"):
         run.read_result()
     assert run.write_result({"kind": "x"}) == tmp_path / "result.json"
     assert run.read_result() == {"kind": "x"}

@@ -135,7 +135,7 @@ def test_a_result_names_its_method(options: dict, title: str) -> None:
     [
         ({"method": "consens"}, "unknown method 'consens': .*Did you mean 'consensus'"),
         ({"client_init": "kmeans+"}, "unknown client_init 'kmeans.'"),
-        ({"eliminate": "some"}, "unknown eliminate 'some': allowed are drop, flags, none"),
+        ({"eliminate": "some"}, "unknown eliminate 'some': .*drop, flags, none"),
         ({"method": "paper_reconstruction", "radius": "half"}, "unknown radius"),
         ({"method": "paper_reconstruction", "radius": -1.0}, "radius -1.0"),
         ({"method": "paper_reconstruction", "seeds": "most"}, "unknown seeds 'most'"),

@@ -203,9 +203,9 @@ def writing(trial: Trial) -> str:
             _check_words(problem)
             refused += 1
         except OSError as problem:
-            from foveate.core.errors import sentence
+            from foveate.core.errors import explain_os_error
 
-            if sentence(problem) is None:
+            if explain_os_error(problem) is None:
                 raise
             refused += 1
     return f"{3 - refused} of 3 steps done"

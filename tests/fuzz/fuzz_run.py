@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
-from foveate.core.errors import UserError, sentence
+from foveate.core.errors import UserError, explain_os_error
 
 CPU_SECONDS = 10.0
 CLOCK_SECONDS = 120.0
@@ -96,7 +96,7 @@ def _try(target: Target, number: int, seed: int, work: Path, outcomes: Counter[s
         outcome = "refused" if str(refusal).strip() else "FAILED: a refusal without a sentence"
     except OSError as error:
         # The command line prints these as a sentence too.
-        outcome = "refused by the system" if sentence(error) else f"FAILED: {error!r:.300}\n{_where(error)}"
+        outcome = "refused by the system" if explain_os_error(error) else f"FAILED: {error!r:.300}\n{_where(error)}"
     except (Exception, Hang) as error:
         outcome = f"FAILED: {type(error).__name__}: {str(error)[:300]}\n{_where(error)}"
     finally:

@@ -16,7 +16,7 @@ from fuzz_decoding import collection
 from fuzz_images import good
 from fuzz_models import home
 
-from foveate.core.errors import UserError, sentence
+from foveate.core.errors import UserError, explain_os_error
 from foveate.core.files import read_json
 from foveate.core.yaml_text import read_yaml
 from foveate.records import boxes
@@ -181,7 +181,7 @@ def test_json_that_python_itself_refuses(tmp_path: Path, text: str) -> None:
 
 def test_what_the_system_refuses_is_a_sentence_also_for_names_that_are_too_long() -> None:
     for number in (errno.ENAMETOOLONG, errno.EISDIR):
-        told = sentence(OSError(number, "x", "a" * 5000))
+        told = explain_os_error(OSError(number, "x", "a" * 5000))
         assert told is not None
         assert "cannot be used" in told
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from foveate.cli.main import main
 from foveate.core import progress
-from foveate.core.errors import sentence
+from foveate.core.errors import explain_os_error
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 from foveate.records.importers.folder import import_folder
@@ -61,7 +61,7 @@ def test_a_full_disk_loses_nothing_and_the_same_import_goes_on(disk: Disk, tmp_p
         disk.resize(size)
         with pytest.raises(OSError, match="No space left") as caught:
             import_folder(source, target, **OPTIONS)
-        said = sentence(caught.value)
+        said = explain_os_error(caught.value)
         assert said is not None
         assert said.startswith(f"{target}/")
         assert "the disk is full (" in said

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.core.cells import Cell
+from foveate.core.experiment_grid import Cell
 from foveate.records.builtin import glyphs as glyph_records
 from foveate.studies import calibration, calibration_worlds
 from foveate.studies.study import row_values, summary

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.core.cells import Cell
+from foveate.core.experiment_grid import Cell
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.appending import AnnotationAppender
 from foveate.records.collection import Collection

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from foveate.core.cells import Cell
 from foveate.core.errors import UserError
+from foveate.core.experiment_grid import Cell
 from foveate.federated.deep.encoder import weights_of
 from foveate.federated.deep.fitting import answering, network_of, samples_of, training_of
 from foveate.federated.deep.options import METHODS, options_of

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.core.cells import Cell
 from foveate.core.errors import UserError
+from foveate.core.experiment_grid import Cell
 from foveate.studies import feca
 from foveate.studies.study import row_values, summary
 from naming import raises_naming

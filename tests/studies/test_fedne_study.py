@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.core.cells import Cell
 from foveate.core.errors import UserError
+from foveate.core.experiment_grid import Cell
 from foveate.federated.clients import Client
 from foveate.federated.messages import Message
 from foveate.federated.rounds import Log

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from foveate.adapt.registry import method_names
-from foveate.core.cells import Cell
+from foveate.core.experiment_grid import Cell
 from foveate.metrics.agreement import agreement
 from foveate.studies import petl, petl_rotation, petl_trainings, petl_worlds
 from foveate.studies.petl_measures import alike, all_pairs, bootstrap, together

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 import foveate.studies
-from foveate.core.cells import Cell, CellStore, run_cells
 from foveate.core.errors import UserError
+from foveate.core.experiment_grid import Cell, CellStore, run_cells
 from foveate.core.files import FolderLock
 from foveate.records.collection import Collection
 from foveate.report import render

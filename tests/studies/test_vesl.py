@@ -11,7 +11,7 @@ import pytest
 from foveate.caption.vesl.detectors.annotations import AnnotationSettings
 from foveate.caption.vesl.run import label_regions
 from foveate.caption.vesl.settings import RegionLabelSettings
-from foveate.core.cells import Cell
+from foveate.core.experiment_grid import Cell
 from foveate.core.recipes import load
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.records.collection import Collection

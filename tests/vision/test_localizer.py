@@ -54,7 +54,7 @@ def test_unknown_parts_of_a_folder_are_refused(tmp_path: Path) -> None:
     config = json.loads((folder / CONFIG).read_text())
     for recipe, said in (
         ({**config["recipe"], "regoins": {}}, "unknown field 'regoins'.*Did you mean 'regions'"),
-        ([1], "field 'recipe' is a mapping of names to values, this is list"),
+        ([1], "field 'recipe'.*list"),
     ):
         (folder / CONFIG).write_text(json.dumps({**config, "recipe": recipe}))
         with pytest.raises(UserError, match=said):
@@ -67,8 +67,8 @@ def test_names_of_devices() -> None:
     assert device_name("cuda:0", cuda_devices=2, mps=False, local_rank=1) == "cuda:0"
     assert device_name("mps", cuda_devices=0, mps=True) == "mps"
     for name, said in (
-        ("cuda", "has no CUDA"),
-        ("mps", "not available here"),
+        ("cuda", "'cuda'.*without CUDA"),
+        ("mps", "'mps' is not available"),
         ("tpu", "unknown device 'tpu'"),
     ):
         with pytest.raises(UserError, match=said):

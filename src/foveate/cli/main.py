@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from foveate.core.errors import UserError, nearest, sentence
+from foveate.core.errors import UserError, explain_os_error, nearest
 from foveate.core.version import __version__
 
 
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"foveate: {str(problem).removeprefix('foveate ')}", file=sys.stderr)
         sys.exit(1)
     except OSError as problem:
-        refused = sentence(problem)
+        refused = explain_os_error(problem)
         if refused is None:
             raise
         print(f"foveate: {refused}", file=sys.stderr)

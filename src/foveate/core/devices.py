@@ -1,4 +1,4 @@
-"""Names of devices, as a user gives them."""
+"""Device names from users, and the peak memory of this process. No torch."""
 
 from __future__ import annotations
 
@@ -10,39 +10,36 @@ from foveate.core.errors import UserError, choose
 
 
 def peak_gigabytes() -> float:
-    """The most memory of this process so far, in GiB.
-
-    On Linux from /proc, since `ru_maxrss` begins there with that of the process that started this one.
-    """
+    """Return the peak resident memory of this process so far, in GiB."""
+    # Linux starts a child's `ru_maxrss` at its parent's, so /proc is read instead.
     status = Path("/proc/self/status")
     if status.is_file():
         return int(status.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) / 2**20
-    unit = 1 if sys.platform == "darwin" else 2**10
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def device_name(device: str = "auto", *, cuda_devices: int, mps: bool, local_rank: int = 0) -> str:
-    """The whole name ("cpu", "cuda:1", "mps") of what a user calls "auto", "cpu", "cuda", "cuda:1" or "mps".
+    """Resolve "auto", "cpu", "cuda", "cuda:1" or "mps" to a full device name.
 
     Args:
-        cuda_devices: how many this machine has; with at least one, "auto" is CUDA.
-        mps: whether it has Apple's.
-        local_rank: number of this process on the machine: its CUDA device, where the name has none.
+        cuda_devices: number of CUDA devices; with at least one, "auto" is CUDA.
+        mps: whether Apple's GPU is available; "auto" never chooses it, since some operators are missing there.
+        local_rank: rank of this process on the machine, its CUDA device where the name has no number.
 
     Raises:
-        UserError: when the device does not exist here.
+        UserError: the device does not exist on this machine.
     """
     if device == "auto":
         device = "cuda" if cuda_devices else "cpu"
     kind = choose(device.split(":")[0], ("cpu", "cuda", "mps"), "device")
     if kind == "cuda":
         if not cuda_devices:
-            raise UserError("device 'cuda': this machine or this build of PyTorch has no CUDA; use cpu or auto")
+            raise UserError("device 'cuda' is not available (no GPU or a PyTorch without CUDA); expected cpu or auto")
         number = device.partition(":")[2] or str(local_rank)
         if not number.isdecimal() or int(number) >= cuda_devices:
-            here = f"this machine has {cuda_devices}, cuda:0 to cuda:{cuda_devices - 1}"
-            raise UserError(f"device 'cuda:{number}': {here}")
+            raise UserError(f"device 'cuda:{number}' does not exist; expected cuda:0 to cuda:{cuda_devices - 1}")
         return f"cuda:{number}"
     if kind == "mps" and not mps:
-        raise UserError("device 'mps': not available here; use cpu or auto")
+        raise UserError("device 'mps' is not available on this machine; expected cpu or auto")
     return kind

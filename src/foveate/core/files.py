@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temporary file, fsync, rename; and one writer at a time."""
+"""Atomic files (temporary file, fsync, rename) and a lock for one writer per folder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 from foveate.core.errors import UserError
 
 
-def fsync_folder(folder: Path) -> None:
-    """Makes what was renamed or deleted in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Flush a file's content, or a folder's renames and deletions, to the disk."""
+    # Read-only is enough for fsync, and the only way to open a folder.
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -28,17 +29,17 @@ def fsync_folder(folder: Path) -> None:
 
 
 def commit_atomically(temporary: Path, path: Path) -> None:
-    """Makes a finished temporary file (or folder) of the same file system appear at `path`, durably."""
+    """Rename a finished temporary file or folder to `path`, durably; both are on one file system."""
+    # Content before name: after a power cut the new name must not point to an empty file.
     if temporary.is_file():
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        fsync_path(temporary)
     os.replace(temporary, path)
-    fsync_folder(path.parent)
+    fsync_path(path.parent)
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write; on a clean exit it appears at `path`, on an exception nothing is left behind."""
+    """Open a binary file for writing that appears at `path` on a clean exit; an exception leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -47,9 +48,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-        fsync_folder(path.parent)
+        fsync_path(path.parent)
     except OSError as error:
-        # A write to a full disk does not say by itself which file it was.
+        # The error of a write to a full disk has no file name.
         error.filename = error.filename or str(path)
         raise
     finally:
@@ -57,50 +58,54 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def sweep(path: Path) -> None:
-    """Removes temporary files that a killed writer of `path` left; for who alone writes it."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        left.unlink(missing_ok=True)
+    """Remove temporary files that a killed writer of `path` left; call it only as the single writer."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`: readers see the old content or the new, never a part."""
+    """Write `data` to `path`: readers see the old content or the new, never a part."""
     with atomic_file(path) as handle:
         handle.write(data)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Writes UTF-8 `text` to `path` atomically."""
+    """Write UTF-8 `text` to `path` atomically."""
     write_bytes_atomically(path, text.encode("utf-8"))
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON to `path` atomically; NaN and infinities are refused."""
+    """Write `value` as indented JSON to `path` atomically; raise ValueError for NaN and infinity."""
     write_text_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`.
+    """Read a JSON file.
 
     Raises:
-        UserError: when the file is missing or is not JSON.
+        UserError: the file is missing or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (ValueError, RecursionError) as error:
-        # Beside JSON's own errors: bytes that are no UTF-8, numbers of thousands of digits, nesting without end.
+        # Not only JSONDecodeError: also bytes that are not UTF-8, numbers of thousands of digits, endless nesting.
         raise UserError(f"{path}: not a JSON file ({error})") from error
 
 
 def sha256_file(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 class FolderLock:
-    """One writer of a folder at a time. The kernel frees the lock when its owner ends, however it ends."""
+    """Lock a folder for one writer at a time.
+
+    Args:
+        purpose: what the owner does, for the error that a second writer gets.
+    """
 
     def __init__(self, folder: Path, *, purpose: str) -> None:
         self.path = folder / "writer.lock"
@@ -109,15 +114,17 @@ class FolderLock:
 
     def __enter__(self) -> FolderLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        # "a+" neither truncates the owner's name nor fails if the file exists.
         handle = self.path.open("a+", encoding="utf-8")
         try:
+            # The kernel releases a flock when its owner ends, even by kill -9: no stale lock ever needs removing.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
             handle.close()
             raise UserError(
-                f"{self.path.parent}: is being written by {owner}; wait until it has finished or stop it"
+                f"{self.path.parent} is being written by {owner}; wait for it to finish, or stop it"
             ) from None
         handle.seek(0)
         handle.truncate()

@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, plain lines elsewhere, nothing when told to be quiet."""
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere, nothing with --quiet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from typing import Any, TypeVar
 
 
 def duration(seconds: float | None) -> str:
-    """`417.3` -> `6 min 57 s`; `8.24` -> `8.2 s`; from two days on `5.4 days`."""
+    """Format seconds for people.
+
+    >>> duration(8.24), duration(417.3), duration(466_560), duration(None)
+    ('8.2 s', '6 min 57 s', '5.4 days', '–')
+    """
     if seconds is None or not math.isfinite(seconds):
         return "–"
     if seconds < 10:
@@ -28,18 +32,18 @@ def duration(seconds: float | None) -> str:
 
 T = TypeVar("T")
 _quiet = False
-_LINE_SECONDS = 10.0
+_SECONDS_PER_LINE = 10.0  # rare enough for log files of long runs
 
 
 def configure(*, quiet: bool) -> None:
-    """Turns the messages of this process off or on."""
+    """Turn the messages of this process off or on."""
     global _quiet
     _quiet = quiet
 
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """No messages inside the block: for work of which only the whole is told."""
+    """Suppress messages inside the block, for example of the parts of work that reports as a whole."""
     before = _quiet
     configure(quiet=True)
     try:
@@ -49,13 +53,13 @@ def silent() -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """One line to the user, on standard error."""
+    """Print one line to standard error, which leaves standard output to results."""
     if not _quiet:
         print(message, file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[T], *, description: str, total: int | None = None) -> Iterator[T]:
-    """Yields `items` and shows how far it is. `total` is taken from `len(items)` when it has one."""
+    """Yield `items` and show progress; `total` defaults to `len(items)` where it has a length."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
     if _quiet:
@@ -67,20 +71,17 @@ def track(items: Iterable[T], *, description: str, total: int | None = None) -> 
 
 
 class Meter:
-    """Progress of work that does not come as one iterable: `advance` says what is done, and a note beside it.
-
-    A bar on a terminal, else a line every ten seconds and one at the end; nothing when told to be quiet.
-    """
+    """Progress of work that is not one iterable: call `advance` for what is done, with an optional note."""
 
     def __init__(self, description: str, total: int) -> None:
         self._description, self._total, self._done, self._note = description, total, 0, ""
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
 
     def __enter__(self) -> Meter:
         if not _quiet and sys.stderr.isatty():
-            self._bar = _columns("{task.description}", note=True)
+            self._bar = _make_bar("{task.description}", note=True)
             self._task = self._bar.add_task(self._description, total=self._total, note="")
             self._bar.start()
         return self
@@ -89,23 +90,24 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
         elif not _quiet:
-            self._say()
+            self._print_line()
 
     def advance(self, count: int = 1, *, note: str | None = None) -> None:
-        """`count` more are done; the note stands until it is replaced."""
+        """Count `count` more as done; the note stays until it is replaced."""
         self._done += count
         self._note = self._note if note is None else note
         if self._bar is not None:
             self._bar.update(self._task, advance=count, note=self._note)
-        elif not _quiet and time.monotonic() - self._told > _LINE_SECONDS:
-            self._told = time.monotonic()
-            self._say()
+        elif not _quiet and time.monotonic() - self._last_line > _SECONDS_PER_LINE:
+            self._last_line = time.monotonic()
+            self._print_line()
 
-    def _say(self) -> None:
-        say(f"{self._description}: {self._done} of {self._total}" + (f"; {self._note}" if self._note else ""))
+    def _print_line(self) -> None:
+        say(f"{self._description}: {self._done}/{self._total}" + (f"; {self._note}" if self._note else ""))
 
 
-def _columns(text: str, *, note: bool = False) -> Any:
+def _make_bar(text: str, *, note: bool = False) -> Any:
+    # Imported here: rich takes longer to load than most commands that print no bar.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -116,17 +118,17 @@ def _columns(text: str, *, note: bool = False) -> Any:
 
 
 def _bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
-    with _columns("{task.description}") as progress:
+    with _make_bar("{task.description}") as progress:
         yield from progress.track(items, total=total, description=description)
 
 
 def _lines(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
-    of = f" of {total}" if total is not None else ""
-    told = time.monotonic()
+    of_total = f"/{total}" if total is not None else ""
+    last_line = time.monotonic()
     done = 0
     for done, item in enumerate(items, start=1):
         yield item
-        if time.monotonic() - told > _LINE_SECONDS:
-            told = time.monotonic()
-            say(f"{description}: {done}{of}")
-    say(f"{description}: {done}{of}, finished")
+        if time.monotonic() - last_line > _SECONDS_PER_LINE:
+            last_line = time.monotonic()
+            say(f"{description}: {done}{of_total}")
+    say(f"{description}: {done}{of_total}, finished")

@@ -1,4 +1,4 @@
-"""A run folder: the resolved recipe, metrics.jsonl, result.json and whatever the command makes."""
+"""Run folders: the resolved recipe, metrics.jsonl, result.json and the other outputs of a command."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import yaml
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically, write_text_atomically
 
-_BEFORE_WORK = ("recipe.yaml", "run.json")
+# Written before any work, so they alone do not bind the folder to a recipe.
+_FILES_BEFORE_WORK = ("recipe.yaml", "run.json")
 
 
 class RunFolder:
-    """Where one run keeps its files. The same command opens the same folder again and goes on."""
+    """The folder of one run. The same command opens the same folder again and resumes."""
 
     def __init__(self, path: Path, *, new: bool = False) -> None:
         self.path, self._new = path, new
@@ -31,29 +32,30 @@ class RunFolder:
         recipe: str | None = None,
         free: Sequence[str] = (),
     ) -> RunFolder:
-        """Makes the folder, or opens it again when it holds the same recipe, or no work of another one yet.
+        """Create the folder, or open it again if it holds the same recipe or no work yet.
 
         Args:
+            command: the command line, saved in run.json.
             recipe: the resolved recipe as YAML.
-            free: dotted names of fields that may change from one session to the next.
+            free: dotted names of fields that may change between sessions, such as the number of workers.
 
         Raises:
-            UserError: when it is a file, or holds a run of another recipe.
+            UserError: the path is a file, or the folder holds a run of another recipe.
         """
         if path.exists() and not path.is_dir():
-            raise UserError(f"{path}: is a file; a run needs a folder")
+            raise UserError(f"{path} is a file; --run must be a directory")
         new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{path}: the folder cannot be made ({error.strerror})") from error
+            raise UserError(f"{path}: cannot create the folder ({error.strerror})") from error
         run = cls(path, new=new)
         saved = path / "recipe.yaml"
         if recipe is not None:
             same = not saved.exists() or _identity(saved.read_text(encoding="utf-8"), free) == _identity(recipe, free)
-            if not same and run._begun():
+            if not same and run._has_work():
                 raise UserError(
-                    f"{path}: holds a run of another recipe (compare {saved}); give another folder with --run"
+                    f"{path} holds a run of another recipe (compare {saved}); choose another folder with --run"
                 )
             write_text_atomically(saved, recipe)
         if command is not None:
@@ -61,25 +63,25 @@ class RunFolder:
         return run
 
     def discard(self) -> None:
-        """Takes the folder away where it was made for a command that then was refused, before any work."""
-        if self._new and not self._begun():
+        """Delete the folder if this run created it and was refused before any work."""
+        if self._new and not self._has_work():
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def _begun(self) -> bool:
-        """Whether it holds more than a command that failed before its work leaves: a typing error binds no folder."""
-        return any(one.is_file() and one.name not in _BEFORE_WORK for one in self.path.rglob("*"))
+    def _has_work(self) -> bool:
+        """Whether the folder holds results: a mistyped option of a first attempt must not block the corrected one."""
+        return any(path.is_file() and path.name not in _FILES_BEFORE_WORK for path in self.path.rglob("*"))
 
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds one row to metrics.jsonl."""
+        """Append one row to metrics.jsonl."""
         with self.metrics_path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line cut off by a kill is left out."""
+        """Read the rows of metrics.jsonl, without a last line that a kill cut off."""
         if not self.metrics_path.exists():
             return []
         rows = []
@@ -91,36 +93,36 @@ class RunFolder:
         return rows
 
     def truncate_metrics(self, *, after_step: int) -> None:
-        """Drops rows beyond `after_step`, so that a resumed run's curve is that of an uninterrupted one."""
-        kept = [row for row in self.read_metrics() if row["step"] <= after_step]
-        write_text_atomically(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+        """Drop rows beyond `after_step`, so that the curve of a resumed run equals an uninterrupted one."""
+        rows = [row for row in self.read_metrics() if row["step"] <= after_step]
+        write_text_atomically(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_result(self, result: dict[str, Any], name: str = "result.json") -> Path:
-        """Writes the run's result atomically; returns its path."""
+        """Write the result of the run atomically and return its path."""
         path = self.path / name
         write_json_atomically(path, result)
         return path
 
     def read_result(self, name: str = "result.json") -> dict[str, Any]:
-        """The run's result.
+        """Read the result of the run.
 
         Raises:
-            UserError: when the run has none yet.
+            UserError: the run has no result yet.
         """
         return read_json(self.path / name)
 
 
 def _identity(recipe: str, free: Sequence[str]) -> Any:
-    """A recipe's content without the fields that may change; the text itself where it is no mapping."""
+    """A recipe without its free fields; the text itself if it is not YAML."""
     try:
         content = yaml.safe_load(recipe)
     except yaml.YAMLError:
         return recipe
     for name in free:
         *parents, last = name.split(".")
-        place = content
+        group = content
         for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if isinstance(place, dict):
-            place.pop(last, None)
+            group = group.get(parent) if isinstance(group, dict) else None
+        if isinstance(group, dict):
+            group.pop(last, None)
     return content

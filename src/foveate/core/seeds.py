@@ -1,4 +1,8 @@
-"""Random numbers as pure functions of names: the same parts give the same numbers on every machine and worker."""
+"""Random numbers as pure functions of names: equal parts give equal numbers on every machine, worker and version.
+
+Samplers name what they draw for (purpose, seed, epoch, key) instead of sharing a generator, so a draw does not depend on
+the order of work, and a resumed run needs no generator state.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import hashlib
 
 import numpy as np
 
-_BELOW_ONE = 1 - 2**-53
+_LARGEST_BELOW_ONE = 1 - 2**-53
 
 
 def _digest(parts: tuple[object, ...]) -> bytes:
@@ -14,16 +18,16 @@ def _digest(parts: tuple[object, ...]) -> bytes:
 
 
 def uniform(*parts: object) -> float:
-    """A number in [0, 1): the first 8 bytes of BLAKE2b("part|part|...") as an integer, divided by 2**64."""
-    # The quotient of the largest integers rounds to 1.0.
-    return min(int.from_bytes(_digest(parts)[:8], "big") / 2**64, _BELOW_ONE)
+    """Return a number in [0, 1): the first 8 bytes of BLAKE2b("part|part|...") as an integer, divided by 2**64."""
+    # Quotients of the 1,024 largest integers would round to 1.0.
+    return min(int.from_bytes(_digest(parts)[:8], "big") / 2**64, _LARGEST_BELOW_ONE)
 
 
 def integer(*parts: object) -> int:
-    """An integer in [0, 2**63): for libraries that want a seed of that size."""
+    """Return an integer in [0, 2**63), for libraries that take a signed 64-bit seed."""
     return int.from_bytes(_digest(parts)[:8], "big") >> 1
 
 
 def generator(*parts: object) -> np.random.Generator:
-    """A generator of its own for these parts, independent of every other one."""
+    """Return a NumPy generator that is independent of those of all other parts."""
     return np.random.default_rng(int.from_bytes(_digest(parts)[:16], "big"))

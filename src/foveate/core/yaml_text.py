@@ -1,4 +1,4 @@
-"""YAML from a person's hands or from somebody else: plain values only, of bounded size, or a sentence why not."""
+"""YAML from untrusted files: plain values of bounded size only."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import yaml
 
 from foveate.core.errors import UserError
 
-MOST_VALUES = 100_000
-DEEPEST = 50
-_LARGEST_INTEGER = 2**63
-# Beside its own errors PyYAML lets out what Python says of a date, a number or a tag that cannot be.
+MAX_VALUES = 100_000
+MAX_DEPTH = 50
+_MAX_INTEGER = 2**63
+# PyYAML raises more than YAMLError: Python's own errors for impossible dates, numbers and tags pass through it.
 _UNREADABLE = (
     yaml.YAMLError,
     ValueError,
@@ -25,18 +25,20 @@ _UNREADABLE = (
 
 
 def read_yaml(text: str, *, where: str, kind: str = "a YAML file") -> Any:
-    """The value of a YAML text: mappings, lists, texts, numbers, true, false and null.
+    """Parse YAML to mappings, lists, strings, numbers, booleans and None.
 
-    Aliases count as often as they are used, so that a short text cannot stand for a huge value.
+    Args:
+        where: the file or option, for errors.
+        kind: what the text should be, for errors.
 
     Raises:
-        UserError: `where` holds no YAML (it is not `kind`), is nested deeper than 50 levels or around itself, has more
-            than 100,000 values, a date, binary data, or a whole number beyond 64 bits.
+        UserError: it is not YAML, is nested deeper than 50 levels or contains itself, has more than 100,000 values, a
+            date, binary data, or an integer beyond 64 bits.
     """
     try:
         value = yaml.safe_load(text)
     except RecursionError as error:
-        raise UserError(f"{where}: nested too deeply, allowed are {DEEPEST} levels") from error
+        raise UserError(f"{where}: nested too deeply; expected at most {MAX_DEPTH} levels") from error
     except _UNREADABLE as error:
         raise UserError(f"{where}: not {kind} ({' '.join(str(error).split())[:300]})") from error
     _check(value, where)
@@ -44,22 +46,24 @@ def read_yaml(text: str, *, where: str, kind: str = "a YAML file") -> Any:
 
 
 def _check(value: Any, where: str) -> None:
+    # Without recursion, since depth is what is checked. An alias counts each time that it is used: a "billion laughs"
+    # text of a few lines would else stand for gigabytes.
     count = 0
-    waiting = [(value, 0)]
-    while waiting:
-        one, depth = waiting.pop()
+    pending = [(value, 0)]
+    while pending:
+        item, depth = pending.pop()
         count += 1
-        if depth > DEEPEST:
-            raise UserError(f"{where}: nested too deeply, allowed are {DEEPEST} levels")
-        if count > MOST_VALUES:
-            raise UserError(f"{where}: more than {MOST_VALUES:,} values, with every alias written out")
-        if isinstance(one, dict):
-            waiting.extend((inner, depth + 1) for pair in one.items() for inner in pair)
-        elif isinstance(one, list):
-            waiting.extend((inner, depth + 1) for inner in one)
-        elif isinstance(one, int) and abs(one) >= _LARGEST_INTEGER:
-            raise UserError(f"{where}: a whole number beyond 64 bits")
-        elif one is not None and not isinstance(one, str | int | float):
+        if depth > MAX_DEPTH:
+            raise UserError(f"{where}: nested too deeply; expected at most {MAX_DEPTH} levels")
+        if count > MAX_VALUES:
+            raise UserError(f"{where}: more than {MAX_VALUES:,} values, counting every use of an alias")
+        if isinstance(item, dict):
+            pending.extend((inner, depth + 1) for pair in item.items() for inner in pair)
+        elif isinstance(item, list):
+            pending.extend((inner, depth + 1) for inner in item)
+        elif isinstance(item, int) and abs(item) >= _MAX_INTEGER:
+            raise UserError(f"{where}: an integer beyond 64 bits")
+        elif item is not None and not isinstance(item, str | int | float):
             raise UserError(
-                f"{where}: a {type(one).__name__}, allowed are texts, numbers, lists and mappings; quote it"
+                f"{where}: contains a {type(item).__name__}; expected strings, numbers, lists and mappings (quote it)"
             )

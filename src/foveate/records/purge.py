@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from foveate.core.errors import UserError
-from foveate.core.files import commit_atomically, fsync_folder
+from foveate.core.files import commit_atomically, fsync_path
 from foveate.records import layout, tables
 from foveate.records.committed import read_committed
 from foveate.records.packing import append_member
@@ -106,7 +106,7 @@ def _purge_part(collection: Path, number: int, keys: pa.Array, summary: PurgeSum
     for tar in old_tars:
         layout.tar_path(collection, tar).unlink(missing_ok=True)
     if old_tars:
-        fsync_folder(collection / "images")
+        fsync_path(collection / "images")
 
 
 def _repacked(collection: Path, part: pa.Table) -> pa.Table:

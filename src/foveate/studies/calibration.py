@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from foveate.core.cells import Cell
 from foveate.core.errors import UserError
+from foveate.core.experiment_grid import Cell
 from foveate.core.progress import say
 from foveate.core.seeds import generator
 from foveate.studies.grid import GridStudy

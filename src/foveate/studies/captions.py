@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.core.cells import Cell
+from foveate.core.experiment_grid import Cell
 from foveate.studies.grid import GridStudy
 from foveate.studies.study import Claim, Condition, Design, Measure, Row
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.core.cells import Cell
 from foveate.core.errors import UserError
+from foveate.core.experiment_grid import Cell
 from foveate.studies.grid import GridStudy
 from foveate.studies.noise import Noise
 from foveate.studies.real_regions import DETAILS, KGEOGRAPHY, find_installed

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from foveate.core.cells import Cell
+from foveate.core.experiment_grid import Cell
 from foveate.core.seeds import generator
 from foveate.studies import point_sets
 from foveate.studies.study import Claim, Condition, Design, Measure, Row

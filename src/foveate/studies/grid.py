@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-from foveate.core.cells import Cell
 from foveate.core.errors import UserError
+from foveate.core.experiment_grid import Cell
 from foveate.studies.study import Design, row_values
 
 # Fields of a scale that only select cells. They are no part of a grid's identity, so that a run folder keeps its

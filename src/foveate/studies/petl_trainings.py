@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from foveate.core.cells import Cell
+from foveate.core.experiment_grid import Cell
 from foveate.core.files import atomic_file, read_json, write_json_atomically
 from foveate.core.seeds import generator, integer
 from foveate.studies.grid import GridStudy

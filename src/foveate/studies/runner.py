@@ -18,8 +18,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from foveate.core.cells import Cell, CellStore, Work, run_cells
 from foveate.core.errors import UserError, choose
+from foveate.core.experiment_grid import Cell, CellStore, Work, run_cells
 from foveate.core.files import FolderLock
 from foveate.core.plugins import load_all, module_names
 from foveate.core.progress import configure, say

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from foveate.core.cells import Cell
+from foveate.core.experiment_grid import Cell
 from foveate.metrics.intervals import seed_interval
 
 Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]  # (condition, row) -> seed -> measure -> value

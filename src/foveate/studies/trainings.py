@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from foveate.core.cells import Cell
+from foveate.core.experiment_grid import Cell
 from foveate.core.recipes import load
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import CACHE, build_dataset, build_model, pretrain

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from foveate.core.cells import Cell
+from foveate.core.experiment_grid import Cell
 from foveate.studies.grid import GridStudy
 from foveate.studies.study import Claim, Condition, Design, Measure, Row
 from foveate.studies.vesl_labels import LABELINGS, LEAST_COSINE, TRUTH

@@ -15,7 +15,6 @@ its `.metadata` file is a pickle (torch 2.13, `FileSystemWriter.finish`), which 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
-from foveate.core.files import commit_atomically, read_json, sha256_file
+from foveate.core.files import commit_atomically, fsync_path, read_json, sha256_file
 from foveate.core.progress import say
 from foveate.training.distributed import broadcast_json, full_tensor, place_full, world
 from foveate.training.ema import ExponentialAverage
@@ -120,8 +119,9 @@ def save(
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(temporary.iterdir())
     }
     (temporary / _COMPLETE).write_text(json.dumps({"format": 1, "files": files}, indent=1), encoding="utf-8")
+    # Every file before the folder, the folder before the rename: a checkpoint that can be seen is complete.
     for path in [*temporary.iterdir(), temporary]:
-        _synchronize(path)
+        fsync_path(path)
     if final.exists():
         shutil.rmtree(final)
     commit_atomically(temporary, final)
@@ -134,14 +134,6 @@ def save(
 def folder_of_step(folder: Path, step: int) -> Path:
     """Where the checkpoint of `step` lies; zeros in front keep names in the order of steps."""
     return folder / f"{_PREFIX}{step:08d}"
-
-
-def _synchronize(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
-from foveate.core.files import FolderLock, read_json, write_json_atomically
+from foveate.core.files import FolderLock, fsync_path, read_json, write_json_atomically
 from foveate.core.progress import say, track
 from foveate.core.runs import RunFolder
 from foveate.training import checkpoint
@@ -187,7 +186,8 @@ def train(
                 if stopping or last or improved or outcome.step % settings.checkpoint_every == 0:
                     outcome.bad_draws = earlier_bad_draws + int(all_sum(loader.bad_draws))
                     if here.is_main:
-                        _synchronize(run.metrics_path)
+                        if run.metrics_path.exists():  # before the checkpoint: its rows must not get lost
+                            fsync_path(run.metrics_path)
                     checkpoint.save(
                         folder,
                         module=task,
@@ -377,13 +377,6 @@ def _frozen_hash(module: nn.Module) -> str:
             flat = parameter.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _synchronize(path: Path) -> None:
-    """Rows up to a checkpoint reach the disk before it does."""
-    if path.exists():
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
 
 
 def _write_bad_samples(run: RunFolder, loader: BatchSource, here: World) -> None:

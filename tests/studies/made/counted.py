@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.core.cells import Cell
+from foveate.core.experiment_grid import Cell
 from foveate.core.files import write_json_atomically
 from foveate.studies.grid import GridStudy
 from foveate.studies.study import Condition, Design, Measure, Row

@@ -12,7 +12,7 @@ result = compare(recipe, folder, opened=opened, data={"mine": labeled})   # a ne
 A study that has cells of its own uses the layers below: `bench.Bench.fit` trains one candidate, `splits.parts_of` gives
 the rows, `grids.GRIDS` the candidates, `summary.task_summary` agreement and ensembles of logits.
 
-Each training is a cell (`foveate.core.cells`): finished ones are files, the same command goes on, and several
+Each training is a cell (`foveate.core.experiment_grid`): finished ones are files, the same command goes on, and several
 processes may work on one folder. Nothing looks at test images before the last training of a method.
 """
 
@@ -38,7 +38,7 @@ from foveate.adapt.compare.summary import summarize
 from foveate.adapt.data import Labeled, labeled
 from foveate.adapt.load_backbone import Opened, open_backbone
 from foveate.adapt.recipe import AdaptData
-from foveate.core.cells import Cell, CellStore, Done, run_cells
+from foveate.core.experiment_grid import Cell, CellResult, CellStore, run_cells
 from foveate.core.files import sweep
 from foveate.core.progress import Meter, say
 from foveate.core.recipes import dump
@@ -365,7 +365,7 @@ def _fit(
 
 def _result(comparison: Comparison, store: CellStore, folder: Path) -> dict[str, Any]:
     choices: dict[tuple[str, str], Chosen] = {}
-    done: dict[tuple[str, str], list[tuple[Cell, Done]]] = {}
+    done: dict[tuple[str, str], list[tuple[Cell, CellResult]]] = {}
     paths: dict[tuple[str, str, int], Path] = {}
     for task in comparison.recipe.tasks:
         for variant in comparison.plan.candidates:

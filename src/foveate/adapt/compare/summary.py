@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from foveate.adapt.calibration.logit_files import read_logits
 from foveate.adapt.registry import method
-from foveate.core.cells import Cell, Done
+from foveate.core.experiment_grid import Cell, CellResult
 from foveate.metrics.agreement import (
     agreement,
     compare_ensembles,
@@ -33,7 +33,7 @@ ENDS = ("linear", "full")
 def summarize(
     comparison: Comparison,
     choices: Mapping[tuple[str, str], Chosen],
-    done: Mapping[tuple[str, str], Sequence[tuple[Cell, Done]]],
+    done: Mapping[tuple[str, str], Sequence[tuple[Cell, CellResult]]],
     paths: Mapping[tuple[str, str, int], Path],
 ) -> dict[str, Any]:
     """The result's tasks, lines of methods, and what was left out."""
@@ -78,7 +78,7 @@ def _line(
     comparison: Comparison,
     variant: str,
     choices: Mapping[tuple[str, str], Chosen],
-    done: Mapping[tuple[str, str], Sequence[tuple[Cell, Done]]],
+    done: Mapping[tuple[str, str], Sequence[tuple[Cell, CellResult]]],
     paths: Mapping[tuple[str, str, int], Path],
 ) -> dict[str, Any]:
     known = method(comparison.grid.methods[variant])

@@ -133,12 +133,12 @@ def embed(
       foveate federated embed here.npz there.npz --label species --set surrogate=grid
       foveate federated embed vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
-    from foveate.core.recipes import options_of as overrides_of
+    from foveate.core.recipes import parse_overrides
     from foveate.federated.embedding.options import options_of
     from foveate.federated.sources import gather
 
     given = {"method": method, "rounds": rounds, "seed": seed}
-    content = overrides_of(overrides) | {name: value for name, value in given.items() if value is not None}
+    content = parse_overrides(overrides) | {name: value for name, value in given.items() if value is not None}
     options = options_of(content, where="foveate federated embed")
     gathered = gather(
         sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=options.seed
@@ -315,12 +315,12 @@ def features(
       foveate federated features vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
     from foveate.core.errors import UserError
-    from foveate.core.recipes import options_of as overrides_of
+    from foveate.core.recipes import parse_overrides
     from foveate.federated.deep.options import options_of
     from foveate.federated.deep.run import clusters_of, plan, run_features
     from foveate.federated.sources import gather
 
-    content = overrides_of(overrides)
+    content = parse_overrides(overrides)
     for name, instead in (("seed", "--seed"), ("clusters", "--clusters"), ("rounds", "--rounds")):
         if name in content:
             raise UserError(f"--set {name}: give it as {instead}")

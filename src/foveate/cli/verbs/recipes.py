@@ -9,7 +9,7 @@ import click
 from foveate.cli.options import finish, json_option
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
-from foveate.core.recipes import recipe_names, recipe_path, recipe_text
+from foveate.core.recipes import read_recipe_text, recipe_names, recipe_path
 
 
 def _about(name: str) -> str:
@@ -40,7 +40,7 @@ def command(name: str | None, target: Path | None, as_json: bool) -> None:
         width = max(map(len, about))
         finish({"recipes": about}, (f"{one:{width}}  {text}" for one, text in about.items()), {}, as_json=as_json)
         return
-    text = recipe_text(recipe_path(name))
+    text = read_recipe_text(recipe_path(name))
     if target is None:
         finish({"name": name, "text": text}, [text.rstrip()], {}, as_json=as_json)
         return

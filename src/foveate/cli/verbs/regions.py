@@ -76,7 +76,7 @@ def command(
     from foveate.caption.vesl.gallery import shown
     from foveate.caption.vesl.run import label_regions, plan
     from foveate.caption.vesl.settings import RegionLabelSettings
-    from foveate.core.recipes import options_of, validate
+    from foveate.core.recipes import parse_overrides, validate
     from foveate.core.runs import RunFolder
     from foveate.report import render
 
@@ -88,7 +88,7 @@ def command(
     }
     settings = validate(RegionLabelSettings, said, where="foveate regions")
     chosen = find_detector(detector)
-    given = options_of(options) | ({} if model is None else {"model": model})
+    given = parse_overrides(options) | ({} if model is None else {"model": model})
     detector_settings = validate(chosen.settings, given, where=f"detector '{detector}' (--model, --set)")
     asked: dict[str, Any] = {
         "detector": detector,

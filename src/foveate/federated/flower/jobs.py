@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from foveate.core.errors import UserError, choose
-from foveate.core.recipes import options_of
+from foveate.core.recipes import parse_overrides
 from foveate.federated.clustering.options import Settings, resolve
 from foveate.federated.deep.options import DEEPFECA, DeepOptions
 from foveate.federated.deep.options import options_of as deep_options
@@ -57,6 +57,6 @@ def settings_of(config: Mapping[str, Any]) -> tuple[str, Any]:
     """
     if not config["out"]:
         raise UserError("the run configuration's 'out' is empty: give the folder of the result")
-    content = options_of(str(config["options"]).split())
+    content = parse_overrides(str(config["options"]).split())
     job = choose(str(config.get("job", CLUSTER)), SETTINGS, "job")
     return job, SETTINGS[job](config, content)

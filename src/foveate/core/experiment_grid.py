@@ -1,6 +1,6 @@
-"""Long work as a table of cells, one (condition, variant, seed) each: finished ones are files, stopped work goes on.
+"""A grid of experiments: one cell per (condition, variant, seed), resumable, worked on by any number of processes.
 
-Several processes may work on one table: a cell is locked while it is worked on, and a lock dies with its owner.
+A finished cell is a JSON file. A cell is locked while a process works on it, and the lock dies with its owner.
 """
 
 from __future__ import annotations
@@ -19,31 +19,34 @@ Work = Callable[["Cell"], dict[str, float]]
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One training: what it is called and which seed it has."""
+    """One training of a grid."""
 
+    # First, so that sorted cells finish every condition with one seed before the next seed begins.
     seed: int
     condition: str
     variant: str
 
     @property
     def name(self) -> str:
-        """The name of its file."""
         return f"{self.condition}-{self.variant}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a finished cell left: measures by name, and the seconds that it took."""
+class CellResult:
+    """Measures of a finished cell by name, and the seconds that it took."""
 
     values: dict[str, float]
     seconds: float
 
 
 class CellStore:
-    """The finished cells of a table in a folder, for the settings that `identity` names.
+    """The finished cells of a grid in one folder.
+
+    Args:
+        identity: the settings that the values depend on, as JSON; cells of other settings are refused.
 
     Raises:
-        UserError: when the folder holds cells of other settings.
+        UserError: the folder holds cells of other settings.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -52,62 +55,63 @@ class CellStore:
         saved = folder / "settings.json"
         if saved.is_file() and read_json(saved) != identity:
             raise UserError(
-                f"{folder}: holds cells of other settings (compare {saved}); give another folder with --run"
+                f"{folder} holds cells of other settings (compare {saved}); choose another folder with --run"
             )
         if not saved.is_file():
             write_json_atomically(saved, identity)
 
     def path(self, cell: Cell) -> Path:
-        """Where the finished cell is."""
         return self.folder / f"{cell.name}.json"
 
-    def done(self, cell: Cell) -> Done | None:
-        """The finished cell, or None."""
+    def done(self, cell: Cell) -> CellResult | None:
+        """Read the result of a cell; None if it is not finished."""
         if not self.path(cell).is_file():
             return None
         stored = read_json(self.path(cell))
-        return Done({str(k): float(v) for k, v in stored["values"].items()}, float(stored["seconds"]))
+        return CellResult({str(k): float(v) for k, v in stored["values"].items()}, float(stored["seconds"]))
 
     def finish(self, cell: Cell, values: dict[str, float], seconds: float) -> None:
-        """Writes the cell's file."""
+        """Write the result of a cell."""
         sweep(self.path(cell))
-        about = {"condition": cell.condition, "variant": cell.variant, "seed": cell.seed}
-        write_json_atomically(self.path(cell), {**about, "values": values, "seconds": round(seconds, 2)})
+        identity = {"condition": cell.condition, "variant": cell.variant, "seed": cell.seed}
+        write_json_atomically(self.path(cell), {**identity, "values": values, "seconds": round(seconds, 2)})
 
     def work_folder(self, cell: Cell) -> Path:
-        """Where a cell may keep what it needs while it is worked on."""
+        """A folder for checkpoints and other files of a cell while it is worked on."""
         return self.folder / "at-work" / cell.name
 
 
 def run_cells(store: CellStore, cells: Sequence[Cell], work: Work, *, wait: bool = True) -> Iterator[Cell]:
-    """Works on all cells that are not finished and that nobody else works on; yields each that it finished.
+    """Work on every unfinished cell that no other process works on; yield those finished here.
 
     Args:
-        wait: wait for those that others work on, and take over what they leave.
+        work: computes the measures of one cell.
+        wait: wait for cells of other processes, and take over those that a dead process left.
     """
     while True:
         missing = [cell for cell in cells if store.done(cell) is None]
         if not missing:
             return
-        worked = False
+        progressed = False
         for cell in missing:
             if _work_on(store, cell, work):
-                worked = True
+                progressed = True
                 yield cell
-        if not worked and not wait:
+        if not progressed and not wait:
             return
-        if not worked:
+        if not progressed:
             time.sleep(1.0)
 
 
 def _work_on(store: CellStore, cell: Cell, work: Work) -> bool:
-    """Whether the cell was free, was still missing, and is finished now."""
+    """Finish a cell unless another process does; return whether it was finished here."""
     lock = FolderLock(store.work_folder(cell), purpose=f"cell {cell.name}")
     try:
         lock.__enter__()
-    except UserError:  # somebody else works on it
+    except UserError:  # locked by another process
         return False
     try:
+        # Another process may have finished it between the list of missing cells and this lock.
         if store.done(cell) is not None:
             return False
         started = time.monotonic()
