@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from captioned import ask, make, rows, texts
-from chat_server import ChatServer, good, says
 
+from chat_server import ChatServer, good, says
 from foveate.core.errors import explain_os_error
 from small_disk import Disk, disk
 

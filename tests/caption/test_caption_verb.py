@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from captioned import make, rows, texts
-from chat_server import ChatServer, fails, good, says
 
+from chat_server import ChatServer, fails, good, says
 from foveate.cli.main import main
 from foveate.core import progress
 from foveate.records.writer import CollectionWriter

@@ -230,7 +230,7 @@ def cluster(
       foveate federated cluster here.npz there.npz --clusters 12 --min-count 10 --refine-rounds 0
       foveate federated cluster vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
-    from foveate.core.recipes import options_of
+    from foveate.core.recipes import parse_overrides
     from foveate.federated.clustering.run import plan, run_clustering, settings_of
     from foveate.federated.sources import gather
 
@@ -239,7 +239,7 @@ def cluster(
         sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=number
     )
     given = {"method": method, "refine_rounds": refine_rounds, "min_count": min_count}
-    options = options_of(overrides) | {name: value for name, value in given.items() if value is not None}
+    options = parse_overrides(overrides) | {name: value for name, value in given.items() if value is not None}
     settings = settings_of(gathered, clusters, options, seed=number)
     if dry_run:
         planned = plan(gathered, settings)
