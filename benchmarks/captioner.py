@@ -22,7 +22,7 @@ from benchmarks.common import compare, publish, ratio
 from foveate.caption.small.folder import SmallCaptioner, load_captioner
 from foveate.caption.small.generate import Ask, until_repeated, write
 from foveate.caption.small.model import CaptionerModel, decoder_config
-from foveate.caption.small.naming import Proposed
+from foveate.caption.small.name_proposals import Proposed
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.samples import cached_features
 from foveate.caption.small.tokens import CaptionTokens

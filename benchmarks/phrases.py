@@ -8,6 +8,7 @@ they say how far two taggers agree, not who is right. Needs the extra `spacy`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -15,11 +16,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 import foveate
-from foveate.caption.vesl.phrases import PhraseSettings, phrase_scores
+from foveate.caption.vesl.phrases import PhraseSettings, score_phrases
 from foveate.caption.vesl.tagging import open_extractor
 
 ROOT = Path(__file__).resolve().parents[1]
-TAGGERS = ("rules", "spacy_tags", "spacy")
+TAGGERS = {
+    "rules": {"tagger": "rules"},
+    "spacy tags": {"tagger": "spacy", "chunker": "tags"},
+    "spacy parser": {"tagger": "spacy", "chunker": "parser"},
+}
 
 
 def main() -> None:
@@ -29,18 +34,18 @@ def main() -> None:
     table = pq.read_table(Path(foveate.__file__).parent / "data" / "clipart.parquet")
     texts = table["description"].to_pylist()
     texts = sorted({text for text in texts if text and len(text.split()) >= 4 and text.isascii()})
-    found = {}
-    for tagger in TAGGERS:
+    phrases = {}
+    for tagger, options in TAGGERS.items():
         for recipe in ("paper", "clean"):
-            extract = open_extractor(PhraseSettings(tagger=tagger, recipe=recipe))
-            scores = phrase_scores([extract(caption).kept for caption in captions], truth)
+            extract = open_extractor(PhraseSettings(recipe=recipe, **options))
+            scores = score_phrases([extract(caption).phrases for caption in captions], truth)
             print(f"{tagger} {recipe}, {len(captions)} stored captions: F1 {scores['f1']:.3f}")
-        extract = open_extractor(PhraseSettings(tagger=tagger))
+        extract = open_extractor(PhraseSettings(**options))
         began = time.process_time()
-        found[tagger] = [extract(text).kept for text in texts]
+        phrases[tagger] = [extract(text).phrases for text in texts]
         print(f"{tagger}: {(time.process_time() - began) / len(texts) * 1e3:.3f} ms of CPU a text")
-    for first, second in (("rules", "spacy_tags"), ("rules", "spacy"), ("spacy_tags", "spacy")):
-        scores = phrase_scores(found[first], found[second])
+    for first, second in itertools.combinations(TAGGERS, 2):
+        scores = score_phrases(phrases[first], phrases[second])
         print(f"{first} and {second}, {len(texts)} descriptions: F1 {scores['f1']:.3f}")
 
 

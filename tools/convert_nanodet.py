@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from foveate.caption.vesl.nanodet_network import STRIDES, NanoDet, boxes_of
+from foveate.caption.vesl.nanodet_network import STRIDES, NanoDet, decode_boxes
 from foveate.core.files import write_bytes_atomically
 
 FILES = {
@@ -176,7 +176,7 @@ def main() -> None:
             scores, boxes = network(pixels)
             found = Graph(graph, blob).run(shown, ["Identity", *(f"Identity_{number}" for number in range(1, 6))])
         theirs = [
-            boxes_of(sides, (416 // stride,) * 2, stride) for sides, stride in zip(found[3:], STRIDES, strict=True)
+            decode_boxes(sides, (416 // stride,) * 2, stride) for sides, stride in zip(found[3:], STRIDES, strict=True)
         ]
         print(f"largest difference of a score: {float((scores - torch.cat(found[:3], dim=1)).abs().max()):.2e}")
         print(f"largest difference of a corner: {float((boxes - torch.cat(theirs, dim=1)).abs().max()):.2e} pixels")

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from foveate.caption.assertions.truth import SceneTruth, truth_of_row
+from foveate.caption.assertions.scene_truth import SceneTruth, truth_of_row
 from foveate.records.scenes.build import scene_row
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.caption.assertions.judge import judge_all
-from foveate.caption.assertions.truth import SceneTruths
-from foveate.caption.assertions.verify_model import ModelJudge, OpenedModel, encode_images, verdict
+from foveate.caption.assertions.clip_judge import ModelJudge, OpenedModel, encode_images, verdict
+from foveate.caption.assertions.scene_judge import judge_all
+from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.audit import Method, Question, audit
-from foveate.caption.audit_numbers import Units, shuffled_order
+from foveate.caption.audit_metrics import Units, shuffled_order
 from foveate.caption.backends.scene_oracle import SceneOracle, SceneOracleSettings
 from foveate.caption.captioner import CaptionRequest
 from foveate.caption.entities import entities, open_entities
@@ -108,7 +108,7 @@ def test_alt_against_itself_and_no_alt_entities(scenes: Path, tmp_path: Path) ->
 def test_names_are_entities_on_request(scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("spacy")
     extract = open_entities()
-    assert extract("Anna Smith visited Berlin and Paris with 3 dogs in 1908.").kept == [
+    assert extract("Anna Smith visited Berlin and Paris with 3 dogs in 1908.").phrases == [
         "Anna Smith", "Berlin", "Paris", "1908",
     ]  # fmt: skip
     assert entities([["the Louvre", "Paris"]], "ner") == {"louvre", "paris"}

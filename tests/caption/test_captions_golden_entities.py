@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foveate.caption.entities import entities
-from foveate.caption.vesl.phrases import paper_phrases
+from foveate.caption.vesl.phrases import extract_paper_phrases
 from foveate.metrics.captions import overlap
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "goldens" / "captions" / "entity_stats.json").read_text())
@@ -24,7 +24,10 @@ def found(kind: str, key: str) -> set[str]:
 def test_phrases_of_stored_tags(kind: str) -> None:
     for name, record in GOLDEN["per_caption"].items():
         stored = record[kind]
-        assert paper_phrases(stored["kept_tokens"], stored["tags"], most=10_000).kept == stored["phrases"], name
+        assert (
+            extract_paper_phrases(stored["kept_tokens"], stored["tags"], max_phrases=10_000).phrases
+            == stored["phrases"]
+        ), name
 
 
 @pytest.mark.parametrize("key", KEYS)

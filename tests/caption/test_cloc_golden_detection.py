@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.caption.vesl.detectors.owlv2 import best_queries, corners, detections
-from foveate.caption.vesl.geometry import in_image
-from foveate.caption.vesl.phrases import paper_phrases
+from foveate.caption.vesl.detection import boxes_in_image
+from foveate.caption.vesl.detectors.owlv2 import best_queries, detections, to_corners
+from foveate.caption.vesl.phrases import extract_paper_phrases
 
 FOLDER = Path(__file__).parents[1] / "goldens" / "cloc"
 GOLDEN = np.load(FOLDER / "owlv2_post.npz")
@@ -31,9 +31,9 @@ def test_post_processing(image: int, threshold: float) -> None:
     kept, scores, labels = best_queries(logits, queries=queries, threshold=threshold)
     np.testing.assert_allclose(scores, expected["scores"], atol=1e-6, rtol=0)
     np.testing.assert_array_equal(labels, expected["labels"])
-    square = corners(boxes[kept])
+    square = to_corners(boxes[kept])
     np.testing.assert_allclose(square * max(width, height), expected["boxes_padded_px"], atol=2e-3, rtol=0)
-    inside, left = in_image(square, width=width, height=height)
+    inside, left = boxes_in_image(square, width=width, height=height)
     np.testing.assert_array_equal(left, expected["keep"])
     np.testing.assert_allclose(inside, expected["boxes_image01"], atol=5e-6, rtol=0)
     found = detections(logits, boxes, queries=queries, threshold=threshold, width=width, height=height)
@@ -52,7 +52,7 @@ def test_the_threshold_is_strict_and_padding_never_wins() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["caption"][:30])
 def test_end_to_end(case: dict[str, Any]) -> None:
-    phrases = paper_phrases(case["tokens"], case["tags"]).kept
+    phrases = extract_paper_phrases(case["tokens"], case["tags"]).phrases
     assert phrases == case["phrases"]
     if not phrases:
         assert not case["regions"]

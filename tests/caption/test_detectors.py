@@ -15,13 +15,18 @@ from PIL import Image, ImageDraw
 from skimage import data
 
 import tiny
-from foveate.caption.vesl.detection import Shown, detector_names, find_detector
-from foveate.caption.vesl.detectors.annotations import AnnotationDetector, AnnotationSettings, likeness
+from foveate.caption.vesl.detection import (
+    DetectorInput,
+    boxes_in_image,
+    detector_names,
+    find_detector,
+    padded_square,
+)
+from foveate.caption.vesl.detectors.annotations import AnnotationDetector, AnnotationSettings, word_overlap
 from foveate.caption.vesl.detectors.cloc import ClocDetector, ClocSettings
 from foveate.caption.vesl.detectors.nanodet import NanoDetDetector, NanoDetSettings
 from foveate.caption.vesl.detectors.owlv2 import Owlv2Detector, Owlv2Settings
-from foveate.caption.vesl.geometry import in_image, padded_square
-from foveate.caption.vesl.similarity import Judge
+from foveate.caption.vesl.similarity import RegionScorer
 from foveate.core.errors import UserError
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import intersection_over_union
@@ -35,33 +40,33 @@ SIDES = st.integers(1, 3000)
 UNIT = st.floats(0, 1)
 
 
-def detector_input(row: int, image: Image.Image, key: str = "p") -> Shown:
-    return Shown(row, key, image, image.width, image.height)
+def detector_input(row: int, image: Image.Image, key: str = "p") -> DetectorInput:
+    return DetectorInput(row, key, image, image.width, image.height)
 
 
 @given(SIDES, SIDES, st.lists(st.tuples(UNIT, UNIT, UNIT, UNIT), max_size=8))
 def test_boxes_go_to_the_padded_square_and_back(width: int, height: int, corners: list[tuple[float, ...]]) -> None:
     boxes = np.array([(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in corners]).reshape(-1, 4)
-    inside, kept = in_image(original_to_padded_square(boxes, width, height), width=width, height=height)
+    inside, valid = boxes_in_image(original_to_padded_square(boxes, width, height), width=width, height=height)
     sides = (boxes[:, 2:] - boxes[:, :2]) * (width, height)
-    assert kept[(sides >= 1.001).all(axis=1)].all()
-    assert not kept[(sides <= 0.999).any(axis=1)].any()
-    np.testing.assert_allclose(inside, boxes[kept], atol=1e-9)
+    assert valid[(sides >= 1.001).all(axis=1)].all()
+    assert not valid[(sides <= 0.999).any(axis=1)].any()
+    np.testing.assert_allclose(inside, boxes[valid], atol=1e-9)
 
 
 @given(SIDES, SIDES, st.lists(st.tuples(*[st.floats(-2, 3)] * 4), min_size=1, max_size=8))
-def test_what_is_kept_is_a_box_in_the_image(width: int, height: int, corners: list[tuple[float, ...]]) -> None:
-    inside, kept = in_image(np.array(corners), width=width, height=height)
-    assert len(inside) == kept.sum()
+def test_remaining_boxes_lie_in_the_image(width: int, height: int, corners: list[tuple[float, ...]]) -> None:
+    inside, valid = boxes_in_image(np.array(corners), width=width, height=height)
+    assert len(inside) == valid.sum()
     assert (inside >= 0).all()
     assert (inside <= 1).all()
     assert ((inside[:, 2:] - inside[:, :2]) * (width, height) >= 0.999).all()
 
 
-def test_boxes_that_are_no_numbers_are_dropped() -> None:
+def test_boxes_with_nan_or_infinity_are_dropped() -> None:
     boxes = np.array([(0, 0, np.nan, 1), (0, 0, 0.5, 0.5), (np.inf, 0, 1, 1)])
-    inside, kept = in_image(boxes, width=10, height=10)
-    assert kept.tolist() == [False, True, False]
+    inside, valid = boxes_in_image(boxes, width=10, height=10)
+    assert valid.tolist() == [False, True, False]
     assert len(inside) == 1
 
 
@@ -75,10 +80,10 @@ def test_pixels_and_boxes_use_the_same_square(width: int, height: int) -> None:
     side = 200
     red = np.asarray(padded_square(image, side))[..., 0] > 127
     ys, xs = red.nonzero()
-    seen = np.array((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)) / side
-    np.testing.assert_allclose(seen, original_to_padded_square(box[None], width, height)[0], atol=2 / side)
+    drawn = np.array((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)) / side
+    np.testing.assert_allclose(drawn, original_to_padded_square(box[None], width, height)[0], atol=2 / side)
     if width != height and abs(width - height) > 10:
-        assert np.abs(seen - Letterbox(width, height, side).to_input(box[None])[0]).max() > 0.05
+        assert np.abs(drawn - Letterbox(width, height, side).to_input(box[None])[0]).max() > 0.05
 
 
 def clip_tokenizer(length: int) -> Any:
@@ -116,46 +121,46 @@ def owlv2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_owlv2(tmp_path_factory.mktemp("owlv2"))
 
 
-def photographs() -> list[Shown]:
+def photographs() -> list[DetectorInput]:
     images = (data.coffee(), data.chelsea(), data.astronaut())
-    return [detector_input(row, Image.fromarray(one), f"p{row}") for row, one in enumerate(images)]
+    return [detector_input(row, Image.fromarray(pixels), f"p{row}") for row, pixels in enumerate(images)]
 
 
 PHRASES = [["a cup", "a table"], ["a cat"], ["a woman", "a flag", "a red rocket"]]
 
 
-def test_owlv2_answers_as_its_own_library_does(owlv2: Path) -> None:
+def test_owlv2_equals_the_pipeline_of_transformers(owlv2: Path) -> None:
     from transformers import AutoTokenizer, Owlv2ForObjectDetection, Owlv2ImageProcessor, Owlv2Processor
 
     detector = Owlv2Detector(Owlv2Settings(model=str(owlv2), threshold=0.0), "cpu")
     assert (detector.name, detector.input_px) == ("owlv2", 64)
-    shown = photographs()
-    found = detector.detect(shown, PHRASES)
+    images = photographs()
+    results = detector.detect(images, PHRASES)
     processor = Owlv2Processor(Owlv2ImageProcessor.from_pretrained(owlv2), AutoTokenizer.from_pretrained(str(owlv2)))
     model = Owlv2ForObjectDetection.from_pretrained(owlv2).eval()
-    for one, some, mine in zip(shown, PHRASES, found, strict=True):
-        inputs = processor(text=[some], images=one.image, return_tensors="pt", max_length=16)
+    for image, queries, mine in zip(images, PHRASES, results, strict=True):
+        inputs = processor(text=[queries], images=image.image, return_tensors="pt", max_length=16)
         with torch.no_grad():
-            said = model(**inputs)
+            outputs = model(**inputs)
         theirs = processor.image_processor.post_process_object_detection(
-            said, threshold=0.0, target_sizes=[(one.height, one.width)]
+            outputs, threshold=0.0, target_sizes=[(image.height, image.width)]
         )[0]
-        boxes = theirs["boxes"].numpy().clip(0, (one.width, one.height) * 2)
+        boxes = theirs["boxes"].numpy().clip(0, (image.width, image.height) * 2)
         wide = (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
         np.testing.assert_array_equal(mine.phrase_K, theirs["labels"].numpy()[wide])
         np.testing.assert_allclose(mine.scores_K, theirs["scores"].numpy()[wide], atol=1e-5)
-        np.testing.assert_allclose(mine.boxes_K4 * ((one.width, one.height) * 2), boxes[wide], atol=0.05)
+        np.testing.assert_allclose(mine.boxes_K4 * ((image.width, image.height) * 2), boxes[wide], atol=0.05)
 
 
-def test_owlv2_takes_another_size_and_says_what_it_cannot(owlv2: Path, tmp_path: Path) -> None:
+def test_owlv2_takes_other_sizes_and_refuses_wrong_checkpoints(owlv2: Path, tmp_path: Path) -> None:
     wider = Owlv2Detector(Owlv2Settings(model=str(owlv2), input_px=128, threshold=0.0), "cpu")
-    found = wider.detect(photographs()[:1], PHRASES[:1])[0]
-    assert len(found.boxes_K4) + found.thin == (128 // 16) ** 2
+    result = wider.detect(photographs()[:1], PHRASES[:1])[0]
+    assert len(result.boxes_K4) + result.thin == (128 // 16) ** 2
     with raises_naming(UserError, "input_px", "100", "16"):
         Owlv2Detector(Owlv2Settings(model=str(owlv2), input_px=100), "cpu")
     broken = Path(shutil.copytree(owlv2, tmp_path / "broken"))
     (broken / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="no weights"):
+    with raises_naming(UserError, str(broken), "safetensors"):
         Owlv2Detector(Owlv2Settings(model=str(broken)), "cpu")
     other = tmp_path / "other"
     other.mkdir()
@@ -173,68 +178,68 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_cloc_gives_each_phrase_its_box(model: Path, rule: str) -> None:
     """The box, and as score the cosine that the model itself gives the box and the phrase."""
     detector = ClocDetector(ClocSettings(model=str(model), rule=rule, threshold=0.0), "cpu")
-    shown = photographs()
-    together = detector.detect(shown, PHRASES)
-    judge = Judge(str(model), "cpu")
-    for one, some, found in zip(shown, PHRASES, together, strict=True):
-        alone = detector.detect([one], [some])[0]
-        np.testing.assert_allclose(found.boxes_K4, alone.boxes_K4, atol=1e-5)
-        np.testing.assert_array_equal(found.phrase_K, alone.phrase_K)
-        assert len(set(found.phrase_K.tolist())) == len(found.phrase_K)
-        tokens, placements = judge.look([one])
-        cosines = judge.cosines(tokens, placements[0], 0, found.boxes_K4, judge.phrases(some))
-        assert found.similarity_K is not None
-        np.testing.assert_allclose(found.similarity_K, cosines[np.arange(len(cosines)), found.phrase_K], atol=1e-5)
-        assert (found.similarity_K > 0).all()
+    images = photographs()
+    batched = detector.detect(images, PHRASES)
+    scorer = RegionScorer(str(model), "cpu")
+    for image, queries, result in zip(images, PHRASES, batched, strict=True):
+        single = detector.detect([image], [queries])[0]
+        np.testing.assert_allclose(result.boxes_K4, single.boxes_K4, atol=1e-5)
+        np.testing.assert_array_equal(result.phrase_K, single.phrase_K)
+        assert len(set(result.phrase_K.tolist())) == len(result.phrase_K)
+        tokens, placements = scorer.encode_images([image])
+        cosines = scorer.cosines(tokens, placements[0], 0, result.boxes_K4, scorer.embed(queries))
+        assert result.similarity_K is not None
+        np.testing.assert_allclose(result.similarity_K, cosines[np.arange(len(cosines)), result.phrase_K], atol=1e-5)
+        assert (result.similarity_K > 0).all()
 
 
-def test_cloc_without_a_head_says_so(tmp_path: Path) -> None:
+def test_cloc_refuses_rule_head_without_a_head(tmp_path: Path) -> None:
     clip = save_model(build_model(tiny.recipe(regions={"method": "none"})).eval(), tmp_path / "clip")
     assert ClocDetector(ClocSettings(model=str(clip)), "cpu").rule == "candidates"
-    with pytest.raises(UserError, match="no grounding head.*allowed for it: candidates"):
+    with raises_naming(UserError, "rule", "head", str(clip), "candidates"):
         ClocDetector(ClocSettings(model=str(clip), rule="head"), "cpu")
 
 
-def test_nanodet_finds_and_the_model_names(model: Path) -> None:
+def test_nanodet_detects_and_the_model_names(model: Path) -> None:
     detector = NanoDetDetector(NanoDetSettings(model=str(model)), "cpu")
-    found = detector.detect(photographs(), PHRASES)
-    woman = found[2]
+    results = detector.detect(photographs(), PHRASES)
+    woman = results[2]
     expected = np.array([[12, 12, 296, 412]]) / 416
     assert intersection_over_union(woman.boxes_K4[:1], expected)[0] > 0.95
     assert woman.scores_K[0] == pytest.approx(0.737, abs=0.01)
-    assert set(found[1].phrase_K.tolist()) == {0}
-    judge = Judge(str(model), "cpu")
-    tokens, placements = judge.look(photographs()[2:])
-    cosines = judge.cosines(tokens, placements[0], 0, woman.boxes_K4, judge.phrases(PHRASES[2]))
+    assert set(results[1].phrase_K.tolist()) == {0}
+    scorer = RegionScorer(str(model), "cpu")
+    tokens, placements = scorer.encode_images(photographs()[2:])
+    cosines = scorer.cosines(tokens, placements[0], 0, woman.boxes_K4, scorer.embed(PHRASES[2]))
     np.testing.assert_array_equal(woman.phrase_K, cosines.argmax(axis=1))
     stretched = NanoDetDetector(NanoDetSettings(model=str(model), fit="stretch"), "cpu").detect(
         photographs()[:1], PHRASES[:1]
     )[0]
     cup = np.array([[99, 11, 296, 414]]) / 416
     assert intersection_over_union(stretched.boxes_K4, np.repeat(cup, len(stretched.boxes_K4), 0)).max() > 0.95
-    picky = NanoDetDetector(NanoDetSettings(model=str(model), least_similarity=1.0), "cpu")
-    assert not len(picky.detect(photographs(), PHRASES)[2].boxes_K4)
+    strict = NanoDetDetector(NanoDetSettings(model=str(model), min_similarity=1.0), "cpu")
+    assert not len(strict.detect(photographs(), PHRASES)[2].boxes_K4)
 
 
-def test_the_oracle_answers_with_what_is_there(tiny_collection: Path) -> None:
+def test_the_oracle_returns_annotated_boxes(tiny_collection: Path) -> None:
     with Collection.open(tiny_collection) as collection:
         detector = AnnotationDetector(AnnotationSettings(), collection)
         row = collection.row_of("test-00")
         regions = collection.regions_of(row)
-        phrases = ["nothing of it", *(f"a {one.phrase}" for one in regions)]
-        found = detector.detect([Shown(row, "test-00", None, 64, 64)], [phrases])[0]
-        assert [phrases[number] for number in found.phrase_K] == phrases[1:]
-        assert found.scores_K.tolist() == [1.0] * len(regions)
-        np.testing.assert_array_equal(found.boxes_K4, np.stack([one.box.to_array() for one in regions]))
-        assert not len(detector.detect([Shown(row, "test-00", None, 64, 64)], [["a zebra"]])[0].boxes_K4)
+        phrases = ["nothing of it", *(f"a {region.phrase}" for region in regions)]
+        result = detector.detect([DetectorInput(row, "test-00", None, 64, 64)], [phrases])[0]
+        assert [phrases[index] for index in result.phrase_K] == phrases[1:]
+        assert result.scores_K.tolist() == [1.0] * len(regions)
+        np.testing.assert_array_equal(result.boxes_K4, np.stack([region.box.to_array() for region in regions]))
+        assert not len(detector.detect([DetectorInput(row, "test-00", None, 64, 64)], [["a zebra"]])[0].boxes_K4)
         with raises_naming(UserError, "me"):
             AnnotationDetector(AnnotationSettings(sources=("me",)), collection)
 
 
-def test_likeness_counts_common_words() -> None:
-    assert likeness("the", "a") == 0.0
-    assert likeness("A Red car", "car, red") == pytest.approx(1 / 3)
-    assert likeness("dog", "dog") == 1.0
+def test_word_overlap_counts_common_words() -> None:
+    assert word_overlap("the", "a") == 0.0
+    assert word_overlap("A Red car", "car, red") == pytest.approx(1 / 3)
+    assert word_overlap("dog", "dog") == 1.0
 
 
 def test_detectors_are_found_by_name_and_the_oracle_is_marked() -> None:

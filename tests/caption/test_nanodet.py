@@ -10,7 +10,7 @@ from skimage import data
 from torch import Tensor
 
 from foveate.caption.vesl import nanodet_network
-from foveate.caption.vesl.nanodet_network import SIDE, STRIDES, NanoDet, boxes_of, load
+from foveate.caption.vesl.nanodet_network import SIDE, STRIDES, NanoDet, decode_boxes, load_nanodet
 from foveate.core.errors import UserError
 from foveate.records.boxes import intersection_over_union
 from naming import raises_naming
@@ -38,20 +38,20 @@ def square(pixels: np.ndarray, *, padded: bool) -> Tensor:
         ("chelsea", True, CAT, 0.54, (2, 2, 407, 273)),
     ],
 )
-def test_what_photographs_show_is_found(
+def test_known_objects_of_photographs_are_detected(
     image: str, padded: bool, kind: int, score: float, box: tuple[int, ...]
 ) -> None:
     pixels = data.stereo_motorcycle()[0] if image == "motorcycle" else getattr(data, image)()
     with torch.no_grad():
-        scores_1AC, boxes_1A4 = load()(square(pixels, padded=padded))
+        scores_1AC, boxes_1A4 = load_nanodet()(square(pixels, padded=padded))
     best = int(scores_1AC[0, :, kind].argmax())
     assert float(scores_1AC[0, best, kind]) == pytest.approx(score, abs=0.01)
-    found = boxes_1A4[0, best].double().numpy().clip(0, SIDE)
-    assert intersection_over_union(found[None], np.array([box], dtype=float))[0] > 0.95
+    corners = boxes_1A4[0, best].double().numpy().clip(0, SIDE)
+    assert intersection_over_union(corners[None], np.array([box], dtype=float))[0] > 0.95
 
 
 def test_the_network_is_the_published_size() -> None:
-    network = load()
+    network = load_nanodet()
     assert sum(value.numel() for value in network.parameters()) == 3_786_068
     assert sum((SIDE // stride) ** 2 for stride in STRIDES) == 3_549
     assert all(value.dtype == torch.float32 for value in network.parameters())
@@ -61,24 +61,24 @@ def test_boxes_are_expected_distances_from_the_centers_of_cells() -> None:
     sides = torch.full((1, 6, 44), -50.0)
     for side, distance in enumerate((1, 2, 3, 4)):
         sides[0, :, side * 11 + distance] = 50.0
-    boxes = boxes_of(sides, (2, 3), 8)
+    boxes = decode_boxes(sides, (2, 3), 8)
     assert boxes[0, 0].tolist() == pytest.approx([4 - 8, 4 - 16, 4 + 24, 4 + 32], abs=1e-4)
     assert boxes[0, 5].tolist() == pytest.approx([20 - 8, 12 - 16, 20 + 24, 12 + 32], abs=1e-4)
 
 
-def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    load.cache_clear()
+def test_wrong_sha256_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_nanodet.cache_clear()
     monkeypatch.setattr(nanodet_network, "SHA256", "0" * 64)
     with raises_naming(UserError, "nanodet-g.safetensors", "sha256", "0000"):
-        load()
-    load.cache_clear()
+        load_nanodet()
+    load_nanodet.cache_clear()
 
 
-def test_an_image_in_a_batch_is_found_as_alone() -> None:
-    network = load()
+def test_batching_does_not_change_detections() -> None:
+    network = load_nanodet()
     assert isinstance(network, NanoDet)
     pixels = torch.randint(0, 256, (2, 3, 96, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.no_grad():
-        together, apart = network(pixels), network(pixels[1:])
-    torch.testing.assert_close(together[0][1:], apart[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(together[1][1:], apart[1], rtol=1e-5, atol=1e-3)
+        batched, single = network(pixels), network(pixels[1:])
+    torch.testing.assert_close(batched[0][1:], single[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(batched[1][1:], single[1], rtol=1e-5, atol=1e-3)

@@ -14,7 +14,7 @@ import pytest
 
 import tiny
 from foveate.caption.vesl import run as module
-from foveate.caption.vesl.detection import Found, Shown
+from foveate.caption.vesl.detection import Detections, DetectorInput
 from foveate.caption.vesl.detectors.annotations import AnnotationDetector, AnnotationSettings
 from foveate.caption.vesl.gallery import shown
 from foveate.caption.vesl.run import Outcome, label_regions, plan
@@ -219,7 +219,7 @@ def test_captions_of_the_preferred_kind_and_captioner_count(shapes: Path) -> Non
 
 def test_damaged_images_and_failing_detectors_are_counted(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(AnnotationDetector):
-        def detect(self, images: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
+        def detect(self, images: Sequence[DetectorInput], phrases: Sequence[Sequence[str]]) -> list[Detections]:
             assert all(one.image is not None for one in images)
             if any(one.key == "train-04" for one in images):
                 raise RuntimeError("out of\nmemory")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_scenes import rng, scenes
 
-from foveate.caption.assertions.judge import judge_all
+from foveate.caption.assertions.scene_judge import judge_all
 from foveate.caption.assertions.splitter import count, split
 from foveate.caption.entities import entities
 from foveate.caption.scene_captions import KINDS, render

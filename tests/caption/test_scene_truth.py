@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from foveate.caption.assertions.judge import judge
-from foveate.caption.assertions.truth import SceneTruth, Thing
+from foveate.caption.assertions.scene_judge import judge
+from foveate.caption.assertions.scene_truth import SceneTruth, Thing
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.boxes import Box
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from foveate.caption.assertions.served import Served, served_method
+from foveate.caption.assertions.llm_judge import Served, served_method
 from foveate.caption.audit import Question, audit
-from foveate.caption.audit_numbers import Units
+from foveate.caption.audit_metrics import Units
 from foveate.chat.client import ChatClient, ChatSettings
 from foveate.chat.protocol import ChatRequest, ChatResponse
 from foveate.core.errors import UserError

@@ -30,7 +30,7 @@ _LONG = (
     ("foveate.pretrain.doctor", "examine"),
     ("foveate.pretrain.export", "export"),
     ("foveate.pretrain.evaluate", "evaluate"),
-    ("foveate.caption.small.verbs", "train_and_evaluate"),
+    ("foveate.caption.small.runs", "train_and_evaluate"),
     ("foveate.caption.small.serving", "serve"),
 )
 _WORDS = (

@@ -2,7 +2,7 @@
 
 The same images for every format: those that have all of them, the first by a hash of their keys. Generated scenes
 and real images are reported apart. On scenes the truth decides whether an assertion holds; on real images an
-image-text model may judge (`foveate.caption.assertions.verify_model`), or a captioner behind the common protocol; else
+image-text model may judge (`foveate.caption.assertions.clip_judge`), or a captioner behind the common protocol; else
 nobody does.
 """
 
@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from foveate.caption.assertions import judge as scenes
+from foveate.caption.assertions import scene_judge as scenes
 from foveate.caption.assertions import splitter
-from foveate.caption.assertions.truth import SceneTruths
-from foveate.caption.assertions.verify_model import LEAST_IMAGES, ModelJudge, OpenedModel, definition_hash
-from foveate.caption.audit_numbers import Said, Units, numbers, shuffled_order, table
+from foveate.caption.assertions.clip_judge import LEAST_IMAGES, ModelJudge, OpenedModel, definition_hash
+from foveate.caption.assertions.scene_truth import SceneTruths
+from foveate.caption.audit_metrics import Said, Units, numbers, shuffled_order, table
 from foveate.caption.entities import NAMED, open_entities
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import Extractor, open_extractor
@@ -89,7 +89,7 @@ def audit(
     """
     method = method or Method()
     opened = None if method.model is None else OpenedModel.open(method.model, device=device)
-    phrases = PhraseSettings(tagger=question.tagger, recipe="paper", most=_ALL_PHRASES)
+    phrases = PhraseSettings(tagger=question.tagger, recipe="paper", max_phrases=_ALL_PHRASES)
     extract = open_entities() if units.entity == NAMED else open_extractor(phrases)
     formats = formats_of(collection, question.formats)
     # Weights do not matter here: only the texts of each kind are read, not drawn.
@@ -242,7 +242,7 @@ def _read(
         said = Said(kind, [texts.of(row)[kind][0] for row in rows], [])
         split = method.split or _by_rules
         said.assertions = split(rows, said.texts)
-        said.phrases = [extract(text).kept for text in track(said.texts, description=f"phrases of {kind}")]
+        said.phrases = [extract(text).phrases for text in track(said.texts, description=f"phrases of {kind}")]
         others = [said.assertions[place] for place in order] if len(rows) > 1 else None
         if judges.judge is not None:
             said.verdicts = judges.judge(rows, said.assertions)

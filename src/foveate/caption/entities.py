@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from foveate.caption.vesl.phrases import Phrases
+from foveate.caption.vesl.phrases import ExtractedPhrases
 from foveate.caption.vesl.tagging import Extractor
 from foveate.core.errors import choose
 
@@ -45,14 +45,14 @@ class NamedEntities:
 
     def __init__(self) -> None:
         """Opens the model. Raises UserError where spaCy or its model is not installed."""
-        from foveate.caption.vesl.taggers.spacy import load
+        from foveate.caption.vesl.taggers.spacy import load_spacy
 
-        self._model = load(exclude=("parser", "tagger", "lemmatizer", "attribute_ruler"))
+        self._model = load_spacy(exclude=("parser", "tagger", "lemmatizer", "attribute_ruler"))
         self.version = f"{self._model.meta['name']} {self._model.meta['version']}"
 
-    def __call__(self, text: str) -> Phrases:
+    def __call__(self, text: str) -> ExtractedPhrases:
         kept = [one.text for one in self._model(text).ents if one.label_ not in _NO_NAMES]
-        return Phrases(kept, [], len(kept))
+        return ExtractedPhrases(kept, [], len(kept))
 
 
 def open_entities() -> Extractor:

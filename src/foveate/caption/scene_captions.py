@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.caption.assertions.judge import judge
-from foveate.caption.assertions.truth import SceneTruth, names
+from foveate.caption.assertions.scene_judge import judge
+from foveate.caption.assertions.scene_truth import SceneTruth, names
 from foveate.caption.scene_claims import Claim, falsified, once, place_of, relations, say
 from foveate.metrics.captions import CONTRADICTED
 from foveate.records.scenes.language import listed, with_article

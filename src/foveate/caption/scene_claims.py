@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from foveate.caption.assertions.judge import judge
-from foveate.caption.assertions.truth import SceneTruth, Thing, grounds, vocabulary
+from foveate.caption.assertions.scene_judge import judge
+from foveate.caption.assertions.scene_truth import SceneTruth, Thing, grounds, vocabulary
 from foveate.metrics.captions import CONTRADICTED
 from foveate.records.scenes.language import counted, is_plural, with_article
 from foveate.records.scenes.relations import relate

@@ -186,7 +186,7 @@ class CaptionsStudy(GridStudy):
     def further_tables(self) -> list[dict[str, Any]]:
         """The audit of the captioner that wrote the captions of the real images, as a table for the page and the docs."""
         from foveate.caption.audit import title
-        from foveate.caption.audit_numbers import MEASURES as AUDITED
+        from foveate.caption.audit_metrics import MEASURES as AUDITED
         from foveate.studies.captions_data import NAMES_DEFINITION, audit_captioner
 
         found = audit_captioner(self.collection_path(IMAGES), self.folder, sample=self.scale.images, seed=STUDY_SEED)

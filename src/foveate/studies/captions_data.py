@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from foveate.caption.assertions.judge import judge_all
-from foveate.caption.assertions.truth import SceneTruth, SceneTruths, Thing
+from foveate.caption.assertions.scene_judge import judge_all
+from foveate.caption.assertions.scene_truth import SceneTruth, SceneTruths, Thing
 from foveate.caption.audit import Method, Question, audit
-from foveate.caption.audit_numbers import Units
+from foveate.caption.audit_metrics import Units
 from foveate.caption.captioner import find_backend
 from foveate.caption.gates import gate
 from foveate.caption.prompts import CAPTION_KINDS

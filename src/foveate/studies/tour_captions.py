@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from foveate.caption.assertions.judge import DEFINITION, judge_all
+from foveate.caption.assertions.scene_judge import DEFINITION, judge_all
+from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.assertions.splitter import split
-from foveate.caption.assertions.truth import SceneTruths
 from foveate.caption.audit import title
 from foveate.caption.gates import gate, repeats
 from foveate.caption.lengths import clip_tokens
@@ -28,7 +28,7 @@ from foveate.caption.small.evaluate import caption_rows
 from foveate.caption.small.folder import SmallCaptioner, load_captioner
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.train import train_captioner
-from foveate.caption.vesl.detection import Shown, find_detector
+from foveate.caption.vesl.detection import DetectorInput, find_detector
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import open_extractor
 from foveate.core import seeds
@@ -193,7 +193,7 @@ def _regions(
 ) -> dict[int, list[dict[str, Any]]]:
     """Row -> what VESL makes of its caption: its phrases, each where our own localizer finds it."""
     extractor, kind = open_extractor(PhraseSettings()), find_detector("cloc")
-    phrases = {row: kept for row, caption in captions.items() if (kept := extractor(caption).kept)}
+    phrases = {row: some for row, caption in captions.items() if (some := extractor(caption).phrases)}
     if not phrases:
         return {}
     detector = kind.open(kind.settings.model_validate({"model": str(locator)}), collection, device)
@@ -201,7 +201,7 @@ def _regions(
     for row in phrases:
         image = decode(collection.image_bytes(row), longest_side=2 * detector.input_px)
         width, height = (int(collection.index[name][row]) for name in ("width", "height"))
-        shown.append(Shown(row, collection.keys[row], image, width, height))
+        shown.append(DetectorInput(row, collection.keys[row], image, width, height))
     return {
         row: [
             {"box": [float(edge) for edge in box], "phrase": phrases[row][int(number)]}
@@ -233,7 +233,7 @@ def _encoders(
     asked = [render("ssc", known[row], alt="", rng=np.random.default_rng(0)).text for row in rows.tolist()]
     distinct = list(dict.fromkeys(asked))
     found: dict[str, float] = {}
-    from foveate.caption.assertions.verify_model import encode_images
+    from foveate.caption.assertions.clip_judge import encode_images
 
     for name, weights in (("alt", "{alt: 1}"), ("hybrid", "{alt: 0.5, ssc: 0.5}")):
         changes = [

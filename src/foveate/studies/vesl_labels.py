@@ -162,7 +162,7 @@ def quality(scenes: Path, sources: dict[str, str]) -> dict[str, dict[str, float]
     """
     import numpy as np
 
-    from foveate.caption.vesl.detectors.annotations import likeness
+    from foveate.caption.vesl.detectors.annotations import word_overlap
     from foveate.records.boxes import pairwise_iou
     from foveate.records.collection import Collection
     from foveate.records.sources import from_sources
@@ -185,7 +185,7 @@ def quality(scenes: Path, sources: dict[str, str]) -> dict[str, dict[str, float]
                 if not len(ours) or not len(true):
                     continue
                 fits = pairwise_iou(boxes_R4[ours], boxes_R4[true]) >= 0.5
-                alike = np.array([[likeness(phrases[a], phrases[b]) > 0.3 for b in true] for a in ours])
+                alike = np.array([[word_overlap(phrases[a], phrases[b]) > 0.3 for b in true] for a in ours])
                 right += int((fits & alike).any(axis=1).sum())
                 found += int((fits & alike).any(axis=0).sum())
             answers[key] = {

@@ -196,7 +196,7 @@ def test_evaluation_and_cached_features_agree_with_the_bytes(
     assert set(found["obedience"]) <= set(KINDS)
     for sample in found["samples"]:
         assert (tmp_path / sample["image"]).is_file()
-    from foveate.caption.small import see
+    from foveate.caption.small import encode_image as see
 
     written = caption_rows(captioner, collection, rows[:1], cache=scene_collection / "cache", kinds=("ssc",))
     pixels = see.pixels(collection.image_bytes(int(rows[0])), captioner.model.image_encoder.preprocess)

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from foveate.caption.small.material import Material
-from foveate.caption.small.recipe import CaptionDataSettings
-from foveate.caption.small.rewriters.llm import Llm
-from foveate.caption.small.rewriting import open_rewriter
-from foveate.caption.small.rows import Rows, write_rows
+from foveate.caption.targets.material import Material
+from foveate.caption.targets.rewriters.llm import Llm
+from foveate.caption.targets.rewriting import open_rewriter
+from foveate.caption.targets.rows import Rows, write_rows
+from foveate.caption.targets.settings import TargetSettings
 from foveate.core.errors import UserError
 from naming import raises_naming
 
@@ -70,7 +70,7 @@ def endpoint() -> Iterator[str]:
 
 
 def rows(endpoint: str, folder: Path) -> Rows:
-    settings = CaptionDataSettings(rewriter="llm", llm={"endpoint": endpoint, "model": "rewriter-1"})
+    settings = TargetSettings(rewriter="llm", llm={"endpoint": endpoint, "model": "rewriter-1"})
     materials = [
         Material(row=0, key="a", source="texts", short=SHORT, alt="dog"),
         Material(row=1, key="b", source="texts", descriptions=(LONG,), alt="a dog in Brennau, 1967"),
@@ -104,8 +104,8 @@ def test_a_second_run_asks_nothing(endpoint: str, tmp_path: Path) -> None:
 
 
 def test_it_needs_a_model() -> None:
-    assert isinstance(open_rewriter(CaptionDataSettings(rewriter="llm", llm={"model": "m"})), Llm)
+    assert isinstance(open_rewriter(TargetSettings(rewriter="llm", llm={"model": "m"})), Llm)
     with raises_naming(UserError, "data.llm.model"):
-        open_rewriter(CaptionDataSettings(rewriter="llm"))
+        open_rewriter(TargetSettings(rewriter="llm"))
     with raises_naming(UserError, "endpoint"):
-        open_rewriter(CaptionDataSettings(rewriter="llm", llm={"model": "m", "endpont": "x"}))
+        open_rewriter(TargetSettings(rewriter="llm", llm={"model": "m", "endpont": "x"}))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from foveate.caption.small import ocr
+from foveate.caption.targets import ocr
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter

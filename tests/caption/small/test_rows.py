@@ -10,11 +10,11 @@ import pytest
 from foveate.caption.answers import parse_caption, serialize
 from foveate.caption.gates import GATES
 from foveate.caption.lengths import clip_tokens
-from foveate.caption.small.material import Material, read_material
-from foveate.caption.small.recipe import CaptionDataSettings
-from foveate.caption.small.rewriters.rules import Rules
-from foveate.caption.small.rewriting import content_words, fuse, names_in, new_words, open_rewriter
-from foveate.caption.small.rows import Rows, checked, rows_of_table, write_rows
+from foveate.caption.targets.material import Material, read_material
+from foveate.caption.targets.rewriters.rules import Rules
+from foveate.caption.targets.rewriting import content_words, fuse, names_in, new_words, open_rewriter
+from foveate.caption.targets.rows import Rows, checked, rows_of_table, write_rows
+from foveate.caption.targets.settings import TargetSettings
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from naming import raises_naming
@@ -30,7 +30,7 @@ SHORT = ("a dog on a lawn", "A gray dog looks at a ball.", "two children and a d
 @pytest.fixture(scope="module")
 def rows(scene_collection: Path) -> Rows:
     collection = Collection.open(scene_collection)
-    settings = CaptionDataSettings()
+    settings = TargetSettings()
     materials, counts = read_material(collection, collection.rows("train"), settings, seed=0)
     assert counts == {"scenes": 24, "singles": 0, "texts": 0, "none": 0}
     return write_rows(materials, settings, Rules(), seed=0)
@@ -47,7 +47,7 @@ def test_every_target_parses_and_passes_its_gate(rows: Rows) -> None:
 
 def test_rows_survive_their_table_and_the_seed_decides_them(rows: Rows, scene_collection: Path) -> None:
     assert rows_of_table(rows.to_table()) == rows.rows
-    collection, settings = Collection.open(scene_collection), CaptionDataSettings()
+    collection, settings = Collection.open(scene_collection), TargetSettings()
     again, _ = read_material(collection, collection.rows("train"), settings, seed=0)
     assert write_rows(again, settings, Rules(), seed=0).rows == rows.rows
     assert write_rows(again, settings, Rules(), seed=1).rows != rows.rows
@@ -75,12 +75,12 @@ def test_a_third_of_the_alt_texts_is_noise_that_the_target_ignores() -> None:
         )
         for number, name in enumerate(f"thing{letter}{digit}" for letter in "abcdefghij" for digit in "abcdefghij")
     ]
-    settings = CaptionDataSettings(noisy_alt=0.3, invented_names=0.0)
+    settings = TargetSettings(noisy_alt=0.3, invented_names=0.0)
     made = [row for row in write_rows(materials, settings, Rules(), seed=0).rows if row.kind == "afc"]
     noisy = [row for row in made if row.alt not in row.target]
     assert len(made) == 100
     assert 15 <= len(noisy) <= 45
-    settings = CaptionDataSettings(noisy_alt=0.0, invented_names=1.0)
+    settings = TargetSettings(noisy_alt=0.0, invented_names=1.0)
     made = [row for row in write_rows(materials, settings, Rules(), seed=0).rows if row.kind == "afc"]
     for row in made:
         _, name = row.alt.split(", ", 1)
@@ -99,7 +99,7 @@ def test_what_an_alt_text_names_comes_first_in_its_afc() -> None:
         alt_clean=True,
         facts=("cat", "dog"),
     )
-    settings = CaptionDataSettings(noisy_alt=0.0, invented_names=0.0)
+    settings = TargetSettings(noisy_alt=0.0, invented_names=0.0)
     (made,) = [row for row in write_rows([material], settings, Rules(), seed=0).rows if row.kind == "afc"]
     assert (made.alt, made.target) == ("My Dog", told.format("dog", "cat"))
 
@@ -154,7 +154,7 @@ def test_names_of_an_alt_text_are_kept_exactly() -> None:
 
 def test_own_caption_kinds_make_both_stages(tiny_collection: Path) -> None:
     collection = Collection.open(tiny_collection)
-    settings = CaptionDataSettings(short_kinds=("alt", "title"), description_kinds=("title",), ocr="none")
+    settings = TargetSettings(short_kinds=("alt", "title"), description_kinds=("title",), ocr="none")
     materials, counts = read_material(collection, collection.rows("train"), settings, seed=0)
     assert counts == {"scenes": 0, "singles": 0, "texts": 16, "none": 2}
     rows = write_rows(materials, settings, Rules(), seed=0)
@@ -168,11 +168,11 @@ def test_own_caption_kinds_make_both_stages(tiny_collection: Path) -> None:
 
 def test_without_named_kinds_real_images_have_no_material(tiny_collection: Path) -> None:
     collection = Collection.open(tiny_collection)
-    materials, counts = read_material(collection, np.arange(4), CaptionDataSettings(), seed=0)
+    materials, counts = read_material(collection, np.arange(4), TargetSettings(), seed=0)
     assert materials == []
     assert counts["none"] == 4
 
 
 def test_unknown_sources_and_rewriters_name_the_nearest() -> None:
     with raises_naming(UserError, "rules"):
-        open_rewriter(CaptionDataSettings(rewriter="rule"))
+        open_rewriter(TargetSettings(rewriter="rule"))

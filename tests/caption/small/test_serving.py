@@ -17,7 +17,7 @@ from foveate.caption.answers import parse_caption
 from foveate.caption.backends.foveate import FoveateSettings
 from foveate.caption.prompts import CAPTION_KINDS, prompt_for
 from foveate.caption.run import caption
-from foveate.caption.small.asked import Refused, read_request
+from foveate.caption.small.chat_requests import Refused, read_request
 from foveate.caption.small.folder import load_captioner
 from foveate.caption.small.serving import MOST_BYTES, CaptionServer
 from foveate.caption.work import CaptionSettings

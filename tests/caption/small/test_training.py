@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from foveate.caption.small import train as train_module
 from foveate.caption.small.folder import load_captioner, revision_of
 from foveate.caption.small.model import CaptionerModel, Texts
-from foveate.caption.small.naming import Proposed, proposals
-from foveate.caption.small.rows import rows_of_table
+from foveate.caption.small.name_proposals import Proposed, proposals
 from foveate.caption.small.samples import CaptionSamples, cached_features, cell_shares, packed
 from foveate.caption.small.task import CaptionerTask
 from foveate.caption.small.tokens import CaptionTokens
 from foveate.caption.small.train import train_captioner
+from foveate.caption.targets.rows import rows_of_table
 from foveate.core.errors import UserError
 from foveate.records import tables
 from foveate.records.collection import Collection

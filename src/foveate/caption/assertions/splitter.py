@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from foveate.caption.assertions import words as classes
-from foveate.caption.assertions.words import Tagger
+from foveate.caption.assertions import word_classes as classes
+from foveate.caption.assertions.word_classes import Tagger
 from foveate.records.text import split_sentences, split_words
 
 NAME = "rules-1"

@@ -11,7 +11,7 @@ import json
 
 from pydantic import Field
 
-from foveate.caption.assertions.truth import SceneTruths
+from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse
 from foveate.caption.scene_captions import KINDS, render
 from foveate.core import seeds

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from foveate.caption.small import see
+from foveate.caption.small import encode_image
 from foveate.caption.small.folder import SmallCaptioner
 from foveate.caption.small.generate import Ask, Written, write
 from foveate.chat.batching import DynamicBatcher

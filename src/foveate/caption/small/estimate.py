@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.caption.small.material import read_material
 from foveate.caption.small.model import CaptionerModel
 from foveate.caption.small.recipe import CaptionerRecipe
-from foveate.caption.small.rewriting import open_rewriter
-from foveate.caption.small.rows import ALIGN_STAGE, FORMAT_STAGE, write_rows
 from foveate.caption.small.samples import nothing_for
+from foveate.caption.targets.material import read_material
+from foveate.caption.targets.rewriting import open_rewriter
+from foveate.caption.targets.rows import ALIGN_STAGE, FORMAT_STAGE, write_rows
 from foveate.core import seeds
 from foveate.records.collection import Collection
 

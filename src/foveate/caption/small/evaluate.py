@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from foveate.caption.answers import parse_caption
-from foveate.caption.assertions.judge import judge_all
+from foveate.caption.assertions.scene_judge import judge_all
+from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.assertions.splitter import split
-from foveate.caption.assertions.truth import SceneTruths
 from foveate.caption.entities import entities
 from foveate.caption.gates import GATES, gate
 from foveate.caption.lengths import clip_tokens
@@ -144,8 +144,8 @@ def judged(collection: Collection, written: Sequence[tuple[int, Ask, Written]]) 
         truth = truths.of(row)
         verdicts = None if truth is None else tuple(judge_all(split(one.text), truth))
         alt = alt_text(collection.captions_of(row))
-        wanted = entities([phrases(alt).kept], "head") if usable(alt) else set()
-        named = wanted & entities([phrases(one.text).kept], "head") if wanted else wanted
+        wanted = entities([phrases(alt).phrases], "head") if usable(alt) else set()
+        named = wanted & entities([phrases(one.text).phrases], "head") if wanted else wanted
         counts = len(named), len(wanted)
         found.append(Judged(row, ask.kind, ask.alt, one.text, obeys, clip_tokens(one.text), verdicts, *counts))
     return found

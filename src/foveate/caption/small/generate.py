@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.caption.small.folder import SmallCaptioner
-from foveate.caption.small.naming import Proposed
+from foveate.caption.small.name_proposals import Proposed
 from foveate.core import seeds
 
 MOST_TOKENS = 320  # of one caption, where nothing else is said

@@ -6,33 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from foveate.caption.targets.settings import TargetSettings
 from foveate.core.recipes import Settings
-from foveate.records.alt_texts import ALT_KINDS
 from foveate.training.settings import TrainingSettings
-
-
-class CaptionDataSettings(Settings):
-    """What the targets of both stages are made of."""
-
-    split: str = Field("train", description="split to train on")
-    sources: tuple[str, ...] = Field(
-        ("scenes", "singles", "texts"),
-        description="where material comes from; the first that knows an image is taken (modules of small.sources)",
-    )
-    short_kinds: tuple[str, ...] = Field((), description="caption kinds that are short captions of an image (stage 1)")
-    description_kinds: tuple[str, ...] = Field((), description="caption kinds that are full descriptions (stage 2)")
-    alt_kinds: tuple[str, ...] = Field(ALT_KINDS, description="caption kinds that may be the AltText, best first")
-    rewriter: str = Field("rules", description="rules (offline) or llm (a text endpoint); modules of small.rewriters")
-    llm: dict[str, Any] = Field({}, description="settings of the backend that rewrites, with rewriter: llm")
-    ocr: Literal["auto", "none", "rapidocr"] = Field(
-        "auto", description="text recognized in images of the source texts; auto = where rapidocr is installed"
-    )
-    noisy_alt: float = Field(0.3, ge=0, le=1, description="share of AFC rows whose AltText says nothing true of it")
-    invented_names: float = Field(
-        0.4, ge=0, le=1, description="share of the other AFC rows of built-in images that get a made-up name to copy"
-    )
-    images: int | None = Field(None, ge=1, description="most images that are used, drawn by the seed; none = all")
-    text_check: bool = Field(True, description="drop rewrites with a content word that no input has")
 
 
 class WordSettings(Settings):
@@ -86,7 +62,7 @@ class CaptionerRecipe(Settings):
     )
     longest_alt: int = Field(48, ge=4, le=512, description="most tokens of an AltText that the decoder reads")
     length_groups: int = Field(4, ge=1, description="a batch is worked through in this many groups of like length")
-    data: CaptionDataSettings = CaptionDataSettings()
+    data: TargetSettings = TargetSettings()
     words: WordSettings = WordSettings()
     training: TrainingSettings
     alignment: AlignmentSettings = AlignmentSettings(steps=0)

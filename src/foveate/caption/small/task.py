@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.caption.small.model import CaptionerModel, Texts
-from foveate.caption.small.naming import proposals
+from foveate.caption.small.name_proposals import proposals
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, Losses, Report, Task
 

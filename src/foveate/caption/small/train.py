@@ -18,14 +18,14 @@ from torch import Tensor
 
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.small.folder import CONFIG, WEIGHTS, fill, save_captioner
-from foveate.caption.small.material import read_material
 from foveate.caption.small.model import CaptionerModel
 from foveate.caption.small.recipe import CaptionerRecipe
-from foveate.caption.small.rewriting import open_rewriter
-from foveate.caption.small.rows import ALIGN_STAGE, FORMAT_STAGE, Row, rows_of_table, write_rows
 from foveate.caption.small.samples import WORD_STAGE, CaptionSamples, cached_features, nothing_for, telling_words
 from foveate.caption.small.task import CaptionerTask
 from foveate.caption.small.tokens import CaptionTokens, length_class
+from foveate.caption.targets.material import read_material
+from foveate.caption.targets.rewriting import open_rewriter
+from foveate.caption.targets.rows import ALIGN_STAGE, FORMAT_STAGE, Row, rows_of_table, write_rows
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically, write_text_atomically

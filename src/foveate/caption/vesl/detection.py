@@ -1,31 +1,42 @@
-"""What a detector is, and detectors by name: `x` is the module `foveate.caption.vesl.detectors.x`.
+"""Detector interface, and the padded square that detectors see (steps 3 and 4 of VESL).
 
-A detector is asked about some images and, for each, some phrases; it answers with boxes, each with a phrase and a
-score. A new detector is one new module with a `DETECTOR`; nothing here changes.
+A detector gets images and, for each, some phrases; it returns boxes, each with a phrase and a score. A new detector is
+one new module of `foveate.caption.vesl.detectors` with a `DETECTOR`; its name is the module's.
+
+Detectors pad an image on the right and below, training pads on all sides (`foveate.records.geometry.Letterbox`). That
+the two differ is why a region is stored in [0, 1] of the original image only.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-import foveate.caption.vesl.detectors
-from foveate.core.errors import choose
+from foveate.core.plugins import load_plugin, module_names
 from foveate.core.recipes import Settings
+from foveate.records.boxes import as_boxes
 from foveate.records.collection import Collection
+from foveate.records.geometry import padded_square_to_original
+
+DETECTORS = "foveate.caption.vesl.detectors"
+# A box thinner than this on the image, after clipping, shows nothing that could be learned.
+MIN_SIDE_PX = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One image for a detector: its row and key in the collection, its pixels (None where the detector reads none),
-    and the size of the original in pixels, which `image` may be smaller than."""
+class DetectorInput:
+    """One image for a detector.
+
+    Attributes:
+        row, key: of the image in the collection.
+        image: pixels, perhaps smaller than the original; None for detectors that read none.
+        width, height: of the original in pixels.
+    """
 
     row: int
     key: str
@@ -36,20 +47,23 @@ class Shown:
     @property
     def pixels(self) -> Image.Image:
         """The image, for detectors that read pixels."""
-        assert self.image is not None, "this detector said that it reads no pixels"
+        assert self.image is not None, "a detector with reads_pixels=False gets no image"
         return self.image
 
 
-def _no_boxes() -> NDArray[np.float64]:
-    return np.zeros((0, 4))
-
-
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Boxes [K, 4] in [0, 1] of the image, their scores [K] in [0, 1], the number of each one's phrase [K], cosines
-    with the phrase [K] where the detector has them, and how many boxes were thinner than a pixel."""
+class Detections:
+    """Boxes of one image.
 
-    boxes_K4: NDArray[np.float64] = field(default_factory=_no_boxes)
+    Attributes:
+        boxes_K4: x1, y1, x2, y2 in [0, 1] of the image.
+        scores_K: confidence in [0, 1].
+        phrase_K: index of each box's phrase in the image's list.
+        similarity_K: cosine of box and phrase, where the detector has embeddings.
+        thin: boxes dropped because a side was below `MIN_SIDE_PX`.
+    """
+
+    boxes_K4: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
     scores_K: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     phrase_K: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     similarity_K: NDArray[np.float64] | None = None
@@ -57,9 +71,12 @@ class Found:
 
 
 class Detector(Protocol):
-    """Finds phrases in images.
+    """Locates phrases in images.
 
-    `model` and `version` say whose boxes they are; `input_px` is the side of the square that it sees (0 for none).
+    Attributes:
+        name: of the detector's module.
+        model, version: checkpoint and its hash or commit; both are written into every row.
+        input_px: side of the square that the detector sees, 0 if it reads no pixels.
     """
 
     name: str
@@ -67,17 +84,21 @@ class Detector(Protocol):
     version: str
     input_px: int
 
-    def detect(self, images: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
-        """What is found in each image; `phrases[i]`, at least one, are those of image i."""
+    def detect(self, images: Sequence[DetectorInput], phrases: Sequence[Sequence[str]]) -> list[Detections]:
+        """Detect `phrases[i]` (at least one) in `images[i]`; return one result per image."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class DetectorKind:
-    """A kind of detector: its settings, how it is opened for a collection on a device, whether it reads pixels.
+    """A kind of detector, the `DETECTOR` of its module.
 
-    `oracle` marks one that answers with boxes that the collection holds already: never a default, and named in every
-    row and table. `note` is one line for lists and docs.
+    Attributes:
+        settings: its options.
+        open: (settings, collection, device) -> detector.
+        reads_pixels: whether images must be decoded for it.
+        oracle: it returns boxes that the collection holds already. Never a default; every row and table names it.
+        note: one line for lists and docs.
     """
 
     settings: type[Settings]
@@ -88,15 +109,57 @@ class DetectorKind:
 
 
 def detector_names() -> list[str]:
-    """Names of all detectors, without importing them."""
-    return sorted(module.name for module in pkgutil.iter_modules(foveate.caption.vesl.detectors.__path__))
+    """List all detectors without importing them."""
+    return module_names(DETECTORS)
 
 
 def find_detector(name: str) -> DetectorKind:
-    """The detector `name`.
+    """Return the detector of a name.
 
     Raises:
-        UserError: for an unknown one, with the nearest match.
+        UserError: the name is unknown; the error has the nearest match.
     """
-    choose(name, detector_names(), "detector")
-    return importlib.import_module(f"foveate.caption.vesl.detectors.{name}").DETECTOR
+    return load_plugin(DETECTORS, name, "DETECTOR", label="detector")
+
+
+def padded_square(
+    image: Image.Image,
+    side: int,
+    *,
+    fill: tuple[int, int, int] = (0, 0, 0),
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    """Paste an image into the upper left of a square and resize the square.
+
+    Args:
+        side: of the result in pixels.
+        fill: color of the padding, right and below.
+    """
+    # Pad first: resizing first would round width and height separately, so the scale would differ between the axes.
+    square = Image.new("RGB", (max(image.size),) * 2, fill)
+    square.paste(image.convert("RGB"))
+    return square.resize((side, side), resample)
+
+
+def boxes_in_image(
+    boxes_K4: ArrayLike, *, width: int, height: int, min_side_px: float = MIN_SIDE_PX
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Map boxes in [0, 1] of the padded square to [0, 1] of the image, and drop unusable ones.
+
+    Boxes are clipped at the image's edges; those with a NaN, and those thinner than `min_side_px` pixels of the
+    original, are dropped.
+
+    Args:
+        width, height: of the original image in pixels.
+
+    Returns:
+        The remaining boxes [J, 4], and which of the K they are [K].
+    """
+    boxes = as_boxes(boxes_K4)
+    finite_K: NDArray[np.bool_] = np.asarray(np.isfinite(boxes).all(axis=1))
+    inside_K4 = padded_square_to_original(np.where(finite_K[:, None], boxes, 0.0), width, height)
+    sides_K2 = (inside_K4[:, 2:] - inside_K4[:, :2]) * (width, height)
+    # The tolerance keeps a side of exactly one pixel, whatever the last bit of the quotient is.
+    wide_K2: NDArray[np.bool_] = sides_K2 >= min_side_px - 1e-9 * max(width, height)
+    valid_K = np.logical_and(finite_K, wide_K2.all(axis=1))
+    return inside_K4[valid_K], valid_K

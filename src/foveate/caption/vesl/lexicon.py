@@ -1,6 +1,6 @@
-"""A small lexicon of English as captions use it: closed classes whole, and common adjectives, verbs and adverbs.
+"""A small lexicon of the English of captions: all closed classes, and common adjectives, verbs and adverbs.
 
-Written for this package. A word that is in none of the lists is a noun, unless its ending says otherwise.
+Written for this package. A word in none of the lists is a noun, unless its ending says otherwise.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CLOSED = {
     }.items()
     for word in words.split()
 }
-# "one" counts things more often than it stands for somebody; "her" owns more often than it is met.
+# "one" is in two classes above: captions use it as a number far more often than as a pronoun.
 CLOSED["one"] = "CD"
 
 ADJECTIVES = frozenset(
@@ -76,7 +76,7 @@ _ADJECTIVE_ENDINGS = re.compile(
     r"(?:.{3}(?:ous|ful|less|ish|ible|able|ive|ian|ese|esque)|.+-.+(?:ed|en|ing|tier|story|colored|coloured|shaped|"
     r"sized|like|style|and-.+)|.{3}(?:est))"
 )
-# Endings of adjectives that are nouns after all.
+# Nouns that end like adjectives.
 _NOT_ADJECTIVES = frozenset(
     """
     table vegetable cable fable stable sundae olive archive drive hive native detective relative octave fish dish
@@ -85,12 +85,14 @@ _NOT_ADJECTIVES = frozenset(
     interest contest tablecloth parish squash trellis locomotive motive
     """.split()
 )
+# Nouns and verbs in -ly.
 _ADVERB_NOUNS = frozenset(
     """
     family butterfly dragonfly fly firefly belly jelly lily italy assembly bully ally supply lullaby monopoly reply
     anomaly folly ply melly
     """.split()
 )
+# Adjectives in -ly.
 _LY_ADJECTIVES = frozenset(
     """
     curly friendly woolly ugly early silly lovely lonely lively elderly daily weekly monthly bubbly wrinkly prickly
@@ -98,7 +100,7 @@ _LY_ADJECTIVES = frozenset(
     """.split()
 )
 
-# Adjectives that name a thing where no noun follows: "a traffic light", "the town square".
+# Adjectives that are nouns where no noun follows: "a traffic light", "the town square".
 NOMINAL = frozenset("light back front top bottom middle square oval adult male female orange cream antique".split())
 
 _VERBS = """
@@ -115,7 +117,6 @@ _VERBS = """
     attack fight shoot aim blow burn melt freeze drip splash spray drink rain snow stack pile arrange balance support
     resemble match dominate add complement create provide suggest indicate convey evoke stir unload load ring
     """.split()
-_DOUBLING = frozenset("sit run swim cut chop stir grab grip hug pet dig set put drop drip hit shut wrap stop".split())
 _THIRD_ONLY = frozenset(
     """
     sits stands lies lays leans hangs flies rides carries holds wears eats reads writes sings climbs crawls kneels
@@ -153,7 +154,7 @@ def _third(verb: str) -> str:
     return f"{verb[:-1]}ies" if re.search(r"[^aeiou]y$", verb) else f"{verb}s"
 
 
-# Third persons that a noun before them makes verbs, whatever follows; other forms may be plurals ("lemon slices").
+# Third-person forms that are verbs after any noun, whatever follows; others may be plurals ("lemon slices").
 THIRD_ONLY = _THIRD_ONLY
 BASE_FORMS = frozenset(_VERBS)
 THIRD_FORMS = frozenset(map(_third, _VERBS)) | _THIRD_ONLY

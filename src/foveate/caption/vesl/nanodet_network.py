@@ -22,12 +22,12 @@ from foveate.core.paths import DATA
 SIDE = 416
 STRIDES = (8, 16, 32)
 CLASSES = 80
-DISTANCES = 11
+DISTANCES = 11  # bins of a side's distance, 0 to 10 strides
 WEIGHTS = DATA / "nanodet-g.safetensors"
 SHA256 = "076eb3ba830569f20d051f28abebe7c6ed1d60a417a977cbc5d0a9a88a4f78f4"
 _WIDTH = 128
-_SLOPE = 0.1
-# Of pixels in 0 to 255, blue, green, red.
+_SLOPE = 0.1  # of the leaky ReLU, as in the graph
+# Of pixels in 0 to 255 in the order blue, green, red: the network was trained on images that OpenCV read.
 _MEAN = (103.53, 116.28, 123.675)
 _DEVIATION = (57.375, 57.12, 58.395)
 
@@ -44,7 +44,7 @@ class _Layer(nn.Module):
 
 
 class _Stage(nn.Module):
-    """A layer, pairs of half-width layers that are stacked, and a last layer beside what came in: twice `width` out."""
+    """Cross-stage partial block: first layer, pairs of half-width layers, last layer; 2 x `width` channels out."""
 
     def __init__(self, inputs: int, width: int, *, pairs: int, stride: int) -> None:
         super().__init__()
@@ -54,16 +54,19 @@ class _Stage(nn.Module):
         self.last = _Layer(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = kept = self.first(x)
+        x = shortcut = self.first(x)
         for pair in self.pairs:
             assert isinstance(pair, nn.ModuleList)
-            before = pair[0](x)
-            x = torch.cat((pair[1](before), before), dim=1)
-        return torch.cat((self.last(x), kept), dim=1)
+            half = pair[0](x)
+            x = torch.cat((pair[1](half), half), dim=1)
+        return torch.cat((self.last(x), shortcut), dim=1)
 
 
 class NanoDet(nn.Module):
-    """Pixels to class scores and boxes. The order of its convolutions is that of the graph they come from."""
+    """Pixels to class scores and boxes.
+
+    Modules are declared in the order of the graph's convolutions: tools/convert_nanodet.py assigns weights by it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,39 +86,49 @@ class NanoDet(nn.Module):
         )
 
     def forward(self, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores [B, A, 80] in (0, 1) and boxes [B, A, 4] in pixels of the square, not clipped; A = 3,549 at 416.
+        """Return scores [B, A, 80] in (0, 1) and boxes [B, A, 4] in pixels of the square, not clipped.
+
+        A is 3,549 at 416 pixels: one box per cell of each stride.
 
         Args:
             pixels_B3SS: uint8 or float in 0 to 255, red, green, blue; the side a multiple of 32.
         """
-        mean, deviation = (pixels_B3SS.new_tensor(one, dtype=torch.float32) for one in (_MEAN, _DEVIATION))
+        mean, deviation = (pixels_B3SS.new_tensor(values, dtype=torch.float32) for values in (_MEAN, _DEVIATION))
+        # flip(1): red, green, blue to the order that the mean is in.
         x = (pixels_B3SS.float().flip(1) - mean[:, None, None]) / deviation[:, None, None]
         x = F.max_pool2d(self.stem(x), 3, 2, 1)
         levels = []
-        for number, stage in enumerate(self.stages):
+        for index, stage in enumerate(self.stages):
             x = stage(x)
-            if number:
-                levels.append(self.laterals[number - 1](x))
+            if index:  # the first stage has stride 4 and no head
+                levels.append(self.laterals[index - 1](x))
         fine, middle, coarse = levels
-        middle = middle + _resized(coarse, middle)
-        fine = fine + _resized(middle, fine)
-        middle = middle + _resized(fine, middle)
-        coarse = coarse + _resized(middle, coarse)
+        # Path down (coarse to fine), then up: plain sums of resized features, without convolutions between.
+        middle = middle + _resize_like(coarse, middle)
+        fine = fine + _resize_like(middle, fine)
+        middle = middle + _resize_like(fine, middle)
+        coarse = coarse + _resize_like(middle, coarse)
         scores, boxes = [], []
         for level, head, stride in zip((fine, middle, coarse), self.heads, STRIDES, strict=True):
             assert isinstance(head, nn.ModuleList)
-            found = head[1](head[0](level)).flatten(2).transpose(1, 2)
-            scores.append(found[..., :CLASSES].sigmoid())
-            boxes.append(boxes_of(found[..., CLASSES:], level.shape[2:], stride))
+            output = head[1](head[0](level)).flatten(2).transpose(1, 2)
+            scores.append(output[..., :CLASSES].sigmoid())
+            boxes.append(decode_boxes(output[..., CLASSES:], level.shape[2:], stride))
         return torch.cat(scores, dim=1), torch.cat(boxes, dim=1)
 
 
-def _resized(x: Tensor, like: Tensor) -> Tensor:
+def _resize_like(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
 
 
-def boxes_of(sides_BA44: Tensor, grid: tuple[int, int] | torch.Size, stride: int) -> Tensor:
-    """Corners from the expected distances of the four sides to each cell's center."""
+def decode_boxes(sides_BA44: Tensor, grid: tuple[int, int] | torch.Size, stride: int) -> Tensor:
+    """Decode distances of the four sides from each cell's center to corners, in pixels.
+
+    Args:
+        sides_BA44: logits of 4 sides x `DISTANCES` bins; a distance is the expectation over the bins (Generalized
+            Focal Loss, arXiv 2006.04388, eq. 4).
+        grid: height and width of the level in cells.
+    """
     height, width = grid
     distances = torch.arange(DISTANCES, dtype=torch.float32, device=sides_BA44.device)
     sides_BA4 = (sides_BA44.unflatten(-1, (4, DISTANCES)).softmax(-1) @ distances) * stride
@@ -125,17 +138,18 @@ def boxes_of(sides_BA44: Tensor, grid: tuple[int, int] | torch.Size, stride: int
 
 
 @cache
-def load() -> NanoDet:
-    """The network with its weights, on the CPU, not trained further.
+def load_nanodet() -> NanoDet:
+    """Load the shipped network on the CPU, frozen, in evaluation mode.
 
     Raises:
-        UserError: when the shipped file of weights is not there, or is another.
+        UserError: the shipped weights are missing or changed.
     """
-    found = sha256_file(WEIGHTS) if WEIGHTS.is_file() else "nothing"
-    if found != SHA256:
-        raise UserError(f"{WEIGHTS.name}: its sha256 is {found}, expected {SHA256}; reinstall foveate")
+    sha256 = sha256_file(WEIGHTS) if WEIGHTS.is_file() else "no file"
+    if sha256 != SHA256:
+        raise UserError(f"{WEIGHTS.name}: wrong sha256 (got {sha256}); expected {SHA256}. Reinstall foveate")
     with torch.device("meta"):
         network = NanoDet()
+    # The file holds half precision, which CPUs compute slowly.
     weights = {name: value.float() for name, value in load_file(WEIGHTS).items()}
     network.load_state_dict(weights, assign=True)
     return network.eval().requires_grad_(False)

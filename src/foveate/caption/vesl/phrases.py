@@ -13,114 +13,153 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from foveate.caption.vesl.lexicon import VERB_FORMS
-from foveate.caption.vesl.words import GENERIC_WORDS, STOP_WORDS
 from foveate.core.recipes import Settings
 
-MOST_PHRASES = 20
+# Words of advertisements, hosts and files, which name nothing that an image shows (paper, appendix on VESL).
+GENERIC_WORDS = frozenset(
+    """
+    alibaba aliexpress amazon available background blog buy co com description diy download facebook free gif hd
+    ideas illustration illustrations image images img instagram jpg online org original page pdf photo photography
+    photos picclick picture pictures png porn premium resolution royalty sale sex shutterstock stock svg thumbnail
+    tumblr tumgir twitter uk uploaded vector vectors video videos wallpaper wallpapers wholesale www xxx youtube
+    """.split()
+)
+
+# English words that make no phrase by themselves (NLTK's stop words without contractions).
+STOP_WORDS = frozenset(
+    """
+    i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself
+    it its itself they them their theirs themselves what which who whom this that these those am is are was were be
+    been being have has had having do does did doing a an the and but if or because as until while of at by for with
+    about against between into through during before after above below to from up down in out on off over under
+    again further then once here there when where why how all any both each few more most other some such no nor not
+    only own same so than too very s t can will just don should now
+    """.split()
+)
+
+MAX_PHRASES = 20  # queries that an image gets; the paper keeps the first 20
 _ADJECTIVES = frozenset(("JJ", "JJR", "JJS"))
 _NOUNS = frozenset(("NN", "NNS", "NNP", "NNPS"))
-Recipe = Literal["paper", "clean"]
 
 
 class PhraseSettings(Settings):
     """How a caption becomes phrases."""
 
-    tagger: str = Field(
-        "rules", description="a module of foveate.caption.vesl.taggers: rules, spacy, spacy_tags, nltk, ngrams"
+    tagger: str = Field("rules", description="a module of foveate.caption.vesl.taggers: rules, spacy, nltk, ngrams")
+    chunker: Literal["auto", "tags", "parser"] = Field(
+        "auto", description="tags = the published DT? JJ* NN+ over tags; parser = spaCy's noun chunks (auto with spacy)"
     )
-    recipe: Recipe = Field("clean", description="paper = as published, with its artifacts; clean = without them")
+    recipe: Literal["paper", "clean"] = Field(
+        "clean", description="paper = as published, with its artifacts; clean = without them"
+    )
     tagger_data: str | None = Field(None, description="nltk: folder of its data averaged_perceptron_tagger_eng")
-    most: int = Field(MOST_PHRASES, ge=1, description="phrases of a caption that are kept, the first ones")
+    max_phrases: int = Field(MAX_PHRASES, ge=1, description="phrases of a caption that are kept, the first ones")
 
 
-class Phrases(NamedTuple):
-    """The phrases of a caption that are kept, in order; those that were dropped; and how many there were in all."""
+class ExtractedPhrases(NamedTuple):
+    """Phrases of a caption.
 
-    kept: list[str]
-    stop_words: list[str]
-    found: int
+    Attributes:
+        phrases: at most `max_phrases`, in the order of the text.
+        dropped: phrases of stop words only.
+        total: number of usable phrases before the limit.
+    """
+
+    phrases: list[str]
+    dropped: list[str]
+    total: int
 
 
-def without_generic(tokens: Sequence[str]) -> list[str]:
-    """The tokens that are no generic words."""
+def remove_generic(tokens: Sequence[str]) -> list[str]:
+    """Return the tokens without generic words."""
     return [token for token in tokens if token not in GENERIC_WORDS]
 
 
-def chunks(tags: Sequence[str]) -> list[tuple[int, int]]:
-    """Start and end of every noun phrase: DT? JJ* NN+, leftmost, longest, non-overlapping.
+def find_chunks(tags: Sequence[str]) -> list[tuple[int, int]]:
+    """Return start and end of every noun phrase: DT? JJ* NN+, leftmost, longest, non-overlapping.
 
-    >>> chunks(["DT", "JJ", "NN", "VBZ", "DT", "NN", "NNS"])
+    >>> find_chunks(["DT", "JJ", "NN", "VBZ", "DT", "NN", "NNS"])
     [(0, 3), (4, 7)]
     """
-    found, start = [], 0
+    chunks, start = [], 0
     while start < len(tags):
-        place = start + (tags[start] == "DT")
-        while place < len(tags) and tags[place] in _ADJECTIVES:
-            place += 1
-        nouns = place
-        while place < len(tags) and tags[place] in _NOUNS:
-            place += 1
-        if place > nouns:
-            found.append((start, place))
-            start = place
+        end = start + (tags[start] == "DT")
+        while end < len(tags) and tags[end] in _ADJECTIVES:
+            end += 1
+        first_noun = end
+        while end < len(tags) and tags[end] in _NOUNS:
+            end += 1
+        if end > first_noun:
+            chunks.append((start, end))
+            start = end
         else:
             start += 1
-    return found
+    return chunks
 
 
-def paper_phrases(tokens: Sequence[str], tags: Sequence[str], *, most: int = MOST_PHRASES) -> Phrases:
-    """The published recipe from tagged tokens without generic words: chunk, join, drop phrases of stop words only."""
-    return untidied([tokens[start:end] for start, end in chunks(tags)], most=most)
+def extract_paper_phrases(
+    tokens: Sequence[str], tags: Sequence[str], *, max_phrases: int = MAX_PHRASES
+) -> ExtractedPhrases:
+    """Chunk tagged tokens as published: join each chunk, drop phrases of stop words only.
 
-
-def untidied(found: Sequence[Sequence[str]], *, most: int = MOST_PHRASES) -> Phrases:
-    """Phrases (lists of words) as the paper keeps them: all but those of stop words only."""
-    return _kept(found, most)
-
-
-def clean_phrases(tokens: Sequence[str], tags: Sequence[str], *, most: int = MOST_PHRASES) -> Phrases:
-    """The same from all tagged tokens, without generic words, verb forms at the end, and duplicates."""
-    return tidied([list(tokens[start:end]) for start, end in chunks(tags)], most=most)
-
-
-def tidied(found: Sequence[Sequence[str]], *, most: int = MOST_PHRASES) -> Phrases:
-    """Phrases (lists of words) as the clean recipe keeps them.
-
-    A phrase whose last word is generic names the medium ("a stock photo") and goes; generic words before it are taken
-    out ("a vector horse" is "a horse").
+    Args:
+        tokens: without generic words, which the published recipe removes before tagging.
     """
-    kept: list[list[str]] = []
-    for words in found:
-        phrase = list(words)
-        while len(phrase) > 1 and phrase[-1] in VERB_FORMS and _names_something(phrase[-2]):
+    return filter_paper([tokens[start:end] for start, end in find_chunks(tags)], max_phrases=max_phrases)
+
+
+def filter_paper(chunks: Sequence[Sequence[str]], *, max_phrases: int = MAX_PHRASES) -> ExtractedPhrases:
+    """Keep all chunks (lists of words) but those of stop words only, as the paper does."""
+    return _join(chunks, max_phrases)
+
+
+def extract_clean_phrases(
+    tokens: Sequence[str], tags: Sequence[str], *, max_phrases: int = MAX_PHRASES
+) -> ExtractedPhrases:
+    """Chunk all tagged tokens; see `filter_clean` for what is removed."""
+    return filter_clean([list(tokens[start:end]) for start, end in find_chunks(tags)], max_phrases=max_phrases)
+
+
+def filter_clean(chunks: Sequence[Sequence[str]], *, max_phrases: int = MAX_PHRASES) -> ExtractedPhrases:
+    """Remove generic words, verb forms at the end, and duplicates from chunks (lists of words).
+
+    A chunk whose last word is generic names the medium ("a stock photo") and is dropped; generic words before it are
+    removed ("a vector horse" becomes "a horse").
+    """
+    phrases: list[list[str]] = []
+    for chunk in chunks:
+        phrase = list(chunk)
+        # "a dog runs": a tagger took the verb for a plural. Cut it only where a name is left before it.
+        while len(phrase) > 1 and phrase[-1] in VERB_FORMS and _is_name(phrase[-2]):
             phrase.pop()
         if phrase[-1] in GENERIC_WORDS or (len(phrase) > 1 and phrase[-1] in VERB_FORMS):
             continue
-        phrase = without_generic(phrase)
-        if phrase not in kept:
-            kept.append(phrase)
-    return _kept(kept, most)
+        phrase = remove_generic(phrase)
+        if phrase not in phrases:
+            phrases.append(phrase)
+    return _join(phrases, max_phrases)
 
 
-def _names_something(word: str) -> bool:
+def _is_name(word: str) -> bool:
     return word not in STOP_WORDS and word not in GENERIC_WORDS
 
 
-def _kept(found: Sequence[Sequence[str]], most: int) -> Phrases:
-    useful = [" ".join(words) for words in found if not all(word in STOP_WORDS for word in words)]
-    dropped = [" ".join(words) for words in found if all(word in STOP_WORDS for word in words)]
-    return Phrases(useful[:most], dropped, len(useful))
+def _join(chunks: Sequence[Sequence[str]], max_phrases: int) -> ExtractedPhrases:
+    usable = [" ".join(chunk) for chunk in chunks if not all(word in STOP_WORDS for word in chunk)]
+    dropped = [" ".join(chunk) for chunk in chunks if all(word in STOP_WORDS for word in chunk)]
+    return ExtractedPhrases(usable[:max_phrases], dropped, len(usable))
 
 
-def phrase_scores(found: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Precision, recall and F1 of phrases over captions; a phrase that comes twice counts twice."""
-    right = sum(_common(ours, theirs) for ours, theirs in zip(found, truth, strict=True))
-    ours, theirs = sum(map(len, found)), sum(map(len, truth))
-    precision, recall = right / max(1, ours), right / max(1, theirs)
-    return {"precision": precision, "recall": recall, "f1": 2 * right / max(1, ours + theirs)}
+def score_phrases(predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Precision, recall and F1 of phrases, summed over captions; a phrase that occurs twice counts twice."""
+    matches = sum(_count_common(ours, theirs) for ours, theirs in zip(predicted, truth, strict=True))
+    num_predicted, num_true = sum(map(len, predicted)), sum(map(len, truth))
+    precision, recall = matches / max(1, num_predicted), matches / max(1, num_true)
+    return {"precision": precision, "recall": recall, "f1": 2 * matches / max(1, num_predicted + num_true)}
 
 
-def _common(first: Sequence[str], second: Sequence[str]) -> int:
+def _count_common(first: Sequence[str], second: Sequence[str]) -> int:
+    """Size of the intersection of two multisets."""
     rest, count = list(second), 0
     for phrase in first:
         if phrase in rest:

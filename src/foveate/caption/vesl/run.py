@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from foveate.caption.vesl.detection import Detector, DetectorKind, Found, Shown, find_detector
+from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind, find_detector
 from foveate.caption.vesl.settings import RegionLabelSettings, recipe_hash, recipe_of
 from foveate.caption.vesl.tagging import Extractor, open_extractor
 from foveate.caption.vesl.work import (
@@ -132,9 +132,11 @@ def open_run(
 def phrases_of(run: Opened, row: int) -> tuple[Said, list[str]]:
     """The chosen texts of an image and their phrases; in the control those of its partner."""
     said = run.captions.of(run.partners.get(row, row))
-    most, found = run.settings.phrases.most, list[str]()
+    most, found = run.settings.phrases.max_phrases, list[str]()
     for text in said.texts:
-        found += [one for one in run.extractor(text).kept if run.settings.phrases.recipe == "paper" or one not in found]
+        found += [
+            one for one in run.extractor(text).phrases if run.settings.phrases.recipe == "paper" or one not in found
+        ]
     return said, found[:most]
 
 
@@ -277,7 +279,7 @@ def _label(run: Opened, rows: Sequence[int], workers: int) -> Iterator[Labeled]:
         images = list(pool.map(lambda one: _shown(run, one[0]), asked))
     good = []
     for (row, said, phrases), image in zip(asked, images, strict=True):
-        if isinstance(image, Shown):
+        if isinstance(image, DetectorInput):
             good.append((image, said, phrases))
         else:
             key = run.collection.keys[row]
@@ -287,19 +289,19 @@ def _label(run: Opened, rows: Sequence[int], workers: int) -> Iterator[Labeled]:
     yield from (finished[row] for row in rows)
 
 
-def _shown(run: Opened, row: int) -> Shown | str:
+def _shown(run: Opened, row: int) -> DetectorInput | str:
     index = run.collection.index
     width, height, key = int(index["width"][row]), int(index["height"][row]), run.collection.keys[row]
     if not run.kind.reads_pixels:
-        return Shown(row, key, None, width, height)
+        return DetectorInput(row, key, None, width, height)
     try:
         image = decode(run.collection.image_bytes(row), longest_side=_DECODED * max(1, run.detector.input_px))
     except BadImage as problem:
         return str(problem)
-    return Shown(row, key, image, width, height)
+    return DetectorInput(row, key, image, width, height)
 
 
-def _detect(run: Opened, good: Sequence[tuple[Shown, Said, list[str]]]) -> list[Found | str]:
+def _detect(run: Opened, good: Sequence[tuple[DetectorInput, Said, list[str]]]) -> list[Detections | str]:
     """What the detector says; where it fails on the batch, of each image alone, or why it failed on it."""
     if not good:
         return []
@@ -311,7 +313,7 @@ def _detect(run: Opened, good: Sequence[tuple[Shown, Said, list[str]]]) -> list[
         return [one for each in good for one in _detect(run, [each])]
 
 
-def _labeled(run: Opened, image: Shown, said: Said, phrases: list[str], found: Found | str) -> Labeled:
+def _labeled(run: Opened, image: DetectorInput, said: Said, phrases: list[str], found: Detections | str) -> Labeled:
     if isinstance(found, str):
         return Labeled(image.key, DETECTOR_ERROR, said.kind, len(phrases), detail=found)
     rows = []

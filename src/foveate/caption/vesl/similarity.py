@@ -1,4 +1,4 @@
-"""A model folder as judge of boxes and phrases: embeddings of both, from one pass over each image."""
+"""Cosine similarity of boxes and phrases by a model folder, from one pass over each image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.caption.vesl.detection import Shown
+from foveate.caption.vesl.detection import DetectorInput
 from foveate.core.files import sha256_file
 from foveate.records.geometry import Placement, View
 from foveate.vision.encoder import ImageTokens
@@ -19,50 +19,56 @@ from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.folder import WEIGHTS, load_model
 from foveate.vision.views import input_boxes, placed, render
 
-_REMEMBERED = 16_384
+# Embeddings that are cached; 16,384 of 512 floats are 32 MB.
+_MAX_CACHED_PHRASES = 16_384
 
 
-class Judge:
-    """A localizing model (CLOC, or a CLIP with RoI-pooled tokens), opened for use.
+class RegionScorer:
+    """A localizing model (CLOC, or a CLIP with RoI-pooled tokens) that compares boxes with phrases.
 
     Raises:
-        UserError: when the folder is no model folder.
+        UserError: the folder is no model folder.
     """
 
     def __init__(self, folder: str, device: str | None) -> None:
         self.network = load_model(Path(folder), device=device)
         self.version = sha256_file(Path(folder) / WEIGHTS)[:12]
         self.input_px = self.network.image_encoder.preprocess.size
-        self._known: dict[str, Tensor] = {}
+        self._cache: dict[str, Tensor] = {}
 
-    def look(self, images: Sequence[Shown]) -> tuple[ImageTokens, list[Placement]]:
-        """One pass over images: their tokens, and how each lies in the model input."""
+    def encode_images(self, images: Sequence[DetectorInput]) -> tuple[ImageTokens, list[Placement]]:
+        """Encode images in one pass; return their tokens, and how each lies in the model input."""
         preprocess = self.network.image_encoder.preprocess
-        placements = [placed(preprocess, one.pixels.size, View()) for one in images]
-        pixels = [render(preprocess, one.pixels, place) for one, place in zip(images, placements, strict=True)]
+        placements = [placed(preprocess, image.pixels.size, View()) for image in images]
+        pixels = [
+            render(preprocess, image.pixels, placement) for image, placement in zip(images, placements, strict=True)
+        ]
         return self.network.encode_image_tokens(torch.stack(pixels)), placements
 
-    def phrases(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [Q, E] before normalization, on the model's device; known phrases are remembered."""
-        new = sorted({text for text in texts if text not in self._known})
-        if len(self._known) + len(new) > _REMEMBERED:
-            self._known, new = {}, sorted(set(texts))
-        self._known.update(zip(new, embed_phrases(self.network, new), strict=True))
-        return torch.stack([self._known[text] for text in texts]).to(self.network.device)
+    def embed(self, phrases: Sequence[str]) -> Tensor:
+        """Embed phrases; return [Q, E], not normalized, on the model's device. Recent phrases are cached."""
+        new = sorted({phrase for phrase in phrases if phrase not in self._cache})
+        if len(self._cache) + len(new) > _MAX_CACHED_PHRASES:
+            # Emptied as a whole: phrases of a collection follow Zipf's law, so the frequent ones are back at once.
+            self._cache, new = {}, sorted(set(phrases))
+        self._cache.update(zip(new, embed_phrases(self.network, new), strict=True))
+        return torch.stack([self._cache[phrase] for phrase in phrases]).to(self.network.device)
 
     def cosines(
-        self, tokens: ImageTokens, placement: Placement, number: int, boxes_K4: NDArray[np.float64], texts_QE: Tensor
+        self, tokens: ImageTokens, placement: Placement, index: int, boxes_K4: NDArray[np.float64], texts_QE: Tensor
     ) -> NDArray[np.float64]:
-        """Cosines [K, Q] of boxes of image `number` of a pass with phrases; -1 where the model sees nothing of one.
+        """Cosines [K, Q] of boxes with phrases; -1 for boxes that lie outside of what the model sees.
 
         Args:
-            boxes_K4: in [0, 1] of the image. texts_QE: of `phrases`.
+            index: of the image in the pass that gave `tokens`.
+            boxes_K4: in [0, 1] of the image.
+            texts_QE: of `embed`.
         """
-        found = np.full((len(boxes_K4), len(texts_QE)), -1.0)
-        inside_J4, seen_K = input_boxes(placement, boxes_K4, min_visible=0)
+        result_KQ = np.full((len(boxes_K4), len(texts_QE)), -1.0)
+        inside_J4, visible_K = input_boxes(placement, boxes_K4, min_visible=0)
         if len(inside_J4):
-            index = torch.full((len(inside_J4),), number, device=self.network.device)
-            z_JE = self.network.encode_regions(tokens, torch.from_numpy(inside_J4).to(self.network.device), index)
+            index_J = torch.full((len(inside_J4),), index, device=self.network.device)
+            z_JE = self.network.encode_regions(tokens, torch.from_numpy(inside_J4).to(self.network.device), index_J)
             unit_QE = F.normalize(texts_QE.float(), dim=-1)
-            found[seen_K] = (F.normalize(z_JE.float(), dim=-1) @ unit_QE.T).double().cpu().numpy()
-        return found
+            result_KQ[visible_K] = (F.normalize(z_JE.float(), dim=-1) @ unit_QE.T).double().cpu().numpy()
+        return result_KQ

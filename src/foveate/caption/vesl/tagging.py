@@ -1,73 +1,83 @@
-"""What turns a caption into phrases, by name: `x` is the module `foveate.caption.vesl.taggers.x`.
+"""Interfaces of taggers and phrase extractors.
 
-A new tagger is one new module with a `TAGGER`; nothing here changes.
+A new tagger is one new module of `foveate.caption.vesl.taggers` with a `TAGGER`: PhraseSettings -> Extractor. Its name
+is the module's.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import foveate.caption.vesl.taggers
-from foveate.caption.vesl.phrases import Phrases, PhraseSettings, clean_phrases, paper_phrases, without_generic
-from foveate.core.errors import choose
+from foveate.caption.vesl.phrases import (
+    ExtractedPhrases,
+    PhraseSettings,
+    extract_clean_phrases,
+    extract_paper_phrases,
+    remove_generic,
+)
+from foveate.core.errors import UserError
+from foveate.core.plugins import load_plugin, module_names
 from foveate.records.text import split_sentences
+
+TAGGERS = "foveate.caption.vesl.taggers"
 
 
 class Tagger(Protocol):
-    """Words of a sentence, and a Penn tag for each. `version` names the code or the weights, for the recipe's hash."""
+    """Part-of-speech tagger with Penn tags. `version` (of code or weights) goes into the recipe's hash."""
 
     name: str
     version: str
 
     def tokens(self, sentence: str) -> list[str]:
-        """The tokens of one lower-case sentence."""
+        """Split one lower-case sentence into tokens."""
         ...
 
     def tags(self, tokens: Sequence[str]) -> list[str]:
-        """One tag per token."""
+        """Return one tag per token."""
         ...
 
 
 class Extractor(Protocol):
-    """A caption's phrases."""
+    """Extracts phrases from a caption."""
 
     name: str
     version: str
 
-    def __call__(self, text: str) -> Phrases: ...
+    def __call__(self, text: str) -> ExtractedPhrases: ...
 
 
 class TaggerPhrases:
-    """The recipe of `settings` over a tagger."""
+    """The chunker DT? JJ* NN+ over a tagger, with the recipe of `settings`."""
 
     def __init__(self, tagger: Tagger, settings: PhraseSettings) -> None:
+        if settings.chunker == "parser":
+            raise UserError(
+                f"field 'chunker': tagger '{tagger.name}' has no parser (got 'parser'); expected tags or auto"
+            )
         self.tagger, self.settings = tagger, settings
         self.name, self.version = tagger.name, tagger.version
 
-    def __call__(self, text: str) -> Phrases:
+    def __call__(self, text: str) -> ExtractedPhrases:
+        # Lower case first: the published recipe tags lower-case text, which decides what is a proper noun.
         parts = split_sentences(text.lower(), style="treebank")
         tokens = [token for part in parts for token in self.tagger.tokens(part)]
         if self.settings.recipe == "paper":
-            tokens = without_generic(tokens)
-            return paper_phrases(tokens, self.tagger.tags(tokens), most=self.settings.most)
-        return clean_phrases(tokens, self.tagger.tags(tokens), most=self.settings.most)
+            tokens = remove_generic(tokens)
+            return extract_paper_phrases(tokens, self.tagger.tags(tokens), max_phrases=self.settings.max_phrases)
+        return extract_clean_phrases(tokens, self.tagger.tags(tokens), max_phrases=self.settings.max_phrases)
 
 
 def tagger_names() -> list[str]:
-    """Names of all taggers, without importing them."""
-    return sorted(module.name for module in pkgutil.iter_modules(foveate.caption.vesl.taggers.__path__))
+    """List all taggers without importing them."""
+    return module_names(TAGGERS)
 
 
 def open_extractor(settings: PhraseSettings) -> Extractor:
-    """What turns captions into phrases.
+    """Open the extractor of a tagger.
 
     Raises:
-        UserError: for an unknown tagger, with the nearest match; or where what it needs is not installed.
+        UserError: the tagger is unknown (the error has the nearest match), or what it needs is not installed.
     """
-    choose(settings.tagger, tagger_names(), "tagger")
-    module = importlib.import_module(f"foveate.caption.vesl.taggers.{settings.tagger}")
-    made: Callable[[PhraseSettings], Extractor] = module.TAGGER
-    return made(settings)
+    open_tagger: Callable[[PhraseSettings], Extractor] = load_plugin(TAGGERS, settings.tagger, "TAGGER", label="tagger")
+    return open_tagger(settings)

@@ -61,7 +61,7 @@ def command(
       foveate audit my-images --formats alt,ssc,dsc --sample 500 --tokenizer tokenizer.json
     """
     from foveate.caption.audit import Method, Question, audit
-    from foveate.caption.audit_numbers import Units
+    from foveate.caption.audit_metrics import Units
     from foveate.caption.lengths import OtherTokenizer
     from foveate.core.errors import UserError
     from foveate.core.runs import RunFolder
@@ -78,7 +78,7 @@ def command(
     units = Units(context, None if tokenizer is None else OtherTokenizer(tokenizer), entity, seed or 0)
     method = Method(model=judge)
     if endpoint is not None and endpoint_model is not None:
-        from foveate.caption.assertions.served import served_method
+        from foveate.caption.assertions.llm_judge import served_method
 
         method = served_method(opened, endpoint, endpoint_model)
     folder = RunFolder.create(run or Path("runs/audit"), command=["foveate", *sys.argv[1:]])

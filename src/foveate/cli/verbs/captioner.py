@@ -78,7 +78,7 @@ def train(
         found = estimate(resolved, opened)
         finish(found, lines(found), {}, as_json=as_json)
         return
-    from foveate.caption.small.verbs import train_and_evaluate
+    from foveate.caption.small.runs import train_and_evaluate
     from foveate.report import render
 
     target = run or Path("runs") / f"captioner-{Path(recipe).stem}"
@@ -129,7 +129,7 @@ def evaluate(
     Example:
       foveate captioner evaluate runs/captioner-captioner-tour/model --collection my-images --limit 300
     """
-    from foveate.caption.small.verbs import evaluate_folder
+    from foveate.caption.small.runs import evaluate_folder
     from foveate.records.collection import Collection
     from foveate.report import render
 

@@ -21,7 +21,8 @@ from foveate.cli.options import common, finish, workers_option
 )
 @click.option("--model", metavar="MODEL", help="The detector's model: a folder, or for owlv2 OWNER/NAME on the hub.")
 @click.option("--set", "options", multiple=True, metavar="NAME=VALUE", help="A further option of the detector.")
-@click.option("--phrases", default="rules", metavar="NAME", help="rules (default), spacy, spacy_tags, nltk or ngrams.")
+@click.option("--phrases", default="rules", metavar="NAME", help="rules (default), spacy, nltk or ngrams.")
+@click.option("--chunker", default="auto", metavar="NAME", help="tags, or parser (with spacy); auto by default.")
 @click.option("--recipe", default="clean", metavar="NAME", help="clean (default), or paper with its artifacts.")
 @click.option("--tagger-data", metavar="FOLDER", help="nltk: folder of averaged_perceptron_tagger_eng.")
 @click.option(
@@ -46,6 +47,7 @@ def command(
     model: str | None,
     options: tuple[str, ...],
     phrases: str,
+    chunker: str,
     recipe: str,
     tagger_data: str | None,
     captions: str,
@@ -81,7 +83,7 @@ def command(
     from foveate.report import render
 
     said: dict[str, Any] = {
-        "phrases": {"tagger": phrases, "recipe": recipe, "tagger_data": tagger_data},
+        "phrases": {"tagger": phrases, "chunker": chunker, "recipe": recipe, "tagger_data": tagger_data},
         "captions": [kind.strip() for kind in captions.split(",") if kind.strip()],
         "prefer": [name.strip() for name in prefer.split(",") if name.strip()],
         "shuffle_phrases": shuffle_phrases,

@@ -1,7 +1,7 @@
-"""An oracle: boxes that the collection holds already, with the caption's phrase that names each best.
+"""Oracle detector: boxes that the collection holds already, each with the caption's phrase that names it best.
 
-It measures what the rest of the pipeline loses (captions, phrases, their wording) with a detector that never errs on
-boxes. It labels nothing new: what it writes is marked with its name, and it is never a default.
+It measures what the rest of the pipeline (captions, phrases, their wording) loses with a detector whose boxes are
+right. It labels nothing new: its rows are marked with its name, and it is never a default.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field
 
-from foveate.caption.vesl.detection import Detector, DetectorKind, Found, Shown
-from foveate.caption.vesl.words import STOP_WORDS
+from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind
+from foveate.caption.vesl.phrases import STOP_WORDS
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
@@ -20,27 +20,27 @@ from foveate.records.sources import is_pseudo
 
 
 class AnnotationSettings(Settings):
-    """Which of the collection's boxes answer, and how alike a phrase must be."""
+    """Which of the collection's boxes are returned, and how similar a phrase must be."""
 
     sources: tuple[str, ...] = Field((), description="sources of boxes; all but pseudo-labels by default")
-    threshold: float = Field(0.3, ge=0, lt=1, description="least share of common words of box and phrase, strict")
+    threshold: float = Field(0.3, ge=0, lt=1, description="minimum share of common words of box and phrase, strict")
 
 
-def likeness(first: str, second: str) -> float:
-    """Share of common words (without stop words) of two phrases among their words, in [0, 1].
+def word_overlap(first: str, second: str) -> float:
+    """Jaccard index of the words of two phrases, stop words left out.
 
-    >>> likeness("a red car", "red car"), likeness("a car", "red car"), likeness("a dog", "red car")
+    >>> word_overlap("a red car", "red car"), word_overlap("a car", "red car"), word_overlap("a dog", "red car")
     (1.0, 0.5, 0.0)
     """
-    one, other = ({word for word in text.lower().split() if word not in STOP_WORDS} for text in (first, second))
-    return len(one & other) / len(one | other) if one | other else 0.0
+    a, b = ({word for word in text.lower().split() if word not in STOP_WORDS} for text in (first, second))
+    return len(a & b) / len(a | b) if a | b else 0.0
 
 
 class AnnotationDetector(Detector):
-    """See the module's text.
+    """Returns annotated boxes with the phrase of highest word overlap.
 
     Raises:
-        UserError: for a source that has no boxes.
+        UserError: one of `settings.sources` has no boxes.
     """
 
     name, version, input_px = "annotations", "1", 0
@@ -48,31 +48,37 @@ class AnnotationDetector(Detector):
     def __init__(self, settings: AnnotationSettings, collection: Collection) -> None:
         self.settings, self._collection = settings, collection
         self.model = f"annotations of {', '.join(settings.sources) or 'the collection'}"
-        there = {str(one) for one in collection.table("regions")["source"].unique().to_pylist() if not is_pseudo(one)}
-        unknown = set(settings.sources) - there
+        # Pseudo-labels are left out: a run would otherwise return what an earlier run of it wrote.
+        column = collection.table("regions")["source"].unique().to_pylist()
+        available = {str(source) for source in column if not is_pseudo(source)}
+        unknown = sorted(set(settings.sources) - available)
         if unknown:
             raise UserError(
-                f"field sources: '{sorted(unknown)[0]}' has no boxes; allowed are {', '.join(sorted(there))}"
+                f"field 'sources': no boxes of source '{unknown[0]}'; expected {', '.join(sorted(available))}"
             )
-        self._sources = set(settings.sources) or there
+        self._sources = set(settings.sources) or available
 
-    def detect(self, images: Sequence[Shown], phrases: Sequence[Sequence[str]]) -> list[Found]:
-        return [self._of(one.row, some) for one, some in zip(images, phrases, strict=True)]
+    def detect(self, images: Sequence[DetectorInput], phrases: Sequence[Sequence[str]]) -> list[Detections]:
+        return [self._detect_in_row(image.row, queries) for image, queries in zip(images, phrases, strict=True)]
 
-    def _of(self, row: int, phrases: Sequence[str]) -> Found:
-        regions = [one for one in self._collection.regions_of(row) if one.source in self._sources]
+    def _detect_in_row(self, row: int, phrases: Sequence[str]) -> Detections:
+        regions = [region for region in self._collection.regions_of(row) if region.source in self._sources]
         if not regions:
-            return Found()
-        alike_KQ = np.array([[max(likeness(name, one.phrase), likeness(name, one.label)) for name in phrases]
-                             for one in regions])  # fmt: skip
-        best_K, score_K = alike_KQ.argmax(axis=1), alike_KQ.max(axis=1)
-        kept = score_K > self.settings.threshold
-        boxes_K4 = np.stack([one.box.to_array() for one in regions])
-        return Found(boxes_K4[kept], score_K[kept], best_K[kept])
+            return Detections()
+        overlap_KQ = np.array(
+            [
+                [max(word_overlap(phrase, region.phrase), word_overlap(phrase, region.label)) for phrase in phrases]
+                for region in regions
+            ]
+        )
+        best_K, score_K = overlap_KQ.argmax(axis=1), overlap_KQ.max(axis=1)
+        keep_K = score_K > self.settings.threshold
+        boxes_K4 = np.stack([region.box.to_array() for region in regions])
+        return Detections(boxes_K4[keep_K], score_K[keep_K], best_K[keep_K])
 
 
 def open_detector(settings: AnnotationSettings, collection: Collection, device: str | None) -> AnnotationDetector:
-    """See `AnnotationDetector`."""
+    """Open the oracle over a collection's annotations."""
     return AnnotationDetector(settings, collection)
 
 

@@ -1,4 +1,4 @@
-"""The published recipe's words and tags: NLTK's word tokenizer and its averaged perceptron.
+"""Tokens and tags of the published recipe: NLTK's word tokenizer and its averaged perceptron.
 
 NLTK's package holds the code only. The tagger's weights are NLTK data that its users download; they are read here as
 JSON (never a pickle) from `tagger_data`, else from where NLTK finds `taggers/averaged_perceptron_tagger_eng`.
@@ -23,7 +23,7 @@ class NltkTagger(Tagger):
     """NLTK's perceptron with the weights of a folder.
 
     Raises:
-        UserError: when NLTK is not installed, or its data is not there or not readable.
+        UserError: NLTK is not installed, or its data is missing or unreadable.
     """
 
     name = "nltk"
@@ -35,26 +35,27 @@ class NltkTagger(Tagger):
             from nltk.tokenize import NLTKWordTokenizer
         except ImportError as error:
             raise UserError("the tagger 'nltk' needs NLTK: run `pip install foveate[nltk]`") from error
-        folder = Path(data) if data else _found()
+        folder = Path(data) if data else _find_data()
         files = {part: folder / f"{_FOLDER}.{part}.json" for part in _PARTS}
-        self._words = NLTKWordTokenizer()
+        self._tokenizer = NLTKWordTokenizer()
+        # load=False and filled here: NLTK's own loading looks only where its downloader puts data.
         self._tagger: Any = PerceptronTagger(load=False)
-        self._tagger.model.weights = _mapping(files["weights"])
-        self._tagger.tagdict = _mapping(files["tagdict"])
+        self._tagger.model.weights = _read_mapping(files["weights"])
+        self._tagger.tagdict = _read_mapping(files["tagdict"])
         classes = read_json(files["classes"])
-        if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
-            raise UserError(f"{files['classes']}: a list of tags is wanted")
+        if not isinstance(classes, list) or not all(isinstance(tag, str) for tag in classes):
+            raise UserError(f"{files['classes']}: expected a JSON list of tags")
         self._tagger.classes = self._tagger.model.classes = set(classes)
         self.version = f"{nltk.__version__} {sha256_file(files['weights'])[:12]}"
 
     def tokens(self, sentence: str) -> list[str]:
-        return self._words.tokenize(sentence)
+        return self._tokenizer.tokenize(sentence)
 
     def tags(self, tokens: Sequence[str]) -> list[str]:
         return [tag for _, tag in self._tagger.tag(list(tokens))]
 
 
-def _found() -> Path:
+def _find_data() -> Path:
     import nltk
 
     try:
@@ -66,15 +67,15 @@ def _found() -> Path:
         ) from error
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def _read_mapping(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: a mapping is wanted, this is {type(content).__name__}")
+        raise UserError(f"{path}: expected a JSON object (got {type(content).__name__})")
     return content
 
 
 def open_tagger(settings: PhraseSettings) -> TaggerPhrases:
-    """See `NltkTagger`."""
+    """Open the published chunker over NLTK's tags."""
     return TaggerPhrases(NltkTagger(settings.tagger_data), settings)
 
 

@@ -1,7 +1,7 @@
-"""Penn tags by a lexicon, endings and neighbors: no extra, no weights, the same everywhere.
+"""Penn tags by a lexicon, endings and neighboring words: no extra, no weights, the same everywhere.
 
-It is built to read verbs as verbs: "a dog sits on" is not a noun of three words. Its agreement with the published
-recipe's tagger is in docs/methods/vesl.md.
+It is built to tag verbs as verbs: "a dog sits on" is not a noun of three words. docs/methods/vesl.md has its agreement
+with the published recipe's tagger.
 """
 
 from __future__ import annotations
@@ -26,27 +26,33 @@ from foveate.records.text import split_words
 
 _NUMBER = re.compile(r"[+-]?\d[\d.,:/%]*(?:st|nd|rd|th|s)?")
 _PUNCTUATION = re.compile(r"[^\w\s]+")
-_OWN_TAG = frozenset((".", ",", ":"))
+_TAGGED_AS_THEMSELVES = frozenset((".", ",", ":"))
 _MAKES_A_PHRASE = frozenset(("DT", "PRP$", "JJ", "CD", "IN", "POS"))
 _SUBJECT = frozenset(("NN", "NNS", "PRP"))
 
 
-def tags_of(tokens: Sequence[str]) -> list[str]:
-    """One tag per lower-case token."""
-    found: list[str] = []
-    for place, token in enumerate(tokens):
-        before = found[-1] if found else ""
-        after = tokens[place + 1] if place + 1 < len(tokens) else ""
-        found.append(_tag(token, before, tokens[place - 1] if place else "", after))
-    return found
+def tag_tokens(tokens: Sequence[str]) -> list[str]:
+    """Return one tag per lower-case token."""
+    tags: list[str] = []
+    for index, token in enumerate(tokens):
+        previous_tag = tags[-1] if tags else ""
+        following = tokens[index + 1] if index + 1 < len(tokens) else ""
+        tags.append(_tag(token, previous_tag, tokens[index - 1] if index else "", following))
+    return tags
 
 
 def _tag(token: str, before: str, word_before: str, after: str) -> str:
+    """Tag one token.
+
+    Args:
+        before: tag of the token before. word_before, after: the neighboring tokens, "" at the ends.
+    """
     if _PUNCTUATION.fullmatch(token):
-        return _punctuation(token)
+        return _tag_punctuation(token)
     if token == "'s" and before in ("NN", "NNS"):
-        return "POS" if _could_be_named(after) else "VBZ"
-    if token == "that" and before in _SUBJECT:
+        # "the dog's ear" against "the dog's asleep".
+        return "POS" if _in_noun_phrase(after) else "VBZ"
+    if token == "that" and before in _SUBJECT:  # "a dog that sits": a relative pronoun, no determiner
         return "WDT"
     if token in CLOSED:
         return CLOSED[token]
@@ -54,41 +60,44 @@ def _tag(token: str, before: str, word_before: str, after: str) -> str:
         return "CD"
     if is_adverb(token):
         return "RB"
-    if token in NOMINAL and before in ("NN", "DT", "PRP$", "JJ") and not _could_be_named(after):
+    # "a traffic light", "the town square": an adjective that stands where a noun is needed.
+    if token in NOMINAL and before in ("NN", "DT", "PRP$", "JJ") and not _in_noun_phrase(after):
         return "NN"
-    return _verb(token, before, word_before, after) or _name(token)
+    return _tag_verb(token, before, word_before, after) or _tag_noun(token)
 
 
-def _punctuation(token: str) -> str:
+def _tag_punctuation(token: str) -> str:
     if token in (".", "!", "?"):
         return "."
     if token in (";", "...", "-", "--", "–", "—"):
         return ":"
-    return token if token in _OWN_TAG else "SYM"
+    return token if token in _TAGGED_AS_THEMSELVES else "SYM"
 
 
-def _name(token: str) -> str:
+def _tag_noun(token: str) -> str:
     if is_adjective(token):
         return "JJ"
+    # Not "bus", "glass", "tennis": -ss, -is and -us are singular.
     return "NNS" if re.search(r"(?<![siu])s$", token) and len(token) > 3 else "NN"
 
 
-def _could_be_named(word: str) -> bool:
-    """Whether a word may be part of a noun phrase that the word before it belongs to."""
+def _in_noun_phrase(word: str) -> bool:
+    """Whether a word may continue the noun phrase of the word before it."""
     return bool(word) and word not in CLOSED and not _PUNCTUATION.fullmatch(word) and not is_adverb(word)
 
 
-def _verb(token: str, before: str, word_before: str, after: str) -> str:
-    """A verb's tag, an adjective made from a verb, or "" where the word is none of them here."""
+def _tag_verb(token: str, before: str, word_before: str, after: str) -> str:
+    """Return a verb's tag, "JJ" for a participle used as an adjective, or "" where the token is no verb here."""
     if token.endswith("ing") and len(token) > 5:
-        return _ing(token, before, after)
+        return _tag_ing(token, before, after)
+    # "a parked car" (adjective) against "a car parked on" (participle after its noun).
     participle = token in PARTICIPLES or (token.endswith("ed") and len(token) > 4)
     if participle and not is_adjective(token):
         if before in ("NN", "NNS", "PRP", "VBZ", "VBP", "VBD", "VB", "RB", "MD") and not (
-            before == "RB" and _could_be_named(after)
+            before == "RB" and _in_noun_phrase(after)
         ):
             return "VBN"
-        return "JJ" if _could_be_named(after) else "VBN"
+        return "JJ" if _in_noun_phrase(after) else "VBN"
     if before == "MD" or (before == "TO" and (token in BASE_FORMS)):
         return "VB" if token in BASE_FORMS or not is_adjective(token) else ""
     if token in PAST_FORMS and before in _SUBJECT:
@@ -96,29 +105,30 @@ def _verb(token: str, before: str, word_before: str, after: str) -> str:
     if token in THIRD_FORMS and before in ("NN", "PRP", "NNS", "RB", "WDT", "WP", "CC"):
         if token in THIRD_ONLY or before in ("PRP", "WDT", "WP"):
             return "VBZ"
-        # A verb wants an object or a place: "a red car passes a house", but "lemon slices and asparagus".
+        # A verb needs an object or a place after it: "a red car passes a house", but "lemon slices and asparagus".
         ends = not after or CLOSED.get(after) == "CC" or _PUNCTUATION.fullmatch(after) is not None
-        return "VBZ" if not ends and (not _could_be_named(after) or _starts(after)) else ""
+        return "VBZ" if not ends and (not _in_noun_phrase(after) or _starts_phrase(after)) else ""
     if token in BASE_FORMS and before in ("NNS", "PRP", "WDT", "WP") and word_before != "it":
         return "VBP"
     return ""
 
 
-def _starts(word: str) -> bool:
-    """Whether a word is likely to start a phrase rather than to go on with one: an adjective or a plural."""
+def _starts_phrase(word: str) -> bool:
+    """Whether a word is likely to start a noun phrase rather than to continue one: an adjective or a plural."""
     return is_adjective(word) or re.search(r"(?<![siu])s$", word) is not None or word in BASE_FORMS
 
 
-def _ing(token: str, before: str, after: str) -> str:
+def _tag_ing(token: str, before: str, after: str) -> str:
+    """Tag a word in -ing: noun or adjective after a determiner, a verb form after its subject."""
     if before in ("DT", "PRP$", "JJ", "POS", "CD"):
-        return "JJ" if _could_be_named(after) else "NN"
+        return "JJ" if _in_noun_phrase(after) else "NN"
     if before in ("NN", "NNS", "PRP", "VBZ", "VBP", "VBD", "RB", ""):
         return "VBG"
-    return "VBG" if not _could_be_named(after) or before == "CC" else "JJ"
+    return "VBG" if not _in_noun_phrase(after) or before == "CC" else "JJ"
 
 
 class RuleTagger(Tagger):
-    """See `tags_of`."""
+    """The rules of `tag_tokens`."""
 
     name, version = "rules", "1"
 
@@ -126,10 +136,11 @@ class RuleTagger(Tagger):
         return split_words(sentence, style="treebank")
 
     def tags(self, tokens: Sequence[str]) -> list[str]:
-        return tags_of(tokens)
+        return tag_tokens(tokens)
 
 
 def open_tagger(settings: PhraseSettings) -> TaggerPhrases:
+    """Open the published chunker over the rules' tags."""
     return TaggerPhrases(RuleTagger(), settings)
 
 

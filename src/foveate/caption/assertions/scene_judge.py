@@ -20,8 +20,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Sequence
 
-from foveate.caption.assertions.reading import Mention, Reading, read
-from foveate.caption.assertions.truth import SceneTruth, Thing, names
+from foveate.caption.assertions.claims import Mention, Reading, read
+from foveate.caption.assertions.scene_truth import SceneTruth, Thing, names
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.boxes import Box
 from foveate.records.builtin import families, phrases

@@ -10,8 +10,8 @@ from foveate.caption.answers import serialize
 from foveate.caption.captioner import CaptionResponse
 from foveate.caption.gates import GATES
 from foveate.caption.lengths import clip_tokens
-from foveate.caption.small.recipe import CaptionDataSettings
-from foveate.caption.small.rewriting import Answers, content_words, written_sentence
+from foveate.caption.targets.rewriting import Answers, content_words, written_sentence
+from foveate.caption.targets.settings import TargetSettings
 from foveate.records.text import split_sentences
 
 _SAME = 0.9  # captions whose words overlap more (Jaccard) say the same
@@ -26,7 +26,7 @@ _LIST_ITEM = re.compile(r",\s(?:and\s)?|\sand\s")
 
 
 class Rules:
-    """See `foveate.caption.small.rewriting.Rewriter`."""
+    """See `foveate.caption.targets.rewriting.Rewriter`."""
 
     provenance = "rules-1"
 
@@ -67,7 +67,7 @@ class Rules:
         }
 
 
-def open_rewriter(settings: CaptionDataSettings, *, folder: Path | None) -> Rules:
+def open_rewriter(settings: TargetSettings, *, folder: Path | None) -> Rules:
     """The rules; they have no settings and keep nothing."""
     return Rules()
 

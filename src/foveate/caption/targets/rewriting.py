@@ -1,26 +1,24 @@
 """Targets of the formats from other people's texts: what a rewriter is, and how AltText is woven in.
 
-A rewriter is a module of `foveate.caption.small.rewriters` with `open_rewriter(settings) -> Rewriter`.
+A rewriter is a module of `foveate.caption.targets.rewriters` with `open_rewriter(settings) -> Rewriter`.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import foveate.caption.small.rewriters
 from foveate.caption.captioner import CaptionResponse
 from foveate.caption.lengths import clip_tokens
-from foveate.caption.small.recipe import CaptionDataSettings
-from foveate.core.errors import choose
+from foveate.caption.targets.settings import TargetSettings
+from foveate.core.plugins import load_module
 from foveate.records.builtin.phrases import singular
 from foveate.records.text import split_sentences, split_words
 
+REWRITERS = "foveate.caption.targets.rewriters"
 # Words that say how an image is laid out or joined, not what is in it: a rewriter may use them without a source.
 FRAME_WORDS = frozenset(
     "a an the this that these those there it its one of and or but with without on in at by to from for into over "
@@ -55,19 +53,16 @@ class Rewriter(Protocol):
         ...
 
 
-def rewriter_names() -> list[str]:
-    """Names of all rewriters."""
-    return sorted(module.name for module in pkgutil.iter_modules(foveate.caption.small.rewriters.__path__))
+def open_rewriter(settings: TargetSettings, *, folder: Path | None = None) -> Rewriter:
+    """Open the rewriter that the recipe names.
 
-
-def open_rewriter(settings: CaptionDataSettings, *, folder: Path | None = None) -> Rewriter:
-    """The rewriter that the recipe names; what it pays for is kept in `folder`.
+    Args:
+        folder: where answers that cost money are stored, so that a stopped run does not request them again.
 
     Raises:
-        UserError: for an unknown one, with the nearest match.
+        UserError: the rewriter is unknown; the error has the nearest match.
     """
-    choose(settings.rewriter, rewriter_names(), "field data.rewriter")
-    module = importlib.import_module(f"{foveate.caption.small.rewriters.__name__}.{settings.rewriter}")
+    module = load_module(REWRITERS, settings.rewriter, label="field data.rewriter")
     return module.open_rewriter(settings, folder=folder)
 
 

@@ -7,11 +7,11 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.caption.assertions.truth import SceneTruth, SceneTruths
+from foveate.caption.assertions.scene_truth import SceneTruth, SceneTruths
 from foveate.caption.scene_captions import claims, worded
 from foveate.caption.scene_claims import Claim, once, place_of, relations, say
-from foveate.caption.small.material import Material
-from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.caption.targets.material import Material
+from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
 from foveate.records.alt_texts import alt_text
 from foveate.records.collection import Collection
@@ -23,9 +23,7 @@ _STATED = 2  # relations in a dense caption: more would be most of its text
 _CLEAN = ("scenes: partial", "scenes: list", "scenes: keywords")
 
 
-def read(
-    collection: Collection, rows: NDArray[np.int64], settings: CaptionDataSettings, *, seed: int
-) -> list[Material]:
+def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettings, *, seed: int) -> list[Material]:
     """Material of the rows that are generated scenes with a visible thing."""
     truths = SceneTruths(collection)
     found = []

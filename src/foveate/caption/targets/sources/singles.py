@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.caption.small.material import Material
-from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.caption.targets.material import Material
+from foveate.caption.targets.settings import TargetSettings
 from foveate.core.errors import UserError
 from foveate.records.alt_texts import alt_text
 from foveate.records.collection import Collection
@@ -19,9 +19,7 @@ from foveate.records.scenes.language import is_plural, with_article
 _STYLES = {"clipart": "clip art", "noto": "an emoji", "twemoji": "an emoji"}
 
 
-def read(
-    collection: Collection, rows: NDArray[np.int64], settings: CaptionDataSettings, *, seed: int
-) -> list[Material]:
+def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettings, *, seed: int) -> list[Material]:
     """Material of the rows that are named clip art or emoji of the built-in collections."""
     try:
         styles, concepts = (collection.label_values(field) for field in ("style", "concept"))

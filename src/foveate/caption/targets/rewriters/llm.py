@@ -15,8 +15,8 @@ from pathlib import Path
 from foveate.caption.answers import parse_captions, serialize
 from foveate.caption.captioner import CaptionResponse
 from foveate.caption.prompts import FORMS, MAX_TOKENS, Prompt, prompt_for, response_schema
-from foveate.caption.small.recipe import CaptionDataSettings
-from foveate.caption.small.rewriting import REWRITTEN, Answers
+from foveate.caption.targets.settings import TargetSettings
+from foveate.caption.targets.rewriting import REWRITTEN, Answers
 from foveate.chat.client import ChatClient, ChatSettings
 from foveate.chat.protocol import ChatMessage, ChatRequest, ChatResponse, ResponseSchema
 from foveate.core.errors import UserError
@@ -87,7 +87,7 @@ class ResponseStore:
 
 
 class Llm:
-    """See `foveate.caption.small.rewriting.Rewriter`."""
+    """See `foveate.caption.targets.rewriting.Rewriter`."""
 
     def __init__(self, settings: ChatSettings, *, folder: Path | None) -> None:
         self.settings = settings
@@ -162,7 +162,7 @@ def _split_formats(response: CaptionResponse) -> Answers:
     }
 
 
-def open_rewriter(settings: CaptionDataSettings, *, folder: Path | None) -> Llm:
+def open_rewriter(settings: TargetSettings, *, folder: Path | None) -> Llm:
     """Open the endpoint that `data.llm` describes (fields of `foveate.chat.client.ChatSettings`).
 
     Raises:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.caption.small.material import Material
-from foveate.caption.small.ocr import recognized
-from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.caption.targets.material import Material
+from foveate.caption.targets.ocr import recognized
+from foveate.caption.targets.settings import TargetSettings
 from foveate.records.alt_texts import alt_text
 from foveate.records.collection import Collection
 
 
-def read(
-    collection: Collection, rows: NDArray[np.int64], settings: CaptionDataSettings, *, seed: int
-) -> list[Material]:
+def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettings, *, seed: int) -> list[Material]:
     """Material of the rows that have a text of one of the named kinds."""
     if not settings.short_kinds and not settings.description_kinds:
         return []

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from foveate.caption.assertions.truth import grounds, names, vocabulary
+from foveate.caption.assertions.scene_truth import grounds, names, vocabulary
 from foveate.records.builtin import phrases
 from foveate.records.text import split_words
 

@@ -1,23 +1,23 @@
 """What is known of an image before targets are written: short captions, words in it, descriptions, its AltText.
 
-A source is a module of `foveate.caption.small.sources` with `read(collection, rows, settings)`; nothing here changes
+A source is a module of `foveate.caption.targets.sources` with `read(collection, rows, settings)`; nothing here changes
 when one is added.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-import foveate.caption.small.sources
-from foveate.caption.small.recipe import CaptionDataSettings
+from foveate.caption.targets.settings import TargetSettings
 from foveate.core.errors import choose
+from foveate.core.plugins import load_module
 from foveate.records.collection import Collection
+
+SOURCES = "foveate.caption.targets.sources"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,8 @@ class Material:
         return [*self.short, *self.written, *self.descriptions, *exact, *self.facts]
 
 
-def source_names() -> list[str]:
-    """Names of all sources."""
-    return sorted(module.name for module in pkgutil.iter_modules(foveate.caption.small.sources.__path__))
-
-
 def read_material(
-    collection: Collection, rows: NDArray[np.int64], settings: CaptionDataSettings, *, seed: int
+    collection: Collection, rows: NDArray[np.int64], settings: TargetSettings, *, seed: int
 ) -> tuple[list[Material], dict[str, int]]:
     """Material of the rows that a source knows, ascending, and how many images each source gave ("none" too).
 
@@ -66,8 +61,7 @@ def read_material(
     found: dict[int, Material] = {}
     counts: dict[str, int] = {}
     for name in settings.sources:
-        choose(name, source_names(), "field data.sources")
-        source = importlib.import_module(f"{foveate.caption.small.sources.__name__}.{name}")
+        source = load_module(SOURCES, name, label="field data.sources")
         left = np.asarray([row for row in rows.tolist() if row not in found], dtype=np.int64)
         taken = source.read(collection, left, settings, seed=seed)
         found |= {material.row: material for material in taken}
@@ -76,7 +70,7 @@ def read_material(
     return [found[row] for row in sorted(found)], counts
 
 
-def _check_kinds(collection: Collection, settings: CaptionDataSettings) -> None:
+def _check_kinds(collection: Collection, settings: TargetSettings) -> None:
     named = {"short_kinds": settings.short_kinds, "description_kinds": settings.description_kinds}
     if not any(named.values()):
         return

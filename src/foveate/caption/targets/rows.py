@@ -17,9 +17,9 @@ from foveate.caption.answers import parse_caption, serialize
 from foveate.caption.captioner import CaptionResponse
 from foveate.caption.gates import GATES, gate
 from foveate.caption.lengths import clip_tokens
-from foveate.caption.small.material import Material
-from foveate.caption.small.recipe import CaptionDataSettings
-from foveate.caption.small.rewriting import Rewriter, content_words, fuse, names_in, new_words
+from foveate.caption.targets.material import Material
+from foveate.caption.targets.rewriting import Rewriter, content_words, fuse, names_in, new_words
+from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
 from foveate.records.alt_texts import usable
 from foveate.records.text import split_words
@@ -92,7 +92,7 @@ def rows_of_table(table: pa.Table) -> list[Row]:
     return [Row(**row) for row in table.to_pylist()]
 
 
-def write_rows(materials: Sequence[Material], settings: CaptionDataSettings, rewriter: Rewriter, *, seed: int) -> Rows:
+def write_rows(materials: Sequence[Material], settings: TargetSettings, rewriter: Rewriter, *, seed: int) -> Rows:
     """The rows of both stages for all materials."""
     rows, dropped = list[Row](), Counter[tuple[int, str, str]]()
     for stage in (FORMAT_STAGE, ALIGN_STAGE):
@@ -163,7 +163,7 @@ def _afc(
     stage: int,
     who: str,
     materials: Sequence[Material],
-    settings: CaptionDataSettings,
+    settings: TargetSettings,
     seed: int,
 ) -> Row | str:
     """The AFC row of an image, or why it has none."""
