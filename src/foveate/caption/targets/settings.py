@@ -10,7 +10,7 @@ from foveate.core.recipes import Settings
 from foveate.records.alt_texts import ALT_KINDS
 
 
-class CaptionDataSettings(Settings):
+class TargetSettings(Settings):
     """What the targets of both stages are made of."""
 
     split: str = Field("train", description="split to train on")
