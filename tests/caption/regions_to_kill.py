@@ -6,7 +6,7 @@ from pathlib import Path
 
 from foveate.caption.vesl import run
 from foveate.caption.vesl.detectors.annotations import AnnotationSettings
-from foveate.caption.vesl.settings import RegionLabelSettings
+from foveate.caption.vesl.work import RegionLabelSettings
 
 run._IMAGES_PER_PART = 3
 

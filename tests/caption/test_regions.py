@@ -18,8 +18,7 @@ from foveate.caption.vesl.detection import Detections, DetectorInput
 from foveate.caption.vesl.detectors.annotations import AnnotationDetector, AnnotationSettings
 from foveate.caption.vesl.gallery import shown
 from foveate.caption.vesl.run import Outcome, label_regions, plan
-from foveate.caption.vesl.settings import RegionLabelSettings
-from foveate.caption.vesl.work import partner_of
+from foveate.caption.vesl.work import RegionLabelSettings, partner_of
 from foveate.core.errors import UserError
 from foveate.records.appending import AnnotationAppender
 from foveate.records.collection import Collection

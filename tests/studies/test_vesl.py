@@ -10,7 +10,7 @@ import pytest
 
 from foveate.caption.vesl.detectors.annotations import AnnotationSettings
 from foveate.caption.vesl.run import label_regions
-from foveate.caption.vesl.settings import RegionLabelSettings
+from foveate.caption.vesl.work import RegionLabelSettings
 from foveate.core.experiment_grid import Cell
 from foveate.core.recipes import load
 from foveate.pretrain.recipe import PretrainRecipe

@@ -116,7 +116,7 @@ def write_labels(
     from foveate.caption.vesl.detection import find_detector
     from foveate.caption.vesl.phrases import PhraseSettings
     from foveate.caption.vesl.run import label_regions
-    from foveate.caption.vesl.settings import RegionLabelSettings
+    from foveate.caption.vesl.work import RegionLabelSettings
 
     made: dict[str, dict[str, Any]] = {}
     for one in LABELINGS:

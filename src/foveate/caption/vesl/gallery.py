@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from foveate.caption.vesl.settings import RegionLabelSettings
-from foveate.caption.vesl.work import Captions
+from foveate.caption.vesl.work import Captions, RegionLabelSettings
 from foveate.core import seeds
 from foveate.records.collection import Collection
 from foveate.records.grouped import GroupedTable

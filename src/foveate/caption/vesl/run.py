@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind, find_detector
-from foveate.caption.vesl.settings import RegionLabelSettings, recipe_hash, recipe_of
 from foveate.caption.vesl.tagging import Extractor, open_extractor
 from foveate.caption.vesl.work import (
     DECODE_ERROR,
@@ -30,9 +29,12 @@ from foveate.caption.vesl.work import (
     STATUSES,
     Captions,
     Done,
+    RegionLabelSettings,
     Said,
     done_before,
     partner_of,
+    recipe_hash,
+    recipe_of,
 )
 from foveate.core.progress import say, track
 from foveate.core.recipes import Settings

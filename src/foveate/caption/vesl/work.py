@@ -2,22 +2,69 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Collection as Collection_
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
-from foveate.caption.vesl.settings import RegionLabelSettings
+from foveate.caption.vesl.detection import Detector
+from foveate.caption.vesl.phrases import PhraseSettings
+from foveate.caption.vesl.tagging import Extractor
 from foveate.core import seeds
 from foveate.core.errors import UserError, nearest
+from foveate.core.recipes import Settings
 from foveate.records.annotate import matching_parts
 from foveate.records.collection import Collection
 from foveate.records.current import current_captions
 from foveate.records.grouped import GroupedTable
+
+# Of the steps themselves: raised when the same settings come to give other rows.
+STEPS = "vesl-1"
+
+
+class RegionLabelSettings(Settings):
+    """`foveate regions COLLECTION`."""
+
+    phrases: PhraseSettings = PhraseSettings()
+    captions: tuple[str, ...] = Field(
+        ("dsc_plus", "dsc", "alt"), min_length=1, description="kinds of captions, best first; the first there is counts"
+    )
+    prefer: tuple[str, ...] = Field((), description="captioners whose captions come first, best first")
+    shuffle_phrases: bool = Field(
+        False, description="negative control: every image is asked about the phrases of another"
+    )
+
+
+def recipe_of(
+    settings: RegionLabelSettings, extractor: Extractor, detector: Detector, detector_settings: Settings
+) -> dict[str, Any]:
+    """All that decides which rows come out, as JSON values."""
+    return {
+        "steps": STEPS,
+        **settings.model_dump(mode="json"),
+        "tagger": {"name": extractor.name, "version": extractor.version},
+        "detector": {
+            "name": detector.name,
+            "version": detector.version,
+            "input_px": detector.input_px,
+            # Where the weights lie says nothing of them; their version does.
+            "settings": {k: v for k, v in detector_settings.model_dump(mode="json").items() if k != "model"},
+        },
+    }
+
+
+def recipe_hash(recipe: dict[str, Any]) -> str:
+    """16 hexadecimal digits of a recipe."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
 
 OK, NO_CAPTION, NO_PHRASES, NO_BOXES, DECODE_ERROR, DETECTOR_ERROR = STATUSES = (
     "ok",

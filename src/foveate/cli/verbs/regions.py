@@ -77,7 +77,7 @@ def command(
     from foveate.caption.vesl.detection import find_detector
     from foveate.caption.vesl.gallery import shown
     from foveate.caption.vesl.run import label_regions, plan
-    from foveate.caption.vesl.settings import RegionLabelSettings
+    from foveate.caption.vesl.work import RegionLabelSettings
     from foveate.core.recipes import parse_overrides, validate
     from foveate.core.runs import RunFolder
     from foveate.report import render
