@@ -75,7 +75,7 @@ class BatchedCaptioner:
 
         def decoded(image: bytes) -> Tensor | BadImage:
             try:
-                return see.pixels(image, encoder.preprocess)
+                return encode_image.pixels(image, encoder.preprocess)
             except BadImage as problem:
                 return problem
 
@@ -84,7 +84,7 @@ class BatchedCaptioner:
         good = {name: found for name, found in pixels.items() if isinstance(found, Tensor)}
         if good:
             with torch.inference_mode():
-                seen = see.features(list(good.values()), encoder, self._device)
+                seen = encode_image.features(list(good.values()), encoder, self._device)
                 for name, prefix_PD in zip(good, self.captioner.model.prefix(seen), strict=True):
                     self._prefixes[name] = prefix_PD
         found = [bad[name] if name in bad else self._prefixes[name] for name in names]

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.caption.backends.foveate import raw_answer
-from foveate.caption.small.chat_requests import Refused, read_request
 from foveate.caption.small.batched import BatchedCaptioner
+from foveate.caption.small.chat_requests import Refused, read_request
 from foveate.caption.small.folder import SmallCaptioner
 from foveate.caption.small.generate import Ask
 from foveate.caption.small.tokens import EDGES

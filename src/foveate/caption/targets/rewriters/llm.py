@@ -15,8 +15,8 @@ from pathlib import Path
 from foveate.caption.answers import parse_captions, serialize
 from foveate.caption.captioner import CaptionResponse
 from foveate.caption.prompts import FORMS, MAX_TOKENS, Prompt, prompt_for, response_schema
-from foveate.caption.targets.settings import TargetSettings
 from foveate.caption.targets.rewriting import REWRITTEN, Answers
+from foveate.caption.targets.settings import TargetSettings
 from foveate.chat.client import ChatClient, ChatSettings
 from foveate.chat.protocol import ChatMessage, ChatRequest, ChatResponse, ResponseSchema
 from foveate.core.errors import UserError
