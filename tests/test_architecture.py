@@ -15,7 +15,7 @@ import click
 import pytest
 
 from naming import raises_naming
-from verbs import VERBS, module_of, named, sub_verbs, verb_of_recipe
+from verbs import VERBS, module_of, named, parameters_of, sub_verbs, verb_of_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "src" / "foveate"
@@ -246,8 +246,8 @@ def test_what_verbs_do_has_an_example_and_json(path: tuple[str, ...], command: c
     assert "Example:" in (command.help or ""), called
     assert f"foveate {called}" in (command.help or ""), called
     assert command.short_help, called
-    assert "--json" in {option for parameter in command.params for option in parameter.opts}, called
-    for parameter in command.params:
+    assert "--json" in {option for parameter in parameters_of(command) for option in parameter.opts}, called
+    for parameter in parameters_of(command):
         if isinstance(parameter, click.Option) and parameter.name not in ("run",):
             assert parameter.help, f"{called} {parameter.opts}: no help"
 

@@ -20,7 +20,7 @@ from foveate.cli.main import cli
 from foveate.core import progress
 from foveate.core.recipes import load, recipe_names
 from foveate.vision.registry import encoder_kinds, find_encoder
-from verbs import leaves, module_of, named, recipe_verbs, verb_of_recipe
+from verbs import leaves, module_of, named, parameters_of, recipe_verbs, verb_of_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, RECIPES = ROOT / "docs", ROOT / "recipes"
@@ -182,7 +182,7 @@ def test_every_option_of_a_verb_is_described(verb: str) -> None:
     text = page.read_text(encoding="utf-8")
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
-    found = [parameter for _, leaf in leaves(command, (verb,)) for parameter in leaf.params]
+    found = [parameter for _, leaf in leaves(command, (verb,)) for parameter in parameters_of(leaf)]
     options = [option for parameter in found for option in parameter.opts if option.startswith("--")]
     assert not [option for option in options if f"`{option}`" not in text]
 

@@ -32,6 +32,11 @@ def sub_verbs() -> list[tuple[tuple[str, ...], click.Command]]:
     return [leaf for verb in VERBS for leaf in leaves(module_of(verb).command, (verb,))]
 
 
+def parameters_of(command: click.Command) -> list[click.Parameter]:
+    """Arguments and options of a command, those made from a settings model included, --help left out."""
+    return [parameter for parameter in command.get_params(click.Context(command)) if "--help" not in parameter.opts]
+
+
 def named(reference: str) -> Any:
     """What "module:attribute" names."""
     module, _, attribute = reference.partition(":")

@@ -61,7 +61,7 @@ def test_the_oracle_is_named(foveate: Run, shapes: Path, tmp_path: Path) -> None
         (("--model", "none", "--captions", "dsc"), "no caption of the kinds dsc; it has alt, title"),
         (("--model", "none", "--captions", "alt"), "none: not a model folder"),
         (("--model", "none", "--captions", "alt", "--phrases", "rule"), "unknown tagger 'rule'.*Did you mean 'rules'"),
-        (("--model", "none", "--recipe", "papr"), "field 'phrases.recipe'"),
+        (("--model", "none", "--recipe", "papr"), "--recipe"),
         (("--model", "none", "--captions", ","), "field 'captions'"),
         (("--model", "none", "--captions", "alt", "--prefer", "x"), "unknown model of captions in the collection"),
         (("--model", "none", "--captions", "alt", "--split", "tset"), "unknown split.*Did you mean 'test'"),

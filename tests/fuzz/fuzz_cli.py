@@ -20,6 +20,7 @@ from fuzz_values import odd_text
 from foveate.cli.main import cli, main
 from foveate.core import progress
 from foveate.core.errors import UserError
+from verbs import parameters_of
 
 # What these do for minutes is not what arguments break: they end where the work would begin.
 _LONG = (
@@ -148,7 +149,7 @@ def words_for(random: Random) -> list[str]:
         return [_word(random) for _ in range(random.randrange(4))]
     name = random.choice(sorted(command_lines()))
     verb, words = command_lines()[name], name.split()
-    for parameter in verb.params:
+    for parameter in parameters_of(verb):
         if isinstance(parameter, click.Argument):
             count = 1 if parameter.nargs == 1 else random.randrange(3)
             words += [_word(random, parameter) for _ in range(count if random.random() < 0.93 else 0)]

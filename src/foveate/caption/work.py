@@ -43,20 +43,28 @@ def _formats(names: tuple[str, ...]) -> tuple[str, ...]:
 class CaptionSettings(Settings):
     """What a captioning run does, whatever the backend."""
 
-    formats: Annotated[tuple[str, ...], AfterValidator(_formats)] = Field(min_length=1)
-    split: str | None = None
-    limit: int | None = Field(None, ge=1, description="At most so many images, drawn by the seed.")
-    seed: int = Field(0, ge=0)
-    language: str = "English"
-    alt_kinds: tuple[str, ...] = ALT_KINDS
-    longest_side: int = Field(1024, ge=32, le=8192)
-    temperature: float | None = Field(None, ge=0, le=2, description="For all formats; each has its own by default.")
-    max_tokens: int | None = Field(None, ge=1, le=32768, description="For all formats; each has its own by default.")
-    retry_errors: bool = Field(False, description="Ask again for what ended with a final error.")
-    rows_per_part: int = Field(1000, ge=1)
-    seconds_per_part: float = Field(30.0, gt=0)
-    price_in: float = Field(0.0, ge=0, description="Per million tokens of input.")
-    price_out: float = Field(0.0, ge=0, description="Per million tokens of output.")
+    formats: Annotated[tuple[str, ...], AfterValidator(_formats)] = Field(
+        min_length=1, description="Caption formats, of ssc, dsc, dsc+ and afc."
+    )
+    split: str | None = Field(None, description="Only images of this split.")
+    limit: int | None = Field(None, ge=1, description="Caption at most this many images, drawn by the seed.")
+    seed: int = Field(0, ge=0, description="Seed of drawn images and of sampling.")
+    language: str = Field("English", description="Language of the captions.")
+    alt_kinds: tuple[str, ...] = Field(ALT_KINDS, description="Kinds of text that count as alt-text, best first.")
+    longest_side: int = Field(1024, ge=32, le=8192, description="Longest side of the image that is sent, in pixels.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="Temperature of all formats; by default each has its own."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, le=32768, description="Tokens of one answer at most; by default each format has its own."
+    )
+    retry_errors: bool = Field(False, description="Request again what ended with a final error.")
+    rows_per_part: int = Field(1000, ge=1, description="Rows of one annotation file.")
+    seconds_per_part: float = Field(
+        30.0, gt=0, description="Write a file after this many seconds, however few rows wait."
+    )
+    price_in: float = Field(0.0, ge=0, description="Price per million input tokens.")
+    price_out: float = Field(0.0, ge=0, description="Price per million output tokens.")
 
 
 @dataclass(frozen=True)

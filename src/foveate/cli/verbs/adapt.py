@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish
 
 
@@ -23,7 +24,7 @@ def command() -> None:
     """
 
 
-@command.command("train", short_help="Train an adapter on labeled images.")
+@command.command("train", cls=FieldsCommand, short_help="Train an adapter on labeled images.")
 @click.argument("overrides", nargs=-1)
 @click.option(
     "--backbone",
@@ -33,21 +34,17 @@ def command() -> None:
 )
 @click.option("--data", required=True, metavar="PATH", help="Collection folder, or an npz of images, labels, split.")
 @click.option("--method", required=True, metavar="NAME", help="Such as lora; an unknown one lists all.")
-@click.option("--field", "label", default=None, metavar="NAME", help="Label field of the collection.")
-@click.option("--epochs", type=click.IntRange(1), default=None, help="Visits of each image; 50 by default.")
-@click.option("--shots", type=click.IntRange(1), default=None, help="Training images of each class; all by default.")
+@fields("foveate.adapt.recipe:AdaptRecipe", "data.field", "data.shots", "training.epochs")
 @click.option("--head-from", default=None, metavar="FOLDER", help="Adapter whose head this one starts from.")
 @click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/adapt-METHOD by default.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained and for how long; train and write nothing.")
 @common()
 def train(
     overrides: tuple[str, ...],
+    settings: dict[str, Any],
     backbone: str,
     data: str,
     method: str,
-    label: str | None,
-    epochs: int | None,
-    shots: int | None,
     head_from: str | None,
     run: Path | None,
     dry_run: bool,
@@ -68,9 +65,12 @@ def train(
     from foveate.adapt.load_backbone import backbone_settings
     from foveate.adapt.recipe import recipe_of
 
-    given = {"data": {"field": label, "shots": shots}, "training": {"epochs": epochs, "seed": seed}}
-    parts = {part: {k: v for k, v in fields.items() if v is not None} for part, fields in given.items()}
-    recipe = recipe_of(backbone_settings(backbone), method, overrides, head=head_from, **parts)
+    data_settings, training = settings.get("data", {}), settings.get("training", {})
+    if seed is not None:
+        training["seed"] = seed
+    recipe = recipe_of(
+        backbone_settings(backbone), method, overrides, head=head_from, data=data_settings, training=training
+    )
     if dry_run:
         from foveate.adapt.train import lines, price
 
@@ -146,7 +146,7 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
     finish(result, lines, {"model": to}, as_json=as_json)
 
 
-@command.command("compare", short_help="Compare methods on one's own tasks.")
+@command.command("compare", cls=FieldsCommand, short_help="Compare methods on one's own tasks.")
 @click.argument("overrides", nargs=-1)
 @click.option(
     "--backbone", required=True, metavar="FOLDER|KIND:NAME", help="As for `adapt train`; it is opened once for all."
@@ -162,25 +162,15 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
 @click.option(
     "--methods", "methods", multiple=True, default=("all",), show_default=True, metavar="NAMES", help="Of the grid."
 )
-@click.option(
-    "--grid",
-    default="quick",
-    show_default=True,
-    metavar="NAME|FILE",
-    help="quick; the published vtab1k, many-shot, many-shot-aerial, many-shot-far, clip; fair; or a YAML file.",
-)
+@fields("foveate.adapt.compare.recipe:CompareRecipe", "grid", "folds", "seeds", "budget", "peek")
 @click.option(
     "--shots",
     multiple=True,
     type=click.IntRange(2),
     help="Images of each class to learn and choose from; repeatable.",
 )
-@click.option("--folds", type=click.IntRange(0), default=None, help="Choose by the mean over so many folds.")
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Visits of each image; the grid's own by default.")
-@click.option("--seeds", type=click.IntRange(1), default=None, help="Final trainings of each method; 1 by default.")
-@click.option("--budget", default=None, metavar="N|P%", help="Most numbers beside the head: 100000, or 1.5%.")
 @click.option("--most-hours", type=float, default=24.0, show_default=True, help="Refuse what would take longer here.")
-@click.option("--peek", is_flag=True, help="Also show the best epoch on test images; nothing is chosen by it.")
 @click.option(
     "--save-adapters",
     is_flag=True,
@@ -194,14 +184,10 @@ def compare(
     backbone: str,
     tasks: tuple[str, ...],
     methods: tuple[str, ...],
-    grid: str,
+    settings: dict[str, Any],
     shots: tuple[int, ...],
-    folds: int | None,
     epochs: int | None,
-    seeds: int | None,
-    budget: str | None,
     most_hours: float,
-    peek: bool,
     save_adapters: bool,
     run: Path | None,
     dry_run: bool,
@@ -225,16 +211,15 @@ def compare(
     from foveate.adapt.compare.run import Comparison, compare
     from foveate.adapt.load_backbone import backbone_settings
 
-    given = {"folds": folds, "seeds": seeds, "seed": seed, "budget": budget}
+    if seed is not None:
+        settings["seed"] = seed
     recipe = recipe_of(
         backbone_settings(backbone),
         tasks_of(tasks, shots),
         overrides,
         training={} if epochs is None else {"epochs": epochs},
         methods=list(methods),
-        grid=grid,
-        peek=peek,
-        **{name: value for name, value in given.items() if value is not None},
+        **settings,
     )
     if dry_run:
         priced = Comparison(recipe).price(device=device or "auto")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _OF_LOGITS = ("training", "checkpoint")
 _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 
 
-@click.command("calibrate", short_help="Bring back the classes that fine-tuning did not see.")
+@click.command("calibrate", cls=FieldsCommand, short_help="Bring back the classes that fine-tuning did not see.")
 @click.argument("source", type=_FILE)
 @click.option(
     "--classes-seen",
@@ -57,14 +58,11 @@ _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 )
 @click.option("--tie", type=click.Choice(["smallest", "official"]), default=None, help="pcv: among equal gammas.")
 @click.option("--pseudo-splits", type=click.IntRange(1, 20), default=None, help="pcv on a model: how many; 3.")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=None, help="Of pseudo runs: 0.001.")
-@click.option("--backbone-rate", type=click.FloatRange(0), default=None, help="Of the backbone, as a share: 0.1.")
-@click.option("--epochs", type=click.IntRange(1), default=None, help="Of the pseudo runs: 20.")
-@click.option("--batch-size", type=click.IntRange(1), default=None, help="Of the pseudo runs: 64.")
-@click.option("--crop", type=click.FloatRange(0, 1, min_open=True), default=None, help="Smallest area of a crop: 1.")
-@click.option("--flip", type=click.FloatRange(0, 1), default=None, help="Probability of mirroring: 0.")
-@click.option("--color", type=click.FloatRange(0, 0.5), default=None, help="Largest change of colors: 0.")
-@click.option("--gray", type=click.FloatRange(0, 1), default=None, help="Probability of a gray image: 0.")
+@fields(
+    "foveate.adapt.calibration.fine_tuning:FineTuneSettings",
+    *(f"{'augmentation.' if name in _AUGMENTATION else ''}{name}" for name in _OF_PSEUDO_RUNS),
+    into="fine_tuning",
+)
 @click.option("--checkpoint", type=_FILE, help="Checkpoint to calibrate, where SOURCE is a file of logits.")
 @click.option("--head", metavar="MODULE", help="Name of the checkpoint's classifier, where it is not found.")
 @click.option("--to", type=_FILE, help="Where the calibrated checkpoint goes; RUN/calibrated by default.")
@@ -123,6 +121,8 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
 
 def _check_options(options: dict[str, Any], *, method: str, on_model: bool) -> None:
     """Refuses options that belong to the other kind of source or to the other method, and --data and --labels apart."""
+    fine_tuning = options["fine_tuning"]
+    values = dict.fromkeys(_OF_PSEUDO_RUNS) | options | fine_tuning | fine_tuning.get("augmentation", {})
     for names, condition, reason in (
         (_OF_LOGITS, on_model, "where SOURCE is a folder"),
         (_OF_MODELS, not on_model, "where SOURCE is a file of logits"),
@@ -131,7 +131,7 @@ def _check_options(options: dict[str, Any], *, method: str, on_model: bool) -> N
         (("training",), options["variant"] == "official", "with --variant official, which takes the data in SOURCE"),
         (("pseudo_splits", *_OF_PSEUDO_RUNS), bool(options["pseudo"]), "where pseudo runs are given with --pseudo"),
     ):
-        wrong = next((name for name in names if options[name] not in (None, ())), None) if condition else None
+        wrong = next((name for name in names if values[name] not in (None, ())), None) if condition else None
         if wrong is not None:
             raise click.UsageError(f"--{wrong.replace('_', '-')} has no effect {reason}")
     if on_model and (options["data"] is None or options["labels"] is None):
@@ -161,11 +161,8 @@ def _listed(values: tuple[str, ...]) -> list[str]:
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Fine-tuning fields that were given."""
-    named = ("learning_rate", "backbone_rate", "epochs", "batch_size", "seed")
-    given = {name: options[name] for name in named if options[name] is not None}
-    augmentation = {name: options[name] for name in _AUGMENTATION if options[name] is not None}
-    return {**given, "augmentation": augmentation} if augmentation else given
+    """Fine-tuning fields that the user gave."""
+    return options["fine_tuning"] | ({} if options["seed"] is None else {"seed": options["seed"]})
 
 
 def _recipe(source: Path, classes: dict[str, list[str]], options: dict[str, Any]) -> str:

@@ -8,72 +8,54 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish, workers_option
 
 if TYPE_CHECKING:
     from foveate.core.recipes import Settings
 
 
-@click.command("caption", short_help="Write captions of chosen formats into a collection.")
+@click.command("caption", cls=FieldsCommand, short_help="Write captions of chosen formats into a collection.")
 @click.argument("collection", type=click.Path(path_type=Path))
-@click.option("--format", "formats", required=True, metavar="LIST", help="Of ssc, dsc, dsc+ and afc, with commas.")
+@fields(
+    "foveate.caption.work:CaptionSettings",
+    ("formats", "--format"),
+    "split",
+    "limit",
+    "language",
+    ("alt_kinds", "--alt"),
+    "longest_side",
+    "temperature",
+    "max_tokens",
+    "retry_errors",
+    "rows_per_part",
+    "seconds_per_part",
+    "price_in",
+    "price_out",
+)
 @click.option("--backend", default="http", show_default=True, metavar="NAME", help="Who answers; see the docs.")
 @click.option("--model", default=None, help="The model's name at the server, its hub id, or its folder.")
 @click.option("--endpoint", multiple=True, metavar="URL", help="Address of the server; may be repeated.")
-@click.option("--concurrency", type=click.IntRange(1), default=None, help="Most requests in flight at each endpoint.")
+@click.option(
+    "--concurrency", type=click.IntRange(1), default=None, help="Requests in flight at each endpoint, at most."
+)
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="A setting of the backend; repeatable.")
-@click.option("--split", default=None, help="Only images of this split.")
-@click.option("--limit", type=click.IntRange(1), default=None, help="At most so many images, drawn by the seed.")
-@click.option("--language", default="English", show_default=True, help="Language of the captions.")
-@click.option(
-    "--alt", "alt_kinds", default=None, metavar="LIST", help="Kinds of text that count as alt-text, best first."
-)
-@click.option("--longest-side", type=click.IntRange(32, 8192), default=1024, show_default=True, help="Pixels at most.")
-@click.option("--temperature", type=click.FloatRange(0, 2), default=None, help="For all formats; by format by default.")
-@click.option("--max-tokens", type=click.IntRange(1, 32768), default=None, help="Of one answer; by format by default.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="A tokenizer.json to count with, beside CLIP's.")
-@click.option("--retry-errors", is_flag=True, help="Also ask again for what ended with a final error.")
-@click.option("--rows-per-part", type=click.IntRange(1), default=1000, show_default=True, help="Rows of one file.")
-@click.option(
-    "--seconds-per-part",
-    type=click.FloatRange(0, min_open=True),
-    default=30.0,
-    show_default=True,
-    help="A file is written after so long, however few rows wait.",
-)
-@click.option(
-    "--price-in", type=click.FloatRange(0), default=0.0, metavar="NUMBER", help="Per million tokens of input."
-)
-@click.option(
-    "--price-out", type=click.FloatRange(0), default=0.0, metavar="NUMBER", help="Per million tokens of output."
-)
 @click.option("--executor", default="local", show_default=True, metavar="NAME", help="local, or ray (extra).")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Worker processes of ray.")
 @click.option("--run", "run", type=click.Path(path_type=Path), help="Folder for the page; runs/caption by default.")
-@click.option("--dry-run", is_flag=True, help="Count requests and estimate tokens and cost; ask nothing.")
+@click.option("--dry-run", is_flag=True, help="Count requests and estimate tokens and cost; request nothing.")
 @workers_option
 @common()
 def command(
     collection: Path,
-    formats: str,
+    settings: dict[str, Any],
     backend: str,
     model: str | None,
     endpoint: tuple[str, ...],
     concurrency: int | None,
     options: tuple[str, ...],
-    split: str | None,
-    limit: int | None,
-    language: str,
-    alt_kinds: str | None,
-    longest_side: int,
-    temperature: float | None,
-    max_tokens: int | None,
     tokenizer: Path | None,
-    retry_errors: bool,
-    rows_per_part: int,
-    seconds_per_part: float,
-    price_in: float,
-    price_out: float,
     executor: str,
     processes: int,
     run: Path | None,
@@ -94,39 +76,22 @@ def command(
       foveate caption my-images --format dsc+,afc --model my-model --dry-run --price-in 0.2 --price-out 0.6
     """
     from foveate.caption.run import caption, plan
-    from foveate.caption.work import CaptionSettings, format_of
+    from foveate.caption.work import CaptionSettings
     from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
     from foveate.report import render
 
-    given: dict[str, Any] = {
-        "formats": tuple(format_of(name) for name in _listed(formats)),
-        "split": split,
-        "limit": limit,
-        "seed": seed or 0,
-        "language": language,
-        "longest_side": longest_side,
-        "temperature": temperature,
-        "max_tokens": max_tokens,
-        "retry_errors": retry_errors,
-        "rows_per_part": rows_per_part,
-        "seconds_per_part": seconds_per_part,
-        "price_in": price_in,
-        "price_out": price_out,
-    }
-    if alt_kinds is not None:
-        given["alt_kinds"] = _listed(alt_kinds)
-    settings = validate(CaptionSettings, given, where="foveate caption")
+    resolved = validate(CaptionSettings, {**settings, "seed": seed or 0}, where="foveate caption")
     chosen = {"model": model, "endpoint": endpoint or None, "concurrency": concurrency, "device": device}
     answering = _backend_settings(backend, chosen, options)
     if dry_run:
-        _, estimated = plan(collection, settings, backend=backend, backend_settings=answering)
+        _, estimated = plan(collection, resolved, backend=backend, backend_settings=answering)
         finish(estimated, _planned(estimated), {}, as_json=as_json)
         return
     folder = RunFolder.create(run or Path("runs/caption"), command=["foveate", *sys.argv[1:]])
     done = caption(
         collection,
-        settings,
+        resolved,
         backend=backend,
         backend_settings=answering,
         run=folder,

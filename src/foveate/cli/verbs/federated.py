@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.network import COMMANDS
 from foveate.cli.options import F, common, finish
 
@@ -95,13 +96,10 @@ def _finish_plan(planned: dict[str, Any], size: str, *, as_json: bool) -> None:
     finish(planned, lines, {}, as_json=as_json)
 
 
-@command.command("embed", short_help="Draw one map of data at several clients.")
+@command.command("embed", cls=FieldsCommand, short_help="Draw one map of data at several clients.")
 @sources_of
-@click.option(
-    "--method", default="fedne", show_default=True, help="fedne, fedavg, fedprox, local, global, fedne_exact."
-)
+@fields("foveate.federated.embedding.options:EmbeddingOptions", "method", "rounds")
 @click.option("--beside", default="fedavg", show_default=True, help="Methods to compare with, with commas; or none.")
-@click.option("--rounds", type=click.IntRange(1), help="Rounds of training and averaging; 150 by default.")
 @click.option("--held-out", type=float, default=0.2, show_default=True, help="Share of each client kept for measuring.")
 @closing("federated-embed", dry_run="Print clients and settings; train and write nothing.")
 def embed(
@@ -111,9 +109,8 @@ def embed(
     split: str | None,
     clients: int | None,
     collection: Path | None,
-    method: str,
+    settings: dict[str, Any],
     beside: str,
-    rounds: int | None,
     held_out: float,
     overrides: tuple[str, ...],
     run: Path | None,
@@ -137,8 +134,7 @@ def embed(
     from foveate.federated.embedding.options import options_of
     from foveate.federated.sources import gather
 
-    given = {"method": method, "rounds": rounds, "seed": seed}
-    content = parse_overrides(overrides) | {name: value for name, value in given.items() if value is not None}
+    content = parse_overrides(overrides) | settings | ({} if seed is None else {"seed": seed})
     options = options_of(content, where="foveate federated embed")
     gathered = gather(
         sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=options.seed
@@ -276,12 +272,11 @@ def _cluster_lines(result: dict[str, Any]) -> list[str]:
     return lines + [f"note: {note}" for note in result["notes"]]
 
 
-@command.command("features", short_help="Train one encoder at several clients, without labels.")
+@command.command("features", cls=FieldsCommand, short_help="Train one encoder at several clients, without labels.")
 @sources_of
 @_clusters
-@click.option("--method", default="deepfeca", show_default=True, help="deepfeca, local, central, untrained.")
+@fields("foveate.federated.deep.options:DeepOptions", "method", "rounds")
 @click.option("--beside", default="untrained", show_default=True, help="Methods to compare with, with commas; or none.")
-@click.option("--rounds", type=click.IntRange(1), help="Rounds of grouping, training and averaging; 20 by default.")
 @_min_clients
 @closing("federated-features", dry_run=_PLANNED)
 def features(
@@ -292,9 +287,8 @@ def features(
     clients: int | None,
     collection: Path | None,
     clusters: int | None,
-    method: str,
+    settings: dict[str, Any],
     beside: str,
-    rounds: int | None,
     min_clients: int,
     overrides: tuple[str, ...],
     run: Path | None,
@@ -328,8 +322,7 @@ def features(
     gathered = gather(
         sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=number
     )
-    given = {"clusters": clusters_of(gathered, clusters), "method": method, "rounds": rounds, "seed": number}
-    content |= {name: value for name, value in given.items() if value is not None}
+    content |= {"clusters": clusters_of(gathered, clusters), **settings, "seed": number}
     options = options_of(content, where="foveate federated features")
     if dry_run:
         planned = plan(gathered, options)

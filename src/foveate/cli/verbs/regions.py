@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
+from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish, workers_option
 
 
-@click.command("regions", short_help="Label regions: captions, phrases, boxes (VESL).")
+@click.command("regions", cls=FieldsCommand, short_help="Label regions: captions, phrases, boxes (VESL).")
 @click.argument("collection", type=click.Path(path_type=Path))
 @click.option(
     "--detector",
@@ -21,18 +22,16 @@ from foveate.cli.options import common, finish, workers_option
 )
 @click.option("--model", metavar="MODEL", help="The detector's model: a folder, or for owlv2 OWNER/NAME on the hub.")
 @click.option("--set", "options", multiple=True, metavar="NAME=VALUE", help="A further option of the detector.")
-@click.option("--phrases", default="rules", metavar="NAME", help="rules (default), spacy, nltk or ngrams.")
-@click.option("--chunker", default="auto", metavar="NAME", help="tags, or parser (with spacy); auto by default.")
-@click.option("--recipe", default="clean", metavar="NAME", help="clean (default), or paper with its artifacts.")
-@click.option("--tagger-data", metavar="FOLDER", help="nltk: folder of averaged_perceptron_tagger_eng.")
-@click.option(
-    "--captions",
-    default="dsc_plus,dsc,alt",
-    metavar="KINDS",
-    help="Kinds of captions, best first: the first that an image has counts; dsc_plus,dsc,alt by default.",
+@fields(
+    "foveate.caption.vesl.work:RegionLabelSettings",
+    ("phrases.tagger", "--phrases"),
+    "phrases.chunker",
+    "phrases.recipe",
+    "phrases.tagger_data",
+    "captions",
+    "prefer",
+    "shuffle_phrases",
 )
-@click.option("--prefer", default="", metavar="MODELS", help="Captioners whose captions come first, with commas.")
-@click.option("--shuffle-phrases", is_flag=True, help="Negative control: ask about the phrases of other images.")
 @click.option("--split", metavar="NAME", help="Only the images of this split.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many images.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Images of one pass.")
@@ -43,16 +42,10 @@ from foveate.cli.options import common, finish, workers_option
 @common()
 def command(
     collection: Path,
+    settings: dict[str, Any],
     detector: str,
     model: str | None,
     options: tuple[str, ...],
-    phrases: str,
-    chunker: str,
-    recipe: str,
-    tagger_data: str | None,
-    captions: str,
-    prefer: str,
-    shuffle_phrases: bool,
     split: str | None,
     limit: int | None,
     batch: int,
@@ -82,13 +75,7 @@ def command(
     from foveate.core.runs import RunFolder
     from foveate.report import render
 
-    said: dict[str, Any] = {
-        "phrases": {"tagger": phrases, "chunker": chunker, "recipe": recipe, "tagger_data": tagger_data},
-        "captions": [kind.strip() for kind in captions.split(",") if kind.strip()],
-        "prefer": [name.strip() for name in prefer.split(",") if name.strip()],
-        "shuffle_phrases": shuffle_phrases,
-    }
-    settings = validate(RegionLabelSettings, said, where="foveate regions")
+    resolved = validate(RegionLabelSettings, settings, where="foveate regions")
     chosen = find_detector(detector)
     given = parse_overrides(options) | ({} if model is None else {"model": model})
     detector_settings = validate(chosen.settings, given, where=f"detector '{detector}' (--model, --set)")
@@ -101,15 +88,15 @@ def command(
         "seed": seed or 0,
     }
     if dry_run:
-        planned = plan(collection, settings, **asked)
+        planned = plan(collection, resolved, **asked)
         finish(planned, _plan_lines(planned), {}, as_json=as_json)
         return
     made_by = ["foveate", *sys.argv[1:]]
     folder = RunFolder.create(run or Path("runs/regions"), command=made_by)
-    outcome = label_regions(collection, settings, batch=batch, workers=workers or 2, **asked)
+    outcome = label_regions(collection, resolved, batch=batch, workers=workers or 2, **asked)
     result = outcome.result | {"command": made_by}
     result |= shown(
-        collection, settings, result["recipe_hash"], outcome.rows, folder.path, count=samples, seed=seed or 0
+        collection, resolved, result["recipe_hash"], outcome.rows, folder.path, count=samples, seed=seed or 0
     )
     folder.write_result(result)
     finish(result, _lines(result), {"report": render(folder.path)}, as_json=as_json)

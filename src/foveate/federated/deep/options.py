@@ -24,7 +24,9 @@ class DeepOptions(Settings):
     """All that decides a run, besides the data and the number of clients."""
 
     clusters: int = Field(ge=1, description="K, of all clients together")
-    method: Literal["deepfeca", "local", "central", "untrained"] = DEEPFECA
+    method: Literal["deepfeca", "local", "central", "untrained"] = Field(
+        DEEPFECA, description="how the encoder is trained"
+    )
     clustering: str = Field("consensus", description="how the server makes K centers of centroids")
     encoder: Literal["none", "small_resnet", "small_vit"] = Field(
         "none", description="what stands before the head; none: the data are features, and the head alone is trained"
@@ -34,7 +36,9 @@ class DeepOptions(Settings):
     )
     width: int = Field(128, ge=2, le=4096, description="of the embedding")
     hidden: int = Field(256, ge=1, le=65536, description="of the head")
-    rounds: int = Field(20, ge=1, le=100_000, description="two exchanges each")
+    rounds: int = Field(
+        20, ge=1, le=100_000, description="rounds of grouping, training and averaging, two exchanges each"
+    )
     local_epochs: int = Field(1, ge=1, le=100)
     batch_size: int = Field(64, ge=2)
     learning_rate: float = Field(0.05, gt=0, le=10)

@@ -25,12 +25,14 @@ METHODS = {
 class EmbeddingOptions(Settings):
     """All that decides a run, besides the data and the number of clients."""
 
-    method: Literal["fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"] = FEDNE
+    method: Literal["fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"] = Field(
+        FEDNE, description="how the common encoder is trained"
+    )
     dimensions: int = Field(2, ge=2, le=3, description="of the map; surrogates of more would need too many queries")
     neighbors: int = Field(7, ge=1, le=500)
     negatives: int | Literal["all"] = Field(5, description='samples per edge, or "all": the exact mean')
     kernel: Literal["shifted", "cauchy"] = "shifted"
-    rounds: int = Field(150, ge=1, le=100_000)
+    rounds: int = Field(150, ge=1, le=100_000, description="rounds of training and averaging")
     learning_rate: float = Field(1e-3, gt=0, le=1)
     decay_at: tuple[float, ...] = Field((0.6,), description="shares of the rounds after which the rate falls")
     decay_factor: float = Field(0.1, gt=0, le=1)

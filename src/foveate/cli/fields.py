@@ -1,0 +1,226 @@
+"""Click options made from the fields of a pydantic model: name, type, bounds, default and help are declared once.
+
+    @click.command("caption", cls=FieldsCommand)
+    @fields("foveate.caption.work:CaptionSettings", ("formats", "--format"), "language", "longest_side")
+    def command(settings: dict[str, Any], ...): ...
+
+The model is named by a string and imported only when the verb is parsed or asked for help: `foveate --help` lists all
+verbs without loading any wing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+from foveate.core.errors import choose
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+_BY_USER = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """Bounds of a number; None where there is none."""
+
+    low: float | None = None
+    high: float | None = None
+    low_open: bool = False
+    high_open: bool = False
+
+
+class Fields(click.Option):
+    """A placeholder among a command's parameters for the options of some fields of a model.
+
+    Attributes:
+        model: "module:Class" of a pydantic model.
+        flags: field path ("data.shots") -> option name ("--shots").
+        into: the command's argument that gets the values that the user gave, nested as the model is.
+    """
+
+    def __init__(self, model: str, flags: dict[str, str], into: str) -> None:
+        super().__init__([f"--{into.replace('_', '-')}-fields"], hidden=True, expose_value=False)
+        self.model, self.flags, self.into = model, flags, into
+
+    def expand(self) -> list[FieldOption]:
+        """Import the model and build one option per field.
+
+        Raises:
+            LookupError: the model has no such field (a mistake in the verb, not of a user).
+        """
+        module, _, name = self.model.partition(":")
+        model = getattr(importlib.import_module(module), name)
+        return [FieldOption(path, flag, find_field(model, path), into=self.into) for path, flag in self.flags.items()]
+
+
+class FieldOption(click.Option):
+    """The option of one field. Its value counts only if the user gave it: a recipe's default is not an override."""
+
+    def __init__(self, path: str, flag: str, field: FieldInfo, *, into: str) -> None:
+        self.path, self.into = path, into
+        annotation = _without_none(field.annotation)
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        settings: dict[str, Any] = {"help": _sentence(field.description), "required": field.is_required()}
+        if annotation is bool:
+            # A switch that is on by default can only be turned off.
+            flag = f"--no-{flag.removeprefix('--')}" if default else flag
+            settings |= {"is_flag": True, "flag_value": not default, "required": False, "default": default}
+        else:
+            settings |= {"type": click_type(annotation, bounds_of(field))}
+            if default not in (None, "", (), []):
+                settings |= {"default": _as_text(default), "show_default": True}
+            if isinstance(settings["type"], _List):
+                settings["metavar"] = "A,B,..."
+        settings |= (field.json_schema_extra or {}).get("cli", {}) if isinstance(field.json_schema_extra, dict) else {}
+        super().__init__([flag, f"{into}__{path.replace('.', '__')}"], **settings)
+
+
+class _List(click.ParamType):
+    """Texts with commas between them."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+class _Choice(click.Choice):
+    """A choice whose error names the nearest match."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return choose(str(value), self.choices, param.opts[0] if param is not None else "value")
+
+
+class FieldsCommand(click.Command):
+    """A command whose `Fields` placeholders become options; each group of values arrives as one dictionary."""
+
+    _expanded: list[click.Parameter] | None = None
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if self._expanded is None:
+            self._expanded = [
+                option
+                for parameter in super().get_params(ctx)
+                for option in (parameter.expand() if isinstance(parameter, Fields) else [parameter])
+            ]
+        return self._expanded
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            if isinstance(parameter, Fields):
+                ctx.params.setdefault(parameter.into, {})
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, FieldOption) and parameter.name is not None:
+                value = ctx.params.pop(parameter.name, None)
+                # Defaults are shown in the help and set by the model: only what the user gave overrides a recipe.
+                if ctx.get_parameter_source(parameter.name) in _BY_USER:
+                    _set(ctx.params[parameter.into], parameter.path, value)
+        return rest
+
+
+def fields(model: str, *names: str | tuple[str, str], into: str = "settings") -> Callable[[F], F]:
+    """Add options for fields of a model to a command of class `FieldsCommand`.
+
+    Args:
+        model: "module:Class".
+        names: field paths. The option is the last part of the path ("data.shots" is --shots, "alt_kinds" --alt-kinds),
+            or the second of a pair: ("data.field", "--label").
+        into: argument of the command that gets {field: value} of what the user gave, nested like the model.
+    """
+    pairs = [name if isinstance(name, tuple) else (name, _flag(name)) for name in names]
+
+    def decorate(function: F) -> F:
+        # Click collects parameters in this list and reverses it: decorators run from the bottom up.
+        function.__dict__.setdefault("__click_params__", []).append(Fields(model, dict(pairs), into))
+        return function
+
+    return decorate
+
+
+def _flag(path: str) -> str:
+    return "--" + path.rpartition(".")[2].replace("_", "-")
+
+
+def find_field(model: Any, path: str) -> FieldInfo:
+    """Return the field at a dotted path of nested models."""
+    *parents, last = path.split(".")
+    for parent in parents:
+        model = _without_none(model.model_fields[parent].annotation)
+    if last not in model.model_fields:
+        raise LookupError(f"{model.__name__} has no field '{last}'")
+    return model.model_fields[last]
+
+
+def bounds_of(field: FieldInfo) -> _Bounds:
+    """Read the bounds of a number from a field's constraints (ge, gt, le, lt)."""
+    low = high = None
+    low_open = high_open = False
+    for rule in field.metadata:
+        if (value := getattr(rule, "ge", None)) is not None:
+            low = value
+        if (value := getattr(rule, "gt", None)) is not None:
+            low, low_open = value, True
+        if (value := getattr(rule, "le", None)) is not None:
+            high = value
+        if (value := getattr(rule, "lt", None)) is not None:
+            high, high_open = value, True
+    return _Bounds(low, high, low_open, high_open)
+
+
+def click_type(annotation: Any, bounds: _Bounds) -> click.ParamType:
+    """Return the click type of a field's annotation; what click has no type for stays text, checked by the model."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return click_type(typing.get_args(annotation)[0], bounds)
+    if origin is Literal:
+        choices = typing.get_args(annotation)
+        return _Choice([str(choice) for choice in choices])
+    if annotation in (int, float):
+        kind = click.IntRange if annotation is int else click.FloatRange
+        return kind(bounds.low, bounds.high, min_open=bounds.low_open, max_open=bounds.high_open)  # type: ignore[arg-type]
+    if annotation is Path:
+        return click.Path(path_type=Path)
+    if origin in (tuple, list):
+        return _List()
+    return click.STRING
+
+
+def _without_none(annotation: Any) -> Any:
+    """`X` of `X | None`."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        others = [inner for inner in typing.get_args(annotation) if inner is not type(None)]
+        return _without_none(others[0]) if len(others) == 1 else annotation
+    return annotation
+
+
+def _sentence(description: str | None) -> str | None:
+    """A field's description as an option's help: one sentence, its first word as it is where it is a value ("pcv: ...")."""
+    if not description:
+        return None
+    first = description.split(maxsplit=1)[0]
+    start = description[0].upper() if first.rstrip(",").isalpha() else description[0]
+    return start + description[1:].rstrip(".") + "."
+
+
+def _as_text(default: Any) -> Any:
+    return ",".join(map(str, default)) if isinstance(default, tuple | list) else default
+
+
+def _set(values: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    values[last] = value

@@ -1,0 +1,112 @@
+"""Options made from the fields of a settings model: type, bounds, default, help, and what reaches the command."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import click
+import pytest
+from click.testing import CliRunner
+from pydantic import Field
+
+from foveate.cli.fields import FieldOption, FieldsCommand, fields
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings
+from naming import raises_naming
+from verbs import parameters_of, sub_verbs
+
+
+class Training(Settings):
+    epochs: int = Field(50, ge=1, description="passes over the images")
+
+
+class Example(Settings):
+    name: str = Field(description="the name")
+    rate: float = Field(0.5, gt=0, le=1, description="pcv: a share")
+    kinds: tuple[str, ...] = Field(("a", "b"), description="kinds, best first")
+    mode: Literal["fast", "exact"] = Field("fast", description="how")
+    limit: int | None = Field(None, ge=1, description="at most so many")
+    retry: bool = Field(False, description="try again")
+    cache: bool = Field(True, description="keep no cache")
+    training: Training = Training()
+
+
+NAMES = ("rate", "kinds", "mode", "limit", "retry", "cache", "training.epochs")
+
+
+@click.command("example", cls=FieldsCommand)
+@fields(f"{__name__}:Example", ("name", "--called"), *NAMES)
+def example(settings: dict[str, Any]) -> None:
+    click.echo(repr(settings))
+
+
+def run(*arguments: str) -> Any:
+    result = CliRunner().invoke(example, list(arguments))
+    return eval(result.output, {"__builtins__": {}}) if result.exit_code == 0 else result.output  # noqa: S307
+
+
+def test_only_what_was_given_is_passed_on() -> None:
+    assert run("--called", "x") == {"name": "x"}
+    assert run("--called", "x", "--rate", "0.5") == {"name": "x", "rate": 0.5}
+    given = ("--kinds", "b, c,", "--mode", "exact", "--limit", "3", "--retry", "--no-cache", "--epochs", "7")
+    assert run("--called", "x", *given) == {
+        "name": "x",
+        "kinds": ("b", "c"),
+        "mode": "exact",
+        "limit": 3,
+        "retry": True,
+        "cache": False,
+        "training": {"epochs": 7},
+    }
+    assert Example(**run("--called", "x", *given)).training.epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ((), ("--called",)),
+        (("--rate", "0"), ("--rate", "0<x<=1")),
+        (("--limit", "0"), ("--limit", "x>=1")),
+        (("--epochs", "x"), ("--epochs", "'x'")),
+    ],
+)
+def test_values_out_of_bounds_name_the_option(arguments: tuple[str, ...], names: tuple[str, ...]) -> None:
+    output = run(*(arguments and ("--called", "x")), *arguments)
+    for name in names:
+        assert name in output
+
+
+def test_an_unknown_choice_names_the_nearest() -> None:
+    with raises_naming(UserError, "--mode", "fats", "fast"):
+        example.main(["--called", "x", "--mode", "fats"], standalone_mode=False)
+
+
+def test_help_shows_description_default_and_bounds() -> None:
+    output = " ".join(CliRunner().invoke(example, ["--help"]).output.split())
+    for words in (
+        "--called TEXT The name. [required]",
+        "pcv: a share. [default: 0.5; 0<x<=1]",
+        "--kinds A,B,... Kinds, best first. [default: a,b]",
+        "--mode [fast|exact] How. [default: fast]",
+        "--no-cache",
+        "--epochs INTEGER RANGE Passes over the images. [default: 50; x>=1]",
+    ):
+        assert words in output
+
+
+def test_a_field_that_the_model_lacks_is_a_mistake_of_the_verb() -> None:
+    @click.command("broken", cls=FieldsCommand)
+    @fields(f"{__name__}:Example", "nothing")
+    def broken(settings: dict[str, Any]) -> None: ...
+
+    with pytest.raises(LookupError, match="nothing"):
+        parameters_of(broken)
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(*leaf, id=" ".join(leaf[0])) for leaf in sub_verbs()])
+def test_options_of_verbs_can_be_made(path: tuple[str, ...], command: click.Command) -> None:
+    """Every field that a verb names exists, and no two options of a verb share a name."""
+    options = [flag for parameter in parameters_of(command) for flag in parameter.opts if flag.startswith("-")]
+    assert len(options) == len(set(options))
+    for option in parameters_of(command):
+        assert not isinstance(option, FieldOption) or option.help, f"{' '.join(path)} {option.opts}"
