@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=[*PARTS, *WHOLE], default=[*PARTS, *WHOLE])
     parser.add_argument("--model", default="vit_tiny_patch16_224", help="a ViT of timm")
     parser.add_argument("--batch", type=int, default=8, help="images of an update")
-    parser.add_argument("--beside", nargs="+", choices=BESIDE, default=BESIDE, help="of the part peft: methods")
+    parser.add_argument("--compare", nargs="+", choices=BESIDE, default=BESIDE, help="of the part peft: methods")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--images", type=int, default=32, help="of the parts kept, compare")
     parser.add_argument("--epochs", type=int, default=50, help="of the parts kept, compare")

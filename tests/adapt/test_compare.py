@@ -288,7 +288,7 @@ def test_a_grid_that_is_too_dear_is_refused_with_its_price(tmp_path: Path) -> No
     # The head alone: every image once a training; bitfit: three passes an epoch, and one of what is measured.
     assert lines["linear"]["passes"] == 2 * (18 + 9) + (27 + 15)
     assert lines["bitfit"]["passes"] == 2 * (3 * 54 + 9) + (3 * 81 + 15)
-    refuse_if_dear(priced, most_hours=24, grid="quick")
+    refuse_if_dear(priced, max_hours=24, grid="quick")
 
 
 def test_options_without_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

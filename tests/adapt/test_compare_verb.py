@@ -148,7 +148,7 @@ def test_a_price_and_mistakes(done: tuple[Path, dict[str, Any], tuple[object, ..
     for more, sentence in (
         (("--methods", "lroa"), "unknown method 'lroa'"),
         (("--grid", "vtab"), "Did you mean 'vtab1k'"),
-        (("--most-hours", 0.0001, "--epochs", 1000), "raise --most-hours"),
+        (("--max-hours", 0.0001, "--epochs", 1000), "raise --max-hours"),
         (("--budget", "lots"), "budget 'lots': write a number such as 100000"),
         (("--folds", 60), "60 folds need at least two images of each class and as many as folds"),
         (("shrae=0.5",), "Did you mean 'share'"),

@@ -59,9 +59,9 @@ def test_index_and_search(foveate: Run, place: Path, tmp_path: Path) -> None:
 
 
 def test_a_box_in_an_image(foveate: Run, index: Path, image: Path) -> None:
-    arguments = ("search", index, "a disc", "--image", image, "--minus", "blue", "--weight", "box=0.5", "--json")
+    arguments = ("search", index, "a disc", "--image", image, "--negative", "blue", "--weight", "box=0.5", "--json")
     by_fraction = foveate(*arguments, "--box", "0,0,0.5,1").json
-    assert by_fraction["query"]["weights"] == {"words": 1, "box": 0.5, "minus": 1}
+    assert by_fraction["query"]["weights"] == {"words": 1, "box": 0.5, "negative": 1}
     assert by_fraction["query"]["box"] == [0, 0, 0.5, 1]
     collection = Collection.open(index.parent / "shapes")
     row = collection.row_of("test-01")

@@ -34,8 +34,8 @@ def verb(name: str, points: np.ndarray, folder: Path, *more: str) -> Result:
     ("name", "more"),
     [
         ("cluster", ()),
-        ("embed", ("--rounds", "2", "--set", "hidden=[8]", "--set", "surrogate=grid", "--beside", "none")),
-        ("features", ("--rounds", "2", "--set", "width=8", "--set", "hidden=8", "--beside", "none")),
+        ("embed", ("--rounds", "2", "--set", "hidden=[8]", "--set", "surrogate=grid", "--compare", "none")),
+        ("features", ("--rounds", "2", "--set", "width=8", "--set", "hidden=8", "--compare", "none")),
     ],
 )
 def test_a_run_folder_belongs_to_its_points(name: str, more: tuple[str, ...], tmp_path: Path) -> None:

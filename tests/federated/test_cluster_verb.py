@@ -66,7 +66,7 @@ def test_redraws_of_a_split_are_told() -> None:
 
 def test_digits_with_their_page(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    found = answer("digits", "--split", "dirichlet:0.3", "--clients", 5, "--beside", "kfed,central", "--run", out)
+    found = answer("digits", "--split", "dirichlet:0.3", "--clients", 5, "--compare", "kfed,central", "--run", out)
     assert found["clusters"] == 10  # as many as labels
     assert [one["method"] for one in found["methods"]] == [
         "consensus, 1 round of refinement",
@@ -168,7 +168,7 @@ def test_single_points_are_told(tmp_path: Path) -> None:
     [
         (("--client", "hospital"), "how many clusters? give --clusters"),
         (("--client", "hospital", "--clusters", "3", "--method", "kmeans"), "unknown method 'kmeans'"),
-        (("--client", "hospital", "--clusters", "3", "--beside", "kfeed"), "Did you mean 'kfed'"),
+        (("--client", "hospital", "--clusters", "3", "--compare", "kfeed"), "Did you mean 'kfed'"),
         (("--client", "hospital", "--clusters", "3", "--set", "seed=4"), "give it as --seed"),
         (("--client", "hospital", "--clusters", "3", "--set", "radios=1"), "unknown option 'radios'"),
         (("--client", "hospital", "--clusters", "300"), "300 clusters cannot be made"),

@@ -265,9 +265,9 @@ def test_other_kinds_are_refused() -> None:
     ("limits", "words"),
     [
         ({}, ""),
-        ({"min_count": 5, "most_clusters": 3}, ""),
+        ({"min_count": 5, "max_clusters": 3}, ""),
         ({"min_count": 6}, "asks with min_count 5; this client's own min-count is 6"),
-        ({"most_clusters": 2}, "asks for 3 clusters; this client's own most-clusters is 2"),
+        ({"max_clusters": 2}, "asks for 3 clusters; this client's own max-clusters is 2"),
         ({"min_count": 31}, "30 points are fewer than this client's own min-count 31: nothing is sent"),
     ],
 )

@@ -97,7 +97,7 @@ def test_several_sources_without_labels(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{name}.npz", X=RANDOM.normal(size=(30, 4)))
     np.save(tmp_path / "east.npy", RANDOM.normal(size=(30, 4)))
     sources = [tmp_path / "north.npz", tmp_path / "south.npz", tmp_path / "east.npy"]
-    found = answer(*sources, "--run", tmp_path / "run", "--beside", "none", "--held-out", "0", *QUICK)
+    found = answer(*sources, "--run", tmp_path / "run", "--compare", "none", "--held-out", "0", *QUICK)
     assert found["clients"] == {"north": 30, "south": 30, "east": 30}
     assert found["held_out"] == 0
     assert "knn" not in found["maps"][0]["quality"]
@@ -149,7 +149,7 @@ def test_exported_embeddings_with_labels_of_a_collection(tmp_path: Path, monkeyp
         (["digits", "--client", "labels"], "no column of clients 'labels'; there are label. Did you mean 'label'"),
         (["digits", "--split", "even", "--clients", "3", "--method", "fedn"], "field 'method'"),
         (["digits", "--split", "even", "--clients", "3", "--set", "roundes=3"], "Did you mean 'rounds'"),
-        (["digits", "--split", "even", "--clients", "3", "--beside", "fedavgs"], "Did you mean 'fedavg'"),
+        (["digits", "--split", "even", "--clients", "3", "--compare", "fedavgs"], "Did you mean 'fedavg'"),
         (["digits", "--split", "even", "--clients", "3", "--held-out", "1"], "allowed is 0 to less than 1"),
         (["digits", "digits", "--clients", "3"], "several sources are one client each"),
         (["digits", "--collection", "c", "--split", "even", "--clients", "2"], "give the field with --label"),

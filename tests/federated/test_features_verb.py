@@ -61,7 +61,7 @@ def table(tmp_path: Path) -> Path:
 def test_from_a_table_to_a_page(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     found = answer(
-        table, "--client", "hospital", "--label", "species", "--beside", "untrained,local,central", "--run", out, *QUICK
+        table, "--client", "hospital", "--label", "species", "--compare", "untrained,local,central", "--run", out, *QUICK
     )
     assert [one["method"] for one in found["methods"]] == list(METHODS)[:1] + ["untrained", "local", "central"]
     assert [one["rounds"] for one in found["methods"]] == [3, 0, 3, 3]
@@ -101,7 +101,7 @@ def test_from_a_table_to_a_page(table: Path, tmp_path: Path) -> None:
 
 
 def test_words_for_people_and_no_labels(table: Path, tmp_path: Path) -> None:
-    done = call(table, "--client", "hospital", "--clusters", 3, "--beside", "none", "--run", tmp_path / "r", *QUICK)
+    done = call(table, "--client", "hospital", "--clusters", 3, "--compare", "none", "--run", tmp_path / "r", *QUICK)
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0] == "2 clients, 120 points, by 'hospital'"
@@ -158,7 +158,7 @@ def test_stopped_after_a_round_and_repeated_it_ends_with_the_same_weights(
 def test_stopped_within_a_round_it_asks_nobody_twice(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [table, "--client", "hospital", "--label", "species", "--beside", "none", *QUICK]
+    arguments = [table, "--client", "hospital", "--label", "species", "--compare", "none", *QUICK]
     whole = answer(*arguments, "--run", tmp_path / "whole")
     asked: list[tuple[str, int, int]] = []
     handlers = fitting.handlers
@@ -231,7 +231,7 @@ def test_own_centroids_are_another_training_than_common_ones() -> None:
 
 
 def test_the_plan_writes_nothing_and_bounds_what_is_sent(table: Path, tmp_path: Path) -> None:
-    arguments = [table, "--client", "hospital", "--label", "species", "--beside", "none", *QUICK]
+    arguments = [table, "--client", "hospital", "--label", "species", "--compare", "none", *QUICK]
     planned = answer(*arguments, "--dry-run", "--run", tmp_path / "run")
     assert planned["clients"] == {"north": 60, "south": 60}
     assert not (tmp_path / "run").exists()
@@ -262,7 +262,7 @@ def test_a_probe_of_one_label_is_no_number() -> None:
     ("arguments", "words"),
     [
         (["--method", "deepfecca"], "field 'method'"),
-        (["--beside", "locale"], "Did you mean 'local'"),
+        (["--compare", "locale"], "Did you mean 'local'"),
         (["--set", "roundes=3"], "Did you mean 'rounds'"),
         (["--set", "rounds=3"], "give it as --rounds"),
         (["--set", "seed=3"], "give it as --seed"),
@@ -292,7 +292,7 @@ def test_labels_or_a_number_of_clusters_are_needed(table: Path, tmp_path: Path) 
 
 
 def test_a_folder_of_other_settings_and_damaged_files_are_refused(table: Path, tmp_path: Path) -> None:
-    arguments = [table, "--client", "hospital", "--label", "species", "--beside", "none", *QUICK]
+    arguments = [table, "--client", "hospital", "--label", "species", "--compare", "none", *QUICK]
     answer(*arguments, "--run", tmp_path / "a")
     other = call(*arguments, "--run", tmp_path / "a", "--seed", "3")
     assert isinstance(other.exception, UserError)

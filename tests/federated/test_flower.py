@@ -257,9 +257,9 @@ def test_a_finished_run_keeps_no_answers(tmp_path: Path) -> None:
     ("limits", "words"),
     [
         ({}, None),
-        ({"min-count": 10, "most-clusters": 15}, None),
+        ({"min-count": 10, "max-clusters": 15}, None),
         ({"min-count": 11}, "asks with min_count 10; this client's own min-count is 11"),
-        ({"most-clusters": 14}, "asks for 15 clusters; this client's own most-clusters is 14"),
+        ({"max-clusters": 14}, "asks for 15 clusters; this client's own max-clusters is 14"),
         ({"min_count": 10}, "unknown field of the node's configuration 'min_count'"),
     ],
 )

@@ -120,9 +120,9 @@ def test_what_the_configuration_may_say(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_node_has_limits_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server_app.run(Nodes(tmp_path, monkeypatch, **{"most-clusters": 2}), run_config(tmp_path / "out"))
+    server_app.run(Nodes(tmp_path, monkeypatch, **{"max-clusters": 2}), run_config(tmp_path / "out"))
     result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
-    assert result["notes"] == ["ward 1 was left out: asks for 3 clusters; this client's own most-clusters is 2"]
+    assert result["notes"] == ["ward 1 was left out: asks for 3 clusters; this client's own max-clusters is 2"]
     assert [client["rounds"] for client in result["clients"]] == [2, 0, 2]
 
 

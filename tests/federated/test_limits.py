@@ -31,7 +31,7 @@ def test_a_server_that_asks_for_every_row_is_refused() -> None:
     assert {row.tobytes() for row in sent} == {row.tobytes() for row in POINTS}
     for limits, words in (
         (Limits(min_count=10), "asks with min_count 1; this client's own min-count is 10"),
-        (Limits(most_clusters=12), "asks for 50 clusters; this client's own most-clusters is 12"),
+        (Limits(max_clusters=12), "asks for 50 clusters; this client's own max-clusters is 12"),
     ):
         with pytest.raises(MessageError, match=words):
             limits.check(greedy)
@@ -39,7 +39,7 @@ def test_a_server_that_asks_for_every_row_is_refused() -> None:
 
 @pytest.mark.parametrize("place", range(3))
 def test_limits_hold_for_every_question(place: int) -> None:
-    limits = Limits(min_count=10, most_clusters=12)
+    limits = Limits(min_count=10, max_clusters=12)
     limits.check(requests(12, 10)[place])
     limits.check(requests(3, 25)[place])
     with raises_naming(MessageError, "10"):
@@ -52,7 +52,7 @@ def test_limits_hold_for_every_question(place: int) -> None:
 def test_limits_of_a_node() -> None:
     config = {"partition-id": 0, "num-partitions": 2, "data": "points.npz", "name": "north", "min-count": 10}
     assert Limits.of_node(config) == Limits(10, None)
-    assert Limits.of_node(config | {"most-clusters": 30}) == Limits(10, 30)
+    assert Limits.of_node(config | {"max-clusters": 30}) == Limits(10, 30)
     assert Limits.of_node({"partition-id": 0}) == Limits()
 
 
@@ -62,7 +62,7 @@ def test_limits_of_a_node() -> None:
         ({"min_count": 10}, "unknown field of the node's configuration 'min_count'.*min-count"),
         ({"min-count": 0}, "min-count 0; allowed are whole numbers from 1"),
         ({"min-count": "10"}, "min-count '10'; allowed"),
-        ({"most-clusters": True}, "most-clusters True; allowed"),
+        ({"max-clusters": True}, "max-clusters True; allowed"),
     ],
 )
 def test_a_slip_in_a_limit_is_no_limit_less(config: dict, words: str) -> None:

@@ -101,12 +101,12 @@ def _query(trial: Trial) -> Any:
         box = random.choice((Box, PixelBox))(*numbers)
     weights = {}
     if random.random() < 0.3:
-        weights[random.choice(("words", "image", "box", "minus", "x"))] = random.choice(
+        weights[random.choice(("words", "image", "box", "negative", "x"))] = random.choice(
             (0.0, -1.0, 1e-300, 1e308, math.nan, 2.0)
         )
-    minus = odd_text(random) if random.random() < 0.2 else None
-    trial.note((words, minus, weights, shown is not None))
-    return Query(words=words, image=shown, box=box, minus=minus, weights=weights)
+    negative = odd_text(random) if random.random() < 0.2 else None
+    trial.note((words, negative, weights, shown is not None))
+    return Query(words=words, image=shown, box=box, negative=negative, weights=weights)
 
 
 @functools.cache

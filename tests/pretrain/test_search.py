@@ -98,14 +98,14 @@ def test_at_most_so_many_of_an_image(index: foveate.SearchIndex) -> None:
 
 def test_the_sum_is_the_weighted_sum_of_unit_vectors(folder: Path, index: foveate.SearchIndex) -> None:
     network, data = index.model.network, image_of(folder, "train-01")
-    words, minus = index.model.encode_text(["a red disc", "blue"]).astype(np.float64)
+    words, negative = index.model.encode_text(["a red disc", "blue"]).astype(np.float64)
     image = index.model.encode_images([data])[0].astype(np.float64)
-    query = Query(words="a red disc", image=data, minus="blue", weights={"words": 2, "minus": 0.5})
-    expected = 2 * words + image - 0.5 * minus
+    query = Query(words="a red disc", image=data, negative="blue", weights={"words": 2, "negative": 0.5})
+    expected = 2 * words + image - 0.5 * negative
     found, box = embed_query(network, query)
     assert box is None
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
-    assert query.parts == ["words", "image", "minus"]
+    assert query.parts == ["words", "image", "negative"]
     box_query = Query(image=data, box=Box(0.1, 0.1, 0.6, 0.9))
     assert box_query.parts == ["box"]
     z = index.model.encode_regions(data, [Box(0.1, 0.1, 0.6, 0.9)])[0]
@@ -116,10 +116,10 @@ def test_the_sum_is_the_weighted_sum_of_unit_vectors(folder: Path, index: foveat
     ("options", "message"),
     [
         ({}, "nothing to search for"),
-        ({"minus": "red"}, "nothing to search for"),
+        ({"negative": "red"}, "nothing to search for"),
         ({"words": "  "}, "the query's words are empty"),
-        ({"words": "red", "minus": ""}, "the query's minus are empty"),
-        ({"words": "red", "minus": "red"}, "cancel out"),
+        ({"words": "red", "negative": ""}, "the query's minus are empty"),
+        ({"words": "red", "negative": "red"}, "cancel out"),
         ({"words": "red", "box": Box.whole()}, "a box needs the image"),
         ({"words": "red", "weights": {"word": 1}}, "unknown part of a query 'word'.*Did you mean 'words'"),
         ({"words": "red", "weights": {"words": 0}}, "a number above 0, got 0"),

@@ -81,7 +81,6 @@ class FieldOption(click.Option):
                 settings |= {"default": _as_text(default), "show_default": True}
             if isinstance(settings["type"], _List):
                 settings["metavar"] = "A,B,..."
-        settings |= (field.json_schema_extra or {}).get("cli", {}) if isinstance(field.json_schema_extra, dict) else {}
         super().__init__([flag, f"{into}__{path.replace('.', '__')}"], **settings)
 
 

@@ -79,7 +79,7 @@ def server(
 @click.option("--data", type=_FILE, help="The client's points; they are read here and never sent.")
 @click.option("--name", default="", help="What the client is called in results.")
 @click.option("--min-count", type=click.IntRange(1), help="Answer nothing about groups of fewer points.")
-@click.option("--most-clusters", type=click.IntRange(1), help="Answer no question for more clusters.")
+@click.option("--max-clusters", type=click.IntRange(1), help="Answer no question for more clusters.")
 @click.option("--port", type=_PORT, help="Of the node's own processes, on loopback; 9150 + the client's number.")
 @click.option("--make-keys", is_flag=True, help="Make the node's key and the certificate of its port; start nothing.")
 @_insecure
@@ -91,7 +91,7 @@ def client(
     data: Path | None,
     name: str,
     min_count: int | None,
-    most_clusters: int | None,
+    max_clusters: int | None,
     port: int | None,
     make_keys: bool,
     insecure: bool,
@@ -117,10 +117,10 @@ def client(
         return
     if address is None or data is None:
         raise click.UsageError("--server and --data are needed, or --make-keys")
-    called, own = commands.Address.read(address), port or commands.FIRST_RUNTIME_PORT + number
-    given = {"name": name or None, "min-count": min_count, "most-clusters": most_clusters}
-    node = {"data": str(data.resolve())} | {field: value for field, value in given.items() if value is not None}
-    command = commands.supernode(folder, server=called, client=number, port=own, node=node, insecure=insecure)
+    called, runtime_port = commands.Address.read(address), port or commands.FIRST_RUNTIME_PORT + number
+    settings = {"name": name or None, "min-count": min_count, "max-clusters": max_clusters}
+    node = {"data": str(data.resolve())} | {field: value for field, value in settings.items() if value is not None}
+    command = commands.supernode(folder, server=called, client=number, port=runtime_port, node=node, insecure=insecure)
     if dry_run:
         _finish_plan(folder, [command], {}, as_json=as_json)
         return
@@ -129,7 +129,7 @@ def client(
         lines = [f"client {number} takes part at {called}; Ctrl-C stops it"]
         finish({"client": number, "server": str(called), "command": command}, lines, {"data": data}, as_json=as_json)
 
-    steps.join(folder, called, client=number, port=own, node=node, insecure=insecure, ready=ready)
+    steps.join(folder, called, client=number, port=runtime_port, node=node, insecure=insecure, ready=ready)
 
 
 @click.command("register", short_help="Let clients in, by their public keys.")
@@ -148,8 +148,8 @@ def register(public_keys: tuple[Path, ...], folder: Path, dry_run: bool, as_json
     if dry_run:
         _finish_plan(folder, [commands.register(key) for key in public_keys], {}, as_json=as_json)
         return
-    found = steps.register(folder, public_keys)
-    finish({"registered": found}, [f"registered: node {number}" for number in found], {}, as_json=as_json)
+    registered = steps.register(folder, public_keys)
+    finish({"registered": registered}, [f"registered: node {number}" for number in registered], {}, as_json=as_json)
 
 
 @click.command("run", short_help="Run a job over the clients of a network.")
@@ -193,10 +193,10 @@ def run(
     from foveate.federated.flower.app import CONFIG
     from foveate.federated.flower.jobs import settings_of
 
-    spaced = [one for one in overrides if one.split() != [one]]
+    spaced = [override for override in overrides if override.split() != [override]]
     if spaced:
         raise UserError(f"--set {spaced[0]!r}: Flower takes no setting with a space in it")
-    given = {
+    settings = {
         "job": job,
         "clusters": clusters,
         "method": method,
@@ -208,7 +208,7 @@ def run(
         "out": str(out.resolve()),
         "options": " ".join(overrides) or None,
     }
-    config: Mapping[str, Any] = {field: value for field, value in given.items() if value is not None}
+    config: Mapping[str, Any] = {field: value for field, value in settings.items() if value is not None}
     settings_of({**CONFIG, **config})
     if dry_run:
         _finish_plan(folder, [commands.run(folder, config)], {}, as_json=as_json)
@@ -222,14 +222,14 @@ def run(
 
 def _refuse(insecure: bool, dry_run: bool) -> None:
     """Raises UserError for options that say nothing about keys."""
-    for name, given in (("--insecure", insecure), ("--dry-run", dry_run)):
-        if given:
+    for name, is_given in (("--insecure", insecure), ("--dry-run", dry_run)):
+        if is_given:
             raise UserError(f"--make-keys makes files and starts nothing; {name} has no effect on it")
 
 
-def _finish_keys(made: Sequence[Path], words: str, as_json: bool) -> None:
-    lines = [*(f"made: {path}" for path in made), f"next: {words}; private keys stay here"]
-    finish({"made": [str(path) for path in made]}, lines, {}, as_json=as_json)
+def _finish_keys(paths: Sequence[Path], next_step: str, as_json: bool) -> None:
+    lines = [*(f"made: {path}" for path in paths), f"next: {next_step}; private keys stay here"]
+    finish({"made": [str(path) for path in paths]}, lines, {}, as_json=as_json)
 
 
 def _finish_plan(folder: Path, planned: list[list[str]], files: Mapping[str, str], *, as_json: bool) -> None:

@@ -49,8 +49,8 @@ def common(*, seed: bool = True, device: bool = True) -> Callable[[F], F]:
     """Adds --json and --quiet, and --seed and --device where they have an effect."""
 
     def decorate(function: F) -> F:
-        chosen = [json_option, quiet_option] + [seed_option] * seed + [device_option] * device
-        for option in reversed(chosen):
+        options = [json_option, quiet_option] + [seed_option] * seed + [device_option] * device
+        for option in reversed(options):
             function = option(function)
         return function
 

@@ -33,9 +33,9 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         questions.setdefault(str(row["question"]), []).append(row)
     lines: list[str] = []
-    for question, asked in questions.items():
-        columns = list(dict.fromkeys(name for row in asked for name in row["values"]))
-        chances = [row.get("chance") for row in asked]
+    for question, question_rows in questions.items():
+        columns = list(dict.fromkeys(name for row in question_rows for name in row["values"]))
+        chances = [row.get("chance") for row in question_rows]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         table.add_column("")
         table.add_column("n", justify="right")
@@ -43,7 +43,7 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             table.add_column(name)
         if any(chance is not None for chance in chances):
             table.add_column("chance", justify="right")
-        for row, chance in zip(asked, chances, strict=True):
+        for row, chance in zip(question_rows, chances, strict=True):
             cells = [_cell(row["values"].get(name)) for name in columns]
             table.add_row(str(row["data"]), str(row["n"]), *cells, *([f"{chance:.3f}"] if chance is not None else []))
         printed = io.StringIO()

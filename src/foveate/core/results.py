@@ -138,7 +138,7 @@ class Query(ResultModel):
     text: str | None = None
     image: str | None = None
     box: BoxValues | None = None
-    minus: str | None = None
+    negative: str | None = None
     weights: dict[str, float] = {}
 
 

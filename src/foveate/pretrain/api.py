@@ -193,7 +193,7 @@ class SearchIndex:
         *,
         image: ImageInput | None = None,
         box: Box | PixelBox | None = None,
-        minus: str | None = None,
+        negative: str | None = None,
         weights: Mapping[str, float] | None = None,
         count: int = 20,
         kind: str = "both",
@@ -212,7 +212,7 @@ class SearchIndex:
             UserError: nothing asked, an unreadable image, a box outside it, bare numbers instead of a box.
         """
         data = None if image is None else image_bytes(image)
-        query = Query(words=words, image=data, box=box, minus=minus, weights=weights or {})
+        query = Query(words=words, image=data, box=box, negative=negative, weights=weights or {})
         hits, _ = search_in(
             self.index, query, self.model.network, count=count, kind=kind, per_image=per_image, backend=backend
         )
@@ -250,7 +250,7 @@ def search(
     *,
     image: ImageInput | None = None,
     box: Box | PixelBox | None = None,
-    minus: str | None = None,
+    negative: str | None = None,
     weights: Mapping[str, float] | None = None,
     count: int = 20,
     kind: str = "both",
@@ -262,7 +262,7 @@ def search(
         words,
         image=image,
         box=box,
-        minus=minus,
+        negative=negative,
         weights=weights,
         count=count,
         kind=kind,

@@ -111,16 +111,16 @@ def words(priced: Mapping[str, Any]) -> list[str]:
     return lines + [f"  left out: {count} of {variant}, {why}" for (variant, why), count in reasons.items()]
 
 
-def refuse_if_dear(priced: Mapping[str, Any], *, most_hours: float, grid: str) -> None:
+def refuse_if_dear(priced: Mapping[str, Any], *, max_hours: float, grid: str) -> None:
     """Raises:
-    UserError: when the time on this machine is more than `most_hours`, with the price and what would be cheaper.
+    UserError: when the time on this machine is more than `max_hours`, with the price and what would be cheaper.
     """
-    if priced["hours"] <= most_hours:
+    if priced["hours"] <= max_hours:
         return
     dearest = max(priced["methods"], key=lambda line: line["hours"])
     raise UserError(
         f"grid '{grid}': {priced['trainings']:,} trainings would take about {duration(priced['hours'] * 3600)} on this "
         f"machine ({duration(priced['gpu_hours'] * 3600)} on one H100; {dearest['variant']} alone "
-        f"{duration(dearest['hours'] * 3600)}), allowed are {most_hours:g} h; take a smaller --grid, fewer "
-        "--methods or training.epochs, or raise --most-hours"
+        f"{duration(dearest['hours'] * 3600)}), allowed are {max_hours:g} h; take a smaller --grid, fewer "
+        "--methods or training.epochs, or raise --max-hours"
     )

@@ -194,14 +194,14 @@ def compare(
     command: list[str] | None = None,
     opened: Opened | None = None,
     data: Mapping[str, Labeled] | None = None,
-    most_hours: float = 24.0,
+    max_hours: float = 24.0,
     save: bool = False,
 ) -> dict[str, Any]:
     """Compares methods on tasks and writes the run folder's result.json; the same call goes on where it was stopped.
 
     Args:
         opened: a network in memory instead of `recipe.backbone`. data: images in memory, by the name of a task.
-        most_hours: the longest that the price may say.
+        max_hours: the longest that the price may say.
         save: also write the adapter of every final training.
 
     Raises:
@@ -211,7 +211,7 @@ def compare(
     comparison = Comparison(recipe, opened=opened, data=data)
     where = device or "auto"
     if not (run_path / "cells").is_dir():  # a refusal leaves nothing behind
-        refuse_if_dear(comparison.price(device=where), most_hours=most_hours, grid=recipe.grid)
+        refuse_if_dear(comparison.price(device=where), max_hours=max_hours, grid=recipe.grid)
     run = RunFolder.create(run_path, command=command, recipe=dump(recipe))
     identity = {
         "recipe": recipe.model_dump(mode="json"),
@@ -222,7 +222,7 @@ def compare(
     _warn(comparison)
     left = comparison.trainings(store)
     if left:
-        refuse_if_dear(comparison.price(device=where, store=store), most_hours=most_hours, grid=recipe.grid)
+        refuse_if_dear(comparison.price(device=where, store=store), max_hours=max_hours, grid=recipe.grid)
         bench = Bench(comparison.opened, device=where)
         began = time.monotonic()
         with Meter("comparing methods", len(left)) as meter:

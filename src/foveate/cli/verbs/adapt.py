@@ -98,12 +98,12 @@ def train(
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
-    numbers = result["parameters"]
-    share = numbers["trained"] / max(1, numbers["backbone"])
+    parameters = result["parameters"]
+    share = parameters["trained"] / max(1, parameters["backbone"])
     lines = [
         f"{result['steps']} updates in {result['seconds']:.0f} s on {result['images']} images; "
-        f"trained {numbers['trained']:,} of {numbers['backbone']:,} numbers ({share:.2%}) and a head of "
-        f"{numbers['head']:,}; computed once: {result['kept']}"
+        f"trained {parameters['trained']:,} of {parameters['backbone']:,} numbers ({share:.2%}) and a head of "
+        f"{parameters['head']:,}; computed once: {result['kept']}"
     ]
     for row in (result["evaluation"] or {"table": []})["table"]:
         value = row["values"]["adapted"]
@@ -170,7 +170,7 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
     help="Images of each class to learn and choose from; repeatable.",
 )
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Visits of each image; the grid's own by default.")
-@click.option("--most-hours", type=float, default=24.0, show_default=True, help="Refuse what would take longer here.")
+@click.option("--max-hours", type=float, default=24.0, show_default=True, help="Refuse what would take longer here.")
 @click.option(
     "--save-adapters",
     is_flag=True,
@@ -187,7 +187,7 @@ def compare(
     settings: dict[str, Any],
     shots: tuple[int, ...],
     epochs: int | None,
-    most_hours: float,
+    max_hours: float,
     save_adapters: bool,
     run: Path | None,
     dry_run: bool,
@@ -234,7 +234,7 @@ def compare(
             target,
             device=device,
             command=["foveate", *sys.argv[1:]],
-            most_hours=most_hours,
+            max_hours=max_hours,
             save=save_adapters,
         )
     except Stopped:
@@ -257,9 +257,9 @@ def _compared(result: dict[str, Any]) -> list[str]:
             else:
                 span = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
             validation = "" if entry["validation"] is None else f"; validation {entry['validation']:.3f}"
-            chosen = f"; {entry['chosen']}" if entry["chosen"] else ""
+            candidate = f"; {entry['chosen']}" if entry["chosen"] else ""
             best = f"; best epoch {entry['best_epoch']:.3f} (peeks)" if "best_epoch" in entry else ""
-            lines.append(f"  {line['variant']:<14} {entry['value']:.3f}{span}{validation}{best}{chosen}")
+            lines.append(f"  {line['variant']:<14} {entry['value']:.3f}{span}{validation}{best}{candidate}")
         if "ensembles" in task:
             together = task["ensembles"]
             few = len(together["members"]) <= 4
@@ -344,10 +344,12 @@ def wise(
 
 def _curve(result: dict[str, Any]) -> list[str]:
     recommended = result["recommended"]
-    titles = [one["title"] for one in result["sets"]]
+    titles = [group["title"] for group in result["sets"]]
     lines = [f"{result['method']}: {result['rule']}; the head is {result['head']}", "  ".join(["alpha", *titles])]
     for number, alpha in enumerate(result["alphas"]):
-        values = "  ".join(f"{one['accuracy'][number]['value']:>{len(one['title'])}.3f}" for one in result["sets"])
+        values = "  ".join(
+            f"{group['accuracy'][number]['value']:>{len(group['title'])}.3f}" for group in result["sets"]
+        )
         lines.append(f"{alpha:<5.3g}  {values}{'  <- recommended' if alpha == recommended['alpha'] else ''}")
     lines.append(f"recommended: alpha {recommended['alpha']:g}, {recommended['rule']}")
     if result["saved"]:

@@ -73,8 +73,8 @@ def command(
     if endpoint is not None and judge is not None:
         raise click.UsageError("give one of --judge and --endpoint: one judge, one number")
     opened = Collection.open(collection)
-    wanted = tuple(_format(one) for one in (formats or "").split(",") if one.strip())
-    question = Question(wanted, split, sample, seed or 0, prefer, tagger, gallery)
+    kinds = tuple(_format(name) for name in (formats or "").split(",") if name.strip())
+    question = Question(kinds, split, sample, seed or 0, prefer, tagger, gallery)
     units = Units(context, None if tokenizer is None else OtherTokenizer(tokenizer), entity, seed or 0)
     method = Method(model=judge)
     if endpoint is not None and endpoint_model is not None:

@@ -35,36 +35,36 @@ def command(collection: Path, remove: str | None, days: float, dry_run: bool, as
         raise UserError(f"{collection}: is no folder; give a collection or a run folder")
     folder = collection / "cache"
     caches = list_caches(folder)
-    gone = []
+    removed = []
     if remove is not None:
         choose(remove, WHICH, "--remove")
-        gone = [one for one in caches if remove == "all" or one.is_unused(days=days)]
+        removed = [cache for cache in caches if remove == "all" or cache.is_unused(days=days)]
         if not dry_run:
-            gone = remove_caches(folder, which=remove, days=days)
-    names = {one.path.name for one in gone}
+            removed = remove_caches(folder, which=remove, days=days)
+    names = {cache.path.name for cache in removed}
     rows = [
         {
-            "name": one.path.name,
-            "kind": one.kind,
-            "encoder": one.encoder,
-            "bytes": one.size,
-            "parts": one.parts,
-            "days_since_use": round(one.days, 2),
-            "unused": one.is_unused(days=days),
-            "removed": one.path.name in names and not dry_run,
+            "name": cache.path.name,
+            "kind": cache.kind,
+            "encoder": cache.encoder,
+            "bytes": cache.size,
+            "parts": cache.parts,
+            "days_since_use": round(cache.days, 2),
+            "unused": cache.is_unused(days=days),
+            "removed": cache.path.name in names and not dry_run,
         }
-        for one in caches
+        for cache in caches
     ]
     lines = [
-        f"{one.path.name}: {one.kind}, {_size(one.size)}, opened {one.days:.0f} days ago"
-        + ("" if one.readable else ", of another release")
-        + (", would be removed" if dry_run else ", removed") * (one.path.name in names)
-        for one in caches
+        f"{cache.path.name}: {cache.kind}, {_size(cache.size)}, opened {cache.days:.0f} days ago"
+        + ("" if cache.readable else ", of another release")
+        + (", would be removed" if dry_run else ", removed") * (cache.path.name in names)
+        for cache in caches
     ] or [f"no cache in {folder}"]
-    freed = sum(one.size for one in gone)
+    freed = sum(cache.size for cache in removed)
     if remove is not None:
         lines.append(f"{'would free' if dry_run else 'freed'}: {_size(freed)}")
-    result = {"kind": "cache", "caches": rows, "bytes": sum(one.size for one in caches), "freed_bytes": freed}
+    result = {"kind": "cache", "caches": rows, "bytes": sum(cache.size for cache in caches), "freed_bytes": freed}
     finish(result, lines, {"cache": folder}, as_json=as_json)
 
 

@@ -104,19 +104,21 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     evidence = _evidence(source, classes, options, folder, method=method, on_model=on_model)
     named = {name: options[name] for name in ("threshold", "tie", "variant") if options[name] is not None}
     about = {"model": str(source), "data": str(options["data"] or source)}
-    found = calibrate(evidence, folder, method=method, command=line, **named, **about)
+    calibrated = calibrate(evidence, folder, method=method, command=line, **named, **about)
     paths: dict[str, Path] = {"run": folder.path}
-    lines = [*table_lines(found.result), "", found.result["sentence"], *_gamma_lines(found.result)]
-    lines += [f"note: {note}" for note in found.result["notes"]]
+    lines = [*table_lines(calibrated.result), "", calibrated.result["sentence"], *_gamma_lines(calibrated.result)]
+    lines += [f"note: {note}" for note in calibrated.result["notes"]]
     checkpoint = source if on_model else options["checkpoint"]
     if checkpoint is not None:
-        folded = _fold(checkpoint, options, found.gamma, evidence.groups, folder)
-        found.result["checkpoint"] = str(folded.path)
-        folder.write_result(found.result)
-        lines.append(f"gamma {found.gamma:+.4f} is in {folded.tensor}; largest rounding {folded.largest_error:.1g}")
+        folded = _fold(checkpoint, options, calibrated.gamma, evidence.groups, folder)
+        calibrated.result["checkpoint"] = str(folded.path)
+        folder.write_result(calibrated.result)
+        lines.append(
+            f"gamma {calibrated.gamma:+.4f} is in {folded.tensor}; largest rounding {folded.largest_error:.1g}"
+        )
         paths["calibrated"] = folded.path
     paths["report"] = render(folder.path)
-    finish(found.result, lines, paths, as_json=options["as_json"])
+    finish(calibrated.result, lines, paths, as_json=options["as_json"])
 
 
 def _check_options(options: dict[str, Any], *, method: str, on_model: bool) -> None:
@@ -144,20 +146,20 @@ def _listed(values: tuple[str, ...]) -> list[str]:
     """Classes separated by commas; those of @FILE one a line."""
     from foveate.core.errors import UserError, nearest
 
-    found: list[str] = []
+    class_names: list[str] = []
     for value in values:
         if value.startswith("@"):
             path = Path(value[1:])
             if not path.exists():
-                beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-                raise UserError(f"{path}: no such file of class names{nearest(path.name, beside)}")
+                siblings = [text.name for text in path.parent.iterdir()] if path.parent.is_dir() else []
+                raise UserError(f"{path}: no such file of class names{nearest(path.name, siblings)}")
             try:
-                found += path.read_text(encoding="utf-8").splitlines()
+                class_names += path.read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{value[1:]}: cannot be read as a text file of class names") from error
         else:
-            found += value.split(",")
-    return [one.strip() for one in found if one.strip()]
+            class_names += value.split(",")
+    return [text.strip() for text in class_names if text.strip()]
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -169,8 +171,8 @@ def _recipe(source: Path, classes: dict[str, list[str]], options: dict[str, Any]
     """What pseudo runs in the run folder depend on."""
     import yaml
 
-    given = {name: str(options[name]) for name in ("data", "labels", "train_split", "before", "pseudo_splits")}
-    recipe = {"model": str(source), **classes, **given, "fine_tuning": _settings(options)}
+    data_options = {name: str(options[name]) for name in ("data", "labels", "train_split", "before", "pseudo_splits")}
+    recipe = {"model": str(source), **classes, **data_options, "fine_tuning": _settings(options)}
     return yaml.safe_dump(recipe, sort_keys=False)
 
 
@@ -245,11 +247,11 @@ def _fold(checkpoint: Path, options: dict[str, Any], gamma: float, groups: Any, 
 
 def _gamma_lines(result: dict[str, Any]) -> list[str]:
     lines = []
-    for name, found in result["gammas"].items():
-        text = f"gamma by {name.upper()}: {found['gamma']:+.4f}"
-        if len(found["each"]) > 1:
-            each = ", ".join("not feasible" if value is None else f"{value:+.2f}" for value in found["each"])
-            spread = "" if found["spread"] is None else f"; standard deviation {found['spread']:.2f}"
+    for name, estimate in result["gammas"].items():
+        text = f"gamma by {name.upper()}: {estimate['gamma']:+.4f}"
+        if len(estimate["each"]) > 1:
+            each = ", ".join("not feasible" if value is None else f"{value:+.2f}" for value in estimate["each"])
+            spread = "" if estimate["spread"] is None else f"; standard deviation {estimate['spread']:.2f}"
             text += f" (pseudo runs {each}{spread})"
         lines.append(text)
     return lines

@@ -82,8 +82,8 @@ def command(
     from foveate.report import render
 
     resolved = validate(CaptionSettings, {**settings, "seed": seed or 0}, where="foveate caption")
-    chosen = {"model": model, "endpoint": endpoint or None, "concurrency": concurrency, "device": device}
-    answering = _backend_settings(backend, chosen, options)
+    backend_options = {"model": model, "endpoint": endpoint or None, "concurrency": concurrency, "device": device}
+    answering = _backend_settings(backend, backend_options, options)
     if dry_run:
         _, estimated = plan(collection, resolved, backend=backend, backend_settings=answering)
         finish(estimated, _planned(estimated), {}, as_json=as_json)
@@ -116,21 +116,21 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _backend_settings(backend: str, chosen: dict[str, Any], options: tuple[str, ...]) -> Settings:
+def _backend_settings(backend: str, given_options: dict[str, Any], options: tuple[str, ...]) -> Settings:
     """The checked settings of a backend from the options that were given."""
     from foveate.caption.captioner import find_backend
     from foveate.core.errors import UserError
     from foveate.core.recipes import validate
     from foveate.core.yaml_text import read_yaml
 
-    found = find_backend(backend)
-    content = {name: value for name, value in chosen.items() if value is not None}
+    plugin = find_backend(backend)
+    content = {name: value for name, value in given_options.items() if value is not None}
     for option in options:
         name, equals, text = option.partition("=")
         if not equals or not name:
             raise UserError(f"--option '{option}': write it as NAME=VALUE")
         content[name] = read_yaml(text, where=f"--option {name}", kind="YAML")
-    return validate(found.settings, content, where=f"backend '{backend}'")
+    return validate(plugin.settings, content, where=f"backend '{backend}'")
 
 
 def _planned(estimated: dict[str, Any]) -> list[str]:

@@ -68,15 +68,15 @@ def train(
     from foveate.core.recipes import load
     from foveate.records.collection import Collection
 
-    given = {"training.seed": seed, "training.precision": precision, "training.workers": workers}
-    extra = [f"{field}={value}" for field, value in given.items() if value is not None]
+    overrides_given = {"training.seed": seed, "training.precision": precision, "training.workers": workers}
+    extra = [f"{field}={value}" for field, value in overrides_given.items() if value is not None]
     resolved = load(CaptionerRecipe, recipe, [*overrides, *extra])
     opened = Collection.open(collection)
     if dry_run:
         from foveate.caption.small.estimate import estimate, lines
 
-        found = estimate(resolved, opened)
-        finish(found, lines(found), {}, as_json=as_json)
+        planned = estimate(resolved, opened)
+        finish(planned, lines(planned), {}, as_json=as_json)
         return
     from foveate.caption.small.runs import train_and_evaluate
     from foveate.report import render
@@ -183,10 +183,10 @@ def serve(
     captioner = load_captioner(model, device=device)
     served = name or "foveate-captioner"
 
-    def ready(chosen: int) -> None:
-        address = f"http://{host}:{chosen}/v1"
-        said = [f"model {served}, revision {captioner.revision}", f"listening on {address}; Ctrl-C stops"]
-        finish({"address": address, "model": served, "revision": captioner.revision}, said, {}, as_json=as_json)
+    def ready(listening_port: int) -> None:
+        address = f"http://{host}:{listening_port}/v1"
+        lines = [f"model {served}, revision {captioner.revision}", f"listening on {address}; Ctrl-C stops"]
+        finish({"address": address, "model": served, "revision": captioner.revision}, lines, {}, as_json=as_json)
         sys.stdout.flush()
 
     run_server(captioner, host=host, port=port, model=served, batch=batch, key=key, ready=ready, port_file=port_file)
@@ -200,9 +200,9 @@ def _trained_lines(result: dict[str, Any]) -> list[str]:
     return lines + _table_lines(result.get("evaluation"))
 
 
-def _table_lines(found: dict[str, Any] | None) -> list[str]:
+def _table_lines(evaluation: dict[str, Any] | None) -> list[str]:
     lines = []
-    for row in (found or {}).get("table", []):
+    for row in (evaluation or {}).get("table", []):
         values = ", ".join(f"{kind} {value['value']:.3f}" for kind, value in row["values"].items())
         lines.append(f"{row['question']}, {row['data']}: {values}, n {row['n']}")
     return lines

@@ -138,32 +138,32 @@ def command(
     from foveate.records.importers.formats import formats, recognized_format
     from foveate.records.splits import assign_splits, check_fractions
 
-    given = {
+    given_options = {
         parameter
         for parameter in context.params
         if context.get_parameter_source(parameter) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
     }
     if format_name == "builtin" or (format_name == "auto" and source in BUILT_IN and not Path(source).exists()):
-        return _build(source, target, given, workers=workers, seed=seed, as_json=as_json)
+        return _build(source, target, given_options, workers=workers, seed=seed, as_json=as_json)
     if format_name == "auto":
-        chosen, found = recognized_format(source, others=tuple(BUILT_IN))
-        say(f"format: {chosen.name} ({found})")
+        importer, evidence = recognized_format(source, others=tuple(BUILT_IN))
+        say(f"format: {importer.name} ({evidence})")
     else:
-        chosen = formats()[choose(format_name, [*formats(), "auto", "builtin"], "format")]
+        importer = formats()[choose(format_name, [*formats(), "auto", "builtin"], "format")]
     fractions = None if split == "none" else parse_fractions(split)
     if fractions is not None:
         check_fractions(fractions)
-    options = {option: of_format[option] for option in OF_FORMATS if option in given}
+    options = {option: of_format[option] for option in OF_FORMATS if option in given_options}
     for option in options:
-        if option not in chosen.options:
-            takers = [one.name for one in formats().values() if option in one.options]
-            why = chosen.refusals.get(option, f"it is for {', '.join(takers)}")
-            raise UserError(f"{_flag(option)} has no effect on the format {chosen.name!r}: {why}")
-    if "seed" in given and fractions is None:
+        if option not in importer.options:
+            takers = [other.name for other in formats().values() if option in other.options]
+            why = importer.refusals.get(option, f"it is for {', '.join(takers)}")
+            raise UserError(f"{_flag(option)} has no effect on the format {importer.name!r}: {why}")
+    if "seed" in given_options and fractions is None:
         raise UserError("--seed has no effect with --split none: it is the seed of the splits")
-    summary = chosen.run(source, target, name=name, license=license, workers=workers, **options)
-    result: dict[str, Any] = {"format": chosen.name, **summary.as_dict()}
-    lines = [f"format: {chosen.name}", *summary.lines()]
+    summary = importer.run(source, target, name=name, license=license, workers=workers, **options)
+    result: dict[str, Any] = {"format": importer.name, **summary.as_dict()}
+    lines = [f"format: {importer.name}", *summary.lines()]
     if summary.quarantined:
         lines.append(f"each finding with its reason: {target / layout.QUARANTINE_FILE}, shown by foveate inspect")
     if dedupe:
@@ -175,20 +175,22 @@ def command(
     if fractions is not None:
         assigned = assign_splits(target, fractions=fractions, seed=seed or 0)
         result |= {"splits": assigned.images, "divided": assigned.divided}
-        told = ", ".join(f"{name} {count}" for name, count in assigned.images.items())
-        lines.append(f"splits: {told or 'none, there are no images'}")
+        split_counts = ", ".join(f"{name} {count}" for name, count in assigned.images.items())
+        lines.append(f"splits: {split_counts or 'none, there are no images'}")
         if assigned.divided:
             lines.append(f"{assigned.divided} groups of near-duplicates were given several splits and keep them")
     finish(result, lines, {"collection": target}, as_json=as_json)
 
 
-def _build(source: str, target: Path, given: set[str], *, workers: int | None, seed: int | None, as_json: bool) -> None:
+def _build(
+    source: str, target: Path, given_options: set[str], *, workers: int | None, seed: int | None, as_json: bool
+) -> None:
     """Make a built-in collection; options that would have no effect on it are refused."""
     from foveate.records.collection import Collection
 
     choose(source, BUILT_IN, "built-in collection")
     useful = {"source", "target", "format_name", "as_json"} | ({"workers", "seed"} if source == "scenes" else set())
-    useless = sorted(given - useful - {"quiet"})
+    useless = sorted(given_options - useful - {"quiet"})
     if useless:
         why = "it has its own name, license and splits" if useless[0] in ("name", "license", "split") else "it is made"
         raise UserError(f"{_flag(useless[0])} has no effect on the built-in collection {source!r}: {why}")

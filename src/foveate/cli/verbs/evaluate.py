@@ -59,7 +59,7 @@ def command(
     opened = load_model(model, device=device)
     images = Collection.open(collection)
     folder = RunFolder.create(run or model.parent / "evaluation")
-    found, _ = evaluate(
+    measured_result, _ = evaluate(
         opened,
         images,
         split=split,
@@ -72,7 +72,7 @@ def command(
         limit=limit,
         samples_to=folder.path / "samples",
     )
-    result: dict[str, Any] = {"kind": "evaluate", "model": str(model), **found}
+    result: dict[str, Any] = {"kind": "evaluate", "model": str(model), **measured_result}
     folder.write_result(result)
     lines = measured(result["table"])
     paths = {"samples": folder.path / "samples", "report": render(folder.path)}

@@ -83,9 +83,9 @@ _min_clients = click.option(
 _PLANNED = "Print clients, settings and what would be exchanged; write nothing."
 
 
-def _methods(beside: str) -> list[str]:
-    """The names in --beside."""
-    return [] if beside == "none" else [name.strip() for name in beside.split(",") if name.strip()]
+def _methods(baselines: str) -> list[str]:
+    """The names in --compare."""
+    return [] if baselines == "none" else [name.strip() for name in baselines.split(",") if name.strip()]
 
 
 def _finish_plan(planned: dict[str, Any], size: str, *, as_json: bool) -> None:
@@ -99,7 +99,9 @@ def _finish_plan(planned: dict[str, Any], size: str, *, as_json: bool) -> None:
 @command.command("embed", cls=FieldsCommand, short_help="Draw one map of data at several clients.")
 @sources_of
 @fields("foveate.federated.embedding.options:EmbeddingOptions", "method", "rounds")
-@click.option("--beside", default="fedavg", show_default=True, help="Methods to compare with, with commas; or none.")
+@click.option(
+    "--compare", "baselines", default="fedavg", show_default=True, help="Methods to compare with, by commas; or none."
+)
 @click.option("--held-out", type=float, default=0.2, show_default=True, help="Share of each client kept for measuring.")
 @closing("federated-embed", dry_run="Print clients and settings; train and write nothing.")
 def embed(
@@ -110,7 +112,7 @@ def embed(
     clients: int | None,
     collection: Path | None,
     settings: dict[str, Any],
-    beside: str,
+    baselines: str,
     held_out: float,
     overrides: tuple[str, ...],
     run: Path | None,
@@ -139,10 +141,10 @@ def embed(
     gathered = gather(
         sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=options.seed
     )
-    others = _methods(beside)
+    others = _methods(baselines)
     if dry_run:
         counts = {name: len(points) for name, points in zip(gathered.names, gathered.points, strict=True)}
-        plan = {"clients": counts, "beside": others, "options": options.model_dump(mode="json")}
+        plan = {"clients": counts, "baselines": others, "options": options.model_dump(mode="json")}
         finish(plan, [f"{name}: {count} points" for name, count in counts.items()], {}, as_json=as_json)
         return
     from foveate.federated.embedding.run import run_embedding
@@ -170,18 +172,20 @@ def embed(
 
 def _brief(result: dict[str, Any]) -> dict[str, Any]:
     """The result without every point's place and every round."""
-    maps = [{name: value for name, value in one.items() if name not in ("map", "history")} for one in result["maps"]]
+    maps = [
+        {name: value for name, value in entry.items() if name not in ("map", "history")} for entry in result["maps"]
+    ]
     return {**result, "maps": maps}
 
 
 def _embed_lines(result: dict[str, Any]) -> list[str]:
     lines = [f"{len(result['clients'])} clients, {sum(result['clients'].values())} points, {result['data']['split']}"]
-    for one in result["maps"]:
-        numbers = ", ".join(f"{name} {value:.3f}" for name, value in one["quality"].items())
-        sent = (one["bytes_up"] + one["bytes_down"]) / 1e6
-        lines.append(f"{one['method']}: {numbers}; {sent:.1f} MB exchanged, {one['seconds']:.1f} s")
-    for words, count in result["maps"][0]["notes"].items():
-        lines.append(f"note ({count} times): {words}")
+    for entry in result["maps"]:
+        qualities = ", ".join(f"{name} {value:.3f}" for name, value in entry["quality"].items())
+        sent = (entry["bytes_up"] + entry["bytes_down"]) / 1e6
+        lines.append(f"{entry['method']}: {qualities}; {sent:.1f} MB exchanged, {entry['seconds']:.1f} s")
+    for note, count in result["maps"][0]["notes"].items():
+        lines.append(f"note ({count} times): {note}")
     return lines
 
 
@@ -189,7 +193,9 @@ def _embed_lines(result: dict[str, Any]) -> list[str]:
 @sources_of
 @_clusters
 @click.option("--method", default="consensus", show_default=True, help="An unknown one lists all.")
-@click.option("--beside", default="none", show_default=True, help="Methods to compare with, with commas, or none.")
+@click.option(
+    "--compare", "baselines", default="none", show_default=True, help="Methods to compare with, by commas; or none."
+)
 @click.option("--refine-rounds", type=click.IntRange(0), help="Exchanges of sums after the first; 0 = one shot.")
 @click.option("--min-count", type=click.IntRange(1), help="Merge clusters of fewer points before sending; 10 is good.")
 @_min_clients
@@ -204,7 +210,7 @@ def cluster(
     collection: Path | None,
     clusters: int | None,
     method: str,
-    beside: str,
+    baselines: str,
     refine_rounds: int | None,
     min_count: int | None,
     min_clients: int,
@@ -222,7 +228,7 @@ def cluster(
 
     \b
     Example:
-      foveate federated cluster digits --split dirichlet:0.3 --clients 8 --beside kfed,central
+      foveate federated cluster digits --split dirichlet:0.3 --clients 8 --compare kfed,central
       foveate federated cluster here.npz there.npz --clusters 12 --min-count 10 --refine-rounds 0
       foveate federated cluster vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
@@ -234,8 +240,8 @@ def cluster(
     gathered = gather(
         sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=number
     )
-    given = {"method": method, "refine_rounds": refine_rounds, "min_count": min_count}
-    options = parse_overrides(overrides) | {name: value for name, value in given.items() if value is not None}
+    method_options = {"method": method, "refine_rounds": refine_rounds, "min_count": min_count}
+    options = parse_overrides(overrides) | {name: value for name, value in method_options.items() if value is not None}
     settings = settings_of(gathered, clusters, options, seed=number)
     if dry_run:
         planned = plan(gathered, settings)
@@ -248,7 +254,7 @@ def cluster(
         gathered,
         settings,
         target,
-        beside=_methods(beside),
+        beside=_methods(baselines),
         at_least=min_clients,
         timeout=timeout,
         command=["foveate", *sys.argv[1:]],
@@ -265,10 +271,14 @@ def cluster(
 
 def _cluster_lines(result: dict[str, Any]) -> list[str]:
     lines = [f"{len(result['clients'])} clients, {result['points']:,} points, {result['split']}"]
-    for one in result["methods"]:
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in one["quality"].items())
-        sent = f"{one['bytes_up']:,} bytes up, {one['bytes_down']:,} down" if one["federated"] else "all points moved"
-        lines.append(f"{one['method']}: {one['clusters']} groups, {numbers}; {sent}, {one['seconds']:.2f} s")
+    for entry in result["methods"]:
+        qualities = ", ".join(f"{name} {value:.4g}" for name, value in entry["quality"].items())
+        sent = (
+            f"{entry['bytes_up']:,} bytes up, {entry['bytes_down']:,} down"
+            if entry["federated"]
+            else "all points moved"
+        )
+        lines.append(f"{entry['method']}: {entry['clusters']} groups, {qualities}; {sent}, {entry['seconds']:.2f} s")
     return lines + [f"note: {note}" for note in result["notes"]]
 
 
@@ -276,7 +286,13 @@ def _cluster_lines(result: dict[str, Any]) -> list[str]:
 @sources_of
 @_clusters
 @fields("foveate.federated.deep.options:DeepOptions", "method", "rounds")
-@click.option("--beside", default="untrained", show_default=True, help="Methods to compare with, with commas; or none.")
+@click.option(
+    "--compare",
+    "baselines",
+    default="untrained",
+    show_default=True,
+    help="Methods to compare with, by commas; or none.",
+)
 @_min_clients
 @closing("federated-features", dry_run=_PLANNED)
 def features(
@@ -288,7 +304,7 @@ def features(
     collection: Path | None,
     clusters: int | None,
     settings: dict[str, Any],
-    beside: str,
+    baselines: str,
     min_clients: int,
     overrides: tuple[str, ...],
     run: Path | None,
@@ -336,7 +352,7 @@ def features(
         gathered,
         options,
         target,
-        beside=_methods(beside),
+        beside=_methods(baselines),
         at_least=min_clients,
         device=str(choose_device(device or "cpu")),
         command=["foveate", *sys.argv[1:]],
@@ -354,16 +370,16 @@ def features(
 
 def _features_lines(result: dict[str, Any]) -> list[str]:
     lines = [f"{len(result['clients'])} clients, {result['points']:,} points, {result['split']}"]
-    for one in result["methods"]:
-        numbers = ", ".join(f"{name} {value:.3f}" for name, value in one["quality"].items())
+    for entry in result["methods"]:
+        qualities = ", ".join(f"{name} {value:.3f}" for name, value in entry["quality"].items())
         sent = (
-            f"{(one['bytes_up'] + one['bytes_down']) / 1e6:.1f} MB exchanged"
-            if one["federated"]
+            f"{(entry['bytes_up'] + entry['bytes_down']) / 1e6:.1f} MB exchanged"
+            if entry["federated"]
             else "all points moved"
         )
-        lines.append(f"{one['method']}, {one['rounds']} rounds: {numbers}; {sent}, {one['seconds']:.1f} s")
+        lines.append(f"{entry['method']}, {entry['rounds']} rounds: {qualities}; {sent}, {entry['seconds']:.1f} s")
     return lines + [f"note: {note}" for note in result["notes"]]
 
 
-for _one in COMMANDS:
-    command.add_command(_one)
+for _command in COMMANDS:
+    command.add_command(_command)

@@ -49,7 +49,7 @@ def command(
     from foveate.pretrain.searching.index import build_index
 
     out = out or collection.parent / f"{collection.resolve().name}-index"
-    made, plan = build_index(
+    index_built, plan = build_index(
         model,
         collection,
         out,
@@ -64,19 +64,19 @@ def command(
     result = {
         "model": str(model),
         "collection": str(collection),
-        "regions": made.regions,
-        "region_sources": list(made.region_sources),
-        "precision": made.precision,
+        "regions": index_built.regions,
+        "region_sources": list(index_built.region_sources),
+        "precision": index_built.precision,
         "dry_run": dry_run,
         "embedded": len(plan.todo),
         "dropped": plan.dropped,
         "megabytes_new": round(plan.new_bytes / 1e6, 2),
-        "counts": made.counts,
+        "counts": index_built.counts,
     }
     if dry_run:
         finish(result, [plan.line(), "dry run: nothing was written"], {}, as_json=as_json)
         return
-    counts = made.counts
+    counts = index_built.counts
     lines = [f"{counts['images']:,} images and {counts['regions']:,} regions can be searched"]
     paths = {"index": out}
     if counts["unreadable"]:

@@ -47,7 +47,7 @@ def command(
     folder = RunFolder.create(run or Path("runs/inspect"))
     summary = summarize(opened, split)
     rows = sample_rows(opened, count=samples, seed=seed or 0, split=split)
-    shown, unreadable = write_samples(opened, resolved, folder.path, rows, seed=seed or 0)
+    written, unreadable = write_samples(opened, resolved, folder.path, rows, seed=seed or 0)
     result: dict[str, Any] = {
         "kind": "inspect",
         "collection": str(collection),
@@ -56,7 +56,7 @@ def command(
         "summary": summary,
         "histograms": histograms(opened, split),
         "quarantine": quarantine_examples(opened),
-        "samples": shown,
+        "samples": written,
         "unreadable": unreadable,
     }
     folder.write_result(result)

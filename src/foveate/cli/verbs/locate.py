@@ -46,7 +46,7 @@ def command(
     from foveate.vision.localizer.folder import load_model
 
     data = read_image(image)
-    found = locate(load_model(model, device=device), data, phrase, rule=rule, seed=seed or 0)
+    location = locate(load_model(model, device=device), data, phrase, rule=rule, seed=seed or 0)
     folder = RunFolder.create(run or Path("runs/locate"))
     save_thumbnail(data, folder.path / "images" / "image.webp")
     result = {
@@ -55,22 +55,22 @@ def command(
         "file": str(image),
         "image": "images/image.webp",
         "phrase": phrase,
-        "default": found.rule,
-        "boxes": found.boxes,
-        "scores": found.scores,
-        "width": found.width,
-        "height": found.height,
+        "default": location.rule,
+        "boxes": location.boxes,
+        "scores": location.scores,
+        "width": location.width,
+        "height": location.height,
     }
     folder.write_result(result)
-    lines = [_line(name, found) for name in found.boxes]
+    lines = [_line(name, location) for name in location.boxes]
     finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
 
 
-def _line(name: str, found: Located) -> str:
+def _line(name: str, location: Located) -> str:
     """One rule's box in fractions and in pixels, and its cosine with the phrase."""
-    box, score = found.boxes[name], found.scores[name]
+    box, score = location.boxes[name], location.scores[name]
     fractions = "  ".join(f"{edge} {value:.3f}" for edge, value in zip(("x1", "y1", "x2", "y2"), box, strict=True))
-    sides = (found.width, found.height) * 2
+    sides = (location.width, location.height) * 2
     pixels = " ".join(f"{value * side:.0f}" for value, side in zip(box, sides, strict=True))
     cosine = "no area" if score is None else f"cosine {score:+.3f}"
-    return f"{name:<10}  {fractions}  px {pixels}  {cosine}{'  <- the answer' if name == found.rule else ''}"
+    return f"{name:<10}  {fractions}  px {pixels}  {cosine}{'  <- the answer' if name == location.rule else ''}"

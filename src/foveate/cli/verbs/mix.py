@@ -65,8 +65,8 @@ def command(
     if (recipe is None) != (to is None):
         raise click.UsageError("--recipe and --to belong together")
     opened = Collection.open(collection)
-    own = None if weights is None else mixing.parse_weights(weights)
-    sampler = mixing.sampler_of(opened, preset=preset, weights=own, missing=missing)
+    weights_given = None if weights is None else mixing.parse_weights(weights)
+    sampler = mixing.sampler_of(opened, preset=preset, weights=weights_given, missing=missing)
     context = context or mixing.default_context(preset)
     mixing.check_window(sampler, context, allowed=allow_truncation)
     result = mixing.shares(opened, sampler, split=split, seed=seed or 0, prefer=prefer, context=context)

@@ -75,20 +75,20 @@ def command(
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.records.collection import Collection
 
-    given = {"training.seed": seed, "training.precision": precision, "training.steps": steps}
-    given["training.workers"] = workers
-    extra = [f"{field}={value}" for field, value in given.items() if value is not None]
+    overrides_given = {"training.seed": seed, "training.precision": precision, "training.steps": steps}
+    overrides_given["training.workers"] = workers
+    extra = [f"{field}={value}" for field, value in overrides_given.items() if value is not None]
     resolved = load(PretrainRecipe, recipe, [*overrides, *extra])
     pricing = {"devices": devices, "hardware": hardware, "samples": samples, "mfu": mfu}
-    asked: dict[str, Any] = {name: value for name, value in pricing.items() if value is not None}
+    requested: dict[str, Any] = {name: value for name, value in pricing.items() if value is not None}
     if dry_run:
         from foveate.pretrain.pricing.price import format_price, price
 
-        priced = price(resolved, collection=None if collection is None else Collection.open(collection), **asked)
+        priced = price(resolved, collection=None if collection is None else Collection.open(collection), **requested)
         finish(priced, format_price(priced), {}, as_json=as_json)
         return
-    if asked:
-        raise click.UsageError(f"--{next(iter(asked))} belongs to --dry-run")
+    if requested:
+        raise click.UsageError(f"--{next(iter(requested))} belongs to --dry-run")
     if collection is None:
         raise click.UsageError("Missing option '--collection'.")
     opened = Collection.open(collection)

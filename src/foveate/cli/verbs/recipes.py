@@ -36,9 +36,9 @@ def command(name: str | None, target: Path | None, as_json: bool) -> None:
     if name is None:
         if target is not None:
             raise UserError("--to: name the recipe to copy, for example foveate recipes tour --to my.yaml")
-        about = {one: _about(one) for one in recipe_names()}
+        about = {recipe: _about(recipe) for recipe in recipe_names()}
         width = max(map(len, about))
-        finish({"recipes": about}, (f"{one:{width}}  {text}" for one, text in about.items()), {}, as_json=as_json)
+        finish({"recipes": about}, (f"{recipe:{width}}  {text}" for recipe, text in about.items()), {}, as_json=as_json)
         return
     text = read_recipe_text(recipe_path(name))
     if target is None:

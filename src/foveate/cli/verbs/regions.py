@@ -76,10 +76,10 @@ def command(
     from foveate.report import render
 
     resolved = validate(RegionLabelSettings, settings, where="foveate regions")
-    chosen = find_detector(detector)
-    given = parse_overrides(options) | ({} if model is None else {"model": model})
-    detector_settings = validate(chosen.settings, given, where=f"detector '{detector}' (--model, --set)")
-    asked: dict[str, Any] = {
+    plugin = find_detector(detector)
+    detector_options = parse_overrides(options) | ({} if model is None else {"model": model})
+    detector_settings = validate(plugin.settings, detector_options, where=f"detector '{detector}' (--model, --set)")
+    run_options: dict[str, Any] = {
         "detector": detector,
         "detector_settings": detector_settings,
         "split": split,
@@ -88,12 +88,12 @@ def command(
         "seed": seed or 0,
     }
     if dry_run:
-        planned = plan(collection, resolved, **asked)
+        planned = plan(collection, resolved, **run_options)
         finish(planned, _plan_lines(planned), {}, as_json=as_json)
         return
     made_by = ["foveate", *sys.argv[1:]]
     folder = RunFolder.create(run or Path("runs/regions"), command=made_by)
-    outcome = label_regions(collection, resolved, batch=batch, workers=workers or 2, **asked)
+    outcome = label_regions(collection, resolved, batch=batch, workers=workers or 2, **run_options)
     result = outcome.result | {"command": made_by}
     result |= shown(
         collection, resolved, result["recipe_hash"], outcome.rows, folder.path, count=samples, seed=seed or 0
@@ -112,7 +112,7 @@ def _plan_lines(planned: dict[str, Any]) -> list[str]:
         f"{planned['phrases_per_image']} each; captions: "
         + ", ".join(f"{kind} {count:,}" for kind, count in planned["captions"].items()),
     ]
-    lines += [f"{one['text']!r}: {', '.join(one['phrases']) or 'no phrase'}" for one in planned["examples"]]
+    lines += [f"{example['text']!r}: {', '.join(example['phrases']) or 'no phrase'}" for example in planned["examples"]]
     return [*lines, "dry run: nothing was detected or written"]
 
 

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @click.command("search", short_help="Find images and regions in an index.")
 @click.argument("index", type=click.Path(path_type=Path))
-@click.argument("words", required=False)
+@click.argument("text", metavar="[WORDS]", required=False)
 @click.option("--image", type=click.Path(path_type=Path), help="Search with this image.")
 @click.option("--box", metavar="X1,Y1,X2,Y2", help="Search with a box of --image: corners in [0, 1].")
 @click.option("--pixels", is_flag=True, help="The corners of --box are pixels.")
-@click.option("--minus", metavar="WORDS", help="Words that the answers should be unlike.")
+@click.option("--negative", metavar="WORDS", help="Words that the answers should be unlike.")
 @click.option(
     "--weight",
     "weights",
     multiple=True,
     metavar="PART=NUMBER",
-    help="Weight of words, image, box or minus in the sum; 1 by default; may be repeated.",
+    help="Weight of words, image, box or negative in the sum; 1 by default; may be repeated.",
 )
 @click.option("--count", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many answers.")
 @click.option(
@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 @common(seed=False)
 def command(
     index: Path,
-    words: str | None,
+    text: str | None,
     image: Path | None,
     box: str | None,
     pixels: bool,
-    minus: str | None,
+    negative: str | None,
     weights: tuple[str, ...],
     count: int,
     kind: str,
@@ -72,7 +72,7 @@ def command(
     \b
     Example:
       foveate search my-index "a red boat"
-      foveate search my-index --image holiday.jpg --box 0.1,0.2,0.5,0.6 --minus "a person"
+      foveate search my-index --image holiday.jpg --box 0.1,0.2,0.5,0.6 --negative "a person"
     """
     from foveate.core.errors import UserError
     from foveate.core.runs import RunFolder
@@ -85,18 +85,18 @@ def command(
     if pixels and box is None:
         raise UserError("--pixels says what the corners of --box are: give --box too")
     query = Query(
-        words=words,
+        words=text,
         image=None if image is None else read_image(image),
         box=None if box is None else _box(box, pixels=pixels),
-        minus=minus,
-        weights=dict(_weight(one) for one in weights),
+        negative=negative,
+        weights=dict(_weight(weight) for weight in weights),
     )
     opened = Index.open(index, collection=collection)
     encoder = opened.open_model(model, device=device)
-    hits, shown = search(opened, query, encoder, count=count, kind=kind, per_image=per_image, backend=backend)
+    hits, query_box = search(opened, query, encoder, count=count, kind=kind, per_image=per_image, backend=backend)
     folder = RunFolder.create(run or Path("runs/search"), command=["foveate", *sys.argv[1:]])
-    result = write_search(folder, opened, query, hits, box=shown, asked_with=image, backend=backend)
-    lines = [_line(place, hit) for place, hit in enumerate(hits, start=1)]
+    result = write_search(folder, opened, query, hits, box=query_box, asked_with=image, backend=backend)
+    lines = [_line(rank, hit) for rank, hit in enumerate(hits, start=1)]
     finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
 
 
@@ -126,8 +126,8 @@ def _weight(text: str) -> tuple[str, float]:
         raise UserError(f"--weight '{text}': allowed is PART=NUMBER, as in words=0.5") from error
 
 
-def _line(place: int, hit: Hit) -> str:
+def _line(rank: int, hit: Hit) -> str:
     """One answer: its place, cosine, key, box and words."""
     box = "" if hit.box is None else "  box " + " ".join(f"{value:.3f}" for value in hit.box.to_array())
     text = hit.phrase or hit.caption
-    return f"{place:>3}  {hit.score:+.3f}  {hit.key}{box}" + (f"  {text[:60]}" if text else "")
+    return f"{rank:>3}  {hit.score:+.3f}  {hit.key}{box}" + (f"  {text[:60]}" if text else "")

@@ -66,8 +66,8 @@ def command(
         command=["foveate", *sys.argv[1:]],
     )
     real = [
-        f"{one['name']}: {'used' if one['used'] else 'not found (package ' + one['package'] + ')'}"
-        for one in result["real"]
+        f"{dataset['name']}: {'used' if dataset['used'] else 'not found (package ' + dataset['package'] + ')'}"
+        for dataset in result["real"]
     ]
     if dry_run:
         finish(result, [f"{result['trainings']} trainings", *real], {}, as_json=as_json)

@@ -13,7 +13,7 @@ from typing import Any
 from foveate.core.errors import UserError, choose
 from foveate.federated.messages import Message, MessageError
 
-NODE_FIELDS = ("partition-id", "num-partitions", "data", "name", "min-count", "most-clusters")
+NODE_FIELDS = ("partition-id", "num-partitions", "data", "name", "min-count", "max-clusters")
 """All that a node's configuration may hold."""
 
 
@@ -22,11 +22,11 @@ class Limits:
     """A client's own limits.
 
     Attributes:
-        min_count: nothing is said of fewer points. most_clusters: the largest K that is answered; None = any.
+        min_count: nothing is said of fewer points. max_clusters: the largest K that is answered; None = any.
     """
 
     min_count: int = 1
-    most_clusters: int | None = None
+    max_clusters: int | None = None
 
     @classmethod
     def of_node(cls, config: Mapping[str, Any]) -> Limits:
@@ -38,7 +38,7 @@ class Limits:
         """
         for name in config:
             choose(name, NODE_FIELDS, "field of the node's configuration")
-        most = _whole(config, "most-clusters") if "most-clusters" in config else None
+        most = _whole(config, "max-clusters") if "max-clusters" in config else None
         return cls(_whole(config, "min-count") if "min-count" in config else 1, most)
 
     def check(self, request: Message) -> None:
@@ -59,8 +59,8 @@ class Limits:
         """
         if asked < self.min_count:
             raise MessageError(f"asks with min_count {asked}; this client's own min-count is {self.min_count}")
-        if self.most_clusters is not None and clusters > self.most_clusters:
-            raise MessageError(f"asks for {clusters} clusters; this client's own most-clusters is {self.most_clusters}")
+        if self.max_clusters is not None and clusters > self.max_clusters:
+            raise MessageError(f"asks for {clusters} clusters; this client's own max-clusters is {self.max_clusters}")
 
 
 def _whole(config: Mapping[str, Any], name: str) -> int:

@@ -1,6 +1,6 @@
 """Flower's ClientApp of a client. Its node is started with `--node-config 'partition-id=0 data="/path/to/points.npz"'`.
 
-The path stays at the client; so do the points. `min-count` and `most-clusters` are the client's own limits, see
+The path stays at the client; so do the points. `min-count` and `max-clusters` are the client's own limits, see
 `foveate.federated.clustering.limits`. Torch is not loaded for clustering: every task is a new process.
 """
 

@@ -17,7 +17,7 @@ from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import input_boxes
 
-PARTS = ("words", "image", "box", "minus")
+PARTS = ("words", "image", "box", "negative")
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Query:
     words: str | None = None
     image: bytes | None = None
     box: Box | PixelBox | None = None
-    minus: str | None = None
+    negative: str | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.words is None and self.image is None:
             raise UserError("nothing to search for: give words, an image, or a box in an image")
-        for name in ("words", "minus"):
+        for name in ("words", "negative"):
             text = getattr(self, name)
             if text is not None and not text.strip():
                 raise UserError(f"the query's {name} are empty: write what to look for, for example 'a red boat'")
@@ -61,7 +61,7 @@ class Query:
     def parts(self) -> list[str]:
         """Names of the parts that count; a box takes its image's place."""
         shown = "box" if self.box is not None else "image" if self.image is not None else None
-        given = {"words": self.words, shown: shown, "minus": self.minus}
+        given = {"words": self.words, shown: shown, "negative": self.negative}
         return [name for name in PARTS if given.get(name) is not None]
 
 
@@ -106,14 +106,14 @@ def embed_query(model: LocalizingModel, query: Query) -> tuple[NDArray[np.float6
     """The unit-length vector [E] of a query, and its box in [0, 1] of its image.
 
     The rule: each part is embedded and scaled to unit length; the vector is the sum of the parts by their weights,
-    `minus` subtracted, scaled to unit length again.
+    `negative` subtracted, scaled to unit length again.
 
     Raises:
         UserError: an unreadable image, a box outside it, parts that cancel out.
     """
     vectors: dict[str, NDArray[np.float64]] = {}
     box = None
-    for name in ("words", "minus"):
+    for name in ("words", "negative"):
         text = getattr(query, name)
         if text is not None:
             vectors[name] = unit(embed_phrases(model, [text]))[0]
@@ -125,7 +125,7 @@ def embed_query(model: LocalizingModel, query: Query) -> tuple[NDArray[np.float6
         else:
             vectors["image"] = unit(model.encode_image(encoded.tokens))[0]
     total = sum(
-        (-1 if name == "minus" else 1) * query.weights.get(name, 1.0) * vector for name, vector in vectors.items()
+        (-1 if name == "negative" else 1) * query.weights.get(name, 1.0) * vector for name, vector in vectors.items()
     )
     summed = np.asarray(total, dtype=np.float64)
     length = float(np.linalg.norm(summed))

@@ -36,8 +36,8 @@ def write_search(
     asked: dict[str, Any] = {"kind": "words" if query.image is None else "box" if box else "image"}
     if query.words is not None:
         asked["text"] = query.words
-    if query.minus is not None:
-        asked["minus"] = query.minus
+    if query.negative is not None:
+        asked["negative"] = query.negative
     if query.image is not None:
         save_thumbnail(query.image, images / "query.webp")
         asked["image"] = "images/query.webp"

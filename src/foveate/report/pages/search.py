@@ -45,9 +45,9 @@ def _sum(query: Query) -> str:
     """The weighted sum in words, where the query has several parts."""
     if not query.weights:
         return ""
-    named = [("minus", query.minus or "") if name == "minus" else (name, "") for name in query.weights]
+    named = [("negative", query.negative or "") if name == "negative" else (name, "") for name in query.weights]
     terms = [
-        f"{'− ' if name == 'minus' else '+ '}{query.weights[name]:g} × {text or KINDS.get(name, name)}"
+        f"{'− ' if name == 'negative' else '+ '}{query.weights[name]:g} × {text or KINDS.get(name, name)}"
         for name, text in named
     ]
     return " ".join(terms).removeprefix("+ ")
