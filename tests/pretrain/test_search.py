@@ -118,7 +118,7 @@ def test_the_sum_is_the_weighted_sum_of_unit_vectors(folder: Path, index: foveat
         ({}, "nothing to search for"),
         ({"negative": "red"}, "nothing to search for"),
         ({"words": "  "}, "the query's words are empty"),
-        ({"words": "red", "negative": ""}, "the query's minus are empty"),
+        ({"words": "red", "negative": ""}, "the query's negative are empty"),
         ({"words": "red", "negative": "red"}, "cancel out"),
         ({"words": "red", "box": Box.whole()}, "a box needs the image"),
         ({"words": "red", "weights": {"word": 1}}, "unknown part of a query 'word'.*Did you mean 'words'"),
