@@ -61,7 +61,16 @@ def table(tmp_path: Path) -> Path:
 def test_from_a_table_to_a_page(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     found = answer(
-        table, "--client", "hospital", "--label", "species", "--compare", "untrained,local,central", "--run", out, *QUICK
+        table,
+        "--client",
+        "hospital",
+        "--label",
+        "species",
+        "--compare",
+        "untrained,local,central",
+        "--run",
+        out,
+        *QUICK,
     )
     assert [one["method"] for one in found["methods"]] == list(METHODS)[:1] + ["untrained", "local", "central"]
     assert [one["rounds"] for one in found["methods"]] == [3, 0, 3, 3]
