@@ -12,6 +12,7 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -20,7 +21,7 @@ from foveate.caption.vesl.phrases import PhraseSettings, score_phrases
 from foveate.caption.vesl.tagging import open_extractor
 
 ROOT = Path(__file__).resolve().parents[1]
-TAGGERS = {
+TAGGERS: dict[str, dict[str, Any]] = {
     "rules": {"tagger": "rules"},
     "spacy tags": {"tagger": "spacy", "chunker": "tags"},
     "spacy parser": {"tagger": "spacy", "chunker": "parser"},

@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace, precision: str) -> None:
     bounds: dict[str, float] = {}
     task = None
     for name, method, pool in CANDIDATES:
-        task = made_task(options.model, method, pool, precision).to(device)
+        task = build_task(options.model, method, pool, precision).to(device)
         steps[name] = our_step(task, made_batch(task, options), dtype, device)
         if method == "prompter":
             bounds[pool] = flop_bound(task, options.regions, options.phrase_tokens)
@@ -112,7 +112,7 @@ def measure_growth(options: argparse.Namespace) -> None:
         size = argparse.Namespace(**{**vars(options), "batch": batch, "regions": regions})
         steps: dict[str, Step] = {}
         for name, method, pool in CANDIDATES:
-            task = made_task(options.model, method, pool, "fp32").to(device)
+            task = build_task(options.model, method, pool, "fp32").to(device)
             steps[name] = our_step(task, made_batch(task, size), None, device)
             if method == "prompter":
                 bounds[f"{batch} images, M {regions}, {pool}"] = flop_bound(task, regions, options.phrase_tokens)
@@ -153,7 +153,7 @@ def cached_batch(task: PretrainTask, images: int) -> dict[str, Any]:
     """Random features as a cache gives them, with the recipe's M regions an image."""
     generator = torch.Generator().manual_seed(0)
     image, text = task.model.image_encoder, task.model.text_encoder
-    most = task.most_regions if task.settings.method != "none" else 0
+    max_regions = task.max_regions if task.settings.method != "none" else 0
 
     def features(rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.randn(rows, *shape, generator=generator).to(dtype)
@@ -161,24 +161,24 @@ def cached_batch(task: PretrainTask, images: int) -> dict[str, Any]:
     return {
         "image": features(images, image.feature_shape, image.feature_dtype),
         "text": features(images, text.feature_shape, text.feature_dtype),
-        "region_text": features(images * most, text.feature_shape, text.feature_dtype),
-        **made_regions(images, most, generator),
+        "region_text": features(images * max_regions, text.feature_shape, text.feature_dtype),
+        **make_regions(images, max_regions, generator),
     }
 
 
-def made_regions(images: int, most: int, generator: torch.Generator) -> dict[str, Any]:
-    """`most` boxes for each image, all phrases different."""
-    first = torch.rand(images * most, 2, generator=generator) * 0.6
+def make_regions(images: int, max_regions: int, generator: torch.Generator) -> dict[str, Any]:
+    """`max_regions` boxes for each image, all phrases different."""
+    first = torch.rand(images * max_regions, 2, generator=generator) * 0.6
     return {
         "boxes_R4": torch.cat((first, first + 0.3), dim=1),
-        "phrase_ids_R": torch.arange(images * most),
-        "image_index_R": torch.arange(images).repeat_interleave(most),
-        "counts_B": torch.full((images,), most),
+        "phrase_ids_R": torch.arange(images * max_regions),
+        "image_index_R": torch.arange(images).repeat_interleave(max_regions),
+        "counts_B": torch.full((images,), max_regions),
         "lost_B": torch.zeros(images, dtype=torch.int64),
     }
 
 
-def made_task(model: str, method: str, pool: str, precision: str) -> PretrainTask:
+def build_task(model: str, method: str, pool: str, precision: str) -> PretrainTask:
     """Our task with the architecture's own towers."""
     recipe: dict[str, Any] = {
         "image_encoder": {"kind": "open_clip", "model": model},
@@ -243,7 +243,7 @@ def open_clip_step(options: argparse.Namespace, dtype: torch.dtype | None, devic
         eps=1e-6,
         fused=True,
     )
-    batch = made_batch(made_task(options.model, "none", "all", "fp32"), options)
+    batch = made_batch(build_task(options.model, "none", "all", "fp32"), options)
     mean, std = (
         torch.tensor(values).view(3, 1, 1) for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
