@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import Ratio, Timing, compare, publish, ratio
-from benchmarks.training import MODEL, finish, made_task
+from benchmarks.training import MODEL, build_task, finish
 from foveate.vision.localizer.model import LocalizingModel
 
 AIMS = {"all": 8.0, "prompt": 15.0}
@@ -36,7 +36,7 @@ def main() -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     models = {
-        pool: made_task(options.model, "prompter", pool, "fp32").model.eval().requires_grad_(False).to(options.device)
+        pool: build_task(options.model, "prompter", pool, "fp32").model.eval().requires_grad_(False).to(options.device)
         for pool in AIMS
     }
     growth: dict[str, dict[int, float]] = {pool: {} for pool in AIMS}

@@ -208,7 +208,7 @@ def made_batch(task: PretrainTask, options: argparse.Namespace) -> dict[str, Any
         "image": torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=generator),
         "text": token_ids(images, context, context, generator),
         "region_text": token_ids(regions, options.phrase_tokens, context, generator),
-        **made_regions(images, options.regions, generator),
+        **make_regions(images, options.regions, generator),
     }
 
 
