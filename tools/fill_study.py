@@ -1,6 +1,7 @@
-"""Writes the results of a study's run folder into a Markdown page, between its marks.
+"""Publishes a study: writes the CSV files of its run folder, and from these the results in its docs page.
 
-python tools/fill_study.py runs/study-cloc docs/studies/cloc.md
+python tools/fill_study.py runs/study-cloc                # docs/studies/data/cloc/*, docs/studies/cloc.md
+python tools/fill_study.py --page cloc --page feca        # the pages alone, from the files that are there
 """
 
 from __future__ import annotations
@@ -11,20 +12,36 @@ from pathlib import Path
 
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
-from foveate.studies.markdown import fill
+from foveate.studies.published import fill_page, read_published, results_block, write_published
+from foveate.studies.runner import find_study
+
+STUDIES = Path(__file__).resolve().parents[1] / "docs" / "studies"
+
+
+def fill(name: str, studies: Path = STUDIES) -> Path:
+    """Write the results of a docs page from the published files."""
+    page = studies / f"{name}.md"
+    published = read_published(studies / "data" / name)
+    fill_page(page, results_block(published, find_study(name).design, f"data/{name}"))
+    return page
 
 
 def main() -> None:
-    """Reads the arguments and fills the page."""
+    """Read the arguments and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="run folder of a finished study")
-    parser.add_argument("page", type=Path, help="Markdown page with a place for results")
+    parser.add_argument("runs", type=Path, nargs="*", help="run folders of finished studies")
+    parser.add_argument("--page", action="append", default=[], help="fill the page of this study from its files")
     arguments = parser.parse_args()
     try:
-        fill(arguments.page, RunFolder(arguments.run).read_result())
+        names = list(arguments.page)
+        for run in arguments.runs:
+            result = RunFolder(run).read_result()
+            write_published(result, STUDIES / "data" / result["study"])
+            names.append(result["study"])
+        for name in names:
+            print(fill(name))
     except UserError as problem:
         sys.exit(f"fill_study: {problem}")
-    print(arguments.page)
 
 
 if __name__ == "__main__":

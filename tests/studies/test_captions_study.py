@@ -17,7 +17,7 @@ from foveate.report import render
 from foveate.studies import captions
 from foveate.studies.captions_data import classes_of, judge_named, open_shuffled, split_of
 from foveate.studies.captions_measures import probe, retrieval, right_name
-from foveate.studies.markdown import results_table
+from foveate.studies.published import write_published
 from foveate.studies.runner import run_study
 from foveate.studies.study import row_values
 
@@ -129,4 +129,5 @@ def test_a_very_small_study(tmp_path: Path) -> None:
     page = render(tmp_path / "study").read_text()
     assert "Audit of these captions" in page
     assert "Harness check" in page
-    assert "| Assertions per caption (ANA by rules) |" in results_table(result)
+    (table,) = write_published(result, tmp_path / "data").run.tables
+    assert "Assertions per caption (ANA by rules)" in (tmp_path / "data" / table.file).read_text()

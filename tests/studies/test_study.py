@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import struct
 import zlib
 from dataclasses import replace
@@ -21,8 +20,8 @@ from foveate.core.files import FolderLock
 from foveate.records.collection import Collection
 from foveate.report import render
 from foveate.studies import cloc
-from foveate.studies.markdown import fill, results_table
 from foveate.studies.noise import Noise, jittered, open_spoiled, spoiled
+from foveate.studies.published import publish_result, results_block
 from foveate.studies.rcc import read_rcc
 from foveate.studies.real_regions import build_maps, find_installed, map_regions, read_details, read_map, recolor
 from foveate.studies.runner import announce_duration, find_study, run_study, study_names
@@ -284,7 +283,7 @@ def test_the_result_so_far_is_of_the_finished_trainings(tmp_path: Path) -> None:
     store.finish(Cell(0, "true", "roi"), {"name": 0.4}, 1.0)
     result = run_study("cloc", run, so_far=True, quick=True)
     assert (result["trainings"], result["planned"], result["seeds"]) == (3, 2 * (11 + 8 + 2), [0, 1])
-    text = results_table(result)
+    text = results_block(publish_result(result), cloc.DESIGN, "data/cloc")
     assert "3 of 42 trainings" in text
     assert "| CLOC with RoI-Align | .400 (n 1) |" in text
     assert "of 42, the others are to come" in render(run).read_text()
@@ -419,31 +418,3 @@ def test_details_are_placed_by_their_centers(tmp_path: Path, monkeypatch: pytest
     assert found.caption == "A castle"
     np.testing.assert_allclose(found.boxes[0].to_array(), [0.4, 0.15, 0.6, 0.35])
     np.testing.assert_allclose(found.boxes[1].to_array(), [0.85, 0.4, 1.0, 0.6])
-
-
-def test_the_results_table_is_filled_from_the_run(tmp_path: Path) -> None:
-    values = {("true", row): {seed: {"name": 0.5 + 0.1 * seed} for seed in (0, 1)} for row in ("ours", "theirs")}
-    found = summary(design(), values)
-    result = {
-        "kind": "study", "study": "made", "reference": "ours", "seeds": [0, 1], "trainings": 4, "scale": {"steps": 9},
-        "conditions": [{"key": "true", "title": "True", "what": "all right"}],
-        "rows": [{"key": row.key, "title": row.title} for row in design().rows],
-        "measures": [{"key": "name", "title": "Name", "control": False}],
-        "planned": 4, "real": [{"name": "maps", "package": "some-package", "used": False}],
-        "version": "1", "command": ["foveate", "study", "made"], **found,
-    }  # fmt: skip
-    text = results_table(result)
-    assert "| Ours | .550" in text
-    assert "some-package" in text
-    page = tmp_path / "page.md"
-    page.write_text("# A\n\n<!-- results -->\nwhat stood here\n<!-- end of results -->\n\nafter\n")
-    fill(page, result)
-    assert "what stood here" not in page.read_text()
-    assert page.read_text().startswith("# A\n")
-    assert page.read_text().endswith("after\n")
-    fill(page, result)
-    assert page.read_text().count("| Ours |") == 1
-    (tmp_path / "none.md").write_text("# B\n")
-    with pytest.raises(UserError, match="results"):
-        fill(tmp_path / "none.md", result)
-    json.dumps(result)

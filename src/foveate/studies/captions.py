@@ -13,7 +13,7 @@ from typing import Any
 
 from foveate.core.experiment_grid import Cell
 from foveate.studies.grid import GridStudy
-from foveate.studies.study import Claim, Condition, Design, Measure, Row
+from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row
 
 SCENES, IMAGES = "scenes", "images"
 CONDITIONS = (
@@ -94,6 +94,57 @@ def _claims(condition: str) -> tuple[Claim, ...]:
     )  # fmt: skip
 
 
+PAPER_CLAIMS = (
+    PaperClaim(
+        "A hybrid of AltTexts and short captions beats AltTexts alone, short searches",
+        claim="The hybrid beats AltText only, short searches",
+        control="Control: in the mixture, captions of other images do not help",
+    ),
+    PaperClaim(
+        "The hybrid beats short captions alone, short searches",
+        claim="The hybrid beats SSC only, short searches",
+        control="Control: in the mixture, captions of other images do not help",
+    ),
+    PaperClaim(
+        "The hybrid beats AltTexts alone, long searches",
+        claim="The hybrid beats AltText only, long searches",
+        control="Control: in the mixture, captions of other images do not help",
+    ),
+    PaperClaim(
+        "The hybrid beats short captions alone at naming",
+        claim="The hybrid beats SSC only, naming",
+        control="Control: in the mixture, captions of other images do not help",
+    ),
+    PaperClaim(
+        "Drawing one of both beats fusing them in one caption",
+        claim="Mixing beats fusing (AFC), short searches",
+        control="Control: in the mixture, captions of other images do not help",
+    ),
+    PaperClaim(
+        "Drawing one of both beats joining them in one text",
+        claim="Mixing beats joining both in one text, short searches",
+        control="Control: in the mixture, captions of other images do not help",
+    ),
+    PaperClaim(
+        "Descriptive captions alone hurt short searches",
+        claim="DSC only is worse than SSC only, short searches",
+        control="Control: captions of other images teach nothing",
+    ),
+    PaperClaim(
+        "Descriptive captions alone hurt naming",
+        claim="DSC only is worse than SSC only, naming",
+        control="Control: captions of other images teach nothing",
+    ),
+    PaperClaim(
+        "Descriptive captions do not hurt a linear probe",
+        claim="DSC only is not below SSC only in the probe, within .02",
+    ),
+    PaperClaim(
+        "Dense captions suit multimodal language models best",
+        untestable="Foveate trains no multimodal language model yet",
+    ),
+)
+
 DESIGN = Design(
     name="captions",
     title="Captions: which texts, in what mixture",
@@ -103,6 +154,7 @@ DESIGN = Design(
     rows=ROWS,
     measures=MEASURES,
     claims=tuple(claim for condition in CONDITIONS for claim in _claims(condition.key)),
+    paper_claims=PAPER_CLAIMS,
     limits=(
         "Frozen features, minutes of training and a captioner of a few million weights: a direction of the paper that "
         "is not shown here is not refuted, and none that is shown is a replication.",

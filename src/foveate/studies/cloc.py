@@ -16,7 +16,7 @@ from foveate.core.experiment_grid import Cell
 from foveate.studies.grid import GridStudy
 from foveate.studies.noise import Noise
 from foveate.studies.real_regions import DETAILS, KGEOGRAPHY, find_installed
-from foveate.studies.study import Claim, Condition, Design, Measure, OptionalData, Row, row_values
+from foveate.studies.study import Claim, Condition, Design, Measure, OptionalData, PaperClaim, Row, row_values
 
 if TYPE_CHECKING:
     from foveate.studies.feature_cache import FeatureMemory
@@ -153,6 +153,49 @@ def _controls(condition: str) -> tuple[Claim, ...]:
     )  # fmt: skip
 
 
+PAPER_CLAIMS = (
+    PaperClaim(
+        "Training with boxes makes a box encoder better than CLIP on tokens under the box",
+        claim="Boxes in training beat tokens under the box of CLIP",
+        control="Control: phrases of other regions in training teach nothing",
+    ),
+    PaperClaim(
+        "It is better than CLIP on crops, too",
+        claim="Boxes in training beat cutting each box out for CLIP",
+        control="Control: phrases of other regions in training teach nothing",
+    ),
+    PaperClaim(
+        "Whole-image retrieval does not suffer",
+        claim="Whole-image retrieval is not below CLIP's, within .05",
+    ),
+    PaperClaim(
+        "The Prompter beats RoI-Align at naming a box (+12 to +28 points)",
+        claim="The Prompter beats RoI-Align, phrase of a box",
+        control="Control: boxes of other regions in training teach less",
+    ),
+    PaperClaim(
+        "The Prompter beats RoI-Align at finding the box of a phrase (66 to 67 against 4 to 23)",
+        claim="The Prompter beats RoI-Align, box of a phrase",
+        control="Control: boxes of other regions in training teach less",
+    ),
+    PaperClaim(
+        "Leaving similar phrases out of the negatives helps (about +1 point)",
+        claim="The embedding filter helps, against none",
+    ),
+    PaperClaim(
+        "The grounding loss helps naming (about +0.5 points)",
+        claim="Grounding helps naming",
+    ),
+    PaperClaim(
+        "Four regions an image are better than two (about +0.3 points)",
+        claim="M = 4 beats M = 2",
+    ),
+    PaperClaim(
+        "CLOC encoders make multimodal language models better at referring and grounding",
+        untestable="Foveate trains no multimodal language model yet",
+    ),
+)
+
 DESIGN = Design(
     name="cloc",
     title="CLOC: what of it matters",
@@ -162,6 +205,8 @@ DESIGN = Design(
     rows=ROWS,
     measures=MEASURES,
     claims=tuple(claim for condition in CONDITIONS for claim in _claims(condition.key)),
+    paper_claims=PAPER_CLAIMS,
+    headline=[(condition, "name") for condition in (TRUE, NOISY, COARSE, MAPS)] + [(TRUE, "iou50"), (TRUE, "image10")],
     limits=(
         "Frozen features and minutes of training: the paper's differences between variants come with its scale. A "
         "claim of the paper that is not shown here is not refuted.",

@@ -12,7 +12,7 @@ import numpy as np
 from foveate.core.experiment_grid import Cell
 from foveate.core.seeds import generator
 from foveate.studies import point_sets
-from foveate.studies.study import Claim, Condition, Design, Measure, Row
+from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row
 
 SETS = {
     "digits": "Digits as 64 numbers",
@@ -98,6 +98,23 @@ def _claims() -> tuple[Claim, ...]:
     return tuple(found)
 
 
+PAPER_CLAIMS = (
+    PaperClaim(
+        "Training towards common groups gives better features (linear probe)",
+        claim="... and a linear probe sees more",
+        control="Control: shuffled centers are worse",
+    ),
+    PaperClaim(
+        "Common centers beat those of each client",
+        claim="Common centers are better than each client's own",
+        control="Control: shuffled centers are worse",
+    ),
+    PaperClaim(
+        "The published numbers on Tiny-ImageNet",
+        untestable="the paper's body was not available; the training loop is a reconstruction on small data",
+    ),
+)
+
 DESIGN = Design(
     name="deepfeca",
     title="One encoder of several clients, without labels",
@@ -107,6 +124,7 @@ DESIGN = Design(
     rows=ROWS,
     measures=MEASURES,
     claims=_claims(),
+    paper_claims=PAPER_CLAIMS,
     limits=(
         "The loop is a reconstruction: the paper's body was not available, and no number here is the paper's.",
         "Small data and small encoders: the paper trains on Tiny-ImageNet.",

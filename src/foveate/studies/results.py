@@ -62,6 +62,33 @@ class StudyReal(ResultModel):
     used: bool
 
 
+class PublishedTable(ResultModel):
+    """A further table: its CSV file, its title, and what it shows."""
+
+    file: str
+    title: str
+    note: str = ""
+
+
+class PublishedRun(ResultModel):
+    """How published results were made, with the titles of what their CSV files name by keys."""
+
+    study: str
+    command: str
+    note: str = ""
+    version: str
+    commit: str = ""
+    seeds: int
+    trainings: int
+    planned: int
+    scale: dict[str, float] = {}
+    optional_data: list[StudyReal] = []
+    conditions: dict[str, str]
+    variants: dict[str, str]
+    measures: dict[str, str]
+    tables: list[PublishedTable] = []
+
+
 class StudyResult(RunResult):
     study: str = ""
     question: str = ""
@@ -81,6 +108,47 @@ class StudyResult(RunResult):
     seconds: dict[str, float] = {}
     machine: Machine = Machine()
     version: str = ""
+
+
+class PaperLine(ResultModel):
+    """A row of the overview: what a paper states, what was found, and why it may be untestable here.
+
+    difference: with its interval; over several data sets the median and the range.
+    verdicts: how often each was reached; empty where the claim is untestable.
+    """
+
+    study: str
+    paper: str
+    measured: str = ""
+    difference: str = ""
+    control: str = ""
+    verdicts: dict[str, int] = {}
+    untestable: str = ""
+
+
+class StudyLine(ResultModel):
+    """A study in the overview."""
+
+    study: str
+    title: str
+    question: str
+    command: str = ""
+    version: str = ""
+    seeds: int = 0
+    trainings: int = 0
+    planned: int = 0
+    held: int = 0
+    must_hold: int = 0
+
+
+class StudiesResult(RunResult):
+    """The overview of all studies: one line for each study, one for each claim of a paper."""
+
+    title: str = "What the studies found"
+    source: str = ""
+    studies: list[StudyLine] = []
+    lines: list[PaperLine] = []
+    missing: list[str] = []
 
 
 class Command(ResultModel):

@@ -82,8 +82,26 @@ class OptionalData:
 
 
 @dataclass(frozen=True)
+class PaperClaim:
+    """What a paper states, and the claim of the study that tests it, in every condition that has it.
+
+    control: the claim that would fail if the effect had another cause.
+    untestable: why it cannot be tested here, where there is no claim.
+    """
+
+    text: str
+    claim: str = ""
+    control: str = ""
+    untestable: str = ""
+
+
+@dataclass(frozen=True)
 class Design:
-    """Rows, conditions, measures and claims of a study; `reference` is the row that others are compared with."""
+    """Rows, conditions, measures and claims of a study; `reference` is the row that others are compared with.
+
+    headline: (condition, measure) of the columns of the page's table; by default the first measure of all conditions.
+    headline_rows: rows of that table; by default all.
+    """
 
     name: str
     title: str
@@ -94,6 +112,9 @@ class Design:
     measures: Sequence[Measure]
     claims: Sequence[Claim]
     limits: Sequence[str] = field(default_factory=tuple)
+    paper_claims: Sequence[PaperClaim] = ()
+    headline: Sequence[tuple[str, str]] = ()
+    headline_rows: Sequence[str] = ()
     optional_data: Sequence[OptionalData] = field(default_factory=tuple)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.core.experiment_grid import Cell
 from foveate.studies.grid import GridStudy
-from foveate.studies.study import Claim, Condition, Design, Measure, Row
+from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row
 from foveate.studies.vesl_labels import LABELINGS, LEAST_COSINE, TRUTH
 
 if TYPE_CHECKING:
@@ -76,6 +76,28 @@ CLAIMS = (
     _claim("Labels cost whole-image retrieval no more than .05 against no regions", "image10", "own", "none", -0.05),
 )  # fmt: skip
 
+PAPER_CLAIMS = (
+    PaperClaim(
+        "Labels from captions beat n-grams of alt-texts at naming a box",
+        claim="Labels from own captions beat n-grams of AltText, phrase of a box",
+        control="Control: labels with other images' phrases teach less than labels with their own",
+    ),
+    PaperClaim(
+        "Labels from captions beat n-grams of alt-texts at finding a box",
+        claim="Labels from own captions beat n-grams of AltText, box of a phrase",
+        control="Control: labels with other images' phrases teach less than labels with their own",
+    ),
+    PaperClaim(
+        "Labels from captions beat n-grams of alt-texts at classifying a box",
+        claim="Labels from own captions beat n-grams of AltText, right name",
+        control="Control: labels with other images' phrases teach less than labels with their own",
+    ),
+    PaperClaim(
+        "An open-vocabulary detector labels 300 million to 2 billion images of the web",
+        untestable="needs the detector OWLv2 and images of the web; here a small CLOC labels scenes",
+    ),
+)
+
 DESIGN = Design(
     name="vesl",
     title="VESL: what labels from captions are worth",
@@ -89,6 +111,11 @@ DESIGN = Design(
     rows=ROWS,
     measures=MEASURES,
     claims=CLAIMS,
+    paper_claims=PAPER_CLAIMS,
+    headline=[
+        (SCENES, key)
+        for key in ("name", "r2t10", "t2r10", "which", "iou50", "label_right", "label_found", "label_count")
+    ],
     limits=(
         "The teacher that places phrases is a CLOC trained for a few minutes on other scenes of the same world, not an "
         "open-vocabulary detector; the captioner is as small. Labels are no better than they.",

@@ -1,16 +1,18 @@
-"""`foveate study`: an experiment of a paper on built-in images, over several seeds, with its claims judged."""
+"""`foveate study`: run the experiments of a paper on built-in data with several seeds and judge its claims."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from foveate.cli.options import common, finish
+from foveate.core.errors import UserError
 
 
-@click.command("study", short_help="What a paper claims, run as an experiment.")
+@click.command("study", short_help="Test the claims of a paper with several seeds.")
 @click.argument("name")
 @click.option("--run", "run", type=click.Path(path_type=Path), default=None, help="runs/study-NAME by default.")
 @click.option("--quick", is_flag=True, help="Small: two seeds, fewer images and steps.")
@@ -20,8 +22,14 @@ from foveate.cli.options import common, finish
     "--data", "data", multiple=True, type=click.Path(path_type=Path),
     help="Folder of optional data, such as an unpacked package; the study's page says which. May be repeated.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Only say what would be trained.")
-@click.option("--so-far", is_flag=True, help="Only write the result of the trainings that are finished.")
+@click.option("--dry-run", is_flag=True, help="Print what would be trained, and train nothing.")
+@click.option(
+    "--so-far", is_flag=True, help="Train nothing: write the result of what is finished; with all, the overview."
+)
+@click.option(
+    "--published", type=click.Path(path_type=Path), default=Path("docs/studies"), show_default=True,
+    help="With all and --so-far: folder of published results, whose index.md is written.",
+)  # fmt: skip
 @common()
 def command(
     name: str,
@@ -32,25 +40,36 @@ def command(
     data: tuple[Path, ...],
     dry_run: bool,
     so_far: bool,
+    published: Path,
     as_json: bool,
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Trains all variants of the study NAME with several seeds and judges its claims. An unknown NAME lists all.
+    """Train all variants of the study NAME with several seeds and judge its claims. An unknown NAME lists all.
+
+    NAME all runs every study and writes one table over them. With --so-far it trains nothing and makes the table from
+    the published results, or with --run or --quick from the runs that are finished.
 
     The first training is timed, and the hours of the rest are printed before they start. Every finished training is
-    a file: stopped and repeated, the study goes on, and the same command in a second terminal helps. Optional data
-    (regions for cloc, public sets for feca and fedne) are used where they are installed; where not, the page says so.
+    a file: run the same command to resume, and in a second terminal to help. Optional data (regions for cloc, public
+    sets for feca and fedne) are used where they are installed.
 
     \b
     Example:
       foveate study cloc --quick --workers 2
-      foveate study cloc --workers 2
       foveate study calibration
+      foveate study all --so-far
     """
     from foveate.report import render
+    from foveate.studies.overview import ALL
     from foveate.studies.runner import run_study
 
+    if name == ALL:
+        if data:
+            raise UserError("--data has no effect on 'all', which uses what is installed; give it to one study")
+        options = {"seeds": seeds, "seed": seed or 0, "workers": workers, "device": device}
+        _run_all(run, published, options, quick=quick, dry_run=dry_run, so_far=so_far, as_json=as_json)
+        return
     folder = run or Path("runs") / f"study-{name}{'-quick' if quick else ''}"
     result = run_study(
         name,
@@ -78,6 +97,49 @@ def command(
         for claim in result["claims"]
     ]
     finish(result, [*lines, *real], {"result": folder / "result.json", "report": render(folder)}, as_json=as_json)
+
+
+def _run_all(
+    run: Path | None,
+    published: Path,
+    options: dict[str, Any],
+    *,
+    quick: bool,
+    dry_run: bool,
+    so_far: bool,
+    as_json: bool,
+) -> None:
+    """Run all studies, or with `so_far` none, and write the table over them."""
+    from foveate.core.files import write_text_atomically
+    from foveate.report import render
+    from foveate.studies import overview
+    from foveate.studies.runner import run_study, study_names
+
+    folder = run or Path("runs") / f"study-{overview.ALL}{'-quick' if quick else ''}"
+    if dry_run:
+        plans = {
+            name: run_study(name, folder / name, quick=quick, dry_run=True, **options)["trainings"]
+            for name in study_names()
+        }
+        lines = [f"{name}: {count} trainings" for name, count in plans.items()]
+        finish({"kind": "studies", "trainings": plans}, lines, {}, as_json=as_json)
+        return
+    command = ["foveate", *sys.argv[1:]]
+    paths: dict[str, Path] = {}
+    if not so_far:
+        result = overview.run_all(folder, quick=quick, command=command, **options)
+    elif run is not None or quick:
+        result = overview.write_overview(overview.read_runs(folder), folder, source=str(folder), command=command)
+    else:
+        results = overview.read_all_published(published)
+        result = overview.write_overview(results, folder, source=str(published), command=command)
+        paths["docs page"] = published / "index.md"
+        write_text_atomically(paths["docs page"], (folder / "index.md").read_text(encoding="utf-8"))
+    lines = [
+        f"{study['study']}: {study['held']} of {study['must_hold']} checks that must hold are shown"
+        for study in result["studies"]
+    ]
+    finish(result, lines, {**paths, "result": folder / "result.json", "report": render(folder)}, as_json=as_json)
 
 
 def _interval(difference: dict[str, float | None]) -> str:

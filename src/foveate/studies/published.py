@@ -1,0 +1,366 @@
+"""Published results of a study: CSV files with every number, and the block of its docs page that is made from them.
+
+    docs/studies/data/NAME/run.json     command, version, sizes, titles of conditions, variants and measures
+    docs/studies/data/NAME/values.csv   condition, variant, measure, value, half_width (of the 95 % interval), n
+    docs/studies/data/NAME/claims.csv   every claim with its difference, interval and verdict
+    docs/studies/data/NAME/*.csv        further tables
+
+Nobody types numbers: a run folder is written with `write_published`, a page filled from the files with `fill_page`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
+from foveate.core.results import parse_result
+from foveate.studies.results import PublishedRun, PublishedTable
+from foveate.studies.study import Design
+
+START, END = "<!-- results -->", "<!-- end of results -->"
+VALUE_COLUMNS = ("condition", "variant", "measure", "value", "half_width", "n")
+CLAIM_COLUMNS = (
+    "condition", "claim", "source", "measure", "better", "worse", "margin", "must_hold", "difference", "low", "high",
+    "n", "verdict",
+)  # fmt: skip
+VERDICTS = ("shown", "not shown", "opposite")
+# A table of claims by condition is readable up to here; beyond it verdicts are counted.
+MAX_CONDITIONS = 4
+
+
+@dataclass(frozen=True)
+class PublishedValue:
+    """One number of the grid: a mean over seeds, and half of its 95 % t-interval."""
+
+    condition: str
+    variant: str
+    measure: str
+    value: float
+    half_width: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class PublishedClaim:
+    """One judged claim in one condition."""
+
+    condition: str
+    claim: str
+    source: str
+    measure: str
+    better: str
+    worse: str
+    margin: float
+    must_hold: bool
+    difference: float
+    low: float | None
+    high: float | None
+    n: int
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """All published numbers of a study."""
+
+    run: PublishedRun
+    values: tuple[PublishedValue, ...]
+    claims: tuple[PublishedClaim, ...]
+
+    def value(self, condition: str, variant: str, measure: str) -> PublishedValue | None:
+        """Return one number, or None where it was not measured."""
+        wanted = (condition, variant, measure)
+        return next((v for v in self.values if (v.condition, v.variant, v.measure) == wanted), None)
+
+
+def publish_result(result: Mapping[str, Any]) -> Published:
+    """Return the numbers of a run's result.json as they are published."""
+    run = PublishedRun(
+        study=result["study"],
+        command=" ".join(result["command"]),
+        version=result["version"],
+        seeds=len(result["seeds"]),
+        trainings=result["trainings"],
+        planned=result.get("planned", result["trainings"]),
+        # Of a list (the conditions of a study), how many there are.
+        scale={name: len(size) if isinstance(size, list | tuple) else size for name, size in result["scale"].items()},
+        optional_data=result["real"],
+        conditions={one["key"]: one["title"] for one in result["conditions"]},
+        variants={one["key"]: one["title"] for one in result["rows"]},
+        measures={one["key"]: one["title"] for one in result["measures"]},
+        tables=[
+            PublishedTable(file=f"{_slug(table['title'])}.csv", title=table["title"], note=table["note"])
+            for table in result.get("beside", [])
+        ],
+    )
+    values = tuple(
+        PublishedValue(entry["condition"], entry["row"], measure, found["value"], _half_width(found), found["n"])
+        for entry in result["table"]
+        for measure, found in entry["values"].items()
+    )
+    return Published(run, values, tuple(_published_claim(claim) for claim in result["claims"]))
+
+
+def write_published(result: Mapping[str, Any], folder: Path) -> Published:
+    """Write the files of a finished run's result; files of an older run are replaced."""
+    published = publish_result(result)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.csv"):
+        path.unlink()
+    write_json_atomically(folder / "run.json", published.run.to_json())
+    for name, columns, entries in (
+        ("values", VALUE_COLUMNS, published.values),
+        ("claims", CLAIM_COLUMNS, published.claims),
+    ):
+        write_csv(folder / f"{name}.csv", columns, [[getattr(entry, key) for key in columns] for entry in entries])
+    for table, source in zip(published.run.tables, result.get("beside", []), strict=True):
+        write_csv(folder / table.file, source["columns"], source["lines"])
+    return published
+
+
+def _half_width(found: Mapping[str, Any]) -> float | None:
+    return None if found["low"] is None else (found["high"] - found["low"]) / 2
+
+
+def _published_claim(claim: Mapping[str, Any]) -> PublishedClaim:
+    found = claim["difference"]
+    return PublishedClaim(
+        claim["condition"], claim["text"], claim["source"], claim["measure"], claim["better"], claim["worse"],
+        claim["margin"], claim["asserted"], found["value"], found["low"], found["high"], found["n"], claim["verdict"],
+    )  # fmt: skip
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def write_csv(path: Path, columns: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
+    """Write a CSV file; floats have six decimals at most, None is an empty cell."""
+
+    def text(cell: Any) -> str:
+        if cell is None:
+            return ""
+        if isinstance(cell, bool):
+            return "yes" if cell else "no"
+        return f"{cell:.6f}".rstrip("0").rstrip(".") if isinstance(cell, float) else str(cell)
+
+    buffer = io.StringIO()
+    # "\n" on every system: a file that is written again must not differ.
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([text(cell) for cell in line] for line in lines)
+    write_bytes_atomically(path, buffer.getvalue().encode())
+
+
+def read_published(folder: Path) -> Published:
+    """Read the files of one study.
+
+    Raises:
+        UserError: a file is missing or not of this format.
+    """
+    run = parse_result(PublishedRun, read_json(folder / "run.json"))
+    values = tuple(
+        PublishedValue(
+            line["condition"], line["variant"], line["measure"], float(line["value"]), _number(line["half_width"]),
+            int(line["n"]),
+        )
+        for line in read_csv(folder / "values.csv", VALUE_COLUMNS)
+    )  # fmt: skip
+    claims = tuple(
+        PublishedClaim(
+            line["condition"], line["claim"], line["source"], line["measure"], line["better"], line["worse"],
+            float(line["margin"]), line["must_hold"] == "yes", float(line["difference"]), _number(line["low"]),
+            _number(line["high"]), int(line["n"]), line["verdict"],
+        )
+        for line in read_csv(folder / "claims.csv", CLAIM_COLUMNS)
+    )  # fmt: skip
+    return Published(run, values, claims)
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read a CSV file with exactly these columns."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; write it with tools/fill_study.py")
+    with path.open(encoding="utf-8", newline="") as handle:
+        reader = csv.DictReader(handle)
+        if tuple(reader.fieldnames or ()) != tuple(columns):
+            raise UserError(f"{path}: wrong columns (got {reader.fieldnames}); expected {', '.join(columns)}")
+        return list(reader)
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def results_block(published: Published, design: Design, folder: str) -> str:
+    """Return the results of a page as Markdown: how it was run, a headline table, the verdicts, links to the files.
+
+    Args:
+        folder: of the files, as the page links to it.
+    """
+    run = published.run
+    sizes = ", ".join(f"{name} {value:g}" for name, value in run.scale.items())
+    commit = f", commit {run.commit}" if run.commit else ""
+    lines = [
+        f"`{run.command}`{run.note and ' ' + run.note}, Foveate {run.version}{commit}: {run.seeds} seeds, "
+        f"{run.trainings} of {run.planned} trainings, {sizes}.",
+    ]
+    states = [f"{d.name} {'used' if d.used else f'not installed (package `{d.package}`)'}" for d in run.optional_data]
+    if states:
+        lines.append(f"Optional data: {'; '.join(states)}.")
+    lines += [
+        "",
+        *_headline_table(published, design),
+        "",
+        *_verdict_table(published),
+        "",
+        *_file_list(published, folder),
+    ]
+    return "\n".join(lines)
+
+
+def _headline_table(published: Published, design: Design) -> list[str]:
+    run = published.run
+    columns = design.headline or [(condition, design.measures[0].key) for condition in run.conditions]
+    columns = [(condition, measure) for condition, measure in columns if condition in run.conditions]
+    rows = [key for key in design.headline_rows or run.variants if key in run.variants]
+    measures = {measure for _, measure in columns}
+    if len(measures) == 1:
+        caption = f"{run.measures[columns[0][1]]}, mean ± half of the 95 % t-interval over seeds:"
+        titles = [run.conditions[condition] for condition, _ in columns]
+    else:
+        caption = "Mean ± half of the 95 % t-interval over seeds:"
+        titles = [f"{run.conditions[condition]}: {run.measures[measure]}" for condition, measure in columns]
+    lines = [caption, "", f"| variant | {' | '.join(titles)} |", f"|---|{'---|' * len(titles)}"]
+    for row in rows:
+        cells = [format_value(published.value(condition, row, measure), run.seeds) for condition, measure in columns]
+        if any(cells):
+            lines.append(f"| {run.variants[row]} | {' | '.join(cells)} |")
+    return lines
+
+
+def format_value(value: PublishedValue | None, seeds: int) -> str:
+    """Return `.466 ± .041`, with n where it has fewer seeds than the study; empty where nothing was measured."""
+    if value is None:
+        return ""
+    fewer = "" if value.n == seeds else f" (n {value.n})"
+    if value.half_width is None:
+        return f"{short_decimal(value.value)}{fewer}"
+    return f"{short_decimal(value.value)} ± {short_decimal(value.half_width)}{fewer}"
+
+
+def short_decimal(value: float) -> str:
+    """`0.466` -> `.466`; a minus sign stays."""
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
+
+
+def format_difference(claim: PublishedClaim) -> str:
+    """Return `+.112 (+.089 to +.135)`."""
+
+    def signed(value: float) -> str:
+        return f"{'-' if value < 0 else '+'}{short_decimal(abs(value))}"
+
+    span = "" if claim.low is None or claim.high is None else f" ({signed(claim.low)} to {signed(claim.high)})"
+    return signed(claim.difference) + span
+
+
+def group_claims(claims: Sequence[PublishedClaim]) -> dict[str, list[PublishedClaim]]:
+    """Map the text of a claim to it in every condition, in order of first appearance."""
+    groups: dict[str, list[PublishedClaim]] = {}
+    for claim in claims:
+        groups.setdefault(claim.claim, []).append(claim)
+    return groups
+
+
+def count_verdicts(claims: Sequence[PublishedClaim]) -> str:
+    """Return `shown 5, opposite 1`; the verdict alone where all conditions agree."""
+    counts = Counter(claim.verdict for claim in claims)
+    if len(counts) == 1:
+        return claims[0].verdict
+    return ", ".join(f"{name} {counts[name]}" for name in VERDICTS if counts[name])
+
+
+def summarize_differences(claims: Sequence[PublishedClaim]) -> str:
+    """Return the difference with its interval, or over several conditions the median and the range."""
+    if len(claims) == 1:
+        return format_difference(claims[0])
+    values = sorted(claim.difference for claim in claims)
+    low, middle, high = (f"{value:+.3f}".replace("0.", ".", 1) for value in (values[0], median(values), values[-1]))
+    return f"median {middle} ({low} to {high})"
+
+
+def _verdict_table(published: Published) -> list[str]:
+    conditions = [key for key in published.run.conditions if any(c.condition == key for c in published.claims)]
+    groups = group_claims(published.claims)
+    if len(conditions) > MAX_CONDITIONS:
+        lines = ["| claim | must hold | differences over data sets | verdicts |", "|---|---|---|---|"]
+        for claims in groups.values():
+            asserted = sum(claim.must_hold for claim in claims)
+            must = "no" if not asserted else "yes" if asserted == len(claims) else f"on {asserted} of {len(claims)}"
+            lines.append(
+                f"| {_with_source(claims)} | {must} | {summarize_differences(claims)} | {count_verdicts(claims)} |"
+            )
+        return lines
+    titles = [published.run.conditions[key] for key in conditions]
+    lines = [f"| claim | must hold | {' | '.join(titles)} |", f"|---|---|{'---|' * len(titles)}"]
+    for claims in groups.values():
+        by_condition = {claim.condition: claim for claim in claims}
+        cells = [
+            f"{format_difference(by_condition[key])} **{by_condition[key].verdict}**" if key in by_condition else ""
+            for key in conditions
+        ]
+        lines.append(f"| {_with_source(claims)} | {_must_hold(claims)} | {' | '.join(cells)} |")
+    return lines
+
+
+def _with_source(claims: Sequence[PublishedClaim]) -> str:
+    source = next((claim.source for claim in claims if claim.source), "")
+    return f"{claims[0].claim} ({source})" if source else claims[0].claim
+
+
+def _must_hold(claims: Sequence[PublishedClaim]) -> str:
+    margins = sorted({claim.margin for claim in claims if claim.must_hold})
+    if not margins:
+        return "no"
+    beyond = " or ".join(f"{margin:+.2f}" for margin in margins if margin)
+    return f"yes, beyond {beyond}" if beyond else "yes"
+
+
+def _file_list(published: Published, folder: str) -> list[str]:
+    run, values = published.run, published.values
+    sizes = f"{len({v.variant for v in values})} variants, {len({v.measure for v in values})} measures"
+    conditions = f"{len(run.conditions)} data set{'s' * (len(run.conditions) != 1)}"
+    lines = [
+        "Every number:",
+        "",
+        f"- [values.csv]({folder}/values.csv): {len(values):,} means with intervals ({conditions}, {sizes})",
+        f"- [claims.csv]({folder}/claims.csv): {len(published.claims)} claims with intervals and verdicts",
+        f"- [run.json]({folder}/run.json): sizes, and titles of what the files name by keys",
+    ]
+    for note in dict.fromkeys(table.note for table in run.tables):
+        links = ", ".join(f"[{table.title}]({folder}/{table.file})" for table in run.tables if table.note == note)
+        lines.append(f"- {links}: {note}")
+    return lines
+
+
+def fill_page(page: Path, block: str) -> None:
+    """Replace what stands between the marks of a Markdown page.
+
+    Raises:
+        UserError: the page lacks the marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    if START not in text or END not in text:
+        raise UserError(f"{page} has no marks for results; expected {START} and {END}")
+    before, rest = text.split(START, 1)
+    after = rest.split(END, 1)[1]
+    write_text_atomically(page, f"{before}{START}\n\n{block}\n\n{END}{after}")
