@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from foveate.core.recipes import validate
 from foveate.pretrain.recipe import PretrainRecipe
-from foveate.records.appending import AnnotationAppender
+from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.collection import Collection
 from foveate.records.record import Caption, Region

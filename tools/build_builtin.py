@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from foveate.records.perceptual import near_pairs, perceptual_hash
+from foveate.records.perceptual_hash import near_pairs, perceptual_hash
 from foveate.records.text import split_words
 
 PACKAGES = {  # sha256 of the package files

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from foveate.caption.assertions.scene_truth import SceneTruth, truth_of_row
-from foveate.records.scenes.build import scene_row
+from foveate.records.scenes.scene_collection import scene_row
 
 
 @functools.cache

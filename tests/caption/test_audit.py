@@ -20,7 +20,7 @@ from foveate.caption.captioner import CaptionRequest
 from foveate.caption.entities import entities, open_entities
 from foveate.core.errors import UserError
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
-from foveate.records.appending import AnnotationAppender
+from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance

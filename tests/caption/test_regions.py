@@ -20,9 +20,9 @@ from foveate.caption.vesl.gallery import shown
 from foveate.caption.vesl.run import Outcome, label_regions, plan
 from foveate.caption.vesl.work import RegionLabelSettings, partner_of
 from foveate.core.errors import UserError
-from foveate.records.appending import AnnotationAppender
+from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
-from foveate.records.sources import is_pseudo
+from foveate.records.region_sources import is_pseudo
 from foveate.records.tables import Provenance
 from killing import Server, kill_at_random
 from small_disk import Disk, disk

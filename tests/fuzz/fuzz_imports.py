@@ -19,8 +19,8 @@ from fuzz_run import Target, Trial
 from fuzz_values import as_json, damaged, mutated, odd_text, odd_value
 
 from foveate.records.collection import Collection
+from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.formats import formats
-from foveate.records.summary import ImportSummary
 
 SECRET = good(99, 40)
 _WIDTH, _HEIGHT = 24, 18

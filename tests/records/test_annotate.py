@@ -11,7 +11,7 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.records.annotate import PartWriter, completed_requests, matching_parts, write_results, write_stream
-from foveate.records.appending import AnnotationAppender
+from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.tables import Provenance
 

@@ -220,7 +220,7 @@ def test_words_and_heads() -> None:
 
 
 def test_collections_carry_raw_texts_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foveate.records.builtin import singles
+    from foveate.records.builtin import single_objects as singles
 
     few = {source: tables.rows(source)[100:112] for source in tables.SOURCES}
     monkeypatch.setattr(singles.tables, "rows", lambda source: few[source])

@@ -22,7 +22,7 @@ from foveate.records.duplicates import (
     remove_duplicates,
     same_grid,
 )
-from foveate.records.perceptual import near_pairs
+from foveate.records.perceptual_hash import near_pairs
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming

@@ -15,13 +15,21 @@ from foveate.records.boxes import Box
 from foveate.records.builtin import families
 from foveate.records.builtin.concepts import SEEN, UNSEEN, UNSEEN_KIND, concept_slice, mentions_unseen
 from foveate.records.collection import Collection
-from foveate.records.scenes import alt_text, build_scenes, build_tour_collection, draw_scene, drawn, photographs, pools
-from foveate.records.scenes.build import scene_key, scene_row
+from foveate.records.scenes import (
+    alt_text,
+    build_scenes,
+    build_tour_collection,
+    draw_scene,
+    drawn_grounds,
+    photographs,
+    pools,
+)
 from foveate.records.scenes.compose import SOLID, Layer, compose
 from foveate.records.scenes.grounds import names
 from foveate.records.scenes.masks import decode_mask, encode_mask, mask_bounds
 from foveate.records.scenes.relations import relate
 from foveate.records.scenes.scene import VISIBLE, Scene, plan_scene
+from foveate.records.scenes.scene_collection import scene_key, scene_row
 from foveate.records.text import split_words
 from naming import raises_naming
 
@@ -114,7 +122,7 @@ def test_no_text_of_a_training_scene_names_anything_unseen(scenes: dict[str, lis
             assert not [name for name in names if name in said], said
     said = [text for texts in (alt_text._WRONG, alt_text._BATCHES, alt_text._FOLDER_WORDS) for text in texts]
     said += [photograph.words for photograph in photographs.TRAINING]
-    said += [text for _, text in drawn.TRAINING.values()]
+    said += [text for _, text in drawn_grounds.TRAINING.values()]
     said += [word for photograph in photographs.TRAINING for word in photograph.shows]
     assert not [text for text in said if mentions_unseen(text)]
     assert any(mentions_unseen(placed.phrase) for scene in scenes["test"] for placed in scene.regions)

@@ -8,8 +8,9 @@ import pytest
 from made_images import jpeg
 
 from foveate.core.errors import UserError
-from foveate.records import layout, snapshot
+from foveate.records import layout
 from foveate.records.record import Caption
+from foveate.records.state import take_snapshot
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming
@@ -40,7 +41,7 @@ def test_a_commit_while_the_files_are_listed_is_seen_whole(tmp_path: Path, monke
         return annotation_parts(*arguments)
 
     monkeypatch.setattr(layout, "annotation_parts", disturbed)
-    taken = snapshot.take_snapshot(tmp_path / "c")
+    taken = take_snapshot(tmp_path / "c")
     assert calls == 3
     assert taken.parts == [0, 1, 2]
     assert taken.index["key"].to_pylist() == ["p2"]
@@ -55,4 +56,4 @@ def test_a_file_that_stays_damaged_is_an_error(tmp_path: Path) -> None:
     _write(tmp_path / "c", 0)
     (tmp_path / "c" / "index" / "00000.parquet").write_bytes(b"nothing")
     with raises_naming(UserError, "index/00000.parquet"):
-        snapshot.take_snapshot(tmp_path / "c")
+        take_snapshot(tmp_path / "c")

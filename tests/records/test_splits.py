@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock
 from foveate.records.collection import Collection
-from foveate.records.perceptual import hamming, near_pairs, perceptual_hash
+from foveate.records.perceptual_hash import hamming, near_pairs, perceptual_hash
 from foveate.records.splits import assign_splits, components_of, draw_splits
 from foveate.records.writer import CollectionWriter
 

@@ -9,7 +9,7 @@ import pytest
 
 from foveate.core.experiment_grid import Cell
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
-from foveate.records.appending import AnnotationAppender
+from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance

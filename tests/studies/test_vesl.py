@@ -15,7 +15,7 @@ from foveate.core.experiment_grid import Cell
 from foveate.core.recipes import load
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.records.collection import Collection
-from foveate.records.sources import is_pseudo
+from foveate.records.region_sources import is_pseudo
 from foveate.studies import vesl, vesl_labels
 from foveate.studies.runner import run_study
 

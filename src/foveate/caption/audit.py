@@ -29,9 +29,8 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import say, track
 from foveate.records.collection import Collection
-from foveate.records.current import holds
-from foveate.records.images import BadImage
-from foveate.records.thumbnails import save_thumbnail
+from foveate.records.current_captions import holds
+from foveate.records.images import BadImage, save_thumbnail
 from foveate.training.image_texts import ALT, ImageTexts, TextRule
 from foveate.training.mixture import FORMATS, MixtureSampler
 

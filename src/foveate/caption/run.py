@@ -31,7 +31,7 @@ from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder
 from foveate.records import tables
 from foveate.records.annotate import PartWriter, write_stream
-from foveate.records.appending import AnnotationAppender
+from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.quarantine import Quarantine
 from foveate.records.tables import Provenance

@@ -15,12 +15,11 @@ import pyarrow as pa
 
 from foveate.caption.work import Worklist, chosen_rows
 from foveate.core import seeds
-from foveate.records.appending import read_parts
+from foveate.records.appender import read_parts
 from foveate.records.collection import Collection
-from foveate.records.current import holds
-from foveate.records.images import BadImage
+from foveate.records.current_captions import holds
+from foveate.records.images import BadImage, save_thumbnail
 from foveate.records.tables import positions
-from foveate.records.thumbnails import save_thumbnail
 
 _MOST_ROWS = 20_000
 _COLUMNS = ("key", "kind", "model", "created", "request", "text", "flags", "details")

@@ -26,7 +26,7 @@ from foveate.core.recipes import Settings
 from foveate.records import tables
 from foveate.records.alt_texts import ALT_KINDS, usable
 from foveate.records.annotate import completed_requests
-from foveate.records.appending import Names, read_parts
+from foveate.records.appender import Names, read_parts
 from foveate.records.collection import Collection
 
 

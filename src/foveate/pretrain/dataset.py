@@ -24,7 +24,7 @@ from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.images import BadImage
-from foveate.records.sources import from_sources
+from foveate.records.region_sources import from_sources
 from foveate.training.augment import RandomViews
 from foveate.training.image_texts import ImageTexts
 from foveate.training.loader import BadSample

@@ -23,7 +23,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.images import BadImage
 from foveate.records.record import Region
-from foveate.records.sources import is_pseudo
+from foveate.records.region_sources import is_pseudo
 from foveate.vision.cores import map_on_cores
 from foveate.vision.features import FeatureCache
 from foveate.vision.localizer.asking import embed_phrases, find

@@ -20,7 +20,7 @@ from foveate.core.files import FolderLock, commit_atomically, read_json
 from foveate.core.progress import say
 from foveate.records.collection import Collection
 from foveate.records.layout import DESCRIPTION
-from foveate.records.sources import OWN, ChosenRegions
+from foveate.records.region_sources import OWN, ChosenRegions
 
 if TYPE_CHECKING:
     from foveate.vision.localizer.model import LocalizingModel
@@ -98,7 +98,7 @@ def export(
         to: a target that fits it.
         out: a folder that does not exist or is empty; beside the source with the target's name by default.
         collection, split, format: what "embeddings" reads and how it writes.
-        region_sources: whose regions "embeddings" or a collection's export takes, as in `foveate.records.sources`;
+        region_sources: whose regions "embeddings" or a collection's export takes, as in `foveate.records.region_sources`;
             those that no detector made by default.
         dry_run: check and say what would be written, and write nothing.
 

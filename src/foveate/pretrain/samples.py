@@ -11,8 +11,7 @@ from torch import Tensor
 
 from foveate.core import seeds
 from foveate.records.collection import Collection
-from foveate.records.images import BadImage
-from foveate.records.thumbnails import save_thumbnail
+from foveate.records.images import BadImage, save_thumbnail
 from foveate.vision.localizer.model import towers
 from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.pixels import Preprocess

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from foveate.core.errors import UserError
-from foveate.records.appending import AnnotationAppender, Names, read_parts
+from foveate.records.appender import AnnotationAppender, Names, read_parts
 from foveate.records.tables import Provenance
 
 R = TypeVar("R")

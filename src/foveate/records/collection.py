@@ -23,11 +23,11 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.files import read_json
 from foveate.records import layout, tables
 from foveate.records.boxes import Box
-from foveate.records.grouped import GroupedTable
 from foveate.records.images import BadImage
 from foveate.records.record import Caption, Context, Record, Region, Turn
 from foveate.records.reference import read_reference
-from foveate.records.snapshot import Snapshot, take_snapshot
+from foveate.records.state import Snapshot, take_snapshot
+from foveate.records.tables import GroupedTable
 
 _MOST_OPEN_SHARDS = 256
 

@@ -21,7 +21,7 @@ from foveate.core.progress import track
 from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
-from foveate.records.perceptual import hamming, near_pairs
+from foveate.records.perceptual_hash import hamming, near_pairs
 from foveate.records.purge import PurgeSummary
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter

@@ -11,6 +11,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import (
@@ -24,7 +25,28 @@ from PIL import (
 )
 
 from foveate.core.errors import UserError
-from foveate.records.perceptual import perceptual_hash
+from foveate.core.files import write_bytes_atomically
+from foveate.records.perceptual_hash import perceptual_hash
+
+
+def thumbnail(image: bytes | Image.Image, *, longest_side: int = 448, quality: int = 85) -> bytes:
+    """An image as WebP bytes of at most `longest_side` pixels.
+
+    Raises:
+        BadImage: when bytes are given that cannot be decoded.
+    """
+    image = decode(image, longest_side=longest_side) if isinstance(image, bytes) else image.convert("RGB")
+    image.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality)
+    return buffer.getvalue()
+
+
+def save_thumbnail(image: bytes | Image.Image, path: Path, *, longest_side: int = 448) -> Path:
+    """Writes `thumbnail` to `path`; returns it."""
+    write_bytes_atomically(path, thumbnail(image, longest_side=longest_side))
+    return path
+
 
 # Of unpacking and resizing (here and in `foveate.records.geometry`): raise it whenever the same image gives other
 # pixels than before, so that nothing that was made of the former ones and kept is used again.

@@ -22,8 +22,8 @@ import pyarrow as pa
 from foveate.core.errors import UserError
 from foveate.core.files import commit_atomically, fsync_path
 from foveate.records import layout, tables
-from foveate.records.committed import read_committed
 from foveate.records.packing import append_member
+from foveate.records.state import read_committed
 
 
 @dataclass(slots=True)

@@ -12,9 +12,8 @@ import numpy as np
 from foveate.core.errors import UserError, choose, nearest
 from foveate.records import layout
 from foveate.records.collection import Collection
-from foveate.records.committed import read_committed
 from foveate.records.purge import PurgeSummary, purge_images
-from foveate.records.tombstones import check_removable, pending_purge
+from foveate.records.state import check_removable, pending_purge, read_committed
 from foveate.records.writer import CollectionWriter
 
 INDEX_FIELDS = ("source", "split", "group")

@@ -23,7 +23,7 @@ from foveate.core.files import FolderLock
 from foveate.core.seeds import uniform
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
-from foveate.records.perceptual import near_pairs
+from foveate.records.perceptual_hash import near_pairs
 
 # Two images whose 64-bit hashes differ in at most this many bits count as near-duplicates. Of the clip-art drawings
 # up to 32 pairs each at 2, 4, 6 and 8 bits were looked at: up to 6 bits nearly all were one drawing, recolored or

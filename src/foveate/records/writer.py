@@ -9,30 +9,122 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import tarfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 
 from foveate.core.errors import UserError
-from foveate.core.files import FolderLock, commit_atomically
+from foveate.core.files import FolderLock, commit_atomically, read_json, write_json_atomically
 from foveate.records import layout, tables
-from foveate.records.about import add_about
-from foveate.records.committed import clear_leftovers, move_references, read_committed
-from foveate.records.description import counted, opened, refuse_foreign_folder
+from foveate.records.collection import check_description, check_writable
 from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine
+from foveate.records.import_summary import ImportSummary
 from foveate.records.packing import abandon, append_member
 from foveate.records.purge import PurgeSummary, purge_images
 from foveate.records.quarantine import Quarantine
 from foveate.records.record import Caption, Context, Region, Turn
 from foveate.records.reference import Reference, make_reference
 from foveate.records.rows import check_row, finish_rows, image_rows
-from foveate.records.summary import ImportSummary
+from foveate.records.state import (
+    add_tombstones,
+    check_removable,
+    clear_leftovers,
+    move_references,
+    pending_purge,
+    read_committed,
+)
 from foveate.records.tables import Provenance
-from foveate.records.tombstones import add_tombstones, check_removable, pending_purge
+
+
+def refuse_foreign_folder(path: Path) -> None:
+    """Raises UserError where `path` is a file, or a folder that holds something else."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: a collection is a folder")
+    if not path.is_dir() or (path / layout.DESCRIPTION).is_file():
+        return
+    others = [entry.name for entry in path.iterdir()]
+    others = sorted(name for name in others if name != layout.LOCK_FILE and not name.endswith(".tmp"))
+    if others:
+        found = f"holds other files ({others[0]!r}) and no {layout.DESCRIPTION}"
+        raise UserError(f"{path} {found}: choose a new folder")
+
+
+def opened(
+    path: Path, *, name: str | None, license: str | None, images_per_shard: int, bytes_per_shard: int
+) -> dict[str, Any]:
+    """The description of the collection that is there, or that of a new one, which is written.
+
+    Args:
+        name: of a new collection, by default the folder's; else it must be the one that the collection has.
+        license, images_per_shard, bytes_per_shard: of a new collection.
+
+    Raises:
+        UserError: for another name, and for a collection that this release cannot write.
+    """
+    place = path / layout.DESCRIPTION
+    if not place.is_file():
+        description: dict[str, Any] = {
+            "format": layout.FORMAT,
+            "version": layout.VERSION,
+            "name": name or path.resolve().name,
+            "license": license or "unknown",
+            "sources": [],
+            "images": 0,
+            "shards": 0,
+            "images_per_shard": images_per_shard,
+            "bytes_per_shard": bytes_per_shard,
+        }
+        write_json_atomically(place, description)
+        return description
+    description = read_json(place)
+    check_description(path, description)
+    check_writable(path, description)
+    if description["version"] < layout.VERSION:
+        # Before anything is written that an older release would misread.
+        description = {**description, "version": layout.VERSION}
+        write_json_atomically(place, description)
+    if name is not None and name != description["name"]:
+        raise UserError(f"{place}: field 'name' is {description['name']!r}, not {name!r}")
+    return description
+
+
+def counted(
+    path: Path, description: dict[str, Any], *, counts: Mapping[str, int], entry: Mapping[str, str]
+) -> dict[str, Any]:
+    """The description with new counts, and with a source and its license where they are new; written if it differs."""
+    sources = list(description["sources"])
+    if entry["source"] and entry not in sources:
+        sources.append(dict(entry))
+    updated = {**description, **counts, "sources": sources}
+    if updated != description:
+        write_json_atomically(path / layout.DESCRIPTION, updated)
+    return updated
+
+
+def add_about(collection: Path, kind: str, rows: Sequence[Mapping[str, object]], *, source: str, created: str) -> int:
+    """Add rows to the table `kind`; returns how many were new. The caller holds the writer's lock.
+
+    All rows of a table have the same columns; `source` and `created` are added. A row that is there already is
+    skipped. Raises UserError where a text cannot be stored.
+    """
+    path = layout.about_path(collection, tables.check_kind(kind))
+    there = tables.read_table(path).to_pylist() if path.is_file() else []
+    known = {_identity(row) for row in there}
+    checked = [check_row(kind, {**row, "source": source}) for row in rows]
+    new = {_identity(row): {**row, "created": created} for row in checked if _identity(row) not in known}
+    if new:
+        tables.write_table(path, tables.to_table(kind, [*there, *new.values()]))
+    return len(new)
+
+
+def _identity(row: Mapping[str, object]) -> str:
+    return json.dumps({name: row[name] for name in sorted(row) if name != "created"})
+
 
 IMAGES_PER_SHARD = 1000
 BYTES_PER_SHARD = 512 * 2**20
@@ -351,7 +443,7 @@ class CollectionWriter:
         return len(new)
 
     def keep(self, kind: str, rows: Sequence[Mapping[str, object]]) -> int:
-        """Add rows to a table that belongs to no image, see `foveate.records.about`; returns how many were new."""
+        """Add rows to a table that belongs to no image, see `foveate.records.writer`; returns how many were new."""
         return add_about(self.path, kind, rows, source=self.source, created=self._created)
 
     def remove(self, keys: Iterable[str], *, reason: str | Mapping[str, str], purge: bool = False) -> int:

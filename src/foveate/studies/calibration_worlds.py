@@ -129,7 +129,7 @@ def open_emoji(folder: Path) -> World:
 def _emoji_features(path: Path) -> None:
     """Mean over positions of both maps, [N, 432], with style, subcategory and whether the concept is held out."""
     from foveate.core.progress import track
-    from foveate.records.builtin.singles import singles
+    from foveate.records.builtin.single_objects import singles
     from foveate.records.geometry import View
     from foveate.records.images import decode
     from foveate.vision.lite0 import Lite0Encoder, unpack_maps

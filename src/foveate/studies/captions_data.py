@@ -32,10 +32,10 @@ from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
 from foveate.metrics.captions import UNVERIFIABLE
 from foveate.pretrain.train import CACHE
-from foveate.records.appending import AnnotationAppender
+from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.builtin.cutouts import load_cutouts
-from foveate.records.builtin.singles import LICENSES, singles
+from foveate.records.builtin.single_objects import LICENSES, singles
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.scenes import build_scenes

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from foveate.core.files import atomic_file
 from foveate.core.progress import track
-from foveate.records.builtin.singles import singles
+from foveate.records.builtin.single_objects import singles
 from foveate.records.geometry import View
 from foveate.records.images import decode
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps

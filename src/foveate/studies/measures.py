@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from foveate.pretrain.embed import Embedded
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.records.sources import is_pseudo
+from foveate.records.region_sources import is_pseudo
 from foveate.studies.real_regions import read_details
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import input_boxes, placed, render

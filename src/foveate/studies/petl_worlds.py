@@ -146,7 +146,7 @@ def labeled_pixels(
 def _render(path: Path) -> None:
     """All emoji and clip art at 64 px, and of Lite0 at 128 px the map [4, 4, 320] and both maps' means [432]."""
     from foveate.core.progress import track
-    from foveate.records.builtin.singles import singles
+    from foveate.records.builtin.single_objects import singles
     from foveate.records.geometry import View
     from foveate.records.images import decode
     from foveate.vision.lite0 import Lite0Encoder, unpack_maps

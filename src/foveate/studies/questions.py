@@ -16,7 +16,7 @@ from foveate.pretrain.embed import Embedded
 from foveate.pretrain.evaluate import baseline_boxes
 from foveate.records.boxes import intersection_over_union
 from foveate.records.collection import Collection
-from foveate.records.thumbnails import save_thumbnail
+from foveate.records.images import save_thumbnail
 from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 

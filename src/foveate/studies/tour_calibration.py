@@ -27,7 +27,7 @@ from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.nearest_mean import head_changes
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.records.thumbnails import save_thumbnail
+from foveate.records.images import save_thumbnail
 from foveate.studies.calibration import EMOJI, FULL, RATES
 from foveate.studies.calibration_worlds import World, emoji_arrays, held_out, open_emoji, prepare_emoji
 from foveate.vision.features import FeatureCache

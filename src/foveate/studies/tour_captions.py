@@ -39,9 +39,8 @@ from foveate.metrics.captions import assertion_metrics
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import CACHE, pretrain
 from foveate.records.collection import Collection
-from foveate.records.images import decode
+from foveate.records.images import decode, save_thumbnail
 from foveate.records.text import split_sentences
-from foveate.records.thumbnails import save_thumbnail
 from foveate.vision.localizer.folder import load_model
 
 CAPTIONER = "captioner-tour"

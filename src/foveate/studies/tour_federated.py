@@ -37,7 +37,7 @@ from foveate.metrics import clustering as metrics
 from foveate.metrics.embedding import knn_right
 from foveate.metrics.intervals import Interval, paired_difference
 from foveate.records.collection import Collection
-from foveate.records.thumbnails import save_thumbnail
+from foveate.records.images import save_thumbnail
 from foveate.studies.image_features import LENGTH
 
 CLIENTS, SPLIT, STYLE = 8, "shards:1", "noto"

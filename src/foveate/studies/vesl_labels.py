@@ -165,7 +165,7 @@ def quality(scenes: Path, sources: dict[str, str]) -> dict[str, dict[str, float]
     from foveate.caption.vesl.detectors.annotations import word_overlap
     from foveate.records.boxes import pairwise_iou
     from foveate.records.collection import Collection
-    from foveate.records.sources import from_sources
+    from foveate.records.region_sources import from_sources
 
     with Collection.open(scenes) as collection:
         grouped = collection.grouped("regions")

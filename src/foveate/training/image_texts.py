@@ -1,6 +1,6 @@
 """The texts of a collection's images, and the one that an epoch draws: what the loader trains on and `mix` foretells.
 
-Which caption holds where several models wrote one is the rule of `foveate.records.current`. An image without a text of
+Which caption holds where several models wrote one is the rule of `foveate.records.current_captions`. An image without a text of
 kind `alt` lends one of its own texts (title, description, ...) where that kind has no weight of its own.
 """
 
@@ -20,7 +20,7 @@ from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.records.alt_texts import ALT_KINDS
 from foveate.records.collection import Collection
-from foveate.records.current import holds
+from foveate.records.current_captions import holds
 from foveate.records.text import split_sentences
 from foveate.training.mixture import FORMATS, MixtureSampler
 
@@ -123,7 +123,7 @@ class ImageTexts:
     """The texts of the wanted kinds of every image of a collection.
 
     Args:
-        prefer: models whose captions are preferred, best first (`foveate.records.current`).
+        prefer: models whose captions are preferred, best first (`foveate.records.current_captions`).
 
     Raises:
         UserError: for a preferred model that wrote no caption.

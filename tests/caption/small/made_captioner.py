@@ -8,7 +8,7 @@ from typing import Any
 import tiny
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.core.recipes import validate
-from foveate.records.scenes.build import build_scenes
+from foveate.records.scenes.scene_collection import build_scenes
 
 RECIPE: dict[str, Any] = {
     "config_version": 1,

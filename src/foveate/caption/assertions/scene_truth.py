@@ -11,7 +11,7 @@ from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.builtin import families, phrases
 from foveate.records.collection import Collection
-from foveate.records.scenes import drawn, photographs
+from foveate.records.scenes import drawn_grounds, photographs
 from foveate.records.scenes.scene import VISIBLE
 from foveate.records.text import split_words
 
@@ -51,7 +51,7 @@ class SceneTruth:
 def grounds() -> Mapping[str, tuple[str, str, frozenset[str]]]:
     """Name of a ground -> its words, its kind, and what it shows."""
     photos = (*photographs.TRAINING, *photographs.HELD_OUT)
-    styles = {**drawn.TRAINING, **drawn.HELD_OUT}
+    styles = {**drawn_grounds.TRAINING, **drawn_grounds.HELD_OUT}
     found = {name: (words, "drawn", frozenset[str]()) for name, (_, words) in styles.items()}
     return {**found, **{one.name: (one.words, "photo", one.shows) for one in photos}}
 

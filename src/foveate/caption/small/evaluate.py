@@ -36,8 +36,7 @@ from foveate.metrics.captions import CONTRADICTED, SUPPORTED
 from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_statistic
 from foveate.records.alt_texts import alt_text, usable
 from foveate.records.collection import Collection
-from foveate.records.images import BadImage
-from foveate.records.thumbnails import save_thumbnail
+from foveate.records.images import BadImage, save_thumbnail
 
 COLUMNS = [
     {"key": "ssc", "title": "SSC", "what": "short: one sentence", "role": "ours"},

@@ -13,10 +13,9 @@ import pyarrow.compute as pc
 from foveate.caption.vesl.work import Captions, RegionLabelSettings
 from foveate.core import seeds
 from foveate.records.collection import Collection
-from foveate.records.grouped import GroupedTable
-from foveate.records.histograms import histogram
-from foveate.records.images import BadImage
-from foveate.records.thumbnails import save_thumbnail
+from foveate.records.images import BadImage, save_thumbnail
+from foveate.records.inspection import histogram
+from foveate.records.tables import GroupedTable
 
 
 def shown(

@@ -40,13 +40,13 @@ from foveate.core.progress import say, track
 from foveate.core.recipes import Settings
 from foveate.core.version import code_revision
 from foveate.records.annotate import PartWriter, write_results
-from foveate.records.appending import AnnotationAppender
+from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
 from foveate.records.record import Region
+from foveate.records.region_sources import pseudo_source
 from foveate.records.rows import region_row
-from foveate.records.sources import pseudo_source
 from foveate.records.tables import Provenance
 from foveate.training.stopping import StopRequest
 

@@ -23,8 +23,8 @@ from foveate.core.errors import UserError, nearest
 from foveate.core.recipes import Settings
 from foveate.records.annotate import matching_parts
 from foveate.records.collection import Collection
-from foveate.records.current import current_captions
-from foveate.records.grouped import GroupedTable
+from foveate.records.current_captions import current_captions
+from foveate.records.tables import GroupedTable
 
 # Of the steps themselves: raised when the same settings come to give other rows.
 STEPS = "vesl-1"

@@ -38,8 +38,7 @@ def command(
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.pretrain.samples import sample_rows, write_samples
     from foveate.records.collection import Collection
-    from foveate.records.histograms import histograms, quarantine_examples
-    from foveate.records.inspection import summarize
+    from foveate.records.inspection import histograms, quarantine_examples, summarize
     from foveate.report import render
 
     opened = Collection.open(collection)

@@ -41,7 +41,7 @@ def command(
     """
     from foveate.core.runs import RunFolder
     from foveate.pretrain.locate import locate, read_image
-    from foveate.records.thumbnails import save_thumbnail
+    from foveate.records.images import save_thumbnail
     from foveate.report import render
     from foveate.vision.localizer.folder import load_model
 

@@ -27,7 +27,7 @@ from foveate.pretrain.embed import read_batches
 from foveate.pretrain.export import Exported, Job
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
-from foveate.records.sources import ChosenRegions
+from foveate.records.region_sources import ChosenRegions
 from foveate.vision.encoder import ImageTokens
 from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.card import METHODS

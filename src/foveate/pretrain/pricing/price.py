@@ -21,7 +21,7 @@ from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
-from foveate.records.sources import from_sources
+from foveate.records.region_sources import from_sources
 from foveate.training.image_texts import ImageTexts
 from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.registry import tower_options

@@ -46,7 +46,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.records.images import BadImage
 from foveate.records.record import Region
-from foveate.records.sources import OWN, ChosenRegions, is_pseudo
+from foveate.records.region_sources import OWN, ChosenRegions, is_pseudo
 from foveate.records.tables import write_table
 from foveate.vision.localizer.candidates import coarse_boxes
 from foveate.vision.localizer.folder import CONFIG, load_model
@@ -112,7 +112,7 @@ def build_index(
     Args:
         regions: "auto" (own boxes, and the grid where an image has none), "boxes", "grid", "both" or "none"; an
             index keeps the rule it was made with, "auto" for a new one.
-        region_sources: whose regions are an image's own, as in `foveate.records.sources`; likewise, those that no
+        region_sources: whose regions are an image's own, as in `foveate.records.region_sources`; likewise, those that no
             detector made for a new one.
         precision: "float32" or "float16" of the stored vectors; likewise.
         retry: also try again what is in the quarantine.

@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from foveate.core.errors import UserError
 from foveate.core.files import atomic_file, read_json, sha256_file, write_json_atomically
-from foveate.records.sources import ALL, OWN
+from foveate.records.region_sources import ALL, OWN
 from foveate.records.tables import read_table
 from foveate.vision.localizer.folder import CONFIG, PREPROCESS, WEIGHTS
 
@@ -105,7 +105,7 @@ class Description:
     Attributes:
         fingerprint: of the model, see `fingerprint`. embed_dim: length E of the vectors.
         regions: which boxes are embedded. precision: "float32" or "float16", of the stored vectors.
-        region_sources: whose regions are an image's own, as in `foveate.records.sources`.
+        region_sources: whose regions are an image's own, as in `foveate.records.region_sources`.
         finished: no run is under way, or one that was stopped.
         counts: of images, regions and unreadable images. next_number: of the next segment.
     """

@@ -12,8 +12,7 @@ from foveate.core.runs import RunFolder
 from foveate.pretrain.searching.query import Query
 from foveate.pretrain.searching.search import Hit, Index
 from foveate.records.boxes import Box
-from foveate.records.images import BadImage
-from foveate.records.thumbnails import save_thumbnail
+from foveate.records.images import BadImage, save_thumbnail
 
 _GRAY = (128, 128, 128)
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from foveate.records.builtin.cutouts import Cutout, load_cutouts
-from foveate.records.builtin.singles import build_clipart, build_emoji
+from foveate.records.builtin.single_objects import build_clipart, build_emoji
 
 __all__ = ["Cutout", "build_clipart", "build_emoji", "load_cutouts"]

@@ -25,7 +25,7 @@ from foveate.records.exporters.coco_ids import Categories, FreeIds, Names, rows_
 from foveate.records.images import BadImage
 from foveate.records.importers.coco_file import CROWD
 from foveate.records.record import Region
-from foveate.records.sources import OWN, ChosenRegions
+from foveate.records.region_sources import OWN, ChosenRegions
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ def export_coco(
 ) -> CocoExport:
     """Write the rows (all by default) of a collection to `folder` in COCO's form.
 
-    Regions are those of the sources (see `foveate.records.sources`), by default whatever no detector made.
+    Regions are those of the sources (see `foveate.records.region_sources`), by default whatever no detector made.
 
     Boxes are x, y, width, height in pixels of the image after EXIF rotation, unrounded, so that importing the
     folder gives the same float32 corners; boxes that came from a COCO file are within 0.001 pixels of it for images

@@ -21,7 +21,7 @@ from foveate.records.collection import Collection
 from foveate.records.images import SUFFIXES
 from foveate.records.layout import member_name
 from foveate.records.record import Record
-from foveate.records.sources import OWN, ChosenRegions
+from foveate.records.region_sources import OWN, ChosenRegions
 
 
 def export_webdataset(
@@ -36,7 +36,7 @@ def export_webdataset(
 
     Images keep their bytes. In the members' names the "." and "%" of a key are escaped, because a
     WebDataset reader ends the key at the first dot; the JSON field `key` has it as it is. Regions are those of
-    the sources (see `foveate.records.sources`), by default whatever no detector made. Raises UserError where the
+    the sources (see `foveate.records.region_sources`), by default whatever no detector made. Raises UserError where the
     target is a folder with files, a source made no region, or where there is nothing to export.
     """
     target = Path(target)

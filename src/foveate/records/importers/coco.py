@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Unpack
 
 from foveate.core.errors import UserError, nearest
+from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.coco_file import CocoFile, CocoImage, describe, read_coco
 from foveate.records.importers.files import file_sample, key_of, place_of
 from foveate.records.importers.formats import Format
+from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.json_files import folder_with
-from foveate.records.importers.options import SharedOptions
-from foveate.records.importers.sample import Problem, Sample
-from foveate.records.importers.taking import check_source, import_samples
+from foveate.records.importers.sample import Problem, Sample, SharedOptions
 from foveate.records.rows import clean_text, storable
-from foveate.records.summary import ImportSummary
 from foveate.records.writer import CollectionWriter
 
 _HEAD_BYTES = 65536

@@ -14,15 +14,14 @@ from typing import Any, Unpack
 import pyarrow as pa
 
 from foveate.core.errors import UserError, choose, nearest
-from foveate.records.importers.columns import IMAGES, TEXTS, find_column, need_column
+from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import file_sample
 from foveate.records.importers.formats import Format
+from foveate.records.importers.ingest import import_samples
 from foveate.records.importers.json_files import finding
-from foveate.records.importers.options import SharedOptions
-from foveate.records.importers.sample import IMAGE_SUFFIXES, MAX_BYTES, Sample
+from foveate.records.importers.sample import IMAGE_SUFFIXES, MAX_BYTES, Sample, SharedOptions
+from foveate.records.importers.table import IMAGES, TEXTS, find_column, need_column
 from foveate.records.importers.table_files import is_of_images
-from foveate.records.importers.taking import import_samples
-from foveate.records.summary import ImportSummary
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 _KEY_DIGITS = 32

@@ -13,12 +13,11 @@ from typing import Unpack
 
 from foveate.core.errors import UserError
 from foveate.records import layout
+from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import read_later, refuse_later, refused
 from foveate.records.importers.formats import Format
-from foveate.records.importers.options import SharedOptions
-from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Problem, Sample
-from foveate.records.importers.taking import check_source, import_samples
-from foveate.records.summary import ImportSummary
+from foveate.records.importers.ingest import check_source, import_samples
+from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Problem, Sample, SharedOptions
 
 
 def import_folder(

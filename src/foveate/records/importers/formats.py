@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from foveate.core.errors import UserError, nearest
-from foveate.records.summary import ImportSummary
+from foveate.records.import_summary import ImportSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,12 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
+from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.coco import annotation_file, import_coco_file
 from foveate.records.importers.coco_file import CocoImage, read_coco
 from foveate.records.importers.formats import Format
-from foveate.records.importers.options import SharedOptions
-from foveate.records.importers.taking import check_source
-from foveate.records.summary import ImportSummary
+from foveate.records.importers.ingest import check_source
+from foveate.records.importers.sample import SharedOptions
 
 _PATTERNS = ("lvis*.json",)
 

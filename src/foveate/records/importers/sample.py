@@ -5,8 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from foveate.records.record import Caption, Region
+
+GROUPINGS = ("none", "folder")
+
+
+class SharedOptions(TypedDict, total=False):
+    """Keywords of every importer.
+
+    `name`: of a new collection, by default that of the target folder. `license`: of the images.
+    `source_name`: provenance, by default the name of the source. `workers`: threads that examine images.
+    `max_pixels`, `images_per_shard`, `bytes_per_shard`, `created`: see `CollectionWriter`.
+    """
+
+    name: str | None
+    license: str | None
+    source_name: str | None
+    workers: int | None
+    max_pixels: int
+    images_per_shard: int
+    bytes_per_shard: int
+    created: str | None
+
 
 # Files with these endings are taken for images; their first bytes decide what they are.
 IMAGE_SUFFIXES = frozenset("jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff".split())

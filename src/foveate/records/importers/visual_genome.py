@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 from foveate.core.errors import UserError, nearest
+from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import file_sample
 from foveate.records.importers.formats import Format
+from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.json_files import (
     finding,
     folder_with,
@@ -19,10 +21,7 @@ from foveate.records.importers.json_files import (
     stated_size,
     whole_number,
 )
-from foveate.records.importers.options import SharedOptions
-from foveate.records.importers.sample import Sample
-from foveate.records.importers.taking import check_source, import_samples
-from foveate.records.summary import ImportSummary
+from foveate.records.importers.sample import Sample, SharedOptions
 
 _REGIONS = "region_descriptions.json"
 _IMAGES = "image_data.json"

@@ -21,11 +21,10 @@ from typing import Unpack
 from foveate.core.errors import UserError
 from foveate.core.progress import track
 from foveate.records import layout
+from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.formats import Format
-from foveate.records.importers.options import SharedOptions
-from foveate.records.importers.sample import IMAGE_SUFFIXES, MAX_BYTES, REFUSED_SUFFIXES, Problem, Sample
-from foveate.records.importers.taking import check_source, import_samples
-from foveate.records.summary import ImportSummary
+from foveate.records.importers.ingest import check_source, import_samples
+from foveate.records.importers.sample import IMAGE_SUFFIXES, MAX_BYTES, REFUSED_SUFFIXES, Problem, Sample, SharedOptions
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foveate.records.scenes.build import build_scenes, build_tour_collection
 from foveate.records.scenes.scene import Scene, SceneObject, draw_scene
+from foveate.records.scenes.scene_collection import build_scenes, build_tour_collection
 
 __all__ = ["Scene", "SceneObject", "build_scenes", "build_tour_collection", "draw_scene"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveate.records.scenes import drawn, photographs
+from foveate.records.scenes import drawn_grounds, photographs
 
 PHOTOGRAPH_SHARE = 0.6
 
@@ -27,7 +27,7 @@ class Ground:
 def names(*, held_out: bool) -> frozenset[str]:
     """Names of all grounds of one pool; the two pools have none in common."""
     images = photographs.HELD_OUT if held_out else photographs.TRAINING
-    styles = drawn.HELD_OUT if held_out else drawn.TRAINING
+    styles = drawn_grounds.HELD_OUT if held_out else drawn_grounds.TRAINING
     return frozenset({image.name for image in images} | set(styles))
 
 
@@ -36,12 +36,12 @@ def draw_ground(rng: np.random.Generator, *, size: int, held_out: bool) -> Groun
     if rng.random() < PHOTOGRAPH_SHARE:
         pool = photographs.HELD_OUT if held_out else photographs.TRAINING
         return _photograph(rng, pool[rng.integers(len(pool))], size)
-    styles = drawn.HELD_OUT if held_out else drawn.TRAINING
+    styles = drawn_grounds.HELD_OUT if held_out else drawn_grounds.TRAINING
     name = sorted(styles)[rng.integers(len(styles))]
     draw, words = styles[name]
     pixels = draw(rng, size)
     if rng.random() < 0.5:  # drawn grounds are too clean otherwise: an object would be the only texture
-        light = drawn.noise(rng, size).mean(-1, keepdims=True)
+        light = drawn_grounds.noise(rng, size).mean(-1, keepdims=True)
         pixels = pixels * (0.8 + 0.4 * light / 255)
     return Ground(pixels.astype(np.float32, copy=False).clip(0, 255), "drawn", name, words)
 
@@ -56,7 +56,7 @@ def _photograph(rng: np.random.Generator, photograph: photographs.Photograph, si
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = np.asarray(crop, np.float32)
     if photographs.is_gray(photograph) and rng.random() < 0.85:
-        low, high = drawn.palette(rng, 2)
+        low, high = drawn_grounds.palette(rng, 2)
         dark = np.minimum(low, high) * np.float32(0.45)
         pixels = dark + pixels[..., :1] / 255 * (np.maximum(low, high) - dark)
     elif rng.random() < 0.2:

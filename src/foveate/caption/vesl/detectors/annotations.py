@@ -16,7 +16,7 @@ from foveate.caption.vesl.phrases import STOP_WORDS
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.records.sources import is_pseudo
+from foveate.records.region_sources import is_pseudo
 
 
 class AnnotationSettings(Settings):

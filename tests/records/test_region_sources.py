@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from foveate.core.errors import UserError
-from foveate.records.sources import from_sources, is_pseudo, pseudo_source
+from foveate.records.region_sources import from_sources, is_pseudo, pseudo_source
 from naming import raises_naming
 
 REGIONS = pa.table(

@@ -15,11 +15,10 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.progress import track
 from foveate.records import layout
 from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine
+from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import folder_of
-from foveate.records.importers.options import GROUPINGS, SharedOptions
-from foveate.records.importers.sample import MAX_BYTES, Problem, Sample, Sidecar
+from foveate.records.importers.sample import GROUPINGS, MAX_BYTES, Problem, Sample, SharedOptions, Sidecar
 from foveate.records.importers.sidecar import read_sidecars
-from foveate.records.summary import ImportSummary
 from foveate.records.writer import BYTES_PER_SHARD, IMAGES_PER_SHARD, CollectionWriter
 
 # Two sides of an image that was made smaller are rounded to whole pixels, so their ratios differ a little.

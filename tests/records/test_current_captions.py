@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from made_images import jpeg
 
 from foveate.core.errors import UserError
-from foveate.records.appending import AnnotationAppender
+from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
-from foveate.records.current import current_captions, holds
+from foveate.records.current_captions import current_captions, holds
 from foveate.records.record import Caption
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter

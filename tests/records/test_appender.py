@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from made_images import jpeg
 
 from foveate.core.errors import UserError
-from foveate.records import appending, layout, tables
-from foveate.records.appending import AnnotationAppender, Names, read_parts
+from foveate.records import appender, layout, tables
+from foveate.records.appender import AnnotationAppender, Names, read_parts
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.tables import Provenance
@@ -161,7 +161,7 @@ names = st.one_of(st.text(max_size=20), st.integers(0, 2**64 - 1).map(lambda num
 
 @given(st.lists(st.lists(names, max_size=30), max_size=6), st.lists(names, max_size=20))
 def test_names_are_a_set(batches: list[list[str]], others: list[str]) -> None:
-    few, appending._FEW = appending._FEW, 7
+    few, appender._FEW = appender._FEW, 7
     try:
         kept, plain = Names(), set[str]()
         for place, batch in enumerate(batches):
@@ -174,4 +174,4 @@ def test_names_are_a_set(batches: list[list[str]], others: list[str]) -> None:
         assert all(name in kept for name in plain)
         assert all((name in kept) == (name in plain) for name in others)
     finally:
-        appending._FEW = few
+        appender._FEW = few
