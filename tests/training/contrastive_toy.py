@@ -197,6 +197,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--stop-in-step", type=int)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--evaluate-every", type=int)
+    parser.add_argument("--frozen-bf16", action="store_true")
     options = parser.parse_args(words)
     with distributed.start("cpu") as world:
         settings = toy_settings(
@@ -204,6 +205,8 @@ def main(words: Sequence[str] | None = None) -> None:
             parallel=options.parallel,
             checkpoint_every=options.checkpoint_every,
             evaluate_every=options.evaluate_every,
+            precision="bf16" if options.frozen_bf16 else "fp32",
+            frozen_precision="bf16" if options.frozen_bf16 else "fp32",
             monitor=options.evaluate_every and "loss",
         )
         task = ContrastiveToy(dropout=options.dropout)

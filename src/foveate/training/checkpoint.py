@@ -14,6 +14,7 @@ its `.metadata` file is a pickle (torch 2.13, `FileSystemWriter.finish`), which 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,8 @@ from foveate.training.ema import ExponentialAverage
 _WEIGHTS, _OPTIMIZER, _AVERAGE = "weights.safetensors", "optimizer.safetensors", "average.safetensors"
 _STATE, _COMPLETE = "state.json", "complete.json"
 _PREFIX = "step-"
+# 2: the weights name the frozen base that they belong to.
+FORMAT = 2
 _ADAMW_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _SGD_MOMENTS = ("momentum_buffer",)
 
@@ -44,16 +47,38 @@ def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
 
 
-def gather_weights(module: nn.Module, *, ema: ExponentialAverage | None = None) -> dict[str, Tensor]:
+def gather_weights(
+    module: nn.Module, *, ema: ExponentialAverage | None = None, only_trained: bool = False
+) -> dict[str, Tensor]:
     """The module's whole state on the CPU of rank 0 (frozen parameters too), an empty dict on the others.
 
     With `ema`, averaged parameters stand for their own. A collective under FSDP: call it on all ranks. The
     result loads into an unwrapped module of the same architecture.
+
+    Args:
+        only_trained: leave out frozen parameters, which come from their base.
     """
-    tensors = dict(module.state_dict())
+    tensors = trained_tensors(module) if only_trained else dict(module.state_dict())
     if ema is not None:
         tensors |= ema.averages
-    return _gather(tensors)
+    # Frozen parameters that trained in bfloat16 shards: their full precision is on the CPU.
+    originals = {name: full for name, full in getattr(module, "full_precision", {}).items() if name in tensors}
+    gathered = _gather({name: tensor for name, tensor in tensors.items() if name not in originals})
+    return {name: originals.get(name, gathered.get(name)) for name in tensors} if world().is_main else {}
+
+
+def frozen_hash(module: nn.Module) -> str:
+    """Hash names and values of the frozen parameters. A collective where they are sharded.
+
+    They are not stored in checkpoints, so what is loaded has to know its base.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(name.encode("utf-8"))
+            flat = full_tensor(parameter).contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,6 +114,7 @@ def save(
     ema: ExponentialAverage | None,
     state: dict[str, Any],
     keep: int,
+    base: str,
     best_step: int = 0,
 ) -> None:
     """Writes the checkpoint of `state["step"]` and removes all but the newest `keep`. A collective.
@@ -96,6 +122,7 @@ def save(
     Args:
         module: the task, not its DDP wrapper.
         state: JSON values, with the number of updates done under "step".
+        base: `frozen_hash` of the module in full precision; `load` refuses another base.
         best_step: step of a checkpoint that is not removed: that of the best evaluation. 0: none.
     """
     parts = {
@@ -113,12 +140,12 @@ def save(
         shutil.rmtree(leftover)
     temporary.mkdir()
     for name, tensors in parts.items():
-        save_file(tensors, temporary / name)
+        save_file(tensors, temporary / name, metadata={"frozen_hash": base} if name == _WEIGHTS else None)
     (temporary / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(temporary.iterdir())
     }
-    (temporary / _COMPLETE).write_text(json.dumps({"format": 1, "files": files}, indent=1), encoding="utf-8")
+    (temporary / _COMPLETE).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1), encoding="utf-8")
     # Every file before the folder, the folder before the rename: a checkpoint that can be seen is complete.
     for path in [*temporary.iterdir(), temporary]:
         fsync_path(path)
@@ -163,6 +190,10 @@ def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint of `folder`; damaged ones are passed over and named on standard error."""
     for checkpoint in _newest_first(folder):
         problem = damage(checkpoint)
+        if not problem and (saved := read_json(checkpoint / _COMPLETE).get("format")) != FORMAT:
+            raise UserError(
+                f"{checkpoint}: checkpoint format {saved}; this version reads {FORMAT}. Use another run folder"
+            )
         if not problem:
             return checkpoint
         say(f"checkpoint {checkpoint} is damaged ({problem}); using the one before, if there is one")
@@ -186,14 +217,25 @@ def load(
     module: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     ema: ExponentialAverage | None = None,
+    base: str | None = None,
 ) -> None:
     """Fills module, optimizer and average from a checkpoint, whatever layout wrote it. A collective.
 
     Only rank 0 reads the files, so that they need not lie on a shared disk.
 
+    Args:
+        base: `frozen_hash` of the module, where its frozen parameters are not in full precision now.
+
     Raises:
-        UserError: when the checkpoint has other parameters, other shapes or no average; on all ranks alike.
+        UserError: when the checkpoint has other parameters, other shapes, no average or another frozen base; on all
+            ranks alike.
     """
+    base = frozen_hash(module) if base is None else base
+    header = broadcast_json(_header(checkpoint / _WEIGHTS) if world().is_main else None)
+    if not header["problem"] and header["metadata"].get("frozen_hash") != base:
+        raise UserError(
+            f"{checkpoint}: the frozen weights differ from those it was trained with; open the base that it belongs to"
+        )
     _load_file(checkpoint / _WEIGHTS, trained_tensors(module))
     if optimizer is not None:
         _load_file(checkpoint / _OPTIMIZER, _prepared_moments(checkpoint, module, optimizer))
@@ -217,15 +259,16 @@ def _prepared_moments(checkpoint: Path, module: nn.Module, optimizer: torch.opti
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """Names and shapes of a safetensors file, or the reason why it has none, as JSON values."""
+    """Names, shapes and metadata of a safetensors file, or the reason why it has none, as JSON values."""
     if not path.is_file():
-        return {"problem": f"{path} is missing: the run was begun with other settings", "shapes": {}}
+        return {"problem": f"{path} is missing: the run was begun with other settings", "shapes": {}, "metadata": {}}
     try:
         with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
     except SafetensorError as error:
-        return {"problem": f"{path} cannot be read ({error})", "shapes": {}}
-    return {"problem": "", "shapes": shapes}
+        return {"problem": f"{path} cannot be read ({error})", "shapes": {}, "metadata": {}}
+    return {"problem": "", "shapes": shapes, "metadata": metadata}
 
 
 def _load_file(path: Path, targets: Mapping[str, Tensor]) -> None:

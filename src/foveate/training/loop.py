@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +34,14 @@ from foveate.training.distributed import (
 )
 from foveate.training.ema import ExponentialAverage
 from foveate.training.loader import BatchSource
-from foveate.training.optimizer import build_optimizer, freeze, parameter_table, set_learning_rate
+from foveate.training.optimizer import (
+    ParameterRow,
+    build_optimizer,
+    freeze,
+    frozen_in_bf16,
+    parameter_table,
+    set_learning_rate,
+)
 from foveate.training.settings import TrainingSettings
 from foveate.training.stopping import BestEvaluation, StopRequest
 from foveate.training.task import Report, Task
@@ -99,14 +105,31 @@ def train(
     assert loader.batch_size == settings.batch_size, "the loader was made for another batch size"
     assert loader.world_size == here.size, "the loader was made for another number of processes"
     check_accumulation(task, parts=settings.accumulate, rows=settings.batch_size // here.size)
-    precision = torch.bfloat16 if settings.precision == "bf16" else None
-    folder = run.path / "checkpoints"
     _check_evaluation(task, settings)
     table = parameter_table(task, rules=task.parameter_groups(), settings=settings)
     freeze(task, table=table)
-    identity = {"data": loader.describe(), "frozen_hash": _frozen_hash(task)}
+    identity = {"data": loader.describe(), "frozen_hash": checkpoint.frozen_hash(task)}
     task.to(here.device)
     task.train()
+    with frozen_in_bf16(task) if settings.frozen_precision == "bf16" else contextlib.nullcontext():
+        return _train(task, loader, settings, run, table=table, identity=identity, resume=resume)
+
+
+def _train(
+    task: Task,
+    loader: BatchSource,
+    settings: TrainingSettings,
+    run: RunFolder,
+    *,
+    table: Sequence[ParameterRow],
+    identity: dict[str, Any],
+    resume: bool,
+) -> TrainingOutcome:
+    """Wrap, build the optimizer, find the checkpoint to start from, and take the steps."""
+    here = world()
+    precision = torch.bfloat16 if settings.precision == "bf16" else None
+    folder, base = run.path / "checkpoints", identity["frozen_hash"]
+    # Averages start from whole weights, so they are made before FSDP2 shards them.
     ema = ExponentialAverage(task, decay=settings.ema_decay) if settings.ema_decay is not None else None
     if settings.parallel == "fsdp" and here.size == 1:
         say("parallel 'fsdp' has no effect with one process")
@@ -121,7 +144,7 @@ def train(
     with lock, StopRequest() as stop:
         state = _find_state(folder, run, settings=settings, identity=identity, resume=resume)
         if state["step"]:
-            checkpoint.load(folder / state["checkpoint"], module=task, optimizer=optimizer, ema=ema)
+            checkpoint.load(folder / state["checkpoint"], module=task, optimizer=optimizer, ema=ema, base=base)
         outcome.step, outcome.seconds = state["step"], state["seconds"]
         outcome.best = best = BestEvaluation(**state["best"])
         outcome.stopped_early = best.is_exhausted(settings)
@@ -194,6 +217,7 @@ def train(
                         optimizer=optimizer,
                         ema=ema,
                         keep=settings.keep_checkpoints,
+                        base=base,
                         best_step=best.step,
                         state={
                             "step": outcome.step,
@@ -211,7 +235,7 @@ def train(
                     break
         assert saved_step == outcome.step, "the last update was not saved"
         if settings.restore_best and best.step and outcome.status == "finished":
-            checkpoint.load(checkpoint.folder_of_step(folder, best.step), module=task, ema=ema)
+            checkpoint.load(checkpoint.folder_of_step(folder, best.step), module=task, ema=ema, base=base)
         _write_bad_samples(run, loader, here)
         outcome.bad_samples = dict(loader.bad_samples)
         barrier()
@@ -366,17 +390,6 @@ def _decide(folder: Path, *, settings: TrainingSettings, identity: dict[str, Any
         "best": best,
         "checkpoint": path.name,
     }
-
-
-def _frozen_hash(module: nn.Module) -> str:
-    """A hash of the frozen parameters: not stored in checkpoints, they must be the same on resuming."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(name.encode("utf-8"))
-            flat = parameter.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _write_bad_samples(run: RunFolder, loader: BatchSource, here: World) -> None:

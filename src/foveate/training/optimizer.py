@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from foveate.core.errors import UserError, nearest
 from foveate.training.settings import TrainingSettings
@@ -114,6 +116,29 @@ def freeze(module: nn.Module, *, table: Sequence[ParameterRow]) -> None:
         parameters[row.name].requires_grad_(not row.frozen)
     if all(row.frozen for row in table):
         raise UserError("all parameters are frozen: there is nothing to train")
+
+
+@contextlib.contextmanager
+def frozen_in_bf16(module: nn.Module) -> Iterator[None]:
+    """Hold the frozen parameters of `module` in bfloat16 within the block; afterwards they have their own bits again.
+
+    Under autocast products round their weights to bfloat16 anyway, so little changes but memory: half of it, and no
+    cast in every forward pass. The originals wait on the CPU, so what is exported afterwards is exact. FSDP2 shards
+    cannot change their type: there `foveate.training.checkpoint.gather_weights` gives the originals.
+    """
+    originals: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad and parameter.is_floating_point():
+            originals[name] = parameter.detach().cpu()
+            # The parameter object stays, and with it whatever is tied to it.
+            parameter.data = parameter.data.to(torch.bfloat16)
+    module.full_precision = originals  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name, parameter in module.named_parameters():
+            if name in originals and not isinstance(parameter, DTensor):
+                parameter.data = originals.pop(name).to(parameter.device)
 
 
 def build_optimizer(

@@ -39,6 +39,10 @@ class TrainingSettings(Settings):
     )
     gradient_clip_norm: float | None = Field(default=1.0, gt=0, description="largest global gradient norm")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 = autocast; weights stay fp32")
+    frozen_precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="of frozen parameters while training; bf16 halves their memory and needs precision bf16",
+    )
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="average of the weights over updates")
     seed: int = Field(default=0, ge=0, description="decides order, views, drawn texts and dropout")
     log_every: int = Field(default=10, ge=1, description="updates between two rows of metrics.jsonl")
@@ -74,6 +78,8 @@ class TrainingSettings(Settings):
             raise ValueError(f"betas must lie in [0, 1), they are {self.betas}")
         if self.warmup_steps >= self.steps and self.warmup_steps > 0:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
+        if self.frozen_precision == "bf16" and self.precision == "fp32":
+            raise ValueError("frozen_precision bf16 needs precision bf16: without autocast the two do not multiply")
         changed = {
             name for name in self.model_fields_set if getattr(self, name) != type(self).model_fields[name].default
         }
