@@ -7,13 +7,14 @@ import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.training.order import batch_rows
+from foveate.training.order import MixtureOrder, batch_rows
 
 _SUBSTITUTES = 32
 _DRAWS_BEFORE_JUDGING = 100
@@ -57,6 +58,22 @@ class BatchSource(Protocol):
     def describe(self) -> dict[str, Any]:
         """What decides the order, as JSON values; a run goes on only when they are the same."""
         ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of several data sets that batches are mixed from.
+
+    Attributes:
+        name: of the source, in messages and in the seed of its order.
+        rows: row numbers of the data set to draw from.
+        weight: share of the samples up to a common factor, whatever the number of rows.
+    """
+
+    name: str
+    dataset: Dataset
+    rows: Sequence[int] | np.ndarray
+    weight: float = 1.0
 
 
 class _Batch:
@@ -124,7 +141,7 @@ class Loader:
         """Number and hash of the rows, batch size and seed."""
         return {
             "rows": len(self.rows),
-            "rows_hash": hashlib.blake2b(self.rows.tobytes(), digest_size=16).hexdigest(),
+            "rows_hash": _hash_rows(self.rows),
             "batch_size": self.batch_size,
             "seed": self.seed,
         }
@@ -159,6 +176,7 @@ class Loader:
             executor.shutdown(wait=True, cancel_futures=True)
 
     def _draws(self, step: int) -> np.ndarray:
+        """Samples of this rank in a step, one a row: what `_sample` takes."""
         return batch_rows(
             step,
             rows=self.rows,
@@ -168,25 +186,31 @@ class Loader:
             world_size=self.world_size,
         )
 
+    def _sample(self, draw: Sequence[int], failures: list[BadSample]) -> dict[str, Any]:
+        row, epoch = draw
+        return self._load(self.dataset, self.rows, row, epoch, failures)
+
     def _batch(self, step: int) -> _Batch:
         return _Batch(step, self.batch_size // self.world_size, _PARTS * max(self.workers, 1))
 
     def _make(self, batch: _Batch, start: int, stop: int) -> None:
-        for place, (row, epoch) in enumerate(self._draws(batch.step)[start:stop].tolist(), start):
-            batch.samples[place] = self._sample(row, epoch, batch.failures[place])
+        for index, draw in enumerate(self._draws(batch.step)[start:stop].tolist(), start):
+            batch.samples[index] = self._sample(draw, batch.failures[index])
         if batch.is_last():
             samples, batch.samples = batch.samples, []
             batch.collated = self.dataset.collate(samples)
 
-    def _sample(self, row: int, epoch: int, failures: list[BadSample]) -> dict[str, Any]:
+    def _load(
+        self, dataset: Dataset, rows: np.ndarray, row: int, epoch: int, failures: list[BadSample]
+    ) -> dict[str, Any]:
         candidate = row
         for attempt in range(_SUBSTITUTES):
             try:
-                return self.dataset.sample(candidate, epoch, self.seed)
+                return dataset.sample(candidate, epoch, self.seed)
             except BadSample as failure:
                 failures.append(failure)
-                index = seeds.integer("substitute", self.seed, row, epoch, attempt) % len(self.rows)
-                candidate = int(self.rows[index])
+                index = seeds.integer("substitute", self.seed, row, epoch, attempt) % len(rows)
+                candidate = int(rows[index])
         raise UserError(
             f"row {row} and {_SUBSTITUTES - 1} rows drawn in its place cannot be used; the last one is "
             f"'{failures[-1].key}': {failures[-1].reason}"
@@ -208,3 +232,52 @@ class Loader:
                 f"(allowed are {self.max_bad_fraction:.0%}), for example '{key}': {reason}"
             )
         return batch.collated
+
+
+class MixtureLoader(Loader):
+    """Batches mixed from several data sets by weight; see `foveate.training.order.MixtureOrder`.
+
+    Samples of all sources are collated together, by the first one's `collate`: they have the same entries. A sample
+    that cannot be used is replaced by one of its own source, so that the shares hold.
+
+    Args:
+        sources: data sets with their rows and weights; names differ.
+        others: see `Loader`.
+    """
+
+    def __init__(self, sources: Sequence[Source], *, batch_size: int, seed: int, **options: Any) -> None:
+        assert sources, "a mixture needs a source"
+        self.sources = list(sources)
+        self._source_rows = [np.asarray(source.rows, dtype=np.int64) for source in sources]
+        self.order = MixtureOrder(
+            self._source_rows,
+            weights=[source.weight for source in sources],
+            names=[source.name for source in sources],
+            seed=seed,
+        )
+        super().__init__(
+            sources[0].dataset, rows=np.concatenate(self._source_rows), batch_size=batch_size, seed=seed, **options
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Number and hash of each source's rows, the weights, batch size and seed."""
+        sources = {
+            source.name: {"rows": len(rows), "rows_hash": _hash_rows(rows), "weight": source.weight}
+            for source, rows in zip(self.sources, self._source_rows, strict=True)
+        }
+        return {"sources": sources, "batch_size": self.batch_size, "seed": self.seed}
+
+    def _draws(self, step: int) -> np.ndarray:
+        return self.order.batch(step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+
+    def _sample(self, draw: Sequence[int], failures: list[BadSample]) -> dict[str, Any]:
+        index, row, epoch = draw
+        source, of_source = self.sources[index], list[BadSample]()
+        try:
+            return self._load(source.dataset, self._source_rows[index], row, epoch, of_source)
+        finally:  # keys of two collections may be equal
+            failures += [BadSample(f"{source.name}/{failure.key}", failure.reason) for failure in of_source]
+
+
+def _hash_rows(rows: np.ndarray) -> str:
+    return hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()

@@ -1,41 +1,51 @@
-"""Which samples a step sees: a pure function of integers, so that resuming needs only the step's number."""
+"""Which samples a step sees: a pure function of integers, so that resuming needs only the number of the step."""
 
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
 
+# Samples after which the sources of a mixture repeat their shares exactly: weights are rounded to 1/65536. Longer
+# blocks would round less and sort more; this one takes milliseconds every 65,536 samples.
+BLOCK = 2**16
 
-@functools.lru_cache(maxsize=2)
-def _epoch_permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of `count` positions in one epoch, (count,) int64, read-only.
+
+def _permutation(count: int, *parts: object) -> NDArray[np.int64]:
+    """The order of `count` positions for these seeds, (count,) int64, read-only.
 
     Sorting raw 64-bit words keeps the order the same over NumPy versions: the words of a bit generator are
     guaranteed to stay, the algorithm behind `Generator.permutation` is not.
     """
-    words = seeds.generator("order", seed, epoch).bit_generator.random_raw(count)
+    words = seeds.generator("order", *parts).bit_generator.random_raw(count)
     permutation = np.argsort(words, kind="stable")
     permutation.setflags(write=False)
     return permutation
 
 
+# Two, because a batch may reach into the next epoch; more would keep old epochs of large data sets in memory.
+_epoch_permutation = functools.lru_cache(maxsize=2)(_permutation)
+
+
 def epoch_rows(rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """All of `rows` in the order in which an epoch visits them."""
+    """Return all of `rows` in the order of an epoch."""
     return rows[_epoch_permutation(len(rows), seed, epoch)]
 
 
 def batch_rows(
     step: int, *, rows: np.ndarray, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-) -> np.ndarray:
-    """The samples of batch number `step` (counted from 0) that `rank` loads.
+) -> NDArray[np.int64]:
+    """Return the samples of batch number `step` (counted from 0) that `rank` loads.
 
     All epochs, each a permutation of `rows` of its own, are laid end to end; batch s is the slice
     [s * batch_size, (s + 1) * batch_size) of that endless sequence, and rank r takes the r-th part of it. So
-    every epoch visits every row exactly once, the global batch does not depend on the number of ranks, and
+    every epoch has every row exactly once, the global batch does not depend on the number of ranks, and
     gathering in rank order restores it.
 
     Args:
@@ -43,14 +53,23 @@ def batch_rows(
         batch_size: size of the global batch.
 
     Returns:
-        (batch_size / world_size, 2) int64 with columns row and epoch; epoch is the epoch, counted from 0.
+        (batch_size / world_size, 2) int64 with columns row and epoch, counted from 0.
 
     Raises:
         UserError: when there are no rows, or the batch cannot be split evenly.
     """
-    count = len(rows)
-    if count == 0:
+    _check_rows(rows)
+    draws = _share(step, batch_size=batch_size, rank=rank, world_size=world_size)
+    return _rows_of_draws(draws, rows, lambda epoch: _epoch_permutation(len(rows), seed, epoch))
+
+
+def _check_rows(rows: np.ndarray) -> None:
+    if len(rows) == 0:
         raise UserError("there are no rows to train on: the chosen split or filter is empty")
+
+
+def _share(step: int, *, batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
+    """Positions in the endless sequence of samples that `rank` loads in a step."""
     if batch_size % world_size:
         raise UserError(
             f"batch_size {batch_size} cannot be split evenly over {world_size} processes; "
@@ -59,10 +78,91 @@ def batch_rows(
     assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
     share = batch_size // world_size
     first = step * batch_size + rank * share
-    positions = np.arange(first, first + share, dtype=np.int64)
-    visits = positions // count
-    chosen = np.empty(share, dtype=np.int64)
-    for epoch in range(int(visits[0]), int(visits[-1]) + 1):
-        within = visits == epoch
-        chosen[within] = rows[_epoch_permutation(count, seed, epoch)[positions[within] % count]]
-    return np.stack([chosen, visits], axis=1)
+    return np.arange(first, first + share, dtype=np.int64)
+
+
+def _rows_of_draws(
+    draws: NDArray[np.int64], rows: np.ndarray, permutation: Callable[[int], NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """Row and epoch of draws number ... of a source whose epochs are laid end to end, [n, 2]."""
+    epochs, positions = np.divmod(draws, len(rows))
+    drawn = np.empty(len(draws), dtype=np.int64)
+    for epoch in np.unique(epochs).tolist():
+        inside = epochs == epoch
+        drawn[inside] = rows[permutation(epoch)[positions[inside]]]
+    return np.stack([drawn, epochs], axis=1)
+
+
+class MixtureOrder:
+    """The order of samples from several sources with fixed shares, a pure function of seed and step.
+
+    In each block of 65,536 samples a source has its share exactly, and its samples are spread evenly with a random
+    offset each, so that every stretch has the shares up to a sample or two a source. Within a source all epochs are
+    laid end to end, as in `batch_rows`: each pass has every row once, whatever the other sources do. A small source
+    with a large weight is passed over more often.
+
+    Args:
+        rows: row numbers of each source.
+        weights: of each source, share of the samples up to a common factor, whatever its number of rows.
+        names: of the sources; a source's order depends on its name, not on its index.
+
+    Raises:
+        UserError: for a source without rows, or a weight that is not positive or below 1/65,536 of the sum.
+    """
+
+    def __init__(
+        self, rows: Sequence[np.ndarray], *, weights: Sequence[float], names: Sequence[str], seed: int
+    ) -> None:
+        assert len(rows) == len(weights) == len(set(names)), "a source needs rows, a weight and a name of its own"
+        for name, of_source, weight in zip(names, rows, weights, strict=True):
+            if len(of_source) == 0:
+                raise UserError(f"source '{name}' has no rows to train on: the chosen split or filter is empty")
+            if not (math.isfinite(weight) and weight > 0):
+                raise UserError(f"source '{name}': weight must be a positive number (got {weight})")
+        self.rows, self.seed, self.names = list(rows), seed, list(names)
+        self.counts = _largest_remainders(weights, BLOCK)
+        if 0 in self.counts:
+            name, weight = next((n, w) for n, w, c in zip(names, weights, self.counts, strict=True) if c == 0)
+            raise UserError(f"source '{name}': weight {weight} is less than 1/{BLOCK} of the sum {sum(weights):g}")
+        self._block = functools.lru_cache(maxsize=2)(self._build_block)
+        # One cache a source: passes of large sources would push out those of the others.
+        self._permutations = [
+            functools.lru_cache(maxsize=2)(functools.partial(_permutation, len(of_source), name, seed))
+            for name, of_source in zip(names, rows, strict=True)
+        ]
+
+    def _build_block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Source of each sample of a block, and how many samples of that source come before it in the block."""
+        source_N = np.repeat(np.arange(len(self.counts)), self.counts)
+        occurrence_N = np.concatenate([np.arange(count) for count in self.counts])
+        words = seeds.generator("mixture", self.seed, block).bit_generator.random_raw(BLOCK)
+        # Occurrence m of c lies somewhere in [m/c, (m+1)/c): even spacing with a random offset.
+        time_N = (occurrence_N + (words >> 11) * 2.0**-53) / np.repeat(self.counts, self.counts)
+        order = np.argsort(time_N, kind="stable")
+        return source_N[order], occurrence_N[order]
+
+    def batch(self, step: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
+        """Return the samples of batch number `step` that `rank` loads: [share, 3] of source, row, and its epoch."""
+        positions = _share(step, batch_size=batch_size, rank=rank, world_size=world_size)
+        sources, draws = np.empty_like(positions), np.empty_like(positions)
+        for block in np.unique(positions // BLOCK).tolist():
+            inside = positions // BLOCK == block
+            source_N, occurrence_N = self._block(block)
+            within = positions[inside] % BLOCK
+            sources[inside] = source_N[within]
+            draws[inside] = block * np.asarray(self.counts)[source_N[within]] + occurrence_N[within]
+        drawn = np.empty((len(positions), 2), dtype=np.int64)
+        for source in np.unique(sources).tolist():
+            mine = sources == source
+            drawn[mine] = _rows_of_draws(draws[mine], self.rows[source], self._permutations[source])
+        return np.concatenate([sources[:, None], drawn], axis=1)
+
+
+def _largest_remainders(weights: Sequence[float], total: int) -> list[int]:
+    """Whole numbers in the proportion of `weights` that add up to `total` (Hamilton's method)."""
+    exact = [weight / sum(weights) * total for weight in weights]
+    counts = [math.floor(value) for value in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda index: (counts[index] - exact[index], index))
+    for index in by_remainder[: total - sum(counts)]:
+        counts[index] += 1
+    return counts
