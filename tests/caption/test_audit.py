@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from foveate.caption.assertions.clip_judge import ModelJudge, OpenedModel, encode_images, verdict
-from foveate.caption.assertions.scene_judge import judge_all
+from foveate.caption.assertions.scene_judge import judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.audit import Method, Question, audit
 from foveate.caption.audit_metrics import Units, shuffled_order
@@ -190,7 +190,11 @@ def test_a_model_is_compared_with_the_truth_of_scenes(
     truths = SceneTruths(Collection.open(scenes))
 
     def knows(self: ModelJudge, rows: list[int], assertions: list[list[str]]) -> list[list[str]]:
-        return [judge_all(said, truth) for row, said in zip(rows, assertions, strict=True) if (truth := truths.of(row))]
+        return [
+            judge_assertions(said, truth)
+            for row, said in zip(rows, assertions, strict=True)
+            if (truth := truths.get(row))
+        ]
 
     monkeypatch.setattr(ModelJudge, "judge", knows)
     perfect = of(run(scenes, tmp_path, method, formats=("dsc",), sample=60), "dsc")["judge"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_scenes import rng, scenes
 
-from foveate.caption.assertions.scene_judge import judge_all
+from foveate.caption.assertions.scene_judge import judge_assertions
 from foveate.caption.assertions.splitter import count, split
 from foveate.caption.entities import entities
 from foveate.caption.scene_captions import KINDS, render
@@ -27,7 +27,7 @@ def test_every_statement_is_one_assertion_and_holds(kind: str) -> None:
     made = [render(kind, truth, alt="", rng=rng(i)) for i, (truth, _) in enumerate(scenes(SCENES))]
     counts = [count(one.text) == one.statements for one in made]
     assert np.mean(counts) >= 0.98  # names such as "face with two eyes and three hearts" may be split
-    verdicts = [judge_all(split(one.text), truth) for one, (truth, _) in zip(made, scenes(SCENES), strict=True)]
+    verdicts = [judge_assertions(split(one.text), truth) for one, (truth, _) in zip(made, scenes(SCENES), strict=True)]
     found = assertion_metrics(verdicts)
     assert found["contradicted_rate"] == 0
     assert found["accuracy_micro"] >= 0.995
@@ -45,7 +45,7 @@ def test_formats_grow() -> None:
 @pytest.mark.parametrize("rate", [0.1, 0.3])
 def test_injected_errors_lower_accuracy_by_their_rate(rate: float) -> None:
     verdicts = [
-        judge_all(split(text), truth)
+        judge_assertions(split(text), truth)
         for text, (truth, _) in zip(rendered("dsc_plus", hallucinations=rate), scenes(SCENES), strict=True)
     ]
     found = assertion_metrics(verdicts)
@@ -59,7 +59,7 @@ def test_shuffled_captions_hold_less_at_the_same_richness() -> None:
 
     def measured(said: list[str]) -> dict:
         return assertion_metrics(
-            [judge_all(split(t), truth) for t, (truth, _) in zip(said, scenes(SCENES), strict=True)]
+            [judge_assertions(split(t), truth) for t, (truth, _) in zip(said, scenes(SCENES), strict=True)]
         )
 
     own, other = measured(texts), measured(shuffled)
@@ -93,4 +93,4 @@ def test_afc_leaves_out_file_names_and_what_the_scene_contradicts() -> None:
 def test_verdicts_of_alt_facts_are_open() -> None:
     truth = scenes(1)[0][0]
     text = render("afc", truth, alt="Port Ellery", rng=rng(0)).text
-    assert judge_all(split(text), truth)[-1] == UNVERIFIABLE
+    assert judge_assertions(split(text), truth)[-1] == UNVERIFIABLE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foveate.caption.assertions.scene_judge import judge
+from foveate.caption.assertions.scene_judge import judge_assertion
 from foveate.caption.assertions.scene_truth import SceneTruth, Thing
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.boxes import Box
@@ -76,4 +76,4 @@ TRUTH = SceneTruth(
     ],
 )
 def test_verdict(assertion: str, verdict: str) -> None:
-    assert judge(assertion, TRUTH) == verdict
+    assert judge_assertion(assertion, TRUTH) == verdict

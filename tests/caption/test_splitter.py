@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.caption.assertions.splitter import count, folded, split
+from foveate.caption.assertions.splitter import count, normalize_assertion, split
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_tags_of_a_tagger_decide() -> None:
 def test_any_text_is_split_into_different_assertions(text: str) -> None:
     found = split(text)
     assert all(found)
-    assert len({folded(one) for one in found}) == len(found)
+    assert len({normalize_assertion(one) for one in found}) == len(found)
 
 
 @given(

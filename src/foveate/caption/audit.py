@@ -96,7 +96,7 @@ def audit(
     texts = ImageTexts(collection, rule, prefer=question.prefer)
     rows, without = sample_rows(collection, texts, formats, question)
     truths = SceneTruths(collection)
-    groups = {SCENES: [row for row in rows if truths.of(row)], IMAGES: [row for row in rows if not truths.of(row)]}
+    groups = {SCENES: [row for row in rows if truths.get(row)], IMAGES: [row for row in rows if not truths.get(row)]}
     groups = {name: members for name, members in groups.items() if members}
     of_groups, definitions = {}, {}
     for name, members in groups.items():
@@ -211,7 +211,7 @@ def _judges_of(
     if group == SCENES:
 
         def by_truth(rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
-            known = [truths.of(row) for row in rows]
+            known = [truths.get(row) for row in rows]
             return [scenes.judge_all(said, truth) for said, truth in zip(assertions, known, strict=True) if truth]
 
         return _Judges(by_truth, scenes.DEFINITION, model, model)

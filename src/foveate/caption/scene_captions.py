@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.caption.assertions.scene_judge import judge
-from foveate.caption.assertions.scene_truth import SceneTruth, names
+from foveate.caption.assertions.scene_judge import judge_assertion
+from foveate.caption.assertions.scene_truth import SceneTruth, split_name
 from foveate.caption.scene_claims import Claim, falsified, once, place_of, relations, say
 from foveate.metrics.captions import CONTRADICTED
 from foveate.records.scenes.language import listed, with_article
@@ -115,18 +115,18 @@ def alt_facts(alt: str, said: str, truth: SceneTruth) -> tuple[str, ...]:
     say already, and that the scene does not contradict."""
     if _FILE_NAME.match(alt.strip()):
         return ()
-    known = set(names(said))
+    known = set(split_name(said))
     found = []
     for piece in re.split(r",| - | & |;|\band\b", alt.replace("_", " ")):
         words = [word for word in piece.split() if word.strip(".,!?()").lower() not in _NOTHING]
         piece = " ".join(words).strip(" .,!?()-")
-        own = set(names(piece))
+        own = set(split_name(piece))
         new = bool(own) and not own <= known
         if (
             new
             and len(words) <= 6
             and piece not in found
-            and judge(f"The picture is about {piece}", truth) != CONTRADICTED
+            and judge_assertion(f"The picture is about {piece}", truth) != CONTRADICTED
         ):
             found.append(piece)
     return tuple(found)

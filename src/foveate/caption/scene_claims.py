@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from foveate.caption.assertions.scene_judge import judge
+from foveate.caption.assertions.scene_judge import judge_assertion
 from foveate.caption.assertions.scene_truth import SceneTruth, Thing, grounds, vocabulary
 from foveate.metrics.captions import CONTRADICTED
 from foveate.records.scenes.language import counted, is_plural, with_article
@@ -102,7 +102,7 @@ def falsified(claim: Claim, truth: SceneTruth, rng: np.random.Generator) -> Clai
     """A statement of the same kind that the scene contradicts; the true one where fifty draws gave none."""
     for _ in range(_ATTEMPTS):
         wrong = _changed(claim, truth, rng)
-        if judge(say(wrong), truth) == CONTRADICTED:
+        if judge_assertion(say(wrong), truth) == CONTRADICTED:
             return wrong
     return claim
 

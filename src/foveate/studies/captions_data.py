@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from foveate.caption.assertions.scene_judge import judge_all
+from foveate.caption.assertions.scene_judge import judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruth, SceneTruths, Thing
 from foveate.caption.audit import Method, Question, audit
 from foveate.caption.audit_metrics import Units
@@ -91,7 +91,7 @@ def prepare_scenes(path: Path, *, train: int, test: int, seed: int, run: Path) -
     truths = SceneTruths(collection)
     rows: list[dict[str, Any]] = []
     for row in collection.rows("test").tolist():
-        truth = truths.of(row)
+        truth = truths.get(row)
         for kind, query in (("ssc", QUERY_SHORT), ("dsc", QUERY_LONG)):
             text = render(kind, truth, alt="", rng=np.random.default_rng(0)).text if truth else ""
             rows += [{"key": collection.keys[row], "kind": query, "text": text}] * bool(text)
@@ -196,7 +196,7 @@ def judge_named(assertions: Sequence[str], labels: dict[str, str]) -> list[str]:
     truth = SceneTruth(
         (Thing(concept, Box(0.1, 0.1, 0.9, 0.9), 1.0),), frozenset(), (), "a plain ground", "drawn", frozenset()
     )
-    return judge_all(assertions, truth)
+    return judge_assertions(assertions, truth)
 
 
 def classes_of(collection: Collection, rows: Sequence[int]) -> tuple[list[str], list[str]]:
@@ -205,7 +205,7 @@ def classes_of(collection: Collection, rows: Sequence[int]) -> tuple[list[str], 
     truths = SceneTruths(collection)
     found = []
     for row in rows:
-        truth = truths.of(row)
+        truth = truths.get(row)
         if truth is None:
             labels = collection.labels_of(row)
             found.append((labels.get("concept", ""), labels.get("category", "")))

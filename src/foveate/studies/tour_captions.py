@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from foveate.caption.assertions.scene_judge import DEFINITION, judge_all
+from foveate.caption.assertions.scene_judge import DEFINITION, judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.assertions.splitter import split
 from foveate.caption.audit import title
@@ -163,13 +163,13 @@ def _examples(
     examples, verdicts = [], {kind: list[list[str]]() for kind in ("alt", *CAPTION_KINDS)}
     lengths: dict[str, list[int]] = {kind: [] for kind in verdicts}
     for number, row in enumerate(rows.tolist()):
-        truth = truths.of(row)
+        truth = truths.get(row)
         alt = next((one.text for one in collection.captions_of(row) if one.kind == "alt"), "")
         texts = {"alt": alt, **captions.get(row, {})}
         shown = []
         for kind in (kind for kind in verdicts if texts.get(kind)):
             assertions = split(texts[kind])
-            judged = judge_all(assertions, truth) if truth else []
+            judged = judge_assertions(assertions, truth) if truth else []
             verdicts[kind].append(judged)
             lengths[kind].append(clip_tokens(texts[kind]))
             marked = [{"text": a, "verdict": v} for a, v in zip(assertions, judged, strict=True)]
@@ -227,7 +227,7 @@ def _encoders(
     opened = with_captions(collection, {row: said["ssc"] for row, said in captions.items()}, part)
     tested = collection.rows("test", {"source": "scenes"})
     truths = SceneTruths(collection)
-    known = {row: truth for row in tested.tolist() if (truth := truths.of(row)) and truth.things}
+    known = {row: truth for row in tested.tolist() if (truth := truths.get(row)) and truth.things}
     rows = np.array(sorted(known), dtype=np.int64)
     asked = [render("ssc", known[row], alt="", rng=np.random.default_rng(0)).text for row in rows.tolist()]
     distinct = list(dict.fromkeys(asked))

@@ -1,4 +1,4 @@
-"""What is known of a generated scene: the things in it with their boxes, drawn words, and the ground it stands on."""
+"""Ground truth of a generated scene: its things with boxes, its drawn words, and its background."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ KIND = "scenes"  # the annotation table that a scene's truth is read from
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """A named thing in a scene. box: of its visible pixels. visible: their share of all its pixels."""
+    """A named thing in a scene.
+
+    Attributes:
+        phrase: its name.
+        box: of its visible pixels.
+        visible: share of its pixels that nothing covers.
+    """
 
     phrase: str
     box: Box
@@ -29,10 +35,15 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class SceneTruth:
-    """things: those that are at least half visible, lowest first; `hidden`: phrases of those that are less.
+    """Ground truth of one image.
 
-    written: words drawn into the image. ground: its words ("a brick wall"), "" where unknown; ground_kind: "photo"
-    or "drawn"; shows: what else may be seen on the ground.
+    Attributes:
+        things: at least half visible, in the order in which they were drawn.
+        hidden: phrases of things that are less visible.
+        written: words drawn into the image.
+        ground: words of the background ("a brick wall"), "" if unknown.
+        ground_kind: "photo" or "drawn".
+        shows: words for what else may be seen on the background.
     """
 
     things: tuple[Thing, ...]
@@ -43,74 +54,78 @@ class SceneTruth:
     shows: frozenset[str]
 
     def count(self, phrase: str) -> int:
-        """How many things have exactly this name."""
+        """Count the things with exactly this name."""
         return sum(thing.phrase == phrase for thing in self.things)
 
 
 @functools.cache
 def grounds() -> Mapping[str, tuple[str, str, frozenset[str]]]:
-    """Name of a ground -> its words, its kind, and what it shows."""
+    """Map the name of each background to its words, its kind, and what it shows."""
     photos = (*photographs.TRAINING, *photographs.HELD_OUT)
     styles = {**drawn_grounds.TRAINING, **drawn_grounds.HELD_OUT}
-    found = {name: (words, "drawn", frozenset[str]()) for name, (_, words) in styles.items()}
-    return {**found, **{one.name: (one.words, "photo", one.shows) for one in photos}}
+    patterns = {name: (words, "drawn", frozenset[str]()) for name, (_, words) in styles.items()}
+    return {**patterns, **{photo.name: (photo.words, "photo", photo.shows) for photo in photos}}
 
 
 @functools.cache
 def vocabulary() -> tuple[str, ...]:
-    """All names that a thing in a scene may have."""
+    """List all names that a thing in a scene may have."""
     return families.concepts()
 
 
-def truth_of_row(row: Mapping[str, object]) -> SceneTruth:
-    """The truth in a row of the annotation table `scenes`.
+def parse_scene_truth(row: Mapping[str, object]) -> SceneTruth:
+    """Parse a row of the annotation table `scenes`.
 
     Raises:
-        UserError: when its columns are not those of generated scenes.
+        UserError: the columns are not those of generated scenes.
     """
     try:
-        placed = json.loads(str(row["objects"]))
+        objects = json.loads(str(row["objects"]))
         ground = str(row["ground"])
         things = [
-            Thing(str(one["phrase"]), Box(*one["box"]), float(one["visible"]))
-            for one in placed
-            if one["kind"] == "thing" and one["box"] and one["visible"] >= VISIBLE
+            Thing(str(item["phrase"]), Box(*item["box"]), float(item["visible"]))
+            for item in objects
+            if item["kind"] == "thing" and item["box"] and item["visible"] >= VISIBLE
         ]
+        # A name is hidden only if no thing of it can be seen: of two dogs one may be covered.
         seen = {thing.phrase for thing in things}
-        hidden = {str(one["phrase"]) for one in placed if one["kind"] == "thing"} - seen
-        written = tuple(str(one["phrase"]) for one in placed if one["kind"] == "text" and one["visible"] > 0)
+        hidden = {str(item["phrase"]) for item in objects if item["kind"] == "thing"} - seen
+        written = tuple(str(item["phrase"]) for item in objects if item["kind"] == "text" and item["visible"] > 0)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"annotation table 'scenes', image {row.get('key')!r}: not the truth of a scene") from error
-    words, kind, shows = grounds().get(ground, ("", "", frozenset()))
-    return SceneTruth(tuple(things), frozenset(hidden), written, words, kind, shows)
+        raise UserError(
+            f"annotation table 'scenes', image {row.get('key')!r}: not the ground truth of a generated scene"
+        ) from error
+    phrase, kind, shows = grounds().get(ground, ("", "", frozenset()))
+    return SceneTruth(tuple(things), frozenset(hidden), written, phrase, kind, shows)
 
 
 class SceneTruths:
-    """The truth of a collection's scenes by row; real images have none."""
+    """Ground truth of a collection's scenes by row; real images have none."""
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
         try:
             table = collection.grouped(KIND)
-        except UserError:  # nobody added scenes
+        except UserError:  # the collection has no generated scenes
             table = None
         self._table = table
 
     def __len__(self) -> int:
         return 0 if self._table is None else self._table.table.num_rows
 
-    def of(self, row: int) -> SceneTruth | None:
-        """The truth of a row of the collection, None for an image that is no generated scene."""
+    def get(self, row: int) -> SceneTruth | None:
+        """Return the ground truth of a row of the collection, None for an image that is no generated scene."""
         if self._table is None:
             return None
         start, end = self._table.bounds(row)
-        return truth_of_row(self._table.table.slice(end - 1, 1).to_pylist()[0]) if end > start else None
+        # The last row: annotations are only ever added, so a scene that was written again has two.
+        return parse_scene_truth(self._table.table.slice(end - 1, 1).to_pylist()[0]) if end > start else None
 
 
-def names(text: str) -> tuple[str, ...]:
-    """The words of a name as they are compared: lower case, singular, hyphens apart.
+def split_name(text: str) -> tuple[str, ...]:
+    """Split a name into words as they are compared: lower case, singular, hyphens apart.
 
-    >>> names("Heart-shaped boxes")
+    >>> split_name("Heart-shaped boxes")
     ('heart', 'shaped', 'box')
     """
     return tuple(phrases.singular(word) for word in split_words(text, style="letters"))

@@ -1,20 +1,20 @@
-"""Word classes for the rule splitter: which word of a clause is its finite verb, with no tagger and no data file.
+"""Word classes for the rule splitter: finds the finite verb of a clause without a tagger or data file.
 
-Captions are written in the present tense, so a list of verbs that captions use, with what stands before and after a
-word, decides most cases. A tagger (Penn tags) may be given instead.
+Captions are written in the present tense, so a list of the verbs that captions use, and the words before and after,
+decide most cases. A tagger (Penn tags) may be used instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-Tagger = Callable[[Sequence[str]], Sequence[str]]
+Tagger = Callable[[Sequence[str]], Sequence[str]]  # lower-case tokens -> Penn tags
 
 DETERMINERS = frozenset(
     "a an the this that these those each every some any no another all both its his her their our my your several "
     "many few most".split()
 )
-NUMBERS = frozenset("one two three four five six seven eight nine ten eleven twelve dozens hundreds".split())
+NUMBER_WORDS = frozenset("one two three four five six seven eight nine ten eleven twelve dozens hundreds".split())
 SINGULAR = frozenset("a an one this that each every another".split())
 PREPOSITIONS = frozenset(
     "about above across after against along among around at behind below beneath beside between beyond by down for "
@@ -35,7 +35,7 @@ _ADJECTIVE_ENDINGS = ("ful", "ous", "less", "ish", "able", "ible", "ive")
 ALWAYS_FINITE = frozenset("is are was were has am isn't aren't doesn't don't".split())
 _HAVE = frozenset("have had do does did".split())
 _MODALS = frozenset("can could will would may might must should shall cannot".split())
-# Base forms of verbs that captions use. Those in _ALSO_NOUNS need more of a sign that they are verbs.
+# Base forms of verbs that captions use. Those in _ALSO_NOUNS need a stronger sign that they are verbs.
 _VERBS = frozenset(
     "add appear approach arrive ask attend bark bathe beat begin belong bend bite blow board bounce break breathe "
     "brush build burn buy carry cast catch chase chat cheer chew climb cling close come compete connect consist "
@@ -62,17 +62,17 @@ _ALSO_NOUNS = frozenset(
     "study support surf swing taste tie tilt touch tow trot try turn type use visit walk wash watch water wave weave "
     "wind work wrap yawn".split()
 )
-_PLACES = frozenset("left right top bottom front back light".split())
+_PLACE_NOUNS = frozenset("left right top bottom front back light".split())
 FINITE_TAGS = frozenset({"VBZ", "VBP", "VBD", "MD"})
 
 
 def is_adjective(word: str) -> bool:
-    """Whether the word describes rather than names, as far as a short list and endings tell."""
+    """Whether a word is an adjective by a short list or its ending."""
     return word in _ADJECTIVES or word.endswith(_ADJECTIVE_ENDINGS)
 
 
 def _base_of_third_person(word: str) -> str:
-    """The base form of a word in -s ("carries" -> "carry"), or "" where it is none of the known verbs."""
+    """Return the base form of a known verb in -s ("carries" -> "carry"), else ""."""
     candidates = [word[:-1]] if word.endswith("s") and not word.endswith("ss") else []
     if word.endswith("es"):
         candidates.append(word[:-2])
@@ -86,42 +86,56 @@ def is_plural(word: str) -> bool:
     return word in _PLURAL_SUBJECTS or (word.endswith("s") and not word.endswith(("ss", "us", "is")))
 
 
-def finite_verbs(words: Sequence[str], tagger: Tagger | None = None) -> list[bool]:
-    """Which of the lower-case `words` (punctuation is a word of its own) is a finite verb."""
+def finite_verbs(tokens: Sequence[str], tagger: Tagger | None = None) -> list[bool]:
+    """Mark the finite verbs among lower-case tokens (punctuation marks are tokens, too)."""
     if tagger is not None:
-        tags = tagger(words)
-        return [word in ALWAYS_FINITE or tag in FINITE_TAGS for word, tag in zip(words, tags, strict=True)]
-    found: list[bool] = []
-    for place, word in enumerate(words):
-        before = words[place - 1] if place else ""
-        after = words[place + 1] if place + 1 < len(words) else ""
-        found.append(_is_finite(word, before, after, any(found)))
-    return found
+        tags = tagger(tokens)
+        # Forms of "be" and "have" are finite whatever the tagger says (specification 3.7, rule 2).
+        return [token in ALWAYS_FINITE or tag in FINITE_TAGS for token, tag in zip(tokens, tags, strict=True)]
+    finite: list[bool] = []
+    for index, token in enumerate(tokens):
+        before = tokens[index - 1] if index else ""
+        after = tokens[index + 1] if index + 1 < len(tokens) else ""
+        finite.append(_is_finite(token, before, after, any(finite)))
+    return finite
 
 
 def _opens_phrase(word: str) -> bool:
-    return word in DETERMINERS or word in PREPOSITIONS or word in NUMBERS or is_adjective(word) or word.endswith("ly")
+    return (
+        word in DETERMINERS or word in PREPOSITIONS or word in NUMBER_WORDS or is_adjective(word) or word.endswith("ly")
+    )
 
 
 def _is_finite(word: str, before: str, after: str, has_verb: bool) -> bool:
+    """Whether a word is a finite verb, by its neighbors.
+
+    Args:
+        has_verb: whether the clause has a finite verb already.
+    """
     if word in ALWAYS_FINITE:
         return True
-    # "the child on the left wears": words of place stand as nouns, too.
-    named = before in DETERMINERS or before in NUMBERS or (is_adjective(before) and before not in _PLACES)
+    # After a determiner, number or adjective stands a noun ("a light stand"), but "the child on the left wears": words
+    # of place are nouns as well.
+    in_noun_phrase = (
+        before in DETERMINERS or before in NUMBER_WORDS or (is_adjective(before) and before not in _PLACE_NOUNS)
+    )
     if word in _HAVE:
-        return not named
+        return not in_noun_phrase
     if word in _MODALS:
-        return not named and before not in PREPOSITIONS and (after in _VERBS or after in ("be", "not", "also"))
+        return not in_noun_phrase and before not in PREPOSITIONS and (after in _VERBS or after in ("be", "not", "also"))
     base = _base_of_third_person(word)
     if base:
         starts = before in ("", ",", ";", "and", "but")
-        if named or before in PREPOSITIONS or before == "":
+        if in_noun_phrase or before in PREPOSITIONS or before == "":
             return False
         if base not in _ALSO_NOUNS:
+            # After a joint it needs a verb before it, whose subject it shares: "sits and reads".
             return not starts or has_verb
+        # A form that may be a plural noun ("walks", "lights") counts as a verb only if something follows that a verb
+        # takes, or if the clause has no other verb.
         if starts:
             return has_verb and (_opens_phrase(after) or after in PRONOUNS)
         return not has_verb or _opens_phrase(after)
-    if word in _VERBS:
+    if word in _VERBS:  # a base form is finite after a plural subject only: "dogs run"
         return is_plural(before) and before not in DETERMINERS and before not in ALWAYS_FINITE
     return False

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from foveate.caption.answers import parse_caption
-from foveate.caption.assertions.scene_judge import judge_all
+from foveate.caption.assertions.scene_judge import judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.assertions.splitter import split
 from foveate.caption.entities import entities
@@ -140,8 +140,8 @@ def judged(collection: Collection, written: Sequence[tuple[int, Ask, Written]]) 
         read = parse_caption(raw_answer(one))
         passed = gate(ask.kind, read.caption) if read.caption is not None else None
         obeys = passed is not None and not passed.error and not {"too_long", "too_short"} & set(passed.flags)
-        truth = truths.of(row)
-        verdicts = None if truth is None else tuple(judge_all(split(one.text), truth))
+        truth = truths.get(row)
+        verdicts = None if truth is None else tuple(judge_assertions(split(one.text), truth))
         alt = alt_text(collection.captions_of(row))
         wanted = entities([phrases(alt).phrases], "head") if usable(alt) else set()
         named = wanted & entities([phrases(one.text).phrases], "head") if wanted else wanted

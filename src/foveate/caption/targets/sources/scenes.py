@@ -28,7 +28,7 @@ def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettin
     truths = SceneTruths(collection)
     found = []
     for row in rows.tolist():
-        truth = truths.of(row)
+        truth = truths.get(row)
         if truth is None or not truth.things:
             continue
         key = collection.keys[row]
