@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.caption.assertions.clip_judge import ModelJudge, OpenedModel, encode_images, verdict
+from foveate.caption.assertions.clip_judge import ClipJudge, JudgeModel, encode_images, verdict_of_rank
 from foveate.caption.assertions.scene_judge import judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruths
-from foveate.caption.audit import Method, Question, audit
-from foveate.caption.audit_metrics import Units, shuffled_order
+from foveate.caption.audit import AuditMethod, AuditSettings, audit
+from foveate.caption.audit_metrics import MetricSettings, shuffled_order
 from foveate.caption.backends.scene_oracle import SceneOracle, SceneOracleSettings
 from foveate.caption.captioner import CaptionRequest
 from foveate.caption.entities import entities, open_entities
@@ -54,12 +54,13 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(path: Path, folder: Path, method: Method | None = None, **question: Any) -> dict[str, Any]:
-    return audit(Collection.open(path), folder, Question(**{"gallery": 4, **question}), Units(77), method)
+def run(path: Path, folder: Path, method: AuditMethod | None = None, **settings: Any) -> dict[str, Any]:
+    options = AuditSettings(**{"gallery": 4, **settings})
+    return audit(Collection.open(path), folder, options, MetricSettings(77), method).to_json()
 
 
-def of(result: dict[str, Any], kind: str, data: str = "scenes") -> dict[str, Any]:
-    return next(one for one in result["numbers"][data] if one["format"] == kind)
+def metrics_of(result: dict[str, Any], kind: str, data: str = "scenes") -> dict[str, Any]:
+    return next(metrics for metrics in result["metrics"][data] if metrics["format"] == kind)
 
 
 def test_scenes_with_known_errors(scenes: Path, tmp_path: Path) -> None:
@@ -69,24 +70,28 @@ def test_scenes_with_known_errors(scenes: Path, tmp_path: Path) -> None:
     assert len(set(result["sample"]["ids"])) == 100
     assert result["scene_oracle"]
     assert result["models"]["dsc"] == {"scene-oracle-hallucinations-0.2": 100}
-    dense = of(result, "dsc_plus")
+    dense = metrics_of(result, "dsc_plus")
     assert dense["assertions"]["n_assertions"] > 1000
     assert dense["accuracy"]["value"] == pytest.approx(0.8, abs=0.04)
     assert dense["accuracy"]["low"] < dense["accuracy"]["value"] < dense["accuracy"]["high"]
-    assert of(result, "ssc")["ana_rule"]["value"] < of(result, "dsc")["ana_rule"]["value"] < dense["ana_rule"]["value"]
+    assert (
+        metrics_of(result, "ssc")["ana_rule"]["value"]
+        < metrics_of(result, "dsc")["ana_rule"]["value"]
+        < dense["ana_rule"]["value"]
+    )
     assert dense["share_above_context"] > 0.9
     assert dense["tokens_lost"] > 0.3
-    assert of(result, "dsc")["share_above_context"] == 0
-    coverage = [of(result, kind)["entities"]["own_image_coverage"]["value"] for kind in ("ssc", "dsc", "afc")]
+    assert metrics_of(result, "dsc")["share_above_context"] == 0
+    coverage = [metrics_of(result, kind)["entities"]["own_image_coverage"]["value"] for kind in ("ssc", "dsc", "afc")]
     assert coverage == sorted(coverage)
     json.dumps(result, allow_nan=False)
 
 
 def test_control_has_the_same_richness_and_holds_less(scenes: Path, tmp_path: Path) -> None:
-    for one in run(scenes, tmp_path)["numbers"]["scenes"]:
-        control = one["shuffled"]
-        assert control["assertions"]["ana"] == one["assertions"]["ana"]
-        assert control["accuracy"]["value"] < one["accuracy"]["value"] - 0.3
+    for metrics in run(scenes, tmp_path)["metrics"]["scenes"]:
+        control = metrics["shuffled"]
+        assert control["assertions"]["ana"] == metrics["assertions"]["ana"]
+        assert control["accuracy"]["value"] < metrics["accuracy"]["value"] - 0.3
 
 
 def test_the_sample_is_fixed_by_the_seed_and_shared(scenes: Path, tmp_path: Path) -> None:
@@ -102,7 +107,7 @@ def test_alt_against_itself_and_no_alt_entities(scenes: Path, tmp_path: Path) ->
     assert overlap({"a"}, {"a"})["alt_coverage"] == 1
     assert overlap(set(), {"a"})["alt_coverage"] == 0
     assert overlap({"a"}, set())["alt_coverage"] is None
-    assert "entities" not in of(run(scenes, tmp_path), "alt")
+    assert "entities" not in metrics_of(run(scenes, tmp_path), "alt")
 
 
 def test_names_are_entities_on_request(scenes: Path, tmp_path: Path) -> None:
@@ -112,21 +117,23 @@ def test_names_are_entities_on_request(scenes: Path, tmp_path: Path) -> None:
         "Anna Smith", "Berlin", "Paris", "1908",
     ]  # fmt: skip
     assert entities([["the Louvre", "Paris"]], "ner") == {"louvre", "paris"}
-    result = audit(Collection.open(scenes), tmp_path, Question(("alt", "afc"), gallery=1), Units(77, entity="ner"))
+    result = audit(
+        Collection.open(scenes), tmp_path, AuditSettings(("alt", "afc"), gallery=1), MetricSettings(77, entity="ner")
+    ).to_json()
     assert result["tagger"] == "spacy_ner"
-    named = of(result, "afc")["entities"]
+    named = metrics_of(result, "afc")["entities"]
     assert named["key"] == "ner"
-    phrases = of(run(scenes, tmp_path, formats=("alt", "afc")), "afc")["entities"]
+    phrases = metrics_of(run(scenes, tmp_path, formats=("alt", "afc")), "afc")["entities"]
     assert 0 < named["alt_total"] < phrases["alt_total"]
 
 
 def test_names_need_spacy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install foveate\[spacy\]"):
+    with raises_naming(UserError, "foveate[spacy]"):
         open_entities()
 
 
-def test_what_cannot_be_audited(scenes: Path, tiny_collection: Path, tmp_path: Path) -> None:
+def test_unknown_formats_and_taggers_are_refused(scenes: Path, tiny_collection: Path, tmp_path: Path) -> None:
     with raises_naming(UserError, "dsc_plus"):
         run(scenes, tmp_path, formats=("poem",))
     with raises_naming(UserError, "rules"):
@@ -136,11 +143,11 @@ def test_what_cannot_be_audited(scenes: Path, tiny_collection: Path, tmp_path: P
 def test_real_images_without_a_judge_say_so(tiny_collection: Path, tmp_path: Path) -> None:
     result = run(tiny_collection, tmp_path)
     assert "Nobody judged" in result["judges"]["images"]["definition"]
-    assert "accuracy" not in of(result, "alt", "images")
+    assert "accuracy" not in metrics_of(result, "alt", "images")
 
 
 def test_another_splitter_and_judge(tiny_collection: Path, tmp_path: Path) -> None:
-    method = Method(
+    method = AuditMethod(
         split=lambda rows, texts: [[text, "x"] for text in texts],
         splitter_name="mine",
         judge=lambda rows, said: [[SUPPORTED, UNVERIFIABLE] for _ in said],
@@ -149,7 +156,7 @@ def test_another_splitter_and_judge(tiny_collection: Path, tmp_path: Path) -> No
     result = run(tiny_collection, tmp_path, method)
     assert result["splitter"] == "mine"
     assert result["judges"]["images"]["definition"] == "always"
-    assert of(result, "alt", "images")["accuracy"]["value"] == 0.5
+    assert metrics_of(result, "alt", "images")["accuracy"]["value"] == 0.5
 
 
 def test_shuffled_order_keeps_no_place() -> None:
@@ -161,43 +168,48 @@ def test_shuffled_order_keeps_no_place() -> None:
 
 def test_a_model_judges_by_rank(tiny_collection: Path, trained_tiny: Path, tmp_path: Path) -> None:
     collection = Collection.open(tiny_collection)
-    judge = ModelJudge.seeing(OpenedModel.open(trained_tiny), collection, np.arange(len(collection)), cache=tmp_path)
+    judge = ClipJudge.from_collection(
+        JudgeModel.open(trained_tiny), collection, np.arange(len(collection)), cache=tmp_path
+    )
     assert trained_tiny.name in judge.definition
     assert judge.name.endswith(")")
     # With embeddings that are what the assertions say, the own image wins, and for others it is one of many.
     judge.image_NE = np.eye(len(judge.rows), dtype=np.float32)
-    place = {f"t{n}": n for n in range(len(judge.rows))}
-    judge._texts = lambda texts: np.eye(len(judge.rows), dtype=np.float32)[[place[text] for text in texts]]  # type: ignore[method-assign]
-    found = judge.judge(judge.rows.tolist(), [[f"t{n}", f"t{(n + 1) % len(place)}"] for n in range(len(place))])
-    assert {one[0] for one in found} == {SUPPORTED}
-    assert {one[1] for one in found} == {CONTRADICTED}
+    index = {f"t{n}": n for n in range(len(judge.rows))}
+    judge._encode_texts = lambda texts: np.eye(len(judge.rows), dtype=np.float32)[[index[text] for text in texts]]  # type: ignore[method-assign]
+    verdicts = judge.judge(judge.rows.tolist(), [[f"t{n}", f"t{(n + 1) % len(index)}"] for n in range(len(index))])
+    assert {first for first, _ in verdicts} == {SUPPORTED}
+    assert {second for _, second in verdicts} == {CONTRADICTED}
 
 
 def test_a_model_is_compared_with_the_truth_of_scenes(
     scenes: Path, trained_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A judge that knows the truth agrees with it in all; an untrained one supports true and false statements alike."""
-    method = Method(model=trained_tiny)
+    method = AuditMethod(model=trained_tiny)
     result = run(scenes, tmp_path, method, formats=("dsc",), sample=60)
-    noise = of(result, "dsc")["judge"]
+    noise = metrics_of(result, "dsc")["judge"]
     assert abs(noise["supports_true"]["value"] - noise["supports_false"]["value"]) < 0.15
-    assert noise["supports_true"]["n"] + noise["supports_false"]["n"] <= of(result, "dsc")["assertions"]["n_assertions"]
-    assert of(result, "dsc")["accuracy"]["value"] > 0.7, "the truth still judges"
-    assert 0 <= of(result, "dsc")["clip_score"]["value"] <= 2.5
-    shown = {row["question"]: row["values"]["dsc"]["value"] for row in result["table"]}
-    assert shown["The model as judge: supports what holds"] == noise["supports_true"]["value"]
+    assert (
+        noise["supports_true"]["n"] + noise["supports_false"]["n"]
+        <= metrics_of(result, "dsc")["assertions"]["n_assertions"]
+    )
+    assert metrics_of(result, "dsc")["accuracy"]["value"] > 0.7, "the truth still judges"
+    assert 0 <= metrics_of(result, "dsc")["clip_score"]["value"] <= 2.5
+    table = {row["question"]: row["values"]["dsc"]["value"] for row in result["table"]}
+    assert table["The model as judge: supports what holds"] == noise["supports_true"]["value"]
     assert trained_tiny.name in result["judges"]["scenes, the model's verdicts"]["definition"]
     truths = SceneTruths(Collection.open(scenes))
 
-    def knows(self: ModelJudge, rows: list[int], assertions: list[list[str]]) -> list[list[str]]:
+    def knows(self: ClipJudge, rows: list[int], assertions: list[list[str]]) -> list[list[str]]:
         return [
             judge_assertions(said, truth)
             for row, said in zip(rows, assertions, strict=True)
             if (truth := truths.get(row))
         ]
 
-    monkeypatch.setattr(ModelJudge, "judge", knows)
-    perfect = of(run(scenes, tmp_path, method, formats=("dsc",), sample=60), "dsc")["judge"]
+    monkeypatch.setattr(ClipJudge, "judge", knows)
+    perfect = metrics_of(run(scenes, tmp_path, method, formats=("dsc",), sample=60), "dsc")["judge"]
     assert (perfect["supports_true"]["value"], perfect["supports_false"]["value"]) == (1, 0)
     assert (perfect["denies_false"]["value"], perfect["right"]["value"]) == (1, 1)
     assert perfect["shuffled"]["supports_false"]["value"] == 0
@@ -205,39 +217,40 @@ def test_a_model_is_compared_with_the_truth_of_scenes(
 
 
 @pytest.mark.parametrize(
-    ("method", "question", "words"),
+    ("method", "settings", "names"),
     [
-        (Method(model=Path("no-such-model")), {}, "no-such-model: not a model folder"),
-        (Method(model=Path("no-such-model")), {"sample": 5}, "no-such-model: not a model folder"),
-        (None, {"tagger": "ruls"}, "Did you mean 'rules'"),
+        (AuditMethod(model=Path("no-such-model")), {}, ("no-such-model",)),
+        (AuditMethod(model=Path("no-such-model")), {"sample": 5}, ("no-such-model",)),
+        (None, {"tagger": "ruls"}, ("ruls", "rules")),
     ],
     ids=["judge", "judge of too few scenes", "tagger"],
 )
 def test_a_judge_or_tagger_that_cannot_be_opened_is_refused_before_captions_are_read(
-    scenes: Path, tmp_path: Path, method: Method | None, question: dict[str, Any], words: str,
+    scenes: Path, tmp_path: Path, method: AuditMethod | None, settings: dict[str, Any], names: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     collection, read = Collection.open(scenes), []
     monkeypatch.setattr(Collection, "table", lambda self, name: read.append(name))
-    with pytest.raises(UserError, match=words):
-        audit(collection, tmp_path, Question(**question), Units(77), method)
+    with raises_naming(UserError, *names):
+        audit(collection, tmp_path, AuditSettings(**settings), MetricSettings(77), method)
     assert not read
 
 
 def test_few_scenes_are_judged_by_the_truth_alone(
     scenes: Path, trained_tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = of(run(scenes, tmp_path, Method(model=trained_tiny), formats=("ssc",), sample=5), "ssc")
-    assert "judge" not in found
-    assert "5 scenes are too few to compare the model of --judge with the truth: 20 are" in capsys.readouterr().err
+    metrics = metrics_of(run(scenes, tmp_path, AuditMethod(model=trained_tiny), formats=("ssc",), sample=5), "ssc")
+    assert "judge" not in metrics
+    message = capsys.readouterr().err
+    assert all(part in message for part in ("5 scenes", "--judge", "20"))
 
 
 def test_clip_score_is_the_cosine(tiny_collection: Path, trained_tiny: Path) -> None:
     collection = Collection.open(tiny_collection)
-    judge = ModelJudge.seeing(OpenedModel.open(trained_tiny), collection, np.arange(24))
+    judge = ClipJudge.from_collection(JudgeModel.open(trained_tiny), collection, np.arange(24))
     judge.image_NE = np.eye(24, dtype=np.float32)
     texts = np.eye(24, dtype=np.float32)[:3] * np.array([[0.6], [1.0], [-0.5]], np.float32)
-    judge._texts = lambda captions: texts  # type: ignore[method-assign]
+    judge._encode_texts = lambda captions: texts  # type: ignore[method-assign]
     assert judge.scores([0, 1, 2], ["a", "b", "c"]) == [pytest.approx(1.5), pytest.approx(2.5), 0.0]
     assert judge.scores([0, 30, 2], ["a", "b", "c"])[1] is None
 
@@ -248,7 +261,7 @@ def test_images_that_cannot_be_read_are_not_judged(tmp_path: Path, trained_tiny:
     path = make_collection(tmp_path / "damaged")
     damage(path, "test-00")
     collection = Collection.open(path)
-    judge = ModelJudge.seeing(OpenedModel.open(trained_tiny), collection, np.arange(len(collection)))
+    judge = ClipJudge.from_collection(JudgeModel.open(trained_tiny), collection, np.arange(len(collection)))
     row = collection.row_of("test-00")
     assert list(judge.bad) == [row]
     assert judge.judge([row], [["a disc"]]) == [[UNVERIFIABLE]]
@@ -264,6 +277,6 @@ def test_embeddings_do_not_depend_on_the_batch(tiny_collection: Path, trained_ti
     np.testing.assert_allclose(whole[:3], part, atol=1e-5)
 
 
-@pytest.mark.parametrize(("rank", "wanted"), [(1.0, SUPPORTED), (0.9, UNVERIFIABLE), (0.5, CONTRADICTED)])
-def test_edges_of_the_ranks(rank: float, wanted: str) -> None:
-    assert verdict(rank) == wanted
+@pytest.mark.parametrize(("rank", "verdict"), [(1.0, SUPPORTED), (0.9, UNVERIFIABLE), (0.5, CONTRADICTED)])
+def test_verdicts_at_the_thresholds(rank: float, verdict: str) -> None:
+    assert verdict_of_rank(rank) == verdict

@@ -1,4 +1,4 @@
-"""The page of an audit: numbers, the judges' definitions, who wrote what, and every assertion with its mark."""
+"""Page of an audit: metrics, definitions of the judges, captioners, and every assertion with its mark."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from PIL import Image
 
+from foveate.caption.audit_results import AuditResult
 from foveate.core.errors import UserError
 from foveate.core.results import parse_result
 from foveate.report import render
 from foveate.report.captions import MARKS
-from foveate.report.pages.audit import AuditResult
 from naming import raises_naming
 
 
-def made(folder: Path, **changes: Any) -> Path:
+def write_run(folder: Path, **changes: Any) -> Path:
     folder.mkdir()
     Image.new("RGB", (20, 20), (200, 40, 40)).save(folder / "one.png")
     verdicts = ("supported", "contradicted", "unverifiable")
@@ -45,9 +45,9 @@ def made(folder: Path, **changes: Any) -> Path:
 
 
 def test_everything_is_on_the_page(tmp_path: Path) -> None:
-    page = render(made(tmp_path / "run")).read_text()
-    for said in (
-        "What the captions of boats are worth",
+    page = render(write_run(tmp_path / "run")).read_text()
+    for text in (
+        "Captions of boats, audited",
         "as drawn",
         "scene-oracle (3)",
         "2 lack one",
@@ -55,7 +55,7 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
         "15.5",
         "short: one sentence",
     ):
-        assert said in page
+        assert text in page
     for verdict, name in MARKS.items():
         assert f"statement {verdict}" in page
         assert name in page
@@ -64,8 +64,8 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
     assert " best" not in page.split('id="method"')[0].split("<tbody")[1]
 
 
-def test_without_the_oracle_it_is_not_named(tmp_path: Path) -> None:
-    folder = made(tmp_path / "run", scene_oracle=False, models={})
+def test_the_note_on_the_oracle_is_left_out_without_it(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", scene_oracle=False, models={})
     assert "Some captions are the scene-oracle" not in render(folder).read_text()
 
 

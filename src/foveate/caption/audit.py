@@ -1,9 +1,9 @@
-"""`foveate audit`: how long, how rich, how true and how alike the captions of each format are, on one sample.
+"""Audit captions: how long, rich, true and varied the captions of each format are, on one sample.
 
-The same images for every format: those that have all of them, the first by a hash of their keys. Generated scenes
-and real images are reported apart. On scenes the truth decides whether an assertion holds; on real images an
-image-text model may judge (`foveate.caption.assertions.clip_judge`), or a captioner behind the common protocol; else
-nobody does.
+All formats are compared on the same images: those that have every format, the first by a hash of their keys. Generated
+scenes and real images are reported separately. On scenes the ground truth decides whether an assertion holds; on real
+images an image-text model (`foveate.caption.assertions.clip_judge`) or a chat model (`llm_judge`) may judge; without
+one, nobody does.
 """
 
 from __future__ import annotations
@@ -11,23 +11,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from foveate.caption.assertions import scene_judge as scenes
-from foveate.caption.assertions import splitter
-from foveate.caption.assertions.clip_judge import LEAST_IMAGES, ModelJudge, OpenedModel, definition_hash
+from foveate.caption.assertions import scene_judge, splitter
+from foveate.caption.assertions.clip_judge import MIN_IMAGES, ClipJudge, JudgeModel, hash_definition
 from foveate.caption.assertions.scene_truth import SceneTruths
-from foveate.caption.audit_metrics import Said, Units, numbers, shuffled_order, table
+from foveate.caption.audit_metrics import (
+    JudgedCaptions,
+    MetricSettings,
+    build_table,
+    compute_metrics,
+    shuffled_order,
+)
+from foveate.caption.audit_results import (
+    AuditAssertion,
+    AuditCaption,
+    AuditImage,
+    AuditJudge,
+    AuditResult,
+    AuditSample,
+)
 from foveate.caption.entities import NAMED, open_entities
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import Extractor, open_extractor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import say, track
+from foveate.core.results import Column
 from foveate.records.collection import Collection
 from foveate.records.current_captions import holds
 from foveate.records.images import BadImage, save_thumbnail
@@ -35,19 +48,24 @@ from foveate.training.image_texts import ALT, ImageTexts, TextRule
 from foveate.training.mixture import FORMATS, MixtureSampler
 
 SCENES, IMAGES = "scenes", "images"
-COMPARED = "scenes, the model's verdicts"
+MODEL_ON_SCENES = "scenes, the model's verdicts"
+# Entities are counted in whole captions: the region recipe's limit of 20 phrases must not cut long ones.
 _ALL_PHRASES = 10_000
+_THUMBNAIL_PX = 360
 Split = Callable[[Sequence[int], Sequence[str]], list[list[str]]]
 Judge = Callable[[Sequence[int], Sequence[Sequence[str]]], list[list[str]]]
 
 
 @dataclass(frozen=True)
-class Method:
-    """How captions are split and judged; the rules alone by default.
+class AuditMethod:
+    """How captions are split and judged; by default the rules split and nobody judges real images.
 
-    split: from rows and their captions to assertions; splitter_name goes into the report, as a number of one splitter
-    is never compared with another's. model: a folder of an image-text model. judge, judge_definition: another judge of
-    real images, such as a captioner.
+    Attributes:
+        split: (rows, captions) -> assertions of each.
+        splitter_name: written into the report, as numbers of different splitters must not be compared.
+        model: folder of an image-text model that judges real images and is compared with the truth of scenes.
+        judge: (rows, assertions) -> verdicts: another judge of real images, such as a chat model.
+        judge_definition: what its verdicts mean.
     """
 
     split: Split | None = None
@@ -58,8 +76,17 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is audited, and on how many images."""
+class AuditSettings:
+    """What is audited, and on how many images.
+
+    Attributes:
+        formats: caption formats; () for all that the collection has.
+        split: of the collection; None for all images.
+        sample: maximum number of images.
+        prefer: captioners whose captions come first, best first.
+        tagger: of noun phrases, which serve as entities.
+        gallery: images on the page.
+    """
 
     formats: tuple[str, ...] = ()
     split: str | None = None
@@ -73,148 +100,157 @@ class Question:
 def audit(
     collection: Collection,
     run: Path,
-    question: Question,
-    units: Units,
-    method: Method | None = None,
+    settings: AuditSettings,
+    metric_settings: MetricSettings,
+    method: AuditMethod | None = None,
     *,
     device: str | None = None,
-) -> dict[str, Any]:
-    """Audits the captions that hold; writes the images of the gallery and the ids of the sample into `run`.
+) -> AuditResult:
+    """Audit the current captions of a collection.
 
-    A model or tagger that cannot be opened is refused before any caption is read.
+    Args:
+        run: folder that the gallery's images and cached features are written into.
 
     Raises:
-        UserError: when no image has all formats, or a format, split, model or tagger is unknown.
+        UserError: no image has all formats, or a format, split, model or tagger is unknown.
     """
-    method = method or Method()
-    opened = None if method.model is None else OpenedModel.open(method.model, device=device)
-    phrases = PhraseSettings(tagger=question.tagger, recipe="paper", max_phrases=_ALL_PHRASES)
-    extract = open_entities() if units.entity == NAMED else open_extractor(phrases)
-    formats = formats_of(collection, question.formats)
-    # Weights do not matter here: only the texts of each kind are read, not drawn.
+    method = method or AuditMethod()
+    # Model and tagger are opened first: what cannot be opened must fail before captions are read for minutes.
+    model = None if method.model is None else JudgeModel.open(method.model, device=device)
+    phrases = PhraseSettings(tagger=settings.tagger, recipe="paper", max_phrases=_ALL_PHRASES)
+    extract = open_entities() if metric_settings.entity == NAMED else open_extractor(phrases)
+    formats = choose_formats(collection, settings.formats)
+    # Equal weights do no harm: all texts of a row are read, none is drawn.
     rule = TextRule(MixtureSampler(dict.fromkeys(formats, 1.0), sources=formats))
-    texts = ImageTexts(collection, rule, prefer=question.prefer)
-    rows, without = sample_rows(collection, texts, formats, question)
+    texts = ImageTexts(collection, rule, prefer=settings.prefer)
+    rows, num_incomplete = sample_rows(collection, texts, formats, settings)
     truths = SceneTruths(collection)
     groups = {SCENES: [row for row in rows if truths.get(row)], IMAGES: [row for row in rows if not truths.get(row)]}
     groups = {name: members for name, members in groups.items() if members}
-    of_groups, definitions = {}, {}
+    captions: dict[str, dict[str, JudgedCaptions]] = {}
+    definitions: dict[str, str] = {}
     for name, members in groups.items():
-        judges = _judges_of(name, members, collection, truths, method, opened, question, run)
+        judges = _open_judges(name, members, collection, truths, method, model, settings, run)
         definitions[name] = judges.definition
         if judges.compared is not None:
-            definitions[COMPARED] = f"Beside the truth, to see what such a judge is worth. {judges.compared.definition}"
-        of_groups[name] = _read(collection, texts, members, formats, method, question, judges, extract)
-    per_format = {
-        name: [numbers(said, units, alt=found.get(ALT)) for said in found.values()] for name, found in of_groups.items()
+            definitions[MODEL_ON_SCENES] = f"Compared with the ground truth. {judges.compared.definition}"
+        captions[name] = _judge_captions(collection, texts, members, formats, method, settings, judges, extract)
+    metrics = {
+        name: [compute_metrics(judged, metric_settings, alt=by_format.get(ALT)) for judged in by_format.values()]
+        for name, by_format in captions.items()
     }
-    models = made_by(collection, rows, formats, question.prefer)
-    return {
-        "kind": "audit",
-        "collection": collection.name,
-        "formats": list(formats),
-        "models": models,
-        "scene_oracle": any("scene-oracle" in model for found in models.values() for model in found),
-        "sample": {
-            "images": len(rows),
-            "of": {name: len(members) for name, members in groups.items()},
-            "without_all_formats": without,
-            "split": question.split,
-            "seed": question.seed,
-            "ids": [collection.keys[row] for row in rows],
-        },
-        "context": units.context,
-        "splitter": method.splitter_name,
-        "tagger": extract.name,
-        "judges": {name: {"definition": text, "hash": definition_hash(text)} for name, text in definitions.items()},
-        "numbers": per_format,
-        "columns": [{"key": kind, "title": title(kind), "what": ", ".join(models[kind]) or ""} for kind in formats],
-        "table": table(per_format),
-        "interval": "95 % intervals, bootstrap over images",
-        "gallery": _gallery(collection, run, groups, of_groups, question.gallery),
-    }
+    models = count_models(collection, rows, formats, settings.prefer)
+    return AuditResult(
+        collection=collection.name,
+        formats=list(formats),
+        models=models,
+        scene_oracle=any("scene-oracle" in model for counts in models.values() for model in counts),
+        sample=AuditSample(
+            images=len(rows),
+            of={name: len(members) for name, members in groups.items()},
+            without_all_formats=num_incomplete,
+            split=settings.split,
+            seed=settings.seed,
+            ids=[collection.keys[row] for row in rows],
+        ),
+        context=metric_settings.context,
+        splitter=method.splitter_name,
+        tagger=extract.name,
+        judges={name: AuditJudge(definition=text, hash=hash_definition(text)) for name, text in definitions.items()},
+        metrics=metrics,
+        columns=[Column(key=kind, title=format_title(kind), what=", ".join(models[kind])) for kind in formats],
+        table=build_table(metrics),
+        gallery=_build_gallery(collection, run, groups, captions, settings.gallery),
+    )
 
 
-def title(kind: str) -> str:
-    """A format as people write it."""
+def format_title(kind: str) -> str:
+    """Return a format's name as people write it."""
     return {"alt": "AltText", "ssc": "SSC", "dsc": "DSC", "dsc_plus": "DSC+", "afc": "AFC"}.get(kind, kind)
 
 
-def formats_of(collection: Collection, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The formats to audit, alt first, the others in canonical order.
+def choose_formats(collection: Collection, requested: Sequence[str]) -> tuple[str, ...]:
+    """Return the formats to audit, alt first, the others in canonical order.
+
+    Args:
+        requested: () for all known formats of the collection.
 
     Raises:
-        UserError: when a wanted one is not in the collection, or it has no captions at all.
+        UserError: a requested format is not in the collection, or it has no captions at all.
     """
-    there = set(collection.table("captions")["kind"].unique().to_pylist())
-    if there & {"title", "description", "caption", "keywords"}:
-        there.add(ALT)
-    missing = [kind for kind in wanted if kind not in there]
-    if missing or not there:
-        kinds = ", ".join(sorted(there)) or "no captions"
+    available = set(collection.table("captions")["kind"].unique().to_pylist())
+    if available & {"title", "description", "caption", "keywords"}:  # kinds that may serve as alt-text
+        available.add(ALT)
+    missing = [kind for kind in requested if kind not in available]
+    if missing or not available:
+        kinds = ", ".join(sorted(available)) or "none"
         raise UserError(
-            f"collection {collection.path}: has no captions of format {', '.join(missing) or 'any kind'}; it has "
-            f"{kinds}. Write them with foveate caption"
+            f"collection {collection.path}: no captions of format {', '.join(missing) or 'any kind'} (it has: "
+            f"{kinds}); write them with foveate caption"
         )
-    found = list(wanted) or [kind for kind in FORMATS if kind in there]
-    order = {kind: place for place, kind in enumerate(FORMATS)}
-    return tuple(sorted(dict.fromkeys(found), key=lambda kind: order.get(kind, len(FORMATS))))
+    kinds = list(requested) or [kind for kind in FORMATS if kind in available]
+    order = {kind: index for index, kind in enumerate(FORMATS)}
+    return tuple(sorted(dict.fromkeys(kinds), key=lambda kind: order.get(kind, len(FORMATS))))
 
 
 def sample_rows(
-    collection: Collection, texts: ImageTexts, formats: Sequence[str], question: Question
+    collection: Collection, texts: ImageTexts, formats: Sequence[str], settings: AuditSettings
 ) -> tuple[list[int], int]:
-    """Rows of the sample, ascending, and how many images lack a format.
+    """Draw the sample; return its rows, ascending, and the number of images that lack a format.
 
     Raises:
-        UserError: when none has all.
+        UserError: no image has all formats.
     """
-    every = collection.rows(question.split).tolist()
-    full = [row for row in track(every, description="captions") if set(formats) <= texts.of(row).keys()]
-    if not full:
+    rows = collection.rows(settings.split).tolist()
+    complete = [row for row in track(rows, description="captions") if set(formats) <= texts.of(row).keys()]
+    if not complete:
         raise UserError(
             f"collection {collection.path}: no image has all of {', '.join(formats)}; name fewer with --formats"
         )
-    drawn = sorted(full, key=lambda row: seeds.uniform("audit", question.seed, collection.keys[row]))
-    return sorted(drawn[: question.sample]), len(every) - len(full)
+    # By a hash of the key, so that a larger sample contains a smaller one and new images do not move the rest.
+    ranked = sorted(complete, key=lambda row: seeds.uniform("audit", settings.seed, collection.keys[row]))
+    return sorted(ranked[: settings.sample]), len(rows) - len(complete)
 
 
 @dataclass(frozen=True)
 class _Judges:
-    """Who judges the assertions of a group and by which definition; and the image-text model, if there is one.
+    """Who judges a group of images.
 
-    compared: the model where the truth judges, and the model is asked about the same assertions.
+    Attributes:
+        judge, definition: None and the reason, if nobody does.
+        model: gives CLIPScores.
+        compared: model that is asked about the same assertions where the ground truth judges.
     """
 
     judge: Judge | None
     definition: str
-    model: ModelJudge | None = None
-    compared: ModelJudge | None = None
+    model: ClipJudge | None = None
+    compared: ClipJudge | None = None
 
 
-def _judges_of(
+def _open_judges(
     group: str,
     rows: Sequence[int],
     collection: Collection,
     truths: SceneTruths,
-    method: Method,
-    opened: OpenedModel | None,
-    question: Question,
+    method: AuditMethod,
+    opened: JudgeModel | None,
+    settings: AuditSettings,
     run: Path,
 ) -> _Judges:
     model = None
-    if opened is not None and group == SCENES and len(rows) < LEAST_IMAGES:
-        say(f"{len(rows)} scenes are too few to compare the model of --judge with the truth: {LEAST_IMAGES} are")
+    if opened is not None and group == SCENES and len(rows) < MIN_IMAGES:
+        say(f"{len(rows)} scenes are too few to compare the model of --judge with the truth; at least {MIN_IMAGES}")
     elif opened is not None:
-        chosen = np.array(rows, dtype=np.int64)
-        model = ModelJudge.seeing(opened, collection, chosen, seed=question.seed, cache=run / "cache")
+        row_N = np.array(rows, dtype=np.int64)
+        model = ClipJudge.from_collection(opened, collection, row_N, seed=settings.seed, cache=run / "cache")
     if group == SCENES:
 
-        def by_truth(rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
-            known = [truths.get(row) for row in rows]
-            return [scenes.judge_all(said, truth) for said, truth in zip(assertions, known, strict=True) if truth]
+        def judge_by_truth(rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
+            pairs = zip(assertions, [truths.get(row) for row in rows], strict=True)
+            return [scene_judge.judge_assertions(of_caption, truth) for of_caption, truth in pairs if truth]
 
-        return _Judges(by_truth, scenes.DEFINITION, model, model)
+        return _Judges(judge_by_truth, scene_judge.DEFINITION, model, model)
     if method.judge is not None:
         return _Judges(method.judge, method.judge_definition)
     if model is not None:
@@ -224,92 +260,94 @@ def _judges_of(
     )
 
 
-def _read(
+def _judge_captions(
     collection: Collection,
     texts: ImageTexts,
     rows: Sequence[int],
     formats: Sequence[str],
-    method: Method,
-    question: Question,
+    method: AuditMethod,
+    settings: AuditSettings,
     judges: _Judges,
     extract: Extractor,
-) -> dict[str, Said]:
-    """Captions of each format, split and judged, and judged again for the images of others."""
-    order = shuffled_order(len(rows), seeds.generator("shuffled captions", question.seed))
-    found = {}
+) -> dict[str, JudgedCaptions]:
+    """Split and judge the captions of each format, and judge them once more as captions of other images."""
+    order = shuffled_order(len(rows), seeds.generator("shuffled captions", settings.seed))
+    by_format = {}
     for kind in formats:
-        said = Said(kind, [texts.of(row)[kind][0] for row in rows], [])
-        split = method.split or _by_rules
-        said.assertions = split(rows, said.texts)
-        said.phrases = [extract(text).phrases for text in track(said.texts, description=f"phrases of {kind}")]
-        others = [said.assertions[place] for place in order] if len(rows) > 1 else None
+        captions = JudgedCaptions(kind, [texts.of(row)[kind][0] for row in rows], [])
+        split = method.split or _split_by_rules
+        captions.assertions = split(rows, captions.texts)
+        captions.phrases = [extract(text).phrases for text in track(captions.texts, description=f"phrases of {kind}")]
+        # The control: the same assertions of other images. What holds there holds by chance or by being vague.
+        others = [captions.assertions[index] for index in order] if len(rows) > 1 else None
         if judges.judge is not None:
-            said.verdicts = judges.judge(rows, said.assertions)
-            said.shuffled = None if others is None else judges.judge(rows, others)
+            captions.verdicts = judges.judge(rows, captions.assertions)
+            captions.shuffled = None if others is None else judges.judge(rows, others)
         if judges.model is not None:
-            said.scores = judges.model.scores(rows, said.texts)
+            captions.scores = judges.model.scores(rows, captions.texts)
         if judges.compared is not None:
-            said.model = judges.compared.judge(rows, said.assertions)
-            said.model_shuffled = None if others is None else judges.compared.judge(rows, others)
-        found[kind] = said
-    return found
+            captions.model_verdicts = judges.compared.judge(rows, captions.assertions)
+            captions.model_shuffled = None if others is None else judges.compared.judge(rows, others)
+        by_format[kind] = captions
+    return by_format
 
 
-def _by_rules(rows: Sequence[int], captions: Sequence[str]) -> list[list[str]]:
+def _split_by_rules(rows: Sequence[int], captions: Sequence[str]) -> list[list[str]]:
     return [splitter.split(text) for text in captions]
 
 
-def made_by(
+def count_models(
     collection: Collection, rows: Sequence[int], formats: Sequence[str], prefer: Sequence[str]
 ) -> dict[str, dict[str, int]]:
-    """Format -> model -> captions of the sample that it wrote; captions that no model wrote are not counted."""
+    """Count captions of the sample by format and captioner; captions without a captioner are left out."""
     captions = collection.grouped("captions")
-    chosen = np.zeros(len(collection), dtype=bool)
-    chosen[list(rows)] = True
-    kept: NDArray[np.bool_] = holds(captions.table, prefer=prefer) & chosen[captions.row_numbers]
-    part = captions.table.filter(pa.array(kept))
-    found: dict[str, dict[str, int]] = {kind: {} for kind in formats}
-    for kind, model in zip(part["kind"].to_pylist(), part["model"].to_pylist(), strict=True):
-        if kind in found and model:
-            found[kind][model] = found[kind].get(model, 0) + 1
-    return found
+    in_sample = np.zeros(len(collection), dtype=bool)
+    in_sample[list(rows)] = True
+    current: NDArray[np.bool_] = holds(captions.table, prefer=prefer) & in_sample[captions.row_numbers]
+    table = captions.table.filter(pa.array(current))
+    counts: dict[str, dict[str, int]] = {kind: {} for kind in formats}
+    for kind, model in zip(table["kind"].to_pylist(), table["model"].to_pylist(), strict=True):
+        if kind in counts and model:
+            counts[kind][model] = counts[kind].get(model, 0) + 1
+    return counts
 
 
-def _gallery(
+def _build_gallery(
     collection: Collection,
     run: Path,
     groups: Mapping[str, Sequence[int]],
-    of_groups: Mapping[str, Mapping[str, Said]],
+    captions: Mapping[str, Mapping[str, JudgedCaptions]],
     count: int,
-) -> list[dict[str, Any]]:
-    """Images with all their captions and verdicts, as many of each group as fit."""
-    shown = []
+) -> list[AuditImage]:
+    """Collect `count` images with all captions and verdicts, the same number of each group as far as they reach."""
+    images = []
     for name, rows in groups.items():
-        for place in range(min(len(rows), max(1, count // len(groups)))):
-            row = rows[place]
+        for index in range(min(len(rows), max(1, count // len(groups)))):
+            row = rows[index]
             try:
-                image = collection.image_bytes(row)
-                path = save_thumbnail(image, run / "images" / f"{name}-{place:03d}.webp", longest_side=360)
+                data = collection.image_bytes(row)
+                path = save_thumbnail(data, run / "images" / f"{name}-{index:03d}.webp", longest_side=_THUMBNAIL_PX)
             except BadImage:
                 continue
-            captions = [
-                {
-                    "format": kind,
-                    "title": title(kind),
-                    "text": said.texts[place],
-                    "assertions": [
-                        {"text": text, "verdict": "" if said.verdicts is None else said.verdicts[place][number]}
-                        for number, text in enumerate(said.assertions[place])
-                    ],
-                }
-                for kind, said in of_groups[name].items()
-            ]
-            shown.append(
-                {
-                    "image": str(path.relative_to(run)),
-                    "data": name,
-                    "key": collection.keys[row],
-                    "captions": captions,
-                }
+            images.append(
+                AuditImage(
+                    image=str(path.relative_to(run)),
+                    data=name,
+                    key=collection.keys[row],
+                    captions=[_gallery_caption(judged, index) for judged in captions[name].values()],
+                )
             )
-    return shown
+    return images
+
+
+def _gallery_caption(captions: JudgedCaptions, index: int) -> AuditCaption:
+    verdicts = [""] * len(captions.assertions[index]) if captions.verdicts is None else captions.verdicts[index]
+    return AuditCaption(
+        format=captions.format,
+        title=format_title(captions.format),
+        text=captions.texts[index],
+        assertions=[
+            AuditAssertion(text=text, verdict=verdict)
+            for text, verdict in zip(captions.assertions[index], verdicts, strict=True)
+        ],
+    )

@@ -1,4 +1,4 @@
-"""The numbers of an audit: per format and kind of image, each with a bootstrap interval over images."""
+"""Metrics of an audit: per format and kind of data, each with a bootstrap interval over images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from foveate.caption.entities import entities
 from foveate.caption.lengths import CLIP_SPECIALS, OtherTokenizer, clip_tokens, words
+from foveate.core.results import Row, Value
 from foveate.metrics.captions import (
     CONTRADICTED,
     SUPPORTED,
@@ -23,33 +24,40 @@ from foveate.metrics.captions import (
 )
 from foveate.metrics.intervals import Interval, bootstrap_interval
 
-Phrases = Callable[[str], Sequence[str]]
-
 
 @dataclass
-class Said:
-    """The captions of one format over the sample, in the order of its images.
+class JudgedCaptions:
+    """Captions of one format over the sample, in the order of its images.
 
-    verdicts: per caption, as many as assertions; None where nobody judged. shuffled: the verdicts of the caption of
-    another image of the sample. model, model_shuffled: what an image-text model says of both, where `verdicts` are
-    the truth's. scores: CLIPScore of each caption, None for images that could not be read; or None where no model
-    was asked.
+    Attributes:
+        verdicts: one list per caption, as long as its assertions; None if nobody judged.
+        shuffled: verdicts of the assertions of another image of the sample (control).
+        model_verdicts, model_shuffled: the same by an image-text model, where `verdicts` are the ground truth's.
+        scores: CLIPScore of each caption, None for images that could not be read; or None without a model.
+        phrases: noun phrases of each caption.
     """
 
-    kind: str
+    format: str
     texts: list[str]
     assertions: list[list[str]]
     verdicts: list[list[str]] | None = None
     shuffled: list[list[str]] | None = None
-    model: list[list[str]] | None = None
+    model_verdicts: list[list[str]] | None = None
     model_shuffled: list[list[str]] | None = None
     scores: list[float | None] | None = None
     phrases: list[Sequence[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Units:
-    """What is counted: CLIP's tokens against `context` (special ones included), and another tokenizer's, if any."""
+class MetricSettings:
+    """How captions are counted.
+
+    Attributes:
+        context: CLIP tokens that a text tower reads, special ones included.
+        other: a second tokenizer whose tokens are counted as well.
+        entity: key of `foveate.caption.entities.KEYS`.
+        seed: of the bootstrap.
+    """
 
     context: int
     other: OtherTokenizer | None = None
@@ -57,135 +65,147 @@ class Units:
     seed: int = 0
 
 
-def of_interval(found: Interval) -> dict[str, Any]:
-    """An interval as JSON."""
-    return {"value": found.value, "low": found.low, "high": found.high}
+def interval_to_json(interval: Interval) -> dict[str, Any]:
+    """Convert an interval to JSON values."""
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
-def numbers(said: Said, units: Units, *, alt: Said | None) -> dict[str, Any]:
-    """All numbers of one format; see docs/verbs/audit.md for what each means.
+def compute_metrics(
+    captions: JudgedCaptions, settings: MetricSettings, *, alt: JudgedCaptions | None
+) -> dict[str, Any]:
+    """Compute all metrics of one format; docs/verbs/audit.md explains each.
 
     Args:
-        alt: the alt-texts of the same images, for what they share; None where there are none.
+        alt: alt-texts of the same images, for shared entities; None if there are none.
     """
-    clip = [clip_tokens(text) + CLIP_SPECIALS for text in said.texts]
-    counts = [len(one) for one in said.assertions]
-    found: dict[str, Any] = {
-        "format": said.kind,
-        "n": len(said.texts),
+    clip_lengths = [clip_tokens(text) + CLIP_SPECIALS for text in captions.texts]
+    counts = [len(assertions) for assertions in captions.assertions]
+    metrics: dict[str, Any] = {
+        "format": captions.format,
+        "n": len(captions.texts),
         "lengths": {
-            "clip_with_specials": length_summary(clip),
-            "words": length_summary([words(t) for t in said.texts]),
+            "clip_with_specials": length_summary(clip_lengths),
+            "words": length_summary([words(text) for text in captions.texts]),
         },
-        "mean_tokens": of_interval(bootstrap_interval(clip, seed=units.seed)),
-        **_truncation(clip, units.context),
-        "ana_rule": of_interval(bootstrap_interval(counts, seed=units.seed)),
-        "style": style(said.texts),
+        "mean_tokens": interval_to_json(bootstrap_interval(clip_lengths, seed=settings.seed)),
+        **_truncation(clip_lengths, settings.context),
+        "ana_rule": interval_to_json(bootstrap_interval(counts, seed=settings.seed)),
+        "style": style(captions.texts),
     }
-    if units.other is not None:
-        other = [units.other.count(text) for text in said.texts]
-        found["lengths"]["other"] = length_summary(other)
-        found["other"] = {"mean_tokens": of_interval(bootstrap_interval(other, seed=units.seed))}
-        found["other"] |= _truncation(other, units.context)
-    if said.verdicts is not None:
-        found |= _holds(said.verdicts, units.seed)
-        if said.shuffled is not None:
-            found["shuffled"] = _holds(said.shuffled, units.seed)
-        if said.model is not None:
-            found["judge"] = _agreement(said.verdicts, said.model, units.seed)
-            if said.shuffled is not None and said.model_shuffled is not None:
-                found["judge"]["shuffled"] = _agreement(said.shuffled, said.model_shuffled, units.seed)
-    scores = [score for score in said.scores or () if score is not None]
+    if settings.other is not None:
+        lengths = [settings.other.count(text) for text in captions.texts]
+        metrics["lengths"]["other"] = length_summary(lengths)
+        metrics["other"] = {"mean_tokens": interval_to_json(bootstrap_interval(lengths, seed=settings.seed))}
+        metrics["other"] |= _truncation(lengths, settings.context)
+    if captions.verdicts is not None:
+        metrics |= _accuracy(captions.verdicts, settings.seed)
+        if captions.shuffled is not None:
+            metrics["shuffled"] = _accuracy(captions.shuffled, settings.seed)
+        if captions.model_verdicts is not None:
+            metrics["judge"] = _agreement(captions.verdicts, captions.model_verdicts, settings.seed)
+            if captions.shuffled is not None and captions.model_shuffled is not None:
+                metrics["judge"]["shuffled"] = _agreement(captions.shuffled, captions.model_shuffled, settings.seed)
+    scores = [score for score in captions.scores or () if score is not None]
     if scores:
-        found["clip_score"] = of_interval(bootstrap_interval(scores, seed=units.seed))
-    if alt is not None and alt is not said:
-        found["entities"] = _shared(said, alt, units)
-    return found
+        metrics["clip_score"] = interval_to_json(bootstrap_interval(scores, seed=settings.seed))
+    if alt is not None and alt is not captions:
+        metrics["entities"] = _entity_overlap(captions, alt, settings)
+    return metrics
 
 
 def _truncation(lengths: Sequence[int], context: int) -> dict[str, float]:
-    """Share of the captions longer than the context, and of all tokens that lie beyond it."""
+    """Share of captions longer than the context, and share of all tokens beyond it."""
     lost = sum(max(0, length - context) for length in lengths)
     return {"share_above_context": share_above(lengths, context), "tokens_lost": float(lost / max(1, sum(lengths)))}
 
 
-def _holds(verdicts: Sequence[Sequence[str]], seed: int) -> dict[str, Any]:
-    """Shares of assertions that hold, with intervals that draw whole images."""
-    flat = [verdict for one in verdicts for verdict in one]
-    owner = [number for number, one in enumerate(verdicts) for _ in one]
-    found: dict[str, Any] = {"assertions": assertion_metrics(verdicts)}
+def _accuracy(verdicts: Sequence[Sequence[str]], seed: int) -> dict[str, Any]:
+    """Shares of each verdict over all assertions, with intervals."""
+    flat = [verdict for of_caption in verdicts for verdict in of_caption]
+    # Assertions of one caption are not independent: the bootstrap draws whole images.
+    owner = [index for index, of_caption in enumerate(verdicts) for _ in of_caption]
+    metrics: dict[str, Any] = {"assertions": assertion_metrics(verdicts)}
     if not flat:
-        return {**found, "accuracy": None, "contradicted": None, "unverifiable": None, "accuracy_decided": None}
+        return {**metrics, "accuracy": None, "contradicted": None, "unverifiable": None, "accuracy_decided": None}
     for name, verdict in (("accuracy", SUPPORTED), ("contradicted", CONTRADICTED), ("unverifiable", UNVERIFIABLE)):
-        hits = [float(one == verdict) for one in flat]
-        found[name] = of_interval(bootstrap_interval(hits, seed=seed, groups_N=owner))
-    decided = [(float(one == SUPPORTED), who) for one, who in zip(flat, owner, strict=True) if one != UNVERIFIABLE]
-    found["accuracy_decided"] = (
-        of_interval(bootstrap_interval([hit for hit, _ in decided], seed=seed, groups_N=[who for _, who in decided]))
-        if decided
-        else None
-    )
-    return found
+        hits = [float(item == verdict) for item in flat]
+        metrics[name] = interval_to_json(bootstrap_interval(hits, seed=seed, groups_N=owner))
+    decided = [
+        (float(item == SUPPORTED), image) for item, image in zip(flat, owner, strict=True) if item != UNVERIFIABLE
+    ]
+    hits, images = [hit for hit, _ in decided], [image for _, image in decided]
+    interval = bootstrap_interval(hits, seed=seed, groups_N=images) if decided else None
+    metrics["accuracy_decided"] = None if interval is None else interval_to_json(interval)
+    return metrics
 
 
 def _agreement(truth: Sequence[Sequence[str]], judged: Sequence[Sequence[str]], seed: int) -> dict[str, Any]:
-    """How a model's verdicts agree with the truth's; shares of nothing are None."""
+    """Agreement of a model's verdicts with the ground truth; a share of nothing is None."""
     return {
-        name: {**of_interval(bootstrap_interval(hits, seed=seed, groups_N=owner)), "n": len(hits)} if hits else None
+        name: {**interval_to_json(bootstrap_interval(hits, seed=seed, groups_N=owner)), "n": len(hits)}
+        if hits
+        else None
         for name, (hits, owner) in agreement(truth, judged).items()
     }
 
 
-def _shared(said: Said, alt: Said, units: Units) -> dict[str, Any]:
-    """Entities over the whole sample as the paper counts them, and the mean share of an image's own alt entities."""
-    whole = overlap(entities(said.phrases, units.entity), entities(alt.phrases, units.entity))
-    own = []
-    for mine, theirs in zip(said.phrases, alt.phrases, strict=True):
-        wanted = entities([theirs], units.entity)
-        if wanted:
-            own.append(len(wanted & entities([mine], units.entity)) / len(wanted))
-    per_image = of_interval(bootstrap_interval(own, seed=units.seed)) if own else None
-    return {**whole, "key": units.entity, "own_image_coverage": per_image}
+def _entity_overlap(captions: JudgedCaptions, alt: JudgedCaptions, settings: MetricSettings) -> dict[str, Any]:
+    """Entities shared with the alt-texts: over the whole sample as in the paper, and mean coverage per image."""
+    whole = overlap(entities(captions.phrases, settings.entity), entities(alt.phrases, settings.entity))
+    coverage = []
+    for of_caption, of_alt in zip(captions.phrases, alt.phrases, strict=True):
+        alt_entities = entities([of_alt], settings.entity)
+        if alt_entities:  # an alt-text without entities leaves nothing to cover
+            coverage.append(len(alt_entities & entities([of_caption], settings.entity)) / len(alt_entities))
+    per_image = interval_to_json(bootstrap_interval(coverage, seed=settings.seed)) if coverage else None
+    return {**whole, "key": settings.entity, "own_image_coverage": per_image}
 
 
 def shuffled_order(count: int, rng: np.random.Generator) -> np.ndarray:
-    """An order in which no one keeps its place (for two or more)."""
+    """Draw a permutation without fixed points (for two or more)."""
+    # One circle through all indices: a plain permutation would leave one of them at its place on average.
     order = rng.permutation(count)
     result = np.empty(count, dtype=np.int64)
     result[order] = np.roll(order, 1)
     return result
 
 
-def _other(numbers: Mapping[str, Any], key: str) -> Any:
-    """A share that the other tokenizer gives, if there is one."""
-    return {"value": numbers["other"][key]} if "other" in numbers else None
+def _other_share(metrics: Mapping[str, Any], key: str) -> Any:
+    """Return a share by the second tokenizer, None if there is none."""
+    return {"value": metrics["other"][key]} if "other" in metrics else None
 
 
 def _judge_measure(key: str, control: bool) -> Callable[[Mapping[str, Any]], Any]:
-    """Reads a share of a model's agreement with the truth, of the captions or of the control."""
+    """Make a reader of a share of the model's agreement, of the captions or of the shuffled control."""
 
-    def value_of(numbers: Mapping[str, Any]) -> Any:
-        found = numbers.get("judge") or {}
-        return ((found.get("shuffled") or {}) if control else found).get(key)
+    def read_share(metrics: Mapping[str, Any]) -> Any:
+        shares = metrics.get("judge") or {}
+        return ((shares.get("shuffled") or {}) if control else shares).get(key)
 
-    return value_of
+    return read_share
 
 
+# Key, question, reader of the value, unit ("" = a plain number): the rows of the audit's table, in order.
 MEASURES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], Any], str], ...] = (
-    ("mean_tokens", "Length: CLIP tokens, special ones included", lambda n: n["mean_tokens"], ""),
-    ("above", "Longer than the text tower's context", lambda n: {"value": n["share_above_context"]}, "fraction"),
-    ("lost", "Tokens lost beyond it", lambda n: {"value": n["tokens_lost"]}, "fraction"),
-    ("other_tokens", "Length: tokens of --tokenizer", lambda n: (n.get("other") or {}).get("mean_tokens"), ""),
-    ("other_above", "Longer than the context, by --tokenizer", lambda n: _other(n, "share_above_context"), "fraction"),
-    ("other_lost", "Tokens lost beyond it, by --tokenizer", lambda n: _other(n, "tokens_lost"), "fraction"),
-    ("ana", "Assertions per caption (ANA by rules)", lambda n: n["ana_rule"], ""),
-    ("accuracy", "Assertions that hold (of all)", lambda n: n.get("accuracy"), "fraction"),
-    ("decided", "Assertions that hold (of those decided)", lambda n: n.get("accuracy_decided"), "fraction"),
-    ("contradicted", "Assertions that are contradicted", lambda n: n.get("contradicted"), "fraction"),
+    ("mean_tokens", "Length: CLIP tokens, special ones included", lambda m: m["mean_tokens"], ""),
+    ("above", "Longer than the text tower's context", lambda m: {"value": m["share_above_context"]}, "fraction"),
+    ("lost", "Tokens lost beyond it", lambda m: {"value": m["tokens_lost"]}, "fraction"),
+    ("other_tokens", "Length: tokens of --tokenizer", lambda m: (m.get("other") or {}).get("mean_tokens"), ""),
+    (
+        "other_above",
+        "Longer than the context, by --tokenizer",
+        lambda m: _other_share(m, "share_above_context"),
+        "fraction",
+    ),
+    ("other_lost", "Tokens lost beyond it, by --tokenizer", lambda m: _other_share(m, "tokens_lost"), "fraction"),
+    ("ana", "Assertions per caption (ANA by rules)", lambda m: m["ana_rule"], ""),
+    ("accuracy", "Assertions that hold (of all)", lambda m: m.get("accuracy"), "fraction"),
+    ("decided", "Assertions that hold (of those decided)", lambda m: m.get("accuracy_decided"), "fraction"),
+    ("contradicted", "Assertions that are contradicted", lambda m: m.get("contradicted"), "fraction"),
     (
         "control",
         "Control: captions of other images, assertions that hold (of all)",
-        lambda n: (n.get("shuffled") or {}).get("accuracy"),
+        lambda m: (m.get("shuffled") or {}).get("accuracy"),
         "fraction",
     ),
     *(
@@ -197,32 +217,32 @@ MEASURES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], Any], str], ...] =
             ("right", "is right where it decides", False),
         )
     ),
-    ("clip_score", "CLIPScore, by the model", lambda n: n.get("clip_score"), ""),
+    ("clip_score", "CLIPScore, by the model", lambda m: m.get("clip_score"), ""),
     (
         "coverage",
         "Entities of the image's AltText that the caption names",
-        lambda n: (n.get("entities") or {}).get("own_image_coverage"),
+        lambda m: (m.get("entities") or {}).get("own_image_coverage"),
         "fraction",
     ),
-    ("duplicates", "Exact duplicates", lambda n: {"value": n["style"]["duplicate_share"]}, "fraction"),
-    ("opening", "Share of the commonest opening", lambda n: {"value": n["style"]["opening_share"]}, "fraction"),
+    ("duplicates", "Exact duplicates", lambda m: {"value": m["style"]["duplicate_share"]}, "fraction"),
+    ("opening", "Share of the commonest opening", lambda m: {"value": m["style"]["opening_share"]}, "fraction"),
 )
 
 
-def table(per_format: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Rows for the page and the terminal: a question per measure, a row per kind of images, a column per format.
+def build_table(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+    """Build the rows for page and terminal: a question per measure, a row per kind of data, a column per format.
 
     Args:
-        per_format: kind of images ("scenes", "images") -> numbers of each format.
+        metrics: kind of data ("scenes", "images") -> metrics of each format.
     """
     rows = []
-    for _, question, value_of, unit in MEASURES:
-        for data, found in per_format.items():
-            values = {one["format"]: _full(value_of(one)) for one in found if value_of(one) is not None}
+    for _, question, read_value, unit in MEASURES:
+        for data, of_formats in metrics.items():
+            values = {m["format"]: _to_value(read_value(m)) for m in of_formats if read_value(m) is not None}
             if values:
-                rows.append({"question": question, "data": data, "n": found[0]["n"], "unit": unit, "values": values})
+                rows.append(Row(question=question, data=data, n=of_formats[0]["n"], unit=unit, values=values))
     return rows
 
 
-def _full(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {"value": value["value"], "low": value.get("low"), "high": value.get("high")}
+def _to_value(value: Mapping[str, Any]) -> Value:
+    return Value(value=value["value"], low=value.get("low"), high=value.get("high"))

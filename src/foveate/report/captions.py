@@ -1,7 +1,8 @@
-"""Images with their captions side by side, every assertion marked: what the pages of audits and of the tour share."""
+"""Captions side by side with marked assertions: shared by the pages of audits and of the tour."""
 
 from __future__ import annotations
 
+from foveate.caption.audit_results import AuditImage
 from foveate.core.results import Region, ResultModel
 from foveate.report.images import Overlay
 
@@ -19,28 +20,14 @@ MEANINGS = {
 }
 
 
-class AuditAssertion(ResultModel):
-    text: str
-    verdict: str = ""
+class CaptionedImage(AuditImage):
+    """An image of the tour: its audited captions, and the regions that its phrases were located at."""
 
-
-class AuditCaption(ResultModel):
-    format: str
-    title: str
-    text: str
-    assertions: list[AuditAssertion] = []
-
-
-class AuditImage(ResultModel):
-    image: str
-    data: str = ""
-    key: str = ""
-    captions: list[AuditCaption] = []
     regions: list[Region] = []
 
     @property
     def overlays(self) -> list[Overlay]:
-        """The boxes of its regions."""
+        """Return the boxes of its regions."""
         return [Overlay(region.box, "region") for region in self.regions]
 
 
@@ -69,6 +56,6 @@ class EncoderNumbers(ResultModel):
 class TourCaptions(ResultModel):
     model: str
     definition: str
-    examples: list[AuditImage]
+    examples: list[CaptionedImage]
     formats: list[FormatNumbers]
     encoder: EncoderNumbers

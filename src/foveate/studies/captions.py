@@ -237,12 +237,12 @@ class CaptionsStudy(GridStudy):
 
     def further_tables(self) -> list[dict[str, Any]]:
         """The audit of the captioner that wrote the captions of the real images, as a table for the page and the docs."""
-        from foveate.caption.audit import title
+        from foveate.caption.audit import format_title
         from foveate.caption.audit_metrics import MEASURES as AUDITED
         from foveate.studies.captions_data import NAMES_DEFINITION, audit_captioner
 
         found = audit_captioner(self.collection_path(IMAGES), self.folder, sample=self.scale.images, seed=STUDY_SEED)
-        numbers = found["numbers"]["images"]
+        numbers = found["metrics"]["images"]
         wanted = ("mean_tokens", "ana", "accuracy", "contradicted", "control", "coverage")
         lines = []
         for key, name, value_of, _ in AUDITED:
@@ -253,7 +253,7 @@ class CaptionsStudy(GridStudy):
                 "title": "Audit of these captions, on held-out real images",
                 "note": f"{found['sample']['images']} images, the same for every format, 95 % bootstrap intervals over "
                 f"images. {NAMES_DEFINITION}",
-                "columns": ["", *(title(one["format"]) for one in numbers)],
+                "columns": ["", *(format_title(one["format"]) for one in numbers)],
                 "lines": lines,
             }
         ]

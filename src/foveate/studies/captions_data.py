@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from foveate.caption.assertions.scene_judge import judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruth, SceneTruths, Thing
-from foveate.caption.audit import Method, Question, audit
-from foveate.caption.audit_metrics import Units
+from foveate.caption.audit import AuditMethod, AuditSettings, audit
+from foveate.caption.audit_metrics import MetricSettings
 from foveate.caption.captioner import find_backend
 from foveate.caption.gates import gate
 from foveate.caption.prompts import CAPTION_KINDS
@@ -180,10 +180,12 @@ def audit_captioner(path: Path, run: Path, *, sample: int, seed: int) -> dict[st
     def by_names(rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
         return [judge_named(said, collection.labels_of(row)) for row, said in zip(rows, assertions, strict=True)]
 
-    method = Method(judge=by_names, judge_definition=NAMES_DEFINITION)
-    question = Question(("alt", "ssc", "dsc", "dsc_plus", "afc"), split="test", sample=sample, seed=seed, gallery=12)
+    method = AuditMethod(judge=by_names, judge_definition=NAMES_DEFINITION)
+    settings = AuditSettings(
+        ("alt", "ssc", "dsc", "dsc_plus", "afc"), split="test", sample=sample, seed=seed, gallery=12
+    )
     folder = RunFolder.create(run / "audit")
-    result = audit(collection, folder.path, question, Units(77, seed=seed), method)
+    result = audit(collection, folder.path, settings, MetricSettings(77, seed=seed), method).to_json()
     folder.write_result(result)
     return result
 

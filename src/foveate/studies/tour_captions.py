@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from foveate.caption.assertions.scene_judge import DEFINITION, judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.assertions.splitter import split
-from foveate.caption.audit import title
+from foveate.caption.audit import format_title
 from foveate.caption.gates import gate, repeats
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS
@@ -173,7 +173,7 @@ def _examples(
             verdicts[kind].append(judged)
             lengths[kind].append(clip_tokens(texts[kind]))
             marked = [{"text": a, "verdict": v} for a, v in zip(assertions, judged, strict=True)]
-            shown.append({"format": kind, "title": title(kind), "text": texts[kind], "assertions": marked})
+            shown.append({"format": kind, "title": format_title(kind), "text": texts[kind], "assertions": marked})
         image = collection.image_bytes(row)
         path = save_thumbnail(image, run / "images" / f"captions-{number:02d}.webp", longest_side=360)
         about = {"key": collection.keys[row], "captions": shown, "regions": labeled.get(row, [])}
@@ -183,7 +183,7 @@ def _examples(
         if judged:
             found = assertion_metrics(judged)
             numbers = {"tokens": float(np.mean(lengths[kind])), "ana": found["ana"], "held": found["accuracy_micro"]}
-            counts.append({"format": kind, "title": title(kind), "n": len(judged), **numbers})
+            counts.append({"format": kind, "title": format_title(kind), "n": len(judged), **numbers})
     return examples, counts
 
 

@@ -1,15 +1,14 @@
-"""Whether an assertion fits its image, judged by an image-text model: an approximation, and the rule says which one.
+"""Judge assertions about real images by an image-text model: an approximation whose rule is part of the report.
 
-An absolute cosine says nothing across texts: short and general ones lie high for every image. So an assertion is
-compared with other images of the same sample: the share of these that fit it worse than its own image. Its rank is
-the threshold, the same for every model:
+A cosine by itself says nothing: short, general texts are near every image. So an assertion is compared with other
+images of the same sample, and its rank decides, with the same thresholds for every model:
 
-- supported: the own image fits better than 90 % of the others;
+- supported: its own image fits better than 90 % of the others;
 - contradicted: it fits no better than half of them;
 - unverifiable: between.
 
-An assertion that has nothing to do with its image is then supported one time in ten, which the control of the audit
-(shuffled captions) shows. What is true of every image of the sample cannot be supported.
+By chance one assertion in ten is supported, which the audit's control (shuffled captions) shows. What is true of every
+image of the sample cannot be supported.
 """
 
 from __future__ import annotations
@@ -37,37 +36,47 @@ from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import read
 
-SUPPORTED_FROM, CONTRADICTED_TO = 0.9, 0.5
-OTHERS = 256  # images that an assertion is compared with
-LEAST_IMAGES = 20
+# Rank above which an assertion is supported, and up to which it is contradicted.
+MIN_SUPPORTED_RANK, MAX_CONTRADICTED_RANK = 0.9, 0.5
+NUM_OTHERS = 256  # images that an assertion is compared with: a rank is then exact to half a percent
+MIN_IMAGES = 20  # below, one image is more than 5 % of the rank
 _BATCH = 64
+_TEXT_BATCH = 256
+# With fewer batches than this a progress line would only flicker.
+_MIN_BATCHES_FOR_PROGRESS = 5
 
 
 @dataclass(frozen=True)
-class OpenedModel:
-    """A model and its name: its folder's, with the start of the hash of its weights, as verdicts depend on these."""
+class JudgeModel:
+    """An image-text model and its name in reports.
+
+    The name is the folder's and the start of the hash of its weights: verdicts depend on both.
+    """
 
     model: LocalizingModel
     name: str
 
     @classmethod
-    def open(cls, folder: Path, *, device: str | None = None) -> OpenedModel:
-        """Opens a model folder.
+    def open(cls, folder: Path, *, device: str | None = None) -> JudgeModel:
+        """Open a model folder.
 
         Raises:
-            UserError: when the folder holds no model.
+            UserError: the folder holds no model.
         """
         model = load_model(folder, device=device)
         return cls(model, f"{folder.name} ({sha256_file(folder / 'model.safetensors')[:12]})")
 
 
 @dataclass
-class ModelJudge:
-    """The images of a sample as a model sees them.
+class ClipJudge:
+    """Judges assertions about the images of a sample.
 
     Attributes:
-        rows: of the collection, those that could be read. image_NE: unit length. bad: row -> reason of the others.
-        name: the model's, see `OpenedModel`.
+        name: of the model, see `JudgeModel`.
+        rows: of the collection, those that could be read, ascending.
+        image_NE: their embeddings, unit length.
+        seed: of the draw of other images.
+        bad: row -> reason, for images that could not be read.
     """
 
     model: LocalizingModel
@@ -78,119 +87,132 @@ class ModelJudge:
     bad: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def seeing(
+    def from_collection(
         cls,
-        opened: OpenedModel,
+        opened: JudgeModel,
         collection: Collection,
         rows: NDArray[np.int64],
         *,
         seed: int = 0,
         cache: Path | None = None,
-    ) -> ModelJudge:
-        """Encodes the images; frozen features are kept in `cache`.
+    ) -> ClipJudge:
+        """Encode the images of a sample.
+
+        Args:
+            cache: folder for the features of a frozen encoder.
 
         Raises:
-            UserError: when fewer than LEAST_IMAGES could be read.
+            UserError: fewer than MIN_IMAGES images could be read.
         """
-        kept, bad, image_NE = encode_images(opened.model, collection, np.sort(rows), cache=cache)
-        if len(kept) < LEAST_IMAGES:
+        readable, bad, image_NE = encode_images(opened.model, collection, np.sort(rows), cache=cache)
+        if len(readable) < MIN_IMAGES:
             raise UserError(
-                f"the sample has {len(kept)} readable images: a model judges an assertion against others, at least "
-                f"{LEAST_IMAGES}"
+                f"the sample has too few readable images for a model as judge (got {len(readable)}); expected at least "
+                f"{MIN_IMAGES}, as an assertion is compared with other images"
             )
-        return cls(opened.model, opened.name, kept, image_NE, seed, bad)
+        return cls(opened.model, opened.name, readable, image_NE, seed, bad)
 
     @property
     def definition(self) -> str:
-        """What the verdicts mean, with the model's name."""
-        others = min(OTHERS, len(self.rows) - 1)
+        """Describe the verdicts for the report."""
+        others = min(NUM_OTHERS, len(self.rows) - 1)
         return (
             f"Judged by the image-text model {self.name}: an assertion is supported when its own image fits it "
-            f"better than {SUPPORTED_FROM:.0%} of {others} other images of the sample, contradicted when it fits no "
-            f"better than {CONTRADICTED_TO:.0%} of them, else unverifiable. Chance supports {1 - SUPPORTED_FROM:.0%}."
+            f"better than {MIN_SUPPORTED_RANK:.0%} of {others} other images of the sample, contradicted when it fits no "
+            f"better than {MAX_CONTRADICTED_RANK:.0%} of them, else unverifiable. Chance supports "
+            f"{1 - MIN_SUPPORTED_RANK:.0%}."
         )
 
     def judge(self, rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
-        """Verdicts of the assertions of each row; those of an image that could not be read are unverifiable."""
-        distinct = list(dict.fromkeys(text for said in assertions for text in said))
-        place = {text: number for number, text in enumerate(distinct)}
-        text_TE = self._texts(distinct)
-        index = {int(row): number for number, row in enumerate(self.rows)}
-        found = []
-        for row, said in zip(rows, assertions, strict=True):
-            own = index.get(int(row))
-            if own is None or not said:
-                found.append([UNVERIFIABLE] * len(said))
+        """Judge the assertions of each row; those of an unreadable image are unverifiable."""
+        distinct = list(dict.fromkeys(text for of_row in assertions for text in of_row))
+        text_index = {text: index for index, text in enumerate(distinct)}
+        text_TE = self._encode_texts(distinct)
+        image_index = {int(row): index for index, row in enumerate(self.rows)}
+        verdicts = []
+        for row, of_row in zip(rows, assertions, strict=True):
+            index = image_index.get(int(row))
+            if index is None or not of_row:
+                verdicts.append([UNVERIFIABLE] * len(of_row))
                 continue
-            others = self._others(own)
-            text_SE = text_TE[[place[text] for text in said]]
-            cosine_S, cosine_SO = text_SE @ self.image_NE[own], text_SE @ self.image_NE[others].T
+            others = self._draw_others(index)
+            text_SE = text_TE[[text_index[text] for text in of_row]]
+            cosine_S, cosine_SO = text_SE @ self.image_NE[index], text_SE @ self.image_NE[others].T
             rank_S = (cosine_SO < cosine_S[:, None]).mean(1)
-            found.append([verdict(float(rank)) for rank in rank_S])
-        return found
+            verdicts.append([verdict_of_rank(float(rank)) for rank in rank_S])
+        return verdicts
 
     def scores(self, rows: Sequence[int], captions: Sequence[str]) -> list[float | None]:
-        """CLIPScore of each caption (Hessel et al. 2021): 2.5 max(0, cosine with its image); None for an image that
-        could not be read."""
-        index = {int(row): number for number, row in enumerate(self.rows)}
-        text_NE = self._texts(captions)
-        own = [index.get(int(row)) for row in rows]
+        """CLIPScore of each caption, None for an unreadable image.
+
+        Source: Hessel et al. 2021, eq. 1: 2.5 max(0, cosine of caption and image).
+        """
+        image_index = {int(row): index for index, row in enumerate(self.rows)}
+        text_NE = self._encode_texts(captions)
+        indices = [image_index.get(int(row)) for row in rows]
         return [
-            None if place is None else 2.5 * max(0.0, float(text_E @ self.image_NE[place]))
-            for place, text_E in zip(own, text_NE, strict=True)
+            None if index is None else 2.5 * max(0.0, float(text_E @ self.image_NE[index]))
+            for index, text_E in zip(indices, text_NE, strict=True)
         ]
 
-    def _others(self, own: int) -> NDArray[np.int64]:
-        rng = seeds.generator("other pictures", self.seed, int(self.rows[own]))
+    def _draw_others(self, index: int) -> NDArray[np.int64]:
+        # Seeded by the image, so that all its captions meet the same others and formats can be compared.
+        rng = seeds.generator("other pictures", self.seed, int(self.rows[index]))
         count = len(self.rows)
-        chosen = rng.choice(count - 1, size=min(OTHERS, count - 1), replace=False)
-        return chosen + (chosen >= own)
+        drawn = rng.choice(count - 1, size=min(NUM_OTHERS, count - 1), replace=False)
+        return drawn + (drawn >= index)  # skips the image itself
 
     @torch.no_grad()
-    def _texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-        found = np.zeros((len(texts), self.image_NE.shape[1]), np.float32)
-        starts = range(0, len(texts), 256)
-        for start in track(starts, description="assertions, parts of 256") if len(starts) > 4 else starts:
-            chosen = order[start : start + 256]
-            found[chosen] = self.model.encode_text([texts[number] for number in chosen]).cpu().numpy()
-        return found
+    def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        # By length: a batch is padded to its longest text.
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        text_TE = np.zeros((len(texts), self.image_NE.shape[1]), np.float32)
+        starts = range(0, len(texts), _TEXT_BATCH)
+        show = len(starts) >= _MIN_BATCHES_FOR_PROGRESS
+        for start in track(starts, description=f"assertions, parts of {_TEXT_BATCH}") if show else starts:
+            batch = order[start : start + _TEXT_BATCH]
+            text_TE[batch] = self.model.encode_text([texts[index] for index in batch]).cpu().numpy()
+        return text_TE
 
 
-def verdict(rank: float) -> str:
-    """The verdict of the share of other images that fit worse.
+def verdict_of_rank(rank: float) -> str:
+    """Return the verdict for the share of other images that fit worse.
 
-    >>> verdict(0.95), verdict(0.7), verdict(0.3)
+    >>> verdict_of_rank(0.95), verdict_of_rank(0.7), verdict_of_rank(0.3)
     ('supported', 'unverifiable', 'contradicted')
     """
-    if rank > SUPPORTED_FROM:
+    if rank > MIN_SUPPORTED_RANK:
         return SUPPORTED
-    return CONTRADICTED if rank <= CONTRADICTED_TO else UNVERIFIABLE
+    return CONTRADICTED if rank <= MAX_CONTRADICTED_RANK else UNVERIFIABLE
 
 
 @torch.no_grad()
 def encode_images(
     model: LocalizingModel, collection: Collection, rows: NDArray[np.int64], *, cache: Path | None
 ) -> tuple[NDArray[np.int64], dict[int, str], NDArray[np.float32]]:
-    """Rows that could be read, reasons of the others, and unit-length embeddings of the images.
+    """Encode images of a collection.
 
     Args:
         rows: ascending.
+        cache: folder for the features of a frozen encoder; None to compute them anew.
+
+    Returns:
+        The rows that could be read, the reasons for the others, and unit-length embeddings [N, E] of the former.
     """
     encoder = model.image_encoder
     bad: dict[int, str] = {}
     features: dict[int, torch.Tensor] = {}
     store = None
-    if encoder.fingerprint() and cache is not None:
+    if encoder.fingerprint() and cache is not None:  # no fingerprint: nothing of the encoder is frozen
         store = FeatureCache(
             encoder, collection, rows, folder=cache, views=1, view_of=lambda row, view: View(), device=model.device
         )
         store.fill()
         bad = dict(store.bad)
-    parts, kept = [], []
+    parts, readable = [], []
     for start in track(range(0, len(rows), _BATCH), description=f"images, parts of {_BATCH}"):
-        chosen = [row for row in rows[start : start + _BATCH].tolist() if row not in bad]
-        for row in chosen:
+        batch = [row for row in rows[start : start + _BATCH].tolist() if row not in bad]
+        for row in batch:
             if store is not None:
                 features[row] = store.features(row, 0)
                 continue
@@ -198,16 +220,16 @@ def encode_images(
                 features[row] = read(collection, row, encoder.preprocess)[0]
             except BadImage as problem:
                 bad[row] = str(problem)
-        good = [row for row in chosen if row in features]
+        good = [row for row in batch if row in features]
         if good:
             stacked = torch.stack([features.pop(row) for row in good]).to(model.device)
             tokens = encoder(stacked if store is not None else encoder.frozen_features(stacked))
             parts.append(F.normalize(tokens.embedding_BE.float(), dim=-1).cpu().numpy())
-            kept += good
+            readable += good
     image_NE = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
-    return np.array(kept, dtype=np.int64), bad, image_NE
+    return np.array(readable, dtype=np.int64), bad, image_NE
 
 
-def definition_hash(definition: str) -> str:
-    """A short hash of a judge's definition, for reports that are compared later."""
+def hash_definition(definition: str) -> str:
+    """Hash a judge's definition, so that reports of the same judge can be recognized."""
     return hashlib.sha256(definition.encode()).hexdigest()[:12]

@@ -1,7 +1,7 @@
-"""Splitting and judging by a model at an OpenAI-compatible server.
+"""Split captions and judge assertions by a chat model at an OpenAI-compatible server.
 
-Two calls a caption: `split` gives the assertions, `verify` a verdict for each, both with the image. A caption whose
-answer cannot be read is split by the rules, or judged unverifiable, and counted: the report names how many.
+Two requests per caption, both with the image: `split` returns assertions, `verify` a verdict for each. A caption whose
+response cannot be parsed is split by the rules, or judged unverifiable, and counted: a report names the number.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from foveate.caption.answers import parse_assertions, parse_verdicts
 from foveate.caption.assertions import splitter
-from foveate.caption.audit import Method
+from foveate.caption.audit import AuditMethod
 from foveate.caption.images import prepare
 from foveate.caption.prompts import prompt_for, response_schema
 from foveate.chat.client import ChatClient, ChatSettings
@@ -24,23 +24,24 @@ from foveate.metrics.captions import UNVERIFIABLE
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 
-_LONGEST_SIDE = 1024
+_MAX_SIDE_PX = 1024
+# Room for the assertions of a dense caption as JSON, several times over.
 _MAX_TOKENS = 1500
 T = TypeVar("T")
 
 
 @dataclass
-class Served:
-    """A splitter and judge over a chat client; `failed` counts responses that could not be used, by purpose."""
+class LlmJudge:
+    """Splitter and judge over a chat client; `failed` counts unusable responses by purpose."""
 
     client: ChatClient
     collection: Collection
     failed: dict[str, int] = field(default_factory=lambda: {"split": 0, "verify": 0})
 
-    async def _ask(self, purpose: str, row: int, **values: object) -> str | None:
-        """The raw answer, None where there is none."""
+    async def _request(self, purpose: str, row: int, **values: object) -> str | None:
+        """Send a prompt with the image of a row; return the raw response, None if there is none."""
         try:
-            image = prepare(self.collection.image_bytes(row), longest_side=_LONGEST_SIDE)
+            image = prepare(self.collection.image_bytes(row), longest_side=_MAX_SIDE_PX)
         except BadImage:
             return None
         prompt = prompt_for(purpose)
@@ -49,80 +50,84 @@ class Served:
         response = await self.client.complete(ChatRequest((message,), _MAX_TOKENS, schema=schema))
         return None if response.error else response.text
 
-    async def split_one(self, row: int, caption: str) -> list[str]:
-        """The assertions of a caption; by rules where the answer cannot be read."""
-        raw = await self._ask("split", row, caption=caption) if caption.strip() else None
-        status, found = parse_assertions(raw) if raw is not None else ("error:none", [])
+    async def split_caption(self, row: int, caption: str) -> list[str]:
+        """Split a caption; by the rules if the response cannot be parsed."""
+        raw = await self._request("split", row, caption=caption) if caption.strip() else None
+        status, assertions = parse_assertions(raw) if raw is not None else ("error:none", [])
         if status.startswith("error"):
             self.failed["split"] += bool(caption.strip())
             return splitter.split(caption)
-        return list({splitter.folded(one): one for one in found if splitter.folded(one)}.values())
+        # Models repeat themselves; equal assertions count once, as with the rules.
+        by_key = {splitter.normalize_assertion(text): text for text in assertions}
+        return [text for key, text in by_key.items() if key]
 
-    async def judge_one(self, row: int, assertions: Sequence[str]) -> list[str]:
-        """A verdict for each assertion; unverifiable where the answer cannot be read."""
+    async def judge_caption(self, row: int, assertions: Sequence[str]) -> list[str]:
+        """Judge the assertions of a caption; all are unverifiable if the response cannot be parsed."""
         if not assertions:
             return []
-        raw = await self._ask("verify", row, assertions=list(assertions))
-        status, found = parse_verdicts(raw, len(assertions)) if raw is not None else ("error:none", [])
+        raw = await self._request("verify", row, assertions=list(assertions))
+        status, verdicts = parse_verdicts(raw, len(assertions)) if raw is not None else ("error:none", [])
         if status.startswith("error"):
             self.failed["verify"] += 1
             return [UNVERIFIABLE] * len(assertions)
-        return found
+        return verdicts
 
     def split(self, rows: Sequence[int], captions: Sequence[str]) -> list[list[str]]:
-        """The assertions of many captions; at most `client.concurrency` requests at a time."""
-        return self._all("split", [self.split_one(row, text) for row, text in zip(rows, captions, strict=True)])
+        """Split many captions, with at most `client.concurrency` requests at a time."""
+        tasks = [self.split_caption(row, text) for row, text in zip(rows, captions, strict=True)]
+        return self._run_all("split", tasks)
 
     def judge(self, rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
-        """The verdicts of many captions' assertions."""
-        return self._all("verify", [self.judge_one(row, said) for row, said in zip(rows, assertions, strict=True)])
+        """Judge the assertions of many captions, with at most `client.concurrency` requests at a time."""
+        tasks = [self.judge_caption(row, of_caption) for row, of_caption in zip(rows, assertions, strict=True)]
+        return self._run_all("verify", tasks)
 
-    def _all(self, purpose: str, questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    def _run_all(self, purpose: str, tasks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         before = self.failed[purpose]
-        found = asyncio.run(self._gather(questions))
-        if self.failed[purpose] > before:
-            lost = self.failed[purpose] - before
-            say(f"{self.client.settings.model}: {lost} of {len(questions)} answers to {purpose} could not be used")
-        return found
+        results = asyncio.run(self._gather(tasks))
+        failed = self.failed[purpose] - before
+        if failed:
+            say(f"{self.client.settings.model}: {failed} of {len(tasks)} responses to '{purpose}' could not be used")
+        return results
 
-    async def _gather(self, questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-        places = asyncio.Semaphore(max(1, self.client.concurrency))
+    async def _gather(self, tasks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        slots = asyncio.Semaphore(max(1, self.client.concurrency))
 
-        async def one(question: Coroutine[Any, Any, T]) -> T:
-            async with places:
-                return await question
+        async def run_task(task: Coroutine[Any, Any, T]) -> T:
+            async with slots:
+                return await task
 
         try:
-            return list(await asyncio.gather(*(one(question) for question in questions)))
+            return list(await asyncio.gather(*(run_task(task) for task in tasks)))
         finally:
-            await self.client.close()  # its connections belong to this loop
+            await self.client.close()  # its connections belong to the event loop that ends here
 
     @property
     def splitter_name(self) -> str:
-        """What goes into the report beside the number of assertions."""
-        return f"{self.client.settings.model} with prompt {_stamp('split')}"
+        """Name model and prompt for the report."""
+        return f"{self.client.settings.model} with prompt {_prompt_stamp('split')}"
 
     @property
     def definition(self) -> str:
-        """What the verdicts mean."""
+        """Describe the verdicts for the report."""
         return (
-            f"Judged by {self.client.settings.model} with prompt {_stamp('verify')}: supported if the image shows it, "
-            "contradicted if the image shows otherwise, unverifiable if the picture does not say or no answer could "
-            "be read. A model that judges its own captions prefers them."
+            f"Judged by {self.client.settings.model} with prompt {_prompt_stamp('verify')}: supported if the image "
+            "shows it, contradicted if the image shows otherwise, unverifiable if the image does not tell or no "
+            "response could be parsed. A model that judges its own captions prefers them."
         )
 
 
-def _stamp(purpose: str) -> str:
+def _prompt_stamp(purpose: str) -> str:
     prompt = prompt_for(purpose)
     return f"{prompt.id} ({prompt.sha256[:12]})"
 
 
-def served_method(collection: Collection, endpoint: str, model: str) -> Method:
-    """The method of an audit that asks an OpenAI-compatible server.
+def llm_method(collection: Collection, endpoint: str, model: str) -> AuditMethod:
+    """Make the method of an audit that uses an OpenAI-compatible server for splitting and judging.
 
     Raises:
-        UserError: when the address is none.
+        UserError: `endpoint` is no URL.
     """
     settings = validate(ChatSettings, {"endpoint": endpoint, "model": model}, where="--endpoint")
-    judge = Served(ChatClient(settings), collection)
-    return Method(judge.split, judge.splitter_name, judge=judge.judge, judge_definition=judge.definition)
+    judge = LlmJudge(ChatClient(settings), collection)
+    return AuditMethod(judge.split, judge.splitter_name, judge=judge.judge, judge_definition=judge.definition)

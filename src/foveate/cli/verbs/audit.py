@@ -60,8 +60,8 @@ def command(
       foveate audit my-images --judge runs/pretrain-tour/model
       foveate audit my-images --formats alt,ssc,dsc --sample 500 --tokenizer tokenizer.json
     """
-    from foveate.caption.audit import Method, Question, audit
-    from foveate.caption.audit_metrics import Units
+    from foveate.caption.audit import AuditMethod, AuditSettings, audit
+    from foveate.caption.audit_metrics import MetricSettings
     from foveate.caption.lengths import OtherTokenizer
     from foveate.core.errors import UserError
     from foveate.core.runs import RunFolder
@@ -74,16 +74,18 @@ def command(
         raise click.UsageError("give one of --judge and --endpoint: one judge, one number")
     opened = Collection.open(collection)
     kinds = tuple(_format(name) for name in (formats or "").split(",") if name.strip())
-    question = Question(kinds, split, sample, seed or 0, prefer, tagger, gallery)
-    units = Units(context, None if tokenizer is None else OtherTokenizer(tokenizer), entity, seed or 0)
-    method = Method(model=judge)
+    settings = AuditSettings(kinds, split, sample, seed or 0, prefer, tagger, gallery)
+    metric_settings = MetricSettings(
+        context, None if tokenizer is None else OtherTokenizer(tokenizer), entity, seed or 0
+    )
+    method = AuditMethod(model=judge)
     if endpoint is not None and endpoint_model is not None:
-        from foveate.caption.assertions.llm_judge import served_method
+        from foveate.caption.assertions.llm_judge import llm_method
 
-        method = served_method(opened, endpoint, endpoint_model)
+        method = llm_method(opened, endpoint, endpoint_model)
     folder = RunFolder.create(run or Path("runs/audit"), command=["foveate", *sys.argv[1:]])
     try:
-        result = audit(opened, folder.path, question, units, method, device=device)
+        result = audit(opened, folder.path, settings, metric_settings, method, device=device).to_json()
     except UserError:
         folder.discard()
         raise

@@ -1,4 +1,4 @@
-"""The page of an audit: the formats in numbers, then side by side on images with every assertion marked."""
+"""Page of an audit: a table of all formats, then images with every assertion of their captions marked."""
 
 from __future__ import annotations
 
@@ -7,51 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.core.results import Column, ResultModel, Row, parse_result
+from foveate.caption.audit_results import AuditResult
+from foveate.core.results import parse_result
 from foveate.report import numbers, parts
-from foveate.report.captions import MARKS, MEANINGS, AuditImage
+from foveate.report.captions import MARKS, MEANINGS
 from foveate.report.page import Page, command_text
 
 
-class AuditJudge(ResultModel):
-    definition: str
-    hash: str = ""
-
-
-class AuditSample(ResultModel):
-    images: int
-    of: dict[str, int] = {}
-    without_all_formats: int = 0
-    split: str | None = None
-    seed: int = 0
-
-
-class AuditResult(ResultModel):
-    kind: str
-    title: str = ""
-    collection: str
-    models: dict[str, dict[str, int]] = {}
-    scene_oracle: bool = False
-    sample: AuditSample
-    context: int
-    splitter: str = ""
-    tagger: str = ""
-    judges: dict[str, AuditJudge] = {}
-    columns: list[Column] = []
-    table: list[Row] = []
-    interval: str = "95 % intervals, bootstrap over images"
-    gallery: list[AuditImage] = []
-    command: str | list[str] = ""
-
-
 def _without_best(group: parts.TableGroup) -> parts.TableGroup:
-    """No format is the best one: the longest is not, nor the one with the most contradictions."""
+    """Remove the marks of best cells: the longest format is not the best, nor the one with most contradictions."""
     lines = [replace(line, cells=[replace(cell, best=False) for cell in line.cells]) for line in group.lines]
     return replace(group, lines=lines)
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of an audit's result.json (`AuditResult`)."""
+    """Build the page of an audit's result.json (`AuditResult`)."""
     r = parse_result(AuditResult, result)
     facts = [("Images", numbers.count(r.sample.images)), ("Text tower's context", f"{r.context} tokens")]
     facts += [("Assertions split by", r.splitter), ("Split", r.sample.split or "all")]
@@ -66,8 +36,9 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "formats": {column.title: MEANINGS[column.key] for column in r.columns if column.key in MEANINGS},
         "marks": MARKS,
         "galleries": {
-            name: [one for one in r.gallery if one.data == name] for name in dict.fromkeys(g.data for g in r.gallery)
+            name: [image for image in r.gallery if image.data == name]
+            for name in dict.fromkeys(image.data for image in r.gallery)
         },
         "command": command_text(r.command),
     }
-    return Page("audit.html.j2", r.title or f"What the captions of {r.collection} are worth", context)
+    return Page("audit.html.j2", r.title or f"Captions of {r.collection}, audited", context)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from foveate.caption.assertions.llm_judge import Served, served_method
-from foveate.caption.audit import Question, audit
-from foveate.caption.audit_metrics import Units
+from foveate.caption.assertions.llm_judge import LlmJudge, llm_method
+from foveate.caption.audit import AuditSettings, audit
+from foveate.caption.audit_metrics import MetricSettings
 from foveate.chat.client import ChatClient, ChatSettings
 from foveate.chat.protocol import ChatRequest, ChatResponse
 from foveate.core.errors import UserError
@@ -57,49 +57,49 @@ def collection(tiny_collection: Path) -> Collection:
 
 def test_captions_are_split_and_judged_with_their_image(collection: Collection) -> None:
     client = Scripted()
-    served = Served(client, collection)
+    judge = LlmJudge(client, collection)
     rows = list(range(8))
-    assert served.split(rows, ["red disc"] * 7 + [""]) == [["red", "disc"]] * 7 + [[]]
-    assert served.judge(rows[:2], [["red", "disc"], []]) == [[SUPPORTED, CONTRADICTED], []]
+    assert judge.split(rows, ["red disc"] * 7 + [""]) == [["red", "disc"]] * 7 + [[]]
+    assert judge.judge(rows[:2], [["red", "disc"], []]) == [[SUPPORTED, CONTRADICTED], []]
     assert client.most == client.concurrency
     assert client.closed == 2
     assert all(request.messages[0].images[0].media_type == "image/png" for request in client.requests)
-    assert served.failed == {"split": 0, "verify": 0}
-    assert "judge-1" in served.definition
-    assert "split-" in served.splitter_name
+    assert judge.failed == {"split": 0, "verify": 0}
+    assert "judge-1" in judge.definition
+    assert "split-" in judge.splitter_name
 
 
 @pytest.mark.parametrize("answer", ["", "no JSON", '{"assertions": 3}', '{"verdicts": ["supported"]}'])
 def test_answers_that_cannot_be_read_are_counted(collection: Collection, answer: str) -> None:
-    served = Served(Scripted({"split": answer, "verify": answer}), collection)
-    assert served.split([0], ["A red disc. A blue square."]) == [["A red disc", "A blue square"]]
-    assert served.judge([0], [["A red disc", "A blue square"]]) == [[UNVERIFIABLE, UNVERIFIABLE]]
-    assert served.failed == {"split": 1, "verify": 1}
+    judge = LlmJudge(Scripted({"split": answer, "verify": answer}), collection)
+    assert judge.split([0], ["A red disc. A blue square."]) == [["A red disc", "A blue square"]]
+    assert judge.judge([0], [["A red disc", "A blue square"]]) == [[UNVERIFIABLE, UNVERIFIABLE]]
+    assert judge.failed == {"split": 1, "verify": 1}
 
 
-def test_a_broken_image_is_not_asked_about(tmp_path: Path) -> None:
+def test_no_request_for_a_broken_image(tmp_path: Path) -> None:
     from tiny import damage, make_collection
 
     path = make_collection(tmp_path / "damaged")
     damage(path, "test-00")
     collection = Collection.open(path)
     client = Scripted()
-    assert Served(client, collection).judge([collection.row_of("test-00")], [["x"]]) == [[UNVERIFIABLE]]
+    assert LlmJudge(client, collection).judge([collection.row_of("test-00")], [["x"]]) == [[UNVERIFIABLE]]
     assert not client.requests
 
 
-def test_an_audit_with_it(collection: Collection, tmp_path: Path) -> None:
-    from foveate.caption.audit import Method
+def test_an_audit_with_a_chat_model(collection: Collection, tmp_path: Path) -> None:
+    from foveate.caption.audit import AuditMethod
 
-    served = Served(Scripted(), collection)
-    method = Method(served.split, served.splitter_name, judge=served.judge, judge_definition=served.definition)
-    result = audit(collection, tmp_path, Question(("alt",), sample=5), Units(77), method)
-    found = result["numbers"]["images"][0]
-    assert found["assertions"]["n_assertions"] > 5
+    judge = LlmJudge(Scripted(), collection)
+    method = AuditMethod(judge.split, judge.splitter_name, judge=judge.judge, judge_definition=judge.definition)
+    result = audit(collection, tmp_path, AuditSettings(("alt",), sample=5), MetricSettings(77), method).to_json()
+    metrics = result["metrics"]["images"][0]
+    assert metrics["assertions"]["n_assertions"] > 5
     assert "judge-1" in result["splitter"]
     assert "judge-1" in result["judges"]["images"]["definition"]
 
 
-def test_a_wrong_address_is_one_sentence(collection: Collection) -> None:
+def test_a_wrong_endpoint_is_refused(collection: Collection) -> None:
     with raises_naming(UserError, "--endpoint"):
-        served_method(collection, "ftp://x", "m")
+        llm_method(collection, "ftp://x", "m")
