@@ -139,7 +139,7 @@ def write_recipe(path: Path, **changes: Any) -> Path:
 def damage(collection: Path, key: str) -> None:
     """Overwrites the bytes of an image in its shard, as a failing disk would."""
     with Collection.open(collection) as opened:
-        row = opened.row_of(key)
+        row = opened.find_row(key)
         shard, offset, length = (int(opened.index[name][row]) for name in ("shard", "offset", "length"))
     with (collection / "images" / f"{shard:05d}.tar").open("r+b") as handle:
         handle.seek(offset)

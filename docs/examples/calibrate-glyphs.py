@@ -16,7 +16,7 @@ from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
 from foveate.adapt.classifier import Classifier
 from foveate.adapt.samples import ArraySamples, answer
-from foveate.records.builtin.glyphs import CLASSES, glyphs
+from foveate.records.builtin.glyphs import CLASSES, load_glyphs
 from foveate.studies.calibration_worlds import glyph_network
 
 SEED = 20
@@ -26,7 +26,7 @@ def main(out: Path) -> None:
     network = glyph_network()
     network.load_state_dict(load_file("tests/goldens/calibration/glyph_pretrained.safetensors"))
     before = Classifier(network, head_name="head", names=CLASSES).eval()
-    drawn = {name: glyphs("target", name, per_class=60) for name in ("train", "test")}
+    drawn = {name: load_glyphs("target", name, per_class=60) for name in ("train", "test")}
     train, test = (ArraySamples(one.images, one.labels) for one in drawn.values())
     seen = np.sort(np.random.default_rng(SEED).permutation(36)[:18])
     rows = np.flatnonzero(np.isin(train.labels, seen))

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from foveate.adapt.calibration.fold import fold
 from foveate.adapt.calibration.pseudo import PseudoRun, estimate, run_threshold
 from foveate.metrics.class_groups import ClassGroups
-from foveate.records.builtin.glyphs import glyphs
+from foveate.records.builtin.glyphs import load_glyphs
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "calibration"
 EXPECTED = json.loads((GOLDENS / "glyph.json").read_text())
@@ -56,7 +56,7 @@ def test_the_stored_vit_gives_the_stored_logits() -> None:
 @pytest.mark.parametrize(("style", "least", "most"), [("source", 0.95, 1.0), ("target", 0.36, 0.49)])
 def test_drawn_glyphs_are_those_that_it_was_trained_for(style: Any, least: float, most: float) -> None:
     """41 to 42 % of the target are right in the reference; 720 images leave a standard error of .018."""
-    drawn = glyphs(style, "golden", per_class=20)
+    drawn = load_glyphs(style, "golden", per_class=20)
     with torch.inference_mode():
         logits = network(GOLDENS / "glyph_pretrained.safetensors").float()(torch.from_numpy(drawn.images))
     assert least <= (logits.argmax(1).numpy() == drawn.labels).mean() <= most

@@ -26,7 +26,7 @@ from foveate.adapt.load_backbone import Opened
 from foveate.adapt.recipe import AdaptTraining
 from foveate.core.seeds import generator
 from foveate.metrics.agreement import ensemble, mean_disagreement
-from foveate.records.builtin.glyphs import glyphs
+from foveate.records.builtin.glyphs import load_glyphs
 from foveate.vision.pixels import Preprocess
 
 WEIGHTS = Path(__file__).parents[1] / "goldens" / "calibration" / "glyph_pretrained.safetensors"
@@ -98,7 +98,7 @@ def rotation(seed: int) -> Task:
     give three whole batches an epoch, so 180 updates.
     """
     random = generator("rotation", seed)
-    pools = (glyphs("source", "train", per_class=50).images, glyphs("source", "test", per_class=50).images)
+    pools = (load_glyphs("source", "train", per_class=50).images, load_glyphs("source", "test", per_class=50).images)
     upright = [pool[random.permutation(len(pool))[:count], 0] for pool, count in zip(pools, (200, 1500), strict=True)]
     images = np.concatenate(upright)
     labels = random.integers(0, 6, len(images))

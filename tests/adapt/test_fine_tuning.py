@@ -21,7 +21,7 @@ from foveate.metrics.calibration import average_logit_gap, group_accuracies
 from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.nearest_mean import head_changes
 from foveate.metrics.tradeoff import ausuc
-from foveate.records.builtin.glyphs import CLASSES, glyphs
+from foveate.records.builtin.glyphs import CLASSES, load_glyphs
 from foveate.studies.calibration_worlds import glyph_network
 from foveate.training.optimizer import parameter_table
 from foveate.training.settings import TrainingSettings
@@ -131,7 +131,7 @@ class GlyphWorld:
         network = glyph_network()
         network.load_state_dict(load_file(CHECKPOINT))
         self.before = Classifier(network, head_name="head", names=CLASSES).eval()
-        drawn = {name: glyphs("target", name, per_class=60) for name in ("train", "test")}
+        drawn = {name: load_glyphs("target", name, per_class=60) for name in ("train", "test")}
         self.train, self.test = (ArraySamples(one.images, one.labels) for one in drawn.values())
 
     def groups(self, seed: int) -> ClassGroups:

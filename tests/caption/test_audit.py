@@ -35,7 +35,7 @@ def caption_scenes(path: Path, *, hallucinations: float, kinds: tuple[str, ...] 
     oracle = SceneOracle(SceneOracleSettings(hallucinations=hallucinations), collection)
     rows: list[dict[str, Any]] = []
     for row, key in enumerate(collection.keys[:count]):
-        alt = next(caption.text for caption in collection.captions_of(row) if caption.kind == "alt")
+        alt = next(caption.text for caption in collection.read_captions(row) if caption.kind == "alt")
         for kind in kinds:
             request = CaptionRequest(key, kind, f"{kind}-1", "", b"", "", alt, 200, 0.2, 0)
             text = json.loads(asyncio.run(oracle.caption(request)).text)["caption"]
@@ -262,7 +262,7 @@ def test_images_that_cannot_be_read_are_not_judged(tmp_path: Path, trained_tiny:
     damage(path, "test-00")
     collection = Collection.open(path)
     judge = ClipJudge.from_collection(JudgeModel.open(trained_tiny), collection, np.arange(len(collection)))
-    row = collection.row_of("test-00")
+    row = collection.find_row("test-00")
     assert list(judge.bad) == [row]
     assert judge.judge([row], [["a disc"]]) == [[UNVERIFIABLE]]
 

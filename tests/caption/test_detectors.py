@@ -224,8 +224,8 @@ def test_nanodet_detects_and_the_model_names(model: Path) -> None:
 def test_the_oracle_returns_annotated_boxes(tiny_collection: Path) -> None:
     with Collection.open(tiny_collection) as collection:
         detector = AnnotationDetector(AnnotationSettings(), collection)
-        row = collection.row_of("test-00")
-        regions = collection.regions_of(row)
+        row = collection.find_row("test-00")
+        regions = collection.read_regions(row)
         phrases = ["nothing of it", *(f"a {region.phrase}" for region in regions)]
         result = detector.detect([DetectorInput(row, "test-00", None, 64, 64)], [phrases])[0]
         assert [phrases[index] for index in result.phrase_K] == phrases[1:]

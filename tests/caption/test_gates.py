@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from foveate.caption.gates import FLAGS, GATES, better, content_flags, copied, gate, leaks, non_english, repeats, retry
 from foveate.caption.lengths import clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS, prompt_for
-from foveate.records.alt_texts import alt_text, usable
+from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
 from foveate.records.record import Caption
 from foveate.records.text import find_sentence_ends, split_sentences
 
@@ -163,11 +163,11 @@ def test_the_rule_for_other_languages(text: str, foreign: bool) -> None:
     ],
 )
 def test_usable_alt_texts(alt: str, says_something: bool) -> None:
-    assert usable(alt) == says_something
+    assert is_usable_alt_text(alt) == says_something
 
 
 def test_which_alt_text_is_taken() -> None:
     texts = [Caption("k", "keywords"), Caption(" ", "alt"), Caption("t", "title"), Caption("s", "ssc")]
-    assert alt_text(texts) == "t"
-    assert alt_text(texts, ["keywords", "title"]) == "k"
-    assert alt_text(texts, ["alt"]) == ""
+    assert select_alt_text(texts) == "t"
+    assert select_alt_text(texts, ["keywords", "title"]) == "k"
+    assert select_alt_text(texts, ["alt"]) == ""

@@ -84,7 +84,7 @@ def test_no_request_for_a_broken_image(tmp_path: Path) -> None:
     damage(path, "test-00")
     collection = Collection.open(path)
     client = Scripted()
-    assert LlmJudge(client, collection).judge([collection.row_of("test-00")], [["x"]]) == [[UNVERIFIABLE]]
+    assert LlmJudge(client, collection).judge([collection.find_row("test-00")], [["x"]]) == [[UNVERIFIABLE]]
     assert not client.requests
 
 

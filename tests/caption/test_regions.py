@@ -22,7 +22,7 @@ from foveate.caption.vesl.work import RegionLabelSettings, partner_of
 from foveate.core.errors import UserError
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
-from foveate.records.region_sources import is_pseudo
+from foveate.records.region_sources import is_pseudo_label
 from foveate.records.tables import Provenance
 from killing import Server, kill_at_random
 from small_disk import Disk, disk
@@ -46,7 +46,7 @@ def label(path: Path, settings: RegionLabelSettings = ALT, **options: Any) -> Ou
 def rows_of(path: Path, kind: str) -> list[dict[str, Any]]:
     """Rows of pseudo-labels, without what depends on the moment, sorted."""
     with Collection.open(path) as collection:
-        found = [row for row in collection.table(kind).to_pylist() if is_pseudo(row["source"])]
+        found = [row for row in collection.table(kind).to_pylist() if is_pseudo_label(row["source"])]
     for row in found:
         del row["created"]
     return sorted(found, key=lambda row: json.dumps(row, sort_keys=True))
@@ -64,7 +64,7 @@ def test_rows_say_where_they_come_from_and_truth_stays(shapes: Path) -> None:
     with Collection.open(shapes) as collection:
         assert collection.table("regions").slice(0, before.num_rows).equals(before)
         for row in made:
-            truth = [one for one in collection.regions_of(collection.row_of(row["key"])) if one.source == "test"]
+            truth = [one for one in collection.read_regions(collection.find_row(row["key"])) if one.source == "test"]
             boxes = {tuple(one.box.to_array().astype(np.float32).tolist()): one.phrase for one in truth}
             name = boxes[(row["x1"], row["y1"], row["x2"], row["y2"])]
             assert row["phrase"] == f"a {name}"

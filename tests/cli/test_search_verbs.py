@@ -36,7 +36,7 @@ def index(place: Path) -> Path:
 def image(place: Path) -> Path:
     collection = Collection.open(place / "shapes")
     path = place / "asked.png"
-    path.write_bytes(collection.image_bytes(collection.row_of("test-01")))
+    path.write_bytes(collection.image_bytes(collection.find_row("test-01")))
     return path
 
 
@@ -64,7 +64,7 @@ def test_a_box_in_an_image(foveate: Run, index: Path, image: Path) -> None:
     assert by_fraction["query"]["weights"] == {"words": 1, "box": 0.5, "negative": 1}
     assert by_fraction["query"]["box"] == [0, 0, 0.5, 1]
     collection = Collection.open(index.parent / "shapes")
-    row = collection.row_of("test-01")
+    row = collection.find_row("test-01")
     width, height = (int(collection.index[name][row]) for name in ("width", "height"))
     by_pixel = foveate(*arguments, "--box", f"0,0,{width / 2},{height}", "--pixels").json
     assert by_pixel["results"] == by_fraction["results"]

@@ -20,7 +20,7 @@ from fuzz_values import as_json, damaged, mutated, odd_text, odd_value
 
 from foveate.records.collection import Collection
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.formats import formats
+from foveate.records.importers.formats import load_formats
 
 SECRET = good(99, 40)
 _WIDTH, _HEIGHT = 24, 18
@@ -30,17 +30,17 @@ def _attempt(trial: Trial, name: str, source: Path, **options: Any) -> str:
     """Import, then look at what came of it; at times the same again."""
     target = trial.folder / "c"
     (trial.folder / "secret.jpg").write_bytes(SECRET)
-    takes = formats()[name].options
+    takes = load_formats()[name].options
     if "reference" in takes and trial.random.random() < 0.2:
         options["reference"] = True
     if "group_by" in takes and trial.random.random() < 0.2:
         options["group_by"] = "folder"
     trial.note((name, str(source.relative_to(trial.folder)), options))
     before = {path.name for path in trial.folder.iterdir()} | {"c"}
-    summary = formats()[name].run(source, target, workers=1, **options)
+    summary = load_formats()[name].run(source, target, workers=1, **options)
     check(target, summary)
     if trial.random.random() < 0.1:
-        again = formats()[name].run(source, target, workers=1, **options)
+        again = load_formats()[name].run(source, target, workers=1, **options)
         assert again.taken == 0, "the same import took images again"
         check(target, again)
     assert {path.name for path in trial.folder.iterdir()} <= before, "files were written beside the collection"
@@ -408,7 +408,7 @@ def datasets(trial: Trial) -> str:
 
 def recognize(trial: Trial) -> str:
     """Telling the format of files and folders of any name and content."""
-    from foveate.records.importers.formats import recognized_format
+    from foveate.records.importers.formats import detect_format
 
     random, names = (
         trial.random,
@@ -429,7 +429,7 @@ def recognize(trial: Trial) -> str:
         [str(place), *inside, str(place / "none"), str(place / "{0..3}.tar"), odd_text(random).replace("/", "_")]
     )
     trial.note(source)
-    return recognized_format(source)[0].name
+    return detect_format(source)[0].name
 
 
 IMPORTS = {

@@ -105,7 +105,7 @@ def test_a_table_whose_columns_are_stored_as_numbers_of_values_is_read(tmp_path:
         tmp_path / "s" / "t.parquet",
     )
     assert import_table(tmp_path / "s" / "t.parquet", tmp_path / "c").taken == 2
-    assert [caption.text for caption in Collection.open(tmp_path / "c").captions_of(0)] == ["a", "c"]
+    assert [caption.text for caption in Collection.open(tmp_path / "c").read_captions(0)] == ["a", "c"]
 
 
 @pytest.mark.parametrize("paths", [pa.array([["0.jpg"], ["1.jpg"]]), pa.nulls(2)])

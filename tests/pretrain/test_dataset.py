@@ -77,7 +77,7 @@ def test_a_sample_is_a_pure_function(collection: Collection, tmp_path: Path) -> 
 def test_texts_follow_the_weights(collection: Collection, tmp_path: Path) -> None:
     dataset = make(collection, tmp_path, data={"captions": {"alt": 3.0, "title": 1.0}})
     row, drawn = int(dataset.rows[0]), Counter()
-    by_text = {caption.text: caption.kind for caption in collection.captions_of(row)}
+    by_text = {caption.text: caption.kind for caption in collection.read_captions(row)}
     for epoch in range(200):
         drawn[by_text[dataset.sample(row, epoch, 0)["text"]]] += 1
     assert abs(drawn["alt"] / 200 - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 200)
@@ -126,8 +126,8 @@ def test_damaged_images_become_bad_samples(cached: bool, tiny_collection: Path, 
     collection = Collection.open(path)
     dataset = make(collection, tmp_path / "cache", cached=cached)
     with raises_naming(BadSample, "train-03"):
-        dataset.sample(collection.row_of("train-03"), 0, 0)
-    assert dataset.sample(collection.row_of("train-04"), 0, 0)["key"] == "train-04"
+        dataset.sample(collection.find_row("train-03"), 0, 0)
+    assert dataset.sample(collection.find_row("train-04"), 0, 0)["key"] == "train-04"
 
 
 def test_whole_image_region(collection: Collection, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_lost_regions_are_counted(collection: Collection, tmp_path: Path) -> Non
     lost = kept = 0
     for row in dataset.rows.tolist():
         sample = dataset.sample(row, 0, 0)
-        assert sample["lost"] + len(sample["phrases"]) == len(collection.regions_of(row))
+        assert sample["lost"] + len(sample["phrases"]) == len(collection.read_regions(row))
         lost, kept = lost + sample["lost"], kept + len(sample["phrases"])
     batch = dataset.collate([dataset.sample(row, 0, 0) for row in dataset.rows.tolist()])
     assert int(batch["lost_B"].sum()) == lost > 0

@@ -128,11 +128,11 @@ def test_a_new_image_costs_only_itself(tiny_collection: Path, tmp_path: Path, mo
     assert len(made) == 1
     for old in before.rows.tolist():
         key = before.collection.keys[old]
-        new = after.collection.row_of(key)
+        new = after.collection.find_row(key)
         assert torch.equal(before.sample(old, 0, 0)["image"], after.sample(new, 0, 0)["image"])
-    pixels, _ = read(after.collection, after.collection.row_of("aaa-new"), after.image_encoder.preprocess)
+    pixels, _ = read(after.collection, after.collection.find_row("aaa-new"), after.image_encoder.preprocess)
     expected = after.image_encoder.frozen_features(pixels[None])[0].to(torch.float16)
-    found = after.sample(after.collection.row_of("aaa-new"), 0, 0)["image"]
+    found = after.sample(after.collection.find_row("aaa-new"), 0, 0)["image"]
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 
 

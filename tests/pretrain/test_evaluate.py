@@ -45,7 +45,7 @@ def vectors(phrases: list[str]) -> np.ndarray:
 
 def perfect(collection: Collection, rows: np.ndarray) -> Embedded:
     """Everything right: a region's embedding is its phrase's, the head's box the truth, candidates' boxes wrong."""
-    per_row = [collection.regions_of(int(row)) for row in rows]
+    per_row = [collection.read_regions(int(row)) for row in rows]
     regions = [region for regions in per_row for region in regions]
     boxes_R4 = np.array([region.box.to_array() for region in regions])
     phrase_RE = vectors([region.phrase for region in regions])

@@ -79,7 +79,7 @@ def test_what_is_embedded_is_what_the_model_says(model: Path, shapes: Path, tmp_
 @pytest.mark.parametrize(("rule", "own", "grid"), [("boxes", 1, 0), ("grid", 0, 1), ("both", 1, 1), ("none", 0, 0)])
 def test_rules_for_regions(rule: str, own: int, grid: int, model: Path, shapes: Path, tmp_path: Path) -> None:
     collection = Collection.open(shapes)
-    boxes = sum(len(collection.regions_of(row)) for row in range(len(collection)))
+    boxes = sum(len(collection.read_regions(row)) for row in range(len(collection)))
     counts = build_index(model, shapes, tmp_path / "index", regions=rule)[0].counts
     assert counts["regions"] == own * boxes + grid * len(collection) * len(coarse_boxes())
 

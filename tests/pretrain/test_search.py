@@ -50,7 +50,7 @@ def index(folder: Path) -> foveate.SearchIndex:
 
 def image_of(folder: Path, key: str) -> bytes:
     collection = Collection.open(folder / "my-images")
-    return collection.image_bytes(collection.row_of(key))
+    return collection.image_bytes(collection.find_row(key))
 
 
 def test_an_image_finds_itself(folder: Path, index: foveate.SearchIndex) -> None:
@@ -63,8 +63,8 @@ def test_an_image_finds_itself(folder: Path, index: foveate.SearchIndex) -> None
 
 def test_a_box_finds_itself(folder: Path, index: foveate.SearchIndex) -> None:
     collection = Collection.open(folder / "my-images")
-    row = collection.row_of("test-02")
-    region = collection.regions_of(row)[0]
+    row = collection.find_row("test-02")
+    region = collection.read_regions(row)[0]
     width, height = (int(collection.index[name][row]) for name in ("width", "height"))
     for box in (region.box, region.box.to_pixels(width, height)):
         best = index.search(image=collection.image_bytes(row), box=box, kind="regions", count=1)[0]

@@ -321,7 +321,7 @@ def test_memorization(pool: str, collection: Collection, tmp_path: Path) -> None
     )
     done = pretrain(settings, collection, tmp_path / "run", device="cpu", evaluate_split=None)
     assert done.model_folder is not None
-    rows = np.array([row for row in collection.rows("train") if collection.captions_of(int(row))])
+    rows = np.array([row for row in collection.rows("train") if collection.read_captions(int(row))])
     seen = embed_collection(load_model(done.model_folder, device="cpu"), collection, rows)
     labels = np.array([region.label for region in seen.regions])
     names, first = np.unique(labels, return_index=True)

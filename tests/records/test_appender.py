@@ -48,7 +48,7 @@ def test_rows_are_read_back_with_the_columns_of_a_captioner(images: Path) -> Non
         ("p1", "too_long repeats", 0.25, "m"),
         ("p2", "", None, "m"),
     ]
-    assert collection.captions_of(1)[1].kind == "ssc"
+    assert collection.read_captions(1)[1].kind == "ssc"
     errors = collection.table("caption_errors").to_pylist()
     assert [(row["key"], row["error"], row["final"], row["attempts"]) for row in errors] == [
         ("p3", "timeout", False, 5)

@@ -103,22 +103,22 @@ def test_both_styles_and_all_variants_of_a_concept_share_a_slice() -> None:
         ("closed book", "open book"),
         ("lady beetle", "ladybug"),
     ):
-        assert len({families.things()[variant] for variant in variants}) == 1, variants
-        assert len({families.families()[variant] for variant in variants}) == 1, variants
+        assert len({families.load_things()[variant] for variant in variants}) == 1, variants
+        assert len({families.load_families()[variant] for variant in variants}) == 1, variants
     for relatives in (("wine glass", "cocktail glass"), ("tropical fish", "fish")):
-        assert len({families.things()[one] for one in relatives}) == 2, relatives
-        assert len({families.families()[one] for one in relatives}) == 1, relatives
+        assert len({families.load_things()[one] for one in relatives}) == 2, relatives
+        assert len({families.load_families()[one] for one in relatives}) == 1, relatives
 
 
 def test_every_thing_lies_in_one_family() -> None:
     found: dict[str, set[str]] = defaultdict(set)
-    for concept, thing in families.things().items():
-        found[thing].add(families.families()[concept])
+    for concept, thing in families.load_things().items():
+        found[thing].add(families.load_families()[concept])
     assert all(len(one) == 1 for one in found.values())
 
 
 def test_an_unseen_thing_has_a_relative_in_training_and_an_unseen_kind_has_none() -> None:
-    trained = {c.family for c in load_cutouts() if c.name and holdout.split_of(c.id) == "train"}
+    trained = {c.family for c in load_cutouts() if c.name and holdout.assign_split(c.id) == "train"}
     for cutout in load_cutouts():
         if cutout.slice == concepts.UNSEEN:
             assert cutout.family in trained, cutout.name
@@ -127,14 +127,14 @@ def test_an_unseen_thing_has_a_relative_in_training_and_an_unseen_kind_has_none(
 
 
 def test_unseen_share_and_purity() -> None:
-    found = Counter(concepts.concept_slice(concept) for concept in families.concepts())
+    found = Counter(concepts.concept_slice(concept) for concept in families.load_concepts())
     assert 0.06 < found[concepts.UNSEEN] / found.total() < 0.1
     assert 0.08 < found[concepts.UNSEEN_KIND] / found.total() < 0.13
     assert found[concepts.WITHHELD] / found.total() < 0.02
     script = (
         "from foveate.records.builtin import concepts as c, families as f, holdout as h, tables as t;"
-        "print([(k, c.concept_slice(k)) for k in f.concepts()]);"
-        "print([h.split_of(r['key']) for s in t.SOURCES for r in t.rows(s)])"
+        "print([(k, c.concept_slice(k)) for k in f.load_concepts()]);"
+        "print([h.assign_split(r['key']) for s in t.SOURCES for r in t.rows(s)])"
     )
     runs = {
         subprocess.run(
@@ -153,10 +153,10 @@ def training_texts() -> list[str]:
     """Everything that the texts of single training images say."""
     texts = []
     for row in tables.rows("clipart"):
-        if holdout.split_of(row["key"]) == "train":
+        if holdout.assign_split(row["key"]) == "train":
             texts.append(" ".join([row["title"], *row["keywords"], row["description"]]))
     for row in tables.rows("emoji"):
-        if holdout.split_of(row["key"]) == "train":
+        if holdout.assign_split(row["key"]) == "train":
             texts += [families.concept_of_emoji(row), *(name.replace("_", " ") for name in row["short_names"])]
     return texts
 
@@ -169,7 +169,7 @@ def test_no_training_text_names_an_unseen_kind() -> None:
 
 
 def test_no_training_text_has_the_name_of_an_unseen_thing() -> None:
-    things = {c for c in families.concepts() if concepts.concept_slice(c) == concepts.UNSEEN}
+    things = {c for c in families.load_concepts() if concepts.concept_slice(c) == concepts.UNSEEN}
     names = [families.own_words(concept) for concept in things]
     assert len(names) > 90
     words = [{phrases.singular(word) for word in split_words(said, style="letters")} for said in training_texts()]
@@ -181,7 +181,7 @@ def test_no_training_text_has_the_name_of_an_unseen_thing() -> None:
 
 def test_training_images_are_of_seen_concepts() -> None:
     for cutout in load_cutouts():
-        if cutout.name and holdout.split_of(cutout.id) == "train":
+        if cutout.name and holdout.assign_split(cutout.id) == "train":
             assert cutout.slice == concepts.SEEN, cutout.name
 
 
@@ -196,9 +196,9 @@ def test_a_name_is_hidden_in_any_order_and_number() -> None:
 def test_near_duplicates_stay_on_one_side() -> None:
     sides: dict[str, set[str]] = defaultdict(set)
     for key, group in holdout.clipart_groups().items():
-        sides[group].add(holdout.split_of(key))
+        sides[group].add(holdout.assign_split(key))
     assert all(len(found) == 1 for found in sides.values())
-    tested = Counter(holdout.split_of(row["key"]) for row in tables.rows("clipart"))
+    tested = Counter(holdout.assign_split(row["key"]) for row in tables.rows("clipart"))
     assert 0.1 < tested["test"] / tested.total() < 0.2
 
 
@@ -231,13 +231,13 @@ def test_collections_carry_raw_texts_and_labels(tmp_path: Path, monkeypatch: pyt
     assert len(collection) == 24
     assert collection.quarantine().num_rows == 0
     for row in few["clipart"]:
-        number = collection.row_of(row["key"])
-        captions = {caption.kind: caption.text for caption in collection.captions_of(number)}
+        number = collection.find_row(row["key"])
+        captions = {caption.kind: caption.text for caption in collection.read_captions(number)}
         assert captions["title"] == row["title"]
         assert collection.record(number).labels["source"] == "clipart"
-        assert not collection.regions_of(number)
+        assert not collection.read_regions(number)
     for row in few["emoji"]:
-        record = collection.record(collection.row_of(row["key"]))
+        record = collection.record(collection.find_row(row["key"]))
         assert record.labels["style"] == row["style"]
         assert record.labels["subcategory"] == row["subcategory"]
         assert record.captions[0].text == families.concept_of_emoji(row)

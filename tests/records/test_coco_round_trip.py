@@ -157,4 +157,4 @@ def test_categories_stay_when_their_images_are_removed_and_purged(tmp_path: Path
     categories = _by_id(_read(tmp_path / "out", "instances")["categories"])
     assert categories == _by_id(coco_instances(3)["categories"])
     assert import_coco(source, tmp_path / "c").removed_earlier == 2
-    assert Collection.open(tmp_path / "c").about("coco_categories").num_rows == 3
+    assert Collection.open(tmp_path / "c").dataset_table("coco_categories").num_rows == 3

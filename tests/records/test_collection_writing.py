@@ -14,7 +14,7 @@ import pytest
 from made_images import encoded, jpeg, noise
 
 from foveate.core.errors import UserError
-from foveate.core.files import read_json
+from foveate.core.files import read_json, write_json_atomically
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
@@ -203,7 +203,7 @@ def test_a_removed_image_stays_out(tmp_path: Path) -> None:
             writer.remove(["set/p9"], reason="x")
     collection = Collection.open(tmp_path / "c")
     assert collection.keys == [f"set/p{number}" for number in (0, 1, 3, 4, 5)]
-    assert collection.captions_of(2)[0].text == "caption 3"
+    assert collection.read_captions(2)[0].text == "caption 3"
     assert collection.image_bytes(2) == jpeg(3)
     assert "set/p2" not in collection.table("captions")["key"].to_pylist()
     writer = _fill(tmp_path / "c", 6)
@@ -220,9 +220,9 @@ def test_annotations_added_later_come_after_and_once(tmp_path: Path) -> None:
         with CollectionWriter(tmp_path / "c") as writer:
             assert writer.annotate("captions", rows, Provenance("captioner", "model-1", "abc")) == expected
     collection = Collection.open(tmp_path / "c")
-    assert collection.captions_of(4)[-1] == Caption("a new caption", "synthetic", "captioner")
-    assert len(collection.captions_of(4)) == 3
-    assert len(collection.captions_of(1)) == 2
+    assert collection.read_captions(4)[-1] == Caption("a new caption", "synthetic", "captioner")
+    assert len(collection.read_captions(4)) == 3
+    assert len(collection.read_captions(1)) == 2
     assert collection.table("captions")["model"].to_pylist()[-2:] == ["model-1", "model-1"]
     with CollectionWriter(tmp_path / "c") as writer, pytest.raises(UserError, match="nowhere"):
         writer.annotate("captions", [{"key": "nowhere", "text": "x"}], Provenance())
@@ -264,13 +264,13 @@ def test_rows_by_split_and_label(tmp_path: Path) -> None:
     assert collection.rows(where={"color": "blue"}).tolist() == [0, 2, 4, 6, 8]
     assert collection.rows("test", {"color": "blue"}).tolist() == []
     assert len(collection.rows(where={"color": ["blue", "red"]})) == 10
-    assert collection.row_of("set/p7") == 7
+    assert collection.find_row("set/p7") == 7
     with raises_naming(UserError, "test"):
         collection.rows("tset")
     with raises_naming(UserError, "color"):
         collection.rows(where={"colr": "red"})
     with raises_naming(UserError, "set/p7"):
-        collection.row_of("set/p77")
+        collection.find_row("set/p77")
 
 
 def test_images_are_read_from_many_threads_at_once(tmp_path: Path) -> None:
@@ -312,11 +312,20 @@ def test_opening_what_is_no_collection_is_refused(tmp_path: Path) -> None:
     for text, match in (
         ("{", "not a JSON file"),
         ("{}", "'format'"),
-        (place.read_text().replace('"version": 2', '"version": 9'), "'version' is 9"),
     ):
         place.write_text(text)
         with pytest.raises(UserError, match=match):
             Collection.open(tmp_path / "birds")
+
+
+@pytest.mark.parametrize(("version", "remedy"), [(1, "collect"), (2, "collect"), (9, "update"), (None, "update")])
+def test_a_collection_of_another_version_is_refused(tmp_path: Path, version: int | None, remedy: str) -> None:
+    _fill(tmp_path / "c", 1)
+    description = tmp_path / "c" / "collection.json"
+    write_json_atomically(description, {**read_json(description), "version": version})
+    for use in (Collection.open, lambda path: CollectionWriter(path).__enter__()):
+        with raises_naming(UserError, description, "'version'", "must be 3", f"got {version}", remedy):
+            use(tmp_path / "c")
 
 
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
@@ -366,7 +375,7 @@ def test_texts_are_kept_as_they_are_but_for_control_characters(tmp_path: Path) -
         writer.add("p", jpeg(1), captions=[*map(Caption, texts), Caption("nul\0 and \x1b escape"), Caption("  ")])
         with pytest.raises(UserError, match="surrogate"):
             writer.add("q", jpeg(2), captions=[Caption("\ud83d")])
-    read = [caption.text for caption in Collection.open(tmp_path / "c").captions_of(0)]
+    read = [caption.text for caption in Collection.open(tmp_path / "c").read_captions(0)]
     assert read == [*texts, "nul and  escape"]
 
 

@@ -14,7 +14,7 @@ from made_images import jpeg
 from foveate.core.errors import UserError
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
-from foveate.records.current_captions import current_captions, holds
+from foveate.records.current_captions import load_current_captions, select_current
 from foveate.records.record import Caption
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
@@ -52,12 +52,12 @@ def plainly(rows: list[tuple[str, ...]], prefer: list[str]) -> list[bool]:
 
 @given(rows_of, models)
 def test_the_rule(rows: list[tuple[str, ...]], prefer: list[str]) -> None:
-    assert holds(table(rows), prefer=prefer).tolist() == plainly(rows, prefer)
+    assert select_current(table(rows), prefer=prefer).tolist() == plainly(rows, prefer)
 
 
 @given(rows_of, models)
 def test_one_made_caption_per_image_and_kind_and_all_others(rows: list[tuple[str, ...]], prefer: list[str]) -> None:
-    chosen = holds(table(rows), prefer=prefer)
+    chosen = select_current(table(rows), prefer=prefer)
     made = [one[:2] for one, held in zip(rows, chosen, strict=True) if held and one[4]]
     assert sorted(made) == sorted({one[:2] for one in rows if one[4]})
     assert all(held for one, held in zip(rows, chosen, strict=True) if not one[4])
@@ -66,15 +66,15 @@ def test_one_made_caption_per_image_and_kind_and_all_others(rows: list[tuple[str
 @given(rows_of, models, st.randoms(use_true_random=False))
 def test_other_images_and_kinds_do_not_matter(rows: list[tuple[str, ...]], prefer: list[str], random: object) -> None:
     here = [one for one in rows if one[:2] == ("p0", "ssc")]
-    alone = holds(table(here), prefer=prefer).tolist()
-    beside = [held for one, held in zip(rows, holds(table(rows), prefer=prefer), strict=True) if one in here]
+    alone = select_current(table(here), prefer=prefer).tolist()
+    beside = [held for one, held in zip(rows, select_current(table(rows), prefer=prefer), strict=True) if one in here]
     assert alone == beside
 
 
 @given(rows_of, models)
 def test_what_holds_still_holds_without_the_rest(rows: list[tuple[str, ...]], prefer: list[str]) -> None:
-    kept = [one for one, held in zip(rows, holds(table(rows), prefer=prefer), strict=True) if held]
-    assert holds(table(kept), prefer=prefer).all()
+    kept = [one for one, held in zip(rows, select_current(table(rows), prefer=prefer), strict=True) if held]
+    assert select_current(table(kept), prefer=prefer).all()
 
 
 def test_a_million_rows_take_seconds() -> None:
@@ -83,7 +83,7 @@ def test_a_million_rows_take_seconds() -> None:
     kinds = pa.array([("ssc", "dsc", "dsc_plus", "afc")[number // 250_000] for number in range(count)])
     same = {name: pa.array([value] * count) for name, value in (("model", "m"), ("created", "2026"), ("request", "r"))}
     began = time.monotonic()
-    assert holds(pa.table({"key": keys, "kind": kinds, **same})).sum() == count
+    assert select_current(pa.table({"key": keys, "kind": kinds, **same})).sum() == count
     assert time.monotonic() - began < 10
 
 
@@ -98,7 +98,7 @@ def test_captions_of_a_collection(tmp_path: Path) -> None:
     collection = Collection.open(tmp_path / "c")
 
     def texts(*prefer: str) -> list[str]:
-        return current_captions(collection, prefer=prefer)["text"].to_pylist()
+        return load_current_captions(collection, prefer=prefer)["text"].to_pylist()
 
     assert texts() == ["one", "two", "a title", "other 3"]
     assert texts("big") == ["one", "two", "a title", "big 2"]
@@ -106,5 +106,5 @@ def test_captions_of_a_collection(tmp_path: Path) -> None:
     with raises_naming(UserError, "smal", "small"):
         texts("smal")
     empty = table([])
-    assert isinstance(holds(empty), np.ndarray)
-    assert not len(holds(empty))
+    assert isinstance(select_current(empty), np.ndarray)
+    assert not len(select_current(empty))

@@ -65,7 +65,7 @@ def test_the_others_get_a_tombstone_and_nothing_is_merged(tmp_path: Path) -> Non
     assert (summary.removed, summary.captions_carried, summary.purged) == (3, 0, None)
     collection = Collection.open(path)
     assert collection.keys == ["png", "twin", "alone"]
-    assert [caption.text for caption in collection.captions_of(0)] == ["shared", "a title"]
+    assert [caption.text for caption in collection.read_captions(0)] == ["shared", "a title"]
     reasons = tables.read_removed(path / "removed.parquet").to_pylist()
     assert {row["key"]: row["reason"] for row in reasons} == {
         "small": "duplicate of png",
@@ -88,7 +88,7 @@ def test_captions_are_carried_over_with_their_origin(tmp_path: Path) -> None:
     assert summary.purged is not None
     assert summary.purged.packed == 3
     collection = Collection.open(path)
-    assert collection.captions_of(0)[-1] == Caption("one", "alt", "tests, from small")
+    assert collection.read_captions(0)[-1] == Caption("one", "alt", "tests, from small")
     assert collection.image_bytes(0, verify=True) == encoded(_big(1), "PNG")
 
 

@@ -123,7 +123,7 @@ def test_a_read_only_disk_is_read_and_said(disk: Disk, tmp_path: Path, capsys: p
     source = write_folder(tmp_path / "source", 5)
     import_folder(source, disk.folder / "c", **OPTIONS)
     disk.change("remount,ro")
-    assert [len(Collection.open(disk.folder / "c")), len(Collection.open(disk.folder / "c").captions_of(0))] == [5, 1]
+    assert [len(Collection.open(disk.folder / "c")), len(Collection.open(disk.folder / "c").read_captions(0))] == [5, 1]
     assert len(remove_images(disk.folder / "c", ["part00/p0001"], dry_run=True).removed) == 1
     for arguments in (
         ("collect", source, "--to", disk.folder / "c"),
@@ -260,7 +260,7 @@ def test_a_reader_beside_a_writer_sees_whole_moments(tmp_path: Path) -> None:
             looks += 1
             assert not collection.removed & set(collection.keys)
             for row, key in enumerate(collection.keys):
-                words = [caption.text for caption in collection.captions_of(row)]
+                words = [caption.text for caption in collection.read_captions(row)]
                 assert words[:1] in ([f"words {key[1:]}"], [])
                 try:
                     assert collection.image_bytes(row) == jpeg(int(key[1:]))

@@ -27,7 +27,7 @@ def test_duplicate_keys_are_quarantined_and_the_first_stays(tmp_path: Path, how:
         import_webdataset(tar_of(tmp_path / "s.tar", members), tmp_path / "c")
         expected = ["member: duplicate member", "image: duplicate key"]
     collection = Collection.open(tmp_path / "c")
-    assert collection.image_bytes(collection.row_of("p")) == jpeg(1)
+    assert collection.image_bytes(collection.find_row("p")) == jpeg(1)
     assert reasons(tmp_path / "c") == {"p": expected}
 
 
@@ -134,5 +134,5 @@ def test_the_first_line_alone_is_the_text_where_asked_for(tmp_path: Path) -> Non
     (tmp_path / "in" / "frog.txt").write_text("A frog.\nde.utf8=Ein Frosch.\n", encoding="utf-8")
     import_folder(tmp_path / "in", tmp_path / "first", first_line=True)
     import_folder(tmp_path / "in", tmp_path / "whole")
-    texts = [Collection.open(tmp_path / name).captions_of(0)[0].text for name in ("first", "whole")]
+    texts = [Collection.open(tmp_path / name).read_captions(0)[0].text for name in ("first", "whole")]
     assert texts == ["A frog.", "A frog.\nde.utf8=Ein Frosch."]

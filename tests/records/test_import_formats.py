@@ -27,7 +27,7 @@ from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.importers.coco import import_coco
 from foveate.records.importers.folder import import_folder
-from foveate.records.importers.formats import formats, recognized_format
+from foveate.records.importers.formats import detect_format, load_formats
 from foveate.records.importers.lvis import import_lvis
 from foveate.records.importers.table import import_table
 from foveate.records.importers.visual_genome import import_visual_genome
@@ -50,7 +50,7 @@ def test_again_takes_nothing_and_one_more_image_is_one(tmp_path: Path, name: str
     counts = []
     for count in (4, 4, 5):
         WRITERS[name](tmp_path / "set", count)
-        summary = formats()[name].run(source, tmp_path / "c", workers=2)
+        summary = load_formats()[name].run(source, tmp_path / "c", workers=2)
         assert not summary.quarantined
         counts.append((summary.taken, summary.already_there))
     assert counts == [(4 * parts, 0), (0, 4 * parts), (parts, 4 * parts)]
@@ -66,7 +66,7 @@ def test_again_takes_nothing_and_one_more_image_is_one(tmp_path: Path, name: str
 def test_auto_recognizes_what_the_format_is(tmp_path: Path, name: str) -> None:
     _needs(name)
     source = WRITERS[name](tmp_path / "set", 2)
-    chosen, found = recognized_format(str(source))
+    chosen, found = detect_format(str(source))
     assert chosen.name == name
     assert found
 
@@ -75,14 +75,14 @@ def test_auto_asks_where_two_formats_are_possible_and_names_what_is_near(tmp_pat
     write_coco(tmp_path / "both", 1)
     write_lvis(tmp_path / "both", 1)
     with raises_naming(UserError, "--format"):
-        recognized_format(str(tmp_path / "both"))
+        detect_format(str(tmp_path / "both"))
     (tmp_path / "notes.md").write_text("x")
     with raises_naming(UserError, "--format"):
-        recognized_format(str(tmp_path / "notes.md"))
+        detect_format(str(tmp_path / "notes.md"))
     with pytest.raises(UserError, match="Did you mean '.*both'"):
-        recognized_format(str(tmp_path / "bothh"))
+        detect_format(str(tmp_path / "bothh"))
     (tmp_path / "plain").mkdir()
-    assert recognized_format(str(tmp_path / "plain"))[0].name == "folder"
+    assert detect_format(str(tmp_path / "plain"))[0].name == "folder"
 
 
 def test_coco_boxes_categories_captions_and_crowds(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_coco_boxes_categories_captions_and_crowds(tmp_path: Path) -> None:
         "crowd boxes (iscrowd) taken, with the slice 'crowd'": 1,
         "outlines (polygons or RLE) left out; the boxes beside them are used": 6,
     }
-    assert collection.about("coco_categories")["name"].to_pylist() == ["car", "dog", "toothbrush"]
+    assert collection.dataset_table("coco_categories")["name"].to_pylist() == ["car", "dog", "toothbrush"]
 
 
 def test_a_captions_file_alone_and_one_without_captions(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_boxes_follow_an_image_that_was_made_smaller_and_not_one_that_was_turned
     write_json(folder / "annotations" / "instances_val2017.json", content)
     summary = import_coco(folder, tmp_path / "c")
     collection = Collection.open(tmp_path / "c")
-    assert np.allclose(collection.regions_of(0)[0].box.to_array(), [0.1, 0.1, 0.6, 0.6])
-    assert collection.regions_of(1) == ()
+    assert np.allclose(collection.read_regions(0)[0].box.to_array(), [0.1, 0.1, 0.6, 0.6])
+    assert collection.read_regions(1) == ()
     assert summary.quarantined == {"region: other image shape": 1}
     assert sum(count for what, count in summary.further.items() if "scaled" in what) == 1
 
@@ -136,11 +136,11 @@ def test_lvis_names_synonyms_and_frequencies(tmp_path: Path) -> None:
     collection = Collection.open(tmp_path / "c")
     assert collection.keys[:2] == ["train2017/000000001000", "val2017/000000001007"]
     assert set(collection.groups) == {"train2017", "val2017"}
-    assert [(one.phrase, one.label, one.slice) for one in collection.regions_of(0)] == [
+    assert [(one.phrase, one.label, one.slice) for one in collection.read_regions(0)] == [
         ("car (automobile)", "car_(automobile)", "frequent"),
         ("aerosol can", "aerosol_can", "rare"),
     ]
-    rows = collection.about("coco_categories").to_pylist()
+    rows = collection.dataset_table("coco_categories").to_pylist()
     assert rows[1]["synonyms"] == ["aerosol_can", "spray_can"]
 
 
@@ -149,9 +149,9 @@ def test_visual_genome_regions(tmp_path: Path) -> None:
     import_visual_genome(source, tmp_path / "c")
     collection = Collection.open(tmp_path / "c")
     assert collection.keys == ["2000", "2001", "2002", "2003"]
-    assert [region.phrase for region in collection.regions_of(2)] == [f"thing {place} of 2" for place in range(3)]
+    assert [region.phrase for region in collection.read_regions(2)] == [f"thing {place} of 2" for place in range(3)]
     expected = np.array([4, 3, 24, 33]) / [WIDTH, HEIGHT, WIDTH, HEIGHT]
-    assert np.allclose(collection.regions_of(2)[1].box.to_array(), expected)
+    assert np.allclose(collection.read_regions(2)[1].box.to_array(), expected)
     assert collection.table("origin")["url"][1].as_py().endswith("VG_100K_2/2001.jpg")
     # All images in one folder, as some unpack them.
     for path in list(source.glob("VG_100K*/*.jpg")):
@@ -177,7 +177,7 @@ def test_a_table_in_each_form_gives_the_same(tmp_path: Path, suffix: str) -> Non
     summary = import_table(path, tmp_path / "c")
     collection = Collection.open(tmp_path / "c")
     assert collection.keys == ["photos/0", "photos/1", "photos/2"]
-    assert [one.text for one in collection.captions_of(1)] == ["größer, als", 'says "hello"\nand goes']
+    assert [one.text for one in collection.read_captions(1)] == ["größer, als", 'says "hello"\nand goes']
     assert "path from 'Image_Path', text from 'Caption'" in summary.notes[0]
 
 
@@ -185,8 +185,8 @@ def test_a_table_with_boxes_and_with_named_columns(tmp_path: Path) -> None:
     path = write_table(tmp_path / "set", 3)
     import_table(path, tmp_path / "c", images=tmp_path / "set")
     collection = Collection.open(tmp_path / "c")
-    assert [one.text for one in collection.captions_of(2)] == ["title 2, 0", "title 2, 1"]
-    assert [one.phrase for one in collection.regions_of(2)] == ["part 2"]
+    assert [one.text for one in collection.read_captions(2)] == ["title 2, 0", "title 2, 1"]
+    assert [one.phrase for one in collection.read_regions(2)] == ["part 2"]
     rows = [{"where": str(tmp_path / "set/photos/1.jpg"), "what": ["a", "b"], "regions": [{"box": [0, 0, 9, 9.5]}]}]
     rows += [{"where": "photos/2.jpg", "what": [], "regions": [{"box": [1, 1, 9, 9], "phrase": "x", "score": 0.5}]}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set" / "t.parquet")
@@ -194,8 +194,8 @@ def test_a_table_with_boxes_and_with_named_columns(tmp_path: Path) -> None:
     summary = import_table(tmp_path / "set" / "t.parquet", tmp_path / "d", **columns)
     collection = Collection.open(tmp_path / "d")
     assert collection.keys == ["photos/1", "photos/2"]
-    assert [one.text for one in collection.captions_of(0)] == ["a", "b"]
-    assert collection.regions_of(1)[0].score == 0.5
+    assert [one.text for one in collection.read_captions(0)] == ["a", "b"]
+    assert collection.read_regions(1)[0].score == 0.5
     assert summary.quarantined == {"region: malformed region": 1}, "a box without words"
 
 
@@ -207,14 +207,14 @@ def test_data_sets_parts_texts_and_keys(tmp_path: Path) -> None:
     import_datasets(source, tmp_path / "c")
     collection = Collection.open(tmp_path / "c")
     assert set(collection.splits) == {"train", "test"}
-    assert [one.text for one in collection.captions_of(0)] == [f"one {n}" for n in range(1)] + ["two 0"]
+    assert [one.text for one in collection.read_captions(0)] == [f"one {n}" for n in range(1)] + ["two 0"]
     import_datasets(source, tmp_path / "d", part="test")
     assert set(Collection.open(tmp_path / "d").splits) == {"test"}
     loaded = datasets.load_dataset("parquet", data_files=str(source / "train*.parquet"), cache_dir=tmp_path / "cache")
     named = loaded["train"].add_column("id", [f"{n}.jpg" for n in range(3)])
     named = named.cast_column("image", datasets.Image()).rename_column("caption", "words")
     named.save_to_disk(tmp_path / "saved")
-    assert recognized_format(str(tmp_path / "saved"))[0].name == "datasets"
+    assert detect_format(str(tmp_path / "saved"))[0].name == "datasets"
     import_datasets(tmp_path / "saved", tmp_path / "e", text_column="words", key_column="id")
     collection = Collection.open(tmp_path / "e")
     assert collection.keys == ["0", "1", "2"]
@@ -226,13 +226,13 @@ def test_the_library_of_data_sets_is_named_where_it_is_missing(tmp_path: Path, m
 
     monkeypatch.setitem(sys.modules, "datasets", None)
     with raises_naming(UserError, "foveate[datasets]"):
-        formats()["datasets"].run(write_parquet_of_images(tmp_path / "set", 1), tmp_path / "c")
+        load_formats()["datasets"].run(write_parquet_of_images(tmp_path / "set", 1), tmp_path / "c")
 
 
 @pytest.mark.parametrize("name", ["coco", "lvis", "visual-genome", "table"])
 def test_referenced_images_stay_where_they_are(tmp_path: Path, name: str) -> None:
     source = WRITERS[name](tmp_path / "set", 3)
-    formats()[name].run(source, tmp_path / "c", reference=True)
+    load_formats()[name].run(source, tmp_path / "c", reference=True)
     collection = Collection.open(tmp_path / "c")
     assert [collection.image_bytes(row) for row in range(3)] == [image_bytes(number) for number in range(3)]
     assert not list((tmp_path / "c").rglob("*.tar"))

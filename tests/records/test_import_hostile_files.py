@@ -28,7 +28,7 @@ from made_sets import (
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.importers.coco import import_coco
-from foveate.records.importers.formats import formats
+from foveate.records.importers.formats import load_formats
 from foveate.records.importers.lvis import import_lvis
 from foveate.records.importers.table import import_table
 from foveate.records.importers.visual_genome import import_visual_genome
@@ -75,7 +75,7 @@ def _coco(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 def test_an_annotation_file_that_is_none(tmp_path: Path, name: str, content: bytes, part: str) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(content)
-    assert part in _refused(lambda: formats()[name].run(path, tmp_path / "c"))
+    assert part in _refused(lambda: load_formats()[name].run(path, tmp_path / "c"))
     assert not (tmp_path / "c").exists()
 
 
@@ -314,8 +314,8 @@ def test_rows_and_cells_that_are_none(tmp_path: Path) -> None:
         "image: no regular file": 1,
     }
     collection = Collection.open(tmp_path / "c")
-    assert len(collection.captions_of(0)[0].text) == len(huge.strip())
-    assert [one.text for one in collection.captions_of(collection.row_of("photos/3"))] == ["x", "again"]
+    assert len(collection.read_captions(0)[0].text) == len(huge.strip())
+    assert [one.text for one in collection.read_captions(collection.find_row("photos/3"))] == ["x", "again"]
     reasons(tmp_path / "c")
 
 
@@ -340,7 +340,7 @@ def test_parquet_tables_that_are_none(tmp_path: Path) -> None:
 
 def test_data_sets_that_are_none(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
-    run = formats()["datasets"].run
+    run = load_formats()["datasets"].run
     source = write_parquet_of_images(tmp_path / "set", 2)
     sentence = _refused(lambda: run(source, tmp_path / "c", part="trian"))
     assert "Did you mean 'train'" in sentence
@@ -376,7 +376,7 @@ def test_images_of_a_data_set_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     table = pa.table({"image": pa.array(cells, image), "text": pa.array(["a", None, "c", "d", "e", "f", "g"])})
     pq.write_table(table, tmp_path / "set" / "t.parquet")
-    summary = formats()["datasets"].run(tmp_path / "set", tmp_path / "c")
+    summary = load_formats()["datasets"].run(tmp_path / "set", tmp_path / "c")
     assert summary.taken == 1
     assert summary.quarantined == {
         "image: not an image": 1,
@@ -391,5 +391,5 @@ def test_images_that_are_damaged_are_quarantined_in_every_format(tmp_path: Path,
     source = WRITERS[name](tmp_path / "set", 3)
     path = sorted((tmp_path / "set").rglob("*.jpg"))[0]
     path.write_bytes(path.read_bytes()[:300])
-    summary = formats()[name].run(source, tmp_path / "c")
+    summary = load_formats()[name].run(source, tmp_path / "c")
     assert (summary.taken, summary.quarantined) == (2, {"image: truncated": 1})

@@ -48,11 +48,11 @@ def test_regions_in_every_form_and_every_kind_of_bad_box(tmp_path: Path) -> None
     image = jpeg(1, width=100, height=50)
     summary = import_folder(folder_of_files(tmp_path, {"p.jpg": image, "p.json": sidecar}), tmp_path / "c")
     collection = Collection.open(tmp_path / "c")
-    assert collection.captions_of(0)[0].text == "kept"
-    boxes = [region.box.to_array() for region in collection.regions_of(0)]
+    assert collection.read_captions(0)[0].text == "kept"
+    boxes = [region.box.to_array() for region in collection.read_regions(0)]
     expected = [[0.1, 0.2, 0.5, 0.8]] * 4 + [[0, 0, 1, 1]]
     assert np.allclose(boxes, expected, atol=1e-6)
-    assert [region.phrase for region in collection.regions_of(0)][3] == "only a label"
+    assert [region.phrase for region in collection.read_regions(0)][3] == "only a label"
     assert summary.regions_taken == 5
     assert summary.regions_clipped == 1
     assert summary.regions_quarantined == len(bad)
@@ -109,8 +109,8 @@ def test_captions_of_any_length_and_script_are_kept_unchanged(tmp_path: Path) ->
     summary = import_folder(folder_of_files(tmp_path, files), tmp_path / "c")
     collection = Collection.open(tmp_path / "c")
     for key, text in texts.items():
-        assert [caption.text for caption in collection.captions_of(collection.row_of(key))] == [text]
-    assert collection.captions_of(collection.row_of("zz"))[0].text == "nul bell end"
+        assert [caption.text for caption in collection.read_captions(collection.find_row(key))] == [text]
+    assert collection.read_captions(collection.find_row("zz"))[0].text == "nul bell end"
     assert summary.texts_cleaned == 1
     assert summary.captions_taken == len(texts) + 1
 

@@ -32,8 +32,8 @@ def _check_what_is_there(target: Path) -> None:
         for row in range(len(collection)):
             decode(collection.image_bytes(row))
             number = int(collection.keys[row][-4:])
-            assert len(collection.captions_of(row)) == (number % 4 != 3)
-            assert len(collection.regions_of(row)) == (number % 5 == 0)
+            assert len(collection.read_captions(row)) == (number % 4 != 3)
+            assert len(collection.read_regions(row)) == (number % 5 == 0)
 
 
 def _kill_and_compare(server: Server, folder: Path, *, images: int, kills: int, shard: int, seed: int) -> None:

@@ -11,7 +11,7 @@ from made_images import jpeg
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.inspection import distribution, summarize
+from foveate.records.inspection import summarize, summarize_values
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming
@@ -70,6 +70,6 @@ def test_an_empty_collection_has_a_summary(tmp_path: Path) -> None:
 
 
 def test_a_distribution_is_in_order() -> None:
-    found = distribution(np.random.default_rng(0).normal(size=100))
+    found = summarize_values(np.random.default_rng(0).normal(size=100))
     values = [found[name] for name in ("min", "p05", "median", "p95", "max")]
     assert values == sorted(values)

@@ -6,13 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from made_images import jpeg
 
 from foveate.core.errors import UserError
-from foveate.core.files import read_json, write_json_atomically
-from foveate.records import tables
 from foveate.records.collection import Collection
 from foveate.records.exporters.webdataset import export_webdataset
 from foveate.records.images import BadImage
@@ -160,25 +157,3 @@ def test_both_sorts_are_exported(tmp_path: Path) -> None:
     again = Collection.open(tmp_path / "again")
     assert again.keys == [f"p{number}" for number in range(4)]
     assert [again.image_bytes(row) for row in range(4)] == [jpeg(row) for row in range(4)]
-
-
-def test_a_collection_of_the_older_version_opens_and_is_raised_by_the_next_writer(tmp_path: Path) -> None:
-    path = tmp_path / "c"
-    with CollectionWriter(path) as writer:
-        writer.add("old", jpeg(0))
-        writer.add("gone", jpeg(5))
-    with CollectionWriter(path) as writer:
-        writer.remove(["gone"], reason="test")
-    part = path / "index" / "00000.parquet"
-    pq.write_table(pq.read_table(part).drop_columns(["path", "mtime_ns"]), part)
-    removed = path / "removed.parquet"
-    pq.write_table(pq.read_table(removed).drop_columns(["purge"]), removed)
-    write_json_atomically(path / "collection.json", {**read_json(path / "collection.json"), "version": 1})
-    assert Collection.open(path).image_bytes(0) == jpeg(0)
-    with CollectionWriter(path) as writer:
-        writer.add("new", jpeg(1), location=_file(tmp_path / "new.jpg", 1))
-    assert read_json(path / "collection.json")["version"] == 2
-    collection = Collection.open(path)
-    assert [collection.image_bytes(row) for row in range(2)] == [jpeg(0), jpeg(1)]
-    assert collection.index["path"].tolist() == ["", str(tmp_path / "new.jpg")]
-    assert tables.read_index(part)["mtime_ns"].to_pylist() == [0, 0]

@@ -63,11 +63,11 @@ def _check_others(path: Path, gone: set[int]) -> None:
     assert collection.removed == {f"p{number}" for number in gone}
     for row, number in enumerate(left):
         assert collection.image_bytes(row, verify=True) == jpeg(number)
-        assert [caption.text for caption in collection.captions_of(row)] == [
+        assert [caption.text for caption in collection.read_captions(row)] == [
             f"words of {number}",
             f"later words of {number}",
         ]
-        assert collection.regions_of(row)[0].phrase == f"thing {number}"
+        assert collection.read_regions(row)[0].phrase == f"thing {number}"
         assert collection.record(row).split in ("train", "test")
     assert read_json(path / "collection.json")["images"] == len(left)
 
@@ -261,7 +261,7 @@ def test_a_reader_from_before_never_gets_other_bytes(tmp_path: Path) -> None:
     with raises_naming(BadImage, "00000.tar"):
         early.image_bytes(2)
     assert early.image_bytes(4) == jpeg(4)
-    assert len(early.captions_of(2)) == 2
+    assert len(early.read_captions(2)) == 2
 
 
 def test_a_reader_sees_one_moment(tmp_path: Path) -> None:
@@ -273,12 +273,12 @@ def test_a_reader_sees_one_moment(tmp_path: Path) -> None:
         writer.annotate("captions", [{"key": "p0", "text": "much later"}], Provenance("x"))
         writer.annotate("notes", [{"key": "p0", "text": "much later"}], Provenance("x"))
     assign_splits(path, fractions={"all": 1.0}, keep_given=False)
-    assert len(early.captions_of(0)) == 2
+    assert len(early.read_captions(0)) == 2
     assert set(early.splits.tolist()) == {"train", "test"}
     with pytest.raises(UserError, match="notes"):
         early.table("notes")
     later = Collection.open(path)
-    assert len(later.captions_of(0)) == 3
+    assert len(later.read_captions(0)) == 3
     assert set(later.splits.tolist()) == {"all"}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from foveate.records.scenes import alt_text, draw_scene
-from foveate.records.scenes.language import Thing, counted, exact_caption, listed, with_article
+from foveate.records.scenes.language import Thing, add_article, exact_caption, format_count, join_phrases
 from foveate.records.scenes.relations import Relation
 
 
@@ -27,14 +27,14 @@ from foveate.records.scenes.relations import Relation
     ],
 )
 def test_articles(phrase: str, said: str) -> None:
-    assert with_article(phrase) == said
+    assert add_article(phrase) == said
 
 
 def test_counts_and_lists() -> None:
-    assert counted("cat", 1) == "a cat"
-    assert counted("cat", 2) == "two pictures of a cat"
-    assert listed(["a"]) == "a"
-    assert listed(["a", "b", "c"]) == "a, b and c"
+    assert format_count("cat", 1) == "a cat"
+    assert format_count("cat", 2) == "two pictures of a cat"
+    assert join_phrases(["a"]) == "a"
+    assert join_phrases(["a", "b", "c"]) == "a, b and c"
 
 
 def test_exact_caption_states_relation_counts_ground_and_text() -> None:

@@ -114,7 +114,7 @@ def test_training_sees_no_unseen_concept_and_no_held_out_ground(scenes: dict[str
 
 
 def test_no_text_of_a_training_scene_names_anything_unseen(scenes: dict[str, list[Scene]]) -> None:
-    names = [f" {name} " for name in families.concepts() if concept_slice(name) in (UNSEEN, UNSEEN_KIND)]
+    names = [f" {name} " for name in families.load_concepts() if concept_slice(name) in (UNSEEN, UNSEEN_KIND)]
     for scene in [*scenes["train"], *scenes["validation"]]:
         assert not [placed.phrase for placed in scene.objects if mentions_unseen(placed.phrase)]
         for caption in scene.captions:
@@ -220,15 +220,15 @@ def test_collection_of_scenes_keeps_boxes_masks_and_splits(tmp_path: Path) -> No
     collection = Collection.open(tmp_path / "scenes")
     assert len(collection) == 12
     assert [int((collection.splits == split).sum()) for split in pools.SPLITS] == [6, 2, 4]
-    number = collection.row_of(scene_key(seed=1, split="test", index=2))
+    number = collection.find_row(scene_key(seed=1, split="test", index=2))
     scene = draw_scene(seed=1, split="test", index=2, size=SIZE)
-    stored = collection.regions_of(number)
+    stored = collection.read_regions(number)
     assert [(r.phrase, r.slice) for r in stored] == [(p.phrase, p.slice) for p in scene.regions]
     masks = [row for row in collection.table("masks").to_pylist() if row["key"] == collection.keys[number]]
     for row in masks:
         mask_HW = decode_mask({"size": [row["height"], row["width"]], "counts": json.loads(row["counts"])})
         np.testing.assert_allclose(stored[row["region"]].box.to_array() * SIZE, mask_bounds(mask_HW), atol=1e-4)
-    kinds = {caption.kind for caption in collection.captions_of(number)}
+    kinds = {caption.kind for caption in collection.read_captions(number)}
     assert kinds == {"exact", "alt"}
 
 
@@ -257,4 +257,4 @@ def test_tour_collection_holds_everything_apart(tmp_path: Path) -> None:
     assert len(collection) == 20 + 2840 + 2824
     assert collection.quarantine().num_rows == 0
     for row in collection.rows("train"):
-        assert collection.labels_of(row).get("slice", SEEN) == SEEN
+        assert collection.read_labels(row).get("slice", SEEN) == SEEN

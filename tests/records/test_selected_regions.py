@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from foveate.core.errors import UserError
-from foveate.records.region_sources import from_sources, is_pseudo, pseudo_source
+from foveate.records.region_sources import is_pseudo_label, pseudo_label_source, select_region_rows
 from naming import raises_naming
 
 REGIONS = pa.table(
@@ -18,8 +18,8 @@ REGIONS = pa.table(
 
 
 def test_sources_are_chosen_by_name_and_labeling() -> None:
-    assert from_sources(REGIONS, None).all()
-    assert not from_sources(REGIONS, ()).any()
+    assert select_region_rows(REGIONS, None).all()
+    assert not select_region_rows(REGIONS, ()).any()
     for sources, rows in (
         (["scenes"], [0]),
         (["vesl:cloc"], [1, 2]),
@@ -27,16 +27,16 @@ def test_sources_are_chosen_by_name_and_labeling() -> None:
         (["vesl:owlv2@aa", "scenes"], [0, 3]),
         (["me@home"], [4]),
     ):
-        assert np.flatnonzero(from_sources(REGIONS, sources)).tolist() == rows
+        assert np.flatnonzero(select_region_rows(REGIONS, sources)).tolist() == rows
 
 
 def test_a_source_that_made_nothing_is_refused() -> None:
     with raises_naming(UserError, "vesl:clok", "vesl:cloc"):
-        from_sources(REGIONS, ["vesl:clok"], where="field x")
+        select_region_rows(REGIONS, ["vesl:clok"], where="field x")
     with raises_naming(UserError, "vesl:cloc@cc"):
-        from_sources(REGIONS, ["vesl:cloc@cc"])
+        select_region_rows(REGIONS, ["vesl:cloc@cc"])
 
 
 def test_labels_of_detectors_are_marked() -> None:
-    assert is_pseudo(pseudo_source("owlv2"))
-    assert not is_pseudo("scenes")
+    assert is_pseudo_label(pseudo_label_source("owlv2"))
+    assert not is_pseudo_label("scenes")

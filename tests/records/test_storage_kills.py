@@ -59,8 +59,8 @@ def _check(target: Path, *, gone: Set[str] = frozenset()) -> None:
         for row in range(len(collection)):
             decode(collection.image_bytes(row, verify=True))
             number = int(collection.keys[row][-4:])
-            assert len(collection.captions_of(row)) == (number % 4 != 3)
-            assert len(collection.regions_of(row)) == (number % 5 == 0)
+            assert len(collection.read_captions(row)) == (number % 4 != 3)
+            assert len(collection.read_regions(row)) == (number % 5 == 0)
         assert len(gone & set(collection.keys)) in (0, len(gone))
 
 

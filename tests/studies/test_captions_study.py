@@ -76,7 +76,7 @@ def test_captions_are_shuffled_within_the_training_images(scenes: Path) -> None:
     plain, shuffled = Collection.open(scenes), open_shuffled(scenes, seed=1)
 
     def texts(collection: Collection, row: int, kind: str) -> list[str]:
-        return [caption.text for caption in collection.captions_of(row) if caption.kind == kind]
+        return [caption.text for caption in collection.read_captions(row) if caption.kind == kind]
 
     training = plain.rows("train").tolist()
     own = [texts(plain, row, "ssc") for row in training]

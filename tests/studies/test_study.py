@@ -137,10 +137,10 @@ def test_shuffles_keep_every_box_and_phrase() -> None:
 def test_a_spoiled_collection_is_spoiled_for_all_readers(tiny_collection: Path) -> None:
     clean, noisy = Collection.open(tiny_collection), open_spoiled(tiny_collection, Noise(shuffled_boxes=True), seed=0)
     row = int(clean.rows("train")[0])
-    assert len(noisy.regions_of(row)) == len(clean.regions_of(row))
+    assert len(noisy.read_regions(row)) == len(clean.read_regions(row))
     assert not np.array_equal(noisy.region_boxes, clean.region_boxes)
     test = int(clean.rows("test")[0])
-    assert noisy.regions_of(test) == clean.regions_of(test)
+    assert noisy.read_regions(test) == clean.read_regions(test)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_maps_become_a_collection(maps: Path, tmp_path: Path) -> None:
     collection = Collection.open(tmp_path / "maps")
     assert len(collection.rows("train")) == 3
     assert len(collection.rows("test")) == 1
-    assert [region.phrase for region in collection.regions_of(0)] == ["West", "East"]
+    assert [region.phrase for region in collection.read_regions(0)] == ["West", "East"]
     with pytest.raises(UserError, match="holds no maps"):
         build_maps(tmp_path / "none", tmp_path, train=1, test=1)
 

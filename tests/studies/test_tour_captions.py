@@ -39,9 +39,9 @@ def test_captions_beside_the_collection(scenes: Path) -> None:
     part = collection.rows("train")[:5]
     opened = with_captions(collection, {int(part[0]): "A red boat."}, part)
     assert opened.rows("train").tolist() == part.tolist()
-    assert "A red boat." in [caption.text for caption in opened.captions_of(int(part[0]))]
+    assert "A red boat." in [caption.text for caption in opened.read_captions(int(part[0]))]
     assert opened.table("captions").num_rows == collection.table("captions").num_rows + 1
-    assert "A red boat." not in [one.text for one in Collection.open(scenes).captions_of(int(part[0]))]
+    assert "A red boat." not in [one.text for one in Collection.open(scenes).read_captions(int(part[0]))]
 
 
 def test_captions_that_say_things_again_are_left_out() -> None:

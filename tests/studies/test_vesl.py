@@ -15,7 +15,7 @@ from foveate.core.experiment_grid import Cell
 from foveate.core.recipes import load
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.records.collection import Collection
-from foveate.records.region_sources import is_pseudo
+from foveate.records.region_sources import is_pseudo_label
 from foveate.studies import vesl, vesl_labels
 from foveate.studies.runner import run_study
 
@@ -87,8 +87,8 @@ def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
     assert labels["oracle"]["source"] != labels["own"]["source"]
     with Collection.open(tmp_path / "study" / "scenes") as collection:
         test = collection.rows("test").tolist()
-        assert not any(is_pseudo(one.source) for row in test for one in collection.regions_of(row))
-        made = {one["source"] for one in collection.table("regions").to_pylist() if is_pseudo(one["source"])}
+        assert not any(is_pseudo_label(one.source) for row in test for one in collection.read_regions(row))
+        made = {one["source"] for one in collection.table("regions").to_pylist() if is_pseudo_label(one["source"])}
         assert made == {"vesl:cloc", "vesl:annotations"}
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "scenes").rglob("*.parquet")}
     again = run_study("vesl", tmp_path / "study", scale=scale, command=["foveate", "study", "vesl"])

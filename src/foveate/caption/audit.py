@@ -42,7 +42,7 @@ from foveate.core.errors import UserError
 from foveate.core.progress import say, track
 from foveate.core.results import Column
 from foveate.records.collection import Collection
-from foveate.records.current_captions import holds
+from foveate.records.current_captions import select_current
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.training.image_texts import ALT, ImageTexts, TextRule
 from foveate.training.mixture import FORMATS, MixtureSampler
@@ -303,7 +303,7 @@ def count_models(
     captions = collection.grouped("captions")
     in_sample = np.zeros(len(collection), dtype=bool)
     in_sample[list(rows)] = True
-    current: NDArray[np.bool_] = holds(captions.table, prefer=prefer) & in_sample[captions.row_numbers]
+    current: NDArray[np.bool_] = select_current(captions.table, prefer=prefer) & in_sample[captions.row_numbers]
     table = captions.table.filter(pa.array(current))
     counts: dict[str, dict[str, int]] = {kind: {} for kind in formats}
     for kind, model in zip(table["kind"].to_pylist(), table["model"].to_pylist(), strict=True):

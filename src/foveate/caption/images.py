@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from foveate.records.images import decode, glance
+from foveate.records.images import decode, read_image_info
 
 # Formats and pixel types that every server reads in the same way; all else is written anew.
 _TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
@@ -33,7 +33,7 @@ def prepare(data: bytes, *, longest_side: int) -> Prepared:
     Raises:
         BadImage: where it cannot be decoded.
     """
-    info, upright = glance(data)
+    info, upright = read_image_info(data)
     usable = info.format in _TYPES and info.mode in _PLAIN and info.frames == 1 and upright
     if usable and max(info.width, info.height) <= longest_side:
         return Prepared(data, _TYPES[info.format], info.width, info.height)

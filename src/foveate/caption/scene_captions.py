@@ -16,7 +16,7 @@ from foveate.caption.assertions.scene_judge import judge_assertion
 from foveate.caption.assertions.scene_truth import SceneTruth, split_name
 from foveate.caption.scene_claims import Claim, falsified, once, place_of, relations, say
 from foveate.metrics.captions import CONTRADICTED
-from foveate.records.scenes.language import listed, with_article
+from foveate.records.scenes.language import add_article, join_phrases
 
 KINDS = ("ssc", "dsc", "dsc_plus", "afc")
 _MOST_RELATIONS = 10
@@ -99,12 +99,12 @@ def worded(said: Sequence[Claim]) -> list[str]:
     """Statements as sentences; those of single things that "there is" are one list."""
     sentences: list[str] = []
     listing = [
-        c.names[0] for c in said if c.kind == "there" and c.number == 1 and with_article(c.names[0]) != c.names[0]
+        c.names[0] for c in said if c.kind == "there" and c.number == 1 and add_article(c.names[0]) != c.names[0]
     ]
     for claim in said:
         if claim.kind == "there" and claim.names[0] in listing:
             if claim.names[0] == listing[0]:
-                sentences.append(f"There is {listed([with_article(name) for name in listing])}.")
+                sentences.append(f"There is {join_phrases([add_article(name) for name in listing])}.")
             continue
         sentences.append(f"{say(claim)}.")
     return sentences

@@ -15,7 +15,7 @@ import numpy as np
 from foveate.caption.assertions.scene_judge import judge_assertion
 from foveate.caption.assertions.scene_truth import SceneTruth, Thing, grounds, vocabulary
 from foveate.metrics.captions import CONTRADICTED
-from foveate.records.scenes.language import counted, is_plural, with_article
+from foveate.records.scenes.language import add_article, format_count, is_plural
 from foveate.records.scenes.relations import relate
 
 _SAID = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
@@ -42,22 +42,22 @@ def _is(phrase: str) -> str:
 def _line(claim: Claim) -> str:
     first, *others = claim.names
     relation, ground = claim.word.split("|")
-    said = with_article(first)
+    said = add_article(first)
     if others:
-        said += f" {_SAID[relation]} {with_article(others[0])}"
+        said += f" {_SAID[relation]} {add_article(others[0])}"
     return f"{said[:1].upper()}{said[1:]}" + (f" on {ground}" if ground else "")
 
 
 def _there_is(claim: Claim) -> str:
     phrase = claim.names[0]
     plural = claim.number > 1 or is_plural(phrase)
-    return f"There {'are' if plural else 'is'} {counted(phrase, claim.number)}"
+    return f"There {'are' if plural else 'is'} {format_count(phrase, claim.number)}"
 
 
 _SAY: dict[str, Callable[[Claim], str]] = {
     "line": _line,
-    "opening": lambda c: f"A picture of {counted(c.names[0], c.number)}",
-    "framing": lambda c: f"A square picture, filled to its edges, that shows {counted(c.names[0], c.number)}",
+    "opening": lambda c: f"A picture of {format_count(c.names[0], c.number)}",
+    "framing": lambda c: f"A square picture, filled to its edges, that shows {format_count(c.names[0], c.number)}",
     "there": _there_is,
     "relation": lambda c: f"The {c.names[0]} {_is(c.names[0])} {_SAID[c.word]} the {c.names[1]}",
     "place": lambda c: f"The {c.names[0]} {_is(c.names[0])} {c.word} of the picture",
@@ -115,7 +115,7 @@ def _stranger(rng: np.random.Generator) -> str:
     """A name that is split nowhere and takes an article, so that the sentence stays one assertion."""
     while True:
         phrase = _one_of(rng, vocabulary())
-        if "," not in phrase and " and " not in phrase and with_article(phrase) != phrase:
+        if "," not in phrase and " and " not in phrase and add_article(phrase) != phrase:
             return phrase
 
 

@@ -17,7 +17,7 @@ from foveate.caption.work import Worklist, chosen_rows
 from foveate.core import seeds
 from foveate.records.appender import read_parts
 from foveate.records.collection import Collection
-from foveate.records.current_captions import holds
+from foveate.records.current_captions import select_current
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.records.tables import positions
 
@@ -102,7 +102,7 @@ def examples(collection: Path, listed: Worklist, images: Mapping[str, str]) -> l
 
 def _texts(table: pa.Table, key: str, listed: Worklist) -> list[dict[str, Any]]:
     own = table.filter(pa.array([one == key for one in table["key"].to_pylist()], pa.bool_()))
-    kept = own.filter(pa.array(holds(own, prefer=[listed.asking.model]))).to_pylist()
+    kept = own.filter(pa.array(select_current(own, prefer=[listed.asking.model]))).to_pylist()
     kinds = ("alt", *listed.asking.settings.formats)
     alts = [
         row for kind in listed.asking.settings.alt_kinds for row in kept if not row["request"] and row["kind"] == kind

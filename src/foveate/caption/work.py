@@ -24,7 +24,7 @@ from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings
 from foveate.records import tables
-from foveate.records.alt_texts import ALT_KINDS, usable
+from foveate.records.alt_texts import ALT_KINDS, is_usable_alt_text
 from foveate.records.annotate import completed_requests
 from foveate.records.appender import Names, read_parts
 from foveate.records.collection import Collection
@@ -87,7 +87,7 @@ class Asking:
 
         An unusable alt-text has no facts to weave in: afc then asks as dsc does.
         """
-        if kind == "afc" and usable(alt):
+        if kind == "afc" and is_usable_alt_text(alt):
             return self.prompts["afc"], alt
         return self.prompts["dsc" if kind == "afc" else kind], ""
 

@@ -24,7 +24,7 @@ from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.images import BadImage
-from foveate.records.region_sources import from_sources
+from foveate.records.region_sources import select_region_rows
 from foveate.training.augment import RandomViews
 from foveate.training.image_texts import ImageTexts
 from foveate.training.loader import BadSample
@@ -149,7 +149,7 @@ class PretrainDataset:
         if self.settings.region_sources is None or not self.with_regions:
             return None
         table = self.collection.grouped("regions").table
-        return from_sources(table, self.settings.region_sources, where="field data.region_sources")
+        return select_region_rows(table, self.settings.region_sources, where="field data.region_sources")
 
     def _rows_with_text(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
         kept = self.image_texts.rows_with_text(rows)

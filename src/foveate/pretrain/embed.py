@@ -23,7 +23,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.images import BadImage
 from foveate.records.record import Region
-from foveate.records.region_sources import is_pseudo
+from foveate.records.region_sources import is_pseudo_label
 from foveate.vision.cores import map_on_cores
 from foveate.vision.features import FeatureCache
 from foveate.vision.localizer.asking import embed_phrases, find
@@ -210,7 +210,7 @@ def _run(
 
 def _truth(collection: Collection, row: int) -> list[Region]:
     """The regions of an image but for labels that a detector made: they are no truth to measure by."""
-    return [region for region in collection.regions_of(row) if not is_pseudo(region.source)]
+    return [region for region in collection.read_regions(row) if not is_pseudo_label(region.source)]
 
 
 def _boxes_of_others(by_row: Mapping[int, Sequence[Region]]) -> dict[int, NDArray[np.float64]]:

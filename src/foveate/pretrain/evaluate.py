@@ -270,7 +270,7 @@ def better_rule(seen: Embedded) -> str:
 def _texts(collection: Collection, rows: NDArray[np.int64], kind: str | None) -> tuple[list[int], list[str]]:
     places, texts = [], []
     for place, row in enumerate(rows):
-        captions = [one for one in collection.captions_of(int(row)) if kind is None or one.kind == kind]
+        captions = [one for one in collection.read_captions(int(row)) if kind is None or one.kind == kind]
         if captions:
             places.append(place)
             texts.append(captions[0].text)

@@ -20,7 +20,7 @@ from foveate.core.files import FolderLock, commit_atomically, read_json
 from foveate.core.progress import say
 from foveate.records.collection import Collection
 from foveate.records.layout import DESCRIPTION
-from foveate.records.region_sources import OWN, ChosenRegions
+from foveate.records.region_sources import OWN, SelectedRegions
 
 if TYPE_CHECKING:
     from foveate.vision.localizer.model import LocalizingModel
@@ -174,9 +174,9 @@ def _export_collection(
     _check_free(target)
     result: dict[str, Any] = {"source": str(source), "to": to, "dry_run": dry_run}
     with Collection.open(source) as opened:
-        regions = ChosenRegions(opened, region_sources)
+        regions = SelectedRegions(opened, region_sources)
         result["counts"] = {"images": len(opened), "regions of other sources": regions.left_out}
-        left_out = [told] if (told := regions.left_out_in_words()) else []
+        left_out = [told] if (told := regions.describe_left_out()) else []
         if dry_run:
             return target, result, [f"would write {len(opened)} images to {target}", *left_out]
         with staged(target) as folder:

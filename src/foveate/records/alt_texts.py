@@ -24,7 +24,7 @@ _GENERIC = frozenset(
 )
 
 
-def alt_text(captions: Sequence[Caption], kinds: Sequence[str] = ALT_KINDS) -> str:
+def select_alt_text(captions: Sequence[Caption], kinds: Sequence[str] = ALT_KINDS) -> str:
     """The first text of the first of `kinds` that an image has, else ""."""
     for kind in kinds:
         for caption in captions:
@@ -33,7 +33,7 @@ def alt_text(captions: Sequence[Caption], kinds: Sequence[str] = ALT_KINDS) -> s
     return ""
 
 
-def usable(alt: str) -> bool:
+def is_usable_alt_text(alt: str) -> bool:
     """Whether an alt-text says something: it is not empty, no file name, no address, not only generic words."""
     text = " ".join(alt.split())
     if not text or _FILE.fullmatch(text) or _ADDRESS.fullmatch(text) or _CAMERA.fullmatch(text):

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from foveate.core.errors import UserError
-from foveate.core.files import FolderLock, read_json, write_json_atomically
+from foveate.core.files import FolderLock, read_json
 from foveate.records import layout, tables
 from foveate.records.collection import check_description, check_writable
 from foveate.records.rows import check_row, finish_rows
@@ -122,8 +122,6 @@ class AnnotationAppender:
         description = read_json(place)
         check_description(self.path, description)
         check_writable(self.path, description)
-        if description["version"] < layout.VERSION:
-            write_json_atomically(place, {**description, "version": layout.VERSION})
         for kind in layout.annotation_kinds(self.path):
             for left in (self.path / "annotations" / kind).glob(".*.tmp"):
                 with contextlib.suppress(FileNotFoundError):

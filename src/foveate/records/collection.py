@@ -130,7 +130,7 @@ class Collection:
         """The keys that were taken out, whether or not their bytes are still in a shard."""
         return frozenset(self._snapshot.removed["key"].to_pylist())
 
-    def row_of(self, key: str) -> int:
+    def find_row(self, key: str) -> int:
         """The row number of a key. Raises UserError with the nearest key where there is none."""
         row = self._rows_by_key.get(key)
         if row is None:
@@ -211,9 +211,9 @@ class Collection:
                 self._tables[kind] = table
             return self._tables[kind]
 
-    def about(self, kind: str) -> pa.Table:
+    def dataset_table(self, kind: str) -> pa.Table:
         """A table that belongs to no image, such as `coco_categories`; empty where there is none."""
-        return self._snapshot.about.get(kind, pa.table({}))
+        return self._snapshot.dataset_tables.get(kind, pa.table({}))
 
     def grouped(self, kind: str) -> GroupedTable:
         """The annotation table `kind` sorted by row, with offsets: made once, then kept."""
@@ -222,14 +222,14 @@ class Collection:
                 self._grouped[kind] = GroupedTable(self.table(kind), self._table["key"])
             return self._grouped[kind]
 
-    def captions_of(self, row: int) -> tuple[Caption, ...]:
+    def read_captions(self, row: int) -> tuple[Caption, ...]:
         """The captions of an image, in the order of adding."""
         captions = self.grouped("captions")
         start, end = captions.bounds(row)
         columns = (captions.texts(name, start, end) for name in ("text", "kind", "source"))
         return tuple(Caption(*values) for values in zip(*columns, strict=True))
 
-    def regions_of(self, row: int) -> tuple[Region, ...]:
+    def read_regions(self, row: int) -> tuple[Region, ...]:
         """The regions of an image, in the order of adding; corners have the precision of float32."""
         regions = self.grouped("regions")
         start, end = regions.bounds(row)
@@ -249,13 +249,13 @@ class Collection:
         regions = self.grouped("regions")
         return np.stack([regions.numbers(name) for name in ("x1", "y1", "x2", "y2")], axis=1)
 
-    def labels_of(self, row: int) -> dict[str, str]:
+    def read_labels(self, row: int) -> dict[str, str]:
         """Label values by field; where a field was added twice the later value stands."""
         labels = self.grouped("labels")
         start, end = labels.bounds(row)
         return dict(zip(labels.texts("field", start, end), labels.texts("value", start, end), strict=True))
 
-    def turns_of(self, row: int) -> tuple[Turn, ...]:
+    def read_turns(self, row: int) -> tuple[Turn, ...]:
         """The conversation about an image."""
         turns = self.grouped("turns")
         start, end = turns.bounds(row)
@@ -265,7 +265,7 @@ class Collection:
             for role, text, regions in zip(*columns, strict=True)
         )
 
-    def context_of(self, row: int) -> Context | None:
+    def read_context(self, row: int) -> Context | None:
         """Where and when an image was taken, or None."""
         context = self.grouped("context")
         start, end = context.bounds(row)
@@ -281,13 +281,13 @@ class Collection:
             key=self.keys[row],
             width=int(index["width"][row]),
             height=int(index["height"][row]),
-            captions=self.captions_of(row),
-            regions=self.regions_of(row),
-            labels=self.labels_of(row),
+            captions=self.read_captions(row),
+            regions=self.read_regions(row),
+            labels=self.read_labels(row),
             split=self.splits[row],
             group=self.groups[row],
-            turns=self.turns_of(row),
-            context=self.context_of(row),
+            turns=self.read_turns(row),
+            context=self.read_context(row),
         )
 
     def label_values(self, field: str) -> np.ndarray:
@@ -336,9 +336,13 @@ def check_description(path: Path, description: object) -> None:
     if not isinstance(description, dict) or description.get("format") != layout.FORMAT:
         raise UserError(f"{place}: field 'format' must be {layout.FORMAT!r}")
     version = description.get("version")
-    if version not in layout.READABLE_VERSIONS:
-        readable = " and ".join(map(str, layout.READABLE_VERSIONS))
-        raise UserError(f"{place}: field 'version' is {version!r}, this release reads versions {readable}")
+    if version != layout.VERSION:
+        older = isinstance(version, int) and version < layout.VERSION
+        remedy = "collect the images again" if older else "update Foveate"
+        raise UserError(
+            f"{place}: field 'version' must be {layout.VERSION} (got {version!r}): the collection was written by "
+            f"{'an older' if older else 'another'} version of Foveate; {remedy}"
+        )
     for name in ("name", "license"):
         if not isinstance(description.get(name), str):
             raise UserError(f"{place}: field {name!r} must be text")

@@ -21,7 +21,7 @@ from foveate.core.errors import choose
 from foveate.records.collection import Collection
 
 
-def holds(captions: pa.Table, *, prefer: Sequence[str] = ()) -> np.ndarray:
+def select_current(captions: pa.Table, *, prefer: Sequence[str] = ()) -> np.ndarray:
     """Which rows of a table of captions hold, as bool [rows].
 
     Args:
@@ -46,8 +46,8 @@ def holds(captions: pa.Table, *, prefer: Sequence[str] = ()) -> np.ndarray:
     return chosen
 
 
-def current_captions(collection: Collection, *, prefer: Sequence[str] = ()) -> pa.Table:
-    """The captions of a collection that hold, in the order of writing; see `holds`.
+def load_current_captions(collection: Collection, *, prefer: Sequence[str] = ()) -> pa.Table:
+    """The captions of a collection that hold, in the order of writing; see `select_current`.
 
     Raises:
         UserError: for a preferred model that wrote no caption, with the nearest one that did.
@@ -56,7 +56,7 @@ def current_captions(collection: Collection, *, prefer: Sequence[str] = ()) -> p
     models = sorted(set(captions["model"].unique().to_pylist()) - {""}) if prefer else []
     for model in prefer:
         choose(model, models, f"model of captions in the collection {collection.name!r}")
-    return captions.filter(pa.array(holds(captions, prefer=prefer)))
+    return captions.filter(pa.array(select_current(captions, prefer=prefer)))
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:

@@ -158,10 +158,10 @@ def carried_captions(collection: Collection, groups: tuple[DuplicateGroup, ...])
     captions = collection.grouped("captions")
     rows: list[dict[str, object]] = []
     for group in groups:
-        start, end = captions.bounds(collection.row_of(group.kept))
+        start, end = captions.bounds(collection.find_row(group.kept))
         texts = set(captions.texts("text", start, end))
         for key in group.others:
-            start, end = captions.bounds(collection.row_of(key))
+            start, end = captions.bounds(collection.find_row(key))
             for row in captions.table.slice(start, end - start).to_pylist():
                 if row["text"] in texts:
                     continue

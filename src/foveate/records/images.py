@@ -29,7 +29,7 @@ from foveate.core.files import write_bytes_atomically
 from foveate.records.perceptual_hash import perceptual_hash
 
 
-def thumbnail(image: bytes | Image.Image, *, longest_side: int = 448, quality: int = 85) -> bytes:
+def make_thumbnail(image: bytes | Image.Image, *, longest_side: int = 448, quality: int = 85) -> bytes:
     """An image as WebP bytes of at most `longest_side` pixels.
 
     Raises:
@@ -43,8 +43,8 @@ def thumbnail(image: bytes | Image.Image, *, longest_side: int = 448, quality: i
 
 
 def save_thumbnail(image: bytes | Image.Image, path: Path, *, longest_side: int = 448) -> Path:
-    """Writes `thumbnail` to `path`; returns it."""
-    write_bytes_atomically(path, thumbnail(image, longest_side=longest_side))
+    """Writes `make_thumbnail` to `path`; returns it."""
+    write_bytes_atomically(path, make_thumbnail(image, longest_side=longest_side))
     return path
 
 
@@ -125,7 +125,7 @@ class Examined:
     perceptual_hash: int
 
 
-def sniff(data: bytes) -> str:
+def detect_format(data: bytes) -> str:
     """The format of the bytes: one of JPEG, PNG, WEBP, GIF, BMP, TIFF. Raises BadImage for all else."""
     if not data:
         raise BadImage("empty file", "the image has 0 bytes")
@@ -156,13 +156,13 @@ def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     return _open_whole(data, longest_side=_EXAMINED_SIDE, max_pixels=max_pixels)[1]
 
 
-def glance(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[ImageInfo, bool]:
+def read_image_info(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[ImageInfo, bool]:
     """What the header of an image says, without unpacking its pixels; and whether these are stored upright.
 
     Raises BadImage where it is empty, no image, of a format not allowed, larger than `max_pixels`, or its header is
     damaged. What is behind the header may still be damaged.
     """
-    format_name = sniff(data)
+    format_name = detect_format(data)
     try:
         if format_name == "WEBP":
             _check_size(*_webp_size(data), max_pixels)
@@ -218,7 +218,7 @@ def examine(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Examined:
 def _open_whole(
     data: bytes, *, longest_side: int | None, max_pixels: int, draft_side: int | None = None
 ) -> tuple[Image.Image, ImageInfo]:
-    format_name = sniff(data)
+    format_name = detect_format(data)
     try:
         if format_name == "WEBP":
             # This decoder allocates the whole canvas when it opens, so its header is read here first.

@@ -92,9 +92,9 @@ def summarize(collection: Collection, split: str | None = None) -> dict[str, obj
         "by_split": _counts(collection.splits[rows]),
         "by_format": _counts(index["format"]),
         "groups": len(set(index["group"].tolist()) - {""}),
-        "width": distribution(index["width"]),
-        "height": distribution(index["height"]),
-        "aspect": distribution(index["width"] / np.maximum(1, index["height"])),
+        "width": summarize_values(index["width"]),
+        "height": summarize_values(index["height"]),
+        "aspect": summarize_values(index["width"] / np.maximum(1, index["height"])),
         "by_label": _labels(collection, keys),
         "captions": _captions(collection, keys),
         "regions": _regions(collection, keys),
@@ -102,7 +102,7 @@ def summarize(collection: Collection, split: str | None = None) -> dict[str, obj
     }
 
 
-def distribution(values_N: np.ndarray) -> dict[str, float | int]:
+def summarize_values(values_N: np.ndarray) -> dict[str, float | int]:
     """Count, min, 5th percentile, median, mean, 95th percentile and max ; only the count if there are none."""
     if not len(values_N):
         return {"count": 0}
@@ -139,8 +139,8 @@ def _captions(collection: Collection, keys: pa.Array) -> dict[str, object]:
     by_kind = {
         kind: {
             "count": int((kinds == kind).sum()),
-            "words": distribution(words[kinds == kind]),
-            "characters": distribution(characters[kinds == kind]),
+            "words": summarize_values(words[kinds == kind]),
+            "characters": summarize_values(characters[kinds == kind]),
         }
         for kind in sorted(set(kinds.tolist()))
     }
@@ -156,8 +156,8 @@ def _regions(collection: Collection, keys: pa.Array) -> dict[str, object]:
     phrases = Counter(table["phrase"].to_pylist())
     return {
         "count": table.num_rows,
-        "per_image": distribution(per_image),
-        "area": distribution(area),
+        "per_image": summarize_values(per_image),
+        "area": summarize_values(area),
         "sizes": {
             "small": int((area < SMALL_AREA).sum()),
             "medium": int(((area >= SMALL_AREA) & (area < LARGE_AREA)).sum()),

@@ -9,8 +9,8 @@ from pathlib import Path
 from foveate.core.errors import UserError, nearest
 
 FORMAT = "foveate-collection"
-VERSION = 2
-READABLE_VERSIONS = (1, 2)  # 1 had neither references nor purged shards
+# 3: fields `images`, `images_per_shard` and `license` of collection.json, folder `dataset`. There is no reader for older ones.
+VERSION = 3
 
 DESCRIPTION = "collection.json"
 SPLITS_FILE = "splits.parquet"
@@ -18,7 +18,7 @@ REMOVED_FILE = "removed.parquet"
 QUARANTINE_FILE = "quarantine.parquet"
 LOCK_FILE = "writer.lock"
 CACHE_FOLDER = "cache"
-ABOUT_FOLDER = "about"
+DATASET_FOLDER = "dataset"
 
 _PART = re.compile(r"\d{5,}\.parquet")
 _ADDED = re.compile(r"added-\d{5,}\.parquet")
@@ -65,14 +65,14 @@ def annotation_parts(collection: Path, kind: str, shards: set[int]) -> list[Path
     return sorted(with_shards, key=lambda path: int(path.stem)) + sorted(added, key=added_number)
 
 
-def about_path(collection: Path, kind: str) -> Path:
+def dataset_table_path(collection: Path, kind: str) -> Path:
     """A table that belongs to no image, such as the categories of an imported file."""
-    return collection / ABOUT_FOLDER / f"{kind}.parquet"
+    return collection / DATASET_FOLDER / f"{kind}.parquet"
 
 
-def about_kinds(collection: Path) -> list[str]:
+def dataset_table_names(collection: Path) -> list[str]:
     """Names of the tables that belong to no image, sorted."""
-    folder = collection / ABOUT_FOLDER
+    folder = collection / DATASET_FOLDER
     return sorted(path.stem for path in folder.glob("*.parquet")) if folder.is_dir() else []
 
 

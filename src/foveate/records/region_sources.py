@@ -22,17 +22,17 @@ PSEUDO = "vesl:"
 OWN, ALL = "own", "all"
 
 
-def pseudo_source(detector: str) -> str:
+def pseudo_label_source(detector: str) -> str:
     """What the column `source` says of the labels of a detector."""
     return f"{PSEUDO}{detector}"
 
 
-def is_pseudo(source: str) -> bool:
+def is_pseudo_label(source: str) -> bool:
     """Whether regions of this source are labels that a detector made."""
     return source.startswith(PSEUDO)
 
 
-def from_sources(
+def select_region_rows(
     regions: pa.Table, sources: Sequence[str] | None, *, where: str = "field sources"
 ) -> NDArray[np.bool_]:
     """Which rows of a table of regions are of the sources, as bool [rows]; all of them for None.
@@ -53,12 +53,12 @@ def from_sources(
         .aggregate([])
         .to_pylist()
     }
-    single = {f"{source}@{recipe}": (source, recipe) for source, recipe in there if is_pseudo(source)}
+    single = {f"{source}@{recipe}": (source, recipe) for source, recipe in there if is_pseudo_label(source)}
     names = {source for source, _ in there}
     chosen = np.zeros(regions.num_rows, dtype=bool)
     for one in sources:
         if one in (OWN, ALL):
-            wanted = [name for name in names if one == ALL or not is_pseudo(name)]
+            wanted = [name for name in names if one == ALL or not is_pseudo_label(name)]
             chosen |= np.isin(regions["source"].to_numpy().astype(str), wanted)
             continue
         if one not in names and one not in single:
@@ -74,11 +74,11 @@ def from_sources(
     return chosen
 
 
-class ChosenRegions:
+class SelectedRegions:
     """The regions of a collection's images that some sources made.
 
     Args:
-        sources: as in `from_sources`. where: for errors.
+        sources: as in `select_region_rows`. where: for errors.
 
     Raises:
         UserError: for a source that made no region of the collection.
@@ -88,7 +88,7 @@ class ChosenRegions:
         self, collection: Collection, sources: Sequence[str] = (OWN,), *, where: str = "--region-source"
     ) -> None:
         self._collection, self._grouped = collection, collection.grouped("regions")
-        self._chosen_R = from_sources(self._grouped.table, sources, where=where)
+        self._chosen_R = select_region_rows(self._grouped.table, sources, where=where)
 
     @property
     def left_out(self) -> int:
@@ -98,13 +98,13 @@ class ChosenRegions:
     def numbered(self, row: int) -> list[tuple[int, Region]]:
         """An image's chosen regions, each with its place among all regions of the image."""
         chosen_R = self._chosen_R[slice(*self._grouped.bounds(row))]
-        return [(place, region) for place, region in enumerate(self._collection.regions_of(row)) if chosen_R[place]]
+        return [(place, region) for place, region in enumerate(self._collection.read_regions(row)) if chosen_R[place]]
 
     def of(self, row: int) -> list[Region]:
         """An image's chosen regions, in the order of adding."""
         return [region for _, region in self.numbered(row)]
 
-    def left_out_in_words(self) -> str:
+    def describe_left_out(self) -> str:
         """A sentence on what is left out; "" where nothing is."""
         count = self.left_out
         return f"{count:,} regions of other sources are left out; --region-source all takes them" if count else ""

@@ -25,7 +25,7 @@ _TRIES = 10
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """`parts` are the numbers of the index parts, `index` their rows without tombstoned images, `splits` the
-    splits file or None, `annotations` the files of each annotation table in the order of writing, `about` the tables
+    splits file or None, `annotations` the files of each annotation table in the order of writing, `dataset_tables` the tables
     that belong to no image."""
 
     parts: list[int]
@@ -33,7 +33,7 @@ class Snapshot:
     removed: pa.Table
     splits: pa.Table | None
     annotations: dict[str, list[Path]]
-    about: dict[str, pa.Table]
+    dataset_tables: dict[str, pa.Table]
 
 
 def take_snapshot(path: Path) -> Snapshot:
@@ -68,14 +68,14 @@ def _read(path: Path) -> Snapshot:
         removed,
         tables.read_known(splits, tables.SPLITS) if splits.is_file() else None,
         {kind: layout.annotation_parts(path, kind, set(parts)) for kind in layout.annotation_kinds(path)},
-        {kind: tables.read_table(layout.about_path(path, kind)) for kind in layout.about_kinds(path)},
+        {kind: tables.read_table(layout.dataset_table_path(path, kind)) for kind in layout.dataset_table_names(path)},
     )
 
 
 def _signature(path: Path) -> Iterator[tuple[str, int, int]]:
     """Name, inode and size of all files of the state; a file that is replaced gets a new inode."""
     kinds = [path / "annotations" / kind for kind in layout.annotation_kinds(path)]
-    for folder in (path / "index", path / layout.ABOUT_FOLDER, *kinds):
+    for folder in (path / "index", path / layout.DATASET_FOLDER, *kinds):
         if folder.is_dir():
             with os.scandir(folder) as entries:
                 files = [(entry.path, entry.inode()) for entry in entries if not entry.name.startswith(".")]
@@ -185,7 +185,7 @@ def clear_leftovers(collection: Path, committed: Committed) -> None:
     """Delete temporary files, tars that no index part uses, and annotation parts that have no index part."""
     kinds = layout.annotation_kinds(collection)
     images = collection / "images"
-    folders = [collection, images, collection / "index", collection / layout.ABOUT_FOLDER]
+    folders = [collection, images, collection / "index", collection / layout.DATASET_FOLDER]
     folders += [collection / "annotations" / kind for kind in kinds]
     parts = set(committed.parts)
     for folder in folders:

@@ -84,10 +84,6 @@ def opened(
     description = read_json(place)
     check_description(path, description)
     check_writable(path, description)
-    if description["version"] < layout.VERSION:
-        # Before anything is written that an older release would misread.
-        description = {**description, "version": layout.VERSION}
-        write_json_atomically(place, description)
     if name is not None and name != description["name"]:
         raise UserError(f"{place}: field 'name' is {description['name']!r}, not {name!r}")
     return description
@@ -106,13 +102,15 @@ def counted(
     return updated
 
 
-def add_about(collection: Path, kind: str, rows: Sequence[Mapping[str, object]], *, source: str, created: str) -> int:
+def add_dataset_rows(
+    collection: Path, kind: str, rows: Sequence[Mapping[str, object]], *, source: str, created: str
+) -> int:
     """Add rows to the table `kind`; returns how many were new. The caller holds the writer's lock.
 
     All rows of a table have the same columns; `source` and `created` are added. A row that is there already is
     skipped. Raises UserError where a text cannot be stored.
     """
-    path = layout.about_path(collection, tables.check_kind(kind))
+    path = layout.dataset_table_path(collection, tables.check_kind(kind))
     there = tables.read_table(path).to_pylist() if path.is_file() else []
     known = {_identity(row) for row in there}
     checked = [check_row(kind, {**row, "source": source}) for row in rows]
@@ -442,9 +440,9 @@ class CollectionWriter:
             tables.write_table(layout.next_added_path(self.path, kind), tables.to_table(kind, new))
         return len(new)
 
-    def keep(self, kind: str, rows: Sequence[Mapping[str, object]]) -> int:
+    def add_dataset_rows(self, kind: str, rows: Sequence[Mapping[str, object]]) -> int:
         """Add rows to a table that belongs to no image, see `foveate.records.writer`; returns how many were new."""
-        return add_about(self.path, kind, rows, source=self.source, created=self._created)
+        return add_dataset_rows(self.path, kind, rows, source=self.source, created=self._created)
 
     def remove(self, keys: Iterable[str], *, reason: str | Mapping[str, str], purge: bool = False) -> int:
         """Take images out for good: readers skip them, and they are not taken in again, under any key.

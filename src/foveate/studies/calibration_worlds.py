@@ -81,10 +81,10 @@ def prepare_glyphs(folder: Path, *, source_per_class: int, target_per_class: int
     for name in ("train", "test"):
         path = folder / f"{name}.npz"
         if not path.is_file():
-            drawn = glyphs.glyphs("target", name, per_class=target_per_class)
+            drawn = glyphs.load_glyphs("target", name, per_class=target_per_class)
             _save(path, drawn.images, drawn.labels)
     if not (folder / "before.safetensors").is_file():
-        source = glyphs.glyphs("source", "train", per_class=source_per_class)
+        source = glyphs.load_glyphs("source", "train", per_class=source_per_class)
         samples = ArraySamples(source.images, source.labels)
         _pretrain(glyph_network, glyphs.CLASSES, samples, folder, epochs=epochs, learning_rate=2e-3, batch=128)
 
@@ -129,7 +129,7 @@ def open_emoji(folder: Path) -> World:
 def _emoji_features(path: Path) -> None:
     """Mean over positions of both maps, [N, 432], with style, subcategory and whether the concept is held out."""
     from foveate.core.progress import track
-    from foveate.records.builtin.single_objects import singles
+    from foveate.records.builtin.single_objects import load_single_objects
     from foveate.records.geometry import View
     from foveate.records.images import decode
     from foveate.vision.lite0 import Lite0Encoder, unpack_maps
@@ -146,7 +146,7 @@ def _emoji_features(path: Path) -> None:
             found["features"].append(torch.cat([part.flatten(1, 2).mean(1) for part in maps], dim=1).numpy())
             pixels.clear()
 
-    for single in track(singles("emoji", size=128), description="emoji features"):
+    for single in track(load_single_objects("emoji", size=128), description="emoji features"):
         image = decode(single.data)
         pixels.append(render(encoder.preprocess, image, placed(encoder.preprocess, image.size, View())))
         found["style"].append(single.labels["style"])

@@ -35,7 +35,7 @@ from foveate.pretrain.train import CACHE
 from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.builtin.cutouts import load_cutouts
-from foveate.records.builtin.single_objects import LICENSES, singles
+from foveate.records.builtin.single_objects import LICENSES, load_single_objects
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.scenes import build_scenes
@@ -112,7 +112,9 @@ def prepare_images(path: Path, *, seed: int, run: Path, most: int | None) -> Non
 
     most: at most so many images of the whole, for small runs.
     """
-    drawn = [one for source in ("clipart", "emoji") for one in singles(source, size=SIZE) if one.split == "train"]
+    drawn = [
+        one for source in ("clipart", "emoji") for one in load_single_objects(source, size=SIZE) if one.split == "train"
+    ]
     drawn.sort(key=lambda one: seeds.uniform("study pictures", seed, one.key))
     with CollectionWriter(path, license="; ".join(LICENSES.values()), source="built-in images") as writer:
         for one in drawn[:most]:
@@ -178,7 +180,7 @@ def audit_captioner(path: Path, run: Path, *, sample: int, seed: int) -> dict[st
     collection = Collection.open(path)
 
     def by_names(rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
-        return [judge_named(said, collection.labels_of(row)) for row, said in zip(rows, assertions, strict=True)]
+        return [judge_named(said, collection.read_labels(row)) for row, said in zip(rows, assertions, strict=True)]
 
     method = AuditMethod(judge=by_names, judge_definition=NAMES_DEFINITION)
     settings = AuditSettings(
@@ -209,7 +211,7 @@ def classes_of(collection: Collection, rows: Sequence[int]) -> tuple[list[str], 
     for row in rows:
         truth = truths.get(row)
         if truth is None:
-            labels = collection.labels_of(row)
+            labels = collection.read_labels(row)
             found.append((labels.get("concept", ""), labels.get("category", "")))
         else:
             largest = max(truth.things, key=lambda thing: thing.box.area, default=None)

@@ -38,7 +38,7 @@ class Questions:
 
 
 def _text(collection: Collection, row: int, kind: str) -> str:
-    return next((caption.text for caption in collection.captions_of(row) if caption.kind == kind), "")
+    return next((caption.text for caption in collection.read_captions(row) if caption.kind == kind), "")
 
 
 @torch.no_grad()

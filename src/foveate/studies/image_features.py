@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from foveate.core.files import atomic_file
 from foveate.core.progress import track
-from foveate.records.builtin.single_objects import singles
+from foveate.records.builtin.single_objects import load_single_objects
 from foveate.records.geometry import View
 from foveate.records.images import decode
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps
@@ -45,7 +45,7 @@ def write_image_features(path: Path) -> None:
             points.append(pooled(unpack_maps(features, encoder.grid)).numpy())
             pixels.clear()
 
-    for single in track(singles("emoji", size=SIDE), description="emoji features"):
+    for single in track(load_single_objects("emoji", size=SIDE), description="emoji features"):
         if single.labels["style"] != "noto":
             continue
         image = decode(single.data)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from foveate.pretrain.embed import Embedded
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.records.region_sources import is_pseudo
+from foveate.records.region_sources import is_pseudo_label
 from foveate.studies.real_regions import read_details
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import input_boxes, placed, render
@@ -28,8 +28,8 @@ def box_gain(seen: Embedded, collection: Collection) -> float:
     boxes = [
         region.box.to_array()
         for row in training
-        for region in collection.regions_of(int(row))
-        if not is_pseudo(region.source)
+        for region in collection.read_regions(int(row))
+        if not is_pseudo_label(region.source)
     ]
     mean_4 = np.mean(boxes, axis=0)
     truth_R4 = seen.boxes_R4[asked_R]

@@ -42,7 +42,7 @@ def prepare_rotation(folder: Path) -> None:
         return
     pixels, labels, splits = [], [], []
     for split, (style, per_class) in PER_CHARACTER.items():
-        drawn = glyphs.glyphs(style, f"petl rotation {split}", per_class=per_class)
+        drawn = glyphs.load_glyphs(style, f"petl rotation {split}", per_class=per_class)
         random = generator("petl rotation", split)
         multiples = random.permutation(np.arange(len(drawn.labels)) % TURNS)
         angles = multiples * (360 / TURNS) + random.uniform(-JITTER, JITTER, len(multiples))

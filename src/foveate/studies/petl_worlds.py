@@ -109,7 +109,7 @@ def prepare_glyph_world(folder: Path, *, source_per_class: int, pool_per_class: 
     prepare_glyphs(folder, source_per_class=source_per_class, target_per_class=pool_per_class, epochs=epochs)
     path = folder / "shift.npz"
     if not path.is_file():
-        drawn = glyphs.glyphs("source", "petl shift", per_class=pool_per_class)
+        drawn = glyphs.load_glyphs("source", "petl shift", per_class=pool_per_class)
         with atomic_file(path) as handle:
             np.savez(handle, arrays=drawn.images, labels=drawn.labels)
 
@@ -146,7 +146,7 @@ def labeled_pixels(
 def _render(path: Path) -> None:
     """All emoji and clip art at 64 px, and of Lite0 at 128 px the map [4, 4, 320] and both maps' means [432]."""
     from foveate.core.progress import track
-    from foveate.records.builtin.single_objects import singles
+    from foveate.records.builtin.single_objects import load_single_objects
     from foveate.records.geometry import View
     from foveate.records.images import decode
     from foveate.vision.lite0 import Lite0Encoder, unpack_maps
@@ -169,7 +169,7 @@ def _render(path: Path) -> None:
             large.clear()
 
     for source in ("emoji", "clipart"):
-        for single in track(singles(source, size=TEACHER_SIZE), description=f"features of {source}"):
+        for single in track(load_single_objects(source, size=TEACHER_SIZE), description=f"features of {source}"):
             image = decode(single.data)
             large.append(render(teacher.preprocess, image, placed(teacher.preprocess, image.size, View())))
             found["pixels"].append(render(small, image, placed(small, image.size, View())).numpy())

@@ -41,7 +41,7 @@ class Album:
 
     def caption(self, place: int) -> str:
         """The first text of an image."""
-        captions = self.collection.captions_of(int(self.any.rows[place]))
+        captions = self.collection.read_captions(int(self.any.rows[place]))
         return captions[0].text if captions else ""
 
     def chosen(self, places: NDArray[np.int64], count: int, what: str) -> list[int]:

@@ -169,7 +169,7 @@ def _shown(
             row = int(rows[place])
             path = run / "images" / f"calibration-{row:06d}.webp"
             save_thumbnail(collection.image_bytes(row), path, longest_side=160)
-            titles = [one.text for one in collection.captions_of(row) if one.kind == "title"]
+            titles = [one.text for one in collection.read_captions(row) if one.kind == "title"]
             examples.append(
                 {
                     "image": str(path.relative_to(run)),

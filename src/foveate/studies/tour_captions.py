@@ -164,7 +164,7 @@ def _examples(
     lengths: dict[str, list[int]] = {kind: [] for kind in verdicts}
     for number, row in enumerate(rows.tolist()):
         truth = truths.get(row)
-        alt = next((one.text for one in collection.captions_of(row) if one.kind == "alt"), "")
+        alt = next((one.text for one in collection.read_captions(row) if one.kind == "alt"), "")
         texts = {"alt": alt, **captions.get(row, {})}
         shown = []
         for kind in (kind for kind in verdicts if texts.get(kind)):

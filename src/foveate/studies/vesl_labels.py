@@ -165,17 +165,17 @@ def quality(scenes: Path, sources: dict[str, str]) -> dict[str, dict[str, float]
     from foveate.caption.vesl.detectors.annotations import word_overlap
     from foveate.records.boxes import pairwise_iou
     from foveate.records.collection import Collection
-    from foveate.records.region_sources import from_sources
+    from foveate.records.region_sources import select_region_rows
 
     with Collection.open(scenes) as collection:
         grouped = collection.grouped("regions")
         boxes_R4 = collection.region_boxes.astype(np.float64)
-        true_R = from_sources(grouped.table, [TRUTH])
+        true_R = select_region_rows(grouped.table, [TRUTH])
         phrases = grouped.table["phrase"].to_pylist()
         rows = collection.rows("train").tolist()
         answers = {}
         for key, source in sources.items():
-            mine_R = from_sources(grouped.table, [source])
+            mine_R = select_region_rows(grouped.table, [source])
             right = labels = found = truths = 0
             for row in rows:
                 start, end = grouped.bounds(row)

@@ -20,7 +20,7 @@ from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.records.alt_texts import ALT_KINDS
 from foveate.records.collection import Collection
-from foveate.records.current_captions import holds
+from foveate.records.current_captions import select_current
 from foveate.records.text import split_sentences
 from foveate.training.mixture import FORMATS, MixtureSampler
 
@@ -140,7 +140,7 @@ class ImageTexts:
             models = sorted(set(captions.table["model"].unique().to_pylist()) - {""})
             for model in prefer:
                 choose(model, models, f"model of captions in the collection {collection.name!r}")
-        self.usable = holds(captions.table, prefer=prefer) & self._said(captions.table)
+        self.usable = select_current(captions.table, prefer=prefer) & self._said(captions.table)
         drawable = [*rule.drawable, *(lenders if ALT in rule.drawable else [])]
         self._drawable = self.usable & pc.call_function(
             "is_in", [captions.table["kind"]], pc.SetLookupOptions(value_set=pa.array(drawable, pa.string()))

@@ -31,7 +31,7 @@ def signs(tmp_path: Path) -> Collection:
 
 def test_text_is_read_once_and_kept(signs: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(ocr.PACKAGE, reason="the extra ocr, which needs Python below 3.13")
-    row = signs.row_of("sign")
+    row = signs.find_row("sign")
     found = ocr.recognized(signs, [0, 1], "rapidocr")
     assert list(found) == [row]
     # The recognizer is the Chinese one: spaces and l for I are its known slips.

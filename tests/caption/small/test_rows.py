@@ -162,7 +162,7 @@ def test_own_caption_kinds_make_both_stages(tiny_collection: Path) -> None:
     assert {row.rewrite for row in rows.rows} == {"rules-1"}
     assert {row.stage for row in rows.rows} == {1, 2}
     for row in rows.rows:
-        captions = collection.captions_of(row.row)
+        captions = collection.read_captions(row.row)
         assert content_words(row.target) <= set().union(*(content_words(caption.text) for caption in captions))
 
 

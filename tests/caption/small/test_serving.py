@@ -23,7 +23,7 @@ from foveate.caption.small.serving import MOST_BYTES, CaptionServer
 from foveate.caption.work import CaptionSettings
 from foveate.chat.client import ChatSettings
 from foveate.core.runs import RunFolder
-from foveate.records.alt_texts import alt_text, usable
+from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
 
@@ -212,7 +212,7 @@ def test_the_http_backend_gets_what_the_local_one_writes(
         captions = [row for row in collection.table("captions").to_pylist() if row["request"]]
         errors = collection.table("caption_errors").to_pylist()
         assert len(captions) + len(errors) == 8 * len(CAPTION_KINDS)
-        alts = [usable(alt_text(collection.captions_of(row))) for row in range(8)]
+        alts = [is_usable_alt_text(select_alt_text(collection.read_captions(row))) for row in range(8)]
         assert set(alts) == {False, True}
         found[name] = {(row["key"], row["kind"]): (row["text"], row["flags"]) for row in captions}
         found[name] |= {(row["key"], row["kind"]): (row["error"], row["raw"]) for row in errors}

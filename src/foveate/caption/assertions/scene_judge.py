@@ -112,7 +112,7 @@ def judge_presence(mention: Mention, truth: SceneTruth) -> str:
     if _matching_things(mention.phrase, truth):
         return SUPPORTED
     in_scene = {thing.phrase for thing in truth.things} | truth.hidden
-    variants = families.things()
+    variants = families.load_things()
     variant_of, words = variants.get(mention.phrase), _name_words(mention.phrase)
     for phrase in in_scene:
         # "green apple" where a red one lies, "eyes" where a face with eyes is: not named so, yet not false either.

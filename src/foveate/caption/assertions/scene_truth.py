@@ -70,7 +70,7 @@ def grounds() -> Mapping[str, tuple[str, str, frozenset[str]]]:
 @functools.cache
 def vocabulary() -> tuple[str, ...]:
     """List all names that a thing in a scene may have."""
-    return families.concepts()
+    return families.load_concepts()
 
 
 def parse_scene_truth(row: Mapping[str, object]) -> SceneTruth:

@@ -51,7 +51,7 @@ class SceneOracle:
 
     async def caption(self, request: CaptionRequest) -> CaptionResponse:
         """The caption of a scene; an error that no retry mends for any other image."""
-        truth = self.truths.get(self.collection.row_of(request.key))
+        truth = self.truths.get(self.collection.find_row(request.key))
         if truth is None:
             return CaptionResponse(error="no_scene", final=True)
         if request.kind not in KINDS:

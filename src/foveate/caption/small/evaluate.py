@@ -34,7 +34,7 @@ from foveate.core.errors import UserError
 from foveate.core.progress import track
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED
 from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_statistic
-from foveate.records.alt_texts import alt_text, usable
+from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, save_thumbnail
 
@@ -98,7 +98,7 @@ def caption_rows(
     device = next(model.parameters()).device
     features = cached_features(collection, model.image_encoder, rows, cache=cache, device=device)
     good = [row for row in rows.tolist() if row not in features.bad]
-    alts = {row: alt_text(collection.captions_of(row)) for row in good} if "afc" in kinds else {}
+    alts = {row: select_alt_text(collection.read_captions(row)) for row in good} if "afc" in kinds else {}
     prefixes = []
     for start in range(0, len(good), _CHUNK):
         part = torch.stack([features.features(row, 0) for row in good[start : start + _CHUNK]]).to(device)
@@ -112,7 +112,7 @@ def caption_rows(
         prefix_NPD = prefix_NPD[torch.from_numpy(others)]
     found: list[tuple[int, Ask, Written]] = []
     for kind in track(kinds, description="captions"):
-        places = [place for place, row in enumerate(good) if kind != "afc" or usable(alts[row])]
+        places = [place for place, row in enumerate(good) if kind != "afc" or is_usable_alt_text(alts[row])]
         asks = [
             Ask(
                 kind,
@@ -142,8 +142,8 @@ def judged(collection: Collection, written: Sequence[tuple[int, Ask, Written]]) 
         obeys = passed is not None and not passed.error and not {"too_long", "too_short"} & set(passed.flags)
         truth = truths.get(row)
         verdicts = None if truth is None else tuple(judge_assertions(split(one.text), truth))
-        alt = alt_text(collection.captions_of(row))
-        wanted = entities([phrases(alt).phrases], "head") if usable(alt) else set()
+        alt = select_alt_text(collection.read_captions(row))
+        wanted = entities([phrases(alt).phrases], "head") if is_usable_alt_text(alt) else set()
         named = wanted & entities([phrases(one.text).phrases], "head") if wanted else wanted
         counts = len(named), len(wanted)
         found.append(Judged(row, ask.kind, ask.alt, one.text, obeys, clip_tokens(one.text), verdicts, *counts))
@@ -234,7 +234,7 @@ def samples(
                     "image": str(path),
                     "key": collection.keys[row],
                     "data": data,
-                    "alt": alt_text(collection.captions_of(row)),
+                    "alt": select_alt_text(collection.read_captions(row)),
                     "captions": {
                         kind: {
                             "text": one.text,

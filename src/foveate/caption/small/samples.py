@@ -106,7 +106,7 @@ def _regions(
     collection: Collection, row: int, side: int, preprocess: Preprocess
 ) -> tuple[NDArray[np.float32], list[str]] | None:
     """Shares of cells [R, side**2] and phrases of the regions of an image; None where none can be seen."""
-    regions = collection.regions_of(row)
+    regions = collection.read_regions(row)
     if not regions:
         return None
     size = (int(collection.index["width"][row]), int(collection.index["height"][row]))

@@ -142,7 +142,7 @@ def _prepare(recipe: CaptionerRecipe, collection: Collection, run: RunFolder) ->
 def _phrases(recipe: CaptionerRecipe, collection: Collection, known: list[int]) -> list[str]:
     """The phrases of all regions that are used."""
     rows = [*known, *_further(recipe, collection, set(known))] if recipe.words.regions else []
-    return [region.phrase for row in rows for region in collection.regions_of(row)]
+    return [region.phrase for row in rows for region in collection.read_regions(row)]
 
 
 def _further(recipe: CaptionerRecipe, collection: Collection, known: set[int]) -> list[int]:

@@ -21,7 +21,7 @@ from foveate.caption.targets.material import Material
 from foveate.caption.targets.rewriting import Rewriter, content_words, fuse, names_in, new_words
 from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
-from foveate.records.alt_texts import usable
+from foveate.records.alt_texts import is_usable_alt_text
 from foveate.records.text import split_words
 
 FORMAT_STAGE, ALIGN_STAGE = 1, 2
@@ -175,14 +175,14 @@ def _afc(
         if material.alt_clean is not False or not alt:
             alt = _mismatched(material, materials, draw)
     else:
-        if material.alt_clean is False or not usable(alt):
+        if material.alt_clean is False or not is_usable_alt_text(alt):
             alt = _listed(material, draw)
         if material.alt_clean is not None and draw.random() < settings.invented_names:
             name = invented_name(draw)
             alt, facts = (f"{alt}, {name}" if alt else name), (name,)
         elif material.alt_clean is None:
             facts = names_in(alt, [*inputs, dsc])
-    if not usable(alt):
+    if not is_usable_alt_text(alt):
         return "no usable AltText"
     named = [fact for fact in material.facts if _says(alt, fact)]
     if stage == ALIGN_STAGE and material.describe is not None and named and not noisy:

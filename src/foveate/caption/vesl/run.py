@@ -45,7 +45,7 @@ from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
 from foveate.records.record import Region
-from foveate.records.region_sources import pseudo_source
+from foveate.records.region_sources import pseudo_label_source
 from foveate.records.rows import region_row
 from foveate.records.tables import Provenance
 from foveate.training.stopping import StopRequest
@@ -182,7 +182,7 @@ def label_regions(
         tally = _Tally()
         writer = PartWriter(
             appender,
-            Provenance(pseudo_source(run.detector.name), run.detector.model, run.hash),
+            Provenance(pseudo_label_source(run.detector.name), run.detector.model, run.hash),
             _split_rows,
             max_results=_IMAGES_PER_PART,
             max_seconds=_SECONDS_PER_PART,
@@ -198,7 +198,7 @@ def label_regions(
         "detector": detector,
         "oracle": run.kind.oracle,
         "model": run.detector.model,
-        "source": pseudo_source(detector),
+        "source": pseudo_label_source(detector),
         "recipe": run.recipe,
         "recipe_hash": run.hash,
         "images": len(run.rows),
@@ -324,7 +324,7 @@ def _labeled(run: Opened, image: DetectorInput, said: Said, phrases: list[str], 
             Box.from_array(found.boxes_K4[number]),
             phrases[int(found.phrase_K[number])],
             float(found.scores_K[number]),
-            source=pseudo_source(run.detector.name),
+            source=pseudo_label_source(run.detector.name),
         )
         details: dict[str, Any] = {
             "detector": run.detector.name,

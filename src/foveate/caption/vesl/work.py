@@ -23,7 +23,7 @@ from foveate.core.errors import UserError, nearest
 from foveate.core.recipes import Settings
 from foveate.records.annotate import matching_parts
 from foveate.records.collection import Collection
-from foveate.records.current_captions import current_captions
+from foveate.records.current_captions import load_current_captions
 from foveate.records.tables import GroupedTable
 
 # Of the steps themselves: raised when the same settings come to give other rows.
@@ -93,7 +93,7 @@ class Captions:
 
     def __init__(self, collection: Collection, settings: RegionLabelSettings) -> None:
         self.kinds = settings.captions
-        captions = current_captions(collection, prefer=settings.prefer)
+        captions = load_current_captions(collection, prefer=settings.prefer)
         there = sorted(captions["kind"].unique().to_pylist())
         if not set(there) & set(self.kinds):
             hint = nearest(self.kinds[0], there)

@@ -135,7 +135,7 @@ def command(
       foveate collect scenes --to scenes
     """
     from foveate.records import layout
-    from foveate.records.importers.formats import formats, recognized_format
+    from foveate.records.importers.formats import detect_format, load_formats
     from foveate.records.splits import assign_splits, check_fractions
 
     given_options = {
@@ -146,17 +146,17 @@ def command(
     if format_name == "builtin" or (format_name == "auto" and source in BUILT_IN and not Path(source).exists()):
         return _build(source, target, given_options, workers=workers, seed=seed, as_json=as_json)
     if format_name == "auto":
-        importer, evidence = recognized_format(source, others=tuple(BUILT_IN))
+        importer, evidence = detect_format(source, others=tuple(BUILT_IN))
         say(f"format: {importer.name} ({evidence})")
     else:
-        importer = formats()[choose(format_name, [*formats(), "auto", "builtin"], "format")]
+        importer = load_formats()[choose(format_name, [*load_formats(), "auto", "builtin"], "format")]
     fractions = None if split == "none" else parse_fractions(split)
     if fractions is not None:
         check_fractions(fractions)
     options = {option: of_format[option] for option in OF_FORMATS if option in given_options}
     for option in options:
         if option not in importer.options:
-            takers = [other.name for other in formats().values() if option in other.options]
+            takers = [other.name for other in load_formats().values() if option in other.options]
             why = importer.refusals.get(option, f"it is for {', '.join(takers)}")
             raise UserError(f"{_flag(option)} has no effect on the format {importer.name!r}: {why}")
     if "seed" in given_options and fractions is None:

@@ -27,7 +27,7 @@ from foveate.pretrain.embed import read_batches
 from foveate.pretrain.export import Exported, Job
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
-from foveate.records.region_sources import ChosenRegions
+from foveate.records.region_sources import SelectedRegions
 from foveate.vision.encoder import ImageTokens
 from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.card import METHODS
@@ -84,10 +84,10 @@ def check(job: Job) -> list[str]:
     return [*(f"{name}/00000.{ending}" for name in (IMAGES, REGIONS, TEXTS)), UNREADABLE, CARD]
 
 
-def _own(job: Job) -> ChosenRegions:
+def _own(job: Job) -> SelectedRegions:
     """The regions that are embedded."""
     assert job.collection is not None
-    return ChosenRegions(job.collection, job.region_sources)
+    return SelectedRegions(job.collection, job.region_sources)
 
 
 def identity(job: Job) -> str:
@@ -126,7 +126,7 @@ def export(job: Job) -> Exported:
     write_text_atomically(job.folder / CARD, _card(job, job.collection, counts))
     shutil.rmtree(job.folder / _DONE)
     counts["regions of other sources"] = own.left_out
-    return Exported(counts=counts, notes=[told] if (told := own.left_out_in_words()) else [])
+    return Exported(counts=counts, notes=[told] if (told := own.describe_left_out()) else [])
 
 
 def _done(job: Job, name: str, part: int) -> Path:
@@ -134,7 +134,7 @@ def _done(job: Job, name: str, part: int) -> Path:
     return job.folder / _DONE / f"{name}-{part:05d}.json"
 
 
-def _images(job: Job, collection: Collection, own: ChosenRegions, rows: NDArray[np.int64]) -> None:
+def _images(job: Job, collection: Collection, own: SelectedRegions, rows: NDArray[np.int64]) -> None:
     """Images and their regions, part by part."""
     starts = range(0, len(rows), IMAGES_A_PART)
     left = [part for part in range(len(starts)) if not _done(job, IMAGES, part).is_file()]
@@ -178,7 +178,7 @@ def _by_part(
         yield batch
 
 
-def _embed(job: Job, collection: Collection, own: ChosenRegions, batch: Batch, images: Rows, regions: Rows) -> int:
+def _embed(job: Job, collection: Collection, own: SelectedRegions, batch: Batch, images: Rows, regions: Rows) -> int:
     """Adds the rows of a batch; returns how many regions the encoder's view does not show."""
     chosen, placements, pixels = batch
     tokens: ImageTokens = job.model.encode_image_tokens(pixels)
@@ -208,10 +208,10 @@ def _embed(job: Job, collection: Collection, own: ChosenRegions, batch: Batch, i
     return hidden
 
 
-def _texts(job: Job, collection: Collection, own: ChosenRegions, rows: NDArray[np.int64]) -> None:
+def _texts(job: Job, collection: Collection, own: SelectedRegions, rows: NDArray[np.int64]) -> None:
     """Each distinct text of a kind once: captions by their kind, and the phrases of regions."""
     distinct = {("phrase", one.phrase) for row in rows for one in own.of(int(row))}
-    distinct |= {(one.kind, one.text) for row in rows for one in collection.captions_of(int(row))}
+    distinct |= {(one.kind, one.text) for row in rows for one in collection.read_captions(int(row))}
     ordered = sorted(distinct)
     starts = range(0, len(ordered), TEXTS_A_PART)
     for start in track(starts, description="embedding texts") if len(starts) > 1 else starts:

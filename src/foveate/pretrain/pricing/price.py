@@ -21,7 +21,7 @@ from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
-from foveate.records.region_sources import from_sources
+from foveate.records.region_sources import select_region_rows
 from foveate.training.image_texts import ImageTexts
 from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.registry import tower_options
@@ -205,7 +205,7 @@ def check_collection(recipe: PretrainRecipe, collection: Collection) -> dict[str
             f"{', '.join(kinds)} (field data.captions); it has {', '.join(sorted(there)) or 'no texts'}"
         )
     if recipe.data.region_sources is not None and recipe.regions.method != "none":
-        from_sources(collection.table("regions"), recipe.data.region_sources, where="field data.region_sources")
+        select_region_rows(collection.table("regions"), recipe.data.region_sources, where="field data.region_sources")
     lengths = collection.index["length"][rows]
     return {
         "images": len(rows),

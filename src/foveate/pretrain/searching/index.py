@@ -46,7 +46,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.records.images import BadImage
 from foveate.records.record import Region
-from foveate.records.region_sources import OWN, ChosenRegions, is_pseudo
+from foveate.records.region_sources import OWN, SelectedRegions, is_pseudo_label
 from foveate.records.tables import write_table
 from foveate.vision.localizer.candidates import coarse_boxes
 from foveate.vision.localizer.folder import CONFIG, load_model
@@ -86,7 +86,7 @@ def boxes_of(regions: Sequence[Region], rule: str) -> tuple[Sequence[Region], bo
     return own, rule in ("grid", "both") or (rule == "auto" and not regions)
 
 
-def content_of(collection: Collection, regions: ChosenRegions, row: int, rule: str) -> str:
+def content_of(collection: Collection, regions: SelectedRegions, row: int, rule: str) -> str:
     """A hash of what an image's rows in the index are made from: its bytes and the boxes that are its own."""
     own = boxes_of(regions.of(row), rule)[0] if rule != "none" else ()
     told = [(region.phrase, *region.box.to_array().tolist()) for region in own]
@@ -128,7 +128,7 @@ def build_index(
     wanted = _described(model_folder, mark, collection, out, asked)
     if region_sources and wanted.regions not in WITH_OWN:
         raise UserError(f"--region-source has no effect with --regions {wanted.regions}: it takes no own regions")
-    own = ChosenRegions(collection, wanted.region_sources)
+    own = SelectedRegions(collection, wanted.region_sources)
     if dry_run:
         return wanted, _plan(collection, own, _contents(collection, own, wanted.regions), wanted, out, retry=retry)
     if out.exists() and not out.is_dir():
@@ -192,7 +192,7 @@ def _described(
     )
 
 
-def _contents(collection: Collection, own: ChosenRegions, rule: str) -> dict[str, str]:
+def _contents(collection: Collection, own: SelectedRegions, rule: str) -> dict[str, str]:
     """Key -> content of every image of the collection."""
     return {key: content_of(collection, own, row, rule) for row, key in enumerate(collection.keys)}
 
@@ -205,7 +205,7 @@ def _building(out: Path) -> list[Path]:
 
 def _plan(
     collection: Collection,
-    own: ChosenRegions,
+    own: SelectedRegions,
     contents: Mapping[str, str],
     wanted: Description,
     out: Path,
@@ -235,7 +235,7 @@ def _plan(
         new_regions += len(boxes) + grid * with_grid
     size = wanted.embed_dim * wanted.dtype.itemsize
     new_bytes = (new_regions + len(todo)) * size
-    left_out = own.left_out_in_words() if wanted.regions in WITH_OWN else ""
+    left_out = own.describe_left_out() if wanted.regions in WITH_OWN else ""
     return Plan(todo, len(collection) - len(todo), dropped, new_regions, new_bytes, left_out)
 
 
@@ -256,7 +256,7 @@ def _check_room(out: Path, plan: Plan) -> None:
 def _embed_parts(
     model: LocalizingModel,
     collection: Collection,
-    own: ChosenRegions,
+    own: SelectedRegions,
     wanted: Description,
     out: Path,
     todo: NDArray[np.int64],
@@ -284,7 +284,7 @@ def _embed_parts(
 def _embed(
     model: LocalizingModel,
     collection: Collection,
-    own: ChosenRegions,
+    own: SelectedRegions,
     rows: NDArray[np.int64],
     rule: str,
     pool: ThreadPoolExecutor,
@@ -357,7 +357,12 @@ def _regions(
         moved_K4, kept_R = input_boxes(placement, np.stack([one.box.to_array() for one in own]), min_visible=0)
         found.append(moved_K4)
         told += [
-            _row(key, region.box.to_array(), region.phrase, region.source if is_pseudo(region.source) else "collection")
+            _row(
+                key,
+                region.box.to_array(),
+                region.phrase,
+                region.source if is_pseudo_label(region.source) else "collection",
+            )
             for region, kept in zip(own, kept_R, strict=True)
             if kept
         ]

@@ -159,7 +159,7 @@ class Index:
 
     def _hit(self, kind: str, row: int, score: float) -> Hit:
         told = self._shelf(kind).rows.slice(row, 1).to_pylist()[0]
-        captions = self.collection.captions_of(self.collection.row_of(told["key"]))
+        captions = self.collection.read_captions(self.collection.find_row(told["key"]))
         corners = [told[name] for name in ("x1", "y1", "x2", "y2")]
         box = None if kind == IMAGE else Box.from_array(corners, clipped=True)
         return Hit(told["key"], kind, score, box, told["phrase"] or "", captions[0].text if captions else "")
@@ -167,7 +167,7 @@ class Index:
     def image_bytes(self, hit: Hit) -> bytes | BadImage:
         """The image of an answer, or why it cannot be read now."""
         try:
-            return self.collection.image_bytes(self.collection.row_of(hit.key))
+            return self.collection.image_bytes(self.collection.find_row(hit.key))
         except BadImage as problem:
             return problem
 

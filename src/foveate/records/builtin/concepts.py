@@ -23,8 +23,7 @@ import functools
 from collections import Counter, defaultdict
 
 from foveate.core.seeds import uniform
-from foveate.records.builtin import families as groups
-from foveate.records.builtin import phrases, tables
+from foveate.records.builtin import families, phrases, tables
 from foveate.records.builtin.families import EMPTY_HEADS, PEOPLE_WORDS, VARIANT_WORDS, own_words
 from foveate.records.text import split_words
 
@@ -49,7 +48,7 @@ def _uses() -> Counter[str]:
 @functools.cache
 def _unseen_kinds() -> frozenset[str]:
     """Names of the families of which nothing is in training."""
-    found = groups.families()
+    found = families.load_families()
     heads = {concept: phrases.head_noun(concept) for concept in found}
     everywhere = {found[c] for c, head in heads.items() if _uses()[head] > EVERYWHERE or head in _IN_SCENES}
     drawn = {f for f in found.values() if uniform("builtin concepts", SEED, f) < UNSEEN_KIND_SHARE}
@@ -58,7 +57,7 @@ def _unseen_kinds() -> frozenset[str]:
 
 def _heads(*, unseen_kinds: bool) -> frozenset[str]:
     """Head nouns of the concepts of unseen kinds, or of all others."""
-    found = groups.families().items()
+    found = families.load_families().items()
     return frozenset(phrases.head_noun(c) for c, family in found if (family in _unseen_kinds()) == unseen_kinds)
 
 
@@ -78,7 +77,7 @@ def unseen_words() -> frozenset[str]:
 def _names_of_things() -> dict[str, frozenset[frozenset[str]]]:
     """Thing -> the sets of own words by which its variants are named."""
     names: dict[str, set[frozenset[str]]] = defaultdict(set)
-    for concept, thing in groups.things().items():
+    for concept, thing in families.load_things().items():
         names[thing].add(own_words(concept))
     return {thing: frozenset(sets) for thing, sets in names.items()}
 
@@ -87,8 +86,8 @@ def _names_of_things() -> dict[str, frozenset[frozenset[str]]]:
 def _unseen_things() -> frozenset[str]:
     """Names of the things that are held out of families that are trained on."""
     members: dict[str, set[str]] = defaultdict(set)
-    for concept, thing in groups.things().items():
-        members[groups.families()[concept]].add(thing)
+    for concept, thing in families.load_things().items():
+        members[families.load_families()[concept]].add(thing)
     within = {
         thing
         for thing, names in _names_of_things().items()
@@ -96,7 +95,7 @@ def _unseen_things() -> frozenset[str]:
         if thing != other and any(name <= another for name in names for another in others)
     }
     # Clip art may be held out for other reasons, both styles of an emoji are not: the trained relative is an emoji.
-    drawn_twice = {groups.things()[groups.concept_of_emoji(row)] for row in tables.rows("emoji")}
+    drawn_twice = {families.load_things()[families.concept_of_emoji(row)] for row in tables.rows("emoji")}
     found: set[str] = set()
     for family, things in members.items():
         if family in _unseen_kinds():
@@ -140,10 +139,10 @@ def concept_slice(concept: str) -> str:
 
     Withheld concepts ("boy with trumpet" when trumpets are an unseen kind) are used neither in training nor in tests.
     """
-    if groups.families()[concept] in _unseen_kinds():
+    if families.load_families()[concept] in _unseen_kinds():
         return UNSEEN_KIND
     if names_unseen_kind(concept):
         return WITHHELD
-    if groups.things()[concept] in _unseen_things():
+    if families.load_things()[concept] in _unseen_things():
         return UNSEEN
     return WITHHELD if names_unseen_thing(concept) else SEEN

@@ -118,30 +118,30 @@ def _variants() -> list[list[str]]:
         together["code family" if code.startswith("person-person") else f"code {code}"].append(concept)
         if concept.startswith(("family", "couple", "kiss between")) or "holding hands" in concept:
             together["code family"].append(concept)
-    for concept in concepts():
+    for concept in load_concepts():
         together[f"own {' '.join(sorted(own_words(concept)))}"].append(concept)
-    present = set(concepts())
+    present = set(load_concepts())
     return [*together.values(), *([m for m in same if m in present] for same in _SAME_THING)]
 
 
 @functools.cache
-def concepts() -> tuple[str, ...]:
+def load_concepts() -> tuple[str, ...]:
     """All phrases of emoji and of clip art, in alphabetical order."""
     emoji = {concept_of_emoji(row) for row in tables.rows("emoji")}
     return tuple(sorted(emoji | set(clipart_phrases().values())))
 
 
 @functools.cache
-def things() -> dict[str, str]:
+def load_things() -> dict[str, str]:
     """Concept -> name of the thing it is a variant of."""
     return _grouped(_variants())
 
 
 @functools.cache
-def families() -> dict[str, str]:
+def load_families() -> dict[str, str]:
     """Concept -> name of its family; every thing lies in one family."""
     heads: dict[str, list[str]] = defaultdict(list)
-    for concept in concepts():
+    for concept in load_concepts():
         heads[_name_key(concept)].append(concept)
     return _grouped([*heads.values(), *_variants()])
 
@@ -151,7 +151,7 @@ def _grouped(together: Iterable[list[str]]) -> dict[str, str]:
     for members in together:
         if members:
             found.join(members)
-    return {concept: found.find(concept) for concept in concepts()}
+    return {concept: found.find(concept) for concept in load_concepts()}
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def font_folder(folder: Path | None = None) -> Path:
     return folder
 
 
-def glyphs(
+def load_glyphs(
     style: Style,
     name: str,
     *,

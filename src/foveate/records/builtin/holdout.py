@@ -43,6 +43,6 @@ def _splits() -> dict[str, str]:
     return found
 
 
-def split_of(key: str) -> str:
+def assign_split(key: str) -> str:
     """ "train" or "test" for a key of the shipped tables."""
     return _splits()[key]

@@ -60,7 +60,7 @@ def build_emoji(target: Path, *, size: int = 160) -> None:
 
 def _build(target: Path, source: str, size: int) -> None:
     with CollectionWriter(target, license=LICENSES[source], source=source) as writer:
-        for single in track(singles(source, size=size), description=source, total=len(tables.rows(source))):
+        for single in track(load_single_objects(source, size=size), description=source, total=len(tables.rows(source))):
             writer.add(
                 single.key,
                 single.data,
@@ -71,7 +71,7 @@ def _build(target: Path, source: str, size: int) -> None:
             )
 
 
-def singles(source: str, *, size: int = 160) -> Iterator[Single]:
+def load_single_objects(source: str, *, size: int = 160) -> Iterator[Single]:
     """All singles of "clipart" or "emoji" in the order of the shipped table."""
     cutouts = _cutouts_by_id()
     for row in tables.rows(source):
@@ -83,7 +83,7 @@ def singles(source: str, *, size: int = 160) -> Iterator[Single]:
             labels |= {"concept": cutout.concept, "slice": cutout.slice}
         group = f"emoji {cutout.thing}" if source == "emoji" else holdout.clipart_groups()[cutout.id]
         image = jpeg(standing_alone(cutout, size=size))
-        yield Single(cutout.id, image, captions, labels, group, holdout.split_of(cutout.id))
+        yield Single(cutout.id, image, captions, labels, group, holdout.assign_split(cutout.id))
 
 
 @functools.cache

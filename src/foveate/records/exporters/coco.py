@@ -25,7 +25,7 @@ from foveate.records.exporters.coco_ids import Categories, FreeIds, Names, rows_
 from foveate.records.images import BadImage
 from foveate.records.importers.coco_file import CROWD
 from foveate.records.record import Region
-from foveate.records.region_sources import OWN, ChosenRegions
+from foveate.records.region_sources import OWN, SelectedRegions
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ def export_coco(
         raise UserError(f"nothing to export: no image of the collection {collection.name!r} is chosen")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: choose a new one")
-    regions = ChosenRegions(collection, region_sources)
+    regions = SelectedRegions(collection, region_sources)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     paths = {name: folder / "annotations" / f"{name}.json" for name in ("instances", "captions")}
@@ -101,7 +101,7 @@ def _copy(row: int, names: Names, temporary: Path, export: CocoExport) -> bool:
 
 
 def _write_instances(
-    file: IO[str], regions: ChosenRegions, chosen: list[int], names: Names, export: CocoExport
+    file: IO[str], regions: SelectedRegions, chosen: list[int], names: Names, export: CocoExport
 ) -> None:
     collection = names.collection
     categories = Categories(collection)
@@ -139,7 +139,7 @@ def _write_captions(file: IO[str], collection: Collection, chosen: list[int], na
     def annotations() -> Iterator[dict[str, object]]:
         for row in chosen:
             known = {one["position"]: one for one in rows_of(collection, "coco_captions", row)}
-            for position, caption in enumerate(collection.captions_of(row)):
+            for position, caption in enumerate(collection.read_captions(row)):
                 export.captions += 1
                 entry: dict[str, object] = {
                     "id": free.take(known.get(position, {}).get("annotation_id")),
@@ -166,7 +166,7 @@ def _image(collection: Collection, row: int, names: Names, number: int) -> dict[
         "width": int(index["width"][row]),
         "height": int(index["height"][row]),
     }
-    further = {"labels": collection.labels_of(row), "group": collection.groups[row], "split": collection.splits[row]}
+    further = {"labels": collection.read_labels(row), "group": collection.groups[row], "split": collection.splits[row]}
     return entry | {name: value for name, value in further.items() if value}
 
 

@@ -74,7 +74,9 @@ class Categories:
     def __init__(self, collection: Collection) -> None:
         self._by_number: dict[int, Category] = {}
         self._by_name: dict[str, Category] = {}
-        known = [category_of(row["category_id"], row) for row in collection.about("coco_categories").to_pylist()]
+        known = [
+            category_of(row["category_id"], row) for row in collection.dataset_table("coco_categories").to_pylist()
+        ]
         for category in known:
             if self._by_number.setdefault(category.number, category) is category:
                 self._by_name.setdefault(category.name, category)

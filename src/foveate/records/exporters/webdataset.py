@@ -21,7 +21,7 @@ from foveate.records.collection import Collection
 from foveate.records.images import SUFFIXES
 from foveate.records.layout import member_name
 from foveate.records.record import Record
-from foveate.records.region_sources import OWN, ChosenRegions
+from foveate.records.region_sources import OWN, SelectedRegions
 
 
 def export_webdataset(
@@ -47,7 +47,7 @@ def export_webdataset(
         raise UserError(f"images_per_shard: allowed is a whole number of at least 1, got {images_per_shard}")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder: choose a new one")
-    regions = ChosenRegions(collection, region_sources)
+    regions = SelectedRegions(collection, region_sources)
     target.mkdir(parents=True, exist_ok=True)
     shards = [chosen[start : start + images_per_shard] for start in range(0, len(chosen), images_per_shard)]
     paths = []
@@ -62,7 +62,7 @@ def export_webdataset(
     return paths
 
 
-def _write_sample(tar: tarfile.TarFile, collection: Collection, regions: ChosenRegions, row: int) -> None:
+def _write_sample(tar: tarfile.TarFile, collection: Collection, regions: SelectedRegions, row: int) -> None:
     record = replace(collection.record(row), regions=tuple(regions.of(row)))
     suffix = SUFFIXES[collection.index["format"][row]]
     members = {suffix: collection.image_bytes(row)}

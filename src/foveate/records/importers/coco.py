@@ -79,7 +79,7 @@ def import_coco_file(
 
     def keep_categories(writer: CollectionWriter) -> None:
         if writer.summary.taken or writer.summary.already_there:
-            writer.keep("coco_categories", [_clean(category.row) for category in read.categories.values()])
+            writer.add_dataset_rows("coco_categories", [_clean(category.row) for category in read.categories.values()])
 
     return import_samples(
         target,

@@ -1,24 +1,26 @@
-"""The formats that can be imported, found by name: every module of this package that has a `FORMAT`."""
+"""Import formats by name: every module of this package that has a `FORMAT` is one."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.plugins import load_all
 from foveate.records.import_summary import ImportSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """One format that can be imported.
+    """One import format.
 
-    `run(source, target, **options)` imports, `recognize(source)` says what of this format was found at a
-    source, or None. `options` are the keywords that `run` takes besides the shared ones, `refusals` says why
-    it does not take another one. A `fallback` is chosen where no other format is recognized.
+    Args:
+        run: imports, called as `run(source, target, **options)`.
+        recognize: returns what of this format is at a source ("3 tars"), or None.
+        options: keywords that `run` takes besides `SharedOptions`.
+        refusals: keyword -> why this format does not take it, for the error.
+        fallback: chosen only where no other format is recognized.
     """
 
     name: str
@@ -29,34 +31,31 @@ class Format:
     fallback: bool = False
 
 
-def formats() -> dict[str, Format]:
-    """All formats by their names."""
-    package = importlib.import_module("foveate.records.importers")
-    modules = [
-        importlib.import_module(f"{package.__name__}.{one.name}") for one in pkgutil.iter_modules(package.__path__)
-    ]
-    found = [module.FORMAT for module in modules if isinstance(getattr(module, "FORMAT", None), Format)]
-    return {one.name: one for one in sorted(found, key=lambda one: one.name)}
+def load_formats() -> dict[str, Format]:
+    """Load all import formats; return {name: format}, sorted by name."""
+    formats: list[Format] = list(load_all("foveate.records.importers", "FORMAT").values())
+    return {entry.name: entry for entry in sorted(formats, key=lambda entry: entry.name)}
 
 
-def recognized_format(source: str, *, others: tuple[str, ...] = ()) -> tuple[Format, str]:
-    """The one format of `source`, and what it was recognized by.
+def detect_format(source: str, *, others: tuple[str, ...] = ()) -> tuple[Format, str]:
+    """Detect the format of a source; return it with the evidence ("3 tars").
+
+    Args:
+        others: names besides files that the source could have been, for the nearest match.
 
     Raises:
-        UserError: nothing is there (`others` are further names to suggest), no format is recognized, or more
-            than one.
+        UserError: the source does not exist, or its format is unknown or ambiguous.
     """
-    known = formats()
-    found = {name: what for name, one in known.items() if (what := one.recognize(source)) is not None}
-    clear = {name: what for name, what in found.items() if not known[name].fallback} or found
+    formats = load_formats()
+    matches = {name: evidence for name, entry in formats.items() if (evidence := entry.recognize(source)) is not None}
+    clear = {name: evidence for name, evidence in matches.items() if not formats[name].fallback} or matches
     if len(clear) > 1:
-        seen = " or ".join(f"{name} ({what})" for name, what in clear.items())
-        raise UserError(f"{source} may be {seen}: choose one with --format")
-    for name, what in clear.items():
-        return known[name], what
+        candidates = " or ".join(f"{name} ({evidence})" for name, evidence in clear.items())
+        raise UserError(f"{source}: ambiguous format ({candidates}); choose one with --format")
+    for name, evidence in clear.items():
+        return formats[name], evidence
     if Path(source).exists():
-        allowed = ", ".join(known)
-        raise UserError(f"{source}: the format is not recognized: name it with --format, allowed are {allowed}")
+        raise UserError(f"{source}: unknown format; choose one with --format: {', '.join(formats)}")
     siblings = Path(source).parent.glob("*") if Path(source).parent.is_dir() else ()
-    candidates = [*others, *(str(one) for one in siblings)][:500]
-    raise UserError(f"{source}: neither a file, a folder nor a built-in collection{nearest(source, candidates)}")
+    names = [*others, *map(str, siblings)][:500]  # a folder of millions must not make the error slow
+    raise UserError(f"{source}: no such file, folder or built-in collection{nearest(source, names)}")

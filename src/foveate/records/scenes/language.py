@@ -34,10 +34,10 @@ def is_plural(phrase: str) -> bool:
 
 
 @functools.lru_cache(maxsize=16_384)
-def with_article(phrase: str) -> str:
+def add_article(phrase: str) -> str:
     """ "an apple", "a teapot", "eyeglasses", "bread".
 
-    >>> with_article("owl"), with_article("chopsticks"), with_article("unicorn face")
+    >>> add_article("owl"), add_article("chopsticks"), add_article("unicorn face")
     ('an owl', 'chopsticks', 'a unicorn face')
     """
     first = split_words(phrase, style="letters")[0]
@@ -47,16 +47,16 @@ def with_article(phrase: str) -> str:
     return f"{'an' if vowel or phrase.startswith('x-') else 'a'} {phrase}"
 
 
-def counted(phrase: str, count: int) -> str:
+def format_count(phrase: str, count: int) -> str:
     """ "a cat" for one, "two times: ..." in plain words for more.
 
-    >>> counted("red apple", 2), counted("slice of pizza", 3)
+    >>> format_count("red apple", 2), format_count("slice of pizza", 3)
     ('two images of a red apple', 'three images of a slice of pizza')
     """
-    return with_article(phrase) if count == 1 else f"{_NUMBERS[count]} pictures of {with_article(phrase)}"
+    return add_article(phrase) if count == 1 else f"{_NUMBERS[count]} pictures of {add_article(phrase)}"
 
 
-def listed(parts: Sequence[str]) -> str:
+def join_phrases(parts: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
@@ -78,10 +78,10 @@ def exact_caption(
     stated = max(relations, key=lambda r: things[r.first].size + things[r.second].size, default=None)
     if stated is not None:
         first, second = things[stated.first].phrase, things[stated.second].phrase
-        parts.append(f"{with_article(first)} {_SAID[stated.name]} {with_article(second)}")
+        parts.append(f"{add_article(first)} {_SAID[stated.name]} {add_article(second)}")
         rest = {phrase: count for phrase, count in rest.items() if phrase not in (first, second)}
-    parts.extend(counted(phrase, count) for phrase, count in rest.items())
+    parts.extend(format_count(phrase, count) for phrase, count in rest.items())
     if text:
         parts.append(f'the word "{text}"')
-    sentence = f"{listed(parts)} on {ground}"
+    sentence = f"{join_phrases(parts)} on {ground}"
     return sentence[0].upper() + sentence[1:]

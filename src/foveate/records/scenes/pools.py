@@ -47,7 +47,7 @@ def named(slice_name: str) -> Pool:
     families: dict[str, dict[str, list[Cutout]]] = defaultdict(lambda: defaultdict(list))
     split = "train" if slice_name == concepts.SEEN else "test"
     for cutout in load_cutouts():
-        if cutout.slice == slice_name and holdout.split_of(cutout.id) == split and is_cut_out(cutout):
+        if cutout.slice == slice_name and holdout.assign_split(cutout.id) == split and is_cut_out(cutout):
             families[cutout.family][cutout.concept].append(cutout)
     return Pool(tuple(tuple(tuple(c) for c in family.values()) for _, family in sorted(families.items())))
 
@@ -68,6 +68,6 @@ def distractors(split: str) -> tuple[Cutout, ...]:
         if cutout.slice != "unnamed" or not cutout.subcategory.startswith(_STRANGE_FOLDERS):
             continue
         says = {phrases.singular(word) for word in split_words(titles[cutout.id], style="letters")}
-        if (holdout.split_of(cutout.id) == "test") == held_out and not says & known:
+        if (holdout.assign_split(cutout.id) == "test") == held_out and not says & known:
             found.append(cutout)
     return tuple(found)

@@ -13,7 +13,7 @@ from foveate.caption.scene_claims import Claim, once, place_of, relations, say
 from foveate.caption.targets.material import Material
 from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
-from foveate.records.alt_texts import alt_text
+from foveate.records.alt_texts import select_alt_text
 from foveate.records.collection import Collection
 
 _SHORT = 8
@@ -32,8 +32,8 @@ def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettin
         if truth is None or not truth.things:
             continue
         key = collection.keys[row]
-        captions = collection.captions_of(row)
-        alt = alt_text(captions, settings.alt_kinds)
+        captions = collection.read_captions(row)
+        alt = select_alt_text(captions, settings.alt_kinds)
         clean = next((caption.source in _CLEAN for caption in captions if caption.text == alt), False)
         found.append(
             Material(

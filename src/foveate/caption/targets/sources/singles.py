@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from foveate.caption.targets.material import Material
 from foveate.caption.targets.settings import TargetSettings
 from foveate.core.errors import UserError
-from foveate.records.alt_texts import alt_text
+from foveate.records.alt_texts import select_alt_text
 from foveate.records.collection import Collection
-from foveate.records.scenes.language import is_plural, with_article
+from foveate.records.scenes.language import add_article, is_plural
 
 _STYLES = {"clipart": "clip art", "noto": "an emoji", "twemoji": "an emoji"}
 
@@ -31,7 +31,7 @@ def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettin
         concept, style = str(concepts[row]), str(styles[row])
         if not concept or style not in _STYLES:
             continue
-        captions = collection.captions_of(row)
+        captions = collection.read_captions(row)
         keywords = next((caption.text for caption in captions if caption.kind == "keywords"), "")
         found.append(
             Material(
@@ -40,7 +40,7 @@ def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettin
                 source="singles",
                 short=_short(concept, style),
                 formats=formats(concept, style, str(groups[row])),
-                alt=alt_text(captions, settings.alt_kinds),
+                alt=select_alt_text(captions, settings.alt_kinds),
                 alt_clean=True,
                 facts=(concept, keywords, str(groups[row])),
             )
@@ -49,7 +49,7 @@ def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettin
 
 
 def _short(concept: str, style: str) -> tuple[str, ...]:
-    thing = with_article(concept)
+    thing = add_article(concept)
     first = f"{thing[0].upper()}{thing[1:]}"
     return (
         f"{first} on a plain ground.",
@@ -62,7 +62,7 @@ def _short(concept: str, style: str) -> tuple[str, ...]:
 
 def formats(concept: str, style: str, group: str) -> dict[str, str]:
     """The exact texts of each format; all their facts hold for every image that `records.builtin.singles` makes."""
-    thing = with_article(concept)
+    thing = add_article(concept)
     are = "are" if is_plural(concept) else "is"
     kind = " and ".join(part.replace("-", " ").replace("_", " ") for part in group.split("/") if part)
     ssc = f"{thing[0].upper()}{thing[1:]} on a plain ground."

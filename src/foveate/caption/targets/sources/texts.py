@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from foveate.caption.targets.material import Material
 from foveate.caption.targets.ocr import recognized
 from foveate.caption.targets.settings import TargetSettings
-from foveate.records.alt_texts import alt_text
+from foveate.records.alt_texts import select_alt_text
 from foveate.records.collection import Collection
 
 
@@ -18,13 +18,13 @@ def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettin
         return []
     texts = {}
     for row in rows.tolist():
-        captions = collection.captions_of(row)
+        captions = collection.read_captions(row)
         short, long = (
             tuple(" ".join(c.text.split()) for c in captions if c.kind in kinds and c.text.strip())
             for kinds in (settings.short_kinds, settings.description_kinds)
         )
         if short or long:
-            texts[row] = short, long, alt_text(captions, settings.alt_kinds)
+            texts[row] = short, long, select_alt_text(captions, settings.alt_kinds)
     written = recognized(collection, list(texts), settings.ocr)
     return [
         Material(

@@ -16,7 +16,7 @@ from foveate.caption.vesl.phrases import STOP_WORDS
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.records.region_sources import is_pseudo
+from foveate.records.region_sources import is_pseudo_label
 
 
 class AnnotationSettings(Settings):
@@ -50,7 +50,7 @@ class AnnotationDetector(Detector):
         self.model = f"annotations of {', '.join(settings.sources) or 'the collection'}"
         # Pseudo-labels are left out: a run would otherwise return what an earlier run of it wrote.
         column = collection.table("regions")["source"].unique().to_pylist()
-        available = {str(source) for source in column if not is_pseudo(source)}
+        available = {str(source) for source in column if not is_pseudo_label(source)}
         unknown = sorted(set(settings.sources) - available)
         if unknown:
             raise UserError(
@@ -62,7 +62,7 @@ class AnnotationDetector(Detector):
         return [self._detect_in_row(image.row, queries) for image, queries in zip(images, phrases, strict=True)]
 
     def _detect_in_row(self, row: int, phrases: Sequence[str]) -> Detections:
-        regions = [region for region in self._collection.regions_of(row) if region.source in self._sources]
+        regions = [region for region in self._collection.read_regions(row) if region.source in self._sources]
         if not regions:
             return Detections()
         overlap_KQ = np.array(
