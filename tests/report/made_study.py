@@ -46,7 +46,7 @@ def study_result(*, seeds: int = 5) -> dict[str, Any]:
         "rows": [{"key": row.key, "title": row.title, "what": row.what, "role": row.role} for row in design.rows],
         "measures": [vars(one) for one in design.measures],
         **summary(design, values),
-        "real": [
+        "optional_data": [
             {"name": "kgeography, maps recolored at random", "package": "kgeography-data", "used": False},
             {"name": "GCompris, details of photographs and paintings", "package": "gcompris-qt-data", "used": False},
         ],

@@ -125,7 +125,7 @@ def test_a_very_small_study(tmp_path: Path) -> None:
     scale = captions.Scale(train_scenes=60, test_scenes=24, images=240, steps=6, batch_size=16, seeds=2)
     result = run_study("captions", tmp_path / "study", scale=scale, command=["foveate", "study", "captions"])
     assert result["trainings"] == 4 * len(captions.VARIANTS)
-    assert result["beside"][0]["columns"] == ["", "AltText", "SSC", "DSC", "DSC+", "AFC"]
+    assert result["further_tables"][0]["columns"] == ["", "AltText", "SSC", "DSC", "DSC+", "AFC"]
     page = render(tmp_path / "study").read_text()
     assert "Audit of these captions" in page
     assert "Harness check" in page

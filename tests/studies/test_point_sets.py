@@ -35,7 +35,9 @@ def test_fashion_is_drawn_by_seed(tmp_path: Path) -> None:
     (inside / FASHION_LABELS).write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9, *range(9)])))
     datasets = point_sets.find_datasets((tmp_path,), {point_sets.FASHION}, "fedne")
     assert datasets[point_sets.FASHION] == inside
-    drawn = [point_sets.points_of("fashion", folder=Path(), datasets=datasets, seed=seed, most=4) for seed in (0, 0, 1)]
+    drawn = [
+        point_sets.points_of("fashion", folder=Path(), datasets=datasets, seed=seed, max_points=4) for seed in (0, 0, 1)
+    ]
     np.testing.assert_array_equal(drawn[0][0], drawn[1][0])
     assert drawn[0][1].tolist() != drawn[2][1].tolist()
     for points, labels in drawn:

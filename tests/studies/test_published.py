@@ -60,9 +60,9 @@ def result() -> dict[str, Any]:
         "conditions": [vars(one) for one in DESIGN.conditions],
         "rows": [{"key": row.key, "title": row.title} for row in DESIGN.rows],
         "measures": [vars(one) for one in DESIGN.measures],
-        "real": [{"name": "maps", "package": "some-package", "used": False}],
+        "optional_data": [{"name": "maps", "package": "some-package", "used": False}],
         "version": "1", "command": ["foveate", "study", "made"],
-        "beside": [{"title": "The rates, chosen", "note": "By hand.", "columns": ["a", "b"], "lines": [["x", "1e-3"]]}],
+        "further_tables": [{"title": "The rates, chosen", "note": "By hand.", "columns": ["a", "b"], "lines": [["x", "1e-3"]]}],
         **summary(DESIGN, values),
     }  # fmt: skip
 

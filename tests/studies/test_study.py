@@ -262,7 +262,7 @@ def test_a_very_small_study_from_nothing_to_a_page(
     assert {entry["condition"] for entry in result["table"]} == {"true", "noisy", "coarse", "maps"}
     untrained = next(entry for entry in result["table"] if entry["row"] == "no-grounding")
     assert "iou50" not in untrained["values"], "a head that was never trained answers nothing"
-    assert [one["used"] for one in result["real"]] == [True, False]
+    assert [one["used"] for one in result["optional_data"]] == [True, False]
     assert render(tmp_path / "study").is_file()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "cells").glob("*.json")}
     again = run_study("cloc", tmp_path / "study", **arguments)

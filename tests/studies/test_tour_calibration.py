@@ -61,7 +61,7 @@ def test_from_features_to_the_section(emoji: Path, tmp_path: Path) -> None:
     for name, one in checked.changes.items():
         assert one.righted + one.spoiled <= one.changed <= one.samples
         shown = [example for example in checked.examples if example.group == name]
-        assert len(shown) == min(one.changed, tested.SHOWN[name])
+        assert len(shown) == min(one.changed, tested.NUM_EXAMPLES[name])
     for example in checked.examples:
         assert (run.path / example.image).is_file()
         assert example.answers.after != example.answers.calibrated

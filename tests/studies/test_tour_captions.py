@@ -16,7 +16,7 @@ from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
 from foveate.report.captions import TourCaptions
-from foveate.studies.tour_captions import Sizes, says_again, sizes_of, tour_captions, with_captions
+from foveate.studies.tour_captions import Sizes, repeats_itself, sizes_of, tour_captions, with_captions
 from foveate.vision.localizer.folder import save_model
 
 
@@ -46,10 +46,10 @@ def test_captions_beside_the_collection(scenes: Path) -> None:
 
 def test_captions_that_say_things_again_are_left_out() -> None:
     told = "There is a very old gray cat in the {} part. The very old gray cat is {}. The very old gray cat is {}."
-    assert not says_again("dsc_plus", told.format("left", "large", "above the dog"))
-    assert says_again("dsc_plus", told.format("left", "large", "large"))
-    assert says_again("dsc", told.format("left", "large", "above the dog")), "four words three times"
-    assert not says_again("ssc", "A cat on the left side.")
+    assert not repeats_itself("dsc_plus", told.format("left", "large", "above the dog"))
+    assert repeats_itself("dsc_plus", told.format("left", "large", "large"))
+    assert repeats_itself("dsc", told.format("left", "large", "above the dog")), "four words three times"
+    assert not repeats_itself("ssc", "A cat on the left side.")
 
 
 @pytest.mark.slow

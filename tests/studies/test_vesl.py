@@ -78,7 +78,7 @@ def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     kept = ("truth", "own", "none")
     monkeypatch.setattr(vesl.STUDY, "variants", kept)
-    monkeypatch.setattr(vesl_labels, "LEAST_COSINE", 0.0)  # a teacher of four steps is sure of nothing
+    monkeypatch.setattr(vesl_labels, "MIN_COSINE", 0.0)  # a teacher of four steps is sure of nothing
     result = run_study("vesl", tmp_path / "study", scale=scale, command=["foveate", "study", "vesl"])
     assert {entry["row"] for entry in result["table"]} == set(kept)
     assert result["trainings"] == 6

@@ -73,18 +73,18 @@ _MARGINS = {
 
 
 def _claims(condition: str) -> tuple[Claim, ...]:
-    least = _MARGINS[condition]
+    margins = _MARGINS[condition]
     return (
-        Claim("Absent classes lose among all classes", condition, "uy", "before", "after", least["collapse"],
+        Claim("Absent classes lose among all classes", condition, "uy", "before", "after", margins["collapse"],
               asserted=True),
         Claim("Absent classes do not lose among themselves, within .01", condition, "uu", "after", "before", -0.01,
               asserted=True, source="paper: not lower, often higher"),
         Claim("Their features do not lose, within .01 (nearest class mean)", condition, "ncm_uu", "after", "before",
               -0.01, asserted=True),
-        Claim("The whole curve moves outwards", condition, "ausuc", "after", "before", least["ausuc"], asserted=True),
-        Claim("ALG gains overall accuracy", condition, "yy", "alg", "after", least["alg"], asserted=True),
-        Claim("PCV gains overall accuracy", condition, "yy", "pcv", "after", least["pcv"], asserted=True),
-        Claim("The best gamma gains overall accuracy", condition, "yy", "star", "after", least["star"], asserted=True),
+        Claim("The whole curve moves outwards", condition, "ausuc", "after", "before", margins["ausuc"], asserted=True),
+        Claim("ALG gains overall accuracy", condition, "yy", "alg", "after", margins["alg"], asserted=True),
+        Claim("PCV gains overall accuracy", condition, "yy", "pcv", "after", margins["pcv"], asserted=True),
+        Claim("The best gamma gains overall accuracy", condition, "yy", "star", "after", margins["star"], asserted=True),
         Claim("PCV brings absent classes back", condition, "uy", "pcv", "after", 0.05, asserted=True),
         Claim("PCV gains more than ALG", condition, "yy", "pcv", "alg"),
         Claim("With PCV the model beats the pre-trained one", condition, "yy", "pcv", "before"),
@@ -187,7 +187,10 @@ class CalibrationStudy(GridStudy):
 
     @classmethod
     def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
-        rates = {condition: {name: list(rate) for name, rate in own.items()} for condition, own in RATES.items()}
+        rates = {
+            condition: {name: list(rate) for name, rate in by_variant.items()}
+            for condition, by_variant in RATES.items()
+        }
         return {"rates": rates}
 
     def prepare(self) -> None:
@@ -233,8 +236,8 @@ class CalibrationStudy(GridStudy):
         gammas, feasible = {}, None
         if cell.variant == "safe":
             gammas, feasible = self._gammas(world, answers["after"], groups, settings, run, seed=cell.seed)
-        found = diagnose(outputs["after"], world.test.labels, groups, before=outputs["before"], gammas=gammas)
-        values = {f"{row.key}/{name}": value for row in found.rows for name, value in _values(row).items()}
+        result = diagnose(outputs["after"], world.test.labels, groups, before=outputs["before"], gammas=gammas)
+        values = {f"{row.key}/{name}": value for row in result.rows for name, value in _values(row).items()}
         if feasible is not None:
             values["pcv/feasible"] = feasible
         if "wise" in outputs:
@@ -252,19 +255,19 @@ class CalibrationStudy(GridStudy):
         from foveate.adapt.calibration.pseudo import estimate
         from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
 
-        chosen = np.isin(training.labels, groups.seen)
-        logits, labels = training.logits[chosen], training.labels[chosen]
+        is_seen = np.isin(training.labels, groups.seen)
+        logits, labels = training.logits[is_seen], training.labels[is_seen]
         runs = make_pseudo_runs(
             world.before, world.train, groups.seen, settings, run, count=self.scale.pseudo_splits, seed=seed,
             device=self.device,
         )  # fmt: skip
         gammas = {"ALG": Calibrator().fit(logits, labels, groups.seen).gamma_}
         try:
-            found = estimate(runs)
+            estimated = estimate(runs)
         except UserError as problem:  # none is feasible: the cell has no PCV, and its row says so by fewer seeds
             say(f"split {seed}: {problem}")
             return gammas, 0.0
-        return gammas | {"PCV": found.gamma}, sum(one is not None for one in found.choices) / len(runs)
+        return gammas | {"PCV": estimated.gamma}, sum(choice is not None for choice in estimated.choices) / len(runs)
 
 
 def _half_way(before: Any, after: Any) -> Any:
@@ -283,11 +286,11 @@ def _half_way(before: Any, after: Any) -> Any:
 def _values(row: Any) -> dict[str, float]:
     """A row of the diagnosis as measures; accuracies as shares."""
     named = {"yy": "Y/Y", "sy": "S/Y", "uy": "U/Y", "uu": "U/U"}
-    found = {name: row.accuracies[key] / 100 for name, key in named.items() if row.accuracies[key] is not None}
+    values = {name: row.accuracies[key] / 100 for name, key in named.items() if row.accuracies[key] is not None}
     ncm = {name: row.ncm.get(key) for name, key in (("yy", "Y/Y"), ("uu", "U/U"))}
-    found |= {f"ncm_{name}": value / 100 for name, value in ncm.items() if value is not None}
-    found |= {name: value for name, value in (("ausuc", row.ausuc), ("gamma", row.gamma)) if value is not None}
-    return found
+    values |= {f"ncm_{name}": value / 100 for name, value in ncm.items() if value is not None}
+    values |= {name: value for name, value in (("ausuc", row.ausuc), ("gamma", row.gamma)) if value is not None}
+    return values
 
 
 def _shuffled(logits: Any, labels: Any, groups: Any, gamma: float, *, seed: int) -> dict[str, float]:
@@ -297,9 +300,11 @@ def _shuffled(logits: Any, labels: Any, groups: Any, gamma: float, *, seed: int)
     drawn = generator("calibration control", seed).permutation(groups.classes)[: len(groups.absent)]
     shifted = logits.astype(np.float64)
     shifted[:, drawn] += gamma
-    found = group_accuracies(shifted, labels, groups)
+    accuracies = group_accuracies(shifted, labels, groups)
     named = {"yy": "Y/Y", "sy": "S/Y", "uy": "U/Y", "uu": "U/U"}
-    return {f"shuffled/{name}": (found[key] or 0.0) / 100 for name, key in named.items()} | {"shuffled/gamma": gamma}
+    return {f"shuffled/{name}": (accuracies[key] or 0.0) / 100 for name, key in named.items()} | {
+        "shuffled/gamma": gamma
+    }
 
 
 STUDY = CalibrationStudy

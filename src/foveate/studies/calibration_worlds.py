@@ -26,7 +26,7 @@ from foveate.core.seeds import uniform
 from foveate.records.builtin import glyphs
 from foveate.vision.registry import seeded
 
-LEAST_CONCEPTS = 20  # of a subcategory of emoji
+MIN_CONCEPTS = 20  # of a subcategory of emoji
 TEST_SHARE = 0.4  # of the concepts of emoji
 
 
@@ -105,12 +105,12 @@ def prepare_emoji(folder: Path, *, epochs: int, features: Callable[[Path], None]
         (features or _emoji_features)(path)
     arrays, names = emoji_arrays(path)
     for name in ("train", "test"):
-        chosen = (arrays["style"] == "twemoji") & (arrays["held_out"] == (name == "test"))
+        selected = (arrays["style"] == "twemoji") & (arrays["held_out"] == (name == "test"))
         if not (folder / f"{name}.npz").is_file():
-            _save(folder / f"{name}.npz", arrays["features"][chosen], arrays["labels"][chosen])
+            _save(folder / f"{name}.npz", arrays["features"][selected], arrays["labels"][selected])
     if not (folder / "before.safetensors").is_file():
-        chosen = (arrays["style"] == "noto") & ~arrays["held_out"]
-        samples = ArraySamples(arrays["features"][chosen], arrays["labels"][chosen])
+        selected = (arrays["style"] == "noto") & ~arrays["held_out"]
+        samples = ArraySamples(arrays["features"][selected], arrays["labels"][selected])
         network = functools.partial(FeatureNetwork, arrays["features"].shape[1], classes=len(names))
         _pretrain(network, names, samples, folder, epochs=5 * epochs, learning_rate=1e-3, batch=64)
 
@@ -136,32 +136,32 @@ def _emoji_features(path: Path) -> None:
     from foveate.vision.views import placed, render
 
     encoder = Lite0Encoder(image_size=128, width=64, embed_dim=64).eval()
-    found: dict[str, list[Any]] = {"features": [], "style": [], "subcategory": [], "held_out": []}
+    columns: dict[str, list[Any]] = {"features": [], "style": [], "subcategory": [], "held_out": []}
     pixels: list[torch.Tensor] = []
 
     def flush() -> None:
         if pixels:
             with torch.inference_mode():
                 maps = unpack_maps(encoder.frozen_features(torch.stack(pixels)).float(), encoder.grid)
-            found["features"].append(torch.cat([part.flatten(1, 2).mean(1) for part in maps], dim=1).numpy())
+            columns["features"].append(torch.cat([part.flatten(1, 2).mean(1) for part in maps], dim=1).numpy())
             pixels.clear()
 
     for single in track(load_single_objects("emoji", size=128), description="emoji features"):
         image = decode(single.data)
         pixels.append(render(encoder.preprocess, image, placed(encoder.preprocess, image.size, View())))
-        found["style"].append(single.labels["style"])
-        found["subcategory"].append(single.labels["subcategory"])
-        found["held_out"].append(held_out(single.group))
+        columns["style"].append(single.labels["style"])
+        columns["subcategory"].append(single.labels["subcategory"])
+        columns["held_out"].append(held_out(single.group))
         if len(pixels) == 32:
             flush()
     flush()
     with atomic_file(path) as handle:
         np.savez(
             handle,
-            features=np.concatenate(found["features"]).astype(np.float32),
-            style=np.array(found["style"]),
-            subcategory=np.array(found["subcategory"]),
-            held_out=np.array(found["held_out"]),
+            features=np.concatenate(columns["features"]).astype(np.float32),
+            style=np.array(columns["style"]),
+            subcategory=np.array(columns["subcategory"]),
+            held_out=np.array(columns["held_out"]),
         )
 
 
@@ -171,11 +171,11 @@ def emoji_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
         arrays = {name: file[name] for name in file.files}
     names = []
     for name in sorted(set(arrays["subcategory"].tolist())):
-        own = (arrays["subcategory"] == name) & (arrays["style"] == "twemoji")
-        if own.sum() >= LEAST_CONCEPTS and 0 < arrays["held_out"][own].sum() < own.sum():
+        in_class = (arrays["subcategory"] == name) & (arrays["style"] == "twemoji")
+        if in_class.sum() >= MIN_CONCEPTS and 0 < arrays["held_out"][in_class].sum() < in_class.sum():
             names.append(str(name))
-    kept = np.isin(arrays["subcategory"], names)
-    arrays = {key: value[kept] for key, value in arrays.items()}
+    has_name = np.isin(arrays["subcategory"], names)
+    arrays = {key: value[has_name] for key, value in arrays.items()}
     arrays["labels"] = np.searchsorted(names, arrays["subcategory"]).astype(np.int64)
     return arrays, names
 

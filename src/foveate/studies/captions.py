@@ -220,7 +220,7 @@ class CaptionsStudy(GridStudy):
             seed=STUDY_SEED,
             run=self.folder,
         )
-        prepare_images(self.collection_path(IMAGES), seed=STUDY_SEED, run=self.folder, most=scale.images)
+        prepare_images(self.collection_path(IMAGES), seed=STUDY_SEED, run=self.folder, max_images=scale.images)
 
     def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.pretrain.train import CACHE
@@ -241,25 +241,25 @@ class CaptionsStudy(GridStudy):
         from foveate.caption.audit_metrics import MEASURES as AUDITED
         from foveate.studies.captions_data import NAMES_DEFINITION, audit_captioner
 
-        found = audit_captioner(self.collection_path(IMAGES), self.folder, sample=self.scale.images, seed=STUDY_SEED)
-        numbers = found["metrics"]["images"]
-        wanted = ("mean_tokens", "ana", "accuracy", "contradicted", "control", "coverage")
+        report = audit_captioner(self.collection_path(IMAGES), self.folder, sample=self.scale.images, seed=STUDY_SEED)
+        formats = report["metrics"]["images"]
+        keys = ("mean_tokens", "ana", "accuracy", "contradicted", "control", "coverage")
         lines = []
         for key, name, value_of, _ in AUDITED:
-            if key in wanted:
-                lines.append([name, *(_shown(value_of(one)) for one in numbers)])
+            if key in keys:
+                lines.append([name, *(_format_interval(value_of(entry)) for entry in formats)])
         return [
             {
                 "title": "Audit of these captions, on held-out real images",
-                "note": f"{found['sample']['images']} images, the same for every format, 95 % bootstrap intervals over "
+                "note": f"{report['sample']['images']} images, the same for every format, 95 % bootstrap intervals over "
                 f"images. {NAMES_DEFINITION}",
-                "columns": ["", *(format_title(one["format"]) for one in numbers)],
+                "columns": ["", *(format_title(entry["format"]) for entry in formats)],
                 "lines": lines,
             }
         ]
 
 
-def _shown(value: Mapping[str, Any] | None) -> str:
+def _format_interval(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return ""
     low, high = value.get("low"), value.get("high")

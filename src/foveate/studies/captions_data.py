@@ -107,31 +107,34 @@ def prepare_scenes(path: Path, *, train: int, test: int, seed: int, run: Path) -
     )
 
 
-def prepare_images(path: Path, *, seed: int, run: Path, most: int | None) -> None:
+def prepare_images(path: Path, *, seed: int, run: Path, max_images: int | None) -> None:
     """Clip art and emoji in three splits, a captioner trained on one of them, its captions for the others.
 
-    most: at most so many images of the whole, for small runs.
+    max_images: of all images together, for small runs.
     """
     drawn = [
-        one for source in ("clipart", "emoji") for one in load_single_objects(source, size=SIZE) if one.split == "train"
+        single
+        for source in ("clipart", "emoji")
+        for single in load_single_objects(source, size=SIZE)
+        if single.split == "train"
     ]
-    drawn.sort(key=lambda one: seeds.uniform("study pictures", seed, one.key))
+    drawn.sort(key=lambda single: seeds.uniform("study pictures", seed, single.key))
     with CollectionWriter(path, license="; ".join(LICENSES.values()), source="built-in images") as writer:
-        for one in drawn[:most]:
-            split = split_of(one.key if one.labels["source"] == "emoji" else one.group, seed)
-            concept = one.labels.get("concept", "")
+        for single in drawn[:max_images]:
+            split = split_of(single.key if single.labels["source"] == "emoji" else single.group, seed)
+            concept = single.labels.get("concept", "")
             if split == "test" and not concept:
                 split = "unnamed"
-            texts = {caption.kind: caption.text for caption in one.captions}
+            texts = {caption.kind: caption.text for caption in single.captions}
             long = ". ".join(dict.fromkeys(filter(None, map(texts.get, ("title", "keywords", "description")))))
             queries = (Caption(concept, QUERY_SHORT), Caption(long, QUERY_LONG)) if split == "test" else ()
-            if writer.known_sha256(one.key) is None:
+            if writer.known_sha256(single.key) is None:
                 writer.add(
-                    one.key,
-                    one.data,
-                    captions=(*one.captions, *queries),
-                    labels=one.labels,
-                    group=one.group,
+                    single.key,
+                    single.data,
+                    captions=(*single.captions, *queries),
+                    labels=single.labels,
+                    group=single.group,
                     split=split,
                 )
     recipe = load(CaptionerRecipe, "captioner-tour", [*CAPTIONER, f"training.seed={seed}"])
@@ -150,19 +153,19 @@ def write_own_captions(path: Path, captioner: Path, *, split: str, kinds: Sequen
     model = f"foveate-captioner-{opened.revision[:8]}"
     known = set(collection.table("captions")["request"].to_pylist())
     rows = collection.rows(split)
-    asked = {f"{model} {kind} {collection.keys[row]}" for row in rows.tolist() for kind in kinds}
-    if known & asked:
+    requests = {f"{model} {kind} {collection.keys[row]}" for row in rows.tolist() for kind in kinds}
+    if known & requests:
         return
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for row, ask, written in caption_rows(opened, collection, rows, cache=path / CACHE, kinds=kinds):
         gated = gate(ask.kind, written.text)
         if gated.error or not gated.caption:
             continue
         key = collection.keys[row]
         about = {"kind": ask.kind, "text": gated.caption, "request": f"{model} {ask.kind} {key}", "status": "ok"}
-        found.append({"key": key, **about, "flags": " ".join(gated.flags)})
+        lines.append({"key": key, **about, "flags": " ".join(gated.flags)})
     with AnnotationAppender(path, purpose="study captions") as appender:
-        appender.append("captions", found, Provenance("captioner foveate", model))
+        appender.append("captions", lines, Provenance("captioner foveate", model))
 
 
 def split_of(name: str, seed: int) -> str:
@@ -180,7 +183,7 @@ def audit_captioner(path: Path, run: Path, *, sample: int, seed: int) -> dict[st
     collection = Collection.open(path)
 
     def by_names(rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
-        return [judge_named(said, collection.read_labels(row)) for row, said in zip(rows, assertions, strict=True)]
+        return [judge_named(texts, collection.read_labels(row)) for row, texts in zip(rows, assertions, strict=True)]
 
     method = AuditMethod(judge=by_names, judge_definition=NAMES_DEFINITION)
     settings = AuditSettings(
@@ -207,17 +210,17 @@ def classes_of(collection: Collection, rows: Sequence[int]) -> tuple[list[str], 
     """(name, category) of each row: of the image's thing, in scenes of the largest one; "" where there is none."""
     categories = {cutout.concept: cutout.category for cutout in load_cutouts() if cutout.concept}
     truths = SceneTruths(collection)
-    found = []
+    classes = []
     for row in rows:
         truth = truths.get(row)
         if truth is None:
             labels = collection.read_labels(row)
-            found.append((labels.get("concept", ""), labels.get("category", "")))
+            classes.append((labels.get("concept", ""), labels.get("category", "")))
         else:
             largest = max(truth.things, key=lambda thing: thing.box.area, default=None)
             name = largest.phrase if largest else ""
-            found.append((name, categories.get(name, "")))
-    return [name for name, _ in found], [category for _, category in found]
+            classes.append((name, categories.get(name, "")))
+    return [name for name, _ in classes], [category for _, category in classes]
 
 
 class ShuffledCaptions(Collection):
@@ -238,13 +241,13 @@ def open_shuffled(path: Path, *, seed: int) -> Collection:
     table = opened.table("captions")
     training = set(np.array(opened.keys, dtype=object)[opened.rows("train")])
     kinds, keys = np.array(table["kind"].to_pylist(), dtype=object), table["key"].to_pylist()
-    made = np.array(table["request"].to_pylist(), dtype=object) != ""
-    mask = made & np.array([key in training for key in keys], dtype=bool)
+    was_generated = np.array(table["request"].to_pylist(), dtype=object) != ""
+    mask = was_generated & np.array([key in training for key in keys], dtype=bool)
     texts = np.array(table["text"].to_pylist(), dtype=object)
     rng = seeds.generator("study shuffled captions", seed)
     for kind in sorted(set(kinds[mask])):
         places = np.flatnonzero(mask & (kinds == kind))
         texts[places] = texts[rng.permutation(places)]
-    place = table.schema.get_field_index("text")
-    opened.shuffled = table.set_column(place, table.schema.field(place), pa.array(texts, pa.string()))
+    column = table.schema.get_field_index("text")
+    opened.shuffled = table.set_column(column, table.schema.field(column), pa.array(texts, pa.string()))
     return opened

@@ -44,31 +44,36 @@ def _text(collection: Collection, row: int, kind: str) -> str:
 @torch.no_grad()
 def measure(model: Any, collection: Collection, *, cache: Path) -> dict[str, float]:
     """All measures of a model on a collection."""
-    asked = Questions(collection)
-    rows = np.sort(np.concatenate([asked.test, asked.train]))
-    kept, bad, image_NE = encode_images(model, collection, rows, cache=cache)
+    questions = Questions(collection)
+    rows = np.sort(np.concatenate([questions.test, questions.train]))
+    encoded, bad, image_NE = encode_images(model, collection, rows, cache=cache)
     assert not bad, "built-in images can be read"
-    place = {row: number for number, row in enumerate(kept.tolist())}
-    test_NE = image_NE[[place[row] for row in asked.test.tolist()]]
-    train_NE = image_NE[[place[row] for row in asked.train.tolist()]]
-    stored = StoredTexts(model.text_encoder, pa.chunked_array([pa.array(asked.texts(), pa.string())]), cache=cache)
+    position = {row: number for number, row in enumerate(encoded.tolist())}
+    test_NE = image_NE[[position[row] for row in questions.test.tolist()]]
+    train_NE = image_NE[[position[row] for row in questions.train.tolist()]]
+    stored = StoredTexts(model.text_encoder, pa.chunked_array([pa.array(questions.texts(), pa.string())]), cache=cache)
 
     def embedded(texts: Sequence[str]) -> NDArray[np.float32]:
         features = stored[list(texts)].to(model.device)
         return F.normalize(model.text_encoder(features).float(), dim=-1).cpu().numpy()
 
-    found = {}
+    values = {}
     for name, kind in (("short", QUERY_SHORT), ("long", QUERY_LONG)):
-        distinct = list(dict.fromkeys(filter(None, asked.queries[kind])))
-        found[name] = retrieval(test_NE, embedded(distinct), asked.queries[kind], distinct, best=BEST)
-    names = list(dict.fromkeys(filter(None, asked.names)))
-    found["names"] = right_name(test_NE, embedded(names), asked.names, names, best=NAMES_BEST)
-    found["probe"] = probe(train_NE, asked.train_categories, test_NE, asked.categories)
-    return found
+        distinct = list(dict.fromkeys(filter(None, questions.queries[kind])))
+        values[name] = retrieval(test_NE, embedded(distinct), questions.queries[kind], distinct, best=BEST)
+    names = list(dict.fromkeys(filter(None, questions.names)))
+    values["names"] = right_name(test_NE, embedded(names), questions.names, names, best=NAMES_BEST)
+    values["probe"] = probe(train_NE, questions.train_categories, test_NE, questions.categories)
+    return values
 
 
 def retrieval(
-    image_NE: NDArray[np.float32], text_TE: NDArray[np.float32], own: Sequence[str], texts: Sequence[str], *, best: int
+    image_NE: NDArray[np.float32],
+    text_TE: NDArray[np.float32],
+    image_texts: Sequence[str],
+    texts: Sequence[str],
+    *,
+    best: int,
 ) -> float:
     """Mean of both directions' recall in the `best` first.
 
@@ -76,26 +81,31 @@ def retrieval(
         own: the text of each image, "" for none. texts: the different texts, as in `text_TE`. Images with equal
             texts are equally right answers.
     """
-    place = {text: number for number, text in enumerate(texts)}
-    owner_N = np.array([place.get(text, -1) for text in own])
+    position = {text: number for number, text in enumerate(texts)}
+    owner_N = np.array([position.get(text, -1) for text in image_texts])
     cosine_NT = image_NE @ text_TE.T
-    asked = owner_N >= 0
-    to_text = np.argsort(-cosine_NT[asked], axis=1, kind="stable")[:, :best]
-    of_images = (to_text == owner_N[asked][:, None]).any(1).mean()
+    has_text = owner_N >= 0
+    to_text = np.argsort(-cosine_NT[has_text], axis=1, kind="stable")[:, :best]
+    of_images = (to_text == owner_N[has_text][:, None]).any(1).mean()
     to_image = np.argsort(-cosine_NT.T, axis=1, kind="stable")[:, :best]
     of_texts = (owner_N[to_image] == np.arange(len(texts))[:, None]).any(1).mean()
     return float((of_images + of_texts) / 2)
 
 
 def right_name(
-    image_NE: NDArray[np.float32], name_TE: NDArray[np.float32], own: Sequence[str], names: Sequence[str], *, best: int
+    image_NE: NDArray[np.float32],
+    name_TE: NDArray[np.float32],
+    image_names: Sequence[str],
+    names: Sequence[str],
+    *,
+    best: int,
 ) -> float:
     """Zero-shot: how often the image's name is among the `best` of all names."""
-    place = {name: number for number, name in enumerate(names)}
-    owner_N = np.array([place.get(name, -1) for name in own])
-    asked = owner_N >= 0
-    first = np.argsort(-(image_NE[asked] @ name_TE.T), axis=1, kind="stable")[:, :best]
-    return float((first == owner_N[asked][:, None]).any(1).mean())
+    position = {name: number for number, name in enumerate(names)}
+    owner_N = np.array([position.get(name, -1) for name in image_names])
+    has_name = owner_N >= 0
+    first = np.argsort(-(image_NE[has_name] @ name_TE.T), axis=1, kind="stable")[:, :best]
+    return float((first == owner_N[has_name][:, None]).any(1).mean())
 
 
 def probe(
@@ -106,9 +116,9 @@ def probe(
     from sklearn.preprocessing import StandardScaler
 
     fit = np.array([bool(label) for label in train])
-    asked = np.array([bool(label) for label in test])
+    has_label = np.array([bool(label) for label in test])
     scaler = StandardScaler().fit(train_NE[fit])
     model = LogisticRegression(C=0.1, max_iter=200)
     model.fit(scaler.transform(train_NE[fit]), [label for label in train if label])
-    right = model.predict(scaler.transform(test_NE[asked])) == np.array([label for label in test if label])
+    right = model.predict(scaler.transform(test_NE[has_label])) == np.array([label for label in test if label])
     return float(right.mean())

@@ -255,8 +255,12 @@ def overrides(cell: Cell, scale: Scale) -> list[str]:
 
 def noise_of(cell: Cell) -> Noise:
     """The condition's noise and the variant's own."""
-    own = VARIANTS[cell.variant][2]
-    return replace(_NOISE[cell.condition], shuffled_phrases=own.shuffled_phrases, shuffled_boxes=own.shuffled_boxes)
+    variant_noise = VARIANTS[cell.variant][2]
+    return replace(
+        _NOISE[cell.condition],
+        shuffled_phrases=variant_noise.shuffled_phrases,
+        shuffled_boxes=variant_noise.shuffled_boxes,
+    )
 
 
 class ClocStudy(GridStudy):
@@ -267,8 +271,8 @@ class ClocStudy(GridStudy):
     @classmethod
     def cells(cls, scale: Any, *, seed: int, datasets: Collection[str]) -> list[Cell]:
         """List the main comparisons of every seed first: a study stopped early has seeds for what matters most."""
-        found = super().cells(scale, seed=seed, datasets=datasets)
-        return sorted(found, key=lambda cell: cell.variant not in _MAIN[cell.condition])
+        listed = super().cells(scale, seed=seed, datasets=datasets)
+        return sorted(listed, key=lambda cell: cell.variant not in _MAIN[cell.condition])
 
     @classmethod
     def has_data(cls, condition: str, datasets: Collection[str]) -> bool:
@@ -308,13 +312,13 @@ class ClocStudy(GridStudy):
     ) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
         """(condition, row) -> seed -> measure -> value, with CLIP's cells of true boxes standing for spoiled ones."""
         clip = [(cell, values) for cell, values in finished.items() if (cell.condition, cell.variant) == (TRUE, "clip")]
-        found = row_values(
+        by_row = row_values(
             ROWS, [*finished.items(), *((replace(cell, condition=NOISY), values) for cell, values in clip)]
         )
-        for condition, row in [key for key in found if key[1] == DESIGN.reference]:
+        for condition, row in [key for key in by_row if key[1] == DESIGN.reference]:
             # The answer that sees nothing, as a side of the claim about it.
-            found[condition, "mean-box"] = {seed: {"box_gain": 0.0} for seed in found[condition, row]}
-        return found
+            by_row[condition, "mean-box"] = {seed: {"box_gain": 0.0} for seed in by_row[condition, row]}
+        return by_row
 
     @functools.cached_property
     def feature_memory(self) -> FeatureMemory:
@@ -357,8 +361,8 @@ class ClocStudy(GridStudy):
         from foveate.pretrain.evaluate import evaluate
         from foveate.studies.measures import box_gain, details_accuracy
 
-        found, seen = evaluate(model, collection, name="m", crops=crops, rules=("head",), seed=seed)
-        values = picked(found["table"])
+        evaluation, seen = evaluate(model, collection, name="m", crops=crops, rules=("head",), seed=seed)
+        values = picked(evaluation["table"])
         if model.recipe.regions.method == "prompter" and model.recipe.regions.grounding_weight > 0:
             values["box_gain"] = box_gain(seen, collection)
         else:  # a head that was never trained answers nothing
@@ -376,7 +380,7 @@ def picked(table: list[dict[str, Any]]) -> dict[str, float]:
             if row["question"] != question:
                 continue
             names = [key] if row["data"] in ("seen", "maps", "all regions") or key == "image10" else []
-            names += [own for own, base in _UNSEEN.items() if base == key and row["data"] == "unseen"]
+            names += [unseen for unseen, base in _UNSEEN.items() if base == key and row["data"] == "unseen"]
             for name in names:
                 if f"m{suffix}" in row["values"]:
                     values[name] = row["values"][f"m{suffix}"]["value"]

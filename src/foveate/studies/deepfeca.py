@@ -79,9 +79,9 @@ ROWS = (
 
 
 def _claims() -> tuple[Claim, ...]:
-    found = []
+    claims = []
     for condition in WORLDS:
-        found += [
+        claims += [
             Claim("Training makes groups match labels better than the untrained encoder's", condition, "nmi",
                   "deepfeca", "untrained", asserted=condition == "drawn-some"),
             Claim("... and a linear probe sees more", condition, "probe", "deepfeca", "untrained",
@@ -95,7 +95,7 @@ def _claims() -> tuple[Claim, ...]:
             Claim("All data in one place are not better by more than .05", condition, "nmi", "deepfeca", "central",
                   -0.05),
         ]  # fmt: skip
-    return tuple(found)
+    return tuple(claims)
 
 
 PAPER_CLAIMS = (
@@ -174,7 +174,7 @@ class DeepfecaStudy(point_sets.PointSetStudy):
         source: str | Path = {"emoji": self.folder / "images.npz", "mnist": "mnist-5k"}.get(name, "digits")
         clients = gather([source], label="label", split=SPLITS[split], clients=count, seed=cell.seed)
         assert clients.labels is not None
-        labels = np.concatenate([one.astype(str) for one in clients.labels])
+        labels = np.concatenate([part.astype(str) for part in clients.labels])
         clusters = len(np.unique(labels))
         if cell.variant == "raw":
             return raw(clients.points, labels, clusters, seed=cell.seed)
@@ -202,11 +202,11 @@ def raw(parts: list[np.ndarray], labels: np.ndarray, clusters: int, *, seed: int
     from foveate.federated.deep.quality import quality
     from foveate.federated.estimators import FederatedKMeans
 
-    found = FederatedKMeans(clusters, random_state=seed).fit(parts)
+    estimator = FederatedKMeans(clusters, random_state=seed).fit(parts)
     points = np.concatenate(parts)
-    values = quality(points, points, np.concatenate(found.labels_), found.cluster_centers_, labels, seed=seed)
+    values = quality(points, points, np.concatenate(estimator.labels_), estimator.cluster_centers_, labels, seed=seed)
     values.pop("distance")
-    return {**values, "megabytes": (found.bytes_up_ + found.bytes_down_) / 1e6}
+    return {**values, "megabytes": (estimator.bytes_up_ + estimator.bytes_down_) / 1e6}
 
 
 def order_of(seed: int, client: int, clusters: int) -> np.ndarray:

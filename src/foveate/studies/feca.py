@@ -110,10 +110,10 @@ ROWS = (
 
 
 def _claims() -> tuple[Claim, ...]:
-    found = []
+    claims = []
     for condition, (name, split, _) in WORLDS.items():
         drawn = name in ("clear", "near", "uneven", *point_sets.S_NAMES)
-        found += [
+        claims += [
             Claim("Control: the largest client alone knows less", condition, "nmi", "consensus", "alone",
                   asserted=split != "even" and drawn and name != "uneven"),
             Claim("consensus is better than k-FED", condition, "nmi", "consensus", "kfed", asserted=drawn),
@@ -127,11 +127,11 @@ def _claims() -> tuple[Claim, ...]:
                   "central-once", source="the paper's direction, even split" if split == "even" else ""),
         ]  # fmt: skip
         if split != "some":
-            found += [
+            claims += [
                 Claim("The round of refinement helps", condition, "nmi", "consensus", "one-shot"),
                 Claim("Doubting centroids helps", condition, "nmi", "consensus", "no-flags"),
             ]
-    return tuple(found)
+    return tuple(claims)
 
 
 PAPER_CLAIMS = (
@@ -203,7 +203,7 @@ def drawn(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     means: list[np.ndarray] = []
     while len(means) < len(counts):
         tried = random.uniform(0, 10, width)
-        if all(np.linalg.norm(tried - one) >= apart for one in means):
+        if all(np.linalg.norm(tried - mean) >= apart for mean in means):
             means.append(tried)
     labels = np.repeat(np.arange(len(counts)), counts)
     return np.array(means)[labels] + random.normal(size=(len(labels), width)) * spread, labels
@@ -223,7 +223,9 @@ class FecaStudy(point_sets.PointSetStudy):
         """Points and labels of a set."""
         if name in ("clear", "near", "uneven"):
             return drawn(name, seed)
-        return point_sets.points_of(name, folder=self.folder, datasets=self.datasets, seed=seed, most=FASHION_POINTS)
+        return point_sets.points_of(
+            name, folder=self.folder, datasets=self.datasets, seed=seed, max_points=FASHION_POINTS
+        )
 
     def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.federated.sources import split_labels
@@ -237,11 +239,11 @@ class FecaStudy(point_sets.PointSetStudy):
         order = np.concatenate(partition.rows)
         values: dict[str, float] = {}
         for key, options in METHODS.items():
-            given = [max(parts, key=len)] if key == "alone" else parts
-            found = measure(given, options, points[order], labels[order], seed=cell.seed)
+            client_points = [max(parts, key=len)] if key == "alone" else parts
+            result = measure(client_points, options, points[order], labels[order], seed=cell.seed)
             if key == "alone":
-                found["kilobytes"] = 0.0
-            values |= {f"{key}/{measured}": value for measured, value in found.items()}
+                result["kilobytes"] = 0.0
+            values |= {f"{key}/{measured}": value for measured, value in result.items()}
         return values
 
 

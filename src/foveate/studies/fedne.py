@@ -99,7 +99,7 @@ DRAWN: dict[str, tuple[str, ...]] = {
 
 
 def _claims() -> tuple[Claim, ...]:
-    found = [
+    claims = [
         Claim("Feeling the others' exact positions tells labels better apart", SHARDS, "knn", "exact", "fedavg", 0.05,
               asserted=True),
         Claim("So do surrogate networks", SHARDS, "knn", "network", "fedavg", 0.0, asserted=True),
@@ -109,7 +109,7 @@ def _claims() -> tuple[Claim, ...]:
         Claim("All data in one place remain far ahead", SHARDS, "knn", "global", "fedavg", 0.2, asserted=True),
     ]  # fmt: skip
     for condition in WORLDS:
-        found += [
+        claims += [
             Claim("FedNE (grid) is better than averaging", condition, "knn", "grid", "fedavg",
                   source="captions of the paper, other data"),
             Claim("FedNE (grid) is more trustworthy than averaging", condition, "trustworthiness", "grid", "fedavg",
@@ -118,14 +118,14 @@ def _claims() -> tuple[Claim, ...]:
                   asserted=condition == SHARDS),
         ]  # fmt: skip
         if "grid-mixing" in DRAWN.get(condition, VARIANTS):
-            found += [
+            claims += [
                 Claim("Mixing helps FedNE", condition, "knn", "grid-mixing", "grid", source="part of the method"),
                 Claim("Waiting for 30 % of the rounds helps", condition, "knn", "grid", "grid-early"),
             ]
         if condition in (SHARDS, MNIST):
-            found.append(Claim("Surrogate networks do what the grid does, within .03", condition, "knn", "network",
+            claims.append(Claim("Surrogate networks do what the grid does, within .03", condition, "knn", "network",
                                "grid", -0.03))  # fmt: skip
-    return tuple(found)
+    return tuple(claims)
 
 
 PAPER_CLAIMS = (
@@ -202,8 +202,8 @@ class FedneStudy(point_sets.PointSetStudy):
     @classmethod
     def cells(cls, scale: Any, *, seed: int, datasets: Collection[str]) -> list[Cell]:
         """List what takes longest, surrogate networks on MNIST-5k, last; the others seed by seed."""
-        found = super().cells(scale, seed=seed, datasets=datasets)
-        return sorted(found, key=lambda cell: (cell.condition, cell.variant) == (MNIST, "network"))
+        listed = super().cells(scale, seed=seed, datasets=datasets)
+        return sorted(listed, key=lambda cell: (cell.condition, cell.variant) == (MNIST, "network"))
 
     @classmethod
     def variants_of(cls, condition: str, scale: Any) -> Sequence[str]:
@@ -222,7 +222,7 @@ class FedneStudy(point_sets.PointSetStudy):
 
         source, split, count = WORLDS[cell.condition]
         points, labels = point_sets.points_of(
-            source, folder=self.folder, datasets=self.datasets, seed=cell.seed, most=FASHION_POINTS
+            source, folder=self.folder, datasets=self.datasets, seed=cell.seed, max_points=FASHION_POINTS
         )
         clients = split_clients(points, labels.astype(str), split, count, seed=cell.seed)
         parts = halves(clients, 0.2, seed=cell.seed)
@@ -230,7 +230,9 @@ class FedneStudy(point_sets.PointSetStudy):
         transport = shuffling(cell.seed) if cell.variant == "shuffled" else in_process
         fitted = fit_clients(parts.fitted, options, device=self.device or "cpu", transport=transport)
         drawn = [
-            stacked(side, [fitted.transform(one, client=n) for n, one in enumerate(side)], labels)
+            stacked(
+                side, [fitted.transform(points_of_client, client=n) for n, points_of_client in enumerate(side)], labels
+            )
             for side, labels in ((parts.fitted, parts.fitted_labels), (parts.apart, parts.apart_labels))
         ]
         values = quality(drawn[0], drawn[1], k=options.neighbors)

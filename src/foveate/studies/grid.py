@@ -44,7 +44,7 @@ class GridStudy:
         """List all cells, seed by seed: a study that is stopped early has whole seeds."""
         conditions = [
             condition
-            for condition in getattr(scale, "conditions", None) or [one.key for one in cls.design.conditions]
+            for condition in getattr(scale, "conditions", None) or [entry.key for entry in cls.design.conditions]
             if cls.has_data(condition, datasets)
         ]
         return [

@@ -33,8 +33,8 @@ def box_gain(seen: Embedded, collection: Collection) -> float:
     ]
     mean_4 = np.mean(boxes, axis=0)
     truth_R4 = seen.boxes_R4[asked_R]
-    own = float(np.square(seen.found["head"][asked_R] - truth_R4).mean())
-    return 1.0 - own / float(np.square(mean_4 - truth_R4).mean())
+    head_error = float(np.square(seen.found["head"][asked_R] - truth_R4).mean())
+    return 1.0 - head_error / float(np.square(mean_4 - truth_R4).mean())
 
 
 @torch.inference_mode()
@@ -45,13 +45,13 @@ def details_accuracy(model: LocalizingModel, path: Path) -> float:
     """
     preprocess = model.image_encoder.preprocess
     right: list[bool] = []
-    for one in read_details(path):
-        placement = placed(preprocess, one.image.size, View())
-        tokens = model.encode_image_tokens(render(preprocess, one.image, placement)[None])
-        boxes_R4, kept_R = input_boxes(placement, np.stack([box.to_array() for box in one.boxes]), min_visible=0)
+    for details in read_details(path):
+        placement = placed(preprocess, details.image.size, View())
+        tokens = model.encode_image_tokens(render(preprocess, details.image, placement)[None])
+        boxes_R4, kept_R = input_boxes(placement, np.stack([box.to_array() for box in details.boxes]), min_visible=0)
         owner_R = torch.zeros(len(boxes_R4), dtype=torch.long, device=model.device)
         z_RE = model.encode_regions(tokens, torch.from_numpy(boxes_R4).to(model.device), owner_R)
-        crops = [crop for crop, keep in zip(one.crops, kept_R, strict=True) if keep]
+        crops = [crop for crop, keep in zip(details.crops, kept_R, strict=True) if keep]
         pixels = [render(preprocess, crop, placed(preprocess, crop.size, View())) for crop in crops]
         crop_RE = model.encode_image(torch.stack(pixels))
         nearest_R = (crop_RE @ F.normalize(z_RE.float(), dim=-1).T).argmax(1).cpu()

@@ -16,8 +16,8 @@ from foveate.core.seeds import generator
 from foveate.records.collection import Collection
 
 EDGES = ("x1", "y1", "x2", "y2")
-LEAST_SIDE = 0.02
-WORDS = ("phrase", "label", "slice")
+MIN_SIDE = 0.02
+TEXT_COLUMNS = ("phrase", "label", "slice")
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def jittered(boxes_R4: NDArray[np.float64], rng: np.random.Generator, *, jitter:
     low_R2, high_R2 = boxes_R4[:, :2], boxes_R4[:, 2:]
     side_R2 = high_R2 - low_R2
     middle_R2 = (low_R2 + high_R2) / 2 + side_R2 * rng.uniform(-jitter / 2, jitter / 2, side_R2.shape)
-    half_R2 = np.maximum(side_R2 * rng.uniform(1 - jitter, 1 + jitter, side_R2.shape), LEAST_SIDE) / 2
-    middle_R2 = np.clip(middle_R2, LEAST_SIDE, 1 - LEAST_SIDE)
+    half_R2 = np.maximum(side_R2 * rng.uniform(1 - jitter, 1 + jitter, side_R2.shape), MIN_SIDE) / 2
+    middle_R2 = np.clip(middle_R2, MIN_SIDE, 1 - MIN_SIDE)
     return np.concatenate([np.maximum(middle_R2 - half_R2, 0.0), np.minimum(middle_R2 + half_R2, 1.0)], axis=1)
 
 
@@ -57,19 +57,19 @@ def spoiled(regions: pa.Table, training_R: NDArray[np.bool_], noise: Noise, *, s
     rng = generator("study noise", seed)
     places = np.flatnonzero(training_R)
     boxes_R4 = np.stack([regions[edge].to_numpy().astype(np.float64) for edge in EDGES], axis=1)
-    words = {name: np.array(regions[name].to_pylist(), dtype=object) for name in WORDS}
+    texts = {name: np.array(regions[name].to_pylist(), dtype=object) for name in TEXT_COLUMNS}
     if noise.shuffled_boxes:
         boxes_R4[places] = boxes_R4[rng.permutation(places)]
     boxes_R4[places] = jittered(boxes_R4[places], rng, jitter=noise.jitter)
     changed = places if noise.shuffled_phrases else places[rng.random(len(places)) < noise.wrong_phrases]
     others = rng.permutation(changed) if noise.shuffled_phrases else rng.choice(places, len(changed))
-    for name in WORDS:
-        words[name][changed] = words[name][others]
-    columns = {edge: boxes_R4[:, number] for number, edge in enumerate(EDGES)} | words
+    for name in TEXT_COLUMNS:
+        texts[name][changed] = texts[name][others]
+    columns = {edge: boxes_R4[:, number] for number, edge in enumerate(EDGES)} | texts
     for name, values in columns.items():
-        place = regions.schema.get_field_index(name)
-        field = regions.schema.field(place)
-        regions = regions.set_column(place, field, pa.array(values, field.type))
+        column = regions.schema.get_field_index(name)
+        field = regions.schema.field(column)
+        regions = regions.set_column(column, field, pa.array(values, field.type))
     return regions
 
 

@@ -152,7 +152,9 @@ def _measured(claims: Sequence[PublishedClaim], published: Published) -> str:
 def _control(paper: PaperClaim, claims: Sequence[PublishedClaim], published: Published) -> str:
     """Return the verdict of the control on the same sets of data."""
     conditions = {claim.condition for claim in claims}
-    controls = [one for one in published.claims if one.claim == paper.control and one.condition in conditions]
+    controls = [
+        judged for judged in published.claims if judged.claim == paper.control and judged.condition in conditions
+    ]
     if not controls:
         return ""
     text = paper.control.removeprefix("Control: ")
@@ -173,8 +175,9 @@ def markdown(result: StudiesResult) -> str:
     text = [INTRODUCTION]
     text += ["| study | question | seeds | trainings | claims that must hold: shown |", "|---|---|---|---|---|"]
     text += [
-        f"| [{one.study}]({one.study}.md) | {one.question} | {one.seeds} | {one.trainings} | {one.held} of {one.must_hold} |"
-        for one in result.studies
+        f"| [{study.study}]({study.study}.md) | {study.question} | {study.seeds} | {study.trainings} | "
+        f"{study.held} of {study.must_hold} |"
+        for study in result.studies
     ]
     text += ["", "## What the papers state", ""]
     text += ["| study | the paper | measured here | difference | control | verdict |", "|---|---|---|---|---|---|"]

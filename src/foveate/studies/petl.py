@@ -77,13 +77,13 @@ ROWS = (
 
 
 def _claims(condition: str) -> tuple[Claim, ...]:
-    least = _MARGINS[condition]
+    margins = _MARGINS[condition]
 
     def claim(text: str, measure: str, better: str, worse: str, margin: float = 0.0, **more: Any) -> Claim:
         return Claim(text, condition, measure, better, worse, margin, **more)
 
     return (
-        claim("Few parameters beat linear probing", "acc", "thirteen", "linear", least["linear"], asserted=True),
+        claim("Few parameters beat linear probing", "acc", "thirteen", "linear", margins["linear"], asserted=True),
         claim("Few parameters beat full fine-tuning", "acc", "thirteen", "full", source="paper: with few labels"),
         claim(f"The methods lie close: their standard deviation is below {LIMIT:g}", "limit", "thirteen", "thirteen",
               worse_measure="spread", source="paper: about 1 %"),
@@ -102,7 +102,7 @@ def _claims(condition: str) -> tuple[Claim, ...]:
               source="paper"),
         claim("Halfway, full fine-tuning is above few parameters under the shift", "shift", "full-half", "light-half",
               source="paper"),
-        claim("Control: with shuffled labels lora learns less", "acc", "lora", "lora-shuffled", least["labels"],
+        claim("Control: with shuffled labels lora learns less", "acc", "lora", "lora-shuffled", margins["labels"],
               asserted=True),
         claim("Control: then it is at chance, within .03", "acc", "chance", "lora-shuffled", -0.03, asserted=True),
         claim("Control: full fine-tuning, too", "acc", "chance", "full-shuffled", -0.03, asserted=True),
@@ -229,13 +229,13 @@ def _curves(study: PetlStudy, condition: Condition, split: str, done: Sequence[P
     rows = {name: data.rows(name) for name in ("test", "shift")}
     labels = data.labels_N[rows[split]]
     count = len(rows["test"])
-    chosen = slice(None, count) if split == "test" else slice(count, None)
+    part = slice(None, count) if split == "test" else slice(count, None)
     lines = []
-    for place, alpha in enumerate(ALPHAS):
+    for index, alpha in enumerate(ALPHAS):
         line = [f"{alpha:g}"]
         for method in BETWEEN:
             paths = [path.parent / "at-work" / path.stem / "fits" / f"{method}-curve.npz" for path in done]
-            right = [read_logits(path)[place][chosen].argmax(axis=1) == labels for path in paths]
+            right = [read_logits(path)[index][part].argmax(axis=1) == labels for path in paths]
             value, low, high = bootstrap(right, name=f"{condition.key} {split} {method} {alpha}")
             line.append(f"{value:.3f} ({low:.3f} to {high:.3f})")
         lines.append(line)

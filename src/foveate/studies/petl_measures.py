@@ -26,27 +26,27 @@ def alike(logits: Sequence[tuple[Logits, Logits]], labels_N: NDArray[np.int64]) 
 
     Two models that are right on shares a and b of the samples differ on at least |a - b| of them.
     """
-    found: dict[str, list[float]] = {"disagree": [], "forced": [], "kappa": []}
-    for one, other in logits:
-        both = np.stack([one, other])
-        found["disagree"].append(1 - float(agreement(both)[0, 1]))
-        found["forced"].append(abs(accuracy(one, labels_N) - accuracy(other, labels_N)))
-        found["kappa"].append(float(error_consistency(both, labels_N)[0, 1]))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    sums: dict[str, list[float]] = {"disagree": [], "forced": [], "kappa": []}
+    for first, other in logits:
+        both = np.stack([first, other])
+        sums["disagree"].append(1 - float(agreement(both)[0, 1]))
+        sums["forced"].append(abs(accuracy(first, labels_N) - accuracy(other, labels_N)))
+        sums["kappa"].append(float(error_consistency(both, labels_N)[0, 1]))
+    return {name: float(np.mean(values)) for name, values in sums.items()}
 
 
 def together(groups: Sequence[Sequence[Logits]], labels_N: NDArray[np.int64]) -> dict[str, float]:
     """Of ensembles by mean logits, the mean over groups of models: accuracy, and its gain over the mean member."""
-    own, gain = [], []
+    accuracies, gain = [], []
     for group in groups:
-        own.append(accuracy(np.mean(group, axis=0), labels_N))
-        gain.append(own[-1] - float(np.mean([accuracy(one, labels_N) for one in group])))
-    return {"acc": float(np.mean(own)), "gain": float(np.mean(gain))}
+        accuracies.append(accuracy(np.mean(group, axis=0), labels_N))
+        gain.append(accuracies[-1] - float(np.mean([accuracy(member, labels_N) for member in group])))
+    return {"acc": float(np.mean(accuracies)), "gain": float(np.mean(gain))}
 
 
 def all_pairs(logits: Mapping[str, Logits]) -> list[tuple[Logits, Logits]]:
     """Every pair of models once."""
-    return [(logits[one], logits[other]) for one, other in combinations(logits, 2)]
+    return [(logits[first], logits[other]) for first, other in combinations(logits, 2)]
 
 
 def bootstrap(right_SN: Sequence[NDArray[np.bool_]], *, name: str) -> tuple[float, float, float]:

@@ -60,11 +60,11 @@ def prepare_rotation(folder: Path) -> None:
 
 def rotated(images_N1HW: NDArray[np.float32], degrees_N: NDArray[Any]) -> NDArray[np.float32]:
     """Each image [1, H, W], values from -1 (ground), turned counter-clockwise about its middle, bilinear."""
-    found = np.empty_like(images_N1HW)
+    turned = np.empty_like(images_N1HW)
     for row, angle in enumerate(degrees_N.tolist()):
         image = Image.fromarray(images_N1HW[row, 0])
-        found[row, 0] = np.asarray(image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=-1.0))
-    return found
+        turned[row, 0] = np.asarray(image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=-1.0))
+    return turned
 
 
 def open_rotation(folder: Path, weights: Path) -> World:

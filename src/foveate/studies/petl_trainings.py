@@ -188,17 +188,17 @@ class _Cell:
         path = self.folder.parent / "rates.json"
         if path.is_file():
             return
-        labels, chosen = self.world.data.labels_N[self.held], dict[str, float]()
+        labels, rates_by_method = self.world.data.labels_N[self.held], dict[str, float]()
         for method in OPTIONS:
             rates = RATES_OF_FULL if method == "full" else RATES
-            found = {}
+            accuracies = {}
             for number, rate in enumerate(rates):
-                own = self.fit(f"{method}-{number}", method, rate, measured=self.held, save=method == "linear")
-                found[rate] = accuracy(own, labels)
-            chosen[method] = max(rates, key=lambda rate: (found[rate], rate))
+                logits = self.fit(f"{method}-{number}", method, rate, measured=self.held, save=method == "linear")
+                accuracies[rate] = accuracy(logits, labels)
+            rates_by_method[method] = max(rates, key=lambda rate: (accuracies[rate], rate))
             if method == "linear" and not self.world.trained_head:
-                self.start_from(f"linear-{rates.index(chosen[method])}")
-        write_json_atomically(path, chosen)
+                self.start_from(f"linear-{rates.index(rates_by_method[method])}")
+        write_json_atomically(path, rates_by_method)
 
     def measure(self) -> dict[str, float]:
         """All trainings of the cell, and what is read from them."""
@@ -236,12 +236,12 @@ class _Cell:
     def _logits(self, model: Any, measured: NDArray[np.int64]) -> Logits:
         from foveate.adapt.training import normalized
 
-        found = []
+        parts = []
         with torch.no_grad():
             for part in np.array_split(measured, max(1, len(measured) // 256)):
                 pixels = torch.stack([self.world.data.image(row, False) for row in part.tolist()])
-                found.append(model(normalized(self.world.opened.preprocess, pixels)).float().numpy())
-        return np.concatenate(found)
+                parts.append(model(normalized(self.world.opened.preprocess, pixels)).float().numpy())
+        return np.concatenate(parts)
 
     def _curve(self, method: str, measured: NDArray[np.int64]) -> dict[float, Logits]:
         """Logits at each alpha."""
@@ -251,19 +251,19 @@ class _Cell:
         path = self.folder / f"{method}-curve.npz"
         if not path.is_file():
             adapted = load_adapter(self.world.opened.model, self.folder / f"{method}-adapter").eval()
-            found = []
+            curve = []
             for alpha in ALPHAS:
                 with interpolated(adapted, alpha) as model:
-                    found.append(self._logits(model, measured))
+                    curve.append(self._logits(model, measured))
             adapted.detach()
             with atomic_file(path) as handle:
-                np.savez(handle, logits=np.stack(found))
+                np.savez(handle, logits=np.stack(curve))
         return dict(zip(ALPHAS, read_logits(path), strict=True))
 
     def _values(self, logits: dict[str, Logits], curves: dict[str, dict[float, Logits]]) -> Iterator[tuple[str, float]]:
         count = len(self.rows["test"])
-        test = {name: own[:count] for name, own in logits.items()}
-        shift = {name: own[count:] for name, own in logits.items()}
+        test = {name: member_accuracies[:count] for name, member_accuracies in logits.items()}
+        shift = {name: member_accuracies[count:] for name, member_accuracies in logits.items()}
         test |= {f"{name}-half": curve[0.5][:count] for name, curve in curves.items()}
         shift |= {f"{name}-half": curve[0.5][count:] for name, curve in curves.items()}
         for name in test:
@@ -272,12 +272,12 @@ class _Cell:
                 yield f"{name}/shift", accuracy(shift[name], self.labels["shift"])
         labels = self.labels["test"]
         thirteen = {name: test[name] for name in THIRTEEN}
-        own = [accuracy(one, labels) for one in thirteen.values()]
-        yield "thirteen/acc", float(np.mean(own))
+        member_accuracies = [accuracy(member, labels) for member in thirteen.values()]
+        yield "thirteen/acc", float(np.mean(member_accuracies))
         yield "thirteen/shift", float(np.mean([accuracy(shift[name], self.labels["shift"]) for name in THIRTEEN]))
-        yield "thirteen/spread", float(np.std(own, ddof=1))
+        yield "thirteen/spread", float(np.std(member_accuracies, ddof=1))
         yield "thirteen/limit", LIMIT
-        yield "best/acc", max(own)
+        yield "best/acc", max(member_accuracies)
         twins = [(test[name], test[f"{name}-again"]) for name in TWICE]
         groups = {"thirteen": all_pairs(thirteen), "seeds": twins}
         for name, pairs in groups.items():
@@ -291,7 +291,7 @@ class _Cell:
             yield from ((f"{name}/{key}", value) for key, value in together(members, labels).items())
         for name in ("light", "light-half"):
             members = [f"{method}{name.removeprefix('light')}" for method in LIGHT]
-            yield f"{name}/acc", float(np.mean([accuracy(test[one], labels) for one in members]))
-            yield f"{name}/shift", float(np.mean([accuracy(shift[one], self.labels["shift"]) for one in members]))
+            yield f"{name}/acc", float(np.mean([accuracy(test[member], labels) for member in members]))
+            yield f"{name}/shift", float(np.mean([accuracy(shift[member], self.labels["shift"]) for member in members]))
         shares = np.bincount(self.world.data.labels_N[self.learn], minlength=len(self.world.data.classes))
         yield "chance/acc", float((shares / shares.sum())[labels].mean())

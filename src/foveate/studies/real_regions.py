@@ -31,8 +31,8 @@ from foveate.studies.rcc import read_rcc
 KGEOGRAPHY = "usr/share/kgeography"
 DETAILS = "usr/share/gcompris-qt/rcc/details.rcc"
 LONGEST = 336
-LEAST_SIDE = 0.06  # of the map: what a grid of 14 x 14 can tell apart
-MOST_DIVISIONS = 8  # the largest of a map
+MIN_SIDE = 0.06  # of the map: what a grid of 14 x 14 can tell apart
+MAX_DIVISIONS = 8  # the largest of a map
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,13 @@ def read_map(path: Path) -> DrawnMap:
     pixels_HW3 = np.asarray(image).astype(np.int32)
     codes_HW = (pixels_HW3[..., 0] << 16) | (pixels_HW3[..., 1] << 8) | pixels_HW3[..., 2]
     divisions, labels_HW = [], np.full(codes_HW.shape, -1, np.int16)
-    for one in root.iter("division"):
-        name = (one.findtext("name") or "").strip()
+    for element in root.iter("division"):
+        name = (element.findtext("name") or "").strip()
         try:
-            red, green, blue = (int(one.findtext(f"color/{part}") or "") for part in ("red", "green", "blue"))
+            red, green, blue = (int(element.findtext(f"color/{part}") or "") for part in ("red", "green", "blue"))
         except ValueError as problem:
             raise UserError(f"{path}: the division '{name}' has no color") from problem
-        if one.findtext("ignore") != "yes" and name:
+        if element.findtext("ignore") != "yes" and name:
             labels_HW[codes_HW == (red << 16 | green << 8 | blue)] = len(divisions)
             divisions.append(MapDivision(name, (red, green, blue)))
     labels_HW[labels_HW < 0] = len(divisions)
@@ -115,16 +115,16 @@ def recolor(drawn: DrawnMap, rng: np.random.Generator) -> Image.Image:
 def map_regions(drawn: DrawnMap) -> list[Region]:
     """The largest divisions whose boxes are large enough to be told apart, by falling area of the box."""
     height, width = drawn.labels_HW.shape
-    found = []
+    regions = []
     for number, division in enumerate(drawn.divisions):
         rows, columns = np.nonzero(drawn.labels_HW == number)
         if not len(rows):
             continue
         bounds = PixelBox(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         box = Box.from_pixels(bounds, width, height)
-        if min(box.x2 - box.x1, box.y2 - box.y1) >= LEAST_SIDE:
-            found.append(Region(box, division.name, label=f"{drawn.key}: {division.name}", slice="maps"))
-    return sorted(found, key=lambda region: -region.box.area)[:MOST_DIVISIONS]
+        if min(box.x2 - box.x1, box.y2 - box.y1) >= MIN_SIDE:
+            regions.append(Region(box, division.name, label=f"{drawn.key}: {division.name}", slice="maps"))
+    return sorted(regions, key=lambda region: -region.box.area)[:MAX_DIVISIONS]
 
 
 def build_maps(target: Path, folder: Path, *, train: int, test: int, seed: int = 0) -> None:
@@ -177,7 +177,7 @@ def read_details(path: Path) -> list[Details]:
     """
     files = read_rcc(path)
     root = "/gcompris/src/activities/details/resource"
-    found = []
+    details = []
     for name, content in sorted(files.items()):
         if "/board/" not in name or not name.endswith(".qml"):
             continue
@@ -193,11 +193,11 @@ def read_details(path: Path) -> list[Details]:
                 crop = Image.open(io.BytesIO(files[f"{root}/{file}"]))
                 boxes.append(_about(float(x), float(y), crop.size, image.size))
                 crops.append(crop.convert("RGB"))
-        said = _BOARD_TEXT.search(text)
+        instruction = _BOARD_TEXT.search(text)
         if len(boxes) > 1:
-            caption = said.group(1) if said else ""
-            found.append(Details(Path(name).stem, caption, image, tuple(boxes), tuple(crops)))
-    return found
+            caption = instruction.group(1) if instruction else ""
+            details.append(Details(Path(name).stem, caption, image, tuple(boxes), tuple(crops)))
+    return details
 
 
 def _about(x: float, y: float, size: tuple[int, int], whole: tuple[int, int]) -> Box:

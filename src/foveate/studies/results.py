@@ -1,4 +1,4 @@
-"""Results of studies and of the tour, as their pages read them."""
+"""Typed results of studies and of the tour: built here, read by their pages."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from foveate.core.results import (
 
 
 class StudyCondition(ResultModel):
+    """A kind of data that all variants are trained on."""
+
     key: str
     title: str
     what: str = ""
 
 
 class StudyRow(ResultModel):
+    """A line of the table: a variant, or one way of asking it."""
+
     key: str
     title: str
     what: str = ""
@@ -33,12 +37,16 @@ class StudyRow(ResultModel):
 
 
 class StudyMeasure(ResultModel):
+    """A measure; of a `control` no quality is claimed."""
+
     key: str
     title: str
     control: bool = False
 
 
 class StudyEntry(ResultModel):
+    """Values of one row in one condition by measure, and their paired differences to the reference."""
+
     condition: str
     row: str
     values: dict[str, Value] = {}
@@ -46,9 +54,16 @@ class StudyEntry(ResultModel):
 
 
 class StudyClaim(ResultModel):
+    """A judged claim: `measure` of row `better` minus that of row `worse`, paired by seed.
+
+    asserted: it must hold; others are published whatever they say.
+    """
+
     text: str
     condition: str
     measure: str
+    better: str = ""
+    worse: str = ""
     margin: float = 0.0
     asserted: bool = False
     source: str = ""
@@ -56,7 +71,9 @@ class StudyClaim(ResultModel):
     verdict: str
 
 
-class StudyReal(ResultModel):
+class DatasetUse(ResultModel):
+    """Whether optional data were found."""
+
     name: str
     package: str
     used: bool
@@ -82,7 +99,7 @@ class PublishedRun(ResultModel):
     trainings: int
     planned: int
     scale: dict[str, float] = {}
-    optional_data: list[StudyReal] = []
+    optional_data: list[DatasetUse] = []
     conditions: dict[str, str]
     variants: dict[str, str]
     measures: dict[str, str]
@@ -90,18 +107,20 @@ class PublishedRun(ResultModel):
 
 
 class StudyResult(RunResult):
+    """result.json of one study."""
+
     study: str = ""
     question: str = ""
     reference: str
     seeds: list[int] = []
-    scale: dict[str, int | list[str]] = {}
+    scale: dict[str, int | float | list[str]] = {}
     conditions: list[StudyCondition] = []
     rows: list[StudyRow] = []
     measures: list[StudyMeasure] = []
     table: list[StudyEntry] = []
     claims: list[StudyClaim] = []
-    real: list[StudyReal] = []
-    beside: list[TextTable] = []
+    optional_data: list[DatasetUse] = []
+    further_tables: list[TextTable] = []
     limits: list[str] = []
     trainings: int = 0
     planned: int = 0
@@ -152,11 +171,15 @@ class StudiesResult(RunResult):
 
 
 class Command(ResultModel):
+    """A command that the tour's page suggests."""
+
     what: str
     command: str
 
 
 class TourCollection(ResultModel):
+    """Counts by source and split, with examples."""
+
     name: str
     images: dict[str, int] = {}
     splits: dict[str, int] = {}
@@ -166,6 +189,8 @@ class TourCollection(ResultModel):
 
 
 class TourModel(ResultModel):
+    """A trained model of the tour."""
+
     title: str
     what: str = ""
     parameters_trained: int | None = None
@@ -173,6 +198,8 @@ class TourModel(ResultModel):
 
 
 class TourResult(RunResult):
+    """result.json of the tour."""
+
     title: str = "The Foveate tour"
     seed: int | None = None
     seeds: list[int] = []

@@ -23,9 +23,11 @@ from foveate.core.experiment_grid import Cell, CellStore, Work, run_cells
 from foveate.core.files import FolderLock
 from foveate.core.plugins import load_all, module_names
 from foveate.core.progress import configure, say
+from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.core.version import __version__
 from foveate.studies.grid import GridStudy
+from foveate.studies.results import StudyResult
 from foveate.studies.study import Design, summary
 
 PACKAGE = "foveate.studies"
@@ -115,7 +117,7 @@ def run_study(
                 helper.join()
     result = _result(study, store, cells, scale, datasets, command)
     result["seconds"] = {**seconds, **result["seconds"]}
-    result["beside"] = work.further_tables()
+    result["further_tables"] = work.further_tables()
     run.write_result(result)
     return result
 
@@ -186,14 +188,16 @@ def _plan(study: type[GridStudy], cells: list[Cell], scale: Any, datasets: Mappi
         "study": study.design.name,
         "trainings": len(cells),
         "scale": vars(scale),
-        "real": _list_datasets(study.design, datasets),
+        "optional_data": _list_datasets(study.design, datasets),
         "cells": [cell.name for cell in cells],
     }
 
 
 def _list_datasets(design: Design, datasets: Mapping[str, Path]) -> list[dict[str, Any]]:
     """List which optional data were found and which are missing."""
-    return [{"name": one.title, "package": one.package, "used": one.key in datasets} for one in design.optional_data]
+    return [
+        {"name": data.title, "package": data.package, "used": data.key in datasets} for data in design.optional_data
+    ]
 
 
 def _result(
@@ -210,7 +214,7 @@ def _result(
     finished = {cell: done for cell in cells if (done := store.done(cell)) is not None}
     judged = summary(design, study.row_values({cell: done.values for cell, done in finished.items()}))
     present = {entry["condition"] for entry in judged["table"]}
-    return {
+    result = {
         "kind": "study",
         "study": design.name,
         "title": design.title,
@@ -222,7 +226,7 @@ def _result(
         "rows": [{"key": r.key, "title": r.title, "what": r.what, "role": r.role} for r in design.rows],
         "measures": [vars(measure) for measure in design.measures],
         **judged,
-        "real": _list_datasets(design, datasets),
+        "optional_data": _list_datasets(design, datasets),
         "limits": list(design.limits),
         "trainings": len(finished),
         "planned": len(cells),
@@ -231,3 +235,5 @@ def _result(
         "version": __version__,
         "command": command or [sys.argv[0]],
     }
+    # Checked against its declaration before it is written: a page never meets a field that it cannot read.
+    return parse_result(StudyResult, result).to_json()

@@ -125,23 +125,23 @@ def row_values(
 
     A row takes the measures with its prefix, and without one those that have none.
     """
-    found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    by_row: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     for cell, values in done:
         for row in rows:
             if row.trained_as != cell.variant:
                 continue
-            found.setdefault((cell.condition, row.key), {})[cell.seed] = {
+            by_row.setdefault((cell.condition, row.key), {})[cell.seed] = {
                 name.removeprefix(row.prefix): value
                 for name, value in values.items()
                 if name.startswith(row.prefix) and (row.prefix or "/" not in name)
             }
-    return found
+    return by_row
 
 
 def interval_of(values: Sequence[float]) -> dict[str, Any]:
     """Mean and t-interval over seeds as JSON."""
-    found = seed_interval(list(values))
-    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+    interval = seed_interval(list(values))
+    return {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
 
 
 def verdict(low: float | None, high: float | None, *, margin: float) -> str:
@@ -160,8 +160,8 @@ def verdict(low: float | None, high: float | None, *, margin: float) -> str:
 
 
 def _row_values(values: Values, condition: str, row: str, measure: str) -> dict[int, float]:
-    found = values.get((condition, row), {})
-    return {seed: measured[measure] for seed, measured in found.items() if measure in measured}
+    by_seed = values.get((condition, row), {})
+    return {seed: measured[measure] for seed, measured in by_seed.items() if measure in measured}
 
 
 def judge(claim: Claim, values: Values) -> dict[str, Any] | None:
@@ -195,13 +195,13 @@ def summary(design: Design, values: Values) -> dict[str, Any]:
                 continue
             entry: dict[str, Any] = {"condition": condition.key, "row": row.key, "values": {}, "differences": {}}
             for measure in design.measures:
-                own = _row_values(values, condition.key, row.key, measure.key)
+                values_of_row = _row_values(values, condition.key, row.key, measure.key)
                 reference = _row_values(values, condition.key, design.reference, measure.key)
-                shared = sorted(set(own) & set(reference))
-                if own:
-                    entry["values"][measure.key] = interval_of([own[seed] for seed in sorted(own)])
+                shared = sorted(set(values_of_row) & set(reference))
+                if values_of_row:
+                    entry["values"][measure.key] = interval_of([values_of_row[seed] for seed in sorted(values_of_row)])
                 if shared and row.key != design.reference:
-                    entry["differences"][measure.key] = interval_of([own[s] - reference[s] for s in shared])
+                    entry["differences"][measure.key] = interval_of([values_of_row[s] - reference[s] for s in shared])
             table.append(entry)
-    judged = [found for claim in design.claims if (found := judge(claim, values)) is not None]
+    judged = [verdict_ for claim in design.claims if (verdict_ := judge(claim, values)) is not None]
     return {"table": table, "claims": judged}

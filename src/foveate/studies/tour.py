@@ -152,9 +152,9 @@ def tour(
     )
     clock.lap("calibration")
     say("and eight clients that keep their images: groups of all, and one map")
-    kept = run.path / FOLDER / "features.npz"
+    emoji_features = run.path / FOLDER / "features.npz"
     result["federated"] = tour_federated(
-        collection, run, features=kept, seed=seed, rounds=None if steps is None else FEW_ROUNDS
+        collection, run, features=emoji_features, seed=seed, rounds=None if steps is None else FEW_ROUNDS
     )
     clock.lap("federated")
     result["seconds"] = clock.total()
@@ -203,18 +203,18 @@ def _train_and_evaluate(
             raise UserError(f"{run.path}: stopped; the same command goes on")
         clock.lap(name)
         models[name] = load_model(folder, device=device)
-        found, embedded[name] = evaluate(
+        evaluation, embedded[name] = evaluate(
             models[name], collection, name=name, crops=name == "clip", classes="category", seed=seed,
             samples_to=run.path / f"{name}-seed{seed}" / "samples", cache=collection.path / CACHE,
         )  # fmt: skip
-        tables.append(found["table"])
+        tables.append(evaluation["table"])
         clock.lap("evaluation")
     return Answers(models, embedded, trained, merge_tables(tables))
 
 
 def tour_table(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The page's table: one column per way of answering, the two rules of 'where is it' as rows of their own."""
-    chosen = []
+    rows = []
     for original in table:
         data: str = original["data"]
         part, *size = data.split(", ")
@@ -225,11 +225,11 @@ def tour_table(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             for names, suffix in ((WHERE, "grounding head"), (CANDIDATES, "best of many boxes")):
                 values = {names[key]: value for key, value in row["values"].items() if key in names}
                 question = row["question"].replace("where is it", f"where is it ({suffix})")
-                chosen.append({**row, "question": question, "values": values})
+                rows.append({**row, "question": question, "values": values})
         else:
-            wanted = {column["key"] for column in COLUMNS}
-            chosen.append({**row, "values": {key: v for key, v in row["values"].items() if key in wanted}})
-    return sorted(chosen, key=_priority)
+            keys = {column["key"] for column in COLUMNS}
+            rows.append({**row, "values": {key: v for key, v in row["values"].items() if key in keys}})
+    return sorted(rows, key=_priority)
 
 
 # What a reader asks first.
@@ -264,7 +264,7 @@ def _commit() -> str | None:
     """The commit of the checkout that runs, or None outside one."""
     folder = PACKAGE
     try:
-        found = subprocess.run(
+        process = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],
             capture_output=True,
             text=True,
@@ -272,7 +272,7 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    return process.stdout.strip()
 
 
 def _result(
@@ -300,7 +300,7 @@ def _result(
         *box_searches(album, names, part="unseen kind", count=1),
     ]
     recipe = answers.models["cloc"].recipe
-    shown = [
+    sample_sets = [
         sample_rows(collection, count=count, seed=seed, split="train", where={"source": source})
         for source, count in (("clipart", 8), ("emoji", 4), ("scenes", 8))
     ]
@@ -319,23 +319,25 @@ def _result(
         "command": command or [sys.argv[0]],
         "collection": {
             "name": collection.name,
-            "images": {str(one): int((sources == one).sum()) for one in sorted(set(sources))},
-            "splits": {str(one): int((collection.splits == one).sum()) for one in sorted(set(collection.splits))},
+            "images": {str(item): int((sources == item).sum()) for item in sorted(set(sources))},
+            "splits": {str(item): int((collection.splits == item).sum()) for item in sorted(set(collection.splits))},
             "regions": collection.table("regions").num_rows,
             "captions": collection.table("captions").num_rows,
             "examples": [
-                example for rows in shown for example in write_samples(collection, recipe, run.path, rows, seed=seed)[0]
+                example
+                for rows in sample_sets
+                for example in write_samples(collection, recipe, run.path, rows, seed=seed)[0]
             ],
         },
-        "curves": {name: one.run.read_metrics() for name, one in answers.trained.items()},
+        "curves": {name: item.run.read_metrics() for name, item in answers.trained.items()},
         "models": {
             name: {
                 "title": TITLES[name][0],
                 "what": TITLES[name][1],
-                "parameters_trained": one.result["parameters"]["trained"],
-                "seconds": one.result["seconds"],
+                "parameters_trained": item.result["parameters"]["trained"],
+                "seconds": item.result["seconds"],
             }
-            for name, one in answers.trained.items()
+            for name, item in answers.trained.items()
         },
         "columns": COLUMNS,
         "table": tour_table(table),

@@ -33,7 +33,7 @@ from foveate.studies.calibration_worlds import World, emoji_arrays, held_out, op
 from foveate.vision.features import FeatureCache
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps
 
-SHOWN = {"absent": 6, "seen": 3}  # images on the page whose answer gamma changes
+NUM_EXAMPLES = {"absent": 6, "seen": 3}  # images on the page whose answer gamma changes
 FOLDER = "calibration"
 
 
@@ -85,13 +85,13 @@ def tour_calibration(
         before=Outputs(first.logits, first.features, (whole_before.features, whole_before.labels)),
         head=head_changes(head_of(world.before), head_of(after), groups),
     )
-    found = _calibrated(evidence, RunFolder.create(folder))
-    shown, changes = _shown(collection, run.path, world, groups, first, tested, found.gamma, seed=seed)
+    calibrated = _calibrated(evidence, RunFolder.create(folder))
+    examples, changes = _examples(collection, run.path, world, groups, first, tested, calibrated.gamma, seed=seed)
     return {
-        **found.result,
+        **calibrated.result,
         "trained": {"pretrained": _pretrained_on(folder), "tuned": len(seen), "classes": world.classes},
         "changes": changes,
-        "examples": shown,
+        "examples": examples,
     }
 
 
@@ -137,7 +137,7 @@ def _pretrained_on(folder: Path) -> int:
     return int(((arrays["style"] == "noto") & ~arrays["held_out"]).sum())
 
 
-def _shown(
+def _examples(
     collection: Collection,
     run: Path,
     world: World,
@@ -154,36 +154,38 @@ def _shown(
     shifted = tested.logits.astype(np.float64)
     shifted[:, groups.absent] += gamma
     answers = {"before": first.logits.argmax(1), "after": tested.logits.argmax(1), "calibrated": shifted.argmax(1)}
-    right = {name: found == tested.labels for name, found in answers.items()}
+    right = {name: predicted == tested.labels for name, predicted in answers.items()}
     examples, changes = [], {}
     for name, classes in (("absent", groups.absent), ("seen", groups.seen)):
-        own = np.isin(tested.labels, classes)
-        changed = own & (answers["after"] != answers["calibrated"])
+        in_group = np.isin(tested.labels, classes)
+        changed = in_group & (answers["after"] != answers["calibrated"])
         changes[name] = {
-            "samples": int(own.sum()),
+            "samples": int(in_group.sum()),
             "changed": int(changed.sum()),
             "righted": int((changed & right["calibrated"]).sum()),
             "spoiled": int((changed & right["after"]).sum()),
         }
-        for place in _drawn(np.flatnonzero(changed), rows, collection, count=SHOWN[name], seed=seed):
-            row = int(rows[place])
+        for position in _drawn(np.flatnonzero(changed), rows, collection, count=NUM_EXAMPLES[name], seed=seed):
+            row = int(rows[position])
             path = run / "images" / f"calibration-{row:06d}.webp"
             save_thumbnail(collection.image_bytes(row), path, longest_side=160)
-            titles = [one.text for one in collection.read_captions(row) if one.kind == "title"]
+            titles = [caption.text for caption in collection.read_captions(row) if caption.kind == "title"]
             examples.append(
                 {
                     "image": str(path.relative_to(run)),
                     "title": titles[0] if titles else "",
                     "group": name,
-                    "label": world.before.names[int(tested.labels[place])],
-                    "answers": {key: world.before.names[int(found[place])] for key, found in answers.items()},
+                    "label": world.before.names[int(tested.labels[position])],
+                    "answers": {
+                        key: world.before.names[int(predicted[position])] for key, predicted in answers.items()
+                    },
                 }
             )
     return examples, changes
 
 
 def _drawn(
-    own: NDArray[np.int64], rows: NDArray[np.int64], collection: Collection, *, count: int, seed: int
+    positions: NDArray[np.int64], rows: NDArray[np.int64], collection: Collection, *, count: int, seed: int
 ) -> list[int]:
-    key = {int(place): collection.keys[int(rows[place])] for place in own}
-    return sorted(key, key=lambda place: seeds.uniform("tour calibration", seed, key[place]))[:count]
+    key = {int(position): collection.keys[int(rows[position])] for position in positions}
+    return sorted(key, key=lambda position: seeds.uniform("tour calibration", seed, key[position]))[:count]

@@ -45,11 +45,11 @@ from foveate.vision.localizer.folder import load_model
 
 CAPTIONER = "captioner-tour"
 ENCODER = "tour-clip"
-SHOWN = 8
+NUM_EXAMPLES = 8
 TRAINED_ON = 400  # images that get a short caption, and on which the two small encoders are trained
 STEPS, BATCH = 60, 128
 # Where writing stops: well above what each format allows, so that only captions that never end are cut.
-MOST_TOKENS = {"ssc": 60, "dsc": 140, "dsc_plus": 400, "afc": 140}
+MAX_TOKENS = {"ssc": 60, "dsc": 140, "dsc_plus": 400, "afc": 140}
 VARIANTS = {"alt": "AltText only", "hybrid": "half AltText, half short captions"}
 
 
@@ -57,7 +57,7 @@ VARIANTS = {"alt": "AltText only", "hybrid": "half AltText, half short captions"
 class Sizes:
     """How much is captioned and trained; smaller ones for tests."""
 
-    shown: int = SHOWN
+    num_examples: int = NUM_EXAMPLES
     trained_on: int = TRAINED_ON
     steps: int = STEPS
     batch_size: int = BATCH
@@ -71,7 +71,7 @@ def sizes_of(train_scenes: int, steps: int | None) -> Sizes:
         return Sizes(trained_on=trained_on, batch_size=min(BATCH, trained_on))
     short = tuple(f"{name}={min(steps, 60)}" for name in ("training.steps", "alignment.steps", "words.steps"))
     warm = f"training.warmup_steps={min(10, steps // 2)}"
-    return Sizes(min(SHOWN, 4), trained_on, min(steps, STEPS), min(BATCH, trained_on), (*short, warm))
+    return Sizes(min(NUM_EXAMPLES, 4), trained_on, min(steps, STEPS), min(BATCH, trained_on), (*short, warm))
 
 
 class WithCaptions(Collection):
@@ -84,8 +84,8 @@ class WithCaptions(Collection):
         return self.more if kind == "captions" and self.more is not None else super().table(kind)
 
     def rows(self, split: str | None = None, where: Any = None) -> NDArray[np.int64]:
-        found = super().rows(split, where)
-        return found if split != "train" or self.part is None else np.intersect1d(found, self.part)
+        rows_of_split = super().rows(split, where)
+        return rows_of_split if split != "train" or self.part is None else np.intersect1d(rows_of_split, self.part)
 
 
 def tour_captions(
@@ -109,8 +109,8 @@ def tour_captions(
     if trained.model_folder is None:
         raise UserError(f"{run.path}: stopped; the same command goes on")
     captioner = load_captioner(trained.model_folder, device=device)
-    shown = _scenes(collection, "test", sizes.shown, seed)
-    examples, counts = _examples(captioner, collection, shown, run.path, locator, device)
+    rows = _scenes(collection, "test", sizes.num_examples, seed)
+    examples, counts = _examples(captioner, collection, rows, run.path, locator, device)
     encoder = _encoders(captioner, collection, run, seed=seed, device=device, sizes=sizes)
     return {
         "model": f"foveate-captioner-{captioner.revision[:8]}",
@@ -127,25 +127,25 @@ def _scenes(collection: Collection, name: str, count: int, seed: int) -> NDArray
     return np.sort(np.array(order[:count], dtype=np.int64))
 
 
-def _written(
+def _write_captions(
     captioner: SmallCaptioner, collection: Collection, rows: NDArray[np.int64], kinds: Sequence[str]
 ) -> dict[int, dict[str, str]]:
     """Row -> format -> caption, as it may be stored; those that never ended or repeat themselves are left out."""
-    found: dict[int, dict[str, str]] = {}
+    captions: dict[int, dict[str, str]] = {}
     cache = collection.path / CACHE
     for row, ask, written in caption_rows(
-        captioner, collection, rows, cache=cache, kinds=kinds, most_tokens=MOST_TOKENS
+        captioner, collection, rows, cache=cache, kinds=kinds, most_tokens=MAX_TOKENS
     ):
         gated = gate(ask.kind, written.text)
-        if written.finished and not gated.error and gated.caption and not says_again(ask.kind, gated.caption):
-            found.setdefault(row, {})[ask.kind] = gated.caption
-    return found
+        if written.finished and not gated.error and gated.caption and not repeats_itself(ask.kind, gated.caption):
+            captions.setdefault(row, {})[ask.kind] = gated.caption
+    return captions
 
 
-def says_again(kind: str, caption: str) -> bool:
+def repeats_itself(kind: str, caption: str) -> bool:
     """Whether a caption repeats itself. Dense ones name each thing often: of them only whole sentences count."""
-    told = [sentence.casefold() for sentence in split_sentences(caption)]
-    return len(set(told)) < len(told) or (kind != "dsc_plus" and repeats(caption))
+    lines = [sentence.casefold() for sentence in split_sentences(caption)]
+    return len(set(lines)) < len(lines) or (kind != "dsc_plus" and repeats(caption))
 
 
 def _examples(
@@ -157,33 +157,37 @@ def _examples(
     device: str | None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Images with all their texts, judged by the scenes' truth, and pseudo-labeled regions; numbers per format."""
-    captions = _written(captioner, collection, rows, CAPTION_KINDS)
-    labeled = _regions(collection, {row: said.get("dsc", "") for row, said in captions.items()}, locator, device)
+    captions = _write_captions(captioner, collection, rows, CAPTION_KINDS)
+    labeled = _regions(
+        collection, {row: captions_of_row.get("dsc", "") for row, captions_of_row in captions.items()}, locator, device
+    )
     truths = SceneTruths(collection)
     examples, verdicts = [], {kind: list[list[str]]() for kind in ("alt", *CAPTION_KINDS)}
     lengths: dict[str, list[int]] = {kind: [] for kind in verdicts}
     for number, row in enumerate(rows.tolist()):
         truth = truths.get(row)
-        alt = next((one.text for one in collection.read_captions(row) if one.kind == "alt"), "")
+        alt = next((caption.text for caption in collection.read_captions(row) if caption.kind == "alt"), "")
         texts = {"alt": alt, **captions.get(row, {})}
-        shown = []
+        texts_of_image = []
         for kind in (kind for kind in verdicts if texts.get(kind)):
             assertions = split(texts[kind])
             judged = judge_assertions(assertions, truth) if truth else []
             verdicts[kind].append(judged)
             lengths[kind].append(clip_tokens(texts[kind]))
             marked = [{"text": a, "verdict": v} for a, v in zip(assertions, judged, strict=True)]
-            shown.append({"format": kind, "title": format_title(kind), "text": texts[kind], "assertions": marked})
+            texts_of_image.append(
+                {"format": kind, "title": format_title(kind), "text": texts[kind], "assertions": marked}
+            )
         image = collection.image_bytes(row)
         path = save_thumbnail(image, run / "images" / f"captions-{number:02d}.webp", longest_side=360)
-        about = {"key": collection.keys[row], "captions": shown, "regions": labeled.get(row, [])}
+        about = {"key": collection.keys[row], "captions": texts_of_image, "regions": labeled.get(row, [])}
         examples.append({"image": str(path.relative_to(run)), **about})
     counts = []
     for kind, judged in verdicts.items():
         if judged:
-            found = assertion_metrics(judged)
-            numbers = {"tokens": float(np.mean(lengths[kind])), "ana": found["ana"], "held": found["accuracy_micro"]}
-            counts.append({"format": kind, "title": format_title(kind), "n": len(judged), **numbers})
+            metrics = assertion_metrics(judged)
+            means = {"tokens": float(np.mean(lengths[kind])), "ana": metrics["ana"], "held": metrics["accuracy_micro"]}
+            counts.append({"format": kind, "title": format_title(kind), "n": len(judged), **means})
     return examples, counts
 
 
@@ -196,17 +200,17 @@ def _regions(
     if not phrases:
         return {}
     detector = kind.open(kind.settings.model_validate({"model": str(locator)}), collection, device)
-    shown = []
+    inputs = []
     for row in phrases:
         image = decode(collection.image_bytes(row), longest_side=2 * detector.input_px)
         width, height = (int(collection.index[name][row]) for name in ("width", "height"))
-        shown.append(DetectorInput(row, collection.keys[row], image, width, height))
+        inputs.append(DetectorInput(row, collection.keys[row], image, width, height))
     return {
         row: [
             {"box": [float(edge) for edge in box], "phrase": phrases[row][int(number)]}
-            for box, number in zip(found.boxes_K4, found.phrase_K, strict=True)
+            for box, number in zip(detections.boxes_K4, detections.phrase_K, strict=True)
         ]
-        for row, found in zip(phrases, detector.detect(shown, list(phrases.values())), strict=True)
+        for row, detections in zip(phrases, detector.detect(inputs, list(phrases.values())), strict=True)
     }
 
 
@@ -223,15 +227,15 @@ def _encoders(
     from foveate.studies.captions_measures import retrieval
 
     part = _scenes(collection, "train", sizes.trained_on, seed)
-    captions = _written(captioner, collection, part, ("ssc",))
-    opened = with_captions(collection, {row: said["ssc"] for row, said in captions.items()}, part)
+    captions = _write_captions(captioner, collection, part, ("ssc",))
+    opened = with_captions(collection, {row: texts["ssc"] for row, texts in captions.items()}, part)
     tested = collection.rows("test", {"source": "scenes"})
     truths = SceneTruths(collection)
     known = {row: truth for row in tested.tolist() if (truth := truths.get(row)) and truth.things}
     rows = np.array(sorted(known), dtype=np.int64)
-    asked = [render("ssc", known[row], alt="", rng=np.random.default_rng(0)).text for row in rows.tolist()]
-    distinct = list(dict.fromkeys(asked))
-    found: dict[str, float] = {}
+    sentences = [render("ssc", known[row], alt="", rng=np.random.default_rng(0)).text for row in rows.tolist()]
+    distinct = list(dict.fromkeys(sentences))
+    recalls: dict[str, float] = {}
     from foveate.caption.assertions.clip_judge import encode_images
 
     for name, weights in (("alt", "{alt: 1}"), ("hybrid", "{alt: 0.5, ssc: 0.5}")):
@@ -252,17 +256,17 @@ def _encoders(
         if done.model_folder is None:
             raise UserError(f"{run.path}: stopped; the same command goes on")
         model = load_model(done.model_folder, device=device)
-        kept, _, image_NE = encode_images(model, collection, rows, cache=collection.path / CACHE)
+        encoded, _, image_NE = encode_images(model, collection, rows, cache=collection.path / CACHE)
         text_TE = model.encode_text(distinct).detach().cpu().numpy()
-        own = [asked[place] for place in np.searchsorted(rows, kept).tolist()]
-        found[name] = retrieval(image_NE, text_TE, own, distinct, best=10)
+        row_sentences = [sentences[position] for position in np.searchsorted(rows, encoded).tolist()]
+        recalls[name] = retrieval(image_NE, text_TE, row_sentences, distinct, best=10)
     return {
         "measure": "searches with short true sentences, both ways, R@10",
         "images": len(rows),
         "trained_on": len(part),
         "captioned": len(captions),
         "steps": sizes.steps,
-        "values": [{"title": VARIANTS[name], "value": value} for name, value in found.items()],
+        "values": [{"title": VARIANTS[name], "value": value} for name, value in recalls.items()],
     }
 
 

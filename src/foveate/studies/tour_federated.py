@@ -42,7 +42,7 @@ from foveate.studies.image_features import LENGTH
 
 CLIENTS, SPLIT, STYLE = 8, "shards:1", "noto"
 ROUNDS, HELD_OUT = 40, 0.2
-MOST_DRAWN, IMAGES = 1200, 6
+MAX_POINTS, IMAGES = 1200, 6
 FOLDER = "federated"
 TITLES = {FEDNE: "FedNE", FEDAVG: "Federated averaging"}
 
@@ -86,54 +86,57 @@ def tour_federated(
     if (folder.path / "result.json").is_file():
         return folder.read_result()
     with one_thread():
-        result = _found(collection, run.path, features, seed=seed, rounds=rounds or ROUNDS)
+        result = _cluster_and_map(collection, run.path, features, seed=seed, rounds=rounds or ROUNDS)
     folder.write_result(result)
     return result
 
 
-def _found(collection: Collection, run: Path, features: Path, *, seed: int, rounds: int) -> dict[str, Any]:
+def _cluster_and_map(collection: Collection, run: Path, features: Path, *, seed: int, rounds: int) -> dict[str, Any]:
     emoji = read_emoji(features, collection, seed=seed)
-    found, log = _grouped(emoji, seed=seed)
-    groups = [nearest(points, found.centers)[0] for points in emoji.clients.points]
+    clustered, log = _grouped(emoji, seed=seed)
+    groups = [nearest(points, clustered.centers)[0] for points in emoji.clients.points]
     maps, fits = _mapped(emoji, seed=seed, rounds=rounds)
-    groupings = _groupings(emoji, found, groups, seed=seed)
+    groupings = _groupings(emoji, clustered, groups, seed=seed)
     gain = _gain(emoji, fits, seed=seed)
     points = np.concatenate(emoji.clients.points)
-    shown = sample(len(points), MOST_DRAWN, seed=seed)
-    owners = np.repeat(np.arange(CLIENTS), [len(one) for one in emoji.clients.points])
-    for one, fitted in zip(maps, fits, strict=True):
-        one["places"] = np.round(fitted.transform(points)[shown].astype(float), 3).tolist()
+    drawn = sample(len(points), MAX_POINTS, seed=seed)
+    owners = np.repeat(np.arange(CLIENTS), [len(entry) for entry in emoji.clients.points])
+    for entry, fitted in zip(maps, fits, strict=True):
+        entry["places"] = np.round(fitted.transform(points)[drawn].astype(float), 3).tolist()
     return {
         "images": len(points),
         "features": points.shape[1],
-        "clusters": len(found.centers),
-        "method": found.title,
+        "clusters": len(clustered.centers),
+        "method": clustered.title,
         "rounds": rounds,
         "held_out": gain.n,
         "sentence": sentence(groupings, maps, gain),
         "groupings": groupings,
         "maps": maps,
-        "owners": owners[shown].tolist(),
-        "labels": np.concatenate(emoji.labels)[shown].tolist(),
-        "groups": np.concatenate(groups)[shown].tolist(),
+        "owners": owners[drawn].tolist(),
+        "labels": np.concatenate(emoji.labels)[drawn].tolist(),
+        "groups": np.concatenate(groups)[drawn].tolist(),
         "clients": _by_client(emoji, log, {name: fit.log for name, fit in zip(TITLES, fits, strict=True)}),
-        "examples": _examples(collection, run, emoji, found, groups),
+        "examples": _examples(collection, run, emoji, clustered, groups),
     }
 
 
 def read_emoji(features: Path, collection: Collection, *, seed: int) -> Emoji:
     """The emoji of one style over eight clients, a category each; the largest categories at two."""
     with np.load(features, allow_pickle=False) as file:
-        chosen = file["style"] == STYLE
-        points, rows = file["features"][chosen].astype(np.float64), file["row"][chosen]
+        in_style = file["style"] == STYLE
+        points, rows = file["features"][in_style].astype(np.float64), file["row"][in_style]
     # The length is a constant, not a statistic of all clients' data, which no client has.
     points *= LENGTH / np.linalg.norm(points, axis=1, keepdims=True)
     labels = collection.label_values("category")[rows].astype(str)
     parts = split_labels(labels, len(points), SPLIT, CLIENTS, seed=seed)
     clients = Clients(
-        parts.names, [points[one] for one in parts.rows], [labels[one] for one in parts.rows], f"{SPLIT}, seed {seed}"
+        parts.names,
+        [points[rows_of_client] for rows_of_client in parts.rows],
+        [labels[rows_of_client] for rows_of_client in parts.rows],
+        f"{SPLIT}, seed {seed}",
     )
-    return Emoji(clients, [rows[one] for one in parts.rows])
+    return Emoji(clients, [rows[rows_of_client] for rows_of_client in parts.rows])
 
 
 def _grouped(emoji: Emoji, *, seed: int) -> tuple[Clustered, Log]:
@@ -144,10 +147,12 @@ def _grouped(emoji: Emoji, *, seed: int) -> tuple[Clustered, Log]:
     return cluster(InProcess(members, log=log), resolve(clusters, seed=seed)), log
 
 
-def _groupings(emoji: Emoji, found: Clustered, groups: list[NDArray[np.int64]], *, seed: int) -> list[dict[str, Any]]:
+def _groupings(
+    emoji: Emoji, clustered: Clustered, groups: list[NDArray[np.int64]], *, seed: int
+) -> list[dict[str, Any]]:
     """How groups match categories: the clients' common ones, those of all images in one place, the largest client's."""
     points, labels = np.concatenate(emoji.clients.points), np.concatenate(emoji.labels)
-    central = resolve(found.settings.clusters, method_name="central", seed=seed)
+    central = resolve(clustered.settings.clusters, method_name="central", seed=seed)
     largest = max(emoji.clients.points, key=len)
     answers = {
         "all clients, centroids only": np.concatenate(groups),
@@ -157,10 +162,10 @@ def _groupings(emoji: Emoji, found: Clustered, groups: list[NDArray[np.int64]], 
     return [
         {
             "title": title,
-            "nmi": metrics.normalized_mutual_information(labels, own),
-            "purity": metrics.purity(labels, own),
+            "nmi": metrics.normalized_mutual_information(labels, assigned),
+            "purity": metrics.purity(labels, assigned),
         }
-        for title, own in answers.items()
+        for title, assigned in answers.items()
     ]
 
 
@@ -173,7 +178,7 @@ def _mapped(emoji: Emoji, *, seed: int, rounds: int) -> tuple[list[dict[str, Any
         with silent():
             fitted = fit_clients(parts.fitted, options)
         drawn = [
-            stacked(side, [fitted.transform(one) for one in side], labels)
+            stacked(side, [fitted.transform(side_points) for side_points in side], labels)
             for side, labels in ((parts.fitted, parts.fitted_labels), (parts.apart, parts.apart_labels))
         ]
         maps.append(
@@ -197,13 +202,13 @@ def _gain(emoji: Emoji, fits: list[Fitted], *, seed: int) -> Interval:
     fitted, apart = np.concatenate(parts.fitted), np.concatenate(parts.apart)
     right = [
         knn_right(
-            one.transform(fitted),
+            fit.transform(fitted),
             np.concatenate(parts.fitted_labels),
-            k=one.options.neighbors,
-            test_map_Md=one.transform(apart),
+            k=fit.options.neighbors,
+            test_map_Md=fit.transform(apart),
             test_labels_M=np.concatenate(parts.apart_labels),
         ).astype(float)
-        for one in fits
+        for fit in fits
     ]
     return paired_difference(right[0], right[1], seed=("tour federated", seed))
 
@@ -213,7 +218,7 @@ def sentence(groupings: list[dict[str, Any]], maps: list[dict[str, Any]], gain: 
     clients, central = groupings[0]["nmi"], groupings[1]["nmi"]
     as_good = "no worse than" if clients >= central - 0.02 else "worse than"
     little = ", which is little: such features lie by look more than by kind" if max(clients, central) < 0.5 else ""
-    votes = [one["quality"]["knn"] for one in maps]
+    votes = [entry["quality"]["knn"] for entry in maps]
     low, high = 100 * (gain.low or 0.0), 100 * (gain.high or 0.0)
     if low <= 0 <= high:
         verdict = "no difference is shown"
@@ -234,39 +239,39 @@ def _points(value: float) -> str:
 def _by_client(emoji: Emoji, log: Log, maps: dict[str, Log]) -> list[dict[str, Any]]:
     """What each client holds, and bytes that left it: for groups, and for each map."""
 
-    def sent(one: Log, client: int) -> int:
-        return sum(entry.size for entry in one.entries if entry.up and entry.client == client)
+    def sent(log_: Log, client: int) -> int:
+        return sum(entry.size for entry in log_.entries if entry.up and entry.client == client)
 
     return [
         {
             "name": name,
-            "images": len(own),
-            "kinds": sorted(set(own.tolist())),
+            "images": len(labels_of_client),
+            "kinds": sorted(set(labels_of_client.tolist())),
             "groups": sent(log, number),
-            "maps": {TITLES[key]: sent(one, number) for key, one in maps.items()},
+            "maps": {TITLES[key]: sent(log_, number) for key, log_ in maps.items()},
         }
-        for number, (name, own) in enumerate(zip(emoji.clients.names, emoji.labels, strict=True))
+        for number, (name, labels_of_client) in enumerate(zip(emoji.clients.names, emoji.labels, strict=True))
     ]
 
 
 def _examples(
-    collection: Collection, run: Path, emoji: Emoji, found: Clustered, groups: list[NDArray[np.int64]]
+    collection: Collection, run: Path, emoji: Emoji, clustered: Clustered, groups: list[NDArray[np.int64]]
 ) -> list[dict[str, Any]]:
     """The images nearest to each center, with the commonest category of the group."""
     points, rows = np.concatenate(emoji.clients.points), np.concatenate(emoji.rows)
-    labels, own = np.concatenate(emoji.labels), np.concatenate(groups)
-    owners = np.repeat(np.arange(CLIENTS), [len(one) for one in emoji.rows])
+    labels, assigned = np.concatenate(emoji.labels), np.concatenate(groups)
+    owners = np.repeat(np.arange(CLIENTS), [len(rows_of_client) for rows_of_client in emoji.rows])
     examples = []
-    for number, gap_N in enumerate(distances(found.centers, points)):
-        members = np.flatnonzero(own == number)
+    for number, gap_N in enumerate(distances(clustered.centers, points)):
+        members = np.flatnonzero(assigned == number)
         if not len(members):
             continue
         kind, count = Counter(labels[members].tolist()).most_common(1)[0]
         images = []
-        for place in members[np.argsort(gap_N[members], kind="stable")][:IMAGES]:
-            path = run / "images" / f"federated-{int(rows[place]):06d}.webp"
-            save_thumbnail(collection.image_bytes(int(rows[place])), path, longest_side=96)
-            images.append({"image": str(path.relative_to(run)), "kind": str(labels[place])})
+        for position in members[np.argsort(gap_N[members], kind="stable")][:IMAGES]:
+            path = run / "images" / f"federated-{int(rows[position]):06d}.webp"
+            save_thumbnail(collection.image_bytes(int(rows[position])), path, longest_side=96)
+            images.append({"image": str(path.relative_to(run)), "kind": str(labels[position])})
         examples.append(
             {
                 "group": number,

@@ -34,6 +34,6 @@ def train_cell(
 
 def cache_features(path: Path, recipe: str, changes: Sequence[str], *, device: str | None) -> None:
     """Makes the frozen features of a collection that trainings with this recipe read; does what is missing."""
-    chosen = load(PretrainRecipe, recipe, changes)
+    settings = load(PretrainRecipe, recipe, changes)
     where = torch.device(device or "cpu")
-    build_dataset(chosen, Collection.open(path), build_model(chosen), device=where, cache=path / CACHE)
+    build_dataset(settings, Collection.open(path), build_model(settings), device=where, cache=path / CACHE)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from foveate.core.experiment_grid import Cell
 from foveate.studies.grid import GridStudy
 from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row
-from foveate.studies.vesl_labels import LABELINGS, LEAST_COSINE, TRUTH
+from foveate.studies.vesl_labels import LABELINGS, MIN_COSINE, TRUTH
 
 if TYPE_CHECKING:
     from foveate.studies.feature_cache import FeatureMemory
@@ -179,8 +179,8 @@ def training_overrides(steps: int, batch_size: int) -> list[str]:
 
 def overrides(cell: Cell, scale: Scale, sources: Mapping[str, str]) -> list[str]:
     """What the cell changes in its recipe; `sources` are those of the labelings, by key."""
-    chosen = [] if cell.variant == "none" else [f"data.region_sources=[{sources.get(cell.variant, TRUTH)}]"]
-    return [*training_overrides(scale.steps, scale.batch_size), f"training.seed={cell.seed}", *chosen]
+    sources_override = [] if cell.variant == "none" else [f"data.region_sources=[{sources.get(cell.variant, TRUTH)}]"]
+    return [*training_overrides(scale.steps, scale.batch_size), f"training.seed={cell.seed}", *sources_override]
 
 
 class VeslStudy(GridStudy):
@@ -191,8 +191,8 @@ class VeslStudy(GridStudy):
 
     @classmethod
     def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
-        labelings = [asdict(one) for one in LABELINGS]
-        return {"variants": list(cls.variants), "labelings": labelings, "least_cosine": LEAST_COSINE}
+        labelings = [asdict(labeling) for labeling in LABELINGS]
+        return {"variants": list(cls.variants), "labelings": labelings, "least_cosine": MIN_COSINE}
 
     @functools.cached_property
     def feature_memory(self) -> FeatureMemory:
@@ -233,16 +233,18 @@ class VeslStudy(GridStudy):
         from foveate.studies.cloc import picked
         from foveate.studies.trainings import train_cell
 
-        sources = {key: str(one["source"]) for key, one in self.labels.items()}
+        sources = {key: str(entry["source"]) for key, entry in self.labels.items()}
         collection = Collection.open(self.folder / "scenes")
         recipe = "tour-clip" if cell.variant == "none" else "tour"
         changes = overrides(cell, self.scale, sources)
         model = train_cell(cell, recipe, changes, collection, self.folder, device=self.device)
         self.feature_memory.attach(model)
-        found, _ = evaluate(model, collection, name="m", rules=("head",), seed=cell.seed)
-        values = picked(found["table"])
-        made = {name: value for name, value in self.labels.get(cell.variant, {}).items() if name.startswith("label_")}
-        return values | {name: float(value) for name, value in made.items()}
+        evaluation, _ = evaluate(model, collection, name="m", rules=("head",), seed=cell.seed)
+        values = picked(evaluation["table"])
+        label_values = {
+            name: value for name, value in self.labels.get(cell.variant, {}).items() if name.startswith("label_")
+        }
+        return values | {name: float(value) for name, value in label_values.items()}
 
 
 STUDY = VeslStudy

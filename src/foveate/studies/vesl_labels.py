@@ -14,7 +14,7 @@ TRUTH, TEACHER_SEED = "scenes", 1000
 LABELS_FILE = "labels.json"
 # Cosine of box and phrase above which the teacher's answer is a label. Chosen before the first run by the share of
 # right labels alone, on 100 scenes with captions rendered from the truth.
-LEAST_COSINE = 0.3
+MIN_COSINE = 0.3
 SCENES, TEACHER_SCENES = 31, 32  # seeds of the two series of scenes: images that are labeled, and the teacher's
 
 
@@ -99,13 +99,13 @@ def write_both_captions(scenes: Path, run: Path, captioner: Path, *, device: str
     """DSC captions of the training images by both captioners: who -> name of its model."""
     from foveate.studies.captions_data import write_captions
 
-    asked = (
+    jobs = (
         ("own", "foveate", {"model": captioner, "device": device or "cpu"}),
         ("oracle", "scene_oracle", {}),
     )
     return {
         who: write_captions(scenes, backend, options, run / who, split="train", formats=("dsc",))
-        for who, backend, options in asked
+        for who, backend, options in jobs
     }
 
 
@@ -118,22 +118,22 @@ def write_labels(
     from foveate.caption.vesl.run import label_regions
     from foveate.caption.vesl.work import RegionLabelSettings
 
-    made: dict[str, dict[str, Any]] = {}
-    for one in LABELINGS:
+    labels: dict[str, dict[str, Any]] = {}
+    for labeling in LABELINGS:
         settings = RegionLabelSettings(
-            phrases=PhraseSettings(tagger=one.phrases),
-            captions=(one.kind,),
-            prefer=(models[one.captioner],) if one.captioner else (),
-            shuffle_phrases=one.shuffled,
+            phrases=PhraseSettings(tagger=labeling.phrases),
+            captions=(labeling.kind,),
+            prefer=(models[labeling.captioner],) if labeling.captioner else (),
+            shuffle_phrases=labeling.shuffled,
         )
         # Who answers is found by name; the oracle of boxes looks at the truth only.
-        asked = {"model": str(teacher), "rule": "head", "threshold": LEAST_COSINE}
-        options = asked if one.detector == "cloc" else {"sources": (TRUTH,)}
+        grounding = {"model": str(teacher), "rule": "head", "threshold": MIN_COSINE}
+        options = grounding if labeling.detector == "cloc" else {"sources": (TRUTH,)}
         done = label_regions(
             scenes,
             settings,
-            detector=one.detector,
-            detector_settings=find_detector(one.detector).settings(**options),
+            detector=labeling.detector,
+            detector_settings=find_detector(labeling.detector).settings(**options),
             split="train",
             device=device,
             workers=1,
@@ -141,12 +141,12 @@ def write_labels(
         if done.stopped:
             raise KeyboardInterrupt
         result = done.result
-        made[one.key] = {"source": f"{result['source']}@{result['recipe_hash']}", "status": result["status"]}
-        say(f"labeled by {one.key}: {result['regions']} regions")
-    for key, found in quality(scenes, {key: entry["source"] for key, entry in made.items()}).items():
-        made[key] |= found
-    write_json_atomically(folder / LABELS_FILE, made)
-    return made
+        labels[labeling.key] = {"source": f"{result['source']}@{result['recipe_hash']}", "status": result["status"]}
+        say(f"labeled by {labeling.key}: {result['regions']} regions")
+    for key, values in quality(scenes, {key: entry["source"] for key, entry in labels.items()}).items():
+        labels[key] |= values
+    write_json_atomically(folder / LABELS_FILE, labels)
+    return labels
 
 
 def read_labels(folder: Path) -> dict[str, dict[str, Any]]:
@@ -176,7 +176,7 @@ def quality(scenes: Path, sources: dict[str, str]) -> dict[str, dict[str, float]
         answers = {}
         for key, source in sources.items():
             mine_R = select_region_rows(grouped.table, [source])
-            right = labels = found = truths = 0
+            right = labels = matched = truths = 0
             for row in rows:
                 start, end = grouped.bounds(row)
                 ours = start + np.flatnonzero(mine_R[start:end])
@@ -187,10 +187,10 @@ def quality(scenes: Path, sources: dict[str, str]) -> dict[str, dict[str, float]
                 fits = pairwise_iou(boxes_R4[ours], boxes_R4[true]) >= 0.5
                 alike = np.array([[word_overlap(phrases[a], phrases[b]) > 0.3 for b in true] for a in ours])
                 right += int((fits & alike).any(axis=1).sum())
-                found += int((fits & alike).any(axis=0).sum())
+                matched += int((fits & alike).any(axis=0).sum())
             answers[key] = {
                 "label_right": right / max(1, labels),
-                "label_found": found / max(1, truths),
+                "label_found": matched / max(1, truths),
                 "label_count": labels / max(1, len(rows)),
             }
     return answers

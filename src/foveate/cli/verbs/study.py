@@ -86,7 +86,7 @@ def command(
     )
     real = [
         f"{dataset['name']}: {'used' if dataset['used'] else 'not found (package ' + dataset['package'] + ')'}"
-        for dataset in result["real"]
+        for dataset in result["optional_data"]
     ]
     if dry_run:
         finish(result, [f"{result['trainings']} trainings", *real], {}, as_json=as_json)
