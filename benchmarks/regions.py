@@ -83,7 +83,7 @@ def cropped(model: LocalizingModel, regions: int) -> torch.Tensor:
 
 def images(model: LocalizingModel, count: int) -> torch.Tensor:
     """Random uint8 images of the model's input size."""
-    size = model.image_encoder.preprocess.size
+    size = model.image_encoder.preprocess.side
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
 

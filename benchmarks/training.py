@@ -203,7 +203,7 @@ def made_batch(task: PretrainTask, options: argparse.Namespace) -> dict[str, Any
     generator = torch.Generator().manual_seed(0)
     images = options.batch
     regions = options.regions * images
-    size, context = task.model.image_encoder.preprocess.size, task.model.text_encoder.feature_shape[0]
+    size, context = task.model.image_encoder.preprocess.side, task.model.text_encoder.feature_shape[0]
     return {
         "image": torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=generator),
         "text": token_ids(images, context, context, generator),

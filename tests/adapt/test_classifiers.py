@@ -113,7 +113,7 @@ def test_a_classifier_on_one_of_our_encoders(tmp_path: Path) -> None:
     again = open_classifier(save_classifier(classifier.eval(), tmp_path / "model"), device="cpu")
     with torch.inference_mode():
         torch.testing.assert_close(again(pixels), classifier(pixels))
-        embedding = model.eval().encode_image_tokens(pixels).embedding_BE
+        embedding = model.eval().encode_image_tokens(pixels).pooled
         torch.testing.assert_close(classifier.head(embedding), classifier(pixels))
     assert all(parameter.requires_grad for parameter in classifier.parameters())
 

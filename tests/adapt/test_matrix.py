@@ -67,7 +67,7 @@ def plain_output(family: str, model: Any, images: Tensor) -> Tensor:
             return model.encode_image(images)
         if family in ("lite0", "localizer"):
             encoder = getattr(model, "image_encoder", model)
-            return encoder(encoder.frozen_features(images)).embedding_BE
+            return encoder(encoder.frozen_features(images)).pooled
         said = model(pixel_values=images)
         return said.last_hidden_state[:, 0] if family == "dinov2" else said[OUTPUTS[family]]
 

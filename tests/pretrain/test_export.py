@@ -84,7 +84,7 @@ def test_open_clip_loads_it_with_difference_zero(folder: Path, in_open_clip: Pat
     tokenizer = open_clip.get_tokenizer(f"local-dir:{in_open_clip}")
     theirs.eval()
     normalized = ours.image_encoder.normalized(noise())
-    assert torch.equal(theirs.encode_image(normalized), ours.encode_image_tokens(noise()).embedding_BE)
+    assert torch.equal(theirs.encode_image(normalized), ours.encode_image_tokens(noise()).pooled)
     assert torch.equal(theirs.encode_text(tokenizer(SCRIPTS)), ours.embed_texts(SCRIPTS))
     assert theirs.logit_scale.exp().item() == pytest.approx(ours.logit_scale().item())
     assert preprocess(Image.new("RGB", (50, 30))).shape == (3, 64, 64)
@@ -137,7 +137,7 @@ def test_transformers_loads_it_with_the_same_results(folder: Path, in_transforme
     processor = CLIPProcessor.from_pretrained(in_transformers)
     pixels = ours.image_encoder.normalized(noise())
     image_BE = theirs.get_image_features(pixel_values=pixels).pooler_output
-    torch.testing.assert_close(image_BE, ours.image_encoder(pixels).embedding_BE, atol=2e-6, rtol=0)
+    torch.testing.assert_close(image_BE, ours.image_encoder(pixels).pooled, atol=2e-6, rtol=0)
     inputs = processor(text=SCRIPTS, padding=True, truncation=True, return_tensors="pt")
     text_BE = theirs.get_text_features(**inputs).pooler_output
     torch.testing.assert_close(text_BE, ours.embed_texts(SCRIPTS), atol=2e-6, rtol=0)

@@ -48,7 +48,7 @@ def test_pandas_reads_what_the_model_gives(model: Path, tables: Path, tiny_colle
         said = torch.from_numpy(np.stack(images["embedding"][row : row + 1]))
         torch.testing.assert_close(said, ours.encode_image(tokens), atol=2e-6, rtol=0)
         raw = said * images["norm"][row]
-        torch.testing.assert_close(raw, tokens.embedding_BE, atol=2e-5, rtol=0)
+        torch.testing.assert_close(raw, tokens.pooled, atol=2e-5, rtol=0)
         mine = collection.read_regions(row)
         boxes_R4, kept = input_boxes(placement, np.stack([one.box.to_array() for one in mine]), min_visible=0)
         assert kept.all()

@@ -37,11 +37,11 @@ def test_regions_and_phrases_are_the_models(options: dict[str, Any]) -> None:
     assert model.prompter is not None
     assert model.box_head is not None
     tokens, grid = model.encode_image_tokens(noise()), model.image_encoder.grid
-    z_RE = RegionGraph(model.prompter, grid)(tokens.tokens_BLD, BOXES, OWNERS)
+    z_RE = RegionGraph(model.prompter, grid)(tokens.tokens, BOXES, OWNERS)
     expected = F.normalize(model.encode_regions(tokens, BOXES, OWNERS), dim=-1)
     torch.testing.assert_close(z_RE, expected, atol=2e-6, rtol=0)
     texts_RE = model.embed_texts(["a red disc", "x", "a blue square", "y"])
-    found_R4 = PhraseGraph(model.prompter, model.box_head, grid)(tokens.tokens_BLD, texts_RE, OWNERS)
+    found_R4 = PhraseGraph(model.prompter, model.box_head, grid)(tokens.tokens, texts_RE, OWNERS)
     torch.testing.assert_close(found_R4, model.ground(tokens, texts_RE, OWNERS), atol=2e-6, rtol=0)
 
 
@@ -56,5 +56,5 @@ def test_the_size_of_the_batch_is_free(kind: str) -> None:
     for count in (1, 3):
         embedding_BE, tokens_BLD = traced(noise(batch=count))
         tokens = model.encode_image_tokens(noise(batch=count))
-        torch.testing.assert_close(tokens_BLD, tokens.tokens_BLD, atol=2e-3, rtol=0)
+        torch.testing.assert_close(tokens_BLD, tokens.tokens, atol=2e-3, rtol=0)
         torch.testing.assert_close(embedding_BE, model.encode_image(tokens), atol=2e-3, rtol=0)

@@ -62,7 +62,7 @@ def test_counting_leaves_real_numbers_as_they_are() -> None:
     with FlopCounterMode(display=False, custom_mapping=costs._FUSED_ATTENTION) as counter:
         tokens = model.image_encoder(pixels)
         forward = counter.get_total_flops()
-        (tokens.tokens_BLD.sum() + tokens.embedding_BE.sum()).backward()
+        (tokens.tokens.sum() + tokens.pooled.sum()).backward()
     assert forward == 3 * cost.image.forward
     assert counter.get_total_flops() == 3 * (cost.image.forward + cost.image.backward)
 

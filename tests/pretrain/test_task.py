@@ -85,7 +85,7 @@ def test_one_region_per_image_reduces_to_the_clip_loss(monkeypatch: pytest.Monke
     task = build_task(regions={"method": "roi", "filter": "none"}, data={"regions_per_image": 1})
     batch = make_batch(task.model, (1,) * 8)
     batch["region_text"] = batch["text"]
-    monkeypatch.setattr(task.model, "encode_regions", lambda tokens, boxes, index: tokens.embedding_BE[index])
+    monkeypatch.setattr(task.model, "encode_regions", lambda tokens, boxes, index: tokens.pooled[index])
     losses, _ = task(batch)
     torch.testing.assert_close(losses["region_loss"], losses["clip_loss"], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(losses["loss"], 2 * losses["clip_loss"], rtol=1e-6, atol=1e-6)
@@ -115,7 +115,7 @@ def test_clip_term_is_open_clips() -> None:
     batch = make_batch(task.model)
     losses, report = task(batch)
     with torch.no_grad():
-        image = F.normalize(task.model.image_encoder(batch["image"]).embedding_BE, dim=-1)
+        image = F.normalize(task.model.image_encoder(batch["image"]).pooled, dim=-1)
         text = F.normalize(task.model.text_encoder(torch.cat([batch["text"], batch["region_text"]]))[:8], dim=-1)
     torch.testing.assert_close(losses["clip_loss"].detach(), clip_loss(image, text, report["logit_scale"]))
 

@@ -35,11 +35,11 @@ def test_image_equals_transformers_bit_for_bit(folder: Path, sides: tuple[int, i
     x = pixels(*sides)
     found = encoder(x)
     vision = theirs.vision_model(pixel_values=x, interpolate_pos_encoding=True)
-    assert torch.equal(found.embedding_BE, theirs.visual_projection(vision.pooler_output))
-    assert torch.equal(found.tokens_BLD, theirs.vision_model.post_layernorm(vision.last_hidden_state)[:, 1:])
+    assert torch.equal(found.pooled, theirs.visual_projection(vision.pooler_output))
+    assert torch.equal(found.tokens, theirs.vision_model.post_layernorm(vision.last_hidden_state)[:, 1:])
     assert found.grid == (sides[0] // 8, sides[1] // 8)
     assert (encoder.width, encoder.embed_dim, encoder.grid, encoder.preprocess.size) == (WIDTH, EMBED, (4, 4), 32)
-    torch.testing.assert_close(encoder.project(vision.pooler_output), found.embedding_BE, atol=1e-6, rtol=0)
+    torch.testing.assert_close(encoder.project(vision.pooler_output), found.pooled, atol=1e-6, rtol=0)
     assert encoder.trained_scale == pytest.approx(math.exp(4.0))
 
 
@@ -88,8 +88,8 @@ def test_frozen_features_are_the_same_in_16_bits(folder: Path) -> None:
     assert rows.dtype == torch.float16
     for given in (rows, pixels()):
         found = frozen(given)
-        torch.testing.assert_close(found.tokens_BLD, through(pixels()).tokens_BLD, atol=4e-3, rtol=0)
-        torch.testing.assert_close(found.embedding_BE, through(pixels()).embedding_BE, atol=4e-3, rtol=0)
+        torch.testing.assert_close(found.tokens, through(pixels()).tokens, atol=4e-3, rtol=0)
+        torch.testing.assert_close(found.pooled, through(pixels()).pooled, atol=4e-3, rtol=0)
     assert frozen(pixels(32, 48)).grid == (4, 6)
     assert not frozen.trunk.training
     assert {name for name, one in frozen.named_parameters() if one.requires_grad} == {"proj.weight"}
@@ -100,7 +100,7 @@ def test_frozen_features_are_the_same_in_16_bits(folder: Path) -> None:
     before = frozen.fingerprint()
     frozen.load_state_dict({name: value + 1 for name, value in frozen.state_dict().items()})
     assert frozen.fingerprint() != before
-    torch.testing.assert_close(rough(pixels()).tokens_BLD, through(pixels()).tokens_BLD, atol=0.2, rtol=0)
+    torch.testing.assert_close(rough(pixels()).tokens, through(pixels()).tokens, atol=0.2, rtol=0)
     with pytest.raises(UserError, match="made for another image size"):
         larger(rows)
     with pytest.warns(UserWarning, match="no effect without frozen"):
@@ -142,7 +142,7 @@ def test_every_parameter_is_trained(folder: Path, checkpointing: bool) -> None:
     options = {"kind": "clip", "source": str(folder), "checkpointing": checkpointing}
     image, text = build_image_encoder(options).train(), build_text_encoder(options).train()
     found = image(pixels())
-    (found.embedding_BE.sum() + found.tokens_BLD.square().sum()).backward()
+    (found.pooled.sum() + found.tokens.square().sum()).backward()
     text(text.frozen_features(TEXTS)).sum().backward()
     for encoder in (image, text):
         assert not [name for name, one in encoder.named_parameters() if one.grad is None]
@@ -164,7 +164,7 @@ def test_a_saved_tower_opens_without_its_source(tmp_path: Path) -> None:
     again = TransformersClipImageEncoder(**options[0]).eval()
     again.load_state_dict(image.state_dict())
     assert again.preprocess == image.preprocess
-    assert torch.equal(again(pixels(48, 48)).embedding_BE, image(pixels(48, 48)).embedding_BE)
+    assert torch.equal(again(pixels(48, 48)).pooled, image(pixels(48, 48)).pooled)
     again_text = TransformersClipTextEncoder(**{**options[1], "tokenizer": str(kept)}).eval()
     again_text.load_state_dict(text.state_dict())
     assert torch.equal(again_text(again_text.frozen_features(TEXTS)), expected)
@@ -177,7 +177,7 @@ def test_projections(folder: Path) -> None:
         TransformersClipImageEncoder(source=str(folder), embed_dim=7)
     image = TransformersClipImageEncoder(source=str(folder), embed_dim=7, projection="new")
     text = TransformersClipTextEncoder(source=str(folder), embed_dim=7, projection="new")
-    assert image(pixels()).embedding_BE.shape == (3, 7)
+    assert image(pixels()).pooled.shape == (3, 7)
     assert text(text.frozen_features(TEXTS)).shape == (4, 7)
     assert image.fresh_parts == ("proj",)
     assert image.trained_scale is text.trained_scale is None

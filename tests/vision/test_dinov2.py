@@ -24,8 +24,8 @@ def test_tokens_equal_transformers_bit_for_bit(tmp_path: Path, registers: int, s
     encoder = Dinov2ImageEncoder(source=str(folder), embed_dim=8).eval()
     expected = AutoModel.from_pretrained(folder).eval()(pixel_values=pixels(*sides))
     found = encoder(pixels(*sides))
-    assert torch.equal(found.tokens_BLD, expected.last_hidden_state[:, 1 + registers :])
-    assert torch.equal(found.embedding_BE, encoder.proj(expected.pooler_output))
+    assert torch.equal(found.tokens, expected.last_hidden_state[:, 1 + registers :])
+    assert torch.equal(found.pooled, encoder.proj(expected.pooler_output))
     assert found.grid == (sides[0] // 8, sides[1] // 8)
     preprocess = encoder.preprocess
     assert (preprocess.size, preprocess.mean[0], preprocess.interpolation) == (32, 0.485, "bicubic")
@@ -37,16 +37,16 @@ def test_trained_frozen_and_rebuilt(tmp_path: Path, registers: int) -> None:
     folder = save_dinov2(tmp_path, registers=registers)
     encoder = Dinov2ImageEncoder(source=str(folder), embed_dim=8, pool="mean", checkpointing=True).train()
     found = encoder(pixels())
-    torch.testing.assert_close(found.embedding_BE, encoder.project(found.tokens_BLD.mean(dim=1)), atol=1e-6, rtol=0)
-    (found.embedding_BE.sum() + found.tokens_BLD.square().sum()).backward()
+    torch.testing.assert_close(found.pooled, encoder.project(found.tokens.mean(dim=1)), atol=1e-6, rtol=0)
+    (found.pooled.sum() + found.tokens.square().sum()).backward()
     assert not [name for name, one in encoder.named_parameters() if one.requires_grad and one.grad is None]
     again = Dinov2ImageEncoder(**json.loads(json.dumps(encoder.architecture())), embed_dim=8, pool="mean").eval()
     again.load_state_dict(encoder.state_dict())
-    assert torch.equal(again(pixels()).tokens_BLD, encoder.eval()(pixels()).tokens_BLD)
+    assert torch.equal(again(pixels()).tokens, encoder.eval()(pixels()).tokens)
     frozen = Dinov2ImageEncoder(source=str(folder), embed_dim=8, frozen=True)
     assert {name for name, one in frozen.named_parameters() if one.requires_grad} == {"proj.weight"}
     rows = frozen.frozen_features(pixels())
-    torch.testing.assert_close(frozen(rows).tokens_BLD, encoder(pixels()).tokens_BLD, atol=4e-3, rtol=0)
+    torch.testing.assert_close(frozen(rows).tokens, encoder(pixels()).tokens, atol=4e-3, rtol=0)
 
 
 def test_the_cache_knows_what_is_pooled(tmp_path: Path) -> None:

@@ -106,16 +106,16 @@ def test_head_gives_tokens_and_gradients(options: dict[str, object]) -> None:
         encoder = Lite0Encoder(width=16, embed_dim=8, image_size=64, **options)  # type: ignore[arg-type]
     features = torch.randn(3, *encoder.feature_shape, generator=torch.Generator().manual_seed(1)).half()
     found = encoder(features)
-    assert found.tokens_BLD.shape == (3, 16, 16)
+    assert found.tokens.shape == (3, 16, 16)
     assert found.grid == encoder.grid == (4, 4)
-    assert found.embedding_BE.shape == (3, 8)
-    assert encoder.project(found.tokens_BLD[:, 0]).shape == (3, 8)
-    found.embedding_BE.square().sum().backward()
+    assert found.pooled.shape == (3, 8)
+    assert encoder.project(found.tokens[:, 0]).shape == (3, 8)
+    found.pooled.square().sum().backward()
     missing = [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
     assert not missing
     with torch.autocast("cpu", torch.bfloat16):
         half = encoder(features)
-    relative = (half.embedding_BE.float() - found.embedding_BE).norm() / found.embedding_BE.norm()
+    relative = (half.pooled.float() - found.pooled).norm() / found.pooled.norm()
     assert relative < 0.05
 
 
@@ -126,7 +126,7 @@ def test_frozen_part_is_neither_saved_nor_trained(coffee: torch.Tensor) -> None:
         "fine_in", "coarse_in", "position_LD", "final_ln", "proj"
     }  # fmt: skip
     torch.testing.assert_close(
-        encoder(coffee).embedding_BE, encoder(encoder.frozen_features(coffee)).embedding_BE, atol=0.0, rtol=0.0
+        encoder(coffee).pooled, encoder(encoder.frozen_features(coffee)).pooled, atol=0.0, rtol=0.0
     )
 
 
@@ -167,6 +167,6 @@ def test_frozen_weights_give_the_very_bits_of_trained_ones() -> None:
     encoder = Lite0Encoder(width=32, embed_dim=24, image_size=32, layers=1, heads=2, precision="float32").eval()
     features = encoder.frozen_features(torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
-        expected = encoder(features).embedding_BE
+        expected = encoder(features).pooled
         encoder.requires_grad_(False)
-        assert torch.equal(encoder(features).embedding_BE, expected)
+        assert torch.equal(encoder(features).pooled, expected)

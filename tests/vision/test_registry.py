@@ -75,7 +75,7 @@ def test_preprocess_round_trip_and_errors() -> None:
     with raises_naming(UserError, "std"):
         Preprocess.from_dict({"size": 4, "mean": [0, 0, 0]})
     with raises_naming(UserError, "preprocess.geometry"):
-        Preprocess(size=4, mean=(0, 0, 0), std=(1, 1, 1), geometry="stretch")
+        Preprocess(size=4, mean=(0, 0, 0), std=(1, 1, 1), geometry="squash")
 
 
 def test_transformer_layer_equals_torch() -> None:

@@ -28,11 +28,11 @@ def test_image_equals_transformers_bit_for_bit(folder: Path, sides: tuple[int, i
     encoder, theirs = SiglipImageEncoder(source=str(folder)).eval(), SiglipModel.from_pretrained(folder).eval()
     expected = theirs.get_image_features(pixel_values=pixels(*sides), interpolate_pos_encoding=True)
     found = encoder(pixels(*sides))
-    assert torch.equal(found.embedding_BE, expected.pooler_output)
-    assert torch.equal(found.tokens_BLD, expected.last_hidden_state)
-    assert encoder.project(found.tokens_BLD[:, 0]).shape == (3, WIDTH)
-    one = encoder.trunk.head(found.tokens_BLD[:, :1])
-    torch.testing.assert_close(encoder.project(found.tokens_BLD[:, 0]), one, atol=1e-6, rtol=0)
+    assert torch.equal(found.pooled, expected.pooler_output)
+    assert torch.equal(found.tokens, expected.last_hidden_state)
+    assert encoder.project(found.tokens[:, 0]).shape == (3, WIDTH)
+    one = encoder.trunk.head(found.tokens[:, :1])
+    torch.testing.assert_close(encoder.project(found.tokens[:, 0]), one, atol=1e-6, rtol=0)
     assert encoder.trained_scale == pytest.approx(math.exp(4.7), rel=1e-5)
     assert encoder.trained_bias == -12.0
 
@@ -85,23 +85,23 @@ def test_a_size_that_is_no_multiple_of_the_patch_becomes_one(tmp_path: Path) -> 
     with torch.no_grad():
         # Their 32 px drop the last 4 pixels of each side: the same patches.
         expected = theirs.get_image_features(pixel_values=torch.nn.functional.pad(pixels(28, 28), (0, 4, 0, 4)))
-        torch.testing.assert_close(encoder(pixels(28, 28)).embedding_BE, expected.pooler_output, atol=1e-6, rtol=0)
+        torch.testing.assert_close(encoder(pixels(28, 28)).pooled, expected.pooler_output, atol=1e-6, rtol=0)
 
 
 def test_trained_frozen_and_rebuilt(folder: Path) -> None:
     image, text = SiglipImageEncoder(source=str(folder)).train(), SiglipTextEncoder(source=str(folder)).train()
     found = image(pixels())
-    (found.embedding_BE.sum() + found.tokens_BLD.square().sum()).backward()
+    (found.pooled.sum() + found.tokens.square().sum()).backward()
     text(text.frozen_features(TEXTS)).square().sum().backward()
     for encoder in (image, text):
         assert not [name for name, one in encoder.named_parameters() if one.grad is None]
     frozen = SiglipImageEncoder(source=str(folder), frozen=True, embed_dim=8, projection="new")
     assert {name for name, one in frozen.named_parameters() if one.requires_grad} == {"proj.weight"}
     rows = frozen.frozen_features(pixels())
-    torch.testing.assert_close(frozen(rows).tokens_BLD, image.eval()(pixels()).tokens_BLD, atol=4e-3, rtol=0)
+    torch.testing.assert_close(frozen(rows).tokens, image.eval()(pixels()).tokens, atol=4e-3, rtol=0)
     again = SiglipImageEncoder(**json.loads(json.dumps(image.architecture()))).eval()
     again.load_state_dict(image.state_dict())
-    assert torch.equal(again(pixels()).embedding_BE, image(pixels()).embedding_BE)
+    assert torch.equal(again(pixels()).pooled, image(pixels()).pooled)
 
 
 def test_mistakes_are_explained(folder: Path, tmp_path: Path) -> None:

@@ -29,10 +29,10 @@ def test_tokens_and_pooling_equal_timm(tmp_path: Path, arguments: dict[str, Any]
     encoder = TimmImageEncoder(source=str(tmp_path), embed_dim=8).eval()
     found = encoder(pixels())
     features = theirs.forward_features(pixels())
-    assert torch.equal(found.tokens_BLD, theirs.fc_norm(features[:, theirs.num_prefix_tokens :]))
-    assert torch.equal(found.embedding_BE, encoder.proj(theirs.forward_head(features, pre_logits=True)))
-    assert found.tokens_BLD.shape == (3, 16, WIDTH)
-    assert encoder.project(found.tokens_BLD[:, 0]).shape == (3, 8)
+    assert torch.equal(found.tokens, theirs.fc_norm(features[:, theirs.num_prefix_tokens :]))
+    assert torch.equal(found.pooled, encoder.proj(theirs.forward_head(features, pre_logits=True)))
+    assert found.tokens.shape == (3, 16, WIDTH)
+    assert encoder.project(found.tokens[:, 0]).shape == (3, 8)
     assert encoder.preprocess.mean == theirs.pretrained_cfg["mean"]
     assert encoder(pixels(24, 40)).grid == (3, 5)
 
@@ -44,7 +44,7 @@ def test_another_size_resamples_positions_as_timm_does(tmp_path: Path) -> None:
     assert (encoder.grid, encoder.preprocess.size) == ((6, 6), 48)
     theirs.set_input_size((48, 48))
     expected = theirs.forward_features(pixels(48, 48))[:, 1:]
-    torch.testing.assert_close(encoder(pixels(48, 48)).tokens_BLD, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(encoder(pixels(48, 48)).tokens, expected, atol=1e-6, rtol=0)
 
 
 def test_the_size_of_the_weights_counts_not_the_architectures(tmp_path: Path) -> None:
@@ -65,15 +65,15 @@ def test_trained_frozen_and_rebuilt(tmp_path: Path, arguments: dict[str, Any]) -
     save_timm(tmp_path, **arguments)
     encoder = TimmImageEncoder(source=str(tmp_path), embed_dim=8, checkpointing=True).train()
     found = encoder(pixels())
-    (found.embedding_BE.sum() + found.tokens_BLD.square().sum()).backward()
+    (found.pooled.sum() + found.tokens.square().sum()).backward()
     assert not [name for name, one in encoder.named_parameters() if one.grad is None]
     again = TimmImageEncoder(**json.loads(json.dumps(encoder.architecture())), embed_dim=8).eval()
     again.load_state_dict(encoder.state_dict())
-    assert torch.equal(again(pixels()).embedding_BE, encoder.eval()(pixels()).embedding_BE)
+    assert torch.equal(again(pixels()).pooled, encoder.eval()(pixels()).pooled)
     assert again.preprocess == encoder.preprocess
     frozen = TimmImageEncoder(source=str(tmp_path), embed_dim=8, frozen=True)
     rows = frozen.frozen_features(pixels())
-    torch.testing.assert_close(frozen(rows).tokens_BLD, encoder(pixels()).tokens_BLD, atol=4e-3, rtol=0)
+    torch.testing.assert_close(frozen(rows).tokens, encoder(pixels()).tokens, atol=4e-3, rtol=0)
 
 
 def test_a_bare_file_and_an_untrained_architecture(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_a_bare_file_and_an_untrained_architecture(tmp_path: Path) -> None:
 def test_mistakes_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with raises_naming(UserError, "vit_tiny_patch16_224"):
         TimmImageEncoder(model="vit_tiny_patch16_22", embed_dim=8)
-    with raises_naming(UserError, "resnet18", "ViTs"):
-        TimmImageEncoder(model="resnet18", embed_dim=8)
+    with raises_naming(UserError, "swin_tiny_patch4_window7_224", "ViTs"):
+        TimmImageEncoder(model="swin_tiny_patch4_window7_224", embed_dim=8)
     with pytest.raises(UserError, match="needs source"):
         TimmImageEncoder(embed_dim=8)
     pickle = tmp_path / "weights.pth"

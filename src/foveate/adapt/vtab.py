@@ -84,7 +84,7 @@ def image_of(folder: Path, keys: list[str], preprocess: Preprocess) -> Callable[
     """What reads an image of the lists by its number: squashed to the square, bicubic, as comparisons on it do."""
 
     def image(row: int, flip: bool) -> Tensor:
-        side = (preprocess.size, preprocess.size)
+        side = (preprocess.side, preprocess.side)
         image = decode((folder / keys[row]).read_bytes()).resize(side, Image.Resampling.BICUBIC)
         return preprocess.pixels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image)
 

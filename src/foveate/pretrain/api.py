@@ -115,7 +115,7 @@ class Model:
     def _pixels(self, image: ImageInput, number: int) -> torch.Tensor:
         preprocess = self.network.image_encoder.preprocess
         try:
-            image = decode(image_bytes(image), longest_side=DECODE_FACTOR * preprocess.size)
+            image = decode(image_bytes(image), longest_side=DECODE_FACTOR * preprocess.long_side)
         except BadImage as problem:
             name = image if isinstance(image, str | os.PathLike) else f"image {number}"
             raise UserError(f"{name}: cannot be read: {problem}") from problem

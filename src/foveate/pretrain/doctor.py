@@ -127,7 +127,7 @@ def examine(
             "mean_bytes": float(np.mean(collection.index["length"][rows])),
             "mean_px": [float(np.mean(collection.index[side][rows])) for side in ("width", "height")],
         },
-        "input_px": preprocess.size,
+        "input_px": preprocess.side,
         "rates": rates.as_json(),
         "reach": None,
         "remarks": _about_rates(rates, facts["cores"]),

@@ -259,7 +259,7 @@ def _encode_crops(
             return read(collection, rows[index], preprocess, View(crop=region.box))[0]
         except BadImage:  # thinner than the model input can show
             sides = [float(collection.index[name][rows[index]]) for name in ("width", "height")]
-            least = 3 * max(sides) / (DECODE_FACTOR * preprocess.size)
+            least = 3 * max(sides) / (DECODE_FACTOR * preprocess.long_side)
             wider = _widened(region.box, least / sides[0], least / sides[1])
             return read(collection, rows[index], preprocess, View(crop=wider))[0]
 

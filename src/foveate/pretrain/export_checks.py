@@ -19,7 +19,7 @@ IMAGES = 2
 
 def probe_pixels(job: Job) -> Tensor:
     """uint8 noise [IMAGES, 3, S, S], always the same."""
-    size = job.model.image_encoder.preprocess.size
+    size = job.model.image_encoder.preprocess.side
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
 

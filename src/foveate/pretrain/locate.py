@@ -13,7 +13,7 @@ from foveate.core.errors import UserError
 from foveate.pretrain.evaluate import baseline_boxes
 from foveate.records.geometry import Placement, View
 from foveate.records.images import BadImage, check, decode
-from foveate.vision.encoder import ImageTokens
+from foveate.vision.encoder import ImageFeatures
 from foveate.vision.localizer.asking import candidate_scores, embed_phrases, find
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import DECODE_FACTOR, placed, render
@@ -37,7 +37,7 @@ def read_image(path: Path) -> bytes:
 class EncodedImage:
     """One image as the encoder has seen it; `width` and `height` in pixels after its EXIF rotation."""
 
-    tokens: ImageTokens
+    tokens: ImageFeatures
     placement: Placement
     width: int
     height: int
@@ -53,7 +53,7 @@ def encode_image_bytes(model: LocalizingModel, data: bytes) -> EncodedImage:
     preprocess = model.image_encoder.preprocess
     try:
         info = check(data)
-        image = decode(data, longest_side=DECODE_FACTOR * preprocess.size)
+        image = decode(data, longest_side=DECODE_FACTOR * preprocess.long_side)
     except BadImage as problem:
         raise UserError(f"the image cannot be read: {problem}") from problem
     placement = placed(preprocess, image.size, View())

@@ -34,7 +34,7 @@ class ImageGraph(nn.Module):
         if self.frozen is not None:
             features = pack_maps(*self.frozen(features))
         found = self.encoder(features)
-        return F.normalize(found.embedding_BE, dim=-1), found.tokens_BLD
+        return F.normalize(found.pooled, dim=-1), found.tokens
 
 
 class _Layer(nn.Module):

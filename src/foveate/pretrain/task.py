@@ -25,7 +25,7 @@ from foveate.pretrain.recipe import PretrainRecipe
 from foveate.training.distributed import gather_with_grad
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, EmbeddingTask, Losses, Report
-from foveate.vision.encoder import ImageTokens
+from foveate.vision.encoder import ImageFeatures
 from foveate.vision.localizer.folder import save_model
 from foveate.vision.localizer.model import LocalizingModel
 
@@ -47,8 +47,8 @@ class PretrainTask(EmbeddingTask):
         """Not normalized: `image` and `text` [B, E]; with regions also `region` and `phrase` [R, E], and with a
         Prompter `box` [R, 4], where it finds each phrase."""
         model = self.model
-        tokens: ImageTokens = model.image_encoder(batch["image"])
-        found = {"image": tokens.embedding_BE, "text": model.text_encoder(batch["text"])}
+        tokens: ImageFeatures = model.image_encoder(batch["image"])
+        found = {"image": tokens.pooled, "text": model.text_encoder(batch["text"])}
         if self.settings.method == "none":
             return found
         # Apart from the captions: a tower that cuts its input to the longest text then reads a few tokens a phrase.
@@ -56,7 +56,7 @@ class PretrainTask(EmbeddingTask):
         boxes_R4, index_R = batch["boxes_R4"], batch["image_index_R"]
         if model.prompter is None or model.box_head is None:
             return found | {"region": model.encode_regions(tokens, boxes_R4, index_R)}
-        tokens_ALD, index_R = _asked(tokens.tokens_BLD, batch["counts_B"], index_R)
+        tokens_ALD, index_R = _asked(tokens.tokens, batch["counts_B"], index_R)
         prepared = model.prompter.prepare(tokens_ALD, tokens.grid)
         boxed, said = model.prompter.boxes_and_phrases(prepared, boxes_R4, index_R, phrase_RE, index_R, check=False)
         return found | {"region": boxed.embedding_RE, "box": model.box_head(said)}

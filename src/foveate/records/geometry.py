@@ -1,12 +1,14 @@
-"""Where the pixels go, the boxes go: letterbox, crop and flip as numbers that images and boxes share.
+"""Where the pixels go, the boxes go: letterbox, stretch, crop and flip as numbers that images and boxes share.
 
-The model input is a square. An image keeps its aspect: the long side is resized to the square's side and the
-rest is padding on both sides (the rounding rules are those of TensorFlow's `resize_with_pad`). Boxes are
-fractions of the original image on one side and fractions of the padded square on the other.
+The model input is a square, or a rectangle of (height, width). In a letterbox an image keeps its aspect: it is resized
+to fit and the rest is padding on both sides (the rounding rules are those of TensorFlow's `resize_with_pad`). Stretched
+it fills the input whatever its aspect. Boxes are fractions of the original image on one side and fractions of the
+input, padding included, on the other.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +23,20 @@ from foveate.records.boxes import Box, PixelBox, areas, as_boxes
 MIN_VISIBLE = 0.3
 
 
+# Side of a square model input in pixels, or (height, width).
+InputSize = int | tuple[int, int]
+
+
+def input_width_height(size: InputSize) -> tuple[int, int]:
+    """Return the width and height in pixels of a model input."""
+    return (size, size) if isinstance(size, int) else (size[1], size[0])
+
+
+def _describe_input(size: InputSize) -> str:
+    width, height = input_width_height(size)
+    return f"a square of {width}" if width == height else f"{width} x {height}"
+
+
 class Padding(NamedTuple):
     """Pixels of padding on each side of the resized image."""
 
@@ -32,7 +48,7 @@ class Padding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """An image of `width` by `height` pixels in a square of `size` pixels, aspect kept, padding centered.
+    """An image of `width` by `height` pixels in an input of `size`, aspect kept, padding centered.
 
     The resized sides and the padding before the image are rounded down, in exact integer arithmetic; so the
     right or lower padding can be up to two pixels larger than the left or upper one.
@@ -48,43 +64,55 @@ class Letterbox:
 
     width: int
     height: int
-    size: int
+    size: InputSize
 
     def __post_init__(self) -> None:
-        if min(self.width, self.height, self.size) < 1:
+        if min(self.width, self.height, *input_width_height(self.size)) < 1:
             raise UserError(
-                f"image {self.width} x {self.height} into a square of {self.size}: sides must be at least 1 pixel"
+                f"image {self.width} x {self.height} into {_describe_input(self.size)}: sides must be at least 1 pixel"
             )
         if min(self.resized) < 1:
             raise UserError(
-                f"image {self.width} x {self.height} is too narrow for a square of {self.size}: "
+                f"image {self.width} x {self.height} is too narrow for {_describe_input(self.size)}: "
                 "its short side would become 0 pixels"
             )
 
     @property
+    def _fills_width(self) -> bool:
+        """Whether the image is at least as wide for its height as the input is."""
+        input_width, input_height = input_width_height(self.size)
+        return self.width * input_height >= self.height * input_width
+
+    @property
     def resized(self) -> tuple[int, int]:
-        """Width and height in pixels of the image inside the square."""
-        long_side = max(self.width, self.height)
-        return self.width * self.size // long_side, self.height * self.size // long_side
+        """Width and height in pixels of the image inside the input."""
+        input_width, input_height = input_width_height(self.size)
+        if self._fills_width:
+            return input_width, self.height * input_width // self.width
+        return self.width * input_height // self.height, input_height
 
     @property
     def pad(self) -> Padding:
         """Padding in pixels; the left and upper parts are half the *unrounded* rest, rounded down."""
-        long_side = max(self.width, self.height)
+        input_width, input_height = input_width_height(self.size)
         width, height = self.resized
-        left = (long_side - self.width) * self.size // (2 * long_side)
-        top = (long_side - self.height) * self.size // (2 * long_side)
-        return Padding(left, top, self.size - width - left, self.size - height - top)
+        left = top = 0
+        if self._fills_width:
+            top = (input_height * self.width - self.height * input_width) // (2 * self.width)
+        else:
+            left = (input_width * self.height - self.width * input_height) // (2 * self.height)
+        return Padding(left, top, input_width - width - left, input_height - height - top)
 
     @property
     def content_box(self) -> Box:
         """The part of the square that shows the image, in fractions of the square."""
         width, height = self.resized
         pixels = PixelBox(self.pad.left, self.pad.top, self.pad.left + width, self.pad.top + height)
-        return Box.from_pixels(pixels, self.size, self.size)
+        return Box.from_pixels(pixels, *input_width_height(self.size))
 
     def _scale_and_shift(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return np.array(self.resized * 2) / self.size, np.array(self.pad[:2] * 2) / self.size
+        sides_4 = np.array(input_width_height(self.size) * 2)
+        return np.array(self.resized * 2) / sides_4, np.array(self.pad[:2] * 2) / sides_4
 
     def to_input(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
         """Boxes in [0, 1] of the image -> [0, 1] of the square, inside `content_box`; shape [R, 4]."""
@@ -102,6 +130,36 @@ class Letterbox:
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """An image that fills an input of `size` whatever its aspect; as `Letterbox` without padding."""
+
+    size: InputSize
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Width and height in pixels of the image: those of the input."""
+        return input_width_height(self.size)
+
+    @property
+    def pad(self) -> Padding:
+        """No padding."""
+        return Padding(0, 0, 0, 0)
+
+    @property
+    def content_box(self) -> Box:
+        """The whole input."""
+        return Box(0.0, 0.0, 1.0, 1.0)
+
+    def to_input(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
+        """Boxes in [0, 1] of the image, [R, 4]: the same fractions of the input."""
+        return as_boxes(boxes_R4).clip(0.0, 1.0)
+
+    def to_original(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
+        """Boxes in [0, 1] of the input, [R, 4]: the same fractions of the image."""
+        return as_boxes(boxes_R4).clip(0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """What the model sees of an image: an optional crop (in [0, 1] of the original), then a mirroring."""
 
@@ -109,16 +167,21 @@ class View:
     flip: bool = False
 
     @classmethod
-    def center_crop(cls, width: int, height: int) -> View:
-        """The largest centered square of a `width` by `height` image: no padding is left to add."""
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        return cls(crop=Box.from_pixels(PixelBox(left, top, left + side, top + side), width, height))
+    def center_crop(cls, width: int, height: int, size: InputSize = 1) -> View:
+        """The largest centered part of an image with the aspect of an input of `size`: no padding is left to add."""
+        input_width, input_height = input_width_height(size)
+        if width * input_height >= height * input_width:
+            crop_width, crop_height = max(1, height * input_width // input_height), height
+        else:
+            crop_width, crop_height = width, max(1, width * input_height // input_width)
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+        return cls(crop=Box.from_pixels(PixelBox(left, top, left + crop_width, top + crop_height), width, height))
 
-    def place(self, width: int, height: int, size: int) -> Placement:
-        """This view of an image of `width` by `height` pixels in a square of `size` pixels.
+    def place(self, width: int, height: int, size: InputSize, *, stretch: bool = False) -> Placement:
+        """This view of an image of `width` by `height` pixels in an input of `size`.
 
         Args:
+            stretch: fill the input whatever the aspect, instead of padding it.
             width, height: of the image that is really rendered (after scaled decoding), so that the crop
                 falls on the same whole pixels for the image and for its boxes.
 
@@ -126,21 +189,21 @@ class View:
             UserError: see `Letterbox`.
         """
         if self.crop is None:
-            return Placement(width, height, (0, 0, width, height), self.flip, size)
+            return Placement(width, height, (0, 0, width, height), self.flip, size, stretch)
         pixels = self.crop.to_pixels(width, height)
         x1, x2 = _whole_pixels(pixels.x1, pixels.x2, width)
         y1, y2 = _whole_pixels(pixels.y1, pixels.y2, height)
-        return Placement(width, height, (x1, y1, x2, y2), self.flip, size)
+        return Placement(width, height, (x1, y1, x2, y2), self.flip, size, stretch)
 
     def render(
         self,
         image: Image.Image,
-        size: int,
+        size: InputSize,
         fill: tuple[int, int, int] = (0, 0, 0),
         *,
         resample: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> Image.Image:
-        """The RGB square of `size` pixels that shows this view; see `Placement.render`."""
+        """The RGB model input that shows this view; see `Placement.render`."""
         return self.place(image.width, image.height, size).render(image, fill, resample=resample)
 
 
@@ -158,14 +221,16 @@ class Placement:
         width, height: the image in pixels.
         crop_px: x1, y1, x2, y2 of the crop in whole pixels.
         flip: mirrored left to right after the crop.
-        size: side of the square model input in pixels.
+        size: side of a square model input in pixels, or (height, width).
+        stretch: the crop fills the input whatever its aspect.
     """
 
     width: int
     height: int
     crop_px: tuple[int, int, int, int]
     flip: bool
-    size: int
+    size: InputSize
+    stretch: bool = False
 
     def __post_init__(self) -> None:
         x1, y1, x2, y2 = self.crop_px
@@ -174,8 +239,10 @@ class Placement:
         _ = self.letterbox  # a crop that is too narrow is refused here, before any pixel is read
 
     @property
-    def letterbox(self) -> Letterbox:
-        """How the cropped image sits in the square."""
+    def letterbox(self) -> Letterbox | Stretch:
+        """How the cropped image sits in the input."""
+        if self.stretch:
+            return Stretch(self.size)
         x1, y1, x2, y2 = self.crop_px
         return Letterbox(x2 - x1, y2 - y1, self.size)
 
@@ -226,7 +293,7 @@ class Placement:
         *,
         resample: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> Image.Image:
-        """The RGB square of `size` pixels: crop, resize, mirror, then pad with the color `fill`.
+        """The RGB model input: crop, resize, mirror, then pad with the color `fill`.
 
         Args:
             image: the image, or its half, quarter or eighth with both sides rounded up (a JPEG unpacked at a
@@ -243,15 +310,28 @@ class Placement:
             box = (x1 / step, y1 / step, x2 / step, y2 / step)
         elif self.crop_px != (0, 0, self.width, self.height):
             content = content.crop(self.crop_px)
+        if self.stretch:
+            return self._render_stretched(content, box, resample)
         # Images six times as large are averaged in whole steps first, which saves half of the time and more. It
         # changes pixels by 3 of 255 at most (docs/methods/training.md); 2.0 would change them by 8.
         gap = None if resample == Image.Resampling.NEAREST else 3.0
         content = content.resize(self.letterbox.resized, resample, box=box, reducing_gap=gap)
         if self.flip:
             content = content.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        square = Image.new("RGB", (self.size, self.size), fill)
-        square.paste(content, self.letterbox.pad[:2])
-        return square
+        canvas = Image.new("RGB", input_width_height(self.size), fill)
+        canvas.paste(content, self.letterbox.pad[:2])
+        return canvas
+
+    def _render_stretched(
+        self, content: Image.Image, box: tuple[float, float, float, float] | None, resample: Image.Resampling
+    ) -> Image.Image:
+        # Two explicit passes, width first: Pillow 13 swaps the passes of one call for tall images, and because values
+        # are rounded between them, pixels would differ by 2 to 8 of 255 from those that models were trained on.
+        width, height = input_width_height(self.size)
+        x1, y1, x2, y2 = box or (0, 0, content.width, content.height)
+        content = content.resize((width, math.ceil(y2 - y1)), resample, box=(x1, y1, x2, y2))
+        content = content.resize((width, height), resample)
+        return content.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else content
 
     def _fraction(self, image: Image.Image) -> int:
         """1, or by how much the image is smaller than this placement's image."""

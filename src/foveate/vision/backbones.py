@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError, choose
-from foveate.vision.encoder import ImageEncoder, ImageTokens, TextEncoder
+from foveate.vision.encoder import ImageEncoder, ImageFeatures, TextEncoder
 from foveate.vision.layers import as_computed
 from foveate.vision.pixels import Preprocess
 from foveate.vision.precision import PRECISIONS, precision_of
@@ -140,10 +140,10 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         precision: str,
         kind: str,
     ) -> None:
-        if preprocess.size % patch:
+        if preprocess.height % patch or preprocess.width % patch:
             raise UserError(f"image_size {preprocess.size} of '{kind}': allowed are multiples of its patch, {patch} px")
-        side = preprocess.size // patch
-        super().__init__(width=width, embed_dim=embed_dim, grid=(side, side), preprocess=preprocess)
+        grid = (preprocess.height // patch, preprocess.width // patch)
+        super().__init__(width=width, embed_dim=embed_dim, grid=grid, preprocess=preprocess)
         self.kind, self.patch, self.pooled_width = kind, patch, pooled_width
         self.frozen = frozen
         self.precision = check_precision(precision, frozen=frozen, kind=kind)
@@ -151,7 +151,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         self.proj = proj
         self._start_frozen(self)
         if frozen:
-            self.feature_shape = (side * side * width + pooled_width,)
+            self.feature_shape = (grid[0] * grid[1] * width + pooled_width,)
             self.feature_dtype = torch.float16
 
     @abstractmethod
@@ -174,7 +174,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         trained."""
         if not self.frozen:
             return ""
-        return f"{self.kind}-{self._frozen_digest()}-{self.preprocess.size}px-{self._dtype_name()}"
+        return f"{self.kind}-{self._frozen_digest()}-{self.preprocess.size_name}-{self._dtype_name()}"
 
     @torch.no_grad()
     def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:
@@ -188,14 +188,11 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
             rows.append(torch.cat([tokens_BLD.flatten(1), pooled_BP], dim=1).to(torch.float16))
         return torch.cat(rows)
 
-    def forward(self, features: Tensor) -> ImageTokens:
+    def forward(self, features: Tensor) -> ImageFeatures:
         """Pixels [B, 3, H, W] (uint8 or normalized; sides of whole patches), or rows of `frozen_features`."""
         if features.dim() == 2:
             return self._of_rows(features)
-        height, width = features.shape[-2:]
-        if height % self.patch or width % self.patch:
-            raise UserError(f"'{self.kind}' takes images of whole patches of {self.patch} px, not {width} x {height}")
-        grid = (height // self.patch, width // self.patch)
+        grid = self._grid_of(features)
         if not self.frozen:
             tokens_BLD, pooled_BP = self.run(self.normalized(features))
         elif grid == self.grid:
@@ -203,9 +200,35 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         else:
             with torch.no_grad(), self._autocast(features.device):
                 tokens_BLD, pooled_BP = self.run(self.normalized(features))
-        return ImageTokens(tokens_BLD, grid, self.proj(pooled_BP))
+        return ImageFeatures(tokens_BLD, grid, self.proj(pooled_BP))
 
-    def _of_rows(self, rows_BF: Tensor) -> ImageTokens:
+    def _grid_of(self, pixels_B3HW: Tensor) -> tuple[int, int]:
+        height, width = pixels_B3HW.shape[-2:]
+        if height % self.patch or width % self.patch:
+            raise UserError(f"'{self.kind}' takes images of whole patches of {self.patch} px, not {width} x {height}")
+        return height // self.patch, width // self.patch
+
+    def hidden_features(
+        self, pixels_B3HW: Tensor, *, layer: int = -2, norm: bool = False, prefix: bool = False
+    ) -> ImageFeatures:
+        """See `ImageEncoder.hidden_features`."""
+        grid = self._grid_of(pixels_B3HW)
+        if not self.frozen:
+            tokens_BLD, grid, extra = self.run_to_layer(self.normalized(pixels_B3HW), layer, norm=norm, grid=grid)
+        else:
+            with torch.no_grad(), self._autocast(pixels_B3HW.device):
+                tokens_BLD, grid, extra = self.run_to_layer(self.normalized(pixels_B3HW), layer, norm=norm, grid=grid)
+        if prefix and not extra:
+            raise UserError(f"'{self.kind}' has no class or register tokens; leave prefix out")
+        return ImageFeatures(tokens_BLD, grid, prefix=extra) if prefix else ImageFeatures(tokens_BLD[:, extra:], grid)
+
+    def run_to_layer(
+        self, pixels_B3HW: Tensor, layer: int, *, norm: bool, grid: tuple[int, int]
+    ) -> tuple[Tensor, tuple[int, int], int]:
+        """Return the tokens behind a layer [B, L, D], their grid, and how many prefix tokens stand in front."""
+        raise UserError(f"'{self.kind}' has no hidden layers to read")
+
+    def _of_rows(self, rows_BF: Tensor) -> ImageFeatures:
         rows, columns = self.grid
         count = rows * columns * self.width
         if rows_BF.shape[1] != count + self.pooled_width:
@@ -217,7 +240,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         if not torch.is_autocast_enabled(rows_BF.device.type):
             rows_BF = rows_BF.float()
         tokens_BLD = rows_BF[:, :count].reshape(len(rows_BF), rows * columns, self.width)
-        return ImageTokens(tokens_BLD, self.grid, self.proj(rows_BF[:, count:]))
+        return ImageFeatures(tokens_BLD, self.grid, self.proj(rows_BF[:, count:]))
 
     def project(self, pooled_RD: Tensor) -> Tensor:
         """Pooled tokens [R, D] to [R, E], as if they were all the image had."""

@@ -15,29 +15,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.core.errors import UserError
 from foveate.vision.pixels import Preprocess
 
 
 @dataclass(frozen=True)
-class ImageTokens:
-    """One pass of an image encoder.
+class ImageFeatures:
+    """One pass of an image encoder: a grid of vectors, and where there is one, a vector of the whole image.
 
     Attributes:
-        tokens_BLD: patch tokens after the final norm, row by row; before pooling, projection and normalization.
-        grid: rows and columns of patches; L = rows x columns.
-        embedding_BE: joint embedding, not normalized.
+        tokens: [B, L, D] patch tokens or cells of a feature map, row by row, before pooling and projection.
+        grid: rows and columns; L = prefix + rows x columns.
+        pooled: [B, E] joint embedding, not normalized; None for hidden layers.
+        prefix: class and register tokens in front of the patches, where they were asked for.
     """
 
-    tokens_BLD: Tensor
+    tokens: Tensor
     grid: tuple[int, int]
-    embedding_BE: Tensor
+    # Typed without None: `ImageEncoder.forward` always has an embedding, and most of the code reads nothing else.
+    pooled: Tensor = None  # type: ignore[assignment]
+    prefix: int = 0
 
     def __post_init__(self) -> None:
-        assert self.tokens_BLD.shape[1] == self.grid[0] * self.grid[1], (self.tokens_BLD.shape, self.grid)
+        rows, columns = self.grid
+        assert self.tokens.shape[1] == self.prefix + rows * columns, (self.tokens.shape, self.grid, self.prefix)
+
+    @classmethod
+    def from_map(cls, map_BCHW: Tensor) -> ImageFeatures:
+        """Read the cells of a convolutional feature map as tokens, row by row."""
+        return cls(map_BCHW.flatten(2).transpose(1, 2), (map_BCHW.shape[2], map_BCHW.shape[3]))
+
+
+def check_layer(layer: int, layers: int, *, kind: str) -> int:
+    """Return the index from 0 of `layer`, which counts from the end.
+
+    Raises:
+        UserError: when the network has no such layer.
+    """
+    if not -layers <= layer <= -1:
+        raise UserError(f"layer {layer} of '{kind}': it has {layers} layers; allowed are -{layers} to -1")
+    return layers + layer
 
 
 class ImageEncoder(nn.Module, ABC):
-    """Pixels to `ImageTokens`.
+    """Pixels to `ImageFeatures`.
 
     Attributes:
         width: D, of the tokens. embed_dim: E, of the joint embedding. grid: rows and columns of patches.
@@ -57,7 +78,7 @@ class ImageEncoder(nn.Module, ABC):
         self.embed_dim = embed_dim
         self.grid = grid
         self.preprocess = preprocess
-        self.feature_shape: tuple[int, ...] = (3, preprocess.size, preprocess.size)
+        self.feature_shape: tuple[int, ...] = (3, preprocess.height, preprocess.width)
         self.feature_dtype: torch.dtype = torch.uint8
 
     def normalized(self, pixels_B3HW: Tensor) -> Tensor:
@@ -77,8 +98,26 @@ class ImageEncoder(nn.Module, ABC):
         return pixels_B3HW
 
     @abstractmethod
-    def forward(self, features: Tensor) -> ImageTokens:
+    def forward(self, features: Tensor) -> ImageFeatures:
         """Frozen features, or pixels where nothing is frozen, to tokens and the joint embedding."""
+
+    def hidden_features(
+        self, pixels_B3HW: Tensor, *, layer: int = -2, norm: bool = False, prefix: bool = False
+    ) -> ImageFeatures:
+        """Return the tokens behind a layer, without pooling, for models that read more than the last one.
+
+        The defaults are those of LLaVA and its relatives: the last layer but one, no norm, patches alone.
+
+        Args:
+            pixels_B3HW: uint8 or normalized; sides of whole patches, not necessarily equal.
+            layer: transformer layers or stages of a convolutional network, from the end: -1 is the last one.
+            norm: apply the network's final norm to them.
+            prefix: keep class and register tokens in front of the patches.
+
+        Raises:
+            UserError: for a layer that the network does not have, or a prefix where it has none.
+        """
+        raise UserError(f"{type(self).__name__} has no hidden layers to read")
 
     @abstractmethod
     def project(self, pooled_RD: Tensor) -> Tensor:

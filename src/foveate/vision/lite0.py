@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError, choose
-from foveate.vision.encoder import ImageEncoder, ImageTokens
+from foveate.vision.encoder import ImageEncoder, ImageFeatures, check_layer
 from foveate.vision.layers import TransformerLayer, as_computed, layer_norm
 from foveate.vision.lite0_network import (
     STRIDE_16_CHANNELS,
@@ -132,7 +132,7 @@ class Lite0Encoder(ImageEncoder):
     def fingerprint(self) -> str:
         """Weights, input size, normalization and precision of the cached features."""
         dtype = self._precision(torch.device("cpu"))
-        return f"lite0-{WEIGHTS_SHA256[:8]}-{self.preprocess.size}px-{str(dtype).removeprefix('torch.')}-packed2"
+        return f"lite0-{WEIGHTS_SHA256[:8]}-{self.preprocess.size_name}-{str(dtype).removeprefix('torch.')}-packed2"
 
     def _precision(self, device: torch.device) -> torch.dtype:
         return precision_of(self.precision, device)
@@ -162,7 +162,7 @@ class Lite0Encoder(ImageEncoder):
         with torch.autocast(device_type=pixels_B3HW.device.type, enabled=False):
             return torch.cat(packed)
 
-    def forward(self, features: Tensor) -> ImageTokens:
+    def forward(self, features: Tensor) -> ImageFeatures:
         """Packed features [B, F] (or pixels [B, 3, H, W], then the frozen part runs first) to tokens."""
         if features.dim() == 4:
             features = self.frozen_features(features)
@@ -182,7 +182,23 @@ class Lite0Encoder(ImageEncoder):
         for layer in self.layers:
             x_BLD = layer(x_BLD)
         tokens_BLD = layer_norm(x_BLD, self.final_ln)
-        return ImageTokens(tokens_BLD, self.grid, self.proj(self._pooled(tokens_BLD)))
+        return ImageFeatures(tokens_BLD, self.grid, self.proj(self._pooled(tokens_BLD)))
+
+    def hidden_features(
+        self, pixels_B3HW: Tensor, *, layer: int = -2, norm: bool = False, prefix: bool = False
+    ) -> ImageFeatures:
+        """Maps of the frozen network alone: -1 has stride 32 and 320 channels, -2 stride 16 and 112 channels.
+
+        See `ImageEncoder.hidden_features`.
+        """
+        if norm or prefix:
+            raise UserError("norm and prefix of 'lite0': a convolutional network has neither; leave them out")
+        index = check_layer(layer, 2, kind="lite0")
+        dtype = self._precision(pixels_B3HW.device)
+        network = self._network(pixels_B3HW.device, dtype)
+        with torch.no_grad(), torch.autocast(device_type=pixels_B3HW.device.type, enabled=False):
+            x = self.normalized(pixels_B3HW).to(dtype=dtype, memory_format=torch.channels_last)
+            return ImageFeatures.from_map(network(x)[index].float())
 
     def project(self, pooled_RD: Tensor) -> Tensor:
         """Pooled tokens [R, D] to [R, E]."""

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from foveate.core.errors import UserError, nearest
+from foveate.records.geometry import InputSize
 from foveate.vision.backbones import BackboneImageEncoder, on_meta, own_or_new
+from foveate.vision.encoder import check_layer
 from foveate.vision.hf.processors import given_preprocess, preprocess_for, three
 from foveate.vision.hub import Checkpoint, fetch
 
@@ -42,7 +45,7 @@ class TimmImageEncoder(BackboneImageEncoder):
         source: str | None = None,
         revision: str | None = None,
         offline: bool = False,
-        image_size: int | None = None,
+        image_size: InputSize | None = None,
         geometry: str = "letterbox",
         frozen: bool = False,
         precision: str = "float32",
@@ -56,14 +59,14 @@ class TimmImageEncoder(BackboneImageEncoder):
             trunk = _create(name, arguments)
         else:
             trunk, name, arguments, commit = _from_source(model, source, revision=revision, offline=offline)
-        patch = _patch_of(trunk, name)
+        patch, convolutional = _patch_of(trunk, name)
         settings = trunk.pretrained_cfg
         if preprocess is not None:
             shown = given_preprocess(preprocess, image_size=image_size, geometry=geometry)
         else:
             shown = preprocess_for(
                 {
-                    "size": _size_of(trunk),
+                    "size": _size_of(trunk, settings),
                     "mean": three(settings.get("mean") or (0.5, 0.5, 0.5)),
                     "std": three(settings.get("std") or (0.5, 0.5, 0.5)),
                     "interpolation": settings.get("interpolation") or "bicubic",
@@ -73,11 +76,11 @@ class TimmImageEncoder(BackboneImageEncoder):
                 geometry=geometry,
                 kind=KIND,
             )
-        pooled = trunk.num_features
+        pooled = trunk.head_hidden_size if convolutional else trunk.num_features
         super().__init__(
             trunk=trunk,
             proj=own_or_new(None, inputs=pooled, embed_dim=embed_dim, own_dim=None, name=name),
-            width=trunk.embed_dim,
+            width=trunk.num_features if convolutional else trunk.embed_dim,
             pooled_width=pooled,
             embed_dim=embed_dim,
             patch=patch,
@@ -86,6 +89,7 @@ class TimmImageEncoder(BackboneImageEncoder):
             precision=precision,
             kind=KIND,
         )
+        self.convolutional = convolutional
         self._config = {"architecture": name, "model_args": arguments}
         self._commit = commit
         self.fresh_parts = None if source is None else ("proj",)
@@ -103,12 +107,36 @@ class TimmImageEncoder(BackboneImageEncoder):
 
     def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """See `BackboneImageEncoder.run`; a norm that timm puts behind the pooling is applied to the tokens too."""
+        if self.convolutional:
+            map_BCHW = self.trunk.forward_features(pixels_B3HW)
+            return map_BCHW.flatten(2).transpose(1, 2), self.trunk.forward_head(map_BCHW, pre_logits=True)
         x_BLD = self.trunk.forward_features(pixels_B3HW)
         tokens_BLD = self.trunk.fc_norm(x_BLD[:, self.trunk.num_prefix_tokens :])
         return tokens_BLD, self.trunk.forward_head(x_BLD, pre_logits=True)
 
+    def run_to_layer(
+        self, pixels_B3HW: Tensor, layer: int, *, norm: bool, grid: tuple[int, int]
+    ) -> tuple[Tensor, tuple[int, int], int]:
+        """See `BackboneImageEncoder.run_to_layer`; layers of a convolutional network are its stages."""
+        layers = len(self.trunk.feature_info) if self.convolutional else len(self.trunk.blocks)
+        options: dict[str, Any] = {"indices": [check_layer(layer, layers, kind=KIND)], "intermediates_only": True}
+        if self.convolutional:
+            if norm:
+                raise UserError(f"norm of '{KIND}': a convolutional network has no final norm; leave it out")
+            map_BCHW = self.trunk.forward_intermediates(pixels_B3HW, **options)[0]
+            return map_BCHW.flatten(2).transpose(1, 2), (map_BCHW.shape[2], map_BCHW.shape[3]), 0
+        extra = self.trunk.num_prefix_tokens
+        options |= {"norm": norm, "output_fmt": "NLC", "return_prefix_tokens": True}
+        # A layer gives its patches, with the prefix beside them where there is one.
+        output = self.trunk.forward_intermediates(pixels_B3HW, **options)[0]
+        tokens_BLD = torch.cat([output[1], output[0]], dim=1) if extra else output
+        return self.trunk.fc_norm(tokens_BLD) if norm else tokens_BLD, grid, extra
+
     def pool_regions(self, pooled_RD: Tensor) -> Tensor:
         """The attention pooling over one token, where the model has one."""
+        if self.convolutional:
+            # A map of one cell: heads that convolve behind the pooling (MobileNet's) do so here too.
+            return self.trunk.forward_head(pooled_RD[:, :, None, None], pre_logits=True)
         pool = self.trunk.attn_pool
         return pooled_RD if pool is None else pool(pooled_RD[:, None])
 
@@ -117,12 +145,18 @@ def _create(name: str, arguments: Mapping[str, Any]) -> Any:
     """An untrained network that takes images of any size in whole patches."""
     import timm
 
-    options: dict[str, Any] = {**arguments, "num_classes": 0, "dynamic_img_size": True}
+    options: dict[str, Any] = {**arguments, "num_classes": 0}
     try:
-        return timm.create_model(name, pretrained=False, **options)
+        try:
+            return timm.create_model(name, pretrained=False, **options, dynamic_img_size=True)
+        except TypeError as error:
+            # Convolutional networks take any size and know no such option; whatever else refuses it fails again, or
+            # is found out by `_patch_of`.
+            if "dynamic_img_size" not in str(error):
+                raise
+            options.pop("img_size", None)
+            return timm.create_model(name, pretrained=False, **options)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        if "dynamic_img_size" in str(error):
-            raise UserError(_only_plain_vits(name, "another architecture")) from error
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         known = timm.list_models("*vit*")
         raise UserError(f"timm model '{name}': {reason}{nearest(name, known)}") from error
@@ -199,7 +233,7 @@ def _fill(trunk: Any, paths: list[Path], *, name: str) -> None:
             state |= load_file(path)
         state = checkpoint_filter_fn(state, trunk)
         missing, unexpected = trunk.load_state_dict(
-            {key: value for key, value in state.items() if not key.startswith("head.")}, strict=False
+            {key: value for key, value in state.items() if not key.startswith(_classifier_names(trunk))}, strict=False
         )
     except (SafetensorError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -210,29 +244,42 @@ def _fill(trunk: Any, paths: list[Path], *, name: str) -> None:
         )
 
 
-def _size_of(trunk: Any) -> int:
-    height, width = trunk.patch_embed.img_size
-    if height != width:
-        raise UserError(f"timm model '{type(trunk).__name__}' takes {width} x {height} px: give image_size")
-    return int(height)
+def _classifier_names(trunk: Any) -> tuple[str, ...]:
+    """Prefixes of the tensors of a classifier, which the trunk was built without."""
+    named = trunk.pretrained_cfg.get("classifier") or "head"
+    return tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
 
 
-def _only_plain_vits(name: str, found: str) -> str:
-    return (
-        f"timm model '{name}' is {found}: allowed are plain ViTs that pool their class token, their mean or by "
-        "attention, since regions need one token per patch after the final norm"
-    )
+def _size_of(trunk: Any, settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the input that the weights were trained on."""
+    patches = getattr(trunk, "patch_embed", None)
+    height, width = patches.img_size if patches is not None else settings["input_size"][-2:]
+    return int(height), int(width)
 
 
-def _patch_of(trunk: Any, name: str) -> int:
+def _patch_of(trunk: Any, name: str) -> tuple[int, bool]:
+    """Side in pixels of a patch, or of a cell of a convolutional network's last map; and whether it is one.
+
+    Raises:
+        UserError: for an architecture that does not give one token per cell.
+    """
     from timm.models.vision_transformer import VisionTransformer
 
-    if not isinstance(trunk, VisionTransformer) or trunk.global_pool not in ("token", "avg", "map"):
-        raise UserError(_only_plain_vits(name, f"a {type(trunk).__name__}"))
-    height, width = trunk.patch_embed.patch_size
-    if height != width:
-        raise UserError(f"timm model '{name}' has patches of {width} x {height} px: allowed are square ones")
-    return int(height)
+    if isinstance(trunk, VisionTransformer) and trunk.global_pool in ("token", "avg", "map"):
+        height, width = trunk.patch_embed.patch_size
+        if height != width:
+            raise UserError(f"timm model '{name}' has patches of {width} x {height} px: allowed are square ones")
+        return int(height), False
+    info = getattr(trunk, "feature_info", None)
+    has_stages = hasattr(trunk, "forward_intermediates") and not hasattr(trunk, "patch_embed")
+    last = info[-1] if has_stages and isinstance(info, list) and info else {}
+    if last.get("num_chs") == trunk.num_features:
+        return int(last["reduction"]), True
+    raise UserError(
+        f"timm model '{name}' is a {type(trunk).__name__}: allowed are plain ViTs that pool their class token, their "
+        "mean or by attention, and convolutional networks that pool their last map, since regions need one token per "
+        "cell"
+    )
 
 
 IMAGE_ENCODER = TimmImageEncoder

@@ -25,12 +25,12 @@ def placed(preprocess: Preprocess, image_size: tuple[int, int], view: View) -> P
     """How a decoded image (width, height) lies in the model input; "center_crop" encoders see its middle."""
     width, height = image_size
     if preprocess.geometry == "center_crop" and view.crop is None:
-        view = View(crop=View.center_crop(width, height).crop, flip=view.flip)
-    return view.place(width, height, preprocess.size)
+        view = View(crop=View.center_crop(width, height, preprocess.size).crop, flip=view.flip)
+    return view.place(width, height, preprocess.size, stretch=preprocess.geometry == "stretch")
 
 
 def render(preprocess: Preprocess, image: Image.Image, placement: Placement) -> Tensor:
-    """The uint8 pixels [3, S, S] of a placed image."""
+    """The uint8 pixels [3, height, width] of a placed image."""
     resample = Image.Resampling[preprocess.interpolation.upper()]
     return preprocess.pixels(placement.render(image, preprocess.fill, resample=resample))
 
@@ -59,7 +59,11 @@ def read(
 def draft_side(placement: Placement) -> int:
     """The longer side, in pixels, that an image must be unpacked at for its crop to fill the model input well."""
     x1, y1, x2, y2 = placement.crop_px
-    return math.ceil(DRAFT_PIXELS * placement.size * max(placement.width, placement.height) / max(x2 - x1, y2 - y1))
+    longer = max(placement.width, placement.height)
+    if placement.stretch:
+        return longer  # models that squash images were trained on pixels of the whole one
+    width, height = placement.letterbox.resized
+    return math.ceil(max(DRAFT_PIXELS * width * longer / (x2 - x1), DRAFT_PIXELS * height * longer / (y2 - y1)))
 
 
 def input_boxes(

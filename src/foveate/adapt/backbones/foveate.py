@@ -32,7 +32,7 @@ def _encoder(encoder: ImageEncoder, *, model: nn.Module, root: str) -> Backbone:
             return encoder.frozen_features(pixels)
 
     def features(given: Tensor) -> Tensor:
-        return encoder(stem(given) if given.dim() == 4 else given).embedding_BE
+        return encoder(stem(given) if given.dim() == 4 else given).pooled
 
     shared: dict[str, Any] = {
         "family": "foveate",
@@ -83,7 +83,7 @@ def _lite0(encoder: Lite0Encoder, root: str, shared: dict[str, Any]) -> Backbone
         width=encoder.width,
         heads=layers[0].heads if layers else 0,
         grid=encoder.grid,
-        patch_size=encoder.preprocess.size // rows,
+        patch_size=encoder.preprocess.height // rows,
         final_norm=encoder.final_ln,
     )
 

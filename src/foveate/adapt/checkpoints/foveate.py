@@ -57,7 +57,7 @@ class EncoderClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalized pixels [B, 3, S, S] to logits [B, C]."""
-        return self.head(self.encoder(self.encoder.frozen_features(pixels)).embedding_BE)
+        return self.head(self.encoder(self.encoder.frozen_features(pixels)).pooled)
 
 
 def classifier_of(model: LocalizingModel, names: Sequence[str], *, seed: int = 0) -> Classifier:

@@ -47,7 +47,7 @@ class Speed:
 def measured(opened: Opened, *, device: str = "auto") -> Speed:
     """One image's share of a small batch, the best of three behind a first one."""
     view = view_of(opened.model)
-    size = opened.preprocess.size
+    size = opened.preprocess.side
     with start(device) as here:
         opened.model.to(here.device)
         channels = getattr(view.patch, "in_channels", 3)

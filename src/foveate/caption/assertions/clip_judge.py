@@ -224,7 +224,7 @@ def encode_images(
         if good:
             stacked = torch.stack([features.pop(row) for row in good]).to(model.device)
             tokens = encoder(stacked if store is not None else encoder.frozen_features(stacked))
-            parts.append(F.normalize(tokens.embedding_BE.float(), dim=-1).cpu().numpy())
+            parts.append(F.normalize(tokens.pooled.float(), dim=-1).cpu().numpy())
             readable += good
     image_NE = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
     return np.array(readable, dtype=np.int64), bad, image_NE

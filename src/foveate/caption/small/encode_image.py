@@ -24,7 +24,7 @@ def pixels(data: bytes, preprocess: Preprocess) -> Tensor:
     """
     try:
         if preprocess.geometry == "letterbox":  # all of the image is seen: its size need not be known first
-            least_side = math.ceil(DRAFT_PIXELS * preprocess.size)
+            least_side = math.ceil(DRAFT_PIXELS * preprocess.long_side)
         else:
             info = check(data)
             least_side = draft_side(placed(preprocess, (info.width, info.height), View()))

@@ -81,7 +81,7 @@ class CaptionerModel(nn.Module):
 
     def prefix(self, features: Tensor) -> Tensor:
         """Frozen features (or pixels) of B images to their prefix embeddings [B, P, D]."""
-        tokens_BLD = self.image_encoder(features).tokens_BLD
+        tokens_BLD = self.image_encoder(features).tokens
         rows, columns = self.image_encoder.grid
         fold, batch = self.recipe.fold, tokens_BLD.shape[0]
         cells = tokens_BLD.view(batch, rows // fold, fold, columns // fold, fold, -1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.caption.vesl.detection import DetectorInput
 from foveate.core.files import sha256_file
 from foveate.records.geometry import Placement, View
-from foveate.vision.encoder import ImageTokens
+from foveate.vision.encoder import ImageFeatures
 from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.folder import WEIGHTS, load_model
 from foveate.vision.views import input_boxes, placed, render
@@ -33,10 +33,10 @@ class RegionScorer:
     def __init__(self, folder: str, device: str | None) -> None:
         self.network = load_model(Path(folder), device=device)
         self.version = sha256_file(Path(folder) / WEIGHTS)[:12]
-        self.input_px = self.network.image_encoder.preprocess.size
+        self.input_px = self.network.image_encoder.preprocess.side
         self._cache: dict[str, Tensor] = {}
 
-    def encode_images(self, images: Sequence[DetectorInput]) -> tuple[ImageTokens, list[Placement]]:
+    def encode_images(self, images: Sequence[DetectorInput]) -> tuple[ImageFeatures, list[Placement]]:
         """Encode images in one pass; return their tokens, and how each lies in the model input."""
         preprocess = self.network.image_encoder.preprocess
         placements = [placed(preprocess, image.pixels.size, View()) for image in images]
@@ -55,7 +55,7 @@ class RegionScorer:
         return torch.stack([self._cache[phrase] for phrase in phrases]).to(self.network.device)
 
     def cosines(
-        self, tokens: ImageTokens, placement: Placement, index: int, boxes_K4: NDArray[np.float64], texts_QE: Tensor
+        self, tokens: ImageFeatures, placement: Placement, index: int, boxes_K4: NDArray[np.float64], texts_QE: Tensor
     ) -> NDArray[np.float64]:
         """Cosines [K, Q] of boxes with phrases; -1 for boxes that lie outside of what the model sees.
 

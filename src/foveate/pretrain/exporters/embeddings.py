@@ -28,7 +28,7 @@ from foveate.pretrain.export import Exported, Job
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.records.region_sources import SelectedRegions
-from foveate.vision.encoder import ImageTokens
+from foveate.vision.encoder import ImageFeatures
 from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.card import METHODS
 from foveate.vision.localizer.folder import CARD, WEIGHTS
@@ -181,8 +181,8 @@ def _by_part(
 def _embed(job: Job, collection: Collection, own: SelectedRegions, batch: Batch, images: Rows, regions: Rows) -> int:
     """Adds the rows of a batch; returns how many regions the encoder's view does not show."""
     chosen, placements, pixels = batch
-    tokens: ImageTokens = job.model.encode_image_tokens(pixels)
-    images.vectors.append(tokens.embedding_BE.float().cpu().numpy())
+    tokens: ImageFeatures = job.model.encode_image_tokens(pixels)
+    images.vectors.append(tokens.pooled.float().cpu().numpy())
     images.key += [collection.keys[row] for row in chosen]
     images.kind += ["image"] * len(chosen)
     images.box += [NO_BOX] * len(chosen)

@@ -101,7 +101,7 @@ def export(job: Job) -> Exported:
         if isinstance(encoder, Lite0Encoder):
             encoder.precision = "float32"  # the graph's
         tokens = model.encode_image_tokens(pixels)
-        embedding_BE, tokens_BLD = model.encode_image(tokens), tokens.tokens_BLD
+        embedding_BE, tokens_BLD = model.encode_image(tokens), tokens.tokens
     _write(ImageGraph(encoder).eval(), (pixels,), {"pixels": "batch"}, ["embedding", "tokens"], job.folder / IMAGE)
     found = _run(job.folder / IMAGE, pixels=_more(pixels))
     differences = {
@@ -121,7 +121,7 @@ def export(job: Job) -> Exported:
     write_card(
         job,
         library="onnx",
-        loading=_LOADING.format(size=encoder.preprocess.size, fill=fill),
+        loading=_LOADING.format(size=encoder.preprocess.side, fill=fill),
         notes=[*notes, differences_in_words(differences, texts=0)],
     )
     return Exported(differences)

@@ -33,7 +33,7 @@ from foveate.vision.open_clip.towers import OpenClipImageEncoder
 model, preprocess = open_clip.create_model_from_pretrained("local-dir:this folder")
 encoder = OpenClipImageEncoder(model="local-dir:this folder").eval()
 pixels = torch.zeros(1, 3, {size}, {size})  # of `preprocess`
-tokens_BLD = encoder(pixels).tokens_BLD"""
+tokens_BLD = encoder(pixels).tokens"""
 _PADDING = """## Images
 
 The model was trained on whole images, padded to a square; `preprocess` does so too. Where the padding does not divide
@@ -66,7 +66,7 @@ def export(job: Job) -> Exported:
     pixels = image.normalized(probe_pixels(job))
     ids_BL = text.frozen_features(list(TEXTS))
     differences = {
-        "image embeddings": largest_difference(image(pixels).embedding_BE, theirs.encode_image(pixels)),
+        "image embeddings": largest_difference(image(pixels).pooled, theirs.encode_image(pixels)),
         "token ids": largest_difference(ids_BL, tokenizer(list(TEXTS))),
         "text embeddings": largest_difference(text(ids_BL), theirs.encode_text(tokenizer(list(TEXTS)))),
         "logit scale": largest_difference(model.logit_scale().cpu().view(()), theirs.logit_scale.exp()),
@@ -76,7 +76,7 @@ def export(job: Job) -> Exported:
     notes = [
         _PADDING if image.preprocess.geometry == "letterbox" else "",
         differences_in_words(differences),
-        region_files.section(job.model, tokens=_TOKENS.format(size=image.preprocess.size)),
+        region_files.section(job.model, tokens=_TOKENS.format(size=image.preprocess.side)),
     ]
     write_card(job, library="open_clip", loading=_LOADING, notes=notes)
     return Exported(differences)

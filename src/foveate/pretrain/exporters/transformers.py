@@ -114,7 +114,7 @@ def export(job: Job) -> Exported:
         _LETTERBOX if ours.image_encoder.preprocess.geometry == "letterbox" else "",
         _TEXT if own_pairs else "",
         differences_in_words(differences),
-        region_files.section(ours, tokens=_TOKENS.format(size=ours.image_encoder.preprocess.size)),
+        region_files.section(ours, tokens=_TOKENS.format(size=ours.image_encoder.preprocess.side)),
     ]
     write_card(job, library="transformers", loading=_LOADING, notes=notes)
     return Exported(differences, notes=words)
@@ -127,7 +127,7 @@ def _differences(job: Job, theirs: Any, processor: Any, own_pairs: bool) -> dict
     pixels = ours.image_encoder.normalized(raw)
     found = processor(text=texts, padding="max_length", truncation=True, return_tensors="pt")
     inputs = {name: found[name] for name in ("input_ids", "attention_mask")}
-    image_BE, text_BE = ours.encode_image_tokens(raw).embedding_BE, ours.embed_texts(texts)
+    image_BE, text_BE = ours.encode_image_tokens(raw).pooled, ours.embed_texts(texts)
     cosines = F.normalize(image_BE, dim=-1) @ F.normalize(text_BE, dim=-1).T
     said = theirs(pixel_values=pixels, **inputs)
     differences = {

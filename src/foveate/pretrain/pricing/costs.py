@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from foveate.vision.encoder import ImageTokens
+from foveate.vision.encoder import ImageFeatures
 from foveate.vision.localizer.model import LocalizingModel
 
 # Bytes kept for each token and unit of width when only the inputs of the blocks are kept (checkpointing).
@@ -204,7 +204,7 @@ def _counted(call: Callable[[int], Any], batch: int) -> tuple[float, float, floa
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             out = call(batch)
         forward = counter.get_total_flops()
-        tensors = [out.tokens_BLD, out.embedding_BE] if isinstance(out, ImageTokens) else [out]
+        tensors = [out.tokens, out.pooled] if isinstance(out, ImageFeatures) else [out]
         total = sum(tensor.sum() for tensor in tensors)
         if isinstance(total, Tensor) and total.requires_grad:
             total.backward()

@@ -106,7 +106,7 @@ def price(
         "parameters_by_part": cost.parameters,
         "parameters_trained": cost.trained,
         "tokens_per_image": model.image_encoder.grid[0] * model.image_encoder.grid[1],
-        "input_px": model.image_encoder.preprocess.size,
+        "input_px": model.image_encoder.preprocess.side,
         "steps": steps,
         "batch_size": settings.batch_size,
         "samples": steps * settings.batch_size,

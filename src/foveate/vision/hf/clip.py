@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import choose
+from foveate.records.geometry import InputSize
 from foveate.vision.backbones import PROJECTIONS
 from foveate.vision.hf.loading import load_tower
 from foveate.vision.hf.towers import TransformersImageEncoder, TransformersTextEncoder
@@ -39,6 +40,8 @@ class TransformersClipImageEncoder(TransformersImageEncoder):
         config, preprocess: of `architecture()`, to build a saved tower again without its first weights.
     """
 
+    prefix_tokens = 1
+
     def __init__(
         self,
         *,
@@ -47,7 +50,7 @@ class TransformersClipImageEncoder(TransformersImageEncoder):
         offline: bool = False,
         embed_dim: int | None = None,
         projection: str = "own",
-        image_size: int | None = None,
+        image_size: InputSize | None = None,
         geometry: str = "letterbox",
         frozen: bool = False,
         precision: str = "float32",

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from foveate.core.errors import UserError, choose
+from foveate.records.geometry import InputSize
 from foveate.vision.hf.loading import load_tower
 from foveate.vision.hf.towers import TransformersImageEncoder
 
@@ -29,6 +30,9 @@ class Dinov2ImageEncoder(TransformersImageEncoder):
         pool: what is projected: the class token ("cls") or the mean of the patch tokens ("mean").
     """
 
+    final_norm = "layernorm"
+    interpolates_on_request = False
+
     def __init__(
         self,
         *,
@@ -37,7 +41,7 @@ class Dinov2ImageEncoder(TransformersImageEncoder):
         revision: str | None = None,
         offline: bool = False,
         pool: str = "cls",
-        image_size: int | None = None,
+        image_size: InputSize | None = None,
         geometry: str = "letterbox",
         frozen: bool = False,
         precision: str = "float32",

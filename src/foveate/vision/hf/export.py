@@ -18,9 +18,9 @@ def check_whole(image: TransformersClipImageEncoder, text: TransformersClipTextE
         UserError: naming the field.
     """
     own = image.trunk.config.image_size
-    if image.preprocess.size != own:
+    if image.preprocess.side != own:
         raise UserError(
-            f"image_size {image.preprocess.size}: the weights' positions are for {own} px, and CLIPModel interpolates "
+            f"image_size {image.preprocess.side}: the weights' positions are for {own} px, and CLIPModel interpolates "
             "them only where each call asks for it; `--to onnx` takes this model as it is"
         )
     for name, encoder in (("image", image), ("text", text)):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.core.errors import UserError
+from foveate.records.geometry import InputSize
 from foveate.vision.hub import Checkpoint
 from foveate.vision.pixels import Preprocess
 
@@ -36,21 +37,31 @@ def processor_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     if resample not in _RESAMPLING:
         raise UserError(f"{checkpoint.folder}: resampling {resample}, allowed are {_RESAMPLING}")
     return {
-        "size": _side(sides, str(checkpoint.folder)),
+        "size": _size(sides, str(checkpoint.folder)),
         "mean": three(mean),
         "std": three(std),
         "interpolation": _RESAMPLING[resample],
     }
 
 
-def _side(sides: Any, where: str) -> int:
+def _pair(size: InputSize) -> tuple[int, int]:
+    """Height and width of an input that may be given as one side."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return int(height), int(width)
+
+
+def _size(sides: Any, where: str) -> InputSize:
     values = {key: getattr(sides, key, None) for key in ("height", "width", "shortest_edge", "longest_edge")}
     if isinstance(sides, Mapping):
         values = {key: sides.get(key) for key in values}
-    found = {value for value in values.values() if value is not None}
-    if len(found) != 1:
-        raise UserError(f"{where}: its image size is {values}, allowed is one side of a square")
-    return int(found.pop())
+    if values["height"] and values["width"]:
+        return int(values["height"]), int(values["width"])
+    given = {value for value in values.values() if value is not None}
+    if len(given) != 1:
+        raise UserError(f"{where}: image size {values}; expected height and width, or one side of a square")
+    return int(given.pop())
 
 
 def three(values: Sequence[float]) -> tuple[float, float, float]:
@@ -60,7 +71,7 @@ def three(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def preprocess_for(
-    settings: Mapping[str, Any], *, image_size: int | None, patch: int, geometry: str, kind: str
+    settings: Mapping[str, Any], *, image_size: InputSize | None, patch: int, geometry: str, kind: str
 ) -> Preprocess:
     """The `Preprocess` of an encoder with square patches of `patch` pixels.
 
@@ -70,11 +81,11 @@ def preprocess_for(
     Raises:
         UserError: for an `image_size` that is not a multiple of the patch.
     """
-    if image_size is not None and (image_size < patch or image_size % patch):
+    if image_size is not None and any(side < patch or side % patch for side in _pair(image_size)):
         raise UserError(f"image_size {image_size} of '{kind}': allowed are multiples of its patch, {patch} px")
-    size = image_size if image_size is not None else int(settings["size"]) // patch * patch
+    height, width = _pair(settings["size"] if image_size is None else image_size)
     return Preprocess(
-        size=size,
+        size=(height // patch * patch, width // patch * patch),
         mean=three(settings["mean"]),
         std=three(settings["std"]),
         interpolation=settings["interpolation"],
@@ -82,14 +93,14 @@ def preprocess_for(
     )
 
 
-def given_preprocess(given: Mapping[str, Any], *, image_size: int | None, geometry: str) -> Preprocess:
+def given_preprocess(given: Mapping[str, Any], *, image_size: InputSize | None, geometry: str) -> Preprocess:
     """What the field `preprocess` says; `geometry` where it says none.
 
     Raises:
         UserError: when it is not complete, or `image_size` says something else.
     """
     shown = Preprocess.from_dict({"geometry": geometry, **given})
-    if image_size not in (None, shown.size):
+    if image_size is not None and _pair(image_size) != (shown.height, shown.width):
         raise UserError(f"image_size {image_size} and preprocess.size {shown.size}: give one of them")
     return shown
 
@@ -98,7 +109,7 @@ def preprocess_of(
     checkpoint: Checkpoint | None,
     *,
     given: Mapping[str, Any] | None,
-    image_size: int | None,
+    image_size: InputSize | None,
     patch: int,
     geometry: str,
     kind: str,

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError, choose
+from foveate.records.geometry import InputSize
 from foveate.vision.backbones import PROJECTIONS
 from foveate.vision.hf.loading import load_tower
 from foveate.vision.hf.towers import TransformersImageEncoder, TransformersTextEncoder
@@ -37,7 +38,7 @@ class SiglipImageEncoder(TransformersImageEncoder):
         offline: bool = False,
         embed_dim: int | None = None,
         projection: str = "own",
-        image_size: int | None = None,
+        image_size: InputSize | None = None,
         geometry: str = "letterbox",
         frozen: bool = False,
         precision: str = "float32",

@@ -7,11 +7,13 @@ is the tower, and how an image or a text runs through it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from foveate.records.geometry import InputSize
 from foveate.vision.backbones import BackboneImageEncoder, BackboneTextEncoder, keep_no_activations, own_or_new
+from foveate.vision.encoder import check_layer
 from foveate.vision.hf.loading import Loaded, provenance, tokenizer_folder, trained_scale
 from foveate.vision.hf.processors import preprocess_of
 
@@ -23,7 +25,15 @@ class TransformersImageEncoder(BackboneImageEncoder):
         found: the loaded network. trunk: the part of it that is the tower.
         own: its own projection of the pooled vector; None for a new one to `embed_dim`. own_dim: width of its result.
         others: see `foveate.vision.hf.clip`.
+
+    Attributes:
+        prefix_tokens: class and register tokens in front of the patches. final_norm: attribute of the trunk.
+        interpolates_on_request: whether position embeddings fit other sizes only when the call says so.
     """
+
+    prefix_tokens: int = 0
+    final_norm: ClassVar[str] = "post_layernorm"
+    interpolates_on_request: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -34,7 +44,7 @@ class TransformersImageEncoder(BackboneImageEncoder):
         own: nn.Module | None,
         own_dim: int | None,
         embed_dim: int | None,
-        image_size: int | None,
+        image_size: InputSize | None,
         geometry: str,
         preprocess: Mapping[str, Any] | None,
         frozen: bool,
@@ -60,6 +70,17 @@ class TransformersImageEncoder(BackboneImageEncoder):
         )
         self._found = found.without_model()
         _note(self, found, own=own is not None, checkpointing=checkpointing)
+
+    def run_to_layer(
+        self, pixels_B3HW: Tensor, layer: int, *, norm: bool, grid: tuple[int, int]
+    ) -> tuple[Tensor, tuple[int, int], int]:
+        """See `BackboneImageEncoder.run_to_layer`."""
+        options = {"interpolate_pos_encoding": True} if self.interpolates_on_request else {}
+        states = self.trunk(pixel_values=pixels_B3HW, output_hidden_states=True, **options).hidden_states
+        # The first state is the embedding, in front of all layers.
+        tokens_BLD = states[1 + check_layer(layer, len(states) - 1, kind=self.kind)]
+        final_norm = getattr(self.trunk, self.final_norm)
+        return final_norm(tokens_BLD) if norm else tokens_BLD, grid, self.prefix_tokens
 
     def architecture(self) -> dict[str, Any]:
         """Configuration, preprocessing and commit, instead of weights to fetch."""

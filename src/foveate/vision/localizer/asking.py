@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foveate.core.progress import track
 from foveate.records.geometry import Placement
-from foveate.vision.encoder import ImageTokens, TextEncoder
+from foveate.vision.encoder import ImageFeatures, TextEncoder
 from foveate.vision.localizer.candidates import candidate_boxes
 from foveate.vision.localizer.model import LocalizingModel
 
@@ -45,7 +45,7 @@ def embed_phrases(model: LocalizingModel, texts: Sequence[str]) -> Tensor:
 
 def find(
     model: LocalizingModel,
-    tokens: ImageTokens,
+    tokens: ImageFeatures,
     placements: Sequence[Placement],
     texts_RE: Tensor,
     index_R: Tensor,
@@ -61,7 +61,7 @@ def find(
 
 def candidate_scores(
     model: LocalizingModel,
-    tokens: ImageTokens,
+    tokens: ImageFeatures,
     placements: Sequence[Placement],
     texts_RE: Tensor,
     index_R: Tensor,

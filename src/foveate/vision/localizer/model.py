@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
-from foveate.vision.encoder import ImageEncoder, ImageTokens, TextEncoder
+from foveate.vision.encoder import ImageEncoder, ImageFeatures, TextEncoder
 from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.prompter import BoxHead, Prompter, sorted_boxes
 from foveate.vision.registry import build_image_encoder, build_text_encoder
@@ -145,14 +145,14 @@ class LocalizingModel(nn.Module):
         """The bias of the sigmoid region-text loss, shape (1,)."""
         return self.logit_bias() if self.region_bias is None else self.region_bias
 
-    def encode_image_tokens(self, pixels_B3HW: Tensor) -> ImageTokens:
+    def encode_image_tokens(self, pixels_B3HW: Tensor) -> ImageFeatures:
         """One pass over uint8 (or normalized) pixels: tokens, grid and the un-normalized joint embedding."""
         return self.image_encoder(self.image_encoder.frozen_features(pixels_B3HW.to(self.device)))
 
-    def encode_image(self, images: Tensor | ImageTokens) -> Tensor:
+    def encode_image(self, images: Tensor | ImageFeatures) -> Tensor:
         """Unit-length joint embeddings [B, E] of images or of tokens that are there already."""
-        tokens = images if isinstance(images, ImageTokens) else self.encode_image_tokens(images)
-        return F.normalize(tokens.embedding_BE.float(), dim=-1)
+        tokens = images if isinstance(images, ImageFeatures) else self.encode_image_tokens(images)
+        return F.normalize(tokens.pooled.float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Joint embeddings [B, E] of texts before normalization: what phrase prompts are made of."""
@@ -162,7 +162,7 @@ class LocalizingModel(nn.Module):
         """Unit-length joint embeddings [B, E] of texts."""
         return F.normalize(self.embed_texts(texts).float(), dim=-1)
 
-    def encode_regions(self, tokens: ImageTokens, boxes_R4: Tensor, image_index_R: Tensor) -> Tensor:
+    def encode_regions(self, tokens: ImageFeatures, boxes_R4: Tensor, image_index_R: Tensor) -> Tensor:
         """Un-normalized embeddings [R, E] of boxes in [0, 1] of the square model input.
 
         Without a region module (CLIP) the tokens under the box are pooled by RoI-Align and projected as a whole
@@ -172,14 +172,14 @@ class LocalizingModel(nn.Module):
             boxes_R4: corners; x1 < x2, y1 < y2. image_index_R: row of `tokens` that each box belongs to.
         """
         if self.prompter is not None:
-            prepared = self.prompter.prepare(tokens.tokens_BLD, tokens.grid)
+            prepared = self.prompter.prepare(tokens.tokens, tokens.grid)
             parts = self._in_parts(tokens, boxes_R4, image_index_R)
             return torch.cat([self.prompter.boxes(prepared, *part).embedding_RE for part in parts])
         if self.roi is not None:
-            return self.roi(tokens.tokens_BLD, tokens.grid, boxes_R4, image_index_R)
-        return self.image_encoder.project(roi_pool(tokens.tokens_BLD, tokens.grid, boxes_R4, image_index_R))
+            return self.roi(tokens.tokens, tokens.grid, boxes_R4, image_index_R)
+        return self.image_encoder.project(roi_pool(tokens.tokens, tokens.grid, boxes_R4, image_index_R))
 
-    def ground(self, tokens: ImageTokens, texts_RE: Tensor, image_index_R: Tensor) -> Tensor:
+    def ground(self, tokens: ImageFeatures, texts_RE: Tensor, image_index_R: Tensor) -> Tensor:
         """Boxes [R, 4] in [0, 1] of the model input, clamped and sorted, where the phrases are said to be.
 
         Args:
@@ -193,15 +193,15 @@ class LocalizingModel(nn.Module):
                 f"this model was trained with regions.method '{self.recipe.regions.method}': "
                 "only 'prompter' can answer where a phrase is"
             )
-        prepared = self.prompter.prepare(tokens.tokens_BLD, tokens.grid)
+        prepared = self.prompter.prepare(tokens.tokens, tokens.grid)
         parts = self._in_parts(tokens, texts_RE, image_index_R)
         found = [self.box_head(self.prompter.phrases(prepared, *part)) for part in parts]
         return sorted_boxes(torch.cat(found))
 
-    def _in_parts(self, tokens: ImageTokens, prompts: Tensor, image_index_R: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _in_parts(self, tokens: ImageFeatures, prompts: Tensor, image_index_R: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The prompts of a call, few at a time where each of them reads and keeps all tokens of its image."""
         if self.prompter is None or self.prompter.pool != "all" or torch.is_grad_enabled():
             return [(prompts, image_index_R)]
-        _, length, width = tokens.tokens_BLD.shape
+        _, length, width = tokens.tokens.shape
         size = max(1, _NUMBERS_AT_A_TIME // (length * width))
         return list(zip(prompts.split(size), image_index_R.split(size), strict=True))

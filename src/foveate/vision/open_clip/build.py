@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from foveate.core.errors import UserError, nearest
+from foveate.records.geometry import InputSize
 from foveate.vision.hub import fetch
 
 _QUIET = threading.RLock()
@@ -27,7 +28,7 @@ def create_open_clip(
     *,
     pretrained: str | None = None,
     embed_dim: int | None = None,
-    image_size: int | None = None,
+    image_size: InputSize | None = None,
     vision: Mapping[str, Any] | None = None,
     text: Mapping[str, Any] | None = None,
     cache_dir: str | None = None,

@@ -213,7 +213,7 @@ def clip_image_processor(preprocess: Preprocess) -> Any:
     from PIL.Image import Resampling
     from transformers import CLIPImageProcessor
 
-    side = preprocess.size
+    side = preprocess.side
     if preprocess.geometry == "letterbox" and any(preprocess.fill):
         raise UserError(f"preprocess.fill is {list(preprocess.fill)}: transformers' CLIPImageProcessor pads with black")
     if preprocess.interpolation not in ("bilinear", "bicubic"):

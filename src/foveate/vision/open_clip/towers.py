@@ -7,6 +7,7 @@ tower is built.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
+from foveate.records.geometry import InputSize
 from foveate.vision.backbones import files_of, given_folder, on_meta
-from foveate.vision.encoder import ImageEncoder, ImageTokens, TextEncoder
+from foveate.vision.encoder import ImageEncoder, ImageFeatures, TextEncoder, check_layer
 from foveate.vision.hf.processors import given_preprocess, three
 from foveate.vision.open_clip.build import (
     NO_TEXT,
@@ -34,7 +36,8 @@ from foveate.vision.pixels import Preprocess
 class OpenClipImageEncoder(ImageEncoder):
     """The image tower: patch tokens after the final norm, and exactly open_clip's own embedding.
 
-    ViTs of open_clip (pooling by class token or mean) and of timm (class token, mean or attention "map").
+    ViTs of open_clip (pooling by class token or mean) and of timm (class token, mean or attention "map"), and CLIP's
+    ResNets, whose tokens are the cells of their last map.
 
     Args:
         model, pretrained, embed_dim, image_size, vision, cache_dir: see `create_open_clip`.
@@ -54,7 +57,7 @@ class OpenClipImageEncoder(ImageEncoder):
         revision: str | None = None,
         offline: bool = False,
         embed_dim: int | None = None,
-        image_size: int | None = None,
+        image_size: InputSize | None = None,
         vision: Mapping[str, Any] | None = None,
         geometry: str = "letterbox",
         checkpointing: bool = False,
@@ -84,13 +87,15 @@ class OpenClipImageEncoder(ImageEncoder):
             width=width,
             embed_dim=model_config["embed_dim"],
             grid=grid,
-            preprocess=_preprocess_of(visual, model, geometry)
+            preprocess=_preprocess_of(visual, geometry)
             if preprocess is None
             else given_preprocess(preprocess, image_size=image_size, geometry=geometry),
         )
-        if preprocess is not None and visual.image_size not in (self.preprocess.size, (self.preprocess.size,) * 2):
+        sides = visual.image_size if isinstance(visual.image_size, Sequence) else (visual.image_size,) * 2
+        if preprocess is not None and tuple(sides) != (self.preprocess.height, self.preprocess.width):
             raise UserError(f"image_size {self.preprocess.size}: the tower's positions are for {visual.image_size} px")
         self.model_config = model_config
+        self.convolutional = hasattr(visual, "attnpool")
         self.visual: Any = visual
         if trained and config is None:
             self.trained_scale, self.trained_bias = scale_of(built)
@@ -107,10 +112,13 @@ class OpenClipImageEncoder(ImageEncoder):
             **dict.fromkeys(("pretrained", "image_size", "vision")),
         }
 
-    def forward(self, features: Tensor) -> ImageTokens:
+    def forward(self, features: Tensor) -> ImageFeatures:
         """Pixels [B, 3, S, S] (uint8 or normalized) to tokens."""
         pixels = self.normalized(features)
         visual = self.visual
+        if self.convolutional:
+            map_BCHW = self._stages(pixels)[-1]
+            return dataclasses.replace(ImageFeatures.from_map(map_BCHW), pooled=visual.attnpool(map_BCHW))
         if hasattr(visual, "trunk"):
             trunk = visual.trunk
             x_BLD = trunk.forward_features(pixels)
@@ -121,10 +129,52 @@ class OpenClipImageEncoder(ImageEncoder):
             pooled_BD, _ = visual._pool(x_BLD)
             embedding_BE = pooled_BD @ visual.proj
             tokens_BLD = visual.ln_post(x_BLD[:, 1:])
-        return ImageTokens(tokens_BLD, self.grid, embedding_BE)
+        return ImageFeatures(tokens_BLD, self.grid, embedding_BE)
+
+    def hidden_features(
+        self, pixels_B3HW: Tensor, *, layer: int = -2, norm: bool = False, prefix: bool = False
+    ) -> ImageFeatures:
+        """See `ImageEncoder.hidden_features`; layers of a ResNet are its stages."""
+        visual, pixels = self.visual, self.normalized(pixels_B3HW)
+        trunk = getattr(visual, "trunk", None)
+        if self.convolutional:
+            if norm or prefix:
+                raise UserError("norm and prefix of 'open_clip': a ResNet has neither; leave them out")
+            return ImageFeatures.from_map(self._stages(pixels)[check_layer(layer, 4, kind="open_clip")])
+        blocks = visual.transformer.resblocks if trunk is None else trunk.blocks
+        index = check_layer(layer, len(blocks), kind="open_clip")
+        extra = 1 if trunk is None else trunk.num_prefix_tokens
+        if trunk is None:
+            named = visual.forward_intermediates(
+                pixels, indices=[index], normalize_intermediates=norm, intermediates_only=True, output_fmt="NLC",
+                output_extra_tokens=True, stop_early=True,
+            )  # fmt: skip
+            patches, special = named["image_intermediates"][0], named["image_intermediates_prefix"][0]
+        else:
+            output = trunk.forward_intermediates(
+                pixels, indices=[index], norm=norm, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+            )[0]
+            patches, special = output if extra else (output, None)
+            patches = trunk.fc_norm(patches) if norm else patches
+        if not prefix:
+            return ImageFeatures(patches, self.grid)
+        if special is None:
+            raise UserError("'open_clip': this tower has no class or register tokens; leave prefix out")
+        return ImageFeatures(torch.cat([special, patches], dim=1), self.grid, prefix=extra)
+
+    def _stages(self, pixels_B3HW: Tensor) -> list[Tensor]:
+        """The maps behind the four stages of a ResNet."""
+        visual = self.visual
+        maps = [visual.layer1(visual.stem(pixels_B3HW))]
+        for stage in (visual.layer2, visual.layer3, visual.layer4):
+            maps.append(stage(maps[-1]))
+        return maps
 
     def project(self, pooled_RD: Tensor) -> Tensor:
         """Pooled tokens [R, D] to [R, E], as if they were all the image had."""
+        if self.convolutional:
+            # Attention over equal tokens is the value itself, whatever query and key are (MaskCLIP, arXiv 2112.01071).
+            return self.visual.attnpool.c_proj(self.visual.attnpool.v_proj(pooled_RD))
         if not hasattr(self.visual, "trunk"):
             return pooled_RD @ self.visual.proj
         trunk = self.visual.trunk
@@ -136,9 +186,13 @@ class OpenClipImageEncoder(ImageEncoder):
 def _geometry_of(visual: Any, built: Any, model: str) -> tuple[tuple[int, int], int]:
     """Grid and width of a supported image tower."""
     from open_clip import CoCa
+    from open_clip.modified_resnet import ModifiedResNet
     from open_clip.transformer import VisionTransformer
     from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
+    if isinstance(visual, ModifiedResNet):
+        sides = visual.image_size if isinstance(visual.image_size, Sequence) else (visual.image_size,) * 2
+        return (sides[0] // 32, sides[1] // 32), visual.attnpool.v_proj.in_features
     if not isinstance(built, CoCa):
         if isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type in ("tok", "avg"):
             return tuple(visual.grid_size), visual.conv1.out_channels
@@ -149,18 +203,16 @@ def _geometry_of(visual: Any, built: Any, model: str) -> tuple[tuple[int, int], 
     kind = type(built if isinstance(built, CoCa) else getattr(visual, "trunk", visual)).__name__
     raise UserError(
         f"open_clip model '{model}' has an image tower of type {kind}: allowed are plain ViTs that pool their class "
-        "token, their mean or by attention, since regions need one token per patch after the final norm"
+        "token, their mean or by attention, and CLIP's ResNets, since regions need one token per cell"
     )
 
 
-def _preprocess_of(visual: Any, model: str, geometry: str) -> Preprocess:
+def _preprocess_of(visual: Any, geometry: str) -> Preprocess:
     config = visual.preprocess_cfg
     height, width = visual.image_size if isinstance(visual.image_size, Sequence) else (visual.image_size,) * 2
-    if height != width:
-        raise UserError(f"open_clip model '{model}' takes {width} x {height} px: allowed are square inputs")
     interpolation = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
     return Preprocess(
-        size=height,
+        size=(height, width),
         mean=three(config["mean"]),
         std=three(config["std"]),
         interpolation=interpolation,
