@@ -50,7 +50,13 @@ def encoder_kinds(attribute: str) -> list[str]:
 def tower_options(kind: str, tower: str) -> list[str]:
     """Names of the options of a kind's "image_encoder" or "text_encoder"; empty where it has no such tower."""
     builder = find_encoder(kind, {"image_encoder": "IMAGE_ENCODER", "text_encoder": "TEXT_ENCODER"}[tower])
-    return [] if builder is None else list(inspect.signature(builder).parameters)
+    return [] if builder is None else _option_names(builder)
+
+
+def _option_names(builder: Any) -> list[str]:
+    """Fields of an encoder's `Options`, or the arguments of one that has none."""
+    options = getattr(builder, "Options", None)
+    return list(inspect.signature(builder).parameters) if options is None else list(options.model_fields)
 
 
 def build_image_encoder(settings: Mapping[str, Any], *, seed: int = 0) -> ImageEncoder:
@@ -90,7 +96,7 @@ def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -
     if builder is None:
         choose(kind, encoder_kinds(attribute), f"{field}.kind")
         raise AssertionError(kind)
-    known = list(inspect.signature(builder).parameters)
+    known = _option_names(builder)
     for key in options:
         if key not in known:
             listed = ", ".join(known)

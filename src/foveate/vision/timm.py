@@ -11,60 +11,59 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from foveate.core.errors import UserError, nearest
-from foveate.records.geometry import InputSize
 from foveate.vision.backbones import BackboneImageEncoder, on_meta, own_or_new
 from foveate.vision.encoder import check_layer
 from foveate.vision.hf.processors import given_preprocess, preprocess_for, three
 from foveate.vision.hub import Checkpoint, fetch
+from foveate.vision.tower_options import FreezableImageOptions, read_options
 
 KIND = "timm"
+
+
+class TimmOptions(FreezableImageOptions):
+    """Options of networks of timm."""
+
+    model: str | None = Field(
+        default=None, description="architecture; needed without `source`, or with a bare file of weights"
+    )
+    source: str | None = Field(
+        default=None,
+        description="folder in timm's hub format, a safetensors file (with `model`), OWNER/NAME on the hub, or a name "
+        "with its tag",
+    )
+    embed_dim: int = Field(ge=1, description="width of the new bias-free projection")
 
 
 class TimmImageEncoder(BackboneImageEncoder):
     """A `VisionTransformer` of timm without its classifier; class and register tokens are not among the tokens.
 
+    Position embeddings are resampled by timm (bicubic, antialiased).
+
     Args:
-        model: architecture, for example "vit_base_patch16_224"; wanted without `source`, or with a bare file of
-            weights. Without `source` the network is untrained.
-        source: folder in timm's hub format (config.json and model.safetensors), a safetensors file, OWNER/NAME on the
-            hub, or a name with its tag ("vit_base_patch16_224.augreg_in21k").
-        embed_dim: E, of the new bias-free projection.
-        revision, offline, image_size, geometry, frozen, precision, checkpointing: see
-            `foveate.vision.hf.clip`. Position embeddings are resampled by timm (bicubic, antialiased).
-        config, preprocess: of `architecture()`, to build a saved tower again without its first weights.
+        fields: see `Options`. Without `source` the network is untrained.
     """
 
-    def __init__(
-        self,
-        *,
-        embed_dim: int,
-        model: str | None = None,
-        source: str | None = None,
-        revision: str | None = None,
-        offline: bool = False,
-        image_size: InputSize | None = None,
-        geometry: str = "letterbox",
-        frozen: bool = False,
-        precision: str = "float32",
-        checkpointing: bool = False,
-        config: Mapping[str, Any] | None = None,
-        preprocess: Mapping[str, Any] | None = None,
-    ) -> None:
-        commit = revision
-        if config is not None:
-            name, arguments = str(config["architecture"]), dict(config["model_args"])
+    Options = TimmOptions
+
+    def __init__(self, **fields: Any) -> None:
+        options = read_options(TimmOptions, fields, kind=KIND)
+        embed_dim, image_size, geometry = options.embed_dim, options.image_size, options.geometry
+        commit = options.revision
+        if options.config is not None:
+            name, arguments = str(options.config["architecture"]), dict(options.config["model_args"])
             trunk = _create(name, arguments)
         else:
-            trunk, name, arguments, commit = _from_source(model, source, revision=revision, offline=offline)
+            trunk, name, arguments, commit = _from_source(options)
         patch, convolutional = _patch_of(trunk, name)
         settings = trunk.pretrained_cfg
-        if preprocess is not None:
-            shown = given_preprocess(preprocess, image_size=image_size, geometry=geometry)
+        if options.preprocess is not None:
+            preprocess = given_preprocess(options.preprocess, image_size=image_size, geometry=geometry)
         else:
-            shown = preprocess_for(
+            preprocess = preprocess_for(
                 {
                     "size": _size_of(trunk, settings),
                     "mean": three(settings.get("mean") or (0.5, 0.5, 0.5)),
@@ -84,16 +83,16 @@ class TimmImageEncoder(BackboneImageEncoder):
             pooled_width=pooled,
             embed_dim=embed_dim,
             patch=patch,
-            preprocess=shown,
-            frozen=frozen,
-            precision=precision,
+            preprocess=preprocess,
+            frozen=options.frozen,
+            precision=options.precision,
             kind=KIND,
         )
         self.convolutional = convolutional
         self._config = {"architecture": name, "model_args": arguments}
         self._commit = commit
-        self.fresh_parts = None if source is None else ("proj",)
-        if checkpointing:
+        self.fresh_parts = None if options.source is None else ("proj",)
+        if options.checkpointing:
             self.trunk.set_grad_checkpointing(True)
 
     def architecture(self) -> dict[str, Any]:
@@ -162,10 +161,9 @@ def _create(name: str, arguments: Mapping[str, Any]) -> Any:
         raise UserError(f"timm model '{name}': {reason}{nearest(name, known)}") from error
 
 
-def _from_source(
-    model: str | None, source: str | None, *, revision: str | None, offline: bool
-) -> tuple[Any, str, dict[str, Any], str | None]:
+def _from_source(options: TimmOptions) -> tuple[Any, str, dict[str, Any], str | None]:
     """Network, architecture's name, its arguments, commit."""
+    model, source = options.model, options.source
     if source is None:
         if model is None:
             raise UserError("'timm' needs source (a folder, a file, a hub id), or model for an untrained network")
@@ -180,7 +178,7 @@ def _from_source(
         if not on_meta():
             _fill(trunk, [path], name=source)
         return trunk, model, {}, None
-    checkpoint = fetch(hub_id(source), revision=revision, offline=offline, field="source of 'timm'")
+    checkpoint = fetch(hub_id(source), revision=options.revision, offline=options.offline, field="source of 'timm'")
     said = checkpoint.config()
     name = said.get("architecture")
     if not isinstance(name, str):

@@ -7,17 +7,14 @@ Transferable Visual Models From Natural Language Supervision (arXiv 2103.00020).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.core.errors import choose
-from foveate.records.geometry import InputSize
-from foveate.vision.backbones import PROJECTIONS
 from foveate.vision.hf.loading import load_tower
 from foveate.vision.hf.towers import TransformersImageEncoder, TransformersTextEncoder
+from foveate.vision.tower_options import ProjectedImageOptions, ProjectedTextOptions, read_options
 
 KIND = "clip"
 _TYPES = ("clip", "clip_vision_model", "clip_text_model")
@@ -27,51 +24,27 @@ class TransformersClipImageEncoder(TransformersImageEncoder):
     """The image tower of CLIP.
 
     Args:
-        source: folder, or OWNER/NAME on the hub, in the format of transformers with safetensors weights.
-        revision: commit, tag or branch of a hub repository; the commit is what a model folder records.
-        offline: look into the hub's cache only.
-        embed_dim: E; the weights have their own, which must agree.
-        projection: "own", or "new" for an untrained one to `embed_dim`.
-        image_size: side of the input in pixels; position embeddings are interpolated (bicubic) at each pass.
-        geometry: see `Preprocess`; "center_crop" is what most weights were trained on.
-        frozen: train the projection only; the tower's results are kept on disk.
-        precision: of a frozen tower: "float32", "bfloat16", "auto".
-        checkpointing: keep no activations inside layers; slower, less memory.
-        config, preprocess: of `architecture()`, to build a saved tower again without its first weights.
+        fields: see `Options`.
     """
 
+    Options = ProjectedImageOptions
     prefix_tokens = 1
 
-    def __init__(
-        self,
-        *,
-        source: str | None = None,
-        revision: str | None = None,
-        offline: bool = False,
-        embed_dim: int | None = None,
-        projection: str = "own",
-        image_size: InputSize | None = None,
-        geometry: str = "letterbox",
-        frozen: bool = False,
-        precision: str = "float32",
-        checkpointing: bool = False,
-        config: Mapping[str, Any] | None = None,
-        preprocess: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, **fields: Any) -> None:
         from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
-        own = choose(projection, PROJECTIONS, f"projection of '{KIND}'") == "own"
+        options = read_options(ProjectedImageOptions, fields, kind=KIND)
+        own = options.projection == "own"
         model_class = CLIPVisionModelWithProjection if own else CLIPVisionModel
-        found = load_tower(
-            KIND, model_class, CLIPVisionConfig, types=_TYPES, source=source, revision=revision, offline=offline,
-            config=config,
-        )  # fmt: skip
+        loaded = load_tower(KIND, model_class, CLIPVisionConfig, options, types=_TYPES)
         super().__init__(
-            found, kind=KIND, trunk=found.model.vision_model if own else found.model,
-            own=found.model.visual_projection if own else None, own_dim=found.model.config.projection_dim,
-            embed_dim=embed_dim, image_size=image_size, geometry=geometry, preprocess=preprocess, frozen=frozen,
-            precision=precision, checkpointing=checkpointing,
-        )  # fmt: skip
+            loaded,
+            options,
+            kind=KIND,
+            trunk=loaded.model.vision_model if own else loaded.model,
+            own=loaded.model.visual_projection if own else None,
+            own_dim=loaded.model.config.projection_dim,
+        )
 
     def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """See `BackboneImageEncoder.run`; the pooled vector is the normed class token."""
@@ -86,39 +59,28 @@ class TransformersClipTextEncoder(TransformersTextEncoder):
     same up to rounding.
 
     Args:
-        source, revision, offline, embed_dim, projection, frozen, precision, checkpointing, config: see the image tower.
-        tokenizer: folder of the tokenizer's files; the source's by default.
+        fields: see `Options`.
     """
 
-    def __init__(
-        self,
-        *,
-        source: str | None = None,
-        revision: str | None = None,
-        offline: bool = False,
-        embed_dim: int | None = None,
-        projection: str = "own",
-        frozen: bool = False,
-        precision: str = "float32",
-        checkpointing: bool = False,
-        config: Mapping[str, Any] | None = None,
-        tokenizer: str | None = None,
-    ) -> None:
+    Options = ProjectedTextOptions
+
+    def __init__(self, **fields: Any) -> None:
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-        own = choose(projection, PROJECTIONS, f"projection of '{KIND}'") == "own"
+        options = read_options(ProjectedTextOptions, fields, kind=KIND)
+        own = options.projection == "own"
         model_class = CLIPTextModelWithProjection if own else CLIPTextModel
-        found = load_tower(
-            KIND, model_class, CLIPTextConfig, types=_TYPES, source=source, revision=revision, offline=offline,
-            config=config,
-        )  # fmt: skip
-        settings = found.model.config
+        loaded = load_tower(KIND, model_class, CLIPTextConfig, options, types=_TYPES)
+        config = loaded.model.config
         super().__init__(
-            found, kind=KIND, trunk=found.model.text_model if own else found.model,
-            own=found.model.text_projection if own else None, own_dim=settings.projection_dim,
-            pooled_width=settings.hidden_size, embed_dim=embed_dim, tokenizer=tokenizer, frozen=frozen,
-            precision=precision, checkpointing=checkpointing,
-        )  # fmt: skip
+            loaded,
+            options,
+            kind=KIND,
+            trunk=loaded.model.text_model if own else loaded.model,
+            own=loaded.model.text_projection if own else None,
+            own_dim=config.projection_dim,
+            pooled_width=config.hidden_size,
+        )
 
     def run(self, ids_BL: Tensor) -> Tensor:
         """Ids to the normed hidden state at the end token."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from safetensors import safe_open
 from foveate.core.errors import UserError
 from foveate.vision.backbones import given_folder, on_meta
 from foveate.vision.hub import Checkpoint, check_loaded, fetch
+from foveate.vision.tower_options import TowerOptions
 
 # Which of our encoders reads what config.json calls itself.
 KIND_OF_TYPE = {
@@ -71,30 +72,28 @@ def load_tower(
     kind: str,
     model_class: Any,
     config_class: Any,
+    options: TowerOptions,
     *,
     types: Sequence[str],
-    source: str | None,
-    revision: str | None = None,
-    offline: bool = False,
-    config: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """A tower in float32: its trained weights, or untrained where `config` is given or models are only counted.
 
     Args:
         kind: name of the encoder, for errors. types: values of `model_type` that it reads.
         model_class, config_class: of transformers.
-        config: a configuration as `provenance` keeps it; then `source` is only a label.
+        options: with a `config` as `provenance` keeps it, `source` is only a label.
 
     Raises:
         UserError: for a source out of reach, of another type, as a pickle, or with tensors missing.
     """
+    source, revision, config = options.source, options.revision, options.config
     if config is not None:
         with quiet():
             model = model_class(config_class.from_dict(dict(config)))
         return Loaded(model, dict(config), source, revision, None)
     if source is None:
         raise UserError(f"source of '{kind}' is missing: give a folder or OWNER/NAME on the hub")
-    checkpoint = fetch(source, revision=revision, offline=offline, field=f"source of '{kind}'")
+    checkpoint = fetch(source, revision=revision, offline=options.offline, field=f"source of '{kind}'")
     said = checkpoint.config()
     found_type = said.get("model_type")
     if found_type not in types:

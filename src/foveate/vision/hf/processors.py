@@ -9,6 +9,7 @@ from foveate.core.errors import UserError
 from foveate.records.geometry import InputSize
 from foveate.vision.hub import Checkpoint
 from foveate.vision.pixels import Preprocess
+from foveate.vision.tower_options import ImageTowerOptions
 
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -105,19 +106,12 @@ def given_preprocess(given: Mapping[str, Any], *, image_size: InputSize | None, 
     return shown
 
 
-def preprocess_of(
-    checkpoint: Checkpoint | None,
-    *,
-    given: Mapping[str, Any] | None,
-    image_size: InputSize | None,
-    patch: int,
-    geometry: str,
-    kind: str,
-) -> Preprocess:
-    """What was given (whole, of a model folder), or what the checkpoint's processor says."""
-    if given is not None:
-        return given_preprocess(given, image_size=image_size, geometry=geometry)
+def preprocess_of(checkpoint: Checkpoint | None, options: ImageTowerOptions, *, patch: int, kind: str) -> Preprocess:
+    """Return what the option `preprocess` says, else what the checkpoint's processor says."""
+    size, geometry = options.image_size, options.geometry
+    if options.preprocess is not None:
+        return given_preprocess(options.preprocess, image_size=size, geometry=geometry)
     if checkpoint is None:
         raise UserError(f"'{kind}' built from a config needs the field preprocess too")
     read = processor_settings(checkpoint)
-    return preprocess_for(read, image_size=image_size, patch=patch, geometry=geometry, kind=kind)
+    return preprocess_for(read, image_size=size, patch=patch, geometry=geometry, kind=kind)

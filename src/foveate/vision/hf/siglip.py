@@ -6,16 +6,14 @@ output of the last token. Source of the model: Sigmoid Loss for Language Image P
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.core.errors import UserError, choose
-from foveate.records.geometry import InputSize
-from foveate.vision.backbones import PROJECTIONS
+from foveate.core.errors import UserError
 from foveate.vision.hf.loading import load_tower
 from foveate.vision.hf.towers import TransformersImageEncoder, TransformersTextEncoder
+from foveate.vision.tower_options import ProjectedImageOptions, ProjectedTextOptions, read_options
 
 KIND = "siglip"
 _TYPES = ("siglip", "siglip_vision_model", "siglip_text_model")
@@ -25,47 +23,27 @@ class SiglipImageEncoder(TransformersImageEncoder):
     """The image tower of SigLIP: patch tokens after `post_layernorm`, pooled by attention with one learned query.
 
     Args:
-        source, revision, offline, embed_dim, image_size, geometry, frozen, precision, checkpointing, config,
-            preprocess: see `foveate.vision.hf.clip`.
-        projection: "own": the head's output is the embedding; "new": an untrained bias-free projection follows it.
+        fields: see `Options`. With projection "own" the head's output is the embedding; with "new" an untrained
+            bias-free projection follows it.
     """
 
-    def __init__(
-        self,
-        *,
-        source: str | None = None,
-        revision: str | None = None,
-        offline: bool = False,
-        embed_dim: int | None = None,
-        projection: str = "own",
-        image_size: InputSize | None = None,
-        geometry: str = "letterbox",
-        frozen: bool = False,
-        precision: str = "float32",
-        checkpointing: bool = False,
-        config: Mapping[str, Any] | None = None,
-        preprocess: Mapping[str, Any] | None = None,
-    ) -> None:
+    Options = ProjectedImageOptions
+
+    def __init__(self, **fields: Any) -> None:
         from transformers import SiglipVisionConfig, SiglipVisionModel
 
-        own = choose(projection, PROJECTIONS, f"projection of '{KIND}'") == "own"
-        found = load_tower(
-            KIND, SiglipVisionModel, SiglipVisionConfig, types=_TYPES, source=source, revision=revision,
-            offline=offline, config=config,
-        )  # fmt: skip
-        settings = found.model.config
-        if not settings.vision_use_head:
-            raise UserError(f"{source or KIND}: it has no pooling head (vision_use_head is false)")
-        super().__init__(
-            found, kind=KIND, trunk=found.model, own=nn.Identity() if own else None, own_dim=settings.hidden_size,
-            embed_dim=embed_dim, image_size=image_size, geometry=geometry, preprocess=preprocess, frozen=frozen,
-            precision=precision, checkpointing=checkpointing,
-        )  # fmt: skip
+        options = read_options(ProjectedImageOptions, fields, kind=KIND)
+        own = nn.Identity() if options.projection == "own" else None
+        loaded = load_tower(KIND, SiglipVisionModel, SiglipVisionConfig, options, types=_TYPES)
+        config = loaded.model.config
+        if not config.vision_use_head:
+            raise UserError(f"{options.source or KIND}: it has no pooling head (vision_use_head is false)")
+        super().__init__(loaded, options, kind=KIND, trunk=loaded.model, own=own, own_dim=config.hidden_size)
 
     def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """See `BackboneImageEncoder.run`."""
-        said = self.trunk(pixel_values=pixels_B3HW, interpolate_pos_encoding=True)
-        return said.last_hidden_state, said.pooler_output
+        outputs = self.trunk(pixel_values=pixels_B3HW, interpolate_pos_encoding=True)
+        return outputs.last_hidden_state, outputs.pooler_output
 
     def pool_regions(self, pooled_RD: Tensor) -> Tensor:
         """The head over one token."""
@@ -78,36 +56,19 @@ class SiglipTextEncoder(TransformersTextEncoder):
     Texts are padded to the full length and no token is masked, as in training: the pooled token may be padding.
 
     Args:
-        source, revision, offline, embed_dim, projection, frozen, precision, checkpointing, config, tokenizer: see
-            `foveate.vision.hf.clip`.
+        fields: see `Options`.
     """
 
-    def __init__(
-        self,
-        *,
-        source: str | None = None,
-        revision: str | None = None,
-        offline: bool = False,
-        embed_dim: int | None = None,
-        projection: str = "own",
-        frozen: bool = False,
-        precision: str = "float32",
-        checkpointing: bool = False,
-        config: Mapping[str, Any] | None = None,
-        tokenizer: str | None = None,
-    ) -> None:
+    Options = ProjectedTextOptions
+
+    def __init__(self, **fields: Any) -> None:
         from transformers import SiglipTextConfig, SiglipTextModel
 
-        own = choose(projection, PROJECTIONS, f"projection of '{KIND}'") == "own"
-        found = load_tower(
-            KIND, SiglipTextModel, SiglipTextConfig, types=_TYPES, source=source, revision=revision,
-            offline=offline, config=config,
-        )  # fmt: skip
-        width = found.model.config.projection_size
-        super().__init__(
-            found, kind=KIND, trunk=found.model, own=nn.Identity() if own else None, own_dim=width, pooled_width=width,
-            embed_dim=embed_dim, tokenizer=tokenizer, frozen=frozen, precision=precision, checkpointing=checkpointing,
-        )  # fmt: skip
+        options = read_options(ProjectedTextOptions, fields, kind=KIND)
+        own = nn.Identity() if options.projection == "own" else None
+        loaded = load_tower(KIND, SiglipTextModel, SiglipTextConfig, options, types=_TYPES)
+        width = loaded.model.config.projection_size
+        super().__init__(loaded, options, kind=KIND, trunk=loaded.model, own=own, own_dim=width, pooled_width=width)
 
     def run(self, ids_BL: Tensor) -> Tensor:
         """Ids to the pooled last token behind the tower's own head."""

@@ -6,25 +6,23 @@ is the tower, and how an image or a text runs through it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from foveate.records.geometry import InputSize
 from foveate.vision.backbones import BackboneImageEncoder, BackboneTextEncoder, keep_no_activations, own_or_new
 from foveate.vision.encoder import check_layer
 from foveate.vision.hf.loading import Loaded, provenance, tokenizer_folder, trained_scale
 from foveate.vision.hf.processors import preprocess_of
+from foveate.vision.tower_options import FreezableImageOptions, FreezableTextOptions
 
 
 class TransformersImageEncoder(BackboneImageEncoder):
     """An image tower of transformers.
 
     Args:
-        found: the loaded network. trunk: the part of it that is the tower.
+        loaded: the network. trunk: the part of it that is the tower.
         own: its own projection of the pooled vector; None for a new one to `embed_dim`. own_dim: width of its result.
-        others: see `foveate.vision.hf.clip`.
 
     Attributes:
         prefix_tokens: class and register tokens in front of the patches. final_norm: attribute of the trunk.
@@ -37,39 +35,32 @@ class TransformersImageEncoder(BackboneImageEncoder):
 
     def __init__(
         self,
-        found: Loaded,
+        loaded: Loaded,
+        options: FreezableImageOptions,
         *,
         kind: str,
         trunk: Any,
         own: nn.Module | None,
         own_dim: int | None,
-        embed_dim: int | None,
-        image_size: InputSize | None,
-        geometry: str,
-        preprocess: Mapping[str, Any] | None,
-        frozen: bool,
-        precision: str,
-        checkpointing: bool,
     ) -> None:
-        settings = found.model.config
-        width, patch = settings.hidden_size, settings.patch_size
-        seen = preprocess_of(
-            found.checkpoint, given=preprocess, image_size=image_size, patch=patch, geometry=geometry, kind=kind
-        )
+        width, patch = loaded.model.config.hidden_size, loaded.model.config.patch_size
+        preprocess = preprocess_of(loaded.checkpoint, options, patch=patch, kind=kind)
         super().__init__(
             trunk=trunk,
-            proj=own_or_new(own, inputs=width, embed_dim=embed_dim, own_dim=own_dim, name=found.source or kind),
+            proj=own_or_new(
+                own, inputs=width, embed_dim=options.embed_dim, own_dim=own_dim, name=loaded.source or kind
+            ),
             width=width,
             pooled_width=width,
-            embed_dim=_joint_width(own, own_dim, embed_dim),
+            embed_dim=_joint_width(own, own_dim, options.embed_dim),
             patch=patch,
-            preprocess=seen,
-            frozen=frozen,
-            precision=precision,
+            preprocess=preprocess,
+            frozen=options.frozen,
+            precision=options.precision,
             kind=kind,
         )
-        self._found = found.without_model()
-        _note(self, found, own=own is not None, checkpointing=checkpointing)
+        self._loaded = loaded.without_model()
+        _note(self, loaded, own=own is not None, checkpointing=options.checkpointing)
 
     def run_to_layer(
         self, pixels_B3HW: Tensor, layer: int, *, norm: bool, grid: tuple[int, int]
@@ -84,7 +75,7 @@ class TransformersImageEncoder(BackboneImageEncoder):
 
     def architecture(self) -> dict[str, Any]:
         """Configuration, preprocessing and commit, instead of weights to fetch."""
-        return {**provenance(self._found), "preprocess": self.preprocess.to_dict(), "image_size": None}
+        return {**provenance(self._loaded), "preprocess": self.preprocess.to_dict(), "image_size": None}
 
 
 class TransformersTextEncoder(BackboneTextEncoder):
@@ -96,36 +87,34 @@ class TransformersTextEncoder(BackboneTextEncoder):
 
     def __init__(
         self,
-        found: Loaded,
+        loaded: Loaded,
+        options: FreezableTextOptions,
         *,
         kind: str,
         trunk: Any,
         own: nn.Module | None,
         own_dim: int,
         pooled_width: int,
-        embed_dim: int | None,
-        tokenizer: str | None,
-        frozen: bool,
-        precision: str,
-        checkpointing: bool,
     ) -> None:
         super().__init__(
             trunk=trunk,
-            proj=own_or_new(own, inputs=pooled_width, embed_dim=embed_dim, own_dim=own_dim, name=found.source or kind),
+            proj=own_or_new(
+                own, inputs=pooled_width, embed_dim=options.embed_dim, own_dim=own_dim, name=loaded.source or kind
+            ),
             pooled_width=pooled_width,
-            embed_dim=_joint_width(own, own_dim, embed_dim),
-            length=found.model.config.max_position_embeddings,
-            tokenizer=tokenizer_folder(found, tokenizer),
-            frozen=frozen,
-            precision=precision,
+            embed_dim=_joint_width(own, own_dim, options.embed_dim),
+            length=loaded.model.config.max_position_embeddings,
+            tokenizer=tokenizer_folder(loaded, options.tokenizer),
+            frozen=options.frozen,
+            precision=options.precision,
             kind=kind,
         )
-        self._found = found.without_model()
-        _note(self, found, own=own is not None, checkpointing=checkpointing)
+        self._loaded = loaded.without_model()
+        _note(self, loaded, own=own is not None, checkpointing=options.checkpointing)
 
     def architecture(self) -> dict[str, Any]:
         """Configuration and commit, instead of weights to fetch."""
-        return {**provenance(self._found), "tokenizer": None}
+        return {**provenance(self._loaded), "tokenizer": None}
 
 
 def _joint_width(own: nn.Module | None, own_dim: int | None, embed_dim: int | None) -> int:
@@ -133,11 +122,11 @@ def _joint_width(own: nn.Module | None, own_dim: int | None, embed_dim: int | No
 
 
 def _note(
-    encoder: TransformersImageEncoder | TransformersTextEncoder, found: Loaded, *, own: bool, checkpointing: bool
+    encoder: TransformersImageEncoder | TransformersTextEncoder, loaded: Loaded, *, own: bool, checkpointing: bool
 ) -> None:
     """What is untrained, the temperature that was trained with the weights, and whether activations are kept."""
     encoder.fresh_parts = () if own else ("proj",)
     if own:
-        encoder.trained_scale, encoder.trained_bias = trained_scale(found.checkpoint)
+        encoder.trained_scale, encoder.trained_bias = trained_scale(loaded.checkpoint)
     if checkpointing:
         keep_no_activations(encoder.trunk)

@@ -8,15 +8,15 @@ tower is built.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
-from foveate.records.geometry import InputSize
 from foveate.vision.backbones import files_of, given_folder, on_meta
 from foveate.vision.encoder import ImageEncoder, ImageFeatures, TextEncoder, check_layer
 from foveate.vision.hf.processors import given_preprocess, three
@@ -31,6 +31,40 @@ from foveate.vision.open_clip.build import (
     tokenizer_of,
 )
 from foveate.vision.pixels import Preprocess
+from foveate.vision.tower_options import ImageTowerOptions, TextTowerOptions, TowerOptions, read_options
+
+KIND = "open_clip"
+
+
+class OpenClipOptions(TowerOptions):
+    """Options of both towers."""
+
+    model: str = Field(
+        default="ViT-B-16", description="architecture, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`, by open_clip's names"
+    )
+    pretrained: str | None = Field(default=None, description="tag or file of an architecture's weights")
+    source: str | None = Field(
+        default=None,
+        description="folder with open_clip_config.json and safetensors weights, or OWNER/NAME on the hub; it replaces "
+        "`model` and `pretrained`",
+    )
+    cache_dir: str | None = Field(default=None, description="where downloads are kept; unset = open_clip's")
+
+
+class OpenClipImageOptions(ImageTowerOptions, OpenClipOptions):
+    """Options of the image tower."""
+
+    vision: dict[str, Any] | None = Field(
+        default=None, description="changes to the architecture's `vision_cfg`, without trained weights only"
+    )
+
+
+class OpenClipTextOptions(TextTowerOptions, OpenClipOptions):
+    """Options of the text tower."""
+
+    text: dict[str, Any] | None = Field(
+        default=None, description="changes to the architecture's `text_cfg`, without trained weights only"
+    )
 
 
 class OpenClipImageEncoder(ImageEncoder):
@@ -40,43 +74,32 @@ class OpenClipImageEncoder(ImageEncoder):
     ResNets, whose tokens are the cells of their last map.
 
     Args:
-        model, pretrained, embed_dim, image_size, vision, cache_dir: see `create_open_clip`.
-        source: a folder with open_clip_config.json and safetensors weights, or OWNER/NAME on the hub; it replaces
-            `model` and `pretrained`. revision: of a hub repository. offline: look into the hub's cache only.
-        checkpointing: keep no activations inside layers; slower, less memory.
-        geometry: how images are fitted, see `Preprocess`; "center_crop" is what open_clip's weights were trained on.
-        config, preprocess: of `architecture()`, to build a saved tower again without its first weights.
+        fields: see `Options`.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str = "ViT-B-16",
-        pretrained: str | None = None,
-        source: str | None = None,
-        revision: str | None = None,
-        offline: bool = False,
-        embed_dim: int | None = None,
-        image_size: InputSize | None = None,
-        vision: Mapping[str, Any] | None = None,
-        geometry: str = "letterbox",
-        checkpointing: bool = False,
-        cache_dir: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        preprocess: Mapping[str, Any] | None = None,
-    ) -> None:
+    Options = OpenClipImageOptions
+
+    def __init__(self, **fields: Any) -> None:
+        options = read_options(OpenClipImageOptions, fields, kind=KIND)
+        config, preprocess, image_size = options.config, options.preprocess, options.image_size
         model, self._commit = named(
-            model, source, pretrained, revision=revision, offline=offline, built=config is not None, cache_dir=cache_dir
+            options.model,
+            options.source,
+            options.pretrained,
+            revision=options.revision,
+            offline=options.offline,
+            built=config is not None,
+            cache_dir=options.cache_dir,
         )
-        trained = pretrained is not None or ":" in model
+        trained = options.pretrained is not None or ":" in model
         built, model_config = create_open_clip(
             model,
-            pretrained=pretrained,
-            embed_dim=embed_dim,
+            pretrained=options.pretrained,
+            embed_dim=options.embed_dim,
             image_size=image_size,
-            vision=vision,
+            vision=options.vision,
             text=None if trained else NO_TEXT,
-            cache_dir=cache_dir,
+            cache_dir=options.cache_dir,
             config=None if config is None else {**config, "text_cfg": NO_TEXT, "custom_text": True},
         )
         if config is not None:
@@ -87,9 +110,9 @@ class OpenClipImageEncoder(ImageEncoder):
             width=width,
             embed_dim=model_config["embed_dim"],
             grid=grid,
-            preprocess=_preprocess_of(visual, geometry)
+            preprocess=_preprocess_of(visual, options.geometry)
             if preprocess is None
-            else given_preprocess(preprocess, image_size=image_size, geometry=geometry),
+            else given_preprocess(preprocess, image_size=image_size, geometry=options.geometry),
         )
         sides = visual.image_size if isinstance(visual.image_size, Sequence) else (visual.image_size,) * 2
         if preprocess is not None and tuple(sides) != (self.preprocess.height, self.preprocess.width):
@@ -100,7 +123,7 @@ class OpenClipImageEncoder(ImageEncoder):
         if trained and config is None:
             self.trained_scale, self.trained_bias = scale_of(built)
             self.fresh_parts = ()
-        if checkpointing:
+        if options.checkpointing:
             visual.set_grad_checkpointing()
 
     def architecture(self) -> dict[str, Any]:
@@ -228,38 +251,31 @@ class OpenClipTextEncoder(TextEncoder):
     up to rounding, at an eighth of the work for the short phrases of regions.
 
     Args:
-        model, pretrained, embed_dim, text, cache_dir: see `create_open_clip`.
-        source, revision, offline, checkpointing: see the image tower.
-        config: of `architecture()`; `model` still names the tokenizer where it is not one of open_clip's own.
-        tokenizer: folder of the files of a tokenizer of transformers; by default the model's.
+        fields: see `Options`. With a `config`, `model` still names the tokenizer where it is not one of open_clip's own.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str = "ViT-B-16",
-        pretrained: str | None = None,
-        source: str | None = None,
-        revision: str | None = None,
-        offline: bool = False,
-        embed_dim: int | None = None,
-        text: Mapping[str, Any] | None = None,
-        checkpointing: bool = False,
-        cache_dir: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        tokenizer: str | None = None,
-    ) -> None:
+    Options = OpenClipTextOptions
+
+    def __init__(self, **fields: Any) -> None:
+        options = read_options(OpenClipTextOptions, fields, kind=KIND)
+        config, tokenizer = options.config, options.tokenizer
         model, self._commit = named(
-            model, source, pretrained, revision=revision, offline=offline, built=config is not None, cache_dir=cache_dir
+            options.model,
+            options.source,
+            options.pretrained,
+            revision=options.revision,
+            offline=options.offline,
+            built=config is not None,
+            cache_dir=options.cache_dir,
         )
-        trained = pretrained is not None or ":" in model
+        trained = options.pretrained is not None or ":" in model
         built, model_config = create_open_clip(
             model,
-            pretrained=pretrained,
-            embed_dim=embed_dim,
+            pretrained=options.pretrained,
+            embed_dim=options.embed_dim,
             vision=None if trained else NO_VISION,
-            text=text,
-            cache_dir=cache_dir,
+            text=options.text,
+            cache_dir=options.cache_dir,
             config=None if config is None else {**config, "vision_cfg": NO_VISION},
         )
         if config is not None:
@@ -269,7 +285,7 @@ class OpenClipTextEncoder(TextEncoder):
         self.context_length = length
         self.model_name = model
         self.model_config = model_config
-        self._cache_dir = cache_dir
+        self._cache_dir = options.cache_dir
         self._tokenizer_folder: Path | None = None if tokenizer is None else given_folder(tokenizer)
         self._tokenizer: Any = None
         if not on_meta() and (tokenizer is not None or (trained and config is None)):
@@ -278,7 +294,7 @@ class OpenClipTextEncoder(TextEncoder):
         if trained and config is None:
             self.trained_scale, self.trained_bias = scale_of(built)
             self.fresh_parts = ()
-        if checkpointing:
+        if options.checkpointing:
             built.set_grad_checkpointing()
         for part in ("visual", "logit_scale", "logit_bias"):
             if hasattr(built, part):
