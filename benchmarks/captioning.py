@@ -119,7 +119,7 @@ def ask(collection: Path, url: str, out: Path, *, in_flight: int, model: str, li
         run=RunFolder.create(out / "run"),
     )
     seconds, processor = time.perf_counter() - began[0], time.process_time() - began[1]
-    assert all(tally["ok"] == tally["in"] == limit for tally in done.result["formats"].values()), done.result["formats"]
+    assert all(tally.ok == tally.total == limit for tally in done.result.formats.values()), done.result.formats
     return {"seconds": seconds, "processor_seconds": processor}
 
 

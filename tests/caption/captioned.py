@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foveate.caption.run import Done, caption
+from foveate.caption.run import CaptionRun, caption
 from foveate.caption.work import CaptionSettings
 from foveate.chat.client import ChatSettings
 from foveate.core.runs import RunFolder
@@ -39,7 +39,7 @@ def make(path: Path, count: int = 12, *, alts: dict[int, str] | None = None) -> 
     return path
 
 
-def ask(collection: Path, endpoint: str, **given: Any) -> Done:
+def ask(collection: Path, endpoint: str, **given: Any) -> CaptionRun:
     """Run the pipeline against a server; further arguments are settings of the run or, with `http_`, of the backend."""
     backend = {name.removeprefix("http_"): value for name, value in given.items() if name.startswith("http_")}
     settings = {name: value for name, value in given.items() if not name.startswith("http_")}

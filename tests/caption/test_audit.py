@@ -17,7 +17,7 @@ from foveate.caption.audit import AuditMethod, AuditSettings, audit
 from foveate.caption.audit_metrics import MetricSettings, shuffled_order
 from foveate.caption.backends.scene_oracle import SceneOracle, SceneOracleSettings
 from foveate.caption.captioner import CaptionRequest
-from foveate.caption.entities import entities, open_entities
+from foveate.caption.entities import collect_entities, open_entities
 from foveate.core.errors import UserError
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.appender import AnnotationAppender
@@ -116,7 +116,7 @@ def test_names_are_entities_on_request(scenes: Path, tmp_path: Path) -> None:
     assert extract("Anna Smith visited Berlin and Paris with 3 dogs in 1908.").phrases == [
         "Anna Smith", "Berlin", "Paris", "1908",
     ]  # fmt: skip
-    assert entities([["the Louvre", "Paris"]], "ner") == {"louvre", "paris"}
+    assert collect_entities([["the Louvre", "Paris"]], "ner") == {"louvre", "paris"}
     result = audit(
         Collection.open(scenes), tmp_path, AuditSettings(("alt", "afc"), gallery=1), MetricSettings(77, entity="ner")
     ).to_json()

@@ -43,7 +43,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(disk: Disk, tmp_path: 
         disk.resize("8m")
         done = ask(collection, server.url)
     assert 0 < kept < 240
-    assert sum(tally["skipped"].get("done", 0) for tally in done.result["formats"].values()) == kept
+    assert sum(tally["skipped"].get("done", 0) for tally in done.result.to_json()["formats"].values()) == kept
     assert len(texts(collection)) == 240
 
 
@@ -119,7 +119,7 @@ def test_a_server_that_is_gone_for_a_minute_costs_no_row(tmp_path: Path) -> None
     with ChatServer(port=port) as back:
         thread.join(120)
         assert len(back.requests) < 240
-    assert {kind: tally["ok"] for kind, tally in done[0].result["formats"].items()} == dict.fromkeys(
+    assert {kind: tally["ok"] for kind, tally in done[0].result.to_json()["formats"].items()} == dict.fromkeys(
         ("ssc", "dsc", "dsc_plus", "afc"), 60
     )
     assert len(texts(collection)) == 240

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from captioned import make, rows, texts
-from chat_server import ChatServer, Say, good, says
 
+from chat_server import ChatServer, Say, good, says
 from killing import Server, kill_at_random
 
 

@@ -110,7 +110,7 @@ def test_a_dry_run_asks_and_writes_nothing(tmp_path: Path, capsys: pytest.Captur
         (["--format", "ssc", "--model", "m", "--executor", "locl"], "unknown executor 'locl'.*Did you mean 'local'"),
         (["--format", "ssc", "--model", "m", "--split", "tset"], "Did you mean 'test'"),
         (["--format", "ssc", "--model", "m", "--language", "En{glish"], "language 'En{glish'"),
-        (["--format", "ssc", "--model", "m", "--tokenizer", "nowhere.json"], "nowhere.json: no such file"),
+        (["--format", "ssc", "--model", "m", "--tokenizer", "nowhere.json"], "nowhere.json.*--tokenizer"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -145,7 +145,7 @@ def test_a_run_that_cannot_go_on_says_why_and_keeps_what_it_has(
     assert "stopped before 5" in out
     assert "HTTP 401" in err
     assert len(rows(collection)) == 3
-    assert "It ended early" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert "The run ended early" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from foveate.caption.answers import (
+from foveate.caption.response_parser import (
     VERDICTS,
     parse_assertions,
     parse_caption,

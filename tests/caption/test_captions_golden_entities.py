@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.caption.entities import entities
+from foveate.caption.entities import collect_entities
 from foveate.caption.vesl.phrases import extract_paper_phrases
 from foveate.metrics.captions import overlap
 
@@ -17,7 +17,7 @@ FORMATS = ("alt", "ssc", "dsc", "dsc_plus", "afc")
 
 
 def found(kind: str, key: str) -> set[str]:
-    return entities((record[kind]["phrases"] for record in GOLDEN["per_caption"].values()), key)
+    return collect_entities((record[kind]["phrases"] for record in GOLDEN["per_caption"].values()), key)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -17,11 +17,11 @@ from foveate.caption.lengths import (
     CLIP_WINDOW,
     Lengths,
     OtherTokenizer,
-    clip_clean,
-    clip_ids,
-    clip_tokens,
-    clip_window,
-    measure,
+    clean_for_clip,
+    count_clip_tokens,
+    encode_clip,
+    measure_lengths,
+    truncate_to_clip_window,
 )
 from foveate.core.errors import UserError
 from naming import raises_naming
@@ -34,19 +34,19 @@ RECORDS = {one["id"]: one for one in json.loads((GOLDENS / "records.json").read_
 @pytest.mark.parametrize("row", STORED["rows"], ids=lambda row: f"{row['id']}-{row['format']}")
 def test_the_stored_counts(row: dict[str, object]) -> None:
     text = RECORDS[row["id"]][row["format"]]
-    lengths = measure(text, OtherTokenizer(GOLDENS / "unigram_tokenizer.json"))
+    lengths = measure_lengths(text, OtherTokenizer(GOLDENS / "unigram_tokenizer.json"))
     assert lengths == Lengths(row["words"], row["clip_tokens"], row["unigram_tokens_with_eos"])
     assert lengths.clip_with_specials == row["clip_tokens_with_special"]
     assert (lengths.clip_with_specials > CLIP_WINDOW) == row["exceeds_77"]
-    assert clip_ids(text)[:6] == row["clip_first_ids"]
+    assert encode_clip(text)[:6] == row["clip_first_ids"]
     if row["clip_truncated_text"] is not None:
-        assert clip_window(text) == str(row["clip_truncated_text"]).strip()
+        assert truncate_to_clip_window(text) == str(row["clip_truncated_text"]).strip()
 
 
 @pytest.mark.parametrize("case", STORED["edge_texts"], ids=lambda case: case["text"])
 def test_the_stored_edge_texts(case: dict[str, object]) -> None:
-    assert clip_ids(str(case["text"])) == case["clip_ids"]
-    assert measure(str(case["text"])).clip_with_specials == case["clip_tokens_with_special"]
+    assert encode_clip(str(case["text"])) == case["clip_ids"]
+    assert measure_lengths(str(case["text"])).clip_with_specials == case["clip_tokens_with_special"]
 
 
 texts = st.one_of(
@@ -69,22 +69,21 @@ def open_clip_tokenizer() -> Any:
 @given(texts)
 def test_ids_are_those_of_open_clip(text: str) -> None:
     theirs = open_clip_tokenizer()
-    assert clip_clean(text) == theirs.clean_fn(text)
-    assert clip_ids(text) == theirs.encode(text)
+    assert clean_for_clip(text) == theirs.clean_fn(text)
+    assert encode_clip(text) == theirs.encode(text)
 
 
 @settings(deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_counts_of_parts(one: str, two: str) -> None:
-    assert clip_tokens("") == 0
-    assert clip_tokens(f"{one} {two}") <= clip_tokens(one) + clip_tokens(two) + 16
-    assert clip_tokens(one) == len(clip_ids(one))
+    assert count_clip_tokens("") == 0
+    assert count_clip_tokens(f"{one} {two}") <= count_clip_tokens(one) + count_clip_tokens(two) + 16
+    assert count_clip_tokens(one) == len(encode_clip(one))
 
 
 def test_counting_needs_no_torch() -> None:
-    code = (
-        "from foveate.caption.lengths import measure; measure('a cat'); import sys; assert 'torch' not in sys.modules"
-    )
+    code = "from foveate.caption.lengths import measure_lengths; measure_lengths('a cat'); "
+    code += "import sys; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

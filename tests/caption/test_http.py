@@ -54,7 +54,7 @@ def test_a_wrong_key_or_model_ends_the_run_in_one_sentence(tmp_path: Path, statu
     assert f"HTTP {status} for the model 'm'" in str(done.failure)
     assert "no such model" in str(done.failure)
     assert len(rows(collection)) == 3
-    tally = done.result["formats"]["ssc"]
+    tally = done.result.to_json()["formats"]["ssc"]
     assert (tally["ok"], tally["skipped"]) == (3, {"stopped before": 5})
 
 
@@ -73,7 +73,7 @@ def test_a_key_comes_from_the_environment_and_stays_there(
         done = ask(collection, server.url, http_api_key_env="MY_KEY", http_model="n")
         assert "wrong key ***" in str(done.failure)
     out = "".join(capfd.readouterr())
-    assert secret not in out + json.dumps(done.result)
+    assert secret not in out + done.result.model_dump_json()
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
 
@@ -102,7 +102,7 @@ def test_a_server_that_takes_few_at_a_time_gets_few(tmp_path: Path) -> None:
 
     with ChatServer(behave) as server:
         done = ask(collection, server.url, formats=("ssc",), http_concurrency=32, http_attempts=12)
-    assert done.result["formats"]["ssc"]["ok"] == 150
+    assert done.result.to_json()["formats"]["ssc"]["ok"] == 150
     assert refused < 400
 
 
@@ -114,7 +114,7 @@ def test_several_endpoints_share_the_work_and_one_may_be_away(tmp_path: Path) ->
         assert len(other.requests) > 5
         dead = "http://127.0.0.1:9/v1"
         done = ask(collection, [dead, other.url], formats=("dsc",))
-    assert done.result["formats"]["dsc"]["ok"] == 60
+    assert done.result.to_json()["formats"]["dsc"]["ok"] == 60
 
 
 def test_a_server_that_is_away_for_seconds_costs_nothing(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_server_that_is_away_for_seconds_costs_nothing(tmp_path: Path) -> None
     time.sleep(2.0)
     with ChatServer(port=port):
         thread.join(60)
-    tally = asking[0].result["formats"]
+    tally = asking[0].result.to_json()["formats"]
     assert {kind: one["ok"] for kind, one in tally.items()} == dict.fromkeys(tally, 60)
     assert len(texts(collection)) == 240
 
@@ -142,7 +142,7 @@ def test_a_server_that_stays_away_ends_the_run_after_some_patience(tmp_path: Pat
     assert "http://127.0.0.1:9/v1/chat/completions cannot be reached for" in str(done.failure)
     assert not rows(collection)
     assert not rows(collection, "caption_errors")
-    assert done.result["formats"]["ssc"]["skipped"] == {"stopped before": 4}
+    assert done.result.to_json()["formats"]["ssc"]["skipped"] == {"stopped before": 4}
 
 
 def test_all_at_once(tmp_path: Path) -> None:
@@ -166,15 +166,15 @@ def test_all_at_once(tmp_path: Path) -> None:
 
     with ChatServer(behave) as server:
         done = ask(collection, server.url, http_timeout_seconds=0.4, http_attempts=2)
-        for tally in done.result["formats"].values():
+        for tally in done.result.to_json()["formats"].values():
             assert tally["in"] == tally["ok"] + tally["repaired"] + sum(tally["errors"].values()) == 60
-        kinds = {kind for tally in done.result["formats"].values() for kind in tally["errors"]}
+        kinds = {kind for tally in done.result.to_json()["formats"].values() for kind in tally["errors"]}
         assert "refused" in kinds
         assert len(kinds) > 2
-        assert sum(tally["repaired"] for tally in done.result["formats"].values()) > 5
+        assert sum(tally["repaired"] for tally in done.result.to_json()["formats"].values()) > 5
         assert len(rows(collection)) + len(rows(collection, "caption_errors")) == 240
         server.behave = lambda number, body: says(good(body))
         again = ask(collection, server.url)
-        assert all(not tally["errors"] for tally in again.result["formats"].values())
+        assert all(not tally["errors"] for tally in again.result.to_json()["formats"].values())
         ask(collection, server.url, retry_errors=True)
     assert len(texts(collection)) == 240

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.caption import prompts
-from foveate.caption.prompts import CAPTION_KINDS, LONGEST_ALT, Prompt, prompt_for, prompt_ids, response_schema
+from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS, Prompt, find_prompt, prompt_ids, response_schema
 from foveate.core.errors import UserError
 from foveate.training.mixture import FORMATS
 from naming import raises_naming
@@ -41,21 +41,21 @@ def test_formats_are_those_of_the_mixture() -> None:
 def test_the_newest_version_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {**prompts._TEXTS, "ssc-2": "two", "ssc-10": "ten", "ssc-9": "nine"}
     monkeypatch.setattr(prompts, "_TEXTS", texts)
-    assert prompt_for("ssc").id == "ssc-10"
+    assert find_prompt("ssc").id == "ssc-10"
     assert Prompt("ssc-2", "English").text == "two"
 
 
 @pytest.mark.parametrize("kind", CAPTION_KINDS)
 def test_the_alt_text_is_shown_to_afc_alone(kind: str) -> None:
-    assert ("{alt}" in prompt_for(kind).text) == (kind == "afc")
+    assert ("{alt}" in find_prompt(kind).text) == (kind == "afc")
 
 
 @given(st.text(max_size=1200))
 def test_texts_of_the_image_are_data(text: str) -> None:
-    filled = prompt_for("afc").fill(alt=text)
+    filled = find_prompt("afc").fill(alt=text)
     start = filled.index("The text: ") + len("The text: ")
     value, _ = json.JSONDecoder().raw_decode(filled[start:])
-    assert value == text[:LONGEST_ALT]
+    assert value == text[:MAX_ALT_LETTERS]
     assert '{"caption": "...", "used_alt_facts": ["..."]}' in filled
 
 
@@ -69,11 +69,11 @@ def test_every_template_can_be_filled() -> None:
 
 
 def test_language_and_hash() -> None:
-    assert prompt_for("dsc").sha256 != prompt_for("dsc", language="French").sha256
+    assert find_prompt("dsc").sha256 != find_prompt("dsc", language="French").sha256
     with pytest.raises(UserError, match="language 'En{alt}'"):
-        prompt_for("dsc", language="En{alt}")
+        find_prompt("dsc", language="En{alt}")
     with raises_naming(UserError, "dcs", "dsc"):
-        prompt_for("dcs")
+        find_prompt("dcs")
 
 
 def test_schemas_name_what_the_parser_reads() -> None:

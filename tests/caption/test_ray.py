@@ -11,8 +11,8 @@ import pytest
 from captioned import ALL, make, rows, texts
 
 from chat_server import ChatServer, Say, fails, good, says
-from foveate.caption.executing import executor_names, find_executor
-from foveate.caption.run import Done, caption
+from foveate.caption.executors.local import executor_names, find_executor
+from foveate.caption.run import CaptionRun, caption
 from foveate.caption.work import CaptionSettings
 from foveate.chat.client import ChatSettings
 from foveate.core.errors import UserError
@@ -22,7 +22,7 @@ from naming import raises_naming
 installed = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: foveate[ray]")
 
 
-def ask(collection: Path, endpoint: str, executor: str) -> Done:
+def ask(collection: Path, endpoint: str, executor: str) -> CaptionRun:
     return caption(
         collection,
         CaptionSettings(formats=ALL),
@@ -56,9 +56,9 @@ def test_two_workers_write_what_one_process_writes(tmp_path: Path) -> None:
     assert by_request[0] == by_request[1]
     assert by_request[0]
     for kind in ALL:
-        ours, theirs = one.result["formats"][kind], two.result["formats"][kind]
+        ours, theirs = one.result.to_json()["formats"][kind], two.result.to_json()["formats"][kind]
         assert ours == theirs
-        assert again.result["formats"][kind]["skipped"]["done"] == ours["ok"]
+        assert again.result.to_json()["formats"][kind]["skipped"]["done"] == ours["ok"]
 
 
 @installed
@@ -86,7 +86,7 @@ def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeyp
             raise UserError("far enough")
 
     monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(executor, "_ray", Ray)
+    monkeypatch.setattr(executor, "_import_ray", Ray)
     with ChatServer() as server:
         done = ask(make(tmp_path / "c", 2), server.url, "ray")
     assert str(done.failure) == "far enough"
@@ -96,12 +96,12 @@ def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeyp
 def test_nothing_is_started_where_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from foveate.caption.executors import ray as executor
 
-    monkeypatch.setattr(executor, "_ray", object)  # whatever of Ray is used fails
+    monkeypatch.setattr(executor, "_import_ray", object)  # whatever of Ray is used fails
     with ChatServer() as server:
         ask(make(tmp_path / "c", 2), server.url, "local")
         done = ask(tmp_path / "c", server.url, "ray")
     assert done.failure is None
-    assert done.result["formats"]["ssc"]["skipped"] == {"done": 2}
+    assert done.result.to_json()["formats"]["ssc"]["skipped"] == {"done": 2}
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     from foveate.caption.executors import ray as executor
 
     with raises_naming(UserError, "foveate[ray]"):
-        executor._ray()
+        executor._import_ray()
 
 
 def test_executors_are_found_by_name() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from captioned import ALL, ask, image_bytes, make, rows, texts
-from chat_server import ChatServer, Say, fails, good, image_of, kind_of, prompt_of, says
 
+from chat_server import ChatServer, Say, fails, good, image_of, kind_of, prompt_of, says
 from foveate.caption import prompts
-from foveate.caption.images import prepare
-from foveate.caption.lengths import clip_tokens
-from foveate.caption.work import Asking, CaptionSettings, worklist
+from foveate.caption.captioner import prepare_image
+from foveate.caption.lengths import count_clip_tokens
+from foveate.caption.work import CaptionSettings, RequestConfig, list_pending
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
@@ -33,8 +33,8 @@ def test_every_image_gets_every_format_with_its_provenance(tmp_path: Path) -> No
     with ChatServer() as server:
         done = ask(collection, server.url, http_revision="r1", price_in=1.0, price_out=2.0)
     assert not done.stopped
-    balanced(done.result["formats"])
-    assert {kind: tally["ok"] for kind, tally in done.result["formats"].items()} == dict.fromkeys(ALL, 12)
+    balanced(done.result.to_json()["formats"])
+    assert {kind: tally["ok"] for kind, tally in done.result.to_json()["formats"].items()} == dict.fromkeys(ALL, 12)
     found = rows(collection)
     assert {(row["key"], row["kind"]) for row in found} == {(f"p{n}", kind) for n in range(12) for kind in ALL}
     for row in found:
@@ -43,15 +43,15 @@ def test_every_image_gets_every_format_with_its_provenance(tmp_path: Path) -> No
         assert len(row["request"]) == 64
         assert (details["backend"], details["revision"], details["attempts"]) == ("http", "r1", 1)
         assert details["prompt_hash"] == prompts.Prompt(details["prompt_id"], "English").sha256
-        assert details["n_clip"] == clip_tokens(row["text"])
+        assert details["n_clip"] == count_clip_tokens(row["text"])
         assert details["n_words"] == len(row["text"].split())
         assert (details["tokens_in"], details["tokens_out"]) == (100, 20)
         assert details["latency_ms"] > 0
-        assert details["run_id"] == done.result["run_id"]
+        assert details["run_id"] == done.result.to_json()["run_id"]
         assert bool(details["alt_hash"]) == (row["kind"] == "afc")
     alts = [row["text"] for row in Collection.open(collection).table("captions").to_pylist() if not row["request"]]
     assert alts == [f"Boat {n} in Kiel" if n % 3 else f"IMG_{n}.jpg" for n in range(12)]
-    assert done.result["cost"]["total"] == pytest.approx((48 * 100 + 2 * 48 * 20) / 1e6)
+    assert done.result.to_json()["cost"]["total"] == pytest.approx((48 * 100 + 2 * 48 * 20) / 1e6)
     usage = [json.loads(line) for line in (tmp_path / "run" / "usage.jsonl").read_text().splitlines()]
     assert sum(one["tokens_in"] for one in usage) == 4800
 
@@ -64,7 +64,7 @@ def test_the_alt_text_is_shown_to_afc_alone_and_only_where_it_says_something(tmp
     assert len(with_alt) == 8
     assert all('The text: "Boat ' in prompt for prompt in with_alt)
     assert not any("IMG_" in prompt_of(body) for body in server.requests)
-    assert done.result["formats"]["afc"]["flags"] == {"alt_unusable": 4}
+    assert done.result.to_json()["formats"]["afc"]["flags"] == {"alt_unusable": 4}
     for row in rows(collection):
         fallback = row["kind"] == "afc" and int(row["key"][1:]) % 3 == 0
         assert ("alt_unusable" in row["flags"]) == fallback
@@ -79,8 +79,8 @@ def test_a_finished_run_asks_for_nothing(tmp_path: Path) -> None:
         done = ask(collection, server.url)
         assert len(server.requests) == asked
         assert texts(collection) == before
-        assert all(tally["skipped"] == {"done": 12} for tally in done.result["formats"].values())
-        balanced(done.result["formats"])
+        assert all(tally["skipped"] == {"done": 12} for tally in done.result.to_json()["formats"].values())
+        balanced(done.result.to_json()["formats"])
         ask(collection, server.url, http_model="other")
         assert len(server.requests) == 2 * asked
 
@@ -109,12 +109,11 @@ def test_a_limit_draws_the_same_images_again(tmp_path: Path) -> None:
 def keys_of(collection: Path, **given: Any) -> dict[tuple[str, str], str]:
     opened = Collection.open(collection)
     chosen = {"model": "m", "revision": ""} | {name: given.pop(name) for name in ("model", "revision") if name in given}
-    asking = Asking(CaptionSettings(**{"formats": ALL, **given}), "http", **chosen)
-    listed = worklist(opened, asking)
+    config = RequestConfig(CaptionSettings(**{"formats": ALL, **given}), "http", **chosen)
     return {
-        (todo.key, kind): asking.request(todo.key, todo.sha256, kind, todo.alt)
-        for todo in listed
-        for kind in todo.kinds
+        (pending.key, kind): config.request_key(pending.key, pending.sha256, kind, pending.alt)
+        for pending in list_pending(opened, config)
+        for kind in pending.kinds
     }
 
 
@@ -185,11 +184,11 @@ def test_a_descriptive_caption_that_stays_too_long_is_cut_and_fits(tmp_path: Pat
         done = ask(collection, server.url)
     found = {row["kind"]: row for row in rows(collection)}
     for kind in ("dsc", "afc"):
-        assert clip_tokens(found[kind]["text"]) <= 75
+        assert count_clip_tokens(found[kind]["text"]) <= 75
         assert "cut_at_sentence" in found[kind]["flags"]
     assert "too_long" in found["ssc"]["flags"]
     assert len(server.requests) == 4 + 3
-    balanced(done.result["formats"])
+    balanced(done.result.to_json()["formats"])
 
 
 def test_a_failed_second_question_keeps_the_first_answer(tmp_path: Path) -> None:
@@ -219,19 +218,21 @@ def test_what_is_no_caption_is_an_error_row_and_is_not_asked_again(tmp_path: Pat
     with ChatServer(lambda number, body: says(raw)) as server:
         done = ask(collection, server.url, formats=("dsc",))
         asked = len(server.requests)
-        assert done.result["formats"]["dsc"]["errors"] == {BAD[raw]: 2}
-        balanced(done.result["formats"])
+        assert done.result.to_json()["formats"]["dsc"]["errors"] == {BAD[raw]: 2}
+        balanced(done.result.to_json()["formats"])
         assert not rows(collection)
         errors = rows(collection, "caption_errors")
         assert [(row["error"], row["final"], row["model"]) for row in errors] == [(BAD[raw], True, "m")] * 2
         assert all(row["raw"] == "" if not raw.strip() else row["raw"] for row in errors)
         again = ask(collection, server.url, formats=("dsc",))
         assert len(server.requests) == asked
-        assert again.result["formats"]["dsc"]["skipped"] == {"final error earlier": 2}
+        assert again.result.to_json()["formats"]["dsc"]["skipped"] == {"final error earlier": 2}
         server.behave = lambda number, body: says(good(body))
         retried = ask(collection, server.url, formats=("dsc",), retry_errors=True)
-        assert retried.result["formats"]["dsc"]["ok"] == 2
-        assert ask(collection, server.url, formats=("dsc",)).result["formats"]["dsc"]["skipped"] == {"done": 2}
+        assert retried.result.to_json()["formats"]["dsc"]["ok"] == 2
+        assert ask(collection, server.url, formats=("dsc",)).result.to_json()["formats"]["dsc"]["skipped"] == {
+            "done": 2
+        }
 
 
 def test_long_raw_answers_are_kept_in_part(tmp_path: Path) -> None:
@@ -247,9 +248,9 @@ def test_captions_in_another_language_are_flagged(tmp_path: Path) -> None:
     german = json.dumps({"caption": "Ein Hund steht auf einer Wiese vor dem Haus."}, ensure_ascii=False)
     with ChatServer(lambda number, body: says(german)) as server:
         done = ask(collection, server.url, formats=("ssc",))
-        assert done.result["formats"]["ssc"]["flags"] == {"non_english": 1}
+        assert done.result.to_json()["formats"]["ssc"]["flags"] == {"non_english": 1}
         done = ask(collection, server.url, formats=("ssc",), language="German")
-        assert done.result["formats"]["ssc"]["flags"] == {}
+        assert done.result.to_json()["formats"]["ssc"]["flags"] == {}
     assert "Write German." in prompt_of(server.requests[-1])
 
 
@@ -262,11 +263,11 @@ def test_images_that_cannot_be_read_are_quarantined_and_counted(tmp_path: Path) 
     tar.write_bytes(bytes(data))
     with ChatServer() as server:
         done = ask(collection, server.url)
-        balanced(done.result["formats"])
-        assert done.result["formats"]["ssc"]["skipped"] == {"image: damaged shard": 1}
+        balanced(done.result.to_json()["formats"])
+        assert done.result.to_json()["formats"]["ssc"]["skipped"] == {"image: damaged shard": 1}
         assert len(rows(collection)) == 20
         again = ask(collection, server.url)
-        balanced(again.result["formats"])
+        balanced(again.result.to_json()["formats"])
     found = Collection.open(collection).quarantine().to_pylist()
     assert [(row["key"], row["reason"], row["source"]) for row in found] == [("p2", "damaged shard", "captioner http")]
 
@@ -289,7 +290,7 @@ def test_images_are_sent_as_they_are_or_shrunk(tmp_path: Path) -> None:
     sent = sorted((base64.b64decode(image_of(body).partition(",")[2]) for body in server.requests), key=len)
     assert image_bytes(1) in sent
     assert image_bytes(2, width=400, height=100) not in sent
-    assert max(prepare(one, longest_side=8192).width for one in sent) == 64
+    assert max(prepare_image(one, longest_side=8192).width for one in sent) == 64
 
 
 def test_an_empty_choice_is_said(tmp_path: Path) -> None:
@@ -307,10 +308,12 @@ def test_the_last_kind_of_alt_text_counts_where_the_first_is_absent(tmp_path: Pa
         writer.add("a", image_bytes(1), captions=[Caption("Old tower", "title"), Caption("Tower in Oslo", "alt")])
         writer.add("b", image_bytes(2), captions=[Caption("boat, sea", "keywords")])
         writer.add("c", image_bytes(3))
-    listed = worklist(Collection.open(tmp_path / "c"), Asking(CaptionSettings(formats=("afc",)), "http", "m", ""))
+    listed = list_pending(
+        Collection.open(tmp_path / "c"), RequestConfig(CaptionSettings(formats=("afc",)), "http", "m", "")
+    )
     assert [todo.alt for todo in listed] == ["Tower in Oslo", "boat, sea", ""]
     chosen = CaptionSettings(formats=("afc",), alt_kinds=("title",))
-    listed = worklist(Collection.open(tmp_path / "c"), Asking(chosen, "http", "m", ""))
+    listed = list_pending(Collection.open(tmp_path / "c"), RequestConfig(chosen, "http", "m", ""))
     assert [todo.alt for todo in listed] == ["Old tower", "", ""]
 
 
@@ -334,18 +337,18 @@ def test_prepared_images() -> None:
         ("TIFF", False),
     ):
         data = encoded(plain, format)
-        made = prepare(data, longest_side=60)
+        made = prepare_image(data, longest_side=60)
         assert (made.data == data) == kept, format
         assert (made.width, made.height) == (60, 30)
         assert made.media_type == (f"image/{format.lower()}" if kept else "image/jpeg")
-        assert prepare(data, longest_side=30).width == 30
+        assert prepare_image(data, longest_side=30).width == 30
     turned = Image.Exif()
     turned[0x0112] = 6
-    made = prepare(encoded(plain, "JPEG", exif=turned), longest_side=60)
+    made = prepare_image(encoded(plain, "JPEG", exif=turned), longest_side=60)
     assert (made.width, made.height) == (30, 60)
     clear = encoded(Image.new("RGBA", (10, 10), (0, 0, 0, 0)), "PNG")
-    assert prepare(clear, longest_side=60).media_type == "image/jpeg"
+    assert prepare_image(clear, longest_side=60).media_type == "image/jpeg"
     with pytest.raises(BadImage):
-        prepare(b"<html>", longest_side=60)
+        prepare_image(b"<html>", longest_side=60)
     with pytest.raises(BadImage):
-        prepare(encoded(plain, "BMP")[:100], longest_side=60)
+        prepare_image(encoded(plain, "BMP")[:100], longest_side=60)

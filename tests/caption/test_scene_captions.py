@@ -8,7 +8,7 @@ from made_scenes import rng, scenes
 
 from foveate.caption.assertions.scene_judge import judge_assertions
 from foveate.caption.assertions.splitter import count, split
-from foveate.caption.entities import entities
+from foveate.caption.entities import collect_entities
 from foveate.caption.scene_captions import KINDS, render
 from foveate.metrics.captions import UNVERIFIABLE, assertion_metrics, overlap
 
@@ -25,7 +25,7 @@ def rendered(kind: str, *, hallucinations: float = 0.0, alt: str | None = None) 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_statement_is_one_assertion_and_holds(kind: str) -> None:
     made = [render(kind, truth, alt="", rng=rng(i)) for i, (truth, _) in enumerate(scenes(SCENES))]
-    counts = [count(one.text) == one.statements for one in made]
+    counts = [count(one.text) == one.num_claims for one in made]
     assert np.mean(counts) >= 0.98  # names such as "face with two eyes and three hearts" may be split
     verdicts = [judge_assertions(split(one.text), truth) for one, (truth, _) in zip(made, scenes(SCENES), strict=True)]
     found = assertion_metrics(verdicts)
@@ -74,8 +74,8 @@ def test_afc_covers_names_of_the_alt_text() -> None:
 
     def coverage(kind: str) -> float | None:
         texts = [render(kind, truth, alt=alts[i], rng=rng(i)).text for i, (truth, _) in enumerate(scenes(60))]
-        words = entities([text.lower().replace(".", "").split() for text in texts])
-        return overlap(words, entities([alt.split() for alt in alts]))["alt_coverage"]
+        words = collect_entities([text.lower().replace(".", "").split() for text in texts])
+        return overlap(words, collect_entities([alt.split() for alt in alts]))["alt_coverage"]
 
     afc, dsc = coverage("afc"), coverage("dsc")
     assert afc is not None

@@ -12,7 +12,7 @@ import tiny_vlm
 import torch
 from captioned import image_bytes, make, rows
 
-from foveate.caption.backends.transformers import Drawing, TransformersCaptioner, TransformersSettings
+from foveate.caption.backends.transformers import GumbelSampler, TransformersCaptioner, TransformersSettings
 from foveate.caption.captioner import CaptionRequest
 from foveate.caption.run import caption
 from foveate.caption.work import CaptionSettings
@@ -53,8 +53,8 @@ def requests(count: int, *, temperature: float, max_tokens: int = 12) -> list[Ca
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_batch_says_what_each_row_says_alone(captioner: TransformersCaptioner, temperature: float) -> None:
     asked = requests(5, temperature=temperature)
-    together = captioner.answer(asked)
-    alone = [captioner.answer([request])[0] for request in asked]
+    together = captioner.caption_batch(asked)
+    alone = [captioner.caption_batch([request])[0] for request in asked]
     assert [one.text for one in together] == [one.text for one in alone]
     assert [(one.tokens_in, one.tokens_out) for one in together] == [(one.tokens_in, one.tokens_out) for one in alone]
     assert len({one.text for one in together}) > 1
@@ -78,31 +78,31 @@ def test_models_that_cut_images_into_tiles(save: Callable[[Path], Path], name: s
             zip(requests(len(shapes), temperature=0.0), shapes, strict=True)
         )
     ]
-    together = opened.answer(asked)
-    alone = [opened.answer([one])[0] for one in asked]
+    together = opened.caption_batch(asked)
+    alone = [opened.caption_batch([one])[0] for one in asked]
     assert all(one.text and not one.error for one in together)
     assert [one.text for one in together] == [one.text for one in alone]
     assert len({one.text for one in together}) == len(shapes)
-    same_prompt = opened.answer([replace(one, prompt="Write.") for one in asked])
+    same_prompt = opened.caption_batch([replace(one, prompt="Write.") for one in asked])
     assert len({one.tokens_in for one in same_prompt}) > 1, "tiles depend on the shape"
 
 
 def test_the_image_matters(captioner: TransformersCaptioner) -> None:
     (request,) = requests(1, temperature=0.0, max_tokens=24)
-    texts = {captioner.answer([replace(request, image=image_bytes(seed))])[0].text for seed in range(6)}
+    texts = {captioner.caption_batch([replace(request, image=image_bytes(seed))])[0].text for seed in range(6)}
     assert len(texts) > 1
 
 
 def test_the_seed_is_honored(captioner: TransformersCaptioner) -> None:
     (request,) = requests(1, temperature=1.0)
-    first, again, other = (captioner.answer([replace(request, seed=seed)])[0].text for seed in (1, 1, 2))
+    first, again, other = (captioner.caption_batch([replace(request, seed=seed)])[0].text for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_draws_have_the_probabilities_of_the_softmax() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0])
     many = [CaptionRequest("p", "ssc", "x", "", b"", "", "", 1, 0.5, seed) for seed in range(4000)]
-    drawn = Drawing(many)(torch.zeros(4000, 1), logits.expand(4000, 3)).argmax(dim=1)
+    drawn = GumbelSampler(many)(torch.zeros(4000, 1), logits.expand(4000, 3)).argmax(dim=1)
     shares = torch.bincount(drawn, minlength=3) / 4000
     expected = torch.softmax(logits / 0.5, dim=0)
     assert torch.allclose(shares, expected, atol=4 * 0.5 / 4000**0.5)
@@ -112,24 +112,24 @@ def test_each_row_has_its_own_limit_of_tokens(captioner: TransformersCaptioner) 
     short, long = (
         replace(one, max_tokens=count) for one, count in zip(requests(2, temperature=0.0), (3, 9), strict=True)
     )
-    answers = captioner.answer([short, long])
+    answers = captioner.caption_batch([short, long])
     assert answers[0].tokens_out <= 3 < answers[1].tokens_out <= 9
 
 
 def test_an_image_that_the_model_cannot_take_is_an_error_of_its_row(captioner: TransformersCaptioner) -> None:
     asked = requests(4, temperature=0.0)
     asked[2] = replace(asked[2], image=b"GIF89a nonsense")
-    answers = captioner.answer(asked)
+    answers = captioner.caption_batch(asked)
     assert [one.error for one in answers] == ["", "", "model_error", ""]
     assert answers[2].final
-    assert [one.text for one in answers[:2]] == [one.text for one in captioner.answer(asked[:2])]
+    assert [one.text for one in answers[:2]] == [one.text for one in captioner.caption_batch(asked[:2])]
 
 
 def test_what_does_not_fit_into_memory_is_halved(
     captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = requests(6, temperature=0.0)
-    expected = [one.text for one in captioner.answer(asked)]
+    expected = [one.text for one in captioner.caption_batch(asked)]
     generate, sizes = captioner._generate, []
 
     def small(batch: list[CaptionRequest]) -> list[tuple[str, int, int]]:
@@ -139,17 +139,17 @@ def test_what_does_not_fit_into_memory_is_halved(
         return generate(batch)
 
     monkeypatch.setattr(captioner, "_generate", small)
-    assert [one.text for one in captioner.answer(asked)] == expected
+    assert [one.text for one in captioner.caption_batch(asked)] == expected
     assert max(sizes) == 6
     monkeypatch.setattr(captioner, "_generate", lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
-    assert [(one.error, one.final) for one in captioner.answer(asked[:2])] == [("out_of_memory", False)] * 2
+    assert [(one.error, one.final) for one in captioner.caption_batch(asked[:2])] == [("out_of_memory", False)] * 2
 
 
 def test_without_a_chat_template_the_image_token_is_used(tmp_path: Path) -> None:
     plain = tiny_vlm.save(tmp_path / "plain", template=False)
     opened = TransformersCaptioner(TransformersSettings(model=str(plain), device="cpu", precision="float32"))
     assert opened._prompt("Write.") == "<image>\nWrite.\n"
-    assert not opened.answer(requests(2, temperature=0.0))[0].error
+    assert not opened.caption_batch(requests(2, temperature=0.0))[0].error
 
 
 def test_the_pipeline_batches_and_stores_the_weights_hash(folder: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_pipeline_batches_and_stores_the_weights_hash(folder: Path, tmp_path
     asked = []
     for _ in range(2):
         done = caption(collection, chosen, backend="transformers", backend_settings=settings, run=run)
-        asked.append({kind: tally["asked"] for kind, tally in done.result["formats"].items()})
+        asked.append({kind: tally["requested"] for kind, tally in done.result.to_json()["formats"].items()})
     assert asked == [{"ssc": 6, "dsc": 6}, {"ssc": 0, "dsc": 0}]
     found = [*rows(collection), *rows(collection, "caption_errors")]
     assert len({row["request"] for row in found}) == 12

@@ -316,7 +316,7 @@ def small_results(folder: Path) -> dict[str, dict[str, Any]]:
             "failure": "the server is away",
             "cost": {"in": 0.1, "out": 0.2, "total": 0.3},
             "formats": {kind: tally for kind in ("ssc", "dsc_plus")},
-            "made": {"ssc": {"captions": 10, "clip_tokens": spread, "seconds": spread}, "dsc_plus": {"captions": 0}},
+            "captions": {"ssc": {"count": 10, "clip_tokens": spread, "seconds": spread}, "dsc_plus": {"count": 0}},
             "examples": [{"key": "p/1", "image": samples[0]["image"], "texts": texts}],
             "command": ["foveate", "caption", "boats"],
         },

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from foveate.caption.results import RequestTally
 from foveate.core.errors import UserError
 from foveate.core.results import Example, Histogram, Region, Value, parse_result
-from foveate.report.schema import CaptionTally, InspectResult
+from foveate.report.schema import InspectResult
 from naming import raises_naming
 
 
@@ -19,7 +20,7 @@ def test_a_result_survives_json() -> None:
 
 
 def test_json_uses_the_names_of_the_file() -> None:
-    assert CaptionTally(total=3, ok=2, repaired=0).to_json()["in"] == 3
+    assert RequestTally(total=3, ok=2, repaired=0).to_json()["in"] == 3
 
 
 def test_unknown_fields_are_ignored_and_results_are_immutable() -> None:

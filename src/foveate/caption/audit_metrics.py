@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from foveate.caption.entities import entities
-from foveate.caption.lengths import CLIP_SPECIALS, OtherTokenizer, clip_tokens, words
+from foveate.caption.entities import collect_entities
+from foveate.caption.lengths import CLIP_SPECIALS, OtherTokenizer, count_clip_tokens, count_words
 from foveate.core.results import Row, Value
 from foveate.metrics.captions import (
     CONTRADICTED,
@@ -78,14 +78,14 @@ def compute_metrics(
     Args:
         alt: alt-texts of the same images, for shared entities; None if there are none.
     """
-    clip_lengths = [clip_tokens(text) + CLIP_SPECIALS for text in captions.texts]
+    clip_lengths = [count_clip_tokens(text) + CLIP_SPECIALS for text in captions.texts]
     counts = [len(assertions) for assertions in captions.assertions]
     metrics: dict[str, Any] = {
         "format": captions.format,
         "n": len(captions.texts),
         "lengths": {
             "clip_with_specials": length_summary(clip_lengths),
-            "words": length_summary([words(text) for text in captions.texts]),
+            "words": length_summary([count_words(text) for text in captions.texts]),
         },
         "mean_tokens": interval_to_json(bootstrap_interval(clip_lengths, seed=settings.seed)),
         **_truncation(clip_lengths, settings.context),
@@ -151,12 +151,12 @@ def _agreement(truth: Sequence[Sequence[str]], judged: Sequence[Sequence[str]], 
 
 def _entity_overlap(captions: JudgedCaptions, alt: JudgedCaptions, settings: MetricSettings) -> dict[str, Any]:
     """Entities shared with the alt-texts: over the whole sample as in the paper, and mean coverage per image."""
-    whole = overlap(entities(captions.phrases, settings.entity), entities(alt.phrases, settings.entity))
+    whole = overlap(collect_entities(captions.phrases, settings.entity), collect_entities(alt.phrases, settings.entity))
     coverage = []
     for of_caption, of_alt in zip(captions.phrases, alt.phrases, strict=True):
-        alt_entities = entities([of_alt], settings.entity)
+        alt_entities = collect_entities([of_alt], settings.entity)
         if alt_entities:  # an alt-text without entities leaves nothing to cover
-            coverage.append(len(alt_entities & entities([of_caption], settings.entity)) / len(alt_entities))
+            coverage.append(len(alt_entities & collect_entities([of_caption], settings.entity)) / len(alt_entities))
     per_image = interval_to_json(bootstrap_interval(coverage, seed=settings.seed)) if coverage else None
     return {**whole, "key": settings.entity, "own_image_coverage": per_image}
 

@@ -1,32 +1,41 @@
-"""What a captioner is, and captioners by name: backend `x` is the module `foveate.caption.backends.x`.
+"""What a captioner is, the images it gets, and captioners by name: backend `x` is the module `foveate.caption.backends.x`.
 
-A captioner turns one request (one image, one format) into raw text. Reading the answer, checking it, asking again
-and storing it are the pipeline's work, so that all backends are treated alike. A new backend is one new module with a
+A captioner turns one request (one image, one format) into raw text. Parsing the response, checking it, asking again and
+storing it are the pipeline's work, so that all backends are treated alike. A new backend is one new module with a
 `BACKEND`; nothing here changes.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import foveate.caption.backends
-from foveate.core.errors import choose
+from foveate.core.plugins import load_plugin, module_names
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
+from foveate.records.images import decode, read_image_info
+
+BACKENDS = "foveate.caption.backends"
+# Formats and pixel types that every server reads in the same way; all else is written anew.
+_MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+_PLAIN_MODES = ("L", "RGB")
+_QUALITY = 92
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionRequest:
     """One image, one format.
 
-    `key` is the key of the image in its collection; `kind` one of `foveate.caption.prompts.CAPTION_KINDS`;
-    `prompt_id` names the template that `prompt` was rendered from. `image` are the bytes of an image that any reader
-    of `media_type` opens. `alt` is the alt-text where the format uses it (afc), else "". `temperature` 0 is greedy;
-    `seed` is passed on to backends that draw.
+    Attributes:
+        key: of the image in its collection.
+        kind: one of `foveate.caption.prompts.CAPTION_KINDS`.
+        prompt_id: the template that `prompt` was filled from.
+        image: bytes that any reader of `media_type` opens.
+        alt: the alt-text where the format uses it (afc), else "".
+        temperature: 0 is greedy.
+        seed: for backends that sample.
     """
 
     key: str
@@ -45,9 +54,13 @@ class CaptionRequest:
 class CaptionResponse:
     """The raw text as the model gave it, or an error.
 
-    `error` is "" when all is well, else a short code: "timeout", "http_429", "connection", ... `final` says that no
-    later attempt can mend it. `attempts` are the tries that this answer took, `latency_ms` the time of the last one.
-    `tokens_in` and `tokens_out` are 0 where the backend does not count; `score` is the backend's own confidence.
+    Attributes:
+        error: "" when all is well, else a short code: "timeout", "http_429", "connection", ...
+        final: no later attempt can help.
+        attempts: tries that this response took.
+        latency_ms: of the last try.
+        tokens_in, tokens_out: 0 where the backend does not count.
+        score: the backend's own confidence.
     """
 
     text: str = ""
@@ -63,8 +76,11 @@ class CaptionResponse:
 class Captioner(Protocol):
     """Answers requests; many `caption` calls may be in flight at once, and none raises for one bad request.
 
-    `name` is the backend, `model` what answered, `revision` the version or hash of its weights ("" where unknown),
-    `concurrency` the most calls at once that it wants. A backend that works in batches gathers the calls itself.
+    Attributes:
+        name: of the backend.
+        model: what answered.
+        revision: version or hash of its weights, "" where unknown.
+        concurrency: calls at once that keep it busy. A backend that works in batches gathers the calls itself.
     """
 
     name: str
@@ -81,8 +97,10 @@ class Captioner(Protocol):
 class Backend:
     """A kind of captioner: its settings model, and how it is opened for a collection.
 
-    `only_scenes` marks one that answers from the truth of generated scenes: never a default, refused for real
-    images, and named in every table that used it. `note` is one line for lists and docs.
+    Attributes:
+        only_scenes: it answers from the truth of generated scenes: never a default, refused for real images, and named
+            in every table that used it.
+        note: one line for lists and docs.
     """
 
     settings: type[Settings]
@@ -92,16 +110,44 @@ class Backend:
 
 
 def backend_names() -> list[str]:
-    """Names of all backends, without importing them."""
-    names = (module.name for module in pkgutil.iter_modules(foveate.caption.backends.__path__))
-    return sorted(name for name in names if not name.startswith("_"))
+    """List all backends, without importing them."""
+    return module_names(BACKENDS)
 
 
 def find_backend(name: str) -> Backend:
-    """The backend `name`.
+    """Import a backend by name.
 
     Raises:
-        UserError: for an unknown one, with the nearest match.
+        UserError: there is no such backend; the error lists all and the nearest match.
     """
-    choose(name, backend_names(), "captioner backend")
-    return importlib.import_module(f"foveate.caption.backends.{name}").BACKEND
+    return load_plugin(BACKENDS, name, "BACKEND", label="captioner backend")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """The bytes of an image, their media type, and its width and height in pixels."""
+
+    data: bytes
+    media_type: str
+    width: int
+    height: int
+
+
+def prepare_image(data: bytes, *, longest_side: int) -> PreparedImage:
+    """Make an image readable for every captioner: upright, one frame, no transparency, not too large.
+
+    The bytes stay as they are where they are a JPEG, PNG or WebP of one frame, upright, without transparency or
+    palette, and at most `longest_side` pixels a side. Else the image is decoded, shrunk (never enlarged) and written as
+    a JPEG.
+
+    Raises:
+        BadImage: it cannot be decoded.
+    """
+    info, upright = read_image_info(data)
+    usable = info.format in _MEDIA_TYPES and info.mode in _PLAIN_MODES and info.frames == 1 and upright
+    if usable and max(info.width, info.height) <= longest_side:
+        return PreparedImage(data, _MEDIA_TYPES[info.format], info.width, info.height)
+    image = decode(data, longest_side=longest_side)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY)
+    return PreparedImage(buffer.getvalue(), "image/jpeg", image.width, image.height)

@@ -1,4 +1,4 @@
-"""What captions name: their noun phrases without the determiner, in lower case.
+"""Entities that captions name: their noun phrases without the determiner, in lower case.
 
 The phrases are those of the region recipe (`foveate.caption.vesl.phrases`), here without its limit of twenty. `phrase`
 is the whole phrase ("old harbor lighthouse"), `head` its last word ("lighthouse"). `ner` are names instead ("Port
@@ -15,46 +15,50 @@ from foveate.core.errors import choose
 
 NAMED = "ner"
 KEYS = ("phrase", "head", NAMED)
-# Numbers and measures, which spaCy marks, too, are no names.
-_NO_NAMES = frozenset(("CARDINAL", "ORDINAL", "PERCENT", "QUANTITY"))
-# Removed from the front of a phrase, as the goldens have it: narrower than what a phrase may start with.
-LEADING = frozenset("a an the this that these those each every some any no another all both".split())
+# Labels of spaCy for numbers and measures, which are no names.
+_NUMBER_LABELS = frozenset(("CARDINAL", "ORDINAL", "PERCENT", "QUANTITY"))
+# Removed from the front of a phrase. Narrower than what a phrase may start with: published counts were made so.
+DETERMINERS = frozenset("a an the this that these those each every some any no another all both".split())
 
 
-def entity(phrase: str, key: str = "phrase") -> str:
-    """The entity that a phrase names, "" where nothing is left of it.
+def extract_entity(phrase: str, key: str = "phrase") -> str:
+    """Return the entity that a phrase names, "" where nothing is left of it.
 
-    >>> entity("The old harbor lighthouse"), entity("a white lighthouse", "head")
+    >>> extract_entity("The old harbor lighthouse"), extract_entity("a white lighthouse", "head")
     ('old harbor lighthouse', 'lighthouse')
     """
-    words = phrase.lower().split()
-    if words and words[0] in LEADING:
-        words = words[1:]
-    return words[-1] if words and choose(key, KEYS, "entity key") == "head" else " ".join(words)
+    tokens = phrase.lower().split()
+    if tokens and tokens[0] in DETERMINERS:
+        tokens = tokens[1:]
+    return tokens[-1] if tokens and choose(key, KEYS, "entity key") == "head" else " ".join(tokens)
 
 
-def entities(phrases: Iterable[Sequence[str]], key: str = "phrase") -> set[str]:
-    """The different entities in the phrases of many captions."""
-    return {found for caption in phrases for phrase in caption if (found := entity(phrase, key))}
+def collect_entities(phrases: Iterable[Sequence[str]], key: str = "phrase") -> set[str]:
+    """Collect the different entities in the phrases of many captions."""
+    return {entity for caption in phrases for phrase in caption if (entity := extract_entity(phrase, key))}
 
 
 class NamedEntities:
-    """Names of people, places, organizations, works, days and the like, by spaCy's recognizer of named entities."""
+    """Finds names of people, places, organizations, works, days and the like with spaCy's entity recognizer.
+
+    Raises:
+        UserError: spaCy or its model is not installed.
+    """
 
     name = "spacy_ner"
 
     def __init__(self) -> None:
-        """Opens the model. Raises UserError where spaCy or its model is not installed."""
         from foveate.caption.vesl.taggers.spacy import load_spacy
 
+        # The recognizer alone: the parts left out take most of the time.
         self._model = load_spacy(exclude=("parser", "tagger", "lemmatizer", "attribute_ruler"))
         self.version = f"{self._model.meta['name']} {self._model.meta['version']}"
 
     def __call__(self, text: str) -> ExtractedPhrases:
-        kept = [one.text for one in self._model(text).ents if one.label_ not in _NO_NAMES]
-        return ExtractedPhrases(kept, [], len(kept))
+        names = [entity.text for entity in self._model(text).ents if entity.label_ not in _NUMBER_LABELS]
+        return ExtractedPhrases(names, [], len(names))
 
 
 def open_entities() -> Extractor:
-    """What finds the names in a caption."""
+    """Open the extractor that finds the names in a caption."""
     return NamedEntities()

@@ -1,4 +1,4 @@
-"""What captioners are asked: versioned templates, one per format, and those for asking again and for judging.
+"""Versioned prompt templates: one per format, and those for asking again, for rewriting and for judging.
 
 A template has an id with a version ("dsc-1"): whoever changes a letter of it gives it a new one. What goes into the
 provenance of a caption is the id and the SHA-256 of the rendered template without image and alt-text. All wordings
@@ -19,7 +19,9 @@ from foveate.core.errors import UserError, choose
 
 # The formats that a captioner writes, in canonical order; `foveate.training.mixture.FORMATS` has alt before them.
 CAPTION_KINDS = ("ssc", "dsc", "dsc_plus", "afc")
-LONGEST_ALT = 1000  # letters of an alt-text that are shown to the captioner
+# Letters of an alt-text that the captioner sees: some pages put whole articles into it.
+MAX_ALT_LETTERS = 1000
+# Letters and blanks alone: the language is put into the template, where braces or sentences would do harm.
 _LANGUAGE = re.compile(r"[^\W\d_]+(?:[ -][^\W\d_]+){0,4}")
 
 _RULES = (
@@ -98,7 +100,7 @@ FORMS: Mapping[str, str] = MappingProxyType(
         "afc": "as dsc, with the names, places and numbers of the given text kept exactly",
     }
 )
-# Tokens that an answer may take, with its JSON; temperatures as in the method's page.
+# Tokens that a response may take, with its JSON; temperatures as in the method's page.
 MAX_TOKENS: Mapping[str, int] = MappingProxyType({"ssc": 120, "dsc": 240, "dsc_plus": 900, "afc": 320})
 TEMPERATURES: Mapping[str, float] = MappingProxyType({"ssc": 0.2, "dsc": 0.2, "dsc_plus": 0.4, "afc": 0.2})
 
@@ -119,29 +121,32 @@ class Prompt:
     def __post_init__(self) -> None:
         choose(self.id, _TEXTS, "prompt")
         if not _LANGUAGE.fullmatch(self.language):
-            raise UserError(f"language {self.language!r}: allowed is the name of one, of letters and blanks")
+            raise UserError(
+                f"language {self.language!r} is not a name of letters and blanks; expected one such as 'English'"
+            )
         rendered = _TEXTS[self.id].replace("{language}", self.language)
         object.__setattr__(self, "text", rendered)
         object.__setattr__(self, "sha256", hashlib.sha256(rendered.encode()).hexdigest())
 
     def fill(self, **values: object) -> str:
-        """The prompt for one image. Texts and lists come in as JSON, so that their content is no instruction."""
-        return self.text.format(**{name: _shown(name, value) for name, value in values.items()})
+        """Fill the template for one image. Texts and lists become JSON, so that their content is no instruction."""
+        return self.text.format(**{name: _format_value(name, value) for name, value in values.items()})
 
 
-def _shown(name: str, value: object) -> str:
+def _format_value(name: str, value: object) -> str:
     if name == "alt":
-        value = str(value)[:LONGEST_ALT]
+        value = str(value)[:MAX_ALT_LETTERS]
+    # Our own words and numbers go in as they are; whatever comes from outside is quoted.
     return str(value) if name in ("words", "sentences", "form", "forms") else json.dumps(value, ensure_ascii=False)
 
 
 def prompt_ids() -> list[str]:
-    """All templates, newest versions and older ones."""
+    """List all templates, older versions included."""
     return list(_TEXTS)
 
 
-def prompt_for(kind: str, *, language: str = "English") -> Prompt:
-    """The newest template of a format (one of CAPTION_KINDS) or a purpose (shorten, lengthen, split, verify, ...)."""
+def find_prompt(kind: str, *, language: str = "English") -> Prompt:
+    """Return the newest template of a format (one of CAPTION_KINDS) or a purpose (shorten, split, verify, ...)."""
     versions = [name for name in _TEXTS if name.rpartition("-")[0] == kind]
     if not versions:
         choose(kind, sorted({name.rpartition("-")[0] for name in _TEXTS}), "prompt")
@@ -149,22 +154,23 @@ def prompt_for(kind: str, *, language: str = "English") -> Prompt:
 
 
 def response_schema(kind: str, *, forms: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON schema of an answer to `prompt_for(kind)`, for servers that can hold a model to one."""
+    """Build the JSON schema of a response to `find_prompt(kind)`, for servers that can hold a model to one."""
     text = {"type": "string"}
-    listed = {"type": "array", "items": text}
+    texts = {"type": "array", "items": text}
     if kind == "split":
-        fields: dict[str, Any] = {"assertions": listed}
+        fields: dict[str, Any] = {"assertions": texts}
     elif kind == "verify":
-        words = {"type": "string", "enum": ["supported", "contradicted", "unverifiable"]}
-        fields = {"verdicts": {"type": "array", "items": words}}
+        verdict = {"type": "string", "enum": ["supported", "contradicted", "unverifiable"]}
+        fields = {"verdicts": {"type": "array", "items": verdict}}
     elif kind == "rewrite_long":
         fields = {"captions": _object(dict.fromkeys(forms or CAPTION_KINDS, text))}
     elif kind == "afc":
-        fields = {"caption": text, "used_alt_facts": listed}
+        fields = {"caption": text, "used_alt_facts": texts}
     else:
         fields = {"caption": text}
     return _object(fields)
 
 
 def _object(fields: Mapping[str, Any]) -> dict[str, Any]:
+    # Every field required and no others: what OpenAI's strict mode demands.
     return {"type": "object", "properties": dict(fields), "required": list(fields), "additionalProperties": False}

@@ -1,7 +1,7 @@
-"""The formats rendered from a scene's own truth: what a captioner that errs in nothing would say, and known errors.
+"""Captions of all formats rendered from a scene's own truth, and known errors in them.
 
-For tests and harness checks. A share of the statements may be replaced by false ones of the same kind; what was put in
-is what the audit must find.
+For tests and harness checks. A share of the claims may be replaced by false ones of the same kind; what was put in is
+what the audit must find.
 """
 
 from __future__ import annotations
@@ -14,61 +14,65 @@ import numpy as np
 
 from foveate.caption.assertions.scene_judge import judge_assertion
 from foveate.caption.assertions.scene_truth import SceneTruth, split_name
-from foveate.caption.scene_claims import Claim, falsified, once, place_of, relations, say
+from foveate.caption.scene_claims import Claim, describe_position, falsify, relation_claims, unique_things, write_claim
 from foveate.metrics.captions import CONTRADICTED
 from foveate.records.scenes.language import add_article, join_phrases
 
 KINDS = ("ssc", "dsc", "dsc_plus", "afc")
-_MOST_RELATIONS = 10
+# Longer pieces are sentences, which do not fit behind "The picture is about".
+_MAX_FACT_WORDS = 6
+_MAX_RELATIONS = 10
 _FILE_NAME = re.compile(r"^\S+\.(png|jpe?g|gif|svg|bmp|tiff?)$|^(img|scan|picture|dsc)[_\- ]?\d+", re.IGNORECASE)
-# Words of folders, batches and tools that alt-texts leak (`records.scenes.alt_text`): they say nothing of an image.
-_NOTHING = frozenset(
+# Words of folders, batches and tools that alt-texts leak (`records.scenes.alt_text`): they say nothing about an image.
+_EMPTY_WORDS = frozenset(
     "hash unsorted clipart color image cartoon symbol misc various cliparts untitled card pictures picture collection "
     "new drawing my scene part stock photo".split()
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
-    """A caption, the facts of the alt-text that it took up, and how many of its statements are false on purpose."""
+class RenderedCaption:
+    """A caption, the facts of the alt-text in it, and how many of its claims are false on purpose."""
 
     text: str
     alt_facts: tuple[str, ...] = ()
-    statements: int = 0
-    false: int = 0
+    num_claims: int = 0
+    num_false: int = 0
 
 
-def claims(kind: str, truth: SceneTruth, *, main: str = "") -> list[Claim]:
-    """The statements of a format, before any of them is falsified; none for a scene without a visible thing.
+def plan_claims(kind: str, truth: SceneTruth, *, main: str = "") -> list[Claim]:
+    """List the claims of a format, before any of them is falsified; none for a scene without a visible thing.
 
-    main: phrase of the thing that is named first; the largest one by default.
+    Args:
+        main: phrase of the thing that is named first; the largest one by default.
     """
-    single = once(truth)
+    unique = unique_things(truth)
     counts = {thing.phrase: truth.count(thing.phrase) for thing in truth.things}
     if not counts:
         return []
-    main = main or (single[0].phrase if single else next(iter(counts)))
+    main = main or (unique[0].phrase if unique else next(iter(counts)))
     others = {phrase: count for phrase, count in counts.items() if phrase != main}
-    links = relations(single)
+    links = relation_claims(unique)
     ground = truth.ground or "a plain ground"
     if kind == "ssc":
         of_main = [link for link in links if main in link.names][:1]
         if of_main:
             return [Claim("line", of_main[0].names, f"{of_main[0].word}|{ground}")]
         return [Claim("line", (main,), f"|{ground}")]
-    there = [Claim("there", (phrase,), number=count) for phrase, count in others.items()]
+    present = [Claim("there", (phrase,), number=count) for phrase, count in others.items()]
     written = [Claim("written", word=word) for word in truth.written]
     if kind in ("dsc", "afc"):
         opening = Claim("opening", (main,), number=counts[main])
-        return [opening, *there, *links[:1], Claim("ground", word=ground), *written]
-    sizes = [Claim("size", (single[0].phrase,), "largest"), Claim("size", (single[-1].phrase,), "smallest")]
-    extreme = len(single) > 1 and len(single) == len(truth.things)
+        return [opening, *present, *links[:1], Claim("ground", word=ground), *written]
+    sizes = [Claim("size", (unique[0].phrase,), "largest"), Claim("size", (unique[-1].phrase,), "smallest")]
+    # With two cats of the same name "the largest thing" has no name of its own.
+    comparable = len(unique) > 1 and len(unique) == len(truth.things)
     return [
         Claim("framing", (main,), number=counts[main]),
-        *there,
-        *(Claim("place", (thing.phrase,), place_of(thing)) for thing in single),
-        *(sizes if extreme else []),
-        *links[:_MOST_RELATIONS],
+        *present,
+        *(Claim("place", (thing.phrase,), describe_position(thing)) for thing in unique),
+        *(sizes if comparable else []),
+        *links[:_MAX_RELATIONS],
         Claim("ground", word=ground),
         *([Claim("ground kind", word=truth.ground_kind)] if truth.ground_kind else []),
         *(written or [Claim("no writing")]),
@@ -77,56 +81,60 @@ def claims(kind: str, truth: SceneTruth, *, main: str = "") -> list[Claim]:
 
 def render(
     kind: str, truth: SceneTruth, *, alt: str, rng: np.random.Generator, hallucinations: float = 0.0
-) -> Rendered:
-    """A caption of a format.
+) -> RenderedCaption:
+    """Render the caption of a format.
 
     Args:
-        alt: the alt-text, for afc. hallucinations: share of the statements that are replaced by false ones.
+        alt: the alt-text, for afc.
+        hallucinations: share of the claims that are replaced by false ones.
     """
-    planned = claims(kind, truth)
-    said, false = [], 0
-    for claim in planned:
-        wrong = falsified(claim, truth, rng) if rng.random() < hallucinations else claim
-        false += wrong != claim
-        said.append(wrong)
-    sentences = worded(said)
-    facts = alt_facts(alt, " ".join(sentences), truth) if kind == "afc" else ()
+    planned = plan_claims(kind, truth)
+    claims, num_false = [], 0
+    for planned_claim in planned:
+        claim = falsify(planned_claim, truth, rng) if rng.random() < hallucinations else planned_claim
+        num_false += claim != planned_claim
+        claims.append(claim)
+    sentences = write_sentences(claims)
+    facts = extract_alt_facts(alt, " ".join(sentences), truth) if kind == "afc" else ()
     sentences += [f"The picture is {fact if fact.startswith('by ') else f'about {fact}'}." for fact in facts]
-    return Rendered(" ".join(sentences), facts, len(planned), false)
+    return RenderedCaption(" ".join(sentences), facts, len(planned), num_false)
 
 
-def worded(said: Sequence[Claim]) -> list[str]:
-    """Statements as sentences; those of single things that "there is" are one list."""
+def write_sentences(claims: Sequence[Claim]) -> list[str]:
+    """Write claims as sentences; single things that "there are" make one list."""
     sentences: list[str] = []
     listing = [
-        c.names[0] for c in said if c.kind == "there" and c.number == 1 and add_article(c.names[0]) != c.names[0]
+        c.names[0] for c in claims if c.kind == "there" and c.number == 1 and add_article(c.names[0]) != c.names[0]
     ]
-    for claim in said:
+    for claim in claims:
         if claim.kind == "there" and claim.names[0] in listing:
             if claim.names[0] == listing[0]:
                 sentences.append(f"There is {join_phrases([add_article(name) for name in listing])}.")
             continue
-        sentences.append(f"{say(claim)}.")
+        sentences.append(f"{write_claim(claim)}.")
     return sentences
 
 
-def alt_facts(alt: str, said: str, truth: SceneTruth) -> tuple[str, ...]:
-    """What an alt-text adds to a caption: pieces that are no file names or words of folders, that the caption does not
-    say already, and that the scene does not contradict."""
+def extract_alt_facts(alt: str, caption: str, truth: SceneTruth) -> tuple[str, ...]:
+    """Extract what an alt-text adds to a caption.
+
+    These are pieces that are no file names or words of folders, that the caption does not have already, and that the
+    scene does not contradict.
+    """
     if _FILE_NAME.match(alt.strip()):
         return ()
-    known = set(split_name(said))
-    found = []
+    known = set(split_name(caption))
+    facts: list[str] = []
     for piece in re.split(r",| - | & |;|\band\b", alt.replace("_", " ")):
-        words = [word for word in piece.split() if word.strip(".,!?()").lower() not in _NOTHING]
-        piece = " ".join(words).strip(" .,!?()-")
-        own = set(split_name(piece))
-        new = bool(own) and not own <= known
+        tokens = [word for word in piece.split() if word.strip(".,!?()").lower() not in _EMPTY_WORDS]
+        piece = " ".join(tokens).strip(" .,!?()-")
+        named = set(split_name(piece))
+        new = bool(named) and not named <= known
         if (
             new
-            and len(words) <= 6
-            and piece not in found
+            and len(tokens) <= _MAX_FACT_WORDS
+            and piece not in facts
             and judge_assertion(f"The picture is about {piece}", truth) != CONTRADICTED
         ):
-            found.append(piece)
-    return tuple(found)
+            facts.append(piece)
+    return tuple(facts)

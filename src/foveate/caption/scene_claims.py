@@ -1,6 +1,6 @@
-"""Single statements about a generated scene, in words, and false ones of the same kind.
+"""Claims about a generated scene: single statements in words, and false ones of the same kind.
 
-Each becomes exactly one assertion for the rule splitter, so that a share of false statements is a share of false
+Each becomes exactly one assertion for the rule splitter, so that a share of false claims is a share of false
 assertions.
 """
 
@@ -18,16 +18,22 @@ from foveate.metrics.captions import CONTRADICTED
 from foveate.records.scenes.language import add_article, format_count, is_plural
 from foveate.records.scenes.relations import relate
 
-_SAID = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
-_SAID |= {"inside": "inside the outline of", "overlapping": "overlapping"}
+_RELATION_TEXTS = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
+_RELATION_TEXTS |= {"inside": "inside the outline of", "overlapping": "overlapping"}
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _SIGN_WORDS = ("open", "sale", "hello", "exit", "stop", "coffee", "closed", "tickets")
-_ATTEMPTS = 50
+_MAX_ATTEMPTS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One statement. kind: a key of `_SAY`; names: phrases in it; word: a relation, place, size, ground, drawn word."""
+    """One statement.
+
+    Attributes:
+        kind: a key of `_TEMPLATES`.
+        names: phrases in it.
+        word: a relation, position, size, background or written word.
+    """
 
     kind: str
     names: tuple[str, ...] = ()
@@ -42,10 +48,10 @@ def _is(phrase: str) -> str:
 def _line(claim: Claim) -> str:
     first, *others = claim.names
     relation, ground = claim.word.split("|")
-    said = add_article(first)
+    text = add_article(first)
     if others:
-        said += f" {_SAID[relation]} {add_article(others[0])}"
-    return f"{said[:1].upper()}{said[1:]}" + (f" on {ground}" if ground else "")
+        text += f" {_RELATION_TEXTS[relation]} {add_article(others[0])}"
+    return f"{text[:1].upper()}{text[1:]}" + (f" on {ground}" if ground else "")
 
 
 def _there_is(claim: Claim) -> str:
@@ -54,12 +60,12 @@ def _there_is(claim: Claim) -> str:
     return f"There {'are' if plural else 'is'} {format_count(phrase, claim.number)}"
 
 
-_SAY: dict[str, Callable[[Claim], str]] = {
+_TEMPLATES: dict[str, Callable[[Claim], str]] = {
     "line": _line,
     "opening": lambda c: f"A picture of {format_count(c.names[0], c.number)}",
     "framing": lambda c: f"A square picture, filled to its edges, that shows {format_count(c.names[0], c.number)}",
     "there": _there_is,
-    "relation": lambda c: f"The {c.names[0]} {_is(c.names[0])} {_SAID[c.word]} the {c.names[1]}",
+    "relation": lambda c: f"The {c.names[0]} {_is(c.names[0])} {_RELATION_TEXTS[c.word]} the {c.names[1]}",
     "place": lambda c: f"The {c.names[0]} {_is(c.names[0])} {c.word} of the picture",
     "size": lambda c: f"The {c.names[0]} {_is(c.names[0])} the {c.word} named thing in the picture",
     "ground": lambda c: f"The background shows {c.word}",
@@ -69,13 +75,13 @@ _SAY: dict[str, Callable[[Claim], str]] = {
 }
 
 
-def say(claim: Claim) -> str:
-    """The statement in words, without a full stop."""
-    return _SAY[claim.kind](claim)
+def write_claim(claim: Claim) -> str:
+    """Write a claim in words, without a full stop."""
+    return _TEMPLATES[claim.kind](claim)
 
 
-def place_of(thing: Thing) -> str:
-    """ "in the upper left part", by the middle of the thing's box."""
+def describe_position(thing: Thing) -> str:
+    """Describe where the middle of a thing's box is, such as "in the upper left part"."""
     x, y = thing.box.center
     across = "left" if x < 0.4 else "right" if x > 0.6 else ""
     down = "upper" if y < 0.4 else "lower" if y > 0.6 else ""
@@ -84,60 +90,61 @@ def place_of(thing: Thing) -> str:
     return f"on the {across} side" if across else f"in the {down} part" if down else "in the middle"
 
 
-def once(truth: SceneTruth) -> list[Thing]:
-    """The things whose name nothing else in the scene has, largest first: "the cat" is one cat."""
-    single = [thing for thing in truth.things if truth.count(thing.phrase) == 1]
-    return sorted(single, key=lambda thing: -thing.box.area)
+def unique_things(truth: SceneTruth) -> list[Thing]:
+    """List the things whose name nothing else in the scene has, largest first: "the cat" is one cat."""
+    unique = [thing for thing in truth.things if truth.count(thing.phrase) == 1]
+    return sorted(unique, key=lambda thing: -thing.box.area)
 
 
-def relations(things: Sequence[Thing]) -> list[Claim]:
-    """What `records.scenes.relations` says of these things, those of large ones first."""
-    found = relate([thing.box for thing in things])
+def relation_claims(things: Sequence[Thing]) -> list[Claim]:
+    """Claim the relations between things (`foveate.records.scenes.relations`), those of large things first."""
+    relations = relate([thing.box for thing in things])
     area = [thing.box.area for thing in things]
-    ordered = sorted(found, key=lambda r: -(area[r.first] + area[r.second]))
+    ordered = sorted(relations, key=lambda r: -(area[r.first] + area[r.second]))
     return [Claim("relation", (things[r.first].phrase, things[r.second].phrase), r.name) for r in ordered]
 
 
-def falsified(claim: Claim, truth: SceneTruth, rng: np.random.Generator) -> Claim:
-    """A statement of the same kind that the scene contradicts; the true one where fifty draws gave none."""
-    for _ in range(_ATTEMPTS):
-        wrong = _changed(claim, truth, rng)
-        if judge_assertion(say(wrong), truth) == CONTRADICTED:
+def falsify(claim: Claim, truth: SceneTruth, rng: np.random.Generator) -> Claim:
+    """Draw a claim of the same kind that the scene contradicts; the true one where fifty draws gave none."""
+    for _ in range(_MAX_ATTEMPTS):
+        # The judge decides, not the change: a drawn name may be that of another thing in the scene.
+        wrong = _change(claim, truth, rng)
+        if judge_assertion(write_claim(wrong), truth) == CONTRADICTED:
             return wrong
     return claim
 
 
-def _one_of(rng: np.random.Generator, choices: Sequence[Any]) -> Any:
+def _draw(rng: np.random.Generator, choices: Sequence[Any]) -> Any:
     return choices[int(rng.integers(len(choices)))]
 
 
-def _stranger(rng: np.random.Generator) -> str:
-    """A name that is split nowhere and takes an article, so that the sentence stays one assertion."""
+def _draw_name(rng: np.random.Generator) -> str:
+    """Draw a name that is split nowhere and takes an article, so that the sentence stays one assertion."""
     while True:
-        phrase = _one_of(rng, vocabulary())
+        phrase = _draw(rng, vocabulary())
         if "," not in phrase and " and " not in phrase and add_article(phrase) != phrase:
             return phrase
 
 
-def _changed(claim: Claim, truth: SceneTruth, rng: np.random.Generator) -> Claim:
+def _change(claim: Claim, truth: SceneTruth, rng: np.random.Generator) -> Claim:
     if claim.kind == "no writing":
-        return Claim("written", word=_one_of(rng, _SIGN_WORDS))
+        return Claim("written", word=_draw(rng, _SIGN_WORDS))
     if claim.kind == "written":
-        return replace(claim, word=_one_of(rng, _SIGN_WORDS))
+        return replace(claim, word=_draw(rng, _SIGN_WORDS))
     if claim.kind == "ground":
-        return replace(claim, word=_one_of(rng, [words for words, _, _ in grounds().values()]))
+        return replace(claim, word=_draw(rng, [phrase for phrase, _, _ in grounds().values()]))
     if claim.kind == "ground kind":
         return replace(claim, word="drawn" if claim.word == "photo" else "photo")
     if claim.kind == "size":
         return replace(claim, word="smallest" if claim.word == "largest" else "largest")
     if claim.kind == "place":
         far = ("left side", "right side", "upper part", "lower part", "upper right part", "lower left part")
-        return replace(claim, word=f"{'on' if (place := _one_of(rng, far)).endswith('side') else 'in'} the {place}")
+        return replace(claim, word=f"{'on' if (area := _draw(rng, far)).endswith('side') else 'in'} the {area}")
     if claim.kind == "relation" and claim.word in _OPPOSITE and rng.random() < 0.5:
         return replace(claim, word=_OPPOSITE[claim.word])
     if claim.number > 1 and rng.random() < 0.5:
         return replace(claim, number=claim.number + 1)
     replaced = int(rng.integers(len(claim.names)))
     return replace(
-        claim, names=tuple(_stranger(rng) if place == replaced else name for place, name in enumerate(claim.names))
+        claim, names=tuple(_draw_name(rng) if index == replaced else name for index, name in enumerate(claim.names))
     )

@@ -1,4 +1,4 @@
-"""`foveate mix`: what share of the texts each format will really get when a collection is trained with a mixture.
+"""Shares that each caption format gets when a collection is trained with a mixture (`foveate mix`).
 
 Images lack formats, so the shares are not the weights. What is counted here is the very draw of the loader
 (`foveate.training.image_texts`): a run reports the same numbers after its first epoch.
@@ -7,11 +7,11 @@ Images lack formats, so the shares are not the weights. What is counted here is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from foveate.caption.lengths import CLIP_WINDOW, clip_tokens
+from foveate.caption.lengths import CLIP_WINDOW, count_clip_tokens
+from foveate.caption.results import FormatShare, MixResult
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import track
@@ -20,55 +20,57 @@ from foveate.records.collection import Collection
 from foveate.training.image_texts import ImageTexts, TextRule
 from foveate.training.mixture import FORMATS, PRESETS, Missing, MixtureSampler
 
-_MEASURED = 500  # texts of each kind whose length is measured
+_EXPECTED_WEIGHTS = "expected FORMAT=WEIGHT pairs such as alt=.5,ssc=.5"
+_MAX_MEASURED = 500  # texts of each kind whose length is measured: enough for a mean, and quick
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """ "alt=.5,ssc=.5" as weights.
+    """Parse weights such as "alt=.5,ssc=.5".
 
     Raises:
-        UserError: when it is written otherwise.
+        UserError: the text is not of this form.
 
     >>> parse_weights("alt=.5, ssc=1")
     {'alt': 0.5, 'ssc': 1.0}
     """
     weights: dict[str, float] = {}
-    for part in filter(None, (one.strip() for one in text.split(","))):
-        kind, equals, number = (one.strip() for one in part.partition("="))
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        kind, equals, number = (piece.strip() for piece in part.partition("="))
         try:
             if not equals or not kind or kind in weights:
                 raise ValueError
             weights[kind] = float(number)
         except ValueError:
-            raise UserError(f"weights '{text}': write them as alt=.5,ssc=.5, each format once") from None
+            raise UserError(f"--weights '{text}' cannot be read; {_EXPECTED_WEIGHTS}, each format once") from None
     if not weights:
-        raise UserError("weights: give at least one, such as alt=.5,ssc=.5")
+        raise UserError(f"--weights is empty; {_EXPECTED_WEIGHTS}")
     return weights
 
 
-def sampler_of(
+def build_sampler(
     collection: Collection, *, preset: str | None, weights: Mapping[str, float] | None, missing: Missing
 ) -> MixtureSampler:
-    """The sampler of a preset or of own weights; own weights may also name kinds that only this collection has.
+    """Build the sampler of a preset or of custom weights, which may also name kinds that only this collection has.
 
     Raises:
-        UserError: for an unknown preset or kind, or weights that cannot be.
+        UserError: the preset or a kind is unknown, or the weights are out of range.
     """
     if preset is not None:
         return MixtureSampler.preset(preset, missing=missing)
     assert weights is not None
-    own = collection.table("captions")["kind"].unique().to_pylist()
-    MixtureSampler(weights, sources=[*FORMATS, *(kind for kind in sorted(own) if kind not in FORMATS)])
+    # Built once with all known kinds, only to check the names: a misspelled kind gets its nearest match.
+    custom_kinds = collection.table("captions")["kind"].unique().to_pylist()
+    MixtureSampler(weights, sources=[*FORMATS, *(kind for kind in sorted(custom_kinds) if kind not in FORMATS)])
     # The order of the sources decides the draw, and a recipe has only the weights as they are written.
     sources = list(weights) if missing != "alt" or "alt" in weights else [*weights, "alt"]
     return MixtureSampler(weights, sources=sources, missing=missing)
 
 
 def check_window(sampler: MixtureSampler, context: int | None, *, allowed: bool) -> None:
-    """Refuses dense captions for a text tower that reads only their opening.
+    """Refuse dense captions for a text tower that reads only their opening.
 
     Raises:
-        UserError: when dsc_plus has a weight, `context` is at most 77 tokens, and it is not allowed.
+        UserError: dsc_plus has a weight, `context` is at most 77 tokens, and it is not allowed.
     """
     if sampler.weights.get("dsc_plus", 0) > 0 and context is not None and context <= CLIP_WINDOW and not allowed:
         raise UserError(
@@ -77,7 +79,7 @@ def check_window(sampler: MixtureSampler, context: int | None, *, allowed: bool)
         )
 
 
-def shares(
+def measure_shares(
     collection: Collection,
     sampler: MixtureSampler,
     *,
@@ -85,78 +87,77 @@ def shares(
     seed: int = 0,
     prefer: Sequence[str] = (),
     context: int | None = None,
-) -> dict[str, Any]:
-    """What each kind gets: images that have it, expected share, and its share in the first epoch of this seed.
+) -> MixResult:
+    """Measure what each kind gets: images that have it, expected share, and share in the first epoch of this seed.
 
     Raises:
-        UserError: for an unknown split or model, or when no image of the split has a text to draw.
+        UserError: the split or a model is unknown, or no image of the split has a text to draw.
     """
     texts = ImageTexts(collection, TextRule(sampler), prefer=prefer)
-    every = collection.rows(split)
-    rows = texts.rows_with_text(every)
+    split_rows = collection.rows(split)
+    rows = texts.rows_with_text(split_rows)
     if not len(rows):
         kinds = ", ".join(texts.rule.drawable)
-        there = ", ".join(sorted(collection.table("captions")["kind"].unique().to_pylist())) or "no texts"
+        present = ", ".join(sorted(collection.table("captions")["kind"].unique().to_pylist())) or "no texts"
         raise UserError(
-            f"collection {collection.path}: no image of split '{split}' has a text of the kinds {kinds}; "
-            f"it has {there}: write captions with foveate caption"
+            f"collection {collection.path}: no image of split '{split}' has a text of the kinds {kinds} (it has "
+            f"{present}); write captions with foveate caption"
         )
-    found = [texts.of(int(row)) for row in track(rows.tolist(), description="texts")]
-    has = {kind: sum(kind in one for one in found) for kind in texts.kinds}
+    by_image = [texts.of(int(row)) for row in track(rows.tolist(), description="texts")]
     drawn = texts.drawn_in_epoch(rows.tolist(), seed=seed)
+    # Draws that fell on a format which the image lacks are counted under no name.
     left_out = drawn.pop("", 0)
     expected = texts.expected(rows.tolist())
     first_epoch = shares_of(drawn)
     total = sum(sampler.weights.values())
-    return {
-        "kind": "mix",
-        "collection": collection.name,
-        "split": split,
-        "images": len(every),
-        "with_text": len(rows),
-        "without_text": len(every) - len(rows),
-        "missing": sampler.missing,
-        "seed": seed,
-        "context": context,
-        "left_out_in_first_epoch": left_out,
-        "formats": [
-            {
-                "format": kind,
-                "weight": sampler.weights.get(kind, 0.0) / total,
-                "images": has[kind],
-                "expected_share": expected.get(kind, 0.0),
-                "first_epoch": drawn.get(kind, 0),
-                "first_epoch_share": first_epoch.get(kind, 0.0),
-                "clip_tokens": _mean_length([one[kind] for one in found if kind in one], seed),
-            }
+    return MixResult(
+        collection=collection.name,
+        split=split,
+        images=len(split_rows),
+        with_text=len(rows),
+        without_text=len(split_rows) - len(rows),
+        missing=sampler.missing,
+        seed=seed,
+        context=context,
+        left_out_in_first_epoch=left_out,
+        formats=[
+            FormatShare(
+                format=kind,
+                weight=sampler.weights.get(kind, 0.0) / total,
+                images=sum(kind in image_texts for image_texts in by_image),
+                expected_share=expected.get(kind, 0.0),
+                first_epoch=drawn.get(kind, 0),
+                first_epoch_share=first_epoch.get(kind, 0.0),
+                clip_tokens=_mean_length([image_texts[kind] for image_texts in by_image if kind in image_texts], seed),
+            )
             for kind in texts.kinds
         ],
-        "override": f"data.captions={as_yaml(sampler.weights)}",
-    }
+        override=f"data.captions={format_weights(sampler.weights)}",
+    )
 
 
 def _mean_length(texts: Sequence[Sequence[str]], seed: int) -> float | None:
-    """Mean CLIP tokens without the two special ones, over at most 500 images."""
+    """Average the CLIP tokens, without the two special ones, over a sample of the images."""
     if not texts:
         return None
-    chosen = seeds.generator("lengths", seed).permutation(len(texts))[:_MEASURED]
-    return float(np.mean([clip_tokens(texts[index][0]) for index in chosen]))
+    sample = seeds.generator("lengths", seed).permutation(len(texts))[:_MAX_MEASURED]
+    return float(np.mean([count_clip_tokens(texts[index][0]) for index in sample]))
 
 
-def as_yaml(weights: Mapping[str, float]) -> str:
-    """Weights as they stand in an override, those of 0 left out.
+def format_weights(weights: Mapping[str, float]) -> str:
+    """Write weights as the value of an override, those of 0 left out.
 
-    >>> as_yaml({"alt": 0.5, "ssc": 0.5, "afc": 0.0})
+    >>> format_weights({"alt": 0.5, "ssc": 0.5, "afc": 0.0})
     '{alt: 0.5, ssc: 0.5}'
     """
     return "{" + ", ".join(f"{kind}: {float(weight)!r}" for kind, weight in weights.items() if weight > 0) + "}"
 
 
 def default_context(preset: str | None) -> int | None:
-    """Tokens that a text tower reads when nobody says: 77 for CLIP and own weights, unknown for language models."""
+    """Return the tokens that a text tower reads by default: 77 for CLIP and custom weights, unknown for LLMs."""
     return CLIP_WINDOW if preset in (None, "clip") else None
 
 
 def preset_names() -> list[str]:
-    """The presets, in the order of the table in the docs."""
+    """List the presets, in the order of the table in the docs."""
     return list(PRESETS)

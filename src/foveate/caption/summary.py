@@ -1,6 +1,6 @@
-"""What a captioner's rows look like together: lengths, latencies, and images with all their captions side by side.
+"""Summarize a captioner's rows: lengths, latencies, and images with all their captions side by side.
 
-Read from the tables, so that a run that was stopped and repeated shows all that it made.
+Read from the tables, so that a run that was stopped and repeated shows all that it wrote.
 """
 
 from __future__ import annotations
@@ -8,32 +8,37 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from foveate.caption.work import Worklist, chosen_rows
+from foveate.caption.results import ExampleImage, ExampleText, WrittenCaptions
+from foveate.caption.work import PendingRequests, select_rows
 from foveate.core import seeds
+from foveate.core.results import Distribution, Histogram
 from foveate.records.appender import read_parts
 from foveate.records.collection import Collection
 from foveate.records.current_captions import select_current
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.records.tables import positions
 
-_MOST_ROWS = 20_000
+# Enough for quantiles and a histogram; reading the JSON details of millions of rows would take minutes.
+_MAX_SAMPLES = 20_000
+_NUM_BINS = 20
 _COLUMNS = ("key", "kind", "model", "created", "request", "text", "flags", "details")
 
 
-def made_by(collection: Path, model: str, kinds: Sequence[str], *, total: int) -> dict[str, dict[str, Any]]:
-    """By format: number of captions of the model, their lengths in CLIP tokens, and seconds per request.
+def summarize_captions(
+    collection: Path, model: str, kinds: Sequence[str], *, num_rows: int
+) -> dict[str, WrittenCaptions]:
+    """Count the captions of a model by format, with the distributions of their lengths and latencies.
 
-    Histograms and quantiles are of at most about 20,000 rows, chosen by a hash of their requests.
+    Distributions are of at most about 20,000 rows of each format, sampled by a hash of their requests.
 
     Args:
-        total: rows that there may be, from which the share of the sample follows.
+        num_rows: rows that there may be, from which the share of the sample follows.
     """
-    share = min(1.0, _MOST_ROWS * len(kinds) / max(total, 1))
+    share = min(1.0, _MAX_SAMPLES * len(kinds) / max(num_rows, 1))
     counts = dict.fromkeys(kinds, 0)
     lengths: dict[str, list[int]] = {kind: [] for kind in kinds}
     latencies: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -48,76 +53,88 @@ def made_by(collection: Path, model: str, kinds: Sequence[str], *, total: int) -
                 lengths[kind].append(content["n_clip"])
                 latencies[kind].append(content["latency_ms"] / 1000)
     return {
-        kind: {"captions": counts[kind], "clip_tokens": _spread(lengths[kind]), "seconds": _spread(latencies[kind])}
+        kind: WrittenCaptions(
+            count=counts[kind],
+            clip_tokens=_describe_distribution(lengths[kind]),
+            seconds=_describe_distribution(latencies[kind]),
+        )
         for kind in kinds
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any] | None:
-    """Mean, quantiles (linear) and a histogram of 20 bins; None of nothing."""
-    if not values:
+def _describe_distribution(samples: Sequence[float]) -> Distribution | None:
+    """Compute mean, quantiles (linear) and a histogram; None of nothing."""
+    if not samples:
         return None
-    found = np.asarray(values, dtype=np.float64)
-    counts, edges = np.histogram(found, bins=20, range=(0.0, float(max(found.max(), 1e-6))))
-    low, median, high = np.quantile(found, [0.05, 0.5, 0.95])
-    return {
-        "n": len(found),
-        "mean": float(found.mean()),
-        "p05": float(low),
-        "median": float(median),
-        "p95": float(high),
-        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-    }
+    values = np.asarray(samples, dtype=np.float64)
+    # A range of zero width (all zero) is no histogram.
+    counts, edges = np.histogram(values, bins=_NUM_BINS, range=(0.0, float(max(values.max(), 1e-6))))
+    low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
+    return Distribution(
+        n=len(values),
+        mean=float(values.mean()),
+        p05=float(low),
+        median=float(median),
+        p95=float(high),
+        histogram=Histogram(edges=edges.tolist(), counts=counts.tolist()),
+    )
 
 
-def example_images(collection: Collection, listed: Worklist, run: Path, *, count: int = 8) -> dict[str, str]:
-    """Up to `count` images of the run, drawn by its seed: key -> thumbnail, below `run`/images."""
-    settings = listed.asking.settings
-    rows = chosen_rows(collection, settings)
-    chosen = np.sort(seeds.generator("examples", settings.seed).choice(rows, size=min(count, len(rows)), replace=False))
-    found: dict[str, str] = {}
-    for row in chosen.tolist():
-        image = Path("images") / f"{len(found):02d}.webp"
+def save_example_images(
+    collection: Collection, pending: PendingRequests, run: Path, *, count: int = 8
+) -> dict[str, str]:
+    """Save thumbnails of up to `count` images of a run, drawn by its seed, below `run`/images.
+
+    Returns:
+        key -> path relative to `run`; images that cannot be read are left out.
+    """
+    settings = pending.config.settings
+    rows = select_rows(collection, settings)
+    drawn = np.sort(seeds.generator("examples", settings.seed).choice(rows, size=min(count, len(rows)), replace=False))
+    thumbnails: dict[str, str] = {}
+    for row in drawn.tolist():
+        image = Path("images") / f"{len(thumbnails):02d}.webp"
         try:
             save_thumbnail(collection.image_bytes(row), run / image)
         except BadImage:
             continue
-        found[collection.keys[row]] = str(image)
-    return found
+        thumbnails[collection.keys[row]] = str(image)
+    return thumbnails
 
 
-def examples(collection: Path, listed: Worklist, images: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The images with their texts: those that hold, of this run's model where it wrote one, and the image's own."""
-    wanted = pa.array(list(images), pa.string())
+def collect_examples(collection: Path, pending: PendingRequests, thumbnails: Mapping[str, str]) -> list[ExampleImage]:
+    """Collect the current texts of images: of this run's model where it wrote one, and the image's own."""
+    keys = pa.array(list(thumbnails), pa.string())
+    # Filtered part by part, so that the texts of all other images are never in memory together.
     parts = [
-        part.filter(pa.array(positions(part["key"], among=wanted) >= 0))
+        part.filter(pa.array(positions(part["key"], among=keys) >= 0))
         for part in read_parts(collection, "captions", _COLUMNS)
     ]
     table = pa.concat_tables(parts) if parts else None
     return [
-        {"key": key, "image": image, "texts": [] if table is None else _texts(table, key, listed)}
-        for key, image in images.items()
+        ExampleImage(key=key, image=image, texts=[] if table is None else _current_texts(table, key, pending))
+        for key, image in thumbnails.items()
     ]
 
 
-def _texts(table: pa.Table, key: str, listed: Worklist) -> list[dict[str, Any]]:
-    own = table.filter(pa.array([one == key for one in table["key"].to_pylist()], pa.bool_()))
-    kept = own.filter(pa.array(select_current(own, prefer=[listed.asking.model]))).to_pylist()
-    kinds = ("alt", *listed.asking.settings.formats)
-    alts = [
-        row for kind in listed.asking.settings.alt_kinds for row in kept if not row["request"] and row["kind"] == kind
-    ]
-    made = [row for kind in kinds for row in kept if row["request"] and row["kind"] == kind]
-    shown = []
-    for row in [*alts[:1], *made]:
+def _current_texts(table: pa.Table, key: str, pending: PendingRequests) -> list[ExampleText]:
+    config = pending.config
+    of_image = table.filter(pa.array([value == key for value in table["key"].to_pylist()], pa.bool_()))
+    current = of_image.filter(pa.array(select_current(of_image, prefer=[config.model]))).to_pylist()
+    alts = [row for kind in config.settings.alt_kinds for row in current if not row["request"] and row["kind"] == kind]
+    kinds = ("alt", *config.settings.formats)
+    captions = [row for kind in kinds for row in current if row["request"] and row["kind"] == kind]
+    texts = []
+    # Of alt-texts the first alone: it is the one that afc was asked with.
+    for row in [*alts[:1], *captions]:
         details = json.loads(row["details"]) if row["details"] else {}
-        shown.append(
-            {
-                "kind": row["kind"] if row["request"] else "alt",
-                "text": row["text"],
-                "flags": row["flags"].split(),
-                "clip_tokens": details.get("n_clip"),
-                "model": row["model"],
-            }
+        texts.append(
+            ExampleText(
+                kind=row["kind"] if row["request"] else "alt",
+                text=row["text"],
+                flags=row["flags"].split(),
+                clip_tokens=details.get("n_clip"),
+                model=row["model"],
+            )
         )
-    return shown
+    return texts

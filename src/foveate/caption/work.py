@@ -1,25 +1,26 @@
-"""What is to be captioned: which images, in which formats, and which of it is done already.
+"""Build the list of pending caption requests, skip completed ones, and estimate what a run will cost.
 
-A request has a key: the SHA-256 of all that decides its answer. It is done when a caption or a final error with that
-key is in the collection, whichever command wrote it; so a repeated command asks only for what is missing. Changing a
-letter of a prompt changes the keys of its formats; changing an alt-text those of afc.
+A request has a key: the SHA-256 of all that decides its response. It is complete when a caption or a final error with
+that key is in the collection, whichever command wrote it; so a repeated command asks only for what is missing. Changing
+a letter of a prompt changes the keys of its formats; changing an alt-text those of afc.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from foveate.caption.prompts import CAPTION_KINDS, MAX_TOKENS, TEMPERATURES, Prompt, prompt_for
+from foveate.caption.prompts import CAPTION_KINDS, MAX_TOKENS, TEMPERATURES, Prompt, find_prompt
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings
@@ -30,20 +31,24 @@ from foveate.records.appender import Names, read_parts
 from foveate.records.collection import Collection
 
 
-def format_of(name: str) -> str:
-    """The canonical name of a format: `dsc+` is `dsc_plus`. Raises UserError with the nearest one."""
+def parse_format(name: str) -> str:
+    """Return the canonical name of a format: `dsc+` is `dsc_plus`.
+
+    Raises:
+        UserError: there is no such format; the error names the nearest one.
+    """
     return choose(name.strip().casefold().replace("+", "_plus"), CAPTION_KINDS, "caption format")
 
 
-def _formats(names: tuple[str, ...]) -> tuple[str, ...]:
-    wanted = {format_of(name) for name in names}
-    return tuple(kind for kind in CAPTION_KINDS if kind in wanted)
+def _sort_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    requested = {parse_format(name) for name in names}
+    return tuple(kind for kind in CAPTION_KINDS if kind in requested)
 
 
 class CaptionSettings(Settings):
     """What a captioning run does, whatever the backend."""
 
-    formats: Annotated[tuple[str, ...], AfterValidator(_formats)] = Field(
+    formats: Annotated[tuple[str, ...], AfterValidator(_sort_formats)] = Field(
         min_length=1, description="Caption formats, of ssc, dsc, dsc+ and afc."
     )
     split: str | None = Field(None, description="Only images of this split.")
@@ -68,8 +73,8 @@ class CaptionSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How a run asks: its settings, who answers, and the prompt of each format."""
+class RequestConfig:
+    """How a run asks: its settings, the captioner, and the prompt of each format."""
 
     settings: CaptionSettings
     backend: str
@@ -80,30 +85,33 @@ class Asking:
     def prompts(self) -> dict[str, Prompt]:
         """The prompt of each format, and of `shorten` and `lengthen`."""
         names = (*CAPTION_KINDS, "shorten", "lengthen")
-        return {name: prompt_for(name, language=self.settings.language) for name in names}
+        return {name: find_prompt(name, language=self.settings.language) for name in names}
 
-    def prompt(self, kind: str, alt: str) -> tuple[Prompt, str]:
-        """The prompt for an image with this alt-text, and what of the alt-text it shows.
-
-        An unusable alt-text has no facts to weave in: afc then asks as dsc does.
-        """
+    def select_prompt(self, kind: str, alt: str) -> tuple[Prompt, str]:
+        """Return the prompt for an image with this alt-text, and the alt-text where the prompt shows it, else ""."""
         if kind == "afc" and is_usable_alt_text(alt):
             return self.prompts["afc"], alt
+        # An unusable alt-text (empty, a file name) has no facts to weave in: afc then asks as dsc does.
         return self.prompts["dsc" if kind == "afc" else kind], ""
 
     def parameters(self, kind: str) -> dict[str, float | int]:
-        """What else decides an answer."""
-        chosen = self.settings
+        """Everything besides prompt and model that decides a response."""
+        settings = self.settings
         return {
-            "temperature": TEMPERATURES[kind] if chosen.temperature is None else chosen.temperature,
-            "max_tokens": chosen.max_tokens or MAX_TOKENS[kind],
-            "longest_side": chosen.longest_side,
-            "seed": chosen.seed,
+            "temperature": TEMPERATURES[kind] if settings.temperature is None else settings.temperature,
+            "max_tokens": settings.max_tokens or MAX_TOKENS[kind],
+            "longest_side": settings.longest_side,
+            "seed": settings.seed,
         }
 
-    def request(self, key: str, sha256: str, kind: str, alt: str) -> str:
-        """The key of one request. `alt` counts for afc alone."""
-        prompt, _ = self.prompt(kind, alt)
+    def request_key(self, key: str, sha256: str, kind: str, alt: str) -> str:
+        """Hash all that decides the response to one request.
+
+        Args:
+            key, sha256: of the image.
+            alt: its alt-text. It counts for afc alone: better alt-texts must not make other formats pending again.
+        """
+        prompt, _ = self.select_prompt(kind, alt)
         return _digest(
             key,
             sha256,
@@ -112,20 +120,21 @@ class Asking:
             self.model,
             self.revision,
             self.parameters(kind),
-            alt_hash(alt) if kind == "afc" else "",
+            hash_alt(alt) if kind == "afc" else "",
         )
 
     def recipe_hash(self, kind: str, prompt: Prompt) -> str:
-        """Hash of prompt and settings, for the provenance of a row."""
+        """Hash prompt and settings, for the provenance of a row."""
         return _digest(prompt.sha256, self.backend, self.parameters(kind))[:16]
 
-    def draw_seed(self, key: str, kind: str) -> int:
-        """The seed of one request, in [0, 2**31)."""
+    def sampling_seed(self, key: str, kind: str) -> int:
+        """Draw the seed of one request, in [0, 2**31)."""
+        # 31 bits fit the smallest seed type that servers use, a signed 32-bit integer.
         return seeds.integer("caption", self.settings.seed, key, kind) >> 32
 
 
-def alt_hash(alt: str) -> str:
-    """A short hash of an alt-text; "" of none."""
+def hash_alt(alt: str) -> str:
+    """Return a short hash of an alt-text; "" of none."""
     return hashlib.sha256(alt.encode()).hexdigest()[:16] if alt else ""
 
 
@@ -134,54 +143,58 @@ def _digest(*parts: object) -> str:
 
 
 class AltTexts:
-    """The alt-text of every image, read part by part: only the texts are kept, not what else is said of captions."""
+    """The alt-text of every image by row: the first text of the first of `kinds` that an image has.
+
+    Args:
+        keys: of the images, by row.
+        kinds: kinds of text that count as alt-text, best first.
+    """
 
     def __init__(self, collection: Path, keys: pa.Array, kinds: Sequence[str]) -> None:
-        """For images with these keys, by row; the first text of the first of `kinds` that an image has."""
         best = np.full(len(keys), len(kinds), dtype=np.int64)
-        place = np.full(len(keys), -1, dtype=np.int64)
-        found: list[pa.Array] = []
-        before = 0
+        position = np.full(len(keys), -1, dtype=np.int64)
+        texts: list[pa.Array] = []
+        num_before = 0
+        # Part by part, and of each part only the texts stay in memory: collections have millions of captions.
         for part in read_parts(collection, "captions", ["key", "kind", "text", "request"]):
-            wanted = [
-                number
-                for number, (kind, text, request) in enumerate(
-                    zip(*(part[name].to_pylist() for name in ("kind", "text", "request")), strict=True)
-                )
+            columns = zip(*(part[name].to_pylist() for name in ("kind", "text", "request")), strict=True)
+            selected = [
+                index
+                for index, (kind, text, request) in enumerate(columns)
                 if not request and kind in kinds and text.strip()
             ]
-            part = part.take(pa.array(wanted, pa.int64()))
+            part = part.take(pa.array(selected, pa.int64()))
             rows = tables.positions(part["key"], among=keys)
-            for number, (row, kind) in enumerate(zip(rows.tolist(), part["kind"].to_pylist(), strict=True)):
+            for index, (row, kind) in enumerate(zip(rows.tolist(), part["kind"].to_pylist(), strict=True)):
                 if row >= 0 and kinds.index(kind) < best[row]:
-                    best[row], place[row] = kinds.index(kind), before + number
-            found.append(part["text"].combine_chunks())
-            before += len(part)
-        self._texts = pa.chunked_array(found, pa.string()).combine_chunks() if found else pa.array([], pa.string())
-        self._place = place
+                    best[row], position[row] = kinds.index(kind), num_before + index
+            texts.append(part["text"].combine_chunks())
+            num_before += len(part)
+        self._texts = pa.chunked_array(texts, pa.string()).combine_chunks() if texts else pa.array([], pa.string())
+        self._position = position
 
     def __getitem__(self, row: int) -> str:
-        place = int(self._place[row])
-        return "" if place < 0 else self._texts[place].as_py()
+        position = int(self._position[row])
+        return "" if position < 0 else self._texts[position].as_py()
 
 
 @dataclass(slots=True)
-class Counts:
-    """Requests of one format: all, and those that are not asked now because they are done or ended in a final error."""
+class RequestCounts:
+    """Requests of one format: all, and those that are skipped as captioned or as ended in a final error."""
 
     total: int = 0
-    done: int = 0
+    completed: int = 0
     final_errors: int = 0
 
     @property
-    def todo(self) -> int:
-        """How many are asked."""
-        return self.total - self.done - self.final_errors
+    def pending(self) -> int:
+        """Requests that this run sends."""
+        return self.total - self.completed - self.final_errors
 
 
 @dataclass(frozen=True, slots=True)
-class Todo:
-    """One image with the formats that are still to be asked."""
+class PendingRequest:
+    """One image with the formats that are still to be requested."""
 
     row: int
     key: str
@@ -191,71 +204,117 @@ class Todo:
 
 
 @dataclass(slots=True)
-class Worklist:
+class PendingRequests:
     """All requests of a run: counts by format, and an iterator over images that still need any.
 
-    It keeps 9 bytes per image, beside the collection's own index and the alt-texts.
+    It keeps 9 bytes per image (a row and a bit mask of formats), beside the collection's own index and the alt-texts.
     """
 
-    asking: Asking
+    config: RequestConfig
     collection: Collection
-    counts: dict[str, Counts] = field(default_factory=dict)
+    counts: dict[str, RequestCounts] = field(default_factory=dict)
     images: int = 0
     _rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     _masks: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
     _alts: AltTexts | None = None
 
-    def __iter__(self) -> Iterator[Todo]:
+    def __iter__(self) -> Iterator[PendingRequest]:
+        formats = self.config.settings.formats
+        hashes = self.collection.index["sha256"]
         for row, mask in zip(self._rows.tolist(), self._masks.tolist(), strict=True):
-            kinds = tuple(kind for place, kind in enumerate(self.asking.settings.formats) if mask >> place & 1)
-            yield Todo(row, self.collection.keys[row], self.collection.index["sha256"][row], self.alt(row), kinds)
+            kinds = tuple(kind for bit, kind in enumerate(formats) if mask >> bit & 1)
+            yield PendingRequest(row, self.collection.keys[row], hashes[row], self.alt(row), kinds)
 
     @property
-    def todo(self) -> int:
-        """Requests that are still to be asked."""
-        return sum(one.todo for one in self.counts.values())
+    def pending(self) -> int:
+        """Requests that this run sends, over all formats."""
+        return sum(counts.pending for counts in self.counts.values())
 
     def alt(self, row: int) -> str:
-        """The alt-text of an image."""
+        """Return the alt-text of an image."""
         return "" if self._alts is None else self._alts[row]
 
 
-def chosen_rows(collection: Collection, settings: CaptionSettings) -> np.ndarray:
-    """Rows of the images that a run is about, ascending: of the split; with a limit a sample drawn by the seed."""
+def select_rows(collection: Collection, settings: CaptionSettings) -> np.ndarray:
+    """Select the images of a run: those of the split; with a limit a sample drawn by the seed. Ascending rows."""
     rows = collection.rows(settings.split)
     if settings.limit is None or settings.limit >= len(rows):
         return rows
     return np.sort(seeds.generator("caption", settings.seed).choice(rows, size=settings.limit, replace=False))
 
 
-def worklist(collection: Collection, asking: Asking) -> Worklist:
-    """What of a collection is to be asked.
+def list_pending(collection: Collection, config: RequestConfig) -> PendingRequests:
+    """List the requests of a run that the collection does not answer yet.
 
     Raises:
-        UserError: for an unknown split, or where no image is meant.
+        UserError: the split is unknown or has no images.
     """
-    settings = asking.settings
-    rows = chosen_rows(collection, settings)
+    settings = config.settings
+    rows = select_rows(collection, settings)
     if not len(rows):
         where = "" if settings.split is None else f" in the split '{settings.split}'"
-        raise UserError(f"the collection {collection.name!r} has no images{where}")
-    captioned, refused = completed_requests(collection.path, "captions"), Names()
+        raise UserError(f"The collection {collection.name!r} has no images{where}")
+    captioned, failed = completed_requests(collection.path, "captions"), Names()
     if not settings.retry_errors:
-        refused = completed_requests(collection.path, "caption_errors", where={"final": True})
-    keys = pa.array(collection.keys, pa.string())
-    alts = AltTexts(collection.path, keys, settings.alt_kinds)
-    counts = {kind: Counts() for kind in settings.formats}
+        failed = completed_requests(collection.path, "caption_errors", where={"final": True})
+    alts = AltTexts(collection.path, pa.array(collection.keys, pa.string()), settings.alt_kinds)
+    counts = {kind: RequestCounts() for kind in settings.formats}
     masks = np.zeros(len(rows), dtype=np.uint8)
     hashes = collection.index["sha256"]
-    for number, row in enumerate(rows.tolist()):
-        for place, kind in enumerate(settings.formats):
-            request = asking.request(collection.keys[row], hashes[row], kind, alts[row])
+    for index, row in enumerate(rows.tolist()):
+        for bit, kind in enumerate(settings.formats):
+            request = config.request_key(collection.keys[row], hashes[row], kind, alts[row])
             counts[kind].total += 1
+            # A caption wins: with --retry-errors a request may have ended in an error first.
             if request in captioned:
-                counts[kind].done += 1
-            elif request in refused:
+                counts[kind].completed += 1
+            elif request in failed:
                 counts[kind].final_errors += 1
             else:
-                masks[number] |= 1 << place
-    kept = masks > 0
-    return Worklist(asking, collection, counts, len(rows), rows[kept], masks[kept], alts)
+                masks[index] |= 1 << bit
+    needed = masks > 0
+    return PendingRequests(config, collection, counts, len(rows), rows[needed], masks[needed], alts)
+
+
+# Average CLIP tokens of the captions of each format.
+_CAPTION_TOKENS = {"ssc": 15, "dsc": 50, "dsc_plus": 150, "afc": 60}
+# Language models' tokenizers take about a third more than CLIP's, and the JSON around a caption comes on top.
+_TOKENS_PER_CLIP_TOKEN = 4 / 3
+_JSON_TOKENS = 15
+_LETTERS_PER_TOKEN = 4
+# Qwen's models take one token per 28 x 28 pixels; others take fewer or many more.
+_IMAGE_PATCH_PX = 28
+
+
+def estimate(pending: PendingRequests) -> dict[str, Any]:
+    """Estimate requests, tokens and cost of a captioning run at the settings' prices.
+
+    Text counts one token per four letters of the prompt, an image one per 28 x 28 pixels of its prepared size.
+    """
+    settings = pending.config.settings
+    index = pending.collection.index
+    tokens_in = tokens_out = 0.0
+    for request in pending:
+        width, height = int(index["width"][request.row]), int(index["height"][request.row])
+        scale = min(1.0, settings.longest_side / max(width, height))
+        image_tokens = math.ceil(width * scale / _IMAGE_PATCH_PX) * math.ceil(height * scale / _IMAGE_PATCH_PX)
+        for kind in request.kinds:
+            prompt, alt = pending.config.select_prompt(kind, request.alt)
+            tokens_in += image_tokens + (len(prompt.text) + len(alt)) / _LETTERS_PER_TOKEN
+            tokens_out += _JSON_TOKENS + _CAPTION_TOKENS[kind] * _TOKENS_PER_CLIP_TOKEN
+    return {
+        "images": pending.images,
+        "requests": pending.pending,
+        "formats": {
+            kind: {
+                "in": counts.total,
+                "to ask": counts.pending,
+                "done": counts.completed,
+                "final error earlier": counts.final_errors,
+            }
+            for kind, counts in pending.counts.items()
+        },
+        "tokens_in": round(tokens_in),
+        "tokens_out": round(tokens_out),
+        "cost": (tokens_in * settings.price_in + tokens_out * settings.price_out) / 1e6,
+    }

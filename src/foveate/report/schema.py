@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
-
 from foveate.core.results import (
     BoxChoice,
     Column,
-    Distribution,
     Evaluation,
     Example,
     Histogram,
@@ -98,54 +95,3 @@ class SearchResult(Search):
     collection: str = ""
     searched: dict[str, int] = {}
     backend: str = ""
-
-
-class CaptionsMade(ResultModel):
-    captions: int
-    clip_tokens: Distribution | None = None
-    seconds: Distribution | None = None
-
-
-class CaptionTally(ResultModel):
-    total: int = Field(alias="in")
-    ok: int
-    repaired: int
-    errors: dict[str, int] = {}
-    skipped: dict[str, int] = {}
-    flags: dict[str, int] = {}
-    asked: int = 0
-    attempts: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-
-
-class CaptionText(ResultModel):
-    kind: str
-    text: str
-    flags: list[str] = []
-    clip_tokens: int | None = None
-    model: str = ""
-
-
-class CaptionedImage(ResultModel):
-    key: str
-    image: str
-    texts: list[CaptionText] = []
-
-
-class CaptionResult(ResultModel):
-    kind: str
-    collection: str = ""
-    backend: str = ""
-    only_scenes: bool = False
-    model: str = ""
-    revision: str = ""
-    images: int = 0
-    seconds: float | None = None
-    stopped: bool = False
-    failure: str = ""
-    cost: dict[str, float] = {}
-    formats: dict[str, CaptionTally] = {}
-    made: dict[str, CaptionsMade] = {}
-    examples: list[CaptionedImage] = []
-    command: str | list[str] = ""

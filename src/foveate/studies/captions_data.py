@@ -18,7 +18,7 @@ from foveate.caption.assertions.scene_truth import SceneTruth, SceneTruths, Thin
 from foveate.caption.audit import AuditMethod, AuditSettings, audit
 from foveate.caption.audit_metrics import MetricSettings
 from foveate.caption.captioner import find_backend
-from foveate.caption.gates import gate
+from foveate.caption.length_filters import apply_length_filter
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.run import caption
 from foveate.caption.scene_captions import render
@@ -80,8 +80,8 @@ def write_captions(
         raise KeyboardInterrupt
     if done.failure is not None:
         raise done.failure
-    folder.write_result(done.result)
-    return str(done.result["model"])
+    folder.write_result(done.result.to_json())
+    return done.result.model
 
 
 def prepare_scenes(path: Path, *, train: int, test: int, seed: int, run: Path) -> None:
@@ -158,7 +158,7 @@ def write_own_captions(path: Path, captioner: Path, *, split: str, kinds: Sequen
         return
     lines: list[dict[str, Any]] = []
     for row, ask, written in caption_rows(opened, collection, rows, cache=path / CACHE, kinds=kinds):
-        gated = gate(ask.kind, written.text)
+        gated = apply_length_filter(ask.kind, written.text)
         if gated.error or not gated.caption:
             continue
         key = collection.keys[row]

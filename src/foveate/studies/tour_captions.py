@@ -20,8 +20,8 @@ from foveate.caption.assertions.scene_judge import DEFINITION, judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.assertions.splitter import split
 from foveate.caption.audit import format_title
-from foveate.caption.gates import gate, repeats
-from foveate.caption.lengths import clip_tokens
+from foveate.caption.length_filters import apply_length_filter, repeats
+from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.scene_captions import render
 from foveate.caption.small.evaluate import caption_rows
@@ -136,7 +136,7 @@ def _write_captions(
     for row, ask, written in caption_rows(
         captioner, collection, rows, cache=cache, kinds=kinds, most_tokens=MAX_TOKENS
     ):
-        gated = gate(ask.kind, written.text)
+        gated = apply_length_filter(ask.kind, written.text)
         if written.finished and not gated.error and gated.caption and not repeats_itself(ask.kind, gated.caption):
             captions.setdefault(row, {})[ask.kind] = gated.caption
     return captions
@@ -173,7 +173,7 @@ def _examples(
             assertions = split(texts[kind])
             judged = judge_assertions(assertions, truth) if truth else []
             verdicts[kind].append(judged)
-            lengths[kind].append(clip_tokens(texts[kind]))
+            lengths[kind].append(count_clip_tokens(texts[kind]))
             marked = [{"text": a, "verdict": v} for a, v in zip(assertions, judged, strict=True)]
             texts_of_image.append(
                 {"format": kind, "title": format_title(kind), "text": texts[kind], "assertions": marked}

@@ -10,9 +10,9 @@ import pytest
 import torch
 from made_captioner import recipe
 
-from foveate.caption.answers import parse_caption
-from foveate.caption.backends.foveate import BACKEND, FoveateSettings, asked_length, raw_answer
+from foveate.caption.backends.foveate import BACKEND, FoveateSettings, format_response, requested_length
 from foveate.caption.captioner import CaptionRequest, backend_names
+from foveate.caption.response_parser import parse_caption
 from foveate.caption.small.evaluate import caption_rows, evaluate
 from foveate.caption.small.folder import SmallCaptioner, load_captioner
 from foveate.caption.small.generate import Ask, Written, write
@@ -79,7 +79,7 @@ def test_it_stops_at_the_limit_and_says_so(captioner: SmallCaptioner, prefixes: 
     one = write(captioner, prefixes[:1], [Ask("ssc", max_tokens=3)])[0]
     assert one.tokens_out == 3
     assert not one.finished
-    assert parse_caption(raw_answer(one)).error == "truncated"
+    assert parse_caption(format_response(one)).error == "truncated"
 
 
 def test_greedy_captions_are_those_of_transformers_generate(captioner: SmallCaptioner, prefixes: torch.Tensor) -> None:
@@ -172,9 +172,9 @@ def test_the_backend_answers_concurrent_calls(trained_folder: Path, scene_collec
 
 
 def test_asking_again_changes_the_length() -> None:
-    assert asked_length(3, "dsc-1") == 3
-    assert asked_length(3, "shorten-1") == 2
-    assert asked_length(len(EDGES), "lengthen-1") == len(EDGES)
+    assert requested_length(3, "dsc-1") == 3
+    assert requested_length(3, "shorten-1") == 2
+    assert requested_length(len(EDGES), "lengthen-1") == len(EDGES)
 
 
 def test_evaluation_and_cached_features_agree_with_the_bytes(
@@ -272,8 +272,8 @@ def test_shuffled_images_are_captioned_from_another_ones_features(
 
 
 def test_an_unfinished_answer_is_cut_json() -> None:
-    assert raw_answer(Written('say "no"', True, 1, 2, 0.0)) == '{"caption": "say \\"no\\""}'
-    assert raw_answer(Written("A dog", False, 1, 2, 0.0)) == '{"caption": "A dog'
+    assert format_response(Written('say "no"', True, 1, 2, 0.0)) == '{"caption": "say \\"no\\""}'
+    assert format_response(Written("A dog", False, 1, 2, 0.0)) == '{"caption": "A dog'
 
 
 def test_the_transformers_tokenizer_opens_the_file(trained_folder: Path) -> None:

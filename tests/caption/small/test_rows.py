@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.caption.answers import parse_caption, serialize
-from foveate.caption.gates import GATES
-from foveate.caption.lengths import clip_tokens
+from foveate.caption.length_filters import LENGTH_FILTERS
+from foveate.caption.lengths import count_clip_tokens
+from foveate.caption.response_parser import parse_caption, serialize
 from foveate.caption.targets.material import Material, read_material
 from foveate.caption.targets.rewriters.rules import Rules
 from foveate.caption.targets.rewriting import content_words, fuse, names_in, new_words, open_rewriter
@@ -41,7 +41,12 @@ def test_every_target_parses_and_passes_its_gate(rows: Rows) -> None:
     assert {row.kind for row in rows.of_stage(2)} == {"ssc", "dsc", "dsc_plus", "afc"}
     for row in rows.rows:
         assert parse_caption(serialize(row.target)).caption == row.target
-        assert GATES[row.kind].least <= clip_tokens(row.target) == row.tokens <= GATES[row.kind].most
+        assert (
+            LENGTH_FILTERS[row.kind].min_tokens
+            <= count_clip_tokens(row.target)
+            == row.tokens
+            <= LENGTH_FILTERS[row.kind].max_tokens
+        )
         assert bool(row.alt) == (row.kind == "afc")
 
 
@@ -126,10 +131,10 @@ def test_short_captions_are_merged_without_new_words() -> None:
 
 def test_a_description_is_only_cut() -> None:
     found = Rules().shortened(LONG)
-    assert clip_tokens(found["ssc"]) <= GATES["ssc"].most
+    assert count_clip_tokens(found["ssc"]) <= LENGTH_FILTERS["ssc"].max_tokens
     assert found["ssc"].startswith("A gray dog")
     assert found["dsc"] == " ".join(found["dsc_plus"].split()[: len(found["dsc"].split())])
-    assert clip_tokens(found["dsc"]) <= 60
+    assert count_clip_tokens(found["dsc"]) <= 60
     assert found["dsc_plus"] == LONG
     assert "may be autumn" in found["dsc_plus"]
     assert Rules().shortened("  ") == {}

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from foveate.caption.answers import parse_caption
 from foveate.caption.backends.foveate import FoveateSettings
-from foveate.caption.prompts import CAPTION_KINDS, prompt_for
+from foveate.caption.prompts import CAPTION_KINDS, find_prompt
+from foveate.caption.response_parser import parse_caption
 from foveate.caption.run import caption
 from foveate.caption.small.chat_requests import Refused, read_request
 from foveate.caption.small.folder import load_captioner
@@ -78,7 +78,7 @@ def test_openai_client_gets_captions(served: Served, image: bytes) -> None:
     assert first.choices[0].message.content == again.choices[0].message.content
     assert first.usage.total_tokens == first.usage.prompt_tokens + first.usage.completion_tokens
     assert first.choices[0].finish_reason in ("stop", "length")
-    prompt = prompt_for("afc").fill(alt='A chair, "Port Ellery" {1908}')
+    prompt = find_prompt("afc").fill(alt='A chair, "Port Ellery" {1908}')
     by_prompt = client.chat.completions.create(**{**asked, "messages": messages(image, prompt)})
     by_field = client.chat.completions.create(
         **asked, extra_body={"foveate": {"format": "afc", "alt": 'A chair, "Port Ellery" {1908}'}}
@@ -276,12 +276,12 @@ def test_what_a_request_may_not_say(change: dict, message: str) -> None:
 @pytest.mark.parametrize("language", ["English", "Brazilian Portuguese"])
 def test_foveates_own_prompts_are_understood(kind: str, language: str) -> None:
     alt = 'Old "Harbor", {1908}\nThe text: x Answer with one JSON object'
-    prompt = prompt_for(kind, language=language)
+    prompt = find_prompt(kind, language=language)
     text = prompt.fill(alt=alt) if kind == "afc" else prompt.fill()
     content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": IMAGE}}]
     asked = read_request({"model": MODEL, "messages": [{"role": "user", "content": content}]}, model=MODEL)
     assert (asked.kind, asked.alt, asked.change) == (kind, alt if kind == "afc" else "", 0)
-    again = prompt_for("shorten").fill(caption="A dog.", words=15, sentences="one sentence")
+    again = find_prompt("shorten").fill(caption="A dog.", words=15, sentences="one sentence")
     content[0]["text"] = again
     asked = read_request({"model": MODEL, "messages": [{"role": "user", "content": content}]}, model=MODEL)
     assert (asked.kind, asked.change) == ("ssc", -1)

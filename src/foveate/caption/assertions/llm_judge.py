@@ -11,11 +11,11 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from foveate.caption.answers import parse_assertions, parse_verdicts
 from foveate.caption.assertions import splitter
 from foveate.caption.audit import AuditMethod
-from foveate.caption.images import prepare
-from foveate.caption.prompts import prompt_for, response_schema
+from foveate.caption.captioner import prepare_image
+from foveate.caption.prompts import find_prompt, response_schema
+from foveate.caption.response_parser import parse_assertions, parse_verdicts
 from foveate.chat.client import ChatClient, ChatSettings
 from foveate.chat.protocol import ChatImage, ChatMessage, ChatRequest, ResponseSchema
 from foveate.core.progress import say
@@ -41,10 +41,10 @@ class LlmJudge:
     async def _request(self, purpose: str, row: int, **values: object) -> str | None:
         """Send a prompt with the image of a row; return the raw response, None if there is none."""
         try:
-            image = prepare(self.collection.image_bytes(row), longest_side=_MAX_SIDE_PX)
+            image = prepare_image(self.collection.image_bytes(row), longest_side=_MAX_SIDE_PX)
         except BadImage:
             return None
-        prompt = prompt_for(purpose)
+        prompt = find_prompt(purpose)
         message = ChatMessage(prompt.fill(**values), (ChatImage(image.data, image.media_type),))
         schema = ResponseSchema(purpose, response_schema(purpose))
         response = await self.client.complete(ChatRequest((message,), _MAX_TOKENS, schema=schema))
@@ -118,7 +118,7 @@ class LlmJudge:
 
 
 def _prompt_stamp(purpose: str) -> str:
-    prompt = prompt_for(purpose)
+    prompt = find_prompt(purpose)
     return f"{prompt.id} ({prompt.sha256[:12]})"
 
 

@@ -1,4 +1,4 @@
-"""The `foveate` backend: our own captioner, from a model folder of `foveate captioner train`; no server, no network."""
+"""The `foveate` backend: Foveate's own captioner from a model folder of `foveate captioner train`, run here, offline."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from foveate.caption.answers import serialize
 from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse
 from foveate.caption.prompts import CAPTION_KINDS
+from foveate.caption.response_parser import serialize
 from foveate.caption.small.batched import BatchedCaptioner
 from foveate.caption.small.folder import load_captioner
 from foveate.caption.small.generate import Ask, Written
@@ -20,11 +20,11 @@ from foveate.records.images import BadImage
 
 
 class FoveateSettings(Settings):
-    """Which captioner, where it runs, how many captions it writes at a time."""
+    """Model folder, device and batch size."""
 
     model: Path = Field(description="model folder of `foveate captioner train`")
     device: str | None = Field(None, description="cpu, cuda, cuda:1 or mps; CUDA where there is one by default")
-    batch: int = Field(32, ge=1, le=4096, description="most captions that are written together")
+    batch: int = Field(32, ge=1, le=4096, description="captions that are written together, at most")
 
 
 class FoveateCaptioner:
@@ -40,15 +40,15 @@ class FoveateCaptioner:
         self.concurrency = 4 * settings.batch
 
     async def caption(self, request: CaptionRequest) -> CaptionResponse:
-        """One caption as the JSON object that prompts ask for; one that met `max_tokens` is cut off."""
+        """Write one caption as the JSON object that prompts ask for; one that met `max_tokens` is cut off."""
         if request.kind not in CAPTION_KINDS:
             return CaptionResponse(error="unknown_format", final=True)
-        # Without an alt-text that says something, afc is asked as dsc; no training row of afc lacks one.
+        # Without a usable alt-text afc is written as dsc: no training row of afc lacks one.
         kind = "dsc" if request.kind == "afc" and not request.alt else request.kind
         ask = Ask(
             kind=kind,
             alt=request.alt if kind == "afc" else "",
-            length=asked_length(self._captioner.lengths[kind], request.prompt_id),
+            length=requested_length(self._captioner.lengths[kind], request.prompt_id),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             seed=request.seed,  # of this image and format, as over HTTP
@@ -59,7 +59,7 @@ class FoveateCaptioner:
         except BadImage as problem:
             return CaptionResponse(error=f"bad_image: {problem.reason}", final=True)
         return CaptionResponse(
-            raw_answer(written),
+            format_response(written),
             latency_ms=1000 * (time.monotonic() - began),
             tokens_in=written.tokens_in,
             tokens_out=written.tokens_out,
@@ -67,24 +67,25 @@ class FoveateCaptioner:
         )
 
     async def close(self) -> None:
-        """Waits for the last batch."""
+        """Wait for the last batch."""
         await self._batched.close()
 
 
-def asked_length(usual: int, prompt_id: str) -> int:
-    """The length class for a prompt: the usual one, the next shorter for "shorten", the next longer for "lengthen"."""
+def requested_length(usual: int, prompt_id: str) -> int:
+    """Return the length class for a prompt: the usual one, the next shorter or longer for a retry."""
     change = {"shorten": -1, "lengthen": 1}.get(prompt_id.rpartition("-")[0], 0)
     return min(max(usual + change, 0), len(EDGES))
 
 
-def raw_answer(written: Written) -> str:
-    """The answer as text: a JSON object, without its end where the caption has none."""
+def format_response(written: Written) -> str:
+    """Write a response as a JSON object, without its end where the caption has none."""
     whole = serialize(written.text)
+    # As any model that ran out of tokens: the pipeline then counts it as truncated.
     return whole if written.finished else whole[: -len('"}')]
 
 
 BACKEND = Backend(
     settings=FoveateSettings,
     open=FoveateCaptioner,
-    note="our own small captioner, trained by `foveate captioner train`; runs here, offline",
+    note="Foveate's own small captioner, trained by `foveate captioner train`; runs here, offline",
 )

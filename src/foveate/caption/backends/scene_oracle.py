@@ -1,7 +1,7 @@
 """The `scene_oracle` backend: captions rendered from the truth of generated scenes, with faults put in on purpose.
 
-It is no captioner. It stands in for one in tests and harness checks, where what the pipeline and the audit must find
-is known exactly. It refuses real images, is never a default, and its model name begins with "scene-oracle", so that
+It is no captioner. It stands in for one in tests and harness checks, where what the pipeline and the audit must find is
+known exactly. It refuses real images, is never a default, and its model name begins with "scene-oracle", so that
 every table that used it says so.
 """
 
@@ -24,16 +24,16 @@ _PADDING = "The picture was made for this collection and it has the same width a
 
 
 class SceneOracleSettings(Settings):
-    """What goes wrong, and how often."""
+    """Kinds of faults and their shares."""
 
-    hallucinations: float = Field(0.0, ge=0, le=1, description="share of the statements replaced by false ones")
-    refusals: float = Field(0.0, ge=0, le=1, description="share of the answers that refuse")
-    broken: float = Field(0.0, ge=0, le=1, description="share of the answers that are broken JSON")
-    too_long: float = Field(0.0, ge=0, le=1, description="share of the answers that go on too long")
+    hallucinations: float = Field(0.0, ge=0, le=1, description="share of the claims replaced by false ones")
+    refusals: float = Field(0.0, ge=0, le=1, description="share of the responses that refuse")
+    broken: float = Field(0.0, ge=0, le=1, description="share of the responses that are broken JSON")
+    too_long: float = Field(0.0, ge=0, le=1, description="share of the responses that are too long")
 
 
 class SceneOracle:
-    """Answers from the truth of scenes; a pure function of the request and the settings."""
+    """Renders captions from the truth of scenes; a pure function of the request and the settings."""
 
     name = "scene_oracle"
     revision = VERSION
@@ -44,40 +44,40 @@ class SceneOracle:
         self.truths = SceneTruths(collection)
         if not len(self.truths):
             raise UserError(
-                f"collection {collection.path}: has no generated scenes; scene_oracle answers for nothing else"
+                f"collection {collection.path} has no generated scenes; the backend scene_oracle captions nothing else"
             )
         faults = {name: value for name, value in settings.model_dump().items() if value}
         self.model = "-".join(["scene-oracle", *(f"{name}-{value:g}" for name, value in faults.items())])
 
     async def caption(self, request: CaptionRequest) -> CaptionResponse:
-        """The caption of a scene; an error that no retry mends for any other image."""
+        """Render the caption of a scene; a final error for any other image."""
         truth = self.truths.get(self.collection.find_row(request.key))
         if truth is None:
             return CaptionResponse(error="no_scene", final=True)
         if request.kind not in KINDS:
             return CaptionResponse(error="unknown_format", final=True)
         settings = self.settings
-        # A retry has another prompt, and draws its faults anew.
-        asked = (request.seed, request.key, request.kind, request.prompt_id)
-        if seeds.uniform("oracle refuses", *asked) < settings.refusals:
+        # With the prompt: a retry draws its faults anew, while the claims of the caption stay the same.
+        draw = (request.seed, request.key, request.kind, request.prompt_id)
+        if seeds.uniform("oracle refuses", *draw) < settings.refusals:
             return CaptionResponse(json.dumps({"caption": "", "refused": True, "refusal_reason": "injected"}))
         rng = seeds.generator("oracle", request.seed, request.key, request.kind)
-        made = render(request.kind, truth, alt=request.alt, rng=rng, hallucinations=settings.hallucinations)
-        if not made.text:
+        caption = render(request.kind, truth, alt=request.alt, rng=rng, hallucinations=settings.hallucinations)
+        if not caption.text:
             return CaptionResponse(error="nothing_visible", final=True)
-        text = made.text
-        if seeds.uniform("oracle goes on", *asked) < settings.too_long:
+        text = caption.text
+        if seeds.uniform("oracle goes on", *draw) < settings.too_long:
             text = " ".join([text, *[_PADDING] * (30 if request.kind == "dsc_plus" else 8)])
-        answer: dict[str, object] = {"caption": text}
+        content: dict[str, object] = {"caption": text}
         if request.kind == "afc":
-            answer["used_alt_facts"] = list(made.alt_facts)
-        raw = json.dumps(answer)
-        if seeds.uniform("oracle breaks", *asked) < settings.broken:
+            content["used_alt_facts"] = list(caption.alt_facts)
+        raw = json.dumps(content)
+        if seeds.uniform("oracle breaks", *draw) < settings.broken:
             raw = raw[: len(raw) * 2 // 3]
         return CaptionResponse(raw, tokens_out=len(text.split()))
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
 
 BACKEND = Backend(

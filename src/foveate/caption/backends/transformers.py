@@ -1,4 +1,4 @@
-"""Captions from an image-text-to-text model of transformers on this machine, in batches.
+"""The `transformers` backend: an image-text-to-text model on this machine, in batches.
 
 The model is opened by `AutoModelForImageTextToText` and `AutoProcessor`, from a folder or from the hub at one commit.
 Prompts are padded on the left, and every row draws with its own generator, so that a row's text does not depend on the
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -33,7 +32,7 @@ _UNUSABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError, ImportError
 
 
 class TransformersSettings(Settings):
-    """Which model, and how it runs."""
+    """Model, device, precision and batch size."""
 
     model: str = Field(min_length=1, description="A folder, or OWNER/NAME on the hub.")
     revision: str | None = Field(None, description="Commit, tag or branch of a hub repository.")
@@ -64,10 +63,11 @@ class TransformersCaptioner:
         self._batcher: DynamicBatcher[CaptionRequest, CaptionResponse] | None = None
 
     async def caption(self, request: CaptionRequest) -> CaptionResponse:
-        """The answer of the model, from the next batch of requests of the same format."""
+        """Return the model's response, from the next batch of requests of the same format."""
         if self._batcher is None:
+            # In the first call, whose event loop it belongs to.
             self._batcher = DynamicBatcher(
-                self.answer,
+                self.caption_batch,
                 max_batch=self.settings.batch_size,
                 group_by=lambda request: (request.prompt_id, request.temperature > 0),
                 max_wait_seconds=self.settings.wait_seconds,
@@ -75,17 +75,19 @@ class TransformersCaptioner:
         return await self._batcher.submit(request)
 
     async def close(self) -> None:
-        """End the thread that generates."""
+        """Finish the last batch and end the thread that generates."""
         if self._batcher is not None:
             await self._batcher.close()
             self._batcher = None
 
-    def answer(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
-        """Answers to a batch. One that does not fit into memory is halved; a row that the model cannot take is an
-        error of that row alone."""
+    def caption_batch(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
+        """Caption a batch.
+
+        A batch that does not fit into memory is halved; a row that the model cannot take is an error of that row alone.
+        """
         began = time.monotonic()
         try:
-            made = self._generate(requests)
+            generated = self._generate(requests)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             if len(requests) == 1:
@@ -98,21 +100,21 @@ class TransformersCaptioner:
         latency = 1000 * (time.monotonic() - began)
         return [
             CaptionResponse(text=text, latency_ms=latency, tokens_in=read, tokens_out=written)
-            for text, read, written in made
+            for text, read, written in generated
         ]
 
     def _halves(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         middle = len(requests) // 2
-        return [*self.answer(requests[:middle]), *self.answer(requests[middle:])]
+        return [*self.caption_batch(requests[:middle]), *self.caption_batch(requests[middle:])]
 
     @torch.inference_mode()
     def _generate(self, requests: Sequence[CaptionRequest]) -> list[tuple[str, int, int]]:
-        """Text, tokens read and tokens written of each request."""
+        """Generate text; return it with the numbers of tokens read and written, for each request."""
         from transformers import LogitsProcessorList
 
         inputs = self.processor(
             text=[self._prompt(request.prompt) for request in requests],
-            images=[[_image(request)] for request in requests],
+            images=[[decode(request.image)] for request in requests],
             padding=True,
             return_tensors="pt",
         ).to(self.device)
@@ -121,16 +123,19 @@ class TransformersCaptioner:
             for name, value in inputs.items()
         }
         length = inputs["input_ids"].shape[1]
-        drawing = LogitsProcessorList([Drawing(requests)] if requests[0].temperature > 0 else [])
+        # `group_by` puts greedy and sampled requests into different batches.
+        sampler = LogitsProcessorList([GumbelSampler(requests)] if requests[0].temperature > 0 else [])
         written_BT = self.network.generate(
             **inputs,
             max_new_tokens=max(request.max_tokens for request in requests),
+            # Greedy: `sample` of transformers draws all rows from one generator, so that a row's text would depend on
+            # its batch. The model's own defaults for sampling are switched off, because it warns about them.
             do_sample=False,
             num_beams=1,
             temperature=None,
             top_p=None,
             top_k=None,
-            logits_processor=drawing,
+            logits_processor=sampler,
             pad_token_id=self._padding,
         )[:, length:].cpu()
         read = inputs["attention_mask"].sum(dim=1).tolist()
@@ -140,10 +145,11 @@ class TransformersCaptioner:
         ]
 
     def _text(self, ids: Tensor, request: CaptionRequest, read: int) -> tuple[str, int, int]:
-        kept = [int(token) for token in ids.tolist()][: request.max_tokens]
-        ends = [place for place, token in enumerate(kept) if token in self._ends]
-        kept = kept[: ends[0]] if ends else kept
-        return self.processor.tokenizer.decode(kept, skip_special_tokens=True).strip(), read, len(kept)
+        # The batch went on to the largest `max_tokens` of its rows: this row ends where it would have alone.
+        tokens = [int(token) for token in ids.tolist()][: request.max_tokens]
+        ends = [index for index, token in enumerate(tokens) if token in self._ends]
+        tokens = tokens[: ends[0]] if ends else tokens
+        return self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip(), read, len(tokens)
 
     @property
     def _ends(self) -> set[int]:
@@ -156,7 +162,7 @@ class TransformersCaptioner:
         return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def _prompt(self, text: str) -> str:
-        """A prompt in the model's own words for "here is an image, here is a question"."""
+        """Write a prompt with an image in the model's own chat template, or behind its image token."""
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": text}]
             messages = [{"role": "user", "content": content}]
@@ -167,8 +173,8 @@ class TransformersCaptioner:
         return f"{token}\n{text}\n"
 
 
-class Drawing:
-    """Makes greedy decoding draw: the largest of logits / temperature + Gumbel noise is a draw from their softmax.
+class GumbelSampler:
+    """Makes greedy decoding sample: the largest of logits / temperature + Gumbel noise is a draw from their softmax.
 
     Each row has a generator of its own, from its request's seed, so that its text does not depend on its batch.
     """
@@ -184,12 +190,12 @@ class Drawing:
         return scores_BV.float() / temperatures_B1 + gumbel_BV
 
 
-def _image(request: CaptionRequest) -> Image.Image:
-    return decode(request.image)
-
-
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Network and processor of a folder. Raises UserError where they are missing or do not fit."""
+    """Load network and processor of a folder.
+
+    Raises:
+        UserError: they are missing or do not fit.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     checkpoint.config()
@@ -209,7 +215,8 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
             ) from error
     check_loaded(report, name=checkpoint.name)
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
-        raise UserError(f"{checkpoint.name}: its processor reads no images, or no text")
+        raise UserError(f"{checkpoint.name}: its processor has no image processor or no tokenizer")
+    # Generation goes on at the right end of each row: no padding may stand there.
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -217,7 +224,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def open_transformers(settings: TransformersSettings, collection: Collection) -> TransformersCaptioner:
-    """The captioner, with its weights loaded."""
+    """Load the captioner's weights."""
     return TransformersCaptioner(settings)
 
 

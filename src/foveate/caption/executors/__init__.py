@@ -1,1 +1,1 @@
-"""Who does the asking: each module is one executor and has an `EXECUTOR`, see `foveate.caption.executing`."""
+"""Executors send the requests of a run: each module is one and has an `EXECUTOR`, see `executors.local.Executor`."""

@@ -1,4 +1,4 @@
-"""Several processes, on one machine or many: Ray Data hands out blocks of images, each worker asks as `local` does.
+"""Several processes, on one machine or many: Ray Data hands out blocks of images, each worker requests as `local` does.
 
 Every worker opens the collection by its path, which must be the same everywhere, and has a captioner of its own: with
 `http`, `concurrency` counts per worker. Only the first process writes. A stop loses the blocks that workers were at;
@@ -18,34 +18,35 @@ from typing import Any
 
 import pyarrow as pa
 
-from foveate.caption.asking import Outcome
 from foveate.caption.captioner import Captioner
-from foveate.caption.executing import Executor, Job
-from foveate.caption.executors.local import outcomes as local_outcomes
-from foveate.caption.work import Todo, Worklist
+from foveate.caption.executors.local import Executor, Job
+from foveate.caption.executors.local import stream_results as stream_local_results
+from foveate.caption.requests import CaptionResult
+from foveate.caption.work import PendingRequest, PendingRequests
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 
-_BLOCK = 64  # images; a worker waits for the last of them before it takes the next block
+_BLOCK_IMAGES = 64  # a worker waits for the last of them before it takes the next block
 _TICK_SECONDS = 0.5
 
 
-async def outcomes(
-    job: Job, worklist: Worklist, captioner: Captioner, stopping: Callable[[], bool]
-) -> AsyncGenerator[list[Outcome], None]:
-    """See `Executor`."""
-    ray = _ray()
-    if not worklist.todo:
+async def stream_results(
+    job: Job, pending: PendingRequests, captioner: Captioner, stopping: Callable[[], bool]
+) -> AsyncGenerator[list[CaptionResult], None]:
+    """See `foveate.caption.executors.local.Executor.run`."""
+    ray = _import_ray()
+    if not pending.pending:
         return
     started = not ray.is_initialized()
     if started:
         # A cluster that is there (RAY_ADDRESS) has its own processors; Ray refuses to be told their number.
-        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": job.processes, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
+        cluster = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": job.processes, "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
     try:
-        answers = _answers(ray, job, worklist)
+        blocks = _iterate_blocks(ray, job, pending)
         while not stopping():
-            reading = asyncio.ensure_future(asyncio.to_thread(next, answers, None))
+            # In a thread: Ray's iterator blocks until a worker has finished its block, which may take minutes.
+            reading = asyncio.ensure_future(asyncio.to_thread(next, blocks, None))
             while not (await asyncio.wait({reading}, timeout=_TICK_SECONDS))[0]:
                 if stopping():
                     return
@@ -53,9 +54,10 @@ async def outcomes(
             block = reading.result()
             if block is None:
                 return
-            found = [json.loads(text) for text in block["outcome"].to_pylist()]
-            yield [_outcome(one) for one in found if "failure" not in one]
-            failures = [one["failure"] for one in found if "failure" in one]
+            rows = [json.loads(text) for text in block["result"].to_pylist()]
+            # Results first: what a worker got before it failed is written.
+            yield [_load_result(row) for row in rows if "failure" not in row]
+            failures = [row["failure"] for row in rows if "failure" in row]
             if failures:
                 raise UserError(failures[0])
     finally:
@@ -63,7 +65,7 @@ async def outcomes(
             await asyncio.to_thread(ray.shutdown)
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     # Ray tells its maker about every use if it is not told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -74,79 +76,82 @@ def _ray() -> Any:
     return ray
 
 
-def _answers(ray: Any, job: Job, worklist: Worklist) -> Iterator[pa.Table]:
-    """Blocks of outcomes as JSON, in the order in which they are ready."""
+def _iterate_blocks(ray: Any, job: Job, pending: PendingRequests) -> Iterator[pa.Table]:
+    """Yield blocks of results as JSON, in the order in which they are ready."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    source = iter(worklist)
+    source = iter(pending)
     blocks = []
-    while part := list(islice(source, _BLOCK)):
-        blocks.append(pa.table({"todo": [json.dumps(asdict(todo), ensure_ascii=False) for todo in part]}))
+    while part := list(islice(source, _BLOCK_IMAGES)):
+        # JSON in one column, because Arrow would guess the types of nested and empty fields block by block.
+        blocks.append(pa.table({"pending": [json.dumps(asdict(request), ensure_ascii=False) for request in part]}))
     if not blocks:
         return iter(())
-    asked = ray.data.from_arrow(blocks).map_batches(
-        Asker,
+    results = ray.data.from_arrow(blocks).map_batches(
+        Worker,
         fn_constructor_args=(job,),
-        batch_size=_BLOCK,
+        batch_size=_BLOCK_IMAGES,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(job.processes, len(blocks))),
     )
-    return iter(asked.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    # No prefetching: a part of the results that is only read ahead is lost when the run is stopped.
+    return iter(results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
 
 
-def _outcome(content: Any) -> Outcome:
+def _load_result(content: Any) -> CaptionResult:
     content["flags"] = tuple(content["flags"])
-    return Outcome(**content)
+    return CaptionResult(**content)
 
 
-def _todo(content: Any) -> Todo:
+def _load_pending(content: Any) -> PendingRequest:
     content["kinds"] = tuple(content["kinds"])
-    return Todo(**content)
+    return PendingRequest(**content)
 
 
-class _Part:
-    """Some images of a worklist, as the local executor takes them."""
+class _Block:
+    """Some images of a run, in the form that the local executor takes."""
 
-    def __init__(self, collection: Collection, todos: list[Todo]) -> None:
-        self.collection, self._todos = collection, todos
+    def __init__(self, collection: Collection, pending: list[PendingRequest]) -> None:
+        self.collection, self._pending = collection, pending
 
-    def __iter__(self) -> Iterator[Todo]:
-        return iter(self._todos)
+    def __iter__(self) -> Iterator[PendingRequest]:
+        return iter(self._pending)
 
 
-class Asker:
-    """A worker: its collection, its captioner, and the event loop that the captioner's connections belong to."""
+class Worker:
+    """A worker process: its collection, its captioner, and the event loop that the captioner's connections belong to."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._collection = Collection.open(job.collection)
         self._loop = asyncio.new_event_loop()
         self._failure = ""
+        # A failure is passed on as a row: Ray would start an actor that raises again and again.
         try:
             self._captioner: Captioner | None = job.open_captioner(self._collection)
         except UserError as error:
             self._captioner, self._failure = None, str(error)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Outcomes of a block of images."""
-        todos = [_todo(json.loads(text)) for text in block["todo"].to_pylist()]
-        found = [] if self._failure else self._loop.run_until_complete(self._ask(todos))
-        said: list[dict[str, Any]] = [asdict(outcome) for outcome in found]
+        """Caption a block of images."""
+        pending = [_load_pending(json.loads(text)) for text in block["pending"].to_pylist()]
+        results = [] if self._failure else self._loop.run_until_complete(self._caption(pending))
+        rows: list[dict[str, Any]] = [asdict(result) for result in results]
         if self._failure:
-            said.append({"failure": self._failure})
-        return pa.table({"outcome": pa.array([json.dumps(one, ensure_ascii=False) for one in said], pa.string())})
+            rows.append({"failure": self._failure})
+        return pa.table({"result": pa.array([json.dumps(row, ensure_ascii=False) for row in rows], pa.string())})
 
-    async def _ask(self, todos: list[Todo]) -> list[Outcome]:
+    async def _caption(self, pending: list[PendingRequest]) -> list[CaptionResult]:
         assert self._captioner is not None
-        found: list[Outcome] = []
-        part: Any = _Part(self._collection, todos)
+        results: list[CaptionResult] = []
         try:
-            async for some in local_outcomes(self._job, part, self._captioner, lambda: False):
-                found += some
+            block = _Block(self._collection, pending)
+            async for part in stream_local_results(self._job, block, self._captioner, lambda: False):
+                results += part
         except UserError as error:
             self._failure = str(error)
-        return found
+        return results
 
 
-EXECUTOR = Executor(outcomes, note="several processes on one machine or many, by Ray Data (extra ray)")
+EXECUTOR = Executor(stream_results, note="several processes on one machine or many, by Ray Data (extra ray)")

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.caption.gates import RETRY_WORDS
-from foveate.caption.prompts import CAPTION_KINDS, LONGEST_ALT, Prompt, prompt_ids
+from foveate.caption.length_filters import RETRY_WORDS
+from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS, Prompt, prompt_ids
 from foveate.caption.small.generate import MOST_TOKENS
 from foveate.caption.small.tokens import EDGES
 
@@ -80,7 +80,7 @@ def read_request(body: object, *, model: str) -> Asked:
     return Asked(
         image=image,
         kind=kind,
-        alt=alt[:LONGEST_ALT] if kind == "afc" else "",
+        alt=alt[:MAX_ALT_LETTERS] if kind == "afc" else "",
         length=length,
         change=change,
         max_tokens=int(_number(most, "max_tokens", 1, 100_000, whole=True)),

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from foveate.caption.answers import parse_caption
 from foveate.caption.assertions.scene_judge import judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.assertions.splitter import split
-from foveate.caption.entities import entities
-from foveate.caption.gates import GATES, gate
-from foveate.caption.lengths import clip_tokens
+from foveate.caption.entities import collect_entities
+from foveate.caption.length_filters import LENGTH_FILTERS, apply_length_filter
+from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS
+from foveate.caption.response_parser import parse_caption
 from foveate.caption.small.folder import SmallCaptioner
 from foveate.caption.small.generate import MOST_TOKENS, Ask, Written, write
 from foveate.caption.small.samples import cached_features
@@ -132,21 +132,21 @@ def caption_rows(
 
 def judged(collection: Collection, written: Sequence[tuple[int, Ask, Written]]) -> list[Judged]:
     """Each caption against its format's contract, and against the scene's truth where there is one."""
-    from foveate.caption.backends.foveate import raw_answer
+    from foveate.caption.backends.foveate import format_response
 
     truths, found = SceneTruths(collection), []
     phrases = functools.cache(open_extractor(PhraseSettings()))
     for row, ask, one in written:
-        read = parse_caption(raw_answer(one))
-        passed = gate(ask.kind, read.caption) if read.caption is not None else None
+        read = parse_caption(format_response(one))
+        passed = apply_length_filter(ask.kind, read.caption) if read.caption is not None else None
         obeys = passed is not None and not passed.error and not {"too_long", "too_short"} & set(passed.flags)
         truth = truths.get(row)
         verdicts = None if truth is None else tuple(judge_assertions(split(one.text), truth))
         alt = select_alt_text(collection.read_captions(row))
-        wanted = entities([phrases(alt).phrases], "head") if is_usable_alt_text(alt) else set()
-        named = wanted & entities([phrases(one.text).phrases], "head") if wanted else wanted
+        wanted = collect_entities([phrases(alt).phrases], "head") if is_usable_alt_text(alt) else set()
+        named = wanted & collect_entities([phrases(one.text).phrases], "head") if wanted else wanted
         counts = len(named), len(wanted)
-        found.append(Judged(row, ask.kind, ask.alt, one.text, obeys, clip_tokens(one.text), verdicts, *counts))
+        found.append(Judged(row, ask.kind, ask.alt, one.text, obeys, count_clip_tokens(one.text), verdicts, *counts))
     return found
 
 
@@ -290,6 +290,6 @@ def evaluate(
         "obedience": obedience,
         "obeys": all(value >= _OBEYS for value in obedience.values()),
         "lengths_rise": all(low < high for low, high in zip(means, means[1:], strict=False)),
-        "gates": {kind: [rule.least, rule.most] for kind, rule in GATES.items()},
+        "gates": {kind: [rule.min_tokens, rule.max_tokens] for kind, rule in LENGTH_FILTERS.items()},
         "samples": samples(collection, captions, run, count=shown, seed=seed),
     }

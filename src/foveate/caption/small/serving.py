@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foveate.caption.backends.foveate import raw_answer
+from foveate.caption.backends.foveate import format_response
 from foveate.caption.small.batched import BatchedCaptioner
 from foveate.caption.small.chat_requests import Refused, read_request
 from foveate.caption.small.folder import SmallCaptioner
@@ -165,7 +165,7 @@ class CaptionServer:
         usage = {"prompt_tokens": written.tokens_in, "completion_tokens": written.tokens_out}
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": raw_answer(written), "refusal": None},
+            "message": {"role": "assistant", "content": format_response(written), "refusal": None},
             "logprobs": None,
             "finish_reason": "stop" if written.finished else "length",
         }

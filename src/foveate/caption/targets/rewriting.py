@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from foveate.caption.captioner import CaptionResponse
-from foveate.caption.lengths import clip_tokens
+from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.targets.settings import TargetSettings
 from foveate.core.plugins import load_module
 from foveate.records.builtin.phrases import singular
@@ -99,7 +99,7 @@ def fuse(dsc: str, facts: Sequence[str], *, alt: str, most: int) -> str:
     spoken = content_words(alt)
     others.sort(key=lambda sentence: not content_words(sentence) & spoken)
     added = [f"The picture is about {fact}." for fact in facts]
-    while others and sum(map(clip_tokens, [opening, *others, *added])) > most:
+    while others and sum(map(count_clip_tokens, [opening, *others, *added])) > most:
         others.pop()
     return " ".join([opening, *others, *added])
 

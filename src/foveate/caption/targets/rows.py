@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 
-from foveate.caption.answers import parse_caption, serialize
 from foveate.caption.captioner import CaptionResponse
-from foveate.caption.gates import GATES, gate
-from foveate.caption.lengths import clip_tokens
+from foveate.caption.length_filters import LENGTH_FILTERS, apply_length_filter
+from foveate.caption.lengths import count_clip_tokens
+from foveate.caption.response_parser import parse_caption, serialize
 from foveate.caption.targets.material import Material
 from foveate.caption.targets.rewriting import Rewriter, content_words, fuse, names_in, new_words
 from foveate.caption.targets.settings import TargetSettings
@@ -143,7 +143,7 @@ def _read(kind: str, answer: CaptionResponse, inputs: Sequence[str] | None) -> t
 
 def checked(kind: str, text: str, inputs: Sequence[str] | None) -> tuple[str, str]:
     """A text as it may be a target, or "" and why it may not."""
-    passed = gate(kind, text)
+    passed = apply_length_filter(kind, text)
     bad = passed.error or next((flag for flag in passed.flags if flag in _BAD_FLAGS), "")
     if bad:
         return "", f"gate: {bad}"
@@ -153,7 +153,7 @@ def checked(kind: str, text: str, inputs: Sequence[str] | None) -> tuple[str, st
 
 
 def _row(material: Material, kind: str, alt: str, target: str, stage: int, who: str) -> Row:
-    tokens = clip_tokens(target)
+    tokens = count_clip_tokens(target)
     return Row(material.key, material.row, kind, alt, target, material.source, stage, who, tokens)
 
 
@@ -187,7 +187,7 @@ def _afc(
     named = [fact for fact in material.facts if _says(alt, fact)]
     if stage == ALIGN_STAGE and material.describe is not None and named and not noisy:
         dsc = material.describe(named[0])
-    text = dsc if noisy else fuse(dsc, facts, alt=alt, most=GATES["afc"].most)
+    text = dsc if noisy else fuse(dsc, facts, alt=alt, most=LENGTH_FILTERS["afc"].max_tokens)
     target, why = checked("afc", text, [*inputs, *facts] if settings.text_check else None)
     return why or _row(material, "afc", alt, target, stage, who)
 

@@ -100,7 +100,7 @@ def command(
         processes=processes,
         tokenizer=tokenizer,
     )
-    result = {**done.result, "command": ["foveate", *sys.argv[1:]]}
+    result = {**done.result.to_json(), "command": ["foveate", *sys.argv[1:]]}
     folder.write_result(result)
     paths = {"usage": folder.path / "usage.jsonl", "report": render(folder.path)}
     if not (folder.path / "usage.jsonl").is_file():

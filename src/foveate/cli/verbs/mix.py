@@ -66,14 +66,14 @@ def command(
         raise click.UsageError("--recipe and --to belong together")
     opened = Collection.open(collection)
     weights_given = None if weights is None else mixing.parse_weights(weights)
-    sampler = mixing.sampler_of(opened, preset=preset, weights=weights_given, missing=missing)
+    sampler = mixing.build_sampler(opened, preset=preset, weights=weights_given, missing=missing)
     context = context or mixing.default_context(preset)
     mixing.check_window(sampler, context, allowed=allow_truncation)
-    result = mixing.shares(opened, sampler, split=split, seed=seed or 0, prefer=prefer, context=context)
+    result = mixing.measure_shares(opened, sampler, split=split, seed=seed or 0, prefer=prefer, context=context)
     paths = {}
     if to is not None and recipe is not None:
         paths["recipe"] = _write_recipe(to, recipe, sampler.weights, missing, prefer, allow_truncation, split, seed)
-    finish(result, _lines(result, preset), paths, as_json=as_json)
+    finish(result.to_json(), _lines(result.to_json(), preset), paths, as_json=as_json)
 
 
 def _write_recipe(
@@ -86,12 +86,12 @@ def _write_recipe(
     split: str,
     seed: int | None,
 ) -> Path:
-    from foveate.caption.shares import as_yaml
+    from foveate.caption.shares import format_weights
     from foveate.core.files import write_text_atomically
     from foveate.core.recipes import dump, load
     from foveate.pretrain.recipe import PretrainRecipe
 
-    changes = [f"data.captions={as_yaml(weights)}", "data.mixture=null", f"data.missing={missing}"]
+    changes = [f"data.captions={format_weights(weights)}", "data.mixture=null", f"data.missing={missing}"]
     changes += [f"data.split={split}", f"data.prefer={list(prefer)!r}"]
     changes += ["data.allow_truncation=true"] * allow_truncation
     changes += [] if seed is None else [f"training.seed={seed}"]

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from foveate.caption.answers import parse_captions, serialize
 from foveate.caption.captioner import CaptionResponse
-from foveate.caption.prompts import FORMS, MAX_TOKENS, Prompt, prompt_for, response_schema
+from foveate.caption.prompts import FORMS, MAX_TOKENS, Prompt, find_prompt, response_schema
+from foveate.caption.response_parser import parse_captions, serialize
 from foveate.caption.targets.rewriting import REWRITTEN, Answers
 from foveate.caption.targets.settings import TargetSettings
 from foveate.chat.client import ChatClient, ChatSettings
@@ -91,7 +91,7 @@ class Llm:
 
     def __init__(self, settings: ChatSettings, *, folder: Path | None) -> None:
         self.settings = settings
-        self._short, self._long = prompt_for("rewrite_short"), prompt_for("rewrite_long")
+        self._short, self._long = find_prompt("rewrite_short"), find_prompt("rewrite_long")
         hashes = " ".join(f"{prompt.id} {prompt.sha256[:12]}" for prompt in (self._short, self._long))
         self.provenance = f"llm {settings.model} {settings.revision} {hashes}"
         self._store = ResponseStore(None if folder is None else folder / _FILE)

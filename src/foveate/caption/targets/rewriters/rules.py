@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from foveate.caption.answers import serialize
 from foveate.caption.captioner import CaptionResponse
-from foveate.caption.gates import GATES
-from foveate.caption.lengths import clip_tokens
+from foveate.caption.length_filters import LENGTH_FILTERS
+from foveate.caption.lengths import count_clip_tokens
+from foveate.caption.response_parser import serialize
 from foveate.caption.targets.rewriting import Answers, content_words, written_sentence
 from foveate.caption.targets.settings import TargetSettings
 from foveate.records.text import split_sentences
@@ -51,7 +51,7 @@ class Rules:
         return {
             "ssc": main,
             "dsc": _fill([framed, *reading, *told], _DSC_TOKENS),
-            "dsc_plus": _fill([framed, *(text for text, _ in others), *reading], GATES["dsc_plus"].most),
+            "dsc_plus": _fill([framed, *(text for text, _ in others), *reading], LENGTH_FILTERS["dsc_plus"].max_tokens),
         }
 
     def shortened(self, description: str) -> dict[str, str]:
@@ -63,7 +63,7 @@ class Rules:
         return {
             "ssc": _shortened(told[0]),
             "dsc": _fill(told, _DSC_TOKENS),
-            "dsc_plus": _fill(told, GATES["dsc_plus"].most),
+            "dsc_plus": _fill(told, LENGTH_FILTERS["dsc_plus"].max_tokens),
         }
 
 
@@ -112,9 +112,9 @@ def _by_novelty(main: str, others: Sequence[str]) -> list[tuple[str, bool]]:
 
 def _fill(told: Sequence[str], most: int) -> str:
     """The sentences from the front that fit into `most` CLIP tokens; the first one always."""
-    kept, tokens = [told[0]], clip_tokens(told[0])
+    kept, tokens = [told[0]], count_clip_tokens(told[0])
     for text in told[1:]:
-        tokens += clip_tokens(text)  # no token spans white space: those of the parts add up
+        tokens += count_clip_tokens(text)  # no token spans white space: those of the parts add up
         if tokens > most:
             break
         kept.append(text)
@@ -125,7 +125,7 @@ def _shortened(sentence: str) -> str:
     """A sentence without the kind of image; of a list that makes it longer than the gate the first two items."""
     bare = _KIND_OF_IMAGE.sub("", sentence)
     bare = f"{bare[0].upper()}{bare[1:]}" if bare else sentence
-    if clip_tokens(bare) <= GATES["ssc"].most:
+    if count_clip_tokens(bare) <= LENGTH_FILTERS["ssc"].max_tokens:
         return bare
     items = _LIST_ITEM.split(bare)
     ending = re.search(r"\s(?:on|in|at|behind|under|against)\s[^,]*$", items[-1])

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.caption.assertions.scene_truth import SceneTruth, SceneTruths
-from foveate.caption.scene_captions import claims, worded
-from foveate.caption.scene_claims import Claim, once, place_of, relations, say
+from foveate.caption.scene_captions import plan_claims, write_sentences
+from foveate.caption.scene_claims import Claim, describe_position, relation_claims, unique_things, write_claim
 from foveate.caption.targets.material import Material
 from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
@@ -63,30 +63,30 @@ def formats(truth: SceneTruth) -> dict[str, str]:
 
 def _short(truth: SceneTruth) -> str:
     """The largest thing and where it is: one name can be seen more surely than two."""
-    main = claims("ssc", truth)[0].names[0]
-    known = next((thing for thing in once(truth) if thing.phrase == main), None)
-    return f"{say(Claim('line', (main,), '|'))} {place_of(known) if known else 'more than once'}."
+    main = plan_claims("ssc", truth)[0].names[0]
+    known = next((thing for thing in unique_things(truth) if thing.phrase == main), None)
+    return f"{write_claim(Claim('line', (main,), '|'))} {describe_position(known) if known else 'more than once'}."
 
 
 def _descriptive(truth: SceneTruth, main: str = "") -> str:
-    kept = [claim for claim in claims("dsc", truth, main=main) if claim.kind not in ("ground", "written")]
-    return " ".join(worded([*kept, *_ground_kind(truth)]))
+    kept = [claim for claim in plan_claims("dsc", truth, main=main) if claim.kind not in ("ground", "written")]
+    return " ".join(write_sentences([*kept, *_ground_kind(truth)]))
 
 
 def _dense(truth: SceneTruth) -> str:
     """Each thing with its place in one sentence, and few of the relations: all of them would be most of the text."""
-    planned = claims("dsc_plus", truth)
+    planned = plan_claims("dsc_plus", truth)
     main = planned[0].names
     links = [claim for claim in planned if claim.kind == "relation"][:_STATED]
     where = {claim.names: claim.word for claim in planned if claim.kind == "place"}
     told = []
     for claim in planned:
         if claim.kind == "there" and claim.names in where:
-            told.append(f"{say(claim)} {where[claim.names]}.")
+            told.append(f"{write_claim(claim)} {where[claim.names]}.")
         elif claim.kind == "place" and claim.names == main:
-            told.insert(1, f"{say(claim)}.")
+            told.insert(1, f"{write_claim(claim)}.")
         elif claim.kind not in ("place", "relation") or claim in links:
-            told.append(f"{say(claim)}.")
+            told.append(f"{write_claim(claim)}.")
     return " ".join(told)
 
 
@@ -96,13 +96,15 @@ def _ground_kind(truth: SceneTruth) -> list[Claim]:
 
 def short_captions(truth: SceneTruth, *, rng: np.random.Generator) -> list[str]:
     """Up to eight true sentences, each on one or two things, as different people might say them; and the ground."""
-    single = once(truth)
-    links = relations(single)[:_RELATIONS]
-    said = [f"{say(Claim('line', link.names, f'{link.word}|'))}." for link in links[:2]]
-    said += [f"{say(Claim('line', (thing.phrase,), '|'))} {place_of(thing)}." for thing in single]
-    said += [f"{say(link)}." for link in links[2:]]
+    single = unique_things(truth)
+    links = relation_claims(single)[:_RELATIONS]
+    said = [f"{write_claim(Claim('line', link.names, f'{link.word}|'))}." for link in links[:2]]
+    said += [f"{write_claim(Claim('line', (thing.phrase,), '|'))} {describe_position(thing)}." for thing in single]
+    said += [f"{write_claim(link)}." for link in links[2:]]
     repeated = {thing.phrase for thing in truth.things} - {thing.phrase for thing in single}
-    said += [f"{say(Claim('there', (phrase,), number=truth.count(phrase)))}." for phrase in sorted(repeated)]
+    said += [f"{write_claim(Claim('there', (phrase,), number=truth.count(phrase)))}." for phrase in sorted(repeated)]
     chosen = sorted(rng.permutation(len(said))[:_SHORT].tolist())
-    on_ground = [f"{say(Claim('line', (single[0].phrase,), f'|{truth.ground}'))}."] if single and truth.ground else []
+    on_ground = (
+        [f"{write_claim(Claim('line', (single[0].phrase,), f'|{truth.ground}'))}."] if single and truth.ground else []
+    )
     return [*(said[place] for place in chosen), *on_ground]

@@ -1,7 +1,8 @@
-"""Reading what a model answered: one JSON object is asked for, and much else arrives.
+"""Parse the responses of captioners: one JSON object is asked for, and much else arrives.
 
 The steps and their order are those of the response contract in the method's page (docs/methods/captions.md). What is
-incomplete is an error: a string that was cut off is never closed by guessing. Nothing here raises, whatever the answer.
+incomplete is an error: a string that was cut off is never closed by guessing. Nothing here raises, whatever the
+response.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 
 OK, REPAIRED = "ok", "repaired"
 VERDICTS = ("supported", "contradicted", "unverifiable")
+# A Markdown fence with a language tag or none; models often leave out the line break behind the tag.
 _FENCE = re.compile(r"```(?:[^\n`]*\n|\w+(?=[ \t]*[{\[\"])|)(?P<inside>.*?)```", re.DOTALL)
 _CLOSING = re.compile(r"\s*[}\]]")
 _QUOTES = (('"', '"'), ("'", "'"), ("\u201c", "\u201d"), ("\u2018", "\u2019"), ("\u00ab", "\u00bb"))
+# JSON can escape half of a surrogate pair; no UTF-8 file can store it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # How a refusal begins. The same words later in a text are legal: a sign can say "sorry".
 _REFUSAL = re.compile(
@@ -33,8 +36,8 @@ _REFUSAL = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Parsed:
-    """A caption that was read, or why there is none.
+class ParsedCaption:
+    """A caption, or the reason why there is none.
 
     `status` is "ok", "repaired" (then `flags` say what was wrong) or "error:<kind>" with the kinds empty, schema,
     truncated, refused and unparseable; errors have no caption and no flags.
@@ -51,136 +54,143 @@ class Parsed:
         return self.status.partition(":")[2]
 
 
-class _Unread(ValueError):
-    """No caption in this answer; its text is the kind of error."""
+class _ParseError(ValueError):
+    """No caption in this response; the message is the kind of error."""
 
 
 def serialize(caption: str) -> str:
-    """The answer that says just this caption."""
+    """Write the response that has just this caption."""
     return json.dumps({"caption": caption}, ensure_ascii=False)
 
 
-def parse_caption(raw: str) -> Parsed:
-    """The caption in an answer."""
+def parse_caption(raw: str) -> ParsedCaption:
+    """Parse a response with one caption."""
     try:
-        content, flags = _read(raw)
+        content, flags = _parse_object(raw)
         facts: tuple[str, ...] = ()
         if isinstance(content, dict):
             if content.get("refused") is True:
-                raise _Unread("refused")
+                raise _ParseError("refused")
             caption = content.get("caption")
+            # Optional, and no reason to lose the caption where a model writes it wrongly.
             listed = content.get("used_alt_facts")
             facts = tuple(fact for fact in listed if isinstance(fact, str)) if isinstance(listed, list) else ()
         else:
             caption = content
-        caption, changed = _checked(caption)
-    except _Unread as error:
-        return Parsed(f"error:{error}")
+        caption, changed = _normalize(caption)
+    except _ParseError as error:
+        return ParsedCaption(f"error:{error}")
     status = REPAIRED if flags else OK
-    return Parsed(status, caption, (*flags, "whitespace_normalized") if changed else flags, facts)
+    return ParsedCaption(status, caption, (*flags, "whitespace_normalized") if changed else flags, facts)
 
 
-def parse_captions(raw: str, kinds: Sequence[str]) -> dict[str, Parsed]:
-    """The captions in an answer with several formats; a format that it lacks is "error:schema"."""
+def parse_captions(raw: str, kinds: Sequence[str]) -> dict[str, ParsedCaption]:
+    """Parse a response with captions of several formats; one that it lacks is "error:schema"."""
     try:
-        content, flags = _read(raw)
+        content, flags = _parse_object(raw)
         captions = content.get("captions") if isinstance(content, dict) else None
         if isinstance(content, dict) and content.get("refused") is True:
-            raise _Unread("refused")
+            raise _ParseError("refused")
         if not isinstance(captions, dict):
-            raise _Unread("schema")
-    except _Unread as error:
-        return {kind: Parsed(f"error:{error}") for kind in kinds}
-    found = {}
+            raise _ParseError("schema")
+    except _ParseError as error:
+        return {kind: ParsedCaption(f"error:{error}") for kind in kinds}
+    parsed = {}
     for kind in kinds:
         try:
-            caption, changed = _checked(captions.get(kind))
-        except _Unread as error:
-            found[kind] = Parsed(f"error:{error}")
+            caption, changed = _normalize(captions.get(kind))
+        except _ParseError as error:
+            parsed[kind] = ParsedCaption(f"error:{error}")
         else:
-            marks = (*flags, "whitespace_normalized") if changed else flags
-            found[kind] = Parsed(REPAIRED if flags else OK, caption, marks)
-    return found
+            all_flags = (*flags, "whitespace_normalized") if changed else flags
+            parsed[kind] = ParsedCaption(REPAIRED if flags else OK, caption, all_flags)
+    return parsed
 
 
 def parse_assertions(raw: str) -> tuple[str, list[str]]:
-    """Status and the statements of an answer to `split`; blank ones are left out."""
-    status, values = _listed(raw, "assertions")
+    """Parse a response to the prompt `split`: status and statements, blank ones left out."""
+    status, values = _parse_list(raw, "assertions")
     if any(not isinstance(value, str) or _SURROGATE.search(value) for value in values):
         return "error:schema", []
     return status, [" ".join(value.split()) for value in values if value.strip()]
 
 
 def parse_verdicts(raw: str, count: int) -> tuple[str, list[str]]:
-    """Status and the `count` verdicts of an answer to `verify`; another number of them is "error:schema"."""
-    status, values = _listed(raw, "verdicts")
+    """Parse a response to the prompt `verify`: status and `count` verdicts; another number is "error:schema"."""
+    status, values = _parse_list(raw, "verdicts")
     if status.startswith("error") or len(values) != count or any(value not in VERDICTS for value in values):
         return (status if status.startswith("error") else "error:schema"), []
     return status, values
 
 
-def _listed(raw: str, name: str) -> tuple[str, list[Any]]:
+def _parse_list(raw: str, name: str) -> tuple[str, list[Any]]:
     try:
-        content, flags = _read(raw)
+        content, flags = _parse_object(raw)
         if not isinstance(content, dict):
-            raise _Unread("refused" if isinstance(content, str) and _REFUSAL.match(content) else "schema")
+            raise _ParseError("refused" if isinstance(content, str) and _REFUSAL.match(content) else "schema")
         if content.get("refused") is True:
-            raise _Unread("refused")
+            raise _ParseError("refused")
         if not isinstance(content.get(name), list):
-            raise _Unread("schema")
-    except _Unread as error:
+            raise _ParseError("schema")
+    except _ParseError as error:
         return f"error:{error}", []
     return REPAIRED if flags else OK, content[name]
 
 
-def _checked(caption: object) -> tuple[str, bool]:
-    """A caption with single blanks, and whether more than its ends changed."""
+def _normalize(caption: object) -> tuple[str, bool]:
+    """Join white space to single blanks; also return whether more than the ends changed."""
     if not isinstance(caption, str) or _SURROGATE.search(caption):
-        raise _Unread("schema")
+        raise _ParseError("schema")
     collapsed = " ".join(caption.split())
     if not collapsed:
-        raise _Unread("empty")
+        raise _ParseError("empty")
     if _REFUSAL.match(collapsed):
-        raise _Unread("refused")
+        raise _ParseError("refused")
     return collapsed, collapsed != caption.strip()
 
 
-def _read(raw: str) -> tuple[dict[str, Any] | str, tuple[str, ...]]:
-    """The JSON object of an answer, or its plain text; and what had to be repaired. Steps 1 to 6."""
+def _parse_object(raw: str) -> tuple[dict[str, Any] | str, tuple[str, ...]]:
+    """Return the JSON object of a response, or its plain text, and flags of what was repaired.
+
+    Steps 1 to 6 of the contract.
+    """
     text, flags = raw.strip(), list[str]()
     while True:
         if not text:
-            raise _Unread("empty")
-        found, content = _json(text)
-        if found:
+            raise _ParseError("empty")
+        valid, content = _load_json(text)
+        if valid:
             if isinstance(content, str):
                 return content, (*flags, "plain_text")
             if not isinstance(content, dict):
-                raise _Unread("schema")
+                raise _ParseError("schema")
             return content, tuple(flags)
         fenced = _FENCE.fullmatch(text)
+        # Several fences are several answers, or prose between them: not unwrapped.
         if fenced is None or "```" in fenced["inside"]:
             break
         text = fenced["inside"].strip()
         flags += ["code_fence"] * ("code_fence" not in flags)
+    # A plain sentence is a caption that lost its JSON; with a brace in it, it is a JSON object that went wrong.
     if "{" not in text:
-        return _unquoted(text), (*flags, "plain_text")
-    start, end = _first_object(text)
+        return _strip_quotes(text), (*flags, "plain_text")
+    start, end = _find_object(text)
     if text[start:end] != text:
         flags.append("surrounding_text")
-    for candidate, further in ((text[start:end], []), (_without_trailing_commas(text[start:end]), ["trailing_comma"])):
-        found, content = _json(candidate)
-        if found and isinstance(content, dict):
+    # As it is first: in valid JSON a comma before a bracket can only be part of a string.
+    for candidate, further in ((text[start:end], []), (_drop_trailing_commas(text[start:end]), ["trailing_comma"])):
+        valid, content = _load_json(candidate)
+        if valid and isinstance(content, dict):
             return content, (*flags, *further)
-    raise _Unread("unparseable")
+    raise _ParseError("unparseable")
 
 
-def _json(text: str) -> tuple[bool, Any]:
-    """Whether a text is JSON, and its value; NaN and infinities are none."""
+def _load_json(text: str) -> tuple[bool, Any]:
+    """Return whether a text is JSON, and its value; NaN and infinities are not."""
     try:
         return True, json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
-        # Beside JSON's own errors: numbers of thousands of digits, nesting without end.
+        # Besides JSON's own errors: numbers of thousands of digits (ValueError), nesting without end.
         return False, None
 
 
@@ -188,12 +198,12 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-def _first_object(text: str) -> tuple[int, int]:
-    """Where the first balanced `{...}` stands; braces inside its strings do not count."""
+def _find_object(text: str) -> tuple[int, int]:
+    """Find start and end of the first balanced `{...}`; braces inside its strings do not count."""
     start = text.index("{")
     depth, inside, escaped = 0, False, False
-    for place in range(start, len(text)):
-        letter = text[place]
+    for index in range(start, len(text)):
+        letter = text[index]
         if escaped:
             escaped = False
         elif inside:
@@ -205,30 +215,32 @@ def _first_object(text: str) -> tuple[int, int]:
         elif letter == "}":
             depth -= 1
             if not depth:
-                return start, place + 1
-    raise _Unread("truncated")
+                return start, index + 1
+    # Never closed by guessing: a caption that ends in the middle of a sentence would look whole.
+    raise _ParseError("truncated")
 
 
-def _without_trailing_commas(text: str) -> str:
-    """Text without commas that stand before a closing bracket, outside of strings."""
-    kept, inside, escaped = list[str](), False, False
-    for place, letter in enumerate(text):
+def _drop_trailing_commas(text: str) -> str:
+    """Drop commas before a closing bracket, outside of strings."""
+    letters, inside, escaped = list[str](), False, False
+    for index, letter in enumerate(text):
         if escaped:
             escaped = False
         elif inside:
             escaped, inside = letter == "\\", letter != '"'
         elif letter == '"':
             inside = True
-        elif letter == "," and _CLOSING.match(text, place + 1):
+        elif letter == "," and _CLOSING.match(text, index + 1):
             continue
-        kept.append(letter)
-    return "".join(kept)
+        letters.append(letter)
+    return "".join(letters)
 
 
-def _unquoted(text: str) -> str:
-    """Text without a pair of quotation marks around all of it."""
+def _strip_quotes(text: str) -> str:
+    """Strip a pair of quotation marks around all of a text."""
     for opening, closing in _QUOTES:
         inner = text[1:-1]
         if len(text) > 1 and text[0] == opening and text[-1] == closing:
+            # "A" and "B": the marks at both ends do not belong together.
             return text if opening in inner or closing in inner else inner
     return text

@@ -1,4 +1,4 @@
-"""Gates: the window is never exceeded, no sentence is cut, and each flag for what it stands for."""
+"""Length filters: the window is never exceeded, no sentence is cut, and each flag for what it stands for."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from foveate.caption.gates import FLAGS, GATES, better, content_flags, copied, gate, leaks, non_english, repeats, retry
-from foveate.caption.lengths import clip_tokens
-from foveate.caption.prompts import CAPTION_KINDS, prompt_for
+from foveate.caption.length_filters import (
+    FLAGS,
+    LENGTH_FILTERS,
+    apply_length_filter,
+    choose_retry,
+    copies_alt,
+    find_content_flags,
+    is_non_english,
+    leaks_prompt,
+    pick_better,
+    repeats,
+)
+from foveate.caption.lengths import count_clip_tokens
+from foveate.caption.prompts import CAPTION_KINDS, find_prompt
 from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
 from foveate.records.record import Caption
 from foveate.records.text import find_sentence_ends, split_sentences
@@ -35,10 +46,10 @@ captions = st.one_of(
 def test_good_captions_pass(record: dict[str, str]) -> None:
     for kind in CAPTION_KINDS:
         caption = record[kind]
-        assert not retry(kind, caption)
-        assert gate(kind, caption).flags == ()
-        assert gate(kind, caption).caption == caption
-        assert content_flags(caption, prompt=prompt_for(kind).text, alt=record["alt"]) == ()
+        assert not choose_retry(kind, caption)
+        assert apply_length_filter(kind, caption).flags == ()
+        assert apply_length_filter(kind, caption).caption == caption
+        assert find_content_flags(caption, prompt=find_prompt(kind).text, alt=record["alt"]) == ()
 
 
 @settings(deadline=None)
@@ -46,25 +57,25 @@ def test_good_captions_pass(record: dict[str, str]) -> None:
 @example("dsc", LONG)
 @example("dsc", ENDLESS)
 def test_a_descriptive_caption_fits_clip_with_its_special_tokens(kind: str, caption: str) -> None:
-    found = gate(kind, caption)
-    assert clip_tokens(found.caption) + 2 <= 77
-    assert bool(found.error) == (not found.caption and clip_tokens(caption) > 75)
+    found = apply_length_filter(kind, caption)
+    assert count_clip_tokens(found.caption) + 2 <= 77
+    assert bool(found.error) == (not found.caption and count_clip_tokens(caption) > 75)
 
 
 @settings(deadline=None)
 @given(st.sampled_from(CAPTION_KINDS), captions)
 def test_nothing_is_cut_but_after_a_sentence(kind: str, caption: str) -> None:
-    found = gate(kind, caption)
+    found = apply_length_filter(kind, caption)
     if found.error:
-        assert clip_tokens(split_sentences(caption)[0]) > 75
+        assert count_clip_tokens(split_sentences(caption)[0]) > 75
         return
     assert caption.startswith(found.caption)
     assert found.caption == caption or len(found.caption) in find_sentence_ends(caption)
     assert (found.caption != caption) == ("cut_at_sentence" in found.flags)
     if "cut_at_sentence" in found.flags:
-        assert clip_tokens(caption) > GATES[kind].most
+        assert count_clip_tokens(caption) > LENGTH_FILTERS[kind].max_tokens
         longer = [end for end in find_sentence_ends(caption) if end > len(found.caption)]
-        assert clip_tokens(caption[: longer[0]]) > GATES[kind].most  # the last end that fits
+        assert count_clip_tokens(caption[: longer[0]]) > LENGTH_FILTERS[kind].max_tokens  # the last end that fits
     assert set(found.flags) <= set(FLAGS)
 
 
@@ -84,13 +95,13 @@ def test_nothing_is_cut_but_after_a_sentence(kind: str, caption: str) -> None:
     ],
 )
 def test_lengths_by_format(kind: str, caption: str, asked: str, flags: tuple[str, ...]) -> None:
-    assert retry(kind, caption) == asked
-    assert gate(kind, caption).flags == flags
+    assert choose_retry(kind, caption) == asked
+    assert apply_length_filter(kind, caption).flags == flags
 
 
 def test_a_first_sentence_that_does_not_fit_is_an_error() -> None:
-    assert gate("dsc", ENDLESS).error == "too_long"
-    assert gate("dsc", f"{ENDLESS} {SHORT}").error == "too_long"
+    assert apply_length_filter("dsc", ENDLESS).error == "too_long"
+    assert apply_length_filter("dsc", f"{ENDLESS} {SHORT}").error == "too_long"
 
 
 @pytest.mark.parametrize(
@@ -105,21 +116,21 @@ def test_a_first_sentence_that_does_not_fit_is_an_error() -> None:
     ],
 )
 def test_the_better_of_two_versions(kind: str, first: str, second: str, chosen: int) -> None:
-    assert better(kind, first, second) == (first, second)[chosen]
+    assert pick_better(kind, first, second) == (first, second)[chosen]
 
 
 def test_content() -> None:
     assert repeats("a red car and a red car and a red car and a red car")
     assert not repeats("a red car and a blue car and a green car")
-    assert copied("1967 Corvina GT coupe!", "1967 corvina gt COUPE")
-    assert not copied("a car", "")
-    assert not copied("A black car of 1967 on a road", "1967 Corvina GT coupe")
-    prompt = prompt_for("dsc").text
-    assert leaks("Describe this picture in 2 to 4 short sentences.", prompt)
-    assert leaks('A cat. "caption": "A cat."', prompt)
-    assert not leaks("A picture of two short dogs that are under a bench.", prompt)
-    assert content_flags("Ein Hund steht auf der Wiese vor dem Haus", prompt=prompt) == ("non_english",)
-    assert content_flags("Ein Hund steht auf der Wiese vor dem Haus", prompt=prompt, english=False) == ()
+    assert copies_alt("1967 Corvina GT coupe!", "1967 corvina gt COUPE")
+    assert not copies_alt("a car", "")
+    assert not copies_alt("A black car of 1967 on a road", "1967 Corvina GT coupe")
+    prompt = find_prompt("dsc").text
+    assert leaks_prompt("Describe this picture in 2 to 4 short sentences.", prompt)
+    assert leaks_prompt('A cat. "caption": "A cat."', prompt)
+    assert not leaks_prompt("A picture of two short dogs that are under a bench.", prompt)
+    assert find_content_flags("Ein Hund steht auf der Wiese vor dem Haus", prompt=prompt) == ("non_english",)
+    assert find_content_flags("Ein Hund steht auf der Wiese vor dem Haus", prompt=prompt, english=False) == ()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +151,7 @@ def test_content() -> None:
     ],
 )
 def test_the_rule_for_other_languages(text: str, foreign: bool) -> None:
-    assert non_english(text) == foreign
+    assert is_non_english(text) == foreign
 
 
 @pytest.mark.parametrize(
