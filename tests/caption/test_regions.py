@@ -16,15 +16,16 @@ import tiny
 from foveate.caption.vesl import run as module
 from foveate.caption.vesl.detection import Detections, DetectorInput
 from foveate.caption.vesl.detectors.annotations import AnnotationDetector, AnnotationSettings
-from foveate.caption.vesl.gallery import shown
-from foveate.caption.vesl.run import Outcome, label_regions, plan
-from foveate.caption.vesl.work import RegionLabelSettings, partner_of
+from foveate.caption.vesl.gallery import build_gallery
+from foveate.caption.vesl.run import LabelingRun, estimate_labeling, label_regions
+from foveate.caption.vesl.work import RegionLabelSettings, shuffle_partners
 from foveate.core.errors import UserError
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.region_sources import is_pseudo_label
 from foveate.records.tables import Provenance
 from killing import Server, kill_at_random
+from naming import raises_naming
 from small_disk import Disk, disk
 
 __all__ = ["disk"]  # the fixture
@@ -37,35 +38,36 @@ def shapes(tiny_collection: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_collection, tmp_path / "shapes"))
 
 
-def label(path: Path, settings: RegionLabelSettings = ALT, **options: Any) -> Outcome:
+def label(path: Path, settings: RegionLabelSettings = ALT, **options: Any) -> LabelingRun:
     return label_regions(
         path, settings, detector="annotations", detector_settings=AnnotationSettings(), batch=5, **options
     )
 
 
 def rows_of(path: Path, kind: str) -> list[dict[str, Any]]:
-    """Rows of pseudo-labels, without what depends on the moment, sorted."""
+    """Rows of pseudo-labels without their time, sorted."""
     with Collection.open(path) as collection:
-        found = [row for row in collection.table(kind).to_pylist() if is_pseudo_label(row["source"])]
-    for row in found:
+        rows = [row for row in collection.table(kind).to_pylist() if is_pseudo_label(row["source"])]
+    for row in rows:
         del row["created"]
-    return sorted(found, key=lambda row: json.dumps(row, sort_keys=True))
+    return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
 
 
-def test_rows_say_where_they_come_from_and_truth_stays(shapes: Path) -> None:
+def test_rows_have_provenance_and_annotations_stay(shapes: Path) -> None:
     before = Collection.open(shapes).table("regions")
     outcome = label(shapes)
-    result = outcome.result
+    result = outcome.result.to_json()
     assert result["oracle"]
     assert result["status"] | {"ok": 30, "no_caption": 2} == result["status"]
     assert sum(result["status"].values()) == result["images"] == 32
-    made = rows_of(shapes, "regions")
-    assert result["regions"] == len(made) == 54
+    rows = rows_of(shapes, "regions")
+    assert result["regions"] == len(rows) == 54
     with Collection.open(shapes) as collection:
         assert collection.table("regions").slice(0, before.num_rows).equals(before)
-        for row in made:
-            truth = [one for one in collection.read_regions(collection.find_row(row["key"])) if one.source == "test"]
-            boxes = {tuple(one.box.to_array().astype(np.float32).tolist()): one.phrase for one in truth}
+        for row in rows:
+            regions = collection.read_regions(collection.find_row(row["key"]))
+            truth = [region for region in regions if region.source == "test"]
+            boxes = {tuple(region.box.to_array().astype(np.float32).tolist()): region.phrase for region in truth}
             name = boxes[(row["x1"], row["y1"], row["x2"], row["y2"])]
             assert row["phrase"] == f"a {name}"
             assert (row["source"], row["recipe_hash"]) == ("vesl:annotations", result["recipe_hash"])
@@ -74,33 +76,33 @@ def test_rows_say_where_they_come_from_and_truth_stays(shapes: Path) -> None:
             assert (details["caption"], details["tagger"], details["input_px"]) == ("alt", "rules", 0)
     statuses = rows_of(shapes, "region_status")
     assert Counter(row["status"] for row in statuses) == {"ok": 30, "no_caption": 2}
-    assert sum(row["regions"] for row in statuses) == len(made)
+    assert sum(row["regions"] for row in statuses) == len(rows)
 
 
-def test_again_it_does_nothing_and_another_recipe_adds_rows(shapes: Path) -> None:
-    first = label(shapes).result
+def test_a_second_run_does_nothing_and_another_recipe_adds_rows(shapes: Path) -> None:
+    first = label(shapes).result.to_json()
     parts = sorted(path.name for path in (shapes / "annotations").rglob("*.parquet"))
-    again = label(shapes).result
+    again = label(shapes).result.to_json()
     assert again["done_before"] == 32
     assert (again["regions_new"], again["regions"], again["status"]) == (0, first["regions"], first["status"])
     assert parts == sorted(path.name for path in (shapes / "annotations").rglob("*.parquet"))
-    other = label(shapes, RegionLabelSettings(captions=("title", "alt"))).result
+    other = label(shapes, RegionLabelSettings(captions=("title", "alt"))).result.to_json()
     assert other["recipe_hash"] != first["recipe_hash"]
     assert other["done_before"] == 0
     assert len(rows_of(shapes, "regions")) == first["regions"] + other["regions"]
 
 
 def test_parts_of_a_collection_can_be_labeled(shapes: Path) -> None:
-    assert label(shapes, split="test").result["images"] == 10
-    assert label(shapes, limit=7).result["images"] == 7
-    rest = label(shapes).result
+    assert label(shapes, split="test").result.to_json()["images"] == 10
+    assert label(shapes, limit=7).result.to_json()["images"] == 7
+    rest = label(shapes).result.to_json()
     assert rest["done_before"] == 17
     assert sum(rest["status"].values()) == 32
     whole = rows_of(shapes, "regions")
     assert len({(row["key"], row["x1"], row["phrase"]) for row in whole}) == len(whole) == rest["regions"]
 
 
-def test_regions_without_their_status_are_not_made_twice(shapes: Path) -> None:
+def test_regions_without_their_status_are_not_detected_again(shapes: Path) -> None:
     """As after a kill between the two tables: what is there stays, and only the status is added."""
     label(shapes)
     expected = rows_of(shapes, "regions"), rows_of(shapes, "region_status")
@@ -112,43 +114,43 @@ def test_regions_without_their_status_are_not_made_twice(shapes: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server("regions_to_kill") as found:
-        yield found
+    with Server("regions_to_kill") as server:
+        yield server
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
-def test_kills_lose_and_double_nothing(kills: int, server: Server, shapes: Path, tmp_path: Path) -> None:
+def test_kills_lose_and_duplicate_nothing(kills: int, server: Server, shapes: Path, tmp_path: Path) -> None:
     whole = Path(shutil.copytree(shapes, tmp_path / "whole"))
     took = server.seconds("label", whole)
     expected = rows_of(whole, "regions"), rows_of(whole, "region_status")
-    place = {"now": Path(shutil.copytree(shapes, tmp_path / "killed-0"))}
+    current = {"path": Path(shutil.copytree(shapes, tmp_path / "killed-0"))}
 
     def check(dead: bool) -> None:
         if not dead:
-            assert (rows_of(place["now"], "regions"), rows_of(place["now"], "region_status")) == expected
-            shutil.rmtree(place["now"])
-            place["now"] = Path(shutil.copytree(shapes, place["now"]))
+            assert (rows_of(current["path"], "regions"), rows_of(current["path"], "region_status")) == expected
+            shutil.rmtree(current["path"])
+            current["path"] = Path(shutil.copytree(shapes, current["path"]))
 
-    kill_at_random(lambda: server.start("label", place["now"]), kills=kills, longest=took * 0.9, seed=4, after=check)
-    server.start("label", place["now"]).finish()
-    assert (rows_of(place["now"], "regions"), rows_of(place["now"], "region_status")) == expected
+    kill_at_random(lambda: server.start("label", current["path"]), kills=kills, longest=took * 0.9, seed=4, after=check)
+    server.start("label", current["path"]).finish()
+    assert (rows_of(current["path"], "regions"), rows_of(current["path"], "region_status")) == expected
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_death_at_each_file_loses_and_doubles_nothing(
+def test_a_death_at_each_file_loses_and_duplicates_nothing(
     moment: str, server: Server, shapes: Path, tmp_path: Path
 ) -> None:
     whole = Path(shutil.copytree(shapes, tmp_path / "whole"))
     steps = server.start("label", whole).finish()
     expected = rows_of(whole, "regions"), rows_of(whole, "region_status")
     for die_at in range(1, steps + 1, 3):
-        place = Path(shutil.copytree(shapes, tmp_path / f"at-{die_at}"))
-        assert server.start("label", place, die_at=die_at, moment=moment).end() == 9
-        server.start("label", place).finish()
-        assert (rows_of(place, "regions"), rows_of(place, "region_status")) == expected
+        copy = Path(shutil.copytree(shapes, tmp_path / f"at-{die_at}"))
+        assert server.start("label", copy, die_at=die_at, moment=moment).end() == 9
+        server.start("label", copy).finish()
+        assert (rows_of(copy, "regions"), rows_of(copy, "region_status")) == expected
 
 
-def test_a_full_disk_loses_and_doubles_nothing(
+def test_a_full_disk_loses_and_duplicates_nothing(
     disk: Disk, tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_IMAGES_PER_PART", 3)
@@ -156,42 +158,42 @@ def test_a_full_disk_loses_and_doubles_nothing(
     label(plain)
     expected = rows_of(plain, "regions"), rows_of(plain, "region_status")
     disk.resize("8m")
-    place = Path(shutil.copytree(tiny_collection, disk.folder / "shapes"))
+    copy = Path(shutil.copytree(tiny_collection, disk.folder / "shapes"))
     used = sum(4096 * -(-file.stat().st_size // 4096) for file in disk.folder.rglob("*") if file.is_file())
     written = 0
     for more in (24, 48):
         disk.resize(f"{used // 1024 + more}k")
         with pytest.raises(OSError, match="No space left"):
-            label(place)
-        assert not list(place.rglob("*.tmp"))
-        assert len(rows_of(place, "region_status")) >= written
-        written = len(rows_of(place, "region_status"))
+            label(copy)
+        assert not list(copy.rglob("*.tmp"))
+        assert len(rows_of(copy, "region_status")) >= written
+        written = len(rows_of(copy, "region_status"))
     assert 0 < written < 32
     disk.resize("8m")
-    label(place)
-    assert (rows_of(place, "regions"), rows_of(place, "region_status")) == expected
+    label(copy)
+    assert (rows_of(copy, "regions"), rows_of(copy, "region_status")) == expected
 
 
 def test_one_writer_at_a_time(shapes: Path) -> None:
-    with AnnotationAppender(shapes, purpose="something else"), pytest.raises(UserError, match="is being written by"):
+    with AnnotationAppender(shapes, purpose="something else"), raises_naming(UserError, str(shapes), "something else"):
         label(shapes)
 
 
-def test_the_control_asks_about_other_images(shapes: Path) -> None:
+def test_the_control_uses_phrases_of_other_images(shapes: Path) -> None:
     with Collection.open(shapes) as collection:
         rows = [int(row) for row in collection.rows("train")]
-    partners = partner_of(rows, 3)
+    partners = shuffle_partners(rows, 3)
     assert sorted(partners) == sorted(partners.values()) == sorted(rows)
     assert all(row != partner for row, partner in partners.items())
-    true = label(shapes).result
-    shuffled = label(shapes, RegionLabelSettings(captions=("alt",), shuffle_phrases=True)).result
+    true = label(shapes).result.to_json()
+    shuffled = label(shapes, RegionLabelSettings(captions=("alt",), shuffle_phrases=True)).result.to_json()
     assert shuffled["recipe_hash"] != true["recipe_hash"]
     assert shuffled["regions"] < true["regions"]
     details = [json.loads(row["details"]) for row in rows_of(shapes, "regions")]
-    assert sum("shuffled" in one for one in details) == shuffled["regions"]
+    assert sum("shuffled" in entry for entry in details) == shuffled["regions"]
 
 
-def test_captions_of_the_preferred_kind_and_captioner_count(shapes: Path) -> None:
+def test_captions_of_the_preferred_kind_and_captioner_are_used(shapes: Path) -> None:
     captions = [
         {"key": "train-00", "kind": "dsc", "text": "A blue zebra.", "request": "1", "status": "ok", "created": "2"},
         {"key": "train-01", "kind": "dsc", "text": "A photo.", "request": "2", "status": "ok", "created": "2"},
@@ -201,26 +203,30 @@ def test_captions_of_the_preferred_kind_and_captioner_count(shapes: Path) -> Non
             appender.append("captions", captions, Provenance("captioner", model, "x"))
             captions[0] |= {"text": "A red disc and a zebra.", "request": "3", "created": "1"}
     settings = RegionLabelSettings(captions=("dsc", "alt"))
-    planned = plan(shapes, settings, detector="annotations", detector_settings=AnnotationSettings(), limit=3)
+    planned = estimate_labeling(
+        shapes, settings, detector="annotations", detector_settings=AnnotationSettings(), limit=3
+    )
     assert planned["captions"] == {"dsc": 2, "alt": 1}
     assert planned["examples"][0]["phrases"] == ["a blue zebra"]
     assert planned["with_phrases"] == 2
     preferring = RegionLabelSettings(captions=("dsc", "alt"), prefer=("new",))
-    planned = plan(shapes, preferring, detector="annotations", detector_settings=AnnotationSettings(), limit=3)
+    planned = estimate_labeling(
+        shapes, preferring, detector="annotations", detector_settings=AnnotationSettings(), limit=3
+    )
     assert planned["examples"][0]["phrases"] == ["a red disc", "a zebra"]
     assert not (shapes / "annotations" / "region_status").exists()
-    statuses = label(shapes, settings).result["status"]
+    statuses = label(shapes, settings).result.to_json()["status"]
     assert statuses["no_phrases"] == 1
     assert statuses["no_boxes"] == 1
-    with pytest.raises(UserError, match="no caption of the kinds ssc; it has alt, dsc, title"):
+    with raises_naming(UserError, "ssc", "alt, dsc, title"):
         label(shapes, RegionLabelSettings(captions=("ssc",)))
 
 
 def test_damaged_images_and_failing_detectors_are_counted(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(AnnotationDetector):
         def detect(self, images: Sequence[DetectorInput], phrases: Sequence[Sequence[str]]) -> list[Detections]:
-            assert all(one.image is not None for one in images)
-            if any(one.key == "train-04" for one in images):
+            assert all(image.image is not None for image in images)
+            if any(image.key == "train-04" for image in images):
                 raise RuntimeError("out of\nmemory")
             return super().detect(images, phrases)
 
@@ -228,7 +234,7 @@ def test_damaged_images_and_failing_detectors_are_counted(shapes: Path, monkeypa
     kind = module.find_detector("annotations")
     changed = type(kind)(settings=kind.settings, open=lambda s, c, d: Failing(s, c), reads_pixels=True, oracle=True)
     monkeypatch.setattr(module, "find_detector", lambda name: changed)
-    result = label(shapes).result
+    result = label(shapes).result.to_json()
     assert result["status"] | {"ok": 28, "decode_error": 1, "detector_error": 1, "no_caption": 2} == result["status"]
     by_key = {row["key"]: row for row in rows_of(shapes, "region_status")}
     assert by_key["train-04"]["detail"] == "RuntimeError: out of memory"
@@ -236,13 +242,13 @@ def test_damaged_images_and_failing_detectors_are_counted(shapes: Path, monkeypa
     assert by_key["train-02"]["detail"]
 
 
-def test_the_gallery_shows_what_the_recipe_made(shapes: Path, tmp_path: Path) -> None:
+def test_the_gallery_shows_the_regions_of_the_recipe(shapes: Path, tmp_path: Path) -> None:
     outcome = label(shapes)
-    found = shown(shapes, ALT, outcome.result["recipe_hash"], outcome.rows, tmp_path / "run", count=4)
-    assert len(found["samples"]) == 4
-    for one in found["samples"]:
-        assert (tmp_path / "run" / one["image"]).is_file()
-        assert one["regions"]
-        assert one["regions"][0]["phrase"].endswith(" 1.00")
-    assert sum(found["histograms"]["regions per image"]["counts"]) == 32
-    assert sum(found["histograms"]["score"]["counts"]) == outcome.result["regions"]
+    gallery = build_gallery(shapes, ALT, outcome.result.recipe_hash, outcome.rows, tmp_path / "run", count=4)
+    assert len(gallery["samples"]) == 4
+    for sample in gallery["samples"]:
+        assert (tmp_path / "run" / sample.image).is_file()
+        assert sample.regions
+        assert sample.regions[0].phrase.endswith(" 1.00")
+    assert sum(gallery["histograms"]["regions per image"].counts) == 32
+    assert sum(gallery["histograms"]["score"].counts) == outcome.result.regions

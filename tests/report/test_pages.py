@@ -214,7 +214,7 @@ def test_small_pages_say_their_content(tmp_path: Path) -> None:
     assert "a box in an image → Generated scenes" in texts["search"]
     assert "Which of these boxes?" in texts["evaluate"]
     assert "This detector is an oracle" in texts["regions"]
-    assert "Nothing found 3" in texts["regions"]
+    assert "No box detected 3" in texts["regions"]
     assert "dsc plus" in texts["regions"]
 
 

@@ -57,7 +57,7 @@ def test_labels_are_compared_with_the_truth(tiny_collection: Path, tmp_path: Pat
             detector_settings=AnnotationSettings(threshold=0.9),
             split="train",
         )
-        sources[name] = f"{done.result['source']}@{done.result['recipe_hash']}"
+        sources[name] = f"{done.result.source}@{done.result.recipe_hash}"
     found = vesl_labels.quality(path, sources)
     assert found["true"]["label_right"] == 1.0
     assert 0.8 < found["true"]["label_found"] < 1.0, "two images have no text"

@@ -62,26 +62,6 @@ class InspectResult(ResultModel):
     command: str | list[str] = ""
 
 
-class RegionsResult(ResultModel):
-    kind: str
-    title: str = ""
-    collection: str = ""
-    detector: str = ""
-    oracle: bool = False
-    model: str = ""
-    source: str = ""
-    recipe: dict[str, Any] = {}
-    images: int = 0
-    done_before: int = 0
-    status: dict[str, int] = {}
-    regions: int = 0
-    thin: int = 0
-    seconds: float | None = None
-    histograms: dict[str, Histogram] = {}
-    samples: list[Example] = []
-    command: str | list[str] = ""
-
-
 class LocateResult(LocatedPhrase):
     kind: str
     command: str | list[str] = ""

@@ -138,11 +138,11 @@ def write_labels(
             device=device,
             workers=1,
         )
-        if done.stopped:
-            raise KeyboardInterrupt
         result = done.result
-        labels[labeling.key] = {"source": f"{result['source']}@{result['recipe_hash']}", "status": result["status"]}
-        say(f"labeled by {labeling.key}: {result['regions']} regions")
+        if result.stopped:
+            raise KeyboardInterrupt
+        labels[labeling.key] = {"source": f"{result.source}@{result.recipe_hash}", "status": result.status}
+        say(f"labeled by {labeling.key}: {result.regions} regions")
     for key, values in quality(scenes, {key: entry["source"] for key, entry in labels.items()}).items():
         labels[key] |= values
     write_json_atomically(folder / LABELS_FILE, labels)

@@ -1,4 +1,4 @@
-"""What a labeling run shows: some labeled images with their regions, and how all of its regions are spread."""
+"""Samples and histograms of a labeling run for its page."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from foveate.caption.vesl.work import Captions, RegionLabelSettings
+from foveate.caption.vesl.work import CaptionSource, RegionLabelSettings
 from foveate.core import seeds
+from foveate.core.results import Example, Histogram, Region
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.records.inspection import histogram
 from foveate.records.tables import GroupedTable
 
+_UNITS = {
+    "regions per image": "regions",
+    "phrase length": "words",
+    "score": "score",
+    "region area": "share of the image",
+}
 
-def shown(
+
+def build_gallery(
     path: Path,
     settings: RegionLabelSettings,
     recipe_hash: str,
@@ -28,60 +36,62 @@ def shown(
     count: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`samples`, `histograms` and `unreadable` for result.json; images are written below `run`/images.
+    """Collect `samples`, `histograms` and `unreadable` of a `RegionsResult`; write images below `run`/images.
 
     Args:
-        path: of the collection, opened anew. rows: the run's images. count: of samples, drawn by the seed.
+        path: of the collection, which is opened anew to see the rows that the run added.
+        rows: the run's images.
+        count: number of samples, drawn by the seed.
     """
     with Collection.open(path) as collection:
         regions = collection.table("regions")
         regions = regions.filter(pc.call_function("equal", [regions["recipe_hash"], pa.scalar(recipe_hash)]))
         grouped = GroupedTable(regions, pa.chunked_array([pa.array(collection.keys, pa.string())]))
-        mine = np.asarray(rows, dtype=np.int64)
-        labeled = mine[grouped.counts[mine] > 0]
+        row_N = np.asarray(rows, dtype=np.int64)
+        labeled = row_N[grouped.counts[row_N] > 0]
         drawn = labeled
         if len(labeled) > count:
             drawn = np.sort(seeds.generator("regions gallery", seed).choice(labeled, size=count, replace=False))
-        captions, samples, unreadable = Captions(collection, settings), [], {}
+        source, samples, unreadable = CaptionSource(collection, settings), [], {}
         for row in drawn.tolist():
-            place = run / "images" / f"regions-{row:08d}.webp"
+            thumbnail = run / "images" / f"regions-{row:08d}.webp"
             try:
-                save_thumbnail(collection.image_bytes(row), place)
+                save_thumbnail(collection.image_bytes(row), thumbnail)
             except BadImage as problem:
                 unreadable[collection.keys[row]] = str(problem)
                 continue
-            said = captions.of(row)
+            captions = source.get(row)
             samples.append(
-                {
-                    "image": str(place.relative_to(run)),
-                    "caption": " ".join(said.texts),
-                    "kind": said.kind,
-                    "regions": _regions(grouped, row),
-                }
+                Example(
+                    image=str(thumbnail.relative_to(run)),
+                    caption=" ".join(captions.texts),
+                    kind=captions.kind,
+                    regions=_sample_regions(grouped, row),
+                )
             )
-        return {"samples": samples, "histograms": _spread(grouped, mine), "unreadable": unreadable}
+        return {"samples": samples, "histograms": _build_histograms(grouped, row_N), "unreadable": unreadable}
 
 
-def _regions(grouped: GroupedTable, row: int) -> list[dict[str, Any]]:
+def _sample_regions(grouped: GroupedTable, row: int) -> list[Region]:
     start, end = grouped.bounds(row)
     phrases = grouped.texts("phrase", start, end)
     corners = np.stack([grouped.numbers(name)[start:end] for name in ("x1", "y1", "x2", "y2")], axis=1)
     scores = grouped.numbers("score")[start:end]
     return [
-        {"box": [float(value) for value in box], "phrase": f"{phrase} {score:.2f}"}
+        Region(box=tuple(map(float, box)), phrase=f"{phrase} {score:.2f}")
         for box, phrase, score in zip(corners, phrases, scores, strict=True)
     ]
 
 
-def _spread(grouped: GroupedTable, rows: np.ndarray) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _build_histograms(grouped: GroupedTable, rows: np.ndarray) -> dict[str, Histogram]:
+    values: dict[str, np.ndarray] = {}
     if len(rows):
-        found["regions per image"] = histogram(grouped.counts[rows], unit="regions")
-    mine = np.isin(grouped.row_numbers, rows)
-    if mine.any():
-        phrases = grouped.table["phrase"].filter(pa.array(mine)).to_pylist()
-        x1, y1, x2, y2, score = (grouped.numbers(name)[mine] for name in ("x1", "y1", "x2", "y2", "score"))
-        found["phrase length"] = histogram(np.array([len(one.split()) for one in phrases]), unit="words")
-        found["score"] = histogram(score, unit="score")
-        found["region area"] = histogram((x2 - x1) * (y2 - y1), unit="share of the image")
-    return found
+        values["regions per image"] = grouped.counts[rows]
+    of_run = np.isin(grouped.row_numbers, rows)
+    if of_run.any():
+        phrases = grouped.table["phrase"].filter(pa.array(of_run)).to_pylist()
+        x1, y1, x2, y2, score = (grouped.numbers(name)[of_run] for name in ("x1", "y1", "x2", "y2", "score"))
+        values["phrase length"] = np.array([len(phrase.split()) for phrase in phrases])
+        values["score"] = score
+        values["region area"] = (x2 - x1) * (y2 - y1)
+    return {name: Histogram(**histogram(array, unit=_UNITS[name])) for name, array in values.items()}

@@ -1,7 +1,7 @@
-"""The run behind `foveate regions`: caption -> phrases -> detection -> rows, with a status for every image.
+"""Label regions of a collection: caption -> phrases -> detection -> rows, with a status for every image.
 
-Rows are written in parts, regions before statuses; a kill loses at most what was not written yet. The same command
-again goes on with the images that have no status of its recipe.
+Rows are written in parts, regions before statuses; a kill loses at most one part. The same command resumes with the
+images that have no status of its recipe.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind, find_detector
+from foveate.caption.vesl.results import RegionsResult
 from foveate.caption.vesl.tagging import Extractor, open_extractor
 from foveate.caption.vesl.work import (
     DECODE_ERROR,
@@ -27,14 +28,14 @@ from foveate.caption.vesl.work import (
     NO_PHRASES,
     OK,
     STATUSES,
-    Captions,
-    Done,
+    CaptionSource,
+    CompletedWork,
+    ImageCaptions,
     RegionLabelSettings,
-    Said,
-    done_before,
-    partner_of,
-    recipe_hash,
-    recipe_of,
+    build_recipe,
+    find_completed,
+    hash_recipe,
+    shuffle_partners,
 )
 from foveate.core.progress import say, track
 from foveate.core.recipes import Settings
@@ -51,36 +52,54 @@ from foveate.records.tables import Provenance
 from foveate.training.stopping import StopRequest
 
 BATCH = 16
-# Rows are written after so many images or seconds.
+# A part is written after so many images or seconds: what a kill costs at most.
 _IMAGES_PER_PART = 1024
 _SECONDS_PER_PART = 30.0
-# Pixels of the decoded image's longer side for each pixel of the detector's.
-_DECODED = 2
-# What libraries raise when they meet one image that they cannot work on.
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, MemoryError)
+# Images are decoded to this many times the detector's input: JPEG decoding at a reduced size is several times faster,
+# and twice the input leaves enough for a good bicubic reduction.
+_DECODE_SCALE = 2
+# What libraries raise at one image that they cannot process. Others (a full disk, KeyboardInterrupt) end the run.
+_IMAGE_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """All that a run works with: `rows` of the collection that it is about, what was `done` before, what is left."""
+class LabelingPlan:
+    """What a run works with.
+
+    Attributes:
+        recipe, recipe_hash: all that decides which rows come out, and its hash.
+        partners: row -> row whose phrases it gets, in the control `shuffle_phrases`.
+        rows: of the collection, those of the split.
+        completed: what this recipe has labeled already.
+        pending: rows that are left.
+    """
 
     collection: Collection
     settings: RegionLabelSettings
     kind: DetectorKind
     detector: Detector
     extractor: Extractor
-    captions: Captions
+    captions: CaptionSource
     recipe: dict[str, Any]
-    hash: str
+    recipe_hash: str
     partners: dict[int, int]
     rows: list[int]
-    done: Done
-    todo: list[int]
+    completed: CompletedWork
+    pending: list[int]
 
 
 @dataclass(slots=True)
-class Labeled:
-    """What became of one image; `before` are regions that a killed run wrote without its status."""
+class LabeledImage:
+    """The outcome for one image.
+
+    Attributes:
+        kind: of the captions that were used.
+        phrases: number of its phrases.
+        thin: boxes dropped as thinner than a pixel.
+        detail: error message, "" without an error.
+        before: regions that a killed run wrote without the image's status.
+        regions: new rows.
+    """
 
     key: str
     status: str
@@ -93,15 +112,23 @@ class Labeled:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """The run's result.json, and the rows of the collection that it was about."""
+class _Query:
+    """An image row with its captions and phrases, ready for the detector."""
 
-    result: dict[str, Any]
+    row: int
+    captions: ImageCaptions
+    phrases: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelingRun:
+    """A run's result, and the rows of the collection that it was about."""
+
+    result: RegionsResult
     rows: list[int]
-    stopped: bool
 
 
-def open_run(
+def plan_labeling(
     collection: Collection,
     settings: RegionLabelSettings,
     *,
@@ -111,35 +138,49 @@ def open_run(
     limit: int | None = None,
     device: str | None = None,
     seed: int = 0,
-) -> Opened:
-    """Opens captions, tagger and detector, names the recipe, and looks for what is left to do.
+) -> LabelingPlan:
+    """Open captions, tagger and detector, and find the images that are left.
 
     Raises:
-        UserError: for a tagger or detector that cannot be opened, or when no caption has a wanted kind.
+        UserError: a tagger or detector cannot be opened, or no caption is of a kind in `settings.captions`.
     """
     rows = [int(row) for row in collection.rows(split)][:limit]
     kind = find_detector(detector)
-    captions, extractor = Captions(collection, settings), open_extractor(settings.phrases)
-    found = kind.open(detector_settings, collection, device)
-    recipe = recipe_of(settings, extractor, found, detector_settings)
+    captions, extractor = CaptionSource(collection, settings), open_extractor(settings.phrases)
+    opened = kind.open(detector_settings, collection, device)
+    recipe = build_recipe(settings, extractor, opened, detector_settings)
     if settings.shuffle_phrases:
-        recipe["seed"] = seed
-    partners = partner_of(rows, seed) if settings.shuffle_phrases else {}
-    hashed = recipe_hash(recipe)
-    done = done_before(collection, hashed, {collection.keys[row] for row in rows})
-    todo = [row for row in rows if collection.keys[row] not in done.keys]
-    return Opened(collection, settings, kind, found, extractor, captions, recipe, hashed, partners, rows, done, todo)
+        recipe["seed"] = seed  # of the control only: elsewhere the seed changes no row, and must not change the hash
+    partners = shuffle_partners(rows, seed) if settings.shuffle_phrases else {}
+    recipe_hash = hash_recipe(recipe)
+    completed = find_completed(collection, recipe_hash, {collection.keys[row] for row in rows})
+    return LabelingPlan(
+        collection=collection,
+        settings=settings,
+        kind=kind,
+        detector=opened,
+        extractor=extractor,
+        captions=captions,
+        recipe=recipe,
+        recipe_hash=recipe_hash,
+        partners=partners,
+        rows=rows,
+        completed=completed,
+        pending=[row for row in rows if collection.keys[row] not in completed.keys],
+    )
 
 
-def phrases_of(run: Opened, row: int) -> tuple[Said, list[str]]:
-    """The chosen texts of an image and their phrases; in the control those of its partner."""
-    said = run.captions.of(run.partners.get(row, row))
-    most, found = run.settings.phrases.max_phrases, list[str]()
-    for text in said.texts:
-        found += [
-            one for one in run.extractor(text).phrases if run.settings.phrases.recipe == "paper" or one not in found
+def extract_phrases(plan: LabelingPlan, row: int) -> tuple[ImageCaptions, list[str]]:
+    """Return captions and phrases of an image; in the control those of its partner."""
+    captions = plan.captions.get(plan.partners.get(row, row))
+    settings = plan.settings.phrases
+    phrases: list[str] = []
+    for text in captions.texts:
+        # The clean recipe drops duplicates within a caption, here over several captions as well.
+        phrases += [
+            phrase for phrase in plan.extractor(text).phrases if settings.recipe == "paper" or phrase not in phrases
         ]
-    return said, found[:most]
+    return captions, phrases[: settings.max_phrases]
 
 
 def label_regions(
@@ -154,19 +195,23 @@ def label_regions(
     device: str | None = None,
     seed: int = 0,
     workers: int = 2,
-) -> Outcome:
-    """Labels the regions of a collection's images; the same call again does what is left.
+) -> LabelingRun:
+    """Label regions of a collection's images; the same call again resumes.
 
     Args:
-        path: of the collection. split: only its images. limit: the first so many. batch: images of one pass.
-        seed: of the control `shuffle_phrases`. workers: threads that decode.
+        path: of the collection.
+        split: only its images; None for all.
+        limit: only the first so many.
+        batch: images per pass of the detector.
+        seed: of the control `shuffle_phrases`.
+        workers: threads that decode images.
 
     Raises:
-        UserError: another process writes the collection, or see `open_run`.
+        UserError: another process writes the collection, or see `plan_labeling`.
     """
     began = time.monotonic()
     with AnnotationAppender(path, purpose="labeling regions") as appender, Collection.open(path) as collection:
-        run = open_run(
+        plan = plan_labeling(
             collection,
             settings,
             detector=detector,
@@ -176,45 +221,43 @@ def label_regions(
             device=device,
             seed=seed,
         )
-        before = len(run.rows) - len(run.todo)
-        if before:
-            say(f"{before} of {len(run.rows)} images were labeled by this recipe before")
+        num_completed = len(plan.rows) - len(plan.pending)
+        if num_completed:
+            say(f"resumed: {num_completed}/{len(plan.rows)} images were labeled before")
         tally = _Tally()
         writer = PartWriter(
             appender,
-            Provenance(pseudo_label_source(run.detector.name), run.detector.model, run.hash),
+            Provenance(pseudo_label_source(plan.detector.name), plan.detector.model, plan.recipe_hash),
             _split_rows,
             max_results=_IMAGES_PER_PART,
             max_seconds=_SECONDS_PER_PART,
             on_part=tally.add,
         )
         with StopRequest() as stop:
-            write_results(_label_all(run, batch, workers, stop), writer)
-        stopped = stop.signal_name is not None
-    result = {
-        "kind": "regions",
-        "collection": collection.name,
-        "split": split,
-        "detector": detector,
-        "oracle": run.kind.oracle,
-        "model": run.detector.model,
-        "source": pseudo_label_source(detector),
-        "recipe": run.recipe,
-        "recipe_hash": run.hash,
-        "images": len(run.rows),
-        "done_before": before,
-        "status": {name: tally.status[name] + run.done.status[name] for name in STATUSES},
-        "regions": tally.regions + run.done.regions,
-        "thin": tally.thin + run.done.thin,
-        "regions_new": tally.regions,
-        "seconds": round(time.monotonic() - began, 2),
-        "stopped": stopped,
-        "code": code_revision(),
-    }
-    return Outcome(result, run.rows, stopped)
+            write_results(_label_pending(plan, batch, workers, stop), writer)
+    result = RegionsResult(
+        collection=collection.name,
+        split=split,
+        detector=detector,
+        oracle=plan.kind.oracle,
+        model=plan.detector.model,
+        source=pseudo_label_source(detector),
+        recipe=plan.recipe,
+        recipe_hash=plan.recipe_hash,
+        images=len(plan.rows),
+        done_before=num_completed,
+        status={name: tally.status[name] + plan.completed.status[name] for name in STATUSES},
+        regions=tally.regions + plan.completed.regions,
+        thin=tally.thin + plan.completed.thin,
+        regions_new=tally.regions,
+        seconds=round(time.monotonic() - began, 2),
+        stopped=stop.signal_name is not None,
+        code=code_revision(),
+    )
+    return LabelingRun(result, plan.rows)
 
 
-def plan(
+def estimate_labeling(
     path: Path,
     settings: RegionLabelSettings,
     *,
@@ -224,11 +267,11 @@ def plan(
     limit: int | None = None,
     device: str | None = None,
     seed: int = 0,
-    looked_at: int = 1000,
+    max_examined: int = 1000,
 ) -> dict[str, Any]:
-    """What a run would do, from the phrases of the first `looked_at` images; nothing is detected or written."""
+    """Estimate a run from the phrases of the first `max_examined` images; nothing is detected or written."""
     with Collection.open(path) as collection:
-        run = open_run(
+        plan = plan_labeling(
             collection,
             settings,
             detector=detector,
@@ -238,128 +281,139 @@ def plan(
             device=device,
             seed=seed,
         )
-        found = [phrases_of(run, row) for row in run.todo[:looked_at]]
-    with_phrases = [phrases for _, phrases in found if phrases]
+        examined = [extract_phrases(plan, row) for row in plan.pending[:max_examined]]
+    counts = [len(phrases) for _, phrases in examined if phrases]
     return {
         "detector": detector,
-        "oracle": run.kind.oracle,
-        "model": run.detector.model,
-        "recipe_hash": run.hash,
-        "images": len(run.rows),
-        "todo": len(run.todo),
-        "looked_at": len(found),
-        "captions": dict(Counter(said.kind or "none" for said, _ in found)),
-        "with_phrases": len(with_phrases),
-        "phrases_per_image": round(float(np.mean([len(one) for one in with_phrases])), 2) if with_phrases else 0.0,
-        "examples": [{"text": " ".join(said.texts)[:200], "phrases": phrases} for said, phrases in found[:3]],
+        "oracle": plan.kind.oracle,
+        "model": plan.detector.model,
+        "recipe_hash": plan.recipe_hash,
+        "images": len(plan.rows),
+        "pending": len(plan.pending),
+        "examined": len(examined),
+        "captions": dict(Counter(captions.kind or "none" for captions, _ in examined)),
+        "with_phrases": len(counts),
+        "phrases_per_image": round(float(np.mean(counts)), 2) if counts else 0.0,
+        "examples": [
+            {"text": " ".join(captions.texts)[:200], "phrases": phrases} for captions, phrases in examined[:3]
+        ],
     }
 
 
-def _label_all(run: Opened, batch: int, workers: int, stop: StopRequest) -> Iterator[Labeled]:
-    for start in track(range(0, len(run.todo), batch), description=f"labeling, {batch} images at a time"):
-        yield from _label(run, run.todo[start : start + batch], workers)
+def _label_pending(plan: LabelingPlan, batch: int, workers: int, stop: StopRequest) -> Iterator[LabeledImage]:
+    starts = range(0, len(plan.pending), batch)
+    for start in track(starts, description=f"labeling, {batch} images at a time"):
+        yield from _label_batch(plan, plan.pending[start : start + batch], workers)
         if stop.signal_name:
             return
 
 
-def _label(run: Opened, rows: Sequence[int], workers: int) -> Iterator[Labeled]:
-    """One batch: what each of its images is labeled with, in order."""
-    finished: dict[int, Labeled] = {}
-    asked: list[tuple[int, Said, list[str]]] = []
+def _label_batch(plan: LabelingPlan, rows: Sequence[int], workers: int) -> Iterator[LabeledImage]:
+    """Label one batch, in order."""
+    labeled: dict[int, LabeledImage] = {}
+    queries: list[_Query] = []
     for row in rows:
-        key = run.collection.keys[row]
-        said, phrases = phrases_of(run, row)
-        if not said.texts:
-            finished[row] = Labeled(key, NO_CAPTION)
+        key = plan.collection.keys[row]
+        captions, phrases = extract_phrases(plan, row)
+        if not captions.texts:
+            labeled[row] = LabeledImage(key, NO_CAPTION)
         elif not phrases:
-            finished[row] = Labeled(key, NO_PHRASES, said.kind)
-        elif key in run.done.unfinished:  # its regions were written, its status was not
-            finished[row] = Labeled(key, OK, said.kind, len(phrases), before=run.done.unfinished[key])
+            labeled[row] = LabeledImage(key, NO_PHRASES, captions.kind)
+        elif key in plan.completed.unfinished:  # killed between its regions and its status
+            before = plan.completed.unfinished[key]
+            labeled[row] = LabeledImage(key, OK, captions.kind, len(phrases), before=before)
         else:
-            asked.append((row, said, phrases))
+            queries.append(_Query(row, captions, phrases))
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        images = list(pool.map(lambda one: _shown(run, one[0]), asked))
-    good = []
-    for (row, said, phrases), image in zip(asked, images, strict=True):
+        inputs = list(pool.map(lambda query: _load_input(plan, query.row), queries))
+    ready: list[tuple[DetectorInput, _Query]] = []
+    for query, image in zip(queries, inputs, strict=True):
         if isinstance(image, DetectorInput):
-            good.append((image, said, phrases))
+            ready.append((image, query))
         else:
-            key = run.collection.keys[row]
-            finished[row] = Labeled(key, DECODE_ERROR, said.kind, len(phrases), detail=image)
-    for (image, said, phrases), found in zip(good, _detect(run, good), strict=True):
-        finished[image.row] = _labeled(run, image, said, phrases, found)
-    yield from (finished[row] for row in rows)
+            key, kind = plan.collection.keys[query.row], query.captions.kind
+            labeled[query.row] = LabeledImage(key, DECODE_ERROR, kind, len(query.phrases), detail=image)
+    for (image, query), detections in zip(ready, _detect(plan, ready), strict=True):
+        labeled[image.row] = _to_rows(plan, image, query, detections)
+    yield from (labeled[row] for row in rows)
 
 
-def _shown(run: Opened, row: int) -> DetectorInput | str:
-    index = run.collection.index
-    width, height, key = int(index["width"][row]), int(index["height"][row]), run.collection.keys[row]
-    if not run.kind.reads_pixels:
+def _load_input(plan: LabelingPlan, row: int) -> DetectorInput | str:
+    """Decode an image for the detector; return the reason if it cannot be read."""
+    index = plan.collection.index
+    width, height, key = int(index["width"][row]), int(index["height"][row]), plan.collection.keys[row]
+    if not plan.kind.reads_pixels:
         return DetectorInput(row, key, None, width, height)
+    side = _DECODE_SCALE * max(1, plan.detector.input_px)
     try:
-        image = decode(run.collection.image_bytes(row), longest_side=_DECODED * max(1, run.detector.input_px))
+        image = decode(plan.collection.image_bytes(row), longest_side=side)
     except BadImage as problem:
         return str(problem)
     return DetectorInput(row, key, image, width, height)
 
 
-def _detect(run: Opened, good: Sequence[tuple[DetectorInput, Said, list[str]]]) -> list[Detections | str]:
-    """What the detector says; where it fails on the batch, of each image alone, or why it failed on it."""
-    if not good:
+def _detect(plan: LabelingPlan, ready: Sequence[tuple[DetectorInput, _Query]]) -> list[Detections | str]:
+    """Run the detector; return an error message for images that it fails on.
+
+    If it fails on a batch, it runs on each image alone, so that one bad image costs no other its labels.
+    """
+    if not ready:
         return []
     try:
-        return list(run.detector.detect([one for one, _, _ in good], [phrases for _, _, phrases in good]))
-    except _FAILURES as error:
-        if len(good) == 1:
+        return list(plan.detector.detect([image for image, _ in ready], [query.phrases for _, query in ready]))
+    except _IMAGE_FAILURES as error:
+        if len(ready) == 1:
             return [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
-        return [one for each in good for one in _detect(run, [each])]
+        return [result for pair in ready for result in _detect(plan, [pair])]
 
 
-def _labeled(run: Opened, image: DetectorInput, said: Said, phrases: list[str], found: Detections | str) -> Labeled:
-    if isinstance(found, str):
-        return Labeled(image.key, DETECTOR_ERROR, said.kind, len(phrases), detail=found)
+def _to_rows(plan: LabelingPlan, image: DetectorInput, query: _Query, detections: Detections | str) -> LabeledImage:
+    """Turn the detections of one image into rows of the table `regions`."""
+    kind, num_phrases = query.captions.kind, len(query.phrases)
+    if isinstance(detections, str):
+        return LabeledImage(image.key, DETECTOR_ERROR, kind, num_phrases, detail=detections)
     rows = []
-    for number in range(len(found.boxes_K4)):
+    for index in range(len(detections.boxes_K4)):
         region = Region(
-            Box.from_array(found.boxes_K4[number]),
-            phrases[int(found.phrase_K[number])],
-            float(found.scores_K[number]),
-            source=pseudo_label_source(run.detector.name),
+            Box.from_array(detections.boxes_K4[index]),
+            query.phrases[int(detections.phrase_K[index])],
+            float(detections.scores_K[index]),
+            source=pseudo_label_source(plan.detector.name),
         )
         details: dict[str, Any] = {
-            "detector": run.detector.name,
-            "version": run.detector.version,
-            "input_px": run.detector.input_px,
-            "caption": said.kind,
-            "tagger": run.extractor.name,
-            "phrases": run.settings.phrases.recipe,
+            "detector": plan.detector.name,
+            "version": plan.detector.version,
+            "input_px": plan.detector.input_px,
+            "caption": kind,
+            "tagger": plan.extractor.name,
+            "phrases": plan.settings.phrases.recipe,
         }
-        if found.similarity_K is not None:
-            details["similarity"] = round(float(found.similarity_K[number]), 4)
-        if run.kind.oracle:
+        if detections.similarity_K is not None:
+            details["similarity"] = round(float(detections.similarity_K[index]), 4)
+        if plan.kind.oracle:
             details["oracle"] = True
-        if run.partners:
+        if plan.partners:
             details["shuffled"] = True
         rows.append({**region_row(image.key, region), "details": json.dumps(details, sort_keys=True)})
     status = OK if rows else NO_BOXES
-    return Labeled(image.key, status, said.kind, len(phrases), found.thin, regions=rows)
+    return LabeledImage(image.key, status, kind, num_phrases, detections.thin, regions=rows)
 
 
 class _Tally:
-    """Counts of what a run labeled."""
+    """Counts over the images that a run has labeled and written."""
 
     def __init__(self) -> None:
         self.status: Counter[str] = Counter()
         self.regions = self.thin = 0
 
-    def add(self, labels: Sequence[Labeled], seconds: float) -> None:
+    def add(self, images: Sequence[LabeledImage], seconds: float) -> None:
         """Count a part once its rows are written."""
-        self.status.update(image.status for image in labels)
-        self.regions += sum(len(image.regions) + image.before for image in labels)
-        self.thin += sum(image.thin for image in labels)
+        self.status.update(image.status for image in images)
+        self.regions += sum(len(image.regions) + image.before for image in images)
+        self.thin += sum(image.thin for image in images)
 
 
-def _split_rows(labels: Sequence[Labeled]) -> dict[str, list[dict[str, object]]]:
+def _split_rows(images: Sequence[LabeledImage]) -> dict[str, list[dict[str, object]]]:
     statuses: list[dict[str, object]] = [
         {
             "key": image.key,
@@ -370,7 +424,7 @@ def _split_rows(labels: Sequence[Labeled]) -> dict[str, list[dict[str, object]]]
             "thin": image.thin,
             "detail": image.detail,
         }
-        for image in labels
+        for image in images
     ]
     # Statuses last: an image with a status is never labeled again.
-    return {"regions": [row for image in labels for row in image.regions], "region_status": statuses}
+    return {"regions": [row for image in images for row in image.regions], "region_status": statuses}

@@ -68,8 +68,8 @@ def command(
       foveate regions my-images --detector owlv2 --model google/owlv2-large-patch14-ensemble --recipe paper
     """
     from foveate.caption.vesl.detection import find_detector
-    from foveate.caption.vesl.gallery import shown
-    from foveate.caption.vesl.run import label_regions, plan
+    from foveate.caption.vesl.gallery import build_gallery
+    from foveate.caption.vesl.run import estimate_labeling, label_regions
     from foveate.caption.vesl.work import RegionLabelSettings
     from foveate.core.recipes import parse_overrides, validate
     from foveate.core.runs import RunFolder
@@ -88,27 +88,33 @@ def command(
         "seed": seed or 0,
     }
     if dry_run:
-        planned = plan(collection, resolved, **run_options)
+        planned = estimate_labeling(collection, resolved, **run_options)
         finish(planned, _plan_lines(planned), {}, as_json=as_json)
         return
     made_by = ["foveate", *sys.argv[1:]]
     folder = RunFolder.create(run or Path("runs/regions"), command=made_by)
-    outcome = label_regions(collection, resolved, batch=batch, workers=workers or 2, **run_options)
-    result = outcome.result | {"command": made_by}
-    result |= shown(
-        collection, resolved, result["recipe_hash"], outcome.rows, folder.path, count=samples, seed=seed or 0
+    labeling = label_regions(collection, resolved, batch=batch, workers=workers or 2, **run_options)
+    gallery = build_gallery(
+        collection,
+        resolved,
+        labeling.result.recipe_hash,
+        labeling.rows,
+        folder.path,
+        count=samples,
+        seed=seed or 0,
     )
+    result = labeling.result.model_copy(update={"command": made_by, **gallery}).to_json()
     folder.write_result(result)
     finish(result, _lines(result), {"report": render(folder.path)}, as_json=as_json)
-    if outcome.stopped:
+    if labeling.result.stopped:
         raise KeyboardInterrupt
 
 
 def _plan_lines(planned: dict[str, Any]) -> list[str]:
     oracle = " (an oracle: boxes that are there already)" if planned["oracle"] else ""
     lines = [
-        f"{planned['todo']:,} of {planned['images']:,} images are to be labeled by {planned['detector']}{oracle}",
-        f"of the first {planned['looked_at']:,}: {planned['with_phrases']:,} have phrases, "
+        f"{planned['pending']:,} of {planned['images']:,} images left to label by {planned['detector']}{oracle}",
+        f"of the first {planned['examined']:,}: {planned['with_phrases']:,} have phrases, "
         f"{planned['phrases_per_image']} each; captions: "
         + ", ".join(f"{kind} {count:,}" for kind, count in planned["captions"].items()),
     ]
@@ -127,5 +133,5 @@ def _lines(result: dict[str, Any]) -> list[str]:
     if result["done_before"]:
         lines.append(f"{result['done_before']:,} images were labeled by this recipe before")
     if result["stopped"]:
-        lines.append("stopped; the same command goes on")
+        lines.append("stopped; run the same command to resume")
     return lines
