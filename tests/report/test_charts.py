@@ -57,6 +57,11 @@ def test_ticks_of_a_constant_and_of_nonsense() -> None:
         nice_ticks(math.nan, 1.0)
 
 
+def test_ticks_of_a_range_that_underflows() -> None:
+    assert nice_ticks(0.0, 5e-324)[-1] >= 5e-324
+    assert nice_ticks(5e-324, 5e-324)
+
+
 def test_scale_maps_ends_and_a_constant_to_the_middle() -> None:
     scale = Scale(2.0, 4.0, 10.0, 110.0)
     assert (scale(2.0), scale(3.0), scale(4.0)) == (10.0, 60.0, 110.0)
@@ -65,10 +70,10 @@ def test_scale_maps_ends_and_a_constant_to_the_middle() -> None:
 
 def test_thinning_averages_and_drops_what_is_not_finite() -> None:
     points = [(float(x), float(x % 2)) for x in range(1000)] + [(1000.0, math.nan), (1001.0, math.inf)]
-    thinned = thin(points, most=100)
+    thinned = thin(points, max_points=100)
     assert len(thinned) == 100
     assert all(y == 0.5 for _, y in thinned)
-    assert thin(points[:3], most=100) == points[:3]
+    assert thin(points[:3], max_points=100) == points[:3]
 
 
 def test_line_chart_places_points_inside_its_axes() -> None:

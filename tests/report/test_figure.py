@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from foveate.core.errors import UserError
 from foveate.core.results import parse_result
 from foveate.report import readme_image
-from foveate.report.figure import BOX, fit_text, pick
+from foveate.report.figure import BOX, choose_tiles, fit_text
 from foveate.studies.results import TourResult
 from naming import raises_naming
 
@@ -30,7 +30,7 @@ def test_image_is_wide_light_and_holds_boxes(tmp_path: Path, suffix: str) -> Non
 
 def test_pick_takes_turns_between_slices_and_prefers_found_ones(tmp_path: Path) -> None:
     tour = parse_result(TourResult, made_run.tour_result(tmp_path))
-    tiles = pick(tour.locate, default="head")
+    tiles = choose_tiles(tour.locate, default="head")
     assert len(tiles) == 6
     assert len({tile.answer.image for tile in tiles}) == 6
     assert [tile.answer.slice for tile in tiles[:4]] == ["seen", "unseen", "seen", "unseen"]

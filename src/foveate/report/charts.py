@@ -15,7 +15,7 @@ _DIGIT = 8.0  # pixels of a digit in labels of 12.5 pixels, in DejaVu Sans; othe
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: name, and finite points (x, y) in order of x."""
+    """A line of a chart: its name and its points (x, y) in order of x."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -36,25 +36,28 @@ class Scale:
         return self.start + share * (self.stop - self.start)
 
 
-def nice_ticks(low: float, high: float, *, wanted: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high]; about `wanted` of them."""
+def nice_ticks(low: float, high: float, *, num_ticks: int = 5) -> list[float]:
+    """Return about `num_ticks` round numbers, 1, 2 or 5 times a power of ten apart, that cover [low, high]."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("ticks need finite ends")
-    if high <= low:
-        high = low + (abs(low) or 1.0)
-    rough = (high - low) / max(1, wanted - 1)
+    # Differences this small underflow to a step of zero: drawn like a single value.
+    if high - low < 1e-300:
+        high = low + (abs(low) if abs(low) > 1e-300 else 1.0)
+    rough = (high - low) / max(1, num_ticks - 1)
     power = 10.0 ** math.floor(math.log10(rough))
+    # Slightly less than `rough`, so that a step which fits exactly is not lost to rounding.
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999999)
+    # 1e-9: an end that is a tick up to rounding gets no further tick outside.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def thin(points: Sequence[tuple[float, float]], *, most: int = 240) -> list[tuple[float, float]]:
-    """Drop non-finite points, then average neighbors until at most `most` points are left."""
+def thin(points: Sequence[tuple[float, float]], *, max_points: int = 240) -> list[tuple[float, float]]:
+    """Drop non-finite points, then average neighbors until at most `max_points` points are left."""
     finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-    if len(finite) <= most:
+    if len(finite) <= max_points:
         return finite
-    size = math.ceil(len(finite) / most)
+    size = math.ceil(len(finite) / max_points)
     groups = [finite[start : start + size] for start in range(0, len(finite), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
@@ -86,8 +89,8 @@ def line_chart(
         return Markup("")
     xs = [x for s in series for x, y in s.points if math.isfinite(x) and math.isfinite(y)]
     ys = [y for line in lines for _, y in line.points]
-    x_ticks = [tick for tick in nice_ticks(min(xs), max(xs), wanted=6) if min(xs) <= tick <= max(xs)]
-    y_ticks = nice_ticks(0.0 if from_zero else min(ys), max(ys), wanted=4)
+    x_ticks = [tick for tick in nice_ticks(min(xs), max(xs), num_ticks=6) if min(xs) <= tick <= max(xs)]
+    y_ticks = nice_ticks(0.0 if from_zero else min(ys), max(ys), num_ticks=4)
     left, right, top, bottom = 46, width - 14, 40, height - 38
     x_of = Scale(min(xs), max(xs), left, right)
     y_of = Scale(y_ticks[0], y_ticks[-1], bottom, top)
@@ -173,7 +176,7 @@ def histogram(
     if len(edges) != len(counts) + 1:
         raise ValueError(f"a histogram of {len(counts)} bins needs {len(counts) + 1} edges, not {len(edges)}")
     left, right, top, bottom = 52, width - 14, 14, height - 40
-    y_ticks = nice_ticks(0.0, max(1.0, *counts), wanted=4)
+    y_ticks = nice_ticks(0.0, max(1.0, *counts), num_ticks=4)
     y_of = Scale(0.0, y_ticks[-1], bottom, top)
     x_of = Scale(0, len(counts), left, right)
     total = sum(counts)
@@ -222,8 +225,8 @@ def stacked_bar(parts_seconds: Mapping[str, float], *, title: str) -> Markup:
     at = 0.0
     for number, value in enumerate(parts_seconds.values()):
         share = 100 * value / total
-        place = f'x="{at:.3f}" y="0" width="{max(share - 0.25, 0.1):.3f}" height="10"'
-        drawn.append(f'<rect class="part p{number % 6}" {place}/>')
+        rectangle = f'x="{at:.3f}" y="0" width="{max(share - 0.25, 0.1):.3f}" height="10"'
+        drawn.append(f'<rect class="part p{number % 6}" {rectangle}/>')
         at += share
     drawn.append("</svg>")
     return Markup("".join(drawn))

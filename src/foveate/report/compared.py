@@ -62,7 +62,7 @@ def cost_chart(points: Sequence[Point], *, title: str, x_label: str, width: int 
     zero = first - (last - first) / 4 if any(point.cost <= 0 for point in points) else None
     left, right, top, bottom = 46, width - 20, 18, height - 44
     x_of = Scale(first if zero is None else zero, last, left + 6, right)
-    y_ticks = nice_ticks(min(point.value for point in points), max(point.value for point in points), wanted=5)
+    y_ticks = nice_ticks(min(point.value for point in points), max(point.value for point in points), num_ticks=5)
     y_of = Scale(y_ticks[0], y_ticks[-1], bottom, top)
 
     def place(point: Point) -> tuple[float, float]:

@@ -86,21 +86,21 @@ def federated_section(r: TourFederated) -> dict[str, Any]:
         styles = ranked(values)
         drawn = [
             plot(
-                one.title,
-                scatter(one.places, values, styles, title=f"{one.title}, {title.lower()}", named=named),
+                drawn_map.title,
+                scatter(drawn_map.places, values, styles, title=f"{drawn_map.title}, {title.lower()}", named=named),
             )
-            for one in r.maps
+            for drawn_map in r.maps
         ]
         rows.append({"title": title, "maps": drawn, "legend": legend(styles)})
-    shown = [one for one in MEASURES if any(one[0] in drawn.quality for drawn in r.maps)]
+    measures = [measure for measure in MEASURES if any(measure[0] in drawn.quality for drawn in r.maps)]
     lines = [
         {
-            "title": one.title,
-            "cells": [f"{one.quality[key]:.3f}" if key in one.quality else "–" for key, _, _ in shown],
-            "sent": size_words(one.bytes_up),
-            "received": size_words(one.bytes_down),
+            "title": drawn_map.title,
+            "cells": [f"{drawn_map.quality[key]:.3f}" if key in drawn_map.quality else "–" for key, _, _ in measures],
+            "sent": size_words(drawn_map.bytes_up),
+            "received": size_words(drawn_map.bytes_down),
         }
-        for one in r.maps
+        for drawn_map in r.maps
     ]
     clients = [
         {
@@ -115,11 +115,15 @@ def federated_section(r: TourFederated) -> dict[str, Any]:
     return {
         "r": r,
         "rows": rows,
-        "heads": [(title, what) for _, title, what in shown],
+        "heads": [(title, what) for _, title, what in measures],
         "lines": lines,
         "clients": clients,
-        "titles": [one.title for one in r.maps],
-        "notes": [f"{one.title}: {words} ({count} times)" for one in r.maps for words, count in one.notes.items()],
+        "titles": [drawn_map.title for drawn_map in r.maps],
+        "notes": [
+            f"{drawn_map.title}: {note} ({count} times)"
+            for drawn_map in r.maps
+            for note, count in drawn_map.notes.items()
+        ],
         "kinds": max(len(client.kinds) for client in r.clients),
         "sent": size_words(sum(client.groups for client in r.clients)),
     }

@@ -1,4 +1,4 @@
-"""The README image: held-out images of a tour with phrases and the boxes found for them."""
+"""Compose the README image: held-out images of a tour with phrases and the boxes that were predicted."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Tile:
     box: tuple[float, float, float, float]
 
 
-def pick(answers: Sequence[LocatedPhrase], *, default: str, most: int = 6) -> list[Tile]:
-    """Up to `most` answers on different images: slices in turn, found ones and new phrases first.
+def choose_tiles(answers: Sequence[LocatedPhrase], *, default: str, max_tiles: int = 6) -> list[Tile]:
+    """Choose answers on different images: slices in turn, right ones and new phrases first.
 
-    These are the best ones; the image says how many of all were found.
+    These are the best ones; the footnote of the image counts all of them.
     """
     tiles: list[Tile] = []
     pools: dict[str, list[LocatedPhrase]] = {}
@@ -53,14 +53,14 @@ def pick(answers: Sequence[LocatedPhrase], *, default: str, most: int = 6) -> li
             pools.setdefault(answer.slice, []).append(answer)
     for pool in pools.values():
         pool.sort(key=lambda a: -(_overlap(a, default) or 0.0))
-    while len(tiles) < most and any(pools.values()):
+    while len(tiles) < max_tiles and any(pools.values()):
         for pool in pools.values():
-            taken = {tile.answer.image for tile in tiles}
-            said = {tile.answer.phrase.casefold() for tile in tiles}
-            free = [a for a in pool if a.image not in taken]
+            used_images = {tile.answer.image for tile in tiles}
+            used_phrases = {tile.answer.phrase.casefold() for tile in tiles}
+            free = [a for a in pool if a.image not in used_images]
             pool[:] = free
-            if free and len(tiles) < most:
-                answer = min(free, key=lambda a: (_missed(a, default), a.phrase.casefold() in said))
+            if free and len(tiles) < max_tiles:
+                answer = min(free, key=lambda a: (_missed(a, default), a.phrase.casefold() in used_phrases))
                 pool.remove(answer)
                 rule = answer.default or default
                 tiles.append(Tile(answer, answer.boxes[rule]))
@@ -102,8 +102,8 @@ def _square(image: Image.Image, side: int) -> tuple[Image.Image, tuple[float, fl
     return square, (left, top, width, height)
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, box: tuple[float, ...], place: tuple[float, ...], *, line: int) -> None:
-    left, top, width, height = place
+def _draw_box(draw: ImageDraw.ImageDraw, box: tuple[float, ...], area: tuple[float, ...], *, line: int) -> None:
+    left, top, width, height = area
     x1, y1, x2, y2 = (min(1.0, max(0.0, value)) for value in box)
     edges = (left + x1 * width, top + y1 * height, left + x2 * width, top + y2 * height)
     halo = max(1, line // 3)
@@ -113,15 +113,15 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: tuple[float, ...], place: tuple[fl
 
 
 def _card(tile: Tile, image: Path, *, side: int, scale: int, overlap: float | None) -> Image.Image:
-    """One card at `scale` times its final size: the image, its box, the phrase below."""
+    """Draw a card at `scale` times its final size; shrinking it smooths text and corners."""
     pad, big = 12 * scale, side * scale
     inner = big - 2 * pad
     card = Image.new("RGB", (big, big + TEXT_HEIGHT * scale), GROUND)
     draw = ImageDraw.Draw(card)
     edge = (0, 0, card.width - 1, card.height - 1)
     draw.rounded_rectangle(edge, radius=RADIUS * scale, fill=CARD, outline=LINE, width=scale)
-    square, place = _square(open_image(image, longest_side=2 * side), inner)
-    _draw_box(ImageDraw.Draw(square), tile.box, place, line=4 * scale)
+    square, area = _square(open_image(image, longest_side=2 * side), inner)
+    _draw_box(ImageDraw.Draw(square), tile.box, area, line=4 * scale)
     mask = Image.new("L", (inner, inner), 0)
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, inner - 1, inner - 1), radius=14 * scale, fill=255)
     card.paste(square, (pad, pad), mask)
@@ -137,11 +137,12 @@ def _card(tile: Tile, image: Path, *, side: int, scale: int, overlap: float | No
 
 
 def compose(run_folder: Path, tour: TourResult) -> Image.Image:
-    """The composition as an RGB image, 1600 pixels wide, on a light ground.
+    """Compose an RGB image, 1600 pixels wide.
 
-    Raises UserError where the tour has fewer than two 'where is' answers to show.
+    Raises:
+        UserError: the tour has fewer than two 'where is' answers.
     """
-    tiles = pick(tour.locate, default=tour.default)
+    tiles = choose_tiles(tour.locate, default=tour.default)
     if len(tiles) < 2:
         raise UserError("result.json, field 'locate': a README image needs answers on at least two images")
     columns = 3 if len(tiles) in (3, 5, 6) else 2 if len(tiles) == 2 else 4
@@ -171,27 +172,26 @@ def compose(run_folder: Path, tour: TourResult) -> Image.Image:
 
 def _footnote(tour: TourResult) -> str:
     overlaps = [value for a in tour.locate if (value := _overlap(a, tour.default)) is not None]
-    found = sum(overlap >= RIGHT_FROM for overlap in overlaps)
+    num_found = sum(overlap >= RIGHT_FROM for overlap in overlaps)
     text = "Held-out images, boxes as the model gave them."
     if overlaps:
-        text += (
-            f" Of the tour's {len(overlaps)} examples {found} are found (overlap of half or more); the best are shown."
-        )
+        text += f" Of the tour's {len(overlaps)} examples {num_found} are found (overlap of half or more); the best are shown."
     return text
 
 
 def readme_image(run_folder: Path, path: Path) -> Path:
-    """Write the README image of a tour's run folder as .png or .webp, atomically, and return its path.
+    """Write the README image of a tour's run folder as .png or .webp; return its path.
 
-    Raises UserError for another suffix, for a run that is no tour, or where images are missing.
+    Raises:
+        UserError: another suffix, a run that is no tour, or missing images.
     """
     run_folder, path = Path(run_folder), Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path.name}: a README image is written as .png or .webp")
+        raise UserError(f"{path.name}: unknown image format (got {path.suffix!r}); expected .png or .webp")
     result = read_result(run_folder)
     if result["kind"] != "tour":
         kind = result["kind"]
-        raise UserError(f"{run_folder} is a run of kind '{kind}': a README image is made from a tour")
+        raise UserError(f"{run_folder}: wrong kind of run (got '{kind}'); a README image needs a tour")
     image = compose(run_folder, parse_result(TourResult, result))
     buffer = io.BytesIO()
     if FORMATS[path.suffix.lower()] == "PNG":

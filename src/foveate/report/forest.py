@@ -16,9 +16,9 @@ _LABEL, _RIGHT, _ROW, _TOP, _BOTTOM = 168, 14, 24, 8, 34
 
 @dataclass(frozen=True, slots=True)
 class ForestRow:
-    """A line of the chart.
+    """A row of the chart.
 
-    style: "reference", "variant", "baseline" or "control". without: what is said where there is no interval.
+    style: "reference", "variant", "baseline" or "control". without: text in place of a missing interval.
     """
 
     name: str
@@ -38,7 +38,7 @@ def _ends(row: ForestRow) -> tuple[float, float]:
 def forest(
     rows: Sequence[ForestRow], *, title: str, zero: bool = True, line: float | None = None, width: int = 440
 ) -> Markup:
-    """Means as dots, intervals as bars; `line` is drawn through all rows (the reference's mean, or no difference).
+    """Draw means as dots and intervals as bars, with `line` through all rows (the reference, or no difference).
 
     Args:
         zero: the axis starts at zero unless something lies below it.
@@ -48,14 +48,14 @@ def forest(
         return Markup("")
     lows, highs = zip(*map(_ends, finite), strict=True)
     low = min(0.0, *lows) if zero else min(lows)
-    ticks = nice_ticks(low, max(highs), wanted=5)
+    ticks = nice_ticks(low, max(highs), num_ticks=5)
     left, right = _LABEL, width - _RIGHT
     x_of = Scale(ticks[0], ticks[-1], left, right)
     bottom = _TOP + _ROW * len(finite)
-    told = "; ".join(f"{row.name} {row.value:.3g}" for row in finite)
+    summary = "; ".join(f"{row.name} {row.value:.3g}" for row in finite)
     parts = [
         f'<svg class="chart forest" viewBox="0 0 {width} {bottom + _BOTTOM}" role="img" '
-        f'aria-label="{escape(f"{title}: {told}")}">'
+        f'aria-label="{escape(f"{title}: {summary}")}">'
     ]
     for tick in ticks:
         x = x_of(tick)
@@ -79,7 +79,7 @@ def forest(
 
 
 def difference_bar(value: float, low: float | None, high: float | None, *, margin: float, reach: float) -> Markup:
-    """A difference with its interval on a scale of -reach .. reach: 100 x 14 units, zero and the margin as ticks."""
+    """Draw a difference with its interval on [-reach, reach], with ticks at zero and at the margin."""
 
     def at(number: float) -> float:
         return 50 + 50 * max(-1.0, min(1.0, number / reach))

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from markupsafe import Markup, escape
@@ -17,8 +16,8 @@ from foveate.records.images import BadImage, decode
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddedImage:
-    """An image ready for a page: `src` is a data URI, width and height are the shown pixels."""
+class InlineImage:
+    """An image inside the page: `src` is a data URI; width and height in pixels."""
 
     src: str
     width: int
@@ -35,9 +34,14 @@ class Overlay:
 
 
 def resolve_inside(folder: Path, relative: str) -> Path:
-    """The file that `relative` names inside `folder`; a path that leads out of it raises UserError."""
+    """Return the path of a file inside `folder`.
+
+    Raises:
+        UserError: `relative` leads out of the folder.
+    """
     path = (folder / relative).resolve()
     if not path.is_relative_to(folder.resolve()):
+        # A run folder may come from somebody else: its result must not read files of this machine into a page.
         raise UserError(f"result.json names the file '{relative}', which lies outside its run folder")
     return path
 
@@ -45,7 +49,8 @@ def resolve_inside(folder: Path, relative: str) -> Path:
 def open_image(path: Path, *, longest_side: int) -> Image.Image:
     """Open an image as RGB on white, upright, with its longest side at most `longest_side` pixels.
 
-    Raises UserError where the file is missing or is no image.
+    Raises:
+        UserError: the file is missing or is no image.
     """
     if not path.is_file():
         raise UserError(f"the image '{path.name}' that result.json names is missing from {path.parent}")
@@ -62,23 +67,20 @@ def data_uri(image: Image.Image, *, quality: int = 82) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-class ImageBook:
+class RunImages:
     """Loads each image of a run folder once per size."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._cache: dict[tuple[str, int], InlineImage] = {}
 
-    @cached_property
-    def _shelf(self) -> dict[tuple[str, int], EmbeddedImage]:
-        return {}
-
-    def image(self, relative: str, *, longest_side: int = 420) -> EmbeddedImage:
-        """The image at `relative` (to the run folder), scaled down to `longest_side` pixels."""
+    def image(self, relative: str, *, longest_side: int = 420) -> InlineImage:
+        """Return an image of the run folder, scaled down to `longest_side` pixels."""
         key = (relative, longest_side)
-        if key not in self._shelf:
+        if key not in self._cache:
             image = open_image(resolve_inside(self.folder, relative), longest_side=longest_side)
-            self._shelf[key] = EmbeddedImage(src=data_uri(image), width=image.width, height=image.height)
-        return self._shelf[key]
+            self._cache[key] = InlineImage(src=data_uri(image), width=image.width, height=image.height)
+        return self._cache[key]
 
 
 def _clip(value: float) -> float:
@@ -86,11 +88,7 @@ def _clip(value: float) -> float:
 
 
 def overlay_svg(overlays: Sequence[Overlay], *, width: int, height: int) -> Markup:
-    """Boxes in normalized coordinates as one SVG that lies exactly over a width x height image.
-
-    Each box is drawn twice, a dark halo under a colored line, so that it shows on any ground. Boxes are
-    clipped to the image. Empty where there is no box.
-    """
+    """Draw normalized boxes as one SVG that lies exactly over a width x height image; empty without a box."""
     if not overlays:
         return Markup("")
     parts = [
@@ -100,6 +98,7 @@ def overlay_svg(overlays: Sequence[Overlay], *, width: int, height: int) -> Mark
     for number, overlay in enumerate(overlays):
         x1, y1, x2, y2 = (_clip(value) for value in overlay.box)
         shape = f'x="{x1:.4f}" y="{y1:.4f}" width="{x2 - x1:.4f}" height="{y2 - y1:.4f}"'
+        # Twice, a dark halo under a colored line: visible on any background.
         parts.append(
             f'<g class="box box-{escape(overlay.style)}" data-box="{number}">'
             f'<rect class="halo" {shape}/><rect class="line" {shape}/></g>'
@@ -108,11 +107,12 @@ def overlay_svg(overlays: Sequence[Overlay], *, width: int, height: int) -> Mark
     return Markup("".join(parts))
 
 
-def corner_style(box: tuple[float, float, float, float], image: EmbeddedImage) -> str:
-    """CSS left and top of a box's first corner where the image is letterboxed into a square tile."""
+def corner_style(box: tuple[float, float, float, float], image: InlineImage) -> str:
+    """Return CSS left and top of a box's first corner in an image that is letterboxed into a square tile."""
     longest = max(image.width, image.height)
     edges = []
     for value, side in ((box[0], image.width), (box[1], image.height)):
         share = side / longest
+        # At most .92: a label that starts at the right edge would leave the tile.
         edges.append(100 * ((1 - share) / 2 + min(_clip(value), 0.92) * share))
     return f"left:{edges[0]:.2f}%;top:{edges[1]:.2f}%"

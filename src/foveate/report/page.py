@@ -1,4 +1,4 @@
-"""One page: the jinja2 environment, and the frame (style, script, content policy) that all pages share."""
+"""Render a page: the jinja2 environment and the frame (style, script, content policy) that all pages share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _asset(name: str) -> str:
 
 @cache
 def environment() -> Environment:
-    """The jinja2 environment: everything is escaped, an unknown variable is an error."""
+    """Return the jinja2 environment: everything is escaped, an unknown variable is an error."""
     env = Environment(
         loader=PackageLoader("foveate.report", "templates"),
         autoescape=True,
@@ -68,8 +68,8 @@ def _source_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def render_page(page: Page, book: images.ImageBook) -> str:
-    """The page as one HTML text: style, script and images inside, a policy that loads nothing else.
+def render_page(page: Page, run_images: images.RunImages) -> str:
+    """Render one HTML text with style, script and images inside and a policy that loads nothing else.
 
     Only the shipped script may run: its hash is part of the policy, so that a caption which holds a script
     would stay inert even if it were not escaped.
@@ -81,11 +81,11 @@ def render_page(page: Page, book: images.ImageBook) -> str:
         style=Markup(_asset("page.css")),
         script=Markup(script),
         script_hash=_source_hash(script),
-        book=book,
+        run_images=run_images,
         **page.context,
     )
 
 
 def command_text(command: str | list[str]) -> str:
-    """A command line as one text."""
+    """Join the arguments of a command."""
     return command if isinstance(command, str) else " ".join(command)

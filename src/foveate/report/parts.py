@@ -1,4 +1,4 @@
-"""Shared preparation for page builders: tables, curves, groups of answers, the hero image."""
+"""Tables, curves, groups of answers and the first image, prepared for templates of several pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NO_CURVES = {"step", "seconds", "time", "learning_rate", "lr", "epoch"}
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One value of the table; `value` None: not measured."""
+    """A cell of the table; `value` is None where nothing was measured."""
 
     column: Column
     value: float | None
@@ -48,7 +48,7 @@ class TableLine:
 
 @dataclass(frozen=True, slots=True)
 class TableGroup:
-    """All rows of one question, with the columns that any of them measures."""
+    """The rows of one question, with the columns that any of them measures."""
 
     question: str
     detail: str
@@ -57,7 +57,7 @@ class TableGroup:
 
 
 def role(column: Column) -> str:
-    """`ours`, `baseline` or `control`: as the column says, else read from its key."""
+    """Return `ours`, `baseline` or `control`: the role of the column, else guessed from its key."""
     if column.role:
         return column.role
     if "shuffled" in column.key:
@@ -66,7 +66,7 @@ def role(column: Column) -> str:
 
 
 def split_question(text: str) -> tuple[str, str]:
-    """`Which phrase? (region -> text R@1)` -> the question, and the measure without its brackets."""
+    """Split `Which phrase? (region -> text R@1)` into the question and the measure."""
     head, bracket, tail = text.rpartition("(")
     if bracket and tail.rstrip().endswith(")"):
         return head.strip(), tail.rstrip()[:-1].replace("->", "→").replace(">=", "≥").strip()
@@ -74,9 +74,10 @@ def split_question(text: str) -> tuple[str, str]:
 
 
 def table_groups(rows: Sequence[Row], columns: Sequence[Column]) -> list[TableGroup]:
-    """Group rows by question, keep their order, drop columns that a question does not measure.
+    """Group rows by question in their order, without the columns that a question does not measure.
 
-    A value without a named column raises UserError: nothing measured may vanish from the page.
+    Raises:
+        UserError: a value has no column; nothing measured may vanish from the page.
     """
     known = {column.key for column in columns}
     for row in rows:
@@ -86,27 +87,27 @@ def table_groups(rows: Sequence[Row], columns: Sequence[Column]) -> list[TableGr
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.question, []).append(row)
-    found = []
+    table = []
     for question, members in groups.items():
         used = [c for c in columns if any(row.values.get(c.key) is not None for row in members)]
         head, detail = split_question(question)
-        found.append(TableGroup(head, detail, used, [_table_line(row, used) for row in members]))
-    return found
+        table.append(TableGroup(head, detail, used, [_table_line(row, used) for row in members]))
+    return table
 
 
 def _table_line(row: Row, columns: Sequence[Column]) -> TableLine:
     values = {column.key: row.values.get(column.key) for column in columns}
-    numbers = [value.value for value in values.values() if value is not None]
-    best = max(numbers, default=None)
+    measured = [value.value for value in values.values() if value is not None]
+    best = max(measured, default=None)
     highs = [v.high if v.high is not None else v.value for v in values.values() if v is not None]
     maximum = 1.0 if row.unit == "fraction" else max([*highs, row.chance or 0.0, 1e-12])
     cells = [
         Cell(
             column=column,
-            value=None if (found := values[column.key]) is None else found.value,
-            low=None if found is None else found.low,
-            high=None if found is None else found.high,
-            best=found is not None and len(numbers) > 1 and found.value == best,
+            value=None if (entry := values[column.key]) is None else entry.value,
+            low=None if entry is None else entry.low,
+            high=None if entry is None else entry.high,
+            best=entry is not None and len(measured) > 1 and entry.value == best,
             ours=role(column) == "ours",
         )
         for column in columns
@@ -116,7 +117,7 @@ def _table_line(row: Row, columns: Sequence[Column]) -> TableLine:
 
 @dataclass(frozen=True, slots=True)
 class Highlight:
-    """One number for the first screen: ours, beside the best baseline, chance, and the other data."""
+    """A number for the first screen: ours, with the best baseline, chance, and other sets of data."""
 
     question: str
     data: str
@@ -128,9 +129,9 @@ class Highlight:
     further: list[tuple[str, float]]
 
 
-def highlights(groups: Sequence[TableGroup], *, most: int = 3) -> list[Highlight]:
-    """The first row of each of the first questions that ours answers, best of ours beside best baseline."""
-    found = []
+def highlights(groups: Sequence[TableGroup], *, max_highlights: int = 3) -> list[Highlight]:
+    """Return the first row of each of the first questions that ours answers."""
+    cards = []
     for group in groups:
         line = group.lines[0]
         if line.unit != "fraction":
@@ -142,7 +143,7 @@ def highlights(groups: Sequence[TableGroup], *, most: int = 3) -> list[Highlight
         top = max(ours, key=lambda c: c.value or 0.0)
         rival = max(others, key=lambda c: c.value or 0.0, default=None)
         assert top.value is not None
-        found.append(
+        cards.append(
             Highlight(
                 question=words.in_short(group.question),
                 data=line.data,
@@ -158,11 +159,11 @@ def highlights(groups: Sequence[TableGroup], *, most: int = 3) -> list[Highlight
                 ],
             )
         )
-    return found[:most]
+    return cards[:max_highlights]
 
 
 def _by_size(line: TableLine) -> bool:
-    """Whether the row counts boxes of one size only: detail for the table, too much for a first screen."""
+    """Whether the row counts boxes of one size only, which is too much detail for a first screen."""
     return line.data.rpartition(", ")[2] in SIZE_NAMES
 
 
@@ -171,7 +172,7 @@ def _value(line: TableLine, column: Column) -> float | None:
 
 
 def read_metrics(run_folder: Path, relative: str) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; only the last line may be cut off (a crash), and is then left out."""
+    """Read a metrics.jsonl; a last line that a crash cut off is left out."""
     path = resolve_inside(run_folder, relative)
     if not path.is_file():
         raise UserError(f"result.json, field 'curves': the file '{relative}' is missing from {run_folder}")
@@ -186,8 +187,8 @@ def read_metrics(run_folder: Path, relative: str) -> list[dict[str, Any]]:
     return rows
 
 
-def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, most: int = 6) -> list[Markup]:
-    """One chart per logged number with one line per run: losses first, then what most runs share."""
+def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, max_charts: int = 6) -> list[Markup]:
+    """Draw a chart per logged value with a line per run: losses first, then what most runs share."""
     keys: dict[str, int] = {}
     for rows in runs.values():
         for key in {k for row in rows for k, v in row.items() if _is_number(v)}:
@@ -198,7 +199,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, most: int = 6) ->
         key=lambda key: (ranks.get(key, len(ranks)), -keys[key], key),
     )
     drawn = []
-    for key in order[:most]:
+    for key in order[:max_charts]:
         series = [
             Series(name, [(float(r["step"]), float(r[key])) for r in rows if _has(r, key)], style)
             for style, (name, rows) in enumerate(runs.items(), start=int(len(runs) == 1))
@@ -220,16 +221,16 @@ def _has(row: Mapping[str, Any], key: str) -> bool:
 T = TypeVar("T", LocatedPhrase, BoxChoice)
 
 
-def grouped(answers: Iterable[T]) -> dict[tuple[str, str], list[T]]:
-    """Answers by (data, slice), in order of first appearance: seen and unseen are never mixed."""
+def group_answers(answers: Iterable[T]) -> dict[tuple[str, str], list[T]]:
+    """Group answers by (data, slice) in order of appearance; seen and unseen are never mixed."""
     groups: dict[tuple[str, str], list[T]] = {}
     for answer in answers:
         groups.setdefault((answer.data, answer.slice), []).append(answer)
     return groups
 
 
-def located(answer: LocatedPhrase, default: str) -> dict[str, Any]:
-    """One 'where is' answer for the page: overlays by rule, the default rule's box on top, IoU per rule."""
+def locate_card(answer: LocatedPhrase, default: str) -> dict[str, Any]:
+    """Prepare a 'where is' answer: overlays by rule with the default rule's box on top, IoU per rule."""
     rule = answer.default or default
     if rule not in answer.boxes:
         raise UserError(f"result.json: '{answer.phrase}' has no box of the default rule '{rule}'")
@@ -252,8 +253,8 @@ def _rank(rule: str) -> int:
     return RULE_ORDER.index(rule) if rule in RULE_ORDER else len(RULE_ORDER)
 
 
-def chosen(answer: BoxChoice) -> dict[str, Any]:
-    """One 'which of these boxes' answer: overlays (chosen, right, other), scores as shares of their range."""
+def choice_card(answer: BoxChoice) -> dict[str, Any]:
+    """Prepare a 'which of these boxes' answer: overlays, and scores as shares of their range."""
     size = len(answer.boxes)
     if len(answer.scores) != size or not (0 <= answer.right < size and 0 <= answer.chosen < size):
         raise UserError(f"result.json, 'choose', '{answer.phrase}': its numbers do not fit {size} boxes")
@@ -268,6 +269,7 @@ def chosen(answer: BoxChoice) -> dict[str, Any]:
                 "overlay": Overlay(box, style, str(number + 1)),
                 "style": style,
                 "score": score,
+                # The worst box still has a visible bar.
                 "share": 0.04 + 0.96 * (score - low) / span,
                 "right": number == answer.right,
                 "chosen": number == answer.chosen,
@@ -276,8 +278,8 @@ def chosen(answer: BoxChoice) -> dict[str, Any]:
     return {"answer": answer, "boxes": boxes, "right": answer.right == answer.chosen}
 
 
-def tally(searches: Sequence[Search]) -> list[tuple[str, str, int, int]]:
-    """(data, model, right, judged) over all results whose truth is known; sets of images stay apart."""
+def count_right(searches: Sequence[Search]) -> list[tuple[str, str, int, int]]:
+    """Return (data, model, right, judged) over all results whose truth is known."""
     counts: dict[tuple[str, str], list[int]] = {}
     for search in searches:
         for model, hits in search.results.items():
@@ -289,10 +291,10 @@ def tally(searches: Sequence[Search]) -> list[tuple[str, str, int, int]]:
 
 
 def hero_slides(locate: Sequence[LocatedPhrase], examples: Sequence[Example], default: str) -> list[dict[str, Any]]:
-    """Up to four images with phrases and boxes for the live image on top.
+    """Choose up to four images with phrases and boxes for the image on top of the page.
 
-    Predicted boxes of held-out images where there are any (most phrases first, then the best overlap),
-    else the collection's own regions.
+    Predicted boxes of held-out images where there are any (most right answers first, then the best overlap),
+    else regions of the collection.
     """
     by_image: dict[str, list[LocatedPhrase]] = {}
     for answer in locate:
@@ -303,12 +305,12 @@ def hero_slides(locate: Sequence[LocatedPhrase], examples: Sequence[Example], de
         right = [a.iou.get(a.default or default, 0.0) for a in item[1]]
         return sum(value >= RIGHT_FROM for value in right), sum(right) / len(right)
 
-    slides, asked = [], set[str]()
+    slides, used_phrases = [], set[str]()
     for image, answers in sorted(by_image.items(), key=merit, reverse=True)[:4]:
         phrases = []
         for a in answers:
-            if a.phrase.casefold() not in asked and len(asked) < 8:
-                asked.add(a.phrase.casefold())
+            if a.phrase.casefold() not in used_phrases and len(used_phrases) < 8:
+                used_phrases.add(a.phrase.casefold())
                 phrases.append((a.phrase, Overlay(a.boxes[a.default or default], "hero")))
         if phrases:
             slides.append({"image": image, "predicted": True, "phrases": phrases})

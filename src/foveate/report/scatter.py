@@ -14,15 +14,15 @@ COLORS = 10  # classes g0 to g9 of the style sheet; all further groups share the
 
 
 def ranked(groups: Sequence[str]) -> dict[str, str]:
-    """Groups with their style: the most frequent ones, in order of their names, get a color of their own."""
+    """Map groups to styles: the most frequent ones, in order of their names, get a color each."""
     counts = Counter(groups)
-    chosen = sorted(sorted(counts, key=lambda one: (-counts[one], one))[:COLORS], key=natural)
-    styles = {name: f"g{number}" for number, name in enumerate(chosen)}
+    colored = sorted(sorted(counts, key=lambda group: (-counts[group], group))[:COLORS], key=natural)
+    styles = {name: f"g{number}" for number, name in enumerate(colored)}
     return styles | {name: "rest" for name in sorted(counts, key=natural) if name not in styles}
 
 
 def natural(name: str) -> tuple[int, float, str]:
-    """Numbers by value, then words, whose last number counts as one: client 2 before client 10."""
+    """Return a sort key: numbers by value, then words by their last number (client 2 before client 10)."""
     if name.lstrip("-").isdecimal():
         return 0, float(name), ""
     head = name.rstrip("0123456789")
@@ -38,14 +38,14 @@ def scatter(
     size: int = 400,
     named: bool = False,
 ) -> Markup:
-    """A square map with equal scales; points of three dimensions are seen along the third. Empty without a point.
+    """Draw a square map with equal scales; of three dimensions the third is dropped. Empty without a point.
 
     Args:
         named: each group's name stands at the median of its points (those with a color of their own).
     """
     if not places:
         return Markup("")
-    xs, ys = [float(one[0]) for one in places], [float(one[1]) for one in places]
+    xs, ys = [float(point[0]) for point in places], [float(point[1]) for point in places]
     reach = max(max(xs) - min(xs), max(ys) - min(ys)) or 1.0
     middle = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
     x_of = Scale(middle[0] - reach / 2, middle[0] + reach / 2, 10, size - 10)
@@ -58,13 +58,13 @@ def scatter(
     members: dict[str, list[int]] = {}
     for number, group in enumerate(groups):
         members.setdefault(group, []).append(number)
-    for group in sorted(members, key=lambda one: (styles[one] != "rest", natural(one))):
-        drawn = "".join(f"M{x_of(xs[one]):.1f} {y_of(ys[one]):.1f}h0" for one in members[group])
+    for group in sorted(members, key=lambda name: (styles[name] != "rest", natural(name))):
+        drawn = "".join(f"M{x_of(xs[index]):.1f} {y_of(ys[index]):.1f}h0" for index in members[group])
         parts.append(f'<path class="pts {styles[group]}" style="stroke-width:{width:.1f}" d="{drawn}"/>')
     if named:
-        for group, own in sorted(members.items(), key=lambda one: natural(one[0])):
+        for group, indices in sorted(members.items(), key=lambda item: natural(item[0])):
             if styles[group] != "rest":
-                x, y = _median([xs[one] for one in own]), _median([ys[one] for one in own])
+                x, y = _median([xs[index] for index in indices]), _median([ys[index] for index in indices])
                 parts.append(f'<text class="at" x="{x_of(x):.1f}" y="{y_of(y) + 4:.1f}">{escape(group[:18])}</text>')
     parts.append("</svg>")
     return Markup("".join(parts))
@@ -75,7 +75,7 @@ def _median(values: list[float]) -> float:
 
 
 def legend(styles: dict[str, str]) -> Markup:
-    """The groups with their colors; those without one are counted."""
+    """Draw the groups with their colors; those without a color are counted."""
     colored = [(name, style) for name, style in styles.items() if style != "rest"]
     items = [f'<li><i class="{style}"></i>{escape(name)}</li>' for name, style in colored]
     rest = len(styles) - len(colored)

@@ -21,7 +21,7 @@ SECTIONS = {
 
 
 def simple_page(title: str, *, eyebrow: str, **blocks: Any) -> Page:
-    """A page of the blocks that are given; an unknown block name is a programming error."""
+    """Return a page of the given blocks; an unknown block name is a programming error."""
     defaults: dict[str, Any] = {
         "lead": "",
         "facts": [],
@@ -48,6 +48,6 @@ def simple_page(title: str, *, eyebrow: str, **blocks: Any) -> Page:
     assert set(blocks) <= set(defaults), set(blocks) - set(defaults)
     context = {**defaults, **blocks}
     empty_but_shown = ["quarantine"] if context["quarantine"] is not None else []
-    shown = [entry for key, entry in SECTIONS.items() if context[key] or key in empty_but_shown]
-    context.update(eyebrow=eyebrow, sections=shown, overlay=Overlay)
+    visible = [entry for key, entry in SECTIONS.items() if context[key] or key in empty_but_shown]
+    context.update(eyebrow=eyebrow, sections=visible, overlay=Overlay)
     return Page("simple.html.j2", title, context)

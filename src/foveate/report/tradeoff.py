@@ -42,7 +42,7 @@ def tradeoff_chart(
         return Markup("")
     x_most = max(x for line in lines for x, _ in line.points)
     y_most = max(y for line in lines for _, y in line.points)
-    x_ticks, y_ticks = nice_ticks(0.0, max(x_most, 1.0), wanted=6), nice_ticks(0.0, max(y_most, 1.0), wanted=5)
+    x_ticks, y_ticks = nice_ticks(0.0, max(x_most, 1.0), num_ticks=6), nice_ticks(0.0, max(y_most, 1.0), num_ticks=5)
     left, right, top, bottom = 46, width - 20, 40, height - 44
     x_of, y_of = Scale(x_ticks[0], x_ticks[-1], left, right), Scale(y_ticks[0], y_ticks[-1], bottom, top)
     told = "; ".join(f"{mark.name} {mark.x:.1f} {labels[1]}, {mark.y:.1f} {labels[2]}" for mark in marks)

@@ -54,7 +54,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         eyebrow="Adaptation",
         lead="The last epoch's model, measured on images that took no part in training or in any choice.",
         facts=facts,
-        charts=parts.curves({"this run": parts.read_metrics(run_folder, r.curves)}, most=6),
+        charts=parts.curves({"this run": parts.read_metrics(run_folder, r.curves)}, max_charts=6),
         charts_title="How it learnt",
         groups=parts.table_groups(evaluation.table, evaluation.columns),
         columns=evaluation.columns,

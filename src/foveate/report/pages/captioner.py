@@ -72,7 +72,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     groups = [(title, [sample for sample in found.samples if sample.data == data]) for data, title in DATA.items()]
     context = {
         "facts": facts,
-        "charts": parts.curves(runs, most=6) if runs else [],
+        "charts": parts.curves(runs, max_charts=6) if runs else [],
         "groups": parts.table_groups(found.table, found.columns),
         "columns": found.columns,
         "samples": [(title, members) for title, members in groups if members],

@@ -20,6 +20,6 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         f"Where is “{r.phrase}”?",
         eyebrow="Locate",
         facts=[("Model", r.model)] if r.model else [],
-        single=parts.located(r, "head"),
+        single=parts.locate_card(r, "head"),
         command=command_text(r.command),
     )

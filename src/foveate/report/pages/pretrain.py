@@ -30,7 +30,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         r.title or str(r.recipe.get("name", "A training run")),
         eyebrow="Pretraining",
         facts=facts,
-        charts=parts.curves({"this run": rows}, most=8),
+        charts=parts.curves({"this run": rows}, max_charts=8),
         charts_title="How it learnt",
         groups=parts.table_groups(evaluation.table, evaluation.columns) if evaluation else [],
         columns=evaluation.columns if evaluation else [],

@@ -1,4 +1,4 @@
-"""The page of a study: which claims the numbers bear out, then every number with its interval."""
+"""The page of a study: its claims with their verdicts, then every value with its interval."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ def signed(value: float) -> str:
 
 
 def claim_line(claim: StudyClaim) -> dict[str, Any]:
-    """A claim for the page: verdict, difference in words, and its bar."""
-    found = claim.difference
-    span = "" if found.low is None or found.high is None else f"{signed(found.low)} to {signed(found.high)}"
+    """Prepare a claim for the template: difference as text and as a bar."""
+    mean = claim.difference
+    span = "" if mean.low is None or mean.high is None else f"{signed(mean.low)} to {signed(mean.high)}"
     return {
         "claim": claim,
-        "value": signed(found.value),
+        "value": signed(mean.value),
         "span": span,
-        "bar": difference_bar(found.value, found.low, found.high, margin=claim.margin, reach=REACH),
+        "bar": difference_bar(mean.value, mean.low, mean.high, margin=claim.margin, reach=REACH),
     }
 
 
 def charts(r: StudyResult, condition: str) -> list[tuple[StudyMeasure, Markup]]:
-    """One forest chart per measure of a condition that at least two rows have."""
+    """Draw a forest chart of every measure of a condition that at least two rows have."""
     entries = [
         (row, entry) for row in r.rows for entry in r.table if (entry.condition, entry.row) == (condition, row.key)
     ]
-    found = []
+    figures = []
     for measure in r.measures:
         rows = [
             ForestRow(row.title, value.value, value.low, value.high, row.role)
             for row, entry in entries
             if (value := entry.values.get(measure.key)) is not None
         ]
-        line = next((one.value for one in rows if one.style == "reference"), None)
+        line = next((forest_row.value for forest_row in rows if forest_row.style == "reference"), None)
         if len(rows) > 1:
-            found.append((measure, plot(measure.title, forest(rows, title=measure.title, line=line))))
-    return found
+            figures.append((measure, plot(measure.title, forest(rows, title=measure.title, line=line))))
+    return figures
 
 
 def number_lines(r: StudyResult, condition: str) -> list[tuple[StudyRow, list[str]]]:
-    """Rows of the plain table: mean and half of the interval for every measure."""
+    """Return rows of the plain table: mean and half of the interval for every measure."""
     by_row = {entry.row: entry for entry in r.table if entry.condition == condition}
     return [
         (row, [mean_and_half(by_row[row.key].values.get(measure.key), seeds=len(r.seeds)) for measure in r.measures])
@@ -65,7 +65,7 @@ def number_lines(r: StudyResult, condition: str) -> list[tuple[StudyRow, list[st
 
 
 def mean_and_half(value: Value | None, *, seeds: int) -> str:
-    """`0.466 ± 0.041`, with n where it has fewer seeds than the study; a dash where nothing was measured."""
+    """Format `0.466 ± 0.041`, with n where it has fewer seeds than the study; a dash where not measured."""
     if value is None:
         return "–"
     fewer = "" if value.n in (None, seeds) else f" (n {value.n})"
@@ -75,12 +75,12 @@ def mean_and_half(value: Value | None, *, seeds: int) -> str:
 
 
 def tally(claims: Sequence[StudyClaim]) -> list[tuple[str, int]]:
-    """How many claims are shown, not shown, opposite."""
+    """Count the verdicts."""
     return [(name, sum(claim.verdict == name for claim in claims)) for name in ("shown", "not shown", "opposite")]
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of a study's result.json (`StudyResult`)."""
+    """Build the page of a `StudyResult`."""
     r = parse_result(StudyResult, result)
     sections = [
         {

@@ -62,23 +62,23 @@ def group_title(data: str, slice_: str) -> str:
 
 def where_groups(answers: list[Any], default: str) -> list[dict[str, Any]]:
     """'Where is' answers by data and slice, with how many were found."""
-    found = []
-    for (data, slice_), members in parts.grouped(answers).items():
-        items = [parts.located(answer, default) for answer in members]
+    groups = []
+    for (data, slice_), members in parts.group_answers(answers).items():
+        items = [parts.locate_card(answer, default) for answer in members]
         judged = [item for item in items if item["right"] is not None]
         right = sum(item["right"] for item in judged)
-        found.append({"title": group_title(data, slice_), "members": items, "right": right, "n": len(judged)})
-    return found
+        groups.append({"title": group_title(data, slice_), "members": items, "right": right, "n": len(judged)})
+    return groups
 
 
 def which_groups(answers: list[Any]) -> list[dict[str, Any]]:
     """'Which of these boxes' answers by data and slice, with how many are right."""
-    found = []
-    for (data, slice_), members in parts.grouped(answers).items():
-        items = [parts.chosen(answer) for answer in members]
+    groups = []
+    for (data, slice_), members in parts.group_answers(answers).items():
+        items = [parts.choice_card(answer) for answer in members]
         right = sum(item["right"] for item in items)
-        found.append({"title": group_title(data, slice_), "members": items, "right": right, "n": len(items)})
-    return found
+        groups.append({"title": group_title(data, slice_), "members": items, "right": right, "n": len(items)})
+    return groups
 
 
 def search_groups(searches: list[Search]) -> list[dict[str, Any]]:
@@ -93,13 +93,13 @@ def calibration_section(result: dict[str, Any]) -> dict[str, Any]:
     """The tour's calibration: its table, charts, and images with the answers of the three models."""
     r = parse_result(calibration.TourCalibration, result)
     examples = []
-    for one in r.examples:
+    for example in r.examples:
         answers = [
-            (title, answer, answer == one.label)
+            (title, answer, answer == example.label)
             for key, title in calibration.ANSWERS.items()
-            for answer in [getattr(one.answers, key)]
+            for answer in [getattr(example.answers, key)]
         ]
-        examples.append({"one": one, "answers": answers})
+        examples.append({"one": example, "answers": answers})
     return {"r": r, "table": calibration.table(r), "charts": calibration.charts(r), "examples": examples}
 
 
@@ -129,7 +129,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "collection_facts": _collection_facts(r),
         "examples": example_groups(r.collection.examples),
         "searches": search_groups(r.searches),
-        "tally": parts.tally(r.searches),
+        "tally": parts.count_right(r.searches),
         "titles": titles,
         "where": where_groups(r.locate, r.default),
         "rules": rules_of(r.locate, r.default),
