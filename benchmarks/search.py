@@ -22,7 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import compare, publish, ratio
-from foveate.pretrain.searching.faiss_backend import PROBES, faiss_nearest, inverted_lists
+from foveate.pretrain.searching.faiss_backend import PROBES, inverted_lists, nearest_by_faiss
 from foveate.pretrain.searching.nearest import nearest
 
 COUNT = 20
@@ -150,7 +150,7 @@ def _exact(stored: np.ndarray, queries: np.ndarray) -> list[np.ndarray]:
 
 def _by_lists(stored: np.ndarray, queries: np.ndarray, index: Any) -> list[np.ndarray]:
     none = np.zeros(0, np.int64)
-    return [faiss_nearest([stored], query, count=COUNT, excluded=none, index=index)[1] for query in queries]
+    return [nearest_by_faiss([stored], query, count=COUNT, excluded=none, index=index)[1] for query in queries]
 
 
 def main() -> None:

@@ -54,10 +54,10 @@ def test_training_reports_the_same_after_one_epoch(foveate: Run, captioned: Path
     recipe = tiny.recipe(data=data, regions={"method": "none"}, training={"steps": 2, "seed": 5})
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"captions": data["captions"]})})
     collection = Collection.open(captioned)
-    result = pretrain(recipe, collection, tmp_path / "run", device="cpu", evaluate_split=None).result
-    assert result["texts"]["visits"] == found["with_text"] == 16
+    result = pretrain(recipe, collection, tmp_path / "run", device="cpu", evaluate_split=None).result.to_json()
+    assert result["texts"]["images"] == found["with_text"] == 16
     assert result["texts"]["shares"] == {k: v for k, v in shares(found, "first_epoch_share").items() if v}
-    assert result["texts"]["left_out"] == found["left_out_in_first_epoch"]
+    assert result["texts"]["without_text"] == found["left_out_in_first_epoch"]
     if missing != "skip":  # where an image is left out, the loader takes another in its place
         model = build_model(recipe)
         dataset = build_dataset(recipe, collection, model, device=model.device, cache=tmp_path / "cache")

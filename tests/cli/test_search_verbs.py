@@ -61,7 +61,7 @@ def test_index_and_search(foveate: Run, place: Path, tmp_path: Path) -> None:
 def test_a_box_in_an_image(foveate: Run, index: Path, image: Path) -> None:
     arguments = ("search", index, "a disc", "--image", image, "--negative", "blue", "--weight", "box=0.5", "--json")
     by_fraction = foveate(*arguments, "--box", "0,0,0.5,1").json
-    assert by_fraction["query"]["weights"] == {"words": 1, "box": 0.5, "negative": 1}
+    assert by_fraction["query"]["weights"] == {"text": 1, "box": 0.5, "negative": 1}
     assert by_fraction["query"]["box"] == [0, 0, 0.5, 1]
     collection = Collection.open(index.parent / "shapes")
     row = collection.find_row("test-01")
@@ -79,24 +79,24 @@ def test_an_image_that_has_gone_bad_is_said(foveate: Run, place: Path, tmp_path:
         tar.unlink()
     found = foveate("search", "mine", "a red disc", "--count", "2", "--json")
     assert found.code == 0, found.err
-    assert all("is missing" in hit["problem"] for hit in found.json["results"]["found"])
+    assert all("is missing" in hit["problem"] for hit in found.json["results"]["hits"])
     assert "is missing" in (tmp_path / "runs" / "search" / "report.html").read_text(encoding="utf-8")
 
 
 def test_mistakes(foveate: Run, index: Path, image: Path, place: Path, tmp_path: Path) -> None:
     other = save_model(build_model(tiny.recipe(training={"seed": 5})).eval(), tmp_path / "other")
     for words, sentence in (
-        ((index,), "nothing to search for"),
-        ((index, "red", "--box", "0,0,1,1"), "a box needs the image"),
+        ((index,), "The query is empty"),
+        ((index, "red", "--box", "0,0,1,1"), "query, box"),
         ((index, "--image", image, "--box", "0,0,1"), "allowed are four numbers"),
         ((index, "--image", image, "--box", "0,0,30,30"), "give --pixels where they are pixels"),
         ((index, "--image", image, "--box", "0,0,9999,9", "--pixels"), "corners must lie in [0, 1]"),
         ((index, "--image", image, "--box", "0.5,0,0.2,1"), "x2 must be greater than x1"),
         ((index, "--image", image, "--box", "nan,0,0.2,1"), "finite"),
         ((index, "red", "--pixels"), "give --box too"),
-        ((index, "red", "--weight", "words"), "allowed is PART=NUMBER"),
-        ((index, "red", "--weight", "word=2"), "Did you mean 'words'"),
-        ((index, "red", "--model", other), "was made with another model than"),
+        ((index, "red", "--weight", "text"), "allowed is PART=NUMBER"),
+        ((index, "red", "--weight", "word=2"), "'word'"),
+        ((index, "red", "--model", other), "another model"),
         ((place, "red"), "not an index"),
         ((index, "--image", "none.jpg"), "none.jpg: cannot be read"),
     ):

@@ -92,7 +92,7 @@ def _query(trial: Trial) -> Any:
     from foveate.pretrain.searching.query import Query
 
     random = trial.random
-    words = odd_text(random) if random.random() < 0.7 else None
+    text = odd_text(random) if random.random() < 0.7 else None
     shown = random_image(random) if random.random() < 0.4 else good(3) if random.random() < 0.4 else None
     box: Any = None
     if random.random() < 0.3:
@@ -101,12 +101,12 @@ def _query(trial: Trial) -> Any:
         box = random.choice((Box, PixelBox))(*numbers)
     weights = {}
     if random.random() < 0.3:
-        weights[random.choice(("words", "image", "box", "negative", "x"))] = random.choice(
+        weights[random.choice(("text", "image", "box", "negative", "x"))] = random.choice(
             (0.0, -1.0, 1e-300, 1e308, math.nan, 2.0)
         )
     negative = odd_text(random) if random.random() < 0.2 else None
-    trial.note((words, negative, weights, shown is not None))
-    return Query(words=words, image=shown, box=box, negative=negative, weights=weights)
+    trial.note((text, negative, weights, shown is not None))
+    return Query(text=text, image=shown, box=box, negative=negative, weights=weights)
 
 
 @functools.cache
@@ -164,7 +164,7 @@ def indexes(trial: Trial) -> str:
         build_index(home() / "m", home() / "c", place, device="cpu")
     opened = Index.open(place, collection=home() / "c")
     kind = random.choice(("both", "images", "regions"))
-    search(opened, Query(words="a thing"), _encoder(), count=5, kind=kind, per_image=2, backend="exact")
+    search(opened, Query(text="a thing"), _encoder(), count=5, kind=kind, per_image=2, backend="exact")
     return "answered"
 
 

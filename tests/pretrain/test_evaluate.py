@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,15 +15,17 @@ import tiny
 from foveate.core.errors import UserError
 from foveate.metrics.intervals import Interval
 from foveate.pretrain import evaluate as module
-from foveate.pretrain.embed import Embedded, embed_collection, embed_images
-from foveate.pretrain.evaluate import baseline_boxes, better_rule, class_embeddings, evaluate
-from foveate.pretrain.metrics_table import Table, columns_of, merge_tables
+from foveate.pretrain.embed import CollectionEmbeddings, embed_collection, embed_images
+from foveate.pretrain.evaluate import baseline_boxes, choose_locate_rule, class_embeddings, evaluate
+from foveate.pretrain.metrics_table import MetricsTable, describe_columns, merge_tables
+from foveate.pretrain.results import SplitEvaluation
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.record import Region
 from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
+from naming import raises_naming
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,13 @@ def vectors(phrases: list[str]) -> np.ndarray:
     return np.eye(64, dtype=np.float32)[[distinct.index(phrase) for phrase in phrases]]
 
 
-def perfect(collection: Collection, rows: np.ndarray) -> Embedded:
+def perfect(collection: Collection, rows: np.ndarray) -> CollectionEmbeddings:
     """Everything right: a region's embedding is its phrase's, the head's box the truth, candidates' boxes wrong."""
     per_row = [collection.read_regions(int(row)) for row in rows]
     regions = [region for regions in per_row for region in regions]
     boxes_R4 = np.array([region.box.to_array() for region in regions])
     phrase_RE = vectors([region.phrase for region in regions])
-    return Embedded(
+    return CollectionEmbeddings(
         rows=rows,
         bad={},
         image_NE=np.eye(64, dtype=np.float32)[: len(rows)],
@@ -59,7 +60,7 @@ def perfect(collection: Collection, rows: np.ndarray) -> Embedded:
         z_RE=phrase_RE * 3,
         shuffled_RE=np.roll(phrase_RE, 1, axis=0),
         phrase_RE=phrase_RE,
-        found={"head": boxes_R4.copy(), "candidates": np.tile([0.0, 0.0, 0.01, 0.01], (len(regions), 1))},
+        located={"head": boxes_R4.copy(), "candidates": np.tile([0.0, 0.0, 0.01, 0.01], (len(regions), 1))},
     )
 
 
@@ -70,7 +71,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def embed(
         model: object, collection: Collection, rows: np.ndarray, *, crops: bool, rules: object, cache: object
-    ) -> Embedded:
+    ) -> CollectionEmbeddings:
         seen = perfect(collection, rows)
         state.change(seen)
         return seen
@@ -80,8 +81,8 @@ def known(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return state
 
 
-def values(result: dict[str, Any], question: str, data: str) -> dict[str, float]:
-    (row,) = (row for row in result["table"] if (row["question"], row["data"]) == (question, data))
+def values(result: SplitEvaluation, question: str, data: str) -> dict[str, float]:
+    (row,) = (row for row in result.to_json()["table"] if (row["question"], row["data"]) == (question, data))
     return {column: value["value"] for column, value in row["values"].items()}
 
 
@@ -95,8 +96,8 @@ QUESTIONS = (
 
 def test_perfect_answers(known: SimpleNamespace, collection: Collection, tmp_path: Path) -> None:
     result, seen = evaluate(None, collection, name="m", samples_to=tmp_path)  # type: ignore[arg-type]
-    assert result["images"] == tiny.SPLITS["test"]
-    assert result["regions"] == len(seen.regions)
+    assert result.images == tiny.SPLITS["test"]
+    assert result.regions == len(seen.regions)
     for question in QUESTIONS:
         found = values(result, question, "seen")
         assert found["m"] == pytest.approx(1), question
@@ -132,7 +133,7 @@ def test_equal_phrases_share_their_rank(known: SimpleNamespace, collection: Coll
 def test_every_row_has_its_slice_number_and_chance(known: SimpleNamespace, collection: Collection) -> None:
     result, seen = evaluate(None, collection, name="m")  # type: ignore[arg-type]
     counts = {part: sum(region.slice == part for region in seen.regions) for part in ("seen", "unseen")}
-    for row in result["table"]:
+    for row in result.to_json()["table"]:
         assert row["n"] > 0
         for value in row["values"].values():
             assert 0 <= value["value"] <= 1
@@ -144,7 +145,7 @@ def test_every_row_has_its_slice_number_and_chance(known: SimpleNamespace, colle
                 continue
             assert row["n"] == counts[part]
             assert row["chance"] == pytest.approx(1 / counts[row["data"]])
-    parts = {row["data"] for row in result["table"]}
+    parts = {row["data"] for row in result.to_json()["table"]}
     assert parts <= {f"{part}{size}" for part in counts for size in ("", ", small", ", medium", ", large")} | {
         "shapes images"
     }
@@ -153,7 +154,7 @@ def test_every_row_has_its_slice_number_and_chance(known: SimpleNamespace, colle
 def test_a_model_that_ignores_the_box_is_unmasked(known: SimpleNamespace, collection: Collection) -> None:
     """One embedding per image, whatever the box: the shuffled control and the choice among its boxes show it."""
 
-    def ignore(seen: Embedded) -> None:
+    def ignore(seen: CollectionEmbeddings) -> None:
         for image in range(len(seen.rows)):
             own = seen.image_R == image
             seen.z_RE[own] = seen.phrase_RE[own].mean(0)
@@ -162,7 +163,7 @@ def test_a_model_that_ignores_the_box_is_unmasked(known: SimpleNamespace, collec
     known.change = ignore
     result, _ = evaluate(None, collection, name="m")  # type: ignore[arg-type]
     choice = "which of the image's boxes: accuracy"
-    (row,) = (row for row in result["table"] if (row["question"], row["data"]) == (choice, "seen"))
+    (row,) = (row for row in result.to_json()["table"] if (row["question"], row["data"]) == (choice, "seen"))
     assert row["values"]["m"]["value"] <= 0.7
     assert row["chance"] == pytest.approx(0.5)
     for question in QUESTIONS[:3]:
@@ -171,7 +172,7 @@ def test_a_model_that_ignores_the_box_is_unmasked(known: SimpleNamespace, collec
 
 
 def test_empty_and_unknown_splits(collection: Collection) -> None:
-    with pytest.raises(UserError, match="split"):
+    with raises_naming(UserError, "split"):
         evaluate(None, collection, split="tset")  # type: ignore[arg-type]
 
 
@@ -184,7 +185,7 @@ def test_limit_is_drawn_by_the_seed(known: SimpleNamespace, collection: Collecti
 def test_zero_shot(known: SimpleNamespace, collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     categories = sorted(tiny.SHAPES)
 
-    def by_category(seen: Embedded) -> None:
+    def by_category(seen: CollectionEmbeddings) -> None:
         labels = collection.label_values("category")[seen.rows]
         seen.image_NE = np.eye(64, dtype=np.float32)[[categories.index(label) for label in labels]]
 
@@ -213,31 +214,31 @@ def test_baseline_boxes() -> None:
     assert not np.array_equal(random, baseline_boxes(50, seed=4)["random"])
 
 
-def embedded(found: dict[str, list[list[float]]], phrases: list[str]) -> Embedded:
+def embedded(found: dict[str, list[list[float]]], phrases: list[str]) -> CollectionEmbeddings:
     truth = [0.0, 0.0, 0.5, 0.5]
-    return Embedded(
+    return CollectionEmbeddings(
         rows=np.arange(1),
         bad={},
         image_NE=np.zeros((1, 1), np.float32),
         regions=[Region(Box(*truth), phrase) for phrase in phrases],
         image_R=np.zeros(len(phrases), np.int64),
         boxes_R4=np.tile(truth, (len(phrases), 1)),
-        found={rule: np.array(boxes) for rule, boxes in found.items()},
+        located={rule: np.array(boxes) for rule, boxes in found.items()},
     )
 
 
-def test_better_rule() -> None:
+def test_choose_locate_rule() -> None:
     hit, miss = [0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]
-    assert better_rule(embedded({"head": [hit, miss], "candidates": [hit, hit]}, ["a", "b"])) == "candidates"
-    assert better_rule(embedded({"head": [hit, hit], "candidates": [hit, miss]}, ["a", "b"])) == "head"
-    assert better_rule(embedded({"head": [hit, hit], "candidates": [hit, hit]}, ["a", "b"])) == "head", "a tie"
-    assert better_rule(embedded({"candidates": [hit]}, ["a"])) == "candidates", "the only one"
+    assert choose_locate_rule(embedded({"head": [hit, miss], "candidates": [hit, hit]}, ["a", "b"])) == "candidates"
+    assert choose_locate_rule(embedded({"head": [hit, hit], "candidates": [hit, miss]}, ["a", "b"])) == "head"
+    assert choose_locate_rule(embedded({"head": [hit, hit], "candidates": [hit, hit]}, ["a", "b"])) == "head", "a tie"
+    assert choose_locate_rule(embedded({"candidates": [hit]}, ["a"])) == "candidates", "the only one"
     twice = embedded({"head": [miss, miss], "candidates": [hit, hit]}, ["a", "a"])
-    assert better_rule(twice) == "head", "phrases that occur twice are no question"
+    assert choose_locate_rule(twice) == "head", "phrases that occur twice are no question"
 
 
 def test_merge_tables() -> None:
-    one, two = Table(seed=0), Table(seed=0)
+    one, two = MetricsTable(seed=0), MetricsTable(seed=0)
     one.add("q", "seen", "clip", np.array([0.0, 1.0]))
     one.add("q", "unseen", "clip", np.array([1.0]))
     two.add("q", "seen", "cloc", Interval(0.5, None, None, 2, 0.95))
@@ -253,7 +254,7 @@ def test_merge_tables() -> None:
 
 def test_columns_are_explained() -> None:
     table = [{"values": dict.fromkeys(["cloc", "cloc_shuffled", "cloc_head", "center"])}, {"values": {"random": 0}}]
-    found = columns_of("cloc", table)
+    found = describe_columns("cloc", table)
     assert [column["key"] for column in found] == ["cloc", "cloc_shuffled", "cloc_head", "center", "random"]
     assert [column["role"] for column in found] == ["ours", "control", "ours", "control", "control"]
 
@@ -264,8 +265,8 @@ def test_one_image_forward_serves_everything(model: LocalizingModel, collection:
     found = embed_collection(model, collection, collection.rows("test"))
     hook.remove()
     assert sum(seen) == tiny.SPLITS["test"]
-    assert set(found.found) == {"head", "candidates"}
-    boxes = found.found["candidates"]
+    assert set(found.located) == {"head", "candidates"}
+    boxes = found.located["candidates"]
     assert ((boxes >= 0) & (boxes <= 1)).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all(), "candidates lie on the image, not on its padding"
     np.testing.assert_allclose(np.linalg.norm(found.image_NE, axis=1), 1, atol=1e-5)
@@ -307,7 +308,7 @@ def test_kept_features_give_the_same_answers(
     for found in (first, second):
         np.testing.assert_array_equal(found.rows, live.rows)
         np.testing.assert_allclose(found.z_RE, live.z_RE, atol=1e-4)
-        np.testing.assert_allclose(found.found["head"], live.found["head"], atol=1e-4)
+        np.testing.assert_allclose(found.located["head"], live.located["head"], atol=1e-4)
     np.testing.assert_array_equal(first.z_RE, second.z_RE)
     assert list(tmp_path.iterdir())
 
@@ -315,4 +316,4 @@ def test_kept_features_give_the_same_answers(
 def test_an_empty_pass(model: LocalizingModel, collection: Collection) -> None:
     found = embed_collection(model, collection, np.zeros(0, np.int64))
     assert len(found.rows) == len(found.regions) == 0
-    assert found.found["head"].shape == (0, 4)
+    assert found.located["head"].shape == (0, 4)

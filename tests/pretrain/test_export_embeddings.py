@@ -101,8 +101,8 @@ def test_a_split_and_an_unreadable_image(model: Path, tmp_path: Path) -> None:
     target, result, _ = export(
         model, to="embeddings", collection=collection, split="test", out=tmp_path / "out", device="cpu"
     )
-    assert result["counts"]["images"] == tiny.SPLITS["test"] - 1
-    assert result["counts"]["unreadable images"] == 1
+    assert result.counts["images"] == tiny.SPLITS["test"] - 1
+    assert result.counts["unreadable images"] == 1
     assert "test-03" in (target / "unreadable.json").read_text()
     assert "test-03" not in pandas.read_parquet(target / "regions")["key"].tolist()
     assert "| unreadable images | 1 |" in (target / "README.md").read_text()
@@ -118,8 +118,8 @@ def test_a_stopped_export_goes_on(
 ) -> None:
     """Stopped after that many files, it makes only what is missing, and ends with the same bytes."""
     monkeypatch.setattr(embed, "BATCH", 8)
-    monkeypatch.setattr(embeddings, "IMAGES_A_PART", 8)
-    monkeypatch.setattr(embeddings, "TEXTS_A_PART", 40)
+    monkeypatch.setattr(embeddings, "IMAGES_PER_PART", 8)
+    monkeypatch.setattr(embeddings, "TEXTS_PER_PART", 40)
     straight = export(model, to="embeddings", collection=tiny_collection, out=tmp_path / "a", device="cpu")[0]
     assert len(contents(straight)) == 2 * 4 + 2 + 2
     write, written = embeddings._write, []

@@ -101,12 +101,12 @@ def test_files_are_whole_and_the_card_works(folders: tuple[Path, Path]) -> None:
     found = run_card(target)
     assert found["embedding"].shape == (1, 32)
     assert np.linalg.norm(found["z"]) == pytest.approx(1.0, abs=1e-5)
-    assert found["found"].shape == (1, 4)
+    assert found["boxes"].shape == (1, 4)
 
 
 def test_other_regions_have_no_graph(tmp_path: Path) -> None:
     target, result, _ = export(saved(tmp_path / "model", regions={"method": "roi"}), to="onnx", device="cpu")
-    assert result["files"] == ["README.md", "image.onnx", "preprocess.json"]
+    assert result.files == ["README.md", "image.onnx", "preprocess.json"]
     assert "The RoI module is not in these files" in (target / "README.md").read_text()
 
 

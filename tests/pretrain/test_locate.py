@@ -12,7 +12,7 @@ from PIL import Image
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain.locate import Located, locate, read_image
+from foveate.pretrain.locate import PhraseBoxes, locate, read_image
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import PixelBox
 from foveate.records.geometry import View
@@ -67,7 +67,7 @@ def test_rules(model: LocalizingModel, monkeypatch: pytest.MonkeyPatch) -> None:
     data = image((64, 48))
     for rule in ("head", "candidates"):
         found = locate(model, data, "a red disc", rule=rule)
-        assert isinstance(found, Located)
+        assert isinstance(found, PhraseBoxes)
         assert found.rule == rule
         assert found.box == found.boxes[rule]
         monkeypatch.setattr(model, "locate_rule", rule)
@@ -111,7 +111,7 @@ def test_one_image_forward(model: LocalizingModel) -> None:
 
 @pytest.mark.parametrize("phrase", ["", "  ", "\n\t"])
 def test_empty_phrases(phrase: str, model: LocalizingModel) -> None:
-    with pytest.raises(UserError, match="the phrase is empty"):
+    with raises_naming(UserError, "phrase"):
         locate(model, image((64, 64)), phrase)
 
 
@@ -122,7 +122,7 @@ def test_phrases_in_any_script_and_length(model: LocalizingModel) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"not an image", image((64, 64))[:60]])
 def test_unreadable_images(data: bytes, model: LocalizingModel) -> None:
-    with pytest.raises(UserError, match="the image cannot be read: "):
+    with raises_naming(UserError, "image"):
         locate(model, data, "a red disc")
 
 

@@ -76,7 +76,7 @@ def test_small_blocks_give_the_same(dtype: type, monkeypatch: pytest.MonkeyPatch
     whole = nearest([vectors], asked, count=30)
     monkeypatch.setattr(module, "_ROWS", {np.dtype(np.float32): 300, np.dtype(np.float16): 300})
     monkeypatch.setattr(module, "_QUERIES", 4)
-    monkeypatch.setattr(module, "_AGAIN", 7)
+    monkeypatch.setattr(module, "_RESCORE_ROWS", 7)
     for one, other in zip(whole, nearest([vectors], asked, count=30), strict=True):
         np.testing.assert_array_equal(one, other)
 

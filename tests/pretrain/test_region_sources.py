@@ -80,7 +80,7 @@ def test_an_index_takes_labels_only_where_they_are_asked_for(model: Path, labele
     counts, told = {}, {}
     for name, sources in (("own", None), ("all", ["all"]), ("made", ["vesl:test@abc"])):
         made, plan = build_index(model, labeled, tmp_path / name, region_sources=sources, regions="boxes")
-        counts[name], told[name] = made.counts["regions"], plan.line()
+        counts[name], told[name] = made.counts["regions"], plan.format_line()
     assert counts == {"own": OTHERS, "all": OTHERS + 1, "made": 1}
     assert told["own"].endswith("1 regions of other sources are left out; --region-source all takes them")
     assert "left out" not in told["all"]
@@ -131,7 +131,7 @@ def test_exports_take_labels_only_where_they_are_asked_for(model: Path, labeled:
                 device="cpu",
             )
             assert count(folder, tmp_path / to / f"{name}-again") == expected, (to, name)
-            assert result["counts"]["regions of other sources"] == OTHERS + 1 - expected
+            assert result.counts["regions of other sources"] == OTHERS + 1 - expected
             assert any("--region-source all takes them" in line for line in lines) == (name != "all")
     texts = [pandas.read_parquet(tmp_path / "embeddings" / name / "texts")["phrase"] for name in ("own", "all")]
     assert [LABEL in set(one) for one in texts] == [False, True]

@@ -74,22 +74,22 @@ def test_a_box_finds_itself(folder: Path, index: foveate.SearchIndex) -> None:
         np.testing.assert_allclose(best.box.to_array(), region.box.to_array(), atol=1e-6)
 
 
-def test_words_are_ordered_by_their_cosines(index: foveate.SearchIndex) -> None:
+def test_hits_are_ordered_by_their_cosines(index: foveate.SearchIndex) -> None:
     vector = index.model.encode_text(["a red disc"])[0].astype(np.float64)
     hits = index.search("a red disc", count=1000, kind="regions", per_image=1000)
     assert len(hits) == index.index.description.counts["regions"]
     scores = [hit.score for hit in hits]
     assert scores == sorted(scores, reverse=True)
-    segment = next(one for one in index.index.description.segments if one.kind == "region")
+    segment = next(segment for segment in index.index.description.segments if segment.kind == "region")
     vectors = segment.embeddings(index.index.folder).astype(np.float64)
     assert scores[0] == pytest.approx((vectors @ vector).max() / np.linalg.norm(vector), abs=1e-6)
 
 
-def test_at_most_so_many_of_an_image(index: foveate.SearchIndex) -> None:
+def test_max_hits_per_image(index: foveate.SearchIndex) -> None:
     for kind in ("both", "regions"):
-        for most in (1, 2):
-            keys = [hit.key for hit in index.search("red", count=1000, kind=kind, per_image=most)]
-            assert max(map(keys.count, keys)) == most
+        for per_image in (1, 2):
+            keys = [hit.key for hit in index.search("red", count=1000, kind=kind, per_image=per_image)]
+            assert max(map(keys.count, keys)) == per_image
             assert len(set(keys)) == 32
     assert len(index.search("red", count=5)) == 5
     few, many = (index.search("red", count=count) for count in (4, 20))
@@ -98,14 +98,14 @@ def test_at_most_so_many_of_an_image(index: foveate.SearchIndex) -> None:
 
 def test_the_sum_is_the_weighted_sum_of_unit_vectors(folder: Path, index: foveate.SearchIndex) -> None:
     network, data = index.model.network, image_of(folder, "train-01")
-    words, negative = index.model.encode_text(["a red disc", "blue"]).astype(np.float64)
+    text, negative = index.model.encode_text(["a red disc", "blue"]).astype(np.float64)
     image = index.model.encode_images([data])[0].astype(np.float64)
-    query = Query(words="a red disc", image=data, negative="blue", weights={"words": 2, "negative": 0.5})
-    expected = 2 * words + image - 0.5 * negative
-    found, box = embed_query(network, query)
+    query = Query(text="a red disc", image=data, negative="blue", weights={"text": 2, "negative": 0.5})
+    expected = 2 * text + image - 0.5 * negative
+    vector, box = embed_query(network, query)
     assert box is None
-    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
-    assert query.parts == ["words", "image", "negative"]
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-6)
+    assert query.parts == ["text", "image", "negative"]
     box_query = Query(image=data, box=Box(0.1, 0.1, 0.6, 0.9))
     assert box_query.parts == ["box"]
     z = index.model.encode_regions(data, [Box(0.1, 0.1, 0.6, 0.9)])[0]
@@ -113,30 +113,32 @@ def test_the_sum_is_the_weighted_sum_of_unit_vectors(folder: Path, index: foveat
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "names"),
     [
-        ({}, "nothing to search for"),
-        ({"negative": "red"}, "nothing to search for"),
-        ({"words": "  "}, "the query's words are empty"),
-        ({"words": "red", "negative": ""}, "the query's negative are empty"),
-        ({"words": "red", "negative": "red"}, "cancel out"),
-        ({"words": "red", "box": Box.whole()}, "a box needs the image"),
-        ({"words": "red", "weights": {"word": 1}}, "unknown part of a query 'word'.*Did you mean 'words'"),
-        ({"words": "red", "weights": {"words": 0}}, "a number above 0, got 0"),
-        ({"words": "red", "weights": {"words": float("nan")}}, "a number above 0, got nan"),
-        ({"words": "red", "weights": {"image": 2}}, "the query has only words"),
-        ({"words": "red", "kind": "image"}, "unknown kind of answers 'image'.*Did you mean 'images'"),
-        ({"words": "red", "backend": "fais"}, "Did you mean 'faiss'"),
-        ({"words": "red", "count": 0}, "allowed is 1 or more"),
-        ({"image": b"no image"}, "the image cannot be read"),
-        ({"image": "missing.jpg"}, r"missing\.jpg: cannot be read"),
-        ({"image": 7}, "not int"),
-        ({"image": tiny.image_bytes(Image.new("RGB", (40, 30))), "box": PixelBox(10, 0, 50, 20)}, r"in \[0, 1\]"),
-        ({"image": tiny.image_bytes(Image.new("RGB", (40, 30))), "box": (0, 0, 1, 1)}, "four bare numbers"),
+        ({}, ("query",)),
+        ({"negative": "red"}, ("query",)),
+        ({"text": "  "}, ("query", "text")),
+        ({"text": "red", "negative": ""}, ("query", "negative")),
+        ({"text": "red", "negative": "red"}, ("cancel out",)),
+        ({"text": "red", "box": Box.whole()}, ("box", "image")),
+        ({"text": "red", "weights": {"texts": 1}}, ("'texts'", "'text'")),
+        ({"text": "red", "weights": {"text": 0}}, ("'text'", "got 0")),
+        ({"text": "red", "weights": {"text": float("nan")}}, ("'text'", "got nan")),
+        ({"text": "red", "weights": {"image": 2}}, ("'image'", "text")),
+        ({"text": "red", "kind": "image"}, ("'image'", "'images'")),
+        ({"text": "red", "backend": "fais"}, ("'fais'", "'faiss'")),
+        ({"text": "red", "count": 0}, ("count", "0")),
+        ({"image": b"no image"}, ("image",)),
+        ({"image": "missing.jpg"}, ("missing.jpg",)),
+        ({"image": 7}, ("int",)),
+        ({"image": tiny.image_bytes(Image.new("RGB", (40, 30))), "box": PixelBox(10, 0, 50, 20)}, ("[0, 1]",)),
+        ({"image": tiny.image_bytes(Image.new("RGB", (40, 30))), "box": (0, 0, 1, 1)}, ("(0, 0, 1, 1)", "PixelBox")),
     ],
 )
-def test_what_cannot_be_asked(options: dict[str, Any], message: str, index: foveate.SearchIndex) -> None:
-    with pytest.raises(UserError, match=message):
+def test_impossible_queries_are_refused(
+    options: dict[str, Any], names: tuple[str, ...], index: foveate.SearchIndex
+) -> None:
+    with raises_naming(UserError, *names):
         index.search(**options)
 
 
@@ -146,16 +148,16 @@ def test_vectors_of_ones_own(index: foveate.SearchIndex) -> None:
             index.index.nearest(vector)
 
 
-def test_hostile_folders(folder: Path, tmp_path: Path) -> None:
+def test_damaged_and_moved_folders(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "moved"))
     moved = foveate.open_index(copy / "my-index")
     assert len(moved) == len(foveate.open_index(folder / "my-index"))
-    with pytest.raises(UserError, match="not an index"):
+    with raises_naming(UserError, tmp_path, "index.json"):
         foveate.open_index(tmp_path)
     other = save_model(build_model(tiny.recipe(training={"seed": 5})).eval(), tmp_path / "other")
-    with pytest.raises(UserError, match="made with another model than"):
+    with raises_naming(UserError, other):
         foveate.open_index(copy / "my-index", model=other)
-    with pytest.raises(UserError, match="its collection is not at"):
+    with raises_naming(UserError, tmp_path, "--collection"):
         foveate.open_index(copy / "my-index", collection=tmp_path)
     lonely = Path(shutil.copytree(folder / "my-index", tmp_path / "elsewhere" / "far" / "my-index"))
     text = (lonely / "index.json").read_text(encoding="utf-8").replace(str(folder), str(tmp_path / "gone"))
@@ -167,10 +169,10 @@ def test_hostile_folders(folder: Path, tmp_path: Path) -> None:
     assert foveate.open_index(lonely, collection=folder / "my-images", model=folder / "model").search("red")
     segment = Description.read(copy / "my-index").segments[0].embeddings_path(copy / "my-index")
     segment.write_bytes(segment.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"\.npy: cannot be read"):
+    with raises_naming(UserError, ".npy"):
         foveate.open_index(copy / "my-index").search("red")
     (copy / "my-index" / "index.json").write_text('{"kind": "index", "format": 1}')
-    with pytest.raises(UserError, match="a field is missing"):
+    with raises_naming(UserError, "index.json"):
         foveate.open_index(copy / "my-index")
 
 
@@ -178,11 +180,11 @@ def test_an_empty_index_and_an_emptied_one(folder: Path, tmp_path: Path) -> None
     with CollectionWriter(tmp_path / "empty", name="empty", license="CC0-1.0", source="test"):
         pass
     build_index(folder / "model", tmp_path / "empty", tmp_path / "index")
-    with pytest.raises(UserError, match="nothing to search, it is empty"):
+    with raises_naming(UserError, tmp_path / "index", "empty"):
         Index.open(tmp_path / "index")
     build_index(folder / "model", folder / "my-images", tmp_path / "images", regions="none")
     opened = foveate.open_index(tmp_path / "images")
-    with pytest.raises(UserError, match="holds no regions"):
+    with raises_naming(UserError, "regions"):
         opened.search("red", kind="regions")
 
 
@@ -244,7 +246,7 @@ def test_bare_numbers_are_refused(folder: Path) -> None:
         lambda: model.encode_images("a.png"),  # type: ignore[arg-type]
         lambda: model.encode_text("red"),
     ):
-        with pytest.raises(UserError, match=r"for one"):
+        with raises_naming(UserError, "["):
             call()
     with raises_naming(UserError, "b.png"):
         model.encode_images(["b.png"])
@@ -271,7 +273,7 @@ def test_search_is_one_question(folder: Path, index: foveate.SearchIndex) -> Non
     hits = foveate.search(folder / "my-index", "a red disc", count=3)
     assert hits == index.search("a red disc", count=3)
     assert all(isinstance(hit, Hit) for hit in hits)
-    query = Query(words="a red disc")
+    query = Query(text="a red disc")
     assert search(index.index, query, index.model.network, count=3)[0] == hits
 
 

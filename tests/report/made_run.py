@@ -155,7 +155,7 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         ]
 
     searches = []
-    questions = [("words", "a red kite in the sky"), ("words", "boats"), ("image", None), ("box", None)]
+    questions = [("text", "a red kite in the sky"), ("text", "boats"), ("image", None), ("box", None)]
     for kind, text in questions:
         pool, data = (real, "clipart") if text == "boats" or kind == "image" else (scenes, "scenes")
         query: dict[str, Any] = {"kind": kind}

@@ -92,14 +92,14 @@ def trained(path: Path, recipe: str, seed: int, run: Path) -> dict[str, float]:
     done = pretrain(load(PretrainRecipe, recipe, changes), collection, run, device="cpu", evaluate_split=None)
     assert done.model_folder is not None
     model = load_model(done.model_folder, device="cpu")
-    found, seen = evaluate(model, collection, name="m", rules=("head",))
+    evaluation, seen = evaluate(model, collection, name="m", rules=("head",))
     values = {
         f"{row['question']}{column.removeprefix('m')}": value["value"]
-        for row in found["table"]
+        for row in evaluation.to_json()["table"]
         if row["data"] in ("seen", "all regions", "shapes images")
         for column, value in row["values"].items()
     }
-    return values | ({"box_gain": box_gain(seen, collection)} if "head" in seen.found else {})
+    return values | ({"box_gain": box_gain(seen, collection)} if "head" in seen.located else {})
 
 
 @pytest.mark.slow

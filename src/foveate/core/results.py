@@ -132,7 +132,7 @@ class Distribution(ResultModel):
 
 
 class Query(ResultModel):
-    """What was searched for: words, an image, a box in an image, or a weighted mixture."""
+    """What was searched for: a text, an image, a box in an image, or a weighted mixture."""
 
     kind: str
     text: str | None = None
@@ -143,9 +143,10 @@ class Query(ResultModel):
 
 
 class Hit(ResultModel):
-    """One search result; `right` is None where the truth is unknown."""
+    """One search result, an "image" or a "region"; `right` is None where the truth is unknown."""
 
     image: str
+    kind: str = ""
     box: BoxValues | None = None
     caption: str = ""
     score: float | None = None

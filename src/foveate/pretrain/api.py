@@ -1,4 +1,4 @@
-"""The few verbs that `import foveate` gives: open a model, encode images and boxes, find a phrase, search."""
+"""The public Python API: open a model, encode images and boxes, locate a phrase, search an index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from foveate.pretrain.embed import BATCH
 from foveate.pretrain.locate import encode_image_bytes
 from foveate.pretrain.locate import locate as locate_in
 from foveate.pretrain.searching.index import unit
-from foveate.pretrain.searching.query import Query, as_box, embed_boxes, typed_box
+from foveate.pretrain.searching.query import Query, check_box, embed_boxes, to_fractions
 from foveate.pretrain.searching.search import Hit, Index
 from foveate.pretrain.searching.search import search as search_in
 from foveate.records.boxes import Box, PixelBox
@@ -34,13 +34,13 @@ ImageInput = str | os.PathLike[str] | bytes | Image.Image
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a phrase is.
+    """The box of a phrase in an image.
 
     Attributes:
         rule: the one that `box` comes from ("head" or "candidates").
-        box: the answer in [0, 1] of the image; None where the head gave a box without area.
+        box: in [0, 1] of the image; None if the head's box has no area.
         score: cosine of the box's embedding with the phrase's, in [-1, 1].
-        boxes, scores: every rule's, with the center box and a random one beside them.
+        boxes, scores: of every rule, and of the center box and a random box as baselines.
         width, height: of the image in pixels, after its EXIF rotation; `box.to_pixels(width, height)` uses them.
     """
 
@@ -55,33 +55,34 @@ class Location:
 
 
 def image_bytes(image: ImageInput) -> bytes:
-    """The bytes of an image given as a path, as bytes, or as a Pillow image (turned as its EXIF says).
+    """Return the bytes of an image: a path, bytes, or a Pillow image (rotated as its EXIF says).
 
     Raises:
-        UserError: when the file cannot be read, or it is something else.
+        UserError: when the file cannot be read, or `image` is of another type.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, Image.Image):
-        turned = ImageOps.exif_transpose(image)
-        if turned.mode not in ("L", "LA", "P", "RGB", "RGBA", "I;16"):
-            turned = turned.convert("RGBA" if turned.mode in ("RGBa", "La", "PA") else "RGB")
+        upright = ImageOps.exif_transpose(image)
+        # PNG has no other modes: CMYK, YCbCr and floats become RGB, what has transparency keeps it.
+        if upright.mode not in ("L", "LA", "P", "RGB", "RGBA", "I;16"):
+            upright = upright.convert("RGBA" if upright.mode in ("RGBa", "La", "PA") else "RGB")
         buffer = io.BytesIO()
-        turned.save(buffer, "PNG", compress_level=1)
+        upright.save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
     if isinstance(image, str | os.PathLike):
         try:
             return Path(image).read_bytes()
         except OSError as error:
             raise UserError(f"{image}: cannot be read ({error.strerror})") from error
-    raise UserError(f"an image is a path, bytes or a Pillow image, not {type(image).__name__}")
+    raise UserError(f"image: expected a path, bytes or a Pillow image (got {type(image).__name__})")
 
 
 class Model:
     """A trained encoder: arrays and typed boxes in and out. Use `foveate.open_model`.
 
     Attributes:
-        network: the PyTorch module, for whatever is not here.
+        network: the PyTorch module behind it.
     """
 
     def __init__(self, network: LocalizingModel) -> None:
@@ -96,21 +97,21 @@ class Model:
         return self.network.recipe.embed_dim
 
     def encode_images(self, images: Iterable[ImageInput]) -> NDArray[np.float32]:
-        """Unit-length embeddings [N, E] of images (paths, bytes or Pillow images).
+        """Return unit-length embeddings [N, E] of images (paths, bytes or Pillow images).
 
         Raises:
             UserError: naming the first image that cannot be read.
         """
         if isinstance(images, str | os.PathLike | bytes | Image.Image):
-            raise UserError("encode_images takes a list of images: write [image] for one")
-        found = [np.zeros((0, self.embed_dim), np.float32)]
+            raise UserError("images: expected a list (got a single image); write [image]")
+        parts = [np.zeros((0, self.embed_dim), np.float32)]
         batch: list[torch.Tensor] = []
         for number, image in enumerate(images):
             batch.append(self._pixels(image, number))
             if len(batch) == BATCH:
-                found.append(self._encode(batch))
+                parts.append(self._encode(batch))
                 batch = []
-        return np.concatenate([*found, self._encode(batch)] if batch else found)
+        return np.concatenate([*parts, self._encode(batch)] if batch else parts)
 
     def _pixels(self, image: ImageInput, number: int) -> torch.Tensor:
         preprocess = self.network.image_encoder.preprocess
@@ -126,43 +127,43 @@ class Model:
         return unit(self.network.encode_image(torch.stack(list(batch)))).astype(np.float32)
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit-length embeddings [T, E] of texts: captions, names, phrases."""
+        """Return unit-length embeddings [T, E] of texts: captions, names, phrases."""
         if isinstance(texts, str):
-            raise UserError("encode_text takes a list of texts: write [text] for one")
+            raise UserError("texts: expected a list (got a single text); write [text]")
         return unit(embed_phrases(self.network, list(texts))).astype(np.float32)
 
     def encode_regions(self, image: ImageInput, boxes: Sequence[Box | PixelBox]) -> NDArray[np.float32]:
-        """Unit-length embeddings [R, E] of boxes of one image; the image is encoded once.
+        """Return unit-length embeddings [R, E] of boxes of one image; the image is encoded once.
 
         Raises:
             UserError: bare numbers instead of boxes, a box outside the image, an unreadable image.
         """
         if isinstance(boxes, Box | PixelBox):
-            raise UserError("encode_regions takes a list of boxes: write [box] for one")
-        typed = [typed_box(box) for box in boxes]
-        if not typed:
+            raise UserError("boxes: expected a list (got a single box); write [box]")
+        checked = [check_box(box) for box in boxes]
+        if not checked:
             return np.zeros((0, self.embed_dim), np.float32)
         encoded = encode_image_bytes(self.network, image_bytes(image))
-        inside = [as_box(box, encoded.width, encoded.height) for box in typed]
+        inside = [to_fractions(box, encoded.width, encoded.height) for box in checked]
         return embed_boxes(self.network, encoded, inside).astype(np.float32)
 
     def locate(self, image: ImageInput, phrase: str, *, rule: str | None = None, seed: int = 0) -> Location:
-        """Where a phrase is in an image; it always answers, so compare the scores.
+        """Locate a phrase in an image. There is a box for every phrase, so compare the scores.
 
         Args:
-            rule: "head" or "candidates"; the model's better one by default. seed: of the random box.
+            rule: "head" or "candidates"; the model's better one by default. seed: of the random baseline box.
         """
-        found = locate_in(self.network, image_bytes(image), phrase, rule=rule, seed=seed)
-        boxes = {name: _box_or_none(corners) for name, corners in found.boxes.items()}
+        located = locate_in(self.network, image_bytes(image), phrase, rule=rule, seed=seed)
+        boxes = {name: _box_or_none(corners) for name, corners in located.boxes.items()}
         return Location(
-            phrase=found.phrase,
-            rule=found.rule,
-            box=boxes[found.rule],
-            score=found.scores[found.rule],
+            phrase=located.phrase,
+            rule=located.rule,
+            box=boxes[located.rule],
+            score=located.scores[located.rule],
             boxes=boxes,
-            scores=found.scores,
-            width=found.width,
-            height=found.height,
+            scores=located.scores,
+            width=located.width,
+            height=located.height,
         )
 
 
@@ -172,10 +173,10 @@ def _box_or_none(corners: Sequence[float]) -> Box | None:
 
 
 class SearchIndex:
-    """An index with its model, ready to be asked. Use `foveate.open_index`.
+    """An index with its model. Use `foveate.open_index`.
 
     Attributes:
-        index: the index itself, for vectors of one's own (`index.nearest`). model: the one it was made with.
+        index: the index itself, to search by your own vectors (`index.nearest`). model: that it was made with.
     """
 
     def __init__(self, index: Index, model: Model) -> None:
@@ -189,7 +190,7 @@ class SearchIndex:
 
     def search(
         self,
-        words: str | None = None,
+        text: str | None = None,
         *,
         image: ImageInput | None = None,
         box: Box | PixelBox | None = None,
@@ -200,19 +201,20 @@ class SearchIndex:
         per_image: int = 1,
         backend: str = "exact",
     ) -> list[Hit]:
-        """The answers to words, an image, a box in an image, or a weighted sum of them, best first.
+        """Search by a text, an image, a box in an image, or a weighted sum of them; return the best hits first.
 
         Args:
-            box: stands for its `image`. minus: words that the answers should be unlike.
-            weights: of the parts "words", "image", "box" and "minus"; 1 where none is given.
-            kind: "images", "regions" or "both". per_image: at most so many answers from one image.
+            box: in `image`, which it then stands for.
+            negative: a text that the hits should be unlike.
+            weights: of the parts "text", "image", "box" and "negative"; 1 by default.
+            kind: "images", "regions" or "both". per_image: maximum of hits from one image.
             backend: "exact", or "faiss" with the extra of that name.
 
         Raises:
-            UserError: nothing asked, an unreadable image, a box outside it, bare numbers instead of a box.
+            UserError: an empty query, an unreadable image, a box outside it, bare numbers instead of a box.
         """
         data = None if image is None else image_bytes(image)
-        query = Query(words=words, image=data, box=box, negative=negative, weights=weights or {})
+        query = Query(text=text, image=data, box=box, negative=negative, weights=weights or {})
         hits, _ = search_in(
             self.index, query, self.model.network, count=count, kind=kind, per_image=per_image, backend=backend
         )
@@ -220,10 +222,10 @@ class SearchIndex:
 
 
 def open_model(folder: str | os.PathLike[str], *, device: str | None = None) -> Model:
-    """Opens a model folder for use.
+    """Open a model folder.
 
     Raises:
-        UserError: when the folder is no model folder, or a weight is missing, unexpected or of another shape.
+        UserError: when it is not a model folder, or a weight is missing, unexpected or of another shape.
     """
     return Model(load_model(Path(folder), device=device))
 
@@ -235,10 +237,13 @@ def open_index(
     collection: str | os.PathLike[str] | None = None,
     device: str | None = None,
 ) -> SearchIndex:
-    """Opens an index folder with its model and collection: from where they were, or from where you say.
+    """Open an index folder with its model and collection.
+
+    Args:
+        model, collection: their folders, if they are no longer where they were when the index was made.
 
     Raises:
-        UserError: no index, an empty one, a model or collection that is missing or another one.
+        UserError: not an index, an empty one, a model or collection that is missing or another one.
     """
     index = Index.open(Path(folder), collection=None if collection is None else Path(collection))
     return SearchIndex(index, Model(index.open_model(None if model is None else Path(model), device=device)))
@@ -246,7 +251,7 @@ def open_index(
 
 def search(
     folder: str | os.PathLike[str],
-    words: str | None = None,
+    text: str | None = None,
     *,
     image: ImageInput | None = None,
     box: Box | PixelBox | None = None,
@@ -257,9 +262,9 @@ def search(
     per_image: int = 1,
     backend: str = "exact",
 ) -> list[Hit]:
-    """One question to an index folder, see `SearchIndex.search`; for many, open it once with `open_index`."""
+    """Search an index folder once, see `SearchIndex.search`; for many queries open it once with `open_index`."""
     return open_index(folder).search(
-        words,
+        text,
         image=image,
         box=box,
         negative=negative,

@@ -1,4 +1,4 @@
-"""What one epoch to an image gives: a view, one drawn text, and at most M drawn regions with their phrases.
+"""Training samples: per epoch a view of the image, one drawn text, and at most M drawn regions with their phrases.
 
 Every draw is a pure function of (seed, epoch, key), so that workers and resumed runs agree.
 """
@@ -19,6 +19,7 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.metrics.captions import shares_of
 from foveate.pretrain.recipe import DataSettings
+from foveate.pretrain.results import DrawnTexts
 from foveate.pretrain.texts import LiveTexts, StoredTexts, TextFeatures, text_id
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
@@ -35,36 +36,36 @@ from foveate.vision.store import Share
 from foveate.vision.views import input_boxes, read
 
 
-def draw_regions(count: int, most: int, *, seed: int, epoch: int, key: str) -> np.ndarray:
-    """Which of `count` regions this epoch sees: all, or `most` of them uniformly without replacement, ascending."""
-    if count <= most:
+def draw_regions(count: int, max_regions: int, *, seed: int, epoch: int, key: str) -> np.ndarray:
+    """Draw at most `max_regions` of `count` regions without replacement; return their indices, ascending."""
+    if count <= max_regions:
         return np.arange(count)
-    drawn = seeds.generator("regions", seed, epoch, key).choice(count, size=most, replace=False)
+    drawn = seeds.generator("regions", seed, epoch, key).choice(count, size=max_regions, replace=False)
     return np.sort(drawn)
 
 
-MOST_COUNTED = 200_000
+MAX_COUNTED = 200_000
 SHORT_WINDOW = 77  # tokens of CLIP's text tower, special ones included
 _NO_BOXES = np.zeros((0, 4), np.float32)
-# A few ten megabytes at most, however large the collection is.
-_KEPT_ROWS = 16_384
+# Tens of megabytes at most, however large the collection is.
+_CACHED_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
 class RowTexts:
-    """What a collection says of one row: texts by kind, boxes of the original image, their phrases."""
+    """The texts of one image by kind, and the boxes of its regions in the original image with their phrases."""
 
     captions: dict[str, tuple[str, ...]]
     boxes_R4: np.ndarray
     phrases: tuple[str, ...]
 
     def all(self) -> list[str]:
-        """Every text: a mirrored image must contradict none of them."""
+        """Return every text: a mirrored image must contradict none of them."""
         return [text for texts in self.captions.values() for text in texts] + list(self.phrases)
 
 
 def check_window(settings: DataSettings, text_encoder: TextEncoder) -> None:
-    """Refuses dense captions for a text tower that reads no more than their opening.
+    """Refuse dense captions for a text tower that reads only their beginning.
 
     Raises:
         UserError: when dsc_plus may be drawn, the tower reads at most 77 tokens, and truncation is not allowed.
@@ -73,8 +74,8 @@ def check_window(settings: DataSettings, text_encoder: TextEncoder) -> None:
     if "dsc_plus" in settings.text_rule().drawable and window is not None and window <= SHORT_WINDOW:
         if not settings.allow_truncation:
             raise UserError(
-                f"field data: dsc_plus captions are longer than the {window} tokens that the text tower reads; leave "
-                "them out, or allow it with data.allow_truncation=true"
+                f"field data: dsc_plus captions are longer than the context of the text tower ({window} tokens); leave them "
+                "out, or set data.allow_truncation=true"
             )
 
 
@@ -86,7 +87,7 @@ class PretrainDataset:
         share: rank and number of the processes that compute these features together.
 
     Raises:
-        UserError: when no image of the split has a text of the wanted kinds.
+        UserError: when no image of the split has a text of the kinds that are drawn.
     """
 
     def __init__(
@@ -111,7 +112,8 @@ class PretrainDataset:
         self.has_random_views = settings.views.scale != (1.0, 1.0) or settings.views.flip > 0
         self.random_views = RandomViews(scale=settings.views.scale, flip=settings.views.flip)
         self._usable_R = self._usable_regions()
-        self._row = functools.lru_cache(maxsize=_KEPT_ROWS)(self._read_row)
+        # Captions and regions are read from tables per image; every epoch asks for the same rows several times.
+        self._row = functools.lru_cache(maxsize=_CACHED_ROWS)(self._read_row)
         self.rows, self.skipped = self._rows_with_text(collection.rows(settings.split))
         self._texts: TextFeatures = LiveTexts(text_encoder)
         if text_encoder.fingerprint():
@@ -142,54 +144,53 @@ class PretrainDataset:
         if self._usable_R is None:
             return RowTexts(by_kind, boxes_R4, tuple(phrases))
         used = self._usable_R[start:end]
-        return RowTexts(by_kind, boxes_R4[used], tuple(phrases[place] for place in np.flatnonzero(used)))
+        return RowTexts(by_kind, boxes_R4[used], tuple(phrases[index] for index in np.flatnonzero(used)))
 
     def _usable_regions(self) -> NDArray[np.bool_] | None:
-        """Which rows of the grouped table of regions may be drawn; None for all."""
+        """Mark the rows of the grouped table of regions that may be drawn; None for all."""
         if self.settings.region_sources is None or not self.with_regions:
             return None
         table = self.collection.grouped("regions").table
         return select_region_rows(table, self.settings.region_sources, where="field data.region_sources")
 
     def _rows_with_text(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-        kept = self.image_texts.rows_with_text(rows)
-        if not len(kept):
+        with_text = self.image_texts.rows_with_text(rows)
+        if not len(with_text):
             field = "captions" if self.settings.mixture is None else "mixture"
             raise UserError(
                 f"collection {self.collection.path}: no image of split '{self.settings.split}' has a text of the "
                 f"kinds {', '.join(self.kinds)} (field data.{field})"
             )
-        return kept, len(rows) - len(kept)
+        return with_text, len(rows) - len(with_text)
 
     def _all_texts(self) -> pa.ChunkedArray:
-        """Every text that a sample may have."""
+        """Return every text that a sample may have."""
         texts = self.image_texts.possible(self.rows)
         if not self.with_regions:
             return texts
-        chosen = np.zeros(len(self.collection), dtype=bool)
-        chosen[self.rows] = True
+        in_split = np.zeros(len(self.collection), dtype=bool)
+        in_split[self.rows] = True
         regions = self.collection.grouped("regions")
-        wanted = chosen[regions.row_numbers]
+        usable_R = in_split[regions.row_numbers]
         if self._usable_R is not None:
-            wanted &= self._usable_R
-        phrases = regions.table["phrase"].filter(pa.array(wanted))
+            usable_R &= self._usable_R
+        phrases = regions.table["phrase"].filter(pa.array(usable_R))
         return pa.chunked_array([*texts.chunks, *pa.chunked_array(phrases).chunks], pa.string())
 
-    def texts_of_first_epoch(self, visits: int, seed: int) -> dict[str, Any]:
-        """How often each kind of text was drawn in the first epoch, or in its part that was trained on.
+    def texts_of_first_epoch(self, samples: int, seed: int) -> DrawnTexts:
+        """Count how often each kind of text was drawn in the first epoch, or in the part that was trained on.
 
-        Draws are pure functions of (seed, epoch, key), so they are counted anew: the same after any number of stops.
-        `foveate mix` counts the same. At most 200,000 visits are counted.
+        Draws are pure functions of (seed, epoch, key), so they are drawn again here: the result does not depend on
+        stops, and `foveate mix` counts the same.
 
-        Returns:
-            visits: how many were counted. drawn: kind -> times. shares: kind -> share of what was drawn. left_out:
-            visits of images without a text to draw.
+        Args:
+            samples: drawn in all; at most 200,000 are counted.
         """
-        count = min(visits, len(self.rows), MOST_COUNTED)
+        count = min(samples, len(self.rows), MAX_COUNTED)
         rows = epoch_rows(self.rows, seed=seed, epoch=0)[:count]
         drawn = self.image_texts.drawn_in_epoch(rows.tolist(), seed=seed)
-        left_out = drawn.pop("", 0)
-        return {"visits": count, "drawn": dict(drawn), "shares": shares_of(drawn), "left_out": left_out}
+        without_text = drawn.pop("", 0)
+        return DrawnTexts(images=count, drawn=dict(drawn), shares=shares_of(drawn), without_text=without_text)
 
     def _view(self, row: int, view: int, seed: int) -> View:
         width, height = (int(self.collection.index[name][row]) for name in ("width", "height"))
@@ -199,12 +200,12 @@ class PretrainDataset:
         )
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
-        """One epoch; see `foveate.training.loader.Dataset`."""
+        """Draw the sample of an image in one epoch; see `foveate.training.loader.Dataset`."""
         key = self.collection.keys[row]
         image, placement = self._image(row, epoch, seed, key)
         drawn = self.rule.draw(self._row(row).captions, seed=seed, epoch=epoch, key=key)
         if drawn is None:
-            raise BadSample(key, "has no text of a wanted kind")
+            raise BadSample(key, "has no text of a kind that is drawn")
         kind, text = drawn
         boxes_R4, phrases, lost = self._regions(row, epoch, seed, key, placement, text)
         sample = {"key": key, "image": image, "kind": kind, "text": text}
@@ -224,20 +225,21 @@ class PretrainDataset:
     def _regions(
         self, row: int, epoch: int, seed: int, key: str, placement: Placement, text: str
     ) -> tuple[np.ndarray, list[str], int]:
-        """Boxes in the model input, their phrases, and how many regions the view shows nothing (or little) of."""
-        said = self._row(row)
-        boxes_R4, phrases = said.boxes_R4, said.phrases
+        """Draw boxes in the model input and their phrases; count the regions that the view shows too little of."""
+        texts = self._row(row)
+        boxes_R4, phrases = texts.boxes_R4, texts.phrases
         if not len(phrases) and self.with_regions and self.settings.whole_image_region:
             boxes_R4, phrases = Box.whole().to_array()[None], (text,)
         if not len(phrases):
             return _NO_BOXES, [], 0
-        moved_K4, kept_R = input_boxes(placement, boxes_R4)
-        kept = np.flatnonzero(kept_R)
-        drawn = draw_regions(len(kept), self.settings.regions_per_image, seed=seed, epoch=epoch, key=key)
-        return moved_K4[drawn], [phrases[kept[index]] for index in drawn], len(phrases) - len(kept)
+        moved_K4, visible_R = input_boxes(placement, boxes_R4)
+        visible = np.flatnonzero(visible_R)
+        # Drawn among the visible regions, so that a crop never costs a sample its regions while some are in view.
+        drawn = draw_regions(len(visible), self.settings.regions_per_image, seed=seed, epoch=epoch, key=key)
+        return moved_K4[drawn], [phrases[visible[index]] for index in drawn], len(phrases) - len(visible)
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Images and texts stacked; regions flat, with the row of the image that each belongs to."""
+        """Stack images and texts; concatenate regions, each with the row of its image."""
         counts = [len(sample["phrases"]) for sample in samples]
         phrases = [phrase for sample in samples for phrase in sample["phrases"]]
         return {

@@ -1,4 +1,4 @@
-"""`foveate doctor`: is the installation whole, and can this machine train this recipe on this collection?"""
+"""`foveate doctor`: check the installation, and whether this machine can train a recipe on a collection."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _PLAIN = Preprocess(size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def installation(folder: Path) -> dict[str, Any]:
-    """Machine, versions, extras, and whether weights and built-in data are the known ones.
+    """Describe machine, versions and extras; verify weights and built-in data by their checksums.
 
     Returns:
-        `machine`, `extras`, `files` (name, ok, reason) and `problems`, sentences; empty when all is well.
+        `machine`, `extras`, `files` (name, ok, reason) and `problems`, sentences; empty if all is well.
     """
     files = [
-        _checked("EfficientNet-Lite0 weights", load_lite0),
-        _checked("MiniLM weights", package_folder),
+        _check_file("EfficientNet-Lite0 weights", load_lite0),
+        _check_file("MiniLM weights", package_folder),
         *_builtin_data(),
     ]
     return {
@@ -46,11 +46,11 @@ def installation(folder: Path) -> dict[str, Any]:
         "machine": doctor.machine(folder),
         "extras": doctor.extras(),
         "files": files,
-        "problems": [f"{one['name']}: {one['reason']}" for one in files if not one["ok"]],
+        "problems": [f"{file['name']}: {file['reason']}" for file in files if not file["ok"]],
     }
 
 
-def _checked(name: str, load: Callable[[], object]) -> dict[str, Any]:
+def _check_file(name: str, load: Callable[[], object]) -> dict[str, Any]:
     try:
         load()
     except UserError as problem:
@@ -63,9 +63,9 @@ def _builtin_data() -> list[dict[str, Any]]:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     files = []
     for name, expected in manifest["files"].items():
-        there = (folder / name).is_file()
-        ok = there and sha256_file(folder / name) == expected["sha256"]
-        reason = "" if ok else "differs from the released one: reinstall foveate" if there else "missing"
+        exists = (folder / name).is_file()
+        ok = exists and sha256_file(folder / name) == expected["sha256"]
+        reason = "" if ok else "differs from the released one: reinstall foveate" if exists else "missing"
         files.append({"name": f"built-in data {name}", "ok": ok, "reason": reason})
     return files
 
@@ -81,17 +81,17 @@ def examine(
     seed: int = 0,
     seconds: float = 4.0,
 ) -> dict[str, Any]:
-    """Measures the collection on this machine; with a recipe, says what a run reaches and what makes it impossible.
+    """Measure read and decode rates of a collection; with a recipe, estimate the speed of a run and find problems.
 
     Args:
-        devices: processes in all; as many of them on this machine as it has accelerators, one without any.
-        workers: loader threads per process; the recipe's, or one per core without a recipe.
-        hardware: of a device, as in a price; what is found here when not given.
-        reader: "webdataset" judges the shards for a reader that hands out whole ones.
+        devices: number of processes; this machine runs as many as it has accelerators, one without any.
+        workers: loader threads per process; by default the recipe's, or one per core without a recipe.
+        hardware: of a device, as in a price; by default that of this machine.
+        reader: "webdataset" checks the shards for a reader that assigns whole shards.
         seconds: for each rate.
 
     Returns:
-        `machine`, `rates`, `collection`, `reach` and `remarks`; `problems` are sentences, empty when the run can be.
+        `machine`, `rates`, `collection`, `reach` and `remarks`; `problems` are sentences, empty if the run is possible.
     """
     facts = doctor.machine(collection.path)
     threads = workers or (recipe.training.workers if recipe is not None else facts["cores"]) or 1
@@ -130,7 +130,7 @@ def examine(
         "input_px": preprocess.side,
         "rates": rates.as_json(),
         "reach": None,
-        "remarks": _about_rates(rates, facts["cores"]),
+        "remarks": _rate_remarks(rates, facts["cores"]),
         "problems": problems,
     }
     if rates.unreadable:
@@ -139,7 +139,9 @@ def examine(
             f"{len(rates.unreadable)} of {rates.images} images cannot be read, for example '{key}': {reason}"
         )
     if recipe is not None and not problems:
-        _judge(result, collection, recipe, rates, devices=devices, workers=threads, hardware=hardware, reader=reader)
+        _check_run(
+            result, collection, recipe, rates, devices=devices, workers=threads, hardware=hardware, reader=reader
+        )
     return result
 
 
@@ -151,22 +153,22 @@ def _whole(data: bytes, preprocess: Preprocess) -> object:
         raise BadImage("too narrow", str(problem)) from problem
 
 
-def _about_rates(rates: doctor.Rates, cores: int) -> list[str]:
-    said = []
+def _rate_remarks(rates: doctor.Rates, cores: int) -> list[str]:
+    remarks = []
     if rates.threads <= cores and rates.loader < 0.7 * rates.decode_draft * rates.threads:
-        said.append(
+        remarks.append(
             f"the loader reaches {rates.loader / max(rates.decode_draft * rates.threads, 1e-9):.0%} of "
-            f"{rates.threads} x one thread: other processes, or a cgroup's limit, take the cores"
+            f"{rates.threads} x one thread: other processes or a cgroup limit use the cores"
         )
     if rates.read_images < rates.loader:
-        said.append(
+        remarks.append(
             f"reading in random order gives {rates.read_images:,.0f} images/s, less than can be decoded: the disk "
-            "is the limit"
+            "is the bottleneck"
         )
-    return said
+    return remarks
 
 
-def _judge(
+def _check_run(
     result: dict[str, Any],
     collection: Collection,
     recipe: PretrainRecipe,
@@ -177,13 +179,13 @@ def _judge(
     hardware: str | None,
     reader: str,
 ) -> None:
-    """Adds `reach`, `problems` and `remarks` of a run."""
+    """Add `reach`, `problems` and `remarks` of a run."""
     facts = result["machine"]
     accelerators = facts["accelerators"]
     local = min(devices, max(len(accelerators), 1))
     even = recipe
     if recipe.training.batch_size % devices:
-        # Priced as if it could be split; the rule below refuses it.
+        # Price the nearest batch that can be split; `doctor.problems` reports the uneven one.
         share = max(1, recipe.training.batch_size // devices)
         even = recipe.model_copy(
             update={"training": recipe.training.model_copy(update={"batch_size": share * devices})}
@@ -197,7 +199,7 @@ def _judge(
     if hardware is not None:
         memory_there = priced["hardware"]["gb"] * 1e9
     elif accelerators:
-        memory_there = min(one["memory_bytes"] for one in accelerators)
+        memory_there = min(device["memory_bytes"] for device in accelerators)
     cached = priced["reads_cached_features"]
     features = priced["bytes_per_image"] * priced["images_with_text"] if cached else 0.0
     checkpoints = (recipe.training.keep_checkpoints + 1) * 12.0 * priced["parameters_trained"]
@@ -218,7 +220,7 @@ def _judge(
         disk_bytes=features + checkpoints,
         disk_there=facts["disk_free_bytes"],
     )
-    # Every process has its own threads; beyond this machine's cores they add nothing.
+    # Every process has its own threads, but more threads than cores add nothing.
     at_once = min(plan.local * workers, facts["cores"]) * (devices / plan.local)
     available = math.inf if cached else rates.loader / rates.threads * at_once
     reached = min(available, plan.needed)
@@ -240,7 +242,7 @@ def _judge(
 
 
 def _hardware_here(accelerators: list[dict[str, Any]]) -> str:
-    """The accelerator's entry where its name is known; else the cores."""
+    """Return the entry of this machine's accelerator, or "cpu" without one."""
     if not accelerators:
         return "cpu"
     name = accelerators[0]["name"].lower()
@@ -249,51 +251,55 @@ def _hardware_here(accelerators: list[dict[str, Any]]) -> str:
         if part in name:
             return entry
     raise UserError(
-        f"the peak of '{accelerators[0]['name']}' is not known: give --hardware name=TFLOPs,GB, for example "
+        f"--hardware: the peak of '{accelerators[0]['name']}' is unknown; expected name=TFLOPs,GB, for example "
         f"mine=100,{memory:.0f}"
     )
 
 
 def format_report(result: dict[str, Any]) -> list[str]:
-    """The findings as lines."""
+    """Format the result in lines of text for the command line."""
     facts = result["machine"]
-    said = [
+    lines = [
         f"machine: {facts['system']}, {facts['cores']} cores, {facts['memory_bytes'] / 1e9:.1f} GB memory "
         f"({facts['memory_free_bytes'] / 1e9:.1f} free), {facts['disk_free_bytes'] / 1e9:.1f} GB disk free",
-        "accelerators: " + (", ".join(one["name"] for one in facts["accelerators"]) or "none"),
-        "versions: " + ", ".join(f"{name} {found}" for name, found in facts["versions"].items()),
+        "accelerators: " + (", ".join(device["name"] for device in facts["accelerators"]) or "none"),
+        "versions: " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         f"Hugging Face hub: {'offline (by environment variable)' if facts['hub_offline'] else 'not switched off'}",
     ]
-    said += [f"{one['name']}: {'ok' if one['ok'] else one['reason']}" for one in result.get("files", [])]
+    lines += [f"{file['name']}: {'ok' if file['ok'] else file['reason']}" for file in result.get("files", [])]
     for extra, libraries in result.get("extras", {}).items():
-        missing = [name for name, found in libraries.items() if found is None]
-        said.append(f"extra {extra}: " + ("installed" if not missing else f"missing {', '.join(missing)}"))
+        missing = [name for name, version in libraries.items() if version is None]
+        lines.append(f"extra {extra}: " + ("installed" if not missing else f"missing {', '.join(missing)}"))
     if "rates" in result:
-        said += _rates_in_words(result)
-    said += [f"remark: {sentence}" for sentence in result.get("remarks", [])]
-    said += [f"problem: {sentence}" for sentence in result["problems"]]
-    return said if result["problems"] else [*said, "nothing stands in the way"]
+        lines += _format_rates(result)
+    lines += [f"remark: {sentence}" for sentence in result.get("remarks", [])]
+    lines += [f"problem: {sentence}" for sentence in result["problems"]]
+    return lines if result["problems"] else [*lines, "no problems"]
 
 
-def _rates_in_words(result: dict[str, Any]) -> list[str]:
-    rates, held = result["rates"], result["collection"]
-    said = [
-        f"collection: {held['images']:,} images in {held['shards']} shards, "
-        f"mean {held['mean_bytes'] / 1e3:.0f} kB, {held['mean_px'][0]:.0f} x {held['mean_px'][1]:.0f} px",
+def _format_rates(result: dict[str, Any]) -> list[str]:
+    rates, collection = result["rates"], result["collection"]
+    lines = [
+        f"collection: {collection['images']:,} images in {collection['shards']} shards, "
+        f"mean {collection['mean_bytes'] / 1e3:.0f} kB, {collection['mean_px'][0]:.0f} x {collection['mean_px'][1]:.0f} px",
         f"reading in random order: {rates['read_bytes_per_second'] / 1e6:,.0f} MB/s, "
         f"{rates['read_images']:,.0f} images/s "
-        + ("(cache dropped first, as far as the kernel did)" if rates["cold"] else "(warm: from the cache)"),
+        + (
+            "(after dropping the page cache, as far as the kernel did)"
+            if rates["cold"]
+            else "(warm: from the page cache)"
+        ),
         f"decoding to {result['input_px']} px, one thread: {rates['decode_whole']:,.0f} images/s whole, "
-        f"{rates['decode_draft']:,.0f} with JPEGs unpacked at a fraction and read from the shard",
+        f"{rates['decode_draft']:,.0f} with JPEGs decoded at reduced size, reading from the shard included",
         f"loader with {rates['threads']} threads: {rates['loader']:,.0f} images/s",
     ]
     reach = result["reach"]
     if reach is not None:
         available = reach["images_per_second_available"]
-        said += [
+        lines += [
             f"devices: {reach['devices']} x {reach['hardware']['name']} take "
             f"{reach['images_per_second_needed']:,.4g} images/s; "
-            + ("features are cached" if available is None else f"the loaders give {available:,.4g}"),
+            + ("features are cached" if available is None else f"the loaders deliver {available:,.4g}"),
             f"the run takes about {duration(3600 * reach['hours'])}"
             + (
                 f", and {duration(3600 * reach['hours_to_make_features'])} or more for the features first"
@@ -303,4 +309,4 @@ def _rates_in_words(result: dict[str, Any]) -> list[str]:
             f"it needs {reach['memory_bytes'] / 1e9:,.3g} GB of memory a process and "
             f"{reach['disk_bytes'] / 1e9:,.3g} GB of disk",
         ]
-    return said
+    return lines

@@ -1,4 +1,4 @@
-"""One pass over the images of a collection: image embeddings, region embeddings and found boxes.
+"""Embed a collection in one pass: images, regions, and the box that each rule locates for a phrase.
 
 The image tokens of an image are computed once and serve all its regions, phrases and candidate boxes.
 """
@@ -31,20 +31,21 @@ from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import DECODE_FACTOR, input_boxes, read
 
 BATCH = 32
-_CROPS = 16
+_CROP_BATCH = 16
 
 
 @dataclass
-class Embedded:
-    """What a pass found, with the images and regions it is about.
+class CollectionEmbeddings:
+    """Embeddings of N images and their R regions.
 
     Attributes:
         rows: the collection's row numbers of the N images that could be read. bad: row -> reason of the others.
         image_NE: unit length. image_R: index into `rows` of each region. boxes_R4: true boxes of the original.
         out_of_view: regions left out because the encoder's view ("center_crop") shows nothing of them.
-        z_RE: region embeddings. shuffled_RE: the control: the same images, asked about boxes of other regions.
+        z_RE: region embeddings. shuffled_RE: the control, the same images with boxes of other regions.
+        crop_RE: embeddings of the boxes cut out as images of their own; None unless asked for.
         phrase_RE: unit-length phrase embeddings (equal phrases have equal rows).
-        found: rule -> boxes [R, 4] of the original image where each region's phrase was found.
+        located: rule -> boxes [R, 4] of the original image that the rule predicts for each region's phrase.
     """
 
     rows: NDArray[np.int64]
@@ -58,7 +59,7 @@ class Embedded:
     crop_RE: NDArray[np.float32] | None = None
     out_of_view: int = 0
     phrase_RE: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1), np.float32))
-    found: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    located: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 def read_batches(
@@ -70,10 +71,10 @@ def read_batches(
     bad: dict[int, str],
     threads: int = 2,
 ) -> Iterator[tuple[list[int], list[Placement], Tensor]]:
-    """Batches of readable images: their row numbers, placements and uint8 pixels."""
+    """Yield batches of readable images: row numbers, placements and uint8 pixels; add the others to `bad`."""
     preprocess = model.image_encoder.preprocess
 
-    def one(row: int) -> tuple[Tensor, Placement] | str:
+    def read_row(row: int) -> tuple[Tensor, Placement] | str:
         try:
             return read(collection, row, preprocess)
         except BadImage as problem:
@@ -82,51 +83,56 @@ def read_batches(
     starts = range(0, len(rows), BATCH)
     with ThreadPoolExecutor(threads) as pool:
         for start in track(starts, description=description):
-            chosen = [int(row) for row in rows[start : start + BATCH]]
-            made = list(pool.map(one, chosen))
-            bad.update({row: one for row, one in zip(chosen, made, strict=True) if isinstance(one, str)})
-            good = [(row, one) for row, one in zip(chosen, made, strict=True) if not isinstance(one, str)]
+            batch_rows = [int(row) for row in rows[start : start + BATCH]]
+            pairs = list(zip(batch_rows, pool.map(read_row, batch_rows), strict=True))
+            bad.update({row: image for row, image in pairs if isinstance(image, str)})
+            good = [(row, image) for row, image in pairs if not isinstance(image, str)]
             if good:
-                pixels = torch.stack([one[0] for _, one in good]).to(model.device)
-                yield [row for row, _ in good], [one[1] for _, one in good], pixels
+                pixels = torch.stack([image[0] for _, image in good]).to(model.device)
+                yield [row for row, _ in good], [image[1] for _, image in good], pixels
 
 
-def kept_features(
+def cache_features(
     model: LocalizingModel, collection: Collection, rows: NDArray[np.int64], *, cache: Path
 ) -> FeatureCache:
-    """The frozen features of whole images, made where the folder `cache` has none yet.
+    """Return the frozen features of whole images; compute those that the folder `cache` lacks.
 
-    Every model with the same frozen part reads the same ones.
+    All models with the same frozen part share them.
     """
-    wanted, device = np.sort(rows), model.device
-    found = FeatureCache(
-        model.image_encoder, collection, wanted, folder=cache, views=1, view_of=lambda *_: View(), device=device
+    features = FeatureCache(
+        model.image_encoder,
+        collection,
+        np.sort(rows),
+        folder=cache,
+        views=1,
+        view_of=lambda *_: View(),
+        device=model.device,
     )
-    found.fill()
-    return found
+    features.fill()
+    return features
 
 
 def _feature_batches(
     collection: Collection, rows: NDArray[np.int64], model: LocalizingModel, *, bad: dict[int, str], cache: Path | None
 ) -> Iterator[tuple[list[int], list[Placement], Tensor]]:
-    """As `read_batches`, with frozen features instead of pixels; kept in the folder `cache` where one is given."""
+    """Yield batches as `read_batches` does, with frozen features in place of pixels."""
     encoder = model.image_encoder
     if cache is None or not encoder.fingerprint():
-        for chosen, placements, pixels in read_batches(collection, rows, model, description="images", bad=bad):
-            yield chosen, placements, encoder.frozen_features(pixels)
+        for batch_rows, placements, pixels in read_batches(collection, rows, model, description="images", bad=bad):
+            yield batch_rows, placements, encoder.frozen_features(pixels)
         return
-    stored = kept_features(model, collection, rows, cache=cache)
+    stored = cache_features(model, collection, rows, cache=cache)
     bad.update({row: stored.bad[row] for row in rows.tolist() if row in stored.bad})
     good = [row for row in rows.tolist() if row not in stored.bad]
     for start in range(0, len(good), BATCH):
-        chosen = good[start : start + BATCH]
-        features = torch.stack([stored.features(row, 0) for row in chosen])
-        yield chosen, [stored.placement(row, 0) for row in chosen], features.to(model.device)
+        batch_rows = good[start : start + BATCH]
+        features = torch.stack([stored.features(row, 0) for row in batch_rows])
+        yield batch_rows, [stored.placement(row, 0) for row in batch_rows], features.to(model.device)
 
 
-def embed_images(model: LocalizingModel, collection: Collection, rows: NDArray[np.int64]) -> Embedded:
-    """Image embeddings only."""
-    return _run(model, collection, rows, regions=False, crops=False, rules=())
+def embed_images(model: LocalizingModel, collection: Collection, rows: NDArray[np.int64]) -> CollectionEmbeddings:
+    """Embed the images only."""
+    return _embed(model, collection, rows, regions=False, crops=False, rules=())
 
 
 def embed_collection(
@@ -137,20 +143,21 @@ def embed_collection(
     crops: bool = False,
     rules: Sequence[str] = ("head", "candidates"),
     cache: Path | None = None,
-) -> Embedded:
-    """Image and region embeddings, and where the model finds each region's phrase.
+) -> CollectionEmbeddings:
+    """Embed images and regions, and locate each region's phrase.
 
     Args:
         crops: also encode each box cut out as an image of its own (`crop_RE`), the costly zero-shot way.
-        rules: how to find phrases; "head" is left out for models without one. "candidates" costs most of a pass.
+        rules: how phrases are located; "head" is left out for models without one. "candidates" takes most of the
+            time of a pass.
         cache: folder where the frozen features of the images are kept, for the next model with the same frozen part.
     """
     rules = [rule for rule in rules if rule != "head" or model.prompter is not None]
-    return _run(model, collection, rows, regions=True, crops=crops, rules=rules, cache=cache)
+    return _embed(model, collection, rows, regions=True, crops=crops, rules=rules, cache=cache)
 
 
 @torch.inference_mode()
-def _run(
+def _embed(
     model: LocalizingModel,
     collection: Collection,
     rows: NDArray[np.int64],
@@ -159,41 +166,41 @@ def _run(
     crops: bool,
     rules: Sequence[str],
     cache: Path | None = None,
-) -> Embedded:
+) -> CollectionEmbeddings:
     bad: dict[int, str] = {}
-    kept, images, z, shuffled, crop, owner = [], [], [], [], [], []
+    good_rows, images, z, shuffled, crop, owner = [], [], [], [], [], []
     out_of_view = 0
     all_regions: list[Region] = []
-    found: dict[str, list[np.ndarray]] = {rule: [] for rule in rules}
-    by_row = {int(row): _truth(collection, int(row)) if regions else () for row in rows}
-    others = _boxes_of_others(by_row)
-    phrases = sorted({region.phrase for regions_of in by_row.values() for region in regions_of})
+    located: dict[str, list[np.ndarray]] = {rule: [] for rule in rules}
+    by_row = {int(row): _true_regions(collection, int(row)) if regions else () for row in rows}
+    shuffled_boxes = _shuffle_boxes(by_row)
+    phrases = sorted({region.phrase for row_regions in by_row.values() for region in row_regions})
     vectors = embed_phrases(model, phrases)
     phrase_row = {phrase: number for number, phrase in enumerate(phrases)}
-    for chosen, placements, features in _feature_batches(collection, rows, model, bad=bad, cache=cache):
+    for batch_rows, placements, features in _feature_batches(collection, rows, model, bad=bad, cache=cache):
         tokens = model.image_encoder(features)
         images.append(model.encode_image(tokens).cpu().numpy())
-        batch, inside_R4, other_R4 = _visible(chosen, placements, by_row, others)
-        out_of_view += sum(len(by_row[row]) for row in chosen) - len(batch)
+        batch, inside_R4, other_R4 = _visible_regions(batch_rows, placements, by_row, shuffled_boxes)
+        out_of_view += sum(len(by_row[row]) for row in batch_rows) - len(batch)
         if batch:
             index_R = torch.tensor([index for index, _ in batch], device=model.device)
             for boxes_R4, embedded in ((inside_R4, z), (other_R4, shuffled)):
-                found_RE = model.encode_regions(tokens, torch.from_numpy(boxes_R4).to(model.device), index_R)
-                embedded.append(found_RE.float().cpu().numpy())
+                z_RE = model.encode_regions(tokens, torch.from_numpy(boxes_R4).to(model.device), index_R)
+                embedded.append(z_RE.float().cpu().numpy())
             texts_RE = vectors[[phrase_row[region.phrase] for _, region in batch]].to(model.device)
             for rule in rules:
-                inside = find(model, tokens, placements, texts_RE, index_R, rule=rule)
-                found[rule].append(_to_original(inside, placements, index_R))
+                boxes_R4 = find(model, tokens, placements, texts_RE, index_R, rule=rule)
+                located[rule].append(_to_original(boxes_R4, placements, index_R))
             if crops:
-                crop.append(_encode_crops(model, collection, chosen, batch))
+                crop.append(_encode_crops(model, collection, batch_rows, batch))
         all_regions += [region for _, region in batch]
-        owner += [len(kept) + index for index, _ in batch]
-        kept += chosen
+        owner += [len(good_rows) + index for index, _ in batch]
+        good_rows += batch_rows
     width = model.recipe.embed_dim
     none = np.zeros((0, width), np.float32)
     unit = F.normalize(vectors, dim=-1).numpy() if len(vectors) else none
-    return Embedded(
-        rows=np.array(kept, dtype=np.int64),
+    return CollectionEmbeddings(
+        rows=np.array(good_rows, dtype=np.int64),
         bad=bad,
         image_NE=np.concatenate(images) if images else none,
         regions=all_regions,
@@ -204,41 +211,45 @@ def _run(
         crop_RE=np.concatenate(crop) if crop else None,
         out_of_view=out_of_view,
         phrase_RE=unit[[phrase_row[region.phrase] for region in all_regions]] if all_regions else none,
-        found={rule: np.concatenate(boxes) if boxes else np.zeros((0, 4)) for rule, boxes in found.items()},
+        located={rule: np.concatenate(boxes) if boxes else np.zeros((0, 4)) for rule, boxes in located.items()},
     )
 
 
-def _truth(collection: Collection, row: int) -> list[Region]:
-    """The regions of an image but for labels that a detector made: they are no truth to measure by."""
+def _true_regions(collection: Collection, row: int) -> list[Region]:
+    """Return the regions of an image without pseudo-labels: what a detector wrote is no ground truth."""
     return [region for region in collection.read_regions(row) if not is_pseudo_label(region.source)]
 
 
-def _boxes_of_others(by_row: Mapping[int, Sequence[Region]]) -> dict[int, NDArray[np.float64]]:
-    """For each region of a row the box of a region drawn from all: the boxes, permuted once and for all."""
+def _shuffle_boxes(by_row: Mapping[int, Sequence[Region]]) -> dict[int, NDArray[np.float64]]:
+    """Return for each region of a row the box of a random region: a permutation of all boxes with a fixed seed."""
     counts = [len(regions) for regions in by_row.values()]
     boxes_R4 = np.array([region.box.to_array() for regions in by_row.values() for region in regions]).reshape(-1, 4)
     boxes_R4 = boxes_R4[seeds.generator("shuffled boxes").permutation(len(boxes_R4))]
     return dict(zip(by_row, np.split(boxes_R4, np.cumsum(counts)[:-1]), strict=True)) if counts else {}
 
 
-def _visible(
+def _visible_regions(
     rows: Sequence[int],
     placements: Sequence[Placement],
     by_row: Mapping[int, Sequence[Region]],
-    others: Mapping[int, NDArray[np.float64]],
+    shuffled_boxes: Mapping[int, NDArray[np.float64]],
 ) -> tuple[list[tuple[int, Region]], NDArray[np.float32], NDArray[np.float32]]:
-    """The regions of a batch of which something is seen, with their boxes and those of others in the model input."""
+    """Return a batch's regions that are in view (image index, region), their boxes and the shuffled ones.
+
+    Both kinds of boxes are in the model input.
+    """
     batch: list[tuple[int, Region]] = []
     inside, other = [np.zeros((0, 4), np.float32)], [np.zeros((0, 4), np.float32)]
     for index, (row, placement) in enumerate(zip(rows, placements, strict=True)):
         regions = by_row[row]
         if not regions:
             continue
-        moved_K4, kept_R = input_boxes(placement, np.stack([one.box.to_array() for one in regions]), min_visible=0)
-        batch += [(index, region) for region, keep in zip(regions, kept_R, strict=True) if keep]
+        boxes_R4 = np.stack([region.box.to_array() for region in regions])
+        moved_K4, visible_R = input_boxes(placement, boxes_R4, min_visible=0)
+        batch += [(index, region) for region, visible in zip(regions, visible_R, strict=True) if visible]
         inside.append(moved_K4)
         # Fractions of what is visible, so that every box of another image is a possible one here.
-        other.append(placement.letterbox.to_input(others[row][kept_R]).astype(np.float32))
+        other.append(placement.letterbox.to_input(shuffled_boxes[row][visible_R]).astype(np.float32))
     return batch, np.concatenate(inside), np.concatenate(other)
 
 
@@ -257,22 +268,23 @@ def _encode_crops(
     def render(index: int, region: Region) -> Tensor:
         try:
             return read(collection, rows[index], preprocess, View(crop=region.box))[0]
-        except BadImage:  # thinner than the model input can show
+        except BadImage:
+            # The box is thinner than a pixel of the model input: three pixels of the decoded image are visible.
             sides = [float(collection.index[name][rows[index]]) for name in ("width", "height")]
-            least = 3 * max(sides) / (DECODE_FACTOR * preprocess.long_side)
-            wider = _widened(region.box, least / sides[0], least / sides[1])
+            min_side = 3 * max(sides) / (DECODE_FACTOR * preprocess.long_side)
+            wider = _widen(region.box, min_side / sides[0], min_side / sides[1])
             return read(collection, rows[index], preprocess, View(crop=wider))[0]
 
     @torch.inference_mode()
     def encode(start: int) -> Tensor:
-        pixels = [render(*one) for one in batch[start : start + _CROPS]]
+        pixels = [render(*pair) for pair in batch[start : start + _CROP_BATCH]]
         return model.encode_image(torch.stack(pixels)).cpu()
 
-    return torch.cat(map_on_cores(encode, range(0, len(batch), _CROPS), device=model.device)).numpy()
+    return torch.cat(map_on_cores(encode, range(0, len(batch), _CROP_BATCH), device=model.device)).numpy()
 
 
-def _widened(box: Box, width: float, height: float) -> Box:
-    """The box with sides of at least `width` and `height` (fractions of the image), about its middle."""
+def _widen(box: Box, width: float, height: float) -> Box:
+    """Widen a box about its center to sides of at least `width` and `height` (fractions of the image)."""
     low, high = np.split(box.to_array(), 2)
     sides = np.minimum(np.maximum(high - low, (width, height)), 1.0)
     low = np.clip((low + high - sides) / 2, 0.0, 1.0 - sides)

@@ -1,13 +1,14 @@
-"""How well a model answers: which phrase names this box, which box a phrase means, where it is, which image.
+"""Evaluate a model: region-text and image-text retrieval, region classification, phrase grounding.
 
 Definitions are those of `foveate.metrics`. Regions of different report groups (`Region.slice`, for example seen and
-unseen concepts) and images of different sources are never mixed. Every number has a bootstrap interval over images
-and every per-sample result goes to Parquet, so that a measure can be computed again without the model.
+unseen concepts) and images of different sources are never mixed. Every metric has a bootstrap interval over images,
+and every per-sample result goes to Parquet, so that a metric can be computed again without the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from foveate.metrics.classification import class_accuracies, nearest_class
 from foveate.metrics.grounding import SIZE_NAMES, grounding_scores, occurs_once, size_slices
 from foveate.metrics.intervals import bootstrap_statistic
 from foveate.metrics.retrieval import normalize, rank_positives_from_embeddings, within_group_accuracy
-from foveate.pretrain.embed import Embedded, embed_collection
-from foveate.pretrain.metrics_table import Table, columns_of
+from foveate.pretrain.embed import CollectionEmbeddings, embed_collection
+from foveate.pretrain.metrics_table import MetricsTable, describe_columns
+from foveate.pretrain.results import SplitEvaluation
 from foveate.records.collection import Collection
 from foveate.records.tables import write_table
 from foveate.vision.localizer.asking import embed_phrases
@@ -46,21 +48,21 @@ def evaluate(
     limit: int | None = None,
     samples_to: Path | None = None,
     cache: Path | None = None,
-) -> tuple[dict[str, Any], Embedded]:
-    """Evaluates a model on one split.
+) -> tuple[SplitEvaluation, CollectionEmbeddings]:
+    """Evaluate a model on one split.
 
     Args:
         name: prefix of the columns, for example "cloc".
-        crops: answer the region questions also by encoding each box as an image of its own.
-        rules: ways of finding a phrase that are tried, as far as the model has them.
+        crops: also answer the region questions by encoding each box as an image of its own.
+        rules: how phrases are located, as far as the model has them.
         classes: label field for zero-shot classification; none by default.
-        text_kind: caption kind for image-text retrieval; the first that an image has by default.
+        text_kind: caption kind for image-text retrieval; by default each image's first caption.
         limit: at most this many images, drawn by the seed.
         samples_to: folder for the per-sample Parquet tables.
         cache: folder where frozen features of the images are kept; by default they are not.
 
     Returns:
-        The result with "columns", "table" and counts; and what the pass found, for examples.
+        The metrics, and the embeddings that they were computed from.
 
     Raises:
         UserError: when the split is empty, or the collection has no such label field or caption kind.
@@ -74,288 +76,363 @@ def evaluate(
         kinds = collection.table("captions")["kind"].unique().to_pylist()
         choose(text_kind, sorted(kinds), f"caption kind of the collection {collection.name!r}")
     if classes is not None:
-        collection.label_values(classes)  # refuses an unknown field before the costly pass
-    seen = embed_collection(model, collection, rows, crops=crops, rules=rules, cache=cache)
-    table = Table(seed=seed)
+        collection.label_values(classes)  # fail early: an unknown field is refused before the costly pass
+    embeddings = embed_collection(model, collection, rows, crops=crops, rules=rules, cache=cache)
+    table = MetricsTable(seed=seed)
     samples: dict[str, pa.Table] = {}
-    if len(seen.regions):
-        samples["regions"] = _regions(table, collection, seen, name, seed)
-    retrieved = _retrieval(table, model, collection, seen, name, text_kind)
+    if len(embeddings.regions):
+        samples["regions"] = _add_region_metrics(table, collection, embeddings, name, seed)
+    retrieved = _add_image_retrieval(table, model, collection, embeddings, name, text_kind)
     if retrieved:
         samples["retrieval"] = pa.Table.from_pylist(retrieved)
     if classes is not None:
-        classified = _zero_shot(table, model, collection, seen, name, classes, templates)
+        classified = _add_zero_shot(table, model, collection, embeddings, name, classes, templates)
         if classified:
             samples["classification"] = pa.Table.from_pylist(classified)
     if samples_to is not None:
         samples_to.mkdir(parents=True, exist_ok=True)
         for kind, rows_of_kind in samples.items():
             write_table(samples_to / f"{kind}.parquet", rows_of_kind)
-    result = {
-        "collection": collection.name,
-        "split": split,
-        "images": len(seen.rows),
-        "regions": len(seen.regions),
-        "unreadable": len(seen.bad),
-        "regions_out_of_view": seen.out_of_view,
-        "columns": columns_of(name, table.as_list()),
-        "table": table.as_list(),
-    }
-    return result, seen
+    result = SplitEvaluation.model_validate(
+        {
+            "collection": collection.name,
+            "split": split,
+            "images": len(embeddings.rows),
+            "regions": len(embeddings.regions),
+            "unreadable": len(embeddings.bad),
+            "regions_out_of_view": embeddings.out_of_view,
+            "columns": describe_columns(name, table.as_list()),
+            "table": table.as_list(),
+        }
+    )
+    return result, embeddings
 
 
-def _slices(seen: Embedded) -> dict[str, NDArray[np.bool_]]:
-    names = np.array([region.slice for region in seen.regions], dtype=object)
-    found = sorted(set(names))
-    unnamed = "all regions" if len(found) == 1 else "regions without a group"
-    return {str(one) or unnamed: names == one for one in found}
+@dataclass(frozen=True)
+class Validation:
+    """The images that a model is validated on during training.
+
+    Attributes:
+        rows: of the collection. cache: folder of their frozen features.
+    """
+
+    collection: Collection
+    rows: NDArray[np.int64]
+    cache: Path
+
+    @classmethod
+    def of(cls, collection: Collection, *, split: str, max_images: int, seed: int, cache: Path) -> Validation:
+        """Draw at most `max_images` images of a split by the seed, the same ones for every evaluation.
+
+        Raises:
+            UserError: when the split has fewer than two images.
+        """
+        rows = collection.rows(split)
+        if len(rows) < 2:
+            raise UserError(
+                f"training.evaluate_every: split '{split}' of the collection {collection.name!r} has {len(rows)} "
+                "images; expected at least 2 (field data.validation_split)"
+            )
+        if len(rows) > max_images:
+            rows = np.sort(seeds.generator("validation", seed).choice(rows, size=max_images, replace=False))
+        return cls(collection, rows, cache)
+
+    def metrics(self, model: LocalizingModel) -> dict[str, float]:
+        """Return `image_to_text_r1`, `text_to_image_r1`, `region_to_text_r1` and `grounding_iou`.
+
+        Recall@1 among all validation images (regions), and the mean IoU of the head's boxes with the true ones;
+        those that the images have no captions or regions for, or the model no head, are left out.
+        """
+        # Only the head's boxes: the best of several hundred candidates would take most of the time of a step.
+        embeddings = embed_collection(model, self.collection, self.rows, rules=("head",), cache=self.cache)
+        metrics: dict[str, float] = {}
+        with_text_T, texts = _first_captions(self.collection, embeddings.rows, None)
+        if texts:
+            text_TE = normalize(embed_phrases(model, texts).numpy())
+            image_TE = embeddings.image_NE[with_text_T]
+            metrics["image_to_text_r1"] = rank_positives_from_embeddings(image_TE, text_TE).recall(1)[0]
+            metrics["text_to_image_r1"] = rank_positives_from_embeddings(text_TE, image_TE).recall(1)[0]
+        if embeddings.regions:
+            ranks = rank_positives_from_embeddings(embeddings.z_RE, embeddings.phrase_RE)
+            metrics["region_to_text_r1"] = ranks.recall(1)[0]
+            if "head" in embeddings.located:
+                scores, _ = grounding_scores(embeddings.located["head"], embeddings.boxes_R4)
+                metrics["grounding_iou"] = float(scores["iou"].mean())
+        return metrics
 
 
-def _regions(table: Table, collection: Collection, seen: Embedded, name: str, seed: int) -> pa.Table:
-    ways = {name: seen.z_RE}
-    if seen.crop_RE is not None:
-        ways[f"{name}_crop"] = seen.crop_RE
-    ways[f"{name}_shuffled"] = seen.shuffled_RE
+def _slices(embeddings: CollectionEmbeddings) -> dict[str, NDArray[np.bool_]]:
+    """Return a mask [R] of each report group."""
+    slices_R = np.array([region.slice for region in embeddings.regions], dtype=object)
+    names = sorted(set(slices_R))
+    unnamed = "all regions" if len(names) == 1 else "regions without a group"
+    return {str(name) or unnamed: slices_R == name for name in names}
+
+
+def _add_region_metrics(
+    table: MetricsTable, collection: Collection, embeddings: CollectionEmbeddings, name: str, seed: int
+) -> pa.Table:
+    """Add all metrics of regions; return a row of per-sample results for each region."""
+    z_by_column = {name: embeddings.z_RE}
+    if embeddings.crop_RE is not None:
+        z_by_column[f"{name}_crop"] = embeddings.crop_RE
+    z_by_column[f"{name}_shuffled"] = embeddings.shuffled_RE
     samples: dict[str, Any] = {
-        "key": [collection.keys[seen.rows[image]] for image in seen.image_R],
-        "phrase": [region.phrase for region in seen.regions],
-        "label": [region.label for region in seen.regions],
-        "slice": [region.slice for region in seen.regions],
-        "size": size_slices(seen.boxes_R4).tolist(),
-        **{f"{edge}_true": seen.boxes_R4[:, place] for place, edge in enumerate(EDGES)},
+        "key": [collection.keys[embeddings.rows[image]] for image in embeddings.image_R],
+        "phrase": [region.phrase for region in embeddings.regions],
+        "label": [region.label for region in embeddings.regions],
+        "slice": [region.slice for region in embeddings.regions],
+        "size": size_slices(embeddings.boxes_R4).tolist(),
+        **{f"{edge}_true": embeddings.boxes_R4[:, index] for index, edge in enumerate(EDGES)},
         **{
-            f"{edge}_{name}_{rule}": boxes_R4[:, place]
-            for rule, boxes_R4 in seen.found.items()
-            for place, edge in enumerate(EDGES)
+            f"{edge}_{name}_{rule}": boxes_R4[:, index]
+            for rule, boxes_R4 in embeddings.located.items()
+            for index, edge in enumerate(EDGES)
         },
     }
-    for part, mask_R in _slices(seen).items():
-        for column, z_RE in ways.items():
-            _region_retrieval(table, seen, mask_R, column, z_RE, part, samples)
-            _region_classes(table, seen, mask_R, column, z_RE, part)
-            _choose(table, seen, mask_R, column, z_RE, part, samples)
-        _where(table, seen, mask_R, name, part, seed, samples)
+    for part, mask_R in _slices(embeddings).items():
+        for column, z_RE in z_by_column.items():
+            _add_region_retrieval(table, embeddings, mask_R, column, z_RE, part, samples)
+            _add_region_classes(table, embeddings, mask_R, column, z_RE, part)
+            _add_box_choice(table, embeddings, mask_R, column, z_RE, part, samples)
+        _add_grounding(table, embeddings, mask_R, name, part, seed, samples)
     return pa.table(samples)
 
 
-def _region_retrieval(
-    table: Table,
-    seen: Embedded,
+def _add_region_retrieval(
+    table: MetricsTable,
+    embeddings: CollectionEmbeddings,
     mask_R: NDArray[np.bool_],
     column: str,
     z_RE: NDArray[np.float32],
     part: str,
     samples: dict[str, Any],
 ) -> None:
-    """Region-text retrieval both ways among the regions of one group; R@1 of the first also by region size."""
-    asked = np.flatnonzero(mask_R)
-    groups = seen.image_R[asked]
-    sizes = size_slices(seen.boxes_R4)[asked]
+    """Add region-text retrieval both ways among the regions of one group; R@1 of the first also by region size."""
+    selected = np.flatnonzero(mask_R)
+    groups = embeddings.image_R[selected]
+    sizes = size_slices(embeddings.boxes_R4)[selected]
     for question, short, queries, gallery in (
-        ("which phrase names this box", "r2t", z_RE, seen.phrase_RE),
-        ("which box does this phrase name", "t2r", seen.phrase_RE, z_RE),
+        ("which phrase names this box", "r2t", z_RE, embeddings.phrase_RE),
+        ("which box does this phrase name", "t2r", embeddings.phrase_RE, z_RE),
     ):
-        ranks = rank_positives_from_embeddings(queries[asked], gallery[asked])
+        ranks = rank_positives_from_embeddings(queries[selected], gallery[selected])
         for kind, values in (("better", ranks.better_N), ("tied", ranks.tied_N)):
-            kept = samples.setdefault(f"{kind}_{short}_{column}", np.full(len(seen.regions), -1, np.int64))
-            kept[asked] = values
+            stored_R = samples.setdefault(f"{kind}_{short}_{column}", np.full(len(embeddings.regions), -1, np.int64))
+            stored_R[selected] = values
         for k in (1, 10):
-            chance = min(1.0, k / len(asked))
+            chance = min(1.0, k / len(selected))
             table.add(f"{question}: R@{k}", part, column, ranks.recall(k)[1], groups=groups, chance=chance)
         for size in SIZE_NAMES if short == "r2t" else ():
-            chosen = sizes == size
-            if chosen.any():
-                values = ranks.recall(1)[1][chosen]
-                table.add(f"{question}: R@1", f"{part}, {size}", column, values, groups=groups[chosen])
+            of_size = sizes == size
+            if of_size.any():
+                values = ranks.recall(1)[1][of_size]
+                table.add(f"{question}: R@1", f"{part}, {size}", column, values, groups=groups[of_size])
 
 
-def _region_classes(
-    table: Table, seen: Embedded, mask_R: NDArray[np.bool_], column: str, z_RE: NDArray[np.float32], part: str
+def _add_region_classes(
+    table: MetricsTable,
+    embeddings: CollectionEmbeddings,
+    mask_R: NDArray[np.bool_],
+    column: str,
+    z_RE: NDArray[np.float32],
+    part: str,
 ) -> None:
-    """Top-1 and mAcc: the label's own phrase stands for the class; only where regions carry labels."""
-    labels = np.array([region.label for region in seen.regions], dtype=object)[mask_R]
+    """Add top-1 and mean class accuracy, where all regions have labels; a phrase of each label stands for its class."""
+    labels = np.array([region.label for region in embeddings.regions], dtype=object)[mask_R]
     if not all(labels):
         return
     names, first = np.unique(labels.astype(str), return_index=True)
     if len(names) < 2:
         return
-    predicted = nearest_class(z_RE[mask_R], seen.phrase_RE[mask_R][first])
+    predicted = nearest_class(z_RE[mask_R], embeddings.phrase_RE[mask_R][first])
     truth = np.searchsorted(names, labels.astype(str))
     interval = bootstrap_statistic(
         lambda rows: float(class_accuracies(predicted[rows], truth[rows]).accuracy_C.mean()),
         rows=len(truth),
         seed=table.seed,
-        groups_N=list(seen.image_R[mask_R]),
+        groups_N=list(embeddings.image_R[mask_R]),
         resamples=200,
     )
     question = "what is in this box, of all names"
     right = (predicted == truth).astype(np.float64)
     chance = 1 / len(names)
-    table.add(f"{question}: top-1", part, column, right, groups=list(seen.image_R[mask_R]), chance=chance)
+    table.add(f"{question}: top-1", part, column, right, groups=list(embeddings.image_R[mask_R]), chance=chance)
     table.add(f"{question}: mAcc", part, column, interval, chance=chance)
 
 
-def _choose(
-    table: Table,
-    seen: Embedded,
+def _add_box_choice(
+    table: MetricsTable,
+    embeddings: CollectionEmbeddings,
     mask_R: NDArray[np.bool_],
     column: str,
     z_RE: NDArray[np.float32],
     part: str,
     samples: dict[str, Any],
 ) -> None:
-    """Which of the image's boxes a phrase means, where it is the phrase of one of at least two boxes."""
-    once = occurs_once([region.phrase for region in seen.regions], seen.image_R.tolist())
-    counts = np.bincount(seen.image_R)[seen.image_R]
-    asked = np.flatnonzero(mask_R & once & (counts > 1))
-    if not len(asked):
+    """Add the accuracy of choosing a phrase's box among those of its image (phrases of one of at least two boxes)."""
+    once = occurs_once([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
+    counts = np.bincount(embeddings.image_R)[embeddings.image_R]
+    selected = np.flatnonzero(mask_R & once & (counts > 1))
+    if not len(selected):
         return
-    _, right_R, _ = within_group_accuracy(seen.phrase_RE, z_RE, seen.image_R.tolist())
-    right = right_R[asked]
-    samples.setdefault(f"chosen_{column}", np.full(len(seen.regions), np.nan))[asked] = right
-    chance = float((1 / counts[asked]).mean())
+    _, right_R, _ = within_group_accuracy(embeddings.phrase_RE, z_RE, embeddings.image_R.tolist())
+    right = right_R[selected]
+    samples.setdefault(f"chosen_{column}", np.full(len(embeddings.regions), np.nan))[selected] = right
+    chance = float((1 / counts[selected]).mean())
     question = "which of the image's boxes: accuracy"
-    table.add(question, part, column, right, groups=seen.image_R[asked], chance=chance)
+    table.add(question, part, column, right, groups=embeddings.image_R[selected], chance=chance)
 
 
 def baseline_boxes(count: int, *, seed: int) -> dict[str, NDArray[np.float64]]:
-    """Answers that see nothing: the center box (half of each side) and a random box, [count, 4] each."""
+    """Return baselines that ignore the image: the center box (half of each side) and a random box, [count, 4] each."""
     random = seeds.generator("random boxes", seed)
     corners = np.sort(random.uniform(size=(count, 2, 2)), axis=1)
     return {"center": np.tile([0.25, 0.25, 0.75, 0.75], (count, 1)), "random": corners.reshape(count, 4)}
 
 
-def _where(
-    table: Table,
-    seen: Embedded,
+def _add_grounding(
+    table: MetricsTable,
+    embeddings: CollectionEmbeddings,
     mask_R: NDArray[np.bool_],
     name: str,
     part: str,
     seed: int,
     samples: dict[str, Any],
 ) -> None:
-    once = occurs_once([region.phrase for region in seen.regions], seen.image_R.tolist())
-    asked = np.flatnonzero(mask_R & once)
-    if not len(asked):
+    """Add phrase grounding by every rule and the baselines, on phrases that occur once in their image."""
+    once = occurs_once([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
+    selected = np.flatnonzero(mask_R & once)
+    if not len(selected):
         return
-    sizes = size_slices(seen.boxes_R4)
-    for rule, boxes_R4 in {**seen.found, **baseline_boxes(len(seen.regions), seed=seed)}.items():
+    sizes = size_slices(embeddings.boxes_R4)
+    for rule, boxes_R4 in {**embeddings.located, **baseline_boxes(len(embeddings.regions), seed=seed)}.items():
         column = rule if rule in ("center", "random") else f"{name}_{rule}"
-        per_sample, _ = grounding_scores(boxes_R4[asked], seen.boxes_R4[asked])
-        samples.setdefault(f"iou_{column}", np.full(len(seen.regions), np.nan))[asked] = per_sample["iou"]
-        groups = seen.image_R[asked]
+        per_sample, _ = grounding_scores(boxes_R4[selected], embeddings.boxes_R4[selected])
+        samples.setdefault(f"iou_{column}", np.full(len(embeddings.regions), np.nan))[selected] = per_sample["iou"]
+        groups = embeddings.image_R[selected]
         for title, key in (("IoU at least .5", "acc50"), ("mean IoU", "iou"), ("pointing", "pointing")):
             table.add(f"where is it: {title}", part, column, per_sample[key], groups=groups)
         for size in SIZE_NAMES:
-            chosen = sizes[asked] == size
-            if chosen.any():
+            of_size = sizes[selected] == size
+            if of_size.any():
                 table.add(
-                    "where is it: IoU at least .5", f"{part}, {size}", column, per_sample["acc50"][chosen],
-                    groups=groups[chosen],
+                    "where is it: IoU at least .5", f"{part}, {size}", column, per_sample["acc50"][of_size],
+                    groups=groups[of_size],
                 )  # fmt: skip
 
 
-def better_rule(seen: Embedded) -> str:
-    """The rule, "head" or "candidates", with more boxes at IoU .5 or above, on phrases that occur once."""
-    once = occurs_once([region.phrase for region in seen.regions], seen.image_R.tolist())
-    if not once.any() or "head" not in seen.found:
-        return "head" if "head" in seen.found else "candidates"
+def choose_locate_rule(embeddings: CollectionEmbeddings) -> str:
+    """Return the rule, "head" or "candidates", with more boxes at IoU .5 or above, on phrases that occur once."""
+    once = occurs_once([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
+    if not once.any() or "head" not in embeddings.located:
+        return "head" if "head" in embeddings.located else "candidates"
     hits = {
-        rule: float(grounding_scores(boxes[once], seen.boxes_R4[once])[0]["acc50"].mean())
-        for rule, boxes in seen.found.items()
+        rule: float(grounding_scores(boxes[once], embeddings.boxes_R4[once])[0]["acc50"].mean())
+        for rule, boxes in embeddings.located.items()
     }
+    # On a tie the head: it needs one pass of the Prompter instead of several hundred.
     return max(sorted(hits, reverse=True), key=lambda rule: hits[rule])
 
 
-def _texts(collection: Collection, rows: NDArray[np.int64], kind: str | None) -> tuple[list[int], list[str]]:
-    places, texts = [], []
-    for place, row in enumerate(rows):
-        captions = [one for one in collection.read_captions(int(row)) if kind is None or one.kind == kind]
+def _first_captions(
+    collection: Collection, rows: NDArray[np.int64], kind: str | None
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Return which of `rows` have a caption (of this kind), and the first one of each."""
+    indices, texts = [], []
+    for index, row in enumerate(rows):
+        captions = [caption for caption in collection.read_captions(int(row)) if kind is None or caption.kind == kind]
         if captions:
-            places.append(place)
+            indices.append(index)
             texts.append(captions[0].text)
-    return places, texts
+    return np.array(indices, dtype=np.int64), texts
 
 
 def _sources(collection: Collection, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the label "source" of each row, or the collection's name where there is no such label."""
     fields = set(collection.table("labels")["field"].to_pylist())
     if "source" not in fields:
         return np.full(len(rows), collection.name, dtype=object)
     return collection.label_values("source")[rows]
 
 
-def _retrieval(
-    table: Table, model: LocalizingModel, collection: Collection, seen: Embedded, name: str, kind: str | None
+def _add_image_retrieval(
+    table: MetricsTable,
+    model: LocalizingModel,
+    collection: Collection,
+    embeddings: CollectionEmbeddings,
+    name: str,
+    kind: str | None,
 ) -> list[dict[str, Any]]:
-    """Adds retrieval both ways; returns a row for each image: how many wrong candidates score higher."""
-    places, texts = _texts(collection, seen.rows, kind)
-    if not places:
+    """Add image-text retrieval both ways; return how many wrong candidates score higher for each image."""
+    with_text_T, texts = _first_captions(collection, embeddings.rows, kind)
+    if not len(with_text_T):
         return []
     samples: list[dict[str, Any]] = []
     text_TE = normalize(embed_phrases(model, texts).numpy())
-    sources = _sources(collection, seen.rows[places])
-    for source in sorted(set(sources)):
-        chosen = np.flatnonzero(sources == source)
-        if len(chosen) < 2:
+    sources_T = _sources(collection, embeddings.rows[with_text_T])
+    for source in sorted(set(sources_T)):
+        of_source = np.flatnonzero(sources_T == source)
+        if len(of_source) < 2:
             continue
-        image = seen.image_NE[np.array(places)[chosen]]
-        ranks = {
-            "which text belongs to this image": rank_positives_from_embeddings(image, text_TE[chosen]),
-            "which image belongs to this text": rank_positives_from_embeddings(text_TE[chosen], image),
+        image = embeddings.image_NE[with_text_T[of_source]]
+        ranks_by_question = {
+            "which text belongs to this image": rank_positives_from_embeddings(image, text_TE[of_source]),
+            "which image belongs to this text": rank_positives_from_embeddings(text_TE[of_source], image),
         }
         for k in (1, 10):
-            for question, found in ranks.items():
-                chance = min(1.0, k / len(chosen))
-                table.add(f"{question}: R@{k}", f"{source} images", name, found.recall(k)[1], chance=chance)
+            for question, ranks in ranks_by_question.items():
+                chance = min(1.0, k / len(of_source))
+                table.add(f"{question}: R@{k}", f"{source} images", name, ranks.recall(k)[1], chance=chance)
         samples += [
             {
-                "key": collection.keys[seen.rows[places[index]]],
+                "key": collection.keys[embeddings.rows[with_text_T[text]]],
                 "source": str(source),
-                "text": texts[index],
-                **{f"{question}: better": int(found.better_N[place]) for question, found in ranks.items()},
-                **{f"{question}: tied": int(found.tied_N[place]) for question, found in ranks.items()},
+                "text": texts[text],
+                **{f"{question}: better": int(ranks.better_N[i]) for question, ranks in ranks_by_question.items()},
+                **{f"{question}: tied": int(ranks.tied_N[i]) for question, ranks in ranks_by_question.items()},
             }
-            for place, index in enumerate(chosen)
+            for i, text in enumerate(of_source)
         ]
     return samples
 
 
 def class_embeddings(model: LocalizingModel, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
-    """Zero-shot classifier [C, E]: the mean over templates of unit-length text embeddings, made unit again."""
+    """Return the zero-shot classifier [C, E]: unit-length means of the templates' unit-length text embeddings."""
     texts = [template.replace("{}", name) for name in names for template in templates]
     embedded = normalize(embed_phrases(model, texts).numpy()).reshape(len(names), len(templates), -1)
     return normalize(embedded.mean(1)).astype(np.float32)
 
 
-def _zero_shot(
-    table: Table,
+def _add_zero_shot(
+    table: MetricsTable,
     model: LocalizingModel,
     collection: Collection,
-    seen: Embedded,
+    embeddings: CollectionEmbeddings,
     name: str,
     field: str,
     templates: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Adds zero-shot accuracy; returns a row for each image: true and predicted class."""
+    """Add zero-shot accuracy; return the true and predicted class of each image."""
     samples: list[dict[str, Any]] = []
-    values = collection.label_values(field)[seen.rows]
-    sources = _sources(collection, seen.rows)
+    values = collection.label_values(field)[embeddings.rows]
+    sources = _sources(collection, embeddings.rows)
     for source in sorted(set(sources[values != ""])):
-        chosen = np.flatnonzero((values != "") & (sources == source))
-        names = sorted(set(values[chosen]))
+        labeled = np.flatnonzero((values != "") & (sources == source))
+        names = sorted(set(values[labeled]))
         if len(names) < 2:
             continue
-        predicted = nearest_class(seen.image_NE[chosen], class_embeddings(model, names, templates))
-        right = (predicted == np.searchsorted(np.array(names), values[chosen].astype(str))).astype(np.float64)
+        predicted = nearest_class(embeddings.image_NE[labeled], class_embeddings(model, names, templates))
+        right = (predicted == np.searchsorted(np.array(names), values[labeled].astype(str))).astype(np.float64)
         question = f"zero-shot {field}, {len(names)} names: accuracy"
         table.add(question, f"{source} images", name, right, chance=1 / len(names))
         samples += [
             {
-                "key": collection.keys[seen.rows[index]],
+                "key": collection.keys[embeddings.rows[index]],
                 "source": str(source),
                 "true": str(values[index]),
                 "predicted": names[guess],
             }
-            for index, guess in zip(chosen, predicted, strict=True)
+            for index, guess in zip(labeled, predicted, strict=True)
         ]
     return samples

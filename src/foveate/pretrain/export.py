@@ -1,13 +1,11 @@
-"""`foveate export`: a model folder to a format that others load, or a collection to one that others read.
+"""`foveate export`: write a model folder or a collection in a format of another library.
 
-Targets are found by their names: of models the modules of `foveate.pretrain.exporters`, of collections the modules `x` of
-`foveate.records.exporters` that have a function `export_x`. What is written appears whole or not at all.
+Targets are plugins: of models the modules of `foveate.pretrain.exporters`, of collections the modules `x` of
+`foveate.records.exporters` that have a function `export_x`. An export appears whole or not at all.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.core.errors import UserError, choose
 from foveate.core.files import FolderLock, commit_atomically, read_json
+from foveate.core.plugins import load_module, module_names
 from foveate.core.progress import say
+from foveate.pretrain.results import ExportResult
 from foveate.records.collection import Collection
 from foveate.records.layout import DESCRIPTION
 from foveate.records.region_sources import OWN, SelectedRegions
@@ -25,6 +25,7 @@ from foveate.records.region_sources import OWN, SelectedRegions
 if TYPE_CHECKING:
     from foveate.vision.localizer.model import LocalizingModel
 
+MODEL_TARGETS, COLLECTION_TARGETS = "foveate.pretrain.exporters", "foveate.records.exporters"
 FORMATS = ("parquet", "npz")
 _CONFIG = "config.json"
 _STAGED = "content"
@@ -32,7 +33,7 @@ _STAGED = "content"
 
 @dataclass(frozen=True)
 class Job:
-    """What a target gets.
+    """The input of a target.
 
     Attributes:
         source: the model folder. model: opened. config, metrics: contents of its JSON files.
@@ -53,30 +54,24 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What a target did: `differences` are largest absolute differences, measured while exporting; `counts` of rows
-    or files; `notes` are sentences for the user."""
+class ExportReport:
+    """The output of a target.
+
+    Attributes:
+        differences: largest absolute differences, measured while exporting. counts: of rows or files.
+        notes: sentences for the user.
+    """
 
     differences: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def model_targets() -> list[str]:
-    """Names of the targets of model folders."""
-    package = importlib.import_module("foveate.pretrain.exporters")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-
-
 def collection_targets() -> dict[str, Callable[..., object]]:
-    """The exporters of collections by name."""
-    package = importlib.import_module("foveate.records.exporters")
-    found: dict[str, Callable[..., object]] = {}
-    for module in pkgutil.iter_modules(package.__path__):
-        function = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), f"export_{module.name}", None)
-        if function is not None:
-            found[module.name] = function
-    return found
+    """Return the exporters of collections by name."""
+    modules = {name: load_module(COLLECTION_TARGETS, name, label="target") for name in module_names(COLLECTION_TARGETS)}
+    functions = {name: getattr(module, f"export_{name}", None) for name, module in modules.items()}
+    return {name: function for name, function in functions.items() if function is not None}
 
 
 def export(
@@ -90,23 +85,23 @@ def export(
     format: str = "parquet",
     device: str | None = None,
     dry_run: bool = False,
-) -> tuple[Path, dict[str, Any], list[str]]:
-    """Exports a model folder or a collection.
+) -> tuple[Path, ExportResult, list[str]]:
+    """Export a model folder or a collection.
 
     Args:
         source: a model folder, a run folder with one in it, or a collection.
         to: a target that fits it.
-        out: a folder that does not exist or is empty; beside the source with the target's name by default.
+        out: a folder that does not exist or is empty; SOURCE-TARGET by default.
         collection, split, format: what "embeddings" reads and how it writes.
         region_sources: whose regions "embeddings" or a collection's export takes, as in `foveate.records.region_sources`;
-            those that no detector made by default.
-        dry_run: check and say what would be written, and write nothing.
+            by default those that no detector made.
+        dry_run: check, list what would be written, and write nothing.
 
     Returns:
-        The folder, the result as JSON values, and lines of words.
+        The folder, the result, and lines of text for the command line.
 
     Raises:
-        UserError: when the source is neither, when the target does not fit, or when the folder holds something.
+        UserError: when the source is neither, when the target does not fit, or when the folder is not empty.
     """
     source = Path(source)
     if (source / DESCRIPTION).is_file():
@@ -118,48 +113,54 @@ def export(
     folder = source if (source / _CONFIG).is_file() or not (source / "model" / _CONFIG).is_file() else source / "model"
     if not (folder / _CONFIG).is_file():
         raise UserError(
-            f"{source}: neither a model folder ({_CONFIG}) nor a collection ({DESCRIPTION}); nothing to export"
+            f"{source}: expected a model folder (with {_CONFIG}) or a collection (with {DESCRIPTION}); it is neither"
         )
-    choose(to, model_targets(), f"target of the model {folder}")
-    given = collection is not None or split is not None or region_sources or format != "parquet"
-    if to != "embeddings" and given:
+    choose(to, module_names(MODEL_TARGETS), f"target of the model {folder}")
+    reads_images = collection is not None or split is not None or region_sources or format != "parquet"
+    if to != "embeddings" and reads_images:
         raise UserError(
             f"--collection, --split, --region-source and --format belong to `--to embeddings`, not to `--to {to}`"
         )
     opened = Collection.open(collection) if collection is not None else None
-    asked = {"split": split, "region_sources": tuple(region_sources or (OWN,)), "format": format}
-    return _export_model(folder, to, out, {"collection": opened, **asked}, device, dry_run)
+    options = {"split": split, "region_sources": tuple(region_sources or (OWN,)), "format": format}
+    return _export_model(folder, to, out, {"collection": opened, **options}, device, dry_run)
 
 
 def _export_model(
     source: Path,
     to: str,
     out: Path | None,
-    values: dict[str, Any],
+    options: dict[str, Any],
     device: str | None,
     dry_run: bool,
-) -> tuple[Path, dict[str, Any], list[str]]:
+) -> tuple[Path, ExportResult, list[str]]:
     from foveate.vision.localizer.folder import METRICS, load_model
 
-    module = importlib.import_module(f"foveate.pretrain.exporters.{to}")
-    target = out or _beside(source, to)
-    _check_free(target)
+    module = load_module(MODEL_TARGETS, to, label="target")
+    target = out or _default_folder(source, to)
+    _check_empty(target)
     model = load_model(source, device=device)
     metrics = read_json(source / METRICS) if (source / METRICS).is_file() else {}
-    choose(values["format"], FORMATS, "--format")
-    job = Job(source, model, read_json(source / _CONFIG), metrics, target, **values)
+    choose(options["format"], FORMATS, "--format")
+    job = Job(source, model, read_json(source / _CONFIG), metrics, target, **options)
     planned: list[str] = module.check(job)
-    result: dict[str, Any] = {"source": str(source), "to": to, "files": planned, "dry_run": dry_run}
     if dry_run:
+        result = ExportResult(source=str(source), to=to, files=planned, dry_run=True)
         return target, result, [f"would write {target}/{name}" for name in planned]
     identity = getattr(module, "identity", None)
     with staged(target, identity=identity(job) if identity else None) as folder:
-        done: Exported = module.export(Job(source, model, job.config, metrics, folder, **values))
-    result |= {"differences": done.differences, "counts": done.counts, "notes": done.notes}
-    result["files"] = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    lines = [f"{name}: {count}" for name, count in done.counts.items()]
-    lines += [f"largest difference, {name}: {value:.3g}" for name, value in done.differences.items()]
-    return target, result, [*lines, *done.notes]
+        report: ExportReport = module.export(Job(source, model, job.config, metrics, folder, **options))
+    result = ExportResult(
+        source=str(source),
+        to=to,
+        files=_list_files(target),
+        differences=report.differences,
+        counts=report.counts,
+        notes=report.notes,
+    )
+    lines = [f"{name}: {count}" for name, count in report.counts.items()]
+    lines += [f"largest difference, {name}: {value:.3g}" for name, value in report.differences.items()]
+    return target, result, [*lines, *report.notes]
 
 
 def _export_collection(
@@ -169,43 +170,48 @@ def _export_collection(
     function: Callable[..., object],
     region_sources: tuple[str, ...],
     dry_run: bool,
-) -> tuple[Path, dict[str, Any], list[str]]:
-    target = out or _beside(source, to)
-    _check_free(target)
-    result: dict[str, Any] = {"source": str(source), "to": to, "dry_run": dry_run}
+) -> tuple[Path, ExportResult, list[str]]:
+    target = out or _default_folder(source, to)
+    _check_empty(target)
     with Collection.open(source) as opened:
         regions = SelectedRegions(opened, region_sources)
-        result["counts"] = {"images": len(opened), "regions of other sources": regions.left_out}
-        left_out = [told] if (told := regions.describe_left_out()) else []
+        counts = {"images": len(opened), "regions of other sources": regions.left_out}
+        skipped = [note] if (note := regions.describe_left_out()) else []
         if dry_run:
-            return target, result, [f"would write {len(opened)} images to {target}", *left_out]
+            result = ExportResult(source=str(source), to=to, counts=counts, dry_run=True)
+            return target, result, [f"would write {len(opened)} images to {target}", *skipped]
         with staged(target) as folder:
             function(opened, folder, region_sources=region_sources)
-    result["files"] = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    return target, result, [f"images: {result['counts']['images']}", *left_out]
+    result = ExportResult(source=str(source), to=to, counts=counts, files=_list_files(target))
+    return target, result, [f"images: {counts['images']}", *skipped]
 
 
-def _beside(source: Path, to: str) -> Path:
-    """SOURCE-TARGET; "." and ".." have no name of their own."""
+def _list_files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _default_folder(source: Path, to: str) -> Path:
+    """Return SOURCE-TARGET next to the source."""
+    # "." and ".." have no name to add to.
     named = source if source.name not in ("", "..") else source.resolve()
     return named.with_name(f"{named.name}-{to}")
 
 
-def _check_free(target: Path) -> None:
+def _check_empty(target: Path) -> None:
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError(f"{target} exists and is not an empty folder: choose another one with --out")
+        raise UserError(f"{target}: exists and is not an empty folder; choose another one with --out")
 
 
 @contextmanager
 def staged(target: Path, *, identity: str | None = None) -> Iterator[Path]:
-    """A folder to write in, which appears at `target` on a clean exit; killed or failed, nothing appears there.
+    """Yield a folder to write in, which is moved to `target` on a clean exit; killed or failed, nothing is there.
 
     Args:
-        identity: what the content is made of. With it, content that a stopped run of the same identity left is kept
-            to go on from; without it, or after a failure, work starts afresh.
+        identity: hash of what the content is made from. With it, a stopped run of the same identity is resumed;
+            without it, or after a failure, the export starts from scratch.
 
     Raises:
-        UserError: when another process is exporting to the same place, or the folder cannot be made.
+        UserError: when another process exports to the same folder, or the folder cannot be written.
     """
     stage = target.with_name(f".{target.name}.partial")
     content, note = stage / _STAGED, stage / "identity"
@@ -214,11 +220,11 @@ def staged(target: Path, *, identity: str | None = None) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
     with FolderLock(stage, purpose="export"):
-        _check_free(target)
-        known = note.read_text(encoding="utf-8") if note.is_file() else None
-        if content.exists() and (identity is None or known != identity):
-            if known is not None:
-                say(f"{target}: what a stopped export of something else left is thrown away")
+        _check_empty(target)
+        earlier = note.read_text(encoding="utf-8") if note.is_file() else None
+        if content.exists() and (identity is None or earlier != identity):
+            if earlier is not None:
+                say(f"{target}: discarded the unfinished export of another source")
             shutil.rmtree(content)
         content.mkdir(exist_ok=True)
         note.write_text(identity or "", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What every export of a model is held against, and the card that says what was found."""
+"""Compare an exported model with its source on fixed inputs, and write the card of the export."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ IMAGES = 2
 
 
 def probe_pixels(job: Job) -> Tensor:
-    """uint8 noise [IMAGES, 3, S, S], always the same."""
+    """Return uint8 noise [IMAGES, 3, S, S], the same for every export."""
     size = job.model.image_encoder.preprocess.side
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest absolute difference of two results of the same shape."""
+    """Return the largest absolute difference of two tensors of the same shape."""
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     return float((ours.double() - theirs.double()).abs().max()) if ours.numel() else 0.0
 
 
 def image_text_bias(model: LocalizingModel) -> float | None:
-    """The bias of a sigmoid loss between images and texts; None for a softmax, also where regions have a bias."""
+    """Return the bias of a sigmoid image-text loss; None for a softmax loss, even if the regions have a bias."""
     return float(model.logit_bias()) if model.recipe.loss == "sigmoid" else None
 
 
 def open_clip_towers(job: Job, library: str) -> tuple[OpenClipImageEncoder, OpenClipTextEncoder]:
-    """Both encoders of a model that is one of open_clip's.
+    """Return both encoders of a model of open_clip.
 
     Raises:
-        UserError: for any other, with the targets that are possible.
+        UserError: for any other model, with the possible targets.
     """
     image, text = job.model.image_encoder, job.model.text_encoder
     if isinstance(image, OpenClipImageEncoder) and isinstance(text, OpenClipTextEncoder):
@@ -47,18 +47,18 @@ def open_clip_towers(job: Job, library: str) -> tuple[OpenClipImageEncoder, Open
     kinds = [job.model.recipe.image_encoder["kind"], job.model.recipe.text_encoder["kind"]]
     also = "`--to transformers`, " if kinds == ["clip"] * 2 else ""
     raise UserError(
-        f"{job.source}: encoders '{kinds[0]}' and '{kinds[1]}' are no architecture of {library}; possible are {also}"
+        f"{job.source}: encoders '{kinds[0]}' and '{kinds[1]}' are not an architecture of {library}; possible targets: {also}"
         "`--to onnx` (image tower and regions) and `--to embeddings`"
     )
 
 
-def differences_in_words(differences: dict[str, float], *, texts: int = len(TEXTS)) -> str:
-    """Markdown: what was compared while exporting, on how many texts."""
+def format_differences(differences: dict[str, float], *, texts: int = len(TEXTS)) -> str:
+    """Write the card's section on what was compared while exporting, on how many texts."""
     data = f"{IMAGES} images of noise" + (f" and {texts} texts" if texts else "")
     rows = "".join(f"| {name} | {value:.3g} |\n" for name, value in differences.items())
     return f"""## Checked while exporting
 
-Loaded again with the library it is for, and compared with Foveate on {data}, in float32 on the CPU:
+Loaded with the target library and compared with Foveate on {data}, in float32 on the CPU:
 
 | what | largest absolute difference |
 |---|---|
@@ -66,7 +66,7 @@ Loaded again with the library it is for, and compared with Foveate on {data}, in
 
 
 def write_card(job: Job, *, library: str, loading: str, notes: list[str]) -> None:
-    """Writes the README.md of an export: the model's own card with the export's loading and notes."""
+    """Write the README.md of an export: the model's card with the export's loading code and notes."""
     card = model_card(
         recipe=job.config["recipe"],
         parameters=sum(value.numel() for value in trained_weights(job.model).values()),

@@ -1,7 +1,7 @@
-"""Starting from what exists: a trained CLIP of open_clip or transformers, or one of our own model folders.
+"""Initialize from a trained model: a CLIP of open_clip or transformers, or a model folder of Foveate.
 
-`initial` names it; an encoder of kind `initial` is the tower it has. What was loaded, what is fresh and what was left
-over is a table in the run folder: nothing stays random in silence.
+The recipe's field `initial` names it; an encoder of kind `initial` is its tower. A table in the run folder lists which
+tensors were loaded, are fresh, or were left over, so that no tensor stays random unnoticed.
 """
 
 from __future__ import annotations
@@ -31,42 +31,42 @@ from foveate.vision.registry import tower_options
 REQUIRED = "required"
 KIND = "initial"
 TABLE = "initial.json"
-# What a recipe that waits for its checkpoint is counted with (`--dry-run`), the size of the paper's B/16.
+# Stands for the missing checkpoint in a `--dry-run` of a recipe with `initial: required`: the paper's B/16.
 _STAND_IN = {"kind": "open_clip", "model": "ViT-B-16"}
 _STAND_IN_WIDTH = 512
 _TOWERS = ("image_encoder", "text_encoder")
 
 
-def resolved(recipe: PretrainRecipe) -> PretrainRecipe:
-    """The recipe with the towers of `initial` in the place of encoders of kind `initial`.
+def resolve_initial(recipe: PretrainRecipe) -> PretrainRecipe:
+    """Replace encoders of kind `initial` by the towers of the checkpoint `initial`.
 
     `image_encoder.source=X` alone is read as `initial=X`. Other fields of such an encoder (geometry, image_size,
-    frozen ...) are handed to the tower.
+    frozen ...) are passed to the tower.
 
     Raises:
-        UserError: when `initial` is 'required' and nothing was given, or it is nothing that has towers.
+        UserError: when `initial` is 'required' and missing, or it has no towers.
     """
-    wanting = [name for name in _TOWERS if getattr(recipe, name)["kind"] == KIND]
-    given = [getattr(recipe, name).get("source") for name in wanting]
-    start = recipe.initial if recipe.initial != REQUIRED else next((one for one in given if one), None)
+    waiting = [name for name in _TOWERS if getattr(recipe, name)["kind"] == KIND]
+    sources = [getattr(recipe, name).get("source") for name in waiting]
+    start = recipe.initial if recipe.initial != REQUIRED else next((source for source in sources if source), None)
     if start is None:
-        if not wanting and recipe.initial is None:
+        if not waiting and recipe.initial is None:
             return recipe
         if not on_meta():
             raise UserError(
-                "field initial: this recipe starts from a trained model, say which: initial=FOLDER with a model folder "
-                "of Foveate, open_clip or transformers, or initial=OWNER/NAME on the hub"
+                "field initial: required; expected initial=FOLDER with a model folder of Foveate, open_clip or "
+                "transformers, or initial=OWNER/NAME on the hub"
             )
-        changes: dict[str, Any] = {name: _STAND_IN for name in wanting}
+        changes: dict[str, Any] = {name: _STAND_IN for name in waiting}
         return recipe.model_copy(update={"embed_dim": recipe.embed_dim or _STAND_IN_WIDTH, "initial": None, **changes})
     changes = {"initial": start}
-    # One checkpoint has one commit, whichever tower names it.
-    pinned = {key: value for name in wanting for key, value in _pin(getattr(recipe, name)).items()}
-    for name in wanting:
+    # Both towers come from the same commit, whichever of them pins it.
+    pinned = {key: value for name in waiting for key, value in _pin(getattr(recipe, name)).items()}
+    for name in waiting:
         options = {key: value for key, value in getattr(recipe, name).items() if key != "kind"}
         if options.get("source", start) == start:
             options = pinned | options
-        checkpoint = _fetched(options.get("source") or start, options)
+        checkpoint = _fetch(options.get("source") or start, options)
         changes[name] = _tower(checkpoint, name, options)
         if name == "image_encoder" and recipe.embed_dim == 0:
             changes["embed_dim"] = _embed_dim(checkpoint, changes[name]["kind"])
@@ -77,84 +77,84 @@ def _pin(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in ("revision", "offline") if options.get(key)}
 
 
-def _fetched(source: str, options: Mapping[str, Any]) -> Checkpoint:
+def _fetch(source: str, options: Mapping[str, Any]) -> Checkpoint:
     return fetch(source, field="initial", **_pin(options))
 
 
-def kind_of(checkpoint: Checkpoint) -> str:
-    """Which encoder reads a folder: "localizing-encoder" for our own, else a kind of `foveate.vision`.
+def detect_kind(checkpoint: Checkpoint) -> str:
+    """Return the kind of encoder that reads a folder: "localizing-encoder" for Foveate's, else one of vision.
 
     Raises:
-        UserError: when none does.
+        UserError: when no encoder does.
     """
     folder = checkpoint.folder
     if (folder / "open_clip_config.json").is_file():
         return "open_clip"
     inner = folder / "model"
     if not (folder / "config.json").is_file():
-        also = f". Did you mean '{inner}'?" if (inner / "config.json").is_file() else ""
-        raise UserError(f"initial '{checkpoint.name}': no model folder, it has no config.json{also}")
-    said = checkpoint.config()
-    if said.get("kind") == OURS:
+        hint = f". Did you mean '{inner}'?" if (inner / "config.json").is_file() else ""
+        raise UserError(f"initial '{checkpoint.name}': not a model folder: it has no config.json{hint}")
+    config = checkpoint.config()
+    if config.get("kind") == OURS:
         return OURS
-    found = KIND_OF_TYPE.get(str(said.get("model_type")))
-    if found is not None:
-        return found
-    if "architecture" in said:
+    kind = KIND_OF_TYPE.get(str(config.get("model_type")))
+    if kind is not None:
+        return kind
+    if "architecture" in config:
         return "timm"
     raise UserError(
-        f"initial '{checkpoint.name}': model_type '{said.get('model_type')}' has no encoder here; allowed are "
-        f"{', '.join(sorted(KIND_OF_TYPE))}, open_clip's and timm's folders, and Foveate's own"
+        f"initial '{checkpoint.name}': model_type '{config.get('model_type')}' has no encoder; expected "
+        f"{', '.join(sorted(KIND_OF_TYPE))}, or a folder of open_clip, timm or Foveate"
     )
 
 
 def _tower(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of one encoder that stands for the tower of a checkpoint."""
-    kind = kind_of(checkpoint)
+    """Return the settings of an encoder that is the tower of a checkpoint."""
+    kind = detect_kind(checkpoint)
     if kind == OURS:
-        return _own_tower(checkpoint, name, options)
+        return _foveate_tower(checkpoint, name, options)
     if not tower_options(kind, name):
         raise UserError(
-            f"initial '{checkpoint.name}' ('{kind}') has no text tower: give one, for example "
+            f"initial '{checkpoint.name}' ('{kind}') has no text tower; set one, for example "
             "text_encoder={kind: minilm}"
         )
     return {"source": checkpoint.name, **options, "kind": kind}
 
 
-def _own_tower(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for a model folder of ours, which says how its images are fitted in one field, `preprocess`."""
+def _foveate_tower(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return them for a model folder of Foveate, where geometry and size are inside one field, `preprocess`."""
     pinned = _pin(options)
     if pinned and checkpoint.commit is not None:
         raise UserError(
-            f"initial '{checkpoint.name}' is a model folder of Foveate: {' and '.join(pinned)} only mean something for "
-            "those of other libraries; download the commit that you want and give its folder"
+            f"initial '{checkpoint.name}' is a model folder of Foveate: {' and '.join(pinned)} have an effect only on "
+            "checkpoints of other libraries; download the commit and give its folder"
         )
     options = {key: value for key, value in options.items() if key not in ("source", *pinned)}
-    own = dict(checkpoint.config()["recipe"][name])
+    tower = dict(checkpoint.config()["recipe"][name])
     if name == "text_encoder":
-        own = with_tokenizer(own, checkpoint.folder)
-    own |= options
-    if name == "image_encoder" and own.get("preprocess"):
-        shown = dict(own["preprocess"])
+        tower = with_tokenizer(tower, checkpoint.folder)
+    tower |= options
+    if name == "image_encoder" and tower.get("preprocess"):
+        preprocess = dict(tower["preprocess"])
         if "geometry" in options:
-            shown["geometry"] = options["geometry"]
+            preprocess["geometry"] = options["geometry"]
         if options.get("image_size") is not None:
-            shown["size"] = options["image_size"]
-        own["preprocess"] = shown
-    return own
+            preprocess["size"] = options["image_size"]
+        tower["preprocess"] = preprocess
+    return tower
 
 
 def _embed_dim(checkpoint: Checkpoint, kind: str) -> int:
-    """The width of a checkpoint's joint space."""
+    """Return the width of a checkpoint's joint embedding."""
     folder = str(checkpoint.folder)
-    if kind_of(checkpoint) == OURS:
+    if detect_kind(checkpoint) == OURS:
         return int(checkpoint.config()["recipe"]["embed_dim"])
     if kind == "open_clip":
         path = checkpoint.folder / "open_clip_config.json"
-        said = read_json(path)
-        if not isinstance(said, dict) or "embed_dim" not in said.get("model_cfg", {}):
-            raise UserError(f"{path}: no configuration of open_clip, model_cfg.embed_dim is missing")
-        return int(said["model_cfg"]["embed_dim"])
+        config = read_json(path)
+        if not isinstance(config, dict) or "embed_dim" not in config.get("model_cfg", {}):
+            raise UserError(f"{path}: field model_cfg.embed_dim is missing; expected a configuration of open_clip")
+        return int(config["model_cfg"]["embed_dim"])
     if kind == "clip":
         from transformers import AutoConfig
 
@@ -163,14 +163,14 @@ def _embed_dim(checkpoint: Checkpoint, kind: str) -> int:
         from transformers import SiglipVisionConfig
 
         return int(SiglipVisionConfig.from_pretrained(folder).hidden_size)
-    raise UserError(f"embed_dim 0: '{checkpoint.name}' has no joint space of its own, give the width you want")
+    raise UserError(f"embed_dim: '{checkpoint.name}' has no joint embedding to take it from; set a width above 0")
 
 
 def start_from(model: LocalizingModel, initial: str, *, run: Path | None = None) -> dict[str, Any]:
-    """Loads a model folder of ours into `model`, or accounts for the towers that were built with their weights.
+    """Load a model folder of Foveate into `model`, or list the towers that were built with their weights.
 
     Args:
-        model: of the resolved recipe. initial: as the recipe says. run: run folder, where the table is written.
+        model: of the resolved recipe. initial: of the recipe. run: run folder, where the table is written.
 
     Returns:
         `initial`, `counts` by status, and `tensors`: name -> "loaded", "fresh" or "unexpected".
@@ -179,9 +179,9 @@ def start_from(model: LocalizingModel, initial: str, *, run: Path | None = None)
         UserError: when a tensor of a tower is missing, or any tensor has another shape.
     """
     towers = [getattr(model.recipe, name) for name in _TOWERS]
-    checkpoint = _fetched(initial, next((one for one in towers if one.get("source") == initial), {}))
-    if kind_of(checkpoint) == OURS:
-        tensors = _load_ours(model, checkpoint)
+    checkpoint = _fetch(initial, next((tower for tower in towers if tower.get("source") == initial), {}))
+    if detect_kind(checkpoint) == OURS:
+        tensors = _load_foveate(model, checkpoint)
     else:
         tensors = {name: _status(model, name) for name in model.state_dict()}
     counts = dict(Counter(tensors.values()))
@@ -192,18 +192,18 @@ def start_from(model: LocalizingModel, initial: str, *, run: Path | None = None)
         for status in ("fresh", "unexpected"):
             if status in counts:
                 parts.append(f"{counts[status]} {status} ({', '.join(_areas(tensors, status))})")
-        say(f"started from {initial}: {', '.join(parts)}; all of them in {run / TABLE}")
+        say(f"initialized from {initial}: {', '.join(parts)}; listed in {run / TABLE}")
     return result
 
 
 def _areas(tensors: Mapping[str, str], status: str) -> list[str]:
-    """The first parts of the names of all tensors with this status."""
-    names = (name.split(".") for name, one in tensors.items() if one == status)
+    """Return the modules of all tensors with this status."""
+    names = (name.split(".") for name, value in tensors.items() if value == status)
     return sorted({".".join(parts[:2]) if parts[0] in _TOWERS else parts[0] for parts in names})
 
 
 def _status(model: LocalizingModel, name: str) -> str:
-    """Of a tensor of a model whose towers were built with trained weights."""
+    """Return the status of a tensor of a model whose towers were built with trained weights."""
     area, _, rest = name.partition(".")
     if area in _TOWERS:
         encoder = getattr(model, area)
@@ -217,10 +217,10 @@ def _status(model: LocalizingModel, name: str) -> str:
     return "fresh"
 
 
-def _load_ours(model: LocalizingModel, checkpoint: Checkpoint) -> dict[str, str]:
+def _load_foveate(model: LocalizingModel, checkpoint: Checkpoint) -> dict[str, str]:
     path = checkpoint.folder / WEIGHTS
     if not path.is_file():
-        raise UserError(f"{path}: no such file; the model folder is not complete")
+        raise UserError(f"{path}: no such file; the model folder is incomplete")
     try:
         weights: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
@@ -229,24 +229,25 @@ def _load_ours(model: LocalizingModel, checkpoint: Checkpoint) -> dict[str, str]
     for name in sorted(weights.keys() & expected.keys()):
         if weights[name].shape != expected[name].shape:
             raise UserError(
-                f"initial '{checkpoint.name}': '{name}' has shape {tuple(weights[name].shape)}, this recipe's model "
-                f"{tuple(expected[name].shape)}"
+                f"initial '{checkpoint.name}': '{name}' has shape {tuple(weights[name].shape)}; expected "
+                f"{tuple(expected[name].shape)} as in this recipe's model"
             )
-    lost = sorted(name for name in expected.keys() - weights.keys() if name.startswith(_TOWERS))
-    if lost:
+    missing = sorted(name for name in expected.keys() - weights.keys() if name.startswith(_TOWERS))
+    if missing:
         raise UserError(
-            f"initial '{checkpoint.name}': {len(lost)} tensors of the towers are not in it ({', '.join(lost[:3])}); "
-            "image_encoder={kind: initial} text_encoder={kind: initial} takes the towers that it has"
+            f"initial '{checkpoint.name}': {len(missing)} tensors of the towers are missing ({', '.join(missing[:3])}); "
+            "image_encoder={kind: initial} text_encoder={kind: initial} uses the towers of the checkpoint"
         )
-    taken = weights.keys() & expected.keys() - _said_otherwise(model.recipe, weights)
-    model.load_state_dict({name: weights[name] for name in taken}, strict=False)
-    tensors = {name: "loaded" if name in taken else "fresh" for name in expected}
+    loaded = weights.keys() & expected.keys() - _overridden(model.recipe, weights)
+    model.load_state_dict({name: weights[name] for name in loaded}, strict=False)
+    tensors = {name: "loaded" if name in loaded else "fresh" for name in expected}
     return tensors | {name: "unexpected" for name in sorted(weights.keys() - expected.keys())}
 
 
-def _said_otherwise(recipe: LocalizerSettings, weights: Mapping[str, Tensor]) -> set[str]:
-    """Temperatures and biases that the recipe sets, and a temperature whose sigmoid loss has no bias to go with it."""
+def _overridden(recipe: LocalizerSettings, weights: Mapping[str, Tensor]) -> set[str]:
+    """Return temperatures and biases that the recipe sets itself, which are not loaded."""
     names: set[str] = set()
+    # The temperature of a softmax loss is no start for a sigmoid loss: there it only works with its bias.
     if recipe.logit_scale_init is not None or (recipe.loss == "sigmoid" and "bias" not in weights):
         names |= {"log_scale", "region_log_scale"}
     if recipe.logit_bias_init is not None:

@@ -1,4 +1,4 @@
-"""Where is it? The box of a phrase in one image, by every rule there is, reported apart."""
+"""Locate a phrase in one image: the box of every rule, with baselines."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ RULES = ("head", "candidates")
 
 
 def read_image(path: Path) -> bytes:
-    """The bytes of an image file.
+    """Read the bytes of an image file.
 
     Raises:
-        UserError: when there is none.
+        UserError: when it cannot be read.
     """
     try:
         return path.read_bytes()
@@ -35,7 +35,7 @@ def read_image(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """One image as the encoder has seen it; `width` and `height` in pixels after its EXIF rotation."""
+    """One image after the encoder; `width` and `height` in pixels after its EXIF rotation."""
 
     tokens: ImageFeatures
     placement: Placement
@@ -45,7 +45,7 @@ class EncodedImage:
 
 @torch.inference_mode()
 def encode_image_bytes(model: LocalizingModel, data: bytes) -> EncodedImage:
-    """Decodes and encodes one image.
+    """Decode and encode one image.
 
     Raises:
         UserError: with the reason, when it cannot be read.
@@ -62,11 +62,11 @@ def encode_image_bytes(model: LocalizingModel, data: bytes) -> EncodedImage:
 
 
 @dataclass(frozen=True)
-class Located:
-    """The answer for one image and phrase; boxes are (x1, y1, x2, y2) in [0, 1] of the image.
+class PhraseBoxes:
+    """Boxes of one phrase in one image, (x1, y1, x2, y2) in [0, 1] of the image.
 
     Attributes:
-        rule: the one that `box` comes from. boxes: every rule's box, and the center and a random box beside them.
+        rule: the one that `box` comes from. boxes: of every rule, and a center and a random box as baselines.
         scores: cosine of each box's embedding with the phrase's, in [-1, 1]; None for a box without area.
         width, height: of the image in pixels, after its EXIF rotation.
     """
@@ -80,25 +80,29 @@ class Located:
 
     @property
     def box(self) -> list[float]:
-        """The box of the chosen rule."""
+        """The box of the selected rule."""
         return self.boxes[self.rule]
 
 
 @torch.inference_mode()
-def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | None = None, seed: int = 0) -> Located:
-    """Finds a phrase in an image: the grounding head's box and the best of many candidate boxes.
+def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | None = None, seed: int = 0) -> PhraseBoxes:
+    """Locate a phrase in an image by the grounding head and by the best of many candidate boxes.
 
-    Both use one pass over the image. `rule` is the model's better one (on its validation split) by default.
+    Both use one pass over the image.
+
+    Args:
+        rule: "head" or "candidates"; by default the model's better one on its validation split.
+        seed: of the random baseline box.
 
     Raises:
         UserError: for an empty phrase, an unreadable image, or a rule the model does not have.
     """
     if not phrase.strip():
-        raise UserError("the phrase is empty: say what to look for, for example 'a red boat'")
+        raise UserError("phrase: the text is empty; expected words such as 'a red boat'")
     available = RULES if model.prompter is not None else RULES[1:]
-    chosen = rule or model.locate_rule
-    if chosen not in available:
-        raise UserError(f"rule '{chosen}': this model has {', '.join(available)}")
+    rule = rule or model.locate_rule
+    if rule not in available:
+        raise UserError(f"rule '{rule}': this model has {', '.join(available)}")
     encoded = encode_image_bytes(model, image)
     tokens, placement = encoded.tokens, encoded.placement
     index = torch.zeros(1, dtype=torch.int64, device=model.device)
@@ -113,9 +117,9 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
     boxes |= {name: box[0] for name, box in baseline_boxes(1, seed=seed).items()}
     scores = {name: _cosine(model, tokens, placement.to_input(box[None], min_visible=0)[0], text_1E, index)
               for name, box in boxes.items()}  # fmt: skip
-    return Located(
+    return PhraseBoxes(
         phrase=phrase,
-        rule=chosen,
+        rule=rule,
         boxes={name: [round(float(value), 5) for value in box] for name, box in boxes.items()},
         scores=scores,
         width=encoded.width,
@@ -130,6 +134,7 @@ def _cosine(
     text_1E: torch.Tensor,
     index: torch.Tensor,
 ) -> float | None:
+    """Return the cosine of a box's embedding with the phrase's; None for a box without area ([0, 4])."""
     if not len(box_14):
         return None
     boxes = torch.from_numpy(box_14).float().to(model.device)

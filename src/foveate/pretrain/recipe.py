@@ -1,4 +1,4 @@
-"""The recipe of a pre-training run: which encoders, which losses, which texts and views, how long."""
+"""The recipe of a pretraining run: encoders, losses, texts, views, training."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from foveate.vision.localizer.settings import LocalizerSettings
 
 
 class ViewSettings(Settings):
-    """What the model sees of an image."""
+    """Random crops and mirroring of the training images."""
 
     scale: tuple[float, float] = Field((1.0, 1.0), description="area of the random crop; (1, 1) = no crop")
-    flip: float = Field(0.0, ge=0, le=1, description="share of mirrored images; none with left or right in a text")
-    cached: int = Field(2, ge=1, description="views kept per image when the encoder's frozen part is cached")
+    flip: float = Field(0.0, ge=0, le=1, description="probability of mirroring; never with left or right in a text")
+    cached: int = Field(2, ge=1, description="views per image whose frozen features are cached")
 
 
 class DataSettings(Settings):
-    """Which texts and regions of an image are drawn at each epoch."""
+    """The texts and regions drawn from an image in each epoch."""
 
     captions: dict[str, float] = Field(
         {"alt": 1.0}, description="weight of each caption kind; one text is drawn per image per epoch"
@@ -33,16 +33,22 @@ class DataSettings(Settings):
         "none", description="ablations: concat, fuse, part or uniform instead of one whole text by the mixture"
     )
     prefer: tuple[str, ...] = Field((), description="caption models, best first, where several wrote one kind")
-    allow_truncation: bool = Field(False, description="train on dsc_plus although the text tower cuts it off")
-    regions_per_image: int = Field(4, ge=1, description="M, the most regions drawn per image and step")
+    allow_truncation: bool = Field(False, description="train on dsc_plus although it exceeds the text tower's context")
+    regions_per_image: int = Field(4, ge=1, description="M, maximum of regions drawn per image and step")
     region_sources: tuple[str, ...] | None = Field(
-        None, description="whose regions are drawn: sources of the table, e.g. vesl:nanodet or vesl:cloc@RECIPE; all"
+        None, description="sources of the regions drawn, e.g. vesl:nanodet or vesl:cloc@RECIPE; unset = all"
     )
     whole_image_region: bool = Field(
         False, description="an image without regions gets one: the whole image with its drawn text"
     )
     views: ViewSettings = ViewSettings()
     split: str = Field("train", description="split to train on")
+    validation_split: str = Field(
+        "validation", description="split for training.evaluate_every, and to choose the better locate rule"
+    )
+    validation_images: int = Field(
+        1000, ge=2, description="maximum of images per evaluation during training, drawn by the seed"
+    )
 
     @model_validator(mode="after")
     def _has_weights(self) -> DataSettings:
@@ -50,7 +56,7 @@ class DataSettings(Settings):
         return self
 
     def text_rule(self) -> TextRule:
-        """How one text per epoch is drawn."""
+        """Return the rule by which one text per epoch is drawn."""
         if self.mixture is not None:
             return TextRule(MixtureSampler.preset(self.mixture, missing=self.missing), self.combine)
         sources = tuple(self.captions) if self.missing != "alt" or "alt" in self.captions else (*self.captions, "alt")
@@ -58,12 +64,12 @@ class DataSettings(Settings):
 
 
 class ParameterRuleSettings(Settings):
-    """What holds for the parameters whose whole name matches; the first rule that matches holds."""
+    """Settings of the parameters whose full name matches; the first matching rule applies."""
 
-    pattern: str = Field(description="regular expression on whole names")
+    pattern: str = Field(description="regular expression on full names")
     learning_rate_scale: float = Field(1.0, ge=0, description="factor of the learning rate")
-    weight_decay: float | None = Field(None, ge=0, description="instead of the recipe's")
-    frozen: bool = Field(False, description="not trained at all")
+    weight_decay: float | None = Field(None, ge=0, description="instead of training.weight_decay")
+    frozen: bool = Field(False, description="do not train them")
 
 
 class PretrainRecipe(LocalizerSettings):

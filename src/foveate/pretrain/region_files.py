@@ -1,4 +1,4 @@
-"""What no other library has a place for: the module that embeds regions, as files beside an exported model.
+"""Save the region module as sidecar files next to an exported model, since no other library has a place for it.
 
 `prompter.safetensors` and `prompter.json` hold the Prompter with its box head, or the RoI module.
 """
@@ -34,7 +34,7 @@ class Regions:
 
 
 def write_regions(model: LocalizingModel, folder: Path) -> list[str]:
-    """Writes both files; returns their names, none for a model without a region module."""
+    """Write both files; return their names, none for a model without a region module."""
     recipe = model.recipe
     if recipe.regions.method == "none":
         return []
@@ -64,15 +64,15 @@ def write_regions(model: LocalizingModel, folder: Path) -> list[str]:
 
 
 def read_regions(folder: str | Path) -> Regions:
-    """Opens the region module of an exported folder, strictly, in evaluation mode and without gradient.
+    """Load the region module of an exported folder, strictly, in evaluation mode and without gradient.
 
     Raises:
-        UserError: when the files are missing, damaged or of something else.
+        UserError: when the files are missing, damaged or of another kind.
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("kind") != KIND or config.get("format") != 1:
-        raise UserError(f"{folder / CONFIG}: kind must be '{KIND}' and format 1")
+        raise UserError(f"{folder / CONFIG}: expected kind '{KIND}' and format 1")
     sizes = {"width": config["width"], "embed_dim": config["embed_dim"]}
     parts: dict[str, nn.Module]
     if config["method"] == "prompter":
@@ -92,7 +92,7 @@ def read_regions(folder: str | Path) -> Regions:
 
 
 def section(model: LocalizingModel, *, tokens: str) -> str:
-    """Markdown for an export's README on these files; `tokens` are lines of Python that set `tokens_BLD`."""
+    """Write the section of an export's README on these files; `tokens` are lines of Python that set `tokens_BLD`."""
     if model.recipe.regions.method == "none":
         return ""
     rows, columns = model.image_encoder.grid
@@ -100,10 +100,10 @@ def section(model: LocalizingModel, *, tokens: str) -> str:
         use = f"""prepared = regions.prompter.prepare(tokens_BLD, ({rows}, {columns}))
 z_RE = regions.prompter.boxes(prepared, boxes_R4, image_R).embedding_RE  # compare with text embeddings"""
         more = """
-Where phrases are, from text embeddings before normalization, one for each phrase:
+Boxes of phrases, from text embeddings before normalization, one for each phrase:
 
 ```python
-found_R4 = regions.box_head.locate(regions.prompter.phrases(prepared, texts_RE, image_R))
+located_R4 = regions.box_head.locate(regions.prompter.phrases(prepared, texts_RE, image_R))
 ```
 """
     else:
@@ -111,7 +111,7 @@ found_R4 = regions.box_head.locate(regions.prompter.phrases(prepared, texts_RE, 
         more = ""
     return f"""## Regions
 
-The module that embeds boxes has no place in this format: it lies beside, in `{WEIGHTS}` and
+This format has no place for the module that embeds boxes: it is in the files `{WEIGHTS}` and
 `{CONFIG}`, and is used through Foveate:
 
 ```python

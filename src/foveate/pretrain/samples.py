@@ -1,4 +1,4 @@
-"""Records as a model sees them: images after preprocessing, boxes and texts as they are drawn in training."""
+"""Sample images after preprocessing, with boxes and texts as training draws them, for a run's page."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from foveate.vision.registry import build_image_encoder
 from foveate.vision.views import input_boxes, read
 
 
-def image_of(pixels_3HW: Tensor) -> Image.Image:
-    """uint8 model input back to an image."""
+def to_image(pixels_3HW: Tensor) -> Image.Image:
+    """Convert uint8 model input to an image."""
     return Image.fromarray(np.ascontiguousarray(pixels_3HW.numpy().transpose(1, 2, 0)))
 
 
-def preprocess_of(recipe: LocalizerSettings) -> Preprocess:
-    """How the recipe's image encoder sees an image."""
+def build_preprocess(recipe: LocalizerSettings) -> Preprocess:
+    """Return the preprocessing of the recipe's image encoder."""
     return build_image_encoder(towers(recipe, "image_encoder")).preprocess
 
 
 def sample_rows(
     collection: Collection, *, count: int, seed: int, split: str | None = None, where: dict[str, str] | None = None
 ) -> np.ndarray:
-    """`count` rows of a split and of given label values, drawn by the seed, ascending; all where there are fewer."""
+    """Draw `count` rows of a split with the given label values by the seed, ascending; all if there are fewer."""
     rows = collection.rows(split, where)
     if count >= len(rows):
         return rows
@@ -42,12 +42,12 @@ def sample_rows(
 def write_samples(
     collection: Collection, recipe: LocalizerSettings, run: Path, rows: np.ndarray, *, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Writes the images of `rows` below `run`/images and describes them, each with one of its texts.
+    """Write the images of `rows` to `run`/images; describe them, each with one of its texts.
 
     Returns:
-        The described images, and key -> reason of those among them that could not be read.
+        Examples for the page (`foveate.core.results.Example`), and key -> reason of images that could not be read.
     """
-    preprocess = preprocess_of(recipe)
+    preprocess = build_preprocess(recipe)
     samples: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
     for row in rows:
@@ -57,15 +57,15 @@ def write_samples(
         except BadImage as problem:
             unreadable[record.key] = str(problem)
             continue
-        path = save_thumbnail(image_of(pixels), run / "images" / f"sample-{row:08d}.webp")
+        path = save_thumbnail(to_image(pixels), run / "images" / f"sample-{row:08d}.webp")
         regions = []
         if record.regions:
             boxes_R4 = np.stack([region.box.to_array() for region in record.regions])
-            moved_K4, kept_R = input_boxes(placement, boxes_R4)
-            kept = [region for region, keep in zip(record.regions, kept_R, strict=True) if keep]
+            moved_K4, visible_R = input_boxes(placement, boxes_R4)
+            visible = [region for region, mask in zip(record.regions, visible_R, strict=True) if mask]
             regions = [
                 {"box": [float(value) for value in box], "phrase": region.phrase, "slice": region.slice}
-                for box, region in zip(moved_K4, kept, strict=True)
+                for box, region in zip(moved_K4, visible, strict=True)
             ]
         drawn = int(seeds.uniform("gallery text", seed, record.key) * len(record.captions))
         caption = record.captions[drawn] if record.captions else None

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.pretrain.evaluate import Validation
 from foveate.pretrain.losses import (
     RegionLoss,
     clip_loss,
@@ -36,33 +37,38 @@ _PER_REGION = ("boxes_R4", "region_text", "phrase_ids_R")
 class PretrainTask(EmbeddingTask):
     """A `LocalizingModel` and its losses; method "none" is CLIP."""
 
-    def __init__(self, model: LocalizingModel) -> None:
+    def __init__(self, model: LocalizingModel, *, validation: Validation | None = None) -> None:
         super().__init__()
-        assert isinstance(model.recipe, PretrainRecipe), "an opened folder has no recipe to train by"
+        self.validation = validation
+        assert isinstance(model.recipe, PretrainRecipe), "a model opened from a folder has no training recipe"
         self.model, self.recipe = model, model.recipe
         self.settings = model.recipe.regions
         self.max_regions = model.recipe.data.regions_per_image
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Not normalized: `image` and `text` [B, E]; with regions also `region` and `phrase` [R, E], and with a
-        Prompter `box` [R, 4], where it finds each phrase."""
+        """Return embeddings, not normalized.
+
+        `image` and `text` [B, E]; with regions also `region` and `phrase` [R, E]; with a Prompter also `box` [R, 4],
+        the predicted box of each phrase.
+        """
         model = self.model
         tokens: ImageFeatures = model.image_encoder(batch["image"])
-        found = {"image": tokens.pooled, "text": model.text_encoder(batch["text"])}
+        embeddings = {"image": tokens.pooled, "text": model.text_encoder(batch["text"])}
         if self.settings.method == "none":
-            return found
-        # Apart from the captions: a tower that cuts its input to the longest text then reads a few tokens a phrase.
-        phrase_RE = found["phrase"] = model.text_encoder(batch["region_text"])
+            return embeddings
+        # A batch apart from the captions: a tower that trims its input to the longest text then reads a few tokens per
+        # phrase instead of the length of the longest caption.
+        phrase_RE = embeddings["phrase"] = model.text_encoder(batch["region_text"])
         boxes_R4, index_R = batch["boxes_R4"], batch["image_index_R"]
         if model.prompter is None or model.box_head is None:
-            return found | {"region": model.encode_regions(tokens, boxes_R4, index_R)}
-        tokens_ALD, index_R = _asked(tokens.tokens, batch["counts_B"], index_R)
+            return embeddings | {"region": model.encode_regions(tokens, boxes_R4, index_R)}
+        tokens_ALD, index_R = _images_with_regions(tokens.tokens, batch["counts_B"], index_R)
         prepared = model.prompter.prepare(tokens_ALD, tokens.grid)
-        boxed, said = model.prompter.boxes_and_phrases(prepared, boxes_R4, index_R, phrase_RE, index_R, check=False)
-        return found | {"region": boxed.embedding_RE, "box": model.box_head(said)}
+        region, phrase = model.prompter.boxes_and_phrases(prepared, boxes_R4, index_R, phrase_RE, index_R, check=False)
+        return embeddings | {"region": region.embedding_RE, "box": model.box_head(phrase)}
 
     def loss_of(self, batch: Batch, *, embeddings: Mapping[str, Tensor]) -> tuple[Losses, Report]:
-        """`clip_loss`, `region_loss`, `grounding_loss` and their total; the report names what was masked."""
+        """Return `clip_loss`, `region_loss`, `grounding_loss` and their total; the report has counts and masked share."""
         scale = self.model.logit_scale()
         clip = self.image_text_loss(embeddings["image"], embeddings["text"], scale)
         report: Report = {"logit_scale": scale.detach()}
@@ -71,7 +77,7 @@ class PretrainTask(EmbeddingTask):
         return self._with_regions(batch, embeddings, clip, report)
 
     def image_text_loss(self, image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
-        """The loss between the images and texts of all ranks, from this rank's embeddings (not normalized)."""
+        """Return the loss between the images and texts of all ranks, from this rank's embeddings (not normalized)."""
         image_BE, text_BE = F.normalize(image_BE.float(), dim=-1), F.normalize(text_BE.float(), dim=-1)
         chunk = self.settings.row_chunk
         if self.recipe.loss == "sigmoid":
@@ -122,12 +128,17 @@ class PretrainTask(EmbeddingTask):
             return sigmoid_region_loss(*embedded, logit_bias=model.region_logit_bias(), **options)
         return region_text_loss(*embedded, **options)
 
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Return the metrics of the validation images, see `Validation.metrics`; every rank computes all of them."""
+        assert self.validation is not None, "training.evaluate_every needs validation images"
+        return self.validation.metrics(self.model)
+
     def split(self, batch: Batch, parts: int) -> list[Batch]:
-        """Neighboring images with their regions."""
+        """Split into consecutive images with their regions."""
         index_R = batch["image_index_R"]
         starts = [round(part * len(batch["counts_B"]) / parts) for part in range(parts + 1)]
         first = torch.searchsorted(index_R, torch.tensor(starts, device=index_R.device)).tolist()
-        assert bool((index_R.diff() >= 0).all()), "regions lie in the order of their images"
+        assert bool((index_R.diff() >= 0).all()), "regions are in the order of their images"
         return [
             {name: batch[name][start:stop] for name in _PER_IMAGE}
             | {name: batch[name][first[part] : first[part + 1]] for name in _PER_REGION}
@@ -136,12 +147,12 @@ class PretrainTask(EmbeddingTask):
         ]
 
     def parameter_groups(self) -> Sequence[ParameterRule]:
-        """No decay on temperatures and biases, then the recipe's rules; the rest as the optimizer's table decides."""
+        """Return the recipe's rules, after one that exempts temperatures and biases from weight decay."""
         rules = (ParameterRule(**rule.model_dump()) for rule in self.recipe.parameter_rules)
         return (ParameterRule(r"model\.(region_)?(log_scale|bias)", weight_decay=0.0), *rules)
 
     def shard_units(self) -> Sequence[nn.Module]:
-        """The transformer blocks of both towers: the members of their lists of layers, inner ones first."""
+        """Return the transformer blocks of both towers: the members of their lists of layers, inner ones first."""
         outer_first = [
             block
             for tower in (self.model.image_encoder, self.model.text_encoder)
@@ -150,16 +161,20 @@ class PretrainTask(EmbeddingTask):
             for block in module.children()
             if not isinstance(block, nn.ModuleList | nn.ModuleDict)  # lists within lists are never called
         ]
+        # FSDP2 must shard inner modules before the ones that contain them; dict.fromkeys drops repeated modules.
         return list(dict.fromkeys(reversed(outer_first)))
 
     def export(self, folder: Path) -> None:
-        """Writes the model folder."""
+        """Write the model folder."""
         save_model(self.model, folder)
 
 
-def _asked(tokens_BLD: Tensor, counts_B: Tensor, index_R: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens of the images that have regions, and each region's place among them: the others need no Prompter."""
-    asked_B = counts_B > 0
-    if bool(asked_B.all()) or not len(index_R):
+def _images_with_regions(tokens_BLD: Tensor, counts_B: Tensor, index_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tokens of the images with regions, and the index of each region's image among them.
+
+    The other images need no Prompter.
+    """
+    with_regions_B = counts_B > 0
+    if bool(with_regions_B.all()) or not len(index_R):
         return tokens_BLD, index_R
-    return tokens_BLD[asked_B], (asked_B.cumsum(0) - 1)[index_R]
+    return tokens_BLD[with_regions_B], (with_regions_B.cumsum(0) - 1)[index_R]

@@ -1,4 +1,4 @@
-"""`foveate pretrain`: a recipe and a collection in, a run folder with a model folder out."""
+"""`foveate pretrain`: train a recipe on a collection; write a run folder with a model folder in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +18,11 @@ from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.pretrain.dataset import PretrainDataset
-from foveate.pretrain.embed import embed_collection
-from foveate.pretrain.evaluate import better_rule, evaluate
-from foveate.pretrain.initialization import resolved, start_from
+from foveate.pretrain.embed import cache_features, embed_collection
+from foveate.pretrain.evaluate import Validation, choose_locate_rule, evaluate
+from foveate.pretrain.initialization import resolve_initial, start_from
 from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.results import PretrainResult, SplitEvaluation
 from foveate.pretrain.task import PretrainTask
 from foveate.records.collection import Collection
 from foveate.training import checkpoint
@@ -36,35 +36,38 @@ from foveate.vision.store import Share
 CACHE = "cache"
 VALIDATION = "validation"
 
-
-# Fields that may change from one session to the next: they have no influence on the weights.
+# Fields that may change when a run is resumed: they have no influence on the weights.
 _FREE = tuple(f"training.{name}" for name in WITHOUT_INFLUENCE)
 
 
 @dataclass
-class Pretrained:
-    """What `pretrain` leaves; `model_folder` is None where the run was stopped before its end, and on other ranks."""
+class PretrainRun:
+    """A finished or stopped training run; `model_folder` is None if it was stopped, and on ranks other than 0."""
 
     run: RunFolder
     status: str
-    result: dict[str, Any]
+    result: PretrainResult
     model_folder: Path | None
     is_main: bool = True
 
 
 @contextlib.contextmanager
-def initial_weights_of(seed: int) -> Iterator[None]:
-    """Torch's initializers take the global generator: it is set for the block and then put back."""
+def seeded_initialization(seed: int) -> Iterator[None]:
+    """Seed torch's global generator inside the block and restore it afterwards."""
+    # torch.nn.init takes no generator, and the user's random state must stay as it was.
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seeds.integer("initial weights", seed))
         yield
 
 
 def build_model(recipe: PretrainRecipe) -> LocalizingModel:
-    """The model of a recipe before training; the same seed gives the same weights. Towers over trained weights have
-    these; a model folder that the recipe starts from is not loaded yet (`foveate.pretrain.initialization.start_from`)."""
-    with initial_weights_of(recipe.training.seed):
-        return LocalizingModel(resolved(recipe))
+    """Build the model of a recipe before training; the same seed gives the same weights.
+
+    Towers of a trained checkpoint have its weights. A model folder of Foveate that the recipe starts from is not
+    loaded yet, see `foveate.pretrain.initialization.start_from`.
+    """
+    with seeded_initialization(recipe.training.seed):
+        return LocalizingModel(resolve_initial(recipe))
 
 
 def build_dataset(
@@ -76,8 +79,12 @@ def build_dataset(
     cache: Path,
     share: Share = (0, 1),
 ) -> PretrainDataset:
-    """The training samples of a collection, frozen features kept in the folder `cache`; `share` is the rank and the
-    number of the processes that compute them together."""
+    """Build the training samples of a collection.
+
+    Args:
+        cache: folder of the frozen features.
+        share: rank and number of the processes that compute these features together.
+    """
     return PretrainDataset(
         collection,
         recipe.data,
@@ -99,8 +106,11 @@ def pretrain(
     device: str | None = None,
     command: list[str] | None = None,
     evaluate_split: str | None = "test",
-) -> Pretrained:
-    """Trains the recipe's model on the collection; the same call again goes on where it was stopped.
+) -> PretrainRun:
+    """Train the recipe's model on the collection; the same call resumes a stopped run.
+
+    Args:
+        evaluate_split: split of the collection to evaluate a finished run on; None for no evaluation.
 
     Raises:
         UserError: when the recipe does not fit the collection, or the run folder holds another run.
@@ -110,57 +120,90 @@ def pretrain(
         run = RunFolder(run_path)
         if here.is_main:
             run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
-        barrier()  # the run folder is there
+        barrier()  # the other ranks read what rank 0 has written to the run folder
         assert isinstance(model.recipe, PretrainRecipe)
         if model.recipe.initial is not None:
             start_from(model, model.recipe.initial, run=run.path if here.is_main else None)
-        # For the end: sharded training takes the model itself apart, and its sources may be gone by then.
+        # A copy for the end: FSDP takes the model itself apart, and files it was built from may be gone by then.
         final = empty_copy(model)
         cache = _cache_folder(collection, run)
         share = (here.rank, here.size)
         dataset = build_dataset(recipe, collection, model, device=here.device, cache=cache, share=share)
         if dataset.skipped:
-            say(f"{dataset.skipped} images of the split have no text of the wanted kinds: left out")
-        outcome, weights = _fit(recipe, model, dataset, run, here)
-        result: dict[str, Any] = {
-            "kind": "pretrain",
-            "status": outcome.status,
-            "recipe": recipe.model_dump(mode="json"),
-            "command": command,
-            "collection": collection.name,
-            "images": len(dataset.rows),
-            "images_without_text": dataset.skipped,
-            "texts": dataset.texts_of_first_epoch(outcome.step * recipe.training.batch_size, recipe.training.seed),
-            "steps": outcome.step,
-            "seconds": round(outcome.seconds, 1),
-            "curves": "metrics.jsonl",
-            "parameters": {"trained": sum(value.numel() for value in weights.values())},
-            "frozen": model.image_encoder.fingerprint() or "",
-            "bad_samples": outcome.bad_samples,
-            "evaluation": None,
-        }
-        folder = None
+            say(f"skipped {dataset.skipped} images of the split: no text of the kinds in data.captions")
+        validation = _validation(recipe, model, collection, cache, here)
+        outcome, weights = _fit(recipe, model, dataset, validation, run, here)
+        folder, evaluation = None, None
         if outcome.status == "finished" and here.is_main:
             final.load_state_dict(weights, assign=True)
             final.to(here.device).eval()
-            folder = _finish(final, collection, run, result, evaluate_split, recipe, cache)
+            split = evaluate_split if evaluate_split and _has_split(collection, evaluate_split) else None
+            evaluation = _evaluate(final, collection, run, recipe, split=split, cache=cache)
+            folder = _save(final, collection, run, recipe, evaluation, images=len(dataset.rows), command=command)
+        result = PretrainResult(
+            status=outcome.status,
+            recipe=recipe.model_dump(mode="json"),
+            command=command or "",
+            collection=collection.name,
+            images=len(dataset.rows),
+            images_without_text=dataset.skipped,
+            texts=dataset.texts_of_first_epoch(outcome.step * recipe.training.batch_size, recipe.training.seed),
+            steps=outcome.step,
+            seconds=round(outcome.seconds, 1),
+            parameters={"trained": sum(value.numel() for value in weights.values())},
+            frozen=model.image_encoder.fingerprint() or "",
+            bad_samples=outcome.bad_samples,
+            evaluation=evaluation,
+            locate_rule=None if folder is None else final.locate_rule,
+            model="" if folder is None else "model/",
+        )
         if here.is_main:
-            run.write_result(result)
-    return Pretrained(run, outcome.status, result, folder, here.is_main)
+            run.write_result(result.to_json())
+    return PretrainRun(run, outcome.status, result, folder, here.is_main)
 
 
 def _cache_folder(collection: Collection, run: RunFolder) -> Path:
-    """Beside the images, so that runs share it; in the run folder where the collection cannot be written."""
+    """Return the cache folder of the collection, which all runs share; the run's where it cannot be written."""
     if os.access(collection.path, os.W_OK):
         return collection.path / CACHE
-    say(f"{collection.path} cannot be written: frozen features go into {run.path / CACHE}")
+    say(f"{collection.path} is read-only: frozen features are cached in {run.path / CACHE}")
     return run.path / CACHE
 
 
+def _validation(
+    recipe: PretrainRecipe, model: LocalizingModel, collection: Collection, cache: Path, here: World
+) -> Validation | None:
+    """Prepare the evaluations during training, if the recipe has any.
+
+    Raises:
+        UserError: when the collection has no images to validate on.
+    """
+    if recipe.training.evaluate_every is None:
+        return None
+    validation = Validation.of(
+        collection,
+        split=recipe.data.validation_split,
+        max_images=recipe.data.validation_images,
+        seed=recipe.training.seed,
+        cache=cache,
+    )
+    if model.image_encoder.fingerprint():
+        # Computed once by rank 0: two processes must not write the same part of a cache.
+        if here.is_main:
+            cache_features(model.to(here.device), collection, validation.rows, cache=cache)
+        barrier()
+    return validation
+
+
 def _fit(
-    recipe: PretrainRecipe, model: LocalizingModel, dataset: PretrainDataset, run: RunFolder, here: World
+    recipe: PretrainRecipe,
+    model: LocalizingModel,
+    dataset: PretrainDataset,
+    validation: Validation | None,
+    run: RunFolder,
+    here: World,
 ) -> tuple[TrainingOutcome, dict[str, Tensor]]:
-    """Trains, and gathers the whole final weights (averaged ones where the recipe has an EMA) on rank 0."""
+    """Train; return the outcome and, on rank 0, the whole final weights (averaged ones with an EMA)."""
     settings = recipe.training
     loader = Loader(
         dataset,
@@ -170,48 +213,58 @@ def _fit(
         workers=settings.workers,
         rank=here.rank,
         world_size=here.size,
-        # "skip" leaves images out on purpose.
+        # data.missing=skip leaves out images on purpose: they are no sign of a damaged collection.
         max_bad_fraction=1.0 if recipe.data.missing == "skip" else 0.1,
     )
-    task = PretrainTask(model)
+    task = PretrainTask(model, validation=validation)
     outcome = train(task, loader, settings, run)
     weights = checkpoint.gather_weights(task, ema=outcome.ema)
     return outcome, {name.removeprefix("model."): value for name, value in weights.items()}
 
 
-def _finish(
+def _evaluate(
     model: LocalizingModel,
     collection: Collection,
     run: RunFolder,
-    result: dict[str, Any],
-    split: str | None,
     recipe: PretrainRecipe,
+    *,
+    split: str | None,
     cache: Path,
-) -> Path:
-    folder = run.path / "model"
+) -> SplitEvaluation | None:
+    """Choose the model's locate rule on the validation split, then evaluate it on `split`."""
     model.requires_grad_(False)
-    if model.prompter is not None and _has_split(collection, VALIDATION):  # others have one rule only
-        model.locate_rule = better_rule(embed_collection(model, collection, collection.rows(VALIDATION), cache=cache))
-    if split is not None and _has_split(collection, split):
-        seed, samples = recipe.training.seed, run.path / "samples"
-        result["evaluation"], _ = evaluate(
-            model, collection, split=split, name=_column(model), seed=seed, samples_to=samples, cache=cache
-        )
-    result["locate_rule"] = model.locate_rule
-    result["model"] = "model/"
+    validation = recipe.data.validation_split
+    if model.prompter is not None and _has_split(collection, validation):  # other models have one rule only
+        embeddings = embed_collection(model, collection, collection.rows(validation), cache=cache)
+        model.locate_rule = choose_locate_rule(embeddings)
+    if split is None:
+        return None
+    name = {"none": "clip", "prompter": "cloc", "roi": "cloc_roi"}[model.recipe.regions.method]
+    seed, samples = recipe.training.seed, run.path / "samples"
+    evaluation, _ = evaluate(model, collection, split=split, name=name, seed=seed, samples_to=samples, cache=cache)
+    return evaluation
+
+
+def _save(
+    model: LocalizingModel,
+    collection: Collection,
+    run: RunFolder,
+    recipe: PretrainRecipe,
+    evaluation: SplitEvaluation | None,
+    *,
+    images: int,
+    command: list[str] | None,
+) -> Path:
     provenance = {
         "collection": collection.name,
         "license": collection.license,
         "split": recipe.data.split,
-        "images": result["images"],
-        "command": result["command"],
+        "images": images,
+        "command": command,
         "revision": code_revision(),
     }
-    return save_model(model, folder, metrics=result["evaluation"], provenance=provenance)
-
-
-def _column(model: LocalizingModel) -> str:
-    return {"none": "clip", "prompter": "cloc", "roi": "cloc_roi"}[model.recipe.regions.method]
+    metrics = None if evaluation is None else evaluation.to_json()
+    return save_model(model, run.path / "model", metrics=metrics, provenance=provenance)
 
 
 def _has_split(collection: Collection, split: str) -> bool:

@@ -43,7 +43,7 @@ IN_SHORT = {
     "where is it (grounding head): IoU at least .5": "of phrases are found: half of the joint area is shared, or more",
     "which of the image's boxes: accuracy": "of phrases choose their own among the image's boxes",
 }
-SEARCHES = {"words": "by words", "image": "by image", "box": "by a box in an image"}
+SEARCHES = {"text": "by text", "image": "by image", "box": "by a box in an image"}
 SPLITS = {"train": "training", "test": "testing", "validation": "validation", "val": "validation"}
 STAGES = {
     "collection": "draw the collection",

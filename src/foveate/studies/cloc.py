@@ -362,7 +362,7 @@ class ClocStudy(GridStudy):
         from foveate.studies.measures import box_gain, details_accuracy
 
         evaluation, seen = evaluate(model, collection, name="m", crops=crops, rules=("head",), seed=seed)
-        values = picked(evaluation["table"])
+        values = picked(evaluation.to_json()["table"])
         if model.recipe.regions.method == "prompter" and model.recipe.regions.grounding_weight > 0:
             values["box_gain"] = box_gain(seen, collection)
         else:  # a head that was never trained answers nothing

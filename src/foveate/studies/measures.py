@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from foveate.pretrain.embed import Embedded
+from foveate.pretrain.embed import CollectionEmbeddings
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.region_sources import is_pseudo_label
@@ -17,7 +17,7 @@ from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import input_boxes, placed, render
 
 
-def box_gain(seen: Embedded, collection: Collection) -> float:
+def box_gain(seen: CollectionEmbeddings, collection: Collection) -> float:
     """1 - (squared error of the head's boxes) / (squared error of the mean training box), over seen concepts.
 
     0: no better than one box for everything. 1: exact.
@@ -33,7 +33,7 @@ def box_gain(seen: Embedded, collection: Collection) -> float:
     ]
     mean_4 = np.mean(boxes, axis=0)
     truth_R4 = seen.boxes_R4[asked_R]
-    head_error = float(np.square(seen.found["head"][asked_R] - truth_R4).mean())
+    head_error = float(np.square(seen.located["head"][asked_R] - truth_R4).mean())
     return 1.0 - head_error / float(np.square(mean_4 - truth_R4).mean())
 
 

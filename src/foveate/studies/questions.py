@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from foveate.core import seeds
 from foveate.metrics.grounding import occurs_once
 from foveate.metrics.retrieval import normalize
-from foveate.pretrain.embed import Embedded
+from foveate.pretrain.embed import CollectionEmbeddings
 from foveate.pretrain.evaluate import baseline_boxes
 from foveate.records.boxes import intersection_over_union
 from foveate.records.collection import Collection
@@ -26,7 +26,7 @@ NUM_HITS = 5
 class Album:
     """Held-out images with what each model made of them; saves the ones that a page shows."""
 
-    def __init__(self, collection: Collection, run: Path, embedded: dict[str, Embedded], seed: int) -> None:
+    def __init__(self, collection: Collection, run: Path, embedded: dict[str, CollectionEmbeddings], seed: int) -> None:
         self.collection, self.run, self.embedded, self.seed = collection, run, embedded, seed
         self.any = next(iter(embedded.values()))
         self.sources: NDArray[Any] = collection.label_values("source")[self.any.rows]
@@ -74,7 +74,7 @@ def word_searches(album: Album, models: dict[str, LocalizingModel], *, source: s
                 }
                 for other, score in hits
             ]
-        searches.append({"query": {"kind": "words", "text": text}, "data": source, "results": results})
+        searches.append({"query": {"kind": "text", "text": text}, "data": source, "results": results})
     return searches
 
 
@@ -149,7 +149,7 @@ def _round_box(box: NDArray[np.float64]) -> list[float]:
     return [round(float(value), 5) for value in box]
 
 
-def _askable(seen: Embedded, part: str, *, min_boxes: int) -> NDArray[np.int64]:
+def _askable(seen: CollectionEmbeddings, part: str, *, min_boxes: int) -> NDArray[np.int64]:
     once = occurs_once([region.phrase for region in seen.regions], seen.image_R.tolist())
     counts = np.bincount(seen.image_R)[seen.image_R]
     slice_R = np.array([region.slice for region in seen.regions], dtype=object)
@@ -159,7 +159,7 @@ def _askable(seen: Embedded, part: str, *, min_boxes: int) -> NDArray[np.int64]:
 def where_questions(album: Album, name: str, *, part: str, count: int) -> list[dict[str, Any]]:
     """Where is this phrase? Every rule's box, the center box and a random one beside the truth."""
     seen = album.embedded[name]
-    boxes = {**seen.found, **baseline_boxes(len(seen.regions), seed=album.seed)}
+    boxes = {**seen.located, **baseline_boxes(len(seen.regions), seed=album.seed)}
     questions = []
     for index in album.draw(_askable(seen, part, min_boxes=1), count, f"where {part}"):
         truth = seen.boxes_R4[index]

@@ -20,12 +20,12 @@ from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
 from foveate.core.version import __version__
 from foveate.metrics.intervals import seed_interval
-from foveate.pretrain.embed import Embedded, kept_features
+from foveate.pretrain.embed import CollectionEmbeddings, cache_features
 from foveate.pretrain.evaluate import evaluate
 from foveate.pretrain.metrics_table import merge_tables
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.samples import sample_rows, write_samples
-from foveate.pretrain.train import CACHE, VALIDATION, Pretrained, build_dataset, build_model, pretrain
+from foveate.pretrain.train import CACHE, VALIDATION, PretrainRun, build_dataset, build_model, pretrain
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_tour_collection
 from foveate.studies.questions import (
@@ -169,7 +169,7 @@ def _keep_features(collection: Collection, seed: int) -> None:
     model, cache = build_model(recipe), collection.path / CACHE
     build_dataset(recipe, collection, model, device=model.device, cache=cache)
     for split in (VALIDATION, TEST):
-        kept_features(model, collection, collection.rows(split), cache=cache)
+        cache_features(model, collection, collection.rows(split), cache=cache)
 
 
 @dataclass
@@ -177,8 +177,8 @@ class Answers:
     """Both models of one seed, what each made of the held-out images, and their table."""
 
     models: dict[str, LocalizingModel]
-    embedded: dict[str, Embedded]
-    trained: dict[str, Pretrained]
+    embedded: dict[str, CollectionEmbeddings]
+    trained: dict[str, PretrainRun]
     table: list[dict[str, Any]]
 
 
@@ -207,7 +207,7 @@ def _train_and_evaluate(
             models[name], collection, name=name, crops=name == "clip", classes="category", seed=seed,
             samples_to=run.path / f"{name}-seed{seed}" / "samples", cache=collection.path / CACHE,
         )  # fmt: skip
-        tables.append(evaluation["table"])
+        tables.append(evaluation.to_json()["table"])
         clock.lap("evaluation")
     return Answers(models, embedded, trained, merge_tables(tables))
 
@@ -334,8 +334,8 @@ def _result(
             name: {
                 "title": TITLES[name][0],
                 "what": TITLES[name][1],
-                "parameters_trained": item.result["parameters"]["trained"],
-                "seconds": item.result["seconds"],
+                "parameters_trained": item.result.parameters["trained"],
+                "seconds": item.result.seconds,
             }
             for name, item in answers.trained.items()
         },

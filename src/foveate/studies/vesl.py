@@ -240,7 +240,7 @@ class VeslStudy(GridStudy):
         model = train_cell(cell, recipe, changes, collection, self.folder, device=self.device)
         self.feature_memory.attach(model)
         evaluation, _ = evaluate(model, collection, name="m", rules=("head",), seed=cell.seed)
-        values = picked(evaluation["table"])
+        values = picked(evaluation.to_json()["table"])
         label_values = {
             name: value for name, value in self.labels.get(cell.variant, {}).items() if name.startswith("label_")
         }

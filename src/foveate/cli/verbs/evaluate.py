@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -49,6 +48,7 @@ def command(
     from foveate.core.errors import UserError
     from foveate.core.runs import RunFolder
     from foveate.pretrain.evaluate import evaluate
+    from foveate.pretrain.results import EvaluateResult
     from foveate.records.collection import Collection
     from foveate.report import render
     from foveate.vision.localizer.folder import load_model
@@ -59,7 +59,7 @@ def command(
     opened = load_model(model, device=device)
     images = Collection.open(collection)
     folder = RunFolder.create(run or model.parent / "evaluation")
-    measured_result, _ = evaluate(
+    evaluation, _ = evaluate(
         opened,
         images,
         split=split,
@@ -72,7 +72,7 @@ def command(
         limit=limit,
         samples_to=folder.path / "samples",
     )
-    result: dict[str, Any] = {"kind": "evaluate", "model": str(model), **measured_result}
+    result = EvaluateResult.model_validate({"model": str(model), **evaluation.to_json()}).to_json()
     folder.write_result(result)
     lines = measured(result["table"])
     paths = {"samples": folder.path / "samples", "report": render(folder.path)}

@@ -68,4 +68,4 @@ def command(
         device=device,
         dry_run=dry_run,
     )
-    finish(result, lines, {} if dry_run else {"export": folder}, as_json=as_json)
+    finish(result.to_json(), lines, {} if dry_run else {"export": folder}, as_json=as_json)

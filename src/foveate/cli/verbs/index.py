@@ -46,10 +46,11 @@ def command(
     Example:
       foveate index runs/tour/cloc-seed0/model my-images --out my-index
     """
+    from foveate.pretrain.results import IndexResult
     from foveate.pretrain.searching.index import build_index
 
     out = out or collection.parent / f"{collection.resolve().name}-index"
-    index_built, plan = build_index(
+    index, plan = build_index(
         model,
         collection,
         out,
@@ -61,22 +62,22 @@ def command(
         retry=retry,
         dry_run=dry_run,
     )
-    result = {
-        "model": str(model),
-        "collection": str(collection),
-        "regions": index_built.regions,
-        "region_sources": list(index_built.region_sources),
-        "precision": index_built.precision,
-        "dry_run": dry_run,
-        "embedded": len(plan.todo),
-        "dropped": plan.dropped,
-        "megabytes_new": round(plan.new_bytes / 1e6, 2),
-        "counts": index_built.counts,
-    }
+    result = IndexResult(
+        model=str(model),
+        collection=str(collection),
+        regions=index.regions,
+        region_sources=list(index.region_sources),
+        precision=index.precision,
+        dry_run=dry_run,
+        embedded=len(plan.todo),
+        dropped=plan.dropped,
+        megabytes_new=round(plan.new_bytes / 1e6, 2),
+        counts=index.counts,
+    ).to_json()
     if dry_run:
-        finish(result, [plan.line(), "dry run: nothing was written"], {}, as_json=as_json)
+        finish(result, [plan.format_line(), "dry run: nothing was written"], {}, as_json=as_json)
         return
-    counts = index_built.counts
+    counts = index.counts
     lines = [f"{counts['images']:,} images and {counts['regions']:,} regions can be searched"]
     paths = {"index": out}
     if counts["unreadable"]:

@@ -10,7 +10,7 @@ import click
 from foveate.cli.options import common, finish
 
 if TYPE_CHECKING:
-    from foveate.pretrain.locate import Located
+    from foveate.pretrain.locate import PhraseBoxes
 
 
 @click.command("locate", short_help="Find a phrase in an image.")
@@ -41,36 +41,38 @@ def command(
     """
     from foveate.core.runs import RunFolder
     from foveate.pretrain.locate import locate, read_image
+    from foveate.pretrain.results import LocateResult
     from foveate.records.images import save_thumbnail
     from foveate.report import render
     from foveate.vision.localizer.folder import load_model
 
     data = read_image(image)
-    location = locate(load_model(model, device=device), data, phrase, rule=rule, seed=seed or 0)
+    located = locate(load_model(model, device=device), data, phrase, rule=rule, seed=seed or 0)
     folder = RunFolder.create(run or Path("runs/locate"))
     save_thumbnail(data, folder.path / "images" / "image.webp")
-    result = {
-        "kind": "locate",
-        "model": str(model),
-        "file": str(image),
-        "image": "images/image.webp",
-        "phrase": phrase,
-        "default": location.rule,
-        "boxes": location.boxes,
-        "scores": location.scores,
-        "width": location.width,
-        "height": location.height,
-    }
+    result = LocateResult.model_validate(
+        {
+            "model": str(model),
+            "file": str(image),
+            "image": "images/image.webp",
+            "phrase": phrase,
+            "default": located.rule,
+            "boxes": located.boxes,
+            "scores": located.scores,
+            "width": located.width,
+            "height": located.height,
+        }
+    ).to_json()
     folder.write_result(result)
-    lines = [_line(name, location) for name in location.boxes]
+    lines = [_line(name, located) for name in located.boxes]
     finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
 
 
-def _line(name: str, location: Located) -> str:
+def _line(name: str, located: PhraseBoxes) -> str:
     """One rule's box in fractions and in pixels, and its cosine with the phrase."""
-    box, score = location.boxes[name], location.scores[name]
+    box, score = located.boxes[name], located.scores[name]
     fractions = "  ".join(f"{edge} {value:.3f}" for edge, value in zip(("x1", "y1", "x2", "y2"), box, strict=True))
-    sides = (location.width, location.height) * 2
+    sides = (located.width, located.height) * 2
     pixels = " ".join(f"{value * side:.0f}" for value, side in zip(box, sides, strict=True))
     cosine = "no area" if score is None else f"cosine {score:+.3f}"
-    return f"{name:<10}  {fractions}  px {pixels}  {cosine}{'  <- the answer' if name == location.rule else ''}"
+    return f"{name:<10}  {fractions}  px {pixels}  {cosine}{'  <- selected' if name == located.rule else ''}"

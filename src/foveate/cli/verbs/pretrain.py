@@ -107,10 +107,16 @@ def command(
     if not done.is_main:
         return
     if done.model_folder is None:
-        finish(done.result, [f"stopped after {done.result['steps']} steps"], {"run": target}, as_json=as_json)
+        finish(
+            done.result.to_json(),
+            [f"stopped after {done.result.steps} steps; run the same command to resume"],
+            {"run": target},
+            as_json=as_json,
+        )
         sys.exit(130)
     paths = {"run": target, "model": done.model_folder, "report": render(target)}
-    finish(done.result, _lines(done.result), paths, as_json=as_json)
+    result = done.result.to_json()
+    finish(result, _lines(result), paths, as_json=as_json)
 
 
 def _lines(result: dict) -> list[str]:

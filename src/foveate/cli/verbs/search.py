@@ -1,4 +1,4 @@
-"""`foveate search`: images and regions of an index, by words, an image, a box in an image."""
+"""`foveate search`: images and regions of an index, by a text, an image, a box in an image."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @click.command("search", short_help="Find images and regions in an index.")
 @click.argument("index", type=click.Path(path_type=Path))
-@click.argument("text", metavar="[WORDS]", required=False)
+@click.argument("text", required=False)
 @click.option("--image", type=click.Path(path_type=Path), help="Search with this image.")
 @click.option("--box", metavar="X1,Y1,X2,Y2", help="Search with a box of --image: corners in [0, 1].")
 @click.option("--pixels", is_flag=True, help="The corners of --box are pixels.")
-@click.option("--negative", metavar="WORDS", help="Words that the answers should be unlike.")
+@click.option("--negative", metavar="TEXT", help="A text that the results should be unlike.")
 @click.option(
     "--weight",
     "weights",
     multiple=True,
     metavar="PART=NUMBER",
-    help="Weight of words, image, box or negative in the sum; 1 by default; may be repeated.",
+    help="Weight of text, image, box or negative in the sum; 1 by default; may be repeated.",
 )
 @click.option("--count", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many answers.")
 @click.option(
@@ -67,7 +67,7 @@ def command(
     as_json: bool,
     device: str | None,
 ) -> None:
-    """Finds what in INDEX is nearest to WORDS, an image, a box in an image, or their sum; prints and shows it.
+    """Finds what in INDEX is nearest to TEXT, an image, a box in an image, or their sum; prints and shows it.
 
     \b
     Example:
@@ -85,7 +85,7 @@ def command(
     if pixels and box is None:
         raise UserError("--pixels says what the corners of --box are: give --box too")
     query = Query(
-        words=text,
+        text=text,
         image=None if image is None else read_image(image),
         box=None if box is None else _box(box, pixels=pixels),
         negative=negative,
@@ -95,9 +95,9 @@ def command(
     encoder = opened.open_model(model, device=device)
     hits, query_box = search(opened, query, encoder, count=count, kind=kind, per_image=per_image, backend=backend)
     folder = RunFolder.create(run or Path("runs/search"), command=["foveate", *sys.argv[1:]])
-    result = write_search(folder, opened, query, hits, box=query_box, asked_with=image, backend=backend)
+    result = write_search(folder, opened, query, hits, box=query_box, query_file=image, backend=backend)
     lines = [_line(rank, hit) for rank, hit in enumerate(hits, start=1)]
-    finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
+    finish(result.to_json(), lines, {"report": render(folder.path)}, as_json=as_json)
 
 
 def _box(text: str, *, pixels: bool) -> Box | PixelBox:
@@ -123,11 +123,11 @@ def _weight(text: str) -> tuple[str, float]:
     try:
         return name.strip(), float(value)
     except ValueError as error:
-        raise UserError(f"--weight '{text}': allowed is PART=NUMBER, as in words=0.5") from error
+        raise UserError(f"--weight '{text}': allowed is PART=NUMBER, as in text=0.5") from error
 
 
 def _line(rank: int, hit: Hit) -> str:
-    """One answer: its place, cosine, key, box and words."""
+    """Format one hit: rank, cosine, key, box and text."""
     box = "" if hit.box is None else "  box " + " ".join(f"{value:.3f}" for value in hit.box.to_array())
     text = hit.phrase or hit.caption
     return f"{rank:>3}  {hit.score:+.3f}  {hit.key}{box}" + (f"  {text[:60]}" if text else "")

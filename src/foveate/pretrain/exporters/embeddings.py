@@ -1,7 +1,7 @@
 """Embeddings of a collection's images, regions and texts as tables, in parts: `--format parquet` or `npz`.
 
-One schema for all three: key, kind, box, phrase, norm, embedding. A stopped export goes on where it was; memory does
-not grow with the collection.
+One schema for all three: key, kind, box, phrase, norm, embedding. A stopped export is resumed; memory does not grow
+with the collection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import atomic_file, read_json, sha256_file, write_json_atomically, write_text_atomically
 from foveate.core.progress import say, track
 from foveate.pretrain.embed import read_batches
-from foveate.pretrain.export import Exported, Job
+from foveate.pretrain.export import ExportReport, Job
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.records.region_sources import SelectedRegions
@@ -37,14 +37,14 @@ from foveate.vision.views import input_boxes
 IMAGES, REGIONS, TEXTS = "images", "regions", "texts"
 UNREADABLE = "unreadable.json"
 # A multiple of the batch, so that no batch falls into two parts.
-IMAGES_A_PART = 2048
-TEXTS_A_PART = 16384
+IMAGES_PER_PART = 2048
+TEXTS_PER_PART = 16384
 _DONE = "parts"
 
 
 @dataclass
 class Rows:
-    """Rows of one table before they are written; boxes are NaN where there is none."""
+    """Rows of one table before they are written; a missing box is NaN."""
 
     key: list[str] = field(default_factory=list)
     kind: list[str] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Rows:
     vectors: list[NDArray[np.float32]] = field(default_factory=list)
 
     def arrays(self, width: int) -> dict[str, NDArray[Any]]:
-        """Columns by name; `embedding` has unit length, `norm` is the length that it had."""
+        """Return columns by name; `embedding` has unit length, `norm` is the length before."""
         raw_NE = np.concatenate(self.vectors) if self.vectors else np.zeros((0, width), np.float32)
         norm_N = np.linalg.norm(raw_NE, axis=1).astype(np.float32)
         unit_NE = raw_NE / np.maximum(norm_N, np.finfo(np.float32).tiny)[:, None]
@@ -71,49 +71,51 @@ NO_BOX = (np.nan,) * 4
 
 
 def check(job: Job) -> list[str]:
-    """Names of what is written.
+    """List the files.
 
     Raises:
-        UserError: without a collection, for a split that it has not, or a source that made none of its regions.
+        UserError: without a collection, for an unknown split, or a source without regions in it.
     """
     if job.collection is None:
-        raise UserError("`--to embeddings` embeds the images and texts of a collection: give it with --collection")
+        raise UserError(
+            "--collection: required by `--to embeddings`, which embeds the images and texts of a collection"
+        )
     job.collection.rows(job.split)
-    _own(job)
+    _chosen_regions(job)
     ending = "parquet" if job.format == "parquet" else "npz"
     return [*(f"{name}/00000.{ending}" for name in (IMAGES, REGIONS, TEXTS)), UNREADABLE, CARD]
 
 
-def _own(job: Job) -> SelectedRegions:
-    """The regions that are embedded."""
+def _chosen_regions(job: Job) -> SelectedRegions:
+    """Return the regions to embed."""
     assert job.collection is not None
     return SelectedRegions(job.collection, job.region_sources)
 
 
 def identity(job: Job) -> str:
-    """Hash of the weights, of what is embedded and of the format: a stopped export of the same is gone on with."""
+    """Hash weights, content and format; a stopped export with the same hash is resumed."""
     assert job.collection is not None
-    name = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     regions = job.collection.table("regions")
     parts = [sha256_file(job.source / WEIGHTS), job.format, str(job.split), repr(job.region_sources)]
     parts += job.collection.keys
     parts += regions["phrase"].to_pylist() + job.collection.table("captions")["text"].to_pylist()
     for part in parts:
-        name.update(part.encode("utf-8") + b"\0")
-    name.update(np.ascontiguousarray(job.collection.region_boxes).tobytes())
-    name.update(job.collection.splits.astype(str).tobytes())
-    return name.hexdigest()
+        digest.update(part.encode("utf-8") + b"\0")
+    digest.update(np.ascontiguousarray(job.collection.region_boxes).tobytes())
+    digest.update(job.collection.splits.astype(str).tobytes())
+    return digest.hexdigest()
 
 
 @torch.inference_mode()
-def export(job: Job) -> Exported:
-    """Writes what is not there yet, then the card."""
+def export(job: Job) -> ExportReport:
+    """Write the missing parts, then the card."""
     assert job.collection is not None
     rows = job.collection.rows(job.split)
     (job.folder / _DONE).mkdir(exist_ok=True)
-    own = _own(job)
-    _images(job, job.collection, own, rows)
-    _texts(job, job.collection, own, rows)
+    source_regions = _chosen_regions(job)
+    _images(job, job.collection, source_regions, rows)
+    _texts(job, job.collection, source_regions, rows)
     unreadable: dict[str, str] = {}
     counts = dict.fromkeys((IMAGES, REGIONS, TEXTS, "regions out of view"), 0)
     for path in sorted((job.folder / _DONE).glob("*.json")):
@@ -125,29 +127,29 @@ def export(job: Job) -> Exported:
     write_json_atomically(job.folder / UNREADABLE, unreadable)
     write_text_atomically(job.folder / CARD, _card(job, job.collection, counts))
     shutil.rmtree(job.folder / _DONE)
-    counts["regions of other sources"] = own.left_out
-    return Exported(counts=counts, notes=[told] if (told := own.describe_left_out()) else [])
+    counts["regions of other sources"] = source_regions.left_out
+    return ExportReport(counts=counts, notes=[note] if (note := source_regions.describe_left_out()) else [])
 
 
 def _done(job: Job, name: str, part: int) -> Path:
-    """The note that is written last of a part."""
+    """Return the file that is written last of a part: with it the part is complete."""
     return job.folder / _DONE / f"{name}-{part:05d}.json"
 
 
-def _images(job: Job, collection: Collection, own: SelectedRegions, rows: NDArray[np.int64]) -> None:
-    """Images and their regions, part by part."""
-    starts = range(0, len(rows), IMAGES_A_PART)
+def _images(job: Job, collection: Collection, source_regions: SelectedRegions, rows: NDArray[np.int64]) -> None:
+    """Embed images and their regions, part by part."""
+    starts = range(0, len(rows), IMAGES_PER_PART)
     left = [part for part in range(len(starts)) if not _done(job, IMAGES, part).is_file()]
     if len(left) < len(starts):
-        say(f"{len(starts) - len(left)} of {len(starts)} parts of the images are there already")
-    part_of_row = {int(row): number // IMAGES_A_PART for number, row in enumerate(rows)}
+        say(f"{len(starts) - len(left)} of {len(starts)} parts of the images already done")
+    part_of_row = {int(row): number // IMAGES_PER_PART for number, row in enumerate(rows)}
     bad: dict[int, str] = {}
     batches = _by_part(job, collection, rows, left, part_of_row, bad)
     current = next(batches, None)
     for part in left:
         images, regions, hidden = Rows(), Rows(), 0
         while current is not None and part_of_row[current[0][0]] == part:
-            hidden += _embed(job, collection, own, current, images, regions)
+            hidden += _embed(job, collection, source_regions, current, images, regions)
             current = next(batches, None)
         _write(job, REGIONS, part, regions)
         _write(job, IMAGES, part, images)
@@ -169,74 +171,77 @@ def _by_part(
     part_of_row: dict[int, int],
     bad: dict[int, str],
 ) -> Iterator[Batch]:
-    """Batches of the parts that are left; none belongs to two parts, since a part holds whole batches."""
+    """Yield batches of the parts that are left; none belongs to two parts, since a part has whole batches."""
     if not left:
         return
-    wanted = np.concatenate([rows[part * IMAGES_A_PART : (part + 1) * IMAGES_A_PART] for part in left])
-    for batch in read_batches(collection, wanted, job.model, description="embedding images", bad=bad):
+    rows_left = np.concatenate([rows[part * IMAGES_PER_PART : (part + 1) * IMAGES_PER_PART] for part in left])
+    for batch in read_batches(collection, rows_left, job.model, description="embedding images", bad=bad):
         assert len({part_of_row[row] for row in batch[0]}) == 1
         yield batch
 
 
-def _embed(job: Job, collection: Collection, own: SelectedRegions, batch: Batch, images: Rows, regions: Rows) -> int:
-    """Adds the rows of a batch; returns how many regions the encoder's view does not show."""
-    chosen, placements, pixels = batch
+def _embed(
+    job: Job, collection: Collection, source_regions: SelectedRegions, batch: Batch, images: Rows, regions: Rows
+) -> int:
+    """Add the rows of a batch; return how many regions the encoder's view does not show."""
+    batch_rows, placements, pixels = batch
     tokens: ImageFeatures = job.model.encode_image_tokens(pixels)
     images.vectors.append(tokens.pooled.float().cpu().numpy())
-    images.key += [collection.keys[row] for row in chosen]
-    images.kind += ["image"] * len(chosen)
-    images.box += [NO_BOX] * len(chosen)
-    images.phrase += [""] * len(chosen)
+    images.key += [collection.keys[row] for row in batch_rows]
+    images.kind += ["image"] * len(batch_rows)
+    images.box += [NO_BOX] * len(batch_rows)
+    images.phrase += [""] * len(batch_rows)
     inside, owner, hidden = [np.zeros((0, 4), np.float32)], [], 0
-    for number, (row, placement) in enumerate(zip(chosen, placements, strict=True)):
-        found = own.of(row)
-        if not found:
+    for number, (row, placement) in enumerate(zip(batch_rows, placements, strict=True)):
+        selected = source_regions.of(row)
+        if not selected:
             continue
-        moved_K4, kept_R = input_boxes(placement, np.stack([one.box.to_array() for one in found]), min_visible=0)
-        shown = [one for one, keep in zip(found, kept_R, strict=True) if keep]
-        hidden += len(found) - len(shown)
+        boxes_R4 = np.stack([region.box.to_array() for region in selected])
+        moved_K4, visible_R = input_boxes(placement, boxes_R4, min_visible=0)
+        visible = [region for region, mask in zip(selected, visible_R, strict=True) if mask]
+        hidden += len(selected) - len(visible)
         inside.append(moved_K4)
-        owner += [number] * len(shown)
-        regions.key += [collection.keys[row]] * len(shown)
-        regions.kind += ["region"] * len(shown)
-        regions.box += [one.box.to_array().tolist() for one in shown]
-        regions.phrase += [one.phrase for one in shown]
+        owner += [number] * len(visible)
+        regions.key += [collection.keys[row]] * len(visible)
+        regions.kind += ["region"] * len(visible)
+        regions.box += [region.box.to_array().tolist() for region in visible]
+        regions.phrase += [region.phrase for region in visible]
     if owner:
-        boxes_R4 = torch.from_numpy(np.concatenate(inside)).to(job.model.device)
-        z_RE = job.model.encode_regions(tokens, boxes_R4, torch.tensor(owner, device=job.model.device))
+        inside_R4 = torch.from_numpy(np.concatenate(inside)).to(job.model.device)
+        z_RE = job.model.encode_regions(tokens, inside_R4, torch.tensor(owner, device=job.model.device))
         regions.vectors.append(z_RE.float().cpu().numpy())
     return hidden
 
 
-def _texts(job: Job, collection: Collection, own: SelectedRegions, rows: NDArray[np.int64]) -> None:
-    """Each distinct text of a kind once: captions by their kind, and the phrases of regions."""
-    distinct = {("phrase", one.phrase) for row in rows for one in own.of(int(row))}
-    distinct |= {(one.kind, one.text) for row in rows for one in collection.read_captions(int(row))}
+def _texts(job: Job, collection: Collection, source_regions: SelectedRegions, rows: NDArray[np.int64]) -> None:
+    """Embed each distinct text of a kind once: captions by their kind, and the phrases of regions."""
+    distinct = {("phrase", region.phrase) for row in rows for region in source_regions.of(int(row))}
+    distinct |= {(caption.kind, caption.text) for row in rows for caption in collection.read_captions(int(row))}
     ordered = sorted(distinct)
-    starts = range(0, len(ordered), TEXTS_A_PART)
+    starts = range(0, len(ordered), TEXTS_PER_PART)
     for start in track(starts, description="embedding texts") if len(starts) > 1 else starts:
-        part = start // TEXTS_A_PART
+        part = start // TEXTS_PER_PART
         if _done(job, TEXTS, part).is_file():
             continue
-        chosen = ordered[start : start + TEXTS_A_PART]
+        block = ordered[start : start + TEXTS_PER_PART]
         texts = Rows(
-            key=[""] * len(chosen),
-            kind=[kind for kind, _ in chosen],
-            box=[NO_BOX] * len(chosen),
-            phrase=[text for _, text in chosen],
-            vectors=[embed_phrases(job.model, [text for _, text in chosen]).numpy()],
+            key=[""] * len(block),
+            kind=[kind for kind, _ in block],
+            box=[NO_BOX] * len(block),
+            phrase=[text for _, text in block],
+            vectors=[embed_phrases(job.model, [text for _, text in block]).numpy()],
         )
         _write(job, TEXTS, part, texts)
-        write_json_atomically(_done(job, TEXTS, part), {"unreadable": {}, "counts": {TEXTS: len(chosen)}})
+        write_json_atomically(_done(job, TEXTS, part), {"unreadable": {}, "counts": {TEXTS: len(block)}})
 
 
 def _write(job: Job, name: str, part: int, rows: Rows) -> None:
-    """One part of a table, whole or not at all."""
+    """Write one part of a table atomically."""
     width = job.model.recipe.embed_dim
     columns = rows.arrays(width)
     if job.format == "npz":
         with atomic_file(job.folder / name / f"{part:05d}.npz") as handle:
-            # An option of `savez` in newer NumPy only; in older ones it would become a column of that name.
+            # Not `allow_pickle=False`: NumPy before 2.0 would store it as a column of that name.
             assert not any(column.dtype.hasobject for column in columns.values())
             np.savez(handle, **columns)  # pyrefly: ignore[bad-argument-type]
         return

@@ -1,4 +1,4 @@
-"""ONNX graphs: the image tower, and with a Prompter the embedding of boxes and the finding of phrases, without torch.
+"""ONNX graphs: the image tower, and with a Prompter embedding boxes and locating phrases, without torch.
 
 `image.onnx`: pixels to embedding and tokens. `regions.onnx`: tokens and boxes to embeddings. `phrases.onnx`: tokens and
 text embeddings to boxes. The sizes of batches are free. Written with PyTorch's `torch.export`-based exporter.
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError
 from foveate.core.files import write_json_atomically
-from foveate.pretrain.export import Exported, Job
-from foveate.pretrain.export_checks import differences_in_words, largest_difference, probe_pixels, write_card
+from foveate.pretrain.export import ExportReport, Job
+from foveate.pretrain.export_checks import format_differences, largest_difference, probe_pixels, write_card
 from foveate.pretrain.onnx_graphs import ImageGraph, PhraseGraph, RegionGraph
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localizer.folder import CARD, PREPROCESS
@@ -40,7 +40,7 @@ pixels = np.zeros((1, 3, {size}, {size}), dtype=np.uint8)  # RGB, the long side 
 embedding, tokens = image.run(None, {{"pixels": pixels}})
 ```
 
-`embedding` has unit length. `preprocess.json` says how an image becomes pixels; the graph normalizes them itself."""
+`embedding` has unit length. `preprocess.json` has the resizing and padding of images; the graph normalizes the pixels itself."""
 _REGIONS = """## Regions
 
 ```python
@@ -53,7 +53,7 @@ z = regions.run(None, {"tokens": tokens, "boxes": boxes, "image": image})[0]  # 
 
 phrases = onnxruntime.InferenceSession("phrases.onnx")
 texts = np.zeros((1, EMBED), dtype=np.float32)  # before normalization
-found = phrases.run(None, {"tokens": tokens, "texts": texts, "image": image})[0]
+boxes = phrases.run(None, {"tokens": tokens, "texts": texts, "image": image})[0]
 ```
 
 The text tower is not in these files: texts are embedded by Foveate. `phrases.onnx` takes what
@@ -67,7 +67,7 @@ _NO_REGIONS = {
 _FROZEN = """## Precision
 
 The frozen EfficientNet-Lite0 is in the graph in float32. Where Foveate runs it in bfloat16 ("auto", on processors that
-have it), its embeddings differ from the graph's: measured here, {found:.3g} at most.
+have it), its embeddings differ from the graph's by at most {difference:.3g}, measured here.
 """
 
 
@@ -91,8 +91,8 @@ def check(job: Job) -> list[str]:
 
 
 @torch.inference_mode(False)
-def export(job: Job) -> Exported:
-    """Writes the graphs, runs them with onnxruntime and compares."""
+def export(job: Job) -> ExportReport:
+    """Write the graphs, run them with onnxruntime and compare."""
     model = job.model.cpu()
     encoder = model.image_encoder
     pixels = probe_pixels(job)
@@ -103,14 +103,14 @@ def export(job: Job) -> Exported:
         tokens = model.encode_image_tokens(pixels)
         embedding_BE, tokens_BLD = model.encode_image(tokens), tokens.tokens
     _write(ImageGraph(encoder).eval(), (pixels,), {"pixels": "batch"}, ["embedding", "tokens"], job.folder / IMAGE)
-    found = _run(job.folder / IMAGE, pixels=_more(pixels))
+    theirs = _run(job.folder / IMAGE, pixels=_add_row(pixels))
     differences = {
-        "image embeddings (unit length)": largest_difference(_more(embedding_BE), found[0]),
-        "tokens": largest_difference(_more(tokens_BLD), found[1]),
+        "image embeddings (unit length)": largest_difference(_add_row(embedding_BE), theirs[0]),
+        "tokens": largest_difference(_add_row(tokens_BLD), theirs[1]),
     }
     notes: list[str] = []
     if isinstance(encoder, Lite0Encoder):
-        notes.append(_FROZEN.format(found=largest_difference(as_is_BE, embedding_BE)))
+        notes.append(_FROZEN.format(difference=largest_difference(as_is_BE, embedding_BE)))
     if model.prompter is not None and model.box_head is not None:
         differences |= _regions(job, tokens_BLD)
         notes.append(_REGIONS.replace("EMBED", str(model.recipe.embed_dim)))
@@ -122,13 +122,13 @@ def export(job: Job) -> Exported:
         job,
         library="onnx",
         loading=_LOADING.format(size=encoder.preprocess.side, fill=fill),
-        notes=[*notes, differences_in_words(differences, texts=0)],
+        notes=[*notes, format_differences(differences, texts=0)],
     )
-    return Exported(differences)
+    return ExportReport(differences)
 
 
 def _regions(job: Job, tokens_BLD: Tensor) -> dict[str, float]:
-    """Writes both graphs of the Prompter and compares them with the Prompter's own results."""
+    """Write both graphs of the Prompter and compare them with the Prompter itself."""
     model = job.model
     assert model.prompter is not None
     assert model.box_head is not None
@@ -147,7 +147,7 @@ def _regions(job: Job, tokens_BLD: Tensor) -> dict[str, float]:
     with torch.no_grad():
         prepared = model.prompter.prepare(tokens_BLD, grid)
         z_RE = F.normalize(model.prompter.boxes(prepared, boxes_R4, image_R).embedding_RE, dim=-1)
-        found_R4 = model.box_head.locate(model.prompter.phrases(prepared, texts_RE, image_R))
+        ours_R4 = model.box_head.locate(model.prompter.phrases(prepared, texts_RE, image_R))
     # Other numbers of images and of regions than the graphs were traced with.
     few = {"tokens": tokens_BLD[:1], "image": torch.zeros(3, dtype=torch.int64)}
     of_first = image_R == 0
@@ -160,20 +160,20 @@ def _regions(job: Job, tokens_BLD: Tensor) -> dict[str, float]:
             largest_difference(z_RE, theirs_RE), largest_difference(z_RE[of_first][:3], first_RE)
         ),
         "boxes of phrases": max(
-            largest_difference(found_R4, theirs_R4), largest_difference(found_R4[of_first][:3], first_R4)
+            largest_difference(ours_R4, theirs_R4), largest_difference(ours_R4[of_first][:3], first_R4)
         ),
     }
 
 
-def _more(rows: Tensor) -> Tensor:
-    """Another batch size than the graph was traced with: the rows and the first again."""
+def _add_row(rows: Tensor) -> Tensor:
+    """Append the first row again: another batch size than the graph was traced with."""
     return torch.cat((rows, rows[:1]))
 
 
 def _write(
     graph: nn.Module, inputs: tuple[Tensor, ...], first_axes: dict[str, str], outputs: list[str], path: Path
 ) -> None:
-    """One graph whose first axes are free. Weights lie in the file itself, or beside it where they exceed its 2 GB.
+    """Write a graph with dynamic first axes; weights above the 2 GB of a protobuf go to a file of their own.
 
     Args:
         first_axes: name of the first axis of each input of `graph`, in its order; equal names are equal sizes.
@@ -197,17 +197,17 @@ def _write(
 
 
 def _run(path: Path, **inputs: Tensor) -> list[Tensor]:
-    """A graph's results in onnxruntime on the CPU."""
+    """Run a graph in onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found: Any = session.run(None, {name: value.numpy() for name, value in inputs.items()})
-    return [torch.from_numpy(np.asarray(one)) for one in found]
+    outputs: Any = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return [torch.from_numpy(np.asarray(output)) for output in outputs]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports its steps on standard output, as warnings and through the log."""
+    """Silence the exporter, which reports its steps on standard output, as warnings and in the log."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

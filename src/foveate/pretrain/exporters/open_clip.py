@@ -1,4 +1,4 @@
-"""A folder that `open_clip.create_model_from_pretrained("local-dir:FOLDER")` loads, with the region module beside."""
+"""A folder for `open_clip.create_model_from_pretrained("local-dir:FOLDER")`, with the region module as sidecars."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from foveate.pretrain import region_files
-from foveate.pretrain.export import Exported, Job
+from foveate.pretrain.export import ExportReport, Job
 from foveate.pretrain.export_checks import (
     TEXTS,
-    differences_in_words,
+    format_differences,
     image_text_bias,
     largest_difference,
     open_clip_towers,
@@ -36,13 +36,13 @@ pixels = torch.zeros(1, 3, {size}, {size})  # of `preprocess`
 tokens_BLD = encoder(pixels).tokens"""
 _PADDING = """## Images
 
-The model was trained on whole images, padded to a square; `preprocess` does so too. Where the padding does not divide
-evenly the image lies up to one pixel from where Foveate puts it.
+The model was trained on whole images, padded to a square; `preprocess` does so too. An odd padding is
+split differently: the image may be one pixel from where Foveate puts it.
 """
 
 
 def check(job: Job) -> list[str]:
-    """Names of the files; refuses models whose towers are not open_clip's."""
+    """List the files; refuse models whose towers are not open_clip's."""
     image, text = open_clip_towers(job, "open_clip")
     check_pair(image, text)
     regions = [] if job.model.recipe.regions.method == "none" else [region_files.WEIGHTS, region_files.CONFIG]
@@ -50,8 +50,8 @@ def check(job: Job) -> list[str]:
 
 
 @torch.inference_mode()
-def export(job: Job) -> Exported:
-    """Writes the folder, loads it with open_clip and compares."""
+def export(job: Job) -> ExportReport:
+    """Write the folder, load it with open_clip and compare."""
     import open_clip
 
     image, text = open_clip_towers(job, "open_clip")
@@ -75,8 +75,8 @@ def export(job: Job) -> Exported:
         differences["logit bias"] = abs(bias - float(theirs.logit_bias))
     notes = [
         _PADDING if image.preprocess.geometry == "letterbox" else "",
-        differences_in_words(differences),
+        format_differences(differences),
         region_files.section(job.model, tokens=_TOKENS.format(size=image.preprocess.side)),
     ]
     write_card(job, library="open_clip", loading=_LOADING, notes=notes)
-    return Exported(differences)
+    return ExportReport(differences)

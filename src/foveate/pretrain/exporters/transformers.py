@@ -1,4 +1,4 @@
-"""A folder that `transformers.CLIPModel` and `CLIPProcessor` load, with the region module beside."""
+"""A folder for `transformers.CLIPModel` and `CLIPProcessor`, with the region module as sidecar files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from foveate.core.files import write_text_atomically
 from foveate.pretrain import region_files
-from foveate.pretrain.export import Exported, Job
+from foveate.pretrain.export import ExportReport, Job
 from foveate.pretrain.export_checks import (
     TEXTS,
-    differences_in_words,
+    format_differences,
     image_text_bias,
     largest_difference,
     open_clip_towers,
@@ -52,8 +52,8 @@ _LETTERBOX = """## Images
 
 The model was trained on whole images, padded with black to a square. `CLIPImageProcessor` has no such setting by
 name; here it resizes the long side (`max_height`, `max_width`) and "crops" the square, which pads what is smaller. Do
-not set `do_center_crop` to false. Resizing differs from Foveate's by one step of 255 here and there, and where the
-padding does not divide evenly the image lies up to one pixel elsewhere.
+not set `do_center_crop` to false. Resizing differs from Foveate's by at most one step of 255 at some pixels, and with an
+odd padding the image may be shifted by one pixel.
 """
 _BIAS = (
     "CLIPModel has no bias of the logits: that of the sigmoid loss, {bias:.4g}, is left out; cosines do not need it."
@@ -68,7 +68,7 @@ token open_clip fills with 0, `CLIPTokenizer` with the end token; the embedding 
 
 
 def check(job: Job) -> list[str]:
-    """Names of the files; refuses towers that `CLIPModel` does not compute."""
+    """List the files; refuse towers that `CLIPModel` cannot compute."""
     image, text = job.model.image_encoder, job.model.text_encoder
     regions = [] if job.model.recipe.regions.method == "none" else [region_files.WEIGHTS, region_files.CONFIG]
     clip_image_processor(image.preprocess)
@@ -80,7 +80,7 @@ def check(job: Job) -> list[str]:
 
 
 def _parts(job: Job) -> tuple[Any, Any, bool]:
-    """The model, its tokenizer, and whether the byte pairs are open_clip's."""
+    """Return the model, its tokenizer, and whether the byte pairs are open_clip's."""
     image, text = job.model.image_encoder, job.model.text_encoder
     log_scale = float(job.model.logit_scale().log())
     if isinstance(image, TransformersClipImageEncoder) and isinstance(text, TransformersClipTextEncoder):
@@ -90,61 +90,61 @@ def _parts(job: Job) -> tuple[Any, Any, bool]:
 
 
 @torch.inference_mode()
-def export(job: Job) -> Exported:
-    """Writes the folder, loads it with transformers and compares."""
+def export(job: Job) -> ExportReport:
+    """Write the folder, load it with transformers and compare."""
     from transformers import CLIPModel, CLIPProcessor
 
     folder, ours = str(job.folder), job.model.cpu()
     with quiet():
-        model, tokenizer, own_pairs = _parts(job)
+        model, tokenizer, open_clip_pairs = _parts(job)
         model.save_pretrained(folder)
         images = clip_image_processor(ours.image_encoder.preprocess)
         CLIPProcessor(images, tokenizer).save_pretrained(folder)
         images.save_pretrained(folder)  # the file that releases before 5 read
-        if own_pairs:
+        if open_clip_pairs:
             _write_byte_pairs(job)
         region_files.write_regions(ours, job.folder)
         theirs = CLIPModel.from_pretrained(folder).eval()
         processor: Any = CLIPProcessor.from_pretrained(folder)
-    differences = _differences(job, theirs, processor, own_pairs)
+    differences = _differences(job, theirs, processor, open_clip_pairs)
     bias = image_text_bias(ours)
-    words = [] if bias is None else [_BIAS.format(bias=bias)]
+    limits = [] if bias is None else [_BIAS.format(bias=bias)]
     notes = [
-        *words,
+        *limits,
         _LETTERBOX if ours.image_encoder.preprocess.geometry == "letterbox" else "",
-        _TEXT if own_pairs else "",
-        differences_in_words(differences),
+        _TEXT if open_clip_pairs else "",
+        format_differences(differences),
         region_files.section(ours, tokens=_TOKENS.format(size=ours.image_encoder.preprocess.side)),
     ]
     write_card(job, library="transformers", loading=_LOADING, notes=notes)
-    return Exported(differences, notes=words)
+    return ExportReport(differences, notes=limits)
 
 
-def _differences(job: Job, theirs: Any, processor: Any, own_pairs: bool) -> dict[str, float]:
-    """What the loaded model and its processor give, against the model that was exported."""
+def _differences(job: Job, theirs: Any, processor: Any, open_clip_pairs: bool) -> dict[str, float]:
+    """Compare the loaded model and its processor with the model that was exported."""
     ours, texts = job.model, list(TEXTS)
     raw = probe_pixels(job)
     pixels = ours.image_encoder.normalized(raw)
-    found = processor(text=texts, padding="max_length", truncation=True, return_tensors="pt")
-    inputs = {name: found[name] for name in ("input_ids", "attention_mask")}
+    encoded = processor(text=texts, padding="max_length", truncation=True, return_tensors="pt")
+    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
     image_BE, text_BE = ours.encode_image_tokens(raw).pooled, ours.embed_texts(texts)
     cosines = F.normalize(image_BE, dim=-1) @ F.normalize(text_BE, dim=-1).T
-    said = theirs(pixel_values=pixels, **inputs)
+    output = theirs(pixel_values=pixels, **inputs)
     differences = {
         "image embeddings": largest_difference(image_BE, theirs.get_image_features(pixel_values=pixels).pooler_output),
         "text embeddings": largest_difference(text_BE, theirs.get_text_features(**inputs).pooler_output),
-        "cosines": largest_difference(cosines, said.logits_per_image / theirs.logit_scale.exp()),
+        "cosines": largest_difference(cosines, output.logits_per_image / theirs.logit_scale.exp()),
     }
-    if own_pairs:
+    if open_clip_pairs:
         ids_BL = ours.text_encoder.frozen_features(texts)
         until_end = ids_BL.argmax(dim=-1, keepdim=True) >= torch.arange(ids_BL.shape[1])
         name = "token ids up to the end token"
-        differences[name] = largest_difference(ids_BL[until_end], found["input_ids"][until_end])
+        differences[name] = largest_difference(ids_BL[until_end], encoded["input_ids"][until_end])
     return differences
 
 
 def _write_byte_pairs(job: Job) -> None:
-    """vocab.json and merges.txt, which releases before 5 and other programs read; of the tokenizer just written."""
+    """Write vocab.json and merges.txt, which releases before 5 and other programs read."""
     model = json.loads((job.folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     write_text_atomically(job.folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
     lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]

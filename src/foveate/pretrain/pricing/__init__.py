@@ -1,1 +1,1 @@
-"""Prices: what a run will take, before it is started and without a device."""
+"""Estimate the cost of a run before it starts, without a device."""

@@ -1,9 +1,8 @@
-"""What a model costs, found without allocating it: FLOPs and kept activations, per image, text and region.
+"""Cost of a model without allocating it: FLOPs and saved activations, per image, text and region.
 
 Towers are built on the meta device and counted as fake CPU tensors, which have shapes and no memory. The Prompter and
-the losses work on ragged rows whose number decides what is computed, so they are formulas, held to the counter by
-tests. One multiplication with one addition counts as 2 FLOPs; norms, activations and softmax are left out, as is
-usual.
+the losses work on ragged rows whose number decides what is computed, so they are formulas; tests compare them with the
+counter. A multiplication with an addition counts as 2 FLOPs; norms, activations and softmax are left out, as usual.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from foveate.vision.encoder import ImageFeatures
 from foveate.vision.localizer.model import LocalizingModel
 
-# Bytes kept for each token and unit of width when only the inputs of the blocks are kept (checkpointing).
+# Bytes per token and unit of width when only the inputs of the blocks are saved (checkpointing).
 _BLOCK_INPUT = 4
 
 
@@ -43,7 +42,7 @@ def _attention_backward_flops(
     return 2 * sdpa_flop_count(query, key, value)
 
 
-# The counter knows the fused kernels of CUDA only.
+# torch's counter knows only the fused kernels of CUDA.
 _FUSED_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
@@ -56,20 +55,20 @@ class TowerCost:
 
     Attributes:
         forward, backward: FLOPs of a sample. quadratic: share of both that grows with the square of its length.
-        kept: bytes kept for the backward pass; fused attention keeps no weights.
+        saved: bytes saved for the backward pass; fused attention saves no attention weights.
         blocks: repeated layers. length, width: of the tokens in them.
     """
 
     forward: float
     backward: float
     quadratic: float
-    kept: float
+    saved: float
     blocks: int
     length: int
     width: int
 
     def at_length(self, length: float) -> TowerCost:
-        """The same tower on a sequence of `length` tokens: products grow with it, attention with its square."""
+        """Return the cost at a sequence of `length` tokens: products grow with it, attention with its square."""
         share = length / self.length
         grown = share * (1 - self.quadratic) + share**2 * self.quadratic
         quadratic = share**2 * self.quadratic / grown if grown else 0.0
@@ -77,22 +76,26 @@ class TowerCost:
             self.forward * grown,
             self.backward * grown,
             quadratic,
-            self.kept * share,
+            self.saved * share,
             self.blocks,
             round(length),
             self.width,
         )
 
     def activations(self, *, checkpointed: bool) -> float:
-        """Bytes kept for the backward pass; with checkpointing the inputs of the blocks, and one block whole."""
+        """Return the bytes saved for the backward pass; with checkpointing the blocks' inputs and one whole block."""
         if not checkpointed or self.blocks < 2:
-            return self.kept
-        return self.blocks * self.length * self.width * _BLOCK_INPUT + self.kept / self.blocks
+            return self.saved
+        return self.blocks * self.length * self.width * _BLOCK_INPUT + self.saved / self.blocks
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Both towers of a model, and what its other parts need to be priced."""
+    """Cost of both towers, and the parameter counts of the other parts.
+
+    Attributes:
+        trained: parameters. largest_unit: parameters of the largest module that FSDP2 shards.
+    """
 
     image: TowerCost
     text: TowerCost
@@ -102,12 +105,12 @@ class ModelCost:
 
 
 def model_cost(model: LocalizingModel, *, units: list[nn.Module], precision: str) -> ModelCost:
-    """Counts a model that was built on the meta device; its weights are fake tensors afterwards.
+    """Count the cost of a model on the meta device; its weights are fake tensors afterwards.
 
     Args:
-        units: modules that FSDP2 shards one by one, as the task names them.
-        precision: "fp32" or "bf16", what autocast makes of the kept tensors (as on a CPU; CUDA keeps norms wide, up to
-            an eighth more).
+        units: modules that FSDP2 shards one by one, as the task lists them.
+        precision: "fp32" or "bf16", of the saved tensors under autocast (as on a CPU; CUDA computes norms in float32:
+            up to an eighth more).
     """
     image, text = model.image_encoder, model.text_encoder
     mode = FakeTensorMode()
@@ -135,12 +138,12 @@ def model_cost(model: LocalizingModel, *, units: list[nn.Module], precision: str
         "box head": _count(model.box_head),
     }
     parameters["temperatures"] = _count(model) - _count(image) - _count(text) - sum(map(_count, heads))
-    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return ModelCost(image_cost, text_cost, parameters, trained, max(map(_count, units), default=0))
 
 
 def _count(module: nn.Module | None) -> int:
-    return 0 if module is None else sum(one.numel() for one in module.parameters())
+    return 0 if module is None else sum(weight.numel() for weight in module.parameters())
 
 
 def _features(batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -148,22 +151,22 @@ def _features(batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Weights and buffers as tensors that say "cpu" and have no memory: some layers ask for the device's autocast,
-    which the meta device does not have."""
-    assert all(one.is_meta for one in model.parameters()), "build the model on the meta device"
+    """Replace weights and buffers by fake CPU tensors, which have no memory."""
+    # Not meta tensors: some layers query the autocast state of their device, which "meta" does not have.
+    assert all(weight.is_meta for weight in model.parameters()), "build the model on the meta device"
     with mode:
         for module in model.modules():
-            for name, one in module.named_parameters(recurse=False):
-                fake = torch.empty(one.shape, dtype=one.dtype, device="cpu")
-                module.register_parameter(name, nn.Parameter(fake, requires_grad=one.requires_grad))
-            for name, one in module.named_buffers(recurse=False):
-                module._buffers[name] = torch.empty(one.shape, dtype=one.dtype, device="cpu")
+            for name, weight in module.named_parameters(recurse=False):
+                fake = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+                module.register_parameter(name, nn.Parameter(fake, requires_grad=weight.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
 
 
 @contextmanager
 def _data_free(encoder: nn.Module) -> Iterator[None]:
-    """Training mode, but for the encoder's own switch: what it does only in training may look at values (it trims
-    texts), and there are none."""
+    """Set training mode on all submodules but not on the encoder itself."""
+    # In training an encoder may trim texts by their values, and fake tensors have none.
     before = encoder.training
     encoder.train()
     encoder.training = False
@@ -174,10 +177,10 @@ def _data_free(encoder: nn.Module) -> Iterator[None]:
 
 
 def _blocks(encoder: nn.Module) -> int:
-    """Layers of the longest list of layers."""
+    """Return the length of the longest list of equal layers."""
     lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
-    like = [len(one) for one in lists if len(one) and len({type(layer) for layer in one}) == 1]
-    return max(like, default=0)
+    uniform = [len(layers) for layers in lists if len(layers) and len({type(layer) for layer in layers}) == 1]
+    return max(uniform, default=0)
 
 
 def _width(encoder: nn.Module, *, default: int) -> int:
@@ -186,22 +189,23 @@ def _width(encoder: nn.Module, *, default: int) -> int:
 
 
 def _tower(call: Callable[[int], Any], *, blocks: int, length: int, width: int) -> TowerCost:
-    one, two = _counted(call, 1), _counted(call, 2)
-    forward, both, attention, kept = (second - first for first, second in zip(one, two, strict=True))
-    return TowerCost(forward, both - forward, attention / both if both else 0.0, kept, blocks, length, width)
+    # The difference of two batch sizes: what does not grow with the batch (positional tables) is no cost per sample.
+    single, double = _count_costs(call, 1), _count_costs(call, 2)
+    forward, both, attention, saved = (second - first for first, second in zip(single, double, strict=True))
+    return TowerCost(forward, both - forward, attention / both if both else 0.0, saved, blocks, length, width)
 
 
-def _counted(call: Callable[[int], Any], batch: int) -> tuple[float, float, float, float]:
-    """FLOPs forward, FLOPs forward and backward, those of attention, bytes kept."""
-    kept: dict[int, Tensor] = {}
+def _count_costs(call: Callable[[int], Any], batch: int) -> tuple[float, float, float, float]:
+    """Return FLOPs forward, FLOPs forward and backward, those of attention, and bytes saved for backward."""
+    saved: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
-            kept[tensor.untyped_storage()._cdata] = tensor
+            saved[tensor.untyped_storage()._cdata] = tensor  # by storage: views of one tensor count once
         return tensor
 
     with FlopCounterMode(display=False, custom_mapping=_FUSED_ATTENTION) as counter:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
             out = call(batch)
         forward = counter.get_total_flops()
         tensors = [out.tokens, out.pooled] if isinstance(out, ImageFeatures) else [out]
@@ -212,20 +216,20 @@ def _counted(call: Callable[[int], Any], batch: int) -> tuple[float, float, floa
     attention = sum(
         flops for operation, flops in by_operation.items() if "bmm" in str(operation) or "attention" in str(operation)
     )
-    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    size = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     return float(forward), float(counter.get_total_flops()), float(attention), float(size)
 
 
 def prompter_flops(
     *, tokens: int, width: int, embed_dim: int, boxes: float, phrases: float, pool: str, once: bool = True
 ) -> float:
-    """Forward FLOPs of the Prompter and the box head for one image.
+    """Return the forward FLOPs of the Prompter and the box head for one image.
 
     Args:
         tokens: L, image tokens. width: D. embed_dim: E.
         boxes, phrases: prompts of the image, of two tokens and of one.
         pool: "all" or "prompt".
-        once: what all prompts of an image share is computed once, as the Prompter here does; False is the plain way,
+        once: work that all prompts of an image share is done once, as this Prompter does; False for a plain Prompter,
             a sequence [prompt ; image] through the layer for each prompt.
     """
     square = width * width
@@ -247,7 +251,7 @@ def prompter_flops(
 
 
 def prompter_activations(*, tokens: int, width: int, prompts: float, pool: str, precision: str) -> float:
-    """Bytes that the Prompter keeps for one image: with pool "all" the layer's outputs at all tokens, per prompt."""
+    """Return the bytes that the Prompter saves for one image; with pool "all" outputs at all tokens per prompt."""
     shared = (10 if precision == "bf16" else 16) * tokens * width
     if pool == "prompt":
         return shared
@@ -264,15 +268,14 @@ def loss_flops(
     with_regions: bool,
     processes: int = 1,
 ) -> float:
-    """FLOPs of the contrastive losses of one step in one process, which computes its own rows of the matrices.
+    """Return the FLOPs of the contrastive losses of one step in one process, which computes its own rows.
 
     Args:
         images, regions: N and R of the batch of all processes; each has its share of them.
-        filter: of duplicate phrases; "embedding" is a product of its own.
-        chunked: blocks of rows, of which logits and filter are computed twice.
-
-    Products of N x N and R x R entries over the processes, forward and backward.
+        filter: of duplicate phrases; "embedding" is one more matrix product.
+        chunked: in blocks of rows, whose logits and filter are computed again in the backward pass.
     """
+    # 2 FLOPs per entry and unit of width: logits, gradients of rows and of columns, and the logits again in chunks.
     per_entry = 8.0 if chunked else 6.0
     total = per_entry * images**2 * embed_dim
     if with_regions:
@@ -282,10 +285,10 @@ def loss_flops(
 
 
 def loss_bytes(*, images: int, regions: float, row_chunk: int | None, with_regions: bool, processes: int = 1) -> float:
-    """Bytes of the float32 matrices of the losses that are alive at once in one process.
+    """Return the bytes of the losses' float32 matrices that are alive at once in one process.
 
-    At most four blocks of this process's rows of each matrix: logits, their gradient, and two while one is made. The
-    blocks of the regions come after those of the images were made and before they are freed.
+    At most four blocks of this process's rows of each matrix: logits, their gradient, and two temporaries. The blocks
+    of the regions come after those of the images were made and before they are freed.
     """
 
     def matrix(size: float) -> float:
@@ -296,10 +299,10 @@ def loss_bytes(*, images: int, regions: float, row_chunk: int | None, with_regio
 
 
 def gathered_bytes(*, images: int, regions: float, embed_dim: int, with_regions: bool, processes: int = 1) -> float:
-    """Bytes of the embeddings of the whole batch in float32.
+    """Return the bytes of the float32 embeddings of the whole batch in one process.
 
-    A single process has both sides of images and regions, with gradients, and those of regions once more of unit
-    length. Of several each has the texts and phrases of all: gathered, gradient, and its sum over the processes.
+    A single process has both sides of images and regions, with gradients, and the regions' once more at unit length.
+    With several each has the texts and phrases of all: gathered, their gradient, and its sum over the processes.
     """
     regions = regions if with_regions else 0
     if processes == 1:

@@ -1,4 +1,4 @@
-"""Devices by name: their peaks and memory, for prices. No torch."""
+"""Peak rates and memory of devices by name. No torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Hardware:
     gigabytes: float
 
 
-# Peaks and memory from the vendors' data sheets. A TPU runs no PyTorch program of ours: it is there for the paper.
+# From the vendors' data sheets. Foveate does not run on TPUs: the v5p is here to compare with the paper.
 ACCELERATORS = {
     "a100-80gb": Hardware("a100-80gb", 312, 19.5, 80),
     "h100-80gb": Hardware("h100-80gb", 989, 67, 80),
@@ -37,16 +37,16 @@ ACCELERATORS = {
 }
 
 
-def hardware_of(text: str) -> Hardware:
-    """The hardware of a name, or of "name=TFLOPs,GB" or "name=TFLOPs,GB,float32 TFLOPs".
+def parse_hardware(text: str) -> Hardware:
+    """Parse a device name, or "name=TFLOPs,GB" or "name=TFLOPs,GB,float32 TFLOPs".
 
-    Float32 products are taken as a sixteenth of the peak where they are not given (an A100's share). "cpu" is all
-    cores of this machine and its memory.
+    The float32 rate is a sixteenth of the peak by default (as of an A100). "cpu" is all cores of this machine and its
+    memory.
 
     Raises:
-        UserError: naming what is known and the nearest name.
+        UserError: naming the known devices and the nearest name.
     """
-    name, equals, numbers = text.partition("=")
+    name, equals, values = text.partition("=")
     if not equals:
         if name == "cpu":
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -55,14 +55,14 @@ def hardware_of(text: str) -> Hardware:
         if name in ACCELERATORS:
             return ACCELERATORS[name]
         names = ["cpu", *ACCELERATORS]
-        raise UserError(f"hardware '{name}': allowed are {', '.join(names)} or name=TFLOPs,GB{nearest(name, names)}")
+        raise UserError(f"hardware '{name}': expected {', '.join(names)} or name=TFLOPs,GB{nearest(name, names)}")
     try:
-        values = [float(number) for number in numbers.split(",")]
+        rates = [float(value) for value in values.split(",")]
     except ValueError:
-        values = []
-    if len(values) not in (2, 3) or not all(math.isfinite(value) and value > 0 for value in values) or not name:
+        rates = []
+    if len(rates) not in (2, 3) or not all(math.isfinite(rate) and rate > 0 for rate in rates) or not name:
         raise UserError(
-            f"hardware '{text}': write name=TFLOPs,GB or name=TFLOPs,GB,float32-TFLOPs with positive numbers, "
+            f"hardware '{text}': expected name=TFLOPs,GB or name=TFLOPs,GB,float32-TFLOPs with positive numbers, "
             "for example mine=165,24"
         )
-    return Hardware(name, values[0], values[2] if len(values) == 3 else values[0] / 16, values[1])
+    return Hardware(name, rates[0], rates[2] if len(rates) == 3 else rates[0] / 16, rates[1])

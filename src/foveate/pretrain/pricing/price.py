@@ -1,6 +1,6 @@
-"""`foveate pretrain RECIPE --dry-run`: what a run will take, in seconds, without data and without allocating anything.
+"""`foveate pretrain RECIPE --dry-run`: estimate time and memory of a run, without data and without allocating it.
 
-FLOPs are counted, memory is summed, and time follows from the stated peak of the hardware and the share of it that is
+FLOPs are counted, memory is summed, and time follows from the peak rate of the hardware and the share of it that is
 reached (MFU). Communication between devices is not modeled: it is part of that share.
 """
 
@@ -16,7 +16,7 @@ from foveate.core.errors import UserError
 from foveate.core.progress import duration
 from foveate.pretrain.pricing import costs
 from foveate.pretrain.pricing.costs import ModelCost
-from foveate.pretrain.pricing.hardware import hardware_of
+from foveate.pretrain.pricing.hardware import parse_hardware
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
@@ -29,14 +29,14 @@ from foveate.vision.registry import tower_options
 MFU = 0.4
 # Of the parts of `flops_per_image`, those of each tower.
 TOWERS = {"image_encoder": ("image tower",), "text_encoder": ("caption", "phrases")}
-# Without a collection: a photograph whose longer side has some 640 pixels, and a noun phrase with its two end tokens.
+# Assumed without a collection: a photograph of some 640 pixels, and a noun phrase with its start and end tokens.
 IMAGE_BYTES = 100_000
 PHRASE_TOKENS = 10
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is spread: devices, parts of a process's share, DDP or FSDP2.
+    """How a step is distributed: devices, parts of a process's share, DDP or FSDP2.
 
     checkpointed: towers ("image_encoder", "text_encoder") whose layers are computed again in the backward pass.
     """
@@ -56,31 +56,31 @@ def price(
     mfu: float = MFU,
     collection: Collection | None = None,
 ) -> dict[str, Any]:
-    """Everything a run of the recipe takes, as JSON values; sizes in bytes and FLOPs, times in seconds and days.
+    """Estimate the cost of a run as JSON values; sizes in bytes and FLOPs, times in seconds and days.
 
     Args:
         devices: processes, each with one device of `hardware`.
-        samples: image visits in all; the recipe's steps x batch_size when not given.
+        samples: images seen in all epochs; by default the recipe's steps x batch_size.
         mfu: share of the peak that is reached, in (0, 1].
-        collection: is checked (split, kinds of texts), and its mean image is what is read.
+        collection: checked for split and kinds of texts; its mean image size replaces the assumed one.
 
     Raises:
         UserError: when the recipe, the hardware or the collection does not fit.
     """
     settings = recipe.training
-    device = hardware_of(hardware)
+    device = parse_hardware(hardware)
     if not 0 < mfu <= 1:
-        raise UserError(f"mfu {mfu}: allowed are numbers above 0 up to 1, the share of the peak that is reached")
+        raise UserError(f"mfu: expected a share of the peak above 0 and up to 1 (got {mfu})")
     if settings.batch_size % devices:
+        divisor = math.gcd(settings.batch_size, 2 ** int(math.log2(devices)))
         raise UserError(
-            f"batch_size {settings.batch_size} cannot be split evenly over {devices} devices; "
-            f"give a divisor of it, for example {math.gcd(settings.batch_size, 2 ** int(math.log2(devices)))}"
+            f"devices: {devices} do not divide batch_size {settings.batch_size}; expected a divisor, for example {divisor}"
         )
-    found = check_collection(recipe, collection) if collection is not None else {}
+    facts = check_collection(recipe, collection) if collection is not None else {}
     with torch.device("meta"):
-        model = build_model(_keeping_all(recipe))  # what checkpointing saves is then worked out from the whole
-    able = frozenset(name for name in TOWERS if _has_switch(model.recipe, name))
-    chosen = frozenset(name for name in able if getattr(recipe, name).get("checkpointing"))
+        model = build_model(_without_checkpointing(recipe))  # its savings are computed from the whole
+    supported = frozenset(name for name in TOWERS if _supports_checkpointing(model.recipe, name))
+    checkpointed = frozenset(name for name in supported if getattr(recipe, name).get("checkpointing"))
     cached = bool(model.image_encoder.fingerprint())
     feature_bytes = math.prod(model.image_encoder.feature_shape) * model.image_encoder.feature_dtype.itemsize
     task = PretrainTask(model)
@@ -89,7 +89,7 @@ def price(
     steps = settings.steps if samples is None else max(1, round(samples / settings.batch_size))
     per_image = flops_per_image(recipe, cost)
     again = per_image["forward"] if settings.accumulate > 1 else 0.0
-    again += sum(per_image[part] for name in chosen for part in TOWERS[name])
+    again += sum(per_image[part] for name in checkpointed for part in TOWERS[name])
     step_flops = settings.batch_size * per_image["total"]
     extra = 1 + again / per_image["total"]
     loss = costs.loss_flops(with_regions=recipe.regions.method != "none", processes=devices, **_loss_shape(recipe))
@@ -97,8 +97,8 @@ def price(
     seconds_model = step_flops * extra / devices / (peak * 1e12 * mfu)
     seconds_loss = loss / (device.wide_tflops * 1e12 * mfu)
     seconds = seconds_model + seconds_loss
-    image = feature_bytes if cached else found.get("image_bytes", IMAGE_BYTES)
-    layout = Layout(devices, settings.accumulate, settings.parallel, chosen)
+    image = feature_bytes if cached else facts.get("image_bytes", IMAGE_BYTES)
+    layout = Layout(devices, settings.accumulate, settings.parallel, checkpointed)
     memory = memory_per_device(recipe, cost, layout)
     capacity = device.gigabytes * 1e9
     result: dict[str, Any] = {
@@ -130,18 +130,20 @@ def price(
         "bytes_read_per_second": image * settings.batch_size / seconds,
         "bytes_read_in_all": image * settings.batch_size * steps,
         "memory_per_device": memory,
-        "checkpointing": {"possible": sorted(able), "chosen": sorted(chosen)},
-        "memory_per_device_checkpointed": memory_per_device(recipe, cost, replace(layout, checkpointed=able))["total"],
+        "checkpointing": {"possible": sorted(supported), "enabled": sorted(checkpointed)},
+        "memory_per_device_checkpointed": memory_per_device(recipe, cost, replace(layout, checkpointed=supported))[
+            "total"
+        ],
         "memory_ddp": memory_per_device(recipe, cost, replace(layout, parallel="ddp"))["total"],
         "memory_fsdp": memory_per_device(recipe, cost, replace(layout, parallel="fsdp"))["total"],
         "fits": memory["total"] <= capacity,
-        # What Adam keeps and what it works on: weights, gradients and two moments in float32.
+        # Weights, gradients and Adam's two moments in float32.
         "optimizer_bytes": 16 * sum(cost.parameters.values()),
     }
-    if found:
-        result["kinds_missing"] = found["kinds_missing"]
-        result |= {"images": found["images"], "images_with_text": found["with_text"]}
-        result["epochs"] = round(result["samples"] / max(found["with_text"], 1), 2)
+    if facts:
+        result["kinds_missing"] = facts["kinds_missing"]
+        result |= {"images": facts["images"], "images_with_text": facts["with_text"]}
+        result["epochs"] = round(result["samples"] / max(facts["with_text"], 1), 2)
     result["warnings"] = warnings(recipe, cost, layout, capacity=capacity, result=result)
     return result
 
@@ -157,7 +159,7 @@ def format_price(result: dict[str, Any]) -> list[str]:
         f"steps: {result['steps']:,} of {result['batch_size']:,} images: {result['samples']:,} samples",
     ]
     if "images" in result:
-        lines.append(f"images: {result['images']:,}, with a text of a wanted kind {result['images_with_text']:,}")
+        lines.append(f"images: {result['images']:,}, with a text of the recipe's kinds {result['images_with_text']:,}")
         lines.append(f"epochs: {result['epochs']:,}")
     named = ("image tower", "caption", "phrases", "prompter")
     by_part = ", ".join(f"{name} {flops[name] / 1e9:,.3g}" for name in named if flops[name])
@@ -173,36 +175,36 @@ def format_price(result: dict[str, Any]) -> list[str]:
         f"MFU {result['mfu']:g}",
         f"time: {result['seconds_per_step']:,.3g} s a step, {duration(86_400 * result['days'])} in all"
         f"{devices}; {result['loss_share_of_step']:.0%} of it in the loss matrices",
-        f"must be read: {result['bytes_per_image'] / 1e3:,.4g} kB an image"
+        f"to be read: {result['bytes_per_image'] / 1e3:,.4g} kB an image"
         f"{' (cached features)' if result['reads_cached_features'] else ''}, "
         f"{result['bytes_read_per_second'] / 1e6:,.4g} MB/s and {result['images_per_second']:,.4g} images/s "
         f"in all, {result['bytes_read_in_all'] / 1e12:,.3g} TB over the run",
         f"memory per device: {memory['total'] / 1e9:,.4g} of {hardware['gb']:,.4g} GB ({by_use})",
         f"with ddp {result['memory_ddp'] / 1e9:,.4g} GB, with fsdp {result['memory_fsdp'] / 1e9:,.4g} GB",
     ]
-    possible, chosen = result["checkpointing"]["possible"], result["checkpointing"]["chosen"]
-    if possible != chosen:
+    possible, enabled = result["checkpointing"]["possible"], result["checkpointing"]["enabled"]
+    if possible != enabled:
         switches = " and ".join(f"{name}.checkpointing=true" for name in possible)
         lines.append(f"with {switches} {result['memory_per_device_checkpointed'] / 1e9:,.4g} GB, and the layers twice")
     return lines + [f"warning: {sentence}" for sentence in result["warnings"]]
 
 
 def check_collection(recipe: PretrainRecipe, collection: Collection) -> dict[str, Any]:
-    """What the collection offers the recipe: images of the split, those with a text of a wanted kind, mean bytes.
+    """Return the collection's images of the split, those with a text of the recipe's kinds, and mean bytes.
 
     Raises:
-        UserError: for an unknown split or source of regions, or when no image has a text of a wanted kind.
+        UserError: for an unknown split or source of regions, or when no image has a text of the recipe's kinds.
     """
     rows = collection.rows(recipe.data.split)
     captions = collection.table("captions")
     texts = ImageTexts(collection, recipe.data.text_rule(), prefer=recipe.data.prefer)
     kinds = texts.rule.drawable
-    there = captions["kind"].unique().to_pylist()
+    existing = captions["kind"].unique().to_pylist()
     with_text = len(texts.rows_with_text(rows))
     if not with_text:
         raise UserError(
             f"collection {collection.path}: no image of split '{recipe.data.split}' has a text of the kinds "
-            f"{', '.join(kinds)} (field data.captions); it has {', '.join(sorted(there)) or 'no texts'}"
+            f"{', '.join(kinds)} (field data.captions); it has {', '.join(sorted(existing)) or 'no texts'}"
         )
     if recipe.data.region_sources is not None and recipe.regions.method != "none":
         select_region_rows(collection.table("regions"), recipe.data.region_sources, where="field data.region_sources")
@@ -211,18 +213,18 @@ def check_collection(recipe: PretrainRecipe, collection: Collection) -> dict[str
         "images": len(rows),
         "with_text": with_text,
         "image_bytes": float(lengths.mean()),
-        "kinds_missing": sorted(set(kinds) - set(there)),
+        "kinds_missing": sorted(set(kinds) - set(existing)),
     }
 
 
-def _keeping_all(recipe: PretrainRecipe) -> PretrainRecipe:
-    """The recipe without checkpointing."""
+def _without_checkpointing(recipe: PretrainRecipe) -> PretrainRecipe:
+    """Return the recipe with all activations saved."""
     towers = {name: {k: v for k, v in getattr(recipe, name).items() if k != "checkpointing"} for name in TOWERS}
     return recipe.model_copy(update=towers)
 
 
-def _has_switch(recipe: LocalizerSettings, name: str) -> bool:
-    """Whether a tower has the option `checkpointing`; a frozen one keeps no activations in any case."""
+def _supports_checkpointing(recipe: LocalizerSettings, name: str) -> bool:
+    """Whether a tower has the option `checkpointing`; a frozen one saves no activations in any case."""
     options = getattr(recipe, name)
     return "checkpointing" in tower_options(options["kind"], name) and not options.get("frozen")
 
@@ -243,10 +245,10 @@ def _loss_shape(recipe: PretrainRecipe) -> dict[str, Any]:
 
 
 def flops_per_image(recipe: PretrainRecipe, cost: ModelCost, *, once: bool = True) -> dict[str, float]:
-    """FLOPs of one image with its text and M regions: by part (forward), forward in all, and total with backward.
+    """Return FLOPs of one image with its text and M regions: by part (forward), forward, and total with backward.
 
     Args:
-        once: False prices the plain Prompter, a sequence of its own for each prompt, with phrases at full length.
+        once: False for a plain Prompter, a sequence for each prompt, with phrases at full length.
     """
     regions = _regions(recipe)
     phrase = cost.text.at_length(min(PHRASE_TOKENS, cost.text.length)) if once else cost.text
@@ -274,7 +276,7 @@ def flops_per_image(recipe: PretrainRecipe, cost: ModelCost, *, once: bool = Tru
 
 
 def cloc_over_clip(recipe: PretrainRecipe, cost: ModelCost) -> dict[str, float]:
-    """Forward FLOPs of a step over those of CLIP alone: as computed here, and with a plain Prompter."""
+    """Return the ratio of forward FLOPs to CLIP alone: as computed here, and with a plain Prompter."""
     clip = cost.image.forward + cost.text.forward
     return {
         "ours": flops_per_image(recipe, cost)["forward"] / clip,
@@ -283,7 +285,7 @@ def cloc_over_clip(recipe: PretrainRecipe, cost: ModelCost) -> dict[str, float]:
 
 
 def memory_per_device(recipe: PretrainRecipe, cost: ModelCost, layout: Layout) -> dict[str, float]:
-    """Bytes in one process, by what takes them, and the `total`.
+    """Return the bytes in one process by use, and the `total`.
 
     Weights and gradients in float32, Adam's two moments, an average where the recipe has one; with DDP its buckets;
     with bf16 the narrow copies of the weights; activations of one part of the process's share of the batch; gathered
@@ -330,40 +332,40 @@ def memory_per_device(recipe: PretrainRecipe, cost: ModelCost, layout: Layout) -
 def warnings(
     recipe: PretrainRecipe, cost: ModelCost, layout: Layout, *, capacity: float, result: dict[str, Any]
 ) -> list[str]:
-    """What stands in the way, each in one sentence with what would help."""
-    said = []
+    """Return problems of a run, each a sentence with what would help."""
+    problems = []
     total = result["memory_per_device"]["total"]
     if total > capacity:
-        helps = _what_fits(recipe, cost, layout, capacity)
-        said.append(
+        fit = _find_fit(recipe, cost, layout, capacity)
+        problems.append(
             f"needs {total / 1e9:,.1f} GB on each device, {result['hardware']['name']} has {capacity / 1e9:,.0f} GB; "
-            + (f"it fits with {helps}" if helps else _nothing_fits(result))
+            + (f"it fits with {fit}" if fit else _nothing_fits(result))
         )
     if result["loss_share_of_step"] > 0.2 and layout.devices > 1:
-        said.append(
+        problems.append(
             f"{result['loss_share_of_step']:.0%} of a step goes into the loss matrices, which are computed in float32 "
             "and grow with the square of the batch: a smaller training.batch_size or data.regions_per_image makes "
             "them smaller"
         )
     if layout.parallel == "fsdp" and layout.devices == 1:
-        said.append("training.parallel=fsdp has no effect with one device")
+        problems.append("training.parallel=fsdp has no effect with one device")
     if result.get("kinds_missing"):
-        said.append(
+        problems.append(
             f"no image of the collection has a text of kind {', '.join(result['kinds_missing'])} (data.captions); "
             f"with data.missing={recipe.data.missing} "
             + ("its weight goes to the others" if recipe.data.missing == "renormalize" else "such draws fail")
         )
     images = result.get("images_with_text")
     if images is not None and recipe.training.batch_size > images:
-        said.append(
+        problems.append(
             f"batch_size {recipe.training.batch_size} is larger than the {images} images with a text: a batch "
-            "holds images twice, and an image's own text counts as a wrong answer for its copy"
+            "has images twice, and an image's own text counts as a negative for its copy"
         )
-    return said
+    return problems
 
 
-def _what_fits(recipe: PretrainRecipe, cost: ModelCost, layout: Layout, capacity: float) -> str:
-    """The settings that would fit, the least change first; empty where none does."""
+def _find_fit(recipe: PretrainRecipe, cost: ModelCost, layout: Layout, capacity: float) -> str:
+    """Return settings that would fit, the smallest change first; empty if there are none."""
     per_device = recipe.training.batch_size // layout.devices
     parallels = [layout.parallel] + (["fsdp"] if layout.devices > 1 and layout.parallel != "fsdp" else [])
     for parallel in parallels:

@@ -1,7 +1,7 @@
 """Search by faiss (the extra `faiss`): a flat index of few vectors, inverted lists of many.
 
-Never chosen silently: only where the user asks for it. What faiss finds is scored again as everywhere else, so that
-equal answers have equal scores and the same order; with inverted lists a neighbor can be missing.
+Used only when the user asks for it. The results of faiss are scored again as in `nearest`, so that scores and order are
+the same; with inverted lists a neighbor can be missing.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, commit_atomically
 from foveate.core.progress import say
 from foveate.pretrain.searching.index_folder import Segment
-from foveate.pretrain.searching.nearest import ranked
+from foveate.pretrain.searching.nearest import rank_rows
 
 # From this many rows on an approximate index. Measured (docs/verbs/search.md): of 10,000 rows the lists find .76 of the
 # 20 nearest, of 100,000 and of a million all.
 LISTS_FROM = 100_000
 PROBES = 32
-_TRAINED_ON = 64  # vectors for each list
-_ADDED = 2**15
+_TRAIN_PER_LIST = 64  # vectors for each list
+_ADD_ROWS = 2**15
 
 
 def library() -> Any:
-    """The module `faiss`.
+    """Import `faiss`.
 
     Raises:
         UserError: when it is not installed.
@@ -37,11 +37,11 @@ def library() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise UserError("the backend 'faiss' needs a library: pip install 'foveate[faiss]'") from error
+        raise UserError("backend 'faiss': the library is not installed; run `pip install 'foveate[faiss]'`") from error
     return faiss
 
 
-def faiss_nearest(
+def nearest_by_faiss(
     parts: Sequence[NDArray[np.floating]],
     query_E: NDArray[np.float64],
     *,
@@ -49,20 +49,20 @@ def faiss_nearest(
     excluded: NDArray[np.int64],
     index: Any,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The `count` rows that faiss finds nearest to one unit-length query; scores and order as in `nearest`."""
-    asked = min(count + len(excluded), index.ntotal)
-    _, rows_1K = index.search(query_E[None].astype(np.float32), asked)
+    """Return the `count` rows nearest to a unit-length query by faiss; scores and order as in `nearest`."""
+    request = min(count + len(excluded), index.ntotal)
+    _, rows_1K = index.search(query_E[None].astype(np.float32), request)
     rows = np.setdiff1d(rows_1K[0][rows_1K[0] >= 0].astype(np.int64), excluded)
     if not len(rows):
         return np.zeros(0), rows
-    return ranked(parts, query_E, rows, count=count)
+    return rank_rows(parts, query_E, rows, count=count)
 
 
 def open_faiss(parts: Sequence[NDArray[np.floating]], segments: Sequence[Segment], folder: Path) -> Any:
-    """A faiss index of the parts: flat in memory, or inverted lists kept in `folder`/faiss and made when missing.
+    """Return a faiss index: flat in memory, or inverted lists in `folder`/faiss, built when missing.
 
     Args:
-        segments: of the parts, all of one kind; the file of inverted lists is of exactly these.
+        segments: of the parts, all of one kind; their names decide the file of the inverted lists.
     """
     faiss = library()
     total, width = sum(map(len, parts)), parts[0].shape[1]
@@ -87,16 +87,19 @@ def open_faiss(parts: Sequence[NDArray[np.floating]], segments: Sequence[Segment
 
 
 def inverted_lists(parts: Sequence[NDArray[np.floating]]) -> Any:
-    """An IndexIVFFlat of the parts, with 4 times the square root of the number of rows as its number of lists."""
+    """Build an IndexIVFFlat with 4 sqrt(N) lists for N rows."""
     faiss = library()
     total, width = sum(map(len, parts)), parts[0].shape[1]
+    # Faiss's guideline for up to a million vectors: 4 to 16 times sqrt(N).
     lists = int(4 * total**0.5)
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-    say(f"faiss: {lists} inverted lists of {total:,} vectors, made once")
-    chosen = np.sort(np.random.default_rng(0).choice(total, size=min(total, _TRAINED_ON * lists), replace=False))
+    say(f"faiss: {lists} inverted lists for {total:,} vectors, built once")
+    train_rows = np.sort(
+        np.random.default_rng(0).choice(total, size=min(total, _TRAIN_PER_LIST * lists), replace=False)
+    )
     first, sample = 0, []
     for part in parts:
-        inside = chosen[(chosen >= first) & (chosen < first + len(part))] - first
+        inside = train_rows[(train_rows >= first) & (train_rows < first + len(part))] - first
         sample.append(part[inside].astype(np.float32))
         first += len(part)
     index.train(np.concatenate(sample))
@@ -107,5 +110,5 @@ def inverted_lists(parts: Sequence[NDArray[np.floating]]) -> Any:
 
 def _add(index: Any, parts: Sequence[NDArray[np.floating]]) -> None:
     for part in parts:
-        for start in range(0, len(part), _ADDED):
-            index.add(np.ascontiguousarray(part[start : start + _ADDED], dtype=np.float32))
+        for start in range(0, len(part), _ADD_ROWS):
+            index.add(np.ascontiguousarray(part[start : start + _ADD_ROWS], dtype=np.float32))

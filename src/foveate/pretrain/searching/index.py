@@ -1,8 +1,8 @@
-"""Makes an index of a collection: embeddings of its images and regions, in parts that a kill does not undo.
+"""Build an index of a collection: embeddings of its images and regions, in parts that survive a kill.
 
-A run embeds what the index does not hold yet, in parts of 128 images; a part counts from the moment its table is
-there. At the end all parts become segments in one step. Repeated, the command goes on with the next part; when all is
-there it only drops what the collection has removed since.
+A run embeds what the index lacks, in parts of 128 images; a part is valid once its table is existing. At the end all
+parts become segments in one step. The same command resumes with the next part; on a complete index it only drops what
+the collection has since removed.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from foveate.pretrain.searching.index_folder import (
     ROWS,
     UNREADABLE,
     Description,
-    Place,
+    MovablePath,
     fingerprint,
     new_vectors,
     read_rows,
     sweep,
 )
-from foveate.pretrain.searching.merge import merged
+from foveate.pretrain.searching.merge import merge_parts
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.records.images import BadImage
@@ -54,7 +54,7 @@ from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import input_boxes, read
 
 REGIONS = ("auto", "boxes", "grid", "both", "none")
-WITH_OWN = ("auto", "boxes", "both")
+WITH_REGIONS = ("auto", "boxes", "both")
 _OPTIONS = {"regions": "--regions", "region_sources": "--region-source", "precision": "--precision"}
 PART = 128
 _BATCH = 32
@@ -63,34 +63,35 @@ _PART_ROWS = pa.schema([*ROWS, pa.field("reason", pa.string())])
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do: images to embed, rows and bytes that come of it, images to drop, regions not taken."""
+    """The work of a run: images to embed (`todo`), indexed and dropped ones, new rows and bytes, a note on regions."""
 
     todo: NDArray[np.int64]
-    kept: int
+    indexed: int
     dropped: int
     new_regions: int
     new_bytes: int
     left_out: str = ""
 
-    def line(self) -> str:
-        told = (
+    def format_line(self) -> str:
+        """Describe the work in one line."""
+        text = (
             f"{len(self.todo):,} images to embed with {self.new_regions:,} regions, {self.new_bytes / 1e6:,.1f} MB; "
-            f"{self.kept:,} are there already, {self.dropped:,} to drop"
+            f"{self.indexed:,} already indexed, {self.dropped:,} to drop"
         )
-        return f"{told}; {self.left_out}" if self.left_out else told
+        return f"{text}; {self.left_out}" if self.left_out else text
 
 
-def boxes_of(regions: Sequence[Region], rule: str) -> tuple[Sequence[Region], bool]:
-    """Which of an image's own regions a rule embeds, and whether the grid of coarse boxes comes with them."""
-    own = regions if rule in WITH_OWN else ()
-    return own, rule in ("grid", "both") or (rule == "auto" and not regions)
+def select_boxes(regions: Sequence[Region], rule: str) -> tuple[Sequence[Region], bool]:
+    """Return the regions that a rule embeds, and whether the grid of coarse boxes is embedded too."""
+    selected = regions if rule in WITH_REGIONS else ()
+    return selected, rule in ("grid", "both") or (rule == "auto" and not regions)
 
 
-def content_of(collection: Collection, regions: SelectedRegions, row: int, rule: str) -> str:
-    """A hash of what an image's rows in the index are made from: its bytes and the boxes that are its own."""
-    own = boxes_of(regions.of(row), rule)[0] if rule != "none" else ()
-    told = [(region.phrase, *region.box.to_array().tolist()) for region in own]
-    text = f"{collection.index['sha256'][row]} {told!r}"
+def hash_content(collection: Collection, regions: SelectedRegions, row: int, rule: str) -> str:
+    """Return a hash of what an image's rows in the index depend on: its bytes and its embedded regions."""
+    selected = select_boxes(regions.of(row), rule)[0] if rule != "none" else ()
+    described = [(region.phrase, *region.box.to_array().tolist()) for region in selected]
+    text = f"{collection.index['sha256'][row]} {described!r}"
     return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
 
@@ -107,16 +108,17 @@ def build_index(
     retry: bool = False,
     dry_run: bool = False,
 ) -> tuple[Description, Plan]:
-    """Makes the index `out`, or brings it up to date with its collection.
+    """Build the index `out`, or bring it up to date with its collection.
 
     Args:
-        regions: "auto" (own boxes, and the grid where an image has none), "boxes", "grid", "both" or "none"; an
-            index keeps the rule it was made with, "auto" for a new one.
-        region_sources: whose regions are an image's own, as in `foveate.records.region_sources`; likewise, those that no
-            detector made for a new one.
-        precision: "float32" or "float16" of the stored vectors; likewise.
-        retry: also try again what is in the quarantine.
-        dry_run: only say what would be done.
+        regions: "auto" (an image's regions, or the grid where it has none), "boxes", "grid", "both" or "none". By
+            default that of the existing index, "auto" for a new one.
+        region_sources: sources of the regions, as in `foveate.records.region_sources`. By default those of the existing
+            index; for a new one all but a detector's.
+        precision: "float32" or "float16" of the stored vectors. By default that of the existing index, else
+            "float32".
+        retry: also try the quarantined images again.
+        dry_run: only plan.
 
     Raises:
         UserError: another model, rule, choice of sources or precision than those of the index; a source without a
@@ -124,103 +126,110 @@ def build_index(
     """
     collection = Collection.open(collection_folder)
     mark = fingerprint(model_folder)
-    asked = {"regions": regions, "region_sources": region_sources and tuple(region_sources), "precision": precision}
-    wanted = _described(model_folder, mark, collection, out, asked)
-    if region_sources and wanted.regions not in WITH_OWN:
-        raise UserError(f"--region-source has no effect with --regions {wanted.regions}: it takes no own regions")
-    own = SelectedRegions(collection, wanted.region_sources)
+    options = {"regions": regions, "region_sources": region_sources and tuple(region_sources), "precision": precision}
+    target = _target_description(model_folder, mark, collection, out, options)
+    if region_sources and target.regions not in WITH_REGIONS:
+        raise UserError(
+            f"--region-source has no effect with --regions {target.regions}, which embeds no regions of the data"
+        )
+    source_regions = SelectedRegions(collection, target.region_sources)
     if dry_run:
-        return wanted, _plan(collection, own, _contents(collection, own, wanted.regions), wanted, out, retry=retry)
+        contents = _contents(collection, source_regions, target.regions)
+        return target, _plan(collection, source_regions, contents, target, out, retry=retry)
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; an index needs a folder")
+        raise UserError(f"{out}: is a file; --out must be a folder")
     with FolderLock(out, purpose="foveate index"):
-        # Another process may have written in between.
-        wanted = _described(model_folder, mark, collection, out, asked)
-        sweep(out, wanted)
-        contents = _contents(collection, own, wanted.regions)
-        plan = _plan(collection, own, contents, wanted, out, retry=retry)
+        # Read again under the lock: another process may have written in between.
+        target = _target_description(model_folder, mark, collection, out, options)
+        sweep(out, target)
+        contents = _contents(collection, source_regions, target.regions)
+        plan = _plan(collection, source_regions, contents, target, out, retry=retry)
         _check_room(out, plan)
-        say(plan.line())
-        if len(plan.todo) or plan.dropped or not wanted.finished:
-            replace(wanted, finished=False).write(out)
+        say(plan.format_line())
+        if len(plan.todo) or plan.dropped or not target.finished:
+            replace(target, finished=False).write(out)
             if len(plan.todo):
                 model = load_model(model_folder, device=device)
-                _embed_parts(model, collection, own, wanted, out, plan.todo, workers=workers)
-            wanted = merged(wanted, out, contents=contents)
+                _embed_parts(model, collection, source_regions, target, out, plan.todo, workers=workers)
+            target = merge_parts(target, out, contents=contents)
         else:
-            wanted.write(out)  # the model or the collection may have moved
+            target.write(out)  # the folders of the model or the collection may be new
         shutil.rmtree(out / BUILDING, ignore_errors=True)
-    return wanted, plan
+    return target, plan
 
 
-def _described(
-    model_folder: Path, mark: str, collection: Collection, out: Path, asked: Mapping[str, Any]
+def _target_description(
+    model_folder: Path, mark: str, collection: Collection, out: Path, options: Mapping[str, Any]
 ) -> Description:
-    """The description of the index that is there, checked against what is asked for, or that of a new one."""
+    """Return the existing index's description, checked against the options, or that of a new index."""
     if (out / DESCRIPTION).is_file():
-        there = Description.read(out)
-        if there.fingerprint != mark:
-            raise UserError(f"{out}: was made with another model ({there.model.path}); give another folder with --out")
-        if there.collection_name != collection.name:
+        existing = Description.read(out)
+        if existing.fingerprint != mark:
             raise UserError(
-                f"{out}: is an index of the collection '{there.collection_name}', not of '{collection.name}'; "
+                f"{out}: was made with another model ({existing.model.path}); give another folder with --out"
+            )
+        if existing.collection_name != collection.name:
+            raise UserError(
+                f"{out}: is an index of the collection '{existing.collection_name}', not of '{collection.name}'; "
                 "give another folder with --out"
             )
-        for name, value in asked.items():
-            has = getattr(there, name)
-            if value is not None and value != has:
+        for name, value in options.items():
+            current = getattr(existing, name)
+            if value is not None and value != current:
                 option = _OPTIONS[name]
-                told = f" {option} ".join(has) if isinstance(has, tuple) else has
-                raise UserError(f"{out}: was made with {option} {told}; leave {option} out, or give another --out")
-        return replace(there, model=Place.of(model_folder, out), collection=Place.of(collection.path, out))
-    # A first run that is killed before it says what it makes leaves its lock and a half-written index.json.
-    left = {out / "writer.lock", *out.glob(f".{DESCRIPTION}.*.tmp")}
-    if out.is_dir() and not left.issuperset(out.iterdir()):
-        raise UserError(f"{out}: is a folder of something else; give another one with --out")
+                text = f" {option} ".join(current) if isinstance(current, tuple) else current
+                raise UserError(f"{out}: was made with {option} {text}; leave {option} out, or give another --out")
+        return replace(
+            existing, model=MovablePath.of(model_folder, out), collection=MovablePath.of(collection.path, out)
+        )
+    # A first run that is killed before it writes index.json leaves its lock and a temporary file.
+    leftovers = {out / "writer.lock", *out.glob(f".{DESCRIPTION}.*.tmp")}
+    if out.is_dir() and not leftovers.issuperset(out.iterdir()):
+        raise UserError(f"{out}: is not empty and not an index; give another folder with --out")
     # Only what the embeddings' shape needs; the model itself is opened when there is something to embed.
     recipe = read_json(model_folder / CONFIG)["recipe"]
     return Description(
-        model=Place.of(model_folder, out),
+        model=MovablePath.of(model_folder, out),
         fingerprint=mark,
         embed_dim=int(recipe["embed_dim"]),
         method=str(recipe["regions"]["method"]),
-        collection=Place.of(collection.path, out),
+        collection=MovablePath.of(collection.path, out),
         collection_name=collection.name,
-        regions=choose(asked["regions"] or "auto", REGIONS, "value of --regions"),
-        region_sources=asked["region_sources"] or (OWN,),
-        precision=choose(asked["precision"] or "float32", PRECISIONS, "value of --precision"),
+        regions=choose(options["regions"] or "auto", REGIONS, "value of --regions"),
+        region_sources=options["region_sources"] or (OWN,),
+        precision=choose(options["precision"] or "float32", PRECISIONS, "value of --precision"),
     )
 
 
-def _contents(collection: Collection, own: SelectedRegions, rule: str) -> dict[str, str]:
-    """Key -> content of every image of the collection."""
-    return {key: content_of(collection, own, row, rule) for row, key in enumerate(collection.keys)}
+def _contents(collection: Collection, source_regions: SelectedRegions, rule: str) -> dict[str, str]:
+    """Return key -> content hash of every image of the collection."""
+    return {key: hash_content(collection, source_regions, row, rule) for row, key in enumerate(collection.keys)}
 
 
 def _building(out: Path) -> list[Path]:
-    """Tables of the parts that are done, in the order in which they were made."""
+    """List the tables of the finished parts, in the order of writing."""
     folder = out / BUILDING
     return sorted(folder.glob("?????.parquet")) if folder.is_dir() else []
 
 
 def _plan(
     collection: Collection,
-    own: SelectedRegions,
+    source_regions: SelectedRegions,
     contents: Mapping[str, str],
-    wanted: Description,
+    target: Description,
     out: Path,
     *,
     retry: bool,
 ) -> Plan:
     done: dict[str, str] = {}
     dropped = 0
-    for segment in wanted.segments:
+    for segment in target.segments:
         if segment.kind == IMAGE:
             table = read_rows([segment.rows_path(out)])
             pairs = zip(table["key"].to_pylist(), table["content"].to_pylist(), strict=True)
-            kept = {key: content for key, content in pairs if contents.get(key) == content}
-            dropped += table.num_rows - len(kept)
-            done |= kept
+            current = {key: content for key, content in pairs if contents.get(key) == content}
+            dropped += table.num_rows - len(current)
+            done |= current
     if (out / QUARANTINE).is_file() and not retry:
         table = read_rows([out / QUARANTINE], UNREADABLE)
         done |= _known(zip(table["key"].to_pylist(), table["content"].to_pylist(), strict=True), contents)
@@ -230,12 +239,12 @@ def _plan(
     todo = np.array([row for row, key in enumerate(collection.keys) if key not in done], dtype=np.int64)
     grid = len(coarse_boxes())
     new_regions = 0
-    for row in todo.tolist() if wanted.regions != "none" else ():
-        boxes, with_grid = boxes_of(own.of(row), wanted.regions)
+    for row in todo.tolist() if target.regions != "none" else ():
+        boxes, with_grid = select_boxes(source_regions.of(row), target.regions)
         new_regions += len(boxes) + grid * with_grid
-    size = wanted.embed_dim * wanted.dtype.itemsize
+    size = target.embed_dim * target.dtype.itemsize
     new_bytes = (new_regions + len(todo)) * size
-    left_out = own.describe_left_out() if wanted.regions in WITH_OWN else ""
+    left_out = source_regions.describe_left_out() if target.regions in WITH_REGIONS else ""
     return Plan(todo, len(collection) - len(todo), dropped, new_regions, new_bytes, left_out)
 
 
@@ -244,36 +253,36 @@ def _known(pairs: Any, contents: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_room(out: Path, plan: Plan) -> None:
-    """Refuses before any work what cannot fit: the parts, and the segments that are made of them."""
+    """Fail early if the disk has no room for the parts and the segments made from them."""
     free = shutil.disk_usage(out).free
     if 2 * plan.new_bytes > free:
         raise UserError(
-            f"{out}: the run needs about {2 * plan.new_bytes / 1e9:,.1f} GB while it is at work and "
-            f"{free / 1e9:,.1f} GB are free; --regions boxes or none, or --precision float16, needs less"
+            f"{out}: the run needs about {2 * plan.new_bytes / 1e9:,.1f} GB of disk ({free / 1e9:,.1f} GB are free); "
+            "--regions boxes or none, or --precision float16, needs less"
         )
 
 
 def _embed_parts(
     model: LocalizingModel,
     collection: Collection,
-    own: SelectedRegions,
-    wanted: Description,
+    source_regions: SelectedRegions,
+    target: Description,
     out: Path,
     todo: NDArray[np.int64],
     *,
     workers: int,
 ) -> None:
     folder = out / BUILDING
-    taken = [int(path.stem) for path in _building(out)]
-    number = max(taken, default=-1) + 1
+    numbers_of_parts = [int(path.stem) for path in _building(out)]
+    number = max(numbers_of_parts, default=-1) + 1
     starts = range(0, len(todo), PART)
     with ThreadPoolExecutor(workers) as pool:
         for start in track(starts, description=f"images, parts of {PART}"):
             rows = todo[start : start + PART]
-            table, vectors = _embed(model, collection, own, rows, wanted.regions, pool, dtype=wanted.dtype)
+            table, vectors = _embed(model, collection, source_regions, rows, target.regions, pool, dtype=target.dtype)
             for kind, parts in vectors.items():
                 path, count = folder / f"{number:05d}-{kind}.npy", sum(map(len, parts))
-                with new_vectors(path, rows=count, width=wanted.embed_dim, dtype=wanted.dtype) as handle:
+                with new_vectors(path, rows=count, width=target.embed_dim, dtype=target.dtype) as handle:
                     for part in parts:
                         handle.write(part.tobytes())
             write_table(folder / f"{number:05d}.parquet", table)
@@ -284,36 +293,36 @@ def _embed_parts(
 def _embed(
     model: LocalizingModel,
     collection: Collection,
-    own: SelectedRegions,
+    source_regions: SelectedRegions,
     rows: NDArray[np.int64],
     rule: str,
     pool: ThreadPoolExecutor,
     *,
     dtype: np.dtype[Any],
 ) -> tuple[pa.Table, dict[str, list[NDArray[np.floating]]]]:
-    """The rows of one part (images, regions and what could not be read), and the vectors of each kind."""
+    """Embed one part; return its rows (images, regions and unreadable images) and the vectors of each kind."""
     preprocess = model.image_encoder.preprocess
-    told: list[dict[str, Any]] = []
+    rows_of_part: list[dict[str, Any]] = []
     vectors: dict[str, list[NDArray[np.floating]]] = {IMAGE: [], REGION: []}
 
-    def one(row: int) -> tuple[Tensor, Placement] | str:
+    def read_row(row: int) -> tuple[Tensor, Placement] | str:
         try:
             return read(collection, row, preprocess)
         except BadImage as problem:
             return str(problem)
 
     for start in range(0, len(rows), _BATCH):
-        chosen = [int(row) for row in rows[start : start + _BATCH]]
-        seen = list(pool.map(one, chosen))
-        good = [(row, found) for row, found in zip(chosen, seen, strict=True) if not isinstance(found, str)]
-        bad = {row: found for row, found in zip(chosen, seen, strict=True) if isinstance(found, str)}
+        batch_rows = [int(row) for row in rows[start : start + _BATCH]]
+        pairs = list(zip(batch_rows, pool.map(read_row, batch_rows), strict=True))
+        good = [(row, image) for row, image in pairs if not isinstance(image, str)]
+        bad = {row: image for row, image in pairs if isinstance(image, str)}
         if good:
-            pixels = torch.stack([found[0] for _, found in good]).to(model.device)
+            pixels = torch.stack([image[0] for _, image in good]).to(model.device)
             tokens = model.encode_image_tokens(pixels)
             image_BE = unit(model.encode_image(tokens))
             boxes, region_rows, owner = [np.zeros((0, 4), np.float32)], [], []
             for index, (row, (_, placement)) in enumerate(good):
-                inside, described = _regions(collection.keys[row], own.of(row), placement, rule)
+                inside, described = _embedded_regions(collection.keys[row], source_regions.of(row), placement, rule)
                 boxes.append(inside)
                 region_rows += described
                 owner += [index] * len(inside)
@@ -324,53 +333,59 @@ def _embed(
             bad |= {
                 row: "its embedding is not finite" for (row, _), fine in zip(good, usable_B, strict=True) if not fine
             }
+            # The regions of an image that is left out are left out too: their rows would have no image.
             usable_R &= usable_B[np.array(owner, dtype=np.int64)]
             vectors[IMAGE].append(image_BE[usable_B].astype(dtype))
             vectors[REGION].append(z_RE[usable_R].astype(dtype))
-            told += [
-                {"key": collection.keys[row], "kind": IMAGE, "content": content_of(collection, own, row, rule)}
+            rows_of_part += [
+                {
+                    "key": collection.keys[row],
+                    "kind": IMAGE,
+                    "content": hash_content(collection, source_regions, row, rule),
+                }
                 for (row, _), fine in zip(good, usable_B, strict=True)
                 if fine
             ]
-            told += [described for described, fine in zip(region_rows, usable_R, strict=True) if fine]
-        told += [
+            rows_of_part += [described for described, fine in zip(region_rows, usable_R, strict=True) if fine]
+        rows_of_part += [
             {
                 "key": collection.keys[row],
                 "kind": "unreadable",
-                "content": content_of(collection, own, row, rule),
+                "content": hash_content(collection, source_regions, row, rule),
                 "reason": reason,
             }
             for row, reason in sorted(bad.items())
         ]
-    return pa.Table.from_pylist(told, schema=_PART_ROWS), vectors
+    return pa.Table.from_pylist(rows_of_part, schema=_PART_ROWS), vectors
 
 
-def _regions(
+def _embedded_regions(
     key: str, regions: Sequence[Region], placement: Placement, rule: str
 ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
-    """Boxes [R, 4] of the model input that an image is embedded at, and their rows; those out of view left out."""
+    """Return the boxes [R, 4] of the model input to embed, and their rows; those out of view are left out."""
     if rule == "none":
         return np.zeros((0, 4), np.float32), []
-    own, with_grid = boxes_of(regions, rule)
-    found, told = [np.zeros((0, 4), np.float32)], []
-    if own:
-        moved_K4, kept_R = input_boxes(placement, np.stack([one.box.to_array() for one in own]), min_visible=0)
-        found.append(moved_K4)
-        told += [
+    selected, with_grid = select_boxes(regions, rule)
+    boxes, rows = [np.zeros((0, 4), np.float32)], []
+    if selected:
+        boxes_R4 = np.stack([region.box.to_array() for region in selected])
+        moved_K4, visible_R = input_boxes(placement, boxes_R4, min_visible=0)
+        boxes.append(moved_K4)
+        rows += [
             _row(
                 key,
                 region.box.to_array(),
                 region.phrase,
                 region.source if is_pseudo_label(region.source) else "collection",
             )
-            for region, kept in zip(own, kept_R, strict=True)
-            if kept
+            for region, visible in zip(selected, visible_R, strict=True)
+            if visible
         ]
     if with_grid:
         grid_C4 = coarse_boxes(placement.letterbox.content_box.to_array())
-        found.append(grid_C4)
-        told += [_row(key, box, "", "grid") for box in placement.to_original(grid_C4)]
-    return np.concatenate(found), told
+        boxes.append(grid_C4)
+        rows += [_row(key, box, "", "grid") for box in placement.to_original(grid_C4)]
+    return np.concatenate(boxes), rows
 
 
 def _row(key: str, box_4: NDArray[np.floating], phrase: str, source: str) -> dict[str, Any]:
@@ -383,7 +398,7 @@ def _finite(vectors_NE: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def unit(vectors: Tensor) -> NDArray[np.float64]:
-    """Unit-length vectors in float64; NaN where a vector is zero or not finite."""
+    """Scale vectors to unit length in float64; NaN where a vector is zero or not finite."""
     wide = vectors.detach().cpu().double()
     length = wide.norm(dim=-1, keepdim=True)
     return torch.where(length > 0, F.normalize(wide, dim=-1), torch.nan).numpy()

@@ -1,4 +1,4 @@
-"""The index folder on disk: index.json names the segments that count; everything else is work in progress.
+"""The index folder on disk: index.json lists the valid segments; everything else is work in progress.
 
     index.json               model, collection, settings, counts, segments
     embeddings/NAME.npy      unit-length vectors [rows, E] of one kind
@@ -6,8 +6,8 @@
     quarantine.parquet       images that could not be embedded, and why
     building/                parts of a run that has not finished
 
-A run makes new segments beside the old ones and then replaces index.json in one step, so that a reader sees the index
-before the run or after it, never in between.
+A run writes new segments and then replaces index.json atomically, so a reader sees the index before the run or after
+it, never in between.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ UNREADABLE = pa.schema([pa.field(name, pa.string()) for name in ("key", "content
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where something lies: its full path, and the way to it from the index folder, should all have moved together."""
+class MovablePath:
+    """An absolute path, and the relative one from the index folder for when all folders were moved together."""
 
     path: str
     relative: str
 
     @classmethod
-    def of(cls, target: Path, folder: Path) -> Place:
+    def of(cls, target: Path, folder: Path) -> MovablePath:
         return cls(str(target.resolve()), os.path.relpath(target.resolve(), folder.resolve()))
 
-    def found(self, folder: Path, marker: str) -> Path:
-        """The folder that holds the file `marker`: at its full path, else relative to the index, else the former."""
+    def resolve(self, folder: Path, marker: str) -> Path:
+        """Return the absolute path, or the relative one if only there the file `marker` exists."""
         moved = (folder / self.relative).resolve()
         full = Path(self.path)
         return moved if not (full / marker).is_file() and (moved / marker).is_file() else full
@@ -73,7 +73,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One embeddings file with its table of rows; all rows are of one kind."""
+    """An embeddings file and its table of rows, all of one kind."""
 
     kind: str
     name: str
@@ -86,15 +86,17 @@ class Segment:
         return folder / "rows" / f"{self.name}.parquet"
 
     def embeddings(self, folder: Path) -> NDArray[np.floating]:
-        """The vectors, memory-mapped, read-only.
+        """Open the vectors memory-mapped, read-only.
 
         Raises:
-            UserError: when the file is missing, damaged, or does not have the promised rows.
+            UserError: when the file is missing, damaged, or has another number of rows than index.json says.
         """
         path = self.embeddings_path(folder)
         array = read_vectors(path)
         if len(array) != self.rows:
-            raise UserError(f"{path}: has {len(array)} rows, {DESCRIPTION} promises {self.rows}; make the index anew")
+            raise UserError(
+                f"{path}: has {len(array)} rows; expected {self.rows} ({DESCRIPTION}). Build the index again"
+            )
         return array
 
 
@@ -105,16 +107,16 @@ class Description:
     Attributes:
         fingerprint: of the model, see `fingerprint`. embed_dim: length E of the vectors.
         regions: which boxes are embedded. precision: "float32" or "float16", of the stored vectors.
-        region_sources: whose regions are an image's own, as in `foveate.records.region_sources`.
-        finished: no run is under way, or one that was stopped.
+        region_sources: sources of the regions that are embedded, as in `foveate.records.region_sources`.
+        finished: False while a run is under way or after one was stopped.
         counts: of images, regions and unreadable images. next_number: of the next segment.
     """
 
-    model: Place
+    model: MovablePath
     fingerprint: str
     embed_dim: int
     method: str
-    collection: Place
+    collection: MovablePath
     collection_name: str
     regions: str
     precision: str
@@ -129,15 +131,15 @@ class Description:
         return PRECISIONS[self.precision]
 
     def write(self, folder: Path) -> None:
-        """Replaces index.json: the moment at which a run's segments count."""
+        """Replace index.json atomically: this makes the new segments valid."""
         write_json_atomically(folder / DESCRIPTION, {"kind": KIND, "format": FORMAT, **asdict(self)})
 
     @classmethod
     def read(cls, folder: Path) -> Description:
-        """Reads index.json.
+        """Read index.json.
 
         Raises:
-            UserError: when `folder` is no index, of another version, or a field is missing or wrong.
+            UserError: when `folder` is not an index, has another format, or a field is missing or wrong.
         """
         path = folder / DESCRIPTION
         if not path.is_file():
@@ -148,52 +150,54 @@ class Description:
         if value.get("format") != FORMAT:
             raise UserError(f"{path}: format {value.get('format')}, this version reads {FORMAT}")
         try:
-            # Before there was a choice, all regions were embedded.
-            told = {"region_sources": [ALL], **value}
-            fields: dict[str, Any] = {name: told[name] for name in cls.__dataclass_fields__}
-            read = TypeAdapter(cls).validate_python(fields)
+            # Indexes without this field embedded the regions of all sources.
+            complete = {"region_sources": [ALL], **value}
+            fields: dict[str, Any] = {name: complete[name] for name in cls.__dataclass_fields__}
+            description = TypeAdapter(cls).validate_python(fields)
         except KeyError as error:
             raise UserError(f"{path}: a field is missing or unknown ({error})") from error
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
             raise UserError(f"{path}: a field is missing or unknown ('{name}': {first['msg']})") from error
-        if read.precision not in PRECISIONS or any(one.kind not in KINDS for one in read.segments):
-            raise UserError(f"{path}: fields 'precision' or 'segments' hold what this version does not know")
-        if any(Path(one.name).name != one.name for one in read.segments):
-            raise UserError(f"{path}: a segment's name leads out of the folder")
-        return read
+        unknown_kind = any(segment.kind not in KINDS for segment in description.segments)
+        if description.precision not in PRECISIONS or unknown_kind:
+            raise UserError(f"{path}: fields 'precision' or 'segments' have values that this version does not know")
+        # A crafted index must not make the program read or delete files elsewhere.
+        if any(Path(segment.name).name != segment.name for segment in description.segments):
+            raise UserError(f"{path}: the name of a segment leads out of the folder")
+        return description
 
 
 def read_vectors(path: Path) -> NDArray[np.floating]:
-    """A memory-mapped array [rows, E] of float32 or float16.
+    """Open a memory-mapped array [rows, E] of float32 or float16.
 
     Raises:
-        UserError: naming the file, when it is missing, cut short or something else.
+        UserError: when the file is missing, cut short or something else.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
-        raise UserError(f"{path}: cannot be read as an array of embeddings ({error}); make the index anew") from error
+        raise UserError(f"{path}: cannot be read as an array of embeddings ({error}); build the index again") from error
     if array.ndim != 2 or array.dtype not in PRECISIONS.values():
-        raise UserError(f"{path}: holds {array.dtype} of shape {list(array.shape)}, not embeddings")
+        raise UserError(f"{path}: expected embeddings (got {array.dtype} of shape {list(array.shape)})")
     return array
 
 
 def read_rows(paths: Sequence[Path], schema: pa.Schema = ROWS) -> pa.Table:
-    """Tables of rows, joined in order."""
+    """Read tables of rows and join them in order."""
     parts = [schema.empty_table()]
     for path in paths:
         part = read_table(path)
         if not part.schema.equals(schema):
-            raise UserError(f"{path}: has other columns than an index has; make the index anew")
+            raise UserError(f"{path}: columns differ from those of an index; build the index again")
         parts.append(part)
     return pa.concat_tables(parts).combine_chunks()
 
 
 @contextmanager
 def new_vectors(path: Path, *, rows: int, width: int, dtype: np.dtype[Any]) -> Iterator[BinaryIO]:
-    """An .npy file of a shape known beforehand that appears whole or not at all: write the rows' bytes into it."""
+    """Write an .npy file of known shape atomically: yields a handle for the bytes of the rows."""
     with atomic_file(path) as handle:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, width)}
         np.lib.format.write_array_header_1_0(handle, header)
@@ -201,26 +205,26 @@ def new_vectors(path: Path, *, rows: int, width: int, dtype: np.dtype[Any]) -> I
 
 
 def sweep(folder: Path, description: Description) -> None:
-    """Removes what a killed run left behind and index.json does not name. For the writer only."""
-    named = {one.embeddings_path(folder) for one in description.segments}
-    named |= {one.rows_path(folder) for one in description.segments}
+    """Remove files that index.json does not list, left by a killed run. Only the writer may call it."""
+    listed = {segment.embeddings_path(folder) for segment in description.segments}
+    listed |= {segment.rows_path(folder) for segment in description.segments}
     for inner in ("embeddings", "rows"):
         for path in (folder / inner).glob("*") if (folder / inner).is_dir() else ():
-            if path not in named and path.is_file():
+            if path not in listed and path.is_file():
                 path.unlink()
-    for place in (folder, folder / BUILDING):
-        for path in place.glob(".*.tmp") if place.is_dir() else ():
+    for parent in (folder, folder / BUILDING):
+        for path in parent.glob(".*.tmp") if parent.is_dir() else ():
             path.unlink()
 
 
 def fingerprint(folder: Path) -> str:
-    """The fingerprint of a model folder: 32 hexadecimal digits.
+    """Return a hash of what a model's embeddings depend on: architecture, preprocessing, weights.
 
-    Its card, its metrics and the rule by which it locates phrases do not count: they change no embedding. Weights
-    that come with a package are named, with their hash, by the encoder's kind.
+    The card, the metrics and the locate rule are left out: they change no embedding. Weights that come with a package
+    are part of the encoder's kind.
 
     Raises:
-        UserError: when `folder` is no model folder.
+        UserError: when `folder` is not a model folder.
     """
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: not a model folder, it has no {CONFIG}")
@@ -228,10 +232,10 @@ def fingerprint(folder: Path) -> str:
     recipe = config.get("recipe") if isinstance(config, dict) else None
     if not isinstance(recipe, dict):
         raise UserError(f"{folder / CONFIG}: field 'recipe' is missing")
-    built_of = {name: value for name, value in recipe.items() if name not in ("data", "training")}
+    architecture = {name: value for name, value in recipe.items() if name not in ("data", "training")}
     try:
         files = [sha256_file(folder / name) for name in (PREPROCESS, WEIGHTS)]
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; the model folder is not complete") from error
-    content = json.dumps([built_of, *files], sort_keys=True, ensure_ascii=False)
+    content = json.dumps([architecture, *files], sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""The last step of making an index: parts and old segments become the segments of the new state."""
+"""The last step of a build: merge parts and old segments into the segments of the new state."""
 
 from __future__ import annotations
 
@@ -30,104 +30,104 @@ from foveate.records.tables import read_table, write_table
 
 # Rows of one segment: with 512 numbers each in float32, half a gigabyte.
 SEGMENT_ROWS = 2**18
-_COPIED = 2**14
+_COPY_ROWS = 2**14
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Rows of one kind that are there already: an old segment, or a part of this run; `kept` says which stay.
+    """Rows of one kind in an old segment or a part of this run; `mask` marks those to keep."""
 
-    The vectors are named, not opened: a run has thousands of parts, and a process may have far fewer files open.
-    """
+    # A path, not an open file: a run has thousands of parts, and a process may have far fewer files open.
 
     table: pa.Table
     vectors: Path
-    kept: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
     segment: Segment | None = None
 
 
-def merged(wanted: Description, out: Path, *, contents: Mapping[str, str]) -> Description:
-    """Writes the segments of an index's new state, then index.json; returns its new description.
+def merge_parts(target: Description, out: Path, *, contents: Mapping[str, str]) -> Description:
+    """Write the segments of an index's new state, then index.json; return its new description.
 
     Args:
-        contents: key -> content of every image that the collection has now; rows of others are dropped.
+        contents: key -> content hash of every image of the collection; rows of others are dropped.
     """
     sources: dict[str, list[_Source]] = {kind: [] for kind in KINDS}
-    held: set[str] = set()
+    indexed: set[str] = set()
     stale: set[str] = set()
-    for segment in wanted.segments:
+    for segment in target.segments:
         if segment.kind == IMAGE:
             table = read_rows([segment.rows_path(out)])
-            kept = _current(table, contents, held)
-            held |= set(table["key"].filter(pa.array(kept)).to_pylist())
-            stale |= set(table["key"].filter(pa.array(~kept)).to_pylist())
-            sources[IMAGE].append(_Source(table, segment.embeddings_path(out), kept, segment))
-    for segment in wanted.segments:
+            mask = _is_current(table, contents, indexed)
+            indexed |= set(table["key"].filter(pa.array(mask)).to_pylist())
+            stale |= set(table["key"].filter(pa.array(~mask)).to_pylist())
+            sources[IMAGE].append(_Source(table, segment.embeddings_path(out), mask, segment))
+    for segment in target.segments:
         if segment.kind == REGION:
             table = read_rows([segment.rows_path(out)])
-            kept = np.array([key not in stale for key in table["key"].to_pylist()], dtype=bool)
-            sources[REGION].append(_Source(table, segment.embeddings_path(out), kept, segment))
-    unreadable = _from_parts(out, contents, held, sources)
+            mask = np.array([key not in stale for key in table["key"].to_pylist()], dtype=bool)
+            sources[REGION].append(_Source(table, segment.embeddings_path(out), mask, segment))
+    unreadable = _add_parts(out, contents, indexed, sources)
     segments: list[Segment] = []
-    number = wanted.next_number
+    number = target.next_number
     for kind in KINDS:
-        made, number = _segments(out, kind, sources[kind], number, wanted)
-        segments += made
-    _write_quarantine(out, unreadable, contents, held)
-    counts = {f"{kind}s": sum(one.rows for one in segments if one.kind == kind) for kind in KINDS}
+        new_segments, number = _write_segments(out, kind, sources[kind], number, target)
+        segments += new_segments
+    _write_quarantine(out, unreadable, contents, indexed)
+    counts = {f"{kind}s": sum(segment.rows for segment in segments if segment.kind == kind) for kind in KINDS}
     counts["unreadable"] = read_table(out / QUARANTINE).num_rows if (out / QUARANTINE).is_file() else 0
-    new = replace(wanted, finished=True, counts=counts, next_number=number, segments=tuple(segments))
+    new = replace(target, finished=True, counts=counts, next_number=number, segments=tuple(segments))
     new.write(out)
     sweep(out, new)
     return new
 
 
-def _current(table: pa.Table, contents: Mapping[str, str], held: set[str]) -> NDArray[np.bool_]:
+def _is_current(table: pa.Table, contents: Mapping[str, str], indexed: set[str]) -> NDArray[np.bool_]:
+    """Mark rows whose image is unchanged and not indexed yet."""
     pairs = zip(table["key"].to_pylist(), table["content"].to_pylist(), strict=True)
-    return np.array([contents.get(key) == content and key not in held for key, content in pairs], dtype=bool)
+    return np.array([contents.get(key) == content and key not in indexed for key, content in pairs], dtype=bool)
 
 
-def _from_parts(
-    out: Path, contents: Mapping[str, str], held: set[str], sources: dict[str, list[_Source]]
+def _add_parts(
+    out: Path, contents: Mapping[str, str], indexed: set[str], sources: dict[str, list[_Source]]
 ) -> list[dict[str, str]]:
-    """Adds the parts of the run to the sources; returns what they could not read."""
+    """Add the parts of the run to the sources; return the images that could not be read."""
     unreadable: list[dict[str, str]] = []
     for path in sorted((out / BUILDING).glob("?????.parquet")):
         table = read_table(path)
         kind_N = table["kind"].to_numpy()
         by_kind = {kind: table.filter(pa.array(kind_N == kind)) for kind in (*KINDS, "unreadable")}
         images = by_kind[IMAGE]
-        kept = _current(images, contents, held)
-        fresh = set(images["key"].filter(pa.array(kept)).to_pylist())
-        held |= fresh
-        of_regions = np.array([key in fresh for key in by_kind[REGION]["key"].to_pylist()], dtype=bool)
-        for kind, mask in ((IMAGE, kept), (REGION, of_regions)):
+        mask = _is_current(images, contents, indexed)
+        fresh = set(images["key"].filter(pa.array(mask)).to_pylist())
+        indexed |= fresh
+        region_mask = np.array([key in fresh for key in by_kind[REGION]["key"].to_pylist()], dtype=bool)
+        for kind, kind_mask in ((IMAGE, mask), (REGION, region_mask)):
             vectors = path.with_name(f"{path.stem}-{kind}.npy")
-            sources[kind].append(_Source(by_kind[kind].select(ROWS.names), vectors, mask))
+            sources[kind].append(_Source(by_kind[kind].select(ROWS.names), vectors, kind_mask))
         unreadable += by_kind["unreadable"].select(UNREADABLE.names).to_pylist()
     return unreadable
 
 
-def _segments(
-    out: Path, kind: str, sources: list[_Source], number: int, wanted: Description
+def _write_segments(
+    out: Path, kind: str, sources: list[_Source], number: int, target: Description
 ) -> tuple[list[Segment], int]:
-    """Segments of one kind: whole ones stay as they are, the others are written anew together."""
+    """Return the segments of one kind: complete ones stay as they are, the others are merged and written."""
     segments: list[Segment] = []
     waiting: list[_Source] = []
-    filled = [source for source in sources if source.kept.any()]
-    for place, source in enumerate(filled):
-        last = place == len(filled) - 1
-        whole = source.segment is not None and source.kept.all() and (last or len(source.kept) >= SEGMENT_ROWS)
+    filled = [source for source in sources if source.mask.any()]
+    for index, source in enumerate(filled):
+        last = index == len(filled) - 1
+        whole = source.segment is not None and source.mask.all() and (last or len(source.mask) >= SEGMENT_ROWS)
         if whole and not waiting:
             assert source.segment is not None
             segments.append(source.segment)
         else:
             waiting.append(source)
-    pieces = [(source, np.flatnonzero(source.kept)) for source in waiting]
+    pieces = [(source, np.flatnonzero(source.mask)) for source in waiting]
     total = sum(len(rows) for _, rows in pieces)
     for start in range(0, total, SEGMENT_ROWS):
         segment = Segment(kind, f"{number:05d}-{kind}", min(SEGMENT_ROWS, total - start))
-        _write_segment(out, segment, _cut(pieces, start, segment.rows), wanted)
+        _write_segment(out, segment, _cut(pieces, start, segment.rows), target)
         segments.append(segment)
         number += 1
     return segments, number
@@ -136,39 +136,39 @@ def _segments(
 def _cut(
     pieces: list[tuple[_Source, NDArray[np.int64]]], start: int, count: int
 ) -> list[tuple[_Source, NDArray[np.int64]]]:
-    """The `count` rows from `start` on of pieces that lie end to end."""
-    found, at = [], 0
+    """Return the `count` rows from `start` on of concatenated pieces."""
+    selected, at = [], 0
     for source, rows in pieces:
         low, high = max(start - at, 0), min(start + count - at, len(rows))
         if low < high:
-            found.append((source, rows[low:high]))
+            selected.append((source, rows[low:high]))
         at += len(rows)
-    return found
+    return selected
 
 
 def _write_segment(
-    out: Path, segment: Segment, pieces: list[tuple[_Source, NDArray[np.int64]]], wanted: Description
+    out: Path, segment: Segment, pieces: list[tuple[_Source, NDArray[np.int64]]], target: Description
 ) -> None:
     path = segment.embeddings_path(out)
-    with new_vectors(path, rows=segment.rows, width=wanted.embed_dim, dtype=wanted.dtype) as handle:
+    with new_vectors(path, rows=segment.rows, width=target.embed_dim, dtype=target.dtype) as handle:
         for source, rows in pieces:
             vectors = read_vectors(source.vectors)
-            if len(vectors) != len(source.kept):
-                raise UserError(f"{source.vectors}: has {len(vectors)} rows, its table {len(source.kept)}")
-            for start in range(0, len(rows), _COPIED):
-                handle.write(vectors[rows[start : start + _COPIED]].tobytes())
+            if len(vectors) != len(source.mask):
+                raise UserError(f"{source.vectors}: has {len(vectors)} rows; its table has {len(source.mask)}")
+            for start in range(0, len(rows), _COPY_ROWS):
+                handle.write(vectors[rows[start : start + _COPY_ROWS]].tobytes())
     tables = [source.table.take(pa.array(rows)) for source, rows in pieces]
     write_table(segment.rows_path(out), pa.concat_tables(tables).combine_chunks())
 
 
-def _write_quarantine(out: Path, new: list[dict[str, str]], contents: Mapping[str, str], held: set[str]) -> None:
-    """Each image once; those that are readable by now, changed or removed are let go."""
+def _write_quarantine(out: Path, new: list[dict[str, str]], contents: Mapping[str, str], indexed: set[str]) -> None:
+    """Write the quarantine, each image once; without those that are readable by now, changed or removed."""
     path = out / QUARANTINE
     before = read_table(path).to_pylist() if path.is_file() else []
     rows = {
         row["key"]: row
         for row in [*before, *new]
-        if contents.get(row["key"]) == row["content"] and row["key"] not in held
+        if contents.get(row["key"]) == row["content"] and row["key"] not in indexed
     }
     if rows:
         write_table(path, pa.Table.from_pylist([rows[key] for key in sorted(rows)], schema=UNREADABLE))

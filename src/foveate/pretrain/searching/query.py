@@ -1,4 +1,4 @@
-"""What is asked of an index: words, an image, a box in an image, and sums of these."""
+"""Queries to an index: a text, an image, a box in an image, and weighted sums of these."""
 
 from __future__ import annotations
 
@@ -17,56 +17,58 @@ from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.views import input_boxes
 
-PARTS = ("words", "image", "box", "negative")
+PARTS = ("text", "image", "box", "negative")
 
 
 @dataclass(frozen=True)
 class Query:
-    """A question to an index.
+    """A query to an index.
 
     Attributes:
-        words, image, box, minus: text; the bytes of an image; a box in it, which then stands for the image; text
-            that the answers should be unlike.
-        weights: of the parts by name ("words", "image", "box", "minus"); 1 where none is given.
+        text: a text to search by.
+        image: the bytes of an image.
+        box: in the image; it then stands for the image.
+        negative: a text that the hits should be unlike.
+        weights: of the parts by name ("text", "image", "box", "negative"); 1 by default.
 
     Raises:
-        UserError: nothing to look for, an empty text, a box without an image, an unknown or impossible weight.
+        UserError: nothing to search for, an empty text, a box without an image, an unknown or impossible weight.
     """
 
-    words: str | None = None
+    text: str | None = None
     image: bytes | None = None
     box: Box | PixelBox | None = None
     negative: str | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.words is None and self.image is None:
-            raise UserError("nothing to search for: give words, an image, or a box in an image")
-        for name in ("words", "negative"):
+        if self.text is None and self.image is None:
+            raise UserError("The query is empty: give a text, an image, or a box in an image")
+        for name in ("text", "negative"):
             text = getattr(self, name)
             if text is not None and not text.strip():
-                raise UserError(f"the query's {name} are empty: write what to look for, for example 'a red boat'")
+                raise UserError(f"query, {name}: the text is empty; expected words such as 'a red boat'")
         if self.box is not None:
-            typed_box(self.box)
+            check_box(self.box)
             if self.image is None:
-                raise UserError("a box needs the image that it lies in")
+                raise UserError("query, box: the image that the box lies in is missing")
         for name, weight in self.weights.items():
             choose(name, PARTS, "part of a query")
             if not 0 < weight < float("inf"):
-                raise UserError(f"weight of '{name}': allowed is a number above 0, got {weight:g}")
+                raise UserError(f"query, weight of '{name}': expected a number above 0 (got {weight:g})")
             if name not in self.parts:
-                raise UserError(f"weight of '{name}': the query has only {', '.join(self.parts)}")
+                raise UserError(f"query, weight of '{name}': the query has only {', '.join(self.parts)}")
 
     @property
     def parts(self) -> list[str]:
-        """Names of the parts that count; a box takes its image's place."""
-        shown = "box" if self.box is not None else "image" if self.image is not None else None
-        given = {"words": self.words, shown: shown, "negative": self.negative}
-        return [name for name in PARTS if given.get(name) is not None]
+        """Names of the parts that count; a box replaces its image."""
+        visual = "box" if self.box is not None else "image" if self.image is not None else None
+        present = {"text": self.text, visual: visual, "negative": self.negative}
+        return [name for name in PARTS if present.get(name) is not None]
 
 
-def typed_box(box: object) -> Box | PixelBox:
-    """`box` if it is a `Box` or a `PixelBox`.
+def check_box(box: object) -> Box | PixelBox:
+    """Return `box` if it is a `Box` or a `PixelBox`.
 
     Raises:
         UserError: for four bare numbers, which could be corners or corner and size, pixels or fractions.
@@ -74,61 +76,64 @@ def typed_box(box: object) -> Box | PixelBox:
     if isinstance(box, Box | PixelBox):
         return box
     raise UserError(
-        f"box {box!r}: four bare numbers do not say what they are; write Box(x1, y1, x2, y2) for corners in [0, 1] of "
-        "the image, PixelBox(x1, y1, x2, y2) for corners in pixels, or Box.from_xywh(PixelXYWH(...), width, height)"
+        f"box {box!r}: the units of four bare numbers are unknown; expected Box(x1, y1, x2, y2) for corners in [0, 1] "
+        "of the image, PixelBox(x1, y1, x2, y2) for corners in pixels, or "
+        "Box.from_xywh(PixelXYWH(...), width, height)"
     )
+
+
+def to_fractions(box: Box | PixelBox, width: int, height: int) -> Box:
+    """Convert a box to corners in [0, 1] of an image of `width` by `height` pixels."""
+    checked = check_box(box)
+    return Box.from_pixels(checked, width, height) if isinstance(checked, PixelBox) else checked
 
 
 @torch.inference_mode()
 def embed_boxes(model: LocalizingModel, encoded: EncodedImage, boxes: list[Box]) -> NDArray[np.float64]:
-    """Unit-length embeddings [R, E] of boxes of an image.
+    """Embed boxes of an image; return unit-length vectors [R, E].
 
     Raises:
-        UserError: naming a box of which the encoder sees nothing.
+        UserError: naming a box that the encoder cannot see.
     """
     corners_R4 = np.stack([box.to_array() for box in boxes])
-    inside_K4, kept_R = input_boxes(encoded.placement, corners_R4, min_visible=0)
-    if not kept_R.all():
-        raise UserError(f"{boxes[int(np.argmin(kept_R))]}: the encoder sees nothing of it: too small, or cut off")
-    moved = torch.from_numpy(inside_K4).to(model.device)
-    owner_R = torch.zeros(len(moved), dtype=torch.int64, device=model.device)
-    return unit(model.encode_regions(encoded.tokens, moved, owner_R))
-
-
-def as_box(box: Box | PixelBox, width: int, height: int) -> Box:
-    """A box as corners in [0, 1] of an image of `width` by `height` pixels."""
-    typed = typed_box(box)
-    return Box.from_pixels(typed, width, height) if isinstance(typed, PixelBox) else typed
+    inside_K4, visible_R = input_boxes(encoded.placement, corners_R4, min_visible=0)
+    if not visible_R.all():
+        hidden = boxes[int(np.argmin(visible_R))]
+        raise UserError(f"{hidden}: the box is too small, or outside of what the encoder sees of the image")
+    inside = torch.from_numpy(inside_K4).to(model.device)
+    owner_R = torch.zeros(len(inside), dtype=torch.int64, device=model.device)
+    return unit(model.encode_regions(encoded.tokens, inside, owner_R))
 
 
 @torch.inference_mode()
 def embed_query(model: LocalizingModel, query: Query) -> tuple[NDArray[np.float64], Box | None]:
-    """The unit-length vector [E] of a query, and its box in [0, 1] of its image.
+    """Return the unit-length vector [E] of a query, and its box in [0, 1] of its image.
 
-    The rule: each part is embedded and scaled to unit length; the vector is the sum of the parts by their weights,
-    `negative` subtracted, scaled to unit length again.
+    Each part is embedded and scaled to unit length; the vector is the weighted sum of the parts, `negative`
+    subtracted, scaled to unit length again.
 
     Raises:
         UserError: an unreadable image, a box outside it, parts that cancel out.
     """
     vectors: dict[str, NDArray[np.float64]] = {}
     box = None
-    for name in ("words", "negative"):
+    for name in ("text", "negative"):
         text = getattr(query, name)
         if text is not None:
             vectors[name] = unit(embed_phrases(model, [text]))[0]
     if query.image is not None:
         encoded = encode_image_bytes(model, query.image)
         if query.box is not None:
-            box = as_box(query.box, encoded.width, encoded.height)
+            box = to_fractions(query.box, encoded.width, encoded.height)
             vectors["box"] = embed_boxes(model, encoded, [box])[0]
         else:
             vectors["image"] = unit(model.encode_image(encoded.tokens))[0]
     total = sum(
         (-1 if name == "negative" else 1) * query.weights.get(name, 1.0) * vector for name, vector in vectors.items()
     )
-    summed = np.asarray(total, dtype=np.float64)
-    length = float(np.linalg.norm(summed))
+    vector_E = np.asarray(total, dtype=np.float64)
+    length = float(np.linalg.norm(vector_E))
+    # Below this the direction is rounding noise of the unit vectors.
     if not length > 1e-6:
-        raise UserError("the parts of the query cancel out: nothing is left to search for")
-    return summed / length, box
+        raise UserError("The parts of the query cancel out: nothing is left to search for")
+    return vector_E / length, box

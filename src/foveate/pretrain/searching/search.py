@@ -1,4 +1,4 @@
-"""Answers from an index: the images and regions nearest to words, an image, a box in an image, or their sum."""
+"""Search an index: the images and regions nearest to a text, an image, a box in an image, or their sum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError, choose
-from foveate.pretrain.searching.faiss_backend import faiss_nearest, open_faiss
+from foveate.pretrain.searching.faiss_backend import nearest_by_faiss, open_faiss
 from foveate.pretrain.searching.index_folder import (
     DESCRIPTION,
     IMAGE,
@@ -34,18 +34,18 @@ from foveate.records.tables import positions
 from foveate.vision.localizer.folder import CONFIG, load_model
 from foveate.vision.localizer.model import LocalizingModel
 
-ASKED = {"images": (IMAGE,), "regions": (REGION,), "both": KINDS}
+KINDS_OF = {"images": (IMAGE,), "regions": (REGION,), "both": KINDS}
 BACKENDS = ("exact", "faiss")
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One answer.
+    """One search result.
 
     Attributes:
         key: of the image in the collection. kind: "image" or "region".
         score: cosine with the query, in [-1, 1]. box: of a region, in [0, 1] of the image.
-        phrase: the region's own words; "" for an image and for a box of the grid. caption: the image's first text.
+        phrase: of the region; "" for an image and for a box of the grid. caption: the image's first text.
     """
 
     key: str
@@ -61,30 +61,30 @@ class Index:
 
     def __init__(self, folder: Path, description: Description, collection: Collection) -> None:
         self.folder, self.description, self.collection = folder, description, collection
-        self._shelves: dict[str, _Shelf] = {}
+        self._by_kind: dict[str, _KindRows] = {}
 
     @classmethod
     def open(cls, folder: str | Path, *, collection: str | Path | None = None) -> Index:
-        """Opens an index folder.
+        """Open an index folder.
 
         Args:
-            collection: where the collection is now; where it was when the index was made by default.
+            collection: folder of the collection, if it is no longer where it was when the index was made.
 
         Raises:
-            UserError: no index, an empty or unfinished one, a collection that is not there or is another one.
+            UserError: not an index, an empty or unfinished one, a collection that is missing or another one.
         """
         folder = Path(folder)
         description = Description.read(folder)
         if not description.segments:
             why = "it is empty" if description.finished else "its first run has not finished: repeat `foveate index`"
-            raise UserError(f"{folder}: nothing to search, {why}")
-        place = Path(collection) if collection else description.collection.found(folder, COLLECTION_FILE)
-        if not (place / COLLECTION_FILE).is_file():
-            raise UserError(f"{folder}: its collection is not at {place}; say where it is with --collection")
-        opened = Collection.open(place)
+            raise UserError(f"{folder}: the index has nothing to search: {why}")
+        path = Path(collection) if collection else description.collection.resolve(folder, COLLECTION_FILE)
+        if not (path / COLLECTION_FILE).is_file():
+            raise UserError(f"{folder}: its collection is not at {path}; give its folder with --collection")
+        opened = Collection.open(path)
         if opened.name != description.collection_name:
             raise UserError(
-                f"{place}: is the collection '{opened.name}', the index is of '{description.collection_name}'"
+                f"{path}: is the collection '{opened.name}'; expected '{description.collection_name}', which was indexed"
             )
         return cls(folder, description, opened)
 
@@ -96,17 +96,20 @@ class Index:
         return f"Index({str(self.folder)!r}, {counts['images']} images, {counts['regions']} regions)"
 
     def open_model(self, folder: str | Path | None = None, *, device: str | None = None) -> LocalizingModel:
-        """The model that the index was made with, from `folder` or from where it was then.
+        """Load the model that the index was made with.
+
+        Args:
+            folder: of the model, if it is no longer where it was when the index was made.
 
         Raises:
-            UserError: when it is not there, or is another model.
+            UserError: when it is missing, or is another model.
         """
-        place = Path(folder) if folder else self.description.model.found(self.folder, CONFIG)
-        if not (place / CONFIG).is_file():
-            raise UserError(f"{self.folder}: its model is not at {place}; say where it is with --model")
-        if fingerprint(place) != self.description.fingerprint:
-            raise UserError(f"{self.folder}: was made with another model than {place}; make it anew with that one")
-        return load_model(place, device=device)
+        path = Path(folder) if folder else self.description.model.resolve(self.folder, CONFIG)
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{self.folder}: its model is not at {path}; give its folder with --model")
+        if fingerprint(path) != self.description.fingerprint:
+            raise UserError(f"{self.folder}: was made with another model than {path}; build the index again with it")
+        return load_model(path, device=device)
 
     def nearest(
         self,
@@ -117,63 +120,63 @@ class Index:
         per_image: int = 1,
         backend: str = "exact",
     ) -> list[Hit]:
-        """The answers nearest to a vector, best first; equal scores in the index's order, images before regions.
+        """Return the hits nearest to a vector, best first; equal scores in the order of the index, images first.
 
         Args:
-            kind: "images", "regions" or "both". per_image: at most so many answers from one image.
+            kind: "images", "regions" or "both". per_image: maximum of hits from one image.
             backend: "exact", or "faiss" (approximate from `faiss_backend.LISTS_FROM` rows on).
         """
-        choose(kind, ASKED, "kind of answers")
+        choose(kind, KINDS_OF, "kind of hits")
         choose(backend, BACKENDS, "backend")
         if min(count, per_image) < 1:
-            raise UserError(f"count and answers per image: allowed is 1 or more, got {count} and {per_image}")
+            raise UserError(f"count, per_image: expected numbers of at least 1 (got {count} and {per_image})")
         query = np.asarray(vector_E, dtype=np.float64)
         if query.shape != (self.description.embed_dim,) or not np.isfinite(query).all() or not query.any():
-            raise UserError(f"a query is {self.description.embed_dim} finite numbers that are not all 0")
+            raise UserError(f"query vector: expected {self.description.embed_dim} finite numbers, not all of them 0")
         query = query / np.linalg.norm(query)
-        found: list[tuple[float, int, int, str]] = []
-        for order, name in enumerate(ASKED[kind]):
-            shelf = self._shelf(name)
-            if shelf.available:
-                rows = shelf.search(query, count=count, per_image=per_image, backend=backend)
-                found += [(-score, order, row, key) for score, row, key in rows]
-        if not found:
+        candidates: list[tuple[float, int, int, str]] = []
+        for order, name in enumerate(KINDS_OF[kind]):
+            kind_rows = self._rows_of(name)
+            if kind_rows.available:
+                rows = kind_rows.search(query, count=count, per_image=per_image, backend=backend)
+                candidates += [(-score, order, row, key) for score, row, key in rows]
+        if not candidates:
             counts = self.description.counts
             raise UserError(
-                f"{self.folder}: holds no {kind if kind != 'both' else 'rows'} that are still in the collection "
+                f"{self.folder}: no {kind if kind != 'both' else 'rows'} of the index are still in the collection "
                 f"({counts['images']} images, {counts['regions']} regions)"
             )
-        taken: Counter[str] = Counter()
+        per_key: Counter[str] = Counter()
         hits = []
-        for score, order, row, key in sorted(found):
-            if taken[key] < per_image and len(hits) < count:
-                taken[key] += 1
-                hits.append(self._hit(ASKED[kind][order], row, -score))
+        for score, order, row, key in sorted(candidates):
+            if per_key[key] < per_image and len(hits) < count:
+                per_key[key] += 1
+                hits.append(self._hit(KINDS_OF[kind][order], row, -score))
         return hits
 
-    def _shelf(self, kind: str) -> _Shelf:
-        if kind not in self._shelves:
+    def _rows_of(self, kind: str) -> _KindRows:
+        if kind not in self._by_kind:
             segments = [segment for segment in self.description.segments if segment.kind == kind]
-            self._shelves[kind] = _Shelf(self.folder, segments, self.collection)
-        return self._shelves[kind]
+            self._by_kind[kind] = _KindRows(self.folder, segments, self.collection)
+        return self._by_kind[kind]
 
     def _hit(self, kind: str, row: int, score: float) -> Hit:
-        told = self._shelf(kind).rows.slice(row, 1).to_pylist()[0]
-        captions = self.collection.read_captions(self.collection.find_row(told["key"]))
-        corners = [told[name] for name in ("x1", "y1", "x2", "y2")]
+        columns = self._rows_of(kind).rows.slice(row, 1).to_pylist()[0]
+        captions = self.collection.read_captions(self.collection.find_row(columns["key"]))
+        corners = [columns[name] for name in ("x1", "y1", "x2", "y2")]
         box = None if kind == IMAGE else Box.from_array(corners, clipped=True)
-        return Hit(told["key"], kind, score, box, told["phrase"] or "", captions[0].text if captions else "")
+        return Hit(columns["key"], kind, score, box, columns["phrase"] or "", captions[0].text if captions else "")
 
     def image_bytes(self, hit: Hit) -> bytes | BadImage:
-        """The image of an answer, or why it cannot be read now."""
+        """Return the image of a hit, or the reason why it cannot be read any more."""
         try:
             return self.collection.image_bytes(self.collection.find_row(hit.key))
         except BadImage as problem:
             return problem
 
 
-class _Shelf:
-    """All rows of one kind: their vectors, their table, and which of them the collection has removed since."""
+class _KindRows:
+    """All rows of one kind: their vectors, their table, and which of them the collection has since removed."""
 
     def __init__(self, folder: Path, segments: list[Segment], collection: Collection) -> None:
         self.folder, self.segments, self.collection = folder, segments, collection
@@ -182,15 +185,15 @@ class _Shelf:
     @cached_property
     def rows(self) -> pa.Table:
         table = read_rows([segment.rows_path(self.folder) for segment in self.segments])
-        promised = sum(segment.rows for segment in self.segments)
-        if table.num_rows != promised:
-            raise UserError(f"{self.folder / 'rows'}: {table.num_rows} rows, {DESCRIPTION} promises {promised}")
+        expected = sum(segment.rows for segment in self.segments)
+        if table.num_rows != expected:
+            raise UserError(f"{self.folder / 'rows'}: has {table.num_rows} rows; expected {expected} ({DESCRIPTION})")
         return table
 
     @cached_property
     def removed(self) -> NDArray[np.int64]:
-        there = positions(self.rows["key"], among=pa.array(self.collection.keys, pa.string()))
-        return np.flatnonzero(there < 0).astype(np.int64)
+        index_N = positions(self.rows["key"], among=pa.array(self.collection.keys, pa.string()))
+        return np.flatnonzero(index_N < 0).astype(np.int64)
 
     @property
     def available(self) -> int:
@@ -203,27 +206,28 @@ class _Shelf:
     def search(
         self, query_E: NDArray[np.float64], *, count: int, per_image: int, backend: str
     ) -> list[tuple[float, int, str]]:
-        """(score, row, key) of the best `count` with at most `per_image` of one image: asks for more until so."""
-        wanted = count
+        """Return (score, row, key) of the best `count` rows with at most `per_image` of one image."""
+        # Rows beyond the limit of their image are dropped, so more are requested until enough are left.
+        request = count
         while True:
             if backend == "faiss":
-                scores, rows = faiss_nearest(
-                    self.vectors, query_E, count=wanted, excluded=self.removed, index=self._faiss
+                scores, rows = nearest_by_faiss(
+                    self.vectors, query_E, count=request, excluded=self.removed, index=self._faiss
                 )
             else:
                 scores, rows = (
-                    one[0] for one in nearest(self.vectors, query_E[None], count=wanted, excluded=self.removed)
+                    result[0] for result in nearest(self.vectors, query_E[None], count=request, excluded=self.removed)
                 )
             keys = self.rows["key"].take(pa.array(rows)).to_pylist()
-            taken: Counter[str] = Counter()
-            kept = []
+            per_key: Counter[str] = Counter()
+            best = []
             for score, row, key in zip(scores.tolist(), rows.tolist(), keys, strict=True):
-                if taken[key] < per_image:
-                    taken[key] += 1
-                    kept.append((score, row, key))
-            if len(kept) >= count or len(rows) < wanted or wanted >= self.available:
-                return kept[:count]
-            wanted = min(8 * wanted, self.available)
+                if per_key[key] < per_image:
+                    per_key[key] += 1
+                    best.append((score, row, key))
+            if len(best) >= count or len(rows) < request or request >= self.available:
+                return best[:count]
+            request = min(8 * request, self.available)
 
 
 def search(
@@ -236,6 +240,6 @@ def search(
     per_image: int = 1,
     backend: str = "exact",
 ) -> tuple[list[Hit], Box | None]:
-    """The answers to a query, and the query's box in [0, 1] of its image. See `Query` and `Index.nearest`."""
+    """Return the hits of a query, and the query's box in [0, 1] of its image. See `Query` and `Index.nearest`."""
     vector_E, box = embed_query(model, query)
     return index.nearest(vector_E, count=count, kind=kind, per_image=per_image, backend=backend), box

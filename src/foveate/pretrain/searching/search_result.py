@@ -1,14 +1,16 @@
-"""What a search found as a run folder: result.json and the images that its page shows."""
+"""Write a search as a run folder: result.json and the images that its page shows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from foveate.core.results import Hit as HitResult
+from foveate.core.results import Query as QueryResult
 from foveate.core.runs import RunFolder
+from foveate.pretrain.results import SearchResult
 from foveate.pretrain.searching.query import Query
 from foveate.pretrain.searching.search import Hit, Index
 from foveate.records.boxes import Box
@@ -24,63 +26,67 @@ def write_search(
     hits: Sequence[Hit],
     *,
     box: Box | None,
-    asked_with: Path | None,
+    query_file: Path | None,
     backend: str,
-) -> dict[str, Any]:
-    """Writes the images and result.json (`foveate.report.schema.SearchResult`) of one search; returns the result.
+) -> SearchResult:
+    """Write the images and result.json of one search; return the result.
 
-    An image that cannot be read by now is shown as a gray square, with the reason beside it.
+    An image that cannot be read any more is shown as a gray square with the reason.
+
+    Args:
+        box: of the query, in [0, 1] of its image. query_file: the query's image, as the user named it.
     """
     images = folder.path / "images"
-    asked: dict[str, Any] = {"kind": "words" if query.image is None else "box" if box else "image"}
-    if query.words is not None:
-        asked["text"] = query.words
-    if query.negative is not None:
-        asked["negative"] = query.negative
     if query.image is not None:
         save_thumbnail(query.image, images / "query.webp")
-        asked["image"] = "images/query.webp"
-    if box is not None:
-        asked["box"] = _corners(box)
     weights = {name: float(query.weights.get(name, 1.0)) for name in query.parts}
-    if len(weights) > 1:
-        asked["weights"] = weights
     saved: dict[str, tuple[str, str]] = {}
-    found = []
-    for place, hit in enumerate(hits):
+    hit_results = []
+    for rank, hit in enumerate(hits):
+        # Several hits of one image share its file.
         if hit.key not in saved:
-            saved[hit.key] = _save(index, hit, images / f"hit-{place:04d}.webp")
+            saved[hit.key] = _save_image(index, hit, images / f"hit-{rank:04d}.webp")
         name, problem = saved[hit.key]
-        found.append(
-            {
-                "image": name,
-                "key": hit.key,
-                "kind": hit.kind,
-                "score": round(hit.score, 6),
-                "box": None if hit.box is None else _corners(hit.box),
-                "phrase": hit.phrase,
-                "caption": hit.caption,
-                "problem": problem,
-            }
+        hit_results.append(
+            HitResult.model_validate(
+                {
+                    "image": name,
+                    "key": hit.key,
+                    "kind": hit.kind,
+                    "score": round(hit.score, 6),
+                    "box": None if hit.box is None else _corners(hit.box),
+                    "phrase": hit.phrase,
+                    "caption": hit.caption,
+                    "problem": problem,
+                }
+            )
         )
     counts = index.description.counts
-    result = {
-        "kind": "search",
-        "model": str(index.description.model.path),
-        "index": str(index.folder),
-        "collection": index.description.collection_name,
-        "searched": {"images": counts["images"], "regions": counts["regions"]},
-        "backend": backend,
-        "file": None if asked_with is None else str(asked_with),
-        "query": asked,
-        "results": {"found": found},
-    }
-    folder.write_result(result)
+    result = SearchResult(
+        model=str(index.description.model.path),
+        index=str(index.folder),
+        collection=index.description.collection_name,
+        searched={"images": counts["images"], "regions": counts["regions"]},
+        backend=backend,
+        file=None if query_file is None else str(query_file),
+        query=QueryResult.model_validate(
+            {
+                "kind": "text" if query.image is None else "box" if box else "image",
+                "text": query.text,
+                "negative": query.negative,
+                "image": None if query.image is None else "images/query.webp",
+                "box": None if box is None else _corners(box),
+                "weights": weights if len(weights) > 1 else {},
+            }
+        ),
+        results={"hits": hit_results},
+    )
+    folder.write_result(result.to_json())
     return result
 
 
-def _save(index: Index, hit: Hit, path: Path) -> tuple[str, str]:
-    """Saves an answer's image: its path relative to the run folder, and what is wrong with it."""
+def _save_image(index: Index, hit: Hit, path: Path) -> tuple[str, str]:
+    """Save the image of a hit; return its path relative to the run folder and the problem with it, if any."""
     data = index.image_bytes(hit)
     problem = ""
     try:

@@ -1,4 +1,4 @@
-"""The page of one evaluation: the table, and answers on held-out images."""
+"""The page of one evaluation: the table of metrics, and examples of held-out images."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import BoxChoice, LocatedPhrase, Search, parse_result
+from foveate.pretrain.results import EvaluateResult
 from foveate.report import parts
 from foveate.report.page import Page, command_text
 from foveate.report.pages.tour import rules_of, where_groups, which_groups
-from foveate.report.schema import EvaluateResult
 from foveate.report.simple import simple_page
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of an evaluation's result.json (`schema.EvaluateResult`)."""
+    """Build the page of an evaluation."""
     r = parse_result(EvaluateResult, result)
     located = [example for example in r.examples if isinstance(example, LocatedPhrase)]
     facts = [("Model", r.model), ("Collection", r.collection), ("Split", r.split)]

@@ -1,4 +1,4 @@
-"""The page of one question 'where is ...?' about one image."""
+"""The page of a phrase located in one image."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import parse_result
+from foveate.pretrain.results import LocateResult
 from foveate.report import parts
 from foveate.report.page import Page, command_text
-from foveate.report.schema import LocateResult
 from foveate.report.simple import simple_page
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of a locate run's result.json (`schema.LocateResult`)."""
+    """Build the page of a located phrase."""
     r = parse_result(LocateResult, result)
     return simple_page(
         f"Where is “{r.phrase}”?",

@@ -1,4 +1,4 @@
-"""The page of one training run: curves, samples after preprocessing, numbers, recipe."""
+"""The page of one training run: curves, samples after preprocessing, metrics, recipe."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import parse_result
+from foveate.pretrain.results import PretrainResult
 from foveate.report import numbers, parts, words
 from foveate.report.page import Page, command_text
 from foveate.report.pages.tour import example_groups
-from foveate.report.schema import PretrainResult
 from foveate.report.simple import simple_page
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of a pretraining run's result.json (`schema.PretrainResult`)."""
+    """Build the page of a training run."""
     r = parse_result(PretrainResult, result)
     rows = parts.read_metrics(run_folder, r.curves) if isinstance(r.curves, str) else r.curves
     seconds = sum(r.seconds.values()) if isinstance(r.seconds, dict) else r.seconds
@@ -31,7 +31,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         eyebrow="Pretraining",
         facts=facts,
         charts=parts.curves({"this run": rows}, max_charts=8),
-        charts_title="How it learnt",
+        charts_title="Training curves",
         groups=parts.table_groups(evaluation.table, evaluation.columns) if evaluation else [],
         columns=evaluation.columns if evaluation else [],
         interval_text=evaluation.interval if evaluation else "",

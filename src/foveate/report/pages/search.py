@@ -1,4 +1,4 @@
-"""The page of one search: what was asked, and a gallery of what was found."""
+"""The page of one search: the query and a gallery of its hits."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import Query, parse_result
+from foveate.pretrain.results import SearchResult
 from foveate.report.images import Overlay
 from foveate.report.numbers import count
 from foveate.report.page import Page, command_text
-from foveate.report.schema import SearchResult
 
-KINDS = {"words": "words", "image": "an image", "box": "a box in an image"}
+KINDS = {"text": "a text", "image": "an image", "box": "a box in an image"}
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of a search's result.json (`schema.SearchResult`)."""
+    """Build the page of a search."""
     r = parse_result(SearchResult, result)
     facts = [(f"{name.capitalize()} searched", count(number)) for name, number in r.searched.items() if number]
-    facts += [(name, value) for name, value in (("Collection", r.collection), ("Found by", r.backend)) if value]
+    facts += [(name, value) for name, value in (("Collection", r.collection), ("Backend", r.backend)) if value]
     return Page(
         "search.html.j2",
-        f"Found: {r.query.text}" if r.query.text else "What was found",
+        f"Search: {r.query.text}" if r.query.text else "Search results",
         {
             "search": r,
-            "asked_with": _asked_with(r.query),
-            "sum": _sum(r.query),
+            "query_parts": _query_parts(r.query),
+            "sum": _weighted_sum(r.query),
             "facts": facts,
             "model": r.model,
             "command": command_text(r.command),
@@ -35,19 +35,16 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     )
 
 
-def _asked_with(query: Query) -> str:
-    """What the question is made of: "words and a box in an image"."""
+def _query_parts(query: Query) -> str:
+    """Name the parts of the query: "a text and a box in an image"."""
     kind = KINDS.get(query.kind, query.kind)
-    return f"words and {kind}" if query.text and query.kind != "words" else kind
+    return f"a text and {kind}" if query.text and query.kind != "text" else kind
 
 
-def _sum(query: Query) -> str:
-    """The weighted sum in words, where the query has several parts."""
-    if not query.weights:
-        return ""
-    named = [("negative", query.negative or "") if name == "negative" else (name, "") for name in query.weights]
-    terms = [
-        f"{'− ' if name == 'negative' else '+ '}{query.weights[name]:g} × {text or KINDS.get(name, name)}"
-        for name, text in named
-    ]
+def _weighted_sum(query: Query) -> str:
+    """Write out the weighted sum; empty for a query of one part."""
+    terms = []
+    for name, weight in query.weights.items():
+        sign, part = ("−", query.negative) if name == "negative" else ("+", KINDS.get(name, name))
+        terms.append(f"{sign} {weight:g} × {part}")
     return " ".join(terms).removeprefix("+ ")
