@@ -39,10 +39,10 @@ def make(path: Path, count: int = 12, *, alts: dict[int, str] | None = None) -> 
     return path
 
 
-def ask(collection: Path, endpoint: str, **given: Any) -> CaptionRun:
+def ask(collection: Path, endpoint: str, **options: Any) -> CaptionRun:
     """Run the pipeline against a server; further arguments are settings of the run or, with `http_`, of the backend."""
-    backend = {name.removeprefix("http_"): value for name, value in given.items() if name.startswith("http_")}
-    settings = {name: value for name, value in given.items() if not name.startswith("http_")}
+    backend = {name.removeprefix("http_"): value for name, value in options.items() if name.startswith("http_")}
+    settings = {name: value for name, value in options.items() if not name.startswith("http_")}
     quick = {"backoff_seconds": 0.02, "timeout_seconds": 5.0, "model": "m", "concurrency": 8}
     return caption(
         collection,
@@ -61,6 +61,6 @@ def rows(collection: Path, kind: str = "captions") -> list[dict[str, Any]]:
 
 def texts(collection: Path) -> dict[str, tuple[str, str, str]]:
     """Request -> text, status and flags: what must not depend on how a run went."""
-    found = rows(collection)
-    assert len({row["request"] for row in found}) == len(found), "a row is doubled"
-    return {row["request"]: (row["text"], row["status"], row["flags"]) for row in found}
+    stored = rows(collection)
+    assert len({row["request"] for row in stored}) == len(stored), "a row is doubled"
+    return {row["request"]: (row["text"], row["status"], row["flags"]) for row in stored}

@@ -28,22 +28,22 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(disk: Disk, tmp_path: 
     collection = make(disk.folder / "c", 60)
     used = sum(file.stat().st_size for file in disk.folder.rglob("*") if file.is_file())
     with ChatServer() as server:
-        kept = 0
+        num_rows = 0
         for more in (48, 96):
             disk.resize(f"{used // 1024 + more}k")
             with pytest.raises(OSError, match="No space left") as caught:
                 ask(collection, server.url, rows_per_part=20)
-            said = explain_os_error(caught.value)
-            assert said is not None
-            assert said.startswith(f"{collection}/annotations/captions/")
-            assert "the disk is full" in said
+            message = explain_os_error(caught.value)
+            assert message is not None
+            assert message.startswith(f"{collection}/annotations/captions/")
+            assert "the disk is full" in message
             assert not list(collection.rglob("*.tmp"))
-            assert len(texts(collection)) >= kept
-            kept = len(texts(collection))
+            assert len(texts(collection)) >= num_rows
+            num_rows = len(texts(collection))
         disk.resize("8m")
         done = ask(collection, server.url)
-    assert 0 < kept < 240
-    assert sum(tally["skipped"].get("done", 0) for tally in done.result.to_json()["formats"].values()) == kept
+    assert 0 < num_rows < 240
+    assert sum(tally["skipped"].get("done", 0) for tally in done.result.to_json()["formats"].values()) == num_rows
     assert len(texts(collection)) == 240
 
 

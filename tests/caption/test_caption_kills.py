@@ -27,20 +27,20 @@ def behave(number: int, body: dict[str, Any]) -> Say:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server("captions_to_kill") as found:
-        yield found
+    with Server("captions_to_kill") as stored:
+        yield stored
 
 
 @pytest.fixture(scope="module")
 def chat() -> Iterator[ChatServer]:
-    with ChatServer(behave) as found:
-        yield found
+    with ChatServer(behave) as stored:
+        yield stored
 
 
 def errors(collection: Path) -> dict[str, str]:
-    found = rows(collection, "caption_errors")
-    assert len({row["request"] for row in found}) == len(found), "an error is doubled"
-    return {row["request"]: row["error"] for row in found}
+    stored = rows(collection, "caption_errors")
+    assert len({row["request"] for row in stored}) == len(stored), "an error is doubled"
+    return {row["request"]: row["error"] for row in stored}
 
 
 def copy(whole: Path, folder: Path) -> Path:
@@ -60,13 +60,13 @@ def test_a_kill_before_and_after_every_file_is_mended(server: Server, chat: Chat
     for die_at, moment in ((1, "before"), (1, "after"), (3, "before"), (5, "after")):
         target = copy(whole, tmp_path / f"{moment}-{die_at}")
         server.start("run", target, chat.url, 9, die_at=die_at, moment=moment).end()
-        found = texts(target)
-        assert found.items() <= expected.items()
-        asked = len(chat.requests)
+        stored = texts(target)
+        assert stored.items() <= expected.items()
+        num_requests = len(chat.requests)
         server.start("run", target, chat.url, 9).finish()
         assert texts(target) == expected
         assert errors(target) == failed
-        assert len(chat.requests) - asked <= 36 - len(found)
+        assert len(chat.requests) - num_requests <= 36 - len(stored)
         assert not list(target.rglob("*.tmp"))
 
 
@@ -78,27 +78,27 @@ def test_fifty_kills_at_random_moments(server: Server, chat: ChatServer, tmp_pat
     took = server.seconds("run", plain, chat.url, 16)
     expected, failed = texts(plain), errors(plain)
     assert len(expected) + len(failed) == 160
-    target, attempt, kept, most_runs = copy(whole, tmp_path / "killed-0"), 0, 0, 0
+    target, attempt, num_stored, max_runs = copy(whole, tmp_path / "killed-0"), 0, 0, 0
 
     def check(dead: bool) -> None:
-        nonlocal target, attempt, kept, most_runs
+        nonlocal target, attempt, num_stored, max_runs
         attempt += 1
-        found = texts(target)
-        assert found.items() <= expected.items()
+        stored = texts(target)
+        assert stored.items() <= expected.items()
         assert errors(target).items() <= failed.items()
-        assert len(found) >= kept
-        kept = len(found)
-        most_runs = max(most_runs, len({row["details"]["run_id"] for row in rows(target)}))
+        assert len(stored) >= num_stored
+        num_stored = len(stored)
+        max_runs = max(max_runs, len({row["details"]["run_id"] for row in rows(target)}))
         if not dead:
-            assert (found, errors(target)) == (expected, failed)
+            assert (stored, errors(target)) == (expected, failed)
             shutil.rmtree(target.parent)
-            target, kept = copy(whole, tmp_path / f"killed-{attempt}"), 0
+            target, num_stored = copy(whole, tmp_path / f"killed-{attempt}"), 0
 
     kill_at_random(lambda: server.start("run", target, chat.url, 16), kills=50, longest=took, seed=11, after=check)
     server.start("run", target, chat.url, 16).finish()
     assert texts(target) == expected
     assert errors(target) == failed
-    assert most_runs > 1, "what a killed run wrote was kept, and another one went on"
-    asked = len(chat.requests)
+    assert max_runs > 1, "what a killed run wrote was kept, and another one went on"
+    num_requests = len(chat.requests)
     server.start("run", target, chat.url, 16).finish()
-    assert len(chat.requests) == asked
+    assert len(chat.requests) == num_requests

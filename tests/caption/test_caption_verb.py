@@ -94,32 +94,29 @@ def test_a_dry_run_asks_and_writes_nothing(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "names"),
     [
-        (["--format", "ssc,dcs", "--model", "m"], "unknown caption format 'dcs'.*Did you mean 'dsc'"),
-        (["--format", "", "--model", "m"], "field 'formats'"),
-        (["--format", "ssc"], "backend 'http': field 'model': field required"),
-        (
-            ["--format", "ssc", "--model", "m", "--backend", "htp"],
-            "unknown captioner backend 'htp'.*Did you mean 'http'",
-        ),
-        (["--format", "ssc", "--model", "m", "--option", "tiemout_seconds=3"], "Did you mean 'timeout_seconds'"),
-        (["--format", "ssc", "--model", "m", "--option", "nothing"], "write it as NAME=VALUE"),
-        (["--format", "ssc", "--model", "m", "--device", "cuda"], "unknown field 'device'"),
-        (["--format", "ssc", "--model", "m", "--endpoint", "host"], "--endpoint 'host'"),
-        (["--format", "ssc", "--model", "m", "--executor", "locl"], "unknown executor 'locl'.*Did you mean 'local'"),
-        (["--format", "ssc", "--model", "m", "--split", "tset"], "Did you mean 'test'"),
-        (["--format", "ssc", "--model", "m", "--language", "En{glish"], "language 'En{glish'"),
-        (["--format", "ssc", "--model", "m", "--tokenizer", "nowhere.json"], "nowhere.json.*--tokenizer"),
+        (["--format", "ssc,dcs", "--model", "m"], ("'dcs'", "Did you mean 'dsc'")),
+        (["--format", "", "--model", "m"], ("formats",)),
+        (["--format", "ssc"], ("'http'", "'model'")),
+        (["--format", "ssc", "--model", "m", "--backend", "htp"], ("'htp'", "Did you mean 'http'")),
+        (["--format", "ssc", "--model", "m", "--option", "tiemout_seconds=3"], ("Did you mean 'timeout_seconds'",)),
+        (["--format", "ssc", "--model", "m", "--option", "nothing"], ("--option 'nothing'", "NAME=VALUE")),
+        (["--format", "ssc", "--model", "m", "--device", "cuda"], ("'device'",)),
+        (["--format", "ssc", "--model", "m", "--endpoint", "host"], ("--endpoint 'host'",)),
+        (["--format", "ssc", "--model", "m", "--executor", "locl"], ("'locl'", "Did you mean 'local'")),
+        (["--format", "ssc", "--model", "m", "--split", "tset"], ("Did you mean 'test'",)),
+        (["--format", "ssc", "--model", "m", "--language", "En{glish"], ("'En{glish'",)),
+        (["--format", "ssc", "--model", "m", "--tokenizer", "nowhere.json"], ("nowhere.json", "--tokenizer")),
     ],
 )
 def test_mistakes_are_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], names: tuple[str, ...]
 ) -> None:
     collection = make(tmp_path / "c", 4)
     code, out, err = run(capsys, "caption", collection, *arguments, "--run", tmp_path / "r", "--quiet")
     assert code == 1
-    assert re.search(said, err), err
+    assert not [name for name in names if name not in err], err
     assert len(err.splitlines()) == 1
     assert not out
 
@@ -159,11 +156,11 @@ def test_a_signal_writes_what_is_in_flight(tmp_path: Path, number: signal.Signal
             time.sleep(0.01)
         process.send_signal(number)
         out, _ = process.communicate(timeout=60)
-        asked = len(server.requests)
+        num_requests = len(server.requests)
         assert process.returncode == 130
         assert "stopped before" in out
-        assert len(rows(collection)) == asked
-        assert 20 <= asked < 100
+        assert len(rows(collection)) == num_requests
+        assert 20 <= num_requests < 100
         assert subprocess.run(command, timeout=120, stdout=subprocess.DEVNULL).returncode == 0
         assert len(server.requests) == 120
     assert len(texts(collection)) == 120

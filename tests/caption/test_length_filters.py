@@ -57,30 +57,30 @@ def test_good_captions_pass(record: dict[str, str]) -> None:
 @example("dsc", LONG)
 @example("dsc", ENDLESS)
 def test_a_descriptive_caption_fits_clip_with_its_special_tokens(kind: str, caption: str) -> None:
-    found = apply_length_filter(kind, caption)
-    assert count_clip_tokens(found.caption) + 2 <= 77
-    assert bool(found.error) == (not found.caption and count_clip_tokens(caption) > 75)
+    filtered = apply_length_filter(kind, caption)
+    assert count_clip_tokens(filtered.caption) + 2 <= 77
+    assert bool(filtered.error) == (not filtered.caption and count_clip_tokens(caption) > 75)
 
 
 @settings(deadline=None)
 @given(st.sampled_from(CAPTION_KINDS), captions)
 def test_nothing_is_cut_but_after_a_sentence(kind: str, caption: str) -> None:
-    found = apply_length_filter(kind, caption)
-    if found.error:
+    filtered = apply_length_filter(kind, caption)
+    if filtered.error:
         assert count_clip_tokens(split_sentences(caption)[0]) > 75
         return
-    assert caption.startswith(found.caption)
-    assert found.caption == caption or len(found.caption) in find_sentence_ends(caption)
-    assert (found.caption != caption) == ("cut_at_sentence" in found.flags)
-    if "cut_at_sentence" in found.flags:
+    assert caption.startswith(filtered.caption)
+    assert filtered.caption == caption or len(filtered.caption) in find_sentence_ends(caption)
+    assert (filtered.caption != caption) == ("cut_at_sentence" in filtered.flags)
+    if "cut_at_sentence" in filtered.flags:
         assert count_clip_tokens(caption) > LENGTH_FILTERS[kind].max_tokens
-        longer = [end for end in find_sentence_ends(caption) if end > len(found.caption)]
+        longer = [end for end in find_sentence_ends(caption) if end > len(filtered.caption)]
         assert count_clip_tokens(caption[: longer[0]]) > LENGTH_FILTERS[kind].max_tokens  # the last end that fits
-    assert set(found.flags) <= set(FLAGS)
+    assert set(filtered.flags) <= set(FLAGS)
 
 
 @pytest.mark.parametrize(
-    ("kind", "caption", "asked", "flags"),
+    ("kind", "caption", "purpose", "flags"),
     [
         ("ssc", SHORT, "", ()),
         ("ssc", "Dog.", "", ("too_short",)),
@@ -94,8 +94,8 @@ def test_nothing_is_cut_but_after_a_sentence(kind: str, caption: str) -> None:
         ("dsc_plus", " ".join([LONG] * 4), "", ("too_long",)),
     ],
 )
-def test_lengths_by_format(kind: str, caption: str, asked: str, flags: tuple[str, ...]) -> None:
-    assert choose_retry(kind, caption) == asked
+def test_lengths_by_format(kind: str, caption: str, purpose: str, flags: tuple[str, ...]) -> None:
+    assert choose_retry(kind, caption) == purpose
     assert apply_length_filter(kind, caption).flags == flags
 
 
@@ -105,7 +105,7 @@ def test_a_first_sentence_that_does_not_fit_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "first", "second", "chosen"),
+    ("kind", "first", "second", "better"),
     [
         ("ssc", f"{SHORT} {SHORT}", SHORT, 1),
         ("ssc", ENDLESS, ENDLESS + " And so on.", 0),
@@ -115,8 +115,8 @@ def test_a_first_sentence_that_does_not_fit_is_an_error() -> None:
         ("dsc_plus", LONG, LONG + " The end.", 1),
     ],
 )
-def test_the_better_of_two_versions(kind: str, first: str, second: str, chosen: int) -> None:
-    assert pick_better(kind, first, second) == (first, second)[chosen]
+def test_the_better_of_two_versions(kind: str, first: str, second: str, better: int) -> None:
+    assert pick_better(kind, first, second) == (first, second)[better]
 
 
 def test_content() -> None:

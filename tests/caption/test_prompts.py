@@ -70,7 +70,7 @@ def test_every_template_can_be_filled() -> None:
 
 def test_language_and_hash() -> None:
     assert find_prompt("dsc").sha256 != find_prompt("dsc", language="French").sha256
-    with pytest.raises(UserError, match="language 'En{alt}'"):
+    with raises_naming(UserError, "language", "En{alt}"):
         find_prompt("dsc", language="En{alt}")
     with raises_naming(UserError, "dcs", "dsc"):
         find_prompt("dcs")

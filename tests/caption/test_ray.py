@@ -43,11 +43,11 @@ def behave(number: int, body: dict[str, Any]) -> Say:
 @pytest.mark.slow
 def test_two_workers_write_what_one_process_writes(tmp_path: Path) -> None:
     with ChatServer(behave) as server:
-        one = ask(make(tmp_path / "one", 150), server.url, "local")
-        two = ask(make(tmp_path / "two", 150), server.url, "ray")
-        asked = len(server.requests)
+        local_run = ask(make(tmp_path / "one", 150), server.url, "local")
+        ray_run = ask(make(tmp_path / "two", 150), server.url, "ray")
+        num_requests = len(server.requests)
         again = ask(tmp_path / "two", server.url, "ray")
-        assert len(server.requests) == asked
+        assert len(server.requests) == num_requests
     assert texts(tmp_path / "one") == texts(tmp_path / "two")
     by_request = [
         {row["request"]: (row["error"], row["final"], row["raw"]) for row in rows(tmp_path / name, "caption_errors")}
@@ -56,7 +56,7 @@ def test_two_workers_write_what_one_process_writes(tmp_path: Path) -> None:
     assert by_request[0] == by_request[1]
     assert by_request[0]
     for kind in ALL:
-        ours, theirs = one.result.to_json()["formats"][kind], two.result.to_json()["formats"][kind]
+        ours, theirs = local_run.result.to_json()["formats"][kind], ray_run.result.to_json()["formats"][kind]
         assert ours == theirs
         assert again.result.to_json()["formats"][kind]["skipped"]["done"] == ours["ok"]
 
@@ -75,14 +75,14 @@ def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeyp
     """Ray refuses a number of processors together with an address."""
     from foveate.caption.executors import ray as executor
 
-    told: dict[str, Any] = {}
+    cluster: dict[str, Any] = {}
 
     class Ray:
         def is_initialized(self) -> bool:
             return False
 
         def init(self, **options: Any) -> None:
-            told.update(options)
+            cluster.update(options)
             raise UserError("far enough")
 
     monkeypatch.setenv("RAY_ADDRESS", address)
@@ -90,7 +90,7 @@ def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeyp
     with ChatServer() as server:
         done = ask(make(tmp_path / "c", 2), server.url, "ray")
     assert str(done.failure) == "far enough"
-    assert told.get("num_cpus") == (None if address else 2)
+    assert cluster.get("num_cpus") == (None if address else 2)
 
 
 def test_nothing_is_started_where_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,9 @@ def test_every_image_gets_every_format_with_its_provenance(tmp_path: Path) -> No
     assert not done.stopped
     balanced(done.result.to_json()["formats"])
     assert {kind: tally["ok"] for kind, tally in done.result.to_json()["formats"].items()} == dict.fromkeys(ALL, 12)
-    found = rows(collection)
-    assert {(row["key"], row["kind"]) for row in found} == {(f"p{n}", kind) for n in range(12) for kind in ALL}
-    for row in found:
+    stored = rows(collection)
+    assert {(row["key"], row["kind"]) for row in stored} == {(f"p{n}", kind) for n in range(12) for kind in ALL}
+    for row in stored:
         details = row["details"]
         assert (row["model"], row["source"], row["status"]) == ("m", "captioner http", "ok")
         assert len(row["request"]) == 64
@@ -53,7 +53,7 @@ def test_every_image_gets_every_format_with_its_provenance(tmp_path: Path) -> No
     assert alts == [f"Boat {n} in Kiel" if n % 3 else f"IMG_{n}.jpg" for n in range(12)]
     assert done.result.to_json()["cost"]["total"] == pytest.approx((48 * 100 + 2 * 48 * 20) / 1e6)
     usage = [json.loads(line) for line in (tmp_path / "run" / "usage.jsonl").read_text().splitlines()]
-    assert sum(one["tokens_in"] for one in usage) == 4800
+    assert sum(entry["tokens_in"] for entry in usage) == 4800
 
 
 def test_the_alt_text_is_shown_to_afc_alone_and_only_where_it_says_something(tmp_path: Path) -> None:
@@ -75,14 +75,14 @@ def test_a_finished_run_asks_for_nothing(tmp_path: Path) -> None:
     collection = make(tmp_path / "c")
     with ChatServer() as server:
         ask(collection, server.url)
-        before, asked = texts(collection), len(server.requests)
+        before, num_requests = texts(collection), len(server.requests)
         done = ask(collection, server.url)
-        assert len(server.requests) == asked
+        assert len(server.requests) == num_requests
         assert texts(collection) == before
         assert all(tally["skipped"] == {"done": 12} for tally in done.result.to_json()["formats"].values())
         balanced(done.result.to_json()["formats"])
         ask(collection, server.url, http_model="other")
-        assert len(server.requests) == 2 * asked
+        assert len(server.requests) == 2 * num_requests
 
 
 def test_more_formats_and_images_are_added_to_what_is_there(tmp_path: Path) -> None:
@@ -182,11 +182,11 @@ def test_a_descriptive_caption_that_stays_too_long_is_cut_and_fits(tmp_path: Pat
     long = " ".join(["A dog runs over wet grass in a park."] * 12)
     with ChatServer(lambda number, body: says(json.dumps({"caption": long}))) as server:
         done = ask(collection, server.url)
-    found = {row["kind"]: row for row in rows(collection)}
+    stored = {row["kind"]: row for row in rows(collection)}
     for kind in ("dsc", "afc"):
-        assert count_clip_tokens(found[kind]["text"]) <= 75
-        assert "cut_at_sentence" in found[kind]["flags"]
-    assert "too_long" in found["ssc"]["flags"]
+        assert count_clip_tokens(stored[kind]["text"]) <= 75
+        assert "cut_at_sentence" in stored[kind]["flags"]
+    assert "too_long" in stored["ssc"]["flags"]
     assert len(server.requests) == 4 + 3
     balanced(done.result.to_json()["formats"])
 
@@ -217,7 +217,7 @@ def test_what_is_no_caption_is_an_error_row_and_is_not_asked_again(tmp_path: Pat
     collection = make(tmp_path / "c", 2)
     with ChatServer(lambda number, body: says(raw)) as server:
         done = ask(collection, server.url, formats=("dsc",))
-        asked = len(server.requests)
+        num_requests = len(server.requests)
         assert done.result.to_json()["formats"]["dsc"]["errors"] == {BAD[raw]: 2}
         balanced(done.result.to_json()["formats"])
         assert not rows(collection)
@@ -225,7 +225,7 @@ def test_what_is_no_caption_is_an_error_row_and_is_not_asked_again(tmp_path: Pat
         assert [(row["error"], row["final"], row["model"]) for row in errors] == [(BAD[raw], True, "m")] * 2
         assert all(row["raw"] == "" if not raw.strip() else row["raw"] for row in errors)
         again = ask(collection, server.url, formats=("dsc",))
-        assert len(server.requests) == asked
+        assert len(server.requests) == num_requests
         assert again.result.to_json()["formats"]["dsc"]["skipped"] == {"final error earlier": 2}
         server.behave = lambda number, body: says(good(body))
         retried = ask(collection, server.url, formats=("dsc",), retry_errors=True)
@@ -258,8 +258,8 @@ def test_images_that_cannot_be_read_are_quarantined_and_counted(tmp_path: Path) 
     collection = make(tmp_path / "c", 6)
     tar = collection / "images" / "00000.tar"
     data = bytearray(tar.read_bytes())
-    place = Collection.open(collection).index["offset"][2]
-    data[place + 200] ^= 255
+    offset = Collection.open(collection).index["offset"][2]
+    data[offset + 200] ^= 255
     tar.write_bytes(bytes(data))
     with ChatServer() as server:
         done = ask(collection, server.url)
@@ -268,8 +268,8 @@ def test_images_that_cannot_be_read_are_quarantined_and_counted(tmp_path: Path) 
         assert len(rows(collection)) == 20
         again = ask(collection, server.url)
         balanced(again.result.to_json()["formats"])
-    found = Collection.open(collection).quarantine().to_pylist()
-    assert [(row["key"], row["reason"], row["source"]) for row in found] == [("p2", "damaged shard", "captioner http")]
+    stored = Collection.open(collection).quarantine().to_pylist()
+    assert [(row["key"], row["reason"], row["source"]) for row in stored] == [("p2", "damaged shard", "captioner http")]
 
 
 def test_parts_are_written_every_so_many_rows(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_images_are_sent_as_they_are_or_shrunk(tmp_path: Path) -> None:
     sent = sorted((base64.b64decode(image_of(body).partition(",")[2]) for body in server.requests), key=len)
     assert image_bytes(1) in sent
     assert image_bytes(2, width=400, height=100) not in sent
-    assert max(prepare_image(one, longest_side=8192).width for one in sent) == 64
+    assert max(prepare_image(entry, longest_side=8192).width for entry in sent) == 64
 
 
 def test_an_empty_choice_is_said(tmp_path: Path) -> None:
@@ -308,13 +308,13 @@ def test_the_last_kind_of_alt_text_counts_where_the_first_is_absent(tmp_path: Pa
         writer.add("a", image_bytes(1), captions=[Caption("Old tower", "title"), Caption("Tower in Oslo", "alt")])
         writer.add("b", image_bytes(2), captions=[Caption("boat, sea", "keywords")])
         writer.add("c", image_bytes(3))
-    listed = list_pending(
+    pending_requests = list_pending(
         Collection.open(tmp_path / "c"), RequestConfig(CaptionSettings(formats=("afc",)), "http", "m", "")
     )
-    assert [todo.alt for todo in listed] == ["Tower in Oslo", "boat, sea", ""]
+    assert [pending.alt for pending in pending_requests] == ["Tower in Oslo", "boat, sea", ""]
     chosen = CaptionSettings(formats=("afc",), alt_kinds=("title",))
-    listed = list_pending(Collection.open(tmp_path / "c"), RequestConfig(chosen, "http", "m", ""))
-    assert [todo.alt for todo in listed] == ["Old tower", "", ""]
+    pending_requests = list_pending(Collection.open(tmp_path / "c"), RequestConfig(chosen, "http", "m", ""))
+    assert [pending.alt for pending in pending_requests] == ["Old tower", "", ""]
 
 
 def test_prepared_images() -> None:
@@ -328,7 +328,7 @@ def test_prepared_images() -> None:
         return buffer.getvalue()
 
     plain = Image.new("RGB", (60, 30), (200, 10, 10))
-    for format, kept in (
+    for format, unchanged in (
         ("JPEG", True),
         ("PNG", True),
         ("WEBP", True),
@@ -337,15 +337,15 @@ def test_prepared_images() -> None:
         ("TIFF", False),
     ):
         data = encoded(plain, format)
-        made = prepare_image(data, longest_side=60)
-        assert (made.data == data) == kept, format
-        assert (made.width, made.height) == (60, 30)
-        assert made.media_type == (f"image/{format.lower()}" if kept else "image/jpeg")
+        prepared = prepare_image(data, longest_side=60)
+        assert (prepared.data == data) == unchanged, format
+        assert (prepared.width, prepared.height) == (60, 30)
+        assert prepared.media_type == (f"image/{format.lower()}" if unchanged else "image/jpeg")
         assert prepare_image(data, longest_side=30).width == 30
     turned = Image.Exif()
     turned[0x0112] = 6
-    made = prepare_image(encoded(plain, "JPEG", exif=turned), longest_side=60)
-    assert (made.width, made.height) == (30, 60)
+    prepared = prepare_image(encoded(plain, "JPEG", exif=turned), longest_side=60)
+    assert (prepared.width, prepared.height) == (30, 60)
     clear = encoded(Image.new("RGBA", (10, 10), (0, 0, 0, 0)), "PNG")
     assert prepare_image(clear, longest_side=60).media_type == "image/jpeg"
     with pytest.raises(BadImage):

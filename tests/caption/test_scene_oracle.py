@@ -13,6 +13,7 @@ from foveate.caption.captioner import CaptionRequest, CaptionResponse, find_back
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
+from naming import raises_naming
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +43,25 @@ def test_answers_are_json_of_the_contract(collection: Collection) -> None:
 def test_faults_come_at_their_rates(collection: Collection, fault: str) -> None:
     oracle = SceneOracle(SceneOracleSettings(**{fault: 0.5}), collection)
     assert oracle.model == f"scene-oracle-{fault}-0.5"
-    found = 0
+    num_long = 0
     for key in collection.keys:
         raw = ask(oracle, key).text
         if fault == "broken":
             try:
                 json.loads(raw)
             except json.JSONDecodeError:
-                found += 1
+                num_long += 1
         elif fault == "refusals":
-            found += json.loads(raw).get("refused", False)
+            num_long += json.loads(raw).get("refused", False)
         else:
-            found += len(json.loads(raw)["caption"].split()) > 100
-    assert 0.25 < found / len(collection) < 0.75
+            num_long += len(json.loads(raw)["caption"].split()) > 100
+    assert 0.25 < num_long / len(collection) < 0.75
     again = [ask(oracle, key, prompt_id="shorten-1").text != ask(oracle, key).text for key in collection.keys]
     assert any(again)  # another prompt draws its faults anew
 
 
 def test_real_images_are_refused(tiny_collection: Path, collection: Collection) -> None:
-    with pytest.raises(UserError, match="has no generated scenes"):
+    with raises_naming(UserError, tiny_collection, "scene_oracle"):
         SceneOracle(SceneOracleSettings(), Collection.open(tiny_collection))
 
 

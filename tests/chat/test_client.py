@@ -25,11 +25,11 @@ REQUEST = ChatRequest((ChatMessage("Write.", (IMAGE,)),), 50, 0.2, 7, SCHEMA)
 QUICK: dict[str, Any] = {"model": "m", "backoff_seconds": 0.01, "timeout_seconds": 1.0}
 
 
-def once(server: ChatServer, **given: Any) -> ChatResponse:
+def once(server: ChatServer, **options: Any) -> ChatResponse:
     """One request to a server."""
 
     async def run() -> ChatResponse:
-        client = ChatClient(ChatSettings(**{"endpoint": server.url, **QUICK, **given}))
+        client = ChatClient(ChatSettings(**{"endpoint": server.url, **QUICK, **options}))
         try:
             return await client.complete(REQUEST)
         finally:
@@ -186,8 +186,8 @@ def test_connections_are_used_again() -> None:
 
         async def run() -> tuple[int, int]:
             client = ChatClient(ChatSettings(endpoint=(server.url,), model="m", concurrency=4))
-            found = await asyncio.gather(*(client.complete(REQUEST) for _ in range(40)))
-            assert not [one.error for one in found if one.error]
+            responses = await asyncio.gather(*(client.complete(REQUEST) for _ in range(40)))
+            assert not [response.error for response in responses if response.error]
             clients = len(client.pool.clients)
             await client.close()
             return clients, len(client.pool.clients)
@@ -217,20 +217,20 @@ def test_slots_go_to_the_endpoint_that_is_least_busy_and_to_all_who_wait() -> No
     async def run() -> None:
         endpoints = Endpoints(["a", "b"], max_requests=2)
         taken = [await endpoints.acquire() for _ in range(4)]
-        assert sorted(one.url for one in taken) == ["a", "a", "b", "b"]
+        assert sorted(response.url for response in taken) == ["a", "a", "b", "b"]
         waiting = [asyncio.create_task(endpoints.acquire()) for _ in range(3)]
         await asyncio.sleep(0.01)
         assert not any(task.done() for task in waiting)
         waiting[1].cancel()
-        for one in taken[:2]:
-            endpoints.release(one)
+        for response in taken[:2]:
+            endpoints.release(response)
         done, left = await asyncio.wait(waiting, timeout=1)
         assert not left
         assert len([task for task in done if not task.cancelled()]) == 2
         endpoints.endpoints[0].pause(0.1)
         endpoints.endpoints[1].pause(0.1)
-        for one in taken[2:]:
-            endpoints.release(one)
+        for response in taken[2:]:
+            endpoints.release(response)
         began = time.monotonic()
         await endpoints.acquire()
         assert time.monotonic() - began >= 0.09
@@ -260,7 +260,7 @@ def test_an_answer_to_somebody_else_is_held_against_a_request_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "url"),
+    ("address", "url"),
     [
         ("http://host:8000", "http://host:8000/v1/chat/completions"),
         ("http://host:8000/v1/", "http://host:8000/v1/chat/completions"),
@@ -268,14 +268,14 @@ def test_an_answer_to_somebody_else_is_held_against_a_request_once() -> None:
         ("https://host/openai", "https://host/openai/chat/completions"),
     ],
 )
-def test_addresses(given: str, url: str) -> None:
-    assert chat_url(given) == url
+def test_addresses(address: str, url: str) -> None:
+    assert chat_url(address) == url
 
 
 @pytest.mark.parametrize(
-    "given", ["host:8000", "ftp://host", "http://", "http://me:secret@host", "http://h/v1?key=secret"]
+    "address", ["host:8000", "ftp://host", "http://", "http://me:secret@host", "http://h/v1?key=secret"]
 )
-def test_addresses_that_are_none(given: str) -> None:
+def test_addresses_that_are_none(address: str) -> None:
     with raises_naming(UserError, "--endpoint") as caught:
-        chat_url(given)
+        chat_url(address)
     assert "secret" not in str(caught.value)

@@ -121,14 +121,14 @@ class OtherTokenizer:
 class Lengths:
     """Lengths of one caption: words, CLIP tokens without special tokens, tokens of another tokenizer or None."""
 
-    words: int
-    clip: int
-    other: int | None = None
+    num_words: int
+    clip_tokens: int
+    other_tokens: int | None = None
 
     @property
     def clip_with_specials(self) -> int:
         """CLIP tokens with the two special tokens, to compare with `CLIP_WINDOW`."""
-        return self.clip + CLIP_SPECIALS
+        return self.clip_tokens + CLIP_SPECIALS
 
 
 def measure_lengths(text: str, other: OtherTokenizer | None = None) -> Lengths:

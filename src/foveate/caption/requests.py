@@ -150,7 +150,7 @@ async def request_caption(
         )
         unusable_alt = ("alt_unusable",) if kind == "afc" and not alt else ()
         lengths = measure_lengths(filtered.caption, other)
-        details |= {"n_words": lengths.words, "n_clip": lengths.clip, "n_other": lengths.other}
+        details |= {"n_words": lengths.num_words, "n_clip": lengths.clip_tokens, "n_other": lengths.other_tokens}
         return replace(
             result,
             status=REPAIRED if parsed.status == REPAIRED else OK,

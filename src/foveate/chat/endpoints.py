@@ -80,9 +80,9 @@ class Endpoints:
                 if endpoint.paused_until <= now and endpoint.in_flight < int(endpoint.limit)
             ]
             if free:
-                least_busy = min(free, key=lambda endpoint: endpoint.in_flight / endpoint.limit)
-                least_busy.in_flight += 1
-                return least_busy
+                selected = min(free, key=lambda endpoint: endpoint.in_flight / endpoint.limit)
+                selected.in_flight += 1
+                return selected
             pauses = [endpoint.paused_until - now for endpoint in self.endpoints if endpoint.paused_until > now]
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
