@@ -32,7 +32,7 @@ def signs(tmp_path: Path) -> Collection:
 def test_text_is_read_once_and_kept(signs: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(ocr.PACKAGE, reason="the extra ocr, which needs Python below 3.13")
     row = signs.find_row("sign")
-    found = ocr.recognized(signs, [0, 1], "rapidocr")
+    found = ocr.recognize_text(signs, [0, 1], "rapidocr")
     assert list(found) == [row]
     # The recognizer is the Chinese one: spaces and l for I are its known slips.
     assert "".join(found[row]).replace(" ", "").casefold() == "harbor1908"
@@ -40,16 +40,16 @@ def test_text_is_read_once_and_kept(signs: Collection, monkeypatch: pytest.Monke
     with file.open("a") as handle:
         handle.write('{"sha256": "cut o')  # a run that was killed
     monkeypatch.setattr(ocr, "_recognize", lambda *_: pytest.fail("read again"))
-    assert ocr.recognized(signs, [0, 1], "auto") == found
+    assert ocr.recognize_text(signs, [0, 1], "auto") == found
 
 
 def test_without_ocr_it_is_said_or_refused(
     signs: Collection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert ocr.recognized(signs, [0, 1], "auto") == {}
+    assert ocr.recognize_text(signs, [0, 1], "auto") == {}
     assert "no OCR is installed: text in 2 images is not used" in capsys.readouterr().err
     with raises_naming(UserError, "foveate[ocr]"):
-        ocr.recognized(signs, [0], "rapidocr")
-    assert ocr.recognized(signs, [0], "none") == {}
+        ocr.recognize_text(signs, [0], "rapidocr")
+    assert ocr.recognize_text(signs, [0], "none") == {}
     assert capsys.readouterr().err == ""

@@ -12,8 +12,8 @@ from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.response_parser import parse_caption, serialize
 from foveate.caption.targets.material import Material, read_material
 from foveate.caption.targets.rewriters.rules import Rules
-from foveate.caption.targets.rewriting import content_words, fuse, names_in, new_words, open_rewriter
-from foveate.caption.targets.rows import Rows, checked, rows_of_table, write_rows
+from foveate.caption.targets.rewriting import content_words, find_names, fuse, new_words, open_rewriter
+from foveate.caption.targets.rows import Rows, check_target, rows_of_table, write_rows
 from foveate.caption.targets.settings import TargetSettings
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
@@ -120,40 +120,40 @@ def test_short_and_descriptive_targets_of_scenes_say_what_can_be_seen(rows: Rows
 
 
 def test_short_captions_are_merged_without_new_words() -> None:
-    found = Rules().merged(SHORT, ["STOP", "here"])
+    found = Rules().merge_captions(SHORT, ["STOP", "here"])
     assert set(found) == {"ssc", "dsc", "dsc_plus"}
     for text in found.values():
         assert not new_words(text, [*SHORT, "STOP", "here"])
     assert 'The words "STOP here" are written in the picture.' in found["dsc"]
     assert found["ssc"].rstrip(".").lower() in [text.rstrip(".").lower() for text in SHORT]
-    assert Rules().merged([], []) == {}
+    assert Rules().merge_captions([], []) == {}
 
 
 def test_a_description_is_only_cut() -> None:
-    found = Rules().shortened(LONG)
+    found = Rules().shorten_description(LONG)
     assert count_clip_tokens(found["ssc"]) <= LENGTH_FILTERS["ssc"].max_tokens
     assert found["ssc"].startswith("A gray dog")
     assert found["dsc"] == " ".join(found["dsc_plus"].split()[: len(found["dsc"].split())])
     assert count_clip_tokens(found["dsc"]) <= 60
     assert found["dsc_plus"] == LONG
     assert "may be autumn" in found["dsc_plus"]
-    assert Rules().shortened("  ") == {}
+    assert Rules().shorten_description("  ") == {}
 
 
 def test_made_up_words_and_bad_lengths_are_refused() -> None:
-    assert checked("ssc", "A gray dog on a lawn.", ["a gray dog on a lawn"]) == ("A gray dog on a lawn.", "")
-    assert checked("ssc", "A dog and a unicorn.", ["a dog"]) == ("", "new word")
-    assert checked("ssc", "A dog and a unicorn.", None) == ("A dog and a unicorn.", "")
-    assert checked("dsc_plus", "A dog.", ["dog"]) == ("", "gate: too_short")
+    assert check_target("ssc", "A gray dog on a lawn.", ["a gray dog on a lawn"]) == ("A gray dog on a lawn.", "")
+    assert check_target("ssc", "A dog and a unicorn.", ["a dog"]) == ("", "new word")
+    assert check_target("ssc", "A dog and a unicorn.", None) == ("A dog and a unicorn.", "")
+    assert check_target("dsc_plus", "A dog.", ["dog"]) == ("", "gate: too_short")
 
 
 def test_names_of_an_alt_text_are_kept_exactly() -> None:
-    assert names_in("the old market of Brennau, 1967", ["An old market."]) == ("Brennau", "1967")
-    assert names_in("Red Apple On A Plate", ["An apple."]) == ()
-    assert names_in("a market", ["A market."]) == ()
-    text = fuse("A picture of a dog. There is a ball. The sky is grey.", ["Port Ellery"], alt="grey sky", most=75)
+    assert find_names("the old market of Brennau, 1967", ["An old market."]) == ("Brennau", "1967")
+    assert find_names("Red Apple On A Plate", ["An apple."]) == ()
+    assert find_names("a market", ["A market."]) == ()
+    text = fuse("A picture of a dog. There is a ball. The sky is grey.", ["Port Ellery"], alt="grey sky", max_tokens=75)
     assert text == "A picture of a dog. The sky is grey. There is a ball. The picture is about Port Ellery."
-    short = fuse("A picture of a dog. There is a ball. The sky is grey.", ["Port Ellery"], alt="", most=20)
+    short = fuse("A picture of a dog. There is a ball. The sky is grey.", ["Port Ellery"], alt="", max_tokens=20)
     assert short == "A picture of a dog. There is a ball. The picture is about Port Ellery."
 
 

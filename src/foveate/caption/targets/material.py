@@ -1,7 +1,7 @@
-"""What is known of an image before targets are written: short captions, words in it, descriptions, its AltText.
+"""Material for training targets: short captions, recognized text, descriptions, and the AltText of each image.
 
-A source is a module of `foveate.caption.targets.sources` with `read(collection, rows, settings)`; nothing here changes
-when one is added.
+A source is a module of `foveate.caption.targets.sources` with `read(collection, rows, settings, seed=...)`, found by its
+name.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ SOURCES = "foveate.caption.targets.sources"
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What the targets of one image may be made of.
+    """What the targets of one image may be made from.
 
-    short: short captions, each by another hand. written: text recognized in the image. descriptions: full ones.
-    formats: caption kind -> exact text, where the truth is known; they stand for rewrites of a description. describe:
-    gives the dsc of `formats` with a given fact first, for an AltText that names it. alt: the AltText that came with
-    the image; alt_clean: whether it is known to say something true (None: not known).
-    facts: further words that are known to hold (labels).
+    Attributes:
+        row, key: of the image in the collection.
+        source: name of the module that it comes from.
+        short: short captions by different people.
+        written: text recognized in the image.
+        descriptions: full descriptions.
+        formats: caption kind -> exact text, where the truth is known; used instead of rewrites of a description.
+        describe: returns the dsc of `formats` with a fact first, for an AltText that names the fact.
+        alt: the AltText that came with the image.
+        alt_clean: whether the AltText is known to be true; None if unknown.
+        facts: further words that are known to hold (labels).
     """
 
     row: int
@@ -44,7 +50,7 @@ class Material:
     facts: tuple[str, ...] = ()
 
     def inputs(self) -> list[str]:
-        """Every text that a target may take its words from."""
+        """List all texts that a target may take its words from."""
         exact = self.formats.values()
         return [*self.short, *self.written, *self.descriptions, *exact, *self.facts]
 
@@ -52,29 +58,33 @@ class Material:
 def read_material(
     collection: Collection, rows: NDArray[np.int64], settings: TargetSettings, *, seed: int
 ) -> tuple[list[Material], dict[str, int]]:
-    """Material of the rows that a source knows, ascending, and how many images each source gave ("none" too).
+    """Read material of all rows that a source has something for.
+
+    Returns:
+        Material, ascending by row, and the number of images by source, with "none" for those without.
 
     Raises:
-        UserError: for an unknown source, or a caption kind that the settings name and no caption has.
+        UserError: a source is unknown, or no caption is of a kind that the settings name.
     """
     _check_kinds(collection, settings)
-    found: dict[int, Material] = {}
+    by_row: dict[int, Material] = {}
     counts: dict[str, int] = {}
     for name in settings.sources:
         source = load_module(SOURCES, name, label="field data.sources")
-        left = np.asarray([row for row in rows.tolist() if row not in found], dtype=np.int64)
-        taken = source.read(collection, left, settings, seed=seed)
-        found |= {material.row: material for material in taken}
-        counts[name] = len(taken)
-    counts["none"] = len(rows) - len(found)
-    return [found[row] for row in sorted(found)], counts
+        # The first source that knows an image has it: a scene's truth is better than its captions.
+        remaining = np.asarray([row for row in rows.tolist() if row not in by_row], dtype=np.int64)
+        materials = source.read(collection, remaining, settings, seed=seed)
+        by_row |= {material.row: material for material in materials}
+        counts[name] = len(materials)
+    counts["none"] = len(rows) - len(by_row)
+    return [by_row[row] for row in sorted(by_row)], counts
 
 
 def _check_kinds(collection: Collection, settings: TargetSettings) -> None:
     named = {"short_kinds": settings.short_kinds, "description_kinds": settings.description_kinds}
     if not any(named.values()):
         return
-    there = collection.table("captions")["kind"].unique().to_pylist()
+    available = collection.table("captions")["kind"].unique().to_pylist()
     for name, kinds in named.items():
         for kind in kinds:
-            choose(kind, there, f"caption kind (data.{name})")
+            choose(kind, available, f"caption kind (data.{name})")

@@ -1,6 +1,6 @@
-"""Targets of the formats from other people's texts: what a rewriter is, and how AltText is woven in.
+"""Rewrite texts of people into targets of the caption formats, and add facts of an AltText.
 
-A rewriter is a module of `foveate.caption.targets.rewriters` with `open_rewriter(settings) -> Rewriter`.
+A rewriter is a module of `foveate.caption.targets.rewriters` with `open_rewriter(settings, folder=...) -> Rewriter`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foveate.records.builtin.phrases import singular
 from foveate.records.text import split_sentences, split_words
 
 REWRITERS = "foveate.caption.targets.rewriters"
-# Words that say how an image is laid out or joined, not what is in it: a rewriter may use them without a source.
+# Words of layout and grammar, not of content: a rewriter may use them although no input has them.
 FRAME_WORDS = frozenset(
     "a an the this that these those there it its one of and or but with without on in at by to from for into over "
     "under above below beside between behind near next inside outside around along as is are was were be been can "
@@ -31,25 +31,26 @@ FRAME_WORDS = frozenset(
 )
 
 
-# Formats that are rewritten; afc is made of dsc and the AltText.
+# Formats that are rewritten; afc is made from dsc and the AltText.
 REWRITTEN = ("ssc", "dsc", "dsc_plus")
-Answers = dict[str, CaptionResponse]
+Rewrites = dict[str, CaptionResponse]
 
 
 class Rewriter(Protocol):
-    """Writes targets, as a captioner answers: raw text that has yet to be read, or an error.
+    """Writes targets as captioners respond: raw text that has to be parsed, or an error.
 
-    `provenance` names it, its model and its prompts.
+    Attributes:
+        provenance: name of the rewriter, its model and its prompts.
     """
 
     provenance: str
 
-    def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Answers]:
-        """For each image kind -> answer, from several short captions of it and text recognized in it (stage 1)."""
+    def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Rewrites]:
+        """Rewrite short captions and recognized text of each image into formats (stage 1)."""
         ...
 
-    def formats(self, descriptions: Sequence[str]) -> list[Answers]:
-        """For each image kind -> answer, from one full description (stage 2)."""
+    def formats(self, descriptions: Sequence[str]) -> list[Rewrites]:
+        """Rewrite one full description of each image into formats (stage 2)."""
         ...
 
 
@@ -57,7 +58,7 @@ def open_rewriter(settings: TargetSettings, *, folder: Path | None = None) -> Re
     """Open the rewriter that the recipe names.
 
     Args:
-        folder: where answers that cost money are stored, so that a stopped run does not request them again.
+        folder: where paid responses are stored, so that a stopped run does not request them again.
 
     Raises:
         UserError: the rewriter is unknown; the error has the nearest match.
@@ -78,28 +79,29 @@ def content_words(text: str) -> frozenset[str]:
 
 
 def new_words(target: str, inputs: Iterable[str]) -> frozenset[str]:
-    """Content words of a target that none of its inputs has: what a rewriter made up."""
+    """Return content words of a target that none of its inputs has: inventions of the rewriter."""
     return content_words(target) - set[str]().union(*(content_words(text) for text in inputs))
 
 
-def written_sentence(lines: Sequence[str]) -> str:
-    """Recognized text as a sentence."""
-    shown = " ".join(" ".join(lines).replace('"', "'").split())
-    what = "word" if len(shown.split()) == 1 else "words"
-    return f'The {what} "{shown}" {"is" if what == "word" else "are"} written in the picture.'
+def make_text_sentence(lines: Sequence[str]) -> str:
+    """Put recognized text into a sentence."""
+    # Double quotes mark the drawn words, so the text itself must not have any.
+    text = " ".join(" ".join(lines).replace('"', "'").split())
+    noun = "word" if len(text.split()) == 1 else "words"
+    return f'The {noun} "{text}" {"is" if noun == "word" else "are"} written in the picture.'
 
 
-def fuse(dsc: str, facts: Sequence[str], *, alt: str, most: int) -> str:
-    """A descriptive caption with facts of an AltText as further plain sentences, at most `most` CLIP tokens.
+def fuse(dsc: str, facts: Sequence[str], *, alt: str, max_tokens: int) -> str:
+    """Append facts of an AltText to a descriptive caption as plain sentences.
 
-    Sentences that the AltText speaks of come right after the opening, those least related fall away where the facts
-    need their room.
+    Sentences about what the AltText mentions come right after the opening; unrelated ones at the end are dropped until
+    the text has at most `max_tokens` CLIP tokens.
     """
     opening, *others = split_sentences(dsc)
-    spoken = content_words(alt)
-    others.sort(key=lambda sentence: not content_words(sentence) & spoken)
+    alt_words = content_words(alt)
+    others.sort(key=lambda sentence: not content_words(sentence) & alt_words)  # stable: the order is kept otherwise
     added = [f"The picture is about {fact}." for fact in facts]
-    while others and sum(map(count_clip_tokens, [opening, *others, *added])) > most:
+    while others and sum(map(count_clip_tokens, [opening, *others, *added])) > max_tokens:
         others.pop()
     return " ".join([opening, *others, *added])
 
@@ -107,28 +109,30 @@ def fuse(dsc: str, facts: Sequence[str], *, alt: str, most: int) -> str:
 _SEPARATORS = re.compile(r",|;|\||:| - | – | & |\band\b|[()\[\]]")
 
 
-def names_in(alt: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Proper names and numbers of an AltText that the known texts do not say: facts that no image shows.
+def find_names(alt: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Find proper names and numbers of an AltText that no known text has: facts that the image does not show.
 
-    A name is a run of capitalized words or numbers. AltTexts in title or upper case tell no names from words: of them
-    nothing is taken but what has a digit.
+    A name is a run of capitalized words or numbers. In AltTexts in title or upper case names look like other words:
+    only numbers are returned.
 
-    >>> names_in("the old market of Brennau, 1967", ["A market."]), names_in("Red Apple Tree", ["An apple."])
+    >>> find_names("the old market of Brennau, 1967", ["A market."]), find_names("Red Apple Tree", ["An apple."])
     (('Brennau', '1967'), ())
     """
-    said = set[str]().union(*(content_words(text) for text in known))
-    words = [word for word in alt.split() if word[:1].isalpha()]
-    titled = sum(word[0].isupper() for word in words) > 0.6 * len(words) and len(words) > 1
-    found: list[str] = []
-    for number, piece in enumerate(_SEPARATORS.split(alt)):
+    known_words = set[str]().union(*(content_words(text) for text in known))
+    tokens = [token for token in alt.split() if token[:1].isalpha()]
+    # Title case: more than 60 % are capitalized, which sentences with names hardly reach.
+    is_title = sum(token[0].isupper() for token in tokens) > 0.6 * len(tokens) and len(tokens) > 1
+    names: list[str] = []
+    for piece_index, piece in enumerate(_SEPARATORS.split(alt)):
         run: list[str] = []
-        for place, word in enumerate([*piece.split(), ""]):
-            bare = word.strip(".,!?\"'")
-            capital = bare[:1].isupper() and not titled and (place > 0 or number > 0)
-            digits = bare.isdigit() and 2 <= len(bare) <= 4
-            if bare and (capital or digits) and not content_words(bare) <= said:
+        for index, token in enumerate([*piece.split(), ""]):  # "" ends the last run
+            bare = token.strip(".,!?\"'")
+            # The first word of a text is capitalized anyway.
+            is_capital = bare[:1].isupper() and not is_title and (index > 0 or piece_index > 0)
+            is_number = bare.isdigit() and 2 <= len(bare) <= 4  # years and counts; longer ones are ids
+            if bare and (is_capital or is_number) and not content_words(bare) <= known_words:
                 run.append(bare)
             elif run:
-                found.append(" ".join(run))
+                names.append(" ".join(run))
                 run = []
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(names))

@@ -1,7 +1,7 @@
-"""The fine-tuning sets of both stages: one row per image, format and stage; what is dropped is counted.
+"""Training sets of both stages: one row per image, format and stage; dropped rows are counted.
 
-Every row passes the answer parser, the gates, and a check that the target has no content word that none of its inputs
-has. The AltText of an AFC row is its own or, in a given share, noise that the target ignores.
+Every row passes the response parser, the length filters, and a check that the target has no content word that none of
+its inputs has. The AltText of an AFC row is its own or, in a given share, noise that the target ignores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from foveate.caption.length_filters import LENGTH_FILTERS, apply_length_filter
 from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.response_parser import parse_caption, serialize
 from foveate.caption.targets.material import Material
-from foveate.caption.targets.rewriting import Rewriter, content_words, fuse, names_in, new_words
+from foveate.caption.targets.rewriting import Rewriter, content_words, find_names, fuse, new_words
 from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
 from foveate.records.alt_texts import is_usable_alt_text
@@ -30,14 +30,23 @@ _BAD_FLAGS = ("too_long", "too_short")
 _SYLLABLES = (
     "ba bren da del el fen gor har il ka kes lin lo mar mi na nor os pel ra ri sa ster ta ter ul va vel wen".split()
 )
-_PLACES = ("Port", "Old", "Lake", "Mount", "Saint", "New")
-_MISMATCHES = 10
+_PLACE_PREFIXES = ("Port", "Old", "Lake", "Mount", "Saint", "New")
+# Draws of another image's AltText until one shares no word. In a narrow collection none may, so there is a limit.
+_MISMATCH_DRAWS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One target. image: key of the image; row: its number in the collection. alt: what an AFC prompt shows, else "".
-    source: of the material. rewrite: who wrote the target. tokens: its length in CLIP tokens."""
+    """One training target.
+
+    Attributes:
+        image: key of the image.
+        row: its row in the collection.
+        alt: AltText in an AFC prompt, else "".
+        source: of the material.
+        rewrite: provenance of the target's text.
+        tokens: length of the target in CLIP tokens.
+    """
 
     image: str
     row: int
@@ -52,21 +61,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """rows: ascending by stage and image. dropped: (stage, kind, reason) -> number."""
+    """The rows of both stages.
+
+    Attributes:
+        rows: ascending by stage and image.
+        dropped: (stage, kind, reason) -> number.
+    """
 
     rows: list[Row]
     dropped: Counter[tuple[int, str, str]]
 
     def of_stage(self, stage: int) -> list[Row]:
-        """The rows of one stage."""
+        """Select the rows of one stage."""
         return [row for row in self.rows if row.stage == stage]
 
     def to_table(self) -> pa.Table:
-        """The rows as a table with the columns of `Row`."""
+        """Convert to a table with the columns of `Row`."""
         return pa.Table.from_pylist([asdict(row) for row in self.rows], schema=SCHEMA)
 
     def summary(self) -> dict[str, dict[str, int]]:
-        """Counts for result.json: written by stage and kind, dropped by stage, kind and reason."""
+        """Count rows by stage and kind, and dropped ones by stage, kind and reason, for result.json."""
         written = Counter(f"stage {row.stage}, {row.kind}" for row in self.rows)
         dropped = {f"stage {stage}, {kind}: {why}": n for (stage, kind, why), n in sorted(self.dropped.items())}
         return {"written": dict(sorted(written.items())), "dropped": dropped}
@@ -88,61 +102,63 @@ SCHEMA = pa.schema(
 
 
 def rows_of_table(table: pa.Table) -> list[Row]:
-    """The inverse of `Rows.to_table`."""
+    """Read rows from a table that `Rows.to_table` made."""
     return [Row(**row) for row in table.to_pylist()]
 
 
 def write_rows(materials: Sequence[Material], settings: TargetSettings, rewriter: Rewriter, *, seed: int) -> Rows:
-    """The rows of both stages for all materials."""
+    """Write the rows of both stages."""
     rows, dropped = list[Row](), Counter[tuple[int, str, str]]()
     for stage in (FORMAT_STAGE, ALIGN_STAGE):
-        for material, answers, who in _targets(materials, stage, rewriter):
+        for material, answers, provenance in _write_targets(materials, stage, rewriter):
             inputs = material.inputs() if settings.text_check else None
             for kind, answer in answers.items():
-                target, why = _read(kind, answer, inputs)
-                if why:
-                    dropped[stage, kind, why] += 1
+                target, reason = _parse_target(kind, answer, inputs)
+                if reason:
+                    dropped[stage, kind, reason] += 1
                     continue
-                rows.append(_row(material, kind, "", target, stage, who))
+                rows.append(_make_row(material, kind, "", target, stage, provenance))
                 if kind != "dsc":
                     continue
-                made = _afc(material, target, stage, who, materials, settings, seed)
-                if isinstance(made, Row):
-                    rows.append(made)
+                # AFC is the dsc with facts of the AltText: nothing needs to be rewritten for it.
+                afc = _make_afc_row(material, target, stage, provenance, materials, settings, seed)
+                if isinstance(afc, Row):
+                    rows.append(afc)
                 else:
-                    dropped[stage, "afc", made] += 1
+                    dropped[stage, "afc", afc] += 1
     return Rows(rows, dropped)
 
 
-def _targets(
+def _write_targets(
     materials: Sequence[Material], stage: int, rewriter: Rewriter
 ) -> Iterator[tuple[Material, Mapping[str, CaptionResponse], str]]:
-    """Of each image with something to rewrite: the answers, and whose they are."""
+    """Yield each image that has something to rewrite, with the responses by kind and their provenance."""
     if stage == FORMAT_STAGE:
-        chosen = [material for material in materials if material.short]
-        merged = rewriter.merge([(material.short, material.written) for material in chosen])
-        yield from ((material, found, rewriter.provenance) for material, found in zip(chosen, merged, strict=True))
+        with_short = [material for material in materials if material.short]
+        merged = rewriter.merge([(material.short, material.written) for material in with_short])
+        yield from ((material, texts, rewriter.provenance) for material, texts in zip(with_short, merged, strict=True))
         return
     for material in materials:
         if material.formats:
             yield material, {kind: CaptionResponse(serialize(text)) for kind, text in material.formats.items()}, EXACT
-    chosen = [material for material in materials if material.descriptions and not material.formats]
-    written = rewriter.formats([max(material.descriptions, key=len) for material in chosen])
-    yield from ((material, found, rewriter.provenance) for material, found in zip(chosen, written, strict=True))
+    described = [material for material in materials if material.descriptions and not material.formats]
+    # Of several descriptions the longest has most to choose from.
+    written = rewriter.formats([max(material.descriptions, key=len) for material in described])
+    yield from ((material, texts, rewriter.provenance) for material, texts in zip(described, written, strict=True))
 
 
-def _read(kind: str, answer: CaptionResponse, inputs: Sequence[str] | None) -> tuple[str, str]:
-    """The target in an answer, or "" and why there is none."""
+def _parse_target(kind: str, answer: CaptionResponse, inputs: Sequence[str] | None) -> tuple[str, str]:
+    """Return the target in a response and "", or "" and the reason why there is none."""
     if answer.error:
         return "", f"rewriter: {answer.error}"
     read = parse_caption(answer.text)
     if read.caption is None:
         return "", f"parser: {read.error}"
-    return checked(kind, read.caption, inputs)
+    return check_target(kind, read.caption, inputs)
 
 
-def checked(kind: str, text: str, inputs: Sequence[str] | None) -> tuple[str, str]:
-    """A text as it may be a target, or "" and why it may not."""
+def check_target(kind: str, text: str, inputs: Sequence[str] | None) -> tuple[str, str]:
+    """Return the text as it may be a target and "", or "" and the reason why it may not."""
     passed = apply_length_filter(kind, text)
     bad = passed.error or next((flag for flag in passed.flags if flag in _BAD_FLAGS), "")
     if bad:
@@ -152,77 +168,77 @@ def checked(kind: str, text: str, inputs: Sequence[str] | None) -> tuple[str, st
     return passed.caption, ""
 
 
-def _row(material: Material, kind: str, alt: str, target: str, stage: int, who: str) -> Row:
+def _make_row(material: Material, kind: str, alt: str, target: str, stage: int, provenance: str) -> Row:
     tokens = count_clip_tokens(target)
-    return Row(material.key, material.row, kind, alt, target, material.source, stage, who, tokens)
+    return Row(material.key, material.row, kind, alt, target, material.source, stage, provenance, tokens)
 
 
-def _afc(
+def _make_afc_row(
     material: Material,
     dsc: str,
     stage: int,
-    who: str,
+    provenance: str,
     materials: Sequence[Material],
     settings: TargetSettings,
     seed: int,
 ) -> Row | str:
-    """The AFC row of an image, or why it has none."""
+    """Return the AFC row of an image, or the reason why it has none."""
     draw = seeds.generator("afc", seed, stage, material.key)
     inputs = material.inputs()
     noisy = draw.random() < settings.noisy_alt
     alt, facts = material.alt, tuple[str, ...]()
     if noisy:
         if material.alt_clean is not False or not alt:
-            alt = _mismatched(material, materials, draw)
+            alt = _draw_mismatched(material, materials, draw)
     else:
         if material.alt_clean is False or not is_usable_alt_text(alt):
-            alt = _listed(material, draw)
+            alt = _list_facts(material, draw)
         if material.alt_clean is not None and draw.random() < settings.invented_names:
             name = invented_name(draw)
             alt, facts = (f"{alt}, {name}" if alt else name), (name,)
         elif material.alt_clean is None:
-            facts = names_in(alt, [*inputs, dsc])
+            facts = find_names(alt, [*inputs, dsc])
     if not is_usable_alt_text(alt):
         return "no usable AltText"
-    named = [fact for fact in material.facts if _says(alt, fact)]
+    named = [fact for fact in material.facts if _contains_words(alt, fact)]
     if stage == ALIGN_STAGE and material.describe is not None and named and not noisy:
         dsc = material.describe(named[0])
-    text = dsc if noisy else fuse(dsc, facts, alt=alt, most=LENGTH_FILTERS["afc"].max_tokens)
-    target, why = checked("afc", text, [*inputs, *facts] if settings.text_check else None)
-    return why or _row(material, "afc", alt, target, stage, who)
+    text = dsc if noisy else fuse(dsc, facts, alt=alt, max_tokens=LENGTH_FILTERS["afc"].max_tokens)
+    target, reason = check_target("afc", text, [*inputs, *facts] if settings.text_check else None)
+    return reason or _make_row(material, "afc", alt, target, stage, provenance)
 
 
-def _says(alt: str, fact: str) -> bool:
+def _contains_words(alt: str, fact: str) -> bool:
     """Whether an AltText has all words of a fact."""
     return set(split_words(fact)) <= set(split_words(alt))
 
 
-def _mismatched(material: Material, materials: Sequence[Material], draw: np.random.Generator) -> str:
-    """The AltText of another image that shares no content word with this one; "" where ten draws gave none."""
-    own = set[str]().union(*(content_words(text) for text in material.inputs()))
-    for _ in range(_MISMATCHES):
+def _draw_mismatched(material: Material, materials: Sequence[Material], draw: np.random.Generator) -> str:
+    """Draw the AltText of another image that shares no content word with this one; "" if no draw gave one."""
+    words = set[str]().union(*(content_words(text) for text in material.inputs()))
+    for _ in range(_MISMATCH_DRAWS):
         other = materials[int(draw.integers(len(materials)))]
-        if other.key != material.key and other.alt and not content_words(other.alt) & own:
+        if other.key != material.key and other.alt and not content_words(other.alt) & words:
             return other.alt
     return ""
 
 
-def _listed(material: Material, draw: np.random.Generator) -> str:
-    """A short AltText of one or two known facts, for built-in images whose own says nothing."""
+def _list_facts(material: Material, draw: np.random.Generator) -> str:
+    """Draw an AltText of one or two known facts, for built-in images whose own tells nothing."""
     facts = [fact for fact in material.facts if fact]
     if material.alt_clean is None or not facts:
         return material.alt
     count = min(len(facts), 1 + int(draw.integers(2)))
-    return " and ".join(facts[place] for place in draw.permutation(len(facts))[:count])
+    return " and ".join(facts[index] for index in draw.permutation(len(facts))[:count])
 
 
 def invented_name(draw: np.random.Generator) -> str:
-    """A name that no image shows: of a place or a person, now and then with a year.
+    """Make up a name of a place or a person, sometimes with a year.
 
-    So that what is copied into a caption is learnt as copying, and not as a list of known names.
+    No image shows it, and no list holds it: the model has to learn to copy it from the AltText.
     """
-    word = "".join(_SYLLABLES[int(place)] for place in draw.integers(0, len(_SYLLABLES), int(draw.integers(2, 4))))
+    word = "".join(_SYLLABLES[int(index)] for index in draw.integers(0, len(_SYLLABLES), int(draw.integers(2, 4))))
     name = word.capitalize()
     if draw.random() < 0.3:
-        name = f"{_PLACES[int(draw.integers(len(_PLACES)))]} {name}"
+        name = f"{_PLACE_PREFIXES[int(draw.integers(len(_PLACE_PREFIXES)))]} {name}"
     return f"{name} {int(draw.integers(1850, 2025))}" if draw.random() < 0.4 else name

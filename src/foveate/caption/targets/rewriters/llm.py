@@ -15,7 +15,7 @@ from pathlib import Path
 from foveate.caption.captioner import CaptionResponse
 from foveate.caption.prompts import FORMS, MAX_TOKENS, Prompt, find_prompt, response_schema
 from foveate.caption.response_parser import parse_captions, serialize
-from foveate.caption.targets.rewriting import REWRITTEN, Answers
+from foveate.caption.targets.rewriting import REWRITTEN, Rewrites
 from foveate.caption.targets.settings import TargetSettings
 from foveate.chat.client import ChatClient, ChatSettings
 from foveate.chat.protocol import ChatMessage, ChatRequest, ChatResponse, ResponseSchema
@@ -96,7 +96,7 @@ class Llm:
         self.provenance = f"llm {settings.model} {settings.revision} {hashes}"
         self._store = ResponseStore(None if folder is None else folder / _FILE)
 
-    def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Answers]:
+    def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Rewrites]:
         """Ask one question per image and format."""
         questions = [
             _Question(
@@ -110,7 +110,7 @@ class Llm:
         responses = iter(self._ask(questions))
         return [{kind: next(responses) for kind in REWRITTEN} if short else {} for short, _ in materials]
 
-    def formats(self, descriptions: Sequence[str]) -> list[Answers]:
+    def formats(self, descriptions: Sequence[str]) -> list[Rewrites]:
         """Ask one question per description, about all formats."""
         forms = json.dumps({kind: FORMS[kind] for kind in REWRITTEN})
         questions = [
@@ -149,7 +149,7 @@ class Llm:
             await client.close()
 
 
-def _split_formats(response: CaptionResponse) -> Answers:
+def _split_formats(response: CaptionResponse) -> Rewrites:
     """Split a response about all formats into one for each."""
     if response.error:
         return dict.fromkeys(REWRITTEN, response)

@@ -1,4 +1,4 @@
-"""Rewriting by rules, offline: sentences are chosen, dropped and reordered; nothing is ever added but a frame."""
+"""Rewrite by rules, offline: select, drop and reorder sentences; nothing is added but a frame."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from foveate.caption.captioner import CaptionResponse
 from foveate.caption.length_filters import LENGTH_FILTERS
 from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.response_parser import serialize
-from foveate.caption.targets.rewriting import Answers, content_words, written_sentence
+from foveate.caption.targets.rewriting import Rewrites, content_words, make_text_sentence
 from foveate.caption.targets.settings import TargetSettings
 from foveate.records.text import split_sentences
 
-_SAME = 0.9  # captions whose words overlap more (Jaccard) say the same
-_DSC_TOKENS = 60
+_SAME = 0.9  # Jaccard index of words above which two captions say the same
+_DSC_TOKENS = 60  # of the 75 that the format allows: afc adds facts of the AltText to a dsc
 _ARTICLE = re.compile(r"^(A|An|The|Two|Three|Four|Several|Some|Many)\s")
 _KIND_OF_IMAGE = re.compile(
     r"^(?:an?|the)\s(?:[\w-]+\s){0,4}(?:photograph|photo|picture|image|drawing|view|shot|close-up|painting|collage)"
@@ -26,108 +26,121 @@ _LIST_ITEM = re.compile(r",\s(?:and\s)?|\sand\s")
 
 
 class Rules:
-    """See `foveate.caption.targets.rewriting.Rewriter`."""
+    """Selects, drops and reorders sentences of people; adds nothing but a frame."""
 
     provenance = "rules-1"
 
-    def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Answers]:
-        """See `merged`."""
-        return [_answers(self.merged(short, written)) for short, written in materials]
+    def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Rewrites]:
+        """Rewrite short captions, see `merge_captions`."""
+        return [_to_responses(self.merge_captions(short, written)) for short, written in materials]
 
-    def formats(self, descriptions: Sequence[str]) -> list[Answers]:
-        """See `shortened`."""
-        return [_answers(self.shortened(description)) for description in descriptions]
+    def formats(self, descriptions: Sequence[str]) -> list[Rewrites]:
+        """Rewrite descriptions, see `shorten_description`."""
+        return [_to_responses(self.shorten_description(description)) for description in descriptions]
 
-    def merged(self, short: Sequence[str], written: Sequence[str]) -> dict[str, str]:
-        """ssc: the caption that is most like the others. dsc, dsc_plus: it and what the others add."""
-        said = [_sentence(text) for text in short if content_words(text)]
-        if not said:
+    def merge_captions(self, short: Sequence[str], written: Sequence[str]) -> dict[str, str]:
+        """Merge short captions of one image.
+
+        ssc is the caption that is most similar to the others; dsc and dsc_plus are it and what the others add.
+        """
+        captions = [_to_sentence(text) for text in short if content_words(text)]
+        if not captions:
             return {}
-        main = _central(said)
-        others = _by_novelty(main, [text for text in said if text != main])
+        main = _most_central(captions)
+        others = _order_by_novelty(main, [text for text in captions if text != main])
         framed = f"A picture of {main[0].lower()}{main[1:]}" if _ARTICLE.match(main) else main
-        reading = [written_sentence(written)] if written else []
-        told = [text for text, new in others if new]
+        drawn_text = [make_text_sentence(written)] if written else []
+        new = [text for text, is_new in others if is_new]
+        dense = [framed, *(text for text, _ in others), *drawn_text]
         return {
             "ssc": main,
-            "dsc": _fill([framed, *reading, *told], _DSC_TOKENS),
-            "dsc_plus": _fill([framed, *(text for text, _ in others), *reading], LENGTH_FILTERS["dsc_plus"].max_tokens),
+            "dsc": _fill([framed, *drawn_text, *new], _DSC_TOKENS),
+            "dsc_plus": _fill(dense, LENGTH_FILTERS["dsc_plus"].max_tokens),
         }
 
-    def shortened(self, description: str) -> dict[str, str]:
-        """ssc: the first sentence without what kind of image it is, and with two of the things it lists at most. dsc:
-        as many sentences from the front as fit. dsc_plus: as many as its gate lets through."""
-        told = split_sentences(" ".join(description.split()))
-        if not told:
+    def shorten_description(self, description: str) -> dict[str, str]:
+        """Shorten a description to each format.
+
+        ssc is the first sentence without the kind of image, and with at most two of the things that it lists; dsc and
+        dsc_plus are as many sentences from the front as fit.
+        """
+        sentences = split_sentences(" ".join(description.split()))
+        if not sentences:
             return {}
         return {
-            "ssc": _shortened(told[0]),
-            "dsc": _fill(told, _DSC_TOKENS),
-            "dsc_plus": _fill(told, LENGTH_FILTERS["dsc_plus"].max_tokens),
+            "ssc": _shorten_sentence(sentences[0]),
+            "dsc": _fill(sentences, _DSC_TOKENS),
+            "dsc_plus": _fill(sentences, LENGTH_FILTERS["dsc_plus"].max_tokens),
         }
 
 
 def open_rewriter(settings: TargetSettings, *, folder: Path | None) -> Rules:
-    """The rules; they have no settings and keep nothing."""
+    """Open the rules, which need neither settings nor a folder."""
     return Rules()
 
 
-def _answers(texts: dict[str, str]) -> Answers:
+def _to_responses(texts: dict[str, str]) -> Rewrites:
     return {kind: CaptionResponse(serialize(text)) for kind, text in texts.items()}
 
 
-def _sentence(text: str) -> str:
+def _to_sentence(text: str) -> str:
     text = " ".join(text.split())
     return f"{text[0].upper()}{text[1:]}" + ("" if text[-1] in ".!?" else ".")
 
 
-def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / max(1, len(one | other))
+def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    return len(a & b) / max(1, len(a | b))
 
 
-def _central(said: Sequence[str]) -> str:
-    """The caption whose words overlap most with those of the others; of equal ones the shortest, then the first."""
-    words = [content_words(text) for text in said]
-    merit = [sum(_overlap(own, other) for other in words) for own in words]
-    return said[max(range(len(said)), key=lambda place: (merit[place], -len(said[place]), -place))]
+def _most_central(captions: Sequence[str]) -> str:
+    """Return the caption whose words overlap most with the others'; of equal ones the shortest, then the first."""
+    word_sets = [content_words(text) for text in captions]
+    overlap = [sum(_jaccard(words, other) for other in word_sets) for words in word_sets]
+    return captions[max(range(len(captions)), key=lambda index: (overlap[index], -len(captions[index]), -index))]
 
 
-def _by_novelty(main: str, others: Sequence[str]) -> list[tuple[str, bool]]:
-    """The others, those with most new words first, each with whether it has any; repetitions are left out."""
-    known, left, ordered = content_words(main), list(others), list[tuple[str, bool]]()
-    taken = [content_words(main)]
-    while left:
-        best = max(left, key=lambda text: len(content_words(text) - known))
-        left.remove(best)
-        own = content_words(best)
+def _order_by_novelty(main: str, captions: Sequence[str]) -> list[tuple[str, bool]]:
+    """Order captions by the number of words that are new at their turn, without repetitions.
+
+    Returns:
+        Each caption with whether it has a new word.
+    """
+    known, remaining, ordered = content_words(main), list(captions), list[tuple[str, bool]]()
+    selected = [content_words(main)]
+    while remaining:
+        best = max(remaining, key=lambda text: len(content_words(text) - known))
+        remaining.remove(best)
+        word_set = content_words(best)
         if best == main or any(best == text for text, _ in ordered):
             continue
-        new = bool(own - known)
-        if new or all(_overlap(own, other) <= _SAME for other in taken):
-            ordered.append((best, new))
-            taken.append(own)
-            known |= own
+        is_new = bool(word_set - known)
+        # One without a new word may still say something new of known things, unless it is nearly a copy.
+        if is_new or all(_jaccard(word_set, other) <= _SAME for other in selected):
+            ordered.append((best, is_new))
+            selected.append(word_set)
+            known |= word_set
     return ordered
 
 
-def _fill(told: Sequence[str], most: int) -> str:
-    """The sentences from the front that fit into `most` CLIP tokens; the first one always."""
-    kept, tokens = [told[0]], count_clip_tokens(told[0])
-    for text in told[1:]:
-        tokens += count_clip_tokens(text)  # no token spans white space: those of the parts add up
-        if tokens > most:
+def _fill(sentences: Sequence[str], max_tokens: int) -> str:
+    """Join sentences from the front while they fit into `max_tokens` CLIP tokens; the first one always."""
+    text, tokens = [sentences[0]], count_clip_tokens(sentences[0])
+    for sentence in sentences[1:]:
+        tokens += count_clip_tokens(sentence)  # no token spans white space, so counts of sentences add up
+        if tokens > max_tokens:
             break
-        kept.append(text)
-    return " ".join(kept)
+        text.append(sentence)
+    return " ".join(text)
 
 
-def _shortened(sentence: str) -> str:
-    """A sentence without the kind of image; of a list that makes it longer than the gate the first two items."""
+def _shorten_sentence(sentence: str) -> str:
+    """Remove the kind of image; of a list that is too long for ssc keep the first two items."""
     bare = _KIND_OF_IMAGE.sub("", sentence)
     bare = f"{bare[0].upper()}{bare[1:]}" if bare else sentence
     if count_clip_tokens(bare) <= LENGTH_FILTERS["ssc"].max_tokens:
         return bare
     items = _LIST_ITEM.split(bare)
+    # "A, B and C on a table": the place belongs to all items, so it stays.
     ending = re.search(r"\s(?:on|in|at|behind|under|against)\s[^,]*$", items[-1])
     tail = ending[0] if ending else "."
     return f"{items[0]} and {items[1]}{tail}" if len(items) > 2 else bare

@@ -1,1 +1,1 @@
-"""Where the captioner's targets come from, one module each: `read(collection, rows, settings, seed=...)`."""
+"""Sources of material for training targets, one module each: `read(collection, rows, settings, seed=...)`."""

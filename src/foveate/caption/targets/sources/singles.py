@@ -1,7 +1,7 @@
-"""The built-in clip art and emoji, one thing in the middle of a plain ground: their names and how they were set.
+"""Built-in clip art and emoji: one named thing in the middle of a plain background.
 
-What is said of them is what `records.builtin.singles` did: one drawing, in the middle, on a plain ground. Images
-without a name that a reader would say (label `concept`) are left out, whatever their titles claim.
+All statements hold by construction, see `records.builtin.singles`. Images without a plain name (label `concept`) are
+left out, whatever their titles claim.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ _STYLES = {"clipart": "clip art", "noto": "an emoji", "twemoji": "an emoji"}
 
 
 def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettings, *, seed: int) -> list[Material]:
-    """Material of the rows that are named clip art or emoji of the built-in collections."""
+    """Read material of rows that are named clip art or emoji of the built-in collections."""
     try:
         styles, concepts = (collection.label_values(field) for field in ("style", "concept"))
         groups = collection.label_values("subcategory")
-    except UserError:  # a collection without these labels has none of them
+    except UserError:  # the collection has other labels: none of its images is built in
         return []
-    found = []
+    materials = []
     for row in rows.tolist():
         concept, style = str(concepts[row]), str(styles[row])
         if not concept or style not in _STYLES:
             continue
         captions = collection.read_captions(row)
         keywords = next((caption.text for caption in captions if caption.kind == "keywords"), "")
-        found.append(
+        materials.append(
             Material(
                 row=row,
                 key=collection.keys[row],
                 source="singles",
-                short=_short(concept, style),
-                formats=formats(concept, style, str(groups[row])),
+                short=_short_captions(concept, style),
+                formats=write_formats(concept, style, str(groups[row])),
                 alt=select_alt_text(captions, settings.alt_kinds),
                 alt_clean=True,
                 facts=(concept, keywords, str(groups[row])),
             )
         )
-    return found
+    return materials
 
 
-def _short(concept: str, style: str) -> tuple[str, ...]:
+def _short_captions(concept: str, style: str) -> tuple[str, ...]:
     thing = add_article(concept)
     first = f"{thing[0].upper()}{thing[1:]}"
     return (
@@ -60,8 +60,8 @@ def _short(concept: str, style: str) -> tuple[str, ...]:
     )
 
 
-def formats(concept: str, style: str, group: str) -> dict[str, str]:
-    """The exact texts of each format; all their facts hold for every image that `records.builtin.singles` makes."""
+def write_formats(concept: str, style: str, group: str) -> dict[str, str]:
+    """Write the exact text of each format."""
     thing = add_article(concept)
     are = "are" if is_plural(concept) else "is"
     kind = " and ".join(part.replace("-", " ").replace("_", " ") for part in group.split("/") if part)

@@ -1,4 +1,4 @@
-"""Any collection: the caption kinds that the recipe names as short captions and descriptions, and recognized text."""
+"""Any collection: captions of the kinds that the recipe names, and recognized text."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.caption.targets.material import Material
-from foveate.caption.targets.ocr import recognized
+from foveate.caption.targets.ocr import recognize_text
 from foveate.caption.targets.settings import TargetSettings
 from foveate.records.alt_texts import select_alt_text
 from foveate.records.collection import Collection
 
 
 def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettings, *, seed: int) -> list[Material]:
-    """Material of the rows that have a text of one of the named kinds."""
+    """Read material of rows that have a caption of one of the named kinds."""
     if not settings.short_kinds and not settings.description_kinds:
         return []
     texts = {}
@@ -25,7 +25,7 @@ def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettin
         )
         if short or long:
             texts[row] = short, long, select_alt_text(captions, settings.alt_kinds)
-    written = recognized(collection, list(texts), settings.ocr)
+    written = recognize_text(collection, list(texts), settings.ocr)
     return [
         Material(
             row=row,
