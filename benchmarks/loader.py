@@ -33,9 +33,8 @@ from foveate.records.images import decode
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
 from foveate.training.loader import Loader
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess, place_image, read_image, render_image
 from foveate.vision.registry import build_image_encoder
-from foveate.vision.views import placed, read, render
 
 SIZES = {"small": (640, 480), "large": (2000, 1500)}
 BATCH = 16
@@ -76,7 +75,7 @@ def build(folder: Path, *, size: tuple[int, int], count: int) -> Collection:
 def transform(data: bytes) -> Tensor:
     """The whole image unpacked, long side to 224 px, padded: uint8 [3, 224, 224]."""
     image = decode(data)
-    return render(PREPROCESS, image, placed(PREPROCESS, image.size, View()))
+    return render_image(PREPROCESS, image, place_image(PREPROCESS, image.size, View()))
 
 
 class Images:
@@ -87,7 +86,7 @@ class Images:
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         if self.draft:
-            return {"image": read(self.collection, row, PREPROCESS)[0]}
+            return {"image": read_image(self.collection, row, PREPROCESS)[0]}
         return {"image": transform(self.collection.image_bytes(row))}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -160,9 +159,9 @@ def embedding_difference(collection: Collection, *, most: int = 64) -> dict[str,
     encoder = build_image_encoder({"kind": "lite0", "embed_dim": 192})
     cosines = []
     for row in range(min(most, len(collection))):
-        drafted, _ = read(collection, row, encoder.preprocess)
+        drafted, _ = read_image(collection, row, encoder.preprocess)
         image = decode(collection.image_bytes(row))
-        whole = render(encoder.preprocess, image, placed(encoder.preprocess, image.size, View()))
+        whole = render_image(encoder.preprocess, image, place_image(encoder.preprocess, image.size, View()))
         features = encoder.frozen_features(torch.stack([drafted, whole])).float()
         cosines.append(float(F.cosine_similarity(features[0], features[1], dim=0)))
     return {"mean": float(np.mean(cosines)), "smallest": float(np.min(cosines)), "n": len(cosines)}

@@ -10,7 +10,7 @@ import numpy as np
 from adapt.towers import tower
 from foveate.adapt.compare.recipe import CompareRecipe, tasks_of
 from foveate.adapt.load_backbone import Opened
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 
 HALF = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

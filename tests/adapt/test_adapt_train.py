@@ -28,7 +28,7 @@ from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.progress import configure
 from foveate.report.pages.adapt import build as build_page
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 
 HALF = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

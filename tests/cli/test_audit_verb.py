@@ -63,11 +63,11 @@ def test_mistakes(foveate: Run, scenes: Path, trained: Path) -> None:
 
 def test_a_refused_audit_leaves_no_folder(foveate: Run, scenes: Path) -> None:
     wrong = ("audit", scenes, "--judge", "no-such-model")
-    assert "no-such-model: not a model folder" in foveate(*wrong, "--run", "new/run").sentence
+    assert "no-such-model" in foveate(*wrong, "--run", "new/run").sentence
     assert not Path("new/run").exists()
     Path("kept").mkdir()
     (Path("kept") / "result.json").write_text("{}")
-    assert "not a model folder" in foveate(*wrong, "--run", "kept").sentence
+    assert "no such folder" in foveate(*wrong, "--run", "kept").sentence
     assert (Path("kept") / "result.json").read_text() == "{}"
 
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from foveate.cli.verbs.cache import command
 from foveate.core.errors import UserError
 from foveate.pretrain.caches import Cache, list_caches
-from foveate.vision.store import FeatureStore, keys_of
+from foveate.vision.feature_store import FeatureStore, keys_of
 from naming import raises_naming
 
 

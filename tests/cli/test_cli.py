@@ -183,7 +183,7 @@ def mistakes(recipe: Path, collection: Path, run: Path) -> dict[str, tuple[tuple
         "no such device": ((*pretrain, "--device", "gpu"), "device"),
         "run folder is a file": ((*pretrain, "--run", recipe), "is a file"),
         "a run and no model": (("evaluate", run, "--collection", collection), f"Did you mean '{run / 'model'}'?"),
-        "no such model": (("evaluate", "no-such", "--collection", collection), "not a model folder"),
+        "no such model": (("evaluate", "no-such", "--collection", collection), "no such folder"),
         "no such split": (("evaluate", run / "model", "--collection", collection, "--split", "tset"), "tset"),
         "no place in a template": (
             ("evaluate", run / "model", "--collection", collection, "--template", "a photo"),

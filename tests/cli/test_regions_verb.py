@@ -59,7 +59,7 @@ def test_the_oracle_is_named(foveate: Run, shapes: Path, tmp_path: Path) -> None
         (("--set", "treshold=0.1"), "unknown field 'treshold'.*Did you mean 'threshold'"),
         (("--set", "threshold"), "override 'threshold': expected name.of.field=value"),
         (("--model", "none", "--captions", "dsc"), "no caption of the kinds dsc; it has alt, title"),
-        (("--model", "none", "--captions", "alt"), "none: not a model folder"),
+        (("--model", "none", "--captions", "alt"), "no such folder"),
         (("--model", "none", "--captions", "alt", "--phrases", "rule"), "unknown tagger 'rule'.*Did you mean 'rules'"),
         (("--model", "none", "--recipe", "papr"), "--recipe"),
         (("--model", "none", "--captions", ","), "field 'captions'"),

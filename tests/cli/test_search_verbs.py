@@ -106,7 +106,7 @@ def test_mistakes(foveate: Run, index: Path, image: Path, place: Path, tmp_path:
         ((place / "model", place / "shapes", "--out", index, "--regions", "grid"), "was made with --regions auto"),
         ((place / "model", place / "shapes", "--regions", "box"), "Did you mean 'boxes'"),
         ((place / "model", place / "model"), "no collection"),
-        ((place / "shapes", place / "shapes", "--out", "x"), "not a model folder"),
+        ((place / "shapes", place / "shapes", "--out", "x"), "config.json"),
     ):
         assert sentence in foveate("index", *words).sentence
 

@@ -13,7 +13,7 @@ from foveate.core.files import write_bytes_atomically
 from foveate.pretrain.dataset import PretrainDataset
 from foveate.pretrain.train import build_dataset, build_model
 from foveate.records.collection import Collection
-from foveate.vision import store
+from foveate.vision import feature_store as store
 
 LITE0 = {"kind": "lite0", "image_size": 64, "width": 32}
 RANDOM_VIEWS = {"scale": (0.3, 1.0), "flip": 0.5, "cached": 3}

@@ -25,10 +25,11 @@ from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
-from foveate.vision import features, store
-from foveate.vision.localizer.asking import encode_all
+from foveate.vision import feature_cache as features
+from foveate.vision import feature_store as store
+from foveate.vision.localizer.inference import encode_all
+from foveate.vision.preprocess import read_image
 from foveate.vision.registry import build_text_encoder
-from foveate.vision.views import read
 from naming import raises_naming
 
 
@@ -47,7 +48,7 @@ def test_cached_and_uncached_boxes_agree(collection: Collection, tmp_path: Path)
             one, two = plain.sample(row, epoch, 0), cached.sample(row, epoch, 0)
             np.testing.assert_array_equal(one["boxes"], two["boxes"])
             assert (one["text"], one["phrases"]) == (two["text"], two["phrases"])
-            pixels, _ = read(collection, row, encoder.preprocess, cached._view(row, epoch, 0))
+            pixels, _ = read_image(collection, row, encoder.preprocess, cached._view(row, epoch, 0))
             expected = encoder.frozen_features(pixels[None])[0].to(torch.float16)
             torch.testing.assert_close(two["image"], expected, rtol=0.02, atol=0.02)
         later = cached.sample(row, 4, 0)
@@ -130,7 +131,7 @@ def test_a_new_image_costs_only_itself(tiny_collection: Path, tmp_path: Path, mo
         key = before.collection.keys[old]
         new = after.collection.find_row(key)
         assert torch.equal(before.sample(old, 0, 0)["image"], after.sample(new, 0, 0)["image"])
-    pixels, _ = read(after.collection, after.collection.find_row("aaa-new"), after.image_encoder.preprocess)
+    pixels, _ = read_image(after.collection, after.collection.find_row("aaa-new"), after.image_encoder.preprocess)
     expected = after.image_encoder.frozen_features(pixels[None])[0].to(torch.float16)
     found = after.sample(after.collection.find_row("aaa-new"), 0, 0)["image"]
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)

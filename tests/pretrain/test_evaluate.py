@@ -23,7 +23,7 @@ from foveate.pretrain.train import build_model
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.record import Region
-from foveate.vision.localizer.asking import embed_phrases
+from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 from naming import raises_naming
 

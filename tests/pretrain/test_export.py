@@ -26,8 +26,7 @@ from foveate.pretrain.train import build_model
 from foveate.records.geometry import View
 from foveate.vision.localizer.folder import save_model
 from foveate.vision.open_clip.to_transformers import clip_image_processor, clip_tokenizer
-from foveate.vision.pixels import Preprocess
-from foveate.vision.views import placed, render
+from foveate.vision.preprocess import Preprocess, place_image, render_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vision"))
 import foreign  # noqa: E402
@@ -214,7 +213,7 @@ def test_images_reach_the_model_alike(size: tuple[int, int], shift: int, interpo
     preprocess = Preprocess(64, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), interpolation=interpolation)
     coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
-    ours = preprocess.normalize(render(preprocess, image, placed(preprocess, size, View())))
+    ours = preprocess.normalize(render_image(preprocess, image, place_image(preprocess, size, View())))
     theirs = clip_image_processor(preprocess)(images=image, return_tensors="pt").pixel_values[0]
     moved = torch.roll(ours, shift, dims=1 if size[0] > size[1] else 2)
     steps = (moved - theirs).abs() * 255 * torch.tensor(preprocess.std)[:, None, None]
@@ -225,7 +224,7 @@ def test_images_reach_the_model_alike(size: tuple[int, int], shift: int, interpo
 def test_center_crops_reach_the_model_alike() -> None:
     preprocess = Preprocess(32, (0.5,) * 3, (0.5,) * 3, interpolation="bicubic", geometry="center_crop")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((96, 64))
-    ours = preprocess.normalize(render(preprocess, image, placed(preprocess, image.size, View())))
+    ours = preprocess.normalize(render_image(preprocess, image, place_image(preprocess, image.size, View())))
     theirs = clip_image_processor(preprocess)(images=image, return_tensors="pt").pixel_values[0]
     assert (ours - theirs).abs().max() < 0.1
 

@@ -19,7 +19,7 @@ from foveate.pretrain import embed
 from foveate.pretrain.export import export
 from foveate.pretrain.exporters import embeddings
 from foveate.records.collection import Collection
-from foveate.vision.views import input_boxes, read
+from foveate.vision.preprocess import move_boxes, read_image
 from naming import raises_naming
 
 
@@ -43,14 +43,14 @@ def test_pandas_reads_what_the_model_gives(model: Path, tables: Path, tiny_colle
     regions = pandas.read_parquet(tables / "regions")
     place = 0
     for row in range(len(collection)):
-        pixels, placement = read(collection, row, ours.image_encoder.preprocess)
+        pixels, placement = read_image(collection, row, ours.image_encoder.preprocess)
         tokens = ours.encode_image_tokens(pixels[None])
         said = torch.from_numpy(np.stack(images["embedding"][row : row + 1]))
         torch.testing.assert_close(said, ours.encode_image(tokens), atol=2e-6, rtol=0)
         raw = said * images["norm"][row]
         torch.testing.assert_close(raw, tokens.pooled, atol=2e-5, rtol=0)
         mine = collection.read_regions(row)
-        boxes_R4, kept = input_boxes(placement, np.stack([one.box.to_array() for one in mine]), min_visible=0)
+        boxes_R4, kept = move_boxes(placement, np.stack([one.box.to_array() for one in mine]), min_visible=0)
         assert kept.all()
         z_RE = ours.encode_regions(tokens, torch.from_numpy(boxes_R4), torch.zeros(len(mine), dtype=torch.int64))
         part = regions[place : place + len(mine)]

@@ -225,23 +225,24 @@ def refused(folder: Path) -> str:
 
 def test_folders_that_are_no_model_folders(saved: Path, tmp_path: Path) -> None:
     assert f"Did you mean '{saved}'?" in refused(tmp_path)
-    assert "absent: not a model folder, there is no such folder" in refused(tmp_path / "absent")
+    assert "no such folder" in refused(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    assert "empty: not a model folder, it has no config.json" in refused(tmp_path / "empty")
+    assert "config.json" in refused(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "names"),
     [
-        ({"kind": "captioner"}, "kind is 'captioner', allowed here is 'localizing-encoder'"),
-        ({"format": 99}, "format 99, this version reads 1"),
-        ({"recipe": {}}, "field 'image_encoder': field required"),
+        ({"kind": "captioner"}, ("kind", "captioner", "localizing-encoder")),
+        ({"format": 99}, ("format", "99", "1")),
+        ({"recipe": {}}, ("image_encoder",)),
     ],
 )
-def test_configurations_of_something_else(saved: Path, changes: dict[str, Any], sentence: str) -> None:
+def test_configurations_of_something_else(saved: Path, changes: dict[str, Any], names: tuple[str, ...]) -> None:
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, **changes}))
-    assert sentence in refused(saved)
+    text = refused(saved)
+    assert all(name in text for name in names), text
 
 
 def test_configurations_that_are_damaged(saved: Path) -> None:
@@ -255,30 +256,31 @@ def test_weights_that_do_not_fit(saved: Path) -> None:
     whole = load_file(path)
     fewer = {name: value for name, value in whole.items() if name != "log_scale"}
     save_file(fewer, path)
-    assert "weights missing: ['log_scale'], unexpected: none" in refused(saved)
+    assert "missing ['log_scale']" in refused(saved)
     save_file({**whole, "extra": torch.zeros(1)}, path)
-    assert "unexpected: ['extra']" in refused(saved)
+    assert "unexpected ['extra']" in refused(saved)
     save_file({**whole, "log_scale": torch.zeros(2)}, path)
-    assert "'log_scale' has shape (2,), the model's is (1,)" in refused(saved)
+    text = refused(saved)
+    assert all(name in text for name in ("log_scale", "(2,)", "(1,)")), text
     path.write_bytes(path.read_bytes()[:-100])
     assert "damaged" in refused(saved)
     path.write_bytes(b"")
     assert "damaged" in refused(saved)
     path.unlink()
-    assert "no such file; the model folder is not complete" in refused(saved)
+    assert "model.safetensors: no such file" in refused(saved)
 
 
 def test_interrupted_saving_leaves_no_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """config.json comes last: without it the folder is none."""
-    from foveate.vision.localizer import folder
+    from foveate.core import model_folder
 
     def killed(path: Path, text: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder, "write_text_atomically", killed)
+    monkeypatch.setattr(model_folder, "write_text_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         save_model(build_model(tiny.recipe()), tmp_path / "model")
-    assert "not a model folder" in refused(tmp_path / "model")
+    assert "config.json" in refused(tmp_path / "model")
 
 
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])

@@ -14,10 +14,10 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import build_model
-from foveate.vision.device import choose_device
 from foveate.vision.localizer.folder import CONFIG, load_model, save_model
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.settings import LocalizerSettings
+from foveate.vision.precision import choose_device
 from naming import raises_naming
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from foveate.adapt import checkpoints
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
-from foveate.vision.device import choose_device
-from foveate.vision.pixels import Preprocess
+from foveate.vision.precision import choose_device
+from foveate.vision.preprocess import Preprocess
 
 
 class Classifier(nn.Module):

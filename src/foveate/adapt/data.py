@@ -22,8 +22,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import BadImage
 from foveate.training.loader import BadSample
-from foveate.vision.pixels import Preprocess
-from foveate.vision.views import placed, read, render
+from foveate.vision.preprocess import Preprocess, place_image, read_image, render_image
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def of_collection(collection: Collection, data: AdaptData, preprocess: Preproces
     values = collection.label_values(data.field)
 
     def image(row: int, flip: bool) -> Tensor:
-        return read(collection, row, preprocess, View(flip=flip))[0]
+        return read_image(collection, row, preprocess, View(flip=flip))[0]
 
     return _labeled(collection.name, collection.keys, values, collection.splits, data, image)
 
@@ -142,7 +141,7 @@ def _of_arrays(path: Path, data: AdaptData, preprocess: Preprocess) -> Labeled:
 
     def image(row: int, flip: bool) -> Tensor:
         image = Image.fromarray(images[row]).convert("RGB")
-        return render(preprocess, image, placed(preprocess, image.size, View(flip=flip)))
+        return render_image(preprocess, image, place_image(preprocess, image.size, View(flip=flip)))
 
     keys = [str(number) for number in range(len(images))]
     return _labeled(path.name, keys, labels.astype(object), splits, data, image)

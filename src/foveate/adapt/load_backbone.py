@@ -15,7 +15,7 @@ from foveate.core.files import read_json
 from foveate.core.progress import say
 from foveate.vision.hf.loading import KIND_OF_TYPE
 from foveate.vision.hub import HUB_ID
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 from foveate.vision.registry import build_image_encoder, encoder_kinds
 
 _INNER = ("timm", "dinov2", "clip", "open_clip")

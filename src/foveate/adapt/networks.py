@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from foveate.core.errors import UserError, choose
 from foveate.vision.hf.processors import three
 from foveate.vision.hub import Checkpoint, fetch
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 from foveate.vision.registry import seeded
 from foveate.vision.timm import hub_id
 

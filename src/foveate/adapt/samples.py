@@ -23,8 +23,7 @@ from foveate.records.images import BadImage
 from foveate.training.augment import RandomViews
 from foveate.training.loader import BadSample
 from foveate.vision.colors import RandomColors
-from foveate.vision.pixels import Preprocess
-from foveate.vision.views import read
+from foveate.vision.preprocess import Preprocess, read_image
 
 
 class Augmentation(Settings):
@@ -172,7 +171,7 @@ class CollectionSamples:
 
     def pixels(self, row: int) -> Tensor:
         """See `Samples`."""
-        return read(self.collection, int(self.rows[row]), self.preprocess)[0]
+        return read_image(self.collection, int(self.rows[row]), self.preprocess)[0]
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         """See `Samples`; with a random view and random colors, where they are drawn."""
@@ -184,7 +183,7 @@ class CollectionSamples:
             width, height = int(index["width"][number]), int(index["height"][number])
             view = self.views.draw(width=width, height=height, seed=seed, epoch=epoch, key=key)
         try:
-            pixels = read(self.collection, number, self.preprocess, view)[0]
+            pixels = read_image(self.collection, number, self.preprocess, view)[0]
         except BadImage as problem:
             raise BadSample(key, str(problem)) from problem
         if self.colors is not None:

@@ -17,7 +17,7 @@ from foveate.training.loop import TrainingError, TrainingOutcome, train
 from foveate.training.optimizer import ParameterRule
 from foveate.training.settings import TrainingSettings
 from foveate.training.task import Batch, Losses, Report, Task
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 
 _SHOWN = 64
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.records.images import decode
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 
 LISTS = {"train": "train800.txt", "validation": "val200.txt", "test": "test.txt"}
 GROUPS = {

@@ -24,10 +24,10 @@ from foveate.pretrain.searching.search import search as search_in
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, decode
-from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.folder import load_model
+from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.views import DECODE_FACTOR, placed, render
+from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image
 
@@ -120,7 +120,7 @@ class Model:
         except BadImage as problem:
             name = image if isinstance(image, str | os.PathLike) else f"image {number}"
             raise UserError(f"{name}: cannot be read: {problem}") from problem
-        return render(preprocess, image, placed(preprocess, image.size, View()))
+        return render_image(preprocess, image, place_image(preprocess, image.size, View()))
 
     @torch.inference_mode()
     def _encode(self, batch: Sequence[torch.Tensor]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError, choose
-from foveate.vision.store import ABOUT, USED, VERSION
+from foveate.vision.feature_store import ABOUT, USED, VERSION
 
 KINDS = ("images", "texts")
 WHICH = ("unused", "all")

@@ -31,9 +31,9 @@ from foveate.training.image_texts import ImageTexts
 from foveate.training.loader import BadSample
 from foveate.training.order import epoch_rows
 from foveate.vision.encoder import ImageEncoder, TextEncoder
-from foveate.vision.features import FeatureCache
-from foveate.vision.store import Share
-from foveate.vision.views import input_boxes, read
+from foveate.vision.feature_cache import FeatureCache
+from foveate.vision.feature_store import Share
+from foveate.vision.preprocess import move_boxes, read_image
 
 
 def draw_regions(count: int, max_regions: int, *, seed: int, epoch: int, key: str) -> np.ndarray:
@@ -218,7 +218,7 @@ class PretrainDataset:
             view = epoch % self._cache.views
             return self._cache.features(row, view), self._cache.placement(row, view)
         try:
-            return read(self.collection, row, self.image_encoder.preprocess, self._view(row, epoch, seed))
+            return read_image(self.collection, row, self.image_encoder.preprocess, self._view(row, epoch, seed))
         except BadImage as problem:
             raise BadSample(key, str(problem)) from problem
 
@@ -232,7 +232,7 @@ class PretrainDataset:
             boxes_R4, phrases = Box.whole().to_array()[None], (text,)
         if not len(phrases):
             return _NO_BOXES, [], 0
-        moved_K4, visible_R = input_boxes(placement, boxes_R4)
+        moved_K4, visible_R = move_boxes(placement, boxes_R4)
         visible = np.flatnonzero(visible_R)
         # Drawn among the visible regions, so that a crop never costs a sample its regions while some are in view.
         drawn = draw_regions(len(visible), self.settings.regions_per_image, seed=seed, epoch=epoch, key=key)

@@ -24,8 +24,7 @@ from foveate.records.images import BadImage, decode
 from foveate.training import doctor
 from foveate.vision.lite0_network import load_lite0
 from foveate.vision.minilm import package_folder
-from foveate.vision.pixels import Preprocess
-from foveate.vision.views import placed, read, render
+from foveate.vision.preprocess import Preprocess, place_image, read_image, render_image
 
 _PLAIN = Preprocess(size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -112,7 +111,7 @@ def examine(
         collection,
         rows,
         whole=lambda data: _whole(data, preprocess),
-        draft=lambda row: read(collection, row, preprocess)[0],
+        draft=lambda row: read_image(collection, row, preprocess)[0],
         threads=threads,
         seed=seed,
         seconds=seconds,
@@ -148,7 +147,7 @@ def examine(
 def _whole(data: bytes, preprocess: Preprocess) -> object:
     image = decode(data)
     try:
-        return render(preprocess, image, placed(preprocess, image.size, View()))
+        return render_image(preprocess, image, place_image(preprocess, image.size, View()))
     except UserError as problem:
         raise BadImage("too narrow", str(problem)) from problem
 

@@ -24,11 +24,11 @@ from foveate.records.geometry import Placement, View
 from foveate.records.images import BadImage
 from foveate.records.record import Region
 from foveate.records.region_sources import is_pseudo_label
-from foveate.vision.cores import map_on_cores
-from foveate.vision.features import FeatureCache
-from foveate.vision.localizer.asking import embed_phrases, find
+from foveate.vision.feature_cache import FeatureCache
+from foveate.vision.localizer.inference import embed_phrases, find
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.views import DECODE_FACTOR, input_boxes, read
+from foveate.vision.parallel_map import map_on_cores
+from foveate.vision.preprocess import DECODE_FACTOR, move_boxes, read_image
 
 BATCH = 32
 _CROP_BATCH = 16
@@ -76,7 +76,7 @@ def read_batches(
 
     def read_row(row: int) -> tuple[Tensor, Placement] | str:
         try:
-            return read(collection, row, preprocess)
+            return read_image(collection, row, preprocess)
         except BadImage as problem:
             return str(problem)
 
@@ -245,7 +245,7 @@ def _visible_regions(
         if not regions:
             continue
         boxes_R4 = np.stack([region.box.to_array() for region in regions])
-        moved_K4, visible_R = input_boxes(placement, boxes_R4, min_visible=0)
+        moved_K4, visible_R = move_boxes(placement, boxes_R4, min_visible=0)
         batch += [(index, region) for region, visible in zip(regions, visible_R, strict=True) if visible]
         inside.append(moved_K4)
         # Fractions of what is visible, so that every box of another image is a possible one here.
@@ -267,13 +267,13 @@ def _encode_crops(
 
     def render(index: int, region: Region) -> Tensor:
         try:
-            return read(collection, rows[index], preprocess, View(crop=region.box))[0]
+            return read_image(collection, rows[index], preprocess, View(crop=region.box))[0]
         except BadImage:
             # The box is thinner than a pixel of the model input: three pixels of the decoded image are visible.
             sides = [float(collection.index[name][rows[index]]) for name in ("width", "height")]
             min_side = 3 * max(sides) / (DECODE_FACTOR * preprocess.long_side)
             wider = _widen(region.box, min_side / sides[0], min_side / sides[1])
-            return read(collection, rows[index], preprocess, View(crop=wider))[0]
+            return read_image(collection, rows[index], preprocess, View(crop=wider))[0]
 
     @torch.inference_mode()
     def encode(start: int) -> Tensor:

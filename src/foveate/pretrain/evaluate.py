@@ -27,7 +27,7 @@ from foveate.pretrain.metrics_table import MetricsTable, describe_columns
 from foveate.pretrain.results import SplitEvaluation
 from foveate.records.collection import Collection
 from foveate.records.tables import write_table
-from foveate.vision.localizer.asking import embed_phrases
+from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 
 EDGES = ("x1", "y1", "x2", "y2")

@@ -14,9 +14,9 @@ from foveate.pretrain.evaluate import baseline_boxes
 from foveate.records.geometry import Placement, View
 from foveate.records.images import BadImage, check, decode
 from foveate.vision.encoder import ImageFeatures
-from foveate.vision.localizer.asking import candidate_scores, embed_phrases, find
+from foveate.vision.localizer.inference import candidate_scores, embed_phrases, find
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.views import DECODE_FACTOR, placed, render
+from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
 
 RULES = ("head", "candidates")
 
@@ -56,8 +56,8 @@ def encode_image_bytes(model: LocalizingModel, data: bytes) -> EncodedImage:
         image = decode(data, longest_side=DECODE_FACTOR * preprocess.long_side)
     except BadImage as problem:
         raise UserError(f"the image cannot be read: {problem}") from problem
-    placement = placed(preprocess, image.size, View())
-    tokens = model.encode_image_tokens(render(preprocess, image, placement)[None])
+    placement = place_image(preprocess, image.size, View())
+    tokens = model.encode_image_tokens(render_image(preprocess, image, placement)[None])
     return EncodedImage(tokens, placement, info.width, info.height)
 
 

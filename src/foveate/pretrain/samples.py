@@ -14,9 +14,8 @@ from foveate.records.collection import Collection
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.vision.localizer.model import towers
 from foveate.vision.localizer.settings import LocalizerSettings
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess, move_boxes, read_image
 from foveate.vision.registry import build_image_encoder
-from foveate.vision.views import input_boxes, read
 
 
 def to_image(pixels_3HW: Tensor) -> Image.Image:
@@ -53,7 +52,7 @@ def write_samples(
     for row in rows:
         record = collection.record(int(row))
         try:
-            pixels, placement = read(collection, int(row), preprocess)
+            pixels, placement = read_image(collection, int(row), preprocess)
         except BadImage as problem:
             unreadable[record.key] = str(problem)
             continue
@@ -61,7 +60,7 @@ def write_samples(
         regions = []
         if record.regions:
             boxes_R4 = np.stack([region.box.to_array() for region in record.regions])
-            moved_K4, visible_R = input_boxes(placement, boxes_R4)
+            moved_K4, visible_R = move_boxes(placement, boxes_R4)
             visible = [region for region, mask in zip(record.regions, visible_R, strict=True) if mask]
             regions = [
                 {"box": [float(value) for value in box], "phrase": region.phrase, "slice": region.slice}

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.vision.encoder import TextEncoder
-from foveate.vision.localizer.asking import encode_all
-from foveate.vision.store import FeatureStore, Share, keys_of
+from foveate.vision.feature_store import FeatureStore, Share, keys_of
+from foveate.vision.localizer.inference import encode_all
 
 _BLOCK = 2048
 _CACHED_TEXTS = 16_384

@@ -29,9 +29,9 @@ from foveate.training import checkpoint
 from foveate.training.distributed import World, barrier, start
 from foveate.training.loader import Loader
 from foveate.training.loop import WITHOUT_INFLUENCE, TrainingOutcome, train
+from foveate.vision.feature_store import Share
 from foveate.vision.localizer.folder import save_model
 from foveate.vision.localizer.model import LocalizingModel, empty_copy
-from foveate.vision.store import Share
 
 CACHE = "cache"
 VALIDATION = "validation"

@@ -133,7 +133,7 @@ def _emoji_features(path: Path) -> None:
     from foveate.records.geometry import View
     from foveate.records.images import decode
     from foveate.vision.lite0 import Lite0Encoder, unpack_maps
-    from foveate.vision.views import placed, render
+    from foveate.vision.preprocess import place_image, render_image
 
     encoder = Lite0Encoder(image_size=128, width=64, embed_dim=64).eval()
     columns: dict[str, list[Any]] = {"features": [], "style": [], "subcategory": [], "held_out": []}
@@ -148,7 +148,7 @@ def _emoji_features(path: Path) -> None:
 
     for single in track(load_single_objects("emoji", size=128), description="emoji features"):
         image = decode(single.data)
-        pixels.append(render(encoder.preprocess, image, placed(encoder.preprocess, image.size, View())))
+        pixels.append(render_image(encoder.preprocess, image, place_image(encoder.preprocess, image.size, View())))
         columns["style"].append(single.labels["style"])
         columns["subcategory"].append(single.labels["subcategory"])
         columns["held_out"].append(held_out(single.group))

@@ -14,7 +14,7 @@ from foveate.records.builtin.single_objects import load_single_objects
 from foveate.records.geometry import View
 from foveate.records.images import decode
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps
-from foveate.vision.views import placed, render
+from foveate.vision.preprocess import place_image, render_image
 
 SIDE, BATCH = 128, 32
 LENGTH = 10.0
@@ -49,7 +49,7 @@ def write_image_features(path: Path) -> None:
         if single.labels["style"] != "noto":
             continue
         image = decode(single.data)
-        pixels.append(render(encoder.preprocess, image, placed(encoder.preprocess, image.size, View())))
+        pixels.append(render_image(encoder.preprocess, image, place_image(encoder.preprocess, image.size, View())))
         labels.append(single.labels["category"])
         if len(pixels) == BATCH:
             flush()

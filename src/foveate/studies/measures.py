@@ -14,7 +14,7 @@ from foveate.records.geometry import View
 from foveate.records.region_sources import is_pseudo_label
 from foveate.studies.real_regions import read_details
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.views import input_boxes, placed, render
+from foveate.vision.preprocess import move_boxes, place_image, render_image
 
 
 def box_gain(seen: CollectionEmbeddings, collection: Collection) -> float:
@@ -46,13 +46,13 @@ def details_accuracy(model: LocalizingModel, path: Path) -> float:
     preprocess = model.image_encoder.preprocess
     right: list[bool] = []
     for details in read_details(path):
-        placement = placed(preprocess, details.image.size, View())
-        tokens = model.encode_image_tokens(render(preprocess, details.image, placement)[None])
-        boxes_R4, kept_R = input_boxes(placement, np.stack([box.to_array() for box in details.boxes]), min_visible=0)
+        placement = place_image(preprocess, details.image.size, View())
+        tokens = model.encode_image_tokens(render_image(preprocess, details.image, placement)[None])
+        boxes_R4, kept_R = move_boxes(placement, np.stack([box.to_array() for box in details.boxes]), min_visible=0)
         owner_R = torch.zeros(len(boxes_R4), dtype=torch.long, device=model.device)
         z_RE = model.encode_regions(tokens, torch.from_numpy(boxes_R4).to(model.device), owner_R)
         crops = [crop for crop, keep in zip(details.crops, kept_R, strict=True) if keep]
-        pixels = [render(preprocess, crop, placed(preprocess, crop.size, View())) for crop in crops]
+        pixels = [render_image(preprocess, crop, place_image(preprocess, crop.size, View())) for crop in crops]
         crop_RE = model.encode_image(torch.stack(pixels))
         nearest_R = (crop_RE @ F.normalize(z_RE.float(), dim=-1).T).argmax(1).cpu()
         right += (nearest_R == torch.arange(len(crops))).tolist()

@@ -31,7 +31,7 @@ from foveate.training.loader import Loader
 from foveate.training.loop import train
 from foveate.training.settings import TrainingSettings
 from foveate.training.task import Batch, Losses, Report, Task
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 from foveate.vision.registry import seeded
 
 GLYPHS, EMOJI, ROTATION = "glyphs", "emoji", "rotation"
@@ -152,7 +152,7 @@ def _render(path: Path) -> None:
     from foveate.records.geometry import View
     from foveate.records.images import decode
     from foveate.vision.lite0 import Lite0Encoder, unpack_maps
-    from foveate.vision.views import placed, render
+    from foveate.vision.preprocess import place_image, render_image
 
     teacher = Lite0Encoder(image_size=TEACHER_SIZE, width=64, embed_dim=64, precision="float32").eval()
     small = Preprocess(size=SIZE, mean=_HALF, std=_HALF)
@@ -173,8 +173,8 @@ def _render(path: Path) -> None:
     for source in ("emoji", "clipart"):
         for single in track(load_single_objects(source, size=TEACHER_SIZE), description=f"features of {source}"):
             image = decode(single.data)
-            large.append(render(teacher.preprocess, image, placed(teacher.preprocess, image.size, View())))
-            columns["pixels"].append(render(small, image, placed(small, image.size, View())).numpy())
+            large.append(render_image(teacher.preprocess, image, place_image(teacher.preprocess, image.size, View())))
+            columns["pixels"].append(render_image(small, image, place_image(small, image.size, View())).numpy())
             columns["source"].append(source)
             columns["style"].append(single.labels["style"])
             columns["subcategory"].append(single.labels["subcategory"])

@@ -17,7 +17,7 @@ from foveate.pretrain.evaluate import baseline_boxes
 from foveate.records.boxes import intersection_over_union
 from foveate.records.collection import Collection
 from foveate.records.images import save_thumbnail
-from foveate.vision.localizer.asking import embed_phrases
+from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 
 NUM_HITS = 5

@@ -30,7 +30,7 @@ from foveate.records.geometry import View
 from foveate.records.images import save_thumbnail
 from foveate.studies.calibration import EMOJI, FULL, RATES
 from foveate.studies.calibration_worlds import World, emoji_arrays, held_out, open_emoji, prepare_emoji
-from foveate.vision.features import FeatureCache
+from foveate.vision.feature_cache import FeatureCache
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps
 
 NUM_EXAMPLES = {"absent": 6, "seen": 3}  # images on the page whose answer gamma changes

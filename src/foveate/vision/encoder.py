@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 
 
 @dataclass(frozen=True)

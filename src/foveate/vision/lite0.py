@@ -24,8 +24,8 @@ from foveate.vision.lite0_network import (
     Lite0,
     load_lite0,
 )
-from foveate.vision.pixels import Preprocess
 from foveate.vision.precision import PRECISIONS, precision_of
+from foveate.vision.preprocess import Preprocess
 from foveate.vision.sinusoid import encode_points, patch_centers
 
 POSITIONS = ("learned", "sincos", "none")

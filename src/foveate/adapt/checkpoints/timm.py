@@ -13,7 +13,7 @@ from foveate.adapt.checkpoints.foveate import copy_with_weights
 from foveate.adapt.classifier import Classifier, load_strictly
 from foveate.core.errors import UserError, nearest
 from foveate.vision.hf.processors import three
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 
 WHAT = "config.json names an 'architecture' and 'num_classes'"
 

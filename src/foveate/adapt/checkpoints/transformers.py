@@ -13,7 +13,7 @@ from foveate.core.errors import UserError
 from foveate.vision.hf.loading import quiet
 from foveate.vision.hf.processors import processor_settings
 from foveate.vision.hub import Checkpoint, check_loaded
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 
 WHAT = "config.json has a 'model_type' and an architecture that ends in ForImageClassification"
 

@@ -31,10 +31,10 @@ from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import BadImage
-from foveate.vision.features import FeatureCache
+from foveate.vision.feature_cache import FeatureCache
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.views import read
+from foveate.vision.preprocess import read_image
 
 # Rank above which an assertion is supported, and up to which it is contradicted.
 MIN_SUPPORTED_RANK, MAX_CONTRADICTED_RANK = 0.9, 0.5
@@ -217,7 +217,7 @@ def encode_images(
                 features[row] = store.features(row, 0)
                 continue
             try:
-                features[row] = read(collection, row, encoder.preprocess)[0]
+                features[row] = read_image(collection, row, encoder.preprocess)[0]
             except BadImage as problem:
                 bad[row] = str(problem)
         good = [row for row in batch if row in features]

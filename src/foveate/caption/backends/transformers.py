@@ -22,10 +22,9 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
 from foveate.records.images import decode
-from foveate.vision.device import choose_device
 from foveate.vision.hf.loading import quiet
 from foveate.vision.hub import Checkpoint, check_loaded, fetch
-from foveate.vision.precision import precision_of
+from foveate.vision.precision import choose_device, precision_of
 
 # What transformers raises for configurations, weights and processors that do not fit one another.
 _UNUSABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError, ImportError, AttributeError)

@@ -12,8 +12,7 @@ from foveate.core.errors import UserError
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, check, decode_fraction
 from foveate.vision.encoder import ImageEncoder
-from foveate.vision.pixels import Preprocess
-from foveate.vision.views import DRAFT_PIXELS, draft_side, placed, render
+from foveate.vision.preprocess import DRAFT_PIXELS, Preprocess, compute_draft_side, place_image, render_image
 
 
 def pixels(data: bytes, preprocess: Preprocess) -> Tensor:
@@ -27,14 +26,14 @@ def pixels(data: bytes, preprocess: Preprocess) -> Tensor:
             least_side = math.ceil(DRAFT_PIXELS * preprocess.long_side)
         else:
             info = check(data)
-            least_side = draft_side(placed(preprocess, (info.width, info.height), View()))
+            least_side = compute_draft_side(place_image(preprocess, (info.width, info.height), View()))
         image, size = decode_fraction(data, least_side=least_side)
-        placement = placed(preprocess, size, View())
+        placement = place_image(preprocess, size, View())
     except BadImage:
         raise
     except UserError as problem:
         raise BadImage("too narrow", str(problem)) from problem
-    return render(preprocess, image, placement)
+    return render_image(preprocess, image, placement)
 
 
 @torch.inference_mode()

@@ -31,7 +31,7 @@ from foveate.core.files import (
 )
 from foveate.core.recipes import validate
 from foveate.core.version import __version__
-from foveate.vision.device import choose_device
+from foveate.vision.precision import choose_device
 
 KIND = "captioner"
 FORMAT = 2

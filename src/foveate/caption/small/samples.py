@@ -21,9 +21,8 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.training.loader import BadSample
 from foveate.vision.encoder import ImageEncoder
-from foveate.vision.features import FeatureCache
-from foveate.vision.pixels import Preprocess
-from foveate.vision.views import input_boxes, placed
+from foveate.vision.feature_cache import FeatureCache
+from foveate.vision.preprocess import Preprocess, move_boxes, place_image
 
 WORD_STAGE = 0
 
@@ -110,8 +109,8 @@ def _regions(
     if not regions:
         return None
     size = (int(collection.index["width"][row]), int(collection.index["height"][row]))
-    moved_K4, kept_R = input_boxes(
-        placed(preprocess, size, View()), np.stack([region.box.to_array() for region in regions])
+    moved_K4, kept_R = move_boxes(
+        place_image(preprocess, size, View()), np.stack([region.box.to_array() for region in regions])
     )
     if not len(moved_K4):
         return None

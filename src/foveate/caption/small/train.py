@@ -39,7 +39,7 @@ from foveate.training import checkpoint
 from foveate.training.distributed import World, barrier, start
 from foveate.training.loader import Loader
 from foveate.training.loop import WITHOUT_INFLUENCE, train
-from foveate.vision.features import FeatureCache
+from foveate.vision.feature_cache import FeatureCache
 
 STAGES = {WORD_STAGE: "words", FORMAT_STAGE: "format following", ALIGN_STAGE: "human alignment"}
 _FREE = tuple(f"training.{name}" for name in WITHOUT_INFLUENCE)

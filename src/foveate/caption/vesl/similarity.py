@@ -15,9 +15,9 @@ from foveate.caption.vesl.detection import DetectorInput
 from foveate.core.files import sha256_file
 from foveate.records.geometry import Placement, View
 from foveate.vision.encoder import ImageFeatures
-from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.folder import WEIGHTS, load_model
-from foveate.vision.views import input_boxes, placed, render
+from foveate.vision.localizer.inference import embed_phrases
+from foveate.vision.preprocess import move_boxes, place_image, render_image
 
 # Embeddings that are cached; 16,384 of 512 floats are 32 MB.
 _MAX_CACHED_PHRASES = 16_384
@@ -39,9 +39,10 @@ class RegionScorer:
     def encode_images(self, images: Sequence[DetectorInput]) -> tuple[ImageFeatures, list[Placement]]:
         """Encode images in one pass; return their tokens, and how each lies in the model input."""
         preprocess = self.network.image_encoder.preprocess
-        placements = [placed(preprocess, image.pixels.size, View()) for image in images]
+        placements = [place_image(preprocess, image.pixels.size, View()) for image in images]
         pixels = [
-            render(preprocess, image.pixels, placement) for image, placement in zip(images, placements, strict=True)
+            render_image(preprocess, image.pixels, placement)
+            for image, placement in zip(images, placements, strict=True)
         ]
         return self.network.encode_image_tokens(torch.stack(pixels)), placements
 
@@ -65,7 +66,7 @@ class RegionScorer:
             texts_QE: of `embed`.
         """
         result_KQ = np.full((len(boxes_K4), len(texts_QE)), -1.0)
-        inside_J4, visible_K = input_boxes(placement, boxes_K4, min_visible=0)
+        inside_J4, visible_K = move_boxes(placement, boxes_K4, min_visible=0)
         if len(inside_J4):
             index_J = torch.full((len(inside_J4),), index, device=self.network.device)
             z_JE = self.network.encode_regions(tokens, torch.from_numpy(inside_J4).to(self.network.device), index_J)

@@ -149,7 +149,7 @@ def embed(
         return
     from foveate.federated.embedding.run import run_embedding
     from foveate.report import render
-    from foveate.vision.device import choose_device
+    from foveate.vision.precision import choose_device
 
     target = run or Path("runs") / "federated-embed"
     result = run_embedding(
@@ -345,7 +345,7 @@ def features(
         _finish_plan(planned, f"an encoder of {planned['weights']:,} weights", as_json=as_json)
         return
     from foveate.report import render
-    from foveate.vision.device import choose_device
+    from foveate.vision.precision import choose_device
 
     target = run or Path("runs") / "federated-features"
     result = run_features(

@@ -29,10 +29,10 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.records.region_sources import SelectedRegions
 from foveate.vision.encoder import ImageFeatures
-from foveate.vision.localizer.asking import embed_phrases
 from foveate.vision.localizer.card import METHODS
 from foveate.vision.localizer.folder import CARD, WEIGHTS
-from foveate.vision.views import input_boxes
+from foveate.vision.localizer.inference import embed_phrases
+from foveate.vision.preprocess import move_boxes
 
 IMAGES, REGIONS, TEXTS = "images", "regions", "texts"
 UNREADABLE = "unreadable.json"
@@ -197,7 +197,7 @@ def _embed(
         if not selected:
             continue
         boxes_R4 = np.stack([region.box.to_array() for region in selected])
-        moved_K4, visible_R = input_boxes(placement, boxes_R4, min_visible=0)
+        moved_K4, visible_R = move_boxes(placement, boxes_R4, min_visible=0)
         visible = [region for region, mask in zip(selected, visible_R, strict=True) if mask]
         hidden += len(selected) - len(visible)
         inside.append(moved_K4)

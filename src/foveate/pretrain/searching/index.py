@@ -51,7 +51,7 @@ from foveate.records.tables import write_table
 from foveate.vision.localizer.candidates import coarse_boxes
 from foveate.vision.localizer.folder import CONFIG, load_model
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.views import input_boxes, read
+from foveate.vision.preprocess import move_boxes, read_image
 
 REGIONS = ("auto", "boxes", "grid", "both", "none")
 WITH_REGIONS = ("auto", "boxes", "both")
@@ -307,7 +307,7 @@ def _embed(
 
     def read_row(row: int) -> tuple[Tensor, Placement] | str:
         try:
-            return read(collection, row, preprocess)
+            return read_image(collection, row, preprocess)
         except BadImage as problem:
             return str(problem)
 
@@ -369,7 +369,7 @@ def _embedded_regions(
     boxes, rows = [np.zeros((0, 4), np.float32)], []
     if selected:
         boxes_R4 = np.stack([region.box.to_array() for region in selected])
-        moved_K4, visible_R = input_boxes(placement, boxes_R4, min_visible=0)
+        moved_K4, visible_R = move_boxes(placement, boxes_R4, min_visible=0)
         boxes.append(moved_K4)
         rows += [
             _row(

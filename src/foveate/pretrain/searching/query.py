@@ -13,9 +13,9 @@ from foveate.core.errors import UserError, choose
 from foveate.pretrain.locate import EncodedImage, encode_image_bytes
 from foveate.pretrain.searching.index import unit
 from foveate.records.boxes import Box, PixelBox
-from foveate.vision.localizer.asking import embed_phrases
+from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.views import input_boxes
+from foveate.vision.preprocess import move_boxes
 
 PARTS = ("text", "image", "box", "negative")
 
@@ -96,7 +96,7 @@ def embed_boxes(model: LocalizingModel, encoded: EncodedImage, boxes: list[Box])
         UserError: naming a box that the encoder cannot see.
     """
     corners_R4 = np.stack([box.to_array() for box in boxes])
-    inside_K4, visible_R = input_boxes(encoded.placement, corners_R4, min_visible=0)
+    inside_K4, visible_R = move_boxes(encoded.placement, corners_R4, min_visible=0)
     if not visible_R.all():
         hidden = boxes[int(np.argmin(visible_R))]
         raise UserError(f"{hidden}: the box is too small, or outside of what the encoder sees of the image")

@@ -8,7 +8,7 @@ from typing import Any
 from foveate.core.errors import UserError
 from foveate.records.geometry import InputSize
 from foveate.vision.hub import Checkpoint
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 from foveate.vision.tower_options import ImageTowerOptions
 
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError
 from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _MERGES = 49152 - 256 - 2

@@ -30,7 +30,7 @@ from foveate.vision.open_clip.build import (
     scale_of,
     tokenizer_of,
 )
-from foveate.vision.pixels import Preprocess
+from foveate.vision.preprocess import Preprocess
 from foveate.vision.tower_options import ImageTowerOptions, TextTowerOptions, TowerOptions, read_options
 
 KIND = "open_clip"

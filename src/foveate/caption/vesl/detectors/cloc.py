@@ -18,7 +18,7 @@ from foveate.caption.vesl.similarity import RegionScorer
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.vision.localizer.asking import find
+from foveate.vision.localizer.inference import find
 
 
 class ClocSettings(Settings):

@@ -28,7 +28,7 @@ from foveate.caption.vesl.detection import (
 from foveate.caption.vesl.similarity import RegionScorer
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.vision.device import choose_device
+from foveate.vision.precision import choose_device
 
 
 class NanoDetSettings(Settings):

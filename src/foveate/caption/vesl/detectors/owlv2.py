@@ -18,9 +18,9 @@ from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, 
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.vision.device import choose_device
 from foveate.vision.hf.loading import quiet
 from foveate.vision.hub import check_loaded, fetch
+from foveate.vision.precision import choose_device
 
 
 class Owlv2Settings(Settings):

@@ -18,10 +18,10 @@ from torch import Tensor
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.images import DECODING_VERSION, BadImage
-from foveate.vision.cores import map_on_cores
 from foveate.vision.encoder import ImageEncoder
-from foveate.vision.store import FeatureStore, Share, keys_of
-from foveate.vision.views import placed, read
+from foveate.vision.feature_store import FeatureStore, Share, keys_of
+from foveate.vision.parallel_map import map_on_cores
+from foveate.vision.preprocess import place_image, read_image
 
 PART = 256
 _BATCH, _BATCH_OF_A_CORE = 64, 16
@@ -115,7 +115,7 @@ class FeatureCache:
     def _render(self, entry: int) -> tuple[Tensor, tuple[int, int]] | str:
         row, view = int(self.rows[entry // self.views]), entry % self.views
         try:
-            pixels, placement = read(self.collection, row, self.encoder.preprocess, self.view_of(row, view))
+            pixels, placement = read_image(self.collection, row, self.encoder.preprocess, self.view_of(row, view))
         except BadImage as problem:
             return str(problem)
         return pixels, (placement.width, placement.height)
@@ -130,4 +130,4 @@ class FeatureCache:
     def placement(self, row: int, view: int) -> Placement:
         """How the row's image lies in the model input in this view."""
         width, height = self.store.sizes[self._entry(row, view)].tolist()
-        return placed(self.encoder.preprocess, (width, height), self.view_of(row, view))
+        return place_image(self.encoder.preprocess, (width, height), self.view_of(row, view))

@@ -1,7 +1,11 @@
-"""From a decoded image to the numbers an encoder eats, and the record of how (`preprocess.json`)."""
+"""Preprocessing: from an image to the pixels of a model input, and where its boxes land there.
+
+`Preprocess` is also the content of a model folder's `preprocess.json`.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,15 +15,22 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.core.errors import UserError, choose, nearest
-from foveate.records.geometry import InputSize
+from foveate.records.collection import Collection
+from foveate.records.geometry import MIN_VISIBLE, InputSize, Placement, View
+from foveate.records.images import BadImage, decode_fraction
 
 GEOMETRIES = ("letterbox", "center_crop", "stretch")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+# Images of a request are decoded at no more than this times the model input's side.
+DECODE_FACTOR = 2
+# A JPEG is unpacked at a fraction that leaves at least this many of its pixels for each pixel of the input: measured
+# on photographs, the features then differ from those of the whole image by less than a hundredth (docs/scaling.md).
+DRAFT_PIXELS = 1.5
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How pixels reach an encoder.
+    """Size, geometry and normalization of a model input.
 
     Attributes:
         size: side of a square model input in pixels, or (height, width).
@@ -85,22 +96,22 @@ class Preprocess:
         """
         if image.size != (self.width, self.height):
             width, height = image.size
-            raise UserError(f"the model input is {self.width} x {self.height} px, not {width} x {height} px")
+            raise UserError(f"image of {width} x {height} px; the model input is {self.width} x {self.height} px")
         array_HW3 = np.asarray(image.convert("RGB"), dtype=np.uint8)
         return torch.from_numpy(np.ascontiguousarray(array_HW3.transpose(2, 0, 1)))
 
     def normalize(self, pixels_B3HW: Tensor) -> Tensor:
-        """uint8 [..., 3, H, W] to float32: (x / 255 - mean) / std."""
+        """Normalize uint8 [..., 3, H, W] to float32: (x / 255 - mean) / std."""
         mean, std = (torch.tensor(values, device=pixels_B3HW.device)[:, None, None] for values in (self.mean, self.std))
         return (pixels_B3HW.float() / 255 - mean) / std
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, the content of a model folder's `preprocess.json`."""
+        """Return JSON values, the content of `preprocess.json`."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """The inverse of `to_dict`.
+        """Read what `to_dict` wrote.
 
         Raises:
             UserError: for an unknown or missing key.
@@ -109,7 +120,7 @@ class Preprocess:
         for key in values:
             if key not in known:
                 listed = ", ".join(known)
-                raise UserError(f"preprocess: unknown key '{key}': allowed are {listed}{nearest(key, known)}")
+                raise UserError(f"preprocess: unknown key '{key}'; expected one of {listed}{nearest(key, known)}")
         for key in ("size", "mean", "std"):
             if key not in values:
                 raise UserError(f"preprocess: key '{key}' is missing")
@@ -117,3 +128,61 @@ class Preprocess:
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**options)
+
+
+def place_image(preprocess: Preprocess, image_size: tuple[int, int], view: View) -> Placement:
+    """Place a decoded image of (width, height) in the model input; a view's own crop replaces the center crop."""
+    width, height = image_size
+    if preprocess.geometry == "center_crop" and view.crop is None:
+        view = View(crop=View.center_crop(width, height, preprocess.size).crop, flip=view.flip)
+    return view.place(width, height, preprocess.size, stretch=preprocess.geometry == "stretch")
+
+
+def render_image(preprocess: Preprocess, image: Image.Image, placement: Placement) -> Tensor:
+    """Render a placed image as uint8 pixels [3, height, width]."""
+    resample = Image.Resampling[preprocess.interpolation.upper()]
+    return preprocess.pixels(placement.render(image, preprocess.fill, resample=resample))
+
+
+def read_image(
+    collection: Collection, row: int, preprocess: Preprocess, view: View | None = None
+) -> tuple[Tensor, Placement]:
+    """Decode the image of a row and render it, with its placement for the boxes.
+
+    Raises:
+        BadImage: the image cannot be read, or is so narrow that nothing of it would be left.
+    """
+    view = view or View()
+    # The sizes in the index let a JPEG be decoded at the right fraction without opening it twice.
+    size = (int(collection.index["width"][row]), int(collection.index["height"][row]))
+    try:
+        least_side = compute_draft_side(place_image(preprocess, size, view))
+        # Placed again: the whole size that the decoder saw counts, not the one in the index.
+        image, size = decode_fraction(collection.image_bytes(row), least_side=least_side)
+        placement = place_image(preprocess, size, view)
+    except BadImage:
+        raise
+    except UserError as problem:
+        raise BadImage("too narrow", str(problem)) from problem
+    return render_image(preprocess, image, placement), placement
+
+
+def compute_draft_side(placement: Placement) -> int:
+    """Return the longer side in pixels that a JPEG must be decoded at for its crop to fill the model input."""
+    x1, y1, x2, y2 = placement.crop_px
+    longer = max(placement.width, placement.height)
+    if placement.stretch:
+        return longer  # models that squash images were trained on pixels of the whole one
+    width, height = placement.letterbox.resized
+    return math.ceil(max(DRAFT_PIXELS * width * longer / (x2 - x1), DRAFT_PIXELS * height * longer / (y2 - y1)))
+
+
+def move_boxes(
+    placement: Placement, boxes_R4: np.ndarray, *, min_visible: float = MIN_VISIBLE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Move boxes [R, 4] of an image into the model input; return those still visible (float32) and their mask [R]."""
+    moved_K4, visible_R = placement.to_input(boxes_R4, min_visible=min_visible)
+    moved_K4 = moved_K4.astype(np.float32)
+    wide_K = (moved_K4[:, 2:] > moved_K4[:, :2]).all(1)  # float32 may close a box that was open
+    visible_R[np.flatnonzero(visible_R)[~wide_K]] = False
+    return moved_K4[wide_K], visible_R

@@ -13,8 +13,7 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.records.geometry import Letterbox, Placement, View
-from foveate.vision.pixels import Preprocess
-from foveate.vision.views import draft_side, placed, render
+from foveate.vision.preprocess import Preprocess, compute_draft_side, place_image, render_image
 from naming import raises_naming
 
 HALF = (0.5, 0.5, 0.5)
@@ -34,20 +33,20 @@ def noise(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("target", [56, (40, 72)])
 def test_stretching_is_two_bicubic_passes_width_first(size: tuple[int, int], target: int | tuple[int, int]) -> None:
     image, how = noise(*size), preprocess(target, "stretch")
-    placement = placed(how, image.size, View())
+    placement = place_image(how, image.size, View())
     wide = image.resize((how.width, image.height), Image.Resampling.BICUBIC)
     expected = np.asarray(wide.resize((how.width, how.height), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(render(how, image, placement).numpy().transpose(1, 2, 0), expected)
-    flipped = render(how, image, placed(how, image.size, View(flip=True))).numpy()
+    np.testing.assert_array_equal(render_image(how, image, placement).numpy().transpose(1, 2, 0), expected)
+    flipped = render_image(how, image, place_image(how, image.size, View(flip=True))).numpy()
     np.testing.assert_array_equal(flipped.transpose(1, 2, 0), expected[:, ::-1])
-    assert draft_side(placement) >= max(size), "the whole image is decoded"
+    assert compute_draft_side(placement) >= max(size), "the whole image is decoded"
 
 
 def test_palette_and_alpha_are_rgb_before_stretching() -> None:
     image = noise(30, 20).convert("P")
     how = preprocess(16, "stretch")
-    expected = render(how, image.convert("RGB"), placed(how, image.size, View()))
-    assert (render(how, image, placed(how, image.size, View())) == expected).all()
+    expected = render_image(how, image.convert("RGB"), place_image(how, image.size, View()))
+    assert (render_image(how, image, place_image(how, image.size, View())) == expected).all()
 
 
 @given(
@@ -59,7 +58,7 @@ def test_boxes_come_back_from_any_rectangle(
 ) -> None:
     how = preprocess((rows, columns), geometry)
     try:
-        placement = placed(how, (width, height), View(flip=flip))
+        placement = place_image(how, (width, height), View(flip=flip))
     except UserError:
         assert geometry != "stretch", "an image is never too narrow to be stretched"
         return
@@ -97,10 +96,10 @@ def test_a_rectangle_is_filled_as_far_as_the_aspect_allows() -> None:
     assert Letterbox(640, 480, (112, 224)).pad == (37, 0, 38, 0)
     assert Letterbox(640, 160, (112, 224)).resized == (224, 56)
     assert Letterbox(640, 160, (112, 224)).pad == (0, 28, 0, 28)
-    crop = placed(preprocess((112, 224), "center_crop"), (640, 480), View())
+    crop = place_image(preprocess((112, 224), "center_crop"), (640, 480), View())
     assert crop.crop_px == (0, 80, 640, 400)
     assert crop.letterbox.pad == (0, 0, 0, 0)
-    assert render(preprocess((112, 224), "letterbox"), noise(64, 48), Placement(64, 48, (0, 0, 64, 48), False, (112, 224))).shape == (3, 112, 224)  # fmt: skip # noqa: E501
+    assert render_image(preprocess((112, 224), "letterbox"), noise(64, 48), Placement(64, 48, (0, 0, 64, 48), False, (112, 224))).shape == (3, 112, 224)  # fmt: skip # noqa: E501
 
 
 def test_rectangles_are_written_and_read() -> None:
@@ -126,7 +125,7 @@ def test_a_stretched_jpeg_is_read_whole(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     noise(640, 360).resize((1280, 720)).save(buffer, "JPEG", quality=95)
     how = preprocess(64, "stretch")
-    placement = placed(how, (1280, 720), View())
-    image, size = decode_fraction(buffer.getvalue(), least_side=draft_side(placement))
+    placement = place_image(how, (1280, 720), View())
+    image, size = decode_fraction(buffer.getvalue(), least_side=compute_draft_side(placement))
     assert image.size == size == (1280, 720)
-    assert (render(how, image, placement) == render(how, decode(buffer.getvalue()), placement)).all()
+    assert (render_image(how, image, placement) == render_image(how, decode(buffer.getvalue()), placement)).all()
