@@ -143,6 +143,7 @@ def prepare_image(data: bytes, *, longest_side: int) -> PreparedImage:
     Raises:
         BadImage: it cannot be decoded.
     """
+    # The header alone is read first: most images need no change, and encoding again costs time and quality.
     info, upright = read_image_info(data)
     usable = info.format in _MEDIA_TYPES and info.mode in _PLAIN_MODES and info.frames == 1 and upright
     if usable and max(info.width, info.height) <= longest_side:

@@ -138,6 +138,7 @@ async def request_caption(
             )
             usage.add(second_response)
             second = ParsedCaption("error:backend") if second_response.error else _parse(second_response.text)
+            # A retry may be worse than the first version, or fail: then the first one is filtered and stored.
             if second.caption is not None and pick_better(kind, parsed.caption, second.caption) == second.caption:
                 parsed, response = second, second_response
         assert parsed.caption is not None
@@ -155,6 +156,7 @@ async def request_caption(
             result,
             status=REPAIRED if parsed.status == REPAIRED else OK,
             text=filtered.caption,
+            # Parser and filters may set the same flag.
             flags=tuple(dict.fromkeys((*parsed.flags, *filtered.flags, *content_flags, *unusable_alt))),
             score=response.score,
         )

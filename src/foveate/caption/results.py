@@ -19,6 +19,7 @@ class RequestTally(ResultModel):
         attempts: tries of them.
     """
 
+    # "in" is a keyword of Python, and the word of the equation above.
     total: int = Field(alias="in")
     ok: int
     repaired: int

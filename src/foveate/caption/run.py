@@ -133,6 +133,7 @@ def caption(
     executor_kind, backend_kind = find_executor(executor), find_backend(backend)
     if tokenizer is not None:
         OtherTokenizer(tokenizer)  # fail early: validate the tokenizer before any request
+    # The writer's lock comes before any request: two runs at once would pay twice for the same captions.
     with AnnotationAppender(collection, purpose="captioning") as appender, Collection.open(collection) as opened:
         captioner, config = _open_captioner(backend_kind, opened, settings, backend, backend_settings)
         pending = list_pending(opened, config)
@@ -146,6 +147,7 @@ def caption(
             stream = executor_kind.run(job, pending, captioner, lambda: bool(stop.signal_name))
             failure = asyncio.run(_write(writer.count(stream, meter), captioner, writer))
         stopped = stop.signal_name is not None
+        # Read back from the tables: rows of earlier sessions belong to the result, too.
         num_requests = sum(counts.total for counts in pending.counts.values())
         captions = summarize_captions(opened.path, captioner.model, settings.formats, num_rows=num_requests)
         examples = collect_examples(opened.path, pending, images.result())
@@ -177,6 +179,7 @@ def plan(
     """List and estimate what `caption` would request; nothing is sent or written."""
     with Collection.open(collection) as opened:
         captioner, config = _open_captioner(find_backend(backend), opened, settings, backend, backend_settings)
+        # Opened only for its model and revision, which are part of the request keys.
         asyncio.run(captioner.close())
         pending = list_pending(opened, config)
     return pending, estimate(pending)
@@ -216,6 +219,7 @@ class _RunWriter:
         )
         self._counts = {kind: _FormatCounts() for kind in self._settings.formats}
         for kind, counts in pending.counts.items():
+            # Skipped from the start, so that the counts add up to all requests of the format.
             self._counts[kind].skipped.update({"done": counts.completed, "final error earlier": counts.final_errors})
 
     async def count(
@@ -239,6 +243,7 @@ class _RunWriter:
 
     def _finish_part(self, results: Sequence[CaptionResult], seconds: float) -> None:
         """Quarantine the images of a part that cannot be read, and add its line to usage.jsonl."""
+        # After the rows: a kill in between repeats the images, and the quarantine keeps each finding once.
         unreadable = [result for result in results if result.status == SKIPPED]
         if unreadable:
             quarantine = Quarantine(self._collection)

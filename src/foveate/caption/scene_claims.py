@@ -22,7 +22,7 @@ _RELATION_TEXTS = {"left of": "to the left of", "right of": "to the right of", "
 _RELATION_TEXTS |= {"inside": "inside the outline of", "overlapping": "overlapping"}
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _SIGN_WORDS = ("open", "sale", "hello", "exit", "stop", "coffee", "closed", "tickets")
-_MAX_ATTEMPTS = 50
+_MAX_ATTEMPTS = 50  # a claim may have no false version: without a limit its loop would never end
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ def write_claim(claim: Claim) -> str:
 
 def describe_position(thing: Thing) -> str:
     """Describe where the middle of a thing's box is, such as "in the upper left part"."""
+    # Narrower than the middle of the judge (0.25 to 0.75): a rendered position never lies at its edge.
     x, y = thing.box.center
     across = "left" if x < 0.4 else "right" if x > 0.6 else ""
     down = "upper" if y < 0.4 else "lower" if y > 0.6 else ""
@@ -138,10 +139,12 @@ def _change(claim: Claim, truth: SceneTruth, rng: np.random.Generator) -> Claim:
     if claim.kind == "size":
         return replace(claim, word="smallest" if claim.word == "largest" else "largest")
     if claim.kind == "place":
+        # No "middle": the judge accepts it for any center in the middle half of both sides.
         far = ("left side", "right side", "upper part", "lower part", "upper right part", "lower left part")
         return replace(claim, word=f"{'on' if (area := _draw(rng, far)).endswith('side') else 'in'} the {area}")
     if claim.kind == "relation" and claim.word in _OPPOSITE and rng.random() < 0.5:
         return replace(claim, word=_OPPOSITE[claim.word])
+    # A wrong number is one more: one less may leave a single thing, which is a claim of another form.
     if claim.number > 1 and rng.random() < 0.5:
         return replace(claim, number=claim.number + 1)
     replaced = int(rng.integers(len(claim.names)))

@@ -41,6 +41,7 @@ def parse_format(name: str) -> str:
 
 
 def _sort_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    # Canonical order, whatever the order of the option: formats are bits of a mask in `PendingRequests`.
     requested = {parse_format(name) for name in names}
     return tuple(kind for kind in CAPTION_KINDS if kind in requested)
 
@@ -81,6 +82,7 @@ class RequestConfig:
     model: str
     revision: str
 
+    # Rendered once: request keys need their hashes for every image and format.
     @cached_property
     def prompts(self) -> dict[str, Prompt]:
         """The prompt of each format, and of `shorten` and `lengthen`."""
@@ -158,6 +160,7 @@ class AltTexts:
         # Part by part, and of each part only the texts stay in memory: collections have millions of captions.
         for part in read_parts(collection, "captions", ["key", "kind", "text", "request"]):
             columns = zip(*(part[name].to_pylist() for name in ("kind", "text", "request")), strict=True)
+            # Rows with a request were written by a captioner; they are no alt-texts, whatever their kind.
             selected = [
                 index
                 for index, (kind, text, request) in enumerate(columns)
@@ -261,6 +264,7 @@ def list_pending(collection: Collection, config: RequestConfig) -> PendingReques
     counts = {kind: RequestCounts() for kind in settings.formats}
     masks = np.zeros(len(rows), dtype=np.uint8)
     hashes = collection.index["sha256"]
+    # Keys are computed, not stored with the images: a change of prompt, model or alt-text makes requests pending again.
     for index, row in enumerate(rows.tolist()):
         for bit, kind in enumerate(settings.formats):
             request = config.request_key(collection.keys[row], hashes[row], kind, alts[row])

@@ -26,6 +26,7 @@ class HttpCaptioner:
         """
         # `shorten` and `lengthen` have prompts, and so responses, of their own; the format is that of the caption.
         purpose = request.prompt_id.rpartition("-")[0]
+        # Prompts about texts alone have no image.
         images = (ChatImage(request.image, request.media_type),) if request.image else ()
         response = await self.client.complete(
             ChatRequest(
