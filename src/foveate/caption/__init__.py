@@ -1,1 +1,1 @@
-"""The caption wing: captions of a chosen format for every image of a collection, and what they are worth."""
+"""Captions of chosen formats for the images of a collection, and audits of them."""

@@ -1,4 +1,6 @@
-"""What a captioner is, the images it gets, and captioners by name: backend `x` is the module `foveate.caption.backends.x`.
+"""The protocol of captioners, images prepared for them, and backends by name.
+
+Backend `x` is the module `foveate.caption.backends.x`.
 
 A captioner turns one request (one image, one format) into raw text. Parsing the response, checking it, asking again and
 storing it are the pipeline's work, so that all backends are treated alike. A new backend is one new module with a
@@ -74,7 +76,7 @@ class CaptionResponse:
 
 
 class Captioner(Protocol):
-    """Answers requests; many `caption` calls may be in flight at once, and none raises for one bad request.
+    """Answers requests, many at once; no call raises for one bad request.
 
     Attributes:
         name: of the backend.
@@ -134,7 +136,7 @@ class PreparedImage:
 
 
 def prepare_image(data: bytes, *, longest_side: int) -> PreparedImage:
-    """Make an image readable for every captioner: upright, one frame, no transparency, not too large.
+    """Make an image readable for every captioner: upright, one frame, opaque, not too large.
 
     The bytes stay as they are where they are a JPEG, PNG or WebP of one frame, upright, without transparency or
     palette, and at most `longest_side` pixels a side. Else the image is decoded, shrunk (never enlarged) and written as

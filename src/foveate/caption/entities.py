@@ -39,7 +39,7 @@ def collect_entities(phrases: Iterable[Sequence[str]], key: str = "phrase") -> s
 
 
 class NamedEntities:
-    """Finds names of people, places, organizations, works, days and the like with spaCy's entity recognizer.
+    """Finds names of people, places, organizations, works and days with spaCy's recognizer.
 
     Raises:
         UserError: spaCy or its model is not installed.

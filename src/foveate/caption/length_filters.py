@@ -1,4 +1,4 @@
-"""Length filters and content flags of captions: which are accepted, asked for again, cut or flagged.
+"""Length filters and content flags: accept, retry, cut or flag a caption.
 
 Lengths are CLIP tokens without the two special tokens. A descriptive caption (dsc, afc) never leaves with more than 75
 of them, which are 77 with the special tokens; a sentence is never cut.
@@ -77,7 +77,7 @@ def choose_retry(kind: str, caption: str) -> str:
 
 
 def pick_better(kind: str, first: str, second: str) -> str:
-    """Pick the version of a caption that is nearer to the limits of its format; the second where both are equal."""
+    """Pick the version of a caption that is nearer to the limits; the second of equal ones."""
     return min((second, first), key=lambda caption: _distance(LENGTH_FILTERS[kind], caption))
 
 
@@ -143,7 +143,10 @@ def _cut(caption: str, max_tokens: int) -> str:
 
 
 def repeats(caption: str) -> bool:
-    """Whether a caption has the same four words in a row three times, as models that loop write."""
+    """Whether a caption has the same four words in a row three times.
+
+    Models that fall into a loop write such captions.
+    """
     tokens = split_words(caption)
     counts = Counter(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))
     return max(counts.values(), default=0) >= 3
@@ -196,7 +199,7 @@ _FOREIGN_WORDS = frozenset(
 
 
 def is_non_english(caption: str) -> bool:
-    """Whether less than 70 % of the letters are Latin, or foreign words outnumber English ones.
+    """Whether less than 70 % of letters are Latin, or foreign words outnumber English ones.
 
     A simple rule: frequent words alone are counted, from five words on. Short captions in Latin letters are taken for
     English.

@@ -92,7 +92,7 @@ def count_words(text: str) -> int:
 
 
 class OtherTokenizer:
-    """Counts tokens with any tokenizer.json, the text in lower case, its end token included (T5 and its like).
+    """Counts tokens with any tokenizer.json, in lower case, end token included, as T5 does.
 
     Raises:
         UserError: the file is missing, or the `tokenizers` library cannot read it.
@@ -119,7 +119,7 @@ class OtherTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Lengths of one caption: words, CLIP tokens without special tokens, tokens of another tokenizer or None."""
+    """Lengths of one caption; CLIP tokens without the two special tokens."""
 
     num_words: int
     clip_tokens: int

@@ -1,4 +1,4 @@
-"""Versioned prompt templates: one per format, and those for asking again, for rewriting and for judging.
+"""Versioned prompt templates: for each format, for retries, rewriting and judging.
 
 A template has an id with a version ("dsc-1"): whoever changes a letter of it gives it a new one. What goes into the
 provenance of a caption is the id and the SHA-256 of the rendered template without image and alt-text. All wordings
@@ -129,7 +129,10 @@ class Prompt:
         object.__setattr__(self, "sha256", hashlib.sha256(rendered.encode()).hexdigest())
 
     def fill(self, **values: object) -> str:
-        """Fill the template for one image. Texts and lists become JSON, so that their content is no instruction."""
+        """Fill the template for one image.
+
+        Texts and lists become JSON, so that their content is no instruction.
+        """
         return self.text.format(**{name: _format_value(name, value) for name, value in values.items()})
 
 
@@ -146,7 +149,7 @@ def prompt_ids() -> list[str]:
 
 
 def find_prompt(kind: str, *, language: str = "English") -> Prompt:
-    """Return the newest template of a format (one of CAPTION_KINDS) or a purpose (shorten, split, verify, ...)."""
+    """Return the newest template of a format or a purpose (shorten, split, verify, ...)."""
     versions = [name for name in _TEXTS if name.rpartition("-")[0] == kind]
     if not versions:
         choose(kind, sorted({name.rpartition("-")[0] for name in _TEXTS}), "prompt")
@@ -154,7 +157,7 @@ def find_prompt(kind: str, *, language: str = "English") -> Prompt:
 
 
 def response_schema(kind: str, *, forms: Sequence[str] = ()) -> dict[str, Any]:
-    """Build the JSON schema of a response to `find_prompt(kind)`, for servers that can hold a model to one."""
+    """Build the JSON schema of a response to `find_prompt(kind)`."""
     text = {"type": "string"}
     texts = {"type": "array", "items": text}
     if kind == "split":

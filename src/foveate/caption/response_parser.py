@@ -116,7 +116,10 @@ def parse_assertions(raw: str) -> tuple[str, list[str]]:
 
 
 def parse_verdicts(raw: str, count: int) -> tuple[str, list[str]]:
-    """Parse a response to the prompt `verify`: status and `count` verdicts; another number is "error:schema"."""
+    """Parse a response to the prompt `verify`: status and `count` verdicts.
+
+    Another number of verdicts is "error:schema".
+    """
     status, values = _parse_list(raw, "verdicts")
     if status.startswith("error") or len(values) != count or any(value not in VERDICTS for value in values):
         return (status if status.startswith("error") else "error:schema"), []
@@ -199,7 +202,7 @@ def _refuse(constant: str) -> None:
 
 
 def _find_object(text: str) -> tuple[int, int]:
-    """Find start and end of the first balanced `{...}`; braces inside its strings do not count."""
+    """Find start and end of the first balanced `{...}`, ignoring braces inside strings."""
     start = text.index("{")
     depth, inside, escaped = 0, False, False
     for index in range(start, len(text)):

@@ -1,4 +1,4 @@
-"""What `foveate caption` and `foveate mix` write into result.json; the report reads the same models."""
+"""Typed result.json of `foveate caption` and `foveate mix`, read by the report."""
 
 from __future__ import annotations
 

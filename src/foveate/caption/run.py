@@ -1,4 +1,4 @@
-"""The pipeline behind `foveate caption`: pending requests -> executor -> rows in parts, with counts that add up.
+"""The pipeline behind `foveate caption`: pending requests -> executor -> rows in parts.
 
 For every format: in = ok + repaired + errors + skipped. Rows are written in parts, every so many rows or seconds; a
 kill loses at most the part that was not written, and the repeated command asks for just that.
@@ -69,7 +69,7 @@ class _FormatCounts:
             self.repaired += 1
 
     def tally(self, total: int, *, stopped: bool) -> RequestTally:
-        """Check that the counts add up to all requests of the format; what a stop left counts as skipped."""
+        """Add up the counts of a format; requests that a stop left count as skipped."""
         num_results = self.ok + self.repaired + self.errors.total() + self.skipped.total()
         skipped = self.skipped + Counter({"stopped before": total - num_results if stopped else 0})
         tally = RequestTally(

@@ -32,7 +32,7 @@ _EMPTY_WORDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class RenderedCaption:
-    """A caption, the facts of the alt-text in it, and how many of its claims are false on purpose."""
+    """A caption, the facts of the alt-text in it, and the number of its false claims."""
 
     text: str
     alt_facts: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class RenderedCaption:
 
 
 def plan_claims(kind: str, truth: SceneTruth, *, main: str = "") -> list[Claim]:
-    """List the claims of a format, before any of them is falsified; none for a scene without a visible thing.
+    """List the true claims of a format; none for a scene without a visible thing.
 
     Args:
         main: phrase of the thing that is named first; the largest one by default.

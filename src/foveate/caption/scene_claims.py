@@ -1,4 +1,4 @@
-"""Claims about a generated scene: single statements in words, and false ones of the same kind.
+"""Claims about a generated scene in words, and false ones of the same kind.
 
 Each becomes exactly one assertion for the rule splitter, so that a share of false claims is a share of false
 assertions.
@@ -92,13 +92,13 @@ def describe_position(thing: Thing) -> str:
 
 
 def unique_things(truth: SceneTruth) -> list[Thing]:
-    """List the things whose name nothing else in the scene has, largest first: "the cat" is one cat."""
+    """List things whose name is unique in the scene ("the cat" is one cat), largest first."""
     unique = [thing for thing in truth.things if truth.count(thing.phrase) == 1]
     return sorted(unique, key=lambda thing: -thing.box.area)
 
 
 def relation_claims(things: Sequence[Thing]) -> list[Claim]:
-    """Claim the relations between things (`foveate.records.scenes.relations`), those of large things first."""
+    """Claim the relations between things, those of large things first."""
     relations = relate([thing.box for thing in things])
     area = [thing.box.area for thing in things]
     ordered = sorted(relations, key=lambda r: -(area[r.first] + area[r.second]))
@@ -106,7 +106,10 @@ def relation_claims(things: Sequence[Thing]) -> list[Claim]:
 
 
 def falsify(claim: Claim, truth: SceneTruth, rng: np.random.Generator) -> Claim:
-    """Draw a claim of the same kind that the scene contradicts; the true one where fifty draws gave none."""
+    """Draw a claim of the same kind that the scene contradicts.
+
+    The true one is returned if fifty draws give none.
+    """
     for _ in range(_MAX_ATTEMPTS):
         # The judge decides, not the change: a drawn name may be that of another thing in the scene.
         wrong = _change(claim, truth, rng)
@@ -120,7 +123,7 @@ def _draw(rng: np.random.Generator, choices: Sequence[Any]) -> Any:
 
 
 def _draw_name(rng: np.random.Generator) -> str:
-    """Draw a name that is split nowhere and takes an article, so that the sentence stays one assertion."""
+    """Draw a name that keeps its sentence one assertion: no commas, no "and", an article."""
     while True:
         phrase = _draw(rng, vocabulary())
         if "," not in phrase and " and " not in phrase and add_article(phrase) != phrase:

@@ -1,4 +1,4 @@
-"""Shares that each caption format gets when a collection is trained with a mixture (`foveate mix`).
+"""Shares of training texts that each caption format gets in a mixture (`foveate mix`).
 
 Images lack formats, so the shares are not the weights. What is counted here is the very draw of the loader
 (`foveate.training.image_texts`): a run reports the same numbers after its first epoch.
@@ -50,7 +50,9 @@ def parse_weights(text: str) -> dict[str, float]:
 def build_sampler(
     collection: Collection, *, preset: str | None, weights: Mapping[str, float] | None, missing: Missing
 ) -> MixtureSampler:
-    """Build the sampler of a preset or of custom weights, which may also name kinds that only this collection has.
+    """Build the sampler of a preset or of custom weights.
+
+    Custom weights may also name kinds that only this collection has.
 
     Raises:
         UserError: the preset or a kind is unknown, or the weights are out of range.
@@ -88,7 +90,7 @@ def measure_shares(
     prefer: Sequence[str] = (),
     context: int | None = None,
 ) -> MixResult:
-    """Measure what each kind gets: images that have it, expected share, and share in the first epoch of this seed.
+    """Measure the images, expected share and first-epoch share of each caption kind.
 
     Raises:
         UserError: the split or a model is unknown, or no image of the split has a text to draw.
@@ -154,7 +156,7 @@ def format_weights(weights: Mapping[str, float]) -> str:
 
 
 def default_context(preset: str | None) -> int | None:
-    """Return the tokens that a text tower reads by default: 77 for CLIP and custom weights, unknown for LLMs."""
+    """Return the default context: 77 for CLIP and custom weights, unknown for LLMs."""
     return CLIP_WINDOW if preset in (None, "clip") else None
 
 

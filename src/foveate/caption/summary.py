@@ -1,4 +1,4 @@
-"""Summarize a captioner's rows: lengths, latencies, and images with all their captions side by side.
+"""Summaries of a captioner's rows: lengths, latencies, and example images.
 
 Read from the tables, so that a run that was stopped and repeated shows all that it wrote.
 """
@@ -31,7 +31,7 @@ _COLUMNS = ("key", "kind", "model", "created", "request", "text", "flags", "deta
 def summarize_captions(
     collection: Path, model: str, kinds: Sequence[str], *, num_rows: int
 ) -> dict[str, WrittenCaptions]:
-    """Count the captions of a model by format, with the distributions of their lengths and latencies.
+    """Count the captions of a model by format, with distributions of length and latency.
 
     Distributions are of at most about 20,000 rows of each format, sampled by a hash of their requests.
 
@@ -103,7 +103,7 @@ def save_example_images(
 
 
 def collect_examples(collection: Path, pending: PendingRequests, thumbnails: Mapping[str, str]) -> list[ExampleImage]:
-    """Collect the current texts of images: of this run's model where it wrote one, and the image's own."""
+    """Collect the current captions of images, this run's model first, and their alt-texts."""
     keys = pa.array(list(thumbnails), pa.string())
     # Filtered part by part, so that the texts of all other images are never in memory together.
     parts = [

@@ -1,4 +1,4 @@
-"""Build the list of pending caption requests, skip completed ones, and estimate what a run will cost.
+"""List pending caption requests, skip completed ones, estimate the cost of a run.
 
 A request has a key: the SHA-256 of all that decides its response. It is complete when a caption or a final error with
 that key is in the collection, whichever command wrote it; so a repeated command asks only for what is missing. Changing
@@ -90,7 +90,7 @@ class RequestConfig:
         return {name: find_prompt(name, language=self.settings.language) for name in names}
 
     def select_prompt(self, kind: str, alt: str) -> tuple[Prompt, str]:
-        """Return the prompt for an image with this alt-text, and the alt-text where the prompt shows it, else ""."""
+        """Return the prompt for an image, and its alt-text if the prompt contains it, else ""."""
         if kind == "afc" and is_usable_alt_text(alt):
             return self.prompts["afc"], alt
         # An unusable alt-text (empty, a file name) has no facts to weave in: afc then asks as dsc does.
@@ -145,7 +145,7 @@ def _digest(*parts: object) -> str:
 
 
 class AltTexts:
-    """The alt-text of every image by row: the first text of the first of `kinds` that an image has.
+    """The alt-text of every image by row: the first text of its first kind of `kinds`.
 
     Args:
         keys: of the images, by row.
@@ -183,7 +183,7 @@ class AltTexts:
 
 @dataclass(slots=True)
 class RequestCounts:
-    """Requests of one format: all, and those that are skipped as captioned or as ended in a final error."""
+    """Requests of one format: all, completed ones, and those that ended in a final error."""
 
     total: int = 0
     completed: int = 0
@@ -208,7 +208,7 @@ class PendingRequest:
 
 @dataclass(slots=True)
 class PendingRequests:
-    """All requests of a run: counts by format, and an iterator over images that still need any.
+    """Requests of a run: counts by format, and an iterator over images that still need some.
 
     It keeps 9 bytes per image (a row and a bit mask of formats), beside the collection's own index and the alt-texts.
     """
@@ -239,7 +239,10 @@ class PendingRequests:
 
 
 def select_rows(collection: Collection, settings: CaptionSettings) -> np.ndarray:
-    """Select the images of a run: those of the split; with a limit a sample drawn by the seed. Ascending rows."""
+    """Select the images of a run: the split, or a sample of it drawn by the seed.
+
+    Rows are in ascending order.
+    """
     rows = collection.rows(settings.split)
     if settings.limit is None or settings.limit >= len(rows):
         return rows

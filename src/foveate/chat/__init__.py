@@ -1,1 +1,1 @@
-"""The OpenAI-compatible chat protocol: typed messages, a client with retries, and batching of concurrent calls."""
+"""The OpenAI-compatible chat protocol: messages, client with retries, dynamic batching."""

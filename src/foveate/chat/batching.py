@@ -27,7 +27,7 @@ class _Call(Generic[Q, A]):
 
 
 class DynamicBatcher(Generic[Q, A]):
-    """Answers concurrent calls of one event loop together, one batch after the other, in one thread.
+    """Runs concurrent calls of one event loop in batches, one after the other, in a thread.
 
     Args:
         run_batch: requests -> as many results in the same order. A result that is an exception is raised by its own
@@ -97,7 +97,7 @@ class DynamicBatcher(Generic[Q, A]):
                     call.future.set_result(result)
 
     async def _next_batch(self) -> list[_Call[Q, A]]:
-        """Wait for the request that has waited longest and those like it; nothing once the batcher is closed."""
+        """Wait for the next batch: the oldest request and those like it; empty when closed."""
         while True:
             while not self._waiting:
                 if self._closing:
@@ -120,7 +120,7 @@ class DynamicBatcher(Generic[Q, A]):
                 return batch
 
     async def _full(self) -> None:
-        """Return once enough requests like the first one wait to fill a batch, or the batcher is closed."""
+        """Return once requests like the oldest one fill a batch, or the batcher is closed."""
         while not self._closing:
             group = self._group_by(self._waiting[0].request)
             if sum(self._group_by(call.request) == group for call in self._waiting) >= self._max_batch:

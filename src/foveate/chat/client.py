@@ -1,4 +1,4 @@
-"""Client of OpenAI-compatible servers (vLLM, SGLang, llama.cpp, a vendor): endpoints, retries, limits.
+"""Client of OpenAI-compatible servers: endpoints, retries, limits.
 
 The server lives outside of this environment. A JSON schema of the response is sent to servers that take one and left
 out for those that do not; whoever reads the response reads it in the same way either way.
@@ -58,7 +58,7 @@ class ChatSettings(Settings):
 
 
 class ChatClient:
-    """Sends requests to the endpoints of one model; many `complete` calls may be in flight at once.
+    """Sends requests to the endpoints of one model, many at once.
 
     All calls belong to one event loop; `close` ends their connections.
 
@@ -163,7 +163,7 @@ class ChatClient:
             say(f"{endpoint.url} cannot be reached ({reply.error}); waiting for up to {patience:g} s")
 
     def _redact(self, text: str) -> str:
-        """Shorten a server's message and take the key out: some servers repeat it, and logs are shared."""
+        """Shorten a server's message and remove the key, which some servers repeat."""
         text = " ".join(text.split())[:300]
         return text.replace(self._key, "***") if self._key else text
 
@@ -211,7 +211,7 @@ async def _read(response: httpx2.Response) -> Reply:
 
 
 def chat_url(endpoint: str) -> str:
-    """Complete an address (`http://host:8000`, with `/v1`, or in full) to that of chat completions."""
+    """Complete an address (`http://host:8000`, with or without `/v1`) to chat completions."""
     try:
         url = httpx2.URL(endpoint)
     except (httpx2.InvalidURL, TypeError) as error:

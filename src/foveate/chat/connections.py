@@ -16,7 +16,7 @@ CONNECT_SECONDS = 10.0
 
 
 class ClientPool:
-    """HTTP clients that keep their connections open for the next request; all of one event loop.
+    """HTTP clients of one event loop that keep their connections for the next request.
 
     Args:
         timeout_seconds: of one response.

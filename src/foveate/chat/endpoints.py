@@ -20,7 +20,10 @@ _MAX_DOUBLINGS = 10
 
 @dataclass(slots=True)
 class Endpoint:
-    """One address and its load. `takes_schema` says whether it takes a JSON schema: None until it is known."""
+    """One address and its load.
+
+    `takes_schema` says whether it takes a JSON schema: None until it is known.
+    """
 
     url: str
     max_requests: int
@@ -62,7 +65,7 @@ class Endpoint:
 
 
 class Endpoints:
-    """Slots at several endpoints: each request goes to the least busy one, and those who wait are served in order."""
+    """Slots at several endpoints: the least busy one first, waiting requests in order."""
 
     def __init__(self, urls: list[str], *, max_requests: int) -> None:
         self.endpoints = [Endpoint(url, max_requests) for url in urls]

@@ -1,4 +1,4 @@
-"""Chat completions as typed values: what a client sends to an OpenAI-compatible server, and what it gets back.
+"""Typed requests and responses of OpenAI-compatible chat completions.
 
 Only the fields that all servers share (vLLM, SGLang, llama.cpp, vendors) are here; anything else goes into `extra_body`
 of `foveate.chat.client.ChatSettings`.

@@ -1,4 +1,4 @@
-"""Parse one HTTP response of an OpenAI-compatible server: a text, a reason to try again, or a final error."""
+"""Parse one HTTP response: a text, a reason to try again, or a final error."""
 
 from __future__ import annotations
 

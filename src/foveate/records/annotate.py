@@ -27,7 +27,9 @@ Row = dict[str, object]
 def matching_parts(
     collection: Path, table: str, columns: Sequence[str], *, where: Mapping[str, object]
 ) -> Iterator[pa.Table]:
-    """Read the rows whose columns have the values of `where`, one part of an annotation table after the other.
+    """Read the rows of an annotation table whose columns have the values of `where`.
+
+    Yields one part of the table after the other.
 
     Args:
         columns: columns of the result; those of `where` need not be among them.
@@ -112,7 +114,7 @@ def write_results(results: Iterable[R], writer: PartWriter[R]) -> None:
 
 
 async def write_stream(stream: AsyncGenerator[Sequence[R], None], writer: PartWriter[R]) -> UserError | None:
-    """Write results from an asynchronous stream; return the UserError that ended it early, if one did.
+    """Write results from a stream; return the UserError that ended it early, if any.
 
     What came before an error is written, so that the next run need not ask for it again. Parts are written in a thread:
     requests in flight are not held up by the disk.

@@ -1,1 +1,1 @@
-"""Captioners: each module is one backend and has a `BACKEND`, see `foveate.caption.captioner`."""
+"""Captioner backends: each module is one and has a `BACKEND` (see `caption.captioner`)."""

@@ -1,4 +1,7 @@
-"""The `foveate` backend: Foveate's own captioner from a model folder of `foveate captioner train`, run here, offline."""
+"""The `foveate` backend: Foveate's own captioner, run in this process, offline.
+
+Its model folder comes from `foveate captioner train`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class FoveateSettings(Settings):
 
 
 class FoveateCaptioner:
-    """See `foveate.caption.captioner.Captioner`. Calls that are in flight together are written in one batch."""
+    """See `foveate.caption.captioner.Captioner`; calls in flight together share a batch."""
 
     name = "foveate"
 
@@ -40,7 +43,10 @@ class FoveateCaptioner:
         self.concurrency = 4 * settings.batch
 
     async def caption(self, request: CaptionRequest) -> CaptionResponse:
-        """Write one caption as the JSON object that prompts ask for; one that met `max_tokens` is cut off."""
+        """Write one caption as the JSON object that prompts ask for.
+
+        A caption that reached `max_tokens` is cut off.
+        """
         if request.kind not in CAPTION_KINDS:
             return CaptionResponse(error="unknown_format", final=True)
         # Without a usable alt-text afc is written as dsc: no training row of afc lacks one.
@@ -72,7 +78,7 @@ class FoveateCaptioner:
 
 
 def requested_length(usual: int, prompt_id: str) -> int:
-    """Return the length class for a prompt: the usual one, the next shorter or longer for a retry."""
+    """Return the usual length class, or the next shorter or longer one for a retry."""
     change = {"shorten": -1, "lengthen": 1}.get(prompt_id.rpartition("-")[0], 0)
     return min(max(usual + change, 0), len(EDGES))
 

@@ -1,4 +1,4 @@
-"""Captions from an OpenAI-compatible server (vLLM, SGLang, llama.cpp, a vendor): chat completions with an image."""
+"""The `http` backend: captions from an OpenAI-compatible server, by chat completions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `scene_oracle` backend: captions rendered from the truth of generated scenes, with faults put in on purpose.
+"""The `scene_oracle` backend: captions from the truth of scenes, with faults on purpose.
 
 It is no captioner. It stands in for one in tests and harness checks, where what the pipeline and the audit must find is
 known exactly. It refuses real images, is never a default, and its model name begins with "scene-oracle", so that
@@ -33,7 +33,7 @@ class SceneOracleSettings(Settings):
 
 
 class SceneOracle:
-    """Renders captions from the truth of scenes; a pure function of the request and the settings."""
+    """Renders captions of scenes; a pure function of the request and the settings."""
 
     name = "scene_oracle"
     revision = VERSION

@@ -161,7 +161,7 @@ class TransformersCaptioner:
         return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def _prompt(self, text: str) -> str:
-        """Write a prompt with an image in the model's own chat template, or behind its image token."""
+        """Write a prompt with an image in the model's chat template, or behind its image token."""
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": text}]
             messages = [{"role": "user", "content": content}]
@@ -173,7 +173,9 @@ class TransformersCaptioner:
 
 
 class GumbelSampler:
-    """Makes greedy decoding sample: the largest of logits / temperature + Gumbel noise is a draw from their softmax.
+    """Makes greedy decoding sample from the softmax.
+
+    The largest of logits / temperature + Gumbel noise is a draw from the softmax of logits / temperature.
 
     Each row has a generator of its own, from its request's seed, so that its text does not depend on its batch.
     """

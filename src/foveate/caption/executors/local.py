@@ -1,4 +1,4 @@
-"""What an executor is, and the one for a single process: threads prepare images, many requests are in flight.
+"""The protocol of executors, and the one for a single process.
 
 Executor `x` is the module `foveate.caption.executors.x`; a new one is one new module. All of them request through
 `foveate.caption.requests.request_caption`, so that the rows are the same.
@@ -58,7 +58,7 @@ class Job:
 
 
 class ImageRequests(Protocol):
-    """Images to caption and the collection that they are in, such as `foveate.caption.work.PendingRequests`."""
+    """Images to caption and their collection, such as `caption.work.PendingRequests`."""
 
     collection: Collection
 

@@ -1,4 +1,6 @@
-"""Several processes, on one machine or many: Ray Data hands out blocks of images, each worker requests as `local` does.
+"""The executor for several processes, on one machine or many, by Ray Data.
+
+Ray Data hands out blocks of images; each worker sends requests as `local` does.
 
 Every worker opens the collection by its path, which must be the same everywhere, and has a captioner of its own: with
 `http`, `concurrency` counts per worker. Only the first process writes. A stop loses the blocks that workers were at;
@@ -120,7 +122,10 @@ class _Block:
 
 
 class Worker:
-    """A worker process: its collection, its captioner, and the event loop that the captioner's connections belong to."""
+    """A worker process with its collection, captioner and event loop.
+
+    The captioner's connections belong to this loop.
+    """
 
     def __init__(self, job: Job) -> None:
         self._job = job

@@ -1,4 +1,4 @@
-"""Page of a captioning run: results of all requests, lengths, latencies, and captions of the same image side by side."""
+"""Page of a captioning run: requests, lengths, latencies, captions side by side."""
 
 from __future__ import annotations
 
