@@ -44,9 +44,9 @@ APART = 6.0
 METHODS: dict[str, dict[str, Any]] = {
     "consensus": {},
     "consensus, one shot": {"refine_rounds": 0},
-    "paper_reconstruction": {"method_name": "paper_reconstruction", "on_few_groups": "return"},
-    "weighted_kmeans": {"method_name": "weighted_kmeans"},
-    "kfed": {"method_name": "kfed"},
+    "paper_reconstruction": {"method": "paper_reconstruction", "on_few_groups": "return"},
+    "weighted_kmeans": {"method": "weighted_kmeans"},
+    "kfed": {"method": "kfed"},
     "central": {},
 }
 

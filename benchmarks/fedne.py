@@ -29,13 +29,13 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.common import compare, publish, ratio
 from foveate.core.files import write_json_atomically
-from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.graph import Neighborhood, neighborhood
 from foveate.federated.embedding.grids import interpolate, union_grid
-from foveate.federated.embedding.networks import perceptron, weights_of
-from foveate.federated.embedding.options import options_of
-from foveate.federated.embedding.quality import quality, stacked
-from foveate.federated.embedding.run import halves
+from foveate.federated.embedding.job import fit_clients
+from foveate.federated.embedding.networks import copy_weights, perceptron
+from foveate.federated.embedding.options import read_options
+from foveate.federated.embedding.quality import measure_quality, stack_clients
+from foveate.federated.embedding.run import split_held_out
 from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork, SurrogateSum
 from foveate.federated.embedding.training import PassSettings, train_pass
 from foveate.federated.sources import gather, read_points
@@ -60,7 +60,7 @@ def others(kind: str, count: int) -> Callable[[torch.Tensor], torch.Tensor]:
         field = torch.rand(len(grid.points_Gd), generator=torch.Generator().manual_seed(0))
         return lambda z: interpolate(field, grid, z)
     weights = [
-        weights_of(SurrogateNetwork(ARCHITECTURES["network"], 2, torch.Generator().manual_seed(n)))
+        copy_weights(SurrogateNetwork(ARCHITECTURES["network"], 2, torch.Generator().manual_seed(n)))
         for n in range(count)
     ]
     boxes = np.tile(np.array([[-6.0, -6.0], [6.0, 6.0]]), (count, 1, 1))
@@ -136,13 +136,13 @@ def per_byte(out: Path, *, rounds: int, seeds: int) -> None:
 
 def _measured(changes: dict[str, Any], seed: int) -> dict[str, float]:
     clients = gather(["digits"], split="shards:2", clients=5, seed=seed)
-    parts = halves(clients, 0.2, seed=seed)
-    fitted = fit_clients(parts.fitted, options_of({"seed": seed, **changes}))
+    parts = split_held_out(clients, 0.2, seed=seed)
+    fitted = fit_clients(parts.fit, read_options({"seed": seed, **changes}))
     drawn = [
-        stacked(side, [fitted.transform(one) for one in side], labels)
-        for side, labels in ((parts.fitted, parts.fitted_labels), (parts.apart, parts.apart_labels))
+        stack_clients(side, [fitted.transform(one) for one in side], labels)
+        for side, labels in ((parts.fit, parts.fit_labels), (parts.held_out, parts.held_out_labels))
     ]
-    found = quality(drawn[0], drawn[1], k=7)
+    found = measure_quality(drawn[0], drawn[1], k=7)
     history = fitted.state.history
     up, down = (sum(entry[f"bytes_{way}"] for entry in history) / 1e6 for way in ("up", "down"))
     return {"knn": found["knn"], "trustworthiness": found["trustworthiness"], "up": up, "down": down}

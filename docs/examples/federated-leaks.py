@@ -8,14 +8,14 @@ from foveate.federated.clients import Client
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
 from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.embedding.attacks import places_from_field, unused_features
+from foveate.federated.embedding.attacks import positions_from_field, unused_features
 from foveate.federated.embedding.client import build_encoder
-from foveate.federated.embedding.fitting import fit_clients
 from foveate.federated.embedding.grids import targets, union_grid
-from foveate.federated.embedding.networks import flat_weights
+from foveate.federated.embedding.job import fit_clients
+from foveate.federated.embedding.networks import flatten_weights
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.messages import Message
-from foveate.federated.privacy import noisy
+from foveate.federated.privacy import add_noise
 from foveate.federated.rounds import InProcess, Log
 from foveate.federated.sources import gather
 
@@ -28,7 +28,7 @@ def features(noise: dict) -> tuple[float, float]:
     for seed in SEEDS:
         clients = gather(["digits"], split="shards:2", clients=5, seed=seed)
         options = EmbeddingOptions(method="fedavg", rounds=1, seed=seed, **noise)
-        before = flat_weights(build_encoder(options, 64))
+        before = flatten_weights(build_encoder(options, 64))
         for points in clients.points:
             after = fit_clients([points], options).state.encoder
             read, blank = unused_features(before, after, options, 64), (points == 0).all(axis=0)
@@ -48,10 +48,10 @@ def places(points: int, sigma: float) -> tuple[float, float]:
         grid = union_grid(np.stack([[every.min(axis=0), every.max(axis=0)]]))
         sent = targets(torch.from_numpy(grid.points_Gd), torch.from_numpy(z)).numpy()
         random = np.random.default_rng(seed)
-        sent = noisy(sent, sigma, random)
+        sent = add_noise(sent, sigma, random)
         width = np.ptp(every, axis=0).max()
         guessed = every[random.choice(len(every), points, replace=False)]
-        for answer in (places_from_field(sent, grid, points, random), guessed):
+        for answer in (positions_from_field(sent, grid, points, random), guessed):
             apart = np.linalg.norm(z[:, None] - answer[None], axis=2)
             errors.append(apart[linear_sum_assignment(apart)].mean() / width)
     return float(np.mean(errors[::2])), float(np.mean(errors[1::2]))

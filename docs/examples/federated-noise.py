@@ -3,18 +3,18 @@
 import numpy as np
 
 from foveate.federated.embedding.account import account
-from foveate.federated.embedding.fitting import fit_clients
+from foveate.federated.embedding.job import fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.embedding.quality import quality, stacked
-from foveate.federated.embedding.run import halves
+from foveate.federated.embedding.quality import measure_quality, stack_clients
+from foveate.federated.embedding.run import split_held_out
 from foveate.federated.sources import gather
 
 SEEDS = range(2)
-FEW = {"grid_most": 12, "least_r2": 0.3}
+FEW = {"max_axis_points": 12, "min_r2": 0.3}
 SETTINGS = {
     "averaging": {"method": "fedavg"},
     "no noise": {},
-    "target_noise 0.05, grid_most 12, least_r2 0.3": FEW | {"target_noise": 0.05},
+    "target_noise 0.05, max_axis_points 12, min_r2 0.3": FEW | {"target_noise": 0.05},
     "update_clip 0.5, update_noise 4, target_noise 0.05": {
         "update_clip": 0.5,
         "update_noise": 4.0,
@@ -25,12 +25,12 @@ SETTINGS = {
 
 def measured(setting: dict, seed: int) -> tuple[float, float, float, float]:
     """Clients felt; held-out vote of neighbors; share of map neighbors of another client; epsilon of the fields."""
-    split = halves(gather(["digits"], split="shards:2", clients=5, seed=seed), 0.2, seed=seed)
+    split = split_held_out(gather(["digits"], split="shards:2", clients=5, seed=seed), 0.2, seed=seed)
     options = EmbeddingOptions(**{"rounds": 60, "surrogate": "grid", "seed": seed} | setting)
-    fitted = fit_clients(split.fitted, options)
-    apart = stacked(split.apart, [fitted.transform(one) for one in split.apart], split.apart_labels)
-    trained = stacked(split.fitted, [fitted.transform(one) for one in split.fitted], split.fitted_labels)
-    found = quality(trained, apart, k=7)
+    fitted = fit_clients(split.fit, options)
+    apart = stack_clients(split.held_out, [fitted.transform(one) for one in split.held_out], split.held_out_labels)
+    trained = stack_clients(split.fit, [fitted.transform(one) for one in split.fit], split.fit_labels)
+    found = measure_quality(trained, apart, k=7)
     felt = [len(entry["felt"]) for entry in fitted.state.history if entry["felt"] is not None]
     hidden = {line["what"]: line["epsilon"] for line in account(options, fitted.state)}
     epsilon = hidden.get("field")

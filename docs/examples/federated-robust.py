@@ -5,10 +5,10 @@ import numpy as np
 from foveate.core.progress import configure
 from foveate.federated.clients import Client
 from foveate.federated.embedding import client as at_client
-from foveate.federated.embedding.fitting import fit_clients
+from foveate.federated.embedding.job import fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.embedding.quality import quality, stacked
-from foveate.federated.embedding.run import halves
+from foveate.federated.embedding.quality import measure_quality, stack_clients
+from foveate.federated.embedding.run import split_held_out
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, TooFewClientsError
 from foveate.federated.sources import gather
@@ -32,24 +32,24 @@ def scaled(data: at_client.ClientData, request: Message, client: int) -> Message
 
 def measured(split: str, setting: dict, seed: int, *, poisoned: bool) -> tuple[float, float]:
     """Held-out vote of neighbors and trustworthiness on the map of the honest clients; 0 where the run ended early."""
-    parts = halves(gather(["digits"], split=split, clients=10, seed=seed), 0.2, seed=seed)
+    parts = split_held_out(gather(["digits"], split=split, clients=10, seed=seed), 0.2, seed=seed)
     options = EmbeddingOptions(rounds=30, surrogate="grid", seed=seed, **setting)
 
-    def transport(members: list[Client], log: object) -> InProcess:
+    def make_transport(members: list[Client], log: object) -> InProcess:
         bad = {**at_client.HANDLERS, at_client.TRAIN: scaled}
         return InProcess([Client(one.number, one.data, bad) if one.number in BAD else one for one in members])
 
     try:
-        fitted = fit_clients(parts.fitted, options, **({"transport": transport} if poisoned else {}))
+        fitted = fit_clients(parts.fit, options, **({"make_transport": make_transport} if poisoned else {}))
     except TooFewClientsError:
         return 0.0, 0.0
     clients = [number for number in range(10) if number not in BAD]
 
     def those(points: list, labels: list) -> object:
         chosen = [points[number] for number in clients]
-        return stacked(chosen, [fitted.transform(one) for one in chosen], [labels[number] for number in clients])
+        return stack_clients(chosen, [fitted.transform(one) for one in chosen], [labels[number] for number in clients])
 
-    found = quality(those(parts.fitted, parts.fitted_labels), those(parts.apart, parts.apart_labels), k=7)
+    found = measure_quality(those(parts.fit, parts.fit_labels), those(parts.held_out, parts.held_out_labels), k=7)
     return found["knn"], found["trustworthiness"]
 
 

@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from foveate.federated.deep.encoder import Embedder
+from foveate.federated.deep.job import DeepJob, DeepState, Rounds
+from foveate.federated.deep.options import DeepOptions
+from foveate.federated.embedding.job import MapJob, MapState
 from foveate.federated.embedding.options import EmbeddingOptions
+from foveate.federated.job import run_rounds
+from foveate.federated.rounds import Transport
 
 RANDOM = np.random.default_rng(0)
 
@@ -19,3 +25,17 @@ SMALL: dict[str, Any] = {"rounds": 4, "hidden": (16,), "surrogate_start": 0.25, 
 
 def options(**changes: Any) -> EmbeddingOptions:
     return EmbeddingOptions(**(SMALL | changes))
+
+
+def train(transport: Transport, options: EmbeddingOptions) -> MapState:
+    """A whole training of a map over a transport."""
+    job = MapJob(options)
+    return run_rounds(job, transport, job.begin(transport))
+
+
+def train_deep(transport: Transport, rounds: Rounds, network: Embedder, num_rounds: int) -> DeepState:
+    """Rounds of DeepFeCA over a transport, from a network's weights; answers of finished rounds stay stored."""
+    options = DeepOptions(clusters=rounds.clustering.clusters, rounds=num_rounds, width=8)
+    job = DeepJob(options, network=network)
+    job.rounds = rounds
+    return run_rounds(job, transport, job.begin(transport), forget=False)

@@ -7,21 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_clients import train, train_deep
 
 from foveate import FederatedKMeans
-from foveate.federated.anomaly import odd_boxes, odd_sizes, odd_weights
+from foveate.federated.anomaly import find_far_boxes, find_odd_sizes, find_odd_weights
 from foveate.federated.clients import Client
 from foveate.federated.clustering.options import resolve
-from foveate.federated.deep.encoder import Embedder, weights_of
+from foveate.federated.deep.encoder import Embedder
 from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
+from foveate.federated.deep.job import Rounds
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN, Training, handlers
-from foveate.federated.deep.rounds import Deep
-from foveate.federated.deep.rounds import run as run_deep
 from foveate.federated.embedding import client as at_client
-from foveate.federated.embedding.client import ClientData, client_of
-from foveate.federated.embedding.fitting import fit_clients
+from foveate.federated.embedding.client import ClientData, make_client
+from foveate.federated.embedding.job import MapJob, fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.embedding.server import begin, run_rounds
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess
 from foveate.federated.sources import gather
@@ -62,17 +61,17 @@ def poisoned(handler: Any, array: str, poison: Any) -> Any:
 
 @pytest.mark.parametrize("name", POISON)
 def test_three_poisoned_clients_of_ten_are_reported_by_fedne(name: str) -> None:
-    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(parts())]
+    members = [make_client(number, ClientData(one.astype(np.float32))) for number, one in enumerate(parts())]
     for number in BAD:
         bent = {
             **at_client.HANDLERS,
             at_client.TRAIN: poisoned(at_client.HANDLERS[at_client.TRAIN], "encoder", POISON[name]),
         }
         members[number] = Client(number, members[number].data, bent)
-    exchange = InProcess(members)
+    transport = InProcess(members)
     options = EmbeddingOptions(rounds=2, hidden=(16,), method="fedavg", neighbors=3)
-    state = run_rounds(exchange, options, begin(exchange, options))
-    odd = {note.split(" is odd")[0] for note in state.notes if "is odd: its weights" in note}
+    state = train(transport, options)
+    odd = {note.split(" is suspicious")[0] for note in state.notes if "is suspicious: its weights" in note}
     assert odd == {f"client {number}" for number in BAD}
 
 
@@ -83,21 +82,20 @@ def test_three_poisoned_clients_of_ten_are_reported_by_deepfeca(name: str) -> No
     good = handlers(network)
     bent = {**good, TRAIN: poisoned(good[TRAIN], "weights", POISON[name])}
     clients = [Client(number, as_samples(one), bent if number in BAD else good) for number, one in enumerate(parts())]
-    state = Deep(weights_of(network), 8)
-    run_deep(InProcess(clients), resolve(3, refine_rounds=0, spherical=True), Training(), state, 1)
+    state = train_deep(InProcess(clients), Rounds(resolve(3, refine_rounds=0, spherical=True), Training()), network, 1)
     assert {client for client, sign in state.suspects if sign == "weights"} == set(BAD)
-    assert all("its weights are" in state.odd()[client] for client in BAD)
+    assert all("its weights are" in state.describe_suspects()[client] for client in BAD)
 
 
 def test_maps_that_reach_far_are_reported() -> None:
-    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(parts())]
+    members = [make_client(number, ClientData(one.astype(np.float32))) for number, one in enumerate(parts())]
     for number in BAD:
         far = poisoned(at_client.HANDLERS[at_client.BOX], "box", lambda box, random: 1000 * box)
         members[number] = Client(number, members[number].data, {**at_client.HANDLERS, at_client.BOX: far})
-    exchange = InProcess(members)
-    options = EmbeddingOptions(rounds=1, hidden=(16,), surrogate="grid", surrogate_start=0.0, least_r2=-1e9)
-    state = run_rounds(exchange, options, begin(exchange, options))
-    assert {note.split(" is odd")[0] for note in state.notes if "its map reaches" in note} == {
+    transport = InProcess(members)
+    options = EmbeddingOptions(rounds=1, hidden=(16,), surrogate="grid", surrogate_start=0.0, min_r2=-1e9)
+    state = train(transport, options)
+    assert {note.split(" is suspicious")[0] for note in state.notes if "its map reaches" in note} == {
         f"client {number}" for number in BAD
     }
 
@@ -113,13 +111,13 @@ def claiming(handler: Any, points: int) -> Any:
 
 
 def test_three_clients_of_ten_that_claim_many_points_are_reported_by_fedne() -> None:
-    members = [client_of(number, ClientData(one.astype(np.float32))) for number, one in enumerate(parts())]
+    members = [make_client(number, ClientData(one.astype(np.float32))) for number, one in enumerate(parts())]
     for number in BAD:
         bent = {**at_client.HANDLERS, at_client.POINTS: claiming(at_client.answer_points, 2**52)}
         members[number] = Client(number, members[number].data, bent)
-    state = begin(InProcess(members), EmbeddingOptions(method="fedavg", neighbors=3))
-    odd = [note for note in state.notes if "times as many points as usual" in note]
-    assert [note.split(" is odd")[0] for note in odd] == [f"client {number}" for number in BAD]
+    state = MapJob(EmbeddingOptions(method="fedavg", neighbors=3)).begin(InProcess(members))
+    odd = [note for note in state.notes if "x the median number of points" in note]
+    assert [note.split(" is suspicious")[0] for note in odd] == [f"client {number}" for number in BAD]
 
 
 @pytest.mark.parametrize(
@@ -133,15 +131,14 @@ def test_three_clients_of_ten_that_claim_many_points_are_reported_by_deepfeca(ki
     if kind == EMBEDDED:  # both claims agree
         bent[TRAIN] = claiming(good[TRAIN], 2**40 + 40)
     clients = [Client(number, as_samples(one), bent if number in BAD else good) for number, one in enumerate(parts())]
-    state = Deep(weights_of(network), 8)
-    plan = resolve(3, method_name=clustering, refine_rounds=0, spherical=True)
+    plan = resolve(3, method=clustering, refine_rounds=0, spherical=True)
+    state = train_deep(InProcess(clients), Rounds(plan, Training()), network, 1)
     if kind == TRAIN and clustering == "consensus":
-        run_deep(InProcess(clients), plan, Training(), state, 1)
         assert set(state.excluded) == set(BAD)
-        assert "1.09951e+12 points, and 40 with its centroids" in state.excluded[1]
+        assert "1.09951e+12 points, but 40 with its centroids" in state.excluded[1]
     else:
-        run_deep(InProcess(clients), plan, Training(), state, 1)
-        assert {client for client, reason in state.odd().items() if "times as many points" in reason} == set(BAD)
+        suspects = state.describe_suspects()
+        assert {client for client, reason in suspects.items() if "x the median number" in reason} == set(BAD)
 
 
 def digits(split: str, seed: int) -> list[np.ndarray]:
@@ -152,7 +149,9 @@ def fedne(data: list[np.ndarray], seed: int) -> set[int]:
     """Clients that FedNE calls odd within four rounds, clients feeling one another in the last two."""
     options = EmbeddingOptions(rounds=4, hidden=(50,), surrogate="grid", surrogate_start=0.5, seed=seed)
     notes = fit_clients(data, options).state.notes
-    return {int(note.split(" is odd")[0].removeprefix("client ")) for note in notes if " is odd: " in note}
+    return {
+        int(note.split(" is suspicious")[0].removeprefix("client ")) for note in notes if " is suspicious: " in note
+    }
 
 
 def deepfeca(data: list[np.ndarray], seed: int) -> set[int]:
@@ -172,14 +171,14 @@ def test_three_clients_of_ten_with_poisoned_data_are_reported(seed: int) -> None
     assert fedne([50 * one if client in bad else one for client, one in enumerate(data)], seed) == bad
 
 
-def noisy(one: np.ndarray) -> np.ndarray:
+def add_noise(one: np.ndarray) -> np.ndarray:
     return one.mean() + one.std() * np.random.default_rng(len(one)).normal(size=one.shape)
 
 
 WRONG: dict[str, Any] = {
     "another unit": (lambda one: 50 * one, 0, 3),
     "negative": (lambda one: one.max() - one, 0, 0),
-    "noise": (noisy, 0, 0),
+    "noise": (add_noise, 0, 0),
     "repeated": (lambda one: np.repeat(one[:1], len(one), axis=0), 0, 0),
 }
 """Wrong points of a client, and how many of three such clients DeepFeCA and plain clustering report."""
@@ -208,21 +207,21 @@ def test_honest_clients_are_not_reported(split: str) -> None:
 def test_what_is_far_is_counted_against_the_median() -> None:
     random = np.random.default_rng(0)
     weights = {client: random.normal(size=100_000).astype(np.float32) for client in range(5, 11)}
-    assert odd_weights(weights) == {}
+    assert find_odd_weights(weights) == {}
     weights[7] = weights[7] * 40
-    found = odd_weights(weights)
+    found = find_odd_weights(weights)
     assert list(found) == [7]
     # Far from others by 40 lengths, where they are far from one another by the root of two.
     assert found[7] == pytest.approx(np.sqrt((40**2 + 1) / 2), rel=0.02)
-    assert odd_weights({client: weights[client] for client in (5, 6, 7)}) == {}, "nothing is said of three"
+    assert find_odd_weights({client: weights[client] for client in (5, 6, 7)}) == {}, "nothing is said of three"
     same = dict.fromkeys(range(5), np.ones(10, np.float32))
-    assert odd_weights(same) == {}
+    assert find_odd_weights(same) == {}
     boxes = {client: np.array([[-1.0, -1.0], [1.0, 1.0]]) + 0.1 * client for client in range(6)}
-    assert odd_boxes(boxes) == {}
-    assert list(odd_boxes(boxes | {2: 50 * boxes[2]})) == [2]
-    assert odd_boxes({client: boxes[client] for client in range(3)}) == {}
+    assert find_far_boxes(boxes) == {}
+    assert list(find_far_boxes(boxes | {2: 50 * boxes[2]})) == [2]
+    assert find_far_boxes({client: boxes[client] for client in range(3)}) == {}
     sizes = {client: 100.0 + 20 * client for client in range(6)}
-    assert odd_sizes(sizes) == {}
-    assert odd_sizes(sizes | {2: 2000}) == {2: "it says that it has 72% of all points"}
-    assert list(odd_sizes(sizes | {1: 1e5, 4: 1e5})) == [1, 4]
-    assert odd_sizes({client: 10.0**client for client in range(3)}) == {}
+    assert find_odd_sizes(sizes) == {}
+    assert find_odd_sizes(sizes | {2: 2000}) == {2: "reports 72% of all points"}
+    assert list(find_odd_sizes(sizes | {1: 1e5, 4: 1e5})) == [1, 4]
+    assert find_odd_sizes({client: 10.0**client for client in range(3)}) == {}

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from foveate import FederatedKMeans, FederatedNeighborEmbedding
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
-from foveate.federated.deep.encoder import small_resnet, weights_of
+from foveate.federated.deep.encoder import flatten_weights, small_resnet
 from foveate.federated.deep.estimator import FederatedDeepClustering
 from foveate.federated.store import digest
 from naming import raises_naming
@@ -50,8 +50,8 @@ def test_a_run_folder_belongs_to_its_points(name: str, more: tuple[str, ...], tm
 
 
 def test_kept_answers_of_other_data_are_not_used_by_kmeans(tmp_path: Path) -> None:
-    def fit(data: list[np.ndarray], keep: Path | None) -> np.ndarray:
-        return FederatedKMeans(3, random_state=0, keep=keep).fit(data).cluster_centers_
+    def fit(data: list[np.ndarray], folder: Path | None) -> np.ndarray:
+        return FederatedKMeans(3, random_state=0, answers_folder=folder).fit(data).cluster_centers_
 
     first = fit(CLIENTS, tmp_path)
     np.testing.assert_array_equal(fit(MOVED, tmp_path), fit(MOVED, None))
@@ -84,9 +84,9 @@ def test_a_checkpoint_of_another_encoder_is_refused(tmp_path: Path) -> None:
         fit(torch.nn.Tanh())
 
 
-def deep(data: list[np.ndarray], keep: Path | None, **options: Any) -> np.ndarray:
+def deep(data: list[np.ndarray], folder: Path | None, **options: Any) -> np.ndarray:
     given = {"n_rounds": 2, "width": 8, "random_state": 0, **options}
-    return weights_of(FederatedDeepClustering(3, keep=keep, **given).fit(data).encoder_)
+    return flatten_weights(FederatedDeepClustering(3, answers_folder=folder, **given).fit(data).encoder_)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_kept_answers_of_other_data_are_not_used_by_deepfeca(tmp_path: Path) -> 
     np.testing.assert_array_equal(deep(MOVED, tmp_path), deep(MOVED, None))
     images = [RANDOM.random((9, 1, 8, 8)) for _ in range(2)]
 
-    def encoded(activation: torch.nn.Module, keep: Path | None) -> np.ndarray:
+    def encoded(activation: torch.nn.Module, folder: Path | None) -> np.ndarray:
         torch.manual_seed(0)
-        return deep(images, keep, encoder=torch.nn.Sequential(small_resnet(1, (4, 8)), activation))
+        return deep(images, folder, encoder=torch.nn.Sequential(small_resnet(1, (4, 8)), activation))
 
     assert (encoded(torch.nn.Identity(), tmp_path) != encoded(torch.nn.Tanh(), tmp_path)).any()
     np.testing.assert_array_equal(encoded(torch.nn.Tanh(), tmp_path), encoded(torch.nn.Tanh(), None))

@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.federated.clustering import protocol, run
-from foveate.federated.clustering.run import axes, settings_of
+from foveate.federated.clustering.run import read_options
+from foveate.federated.reporting import projection_axes
 from foveate.federated.sources import gather, split_labels
 from foveate.report import render
 from foveate.report.pages import federated_cluster
@@ -51,9 +52,9 @@ def test_a_client_of_few_different_points_is_noted(tmp_path: Path) -> None:
     np.save(tmp_path / "few.npy", np.repeat(points[:3], 4, axis=0))
     sources = tmp_path / "many.npy", tmp_path / "few.npy"
     found = answer(*sources, "--clusters", 5, "--run", tmp_path / "run")
-    assert "few has 3 different points for 5 clusters" in found["notes"]
+    assert "few has 3 distinct points for 5 clusters" in found["notes"]
     told = call(*sources, "--clusters", 5, "--run", tmp_path / "again")
-    assert "note: few has 3 different points for 5 clusters" in told.output
+    assert "note: few has 3 distinct points for 5 clusters" in told.output
 
 
 def test_redraws_of_a_split_are_told() -> None:
@@ -75,13 +76,13 @@ def test_digits_with_their_page(tmp_path: Path) -> None:
     ]
     assert found["methods"][0]["quality"]["nmi"] > found["methods"][1]["quality"]["nmi"]
     assert sum(client["points"] for client in found["clients"]) == 1797
-    assert {row["what"] for row in found["exchanged"] if row["up"]} >= {"centers", "counts", "kept", "sums"}
+    assert {row["name"] for row in found["exchanged"] if row["up"]} >= {"centers", "counts", "trusted", "sums"}
     page = Path(found["paths"]["report"]).read_text(encoding="utf-8")
     for words in ("By group", "By client", "By label", "What the server saw", "Centroids sent", "the first exchange"):
         assert words in page
     groups = pq.read_table(found["paths"]["groups"])
     assert groups.num_rows == 1797
-    assert groups.column_names == ["client", "row", "group", "label"]
+    assert groups.column_names == ["client", "row", "label", "group"]
     assert np.load(found["paths"]["centers"])["centers"].shape == (10, 64)
     assert render(out) == Path(found["paths"]["report"])
 
@@ -166,12 +167,12 @@ def test_single_points_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--client", "hospital"), "how many clusters? give --clusters"),
+        (("--client", "hospital"), "--clusters"),
         (("--client", "hospital", "--clusters", "3", "--method", "kmeans"), "unknown method 'kmeans'"),
         (("--client", "hospital", "--clusters", "3", "--compare", "kfeed"), "Did you mean 'kfed'"),
-        (("--client", "hospital", "--clusters", "3", "--set", "seed=4"), "give it as --seed"),
+        (("--client", "hospital", "--clusters", "3", "--set", "seed=4"), "--seed"),
         (("--client", "hospital", "--clusters", "3", "--set", "radios=1"), "unknown option 'radios'"),
-        (("--client", "hospital", "--clusters", "300"), "300 clusters cannot be made"),
+        (("--client", "hospital", "--clusters", "300"), "(got 300)"),
         (("--client", "hospital", "--clusters", "3", "--min-clients", "3"), "2 of 2 clients answered; 3 are needed"),
         (("--clusters", "3"), "say how it is split"),
     ],
@@ -184,7 +185,7 @@ def test_what_does_not_fit(table: Path, tmp_path: Path, more: tuple[str, ...], w
 
 def test_an_option_without_effect_is_told(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clients = gather([table], client="hospital")
-    settings_of(clients, 3, {"method": "consensus", "radius": 2.0}, seed=0)
+    read_options(clients, 3, {"method": "consensus", "radius": 2.0}, seed=0)
     assert "option 'radius' has no effect on the method 'consensus'" in capsys.readouterr().err
 
 
@@ -198,7 +199,7 @@ def test_pooling_exchanges_nothing_and_says_so(table: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("width", [1, 2, 5])
 def test_axes_of_the_map(width: int) -> None:
     centers = np.random.default_rng(0).normal(size=(6, width))
-    origin, two = axes(centers)
+    origin, two = projection_axes(centers)
     assert two.shape == (width, 2)
     if width == 2:
         np.testing.assert_array_equal((centers - origin) @ two, centers)

@@ -107,9 +107,9 @@ BAD = (1, 4, 7)
     [
         (
             lambda sums, counts, centers: (sums * 0 + 1e12, counts * 0 + 1e6),
-            "counts add up to 1.5e\\+07 where the client",
+            "counts add up to 1.5e\\+07; .* 500 points",
         ),
-        (lambda sums, counts, centers: (sums, counts + 1), "counts add up to 515 where the client said 500 before"),
+        (lambda sums, counts, centers: (sums, counts + 1), "counts add up to 515; .* 500 points"),
         (lambda sums, counts, centers: (sums * 0 + 1e12, counts), "a mean that is nearer to center"),
         (lambda sums, counts, centers: (sums[::-1], counts), "a mean that is nearer to center"),
     ],
@@ -160,7 +160,7 @@ def test_three_of_ten_that_claim_many_points_are_reported() -> None:
     clients = [Client(one, part, liar if one in BAD else protocol.HANDLERS) for one, part in enumerate(parts)]
     found = cluster(InProcess(clients), resolve(15))
     assert tuple(found.suspects) == BAD
-    assert all("times as many points as usual" in reason for reason in found.suspects.values())
+    assert all("x the median number of points" in reason for reason in found.suspects.values())
 
 
 def test_rounding_is_no_false_sum() -> None:

@@ -13,7 +13,7 @@ from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.local import withheld
-from foveate.federated.clustering.options import methods, resolve
+from foveate.federated.clustering.options import method_names, resolve
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log
@@ -27,12 +27,12 @@ def test_fewer_points_than_min_count_send_nothing() -> None:
 
 
 @pytest.mark.parametrize("least", [1, 10])
-@pytest.mark.parametrize("name", [name for name in methods() if name != "central"])
+@pytest.mark.parametrize("name", [name for name in method_names() if name != "central"])
 def test_no_data_row_leaves_a_client(name: str, least: int) -> None:
     parts = split_s_set("s1", alpha=0.3, clients=5, seed=0)
     log = Log(record=True)
     clients = [Client(number, part, protocol.HANDLERS) for number, part in enumerate(parts)]
-    plan = resolve(15, method_name=name, refine_rounds=1, on_few_groups="return", min_count=least)
+    plan = resolve(15, method=name, refine_rounds=1, on_few_groups="return", min_count=least)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cluster(InProcess(clients, log=log), plan, evaluate=True)
@@ -105,4 +105,4 @@ def test_small_cells_are_refused_by_the_server() -> None:
 
 def test_pooling_methods_are_refused_over_an_exchange() -> None:
     with pytest.raises(UserError, match="pools raw points; no client sends them"):
-        cluster(InProcess([Client(0, np.eye(2), protocol.HANDLERS)]), resolve(2, method_name="central"))
+        cluster(InProcess([Client(0, np.eye(2), protocol.HANDLERS)]), resolve(2, method="central"))

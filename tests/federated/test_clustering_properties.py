@@ -14,7 +14,7 @@ from foveate.core.errors import UserError
 from foveate.federated.clustering.distances import FEW, distances, nearest, squared, sums
 from foveate.federated.clustering.lloyd import lloyd
 from foveate.federated.clustering.local import Local, eliminate, local_kmeans, merge_small
-from foveate.federated.clustering.options import methods, resolve
+from foveate.federated.clustering.options import method_names, resolve
 from foveate.federated.clustering.pool import Pool, TooFewGroupsError
 from foveate.federated.clustering.radius_search import radius_range
 from foveate.federated.clustering.starts import plus_plus, random_rows
@@ -46,24 +46,24 @@ def test_moves_turns_and_scales(name: str, options: dict) -> None:
     assert error(fitted([part * 1e6 for part in parts], method=name, **options), base * 1e6) < 1e-3
 
 
-@pytest.mark.parametrize("name", [name for name in methods() if name not in ("kfed", "central")])
+@pytest.mark.parametrize("name", [name for name in method_names() if name not in ("kfed", "central")])
 def test_the_order_of_answers_does_not_matter(name: str) -> None:
     """Which client answers first; a client's own random numbers belong to its number, so starts are fixed here."""
     from foveate.federated.clients import stream
-    from foveate.federated.clustering.fit import pool_of
-    from foveate.federated.clustering.options import method
+    from foveate.federated.clustering.fit import make_pool
+    from foveate.federated.clustering.options import load_method
     from foveate.federated.clustering.protocol import answer_centroids, centroids_request
 
-    plan = resolve(15, method_name=name)
+    plan = resolve(15, method=name)
     parts = split_s_set("s1", alpha=0.3, clients=6, seed=1)
     answers = {
         client: answer_centroids(part, centroids_request(plan, client), client) for client, part in enumerate(parts)
     }
     found = []
     for order in (range(6), (4, 1, 5, 0, 3, 2)):
-        pool, radii = pool_of({client: answers[client] for client in order})
+        pool, radii = make_pool({client: answers[client] for client in order})
         rng = stream(0, round=0, client=-1, purpose="server")
-        found.append(method(name).merge(pool, plan, rng, radii).centers)
+        found.append(load_method(name).merge(pool, plan, rng, radii).centers)
     np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
 
 
@@ -79,23 +79,23 @@ def test_one_client_with_a_perfect_solution_gets_it_back(name: str, options: dic
 
 @pytest.mark.parametrize(("name", "options"), SERVERS)
 def test_doubling_every_client_changes_nothing(name: str, options: dict) -> None:
-    from foveate.federated.clustering.fit import pool_of
-    from foveate.federated.clustering.options import method
+    from foveate.federated.clustering.fit import make_pool
+    from foveate.federated.clustering.options import load_method
     from foveate.federated.clustering.protocol import answer_centroids, centroids_request
 
-    plan = resolve(15, method_name=name, **options)
+    plan = resolve(15, method=name, **options)
     parts = split_s_set("s1", alpha=None, clients=5, seed=2)
     once = {
         client: answer_centroids(part, centroids_request(plan, client), client) for client, part in enumerate(parts)
     }
     twice = once | {client + 5: answer for client, answer in once.items()}
     rng = np.random.default_rng(0)
-    centers = [method(name).merge(*_args(pool_of(one), plan, rng)).centers for one in (once, twice)]
+    centers = [load_method(name).merge(*_args(make_pool(one), plan, rng)).centers for one in (once, twice)]
     assert error(centers[0], centers[1]) < 1e-14
 
 
-def _args(pooled, plan, rng):
-    pool, radii = pooled
+def _args(merge_pooled, plan, rng):
+    pool, radii = merge_pooled
     return pool, plan, rng, radii
 
 
@@ -116,7 +116,7 @@ def test_refinement_never_raises_the_sum_of_squares() -> None:
     assert sums_of[-1] < sums_of[0]
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", method_names())
 def test_k_rows_or_an_error(name: str) -> None:
     parts = [np.zeros((5, 2)), np.ones((4, 2))]
     with warnings.catch_warnings():
@@ -209,9 +209,9 @@ def test_elimination_takes_the_center_between_two_clusters() -> None:
     alone = rng.normal(size=(50, 1)) * 0.5
     points = np.concatenate([alone, left, right])
     spurious = lloyd(points, np.array([[-0.3], [0.3], [105.0]]))
-    assert eliminate(Local.of(points, spurious.centers, spurious.labels)).kept.tolist() == [True, True, False]
+    assert eliminate(Local.of(points, spurious.centers, spurious.labels)).trusted.tolist() == [True, True, False]
     best = lloyd(points, np.array([[0.0], [100.0], [110.0]]))
-    assert eliminate(Local.of(points, best.centers, best.labels)).kept.all()
+    assert eliminate(Local.of(points, best.centers, best.labels)).trusted.all()
 
 
 @pytest.mark.parametrize("clients", [1, 3])

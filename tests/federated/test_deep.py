@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_clients import train_deep
 
 from foveate.core.errors import UserError
 from foveate.federated.clients import Client
 from foveate.federated.clustering.options import resolve
-from foveate.federated.deep.encoder import Embedder, set_weights, small_resnet, weights_of
+from foveate.federated.deep.encoder import Embedder, flatten_weights, set_weights, small_resnet
 from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
+from foveate.federated.deep.job import Rounds, average, match_centers
 from foveate.federated.deep.protocol import AUGMENTS, EMBEDDED, TRAIN, Training, handlers
-from foveate.federated.deep.rounds import Deep, average, matched, run
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log
 from foveate.metrics.clustering import normalized_mutual_information
@@ -55,24 +56,24 @@ def test_identical_points_have_identical_labels_at_two_clients() -> None:
 def test_the_same_seed_gives_the_same() -> None:
     parts, _ = blobs()
     one, two, three = (quick(random_state=seed).fit(parts) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(weights_of(one.encoder_), weights_of(two.encoder_))
-    assert (weights_of(one.encoder_) != weights_of(three.encoder_)).any()
+    np.testing.assert_array_equal(flatten_weights(one.encoder_), flatten_weights(two.encoder_))
+    assert (flatten_weights(one.encoder_) != flatten_weights(three.encoder_)).any()
 
 
 def test_only_centroids_and_weights_leave_a_client() -> None:
     parts, _ = blobs()
     found = quick().fit(parts)
-    up = {(row["kind"], row["what"]) for row in found.exchanged_ if row["up"]}
+    up = {(row["kind"], row["name"]) for row in found.exchanged_ if row["up"]}
     assert up == {
         (EMBEDDED, "centers"),
         (EMBEDDED, "counts"),
-        (EMBEDDED, "kept"),
+        (EMBEDDED, "trusted"),
         (EMBEDDED, "points"),
         (TRAIN, "weights"),
         (TRAIN, "loss, points"),
     }
-    numbers = len(weights_of(found.encoder_))
-    sent = sum(row["bytes"] for row in found.exchanged_ if row["up"] and row["what"] == "weights")
+    numbers = len(flatten_weights(found.encoder_))
+    sent = sum(row["bytes"] for row in found.exchanged_ if row["up"] and row["name"] == "weights")
     assert sent == 3 * 3 * 4 * numbers
 
 
@@ -88,7 +89,7 @@ def test_weights_and_back_with_batch_statistics() -> None:
     one, two = Embedder(small_resnet(1, (4, 8)), 8), Embedder(small_resnet(1, (4, 8)), 8)
     one.train()
     one(torch.rand(8, 1, 8, 8))
-    set_weights(two, weights_of(one))
+    set_weights(two, flatten_weights(one))
     images = torch.rand(5, 1, 8, 8)
     assert torch.equal(one.eval()(images), two.eval()(images))
     with raises_naming(UserError, "3"):
@@ -100,8 +101,8 @@ def test_centers_keep_their_numbers_from_round_to_round() -> None:
     centers = random.normal(size=(6, 5))
     centers /= np.linalg.norm(centers, axis=1, keepdims=True)
     order = random.permutation(6)
-    np.testing.assert_array_equal(matched(centers[order], centers), centers)
-    np.testing.assert_array_equal(matched(centers, None), centers)
+    np.testing.assert_array_equal(match_centers(centers[order], centers), centers)
+    np.testing.assert_array_equal(match_centers(centers, None), centers)
 
 
 def test_images_with_a_small_resnet() -> None:
@@ -109,11 +110,11 @@ def test_images_with_a_small_resnet() -> None:
     images = random.random((60, 1, 8, 8)).astype(np.float32)
     torch.manual_seed(0)
     encoder = small_resnet(1, (4, 8))
-    before = weights_of(encoder).copy()
+    before = flatten_weights(encoder).copy()
     found = FederatedDeepClustering(
         3, encoder=encoder, augment="shift", n_rounds=2, width=8, batch_size=16, random_state=0
     ).fit([images[:30], images[30:]])
-    np.testing.assert_array_equal(weights_of(encoder), before)  # the user's module is copied
+    np.testing.assert_array_equal(flatten_weights(encoder), before)  # the user's module is copied
     assert found.features(images).shape == (60, 8)
     assert found.predict(images).shape == (60,)
     assert np.isfinite(found.transform(images)).all()
@@ -130,7 +131,7 @@ def test_augmentation_keeps_shapes_and_belongs_to_its_generator(name: str) -> No
     assert not torch.equal(one, three)
 
 
-def parts_of_an_exchange(broken: dict[str, object], keep: Path | None = None):
+def parts_of_an_exchange(broken: dict[str, object], folder: Path | None = None):
     parts, _ = blobs()
     torch.manual_seed(0)
     network = Embedder(None, 12, width=8)
@@ -140,18 +141,18 @@ def parts_of_an_exchange(broken: dict[str, object], keep: Path | None = None):
         for number, part in enumerate(parts)
     ]
     plan = resolve(4, refine_rounds=0, spherical=True)
-    return InProcess(clients, log=Log(), keep=keep), plan, Deep(weights_of(network), 8)
+    return InProcess(clients, log=Log(), answers_folder=folder), Rounds(plan, Training()), network
 
 
 FAULTS: dict[str, tuple[str, object, str]] = {
     "raises": ("", None, "RuntimeError: out of memory"),
     "nan": ("main", lambda a: a * np.nan, "NaN or infinite"),
     "infinite": ("main", lambda a: a + np.inf, "NaN or infinite"),
-    "short": ("main", lambda a: a[..., :-1], "is wanted"),
-    "flat": ("main", lambda a: a.reshape(1, 1, -1), "is wanted"),
-    "another type": ("main", lambda a: a.astype(np.int64), "type int64"),
-    "words": ("main", lambda a: a.astype(str), "type <U"),
-    "huge": ("main", lambda a: np.resize(a, (1_000_000,)), "is wanted"),
+    "short": ("main", lambda a: a[..., :-1], "must have shape"),
+    "flat": ("main", lambda a: a.reshape(1, 1, -1), "must have shape"),
+    "another type": ("main", lambda a: a.astype(np.int64), "int64"),
+    "words": ("main", lambda a: a.astype(str), "<U"),
+    "huge": ("main", lambda a: np.resize(a, (1_000_000,)), "must have shape"),
     "rows of its data": ("rows", None, "holds 'rows'"),
     "nothing": ("nothing", None, "lacks"),
 }
@@ -173,8 +174,8 @@ def test_a_broken_client_is_left_out(kind: str, fault: str) -> None:
         arrays = {"rows": np.asarray(data)} if how == "rows" else {name: make(answer.array(name))}  # type: ignore[operator]
         return request.answer(arrays={**answer.arrays, **arrays}, **answer.values)
 
-    exchange, plan, state = parts_of_an_exchange({kind: broken})
-    run(exchange, plan, Training(), state, 2)
+    transport, rounds, network = parts_of_an_exchange({kind: broken})
+    state = train_deep(transport, rounds, network, 2)
     assert list(state.excluded) == [1]
     assert words in state.excluded[1]
     assert [entry["clients"] for entry in state.history] == [[0, 2]] * 2
@@ -189,9 +190,9 @@ def test_a_client_that_claims_no_points_is_left_out(points: int) -> None:
         answer = good(data, request, client)
         return request.answer(arrays=answer.arrays, points=points, loss=0.0)
 
-    exchange, plan, state = parts_of_an_exchange({TRAIN: claiming})
-    run(exchange, plan, Training(), state, 1)
-    assert state.excluded == {1: "says that it has no point"}
+    transport, rounds, network = parts_of_an_exchange({TRAIN: claiming})
+    state = train_deep(transport, rounds, network, 1)
+    assert state.excluded == {1: "reports no point"}
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_odd_data_take_part(data: np.ndarray) -> None:
     found = quick(n_rounds=2).fit([data, *parts])
     assert found.excluded_ == {}
     assert [entry["clients"] for entry in found.history_] == [[0, 1, 2, 3]] * 2
-    assert np.isfinite(weights_of(found.encoder_)).all()
+    assert np.isfinite(flatten_weights(found.encoder_)).all()
     assert len(np.unique(found.labels_[0])) <= len(np.unique(data, axis=0))
 
 
@@ -228,28 +229,28 @@ def test_a_killed_fit_goes_on(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return good[TRAIN](data, request, client)
 
-    exchange, plan, state = parts_of_an_exchange({TRAIN: stopping}, tmp_path / "a")
+    transport, rounds, network = parts_of_an_exchange({TRAIN: stopping}, tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
-        run(exchange, plan, Training(), state, 3)
+        train_deep(transport, rounds, network, 3)
     _, _, fresh = parts_of_an_exchange({})
-    resumed = run(exchange, plan, Training(), fresh, 3)
+    resumed = train_deep(transport, rounds, fresh, 3)
     assert len(asked) == 4  # one answer was kept, the killed one asked again
-    exchange, plan, state = parts_of_an_exchange({}, tmp_path / "b")
-    np.testing.assert_array_equal(resumed.weights, run(exchange, plan, Training(), state, 3).weights)
+    transport, rounds, network = parts_of_an_exchange({}, tmp_path / "b")
+    np.testing.assert_array_equal(resumed.weights, train_deep(transport, rounds, network, 3).weights)
 
 
 @pytest.mark.parametrize(
     ("data", "options", "words"),
     [
-        ([], {}, "a list with one array"),
-        (np.zeros((3, 4)), {}, "a list with one array"),
+        ([], {}, "list"),
+        (np.zeros((3, 4)), {}, "list"),
         ([np.zeros((0, 4))], {}, "samples are numbers"),
         ([np.full((3, 4), np.nan)], {}, "NaN, infinite"),
         ([np.zeros((3, 4)), np.zeros((3, 5))], {}, "different shapes"),
         ([np.zeros((3, 1, 8, 8))], {}, "images need an encoder"),
         ([np.eye(4)], {"augment": "crop"}, "unknown augment 'crop'"),
         ([np.eye(4)], {"method": "central"}, "pools raw points"),
-        ([np.eye(4)], {"n_rounds": -1}, "n_rounds -1"),
+        ([np.eye(4)], {"n_rounds": -1}, "-1"),
         ([np.array([["a"]])], {}, "samples are numbers"),
     ],
 )

@@ -18,15 +18,13 @@ from safetensors.numpy import load_file
 from foveate.core.errors import UserError
 from foveate.federated.clients import Client
 from foveate.federated.clustering.limits import Limits
-from foveate.federated.deep.checkpoint import TrainingSnapshot, save_stand
-from foveate.federated.deep.encoder import weights_of
-from foveate.federated.deep.fitting import Fitted, fit_clients, network_of, training_of
-from foveate.federated.deep.folder import load_model, save_model
+from foveate.federated.deep.encoder import flatten_weights
+from foveate.federated.deep.job import DeepJob, DeepState, Fitted, build_network, fit_clients, load_model, save_model
 from foveate.federated.deep.message_kinds import EMBEDDED, REMOTE_KINDS, SIZE, TRAIN
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.deep.protocol import embedded_request, train_request
-from foveate.federated.deep.remote import answer_elsewhere, run_server
-from foveate.federated.deep.rounds import Deep
+from foveate.federated.deep.remote import answer_remote
+from foveate.federated.job import save_snapshot, serve
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.rounds import InProcess, Log, TooFewClientsError
 from foveate.report import render
@@ -41,7 +39,7 @@ Asked = list[tuple[int, str, int]]
 def elsewhere(
     parts: list[np.ndarray],
     *,
-    keep: Path | None = None,
+    answers_folder: Path | None = None,
     asked: Asked | None = None,
     stop_after: int = 10**9,
     **own: Any,
@@ -53,10 +51,14 @@ def elsewhere(
         if len(told) >= stop_after:
             raise KeyboardInterrupt
         told.append((client, request.kind, request.round))
-        return answer_elsewhere(data, request, client, **own)
+        return answer_remote(data, request, client, **own)
 
     clients = [Client(number, part, dict.fromkeys(REMOTE_KINDS, answer)) for number, part in enumerate(parts)]
-    return InProcess(clients, keep=keep, log=Log(record=True))
+    return InProcess(clients, answers_folder=answers_folder, log=Log(record=True))
+
+
+def serve_deep(transport: InProcess, options: DeepOptions, out: Path, **more: Any) -> dict[str, Any]:
+    return serve(DeepJob(options), transport, out, **more)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +75,8 @@ def elsewhere(
 )
 def test_equal_to_in_process(chosen: dict[str, Any], tmp_path: Path) -> None:
     options = DeepOptions(**QUICK | chosen)
-    exchange = elsewhere(PARTS)
-    found = run_server(exchange, options, tmp_path / "out")
+    transport = elsewhere(PARTS)
+    found = serve_deep(transport, options, tmp_path / "out")
     inside = fit_clients(PARTS, options)
     save_model(inside, tmp_path / "inside", clients=3)
     model = tmp_path / "out" / "model"
@@ -88,13 +90,13 @@ def test_equal_to_in_process(chosen: dict[str, Any], tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded.transform(PARTS[0]), inside.transform(PARTS[0]), atol=1e-6)
     sizes_asked = 3 * 16
     assert found["methods"][0]["bytes_up"] == sizes_asked + sum(
-        row["bytes"] for row in inside.stand.exchanged if row["up"]
+        row["bytes"] for row in inside.state.exchanged if row["up"]
     )
-    assert [entry["loss"] for entry in found["history"]] == [entry["loss"] for entry in inside.stand.state.history]
+    assert [entry["loss"] for entry in found["history"]] == [entry["loss"] for entry in inside.state.history]
 
 
 def test_the_result_and_its_page(tmp_path: Path) -> None:
-    found = run_server(elsewhere(PARTS), DeepOptions(**QUICK), tmp_path)
+    found = serve_deep(elsewhere(PARTS), DeepOptions(**QUICK), tmp_path)
     assert found == json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert [(row["name"], row["points"], row["rounds"]) for row in found["clients"]] == [
         ("client 0", 30, 2),
@@ -110,10 +112,10 @@ def test_the_result_and_its_page(tmp_path: Path) -> None:
 
 
 def test_no_row_leaves_a_client(tmp_path: Path) -> None:
-    exchange = elsewhere(PARTS)
-    run_server(exchange, DeepOptions(**QUICK), tmp_path)
-    numbers = len(weights_of(network_of(DeepOptions(**QUICK), 16)))
-    up = [(message.kind, message) for _, is_up, message in exchange.log.messages if is_up]
+    transport = elsewhere(PARTS)
+    serve_deep(transport, DeepOptions(**QUICK), tmp_path)
+    numbers = len(flatten_weights(build_network(DeepOptions(**QUICK), 16)))
+    up = [(message.kind, message) for _, is_up, message in transport.log.messages if is_up]
     assert {kind for kind, _ in up} == set(REMOTE_KINDS)
     for kind, message in up:
         if kind == SIZE:
@@ -121,7 +123,7 @@ def test_no_row_leaves_a_client(tmp_path: Path) -> None:
         elif kind == TRAIN:
             assert {name: array.shape for name, array in message.arrays.items()} == {"weights": (numbers,)}
         else:
-            assert set(message.arrays) <= {"centers", "counts", "kept"}
+            assert set(message.arrays) <= {"centers", "counts", "trusted"}
             assert message.array("centers").shape[0] <= 3
             assert message.array("centers").shape[1] == 8, "means of embeddings, not of rows"
 
@@ -132,16 +134,20 @@ def test_a_killed_server_goes_on(stop_after: int, tmp_path: Path) -> None:
     options = DeepOptions(**QUICK)
     before: Asked = []
     with pytest.raises(KeyboardInterrupt):
-        run_server(elsewhere(PARTS, keep=tmp_path / "answers", asked=before, stop_after=stop_after), options, tmp_path)
+        serve_deep(
+            elsewhere(PARTS, answers_folder=tmp_path / "answers", asked=before, stop_after=stop_after),
+            options,
+            tmp_path,
+        )
     assert not (tmp_path / "result.json").exists()
     after: Asked = []
-    run_server(elsewhere(PARTS, keep=tmp_path / "answers", asked=after), options, tmp_path)
+    serve_deep(elsewhere(PARTS, answers_folder=tmp_path / "answers", asked=after), options, tmp_path)
     again = {one for one in before if one in after}
     assert all(kind == SIZE for _, kind, _ in again), "answers of finished rounds, sizes among them, are forgotten"
     assert len(before) + len(after) - len(again) == 3 * (1 + 2 * 2 + 1)
     inside = fit_clients(PARTS, options)
     loaded = load_model(tmp_path / "model")
-    np.testing.assert_allclose(weights_of(loaded.network), weights_of(inside.network), atol=1e-6)
+    np.testing.assert_allclose(flatten_weights(loaded.network), flatten_weights(inside.network), atol=1e-6)
     np.testing.assert_allclose(loaded.centers, inside.centers, atol=1e-6)
     assert not list((tmp_path / "states").iterdir()), "data elsewhere may change"
     assert not list((tmp_path / "answers").iterdir())
@@ -150,62 +156,62 @@ def test_a_killed_server_goes_on(stop_after: int, tmp_path: Path) -> None:
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     options = DeepOptions(**QUICK)
     kept = tmp_path / "states" / "deepfeca.safetensors"
-    stand = TrainingSnapshot(Deep(weights_of(network_of(options, 5)), options.width, round=1))
-    save_stand(stand, options, kept)
+    state = DeepState(flatten_weights(build_network(options, 5)), options.width, round=1)
+    save_snapshot(kept, DeepJob(options), state)
     with raises_naming(UserError, "16"):
-        run_server(elsewhere(PARTS), options, tmp_path)
+        serve_deep(elsewhere(PARTS), options, tmp_path)
     with raises_naming(UserError, "3", "4"):
-        run_server(elsewhere(PARTS), options.model_copy(update={"seed": 4}), tmp_path)
-    save_stand(replace(stand, data="a digest"), options, kept)
+        serve_deep(elsewhere(PARTS), options.model_copy(update={"seed": 4}), tmp_path)
+    save_snapshot(kept, DeepJob(options), replace(state, data="a digest"))
     with pytest.raises(UserError, match="was made of other data"):
-        run_server(elsewhere(PARTS), options, tmp_path)
+        serve_deep(elsewhere(PARTS), options, tmp_path)
 
 
 def test_methods_without_an_exchange_are_refused(tmp_path: Path) -> None:
     options = DeepOptions(**QUICK | {"method": "central"})
     with raises_naming(UserError, "central"):
-        run_server(elsewhere(PARTS), options, tmp_path)
+        serve_deep(elsewhere(PARTS), options, tmp_path)
     with pytest.raises(MessageError, match="pools raw points; no client sends them"):
-        answer_elsewhere(PARTS[0], question(EMBEDDED, options), 0)
+        answer_remote(PARTS[0], question(EMBEDDED, options), 0)
 
 
 def test_clients_of_other_data(tmp_path: Path) -> None:
     """A client of another width, or of none that can be used, is left out and named; without a majority nothing runs."""
     parts = [*PARTS, RANDOM.normal(size=(20, 9)), np.full((20, 16), np.nan)]
-    found = run_server(elsewhere(parts), DeepOptions(**QUICK), tmp_path / "a")
+    found = serve_deep(elsewhere(parts), DeepOptions(**QUICK), tmp_path / "a")
     assert found["history"][-1]["clients"] == [0, 1, 2]
     assert len(found["notes"]) == 2
     assert found["notes"][0].startswith("client 4 was left out: ")
     assert found["notes"][1] == ("client 3 was left out: its data have 9 features; those of most clients have 16")
     with pytest.raises(UserError, match="different numbers of features"):
-        run_server(elsewhere([PARTS[0], parts[3]]), DeepOptions(**QUICK), tmp_path / "b")
+        serve_deep(elsewhere([PARTS[0], parts[3]]), DeepOptions(**QUICK), tmp_path / "b")
     with raises_naming(TooFewClientsError, "3", "16", "4"):
-        run_server(elsewhere(parts[:4]), DeepOptions(**QUICK), tmp_path / "c", at_least=4)
+        serve_deep(elsewhere(parts[:4]), DeepOptions(**QUICK), tmp_path / "c", min_clients=4)
 
 
 @pytest.mark.parametrize(("name", "value"), [("features", 0), ("features", 1 << 30), ("points", 0), ("rows", 3)])
 def test_a_false_size_is_left_out(name: str, value: int, tmp_path: Path) -> None:
     def lying(data: np.ndarray, request: Message, client: int) -> Message:
-        answer = answer_elsewhere(data, request, client)
+        answer = answer_remote(data, request, client)
         return replace(answer, values={**answer.values, name: value})
 
     def answer(data: np.ndarray, request: Message, client: int) -> Message:
-        return (lying if client == 0 and request.kind == SIZE else answer_elsewhere)(data, request, client)
+        return (lying if client == 0 and request.kind == SIZE else answer_remote)(data, request, client)
 
     clients = [Client(number, part, dict.fromkeys(REMOTE_KINDS, answer)) for number, part in enumerate(PARTS)]
-    found = run_server(InProcess(clients), DeepOptions(**QUICK), tmp_path)
+    found = serve_deep(InProcess(clients), DeepOptions(**QUICK), tmp_path)
     assert [row["name"] for row in found["clients"]] == ["client 1", "client 2"]
     assert found["notes"][0].startswith("client 0 was left out: ")
 
 
 def question(kind: str, options: DeepOptions, *, words: str | None = None) -> Message:
     """What a server asks."""
-    weights = weights_of(network_of(options, 16))
+    weights = flatten_weights(build_network(options, 16))
     if kind == EMBEDDED:
-        made = embedded_request(weights, options.plan(), 0, 0)
+        made = embedded_request(weights, options.clustering_options(), 0, 0)
     else:
         centers = np.eye(options.width)[: options.clusters]
-        made = train_request(weights, centers, training_of(options), options.seed, 0)
+        made = train_request(weights, centers, DeepJob(options).rounds.training, options.seed, 0)
     return replace(made, values={**made.values, "options": options.model_dump_json() if words is None else words})
 
 
@@ -220,18 +226,18 @@ REFUSED: dict[str, tuple[str, Callable[[Message], Message], str]] = {
     "word": (EMBEDDED, lambda m: replace(m, values={**m.values, "send": "rows"}), "holds 'send'"),
     "array": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "x": np.zeros(2)}), "holds 'x'"),
     "type": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "weights": m.array("weights") * 1.0e0 + np.zeros(1)}),
-             "array 'weights' has type float64"),
+             "'weights' must be float32"),
     "nan": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "weights": m.array("weights") * np.float32("nan")}), "NaN"),
     "few": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "weights": m.array("weights")[:-1]}), "at least 308"),
     "many": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "weights": np.zeros(400, np.float32)}), "the message 400"),
     "centers": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "centers": np.eye(8)}), "8 centers; its options allow"),
-    "width": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "centers": np.ones((3, 5))}), "is wanted"),
+    "width": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "centers": np.ones((3, 5))}), "must have shape"),
     "none": (EMBEDDED, lambda m: replace(m, values={n: v for n, v in m.values.items() if n != "options"}), "no 'opti"),
     "no words": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": 3}), "no 'options'"),
-    "no json": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": "{"}), "is no JSON"),
-    "deep": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": "[" * 9_999}), "is no JSON"),
-    "list": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": "[]"}), "no mapping"),
-    "long": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": " " * 10_001}), "at most 10,000 letters"),
+    "no json": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": "{"}), "is not JSON"),
+    "deep": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": "[" * 9_999}), "is not JSON"),
+    "list": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": "[]"}), "must be a mapping"),
+    "long": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": " " * 10_001}), "at most 10,000 characters"),
     "unknown": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": other_options(module="os")}), "unknown"),
     "encoder": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": other_options(encoder="resnet")}),
                 "'small_resnet'"),
@@ -241,7 +247,7 @@ REFUSED: dict[str, tuple[str, Callable[[Message], Message], str]] = {
     "images": (TRAIN, lambda m: replace(m, values={**m.values, "options": other_options(
         encoder="small_resnet", hidden=65_536)}), "of its options has at least 589,8"),
     "shape": (EMBEDDED, lambda m: replace(m, values={**m.values, "options": other_options(
-        encoder="small_resnet", shape=[1, 5, 5])}), "rows have 16 numbers"),
+        encoder="small_resnet", shape=[1, 5, 5])}), "must be the 16 values"),
 }  # fmt: skip
 
 
@@ -250,14 +256,14 @@ def test_what_a_client_refuses(name: str) -> None:
     """A server's question is what its options make it, and these keep their bounds; nothing large is built before."""
     kind, change, words = REFUSED[name]
     good = question(kind, DeepOptions(**QUICK))
-    assert answer_elsewhere(PARTS[0], good, 0).arrays
+    assert answer_remote(PARTS[0], good, 0).arrays
     with pytest.raises(UserError, match=words):
-        answer_elsewhere(PARTS[0], change(good), 0)
+        answer_remote(PARTS[0], change(good), 0)
 
 
 def test_other_kinds_are_refused() -> None:
     with raises_naming(MessageError, "query.centroids"):
-        answer_elsewhere(PARTS[0], Message("query.centroids"), 0)
+        answer_remote(PARTS[0], Message("query.centroids"), 0)
 
 
 @pytest.mark.parametrize("kind", [EMBEDDED, TRAIN])
@@ -273,7 +279,7 @@ def test_other_kinds_are_refused() -> None:
 )
 def test_a_client_has_limits_of_its_own(kind: str, limits: dict[str, int], words: str) -> None:
     asked = question(kind, DeepOptions(**QUICK | {"min_count": 5}))
-    answering = partial(answer_elsewhere, limits=Limits(**limits))
+    answering = partial(answer_remote, limits=Limits(**limits))
     if not words:
         assert answering(PARTS[0], asked, 0).arrays
         return
@@ -282,8 +288,8 @@ def test_a_client_has_limits_of_its_own(kind: str, limits: dict[str, int], words
 
 
 def test_a_small_client_does_not_even_say_its_size(tmp_path: Path) -> None:
-    exchange = elsewhere(PARTS, limits=Limits(min_count=35))
-    found = run_server(exchange, DeepOptions(**QUICK | {"min_count": 35, "clusters": 2}), tmp_path)
+    transport = elsewhere(PARTS, limits=Limits(min_count=35))
+    found = serve_deep(transport, DeepOptions(**QUICK | {"min_count": 35, "clusters": 2}), tmp_path)
     assert [row["name"] for row in found["clients"]] == ["client 1", "client 2"]
     assert found["notes"][0] == (
         "client 0 was left out: 30 points are fewer than this client's own min-count 35: nothing is sent"
@@ -296,8 +302,8 @@ def test_kinds_load_no_torch() -> None:
 
 
 def test_what_is_fitted_here_is_what_clients_load(tmp_path: Path) -> None:
-    run_server(elsewhere(PARTS), DeepOptions(**QUICK), tmp_path)
+    serve_deep(elsewhere(PARTS), DeepOptions(**QUICK), tmp_path)
     loaded = load_model(tmp_path / "model")
     assert isinstance(loaded, Fitted)
-    assert (loaded.stand.state.round, loaded.features) == (2, 16)
+    assert (loaded.state.round, loaded.features) == (2, 16)
     assert loaded.predict(PARTS[2]).shape == (50,)

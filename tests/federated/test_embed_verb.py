@@ -15,9 +15,10 @@ from click.testing import CliRunner, Result
 from foveate import FederatedNeighborEmbedding
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
-from foveate.federated.embedding import run as embedding_run
+from foveate.federated import job as federated_job
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.embedding.quality import quality, stacked
+from foveate.federated.embedding.quality import measure_quality, stack_clients
+from foveate.federated.job import save_snapshot
 from foveate.federated.sources import gather, read_points
 from foveate.report import render
 from foveate.report.pages.federated_embed import size_words
@@ -57,13 +58,13 @@ def test_a_map_of_digits_with_its_page(tmp_path: Path) -> None:
     kinds = {(row["kind"], row["up"]) for row in found["maps"][0]["exchanged"]}
     assert ("query.field", True) in kinds
     assert ("train", False) in kinds
-    assert [(one["what"], one["unit"]) for one in found["maps"][0]["hidden"]] == [
+    assert [(one["name"], one["unit"]) for one in found["maps"][0]["privacy"]] == [
         ("encoder", "nothing"), ("field", "nothing"), ("box", "nothing")
     ]  # fmt: skip
     page = Path(found["paths"]["report"]).read_text(encoding="utf-8")
     for words in ("One map", "FedNE", "Federated averaging", "Colored by label", "Colored by client", "its field"):
         assert words in page
-    places = pq.read_table(found["paths"]["places"])
+    places = pq.read_table(found["paths"]["positions"])
     assert (places.num_rows, places.column_names) == (1797, ["client", "held_out", "label", "x", "y"])
     assert sum(places["held_out"].to_pylist()) == found["held_out"] > 300
     loaded = FederatedNeighborEmbedding.load(found["paths"]["model"])
@@ -74,12 +75,12 @@ def test_stopped_and_repeated_it_gives_the_same(table: Path, tmp_path: Path, mon
     arguments = [table, "--client", "hospital", "--label", "species", *QUICK]
     whole = answer(*arguments, "--run", tmp_path / "whole")
 
-    def killed(state: Any, options: Any, path: Path, keep: Any = embedding_run.save_state) -> None:
-        keep(state, options, path)
-        if state.round == 2 and options.method == "fedavg":
+    def killed(path: Path, job: Any, state: Any) -> None:
+        save_snapshot(path, job, state)
+        if state.round == 2 and job.options.method == "fedavg":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(embedding_run, "save_state", killed)
+    monkeypatch.setattr(federated_job, "save_snapshot", killed)
     assert call(*arguments, "--run", tmp_path / "cut").exit_code != 0
     monkeypatch.undo()
     again = answer(*arguments, "--run", tmp_path / "cut")
@@ -150,7 +151,7 @@ def test_exported_embeddings_with_labels_of_a_collection(tmp_path: Path, monkeyp
         (["digits", "--split", "even", "--clients", "3", "--method", "fedn"], "field 'method'"),
         (["digits", "--split", "even", "--clients", "3", "--set", "roundes=3"], "Did you mean 'rounds'"),
         (["digits", "--split", "even", "--clients", "3", "--compare", "fedavgs"], "Did you mean 'fedavg'"),
-        (["digits", "--split", "even", "--clients", "3", "--held-out", "1"], "allowed is 0 to less than 1"),
+        (["digits", "--split", "even", "--clients", "3", "--held-out", "1"], "0 to less than 1"),
         (["digits", "digits", "--clients", "3"], "several sources are one client each"),
         (["digits", "--collection", "c", "--split", "even", "--clients", "2"], "give the field with --label"),
     ],
@@ -214,7 +215,10 @@ def test_quality_of_a_perfect_map_and_of_noise() -> None:
     points = [center + RANDOM.normal(size=(40, 2)) for center in centers]
     labels = [np.full(40, name) for name in "abc"]
     noise = [RANDOM.normal(size=(40, 2)) for _ in centers]
-    good, bad = quality(stacked(points, points, labels), None, k=5), quality(stacked(points, noise, labels), None, k=5)
+    good, bad = (
+        measure_quality(stack_clients(points, points, labels), None, k=5),
+        measure_quality(stack_clients(points, noise, labels), None, k=5),
+    )
     assert (good["trustworthiness"], good["knn"]) == (1, 1)
     assert good["foreign"] == good["foreign_in_space"] < 0.05 < 0.5 < bad["foreign"]
     assert bad["knn"] < 0.7

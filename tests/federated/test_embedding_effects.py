@@ -22,7 +22,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from foveate.federated.embedding.client import SURROGATE
-from foveate.federated.embedding.fitting import Fitted, fit_clients
+from foveate.federated.embedding.job import Fitted, fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.rounds import Log
 from foveate.metrics.embedding import foreign_share, knn_accuracy

@@ -14,11 +14,11 @@ from small_clients import CLIENTS, options
 
 from foveate.core.errors import UserError
 from foveate.federated.embedding import client as at_client
-from foveate.federated.embedding.checkpoint import load_state, save_state
 from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
-from foveate.federated.embedding.fitting import Fitted, fit_clients
-from foveate.federated.embedding.folder import load_encoder, save_encoder
-from foveate.federated.embedding.server import State, begin
+from foveate.federated.embedding.folder import encoder_config, load_encoder, save_encoder
+from foveate.federated.embedding.job import Fitted, MapJob, MapState, fit_clients
+from foveate.federated.embedding.options import EmbeddingOptions
+from foveate.federated.job import load_snapshot, save_snapshot
 from foveate.federated.rounds import Log
 from naming import raises_naming
 
@@ -35,14 +35,14 @@ def fit(**changes: Any) -> Fitted:
     ],
 )
 def test_every_method_runs_and_repeats(method: str, surrogate: str) -> None:
-    one, two = (fit(method=method, surrogate=surrogate, least_r2=-10.0) for _ in range(2))
+    one, two = (fit(method=method, surrogate=surrogate, min_r2=-10.0) for _ in range(2))
     assert (one.state.encoder == two.state.encoder).all()
     assert len(one.state.history) == 4
     felt = [entry["foreign"] is not None for entry in one.state.history]
     assert felt == [method in ("fedne", "fedne_exact") and number >= 1 for number in range(4)]
     assert np.isfinite(one.transform(CLIENTS[0])).all()
     if method == "local":
-        assert not (one.state.own[0] == one.state.own[1]).all()
+        assert not (one.state.local_weights[0] == one.state.local_weights[1]).all()
         assert one.log.entries == []
 
 
@@ -75,7 +75,7 @@ def test_weights_are_averaged_by_original_sizes() -> None:
 @pytest.mark.parametrize("surrogate", ["network", "grid"])
 def test_no_rows_of_data_leave_a_client(surrogate: str) -> None:
     log = Log(record=True)
-    fit_clients(CLIENTS, options(surrogate=surrogate, least_r2=-10.0), log=log)
+    fit_clients(CLIENTS, options(surrogate=surrogate, min_r2=-10.0), log=log)
     numbers = fitted_size = len(fit(rounds=1).state.encoder)
     allowed = {
         at_client.POINTS: {},
@@ -98,15 +98,15 @@ def test_no_rows_of_data_leave_a_client(surrogate: str) -> None:
 
 
 def test_a_surrogate_that_does_not_fit_is_left_out_and_said() -> None:
-    fitted = fit(least_r2=1.1, surrogate="grid")
-    assert all(entry["felt"] in (None, []) for entry in fitted.state.history)
+    fitted = fit(min_r2=1.1, surrogate="grid")
+    assert all(entry["usable"] in (None, []) for entry in fitted.state.history)
     assert any("is left out" in note for note in fitted.state.notes)
     assert (fitted.state.encoder == fit(method="fedavg").state.encoder).all()
 
 
 @pytest.mark.parametrize("refresh", [1, 2])
 def test_surrogates_are_made_anew_as_asked(refresh: int) -> None:
-    fitted = fit(refresh=refresh, rounds=5, surrogate_start=0.2, least_r2=-10.0)
+    fitted = fit(refresh=refresh, rounds=5, surrogate_start=0.2, min_r2=-10.0)
     asked = {entry.round for entry in fitted.log.entries if entry.kind == at_client.SURROGATE}
     assert asked == ({1, 2, 3, 4} if refresh == 1 else {1, 3})
 
@@ -126,7 +126,7 @@ def test_tiny_and_degenerate_clients_take_part() -> None:
 
 
 def test_a_map_of_three_dimensions() -> None:
-    fitted = fit(dimensions=3, grid_most=12, least_r2=-10.0)
+    fitted = fit(dimensions=3, max_axis_points=12, min_r2=-10.0)
     assert fitted.transform(CLIENTS[0]).shape == (40, 3)
     assert fitted.state.history[-1]["foreign"] is not None
 
@@ -134,7 +134,7 @@ def test_a_map_of_three_dimensions() -> None:
 @pytest.mark.parametrize("grid", ["own", "official"])
 def test_own_grids(grid: str) -> None:
     log = Log(record=True)
-    fitted = fit_clients(CLIENTS, options(grid=grid, least_r2=-10.0), log=log)
+    fitted = fit_clients(CLIENTS, options(grid=grid, min_r2=-10.0), log=log)
     assert fitted.state.history[-1]["foreign"] is not None
     assert at_client.BOX not in {entry.kind for entry in log.entries}
 
@@ -159,17 +159,17 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, stop: int, met
     class Stopped(Exception):
         pass
 
-    def killed(state: State) -> None:
-        save_state(state, chosen, tmp_path / "state")
+    def killed(state: MapState) -> None:
+        save_snapshot(tmp_path / "state", MapJob(chosen), state)
         if state.round == stop:
             raise Stopped
 
     with pytest.raises(Stopped):
         fit_clients(CLIENTS, chosen, after=killed)
-    resumed = fit_clients(CLIENTS, chosen, state=load_state(tmp_path / "state", chosen))
+    resumed = fit_clients(CLIENTS, chosen, state=load_snapshot(tmp_path / "state", MapJob(chosen)))
     assert (resumed.state.encoder == whole.state.encoder).all()
-    for one in whole.state.own:
-        assert (resumed.state.own[one] == whole.state.own[one]).all()
+    for client, weights in whole.state.local_weights.items():
+        assert (resumed.state.local_weights[client] == weights).all()
     assert [e["attraction"] for e in resumed.state.history] == [e["attraction"] for e in whole.state.history]
     assert (resumed.transform(CLIENTS[1]) == whole.transform(CLIENTS[1])).all()
 
@@ -190,7 +190,7 @@ def test_exact_positions_are_refused_over_a_network() -> None:
         clients = (0,)
 
     with pytest.raises(UserError, match="one process only"):
-        begin(Elsewhere(), options(method="fedne_exact"))  # type: ignore[arg-type]
+        MapJob(options(method="fedne_exact")).begin(Elsewhere())  # type: ignore[arg-type]
 
 
 def test_the_estimator_keeps_the_conventions(tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_the_estimator_keeps_the_conventions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: FederatedNeighborEmbedding().fit([]), "there is no client"),
+        (lambda: FederatedNeighborEmbedding().fit([]), "no client"),
         (
             lambda: FederatedNeighborEmbedding().fit([CLIENTS[0], CLIENTS[1][:, :3]]),
-            "client 1 has 3 features, client 0 has 6",
+            "client 1 has 3 features.*client 0 has 6",
         ),
         (
             lambda: FederatedNeighborEmbedding().fit([CLIENTS[0], CLIENTS[1] * np.nan]),
@@ -225,8 +225,8 @@ def test_the_estimator_keeps_the_conventions(tmp_path: Path) -> None:
         (lambda: FederatedNeighborEmbedding().fit([CLIENTS[0], CLIENTS[1][:0]]), "client 1 has no point"),
         (lambda: FederatedNeighborEmbedding(method="fedn").fit(CLIENTS), "FederatedNeighborEmbedding: field 'method'"),
         (lambda: FederatedNeighborEmbedding(options={"rounds": 3}).fit(CLIENTS), "'rounds' is a parameter of its own"),
-        (lambda: FederatedNeighborEmbedding(n_components=4).fit(CLIENTS), "allowed are 2 and 3"),
-        (lambda: FederatedNeighborEmbedding.load("nowhere"), "not a model folder"),
+        (lambda: FederatedNeighborEmbedding(n_components=4).fit(CLIENTS), "dimensions.*2 or 3"),
+        (lambda: FederatedNeighborEmbedding.load("nowhere"), "nowhere.*map encoder"),
     ],
 )
 def test_a_users_mistake_is_one_sentence(call: Callable[[], object], words: str) -> None:
@@ -235,12 +235,12 @@ def test_a_users_mistake_is_one_sentence(call: Callable[[], object], words: str)
 
 
 def test_a_damaged_model_folder_is_refused(tmp_path: Path) -> None:
-    about = {"widths": [6, 4, 2], "precision": "float32", "method": "fedne", "rounds": 1, "clients": 2}
+    config = encoder_config(EmbeddingOptions(hidden=(4,), rounds=1), 6, 2)
     encoder = FederatedNeighborEmbedding(n_rounds=1, hidden_layer_sizes=(4,), random_state=0).fit(CLIENTS).encoder_
-    folder = save_encoder(encoder, tmp_path / "model", about=about)
+    folder = save_encoder(encoder, tmp_path / "model", config)
     assert (load_encoder(folder)[0](torch.zeros(1, 6)) == encoder(torch.zeros(1, 6))).all()
     (folder / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="missing, damaged or of other shapes"):
+    with pytest.raises(UserError, match="model.safetensors: damaged"):
         load_encoder(folder)
     with pytest.raises(UserError, match="transform.*no meaning"):
         FederatedNeighborEmbedding(n_rounds=1, random_state=0).fit(CLIENTS).transform(CLIENTS[0], client=1)

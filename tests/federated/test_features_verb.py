@@ -16,16 +16,17 @@ from safetensors.numpy import load_file
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.results import parse_result
-from foveate.federated.deep import fitting
-from foveate.federated.deep import run as deep_run
-from foveate.federated.deep.checkpoint import load_stand, save_stand, together
-from foveate.federated.deep.encoder import ENCODERS, weights_of
+from foveate.federated import job as federated_job
+from foveate.federated.deep import job as deep_job
+from foveate.federated.deep.encoder import ENCODERS, flatten_weights
 from foveate.federated.deep.estimator import FederatedDeepClustering
-from foveate.federated.deep.fitting import fit_clients
-from foveate.federated.deep.folder import load_model
-from foveate.federated.deep.options import METHODS, DeepOptions, options_of
+from foveate.federated.deep.job import DeepJob, fit_clients, load_model
+from foveate.federated.deep.options import METHODS, DeepOptions, read_options
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN
 from foveate.federated.deep.quality import probe
+from foveate.federated.job import load_snapshot, save_snapshot
+from foveate.federated.results import FeaturesResult
+from foveate.federated.rounds import merge_tables
 from foveate.federated.sources import gather, read_points
 from foveate.report import render
 from foveate.report.pages import federated_features
@@ -129,17 +130,17 @@ def test_stopped_after_a_round_and_repeated_it_ends_with_the_same_weights(
     arguments = [table, "--client", "hospital", "--label", "species", *QUICK]
     whole = answer(*arguments, "--run", tmp_path / "whole")
 
-    def killed(stand: Any, options: Any, path: Path) -> None:
-        save_stand(stand, options, path)
-        if stand.state.round == stop:
+    def killed(path: Path, job: Any, state: Any) -> None:
+        save_snapshot(path, job, state)
+        if state.round == stop:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(deep_run, "save_stand", killed)
+    monkeypatch.setattr(federated_job, "save_snapshot", killed)
     assert call(*arguments, "--run", tmp_path / "cut").exit_code != 0
     assert not (tmp_path / "cut" / "result.json").exists()
     monkeypatch.undo()
     trained: list[int] = []
-    handlers = fitting.handlers
+    handlers = deep_job.handlers
 
     def counting(*given: Any) -> Any:
         found = handlers(*given)
@@ -150,7 +151,7 @@ def test_stopped_after_a_round_and_repeated_it_ends_with_the_same_weights(
 
         return {**found, TRAIN: train}
 
-    monkeypatch.setattr(fitting, "handlers", counting)
+    monkeypatch.setattr(deep_job, "handlers", counting)
     again = answer(*arguments, "--run", tmp_path / "cut")
     assert sorted(set(trained)) == list(range(stop, 3)), "no finished round is trained again"
     same = [load_file(tmp_path / one / "model" / "model.safetensors") for one in ("whole", "cut")]
@@ -170,7 +171,7 @@ def test_stopped_within_a_round_it_asks_nobody_twice(
     arguments = [table, "--client", "hospital", "--label", "species", "--compare", "none", *QUICK]
     whole = answer(*arguments, "--run", tmp_path / "whole")
     asked: list[tuple[str, int, int]] = []
-    handlers = fitting.handlers
+    handlers = deep_job.handlers
 
     def noting(*given: Any) -> Any:
         def wrapped(kind: str, handler: Any) -> Any:
@@ -184,7 +185,7 @@ def test_stopped_within_a_round_it_asks_nobody_twice(
 
         return {kind: wrapped(kind, handler) for kind, handler in handlers(*given).items()}
 
-    monkeypatch.setattr(fitting, "handlers", noting)
+    monkeypatch.setattr(deep_job, "handlers", noting)
     assert call(*arguments, "--run", tmp_path / "cut").exit_code != 0
     assert asked[-1] == (TRAIN, 1, 1)
     again = answer(*arguments, "--run", tmp_path / "cut")
@@ -215,28 +216,28 @@ def test_encoders_of_images(encoder: str, numbers: int, tmp_path: Path) -> None:
 def test_the_verb_trains_what_the_estimator_trains() -> None:
     random = np.random.default_rng(0)
     parts = [random.normal(size=(40, 5)) + 3 * number for number in range(3)]
-    options = options_of({"clusters": 3, "rounds": 2, "width": 16, "seed": 4})
+    options = read_options({"clusters": 3, "rounds": 2, "width": 16, "seed": 4})
     fitted = fit_clients(parts, options)
     estimator = FederatedDeepClustering(3, n_rounds=2, width=16, random_state=4).fit(parts)
-    np.testing.assert_array_equal(fitted.stand.state.weights, weights_of(estimator.encoder_))
+    np.testing.assert_array_equal(fitted.state.weights, flatten_weights(estimator.encoder_))
     np.testing.assert_array_equal(fitted.centers, estimator.cluster_centers_)
-    assert sum(row["bytes"] for row in fitted.stand.exchanged if row["up"]) == estimator.bytes_up_
+    assert sum(row["bytes"] for row in fitted.state.exchanged if row["up"]) == estimator.bytes_up_
 
 
 def test_own_centroids_are_another_training_than_common_ones() -> None:
     random = np.random.default_rng(0)
     parts = [random.normal(size=(40, 5)) + 2 * number for number in range(3)]
     found = {
-        name: fit_clients(parts, options_of({"clusters": 3, "rounds": 2, "width": 8, "method": name}))
+        name: fit_clients(parts, read_options({"clusters": 3, "rounds": 2, "width": 8, "method": name}))
         for name in ("deepfeca", "local", "untrained", "central")
     }
-    weights = [one.stand.state.weights for one in found.values()]
+    weights = [one.state.weights for one in found.values()]
     assert all((one != two).any() for place, one in enumerate(weights) for two in weights[place + 1 :])
     alone = [
-        fit_clients(parts[:1], options_of({"clusters": 3, "rounds": 2, "width": 8, "method": name}))
+        fit_clients(parts[:1], read_options({"clusters": 3, "rounds": 2, "width": 8, "method": name}))
         for name in ("deepfeca", "central")
     ]
-    np.testing.assert_array_equal(alone[0].stand.state.weights, alone[1].stand.state.weights)
+    np.testing.assert_array_equal(alone[0].state.weights, alone[1].state.weights)
 
 
 def test_the_plan_writes_nothing_and_bounds_what_is_sent(table: Path, tmp_path: Path) -> None:
@@ -249,10 +250,10 @@ def test_the_plan_writes_nothing_and_bounds_what_is_sent(table: Path, tmp_path: 
 
 
 def test_tables_of_messages_are_added() -> None:
-    row = {"kind": "train", "up": True, "what": "weights", "dtype": "float32"}
+    row = {"kind": "train", "up": True, "name": "weights", "dtype": "float32"}
     one = [{**row, "messages": 2, "bytes": 8, "smallest": [1, 4], "largest": [3, 4]}]
     two = [{**row, "messages": 1, "bytes": 4, "smallest": [2, 4], "largest": [5, 4]}, {**one[0], "up": False}]
-    found = together(one, two)
+    found = merge_tables(one, two)
     assert found[0] == {**row, "messages": 3, "bytes": 12, "smallest": [1, 4], "largest": [5, 4]}
     assert len(found) == 2
     assert one[0]["messages"] == 2, "what is added is left as it was"
@@ -273,13 +274,16 @@ def test_a_probe_of_one_label_is_no_number() -> None:
         (["--method", "deepfecca"], "field 'method'"),
         (["--compare", "locale"], "Did you mean 'local'"),
         (["--set", "roundes=3"], "Did you mean 'rounds'"),
-        (["--set", "rounds=3"], "give it as --rounds"),
-        (["--set", "seed=3"], "give it as --seed"),
+        (["--set", "rounds=3"], "--rounds"),
+        (["--set", "seed=3"], "--seed"),
         (["--set", "clustering=consenus"], "Did you mean 'consensus'"),
         (["--set", "clustering=central"], "pools raw points"),
-        (["--set", "encoder=small_resnet"], "rows of 6 numbers are no square images"),
-        (["--set", "encoder=small_vit", "--set", "shape=[1,2,3]"], "reads square images, not [2, 3]"),
-        (["--set", "encoder=small_resnet", "--set", "shape=[1,2,2]"], "shape [1, 2, 2]: rows have 6 numbers"),
+        (["--set", "encoder=small_resnet"], "rows of 6 values are not square images"),
+        (["--set", "encoder=small_vit", "--set", "shape=[1,2,3]"], "square images (got 2 x 3)"),
+        (
+            ["--set", "encoder=small_resnet", "--set", "shape=[1,2,2]"],
+            "shape [1, 2, 2]: channels x height x width",
+        ),
         (["--set", "shape=[1,2,3]"], "field 'shape' has no effect"),
         (["--set", "augment=shift"], "shift moves images"),
         (["--set", "encoder=small_resnet", "--set", "augment=noise"], "noise is for features"),
@@ -297,7 +301,7 @@ def test_a_users_mistake_is_one_sentence(table: Path, tmp_path: Path, arguments:
 def test_labels_or_a_number_of_clusters_are_needed(table: Path, tmp_path: Path) -> None:
     done = call(table, "--client", "hospital", "--run", tmp_path / "run")
     assert isinstance(done.exception, UserError)
-    assert "how many clusters? give --clusters" in str(done.exception)
+    assert "--clusters" in str(done.exception)
 
 
 def test_a_folder_of_other_settings_and_damaged_files_are_refused(table: Path, tmp_path: Path) -> None:
@@ -308,7 +312,7 @@ def test_a_folder_of_other_settings_and_damaged_files_are_refused(table: Path, t
     assert "another recipe" in str(other.exception)
     kept = tmp_path / "a" / "states" / "deepfeca.safetensors"
     with raises_naming(UserError, "8", "4"):
-        load_stand(kept, options_of({"clusters": 3, "rounds": 3, "hidden": 16, "width": 4}))
+        load_snapshot(kept, DeepJob(read_options({"clusters": 3, "rounds": 3, "hidden": 16, "width": 4})))
     kept.write_bytes(kept.read_bytes()[:50])
     broken = call(*arguments, "--run", tmp_path / "a")
     assert isinstance(broken.exception, UserError)
@@ -334,7 +338,7 @@ def test_a_page_without_rounds_or_with_a_client_left_out(table: Path, tmp_path: 
     page = render(tmp_path / "r").read_text(encoding="utf-8")
     assert "south (left out)" in page
     result["methods"].append({**result["methods"][0], "method": "central", "federated": False, "quality": {"nmi": 0.5}})
-    table = federated_features.measures(parse_result(federated_features.FeaturesResult, result))
+    table = federated_features.measures(parse_result(FeaturesResult, result))
     assert [head for head, _ in table["heads"]] == ["NMI", "Distance"], "measures that no method has are left out"
     assert table["lines"][0]["cells"][0] == "–"
     assert table["lines"][1] | {"seconds": ""} == {
@@ -349,6 +353,6 @@ def test_each_encoder_of_the_options_can_be_built() -> None:
 
 
 def test_digits_are_a_source() -> None:
-    assert options_of({"clusters": 10, "encoder": "small_resnet"}).reads_images
-    assert fitting.samples_of(read_points("digits").points_ND[:3], options_of(
+    assert read_options({"clusters": 10, "encoder": "small_resnet"}).reads_images
+    assert deep_job.prepare_samples(read_points("digits").points_ND[:3], read_options(
         {"clusters": 10, "encoder": "small_resnet"})).shape == (3, 1, 8, 8)  # fmt: skip

@@ -49,6 +49,6 @@ def test_ignored_labels(case: str) -> None:
 def test_spherical_kmeans(case: str) -> None:
     wanted = ARRAYS[f"{case}_spherical_kmeans_10it"]
     points = unit(ARRAYS[f"{case}_features"])
-    found = lloyd(points, points[: len(wanted)], most_steps=10, spherical=True)
+    found = lloyd(points, points[: len(wanted)], max_steps=10, spherical=True)
     np.testing.assert_allclose(found.centers, wanted, rtol=1e-9)
     np.testing.assert_array_equal(found.labels, ARRAYS[f"{case}_spherical_assign"])

@@ -13,7 +13,7 @@ from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import Clustered, cluster
 from foveate.federated.clustering.local import local_kmeans
-from foveate.federated.clustering.options import Settings, resolve
+from foveate.federated.clustering.options import ClusteringOptions, resolve
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess
 from foveate.metrics.clustering import center_error, centroid_index
@@ -22,10 +22,10 @@ GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "feca"
 CASES = json.loads((GOLDENS / "end_to_end.json").read_text(encoding="utf-8"))
 ARRAYS = np.load(GOLDENS / "end_to_end.npz")
 VARIANTS = {
-    "paper_reconstruction": {"method_name": "paper_reconstruction"},
-    "half_min,most_neighbours": {"method_name": "paper_reconstruction", "seeds": "most_neighbors"},
+    "paper_reconstruction": {"method": "paper_reconstruction"},
+    "half_min,most_neighbours": {"method": "paper_reconstruction", "seeds": "most_neighbors"},
     "max_over_clients,most_neighbours": {
-        "method_name": "paper_reconstruction",
+        "method": "paper_reconstruction",
         "seeds": "most_neighbors",
         "radius": "max_over_clients",
     },
@@ -34,18 +34,18 @@ VARIANTS = {
 }
 
 
-def run(case: dict, settings: Settings) -> Clustered:
+def run(case: dict, options: ClusteringOptions) -> Clustered:
     """The protocol itself; only the rows that clients start from are given."""
     points = s_set(case["set"])[0]
     owner, rows = (ARRAYS[f"{case['case']}_{name}"] for name in ("owner", "init_rows"))
 
     def answer(data: np.ndarray, request: Message, client: int) -> Message:
-        local = local_kmeans(data, settings.clusters, np.random.default_rng(0), starts_KD=points[rows[client]])
+        local = local_kmeans(data, options.clusters, np.random.default_rng(0), starts_KD=points[rows[client]])
         return protocol.describe(data, local, request)
 
     handlers = protocol.HANDLERS | {protocol.CENTROIDS: answer}
     clients = [Client(number, points[owner == number], handlers) for number in range(case["clients"])]
-    return cluster(InProcess(clients), settings)
+    return cluster(InProcess(clients), options)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
@@ -55,8 +55,8 @@ def test_what_clients_send(case: dict) -> None:
     wanted = {name: ARRAYS[f"{case['case']}_{name}"] for name in ("pool", "counts", "kept", "client_radii")}
     np.testing.assert_allclose(np.concatenate([one["centers"] for one in sent]), wanted["pool"], atol=1e-6)
     np.testing.assert_array_equal(np.concatenate([one["counts"] for one in sent]), wanted["counts"])
-    np.testing.assert_array_equal(np.concatenate([one["kept"] for one in sent]), wanted["kept"])
-    paper = run(case, resolve(15, method_name="paper_reconstruction"))
+    np.testing.assert_array_equal(np.concatenate([one["trusted"] for one in sent]), wanted["kept"])
+    paper = run(case, resolve(15, method="paper_reconstruction"))
     radii = np.concatenate([one["radius"] for one in paper.client_reports.values()])
     np.testing.assert_allclose(radii, wanted["client_radii"], atol=1e-6)
     assert all("counts" not in one for one in paper.client_reports.values())

@@ -50,15 +50,15 @@ def test_groups(case: dict, seeds: str) -> None:
     np.testing.assert_allclose(moved, means, rtol=1e-12)
 
 
-def pool_of(case: dict) -> Pool:
+def make_pool(case: dict) -> Pool:
     arrays = {name: POOLS[f"{case['case']}_{name}"] for name in ("centroids", "counts", "kept", "client")}
     return Pool(arrays["centroids"], arrays["counts"], arrays["kept"], arrays["client"])
 
 
 @pytest.mark.parametrize("case", CONSENSUS, ids=lambda case: case["case"])
 def test_radius_search(case: dict) -> None:
-    pool = pool_of(case).sorted()
-    for name, part in (("all_pool", pool), ("kept_pool", pool.take(pool.kept))):
+    pool = make_pool(case).sorted()
+    for name, part in (("all_pool", pool), ("kept_pool", pool.take(pool.trusted))):
         found = search(part, case["K"])[:5]
         np.testing.assert_allclose([one.radius for one in found], case[name]["radii_in_score_order"], rtol=1e-9)
         np.testing.assert_allclose([one.score for one in found], case[name]["scores"], rtol=1e-9)
@@ -68,7 +68,7 @@ def test_radius_search(case: dict) -> None:
 
 @pytest.mark.parametrize("case", CONSENSUS, ids=lambda case: case["case"])
 def test_consensus(case: dict) -> None:
-    pool, name = pool_of(case), case["case"]
+    pool, name = make_pool(case), case["case"]
     found = consensus(pool, case["K"], np.random.default_rng(0), restarts=0)
     np.testing.assert_allclose(as_set(found.centers), as_set(POOLS[f"{name}_consensus"]), rtol=1e-8)
     truth = POOLS[f"{name}_truth"]
@@ -78,7 +78,7 @@ def test_consensus(case: dict) -> None:
     total, weight = np.zeros_like(found.centers), np.zeros(case["K"])
     for client in np.unique(owner):  # what one round of refinement sends
         own = points[owner == client]
-        added = sums(own, lloyd(own, found.centers, most_steps=0).labels, case["K"])
+        added = sums(own, lloyd(own, found.centers, max_steps=0).labels, case["K"])
         total, weight = total + added[0], weight + added[1]
     refined = np.where(weight[:, None] > 0, total / np.maximum(weight, 1)[:, None], found.centers)
     np.testing.assert_allclose(as_set(refined), as_set(POOLS[f"{name}_after_one_round"]), rtol=1e-8)

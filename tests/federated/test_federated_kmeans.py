@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from foveate.core.errors import UserError
 from foveate.federated import estimators
-from foveate.federated.clustering.options import method, methods, resolve
+from foveate.federated.clustering.options import load_method, method_names, resolve
 from foveate.federated.estimators import FederatedKMeans, is_list_of_clients
 from naming import raises_naming
 
@@ -51,11 +51,11 @@ def test_labels_are_those_of_predict_and_reports_are_there() -> None:
     assert found.inertia_ == pytest.approx(total)
     assert found.n_features_in_ == 2
     assert set(found.client_reports_) == {0, 1, 2, 3}
-    assert set(found.client_reports_[0]) == {"centers", "counts", "kept", "points"}
+    assert set(found.client_reports_[0]) == {"centers", "counts", "trusted", "points"}
     assert found.server_report_["weighted_sse"] > 0
     check_groups(found.server_report_, 15, sum(len(part) for part in parts))
     assert found.bytes_up_ == sum(row["bytes"] for row in found.exchanged_ if row["up"])
-    assert {row["what"] for row in found.exchanged_ if row["up"]} == {"centers", "counts", "kept", "points", "sums"}
+    assert {row["name"] for row in found.exchanged_ if row["up"]} == {"centers", "counts", "trusted", "points", "sums"}
 
 
 def check_groups(report: dict, clusters: int, points: int) -> None:
@@ -84,7 +84,7 @@ def test_groups_that_were_rejected_are_reported() -> None:
 def test_a_client_of_fewer_different_points_than_clusters_is_warned_of() -> None:
     part = split_s_set("s1", alpha=None, clients=2, seed=0)[0]
     few = np.repeat(part[:3], 5, axis=0)
-    with pytest.warns(UserWarning, match="client 1 has 3 different points for 15 clusters: it makes 3"):
+    with pytest.warns(UserWarning, match="client 1 .* 3 .* 15"):
         found = FederatedKMeans(15, random_state=0).fit([part, few])
     assert len(found.client_reports_[1]["centers"]) == 3
     with warnings.catch_warnings():
@@ -131,25 +131,25 @@ def test_a_result_names_its_method(options: dict, title: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "names"),
     [
-        ({"method": "consens"}, "unknown method 'consens': .*Did you mean 'consensus'"),
-        ({"client_init": "kmeans+"}, "unknown client_init 'kmeans.'"),
-        ({"eliminate": "some"}, "unknown eliminate 'some': .*drop, flags, none"),
-        ({"method": "paper_reconstruction", "radius": "half"}, "unknown radius"),
-        ({"method": "paper_reconstruction", "radius": -1.0}, "radius -1.0"),
-        ({"method": "paper_reconstruction", "seeds": "most"}, "unknown seeds 'most'"),
-        ({"n_init": 0}, "n_init 0: allowed are whole numbers from 1"),
-        ({"restarts": 1.5}, "restarts 1.5"),
-        ({"refine_rounds": -1}, "refine_rounds -1"),
-        ({"local_clusters": [3, 0]}, "local_clusters"),
-        ({"min_count": 0}, "min_count 0"),
-        ({"n_clusters": 0}, "clusters 0"),
-        ({"suspects": "punish"}, "unknown suspects"),
+        ({"method": "consens"}, ("method", "consens", "Did you mean 'consensus'")),
+        ({"client_init": "kmeans+"}, ("client_init", "kmeans+", "kmeans++")),
+        ({"eliminate": "some"}, ("eliminate", "some", "drop")),
+        ({"method": "paper_reconstruction", "radius": "half"}, ("radius", "half", "half_min_distance")),
+        ({"method": "paper_reconstruction", "radius": -1.0}, ("radius", "-1.0")),
+        ({"method": "paper_reconstruction", "seeds": "most"}, ("seeds", "most", "most_mass")),
+        ({"n_init": 0}, ("n_init", "0", "1")),
+        ({"restarts": 1.5}, ("restarts", "1.5")),
+        ({"refine_rounds": -1}, ("refine_rounds", "-1")),
+        ({"local_clusters": [3, 0]}, ("local_clusters", "[3, 0]")),
+        ({"min_count": 0}, ("min_count", "0")),
+        ({"n_clusters": 0}, ("clusters", "0")),
+        ({"suspects": "punish"}, ("suspects", "punish")),
     ],
 )
-def test_wrong_options(options: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_wrong_options(options: dict, names: tuple[str, ...]) -> None:
+    with raises_naming(UserError, *names):
         FederatedKMeans(**{"n_clusters": 2, **options}).fit([np.eye(3), np.eye(3)])
 
 
@@ -159,11 +159,11 @@ def test_an_option_without_effect_warns() -> None:
 
 
 def test_every_option_of_a_method_is_used_by_it_alone() -> None:
-    for name in methods():
-        chosen = method(name)
+    for name in method_names():
+        chosen = load_method(name)
         assert chosen.name == name
         assert set(chosen.defaults) - {"eliminate", "refine_rounds", "client_init", "n_init"} <= chosen.uses
-        assert resolve(3, method_name=name).changed == {}
+        assert resolve(3, method=name).changed == {}
 
 
 def test_far_from_zero_distances_are_those_of_predict() -> None:
@@ -183,7 +183,7 @@ def test_one_array_with_the_client_of_each_row() -> None:
     assert by_name.clients_.tolist() == ["a", "b", "c"]
     with raises_naming(UserError, "2"):
         FederatedKMeans(15).fit(points, clients=["a", "b"])
-    with pytest.raises(UserError, match="a list of arrays says it already"):
+    with raises_naming(UserError, "clients"):
         FederatedKMeans(15).fit(parts, clients=names)
 
 

@@ -8,10 +8,10 @@ import torch
 from fedne_goldens import about, arrays, surrogate, tensor
 
 from foveate.federated.embedding.graph import edges, mix, neighborhood
-from foveate.federated.embedding.networks import average, load_weights, perceptron, weights_of
-from foveate.federated.embedding.options import decay_rounds, first_surrogate_round, rate_of
+from foveate.federated.embedding.networks import average, copy_weights, load_weights, perceptron
+from foveate.federated.embedding.options import decay_rounds, first_surrogate_round, learning_rate_of
 from foveate.federated.embedding.surrogates import SurrogateSum
-from foveate.federated.embedding.training import PassSettings, optimizer_of, step
+from foveate.federated.embedding.training import PassSettings, make_optimizer, step
 from foveate.metrics.neighbors import nearest
 
 MIXING, ROUND = arrays("mixing"), arrays("round")
@@ -54,7 +54,7 @@ def test_the_schedule(case: dict) -> None:
     rounds = case["rounds"]
     for script, shares in (("main_surrogate", (0.6,)), ("main_mnist", (0.2, 0.3, 0.6))):
         stored = case[script]
-        rates = [rate_of(number, rounds=rounds, base=1e-3, shares=shares) for number in range(rounds)]
+        rates = [learning_rate_of(number, rounds=rounds, base=1e-3, shares=shares) for number in range(rounds)]
         assert [rates[0], rates[-1]] == pytest.approx(stored["lr_first_last"], rel=1e-12)
         changes = [0, *(number for number in range(1, rounds) if rates[number] != rates[number - 1])]
         assert changes == stored["changes"]
@@ -70,7 +70,7 @@ def test_a_whole_round(mode: str) -> None:
     for client in (0, 1):
         network = perceptron((6, 10, 2), torch.Generator(), dtype=torch.float64)
         load_weights(network, {name: ROUND[f"init_{name.replace('.', '_')}"] for name in NAMES})
-        optimizer = optimizer_of(network, 1e-2)
+        optimizer = make_optimizer(network, 1e-2)
         other = 1 - client
         foreign = SurrogateSum([surrogate(ROUND, f"S{other}")], [float(ratios[other])], dtype=torch.float64)
         settings = PassSettings(rate=1e-2, share=float(ratios[client]))
@@ -87,7 +87,7 @@ def test_a_whole_round(mode: str) -> None:
             )
             loss = losses.total(negatives=5, share=settings.share).item()
             assert loss == pytest.approx(float(ROUND[f"{mode}_client{client}_step{number}_loss"]), rel=1e-8, abs=1e-10)
-        finals.append(weights_of(network))
+        finals.append(copy_weights(network))
         for name in NAMES:
             stored = ROUND[f"{mode}_client{client}_final_{name.replace('.', '_')}"]
             np.testing.assert_allclose(finals[-1][name], stored, **near)

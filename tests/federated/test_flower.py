@@ -33,7 +33,7 @@ from foveate.federated.flower.app import CONFIG, write_app
 from foveate.federated.flower.client_app import app as client_app
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.flower.transport import HELLO, GridTransport
-from foveate.federated.messages import DTYPES, Message, MessageError
+from foveate.federated.messages import DTYPES, SCHEMA, Message, MessageError
 from foveate.federated.rounds import InProcess, TooFewClientsError, attempt
 from naming import raises_naming
 
@@ -53,7 +53,7 @@ def test_records_and_back(dtype: str) -> None:
     "records", [RecordDict(), RecordDict({"foveate": ConfigRecord({"schema": 9, "kind": "x", "round": 0})})]
 )
 def test_foreign_records_are_refused(records: RecordDict) -> None:
-    with raises_naming(MessageError, "1"):
+    with raises_naming(MessageError, str(SCHEMA)):
         from_records(records)
 
 
@@ -108,7 +108,7 @@ def in_process(parts, plan):
 
 @pytest.mark.parametrize("name", ["consensus", "paper_reconstruction", "kfed", "weighted_kmeans"])
 def test_equal_to_in_process(name: str) -> None:
-    plan = resolve(15, method_name=name, seed=5, refine_rounds=1, on_few_groups="return")
+    plan = resolve(15, method=name, seed=5, refine_rounds=1, on_few_groups="return")
     found = cluster(GridTransport(FakeGrid(PARTS), clients=3), plan, evaluate=True)
     np.testing.assert_allclose(found.centers, in_process(PARTS, plan).centers, atol=1e-10)
     assert list(found.inertia) == [0, 1, 2]
@@ -161,13 +161,13 @@ def test_a_client_that_never_comes_is_named(tmp_path: Path) -> None:
     assert [client["points"] for client in result["clients"]] == [*map(len, PARTS), 0]
     assert result["notes"] == ["client 3 was left out: query.centroids, round 0: did not connect within 0.1 s"]
     with raises_naming(TooFewClientsError, "3", "4"):
-        server_app.run(FakeGrid(PARTS), config | {"at-least": 4})
+        server_app.run(FakeGrid(PARTS), config | {"min-clients": 4})
     mute = cluster(GridTransport(FakeGrid(PARTS, broken={(1, HELLO): "silent"}), clients=3), resolve(15))
     assert "1 of 3 nodes did not say which client they are (no answer)" in mute.excluded[1]
 
 
 def about(**fields: Any) -> RecordDict:
-    return RecordDict({"foveate": ConfigRecord({"schema": 1, "kind": protocol.CENTROIDS, "round": 0} | fields)})
+    return RecordDict({"foveate": ConfigRecord({"schema": SCHEMA, "kind": protocol.CENTROIDS, "round": 0} | fields)})
 
 
 def packed(shape: tuple[int, ...], content: bytes, *, dtype: str = "<f8", stype: str = "numpy.ndarray") -> RecordDict:
@@ -190,17 +190,17 @@ def with_value(value: Any) -> RecordDict:
 
 
 MALFORMED = {
-    "no kind": (RecordDict({"foveate": ConfigRecord({"schema": 1})}), "kind None and round None"),
-    "a list of rounds": (about(round=[1, 2]), "round [1, 2]: a word and a whole number"),
-    "a kind that is a number": (about(kind=7), "kind 7 and"),
+    "no kind": (RecordDict({"foveate": ConfigRecord({"schema": SCHEMA})}), "(got None and None)"),
+    "a list of rounds": (about(round=[1, 2]), "and [1, 2])"),
+    "a kind that is a number": (about(kind=7), "(got 7 and"),
     "junk": (with_array(Array("float64", (3, 2), "numpy.ndarray", b"junk")), "no readable header"),
-    "cut off": (packed((3, 2), b"12"), "says that it is [3, 2] of float64, and has 2 bytes"),
-    "too long": (packed((3, 2), b"1" * 100), "and has 100 bytes"),
-    "seven PiB": (packed((10**9, 10**6), b"12"), "[1000000000, 1000000] of float64, and has 2 bytes"),
-    "objects": (packed((1,), b"12345678", dtype="|O"), "has type object"),
-    "tensors": (packed((3, 2), b"", stype="torch"), "packed as 'torch'; numpy.ndarray is wanted"),
-    "bytes as a value": (with_value(b"12"), "is a bytes"),
-    "a list as a value": (with_value([1]), "is a list"),
+    "cut off": (packed((3, 2), b"12"), "[3, 2] of float64, but has 2 bytes"),
+    "too long": (packed((3, 2), b"1" * 100), "has 100 bytes"),
+    "seven PiB": (packed((10**9, 10**6), b"12"), "[1000000000, 1000000] of float64, but has 2 bytes"),
+    "objects": (packed((1,), b"12345678", dtype="|O"), "(got object)"),
+    "tensors": (packed((3, 2), b"", stype="torch"), "(got 'torch')"),
+    "bytes as a value": (with_value(b"12"), "(got bytes)"),
+    "a list as a value": (with_value([1]), "(got list)"),
 }
 
 
@@ -237,9 +237,9 @@ def test_arrays_by_column_and_replies_of_nobody() -> None:
 def test_a_killed_server_goes_on(tmp_path: Path) -> None:
     grid = FakeGrid(PARTS)
     plan = resolve(15, refine_rounds=2)
-    first = cluster(GridTransport(grid, clients=3, keep=tmp_path), plan)
+    first = cluster(GridTransport(grid, clients=3, answers_folder=tmp_path), plan)
     before = len(grid.sent)
-    again = cluster(GridTransport(grid, clients=3, keep=tmp_path), plan)
+    again = cluster(GridTransport(grid, clients=3, answers_folder=tmp_path), plan)
     assert grid.sent[before:] == [HELLO] * 3
     np.testing.assert_array_equal(first.centers, again.centers)
 

@@ -13,11 +13,10 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
 
 from foveate.core.errors import UserError
-from foveate.federated.deep.encoder import weights_of
-from foveate.federated.deep.fitting import fit_clients
-from foveate.federated.deep.folder import load_model
+from foveate.federated.deep.encoder import flatten_weights
+from foveate.federated.deep.job import fit_clients, load_model
 from foveate.federated.deep.message_kinds import REMOTE_KINDS, SIZE
-from foveate.federated.deep.options import options_of
+from foveate.federated.deep.options import read_options
 from foveate.federated.flower import client_app, server_app
 from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG
@@ -74,9 +73,9 @@ def run_config(out: Path, options: str = SMALL, **changed: Any) -> dict[str, Any
 
 def check_equal_to_in_process(out: Path) -> None:
     given = {"rounds": 2, "encoder": "small_vit", "width": 8, "hidden": 12, "augment": "shift"}
-    inside = fit_clients(PARTS, options_of({**given, "clusters": 3, "seed": 4}))
+    inside = fit_clients(PARTS, read_options({**given, "clusters": 3, "seed": 4}))
     loaded = load_model(out / "model")
-    np.testing.assert_allclose(weights_of(loaded.network), weights_of(inside.network), atol=1e-6)
+    np.testing.assert_allclose(flatten_weights(loaded.network), flatten_weights(inside.network), atol=1e-6)
     np.testing.assert_allclose(loaded.centers, inside.centers, atol=1e-6)
     for part in PARTS:
         np.testing.assert_allclose(loaded.transform(part), inside.transform(part), atol=1e-6)

@@ -14,15 +14,15 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveat
 from foveate import FederatedNeighborEmbedding
 from foveate.core.errors import UserError
 from foveate.federated.embedding import message_kinds as kinds
-from foveate.federated.embedding import remote as at_network
-from foveate.federated.embedding.fitting import fit_clients
+from foveate.federated.embedding.client import answer_remote
+from foveate.federated.embedding.job import MapJob, fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.embedding.remote import answer_elsewhere, run_server
 from foveate.federated.flower import client_app, server_app
 from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.flower.transport import HELLO, GridTransport
+from foveate.federated.job import serve
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.rounds import Log, TooFewClientsError
 from foveate.report import render
@@ -30,7 +30,7 @@ from naming import raises_naming
 
 RANDOM = np.random.default_rng(0)
 PARTS = [RANDOM.normal(size=(30, 5)) + 3 * number for number in range(3)]
-SMALL: dict[str, Any] = {"rounds": 3, "hidden": (8,), "surrogate_start": 0.4, "least_r2": -10.0}
+SMALL: dict[str, Any] = {"rounds": 3, "hidden": (8,), "surrogate_start": 0.4, "min_r2": -10.0}
 
 
 class FakeGrid:
@@ -59,11 +59,15 @@ class FakeGrid:
         return replies[::-1]
 
 
+def serve_map(transport: GridTransport, options: EmbeddingOptions, out: Path, **more: Any) -> dict[str, Any]:
+    return serve(MapJob(options), transport, out, **more)
+
+
 @pytest.mark.parametrize("surrogate", ["grid", "network"])
 def test_equal_to_in_process(surrogate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = EmbeddingOptions(**SMALL, surrogate=surrogate)
     log = Log()
-    run_server(GridTransport(FakeGrid(monkeypatch), clients=3, log=log), chosen, tmp_path / "out")
+    serve_map(GridTransport(FakeGrid(monkeypatch), clients=3, log=log), chosen, tmp_path / "out")
     inside = fit_clients([one.astype(np.float32) for one in PARTS], chosen)
     loaded = FederatedNeighborEmbedding.load(tmp_path / "out" / "model")
     np.testing.assert_allclose(loaded.transform(PARTS[0]), inside.transform(PARTS[0]), atol=1e-6)
@@ -76,11 +80,13 @@ def test_equal_to_in_process(surrogate: str, tmp_path: Path, monkeypatch: pytest
 def test_a_killed_server_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = EmbeddingOptions(**SMALL, surrogate="grid")
     with pytest.raises(KeyboardInterrupt):
-        run_server(GridTransport(FakeGrid(monkeypatch, stop_after=14), clients=3), chosen, tmp_path)
-    assert (tmp_path / "state.safetensors").is_file()
-    again = run_server(GridTransport(FakeGrid(monkeypatch), clients=3), chosen, tmp_path)
+        serve_map(GridTransport(FakeGrid(monkeypatch, stop_after=14), clients=3), chosen, tmp_path)
+    assert (tmp_path / "states" / "fedne.safetensors").is_file()
+    again = serve_map(GridTransport(FakeGrid(monkeypatch), clients=3), chosen, tmp_path)
     assert [entry["round"] for entry in again["maps"][0]["history"]] == [0, 1, 2]
-    assert not (tmp_path / "state.safetensors").exists(), "a finished run keeps no state: data elsewhere may change"
+    assert not (tmp_path / "states" / "fedne.safetensors").exists(), (
+        "a finished run keeps no state: data elsewhere may change"
+    )
     inside = fit_clients(PARTS, chosen)
     loaded = FederatedNeighborEmbedding.load(tmp_path / "model")
     np.testing.assert_allclose(loaded.transform(PARTS[1]), inside.transform(PARTS[1]), atol=1e-6)
@@ -89,13 +95,13 @@ def test_a_killed_server_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_killed_server_goes_on_without_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = EmbeddingOptions(**SMALL, surrogate="grid")
     with pytest.raises(KeyboardInterrupt):
-        run_server(GridTransport(FakeGrid(monkeypatch, stop_after=14), clients=3), chosen, tmp_path)
+        serve_map(GridTransport(FakeGrid(monkeypatch, stop_after=14), clients=3), chosen, tmp_path)
     grid = FakeGrid(monkeypatch)
     monkeypatch.setattr(grid, "get_node_ids", lambda: [107, 105])
     exchange = GridTransport(grid, clients=3, wait=0.1)
     with raises_naming(TooFewClientsError, "2", "3", "0.1"):
-        run_server(exchange, chosen, tmp_path, at_least=3)
-    again = run_server(exchange, chosen, tmp_path, at_least=2)
+        serve_map(exchange, chosen, tmp_path, min_clients=3)
+    again = serve_map(exchange, chosen, tmp_path, min_clients=2)
     assert [entry["round"] for entry in again["maps"][0]["history"]] == [0, 1, 2]
     assert again["clients"] == {"client 0": 30, "client 1": 30, "client 2": 30}, "it took part before"
     absent = {(one.client, one.reason) for one in exchange.log.entries if one.reason}
@@ -106,11 +112,11 @@ def test_a_map_without_a_client_names_it(tmp_path: Path, monkeypatch: pytest.Mon
     grid = FakeGrid(monkeypatch)
     monkeypatch.setattr(grid, "get_node_ids", lambda: [107, 103])
     chosen = EmbeddingOptions(**SMALL, method="fedavg")
-    found = run_server(GridTransport(grid, clients=3, wait=0.1), chosen, tmp_path / "a")
+    found = serve_map(GridTransport(grid, clients=3, wait=0.1), chosen, tmp_path / "a")
     assert found["clients"] == {"client 0": 30, "client 2": 30}
     assert found["maps"][0]["notes"] == {"client 1 is left out: did not connect within 0.1 s": 1}
     with raises_naming(TooFewClientsError, "2", "3", "1"):
-        run_server(GridTransport(grid, clients=3, wait=0.1), chosen, tmp_path / "b", at_least=3)
+        serve_map(GridTransport(grid, clients=3, wait=0.1), chosen, tmp_path / "b", min_clients=3)
 
 
 def test_the_server_app_runs_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,11 +132,11 @@ def test_the_server_app_runs_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_positions_never_leave_over_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = Message(kinds.POSITIONS, 0, {}, {"options": EmbeddingOptions().model_dump_json()})
     with pytest.raises(MessageError, match="not answered over a network"):
-        answer_elsewhere(PARTS[0], request, 0)
+        answer_remote(PARTS[0], request, 0)
     assert kinds.POSITIONS not in kinds.REMOTE_KINDS
     for method in ("fedne_exact", "local", "global"):
         with raises_naming(UserError, method):
-            run_server(GridTransport(FakeGrid(monkeypatch), clients=3), EmbeddingOptions(method=method), tmp_path)
+            serve_map(GridTransport(FakeGrid(monkeypatch), clients=3), EmbeddingOptions(method=method), tmp_path)
 
 
 def test_a_client_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,4 +144,3 @@ def test_a_client_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     message = SimpleNamespace(content=to_records(Message(kinds.POINTS)))
     content = client_app.answer_map(message, SimpleNamespace(node_config={"partition-id": 0}))
     assert "the node has no data" in str(from_records(content).values["failure"])
-    assert at_network.REMOTE_KINDS

@@ -23,13 +23,13 @@ from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
-from foveate.federated.deep.encoder import weights_of
-from foveate.federated.deep.fitting import fit_clients as fit_features
-from foveate.federated.deep.folder import load_model
+from foveate.federated.deep.encoder import flatten_weights
+from foveate.federated.deep.job import fit_clients as fit_features
+from foveate.federated.deep.job import load_model
 from foveate.federated.deep.message_kinds import REMOTE_KINDS
-from foveate.federated.deep.options import options_of as features_options
-from foveate.federated.embedding.fitting import fit_clients
-from foveate.federated.embedding.options import options_of
+from foveate.federated.deep.options import read_options as features_options
+from foveate.federated.embedding.job import fit_clients
+from foveate.federated.embedding.options import read_options
 from foveate.federated.rounds import InProcess
 from foveate.report import render
 
@@ -62,12 +62,12 @@ def test_a_map_by_three_processes(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     parts = [random.normal(size=(40, 5)) + 3 * number for number in range(2)]
     network, out = Network.begin(tmp_path), tmp_path / "out"
-    settings = "rounds=2 hidden=[8] surrogate=grid surrogate_start=0.5 least_r2=-10.0"
+    settings = "rounds=2 hidden=[8] surrogate=grid surrogate_start=0.5 min_r2=-10.0"
     with network.link(), network.nodes(parts):
         said = network.run(f'job="embed" seed=3 clients=2 wait=120.0 timeout=300.0 out="{out}" options="{settings}"')
     assert (out / "result.json").is_file(), said
-    options = options_of(
-        {"rounds": 2, "hidden": (8,), "surrogate": "grid", "surrogate_start": 0.5, "least_r2": -10.0, "seed": 3}
+    options = read_options(
+        {"rounds": 2, "hidden": (8,), "surrogate": "grid", "surrogate_start": 0.5, "min_r2": -10.0, "seed": 3}
     )
     inside = fit_clients(parts, options)
     loaded = FederatedNeighborEmbedding.load(out / "model")
@@ -95,7 +95,7 @@ def test_an_encoder_by_three_processes(tmp_path: Path) -> None:
     given = {"rounds": 2, "encoder": "small_resnet", "augment": "shift", "width": 8, "hidden": 16}
     inside = fit_features(parts, features_options({**given, "clusters": 3, "seed": 3}))
     loaded = load_model(out / "model")
-    np.testing.assert_allclose(weights_of(loaded.network), weights_of(inside.network), atol=1e-6)
+    np.testing.assert_allclose(flatten_weights(loaded.network), flatten_weights(inside.network), atol=1e-6)
     np.testing.assert_allclose(loaded.centers, inside.centers, atol=1e-6)
     for part in parts:
         np.testing.assert_allclose(loaded.transform(part), inside.transform(part), atol=1e-6)

@@ -29,13 +29,13 @@ from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
-from foveate.federated.embedding.fitting import fit_clients
-from foveate.federated.embedding.options import options_of
+from foveate.federated.embedding.job import fit_clients
+from foveate.federated.embedding.options import read_options
 from foveate.federated.rounds import InProcess
 
 PAGE = ROOT / "docs" / "how-to" / "federated-network.md"
 NAMES = ("north ward", "south ward", "nobody")
-SHORT = "rounds=2 hidden=[8] surrogate=grid surrogate_start=0.5 least_r2=-10.0"
+SHORT = "rounds=2 hidden=[8] surrogate=grid surrogate_start=0.5 min_r2=-10.0"
 """In place of the page's settings of a map, whose 60 rounds would take an hour here."""
 LIST = "flwr supernode list ours --format json"
 KEY = "--auth-supernode-private-key client2"
@@ -152,8 +152,8 @@ def same_as_in_process(folder: Path, parts: list[np.ndarray]) -> None:
     clients = [Client(number, part, protocol.HANDLERS) for number, part in enumerate(parts)]
     inside = cluster(InProcess(clients), resolve(12, min_count=10, refine_rounds=1))
     np.testing.assert_allclose(np.load(folder / "groups" / "centers.npz")["centers"], inside.centers, atol=1e-10)
-    options = {"rounds": 2, "hidden": (8,), "surrogate": "grid", "surrogate_start": 0.5, "least_r2": -10.0}
-    drawn = fit_clients(parts, options_of(options))
+    options = {"rounds": 2, "hidden": (8,), "surrogate": "grid", "surrogate_start": 0.5, "min_r2": -10.0}
+    drawn = fit_clients(parts, read_options(options))
     loaded = FederatedNeighborEmbedding.load(folder / "map" / "model")
     for part in parts:
         np.testing.assert_allclose(loaded.transform(part), drawn.transform(part), atol=1e-6)

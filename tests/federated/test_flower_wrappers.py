@@ -21,10 +21,9 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveat
 
 from flower_network import ROOT, free_port
 
-from foveate.federated.deep.encoder import weights_of
-from foveate.federated.deep.fitting import fit_clients
-from foveate.federated.deep.folder import load_model
-from foveate.federated.deep.options import options_of
+from foveate.federated.deep.encoder import flatten_weights
+from foveate.federated.deep.job import fit_clients, load_model
+from foveate.federated.deep.options import read_options
 from foveate.federated.flower.processes import family
 
 pytestmark = pytest.mark.slow
@@ -117,9 +116,9 @@ def make_keys(federation: Federation) -> None:
 
 def same_as_in_process(out: Path, parts: list[np.ndarray]) -> None:
     """Weights, centers and embeddings (float32) within 1e-6."""
-    inside = fit_clients(parts, options_of({**SETTINGS, "clusters": 3, "seed": 3}))
+    inside = fit_clients(parts, read_options({**SETTINGS, "clusters": 3, "seed": 3}))
     loaded = load_model(out / "model")
-    np.testing.assert_allclose(weights_of(loaded.network), weights_of(inside.network), atol=1e-6)
+    np.testing.assert_allclose(flatten_weights(loaded.network), flatten_weights(inside.network), atol=1e-6)
     np.testing.assert_allclose(loaded.centers, inside.centers, atol=1e-6)
     for part in parts:
         np.testing.assert_allclose(loaded.transform(part), inside.transform(part), atol=1e-6)

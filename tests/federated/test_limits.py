@@ -60,9 +60,9 @@ def test_limits_of_a_node() -> None:
     ("config", "words"),
     [
         ({"min_count": 10}, "unknown field of the node's configuration 'min_count'.*min-count"),
-        ({"min-count": 0}, "min-count 0; allowed are whole numbers from 1"),
-        ({"min-count": "10"}, "min-count '10'; allowed"),
-        ({"max-clusters": True}, "max-clusters True; allowed"),
+        ({"min-count": 0}, "min-count.*1.*0"),
+        ({"min-count": "10"}, "min-count.*'10'"),
+        ({"max-clusters": True}, "max-clusters.*True"),
     ],
 )
 def test_a_slip_in_a_limit_is_no_limit_less(config: dict, words: str) -> None:

@@ -16,7 +16,7 @@ RULE = MessageRule(
         "radius": ArrayRule("float64", (1,), nan=True, high=1e6),
     },
     {"points": int, "inertia": float},
-    most_bytes=2000,
+    max_bytes=2000,
     optional=frozenset({"radius"}),
 )
 
@@ -95,12 +95,12 @@ def test_what_no_message_may_hold(make) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"12345678", b"\xff" * 64, (40).to_bytes(8, "little") + b"{}" * 20])
 def test_bytes_that_are_no_message(data: bytes) -> None:
-    with pytest.raises(MessageError, match="are no message"):
+    with raises_naming(MessageError, f"{len(data)} bytes"):
         Message.from_bytes(data)
 
 
 def test_another_schema_is_refused() -> None:
-    data = Message("x", values={"n": 1}).to_bytes().replace(b'\\"schema\\": 1', b'\\"schema\\": 9')
+    data = Message("x", values={"n": 1}).to_bytes().replace(b'\\"schema\\": 2', b'\\"schema\\": 9')
     with raises_naming(MessageError, "9"):
         Message.from_bytes(data)
 
@@ -112,30 +112,30 @@ def test_a_rule_accepts_what_obeys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "words"),
+    ("message", "names"),
     [
-        (Message("query.other"), "is a 'query.other' where"),
-        (good(centers=np.zeros((3, 3))), r"shape \[3, 3\]; \[k, 2\] is wanted"),
-        (good(centers=np.zeros((4, 2))), r"'counts' has shape \[3\]; \[k\]"),
-        (good(centers=np.zeros((3, 2), np.float32)), "type float32; float64"),
-        (good(centers=np.full((3, 2), np.nan)), "6 values that are NaN"),
-        (good(centers=np.full((3, 2), np.inf)), "NaN or infinite"),
-        (good(radius=np.array([np.inf])), "NaN or infinite"),
-        (good(counts=np.array([1.0, 0.0, 1.0])), "the value 0.0; at least 1"),
-        (good(counts=np.ones((3, 1))), r"shape \[3, 1\]"),
-        (good(rows=np.zeros((100, 2))), "holds 'rows', which is not among"),
-        (good(points=2.5), "'points' is 2.5; a int is wanted"),
-        (good(inertia=float("nan")), "'inertia' is nan"),
-        (good(points=True), "is True"),
-        (good(points=(1 << 53) + 1), r"'points' lies beyond 9.01e\+15"),
-        (good(points=-(10**400)), r"'points' lies beyond -9.01e\+15"),
-        (good(inertia=1e251), r"'inertia' lies beyond 1e\+250"),
-        (good(inertia=10**400), r"'inertia' lies beyond 1e\+250"),
-        (good(radius=np.array([1e9])), "the value 1000000000.0; at most 1e"),
-        (good(centers=np.zeros((300, 2)), counts=np.ones(300)), "bytes; at most 2,000"),
-        (Message("query.centroids", arrays={"centers": np.zeros((3, 2))}), "lacks counts, inertia, points"),
+        (Message("query.other"), ("query.other", "query.centroids")),
+        (good(centers=np.zeros((3, 3))), ("centers", "[k, 2]", "[3, 3]")),
+        (good(centers=np.zeros((4, 2))), ("counts", "[k]", "[3]")),
+        (good(centers=np.zeros((3, 2), np.float32)), ("float64", "float32")),
+        (good(centers=np.full((3, 2), np.nan)), ("centers", "6 values", "NaN")),
+        (good(centers=np.full((3, 2), np.inf)), ("infinite",)),
+        (good(radius=np.array([np.inf])), ("infinite",)),
+        (good(counts=np.array([1.0, 0.0, 1.0])), ("counts", "at least 1", "0.0")),
+        (good(counts=np.ones((3, 1))), ("counts", "[3, 1]")),
+        (good(rows=np.zeros((100, 2))), ("rows", "centers")),
+        (good(points=2.5), ("points", "int", "2.5")),
+        (good(inertia=float("nan")), ("inertia", "nan")),
+        (good(points=True), ("points", "True")),
+        (good(points=(1 << 53) + 1), ("points", "9.01e+15")),
+        (good(points=-(10**400)), ("points", "-9.01e+15")),
+        (good(inertia=1e251), ("inertia", "1e+250")),
+        (good(inertia=10**400), ("inertia", "1e+250")),
+        (good(radius=np.array([1e9])), ("radius", "1e", "1000000000.0")),
+        (good(centers=np.zeros((300, 2)), counts=np.ones(300)), ("2,000",)),
+        (Message("query.centroids", arrays={"centers": np.zeros((3, 2))}), ("counts", "inertia", "points")),
     ],
 )
-def test_a_rule_refuses(message: Message, words: str) -> None:
-    with pytest.raises(MessageError, match=words):
+def test_a_rule_refuses(message: Message, names: tuple[str, ...]) -> None:
+    with raises_naming(MessageError, *names):
         RULE.check(message)

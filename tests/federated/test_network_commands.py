@@ -16,7 +16,7 @@ from foveate.core.errors import UserError
 from foveate.federated.flower import commands
 from foveate.federated.flower.app import CONFIG
 from foveate.federated.flower.commands import Address
-from foveate.federated.flower.jobs import settings_of
+from foveate.federated.flower.jobs import read_job
 
 
 def call(*arguments: str | Path) -> Result:
@@ -82,7 +82,7 @@ def test_a_run_is_asked_for_with_the_fields_that_were_given(tmp_path: Path) -> N
         "options": "min_count=10 refine_rounds=1",
     }
     assert set(given) < set(CONFIG)
-    job, settings = settings_of(CONFIG | given)
+    job, settings = read_job(CONFIG | given)
     assert (job, settings.clusters, settings.min_count, settings.refine_rounds) == ("cluster", 12, 10, 1)
 
 

@@ -10,25 +10,25 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
+from small_clients import train
 
 from foveate.core.errors import UserError
 from foveate.federated import privacy
 from foveate.federated.clients import Client
 from foveate.federated.clustering.options import resolve
-from foveate.federated.deep.encoder import Embedder, weights_of
+from foveate.federated.deep.encoder import Embedder
 from foveate.federated.deep.protocol import EMBEDDED, embedded_request, handlers
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.account import account
-from foveate.federated.embedding.attacks import places_from_field, unused_features
-from foveate.federated.embedding.client import ClientData, client_of
-from foveate.federated.embedding.fitting import fit_clients
+from foveate.federated.embedding.attacks import positions_from_field, unused_features
+from foveate.federated.embedding.client import ClientData, make_client
 from foveate.federated.embedding.grids import targets, union_grid
-from foveate.federated.embedding.networks import flat_weights
-from foveate.federated.embedding.options import EmbeddingOptions, options_of
-from foveate.federated.embedding.remote import run_server
+from foveate.federated.embedding.job import MapJob, MapState, fit_clients
+from foveate.federated.embedding.networks import flatten_weights
+from foveate.federated.embedding.options import EmbeddingOptions, read_options
 from foveate.federated.embedding.run import run_embedding
-from foveate.federated.embedding.server import State, begin, run_rounds
-from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork, r_squared, r_squared_of_hidden
+from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork, r_squared, r_squared_of_noisy
+from foveate.federated.job import serve
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log
 from foveate.federated.sources import Clients
@@ -37,15 +37,15 @@ from naming import raises_naming
 
 RANDOM = np.random.default_rng(0)
 CLIENTS = [RANDOM.normal(size=(40, 5)).astype(np.float32) + 3 * number for number in range(3)]
-SMALL: dict[str, Any] = {"rounds": 4, "hidden": (8,), "surrogate_start": 0.25, "surrogate": "grid", "least_r2": -1e9}
+SMALL: dict[str, Any] = {"rounds": 4, "hidden": (8,), "surrogate_start": 0.25, "surrogate": "grid", "min_r2": -1e9}
 
 
 def messages(kind: str, **changes: Any) -> list[np.ndarray]:
     log = Log(record=True)
-    members = [client_of(n, ClientData(one, noise=np.random.default_rng(n))) for n, one in enumerate(CLIENTS)]
-    exchange = InProcess(members, log=log)
+    members = [make_client(n, ClientData(one, noise=np.random.default_rng(n))) for n, one in enumerate(CLIENTS)]
+    transport = InProcess(members, log=log)
     chosen = EmbeddingOptions(**(SMALL | changes))
-    run_rounds(exchange, chosen, begin(exchange, chosen))
+    train(transport, chosen)
     name = "encoder" if kind == at_client.TRAIN else "field"
     return [message.array(name) for _, up, message in log.messages if up and message.kind == kind]
 
@@ -53,7 +53,7 @@ def messages(kind: str, **changes: Any) -> list[np.ndarray]:
 def test_a_change_is_clipped_and_hidden() -> None:
     free, bound = messages(at_client.TRAIN), messages(at_client.TRAIN, update_clip=1e-3)
     start = at_client.build_encoder(EmbeddingOptions(**SMALL), 5)
-    before = flat_weights(start)
+    before = flatten_weights(start)
     assert np.linalg.norm(free[0] - before) > 0.005
     for change in (one - before for one in bound[:3]):
         assert np.linalg.norm(change) == pytest.approx(1e-3, rel=1e-3)
@@ -69,9 +69,9 @@ def test_noise_on_a_field_has_its_size_and_none_is_none() -> None:
 def sent_up(**changes: Any) -> list[Message]:
     """All that left the clients in a run."""
     log = Log(record=True)
-    exchange = InProcess([client_of(n, ClientData(one)) for n, one in enumerate(CLIENTS)], log=log)
+    transport = InProcess([make_client(n, ClientData(one)) for n, one in enumerate(CLIENTS)], log=log)
     chosen = EmbeddingOptions(**(SMALL | changes))
-    run_rounds(exchange, chosen, begin(exchange, chosen))
+    train(transport, chosen)
     return [message for _, up, message in log.messages if up]
 
 
@@ -105,8 +105,8 @@ def test_the_fit_that_is_read_is_near_the_true_one(sigma: float) -> None:
     guess = truth + 0.05 * torch.from_numpy(rng.standard_normal(4000))
     noisy = truth + sigma * torch.from_numpy(rng.standard_normal(4000))
     error = float((guess - noisy).square().mean()) - sigma**2
-    assert r_squared_of_hidden(noisy, sigma, error) == pytest.approx(r_squared(guess, truth), abs=0.02)
-    assert r_squared_of_hidden(noisy, 10.0, error) == 0.0
+    assert r_squared_of_noisy(noisy, sigma, error) == pytest.approx(r_squared(guess, truth), abs=0.02)
+    assert r_squared_of_noisy(noisy, 10.0, error) == 0.0
 
 
 def test_losses_that_are_told_in_a_hidden_training_are_refused() -> None:
@@ -114,10 +114,10 @@ def test_losses_that_are_told_in_a_hidden_training_are_refused() -> None:
         return request.answer(arrays={"encoder": request.array("encoder")}, attraction=1.0)
 
     chosen = EmbeddingOptions(**SMALL, update_clip=1.0, update_noise=1.0)
-    members = [client_of(n, ClientData(one)) for n, one in enumerate(CLIENTS)]
+    members = [make_client(n, ClientData(one)) for n, one in enumerate(CLIENTS)]
     members[1] = Client(1, members[1].data, {**at_client.HANDLERS, at_client.TRAIN: telling})
-    exchange = InProcess(members)
-    state = run_rounds(exchange, chosen, begin(exchange, chosen))
+    transport = InProcess(members)
+    state = train(transport, chosen)
     assert [entry["clients"] for entry in state.history] == [[0, 2]] * 4
     assert {entry["attraction"] for entry in state.history} == {None}
     assert {entry["outside"] for entry in state.history} == {None}
@@ -126,7 +126,7 @@ def test_losses_that_are_told_in_a_hidden_training_are_refused() -> None:
 def test_a_hidden_training_has_a_page(tmp_path: Path) -> None:
     clients = Clients(["a", "b", "c"], [one.astype(float) for one in CLIENTS], None, "")
     chosen = EmbeddingOptions(**SMALL, update_clip=1.0, update_noise=1.0, target_noise=0.1)
-    run_embedding(clients, chosen, tmp_path, beside=())
+    run_embedding(clients, chosen, tmp_path, baselines=())
     page = render(tmp_path).read_text()
     assert "a whole client" in page
     assert "Losses" not in page
@@ -156,7 +156,7 @@ def test_the_account_covers_what_one_point_moves(kernel: Any, drop: Any) -> None
     points = 30
     heap = torch.from_numpy(np.random.default_rng(0).normal(size=(points, 2)) * 0.02)
     far = torch.full((points, 2), 1e6, dtype=heap.dtype)
-    grid = union_grid(np.array([[[-0.05, -0.05], [0.05, 0.05]]]), fewest=12, most=12)
+    grid = union_grid(np.array([[[-0.05, -0.05], [0.05, 0.05]]]), min_axis_points=12, max_axis_points=12)
     asked = torch.from_numpy(grid.points_Gd)
     moved = 0.0
     for near in (8, 23, 24, 30):
@@ -165,10 +165,10 @@ def test_the_account_covers_what_one_point_moves(kernel: Any, drop: Any) -> None
             for count in (near, near - 1)
         ]
         moved = max(moved, float((fields[0] - fields[1]).norm()))
-    few = {"target_noise": 0.5, "grid_most": 12, "surrogate_start": 0.0}
+    few = {"target_noise": 0.5, "max_axis_points": 12, "surrogate_start": 0.0}
     chosen = EmbeddingOptions(**(SMALL | few), kernel=kernel, drop=drop)
-    state = State(1, np.zeros(1), {0: points, 1: 2 * points}, 2, history=[{"round": 0, "clients": [0, 1]}])
-    rho = next(line["rho"] for line in account(chosen, state) if line["what"] == "field")
+    state = MapState(np.zeros(1), {0: points, 1: 2 * points}, 2, round=1, history=[{"round": 0, "clients": [0, 1]}])
+    rho = next(row.rho for row in account(chosen, state) if row.name == "field")
     accounted = 0.5 * math.sqrt(2 * rho)
     assert moved <= accounted
     assert moved > accounted / 5
@@ -191,14 +191,14 @@ def test_epsilon_by_hand() -> None:
     assert privacy.epsilon(0.125, delta=1e-5) == pytest.approx(0.125 + 2 * math.sqrt(0.125 * math.log(1e5)))
     chosen = EmbeddingOptions(**SMALL, update_clip=1.0, update_noise=4.0, target_noise=0.1)
     fitted = fit_clients(CLIENTS, chosen)
-    lines = {line["what"]: line for line in account(chosen, fitted.state)}
-    assert lines["encoder"]["rho"] == pytest.approx(4 * 4 / 32)
-    assert lines["encoder"]["unit"] == "a whole client"
+    lines = {row.name: row for row in account(chosen, fitted.state)}
+    assert lines["encoder"].rho == pytest.approx(4 * 4 / 32)
+    assert lines["encoder"].unit == "a whole client"
     sensitivity = 28 * math.log(2) / 40
-    assert lines["field"]["rho"] == pytest.approx(3 * sensitivity**2 / (2 * 0.1**2))
-    assert lines["box"]["epsilon"] is None
+    assert lines["field"].rho == pytest.approx(3 * sensitivity**2 / (2 * 0.1**2))
+    assert lines["box"].epsilon is None
     without = account(EmbeddingOptions(**SMALL), fitted.state)
-    assert [line["unit"] for line in without] == ["nothing"] * 3
+    assert [row.unit for row in without] == ["nothing"] * 3
 
 
 @pytest.mark.parametrize("stop", [0, 2])
@@ -214,18 +214,18 @@ def test_a_question_that_is_asked_again_costs_again(tmp_path: Path, stop: int) -
         return at_client.answer_train(data, request, client)
 
     chosen = EmbeddingOptions(**(SMALL | {"surrogate_start": 0.0}), target_noise=0.1, update_clip=1.0, update_noise=4.0)
-    members = [client_of(n, ClientData(one)) for n, one in enumerate(CLIENTS)]
+    members = [make_client(n, ClientData(one)) for n, one in enumerate(CLIENTS)]
     log = Log(record=True)
     dying = [*members[:2], Client(2, members[2].data, {**at_client.HANDLERS, at_client.TRAIN: killing})]
     with pytest.raises(Killed):
-        run_server(InProcess(dying, log=log), chosen, tmp_path)
-    result = run_server(InProcess(members, log=log), chosen, tmp_path)
+        serve(MapJob(chosen), InProcess(dying, log=log), tmp_path)
+    result = serve(MapJob(chosen), InProcess(members, log=log), tmp_path)
     sent = {
         kind: sum(up and client == 0 and message.kind == kind for client, up, message in log.messages)
         for kind in (at_client.FIELD, at_client.TRAIN)
     }
     assert sent == {at_client.FIELD: 5, at_client.TRAIN: 5}
-    counted = {line["what"]: line["messages"] for line in result["maps"][0]["hidden"]}
+    counted = {line["name"]: line["messages"] for line in result["maps"][0]["privacy"]}
     assert counted == {"encoder": 5, "field": 5, "box": 5}
 
 
@@ -235,7 +235,7 @@ def test_weights_tell_which_features_nobody_has_and_noise_hides_it() -> None:
     found = []
     for changes in ({}, {"update_clip": 1.0, "update_noise": 0.01}):
         chosen = EmbeddingOptions(rounds=1, method="fedavg", hidden=(6,), **changes)
-        before = flat_weights(at_client.build_encoder(chosen, 8))
+        before = flatten_weights(at_client.build_encoder(chosen, 8))
         fitted = fit_clients([points], chosen)
         found.append(np.flatnonzero(unused_features(before, fitted.state.encoder, chosen, 8)).tolist())
     assert found == [[1, 4], []]
@@ -247,8 +247,8 @@ def test_a_field_tells_where_few_points_are_and_noise_hides_it() -> None:
     field = targets(torch.from_numpy(grid.points_Gd), torch.from_numpy(z)).numpy()
     errors = []
     for sigma in (0.0, 1.0):
-        sent = privacy.noisy(field, sigma, np.random.default_rng(1))
-        found = places_from_field(sent, grid, 3, np.random.default_rng(0), starts=4, steps=150)
+        sent = privacy.add_noise(field, sigma, np.random.default_rng(1))
+        found = positions_from_field(sent, grid, 3, np.random.default_rng(0), starts=4, steps=150)
         apart = np.linalg.norm(z[:, None] - found[None], axis=2)
         errors.append(apart[linear_sum_assignment(apart)].mean())
     assert errors[0] < 0.05
@@ -257,7 +257,9 @@ def test_a_field_tells_where_few_points_are_and_noise_hides_it() -> None:
 
 def test_deepfeca_sends_nothing_of_fewer_points_than_min_count() -> None:
     network = Embedder(None, 5, hidden=8, width=4)
-    request = embedded_request(weights_of(network), resolve(2, refine_rounds=0, spherical=True, min_count=10), 0, 0)
+    request = embedded_request(
+        flatten_weights(network), resolve(2, refine_rounds=0, spherical=True, min_count=10), 0, 0
+    )
     answer = handlers(network)[EMBEDDED]
     assert answer(torch.from_numpy(CLIENTS[0]), request, 0).array("counts").min() >= 10
     with raises_naming(UserError, "9", "min_count", "10"):
@@ -267,10 +269,10 @@ def test_deepfeca_sends_nothing_of_fewer_points_than_min_count() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: options_of({"update_noise": 1.0}), "noise hides only what is bounded"),
-        (lambda: options_of({"target_noise": 1.0, "grid": "own"}), "target_noise needs"),
-        (lambda: privacy.gaussian_cost(1.0, 0.0), "without noise there is no privacy"),
-        (lambda: privacy.epsilon(1.0, delta=0.0), "delta 0.0"),
+        (lambda: read_options({"update_noise": 1.0}), "noise hides only what is bounded"),
+        (lambda: read_options({"target_noise": 1.0, "grid": "own"}), "target_noise needs"),
+        (lambda: privacy.gaussian_cost(1.0, 0.0), "noise.*0"),
+        (lambda: privacy.epsilon(1.0, delta=0.0), "delta.*0.0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call: Any, words: str) -> None:

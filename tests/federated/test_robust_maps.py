@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_clients import train
 from test_anomaly import BAD, POISON, claiming, parts, poisoned
 
 from foveate import FederatedNeighborEmbedding
 from foveate.core.errors import UserError
 from foveate.federated.clients import Client
 from foveate.federated.embedding import client as at_client
-from foveate.federated.embedding.client import ClientData, client_of
-from foveate.federated.embedding.fitting import Fitted, encoder_of
-from foveate.federated.embedding.networks import average_arrays, middle_arrays
-from foveate.federated.embedding.options import EmbeddingOptions, options_of
-from foveate.federated.embedding.server import State, begin, run_rounds
+from foveate.federated.embedding.client import ClientData, make_client
+from foveate.federated.embedding.job import MapJob, MapState
+from foveate.federated.embedding.networks import average_arrays, trimmed_mean
+from foveate.federated.embedding.options import EmbeddingOptions, read_options
 from foveate.federated.flower.app import CONFIG
-from foveate.federated.flower.jobs import settings_of
+from foveate.federated.flower.jobs import read_job
 from foveate.federated.rounds import InProcess, TooFewClientsError
 from naming import raises_naming
 
@@ -33,20 +33,19 @@ ROBUST = {
 
 def drawn(
     clients: Sequence[int], bent: Any = None, kind: str = at_client.TRAIN, **changed: Any
-) -> tuple[State, np.ndarray]:
+) -> tuple[MapState, np.ndarray]:
     """The state after a run of these clients, of which `BAD` answer otherwise; and the places of all honest points."""
     members = []
     for number in clients:
-        member = client_of(number, ClientData(parts()[number].astype(np.float32)))
+        member = make_client(number, ClientData(parts()[number].astype(np.float32)))
         if bent is not None and number in BAD:
             member = Client(number, member.data, {**at_client.HANDLERS, kind: bent})
         members.append(member)
     given = {"rounds": 8, "hidden": (16,), "method": "fedavg", "neighbors": 5, "learning_rate": 0.01}
     options = EmbeddingOptions(**{**given, **changed})
-    exchange = InProcess(members)
-    state = run_rounds(exchange, options, begin(exchange, options))
-    encoder = encoder_of(state, options, state.encoder, None, "cpu")
-    fitted = Fitted(options, encoder, {}, state, exchange.log)
+    transport = InProcess(members)
+    state = train(transport, options)
+    fitted = MapJob(options).finished(state)
     return state, np.concatenate([fitted.transform(parts()[number]) for number in HONEST])
 
 
@@ -89,32 +88,32 @@ def test_nobody_is_left_out_where_nobody_is_odd(changed: dict[str, str]) -> None
 
 def test_a_map_that_reaches_far_does_not_stretch_the_grid() -> None:
     far = poisoned(at_client.HANDLERS[at_client.BOX], "box", lambda box, random: 1000 * box)
-    changed = {"method": "fedne", "surrogate": "grid", "surrogate_start": 0.0, "least_r2": -1e9, "rounds": 2}
+    changed = {"method": "fedne", "surrogate": "grid", "surrogate_start": 0.0, "min_r2": -1e9, "rounds": 2}
     state, _ = drawn(range(10), far, at_client.BOX, **changed, suspects="exclude")
     reported, _ = drawn(range(10), far, at_client.BOX, **changed)
     assert state.grid is not None
     assert reported.grid is not None
     assert np.ptp(state.grid.box_2d) < np.ptp(reported.grid.box_2d) / 50
-    assert sorted(state.known) == HONEST
-    assert sorted(reported.known) == list(range(10))
+    assert sorted(state.repulsions) == HONEST
+    assert sorted(reported.repulsions) == list(range(10))
 
 
 def test_clients_that_claim_many_points_are_left_out() -> None:
     bent = claiming(at_client.answer_points, 2**52)
     state, _ = drawn(range(10), bent, at_client.POINTS, suspects="exclude")
     assert sorted(state.sizes) == HONEST
-    exchange = InProcess(
+    transport = InProcess(
         [
             Client(
                 number, ClientData(parts()[number].astype(np.float32)), {**at_client.HANDLERS, at_client.POINTS: bent}
             )
             if number in BAD
-            else client_of(number, ClientData(parts()[number].astype(np.float32)))
+            else make_client(number, ClientData(parts()[number].astype(np.float32)))
             for number in range(10)
         ]
     )
     with raises_naming(TooFewClientsError, "7", "8"):
-        begin(exchange, EmbeddingOptions(method="fedavg", neighbors=3, suspects="exclude"), at_least=8)
+        MapJob(EmbeddingOptions(method="fedavg", neighbors=3, suspects="exclude")).begin(transport, min_clients=8)
 
 
 def test_the_middle_of_arrays() -> None:
@@ -122,14 +121,14 @@ def test_the_middle_of_arrays() -> None:
     for count in (1, 2, 3, 6, 7):
         arrays = list(random.normal(size=(count, 4, 3)).astype(np.float32))
         stacked = np.stack(arrays).astype(np.float64)
-        found = middle_arrays(arrays, 0.5)
+        found = trimmed_mean(arrays, 0.5)
         assert (found.dtype, found.shape) == (np.float32, (4, 3))
         np.testing.assert_array_equal(found, np.median(stacked, axis=0).astype(np.float32))
-        np.testing.assert_allclose(middle_arrays(arrays, 0.0), average_arrays(arrays, [1] * count), rtol=1e-6)
-        np.testing.assert_array_equal(middle_arrays(arrays[::-1], 0.3), middle_arrays(arrays, 0.3))
+        np.testing.assert_allclose(trimmed_mean(arrays, 0.0), average_arrays(arrays, [1] * count), rtol=1e-6)
+        np.testing.assert_array_equal(trimmed_mean(arrays[::-1], 0.3), trimmed_mean(arrays, 0.3))
     ten = [np.array([value]) for value in (-1e30, -1e20, -1e10, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)]
-    assert middle_arrays(ten, 0.3) == 2.5
-    assert middle_arrays([*ten[3:], *(-one for one in ten[:3])], 0.3) == 5.5
+    assert trimmed_mean(ten, 0.3) == 2.5
+    assert trimmed_mean([*ten[3:], *(-one for one in ten[:3])], 0.3) == 5.5
 
 
 def test_the_options_reach_the_estimator_and_are_checked() -> None:
@@ -138,7 +137,7 @@ def test_the_options_reach_the_estimator_and_are_checked() -> None:
     ).fit(parts())
     assert model.options_.aggregation == "median"
     config = CONFIG | {"job": "embed", "out": "map", "options": "aggregation=trimmed_mean trim=0.3 suspects=exclude"}
-    _, over_flower = settings_of(config)
+    _, over_flower = read_job(config)
     assert (over_flower.aggregation, over_flower.trim, over_flower.suspects) == ("trimmed_mean", 0.3, "exclude")
     for content, words in (
         ({"aggregation": "krum"}, "mean"),
@@ -148,4 +147,4 @@ def test_the_options_reach_the_estimator_and_are_checked() -> None:
         ({"suspects": "exclude", "method": "global"}, "averages nothing"),
     ):
         with pytest.raises(UserError, match=words):
-            options_of(content)
+            read_options(content)

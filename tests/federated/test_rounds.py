@@ -45,12 +45,12 @@ BROKEN = {
     "of no family": (raising(struct.error("unpack requires 4 bytes")), "error: unpack requires"),
     "nothing": (lambda data, request, number: None, "answered with a NoneType"),
     "nan": (lambda d, r, n: r.answer(arrays={"mean": np.full(2, np.nan)}, points=1), "NaN"),
-    "shape": (lambda d, r, n: r.answer(arrays={"mean": np.zeros(3)}, points=1), r"shape \[3\]"),
-    "dtype": (lambda d, r, n: r.answer(arrays={"mean": np.zeros(2, np.int64)}, points=1), "type int64"),
-    "object": (lambda d, r, n: r.answer(arrays={"mean": np.array([None, 1])}, points=1), "type object"),
+    "shape": (lambda d, r, n: r.answer(arrays={"mean": np.zeros(3)}, points=1), r"mean.*\[3\]"),
+    "dtype": (lambda d, r, n: r.answer(arrays={"mean": np.zeros(2, np.int64)}, points=1), "mean.*int64"),
+    "object": (lambda d, r, n: r.answer(arrays={"mean": np.array([None, 1])}, points=1), "mean.*object"),
     "huge": (lambda d, r, n: r.answer(arrays={"mean": np.zeros(2), "rows": np.zeros((999, 9))}, points=1), "'rows'"),
     "old": (lambda d, r, n: Message(r.kind, 0, {"mean": np.zeros(2)}, {"points": 1}), "answer to round 0, not 1"),
-    "kind": (lambda d, r, n: Message("train", 1), "is a 'train'"),
+    "kind": (lambda d, r, n: Message("train", 1), "train"),
 }
 
 
@@ -64,14 +64,14 @@ def test_answers_come_in_the_order_of_numbers() -> None:
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_client_is_left_out_with_its_reason(name: str) -> None:
     handler, words = BROKEN[name]
-    exchange = InProcess([client(0), client(1, handler, "Ward B"), client(2)])
-    found = exchange.ask(Message("query.mean", 1), RULE)
+    transport = InProcess([client(0), client(1, handler, "Ward B"), client(2)])
+    found = transport.ask(Message("query.mean", 1), RULE)
     assert found.clients == [0, 2]
     assert list(found.excluded) == [1]
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(found.excluded[1])
     with raises_naming(TooFewClientsError, "2", "3"):
-        exchange.ask(Message("query.mean", 1), RULE, at_least=3)
+        transport.ask(Message("query.mean", 1), RULE, min_clients=3)
 
 
 def test_a_slow_client_is_left_behind() -> None:
@@ -87,8 +87,8 @@ def test_what_ends_the_process_is_no_fault_of_a_client() -> None:
 
 
 def test_each_client_may_get_its_own_request_or_none() -> None:
-    exchange = InProcess([client(0), client(1), client(2)])
-    found = exchange.ask({2: Message("query.mean"), 0: Message("query.mean")}, RULE)
+    transport = InProcess([client(0), client(1), client(2)])
+    found = transport.ask({2: Message("query.mean"), 0: Message("query.mean")}, RULE)
     assert found.clients == [0, 2]
 
 
@@ -114,9 +114,9 @@ def test_an_unknown_question_names_the_known_ones() -> None:
 
 def test_the_log_says_what_was_exchanged() -> None:
     log = Log(record=True)
-    exchange = InProcess([client(0), client(1, BROKEN["raises"][0]), client(2)], log=log)
-    exchange.ask(Message("query.mean", arrays={"weights": np.zeros(4)}, values={"seed": 1}), RULE)
-    rows = {(row["up"], row["what"]): row for row in log.table()}
+    transport = InProcess([client(0), client(1, BROKEN["raises"][0]), client(2)], log=log)
+    transport.ask(Message("query.mean", arrays={"weights": np.zeros(4)}, values={"seed": 1}), RULE)
+    rows = {(row["up"], row["name"]): row for row in log.table()}
     assert rows[False, "weights"]["bytes"] == 3 * 32
     assert rows[True, "mean"]["messages"] == 2
     assert rows[True, "mean"]["largest"] == [2]
@@ -144,23 +144,23 @@ def test_a_killed_server_asks_only_whom_it_has_no_answer_of(tmp_path: Path) -> N
     clients = [client(number, counted) for number in range(4)]
     request = Message("query.mean", 5, values={"seed": 1})
     with pytest.raises(KeyboardInterrupt):
-        InProcess(clients, keep=tmp_path).ask(request, RULE)
+        InProcess(clients, answers_folder=tmp_path).ask(request, RULE)
     assert asked == [0, 1, 2]
-    found = InProcess(clients, keep=tmp_path).ask(request, RULE)
+    found = InProcess(clients, answers_folder=tmp_path).ask(request, RULE)
     assert asked == [0, 1, 2, 2, 3]
     assert [one.array("mean")[0] for one in found.answers.values()] == [0, 1, 2, 3]
-    InProcess(clients, keep=tmp_path).ask(Message("query.mean", 5, values={"seed": 2}), RULE)
+    InProcess(clients, answers_folder=tmp_path).ask(Message("query.mean", 5, values={"seed": 2}), RULE)
     assert asked[5:] == [0, 1, 2, 3]
 
 
 def test_a_broken_kept_answer_is_asked_again_and_old_rounds_are_forgotten(tmp_path: Path) -> None:
-    exchange = InProcess([client(0)], keep=tmp_path)
-    exchange.ask(Message("query.mean", 1), RULE)
+    transport = InProcess([client(0)], answers_folder=tmp_path)
+    transport.ask(Message("query.mean", 1), RULE)
     (kept,) = tmp_path.rglob("*.safetensors")
     kept.write_bytes(b"cut")
-    assert exchange.ask(Message("query.mean", 1), RULE).clients == [0]
-    exchange.ask(Message("query.mean", 3), RULE)
-    exchange.forget(before=3)
+    assert transport.ask(Message("query.mean", 1), RULE).clients == [0]
+    transport.ask(Message("query.mean", 3), RULE)
+    transport.forget(before=3)
     assert [path.name for path in tmp_path.iterdir()] == ["000003-query.mean"]
 
 

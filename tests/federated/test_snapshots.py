@@ -1,4 +1,4 @@
-"""States on disk: both trainings write and refuse them alike."""
+"""Snapshots on disk: both trainings write and refuse them alike."""
 
 from __future__ import annotations
 
@@ -12,65 +12,66 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from foveate.core.errors import UserError
-from foveate.federated.deep.checkpoint import TrainingSnapshot, load_stand, save_stand
+from foveate.federated.deep.job import DeepJob, DeepState
 from foveate.federated.deep.options import DeepOptions
-from foveate.federated.deep.rounds import Deep
-from foveate.federated.embedding.checkpoint import load_state, save_state
+from foveate.federated.embedding.job import MapJob, MapState
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.embedding.server import State
+from foveate.federated.job import FORMAT, load_snapshot, save_snapshot
 from naming import raises_naming
 
-DEEP, MAP = DeepOptions(clusters=3), EmbeddingOptions()
+DEEP, MAP = DeepJob(DeepOptions(clusters=3)), MapJob(EmbeddingOptions())
 
 
-def deep(path: Path) -> Callable[[], TrainingSnapshot | None]:
-    state = Deep(np.arange(5, dtype=np.float32), 2, np.eye(3, 2), round=4, history=[{"loss": 0.5}])
+def deep(path: Path) -> Callable[[], DeepState | None]:
+    state = DeepState(np.arange(5, dtype=np.float32), 2, np.eye(3, 2), round=4, history=[{"loss": 0.5}])
     state.excluded, state.suspects = {3: "silent"}, {(1, "norm"): "far from the others"}
-    save_stand(TrainingSnapshot(state, [{"kind": "query.train", "up": True}], 1.5), DEEP, path)
-    return lambda: load_stand(path, DEEP)
+    state.exchanged, state.seconds = [{"kind": "query.train", "up": True}], 1.5
+    save_snapshot(path, DEEP, state)
+    return lambda: load_snapshot(path, DEEP)
 
 
-def embedding(path: Path) -> Callable[[], State | None]:
-    save_state(State(round=4, encoder=np.arange(5, dtype=np.float32), sizes={0: 7}, features=3), MAP, path)
-    return lambda: load_state(path, MAP)
+def embedding(path: Path) -> Callable[[], MapState | None]:
+    save_snapshot(path, MAP, MapState(np.arange(5, dtype=np.float32), {0: 7}, 3, round=4, resumed=2))
+    return lambda: load_snapshot(path, MAP)
 
 
-BOTH = pytest.mark.parametrize(("write", "name"), [(deep, "stand"), (embedding, "state")])
+BOTH = pytest.mark.parametrize("write", [deep, embedding])
 
 
-def rewritten(path: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> None:
+def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     length = int.from_bytes(path.read_bytes()[:8], "little")
-    about = json.loads(json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"][name])
-    about = change(about) or about
-    save_file(load_file(path), path, {name: json.dumps(about)})
+    header = json.loads(json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"]["snapshot"])
+    header = change(header) or header
+    save_file(load_file(path), path, {"snapshot": json.dumps(header)})
 
 
 def test_states_come_back(tmp_path: Path) -> None:
-    stand = deep(tmp_path / "deep")()
-    assert stand is not None
-    assert stand.state.weights.tolist() == [0, 1, 2, 3, 4]
-    assert np.array_equal(stand.state.centers, np.eye(3, 2))
-    assert (stand.state.round, stand.state.width, stand.seconds) == (4, 2, 1.5)
-    assert stand.state.excluded == {3: "silent"}
-    assert stand.state.suspects == {(1, "norm"): "far from the others"}
-    assert stand.exchanged == [{"kind": "query.train", "up": True}]
-    state = embedding(tmp_path / "map")()
+    state = deep(tmp_path / "deep")()
     assert state is not None
-    assert (state.round, state.sizes, state.features, state.grid) == (4, {0: 7}, 3, None)
-    assert state.encoder.tolist() == [0, 1, 2, 3, 4]
+    assert state.weights.tolist() == [0, 1, 2, 3, 4]
+    assert np.array_equal(state.centers, np.eye(3, 2))
+    assert (state.round, state.width, state.seconds) == (4, 2, 1.5)
+    assert state.excluded == {3: "silent"}
+    assert state.suspects == {(1, "norm"): "far from the others"}
+    assert state.exchanged == [{"kind": "query.train", "up": True}]
+    positions = embedding(tmp_path / "map")()
+    assert positions is not None
+    assert (positions.round, positions.sizes, positions.features, positions.grid) == (4, {0: 7}, 3, None)
+    assert positions.resumed == 2
+    assert positions.encoder.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_no_file_is_no_state(tmp_path: Path) -> None:
-    assert load_stand(tmp_path / "none", DEEP) is None
-    assert load_state(tmp_path / "none", MAP) is None
+    assert load_snapshot(tmp_path / "none", DEEP) is None
+    assert load_snapshot(tmp_path / "none", MAP) is None
 
 
 @BOTH
 @pytest.mark.parametrize("content", [b"", b"\x00" * 30, b"{}"])
-def test_bytes_that_are_no_state_are_damage(tmp_path: Path, write: Any, name: str, content: bytes) -> None:
-    read = write(tmp_path / "kept")
-    (tmp_path / "kept").write_bytes(content)
-    with pytest.raises(UserError, match=r"kept: damaged \(\w+\); remove it to begin again$"):
+def test_bytes_that_are_no_state_are_damage(tmp_path: Path, write: Any, content: bytes) -> None:
+    read = write(tmp_path / "snapshot")
+    (tmp_path / "snapshot").write_bytes(content)
+    with raises_naming(UserError, "snapshot: damaged"):
         read()
 
 
@@ -86,16 +87,16 @@ def test_bytes_that_are_no_state_are_damage(tmp_path: Path, write: Any, name: st
     ],
     ids=["no round", "no options", "a round in words", "a list of options", "a list"],
 )
-def test_a_missing_or_wrong_part_is_damage(tmp_path: Path, write: Any, name: str, change: Any) -> None:
-    read = write(tmp_path / "kept")
-    rewritten(tmp_path / "kept", name, change)
-    with pytest.raises(UserError, match=r"kept: damaged \(\w+\); remove it to begin again$"):
+def test_a_missing_or_wrong_part_is_damage(tmp_path: Path, write: Any, change: Any) -> None:
+    read = write(tmp_path / "snapshot")
+    rewritten(tmp_path / "snapshot", change)
+    with raises_naming(UserError, "snapshot: damaged"):
         read()
 
 
 @BOTH
-def test_a_missing_array_is_damage(tmp_path: Path, write: Any, name: str) -> None:
-    path = tmp_path / "kept"
+def test_a_missing_array_is_damage(tmp_path: Path, write: Any) -> None:
+    path = tmp_path / "snapshot"
     read = write(path)
     length = int.from_bytes(path.read_bytes()[:8], "little")
     about = json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"]
@@ -105,13 +106,13 @@ def test_a_missing_array_is_damage(tmp_path: Path, write: Any, name: str) -> Non
 
 
 @BOTH
-def test_another_format_or_other_options_are_named(tmp_path: Path, write: Any, name: str) -> None:
-    path = tmp_path / "kept"
+def test_another_format_or_other_options_are_named(tmp_path: Path, write: Any) -> None:
+    path = tmp_path / "snapshot"
     read = write(path)
-    rewritten(path, name, lambda about: {**about, "format": 99})
-    with raises_naming(UserError, "99", "2"):
+    rewritten(path, lambda about: {**about, "format": 99})
+    with raises_naming(UserError, "99", str(FORMAT)):
         read()
     read = write(path)
-    rewritten(path, name, lambda about: {**about, "options": {**about["options"], "seed": 7}})
+    rewritten(path, lambda about: {**about, "options": {**about["options"], "seed": 7}})
     with raises_naming(UserError, "7", "0"):
         read()

@@ -12,9 +12,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from foveate import FederatedKMeans, FederatedNeighborEmbedding
 from foveate.core.errors import UserError
-from foveate.federated.deep.encoder import weights_of
+from foveate.federated.deep.encoder import flatten_weights
 from foveate.federated.deep.estimator import FederatedDeepClustering
-from foveate.federated.validation import check_columns, common_columns, is_list_of_clients, rows_of
+from foveate.federated.validation import check_columns, common_columns, count_rows, is_list_of_clients
 from naming import raises_naming
 
 warnings.filterwarnings("ignore", "Skipping check", module="sklearn")
@@ -115,7 +115,7 @@ def test_a_frame_with_other_columns_is_refused_later(make: Callable[[], Any]) ->
 def test_what_a_list_is() -> None:
     assert is_list_of_clients(CLIENTS)
     assert not is_list_of_clients([[1.0, 2.0]])
-    assert (rows_of(None), rows_of(7), rows_of(CLIENTS[0])) == (0, 0, 40)
+    assert (count_rows(None), count_rows(7), count_rows(CLIENTS[0])) == (0, 0, 40)
     assert common_columns([CLIENTS[0], None]) is None
     assert common_columns([Frame(CLIENTS[0], ["a", "b", "c", "d"]), Frame(CLIENTS[0][:, :2], ["x", "y"])]) == list(
         "abcd"
@@ -152,7 +152,7 @@ def test_numbers_of_numpy_are_options_like_any() -> None:
     plain = deep().fit(CLIENTS)
     given = {"batch_size": np.int64(64), "learning_rate": np.float32(0.05), "local_epochs": np.int32(1)}
     same = FederatedDeepClustering(3, n_rounds=1, width=8, random_state=0, **given).fit(CLIENTS)
-    np.testing.assert_allclose(weights_of(same.encoder_), weights_of(plain.encoder_), atol=1e-6)
+    np.testing.assert_allclose(flatten_weights(same.encoder_), flatten_weights(plain.encoder_), atol=1e-6)
     assert plain.method_ == "DeepFeCA, reconstructed, with consensus, spherical True, 1 round"
 
 

@@ -63,7 +63,7 @@ def test_class_means() -> None:
     ("call", "words"),
     [
         (lambda: contingency([1, 2], [1]), "one length"),
-        (lambda: contingency([], []), "no sample"),
+        (lambda: contingency([], []), "empty"),
         (lambda: center_error([[0.0]], [[0.0], [1.0]]), "2 centers for 1 true ones"),
         (lambda: centroid_index([[np.nan]], [[0.0]]), "NaN"),
         (lambda: center_error([[0.0, 1.0]], [[0.0]]), "one D"),

@@ -9,9 +9,9 @@ import numpy as np
 
 from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell
-from foveate.federated.deep.encoder import weights_of
-from foveate.federated.deep.fitting import answering, network_of, samples_of, training_of
-from foveate.federated.deep.options import METHODS, options_of
+from foveate.federated.deep.encoder import flatten_weights
+from foveate.federated.deep.job import DeepJob, build_network, make_handlers, prepare_samples
+from foveate.federated.deep.options import METHODS, read_options
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN, train_request
 from foveate.studies import deepfeca
 from foveate.studies.study import row_values, summary
@@ -31,7 +31,7 @@ def test_claims_name_rows_measures_and_conditions_that_exist() -> None:
     assert {world[0] for world in deepfeca.WORLDS.values()} == set(deepfeca.ENCODERS) == set(deepfeca.SETS)
     assert sum(claim.asserted for claim in design.claims) == 3
     for options in deepfeca.ENCODERS.values():
-        options_of({"clusters": 10, **options})
+        read_options({"clusters": 10, **options})
 
 
 def test_mnist_needs_its_package_and_identity_keeps_finished_cells() -> None:
@@ -74,17 +74,17 @@ def test_the_network_of_images_is_trained(tmp_path: Path) -> None:
 
 
 def test_the_control_pulls_groups_to_other_centers_at_each_client() -> None:
-    options = options_of({"clusters": 3, "width": 8, "learning_rate": 0.5, "local_epochs": 20})
+    options = read_options({"clusters": 3, "width": 8, "learning_rate": 0.5, "local_epochs": 20})
     random = np.random.default_rng(0)
     points = random.normal(size=(60, 4)) + 4 * np.eye(4)[:3][np.arange(60) % 3]
-    network = network_of(options, 4)
-    start = weights_of(network)
+    network = build_network(options, 4)
+    start = flatten_weights(network)
     centers = np.eye(8)[:3]
-    samples = samples_of(points, options)
-    request = train_request(start, centers, training_of(options), 0, 0)
+    samples = prepare_samples(points, options)
+    request = train_request(start, centers, DeepJob(options).rounds.training, 0, 0)
     trained = {
         (name, client): make(network, options)[TRAIN](samples, request, client)
-        for name, make in (("right", answering), ("astray", deepfeca.shuffling))
+        for name, make in (("right", make_handlers), ("astray", deepfeca.shuffling))
         for client in range(6)
     }
     assert set(deepfeca.shuffling(network, options)) == {EMBEDDED, TRAIN}

@@ -58,7 +58,7 @@ def test_from_features_to_the_section(emoji: tuple[Path, Path], tmp_path: Path) 
     assert {kind for client in checked.clients for kind in client.kinds} == set(COLORS)
     assert all(len(client.kinds) == 1 for client in checked.clients)
     assert [one.title for one in checked.maps] == ["FedNE", "Federated averaging"]
-    assert len(checked.maps[0].places) == len(checked.labels) == len(checked.owners) == len(checked.groups) == 96
+    assert len(checked.maps[0].positions) == len(checked.labels) == len(checked.owners) == len(checked.groups) == 96
     by_title = {one.title: one.nmi for one in checked.groupings}
     assert by_title["all clients, centroids only"] == pytest.approx(1)
     assert by_title["all clients, centroids only"] >= by_title["the largest client alone"] + 0.2

@@ -191,7 +191,7 @@ def run(
     """
     from foveate.federated.flower import commands, steps
     from foveate.federated.flower.app import CONFIG
-    from foveate.federated.flower.jobs import settings_of
+    from foveate.federated.flower.jobs import read_job
 
     spaced = [override for override in overrides if override.split() != [override]]
     if spaced:
@@ -202,14 +202,14 @@ def run(
         "method": method,
         "seed": seed,
         "clients": clients,
-        "at-least": min_clients,
+        "min-clients": min_clients,
         "wait": wait,
         "timeout": timeout,
         "out": str(out.resolve()),
         "options": " ".join(overrides) or None,
     }
     config: Mapping[str, Any] = {field: value for field, value in settings.items() if value is not None}
-    settings_of({**CONFIG, **config})
+    read_job({**CONFIG, **config})
     if dry_run:
         _finish_plan(folder, [commands.run(folder, config)], {}, as_json=as_json)
         return

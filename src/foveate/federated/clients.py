@@ -1,4 +1,4 @@
-"""A client: its data, and the functions that answer what a server asks. The data stay inside; answers are messages."""
+"""A client: its data, and the handlers that answer a server's requests. The data stay inside; answers are messages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from foveate.core import seeds
 from foveate.federated.messages import Message, MessageError
 
 Handler = Callable[[Any, Message, int], Message]
-"""(the client's data, what is asked, the client's number) -> the answer. Pure: the same question has the same answer."""
+"""(the client's data, request, the client's number) -> answer. Pure: the same request has the same answer."""
 
 
 def stream(seed: int, *, round: int, client: int, purpose: str) -> np.random.Generator:
-    """The random numbers of one client in one round for one purpose, the same in process and over a network.
+    """Generator of one client in one round for one purpose, the same in a process and over a network.
 
-    A client is named by its partition number, never by a node's or a process's id. The server is client -1.
+    A client is named by its partition number, never by a node's or a process's id, which change from run to run. The
+    server is client -1.
     """
     return seeds.generator("federated", purpose, seed, round, client)
 
@@ -29,10 +30,10 @@ class Client:
 
     Attributes:
         number: its partition number, from 0; answers are always taken in this order.
-        data: whatever its handlers read.
-        handlers: by the kind of message that they answer.
+        data: what its handlers read.
+        handlers: by the kind of request that they answer.
         name: for reports; "client NUMBER" where empty.
-        about: words for what its handlers depend on besides data and question; kept answers belong to them, too.
+        about: text for what its handlers depend on besides data and request; stored answers belong to it, too.
     """
 
     number: int
@@ -42,7 +43,7 @@ class Client:
     about: str = ""
 
     def answer(self, request: Message) -> Message:
-        """Runs the handler of the request's kind.
+        """Run the handler of the request's kind.
 
         Raises:
             MessageError: the client has no such handler.
@@ -55,5 +56,5 @@ class Client:
 
 
 def title(number: int, name: str = "") -> str:
-    """How a client is called in words."""
+    """Display name of a client."""
     return name or f"client {number}"

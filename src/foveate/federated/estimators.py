@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import (
     check_array,
     check_is_fitted,
@@ -19,11 +18,11 @@ from sklearn.utils.validation import (
 from foveate.core.errors import UserError
 from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import distances, nearest
-from foveate.federated.clustering.fit import Clustered, cluster, pooled
-from foveate.federated.clustering.options import Settings, method, resolve
+from foveate.federated.clustering.fit import Clustered, cluster, merge_pooled
+from foveate.federated.clustering.options import ClusteringOptions, load_method, resolve
 from foveate.federated.clustering.protocol import HANDLERS, as_points, unit_rows
 from foveate.federated.rounds import InProcess, Log
-from foveate.federated.validation import common_columns, is_list_of_clients, rows_of
+from foveate.federated.validation import common_columns, count_rows, draw_seed, is_list_of_clients
 
 
 class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
@@ -34,43 +33,38 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
     Baselines: `kfed`, `weighted_kmeans`, `naive`, and `central`, which pools all points and is not federated.
 
     Parameters:
-        n_clusters: K, of all clients together.
-        method: name of the server method.
-        client_init, n_init: start ("kmeans++", "random", "awasthi_sheffet") and number of runs of a client's k-means.
-        local_clusters: how many clusters each client looks for: a number, one a client, or None for K.
-        eliminate: "flags", "drop" or "none": what becomes of centroids that a client doubts.
-        radius, quantile, seeds: of `paper_reconstruction` and its variants, see docs/methods/feca.md.
-        restarts: weighted k-means++ starts of the server.
-        refine_rounds: exchanges of sums and counts after the first; 0 = one shot.
-        min_count: clusters of fewer points are merged at the client; 10 is a good number for sensitive data.
-        spherical: cluster directions; rows are scaled to length 1.
-        kfed_seeds, kfed_steps: of `kfed`.
-        on_few_groups: "raise", or "return" fewer centers with a warning.
-        suspects: "report" odd clients, or "exclude" them.
+        n_clusters: K, the number of groups of all clients together.
+        method: server method, see above.
+        client_init, n_init, local_clusters, eliminate, radius, quantile, seeds, restarts, refine_rounds, min_count,
+            spherical, kfed_seeds, kfed_steps, on_few_groups, suspects: see the fields of
+            `foveate.federated.clustering.options.ClusteringOptions`. None is the method's default.
         min_clients: clients that must answer; others are left out with their reason.
         timeout: seconds after which a client is left out.
-        keep: folder of the answers, so that a killed fit of the same data goes on.
+        answers_folder: stores the answers, so that a fit of the same data that was killed resumes.
         random_state: as in scikit-learn.
 
-        Options that are None take the method's default.
-
     Attributes:
-        cluster_centers_: [K, D]. labels_: one array a client; a plain array where one array was given. Clients that
-            were left out are labeled, too, where their data allow it; else with -1.
+        cluster_centers_: [K, D].
+        labels_: one array per client; a plain array if one array was passed. Clients that were left out are labeled, too,
+            if their data allow it; else with -1.
         inertia_: summed squared distance of all labeled points.
-        n_features_in_: D. method_: what was done, in words; 'one shot' only with refine_rounds=0.
-        client_reports_: what each client sent. server_report_: how the centers were found.
-        excluded_: by client why it was left out. suspects_: by client what is odd about it.
-        exchanged_: the table of all that was sent: kind, direction, arrays, shapes, bytes. bytes_up_, bytes_down_.
+        n_features_in_: D.
+        method_: method as text; 'one shot' only with refine_rounds=0.
+        client_reports_: by client what it sent.
+        server_report_: how the centers were found.
+        excluded_: by client why it was left out.
+        suspects_: by client what is anomalous about it.
+        exchanged_: table of all that was sent: kind, direction, arrays, shapes, bytes.
+        bytes_up_, bytes_down_: totals of it.
 
     >>> import numpy as np
     >>> clients = [np.array([[0.0, 0.0], [0.2, 0.0], [9.0, 9.0]]), np.array([[0.1, 0.0], [9.1, 9.0]])]
-    >>> found = FederatedKMeans(2, random_state=0).fit(clients)
-    >>> sorted(found.cluster_centers_.round(3).tolist())
+    >>> model = FederatedKMeans(2, random_state=0).fit(clients)
+    >>> sorted(model.cluster_centers_.round(3).tolist())
     [[0.1, 0.0], [9.05, 9.0]]
-    >>> found.method_
+    >>> model.method_
     'consensus, 1 round of refinement'
-    >>> found.predict([[8.0, 8.0]]) == found.labels_[1][1]
+    >>> model.predict([[8.0, 8.0]]) == model.labels_[1][1]
     array([ True])
     """
 
@@ -96,7 +90,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         suspects: str = "report",
         min_clients: int = 1,
         timeout: float | None = None,
-        keep: str | Path | None = None,
+        answers_folder: str | Path | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_clusters = n_clusters
@@ -118,52 +112,53 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         self.suspects = suspects
         self.min_clients = min_clients
         self.timeout = timeout
-        self.keep = keep
+        self.answers_folder = answers_folder
         self.random_state = random_state
 
-    def _settings(self) -> Settings:
-        given = self.random_state
-        seed = int(given) if isinstance(given, int | np.integer) else int(check_random_state(given).randint(2**31 - 1))
-        options = {name: getattr(self, name) for name in _OPTIONS}
-        return resolve(self.n_clusters, method_name=self.method, seed=seed, **options)
+    def _options(self) -> ClusteringOptions:
+        options = {name: getattr(self, name) for name in ClusteringOptions.model_fields if name in _OPTIONS}
+        seed = draw_seed(self.random_state)
+        return resolve(self.n_clusters, method=self.method, seed=seed, where=type(self).__name__, **options)
 
     def fit(self, X: Any, y: None = None, *, clients: ArrayLike | None = None) -> FederatedKMeans:
-        """Finds the centers.
+        """Find the centers.
 
         Args:
-            X: one array [N, D] a client, in a list; or one array, which is one client.
-            y: has no effect.
+            X: one array [N, D] per client, in a list; or one array, which is one client.
+            y: ignored.
             clients: for one array: the client of each row, any names (`cluster` by hospital, camera, user).
 
         Raises:
             UserError: options or data that do not fit. TooFewClientsError, TooFewGroupsError: see `cluster`.
         """
-        settings = self._settings()
+        options = self._options()
         several = is_list_of_clients(X) or clients is not None
-        parts = self._parts(X, clients)
-        if not method(settings.method).federated:
-            self._fit_pooled(parts, settings)
+        parts = self._split(X, clients)
+        if not load_method(options.method).federated:
+            self._fit_pooled(parts, options)
         else:
             log = Log()
             members = [Client(number, part, HANDLERS) for number, part in enumerate(parts)]
-            keep = None if self.keep is None else Path(self.keep)
-            exchange = InProcess(members, timeout=self.timeout, keep=keep, log=log)
-            self._take(cluster(exchange, settings, at_least=self.min_clients), log)
+            folder = None if self.answers_folder is None else Path(self.answers_folder)
+            transport = InProcess(members, timeout=self.timeout, answers_folder=folder, log=log)
+            self._set_result(cluster(transport, options, min_clients=self.min_clients), log)
         self.n_features_in_ = int(self.cluster_centers_.shape[1])
         labels, self.inertia_ = [], 0.0
         for part in parts:
-            found, inertia = self._labels_of(part)
-            labels.append(found)
+            part_labels, inertia = self._assign(part)
+            labels.append(part_labels)
             self.inertia_ += inertia
         self.labels_ = labels if several else labels[0]
         if clients is not None:
             self.clients_ = np.unique(np.asarray(clients))
         return self
 
-    def _parts(self, X: Any, clients: ArrayLike | None) -> list[Any]:
+    def _split(self, X: Any, clients: ArrayLike | None) -> list[Any]:
         if is_list_of_clients(X):
             if clients is not None:
-                raise UserError("clients names the client of each row of one array; a list of arrays says it already")
+                raise UserError(
+                    "clients names the client of each row of one array; it has no meaning with a list of arrays"
+                )
             columns = common_columns(X)
             if columns is not None:
                 self.feature_names_in_ = np.array(columns, dtype=object)
@@ -178,30 +173,30 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
             raise UserError(f"clients names {number_N.size} rows; the array has {len(array)}")
         return [array[number_N == number] for number in range(number_N.max() + 1)]
 
-    def _take(self, found: Clustered, log: Log) -> None:
-        self.cluster_centers_ = found.centers
-        self.method_ = found.title
-        self.client_reports_, self.server_report_ = found.client_reports, found.server
-        self.excluded_, self.suspects_ = found.excluded, found.suspects
+    def _set_result(self, result: Clustered, log: Log) -> None:
+        self.cluster_centers_ = result.centers
+        self.method_ = result.title
+        self.client_reports_, self.server_report_ = result.client_reports, result.server
+        self.excluded_, self.suspects_ = result.excluded, result.suspects
         self.exchanged_ = log.table()
         self.bytes_up_, self.bytes_down_ = log.bytes(up=True), log.bytes(up=False)
-        self._spherical = found.settings.spherical
+        self._spherical = result.options.spherical
 
-    def _fit_pooled(self, parts: list[Any], settings: Settings) -> None:
+    def _fit_pooled(self, parts: list[Any], options: ClusteringOptions) -> None:
         points = np.concatenate([as_points(part) for part in parts])
-        merged = pooled(unit_rows(points) if settings.spherical else points, settings)
+        merged = merge_pooled(unit_rows(points) if options.spherical else points, options)
         nothing: dict[int, Any] = {}
-        self._take(Clustered(merged.centers, settings, nothing, merged.report, {}, {}, {}), Log())
+        self._set_result(Clustered(merged.centers, options, nothing, merged.report, {}, {}, {}), Log())
 
-    def _labels_of(self, part: Any) -> tuple[NDArray[np.int64], float]:
+    def _assign(self, part: Any) -> tuple[NDArray[np.int64], float]:
         try:
-            points = self._prepared(as_points(part))
+            points = self._prepare(as_points(part))
         except UserError:
-            return np.full(rows_of(part), -1, dtype=np.int64), 0.0
+            return np.full(count_rows(part), -1, dtype=np.int64), 0.0
         labels, squared = nearest(points, self.cluster_centers_)
         return labels, float(squared.sum())
 
-    def _prepared(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _prepare(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         if points.shape[1] != self.cluster_centers_.shape[1]:
             raise UserError(
                 f"X has {points.shape[1]} features, but FederatedKMeans is expecting "
@@ -209,23 +204,23 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
             )
         return unit_rows(points) if self._spherical else points
 
-    def _checked(self, X: Any) -> NDArray[np.float64]:
+    def _check(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self, "cluster_centers_")
         if hasattr(self, "feature_names_in_"):
-            return self._prepared(validate_data(self, X, dtype=np.float64, reset=False))
-        return self._prepared(check_array(X, dtype=np.float64))
+            return self._prepare(validate_data(self, X, dtype=np.float64, reset=False))
+        return self._prepare(check_array(X, dtype=np.float64))
 
     def predict(self, X: Any) -> Any:
         """The nearest center of each point, ties to the lower number: [N], or a list of these for a list of arrays."""
         if is_list_of_clients(X):
             return [self.predict(part) for part in X]
-        return nearest(self._checked(X), self.cluster_centers_)[0]
+        return nearest(self._check(X), self.cluster_centers_)[0]
 
     def transform(self, X: Any) -> Any:
         """Distances to the centers, [N, K]; a list of these for a list of arrays."""
         if is_list_of_clients(X):
             return [self.transform(part) for part in X]
-        return distances(self._checked(X), self.cluster_centers_)
+        return distances(self._check(X), self.cluster_centers_)
 
     def fit_predict(self, X: Any, y: None = None, **kwargs: Any) -> Any:
         """`fit(X).labels_`."""
@@ -236,20 +231,5 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         return len(self.cluster_centers_)
 
 
-_OPTIONS = (
-    "client_init",
-    "n_init",
-    "local_clusters",
-    "eliminate",
-    "radius",
-    "quantile",
-    "seeds",
-    "restarts",
-    "refine_rounds",
-    "min_count",
-    "spherical",
-    "kfed_seeds",
-    "kfed_steps",
-    "on_few_groups",
-    "suspects",
-)
+_OPTIONS = frozenset(ClusteringOptions.model_fields) - {"clusters", "method", "seed", "changed"}
+"""Fields of `ClusteringOptions` that are parameters of the estimator under the same name."""

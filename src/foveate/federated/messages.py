@@ -1,4 +1,4 @@
-"""What goes between a server and its clients: named arrays and values, with nothing hidden in them.
+"""Messages between a server and its clients: named arrays and values, with nothing hidden in them.
 
 A `Message` is all that ever leaves a client. It can be listed (`notes`), counted (`size`), compared (`digest`), written
 to bytes without pickle, and checked against a `MessageRule` before it is believed. Nothing here knows a network.
@@ -21,12 +21,11 @@ from safetensors.numpy import load, save
 
 from foveate.core.errors import UserError
 
-SCHEMA = 1
-"""Version of the messages' form. A message of another version is refused."""
+SCHEMA = 2
+"""Version of the messages' format, names of options and arrays included. Another version is refused."""
 
-LARGEST_WHOLE, LARGEST_NUMBER = 1 << 53, 1e250
-"""Whole numbers of an answer beyond the first are not exact in float64; numbers beyond the second, times counts, may be
-infinite. Both are refused."""
+MAX_WHOLE, MAX_NUMBER = 1 << 53, 1e250
+"""Larger whole numbers are not exact in float64; larger values, times counts, may become infinite. Both are refused."""
 
 DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64")
 Value = bool | int | float | str
@@ -35,12 +34,12 @@ _NAME = re.compile(r"^[a-z][a-z0-9_.\-]*$")
 
 
 class MessageError(UserError):
-    """A message that is not what it should be: the sentence names the field, what it holds and what is allowed."""
+    """An invalid message: names the field, its value and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayNote:
-    """What is said of an array without showing it. `size` counts bytes."""
+    """Description of an array without its content. `size` counts bytes."""
 
     name: str
     dtype: str
@@ -53,10 +52,10 @@ class Message:
     """One message, to a client or from it.
 
     Attributes:
-        kind: what is asked or answered, such as "query.centroids"; an answer has the kind of its question.
+        kind: of request or answer, such as "query.centroids"; an answer has the kind of its request.
         round: number of the round, from 0. Randomness comes from (seed, round, client, purpose).
         arrays: by name. They are copied, C-ordered, and can no longer be written to.
-        values: single numbers, words and switches, by name.
+        values: single numbers, strings and switches, by name.
 
     Raises:
         MessageError: a name with odd characters, an array of another type than `DTYPES`, a value of another type.
@@ -76,13 +75,13 @@ class Message:
 
     @property
     def size(self) -> int:
-        """Bytes of the content: arrays as they are, 8 for a number, words as UTF-8. Names and envelopes not counted."""
-        words = sum(len(value.encode()) if isinstance(value, str) else 8 for value in self.values.values())
-        return words + sum(array.nbytes for array in self.arrays.values())
+        """Bytes of the content: arrays as they are, 8 per number, strings as UTF-8. Names and envelopes are not counted."""
+        values = sum(len(value.encode()) if isinstance(value, str) else 8 for value in self.values.values())
+        return values + sum(array.nbytes for array in self.arrays.values())
 
     def notes(self) -> list[ArrayNote]:
-        """The arrays in words: name, type, shape, bytes."""
-        return [ArrayNote(name, str(one.dtype), one.shape, one.nbytes) for name, one in self.arrays.items()]
+        """Describe the arrays: name, type, shape, bytes."""
+        return [ArrayNote(name, str(array.dtype), array.shape, array.nbytes) for name, array in self.arrays.items()]
 
     def array(self, name: str) -> NDArray[Any]:
         """The array of that name.
@@ -97,7 +96,7 @@ class Message:
         return self.arrays[name]
 
     def number(self, name: str) -> float:
-        """The number of that name, bool and words refused.
+        """The number of that name; bool and strings are refused.
 
         Raises:
             MessageError: there is none.
@@ -108,58 +107,58 @@ class Message:
         return value
 
     def answer(self, *, arrays: Mapping[str, ArrayLike] | None = None, **values: Value) -> Message:
-        """A message of the same kind and round, back to who asked."""
-        taken = {name: np.asarray(array) for name, array in (arrays or {}).items()}
-        return Message(self.kind, self.round, taken, values)
+        """Make a message of the same kind and round."""
+        converted = {name: np.asarray(array) for name, array in (arrays or {}).items()}
+        return Message(self.kind, self.round, converted, values)
 
     def digest(self) -> str:
         """SHA-256 of the whole content: equal messages have equal digests, on every machine."""
-        found = hashlib.sha256(json.dumps([self.kind, self.round, sorted(self.values.items())]).encode())
+        result = hashlib.sha256(json.dumps([self.kind, self.round, sorted(self.values.items())]).encode())
         for name in sorted(self.arrays):
             array = self.arrays[name]
-            found.update(f"|{name}|{array.dtype}|{array.shape}|".encode())
-            found.update(np.ascontiguousarray(array).tobytes())
-        return found.hexdigest()
+            result.update(f"|{name}|{array.dtype}|{array.shape}|".encode())
+            result.update(np.ascontiguousarray(array).tobytes())
+        return result.hexdigest()
 
     def to_bytes(self) -> bytes:
-        """The message as a safetensors file; the rest of it is in the file's metadata."""
+        """Serialize as a safetensors file, values in its metadata. Never pickle: a client must not run a server's code."""
         about = {"kind": self.kind, "round": self.round, "values": dict(self.values), "schema": SCHEMA}
         return save(
-            {name: np.ascontiguousarray(one) for name, one in self.arrays.items()}, {"message": json.dumps(about)}
+            {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}, {"message": json.dumps(about)}
         )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Message:
-        """The message that `to_bytes` wrote.
+        """Read what `to_bytes` wrote.
 
         Raises:
-            MessageError: the bytes are no message, or one of another schema.
+            MessageError: the bytes are not a message, or one of another schema.
         """
         try:
             arrays = load(data)
             length = int.from_bytes(data[:8], "little")
             about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["message"])
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise MessageError(f"these {len(data)} bytes are no message ({type(error).__name__})") from None
+            raise MessageError(f"these {len(data)} bytes are not a message ({type(error).__name__})") from None
         if not isinstance(about, dict) or about.get("schema") != SCHEMA:
-            found = about.get("schema") if isinstance(about, dict) else None
-            raise MessageError(f"message of schema {found}; this version of Foveate speaks {SCHEMA}")
+            schema = about.get("schema") if isinstance(about, dict) else None
+            raise MessageError(f"message: field 'schema' must be {SCHEMA} (got {schema}); use one version everywhere")
         return cls(about.get("kind", ""), about.get("round", 0), arrays, about.get("values", {}))
 
 
-def _plain(name: str, given: Any) -> Value:
-    """The value as Python's own type."""
-    value = given.item() if isinstance(given, np.generic) else given
+def _plain(name: str, value: Any) -> Value:
+    """Convert a value to Python's own type."""
+    value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, bool | int | float | str):
-        raise MessageError(f"value '{name}' is a {type(given).__name__}; allowed are numbers, words, true and false")
+        raise MessageError(f"value '{name}' must be a number, string or bool (got {type(value).__name__})")
     return value
 
 
-def _frozen(name: str, given: ArrayLike) -> NDArray[Any]:
-    """A copy that nobody writes to."""
-    array = np.asarray(given)
+def _frozen(name: str, values: ArrayLike) -> NDArray[Any]:
+    """Copy an array, read-only: in one process client and server would otherwise share memory."""
+    array = np.asarray(values)
     if str(array.dtype) not in DTYPES:
-        raise MessageError(f"array '{name}' has type {array.dtype}; allowed are {', '.join(DTYPES)}")
+        raise MessageError(f"array '{name}' must be one of {', '.join(DTYPES)} (got {array.dtype})")
     array = np.array(array, order="C", copy=True)
     array.flags.writeable = False
     return array
@@ -167,11 +166,11 @@ def _frozen(name: str, given: ArrayLike) -> NDArray[Any]:
 
 @dataclass(frozen=True, slots=True)
 class ArrayRule:
-    """What an array must be.
+    """Rule of an array.
 
     Attributes:
         dtype: its type.
-        shape: one entry a dimension: a number; a word, which stands for the same length wherever the message has it;
+        shape: one entry per dimension: a number; a name, which stands for the same length wherever the message has it;
             None for any length.
         finite: NaN and infinities are refused; `nan` allows NaN only.
         low, high: the smallest and the largest value allowed.
@@ -187,7 +186,7 @@ class ArrayRule:
 
 @dataclass(frozen=True, slots=True)
 class MessageRule:
-    """What a message must hold; anything else in it is refused, so that nothing leaves a client unlisted.
+    """Rule of a message; anything else in it is refused, so that nothing leaves a client unlisted.
 
     Attributes:
         kind: its kind.
@@ -199,24 +198,20 @@ class MessageRule:
     kind: str
     arrays: Mapping[str, ArrayRule] = field(default_factory=dict)
     values: Mapping[str, type] = field(default_factory=dict)
-    most_bytes: int = 1 << 31
+    max_bytes: int = 1 << 31
     optional: frozenset[str] = frozenset()
 
     def check(self, message: Message) -> None:
-        """Returns where the message obeys.
-
-        Raises:
-            MessageError: the first thing that is wrong, in words.
-        """
+        """Raise MessageError for the first thing that breaks the rule."""
         if message.kind != self.kind:
-            raise MessageError(f"is a '{message.kind}' where a '{self.kind}' is wanted")
-        if message.size > self.most_bytes:
-            raise MessageError(f"has {message.size:,} bytes; at most {self.most_bytes:,} are allowed")
-        wanted = {*self.arrays, *self.values}
+            raise MessageError(f"must be a '{self.kind}' (got '{message.kind}')")
+        if message.size > self.max_bytes:
+            raise MessageError(f"must have at most {self.max_bytes:,} bytes (got {message.size:,})")
+        allowed = {*self.arrays, *self.values}
         for name in (*message.arrays, *message.values):
-            if name not in wanted:
-                raise MessageError(f"holds '{name}', which is not among {', '.join(sorted(wanted)) or 'nothing'}")
-        missing = sorted(wanted - self.optional - set(message.arrays) - set(message.values))
+            if name not in allowed:
+                raise MessageError(f"holds '{name}', which is not among {', '.join(sorted(allowed)) or 'nothing'}")
+        missing = sorted(allowed - self.optional - set(message.arrays) - set(message.values))
         if missing:
             raise MessageError(f"lacks {', '.join(missing)}")
         for name, kind in self.values.items():
@@ -230,27 +225,27 @@ class MessageRule:
 
 def _check_value(name: str, value: Value, kind: type) -> None:
     if type(value) is not kind and not (kind is float and type(value) is int):
-        raise MessageError(f"value '{name}' is {value!r}; a {kind.__name__} is wanted")
+        raise MessageError(f"value '{name}' must be {kind.__name__} (got {value!r})")
     if isinstance(value, bool | str):
         return
-    most = LARGEST_WHOLE if kind is int else LARGEST_NUMBER
+    limit = MAX_WHOLE if kind is int else MAX_NUMBER
     if isinstance(value, float) and not math.isfinite(value):
-        raise MessageError(f"value '{name}' is {value}")
-    if abs(value) > most:
-        raise MessageError(f"value '{name}' lies beyond {'-' * (value < 0)}{most:.3g}")
+        raise MessageError(f"value '{name}' must be finite (got {value})")
+    if abs(value) > limit:
+        raise MessageError(f"value '{name}' must lie within {-limit:.3g} and {limit:.3g}")
 
 
 def _check_array(name: str, array: NDArray[Any], rule: ArrayRule, lengths: dict[str, int]) -> None:
     if str(array.dtype) != rule.dtype:
-        raise MessageError(f"array '{name}' has type {array.dtype}; {rule.dtype} is wanted")
-    shown = ", ".join("any" if one is None else str(one) for one in rule.shape)
+        raise MessageError(f"array '{name}' must be {rule.dtype} (got {array.dtype})")
+    expected_shape = ", ".join("any" if length is None else str(length) for length in rule.shape)
     if array.ndim != len(rule.shape):
-        raise MessageError(f"array '{name}' has shape {list(array.shape)}; [{shown}] is wanted")
-    for length, wanted in zip(array.shape, rule.shape, strict=True):
-        if isinstance(wanted, str):
-            wanted = lengths.setdefault(wanted, length)
-        if wanted is not None and length != wanted:
-            raise MessageError(f"array '{name}' has shape {list(array.shape)}; [{shown}] is wanted")
+        raise MessageError(f"array '{name}' must have shape [{expected_shape}] (got {list(array.shape)})")
+    for length, expected in zip(array.shape, rule.shape, strict=True):
+        if isinstance(expected, str):
+            expected = lengths.setdefault(expected, length)
+        if expected is not None and length != expected:
+            raise MessageError(f"array '{name}' must have shape [{expected_shape}] (got {list(array.shape)})")
     if array.dtype.kind != "f":
         bad = 0
     elif rule.nan:
@@ -260,6 +255,6 @@ def _check_array(name: str, array: NDArray[Any], rule: ArrayRule, lengths: dict[
     if bad:
         raise MessageError(f"array '{name}' has {bad} values that are NaN or infinite")
     if rule.low is not None and array.size and (array < rule.low).any():
-        raise MessageError(f"array '{name}' has the value {array.min()}; at least {rule.low:g} is wanted")
+        raise MessageError(f"array '{name}' must be at least {rule.low:g} (got {array.min()})")
     if rule.high is not None and array.size and (array > rule.high).any():
-        raise MessageError(f"array '{name}' has the value {array.max()}; at most {rule.high:g} is wanted")
+        raise MessageError(f"array '{name}' must be at most {rule.high:g} (got {array.max()})")

@@ -1,7 +1,7 @@
-"""Rounds: ask all clients, take what can be believed, say who was left out and why.
+"""Rounds: send requests to all clients, validate their answers, record who was left out and why.
 
-`Transport` is all that an algorithm sees of a transport. `InProcess` calls clients one after another; another transport
-implements the same `ask`. The log keeps what was exchanged: never the content, always what it was and how large.
+`Transport` is all that an algorithm sees of a network. `InProcess` calls clients one after another; another transport
+implements the same `ask`. The log records what was exchanged: never the content, always names, shapes and bytes.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from foveate.federated.messages import ArrayNote, Message, MessageError, Message
 from foveate.federated.store import AnswerStore, digest
 
 FAULTS = (Exception,)
-"""All that a broken client may raise, short of what ends the process."""
+"""Everything a broken client may raise, short of what ends the process."""
 
 Requests = Message | Mapping[int, Message]
 Check = Callable[[int, Message], None]
 
 
 class TooFewClientsError(UserError):
-    """Too few clients answered; the sentence names them and their reasons."""
+    """Too few clients answered; the message names those left out and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the log: a message that went down or came up, or one that was refused (`reason`)."""
+    """Log line of one message, down or up; of a refused one with its `reason`."""
 
     round: int
     kind: str
@@ -48,7 +48,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Round:
-    """What one call of `ask` brought: answers by client number, in order, and the reasons of those left out."""
+    """Result of one `ask`: answers by client number, ascending, and the reasons of those left out."""
 
     answers: dict[int, Message]
     excluded: dict[int, str]
@@ -61,14 +61,14 @@ class Round:
 
 @dataclass
 class Log:
-    """All messages of a run, as `Entry`s; with `record` the messages themselves, for tests."""
+    """All messages of a run as `Entry`s; with `record` also the messages themselves, for tests."""
 
     entries: list[Entry] = field(default_factory=list)
     record: bool = False
     messages: list[tuple[int, bool, Message]] = field(default_factory=list)
 
     def add(self, client: int, message: Message, *, up: bool, seconds: float = 0.0, reason: str = "") -> None:
-        """Notes one message."""
+        """Record one message."""
         if self.record:
             self.messages.append((client, up, message))
         self.entries.append(
@@ -85,8 +85,8 @@ class Log:
             )
         )
 
-    def failed(self, client: int, request: Message, reason: str, seconds: float) -> None:
-        """Notes that nothing usable came."""
+    def add_failure(self, client: int, request: Message, reason: str, seconds: float) -> None:
+        """Record that no usable answer came."""
         self.entries.append(Entry(request.round, request.kind, client, True, (), (), 0, seconds, reason))
 
     def bytes(self, *, up: bool) -> int:
@@ -94,25 +94,47 @@ class Log:
         return sum(entry.size for entry in self.entries if entry.up == up)
 
     def table(self) -> list[dict[str, Any]]:
-        """What was exchanged, one row for each (kind, direction, array or values): clients, shapes, bytes."""
-        rows: dict[tuple[str, bool, str], dict[str, Any]] = {}
-        for entry in self.entries:
-            values = ", ".join(entry.values)
-            parts = [(one.name, one.dtype, list(one.shape), one.size) for one in entry.arrays]
-            rest = entry.size - sum(one.size for one in entry.arrays)
-            parts += [(values, "values", [], rest)] if values else []
-            for name, dtype, shape, size in parts:
-                key = (entry.kind, entry.up, name)
-                empty = {"kind": entry.kind, "up": entry.up, "what": name, "dtype": dtype}
-                row = rows.setdefault(key, empty | {"messages": 0, "bytes": 0, "smallest": shape, "largest": shape})
-                row["messages"] += 1
-                row["bytes"] += size
-                row["smallest"], row["largest"] = min(row["smallest"], shape), max(row["largest"], shape)
-        return list(rows.values())
+        """Traffic of the whole log, see `tabulate`."""
+        return tabulate(self.entries)
+
+
+def tabulate(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Traffic table, one row per (kind, direction, array or values): number of messages, shapes, bytes."""
+    rows: dict[tuple[str, bool, str], dict[str, Any]] = {}
+    for entry in entries:
+        values = ", ".join(entry.values)
+        parts = [(note.name, note.dtype, list(note.shape), note.size) for note in entry.arrays]
+        rest = entry.size - sum(note.size for note in entry.arrays)
+        parts += [(values, "values", [], rest)] if values else []
+        for name, dtype, shape, size in parts:
+            key = (entry.kind, entry.up, name)
+            empty = {"kind": entry.kind, "up": entry.up, "name": name, "dtype": dtype}
+            row = rows.setdefault(key, empty | {"messages": 0, "bytes": 0, "smallest": shape, "largest": shape})
+            row["messages"] += 1
+            row["bytes"] += size
+            row["smallest"], row["largest"] = min(row["smallest"], shape), max(row["largest"], shape)
+    return list(rows.values())
+
+
+def merge_tables(*tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Sum of several traffic tables."""
+    rows: dict[tuple[str, bool, str], dict[str, Any]] = {}
+    for row in (row for table in tables for row in table):
+        total = rows.setdefault((row["kind"], row["up"], row["name"]), {**row, "messages": 0, "bytes": 0})
+        total["messages"] += row["messages"]
+        total["bytes"] += row["bytes"]
+        total["smallest"] = min(total["smallest"], row["smallest"])
+        total["largest"] = max(total["largest"], row["largest"])
+    return list(rows.values())
+
+
+def sum_bytes(table: Sequence[Mapping[str, Any]], *, up: bool) -> int:
+    """Bytes of a traffic table in one direction."""
+    return sum(row["bytes"] for row in table if row["up"] == up)
 
 
 class Transport(Protocol):
-    """What carries messages."""
+    """Carries messages between a server and its clients."""
 
     log: Log
 
@@ -122,17 +144,17 @@ class Transport(Protocol):
         ...
 
     def name(self, client: int) -> str:
-        """How a client is called."""
+        """Display name of a client."""
         ...
 
-    def ask(self, requests: Requests, rule: MessageRule, *, at_least: int = 1, check: Check | None = None) -> Round:
-        """One round: every client gets its request and answers, or is left out with a reason.
+    def ask(self, requests: Requests, rule: MessageRule, *, min_clients: int = 1, check: Check | None = None) -> Round:
+        """Run one round: every client gets its request and answers, or is left out with a reason.
 
         Args:
-            requests: the same message for all clients, or one by client number; a client without one is not asked.
-            rule: what an answer must be. check: whatever the rule cannot say; raises UserError or another error of
-                `FAULTS`, whose words become the reason.
-            at_least: how many answers are needed.
+            requests: one message for all clients, or one per client number; a client without one is not asked.
+            rule: what an answer must hold.
+            min_clients: number of answers needed.
+            check: raises UserError (or any of `FAULTS`) for what the rule cannot express; its text becomes the reason.
 
         Raises:
             TooFewClientsError: fewer answered.
@@ -140,20 +162,20 @@ class Transport(Protocol):
         ...
 
     def forget(self, *, before: int | None = None) -> None:
-        """Deletes kept answers of the rounds before that number, or all."""
+        """Delete stored answers of the rounds before that number, or all."""
         ...
 
 
 class InProcess:
-    """The plain loop: clients are called one after another in the order of their numbers.
+    """Calls the clients of this process one after another, in the order of their numbers.
 
     Args:
-        clients: those of this process.
-        timeout: seconds after which a client is left out as slow; it cannot be stopped in process, only left behind.
+        clients: of this process.
+        timeout: seconds after which a client is left out as slow; in a process it cannot be stopped, only left behind.
             None waits for ever and starts no thread.
-        keep: folder that keeps the answers of each round (`AnswerStore`), so that a killed server goes on with its round;
-            answers of other data are not used.
-        log: where messages are noted.
+        answers_folder: folder that stores the answers of each round (`AnswerStore`), so that a killed server continues within
+            its round; answers of other data are not used.
+        log: records the messages.
 
     >>> import numpy as np
     >>> from foveate.federated.messages import ArrayRule
@@ -161,8 +183,8 @@ class InProcess:
     ...     return request.answer(arrays={"mean": data.mean(0)}, points=len(data))
     >>> clients = [Client(number, np.full((2, 3), float(number)), {"query.mean": mean}) for number in range(2)]
     >>> rule = MessageRule("query.mean", {"mean": ArrayRule("float64", (3,))}, {"points": int})
-    >>> found = InProcess(clients).ask(Message("query.mean"), rule)
-    >>> found.answers[1].array("mean").tolist(), found.excluded
+    >>> result = InProcess(clients).ask(Message("query.mean"), rule)
+    >>> result.answers[1].array("mean").tolist(), result.excluded
     ([1.0, 1.0, 1.0], {})
     """
 
@@ -171,17 +193,20 @@ class InProcess:
         clients: Sequence[Client],
         *,
         timeout: float | None = None,
-        keep: Path | None = None,
+        answers_folder: Path | None = None,
         log: Log | None = None,
     ) -> None:
         self._clients = {client.number: client for client in sorted(clients, key=lambda client: client.number)}
         if len(self._clients) != len(clients):
             numbers = [client.number for client in clients]
             twice = next(number for number in numbers if numbers.count(number) > 1)
-            raise UserError(f"two clients have the number {twice}; every client needs its own")
+            raise UserError(f"two clients have the number {twice}; each needs its own")
         self._timeout = timeout
-        self._kept = AnswerStore(keep) if keep is not None else None
-        self._data = {} if keep is None else {client.number: digest(client.about, client.data) for client in clients}
+        self._store = AnswerStore(answers_folder) if answers_folder is not None else None
+        # Hashing the data costs a pass over it, so it is done only where answers are stored.
+        self._data = (
+            {} if answers_folder is None else {client.number: digest(client.about, client.data) for client in clients}
+        )
         self.log = Log() if log is None else log
 
     @property
@@ -190,56 +215,59 @@ class InProcess:
         return list(self._clients)
 
     def name(self, client: int) -> str:
-        """How a client is called."""
+        """Display name of a client."""
         return title(client, self._clients[client].name)
 
-    def ask(self, requests: Requests, rule: MessageRule, *, at_least: int = 1, check: Check | None = None) -> Round:
-        """One round, see `Transport.ask`."""
-        asked = {number: requests for number in self._clients} if isinstance(requests, Message) else dict(requests)
+    def ask(self, requests: Requests, rule: MessageRule, *, min_clients: int = 1, check: Check | None = None) -> Round:
+        """Run one round, see `Transport.ask`."""
+        by_client = dict.fromkeys(self._clients, requests) if isinstance(requests, Message) else dict(requests)
         answers: dict[int, Message] = {}
         excluded: dict[int, str] = {}
-        for number in sorted(asked):
-            request = asked[number]
+        # Ascending numbers: sums of floating-point answers, and so results, do not depend on who answers first.
+        for number in sorted(by_client):
+            request = by_client[number]
             self.log.add(number, request, up=False)
             started = time.monotonic()
-            answer, reason = self._one(number, request)
+            answer, reason = self._answer(number, request)
             seconds = time.monotonic() - started
             if answer is None:
-                self.log.failed(number, request, reason, seconds)
+                self.log.add_failure(number, request, reason, seconds)
             else:
-                reason = judged(number, answer, request, rule, check)
+                reason = find_fault(number, answer, request, rule, check)
                 self.log.add(number, answer, up=True, seconds=seconds, reason=reason)
             if answer is None or reason:
                 excluded[number] = reason
                 say(f"{self.name(number)} is left out of '{request.kind}': {reason}")
             else:
                 answers[number] = answer
-                if self._kept is not None:
-                    self._kept.write(request, number, answer, self._data[number])
-        return enough(Round(answers, excluded), at_least, self.name)
+                # Stored only once it is validated: a bad answer must be asked for again after a restart.
+                if self._store is not None:
+                    self._store.write(request, number, answer, self._data[number])
+        return require_clients(Round(answers, excluded), min_clients, self.name)
 
     def forget(self, *, before: int | None = None) -> None:
-        """Deletes kept answers of the rounds before that number, or all."""
-        if self._kept is not None:
-            self._kept.forget(before=before)
+        """Delete stored answers of the rounds before that number, or all."""
+        if self._store is not None:
+            self._store.forget(before=before)
 
-    def _one(self, number: int, request: Message) -> tuple[Message | None, str]:
-        """The client's answer, or the reason why there is none."""
-        kept = self._kept.read(request, number, self._data[number]) if self._kept is not None else None
-        if kept is not None:
-            return kept, ""
+    def _answer(self, number: int, request: Message) -> tuple[Message | None, str]:
+        """A client's answer, or the reason why there is none."""
+        stored = self._store.read(request, number, self._data[number]) if self._store is not None else None
+        if stored is not None:
+            return stored, ""
         client = self._clients[number]
         if self._timeout is None:
             return attempt(client, request)
-        found: list[tuple[Message | None, str]] = []
-        worker = threading.Thread(target=lambda: found.append(attempt(client, request)), daemon=True)
+        outcomes: list[tuple[Message | None, str]] = []
+        # A daemon thread, because a client that never returns must not keep the process alive at its end.
+        worker = threading.Thread(target=lambda: outcomes.append(attempt(client, request)), daemon=True)
         worker.start()
         worker.join(self._timeout)
-        return found[0] if found else (None, f"no answer within {self._timeout:g} s")
+        return outcomes[0] if outcomes else (None, f"no answer within {self._timeout:g} s")
 
 
 def attempt(client: Client, request: Message) -> tuple[Message | None, str]:
-    """Asks one client; a fault of any kind becomes its reason."""
+    """Ask one client; a fault of any kind becomes a reason."""
     try:
         answer = client.answer(request)
     except UserError as problem:
@@ -251,8 +279,8 @@ def attempt(client: Client, request: Message) -> tuple[Message | None, str]:
     return answer, ""
 
 
-def judged(number: int, answer: Message, request: Message, rule: MessageRule, check: Check | None) -> str:
-    """Why an answer is not believed; "" where it is."""
+def find_fault(number: int, answer: Message, request: Message, rule: MessageRule, check: Check | None) -> str:
+    """Reason to refuse an answer; "" if it is valid."""
     try:
         rule.check(answer)
         if answer.round != request.round:
@@ -266,28 +294,25 @@ def judged(number: int, answer: Message, request: Message, rule: MessageRule, ch
     return ""
 
 
-def enough(found: Round, at_least: int, name: Callable[[int], str]) -> Round:
-    """The round itself.
-
-    Raises:
-        TooFewClientsError: fewer than `at_least` answers.
-    """
-    if len(found.answers) >= at_least:
-        return found
-    reasons = "; ".join(f"{name(number)}: {reason}" for number, reason in list(found.excluded.items())[:5])
-    more = f" and {len(found.excluded) - 5} more" if len(found.excluded) > 5 else ""
-    asked = len(found.answers) + len(found.excluded)
+def require_clients(result: Round, min_clients: int, name: Callable[[int], str]) -> Round:
+    """Return the round; raise TooFewClientsError if it has fewer than `min_clients` answers."""
+    if len(result.answers) >= min_clients:
+        return result
+    reasons = "; ".join(f"{name(number)}: {reason}" for number, reason in list(result.excluded.items())[:5])
+    more = f" and {len(result.excluded) - 5} more" if len(result.excluded) > 5 else ""
+    asked = len(result.answers) + len(result.excluded)
     listed = f" ({reasons}{more})" if reasons else ""
-    raise TooFewClientsError(f"{len(found.answers)} of {asked} clients answered; {at_least} are needed{listed}")
+    raise TooFewClientsError(f"{len(result.answers)} of {asked} clients answered; {min_clients} are needed{listed}")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What clients said.
+    """Sizes of clients' data as the clients report them.
 
     Attributes:
-        features: of most clients' points. points: by client of these, how many there are. others: by client why its data do
-            not fit.
+        features: number of features that most clients have.
+        points: number of points by client, of these clients.
+        others: by client why its data do not fit.
     """
 
     features: int
@@ -295,17 +320,18 @@ class Sizes:
     others: dict[int, str]
 
 
-def sizes_of(exchange: Transport, answers: Mapping[int, Message], *, at_least: int = 1) -> Sizes:
-    """Compares answers with the numbers `points` and `features`.
+def compare_sizes(transport: Transport, answers: Mapping[int, Message], *, min_clients: int = 1) -> Sizes:
+    """Compare answers that hold the numbers `points` and `features`.
 
     Raises:
         UserError: no number of features that most clients have.
-        TooFewClientsError: fewer than `at_least` clients have as many features as most.
+        TooFewClientsError: fewer than `min_clients` clients have as many features as most.
     """
     widths = {client: int(answer.number("features")) for client, answer in answers.items()}
-    features, most = Counter(widths.values()).most_common(1)[0]
-    if 2 * most <= len(widths) and len(widths) > 1:
-        listed = ", ".join(f"{exchange.name(client)}: {width}" for client, width in widths.items())
+    features, votes = Counter(widths.values()).most_common(1)[0]
+    # Without a majority there is no telling which clients are wrong.
+    if 2 * votes <= len(widths) and len(widths) > 1:
+        listed = ", ".join(f"{transport.name(client)}: {width}" for client, width in widths.items())
         raise UserError(f"the clients' points have different numbers of features ({listed:.300})")
     others = {
         client: f"its data have {width} features; those of most clients have {features}"
@@ -313,6 +339,6 @@ def sizes_of(exchange: Transport, answers: Mapping[int, Message], *, at_least: i
         if width != features
     }
     points = {client: int(answer.number("points")) for client, answer in answers.items() if client not in others}
-    if len(points) < at_least:
-        raise TooFewClientsError(f"{len(points)} clients have {features} features; {at_least} are needed")
+    if len(points) < min_clients:
+        raise TooFewClientsError(f"{len(points)} clients have {features} features; {min_clients} are needed")
     return Sizes(features, points, others)

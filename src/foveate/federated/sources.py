@@ -177,7 +177,9 @@ class Clients:
     """Points by client.
 
     Attributes:
-        labels: by client; None where there are none. about: how they were split, in words.
+        names, points: one per client.
+        labels: one array per client; None where there are none.
+        about: how the points were split, as text.
     """
 
     names: list[str]
@@ -185,8 +187,16 @@ class Clients:
     labels: list[NDArray[np.str_]] | None
     about: str
 
+    def sizes(self) -> dict[str, int]:
+        """Number of points by client."""
+        return {name: len(points) for name, points in zip(self.names, self.points, strict=True)}
+
+    def all_labels(self) -> NDArray[np.str_] | None:
+        """Labels of all clients one after another; None where there are none."""
+        return None if self.labels is None else np.concatenate([labels.astype(str) for labels in self.labels])
+
     def digests(self) -> dict[str, str]:
-        """By client a digest of its points, for what is kept of a run: it belongs to these points and no others."""
+        """Digest of the points by client: what is stored of a run belongs to these points and no others."""
         return {name: digest(points) for name, points in zip(self.names, self.points, strict=True)}
 
 

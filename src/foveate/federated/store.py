@@ -1,10 +1,9 @@
-"""What a server keeps on disk, so that a killed one goes on where it was: answers of clients, and states of trainings.
+"""Files that let a killed server continue: clients' answers of a round, and states of trainings.
 
-A state is a safetensors file; what is no array stands in its metadata as JSON, with the format and the options of the
-run that it belongs to.
+A state is a safetensors file; JSON values, the format and the options of its run are in the file's metadata.
 
 What was made of other data is never used again where the data are in this process: they have a `digest`. Over a network
-a server cannot know whether a client's data changed, so that answers and states of a finished run are removed there.
+a server cannot know whether a client's data changed, so answers and states of a finished run are removed there.
 """
 
 from __future__ import annotations
@@ -28,75 +27,69 @@ from foveate.core.recipes import Settings
 from foveate.federated.messages import Message, MessageError
 
 T = TypeVar("T")
+_METADATA = "snapshot"
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of arrays and words in this order: types, shapes and numbers.
+    """SHA-256 of arrays and strings in this order: types, shapes and values.
 
-    What is no array of numbers or words has another digest each time: it equals nothing, not even itself.
+    Anything that is not an array of numbers or strings gets a new digest each time: it equals nothing, not even itself.
     """
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for part in parts:
-        given = part.detach().cpu() if hasattr(part, "detach") else part  # a tensor, perhaps on a GPU
+        value = part.detach().cpu() if hasattr(part, "detach") else part  # a tensor, perhaps on a GPU
         try:
-            array = np.asarray(given)
+            array = np.asarray(value)
         except (ValueError, TypeError):
             array = np.asarray(None)
+        # Objects have no bytes that mean anything; a random digest makes sure that nothing of them is ever reused.
         readable = not array.dtype.hasobject
-        found.update(f"|{array.dtype}|{array.shape}|".encode())
-        found.update(np.ascontiguousarray(array).tobytes() if readable else secrets.token_bytes(32))
-    return found.hexdigest()
+        result.update(f"|{array.dtype}|{array.shape}|".encode())
+        result.update(np.ascontiguousarray(array).tobytes() if readable else secrets.token_bytes(32))
+    return result.hexdigest()
 
 
-def same_data(kept: str, now: str, finished: int) -> None:
-    """Returns where a state was made of the data that are here.
+def check_same_data(stored: str, current: str, rounds: int) -> None:
+    """Raise UserError if a state was made of other data.
 
     Args:
-        kept, now: digests. finished: the state's rounds, for the sentence.
-
-    Raises:
-        UserError: it was made of other data.
+        stored, current: digests.
+        rounds: finished rounds of the state, for the error.
     """
-    if kept != now:
+    if stored != current:
         raise UserError(
-            f"the kept state of {finished} finished rounds was made of other data; give it another place or remove it"
+            f"the stored state of {rounds} finished rounds was made of other data; use another folder or delete it"
         )
 
 
 def write_state(
-    path: Path,
-    name: str,
-    options: Settings,
-    arrays: Mapping[str, NDArray[Any]],
-    about: Mapping[str, Any],
-    *,
-    form: int,
+    path: Path, options: Settings, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any], *, format: int
 ) -> None:
-    """Writes a state, whole or not at all.
+    """Write a state atomically.
 
     Args:
-        name: of the metadata. about: all that is no array, as JSON can hold it. form: number of the file's format.
+        header: everything that is not an array, as JSON values.
+        format: number of the file's format.
     """
-    whole = {"format": form, "options": options.model_dump(mode="json"), **about}
-    content = save({one: np.ascontiguousarray(array) for one, array in arrays.items()}, {name: json.dumps(whole)})
-    write_bytes_atomically(path, content)
+    metadata = {"format": format, "options": options.model_dump(mode="json"), **header}
+    tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_bytes_atomically(path, save(tensors, {_METADATA: json.dumps(metadata)}))
 
 
 def read_state(
     path: Path,
-    name: str,
     options: Settings,
     build: Callable[[dict[str, NDArray[Any]], dict[str, Any]], T],
     *,
-    form: int,
+    format: int,
 ) -> T | None:
-    """What `write_state` wrote; None where there is no file yet.
+    """Read what `write_state` wrote; None if there is no file yet.
 
     Args:
-        build: makes the state of the arrays and of `about`; what it misses there is damage.
+        build: makes the state from arrays and header; a key that it misses there is damage.
 
     Raises:
-        UserError: the file is damaged, is of another format, or belongs to other options.
+        UserError: the file is damaged, has another format, or belongs to other options.
     """
     try:
         content = path.read_bytes()
@@ -104,54 +97,57 @@ def read_state(
         return None
     try:
         arrays = load(content)
+        # safetensors' numpy reader returns no metadata, so the header is read by its own layout: a length, then JSON.
         length = int.from_bytes(content[:8], "little")
-        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][name])
-        if about["format"] != form:
-            raise UserError(f"{path}: format {about['format']}, this version reads {form}")
-        was, now = about["options"], options.model_dump(mode="json")
-        if odd := sorted(one for one in now if was.get(one) != now[one]):
+        header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_METADATA])
+        if header["format"] != format:
             raise UserError(
-                f"{path}: was begun with {odd[0]} {was.get(odd[0])}, not {now[odd[0]]}; give another place or remove it"
+                f"{path}: field 'format' must be {format} (got {header['format']}); delete it to start over"
             )
-        return build(arrays, about)
+        before, now = header["options"], options.model_dump(mode="json")
+        if changed := sorted(name for name in now if before.get(name) != now[name]):
+            name = changed[0]
+            raise UserError(
+                f"{path}: the run began with {name} {before.get(name)} (got {now[name]}); use another folder or delete it"
+            )
+        return build(arrays, header)
     except UserError:
         raise
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}); remove it to begin again") from None
+        raise UserError(f"{path}: damaged ({type(error).__name__}); delete it to start over") from None
 
 
 class AnswerStore:
     """A folder with the answers of rounds: `000003-query.lloyd/7-DIGEST.safetensors`.
 
-    An answer belongs to the very question that it was given to, and to the data that it was made of: the name holds the
-    digest of both, so that a server that goes on with other settings, other answers before, or other data asks anew.
-    Where data are elsewhere (`data` is empty), only the question is known.
+    An answer belongs to the exact request that it was given to, and to the data that it was made of: the name holds the
+    digest of both, so a server that continues with other settings, other earlier answers, or other data asks anew.
+    Where data are elsewhere (`data` is empty), only the request is known.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, request: Message, client: int, data: str = "") -> Path:
-        """Where the client's answer to this question is kept."""
+        """File of a client's answer to this request."""
         name = digest(request.digest(), data)[:32]
         return self.folder / f"{request.round:06d}-{request.kind}" / f"{client}-{name}.safetensors"
 
     def read(self, request: Message, client: int, data: str = "") -> Message | None:
-        """The kept answer; None where there is none, or a broken one."""
-        path = self.path(request, client, data)
+        """Load an answer; None if there is none, or a broken one."""
         try:
-            return Message.from_bytes(path.read_bytes())
+            return Message.from_bytes(self.path(request, client, data).read_bytes())
         except (FileNotFoundError, MessageError):
             return None
 
     def write(self, request: Message, client: int, answer: Message, data: str = "") -> None:
-        """Keeps an answer that was believed, whole or not at all."""
+        """Store a validated answer atomically."""
         path = self.path(request, client, data)
         if not path.is_file():
             write_bytes_atomically(path, answer.to_bytes())
 
     def forget(self, *, before: int | None = None) -> None:
-        """Deletes the answers of all rounds before that number, or all: their outcome is kept elsewhere."""
+        """Delete the answers of all rounds before that number, or all."""
         for folder in self.folder.glob("[0-9]*-*"):
             if before is None or int(folder.name.partition("-")[0]) < before:
                 shutil.rmtree(folder)

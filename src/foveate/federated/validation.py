@@ -1,4 +1,4 @@
-"""Lists with the data of several clients, as the estimators take them."""
+"""Checks of what users pass as clients' data: lists of arrays, column names, seeds."""
 
 from __future__ import annotations
 
@@ -6,34 +6,61 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
 
 from foveate.core.errors import UserError
+from foveate.metrics.neighbors import as_points
 
 
 def is_list_of_clients(data: Any) -> bool:
-    """Whether data are several clients' arrays and not one array: a list or tuple with an element that has two axes."""
-    return isinstance(data, list | tuple) and any(np.ndim(one) >= 2 for one in data if not np.isscalar(one))
+    """Whether data are several clients' arrays, not one array: a list or tuple with an element of two or more axes."""
+    return isinstance(data, list | tuple) and any(np.ndim(item) >= 2 for item in data if not np.isscalar(item))
 
 
-def rows_of(data: Any) -> int:
-    """How many rows a client's data have; 0 for what has none, such as None."""
+def read_clients(clients: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
+    """Points of every client as float64 matrices of one width.
+
+    Raises:
+        UserError: no client, an empty one, NaN, or different widths; names the client.
+    """
+    if not len(clients):
+        raise UserError("no client: pass a list with the points of each client")
+    matrices = [as_points(data, what=f"points of client {number}") for number, data in enumerate(clients)]
+    for number, matrix in enumerate(matrices):
+        if not len(matrix):
+            raise UserError(f"client {number} has no point; leave it out")
+        if matrix.shape[1] != matrices[0].shape[1]:
+            raise UserError(f"client {number} has {matrix.shape[1]} features; client 0 has {matrices[0].shape[1]}")
+    return matrices
+
+
+def count_rows(data: Any) -> int:
+    """Rows of a client's data; 0 for data without a length, such as None."""
     try:
         return len(data)
     except TypeError:
         return 0
 
 
-def common_columns(parts: Sequence[Any]) -> list[str] | None:
-    """Names of the columns of the frames in a list; None where there is no frame, or its columns have no names.
+def draw_seed(random_state: int | np.random.RandomState | None) -> int:
+    """Seed of a fit from scikit-learn's `random_state`: a number as it is, else one drawn from the state."""
+    if isinstance(random_state, int | np.integer):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))
 
-    Data frames of as many columns must have the same ones in the same order: rows of numbers know no names.
+
+def common_columns(parts: Sequence[Any]) -> list[str] | None:
+    """Column names of the data frames in a list; None if there is no frame, or its columns have no names.
+
+    Frames of equal width must have the same columns in the same order, because a model of numeric rows knows no names.
 
     Raises:
-        UserError: two do not; names the clients and the first column that differs.
+        UserError: two differ; names the clients and the first column that differs.
     """
     first, known = 0, None
     for number, part in enumerate(parts):
-        names = _columns(part)
+        names = _column_names(part)
         if names is None:
             continue
         if known is None:
@@ -44,26 +71,22 @@ def common_columns(parts: Sequence[Any]) -> list[str] | None:
 
 
 def check_columns(data: Any, known: Sequence[str]) -> None:
-    """Returns where data are no frame, or one with the columns that an estimator was fitted on.
-
-    Raises:
-        UserError: other columns, or the same in another order.
-    """
-    names = _columns(data)
+    """Raise UserError if a data frame has other columns than those fitted, or another order."""
+    names = _column_names(data)
     if names is not None and len(names) == len(known):
         _compare(names, list(known), "the frame", "those that were fitted")
 
 
-def _columns(data: Any) -> list[str] | None:
+def _column_names(data: Any) -> list[str] | None:
     names = list(data.columns) if hasattr(data, "columns") else None
-    return names if names and all(isinstance(one, str) for one in names) else None
+    return names if names and all(isinstance(name, str) for name in names) else None
 
 
 def _compare(names: list[str], known: list[str], who: str, whom: str) -> None:
-    for place, (found, wanted) in enumerate(zip(names, known, strict=True)):
-        if found != wanted:
+    for index, (name, expected) in enumerate(zip(names, known, strict=True)):
+        if name != expected:
             how = "in another order" if sorted(names) == sorted(known) else "of other names"
             raise UserError(
-                f"{who} has columns {how} than {whom}: column {place} is '{found}', not '{wanted}'; "
+                f"{who} has columns {how} than {whom}: column {index} is '{name}', not '{expected}'; "
                 "give all clients the same columns in the same order"
             )

@@ -7,71 +7,64 @@ scikit-learn: normalized by the arithmetic mean, natural logarithms.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
-from scipy.special import xlogy
 
 from foveate.core.errors import UserError
 
 
 def contingency(truth_N: ArrayLike, found_N: ArrayLike) -> NDArray[np.int64]:
-    """How many samples each (true class, found group) has, shape [classes, groups].
+    """Number of samples of each (true class, group), shape [classes, groups].
 
     Raises:
         UserError: lists of different lengths, or empty ones.
     """
-    truth, found = np.asarray(truth_N), np.asarray(found_N)
-    if truth.ndim != 1 or truth.shape != found.shape:
-        raise UserError(f"labels are two lists of one length, not shapes {list(truth.shape)} and {list(found.shape)}")
-    if len(truth) == 0:
-        raise UserError("labels: there is no sample")
+    truth, found = _checked(truth_N, found_N)
     classes, row_N = np.unique(truth, return_inverse=True)
     groups, column_N = np.unique(found, return_inverse=True)
     cells = np.bincount(row_N * len(groups) + column_N, minlength=len(classes) * len(groups))
     return cells.reshape(len(classes), len(groups))
 
 
-def _entropy(counts: NDArray[np.int64]) -> float:
-    shares = counts / counts.sum()
-    return float(-xlogy(shares, shares).sum())
-
-
 def normalized_mutual_information(truth_N: ArrayLike, found_N: ArrayLike) -> float:
-    """NMI: mutual information over the arithmetic mean of both entropies, in [0, 1].
+    """NMI: mutual information over the arithmetic mean of both entropies, in [0, 1] (scikit-learn's).
 
     Two partitions of a single group each agree fully (1); one single group against several says nothing (0).
     """
-    cells = contingency(truth_N, found_N)
-    if cells.size == 1:
-        return 1.0
-    of_truth, of_found = _entropy(cells.sum(1)), _entropy(cells.sum(0))
-    shared = of_truth + of_found - _entropy(cells.ravel())
-    return max(0.0, shared) / ((of_truth + of_found) / 2)
+    from sklearn.metrics import normalized_mutual_info_score
+
+    return float(normalized_mutual_info_score(*_checked(truth_N, found_N)))
 
 
 def adjusted_mutual_information(truth_N: ArrayLike, found_N: ArrayLike) -> float:
     """AMI: NMI corrected for chance (scikit-learn's)."""
     from sklearn.metrics import adjusted_mutual_info_score
 
-    contingency(truth_N, found_N)  # for its messages
-    return float(adjusted_mutual_info_score(np.asarray(truth_N), np.asarray(found_N)))
+    return float(adjusted_mutual_info_score(*_checked(truth_N, found_N)))
 
 
 def adjusted_rand_index(truth_N: ArrayLike, found_N: ArrayLike) -> float:
-    """ARI: pairs on which both partitions agree, corrected for chance; 1 = the same, 0 = as by chance."""
-    cells = contingency(truth_N, found_N)
+    """ARI: pairs on which both partitions agree, corrected for chance; 1 = equal, 0 = chance (scikit-learn's)."""
+    from sklearn.metrics import adjusted_rand_score
 
-    def pairs(counts: NDArray[np.int64]) -> float:
-        return float((counts * (counts - 1.0) / 2).sum())
+    return float(adjusted_rand_score(*_checked(truth_N, found_N)))
 
-    both, of_truth, of_found = pairs(cells), pairs(cells.sum(1)), pairs(cells.sum(0))
-    every = pairs(cells.sum().reshape(1))
-    if every == 0:
-        return 1.0
-    expected, most = of_truth * of_found / every, (of_truth + of_found) / 2
-    return 1.0 if most == expected else (both - expected) / (most - expected)
+
+def _checked(truth_N: ArrayLike, found_N: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Labels as arrays of one length.
+
+    Raises:
+        UserError: lists of different lengths, or empty ones.
+    """
+    truth, found = np.asarray(truth_N), np.asarray(found_N)
+    if truth.ndim != 1 or truth.shape != found.shape:
+        raise UserError(f"labels must be two lists of one length (got {list(truth.shape)} and {list(found.shape)})")
+    if len(truth) == 0:
+        raise UserError("labels are empty")
+    return truth, found
 
 
 def purity(truth_N: ArrayLike, found_N: ArrayLike) -> float:

@@ -30,7 +30,7 @@ class FederatedMap(ResultModel):
     quality: dict[str, float]
     bytes_up: int
     bytes_down: int
-    places: list[list[float]]
+    positions: list[list[float]]
     notes: dict[str, int] = {}
 
 
@@ -74,7 +74,7 @@ class TourFederated(ResultModel):
 
 
 def federated_section(r: TourFederated) -> dict[str, Any]:
-    """What the template shows: rows of maps, tables, and totals."""
+    """Values of the template: rows of maps, tables, and totals."""
     names = [client.name for client in r.clients]
     colored = (
         ("By kind", r.labels, False),
@@ -87,7 +87,7 @@ def federated_section(r: TourFederated) -> dict[str, Any]:
         drawn = [
             plot(
                 drawn_map.title,
-                scatter(drawn_map.places, values, styles, title=f"{drawn_map.title}, {title.lower()}", named=named),
+                scatter(drawn_map.positions, values, styles, title=f"{drawn_map.title}, {title.lower()}", named=named),
             )
             for drawn_map in r.maps
         ]

@@ -164,10 +164,10 @@ class DeepfecaStudy(point_sets.PointSetStudy):
         return {**super().parameters(datasets), "variants": VARIANTS, "encoders": ENCODERS}
 
     def measure(self, cell: Cell) -> dict[str, float]:
-        from foveate.federated.deep.checkpoint import sent
-        from foveate.federated.deep.fitting import answering, fit_clients
-        from foveate.federated.deep.options import options_of
-        from foveate.federated.deep.quality import quality
+        from foveate.federated.deep.job import fit_clients, make_handlers
+        from foveate.federated.deep.options import read_options
+        from foveate.federated.deep.quality import measure_quality
+        from foveate.federated.rounds import sum_bytes
         from foveate.federated.sources import gather
 
         name, split, count = WORLDS[cell.condition]
@@ -178,7 +178,7 @@ class DeepfecaStudy(point_sets.PointSetStudy):
         clusters = len(np.unique(labels))
         if cell.variant == "raw":
             return raw(clients.points, labels, clusters, seed=cell.seed)
-        options = options_of(
+        options = read_options(
             {
                 "clusters": clusters,
                 "method": VARIANTS[cell.variant],
@@ -187,24 +187,26 @@ class DeepfecaStudy(point_sets.PointSetStudy):
                 **ENCODERS[name],
             }
         )
-        respond = shuffling if cell.variant == "shuffled" else answering
-        fitted = fit_clients(clients.points, options, device=self.device or "cpu", respond=respond)
+        handlers = shuffling if cell.variant == "shuffled" else make_handlers
+        fitted = fit_clients(clients.points, options, device=self.device or "cpu", make_handlers=handlers)
         points = np.concatenate(clients.points)
         vectors, outputs = fitted.transform(points), fitted.outputs(points)
-        values = quality(vectors, outputs, fitted.predict(points), fitted.centers, labels, seed=cell.seed)
+        values = measure_quality(vectors, outputs, fitted.predict(points), fitted.centers, labels, seed=cell.seed)
         values.pop("distance")  # of another embedding in every row
-        table = fitted.stand.exchanged
-        return {**values, "megabytes": (sent(table, up=True) + sent(table, up=False)) / 1e6}
+        table = fitted.state.exchanged
+        return {**values, "megabytes": (sum_bytes(table, up=True) + sum_bytes(table, up=False)) / 1e6}
 
 
 def raw(parts: list[np.ndarray], labels: np.ndarray, clusters: int, *, seed: int) -> dict[str, float]:
     """Consensus of the numbers themselves, and what they are worth without an encoder."""
-    from foveate.federated.deep.quality import quality
+    from foveate.federated.deep.quality import measure_quality
     from foveate.federated.estimators import FederatedKMeans
 
     estimator = FederatedKMeans(clusters, random_state=seed).fit(parts)
     points = np.concatenate(parts)
-    values = quality(points, points, np.concatenate(estimator.labels_), estimator.cluster_centers_, labels, seed=seed)
+    values = measure_quality(
+        points, points, np.concatenate(estimator.labels_), estimator.cluster_centers_, labels, seed=seed
+    )
     values.pop("distance")
     return {**values, "megabytes": (estimator.bytes_up_ + estimator.bytes_down_) / 1e6}
 
@@ -217,20 +219,20 @@ def order_of(seed: int, client: int, clusters: int) -> np.ndarray:
 def shuffling(network: Any, options: Any) -> dict[str, Any]:
     """A client's functions for the control: it trains each group towards another center, in an order of its own."""
     from foveate.federated.clients import stream
-    from foveate.federated.deep.encoder import set_weights, weights_of
-    from foveate.federated.deep.fitting import answering
-    from foveate.federated.deep.protocol import TRAIN, Training, augment_of, train
+    from foveate.federated.deep.encoder import flatten_weights, set_weights
+    from foveate.federated.deep.job import make_handlers
+    from foveate.federated.deep.protocol import TRAIN, Training, find_augment, train
 
     def astray(data: Any, request: Any, client: int) -> Any:
         set_weights(network, request.array("weights"))
         seed, centers = int(request.number("seed")), request.array("centers")
         order = order_of(seed, client, len(centers))
         random = stream(seed, round=request.round, client=client, purpose="training")
-        training = Training.asked(request)
-        loss = train(network, data, centers, training, augment_of(training.augment, {}), random, order_K=order)
-        return request.answer(arrays={"weights": weights_of(network)}, points=len(data), loss=loss)
+        training = Training.from_request(request)
+        loss = train(network, data, centers, training, find_augment(training.augment, {}), random, order_K=order)
+        return request.answer(arrays={"weights": flatten_weights(network)}, points=len(data), loss=loss)
 
-    return {**answering(network, options), TRAIN: astray}
+    return {**make_handlers(network, options), TRAIN: astray}
 
 
 STUDY = DeepfecaStudy

@@ -214,10 +214,10 @@ class FedneStudy(point_sets.PointSetStudy):
         return {**super().parameters(datasets), "variants": VARIANTS, "fashion_points": FASHION_POINTS}
 
     def measure(self, cell: Cell) -> dict[str, float]:
-        from foveate.federated.embedding.fitting import fit_clients, in_process
+        from foveate.federated.embedding.job import fit_clients
         from foveate.federated.embedding.options import EmbeddingOptions
-        from foveate.federated.embedding.quality import quality, stacked
-        from foveate.federated.embedding.run import halves
+        from foveate.federated.embedding.quality import measure_quality, stack_clients
+        from foveate.federated.embedding.run import split_held_out
         from foveate.federated.sources import split_clients
 
         source, split, count = WORLDS[cell.condition]
@@ -225,17 +225,17 @@ class FedneStudy(point_sets.PointSetStudy):
             source, folder=self.folder, datasets=self.datasets, seed=cell.seed, max_points=FASHION_POINTS
         )
         clients = split_clients(points, labels.astype(str), split, count, seed=cell.seed)
-        parts = halves(clients, 0.2, seed=cell.seed)
+        parts = split_held_out(clients, 0.2, seed=cell.seed)
         options = EmbeddingOptions(rounds=self.scale.rounds, seed=cell.seed, **VARIANTS[cell.variant])
-        transport = shuffling(cell.seed) if cell.variant == "shuffled" else in_process
-        fitted = fit_clients(parts.fitted, options, device=self.device or "cpu", transport=transport)
+        make_transport = shuffling(cell.seed) if cell.variant == "shuffled" else None
+        fitted = fit_clients(parts.fit, options, device=self.device or "cpu", make_transport=make_transport)
         drawn = [
-            stacked(
+            stack_clients(
                 side, [fitted.transform(points_of_client, client=n) for n, points_of_client in enumerate(side)], labels
             )
-            for side, labels in ((parts.fitted, parts.fitted_labels), (parts.apart, parts.apart_labels))
+            for side, labels in ((parts.fit, parts.fit_labels), (parts.held_out, parts.held_out_labels))
         ]
-        values = quality(drawn[0], drawn[1], k=options.neighbors)
+        values = measure_quality(drawn[0], drawn[1], k=options.neighbors)
         history = fitted.state.history
         fits = [np.mean(list(entry["r2"].values())) for entry in history if entry["r2"]]
         if fits:

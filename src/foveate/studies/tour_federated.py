@@ -24,13 +24,13 @@ from foveate.core.progress import silent
 from foveate.core.runs import RunFolder
 from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import distances, nearest
-from foveate.federated.clustering.fit import Clustered, cluster, pooled
+from foveate.federated.clustering.fit import Clustered, cluster, merge_pooled
 from foveate.federated.clustering.options import resolve
 from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.embedding.fitting import Fitted, fit_clients
-from foveate.federated.embedding.options import FEDAVG, FEDNE, options_of
-from foveate.federated.embedding.quality import quality, sample, stacked
-from foveate.federated.embedding.run import halves
+from foveate.federated.embedding.job import Fitted, fit_clients
+from foveate.federated.embedding.options import FEDAVG, FEDNE, read_options
+from foveate.federated.embedding.quality import measure_quality, sample_rows, stack_clients
+from foveate.federated.embedding.run import split_held_out
 from foveate.federated.rounds import InProcess, Log
 from foveate.federated.sources import Clients, split_labels
 from foveate.metrics import clustering as metrics
@@ -99,10 +99,10 @@ def _cluster_and_map(collection: Collection, run: Path, features: Path, *, seed:
     groupings = _groupings(emoji, clustered, groups, seed=seed)
     gain = _gain(emoji, fits, seed=seed)
     points = np.concatenate(emoji.clients.points)
-    drawn = sample(len(points), MAX_POINTS, seed=seed)
+    drawn = sample_rows(len(points), MAX_POINTS, seed=seed)
     owners = np.repeat(np.arange(CLIENTS), [len(entry) for entry in emoji.clients.points])
     for entry, fitted in zip(maps, fits, strict=True):
-        entry["places"] = np.round(fitted.transform(points)[drawn].astype(float), 3).tolist()
+        entry["positions"] = np.round(fitted.transform(points)[drawn].astype(float), 3).tolist()
     return {
         "images": len(points),
         "features": points.shape[1],
@@ -152,12 +152,12 @@ def _groupings(
 ) -> list[dict[str, Any]]:
     """How groups match categories: the clients' common ones, those of all images in one place, the largest client's."""
     points, labels = np.concatenate(emoji.clients.points), np.concatenate(emoji.labels)
-    central = resolve(clustered.settings.clusters, method_name="central", seed=seed)
+    central = resolve(clustered.options.clusters, method="central", seed=seed)
     largest = max(emoji.clients.points, key=len)
     answers = {
         "all clients, centroids only": np.concatenate(groups),
-        "all images in one place": nearest(points, pooled(points, central).centers)[0],
-        "the largest client alone": nearest(points, pooled(largest, central).centers)[0],
+        "all images in one place": nearest(points, merge_pooled(points, central).centers)[0],
+        "the largest client alone": nearest(points, merge_pooled(largest, central).centers)[0],
     }
     return [
         {
@@ -171,20 +171,20 @@ def _groupings(
 
 def _mapped(emoji: Emoji, *, seed: int, rounds: int) -> tuple[list[dict[str, Any]], list[Fitted]]:
     """Both maps, drawn of four fifths of each client's images and measured with the others."""
-    parts = halves(emoji.clients, HELD_OUT, seed=seed)
+    parts = split_held_out(emoji.clients, HELD_OUT, seed=seed)
     maps, fits = [], []
     for name in TITLES:
-        options = options_of({"method": name, "surrogate": "grid", "rounds": rounds, "seed": seed})
+        options = read_options({"method": name, "surrogate": "grid", "rounds": rounds, "seed": seed})
         with silent():
-            fitted = fit_clients(parts.fitted, options)
+            fitted = fit_clients(parts.fit, options)
         drawn = [
-            stacked(side, [fitted.transform(side_points) for side_points in side], labels)
-            for side, labels in ((parts.fitted, parts.fitted_labels), (parts.apart, parts.apart_labels))
+            stack_clients(side, [fitted.transform(side_points) for side_points in side], labels)
+            for side, labels in ((parts.fit, parts.fit_labels), (parts.held_out, parts.held_out_labels))
         ]
         maps.append(
             {
                 "title": TITLES[name],
-                "quality": quality(drawn[0], drawn[1], k=options.neighbors),
+                "quality": measure_quality(drawn[0], drawn[1], k=options.neighbors),
                 "bytes_up": fitted.log.bytes(up=True),
                 "bytes_down": fitted.log.bytes(up=False),
                 "notes": fitted.state.notes,
@@ -196,17 +196,17 @@ def _mapped(emoji: Emoji, *, seed: int, rounds: int) -> tuple[list[dict[str, Any
 
 def _gain(emoji: Emoji, fits: list[Fitted], *, seed: int) -> Interval:
     """FedNE's right votes minus averaging's, over held-out images."""
-    parts = halves(emoji.clients, HELD_OUT, seed=seed)
-    assert parts.fitted_labels is not None
-    assert parts.apart_labels is not None
-    fitted, apart = np.concatenate(parts.fitted), np.concatenate(parts.apart)
+    parts = split_held_out(emoji.clients, HELD_OUT, seed=seed)
+    assert parts.fit_labels is not None
+    assert parts.held_out_labels is not None
+    fitted, apart = np.concatenate(parts.fit), np.concatenate(parts.held_out)
     right = [
         knn_right(
             fit.transform(fitted),
-            np.concatenate(parts.fitted_labels),
+            np.concatenate(parts.fit_labels),
             k=fit.options.neighbors,
             test_map_Md=fit.transform(apart),
-            test_labels_M=np.concatenate(parts.apart_labels),
+            test_labels_M=np.concatenate(parts.held_out_labels),
         ).astype(float)
         for fit in fits
     ]

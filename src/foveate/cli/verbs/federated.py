@@ -133,11 +133,11 @@ def embed(
       foveate federated embed vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
     from foveate.core.recipes import parse_overrides
-    from foveate.federated.embedding.options import options_of
+    from foveate.federated.embedding.options import read_options
     from foveate.federated.sources import gather
 
     content = parse_overrides(overrides) | settings | ({} if seed is None else {"seed": seed})
-    options = options_of(content, where="foveate federated embed")
+    options = read_options(content, where="foveate federated embed")
     gathered = gather(
         sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=options.seed
     )
@@ -156,14 +156,14 @@ def embed(
         gathered,
         options,
         target,
-        beside=others,
+        baselines=others,
         held_out=held_out,
         device=str(choose_device(device or "cpu")),
         command=["foveate", *sys.argv[1:]],
     )
     paths = {
         "run": target,
-        "places": target / "places.parquet",
+        "positions": target / "positions.parquet",
         "model": target / "model",
         "report": render(target),
     }
@@ -179,7 +179,7 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _embed_lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{len(result['clients'])} clients, {sum(result['clients'].values())} points, {result['data']['split']}"]
+    lines = [f"{len(result['clients'])} clients, {sum(result['clients'].values())} points, {result['split']}"]
     for entry in result["maps"]:
         qualities = ", ".join(f"{name} {value:.3f}" for name, value in entry["quality"].items())
         sent = (entry["bytes_up"] + entry["bytes_down"]) / 1e6
@@ -233,7 +233,7 @@ def cluster(
       foveate federated cluster vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
     from foveate.core.recipes import parse_overrides
-    from foveate.federated.clustering.run import plan, run_clustering, settings_of
+    from foveate.federated.clustering.run import plan, read_options, run_clustering
     from foveate.federated.sources import gather
 
     number = seed or 0
@@ -242,7 +242,7 @@ def cluster(
     )
     method_options = {"method": method, "refine_rounds": refine_rounds, "min_count": min_count}
     options = parse_overrides(overrides) | {name: value for name, value in method_options.items() if value is not None}
-    settings = settings_of(gathered, clusters, options, seed=number)
+    settings = read_options(gathered, clusters, options, seed=number)
     if dry_run:
         planned = plan(gathered, settings)
         _finish_plan(planned, f"{planned['features']} features", as_json=as_json)
@@ -254,8 +254,8 @@ def cluster(
         gathered,
         settings,
         target,
-        beside=_methods(baselines),
-        at_least=min_clients,
+        baselines=_methods(baselines),
+        min_clients=min_clients,
         timeout=timeout,
         command=["foveate", *sys.argv[1:]],
     )
@@ -326,8 +326,9 @@ def features(
     """
     from foveate.core.errors import UserError
     from foveate.core.recipes import parse_overrides
-    from foveate.federated.deep.options import options_of
-    from foveate.federated.deep.run import clusters_of, plan, run_features
+    from foveate.federated.deep.options import read_options
+    from foveate.federated.deep.run import plan, run_features
+    from foveate.federated.reporting import infer_clusters
     from foveate.federated.sources import gather
 
     content = parse_overrides(overrides)
@@ -338,8 +339,8 @@ def features(
     gathered = gather(
         sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=number
     )
-    content |= {"clusters": clusters_of(gathered, clusters), **settings, "seed": number}
-    options = options_of(content, where="foveate federated features")
+    content |= {"clusters": infer_clusters(gathered, clusters), **settings, "seed": number}
+    options = read_options(content, where="foveate federated features")
     if dry_run:
         planned = plan(gathered, options)
         _finish_plan(planned, f"an encoder of {planned['weights']:,} weights", as_json=as_json)
@@ -352,8 +353,8 @@ def features(
         gathered,
         options,
         target,
-        beside=_methods(baselines),
-        at_least=min_clients,
+        baselines=_methods(baselines),
+        min_clients=min_clients,
         device=str(choose_device(device or "cpu")),
         command=["foveate", *sys.argv[1:]],
     )

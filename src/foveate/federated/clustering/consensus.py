@@ -20,7 +20,7 @@ from foveate.federated.clustering.pool import Pool
 from foveate.federated.clustering.radius_search import BEST, search
 from foveate.federated.clustering.starts import plus_plus
 
-MOST_STEPS = 100
+MAX_STEPS = 100
 TIE = 1e-12
 
 
@@ -56,29 +56,29 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
     pool = pool.sorted()
     candidates: list[tuple[str, float, float, Floats]] = []
     parts: dict[str, Pool] = {}
-    for name, part in (("all centroids", pool), ("trusted centroids", pool.take(pool.kept))):
+    for name, part in (("all centroids", pool), ("trusted centroids", pool.take(pool.trusted))):
         parts[name] = part
         tried = search(part, clusters) if len(part) else []
-        candidates += [(name, one.radius, one.score, one.centers(part)) for one in tried[:BEST]]
+        candidates += [(name, groups.radius, groups.score, groups.centers(part)) for groups in tried[:BEST]]
     if not candidates:
         candidates.append(("coinciding centroids", 0.0, 0.0, _coinciding(pool, clusters)))
     best_start: tuple[float, Floats] | None = None
     for _ in range(restarts):
         start = plus_plus(pool.centers, clusters, rng, weight_N=pool.counts)
-        run = lloyd(pool.centers, start, weight_N=pool.counts, most_steps=MOST_STEPS)
+        run = lloyd(pool.centers, start, weight_N=pool.counts, max_steps=MAX_STEPS)
         if best_start is None or run.inertia < best_start[0]:
             best_start = (run.inertia, start)
     if best_start is not None:
         candidates.append(("weighted k-means++", float("nan"), float("nan"), best_start[1]))
-    best, chosen = None, 0
+    best, winner = None, 0
     errors = []
     for number, (_, _, _, start) in enumerate(candidates):
-        run = lloyd(pool.centers, start, weight_N=pool.counts, most_steps=MOST_STEPS)
+        run = lloyd(pool.centers, start, weight_N=pool.counts, max_steps=MAX_STEPS)
         errors.append(run.inertia)
         if best is None or run.inertia < best.inertia * (1 - TIE):
-            best, chosen = run, number
+            best, winner = run, number
     assert best is not None
-    source, radius, score, _ = candidates[chosen]
+    source, radius, score, _ = candidates[winner]
     report = {
         "candidates": [
             {"from": name, "radius": _plain(r), "score": _plain(s), "weighted_sse": error}
@@ -90,7 +90,7 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
         "weighted_sse": best.inertia,
         **_groups(parts.get(source), radius, clusters),
     }
-    return Merged(onto_kept(pool, best.centers), report)
+    return Merged(onto_trusted(pool, best.centers), report)
 
 
 def _groups(part: Pool | None, radius: float, clusters: int) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def _groups(part: Pool | None, radius: float, clusters: int) -> dict[str, Any]:
     """
     if part is None:
         return {"groups": None, "supports": None, "rejected_supports": None}
-    found = group(part.centers, np.full(len(part), radius), part.counts, seeds="most_mass")
-    supports = found.supports.tolist()
+    groups = group(part.centers, np.full(len(part), radius), part.counts, seeds="most_mass")
+    supports = groups.supports.tolist()
     return {"groups": len(supports), "supports": supports[:clusters], "rejected_supports": supports[clusters:]}
 
 
@@ -116,13 +116,13 @@ def _coinciding(pool: Pool, clusters: int) -> Floats:
     return rows[np.argsort(-mass, kind="stable")[:clusters]]
 
 
-def onto_kept(pool: Pool, centers_KD: Floats) -> Floats:
+def onto_trusted(pool: Pool, centers_KD: Floats) -> Floats:
     """One step onto trusted centroids: each center becomes the weighted mean of those nearest to it; a center without
     any takes all centroids nearest to it, and stays where it is if there are none either.
     """
     label_Q, _ = nearest(pool.centers, centers_KD)
     centers = centers_KD.copy()
-    for rows in (np.arange(len(pool)), np.flatnonzero(pool.kept)):  # the second overrides the first
+    for rows in (np.arange(len(pool)), np.flatnonzero(pool.trusted)):  # the second overrides the first
         total_KD, weight_K = sums(pool.centers[rows], label_Q[rows], len(centers), pool.counts[rows])
         centers[weight_K > 0] = total_KD[weight_K > 0] / weight_K[weight_K > 0, None]
     return centers

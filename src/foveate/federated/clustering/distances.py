@@ -49,15 +49,15 @@ def squared(points_BD: Floats, centers_KD: Floats) -> Floats:
 def squared_to(points_ND: Floats, centers_KD: Floats, label_N: Labels) -> Floats:
     """Squared distance [N] of each point to the center of its number; the numbers that `squared` has there."""
     found_N = np.empty(len(points_ND))
-    for place in blocks(len(points_ND), points_ND.shape[1], cells=FAST_CELLS):
-        gap_BD = centers_KD[label_N[place]] - points_ND[place]
+    for block in blocks(len(points_ND), points_ND.shape[1], cells=FAST_CELLS):
+        gap_BD = centers_KD[label_N[block]] - points_ND[block]
         gap_BD *= gap_BD
         if points_ND.shape[1] > FEW:
-            found_N[place] = gap_BD.sum(1)
+            found_N[block] = gap_BD.sum(1)
             continue
-        found_N[place] = gap_BD[:, 0]
+        found_N[block] = gap_BD[:, 0]
         for column in range(1, points_ND.shape[1]):
-            found_N[place] += gap_BD[:, column]
+            found_N[block] += gap_BD[:, column]
     return found_N
 
 
@@ -80,8 +80,8 @@ def nearest(points_ND: Floats, centers_KD: Floats) -> tuple[Labels, Floats]:
     label_N = np.empty(len(points_ND), dtype=np.int64)
     best_N = np.empty(len(points_ND))
     frame = _Frame(centers_KD)
-    for place in blocks(len(points_ND), max(len(centers_KD), points_ND.shape[1]), cells=FAST_CELLS):
-        label_N[place], best_N[place], _ = frame.two_nearest(points_ND[place])
+    for block in blocks(len(points_ND), max(len(centers_KD), points_ND.shape[1]), cells=FAST_CELLS):
+        label_N[block], best_N[block], _ = frame.two_nearest(points_ND[block])
     if points_ND.shape[1] > FEW:
         best_N = squared_to(points_ND, centers_KD, label_N)
     return label_N, best_N
@@ -97,10 +97,10 @@ def margins(points_ND: Floats, centers_KD: Floats, rows_R: Labels | None = None)
     label_R = np.empty(rows, dtype=np.int64)
     margin_R = np.empty(rows)
     frame = _Frame(centers_KD)
-    for place in blocks(rows, max(len(centers_KD), points_ND.shape[1]), cells=FAST_CELLS):
-        part_BD = points_ND[place if rows_R is None else rows_R[place]]
-        label_R[place], best_B, second_B = frame.two_nearest(part_BD)
-        margin_R[place] = np.sqrt(second_B) * (1 - ROUNDING) - np.sqrt(best_B) * (1 + ROUNDING)
+    for block in blocks(rows, max(len(centers_KD), points_ND.shape[1]), cells=FAST_CELLS):
+        part_BD = points_ND[block if rows_R is None else rows_R[block]]
+        label_R[block], best_B, second_B = frame.two_nearest(part_BD)
+        margin_R[block] = np.sqrt(second_B) * (1 - ROUNDING) - np.sqrt(best_B) * (1 + ROUNDING)
     return label_R, margin_R
 
 

@@ -42,9 +42,9 @@ def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
     weight = counts_Q[order] if seeds == "most_mass" else np.ones(len(order))
     alive = np.ones(len(order), dtype=bool)
     mass = np.empty(len(order))
-    for place in blocks(len(order), len(order)):
-        mass[place] = _within(centers, radius, place) @ weight
-    found: list[Labels] = []
+    for block in blocks(len(order), len(order)):
+        mass[block] = _within(centers, radius, block) @ weight
+    member_lists: list[Labels] = []
     supports: list[float] = []
     while alive.any():
         score = mass
@@ -54,37 +54,33 @@ def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
         inside = alive & (distances(centers[seed : seed + 1], centers)[0] <= radius[seed])
         inside[seed] = True
         members = np.flatnonzero(inside)
-        found.append(np.sort(order[members]))
+        member_lists.append(np.sort(order[members]))
         supports.append(float(weight[members].sum()))
         alive &= ~inside
         left = np.flatnonzero(alive)
-        for place in blocks(len(left), len(members)):
-            rows = left[place]
+        for block in blocks(len(left), len(members)):
+            rows = left[block]
             near = distances(centers[rows], centers[members]) <= radius[rows, None]
             mass[rows] -= near @ weight[members]
     by_support = np.argsort(-np.array(supports), kind="stable")
-    return Groups([found[number] for number in by_support], np.array(supports)[by_support])
+    return Groups([member_lists[number] for number in by_support], np.array(supports)[by_support])
 
 
-def _within(centers: Floats, radius: Floats, place: slice) -> np.ndarray:
-    near = distances(centers[place], centers) <= radius[place, None]
-    near[np.arange(near.shape[0]), np.arange(place.start, place.stop)] = True
+def _within(centers: Floats, radius: Floats, block: slice) -> np.ndarray:
+    near = distances(centers[block], centers) <= radius[block, None]
+    near[np.arange(near.shape[0]), np.arange(block.start, block.stop)] = True
     return near
 
 
 def group_means(centers_QD: Floats, counts_Q: Floats, groups: Groups, clusters: int, *, weighted: bool) -> Floats:
     """Means of the first groups, [clusters, D]."""
     weights = counts_Q if weighted else np.ones(len(counts_Q))
-    chosen = groups.members[:clusters]
-    return np.array([weights[rows] @ centers_QD[rows] / weights[rows].sum() for rows in chosen])
+    first = groups.members[:clusters]
+    return np.array([weights[rows] @ centers_QD[rows] / weights[rows].sum() for rows in first])
 
 
 def need_groups(groups: Groups, clusters: int, radius: str) -> None:
-    """Returns where there are as many groups as clusters.
-
-    Raises:
-        TooFewGroupsError: there are fewer.
-    """
+    """Raise TooFewGroupsError if there are fewer groups than clusters."""
     if len(groups.members) < clusters:
         raise TooFewGroupsError(
             f"the server found {len(groups.members)} groups for {clusters} clusters with radius {radius}; a smaller "
@@ -99,8 +95,8 @@ def radius_of_centroids(pool: Pool, radius_of_client: dict[int, float], rule: st
     A client whose radius is undefined (NaN: fewer than two working centers) gets the median of the defined ones, or 0
     where there is none.
     """
-    given = np.array(list(radius_of_client.values()))
-    defined = given[~np.isnan(given)]
+    radii = np.array(list(radius_of_client.values()))
+    defined = radii[~np.isnan(radii)]
     if rule == "max_over_clients":
         return np.full(len(pool), defined.max() if len(defined) else 0.0)
     if rule == "quantile":

@@ -1,7 +1,7 @@
-"""What a client refuses to say, whatever the server asks: its own least points of a cluster, its own most clusters.
+"""A client's own limits, whatever the server asks: minimum points of a cluster, maximum number of clusters.
 
 A server that asks for as many clusters as there are points, with min_count 1, gets every row. Over a network these
-limits stand in the node's own configuration, which no server sees or sets.
+limits are in the node's own configuration, which no server sees or sets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from foveate.core.errors import UserError, choose
 from foveate.federated.messages import Message, MessageError
 
 NODE_FIELDS = ("partition-id", "num-partitions", "data", "name", "min-count", "max-clusters")
-"""All that a node's configuration may hold."""
+"""Fields that a node's configuration may hold."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Limits:
     """A client's own limits.
 
     Attributes:
-        min_count: nothing is said of fewer points. max_clusters: the largest K that is answered; None = any.
+        min_count: nothing is reported about fewer points.
+        max_clusters: the largest K that is answered; None = any.
     """
 
     min_count: int = 1
@@ -30,41 +31,33 @@ class Limits:
 
     @classmethod
     def of_node(cls, config: Mapping[str, Any]) -> Limits:
-        """The limits in a node's configuration.
+        """Read the limits in a node's configuration.
 
         Raises:
-            UserError: a field that is none of `NODE_FIELDS`, which might be a limit with a slip in it; a limit that is
-                no whole number from 1.
+            UserError: an unknown field, or a limit that is not a whole number from 1.
         """
+        # Unknown fields are refused, because one may be a misspelled limit, which would silently not hold.
         for name in config:
             choose(name, NODE_FIELDS, "field of the node's configuration")
-        most = _whole(config, "max-clusters") if "max-clusters" in config else None
-        return cls(_whole(config, "min-count") if "min-count" in config else 1, most)
+        max_clusters = _read_count(config, "max-clusters") if "max-clusters" in config else None
+        return cls(_read_count(config, "min-count") if "min-count" in config else 1, max_clusters)
 
     def check(self, request: Message) -> None:
-        """Returns where the question may be answered.
-
-        Raises:
-            MessageError: it asks of fewer points, or for more clusters, than this client allows.
-        """
+        """Raise MessageError if a request asks about fewer points, or for more clusters, than this client allows."""
         centers = request.arrays.get("centers")
         clusters = int(request.number("clusters")) if centers is None else len(centers)
         self.allow(int(request.number("min_count")), clusters)
 
-    def allow(self, asked: int, clusters: int) -> None:
-        """Returns where a question with this `min_count`, for so many clusters, may be answered.
-
-        Raises:
-            MessageError: as `check`.
-        """
-        if asked < self.min_count:
-            raise MessageError(f"asks with min_count {asked}; this client's own min-count is {self.min_count}")
+    def allow(self, min_count: int, clusters: int) -> None:
+        """Raise MessageError if a request with this `min_count`, for so many clusters, is not allowed."""
+        if min_count < self.min_count:
+            raise MessageError(f"asks with min_count {min_count}; this client's own min-count is {self.min_count}")
         if self.max_clusters is not None and clusters > self.max_clusters:
             raise MessageError(f"asks for {clusters} clusters; this client's own max-clusters is {self.max_clusters}")
 
 
-def _whole(config: Mapping[str, Any], name: str) -> int:
+def _read_count(config: Mapping[str, Any], name: str) -> int:
     value = config[name]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"the node's configuration has {name} {value!r}; allowed are whole numbers from 1")
+        raise UserError(f"the node's configuration: '{name}' must be a whole number from 1 (got {value!r})")
     return value

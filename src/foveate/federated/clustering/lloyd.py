@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from foveate.federated.clustering.distances import Floats, Labels, margins, squared_to, sums
 from foveate.federated.clustering.starts import plus_plus
 
-MOST_STEPS = 300
+MAX_STEPS = 300
 _ADDING = 1e-11  # more than 300 added numbers may be wrong by
 
 
@@ -42,7 +42,7 @@ def lloyd(
     centers_KD: Floats,
     *,
     weight_N: Floats | None = None,
-    most_steps: int = MOST_STEPS,
+    max_steps: int = MAX_STEPS,
     spherical: bool = False,
 ) -> Clustering:
     """Lloyd's algorithm from given centers until no label changes.
@@ -54,7 +54,7 @@ def lloyd(
     found = _Nearest(points_ND, centers)
     steps, converged = 0, False
     total_KD, changed_K = np.zeros_like(centers), np.ones(len(centers), dtype=bool)
-    while steps < most_steps and not converged:
+    while steps < max_steps and not converged:
         anew_KD, weight_K = sums(points_ND, found.label_N, len(centers), weight_N, only_K=changed_K)
         total_KD[changed_K] = anew_KD[changed_K]
         filled = weight_K > 0
@@ -122,7 +122,7 @@ def weighted_kmeans(
     *,
     restarts: int,
     weight_N: Floats | None = None,
-    most_steps: int = MOST_STEPS,
+    max_steps: int = MAX_STEPS,
 ) -> Clustering | None:
     """The best of several k-means++ starts, each followed by Lloyd; None where there are fewer distinct rows."""
     found: Clustering | None = None
@@ -130,7 +130,7 @@ def weighted_kmeans(
         start = plus_plus(points_ND, clusters, rng, weight_N=weight_N)
         if len(start) < clusters:
             return None
-        run = lloyd(points_ND, start, weight_N=weight_N, most_steps=most_steps)
+        run = lloyd(points_ND, start, weight_N=weight_N, max_steps=max_steps)
         if found is None or run.inertia < found.inertia:
             found = run
     return found

@@ -1,4 +1,4 @@
-"""What a client computes before anything leaves it: k-means, which centers to doubt, a radius. Pure functions.
+"""A client's own computations, before anything leaves it: k-means, doubted centers, a radius. Pure functions.
 
 Source: FeCA (arXiv 2407.12764), whose body was not available: `eliminate` and `radius` are a reconstruction, see
 docs/methods/feca.md.
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.federated.clustering.distances import FAST_CELLS, Floats, Labels, blocks, closest_pair, squared, sums
-from foveate.federated.clustering.lloyd import MOST_STEPS, Clustering, lloyd
+from foveate.federated.clustering.lloyd import MAX_STEPS, Clustering, lloyd
 from foveate.federated.clustering.starts import plus_plus, random_rows
 
 FUSE_BELOW = 1.6
@@ -43,8 +43,8 @@ class Local:
         used = np.flatnonzero(counts_K)
         label_N = (np.cumsum(counts_K > 0) - 1)[labels_N]
         distance_N = np.empty(len(points_ND))
-        for place in blocks(len(points_ND), points_ND.shape[1], cells=FAST_CELLS):
-            distance_N[place] = ((points_ND[place] - centers_KD[labels_N[place]]) ** 2).sum(1)
+        for block in blocks(len(points_ND), points_ND.shape[1], cells=FAST_CELLS):
+            distance_N[block] = ((points_ND[block] - centers_KD[labels_N[block]]) ** 2).sum(1)
         squares = np.bincount(label_N, weights=distance_N, minlength=len(used)).astype(np.float64)
         return cls(centers_KD[used], counts_K[used].astype(np.float64), squares, label_N)
 
@@ -57,7 +57,7 @@ def local_kmeans(
     start: str = "kmeans++",
     tries: int = 5,
     starts_KD: Floats | None = None,
-    most_steps: int = MOST_STEPS,
+    max_steps: int = MAX_STEPS,
     spherical: bool = False,
 ) -> Local:
     """k-means of one client: the best of several runs.
@@ -77,7 +77,7 @@ def local_kmeans(
             centers = awasthi_sheffet(points_ND, clusters, rng)
         else:
             centers = (random_rows if start == "random" else plus_plus)(points_ND, clusters, rng)
-        run = lloyd(points_ND, centers, most_steps=most_steps, spherical=spherical)
+        run = lloyd(points_ND, centers, max_steps=max_steps, spherical=spherical)
         if best is None or run.inertia < best.inertia:
             best = run
     assert best is not None
@@ -97,23 +97,23 @@ def awasthi_sheffet(points_ND: Floats, clusters: int, rng: np.random.Generator) 
     if len(run.centers) < 2:
         return run.centers
     clear_N = np.empty(len(points_ND), dtype=bool)
-    for place in blocks(len(points_ND), max(clusters, points_ND.shape[1])):
-        two_2B = np.partition(squared(projected_ND[place], run.centers), 1, axis=0)[:2]
-        clear_N[place] = 9 * two_2B[0] <= two_2B[1]
+    for block in blocks(len(points_ND), max(clusters, points_ND.shape[1])):
+        two_2B = np.partition(squared(projected_ND[block], run.centers), 1, axis=0)[:2]
+        clear_N[block] = 9 * two_2B[0] <= two_2B[1]
     total_KD, count_K = sums(points_ND[clear_N], run.labels[clear_N], len(run.centers))
     centers = run.centers.copy()
     centers[count_K > 0] = total_KD[count_K > 0] / count_K[count_K > 0, None]
     return centers
 
 
-def merge_small(points_ND: Floats, local: Local, least: int) -> Local:
-    """Clusters of fewer than `least` points join the nearest one (weighted mean), the smallest first.
+def merge_small(points_ND: Floats, local: Local, min_count: int) -> Local:
+    """Merge clusters of fewer than `min_count` points into the nearest one (weighted mean), the smallest first.
 
-    Nobody can then ask for the mean of a few people. With fewer points than that at all, one cluster is left.
+    So the mean of a few people cannot be requested. A client with fewer points than that keeps one cluster.
     """
     centers, counts = list(local.centers), list(local.counts)
     members = [[number] for number in range(len(centers))]
-    while len(centers) > 1 and min(counts) < least:
+    while len(centers) > 1 and min(counts) < min_count:
         small = int(np.argmin(counts))
         others = [number for number in range(len(centers)) if number != small]
         gaps = [float(((centers[number] - centers[small]) ** 2).sum()) for number in others]
@@ -129,14 +129,14 @@ def merge_small(points_ND: Floats, local: Local, least: int) -> Local:
     return Local.of(points_ND, np.array(centers), target[local.labels])
 
 
-def withheld(count_K: Floats, least: int) -> NDArray[np.bool_]:
-    """The cells of a partition that a client says nothing of, [K]: those of fewer than `least` points.
+def withheld(count_K: Floats, min_count: int) -> NDArray[np.bool_]:
+    """Cells of a partition that a client does not report, [K]: those of fewer than `min_count` points.
 
-    A server may know the sum of all points, and then the sum of those that are withheld, too: where these are fewer
-    than `least`, the smallest of the other cells are withheld with them.
+    A server may know the sum of all points, and by subtraction that of the withheld ones: where these are fewer than
+    `min_count`, the smallest of the other cells are withheld with them.
     """
-    silent_K = (count_K > 0) & (count_K < least)
-    while 0 < count_K[silent_K].sum() < least and (open_K := (count_K > 0) & ~silent_K).any():
+    silent_K = (count_K > 0) & (count_K < min_count)
+    while 0 < count_K[silent_K].sum() < min_count and (open_K := (count_K > 0) & ~silent_K).any():
         silent_K[np.where(open_K, count_K, np.inf).argmin()] = True
     return silent_K
 
@@ -162,12 +162,14 @@ class Elimination:
     """Which centers to trust.
 
     Attributes:
-        kept: [k]. order: indices in the order in which they went.
-        working: [w, D], centers after merging pairs. groups: the clusters in each.
-        steps: the whole protocol.
+        trusted: [k], bool.
+        order: indices of the doubted ones, in the order of elimination.
+        working: [w, D], centers after merging pairs.
+        groups: clusters in each working center.
+        steps: every question that was decided.
     """
 
-    kept: np.ndarray
+    trusted: np.ndarray
     order: list[int]
     working: Floats
     groups: list[list[int]]
@@ -179,7 +181,7 @@ def eliminate(local: Local) -> Elimination:
 
     While more than two working clusters are left: i has the largest root-mean-square radius; p and q are the closest
     pair of the others. If G_i >= G_p + G_q + n_p n_q / (n_p + n_q) |c_p - c_q|^2, then splitting i and merging p and q
-    gains: i goes, p and q are merged in the working copy (both still count as kept); otherwise stop. Reconstruction.
+    gains: i goes, p and q are merged in the working copy (both still count as trusted); otherwise stop. Reconstruction.
     """
     centers = {number: center for number, center in enumerate(local.centers)}
     counts = dict(enumerate(local.counts))
@@ -206,9 +208,11 @@ def eliminate(local: Local) -> Elimination:
         counts[p], squares[p] = total, merged
         groups[p] += groups.pop(q)
         del centers[q], counts[q], squares[q]
-    kept = np.ones(len(local.centers), dtype=bool)
-    kept[order] = False
-    return Elimination(kept, order, np.array(list(centers.values())), [sorted(one) for one in groups.values()], steps)
+    trusted = np.ones(len(local.centers), dtype=bool)
+    trusted[order] = False
+    return Elimination(
+        trusted, order, np.array(list(centers.values())), [sorted(members) for members in groups.values()], steps
+    )
 
 
 def fuse(points_ND: Floats, local: Local, *, below: float = FUSE_BELOW) -> Local:
@@ -220,7 +224,7 @@ def fuse(points_ND: Floats, local: Local, *, below: float = FUSE_BELOW) -> Local
         p, q, gap = closest_pair(np.array(centers))
         if gap > 0:
             along = (centers[q] - centers[p]) / gap
-            spread = sum(float((points_ND[labels == one] @ along).std()) for one in (p, q))
+            spread = sum(float((points_ND[labels == label] @ along).std()) for label in (p, q))
             if gap > below * spread:
                 break
         both = (labels == p) | (labels == q)

@@ -1,90 +1,123 @@
-"""What a clustering is asked to do: typed options, and what each method makes of those that are not given."""
+"""Options of a clustering, declared once: the estimator's checks, the command line and the server's method use them."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BeforeValidator, Field, Strict, field_validator
 
 from foveate.core.errors import UserError, choose
+from foveate.core.plugins import load_plugin, module_names
+from foveate.core.recipes import Settings, validate
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.grouping import QUANTILE, RADIUS_RULES, SEED_RULES
 from foveate.federated.clustering.pool import Pool
 
-CLIENT_STARTS = ("kmeans++", "random", "awasthi_sheffet")
-ELIMINATE = ("flags", "drop", "none")
+_METHODS = "foveate.federated.clustering.methods"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """All options, resolved.
+def _to_python(value: Any) -> Any:
+    """Python's own numbers of NumPy's, which strict integers would refuse."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return tuple(_to_python(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
-    Attributes:
-        clusters: K. method: name of the server method. seed: of all random numbers.
-        local_clusters: clusters that each client looks for: one number for all, one by client, or None for K.
-        client_init, n_init: start and number of runs of a client's k-means. spherical: lengths do not count.
-        eliminate: "flags" (all centroids are sent, doubted ones marked), "drop" (they stay), "none" (all are kept).
-        radius: a rule of `RADIUS_RULES` or a number. quantile: of the rule "quantile". seeds: a rule of `SEED_RULES`.
-        restarts: weighted k-means++ starts of the server.
-        refine_rounds: exchanges of sums and counts after the first; 0 = one shot.
-        min_count: clusters of fewer points are merged before anything is sent; smaller cells of a refinement withheld.
-        kfed_seeds: seeds that the server takes of the first client: "all" or "one". kfed_steps: "converged" or "one".
-        on_few_groups: "raise", or "return" fewer centers with a warning.
-        suspects: "report" clients whose centroids are unlike all others', or "exclude" them.
-    """
 
-    clusters: int
-    method: str = "consensus"
-    seed: int = 0
-    local_clusters: int | Sequence[int] | None = None
-    client_init: str = "kmeans++"
-    n_init: int = 5
-    spherical: bool = False
-    eliminate: str = "flags"
-    radius: str | float = "k_aware"
-    quantile: float = QUANTILE
-    seeds: str = "most_mass"
-    restarts: int = 10
-    refine_rounds: int = 1
-    min_count: int = 1
-    kfed_seeds: str = "all"
-    kfed_steps: str = "converged"
-    on_few_groups: str = "raise"
-    suspects: str = "report"
-    changed: Mapping[str, Any] = field(default_factory=dict)
+# Strict, because a lax integer takes True for 1 and "5" for 5, which hides slips in scripts.
+Count = Annotated[int, Strict(), BeforeValidator(_to_python)]
+Number = Annotated[float, BeforeValidator(_to_python)]
 
-    def local(self, client: int) -> int:
-        """Clusters that this client looks for.
+
+class ClusteringOptions(Settings):
+    """All options of a clustering, resolved for its method (see `resolve`)."""
+
+    clusters: Count = Field(ge=1, description="K, the number of groups of all clients together")
+    method: str = Field("consensus", description="server method, a module of `clustering/methods`")
+    seed: Count = Field(0, ge=0, description="seed of all random numbers")
+    local_clusters: int | tuple[int, ...] | None = Field(
+        None, description="clusters that each client looks for: one number, one per client, or K by default"
+    )
+    client_init: Literal["kmeans++", "random", "awasthi_sheffet"] = Field(
+        "kmeans++", description="start of a client's k-means"
+    )
+    n_init: Count = Field(5, ge=1, description="runs of a client's k-means; the best one counts")
+    spherical: bool = Field(False, description="cluster directions: rows are scaled to length 1")
+    eliminate: Literal["flags", "drop", "none"] = Field(
+        "flags", description="centroids that a client doubts are sent and marked, are not sent, or are not looked for"
+    )
+    radius: Annotated[float | str, BeforeValidator(_to_python)] = Field(
+        "k_aware", description=f"grouping radius: a number, or {', '.join(RADIUS_RULES)}"
+    )
+    quantile: Number = Field(QUANTILE, ge=0, le=1, description="of the radius rule 'quantile'")
+    seeds: str = Field("most_mass", description=f"order in which groups are formed: {', '.join(SEED_RULES)}")
+    restarts: Count = Field(10, ge=0, description="weighted k-means++ starts of the server")
+    refine_rounds: Count = Field(1, ge=0, description="exchanges of sums and counts after the first; 0 is one shot")
+    min_count: Count = Field(
+        1, ge=1, description="clusters of fewer points are merged before sending; 10 is good for sensitive data"
+    )
+    kfed_seeds: Literal["all", "one"] = Field("all", description="centroids of the first client that k-FED starts from")
+    kfed_steps: Literal["converged", "one"] = Field("converged", description="steps of Lloyd in k-FED")
+    on_few_groups: Literal["raise", "return"] = Field(
+        "raise", description="error, or fewer centers with a warning, where there are fewer groups than clusters"
+    )
+    suspects: Literal["report", "exclude"] = Field("report", description="what becomes of anomalous clients")
+    changed: dict[str, Any] = Field({}, exclude=True, description="options that differ from the method's defaults")
+
+    @field_validator("local_clusters", mode="before")
+    @classmethod
+    def _check_local(cls, value: Any) -> Any:
+        value = _to_python(value)
+        counts = [] if value is None else value if isinstance(value, tuple) else (value,)
+        if any(isinstance(count, bool) or not isinstance(count, int) or count < 1 for count in counts):
+            raise ValueError("expected whole numbers from 1, one for all clients or one per client")
+        return value
+
+    @field_validator("radius")
+    @classmethod
+    def _check_radius(cls, value: float | str) -> float | str:
+        if isinstance(value, str):
+            return choose(value, RADIUS_RULES, "radius (or a number)")
+        if not (np.isfinite(value) and value >= 0):
+            raise ValueError(f"expected a number from 0, or one of {', '.join(RADIUS_RULES)}")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, value: str) -> str:
+        return choose(value, SEED_RULES, "seeds")
+
+    def count_local(self, client: int) -> int:
+        """Number of clusters that this client looks for.
 
         Raises:
             UserError: a list without an entry for the client.
         """
         if self.local_clusters is None:
             return self.clusters
-        if isinstance(self.local_clusters, int | np.integer):
-            return int(self.local_clusters)
+        if isinstance(self.local_clusters, int):
+            return self.local_clusters
         if not 0 <= client < len(self.local_clusters):
             raise UserError(f"local_clusters has {len(self.local_clusters)} numbers; none is for client {client}")
-        return int(self.local_clusters[client])
+        return self.local_clusters[client]
 
     @property
     def title(self) -> str:
-        """How results are called: the method, what was changed of it, and the rounds. 'one shot' only without any."""
+        """Display name: the method, what was changed of it, and the rounds; 'one shot' only without any."""
         rounds = self.refine_rounds
-        if not method(self.method).federated:
-            return f"{self.words}, not federated"
-        return f"{self.words}, " + ("one shot" if not rounds else f"{rounds} round{'s' * (rounds > 1)} of refinement")
+        if not load_method(self.method).federated:
+            return f"{self.method_title}, not federated"
+        suffix = "one shot" if not rounds else f"{rounds} round{'s' * (rounds > 1)} of refinement"
+        return f"{self.method_title}, {suffix}"
 
     @property
-    def words(self) -> str:
+    def method_title(self) -> str:
         """The method, and what was changed of it besides its rounds."""
-        shown = {name: value for name, value in self.changed.items() if name != "refine_rounds"}
-        return ", ".join([self.method, *(f"{name} {value}" for name, value in shown.items())])
+        visible = {name: value for name, value in self.changed.items() if name != "refine_rounds"}
+        return ", ".join([self.method, *(f"{name} {value}" for name, value in visible.items())])
 
 
 @dataclass(frozen=True)
@@ -92,14 +125,17 @@ class Method:
     """One way to make K centers of what clients send.
 
     Attributes:
-        name, note: for lists and reports. merge: the server step.
-        defaults: of options that differ from those of `Settings`. uses: options that have an effect.
-        counts: clients send how many points their centroids have. federated: False where raw points are pooled.
+        name, note: for lists and reports.
+        merge: the server step: pool, options, generator, radius by client -> centers.
+        defaults: of options that differ from those of `ClusteringOptions`.
+        uses: options that have an effect.
+        counts: clients send how many points their centroids have.
+        federated: False where raw points are pooled.
     """
 
     name: str
     note: str
-    merge: Callable[[Pool, Settings, np.random.Generator, dict[int, float]], Merged]
+    merge: Callable[[Pool, ClusteringOptions, np.random.Generator, dict[int, float]], Merged]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     uses: frozenset[str] = frozenset()
     counts: bool = True
@@ -107,83 +143,44 @@ class Method:
 
 
 CLIENT_OPTIONS = frozenset({"client_init", "n_init", "spherical", "min_count", "local_clusters", "refine_rounds"})
-EVERYWHERE = frozenset({"clusters", "method", "seed", "on_few_groups", "suspects"})
+COMMON_OPTIONS = frozenset({"clusters", "method", "seed", "on_few_groups", "suspects"})
 
 
-def methods() -> list[str]:
-    """The names of all methods."""
-    package = importlib.import_module("foveate.federated.clustering.methods")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+def method_names() -> list[str]:
+    """Names of all server methods."""
+    return module_names(_METHODS)
 
 
-def method(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        UserError: there is none; the sentence lists all.
-    """
-    choose(name, methods(), "method")
-    return importlib.import_module(f"foveate.federated.clustering.methods.{name}").METHOD
+def load_method(name: str) -> Method:
+    """Load a server method; raise UserError with all names if there is none of that name."""
+    return load_plugin(_METHODS, name, "METHOD", label="method")
 
 
-def resolve(clusters: int, *, method_name: str = "consensus", seed: int = 0, **options: Any) -> Settings:
-    """Settings of a method with some options changed; options that are None were not given.
+def resolve(
+    clusters: int, *, method: str = "consensus", seed: int = 0, where: str = "clustering", **options: Any
+) -> ClusteringOptions:
+    """Options of a method with some of them changed; None means not given.
 
     Warns about options that have no effect on the method.
+
+    Args:
+        where: what names the options, for errors.
 
     Raises:
         UserError: an unknown method or option, or a value that is not allowed.
     """
-    chosen = method(method_name)
-    given = {name: value for name, value in options.items() if value is not None}
-    known = {one.name for one in fields(Settings)}
-    for name in given:
-        choose(name, known - {"changed"}, "option")
-        if name not in chosen.uses | EVERYWHERE:
-            warnings.warn(f"option '{name}' has no effect on the method '{method_name}'", UserWarning, stacklevel=2)
-    plain = {one.name: one.default for one in fields(Settings)} | dict(chosen.defaults)
-    changed = {name: value for name, value in given.items() if name in chosen.uses and not _same(value, plain[name])}
-    values = {**chosen.defaults, **given}
-    settings = Settings(clusters=clusters, method=method_name, seed=seed, changed=changed, **values)
-    _check(settings)
-    return settings
-
-
-def _same(left: Any, right: Any) -> bool:
-    return type(left) is type(right) and bool(np.all(left == right))
-
-
-def _check(settings: Settings) -> None:
-    for name, low in (
-        ("clusters", 1),
-        ("n_init", 1),
-        ("restarts", 0),
-        ("refine_rounds", 0),
-        ("min_count", 1),
-        ("seed", 0),
-    ):
-        value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-            raise UserError(f"{name} {value!r}: allowed are whole numbers from {low}")
-    for name, allowed in (
-        ("client_init", CLIENT_STARTS),
-        ("eliminate", ELIMINATE),
-        ("seeds", SEED_RULES),
-        ("kfed_seeds", ("all", "one")),
-        ("kfed_steps", ("converged", "one")),
-        ("on_few_groups", ("raise", "return")),
-        ("suspects", ("report", "exclude")),
-    ):
-        choose(getattr(settings, name), allowed, name)
-    if isinstance(settings.radius, str):
-        choose(settings.radius, RADIUS_RULES, "radius (or a number)")
-    elif not (np.isfinite(settings.radius) and settings.radius >= 0):
-        raise UserError(f"radius {settings.radius}: allowed are numbers from 0, and {', '.join(RADIUS_RULES)}")
-    if not 0 <= settings.quantile <= 1:
-        raise UserError(f"quantile {settings.quantile}: allowed is 0 to 1")
-    local = settings.local_clusters
-    numbers = [] if local is None else [local] if isinstance(local, int | np.integer) else list(local)
-    if any(isinstance(one, bool) or not isinstance(one, int | np.integer) or one < 1 for one in numbers):
-        raise UserError(
-            f"local_clusters {local!r}: allowed are whole numbers from 1, one for all clients or one a client"
-        )
+    plugin = load_method(method)
+    given_options = {name: value for name, value in options.items() if value is not None}
+    for name in given_options:
+        choose(name, ClusteringOptions.model_fields.keys() - {"changed"}, "option")
+        if name not in plugin.uses | COMMON_OPTIONS:
+            warnings.warn(f"option '{name}' has no effect on the method '{method}'", UserWarning, stacklevel=2)
+    content = {"clusters": clusters, "method": method, "seed": seed, **plugin.defaults, **given_options}
+    checked = validate(ClusteringOptions, content, where=where)
+    defaults = {name: info.default for name, info in ClusteringOptions.model_fields.items()} | dict(plugin.defaults)
+    changed = {
+        name: getattr(checked, name)
+        for name in given_options
+        if name in plugin.uses and getattr(checked, name) != defaults[name]
+    }
+    return checked.model_copy(update={"changed": changed})

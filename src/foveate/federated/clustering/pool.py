@@ -11,25 +11,28 @@ from foveate.federated.clustering.distances import Floats, Labels
 
 
 class TooFewGroupsError(UserError):
-    """Fewer groups than clusters asked for. `groups` says how many were found."""
+    """Fewer groups than clusters; `groups` is their number."""
 
-    def __init__(self, sentence: str, *, groups: int) -> None:
-        super().__init__(sentence)
+    def __init__(self, message: str, *, groups: int) -> None:
+        super().__init__(message)
         self.groups = groups
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What the server knows of all clients together.
+    """All that the server knows of the clients together.
 
     Attributes:
-        centers: [Q, D]. counts: [Q], points of each; ones where clients do not say (`counted` is then False).
-        kept: [Q], whether its client trusts it. client: [Q], number of its client. counted: counts were sent.
+        centers: [Q, D].
+        counts: [Q], points of each; ones where clients do not report them (`counted` is then False).
+        trusted: [Q], whether its client trusts it.
+        client: [Q], number of its client.
+        counted: counts were sent.
     """
 
     centers: Floats
     counts: Floats
-    kept: np.ndarray
+    trusted: np.ndarray
     client: Labels
     counted: bool = True
 
@@ -37,32 +40,28 @@ class Pool:
         return len(self.centers)
 
     def take(self, rows: np.ndarray) -> Pool:
-        """Those rows only."""
-        return Pool(self.centers[rows], self.counts[rows], self.kept[rows], self.client[rows], self.counted)
+        """Select rows."""
+        return Pool(self.centers[rows], self.counts[rows], self.trusted[rows], self.client[rows], self.counted)
 
     def sorted(self) -> Pool:
-        """Rows in the order of their coordinates, so that no result depends on who answered first."""
+        """Sort rows by their coordinates, so that no result depends on who answered first."""
         return self.take(lexicographic(self.centers))
 
     def distinct(self) -> int:
-        """How many different centers there are."""
+        """Number of distinct centers."""
         return len(np.unique(self.centers, axis=0))
 
     def need(self, clusters: int) -> None:
-        """Returns where there are as many different centers as clusters.
-
-        Raises:
-            TooFewGroupsError: there are fewer.
-        """
+        """Raise TooFewGroupsError if there are fewer distinct centers than clusters."""
         groups = self.distinct()
         if groups < clusters:
             raise TooFewGroupsError(
-                f"all clients together sent {groups} different centroids; {clusters} clusters cannot be made of them; "
-                "ask for fewer clusters, or for more centroids of each client",
+                f"clusters must be at most {groups}, the number of distinct centroids of all clients (got {clusters}); "
+                "use fewer clusters, or more centroids per client",
                 groups=groups,
             )
 
 
 def lexicographic(centers_QD: Floats) -> Labels:
-    """The order of rows by their first coordinate, then the second, and so on."""
+    """Order of rows by their first coordinate, then the second, and so on."""
     return np.lexsort(centers_QD.T[::-1])

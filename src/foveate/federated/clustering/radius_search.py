@@ -20,7 +20,7 @@ SMALLEST_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
-class Tried:
+class RadiusGroups:
     """One radius: its score, and the first K groups (rows of the pool) with their supports.
 
     score = K (s_K - s_{K+1}) / (sum of all counts); between 0 and 1.
@@ -49,12 +49,12 @@ def radius_range(centers_QD: Floats) -> tuple[float, float]:
     position = SMALLEST_QUANTILE * (pairs - 1)
     rank = int(position)
     smallest, largest = np.zeros(0), 0.0
-    for place in blocks(count, count):
-        table = distances(centers_QD[place], centers_QD[place.start :])
-        found = table[np.triu_indices(table.shape[0], k=1, m=table.shape[1])]
-        if len(found):
-            largest = max(largest, float(found.max()))
-            smallest = np.concatenate([smallest, found])
+    for block in blocks(count, count):
+        table = distances(centers_QD[block], centers_QD[block.start :])
+        pair_distances = table[np.triu_indices(table.shape[0], k=1, m=table.shape[1])]
+        if len(pair_distances):
+            largest = max(largest, float(pair_distances.max()))
+            smallest = np.concatenate([smallest, pair_distances])
         if len(smallest) > rank + 2:
             smallest = np.partition(smallest, rank + 1)[: rank + 2]
     smallest = np.sort(smallest)
@@ -63,7 +63,7 @@ def radius_range(centers_QD: Floats) -> tuple[float, float]:
     return max(quantile, SMALLEST_SHARE * largest), largest
 
 
-def search(pool: Pool, clusters: int) -> list[Tried]:
+def search(pool: Pool, clusters: int) -> list[RadiusGroups]:
     """The radii that give at least `clusters` groups, best first (ties: the smaller radius).
 
     Stops at the first radius with fewer groups. Seeds are those of most mass; ties go to the lower row, so the pool is
@@ -82,8 +82,8 @@ def search(pool: Pool, clusters: int) -> list[Tried]:
             break
         following = float(supports[clusters]) if len(members) > clusters else 0.0
         score = clusters * (float(supports[clusters - 1]) - following) / total
-        tried.append(Tried(float(radius), score, members[:clusters], supports[:clusters], following))
-    return sorted(tried, key=lambda one: (-one.score, one.radius))
+        tried.append(RadiusGroups(float(radius), score, members[:clusters], supports[:clusters], following))
+    return sorted(tried, key=lambda groups: (-groups.score, groups.radius))
 
 
 def _reached(pool: Pool, radii: Floats) -> tuple[np.ndarray, Floats]:
@@ -93,34 +93,34 @@ def _reached(pool: Pool, radii: Floats) -> tuple[np.ndarray, Floats]:
     count = len(pool)
     reached_QQ = np.empty((count, count), dtype=np.uint8)
     mass_QR = np.empty((count, len(radii)))
-    for place in blocks(count, count):
-        table = distances(pool.centers[place], pool.centers)
+    for block in blocks(count, count):
+        table = distances(pool.centers[block], pool.centers)
         number = np.minimum(np.searchsorted(radii, table.ravel()), len(radii) - 1).reshape(table.shape)
-        number[np.arange(len(table)), np.arange(place.start, place.stop)] = 0
-        reached_QQ[place] = number
+        number[np.arange(len(table)), np.arange(block.start, block.stop)] = 0
+        reached_QQ[block] = number
         cell = number + (np.arange(len(table)) * len(radii))[:, None]
         weights = np.broadcast_to(pool.counts, table.shape)
         added = np.bincount(cell.ravel(), weights=weights.ravel(), minlength=len(table) * len(radii))
-        mass_QR[place] = added.reshape(len(table), len(radii)).cumsum(1)
+        mass_QR[block] = added.reshape(len(table), len(radii)).cumsum(1)
     return reached_QQ, mass_QR
 
 
 def _heaviest(
-    reached_QQ: np.ndarray, number: int, mass_Q: Floats, counts_Q: Floats, wanted: int
+    reached_QQ: np.ndarray, number: int, mass_Q: Floats, counts_Q: Floats, num_groups: int
 ) -> tuple[list[Labels], Floats]:
     """The first groups by most mass at one radius, and their supports, which never rise."""
     alive = np.ones(len(counts_Q), dtype=bool)
     mass = mass_Q.copy()
     members: list[Labels] = []
     supports: list[float] = []
-    while alive.any() and len(members) < wanted:
+    while alive.any() and len(members) < num_groups:
         seed = int(np.where(alive, mass, -np.inf).argmax())
         inside = np.flatnonzero(alive & (reached_QQ[seed] <= number))
         members.append(inside)
         supports.append(float(counts_Q[inside].sum()))
         alive[inside] = False
         left = np.flatnonzero(alive)
-        for place in blocks(len(inside), len(left)):
-            rows = inside[place]
+        for block in blocks(len(inside), len(left)):
+            rows = inside[block]
             mass[left] -= counts_Q[rows] @ (reached_QQ[rows][:, left] <= number)
     return members, np.array(supports)

@@ -63,9 +63,9 @@ class _ByDifferences:
         """`best_N` as each of these rows would leave it."""
         table_TN = np.empty((len(drawn_T), len(self._points_ND)))
         centers_TD = self._points_ND[drawn_T]
-        for place in blocks(len(self._points_ND), max(centers_TD.shape), cells=FAST_CELLS):
-            found_TB = squared(self._points_ND[place], centers_TD)
-            np.minimum(self.best_N[place], found_TB, out=table_TN[:, place])
+        for block in blocks(len(self._points_ND), max(centers_TD.shape), cells=FAST_CELLS):
+            found_TB = squared(self._points_ND[block], centers_TD)
+            np.minimum(self.best_N[block], found_TB, out=table_TN[:, block])
         return table_TN
 
 
@@ -79,9 +79,9 @@ class _ByProducts(_ByDifferences):
         super().__init__(points_ND, weight_N, first)
         self._offset_D = points_ND.mean(0)
         self._length_N = np.empty(len(points_ND))
-        for place in self._blocks(1):
-            shifted_BD = points_ND[place] - self._offset_D
-            self._length_N[place] = np.einsum("bd,bd->b", shifted_BD, shifted_BD)
+        for block in self._blocks(1):
+            shifted_BD = points_ND[block] - self._offset_D
+            self._length_N[block] = np.einsum("bd,bd->b", shifted_BD, shifted_BD)
 
     def add_best_of(self, drawn_T: Labels) -> int:
         """As of the class above."""
@@ -92,8 +92,8 @@ class _ByProducts(_ByDifferences):
             return super().add_best_of(drawn_T)
         chosen_D = self._points_ND[drawn_T[winner]]
         rows_R = np.flatnonzero(near_TN[winner])
-        for place in blocks(len(rows_R), len(chosen_D), cells=FAST_CELLS):
-            rows_B = rows_R[place]
+        for block in blocks(len(rows_R), len(chosen_D), cells=FAST_CELLS):
+            rows_B = rows_R[block]
             found_B = squared(self._points_ND[rows_B], chosen_D[None])[0]
             self.best_N[rows_B] = np.minimum(self.best_N[rows_B], found_B)
         return int(drawn_T[winner])
@@ -104,14 +104,14 @@ class _ByProducts(_ByDifferences):
         length_T = self._length_N[drawn_T]
         near_TN = np.empty((len(drawn_T), len(self._points_ND)), dtype=bool)
         total_T = np.zeros(len(drawn_T))
-        for place in self._blocks(len(drawn_T)):
-            best_B, length_B, weight_B = self.best_N[place], self._length_N[place], self._weight_N[place]
-            guess_TB = moved_TD @ (self._points_ND[place] - self._offset_D).T
+        for block in self._blocks(len(drawn_T)):
+            best_B, length_B, weight_B = self.best_N[block], self._length_N[block], self._weight_N[block]
+            guess_TB = moved_TD @ (self._points_ND[block] - self._offset_D).T
             guess_TB *= -2.0
             guess_TB += length_B
             guess_TB += length_T[:, None]
             slack_B = ROUNDING * (length_B + length_T.max())
-            np.less(guess_TB, best_B + slack_B, out=near_TN[:, place])
+            np.less(guess_TB, best_B + slack_B, out=near_TN[:, block])
             np.minimum(guess_TB, best_B, out=guess_TB)
             total_T += guess_TB @ weight_B
         rounding = 2 * ROUNDING * float(self._weight_N @ self._length_N + self._weight_N.sum() * length_T.max())

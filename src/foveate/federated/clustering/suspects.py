@@ -1,13 +1,16 @@
-"""Clients whose centroids are unlike all others': a report for people, not a proof. Broken sensors and poison look alike.
+"""Flag outlier clients from their centroids: a heuristic, not proof of an attack. Broken sensors and poison look alike.
 
-Three signs, each against the median over clients, so that they hold while most clients are honest:
+Three signs, each against the median over clients, so they hold while most clients are honest:
 
 - alone: its centroids are far from those of the nearest other client, or from those of half of the others (three
   poisoned clients may well agree with one another);
 - far away: its centroids are far from the middle of all, or in a refinement its sums are far from the centers;
-- heavy: it says that it has more points than all others together, or many times as many as usual.
+- heavy: it reports more points than all others together, or many times the median.
 
-A client that alone has a group of points may be called alone, too.
+A client that alone has a group of points may be flagged as alone, too.
+
+`root_mean_square` and the functions after it are the signs of one center for many clusters, and of many for one, in the
+predecessor of FeCA, "A Geometric Approach to k-means" (arXiv 2201.04822); they are here to compare.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from foveate.federated.anomaly import FEWEST, beyond, odd_sizes
+from foveate.federated.anomaly import MIN_CLIENTS, find_odd_sizes, find_outliers
 from foveate.federated.clustering.distances import Floats, Labels, blocks, distances
 from foveate.federated.clustering.pool import Pool
 from foveate.federated.messages import Message
@@ -24,53 +27,53 @@ from foveate.federated.messages import Message
 ALONE, FAR = 4.0, 6.0
 
 
-def suspects(pool: Pool) -> dict[int, str]:
-    """Why each suspected client is suspected; nothing can be said of fewer than four clients."""
+def find_suspects(pool: Pool) -> dict[int, str]:
+    """Reasons by suspected client; with fewer than four clients nothing is reported."""
     clients = np.unique(pool.client)
-    if len(clients) < FEWEST:
+    if len(clients) < MIN_CLIENTS:
         return {}
     reasons: dict[int, list[str]] = {int(client): [] for client in clients}
     gap_2Q = _to_other_clients(pool, clients)
     for gap_Q, whom in zip(gap_2Q, ("every other client's", "those of half of the other clients"), strict=True):
         gap_M = _by_client(pool, np.log(np.maximum(gap_Q, np.finfo(float).tiny)))
-        for client, ratio in beyond(clients, gap_M, ALONE).items():
-            reasons[client].append(f"its centroids are {ratio:.3g} times as far from {whom} as usual")
-    middle_D = np.median(pool.centers, axis=0)
-    away_M = _by_client(pool, np.log(np.maximum(distances(middle_D[None], pool.centers)[0], np.finfo(float).tiny)))
-    for client, ratio in beyond(clients, away_M, FAR).items():
-        reasons[client].append(f"its centroids are {ratio:.3g} times as far from the middle of all as usual")
+        for client, ratio in find_outliers(clients, gap_M, ALONE).items():
+            reasons[client].append(f"its centroids are {ratio:.3g}x the median distance from {whom}")
+    median_D = np.median(pool.centers, axis=0)
+    away_M = _by_client(pool, np.log(np.maximum(distances(median_D[None], pool.centers)[0], np.finfo(float).tiny)))
+    for client, ratio in find_outliers(clients, away_M, FAR).items():
+        reasons[client].append(f"its centroids are {ratio:.3g}x the median distance from the middle of all")
     if pool.counted:
-        for client, words in odd_sizes(
+        for client, reason in find_odd_sizes(
             {int(client): pool.counts[pool.client == client].sum() for client in clients}
         ).items():
-            reasons[client].append(words)
-    return {client: "; ".join(found) for client, found in reasons.items() if found}
+            reasons[client].append(reason)
+    return {client: "; ".join(listed) for client, listed in reasons.items() if listed}
 
 
-def odd_sums(centers_KD: Floats, answers: Mapping[int, Message], *, sized: bool) -> dict[int, str]:
-    """Why each suspected client of a refinement is suspected; `answers` hold its sums and counts.
+def find_suspicious_sums(centers_KD: Floats, answers: Mapping[int, Message], *, sized: bool) -> dict[int, str]:
+    """Reasons by suspected client of a refinement; `answers` hold its sums and counts.
 
     Args:
-        sized: how many points a client has was told and judged before.
+        sized: the clients' numbers of points were reported and checked before.
     """
-    counts = {client: float(one.array("counts").sum()) for client, one in answers.items()}
-    some = {client: one for client, one in answers.items() if counts[client] > 0}
-    if len(some) < FEWEST:
+    counts = {client: float(answer.array("counts").sum()) for client, answer in answers.items()}
+    nonempty = {client: answer for client, answer in answers.items() if counts[client] > 0}
+    if len(nonempty) < MIN_CLIENTS:
         return {}
     away = []
-    for client, answer in some.items():
+    for client, answer in nonempty.items():
         count_K = answer.array("counts")
         filled = count_K > 0
         gap_KD = answer.array("sums")[filled] / count_K[filled, None] - centers_KD[filled]
         away.append(np.sqrt(count_K[filled] @ (gap_KD**2).sum(1) / counts[client]))
     log_M = np.log(np.maximum(np.array(away), np.finfo(float).tiny))
     reasons = {
-        client: [f"its sums are {ratio:.3g} times as far from the centers as usual"]
-        for client, ratio in beyond(np.array(list(some)), log_M, FAR).items()
+        client: [f"its sums are {ratio:.3g}x the median distance from the centers"]
+        for client, ratio in find_outliers(np.array(list(nonempty)), log_M, FAR).items()
     }
-    for client, words in ({} if sized else odd_sizes(counts)).items():
-        reasons.setdefault(client, []).append(words)
-    return {client: "; ".join(found) for client, found in reasons.items()}
+    for client, reason in ({} if sized else find_odd_sizes(counts)).items():
+        reasons.setdefault(client, []).append(reason)
+    return {client: "; ".join(listed) for client, listed in reasons.items()}
 
 
 def _to_other_clients(pool: Pool, clients: np.ndarray) -> Floats:
@@ -78,16 +81,17 @@ def _to_other_clients(pool: Pool, clients: np.ndarray) -> Floats:
 
     The distance to a client is that to its nearest centroid.
     """
-    by_client = pool.take(np.argsort(pool.client, kind="stable"))
-    starts = np.searchsorted(by_client.client, clients)
-    found = np.empty((2, len(pool)))
-    for place in blocks(len(pool), len(pool)):
-        to_client_BM = np.minimum.reduceat(distances(pool.centers[place], by_client.centers), starts, axis=1)
-        to_client_BM[pool.client[place, None] == clients[None]] = np.inf
+    # Centroids of one client stand together, so that `reduceat` takes the minimum over each client in one pass.
+    sorted_pool = pool.take(np.argsort(pool.client, kind="stable"))
+    starts = np.searchsorted(sorted_pool.client, clients)
+    gap_2Q = np.empty((2, len(pool)))
+    for block in blocks(len(pool), len(pool)):
+        to_client_BM = np.minimum.reduceat(distances(pool.centers[block], sorted_pool.centers), starts, axis=1)
+        to_client_BM[pool.client[block, None] == clients[None]] = np.inf
         middle = (len(clients) - 1) // 2
         ordered = np.partition(to_client_BM, [0, middle], axis=1)
-        found[:, place] = ordered[:, [0, middle]].T
-    return found
+        gap_2Q[:, block] = ordered[:, [0, middle]].T
+    return gap_2Q
 
 
 def _by_client(pool: Pool, values_Q: Floats) -> Floats:

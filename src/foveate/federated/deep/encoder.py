@@ -1,4 +1,4 @@
-"""What clients train: an encoder of any kind, and a head to unit vectors; its weights as one list of numbers."""
+"""The network that clients train: any encoder, and a head to unit vectors; its weights as one vector."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Embedder(nn.Module):
 
     Args:
         encoder: a module from a batch to [B, inner]; None for data that are features already.
-        inner: width of the encoder's output. hidden: of the head.
+        inner: width of the encoder's output.
+        hidden: width of the head's hidden layer.
     """
 
     def __init__(self, encoder: nn.Module | None, inner: int, *, hidden: int = HIDDEN, width: int = WIDTH) -> None:
@@ -31,7 +32,7 @@ class Embedder(nn.Module):
         self.head = nn.Sequential(nn.Linear(inner, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
     def features(self, batch: Tensor) -> Tensor:
-        """The encoder's output [B, inner]: what a probe looks at."""
+        """Output of the encoder [B, inner], which probes are trained on."""
         return self.encoder(batch).flatten(1)
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -71,15 +72,15 @@ def small_resnet(channels: int, widths: Sequence[int] = (16, 32, 64)) -> nn.Sequ
 
 
 class _Patches(nn.Module):
-    """Patches of an image as tokens with a place each."""
+    """Patch embedding with learned positions."""
 
     def __init__(self, channels: int, side: int, patch: int, width: int) -> None:
         super().__init__()
         self.cut = nn.Conv2d(channels, width, patch, patch)
-        self.places = nn.Parameter(0.02 * torch.randn(1, (side // patch) ** 2, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, (side // patch) ** 2, width))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.cut(images).flatten(2).transpose(1, 2) + self.places
+        return self.cut(images).flatten(2).transpose(1, 2) + self.positions
 
 
 class _Middle(nn.Module):
@@ -100,7 +101,7 @@ def small_vit(
     """
     size = patch if patch is not None else max(1, side // 4)
     if size < 1 or side % size:
-        raise UserError(f"patches of {size} pixels do not divide a side of {side}")
+        raise UserError(f"patch {size} must divide the image side (got {side})")
     layers = [
         nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
         for _ in range(depth)
@@ -108,24 +109,24 @@ def small_vit(
     return nn.Sequential(_Patches(channels, side, size, width), *layers, nn.LayerNorm(width), _Middle())
 
 
-def _resnet_of(channels: int, height: int, width: int) -> nn.Module:
+def _build_resnet(channels: int, height: int, width: int) -> nn.Module:
     return small_resnet(channels)
 
 
-def _vit_of(channels: int, height: int, width: int) -> nn.Module:
+def _build_vit(channels: int, height: int, width: int) -> nn.Module:
     if height != width:
-        raise UserError(f"small_vit reads square images, not {[height, width]}")
+        raise UserError(f"small_vit needs square images (got {height} x {width})")
     return small_vit(channels, height)
 
 
-ENCODERS: dict[str, Callable[[int, int, int], nn.Module]] = {"small_resnet": _resnet_of, "small_vit": _vit_of}
+ENCODERS: dict[str, Callable[[int, int, int], nn.Module]] = {"small_resnet": _build_resnet, "small_vit": _build_vit}
 """Encoders of images by their name in the options: from channels, height and width to a module."""
 
 
-def embedder(
+def build_embedder(
     encoder: nn.Module | None, sample: Tensor, *, seed: int, hidden: int = HIDDEN, width: int = WIDTH
 ) -> Embedder:
-    """An encoder (copied) with a head that fits it; the head's start weights belong to the seed.
+    """Build an encoder (copied) with a head that fits it; the head's initial weights depend on the seed.
 
     Args:
         sample: a batch of one, from which the encoder's width is read.
@@ -134,40 +135,43 @@ def embedder(
         UserError: images without an encoder.
     """
     if encoder is None and sample.ndim != 2:
-        raise UserError("images need an encoder: give one, such as small_resnet(channels)")
+        raise UserError("images need an encoder: pass one, such as small_resnet(channels)")
     with seeded(seed):
         copied = copy.deepcopy(encoder)
         inner = sample.shape[1]
         if copied is not None:
-            copied.eval()
+            copied.eval()  # or the sample would change the statistics of batch normalization
             with torch.no_grad():
                 inner = copied(sample).flatten(1).shape[1]
         return Embedder(copied, inner, hidden=hidden, width=width)
 
 
-def _floating(network: nn.Module) -> list[Tensor]:
+def _floating_tensors(network: nn.Module) -> list[Tensor]:
     """Parameters and floating-point buffers, batch statistics among them, in the order of the state."""
-    return [one for one in network.state_dict().values() if one.is_floating_point()]
+    return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
 
 
-def weights_of(network: nn.Module) -> NDArray[np.float32]:
-    """All floating-point numbers of a network's state as one list; counters are left out."""
-    return torch.cat([one.detach().reshape(-1).float().cpu() for one in _floating(network)]).numpy()
+def flatten_weights(network: nn.Module) -> NDArray[np.float32]:
+    """All floating-point values of a network's state as one vector [P].
+
+    Batch statistics are averaged like weights; integer counters cannot be, and nothing depends on them.
+    """
+    return torch.cat([tensor.detach().reshape(-1).float().cpu() for tensor in _floating_tensors(network)]).numpy()
 
 
 def set_weights(network: nn.Module, weights_P: NDArray[np.floating]) -> None:
-    """Puts numbers of `weights_of` into a network of the same shape.
+    """Load the vector of `flatten_weights` into a network of the same architecture.
 
     Raises:
-        UserError: another number of them.
+        UserError: another length.
     """
-    parts = _floating(network)
-    wanted = sum(one.numel() for one in parts)
-    if weights_P.shape != (wanted,):
-        raise UserError(f"the network has {wanted:,} numbers; the message {weights_P.size:,}")
+    tensors = _floating_tensors(network)
+    size = sum(tensor.numel() for tensor in tensors)
+    if weights_P.shape != (size,):
+        raise UserError(f"the network has {size:,} weights; the message {weights_P.size:,}")
     start = 0
     with torch.no_grad():
-        for one in parts:
-            part = np.array(weights_P[start : start + one.numel()])
-            one.copy_(torch.from_numpy(part).reshape(one.shape))
-            start += one.numel()
+        for tensor in tensors:
+            part = np.array(weights_P[start : start + tensor.numel()])  # a copy: messages are read-only
+            tensor.copy_(torch.from_numpy(part).reshape(tensor.shape))
+            start += tensor.numel()

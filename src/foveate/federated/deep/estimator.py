@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,24 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError, choose
-from foveate.core.recipes import validate
 from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import nearest
-from foveate.federated.clustering.options import method, resolve
 from foveate.federated.clustering.protocol import unit_rows
-from foveate.federated.deep.encoder import embedder, set_weights, weights_of
-from foveate.federated.deep.options import DeepOptions
-from foveate.federated.deep.protocol import AUGMENTS, Augment, Training, embedded, handlers
-from foveate.federated.deep.rounds import Deep, run
+from foveate.federated.deep.encoder import build_embedder, set_weights
+from foveate.federated.deep.job import DeepJob
+from foveate.federated.deep.options import DEEPFECA, UNTRAINED, DeepOptions, read_options
+from foveate.federated.deep.protocol import AUGMENTS, Augment, embed, handlers
+from foveate.federated.job import run_rounds
 from foveate.federated.rounds import InProcess, Log
-from foveate.federated.validation import check_columns, common_columns, is_list_of_clients
+from foveate.federated.validation import check_columns, common_columns, draw_seed, is_list_of_clients
 
 
 def as_samples(data: ArrayLike) -> Tensor:
-    """A client's features [N, D] or images [N, C, H, W] as float32.
+    """Read a client's features [N, D] or images [N, C, H, W] as float32.
 
     Raises:
         UserError: no sample, not numbers, NaN, or another shape.
@@ -50,21 +49,28 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
     server's step is `consensus`, not the paper's. It reproduces no number of the paper.
 
     Parameters:
-        n_clusters: K. n_rounds: two exchanges each.
-        encoder: a torch module from a batch to [B, width]; it is copied. None: the data are features and only a head is
+        n_clusters: K, the number of groups of all clients together.
+        encoder: a torch module from a batch to [B, inner]; it is copied. None: the data are features and only a head is
             trained. `foveate.federated.deep.encoder.small_resnet` is one for small images.
-        width: of the embedding. local_epochs, batch_size, learning_rate, temperature: of the clients' training.
+        n_rounds: rounds of clustering, training and averaging.
+        width: of the embedding.
+        local_epochs, batch_size, learning_rate, temperature: of the clients' training.
         augment: "none", "noise" (features), "shift" (images), or a function of (batch, torch.Generator).
         method, n_init, min_count, eliminate: of the clustering, see `FederatedKMeans`.
-        min_clients: clients that must answer. keep: folder of answers, from which a killed fit of the same data and options
-            goes on. Of an `augment` that is a function the name is compared, of `encoder` its layers and start weights.
+        min_clients: clients that must answer.
+        answers_folder: stores the answers, so that a fit that was killed resumes with the same data and options. Of an
+            `augment` that is a function the name is compared, of `encoder` its layers and initial weights.
         random_state: as in scikit-learn.
 
     Attributes:
-        encoder_: the trained `Embedder`. cluster_centers_: [K, width], unit vectors. labels_: one array a client.
-        history_: one entry a round: loss, clients, how far the centers moved. excluded_: why clients were left out.
-        suspects_: what is odd about a client's centroids or weights.
-        exchanged_, bytes_up_, bytes_down_: all that was sent. method_, n_features_in_: as in `FederatedKMeans`.
+        encoder_: the trained `Embedder`.
+        cluster_centers_: [K, width], unit vectors.
+        labels_: one array per client.
+        history_: one entry per round: loss, clients, how far the centers moved, bytes.
+        excluded_: by client why it was left out.
+        suspects_: by client what is anomalous about its centroids or weights.
+        exchanged_, bytes_up_, bytes_down_: all that was sent.
+        method_, n_features_in_: as in `FederatedKMeans`.
     """
 
     def __init__(
@@ -84,7 +90,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         min_count: int = 1,
         eliminate: str | None = None,
         min_clients: int = 1,
-        keep: str | Path | None = None,
+        answers_folder: str | Path | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_clusters = n_clusters
@@ -101,77 +107,69 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         self.min_count = min_count
         self.eliminate = eliminate
         self.min_clients = min_clients
-        self.keep = keep
+        self.answers_folder = answers_folder
         self.random_state = random_state
 
     def fit(self, X: Any, y: None = None) -> FederatedDeepClustering:
-        """Trains on a list with one array of features or images for each client.
+        """Train on a list with one array of features or images per client.
 
         Raises:
             UserError: data or options that do not fit.
         """
         if not isinstance(X, list | tuple) or not X:
-            raise UserError("fit takes a list with one array for each client")
-        self._check()
-        if isinstance(self.n_rounds, bool) or not isinstance(self.n_rounds, int) or self.n_rounds < 0:
-            raise UserError(f"n_rounds {self.n_rounds!r}: allowed are whole numbers from 0")
-        if not method(self.method).federated:
-            raise UserError(f"the method '{self.method}' pools raw points; no client sends them")
-        given = self.random_state
-        seed = int(given) if isinstance(given, int | np.integer) else int(check_random_state(given).randint(2**31 - 1))
+            raise UserError("fit needs a list with one array per client")
+        seed = draw_seed(self.random_state)
+        options = self._options(seed)
         self._columns = common_columns(X)
-        samples = [as_samples(one) for one in X]
-        shapes = {tuple(one.shape[1:]) for one in samples}
+        samples = [as_samples(data) for data in X]
+        shapes = {tuple(data.shape[1:]) for data in samples}
         if len(shapes) > 1:
-            raise UserError(f"clients have samples of different shapes: {', '.join(str(list(one)) for one in shapes)}")
-        options = {"n_init": self.n_init, "min_count": self.min_count, "eliminate": self.eliminate}
-        settings = resolve(
-            self.n_clusters, method_name=self.method, seed=seed, refine_rounds=0, spherical=True, **options
-        )
-        own: dict[str, Augment] = {}
+            raise UserError(f"clients have samples of different shapes: {sorted(shapes)}")
+        custom: dict[str, Augment] = {}
         if isinstance(self.augment, str):
             augment = choose(self.augment, AUGMENTS, "augment")
         else:
             named = self.augment if hasattr(self.augment, "__qualname__") else type(self.augment)
             augment = f"{named.__module__}.{named.__qualname__}"
-            own[augment] = self.augment
-        training = Training(
-            epochs=self.local_epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            temperature=self.temperature,
-            augment=augment,
-        )
-        network = embedder(self.encoder, samples[0][:1], seed=seed, width=self.width)
+            custom[augment] = self.augment
+        network = build_embedder(self.encoder, samples[0][:1], seed=seed, width=self.width)
+        job = DeepJob(options, network=network)
+        job.rounds = replace(job.rounds, training=replace(job.rounds.training, augment=augment))
         log = Log()
-        answering = handlers(network, own)
-        clients = [Client(number, one, answering, about=str(network)) for number, one in enumerate(samples)]
-        exchange = InProcess(clients, keep=None if self.keep is None else Path(self.keep), log=log)
-
-        state = Deep(weights_of(network), self.width)
-        run(exchange, settings, training, state, self.n_rounds, at_least=self.min_clients)
+        answering = handlers(network, custom)
+        clients = [Client(number, data, answering, about=str(network)) for number, data in enumerate(samples)]
+        folder = None if self.answers_folder is None else Path(self.answers_folder)
+        transport = InProcess(clients, answers_folder=folder, log=log)
+        state = job.begin(transport)
+        # Answers of finished rounds stay in the folder: there is no snapshot that could take their place.
+        run_rounds(job, transport, state, min_clients=self.min_clients, forget=False)
         assert state.centers is not None
         set_weights(network, state.weights)
         self.encoder_ = network
         self.cluster_centers_ = state.centers
-        self.history_, self.excluded_, self.suspects_ = state.history, state.excluded, state.odd()
+        self.history_, self.excluded_, self.suspects_ = state.history, state.excluded, state.describe_suspects()
         self.exchanged_, self.bytes_up_, self.bytes_down_ = log.table(), log.bytes(up=True), log.bytes(up=False)
         rounds = f"{self.n_rounds} round{'s' * (self.n_rounds != 1)}"
-        self.method_ = f"DeepFeCA, reconstructed, with {settings.words}, {rounds}"
+        self.method_ = f"DeepFeCA, reconstructed, with {job.rounds.clustering.method_title}, {rounds}"
         self.n_features_in_ = int(np.prod(samples[0].shape[1:]))
         self._shape = tuple(samples[0].shape[1:])
-        self.labels_ = [self.predict(one) for one in X]
+        self.labels_ = [self.predict(data) for data in X]
         return self
 
-    def _check(self) -> None:
-        """The bounds of `DeepOptions`, whose fields have the names of these parameters.
-
-        Raises:
-            UserError: a value beyond them.
-        """
-        given = {name: getattr(self, name) for name in _OPTIONS}
-        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
-        validate(DeepOptions, {"clusters": 1, **plain}, where=type(self).__name__)
+    def _options(self, seed: int) -> DeepOptions:
+        """Options of the training, checked by the bounds of `DeepOptions`."""
+        if isinstance(self.n_rounds, bool) or not isinstance(self.n_rounds, int) or self.n_rounds < 0:
+            raise UserError(f"n_rounds must be a whole number from 0 (got {self.n_rounds!r})")
+        content = {name: getattr(self, name) for name in _OPTIONS}
+        content |= {
+            "clusters": self.n_clusters,
+            "clustering": self.method,
+            "method": DEEPFECA if self.n_rounds else UNTRAINED,
+            "rounds": self.n_rounds or 1,
+            "seed": seed,
+        }
+        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in content.items()}
+        return read_options(plain, where=type(self).__name__)
 
     def _samples(self, X: ArrayLike) -> Tensor:
         check_is_fitted(self, "cluster_centers_")
@@ -185,20 +183,29 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
     def transform(self, X: Any) -> Any:
         """Embeddings of length 1, [N, width]; a list of these for a list of clients, as in all methods."""
         if is_list_of_clients(X):
-            return [self.transform(one) for one in X]
-        return unit_rows(embedded(self.encoder_, self._samples(X)))
+            return [self.transform(data) for data in X]
+        return unit_rows(embed(self.encoder_, self._samples(X)))
 
     def features(self, X: Any) -> Any:
         """The encoder's output before the head, [N, inner]."""
         if is_list_of_clients(X):
-            return [self.features(one) for one in X]
-        return embedded(self.encoder_, self._samples(X), head=False)
+            return [self.features(data) for data in X]
+        return embed(self.encoder_, self._samples(X), head=False)
 
     def predict(self, X: Any) -> Any:
         """The nearest center of each sample, [N]."""
         if is_list_of_clients(X):
-            return [self.predict(one) for one in X]
+            return [self.predict(data) for data in X]
         return nearest(self.transform(X), self.cluster_centers_)[0]
 
 
-_OPTIONS = ("width", "local_epochs", "batch_size", "learning_rate", "temperature")
+_OPTIONS = (
+    "width",
+    "local_epochs",
+    "batch_size",
+    "learning_rate",
+    "temperature",
+    "n_init",
+    "min_count",
+    "eliminate",
+)

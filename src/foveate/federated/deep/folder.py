@@ -1,33 +1,31 @@
-"""A trained encoder with its centers as a model folder: config.json, model.safetensors, metrics.json, a card."""
+"""Model folder of a trained encoder with its centers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from numpy.typing import NDArray
+from torch import nn
 
 from foveate.core.errors import UserError
-from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
-from foveate.core.version import __version__
-from foveate.federated.deep.checkpoint import TrainingSnapshot
-from foveate.federated.deep.encoder import weights_of
-from foveate.federated.deep.fitting import Fitted, network_of
-from foveate.federated.deep.options import options_of
-from foveate.federated.deep.rounds import Deep
+from foveate.core.model_folder import CARD, CONFIG, METRICS, WEIGHTS, read_config, read_tensors, write_model_folder
+from foveate.federated.deep.options import DeepOptions, read_options
 
-KIND, FORMAT = "deep-clustering", 1
-CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KIND, FORMAT = "deep-clustering", 2
 _NETWORK, _CENTERS = "network.", "centers"
 _CARD = """# An encoder and {clusters} centers
 
-Makes a unit vector of {width} numbers of each row of {features}, and finds the nearest of {clusters} centers.
+Makes a unit vector of {width} values from each row of {features}, and finds the nearest of {clusters} centers.
 {parameters:,} weights, trained by the method `{method}` in {rounds} rounds over {clients} clients.
 
 ```python
-from foveate.federated.deep.folder import load_model
+from foveate.federated.deep.job import load_model
 
 model = load_model("this folder")
 model.transform(points), model.predict(points)
@@ -37,63 +35,59 @@ The weights were computed from the clients' points and say something about them:
 """
 
 
-def save_model(fitted: Fitted, folder: Path, *, clients: int, metrics: dict[str, Any] | None = None) -> Path:
-    """Writes a model folder, config.json last; returns it."""
-    state = fitted.network.state_dict()
-    tensors = {_NETWORK + name: value.detach().cpu().contiguous() for name, value in state.items()}
-    tensors[_CENTERS] = torch.from_numpy(fitted.centers.copy())
-    write_bytes_atomically(folder / WEIGHTS, save(tensors))
-    write_json_atomically(folder / METRICS, metrics or {})
-    options = fitted.options
+def write_model(
+    network: nn.Module,
+    centers_KD: NDArray[np.float64],
+    folder: Path,
+    *,
+    options: DeepOptions,
+    features: int,
+    rounds: int,
+    clients: int,
+    metrics: dict[str, Any] | None = None,
+) -> Path:
+    """Write a model folder; return it."""
+    state = network.state_dict()
     card = _CARD.format(
-        clusters=len(fitted.centers),
+        clusters=len(centers_KD),
         width=options.width,
-        features=fitted.features,
+        features=features,
         parameters=sum(value.numel() for value in state.values()),
         method=options.method,
-        rounds=fitted.stand.state.round,
+        rounds=rounds,
         clients=clients,
     )
-    write_text_atomically(folder / CARD, card)
-    about = {
-        "kind": KIND,
-        "format": FORMAT,
-        "foveate": __version__,
-        "features": fitted.features,
-        "clients": clients,
-        "rounds": fitted.stand.state.round,
-        "options": options.model_dump(mode="json"),
-    }
-    write_json_atomically(folder / CONFIG, about)
-    return folder
+    return write_model_folder(
+        folder,
+        kind=KIND,
+        format=FORMAT,
+        config={
+            "features": features,
+            "clients": clients,
+            "rounds": rounds,
+            "options": options.model_dump(mode="json"),
+        },
+        tensors={
+            **{_NETWORK + name: value for name, value in state.items()},
+            _CENTERS: torch.from_numpy(centers_KD.copy()),
+        },
+        files={METRICS: metrics or {}, CARD: card},
+    )
 
 
-def load_model(folder: str | Path) -> Fitted:
-    """The encoder and centers of a model folder, ready to `transform` and `predict`; without a history.
+def read_model(folder: Path) -> tuple[DeepOptions, dict[str, Any], dict[str, Tensor], NDArray[np.float64]]:
+    """Read options, config, the network's tensors and the centers of a model folder.
 
     Raises:
-        UserError: when the folder is none, or is damaged.
+        UserError: the folder is not a model of this kind, or damaged.
     """
-    path = Path(folder)
-    if not (path / CONFIG).is_file():
-        hint = path / "model"
-        also = f". Did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
-        raise UserError(f"{path}: not a model folder, it has no {CONFIG}{also}")
-    config = read_json(path / CONFIG)
-    if not isinstance(config, dict) or config.get("kind") != KIND:
-        raise UserError(f"{path / CONFIG}: field 'kind' must be '{KIND}'")
-    if config.get("format") != FORMAT:
-        raise UserError(f"{path / CONFIG}: format {config.get('format')}, this version reads {FORMAT}")
-    features = config.get("features")
-    if not isinstance(features, int) or features < 1:
-        raise UserError(f"{path / CONFIG}: field 'features' is missing or damaged")
-    options = options_of(config.get("options") or {}, where=str(path / CONFIG))
-    network = network_of(options, features)
-    try:
-        tensors = load_file(path / WEIGHTS)
-        centers = tensors.pop(_CENTERS).double().numpy()
-        network.load_state_dict({name.removeprefix(_NETWORK): value for name, value in tensors.items()})
-    except (FileNotFoundError, SafetensorError, RuntimeError, KeyError) as error:
-        raise UserError(f"{path / WEIGHTS}: missing, damaged or of other shapes ({error!s:.200})") from None
-    state = Deep(weights_of(network), options.width, centers, round=int(config.get("rounds", 0)))
-    return Fitted(options, features, network.eval(), TrainingSnapshot(state))
+    fields = {"features": int, "rounds": int, "options": dict}
+    config = read_config(folder, kind=KIND, formats=[FORMAT], fields=fields, label="deep clustering")
+    if config["features"] < 1:
+        raise UserError(f"{folder / CONFIG}: field 'features' must be at least 1 (got {config['features']})")
+    options = read_options(config["options"], where=str(folder / CONFIG))
+    tensors = read_tensors(folder / WEIGHTS)
+    if _CENTERS not in tensors:
+        raise UserError(f"{folder / WEIGHTS}: tensor '{_CENTERS}' is missing")
+    centers = tensors.pop(_CENTERS).double().numpy()
+    return options, config, {name.removeprefix(_NETWORK): value for name, value in tensors.items()}, centers

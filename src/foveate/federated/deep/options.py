@@ -1,4 +1,4 @@
-"""The settings of DeepFeCA and its baselines: names, bounds, defaults."""
+"""Options of DeepFeCA and its baselines: names, bounds, defaults."""
 
 from __future__ import annotations
 
@@ -8,55 +8,62 @@ from pydantic import Field
 
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings, validate
-from foveate.federated.clustering.options import Settings as Clustering
-from foveate.federated.clustering.options import method, methods, resolve
+from foveate.federated.clustering.options import ClusteringOptions, load_method, method_names, resolve
 
 DEEPFECA, LOCAL, POOLED, UNTRAINED = "deepfeca", "local", "central", "untrained"
 METHODS = {
     DEEPFECA: "one encoder averaged over clients, which train towards common centers",
-    LOCAL: "the same, and each client trains towards centroids of its own: only weights are common",
-    POOLED: "all data in one place: not federated, the upper end",
-    UNTRAINED: "the start weights: one clustering, nothing is trained",
+    LOCAL: "the same, but each client trains towards its own centroids: only weights are shared",
+    POOLED: "all data in one place: not federated, an upper bound",
+    UNTRAINED: "the initial weights: one clustering, no training",
 }
 
 
 class DeepOptions(Settings):
     """All that decides a run, besides the data and the number of clients."""
 
-    clusters: int = Field(ge=1, description="K, of all clients together")
+    clusters: int = Field(ge=1, description="K, the number of groups of all clients together")
     method: Literal["deepfeca", "local", "central", "untrained"] = Field(
-        DEEPFECA, description="how the encoder is trained"
+        DEEPFECA, description="DeepFeCA or one of its baselines"
     )
-    clustering: str = Field("consensus", description="how the server makes K centers of centroids")
+    clustering: str = Field("consensus", description="server method that makes K centers of the clients' centroids")
     encoder: Literal["none", "small_resnet", "small_vit"] = Field(
-        "none", description="what stands before the head; none: the data are features, and the head alone is trained"
+        "none", description="network before the head; none: the data are features, and only the head is trained"
     )
     shape: tuple[int, int, int] | None = Field(
-        None, description="channels, height, width of the images in the rows; a square of one or three by default"
+        None, description="channels, height, width of the images in the rows; a square of 1 or 3 channels by default"
     )
-    width: int = Field(128, ge=2, le=4096, description="of the embedding")
-    hidden: int = Field(256, ge=1, le=65536, description="of the head")
-    rounds: int = Field(
-        20, ge=1, le=100_000, description="rounds of grouping, training and averaging, two exchanges each"
+    width: int = Field(128, ge=2, le=4096, description="width of the embedding")
+    hidden: int = Field(256, ge=1, le=65536, description="width of the head's hidden layer")
+    rounds: int = Field(20, ge=1, le=100_000, description="rounds of clustering, training and averaging")
+    local_epochs: int = Field(1, ge=1, le=100, description="passes of a client over its points per round")
+    batch_size: int = Field(64, ge=2, description="points per step of a client")
+    learning_rate: float = Field(0.05, gt=0, le=10, description="of the clients' SGD with momentum 0.9")
+    weight_decay: float = Field(1e-6, ge=0, le=1, description="of the clients' SGD")
+    temperature: float = Field(0.1, gt=0, le=10, description="divisor of the cosines in the loss")
+    augment: Literal["none", "noise", "shift"] = Field(
+        "none", description="augmentation: noise for features, shift for images"
     )
-    local_epochs: int = Field(1, ge=1, le=100)
-    batch_size: int = Field(64, ge=2)
-    learning_rate: float = Field(0.05, gt=0, le=10)
-    weight_decay: float = Field(1e-6, ge=0, le=1)
-    temperature: float = Field(0.1, gt=0, le=10)
-    augment: Literal["none", "noise", "shift"] = "none"
     n_init: int | None = Field(
-        None, ge=1, le=100, description="runs of a client's k-means; the clustering's by default"
+        None, ge=1, le=100, description="runs of a client's k-means; the clustering's default if not given"
     )
     min_count: int = Field(1, ge=1, description="clusters of fewer points are merged before anything is sent")
-    eliminate: Literal["flags", "drop", "none"] | None = Field(None, description="what becomes of doubted centroids")
-    seed: int = Field(0, ge=0)
+    eliminate: Literal["flags", "drop", "none"] | None = Field(
+        None, description="what becomes of doubted centroids; the clustering's default if not given"
+    )
+    seed: int = Field(0, ge=0, description="seed of all random numbers")
 
-    def plan(self) -> Clustering:
-        """The settings of each round's clustering: spherical, one shot."""
-        given = {"n_init": self.n_init, "min_count": self.min_count, "eliminate": self.eliminate}
+    def clustering_options(self) -> ClusteringOptions:
+        """Options of each round's clustering: spherical, one shot (the rounds of training refine instead)."""
         return resolve(
-            self.clusters, method_name=self.clustering, seed=self.seed, refine_rounds=0, spherical=True, **given
+            self.clusters,
+            method=self.clustering,
+            seed=self.seed,
+            refine_rounds=0,
+            spherical=True,
+            n_init=self.n_init,
+            min_count=self.min_count,
+            eliminate=self.eliminate,
         )
 
     @property
@@ -65,41 +72,43 @@ class DeepOptions(Settings):
         return self.encoder != "none"
 
 
-def options_of(content: dict[str, Any], *, where: str = "DeepFeCA") -> DeepOptions:
-    """Checked options.
+def read_options(content: dict[str, Any], *, where: str = "DeepFeCA") -> DeepOptions:
+    """Check options.
 
     Raises:
-        UserError: for an unknown name, a value that is not allowed, or options that do not fit one another.
+        UserError: an unknown name, a value that is not allowed, or options that do not fit one another.
     """
     options = validate(DeepOptions, content, where=where)
-    choose(options.clustering, methods(), "clustering")
-    if not method(options.clustering).federated:
+    choose(options.clustering, method_names(), "clustering")
+    if not load_method(options.clustering).federated:
         raise UserError(f"{where}: the clustering '{options.clustering}' pools raw points; no client sends them")
     if options.shape is not None and not options.reads_images:
         raise UserError(f"{where}: field 'shape' has no effect without an encoder of images, such as small_resnet")
     if options.augment == "shift" and not options.reads_images:
-        raise UserError(f"{where}: field 'augment': shift moves images; without an encoder of them use noise or none")
+        raise UserError(f"{where}: field 'augment': shift moves images; without an encoder of images use noise or none")
     if options.augment == "noise" and options.reads_images:
         raise UserError(f"{where}: field 'augment': noise is for features; with an encoder of images use shift or none")
     return options
 
 
 def image_shape(options: DeepOptions, features: int) -> tuple[int, int, int]:
-    """Channels, height and width of the images that rows of so many numbers hold.
+    """Channels, height and width of the images in rows of `features` values.
 
     Raises:
-        UserError: no such images; says how to give the shape.
+        UserError: there are no such images; says how to pass the shape.
     """
     if options.shape is not None:
         channels, height, width = options.shape
         if min(options.shape) < 1 or channels * height * width != features:
-            raise UserError(f"shape {list(options.shape)}: rows have {features} numbers; channels x height x width")
+            raise UserError(
+                f"shape {list(options.shape)}: channels x height x width must be the {features} values of a row"
+            )
         return options.shape
     for channels in (1, 3):
         side = round((features / channels) ** 0.5)
         if channels * side * side == features:
             return channels, side, side
     raise UserError(
-        f"rows of {features} numbers are no square images of one or three channels: "
-        "give channels, height and width, such as --set shape=[1,8,8]"
+        f"rows of {features} values are not square images of one or three channels: "
+        "pass channels, height and width, such as --set shape=[1,8,8]"
     )

@@ -1,14 +1,17 @@
-"""DeepFeCA's two questions a round, and what a client answers.
+"""DeepFeCA's messages: two requests per round, the clients' answers, and the training behind them.
 
 | kind | down | up |
 |---|---|---|
-| `query.embedded` | `weights` of the encoder, options | as `query.centroids`: centroids of embeddings |
-| `train.prototypes` | `weights`, `centers`, how to train | `weights`; the numbers of points, the loss |
+| `query.embed` | `weights` of the encoder, options | as `query.centroids`: centroids of embeddings |
+| `train.prototypes` | `weights`, `centers`, how to train | `weights`; number of points, loss |
+
+Names of the loss are those of DeepFeCA (arXiv 2407.12764); its form is that of DeepCluster-v2 (facebookresearch/swav,
+main_deepclusterv2.py): unit vectors, temperature 0.1, prototypes without gradient, label -100 is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -18,20 +21,22 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from foveate.core.errors import UserError, choose
+from foveate.core.recipes import Settings
 from foveate.federated.clients import Handler, stream
 from foveate.federated.clustering import protocol as clustering
 from foveate.federated.clustering.local import local_kmeans
-from foveate.federated.clustering.options import Settings
-from foveate.federated.deep.encoder import Embedder, set_weights, weights_of
-from foveate.federated.deep.message_kinds import EMBEDDED, TRAIN
+from foveate.federated.clustering.options import ClusteringOptions
+from foveate.federated.deep.encoder import Embedder, flatten_weights, set_weights
+from foveate.federated.deep.message_kinds import EMBEDDED, SIZE, TRAIN
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
+from foveate.federated.rounds import Check, Requests, Round, Transport
 
 TEMPERATURE = 0.1
 IGNORE = -100
 
 
 def pseudo_labels(features_BD: Tensor, prototypes_KD: Tensor, *, spherical: bool = True) -> Tensor:
-    """The nearest prototype of each row, [B]: by cosine, or by Euclidean distance; ties to the lower number."""
+    """Nearest prototype of each row, [B]: by cosine, or by Euclidean distance; ties to the lower index."""
     if spherical:
         return (normalize(features_BD, dim=1) @ normalize(prototypes_KD, dim=1).T).argmax(1)
     return ((features_BD[:, None] - prototypes_KD[None]) ** 2).sum(-1).argmin(1)
@@ -40,10 +45,8 @@ def pseudo_labels(features_BD: Tensor, prototypes_KD: Tensor, *, spherical: bool
 def prototype_loss(
     features_BD: Tensor, prototypes_KD: Tensor, labels_B: Tensor, *, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """Cross-entropy of cosines over the temperature, in the mean over rows whose label is not -100.
-
-    The prototypes are constants: no gradient flows into them.
-    """
+    """Cross-entropy of cosines over the temperature, mean over rows whose label is not -100."""
+    # Constants: with a gradient into the prototypes all vectors could collapse onto one to lower the loss.
     with torch.no_grad():
         frozen_KD = normalize(prototypes_KD, dim=1)
     logits_BK = normalize(features_BD, dim=1) @ frozen_KD.T / temperature
@@ -52,13 +55,16 @@ def prototype_loss(
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 _EMBED_BATCH = 512
+"""Points embedded at once: bounds memory, not results, in evaluation mode."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a client trains: `epochs` over its points in batches, SGD with momentum .9, cross-entropy at a temperature.
+    """How a client trains: SGD with momentum 0.9 on the cross-entropy at a temperature.
 
-    `augment` is a name of `AUGMENTS`, or that of a function which clients have by themselves.
+    Attributes:
+        epochs: passes over its points.
+        augment: a name of `AUGMENTS`, or of a function that clients have by themselves.
     """
 
     epochs: int = 1
@@ -69,8 +75,8 @@ class Training:
     augment: str = "none"
 
     @classmethod
-    def asked(cls, request: Message) -> Training:
-        """What a request says."""
+    def from_request(cls, request: Message) -> Training:
+        """Read the fields of a request."""
         number = request.number
         return cls(
             epochs=int(number("epochs")),
@@ -82,64 +88,63 @@ class Training:
         )
 
 
-def embedded(network: Embedder, points: Tensor, *, head: bool = True) -> NDArray[np.float64]:
-    """Unit vectors of all points (or the encoder's features), in evaluation mode, float64."""
+def embed(network: Embedder, points: Tensor, *, head: bool = True) -> NDArray[np.float64]:
+    """Unit vectors of all points, or without `head` the encoder's output; evaluation mode, float64."""
     network.eval()
     with torch.inference_mode():
         parts = [network(part) if head else network.features(part) for part in points.split(_EMBED_BATCH)]
     return torch.cat(parts).double().cpu().numpy()
 
 
-def embedded_request(weights_P: NDArray[np.float32], settings: Settings, client: int, round: int) -> Message:
-    """Asks for centroids of what the encoder makes of a client's points."""
-    values = clustering.centroids_request(settings, client).values
+def embedded_request(weights_P: NDArray[np.float32], options: ClusteringOptions, client: int, round: int) -> Message:
+    """Request of centroids of a client's embeddings under these weights."""
+    values = clustering.centroids_request(options, client).values
     return Message(EMBEDDED, round, {"weights": weights_P}, values)
 
 
-def embedded_rule(settings: Settings, width: int) -> MessageRule:
-    """What the answer must be."""
-    rule = clustering.centroids_rule(settings)
+def embedded_rule(options: ClusteringOptions, width: int) -> MessageRule:
+    """Rule of the answers to `embedded_request`."""
+    rule = clustering.centroids_rule(options)
     return replace(rule, kind=EMBEDDED, arrays={**rule.arrays, "centers": ArrayRule("float64", ("k", width))})
 
 
 def train_request(
     weights_P: NDArray[np.float32], centers_KD: NDArray[np.float64], training: Training, seed: int, round: int
 ) -> Message:
-    """Asks a client to train towards the global centers. All that decides its answer, besides its data, is in it."""
+    """Request to train towards centers. All that decides the answer, besides the client's data, is in it."""
     return Message(TRAIN, round, {"weights": weights_P, "centers": centers_KD}, {"seed": seed, **asdict(training)})
 
 
-def train_rule(numbers: int) -> MessageRule:
-    """Weights of as many numbers."""
-    arrays = {"weights": ArrayRule("float32", (numbers,))}
-    return MessageRule(TRAIN, arrays, {"points": int, "loss": float}, most_bytes=1 << 31)
+def train_rule(num_weights: int) -> MessageRule:
+    """Rule of the answers to `train_request`."""
+    arrays = {"weights": ArrayRule("float32", (num_weights,))}
+    return MessageRule(TRAIN, arrays, {"points": int, "loss": float}, max_bytes=1 << 31)
 
 
 def check_trained(points: float | None, answer: Message) -> None:
-    """What the rule cannot say.
+    """Raise MessageError if the client reports no point, or another number of points than with its centroids.
+
+    The number is the client's weight in the average: it must not change between the two messages of a round.
 
     Args:
-        points: how many the client said with its centroids; None where it was not asked.
-
-    Raises:
-        MessageError: no point, which the mean of weights would be divided by, or another number than before.
+        points: number reported with the centroids; None where it was not asked for.
     """
     if answer.number("points") < 1:
-        raise MessageError("says that it has no point")
+        raise MessageError("reports no point")
     if points is not None and answer.number("points") != points:
-        raise MessageError(f"says that it has {answer.number('points'):g} points, and {points:g} with its centroids")
+        raise MessageError(f"reports {answer.number('points'):g} points, but {points:g} with its centroids")
 
 
-def handlers(network: Embedder, own: Mapping[str, Augment] | None = None) -> dict[str, Handler]:
-    """A client's functions. The network is a shape: its weights come with every question, and none stay.
+def handlers(network: Embedder, custom: Mapping[str, Augment] | None = None) -> dict[str, Handler]:
+    """Handlers of a client. The network is only an architecture: its weights come with every request, and none stay.
 
     Args:
-        own: functions by name that a request's `augment` may name besides `AUGMENTS`.
+        custom: functions by name that a request's `augment` may name besides `AUGMENTS`.
     """
 
     def answer_embedded(data: Tensor, request: Message, client: int) -> Message:
         set_weights(network, request.array("weights"))
-        points = clustering.unit_rows(_usable(embedded(network, data)))
+        points = clustering.unit_rows(_check_finite(embed(network, data)))
         seed = int(request.number("seed"))
         clusters = int(request.number("clusters"))
         local = local_kmeans(
@@ -157,17 +162,17 @@ def handlers(network: Embedder, own: Mapping[str, Augment] | None = None) -> dic
         set_weights(network, request.array("weights"))
         seed = int(request.number("seed"))
         random = stream(seed, round=request.round, client=client, purpose="training")
-        training = Training.asked(request)
-        found = augment_of(training.augment, own or {})
-        loss = train(network, data, request.array("centers"), training, found, random)
-        return request.answer(arrays={"weights": weights_of(network)}, points=len(data), loss=loss)
+        training = Training.from_request(request)
+        augment = find_augment(training.augment, custom or {})
+        loss = train(network, data, request.array("centers"), training, augment, random)
+        return request.answer(arrays={"weights": flatten_weights(network)}, points=len(data), loss=loss)
 
     return {EMBEDDED: answer_embedded, TRAIN: answer_train}
 
 
-def _usable(vectors_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+def _check_finite(vectors_ND: NDArray[np.float64]) -> NDArray[np.float64]:
     if not np.isfinite(vectors_ND).all():
-        raise UserError("the encoder makes NaN of this client's points")
+        raise UserError("the encoder returns NaN or infinity for this client's points")
     return vectors_ND
 
 
@@ -181,14 +186,16 @@ def train(
     *,
     order_K: NDArray[np.int64] | None = None,
 ) -> float:
-    """Local epochs towards pseudo-labels that are taken once, before; returns the mean loss of the last epoch.
+    """Train towards pseudo-labels; return the mean loss of the last epoch.
 
     Args:
-        order_K: the center that each label is trained towards; its own by default. Another order at every client is a
+        order_K: center that each label is trained towards; its own by default. Another order at every client is a
             control: as much training, towards centers that mean something else everywhere.
     """
+    # Pseudo-labels are assigned once, before training, as in DeepCluster-v2: assigned again at every step they would
+    # follow the drifting weights instead of the common centers.
     prototypes_KD = torch.from_numpy(np.array(centers_KD)).float().to(points.device)
-    labels_N = pseudo_labels(torch.from_numpy(embedded(network, points)).float().to(points.device), prototypes_KD)
+    labels_N = pseudo_labels(torch.from_numpy(embed(network, points)).float().to(points.device), prototypes_KD)
     if order_K is not None:
         labels_N = torch.from_numpy(order_K).to(points.device)[labels_N]
     torch_random = torch.Generator().manual_seed(int(random.integers(2**62)))
@@ -202,10 +209,10 @@ def train(
         order = torch.from_numpy(random.permutation(len(points)))
         for rows in order.split(training.batch_size):
             if len(rows) < 2 and len(points) > 1:
-                continue  # batch statistics of a single row do not exist
-            chosen = rows.to(points.device)
-            batch = points[chosen] if augment is None else augment(points[chosen], torch_random)
-            loss = prototype_loss(network(batch), prototypes_KD, labels_N[chosen], temperature=training.temperature)
+                continue  # batch normalization has no statistics of a single row
+            index = rows.to(points.device)
+            batch = points[index] if augment is None else augment(points[index], torch_random)
+            loss = prototype_loss(network(batch), prototypes_KD, labels_N[index], temperature=training.temperature)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -214,30 +221,73 @@ def train(
 
 
 def noise(batch: Tensor, random: torch.Generator) -> Tensor:
-    """Features with Gaussian noise of a tenth of each feature's spread in the batch."""
+    """Add Gaussian noise of a tenth of each feature's standard deviation in the batch."""
     drawn = torch.randn(batch.shape, generator=random).to(batch.device)
+    # A batch of one row has no standard deviation (NaN): it stays as it is.
     return batch + 0.1 * batch.std(0, keepdim=True).nan_to_num(0.0) * drawn
 
 
 def shift(batch: Tensor, random: torch.Generator) -> Tensor:
-    """Images moved by up to an eighth of their side in each direction, edges repeated."""
-    most = max(1, batch.shape[-1] // 8)
-    padded = torch.nn.functional.pad(batch, (most,) * 4, mode="replicate")
-    moves = torch.randint(0, 2 * most + 1, (len(batch), 2), generator=random)
+    """Shift images by up to an eighth of their side in each direction, repeating edges."""
+    reach = max(1, batch.shape[-1] // 8)
+    padded = torch.nn.functional.pad(batch, (reach,) * 4, mode="replicate")
+    moves = torch.randint(0, 2 * reach + 1, (len(batch), 2), generator=random)
     height, width = batch.shape[-2:]
     return torch.stack(
-        [one[:, y : y + height, x : x + width] for one, (y, x) in zip(padded, moves.tolist(), strict=True)]
+        [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, moves.tolist(), strict=True)]
     )
 
 
 AUGMENTS: dict[str, Augment | None] = {"none": None, "noise": noise, "shift": shift}
 
 
-def augment_of(name: str, own: Mapping[str, Augment]) -> Augment | None:
-    """The augmentation of that name; None for "none".
+def find_augment(name: str, custom: Mapping[str, Augment]) -> Augment | None:
+    """Augmentation by name; None for "none".
 
     Raises:
-        UserError: there is none.
+        UserError: an unknown name.
     """
-    known = AUGMENTS | dict(own)
+    known = AUGMENTS | dict(custom)
     return known[choose(name, known, "augment")]
+
+
+MAX_FEATURES = 1 << 20
+"""Of a point: a server builds a network for as many as clients report."""
+SIZE_RULE = MessageRule(SIZE, values={"points": int, "features": int})
+
+
+def check_size(client: int, answer: Message) -> None:
+    """Raise MessageError for sizes that no data have."""
+    if answer.number("points") < 1:
+        raise MessageError("has no point")
+    if not 1 <= answer.number("features") <= MAX_FEATURES:
+        raise MessageError(f"has {answer.number('features'):g} features; allowed are 1 to {MAX_FEATURES:,}")
+
+
+class OptionsTransport:
+    """Transport whose requests carry the options, and go to some clients only.
+
+    A client elsewhere builds the network by itself. In one process it is there already, and requests stay small.
+    """
+
+    def __init__(self, transport: Transport, options: Settings, clients: Sequence[int]) -> None:
+        self._transport, self._options = transport, options
+        self.clients, self.log = clients, transport.log
+
+    def name(self, client: int) -> str:
+        """Display name of a client."""
+        return self._transport.name(client)
+
+    def ask(self, requests: Requests, rule: MessageRule, *, min_clients: int = 1, check: Check | None = None) -> Round:
+        """Run one round, see `Transport.ask`."""
+        by_client = dict.fromkeys(self.clients, requests) if isinstance(requests, Message) else requests
+        text = self._options.model_dump_json()
+        complete = {
+            client: replace(request, values={**request.values, "options": text})
+            for client, request in by_client.items()
+        }
+        return self._transport.ask(complete, rule, min_clients=min_clients, check=check)
+
+    def forget(self, *, before: int | None = None) -> None:
+        """Delete stored answers, see `Transport.forget`."""
+        self._transport.forget(before=before)

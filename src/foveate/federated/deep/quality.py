@@ -1,4 +1,4 @@
-"""What an encoder trained without labels is worth: its groups against labels, votes of neighbors, a linear probe."""
+"""Quality of an encoder trained without labels: its groups against labels, votes of neighbors, a linear probe."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.core.seeds import generator
-from foveate.metrics import clustering, embedding
+from foveate.federated.reporting import compare_with_labels
+from foveate.metrics import embedding
 
-MOST_POINTS = 3000
+MAX_POINTS = 3000
 NEIGHBORS = 7
-APART = 0.2
-"""Share of the points that a probe is judged on."""
+HELD_OUT = 0.2
+"""Share of the points that a probe is tested on."""
 
 Floats = NDArray[np.floating]
 
 
-def quality(
+def measure_quality(
     vectors_ND: Floats,
     outputs_NE: Floats,
     groups_N: NDArray[np.int64],
@@ -30,41 +31,32 @@ def quality(
     """Measures by name; with labels: nmi, ari, purity of groups, and knn and probe of the encoder's output.
 
     distance is the root mean square from a unit vector to its center, from 0 to 2; it says nothing across encoders.
-    The probe is logistic regression on four fifths of at most `MOST_POINTS` points, judged on the others; knn leaves
+    The probe is logistic regression on four fifths of at most `MAX_POINTS` points, tested on the others; knn leaves
     one out.
     """
     gaps_N = ((vectors_ND - centers_KD[groups_N]) ** 2).sum(1)
-    found = {"distance": float(np.sqrt(gaps_N.mean()))}
+    measures = {"distance": float(np.sqrt(gaps_N.mean()))}
     if labels_N is None:
-        return found
-    found |= against(labels_N, groups_N)
-    order = generator("deep quality", seed, len(labels_N)).permutation(len(labels_N))[:MOST_POINTS]
-    chosen, labels = outputs_NE[order], labels_N[order]
-    if len(chosen) > 2 * NEIGHBORS + 2:
-        numbers = np.unique(labels, return_inverse=True)[1]
-        found["knn"] = embedding.knn_accuracy(chosen, numbers, k=NEIGHBORS)
-    right = probe(chosen, labels)
-    return found if right is None else found | {"probe": right}
-
-
-def against(labels_N: NDArray[Any], groups_N: NDArray[np.int64]) -> dict[str, float]:
-    """How groups match labels."""
-    return {
-        "nmi": clustering.normalized_mutual_information(labels_N, groups_N),
-        "ari": clustering.adjusted_rand_index(labels_N, groups_N),
-        "purity": clustering.purity(labels_N, groups_N),
-    }
+        return measures
+    measures |= compare_with_labels(labels_N, groups_N)
+    order = generator("deep quality", seed, len(labels_N)).permutation(len(labels_N))[:MAX_POINTS]
+    sample, labels = outputs_NE[order], labels_N[order]
+    if len(sample) > 2 * NEIGHBORS + 2:
+        classes = np.unique(labels, return_inverse=True)[1]
+        measures["knn"] = embedding.knn_accuracy(sample, classes, k=NEIGHBORS)
+    accuracy = probe(sample, labels)
+    return measures if accuracy is None else measures | {"probe": accuracy}
 
 
 def probe(outputs_NE: Floats, labels_N: NDArray[Any]) -> float | None:
     """Accuracy of logistic regression on standardized features; None where the training part has one label only.
 
-    The first points train and the last `APART` of them are judged: give them in a random order.
+    The first points train and the last `HELD_OUT` of them test: pass them in a random order.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    cut = len(labels_N) - int(APART * len(labels_N))
+    cut = len(labels_N) - int(HELD_OUT * len(labels_N))
     if cut == len(labels_N) or len(np.unique(labels_N[:cut])) < 2:
         return None
     scaler = StandardScaler().fit(outputs_NE[:cut])

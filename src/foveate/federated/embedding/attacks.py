@@ -1,6 +1,6 @@
-"""What a curious server can read from what FedNE sends: two attacks, to be run on one's own data before taking part.
+"""Two attacks of a curious server on what FedNE sends, to run on your own data before taking part.
 
-They are simple on purpose: what they find is the least that leaks. Nothing found does not mean that nothing leaks.
+They are simple on purpose: what they find is a lower bound. Finding nothing does not mean that nothing leaks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def unused_features(
     return (first.detach() == before).all(dim=0).numpy()
 
 
-def places_from_field(
+def positions_from_field(
     field_G: NDArray[np.floating],
     grid: Grid,
     points: int,
@@ -45,27 +45,27 @@ def places_from_field(
 ) -> NDArray[np.float64]:
     """Map positions [points, d] whose field is nearest to the one that was sent; the best of several random starts.
 
-    How many points there are is known: every client tells it.
+    The number of points is known: every client reports it.
     """
-    asked = torch.from_numpy(grid.points_Gd)
-    wanted = torch.from_numpy(np.asarray(field_G, dtype=np.float64))
+    queries = torch.from_numpy(grid.points_Gd)
+    targets = torch.from_numpy(np.asarray(field_G, dtype=np.float64))
     box = grid.box_2d
     best, best_error = np.zeros((points, box.shape[1])), np.inf
     for _ in range(starts):
         z_Nd = torch.from_numpy(generator.uniform(box[0], box[1], (points, box.shape[1]))).requires_grad_()
-        error = _descend(z_Nd, asked, wanted, steps, kernel, reach=float((box[1] - box[0]).max()))
+        error = _descend(z_Nd, queries, targets, steps, kernel, reach=float((box[1] - box[0]).max()))
         if error < best_error:
             best, best_error = z_Nd.detach().numpy().copy(), error
     return best
 
 
-def _descend(z_Nd: Tensor, asked: Tensor, wanted: Tensor, steps: int, kernel: str, *, reach: float) -> float:
+def _descend(z_Nd: Tensor, queries: Tensor, targets: Tensor, steps: int, kernel: str, *, reach: float) -> float:
     optimizer = torch.optim.Adam([z_Nd], lr=0.02 * reach)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     loss = torch.zeros(())
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = (mean_repulsion(asked, z_Nd, kernel=kernel) - wanted).square().mean()
+        loss = (mean_repulsion(queries, z_Nd, kernel=kernel) - targets).square().mean()
         loss.backward()
         optimizer.step()
         schedule.step()

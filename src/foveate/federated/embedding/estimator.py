@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import (
     check_is_fitted,
     validate_data,  # pyrefly: ignore[missing-module-attribute]
@@ -16,13 +15,13 @@ from sklearn.utils.validation import (
 from torch import nn
 
 from foveate.core.errors import UserError
-from foveate.federated.embedding.checkpoint import load_state, save_state
-from foveate.federated.embedding.fitting import client_points, fit_clients
-from foveate.federated.embedding.folder import load_encoder, save_encoder
+from foveate.federated.embedding.folder import encoder_config, load_encoder, save_encoder
+from foveate.federated.embedding.job import MapJob, MapState
 from foveate.federated.embedding.networks import frozen_rows
-from foveate.federated.embedding.options import LOCAL, EmbeddingOptions, options_of
-from foveate.federated.embedding.server import State
-from foveate.federated.validation import common_columns, is_list_of_clients
+from foveate.federated.embedding.options import LOCAL, EmbeddingOptions, read_options
+from foveate.federated.job import fit_in_process, load_snapshot, save_snapshot
+from foveate.federated.rounds import Log
+from foveate.federated.validation import common_columns, draw_seed, is_list_of_clients, read_clients
 from foveate.metrics.neighbors import as_points
 
 # Parameters of the estimator whose names in `EmbeddingOptions` are others.
@@ -49,30 +48,40 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
     Source: FedNE (NeurIPS 2024, arXiv 2409.11509). Deviations are listed in `docs/methods/fedne.md`.
 
     Parameters:
-        n_components: 2, or 3. n_neighbors: edges per point.
+        n_components: 2 or 3.
+        n_neighbors: edges per point.
         method: "fedne", its baselines "fedavg", "fedprox", "local", "global", or "fedne_exact", which is not private.
-        n_rounds: rounds of training and averaging. learning_rate: of Adam, a tenth of it after 60 % of the rounds.
-        hidden_layer_sizes: of the encoder. encoder: a torch module of one's own instead; it is copied.
+        n_rounds: rounds of training and averaging.
+        learning_rate: of Adam; a tenth of it after 60 % of the rounds.
+        hidden_layer_sizes: of the encoder.
+        encoder: a torch module to use instead; it is copied.
         surrogate: what a client sends of its repulsion: "network", "network64" (smaller), or "grid" (a table of values).
-        surrogate_start: share of the rounds before clients feel one another. refresh: rounds between new surrogates.
-        mixing: train on mixtures of near points, too. participation: share of the clients in each round.
-        dtype: "float32" or "float64". device: of PyTorch.
+        surrogate_start: share of the rounds before clients repel one another.
+        refresh: rounds between new surrogates.
+        mixing: train on mixtures of neighboring points, too.
+        participation: share of the clients in each round.
+        dtype: "float32" or "float64".
+        device: of PyTorch.
         options: any other field of `foveate.federated.embedding.options.EmbeddingOptions`, by name.
-        checkpoint: a file that keeps the state after every round; the same call with the same data goes on from it.
+        checkpoint: a file that stores the state after every round; the same call with the same data resumes from it.
         random_state: as in scikit-learn.
 
     Attributes:
-        embedding_: a list with the map positions of every client, [n, n_components] each; a plain array where one matrix
-            was given.
-        encoder_: the common network (with "local" that of the first client). encoders_: by client, with "local" only.
-        history_: one entry a round: losses, R2 of surrogates, bytes, seconds. notes_: warnings and their counts.
-        log_: every message. options_: all options. n_features_in_, random_state_: as in scikit-learn.
+        embedding_: a list with the map positions of every client, [n, n_components] each; a plain array if one matrix was
+            passed.
+        encoder_: the common network (with "local" that of the first client).
+        encoders_: by client, with "local" only.
+        history_: one entry per round: losses, R2 of surrogates, bytes, seconds.
+        notes_: warnings and their counts.
+        log_: every message.
+        options_: all options.
+        n_features_in_, random_state_: as in scikit-learn.
 
     >>> import numpy as np
     >>> random = np.random.default_rng(0)
     >>> clients = [random.normal(size=(40, 5)) + 4 * client for client in range(3)]
     >>> model = FederatedNeighborEmbedding(n_rounds=4, random_state=0).fit(clients)
-    >>> [one.shape for one in model.embedding_], model.transform(clients[0][:2]).shape
+    >>> [positions.shape for positions in model.embedding_], model.transform(clients[0][:2]).shape
     ([(40, 2), (40, 2), (40, 2)], (2, 2))
     """
 
@@ -116,43 +125,45 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, *, names: Sequence[str] = ()) -> FederatedNeighborEmbedding:
-        """Trains on the points of all clients.
+        """Train on the points of all clients.
 
         Args:
-            X: a list with one matrix of points for each client; a single matrix is one client.
-            y: ignored. names: of the clients, for messages.
+            X: a list with one matrix of points per client; a single matrix is one client.
+            y: ignored.
+            names: of the clients, for messages.
 
         Raises:
-            UserError: for points or options that do not fit one another or the checkpoint; names the client or option.
+            UserError: points or options that do not fit one another or the checkpoint; names the client or option.
         """
         several = _are_clients(X)
-        clients = self._of_clients(X) if several else [validate_data(self, X, dtype=[np.float64, np.float32])]
-        options = self._options()
-        kept = None if self.checkpoint is None else Path(self.checkpoint)
-        state = None if kept is None else load_state(kept, options)
+        clients = self._read_list(X) if several else [validate_data(self, X, dtype=[np.float64, np.float32])]
+        options = self._read_options()
+        job = MapJob(options, self.encoder)
+        path = None if self.checkpoint is None else Path(self.checkpoint)
+        state = None if path is None else load_snapshot(path, job)
 
-        def after(now: State) -> None:
-            if kept is not None:
-                save_state(now, options, kept)
+        def after(current: MapState) -> None:
+            if path is not None:
+                save_snapshot(path, job, current)
 
-        fitted = fit_clients(
-            clients, options, names=names, template=self.encoder, device=self.device, state=state, after=after
-        )
+        log = Log()
+        state = fit_in_process(job, clients, names=names, device=self.device, state=state, after=after, log=log)
+        fitted = job.finished(state, log)
         self.options_ = options
         self.encoder_ = fitted.encoder
-        self.history_ = fitted.state.history
-        self.notes_ = fitted.state.notes
-        self.log_ = fitted.log
-        self.n_features_in_ = fitted.state.features
+        self.history_ = state.history
+        self.notes_ = state.notes
+        self.log_ = log
+        self.n_features_in_ = state.features
         if options.method == LOCAL:
-            self.encoders_ = fitted.own
-        points = client_points(clients, options.precision)
-        found = [fitted.transform(one, client=number) for number, one in enumerate(points)]
-        self.embedding_ = found if several else found[0]
+            self.encoders_ = fitted.encoders
+        points = job.prepare_points(read_clients(clients))
+        positions = [fitted.transform(part, client=number) for number, part in enumerate(points)]
+        self.embedding_ = positions if several else positions[0]
         self._clients = len(clients)
         return self
 
-    def _of_clients(self, X: Any) -> list[Any]:
+    def _read_list(self, X: Any) -> list[Any]:
         clients = list(X)
         columns = common_columns(clients)
         if columns is not None:
@@ -163,12 +174,15 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()  # pyrefly: ignore[missing-attribute]
-        tags.transformer_tags.preserves_dtype = []  # `dtype` says what places are
+        tags.transformer_tags.preserves_dtype = []  # `dtype` decides, not the input
         return tags
 
-    def _options(self) -> EmbeddingOptions:
-        given = {_NAMES.get(name, name): value for name, value in self.get_params(deep=False).items()}
-        content = {name: value for name, value in given.items() if name not in _NO_OPTIONS}
+    def _read_options(self) -> EmbeddingOptions:
+        content = {
+            _NAMES.get(name, name): value
+            for name, value in self.get_params(deep=False).items()
+            if name not in _NO_OPTIONS
+        }
         content["hidden"] = tuple(self.hidden_layer_sizes)
         more = self.options or {}
         twice = sorted(set(more) & (set(content) | {"seed"}))
@@ -176,10 +190,8 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
             raise UserError(f"options: '{twice[0]}' is a parameter of its own")
         if self.encoder is not None:
             content["precision"] = str(next(self.encoder.parameters()).dtype).removeprefix("torch.")
-        given = self.random_state
-        seed = int(given) if isinstance(given, int | np.integer) else int(check_random_state(given).randint(2**31 - 1))
-        self.random_state_ = seed
-        return options_of(content | more | {"seed": seed}, where="FederatedNeighborEmbedding")
+        self.random_state_ = draw_seed(self.random_state)
+        return read_options(content | more | {"seed": self.random_state_}, where="FederatedNeighborEmbedding")
 
     def transform(self, X: Any, *, client: int | None = None) -> Any:
         """Map positions of any points, [N, n_components]; a list of these for a list of matrices.
@@ -189,7 +201,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self, "encoder_")
         if _are_clients(X):
-            return [self.transform(one, client=client) for one in X]
+            return [self.transform(matrix, client=client) for matrix in X]
         points = as_points(validate_data(self, X, dtype=[np.float64, np.float32], reset=False, ensure_min_samples=0))
         network = self.encoder_
         if client is not None:
@@ -200,28 +212,28 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         return frozen_rows(network, first.new_tensor(points)).cpu().numpy()
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
-        """Trains, and returns `embedding_`."""
+        """Train, and return `embedding_`."""
         return self.fit(X, y, **fit_params).embedding_
 
     def save(self, folder: str | Path, *, metrics: dict[str, Any] | None = None) -> Path:
-        """Writes the common encoder as a model folder, from which `load` makes an estimator that transforms."""
+        """Write the common encoder as a model folder, which `load` opens.
+
+        Raises:
+            UserError: an `encoder` was passed, whose architecture a folder could not rebuild.
+        """
         check_is_fitted(self, "encoder_")
-        widths = [self.n_features_in_, *self.options_.hidden, self.options_.dimensions]
-        about = {
-            "widths": widths if self.encoder is None else None,
-            "precision": self.options_.precision,
-            "method": self.options_.method,
-            "rounds": self.options_.rounds,
-            "clients": self._clients,
-            "options": self.options_.model_dump(mode="json"),
-        }
-        return save_encoder(self.encoder_, Path(folder), about=about, metrics=metrics)
+        if self.encoder is not None:
+            raise UserError(
+                "an encoder of another architecture cannot be saved as a model folder; save its state itself"
+            )
+        config = encoder_config(self.options_, self.n_features_in_, self._clients)
+        return save_encoder(self.encoder_, Path(folder), config, metrics=metrics)
 
     @classmethod
     def load(cls, folder: str | Path) -> FederatedNeighborEmbedding:
-        """An estimator that can `transform`, from a model folder."""
+        """Open a model folder as an estimator that can `transform`."""
         network, config = load_encoder(Path(folder))
-        options = options_of(config.get("options", {}), where=f"{folder}/config.json")
+        options = read_options(config["options"], where=f"{folder}/config.json")
         back = {option: parameter for parameter, option in _NAMES.items()}
         known = set(cls().get_params()) - set(_NO_OPTIONS)
         values = {back.get(name, name): value for name, value in options.model_dump().items()}

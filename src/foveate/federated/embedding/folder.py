@@ -1,4 +1,4 @@
-"""A map encoder as a model folder: config.json, model.safetensors, metrics.json, a card. Never a pickle."""
+"""Model folder of a map encoder."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import nn
 
 from foveate.core.errors import UserError
-from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
-from foveate.core.version import __version__
+from foveate.core.model_folder import (
+    CARD,
+    CONFIG,
+    METRICS,
+    WEIGHTS,
+    check_tensors,
+    read_config,
+    read_tensors,
+    write_model_folder,
+)
 from foveate.federated.embedding.networks import perceptron
+from foveate.federated.embedding.options import EmbeddingOptions
 
-KIND, FORMAT = "map-encoder", 1
-CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
+KIND, FORMAT = "map-encoder", 2
 _CARD = """# A map encoder
 
-Places points of {features} features on a map of {dimensions} dimensions. {parameters:,} weights, trained by the method
+Maps points of {features} features to positions in {dimensions} dimensions. {parameters:,} weights, trained by the method
 `{method}` in {rounds} rounds over {clients} clients.
 
 ```python
@@ -32,57 +38,54 @@ The weights were computed from the clients' points and say something about them:
 """
 
 
+def encoder_config(options: EmbeddingOptions, features: int, clients: int) -> dict[str, Any]:
+    """Config of the perceptron that these options build."""
+    return {
+        "widths": [features, *options.hidden, options.dimensions],
+        "precision": options.precision,
+        "method": options.method,
+        "rounds": options.rounds,
+        "clients": clients,
+        "options": options.model_dump(mode="json"),
+    }
+
+
 def save_encoder(
-    encoder: nn.Module, folder: Path, *, about: dict[str, Any], metrics: dict[str, Any] | None = None
+    encoder: nn.Module, folder: Path, config: dict[str, Any], *, metrics: dict[str, Any] | None = None
 ) -> Path:
-    """Writes a model folder, config.json last; returns it.
+    """Write a model folder; return it.
 
     Args:
-        about: `widths` of the perceptron, `precision`, `method`, `rounds`, `clients`; kept as they are.
-
-    Raises:
-        UserError: for another architecture than the perceptron, which a folder could not rebuild.
+        config: see `encoder_config`.
     """
-    widths = about.get("widths")
-    if widths is None:
-        raise UserError("an encoder of another architecture cannot be saved as a model folder; save its state yourself")
-    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    write_bytes_atomically(folder / WEIGHTS, save(weights))
-    write_json_atomically(folder / METRICS, metrics or {})
+    tensors = encoder.state_dict()
     card = _CARD.format(
-        features=widths[0],
-        dimensions=widths[-1],
-        parameters=sum(value.numel() for value in weights.values()),
-        method=about["method"],
-        rounds=about["rounds"],
-        clients=about["clients"],
+        features=config["widths"][0],
+        dimensions=config["widths"][-1],
+        parameters=sum(value.numel() for value in tensors.values()),
+        method=config["method"],
+        rounds=config["rounds"],
+        clients=config["clients"],
     )
-    write_text_atomically(folder / CARD, card)
-    write_json_atomically(folder / CONFIG, {"kind": KIND, "format": FORMAT, "foveate": __version__, **about})
-    return folder
+    files = {METRICS: metrics or {}, CARD: card}
+    return write_model_folder(folder, kind=KIND, format=FORMAT, config=config, tensors=tensors, files=files)
 
 
 def load_encoder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The encoder of a model folder, in eval mode, and its config.json.
+    """Open a model folder: the encoder, in eval mode, and its config.
 
     Raises:
-        UserError: when the folder is none, or is damaged.
+        UserError: the folder is not a model of this kind, or damaged.
     """
-    if not (folder / CONFIG).is_file():
-        hint = folder / "model"
-        also = f". Did you mean '{hint}'?" if (hint / CONFIG).is_file() else ""
-        raise UserError(f"{folder}: not a model folder, it has no {CONFIG}{also}")
-    config = read_json(folder / CONFIG)
-    if not isinstance(config, dict) or config.get("kind") != KIND:
-        raise UserError(f"{folder / CONFIG}: field 'kind' must be '{KIND}'")
-    if config.get("format") != FORMAT:
-        raise UserError(f"{folder / CONFIG}: format {config.get('format')}, this version reads {FORMAT}")
-    widths, precision = config.get("widths"), config.get("precision")
-    if not isinstance(widths, list) or precision not in ("float32", "float64"):
-        raise UserError(f"{folder / CONFIG}: fields 'widths' and 'precision' are missing or damaged")
+    fields = {"widths": list, "precision": str, "options": dict}
+    config = read_config(folder, kind=KIND, formats=[FORMAT], fields=fields, label="map encoder")
+    widths, precision = config["widths"], config["precision"]
+    if precision not in ("float32", "float64"):
+        raise UserError(f"{folder / CONFIG}: field 'precision' must be float32 or float64 (got {precision!r})")
+    if len(widths) < 2 or not all(isinstance(width, int) and width > 0 for width in widths):
+        raise UserError(f"{folder / CONFIG}: field 'widths' must list two or more whole numbers (got {widths!r:.60})")
     network = perceptron(widths, torch.Generator(), dtype=getattr(torch, precision))
-    try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder / WEIGHTS}: missing, damaged or of other shapes ({error!s:.200})") from None
+    tensors = read_tensors(folder / WEIGHTS)
+    check_tensors(tensors, network.state_dict(), folder / WEIGHTS)
+    network.load_state_dict(tensors)
     return network.eval(), config

@@ -1,4 +1,4 @@
-"""A client's points and edges of one round: mixed copies of its points, and who is whose neighbor."""
+"""Points and edges that a client trains on in one round: its points, mixed copies of them, nearest neighbors."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def edges(points_ND: Points, k: int, *, keep_self_edges: bool = False) -> tuple[
     if k < 1:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     if keep_self_edges:
-        found = NearestNeighbors(n_neighbors=k + 1).fit(points_ND)
-        tails_Nk = np.asarray(found.kneighbors(points_ND, return_distance=False))[:, 1:].astype(np.int64)
+        index = NearestNeighbors(n_neighbors=k + 1).fit(points_ND)
+        tails_Nk = np.asarray(index.kneighbors(points_ND, return_distance=False))[:, 1:].astype(np.int64)
     else:
         tails_Nk = nearest(points_ND, k)
     return np.repeat(np.arange(len(points_ND)), k), tails_Nk.ravel()
@@ -56,11 +56,11 @@ def neighborhood(
     beta: float = 0.2,
     keep_self_edges: bool = False,
 ) -> Neighborhood:
-    """What a client trains on in one round.
+    """Neighborhood that a client trains on in one round.
 
     Args:
         generator: draws the mixing of this round; None = no mixing, the points as they are.
-        neighbors_Nk: k nearest others of each point, where they are known already.
+        neighbors_Nk: k nearest others of each point, if already known.
     """
     if generator is None or len(points_ND) < 2:
         if neighbors_Nk is not None and not keep_self_edges:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from foveate.core.errors import UserError
 
 Weights = dict[str, NDArray[np.generic]]
-_NUMBERS_AT_ONCE = 1 << 22
+_BLOCK_VALUES = 1 << 22
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
@@ -31,12 +31,12 @@ def perceptron(
 ) -> nn.Sequential:
     """Linear layers of these widths with ReLU between them; its weights are named "0.weight", "2.weight", ..."""
     layers: list[nn.Module] = []
-    for place, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
-        layers += [nn.ReLU()] * (place > 0) + [linear(inputs, outputs, generator, dtype)]
+    for index, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers += [nn.ReLU()] * (index > 0) + [linear(inputs, outputs, generator, dtype)]
     return nn.Sequential(*layers)
 
 
-def weights_of(network: nn.Module) -> Weights:
+def copy_weights(network: nn.Module) -> Weights:
     """A copy of all parameters and buffers as arrays."""
     return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
 
@@ -47,21 +47,21 @@ def load_weights(network: nn.Module, weights: Mapping[str, NDArray[np.generic]])
     Raises:
         UserError: for other names, shapes or dtypes.
     """
-    own = network.state_dict()
-    if set(own) != set(weights):
-        odd = sorted(set(own) ^ set(weights))[0]
-        raise UserError(f"encoder weights: '{odd}' is on one side only")
-    for name, value in own.items():
-        given = torch.from_numpy(np.asarray(weights[name]))
-        if given.shape != value.shape or given.dtype != value.dtype:
+    state = network.state_dict()
+    if set(state) != set(weights):
+        name = sorted(set(state) ^ set(weights))[0]
+        raise UserError(f"encoder weights: '{name}' is on one side only")
+    for name, value in state.items():
+        tensor = torch.from_numpy(np.asarray(weights[name]))
+        if tensor.shape != value.shape or tensor.dtype != value.dtype:
             raise UserError(
-                f"encoder weights '{name}': {list(given.shape)} of {given.dtype}, "
+                f"encoder weights '{name}': {list(tensor.shape)} of {tensor.dtype}, "
                 f"expected {list(value.shape)} of {value.dtype}"
             )
-        value.copy_(given)
+        value.copy_(tensor)
 
 
-def flat_weights(network: nn.Module) -> NDArray[np.generic]:
+def flatten_weights(network: nn.Module) -> NDArray[np.generic]:
     """All parameters and buffers in one vector, in the order of `state_dict`: what is sent of an encoder.
 
     Raises:
@@ -85,45 +85,45 @@ def load_flat(network: nn.Module, vector_P: NDArray[np.generic]) -> None:
         UserError: for another length or dtype.
     """
     values = network.state_dict()
-    given = torch.from_numpy(np.array(vector_P))
+    vector = torch.from_numpy(np.array(vector_P))  # a copy: arrays of messages are read-only
     sizes = [value.numel() for value in values.values()]
     first = next(iter(values.values()))
-    if given.shape != (sum(sizes),) or given.dtype != first.dtype:
+    if vector.shape != (sum(sizes),) or vector.dtype != first.dtype:
         raise UserError(
-            f"encoder weights: {list(given.shape)} of {given.dtype}, expected [{sum(sizes)}] of {first.dtype}"
+            f"encoder weights: {list(vector.shape)} of {vector.dtype}, expected [{sum(sizes)}] of {first.dtype}"
         )
-    for value, part in zip(values.values(), given.split(sizes), strict=True):
+    for value, part in zip(values.values(), vector.split(sizes), strict=True):
         value.copy_(part.view_as(value))
 
 
 def average(weights_M: Sequence[Mapping[str, NDArray[np.generic]]], shares_M: Sequence[float]) -> Weights:
     """FedAvg: the weighted mean of every array, summed in float64. Shares are scaled to sum to 1."""
     names = weights_M[0]
-    return {name: average_arrays([one[name] for one in weights_M], shares_M) for name in names}
+    return {name: average_arrays([weights[name] for weights in weights_M], shares_M) for name in names}
 
 
 def average_arrays(arrays_M: Sequence[NDArray[np.generic]], shares_M: Sequence[float]) -> NDArray[np.generic]:
     """The weighted mean of arrays, in float64, as the first one's dtype."""
     shares = np.asarray(shares_M, dtype=np.float64) / float(np.sum(shares_M))
     total = np.zeros(arrays_M[0].shape)
-    for share, one in zip(shares, arrays_M, strict=True):
-        total += share * one.astype(np.float64)
+    for share, array in zip(shares, arrays_M, strict=True):
+        total += share * array.astype(np.float64)
     return total.astype(arrays_M[0].dtype)
 
 
-def middle_arrays(arrays_M: Sequence[NDArray[np.generic]], trim: float) -> NDArray[np.generic]:
-    """The mean of what is left of every number when the share `trim` of arrays is dropped at either end; 0.5 = median.
+def trimmed_mean(arrays_M: Sequence[NDArray[np.generic]], trim: float) -> NDArray[np.generic]:
+    """Mean of each value without the share `trim` of arrays at either end; 0.5 is the median.
 
-    Every array counts the same: who lies about weights lies about points, too.
+    Every array counts the same: a client that lies about weights would lie about its number of points, too.
     """
     count, size = len(arrays_M), arrays_M[0].size
     dropped = (count - 1) // 2 if trim >= 0.5 else int(trim * count + 1e-9)  # 0.3 of 10 are three
-    found = np.empty(size)
-    width = max(1, _NUMBERS_AT_ONCE // count)
+    result = np.empty(size)
+    width = max(1, _BLOCK_VALUES // count)
     for start in range(0, size, width):
-        part = np.stack([one.reshape(-1)[start : start + width] for one in arrays_M]).astype(np.float64)
-        found[start : start + width] = np.sort(part, axis=0)[dropped : count - dropped].mean(axis=0)
-    return found.reshape(arrays_M[0].shape).astype(arrays_M[0].dtype)
+        part = np.stack([array.reshape(-1)[start : start + width] for array in arrays_M]).astype(np.float64)
+        result[start : start + width] = np.sort(part, axis=0)[dropped : count - dropped].mean(axis=0)
+    return result.reshape(arrays_M[0].shape).astype(arrays_M[0].dtype)
 
 
 def frozen_rows(network: nn.Module, rows_ND: Tensor) -> Tensor:

@@ -16,11 +16,12 @@ from torch import Tensor
 
 Kernel = Literal["shifted", "cauchy"]
 KERNELS: dict[str, float] = {"shifted": 2.0, "cauchy": 1.0}
-LEAST = 1e-4
+MIN_PROBABILITY = 1e-4
+"""Below it the logarithm is clamped, as in the public code: its gradient would be unbounded."""
 
 
 def estimate(squared: Tensor, *, kernel: str = "shifted") -> Tensor:
-    """The probability e that a pair at this squared distance is one of neighbors."""
+    """Probability e that a pair at this squared distance are neighbors."""
     return 1.0 / (KERNELS[kernel] + squared)
 
 
@@ -30,22 +31,22 @@ def squared_distance(a_Nd: Tensor, b_Nd: Tensor) -> Tensor:
 
 
 def attraction(squared_E: Tensor, *, kernel: str = "shifted") -> Tensor:
-    """-log e of neighbors, with e at least 1e-4: farther than that no pull is felt."""
-    return -estimate(squared_E, kernel=kernel).clamp(LEAST, 1.0).log()
+    """-log e of neighbors, with e at least 1e-4: farther away there is no attraction."""
+    return -estimate(squared_E, kernel=kernel).clamp(MIN_PROBABILITY, 1.0).log()
 
 
 def repulsion(squared: Tensor, *, kernel: str = "shifted") -> Tensor:
-    """-log(1 - e) of pairs that are no neighbors, see `most_repulsion`."""
-    return -(1.0 - estimate(squared, kernel=kernel)).clamp(LEAST, 1.0).log()
+    """-log(1 - e) of pairs that are not neighbors, see `max_repulsion`."""
+    return -(1.0 - estimate(squared, kernel=kernel)).clamp(MIN_PROBABILITY, 1.0).log()
 
 
-def most_repulsion(kernel: str = "shifted") -> float:
-    """The repulsion of two points in one place: log 2 with the kernel "shifted", -log 1e-4 with "cauchy".
+def max_repulsion(kernel: str = "shifted") -> float:
+    """Repulsion of two coinciding points: log 2 with the kernel "shifted", -log 1e-4 with "cauchy".
 
-    >>> round(most_repulsion("shifted"), 4), round(most_repulsion("cauchy"), 4)
+    >>> round(max_repulsion("shifted"), 4), round(max_repulsion("cauchy"), 4)
     (0.6931, 9.2103)
     """
-    return -math.log(max(1.0 - 1.0 / KERNELS[kernel], LEAST))
+    return -math.log(max(1.0 - 1.0 / KERNELS[kernel], MIN_PROBABILITY))
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,10 @@ def sampled_losses(
     foreign_E: Tensor | None = None,
     kernel: str = "shifted",
 ) -> Losses:
-    """The losses of edges (head, tail) with B sampled negatives each; indices are rows of z.
+    """Losses of edges (head, tail) with B sampled negatives each; indices are rows of z.
 
     Args:
-        foreign_E: the repulsion that each head feels by other clients, already weighted by their shares.
+        foreign_E: repulsion from other clients on each head, already weighted by their shares.
     """
     pulled = attraction(squared_distance(z_Nd[heads_E], z_Nd[tails_E]), kernel=kernel)
     pushed = repulsion(squared_distance(z_Nd[heads_E].unsqueeze(1), z_Nd[negatives_EB]), kernel=kernel)
@@ -98,5 +99,5 @@ def exact_losses(
 
 
 def mean_repulsion(z_Nd: Tensor, others_Md: Tensor, *, kernel: str = "shifted") -> Tensor:
-    """What each z feels from all others in the mean, [N]."""
+    """Mean repulsion of all others on each z, [N]."""
     return repulsion(squared_distance(z_Nd.unsqueeze(1), others_Md.unsqueeze(0)), kernel=kernel).mean(dim=1)

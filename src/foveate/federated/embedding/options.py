@@ -1,4 +1,4 @@
-"""The settings of FedNE and its baselines: names, bounds, defaults."""
+"""Options of FedNE and its baselines: names, bounds, defaults; and what happens in which round."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from foveate.core.recipes import Settings, validate
 
 FEDNE, FEDAVG, FEDPROX, LOCAL, POOLED, EXACT = "fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"
 METHODS = {
-    FEDNE: "one encoder averaged over clients, which feel one another through surrogates",
-    FEDAVG: "one encoder averaged over clients, which do not feel one another",
-    FEDPROX: "as fedavg, and a client's encoder is held near the common one",
-    LOCAL: "an encoder per client, nothing is exchanged: the clients' maps have nothing to do with one another",
-    POOLED: "all data in one place: not federated, the upper end",
+    FEDNE: "one encoder averaged over clients, which repel one another through surrogates",
+    FEDAVG: "one encoder averaged over clients, without repulsion between clients",
+    FEDPROX: "as fedavg, with each client's encoder held near the common one",
+    LOCAL: "an encoder per client, nothing is exchanged: the clients' maps are unrelated",
+    POOLED: "all data in one place: not federated, an upper bound",
     EXACT: "as fedne with the others' map positions instead of surrogates: not private, simulation only",
 }
 
@@ -26,47 +26,57 @@ class EmbeddingOptions(Settings):
     """All that decides a run, besides the data and the number of clients."""
 
     method: Literal["fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"] = Field(
-        FEDNE, description="how the common encoder is trained"
+        FEDNE, description="FedNE or one of its baselines"
     )
-    dimensions: int = Field(2, ge=2, le=3, description="of the map; surrogates of more would need too many queries")
-    neighbors: int = Field(7, ge=1, le=500)
-    negatives: int | Literal["all"] = Field(5, description='samples per edge, or "all": the exact mean')
-    kernel: Literal["shifted", "cauchy"] = "shifted"
+    dimensions: int = Field(
+        2, ge=2, le=3, description="dimensions of the map; surrogates of more would need too many queries"
+    )
+    neighbors: int = Field(7, ge=1, le=500, description="edges per point")
+    negatives: int | Literal["all"] = Field(5, description='negative samples per edge, or "all" for the exact mean')
+    kernel: Literal["shifted", "cauchy"] = Field("shifted", description="similarity of two map positions")
     rounds: int = Field(150, ge=1, le=100_000, description="rounds of training and averaging")
-    learning_rate: float = Field(1e-3, gt=0, le=1)
-    decay_at: tuple[float, ...] = Field((0.6,), description="shares of the rounds after which the rate falls")
-    decay_factor: float = Field(0.1, gt=0, le=1)
-    local_epochs: int = Field(1, ge=1, le=100)
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="of the clients' Adam")
+    decay_at: tuple[float, ...] = Field((0.6,), description="shares of the rounds after which the learning rate falls")
+    decay_factor: float = Field(0.1, gt=0, le=1, description="by which it falls")
+    local_epochs: int = Field(1, ge=1, le=100, description="passes of a client over its edges per round")
     batch_points: int = Field(64, ge=1, description="a step has this number times `neighbors` edges")
-    gradient_clip: float = Field(4.0, gt=0)
+    gradient_clip: float = Field(4.0, gt=0, description="largest value of a gradient, each clipped by itself")
     hidden: tuple[int, ...] = Field((100, 100, 100), description="widths of the encoder's hidden layers")
-    surrogate: Literal["network", "network64", "grid"] = "network"
-    surrogate_start: float = Field(0.3, ge=0, le=1, description="share of the rounds before clients feel one another")
-    refresh: int = Field(1, ge=1, description="surrogates are made anew every so many rounds")
-    grid: Literal["union", "own", "official"] = "union"
-    grid_step: float = Field(0.3, gt=0)
-    grid_most: int = Field(28, ge=2, le=200, description="points per axis, union grid")
-    grid_fewest: int = Field(12, ge=2, le=200)
-    max_points: int = Field(2000, ge=16, le=100_000, description="queries in all, own grid")
-    drop: Literal["none", "farthest", "nearest"] = "none"
-    held_out: float = Field(0.1, ge=0, lt=1, description="share of the queries that a surrogate's fit is checked on")
-    least_r2: float = Field(0.8, description="a surrogate below it is left out")
-    warn_r2: float = 0.9
-    mixing: bool = False
-    mixing_beta: float = Field(0.2, gt=0)
-    keep_self_edges: bool = False
+    surrogate: Literal["network", "network64", "grid"] = Field(
+        "network", description="what a client sends of its repulsion: a network, a smaller one, or a table of values"
+    )
+    surrogate_start: float = Field(0.3, ge=0, le=1, description="share of the rounds before clients repel one another")
+    refresh: int = Field(1, ge=1, description="rounds between new surrogates")
+    grid: Literal["union", "own", "official"] = Field(
+        "union", description="where surrogates are queried: one grid for all, one per client, or the public code's"
+    )
+    grid_step: float = Field(0.3, gt=0, description="distance of two queries")
+    max_axis_points: int = Field(28, ge=2, le=200, description="queries per axis at most, union grid")
+    min_axis_points: int = Field(12, ge=2, le=200, description="queries per axis at least")
+    max_points: int = Field(2000, ge=16, le=100_000, description="queries in all at most, own grid")
+    drop: Literal["none", "farthest", "nearest"] = Field(
+        "none", description="points left out of each query: the public code drops the 7 farthest"
+    )
+    held_out: float = Field(0.1, ge=0, lt=1, description="share of the queries that a surrogate's fit is measured on")
+    min_r2: float = Field(0.8, description="a surrogate below it is left out")
+    warn_r2: float = Field(0.9, description="a surrogate below it is noted")
+    mixing: bool = Field(False, description="train on mixtures of neighboring points, too")
+    mixing_beta: float = Field(0.2, gt=0, description="of the Beta distribution that mixtures are drawn from")
+    keep_self_edges: bool = Field(False, description="as the public code: a duplicate may be its own neighbor")
     proximal: float = Field(0.01, ge=0, description="mu of fedprox")
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that train in a round")
     aggregation: Literal["mean", "median", "trimmed_mean"] = Field(
-        "mean", description="of the clients' weights, number by number; only the mean weighs clients by their points"
+        "mean", description="of the clients' weights, value by value; only the mean weights clients by their points"
     )
     trim: float = Field(0.2, ge=0, lt=0.5, description="share of the clients that trimmed_mean drops at either end")
-    suspects: Literal["report", "exclude"] = Field("report", description="what becomes of clients that are odd")
-    update_clip: float | None = Field(None, gt=0, description="longest change of the weights that a client sends")
-    update_noise: float = Field(0.0, ge=0, description="standard deviation of the noise on it, in units of the clip")
+    suspects: Literal["report", "exclude"] = Field("report", description="what becomes of anomalous clients")
+    update_clip: float | None = Field(None, gt=0, description="norm to which a client clips its change of the weights")
+    update_noise: float = Field(
+        0.0, ge=0, description="standard deviation of the noise on that change, in units of the clip"
+    )
     target_noise: float = Field(0.0, ge=0, description="standard deviation of the noise on each value of a field")
-    precision: Literal["float32", "float64"] = "float32"
-    seed: int = Field(0, ge=0)
+    precision: Literal["float32", "float64"] = Field("float32", description="of points, weights and map positions")
+    seed: int = Field(0, ge=0, description="seed of all random numbers except privacy noise")
 
     @model_validator(mode="after")
     def _fits(self) -> EmbeddingOptions:
@@ -76,8 +86,8 @@ class EmbeddingOptions(Settings):
             raise ValueError("decay_at: shares from 0 to 1")
         if any(width < 1 for width in self.hidden):
             raise ValueError("hidden: widths of at least 1")
-        if self.grid_fewest > self.grid_most:
-            raise ValueError("grid_fewest is larger than grid_most")
+        if self.min_axis_points > self.max_axis_points:
+            raise ValueError("min_axis_points is larger than max_axis_points")
         if self.update_noise and self.update_clip is None:
             raise ValueError("update_noise needs update_clip: noise hides only what is bounded")
         if self.target_noise and (self.grid != "union" or self.method != FEDNE):
@@ -90,56 +100,56 @@ class EmbeddingOptions(Settings):
 
     @property
     def is_noisy(self) -> bool:
-        """Whether what clients send carries noise from outside the seed; then no run equals another."""
+        """Whether clients add noise that does not come from the seed; then no two runs are equal."""
         return bool(self.update_noise or self.target_noise)
 
     @property
     def hides_training(self) -> bool:
-        """Whether clients send their weights with noise; then they tell nothing else of their training."""
+        """Whether clients send their weights with noise; then they report no losses either."""
         return bool(self.update_noise) and self.method not in (LOCAL, POOLED)
 
     @property
-    def feels_others(self) -> bool:
-        """Whether clients feel one another at all."""
+    def has_foreign_repulsion(self) -> bool:
+        """Whether clients repel one another."""
         return self.method in (FEDNE, EXACT)
 
 
-def options_of(content: dict[str, Any], *, where: str = "FedNE") -> EmbeddingOptions:
-    """Checked options.
+def read_options(content: dict[str, Any], *, where: str = "FedNE") -> EmbeddingOptions:
+    """Check options.
 
     Raises:
         UserError: for an unknown name, or a value that is not allowed.
     """
     if "dimensions" in content and isinstance(content["dimensions"], int) and content["dimensions"] > 3:
         raise UserError(
-            f"{where}: {content['dimensions']} dimensions: allowed are 2 and 3; the queries that a surrogate needs "
+            f"{where}: field 'dimensions' must be 2 or 3 (got {content['dimensions']}); the queries that a surrogate needs "
             "grow with the power of the dimensions"
         )
     return validate(EmbeddingOptions, content, where=where)
 
 
 def decay_rounds(rounds: int, shares: Sequence[float]) -> list[int]:
-    """Rounds at which the rate falls: int(share * rounds); those that fall together are one."""
+    """Rounds at which the learning rate falls: int(share * rounds), each once."""
     return sorted({int(share * rounds) for share in shares})
 
 
-def rate_of(round_: int, *, rounds: int, base: float, shares: Sequence[float], factor: float = 0.1) -> float:
-    """The learning rate of a round."""
-    return base * factor ** sum(boundary <= round_ for boundary in decay_rounds(rounds, shares))
+def learning_rate_of(round: int, *, rounds: int, base: float, shares: Sequence[float], factor: float = 0.1) -> float:
+    """Learning rate of a round."""
+    return base * factor ** sum(boundary <= round for boundary in decay_rounds(rounds, shares))
 
 
 def first_surrogate_round(rounds: int, share: float) -> int:
-    """The first round in which clients feel one another."""
+    """First round in which clients repel one another."""
     return int(share * rounds)
 
 
-def is_refreshed(round_: int, *, start: int, refresh: int) -> bool:
-    """Whether surrogates are made anew in this round."""
-    return round_ >= start and (round_ - start) % refresh == 0
+def is_refreshed(round: int, *, start: int, refresh: int) -> bool:
+    """Whether surrogates are fitted anew in this round."""
+    return round >= start and (round - start) % refresh == 0
 
 
-def participants(clients: Sequence[int], share: float, generator: np.random.Generator) -> list[int]:
-    """The clients that train in a round: at least one, drawn without replacement, ascending."""
+def draw_participants(clients: Sequence[int], share: float, generator: np.random.Generator) -> list[int]:
+    """Draw the clients that train in a round: at least one, without replacement, ascending."""
     if share >= 1:
         return list(clients)
     count = max(1, round(share * len(clients)))

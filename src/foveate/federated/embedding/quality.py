@@ -1,4 +1,4 @@
-"""What a map is worth: the measures of `foveate.metrics` on points that trained it, and on points that did not."""
+"""Quality of a map: the measures of `foveate.metrics` on points that trained it, and on held-out points."""
 
 from __future__ import annotations
 
@@ -10,84 +10,88 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.core.seeds import generator
+from foveate.federated.results import EmbedClient
 from foveate.metrics import embedding
 
-MOST_POINTS = 3000
+MAX_POINTS = 3000
 Array = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """Points of all clients one under another, their places, whose they are, and their labels (None without)."""
+class MapPoints:
+    """Points of all clients one after another, their map positions, client indices, and labels (None without)."""
 
     points_ND: Array
-    places_Nd: Array
+    positions_Nd: Array
     owners_N: NDArray[np.int64]
     labels_N: NDArray[Any] | None
 
-    def rows(self, chosen: NDArray[Any]) -> Mapped:
-        """Some of them."""
-        labels = None if self.labels_N is None else self.labels_N[chosen]
-        return Mapped(self.points_ND[chosen], self.places_Nd[chosen], self.owners_N[chosen], labels)
+    def rows(self, index: NDArray[Any]) -> MapPoints:
+        """Select some of them."""
+        labels = None if self.labels_N is None else self.labels_N[index]
+        return MapPoints(self.points_ND[index], self.positions_Nd[index], self.owners_N[index], labels)
 
 
-def stacked(points: Sequence[Array], places: Sequence[Array], labels: Sequence[NDArray[Any]] | None) -> Mapped:
-    """Clients one under another."""
-    owners = np.repeat(np.arange(len(points)), [len(one) for one in points])
-    return Mapped(
-        np.concatenate(points), np.concatenate(places), owners, None if labels is None else np.concatenate(labels)
+def stack_clients(
+    points: Sequence[Array], positions: Sequence[Array], labels: Sequence[NDArray[Any]] | None
+) -> MapPoints:
+    """Put the points of all clients one after another."""
+    owners = np.repeat(np.arange(len(points)), [len(part) for part in points])
+    return MapPoints(
+        np.concatenate(points), np.concatenate(positions), owners, None if labels is None else np.concatenate(labels)
     )
 
 
-def sample(rows: int, most: int, *, seed: int = 0) -> NDArray[np.int64]:
-    """At most so many row numbers, ascending, the same ones for every method."""
-    if rows <= most:
+def sample_rows(rows: int, max_rows: int, *, seed: int = 0) -> NDArray[np.int64]:
+    """Draw at most `max_rows` row indices, ascending, the same ones for every method."""
+    if rows <= max_rows:
         return np.arange(rows)
-    return np.sort(generator("quality", seed, rows).permutation(rows)[:most])
+    return np.sort(generator("quality", seed, rows).permutation(rows)[:max_rows])
 
 
-def quality(fitted: Mapped, held_out: Mapped | None, *, k: int) -> dict[str, float]:
+def measure_quality(fitted: MapPoints, held_out: MapPoints | None, *, k: int) -> dict[str, float]:
     """Measures by name.
 
     trustworthiness, continuity: of held-out points among themselves where there are enough, else of the fitted ones.
     knn: accuracy of a vote of fitted places on held-out ones, or leave one out. hit: neighborhood hit. foreign,
     foreign_in_space: share of neighbors of another client, on the map and in the points' own space.
     """
-    chosen = fitted.rows(sample(len(fitted.points_ND), MOST_POINTS))
-    found: dict[str, float] = {}
+    sample = fitted.rows(sample_rows(len(fitted.points_ND), MAX_POINTS))
+    measures: dict[str, float] = {}
+    # Below this the neighborhoods of k points overlap so much that the measures say nothing.
     enough = held_out is not None and len(held_out.points_ND) > 2 * k + 2
-    judged = held_out.rows(sample(len(held_out.points_ND), MOST_POINTS)) if enough and held_out is not None else chosen
-    found["trustworthiness"] = embedding.trustworthiness(judged.points_ND, judged.places_Nd, k=k)
-    found["continuity"] = embedding.continuity(judged.points_ND, judged.places_Nd, k=k)
-    found["distances"] = embedding.distance_correlation(judged.points_ND, judged.places_Nd)
+    unseen = held_out.rows(sample_rows(len(held_out.points_ND), MAX_POINTS)) if enough and held_out else sample
+    measures["trustworthiness"] = embedding.trustworthiness(unseen.points_ND, unseen.positions_Nd, k=k)
+    measures["continuity"] = embedding.continuity(unseen.points_ND, unseen.positions_Nd, k=k)
+    measures["distances"] = embedding.distance_correlation(unseen.points_ND, unseen.positions_Nd)
     if fitted.labels_N is not None:
         if enough and held_out is not None:
-            found["knn"] = embedding.knn_accuracy(
-                fitted.places_Nd,
+            measures["knn"] = embedding.knn_accuracy(
+                fitted.positions_Nd,
                 fitted.labels_N,
                 k=k,
-                test_map_Md=held_out.places_Nd,
+                test_map_Md=held_out.positions_Nd,
                 test_labels_M=held_out.labels_N,
             )
         else:
-            assert chosen.labels_N is not None
-            found["knn"] = embedding.knn_accuracy(chosen.places_Nd, chosen.labels_N, k=k)
-        assert chosen.labels_N is not None
-        found["hit"] = embedding.neighborhood_hit(chosen.places_Nd, chosen.labels_N, k=k)
+            assert sample.labels_N is not None
+            measures["knn"] = embedding.knn_accuracy(sample.positions_Nd, sample.labels_N, k=k)
+        assert sample.labels_N is not None
+        measures["hit"] = embedding.neighborhood_hit(sample.positions_Nd, sample.labels_N, k=k)
     if len(np.unique(fitted.owners_N)) > 1:
-        found["foreign"] = embedding.foreign_share(chosen.places_Nd, chosen.owners_N, k=k)
-        found["foreign_in_space"] = embedding.foreign_share(chosen.points_ND, chosen.owners_N, k=k)
-    return found
+        measures["foreign"] = embedding.foreign_share(sample.positions_Nd, sample.owners_N, k=k)
+        measures["foreign_in_space"] = embedding.foreign_share(sample.points_ND, sample.owners_N, k=k)
+    return measures
 
 
-def by_client(mapped: Mapped, names: Sequence[str], *, k: int) -> list[dict[str, Any]]:
-    """Points, and trustworthiness of each client's own part of the map; None where a client has too few points."""
+def measure_clients(points: MapPoints, names: Sequence[str], *, k: int) -> list[EmbedClient]:
+    """Trustworthiness of each client's own part of the map; None where a client has too few points."""
     rows = []
     for number, name in enumerate(names):
-        own = mapped.rows(np.flatnonzero(mapped.owners_N == number))
-        chosen = own.rows(sample(len(own.points_ND), MOST_POINTS))
-        enough = len(chosen.points_ND) > 2 * k + 2
-        trust = embedding.trustworthiness(chosen.points_ND, chosen.places_Nd, k=k) if enough else None
-        classes = None if own.labels_N is None else len(np.unique(own.labels_N))
-        rows.append({"name": name, "points": len(own.points_ND), "classes": classes, "trustworthiness": trust})
+        part = points.rows(np.flatnonzero(points.owners_N == number))
+        sample = part.rows(sample_rows(len(part.points_ND), MAX_POINTS))
+        enough = len(sample.points_ND) > 2 * k + 2
+        trust = embedding.trustworthiness(sample.points_ND, sample.positions_Nd, k=k) if enough else None
+        classes = None if part.labels_N is None else len(np.unique(part.labels_N))
+        rows.append(EmbedClient(name=name, points=len(part.points_ND), classes=classes, trustworthiness=trust))
     return rows

@@ -1,8 +1,7 @@
-"""Behind `foveate federated embed`: clients, one map, baselines beside it, measures, and what was exchanged."""
+"""`foveate federated embed`: one map of several clients, baselines, measures, and what was exchanged."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,55 +9,57 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
-from foveate.core.errors import UserError, choose
-from foveate.core.files import FolderLock, atomic_file
-from foveate.core.progress import Meter
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock
 from foveate.core.runs import RunFolder
 from foveate.core.seeds import generator
-from foveate.federated.embedding.account import account
-from foveate.federated.embedding.checkpoint import load_state, save_state
-from foveate.federated.embedding.fitting import Fitted, fit_clients
-from foveate.federated.embedding.folder import save_encoder
+from foveate.federated.embedding.folder import encoder_config, save_encoder
+from foveate.federated.embedding.job import Fitted, MapJob, measure_method
 from foveate.federated.embedding.options import METHODS, EmbeddingOptions
-from foveate.federated.embedding.quality import MOST_POINTS, Mapped, by_client, quality, sample, stacked
-from foveate.federated.embedding.server import State
-from foveate.federated.rounds import Log
+from foveate.federated.embedding.quality import (
+    MAX_POINTS,
+    MapPoints,
+    measure_clients,
+    measure_quality,
+    sample_rows,
+    stack_clients,
+)
+from foveate.federated.job import fit_in_run
+from foveate.federated.reporting import describe_run, list_methods, write_table
+from foveate.federated.results import EmbedMap, EmbedMethod, EmbedResult
 from foveate.federated.sources import Clients
-
-KIND = "federated_embed"
 
 
 @dataclass(frozen=True)
-class Halves:
-    """Points and labels by client that train, and those that are kept apart for measuring."""
+class HeldOutSplit:
+    """Points and labels by client that train, and those that are held out for measuring."""
 
-    fitted: list[NDArray[np.float64]]
-    apart: list[NDArray[np.float64]]
-    fitted_labels: list[NDArray[Any]] | None
-    apart_labels: list[NDArray[Any]] | None
+    fit: list[NDArray[np.float64]]
+    held_out: list[NDArray[np.float64]]
+    fit_labels: list[NDArray[Any]] | None
+    held_out_labels: list[NDArray[Any]] | None
 
 
-def halves(clients: Clients, share: float, *, seed: int) -> Halves:
-    """Keeps a share of every client's points apart; clients of fewer than ten points keep none."""
+def split_held_out(clients: Clients, share: float, *, seed: int) -> HeldOutSplit:
+    """Hold out a share of every client's points; clients of fewer than ten points hold out none."""
     rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    for number, one in enumerate(clients.points):
-        order = generator("held out", seed, number).permutation(len(one))
-        count = int(share * len(one)) if len(one) >= 10 else 0
+    for number, points in enumerate(clients.points):
+        order = generator("held out", seed, number).permutation(len(points))
+        count = int(share * len(points)) if len(points) >= 10 else 0
         rows.append((np.sort(order[count:]), np.sort(order[:count])))
     labels = clients.labels
 
-    def chosen(values: Sequence[NDArray[Any]], half: int) -> list[NDArray[Any]]:
-        return [one[pair[half]] for one, pair in zip(values, rows, strict=True)]
+    def select(values: Sequence[NDArray[Any]], half: int) -> list[NDArray[Any]]:
+        return [array[pair[half]] for array, pair in zip(values, rows, strict=True)]
 
-    return Halves(
-        chosen(clients.points, 0),
-        chosen(clients.points, 1),
-        None if labels is None else chosen(labels, 0),
-        None if labels is None else chosen(labels, 1),
+    return HeldOutSplit(
+        select(clients.points, 0),
+        select(clients.points, 1),
+        None if labels is None else select(labels, 0),
+        None if labels is None else select(labels, 1),
     )
 
 
@@ -67,139 +68,89 @@ def run_embedding(
     options: EmbeddingOptions,
     path: Path,
     *,
-    beside: Sequence[str] = ("fedavg",),
+    baselines: Sequence[str] = ("fedavg",),
     held_out: float = 0.2,
     device: str = "cpu",
     command: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Draws the map, and those of other methods beside it; writes result.json, places, the model; returns the result.
+    """Train the map, and those of baselines; write result.json, positions.parquet and the model; return the result.
 
-    Stopped and repeated, it goes on after the last finished round.
+    A run that was stopped resumes after the last finished round.
 
     Raises:
-        UserError: for an unknown method, points that do not fit, or a run folder of other settings.
+        UserError: an unknown method, points that do not fit, or a run folder of other options.
     """
-    for one in beside:
-        choose(one, METHODS, "method beside")
+    methods = list_methods(options.method, baselines, METHODS)
     if not 0 <= held_out < 1:
-        raise UserError(f"held-out share {held_out}: allowed is 0 to less than 1")
-    methods = [options.method, *(one for one in dict.fromkeys(beside) if one != options.method)]
-    about = {
-        "clients": {name: len(points) for name, points in zip(clients.names, clients.points, strict=True)},
-        "data": clients.digests(),
-        "split": clients.about,
-        "held_out": held_out,
-        "beside": methods[1:],
-        "options": options.model_dump(mode="json"),
-    }
-    run = RunFolder.create(path, command=command, recipe=yaml.safe_dump(about, sort_keys=False))
+        raise UserError(f"held-out share must be from 0 to less than 1 (got {held_out})")
+    recipe = describe_run(clients, methods[1:], options, held_out=held_out)
+    run = RunFolder.create(path, command=command, recipe=yaml.safe_dump(recipe, sort_keys=False))
     with FolderLock(path, purpose="federated embed"):
-        split = halves(clients, held_out, seed=options.seed)
-        drawn, results = {}, []
+        split = split_held_out(clients, held_out, seed=options.seed)
+        maps: list[EmbedMethod] = []
+        first: Fitted | None = None
         for method in methods:
-            chosen = options.model_copy(update={"method": method})
-            started = time.monotonic()
-            fitted = _fit(split, chosen, clients.names, path / "states" / f"{method}.safetensors", device)
-            drawn[method] = fitted
-            results.append(_measured(fitted, split, clients.names, time.monotonic() - started))
-        result = {
-            "kind": KIND,
-            "method": options.method,
-            "data": {"split": clients.about, "features": drawn[options.method].state.features},
-            "clients": about["clients"],
-            "held_out": sum(len(one) for one in split.apart),
-            "neighbors": options.neighbors,
-            "maps": results,
-            "options": about["options"],
-            "command": command or [],
-        }
-        _write(path, drawn[options.method], split, clients.names, results[0])
+            job = MapJob(options.model_copy(update={"method": method}))
+            fitted = job.finished(fit_in_run(job, split.fit, path, names=clients.names, device=device))
+            maps.append(_measure(fitted, split, clients.names))
+            first = first or fitted
+        assert first is not None
+        result = EmbedResult(
+            method=options.method,
+            split=clients.about,
+            features=first.state.features,
+            clients=clients.sizes(),
+            held_out=sum(len(points) for points in split.held_out),
+            neighbors=options.neighbors,
+            maps=maps,
+            options=options.model_dump(mode="json"),
+            command=command or [],
+        ).to_json()
+        _write(path, first, split, clients.names, maps[0].quality)
         run.write_result(result)
     return result
 
 
-def _fit(split: Halves, options: EmbeddingOptions, names: Sequence[str], kept: Path, device: str) -> Fitted:
-    state = load_state(kept, options)
-    done = 0 if state is None else state.round
-    with Meter(f"rounds of {options.method}", options.rounds) as meter:
-        meter.advance(done)
-
-        def after(now: State) -> None:
-            save_state(now, options, kept)
-            last = now.history[-1]
-            told = last["attraction"] is not None
-            note = f"attraction {last['attraction']:.3f}, repulsion {last['repulsion']:.3f}" if told else ""
-            meter.advance(1, note=note)
-
-        return fit_clients(split.fitted, options, names=names, device=device, state=state, after=after, log=Log())
-
-
-def _measured(fitted: Fitted, split: Halves, names: Sequence[str], seconds: float) -> dict[str, Any]:
-    """One method's map, numbers, curves and traffic, as JSON."""
-    trained = _mapped(fitted, split.fitted, split.fitted_labels)
-    apart = _mapped(fitted, split.apart, split.apart_labels)
+def _measure(fitted: Fitted, split: HeldOutSplit, names: Sequence[str]) -> EmbedMethod:
+    """One method's map, quality, rounds and cost."""
+    trained = _map_points(fitted, split.fit, split.fit_labels)
+    unseen = _map_points(fitted, split.held_out, split.held_out_labels)
     k = fitted.options.neighbors
-    numbers = quality(trained, apart if len(apart.points_ND) else None, k=k)
-    shown = trained.rows(sample(len(trained.points_ND), MOST_POINTS))
-    history = fitted.state.history
-    return {
-        "method": fitted.options.method,
-        "what": METHODS[fitted.options.method],
-        "quality": numbers,
-        "clients": by_client(trained, names, k=k),
-        "notes": fitted.state.notes,
-        "exchanged": fitted.log.table(),
-        "hidden": account(fitted.options, fitted.state) if fitted.log.entries else [],
-        "bytes_up": sum(entry["bytes_up"] for entry in history),
-        "bytes_down": sum(entry["bytes_down"] for entry in history),
-        "seconds": round(sum(entry["seconds"] for entry in history), 2),
-        "wall_seconds": round(seconds, 2),
-        "history": [
-            {name: entry[name] for name in ("round", "rate", "attraction", "repulsion", "foreign", "outside", "r2")}
-            for entry in history
-        ],
-        "map": {
-            "places": np.round(shown.places_Nd.astype(float), 3).tolist(),
-            "owners": shown.owners_N.tolist(),
-            "labels": None if shown.labels_N is None else shown.labels_N.astype(str).tolist(),
-        },
-    }
+    sample = trained.rows(sample_rows(len(trained.points_ND), MAX_POINTS))
+    positions = EmbedMap(
+        positions=np.round(sample.positions_Nd.astype(float), 3).tolist(),
+        owners=sample.owners_N.tolist(),
+        labels=None if sample.labels_N is None else sample.labels_N.astype(str).tolist(),
+    )
+    quality = measure_quality(trained, unseen if len(unseen.points_ND) else None, k=k)
+    return measure_method(fitted, measure_clients(trained, names, k=k), positions, quality)
 
 
-def _mapped(fitted: Fitted, points: list[NDArray[Any]], labels: list[NDArray[Any]] | None) -> Mapped:
-    places = [
-        fitted.transform(one, client=number) if len(one) else np.zeros((0, fitted.options.dimensions))
-        for number, one in enumerate(points)
+def _map_points(fitted: Fitted, points: list[NDArray[Any]], labels: list[NDArray[Any]] | None) -> MapPoints:
+    positions = [
+        fitted.transform(part, client=number) if len(part) else np.zeros((0, fitted.options.dimensions))
+        for number, part in enumerate(points)
     ]
-    return stacked(points, places, labels)
+    return stack_clients(points, positions, labels)
 
 
-def _write(path: Path, fitted: Fitted, split: Halves, names: Sequence[str], measured: dict[str, Any]) -> None:
-    """`places.parquet` with every point's place, and the model folder."""
+def _write(path: Path, fitted: Fitted, split: HeldOutSplit, names: Sequence[str], metrics: dict[str, float]) -> None:
+    """Write positions.parquet with every point's map position, and the model folder."""
     rows: dict[str, list[Any]] = {"client": [], "held_out": [], "label": []}
-    places = []
-    for held, points, labels in (
-        (False, split.fitted, split.fitted_labels),
-        (True, split.apart, split.apart_labels),
+    positions = []
+    for is_held_out, points, labels in (
+        (False, split.fit, split.fit_labels),
+        (True, split.held_out, split.held_out_labels),
     ):
-        for number, one in enumerate(points):
-            if len(one):
-                places.append(fitted.transform(one, client=number))
-                rows["client"] += [names[number]] * len(one)
-                rows["held_out"] += [held] * len(one)
-                rows["label"] += [None] * len(one) if labels is None else labels[number].astype(str).tolist()
-    whole = np.concatenate(places)
-    columns = {name: pa.array(values) for name, values in rows.items()}
-    columns |= {axis: pa.array(whole[:, number]) for number, axis in enumerate("xyz"[: whole.shape[1]])}
-    with atomic_file(path / "places.parquet") as handle:
-        pq.write_table(pa.table(columns), handle)
-    options = fitted.options
-    about = {
-        "widths": [fitted.state.features, *options.hidden, options.dimensions],
-        "precision": options.precision,
-        "method": options.method,
-        "rounds": options.rounds,
-        "clients": len(names),
-        "options": options.model_dump(mode="json"),
-    }
-    save_encoder(fitted.encoder, path / "model", about=about, metrics=measured["quality"])
+        for number, part in enumerate(points):
+            if len(part):
+                positions.append(fitted.transform(part, client=number))
+                rows["client"] += [names[number]] * len(part)
+                rows["held_out"] += [is_held_out] * len(part)
+                rows["label"] += [None] * len(part) if labels is None else labels[number].astype(str).tolist()
+    stacked = np.concatenate(positions)
+    columns: dict[str, Any] = {name: pa.array(values) for name, values in rows.items()}
+    columns |= {axis: stacked[:, number] for number, axis in enumerate("xyz"[: stacked.shape[1]])}
+    write_table(path / "positions.parquet", columns)
+    config = encoder_config(fitted.options, fitted.state.features, len(names))
+    save_encoder(fitted.encoder, path / "model", config, metrics=metrics)

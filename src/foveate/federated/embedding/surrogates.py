@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveate.federated.embedding.networks import Weights, linear, weights_of
-from foveate.federated.embedding.objective import most_repulsion
+from foveate.federated.embedding.networks import Weights, copy_weights, linear
+from foveate.federated.embedding.objective import max_repulsion
 
 LEVELS = 4
 
@@ -63,15 +63,15 @@ class SurrogateNetwork(nn.Module):
         self.layers = nn.ModuleList(linear(inputs, outputs, generator, dtype) for inputs, outputs in pairs)
 
     def forward(self, z_Nd: Tensor) -> Tensor:
-        """The repulsion at each place, [N]."""
+        """Repulsion at each position, [N]."""
         return self.read(encode_positions(z_Nd, levels=self.levels))
 
     def read(self, encoded_NI: Tensor) -> Tensor:
-        """The same of encoded places."""
-        found = encoded_NI
+        """Repulsion at encoded positions, [N]."""
+        hidden = encoded_NI
         for layer in self.layers[:-1]:
-            found = F.relu(layer(found))
-        return self.layers[-1](found)[:, 0]
+            hidden = F.relu(layer(hidden))
+        return self.layers[-1](hidden)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Fit:
 
 
 def r_squared(predicted_N: Tensor, truth_N: Tensor) -> float:
-    """1 - squared error / variance; 0 for a truth without variance that was not met exactly, and NaN for none."""
+    """1 - squared error / variance; 0 for a constant truth that was not met exactly, NaN for no values."""
     if not len(truth_N):
         return float("nan")
     error = float((predicted_N - truth_N).square().sum())
@@ -106,8 +106,8 @@ def r_squared(predicted_N: Tensor, truth_N: Tensor) -> float:
     return 1.0 - error / spread if spread > 0 else float(error == 0)
 
 
-def r_squared_of_hidden(noisy_G: Tensor, sigma: float, error: float) -> float:
-    """R2 against values that only their noisy form is known of, for a guess of this mean squared error against them.
+def r_squared_of_noisy(noisy_G: Tensor, sigma: float, error: float) -> float:
+    """R2 against values of which only a noisy form is known, for a guess of this mean squared error against them.
 
     The variance of the values without noise is that of the noisy ones less sigma^2; 0 where nothing of it is left.
     """
@@ -123,10 +123,10 @@ def fit_surrogate(
     architecture: Architecture = ARCHITECTURES["network"],
     settings: FitSettings = FitSettings(),
 ) -> Fit:
-    """Adam on the squared error, from a new start; the weights of the best check are kept.
+    """Fit by Adam on the squared error, from new weights; return the weights of the best check.
 
     The error of the held-out queries is checked at even epochs and the last one; after `patience` checks without a gain
-    it ends. With held_out = 0 all epochs are trained and the last weights are kept.
+    it ends. With held_out = 0 all epochs are trained and the last weights are returned.
     """
     network = SurrogateNetwork(architecture, queries_Gd.shape[1], generator, queries_Gd.dtype)
     encoded_GI = encode_positions(queries_Gd, levels=architecture.levels)
@@ -157,7 +157,7 @@ def fit_surrogate(
     with torch.no_grad():
         predicted = network.read(encoded_GI)
     return Fit(
-        weights_of(network),
+        copy_weights(network),
         r_squared(predicted, targets_G),
         r_squared(predicted[checked], targets_G[checked]),
         epoch + 1,
@@ -187,30 +187,31 @@ class SurrogateSum:
     ) -> None:
         depth = len(surrogates_M[0]) // 2
         stacked = [
-            [np.stack([one[f"layers.{place}.{part}"] for one in surrogates_M]) for part in ("weight", "bias")]
-            for place in range(depth)
+            [np.stack([weights[f"layers.{index}.{part}"] for weights in surrogates_M]) for part in ("weight", "bias")]
+            for index in range(depth)
         ]
         self._layers = [[torch.from_numpy(array).to(device, dtype) for array in pair] for pair in stacked]
         self._shares_M = torch.tensor(shares_M, dtype=dtype, device=device)
         self._boxes = None if boxes_M2d is None else torch.tensor(np.asarray(boxes_M2d), dtype=dtype, device=device)
-        self._levels, self._most = levels, most_repulsion(kernel)
+        self._levels, self._max_repulsion = levels, max_repulsion(kernel)
 
     def __call__(self, z_Nd: Tensor) -> Tensor:
-        """The weighted sum at each place, [N]."""
-        found = encode_positions(z_Nd, levels=self._levels).expand(len(self._shares_M), -1, -1)
-        for place, (weight_Moi, bias_Mo) in enumerate(self._layers):
-            found = torch.baddbmm(bias_Mo.unsqueeze(1), found, weight_Moi.transpose(1, 2))
-            if place < len(self._layers) - 1:
-                found = F.relu(found)
-        value_MN = found[..., 0]
+        """Weighted sum at each position, [N]."""
+        # All networks have one architecture: a batched product evaluates them at once.
+        hidden = encode_positions(z_Nd, levels=self._levels).expand(len(self._shares_M), -1, -1)
+        for index, (weight_Moi, bias_Mo) in enumerate(self._layers):
+            hidden = torch.baddbmm(bias_Mo.unsqueeze(1), hidden, weight_Moi.transpose(1, 2))
+            if index < len(self._layers) - 1:
+                hidden = F.relu(hidden)
+        value_MN = hidden[..., 0]
         if self._boxes is not None:
             low, high = self._boxes[:, 0].unsqueeze(1), self._boxes[:, 1].unsqueeze(1)
             beyond_MN = ((z_Nd < low) | (z_Nd > high)).any(dim=-1)
-            value_MN = torch.where(beyond_MN, value_MN.clamp(0.0, self._most), value_MN)
+            value_MN = torch.where(beyond_MN, value_MN.clamp(0.0, self._max_repulsion), value_MN)
         return self._shares_M @ value_MN
 
     def outside(self, z_Nd: Tensor) -> int:
-        """Places that lie outside the box of at least one surrogate."""
+        """Number of positions outside the box of at least one surrogate."""
         if self._boxes is None:
             return 0
         low, high = self._boxes[:, 0].unsqueeze(1), self._boxes[:, 1].unsqueeze(1)

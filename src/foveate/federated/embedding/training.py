@@ -1,4 +1,4 @@
-"""One client's pass over its edges: a fresh Adam on the common encoder, nothing kept from round to round."""
+"""One client's pass over its edges: a fresh Adam on the common encoder, no state from round to round."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from foveate.federated.embedding.graph import Neighborhood
 from foveate.federated.embedding.objective import Losses, exact_losses, sampled_losses
 
 Foreign = Callable[[Tensor], Tensor]
-MOST_POINTS_EXACT = 5000
-# The exact repulsion weighs as much as that of the usual number of samples.
+MAX_EXACT_POINTS = 5000
+# The exact repulsion weighs as much as the default number of samples, so that a learning rate fits both.
 EXACT_WEIGHT = 5
 
 
@@ -23,10 +23,12 @@ class PassSettings:
     """How a client trains in one round.
 
     Attributes:
-        rate: learning rate. epochs: passes over the edges. batch: edges of a step.
+        rate: learning rate.
+        epochs: passes over the edges.
+        batch: edges of a step.
         negatives: samples per edge; 0 = all points of the client, exactly.
         clip: gradients are cut to [-clip, clip], number by number.
-        share: rho of the client, where it feels others.
+        share: rho of the client, where others repel its points.
         proximal: FedProx's mu: (mu / 2) |w - w of the round's start|^2 is added to the loss.
     """
 
@@ -50,8 +52,8 @@ class PassReport:
     steps: int
 
 
-def optimizer_of(network: nn.Module, rate: float) -> torch.optim.Adam:
-    """The optimizer of one pass."""
+def make_optimizer(network: nn.Module, rate: float) -> torch.optim.Adam:
+    """Adam with the public code's settings; the fused kernel is several times faster on small networks."""
     return torch.optim.Adam(network.parameters(), lr=rate, betas=(0.9, 0.999), eps=1e-8, foreach=False, fused=True)
 
 
@@ -67,23 +69,24 @@ def step(
     foreign: Foreign | None = None,
     anchor: list[Tensor] | None = None,
 ) -> Losses:
-    """One update on a batch of edges; every distinct point is encoded once.
+    """One step on a batch of edges.
 
     Args:
-        negatives_EB: rows of points; None = exact local repulsion. foreign: what the others do to a place.
+        negatives_EB: rows of points; None = exact local repulsion. foreign: repulsion of the other clients at a position.
         anchor: the parameters at the round's start, for FedProx.
     """
     network.train()
     if negatives_EB is None:
         z_Nd = network(points_ND)
-        foreign_E = _felt(z_Nd, heads_E, foreign)
+        foreign_E = _foreign_repulsion(z_Nd, heads_E, foreign)
         losses = exact_losses(z_Nd, heads_E, tails_E, foreign_E=foreign_E, kernel=settings.kernel)
     else:
         named = torch.cat([heads_E, tails_E, negatives_EB.reshape(-1)])
-        rows, places = torch.unique(named, return_inverse=True)
+        # Every distinct point is encoded once, however many edges and samples name it.
+        rows, indices = torch.unique(named, return_inverse=True)
         z_Nd = network(points_ND[rows])
-        heads, tails, rest = places.split([len(heads_E), len(tails_E), negatives_EB.numel()])
-        foreign_E = _felt(z_Nd, heads, foreign)
+        heads, tails, rest = indices.split([len(heads_E), len(tails_E), negatives_EB.numel()])
+        foreign_E = _foreign_repulsion(z_Nd, heads, foreign)
         losses = sampled_losses(
             z_Nd, heads, tails, rest.view_as(negatives_EB), foreign_E=foreign_E, kernel=settings.kernel
         )
@@ -98,12 +101,12 @@ def step(
     return losses
 
 
-def _felt(z_Nd: Tensor, heads_E: Tensor, foreign: Foreign | None) -> Tensor | None:
-    """What each head feels by the others, computed once for each distinct head."""
+def _foreign_repulsion(z_Nd: Tensor, heads_E: Tensor, foreign: Foreign | None) -> Tensor | None:
+    """Repulsion from other clients, computed once per unique head."""
     if foreign is None:
         return None
-    distinct, places = torch.unique(heads_E, return_inverse=True)
-    return foreign(z_Nd[distinct])[places]
+    distinct, indices = torch.unique(heads_E, return_inverse=True)
+    return foreign(z_Nd[distinct])[indices]
 
 
 def train_pass(
@@ -114,19 +117,19 @@ def train_pass(
     *,
     foreign: Foreign | None = None,
 ) -> PassReport:
-    """Trains the network in place on all edges of the client, in shuffled batches."""
+    """Train the network in place on all edges of the client, in shuffled batches."""
     first = next(network.parameters())
     points_ND = torch.from_numpy(np.ascontiguousarray(around.points_ND)).to(first)
-    heads_E, tails_E = (torch.from_numpy(one).to(first.device) for one in (around.heads_E, around.tails_E))
+    heads_E, tails_E = (torch.from_numpy(rows).to(first.device) for rows in (around.heads_E, around.tails_E))
     if not len(heads_E):
         return PassReport(0.0, 0.0, None if foreign is None else 0.0, 0)
-    anchor = [one.detach().clone() for one in network.parameters()] if settings.proximal else None
-    optimizer = optimizer_of(network, settings.rate)
+    anchor = [parameter.detach().clone() for parameter in network.parameters()] if settings.proximal else None
+    optimizer = make_optimizer(network, settings.rate)
     sums = torch.zeros(3, dtype=torch.float64)
     steps = 0
     for _ in range(settings.epochs):
         order = torch.from_numpy(generator.permutation(len(heads_E))).to(first.device)
-        drawn = _negatives(len(points_ND), len(heads_E), settings.negatives, generator)
+        negatives = _draw_negatives(len(points_ND), len(heads_E), settings.negatives, generator)
         for start in range(0, len(order), settings.batch):
             rows = order[start : start + settings.batch]
             losses = step(
@@ -135,18 +138,18 @@ def train_pass(
                 points_ND,
                 heads_E[rows],
                 tails_E[rows],
-                None if drawn is None else drawn[start : start + settings.batch].to(first.device),
+                None if negatives is None else negatives[start : start + settings.batch].to(first.device),
                 settings,
                 foreign=foreign,
                 anchor=anchor,
             )
             parts = (losses.attraction, losses.repulsion, losses.foreign)
-            sums += torch.stack([torch.zeros(()) if one is None else one.detach().double().cpu() for one in parts])
+            sums += torch.stack([torch.zeros(()) if part is None else part.detach().double().cpu() for part in parts])
             steps += 1
     means = (sums / steps).tolist()
     return PassReport(means[0], means[1], None if foreign is None else means[2], steps)
 
 
-def _negatives(points: int, edges: int, count: int, generator: np.random.Generator) -> Tensor | None:
-    """Uniform with replacement over all points, the edge's own ones not excluded; None = exact."""
+def _draw_negatives(points: int, edges: int, count: int, generator: np.random.Generator) -> Tensor | None:
+    """Draw uniformly with replacement over all points, the edge's own ones included; None = exact."""
     return torch.from_numpy(generator.integers(0, points, (edges, count))) if count else None

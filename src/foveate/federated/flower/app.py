@@ -13,7 +13,7 @@ CONFIG: dict[str, Any] = {
     "method": "consensus",
     "seed": 0,
     "clients": 2,
-    "at-least": 1,
+    "min-clients": 1,
     "wait": 120.0,
     "timeout": 600.0,
     "out": "",

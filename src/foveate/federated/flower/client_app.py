@@ -47,19 +47,19 @@ def _points(context: Context) -> Any:
 
 
 def _reply(message: FlowerMessage, ask: Callable[[Message], tuple[Message | None, str]]) -> FlowerMessage:
-    """The answer that `ask` gets; a fault becomes a message that says so, not an error on which a round might hang."""
+    """Reply with the answer of `ask`; a fault becomes a message, not an error on which a round might hang."""
     request = from_records(message.content)
     try:
-        found, reason = ask(request)
+        answer, reason = ask(request)
     except UserError as problem:
-        found, reason = None, str(problem)
-    if found is None:
-        found = request.answer(failure=reason)
-    return FlowerMessage(to_records(found), reply_to=message)
+        answer, reason = None, str(problem)
+    if answer is None:
+        answer = request.answer(failure=reason)
+    return FlowerMessage(to_records(answer), reply_to=message)
 
 
 def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
-    """Answers one question of a clustering."""
+    """Answer a request of a clustering."""
 
     def ask(request: Message) -> tuple[Message | None, str]:
         Limits.of_node(context.node_config).check(request)
@@ -69,31 +69,33 @@ def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
 
 
 def answer_map(message: FlowerMessage, context: Context) -> FlowerMessage:
-    """Answers one question of FedNE; only here and for DeepFeCA is torch loaded."""
-    from foveate.federated.embedding.remote import answer_elsewhere
+    """Answer a request of FedNE; torch is loaded only here and for DeepFeCA."""
+    from foveate.federated.embedding.client import answer_remote
 
     def ask(request: Message) -> tuple[Message | None, str]:
-        points, least = _points(context), Limits.of_node(context.node_config).min_count
-        if len(points) < least:
-            raise UserError(f"{len(points)} points are fewer than this client's own min-count {least}: nothing is sent")
-        return attempt(Client(_number(context), points, dict.fromkeys(MAP_KINDS, answer_elsewhere)), request)
+        points, min_count = _points(context), Limits.of_node(context.node_config).min_count
+        if len(points) < min_count:
+            raise UserError(
+                f"{len(points)} points are fewer than this client's own min-count {min_count}: nothing is sent"
+            )
+        return attempt(Client(_number(context), points, dict.fromkeys(MAP_KINDS, answer_remote)), request)
 
     return _reply(message, ask)
 
 
 def answer_features(message: FlowerMessage, context: Context) -> FlowerMessage:
-    """Answers one question of DeepFeCA."""
-    from foveate.federated.deep.remote import answer_elsewhere
+    """Answer a request of DeepFeCA."""
+    from foveate.federated.deep.remote import answer_remote
 
     def ask(request: Message) -> tuple[Message | None, str]:
-        handler = partial(answer_elsewhere, limits=Limits.of_node(context.node_config))
+        handler = partial(answer_remote, limits=Limits.of_node(context.node_config))
         return attempt(Client(_number(context), _points(context), dict.fromkeys(FEATURES_KINDS, handler)), request)
 
     return _reply(message, ask)
 
 
 def hello(message: FlowerMessage, context: Context) -> FlowerMessage:
-    """Which client this is."""
+    """Say which client this is: node numbers of Flower are random."""
     request: Message = from_records(message.content)
     name = str(context.node_config.get("name", ""))
     return FlowerMessage(to_records(request.answer(client=_number(context), name=name)), reply_to=message)

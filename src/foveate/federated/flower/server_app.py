@@ -11,11 +11,11 @@ from flwr.serverapp import Grid, ServerApp  # pyrefly: ignore[missing-import]
 
 from foveate.core.progress import say
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.options import Settings
+from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.run import write_server_result
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.flower.jobs import CLUSTER, EMBED, FEATURES, settings_of
+from foveate.federated.flower.jobs import CLUSTER, EMBED, FEATURES, read_job
 from foveate.federated.flower.transport import GridTransport
 
 app = ServerApp()
@@ -23,58 +23,63 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Runs the job that the run configuration describes."""
+    """Run the job that the run configuration describes."""
     run(grid, context.run_config)
 
 
 def run(grid: Any, config: Mapping[str, Any]) -> Path:
-    """Waits for the clients, does the job, writes the result; returns its folder.
+    """Wait for the clients, run the job, write the result; return its folder.
 
     Raises:
         UserError: a configuration that does not say where the result goes, or options that do not fit.
     """
-    job, settings = settings_of(config)
-    return JOBS[job](grid, config, settings)
+    job, options = read_job(config)
+    return JOBS[job](grid, config, options)
 
 
-def _exchange(grid: Any, config: Mapping[str, Any], *, keep: Path | None = None) -> GridTransport:
-    """The exchange with as many clients as the configuration says; answers are kept in `keep`."""
+def _connect(grid: Any, config: Mapping[str, Any], *, answers_folder: Path | None = None) -> GridTransport:
+    """Transport to as many clients as the configuration says."""
     return GridTransport(
-        grid, clients=int(config["clients"]), wait=float(config["wait"]), timeout=float(config["timeout"]), keep=keep
+        grid,
+        clients=int(config["clients"]),
+        wait=float(config["wait"]),
+        timeout=float(config["timeout"]),
+        answers_folder=answers_folder,
     )
 
 
-def _cluster(grid: Any, config: Mapping[str, Any], settings: Settings) -> Path:
-    """One clustering."""
+def _cluster(grid: Any, config: Mapping[str, Any], options: ClusteringOptions) -> Path:
     out = Path(str(config["out"]))
-    exchange = _exchange(grid, config, keep=out / "answers")
-    found = cluster(exchange, settings, at_least=int(config["at-least"]), evaluate=True)
-    names = {client: exchange.name(client) for client in exchange.clients}
-    write_server_result(out, found, exchange.log, names)
-    exchange.forget()  # the clients' data may change before the next run
-    say(f"{out}: {len(found.centers)} centers of {len(found.client_reports)} clients")
+    link = _connect(grid, config, answers_folder=out / "answers")
+    clustered = cluster(link, options, min_clients=int(config["min-clients"]), evaluate=True)
+    names = {client: link.name(client) for client in link.clients}
+    write_server_result(out, clustered, link.log, names)
+    link.forget()  # the clients' data may change before the next run
+    say(f"{out}: {len(clustered.centers)} centers of {len(clustered.client_reports)} clients")
     return out
 
 
 def _embed(grid: Any, config: Mapping[str, Any], options: EmbeddingOptions) -> Path:
-    """One map."""
-    from foveate.federated.embedding.remote import run_server
+    from foveate.federated.embedding.job import MapJob
+    from foveate.federated.job import serve
 
     out = Path(str(config["out"]))
-    found = run_server(_exchange(grid, config), options, out, at_least=int(config["at-least"]))
-    say(f"{out}: a map of {len(found['maps'][0]['clients'])} clients")
+    # No answers are stored: with privacy noise each answer of a client counts, and must be a fresh one.
+    result = serve(MapJob(options), _connect(grid, config), out, min_clients=int(config["min-clients"]))
+    say(f"{out}: a map of {len(result['maps'][0]['clients'])} clients")
     return out
 
 
 def _features(grid: Any, config: Mapping[str, Any], options: DeepOptions) -> Path:
-    """One encoder."""
-    from foveate.federated.deep.remote import run_server
+    from foveate.federated.deep.job import DeepJob
+    from foveate.federated.job import serve
 
     out = Path(str(config["out"]))
-    found = run_server(_exchange(grid, config, keep=out / "answers"), options, out, at_least=int(config["at-least"]))
-    say(f"{out}: an encoder of {len(found['clients'])} clients")
+    link = _connect(grid, config, answers_folder=out / "answers")
+    result = serve(DeepJob(options), link, out, min_clients=int(config["min-clients"]))
+    say(f"{out}: an encoder of {len(result['clients'])} clients")
     return out
 
 
 JOBS: dict[str, Callable[[Any, Mapping[str, Any], Any], Path]] = {CLUSTER: _cluster, EMBED: _embed, FEATURES: _features}
-"""What does each job; it writes the result and returns the folder."""
+"""Runs each job; it writes the result and returns the folder."""

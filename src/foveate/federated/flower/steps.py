@@ -21,7 +21,7 @@ from foveate.federated.clustering.limits import Limits
 from foveate.federated.flower import commands
 from foveate.federated.flower.app import CONFIG, write_app
 from foveate.federated.flower.commands import Address
-from foveate.federated.flower.jobs import settings_of
+from foveate.federated.flower.jobs import read_job
 from foveate.federated.flower.keys import CA, check_client, check_public_key, check_server
 from foveate.federated.flower.processes import Child, answers, is_free, program, started, stopped_by_signals
 from foveate.federated.sources import read_points
@@ -143,7 +143,7 @@ def carry_out(folder: Path, given: Mapping[str, Any]) -> Path:
     Raises:
         UserError: a configuration that does not fit, no server, or a run that ends without a result.
     """
-    settings_of({**CONFIG, **given})
+    read_job({**CONFIG, **given})
     program(commands.FLWR)
     _need_connection(folder)
     write_app(commands.app_folder(folder))

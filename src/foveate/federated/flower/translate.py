@@ -1,4 +1,4 @@
-"""Messages of the wing as Flower's records and back. Arrays stay arrays, so that Flower's tools can look at them."""
+"""Convert messages to Flower's records and back. Arrays stay arrays, so that Flower's tools can inspect them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ABOUT, VALUES, ARRAYS = "foveate", "values", "arrays"
 
 
 def to_records(message: Message) -> RecordDict:
-    """A message as three records: what it is, its values, its arrays."""
+    """Convert a message to three records: kind and round, values, arrays."""
     records: dict[str, Any] = {
         ABOUT: ConfigRecord({"kind": message.kind, "round": message.round, "schema": SCHEMA}),
         VALUES: ConfigRecord(dict(message.values)),
@@ -28,26 +28,31 @@ def to_records(message: Message) -> RecordDict:
 
 
 def from_records(records: RecordDict) -> Message:
-    """The message in Flower's records.
+    """Read the message in Flower's records.
 
     Raises:
-        MessageError: records that are none of ours, of another schema, or with arrays that are not what they say.
+        MessageError: foreign records, another schema, or arrays whose bytes do not match their header.
     """
     about = dict(records.config_records.get(ABOUT, {}))
     if about.get("schema") != SCHEMA:
-        raise MessageError(f"message of schema {about.get('schema')}; this version of Foveate speaks {SCHEMA}")
+        raise MessageError(
+            f"message: field 'schema' must be {SCHEMA} (got {about.get('schema')}); use one version everywhere"
+        )
     kind, number = about.get("kind"), about.get("round")
     if not isinstance(kind, str) or type(number) is not int:
-        raise MessageError(f"message of kind {kind!r} and round {number!r}: a word and a whole number are wanted")
+        raise MessageError(f"message: kind must be a string and round a whole number (got {kind!r} and {number!r})")
     arrays = {str(name): _read(str(name), array) for name, array in records.array_records.get(ARRAYS, {}).items()}
     values = dict(records.config_records.get(VALUES, {}))
     return Message(kind, number, arrays, values)  # type: ignore[arg-type]
 
 
 def _read(name: str, array: Array) -> NDArray[Any]:
-    """The numbers of Flower's array. What its header says is compared with its bytes before memory is taken for it."""
+    """Read Flower's array.
+
+    The header is compared with the number of bytes first, so that a false one cannot make the server reserve memory.
+    """
     if array.stype != "numpy.ndarray":
-        raise MessageError(f"array '{name}' is packed as '{array.stype}'; numpy.ndarray is wanted")
+        raise MessageError(f"array '{name}' must be packed as numpy.ndarray (got '{array.stype}')")
     content = io.BytesIO(array.data)
     try:
         version = npy.read_magic(content)
@@ -56,9 +61,9 @@ def _read(name: str, array: Array) -> NDArray[Any]:
     except ValueError:
         raise MessageError(f"array '{name}' has no readable header") from None
     if str(dtype) not in DTYPES:
-        raise MessageError(f"array '{name}' has type {dtype}; allowed are {', '.join(DTYPES)}")
-    size, found = math.prod(shape) * dtype.itemsize, len(array.data) - content.tell()
-    if size != found:
-        raise MessageError(f"array '{name}' says that it is {list(shape)} of {dtype}, and has {found:,} bytes")
-    numbers = np.frombuffer(array.data, dtype, offset=content.tell())
-    return numbers.reshape(shape, order="F" if by_column else "C")
+        raise MessageError(f"array '{name}' must be one of {', '.join(DTYPES)} (got {dtype})")
+    size, num_bytes = math.prod(shape) * dtype.itemsize, len(array.data) - content.tell()
+    if size != num_bytes:
+        raise MessageError(f"array '{name}' claims to be {list(shape)} of {dtype}, but has {num_bytes:,} bytes")
+    values = np.frombuffer(array.data, dtype, offset=content.tell())
+    return values.reshape(shape, order="F" if by_column else "C")

@@ -14,7 +14,16 @@ from foveate.core.progress import say
 from foveate.federated.clients import title
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.messages import Message, MessageRule
-from foveate.federated.rounds import FAULTS, Check, Log, Requests, Round, TooFewClientsError, enough, judged
+from foveate.federated.rounds import (
+    FAULTS,
+    Check,
+    Log,
+    Requests,
+    Round,
+    TooFewClientsError,
+    find_fault,
+    require_clients,
+)
 from foveate.federated.store import AnswerStore
 
 HELLO = "query.hello"
@@ -31,7 +40,7 @@ class GridTransport:
     Args:
         grid: Flower's Grid. clients: how many there are; their numbers are 0 to that less 1.
         wait: seconds to wait for them at the start. timeout: seconds that a round may take.
-        keep: folder of answers (`AnswerStore`), so that a killed server goes on with its round.
+        answers_folder: folder of answers (`AnswerStore`), so that a killed server goes on with its round.
 
     Raises:
         TooFewClientsError: no client within `wait`. UserError: two clients of one number.
@@ -44,44 +53,44 @@ class GridTransport:
         clients: int,
         wait: float = 120.0,
         timeout: float | None = None,
-        keep: Path | None = None,
+        answers_folder: Path | None = None,
         log: Log | None = None,
     ) -> None:
         self._grid, self._timeout = grid, timeout
-        self._kept = AnswerStore(keep) if keep is not None else None
+        self._store = AnswerStore(answers_folder) if answers_folder is not None else None
         self.log = Log() if log is None else log
         self._nodes: dict[int, int] = {}
         self._names: dict[int, str] = {}
-        self._wanted = clients
+        self._expected = clients
         self._absent = self._meet(clients, wait)
 
     @property
     def clients(self) -> Sequence[int]:
         """Numbers of all clients, ascending, those that did not say hello among them."""
-        return range(self._wanted)
+        return range(self._expected)
 
     def name(self, client: int) -> str:
         """How a client is called."""
         return title(client, self._names.get(client, ""))
 
-    def _meet(self, wanted: int, wait: float) -> str:
+    def _meet(self, expected: int, wait: float) -> str:
         """Waits until the clients are there, and learns their numbers; returns why the others are missing."""
         until = time.monotonic() + wait
         nodes: list[int] = []
-        say(f"waiting for {wanted} clients, {wait:g} s at most")
-        while len(nodes) < wanted and time.monotonic() < until:
+        say(f"waiting for {expected} clients, {wait:g} s at most")
+        while len(nodes) < expected and time.monotonic() < until:
             nodes = sorted(self._grid.get_node_ids())
-            if len(nodes) < wanted:
+            if len(nodes) < expected:
                 time.sleep(_POLL_SECONDS)
         if not nodes:
             raise TooFewClientsError(f"no client within {wait:g} s; start them with `flower-supernode`")
-        found = self._send(dict.fromkeys(nodes, Message(HELLO)))
+        outcomes = self._send(dict.fromkeys(nodes, Message(HELLO)))
         strange: list[str] = []
-        for node, (answer, reason) in found.items():
-            reason = reason if answer is None else judged(node, answer, Message(HELLO), HELLO_RULE, None)
+        for node, (answer, reason) in outcomes.items():
+            reason = reason if answer is None else find_fault(node, answer, Message(HELLO), HELLO_RULE, None)
             client = int(answer.number("client")) if answer is not None and not reason else -1
-            if not reason and not 0 <= client < wanted:
-                reason = f"its partition-id is {client}; allowed are 0 to {wanted - 1}"
+            if not reason and not 0 <= client < expected:
+                reason = f"its partition-id is {client}; allowed are 0 to {expected - 1}"
             if answer is None or reason:
                 strange.append(reason)
                 say(f"node {node} did not say which client it is: {reason}")
@@ -112,59 +121,61 @@ class GridTransport:
             for node, request in requests.items()
         ]
         limit = "" if self._timeout is None else f" within {self._timeout:g} s"
-        found: dict[int, tuple[Message | None, str]] = dict.fromkeys(requests, (None, f"no answer{limit}"))
+        outcomes: dict[int, tuple[Message | None, str]] = dict.fromkeys(requests, (None, f"no answer{limit}"))
         for reply in self._grid.send_and_receive(sent, timeout=self._timeout):
             node = reply.metadata.src_node_id
             if node not in requests:
                 say(f"node {node} answered and was not asked")
                 continue
             if reply.has_error():
-                found[node] = (None, f"error {reply.error.code}: {reply.error.reason}")
+                outcomes[node] = (None, f"error {reply.error.code}: {reply.error.reason}")
                 continue
             try:
-                found[node] = (from_records(reply.content), "")
+                outcomes[node] = (from_records(reply.content), "")
             except UserError as problem:
-                found[node] = (None, str(problem))
+                outcomes[node] = (None, str(problem))
             except FAULTS as problem:
-                found[node] = (None, f"not readable as a message ({type(problem).__name__}: {problem})")
-        return found
+                outcomes[node] = (None, f"not readable as a message ({type(problem).__name__}: {problem})")
+        return outcomes
 
-    def ask(self, requests: Requests, rule: MessageRule, *, at_least: int = 1, check: Check | None = None) -> Round:
+    def ask(self, requests: Requests, rule: MessageRule, *, min_clients: int = 1, check: Check | None = None) -> Round:
         """One round, see `foveate.federated.rounds.Transport.ask`."""
-        asked = {client: requests for client in self.clients} if isinstance(requests, Message) else dict(requests)
-        kept = {client: self._kept.read(request, client) for client, request in asked.items()} if self._kept else {}
-        missing = {client: request for client, request in asked.items() if kept.get(client) is None}
+        by_client = dict.fromkeys(self.clients, requests) if isinstance(requests, Message) else dict(requests)
+        stored = (
+            {client: self._store.read(request, client) for client, request in by_client.items()} if self._store else {}
+        )
+        missing = {client: request for client, request in by_client.items() if stored.get(client) is None}
         started = time.monotonic()
         there = {self._nodes[client]: request for client, request in missing.items() if client in self._nodes}
         replies = self._send(there) if there else {}
         seconds = time.monotonic() - started
         answers: dict[int, Message] = {}
         excluded: dict[int, str] = {}
-        for client in sorted(asked):
-            request = asked[client]
+        for client in sorted(by_client):
+            request = by_client[client]
             if client not in self._nodes and client in missing:
                 excluded[client] = self._absent
-                self.log.failed(client, request, self._absent, 0.0)
+                self.log.add_failure(client, request, self._absent, 0.0)
                 continue
             self.log.add(client, request, up=False)
-            answer, reason = (kept[client], "") if client not in missing else replies[self._nodes[client]]
+            answer, reason = (stored[client], "") if client not in missing else replies[self._nodes[client]]
             if answer is None:
-                self.log.failed(client, request, reason, seconds)
+                self.log.add_failure(client, request, reason, seconds)
             else:
                 # A client reports its own failure as a message of one word, so that no round hangs on it.
                 failure = str(answer.values.get("failure", ""))
-                reason = failure or judged(client, answer, request, rule, check)
+                reason = failure or find_fault(client, answer, request, rule, check)
                 self.log.add(client, answer, up=True, seconds=seconds, reason=reason)
             if answer is None or reason:
                 excluded[client] = reason
                 say(f"{self.name(client)} is left out of '{request.kind}': {reason}")
             else:
                 answers[client] = answer
-                if self._kept is not None:
-                    self._kept.write(request, client, answer)
-        return enough(Round(answers, excluded), at_least, self.name)
+                if self._store is not None:
+                    self._store.write(request, client, answer)
+        return require_clients(Round(answers, excluded), min_clients, self.name)
 
     def forget(self, *, before: int | None = None) -> None:
         """Deletes kept answers of the rounds before that number, or all."""
-        if self._kept is not None:
-            self._kept.forget(before=before)
+        if self._store is not None:
+            self._store.forget(before=before)

@@ -1,4 +1,4 @@
-"""The page of groups found in data of several clients: the joint map, the clients, what was exchanged."""
+"""Page of a federated clustering: the joint map, the clients, what was exchanged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foveate.core.results import ResultModel, parse_result
+from foveate.core.results import parse_result
+from foveate.federated.results import ClusterResult, GroupMap, Traffic
 from foveate.report import numbers
 from foveate.report.charts import plot
 from foveate.report.numbers import size_words
@@ -28,110 +29,44 @@ KINDS = {
 }
 
 
-class ClusterMap(ResultModel):
-    places: list[list[float]]
-    owners: list[int]
-    groups: list[int]
-    labels: list[str] | None = None
-    centers: list[list[float]] = []
-    sent: list[list[float]] = []
-    projected: bool = False
-
-
-class ClusterClient(ResultModel):
-    name: str
-    points: int
-    sent: int = 0
-    trusted: int | None = None
-    smallest: int | None = None
-    groups: int = 0
-    classes: int | None = None
-    distance: float | None = None
-    nmi: float | None = None
-    purity: float | None = None
-    excluded: str = ""
-    suspect: str = ""
-
-
-class ClusterMethod(ResultModel):
-    method: str
-    federated: bool = True
-    clusters: int
-    quality: dict[str, float] = {}
-    bytes_up: int = 0
-    bytes_down: int = 0
-    seconds: float = 0.0
-
-
-class ClusterExchange(ResultModel):
-    kind: str
-    up: bool
-    what: str
-    dtype: str
-    messages: int
-    bytes: int
-    smallest: list[int] = []
-    largest: list[int] = []
-
-
-class ClusterResult(ResultModel):
-    kind: str
-    method: str
-    note: str = ""
-    clusters: int
-    features: int
-    split: str = ""
-    points: int
-    clients: list[ClusterClient]
-    methods: list[ClusterMethod]
-    exchanged: list[ClusterExchange] = []
-    bytes_up: int = 0
-    bytes_down: int = 0
-    seconds: float = 0.0
-    notes: list[str] = []
-    map: ClusterMap
-    options: dict[str, Any] = {}
-    command: str | list[str] = ""
-
-
-def point_maps(drawn: ClusterMap, names: list[str]) -> list[dict[str, Any]]:
-    """The map three times: by group with the names of groups, by client, by label where there are labels."""
+def draw_maps(positions: GroupMap, names: list[str]) -> list[dict[str, Any]]:
+    """Draw the map by group with the names of groups, by client, and by label where there are labels."""
     colored = [
-        ("By group", [str(group) for group in drawn.groups], True),
-        ("By client", [names[owner] for owner in drawn.owners], False),
+        ("By group", [str(group) for group in positions.groups], True),
+        ("By client", [names[owner] for owner in positions.owners], False),
     ]
-    if drawn.labels is not None:
-        colored.append(("By label", drawn.labels, True))
-    found = []
-    for title, groups, named in colored if drawn.places else []:
+    if positions.labels is not None:
+        colored.append(("By label", positions.labels, True))
+    figures = []
+    for title, groups, named in colored if positions.positions else []:
         styles = ranked(groups)
-        image = scatter(drawn.places, groups, styles, title=f"Joint map, {title.lower()}", named=named)
-        found.append({"map": plot(title, image), "legend": legend(styles)})
-    return found
+        image = scatter(positions.positions, groups, styles, title=f"Joint map, {title.lower()}", named=named)
+        figures.append({"map": plot(title, image), "legend": legend(styles)})
+    return figures
 
 
 def maps(r: ClusterResult) -> list[dict[str, Any]]:
-    """The joint map, and what the server saw."""
-    drawn = point_maps(r.map, [client.name for client in r.clients])
+    """Draw the joint map, and what the server saw."""
+    figures = draw_maps(r.map, [client.name for client in r.clients])
     if r.map.sent:
         kinds = ["sent by a client"] * len(r.map.sent) + ["center of a group"] * len(r.map.centers)
         styles = {"sent by a client": "g0", "center of a group": "g1"}
         image = scatter([*r.map.sent, *r.map.centers], kinds, styles, title="What the server saw")
-        drawn.append({"map": plot("What the server saw", image), "legend": legend(styles)})
-    return drawn
+        figures.append({"map": plot("What the server saw", image), "legend": legend(styles)})
+    return figures
 
 
 def measures(r: ClusterResult) -> dict[str, Any]:
-    """Heads with their meaning, and a line of cells for each method."""
-    shown = [key for key in MEASURES if any(key in one.quality for one in r.methods)]
+    """Column heads with their meaning, and a line of cells per method."""
+    keys = [key for key in MEASURES if any(key in method.quality for method in r.methods)]
     lines = []
-    for one in r.methods:
-        cells = [_cell(key, one.quality.get(key)) for key in shown]
-        traffic = size_words(one.bytes_up + one.bytes_down) if one.federated else "all points"
+    for method in r.methods:
+        cells = [_cell(key, method.quality.get(key)) for key in keys]
+        traffic = size_words(method.bytes_up + method.bytes_down) if method.federated else "all points"
         lines.append(
-            {"title": one.method, "cells": cells, "traffic": traffic, "seconds": numbers.duration(one.seconds)}
+            {"title": method.method, "cells": cells, "traffic": traffic, "seconds": numbers.duration(method.seconds)}
         )
-    return {"heads": [MEASURES[key] for key in shown], "lines": lines}
+    return {"heads": [MEASURES[key] for key in keys], "lines": lines}
 
 
 def _cell(key: str, value: float | None) -> str:
@@ -142,17 +77,17 @@ def _cell(key: str, value: float | None) -> str:
     )
 
 
-def exchange_rows(exchanged: list[ClusterExchange], kinds: Mapping[str, str]) -> list[dict[str, str]]:
-    """What left the clients and what came to them."""
+def traffic_rows(exchanged: list[Traffic], kinds: Mapping[str, str]) -> list[dict[str, str]]:
+    """Rows of the traffic table: first what left the clients, then what came to them."""
     rows = []
-    for row in sorted(exchanged, key=lambda one: not one.up):
+    for row in sorted(exchanged, key=lambda row: not row.up):
         shapes = [" × ".join(map(str, shape)) for shape in (row.smallest, row.largest) if shape]
         rows.append(
             {
                 "kind": kinds.get(row.kind, row.kind),
                 "way": "from a client" if row.up else "to a client",
-                "what": row.what,
-                "shape": f"{' to '.join(dict.fromkeys(shapes))} {row.dtype}" if shapes else "numbers and words",
+                "name": row.name,
+                "shape": f"{' to '.join(dict.fromkeys(shapes))} {row.dtype}" if shapes else "single values",
                 "messages": numbers.count(row.messages),
                 "bytes": size_words(row.bytes),
             }
@@ -161,7 +96,7 @@ def exchange_rows(exchanged: list[ClusterExchange], kinds: Mapping[str, str]) ->
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of a federated clustering's result.json (`ClusterResult`)."""
+    """Build the page from result.json (`ClusterResult`)."""
     r = parse_result(ClusterResult, result)
     facts = [
         ("Clients", numbers.count(len(r.clients))),
@@ -177,7 +112,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "facts": [(name, value) for name, value in facts if value],
         "maps": maps(r),
         "table": measures(r),
-        "exchanged": exchange_rows(r.exchanged, KINDS),
+        "exchanged": traffic_rows(r.exchanged, KINDS),
         "labeled": r.clients and r.clients[0].classes is not None,
         "command": command_text(r.command),
     }

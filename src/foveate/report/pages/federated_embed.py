@@ -1,4 +1,4 @@
-"""The page of one map of data at several clients: the maps side by side, what they are worth, what was exchanged."""
+"""Page of one map of several clients: the maps side by side, their quality, what was exchanged."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from foveate.core.results import ResultModel, parse_result
+from foveate.core.results import parse_result
+from foveate.federated.results import EmbedMethod, EmbedResult
 from foveate.report import numbers
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.numbers import size_words
 from foveate.report.page import Page, command_text
+from foveate.report.pages.federated_cluster import traffic_rows
 from foveate.report.scatter import legend, ranked, scatter
 
 TITLES = {
@@ -51,163 +53,79 @@ KINDS = {
 }
 
 
-class EmbedMap(ResultModel):
-    places: list[list[float]]
-    owners: list[int]
-    labels: list[str] | None = None
-
-
-class EmbedClient(ResultModel):
-    name: str
-    points: int
-    classes: int | None = None
-    trustworthiness: float | None = None
-
-
-class EmbedExchange(ResultModel):
-    kind: str
-    up: bool
-    what: str
-    dtype: str
-    messages: int
-    bytes: int
-    smallest: list[int] = []
-    largest: list[int] = []
-
-
-class EmbedHidden(ResultModel):
-    what: str
-    unit: str
-    messages: int
-    delta: float
-    epsilon: float | None = None
-
-
-class EmbedRound(ResultModel):
-    round: int
-    attraction: float | None = None
-    repulsion: float | None = None
-    foreign: float | None = None
-    outside: int | None = None
-    r2: dict[str, float] = {}
-
-
-class EmbedMethod(ResultModel):
-    method: str
-    what: str = ""
-    quality: dict[str, float] = {}
-    clients: list[EmbedClient] = []
-    notes: dict[str, int] = {}
-    exchanged: list[EmbedExchange] = []
-    hidden: list[EmbedHidden] = []
-    bytes_up: int = 0
-    bytes_down: int = 0
-    seconds: float = 0.0
-    history: list[EmbedRound] = []
-    map: EmbedMap
-
-
-class EmbedResult(ResultModel):
-    kind: str
-    method: str
-    clients: dict[str, int]
-    held_out: int = 0
-    neighbors: int = 7
-    maps: list[EmbedMethod]
-    data: dict[str, Any] = {}
-    options: dict[str, Any] = {}
-    command: str | list[str] = ""
-
-
 def maps(r: EmbedResult) -> list[dict[str, Any]]:
-    """Rows of maps: by label (where there are labels) and by client, each method beside the next."""
+    """Rows of maps: by label (where there are labels) and by client, one method next to the other."""
     names = list(r.clients)
     rows: list[dict[str, Any]] = []
-    if not any(one.map.places for one in r.maps):
-        return rows  # a server over a network has no points to place
+    if not any(method.map.positions for method in r.maps):
+        return rows  # a server over a network has no points to draw
     for key, title in (("labels", "Colored by label"), ("owners", "Colored by client")):
         if key == "labels" and r.maps[0].map.labels is None:
             continue
-        drawn, styles = [], {}
-        for one in r.maps:
-            groups = one.map.labels if key == "labels" else [names[owner] for owner in one.map.owners]
+        figures, styles = [], {}
+        for method in r.maps:
+            groups = method.map.labels if key == "labels" else [names[owner] for owner in method.map.owners]
             styles = styles or ranked(groups or [])
-            name = TITLES.get(one.method, one.method)
+            name = TITLES.get(method.method, method.method)
             image = scatter(
-                one.map.places, groups or [], styles, title=f"{name}, {title.lower()}", named=key == "labels"
+                method.map.positions, groups or [], styles, title=f"{name}, {title.lower()}", named=key == "labels"
             )
-            drawn.append(plot(name, image))
-        rows.append({"title": title, "maps": drawn, "legend": legend(styles)})
+            figures.append(plot(name, image))
+        rows.append({"title": title, "maps": figures, "legend": legend(styles)})
     return rows
 
 
 def measures(r: EmbedResult) -> dict[str, Any]:
-    """Heads with their meaning, and a line of cells for each method."""
-    shown = [(key, what) for key, what in MEASURES if any(key in one.quality for one in r.maps)]
+    """Column heads with their meaning, and a line of cells per method."""
+    columns = [(key, meaning) for key, meaning in MEASURES if any(key in method.quality for method in r.maps)]
     lines = []
-    for one in r.maps:
-        cells = [f"{one.quality[key]:.3f}" if key in one.quality else "–" for key, _ in shown]
-        traffic = size_words(one.bytes_up + one.bytes_down) if one.bytes_up else "nothing"
+    for method in r.maps:
+        cells = [f"{method.quality[key]:.3f}" if key in method.quality else "–" for key, _ in columns]
+        traffic = size_words(method.bytes_up + method.bytes_down) if method.bytes_up else "nothing"
         lines.append(
             {
-                "title": TITLES.get(one.method, one.method),
+                "title": TITLES.get(method.method, method.method),
                 "cells": cells,
                 "traffic": traffic,
-                "seconds": numbers.duration(one.seconds),
+                "seconds": numbers.duration(method.seconds),
             }
         )
-    return {"heads": [(SHORT[key], what) for key, what in shown], "lines": lines}
+    return {"heads": [(SHORT[key], meaning) for key, meaning in columns], "lines": lines}
 
 
-def charts(one: EmbedMethod) -> list[Markup]:
-    """Losses by round, and the surrogates' fit."""
+def charts(method: EmbedMethod) -> list[Markup]:
+    """Draw the losses by round, and the surrogates' fit."""
     series = [
-        Series(name, [(float(e.round), float(value)) for e in one.history if (value := getattr(e, key)) is not None], n)
+        Series(
+            name, [(float(e.round), float(value)) for e in method.history if (value := getattr(e, key)) is not None], n
+        )
         for n, (name, key) in enumerate(
             (("attraction", "attraction"), ("own repulsion", "repulsion"), ("others’ repulsion", "foreign"))
         )
     ]
-    drawn = []
-    if any(one.points for one in series):
-        drawn.append(plot("Losses", line_chart(series, title="Losses", x_label="round")))
-    fits = [(e.round, list(e.r2.values())) for e in one.history if e.r2]
+    figures = []
+    if any(line.points for line in series):
+        figures.append(plot("Losses", line_chart(series, title="Losses", x_label="round")))
+    fits = [(e.round, list(e.r2.values())) for e in method.history if e.r2]
     if fits:
         lines = [
-            Series("mean", [(float(number), sum(own) / len(own)) for number, own in fits], 0),
-            Series("worst client", [(float(number), min(own)) for number, own in fits], 1),
+            Series("mean", [(float(number), sum(values) / len(values)) for number, values in fits], 0),
+            Series("worst client", [(float(number), min(values)) for number, values in fits], 1),
         ]
-        drawn.append(plot("How well surrogates fit, R²", line_chart(lines, title="R2", x_label="round")))
-    return drawn
-
-
-def exchanged(one: EmbedMethod) -> list[dict[str, str]]:
-    """What left the clients and what came to them."""
-    rows = []
-    for row in one.exchanged:
-        shapes = {" × ".join(map(str, shape)) for shape in (row.smallest, row.largest) if shape}
-        rows.append(
-            {
-                "kind": KINDS.get(row.kind, row.kind),
-                "way": "from a client" if row.up else "to a client",
-                "what": row.what,
-                "shape": f"{' to '.join(sorted(shapes))} {row.dtype}".strip() if shapes else "numbers and words",
-                "messages": numbers.count(row.messages),
-                "bytes": size_words(row.bytes),
-            }
-        )
-    return sorted(rows, key=lambda row: row["way"])
+        figures.append(plot("How well surrogates fit, R²", line_chart(lines, title="R2", x_label="round")))
+    return figures
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of a federated map's result.json (`EmbedResult`)."""
+    """Build the page from result.json (`EmbedResult`)."""
     r = parse_result(EmbedResult, result)
     main = r.maps[0]
     facts = [
         ("Clients", numbers.count(len(r.clients))),
         ("Points", numbers.count(sum(r.clients.values()))),
-        ("Kept apart for measuring", numbers.count(r.held_out)),
-        ("Features", numbers.count(r.data.get("features"))),
-        ("Split", str(r.data.get("split", ""))),
+        ("Held out for measuring", numbers.count(r.held_out)),
+        ("Features", numbers.count(r.features)),
+        ("Split", r.split),
         ("Rounds", numbers.count(len(main.history))),
         ("Exchanged", size_words(main.bytes_up + main.bytes_down)),
         ("Time", numbers.duration(main.seconds)),
@@ -220,7 +138,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "rows": maps(r),
         "table": measures(r),
         "charts": charts(main),
-        "exchanged": exchanged(main),
+        "exchanged": traffic_rows(main.exchanged, KINDS),
         "options": r.options,
         "command": command_text(r.command),
     }

@@ -6,26 +6,26 @@ import numpy as np
 
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.local import local_kmeans
-from foveate.federated.clustering.options import Method, Settings
+from foveate.federated.clustering.options import ClusteringOptions, Method
 from foveate.federated.clustering.pool import Pool, TooFewGroupsError
 
 
-def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
+def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
     """k-means of the pooled points; `pool` holds points here, not centroids."""
-    found = local_kmeans(
+    clusters = local_kmeans(
         pool.centers,
-        settings.clusters,
+        options.clusters,
         rng,
-        start=settings.client_init,
-        tries=settings.n_init,
-        spherical=settings.spherical,
+        start=options.client_init,
+        tries=options.n_init,
+        spherical=options.spherical,
     )
-    if len(found.centers) < settings.clusters and settings.on_few_groups == "raise":
+    if len(clusters.centers) < options.clusters and options.on_few_groups == "raise":
         raise TooFewGroupsError(
-            f"the data have {len(found.centers)} groups; {settings.clusters} clusters cannot be made",
-            groups=len(found.centers),
+            f"clusters must be at most {len(clusters.centers)}, the number of distinct points (got {options.clusters})",
+            groups=len(clusters.centers),
         )
-    return Merged(found.centers, {"sse": found.inertia, "runs": settings.n_init})
+    return Merged(clusters.centers, {"sse": clusters.inertia, "runs": options.n_init})
 
 
 METHOD = Method(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from foveate.federated.clustering.consensus import Merged, consensus
-from foveate.federated.clustering.options import CLIENT_OPTIONS, Method, Settings
+from foveate.federated.clustering.options import CLIENT_OPTIONS, ClusteringOptions, Method
 from foveate.federated.clustering.pool import Pool
 
 
-def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
+def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
     """K centers by the best of several candidates."""
-    return consensus(pool, settings.clusters, rng, restarts=settings.restarts)
+    return consensus(pool, options.clusters, rng, restarts=options.restarts)
 
 
 METHOD = Method(

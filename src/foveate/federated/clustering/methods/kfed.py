@@ -10,8 +10,8 @@ import numpy as np
 
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.distances import Floats, Labels, squared
-from foveate.federated.clustering.lloyd import MOST_STEPS, lloyd
-from foveate.federated.clustering.options import CLIENT_OPTIONS, Method, Settings
+from foveate.federated.clustering.lloyd import MAX_STEPS, lloyd
+from foveate.federated.clustering.options import CLIENT_OPTIONS, ClusteringOptions, Method
 from foveate.federated.clustering.pool import Pool
 
 
@@ -33,16 +33,16 @@ def kfed_server(centers_QD: Floats, first: int, clusters: int, *, one_step: bool
         one_step: a single step of Lloyd, as in the public code of MUFC; k-FED's own runs until nothing changes.
     """
     seeds = farthest_seeds(centers_QD, first, clusters)
-    run = lloyd(centers_QD, seeds, most_steps=1 if one_step else MOST_STEPS)
+    run = lloyd(centers_QD, seeds, max_steps=1 if one_step else MAX_STEPS)
     return run.centers, run.labels
 
 
-def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
+def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
     """Farthest-first seeds from the first client on, then Lloyd. Clients are taken in the order of their numbers."""
-    pool.need(settings.clusters)
-    first = int((pool.client == pool.client[0]).sum()) if settings.kfed_seeds == "all" else 1
-    centers, _ = kfed_server(pool.centers, first, settings.clusters, one_step=settings.kfed_steps == "one")
-    return Merged(centers, {"seeds_of_first_client": min(first, settings.clusters)})
+    pool.need(options.clusters)
+    first = int((pool.client == pool.client[0]).sum()) if options.kfed_seeds == "all" else 1
+    centers, _ = kfed_server(pool.centers, first, options.clusters, one_step=options.kfed_steps == "one")
+    return Merged(centers, {"seeds_of_first_client": min(first, options.clusters)})
 
 
 METHOD = Method(

@@ -6,16 +6,16 @@ import numpy as np
 
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.lloyd import lloyd
-from foveate.federated.clustering.options import CLIENT_OPTIONS, Method, Settings
+from foveate.federated.clustering.options import CLIENT_OPTIONS, ClusteringOptions, Method
 from foveate.federated.clustering.pool import Pool
 from foveate.federated.clustering.starts import random_rows
 
 
-def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
+def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
     """A single run from random rows."""
-    pool.need(settings.clusters)
+    pool.need(options.clusters)
     pool = pool.sorted()
-    run = lloyd(pool.centers, random_rows(pool.centers, settings.clusters, rng))
+    run = lloyd(pool.centers, random_rows(pool.centers, options.clusters, rng))
     return Merged(run.centers, {"sse": run.inertia})
 
 

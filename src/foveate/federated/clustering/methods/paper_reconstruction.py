@@ -10,25 +10,25 @@ import numpy as np
 
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.grouping import Groups, group, group_means, need_groups, radius_of_centroids
-from foveate.federated.clustering.options import CLIENT_OPTIONS, Method, Settings
+from foveate.federated.clustering.options import CLIENT_OPTIONS, ClusteringOptions, Method
 from foveate.federated.clustering.pool import Pool, TooFewGroupsError
 from foveate.federated.clustering.radius_search import search
 
 
-def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
+def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
     """Groups within a radius; the K of largest support become centers."""
-    if settings.radius == "k_aware":
-        return _k_aware(pool.sorted(), settings)
-    if isinstance(settings.radius, str):
-        radius_Q = radius_of_centroids(pool, radii, settings.radius, quantile=settings.quantile)
+    if options.radius == "k_aware":
+        return _k_aware(pool.sorted(), options)
+    if isinstance(options.radius, str):
+        radius_Q = radius_of_centroids(pool, radii, options.radius, quantile=options.quantile)
     else:
-        radius_Q = np.full(len(pool), float(settings.radius))
-    groups = group(pool.centers, radius_Q, pool.counts, seeds=settings.seeds)
-    if settings.on_few_groups == "raise":
-        need_groups(groups, settings.clusters, str(settings.radius))
-    weighted = settings.seeds == "most_mass"
-    centers = group_means(pool.centers, pool.counts, groups, settings.clusters, weighted=weighted)
-    return Merged(centers, {"radii": radius_Q.tolist()} | _report(groups, settings.clusters))
+        radius_Q = np.full(len(pool), float(options.radius))
+    groups = group(pool.centers, radius_Q, pool.counts, seeds=options.seeds)
+    if options.on_few_groups == "raise":
+        need_groups(groups, options.clusters, str(options.radius))
+    weighted = options.seeds == "most_mass"
+    centers = group_means(pool.centers, pool.counts, groups, options.clusters, weighted=weighted)
+    return Merged(centers, {"radii": radius_Q.tolist()} | _report(groups, options.clusters))
 
 
 def _report(groups: Groups, clusters: int) -> dict[str, object]:
@@ -40,12 +40,12 @@ def _report(groups: Groups, clusters: int) -> dict[str, object]:
     }
 
 
-def _k_aware(pool: Pool, settings: Settings) -> Merged:
-    pool.need(settings.clusters)
-    tried = search(pool, settings.clusters)
+def _k_aware(pool: Pool, options: ClusteringOptions) -> Merged:
+    pool.need(options.clusters)
+    tried = search(pool, options.clusters)
     if not tried:
         raise TooFewGroupsError(
-            f"no radius parts {len(pool)} centroids into {settings.clusters} groups; fewer clusters, more centroids of "
+            f"no radius parts {len(pool)} centroids into {options.clusters} groups; fewer clusters, more centroids of "
             "each client or the method 'consensus' helps",
             groups=0,
         )

@@ -6,16 +6,16 @@ import numpy as np
 
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.lloyd import weighted_kmeans
-from foveate.federated.clustering.options import CLIENT_OPTIONS, Method, Settings
+from foveate.federated.clustering.options import CLIENT_OPTIONS, ClusteringOptions, Method
 from foveate.federated.clustering.pool import Pool
 
 
-def merge(pool: Pool, settings: Settings, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
+def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
     """The best of several starts by the weighted sum of squares."""
-    pool.need(settings.clusters)
+    pool.need(options.clusters)
     pool = pool.sorted()
-    restarts = max(1, settings.restarts)
-    run = weighted_kmeans(pool.centers, settings.clusters, rng, restarts=restarts, weight_N=pool.counts)
+    restarts = max(1, options.restarts)
+    run = weighted_kmeans(pool.centers, options.clusters, rng, restarts=restarts, weight_N=pool.counts)
     assert run is not None
     return Merged(run.centers, {"weighted_sse": run.inertia, "restarts": restarts})
 

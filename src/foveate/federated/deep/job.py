@@ -1,0 +1,473 @@
+"""DeepFeCA as a training job: centroids up, centers down, training, weighted averaging of weights.
+
+The round's shape is a reconstruction: the paper (arXiv 2407.12764) names DeepFeCA's parts, and its body was not
+available.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from foveate.core.errors import UserError
+from foveate.core.model_folder import WEIGHTS, check_tensors
+from foveate.federated.anomaly import find_odd_sizes, find_odd_weights
+from foveate.federated.clients import Client, Handler, stream
+from foveate.federated.clustering import protocol as clustering
+from foveate.federated.clustering.distances import nearest
+from foveate.federated.clustering.fit import count_points, make_pool
+from foveate.federated.clustering.lloyd import unit
+from foveate.federated.clustering.options import ClusteringOptions, load_method
+from foveate.federated.clustering.protocol import unit_rows
+from foveate.federated.clustering.suspects import find_suspects
+from foveate.federated.deep.encoder import ENCODERS, Embedder, build_embedder, flatten_weights, set_weights
+from foveate.federated.deep.folder import read_model, write_model
+from foveate.federated.deep.message_kinds import SIZE
+from foveate.federated.deep.options import LOCAL, METHODS, POOLED, UNTRAINED, DeepOptions, image_shape
+from foveate.federated.deep.protocol import (
+    SIZE_RULE,
+    OptionsTransport,
+    Training,
+    check_size,
+    check_trained,
+    embed,
+    embedded_request,
+    embedded_rule,
+    handlers,
+    train_request,
+    train_rule,
+)
+from foveate.federated.job import TrainingJob, TrainingSnapshot, fit_in_process
+from foveate.federated.messages import Message
+from foveate.federated.results import FeaturesClient, FeaturesMethod, FeaturesResult, GroupMap
+from foveate.federated.rounds import Transport, compare_sizes, sum_bytes
+from foveate.federated.store import digest
+from foveate.metrics.neighbors import as_points
+from foveate.vision.registry import seeded
+
+
+@dataclass
+class DeepState(TrainingSnapshot):
+    """State of DeepFeCA's training.
+
+    Attributes:
+        weights: of the common encoder, [P].
+        width: of its embeddings.
+        centers: [K, D] of the last round; None before it.
+        excluded: by client the last reason why it was left out.
+        suspects: by client and what it sent ("centroids", "weights", "points"), why that is anomalous; of the last
+            round in which it was.
+    """
+
+    weights: NDArray[np.float32]
+    width: int
+    centers: NDArray[np.float64] | None = None
+    excluded: dict[int, str] = field(default_factory=dict)
+    suspects: dict[tuple[int, str], str] = field(default_factory=dict)
+
+    def describe_suspects(self) -> dict[int, str]:
+        """By client what is anomalous about it, in one sentence."""
+        reasons: dict[int, list[str]] = {}
+        for (client, _), reason in sorted(self.suspects.items()):
+            reasons.setdefault(client, []).append(reason)
+        return {client: "; ".join(listed) for client, listed in reasons.items()}
+
+    def notes(self, name: Callable[[int], str]) -> list[str]:
+        """Sentences for the report about clients that were left out or are suspicious."""
+        notes = [f"{name(client)} was left out: {reason}" for client, reason in self.excluded.items()]
+        return notes + [
+            f"{name(client)} is suspicious: {reason}" for client, reason in self.describe_suspects().items()
+        ]
+
+
+def average(answers: list[tuple[NDArray[np.float32], int]]) -> NDArray[np.float32]:
+    """FedAvg: mean of weights, each client counting by its points."""
+    total = sum(points for _, points in answers)
+    # Means of differences from the first, not of the weights: equal weights then come back unchanged, without rounding.
+    first = answers[0][0].astype(np.float64)
+    change = sum((points / total) * (weights.astype(np.float64) - first) for weights, points in answers)
+    return (first + change).astype(np.float32)
+
+
+def match_centers(centers_KD: NDArray[np.float64], before_KD: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Reorder centers to fit those of the round before best (Hungarian algorithm, by cosine)."""
+    if before_KD is None or len(before_KD) != len(centers_KD):
+        return centers_KD
+    _, order = linear_sum_assignment(before_KD @ centers_KD.T, maximize=True)
+    return centers_KD[order]
+
+
+def prepare_samples(points_ND: NDArray[Any], options: DeepOptions) -> Tensor:
+    """Rows in the form that the encoder reads: features [N, D], or images [N, C, H, W]; float32.
+
+    Raises:
+        UserError: rows that are not images of the given shape, or values beyond float32.
+    """
+    # float64 values that float32 cannot hold would silently become infinite.
+    if not float(np.abs(points_ND).max(initial=0)) <= float(np.finfo(np.float32).max):
+        raise UserError("points have NaN, infinite or huge values")
+    rows = torch.from_numpy(np.ascontiguousarray(points_ND, dtype=np.float32))
+    return rows.reshape(-1, *image_shape(options, points_ND.shape[1])) if options.reads_images else rows
+
+
+def build_network(options: DeepOptions, features: int) -> Embedder:
+    """Build the network of a run before training; its initial weights depend on the seed.
+
+    Raises:
+        UserError: an encoder that cannot read rows of so many values.
+    """
+    sample = prepare_samples(np.zeros((1, features)), options)
+    with seeded(options.seed):
+        encoder = ENCODERS[options.encoder](*sample.shape[1:]) if options.reads_images else None
+    return build_embedder(encoder, sample, seed=options.seed, hidden=options.hidden, width=options.width)
+
+
+def make_handlers(network: Embedder, options: DeepOptions) -> dict[str, Handler]:
+    """Handlers of every client of a run; they share the network, whose weights come with every request."""
+    return handlers(network)
+
+
+@dataclass
+class Rounds:
+    """The rounds themselves, without options of a run: estimators with their own encoder use them directly.
+
+    Attributes:
+        clustering: of the server, spherical and one shot.
+        training: of the clients.
+        common: clients train towards the common centers; without, each towards the centroids that it sent itself.
+    """
+
+    clustering: ClusteringOptions
+    training: Training
+    common: bool = True
+
+    def aggregate(
+        self, transport: Transport, state: DeepState, round: int, *, min_clients: int = 1
+    ) -> dict[int, Message]:
+        """First half of a round: set `state.centers`; return the clients' answers."""
+        options = self.clustering
+        requests = {client: embedded_request(state.weights, options, client, round) for client in transport.clients}
+        result = transport.ask(
+            requests,
+            embedded_rule(options, state.width),
+            min_clients=min_clients,
+            check=lambda client, answer: clustering.check_centroids(options, client, answer),
+        )
+        state.excluded |= result.excluded
+        pool, radii = make_pool(result.answers)
+        state.suspects |= {(client, "centroids"): reason for client, reason in find_suspects(pool).items()}
+        rng = stream(options.seed, round=round, client=-1, purpose="server")
+        centers = unit(load_method(options.method).merge(pool, options, rng, radii).centers)
+        # The same order in every round, so that a label means the same center to a head that learns it over rounds.
+        state.centers = match_centers(centers, state.centers)
+        return result.answers
+
+    def run_round(self, transport: Transport, state: DeepState, *, min_clients: int = 1) -> dict[str, Any]:
+        """Run a whole round, changing `state`; return its entry for the history.
+
+        Raises:
+            TooFewClientsError, TooFewGroupsError: as a clustering.
+        """
+        options, before, number = self.clustering, state.centers, state.round
+        answered = self.aggregate(transport, state, number, min_clients=min_clients)
+        assert state.centers is not None
+        if self.common:
+            shared = train_request(state.weights, state.centers, self.training, options.seed, number)
+            requests = dict.fromkeys(answered, shared)
+        else:
+            centroids = {client: unit(np.asarray(answer.array("centers"))) for client, answer in answered.items()}
+            requests = {
+                client: train_request(state.weights, centers, self.training, options.seed, number)
+                for client, centers in centroids.items()
+            }
+        points = count_points(answered, options)
+        result = transport.ask(
+            requests,
+            train_rule(len(state.weights)),
+            min_clients=min_clients,
+            check=lambda client, answer: check_trained(points.get(client), answer),
+        )
+        state.excluded |= result.excluded
+        if not points:  # otherwise sizes were judged with the centroids
+            sizes = {client: answer.number("points") for client, answer in result.answers.items()}
+            state.suspects |= {(client, "points"): reason for client, reason in find_odd_sizes(sizes).items()}
+        weights = {client: answer.array("weights") for client, answer in result.answers.items()}
+        for client, times in find_odd_weights(weights).items():
+            state.suspects[client, "weights"] = (
+                f"its weights are {times:.3g}x the median distance from half of the other clients"
+            )
+        answers = [(answer.array("weights"), int(answer.number("points"))) for answer in result.answers.values()]
+        state.weights = average(answers)
+        total = sum(count for _, count in answers)
+        loss = sum(answer.number("loss") * answer.number("points") for answer in result.answers.values()) / total
+        moved = None
+        if before is not None and len(before) == len(state.centers):
+            moved = float(1 - (before * state.centers).sum(1).mean())
+        return {"round": number, "loss": loss, "clients": result.clients, "moved": moved}
+
+
+@dataclass
+class DeepJob(TrainingJob[DeepState]):
+    """DeepFeCA, or one of its baselines, by options.
+
+    Attributes:
+        make_handlers: makes the functions of a client; others make controls.
+        network: the architecture that clients train; built once the number of features is known.
+        features: known from the start only where the data are in this process.
+    """
+
+    name: ClassVar[str] = "features"
+    options: DeepOptions
+    make_handlers: Callable[[Embedder, DeepOptions], dict[str, Handler]] = make_handlers
+    network: Embedder | None = None
+    features: int = 0
+    sizes: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        options = self.options
+        training = Training(
+            epochs=options.local_epochs,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            temperature=options.temperature,
+            augment=options.augment,
+        )
+        self.rounds = Rounds(options.clustering_options(), training, common=options.method != LOCAL)
+
+    @property
+    def num_rounds(self) -> int:
+        return 0 if self.options.method == UNTRAINED else self.options.rounds
+
+    @property
+    def is_pooled(self) -> bool:
+        return self.options.method == POOLED
+
+    def data_digest(self, points: Sequence[NDArray[Any]]) -> str:
+        return digest(*points)
+
+    def make_clients(self, points: Sequence[NDArray[Any]], names: Sequence[str], device: str) -> list[Client]:
+        self.features = points[0].shape[1]
+        self.network = build_network(self.options, self.features).to(device)
+        answering = self.make_handlers(self.network, self.options)
+        return [
+            Client(number, prepare_samples(part, self.options).to(device), answering, name, about=str(self.network))
+            for number, (part, name) in enumerate(zip(points, names, strict=True))
+        ]
+
+    def begin(self, transport: Transport, *, min_clients: int = 1) -> DeepState:
+        if self.network is not None:  # in this process: the size of the data is known and nothing is asked
+            return DeepState(flatten_weights(self.network), self.options.width)
+        excluded = self._ask_sizes(transport, min_clients)
+        assert self.network is not None
+        return DeepState(flatten_weights(self.network), self.options.width, excluded=excluded)
+
+    def resume(self, transport: Transport, state: DeepState, *, min_clients: int = 1) -> None:
+        # Sizes are asked again: other clients may be there than before the server was stopped.
+        state.excluded |= self._ask_sizes(transport, min_clients)
+        assert self.network is not None
+        if len(state.weights) != len(flatten_weights(self.network)):
+            raise UserError(
+                f"the stored state belongs to points of another number of features (got {self.features}); use another "
+                "folder or delete it"
+            )
+
+    def _ask_sizes(self, transport: Transport, min_clients: int) -> dict[int, str]:
+        """Ask how large the data are, build the network for it; return who does not fit."""
+        result = transport.ask(Message(SIZE), SIZE_RULE, min_clients=min_clients, check=check_size)
+        sizes = compare_sizes(transport, result.answers, min_clients=min_clients)
+        self.sizes, self.features = sizes.points, sizes.features
+        self.network = build_network(self.options, sizes.features)
+        return {**result.excluded, **sizes.others}
+
+    def run_round(self, transport: Transport, state: DeepState, *, min_clients: int = 1) -> dict[str, Any]:
+        return self.rounds.run_round(transport, state, min_clients=min_clients)
+
+    def finish(self, transport: Transport, state: DeepState, *, min_clients: int = 1) -> None:
+        # The centers of the last round belong to the encoder before its last training.
+        self.rounds.aggregate(transport, state, self.num_rounds, min_clients=min_clients)
+
+    def pack(self, state: DeepState) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        arrays: dict[str, NDArray[Any]] = {"weights": state.weights}
+        if state.centers is not None:
+            arrays["centers"] = state.centers
+        header = {
+            "width": state.width,
+            "excluded": list(state.excluded.items()),
+            "suspects": [[*key, reason] for key, reason in state.suspects.items()],
+        }
+        return arrays, header
+
+    def unpack(self, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> DeepState:
+        return DeepState(
+            arrays["weights"],
+            int(header["width"]),
+            arrays.get("centers"),
+            excluded={int(client): str(reason) for client, reason in header["excluded"]},
+            suspects={(int(client), str(sign)): str(reason) for client, sign, reason in header["suspects"]},
+        )
+
+    def progress_note(self, entry: Mapping[str, Any]) -> str:
+        return f"loss {entry['loss']:.3f}"
+
+    def check_remote(self) -> None:
+        if self.is_pooled:
+            raise UserError(f"method '{POOLED}' cannot run over a network: {METHODS[POOLED]}")
+
+    def remote_transport(self, transport: Transport, state: DeepState) -> Transport:
+        return OptionsTransport(transport, self.options, sorted(self.sizes))
+
+    def finished(self, state: DeepState) -> Fitted:
+        """The trained network with its centers."""
+        assert self.network is not None
+        set_weights(self.network, state.weights)
+        return Fitted(self.options, self.features, self.network.eval(), state)
+
+    def save_remote(self, transport: Transport, state: DeepState, folder: Path) -> FeaturesResult:
+        fitted = self.finished(state)
+        save_model(fitted, folder / "model", clients=len(self.sizes))
+        rows = [
+            FeaturesClient(
+                name=transport.name(client),
+                points=count,
+                rounds=sum(client in entry["clients"] for entry in state.history),
+                excluded=state.excluded.get(client, ""),
+            )
+            for client, count in self.sizes.items()
+        ]
+        return FeaturesResult(
+            **result_fields(fitted),
+            split="a client each",
+            points=sum(self.sizes.values()),
+            clients=rows,
+            methods=[measure_cost(fitted)],
+            notes=state.notes(transport.name),
+            map=GroupMap(),
+        )
+
+
+@dataclass
+class Fitted:
+    """Result of a training: the network and its state.
+
+    Attributes:
+        features: number of values of a point.
+    """
+
+    options: DeepOptions
+    features: int
+    network: Embedder
+    state: DeepState
+
+    @property
+    def centers(self) -> NDArray[np.float64]:
+        """The common centers, [K, width], unit vectors."""
+        assert self.state.centers is not None
+        return self.state.centers
+
+    def transform(self, points_ND: ArrayLike) -> NDArray[np.float64]:
+        """Embeddings of length 1, [N, width]."""
+        return unit_rows(embed(self.network, self._samples(points_ND)))
+
+    def outputs(self, points_ND: ArrayLike) -> NDArray[np.float64]:
+        """Output of the encoder before the head, [N, inner]; without an encoder the embeddings themselves."""
+        if not self.options.reads_images:
+            return self.transform(points_ND)
+        return embed(self.network, self._samples(points_ND), head=False)
+
+    def predict(self, points_ND: ArrayLike) -> NDArray[np.int64]:
+        """Nearest center of each point, [N]."""
+        return nearest(self.transform(points_ND), self.centers)[0]
+
+    def _samples(self, points_ND: ArrayLike) -> Tensor:
+        points = as_points(points_ND)
+        if points.shape[1] != self.features:
+            raise UserError(f"points have {points.shape[1]} features; the encoder reads {self.features}")
+        return prepare_samples(points, self.options).to(next(self.network.parameters()).device)
+
+
+def fit_clients(
+    clients: Sequence[ArrayLike],
+    options: DeepOptions,
+    *,
+    make_handlers: Callable[[Embedder, DeepOptions], dict[str, Handler]] = make_handlers,
+    **more: Any,
+) -> Fitted:
+    """Train on the points of several clients in this process.
+
+    Args:
+        clients: [N, D] per client.
+        make_handlers: makes the functions of a client; another one makes controls.
+        more: see `foveate.federated.job.fit_in_process`.
+    """
+    job = DeepJob(options, make_handlers)
+    return job.finished(fit_in_process(job, clients, **more))
+
+
+def save_model(fitted: Fitted, folder: Path, *, clients: int, metrics: dict[str, Any] | None = None) -> Path:
+    """Write a trained encoder with its centers as a model folder; return it."""
+    return write_model(
+        fitted.network,
+        fitted.centers,
+        folder,
+        options=fitted.options,
+        features=fitted.features,
+        rounds=fitted.state.round,
+        clients=clients,
+        metrics=metrics,
+    )
+
+
+def load_model(folder: str | Path) -> Fitted:
+    """Open a model folder, ready to `transform` and `predict`; without a history.
+
+    Raises:
+        UserError: the folder is not a model of this kind, or damaged.
+    """
+    path = Path(folder)
+    options, config, tensors, centers = read_model(path)
+    network = build_network(options, config["features"])
+    check_tensors(tensors, network.state_dict(), path / WEIGHTS)
+    network.load_state_dict(tensors)
+    state = DeepState(flatten_weights(network), options.width, centers, round=config["rounds"])
+    return Fitted(options, config["features"], network.eval(), state)
+
+
+def result_fields(fitted: Fitted) -> dict[str, Any]:
+    """Fields of the result that a run in one process and a server over a network know alike."""
+    options, state = fitted.options, fitted.state
+    return {
+        "method": options.method,
+        "description": METHODS[options.method],
+        "clustering": options.clustering_options().title,
+        "encoder": options.encoder,
+        "clusters": len(fitted.centers),
+        "features": fitted.features,
+        "width": options.width,
+        "exchanged": state.exchanged,
+        "history": state.history,
+        "options": options.model_dump(mode="json"),
+    }
+
+
+def measure_cost(fitted: Fitted, quality: dict[str, float] | None = None) -> FeaturesMethod:
+    """One method's row in the result."""
+    options, state = fitted.options, fitted.state
+    return FeaturesMethod(
+        method=options.method,
+        description=METHODS[options.method],
+        federated=options.method != POOLED,
+        rounds=state.round,
+        quality=quality or {},
+        bytes_up=sum_bytes(state.exchanged, up=True),
+        bytes_down=sum_bytes(state.exchanged, up=False),
+        seconds=round(state.seconds, 3),
+    )

@@ -1,0 +1,338 @@
+"""Federated training: rounds, snapshots, resuming, in one process or over a network; written once for all jobs.
+
+A `TrainingJob` (DeepFeCA's features, FedNE's map) says what differs: which clients answer how, how a training begins,
+what one round is, which arrays its state has, what is saved at the end. Everything else is here.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foveate.core.files import FolderLock, write_json_atomically
+from foveate.core.progress import Meter
+from foveate.federated.clients import Client
+from foveate.federated.results import RunResult
+from foveate.federated.rounds import InProcess, Log, Transport, merge_tables, tabulate
+from foveate.federated.store import check_same_data, read_state, write_state
+from foveate.federated.validation import read_clients
+
+FORMAT = 3
+"""Format of snapshot files; another number is refused."""
+
+MakeTransport = Callable[[Sequence[Client], Log], Transport]
+
+
+@dataclass(kw_only=True)
+class TrainingSnapshot:
+    """State of a training between two rounds; jobs add their arrays. A run that was killed continues from it exactly.
+
+    Attributes:
+        round: number of finished rounds.
+        history: one entry per finished round.
+        exchanged: table of all messages so far (`Log.table`), over all sessions.
+        seconds: wall time so far, over all sessions.
+        data: digest of the clients' points where they are in this process; "" over a network.
+        resumed: how often a server continued after it was stopped. Each time the questions of one round may have been
+            asked twice, which counts against privacy.
+    """
+
+    round: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    exchanged: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    data: str = ""
+    resumed: int = 0
+
+
+S = TypeVar("S", bound=TrainingSnapshot)
+
+
+def _do_nothing(state: Any) -> None:
+    """Default of `after`."""
+
+
+class TrainingJob(ABC, Generic[S]):
+    """What one kind of federated training is made of.
+
+    Attributes:
+        name: sub-verb of `foveate federated` that runs it.
+        stores_answers: the answers of a running round are stored, too, so that a killed run repeats none of them.
+        options: a pydantic model with at least `method`; stored in snapshots, which refuse other options.
+    """
+
+    name: ClassVar[str]
+    stores_answers: ClassVar[bool] = True
+    options: Any
+
+    @property
+    @abstractmethod
+    def num_rounds(self) -> int:
+        """Rounds of a whole training."""
+
+    @property
+    @abstractmethod
+    def is_pooled(self) -> bool:
+        """Whether all points are put in one place first: an upper bound, not federated."""
+
+    @property
+    def is_exchanging(self) -> bool:
+        """Whether clients send anything that counts as traffic."""
+        return not self.is_pooled
+
+    def prepare_points(self, points: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Convert the clients' points before training."""
+        return points
+
+    @abstractmethod
+    def data_digest(self, points: Sequence[NDArray[Any]]) -> str:
+        """Digest of all that a snapshot belongs to besides the options."""
+
+    @abstractmethod
+    def make_clients(self, points: Sequence[NDArray[Any]], names: Sequence[str], device: str) -> list[Client]:
+        """Clients of this process."""
+
+    @abstractmethod
+    def begin(self, transport: Transport, *, min_clients: int = 1) -> S:
+        """State before the first round."""
+
+    def resume(self, transport: Transport, state: S, *, min_clients: int = 1) -> None:
+        """Check over a network whether a loaded state still fits the clients."""
+
+    @abstractmethod
+    def run_round(self, transport: Transport, state: S, *, min_clients: int = 1) -> dict[str, Any]:
+        """Run round `state.round`, changing `state`; return its entry for the history."""
+
+    def finish(self, transport: Transport, state: S, *, min_clients: int = 1) -> None:
+        """Run what follows the last round."""
+
+    @abstractmethod
+    def pack(self, state: S) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays and JSON values of a state, besides those of `TrainingSnapshot`."""
+
+    @abstractmethod
+    def unpack(self, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> S:
+        """State from what `pack` returned; the fields of `TrainingSnapshot` are filled in afterwards."""
+
+    def progress_note(self, entry: Mapping[str, Any]) -> str:
+        """Text beside the progress bar after a round."""
+        return ""
+
+    def check_remote(self) -> None:
+        """Raise UserError if the method cannot run over a network."""
+
+    def remote_transport(self, transport: Transport, state: S) -> Transport:
+        """Transport of a server that sees no points: it may add to requests what its clients need to know."""
+        return transport
+
+    @abstractmethod
+    def save_remote(self, transport: Transport, state: S, folder: Path) -> RunResult:
+        """Write the model of a finished remote training; return the run's result."""
+
+
+def save_snapshot(path: Path, job: TrainingJob[S], state: S) -> None:
+    """Write a snapshot atomically."""
+    arrays, header = job.pack(state)
+    common = {
+        "round": state.round,
+        "history": state.history,
+        "exchanged": state.exchanged,
+        "seconds": state.seconds,
+        "data": state.data,
+        "resumed": state.resumed,
+    }
+    write_state(path, job.options, arrays, {**common, **header}, format=FORMAT)
+
+
+def load_snapshot(path: Path, job: TrainingJob[S]) -> S | None:
+    """Read a snapshot; None if there is no file yet.
+
+    Raises:
+        UserError: the file is damaged, has another format, or belongs to other options.
+    """
+
+    def build(arrays: dict[str, NDArray[Any]], header: dict[str, Any]) -> S:
+        state = job.unpack(arrays, header)
+        state.round, state.history = int(header["round"]), header["history"]
+        state.exchanged, state.seconds = header["exchanged"], float(header["seconds"])
+        state.data, state.resumed = str(header["data"]), int(header["resumed"])
+        return state
+
+    return read_state(path, job.options, build, format=FORMAT)
+
+
+def run_rounds(
+    job: TrainingJob[S],
+    transport: Transport,
+    state: S,
+    *,
+    after: Callable[[S], None] = _do_nothing,
+    min_clients: int = 1,
+    forget: bool = True,
+) -> S:
+    """Run the rounds that are left; changes and returns `state`.
+
+    Args:
+        after: called at the end of each round, with all that the next one needs.
+        min_clients: clients that must answer in every round.
+        forget: delete stored answers of finished rounds; False where `after` stores no snapshot.
+
+    Raises:
+        TooFewClientsError: fewer answered.
+    """
+    log = transport.log
+    first_entry, seconds_before, started = len(log.entries), state.seconds, time.monotonic()
+
+    def account() -> None:
+        nonlocal first_entry
+        # Only the new entries are tabulated: a table over the whole log after every round is quadratic in rounds.
+        fresh = tabulate(log.entries[first_entry:]) if job.is_exchanging else []
+        first_entry = len(log.entries)
+        state.exchanged = merge_tables(state.exchanged, fresh)
+        state.seconds = seconds_before + time.monotonic() - started
+
+    while state.round < job.num_rounds:
+        round_started, up, down = time.monotonic(), log.bytes(up=True), log.bytes(up=False)
+        entry = job.run_round(transport, state, min_clients=min_clients)
+        entry["seconds"] = round(time.monotonic() - round_started, 4)
+        entry["bytes_up"] = log.bytes(up=True) - up if job.is_exchanging else 0
+        entry["bytes_down"] = log.bytes(up=False) - down if job.is_exchanging else 0
+        state.history.append(entry)
+        state.round += 1
+        account()
+        after(state)
+        # Answers may only go once their outcome is on disk, that is after `after`.
+        if forget:
+            transport.forget(before=state.round)
+    job.finish(transport, state, min_clients=min_clients)
+    account()
+    return state
+
+
+def _begin(job: TrainingJob[S], transport: Transport, min_clients: int) -> S:
+    """Begin a training; what is asked for it counts as exchanged."""
+    first_entry = len(transport.log.entries)
+    state = job.begin(transport, min_clients=min_clients)
+    if job.is_exchanging:
+        state.exchanged = tabulate(transport.log.entries[first_entry:])
+    return state
+
+
+def fit_in_process(
+    job: TrainingJob[S],
+    clients: Sequence[ArrayLike],
+    *,
+    names: Sequence[str] = (),
+    device: str = "cpu",
+    state: S | None = None,
+    after: Callable[[S], None] = _do_nothing,
+    answers_folder: Path | None = None,
+    log: Log | None = None,
+    make_transport: MakeTransport | None = None,
+    min_clients: int = 1,
+) -> S:
+    """Train on the points of several clients in this process.
+
+    Args:
+        clients: [N, D] per client.
+        names: of the clients; "client NUMBER" by default.
+        device: where clients train.
+        state: an earlier run's state to continue from, bit for bit on a CPU.
+        after: called at the end of each round.
+        answers_folder: folder that stores the answers of the running round.
+        log: takes the messages; stays empty where a method exchanges none.
+        make_transport: makes the transport of clients; `InProcess` by default.
+        min_clients: clients that must answer.
+
+    Raises:
+        UserError: no client, no point, points that do not fit, or a state of other points.
+        TooFewClientsError: fewer answered.
+    """
+    points = job.prepare_points(read_clients(clients))
+    if job.is_pooled:
+        points, names = [np.concatenate(points)], ["all clients"]
+    titles = list(names) or [f"client {number}" for number in range(len(points))]
+    members = job.make_clients(points, titles, device)
+    # What "exchanges" without a federation (pooled or separate clients) is no traffic: it goes to a log of its own.
+    log = (Log() if log is None else log) if job.is_exchanging else Log()
+    if make_transport is not None:
+        transport = make_transport(members, log)
+    else:
+        transport = InProcess(members, answers_folder=answers_folder, log=log)
+    data = job.data_digest(points)
+    if state is None:
+        state = _begin(job, transport, min_clients)
+        state.data = data
+    check_same_data(state.data, data, state.round)
+    return run_rounds(job, transport, state, after=after, min_clients=min_clients)
+
+
+def fit_in_run(
+    job: TrainingJob[S],
+    clients: Sequence[ArrayLike],
+    run_folder: Path,
+    *,
+    names: Sequence[str],
+    device: str = "cpu",
+    min_clients: int = 1,
+) -> S:
+    """Train in this process with a progress bar, a snapshot after each round, and answers stored within a round."""
+    method = job.options.method
+    path = run_folder / "states" / f"{method}.safetensors"
+    state = load_snapshot(path, job)
+    with Meter(f"rounds of {method}", job.num_rounds) as meter:
+        meter.advance(0 if state is None else state.round)
+
+        def after(current: S) -> None:
+            save_snapshot(path, job, current)
+            meter.advance(1, note=job.progress_note(current.history[-1]))
+
+        return fit_in_process(
+            job,
+            clients,
+            names=names,
+            device=device,
+            state=state,
+            after=after,
+            answers_folder=run_folder / "answers" / method if job.stores_answers else None,
+            min_clients=min_clients,
+        )
+
+
+def serve(job: TrainingJob[S], transport: Transport, out: Path, *, min_clients: int = 1) -> dict[str, Any]:
+    """Train as a server that sees no points; write `model` and result.json into `out`, a snapshot after each round.
+
+    The same call after a kill resumes. A finished run leaves no snapshot and no answers: over a network nobody can know
+    whether the clients' data are still the same at the next call.
+
+    Raises:
+        UserError: a method that cannot run over a network, or a folder with another run.
+        TooFewClientsError: fewer answered.
+    """
+    job.check_remote()
+    with FolderLock(out, purpose=f"federated {job.name} over a network"):
+        path = out / "states" / f"{job.options.method}.safetensors"
+        state = load_snapshot(path, job)
+        if state is None:
+            state = _begin(job, transport, min_clients)
+        else:
+            check_same_data(state.data, "", state.round)
+            first_entry = len(transport.log.entries)
+            job.resume(transport, state, min_clients=min_clients)
+            state.exchanged = merge_tables(state.exchanged, tabulate(transport.log.entries[first_entry:]))
+            state.resumed += state.round < job.num_rounds
+        save_snapshot(path, job, state)
+        inner = job.remote_transport(transport, state)
+        run_rounds(job, inner, state, after=lambda current: save_snapshot(path, job, current), min_clients=min_clients)
+        result = job.save_remote(transport, state, out).to_json()
+        write_json_atomically(out / "result.json", result)
+        path.unlink(missing_ok=True)
+        transport.forget()
+    return result
