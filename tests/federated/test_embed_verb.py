@@ -148,7 +148,7 @@ def test_exported_embeddings_with_labels_of_a_collection(tmp_path: Path, monkeyp
         (["digits", "--split", "even:2", "--clients", "3"], "even takes no number"),
         (["digits", "--split", "even", "--client", "label"], "--split and --clients have no effect"),
         (["digits", "--client", "labels"], "no column of clients 'labels'; there are label. Did you mean 'label'"),
-        (["digits", "--split", "even", "--clients", "3", "--method", "fedn"], "field 'method'"),
+        (["digits", "--split", "even", "--clients", "3", "--method", "fedn"], "Did you mean 'fedne'"),
         (["digits", "--split", "even", "--clients", "3", "--set", "roundes=3"], "Did you mean 'rounds'"),
         (["digits", "--split", "even", "--clients", "3", "--compare", "fedavgs"], "Did you mean 'fedavg'"),
         (["digits", "--split", "even", "--clients", "3", "--held-out", "1"], "0 to less than 1"),

@@ -24,6 +24,7 @@ from foveate.federated.deep.job import DeepJob, fit_clients, load_model
 from foveate.federated.deep.options import METHODS, DeepOptions, read_options
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN
 from foveate.federated.deep.quality import probe
+from foveate.federated.deep.run import plan
 from foveate.federated.job import load_snapshot, save_snapshot
 from foveate.federated.results import FeaturesResult
 from foveate.federated.rounds import merge_tables
@@ -243,6 +244,8 @@ def test_own_centroids_are_another_training_than_common_ones() -> None:
 def test_the_plan_writes_nothing_and_bounds_what_is_sent(table: Path, tmp_path: Path) -> None:
     arguments = [table, "--client", "hospital", "--label", "species", "--compare", "none", *QUICK]
     planned = answer(*arguments, "--dry-run", "--run", tmp_path / "run")
+    gathered, options = gather([table], client="hospital"), DeepOptions.model_validate(planned["options"])
+    assert planned["bytes_up_per_client"] == plan(gathered, options)["bytes_up_per_client"]
     assert planned["clients"] == {"north": 60, "south": 60}
     assert not (tmp_path / "run").exists()
     found = answer(*arguments, "--run", tmp_path / "run")
@@ -271,7 +274,7 @@ def test_a_probe_of_one_label_is_no_number() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--method", "deepfecca"], "field 'method'"),
+        (["--method", "deepfecca"], "Did you mean 'deepfeca'"),
         (["--compare", "locale"], "Did you mean 'local'"),
         (["--set", "roundes=3"], "Did you mean 'rounds'"),
         (["--set", "rounds=3"], "--rounds"),
