@@ -17,7 +17,7 @@ from foveate.records.collection import Collection
 
 def main() -> None:
     collection, run, parallel = sys.argv[1:]
-    recipe = tiny.recipe(training={"parallel": parallel, "ema_decay": 0.9, "learning_rate": 2e-4})
+    recipe = tiny.recipe(training={"parallel": parallel, "ema_decay": 0.9, "learning_rate": 2e-4, "evaluate_every": 3})
     done = pretrain(recipe, Collection.open(collection), Path(run), device="cpu")
     assert done.status == "finished"
     assert (done.model_folder is not None) == done.is_main

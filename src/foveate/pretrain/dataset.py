@@ -6,6 +6,8 @@ Every draw is a pure function of (seed, epoch, key), so that workers and resumed
 from __future__ import annotations
 
 import functools
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from foveate.records.images import BadImage
 from foveate.records.region_sources import select_region_rows
 from foveate.training.augment import RandomViews
 from foveate.training.image_texts import ImageTexts
-from foveate.training.loader import BadSample
+from foveate.training.loader import BadSample, Loader, MixtureLoader
 from foveate.training.order import epoch_rows
 from foveate.vision.encoder import ImageEncoder, TextEncoder
 from foveate.vision.feature_cache import FeatureCache
@@ -85,6 +87,8 @@ class PretrainDataset:
     Args:
         cache: folder for the features of encoders with a frozen part.
         share: rank and number of the processes that compute these features together.
+        mixed_with: datasets of other collections whose samples this one collates, too; they cannot collate.
+        collates: False for these other datasets: their texts are encoded only once, by the one that collates.
 
     Raises:
         UserError: when no image of the split has a text of the kinds that are drawn.
@@ -102,6 +106,8 @@ class PretrainDataset:
         device: torch.device,
         with_regions: bool,
         share: Share = (0, 1),
+        mixed_with: Sequence[PretrainDataset] = (),
+        collates: bool = True,
     ) -> None:
         self.collection, self.settings, self.image_encoder = collection, settings, image_encoder
         self.with_regions = with_regions
@@ -116,8 +122,10 @@ class PretrainDataset:
         self._row = functools.lru_cache(maxsize=_CACHED_ROWS)(self._read_row)
         self.rows, self.skipped = self._rows_with_text(collection.rows(settings.split))
         self._texts: TextFeatures = LiveTexts(text_encoder)
-        if text_encoder.fingerprint():
-            self._texts = StoredTexts(text_encoder, self._all_texts(), cache=cache, share=share)
+        if text_encoder.fingerprint() and collates:
+            chunks = [chunk for dataset in (self, *mixed_with) for chunk in dataset._all_texts().chunks]
+            texts = pa.chunked_array(chunks, pa.string())
+            self._texts = StoredTexts(text_encoder, texts, cache=cache, share=share)
         self._cache: FeatureCache | None = None
         if image_encoder.fingerprint():
             views = settings.views.cached if self.has_random_views else 1
@@ -176,21 +184,6 @@ class PretrainDataset:
             usable_R &= self._usable_R
         phrases = regions.table["phrase"].filter(pa.array(usable_R))
         return pa.chunked_array([*texts.chunks, *pa.chunked_array(phrases).chunks], pa.string())
-
-    def texts_of_first_epoch(self, samples: int, seed: int) -> DrawnTexts:
-        """Count how often each kind of text was drawn in the first epoch, or in the part that was trained on.
-
-        Draws are pure functions of (seed, epoch, key), so they are drawn again here: the result does not depend on
-        stops, and `foveate mix` counts the same.
-
-        Args:
-            samples: drawn in all; at most 200,000 are counted.
-        """
-        count = min(samples, len(self.rows), MAX_COUNTED)
-        rows = epoch_rows(self.rows, seed=seed, epoch=0)[:count]
-        drawn = self.image_texts.drawn_in_epoch(rows.tolist(), seed=seed)
-        without_text = drawn.pop("", 0)
-        return DrawnTexts(images=count, drawn=dict(drawn), shares=shares_of(drawn), without_text=without_text)
 
     def _view(self, row: int, view: int, seed: int) -> View:
         width, height = (int(self.collection.index[name][row]) for name in ("width", "height"))
@@ -253,3 +246,29 @@ class PretrainDataset:
             "counts_B": torch.tensor(counts),
             "lost_B": torch.tensor([sample["lost"] for sample in samples]),
         }
+
+
+def count_texts(datasets: Sequence[PretrainDataset], loader: Loader, *, steps: int, seed: int) -> DrawnTexts:
+    """Count how often each kind of text was drawn in the first epoch, or in the part of it that was trained on.
+
+    Draws are pure functions of (seed, epoch, key), so they are drawn again here: the result does not depend on stops,
+    and `foveate mix` counts the same. At most 200,000 samples are counted.
+
+    Args:
+        datasets: in the order of the sources of `loader`, a single one or a mixture.
+    """
+    samples = min(steps * loader.batch_size, MAX_COUNTED)
+    if isinstance(loader, MixtureLoader):
+        batches = range(-(-samples // loader.batch_size))
+        draws = [loader.order.batch(step, batch_size=loader.batch_size) for step in batches]
+        draws_S3 = np.concatenate([np.zeros((0, 3), np.int64), *draws])[:samples]
+        first_S3 = draws_S3[draws_S3[:, 2] == 0]
+        rows = [first_S3[first_S3[:, 0] == source, 1] for source in range(len(datasets))]
+    else:
+        rows = [epoch_rows(datasets[0].rows, seed=seed, epoch=0)[:samples]]
+    drawn: Counter[str] = Counter()
+    for dataset, of_source in zip(datasets, rows, strict=True):
+        drawn.update(dataset.image_texts.drawn_in_epoch(of_source.tolist(), seed=seed))
+    without_text = drawn.pop("", 0)
+    images = sum(map(len, rows))
+    return DrawnTexts(images=images, drawn=dict(drawn), shares=shares_of(drawn), without_text=without_text)

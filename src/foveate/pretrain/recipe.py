@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,9 @@ class DataSettings(Settings):
     )
     views: ViewSettings = ViewSettings()
     split: str = Field("train", description="split to train on")
+    collections: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="further collections to mix in: folder -> weight; --collection has weight 1"
+    )
     validation_split: str = Field(
         "validation", description="split for training.evaluate_every, and to choose the better locate rule"
     )

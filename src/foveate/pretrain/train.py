@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from foveate.core.progress import say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
-from foveate.pretrain.dataset import PretrainDataset
+from foveate.pretrain.dataset import PretrainDataset, count_texts
 from foveate.pretrain.embed import cache_features, embed_collection
 from foveate.pretrain.evaluate import Validation, choose_locate_rule, evaluate
 from foveate.pretrain.initialization import resolve_initial, start_from
@@ -27,7 +28,7 @@ from foveate.pretrain.task import PretrainTask
 from foveate.records.collection import Collection
 from foveate.training import checkpoint
 from foveate.training.distributed import World, barrier, start
-from foveate.training.loader import Loader
+from foveate.training.loader import Loader, MixtureLoader, Source
 from foveate.training.loop import WITHOUT_INFLUENCE, TrainingOutcome, train
 from foveate.vision.feature_store import Share
 from foveate.vision.localizer.folder import save_model
@@ -78,12 +79,15 @@ def build_dataset(
     device: torch.device,
     cache: Path,
     share: Share = (0, 1),
+    mixed_with: Sequence[PretrainDataset] = (),
+    collates: bool = True,
 ) -> PretrainDataset:
     """Build the training samples of a collection.
 
     Args:
         cache: folder of the frozen features.
         share: rank and number of the processes that compute these features together.
+        mixed_with, collates: see `PretrainDataset`.
     """
     return PretrainDataset(
         collection,
@@ -95,6 +99,8 @@ def build_dataset(
         device=device,
         with_regions=recipe.regions.method != "none",
         share=share,
+        mixed_with=mixed_with,
+        collates=collates,
     )
 
 
@@ -127,27 +133,30 @@ def pretrain(
         # A copy for the end: FSDP takes the model itself apart, and files it was built from may be gone by then.
         final = empty_copy(model)
         cache = _cache_folder(collection, run)
-        share = (here.rank, here.size)
-        dataset = build_dataset(recipe, collection, model, device=here.device, cache=cache, share=share)
-        if dataset.skipped:
-            say(f"skipped {dataset.skipped} images of the split: no text of the kinds in data.captions")
+        datasets = _build_datasets(recipe, collection, model, run, here, cache=cache)
+        loader = _build_loader(recipe, datasets, here)
+        images, skipped = (
+            sum(counts) for counts in zip(*((len(data.rows), data.skipped) for data in datasets), strict=True)
+        )
+        if skipped:
+            say(f"skipped {skipped} images of the split: no text of the kinds in data.captions")
         validation = _validation(recipe, model, collection, cache, here)
-        outcome, weights = _fit(recipe, model, dataset, validation, run, here)
+        outcome, weights = _fit(recipe, model, loader, validation, run)
         folder, evaluation = None, None
         if outcome.status == "finished" and here.is_main:
             final.load_state_dict(weights, assign=True)
             final.to(here.device).eval()
             split = evaluate_split if evaluate_split and _has_split(collection, evaluate_split) else None
             evaluation = _evaluate(final, collection, run, recipe, split=split, cache=cache)
-            folder = _save(final, collection, run, recipe, evaluation, images=len(dataset.rows), command=command)
+            folder = _save(final, datasets, run, recipe, evaluation, command=command)
         result = PretrainResult(
             status=outcome.status,
             recipe=recipe.model_dump(mode="json"),
             command=command or "",
-            collection=collection.name,
-            images=len(dataset.rows),
-            images_without_text=dataset.skipped,
-            texts=dataset.texts_of_first_epoch(outcome.step * recipe.training.batch_size, recipe.training.seed),
+            collection=" + ".join(data.collection.name for data in datasets),
+            images=images,
+            images_without_text=skipped,
+            texts=count_texts(datasets, loader, steps=outcome.step, seed=recipe.training.seed),
             steps=outcome.step,
             seconds=round(outcome.seconds, 1),
             parameters={"trained": sum(value.numel() for value in weights.values())},
@@ -160,6 +169,59 @@ def pretrain(
         if here.is_main:
             run.write_result(result.to_json())
     return PretrainRun(run, outcome.status, result, folder, here.is_main)
+
+
+def _build_datasets(
+    recipe: PretrainRecipe,
+    collection: Collection,
+    model: LocalizingModel,
+    run: RunFolder,
+    here: World,
+    *,
+    cache: Path,
+) -> list[PretrainDataset]:
+    """Build the datasets of `collection`, which collates, and of the recipe's further collections.
+
+    Raises:
+        UserError: when two collections have the same name, by which the order of their samples is drawn.
+    """
+    share = (here.rank, here.size)
+    others: list[PretrainDataset] = []
+    names = {collection.name}
+    for path in recipe.data.collections:
+        other = Collection.open(path)
+        if other.name in names:
+            raise UserError(
+                f"field data.collections: '{path}' is a second collection with the name '{other.name}'; names of mixed "
+                "collections must differ"
+            )
+        names.add(other.name)
+        folder = _cache_folder(other, run)
+        others.append(
+            build_dataset(recipe, other, model, device=here.device, cache=folder, share=share, collates=False)
+        )
+    first = build_dataset(recipe, collection, model, device=here.device, cache=cache, share=share, mixed_with=others)
+    return [first, *others]
+
+
+def _build_loader(recipe: PretrainRecipe, datasets: list[PretrainDataset], here: World) -> Loader:
+    settings = recipe.training
+    options: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "workers": settings.workers,
+        "rank": here.rank,
+        "world_size": here.size,
+        # data.missing=skip leaves out images on purpose: they are no sign of a damaged collection.
+        "max_bad_fraction": 1.0 if recipe.data.missing == "skip" else 0.1,
+    }
+    if len(datasets) == 1:
+        return Loader(datasets[0], rows=datasets[0].rows, **options)
+    weights = [1.0, *recipe.data.collections.values()]
+    sources = [
+        Source(data.collection.name, data, data.rows, weight) for data, weight in zip(datasets, weights, strict=True)
+    ]
+    return MixtureLoader(sources, **options)
 
 
 def _cache_folder(collection: Collection, run: RunFolder) -> Path:
@@ -198,26 +260,13 @@ def _validation(
 def _fit(
     recipe: PretrainRecipe,
     model: LocalizingModel,
-    dataset: PretrainDataset,
+    loader: Loader,
     validation: Validation | None,
     run: RunFolder,
-    here: World,
 ) -> tuple[TrainingOutcome, dict[str, Tensor]]:
     """Train; return the outcome and, on rank 0, the whole final weights (averaged ones with an EMA)."""
-    settings = recipe.training
-    loader = Loader(
-        dataset,
-        rows=dataset.rows,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        workers=settings.workers,
-        rank=here.rank,
-        world_size=here.size,
-        # data.missing=skip leaves out images on purpose: they are no sign of a damaged collection.
-        max_bad_fraction=1.0 if recipe.data.missing == "skip" else 0.1,
-    )
     task = PretrainTask(model, validation=validation)
-    outcome = train(task, loader, settings, run)
+    outcome = train(task, loader, recipe.training, run)
     weights = checkpoint.gather_weights(task, ema=outcome.ema)
     return outcome, {name.removeprefix("model."): value for name, value in weights.items()}
 
@@ -247,19 +296,18 @@ def _evaluate(
 
 def _save(
     model: LocalizingModel,
-    collection: Collection,
+    datasets: Sequence[PretrainDataset],
     run: RunFolder,
     recipe: PretrainRecipe,
     evaluation: SplitEvaluation | None,
     *,
-    images: int,
     command: list[str] | None,
 ) -> Path:
     provenance = {
-        "collection": collection.name,
-        "license": collection.license,
+        "collection": " + ".join(data.collection.name for data in datasets),
+        "license": " + ".join(dict.fromkeys(data.collection.license for data in datasets)),
         "split": recipe.data.split,
-        "images": images,
+        "images": sum(len(data.rows) for data in datasets),
         "command": command,
         "revision": code_revision(),
     }
