@@ -23,7 +23,7 @@ from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
-from foveate.studies.measures import box_gain
+from foveate.studies.cloc_measures import box_gain
 from foveate.vision.localizer.folder import load_model
 
 SIZE = 224

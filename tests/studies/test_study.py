@@ -70,7 +70,7 @@ def test_a_cell_that_another_process_works_on_is_left_to_it(tmp_path: Path) -> N
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     CellStore(tmp_path, {"steps": 3})
-    with pytest.raises(UserError, match="other settings"):
+    with raises_naming(UserError, tmp_path):
         CellStore(tmp_path, {"steps": 4})
 
 
@@ -273,10 +273,10 @@ def test_a_very_small_study_from_nothing_to_a_page(
 
 def test_the_result_so_far_is_of_the_finished_trainings(tmp_path: Path) -> None:
     run = tmp_path / "study"
-    with pytest.raises(UserError, match="holds no study yet"):
+    with raises_naming(UserError, run, "--so-far"):
         run_study("cloc", run, so_far=True, quick=True)
     store = CellStore(run / "cells", cloc.STUDY.identity(cloc.QUICK, datasets=[]))
-    with pytest.raises(UserError, match="no training is finished yet"):
+    with raises_naming(UserError, run, "--so-far"):
         run_study("cloc", run, so_far=True, quick=True)
     for seed in (0, 1):
         store.finish(Cell(seed, "true", "cloc"), {"name": 0.5 + seed / 10, "name_shuffled": 0.1}, 1.0)
@@ -361,7 +361,7 @@ def test_maps_become_a_collection(maps: Path, tmp_path: Path) -> None:
     assert len(collection.rows("train")) == 3
     assert len(collection.rows("test")) == 1
     assert [region.phrase for region in collection.read_regions(0)] == ["West", "East"]
-    with pytest.raises(UserError, match="holds no maps"):
+    with raises_naming(UserError, tmp_path, "*.kgm"):
         build_maps(tmp_path / "none", tmp_path, train=1, test=1)
 
 
@@ -394,10 +394,10 @@ def test_resource_files_are_read(tmp_path: Path, packed: bool) -> None:
     path.write_bytes(rcc(files, packed=packed))
     assert read_rcc(path) == {f"/r/{name}": content for name, content in files.items()}
     path.write_bytes(rcc(files, packed=packed)[:60])
-    with pytest.raises(UserError, match="broken"):
+    with raises_naming(UserError, path):
         read_rcc(path)
     path.write_bytes(b"something else")
-    with pytest.raises(UserError, match="not a Qt resource file"):
+    with raises_naming(UserError, path, "qres"):
         read_rcc(path)
 
 

@@ -93,5 +93,5 @@ def test_without_a_feasible_gamma_alg_stands_in_and_it_is_said(
     )
     assert found["method"] == "alg"
     assert found["notes"][0] == "Without PCV: no gamma is feasible in any of the 3 pseudo runs"
-    assert tested.few(None) is None
-    assert tested.few(20) == 1
+    assert tested.short_epochs(None) is None
+    assert tested.short_epochs(20) == 1

@@ -1,4 +1,4 @@
-"""The study `calibration`: what fine-tuning on half of the classes breaks, what it leaves whole, what gamma repairs."""
+"""The study `calibration`: what fine-tuning on half of the classes breaks and keeps, and what gamma repairs."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ PAPER_CLAIMS = (
 DESIGN = Design(
     name="calibration",
     title="Fine-tuned on half of the classes",
-    question="What does fine-tuning on some of the classes break, what does it leave whole, and what does one number "
-    "on the absent logits repair?",
+    question="What does fine-tuning on some of the classes break, what does it keep, and what does one number on the "
+    "absent logits repair?",
     reference="after",
     conditions=CONDITIONS,
     rows=ROWS,
@@ -165,7 +165,7 @@ DESIGN = Design(
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the study is; part of the identity of its cells."""
+    """Size of the study; part of the identity of its cells."""
 
     source_per_class: int
     target_per_class: int
@@ -194,7 +194,7 @@ class CalibrationStudy(GridStudy):
         return {"rates": rates}
 
     def prepare(self) -> None:
-        """Draws the data and pre-trains both models; does what is missing."""
+        """Draw the data and pre-train both models; only what is missing."""
         from foveate.studies.calibration_worlds import prepare_emoji, prepare_glyphs
 
         scale = self.scale
@@ -250,7 +250,7 @@ class CalibrationStudy(GridStudy):
     def _gammas(
         self, world: Any, training: Any, groups: Any, settings: Any, run: Path, *, seed: int
     ) -> tuple[dict[str, float], float]:
-        """gamma by method, and the share of pseudo runs with a feasible one; where none has, there is no PCV."""
+        """Return gamma by method and the share of pseudo runs with a feasible one; without any there is no PCV."""
         from foveate.adapt.calibration.estimator import Calibrator
         from foveate.adapt.calibration.pseudo import estimate
         from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
@@ -271,7 +271,7 @@ class CalibrationStudy(GridStudy):
 
 
 def _half_way(before: Any, after: Any) -> Any:
-    """A copy with the mean of both models' weights (weight-space ensemble at alpha .5, Wortsman et al. 2022)."""
+    """Copy a model with the mean of both weights (weight-space ensemble at alpha .5, Wortsman et al. 2022)."""
     mixed = copy.deepcopy(after)
     first = before.state_dict()
     mixed.load_state_dict(
@@ -284,7 +284,7 @@ def _half_way(before: Any, after: Any) -> Any:
 
 
 def _values(row: Any) -> dict[str, float]:
-    """A row of the diagnosis as measures; accuracies as shares."""
+    """Return a row of the diagnosis as measures, accuracies as fractions."""
     named = {"yy": "Y/Y", "sy": "S/Y", "uy": "U/Y", "uu": "U/U"}
     values = {name: row.accuracies[key] / 100 for name, key in named.items() if row.accuracies[key] is not None}
     ncm = {name: row.ncm.get(key) for name, key in (("yy", "Y/Y"), ("uu", "U/U"))}
@@ -294,7 +294,7 @@ def _values(row: Any) -> dict[str, float]:
 
 
 def _shuffled(logits: Any, labels: Any, groups: Any, gamma: float, *, seed: int) -> dict[str, float]:
-    """PCV's gamma on as many classes as are absent, drawn at random from all."""
+    """Apply PCV's gamma to as many classes as are absent, drawn at random from all."""
     from foveate.metrics.calibration import group_accuracies
 
     drawn = generator("calibration control", seed).permutation(groups.classes)[: len(groups.absent)]

@@ -32,7 +32,7 @@ TEST_SHARE = 0.4  # of the concepts of emoji
 
 @dataclass(frozen=True)
 class World:
-    """A pre-trained classifier and arrays of its target."""
+    """A pre-trained classifier, and training and test arrays of the target."""
 
     before: Classifier
     train: ArraySamples
@@ -40,12 +40,12 @@ class World:
 
     @property
     def classes(self) -> int:
-        """C."""
+        """Number of classes C."""
         return len(self.before.names)
 
 
 def glyph_network() -> nn.Module:
-    """The ViT of 106,404 parameters: 24 px in patches of 6, width 64, 3 blocks, 4 heads."""
+    """Build the ViT of 106,404 parameters: 24 px in patches of 6, width 64, 3 blocks, 4 heads."""
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(
@@ -72,12 +72,12 @@ class FeatureNetwork(nn.Module):
         self.head = nn.Linear(128, classes)
 
     def forward(self, features_BD: torch.Tensor) -> torch.Tensor:
-        """[B, D] to logits [B, C]."""
+        """Map features [B, D] to logits [B, C]."""
         return self.head(self.backbone(features_BD))
 
 
 def prepare_glyphs(folder: Path, *, source_per_class: int, target_per_class: int, epochs: int) -> None:
-    """Draws the target's sets and pre-trains on the source; what is there already stays."""
+    """Draw the target's sets and pre-train on the source; only what is missing."""
     for name in ("train", "test"):
         path = folder / f"{name}.npz"
         if not path.is_file():
@@ -90,19 +90,19 @@ def prepare_glyphs(folder: Path, *, source_per_class: int, target_per_class: int
 
 
 def open_glyphs(folder: Path) -> World:
-    """What `prepare_glyphs` left."""
+    """Open the world of `prepare_glyphs`."""
     return _open(folder, glyph_network(), glyphs.CLASSES)
 
 
 def prepare_emoji(folder: Path, *, epochs: int, features: Callable[[Path], None] | None = None) -> None:
-    """Frozen EfficientNet-Lite0 features of all emoji, and a network pre-trained on the Noto style.
+    """Write frozen EfficientNet-Lite0 features of all emoji; pre-train a network on the Noto style.
 
     Args:
         features: writes features.npz (features, style, subcategory, held_out); the study's own by default.
     """
     path = folder / "features.npz"
     if not path.is_file():
-        (features or _emoji_features)(path)
+        (features or _write_emoji_features)(path)
     arrays, names = emoji_arrays(path)
     for name in ("train", "test"):
         selected = (arrays["style"] == "twemoji") & (arrays["held_out"] == (name == "test"))
@@ -116,57 +116,36 @@ def prepare_emoji(folder: Path, *, epochs: int, features: Callable[[Path], None]
 
 
 def held_out(group: str) -> bool:
-    """Whether a group of emoji, one thing in all styles, is for tests alone."""
+    """Whether a group of emoji (one thing in all styles) is held out for tests."""
     return uniform("calibration study", group) < TEST_SHARE
 
 
 def open_emoji(folder: Path) -> World:
-    """What `prepare_emoji` left."""
+    """Open the world of `prepare_emoji`."""
     arrays, names = emoji_arrays(folder / "features.npz")
     return _open(folder, FeatureNetwork(arrays["features"].shape[1], classes=len(names)), names)
 
 
-def _emoji_features(path: Path) -> None:
-    """Mean over positions of both maps, [N, 432], with style, subcategory and whether the concept is held out."""
-    from foveate.core.progress import track
-    from foveate.records.builtin.single_objects import load_single_objects
-    from foveate.records.geometry import View
-    from foveate.records.images import decode
-    from foveate.vision.lite0 import Lite0Encoder, unpack_maps
-    from foveate.vision.preprocess import place_image, render_image
+def _write_emoji_features(path: Path) -> None:
+    """Write features [N, 432] of all emoji, with style, subcategory and whether the concept is held out."""
+    from foveate.studies.image_features import encode_single_objects
+    from foveate.vision.lite0 import Lite0Encoder
 
     encoder = Lite0Encoder(image_size=128, width=64, embed_dim=64).eval()
-    columns: dict[str, list[Any]] = {"features": [], "style": [], "subcategory": [], "held_out": []}
-    pixels: list[torch.Tensor] = []
-
-    def flush() -> None:
-        if pixels:
-            with torch.inference_mode():
-                maps = unpack_maps(encoder.frozen_features(torch.stack(pixels)).float(), encoder.grid)
-            columns["features"].append(torch.cat([part.flatten(1, 2).mean(1) for part in maps], dim=1).numpy())
-            pixels.clear()
-
-    for single in track(load_single_objects("emoji", size=128), description="emoji features"):
-        image = decode(single.data)
-        pixels.append(render_image(encoder.preprocess, image, place_image(encoder.preprocess, image.size, View())))
-        columns["style"].append(single.labels["style"])
-        columns["subcategory"].append(single.labels["subcategory"])
-        columns["held_out"].append(held_out(single.group))
-        if len(pixels) == 32:
-            flush()
-    flush()
+    batches = list(encode_single_objects(encoder, ["emoji"], size=128))
+    singles = [single for batch in batches for single in batch.objects]
     with atomic_file(path) as handle:
         np.savez(
             handle,
-            features=np.concatenate(columns["features"]).astype(np.float32),
-            style=np.array(columns["style"]),
-            subcategory=np.array(columns["subcategory"]),
-            held_out=np.array(columns["held_out"]),
+            features=np.concatenate([batch.means.numpy() for batch in batches]).astype(np.float32),
+            style=np.array([single.labels["style"] for single in singles]),
+            subcategory=np.array([single.labels["subcategory"] for single in singles]),
+            held_out=np.array([held_out(single.group) for single in singles]),
         )
 
 
 def emoji_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """Arrays of the subcategories that are large enough in both styles and on both sides of the hold-out, and names."""
+    """Read the subcategories that are large enough and on both sides of the hold-out; return arrays and names."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     names = []
@@ -190,7 +169,7 @@ def _pretrain(
     learning_rate: float,
     batch: int,
 ) -> None:
-    """AdamW at one rate over the source's samples of all classes."""
+    """Pre-train on the source's samples of all classes: AdamW, one rate for all weights."""
     with seeded(0):
         untrained = Classifier(network(), head_name="head", names=names)
     settings = FineTuneSettings(

@@ -1,6 +1,6 @@
-"""The study `captions`: which texts a contrastive encoder should be trained with, and in what mixture.
+"""The study `captions`: which texts should train a contrastive encoder, and in what mixture.
 
-All variants share images, frozen features, steps and batches; only the rule differs by which the one text of a
+All variants share images, frozen features, steps and batches; only the rule differs by which the one text of an
 image and epoch is drawn.
 """
 
@@ -169,7 +169,10 @@ DESIGN = Design(
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the study is; part of the identity of its cells. images: at most so many clip art and emoji."""
+    """Size of the study; part of the identity of its cells.
+
+    images: at most so many clip art and emoji.
+    """
 
     train_scenes: int
     test_scenes: int
@@ -187,7 +190,7 @@ _ALWAYS = ("image_encoder.image_size=128", "training.workers=0", "training.log_e
 
 
 def overrides(cell: Cell, scale: Scale) -> list[str]:
-    """What a cell changes of the recipe."""
+    """Return the overrides of the recipe for a cell."""
     warm_up = f"training.warmup_steps={min(20, scale.steps // 3)}"
     sizes = (f"training.steps={scale.steps}", f"training.batch_size={scale.batch_size}", warm_up)
     rest = (f"training.checkpoint_every={scale.steps}", f"training.seed={cell.seed}")
@@ -205,11 +208,11 @@ class CaptionsStudy(GridStudy):
         return {"variants": {name: [RECIPE, *changes, shuffled] for name, (changes, shuffled) in VARIANTS.items()}}
 
     def collection_path(self, condition: str) -> Path:
-        """The images of a condition."""
+        """Return the collection of a condition."""
         return self.folder / condition
 
     def prepare(self) -> None:
-        """Draws images, trains the captioner, writes all captions and caches features; does what is missing."""
+        """Draw images, train the captioner, write all captions and cache features; only what is missing."""
         from foveate.studies.captions_data import prepare_images, prepare_scenes
 
         scale = self.scale
@@ -236,7 +239,7 @@ class CaptionsStudy(GridStudy):
         return measure(model, Opened.open(path), cache=path / CACHE)
 
     def further_tables(self) -> list[dict[str, Any]]:
-        """The audit of the captioner that wrote the captions of the real images, as a table for the page and the docs."""
+        """Return the audit of the captioner that wrote the captions of the real images."""
         from foveate.caption.audit import format_title
         from foveate.caption.audit_metrics import MEASURES as AUDITED
         from foveate.studies.captions_data import NAMES_DEFINITION, audit_captioner

@@ -1,4 +1,4 @@
-"""The images of the study `captions`, with their captions and the questions that are asked of them.
+"""Images of the study `captions`, their captions, and the queries of its tests.
 
 Scenes: captions of the scene-oracle, of which one statement in ten is false. Real images: clip art and emoji with
 their own titles as AltText, and captions by our own captioner, which was trained on other images of the same kinds.
@@ -63,7 +63,7 @@ NAMES_DEFINITION = (
 def write_captions(
     collection: Path, backend: str, options: Mapping[str, Any], run: Path, *, split: str, formats: Sequence[str]
 ) -> str:
-    """Captions of a split, as `foveate caption` writes them; what is there is not asked again. The model's name.
+    """Write missing captions of a split as `foveate caption` does; return the model's name.
 
     A signal to stop ends the study, too.
     """
@@ -85,7 +85,7 @@ def write_captions(
 
 
 def prepare_scenes(path: Path, *, train: int, test: int, seed: int, run: Path) -> None:
-    """Scenes with the oracle's captions for training and error-free queries for tests; adds what is missing."""
+    """Build scenes with captions of the oracle for training and true queries for tests; resumes."""
     build_scenes(path, train=train, test=test, seed=seed, size=SIZE, workers=1)
     collection = Collection.open(path)
     truths = SceneTruths(collection)
@@ -108,7 +108,7 @@ def prepare_scenes(path: Path, *, train: int, test: int, seed: int, run: Path) -
 
 
 def prepare_images(path: Path, *, seed: int, run: Path, max_images: int | None) -> None:
-    """Clip art and emoji in three splits, a captioner trained on one of them, its captions for the others.
+    """Build clip art and emoji in three splits, train a captioner on one, caption the others.
 
     max_images: of all images together, for small runs.
     """
@@ -146,8 +146,7 @@ def prepare_images(path: Path, *, seed: int, run: Path, max_images: int | None) 
 
 
 def write_own_captions(path: Path, captioner: Path, *, split: str, kinds: Sequence[str]) -> None:
-    """The captioner's captions of a split, from cached features, gated as the pipeline gates them; those that are there
-    already are not written again."""
+    """Write a captioner's captions of a split from cached features, with the length filters of `foveate caption`."""
     collection = Collection.open(path)
     opened = load_captioner(captioner, device="cpu")
     model = f"foveate-captioner-{opened.revision[:8]}"
@@ -169,7 +168,7 @@ def write_own_captions(path: Path, captioner: Path, *, split: str, kinds: Sequen
 
 
 def split_of(name: str, seed: int) -> str:
-    """ "captioner", "test" or "train", by the name of an image or of a group of near-duplicates."""
+    """Return "captioner", "test" or "train" for the name of an image or of a group of near-duplicates."""
     share = seeds.uniform("study split", seed, name)
     for split, part in _SHARES.items():
         if share < part:
@@ -179,7 +178,7 @@ def split_of(name: str, seed: int) -> str:
 
 
 def audit_captioner(path: Path, run: Path, *, sample: int, seed: int) -> dict[str, Any]:
-    """The audit of the captioner's captions on held-out images, whose names are known; beside the study's numbers."""
+    """Audit the captioner's captions on held-out images, whose names are known."""
     collection = Collection.open(path)
 
     def by_names(rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -196,7 +195,7 @@ def audit_captioner(path: Path, run: Path, *, sample: int, seed: int) -> dict[st
 
 
 def judge_named(assertions: Sequence[str], labels: dict[str, str]) -> list[str]:
-    """Verdicts about a built-in image from its name."""
+    """Judge assertions about a built-in image by its name."""
     concept = labels.get("concept", "")
     if not concept:
         return [UNVERIFIABLE] * len(assertions)
@@ -207,7 +206,7 @@ def judge_named(assertions: Sequence[str], labels: dict[str, str]) -> list[str]:
 
 
 def classes_of(collection: Collection, rows: Sequence[int]) -> tuple[list[str], list[str]]:
-    """(name, category) of each row: of the image's thing, in scenes of the largest one; "" where there is none."""
+    """Return names and categories of rows: of the drawn thing, in scenes of the largest; "" for none."""
     categories = {cutout.concept: cutout.category for cutout in load_cutouts() if cutout.concept}
     truths = SceneTruths(collection)
     classes = []
@@ -224,7 +223,7 @@ def classes_of(collection: Collection, rows: Sequence[int]) -> tuple[list[str], 
 
 
 class ShuffledCaptions(Collection):
-    """A collection on disk in which captions that a captioner wrote belong to other images of the same split."""
+    """A collection whose generated captions are shuffled within the training images, in memory only."""
 
     shuffled: pa.Table | None = None
 
@@ -235,7 +234,7 @@ class ShuffledCaptions(Collection):
 
 
 def open_shuffled(path: Path, *, seed: int) -> Collection:
-    """The collection with the texts of each kind that a captioner wrote shuffled among the training images."""
+    """Open a collection with the generated texts of each kind shuffled among the training images."""
     opened = ShuffledCaptions.open(path)
     assert isinstance(opened, ShuffledCaptions)
     table = opened.table("captions")

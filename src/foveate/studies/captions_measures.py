@@ -1,4 +1,4 @@
-"""What the study `captions` measures of an encoder: searches with short and long words, names, a linear probe."""
+"""Measures of the study `captions`: searches with short and long texts, zero-shot names, a linear probe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES_BEST = 5
 
 
 class Questions:
-    """The questions of a collection, the same for every model: texts, names, categories."""
+    """Queries, names and categories of a collection, the same for every model."""
 
     def __init__(self, collection: Collection) -> None:
         self.test, self.train = collection.rows("test"), collection.rows("train")
@@ -33,7 +33,7 @@ class Questions:
         _, self.train_categories = classes_of(collection, self.train.tolist())
 
     def texts(self) -> list[str]:
-        """All texts that are asked with."""
+        """Return all texts that have to be embedded."""
         return [*self.queries[QUERY_SHORT], *self.queries[QUERY_LONG], *filter(None, self.names)]
 
 
@@ -43,7 +43,7 @@ def _text(collection: Collection, row: int, kind: str) -> str:
 
 @torch.no_grad()
 def measure(model: Any, collection: Collection, *, cache: Path) -> dict[str, float]:
-    """All measures of a model on a collection."""
+    """Return all measures of a model on a collection."""
     questions = Questions(collection)
     rows = np.sort(np.concatenate([questions.test, questions.train]))
     encoded, bad, image_NE = encode_images(model, collection, rows, cache=cache)
@@ -75,7 +75,7 @@ def retrieval(
     *,
     best: int,
 ) -> float:
-    """Mean of both directions' recall in the `best` first.
+    """Return the mean recall@`best` of both directions.
 
     Args:
         own: the text of each image, "" for none. texts: the different texts, as in `text_TE`. Images with equal
@@ -100,7 +100,7 @@ def right_name(
     *,
     best: int,
 ) -> float:
-    """Zero-shot: how often the image's name is among the `best` of all names."""
+    """Return how often an image's name is among the `best` of all names, zero-shot."""
     position = {name: number for number, name in enumerate(names)}
     owner_N = np.array([position.get(name, -1) for name in image_names])
     has_name = owner_N >= 0
@@ -111,7 +111,7 @@ def right_name(
 def probe(
     train_NE: NDArray[np.float32], train: Sequence[str], test_NE: NDArray[np.float32], test: Sequence[str]
 ) -> float:
-    """Accuracy of a logistic regression from embeddings to categories."""
+    """Return the accuracy of a logistic regression from embeddings to categories."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 

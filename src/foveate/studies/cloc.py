@@ -1,4 +1,4 @@
-"""The study `cloc`: what of the method matters, on generated scenes and on maps, with true and with spoiled boxes.
+"""The study `cloc`: which parts of the method matter, on scenes and maps, with true and with spoiled boxes.
 
 All variants share the images, the frozen features, the texts and the steps; one thing differs from the reference.
 """
@@ -223,7 +223,7 @@ DESIGN = Design(
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the study is; part of the identity of its cells."""
+    """Size of the study; part of the identity of its cells."""
 
     train_scenes: int
     test_scenes: int
@@ -239,7 +239,7 @@ QUICK = Scale(train_scenes=1200, test_scenes=150, steps=150, batch_size=80, map_
 
 
 def overrides(cell: Cell, scale: Scale) -> list[str]:
-    """What the cell changes in its recipe."""
+    """Return the overrides of the recipe for a cell."""
     coarse = ["image_encoder.image_size=128", "data.regions_per_image=2"] if cell.condition == COARSE else []
     return [
         f"training.steps={scale.steps}",
@@ -254,7 +254,7 @@ def overrides(cell: Cell, scale: Scale) -> list[str]:
 
 
 def noise_of(cell: Cell) -> Noise:
-    """The condition's noise and the variant's own."""
+    """Combine the noise of the condition with the shuffles of the variant."""
     variant_noise = VARIANTS[cell.variant][2]
     return replace(
         _NOISE[cell.condition],
@@ -292,15 +292,15 @@ class ClocStudy(GridStudy):
 
     @classmethod
     def find_datasets(cls, folders: Sequence[Path]) -> dict[str, Path]:
-        """The folder of maps and the file of details that were found in `folders`, or where the system's packages put them.
+        """Find the folder of maps and the file of details in `folders`, or where Debian's packages put them.
 
         Raises:
-            UserError: when a folder in `folders` is missing or holds none of both.
+            UserError: a folder is missing or holds neither.
         """
         for folder in folders:
             if find_installed((folder,)) == (None, None):
                 raise UserError(
-                    f"{folder}: holds neither {KGEOGRAPHY} nor {DETAILS}; "
+                    f"--data {folder}: holds neither {KGEOGRAPHY} nor {DETAILS}; "
                     f"unpack a package there with 'dpkg -x PACKAGE.deb {folder}'"
                 )
         maps, details = find_installed((*folders, Path("/")))
@@ -310,7 +310,7 @@ class ClocStudy(GridStudy):
     def row_values(
         cls, finished: Mapping[Cell, Mapping[str, float]]
     ) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
-        """(condition, row) -> seed -> measure -> value, with CLIP's cells of true boxes standing for spoiled ones."""
+        """Map (condition, row) to values; CLIP's cells of true boxes stand for spoiled ones, which it never sees."""
         clip = [(cell, values) for cell, values in finished.items() if (cell.condition, cell.variant) == (TRUE, "clip")]
         by_row = row_values(
             ROWS, [*finished.items(), *((replace(cell, condition=NOISY), values) for cell, values in clip)]
@@ -322,17 +322,17 @@ class ClocStudy(GridStudy):
 
     @functools.cached_property
     def feature_memory(self) -> FeatureMemory:
-        """Frozen features of test images, cut-outs and texts, which all cells of this process share."""
+        """Frozen features that all cells of this process share."""
         from foveate.studies.feature_cache import FeatureMemory
 
         return FeatureMemory()
 
     def collection_path(self, condition: str) -> Path:
-        """The images of a condition; spoiled boxes lie on the same ones as true boxes."""
+        """Return the collection of a condition; spoiled boxes use the images of true ones."""
         return self.folder / ("maps" if condition == MAPS else "scenes")
 
     def prepare(self) -> None:
-        """Draws the images and caches the frozen features that all cells share; does what is missing."""
+        """Draw the images and cache the frozen features that all cells share; only what is missing."""
         from foveate.records.scenes import build_scenes
         from foveate.studies.real_regions import build_maps
         from foveate.studies.trainings import cache_features
@@ -359,7 +359,7 @@ class ClocStudy(GridStudy):
 
     def _measured(self, model: Any, collection: Any, *, crops: bool, seed: int) -> dict[str, float]:
         from foveate.pretrain.evaluate import evaluate
-        from foveate.studies.measures import box_gain, details_accuracy
+        from foveate.studies.cloc_measures import box_gain, details_accuracy
 
         evaluation, seen = evaluate(model, collection, name="m", crops=crops, rules=("head",), seed=seed)
         values = picked(evaluation.to_json()["table"])
@@ -373,7 +373,7 @@ class ClocStudy(GridStudy):
 
 
 def picked(table: list[dict[str, Any]]) -> dict[str, float]:
-    """The study's measures from an evaluation's table; those of crops have the prefix "crop/"."""
+    """Select the study's measures from an evaluation's table; those of crops get the prefix "crop/"."""
     values: dict[str, float] = {}
     for row in table:
         for key, (question, suffix) in _QUESTIONS.items():

@@ -1,4 +1,4 @@
-"""The study `deepfeca`: one encoder trained at several clients towards common groups, against its parts and controls."""
+"""The study `deepfeca`: one encoder trained at several clients towards common centers, and its ablations."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ PAPER_CLAIMS = (
 DESIGN = Design(
     name="deepfeca",
     title="One encoder of several clients, without labels",
-    question="Do clients that train towards common groups learn an encoder that is worth more than its parts?",
+    question="Do clients that train towards common centers learn a better encoder than its parts alone?",
     reference="deepfeca",
     conditions=CONDITIONS,
     rows=ROWS,
@@ -140,7 +140,7 @@ DESIGN = Design(
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the study is; part of the identity of its cells."""
+    """Size of the study; part of the identity of its cells."""
 
     rounds: int
     conditions: tuple[str, ...]
@@ -198,7 +198,7 @@ class DeepfecaStudy(point_sets.PointSetStudy):
 
 
 def raw(parts: list[np.ndarray], labels: np.ndarray, clusters: int, *, seed: int) -> dict[str, float]:
-    """Consensus of the numbers themselves, and what they are worth without an encoder."""
+    """Measure `consensus` on the input features, without an encoder."""
     from foveate.federated.deep.quality import measure_quality
     from foveate.federated.estimators import FederatedKMeans
 
@@ -212,12 +212,12 @@ def raw(parts: list[np.ndarray], labels: np.ndarray, clusters: int, *, seed: int
 
 
 def order_of(seed: int, client: int, clusters: int) -> np.ndarray:
-    """Towards which center the control trains each group of a client, the same in all rounds."""
+    """Return the center towards which the control trains each group of a client, the same in all rounds."""
     return generator("deepfeca control", seed, client).permutation(clusters).astype(np.int64)
 
 
 def shuffling(network: Any, options: Any) -> dict[str, Any]:
-    """A client's functions for the control: it trains each group towards another center, in an order of its own."""
+    """Return a client's handlers for the control: each group is trained towards another center."""
     from foveate.federated.clients import stream
     from foveate.federated.deep.encoder import flatten_weights, set_weights
     from foveate.federated.deep.job import make_handlers
@@ -226,6 +226,7 @@ def shuffling(network: Any, options: Any) -> dict[str, Any]:
     def astray(data: Any, request: Any, client: int) -> Any:
         set_weights(network, request.array("weights"))
         seed, centers = int(request.number("seed")), request.array("centers")
+        # Another order at every client: one order for all would only rename the centers.
         order = order_of(seed, client, len(centers))
         random = stream(seed, round=request.round, client=client, purpose="training")
         training = Training.from_request(request)

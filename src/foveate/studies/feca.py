@@ -1,4 +1,4 @@
-"""The study `feca`: groups of data at several clients by what each sends once, against baselines and pooled data."""
+"""The study `feca`: clusters from centroids that clients send once, compared with pooled data and baselines."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ PAPER_CLAIMS = (
 DESIGN = Design(
     name="feca",
     title="Groups of data that stay at their clients",
-    question="How near do centroids that are sent once come to k-means of all data in one place?",
+    question="How close do centroids that clients send once come to k-means of all data in one place?",
     reference="consensus",
     conditions=CONDITIONS,
     rows=ROWS,
@@ -185,7 +185,7 @@ DESIGN = Design(
 
 @dataclass(frozen=True)
 class Scale:
-    """Which conditions there are; part of the identity of its cells by their names alone."""
+    """Which conditions are run; cells depend on their names alone."""
 
     conditions: tuple[str, ...]
     seeds: int
@@ -196,7 +196,7 @@ QUICK = Scale(conditions=("clear-even", "clear-some", "clear-few", "uneven-few",
 
 
 def drawn(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points and labels of a drawn set; means are drawn again until they are far enough apart."""
+    """Draw points and labels; means are drawn again until they are far enough apart."""
     random = generator("feca study", name, seed)
     width, apart, spread = {"clear": (2, 1.69, 0.30), "near": (2, 1.34, 0.49), "uneven": (8, 6.0, 1.0)}[name]
     counts = [2000, 2000, 2000, 300, 100, 100, 100, 100] if name == "uneven" else random.integers(300, 367, 15).tolist()
@@ -220,7 +220,7 @@ class FecaStudy(point_sets.PointSetStudy):
         return {**super().parameters(datasets), "methods": METHODS}
 
     def points(self, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Points and labels of a set."""
+        """Load or draw points and labels of a set."""
         if name in ("clear", "near", "uneven"):
             return drawn(name, seed)
         return point_sets.points_of(
@@ -250,7 +250,7 @@ class FecaStudy(point_sets.PointSetStudy):
 def measure(
     parts: list[np.ndarray], options: dict[str, Any], points: np.ndarray, labels: np.ndarray, *, seed: int
 ) -> dict[str, float]:
-    """What one method finds in `parts`, judged on all points."""
+    """Cluster `parts` by one method; measure the result on all points."""
     from foveate.federated.estimators import FederatedKMeans
     from foveate.metrics import clustering as metrics
 

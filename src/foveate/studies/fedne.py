@@ -1,4 +1,4 @@
-"""The study `fedne`: one map of several clients that feel one another through surrogates, against its baselines."""
+"""The study `fedne`: one map of several clients with surrogate repulsion, compared with its baselines."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ PAPER_CLAIMS = (
 DESIGN = Design(
     name="fedne",
     title="One map of several clients",
-    question="Do clients that feel one another through surrogates draw a better common map than plain averaging does?",
+    question="Does FedNE's surrogate repulsion improve the common map over federated averaging?",
     reference="fedavg",
     conditions=CONDITIONS,
     rows=ROWS,
@@ -176,7 +176,7 @@ DESIGN = Design(
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the study is; part of the identity of its cells."""
+    """Size of the study; part of the identity of its cells."""
 
     rounds: int
     conditions: tuple[str, ...]
@@ -245,7 +245,7 @@ class FedneStudy(point_sets.PointSetStudy):
 
 
 def shuffling(seed: int) -> Callable[[Sequence[Any], Any], Any]:
-    """An exchange that gives every client the values of the grid in a random order: as much push, from nowhere."""
+    """Return a transport that shuffles the grid values for every client: equal repulsion, random places."""
     from foveate.federated.messages import Message
     from foveate.federated.rounds import InProcess
 

@@ -1,4 +1,4 @@
-"""Region labels spoiled on purpose: the training half of a collection with other boxes or other phrases.
+"""Noise on region labels: training regions of a collection with other boxes or other phrases.
 
 Images stay as they are, so that all variants share one cache of frozen features. Test regions are never touched.
 """
@@ -22,7 +22,7 @@ TEXT_COLUMNS = ("phrase", "label", "slice")
 
 @dataclass(frozen=True)
 class Noise:
-    """What is done to the regions of training images.
+    """Noise on the regions of training images.
 
     jitter: sides are scaled by a factor between 1 - jitter and 1 + jitter, and the middle moves by up to jitter / 2 of
         a side; 0.5 is the +-50 % of the method's own test.
@@ -37,7 +37,7 @@ class Noise:
 
 
 def jittered(boxes_R4: NDArray[np.float64], rng: np.random.Generator, *, jitter: float) -> NDArray[np.float64]:
-    """Boxes in [0, 1] with other sides and middles (see `Noise`), kept inside the image.
+    """Return boxes in [0, 1] with jittered sides and centers (see `Noise`), clipped to the image.
 
     >>> jittered(np.array([[0.2, 0.2, 0.4, 0.6]]), np.random.default_rng(0), jitter=0.0).tolist()
     [[0.2, 0.2, 0.4, 0.6]]
@@ -53,7 +53,7 @@ def jittered(boxes_R4: NDArray[np.float64], rng: np.random.Generator, *, jitter:
 
 
 def spoiled(regions: pa.Table, training_R: NDArray[np.bool_], noise: Noise, *, seed: int) -> pa.Table:
-    """The table of regions with the noise on the rows where `training_R` is True."""
+    """Return the table of regions with noise on the rows where `training_R` is True."""
     rng = generator("study noise", seed)
     places = np.flatnonzero(training_R)
     boxes_R4 = np.stack([regions[edge].to_numpy().astype(np.float64) for edge in EDGES], axis=1)
@@ -61,6 +61,7 @@ def spoiled(regions: pa.Table, training_R: NDArray[np.bool_], noise: Noise, *, s
     if noise.shuffled_boxes:
         boxes_R4[places] = boxes_R4[rng.permutation(places)]
     boxes_R4[places] = jittered(boxes_R4[places], rng, jitter=noise.jitter)
+    # Phrase, label and slice move together: a region of another concept also counts for that concept.
     changed = places if noise.shuffled_phrases else places[rng.random(len(places)) < noise.wrong_phrases]
     others = rng.permutation(changed) if noise.shuffled_phrases else rng.choice(places, len(changed))
     for name in TEXT_COLUMNS:
@@ -74,7 +75,7 @@ def spoiled(regions: pa.Table, training_R: NDArray[np.bool_], noise: Noise, *, s
 
 
 class SpoiledCollection(Collection):
-    """A collection on disk whose table of regions is another one."""
+    """A collection whose table of regions is replaced in memory."""
 
     spoiled_regions: pa.Table | None = None
 
@@ -85,7 +86,7 @@ class SpoiledCollection(Collection):
 
 
 def open_spoiled(path: Path, noise: Noise, *, seed: int) -> Collection:
-    """The collection at `path` with the noise on the regions of its training images."""
+    """Open a collection with noise on the regions of its training images."""
     opened = SpoiledCollection.open(path)
     assert isinstance(opened, SpoiledCollection)
     regions = opened.table("regions")

@@ -1,4 +1,4 @@
-"""The study `petl`: methods of adaptation beside linear probing and full fine-tuning, how they differ, and WiSE."""
+"""The study `petl`: sixteen ways to tune a vision network, how their mistakes differ, ensembles and WiSE."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ QUICK = replace(FULL, epochs=15, seeds=2)
 
 
 class PetlStudy(PetlTrainings):
-    """All methods of adaptation on the same images of three worlds; one cell a world and seed."""
+    """Trains all methods on the same images of three worlds; one cell per world and seed."""
 
     design, full, quick = DESIGN, FULL, QUICK
 
@@ -206,7 +206,7 @@ class PetlStudy(PetlTrainings):
         return {"options": OPTIONS, "rates": [list(RATES), list(RATES_OF_FULL)]}
 
     def further_tables(self) -> list[dict[str, Any]]:
-        """The chosen rates, and the curves between the network and the tuned one, with bootstrap intervals."""
+        """Return the chosen rates, and accuracy between the network and the tuned one with bootstrap intervals."""
         tables = []
         for condition in CONDITIONS:
             rates = self.rates(condition.key)

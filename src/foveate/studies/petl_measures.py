@@ -1,4 +1,4 @@
-"""What the study `petl` reads from logits: how alike methods are, what they give together, intervals."""
+"""Measures of the study `petl`: disagreement of models, gain of ensembles, bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _RESAMPLES = 1000
 
 
 def accuracy(logits_NK: Logits, labels_N: NDArray[np.int64]) -> float:
-    """The share that is right."""
+    """Return the accuracy."""
     return float((logits_NK.argmax(axis=1) == labels_N).mean())
 
 
 def alike(logits: Sequence[tuple[Logits, Logits]], labels_N: NDArray[np.int64]) -> dict[str, float]:
-    """Means over pairs of models: disagreement, the least that their accuracies force, and error consistency.
+    """Average over pairs of models: disagreement, the minimum that accuracies force, error consistency.
 
     Two models that are right on shares a and b of the samples differ on at least |a - b| of them.
     """
@@ -36,7 +36,7 @@ def alike(logits: Sequence[tuple[Logits, Logits]], labels_N: NDArray[np.int64]) 
 
 
 def together(groups: Sequence[Sequence[Logits]], labels_N: NDArray[np.int64]) -> dict[str, float]:
-    """Of ensembles by mean logits, the mean over groups of models: accuracy, and its gain over the mean member."""
+    """Average over groups of models: accuracy of the mean logits, and its gain over the mean member."""
     accuracies, gain = [], []
     for group in groups:
         accuracies.append(accuracy(np.mean(group, axis=0), labels_N))
@@ -45,12 +45,15 @@ def together(groups: Sequence[Sequence[Logits]], labels_N: NDArray[np.int64]) ->
 
 
 def all_pairs(logits: Mapping[str, Logits]) -> list[tuple[Logits, Logits]]:
-    """Every pair of models once."""
+    """List every pair of models once."""
     return [(logits[first], logits[other]) for first, other in combinations(logits, 2)]
 
 
 def bootstrap(right_SN: Sequence[NDArray[np.bool_]], *, name: str) -> tuple[float, float, float]:
-    """Mean accuracy over seeds with its 95 % interval, seeds and images (the same for all seeds) drawn anew."""
+    """Return the mean accuracy with its 95 % bootstrap interval over seeds and images.
+
+    Images are resampled together for all seeds, because all seeds are tested on the same ones.
+    """
     right = np.stack(right_SN).astype(np.float64)
     random = generator("petl bootstrap", name)
     seeds, images = right.shape
@@ -62,6 +65,6 @@ def bootstrap(right_SN: Sequence[NDArray[np.bool_]], *, name: str) -> tuple[floa
 
 
 def read_logits(path: Path) -> Logits:
-    """The array of a training's file."""
+    """Read the logits of a training."""
     with np.load(path, allow_pickle=False) as file:
         return file["logits"]

@@ -1,4 +1,4 @@
-"""The third world of the study `petl`: by how many sixths of a turn a character is rotated.
+"""The third world of the study `petl`: by how many sixths of a turn is a character rotated?
 
 The glyph network has learnt to read upright characters whatever their font; what its last layer says of an angle is not
 what a new head can read off. A "structured" task, for a network that knows the images but not the question (section
@@ -36,7 +36,7 @@ PER_CHARACTER: dict[str, tuple[glyphs.Style, int]] = {
 
 
 def prepare_rotation(folder: Path) -> None:
-    """Draws and rotates the images; does what is missing."""
+    """Draw and rotate the images, unless they are there."""
     path = folder / "images.npz"
     if path.is_file():
         return
@@ -59,7 +59,7 @@ def prepare_rotation(folder: Path) -> None:
 
 
 def rotated(images_N1HW: NDArray[np.float32], degrees_N: NDArray[Any]) -> NDArray[np.float32]:
-    """Each image [1, H, W], values from -1 (ground), turned counter-clockwise about its middle, bilinear."""
+    """Rotate each image [1, H, W] counter-clockwise about its center, bilinear, on a background of -1."""
     turned = np.empty_like(images_N1HW)
     for row, angle in enumerate(degrees_N.tolist()):
         image = Image.fromarray(images_N1HW[row, 0])
@@ -68,7 +68,7 @@ def rotated(images_N1HW: NDArray[np.float32], degrees_N: NDArray[Any]) -> NDArra
 
 
 def open_rotation(folder: Path, weights: Path) -> World:
-    """What `prepare_rotation` left, for the glyph network of a weights file with a new head for the angles."""
+    """Open the images of `prepare_rotation` and the glyph network of a weights file with a new head."""
     with seeded(0):
         network: Any = glyph_network()
         network.load_state_dict(load_file(weights), strict=True)

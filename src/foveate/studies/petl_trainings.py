@@ -1,4 +1,4 @@
-"""The trainings of the study `petl`: all methods on one draw of images, and what is read from their logits."""
+"""Trainings of the study `petl`: all methods on one draw of images, and the measures of their logits."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ LIMIT = 0.03
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the study is; part of the identity of its cells."""
+    """Size of the study; part of the identity of its cells."""
 
     source_per_class: int
     pool_per_class: int
@@ -78,7 +78,7 @@ class PetlTrainings(GridStudy):
     """Trains all methods of one cell; every finished training is a file, so that a stopped cell resumes."""
 
     def prepare(self) -> None:
-        """Makes the networks and images, and chooses a learning rate for every method; does what is missing."""
+        """Make networks and images and choose a learning rate for every method; only what is missing."""
         scale = self.scale
         prepare_glyph_world(
             self.folder / GLYPHS,
@@ -95,28 +95,28 @@ class PetlTrainings(GridStudy):
         return _Cell(self, cell.condition, cell.seed, cell_folder(self.folder, cell)).measure()
 
     def world(self, condition: str) -> World:
-        """The opened world of a condition."""
+        """Open the world of a condition."""
         folder = self.folder / condition
         if condition == ROTATION:
             return open_rotation(folder, self.folder / GLYPHS / "before.safetensors")
         return (open_glyph_world if condition == GLYPHS else open_emoji)(folder)
 
     def shots(self, condition: str) -> int:
-        """Images of each class to learn from."""
+        """Return the number of training images per class."""
         return self.scale.rotation_shots if condition == ROTATION else self.scale.shots
 
     def rates(self, condition: str) -> dict[str, float]:
-        """The chosen learning rate of each method."""
+        """Read the chosen learning rate of each method."""
         return read_json(self.folder / condition / "rates.json")
 
 
 def cell_folder(folder: Path, cell: Cell) -> Path:
-    """Where logits of a cell's trainings are."""
+    """Return the folder with the logits of a cell's trainings."""
     return folder / "cells" / "at-work" / cell.name / "fits"
 
 
 class _Cell:
-    """One draw of training images and all trainings on it."""
+    """A draw of training images and all trainings on it."""
 
     def __init__(self, work: PetlTrainings, condition: str, seed: int, folder: Path) -> None:
         from foveate.adapt.compare.bench import Bench
@@ -143,12 +143,13 @@ class _Cell:
         seed: int | None = None,
         save: bool = False,
     ) -> Logits:
-        """Logits of `measured` after a training, read where it is finished already."""
+        """Train unless it is done; return the logits of the rows `measured`."""
         from foveate.adapt.recipe import AdaptTraining
 
         path = self.folder / f"{name}.npz"
         adapter = self.folder / f"{name}-adapter"
         if not path.is_file():
+            # A stop between saving the adapter and the logits leaves an adapter of another run of the optimizer.
             shutil.rmtree(adapter, ignore_errors=True)
             training = AdaptTraining(
                 epochs=self.work.scale.epochs,
@@ -174,7 +175,7 @@ class _Cell:
         return read_logits(path)
 
     def start_from(self, name: str) -> None:
-        """Puts the head of a saved linear probe into the network: every later training starts from it."""
+        """Put the head of a saved linear probe into the network; every later training starts from it."""
         from foveate.adapt.folder import load_adapter
 
         network: Any = self.world.opened.model
@@ -184,7 +185,7 @@ class _Cell:
         network.head.load_state_dict(head)
 
     def choose_rates(self) -> None:
-        """Of the rates the one with the highest accuracy on the rest of the pool; of equal ones the last."""
+        """Choose the rate with the highest accuracy on the rest of the pool; of equal ones the highest."""
         path = self.folder.parent / "rates.json"
         if path.is_file():
             return
@@ -196,12 +197,13 @@ class _Cell:
                 logits = self.fit(f"{method}-{number}", method, rate, measured=self.held, save=method == "linear")
                 accuracies[rate] = accuracy(logits, labels)
             rates_by_method[method] = max(rates, key=lambda rate: (accuracies[rate], rate))
+            # A random head would cost methods with few parameters most of their steps: all start from the probe's.
             if method == "linear" and not self.world.trained_head:
                 self.start_from(f"linear-{rates.index(rates_by_method[method])}")
         write_json_atomically(path, rates_by_method)
 
     def measure(self) -> dict[str, float]:
-        """All trainings of the cell, and what is read from them."""
+        """Train everything of the cell and return its measures."""
         rates = self.work.rates(self.condition)
         measured = np.concatenate([self.rows["test"], self.rows["shift"]])
         logits = {"linear": self.fit("linear", "linear", rates["linear"], measured=measured, save=True)}
@@ -218,6 +220,7 @@ class _Cell:
             logits[f"{method}-again"] = self.fit(f"{method}-again", method, rates[method], measured=measured)
         curves = {method: self._curve(method, measured) for method in BETWEEN}
         network.load_state_dict(fresh)
+        # The probe's head has seen the true labels: the control must not start from it.
         torch.nn.init.zeros_(network.get_parameter("head.weight"))
         torch.nn.init.zeros_(network.get_parameter("head.bias"))
         labels = data.labels_N.copy()
@@ -230,7 +233,7 @@ class _Cell:
 
     @torch.no_grad()
     def _plain(self, measured: NDArray[np.int64]) -> Logits:
-        """Logits of the network with the head that tuning starts from."""
+        """Return logits of the network with the head that tuning starts from."""
         return self._logits(self.world.opened.model, measured)
 
     def _logits(self, model: Any, measured: NDArray[np.int64]) -> Logits:
@@ -244,7 +247,7 @@ class _Cell:
         return np.concatenate(parts)
 
     def _curve(self, method: str, measured: NDArray[np.int64]) -> dict[float, Logits]:
-        """Logits at each alpha."""
+        """Return logits at each alpha between the network and the tuned one."""
         from foveate.adapt.folder import load_adapter
         from foveate.adapt.wise import interpolated
 

@@ -1,4 +1,4 @@
-"""Two worlds of the study `petl`: emoji for a small ViT distilled from EfficientNet-Lite0, and glyphs for theirs.
+"""Two worlds of the study `petl`: emoji for a ViT distilled from EfficientNet-Lite0, glyphs for a glyph ViT.
 
 Each is a network, labeled images of a pool, of a test and of a shifted test, all from the package itself. Nothing of
 the tests takes part in making a network: the distillation sees no held-out concept, not even without its label.
@@ -44,7 +44,7 @@ GLYPH_PREPROCESS = Preprocess(size=glyphs.SIZE, mean=_HALF, std=_HALF)
 
 @dataclass(frozen=True)
 class World:
-    """A network with a classifier, and images.
+    """A network with a classifier, and labeled images.
 
     Attributes:
         trained_head: whether the classifier was trained for these classes; else it is to be replaced.
@@ -57,7 +57,7 @@ class World:
 
 
 def small_vit(classes: int) -> nn.Module:
-    """The student: 64 px in 16 patches, width 96, 4 blocks, 3 heads."""
+    """Build the student: 64 px in 16 patches, width 96, 4 blocks, 3 heads."""
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(
@@ -66,10 +66,10 @@ def small_vit(classes: int) -> nn.Module:
 
 
 def prepare_emoji(folder: Path, *, epochs: int) -> None:
-    """Images with the teacher's features, and the student distilled on those that are not held out."""
+    """Write images with the teacher's features; distill the student on those that are not held out."""
     path = folder / "images.npz"
     if not path.is_file():
-        _render(path)
+        _write_images(path)
     if not (folder / "student.safetensors").is_file():
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("pixels", "map", "pooled", "held_out")}
@@ -77,7 +77,7 @@ def prepare_emoji(folder: Path, *, epochs: int) -> None:
 
 
 def open_emoji(folder: Path) -> World:
-    """Subcategories of emoji: learnt in the Noto style, shifted to the Twemoji style of the same held-out concepts."""
+    """Open subcategories of emoji: Noto to train on, Twemoji of the held-out concepts as the shifted test."""
     with np.load(folder / "images.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in ("pixels", "source", "style", "subcategory", "held_out")}
     arrays = {name: values[arrays["source"] == "emoji"] for name, values in arrays.items()}
@@ -107,7 +107,7 @@ def open_emoji(folder: Path) -> World:
 
 
 def prepare_glyph_world(folder: Path, *, source_per_class: int, pool_per_class: int, epochs: int) -> None:
-    """The glyph ViT trained on clean fonts, target images to learn from, and clean ones for the shifted test."""
+    """Train the glyph ViT on clean fonts; draw target images, and clean ones for the shifted test."""
     prepare_glyphs(folder, source_per_class=source_per_class, target_per_class=pool_per_class, epochs=epochs)
     path = folder / "shift.npz"
     if not path.is_file():
@@ -117,7 +117,7 @@ def prepare_glyph_world(folder: Path, *, source_per_class: int, pool_per_class: 
 
 
 def open_glyph_world(folder: Path) -> World:
-    """36 characters: learnt in five disturbed fonts, shifted back to the clean fonts that the network came from."""
+    """Open 36 characters: five disturbed fonts to train on, the clean fonts as the shifted test."""
     with seeded(0):
         network = glyph_network()
     network.load_state_dict(load_file(folder / "before.safetensors"), strict=True)
@@ -136,7 +136,7 @@ def open_glyph_world(folder: Path) -> World:
 def labeled_pixels(
     name: str, classes: Sequence[str], labels: NDArray[Any], splits: NDArray[Any], pixels: Tensor
 ) -> Labeled:
-    """Images [N, C, H, W] that are in memory, a name and a label for each, and which split it is in."""
+    """Wrap images [N, C, H, W] in memory with names, labels and splits."""
 
     def image(row: int, flip: bool) -> Tensor:
         return pixels[row].flip(-1) if flip else pixels[row]
@@ -145,13 +145,11 @@ def labeled_pixels(
     return Labeled(name, tuple(classes), keys, labels.astype(np.int64), splits, image)
 
 
-def _render(path: Path) -> None:
-    """All emoji and clip art at 64 px, and of Lite0 at 128 px the map [4, 4, 320] and both maps' means [432]."""
-    from foveate.core.progress import track
-    from foveate.records.builtin.single_objects import load_single_objects
+def _write_images(path: Path) -> None:
+    """Write all emoji and clip art at 64 px, with the teacher's map [4, 4, 320] and the means of both maps [432]."""
     from foveate.records.geometry import View
-    from foveate.records.images import decode
-    from foveate.vision.lite0 import Lite0Encoder, unpack_maps
+    from foveate.studies.image_features import encode_single_objects
+    from foveate.vision.lite0 import Lite0Encoder
     from foveate.vision.preprocess import place_image, render_image
 
     teacher = Lite0Encoder(image_size=TEACHER_SIZE, width=64, embed_dim=64, precision="float32").eval()
@@ -159,29 +157,15 @@ def _render(path: Path) -> None:
     columns: dict[str, list[Any]] = {
         name: [] for name in ("pixels", "map", "pooled", "source", "style", "subcategory", "held_out")
     }
-    large: list[Tensor] = []
-
-    def flush() -> None:
-        if large:
-            with torch.inference_mode():
-                fine, coarse = unpack_maps(teacher.frozen_features(torch.stack(large)).float(), teacher.grid)
-            columns["map"].append(coarse.half().numpy())
-            means = [part.flatten(1, 2).mean(1) for part in (fine, coarse)]
-            columns["pooled"].append(torch.cat(means, dim=1).half().numpy())
-            large.clear()
-
-    for source in ("emoji", "clipart"):
-        for single in track(load_single_objects(source, size=TEACHER_SIZE), description=f"features of {source}"):
-            image = decode(single.data)
-            large.append(render_image(teacher.preprocess, image, place_image(teacher.preprocess, image.size, View())))
+    for batch in encode_single_objects(teacher, ["emoji", "clipart"], size=TEACHER_SIZE):
+        columns["map"].append(batch.maps[1].half().numpy())
+        columns["pooled"].append(batch.means.half().numpy())
+        for single, image in zip(batch.objects, batch.images, strict=True):
             columns["pixels"].append(render_image(small, image, place_image(small, image.size, View())).numpy())
-            columns["source"].append(source)
+            columns["source"].append(single.labels["source"])
             columns["style"].append(single.labels["style"])
             columns["subcategory"].append(single.labels["subcategory"])
             columns["held_out"].append(uniform("petl study", single.group) < HELD_OUT)
-            if len(large) == 32:
-                flush()
-    flush()
     arrays: dict[str, Any] = {key: np.concatenate(columns.pop(key)) for key in ("map", "pooled")}
     arrays |= {key: np.array(values) for key, values in columns.items()}
     with atomic_file(path) as handle:
@@ -189,7 +173,7 @@ def _render(path: Path) -> None:
 
 
 class DistilTask(Task):
-    """The student's patches give the teacher's map, its class token the teacher's means, by two linear layers.
+    """Distillation: patches predict the teacher's map, the class token its means, by two linear layers.
 
     Half of the images are mirrored together with their map.
     """
@@ -201,41 +185,42 @@ class DistilTask(Task):
         self.to_pooled = nn.Linear(network.embed_dim, pooled)
 
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
-        """Squared errors of both."""
+        """Return the squared errors of both."""
         tokens = self.network.forward_features(batch["pixels"])
         spread = F.mse_loss(self.to_map(tokens[:, 1:]), batch["map"])
         whole = F.mse_loss(self.to_pooled(tokens[:, 0]), batch["pooled"])
         return {"loss": spread + whole}, {"map": spread.detach(), "pooled": whole.detach()}
 
     def export(self, folder: Path) -> None:
-        """The student's weights."""
+        """Write the student's weights; the two linear layers are dropped."""
         write_bytes_atomically(folder / "student.safetensors", save(student_weights(self.network)))
 
 
 def student_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Tensors of a network for a file."""
+    """Return the tensors of a network, contiguous for safetensors."""
     return {name: value.detach().contiguous() for name, value in network.state_dict().items()}
 
 
 class _Pairs:
-    """Images with the teacher's features."""
+    """Images with the teacher's features as training samples."""
 
     def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
         rows = np.flatnonzero(~arrays["held_out"])
         pooled = arrays["pooled"][rows].astype(np.float32)
         self.pixels = torch.from_numpy(arrays["pixels"][rows])
         self.map = torch.from_numpy(arrays["map"][rows].astype(np.float32))
+        # The means of both maps differ in scale by channel: standardized, no channel dominates the loss.
         self.pooled = torch.from_numpy((pooled - pooled.mean(0)) / (pooled.std(0) + 1e-6))
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
-        """Normalized pixels, the map's 16 positions, the means."""
+        """Return normalized pixels, the map's 16 positions, the means; half of the samples mirrored."""
         pixels, map_ = self.pixels[row].float() / 127.5 - 1, self.map[row]
         if uniform("petl mirrored", seed, row, epoch) < 0.5:
             pixels, map_ = pixels.flip(-1), map_.flip(1)
         return {"pixels": pixels, "map": map_.flatten(0, 1), "pooled": self.pooled[row]}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """One batch."""
+        """Stack samples."""
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
@@ -263,5 +248,5 @@ def _distil(arrays: dict[str, NDArray[Any]], folder: Path, *, epochs: int) -> No
             RunFolder.create(folder / "distillation"),
         )  # fmt: skip
     if outcome.status == "stopped":
-        raise UserError(f"{folder}: stopped after step {outcome.step} of {steps}; the same command goes on from there")
+        raise UserError(f"{folder}: stopped after step {outcome.step}/{steps}; run the same command to resume")
     task.export(folder)

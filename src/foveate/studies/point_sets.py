@@ -1,4 +1,4 @@
-"""Sets of points that the federated studies share: public ones where they are installed, and the built-in images."""
+"""Data sets of the federated studies: public ones where they are installed, and the built-in images."""
 
 from __future__ import annotations
 
@@ -28,30 +28,31 @@ _CELLS_FILE = "10x_pbmc68k_reduced.h5ad"
 
 
 def needed(name: str) -> str | None:
-    """The optional data that a set comes from; None for sets that are always there."""
+    """Return the optional data that a set comes from; None for built-in sets."""
     return S_SETS if name in S_NAMES else name if name in OPTIONAL else None
 
 
 def present(name: str, datasets: Collection[str]) -> bool:
-    """Whether a set can be read."""
+    """Whether a set is built in or was found."""
     return needed(name) is None or needed(name) in datasets
 
 
 def find_datasets(folders: Sequence[Path], keys: Collection[str], study: str) -> dict[str, Path]:
-    """Where the wanted optional sets are: of installed packages, and in `folders`.
+    """Find optional sets in installed packages and in `folders`.
 
     A folder may hold the four S-sets (s1.npz to s4.npz with X and y, as in this project's tests/goldens/feca), an
     unpacked package dataset-fashion-mnist, or scanpy's file of blood cells.
 
     Raises:
-        UserError: for a folder that holds none of those that the study uses.
+        UserError: a folder holds none of the sets that the study uses.
     """
     paths: dict[str, Path] = {}
     for folder in folders:
         usable = {key: path for key, path in _held(folder).items() if key in keys}
         if not usable:
             listed = "; ".join(form for key, form in _FORMS.items() if key in keys)
-            raise UserError(f"{folder}: holds nothing that the study '{study}' reads" + (f" ({listed})" * bool(listed)))
+            expected = f"; expected {listed}" if listed else ""
+            raise UserError(f"--data {folder}: holds nothing that the study '{study}' reads{expected}")
         paths = usable | paths
     return {key: path for key, path in _of_packages().items() if key in keys} | paths
 
@@ -95,12 +96,13 @@ def _of_packages() -> dict[str, Path]:
 def points_of(
     name: str, *, folder: Path, datasets: Mapping[str, Path], seed: int, max_points: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """Points [N, d] and labels of a set; of Fashion-MNIST `max_points` images, others for every seed."""
+    """Load points [N, d] and labels of a set; of Fashion-MNIST `max_points` images, others for every seed."""
     from foveate.federated.public_sets import fashion_mnist
     from foveate.federated.sources import read_points
 
     if name in S_NAMES:
         arrays = np.load(datasets[S_SETS] / f"{name}.npz", allow_pickle=False)
+        # The files have coordinates up to 10^6; the drawn sets, which imitate them, up to 10.
         return arrays["X"] / 1e5, arrays["y"].astype(np.int64)
     if name == FASHION:
         points, columns = fashion_mnist(datasets[FASHION])

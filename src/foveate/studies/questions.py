@@ -1,4 +1,4 @@
-"""Questions that a person would ask a trained encoder, answered on held-out images and shown with images."""
+"""Example questions to a trained encoder, answered on held-out images, with thumbnails for the page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_HITS = 5
 
 
 class Album:
-    """Held-out images with what each model made of them; saves the ones that a page shows."""
+    """Held-out images with the embeddings of each model; saves thumbnails of those on the page."""
 
     def __init__(self, collection: Collection, run: Path, embedded: dict[str, CollectionEmbeddings], seed: int) -> None:
         self.collection, self.run, self.embedded, self.seed = collection, run, embedded, seed
@@ -32,7 +32,7 @@ class Album:
         self.sources: NDArray[Any] = collection.label_values("source")[self.any.rows]
 
     def image(self, position: int) -> str:
-        """Saves the image at a place of the pass; its path relative to the run folder."""
+        """Save the thumbnail of an evaluated image; return its path relative to the run folder."""
         row = int(self.any.rows[position])
         path = self.run / "images" / f"held-out-{row:06d}.webp"
         if not path.is_file():
@@ -40,12 +40,12 @@ class Album:
         return str(path.relative_to(self.run))
 
     def caption(self, position: int) -> str:
-        """The first text of an image."""
+        """Return the first text of an image."""
         captions = self.collection.read_captions(int(self.any.rows[position]))
         return captions[0].text if captions else ""
 
     def draw(self, places: NDArray[np.int64], count: int, what: str) -> list[int]:
-        """`count` of the places, drawn by the seed: nobody picks the pretty ones."""
+        """Draw `count` positions by the seed; examples are never picked by hand."""
         order = seeds.generator("shown", self.seed, what).permutation(len(places))
         return [int(places[index]) for index in order[:count]]
 
@@ -56,7 +56,7 @@ def _best(scores_N: NDArray[np.floating[Any]], places: NDArray[np.int64]) -> lis
 
 
 def word_searches(album: Album, models: dict[str, LocalizingModel], *, source: str, count: int) -> list[dict[str, Any]]:
-    """Texts of held-out images as queries over all held-out images of their source; right = the text's own."""
+    """Search held-out images of a source by their own texts; right are images with that text."""
     places = np.flatnonzero(album.sources == source)
     searches = []
     for position in album.draw(places, count, f"words {source}"):
@@ -79,7 +79,7 @@ def word_searches(album: Album, models: dict[str, LocalizingModel], *, source: s
 
 
 def image_searches(album: Album, names: Sequence[str], *, source: str, field: str, count: int) -> list[dict[str, Any]]:
-    """A held-out image as query over the others of its source; right = the same value of a label field."""
+    """Search the other held-out images of a source by an image; right are those with the same label."""
     places = np.flatnonzero(album.sources == source)
     labels = album.collection.label_values(field)[album.any.rows]
     searches = []
@@ -104,7 +104,7 @@ def image_searches(album: Album, names: Sequence[str], *, source: str, field: st
 
 
 def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -> list[dict[str, Any]]:
-    """A box as query over all boxes of other held-out images; right = the same concept."""
+    """Search all boxes of other held-out images by a box; right are boxes of the same concept."""
     seen = album.any
     label_R = np.array([region.label for region in seen.regions], dtype=object)
     values, counts = np.unique(label_R.astype(str), return_counts=True)
@@ -157,7 +157,7 @@ def _askable(seen: CollectionEmbeddings, part: str, *, min_boxes: int) -> NDArra
 
 
 def where_questions(album: Album, name: str, *, part: str, count: int) -> list[dict[str, Any]]:
-    """Where is this phrase? Every rule's box, the center box and a random one beside the truth."""
+    """Ask where a phrase is: the box of every rule, the center box and a random one, with the true box."""
     seen = album.embedded[name]
     boxes = {**seen.located, **baseline_boxes(len(seen.regions), seed=album.seed)}
     questions = []
@@ -181,7 +181,7 @@ def where_questions(album: Album, name: str, *, part: str, count: int) -> list[d
 
 
 def choice_questions(album: Album, name: str, *, part: str, count: int) -> list[dict[str, Any]]:
-    """Which of the image's boxes does this phrase mean?"""
+    """Ask which of an image's boxes a phrase means."""
     seen = album.embedded[name]
     unit_RE = normalize(seen.z_RE)
     questions = []

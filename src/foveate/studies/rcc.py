@@ -1,4 +1,4 @@
-"""Qt resource files (.rcc): the files inside, read without Qt.
+"""Read the files inside a Qt resource file (.rcc) without Qt.
 
 Layout (Qt's own documentation of rcc, format versions 1 to 3): magic `qres`; big-endian version and offsets of tree,
 data and names; tree nodes of 14 bytes (version 1) or 22; names as length, hash, UTF-16.
@@ -17,12 +17,12 @@ _MAX_BYTES = 256 * 2**20  # of one file inside
 
 
 def read_rcc(path: Path) -> dict[str, bytes]:
-    """Path inside -> bytes of every file of a resource file that is stored plain or packed with zlib.
+    """Map the path of every file that is stored plain or packed with zlib to its bytes.
 
     Files packed with zstd are left out: the images of the packages that are read here are stored plain.
 
     Raises:
-        UserError: when the file is no resource file, or is cut off.
+        UserError: the file is no resource file or is cut off.
     """
     data = path.read_bytes()
     if data[:4] != b"qres":
@@ -40,6 +40,7 @@ def _files(data: bytes) -> dict[str, bytes]:
     seen: set[int] = set()
 
     def walk(number: int, prefix: str) -> None:
+        # A damaged tree could point back to a parent and recurse forever.
         if number in seen:
             raise IndexError("a node is its own child")
         seen.add(number)

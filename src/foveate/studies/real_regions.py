@@ -1,4 +1,4 @@
-"""Regions of real images that a user may have installed: maps of kgeography, details of GCompris.
+"""Regions of real images from two optional Debian packages: maps of kgeography, details of GCompris.
 
 Both are Debian packages under GPL (`apt-get install kgeography-data gcompris-qt-data`) and are never shipped; a folder
 into which a package was unpacked (`dpkg -x PACKAGE.deb FOLDER`) does as well.
@@ -37,7 +37,7 @@ MAX_DIVISIONS = 8  # the largest of a map
 
 @dataclass(frozen=True)
 class MapDivision:
-    """A named part of a map and the color that marks its pixels."""
+    """A named division of a map and the color of its pixels."""
 
     name: str
     color: tuple[int, int, int]
@@ -45,7 +45,10 @@ class MapDivision:
 
 @dataclass(frozen=True)
 class DrawnMap:
-    """labels_HW: which division each pixel belongs to, len(divisions) for the rest (water, frontiers, others)."""
+    """A map as labels.
+
+    labels_HW: index of the division of each pixel, len(divisions) for the rest (water, frontiers, others).
+    """
 
     key: str
     name: str
@@ -56,7 +59,7 @@ class DrawnMap:
 
 @dataclass(frozen=True)
 class Details:
-    """An image with the details that were cut out of it, as images and as boxes."""
+    """An image with details cut out of it, as images and as boxes."""
 
     key: str
     caption: str
@@ -66,17 +69,17 @@ class Details:
 
 
 def find_installed(folders: tuple[Path, ...] = (Path("/"),)) -> tuple[Path | None, Path | None]:
-    """The folder of kgeography's maps and the resource file of GCompris' details; None for what is not there."""
+    """Find the folder of kgeography's maps and the resource file of GCompris' details; None for each missing."""
     maps = [folder / KGEOGRAPHY for folder in folders if (folder / KGEOGRAPHY).is_dir()]
     details = [folder / DETAILS for folder in folders if (folder / DETAILS).is_file()]
     return (maps[0] if maps else None), (details[0] if details else None)
 
 
 def read_map(path: Path) -> DrawnMap:
-    """One .kgm file and its image.
+    """Read a .kgm file and its image.
 
     Raises:
-        UserError: when a part is missing or unreadable.
+        UserError: a part is missing or unreadable.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -101,7 +104,8 @@ def read_map(path: Path) -> DrawnMap:
 
 
 def recolor(drawn: DrawnMap, rng: np.random.Generator) -> Image.Image:
-    """The map in random colors, the longest side LONGEST pixels: no color says which division it is."""
+    """Draw the map in random colors, with a longest side of LONGEST pixels."""
+    # A new color for every division and drawing: with the flat colors of the files a model could name divisions by color.
     palette = rng.integers(30, 226, (len(drawn.divisions) + 1, 3)).astype(np.uint8)
     palette[-1] = rng.integers(200, 256, 3)
     pixels_HW3 = palette[drawn.labels_HW]
@@ -109,11 +113,12 @@ def recolor(drawn: DrawnMap, rng: np.random.Generator) -> Image.Image:
     image = Image.fromarray(pixels_HW3)
     scale = LONGEST / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
+    # Box filter: bicubic would draw halos of other colors along the frontiers.
     return image.resize((width, height), Image.Resampling.BOX)
 
 
 def map_regions(drawn: DrawnMap) -> list[Region]:
-    """The largest divisions whose boxes are large enough to be told apart, by falling area of the box."""
+    """Return the largest divisions of sufficient size, by decreasing area of the box."""
     height, width = drawn.labels_HW.shape
     regions = []
     for number, division in enumerate(drawn.divisions):
@@ -128,17 +133,17 @@ def map_regions(drawn: DrawnMap) -> list[Region]:
 
 
 def build_maps(target: Path, folder: Path, *, train: int, test: int, seed: int = 0) -> None:
-    """Writes `train` + `test` recolored drawings of every map that has at least two usable divisions.
+    """Write `train` + `test` recolored drawings of every map that has at least two usable divisions.
 
     The names of the test drawings are those of the training drawings, the colors are not: what is learnt is the
     shape and the place of a division.
 
     Raises:
-        UserError: when the folder holds no map.
+        UserError: the folder holds no map.
     """
     paths = sorted(folder.glob("*.kgm"))
     if not paths:
-        raise UserError(f"{folder}: holds no maps of kgeography (*.kgm)")
+        raise UserError(f"{folder}: no maps of kgeography found; expected *.kgm files")
     with CollectionWriter(target, license="kgeography-data, GPL-2+", source="maps") as writer:
         for path in track(paths, description="maps"):
             drawn = read_map(path)
@@ -168,12 +173,12 @@ _BOARD_GROUND = re.compile(r'"pixmapfile"\s*:\s*"([^"]+_background\.[a-z]+)"')
 
 
 def read_details(path: Path) -> list[Details]:
-    """The images of GCompris' activity "details" with the boxes of their details.
+    """Read the images of GCompris' activity "details" with the boxes of their details.
 
     A detail's box has the size of its own image, relative to the whole image, about the stated center.
 
     Raises:
-        UserError: when the file is no resource file.
+        UserError: the file is no resource file.
     """
     files = read_rcc(path)
     root = "/gcompris/src/activities/details/resource"

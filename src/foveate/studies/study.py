@@ -1,4 +1,4 @@
-"""What every study is made of, and what becomes of its cells: means over seeds, paired differences, claims."""
+"""Parts of a study, and how finished cells become means over seeds, paired differences and judged claims."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]  # (conditi
 
 @dataclass(frozen=True)
 class Measure:
-    """Something measured: its key in a cell, a title for people, and in which direction it is good.
+    """A measure: its key in a cell and its title.
 
-    control: it should be low; it is shown, and no claim of quality is made with it.
+    control: should be low or is a cost; no claim of quality is made with it.
     """
 
     key: str
@@ -26,10 +26,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the study's table.
+    """A row of the study's table.
 
-    trained_as: the variant whose cells it reads. prefix: of the measures in these cells, where one training answers in
-    several ways. what: the one thing that differs from the reference.
+    trained_as: the variant whose cells it reads.
+    prefix: of its measures in these cells, where one training is asked in several ways.
+    what: the one thing that differs from the reference.
     """
 
     key: str
@@ -42,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that the numbers may bear out.
+    """A statement that is judged by an interval of paired differences.
 
     It compares `measure` of row `better` with `measure` of row `worse` (or with `worse_measure`, another measure of
     the same rows' cells) in one condition: shown when the whole interval of the paired differences lies above
@@ -65,7 +66,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Condition:
-    """A kind of data that all variants meet."""
+    """A kind of data that all variants are trained and tested on."""
 
     key: str
     title: str
@@ -74,7 +75,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class OptionalData:
-    """Optional data: used where the user installed it."""
+    """A data set that is used where it is installed."""
 
     key: str
     title: str
@@ -121,9 +122,9 @@ class Design:
 def row_values(
     rows: Sequence[Row], done: Iterable[tuple[Cell, Mapping[str, float]]]
 ) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
-    """(condition, row) -> seed -> measure -> value, from finished cells.
+    """Map (condition, row) to seed to measure to value.
 
-    A row takes the measures with its prefix, and without one those that have none.
+    A row takes the measures with its prefix; a row without one takes those that have none.
     """
     by_row: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     for cell, values in done:
@@ -139,13 +140,13 @@ def row_values(
 
 
 def interval_of(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and t-interval over seeds as JSON."""
+    """Return the mean and t-interval over seeds, JSON-ready."""
     interval = seed_interval(list(values))
     return {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
 
 
 def verdict(low: float | None, high: float | None, *, margin: float) -> str:
-    """ "shown", "opposite" or "not shown" for an interval of differences.
+    """Judge an interval of differences as "shown", "opposite" or "not shown".
 
     >>> verdict(0.02, 0.2, margin=0.0), verdict(-0.3, -0.1, margin=0.0), verdict(-0.1, 0.1, margin=0.0)
     ('shown', 'opposite', 'not shown')
@@ -156,6 +157,7 @@ def verdict(low: float | None, high: float | None, *, margin: float) -> str:
         return "not shown"
     if low > margin:
         return "shown"
+    # With a negative margin ("not worse by more than"), a small loss is neither shown nor opposite.
     return "opposite" if high < min(margin, 0.0) else "not shown"
 
 
@@ -165,12 +167,13 @@ def _row_values(values: Values, condition: str, row: str, measure: str) -> dict[
 
 
 def judge(claim: Claim, values: Values) -> dict[str, Any] | None:
-    """The claim with its difference and verdict as JSON; None where a side was not measured."""
+    """Return the claim with its difference and verdict, JSON-ready; None where a side was not measured."""
     ours = _row_values(values, claim.condition, claim.better, claim.measure)
     theirs = _row_values(values, claim.condition, claim.worse, claim.worse_measure or claim.measure)
     shared = sorted(set(ours) & set(theirs))
     if not shared:
         return None
+    # Paired by seed: both sides share images, split and order, and what a seed is worth cancels out.
     difference = interval_of([ours[seed] - theirs[seed] for seed in shared])
     return {
         "text": claim.text,
@@ -187,7 +190,7 @@ def judge(claim: Claim, values: Values) -> dict[str, Any] | None:
 
 
 def summary(design: Design, values: Values) -> dict[str, Any]:
-    """The table, the paired differences to the reference, and the claims, as JSON."""
+    """Return the table, the paired differences to the reference and the judged claims, JSON-ready."""
     table = []
     for condition in design.conditions:
         for row in design.rows:

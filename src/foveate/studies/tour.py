@@ -1,4 +1,4 @@
-"""The tour: CLIP and CLOC on the same built-in images with the same budget, measured and asked on held-out ones."""
+"""The tour: CLIP and CLOC on the same built-in images and budget, then captions, calibration and federation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from foveate.studies.questions import (
     where_questions,
     word_searches,
 )
-from foveate.studies.tour_calibration import FOLDER, few, tour_calibration
+from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
 from foveate.studies.tour_captions import sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
 from foveate.vision.lite0 import Lite0Encoder
@@ -78,20 +78,20 @@ LIMITS = [
 
 @dataclass
 class Clock:
-    """Seconds of each part."""
+    """Wall-clock seconds of each part."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
     _last: float = field(default_factory=time.monotonic)
 
     def lap(self, name: str) -> None:
-        """Books the time since the last lap under `name`."""
+        """Add the time since the last lap to `name`."""
         now = time.monotonic()
         self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 1)
         self._last = now
 
     def total(self) -> dict[str, float]:
-        """All laps and their sum."""
+        """Return all laps and the total."""
         return {**self.seconds, "total": round(time.monotonic() - self._started, 1)}
 
 
@@ -106,17 +106,17 @@ def tour(
     steps: int | None = None,
     command: list[str] | None = None,
 ) -> Path:
-    """Builds the collection, trains both models, evaluates and asks; returns the run folder, ready for its report.
+    """Build the collection, run all parts and write result.json; return the run folder.
 
-    Stopped and repeated with the same arguments, it goes on where it was.
+    Repeated with the same arguments, it resumes.
 
     Args:
         seeds: trainings of each model with seeds `seed`, `seed` + 1, ...; intervals over them from two on.
-        steps: updates of each training, the recipes' by default.
+        steps: of each training; the recipes' by default.
     """
     clock = Clock()
     run = RunFolder.create(run_path, command=command)
-    say("1 of 4: the built-in images")
+    say("1 of 4: build the collection of built-in images")
     build_tour_collection(
         run.path / "collection",
         train_scenes=train_scenes,
@@ -126,7 +126,7 @@ def tour(
     )
     collection = Collection.open(run.path / "collection")
     clock.lap("collection")
-    _keep_features(collection, seed)
+    _cache_features(collection, seed)
     clock.lap("features")
 
     tables, first = [], None
@@ -135,23 +135,29 @@ def tour(
         tables.append(answers.table)
         first = first or answers
     assert first is not None
-    say("4 of 4: a dozen searches, a dozen places")
+    say("4 of 4: example searches and questions")
     result = _result(collection, run, first, tables, seed, seeds, command)
     clock.lap("questions")
     locator = first.trained["cloc"].model_folder
     assert locator is not None
-    say("and captions: a captioner, five kinds of text, an encoder that reads some of them")
+    say("captions: train a captioner, write five kinds of text, train an encoder on some")
     sizes = sizes_of(train_scenes, steps)
     result["captions"] = tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes)
     clock.lap("captions")
-    say("and a network that was fine-tuned on half of its classes: what one number brings back")
+    say("calibration: fine-tune a network on half of its classes, bring the others back")
     encoder = first.models["cloc"].image_encoder
     assert isinstance(encoder, Lite0Encoder), "of the tour's recipes"
     result["calibration"] = tour_calibration(
-        collection, run, encoder=encoder, cache=collection.path / CACHE, seed=seed, device=device, epochs=few(steps)
+        collection,
+        run,
+        encoder=encoder,
+        cache=collection.path / CACHE,
+        seed=seed,
+        device=device,
+        epochs=short_epochs(steps),
     )
     clock.lap("calibration")
-    say("and eight clients that keep their images: groups of all, and one map")
+    say("federated: cluster and map emoji of eight clients")
     emoji_features = run.path / FOLDER / "features.npz"
     result["federated"] = tour_federated(
         collection, run, features=emoji_features, seed=seed, rounds=None if steps is None else FEW_ROUNDS
@@ -163,8 +169,8 @@ def tour(
     return run.path
 
 
-def _keep_features(collection: Collection, seed: int) -> None:
-    """Computes the frozen features that all trainings and all evaluations read."""
+def _cache_features(collection: Collection, seed: int) -> None:
+    """Compute the frozen features that all trainings and all evaluations read."""
     recipe = load(PretrainRecipe, RECIPES["cloc"], [f"training.seed={seed}"])
     model, cache = build_model(recipe), collection.path / CACHE
     build_dataset(recipe, collection, model, device=model.device, cache=cache)
@@ -174,7 +180,7 @@ def _keep_features(collection: Collection, seed: int) -> None:
 
 @dataclass
 class Answers:
-    """Both models of one seed, what each made of the held-out images, and their table."""
+    """Both models of one seed, their embeddings of held-out images, and their results table."""
 
     models: dict[str, LocalizingModel]
     embedded: dict[str, CollectionEmbeddings]
@@ -200,7 +206,7 @@ def _train_and_evaluate(
         )
         folder = trained[name].model_folder
         if folder is None:
-            raise UserError(f"{run.path}: stopped; the same command goes on")
+            raise UserError(f"{run.path}: stopped; run the same command to resume")
         clock.lap(name)
         models[name] = load_model(folder, device=device)
         evaluation, embedded[name] = evaluate(
@@ -213,7 +219,7 @@ def _train_and_evaluate(
 
 
 def tour_table(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The page's table: one column per way of answering, the two rules of 'where is it' as rows of their own."""
+    """Return the page's table: one column per way of answering, the two rules of 'where is it' as rows."""
     rows = []
     for original in table:
         data: str = original["data"]
@@ -241,13 +247,13 @@ _FIRST = (
 
 
 def _priority(row: dict[str, Any]) -> tuple[int, str]:
-    """Questions in the order of `_FIRST`, then the others as they are; a question's rows stay together."""
+    """Sort questions as in `_FIRST`, then the others as they are; rows of a question stay together."""
     ranks = [rank for rank, start in enumerate(_FIRST) if row["question"].startswith(start)]
     return (ranks[0] if ranks else len(_FIRST), row["question"] if ranks else "")
 
 
 def over_seeds(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One table of several seeds' tables: means with Student's t-intervals over seeds."""
+    """Merge the tables of several seeds: means with t-intervals over seeds."""
     if len(tables) == 1:
         return list(tables[0])
     result = []
@@ -261,7 +267,7 @@ def over_seeds(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that runs, or None outside one."""
+    """Return the commit of the running checkout; None outside one."""
     folder = PACKAGE
     try:
         process = subprocess.run(

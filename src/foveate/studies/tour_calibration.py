@@ -1,7 +1,6 @@
-"""The tour's calibration: a small network that knows subcategories of emoji in one style is fine-tuned on half of them
-in another; what that breaks, what it leaves whole, and what one number repairs.
+"""The tour's calibration: fine-tune a network on half of the emoji subcategories in another style, then calibrate it.
 
-The world is that of the study `calibration`; images and frozen features are those that the tour has already.
+The world is that of the study `calibration`; images and frozen features are those that the tour has cached already.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from foveate.records.geometry import View
 from foveate.records.images import save_thumbnail
 from foveate.studies.calibration import EMOJI, FULL, RATES
 from foveate.studies.calibration_worlds import World, emoji_arrays, held_out, open_emoji, prepare_emoji
+from foveate.studies.image_features import average_maps
 from foveate.vision.feature_cache import FeatureCache
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps
 
@@ -47,7 +47,7 @@ def tour_calibration(
     device: str | None = None,
     epochs: int | None = None,
 ) -> dict[str, Any]:
-    """Pre-trains, fine-tunes, calibrates; JSON for the tour's page.
+    """Pre-train, fine-tune and calibrate; return the result for the tour's page.
 
     Args:
         encoder: whose frozen features of all emoji lie in the folder `cache`.
@@ -96,7 +96,7 @@ def tour_calibration(
 
 
 def _calibrated(evidence: Evidence, folder: RunFolder) -> Calibrated:
-    """By both methods; where no pseudo run has a feasible gamma (a tour of few updates), by ALG, and it is said."""
+    """Calibrate by both methods; by ALG alone, with a note, where no pseudo run has a feasible gamma."""
     try:
         return calibrate(evidence, folder, method="both", data="emoji")
     except UserError as problem:
@@ -104,13 +104,13 @@ def _calibrated(evidence: Evidence, folder: RunFolder) -> Calibrated:
         return calibrate(replace(evidence, notes=[f"Without PCV: {problem}"]), folder, method="alg", data="emoji")
 
 
-def few(steps: int | None) -> int | None:
-    """Epochs of a tour for a look, whose trainings have so few updates; None otherwise."""
+def short_epochs(steps: int | None) -> int | None:
+    """Return the epochs of a short tour (`steps` given); None for the study's number."""
     return None if steps is None else 1
 
 
 def _features(path: Path, collection: Collection, encoder: Lite0Encoder, cache: Path) -> None:
-    """The features of the study, of the tour's own emoji images, with their rows."""
+    """Write the features that the study uses, of the tour's emoji images, with their rows."""
     rows = collection.rows(where={"source": "emoji"})
     stored = FeatureCache(
         encoder, collection, rows, folder=cache, views=1, view_of=lambda *_: View(), device=encoder.proj.weight.device
@@ -120,7 +120,7 @@ def _features(path: Path, collection: Collection, encoder: Lite0Encoder, cache: 
     pooled = []
     for row in rows.tolist():
         maps = unpack_maps(stored.features(row, 0)[None].float(), encoder.grid)
-        pooled.append(np.concatenate([part.flatten(1, 2).mean(1).numpy() for part in maps], axis=1))
+        pooled.append(average_maps(maps).numpy())
     with atomic_file(path) as handle:
         np.savez(
             handle,
@@ -148,7 +148,7 @@ def _examples(
     *,
     seed: int,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
-    """Held-out images whose answer gamma changes, drawn by the seed, and how many such there are by group."""
+    """Draw held-out images whose answer gamma changes, and count such images by group."""
     arrays, _ = emoji_arrays(run / FOLDER / "features.npz")
     rows = arrays["row"][(arrays["style"] == "twemoji") & arrays["held_out"]]
     shifted = tested.logits.astype(np.float64)

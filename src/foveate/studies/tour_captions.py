@@ -1,8 +1,7 @@
-"""The tour's captions: a captioner trained on its images, what it says of held-out ones in every format, regions that
-are labeled from its words, and what its short captions do to an encoder.
+"""The tour's captions: train a captioner, caption held-out scenes, label regions, train encoders with captions.
 
-Everything runs on the frozen features that the tour's encoders have cached. Called by `foveate.studies.tour`, and no
-part of it changes the collection of the tour: captions go into a copy of its table in memory.
+Everything runs on the frozen features that the tour's encoders have cached. The tour's collection is not changed:
+captions go into a copy of its table in memory, because later parts of the tour read the collection without them.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ VARIANTS = {"alt": "AltText only", "hybrid": "half AltText, half short captions"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is captioned and trained; smaller ones for tests."""
+    """How much is captioned and trained."""
 
     num_examples: int = NUM_EXAMPLES
     trained_on: int = TRAINED_ON
@@ -65,7 +64,7 @@ class Sizes:
 
 
 def sizes_of(train_scenes: int, steps: int | None) -> Sizes:
-    """Sizes for a tour of so many scenes; with given steps (a tour for a look) all trainings are that short."""
+    """Return sizes for a number of scenes; with `steps`, all trainings are at most that long."""
     trained_on = min(TRAINED_ON, train_scenes)
     if steps is None:
         return Sizes(trained_on=trained_on, batch_size=min(BATCH, trained_on))
@@ -75,7 +74,7 @@ def sizes_of(train_scenes: int, steps: int | None) -> Sizes:
 
 
 class WithCaptions(Collection):
-    """A collection on disk whose table of captions has further rows, and whose training split is a part of its own."""
+    """A collection with further captions and a smaller training split, in memory only."""
 
     more: pa.Table | None = None
     part: NDArray[np.int64] | None = None
@@ -97,8 +96,7 @@ def tour_captions(
     device: str | None = None,
     sizes: Sizes | None = None,
 ) -> dict[str, Any]:
-    """Trains the captioner, captions held-out scenes in all formats, labels regions from their words, and compares an
-    encoder trained with AltTexts alone with one that also reads short captions; JSON for the tour's page.
+    """Train a captioner, caption held-out scenes, label regions, compare encoders with and without captions.
 
     Args:
         locator: model folder that finds phrases in images: the tour's own CLOC.
@@ -107,7 +105,7 @@ def tour_captions(
     recipe = load(CaptionerRecipe, CAPTIONER, [f"training.seed={seed}", *sizes.captioner])
     trained = train_captioner(recipe, collection, run.path / "captioner", device=device)
     if trained.model_folder is None:
-        raise UserError(f"{run.path}: stopped; the same command goes on")
+        raise UserError(f"{run.path}: stopped; run the same command to resume")
     captioner = load_captioner(trained.model_folder, device=device)
     rows = _scenes(collection, "test", sizes.num_examples, seed)
     examples, counts = _examples(captioner, collection, rows, run.path, locator, device)
@@ -130,7 +128,7 @@ def _scenes(collection: Collection, name: str, count: int, seed: int) -> NDArray
 def _write_captions(
     captioner: SmallCaptioner, collection: Collection, rows: NDArray[np.int64], kinds: Sequence[str]
 ) -> dict[int, dict[str, str]]:
-    """Row -> format -> caption, as it may be stored; those that never ended or repeat themselves are left out."""
+    """Map row to format to caption, without those that never ended or repeat themselves."""
     captions: dict[int, dict[str, str]] = {}
     cache = collection.path / CACHE
     for row, ask, written in caption_rows(
@@ -143,7 +141,7 @@ def _write_captions(
 
 
 def repeats_itself(kind: str, caption: str) -> bool:
-    """Whether a caption repeats itself. Dense ones name each thing often: of them only whole sentences count."""
+    """Whether a caption repeats itself; of dense ones, which name each thing often, only sentences count."""
     lines = [sentence.casefold() for sentence in split_sentences(caption)]
     return len(set(lines)) < len(lines) or (kind != "dsc_plus" and repeats(caption))
 
@@ -156,7 +154,7 @@ def _examples(
     locator: Path,
     device: str | None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Images with all their texts, judged by the scenes' truth, and pseudo-labeled regions; numbers per format."""
+    """Return images with all texts judged by the truth and pseudo-labeled regions, and means per format."""
     captions = _write_captions(captioner, collection, rows, CAPTION_KINDS)
     labeled = _regions(
         collection, {row: captions_of_row.get("dsc", "") for row, captions_of_row in captions.items()}, locator, device
@@ -194,7 +192,7 @@ def _examples(
 def _regions(
     collection: Collection, captions: dict[int, str], locator: Path, device: str | None
 ) -> dict[int, list[dict[str, Any]]]:
-    """Row -> what VESL makes of its caption: its phrases, each where our own localizer finds it."""
+    """Map row to the regions that VESL makes of its caption, with boxes of the tour's CLOC."""
     extractor, kind = open_extractor(PhraseSettings()), find_detector("cloc")
     phrases = {row: some for row, caption in captions.items() if (some := extractor(caption).phrases)}
     if not phrases:
@@ -223,7 +221,7 @@ def _encoders(
     device: str | None,
     sizes: Sizes,
 ) -> dict[str, Any]:
-    """Two small encoders on the same images and steps: AltTexts alone, and half short captions; searches on both."""
+    """Train two small encoders, on AltTexts alone and with half short captions; compare their searches."""
     from foveate.studies.captions_measures import retrieval
 
     part = _scenes(collection, "train", sizes.trained_on, seed)
@@ -254,7 +252,7 @@ def _encoders(
             evaluate_split=None,
         )
         if done.model_folder is None:
-            raise UserError(f"{run.path}: stopped; the same command goes on")
+            raise UserError(f"{run.path}: stopped; run the same command to resume")
         model = load_model(done.model_folder, device=device)
         encoded, _, image_NE = encode_images(model, collection, rows, cache=collection.path / CACHE)
         text_TE = model.encode_text(distinct).detach().cpu().numpy()
@@ -271,7 +269,7 @@ def _encoders(
 
 
 def with_captions(collection: Collection, texts: dict[int, str], part: NDArray[np.int64]) -> Collection:
-    """The collection again, with a short caption for some rows, and `part` of its training rows."""
+    """Open the collection with a short caption for some rows and with `part` of its training rows."""
     opened = WithCaptions.open(collection.path)
     assert isinstance(opened, WithCaptions)
     table = opened.table("captions")

@@ -1,8 +1,7 @@
-"""The tour's federated part: emoji split by category over eight clients, grouped from what each sends once, and drawn in
-one map by FedNE, federated averaging's beside it.
+"""The tour's federated part: emoji of eight clients, clustered from centroids sent once, and mapped by FedNE and FedAvg.
 
-The split is that of the study `fedne`: a category a client. Features are those that the tour has already; all clients are
-in this process, and what each would send is counted.
+The split is that of the study `fedne`: one category per client. Features are those that the tour has cached already; all
+clients are in this process, and the bytes that each would send are counted.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ TITLES = {FEDNE: "FedNE", FEDAVG: "Federated averaging"}
 
 @dataclass(frozen=True)
 class Emoji:
-    """Emoji at eight clients: points and categories by client, and the collection's row of each image."""
+    """Emoji of eight clients: points and categories by client, and the collection's row of each image."""
 
     clients: Clients
     rows: list[NDArray[np.int64]]
@@ -62,7 +61,7 @@ class Emoji:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread: matrices this small gain nothing by a second one, and wait for it on a busy machine."""
+    """Run on one thread: matrices this small gain nothing from a second, and wait for it on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -75,7 +74,7 @@ def one_thread() -> Iterator[None]:
 def tour_federated(
     collection: Collection, run: RunFolder, *, features: Path, seed: int, rounds: int | None = None
 ) -> dict[str, Any]:
-    """Groups and maps; JSON for the tour's page. Called again with the same arguments it reads what it found.
+    """Cluster and map; return the result for the tour's page, read from disk where it is finished.
 
     Args:
         features: npz file with `features` [N, D], `style` and `row`, as the tour's calibration writes it.
@@ -122,7 +121,7 @@ def _cluster_and_map(collection: Collection, run: Path, features: Path, *, seed:
 
 
 def read_emoji(features: Path, collection: Collection, *, seed: int) -> Emoji:
-    """The emoji of one style over eight clients, a category each; the largest categories at two."""
+    """Split the emoji of one style over eight clients, a category each; the largest category over two."""
     with np.load(features, allow_pickle=False) as file:
         in_style = file["style"] == STYLE
         points, rows = file["features"][in_style].astype(np.float64), file["row"][in_style]
@@ -140,7 +139,7 @@ def read_emoji(features: Path, collection: Collection, *, seed: int) -> Emoji:
 
 
 def _grouped(emoji: Emoji, *, seed: int) -> tuple[Clustered, Log]:
-    """As many groups as there are categories, by the default method."""
+    """Cluster into as many groups as there are categories, by the default method."""
     log = Log()
     clusters = len(np.unique(np.concatenate(emoji.labels)))
     members = [Client(number, points, HANDLERS) for number, points in enumerate(emoji.clients.points)]
@@ -150,7 +149,7 @@ def _grouped(emoji: Emoji, *, seed: int) -> tuple[Clustered, Log]:
 def _groupings(
     emoji: Emoji, clustered: Clustered, groups: list[NDArray[np.int64]], *, seed: int
 ) -> list[dict[str, Any]]:
-    """How groups match categories: the clients' common ones, those of all images in one place, the largest client's."""
+    """Compare groups with categories: of all clients, of all images in one place, of the largest client."""
     points, labels = np.concatenate(emoji.clients.points), np.concatenate(emoji.labels)
     central = resolve(clustered.options.clusters, method="central", seed=seed)
     largest = max(emoji.clients.points, key=len)
@@ -170,7 +169,7 @@ def _groupings(
 
 
 def _mapped(emoji: Emoji, *, seed: int, rounds: int) -> tuple[list[dict[str, Any]], list[Fitted]]:
-    """Both maps, drawn of four fifths of each client's images and measured with the others."""
+    """Fit both maps to four fifths of each client's images; measure them with the rest."""
     parts = split_held_out(emoji.clients, HELD_OUT, seed=seed)
     maps, fits = [], []
     for name in TITLES:
@@ -195,7 +194,7 @@ def _mapped(emoji: Emoji, *, seed: int, rounds: int) -> tuple[list[dict[str, Any
 
 
 def _gain(emoji: Emoji, fits: list[Fitted], *, seed: int) -> Interval:
-    """FedNE's right votes minus averaging's, over held-out images."""
+    """Return FedNE's right votes minus averaging's over held-out images, with a paired interval."""
     parts = split_held_out(emoji.clients, HELD_OUT, seed=seed)
     assert parts.fit_labels is not None
     assert parts.held_out_labels is not None
@@ -214,7 +213,7 @@ def _gain(emoji: Emoji, fits: list[Fitted], *, seed: int) -> Interval:
 
 
 def sentence(groupings: list[dict[str, Any]], maps: list[dict[str, Any]], gain: Interval) -> str:
-    """What the numbers say, and no more."""
+    """Summarize the results in one sentence, without a claim that the interval does not support."""
     clients, central = groupings[0]["nmi"], groupings[1]["nmi"]
     as_good = "no worse than" if clients >= central - 0.02 else "worse than"
     little = ", which is little: such features lie by look more than by kind" if max(clients, central) < 0.5 else ""
@@ -237,7 +236,7 @@ def _points(value: float) -> str:
 
 
 def _by_client(emoji: Emoji, log: Log, maps: dict[str, Log]) -> list[dict[str, Any]]:
-    """What each client holds, and bytes that left it: for groups, and for each map."""
+    """Return what each client holds and the bytes that it sent, for the groups and for each map."""
 
     def sent(log_: Log, client: int) -> int:
         return sum(entry.size for entry in log_.entries if entry.up and entry.client == client)
@@ -257,7 +256,7 @@ def _by_client(emoji: Emoji, log: Log, maps: dict[str, Log]) -> list[dict[str, A
 def _examples(
     collection: Collection, run: Path, emoji: Emoji, clustered: Clustered, groups: list[NDArray[np.int64]]
 ) -> list[dict[str, Any]]:
-    """The images nearest to each center, with the commonest category of the group."""
+    """Return the images nearest to each center, with the most frequent category of the group."""
     points, rows = np.concatenate(emoji.clients.points), np.concatenate(emoji.rows)
     labels, assigned = np.concatenate(emoji.labels), np.concatenate(groups)
     owners = np.repeat(np.arange(CLIENTS), [len(rows_of_client) for rows_of_client in emoji.rows])

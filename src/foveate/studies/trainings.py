@@ -1,4 +1,4 @@
-"""Trainings as cells of a study: a recipe with changes on a collection, and the frozen features that all share."""
+"""Pretraining runs as cells of a study: a recipe with overrides on a collection, and shared frozen features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foveate.vision.localizer.model import LocalizingModel
 
 
 def train(recipe: str, changes: Sequence[str], collection: Collection, run: Path, *, device: str | None) -> Path:
-    """Trains, or goes on with the training in `run`; its model folder. A signal to stop ends the study, too."""
+    """Train, or resume the training in `run`; return its model folder. A signal to stop ends the study, too."""
     trained = pretrain(load(PretrainRecipe, recipe, changes), collection, run, device=device, evaluate_split=None)
     if trained.model_folder is None:
         raise KeyboardInterrupt
@@ -27,13 +27,13 @@ def train(recipe: str, changes: Sequence[str], collection: Collection, run: Path
 def train_cell(
     cell: Cell, recipe: str, changes: Sequence[str], collection: Collection, folder: Path, *, device: str | None
 ) -> LocalizingModel:
-    """The model of a cell; its training lies in the study's `folder` as long as the cell is worked on."""
+    """Train and load the model of a cell; the training lies in the folder of the unfinished cell."""
     run = folder / "cells" / "at-work" / cell.name / "run"
     return load_model(train(recipe, changes, collection, run, device=device), device=device)
 
 
 def cache_features(path: Path, recipe: str, changes: Sequence[str], *, device: str | None) -> None:
-    """Makes the frozen features of a collection that trainings with this recipe read; does what is missing."""
+    """Compute the missing frozen features of a collection that trainings with this recipe read."""
     settings = load(PretrainRecipe, recipe, changes)
     where = torch.device(device or "cpu")
     build_dataset(settings, Collection.open(path), build_model(settings), device=where, cache=path / CACHE)

@@ -1,4 +1,4 @@
-"""The study `vesl`: what region labels from captions are worth in training, beside the truth and beside none.
+"""The study `vesl`: region labels made from captions, compared with true regions and with none.
 
 All variants train on the same images, alt-texts and steps, and are tested on the same true regions of held-out
 scenes. They differ in one thing: whose regions they draw.
@@ -100,8 +100,8 @@ PAPER_CLAIMS = (
 
 DESIGN = Design(
     name="vesl",
-    title="VESL: what labels from captions are worth",
-    question="How far do region labels made from captions come, beside true regions and beside none?",
+    title="VESL: region labels from captions",
+    question="How good are region labels made from captions, compared with true regions and with none?",
     reference="truth",
     conditions=(
         Condition(
@@ -131,7 +131,7 @@ DESIGN = Design(
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the study is; part of the identity of its cells."""
+    """Size of the study; part of the identity of its cells."""
 
     train_scenes: int
     test_scenes: int
@@ -166,7 +166,7 @@ QUICK = Scale(
 
 
 def training_overrides(steps: int, batch_size: int) -> list[str]:
-    """What all trainings change in the recipes `tour` and `tour-clip`: alt-texts alone, so that regions differ only."""
+    """Return overrides of all trainings: alt-texts alone, so that only the regions differ."""
     return [
         "data.captions={alt: 1}",
         f"training.steps={steps}",
@@ -178,7 +178,11 @@ def training_overrides(steps: int, batch_size: int) -> list[str]:
 
 
 def overrides(cell: Cell, scale: Scale, sources: Mapping[str, str]) -> list[str]:
-    """What the cell changes in its recipe; `sources` are those of the labelings, by key."""
+    """Return the overrides of the recipe for a cell.
+
+    Args:
+        sources: of the regions, by labeling.
+    """
     sources_override = [] if cell.variant == "none" else [f"data.region_sources=[{sources.get(cell.variant, TRUTH)}]"]
     return [*training_overrides(scale.steps, scale.batch_size), f"training.seed={cell.seed}", *sources_override]
 
@@ -196,20 +200,20 @@ class VeslStudy(GridStudy):
 
     @functools.cached_property
     def feature_memory(self) -> FeatureMemory:
-        """Frozen features of test images and texts, which all cells of this process share."""
+        """Frozen features that all cells of this process share."""
         from foveate.studies.feature_cache import FeatureMemory
 
         return FeatureMemory()
 
     @functools.cached_property
     def labels(self) -> dict[str, dict[str, Any]]:
-        """What was made of every labeling."""
+        """Source and quality of every labeling."""
         from foveate.studies.vesl_labels import read_labels
 
         return read_labels(self.folder)
 
     def prepare(self) -> None:
-        """Images, teacher, captioner, captions, labels, frozen features; does what is missing."""
+        """Make images, teacher, captioner, captions, labels and frozen features; only what is missing."""
         from foveate.studies import vesl_labels as made
         from foveate.studies.trainings import cache_features
 

@@ -1,4 +1,4 @@
-"""Images, teacher, captions and labels of the study `vesl`; made once, shared by all its trainings."""
+"""Images, teacher, captions and labels of the study `vesl`, made once and shared by all its trainings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCENES, TEACHER_SCENES = 31, 32  # seeds of the two series of scenes: images tha
 
 @dataclass(frozen=True)
 class Labeling:
-    """One way to label: whose captions of which kind, which phrases, which boxes.
+    """A way to label: whose captions of which kind, which phrases, which boxes.
 
     captioner: "own" (a captioner trained on the teacher's scenes), "oracle" (rendered from the truth), or "" for the
     alt-texts that are there.
@@ -45,7 +45,7 @@ LABELINGS = (
 
 
 def draw_scenes(folder: Path, *, train: int, test: int, teacher: int) -> tuple[Path, Path]:
-    """The images that are labeled and tested on, and other ones of the same world for teacher and captioner."""
+    """Build the scenes that are labeled and tested on, and others of the same world for teacher and captioner."""
     from foveate.records.scenes import build_scenes
 
     scenes, others = folder / "scenes", folder / "teacher-scenes"
@@ -55,7 +55,7 @@ def draw_scenes(folder: Path, *, train: int, test: int, teacher: int) -> tuple[P
 
 
 def train_teacher(others: Path, run: Path, overrides: Sequence[str], *, device: str | None) -> Path:
-    """The detector: CLOC on true boxes of the teacher's scenes; its model folder."""
+    """Train the detector, a CLOC on true boxes of the teacher's scenes; return its model folder."""
     from foveate.records.collection import Collection
     from foveate.studies.trainings import train
 
@@ -66,7 +66,7 @@ def train_teacher(others: Path, run: Path, overrides: Sequence[str], *, device: 
 
 
 def captioner_steps(part: float) -> list[str]:
-    """Overrides of the recipe `captioner-tour` that keep `part` of the steps of each of its trainings."""
+    """Return overrides of the recipe `captioner-tour` that keep `part` of the steps of each stage."""
     from foveate.caption.small.recipe import CaptionerRecipe
     from foveate.core.recipes import load
 
@@ -80,7 +80,7 @@ def captioner_steps(part: float) -> list[str]:
 
 
 def train_own_captioner(others: Path, run: Path, overrides: Sequence[str], *, device: str | None) -> Path:
-    """Foveate's own captioner, on the teacher's scenes; its model folder."""
+    """Train Foveate's captioner on the teacher's scenes; return its model folder."""
     from foveate.caption.small.recipe import CaptionerRecipe
     from foveate.caption.small.train import train_captioner
     from foveate.core.recipes import load
@@ -96,7 +96,7 @@ def train_own_captioner(others: Path, run: Path, overrides: Sequence[str], *, de
 
 
 def write_both_captions(scenes: Path, run: Path, captioner: Path, *, device: str | None) -> dict[str, str]:
-    """DSC captions of the training images by both captioners: who -> name of its model."""
+    """Write DSC captions of the training images by both captioners; map each to the name of its model."""
     from foveate.studies.captions_data import write_captions
 
     jobs = (
@@ -112,7 +112,7 @@ def write_both_captions(scenes: Path, run: Path, captioner: Path, *, device: str
 def write_labels(
     scenes: Path, folder: Path, teacher: Path, models: dict[str, str], *, device: str | None
 ) -> dict[str, dict[str, Any]]:
-    """Labels the training images in every way: key -> source of its rows, and how good they are."""
+    """Label the training images in every way; map each labeling to the source and quality of its rows."""
     from foveate.caption.vesl.detection import find_detector
     from foveate.caption.vesl.phrases import PhraseSettings
     from foveate.caption.vesl.run import label_regions
@@ -126,7 +126,7 @@ def write_labels(
             prefer=(models[labeling.captioner],) if labeling.captioner else (),
             shuffle_phrases=labeling.shuffled,
         )
-        # Who answers is found by name; the oracle of boxes looks at the truth only.
+        # The detector is found by name; the oracle of boxes reads the true regions and has no threshold.
         grounding = {"model": str(teacher), "rule": "head", "threshold": MIN_COSINE}
         options = grounding if labeling.detector == "cloc" else {"sources": (TRUTH,)}
         done = label_regions(
@@ -150,12 +150,12 @@ def write_labels(
 
 
 def read_labels(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `write_labels` wrote."""
+    """Read what `write_labels` wrote."""
     return read_json(folder / LABELS_FILE)
 
 
 def quality(scenes: Path, sources: dict[str, str]) -> dict[str, dict[str, float]]:
-    """How labels of training images compare with the truth, by labeling.
+    """Compare the labels of training images with the truth.
 
     label_right: share of labels that lie on a thing (IoU at least .5) and share more than .3 of their words with its
     true phrase. label_found: share of true regions that such a label names. label_count: labels an image.

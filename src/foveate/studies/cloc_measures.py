@@ -1,4 +1,4 @@
-"""Measures of studies that the common evaluation does not have."""
+"""Measures of the study `cloc` that `foveate evaluate` does not have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from foveate.vision.preprocess import move_boxes, place_image, render_image
 
 
 def box_gain(seen: CollectionEmbeddings, collection: Collection) -> float:
-    """1 - (squared error of the head's boxes) / (squared error of the mean training box), over seen concepts.
+    """Return 1 - (squared error of the head's boxes) / (squared error of the mean training box), seen concepts.
 
     0: no better than one box for everything. 1: exact.
     """
@@ -39,7 +39,7 @@ def box_gain(seen: CollectionEmbeddings, collection: Collection) -> float:
 
 @torch.inference_mode()
 def details_accuracy(model: LocalizingModel, path: Path) -> float:
-    """How often the box whose embedding is nearest to that of a detail's own image is the detail's box.
+    """Return how often a detail's image is nearest to the embedding of its own box among all boxes of the image.
 
     Real images that no model was trained on; the detail is encoded as an image, the boxes as regions.
     """
