@@ -23,7 +23,7 @@ from small_disk import Disk, disk
 __all__ = ["disk"]  # the fixture
 
 
-def test_a_full_disk_is_said_and_the_same_command_goes_on(disk: Disk, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_same_command_resumes(disk: Disk, tmp_path: Path) -> None:
     disk.resize("8m")
     collection = make(disk.folder / "c", 60)
     used = sum(file.stat().st_size for file in disk.folder.rglob("*") if file.is_file())

@@ -25,7 +25,7 @@ SENTENCE = "A red car is parked on a street."
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
-def test_the_stored_answers(case: dict[str, object]) -> None:
+def test_stored_responses(case: dict[str, object]) -> None:
     found = parse_caption(str(case["raw"]))
     assert (found.status, found.caption, list(found.flags)) == (case["status"], case["caption"], case["flags"])
 
@@ -36,7 +36,7 @@ def test_the_stored_answers(case: dict[str, object]) -> None:
 @example('{"caption": "nested"}')
 @example("\x00\x1f")
 @example("\u2028 line \u00a0 ends")
-def test_a_caption_that_is_said_is_read(text: str) -> None:
+def test_serialized_captions_are_parsed(text: str) -> None:
     """Identity but for white space; what is blank or begins like a refusal is none."""
     found = parse_caption(serialize(text))
     collapsed = " ".join(text.split())
@@ -126,17 +126,17 @@ def test_nothing_raises(raw: str) -> None:
         ('{"caption": "Icannot"}', "ok", "Icannot", ()),
     ],
 )
-def test_more_answers(raw: str, status: str, caption: str | None, flags: tuple[str, ...]) -> None:
+def test_more_responses(raw: str, status: str, caption: str | None, flags: tuple[str, ...]) -> None:
     found = parse_caption(raw)
     assert (found.status, found.caption, found.flags) == (status, caption, flags)
 
 
-def test_facts_of_the_alt_text_are_kept() -> None:
+def test_facts_of_the_alt_text_are_parsed() -> None:
     raw = json.dumps({"caption": SENTENCE, "used_alt_facts": ["Nevada", 5, "1967"]})
     assert parse_caption(raw).used_alt_facts == ("Nevada", "1967")
 
 
-def test_several_formats_in_one_answer() -> None:
+def test_several_formats_in_one_response() -> None:
     raw = '```\n{"captions": {"ssc": "A  cat.", "dsc": 3, "afc": "I cannot say."}}\n```'
     found = parse_captions(raw, ["ssc", "dsc", "dsc_plus", "afc"])
     assert [found[kind].status for kind in found] == ["repaired", "error:schema", "error:schema", "error:refused"]
@@ -158,7 +158,7 @@ def test_statements() -> None:
 
 
 @pytest.mark.parametrize("piece", ["[", '{"a":', "1", "{", '"', "```\n", "a, ", ",}"])
-def test_long_answers_are_read_too(piece: str) -> None:
+def test_long_responses_are_parsed(piece: str) -> None:
     assert not parse_caption(piece * 50_000).status.startswith("ok")
 
 

@@ -87,7 +87,7 @@ def test_counting_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-def test_what_is_no_tokenizer_is_said(tmp_path: Path) -> None:
+def test_files_that_are_no_tokenizer_are_errors(tmp_path: Path) -> None:
     with raises_naming(UserError, "nowhere.json"):
         OtherTokenizer(tmp_path / "nowhere.json")
     (tmp_path / "wrong.json").write_text('{"version": "1.0"}')

@@ -1,4 +1,4 @@
-"""The HTTP backend against a server that misbehaves in every way we know."""
+"""Captioning runs against a server that fails, hangs, limits its load or goes away."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_usable_alt_texts(alt: str, says_something: bool) -> None:
     assert is_usable_alt_text(alt) == says_something
 
 
-def test_which_alt_text_is_taken() -> None:
+def test_the_first_text_of_the_best_kind_is_the_alt_text() -> None:
     texts = [Caption("k", "keywords"), Caption(" ", "alt"), Caption("t", "title"), Caption("s", "ssc")]
     assert select_alt_text(texts) == "t"
     assert select_alt_text(texts, ["keywords", "title"]) == "k"

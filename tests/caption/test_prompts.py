@@ -38,7 +38,7 @@ def test_formats_are_those_of_the_mixture() -> None:
     assert set(prompts.MAX_TOKENS) == set(prompts.TEMPERATURES) == set(prompts.FORMS) == set(CAPTION_KINDS)
 
 
-def test_the_newest_version_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_version_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {**prompts._TEXTS, "ssc-2": "two", "ssc-10": "ten", "ssc-9": "nine"}
     monkeypatch.setattr(prompts, "_TEXTS", texts)
     assert find_prompt("ssc").id == "ssc-10"
@@ -46,7 +46,7 @@ def test_the_newest_version_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", CAPTION_KINDS)
-def test_the_alt_text_is_shown_to_afc_alone(kind: str) -> None:
+def test_only_the_prompt_of_afc_contains_the_alt_text(kind: str) -> None:
     assert ("{alt}" in find_prompt(kind).text) == (kind == "afc")
 
 

@@ -112,7 +112,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         executor._import_ray()
 
 
-def test_executors_are_found_by_name() -> None:
+def test_executors_are_modules() -> None:
     assert {"local", "ray"} <= set(executor_names())
     assert find_executor("local").note
     with raises_naming(UserError, "rey", "ray"):

@@ -1,4 +1,4 @@
-"""The pipeline: every request accounted for, nothing asked twice, keys that change with what decides an answer."""
+"""The pipeline: every request is accounted for, none is sent twice, and keys change with all that decides a response."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_image_gets_every_format_with_its_provenance(tmp_path: Path) -> No
     assert sum(entry["tokens_in"] for entry in usage) == 4800
 
 
-def test_the_alt_text_is_shown_to_afc_alone_and_only_where_it_says_something(tmp_path: Path) -> None:
+def test_only_afc_prompts_contain_the_alt_text_and_only_a_usable_one(tmp_path: Path) -> None:
     collection = make(tmp_path / "c")
     with ChatServer() as server:
         done = ask(collection, server.url)
@@ -145,19 +145,19 @@ def test_keys_change_with_alt_texts_for_afc_alone(tmp_path: Path) -> None:
         {"language": "French"},
     ],
 )
-def test_keys_change_with_what_else_decides_an_answer(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_keys_change_with_everything_that_decides_a_response(tmp_path: Path, changed: dict[str, Any]) -> None:
     collection = make(tmp_path / "c", 2)
     before, after = keys_of(collection), keys_of(collection, **changed)
     assert not set(before.values()) & set(after.values())
 
 
-def test_keys_do_not_change_with_what_else_is_asked(tmp_path: Path) -> None:
+def test_keys_do_not_depend_on_the_other_requests_of_a_run(tmp_path: Path) -> None:
     collection = make(tmp_path / "c", 4)
     before, after = keys_of(collection), keys_of(collection, formats=("dsc",), split="test", rows_per_part=3)
     assert after == {key: value for key, value in before.items() if key in {("p0", "dsc")}}
 
 
-def test_an_answer_that_is_too_long_is_asked_for_once_more(tmp_path: Path) -> None:
+def test_a_caption_that_is_too_long_is_requested_once_more(tmp_path: Path) -> None:
     collection = make(tmp_path / "c", 1)
     long = " ".join(["A dog runs over wet grass in a park."] * 12)
 
@@ -191,7 +191,7 @@ def test_a_descriptive_caption_that_stays_too_long_is_cut_and_fits(tmp_path: Pat
     balanced(done.result.to_json()["formats"])
 
 
-def test_a_failed_second_question_keeps_the_first_answer(tmp_path: Path) -> None:
+def test_a_failed_retry_stores_the_first_caption(tmp_path: Path) -> None:
     collection = make(tmp_path / "c", 1)
     short = json.dumps({"caption": "A dog on grass in a park."})
     with ChatServer(lambda number, body: fails(400) if kind_of(body) == "lengthen" else says(short)) as server:
@@ -213,7 +213,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("raw", BAD)
-def test_what_is_no_caption_is_an_error_row_and_is_not_asked_again(tmp_path: Path, raw: str) -> None:
+def test_a_response_without_caption_is_an_error_row_and_is_not_retried(tmp_path: Path, raw: str) -> None:
     collection = make(tmp_path / "c", 2)
     with ChatServer(lambda number, body: says(raw)) as server:
         done = ask(collection, server.url, formats=("dsc",))
@@ -235,7 +235,7 @@ def test_what_is_no_caption_is_an_error_row_and_is_not_asked_again(tmp_path: Pat
         }
 
 
-def test_long_raw_answers_are_kept_in_part(tmp_path: Path) -> None:
+def test_long_raw_responses_are_stored_in_part(tmp_path: Path) -> None:
     collection = make(tmp_path / "c", 1)
     with ChatServer(lambda number, body: says("{" + "ü" * 5000)) as server:
         ask(collection, server.url, formats=("ssc",))
@@ -293,7 +293,7 @@ def test_images_are_sent_as_they_are_or_shrunk(tmp_path: Path) -> None:
     assert max(prepare_image(entry, longest_side=8192).width for entry in sent) == 64
 
 
-def test_an_empty_choice_is_said(tmp_path: Path) -> None:
+def test_a_split_without_images_is_an_error(tmp_path: Path) -> None:
     collection = make(tmp_path / "c", 2)
     with raises_naming(UserError, "boats", "tset", "test"):
         ask(collection, "http://127.0.0.1:9", split="tset")

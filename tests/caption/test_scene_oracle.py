@@ -30,7 +30,7 @@ def ask(
     return asyncio.run(oracle.caption(request))
 
 
-def test_answers_are_json_of_the_contract(collection: Collection) -> None:
+def test_responses_follow_the_contract(collection: Collection) -> None:
     oracle = SceneOracle(SceneOracleSettings(), collection)
     assert oracle.model == "scene-oracle"
     answer = json.loads(ask(oracle, collection.keys[0]).text)
@@ -77,5 +77,5 @@ def test_a_real_image_among_scenes_is_refused(tmp_path: Path) -> None:
     assert ask(oracle, "real") == CaptionResponse(error="no_scene", final=True)
 
 
-def test_it_is_found_by_name_and_marked() -> None:
+def test_it_is_a_backend_marked_as_only_for_scenes() -> None:
     assert find_backend("scene_oracle").only_scenes

@@ -176,7 +176,7 @@ def test_the_pipeline_batches_and_stores_the_weights_hash(folder: Path, tmp_path
     assert all(len(row["details"]["revision"]) == 16 and row["details"]["tokens_in"] > 0 for row in stored)
 
 
-def test_what_is_no_such_model_is_said(folder: Path, tmp_path: Path) -> None:
+def test_folders_that_hold_no_such_model_are_errors(folder: Path, tmp_path: Path) -> None:
     with raises_naming(UserError, "transformers", "nowhere", "--model"):
         TransformersCaptioner(TransformersSettings(model="nowhere"))
     with raises_naming(UserError, "someone/something", "offline"):

@@ -64,7 +64,7 @@ def test_a_batch_waits_for_others_from_its_first_request_on() -> None:
     assert 0.6 <= asyncio.run(run()) < 0.8
 
 
-def test_closing_answers_those_who_wait_and_skips_those_who_left() -> None:
+def test_closing_runs_waiting_calls_and_skips_canceled_ones() -> None:
     batches: list[list[int]] = []
 
     def same(batch: Sequence[int]) -> list[int]:

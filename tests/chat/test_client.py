@@ -1,4 +1,4 @@
-"""The chat client against a server that misbehaves in every way we know."""
+"""The chat client against a server that fails, hangs, limits its load or goes away."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_broken_responses_are_tried_again(first: Say, attempts: int) -> None:
     assert (answer.error, answer.attempts) == ("", attempts)
 
 
-def test_a_server_that_hangs_is_given_up_after_two_timeouts() -> None:
+def test_two_timeouts_of_a_server_that_hangs_are_an_error() -> None:
     with ChatServer(after(1, says("x", seconds=30))) as server:
         assert once(server, timeout_seconds=0.2).attempts == 2
         server.behave = after(10**6, says("x", seconds=30))
@@ -238,7 +238,7 @@ def test_slots_go_to_the_endpoint_that_is_least_busy_and_to_all_who_wait() -> No
     asyncio.run(run())
 
 
-def test_an_answer_to_somebody_else_is_held_against_a_request_once() -> None:
+def test_a_response_to_another_request_counts_as_one_failed_try() -> None:
     """Another request is answered while this one is refused, and then the server goes away for longer than the tries
     of one request: it is waited for."""
 
