@@ -84,7 +84,7 @@ def check_accessible(html: str) -> None:
     identifiers = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
     assert len(identifiers) == len(set(identifiers))
     for _, attributes in reader.tags:
-        label, link = attributes.get("aria-labeledby"), attributes.get("href") or ""
+        label, link = attributes.get("aria-labelledby"), attributes.get("href") or ""
         assert label is None or label in identifiers, label
         assert not link.startswith("#") or link[1:] in identifiers, link
     assert reader.all("html")[0]["lang"] == "en"
