@@ -45,9 +45,13 @@ class ChatSettings(Settings):
     concurrency: int = Field(64, ge=1, le=4096, description="Requests in flight at each endpoint, at most.")
     timeout_seconds: float = Field(120.0, gt=0, description="Seconds of one try.")
     attempts: int = Field(5, ge=1, description="Tries of one request.")
-    backoff_seconds: float = Field(1.0, gt=0, description="Longest wait before the second try, in seconds; doubles with each.")
+    backoff_seconds: float = Field(
+        1.0, gt=0, description="Longest wait before the second try, in seconds; doubles with each."
+    )
     patience_seconds: float = Field(120.0, ge=0, description="Seconds to wait for a server that cannot be reached.")
-    structured: Literal["auto", "never"] = Field("auto", description="Send a JSON schema to servers that take one, or never.")
+    structured: Literal["auto", "never"] = Field(
+        "auto", description="Send a JSON schema to servers that take one, or never."
+    )
     api_key_env: str = Field("", description="Name of the environment variable that holds the key.")
     extra_body: dict[str, Any] = Field({}, description="Further fields of the request, as the server names them.")
 
