@@ -28,10 +28,10 @@ def test_a_format_is_recognized_and_said(foveate: Run, sets: Path, name: str) ->
     format_name = name.split("/")[0]
     assert told.out.startswith(f"format: {format_name}\n")
     assert f"format: {format_name} (" in told.err
-    assert "4 images taken" in told.out
+    assert "4 images imported" in told.out
     (sets / "coco" / "val2017" / "000000001000.jpg").write_bytes(b"<html>")
     again = foveate("collect", name, "--to", "c", "--json").json
-    assert (again["format"], again["taken"], again["already_there"]) == (format_name, 0, 4 - (name == "coco"))
+    assert (again["format"], again["imported"], again["existing"]) == (format_name, 0, 4 - (name == "coco"))
     if name == "coco":
         assert again["quarantined"] == {"image: not an image": 1}
         assert "quarantine.parquet" in foveate("collect", name, "--to", "c").out
@@ -46,14 +46,14 @@ def test_options_of_the_formats_reach_them(foveate: Run, sets: Path) -> None:
     told = foveate(
         "collect", "coco", "--as", "coco", "--captions", "coco/annotations/captions_val2017.json", "--to", "d"
     )
-    assert "8 captions taken" in told.out
+    assert "8 captions imported" in told.out
 
 
 def test_near_duplicates_are_taken_out(foveate: Run, sets: Path) -> None:
     photos = sets / "table" / "photos"
     (photos / "again.jpg").write_bytes((photos / "1.jpg").read_bytes() + b"\0")
     told = foveate("collect", "table/photos", "--to", "c", "--dedupe", "--json").json
-    assert (told["format"], told["taken"], told["duplicates_removed"]) == ("folder", 5, 1)
+    assert (told["format"], told["imported"], told["duplicates_removed"]) == ("folder", 5, 1)
     assert sum(told["splits"].values()) == 4
 
 

@@ -68,11 +68,11 @@ def test_a_dry_run_does_nothing(run: Run, collection: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no image is meant"),
+        ((), "no images selected"),
         (("pp1",), "no image 'pp1' in the collection 'c'. Did you mean"),
         (("--where", "sight=A"), "Did you mean 'site'"),
         (("--where", "site"), "write it as field=value"),
-        (("p0", "--where", "site=A"), "not both"),
+        (("p0", "--where", "site=A"), "--where"),
         (("p0", "--purge", "--keep-bytes"), "choose one"),
         (("--from", "nowhere.txt"), "nowhere.txt: no such file"),
     ],

@@ -51,7 +51,7 @@ def images(trial: Trial) -> str:
     assert (info.width, info.height) == (examined.info.width, examined.info.height)
     image = decode(data, longest_side=random.choice((None, 1, 7, 64, 10_000)))
     assert image.mode == "RGB"
-    image, size = decode_fraction(data, least_side=random.choice((1, 16, 300)))
+    image, size = decode_fraction(data, min_side=random.choice((1, 16, 300)))
     assert size == (info.width, info.height)
     view = View(crop=Box(0.1, 0.2, 0.9, 0.8) if random.random() < 0.5 else None, flip=random.random() < 0.5)
     square = view.place(*size, random.choice((1, 16, 33))).render(image)

@@ -41,10 +41,10 @@ def _attempt(trial: Trial, name: str, source: Path, **options: Any) -> str:
     check(target, summary)
     if trial.random.random() < 0.1:
         again = load_formats()[name].run(source, target, workers=1, **options)
-        assert again.taken == 0, "the same import took images again"
+        assert again.imported == 0, "the same import took images again"
         check(target, again)
     assert {path.name for path in trial.folder.iterdir()} <= before, "files were written beside the collection"
-    return "quarantined" if summary.quarantined else "taken" if summary.taken else "nothing"
+    return "quarantined" if summary.quarantined else "taken" if summary.imported else "nothing"
 
 
 def check(target: Path, summary: ImportSummary) -> None:

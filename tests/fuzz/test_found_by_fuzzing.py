@@ -104,7 +104,7 @@ def test_a_table_whose_columns_are_stored_as_numbers_of_values_is_read(tmp_path:
         pa.table({"path": words, "caption": pa.array(["a", "b", "c"]).dictionary_encode()}),
         tmp_path / "s" / "t.parquet",
     )
-    assert import_table(tmp_path / "s" / "t.parquet", tmp_path / "c").taken == 2
+    assert import_table(tmp_path / "s" / "t.parquet", tmp_path / "c").imported == 2
     assert [caption.text for caption in Collection.open(tmp_path / "c").read_captions(0)] == ["a", "c"]
 
 
@@ -129,7 +129,7 @@ def test_a_data_set_that_is_damaged_in_its_middle_keeps_what_stands_before(tmp_p
     data[4:40] = b"\xff" * 36
     (tmp_path / "s" / "train-0.parquet").write_bytes(bytes(data))
     summary = import_datasets(tmp_path / "s", tmp_path / "c")
-    assert summary.taken == 2
+    assert summary.imported == 2
     assert summary.quarantined == {"part: damaged part": 1}
 
 

@@ -89,7 +89,7 @@ def test_predicted_boxes_may_be_empty_or_reach_outside() -> None:
     for bad, said in (([0.5, 0, 0.4, 1], "x2 must be"), ([-0.2, 1.2, 0.4, 1.1], "y2 must be")):
         with raises_naming(UserError, "a", said):
             validate_boxes([bad], ["a"], what="row", predicted=True)
-    with pytest.raises(UserError, match="finite"):
+    with raises_naming(UserError, "finite"):
         validate_boxes([[0, 0, np.nan, 1]], predicted=True)
 
 
@@ -100,7 +100,7 @@ def test_shapes_are_checked() -> None:
         as_boxes([0, 0, 1, 1])
     with raises_naming(UserError, "2", "1"):
         validate_boxes([[0, 0, 1, 1]] * 2, ["a"])
-    with pytest.raises(UserError, match="as many boxes"):
+    with raises_naming(UserError, "as many boxes"):
         intersection_over_union([[0, 0, 1, 1]], [[0, 0, 1, 1]] * 2)
 
 
@@ -111,9 +111,9 @@ def test_clipping() -> None:
     assert Box.from_pixels(beyond, 100, 200, clipped=True) == Box(0, 0.05, 0.5, 1)
     with pytest.raises(UserError):
         Box.from_pixels(PixelBox(120, 0, 150, 50), 100, 200, clipped=True)
-    with pytest.raises(UserError, match="finite"):
+    with raises_naming(UserError, "finite"):
         Box.from_pixels(PixelBox(float("nan"), 0, 150, 50), 100, 200, clipped=True)
-    with pytest.raises(UserError, match="image size"):
+    with raises_naming(UserError, "image size"):
         Box.from_pixels(PixelBox(0, 0, 1, 1), 0, 10)
     # A rounding error at the edge is no mistake of the user.
     assert Box.from_pixels(PixelBox(0, 0, 100.00001, 200), 100, 200) == Box.whole()

@@ -16,11 +16,11 @@ from foveate.records.collection import Collection
 from foveate.records.duplicates import (
     GRID,
     DuplicateGroup,
+    compute_grid,
     find_duplicates,
-    image_grid,
-    leaders,
+    find_leaders,
+    is_same_grid,
     remove_duplicates,
-    same_grid,
 )
 from foveate.records.perceptual_hash import near_pairs
 from foveate.records.record import Caption, Region
@@ -78,7 +78,7 @@ def test_the_others_get_a_tombstone_and_nothing_is_merged(tmp_path: Path) -> Non
         assert not writer.add("twin", encoded(_big(2)))
         assert not writer.add("other", encoded(_big(2)))
         assert not writer.add("third", encoded(_big(2)))
-        assert (writer.summary.already_there, writer.summary.removed_earlier) == (1, 2)
+        assert (writer.summary.existing, writer.summary.removed_earlier) == (1, 2)
 
 
 def test_captions_are_carried_over_with_their_origin(tmp_path: Path) -> None:
@@ -104,18 +104,18 @@ def test_equal_hashes_of_unlike_images_are_no_duplicates(tmp_path: Path) -> None
 
 def test_groups_are_stars_not_chains() -> None:
     grids = np.stack([np.full((GRID, GRID, 3), value, np.uint8) for value in (100, 103, 106)])
-    result = leaders(grids, np.ones(3), np.zeros(3, np.uint64), distance=6)
+    result = find_leaders(grids, np.ones(3), np.zeros(3, np.uint64), distance=6)
     assert result.tolist() == [0, 0, 2]  # 100 and 106 are too far apart, though 103 is near both
 
 
 def test_a_changed_part_is_seen_and_a_new_encoding_is_not() -> None:
     image = _big(3)
-    grid = image_grid(image)
-    assert same_grid(grid, image_grid(_shrunk(3, 90)))
+    grid = compute_grid(image)
+    assert is_same_grid(grid, compute_grid(_shrunk(3, 90)))
     changed = image.copy()
     changed.paste((255, 0, 255), (200, 130, 240, 160))
-    assert not same_grid(grid, image_grid(changed))
-    assert not same_grid(grid, image_grid(noise(3)))
+    assert not is_same_grid(grid, compute_grid(changed))
+    assert not is_same_grid(grid, compute_grid(noise(3)))
 
 
 def test_images_that_cannot_be_read_are_left_alone(tmp_path: Path) -> None:

@@ -34,18 +34,18 @@ def photograph(width: int, height: int, *, format: str = "JPEG", orientation: in
     ("least", "size"), [(2000, (1203, 901)), (601, (602, 451)), (603, (1203, 901)), (300, (301, 226)), (1, (151, 113))]
 )
 def test_the_smallest_fraction_that_is_large_enough(least: int, size: tuple[int, int]) -> None:
-    image, whole = decode_fraction(photograph(1203, 901), least_side=least)
+    image, whole = decode_fraction(photograph(1203, 901), min_side=least)
     assert image.size == size
     assert whole == (1203, 901)
 
 
 def test_other_formats_stay_whole() -> None:
-    image, whole = decode_fraction(photograph(400, 300, format="PNG"), least_side=10)
+    image, whole = decode_fraction(photograph(400, 300, format="PNG"), min_side=10)
     assert image.size == whole == (400, 300)
 
 
 def test_a_turned_image_is_turned_before_it_is_measured() -> None:
-    image, whole = decode_fraction(photograph(800, 600, orientation=6), least_side=400)
+    image, whole = decode_fraction(photograph(800, 600, orientation=6), min_side=400)
     assert whole == (600, 800)
     assert image.size == (300, 400)
 
@@ -57,7 +57,7 @@ def test_the_fraction_renders_to_the_same_pixels(size: tuple[int, int], flip: bo
     data = photograph(*size)
     placement = View(crop=crop, flip=flip).place(*size, 64)
     whole = np.asarray(placement.render(decode(data))).astype(int)
-    part, _ = decode_fraction(data, least_side=256)
+    part, _ = decode_fraction(data, min_side=256)
     assert part.size != size
     drafted = np.asarray(placement.render(part)).astype(int)
     assert np.abs(whole - drafted).mean() < 1.0, "a shift of one pixel would be 3"
@@ -69,5 +69,5 @@ def test_an_image_of_another_size_is_refused() -> None:
     placement = View().place(400, 300, 64)
     with raises_naming(UserError, "399", "300"):
         placement.render(Image.new("RGB", (399, 300)))
-    with raises_naming(UserError, "least_side"):
-        decode_fraction(photograph(10, 10), least_side=0)
+    with raises_naming(UserError, "min_side"):
+        decode_fraction(photograph(10, 10), min_side=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
@@ -11,6 +10,7 @@ from PIL import Image, ImageDraw
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box, intersection_over_union
 from foveate.records.geometry import Letterbox, Placement, View, padded_square_to_original
+from naming import raises_naming
 
 sides = st.integers(8, 3000)
 sizes = st.sampled_from((32, 224, 336))
@@ -146,7 +146,7 @@ def test_center_crop_leaves_no_padding() -> None:
 def test_tiny_crops_show_at_least_a_pixel() -> None:
     view = View(Box(0.999, 0.999, 1, 1))
     assert view.place(10, 10, 32).crop_px == (9, 9, 10, 10)
-    with pytest.raises(UserError, match="too narrow"):
+    with raises_naming(UserError, "too narrow"):
         View(Box(0, 0, 1, 0.001)).place(1000, 1000, 224)
 
 
@@ -157,7 +157,7 @@ def test_render_uses_the_same_resizing_as_pillow() -> None:
     np.testing.assert_array_equal(np.asarray(square), np.asarray(direct))
     gray = noise.convert("L")
     assert View().render(gray, 60).mode == "RGB"
-    with pytest.raises(UserError, match="cannot render"):
+    with raises_naming(UserError, "cannot render"):
         Placement(81, 60, (0, 0, 81, 60), False, 60).render(noise)
 
 

@@ -54,21 +54,21 @@ def _coco(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"", "empty or cut short"),
-        (b"   ", "empty or cut short"),
-        (json.dumps(coco_instances(3)).encode()[:500], "empty or cut short"),
+        (b"", "empty or truncated"),
+        (b"   ", "empty or truncated"),
+        (json.dumps(coco_instances(3)).encode()[:500], "empty or truncated"),
         (b"{'images': []}", "cannot be read as JSON"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"images": ' + b"9" * 5000 + b"}", "cannot be read as JSON"),
         (b'{"images": [{"id": 1, "file_name": "caf\xe9.jpg"}]}', "not UTF-8"),
-        (b"[]", "an object with the field 'images' is wanted"),
-        (b'"text"', "an object with the field 'images' is wanted"),
+        (b"[]", "the field 'images'"),
+        (b'"text"', "the field 'images'"),
         (b'{"image": [], "annotations": []}', "field 'images' is missing. Did you mean 'image'?"),
-        (b'{"images": {}, "annotations": []}', "field 'images' must be a list, not a dict"),
+        (b'{"images": {}, "annotations": []}', "field 'images' must be a list (got dict)"),
         (b'{"images": [], "annotations": null}', "field 'annotations' must be a list"),
         (b'{"images": [], "annotations": [{}]}', "field 'categories' is missing"),
-        (b'{"images": [], "annotations": [], "categories": []}', "no entry that can be used"),
-        (b'{"images": [1, null, {"id": "7"}], "annotations": []}', "no entry that can be used"),
+        (b'{"images": [], "annotations": [], "categories": []}', "no usable entry"),
+        (b'{"images": [1, null, {"id": "7"}], "annotations": []}', "no usable entry"),
     ],
 )
 @pytest.mark.parametrize("name", ["coco", "lvis"])
@@ -85,10 +85,10 @@ def test_images_that_are_not_there(tmp_path: Path) -> None:
     sentence = _refused(lambda: import_coco(folder, tmp_path / "c"))
     assert "none of the 3 images" in sentence
     assert "--images" in sentence
-    assert "is no folder" in _refused(lambda: import_coco(folder, tmp_path / "c", images=tmp_path / "nowhere"))
+    assert "nowhere" in _refused(lambda: import_coco(folder, tmp_path / "c", images=tmp_path / "nowhere"))
     (tmp_path / "elsewhere" / "000000001007.jpg").unlink()
     summary = import_coco(folder, tmp_path / "c", images=tmp_path / "elsewhere")
-    assert (summary.taken, summary.quarantined) == (2, {"image: no image": 1})
+    assert (summary.imported, summary.quarantined) == (2, {"image: no image": 1})
     assert reasons(tmp_path / "c") == {"000000001007": ["image: no image"]}
 
 
@@ -96,7 +96,7 @@ def test_no_annotation_file_or_several(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "set", 1)
     path = folder / "annotations" / "instances_val2017.json"
     path.with_name("instances_train2017.json").write_bytes(path.read_bytes())
-    assert "several annotation files: give one of" in _refused(lambda: import_coco(folder, tmp_path / "c"))
+    assert "instances_train2017.json" in _refused(lambda: import_coco(folder, tmp_path / "c"))
     assert "Did you mean 'set'" in _refused(lambda: import_coco(tmp_path / "sett", tmp_path / "c"))
     (tmp_path / "empty").mkdir()
     assert "has no annotation file" in _refused(lambda: import_lvis(tmp_path / "empty", tmp_path / "c"))
@@ -129,7 +129,7 @@ def test_file_names_that_lead_out_or_nowhere(tmp_path: Path, name: object, reaso
     folder = _coco(tmp_path, lambda content: content["images"][0].update(file_name=name))
     (folder / "val2017" / "link.jpg").symlink_to(tmp_path / "outside.jpg")
     summary = import_coco(folder, tmp_path / "c")
-    assert summary.taken == 2
+    assert summary.imported == 2
     found = {reason for kept in reasons(tmp_path / "c").values() for reason in kept}
     assert found == {f"image: {reason}"}
     assert len(Collection.open(tmp_path / "c")) == 2
@@ -157,7 +157,7 @@ def test_boxes_that_are_none(tmp_path: Path) -> None:
         content["annotations"].append({"id": 99, "image_id": 1000, "category_id": 3})
 
     summary = import_coco(_coco(tmp_path, change), tmp_path / "c")
-    assert (summary.taken, summary.regions_taken, summary.regions_clipped) == (3, 1, 1)
+    assert (summary.imported, summary.regions_imported, summary.regions_clipped) == (3, 1, 1)
     table = Collection.open(tmp_path / "c").quarantine()
     assert table["reason"].to_pylist() == [reason for _, reason in bad] + ["malformed region"]
     rows = Collection.open(tmp_path / "c").table("coco_regions").to_pylist()
@@ -180,7 +180,7 @@ def test_ids_that_come_twice_or_lead_nowhere(tmp_path: Path) -> None:
         content["categories"] += [{"id": 3, "name": "again"}, {"id": 4}, {"id": 5, "name": " "}, 6]
 
     summary = import_coco(_coco(tmp_path, change), tmp_path / "c")
-    assert (summary.taken, summary.regions_taken) == (3, 7)
+    assert (summary.imported, summary.regions_imported) == (3, 7)
     assert summary.quarantined == {
         "image: duplicate id": 1,
         "image: malformed entry": 3,
@@ -202,7 +202,7 @@ def test_captions_that_are_none(tmp_path: Path) -> None:
     path = folder / "annotations" / "captions_val2017.json"
     path.write_text(json.dumps(content))
     summary = import_coco(folder, tmp_path / "c")
-    assert (summary.taken, summary.captions_taken) == (2, 2)
+    assert (summary.imported, summary.captions_imported) == (2, 2)
     assert summary.quarantined == {"caption: not text": 1, "caption: not Unicode": 1, "caption: unknown image": 1}
     path.write_text("{")
     assert "captions_val2017.json cannot be read" in _refused(lambda: import_coco(folder, tmp_path / "d"))
@@ -227,7 +227,7 @@ def test_visual_genome_files_that_lie(tmp_path: Path) -> None:
     write_json(folder / "image_data.json", images)
     write_json(folder / "region_descriptions.json", regions)
     summary = import_visual_genome(folder, tmp_path / "c")
-    assert (summary.taken, summary.regions_taken) == (3, 9)
+    assert (summary.imported, summary.regions_imported) == (3, 9)
     assert summary.quarantined == {
         "image: duplicate id": 1,
         "image: malformed entry": 2,
@@ -241,7 +241,7 @@ def test_visual_genome_files_that_lie(tmp_path: Path) -> None:
     (folder / "image_data.json").rename(folder / "image_dat.json")
     assert "Did you mean 'image_dat.json'" in _refused(lambda: import_visual_genome(folder, tmp_path / "d"))
     write_json(folder / "image_data.json", {})
-    assert "a list of objects is wanted" in _refused(lambda: import_visual_genome(folder, tmp_path / "d"))
+    assert "image_data.json" in _refused(lambda: import_visual_genome(folder, tmp_path / "d"))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_visual_genome_files_that_lie(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b"\n\n", "is empty"),
         (b"path,text\n", "has no rows"),
-        ("path,text\na.jpg,x\n".encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        ("path,text\na.jpg,x\n".encode("utf-16"), "UTF-16"),
         (b"p\xe4th,text\na.jpg,x\n", "is not UTF-8"),
         (b"paht,text\na.jpg,x\n", "no column path or filepath .* --path-column.* Did you mean 'paht'"),
         (b"path,tetx\na.jpg,x\n", "no column text or caption .* --text-column.* Did you mean 'tetx'"),
@@ -300,7 +300,7 @@ def test_rows_and_cells_that_are_none(tmp_path: Path) -> None:
     ]
     path.write_bytes(b"\n".join(lines) + b"\n")
     summary = import_table(path, tmp_path / "c")
-    assert summary.taken == 4
+    assert summary.imported == 4
     assert summary.quarantined == {
         "row: wrong number of cells": 3,
         "caption: not UTF-8": 1,
@@ -325,17 +325,17 @@ def test_parquet_tables_that_are_none(tmp_path: Path) -> None:
         path.write_bytes(content)
         assert "cannot be read as a Parquet table" in _refused(lambda: import_table(path, tmp_path / "c"))
     pq.write_table(pa.table({"path": [1, 2], "text": ["a", "b"]}), path)
-    assert "column 'path' holds int64: text is wanted" in _refused(lambda: import_table(path, tmp_path / "c"))
+    assert "column 'path' has type int64" in _refused(lambda: import_table(path, tmp_path / "c"))
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     assert "cannot be read as a Parquet table" in _refused(lambda: import_table(path, tmp_path / "c"))
     path.with_suffix(".xlsx").write_bytes(b"PK")
     sentence = _refused(lambda: import_table(path.with_suffix(".xlsx"), tmp_path / "c"))
-    assert "a table ends in .csv, .tsv, .parquet" in sentence
+    assert ".csv, .tsv, .parquet" in sentence
     (tmp_path / "a.jpg").write_bytes(image_bytes(1))
     pq.write_table(pa.table({"path": ["a.jpg", None, ""], "text": [None, "b", "c"]}), path)
     summary = import_table(path, tmp_path / "c")
-    assert (summary.taken, summary.quarantined) == (1, {"image: no file name": 2})
+    assert (summary.imported, summary.quarantined) == (1, {"image: no file name": 2})
 
 
 def test_data_sets_that_are_none(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_data_sets_that_are_none(tmp_path: Path) -> None:
     for option in ("image_column", "text_column", "key_column"):
         sentence = _refused(lambda option=option: run(source, tmp_path / "c", **{option: "captoin"}))
         assert "Did you mean 'caption'" in sentence
-    assert "holds no images" in _refused(lambda: run(source, tmp_path / "c", image_column="caption"))
+    assert "'caption'" in _refused(lambda: run(source, tmp_path / "c", image_column="caption"))
     assert "--revision has no effect" in _refused(lambda: run(source, tmp_path / "c", revision="main"))
     (tmp_path / "empty").mkdir()
     assert "is no data set" in _refused(lambda: run(tmp_path / "empty", tmp_path / "c"))
@@ -377,7 +377,7 @@ def test_images_of_a_data_set_that_are_none(tmp_path: Path) -> None:
     table = pa.table({"image": pa.array(cells, image), "text": pa.array(["a", None, "c", "d", "e", "f", "g"])})
     pq.write_table(table, tmp_path / "set" / "t.parquet")
     summary = load_formats()["datasets"].run(tmp_path / "set", tmp_path / "c")
-    assert summary.taken == 1
+    assert summary.imported == 1
     assert summary.quarantined == {
         "image: not an image": 1,
         "image: path leaves the folder": 1,
@@ -392,4 +392,4 @@ def test_images_that_are_damaged_are_quarantined_in_every_format(tmp_path: Path,
     path = sorted((tmp_path / "set").rglob("*.jpg"))[0]
     path.write_bytes(path.read_bytes()[:300])
     summary = load_formats()[name].run(source, tmp_path / "c")
-    assert (summary.taken, summary.quarantined) == (2, {"image: truncated": 1})
+    assert (summary.imported, summary.quarantined) == (2, {"image: truncated": 1})

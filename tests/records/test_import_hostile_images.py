@@ -58,7 +58,7 @@ def test_bad_images_are_quarantined_and_unusual_ones_taken(tmp_path: Path, how: 
     summary, target = _import_images(tmp_path, how, {**bad, **UNUSUAL_IMAGES})
     assert Collection.open(target).keys == sorted(UNUSUAL_IMAGES)
     assert reasons(target) == {key: [f"image: {reason}"] for key, (_, _, reason) in BAD_IMAGES.items()}
-    assert summary.taken == len(UNUSUAL_IMAGES)
+    assert summary.imported == len(UNUSUAL_IMAGES)
     assert summary.images_quarantined == len(BAD_IMAGES)
     assert summary.animated == 3
     counted = Counter(f"image: {reason}" for _, _, reason in BAD_IMAGES.values())

@@ -53,7 +53,7 @@ def test_regions_in_every_form_and_every_kind_of_bad_box(tmp_path: Path) -> None
     expected = [[0.1, 0.2, 0.5, 0.8]] * 4 + [[0, 0, 1, 1]]
     assert np.allclose(boxes, expected, atol=1e-6)
     assert [region.phrase for region in collection.read_regions(0)][3] == "only a label"
-    assert summary.regions_taken == 5
+    assert summary.regions_imported == 5
     assert summary.regions_clipped == 1
     assert summary.regions_quarantined == len(bad)
     table = collection.quarantine()
@@ -112,7 +112,7 @@ def test_captions_of_any_length_and_script_are_kept_unchanged(tmp_path: Path) ->
         assert [caption.text for caption in collection.read_captions(collection.find_row(key))] == [text]
     assert collection.read_captions(collection.find_row("zz"))[0].text == "nul bell end"
     assert summary.texts_cleaned == 1
-    assert summary.captions_taken == len(texts) + 1
+    assert summary.captions_imported == len(texts) + 1
 
 
 def test_json_captions_labels_and_groups(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_samples_without_an_image_and_unused_members(tmp_path: Path) -> None:
     ]
     summary = import_webdataset(tar_of(tmp_path / "s.tar", members), tmp_path / "c")
     assert reasons(tmp_path / "c") == {"b": ["image: no image"], "c": ["image: download failed"]}
-    assert (summary.taken, summary.ignored_files) == (1, 3)
+    assert (summary.imported, summary.ignored_files) == (1, 3)
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.5, 0.8, 0.97])
@@ -62,7 +62,7 @@ def test_a_cut_tar_gives_what_stands_before_and_says_so(tmp_path: Path, kept: fl
         end = tar.getmembers()[-1].offset_data
     source.write_bytes(source.read_bytes()[: int(end * kept)])
     summary = import_webdataset(source, tmp_path / "c")
-    assert 0 < summary.taken < 10
+    assert 0 < summary.imported < 10
     assert sum(count for name, count in summary.quarantined.items() if name.startswith("shard: ")) == 1
 
 
@@ -74,7 +74,7 @@ def test_a_tar_with_a_broken_header_is_said(tmp_path: Path) -> None:
     data[place : place + 512] = b"x" * 512
     source.write_bytes(bytes(data))
     summary = import_webdataset(source, tmp_path / "c")
-    assert summary.taken == 2
+    assert summary.imported == 2
     assert summary.quarantined == {"shard: truncated shard": 1}
 
 
@@ -84,7 +84,7 @@ def test_what_is_no_tar_is_quarantined(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "s" / "a.tar").write_bytes(content)
     tar_of(tmp_path / "s" / "b.tar", [("p.jpg", jpeg(1))])
     summary = import_webdataset(tmp_path / "s", tmp_path / "c")
-    assert summary.taken == 1
+    assert summary.imported == 1
     assert sum(summary.quarantined.values()) == 1
     assert next(iter(summary.quarantined)).startswith("shard: ")
 
@@ -110,7 +110,7 @@ def test_several_shards_by_folder_pattern_and_braces(tmp_path: Path) -> None:
         ("d", folder / "00002.tar", 1),
     ):
         summary = import_webdataset(source, tmp_path / name)
-        assert (summary.taken, summary.captions_taken, sum(summary.quarantined.values())) == (count, count, 0)
+        assert (summary.imported, summary.captions_imported, sum(summary.quarantined.values())) == (count, count, 0)
     assert Collection.open(tmp_path / "a").record(2).captions[0].text == "caption 2"
     assert Collection.open(tmp_path / "a").index["source"][0] == "s"
     with raises_naming(UserError, "00004.tar"):

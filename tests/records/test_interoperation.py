@@ -170,5 +170,5 @@ def test_we_read_what_the_webdataset_library_writes(tmp_path: Path) -> None:
                 }
             )
     summary = import_webdataset(tmp_path / "s.tar", tmp_path / "d")
-    assert (summary.taken, summary.captions_taken, summary.regions_taken) == (3, 3, 3)
+    assert (summary.imported, summary.captions_imported, summary.regions_imported) == (3, 3, 3)
     assert Collection.open(tmp_path / "d").keys == ["a/0000", "a/0001", "a/0002"]

@@ -16,8 +16,9 @@ from foveate.core.errors import UserError
 from foveate.core.files import FolderLock
 from foveate.records.collection import Collection
 from foveate.records.perceptual_hash import hamming, near_pairs, perceptual_hash
-from foveate.records.splits import assign_splits, components_of, draw_splits
+from foveate.records.splits import assign_splits, draw_splits, find_components
 from foveate.records.writer import CollectionWriter
+from naming import raises_naming
 
 _FRACTIONS = {"train": 0.6, "validation": 0.2, "test": 0.2}
 
@@ -63,7 +64,7 @@ def test_near_pairs_have_the_components_of_all_pairs(seed: int, count: int, dist
     assert (hamming(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= distance).all()
     every = np.argwhere(np.triu(hamming(hashes[:, None], hashes[None, :]) <= distance, 1))
     none = np.full(count, "", dtype=object)
-    assert _same_partition(components_of(none, pairs), components_of(none, every.reshape(-1, 2)))
+    assert _same_partition(find_components(none, pairs), find_components(none, every.reshape(-1, 2)))
 
 
 def _same_partition(a: np.ndarray, b: np.ndarray) -> bool:
@@ -81,7 +82,7 @@ def test_no_group_and_no_pair_lies_over_two_splits(groups: list[str], links: lis
     pairs = np.array([link for link in links if max(link) < count], dtype=np.int64).reshape(-1, 2)
     names = np.array([group or f"key{row}" for row, group in enumerate(groups)], dtype=object)
     group_column = np.array(groups, dtype=object)
-    components = components_of(group_column, pairs)
+    components = find_components(group_column, pairs)
     nothing = np.full(count, "", dtype=object)
     splits, divided = draw_splits(components, names, nothing, fractions=_FRACTIONS, seed=seed)
     assert divided == 0
@@ -138,28 +139,28 @@ def test_given_splits_are_kept_and_followed(tmp_path: Path) -> None:
     summary = assign_splits(tmp_path / "c", fractions={"train": 1.0}, distance=0)
     assert summary.images == {"test": 9, "train": 1}
     assert summary.divided == 1
-    summary = assign_splits(tmp_path / "c", fractions={"train": 1.0}, keep_given=False)
+    summary = assign_splits(tmp_path / "c", fractions={"train": 1.0}, keep_imported=False)
     assert summary.images == {"train": 10}
 
 
 @pytest.mark.parametrize(
-    ("fractions", "match"),
+    ("fractions", "names"),
     [
-        ({}, "at least one"),
-        ({"train": 0.5}, "sum must be 1"),
-        ({"train": 1.5, "test": -0.5}, "not in"),
-        ({"": 1.0}, "with a name"),
+        ({}, ("fractions", "train=0.8,test=0.2")),
+        ({"train": 0.5}, ("fractions", "sum", "0.5")),
+        ({"train": 1.5, "test": -0.5}, ("fractions", "train", "1.5")),
+        ({"": 1.0}, ("fractions", "train=0.8,test=0.2")),
     ],
 )
-def test_bad_fractions_are_refused(tmp_path: Path, fractions: dict[str, float], match: str) -> None:
-    with pytest.raises(UserError, match=match):
+def test_bad_fractions_are_refused(tmp_path: Path, fractions: dict[str, float], names: tuple[str, ...]) -> None:
+    with raises_naming(UserError, *names):
         assign_splits(tmp_path / "c", fractions=fractions)
 
 
 def test_splits_wait_for_no_other_writer(tmp_path: Path) -> None:
     with CollectionWriter(tmp_path / "c") as writer:
         writer.add("p", encoded(noise(1)))
-    with FolderLock(tmp_path / "c", purpose="a test"), pytest.raises(UserError, match="a test"):
+    with FolderLock(tmp_path / "c", purpose="a test"), raises_naming(UserError, "a test"):
         assign_splits(tmp_path / "c", fractions={"train": 1.0})
 
 

@@ -126,6 +126,6 @@ def test_a_stretched_jpeg_is_read_whole(tmp_path: Path) -> None:
     noise(640, 360).resize((1280, 720)).save(buffer, "JPEG", quality=95)
     how = preprocess(64, "stretch")
     placement = place_image(how, (1280, 720), View())
-    image, size = decode_fraction(buffer.getvalue(), least_side=compute_draft_side(placement))
+    image, size = decode_fraction(buffer.getvalue(), min_side=compute_draft_side(placement))
     assert image.size == size == (1280, 720)
     assert (render_image(how, image, placement) == render_image(how, decode(buffer.getvalue()), placement)).all()

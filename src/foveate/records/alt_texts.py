@@ -1,4 +1,4 @@
-"""Alt-texts as a source of facts: which one of an image is used, and whether it can be."""
+"""Select the alt-text of an image, and recognize alt-texts that say nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _GENERIC = frozenset(
 
 
 def select_alt_text(captions: Sequence[Caption], kinds: Sequence[str] = ALT_KINDS) -> str:
-    """The first text of the first of `kinds` that an image has, else ""."""
+    """Return the first text of the first of `kinds` that an image has, or ""."""
     for kind in kinds:
         for caption in captions:
             if caption.kind == kind and caption.text.strip():
@@ -34,7 +34,7 @@ def select_alt_text(captions: Sequence[Caption], kinds: Sequence[str] = ALT_KIND
 
 
 def is_usable_alt_text(alt: str) -> bool:
-    """Whether an alt-text says something: it is not empty, no file name, no address, not only generic words."""
+    """Whether an alt-text says something: not empty, a file name, an address or only generic words."""
     text = " ".join(alt.split())
     if not text or _FILE.fullmatch(text) or _ADDRESS.fullmatch(text) or _CAMERA.fullmatch(text):
         return False

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from foveate.core.errors import UserError
-from foveate.records.appender import AnnotationAppender, Names, read_parts
+from foveate.records.appender import AnnotationAppender, NameSet, read_parts
 from foveate.records.tables import Provenance
 
 R = TypeVar("R")
@@ -40,12 +40,12 @@ def matching_parts(
         yield part.select(list(columns))
 
 
-def completed_requests(collection: Path, table: str, *, where: Mapping[str, object] | None = None) -> Names:
+def completed_requests(collection: Path, table: str, *, where: Mapping[str, object] | None = None) -> NameSet:
     """Collect the keys of requests that the rows of an annotation table answer.
 
     Rows without a request (captions that an importer brought) do not count.
     """
-    requests = Names()
+    requests = NameSet()
     for part in matching_parts(collection, table, ["request"], where=where or {}):
         requests.update(request for request in part["request"].to_pylist() if request)
     return requests

@@ -1,9 +1,9 @@
-"""Adding rows to annotation tables for hours: each append is a new part, and no part is read twice.
+"""Append rows to annotation tables in long runs, one new part per call.
 
-`CollectionWriter.annotate` looks for equal rows in all parts at every call, which is right for a few calls. The
-appender reads the id column of a table once, one part at a time, and from then on remembers 8 bytes per row: 8 MB for
-a million rows, 200 MB for 25 million, and 8 bytes per image for the keys. A part is one file, renamed into place when
-it is whole: a kill loses at most what was not appended yet.
+`CollectionWriter.annotate` compares with all existing parts at every call, which is fine for a few calls. The appender
+reads the id column of a table once and then keeps 8 bytes per row in memory: 8 MB for a million rows, 200 MB for 25
+million, and 8 bytes per image for the keys. A part is one atomically written file: a kill loses at most rows that were
+not appended yet.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from foveate.records.rows import check_row, finish_rows
 from foveate.records.tables import Provenance
 
 _ID = re.compile(r"[0-9a-f]{16}")
-_FEW = 100_000
+_MAX_RECENT = 100_000  # merging sorts everything, so not for every name
 
 
-class Names:
-    """A growing set of names that keeps 8 bytes of each: 16 hexadecimal digits as they are, of others a hash.
+class NameSet:
+    """A set of names that stores 8 bytes of each: 16 hexadecimal digits as they are, a hash of others.
 
-    Two names are mixed up with a probability of about n^2 / 2^65: 3 in 10^8 for a million, 3 in 10^4 for 100 million.
+    The probability that any two of n names collide is about n^2 / 2^65: 3e-8 for a million, 3e-4 for 100 million.
     """
 
     def __init__(self) -> None:
@@ -43,24 +43,24 @@ class Names:
         return len(self._sorted) + len(self._recent)
 
     def __contains__(self, name: str) -> bool:
-        number = _number(name)
+        number = _hash_name(name)
         if number in self._recent:
             return True
-        place = int(np.searchsorted(self._sorted, np.uint64(number)))
-        return place < len(self._sorted) and int(self._sorted[place]) == number
+        position = int(np.searchsorted(self._sorted, np.uint64(number)))
+        return position < len(self._sorted) and int(self._sorted[position]) == number
 
     def update(self, names: Iterable[str]) -> None:
         """Add names."""
         for name in names:
             if name not in self:
-                self._recent.add(_number(name))
-            if len(self._recent) > _FEW:
+                self._recent.add(_hash_name(name))
+            if len(self._recent) > _MAX_RECENT:
                 self._merge()
 
     def update_column(self, column: pa.ChunkedArray) -> None:
-        """Add the names in a text column; quicker than one by one."""
-        numbers = np.fromiter((_number(name) for name in column.to_pylist()), np.uint64, count=len(column))
-        self._recent.update(set(numbers.tolist()))
+        """Add all names of a text column, faster than one by one."""
+        hashes = np.fromiter((_hash_name(name) for name in column.to_pylist()), np.uint64, count=len(column))
+        self._recent.update(set(hashes.tolist()))
         self._merge()
 
     def _merge(self) -> None:
@@ -69,40 +69,40 @@ class Names:
         self._recent.clear()
 
 
-def _number(name: str) -> int:
+def _hash_name(name: str) -> int:
     if _ID.fullmatch(name):
         return int(name, 16)
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def read_parts(collection: Path, kind: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Some columns of an annotation table of a known kind, one part after the other, in the order of writing.
+    """Yield some columns of a known annotation table part by part, rows of removed images included.
 
-    Rows of removed images are among them. Raises UserError where a part is damaged.
+    Raises:
+        UserError: a part is damaged.
     """
     for path in layout.annotation_parts(collection, kind, set(layout.committed_shards(collection))):
         yield tables.read_columns(path, tables.SCHEMAS[kind], columns)
 
 
 class AnnotationAppender:
-    """The one writer of a collection that only adds annotation rows, as a context manager.
+    """The single writer of a collection that only adds annotation rows, as a context manager.
 
-    Entering it takes the writer's lock of the collection, so that nobody else adds images or rows meanwhile; readers
-    never wait. Rows are on disk when `append` returns.
+    It holds the writer's lock of the collection; readers never wait. Rows are on disk when `append` returns.
     """
 
     def __init__(self, path: str | Path, *, purpose: str, created: str | None = None) -> None:
-        """Prepare to write to the collection at `path`; nothing is touched before the `with` block.
+        """Prepare to write to the collection at `path`; nothing changes before the `with` block.
 
         Args:
-            purpose: what the lock says to others, such as "captioning".
+            purpose: for the error that another writer gets, such as "captioning".
             created: time stamp of the rows (ISO 8601); by default the time of each append.
         """
         self.path = layout.check_collection(Path(path))
         self._created = created
         self._lock = FolderLock(self.path, purpose=purpose)
-        self._keys = Names()
-        self._ids: dict[str, Names] = {}
+        self._keys = NameSet()
+        self._ids: dict[str, NameSet] = {}
         self._next: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -118,14 +118,14 @@ class AnnotationAppender:
         self._lock.__exit__(None, None, None)
 
     def _prepare(self) -> None:
-        place = self.path / layout.DESCRIPTION
-        description = read_json(place)
+        file = self.path / layout.DESCRIPTION
+        description = read_json(file)
         check_description(self.path, description)
         check_writable(self.path, description)
         for kind in layout.annotation_kinds(self.path):
-            for left in (self.path / "annotations" / kind).glob(".*.tmp"):
+            for leftover in (self.path / "annotations" / kind).glob(".*.tmp"):
                 with contextlib.suppress(FileNotFoundError):
-                    left.unlink()
+                    leftover.unlink()
         removed = tables.read_removed(self.path / layout.REMOVED_FILE)["key"]
         for number in layout.committed_shards(self.path):
             part = tables.read_columns(layout.index_path(self.path, number), tables.INDEX, ["key"])
@@ -133,24 +133,25 @@ class AnnotationAppender:
             self._keys.update_column(part["key"].filter(pa.array(~gone)))
 
     def append(self, kind: str, rows: Sequence[Mapping[str, object]], provenance: Provenance) -> int:
-        """Add rows to the table `kind` as one new part; returns how many were new, for equal ones are skipped.
+        """Append rows to a known table as one new part; return how many were new. Existing rows are skipped.
 
-        Each row has a `key` and columns of the table; the table must be a known one. A row's id is that of
-        `foveate.records.rows.finish_rows`: a hash of its content.
+        Args:
+            rows: each with a `key` and columns of the table; its id is a hash of its content, see
+                `foveate.records.rows.finish_rows`.
 
         Raises:
-            UserError: a key that is not there or was removed, a column that the table does not have, a text or a box
-                that cannot be stored. Then nothing is written.
+            UserError: a key is unknown or was removed, the table lacks a column, or a text or box cannot be stored. Then
+                nothing is written.
         """
         if kind not in tables.SCHEMAS:
-            raise UserError(f"annotations/{kind}: allowed are the known tables {', '.join(tables.SCHEMAS)}")
+            raise UserError(f"annotations/{kind}: unknown table; expected one of {', '.join(tables.SCHEMAS)}")
         for number, row in enumerate(rows):
             key = row.get("key")
             if not isinstance(key, str) or key not in self._keys:
-                raise UserError(f"annotations/{kind}: row {number} has the key {key!r}, which is not there")
+                raise UserError(f"annotations/{kind}: row {number}: no image has the key {key!r}")
         created = provenance.created or self._created or tables.now()
-        made = Provenance(provenance.source, provenance.model, provenance.recipe_hash, created)
-        finished = finish_rows(kind, [check_row(kind, row) for row in rows], made)
+        completed = Provenance(provenance.source, provenance.model, provenance.recipe_hash, created)
+        finished = finish_rows(kind, [check_row(kind, row) for row in rows], completed)
         column = tables.id_column(kind)
         ids = self._known_ids(kind)
         new = [row for row in finished if str(row[column]) not in ids]
@@ -160,12 +161,12 @@ class AnnotationAppender:
             ids.update(str(row[column]) for row in new)
         return len(new)
 
-    def _known_ids(self, kind: str) -> Names:
+    def _known_ids(self, kind: str) -> NameSet:
         if kind not in self._ids:
-            found = self._ids[kind] = Names()
+            ids = self._ids[kind] = NameSet()
             column = tables.id_column(kind)
             for part in read_parts(self.path, kind, [column]):
-                found.update_column(part[column])
+                ids.update_column(part[column])
         return self._ids[kind]
 
     def _next_path(self, kind: str) -> Path:

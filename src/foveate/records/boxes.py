@@ -1,9 +1,9 @@
 """Boxes: one canonical form, typed other forms that convert through it, and vectorized arithmetic.
 
-The canonical box is `(x1, y1, x2, y2)`: two corners as fractions of the original image's width and height,
-x to the right and y downwards, so that it stays true whatever size the image is decoded at. Other forms
-(pixels, COCO's x-y-width-height, YOLO's center-and-size) are types of their own, so that they cannot be mixed
-up. Arrays named `boxes_R4` hold R canonical boxes, one per row.
+The canonical box is `(x1, y1, x2, y2)`: two corners as fractions of the width and height of the original image, x to the
+right and y downwards, so it is independent of the size at which the image is decoded. Other forms (pixels, COCO's
+x-y-width-height, YOLO's center and size) are separate types, so that they cannot be mixed up. Arrays named `boxes_R4` have
+one canonical box per row.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from foveate.core.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
 
-# Other forms may miss the image's edge by this fraction through rounding; such corners are put onto it.
+# Rounding in other forms may put a corner this far outside of the image; it is snapped to the edge.
 EDGE_ROUNDING = 1e-6
-_LARGEST_SIDE = 2**53
+_MAX_SIDE = 2**53  # beyond, floats skip whole pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,9 @@ class Box:
     def __post_init__(self) -> None:
         for name in ("x1", "y1", "x2", "y2"):
             object.__setattr__(self, name, _as_float(getattr(self, name)))
-        problem = box_problem(self.x1, self.y1, self.x2, self.y2)
+        problem = find_box_problem(self.x1, self.y1, self.x2, self.y2)
         if problem:
-            raise UserError(f"box {_shown(self.x1, self.y1, self.x2, self.y2)}: {problem}")
+            raise UserError(f"box {_format_corners(self.x1, self.y1, self.x2, self.y2)}: {problem}")
 
     @property
     def width(self) -> float:
@@ -102,41 +102,41 @@ class Box:
         return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
 
     def to_pixels(self, width: int, height: int) -> PixelBox:
-        """The corners in pixels of an image of `width` by `height`."""
+        """Return the corners in pixels of an image of `width` by `height`."""
         return PixelBox(self.x1 * width, self.y1 * height, self.x2 * width, self.y2 * height)
 
     def to_xywh(self, width: int, height: int) -> PixelXYWH:
-        """Upper left corner and size in pixels of an image of `width` by `height`."""
+        """Return the upper left corner and size in pixels of an image of `width` by `height`."""
         return PixelXYWH(self.x1 * width, self.y1 * height, self.width * width, self.height * height)
 
     def to_center(self) -> CenterBox:
-        """Center and size in fractions of the image."""
+        """Return center and size as fractions of the image."""
         return CenterBox(*self.center, self.width, self.height)
 
     def to_array(self) -> NDArray[np.float64]:
-        """The four numbers x1, y1, x2, y2 as float64."""
+        """Return x1, y1, x2, y2 as float64, shape [4]."""
         return np.array((self.x1, self.y1, self.x2, self.y2), dtype=np.float64)
 
     @classmethod
     def whole(cls) -> Box:
-        """The box of the whole image."""
+        """Return the box of the whole image."""
         return cls(0.0, 0.0, 1.0, 1.0)
 
     @classmethod
     def from_array(cls, corners_4: ArrayLike, *, clipped: bool = False) -> Box:
-        """From four numbers x1, y1, x2, y2 in fractions of the image."""
+        """Create a box from x1, y1, x2, y2 as fractions of the image."""
         x1, y1, x2, y2 = np.asarray(corners_4, dtype=np.float64).tolist()
         return cls._from_fractions(x1, y1, x2, y2, clipped=clipped)
 
     @classmethod
     def from_pixels(cls, box: PixelBox, width: int, height: int, *, clipped: bool = False) -> Box:
-        """From corners in pixels of an image of `width` by `height`.
+        """Create a box from corners in pixels of an image of `width` by `height`.
 
         Args:
-            clipped: cut the box at the image's edges first; a box wholly outside is still refused.
+            clipped: clip the box to the image first; a box completely outside is still refused.
 
         Raises:
-            UserError: the image has no area, or the box is not a legal one.
+            UserError: the image has no area, or the box is not valid.
         """
         _check_image(width, height)
         x1, y1, x2, y2 = map(_as_float, (box.x1, box.y1, box.x2, box.y2))
@@ -144,13 +144,13 @@ class Box:
 
     @classmethod
     def from_xywh(cls, box: PixelXYWH, width: int, height: int, *, clipped: bool = False) -> Box:
-        """From upper left corner and size in pixels of a `width` by `height` image; see `from_pixels`."""
+        """Create a box from upper left corner and size in pixels; see `from_pixels`."""
         corners = PixelBox(box.x, box.y, box.x + box.width, box.y + box.height)
         return cls.from_pixels(corners, width, height, clipped=clipped)
 
     @classmethod
     def from_center(cls, box: CenterBox, *, clipped: bool = False) -> Box:
-        """From center and size in fractions of the image; see `from_pixels`."""
+        """Create a box from center and size as fractions of the image; see `from_pixels`."""
         cx, cy = _as_float(box.cx), _as_float(box.cy)
         half_width, half_height = _as_float(box.width) / 2, _as_float(box.height) / 2
         return cls._from_fractions(
@@ -163,28 +163,28 @@ class Box:
 
     @classmethod
     def _from_fractions(cls, x1: float, y1: float, x2: float, y2: float, *, clipped: bool) -> Box:
-        return cls(*(_onto_edge(value, clipped=clipped) for value in (x1, y1, x2, y2)))
+        return cls(*(_snap_to_edge(value, clipped=clipped) for value in (x1, y1, x2, y2)))
 
 
 def _as_float(value: float) -> float:
-    """The number as a float; a whole number that no float can hold becomes infinite, which is refused with a reason."""
+    """Convert to float; an integer beyond its range becomes infinite, which the check refuses with a reason."""
     try:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
 
 
-def _shown(*corners: float) -> str:
+def _format_corners(*corners: float) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in corners) + ")"
 
 
 def _check_image(width: float, height: float) -> None:
-    if not (0 < width < _LARGEST_SIDE and 0 < height < _LARGEST_SIDE):
+    if not (0 < width < _MAX_SIDE and 0 < height < _MAX_SIDE):
         raise UserError(f"image size {width!s:.20} x {height!s:.20}: both sides must be at least 1 pixel, below 2**53")
 
 
-def _onto_edge(value: float, *, clipped: bool) -> float:
-    """Clips to [0, 1] where wanted, else only what rounding pushed over the edge; NaN stays for the check."""
+def _snap_to_edge(value: float, *, clipped: bool) -> float:
+    """Clip to [0, 1] if `clipped`, else only what rounding put over the edge; NaN is left to the check."""
     slack = math.inf if clipped else EDGE_ROUNDING
     if -slack <= value < 0.0:
         return 0.0
@@ -193,8 +193,8 @@ def _onto_edge(value: float, *, clipped: bool) -> float:
     return value
 
 
-def box_problem(x1: float, y1: float, x2: float, y2: float, *, inside: bool = True) -> str | None:
-    """What is wrong with four corner numbers as a box (`inside` the image), in words, or None."""
+def find_box_problem(x1: float, y1: float, x2: float, y2: float, *, inside: bool = True) -> str | None:
+    """Describe what is wrong with four corners as a box (`inside` the image), or return None."""
     corners = (x1, y1, x2, y2)
     if not all(math.isfinite(value) for value in corners):
         return "every corner must be a finite number"
@@ -208,10 +208,10 @@ def box_problem(x1: float, y1: float, x2: float, y2: float, *, inside: bool = Tr
 
 
 def as_boxes(boxes_R4: ArrayLike) -> NDArray[np.float64]:
-    """The boxes as a float64 array of shape [R, 4]; an empty list becomes [0, 4].
+    """Convert boxes to a float64 array of shape [R, 4]; an empty list becomes [0, 4].
 
     Raises:
-        UserError: the shape is another one, or something else than numbers is in it.
+        UserError: the shape is wrong, or a value is not a number.
     """
     try:
         array = np.asarray(boxes_R4, dtype=np.float64)
@@ -220,7 +220,7 @@ def as_boxes(boxes_R4: ArrayLike) -> NDArray[np.float64]:
     if array.size == 0 and array.ndim <= 2:
         return np.zeros((0, 4))
     if array.ndim != 2 or array.shape[1] != 4:
-        raise UserError(f"boxes must be an array of shape [R, 4], not {list(array.shape)}")
+        raise UserError(f"boxes must be an array of shape [R, 4] (got {list(array.shape)})")
     return array
 
 
@@ -231,19 +231,19 @@ def validate_boxes(
     what: str = "region",
     predicted: bool = False,
 ) -> NDArray[np.float64]:
-    """Checks R canonical boxes and returns them as float64.
+    """Check R canonical boxes and return them as float64.
 
     Args:
-        ids: R names of the rows for the message; row numbers without it.
-        what: the word for a row in the message.
-        predicted: the boxes come from a model: they may be empty and reach outside [0, 1], not be inverted.
+        ids: R names of the rows for the error; row numbers by default.
+        what: the noun for a row in the error.
+        predicted: boxes of a model, which may be empty and reach outside [0, 1], but not be inverted.
 
     Raises:
-        UserError: naming the first row that is not finite, not inside [0, 1], or empty or inverted.
+        UserError: a row is not finite, not inside [0, 1], empty or inverted; the error names the first.
     """
     boxes = as_boxes(boxes_R4)
     if ids is not None and len(ids) != len(boxes):
-        raise UserError(f"there are {len(boxes)} boxes but {len(ids)} {what} names")
+        raise UserError(f"{len(boxes)} boxes but {len(ids)} {what} names; expected equal numbers")
     x1, y1, x2, y2 = boxes.T
     with np.errstate(invalid="ignore"):
         good_R = np.isfinite(boxes).all(1)
@@ -255,13 +255,13 @@ def validate_boxes(
         row = int(np.flatnonzero(~good_R)[0])
         name = ids[row] if ids is not None else row
         corners = boxes[row].tolist()
-        problem = box_problem(*corners, inside=not predicted)
-        raise UserError(f"{what} '{name}': box {_shown(*corners)}: {problem}")
+        problem = find_box_problem(*corners, inside=not predicted)
+        raise UserError(f"{what} '{name}': box {_format_corners(*corners)}: {problem}")
     return boxes
 
 
 def clamp_and_sort(boxes_R4: ArrayLike) -> NDArray[np.float64]:
-    """Raw predicted corners clamped to [0, 1] and each axis put in rising order; NaN stays NaN."""
+    """Clamp raw predicted corners to [0, 1] and sort each axis; NaN stays NaN."""
     boxes = np.clip(as_boxes(boxes_R4), 0.0, 1.0)
     return np.concatenate((np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])), axis=1)
 

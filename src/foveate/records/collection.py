@@ -1,7 +1,7 @@
-"""Reading a collection: images by row number, their captions and regions, rows by split and label.
+"""Read a collection: images by row number, their captions and regions, rows by split and label.
 
-A reader never waits for a writer. It looks once, when it is opened, at what is committed, and sees that alone until
-it is opened again. Only a purge reaches it: the images and rows that it takes out may be gone for that reader, too.
+A reader never waits for a writer. It takes a snapshot of what is committed when it is opened and sees only that until it
+is opened again. The exception is a purge: images and rows that it deletes may be gone for open readers, too.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ from foveate.records.reference import read_reference
 from foveate.records.state import Snapshot, take_snapshot
 from foveate.records.tables import GroupedTable
 
-_MOST_OPEN_SHARDS = 256
+_MAX_OPEN_SHARDS = 256  # a quarter of the usual limit of 1,024 open files
 
 
 class Collection:
-    """A collection opened for reading.
+    """A collection opened for reading; create it with `Collection.open`.
 
-    Rows are numbered 0 .. len-1 in the order of the shards; removed images have no row. All methods may be
-    called from several threads. Use `Collection.open`.
+    Rows are numbered 0 to len-1 in the order of the shards; removed images have no row. All methods are thread-safe.
     """
 
     def __init__(self, path: Path, description: Mapping[str, object], snapshot: Snapshot) -> None:
@@ -53,7 +52,7 @@ class Collection:
 
     @classmethod
     def open(cls, path: str | Path) -> Collection:
-        """Open the collection folder `path`. Raises UserError where there is none, or of a newer version."""
+        """Open a collection folder; raise UserError if it is none or was written by another version."""
         path = layout.check_collection(Path(path))
         description = read_json(path / layout.DESCRIPTION)
         check_description(path, description)
@@ -61,12 +60,11 @@ class Collection:
 
     @property
     def name(self) -> str:
-        """The collection's name."""
         return str(self.description["name"])
 
     @property
     def license(self) -> str:
-        """The license that the collection was made with."""
+        """License of the first import; later sources have their own in `description["sources"]`."""
         return str(self.description["license"])
 
     def __len__(self) -> int:
@@ -86,7 +84,7 @@ class Collection:
         self.close()
 
     def close(self) -> None:
-        """Close the shard files that are open; the collection may still be used and opens them again."""
+        """Close the open shard files; using the collection afterwards opens them again."""
         with self._lock:
             _close_all(self._descriptors)
 
@@ -97,16 +95,18 @@ class Collection:
 
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
-        """The index by column as numpy arrays of length len(self): shard, offset, length, width, height,
-        perceptual_hash, mtime_ns (numbers); key, format, sha256, group, split, source, path (objects of type str).
-        A referenced image has a `path` and the offset -1."""
+        """The index by column, as numpy arrays of length len(self).
+
+        Numeric: shard, offset, length, width, height, perceptual_hash, mtime_ns. Objects of type str: key, format,
+        sha256, group, split, source, path. A referenced image has a `path` and the offset -1.
+        """
         return {name: self._table[name].to_numpy() for name in tables.INDEX.names}
 
     @cached_property
     def splits(self) -> np.ndarray:
         """The split of each row (objects of type str), "" where none is assigned.
 
-        splits.parquet decides where it names the image, else the split that it was added with.
+        splits.parquet takes precedence over the split that an image was imported with.
         """
         return self._from_splits_file("split")
 
@@ -116,22 +116,22 @@ class Collection:
         return self.index["group"]
 
     def _from_splits_file(self, column: str) -> np.ndarray:
-        given = self.index[column]
+        imported = self.index[column]
         assigned = self._snapshot.splits
         if assigned is None:
-            return given
-        place = tables.positions(self._table["key"], among=assigned["key"])
-        result = given.copy()
-        result[place >= 0] = assigned[column].to_numpy()[place[place >= 0]]
+            return imported
+        rows = tables.positions(self._table["key"], among=assigned["key"])
+        result = imported.copy()
+        result[rows >= 0] = assigned[column].to_numpy()[rows[rows >= 0]]
         return result
 
     @cached_property
     def removed(self) -> frozenset[str]:
-        """The keys that were taken out, whether or not their bytes are still in a shard."""
+        """Keys of removed images, whether or not their bytes are still in a shard."""
         return frozenset(self._snapshot.removed["key"].to_pylist())
 
     def find_row(self, key: str) -> int:
-        """The row number of a key. Raises UserError with the nearest key where there is none."""
+        """Return the row number of a key; raise UserError with the nearest key if it is unknown."""
         row = self._rows_by_key.get(key)
         if row is None:
             raise UserError(f"no image {key!r} in the collection {self.name!r}{nearest(key, self.keys)}")
@@ -142,41 +142,47 @@ class Collection:
         return {key: row for row, key in enumerate(self.keys)}
 
     def image_bytes(self, row: int, *, verify: bool = False) -> bytes:
-        """The image as it was taken in; with `verify` its SHA-256 is compared, too.
+        """Read the bytes of an image as they were imported.
 
-        Raises BadImage where its shard is cut short, unreadable or missing ("damaged shard", "unreadable",
-        "missing shard"), or the file that it is referenced in is gone or another ("missing file", "changed file").
+        Args:
+            verify: compare the SHA-256, too; by default only the length, since hashing halves the reading speed.
+
+        Raises:
+            BadImage: with the reason "damaged shard", "unreadable" or "missing shard"; for a referenced image "missing
+                file" or "changed file".
         """
-        columns = self._places
+        columns = self._byte_ranges
         path = columns["path"][row]
         length, sha256 = int(columns["length"][row]), columns["sha256"][row]
         if path:
             mtime_ns = int(columns["mtime_ns"][row])
-            place = {"collection": self.path, "length": length, "mtime_ns": mtime_ns}
-            return read_reference(path, **place, sha256=sha256, verify=verify)
+            recorded = {"collection": self.path, "length": length, "mtime_ns": mtime_ns, "sha256": sha256}
+            return read_reference(path, **recorded, verify=verify)
         shard = int(columns["shard"][row])
-        descriptor, kept = self._descriptor(shard)
+        descriptor, stays_open = self._descriptor(shard)
         tar = layout.tar_path(self.path, shard)
         try:
+            # pread has no shared file position, so threads may read one descriptor at the same time.
             data = os.pread(descriptor, length, int(columns["offset"][row]))
         except OSError as error:
             raise BadImage("unreadable", f"{tar} cannot be read: {error.strerror or error}") from error
         finally:
-            if not kept:
+            if not stays_open:
                 os.close(descriptor)
         if len(data) != length:
             raise BadImage("damaged shard", f"{tar} ends within the image {self.keys[row]!r}")
         if verify and hashlib.sha256(data).hexdigest() != sha256:
-            raise BadImage("damaged shard", f"{tar} has other bytes for {self.keys[row]!r} than were taken in")
+            raise BadImage("damaged shard", f"{tar} has other bytes for {self.keys[row]!r} than were imported")
         return data
 
     @cached_property
-    def _places(self) -> dict[str, np.ndarray]:
+    def _byte_ranges(self) -> dict[str, np.ndarray]:
+        # `index` builds all columns; a loader needs only these.
         names = ("shard", "offset", "length", "path", "mtime_ns", "sha256")
         return {name: self.index[name] for name in names}
 
     def _descriptor(self, shard: int) -> tuple[int, bool]:
-        """A file descriptor of a shard, and whether it is kept open (those beyond 256 are not)."""
+        """Open a shard; return its descriptor, and whether it stays open (those beyond 256 do not)."""
         descriptor = self._descriptors.get(shard)
         if descriptor is not None:
             return descriptor, True
@@ -189,15 +195,15 @@ class Collection:
                     raise BadImage("missing shard", f"{path} is missing") from error
                 except OSError as error:
                     raise BadImage("unreadable", f"{path} cannot be read: {error.strerror or error}") from error
-                if len(self._descriptors) >= _MOST_OPEN_SHARDS:
+                if len(self._descriptors) >= _MAX_OPEN_SHARDS:
                     return descriptor, False
                 self._descriptors[shard] = descriptor
             return self._descriptors[shard], True
 
     def table(self, kind: str) -> pa.Table:
-        """The annotation table `kind` (all parts, in order of writing, without rows of removed images).
+        """Read the annotation table `kind`: all parts in the order of writing, without rows of removed images.
 
-        A kind that nobody has added yet but that is one of the known ones gives an empty table.
+        A known kind without rows gives an empty table; an unknown one raises UserError.
         """
         with self._lock:
             if kind not in self._tables:
@@ -212,25 +218,25 @@ class Collection:
             return self._tables[kind]
 
     def dataset_table(self, kind: str) -> pa.Table:
-        """A table that belongs to no image, such as `coco_categories`; empty where there is none."""
+        """Return a table about the whole data set, such as `coco_categories`; empty if there is none."""
         return self._snapshot.dataset_tables.get(kind, pa.table({}))
 
     def grouped(self, kind: str) -> GroupedTable:
-        """The annotation table `kind` sorted by row, with offsets: made once, then kept."""
+        """Return the annotation table `kind` grouped by image row (cached)."""
         with self._lock:
             if kind not in self._grouped:
                 self._grouped[kind] = GroupedTable(self.table(kind), self._table["key"])
             return self._grouped[kind]
 
     def read_captions(self, row: int) -> tuple[Caption, ...]:
-        """The captions of an image, in the order of adding."""
+        """Return the captions of an image, in the order in which they were added."""
         captions = self.grouped("captions")
         start, end = captions.bounds(row)
         columns = (captions.texts(name, start, end) for name in ("text", "kind", "source"))
         return tuple(Caption(*values) for values in zip(*columns, strict=True))
 
     def read_regions(self, row: int) -> tuple[Region, ...]:
-        """The regions of an image, in the order of adding; corners have the precision of float32."""
+        """Return the regions of an image, in the order in which they were added; corners have float32 precision."""
         regions = self.grouped("regions")
         start, end = regions.bounds(row)
         if start == end:
@@ -250,13 +256,13 @@ class Collection:
         return np.stack([regions.numbers(name) for name in ("x1", "y1", "x2", "y2")], axis=1)
 
     def read_labels(self, row: int) -> dict[str, str]:
-        """Label values by field; where a field was added twice the later value stands."""
+        """Return {field: value}; the last value of a field wins."""
         labels = self.grouped("labels")
         start, end = labels.bounds(row)
         return dict(zip(labels.texts("field", start, end), labels.texts("value", start, end), strict=True))
 
     def read_turns(self, row: int) -> tuple[Turn, ...]:
-        """The conversation about an image."""
+        """Return the conversation about an image."""
         turns = self.grouped("turns")
         start, end = turns.bounds(row)
         columns = (turns.texts(name, start, end) for name in ("role", "text", "regions"))
@@ -266,7 +272,7 @@ class Collection:
         )
 
     def read_context(self, row: int) -> Context | None:
-        """Where and when an image was taken, or None."""
+        """Return where and when an image was taken, or None."""
         context = self.grouped("context")
         start, end = context.bounds(row)
         if start == end:
@@ -275,7 +281,7 @@ class Collection:
         return Context(values["latitude"], values["longitude"], values["time"], values["place"])
 
     def record(self, row: int) -> Record:
-        """All that is known of one image, without its bytes."""
+        """Return all annotations of one image, without its bytes."""
         index = self.index
         return Record(
             key=self.keys[row],
@@ -291,72 +297,77 @@ class Collection:
         )
 
     def label_values(self, field: str) -> np.ndarray:
-        """The value of one label field for every row (objects of type str), "" where an image has none.
+        """Return the value of one label field per row (objects of type str), "" for images without it.
 
-        Raises UserError with the nearest field where no image has it.
+        Raises:
+            UserError: no image has the field; the error names the nearest.
         """
         labels = self.grouped("labels")
         fields = labels.table["field"]
         known = sorted(fields.unique().to_pylist())
         if not known:
             raise UserError(
-                f"the collection {self.name!r} has no labels, so no field {field!r}: collect it anew with "
+                f"collection {self.name!r} has no labels (got label field {field!r}); collect it again with "
                 "--label-from-folder or --label-column, or with labels in JSON files"
             )
         choose(field, known, f"label field of the collection {self.name!r}")
         values = np.full(len(self), "", dtype=object)
-        chosen = fields.to_numpy() == field
-        values[labels.row_numbers[chosen]] = labels.table["value"].filter(pa.array(chosen)).to_numpy()
+        of_field = fields.to_numpy() == field
+        values[labels.row_numbers[of_field]] = labels.table["value"].filter(pa.array(of_field)).to_numpy()
         return values
 
     def rows(self, split: str | None = None, where: Mapping[str, str | Sequence[str]] | None = None) -> np.ndarray:
-        """Row numbers (int64, ascending) of one split and of given label values.
+        """Return row numbers (int64, ascending) of one split and of given label values.
 
-        `where` maps a label field to the value, or the values, that are wanted. Raises UserError with the
-        nearest name where a split or a field does not exist.
+        Args:
+            split: all rows by default.
+            where: label field -> accepted value or values; all conditions must hold.
+
+        Raises:
+            UserError: the split or a field does not exist; the error names the nearest.
         """
-        wanted = np.ones(len(self), dtype=bool)
+        mask = np.ones(len(self), dtype=bool)
         if split is not None:
             choose(split, sorted(set(self.splits.tolist())), f"split of the collection {self.name!r}")
-            wanted &= self.splits == split
+            mask &= self.splits == split
         for field, values in (where or {}).items():
-            allowed = [values] if isinstance(values, str) else list(values)
-            wanted &= np.isin(self.label_values(field).astype(str), allowed)
-        return np.flatnonzero(wanted)
+            accepted = [values] if isinstance(values, str) else list(values)
+            mask &= np.isin(self.label_values(field).astype(str), accepted)
+        return np.flatnonzero(mask)
 
     def quarantine(self) -> pa.Table:
-        """What could not be taken in: key, subject, position, reason, detail, source, created."""
+        """Read the quarantine: key, subject, position, reason, detail, source, created of each finding."""
         path = self.path / layout.QUARANTINE_FILE
         return tables.read_known(path, tables.QUARANTINE) if path.is_file() else tables.QUARANTINE.empty_table()
 
 
 def check_description(path: Path, description: object) -> None:
-    """Raise UserError where collection.json is not one that this version reads."""
-    place = path / layout.DESCRIPTION
+    """Raise UserError if collection.json is not one that this version reads."""
+    file = path / layout.DESCRIPTION
     if not isinstance(description, dict) or description.get("format") != layout.FORMAT:
-        raise UserError(f"{place}: field 'format' must be {layout.FORMAT!r}")
+        raise UserError(f"{file}: field 'format' must be {layout.FORMAT!r}")
     version = description.get("version")
     if version != layout.VERSION:
         older = isinstance(version, int) and version < layout.VERSION
         remedy = "collect the images again" if older else "update Foveate"
         raise UserError(
-            f"{place}: field 'version' must be {layout.VERSION} (got {version!r}): the collection was written by "
+            f"{file}: field 'version' must be {layout.VERSION} (got {version!r}): the collection was written by "
             f"{'an older' if older else 'another'} version of Foveate; {remedy}"
         )
     for name in ("name", "license"):
         if not isinstance(description.get(name), str):
-            raise UserError(f"{place}: field {name!r} must be text")
+            raise UserError(f"{file}: field {name!r} must be a string (got {description.get(name)!r:.40})")
 
 
 def check_writable(path: Path, description: Mapping[str, object]) -> None:
-    """Raise UserError where collection.json lacks what a writer needs beside `check_description`."""
-    place = path / layout.DESCRIPTION
+    """Raise UserError if collection.json lacks what a writer needs, besides `check_description`."""
+    file = path / layout.DESCRIPTION
     for name in ("images_per_shard", "bytes_per_shard"):
         value = description.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**63:
-            raise UserError(f"{place}: field {name!r} must be a whole number of at least 1")
+            raise UserError(f"{file}: field {name!r} must be an integer of at least 1 (got {value!r:.40})")
     if not isinstance(description.get("sources"), list):
-        raise UserError(f"{place}: field 'sources' must be a list")
+        raise UserError(f"{file}: field 'sources' must be a list")
 
 
 def _region_of_json(row: dict[str, object]) -> Region:

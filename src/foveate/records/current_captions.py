@@ -1,12 +1,12 @@
-"""Which caption of an image holds when several were written for it.
+"""Select the current caption when an image has several.
 
-Captions are never overwritten, so one image may have several of one kind: by several models, or by one model under
-several prompts. The rule, which the loader, the audit and the mixture share:
+Captions are never overwritten, so an image may have several of one kind: by several models, or by one model with several
+prompts. Loader, audit and mixture share this rule:
 
-- A caption that no captioner made (its column `request` is empty) always holds, and so do several of one kind: the
-  titles and alt-texts of a data set are not versions of one another.
-- Of the captions that a captioner made, one holds per image and kind: of the first model of the preferred list that
-  has one, else of any model; among these the newest by `created`; among equally new ones the one written last.
+- Captions without a captioner (the column `request` is empty) are all current: titles and alt-texts of a data set are not
+  versions of one another.
+- Of generated captions one per image and kind is current: of the first preferred model that has one, else of any model;
+  among these the newest by `created`; among equally new ones the last written.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from foveate.records.collection import Collection
 
 
 def select_current(captions: pa.Table, *, prefer: Sequence[str] = ()) -> np.ndarray:
-    """Which rows of a table of captions hold, as bool [rows].
+    """Select the current rows of a caption table, as bool [rows].
 
     Args:
-        captions: with the columns key, kind, model, created, request, in the order of writing. `created` is UTC in ISO
-            8601 with one number of digits, as `foveate.records.tables.now` writes it: it is compared as text.
-        prefer: models, best first; those that are not named come after all that are.
+        captions: columns key, kind, model, created and request, in the order of writing. `created` is UTC, ISO 8601 to
+            the second as `foveate.records.tables.now` writes it, since it is compared as text.
+        prefer: models, best first; models that are not listed come last.
     """
-    made = captions["request"].to_numpy(zero_copy_only=False) != ""
-    chosen = ~made
-    rows = np.flatnonzero(made)
+    generated = captions["request"].to_numpy(zero_copy_only=False) != ""
+    mask = ~generated
+    rows = np.flatnonzero(generated)
     if not len(rows):
-        return chosen
+        return mask
     part = captions.take(pa.array(rows))
     keys, kinds = _codes(part["key"]), _codes(part["kind"])
     groups = keys * (int(kinds.max()) + 1) + kinds
     ranks = _ranks(part["model"], prefer)
     created = pc.call_function("rank", [part["created"]], pc.RankOptions("ascending", tiebreaker="dense")).to_numpy()
-    # The last one of each group: worst model first, then oldest first, then in the order of writing.
+    # Sorted from worst to best within each group (model, then age, then order of writing), the last row is the current one.
     order = np.lexsort((np.arange(len(rows)), created, -ranks, groups))
     last = np.append(np.diff(groups[order]) != 0, True)
-    chosen[rows[order[last]]] = True
-    return chosen
+    mask[rows[order[last]]] = True
+    return mask
 
 
 def load_current_captions(collection: Collection, *, prefer: Sequence[str] = ()) -> pa.Table:
-    """The captions of a collection that hold, in the order of writing; see `select_current`.
+    """Load the current captions of a collection, in the order of writing; see `select_current`.
 
     Raises:
-        UserError: for a preferred model that wrote no caption, with the nearest one that did.
+        UserError: a preferred model wrote no caption; the error names the nearest that did.
     """
     captions = collection.table("captions")
     models = sorted(set(captions["model"].unique().to_pylist()) - {""}) if prefer else []
@@ -64,6 +64,6 @@ def _codes(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _ranks(models: pa.ChunkedArray, prefer: Sequence[str]) -> np.ndarray:
-    """Place of each row's model in the list, its length for models that are not in it."""
-    found = pc.call_function("index_in", [models], pc.SetLookupOptions(value_set=pa.array(list(prefer), pa.string())))
-    return found.fill_null(len(prefer)).to_numpy().astype(np.int64)
+    """Return the index of the model of each row in the list, and its length for other models."""
+    ranks = pc.call_function("index_in", [models], pc.SetLookupOptions(value_set=pa.array(list(prefer), pa.string())))
+    return ranks.fill_null(len(prefer)).to_numpy().astype(np.int64)

@@ -1,8 +1,8 @@
-"""Near-duplicates: the same image shrunk, re-encoded or a little tinted, found by perceptual hash and then compared.
+"""Find and remove near-duplicates: the same image shrunk, re-encoded or slightly tinted.
 
-The hash alone also pairs different drawings that share a layout, so every pair is looked at: both images are laid on
-a grid of 16 x 16 colors and must agree in shape and in every part. Groups are stars, not chains: each image of a
-group was compared with the one that is kept, so that nothing is taken out for the sake of an image unlike it.
+The perceptual hash also pairs different drawings with one layout, so candidates are compared: both images are reduced to
+16 x 16 colors and must agree in aspect and in every part. Groups are stars, not chains: every image of a group was
+compared with the one that stays, so no image is removed because of an unlike one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from foveate.records.purge import PurgeSummary
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
 
-DISTANCE = 6
+DISTANCE = 6  # bits; as in `splits`
 GRID = 16
 # Measured on 150 clip-art drawings of 160 pixels: JPEG at quality 30, half the size (quality 85) and a third of it stay
 # below both bounds (largest mean 1.9, 2.4 and 4.1; largest block 6.5, 8.0 and 9.7); of those shrunk to 40 pixels one
@@ -39,16 +39,15 @@ _BLOCK = 2
 
 @dataclass(frozen=True, slots=True)
 class DuplicateGroup:
-    """Keys of images that look the same: the one to keep, and the others in the order of the rows."""
+    """Keys of images that look the same: the one that stays, and the others in row order."""
 
-    kept: str
+    leader: str
     others: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DuplicateSummary:
-    """What `remove_duplicates` did: the groups, how many images it took out, captions carried over, and what a purge
-    took out (None without one)."""
+    """Result of `remove_duplicates`: groups, removed images, copied captions, and the purge if there was one."""
 
     groups: tuple[DuplicateGroup, ...]
     removed: int
@@ -59,16 +58,19 @@ class DuplicateSummary:
 def find_duplicates(
     collection: Collection, *, distance: int = DISTANCE, workers: int = 2
 ) -> tuple[DuplicateGroup, ...]:
-    """Groups of near-duplicates of a collection, in the order of the kept images' rows.
+    """Find groups of near-duplicates, in the row order of their leaders.
 
-    Of a group the image with most pixels is kept, of those with equally many the one with most captions and regions,
-    of those the first row. Images whose hashes differ in at most `distance` bits are compared (0 to 16; more finds
-    more and takes longer); those that cannot be read are in no group.
+    The leader of a group has the most pixels, then the most captions and regions, then the lowest row. Images that cannot
+    be read are in no group.
+
+    Args:
+        distance: images whose hashes differ in at most this number of bits, 0 to 16, are compared; more finds more
+            duplicates and takes longer.
     """
     if not 0 <= distance <= 16:
-        raise UserError(f"distance: allowed are 0 to 16 bits, got {distance}")
+        raise UserError(f"distance must be 0 to 16 bits (got {distance})")
     hashes_N = collection.index["perceptual_hash"].astype(np.uint64)
-    rank_N = _ranks(collection)
+    rank_N = _rank_rows(collection)
     groups: dict[int, list[int]] = {}
     components = _components(hashes_N, distance)
     with ThreadPoolExecutor(workers) as pool:
@@ -78,13 +80,13 @@ def find_duplicates(
             readable = [number for number, grid in enumerate(grids) if grid is not None]
             if len(readable) < 2:
                 continue
-            chosen = ordered[readable]
-            shapes = _shapes(collection)[chosen]
+            readable_rows = ordered[readable]
+            shapes = _shapes(collection)[readable_rows]
             stacked = np.stack([grid for grid in grids if grid is not None])
-            leader_of = leaders(stacked, shapes, hashes_N[chosen], distance=distance)
-            for place, leader in enumerate(leader_of.tolist()):
-                if place != leader:
-                    groups.setdefault(int(chosen[leader]), []).append(int(chosen[place]))
+            leader_of = find_leaders(stacked, shapes, hashes_N[readable_rows], distance=distance)
+            for position, leader in enumerate(leader_of.tolist()):
+                if position != leader:
+                    groups.setdefault(int(readable_rows[leader]), []).append(int(readable_rows[position]))
     keys = collection.keys
     return tuple(
         DuplicateGroup(keys[row], tuple(keys[other] for other in sorted(others)))
@@ -92,10 +94,14 @@ def find_duplicates(
     )
 
 
-def leaders(grids_NGGC: np.ndarray, shapes_N: np.ndarray, hashes_N: np.ndarray, *, distance: int) -> np.ndarray:
-    """For each image, in order of preference, the number of the first one that it equals and that leads; or itself.
+def find_leaders(grids_NGGC: np.ndarray, shapes_N: np.ndarray, hashes_N: np.ndarray, *, distance: int) -> np.ndarray:
+    """Return for each image the position of the first leader that it equals, or its own; shape (N,).
 
-    `grids_NGGC` are uint8 colors, `shapes_N` width / height. An image leads unless it equals an earlier leader.
+    An image is a leader unless it equals an earlier one.
+
+    Args:
+        grids_NGGC: uint8 colors, in order of preference.
+        shapes_N: width / height.
     """
     leading: list[int] = []
     result = np.arange(len(grids_NGGC))
@@ -103,7 +109,7 @@ def leaders(grids_NGGC: np.ndarray, shapes_N: np.ndarray, hashes_N: np.ndarray, 
         earlier = np.array(leading, dtype=np.int64)
         near = hamming(hashes_N[earlier], hashes_N[number]) <= distance
         near &= np.abs(np.log(shapes_N[earlier] / shapes_N[number])) <= SHAPE_TOLERANCE
-        match = next((one for one in earlier[near].tolist() if same_grid(grids_NGGC[one], grids_NGGC[number])), None)
+        match = next((row for row in earlier[near].tolist() if is_same_grid(grids_NGGC[row], grids_NGGC[number])), None)
         if match is None:
             leading.append(number)
         else:
@@ -111,16 +117,16 @@ def leaders(grids_NGGC: np.ndarray, shapes_N: np.ndarray, hashes_N: np.ndarray, 
     return result
 
 
-def same_grid(a_GGC: np.ndarray, b_GGC: np.ndarray) -> bool:
-    """Whether two grids of uint8 colors show the same image: their mean absolute difference is at most 4 of 255,
-    and that of each block of 2 x 2 cells at most 10."""
+def is_same_grid(a_GGC: np.ndarray, b_GGC: np.ndarray) -> bool:
+    """Whether two grids show one image: mean absolute difference at most 4 of 255, at most 10 per 2 x 2 block."""
+    # int16, since the difference of two uint8 would wrap around.
     difference_GG = np.abs(a_GGC.astype(np.int16) - b_GGC.astype(np.int16)).mean(axis=2)
     blocks = difference_GG.reshape(GRID // _BLOCK, _BLOCK, GRID // _BLOCK, _BLOCK).mean(axis=(1, 3))
     return bool(difference_GG.mean() <= MEAN_DIFFERENCE and blocks.max() <= BLOCK_DIFFERENCE)
 
 
-def image_grid(image: Image.Image) -> np.ndarray:
-    """An image as 16 x 16 smoothed colors, (16, 16, 3) uint8."""
+def compute_grid(image: Image.Image) -> np.ndarray:
+    """Return the 16 x 16 smoothed colors of an image, (16, 16, 3) uint8."""
     return np.asarray(image.resize((GRID, GRID), Image.Resampling.BILINEAR))
 
 
@@ -132,33 +138,39 @@ def remove_duplicates(
     purge: bool = False,
     workers: int = 2,
 ) -> DuplicateSummary:
-    """Find near-duplicates of the collection at `path` and take all but one of each group out.
+    """Find near-duplicates and remove all but the leader of each group.
 
-    Those taken out get a tombstone with the reason "duplicate of KEY"; their bytes stay, unless `purge` is true. Which
-    one stays: see `find_duplicates`. Nothing of the others is merged into it, unless `carry_captions` is true: then
-    captions whose text it does not have yet are added to it, with their own provenance and the source "SOURCE, from
-    KEY". Raises UserError where another process writes the collection.
+    Removed images get a tombstone with the reason "duplicate of KEY".
+
+    Args:
+        distance: see `find_duplicates`.
+        carry_captions: copy captions with new texts to the leader, with their provenance and the source "SOURCE, from
+            KEY"; nothing else is merged.
+        purge: also delete the bytes of removed images.
+
+    Raises:
+        UserError: another process writes the collection.
     """
     path = layout.check_collection(Path(path))
     with CollectionWriter(path) as writer:
-        # Opened under the lock: what is found is still true when it is taken out.
+        # Opened under the lock, so that the groups are still true when images are removed.
         with Collection.open(path) as collection:
             groups = find_duplicates(collection, distance=distance, workers=workers)
             carried = 0
             if carry_captions and groups:
-                # Before the removal, so that a kill in between loses none.
-                carried = writer.annotate("captions", carried_captions(collection, groups), Provenance())
-        reasons = {key: f"duplicate of {group.kept}" for group in groups for key in group.others}
+                # Before the removal, so that a kill in between loses no caption.
+                carried = writer.annotate("captions", copy_captions(collection, groups), Provenance())
+        reasons = {key: f"duplicate of {group.leader}" for group in groups for key in group.others}
         removed = writer.remove(reasons, reason=reasons, purge=purge)
         return DuplicateSummary(groups, removed, carried, writer.purge() if purge else None)
 
 
-def carried_captions(collection: Collection, groups: tuple[DuplicateGroup, ...]) -> list[dict[str, object]]:
-    """Rows of captions of the images that go, for those that stay; a text that one has already is left out."""
+def copy_captions(collection: Collection, groups: tuple[DuplicateGroup, ...]) -> list[dict[str, object]]:
+    """Return caption rows for the leaders: those of removed images whose text the leader does not have."""
     captions = collection.grouped("captions")
     rows: list[dict[str, object]] = []
     for group in groups:
-        start, end = captions.bounds(collection.find_row(group.kept))
+        start, end = captions.bounds(collection.find_row(group.leader))
         texts = set(captions.texts("text", start, end))
         for key in group.others:
             start, end = captions.bounds(collection.find_row(key))
@@ -166,13 +178,13 @@ def carried_captions(collection: Collection, groups: tuple[DuplicateGroup, ...])
                 if row["text"] in texts:
                     continue
                 texts.add(row["text"])
-                kept = {name: row[name] for name in ("kind", "text", "model", "recipe_hash", "created")}
-                rows.append({"key": group.kept, **kept, "source": f"{row['source']}, from {key}"})
+                copied = {name: row[name] for name in ("kind", "text", "model", "recipe_hash", "created")}
+                rows.append({"key": group.leader, **copied, "source": f"{row['source']}, from {key}"})
     return rows
 
 
-def _ranks(collection: Collection) -> np.ndarray:
-    """Place of each row in the order of preference: most pixels, then most texts, then first."""
+def _rank_rows(collection: Collection) -> np.ndarray:
+    """Return the rank of each row: most pixels first, then most texts, then lowest row."""
     index = collection.index
     pixels_N = index["width"].astype(np.int64) * index["height"]
     texts_N = collection.grouped("captions").counts + collection.grouped("regions").counts
@@ -187,7 +199,7 @@ def _shapes(collection: Collection) -> np.ndarray:
 
 
 def _components(hashes_N: np.ndarray, distance: int) -> list[np.ndarray]:
-    """Rows of each set of at least two that chains of near hashes join, in the order of their first rows."""
+    """Return the rows of each set of two or more that chains of near hashes join, in the order of first rows."""
     pairs = near_pairs(hashes_N, distance=distance)
     if not len(pairs):
         return []
@@ -201,6 +213,6 @@ def _components(hashes_N: np.ndarray, distance: int) -> list[np.ndarray]:
 
 def _grid(collection: Collection, row: int) -> np.ndarray | None:
     try:
-        return image_grid(decode(collection.image_bytes(row), longest_side=4 * GRID))
+        return compute_grid(decode(collection.image_bytes(row), longest_side=4 * GRID))
     except BadImage:
         return None

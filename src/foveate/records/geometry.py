@@ -19,7 +19,7 @@ from PIL import Image
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box, PixelBox, areas, as_boxes
 
-# A box of which less than this share of its area survives a crop no longer shows what its phrase says.
+# A box that keeps less than this fraction of its area in a crop no longer shows what its phrase says.
 MIN_VISIBLE = 0.3
 
 
@@ -50,8 +50,8 @@ class Padding(NamedTuple):
 class Letterbox:
     """An image of `width` by `height` pixels in an input of `size`, aspect kept, padding centered.
 
-    The resized sides and the padding before the image are rounded down, in exact integer arithmetic; so the
-    right or lower padding can be up to two pixels larger than the left or upper one.
+    Resized sides and left or upper padding are rounded down in exact integer arithmetic, so the right or lower padding can
+    be up to two pixels larger.
 
     Raises:
         UserError: a side is not positive, or the image is so narrow that its short side becomes 0 pixels.
@@ -115,15 +115,15 @@ class Letterbox:
         return np.array(self.resized * 2) / sides_4, np.array(self.pad[:2] * 2) / sides_4
 
     def to_input(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
-        """Boxes in [0, 1] of the image -> [0, 1] of the square, inside `content_box`; shape [R, 4]."""
+        """Map boxes in [0, 1] of the image to [0, 1] of the square, inside `content_box`; shape [R, 4]."""
         scale_4, shift_4 = self._scale_and_shift()
         low, high = np.split(self.content_box.to_array(), 2)
         return (as_boxes(boxes_R4) * scale_4 + shift_4).clip(np.tile(low, 2), np.tile(high, 2))
 
     def to_original(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
-        """Boxes in [0, 1] of the square -> [0, 1] of the image, shape [R, 4]; padding is cut off.
+        """Map boxes in [0, 1] of the square to [0, 1] of the image, shape [R, 4]; padding is clipped.
 
-        A box wholly on the padding becomes an empty box at the image's edge.
+        A box completely on the padding becomes an empty box at the edge of the image.
         """
         scale_4, shift_4 = self._scale_and_shift()
         return ((as_boxes(boxes_R4) - shift_4) / scale_4).clip(0.0, 1.0)
@@ -161,7 +161,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the model sees of an image: an optional crop (in [0, 1] of the original), then a mirroring."""
+    """The part of an image that a model sees: an optional crop (in [0, 1] of the original), then a flip."""
 
     crop: Box | None = None
     flip: bool = False
@@ -208,14 +208,14 @@ class View:
 
 
 def _whole_pixels(low: float, high: float, limit: int) -> tuple[int, int]:
-    """The interval on whole pixels of [0, limit], at least one pixel long."""
+    """Round an interval to whole pixels of [0, limit], at least one pixel long."""
     start = min(round(low), limit - 1)
     return start, max(round(high), start + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A `View` of one image of known size: the same numbers move its pixels and its boxes.
+    """A `View` of an image of known size, with one set of numbers for its pixels and its boxes.
 
     Args:
         width, height: the image in pixels.
@@ -251,38 +251,38 @@ class Placement:
         return np.array(self.crop_px) / np.array((self.width, self.height) * 2)
 
     def visible_fraction(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
-        """The share of each box's area that the crop keeps, shape [R], in [0, 1]."""
+        """Return the fraction of the area of each box inside the crop, shape [R], in [0, 1]."""
         boxes = as_boxes(boxes_R4)
-        kept = areas(boxes.clip(np.tile(self._crop_4[:2], 2), np.tile(self._crop_4[2:], 2)))
+        visible = areas(boxes.clip(np.tile(self._crop_4[:2], 2), np.tile(self._crop_4[2:], 2)))
         whole = areas(boxes)
-        return np.divide(kept, whole, out=np.zeros_like(whole), where=whole > 0)
+        return np.divide(visible, whole, out=np.zeros_like(whole), where=whole > 0)
 
     def to_input(
         self, boxes_R4: ArrayLike, *, min_visible: float = MIN_VISIBLE
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Boxes in [0, 1] of the original image -> [0, 1] of the square, clipped by the crop.
+        """Map boxes in [0, 1] of the original image to [0, 1] of the square, clipped by the crop.
 
         Args:
-            min_visible: a box of which a smaller share of its area is left is lost.
+            min_visible: boxes with a smaller visible fraction are dropped.
 
         Returns:
-            The boxes that are kept, shape [K, 4], in order, and the mask of the kept rows, shape [R].
+            The visible boxes in order, shape [K, 4], and the mask of their rows, shape [R].
         """
         boxes = as_boxes(boxes_R4)
         low, high = np.tile(self._crop_4[:2], 2), np.tile(self._crop_4[2:], 2)
         inside = ((boxes - low) / (high - low)).clip(0.0, 1.0)
         if self.flip:
-            inside = _mirrored(inside)
+            inside = _mirror(inside)
         moved = self.letterbox.to_input(inside)
         visible_R = self.visible_fraction(boxes)
         kept_R = (visible_R >= min_visible) & (visible_R > 0) & (areas(moved) > 0)
         return moved[kept_R], kept_R
 
     def to_original(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
-        """Boxes in [0, 1] of the square -> [0, 1] of the original, shape [R, 4]; padding is cut off."""
+        """Map boxes in [0, 1] of the square to [0, 1] of the original, shape [R, 4]; padding is clipped."""
         inside = self.letterbox.to_original(boxes_R4)
         if self.flip:
-            inside = _mirrored(inside)
+            inside = _mirror(inside)
         low, high = np.tile(self._crop_4[:2], 2), np.tile(self._crop_4[2:], 2)
         return (inside * (high - low) + low).clip(0.0, 1.0)
 
@@ -296,13 +296,13 @@ class Placement:
         """The RGB model input: crop, resize, mirror, then pad with the color `fill`.
 
         Args:
-            image: the image, or its half, quarter or eighth with both sides rounded up (a JPEG unpacked at a
+            image: the image, or its half, quarter or eighth with both sides rounded up (a JPEG decoded at a
                 fraction, see `foveate.records.images.decode_fraction`).
 
         Raises:
             UserError: the image does not have this placement's size.
         """
-        step = self._fraction(image)
+        step = self._find_fraction(image)
         content = image if image.mode == "RGB" else image.convert("RGB")
         box = None
         if step > 1:
@@ -312,8 +312,8 @@ class Placement:
             content = content.crop(self.crop_px)
         if self.stretch:
             return self._render_stretched(content, box, resample)
-        # Images six times as large are averaged in whole steps first, which saves half of the time and more. It
-        # changes pixels by 3 of 255 at most (docs/methods/training.md); 2.0 would change them by 8.
+        # Large images are first averaged in whole steps, which saves half of the time and more for images six times as
+        # large. It changes pixels by at most 3 of 255 (docs/methods/training.md); a gap of 2.0 would change them by 8.
         gap = None if resample == Image.Resampling.NEAREST else 3.0
         content = content.resize(self.letterbox.resized, resample, box=box, reducing_gap=gap)
         if self.flip:
@@ -333,8 +333,8 @@ class Placement:
         content = content.resize((width, height), resample)
         return content.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else content
 
-    def _fraction(self, image: Image.Image) -> int:
-        """1, or by how much the image is smaller than this placement's image."""
+    def _find_fraction(self, image: Image.Image) -> int:
+        """Return 1, 2, 4 or 8: how much smaller the image is than that of this placement."""
         for step in (1, 2, 4, 8):
             if image.size == (-(-self.width // step), -(-self.height // step)):
                 return step
@@ -343,18 +343,18 @@ class Placement:
         )
 
 
-def _mirrored(boxes_R4: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mirror(boxes_R4: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack((1 - boxes_R4[:, 2], boxes_R4[:, 1], 1 - boxes_R4[:, 0], boxes_R4[:, 3]), axis=1)
 
 
 def original_to_padded_square(boxes_R4: ArrayLike, width: int, height: int) -> NDArray[np.float64]:
-    """Boxes in [0, 1] of an image -> [0, 1] of its square padded right and below; shape [R, 4]."""
+    """Map boxes in [0, 1] of an image to [0, 1] of its square padded right and below; shape [R, 4]."""
     return as_boxes(boxes_R4) * np.array((width, height) * 2) / max(width, height)
 
 
 def padded_square_to_original(boxes_R4: ArrayLike, width: int, height: int) -> NDArray[np.float64]:
-    """Boxes in [0, 1] of the square padded right and below (OWLv2's) -> [0, 1] of the image, clipped.
+    """Map boxes in [0, 1] of the square padded right and below (OWLv2) to [0, 1] of the image, clipped.
 
-    A box wholly on the padding becomes an empty box at the edge: drop boxes thinner than a pixel after it.
+    A box completely on the padding becomes an empty box at the edge: drop boxes thinner than a pixel afterwards.
     """
     return (as_boxes(boxes_R4) * max(width, height) / np.array((width, height) * 2)).clip(0.0, 1.0)

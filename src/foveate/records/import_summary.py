@@ -1,4 +1,4 @@
-"""What an import did, in counts that add up."""
+"""Counts of an import, which add up to the number of samples in the source."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from dataclasses import dataclass, field
 class ImportSummary:
     """Counts of one import.
 
-    `quarantined` counts findings by "subject: reason" as they were met in this run, also those that an
-    earlier run had already written down. `further` counts what only some formats have, by what it is; `notes`
-    are sentences for the user.
+    Args:
+        quarantined: findings of this run by "subject: reason", including those that an earlier run recorded.
+        further: counts that only some formats have, by description.
+        notes: sentences for the user.
     """
 
     source: str = ""
-    taken: int = 0
-    already_there: int = 0
+    imported: int = 0
+    existing: int = 0
     removed_earlier: int = 0
-    captions_taken: int = 0
-    regions_taken: int = 0
+    captions_imported: int = 0
+    regions_imported: int = 0
     regions_clipped: int = 0
     texts_cleaned: int = 0
     animated: int = 0
@@ -41,14 +42,14 @@ class ImportSummary:
         return sum(count for name, count in self.quarantined.items() if name.startswith("region: "))
 
     def as_dict(self) -> dict[str, object]:
-        """All counts as JSON values."""
+        """Return all counts as JSON values."""
         return {
             "source": self.source,
-            "taken": self.taken,
-            "already_there": self.already_there,
+            "imported": self.imported,
+            "existing": self.existing,
             "removed_earlier": self.removed_earlier,
-            "captions_taken": self.captions_taken,
-            "regions_taken": self.regions_taken,
+            "captions_imported": self.captions_imported,
+            "regions_imported": self.regions_imported,
             "regions_clipped": self.regions_clipped,
             "texts_cleaned": self.texts_cleaned,
             "animated": self.animated,
@@ -60,20 +61,20 @@ class ImportSummary:
         }
 
     def lines(self) -> list[str]:
-        """The counts as lines of a table to print; zeros are left out, except for the images taken."""
-        told = [
-            (self.taken, "images taken"),
-            (self.already_there, "images already there"),
+        """Format the counts as lines of a table, without zeros except for the number of images."""
+        counts = [
+            (self.imported, "images imported"),
+            (self.existing, "images already in the collection"),
             (self.removed_earlier, "images skipped, because they were removed earlier"),
-            (self.captions_taken, "captions taken"),
-            (self.regions_taken, "regions taken"),
+            (self.captions_imported, "captions imported"),
+            (self.regions_imported, "regions imported"),
             (self.regions_clipped, "regions clipped to their image"),
-            (self.texts_cleaned, "texts freed of control characters"),
+            (self.texts_cleaned, "texts with control characters removed"),
             (self.animated, "animated images, of which the first frame is used"),
             (self.without_text, "images without any text"),
             (self.ignored_files, "other files ignored"),
         ]
-        rows = [(count, what) for number, (count, what) in enumerate(told) if count or number == 0]
+        rows = [(count, what) for number, (count, what) in enumerate(counts) if count or number == 0]
         rows += sorted((count, what) for what, count in self.further.items())
         rows += [(count, f"quarantined: {what}") for what, count in sorted(self.quarantined.items())]
         width = max(len(f"{count:,}") for count, _ in rows)

@@ -1,4 +1,4 @@
-"""What is in a collection, in numbers."""
+"""Summarize a collection: counts, distributions, histograms, examples from the quarantine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BINS = 20
 
 
 def histogram(values_N: np.ndarray, *, unit: str, logarithmic: bool = False) -> dict[str, Any]:
-    """Edges and counts of at most 20 bins, JSON-ready; logarithmic bins need values above 0."""
+    """Compute edges and counts of 20 bins as JSON values; logarithmic bins need values above 0."""
     low, high = float(values_N.min()), float(values_N.max())
     if high <= low:
         high = low + 1.0
@@ -30,45 +30,45 @@ def histogram(values_N: np.ndarray, *, unit: str, logarithmic: bool = False) -> 
 
 
 def histograms(collection: Collection, split: str | None = None) -> dict[str, dict[str, Any]]:
-    """Histograms of image sides, words per text, regions per image and region areas; empty ones left out."""
+    """Compute histograms of image sides, words per text, region areas and regions per image; empty ones are left out."""
     rows = collection.rows(split)
-    found = {}
+    by_name = {}
     if len(rows):
         longest = np.maximum(collection.index["width"][rows], collection.index["height"][rows])
-        found["longest side"] = histogram(longest, unit="pixels")
+        by_name["longest side"] = histogram(longest, unit="pixels")
     keys = pa.array([collection.keys[row] for row in rows], type=pa.string())
     captions = collection.table("captions")
     texts = captions.filter(pa.array(positions(captions["key"], among=keys) >= 0))["text"].to_pylist()
     if texts:
-        found["text length"] = histogram(np.array([len(text.split()) for text in texts]), unit="words")
+        by_name["text length"] = histogram(np.array([len(text.split()) for text in texts]), unit="words")
     regions = collection.table("regions")
     regions = regions.filter(pa.array(positions(regions["key"], among=keys) >= 0))
     if regions.num_rows:
         x1, y1, x2, y2 = (regions[name].to_numpy() for name in ("x1", "y1", "x2", "y2"))
-        found["region area"] = histogram((x2 - x1) * (y2 - y1), unit="share of the image")
+        by_name["region area"] = histogram((x2 - x1) * (y2 - y1), unit="share of the image")
         per_image = np.bincount(positions(regions["key"], among=keys), minlength=len(rows))
-        found["regions per image"] = histogram(per_image, unit="regions")
-    return found
+        by_name["regions per image"] = histogram(per_image, unit="regions")
+    return by_name
 
 
 def quarantine_examples(collection: Collection) -> list[dict[str, Any]]:
-    """Each reason of the quarantine with its count and one example, the most frequent first."""
+    """Count the quarantine by reason with one example each, the most frequent first."""
     reasons: dict[str, dict[str, Any]] = {}
     for row in collection.quarantine().to_pylist():
         name = f"{row['subject']}: {row['reason']}"
-        kept = reasons.setdefault(name, {"reason": name, "count": 0, "example": f"{row['key']}: {row['detail']}"})
-        kept["count"] += 1
-    return sorted(reasons.values(), key=lambda one: -one["count"])
+        entry = reasons.setdefault(name, {"reason": name, "count": 0, "example": f"{row['key']}: {row['detail']}"})
+        entry["count"] += 1
+    return sorted(reasons.values(), key=lambda reason: -reason["count"])
 
 
 _PERCENTILES = {"p05": 5, "median": 50, "p95": 95}
-# Region sizes are parts of the image's area: below 1 in 100 is small, from 1 in 10 on is large.
+# Region sizes as fractions of the image area: small below 0.01, large from 0.1.
 SMALL_AREA, LARGE_AREA = 0.01, 0.1
-_MOST_VALUES = 50
+_MAX_VALUES = 50  # more do not fit on a page
 
 
 def summarize(collection: Collection, split: str | None = None) -> dict[str, object]:
-    """Counts and distributions of a collection, or of one split of it, as JSON values.
+    """Summarize a collection, or one split of it, as JSON values.
 
     Fields: name, license, images, shards, bytes; `by_source`, `by_split`, `by_format`, `by_label` (counts,
     the 50 most frequent values of each label field); `width`, `height`, `aspect` (width by height);
@@ -103,17 +103,17 @@ def summarize(collection: Collection, split: str | None = None) -> dict[str, obj
 
 
 def summarize_values(values_N: np.ndarray) -> dict[str, float | int]:
-    """Count, min, 5th percentile, median, mean, 95th percentile and max ; only the count if there are none."""
+    """Return count, min, 5th percentile, median, mean, 95th percentile and max; only the count of an empty array."""
     if not len(values_N):
         return {"count": 0}
-    found = {name: float(np.percentile(values_N, percent)) for name, percent in _PERCENTILES.items()}
+    percentiles = {name: float(np.percentile(values_N, percent)) for name, percent in _PERCENTILES.items()}
     ends = {"min": float(values_N.min()), "max": float(values_N.max()), "mean": float(values_N.mean())}
     order = ("min", "p05", "median", "mean", "p95", "max")
-    return {"count": len(values_N), **{name: {**found, **ends}[name] for name in order}}
+    return {"count": len(values_N), **{name: {**percentiles, **ends}[name] for name in order}}
 
 
 def _counts(values: Iterable[str]) -> dict[str, int]:
-    """Counts of texts, the most frequent first, equal counts by name."""
+    """Count texts, the most frequent first, equal counts in alphabetical order."""
     counts = Counter(values)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
@@ -127,19 +127,19 @@ def _labels(collection: Collection, keys: pa.Array) -> dict[str, dict[str, int]]
     table = _table(collection, "labels", keys)
     fields, values = table["field"].to_numpy(), table["value"].to_numpy()
     counted = {field: _counts(values[fields == field]) for field in sorted(set(fields.tolist()))}
-    return {field: dict(list(counts.items())[:_MOST_VALUES]) for field, counts in counted.items()}
+    return {field: dict(list(counts.items())[:_MAX_VALUES]) for field, counts in counted.items()}
 
 
 def _captions(collection: Collection, keys: pa.Array) -> dict[str, object]:
     table = _table(collection, "captions", keys)
     kinds = table["kind"].to_numpy()
     texts = table["text"].to_pylist()
-    words = np.array([len(text.split()) for text in texts], dtype=np.int64)
+    word_counts = np.array([len(text.split()) for text in texts], dtype=np.int64)
     characters = np.array([len(text) for text in texts], dtype=np.int64)
     by_kind = {
         kind: {
             "count": int((kinds == kind).sum()),
-            "words": summarize_values(words[kinds == kind]),
+            "words": summarize_values(word_counts[kinds == kind]),
             "characters": summarize_values(characters[kinds == kind]),
         }
         for kind in sorted(set(kinds.tolist()))
@@ -164,7 +164,7 @@ def _regions(collection: Collection, keys: pa.Array) -> dict[str, object]:
             "large": int((area >= LARGE_AREA).sum()),
         },
         "distinct_phrases": len(phrases),
-        "frequent_phrases": dict(phrases.most_common(_MOST_VALUES)),
+        "frequent_phrases": dict(phrases.most_common(_MAX_VALUES)),
         "by_slice": _counts(table["slice"].to_numpy()),
         "by_source": _counts(table["source"].to_numpy()),
     }

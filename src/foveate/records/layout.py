@@ -1,4 +1,4 @@
-"""Names of the files in a collection folder, and how image keys become names of tar members."""
+"""File names in a collection folder, and tar member names of image keys."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ DATASET_FOLDER = "dataset"
 
 _PART = re.compile(r"\d{5,}\.parquet")
 _ADDED = re.compile(r"added-\d{5,}\.parquet")
-LONGEST_KEY = 512
+MAX_KEY_LENGTH = 512
 
 
 def tar_path(collection: Path, shard: int) -> Path:
-    """The tar file of one shard."""
+    """Return the tar file of a shard."""
     return collection / "images" / f"{shard:05d}.tar"
 
 
 def index_path(collection: Path, shard: int) -> Path:
-    """The index part of one shard; its existence is what makes the shard part of the collection."""
+    """Return the index part of a shard; its existence makes the shard part of the collection."""
     return collection / "index" / f"{shard:05d}.parquet"
 
 
 def annotation_path(collection: Path, kind: str, shard: int) -> Path:
-    """The annotations that came with the images of one shard."""
+    """Return the file of annotations that were imported with the images of a shard."""
     return collection / "annotations" / kind / f"{shard:05d}.parquet"
 
 
 def committed_shards(collection: Path) -> list[int]:
-    """Numbers of the shards that have an index part, ascending."""
+    """Return the numbers of shards that have an index part, ascending."""
     folder = collection / "index"
     if not folder.is_dir():
         return []
@@ -49,13 +49,13 @@ def committed_shards(collection: Path) -> list[int]:
 
 
 def annotation_kinds(collection: Path) -> list[str]:
-    """Names of the annotation tables that have at least one folder, sorted."""
+    """Return the names of annotation tables that have a folder, sorted."""
     folder = collection / "annotations"
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def annotation_parts(collection: Path, kind: str, shards: set[int]) -> list[Path]:
-    """Parts of one annotation table: those of `shards`, then those added later, in the order of writing."""
+    """Return the parts of an annotation table: those of `shards`, then those added later, in order of writing."""
     folder = collection / "annotations" / kind
     if not folder.is_dir():
         return []
@@ -66,64 +66,63 @@ def annotation_parts(collection: Path, kind: str, shards: set[int]) -> list[Path
 
 
 def dataset_table_path(collection: Path, kind: str) -> Path:
-    """A table that belongs to no image, such as the categories of an imported file."""
+    """Return the file of a table about the whole data set, such as the categories of COCO."""
     return collection / DATASET_FOLDER / f"{kind}.parquet"
 
 
 def dataset_table_names(collection: Path) -> list[str]:
-    """Names of the tables that belong to no image, sorted."""
+    """Return the names of tables about the whole data set, sorted."""
     folder = collection / DATASET_FOLDER
     return sorted(path.stem for path in folder.glob("*.parquet")) if folder.is_dir() else []
 
 
 def added_path(collection: Path, kind: str, number: int) -> Path:
-    """The part `number` of annotations that were added to images already there."""
+    """Return the file of part `number` of annotations that were added to existing images."""
     return collection / "annotations" / kind / f"added-{number:05d}.parquet"
 
 
 def added_number(path: Path) -> int:
-    """The number of a path of `added_path`."""
+    """Return the number of a path from `added_path`."""
     return int(path.stem.removeprefix("added-"))
 
 
 def next_added_path(collection: Path, kind: str) -> Path:
-    """A free name for annotations that are added to images already there."""
+    """Return an unused path for annotations that are added to existing images."""
     folder = collection / "annotations" / kind
     paths = folder.iterdir() if folder.is_dir() else ()
-    numbers = [added_number(path) for path in paths if _ADDED.fullmatch(path.name)]
-    return added_path(collection, kind, max(numbers, default=-1) + 1)
+    used = [added_number(path) for path in paths if _ADDED.fullmatch(path.name)]
+    return added_path(collection, kind, max(used, default=-1) + 1)
 
 
 def check_key(key: str) -> str:
-    """Return `key` if it can name an image, else raise UserError.
+    """Return `key`; raise UserError if it cannot name an image.
 
-    A key is text of 1 to 512 characters, with "/" between non-empty parts that are neither "." nor "..", and
-    without control characters or backslashes.
+    A key has 1 to 512 characters, no control characters or backslashes, and "/" only between non-empty parts that are
+    neither "." nor "..".
     """
+    # Exports make file paths of keys, so a key must never lead out of the target folder.
     parts = key.split("/")
-    if not key or len(key) > LONGEST_KEY:
-        raise UserError(f"image key {key[:40]!r}: allowed are 1 to {LONGEST_KEY} characters, got {len(key)}")
+    if not key or len(key) > MAX_KEY_LENGTH:
+        raise UserError(f"image key {key[:40]!r}: expected 1 to {MAX_KEY_LENGTH} characters (got {len(key)})")
     if any(part in ("", ".", "..") for part in parts):
-        raise UserError(f"image key {key!r}: the parts between '/' may not be empty, '.' or '..'")
+        raise UserError(f"image key {key!r}: parts between '/' must not be empty, '.' or '..'")
     if "\\" in key or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in key):
         raise UserError(f"image key {key!r}: control characters, surrogates and '\\' are not allowed")
     return key
 
 
 def member_name(key: str, suffix: str) -> str:
-    """The tar member of an image: the key with "%" and "." escaped, then the suffix ("jpg").
-
-    WebDataset ends a sample's key at the first dot of the file name, so the key itself may have none.
-    """
+    """Return the tar member name of an image: the key with "%" and "." escaped, then the suffix ("jpg")."""
+    # WebDataset ends the key of a sample at the first dot of the file name, so the key itself must not have one.
     return f"{key.replace('%', '%25').replace('.', '%2E')}.{suffix}"
 
 
 def check_collection(path: Path) -> Path:
-    """Return `path` if it is a collection folder; else raise UserError that names the nearest folder."""
+    """Return `path` if it is a collection folder; else raise UserError with the nearest one."""
     if (path / DESCRIPTION).is_file():
         return path
     if path.is_dir():
-        raise UserError(f"{path} is a folder but no collection: it has no {DESCRIPTION}")
+        raise UserError(f"{path} is not a collection: it has no {DESCRIPTION}")
     siblings = path.parent.iterdir() if path.parent.is_dir() else ()
     names = [sibling.name for sibling in siblings if (sibling / DESCRIPTION).is_file()]
     raise UserError(f"no collection at {path}{nearest(path.name, names)}")

@@ -1,18 +1,20 @@
-"""Perceptual hashes: 64 bits that stay nearly the same when an image is shrunk, re-encoded or tinted."""
+"""Perceptual hashes: 64 bits that change little when an image is shrunk, re-encoded or tinted."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image
 
-_SIDE = 32
-_KEPT = 8
+_SIDE = 32  # pixels
+_NUM_FREQUENCIES = 8
 
 
 def _cosines() -> np.ndarray:
     """The first 8 rows of the orthonormal DCT-II matrix of size 32, (8, 32)."""
     position = np.arange(_SIDE)
-    matrix = np.cos(np.pi * np.arange(_KEPT)[:, None] * (2 * position + 1) / (2 * _SIDE)) * np.sqrt(2 / _SIDE)
+    matrix = np.cos(np.pi * np.arange(_NUM_FREQUENCIES)[:, None] * (2 * position + 1) / (2 * _SIDE)) * np.sqrt(
+        2 / _SIDE
+    )
     matrix[0] /= np.sqrt(2)
     return matrix
 
@@ -21,7 +23,7 @@ _COSINES = _cosines()
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """The 64-bit DCT hash of an image.
+    """Compute the 64-bit DCT hash of an image.
 
     The image is shrunk to 32 x 32 gray values; of its 8 x 8 lowest DCT coefficients each gives one bit,
     whether it lies above the median (Zauner, "Implementation and benchmarking of perceptual image hash
@@ -29,12 +31,13 @@ def perceptual_hash(image: Image.Image) -> int:
     """
     gray = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float64)
     coefficients = np.round(_COSINES @ gray @ _COSINES.T, 2).ravel()
+    # Without the first coefficient, the mean brightness, which would pull the median of a dark image.
     bits = coefficients > np.median(coefficients[1:])
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def hamming(a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
-    """Number of differing bits of two uint64 arrays, elementwise."""
+    """Count differing bits of two uint64 arrays, elementwise."""
     return np.bitwise_count(np.bitwise_xor(a_N, b_N)).astype(np.int64)
 
 
@@ -50,12 +53,13 @@ def near_pairs(hashes_N: np.ndarray, *, distance: int) -> np.ndarray:
     unique_U, first_U, inverse_N = np.unique(hashes_N, return_index=True, return_inverse=True)
     rows_N = np.arange(len(hashes_N))
     same_N = first_U[inverse_N]
-    found = [np.stack([same_N, rows_N], axis=1)[same_N != rows_N]]
+    pairs_by_band = [np.stack([same_N, rows_N], axis=1)[same_N != rows_N]]
     if distance > 0 and len(unique_U) > 1:
+        # Pigeonhole: cut into distance + 1 bands, two hashes with at most `distance` different bits agree in a whole band.
         edges = np.linspace(0, 64, distance + 2).astype(int)
         for low, high in zip(edges[:-1], edges[1:], strict=True):
-            found.append(first_U[_pairs_in_band(unique_U, int(low), int(high), distance)])
-    pairs = np.concatenate(found)
+            pairs_by_band.append(first_U[_pairs_in_band(unique_U, int(low), int(high), distance)])
+    pairs = np.concatenate(pairs_by_band)
     return np.unique(np.sort(pairs, axis=1), axis=0) if len(pairs) else pairs.reshape(0, 2).astype(np.int64)
 
 
@@ -66,13 +70,13 @@ def _pairs_in_band(unique_U: np.ndarray, low: int, high: int, distance: int) -> 
     band_U = band_U[order_U]
     ends_U = np.searchsorted(band_U, band_U, side="right")
     position_U = np.arange(len(order_U))
-    found = []
+    pairs_by_band = []
     lag = 1
     alive = position_U[position_U + lag < ends_U]
     while len(alive):
         left, right = order_U[alive], order_U[alive + lag]
         near = hamming(unique_U[left], unique_U[right]) <= distance
-        found.append(np.stack([left[near], right[near]], axis=1))
+        pairs_by_band.append(np.stack([left[near], right[near]], axis=1))
         lag += 1
         alive = alive[alive + lag < ends_U[alive]]
-    return np.concatenate(found) if found else np.empty((0, 2), dtype=np.int64)
+    return np.concatenate(pairs_by_band) if pairs_by_band else np.empty((0, 2), dtype=np.int64)

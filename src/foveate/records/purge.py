@@ -1,10 +1,10 @@
-"""Taking the bytes and rows of removed images out of a collection: the one case in which shards are rewritten.
+"""Delete bytes and rows of removed images: the only case in which shards are rewritten.
 
-Order, so that a kill at any moment leaves a collection that reads as before and that the same command finishes:
-the tombstones are there already; annotation tables, splits and the cache lose the images' rows; then for each index
-part a new tar is written under a new number, the index part is replaced by one that points to it (the switch), and the
-old tar is deleted. An image counts as not yet purged as long as an index part has it, so the index parts come last.
-A tar that no index part points to is cleared by the next writer.
+The order makes a kill at any moment harmless: the collection reads as before, and the same command finishes the purge.
+Tombstones exist already. First annotation tables, splits and the cache lose the rows of the images. Then, for each index
+part, a new tar is written under a new number, the index part is replaced by one that refers to it, and the old tar is
+deleted. An image counts as not purged as long as an index part has it, so index parts come last. The next writer deletes
+tars that no index part refers to.
 """
 
 from __future__ import annotations
@@ -28,8 +28,15 @@ from foveate.records.state import read_committed
 
 @dataclass(slots=True)
 class PurgeSummary:
-    """What a purge took out: images by where their bytes were, bytes of packed ones, rows by table, and how many
-    shards were rewritten. `cache_cleared` says whether cached features were deleted."""
+    """Counts of a purge.
+
+    Args:
+        packed, referenced: images with bytes in shards, and in files of their own (which stay).
+        bytes: of the packed images.
+        shards: rewritten shards.
+        rows: deleted rows by table.
+        cache_cleared: whether cached features were deleted.
+    """
 
     packed: int = 0
     referenced: int = 0
@@ -40,43 +47,45 @@ class PurgeSummary:
 
     @property
     def images(self) -> int:
-        """Images whose index rows are gone."""
         return self.packed + self.referenced
 
 
 def purge_images(collection: Path, keys: set[str], *, dry_run: bool = False) -> PurgeSummary:
-    """Take tombstoned images out of shards, tables and cache; the caller holds the writer's lock.
+    """Delete removed images from shards, tables and cache. The caller holds the writer's lock.
 
-    With `dry_run` nothing is changed, only counted. Raises UserError where a shard that must be rewritten is missing
-    or damaged; what was purged before stays purged.
+    Args:
+        dry_run: only count.
+
+    Raises:
+        UserError: a shard that must be rewritten is missing or damaged; parts before it stay purged.
     """
     summary = PurgeSummary()
-    wanted = pa.array(sorted(keys), pa.string())
+    removed_keys = pa.array(sorted(keys), pa.string())
     for kind in layout.annotation_kinds(collection):
         parts = layout.annotation_parts(collection, kind, set(layout.committed_shards(collection)))
         for path in parts:
-            summary.rows[kind] += _drop_rows(path, wanted, dry_run=dry_run)
+            summary.rows[kind] += _drop_rows(path, removed_keys, dry_run=dry_run)
     splits = collection / layout.SPLITS_FILE
     if splits.is_file():
-        summary.rows["splits"] += _drop_rows(splits, wanted, dry_run=dry_run)
+        summary.rows["splits"] += _drop_rows(splits, removed_keys, dry_run=dry_run)
     summary.rows = Counter({name: count for name, count in summary.rows.items() if count})
     cache = collection / layout.CACHE_FOLDER
     if keys and cache.is_dir():
-        # Its files hold the features of many images each, and are made again when they are needed.
+        # Each file has features of many images, and all are computed again on demand.
         entries = list(cache.iterdir())
         summary.cache_cleared = bool(entries)
         for entry in entries if not dry_run else ():
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     for number in layout.committed_shards(collection):
-        _purge_part(collection, number, wanted, summary, dry_run=dry_run)
+        _purge_part(collection, number, removed_keys, summary, dry_run=dry_run)
     return summary
 
 
 def _drop_rows(path: Path, keys: pa.Array, *, dry_run: bool) -> int:
-    """Rewrite a table without the rows of `keys`; returns how many it had."""
+    """Rewrite a table without the rows of `keys`; return how many there were."""
     table = tables.read_table(path)
     if "key" not in table.column_names:
-        raise UserError(f"{path} has no column 'key': it is no table of a collection")
+        raise UserError(f"{path} has no column 'key': not a table of a collection")
     gone = tables.positions(table["key"], among=keys) >= 0
     if gone.any() and not dry_run:
         tables.write_table(path, table.filter(pa.array(~gone)).combine_chunks())
@@ -84,8 +93,8 @@ def _drop_rows(path: Path, keys: pa.Array, *, dry_run: bool) -> int:
 
 
 def _purge_part(collection: Path, number: int, keys: pa.Array, summary: PurgeSummary, *, dry_run: bool) -> None:
-    place = layout.index_path(collection, number)
-    part = tables.read_index(place)
+    part_path = layout.index_path(collection, number)
+    part = tables.read_index(part_path)
     gone = tables.positions(part["key"], among=keys) >= 0
     if not gone.any():
         return
@@ -97,20 +106,21 @@ def _purge_part(collection: Path, number: int, keys: pa.Array, summary: PurgeSum
     summary.shards += rewritten
     if dry_run:
         return
-    kept = part.filter(pa.array(~gone)).combine_chunks()
+    remaining = part.filter(pa.array(~gone)).combine_chunks()
     old_tars = np.unique(part["shard"].to_numpy()[packed]).tolist() if rewritten else []
     if rewritten:
-        kept = _repacked(collection, kept)
-    highest = max([tables.highest_tar(part), *old_tars, *kept["shard"].to_pylist()])
-    tables.write_table(place, tables.with_highest_tar(kept, highest))
+        remaining = _repack(collection, remaining)
+    # Old numbers are noted and never used again: an open reader must not find other images under them.
+    highest = max([tables.highest_tar(part), *old_tars, *remaining["shard"].to_pylist()])
+    tables.write_table(part_path, tables.with_highest_tar(remaining, highest))
     for tar in old_tars:
         layout.tar_path(collection, tar).unlink(missing_ok=True)
     if old_tars:
         fsync_path(collection / "images")
 
 
-def _repacked(collection: Path, part: pa.Table) -> pa.Table:
-    """Write the packed images of an index part to a new tar; returns the part that points to it."""
+def _repack(collection: Path, part: pa.Table) -> pa.Table:
+    """Write the packed images of an index part to a new tar; return the part that refers to it."""
     shards, offsets = part["shard"].to_numpy().copy(), part["offset"].to_numpy().copy()
     packed = np.flatnonzero(part["path"].to_numpy() == "")
     if not len(packed):
@@ -124,7 +134,7 @@ def _repacked(collection: Path, part: pa.Table) -> pa.Table:
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for row in packed.tolist():
                 source = layout.tar_path(collection, int(shards[row]))
-                data = _read(source, int(offsets[row]), lengths[row])
+                data = _read_image(source, int(offsets[row]), lengths[row])
                 offsets[row] = append_member(tar, keys[row], formats[row], data)
         commit_atomically(temporary, final)
     except OSError as error:
@@ -138,14 +148,14 @@ def _repacked(collection: Path, part: pa.Table) -> pa.Table:
     return part
 
 
-def _read(tar: Path, offset: int, length: int) -> bytes:
+def _read_image(tar: Path, offset: int, length: int) -> bytes:
     try:
         with tar.open("rb") as file:
             data = os.pread(file.fileno(), length, offset)
     except FileNotFoundError as error:
         raise UserError(
-            f"{tar} is missing: its other images cannot be kept, so that nothing of it is purged"
+            f"{tar} is missing: nothing of it is purged, since its other images could not be kept"
         ) from error
     if len(data) != length:
-        raise UserError(f"{tar} is cut short: its other images cannot be kept, so that nothing of it is purged")
+        raise UserError(f"{tar} is truncated: nothing of it is purged, since its other images could not be kept")
     return data

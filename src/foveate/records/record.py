@@ -1,7 +1,6 @@
-"""What one image carries: captions, regions, labels, turns of a conversation, and context.
+"""Annotations of one image: captions, regions, labels, turns of a conversation, and context.
 
-All types are small frozen values. Boxes are always `foveate.records.boxes.Box`: corners in [0, 1] of the
-image as it is seen, that is after its EXIF rotation.
+All types are immutable. Boxes are always `foveate.records.boxes.Box`: corners in [0, 1] of the image after EXIF rotation.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from foveate.records.boxes import Box
 class Caption:
     """A text about the whole image.
 
-    `kind` says what sort of text it is ("alt", "title", "keywords", "description", "exact", ...), `source`
-    who made it (a data set, a person, a model). An empty source means the source of the import that added it.
+    Args:
+        kind: "alt", "title", "keywords", "description", "exact", ...
+        source: data set, person or model; "" means the source of the import.
     """
 
     text: str
@@ -26,10 +26,12 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A box in the image with the words that describe it.
+    """A box with the phrase that describes it.
 
-    `score` in [0, 1] is the confidence of whoever made it (1 for a person's or an exact box), `label` a
-    class or concept name, `slice` the group it is reported in (for example "seen" or "unseen").
+    Args:
+        score: confidence in [0, 1]; 1 for boxes of people and exact boxes.
+        label: class or concept name.
+        slice: group that it is reported in, such as "seen" or "unseen".
     """
 
     box: Box
@@ -63,8 +65,10 @@ class Context:
 class Record:
     """One image of a collection, without its bytes.
 
-    `width` and `height` are pixels after EXIF rotation. `group` names what must stay in one split (a site, a
-    concept, a photographer); `split` is "" where none was assigned.
+    Args:
+        width, height: pixels after EXIF rotation.
+        split: "" if none is assigned.
+        group: images of one group stay in one split (a location, a concept, a photographer).
     """
 
     key: str

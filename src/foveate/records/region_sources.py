@@ -1,8 +1,7 @@
-"""Who made a region: the data set, a person, or a detector that was asked about a caption's phrases.
+"""Select regions by source: data sets and people, or pseudo-labels of detectors.
 
-Labels that a detector made stand in the same table as all others, marked by their `source`. Trainings may choose among
-sources; an index and an export take what no detector made, if not told otherwise; evaluations never take such labels
-for the truth.
+Pseudo-labels are in the same table as all other regions, marked by their `source`. Trainings choose among sources; an
+index and an export leave pseudo-labels out by default; evaluations never use them as ground truth.
 """
 
 from __future__ import annotations
@@ -18,31 +17,32 @@ from foveate.records.collection import Collection
 from foveate.records.record import Region
 
 PSEUDO = "vesl:"
-# Names for all regions that no detector made, and for all there are.
+# Names for everything except pseudo-labels, and for everything.
 OWN, ALL = "own", "all"
 
 
 def pseudo_label_source(detector: str) -> str:
-    """What the column `source` says of the labels of a detector."""
+    """Return the value of the column `source` for pseudo-labels of a detector."""
     return f"{PSEUDO}{detector}"
 
 
 def is_pseudo_label(source: str) -> bool:
-    """Whether regions of this source are labels that a detector made."""
+    """Whether regions of this source are pseudo-labels of a detector."""
     return source.startswith(PSEUDO)
 
 
 def select_region_rows(
     regions: pa.Table, sources: Sequence[str] | None, *, where: str = "field sources"
 ) -> NDArray[np.bool_]:
-    """Which rows of a table of regions are of the sources, as bool [rows]; all of them for None.
+    """Select the rows of a region table that have one of the sources, as bool [rows].
 
     Args:
-        sources: names of sources, each optionally with `@` and the recipe hash of one labeling; "own" for whatever no
-            detector made, "all" for everything. where: for errors.
+        sources: names, each optionally with `@` and the recipe hash of one labeling run; "own" for everything except
+            pseudo-labels, "all" for everything; None selects all rows.
+        where: field or option, for errors.
 
     Raises:
-        UserError: for a source that made no region in the table, with those that did and the nearest.
+        UserError: no region has the source; the error lists the sources and the nearest.
     """
     if sources is None:
         return np.ones(regions.num_rows, dtype=bool)
@@ -55,56 +55,51 @@ def select_region_rows(
     }
     single = {f"{source}@{recipe}": (source, recipe) for source, recipe in there if is_pseudo_label(source)}
     names = {source for source, _ in there}
-    chosen = np.zeros(regions.num_rows, dtype=bool)
-    for one in sources:
-        if one in (OWN, ALL):
-            wanted = [name for name in names if one == ALL or not is_pseudo_label(name)]
-            chosen |= np.isin(regions["source"].to_numpy().astype(str), wanted)
+    selected_rows = np.zeros(regions.num_rows, dtype=bool)
+    for name in sources:
+        if name in (OWN, ALL):
+            selected = [source for source in names if name == ALL or not is_pseudo_label(source)]
+            selected_rows |= np.isin(regions["source"].to_numpy().astype(str), selected)
             continue
-        if one not in names and one not in single:
+        if name not in names and name not in single:
             allowed = [OWN, ALL, *sorted(names | set(single))]
             raise UserError(
-                f"{where}: no region has the source '{one}'; allowed are {', '.join(allowed)}{nearest(one, allowed)}"
+                f"{where}: no region has the source '{name}'; expected one of {', '.join(allowed)}{nearest(name, allowed)}"
             )
-        source, recipe = single.get(one, (one, None))
+        source, recipe = single.get(name, (name, None))
         mask = regions["source"].to_numpy() == source
         if recipe is not None:
             mask &= regions["recipe_hash"].to_numpy() == recipe
-        chosen |= mask
-    return chosen
+        selected_rows |= mask
+    return selected_rows
 
 
 class SelectedRegions:
-    """The regions of a collection's images that some sources made.
-
-    Args:
-        sources: as in `select_region_rows`. where: for errors.
-
-    Raises:
-        UserError: for a source that made no region of the collection.
-    """
+    """The regions of a collection that have one of the sources; see `select_region_rows`."""
 
     def __init__(
         self, collection: Collection, sources: Sequence[str] = (OWN,), *, where: str = "--region-source"
     ) -> None:
         self._collection, self._grouped = collection, collection.grouped("regions")
-        self._chosen_R = select_region_rows(self._grouped.table, sources, where=where)
+        self._mask_R = select_region_rows(self._grouped.table, sources, where=where)
 
     @property
     def left_out(self) -> int:
-        """How many regions of the collection are of other sources."""
-        return int((~self._chosen_R).sum())
+        """Number of regions of other sources."""
+        return int((~self._mask_R).sum())
 
-    def numbered(self, row: int) -> list[tuple[int, Region]]:
-        """An image's chosen regions, each with its place among all regions of the image."""
-        chosen_R = self._chosen_R[slice(*self._grouped.bounds(row))]
-        return [(place, region) for place, region in enumerate(self._collection.read_regions(row)) if chosen_R[place]]
+    def read_numbered(self, row: int) -> list[tuple[int, Region]]:
+        """Return the selected regions of an image, each with its position among all regions of the image."""
+        mask_R = self._mask_R[slice(*self._grouped.bounds(row))]
+        return [
+            (position, region) for position, region in enumerate(self._collection.read_regions(row)) if mask_R[position]
+        ]
 
-    def of(self, row: int) -> list[Region]:
-        """An image's chosen regions, in the order of adding."""
-        return [region for _, region in self.numbered(row)]
+    def read(self, row: int) -> list[Region]:
+        """Return the selected regions of an image, in the order in which they were added."""
+        return [region for _, region in self.read_numbered(row)]
 
     def describe_left_out(self) -> str:
-        """A sentence on what is left out; "" where nothing is."""
+        """Describe what is left out in a sentence; "" if nothing is."""
         count = self.left_out
         return f"{count:,} regions of other sources are left out; --region-source all takes them" if count else ""

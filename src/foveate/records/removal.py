@@ -1,4 +1,4 @@
-"""Taking images out of a collection as a user asks for it: by key, by a list, or by what is said of them."""
+"""Remove images from a collection by key, key list, or field values."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ INDEX_FIELDS = ("source", "split", "group")
 
 @dataclass(slots=True)
 class RemovalSummary:
-    """What a removal did, or with `dry_run` would do.
+    """Result of a removal, or with `dry_run` what it would do.
 
-    `removed` are the keys that were there; `removed_earlier` counts those asked for that were out already; `copies`
-    are keys of images with the same bytes that stay; `purged` says what went with the keys whose bytes were to go,
-    also those that an earlier, stopped removal left; it is None where bytes are kept.
+    Args:
+        removed: keys of the removed images.
+        removed_earlier: number of requested images that were removed before.
+        copies: keys of images with the same bytes that stay.
+        purged: deleted bytes and rows, including those that an earlier, stopped removal left; None if bytes are kept.
     """
 
     removed: list[str] = field(default_factory=list)
@@ -35,7 +37,7 @@ class RemovalSummary:
     dry_run: bool = False
 
     def as_dict(self) -> dict[str, object]:
-        """All of it as JSON values."""
+        """Return all fields as JSON values."""
         purged = self.purged
         return {
             "removed": self.removed,
@@ -56,55 +58,60 @@ class RemovalSummary:
         }
 
     def lines(self) -> list[str]:
-        """What was done, and what it cannot reach, as lines to print."""
+        """Describe what was done, and what a removal does not reach, as lines of text."""
         would = "would be " if self.dry_run else ""
-        lines = [f"{_counted(len(self.removed), 'image')} {would}removed, and kept out by key and by SHA-256"]
+        lines = [f"{_format_count(len(self.removed), 'image')} {would}removed, and kept out by key and by SHA-256"]
         if self.removed_earlier:
-            lines.append(f"{_counted(self.removed_earlier, 'image')} had been removed earlier")
+            lines.append(f"{_format_count(self.removed_earlier, 'image')} had been removed earlier")
         if self.copies:
-            shown = ", ".join(self.copies[:5]) + (", ..." if len(self.copies) > 5 else "")
-            lines.append(f"left in, with the same bytes under another key (--copies takes these, too): {shown}")
+            listed = ", ".join(self.copies[:5]) + (", ..." if len(self.copies) > 5 else "")
+            lines.append(f"kept, with the same bytes under another key (--copies removes these, too): {listed}")
         purged = self.purged
         if purged is None:
-            lines.append("their bytes and rows stay in the folder, unseen by readers; without --keep-bytes they go")
+            lines.append(
+                "bytes and rows stay in the folder, invisible to readers; without --keep-bytes they are deleted"
+            )
             return lines
         if purged.packed:
-            images, shards = _counted(purged.packed, "image"), _counted(purged.shards, "shard")
-            lines.append(f"{would}gone: {purged.bytes:,} bytes of {images} from {shards}")
+            images, shards = _format_count(purged.packed, "image"), _format_count(purged.shards, "shard")
+            lines.append(f"{would}deleted: {purged.bytes:,} bytes of {images} from {shards}")
         if purged.rows:
             rows = ", ".join(f"{kind} {count}" for kind, count in sorted(purged.rows.items()))
-            lines.append(f"{would}gone: rows of {rows}")
+            lines.append(f"{would}deleted: rows of {rows}")
         if purged.cache_cleared:
             lines.append(f"{would}cleared: cached features; the next training computes them again")
         if purged.referenced:
-            lines.append(f"left where they are: {_counted(purged.referenced, 'referenced file')}")
+            lines.append(f"left where they are: {_format_count(purged.referenced, 'referenced file')}")
         lines.append("not reached: exports, trained models, search indexes and run folders made before; the quarantine")
         return lines
 
 
-def _counted(count: int, noun: str) -> str:
+def _format_count(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def read_keys(path: Path) -> list[str]:
-    """Keys from a UTF-8 text file, one a line; empty lines are left out. Raises UserError where it cannot be read."""
+    """Read keys from a UTF-8 text file, one per line; raise UserError if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{path}: no such file; a list of keys is wanted, one a line") from error
+        raise UserError(f"{path}: no such file; expected a list of keys, one per line") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
 
-def keys_where(collection: Collection, conditions: Mapping[str, str]) -> list[str]:
-    """Keys of the images of which all conditions field = value hold.
+def select_keys(collection: Collection, conditions: Mapping[str, str]) -> list[str]:
+    """Select the keys of images that meet all conditions field = value.
 
-    A field is a label field or one of source, split and group; a label goes first. Raises UserError with the nearest
-    field where there is none, and the nearest value where no image has it.
+    Args:
+        conditions: label fields, or source, split and group; a label field takes precedence over an equal name.
+
+    Raises:
+        UserError: a field does not exist, or no image has the value; the error names the nearest.
     """
     labels = set(collection.table("labels")["field"].to_pylist())
-    wanted = np.ones(len(collection), dtype=bool)
+    mask = np.ones(len(collection), dtype=bool)
     for name, value in conditions.items():
         choose(name, sorted({*labels, *INDEX_FIELDS}), f"field of the collection {collection.name!r}")
         if name in labels:
@@ -113,8 +120,8 @@ def keys_where(collection: Collection, conditions: Mapping[str, str]) -> list[st
             values = collection.splits if name == "split" else collection.index[name]
         if not (values == value).any():
             raise UserError(f"no image has {name}={value}{nearest(value, set(values.tolist()))}")
-        wanted &= values == value
-    return [collection.keys[row] for row in np.flatnonzero(wanted).tolist()]
+        mask &= values == value
+    return [collection.keys[row] for row in np.flatnonzero(mask).tolist()]
 
 
 def remove_images(
@@ -127,34 +134,33 @@ def remove_images(
     copies: bool = False,
     dry_run: bool = False,
 ) -> RemovalSummary:
-    """Take images out of the collection at `path` for good.
+    """Remove images from a collection for good.
 
-    Readers skip them from then on, and no import takes them in again, by key or by SHA-256. With `purge` (the default)
-    their bytes and rows go as well: shards that held them are written anew without them. Doing it again after a kill
-    finishes it.
+    Readers skip them, and imports refuse them by key and by SHA-256. With `purge` (the default) their bytes and rows are
+    deleted, too: shards that have them are rewritten. After a kill the same call finishes the removal.
 
     Args:
-        keys: which images; one that was removed earlier is counted.
-        where: instead of keys, see `keys_where`.
-        reason: kept in removed.parquet with key, SHA-256 and time.
-        purge: False leaves bytes and rows in the folder.
-        copies: also take out images with the same bytes under other keys.
-        dry_run: change nothing, only count.
+        keys: images to remove; those removed earlier are counted.
+        where: conditions instead of keys; see `select_keys`.
+        reason: stored in removed.parquet with key, SHA-256 and time.
+        purge: delete bytes and rows, too.
+        copies: also remove images with the same bytes under other keys.
+        dry_run: only count.
 
     Raises:
-        UserError: an unknown key or field (then nothing is removed); no image is meant; another process writes the
-            collection; a shard that must be rewritten is missing or damaged.
+        UserError: a key or field is unknown (then nothing is removed), no image is selected, another process writes the
+            collection, or a shard that must be rewritten is missing or damaged.
     """
     path = layout.check_collection(Path(path))
     if dry_run:
         summary, _ = _plan(path, keys, where, copies=copies, purge=purge)
         summary.dry_run = True
         if purge:
-            summary.purged = purge_images(path, {*summary.removed, *_pending(path)}, dry_run=True)
+            summary.purged = purge_images(path, {*summary.removed, *_find_pending(path)}, dry_run=True)
         return summary
     with CollectionWriter(path) as writer:
-        summary, wanted = _plan(path, keys, where, copies=copies, purge=purge)
-        writer.remove(wanted, reason=reason, purge=purge)
+        summary, to_remove = _plan(path, keys, where, copies=copies, purge=purge)
+        writer.remove(to_remove, reason=reason, purge=purge)
         if purge:
             summary.purged = writer.purge()
     return summary
@@ -163,39 +169,41 @@ def remove_images(
 def _plan(
     path: Path, keys: Iterable[str], where: Mapping[str, str] | None, *, copies: bool, purge: bool
 ) -> tuple[RemovalSummary, list[str]]:
-    """The summary before anything was done, and the keys that are to be removed."""
+    """Return the summary of a removal before it is done, and the keys to remove."""
     keys = list(dict.fromkeys(keys))
     if where and keys:
-        raise UserError("give keys or a condition field=value, not both")
-    there = read_committed(path)
+        raise UserError("keys and --where exclude each other; pass one of them")
+    committed = read_committed(path)
     with Collection.open(path) as collection:
         name = collection.name
         if where:
             try:
-                keys = keys_where(collection, where)
+                keys = select_keys(collection, where)
             except UserError:
-                if not (purge and _pending(path)):
+                if not (purge and _find_pending(path)):
                     raise
-                keys = []  # the removal of these was stopped after their rows had gone, and is finished now
+                keys = []  # an earlier removal of these was stopped after it had deleted their labels; finish it
     if not keys and not where:
-        raise UserError("no image is meant: give keys, a list of them, or a condition field=value")
-    everything = {**there.removed, **there.known}
-    sha256 = {check_removable(key, everything, name) for key in keys}
-    same = [key for key in _equal_to(sha256, there.known) if key not in there.removed and key not in set(keys)]
-    wanted = [*keys, *same] if copies else keys
+        raise UserError("no images selected: pass keys, --from FILE or --where FIELD=VALUE")
+    all_sha256 = {**committed.removed, **committed.known}
+    sha256 = {check_removable(key, all_sha256, name) for key in keys}
+    equal = [
+        key for key in _find_equal(sha256, committed.known) if key not in committed.removed and key not in set(keys)
+    ]
+    to_remove = [*keys, *equal] if copies else keys
     return (
         RemovalSummary(
-            removed=[key for key in wanted if key not in there.removed],
-            removed_earlier=sum(key in there.removed for key in keys),
-            copies=[] if copies else same,
+            removed=[key for key in to_remove if key not in committed.removed],
+            removed_earlier=sum(key in committed.removed for key in keys),
+            copies=[] if copies else equal,
         ),
-        wanted,
+        to_remove,
     )
 
 
-def _equal_to(sha256: Keys[str], known: Mapping[str, str]) -> list[str]:
+def _find_equal(sha256: Keys[str], known: Mapping[str, str]) -> list[str]:
     return [key for key, value in known.items() if value in sha256]
 
 
-def _pending(path: Path) -> set[str]:
+def _find_pending(path: Path) -> set[str]:
     return pending_purge(path) & read_committed(path).known.keys()

@@ -1,4 +1,4 @@
-"""Annotation rows: from records to table rows, their checks, their ids."""
+"""Convert records to annotation rows, check them and give them ids."""
 
 from __future__ import annotations
 
@@ -20,33 +20,36 @@ CORNERS = ("x1", "y1", "x2", "y2")
 
 
 def clean_text(text: str) -> str:
-    """Text without control characters (tabs and line ends stay) and without white space at its ends.
+    """Strip white space at the ends and drop control characters except tabs and line ends.
 
-    Nothing else is changed: any script, any length, no Unicode normalization. Raises UserError where it holds
-    half a surrogate pair, which no UTF-8 file can store.
+    Nothing else changes: any script, any length, no Unicode normalization.
+
+    Raises:
+        UserError: the text has half a surrogate pair, which no UTF-8 file can store.
     """
     if _SURROGATE.search(text):
-        raise UserError(f"text {text[:40]!r}: half a surrogate pair is no valid Unicode")
+        raise UserError(f"text {text[:40]!r}: half a surrogate pair is not valid Unicode")
     return _CONTROL.sub("", text).strip()
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether `clean_text` would take control characters out of the text."""
+    """Whether `clean_text` would drop control characters of the text."""
     return _CONTROL.search(text) is not None
 
 
 def storable(text: str) -> str:
-    """Text that UTF-8 can store, for messages about data that may be broken: surrogates become escapes."""
+    """Escape surrogates, for messages about broken data that UTF-8 must store."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def caption_row(key: str, caption: Caption) -> dict[str, object]:
-    """The row of one caption, without id and provenance beyond its own source."""
+    """Return the row of a caption, without id, and with its source as the only provenance."""
     return {"key": key, "kind": caption.kind, "text": caption.text, "source": caption.source}
 
 
 def region_row(key: str, region: Region) -> dict[str, object]:
-    """The row of one region; corners and score are rounded to float32, as they are stored."""
+    """Return the row of a region, with corners and score rounded to float32 as they are stored."""
+    # Rounded before hashing: a region that is read and added again must get the same id.
     corners = {name: float(np.float32(getattr(region.box, name))) for name in CORNERS}
     return {
         "key": key,
@@ -60,7 +63,7 @@ def region_row(key: str, region: Region) -> dict[str, object]:
 
 
 def turn_row(key: str, position: int, turn: Turn) -> dict[str, object]:
-    """The row of one turn; its regions are stored as a JSON list."""
+    """Return the row of a turn; its regions are stored as a JSON list."""
     regions = [check_row("regions", region_row(key, region)) for region in turn.regions]
     without_key = [{name: value for name, value in row.items() if name != "key"} for row in regions]
     stored = json.dumps(without_key, ensure_ascii=False) if regions else ""
@@ -68,9 +71,8 @@ def turn_row(key: str, position: int, turn: Turn) -> dict[str, object]:
 
 
 def context_row(key: str, context: Context) -> dict[str, object]:
-    """The row of one context."""
-    place = {"latitude": context.latitude, "longitude": context.longitude}
-    return {"key": key, **place, "time": context.time, "place": context.place}
+    degrees = {"latitude": context.latitude, "longitude": context.longitude}
+    return {"key": key, **degrees, "time": context.time, "place": context.place}
 
 
 def image_rows(
@@ -83,7 +85,7 @@ def image_rows(
     context: Context | None,
     extra: Mapping[str, Iterable[Mapping[str, object]]],
 ) -> dict[str, list[dict[str, object]]]:
-    """The checked rows of one image by kind of table, without ids. Captions without text are left out."""
+    """Return the checked rows of one image by kind of table, without ids and without empty captions."""
     raw: dict[str, list[dict[str, object]]] = {
         "captions": [caption_row(key, caption) for caption in captions],
         "regions": [region_row(key, region) for region in regions],
@@ -99,7 +101,7 @@ def image_rows(
 
 
 def check_row(kind: str, row: Mapping[str, object]) -> dict[str, object]:
-    """The row with clean texts. Raises UserError where a text, a box or a score of it cannot be stored."""
+    """Return the row with clean texts; raise UserError if a text, box or score cannot be stored."""
     checked: dict[str, object] = {}
     for name, value in row.items():
         checked[name] = clean_text(value) if isinstance(value, str) and name != "key" else value
@@ -116,10 +118,10 @@ def check_row(kind: str, row: Mapping[str, object]) -> dict[str, object]:
 
 
 def finish_rows(kind: str, rows: Iterable[Mapping[str, object]], provenance: Provenance) -> list[dict[str, object]]:
-    """Give rows their provenance and ids.
+    """Add provenance and ids to rows.
 
-    The id is BLAKE2b (8 bytes, hex) of the row's content without `created`, and of how many equal rows stand
-    before it in `rows`: two equal regions of one image are two rows, the same rows added again are not.
+    The id is BLAKE2b (8 bytes, hex) of the content without `created` and of the number of equal rows before it: two equal
+    regions of one image are two rows, but adding the same rows again adds none.
     """
     column = id_column(kind)
     seen: Counter[str] = Counter()
@@ -138,7 +140,7 @@ def finish_rows(kind: str, rows: Iterable[Mapping[str, object]], provenance: Pro
 
 
 def _plain(value: object) -> object:
-    """Numpy scalars and arrays as JSON values."""
+    """Convert NumPy scalars and arrays to JSON values."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -146,4 +148,4 @@ def _plain(value: object) -> object:
     if isinstance(value, bytes):
         return value.hex()
     kind = type(value).__name__
-    raise UserError(f"annotation value of type {kind}: allowed are text, numbers, lists and bytes")
+    raise UserError(f"annotation value of type {kind}; expected strings, numbers, lists or bytes")

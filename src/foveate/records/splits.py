@@ -1,8 +1,7 @@
-"""Splits of a collection: by group, with near-duplicates together, and stable when images are added.
+"""Assign splits: groups and near-duplicates stay together, and adding images moves few others.
 
-Images that share a group, or whose perceptual hashes are near, form one component. A component's split is a
-pure function of the seed and of the component's first name, so that images which come later move only the
-components that they join.
+Images that share a group, or whose perceptual hashes are near, form a component. Its split is a pure function of the seed
+and of its first name, so images that are added later move only the components that they join.
 """
 
 from __future__ import annotations
@@ -25,19 +24,22 @@ from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.perceptual_hash import near_pairs
 
-# Two images whose 64-bit hashes differ in at most this many bits count as near-duplicates. Of the clip-art drawings
-# up to 32 pairs each at 2, 4, 6 and 8 bits were looked at: up to 6 bits nearly all were one drawing, recolored or
-# redrawn; at 8 bits different things began to pair.
+# Images whose 64-bit hashes differ in at most this number of bits count as near-duplicates. Of clip-art drawings up to 32
+# pairs each at 2, 4, 6 and 8 bits were inspected: up to 6 bits nearly all were one drawing, recolored or redrawn; at 8 bits
+# pairs of different things appeared.
 DISTANCE = 6
 
 
 @dataclass(frozen=True, slots=True)
 class SplitSummary:
-    """What `assign_splits` did.
+    """Result of `assign_splits`.
 
-    `images` counts by split; `components` are sets that stay together, `largest` has the most images;
-    `near_duplicates` counts images that have at least one; `divided` counts components whose images were
-    added with different splits and stay so.
+    Args:
+        images: number of images by split.
+        components: number of sets that stay together.
+        largest: images in the largest component.
+        near_duplicates: images that have at least one near-duplicate.
+        divided: components whose images were imported with different splits, which they keep.
     """
 
     images: dict[str, int]
@@ -53,32 +55,32 @@ def assign_splits(
     fractions: Mapping[str, float],
     seed: int = 0,
     distance: int = DISTANCE,
-    keep_given: bool = True,
+    keep_imported: bool = True,
 ) -> SplitSummary:
-    """Write splits.parquet for the collection at `path`.
+    """Write splits.parquet of a collection.
 
     Args:
-        fractions: part of the components by split, in [0, 1], with the sum 1. As each component is drawn by
-            itself, small collections meet them roughly.
-        seed: another seed gives another, independent assignment.
-        distance: largest number of differing bits of near-duplicates, 0 to 16.
-        keep_given: images that were added with a split keep it, and the rest of their component follows the
-            first of them; False assigns all anew.
+        fractions: split -> fraction of the components, with the sum 1. Components are drawn independently, so small
+            collections meet the fractions only roughly.
+        seed: another seed gives an independent assignment.
+        distance: maximum number of differing bits of near-duplicates, 0 to 16.
+        keep_imported: images that were imported with a split keep it, and the rest of their component follows the first
+            of them; False assigns all images.
 
     Raises:
-        UserError: bad fractions or distance, or another process is writing the collection.
+        UserError: fractions or distance are invalid, or another process writes the collection.
     """
     check_fractions(fractions)
     if not 0 <= distance <= 16:
-        raise UserError(f"distance: allowed are 0 to 16 bits, got {distance}")
+        raise UserError(f"distance must be 0 to 16 bits (got {distance})")
     path = layout.check_collection(Path(path))
     with FolderLock(path, purpose="assigning splits"), Collection.open(path) as collection:
         hashes = collection.index["perceptual_hash"]
         pairs = near_pairs(hashes, distance=distance)
-        components = components_of(collection.groups, pairs)
-        given = collection.index["split"] if keep_given else np.full(len(collection), "", dtype=object)
+        components = find_components(collection.groups, pairs)
+        imported = collection.index["split"] if keep_imported else np.full(len(collection), "", dtype=object)
         names = np.where(collection.groups == "", collection.index["key"], collection.groups)
-        splits, divided = draw_splits(components, names, given, fractions=fractions, seed=seed)
+        splits, divided = draw_splits(components, names, imported, fractions=fractions, seed=seed)
         columns = {"key": collection.index["key"], "split": splits, "group": collection.groups}
         tables.write_table(path / layout.SPLITS_FILE, pa.table(columns, schema=tables.SPLITS))
     sizes = np.bincount(components)
@@ -94,20 +96,21 @@ def assign_splits(
 def check_fractions(fractions: Mapping[str, float]) -> None:
     """Raise UserError unless the fractions have names, lie in [0, 1] and sum to 1 within 1e-6."""
     if not fractions or not all(fractions):
-        raise UserError("fractions: at least one split with a name is wanted, as in train=0.8, test=0.2")
+        raise UserError("fractions: expected at least one named split, as in train=0.8,test=0.2")
     for name, fraction in fractions.items():
         if not 0 <= fraction <= 1:
-            raise UserError(f"fractions: {name}={fraction} is not in [0, 1]")
+            raise UserError(f"fractions: {name} must be in [0, 1] (got {fraction})")
     total = math.fsum(fractions.values())
     if abs(total - 1) > 1e-6:
-        raise UserError(f"fractions: the sum must be 1, got {total:g}")
+        raise UserError(f"fractions: the sum must be 1 (got {total:g})")
 
 
-def components_of(groups_N: np.ndarray, pairs_P2: np.ndarray) -> np.ndarray:
-    """Component (N,) of each row, 0 .. C-1: rows of one group ("" is none) and paired rows are together."""
+def find_components(groups_N: np.ndarray, pairs_P2: np.ndarray) -> np.ndarray:
+    """Return the component (N,) of each row, 0 to C-1; rows of one group ("" is none) and paired rows share one."""
     count = len(groups_N)
     grouped = np.flatnonzero(groups_N != "")
     _, first, inverse = np.unique(groups_N[grouped].astype(str), return_index=True, return_inverse=True)
+    # A star per group (each row with the first of its group) connects it with N edges instead of N^2.
     edges = np.concatenate([np.stack([grouped, grouped[first[inverse]]], axis=1), pairs_P2])
     graph = coo_array((np.ones(len(edges), dtype=bool), (edges[:, 0], edges[:, 1])), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)
@@ -116,32 +119,32 @@ def components_of(groups_N: np.ndarray, pairs_P2: np.ndarray) -> np.ndarray:
 def draw_splits(
     components_N: np.ndarray,
     names_N: np.ndarray,
-    given_N: np.ndarray,
+    imported_N: np.ndarray,
     *,
     fractions: Mapping[str, float],
     seed: int,
 ) -> tuple[np.ndarray, int]:
-    """The split of each row, and the number of components with several given splits.
+    """Draw the split of each row; also return the number of components with several imported splits.
 
-    A component falls where `uniform(seed, "split", name)` in [0, 1) falls among the fractions laid end to
-    end; its name is the smallest of its rows' `names_N`. Rows with a given split keep it, and the other rows
-    of the component take the one of the smallest name.
+    A component gets the split whose interval, with the fractions laid end to end, has `uniform(seed, "split", name)`; its
+    name is the smallest of `names_N` among its rows. Rows with an imported split keep it, and the other rows of the
+    component take that of the smallest name.
     """
     order = np.lexsort((names_N.astype(str), components_N))
     starts = np.flatnonzero(np.diff(components_N[order], prepend=-1))
     edges = np.cumsum(list(fractions.values()))
-    labels = list(fractions)
-    # Rounding may leave the last edge a little below 1, and a split of fraction 0 at the end gets nothing.
+    names = list(fractions)
+    # Rounding may leave the last edge a little below 1; then the last split with a fraction above 0 gets the rest.
     last = max(number for number, fraction in enumerate(fractions.values()) if fraction > 0)
     splits = np.full(len(components_N), "", dtype=object)
     divided = 0
     for start, end in zip(starts, np.append(starts, len(order))[1:], strict=True):
         rows = order[start:end]
-        kept = [split for split in given_N[rows].tolist() if split]
+        imported = [split for split in imported_N[rows].tolist() if split]
         drawn = uniform(seed, "split", names_N[rows[0]])
-        place = min(int(np.searchsorted(edges, drawn, side="right")), last)
-        splits[rows] = kept[0] if kept else labels[place]
-        divided += len(set(kept)) > 1
-    has_given = given_N != ""
-    splits[has_given] = given_N[has_given]
+        index = min(int(np.searchsorted(edges, drawn, side="right")), last)
+        splits[rows] = imported[0] if imported else names[index]
+        divided += len(set(imported)) > 1
+    has_imported = imported_N != ""
+    splits[has_imported] = imported_N[has_imported]
     return splits, divided

@@ -1,7 +1,7 @@
-"""What a writer finds in a collection folder: the committed parts, and what a killed writer left behind.
+"""The committed state of a collection folder: snapshots for readers, parts and tombstones for writers.
 
-An index part and the annotation parts of its images have one number. The tar has the same number, until a purge
-writes the part's images to another tar: then the column `shard` of the index part has the tar's number.
+An index part and the annotation parts of its images have the same number, and so has the tar, until a purge writes the
+images of the part to another tar: the column `shard` of the index part always has the number of the tar.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ from foveate.core.errors import UserError, nearest
 from foveate.records import layout, tables
 from foveate.records.reference import Reference
 
-_TRIES = 10
+_MAX_ATTEMPTS = 10  # a purge replaces files in milliseconds; more attempts would not help against steady writing
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`parts` are the numbers of the index parts, `index` their rows without tombstoned images, `splits` the
-    splits file or None, `annotations` the files of each annotation table in the order of writing, `dataset_tables` the tables
-    that belong to no image."""
+    """The files and tables of a collection at one moment.
+
+    Args:
+        parts: numbers of the index parts.
+        index: their rows, without removed images.
+        removed: the tombstones.
+        splits: content of splits.parquet, or None.
+        annotations: kind -> files of the table, in the order of writing.
+        dataset_tables: kind -> table about the whole data set.
+    """
 
     parts: list[int]
     index: pa.Table
@@ -37,18 +44,20 @@ class Snapshot:
 
 
 def take_snapshot(path: Path) -> Snapshot:
-    """Read the collection at `path` as it is at one moment. Raises UserError where a file is damaged."""
+    """Read the state of a collection at one moment; raise UserError if a file is damaged."""
+    # Without a lock, since readers never wait: list the files, read them, list them again, and read again if the two
+    # lists differ, so that everything is of one moment.
     before = list(_signature(path))
-    for attempt in range(_TRIES):
+    for attempt in range(_MAX_ATTEMPTS):
         try:
             snapshot = _read(path)
         except UserError:
-            # A purge may have replaced a file between its listing and its reading.
-            if attempt == _TRIES - 1 or before == list(_signature(path)):
+            # A purge may have replaced a file between listing and reading; it is damaged only if nothing changed.
+            if attempt == _MAX_ATTEMPTS - 1 or before == list(_signature(path)):
                 raise
         else:
             after = list(_signature(path))
-            if before == after or attempt == _TRIES - 1:
+            if before == after or attempt == _MAX_ATTEMPTS - 1:
                 return snapshot
         before = list(_signature(path))
     raise AssertionError("unreachable")
@@ -73,7 +82,7 @@ def _read(path: Path) -> Snapshot:
 
 
 def _signature(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, inode and size of all files of the state; a file that is replaced gets a new inode."""
+    """Name, inode and time of all files of the state: replacing a file by a rename gives it a new inode."""
     kinds = [path / "annotations" / kind for kind in layout.annotation_kinds(path)]
     for folder in (path / "index", path / layout.DATASET_FOLDER, *kinds):
         if folder.is_dir():
@@ -82,14 +91,14 @@ def _signature(path: Path) -> Iterator[tuple[str, int, int]]:
             yield from ((name, inode, 0) for name, inode in sorted(files))
     for name in (layout.REMOVED_FILE, layout.SPLITS_FILE):
         try:
-            found = (path / name).stat()
+            status = (path / name).stat()
         except FileNotFoundError:
             continue
-        yield name, found.st_ino, found.st_mtime_ns
+        yield name, status.st_ino, status.st_mtime_ns
 
 
 def check_removable(key: str, sha256_by_key: Mapping[str, str], name: str) -> str:
-    """The SHA-256 of a key. Raises UserError with the nearest key where the collection `name` does not have it."""
+    """Return the SHA-256 of a key; raise UserError with the nearest key if the collection `name` lacks it."""
     if key not in sha256_by_key:
         raise UserError(f"no image {key!r} in the collection {name!r}{nearest(key, sha256_by_key)}")
     return sha256_by_key[key]
@@ -98,37 +107,44 @@ def check_removable(key: str, sha256_by_key: Mapping[str, str], name: str) -> st
 def add_tombstones(
     collection: Path, sha256_by_key: Mapping[str, str], *, reason: str | Mapping[str, str], created: str, purge: bool
 ) -> None:
-    """Write a tombstone for each key that has none; one that is there is marked for purging where `purge` is true.
+    """Write a tombstone for each key that has none; with `purge` also mark existing ones for purging.
 
-    `reason` is one for all keys, or one by key.
+    Tombstones keep images out by key and by SHA-256.
+
+    Args:
+        reason: one for all keys, or one per key.
     """
     path = collection / layout.REMOVED_FILE
     rows = tables.read_removed(path).to_pylist()
     before = [dict(row) for row in rows]
     for row in rows:
         row["purge"] = row["purge"] or (purge and row["key"] in sha256_by_key)
-    there = {row["key"] for row in rows}
+    existing = {row["key"] for row in rows}
     for key, sha256 in sha256_by_key.items():
-        if key not in there:
-            why = reason if isinstance(reason, str) else reason[key]
-            rows.append({"key": key, "sha256": sha256, "reason": why, "created": created, "purge": purge})
+        if key not in existing:
+            row_reason = reason if isinstance(reason, str) else reason[key]
+            rows.append({"key": key, "sha256": sha256, "reason": row_reason, "created": created, "purge": purge})
     if rows != before:
         tables.write_table(path, pa.Table.from_pylist(rows, schema=tables.REMOVED))
 
 
 def pending_purge(collection: Path) -> set[str]:
-    """Keys whose bytes and rows were to be taken out; those of them that an index part has still wait for it."""
+    """Return keys marked for purging; those that an index part still has are not purged yet."""
     removed = tables.read_removed(collection / layout.REMOVED_FILE)
     return set(removed.filter(removed["purge"])["key"].to_pylist())
 
 
 @dataclass(slots=True)
 class Committed:
-    """The committed state: numbers of the index parts, numbers of the tars they use, images and tombstones.
+    """The committed state, as a writer needs it.
 
-    `known` and `removed` map keys to SHA-256; a tombstoned image whose bytes are still there is in both.
-    `referenced` maps the keys of images that stay in their files to the files' paths. `highest` is the highest
-    number of a tar that a purge deleted.
+    Args:
+        parts: numbers of the index parts.
+        tars: numbers of the tars that they use.
+        known: key -> SHA-256 of all images that the index has, removed ones included.
+        removed: key -> SHA-256 of the tombstones.
+        referenced: key -> path of images that stay in their own files.
+        highest: highest number of a tar that a purge deleted; -1 if none.
     """
 
     parts: list[int] = field(default_factory=list)
@@ -140,35 +156,35 @@ class Committed:
 
     @property
     def next_number(self) -> int:
-        """A number that neither a part nor a tar has or had."""
+        """A number that no part or tar has or had: an open reader must not find other images under an old number."""
         return max([*self.parts, *self.tars, self.highest]) + 1
 
 
 def read_committed(collection: Path) -> Committed:
-    """Read the index parts and tombstones. Raises UserError where one of the files is damaged."""
-    found = Committed(parts=layout.committed_shards(collection))
-    for number in found.parts:
+    """Read index parts and tombstones; raise UserError if a file is damaged."""
+    committed = Committed(parts=layout.committed_shards(collection))
+    for number in committed.parts:
         part = tables.read_index(layout.index_path(collection, number))
-        found.highest = max(found.highest, tables.highest_tar(part))
-        found.known.update(zip(part["key"].to_pylist(), part["sha256"].to_pylist(), strict=True))
-        places = zip(part["key"].to_pylist(), part["shard"].to_pylist(), part["path"].to_pylist(), strict=True)
-        for key, shard, path in places:
+        committed.highest = max(committed.highest, tables.highest_tar(part))
+        committed.known.update(zip(part["key"].to_pylist(), part["sha256"].to_pylist(), strict=True))
+        locations = zip(part["key"].to_pylist(), part["shard"].to_pylist(), part["path"].to_pylist(), strict=True)
+        for key, shard, path in locations:
             if path:
-                found.referenced[key] = path
+                committed.referenced[key] = path
             else:
-                found.tars.add(shard)
+                committed.tars.add(shard)
     removed = tables.read_removed(collection / layout.REMOVED_FILE)
-    found.removed = dict(zip(removed["key"].to_pylist(), removed["sha256"].to_pylist(), strict=True))
-    return found
+    committed.removed = dict(zip(removed["key"].to_pylist(), removed["sha256"].to_pylist(), strict=True))
+    return committed
 
 
 def move_references(collection: Path, moved: Mapping[str, Reference]) -> None:
-    """Let the index point at the new places of referenced files; each index part is replaced whole."""
-    wanted = pa.array(sorted(moved), pa.string())
+    """Write new paths of referenced files to the index; each index part is replaced atomically."""
+    moved_keys = pa.array(sorted(moved), pa.string())
     for number in layout.committed_shards(collection):
-        place = layout.index_path(collection, number)
-        part = tables.read_index(place)
-        rows = np.flatnonzero(tables.positions(part["key"], among=wanted) >= 0)
+        part_path = layout.index_path(collection, number)
+        part = tables.read_index(part_path)
+        rows = np.flatnonzero(tables.positions(part["key"], among=moved_keys) >= 0)
         if not len(rows):
             continue
         keys, paths = part["key"].to_pylist(), part["path"].to_pylist()
@@ -178,7 +194,7 @@ def move_references(collection: Path, moved: Mapping[str, Reference]) -> None:
         for name, values in (("path", paths), ("mtime_ns", mtimes)):
             column = tables.INDEX.field(name)
             part = part.set_column(part.column_names.index(name), column, pa.array(values, column.type))
-        tables.write_table(place, part)
+        tables.write_table(part_path, part)
 
 
 def clear_leftovers(collection: Path, committed: Committed) -> None:
@@ -193,8 +209,8 @@ def clear_leftovers(collection: Path, committed: Committed) -> None:
             continue
         for path in folder.iterdir():
             number = int(path.stem) if path.suffix in (".tar", ".parquet") and path.stem.isdigit() else None
-            wanted = committed.tars if folder == images else parts
-            unused = folder != collection and number is not None and number not in wanted
+            used = committed.tars if folder == images else parts
+            unused = folder != collection and number is not None and number not in used
             if unused or (path.name.startswith(".") and path.name.endswith(".tmp")):
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()

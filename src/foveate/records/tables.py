@@ -1,4 +1,4 @@
-"""Tables of a collection: their columns, and Parquet files that appear whole or not at all.
+"""Tables of a collection: their columns, atomic Parquet files, and rows grouped by image.
 
 Every annotation table has a `key` (the image), an id column, and the four provenance columns.
 """
@@ -23,13 +23,14 @@ from foveate.core.files import write_bytes_atomically
 
 
 class GroupedTable:
-    """An annotation table sorted by the row number of its image (stable: the order of adding is kept)."""
+    """An annotation table sorted by image, so that the rows of one image are one slice in the order of writing."""
 
     def __init__(self, table: pa.Table, keys: pa.ChunkedArray) -> None:
-        """Group `table` by the position of its column `key` in `keys`; all its keys must be there."""
+        """Group `table` by the position of its column `key` in `keys`, which has all of its keys."""
         rows = positions(table["key"], among=keys)
         assert not len(rows) or rows.min() >= 0, "a row belongs to no image"
         order = np.argsort(rows, kind="stable")
+        # Written in one go, a table is in order already, and taking rows would copy it.
         in_order = bool(np.array_equal(order, np.arange(len(order))))
         self.table = table if in_order else table.take(pa.array(order)).combine_chunks()
         self.row_numbers = rows[order]
@@ -38,22 +39,23 @@ class GroupedTable:
         self._numbers: dict[str, np.ndarray] = {}
 
     def bounds(self, row: int) -> tuple[int, int]:
-        """First and past-the-last table row of the image `row`."""
+        """Return the first and past-the-last table row of an image."""
         return int(self.offsets[row]), int(self.offsets[row + 1])
 
     def texts(self, column: str, start: int, end: int) -> list[str]:
-        """Values start..end-1 of a text column."""
+        """Return the values start..end-1 of a text column."""
         if start == end:
             return []
         array = self._arrays.get(column)
         if array is None:
+            # Slicing one chunk is constant time; slicing a chunked column searches for its chunk.
             array = self.table[column].combine_chunks()
             array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
             self._arrays[column] = array
         return array.slice(start, end - start).to_pylist()
 
     def numbers(self, column: str) -> np.ndarray:
-        """A numeric column as numpy, as long as the table."""
+        """Return a numeric column as a NumPy array."""
         values = self._numbers.get(column)
         if values is None:
             values = self._numbers[column] = self.table[column].to_numpy()
@@ -70,8 +72,7 @@ PROVENANCE_COLUMNS = ("source", "model", "recipe_hash", "created")
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Who made a row: the data set or person, the model, a hash of prompt and settings, and when (ISO
-    8601)."""
+    """Origin of a row: data set or person, model, hash of prompt and settings, and time (ISO 8601)."""
 
     source: str = ""
     model: str = ""
@@ -80,7 +81,7 @@ class Provenance:
 
 
 def now() -> str:
-    """The present time in UTC, ISO 8601 to the second."""
+    """Return the current time in UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -107,10 +108,10 @@ INDEX = _schema(
     path=_TEXT,
     mtime_ns=pa.int64(),
 )
-# What a captioner adds to a caption: the key of its request, how the answer was read, and how it was made (JSON).
-_OF_CAPTIONER = {"request": _TEXT, "status": _TEXT, "flags": _TEXT, "score": pa.float32(), "details": _TEXT}
+# What a captioner adds: key of its request, how its response was parsed, and how the caption was made (JSON).
+_CAPTIONER_COLUMNS = {"request": _TEXT, "status": _TEXT, "flags": _TEXT, "score": pa.float32(), "details": _TEXT}
 SCHEMAS: dict[str, pa.Schema] = {
-    "captions": _schema(key=_TEXT, caption_id=_TEXT, kind=_TEXT, text=_TEXT, **_PROVENANCE, **_OF_CAPTIONER),
+    "captions": _schema(key=_TEXT, caption_id=_TEXT, kind=_TEXT, text=_TEXT, **_PROVENANCE, **_CAPTIONER_COLUMNS),
     "caption_errors": _schema(
         key=_TEXT,
         row_id=_TEXT,
@@ -170,45 +171,46 @@ SPLITS = _schema(key=_TEXT, split=_TEXT, group=_TEXT)
 
 _HIGHEST_TAR = b"highest_tar"
 _ID_COLUMNS = {"captions": "caption_id", "regions": "region_id"}
-_INDEX_NUMBERS = {
+_INDEX_BOUNDS = {
     "width": (1, 2**31),
     "height": (1, 2**31),
     "length": (1, 2**31),
     "shard": (0, 2**31),
     "offset": (-1, 2**62),
 }
-# As `foveate.records.layout.check_key` has it, for whole columns.
-_NO_KEY = r"(^|/)(|\.|\.\.)(/|$)|[\x00-\x1f\x7f-\x{9f}\\]"
+# `foveate.records.layout.check_key` for a whole column at once: millions of keys are checked at every opening.
+_INVALID_KEY = r"(^|/)(|\.|\.\.)(/|$)|[\x00-\x1f\x7f-\x{9f}\\]"
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def check_kind(kind: str) -> str:
-    """Return `kind` if it can name an annotation table, else raise UserError."""
+    """Return `kind`; raise UserError if it cannot name an annotation table."""
     if not _KIND.fullmatch(kind):
-        raise UserError(f"annotation kind {kind!r}: allowed are small letters, digits and '_', as in 'captions'")
+        raise UserError(f"annotation kind {kind!r}: expected lower-case letters, digits and '_', as in 'captions'")
     return kind
 
 
 def id_column(kind: str) -> str:
-    """The name of the id column of the annotation table `kind`."""
+    """Return the name of the id column of an annotation table."""
     return _ID_COLUMNS.get(kind, "row_id")
 
 
 def to_table(kind: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:
-    """Rows as an Arrow table: of a known kind with its fixed columns, else with those that the rows have."""
+    """Convert rows to an Arrow table, with the fixed columns of a known kind or else those of the rows."""
     if kind in SCHEMAS:
         schema = SCHEMAS[kind]
         unknown = sorted({name for row in rows for name in row} - set(schema.names))
         if unknown:
-            allowed = ", ".join(schema.names)
-            raise UserError(f"annotations/{kind}: unknown column {unknown[0]!r}: allowed are {allowed}")
+            raise UserError(
+                f"annotations/{kind}: unknown column {unknown[0]!r}; expected one of {', '.join(schema.names)}"
+            )
         return pa.Table.from_pylist([_with_defaults(schema, row) for row in rows], schema=schema)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
 
 
 def _with_defaults(schema: pa.Schema, row: Mapping[str, object]) -> dict[str, object]:
-    """Fill absent text columns with "", and absent scores of regions with 1, so that readers meet no nulls there."""
+    """Fill missing texts with "" and missing region scores with 1, so that readers find no nulls there."""
     filled: dict[str, object] = {}
     for column in schema:
         value = row.get(column.name)
@@ -221,16 +223,18 @@ def _with_defaults(schema: pa.Schema, row: Mapping[str, object]) -> dict[str, ob
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file that appears whole or not at all; equal tables give equal bytes."""
+    """Write a Parquet file atomically; equal tables give equal bytes."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_bytes_atomically(path, buffer.getvalue())
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read one Parquet file. Raises UserError with the file's name where it is damaged, texts that are no UTF-8 too."""
+    """Read one Parquet file; raise UserError if it is damaged or has texts that are not UTF-8."""
     try:
+        # Without partitioning: pyarrow would else make columns from folder names such as "a=b".
         table = pq.read_table(path, partitioning=None)
+        # Full validation, since a damaged offset inside a column would read other memory later.
         table.validate(full=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a Parquet table: {' '.join(str(error).split())[:300]}") from error
@@ -238,32 +242,35 @@ def read_table(path: Path) -> pa.Table:
 
 
 def read_columns(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    """Some columns of one Parquet file of a known table, in that order; the others are not unpacked.
+    """Read some columns of a file of a known table, in that order, without decompressing the others.
 
-    Raises UserError where it is damaged, has no column `key`, or a column of another type.
+    Raises:
+        UserError: the file is damaged, has no column `key`, or a column of another type.
     """
-    wanted = pa.schema([schema.field(name) for name in columns])
+    expected = pa.schema([schema.field(name) for name in columns])
     try:
-        there = set(pq.read_schema(path).names)
-        table = pq.read_table(path, columns=sorted({"key", *columns} & there), partitioning=None)
+        present = set(pq.read_schema(path).names)
+        table = pq.read_table(path, columns=sorted({"key", *columns} & present), partitioning=None)
         table.validate(full=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a Parquet table: {' '.join(str(error).split())[:300]}") from error
-    return _complete(table, wanted, path)
+    return _complete(table, expected, path)
 
 
 def read_known(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read one Parquet file of a known table; columns that an older release did not write are filled.
+    """Read a file of a known table; missing columns are filled with defaults.
 
-    Raises UserError where it is damaged, has no column `key`, or a column of another type.
+    Raises:
+        UserError: the file is damaged, has no column `key`, or a column of another type.
     """
     return _complete(read_table(path), schema, path)
 
 
 def read_annotations(paths: Sequence[Path], kind: str) -> pa.Table:
-    """Read the parts of the annotation table `kind`, a known one or another; an empty table where there are none.
+    """Read and join the parts of an annotation table; an empty table if there are none.
 
-    Raises UserError where a part is damaged, has no column `key`, or regions that are no boxes.
+    Raises:
+        UserError: a part is damaged, has no column `key`, or has regions that are not boxes.
     """
     schema = SCHEMAS.get(kind)
     if not paths:
@@ -277,7 +284,9 @@ def read_annotations(paths: Sequence[Path], kind: str) -> pa.Table:
     try:
         return pa.concat_tables(parts, promote_options="permissive").combine_chunks()
     except pa.ArrowException as error:
-        raise UserError(f"{paths[-1]} does not fit the other parts of the table: {str(error)[:200]}") from error
+        raise UserError(
+            f"{paths[-1]}: its columns differ from the other parts of the table ({str(error)[:200]})"
+        ) from error
 
 
 def _check_regions(part: pa.Table, path: Path) -> None:
@@ -287,22 +296,19 @@ def _check_regions(part: pa.Table, path: Path) -> None:
         good = (x1 >= 0) & (y1 >= 0) & (x1 < x2) & (y1 < y2) & (x2 <= 1) & (y2 <= 1) & (score >= 0) & (score <= 1)
     if not good.all():
         raise UserError(
-            f"{path}: row {int(np.argmin(good))} has no box with x1 < x2 and y1 < y2 in [0, 1], or no score"
+            f"{path}: row {int(np.argmin(good))}: expected a box with x1 < x2 and y1 < y2 in [0, 1] and a score in [0, 1]"
         )
 
 
 def positions(values: pa.ChunkedArray | pa.Array, *, among: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Where each of `values` first stands in `among`, as int64; -1 where it does not."""
+    """Return the first index of each of `values` in `among`, as int64; -1 if it is not there."""
     keys = among.combine_chunks() if isinstance(among, pa.ChunkedArray) else among
-    found = pc.call_function("index_in", [values], pc.SetLookupOptions(value_set=keys))
-    return found.fill_null(-1).to_numpy().astype(np.int64)
+    indices = pc.call_function("index_in", [values], pc.SetLookupOptions(value_set=keys))
+    return indices.fill_null(-1).to_numpy().astype(np.int64)
 
 
 def read_index(*paths: Path) -> pa.Table:
-    """Read index parts; of a part that an older release wrote, all images are packed.
-
-    Raises UserError where a part is damaged or its numbers cannot be those of images.
-    """
+    """Read and join index parts; raise UserError if one is damaged or has impossible keys or numbers."""
     parts = [read_known(path, INDEX) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         _check_index(part, path)
@@ -310,47 +316,49 @@ def read_index(*paths: Path) -> pa.Table:
 
 
 def _check_index(part: pa.Table, path: Path) -> None:
-    """Keys become names of files when a collection is exported, and numbers places in a file."""
-    bad = pc.call_function("match_substring_regex", [part["key"]], pc.MatchSubstringOptions(_NO_KEY)).to_numpy()
+    """Check keys and numbers: a collection may come from others, and an export makes file names of its keys."""
+    bad = pc.call_function("match_substring_regex", [part["key"]], pc.MatchSubstringOptions(_INVALID_KEY)).to_numpy()
     if bad.any():
-        raise UserError(f"{path}: {part['key'][int(np.argmax(bad))].as_py()!r} cannot be the key of an image")
-    for name, (least, below) in _INDEX_NUMBERS.items():
+        raise UserError(f"{path}: {part['key'][int(np.argmax(bad))].as_py()!r} is not a valid image key")
+    for name, (lowest, below) in _INDEX_BOUNDS.items():
         values = part[name].to_numpy()
-        if len(values) and not (least <= values.min() and values.max() < below):
-            raise UserError(f"{path}: column {name!r} holds numbers that no image has")
+        if len(values) and not (lowest <= values.min() and values.max() < below):
+            raise UserError(f"{path}: column {name!r} contains values out of range")
 
 
 def highest_tar(part: pa.Table) -> int:
-    """The highest number of a tar that an index part ever pointed to, as far as a purge noted it; else -1.
+    """Return the highest number of a tar that an index part ever referred to, as noted by a purge; else -1.
 
-    Such a number is not given again, so that a reader from before the purge never finds other images under it.
+    Such a number is not used again: a reader that was opened before the purge must not find other images under it.
     """
-    noted = (part.schema.metadata or {}).get(_HIGHEST_TAR, b"-1")
-    return int(noted) if re.fullmatch(rb"-1|\d{1,9}", noted) else -1
+    number = (part.schema.metadata or {}).get(_HIGHEST_TAR, b"-1")
+    return int(number) if re.fullmatch(rb"-1|\d{1,9}", number) else -1
 
 
 def with_highest_tar(part: pa.Table, number: int) -> pa.Table:
-    """The index part with the note for `highest_tar`."""
+    """Return the index part with the note that `highest_tar` reads."""
     return part.replace_schema_metadata({_HIGHEST_TAR: str(number).encode()})
 
 
 def read_removed(path: Path) -> pa.Table:
-    """Read the tombstones; an empty table where there are none."""
+    """Read the tombstones; an empty table if there are none."""
     return read_known(path, REMOVED) if path.is_file() else REMOVED.empty_table()
 
 
 def _complete(table: pa.Table, schema: pa.Schema, path: Path, *, all_columns: bool = False) -> pa.Table:
-    """The columns of the schema (or `all_columns`); absent texts become "", absent whole numbers 0 or false."""
+    """Return the columns of the schema (or all); missing texts become "", missing integers 0, booleans false."""
     if "key" not in table.column_names:
-        raise UserError(f"{path} has no column 'key': it is no table of a collection")
+        raise UserError(f"{path} has no column 'key': not a table of a collection")
     columns = {name: table[name] for name in table.column_names} if all_columns else {}
     try:
         for column in schema:
-            found = table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type)
-            values = found.cast(column.type)
+            column_values = (
+                table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type)
+            )
+            values = column_values.cast(column.type)
             fills = not pa.types.is_floating(column.type)
             empty = pa.scalar("" if column.type == _TEXT else 0).cast(column.type)
             columns[column.name] = values.fill_null(empty) if fills and values.null_count else values
         return pa.table(columns, metadata=table.schema.metadata)
     except (pa.ArrowException, KeyError) as error:
-        raise UserError(f"{path} is no table of a collection: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path} is not a table of a collection: {' '.join(str(error).split())[:200]}") from error

@@ -1,8 +1,8 @@
-"""Writing a collection: images go into shards, and a shard is committed by the rename of its index part.
+"""Write a collection: images go into shards, and the rename of its index part commits a shard.
 
-A writer that is killed loses at most the shard that it was filling. What it left of that shard has no index
-part, is invisible to readers, and is cleared away by the next writer, which then fills the same shard from
-the same images. So the same command after a kill ends with the collection of an undisturbed run.
+A killed writer loses at most the shard that it was filling. Its leftovers have no index part, so readers do not see them,
+and the next writer deletes them and fills the same shard from the same images: the same command after a kill gives the
+same collection as an undisturbed run.
 """
 
 from __future__ import annotations
@@ -40,34 +40,39 @@ from foveate.records.state import (
 )
 from foveate.records.tables import Provenance
 
+# Shards of at most 512 MiB: large enough for sequential reading, small enough to copy and to rewrite in a purge.
+IMAGES_PER_SHARD = 1000
+BYTES_PER_SHARD = 512 * 2**20
+
 
 def refuse_foreign_folder(path: Path) -> None:
-    """Raises UserError where `path` is a file, or a folder that holds something else."""
+    """Raise UserError if `path` is a file, or a folder that holds something else."""
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file: a collection is a folder")
+        raise UserError(f"{path} is a file; a collection is a folder")
     if not path.is_dir() or (path / layout.DESCRIPTION).is_file():
         return
     others = [entry.name for entry in path.iterdir()]
     others = sorted(name for name in others if name != layout.LOCK_FILE and not name.endswith(".tmp"))
     if others:
-        found = f"holds other files ({others[0]!r}) and no {layout.DESCRIPTION}"
-        raise UserError(f"{path} {found}: choose a new folder")
+        raise UserError(
+            f"{path} holds other files ({others[0]!r}) and no {layout.DESCRIPTION}; choose a new folder for the collection"
+        )
 
 
-def opened(
+def open_description(
     path: Path, *, name: str | None, license: str | None, images_per_shard: int, bytes_per_shard: int
 ) -> dict[str, Any]:
-    """The description of the collection that is there, or that of a new one, which is written.
+    """Read collection.json, or write that of a new collection; return its content.
 
     Args:
-        name: of a new collection, by default the folder's; else it must be the one that the collection has.
-        license, images_per_shard, bytes_per_shard: of a new collection.
+        name: name of a new collection, by default the folder's; that of an existing one must be equal.
+        license, images_per_shard, bytes_per_shard: of a new collection; ignored for an existing one.
 
     Raises:
-        UserError: for another name, and for a collection that this release cannot write.
+        UserError: the collection has another name, or this version cannot write it.
     """
-    place = path / layout.DESCRIPTION
-    if not place.is_file():
+    file = path / layout.DESCRIPTION
+    if not file.is_file():
         description: dict[str, Any] = {
             "format": layout.FORMAT,
             "version": layout.VERSION,
@@ -79,25 +84,29 @@ def opened(
             "images_per_shard": images_per_shard,
             "bytes_per_shard": bytes_per_shard,
         }
-        write_json_atomically(place, description)
+        write_json_atomically(file, description)
         return description
-    description = read_json(place)
+    description = read_json(file)
     check_description(path, description)
     check_writable(path, description)
     if name is not None and name != description["name"]:
-        raise UserError(f"{place}: field 'name' is {description['name']!r}, not {name!r}")
+        raise UserError(f"{file}: field 'name' is {description['name']!r} (got --name {name!r})")
     return description
 
 
-def counted(
+def update_description(
     path: Path, description: dict[str, Any], *, counts: Mapping[str, int], entry: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The description with new counts, and with a source and its license where they are new; written if it differs."""
+    """Update the counts and the list of sources in collection.json; return its content.
+
+    Args:
+        entry: source and license of this writer, added if the pair is new.
+    """
     sources = list(description["sources"])
     if entry["source"] and entry not in sources:
         sources.append(dict(entry))
     updated = {**description, **counts, "sources": sources}
-    if updated != description:
+    if updated != description:  # a run that adds nothing leaves the file, and its time, as they are
         write_json_atomically(path / layout.DESCRIPTION, updated)
     return updated
 
@@ -105,34 +114,33 @@ def counted(
 def add_dataset_rows(
     collection: Path, kind: str, rows: Sequence[Mapping[str, object]], *, source: str, created: str
 ) -> int:
-    """Add rows to the table `kind`; returns how many were new. The caller holds the writer's lock.
+    """Add rows to a table about the whole data set, such as COCO's categories; return how many were new.
 
-    All rows of a table have the same columns; `source` and `created` are added. A row that is there already is
-    skipped. Raises UserError where a text cannot be stored.
+    No removal of images touches these tables. The caller holds the writer's lock. All rows of a table have the same
+    columns; `source` and `created` are added. Rows that exist already are skipped.
+
+    Raises:
+        UserError: a text cannot be stored.
     """
     path = layout.dataset_table_path(collection, tables.check_kind(kind))
-    there = tables.read_table(path).to_pylist() if path.is_file() else []
-    known = {_identity(row) for row in there}
+    existing = tables.read_table(path).to_pylist() if path.is_file() else []
+    known = {_content_key(row) for row in existing}
     checked = [check_row(kind, {**row, "source": source}) for row in rows]
-    new = {_identity(row): {**row, "created": created} for row in checked if _identity(row) not in known}
+    new = {_content_key(row): {**row, "created": created} for row in checked if _content_key(row) not in known}
     if new:
-        tables.write_table(path, tables.to_table(kind, [*there, *new.values()]))
+        tables.write_table(path, tables.to_table(kind, [*existing, *new.values()]))
     return len(new)
 
 
-def _identity(row: Mapping[str, object]) -> str:
+def _content_key(row: Mapping[str, object]) -> str:
     return json.dumps({name: row[name] for name in sorted(row) if name != "created"})
 
 
-IMAGES_PER_SHARD = 1000
-BYTES_PER_SHARD = 512 * 2**20
-
-
 class CollectionWriter:
-    """The one writer of a collection, as a context manager.
+    """The single writer of a collection, as a context manager; `summary` counts what it did.
 
-    Leaving the `with` block commits the last, partly filled shard; leaving it by an exception does not, so
-    that shards stay the same whether or not an import was disturbed. `summary` counts what happened.
+    Leaving the `with` block commits the last, partly filled shard. An exception does not commit it, so that shards are
+    cut at the same images whether or not an import was disturbed.
     """
 
     def __init__(
@@ -147,20 +155,22 @@ class CollectionWriter:
         max_pixels: int = MAX_PIXELS,
         created: str | None = None,
     ) -> None:
-        """Prepare to write to the folder `path`; nothing is touched before the `with` block.
+        """Prepare to write to the folder `path`; nothing changes before the `with` block.
 
         Args:
-            path: the collection folder; made where it does not exist.
+            path: the collection folder; created if it does not exist.
             name: name of a new collection, by default the folder's name.
-            license: license of what this writer adds, by default "unknown".
-            source: provenance of what this writer adds.
-            images_per_shard: a shard is committed at this many images,
-            bytes_per_shard: or as soon as it holds this many bytes.
+            license: license of the images that this writer adds, by default "unknown".
+            source: provenance of the images that this writer adds.
+            images_per_shard: a shard is committed at this number of images,
+            bytes_per_shard: or as soon as it has this number of bytes.
             max_pixels: larger images are quarantined.
-            created: time stamp of all rows (ISO 8601), by default the present.
+            created: time stamp of all rows (ISO 8601), by default now.
         """
         if images_per_shard < 1 or bytes_per_shard < 1:
-            raise UserError("images_per_shard and bytes_per_shard: allowed are whole numbers of at least 1")
+            raise UserError(
+                f"images_per_shard and bytes_per_shard must be at least 1 (got {images_per_shard} and {bytes_per_shard})"
+            )
         self.path = Path(path)
         self.source = source
         self.summary = ImportSummary(source=source)
@@ -175,7 +185,7 @@ class CollectionWriter:
         self._removed: dict[str, str] = {}
         self._removed_sha256: set[str] = set()
         self._seen: set[str] = set()
-        self._began_ns = 0
+        self._start_ns = 0
         self._referenced: dict[str, str] = {}
         self._moved: dict[str, Reference] = {}
         self._shard = 0
@@ -200,16 +210,16 @@ class CollectionWriter:
                 self.commit()
                 self._write_description()
         except BaseException:
-            self._give_up()
+            self._discard_open_shard()
             raise
         else:
             if kind is not None:
-                self._give_up()
+                self._discard_open_shard()
         finally:
             self._lock.__exit__(None, None, None)
 
-    def _give_up(self) -> None:
-        """Clear away the shard that was being filled, so that a full disk has its space again."""
+    def _discard_open_shard(self) -> None:
+        """Delete the shard that was being filled, which frees its space on a full disk."""
         if self._tar is not None:
             abandon(self._tar)
             self._tar = None
@@ -217,14 +227,14 @@ class CollectionWriter:
             clear_leftovers(self.path, read_committed(self.path))
 
     def _prepare(self) -> None:
-        self.description = opened(
+        self.description = open_description(
             self.path,
             name=self._name,
             license=self._license,
             images_per_shard=self._images_per_shard,
             bytes_per_shard=self._bytes_per_shard,
         )
-        # The sizes of the first writer hold, so that a resumed import cuts its shards at the same images.
+        # The sizes of the first writer apply, so that a resumed import cuts shards at the same images.
         self._images_per_shard = self.description["images_per_shard"]
         self._bytes_per_shard = self.description["bytes_per_shard"]
         committed = read_committed(self.path)
@@ -235,20 +245,20 @@ class CollectionWriter:
         self._referenced = committed.referenced
         self._removed_sha256 = set(self._removed.values())
         self._quarantine = Quarantine(self.path)
-        self._began_ns = time.time_ns()
+        self._start_ns = time.time_ns()
 
     def known_sha256(self, key: str) -> str | None:
-        """The SHA-256 of the image that is there under `key` (committed or not yet), or None."""
+        """Return the SHA-256 of the image with this key (committed or pending), or None."""
         return self._known.get(key)
 
     def accepts(self, key: str, sha256: str) -> bool:
-        """Whether `add` would take a readable image: its key is new, and it was not removed earlier."""
+        """Whether `add` would take this image if it is readable: its key is new and it was not removed earlier."""
         return not self._was_removed(key, sha256) and key not in self._known and key not in self._seen
 
     def _was_removed(self, key: str, sha256: str) -> bool:
-        # The one of several equal images that a removal left in place is there, not removed.
-        there = key not in self._removed and self._known.get(key) == sha256
-        return not there and (key in self._removed or sha256 in self._removed_sha256)
+        # Removing one of several equal images leaves the others: importing those again is not a removed image.
+        present = key not in self._removed and self._known.get(key) == sha256
+        return not present and (key in self._removed or sha256 in self._removed_sha256)
 
     def add(
         self,
@@ -267,28 +277,33 @@ class CollectionWriter:
         examined: Examined | None = None,
         location: Path | None = None,
     ) -> bool:
-        """Take in one image with what is known of it; True if it was taken.
+        """Add one image with its annotations; return whether it was added.
 
-        False means that it is already there, was removed earlier, or was quarantined: because it cannot be
-        read ("truncated", ...), or because the key was already used in this run or by a different image
-        ("duplicate key"). `extra` holds rows of further annotation tables; `examined` spares a second
-        decoding where the caller has already examined the same bytes. `source` says where the image came
-        from, for the quarantine. With a `location` the image stays in that file, of which `data` are the
-        bytes, and only the index points at it; for an image that is there already the index follows a file
-        that moved. Raises UserError for a key, a text, a box or a path that cannot be stored.
+        It is not if it exists already, was removed earlier, or was quarantined because it cannot be read ("truncated",
+        ...) or because its key was used before in this run or by a different image ("duplicate key").
+
+        Args:
+            extra: rows of further annotation tables, by kind.
+            source: origin of the image for the quarantine, by default that of the writer.
+            examined: the result of `examine` for the same bytes, which saves a second decoding.
+            location: the image stays in this file, of which `data` are the bytes, and only the index refers to it. For an
+                existing image whose file moved, the index is updated.
+
+        Raises:
+            UserError: a key, text, box or path cannot be stored.
         """
         layout.check_key(key)
         origin = self.source if source is None else source
         sha256 = examined.sha256 if examined else hashlib.sha256(data).hexdigest()
         if not self._is_new(key, sha256, origin):
             if location is not None and self._known.get(key) == sha256:
-                self._follow(key, location, len(data))
+                self._update_reference(key, location, len(data))
             return False
         reference = Reference("", 0)
         try:
             examined = examined or examine(data, max_pixels=self._max_pixels)
             if location is not None:
-                reference = make_reference(location, collection=self.path, length=len(data), began_ns=self._began_ns)
+                reference = make_reference(location, collection=self.path, length=len(data), began_ns=self._start_ns)
         except BadImage as error:
             self.quarantine(key, error.reason, str(error), origin)
             return False
@@ -301,6 +316,7 @@ class CollectionWriter:
             context=context,
             extra={tables.check_kind(kind): kind_rows for kind, kind_rows in (extra or {}).items()},
         )
+        # Only now: an image whose annotations were refused must not count as known.
         self._known[key] = sha256
         self._index.append(
             {
@@ -323,9 +339,9 @@ class CollectionWriter:
         provenance = Provenance(source=self.source, created=self._created)
         for kind, kind_rows in rows.items():
             self._annotations.setdefault(kind, []).extend(finish_rows(kind, kind_rows, provenance))
-        self.summary.taken += 1
-        self.summary.captions_taken += len(rows.get("captions", ()))
-        self.summary.regions_taken += len(rows.get("regions", ()))
+        self.summary.imported += 1
+        self.summary.captions_imported += len(rows.get("captions", ()))
+        self.summary.regions_imported += len(rows.get("regions", ()))
         self.summary.animated += examined.info.frames > 1
         full = len(self._index) >= self._images_per_shard
         if full or (self._tar is not None and self._tar.offset >= self._bytes_per_shard):
@@ -334,7 +350,7 @@ class CollectionWriter:
 
     def _is_new(self, key: str, sha256: str, origin: str) -> bool:
         if key in self._seen:
-            detail = f"the key {key!r} comes twice in one import; the first stays"
+            detail = f"key {key!r} occurs twice in one import; the first image is kept"
             self.quarantine(key, "duplicate key", detail, origin)
             return False
         self._seen.add(key)
@@ -344,24 +360,24 @@ class CollectionWriter:
         if key not in self._known:
             return True
         if self._known[key] == sha256:
-            self.summary.already_there += 1
+            self.summary.existing += 1
         else:
-            detail = f"the key {key!r} is taken by a different image, which stays"
+            detail = f"key {key!r} belongs to a different image, which is kept"
             self.quarantine(key, "duplicate key", detail, origin)
         return False
 
-    def _follow(self, key: str, location: Path, length: int) -> None:
-        """Note where the file of a referenced image is now, if it is not where the index says."""
+    def _update_reference(self, key: str, location: Path, length: int) -> None:
+        """Note the new path of a referenced image whose file moved; `commit` writes it to the index."""
         if key not in self._referenced or key in self._removed:
             return
         with contextlib.suppress(BadImage):
-            reference = make_reference(location, collection=self.path, length=length, began_ns=self._began_ns)
+            reference = make_reference(location, collection=self.path, length=length, began_ns=self._start_ns)
             if reference.path != self._referenced[key]:
                 self._moved[key] = reference
                 self.summary.further["referenced files found at another place"] += 1
 
     def _append(self, key: str, format: str, data: bytes) -> int:
-        """Write one image to the tar; returns the offset of its bytes."""
+        """Write one image to the tar and return the offset of its bytes."""
         try:
             if self._tar is None:
                 layout.tar_path(self.path, self._shard).parent.mkdir(parents=True, exist_ok=True)
@@ -376,10 +392,9 @@ class CollectionWriter:
         return final.with_name(f".{final.name}.tmp")
 
     def commit(self) -> None:
-        """Commit the shard that is being filled, if it has images; and the quarantine, if it grew.
-
-        The order is: the tar file, the annotations, the quarantine, and last the index part.
-        """
+        """Commit the shard that is being filled, if it has images, and the quarantine, if it grew."""
+        # The index part comes last: its existence is what makes the shard part of the collection, so everything that it
+        # refers to must be on disk before.
         if self._tar is not None:
             tar, self._tar = self._tar, None
             try:
@@ -407,10 +422,13 @@ class CollectionWriter:
     def quarantine(
         self, key: str, reason: str, detail: str, source: str, *, subject: str = "image", position: int = -1
     ) -> None:
-        """Note what could not be taken in; the same finding is kept once, however often it is met.
+        """Record something that could not be imported; equal findings are stored once.
 
-        `reason` is a short code that is counted, `detail` one sentence, `subject` what it is about
-        ("image", "region", "caption", "sidecar", "member") and `position` its number within the image.
+        Args:
+            reason: a short code that is counted.
+            detail: one sentence.
+            subject: "image", "region", "caption", "sidecar" or "member".
+            position: number of the region or caption within the image; -1 for the image itself.
         """
         self.summary.quarantined[f"{subject}: {reason}"] += 1
         self._quarantine.add(
@@ -418,50 +436,59 @@ class CollectionWriter:
         )
 
     def annotate(self, kind: str, rows: Sequence[Mapping[str, object]], provenance: Provenance) -> int:
-        """Add annotation rows to images that are committed; returns how many were new.
+        """Add annotation rows to committed images; return how many were new. Existing rows are skipped.
 
-        Each row has a `key` and the columns of the table `kind`. Rows that are already there are skipped.
-        Raises UserError where a key is unknown or a column is not one of a known table.
+        Args:
+            rows: each with a `key` and columns of the table `kind`.
+
+        Raises:
+            UserError: a key is unknown, or a known table does not have a column.
         """
         tables.check_kind(kind)
         pending = {row["key"] for row in self._index}
         for number, row in enumerate(rows):
             key = row.get("key")
             if key not in self._known or key in pending or key in self._removed:
-                raise UserError(f"annotations/{kind}: row {number} has the key {key!r}, which is not there")
+                raise UserError(f"annotations/{kind}: row {number}: no image has the key {key!r}")
         if not provenance.created:
             provenance = Provenance(provenance.source, provenance.model, provenance.recipe_hash, self._created)
         finished = finish_rows(kind, [check_row(kind, row) for row in rows], provenance)
         column = tables.id_column(kind)
         parts = layout.annotation_parts(self.path, kind, set(layout.committed_shards(self.path)))
-        there = {value for part in parts for value in tables.read_annotations([part], kind)[column].to_pylist()}
-        new = [row for row in finished if row[column] not in there]
+        existing = {value for part in parts for value in tables.read_annotations([part], kind)[column].to_pylist()}
+        new = [row for row in finished if row[column] not in existing]
         if new:
             tables.write_table(layout.next_added_path(self.path, kind), tables.to_table(kind, new))
         return len(new)
 
     def add_dataset_rows(self, kind: str, rows: Sequence[Mapping[str, object]]) -> int:
-        """Add rows to a table that belongs to no image, see `foveate.records.writer`; returns how many were new."""
+        """Add rows to a table about the whole data set; see the function `add_dataset_rows`."""
         return add_dataset_rows(self.path, kind, rows, source=self.source, created=self._created)
 
     def remove(self, keys: Iterable[str], *, reason: str | Mapping[str, str], purge: bool = False) -> int:
-        """Take images out for good: readers skip them, and they are not taken in again, under any key.
+        """Remove images for good; return how many were newly removed.
 
-        `reason` is one for all, or one by key. Their bytes and rows stay until `purge` is called, and beyond that
-        unless `purge` is true here. Returns how many were newly removed. Raises UserError for an unknown key; then
-        none is removed.
+        Readers skip them, and they are not imported again under any key. Bytes and rows stay on disk until the method
+        `purge` is called, and also then unless `purge` is true here.
+
+        Args:
+            reason: one for all keys, or one per key.
+            purge: mark the images for the method `purge`.
+
+        Raises:
+            UserError: a key is unknown; then none is removed.
         """
         self.commit()
-        everything = {**self._removed, **self._known}
-        wanted = {key: check_removable(key, everything, self.description["name"]) for key in keys}
-        new = len(wanted.keys() - self._removed.keys())
-        add_tombstones(self.path, wanted, reason=reason, created=self._created, purge=purge)
-        self._removed |= wanted
-        self._removed_sha256.update(wanted.values())
+        all_sha256 = {**self._removed, **self._known}
+        sha256_by_key = {key: check_removable(key, all_sha256, self.description["name"]) for key in keys}
+        new = len(sha256_by_key.keys() - self._removed.keys())
+        add_tombstones(self.path, sha256_by_key, reason=reason, created=self._created, purge=purge)
+        self._removed |= sha256_by_key
+        self._removed_sha256.update(sha256_by_key.values())
         return new
 
     def purge(self) -> PurgeSummary:
-        """Take the bytes and rows of those removed images out that were removed with `purge`."""
+        """Delete bytes and rows of the images that were removed with `purge`."""
         self.commit()
         keys = pending_purge(self.path) & self._known.keys()
         summary = purge_images(self.path, keys)
@@ -473,4 +500,4 @@ class CollectionWriter:
     def _write_description(self) -> None:
         counts = {"images": len(self._known.keys() - self._removed.keys()), "shards": self._parts}
         entry = {"source": self.source, "license": self._license or "unknown"}
-        self.description = counted(self.path, self.description, counts=counts, entry=entry)
+        self.description = update_description(self.path, self.description, counts=counts, entry=entry)

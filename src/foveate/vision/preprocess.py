@@ -156,9 +156,9 @@ def read_image(
     # The sizes in the index let a JPEG be decoded at the right fraction without opening it twice.
     size = (int(collection.index["width"][row]), int(collection.index["height"][row]))
     try:
-        least_side = compute_draft_side(place_image(preprocess, size, view))
+        min_side = compute_draft_side(place_image(preprocess, size, view))
         # Placed again: the whole size that the decoder saw counts, not the one in the index.
-        image, size = decode_fraction(collection.image_bytes(row), least_side=least_side)
+        image, size = decode_fraction(collection.image_bytes(row), min_side=min_side)
         placement = place_image(preprocess, size, view)
     except BadImage:
         raise

@@ -23,11 +23,11 @@ def pixels(data: bytes, preprocess: Preprocess) -> Tensor:
     """
     try:
         if preprocess.geometry == "letterbox":  # all of the image is seen: its size need not be known first
-            least_side = math.ceil(DRAFT_PIXELS * preprocess.long_side)
+            min_side = math.ceil(DRAFT_PIXELS * preprocess.long_side)
         else:
             info = check(data)
-            least_side = compute_draft_side(place_image(preprocess, (info.width, info.height), View()))
-        image, size = decode_fraction(data, least_side=least_side)
+            min_side = compute_draft_side(place_image(preprocess, (info.width, info.height), View()))
+        image, size = decode_fraction(data, min_side=min_side)
         placement = place_image(preprocess, size, View())
     except BadImage:
         raise

@@ -89,7 +89,7 @@ def select_boxes(regions: Sequence[Region], rule: str) -> tuple[Sequence[Region]
 
 def hash_content(collection: Collection, regions: SelectedRegions, row: int, rule: str) -> str:
     """Return a hash of what an image's rows in the index depend on: its bytes and its embedded regions."""
-    selected = select_boxes(regions.of(row), rule)[0] if rule != "none" else ()
+    selected = select_boxes(regions.read(row), rule)[0] if rule != "none" else ()
     described = [(region.phrase, *region.box.to_array().tolist()) for region in selected]
     text = f"{collection.index['sha256'][row]} {described!r}"
     return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()

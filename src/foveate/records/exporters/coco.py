@@ -1,9 +1,9 @@
 """Export a collection as COCO: `annotations/instances.json`, `annotations/captions.json` and the folder `images`.
 
-What came from a COCO file goes out with the ids, categories and file names that it came with. What COCO has no
-field for is added to its entries and read back by our importer: an annotation's `phrase`, `label`, `score`,
-`slice` and `source`, a caption's `kind` and `source`, an image's `labels`, `group` and `split`; other readers
-ignore them. Conversations and contexts are not exported.
+Annotations that came from a COCO file keep their ids, categories and file names. What COCO has no field for is added to the
+entries and read back by our importer, while other readers ignore it: `phrase`, `label`, `score`, `slice` and `source` of an
+annotation, `kind` and `source` of a caption, `labels`, `group` and `split` of an image. Conversations and contexts are not
+exported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import commit_atomically
 from foveate.core.progress import track
 from foveate.records.collection import Collection
-from foveate.records.exporters.coco_ids import Categories, FreeIds, Names, rows_of
+from foveate.records.exporters.coco_ids import Categories, IdAllocator, ImageNames, read_rows
 from foveate.records.images import BadImage
 from foveate.records.importers.coco_file import CROWD
 from foveate.records.record import Region
@@ -30,7 +30,7 @@ from foveate.records.region_sources import OWN, SelectedRegions
 
 @dataclass(slots=True)
 class CocoExport:
-    """What was written: the files, how many of each, and the images that could not be read, with the reason."""
+    """Written files, counts, and images that could not be read, with the reason."""
 
     paths: dict[str, Path]
     images: int = 0
@@ -46,24 +46,24 @@ def export_coco(
     rows: Iterable[int] | None = None,
     region_sources: Sequence[str] = (OWN,),
 ) -> CocoExport:
-    """Write the rows (all by default) of a collection to `folder` in COCO's form.
+    """Write a collection to `folder` in the format of COCO, atomically. Images keep their bytes.
 
-    Regions are those of the sources (see `foveate.records.region_sources`), by default whatever no detector made.
+    Boxes are x, y, width, height in pixels after EXIF rotation, unrounded, so that importing the folder gives the same
+    float32 corners. Boxes that came from a COCO file are within 0.001 pixels of it for images of up to 8,192 pixels a side.
 
-    Boxes are x, y, width, height in pixels of the image after EXIF rotation, unrounded, so that importing the
-    folder gives the same float32 corners; boxes that came from a COCO file are within 0.001 pixels of it for images
-    of up to 8,192 pixels a side. Images keep their bytes. The folder appears whole or not at all.
+    Args:
+        rows: all rows by default.
+        region_sources: see `foveate.records.region_sources`; by default everything except pseudo-labels.
 
     Raises:
-        UserError: the folder exists and is not empty, no image is chosen, a source made no region, or a file cannot
-            be written.
+        UserError: the folder is not empty, no image is selected, no region has a source, or a file cannot be written.
     """
     folder = Path(folder)
-    chosen = list(range(len(collection))) if rows is None else [int(row) for row in rows]
-    if not chosen:
-        raise UserError(f"nothing to export: no image of the collection {collection.name!r} is chosen")
+    selected = list(range(len(collection))) if rows is None else [int(row) for row in rows]
+    if not selected:
+        raise UserError(f"nothing to export: no image of the collection {collection.name!r} is selected")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder: choose a new one")
+        raise UserError(f"{folder} exists and is not an empty folder; choose a new one")
     regions = SelectedRegions(collection, region_sources)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -71,22 +71,24 @@ def export_coco(
     export = CocoExport({**paths, "images": folder / "images"})
     try:
         (temporary / "annotations").mkdir(parents=True)
-        names = Names(collection)
-        chosen = [row for row in track(chosen, description="exporting images") if _copy(row, names, temporary, export)]
+        names = ImageNames(collection)
+        selected = [
+            row for row in track(selected, description="exporting images") if _copy_image(row, names, temporary, export)
+        ]
         with (temporary / "annotations" / "instances.json").open("w", encoding="utf-8") as file:
-            _write_instances(file, regions, chosen, names, export)
+            _write_instances(file, regions, selected, names, export)
         with (temporary / "annotations" / "captions.json").open("w", encoding="utf-8") as file:
-            _write_captions(file, collection, chosen, names, export)
+            _write_captions(file, collection, selected, names, export)
         commit_atomically(temporary, folder)
     except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return export
 
 
-def _copy(row: int, names: Names, temporary: Path, export: CocoExport) -> bool:
-    """Copy one image; False where it cannot be read."""
+def _copy_image(row: int, names: ImageNames, temporary: Path, export: CocoExport) -> bool:
+    """Copy one image; return False if it cannot be read."""
     key = names.collection.keys[row]
     try:
         data = names.collection.image_bytes(row)
@@ -101,17 +103,17 @@ def _copy(row: int, names: Names, temporary: Path, export: CocoExport) -> bool:
 
 
 def _write_instances(
-    file: IO[str], regions: SelectedRegions, chosen: list[int], names: Names, export: CocoExport
+    file: IO[str], regions: SelectedRegions, selected: list[int], names: ImageNames, export: CocoExport
 ) -> None:
     collection = names.collection
     categories = Categories(collection)
-    image_ids = names.image_ids(chosen)
-    free = FreeIds(collection, "coco_regions", "annotation_id")
+    image_ids = names.image_ids(selected)
+    free = IdAllocator(collection, "coco_regions", "annotation_id")
 
     def annotations() -> Iterator[dict[str, object]]:
-        for row in chosen:
-            known = {one["position"]: one for one in rows_of(collection, "coco_regions", row)}
-            for position, region in regions.numbered(row):
+        for row in selected:
+            known = {entry["position"]: entry for entry in read_rows(collection, "coco_regions", row)}
+            for position, region in regions.read_numbered(row):
                 export.regions += 1
                 entry = _annotation(collection, row, region, known.get(position, {}), categories)
                 yield {
@@ -123,22 +125,24 @@ def _write_instances(
     _write_object(
         file,
         {
-            "images": (_image(collection, row, names, image_ids[row]) for row in chosen),
+            "images": (_image(collection, row, names, image_ids[row]) for row in selected),
             "annotations": annotations(),
-            # Read last: a region of no known category adds one.
+            # Last, since a region of an unknown category adds one.
             "categories": categories.entries(),
         },
         info=_info(collection),
     )
 
 
-def _write_captions(file: IO[str], collection: Collection, chosen: list[int], names: Names, export: CocoExport) -> None:
-    image_ids = names.image_ids(chosen)
-    free = FreeIds(collection, "coco_captions", "annotation_id")
+def _write_captions(
+    file: IO[str], collection: Collection, selected: list[int], names: ImageNames, export: CocoExport
+) -> None:
+    image_ids = names.image_ids(selected)
+    free = IdAllocator(collection, "coco_captions", "annotation_id")
 
     def annotations() -> Iterator[dict[str, object]]:
-        for row in chosen:
-            known = {one["position"]: one for one in rows_of(collection, "coco_captions", row)}
+        for row in selected:
+            known = {entry["position"]: entry for entry in read_rows(collection, "coco_captions", row)}
             for position, caption in enumerate(collection.read_captions(row)):
                 export.captions += 1
                 entry: dict[str, object] = {
@@ -148,9 +152,9 @@ def _write_captions(file: IO[str], collection: Collection, chosen: list[int], na
                 }
                 if caption.kind != "caption":
                     entry["kind"] = caption.kind
-                yield entry | _own_source(collection, row, caption.source)
+                yield entry | _add_source(collection, row, caption.source)
 
-    images = (_image(collection, row, names, image_ids[row]) for row in chosen)
+    images = (_image(collection, row, names, image_ids[row]) for row in selected)
     _write_object(file, {"images": images, "annotations": annotations()}, info=_info(collection))
 
 
@@ -158,7 +162,7 @@ def _info(collection: Collection) -> dict[str, object]:
     return {"description": collection.name, "license": collection.license}
 
 
-def _image(collection: Collection, row: int, names: Names, number: int) -> dict[str, object]:
+def _image(collection: Collection, row: int, names: ImageNames, number: int) -> dict[str, object]:
     index = collection.index
     entry: dict[str, object] = {
         "id": number,
@@ -173,14 +177,14 @@ def _image(collection: Collection, row: int, names: Names, number: int) -> dict[
 def _annotation(
     collection: Collection, row: int, region: Region, known: Mapping[str, Any], categories: Categories
 ) -> dict[str, object]:
-    """One annotation without its ids; fields that COCO lacks only where they say something."""
+    """Return one annotation without its ids, and only those additional fields that differ from the usual."""
     index = collection.index
     box = region.box.to_xywh(int(index["width"][row]), int(index["height"][row]))
-    category = categories.of(region, known.get("category_id"))
+    category = categories.find(region, known.get("category_id"))
     area, crowd = known.get("area"), int(region.slice == CROWD)
     entry: dict[str, object] = {
         "category_id": category.number,
-        # Not rounded: a float32 corner times whole pixels is exact in float64, so it comes back bit for bit.
+        # Not rounded: a float32 corner times integer pixels is exact in float64, so importing gives equal bits.
         "bbox": [box.x, box.y, box.width, box.height],
         "area": box.width * box.height if area is None else area,
         "iscrowd": crowd,
@@ -196,16 +200,16 @@ def _annotation(
         value = getattr(region, name)
         if value != expected:
             entry[name] = value
-    return entry | _own_source(collection, row, region.source)
+    return entry | _add_source(collection, row, region.source)
 
 
-def _own_source(collection: Collection, row: int, source: str) -> dict[str, object]:
-    """The source of a caption or region, where it is not that of its image."""
+def _add_source(collection: Collection, row: int, source: str) -> dict[str, object]:
+    """Return the source of a caption or region if it is not that of its image."""
     return {} if source == collection.index["source"][row] else {"source": source}
 
 
 def _write_object(file: IO[str], lists: Mapping[str, Iterator[object]], *, info: object) -> None:
-    """Write a JSON object of lists, one entry a line, without holding them in memory."""
+    """Write a JSON object of lists, one entry per line, without holding the lists in memory."""
     file.write(f'{{"info": {json.dumps(info, ensure_ascii=False)}')
     for name, entries in lists.items():
         file.write(f',\n"{name}": [')

@@ -1,8 +1,8 @@
-"""Export a collection as WebDataset tars: `KEY.jpg`, `KEY.txt` and `KEY.json` side by side.
+"""Export a collection as WebDataset tars: `KEY.jpg`, `KEY.txt` and `KEY.json` next to each other.
 
-The text is the first caption; the JSON holds all captions, regions (in [0, 1]), labels, group and split, in
-the form that `foveate.records.importers.sidecar` reads. Importing the tars again gives the same images,
-captions, regions and labels; conversations and contexts are not exported.
+The text is the first caption; the JSON has all captions, regions (in [0, 1]), labels, group and split, as
+`foveate.records.importers.sidecar` reads them. Importing the tars gives the same images, captions, regions and labels;
+conversations and contexts are not exported.
 """
 
 from __future__ import annotations
@@ -32,24 +32,29 @@ def export_webdataset(
     region_sources: Sequence[str] = (OWN,),
     images_per_shard: int = 1000,
 ) -> list[Path]:
-    """Write the rows (all by default) of a collection to `target`/00000.tar, ...; returns the tars.
+    """Write a collection to `target`/00000.tar, ...; return the tars. Images keep their bytes.
 
-    Images keep their bytes. In the members' names the "." and "%" of a key are escaped, because a
-    WebDataset reader ends the key at the first dot; the JSON field `key` has it as it is. Regions are those of
-    the sources (see `foveate.records.region_sources`), by default whatever no detector made. Raises UserError where the
-    target is a folder with files, a source made no region, or where there is nothing to export.
+    Member names have "." and "%" of a key escaped, since WebDataset readers end the key at the first dot; the JSON field
+    `key` has the original.
+
+    Args:
+        rows: all rows by default.
+        region_sources: see `foveate.records.region_sources`; by default everything except pseudo-labels.
+
+    Raises:
+        UserError: the target is not empty, no region has a source, or no image is selected.
     """
     target = Path(target)
-    chosen = list(range(len(collection))) if rows is None else [int(row) for row in rows]
-    if not chosen:
-        raise UserError(f"nothing to export: no image of the collection {collection.name!r} is chosen")
+    selected = list(range(len(collection))) if rows is None else [int(row) for row in rows]
+    if not selected:
+        raise UserError(f"nothing to export: no image of the collection {collection.name!r} is selected")
     if images_per_shard < 1:
-        raise UserError(f"images_per_shard: allowed is a whole number of at least 1, got {images_per_shard}")
+        raise UserError(f"images_per_shard must be at least 1 (got {images_per_shard})")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError(f"{target} exists and is not an empty folder: choose a new one")
+        raise UserError(f"{target} exists and is not an empty folder; choose a new one")
     regions = SelectedRegions(collection, region_sources)
     target.mkdir(parents=True, exist_ok=True)
-    shards = [chosen[start : start + images_per_shard] for start in range(0, len(chosen), images_per_shard)]
+    shards = [selected[start : start + images_per_shard] for start in range(0, len(selected), images_per_shard)]
     paths = []
     for number, shard in enumerate(track(shards, description="exporting shards")):
         path = target / f"{number:05d}.tar"
@@ -63,7 +68,7 @@ def export_webdataset(
 
 
 def _write_sample(tar: tarfile.TarFile, collection: Collection, regions: SelectedRegions, row: int) -> None:
-    record = replace(collection.record(row), regions=tuple(regions.of(row)))
+    record = replace(collection.record(row), regions=tuple(regions.read(row)))
     suffix = SUFFIXES[collection.index["format"][row]]
     members = {suffix: collection.image_bytes(row)}
     if record.captions:
@@ -76,7 +81,7 @@ def _write_sample(tar: tarfile.TarFile, collection: Collection, regions: Selecte
 
 
 def sidecar_fields(record: Record) -> dict[str, object]:
-    """A record as the JSON object of a sidecar file; empty fields are left out."""
+    """Convert a record to the JSON object of a sidecar file, without empty fields."""
     fields: dict[str, object] = {
         "key": record.key,
         "width": record.width,

@@ -1,9 +1,9 @@
-"""Import COCO: an instances file, a captions file beside it, and a folder of images.
+"""Import COCO: an instances file, a captions file next to it, and a folder of images.
 
-An image's key is its `file_name` without the ending. A category becomes the region's label and phrase.
-Captions have the kind "caption". Crowd boxes are taken with the slice "crowd". Outlines are left out. The ids
-of the file are kept in the tables `coco_images`, `coco_regions`, `coco_captions` and `coco_categories`, so that
-`foveate.records.exporters.coco` writes them again.
+The key of an image is its `file_name` without extension. A category becomes the label and the phrase of a region. Captions
+have the kind "caption", crowd boxes the slice "crowd"; outlines are left out. The ids of the file are stored in the tables
+`coco_images`, `coco_regions`, `coco_captions` and `coco_categories`, so that `foveate.records.exporters.coco` can write
+them again.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Unpack
 
 from foveate.core.errors import UserError, nearest
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.coco_file import CocoFile, CocoImage, describe, read_coco
-from foveate.records.importers.files import file_sample, key_of, place_of
+from foveate.records.importers.coco_file import CocoFile, CocoImage, fill_sample, read_coco
+from foveate.records.importers.files import file_sample, locate_file, make_key
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
-from foveate.records.importers.json_files import folder_with
+from foveate.records.importers.json_files import find_image_folder
 from foveate.records.importers.sample import Problem, Sample, SharedOptions
 from foveate.records.rows import clean_text, storable
 from foveate.records.writer import CollectionWriter
@@ -36,25 +36,25 @@ def import_coco(
     reference: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take the images of a COCO annotation file, with boxes and captions, into the collection `target`.
+    """Import the images of a COCO annotation file, with boxes and captions, into the collection `target`.
 
     Args:
-        source: an instances or captions file, or a folder that has one, itself or in its folder `annotations`.
-        target: collection folder, made where it does not exist.
-        images: folder of the images; by default looked for beside the file.
-        captions: captions file; by default `captions_X.json` beside `instances_X.json`.
+        source: an instances or captions file, or a folder that has one, directly or in `annotations`.
+        target: collection folder; created if it does not exist.
+        images: folder of images; by default searched near the file.
+        captions: captions file; by default `captions_X.json` next to `instances_X.json`.
         group_by, reference: see `foveate.records.importers.folder.import_folder`.
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: no file or more than one is there, a file is damaged, or no image is found.
+        UserError: there is no file or more than one, a file is damaged, or no image is found.
     """
-    path = annotation_file(Path(source), ("instances*.json", "_annotations.coco.json"))
-    beside = path.with_name(path.name.replace("instances", "captions", 1))
+    path = find_annotation_file(Path(source), ("instances*.json", "_annotations.coco.json"))
+    captions_path = path.with_name(path.name.replace("instances", "captions", 1))
     if captions is not None:
         texts: Path | None = check_source(Path(captions))
     else:
-        texts = beside if beside != path and beside.is_file() else None
+        texts = captions_path if captions_path != path and captions_path.is_file() else None
     read = read_coco(path, texts)
     return import_coco_file(path, read, target, _names, images=images, group_by=group_by, reference=reference, **shared)
 
@@ -70,15 +70,15 @@ def import_coco_file(
     reference: bool,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take what was read of the annotation file `path`; `names` gives the file names an image may have."""
+    """Import what was read of the annotation file `path`; `names` returns possible file names of an image."""
     if not read.images:
-        raise UserError(f"{path}: 'images' has no entry that can be used")
-    given = None if images is None else Path(images)
+        raise UserError(f"{path}: field 'images' has no usable entry")
+    requested = None if images is None else Path(images)
     listed = [names(image) for image in read.images.values()]
-    root = folder_with(listed, _candidates(path), source=path, given=given)
+    root = find_image_folder(listed, _list_image_folders(path), source=path, requested=requested)
 
     def keep_categories(writer: CollectionWriter) -> None:
-        if writer.summary.taken or writer.summary.already_there:
+        if writer.summary.imported or writer.summary.existing:
             writer.add_dataset_rows("coco_categories", [_clean(category.row) for category in read.categories.values()])
 
     return import_samples(
@@ -95,11 +95,11 @@ def import_coco_file(
 
 
 def _clean(row: Mapping[str, object]) -> dict[str, object]:
-    """The row with texts that can be stored, its lists of texts too."""
+    """Return the row with storable texts, also inside of lists."""
 
     def clean(value: object) -> object:
         if isinstance(value, list):
-            return [clean(one) for one in value]
+            return [clean(item) for item in value]
         return clean_text(storable(value)) if isinstance(value, str) else value
 
     return {name: clean(value) for name, value in row.items()}
@@ -113,41 +113,42 @@ def _samples(path: Path, read: CocoFile, root: Path, names: Callable[[CocoImage]
     yield from read.findings
     for image in read.images.values():
         options = names(image)
-        places = [place_of(name, root) for name in options]
-        there = (place for place in places if not isinstance(place, Problem) and place[1].is_file())
-        below = next(there, None)
+        locations = [locate_file(name, root) for name in options]
+        existing = (entry for entry in locations if not isinstance(entry, Problem) and entry[1].is_file())
+        below = next(existing, None)
         sample = file_sample(options[0] if below is None else below[0], root, source=f"{path.name}: {options[0]}"[:400])
-        if not isinstance(places[0], Problem):
-            # The key does not depend on where the images lie today.
-            sample.key = key_of(places[0][0])
+        if not isinstance(locations[0], Problem):
+            # From the name in the file, so that the key does not depend on where the images are today.
+            sample.key = make_key(locations[0][0])
         if not sample.only_problems:
-            sample = describe(image, read, sample, file_name=str(options[0]))
+            sample = fill_sample(image, read, sample, file_name=str(options[0]))
         yield sample
 
 
-def annotation_file(source: Path, patterns: tuple[str, ...]) -> Path:
-    """The annotation file that `source` is, or the only one in it. Raises UserError for none or several."""
+def find_annotation_file(source: Path, patterns: tuple[str, ...]) -> Path:
+    """Return the annotation file that `source` is or has; raise UserError if it has none or several."""
     source = check_source(source)
     if not source.is_dir():
         return source
-    found = _annotation_files(source, patterns)
-    if not found:
-        there = [one.name for folder in (source, source / "annotations") for one in folder.glob("*.json")]
-        hint = nearest(patterns[0], there)
+    paths = _list_annotation_files(source, patterns)
+    if not paths:
+        names = [path.name for folder in (source, source / "annotations") for path in folder.glob("*.json")]
+        hint = nearest(patterns[0], names)
         raise UserError(f"{source} has no annotation file: looked for {' and '.join(patterns)}{hint}")
-    if len(found) > 1:
-        listed = ", ".join(str(one) for one in found)
-        raise UserError(f"{source} has several annotation files: give one of {listed}")
-    return found[0]
+    if len(paths) > 1:
+        listed = ", ".join(map(str, paths))
+        raise UserError(f"{source} has several annotation files; choose one of {listed}")
+    return paths[0]
 
 
-def _annotation_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    places = (folder, folder / "annotations")
-    return sorted(one for place in places for pattern in patterns for one in place.glob(pattern) if one.is_file())
+def _list_annotation_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    folders = (folder, folder / "annotations")
+    paths = (path for parent in folders for pattern in patterns for path in parent.glob(pattern))
+    return sorted(path for path in paths if path.is_file())
 
 
-def _candidates(path: Path) -> list[Path]:
-    """Folders in which the images of an annotation file usually lie."""
+def _list_image_folders(path: Path) -> list[Path]:
+    """List folders that usually have the images of an annotation file."""
     above = path.parent.parent if path.parent.name == "annotations" else path.parent
     part = path.stem.partition("_")[2]
     inner = [above / "images" / part, above / part] if part else []
@@ -157,8 +158,8 @@ def _candidates(path: Path) -> list[Path]:
 def _recognize(source: str) -> str | None:
     path = Path(source)
     if path.is_dir():
-        found = _annotation_files(path, ("instances*.json", "_annotations.coco.json"))
-        return found[0].name if found else None
+        paths = _list_annotation_files(path, ("instances*.json", "_annotations.coco.json"))
+        return paths[0].name if paths else None
     if path.suffix.lower() != ".json" or not path.is_file() or path.name.startswith("lvis"):
         return None
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Annotation files in COCO's form (instances, captions, or both), read into one entry per image."""
+"""Read COCO annotation files (instances, captions, or both) into one entry per image."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.records.importers.json_files import finding, list_of, read_annotations, stated_size, whole_number
+from foveate.records.importers.json_files import get_integer, get_list, get_stated_size, make_finding, read_annotations
 from foveate.records.importers.sample import Problem, Sample
 
 CROWD = "crowd"
-_OUTLINES = "outlines (polygons or RLE) left out; the boxes beside them are used"
-_CROWDS = f"crowd boxes (iscrowd) taken, with the slice {CROWD!r}"
+_OUTLINES = "outlines (polygons or RLE) left out; their boxes are used"
+_CROWDS = f"crowd boxes (iscrowd) imported, with the slice {CROWD!r}"
 
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """A category of the file, with the words that stand for it as a phrase."""
+    """A category of the file, with its phrase for regions."""
 
     number: int
     name: str
@@ -29,7 +29,7 @@ class Category:
 
 @dataclass(slots=True)
 class CocoImage:
-    """One image of the file with its annotations, unchecked beyond their ids."""
+    """One image of the file with its annotations, of which only ids are checked."""
 
     number: int
     entry: Mapping[str, Any]
@@ -39,7 +39,7 @@ class CocoImage:
 
 @dataclass(slots=True)
 class CocoFile:
-    """What one or two annotation files hold. `findings` are about entries that belong to no image."""
+    """Content of one or two annotation files; `findings` are about entries that belong to no image."""
 
     images: dict[int, CocoImage] = field(default_factory=dict)
     categories: dict[int, Category] = field(default_factory=dict)
@@ -48,24 +48,24 @@ class CocoFile:
 
 
 def read_coco(path: Path, captions: Path | None = None) -> CocoFile:
-    """Read an annotation file and, beside it, one with captions.
+    """Read an annotation file and optionally one with captions.
 
-    Memory: twice the size of the file (measured on a file of 78 MB); outlines are dropped as
-    they are read. Entries that cannot be used become findings.
+    Needs memory of twice the size of the file (measured on 78 MB), since outlines are dropped while it is parsed. Unusable
+    entries become findings.
 
     Raises:
-        UserError: a file cannot be read, is no JSON, or has not the lists "images" and "annotations".
+        UserError: a file cannot be read, is not JSON, or lacks the lists "images" and "annotations".
     """
     read = CocoFile()
     content = read_annotations(path, _without_outline)
-    _read_images(list_of(content, "images", path), read, path.name)
-    annotations = list_of(content, "annotations", path)
+    _read_images(get_list(content, "images", path), read, path.name)
+    annotations = get_list(content, "annotations", path)
     if any(isinstance(entry, dict) and "caption" not in entry for entry in annotations):
-        _read_categories(list_of(content, "categories", path), read, path.name)
+        _read_categories(get_list(content, "categories", path), read, path.name)
     _read_annotations(annotations, read, path.name)
     if captions is not None:
         content = read_annotations(captions, _without_outline)
-        _read_annotations(list_of(content, "annotations", captions), read, captions.name)
+        _read_annotations(get_list(content, "annotations", captions), read, captions.name)
     return read
 
 
@@ -77,36 +77,36 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _read_images(entries: list[Any], read: CocoFile, source: str) -> None:
     for position, entry in enumerate(entries):
-        number = whole_number(entry, "id") if isinstance(entry, dict) else None
+        number = get_integer(entry, "id") if isinstance(entry, dict) else None
         if number is None:
-            detail = "an entry of 'images' must be an object whose 'id' is a whole number"
-            read.findings.append(finding(f"images[{position}]", source, "image", "malformed entry", detail))
+            detail = "an entry of 'images' must be an object with an integer 'id'"
+            read.findings.append(make_finding(f"images[{position}]", source, "image", "malformed entry", detail))
         elif number in read.images:
-            detail = f"the id {number} is that of an earlier entry of 'images', which stays"
-            read.findings.append(finding(f"images[{position}]", source, "image", "duplicate id", detail))
+            detail = f"an earlier entry of 'images' has the id {number} and is kept"
+            read.findings.append(make_finding(f"images[{position}]", source, "image", "duplicate id", detail))
         else:
             read.images[number] = CocoImage(number, entry)
 
 
 def _read_categories(entries: list[Any], read: CocoFile, source: str) -> None:
     for position, entry in enumerate(entries):
-        number = whole_number(entry, "id") if isinstance(entry, dict) else None
+        number = get_integer(entry, "id") if isinstance(entry, dict) else None
         if number is None or not isinstance(entry.get("name"), str) or not entry["name"].strip():
-            detail = "an entry of 'categories' must have an 'id' that is a whole number and a 'name' with text"
+            detail = "an entry of 'categories' must have an integer 'id' and a 'name'"
         elif number in read.categories:
-            detail = f"the id {number} is that of an earlier entry of 'categories', which stays"
+            detail = f"an earlier entry of 'categories' has the id {number} and is kept"
         else:
-            read.categories[number] = category_of(number, entry)
+            read.categories[number] = make_category(number, entry)
             continue
-        read.findings.append(finding(f"categories[{position}]", source, "category", "malformed entry", detail))
+        read.findings.append(make_finding(f"categories[{position}]", source, "category", "malformed entry", detail))
 
 
-def category_of(number: int, entry: Mapping[str, Any]) -> Category:
-    """A category from an entry of the file, or from the row that is kept of it.
+def make_category(number: int, entry: Mapping[str, Any]) -> Category:
+    """Make a category from an entry of the file, or from its stored row.
 
-    COCO's categories have a supercategory; those of LVIS have synonyms, a definition and a frequency.
+    Categories of COCO have a supercategory; those of LVIS have synonyms, a definition and a frequency.
     """
-    synonyms = [one for one in _list(entry.get("synonyms")) if isinstance(one, str) and one.strip()]
+    synonyms = [text for text in _list(entry.get("synonyms")) if isinstance(text, str) and text.strip()]
     name, frequency = entry["name"].strip(), _text(entry.get("frequency"))
     row = {
         "category_id": number,
@@ -116,49 +116,50 @@ def category_of(number: int, entry: Mapping[str, Any]) -> Category:
         "definition": _text(entry.get("def", entry.get("definition"))),
         "frequency": frequency,
     }
-    # LVIS writes "aerosol_can", which no person would; COCO's own names have blanks already.
+    # LVIS names are like "aerosol_can"; those of COCO have blanks already.
     phrase = name.replace("_", " ") if synonyms else name
     return Category(number, name, phrase, {"r": "rare", "c": "common", "f": "frequent"}.get(frequency, ""), row)
 
 
 def _read_annotations(entries: list[Any], read: CocoFile, source: str) -> None:
+    # Captions and boxes have separate ids: the two files of COCO use the same numbers.
     seen: set[tuple[bool, int]] = set()
     for position, entry in enumerate(entries):
-        place = f"annotations[{position}]"
+        where = f"annotations[{position}]"
         if not isinstance(entry, dict):
             detail = "an entry of 'annotations' must be an object"
-            read.findings.append(finding(place, source, "region", "malformed entry", detail))
+            read.findings.append(make_finding(where, source, "region", "malformed entry", detail))
             continue
-        is_caption, number = "caption" in entry, whole_number(entry, "id")
-        image = read.images.get(whole_number(entry, "image_id") or 0)
+        is_caption, number = "caption" in entry, get_integer(entry, "id")
+        image = read.images.get(get_integer(entry, "image_id") or 0)
         subject = "caption" if is_caption else "region"
         if image is None or image.number != entry.get("image_id"):
-            detail = f"'image_id' is {str(entry.get('image_id'))[:40]}: there is no such entry in 'images'"
-            read.findings.append(finding(place, source, subject, "unknown image", detail))
+            detail = f"'image_id' is {str(entry.get('image_id'))[:40]}: no entry of 'images' has this id"
+            read.findings.append(make_finding(where, source, subject, "unknown image", detail))
         elif number is not None and (is_caption, number) in seen:
-            detail = f"the id {number} is that of an earlier entry of 'annotations', which stays"
-            read.findings.append(finding(place, source, subject, "duplicate id", detail))
+            detail = f"an earlier entry of 'annotations' has the id {number} and is kept"
+            read.findings.append(make_finding(where, source, subject, "duplicate id", detail))
         else:
             if number is not None:
                 seen.add((is_caption, number))
             (image.captions if is_caption else image.annotations).append(entry)
 
 
-def describe(image: CocoImage, read: CocoFile, sample: Sample, *, file_name: str) -> Sample:
-    """Put an image's captions and regions into its sample, with the ids that they have in the file."""
+def fill_sample(image: CocoImage, read: CocoFile, sample: Sample, *, file_name: str) -> Sample:
+    """Fill captions and regions of an image into its sample, with their ids in the file."""
     captions, caption_rows = [], []
     for position, entry in enumerate(image.captions):
         if isinstance(entry["caption"], str):
             kind, source = _text(entry.get("kind")) or "caption", _text(entry.get("source"))
             captions.append({"text": entry["caption"], "kind": kind, "source": source})
-            caption_rows.append({"annotation_id": whole_number(entry, "id")})
+            caption_rows.append({"annotation_id": get_integer(entry, "id")})
         else:
-            sample.problems.append(Problem("caption", "not text", "field 'caption' must hold text", position))
+            sample.problems.append(Problem("caption", "not text", "field 'caption' must be text", position))
     regions, region_rows = [], []
     for position, entry in enumerate(image.annotations):
-        category = read.categories.get(whole_number(entry, "category_id") or 0)
+        category = read.categories.get(get_integer(entry, "category_id") or 0)
         if category is None or category.number != entry.get("category_id"):
-            detail = f"'category_id' is {str(entry.get('category_id'))[:40]}: there is no such entry in 'categories'"
+            detail = f"'category_id' is {str(entry.get('category_id'))[:40]}: no entry of 'categories' has this id"
             sample.problems.append(Problem("region", "unknown category", detail, position))
             continue
         crowd = entry.get("iscrowd") in (1, True)
@@ -172,7 +173,7 @@ def describe(image: CocoImage, read: CocoFile, sample: Sample, *, file_name: str
     url = image.entry.get("coco_url") or image.entry.get("flickr_url")
     if isinstance(url, str) and url:
         sample.fields = {**sample.fields, "url": url}
-    sample.stated_size = stated_size(image.entry)
+    sample.stated_size = get_stated_size(image.entry)
     sample.extra = {"coco_images": [{"image_id": image.number, "file_name": file_name}]}
     sample.region_rows = ("coco_regions", region_rows)
     sample.caption_rows = ("coco_captions", caption_rows)
@@ -182,7 +183,7 @@ def describe(image: CocoImage, read: CocoFile, sample: Sample, *, file_name: str
 
 
 def _region(entry: Mapping[str, Any], category: Category, *, crowd: bool) -> dict[str, Any]:
-    """A sidecar's region. `phrase`, `label`, `score`, `slice` and `source` are what our own export adds."""
+    """Return a region as in a sidecar; `phrase`, `label`, `score`, `slice` and `source` are additions of our export."""
     region = {
         "format": "xywh",
         "unit": "pixel",
@@ -197,12 +198,12 @@ def _region(entry: Mapping[str, Any], category: Category, *, crowd: bool) -> dic
 
 def _region_row(entry: Mapping[str, Any], category: Category, *, crowd: bool) -> dict[str, object]:
     area = entry.get("area")
-    usable = isinstance(area, int | float) and not isinstance(area, bool) and abs(area) < 1e15
+    is_valid = isinstance(area, int | float) and not isinstance(area, bool) and abs(area) < 1e15
     return {
-        "annotation_id": whole_number(entry, "id"),
+        "annotation_id": get_integer(entry, "id"),
         "category_id": category.number,
         "iscrowd": int(crowd),
-        "area": float(area) if usable else None,
+        "area": float(area) if is_valid else None,
     }
 
 

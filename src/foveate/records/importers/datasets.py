@@ -1,7 +1,7 @@
-"""Import from Hugging Face `datasets`: a saved data set, Parquet files with images in them, or a hub id.
+"""Import from Hugging Face `datasets`: a saved data set, Parquet files with images, or a hub id.
 
-An image's key is its part ("train") and the SHA-256 of its bytes, so that the same image has the same key
-wherever it stands; a column can give the keys instead. The part becomes the split: data sets come divided.
+The key of an image is its part ("train") and the SHA-256 of its bytes, so that it does not depend on the order of rows; a
+column can give the keys instead. The part becomes the split.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import file_sample
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import import_samples
-from foveate.records.importers.json_files import finding
+from foveate.records.importers.json_files import make_finding
 from foveate.records.importers.sample import IMAGE_SUFFIXES, MAX_BYTES, Sample, SharedOptions
 from foveate.records.importers.table import IMAGES, TEXTS, find_column, need_column
-from foveate.records.importers.table_files import is_of_images
+from foveate.records.importers.table_files import has_images
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
-_KEY_DIGITS = 32
+_KEY_DIGITS = 32  # 128 bits: no collision in any data set
 
 
 def import_datasets(
@@ -38,24 +38,23 @@ def import_datasets(
     revision: str | None = None,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take the images of a data set, with their texts, into the collection `target`.
+    """Import the images of a data set, with their texts, into the collection `target`.
 
-    Rows are read one after the other, images are not decoded on the way and keep their bytes.
+    Rows are read one by one; images keep their bytes, since the library does not decode them.
 
     Args:
-        source: a folder written by `save_to_disk`, a Parquet file or a folder of Parquet files that have an
-            image column, or the id of a data set on the hub (`owner/name`, which `datasets` downloads into
-            its cache).
-        target: collection folder, made where it does not exist.
-        part: take only this part of the data set ("train"); by default all of them.
-        image_column, text_column: names of the columns; by default the first image column, and one of the
-            usual names. A text column may hold text or a list of texts.
-        key_column: column with a name for each image; by default its hash.
+        source: a folder written by `save_to_disk`, a Parquet file or a folder of Parquet files with an image
+            column, or a hub id (`owner/name`, which `datasets` downloads into its cache).
+        target: collection folder; created if it does not exist.
+        part: import only this part of the data set ("train"); by default all.
+        image_column, text_column: column names; by default the first image column, and one of the usual names.
+            A text column has texts or lists of texts.
+        key_column: column with a name per image; by default the hash.
         revision: branch, tag or commit of a data set on the hub.
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: `datasets` is not installed; there is no such data set, part or column; it has no images.
+        UserError: `datasets` is not installed; the data set, part or column does not exist, or has no images.
     """
     parts = _open(str(source), revision)
     if part is not None:
@@ -63,8 +62,8 @@ def import_datasets(
     images = {}
     columns: dict[str, tuple[str, str | None, str | None]] = {}
     for name, data in parts.items():
-        columns[name] = _columns(data, image_column, text_column, key_column, source)
-        images[name] = _undecoded(data, columns[name][0])
+        columns[name] = _find_columns(data, image_column, text_column, key_column, source)
+        images[name] = _without_decoding(data, columns[name][0])
     return import_samples(
         target,
         _samples(images, columns, Path(source)),
@@ -73,48 +72,50 @@ def import_datasets(
     )
 
 
-def _library() -> Any:
+def _import_datasets() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("the format 'datasets' needs a library: pip install 'foveate[datasets]'") from error
+        raise UserError(
+            "--format datasets needs the library 'datasets'; run pip install 'foveate[datasets]'"
+        ) from error
     return datasets
 
 
-def _damage() -> tuple[type[Exception], ...]:
-    """What the library raises while it opens or reads damaged files."""
-    others = (pa.ArrowException, _library().exceptions.DatasetsError)
+def _reading_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that the library raises for damaged files."""
+    others = (pa.ArrowException, _import_datasets().exceptions.DatasetsError)
     return (OSError, ValueError, KeyError, TypeError, OverflowError, *others)
 
 
 def _open(source: str, revision: str | None) -> Mapping[str, Any]:
-    """The parts of a data set by name."""
-    datasets = _library()
-    place = Path(source)
-    if place.exists() and revision is not None:
-        raise UserError(f"--revision has no effect on {source}, which is on this machine")
+    """Open a data set; return {part name: data}."""
+    datasets = _import_datasets()
+    path = Path(source)
+    if path.exists() and revision is not None:
+        raise UserError(f"--revision has no effect on the local data set {source}")
     try:
-        if place.is_dir() and any((place / name).is_file() for name in _SAVED):
-            found = datasets.load_from_disk(source)
-        elif place.exists():
-            files = _parquet_files(place)
-            found = datasets.load_dataset("parquet", data_files=files, streaming=True)
+        if path.is_dir() and any((path / name).is_file() for name in _SAVED):
+            data = datasets.load_from_disk(source)
+        elif path.exists():
+            files = _list_parquet_files(path)
+            data = datasets.load_dataset("parquet", data_files=files, streaming=True)
         else:
-            found = datasets.load_dataset(source, revision=revision)
-    except _damage() as error:
-        siblings = [path.name for path in place.parent.glob("*")] if place.parent.is_dir() else []
-        hint = "" if place.exists() else nearest(place.name, siblings)
+            data = datasets.load_dataset(source, revision=revision)
+    except _reading_errors() as error:
+        siblings = [sibling.name for sibling in path.parent.glob("*")] if path.parent.is_dir() else []
+        hint = "" if path.exists() else nearest(path.name, siblings)
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source} cannot be opened as a data set ({first[:200]}){hint}") from error
-    return found if isinstance(found, dict) else {str(getattr(found, "split", None) or "train"): found}
+    return data if isinstance(data, dict) else {str(getattr(data, "split", None) or "train"): data}
 
 
-def _parquet_files(place: Path) -> dict[str, list[str]]:
-    """Files by part, which their names begin with on the hub ("train-00000-of-00002.parquet")."""
-    files = [place] if place.is_file() else sorted(place.rglob("*.parquet"))
+def _list_parquet_files(source: Path) -> dict[str, list[str]]:
+    """List Parquet files by part, the beginning of their names on the hub ("train-00000-of-00002.parquet")."""
+    files = [source] if source.is_file() else sorted(source.rglob("*.parquet"))
     if not files or any(path.suffix.lower() != ".parquet" for path in files):
-        allowed = "a folder written by save_to_disk, Parquet files, or the id of a data set on the hub"
-        raise UserError(f"{place} is no data set: wanted is {allowed}")
+        expected = "a folder written by save_to_disk, Parquet files, or a hub id"
+        raise UserError(f"{source} is not a data set; expected {expected}")
     by_part: dict[str, list[str]] = {}
     for path in files:
         name = path.stem.split("-")[0]
@@ -122,36 +123,38 @@ def _parquet_files(place: Path) -> dict[str, list[str]]:
     return by_part
 
 
-def _columns(
+def _find_columns(
     data: Any, image: str | None, text: str | None, key: str | None, source: object
 ) -> tuple[str, str | None, str | None]:
-    """The names of the image, text and key columns."""
+    """Find the image, text and key columns."""
     features = data.features
     if features is None:
-        raise UserError(f"{source}: the columns of the data set are not known")
+        raise UserError(f"{source}: the columns of the data set are unknown")
     names = list(features)
     images = [name for name, feature in features.items() if _is_image(feature)]
     if image is None and not images:
         listed = ", ".join(names[:30])
-        raise UserError(f"{source} has no column of images: its columns are {listed}; name it with --image-column")
+        raise UserError(f"{source} has no image column among {listed}; choose one with --image-column")
     if image is None and len(images) > 1:
-        usual = find_column(images, IMAGES, given=None, option="--image-column", where=source)
+        usual = find_column(images, IMAGES, requested=None, option="--image-column", where=source)
         image = usual or images[0]
-    chosen = need_column(names, images[:1] or IMAGES, given=image, option="--image-column", where=source)
-    if not _is_image(features[chosen]):
-        raise UserError(f"{source}: column {chosen!r} holds no images but {features[chosen]}")
-    texts = find_column(names, TEXTS, given=text, option="--text-column", where=source)
-    keys = None if key is None else need_column(names, (), given=key, option="--key-column", where=source)
-    return chosen, texts, keys
+    column = need_column(names, images[:1] or IMAGES, requested=image, option="--image-column", where=source)
+    if not _is_image(features[column]):
+        raise UserError(f"{source}: column {column!r} has no images (got {features[column]})")
+    texts = find_column(names, TEXTS, requested=text, option="--text-column", where=source)
+    keys = None if key is None else need_column(names, (), requested=key, option="--key-column", where=source)
+    return column, texts, keys
 
 
 def _is_image(feature: object) -> bool:
-    """An Image feature, or the struct of bytes and path that it is stored as."""
-    return isinstance(feature, _library().Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+    """Whether a feature is an Image, or the struct of bytes and path that it is stored as."""
+    return isinstance(feature, _import_datasets().Image) or (
+        isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    )
 
 
-def _undecoded(data: Any, column: str) -> Any:
-    return data.cast_column(column, _library().Image(decode=False))
+def _without_decoding(data: Any, column: str) -> Any:
+    return data.cast_column(column, _import_datasets().Image(decode=False))
 
 
 def _samples(
@@ -163,10 +166,10 @@ def _samples(
         try:
             for number, row in enumerate(data, start=1):
                 yield _sample(row[image], row, text, key, where=f"{part}, row {number}", part=part, source=source)
-        except _damage() as error:
+        except _reading_errors() as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             detail = f"the part {part!r} cannot be read after row {number}: {first[:200]}"
-            yield finding(part, str(source), "part", "damaged part", detail)
+            yield make_finding(part, str(source), "part", "damaged part", detail)
 
 
 def _sample(
@@ -179,34 +182,34 @@ def _sample(
     part: str,
     source: Path,
 ) -> Sample:
-    found = image if isinstance(image, Mapping) else {}
-    data, path = found.get("bytes"), found.get("path")
+    cell = image if isinstance(image, Mapping) else {}
+    data, path = cell.get("bytes"), cell.get("path")
     if data is None and path is None:
-        return finding(where, where, "image", "no image", "the cell of the image is empty")
+        return make_finding(where, where, "image", "no image", "the image cell is empty")
     if isinstance(data, bytes):
         sample = Sample(key="", source=where, load=lambda: data)
     else:
-        sample = file_sample(path, _root(source, path), source=where)
+        sample = file_sample(path, _find_root(source, path), source=where)
         if sample.only_problems:
             return sample
-        data = _bytes_of(sample)
+        data = _read_bytes(sample)
     sample.location = None
-    sample.key = f"{part}/{hashlib.sha256(data).hexdigest()[:_KEY_DIGITS]}" if key is None else _key(row[key])
+    sample.key = f"{part}/{hashlib.sha256(data).hexdigest()[:_KEY_DIGITS]}" if key is None else _make_key(row[key])
     texts = None if text is None else row[text]
     captions = [] if texts is None else texts if isinstance(texts, list) else [texts]
     sample.fields = {"captions": captions, "split": part}
     return sample
 
 
-def _root(source: Path, path: object) -> Path:
-    """Where files that a data set names may lie: below it, or in the cache of `datasets`."""
-    cache = Path(_library().config.HF_CACHE_HOME)
+def _find_root(source: Path, path: object) -> Path:
+    """Return the folder that a file of a data set must be in: the source, or the cache of `datasets`."""
+    cache = Path(_import_datasets().config.HF_CACHE_HOME)
     below = isinstance(path, str) and Path(path).is_absolute() and Path(path).is_relative_to(cache)
     return cache if below else source
 
 
-def _bytes_of(sample: Sample) -> bytes:
-    """The image's bytes for its key; a file that cannot be read is refused later, with its reason."""
+def _read_bytes(sample: Sample) -> bytes:
+    """Read the bytes for the key; a file that cannot be read is refused later, with its reason."""
     from foveate.records.images import BadImage
 
     assert sample.load is not None
@@ -216,8 +219,8 @@ def _bytes_of(sample: Sample) -> bytes:
         return sample.source.encode()
 
 
-def _key(value: object) -> str:
-    """A key from a cell; an ending like that of a file is left out."""
+def _make_key(value: object) -> str:
+    """Make a key from a cell, without an image extension."""
     text = str(value)
     stem, _, suffix = text.rpartition(".")
     return stem if stem and suffix.lower() in IMAGE_SUFFIXES else text
@@ -226,14 +229,14 @@ def _key(value: object) -> str:
 def _recognize(source: str) -> str | None:
     path = Path(source)
     if path.is_file():
-        return "a Parquet file with images in it" if is_of_images(path) else None
+        return "a Parquet file with images in it" if has_images(path) else None
     if not path.is_dir():
         return None
     saved = next((name for name in _SAVED if (path / name).is_file()), None)
     if saved is not None:
         return saved
     files = sorted(path.glob("*.parquet")) or sorted(path.glob("*/*.parquet"))
-    return "Parquet files with images in them" if files and is_of_images(files[0]) else None
+    return "Parquet files with images in them" if files and has_images(files[0]) else None
 
 
 FORMAT = Format(

@@ -1,4 +1,4 @@
-"""Images that lie as plain files: named safely, opened late, and never out of the folder that was given."""
+"""Image files of a source: safe names, opened late, never outside of the given folder."""
 
 from __future__ import annotations
 
@@ -11,67 +11,68 @@ from pathlib import Path, PurePosixPath
 from foveate.records.images import BadImage
 from foveate.records.importers.sample import MAX_BYTES, Problem, Sample
 
-_LONGEST_PATH = 4096
-_LONGEST_NAME = 255
+# Limits of Linux; longer names would raise an OSError in the middle of an import.
+_MAX_PATH_LENGTH = 4096
+_MAX_NAME_BYTES = 255
 
 
-def place_of(name: object, root: Path) -> tuple[str, Path] | Problem:
-    """Where the image that a file calls `name` lies below the folder `root`: (name below it, path).
+def locate_file(name: object, root: Path) -> tuple[str, Path] | Problem:
+    """Locate an image by its name in an annotation file: return (name below `root`, path), or the problem.
 
-    Names written on Windows, with backslashes, are understood. A name that is absolute may lead into the
-    folder; one that leads out of it is refused, as are addresses. Nothing is opened.
+    Backslashes of Windows are understood. An absolute name may lead into the folder; URLs and names that lead out of the
+    folder are refused. Nothing is opened.
     """
     if not isinstance(name, str) or not name.strip():
-        return Problem("image", "no file name", f"a file name is wanted, not {str(name)[:40]!r}")
-    shown = name if len(name) <= 120 else f"{name[:120]}..."
+        return Problem("image", "no file name", f"expected a file name (got {str(name)[:40]!r})")
+    shortened = name if len(name) <= 120 else f"{name[:120]}..."
     if "://" in name:
-        return Problem("image", "address, no file", f"{shown!r} is an address: images are not downloaded")
-    if "\0" in name or len(name) > _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in _bytes_of(name)):
-        return Problem("image", "no file name", f"{shown!r} cannot be the name of a file")
+        return Problem("image", "address, no file", f"{shortened!r} is a URL; images are not downloaded")
+    if "\0" in name or len(name) > _MAX_PATH_LENGTH or any(len(part) > _MAX_NAME_BYTES for part in _encode_parts(name)):
+        return Problem("image", "no file name", f"{shortened!r} is not a possible file name")
     base = os.path.abspath(root)
     path = os.path.normpath(os.path.join(base, name.strip().replace("\\", "/")))
     below = os.path.relpath(path, base)
     if below == "." or below.split(os.sep)[0] == "..":
-        return Problem("image", "path leaves the folder", f"{shown!r} does not lead into the folder of the images")
+        return Problem("image", "path leaves the folder", f"{shortened!r} leads out of the folder of images")
     return below, root / below
 
 
-def _bytes_of(name: str) -> list[bytes]:
-    """The parts of a path as a file system has them; half a surrogate pair makes one that is too long for it."""
+def _encode_parts(name: str) -> list[bytes]:
+    """Split a path into encoded parts; half a surrogate pair gives a part that is too long to pass."""
     try:
         return name.replace("\\", "/").encode("utf-8").split(b"/")
     except UnicodeEncodeError:
-        return [bytes(_LONGEST_NAME + 1)]
+        return [bytes(_MAX_NAME_BYTES + 1)]
 
 
-def key_of(name: str) -> str:
-    """The key of an image's file name: without its ending."""
+def make_key(name: str) -> str:
+    """Make the key of an image from its file name: the name without extension."""
     folder, file = posixpath.split(name)
     return posixpath.join(folder, PurePosixPath(file).stem)
 
 
-def folder_of(key: str) -> str:
-    """The folder part of a key, or ""."""
+def get_folder(key: str) -> str:
+    """Return the folder part of a key, or ""."""
     return posixpath.dirname(key)
 
 
 def file_sample(name: object, root: Path, *, source: str) -> Sample:
-    """A sample for the file that is called `name` below `root`, or one that only tells what is wrong with it."""
-    place = place_of(name, root)
-    if isinstance(place, Problem):
-        return Sample(key=str(name)[:400], source=source, load=None, problems=[place], only_problems=True)
-    below, path = place
-    sample = Sample(key=key_of(below), source=source, load=read_later(path), location=path)
-    problem = refused(path, root.resolve())
+    """Make the sample of the file `name` below `root`; if it is unusable, one that only reports the problem."""
+    outcome = locate_file(name, root)
+    if isinstance(outcome, Problem):
+        return Sample(key=str(name)[:400], source=source, load=None, problems=[outcome], only_problems=True)
+    below, path = outcome
+    sample = Sample(key=make_key(below), source=source, load=make_reader(path), location=path)
+    problem = check_file(path, root.resolve())
     if not os.path.lexists(path):
-        problem = Problem("image", "no image", f"there is no file {below!r} in the folder of the images")
+        problem = Problem("image", "no image", f"there is no file {below!r} in the folder of images")
     if problem is not None:
-        sample.load = refuse_later(problem)
+        sample.load = make_refusal(problem)
     return sample
 
 
-def refused(path: Path, root: Path) -> Problem | None:
-    """Why a file is not even opened: a link out of the folder, or a pipe, socket or device."""
+def check_file(path: Path, root: Path) -> Problem | None:
+    """Return why a file must not be opened (a link out of the folder, a pipe, socket or device), or None."""
     try:
         if not path.resolve().is_relative_to(root):
             return Problem("image", "link leaves the folder", "the symbolic link leads out of the imported folder")
@@ -84,8 +85,8 @@ def refused(path: Path, root: Path) -> Problem | None:
     return None
 
 
-def read_later(path: Path) -> Callable[[], bytes]:
-    """A function that reads the file, but not much more than the bytes that are allowed."""
+def make_reader(path: Path) -> Callable[[], bytes]:
+    """Return a function that reads the file, at most one byte more than allowed."""
 
     def read() -> bytes:
         with path.open("rb") as file:
@@ -94,8 +95,8 @@ def read_later(path: Path) -> Callable[[], bytes]:
     return read
 
 
-def refuse_later(problem: Problem) -> Callable[[], bytes]:
-    """A function that raises the problem where the image's bytes are asked for."""
+def make_refusal(problem: Problem) -> Callable[[], bytes]:
+    """Return a function that raises the problem as BadImage."""
 
     def refuse() -> bytes:
         raise BadImage(problem.reason, problem.detail)

@@ -1,7 +1,7 @@
-"""Import a folder of images, each with an optional `.txt` and `.json` beside it.
+"""Import a folder of images, each with optional `.txt` and `.json` sidecars.
 
 The key of `birds/owl.jpg` is `birds/owl`; its sidecars are `birds/owl.txt` and `birds/owl.json` (see
-`foveate.records.importers.sidecar` for what they may hold). Images without sidecars are kept.
+`foveate.records.importers.sidecar` for their content). Images without sidecars are imported, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Unpack
 from foveate.core.errors import UserError
 from foveate.records import layout
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.files import read_later, refuse_later, refused
+from foveate.records.importers.files import check_file, make_reader, make_refusal
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Problem, Sample, SharedOptions
@@ -30,37 +30,35 @@ def import_folder(
     label_from_folder: str | None = None,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take all images below the folder `source` into the collection `target`, in the order of their paths.
+    """Import all images below the folder `source` into the collection `target`, in the order of their paths.
 
-    Doing it again takes in only what is new. Symbolic links that lead out of `source`, and files that are no
-    regular files, are quarantined. Hidden files and folders, and files that are neither images nor sidecars
-    of one, are ignored and counted.
+    Importing again adds only what is new. Symbolic links that lead out of `source`, pipes and devices are quarantined.
+    Hidden files, and files that are neither images nor their sidecars, are ignored and counted.
 
     Args:
         source: folder with images, at any depth.
-        target: collection folder, made where it does not exist.
-        group_by: "folder" puts images of one folder into one group (a JSON field "group" goes before it).
-        reference: leave the files where they are; the collection points at them.
-        first_line: only the first line of a `.txt` is the image's text, as where translations or notes follow it.
-        label_from_folder: name of a label field whose value is the name of the folder that an image lies in, as
-            where every class has its folder (a JSON label of that name goes before it).
+        target: collection folder; created if it does not exist.
+        group_by: "folder" puts images of one folder into one group (a JSON field "group" takes precedence).
+        reference: leave the files where they are and only refer to them.
+        first_line: use only the first line of a `.txt`, for files with translations or notes below.
+        label_from_folder: name of a label field for the folder name, for sources with a folder per class (a JSON
+            label of the same name takes precedence).
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: the source does not exist, is no folder, is a collection or has no image; labels are asked for
-            and no image lies in a folder of its own class; or the target is no collection, or is being written by
-            another process.
+        UserError: the source does not exist, is not a folder, is a collection or has no image; labels are requested but
+            all images are in one folder; the target is not a collection, or another process writes it.
     """
     source = check_source(Path(source))
     if not source.is_dir():
-        raise UserError(f"{source} is a file: a folder of images is wanted")
+        raise UserError(f"{source} is a file; expected a folder of images")
     if (source / layout.DESCRIPTION).is_file():
-        raise UserError(f"{source} is a collection already: a folder of images is wanted")
+        raise UserError(f"{source} is a collection already; expected a folder of images")
     files, ignored = _list_files(source, Path(target))
     images = [path for path in files if _suffix(path) in IMAGE_SUFFIXES | REFUSED_SUFFIXES]
     if not images:
         allowed = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"{source} has no images: looked for files that end in {allowed}")
+        raise UserError(f"{source} has no images; expected files that end in {allowed}")
     if label_from_folder is not None:
         _check_label(label_from_folder, source, images)
     sidecars = {path for path in files if _suffix(path) in ("txt", "json")}
@@ -79,9 +77,9 @@ def import_folder(
 
 def _check_label(name: str, source: Path, images: list[Path]) -> None:
     if not name.strip():
-        raise UserError("--label-from-folder: the label field needs a name, such as category")
+        raise UserError("--label-from-folder: expected the name of a label field, such as category")
     if all(path.parent == source for path in images):
-        raise UserError(f"--label-from-folder: {source} has no folders with images; all lie in it itself")
+        raise UserError(f"--label-from-folder: {source} has no subfolders with images")
 
 
 def _suffix(path: Path) -> str:
@@ -89,7 +87,8 @@ def _suffix(path: Path) -> str:
 
 
 def _list_files(source: Path, target: Path) -> tuple[list[Path], int]:
-    """All files below `source` in the order of their paths, and how many hidden ones are left out."""
+    """List all files below `source` in the order of their paths; also count hidden ones, which are left out."""
+    # The target may lie inside of the source; its own files are no images to import.
     inside = target.resolve()
     files: list[Path] = []
     hidden = 0
@@ -109,26 +108,26 @@ def _samples(
     for path in images:
         relative = path.relative_to(source)
         key = relative.with_suffix("").as_posix()
-        sample = Sample(key=key, source=relative.as_posix(), load=read_later(path), location=path)
+        sample = Sample(key=key, source=relative.as_posix(), load=make_reader(path), location=path)
         if label is not None and relative.parent.name:
             sample.labels = {label: relative.parent.name}
-        problem = refused(path, root)
+        problem = check_file(path, root)
         if problem is not None:
-            sample.load = refuse_later(problem)
+            sample.load = make_refusal(problem)
         for suffix, field in ((".txt", "text"), (".json", "json")):
-            beside = path.with_suffix(suffix)
-            if beside not in sidecars:
+            sidecar = path.with_suffix(suffix)
+            if sidecar not in sidecars:
                 continue
-            problem = refused(beside, root)
+            problem = check_file(sidecar, root)
             if problem is None:
-                read = read_later(beside)
-                setattr(sample, field, _first_line(read) if field == "text" and first_line else read)
+                read = make_reader(sidecar)
+                setattr(sample, field, _read_first_line(read) if field == "text" and first_line else read)
             else:
                 sample.problems.append(Problem("sidecar", problem.reason, f"{suffix}: {problem.detail}"))
         yield sample
 
 
-def _first_line(read: Callable[[], bytes]) -> Callable[[], bytes]:
+def _read_first_line(read: Callable[[], bytes]) -> Callable[[], bytes]:
     return lambda: read().lstrip(b"\xef\xbb\xbf\r\n").split(b"\n", 1)[0]
 
 

@@ -1,4 +1,4 @@
-"""What all importers share: images are examined in threads, taken in in order, or quarantined."""
+"""Shared end of all importers: examine images in threads, then add them in order or quarantine them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from foveate.core.progress import track
 from foveate.records import layout
 from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.files import folder_of
+from foveate.records.importers.files import get_folder
 from foveate.records.importers.sample import GROUPINGS, MAX_BYTES, Problem, Sample, SharedOptions, Sidecar
 from foveate.records.importers.sidecar import read_sidecars
 from foveate.records.writer import BYTES_PER_SHARD, IMAGES_PER_SHARD, CollectionWriter
 
-# Two sides of an image that was made smaller are rounded to whole pixels, so their ratios differ a little.
+# Sides of a shrunk image are rounded to whole pixels, so the two ratios differ slightly.
 SIZE_TOLERANCE = 0.02
-_AHEAD_PER_WORKER = 4
+_PENDING_PER_WORKER = 4  # enough to hide slow images, few enough to bound memory
 
 
 def default_workers() -> int:
-    """Threads that examine images: one per core, at most 8."""
+    """Return the default number of threads that examine images: one per core, at most 8."""
     return min(8, os.cpu_count() or 1)
 
 
 def check_source(source: Path) -> Path:
-    """Return `source` if it exists; else raise UserError with the nearest name in its folder."""
+    """Return `source`; raise UserError with the nearest name in its folder if it does not exist."""
     if source.exists():
         return source
     folder = source.parent
@@ -42,7 +42,7 @@ def check_source(source: Path) -> Path:
 
 @dataclass(slots=True)
 class _Prepared:
-    """An image after the threaded part: examined, or known already, or with the reason why it is refused."""
+    """An image after the threaded part: examined, existing already, or refused with a reason."""
 
     sample: Sample
     data: bytes = b""
@@ -56,7 +56,7 @@ def import_samples(
     *,
     default_source: str,
     total: int | None = None,
-    shown: bool = True,
+    show_progress: bool = True,
     ignored_files: int = 0,
     group_by: str = "none",
     reference: bool = False,
@@ -64,22 +64,22 @@ def import_samples(
     finish: Callable[[CollectionWriter], None] | None = None,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take samples into the collection `target`, in their order; what every importer ends with.
+    """Add samples to the collection `target` in their order; every importer ends with this.
 
     Args:
-        target: collection folder, made where it does not exist.
-        samples: what to take, lazily.
-        default_source: provenance where `shared` has no `source_name`.
-        total: how many samples there are, for the progress, which is `shown` or not.
+        target: collection folder; created if it does not exist.
+        samples: consumed lazily.
+        default_source: provenance if `shared` has no `source_name`.
+        total: number of samples, for the progress.
         ignored_files: files of the source that are not used.
         group_by: "folder" puts images whose keys have the same folder into one group.
-        reference: leave the files where they are; the collection points at them.
-        further: what the importer counts while it gives samples; it goes into the summary.
-        finish: called with the writer when all samples are taken.
+        reference: leave the files where they are and only refer to them.
+        further: counts that the importer makes while it yields samples, for the summary.
+        finish: called with the writer after the last sample.
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: the target is no collection, or is being written by another process.
+        UserError: the target is not a collection, or another process writes it.
     """
     choose(group_by, GROUPINGS, "grouping")
     workers = shared.get("workers") or default_workers()
@@ -95,31 +95,27 @@ def import_samples(
         created=shared.get("created"),
     ) as writer:
         writer.summary.ignored_files = ignored_files
-        tracked = track(samples, description="importing images", total=total) if shown else samples
-        adjusted = (_adjusted(sample, group_by=group_by, reference=reference) for sample in tracked)
-        take_samples(writer, adjusted, workers=workers, max_pixels=max_pixels)
+        tracked = track(samples, description="importing images", total=total) if show_progress else samples
+        adjusted = (_apply_options(sample, group_by=group_by, reference=reference) for sample in tracked)
+        add_samples(writer, adjusted, workers=workers, max_pixels=max_pixels)
         writer.summary.further.update(+(further or Counter()))
         if finish is not None:
             finish(writer)
     return writer.summary
 
 
-def _adjusted(sample: Sample, *, group_by: str, reference: bool) -> Sample:
+def _apply_options(sample: Sample, *, group_by: str, reference: bool) -> Sample:
     if group_by == "folder":
-        sample.group = sample.group or folder_of(sample.key)
+        sample.group = sample.group or get_folder(sample.key)
     if not reference:
         sample.location = None
     return sample
 
 
-def take_samples(writer: CollectionWriter, samples: Iterable[Sample], *, workers: int, max_pixels: int) -> None:
-    """Take all samples into the writer's collection, in their order.
-
-    Images are read and examined by `workers` threads, a few ahead. Findings about an image go to the
-    quarantine before the image is added, so that a commit never parts them.
-    """
+def add_samples(writer: CollectionWriter, samples: Iterable[Sample], *, workers: int, max_pixels: int) -> None:
+    """Add all samples in their order; `workers` threads read and examine images a few ahead."""
     for prepared in _prepare_ahead(writer, samples, workers=workers, max_pixels=max_pixels):
-        _take(writer, prepared)
+        _add_prepared(writer, prepared)
 
 
 def _prepare_ahead(
@@ -130,7 +126,7 @@ def _prepare_ahead(
         try:
             for sample in samples:
                 pending.append(pool.submit(_prepare, writer, sample, max_pixels))
-                if len(pending) >= workers * _AHEAD_PER_WORKER:
+                if len(pending) >= workers * _PENDING_PER_WORKER:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -156,37 +152,38 @@ def _prepare(writer: CollectionWriter, sample: Sample, max_pixels: int) -> _Prep
     return prepared
 
 
-def _take(writer: CollectionWriter, prepared: _Prepared) -> None:
+def _add_prepared(writer: CollectionWriter, prepared: _Prepared) -> None:
     sample = prepared.sample
-    _note(writer, sample, sample.problems)
+    # Findings before the image: if the image fills its shard, the commit must include them.
+    _quarantine_problems(writer, sample, sample.problems)
     writer.summary.ignored_files += sample.ignored
     if sample.only_problems:
         return
     try:
         layout.check_key(sample.key)
     except UserError as error:
-        _note(writer, sample, [Problem("image", "unusable key", str(error))])
+        _quarantine_problems(writer, sample, [Problem("image", "unusable key", str(error))])
         return
     if sample.load is None:
-        status = read_sidecars(None, sample.json, size=None, given=sample.fields).status
+        status = read_sidecars(None, sample.json, size=None, fields=sample.fields).status
         if status and status != "success":
             problem = Problem("image", "download failed", f"the JSON sidecar says status {status!r}")
         else:
             problem = Problem("image", "no image", "there are sidecars but no image of this key")
-        _note(writer, sample, [problem])
+        _quarantine_problems(writer, sample, [problem])
         return
     if prepared.refused is not None:
-        _note(writer, sample, [Problem("image", prepared.refused.reason, str(prepared.refused))])
+        _quarantine_problems(writer, sample, [Problem("image", prepared.refused.reason, str(prepared.refused))])
         return
     location = None if sample.location is None else sample.location.resolve()
     if prepared.examined is None or not writer.accepts(sample.key, prepared.examined.sha256):
-        # Already there, removed or a duplicate: its sidecars were read, or are refused with it.
+        # Existing, removed or a duplicate: sidecars of the first were read already, those of others are refused.
         writer.add(sample.key, prepared.data, examined=prepared.examined, source=sample.source, location=location)
         return
     info = prepared.examined.info
-    size = _size_of_boxes(writer, sample, (info.width, info.height))
-    sidecar = read_sidecars(sample.text, sample.json, size=size, given=sample.fields, labels=sample.labels)
-    _note(writer, sample, sidecar.problems)
+    size = _find_box_size(writer, sample, (info.width, info.height))
+    sidecar = read_sidecars(sample.text, sample.json, size=size, fields=sample.fields, labels=sample.labels)
+    _quarantine_problems(writer, sample, sidecar.problems)
     writer.summary.regions_clipped += sidecar.clipped
     writer.summary.texts_cleaned += sidecar.cleaned
     writer.summary.without_text += not sidecar.captions and not sidecar.regions
@@ -209,18 +206,21 @@ def _extra_rows(sample: Sample, sidecar: Sidecar) -> dict[str, list[Mapping[str,
     extra = dict(sample.extra)
     if sidecar.url:
         extra["origin"] = [{"url": sidecar.url}]
-    for given, kept in ((sample.region_rows, sidecar.regions_kept), (sample.caption_rows, sidecar.captions_kept)):
-        if given is not None and kept:
-            kind, rows = given
-            extra[kind] = [{**rows[place], "position": position} for position, place in enumerate(kept)]
+    for table, indices in (
+        (sample.region_rows, sidecar.region_indices),
+        (sample.caption_rows, sidecar.caption_indices),
+    ):
+        if table is not None and indices:
+            kind, rows = table
+            extra[kind] = [{**rows[index], "position": position} for position, index in enumerate(indices)]
     return extra
 
 
-def _size_of_boxes(writer: CollectionWriter, sample: Sample, size: tuple[int, int]) -> tuple[int, int] | None:
-    """The image size (width, height) that the sample's boxes in pixels refer to; None where it is unclear.
+def _find_box_size(writer: CollectionWriter, sample: Sample, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the image size (width, height) that boxes in pixels refer to; None if it is unclear.
 
-    An image that was made smaller since its boxes were drawn has the stated shape, so the boxes are good in
-    the stated pixels. One of another shape was turned or cut, and its boxes would lie elsewhere.
+    An image that was shrunk after its boxes were drawn has the stated aspect, so its boxes are right in stated pixels. One
+    of another aspect was rotated or cropped: its boxes would be wrong.
     """
     stated = sample.stated_size
     if stated is None or stated == size or not (sample.fields or {}).get("regions"):
@@ -229,12 +229,12 @@ def _size_of_boxes(writer: CollectionWriter, sample: Sample, size: tuple[int, in
     if abs(across - down) <= SIZE_TOLERANCE * max(across, down):
         writer.summary.further["images of another size than their file states, whose boxes were scaled"] += 1
         return stated
-    detail = f"the boxes are for {stated[0]} x {stated[1]} pixels, the image has {size[0]} x {size[1]}"
-    _note(writer, sample, [Problem("region", "other image shape", detail)])
+    detail = f"boxes are for {stated[0]} x {stated[1]} pixels, but the image has {size[0]} x {size[1]}"
+    _quarantine_problems(writer, sample, [Problem("region", "other image shape", detail)])
     return None
 
 
-def _note(writer: CollectionWriter, sample: Sample, problems: Iterable[Problem]) -> None:
+def _quarantine_problems(writer: CollectionWriter, sample: Sample, problems: Iterable[Problem]) -> None:
     for problem in problems:
         writer.quarantine(
             sample.key,

@@ -1,9 +1,9 @@
 """Import LVIS: boxes of 1,203 categories on COCO's images.
 
-The form is COCO's. Images are named by the last two parts of `coco_url` (`train2017/000000391895.jpg`), which
-is also their key, or by `file_name` in older files. A category's phrase is its name with blanks for "_"; its
-synonyms, definition and frequency go to `coco_categories`, and the frequency ("rare", "common", "frequent") is
-the region's slice, the group that LVIS reports by.
+The format is that of COCO. Images are named by the last two parts of `coco_url` (`train2017/000000391895.jpg`), also their
+key, or by `file_name` in older files. The phrase of a category is its name with blanks for "_"; synonyms, definition and
+frequency are stored in `coco_categories`, and the frequency ("rare", "common", "frequent") is the slice of its regions, the
+group that LVIS reports by.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Unpack
 
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.coco import annotation_file, import_coco_file
+from foveate.records.importers.coco import find_annotation_file, import_coco_file
 from foveate.records.importers.coco_file import CocoImage, read_coco
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source
@@ -31,20 +31,20 @@ def import_lvis(
     reference: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take the images of an LVIS file, with their boxes, into the collection `target`.
+    """Import the images of an LVIS file, with their boxes, into the collection `target`.
 
     Args:
-        source: the file (`lvis_v1_val.json`), or a folder that has one, itself or in its folder `annotations`.
-        target: collection folder, made where it does not exist.
-        images: the folder that has `train2017` and `val2017`, or the images themselves.
-        captions: a COCO captions file, used where its image ids are the same.
+        source: the file (`lvis_v1_val.json`), or a folder that has one, directly or in `annotations`.
+        target: collection folder; created if it does not exist.
+        images: the folder that has `train2017` and `val2017`, or the images.
+        captions: a COCO captions file with the same image ids.
         group_by, reference: see `foveate.records.importers.folder.import_folder`.
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: no file or more than one is there, a file is damaged, or no image is found.
+        UserError: there is no file or more than one, a file is damaged, or no image is found.
     """
-    path = annotation_file(Path(source), _PATTERNS)
+    path = find_annotation_file(Path(source), _PATTERNS)
     read = read_coco(path, None if captions is None else check_source(Path(captions)))
     return import_coco_file(path, read, target, _names, images=images, group_by=group_by, reference=reference, **shared)
 
@@ -60,8 +60,8 @@ def _names(image: CocoImage) -> list[object]:
 def _recognize(source: str) -> str | None:
     path = Path(source)
     if path.is_dir():
-        found = [one for folder in (path, path / "annotations") for one in folder.glob(_PATTERNS[0])]
-        return found[0].name if found else None
+        files = [file for folder in (path, path / "annotations") for file in folder.glob(_PATTERNS[0])]
+        return files[0].name if files else None
     return path.name if path.is_file() and path.match(_PATTERNS[0]) else None
 
 

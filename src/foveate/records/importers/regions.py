@@ -1,4 +1,4 @@
-"""Boxes as people write them, turned into regions or into a reason why not."""
+"""Parse regions of sidecars in the usual box formats, or report why they are not usable."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from foveate.records.record import Region
 FORMATS = ("xyxy", "xywh")
 UNITS = ("pixel", "normalized")
 FIELDS = ("box", "phrase", "format", "unit", "score", "label", "slice", "source")
-# A box may stick out of its image by this part of the image's side and is then clipped. One that sticks
-# out further was most likely written in another unit or format, and clipping it would hide that.
+# A box may reach out of the image by this fraction of the side and is then clipped. One that reaches further was most likely
+# written in another unit or format, and clipping would hide that.
 CLIP_TOLERANCE = 0.05
 
 
 def read_region(raw: object, *, position: int, width: int, height: int) -> tuple[Region, bool] | Problem:
-    """One entry of a sidecar's "regions", for an image of `width` x `height` pixels (after EXIF rotation).
+    """Parse one entry of "regions"; return the region and whether its box was clipped, or the problem.
 
-    Fields: `box` (four numbers), `phrase` and/or `label`, `format` ("xyxy", the default, or "xywh"), `unit`
-    ("pixel", the default, or "normalized"), `score` in [0, 1], `slice`, `source`. Returns the region and
-    whether its box was clipped, or the problem for the quarantine.
+    Args:
+        raw: an object with `box` (four numbers), `phrase` and/or `label`, `format` ("xyxy", the default, or "xywh"), `unit`
+            ("pixel", the default, or "normalized"), `score` in [0, 1], `slice`, `source`.
+        position: number of the entry, for the problem.
+        width, height: of the image after EXIF rotation, in pixels.
     """
     try:
         if not isinstance(raw, Mapping):
@@ -42,8 +44,8 @@ def read_region(raw: object, *, position: int, width: int, height: int) -> tuple
     texts["phrase"] = texts["phrase"] if texts["phrase"].strip() else texts["label"]
     outcome = _fit(corners)
     if isinstance(outcome, str):
-        shown = ", ".join(f"{corner:.4g}" for corner in corners)
-        detail = f"box ({shown}) in parts of the image's width and height"
+        listed = ", ".join(f"{corner:.4g}" for corner in corners)
+        detail = f"box ({listed}) in parts of the image's width and height"
         return Problem("region", outcome, detail, position)
     box, clipped = outcome
     return Region(box, texts["phrase"], score, texts["label"], texts["slice"], texts["source"]), clipped
@@ -64,7 +66,7 @@ def _corners(raw: Mapping[str, object], *, width: int, height: int) -> tuple[flo
 
 
 def _fit(corners: tuple[float, float, float, float]) -> tuple[Box, bool] | str:
-    """The box, and whether it was clipped; or the reason code why there is none."""
+    """Return the box and whether it was clipped, or the reason code why it is refused."""
     if not all(math.isfinite(corner) for corner in corners):
         return "box not finite"
     x1, y1, x2, y2 = corners
@@ -99,6 +101,6 @@ def _number(value: object, name: str) -> float:
         return math.inf
 
 
-def _hint(raw: Mapping[str, object], wanted: str) -> str:
-    """The nearest of the fields that are there and not known, for a misspelt name."""
-    return nearest(wanted, [str(name) for name in raw if name not in FIELDS])
+def _hint(raw: Mapping[str, object], field: str) -> str:
+    """Return the nearest of the unknown fields of an entry, for a misspelled name."""
+    return nearest(field, [str(name) for name in raw if name not in FIELDS])

@@ -1,4 +1,4 @@
-"""What an importer reads before it is checked: bytes of an image and of its sidecar files."""
+"""What importers read before it is checked: images and sidecars, and the options that all importers share."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ GROUPINGS = ("none", "folder")
 class SharedOptions(TypedDict, total=False):
     """Keywords of every importer.
 
-    `name`: of a new collection, by default that of the target folder. `license`: of the images.
-    `source_name`: provenance, by default the name of the source. `workers`: threads that examine images.
-    `max_pixels`, `images_per_shard`, `bytes_per_shard`, `created`: see `CollectionWriter`.
+    Args:
+        name: name of a new collection, by default that of the target folder.
+        license: license of the images.
+        source_name: provenance, by default the name of the source.
+        workers: threads that examine images.
+        max_pixels, images_per_shard, bytes_per_shard, created: see `CollectionWriter`.
     """
 
     name: str | None
@@ -30,16 +33,16 @@ class SharedOptions(TypedDict, total=False):
     created: str | None
 
 
-# Files with these endings are taken for images; their first bytes decide what they are.
+# Files with these extensions are read as images; their first bytes decide the format.
 IMAGE_SUFFIXES = frozenset("jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff".split())
-# These are images too, but of formats that are not taken in: they are quarantined, not ignored.
+# Image formats that are not supported: quarantined with a reason rather than ignored.
 REFUSED_SUFFIXES = frozenset("avif heic heif svg jp2 jxl psd ico tga ppm pgm pbm eps".split())
-MAX_BYTES = 256 * 2**20
+MAX_BYTES = 256 * 2**20  # of one image or sidecar
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that goes to the quarantine: see `CollectionWriter.quarantine`."""
+    """A finding for the quarantine; see `CollectionWriter.quarantine`."""
 
     subject: str
     reason: str
@@ -51,17 +54,19 @@ class Problem:
 class Sample:
     """One image with its sidecars, unread and unchecked.
 
-    `source` says where it came from, for the quarantine. `load` gives the image's bytes (it may be called
-    in another thread), or is None where there is no image. `text` and `json` read the sidecars.
-    `labels` are known without a sidecar; those of the JSON file go before them.
-    `ignored` counts files that belong to the sample and are not used. With `only_problems` there is no
-    sample, just something to note at this point of the source.
-
-    Where an importer has read the annotations already, `fields` is the object that a JSON sidecar would hold.
-    `stated_size` (width, height) is the size that boxes in pixels refer to, where a file states it. `extra`
-    holds rows of further annotation tables. `region_rows` and `caption_rows` are a table and one row for each
-    entry of the fields "regions" and "captions": those of the taken ones are kept, with their `position`
-    among them. `location` is the image's own file, if it has one.
+    Args:
+        source: origin, for the quarantine.
+        load: returns the bytes of the image, possibly in another thread; None if there is no image.
+        text, json: read the sidecars.
+        labels: known without a sidecar; those of the JSON file take precedence.
+        ignored: number of files of the sample that are not used.
+        only_problems: there is no sample, only problems at this point of the source.
+        fields: content of a JSON sidecar, if the importer has read the annotations already.
+        stated_size: (width, height) that boxes in pixels refer to, as stated in a file.
+        extra: rows of further annotation tables, by kind.
+        region_rows, caption_rows: a table and one row per entry of the fields "regions" and "captions"; rows of the
+            imported entries are stored with their `position` among these.
+        location: the image's own file, if it has one.
     """
 
     key: str
@@ -84,9 +89,10 @@ class Sample:
 
 @dataclass(slots=True)
 class Sidecar:
-    """What the sidecars of one image say, as far as it could be used, and what could not.
+    """Usable content of the sidecars of one image, and problems with the rest.
 
-    `captions_kept` and `regions_kept` are the places that the kept ones had among those given.
+    Args:
+        caption_indices, region_indices: position of each caption and region among those in the file.
     """
 
     captions: list[Caption] = field(default_factory=list)
@@ -100,5 +106,5 @@ class Sidecar:
     problems: list[Problem] = field(default_factory=list)
     clipped: int = 0
     cleaned: int = 0
-    captions_kept: list[int] = field(default_factory=list)
-    regions_kept: list[int] = field(default_factory=list)
+    caption_indices: list[int] = field(default_factory=list)
+    region_indices: list[int] = field(default_factory=list)

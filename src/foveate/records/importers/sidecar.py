@@ -1,4 +1,4 @@
-"""Sidecar files: the text and the JSON object that lie beside an image.
+"""Read sidecar files: the text and the JSON object next to an image.
 
 Text (`.txt`): the whole file is one caption. JSON (`.json`): an object with, all optional,
 
@@ -6,7 +6,7 @@ Text (`.txt`): the whole file is one caption. JSON (`.json`): an object with, al
 - `regions`: a list, see `foveate.records.importers.regions.read_region`;
 - `labels`: an object of field to value; `group`, `split`, `url`: texts.
 
-Other fields, of which img2dataset writes many, are left alone.
+Other fields, of which img2dataset writes many, are ignored.
 """
 
 from __future__ import annotations
@@ -26,33 +26,35 @@ def read_sidecars(
     json_file: Callable[[], bytes] | None,
     *,
     size: tuple[int, int] | None,
-    given: Mapping[str, object] | None = None,
+    fields: Mapping[str, object] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Sidecar:
-    """Read both sidecars of an image of `size` (width, height); without a size regions are left out.
+    """Read both sidecars of an image; unusable parts become problems, the rest is used.
 
-    Equal captions of one kind are kept once, and the text file only where the JSON has not the same text:
-    img2dataset writes the caption into both. What cannot be used becomes a problem, the rest is used. Where
-    the fields are `given`, no JSON is read.
+    Args:
+        size: (width, height) for boxes in pixels; None leaves regions out.
+        fields: content of the JSON sidecar, which is then not read.
+        labels: known without a sidecar; those of the JSON take precedence.
     """
     sidecar = Sidecar()
     content = None if text is None else _decode(text, "text", sidecar)
-    fields = given or ({} if json_file is None else _object(json_file, sidecar))
+    fields = fields or ({} if json_file is None else _read_object(json_file, sidecar))
     captions: list[Caption] = []
     for name in ("caption", "captions", "alt"):
-        captions.extend(_captions(fields.get(name), name, sidecar))
+        captions.extend(_parse_captions(fields.get(name), name, sidecar))
+    # img2dataset writes the caption into both files.
     if content is not None and content.strip() not in {caption.text.strip() for caption in captions}:
         captions.insert(0, Caption(content))
-    _keep_captions(captions, sidecar)
+    _add_captions(captions, sidecar)
     for name in ("group", "split", "url", "status", "key"):
         value = fields.get(name)
-        # img2dataset has texts here too; a number, as some writers use for `key`, has no meaning to keep.
+        # Strings as in img2dataset; numbers, which some writers use for `key`, would not name the image elsewhere.
         if isinstance(value, str) and _is_storable(value):
             setattr(sidecar, name, clean_text(value))
-    _labels(labels, sidecar)
-    _labels(fields.get("labels"), sidecar)
+    _add_labels(labels, sidecar)
+    _add_labels(fields.get("labels"), sidecar)
     if size is not None:
-        _regions(fields.get("regions"), size, sidecar)
+        _add_regions(fields.get("regions"), size, sidecar)
     return sidecar
 
 
@@ -68,7 +70,7 @@ def _decode(read: Callable[[], bytes], what: str, sidecar: Sidecar) -> str | Non
     return None
 
 
-def _object(read: Callable[[], bytes], sidecar: Sidecar) -> Mapping[str, object]:
+def _read_object(read: Callable[[], bytes], sidecar: Sidecar) -> Mapping[str, object]:
     content = _decode(read, "JSON", sidecar)
     if content is None:
         return {}
@@ -85,7 +87,7 @@ def _object(read: Callable[[], bytes], sidecar: Sidecar) -> Mapping[str, object]
     return value
 
 
-def _captions(value: object, name: str, sidecar: Sidecar) -> list[Caption]:
+def _parse_captions(value: object, name: str, sidecar: Sidecar) -> list[Caption]:
     captions = []
     for position, entry in enumerate(value if isinstance(value, list) else [value]):
         if entry is None:
@@ -100,11 +102,11 @@ def _captions(value: object, name: str, sidecar: Sidecar) -> list[Caption]:
     return captions
 
 
-def _keep_captions(captions: list[Caption], sidecar: Sidecar) -> None:
+def _add_captions(captions: list[Caption], sidecar: Sidecar) -> None:
     seen = set()
     for position, caption in enumerate(captions):
         if not all(map(_is_storable, (caption.text, caption.kind, caption.source))):
-            detail = "the caption holds half a surrogate pair, which is no valid Unicode"
+            detail = "the caption has half a surrogate pair, which is not valid Unicode"
             sidecar.problems.append(Problem("caption", "not Unicode", detail, position))
             continue
         cleaned = clean_text(caption.text)
@@ -113,10 +115,10 @@ def _keep_captions(captions: list[Caption], sidecar: Sidecar) -> None:
         seen.add((cleaned, caption.kind))
         sidecar.cleaned += has_control_characters(caption.text)
         sidecar.captions.append(Caption(cleaned, caption.kind, caption.source))
-        sidecar.captions_kept.append(position)
+        sidecar.caption_indices.append(position)
 
 
-def _labels(value: object, sidecar: Sidecar) -> None:
+def _add_labels(value: object, sidecar: Sidecar) -> None:
     if value is None:
         return
     if not isinstance(value, Mapping):
@@ -132,7 +134,7 @@ def _labels(value: object, sidecar: Sidecar) -> None:
             sidecar.problems.append(Problem("labels", "malformed labels", detail, position))
 
 
-def _regions(value: object, size: tuple[int, int], sidecar: Sidecar) -> None:
+def _add_regions(value: object, size: tuple[int, int], sidecar: Sidecar) -> None:
     if value is None:
         return
     if not isinstance(value, list):
@@ -147,13 +149,13 @@ def _regions(value: object, size: tuple[int, int], sidecar: Sidecar) -> None:
         region, clipped = outcome
         texts = (region.phrase, region.label, region.slice, region.source)
         if not all(map(_is_storable, texts)):
-            detail = "the region's text holds half a surrogate pair, which is no valid Unicode"
+            detail = "the text of the region has half a surrogate pair, which is not valid Unicode"
             sidecar.problems.append(Problem("region", "not Unicode", detail, position))
             continue
         sidecar.cleaned += any(map(has_control_characters, texts))
         sidecar.clipped += clipped
         sidecar.regions.append(_clean(region))
-        sidecar.regions_kept.append(position)
+        sidecar.region_indices.append(position)
 
 
 def _clean(region: Region) -> Region:

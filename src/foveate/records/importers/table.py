@@ -1,7 +1,7 @@
-"""Import a table of paths and texts: CSV, TSV or Parquet, as open_clip and most data sets have it.
+"""Import a table of paths and texts: CSV, TSV or Parquet, as used by open_clip and many data sets.
 
-Rows with the same path are one image with several captions. The key is the path below the folder of the
-images, without its ending. Further columns, such as addresses, are ignored.
+Rows with the same path are one image with several captions. The key is the path below the folder of images, without
+extension. Other columns, such as URLs, are ignored.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import file_sample
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
-from foveate.records.importers.json_files import finding
+from foveate.records.importers.json_files import make_finding
 from foveate.records.importers.sample import Problem, Sample, SharedOptions
-from foveate.records.importers.table_files import SUFFIXES, column_names, is_of_images, read_columns
+from foveate.records.importers.table_files import SUFFIXES, has_images, read_column_names, read_columns
 
 PATHS = tuple("path filepath file_path file_name filename file image_path img_path image img picture".split())
 TEXTS = tuple("text caption captions title alt alt_text description sentence sentences txt".split())
@@ -30,32 +30,34 @@ BOXES = ("boxes", "regions")
 
 
 def find_column(
-    columns: Sequence[str], usual: Sequence[str], *, given: str | None, option: str, where: object
+    columns: Sequence[str], usual: Sequence[str], *, requested: str | None, option: str, where: object
 ) -> str | None:
-    """The column that the user has `given`, else the first of the `usual` names that is there, or None.
+    """Find a column: the `requested` one, else the first of the `usual` names, else None.
 
     Raises:
-        UserError: the given column is not there; the nearest one is named.
+        UserError: the requested column does not exist; the error names the nearest.
     """
-    if given is not None:
-        if given in columns:
-            return given
+    if requested is not None:
+        if requested in columns:
+            return requested
         listed = ", ".join(columns[:30])
         raise UserError(
-            f"{where} has no column {given!r} ({option}): its columns are {listed}{nearest(given, columns)}"
+            f"{where} has no column {requested!r} ({option}); expected one of {listed}{nearest(requested, columns)}"
         )
     folded = {name.casefold().strip(): name for name in reversed(columns)}
     return next((folded[name] for name in usual if name in folded), None)
 
 
-def need_column(columns: Sequence[str], usual: Sequence[str], *, given: str | None, option: str, where: object) -> str:
-    """As `find_column`, but the column must be there. Raises UserError with the nearest one otherwise."""
-    found = find_column(columns, usual, given=given, option=option, where=where)
-    if found is not None:
-        return found
+def need_column(
+    columns: Sequence[str], usual: Sequence[str], *, requested: str | None, option: str, where: object
+) -> str:
+    """Find a column like `find_column`, but raise UserError with the nearest if there is none."""
+    column = find_column(columns, usual, requested=requested, option=option, where=where)
+    if column is not None:
+        return column
     near = next((hint for name in usual if (hint := nearest(name, columns))), "")
     listed = ", ".join(columns[:30])
-    raise UserError(f"{where} has no column {' or '.join(usual[:4])}: name it with {option}, of {listed}{near}")
+    raise UserError(f"{where} has no column {' or '.join(usual[:4])}; choose one of {listed} with {option}{near}")
 
 
 def import_table(
@@ -71,20 +73,20 @@ def import_table(
     reference: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take the images that a table names, with their texts, into the collection `target`.
+    """Import the images that a table names, with their texts, into the collection `target`.
 
-    The columns that are used are read into memory, images are not.
+    Used columns are read into memory; images are not.
 
     Args:
         source: a `.csv`, `.tsv` or `.parquet` file. A text file is UTF-8 with a line of column names; tab,
-            comma or semicolon is told from that line.
-        target: collection folder, made where it does not exist.
-        images: the folder that paths start from and lead into; by default that of the table.
+            comma or semicolon is detected from that line.
+        target: collection folder; created if it does not exist.
+        images: the folder that paths are relative to; by default that of the table.
         path_column, text_column: names of the columns; by default one of the usual names.
         boxes_column: column with regions, as JSON or as Parquet lists of objects in the form of a sidecar's
-            `regions`; by default `boxes` or `regions` where there is one.
-        label_column: columns whose cells are the image's labels, each a label field of the column's name. Where
-            rows of one image differ the first is taken and the others are noted.
+            `regions`; by default `boxes` or `regions` if there is one.
+        label_column: columns with labels, each a label field of the same name. If rows of one image differ, the first
+            is used and the others are quarantined.
         group_by, reference: see `foveate.records.importers.folder.import_folder`.
         shared: see `SharedOptions`.
 
@@ -94,45 +96,46 @@ def import_table(
     path = check_source(Path(source))
     root = path.parent if images is None else Path(images)
     if not root.is_dir():
-        raise UserError(f"--images: {root} is no folder")
-    names = column_names(path)
+        raise UserError(f"--images: {root} is not a folder")
+    names = read_column_names(path)
     columns = {
-        "path": need_column(names, PATHS, given=path_column, option="--path-column", where=path),
-        "text": find_column(names, TEXTS, given=text_column, option="--text-column", where=path),
-        "boxes": find_column(names, BOXES, given=boxes_column, option="--boxes-column", where=path),
+        "path": need_column(names, PATHS, requested=path_column, option="--path-column", where=path),
+        "text": find_column(names, TEXTS, requested=text_column, option="--text-column", where=path),
+        "boxes": find_column(names, BOXES, requested=boxes_column, option="--boxes-column", where=path),
     }
-    labels = [need_column(names, (), given=one, option="--label-column", where=path) for one in label_column]
+    labels = [need_column(names, (), requested=name, option="--label-column", where=path) for name in label_column]
     if columns["text"] is None and columns["boxes"] is None and not labels:
-        need_column(names, TEXTS, given=None, option="--text-column", where=path)
-    wanted = {use: name for use, name in columns.items() if name is not None}
-    table, findings = read_columns(path, list(dict.fromkeys([*wanted.values(), *labels])))
-    kind = table[wanted["path"]].type
+        need_column(names, TEXTS, requested=None, option="--text-column", where=path)
+    used = {use: name for use, name in columns.items() if name is not None}
+    table, findings = read_columns(path, list(dict.fromkeys([*used.values(), *labels])))
+    kind = table[used["path"]].type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_null(kind):
-        raise UserError(f"{path}: column {wanted['path']!r} of the paths holds {kind}: text is wanted")
+        raise UserError(f"{path}: column {used['path']!r} of paths has type {kind}; expected text")
     if table.num_rows == 0:
         what = f" that can be read: in {findings[0].key} {findings[0].problems[0].detail}" if findings else ""
         raise UserError(f"{path} has no rows{what}")
     summary = import_samples(
         target,
-        _samples(table, wanted, labels, findings, root, path),
+        _samples(table, used, labels, findings, root, path),
         default_source=path.stem,
         group_by=group_by,
         reference=reference,
         **shared,
     )
-    told = ", ".join(f"{use} from {name!r}" for use, name in [*wanted.items(), *(("label", one) for one in labels)])
-    summary.notes.append(f"columns used: {told}; images below {root}")
-    if summary.taken + summary.already_there == 0 and summary.images_quarantined:
-        summary.notes.append("no image was found: --images names the folder that the paths start from")
+    listed = ", ".join(f"{use} from {name!r}" for use, name in [*used.items(), *(("label", name) for name in labels)])
+    summary.notes.append(f"columns used: {listed}; images below {root}")
+    if summary.imported + summary.existing == 0 and summary.images_quarantined:
+        summary.notes.append("no image was found; set --images to the folder that the paths are relative to")
     return summary
 
 
 def _samples(
-    table: pa.Table, wanted: dict[str, str], labels: list[str], findings: list[Sample], root: Path, path: Path
+    table: pa.Table, used: dict[str, str], labels: list[str], findings: list[Sample], root: Path, path: Path
 ) -> Iterator[Sample]:
     yield from findings
-    paths, texts, boxes = (table[wanted[use]] if use in wanted else None for use in ("path", "text", "boxes"))
+    paths, texts, boxes = (table[used[use]] if use in used else None for use in ("path", "text", "boxes"))
     assert paths is not None
+    # Sorting integer codes groups equal paths much faster than comparing strings row by row.
     encoded = paths.combine_chunks().dictionary_encode(null_encoding="encode")
     codes = encoded.indices.to_numpy()
     order = np.argsort(codes, kind="stable")
@@ -155,9 +158,11 @@ def _sample(
     try:
         name = _cell(paths, rows[0])
     except UnicodeDecodeError as error:
-        return finding(f"row {rows[0] + 1}", where, "image", "no file name", f"the path is not UTF-8: {error.reason}")
+        return make_finding(
+            f"row {rows[0] + 1}", where, "image", "no file name", f"the path is not UTF-8: {error.reason}"
+        )
     if not isinstance(name, str) or not name.strip():
-        return finding(f"row {rows[0] + 1}", where, "image", "no file name", "the cell of the path is empty")
+        return make_finding(f"row {rows[0] + 1}", where, "image", "no file name", "the cell of the path is empty")
     sample = file_sample(name, root, source=where)
     captions: list[object] = []
     regions: list[object] = []
@@ -186,8 +191,8 @@ def _texts(column: pa.ChunkedArray, row: int, position: int, sample: Sample) -> 
 
 
 def _labels(rows: np.ndarray, columns: dict[str, pa.ChunkedArray], sample: Sample) -> dict[str, str]:
-    """The labels of an image's rows: by column the first cell that is not empty."""
-    found: dict[str, str] = {}
+    """Return the labels of the rows of an image: per column the first cell that is not empty."""
+    labels: dict[str, str] = {}
     for name, column in columns.items():
         for position, row in enumerate(rows.tolist()):
             try:
@@ -198,10 +203,10 @@ def _labels(rows: np.ndarray, columns: dict[str, pa.ChunkedArray], sample: Sampl
                 continue
             if value is None or value == "":
                 continue
-            if found.setdefault(name, str(value)) != str(value):
-                detail = f"another row says {name} {str(value)[:60]!r}; {found[name][:60]!r} is kept"
+            if labels.setdefault(name, str(value)) != str(value):
+                detail = f"another row says {name} {str(value)[:60]!r}; {labels[name][:60]!r} is kept"
                 sample.problems.append(Problem("labels", "several labels", detail, position))
-    return found
+    return labels
 
 
 def _regions(column: pa.ChunkedArray, row: int, position: int, sample: Sample) -> list[object]:
@@ -217,11 +222,11 @@ def _regions(column: pa.ChunkedArray, row: int, position: int, sample: Sample) -
         detail = "the cell of the boxes must hold a list of objects"
         sample.problems.append(Problem("region", "malformed region", detail, position))
         return []
-    return [_without_nulls(one) for one in value or []]
+    return [_drop_nulls(region) for region in value or []]
 
 
-def _without_nulls(region: object) -> object:
-    """Parquet gives every object all fields of the column; those that were absent are null."""
+def _drop_nulls(region: object) -> object:
+    """Drop fields that are null: Parquet gives every object all fields of the column."""
     if not isinstance(region, dict):
         return region
     return {name: value for name, value in region.items() if value is not None}
@@ -231,7 +236,7 @@ def _recognize(source: str) -> str | None:
     path = Path(source)
     if not path.is_file() or path.suffix.lower() not in SUFFIXES:
         return None
-    return None if is_of_images(path) else f"a {path.suffix.lower()[1:]} table"
+    return None if has_images(path) else f"a {path.suffix.lower()[1:]} table"
 
 
 FORMAT = Format(

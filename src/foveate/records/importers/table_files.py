@@ -1,4 +1,4 @@
-"""Reading tables of text: CSV and TSV cell by cell, so that one bad cell or line spoils no other, and Parquet."""
+"""Read CSV, TSV and Parquet tables; one bad cell or line of a text file does not affect the others."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from foveate.core.errors import UserError
-from foveate.records.importers.json_files import finding
+from foveate.records.importers.json_files import make_finding
 from foveate.records.importers.sample import Sample
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _HEAD_BYTES = 2**20
-# pyarrow wants a whole row within one block; a block is only as large as the file.
-_LARGEST_ROW = 2**28
+# pyarrow needs a whole row within one block; a block is never larger than the file.
+_MAX_ROW_BYTES = 2**28
 
 
-def column_names(path: Path) -> list[str]:
-    """The names of a table's columns. Raises UserError where it cannot be read."""
+def read_column_names(path: Path) -> list[str]:
+    """Return the column names of a table; raise UserError if it cannot be read."""
     if _kind(path) == ".parquet":
         return _parquet_schema(path).names
     return _header(path)[0]
 
 
 def read_columns(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
-    """The columns `names`, and what is wrong with lines that have more or fewer cells than the header.
+    """Read the columns `names`; also return findings about lines with another number of cells than the header.
 
-    Cells of a text file are bytes, unchecked. Raises UserError where the table is damaged or a column holds
-    neither text nor lists.
+    Cells of a text file are unchecked bytes.
+
+    Raises:
+        UserError: the table is damaged, or a column has neither text nor lists.
     """
     return _read_parquet(path, names) if _kind(path) == ".parquet" else _read_text(path, names)
 
 
-def is_of_images(path: Path) -> bool:
-    """Whether a Parquet file holds images themselves, as a struct of bytes and path."""
+def has_images(path: Path) -> bool:
+    """Whether a Parquet file contains images, as structs of bytes and path."""
     if path.suffix.lower() != ".parquet":
         return False
     try:
@@ -50,22 +52,22 @@ def is_of_images(path: Path) -> bool:
 def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UserError(f"{path}: a table ends in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: expected a table that ends in {', '.join(SUFFIXES)}")
     return suffix
 
 
 def _header(path: Path) -> tuple[list[str], str]:
-    """Names and delimiter from the first line."""
+    """Read column names and delimiter from the first line."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path} is UTF-16: save it as UTF-8")
+        raise UserError(f"{path} is UTF-16; expected UTF-8")
     line = head.removeprefix(b"\xef\xbb\xbf").splitlines()[0] if head.strip() else b""
     if not line.strip():
-        raise UserError(f"{path} is empty: a first line with the names of the columns is wanted")
+        raise UserError(f"{path} is empty; expected a first line with column names")
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -74,7 +76,7 @@ def _header(path: Path) -> tuple[list[str], str]:
     try:
         return next(csv.reader([text], delimiter=delimiter)), delimiter
     except csv.Error as error:
-        raise UserError(f"{path}: the first line cannot be read as names of columns ({error})") from error
+        raise UserError(f"{path}: cannot read column names from the first line ({error})") from error
 
 
 def _read_text(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
@@ -84,14 +86,14 @@ def _read_text(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
     def note(row: pa_csv.InvalidRow) -> str:
         number = len(findings) + 1 if row.number is None else row.number - 1
         detail = f"the line has {row.actual_columns} cells, the header has {row.expected_columns}"
-        findings.append(finding(f"row {number}", path.name, "row", "wrong number of cells", detail))
+        findings.append(make_finding(f"row {number}", path.name, "row", "wrong number of cells", detail))
         return "skip"
 
-    block = min(max(2 * path.stat().st_size + 1, 2**16), _LARGEST_ROW)
+    block = min(max(2 * path.stat().st_size + 1, 2**16), _MAX_ROW_BYTES)
     try:
         clean = _is_utf8(path)
         table = pa_csv.read_csv(
-            # pyarrow hands a bad line over as text, which bytes of another encoding are not: as Latin-1 all are.
+            # pyarrow passes bad lines to the handler as text and fails on other encodings; as Latin-1 any bytes are text.
             path if clean else pa.BufferReader(path.read_bytes().decode("latin-1").encode("utf-8")),
             read_options=pa_csv.ReadOptions(use_threads=False, block_size=block),
             parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note),
@@ -103,7 +105,7 @@ def _read_text(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
         )
     except (pa.ArrowException, KeyError, OSError) as error:
         raise UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0][:200]}") from error
-    return table if clean else _as_they_were(table), findings
+    return table if clean else _restore_bytes(table), findings
 
 
 def _is_utf8(path: Path) -> bool:
@@ -118,8 +120,8 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _as_they_were(table: pa.Table) -> pa.Table:
-    """The cells with the bytes that they had before the whole file was taken for Latin-1."""
+def _restore_bytes(table: pa.Table) -> pa.Table:
+    """Return the cells with their original bytes, after the file was read as Latin-1."""
     columns = {
         name: pa.array([cell.decode("utf-8").encode("latin-1") for cell in table[name].to_pylist()], pa.large_binary())
         for name in table.column_names
@@ -143,7 +145,7 @@ def _read_parquet(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
         lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_null(kind)
         if not text and not lists:
-            raise UserError(f"{path}: column {name!r} holds {kind}: text is wanted")
+            raise UserError(f"{path}: column {name!r} has type {kind}; expected text")
     try:
         table = pq.read_table(path, columns=names, partitioning=None)
         plain = [_without_dictionary(table[name]) for name in names]
@@ -153,5 +155,5 @@ def _read_parquet(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]
 
 
 def _without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The values themselves of a column that was stored as numbers of values."""
+    """Decode a dictionary-encoded column."""
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column

@@ -1,6 +1,6 @@
 """Import Visual Genome: `region_descriptions.json`, `image_data.json` and the folders VG_100K and VG_100K_2.
 
-An image's key is its number in the set. Each described region becomes a region with its phrase.
+The key of an image is its number in the data set. Each described region becomes a region with its phrase.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from foveate.records.importers.files import file_sample
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.json_files import (
-    finding,
-    folder_with,
+    find_image_folder,
+    get_integer,
+    get_stated_size,
+    make_finding,
     read_annotations,
-    stated_size,
-    whole_number,
 )
 from foveate.records.importers.sample import Sample, SharedOptions
 
@@ -28,8 +28,8 @@ _IMAGES = "image_data.json"
 _FOLDERS = ("VG_100K", "VG_100K_2", "images/VG_100K", "images2/VG_100K_2", "images", "")
 
 
-class _Described(NamedTuple):
-    """A region as it is kept while the file is read: a third of the memory of its object."""
+class _CompactRegion(NamedTuple):
+    """A region while the file is read, in a third of the memory of its JSON object."""
 
     phrase: object
     box: tuple[object, ...]
@@ -43,15 +43,15 @@ def import_visual_genome(
     reference: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Take Visual Genome's images, with their described regions, into the collection `target`.
+    """Import the images of Visual Genome, with their described regions, into the collection `target`.
 
-    Both files are read into memory, which takes three times their size (measured on 80 MB; so about 2.2 GB for the
-    whole set of 720 MB); images are not.
+    Both files are read into memory, which needs three times their size (measured on 80 MB, so about 2.2 GB for the 720 MB
+    of the data set).
 
     Args:
         source: the folder that has the two files, or one of the two.
-        target: collection folder, made where it does not exist.
-        images: the folder that has VG_100K and VG_100K_2, or the images themselves; by default `source`.
+        target: collection folder; created if it does not exist.
+        images: the folder that has VG_100K and VG_100K_2, or the images; by default `source`.
         reference: see `foveate.records.importers.folder.import_folder`.
         shared: see `SharedOptions`.
 
@@ -62,14 +62,14 @@ def import_visual_genome(
     folder = source if source.is_dir() else source.parent
     for name in (_REGIONS, _IMAGES):
         if not (folder / name).is_file():
-            there = [path.name for path in folder.glob("*.json*")]
-            raise UserError(f"{folder} has no {name}{nearest(name, there)}")
-    entries = _list(read_annotations(folder / _IMAGES), folder / _IMAGES)
-    described = _list(read_annotations(folder / _REGIONS, _compact), folder / _REGIONS)
-    regions, findings = _by_image(described)
-    names = [_file_names(entry) for entry in entries if isinstance(entry, dict)]
-    given = None if images is None else Path(images)
-    root = folder_with(names, [folder], source=folder / _IMAGES, given=given)
+            names = [path.name for path in folder.glob("*.json*")]
+            raise UserError(f"{folder} has no {name}{nearest(name, names)}")
+    entries = _check_list(read_annotations(folder / _IMAGES), folder / _IMAGES)
+    described = _check_list(read_annotations(folder / _REGIONS, _compact), folder / _REGIONS)
+    regions, findings = _group_by_image(described)
+    names = [_list_file_names(entry) for entry in entries if isinstance(entry, dict)]
+    requested = None if images is None else Path(images)
+    root = find_image_folder(names, [folder], source=folder / _IMAGES, requested=requested)
     return import_samples(
         target,
         _samples(entries, regions, findings, root),
@@ -80,39 +80,39 @@ def import_visual_genome(
     )
 
 
-def _list(content: object, path: Path) -> list[Any]:
+def _check_list(content: object, path: Path) -> list[Any]:
     if not isinstance(content, list):
-        raise UserError(f"{path}: a list of objects is wanted, not a {type(content).__name__}")
+        raise UserError(f"{path}: expected a list of objects (got {type(content).__name__})")
     return content
 
 
 def _compact(entry: dict[str, Any]) -> object:
     if "phrase" in entry and "width" in entry and "regions" not in entry:
-        return _Described(entry["phrase"], tuple(entry.get(name) for name in ("x", "y", "width", "height")))
+        return _CompactRegion(entry["phrase"], tuple(entry.get(name) for name in ("x", "y", "width", "height")))
     return entry
 
 
-def _by_image(described: list[Any]) -> tuple[dict[int, list[Any]], list[Sample]]:
-    """Regions by the number of their image, and what is wrong with entries of the file."""
+def _group_by_image(described: list[Any]) -> tuple[dict[int, list[Any]], list[Sample]]:
+    """Group regions by the number of their image; also return findings about unusable entries."""
     regions: dict[int, list[Any]] = {}
     findings = []
     for position, entry in enumerate(described):
-        number = _number_of(entry) if isinstance(entry, Mapping) else None
+        number = _get_number(entry) if isinstance(entry, Mapping) else None
         if number is None or not isinstance(entry.get("regions"), list):
-            detail = "an entry must have 'id', a whole number, and 'regions', a list"
-            findings.append(finding(f"{_REGIONS}[{position}]", _REGIONS, "region", "malformed entry", detail))
+            detail = "an entry must have an integer 'id' and a list 'regions'"
+            findings.append(make_finding(f"{_REGIONS}[{position}]", _REGIONS, "region", "malformed entry", detail))
         else:
             regions.setdefault(number, []).extend(entry["regions"])
     return regions, findings
 
 
-def _number_of(entry: Mapping[str, Any]) -> int | None:
-    return whole_number(entry, "image_id" if "image_id" in entry else "id")
+def _get_number(entry: Mapping[str, Any]) -> int | None:
+    return get_integer(entry, "image_id" if "image_id" in entry else "id")
 
 
-def _file_names(entry: Mapping[str, Any]) -> list[object]:
-    """Where an image may lie: in the folder of its address first."""
-    number, url = _number_of(entry), entry.get("url")
+def _list_file_names(entry: Mapping[str, Any]) -> list[object]:
+    """List possible file names of an image, first with the folder of its URL."""
+    number, url = _get_number(entry), entry.get("url")
     parts = url.split("/")[-2:] if isinstance(url, str) and url.count("/") >= 2 else []
     stated = ["/".join(parts)] if parts and parts[1].rpartition(".")[0] == str(number) else []
     return [*stated, *(f"{folder}/{number}.jpg".lstrip("/") for folder in _FOLDERS)]
@@ -123,37 +123,40 @@ def _samples(images: list[Any], regions: dict[int, list[Any]], findings: list[Sa
     unused = set(regions)
     seen: set[int] = set()
     for position, entry in enumerate(images):
-        number = _number_of(entry) if isinstance(entry, Mapping) else None
-        place = f"{_IMAGES}[{position}]"
+        number = _get_number(entry) if isinstance(entry, Mapping) else None
+        where = f"{_IMAGES}[{position}]"
         if number is None:
-            detail = "an entry must be an object whose 'image_id' is a whole number"
-            yield finding(place, _IMAGES, "image", "malformed entry", detail)
+            detail = "an entry must be an object with an integer 'image_id'"
+            yield make_finding(where, _IMAGES, "image", "malformed entry", detail)
             continue
         unused.discard(number)
         if number in seen:
-            detail = f"the id {number} is that of an earlier entry, which stays"
-            yield finding(place, _IMAGES, "image", "duplicate id", detail)
+            detail = f"an earlier entry has the id {number} and is kept"
+            yield make_finding(where, _IMAGES, "image", "duplicate id", detail)
             continue
         seen.add(number)
         yield _sample(number, entry, regions.get(number, []), root)
     for number in sorted(unused):
-        detail = f"there are {len(regions[number])} regions for it, but no entry in {_IMAGES}"
-        yield finding(str(number), _REGIONS, "region", "unknown image", detail)
+        detail = f"it has {len(regions[number])} regions but no entry in {_IMAGES}"
+        yield make_finding(str(number), _REGIONS, "region", "unknown image", detail)
 
 
 def _sample(number: int, entry: Mapping[str, Any], regions: list[Any], root: Path) -> Sample:
-    names = _file_names(entry)
+    names = _list_file_names(entry)
     below = next((str(name) for name in names if (root / str(name)).is_file()), str(names[0]))
     sample = file_sample(below, root, source=f"{_IMAGES}: {number}")
     sample.key = str(number)
     url = entry.get("url")
-    sample.fields = {"regions": [_region(one) for one in regions], "url": url if isinstance(url, str) else ""}
-    sample.stated_size = stated_size(entry)
+    sample.fields = {
+        "regions": [_make_region(region) for region in regions],
+        "url": url if isinstance(url, str) else "",
+    }
+    sample.stated_size = get_stated_size(entry)
     return sample
 
 
-def _region(raw: object) -> object:
-    if not isinstance(raw, _Described):
+def _make_region(raw: object) -> object:
+    if not isinstance(raw, _CompactRegion):
         return raw
     return {"phrase": raw.phrase, "box": list(raw.box), "format": "xywh", "unit": "pixel"}
 

@@ -1,7 +1,7 @@
-"""Import WebDataset tar files as img2dataset writes them: `KEY.jpg`, `KEY.txt` and `KEY.json` side by side.
+"""Import WebDataset tars as img2dataset writes them: `KEY.jpg`, `KEY.txt` and `KEY.json` next to each other.
 
-Members are read, never unpacked to disk. The key of a sample is the member's path up to the first dot of its
-file name; the JSON field `key` goes before it where both mean the same (see `layout.member_name`).
+Members are read, never unpacked to disk. The key of a sample is the path of the member up to the first dot of its file
+name; the JSON field `key` takes precedence if the former is its escaped form (see `layout.member_name`).
 """
 
 from __future__ import annotations
@@ -29,80 +29,79 @@ from foveate.records.importers.sample import IMAGE_SUFFIXES, MAX_BYTES, REFUSED_
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MEMBER = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$", re.DOTALL)
-_MOST_MEMBERS_OF_SAMPLE = 1000
+_MAX_DUPLICATES = 1000  # findings per sample: a hostile tar must not fill the quarantine
 # What tarfile and the decompressors raise on damaged files.
-_DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error, lzma.LZMAError)
+_READING_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error, lzma.LZMAError)
 
 
 def import_webdataset(source: str | Path, target: str | Path, **shared: Unpack[SharedOptions]) -> ImportSummary:
-    """Take the samples of WebDataset tars into the collection `target`, shard after shard.
+    """Import the samples of WebDataset tars into the collection `target`, shard by shard.
 
-    Doing it again takes in only what is new. Of a sample the members `.jpg` (or another image), `.txt` and
-    `.json` are used, others are counted as ignored. Quarantined are members with paths that lead out of a
-    folder, links, devices, samples without an image, and shards that end too early (what stands before is
-    used).
+    Importing again adds only what is new. The members `.jpg` (or another image format), `.txt` and `.json` of a sample are
+    used, others are counted as ignored. Unsafe paths, links, devices, samples without an image and truncated shards are
+    quarantined; what comes before a truncation is used.
 
     Args:
-        source: a tar file, a folder of them (other files beside them are left alone), or a pattern with `*`
-            or `{00000..00099}`.
-        target: collection folder, made where it does not exist.
+        source: a tar file, a folder of tar files (others are ignored), or a pattern with `*` or `{00000..00099}`.
+        target: collection folder; created if it does not exist.
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: there are no tar files; or the target is no collection, or is being written by another
-            process.
+        UserError: there are no tar files, the target is not a collection, or another process writes it.
     """
     shards = list_shards(source)
     samples = itertools.chain.from_iterable(_samples(shard) for shard in track(shards, description="importing shards"))
-    return import_samples(target, samples, default_source=_name_of(Path(source)), shown=False, **shared)
+    return import_samples(
+        target, samples, default_source=_make_source_name(Path(source)), show_progress=False, **shared
+    )
 
 
 def list_shards(source: str | Path) -> list[Path]:
-    """The tar files that `source` means, sorted. Raises UserError where there are none."""
+    """List the tar files of a source, sorted; raise UserError if there are none."""
     text = str(source)
     if _is_pattern(text):
         patterns = _expand_braces(text)
-        found = {Path(path) for pattern in patterns for path in glob.glob(pattern)}
+        matches = {Path(path) for pattern in patterns for path in glob.glob(pattern)}
         plain = [pattern for pattern in patterns if not glob.has_magic(pattern)]
         missing = [path for path in plain if not Path(path).exists()]
         if missing:
-            raise UserError(f"{missing[0]} does not exist, though {text} names it")
-        shards = sorted(path for path in found if path.name.endswith(_SUFFIXES))
+            raise UserError(f"{missing[0]} does not exist (in {text})")
+        shards = sorted(path for path in matches if path.name.endswith(_SUFFIXES))
     else:
-        place = check_source(Path(source))
-        shards = [place]
-        if place.is_dir():
-            shards = sorted(path for path in place.iterdir() if path.name.endswith(_SUFFIXES))
+        folder = check_source(Path(source))
+        shards = [folder]
+        if folder.is_dir():
+            shards = sorted(path for path in folder.iterdir() if path.name.endswith(_SUFFIXES))
     if not shards:
-        raise UserError(f"{source} has no tar files: looked for names that end in {', '.join(_SUFFIXES)}")
+        raise UserError(f"{source} has no tar files; expected names that end in {', '.join(_SUFFIXES)}")
     return shards
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """`a-{08..11}.tar` to a-08.tar, a-09.tar, a-10.tar, a-11.tar; several braces multiply."""
+    """Expand `a-{08..11}.tar` to a-08.tar, a-09.tar, a-10.tar, a-11.tar; several braces multiply."""
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
     first, last = match.groups()
-    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    digits = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
     return [
         expanded
-        for number in numbers
+        for number in digits
         for expanded in _expand_braces(pattern[: match.start()] + number + pattern[match.end() :])
     ]
 
 
-def _name_of(place: Path) -> str:
-    """Provenance from a path: the folder's name, or the file's without its endings."""
-    if _is_pattern(place.name):
-        return place.resolve().parent.name
-    return place.resolve().name.split(".")[0]
+def _make_source_name(path: Path) -> str:
+    """Make the source name from a path: the name of the folder, or of the file without extensions."""
+    if _is_pattern(path.name):
+        return path.resolve().parent.name
+    return path.resolve().name.split(".")[0]
 
 
 def _samples(shard: Path) -> Iterator[Sample]:
-    """Samples of one tar: runs of members with the same key, as WebDataset groups them."""
+    """Yield the samples of one tar: consecutive members with equal keys, as WebDataset groups them."""
     sample: Sample | None = None
-    for name, data, problem in _members(shard):
+    for name, data, problem in _read_members(shard):
         if problem is not None:
             where = f"{shard.name}/{name}" if name else shard.name
             key = name or shard.name
@@ -115,15 +114,15 @@ def _samples(shard: Path) -> Iterator[Sample]:
         key, suffix = match[1], match[2].lower()
         if sample is None or key != sample.key:
             if sample is not None:
-                yield _with_json_key(sample)
+                yield _use_json_key(sample)
             sample = Sample(key=key, source=f"{shard.name}/{key}", load=None)
-        sample.ignored += not _put(sample, suffix, name, data)
+        sample.ignored += not _add_member(sample, suffix, name, data)
     if sample is not None:
-        yield _with_json_key(sample)
+        yield _use_json_key(sample)
 
 
-def _put(sample: Sample, suffix: str, name: str, data: bytes) -> bool:
-    """Put a member into its sample; False where its kind is not used."""
+def _add_member(sample: Sample, suffix: str, name: str, data: bytes) -> bool:
+    """Add a member to its sample; return False if its kind is not used."""
     if suffix in IMAGE_SUFFIXES | REFUSED_SUFFIXES:
         slot = "load"
     elif suffix in ("txt", "json"):
@@ -132,14 +131,14 @@ def _put(sample: Sample, suffix: str, name: str, data: bytes) -> bool:
         return False
     if getattr(sample, slot) is None:
         setattr(sample, slot, lambda: data)
-    elif len(sample.problems) < _MOST_MEMBERS_OF_SAMPLE:
-        detail = f"{name!r} comes after another member of the same sample and kind; the first stays"
+    elif len(sample.problems) < _MAX_DUPLICATES:
+        detail = f"{name!r} is the second member of this kind in its sample; the first is kept"
         sample.problems.append(Problem("member", "duplicate member", detail, len(sample.problems)))
     return True
 
 
-def _with_json_key(sample: Sample) -> Sample:
-    """The sample under the key of its JSON, if the tar's own key is that one's escaped form."""
+def _use_json_key(sample: Sample) -> Sample:
+    """Return the sample with the key of its JSON, if the key of the tar is its escaped form."""
     if "%" not in sample.key or sample.json is None:
         return sample
     try:
@@ -152,37 +151,38 @@ def _with_json_key(sample: Sample) -> Sample:
     return sample
 
 
-def _members(shard: Path) -> Iterator[tuple[str, bytes, Problem | None]]:
-    """Names and bytes of the regular files in a tar, and the problems met on the way."""
+def _read_members(shard: Path) -> Iterator[tuple[str, bytes, Problem | None]]:
+    """Yield names and bytes of the regular files in a tar, and problems."""
     count = 0
     try:
         with tarfile.open(shard, "r:*") as tar:
             for member in tar:
                 count += 1
-                problem = _member_problem(member)
+                problem = _find_member_problem(member)
                 if problem is not None:
                     yield member.name, b"", problem
                 elif not member.isdir():
                     file = tar.extractfile(member)
                     assert file is not None
                     yield member.name.removeprefix("./"), file.read(), None
+            # tarfile ends silently at a truncation between two members: only the missing end mark tells.
             if tar.fileobj is not None:
                 tar.fileobj.seek(tar.offset)
                 ending = tar.fileobj.read(tarfile.BLOCKSIZE)
                 if count == 0:
                     yield "", b"", Problem("shard", "empty shard", "the tar has no members")
                 elif len(ending) < tarfile.BLOCKSIZE or any(ending):
-                    detail = f"the tar has no end mark after {count} members: it is cut short or damaged"
+                    detail = f"the tar has no end mark after {count} members: truncated or damaged"
                     yield "", b"", Problem("shard", "truncated shard", detail)
-    except _DAMAGE as error:
+    except _READING_ERRORS as error:
         detail = f"the tar cannot be read after {count} members: {str(error)[:120]}"
         yield "", b"", Problem("shard", "damaged shard", detail)
 
 
-def _member_problem(member: tarfile.TarInfo) -> Problem | None:
+def _find_member_problem(member: tarfile.TarInfo) -> Problem | None:
     parts = member.name.removeprefix("./").split("/")
     if member.name.startswith("/") or ".." in parts or "\\" in member.name or "\0" in member.name:
-        detail = f"the member {member.name!r} has a path that leads out of the folder"
+        detail = f"the path of member {member.name!r} leads out of the folder"
         return Problem("member", "unsafe path", detail)
     if member.isdir():
         return None
@@ -190,7 +190,7 @@ def _member_problem(member: tarfile.TarInfo) -> Problem | None:
         kind = "symbolic link" if member.issym() else "hard link" if member.islnk() else "device or pipe"
         return Problem("member", "no regular file", f"the member {member.name!r} is a {kind}")
     if member.size > MAX_BYTES:
-        detail = f"the member {member.name!r} has {member.size:,} bytes; allowed are {MAX_BYTES:,}"
+        detail = f"the member {member.name!r} has {member.size:,} bytes; expected at most {MAX_BYTES:,}"
         return Problem("member", "too many bytes", detail)
     return None
 
@@ -201,7 +201,7 @@ def _recognize(source: str) -> str | None:
     path = Path(source)
     if not path.is_dir():
         return None
-    names = [one.name.lower() for one in path.iterdir()]
+    names = [entry.name.lower() for entry in path.iterdir()]
     images = any(name.rpartition(".")[2] in IMAGE_SUFFIXES for name in names)
     return "tar files" if any(name.endswith(_SUFFIXES) for name in names) and not images else None
 
