@@ -72,7 +72,7 @@ def test_near_duplicates_are_taken_out(foveate: Run, sets: Path) -> None:
         (("coco", "--as", "cocoo"), "Did you mean 'coco'?"),
         (("cocoo",), "Did you mean 'coco'?"),
         (("lvis", "--as", "coco"), "has no annotation file"),
-        (("coco", "--images", "nowhere"), "nowhere is no folder"),
+        (("coco", "--images", "nowhere"), "nowhere is not a folder"),
         (("coco", "--split", "train=2"), "not in [0, 1]"),
     ],
 )

@@ -99,8 +99,8 @@ def test_coco_boxes_categories_captions_and_crowds(tmp_path: Path) -> None:
     ]
     assert [caption.kind for caption in record.captions] == ["caption", "caption"]
     assert summary.further == {
-        "crowd boxes (iscrowd) taken, with the slice 'crowd'": 1,
-        "outlines (polygons or RLE) left out; the boxes beside them are used": 6,
+        "crowd boxes (iscrowd) imported, with the slice 'crowd'": 1,
+        "outlines (polygons or RLE) left out; their boxes are used": 6,
     }
     assert collection.dataset_table("coco_categories")["name"].to_pylist() == ["car", "dog", "toothbrush"]
 

@@ -350,7 +350,7 @@ def test_data_sets_that_are_none(tmp_path: Path) -> None:
     assert "'caption'" in _refused(lambda: run(source, tmp_path / "c", image_column="caption"))
     assert "--revision has no effect" in _refused(lambda: run(source, tmp_path / "c", revision="main"))
     (tmp_path / "empty").mkdir()
-    assert "is no data set" in _refused(lambda: run(tmp_path / "empty", tmp_path / "c"))
+    assert "save_to_disk" in _refused(lambda: run(tmp_path / "empty", tmp_path / "c"))
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "dataset_info.json").write_text("{")
     assert "cannot be opened as a data set" in _refused(lambda: run(tmp_path / "saved", tmp_path / "c"))

@@ -102,6 +102,8 @@ def _open(source: str, revision: str | None) -> Mapping[str, Any]:
             data = datasets.load_dataset("parquet", data_files=files, streaming=True)
         else:
             data = datasets.load_dataset(source, revision=revision)
+    except UserError:
+        raise  # it is a ValueError, too
     except _reading_errors() as error:
         siblings = [sibling.name for sibling in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = "" if path.exists() else nearest(path.name, siblings)
