@@ -73,7 +73,7 @@ def test_near_duplicates_are_taken_out(foveate: Run, sets: Path) -> None:
         (("cocoo",), "Did you mean 'coco'?"),
         (("lvis", "--as", "coco"), "has no annotation file"),
         (("coco", "--images", "nowhere"), "nowhere is not a folder"),
-        (("coco", "--split", "train=2"), "not in [0, 1]"),
+        (("coco", "--split", "train=2"), "train must be in [0, 1]"),
     ],
 )
 def test_what_has_no_effect_or_is_not_there(foveate: Run, sets: Path, arguments: tuple[str, ...], part: str) -> None:

@@ -355,7 +355,7 @@ def test_data_sets_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "saved" / "dataset_info.json").write_text("{")
     assert "cannot be opened as a data set" in _refused(lambda: run(tmp_path / "saved", tmp_path / "c"))
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "empty" / "t.parquet")
-    assert "has no column of images" in _refused(lambda: run(tmp_path / "empty", tmp_path / "c"))
+    assert "--image-column" in _refused(lambda: run(tmp_path / "empty", tmp_path / "c"))
     (tmp_path / "empty" / "t.parquet").write_bytes(b"PAR1")
     assert "cannot be opened as a data set" in _refused(lambda: run(tmp_path / "empty", tmp_path / "c"))
     assert not (tmp_path / "c").exists()
