@@ -27,7 +27,7 @@ from foveate.core.recipes import Settings
 from foveate.records import tables
 from foveate.records.alt_texts import ALT_KINDS, is_usable_alt_text
 from foveate.records.annotate import completed_requests
-from foveate.records.appender import Names, read_parts
+from foveate.records.appender import NameSet, read_parts
 from foveate.records.collection import Collection
 
 
@@ -260,7 +260,7 @@ def list_pending(collection: Collection, config: RequestConfig) -> PendingReques
     if not len(rows):
         where = "" if settings.split is None else f" in the split '{settings.split}'"
         raise UserError(f"The collection {collection.name!r} has no images{where}")
-    captioned, failed = completed_requests(collection.path, "captions"), Names()
+    captioned, failed = completed_requests(collection.path, "captions"), NameSet()
     if not settings.retry_errors:
         failed = completed_requests(collection.path, "caption_errors", where={"final": True})
     alts = AltTexts(collection.path, pa.array(collection.keys, pa.string()), settings.alt_kinds)

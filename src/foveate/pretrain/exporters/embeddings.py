@@ -193,7 +193,7 @@ def _embed(
     images.phrase += [""] * len(batch_rows)
     inside, owner, hidden = [np.zeros((0, 4), np.float32)], [], 0
     for number, (row, placement) in enumerate(zip(batch_rows, placements, strict=True)):
-        selected = source_regions.of(row)
+        selected = source_regions.read(row)
         if not selected:
             continue
         boxes_R4 = np.stack([region.box.to_array() for region in selected])
@@ -215,7 +215,7 @@ def _embed(
 
 def _texts(job: Job, collection: Collection, source_regions: SelectedRegions, rows: NDArray[np.int64]) -> None:
     """Embed each distinct text of a kind once: captions by their kind, and the phrases of regions."""
-    distinct = {("phrase", region.phrase) for row in rows for region in source_regions.of(int(row))}
+    distinct = {("phrase", region.phrase) for row in rows for region in source_regions.read(int(row))}
     distinct |= {(caption.kind, caption.text) for row in rows for caption in collection.read_captions(int(row))}
     ordered = sorted(distinct)
     starts = range(0, len(ordered), TEXTS_PER_PART)

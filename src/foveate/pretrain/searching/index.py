@@ -240,7 +240,7 @@ def _plan(
     grid = len(coarse_boxes())
     new_regions = 0
     for row in todo.tolist() if target.regions != "none" else ():
-        boxes, with_grid = select_boxes(source_regions.of(row), target.regions)
+        boxes, with_grid = select_boxes(source_regions.read(row), target.regions)
         new_regions += len(boxes) + grid * with_grid
     size = target.embed_dim * target.dtype.itemsize
     new_bytes = (new_regions + len(todo)) * size
@@ -322,7 +322,7 @@ def _embed(
             image_BE = unit(model.encode_image(tokens))
             boxes, region_rows, owner = [np.zeros((0, 4), np.float32)], [], []
             for index, (row, (_, placement)) in enumerate(good):
-                inside, described = _embedded_regions(collection.keys[row], source_regions.of(row), placement, rule)
+                inside, described = _embedded_regions(collection.keys[row], source_regions.read(row), placement, rule)
                 boxes.append(inside)
                 region_rows += described
                 owner += [index] * len(inside)
