@@ -113,7 +113,7 @@ def test_a_node_key_in_another_form(copied: Path) -> None:
 
 
 def test_what_is_no_public_key_of_a_node(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a private key, which never leaves its client"):
+    with pytest.raises(UserError, match="private key"):
         keys.check_public_key(made / "client0")
     with pytest.raises(UserError, match="no such file"):
         keys.check_public_key(tmp_path / "client0.pub")
@@ -124,7 +124,7 @@ def test_what_is_no_public_key_of_a_node(made: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_made_over_what_is_there(copied: Path) -> None:
     before = {path.name: path.read_bytes() for path in copied.iterdir()}
-    with pytest.raises(UserError, match="all there"):
+    with pytest.raises(UserError, match="nothing was made"):
         keys.make_server_keys(copied, "ward.example.org")
     with raises_naming(UserError, "client0"):
         keys.make_client_keys(copied, 0)

@@ -40,12 +40,12 @@ def test_a_folder_with_files_of_mnists_kind(fashion: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda data: data[:-30], "no readable gzip file"),
-        (lambda data: b"hello", "no readable gzip file"),
-        (lambda data: gzip.compress(gzip.decompress(data)[:-1]), "says 6 x 4 x 4 and holds 95 bytes"),
-        (lambda data: gzip.compress(idx(np.zeros(4))), "no IDX file of bytes with 3 axes"),
+        (lambda data: data[:-30], "gzip file"),
+        (lambda data: b"hello", "gzip file"),
+        (lambda data: gzip.compress(gzip.decompress(data)[:-1]), "6 x 4 x 4 .*95"),
+        (lambda data: gzip.compress(idx(np.zeros(4))), "IDX file .*3 axes"),
         (lambda data: gzip.compress(idx(np.zeros((5, 4, 4)))), "5 images and 6 labels"),
-        (lambda data: gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12), "says 4294967295 x 4294967295 x 4294967295"),
+        (lambda data: gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12), "4294967295 x 4294967295 x 4294967295"),
     ],
 )
 def test_damaged_files_are_named(fashion: Path, spoil, words: str) -> None:
@@ -56,7 +56,7 @@ def test_damaged_files_are_named(fashion: Path, spoil, words: str) -> None:
 
 
 def test_a_file_that_unpacks_to_too_much_is_refused(fashion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(public_sets, "_MOST_BYTES", 50)
+    monkeypatch.setattr(public_sets, "_MAX_BYTES", 50)
     with pytest.raises(UserError, match="unpacks to more than"):
         read_points(fashion)
 

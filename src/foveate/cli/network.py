@@ -241,7 +241,7 @@ def _finish_plan(folder: Path, planned: list[list[str]], files: Mapping[str, str
     for path, content in files.items():
         lines += [f"# {path}:", *(f"#   {line}".rstrip() for line in content.splitlines())]
     result = {"variables": environment, "files": dict(files), "commands": planned}
-    finish(result, lines + commands.shown(environment, planned), {}, as_json=as_json)
+    finish(result, lines + commands.shell_lines(environment, planned), {}, as_json=as_json)
 
 
 COMMANDS = (server, client, register, run)

@@ -19,22 +19,22 @@ _INDEX = ("index", "_index")
 
 
 def read_h5ad(path: Path) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
-    """`obsm/X_pca` [N, d] and the columns of `obs`: texts for categories and words, else numbers.
+    """Read `obsm/X_pca` [N, d] and the columns of `obs`: strings for categories and text, else numbers.
 
     Raises:
-        UserError: h5py is not installed, the file is no HDF5 file or is damaged, or it has no principal components.
+        UserError: h5py is not installed, the file is not an HDF5 file or damaged, or has no principal components.
     """
     try:
         import h5py
     except ImportError:
-        raise UserError(f"{path}: is read with the package h5py; pip install 'foveate[cells]'") from None
+        raise UserError(f"{path}: reading it needs h5py; pip install 'foveate[cells]'") from None
     try:
         with h5py.File(path, "r") as file:
             return _components(path, file), _columns(file)
     except UserError:
         raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: no readable .h5ad file ({error!s:.120})") from None
+        raise UserError(f"{path}: not a readable .h5ad file ({error!s:.120})") from None
 
 
 def _components(path: Path, file: Any) -> NDArray[np.float64]:
@@ -43,8 +43,8 @@ def _components(path: Path, file: Any) -> NDArray[np.float64]:
     held = file["obsm"] if "obsm" in file else {}
     names = list(held) if isinstance(held, h5py.Group) else list(getattr(held, "dtype", np.dtype("V")).names or ())
     if COMPONENTS not in names:
-        found = ", ".join(names) or "nothing"
-        raise UserError(f"{path}: obsm holds {found}; wanted is {COMPONENTS} (scanpy.pp.pca writes it)")
+        listed = ", ".join(names) or "nothing"
+        raise UserError(f"{path}: obsm must hold {COMPONENTS}, which scanpy.pp.pca writes (got {listed})")
     return np.asarray(held[COMPONENTS], dtype=np.float64)
 
 
@@ -66,7 +66,7 @@ def _columns(file: Any) -> dict[str, NDArray[Any]]:
 
 
 def _column(held: Any) -> NDArray[Any] | None:
-    """A column of the present layout; None for kinds that say nothing of a row (nullable or nested ones)."""
+    """Read a column of the present layout; None for kinds without one value per row (nullable or nested ones)."""
     import h5py
 
     if isinstance(held, h5py.Dataset):
@@ -77,8 +77,8 @@ def _column(held: Any) -> NDArray[Any] | None:
 
 
 def _named(categories: NDArray[Any], codes_N: NDArray[Any]) -> NDArray[Any]:
-    """Each code's category as a text; -1, where nothing is known, is the empty text."""
-    names = np.array(["", *(_text(one) for one in categories)], dtype=object)
+    """Category of each code as a string; -1, a missing value, is the empty string."""
+    names = np.array(["", *(_text(category) for category in categories)], dtype=object)
     if codes_N.min(initial=0) < -1 or codes_N.max(initial=-1) >= len(categories):
         raise ValueError("codes point at no category")
     return names[codes_N.astype(np.int64) + 1]
@@ -86,7 +86,7 @@ def _named(categories: NDArray[Any], codes_N: NDArray[Any]) -> NDArray[Any]:
 
 def _texts(values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype.kind in "SO":
-        return np.array([_text(one) for one in values], dtype=object)
+        return np.array([_text(value) for value in values], dtype=object)
     return values
 
 

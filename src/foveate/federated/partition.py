@@ -1,6 +1,6 @@
-"""Splits of one data set over clients, for experiments: even, by a Dirichlet draw per class, by shards, by natural ids.
+"""Split one data set over clients, for experiments: evenly, by a Dirichlet draw per class, by shards, by natural ids.
 
-Every function returns one sorted array of row numbers a client; together they hold every row once.
+Every function returns one sorted array of row indices per client; together they hold every row once.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from numpy.typing import ArrayLike, NDArray
 from foveate.core.errors import UserError
 
 Rows = NDArray[np.int64]
-MOST_DRAWS = 1000
+MAX_DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Rows by client, with the names of the clients and how many draws the smallest size took.
+    """Rows by client.
 
-    `draws` is 1 where nothing had to be drawn again.
+    Attributes:
+        rows: sorted row indices.
+        names: of the clients.
+        draws: number of draws until every client was large enough; 1 where nothing was drawn again.
     """
 
     rows: list[Rows]
@@ -30,16 +33,16 @@ class Partition:
 
 
 def _numbered(rows: Sequence[Rows], draws: int = 1) -> Partition:
-    return Partition([np.sort(one) for one in rows], [f"client {number}" for number in range(len(rows))], draws)
+    return Partition([np.sort(part) for part in rows], [f"client {number}" for number in range(len(rows))], draws)
 
 
 def _check_clients(clients: int, points: int) -> None:
     if not 1 <= clients <= points:
-        raise UserError(f"{clients} clients for {points} points: allowed are 1 to {points}")
+        raise UserError(f"number of clients must be 1 to {points}, the number of points (got {clients})")
 
 
 def even(points: int, clients: int, rng: np.random.Generator) -> Partition:
-    """A random permutation, cut into parts whose sizes differ by one at most (independent, identically distributed).
+    """Cut a random permutation into parts whose sizes differ by one at most (independent, identically distributed).
 
     Raises:
         UserError: more clients than points, or none.
@@ -57,7 +60,7 @@ def dirichlet(
     smallest: int = 1,
     balanced: bool = False,
 ) -> Partition:
-    """For each class one Dirichlet(alpha) draw of shares over the clients (Hsu et al. 2019, arXiv 1909.06335).
+    """Draw shares over the clients from Dirichlet(alpha) for each class (Hsu et al. 2019, arXiv 1909.06335).
 
     The rows of a class are shuffled and cut at the floor of the cumulative shares. The smaller alpha, the fewer classes
     has a client.
@@ -73,26 +76,26 @@ def dirichlet(
     labels = np.asarray(labels_N)
     _check_clients(clients, len(labels))
     if not alpha > 0 or not np.isfinite(alpha):
-        raise UserError(f"alpha {alpha}: a Dirichlet split needs a number above 0, such as 0.3")
+        raise UserError(f"alpha of a Dirichlet split must be above 0, such as 0.3 (got {alpha})")
     if smallest * clients > len(labels):
         raise UserError(
             f"{clients} clients with at least {smallest} points each need {smallest * clients}, not {len(labels)}"
         )
-    classes = [np.flatnonzero(labels == one) for one in np.unique(labels)]
-    for draw in range(1, MOST_DRAWS + 1):
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    for draw in range(1, MAX_DRAWS + 1):
         parts = _dirichlet_draw(classes, clients, rng, alpha, len(labels) if balanced else None)
         if parts is not None and min(len(part) for part in parts) >= smallest:
             return _numbered(parts, draw)
     raise UserError(
-        f"no Dirichlet split with alpha {alpha:g} gave each of {clients} clients {smallest} points in {MOST_DRAWS} draws; "
-        "a larger alpha, fewer clients or a smaller least size helps"
+        f"no Dirichlet split with alpha {alpha:g} gave each of {clients} clients {smallest} points in {MAX_DRAWS} draws; "
+        "use a larger alpha, fewer clients or a smaller minimum size"
     )
 
 
 def _dirichlet_draw(
     classes: Sequence[Rows], clients: int, rng: np.random.Generator, alpha: float, balance: int | None
 ) -> list[Rows] | None:
-    """One draw; None where no share was left to scale up."""
+    """One draw; None if no share was left to scale up."""
     parts: list[list[Rows]] = [[] for _ in range(clients)]
     held_M = np.zeros(clients, dtype=np.int64)
     for rows in classes:
@@ -110,7 +113,7 @@ def _dirichlet_draw(
 
 
 def shards(labels_N: ArrayLike, clients: int, rng: np.random.Generator, *, classes: int) -> Partition:
-    """`classes` classes a client; each class is cut into equal pieces, one for every client that holds it.
+    """Give each client `classes` classes; each class is cut into equal pieces, one per client that holds it.
 
     Classes of a client are drawn without repetition, with weights 1 / (times used so far + 1), so that all are used about
     equally often. Classes that nobody drew go, one each, to the clients with the fewest rows, so that no row is lost.
@@ -127,33 +130,33 @@ def shards(labels_N: ArrayLike, clients: int, rng: np.random.Generator, *, class
     owners: list[list[int]] = [[] for _ in values]
     for client in range(clients):
         weights = 1 / (used_C + 1)
-        for chosen in rng.choice(len(values), size=classes, replace=False, p=weights / weights.sum()):
-            used_C[chosen] += 1
-            owners[chosen].append(client)
+        for index in rng.choice(len(values), size=classes, replace=False, p=weights / weights.sum()):
+            used_C[index] += 1
+            owners[index].append(client)
     parts: list[list[Rows]] = [[] for _ in range(clients)]
-    for number in sorted(range(len(values)), key=lambda one: not owners[one]):
+    for number in sorted(range(len(values)), key=lambda class_index: not owners[class_index]):
         if not owners[number]:
             owners[number] = [min(range(clients), key=lambda client: sum(len(part) for part in parts[client]))]
         rows = rng.permutation(np.flatnonzero(labels == values[number]))
         for client, part in zip(owners[number], np.array_split(rows, len(owners[number])), strict=True):
             parts[client].append(part)
-    found = [np.concatenate(part) if part else np.zeros(0, np.int64) for part in parts]
-    if min(len(part) for part in found) == 0:
+    result = [np.concatenate(part) if part else np.zeros(0, np.int64) for part in parts]
+    if min(len(part) for part in result) == 0:
         raise UserError(
-            f"{clients} clients with {classes} classes each leave a client without a point; give fewer clients"
+            f"{clients} clients with {classes} classes each leave a client without a point; use fewer clients"
         )
-    return _numbered(found)
+    return _numbered(result)
 
 
 def by_id(ids_N: Sequence[Hashable]) -> Partition:
-    """One client for each distinct id (a hospital, a camera, a user), in sorted order of their texts.
+    """Make one client per distinct id (a hospital, a camera, a user), sorted as strings.
 
     Raises:
         UserError: no row.
     """
     if len(ids_N) == 0:
-        raise UserError("there is no row to split")
-    texts = np.array([str(one) for one in ids_N])
+        raise UserError("no rows to split")
+    texts = np.array([str(item) for item in ids_N])
     names = np.unique(texts)
     order = np.argsort(texts, kind="stable")
     starts = np.searchsorted(texts[order], names)

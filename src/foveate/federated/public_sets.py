@@ -1,4 +1,4 @@
-"""Public sets that packages bring: digits, MNIST-5k, Fashion-MNIST, and cells of blood (PBMC 68k, reduced).
+"""Public data sets that come with packages: digits, MNIST-5k, Fashion-MNIST, and cells of blood (PBMC 68k, reduced).
 
 Foveate downloads none and ships none; `digits` comes with scikit-learn, which Foveate needs anyway.
 
@@ -30,14 +30,14 @@ Set = tuple[NDArray[np.float64], dict[str, NDArray[Any]]]
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 FASHION_IMAGES, FASHION_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 _CELLS = "datasets/10x_pbmc68k_reduced.h5ad"
-_MOST_BYTES = 1 << 30  # of an unpacked IDX file; MNIST's kind has 47 MB
+_MAX_BYTES = 1 << 30  # of an unpacked IDX file; MNIST's kind has 47 MB
 
 
 def digits() -> Set:
     """Scikit-learn's digits."""
     from sklearn.datasets import load_digits
 
-    points, labels = (np.asarray(one) for one in load_digits(return_X_y=True))
+    points, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
     return points / 16.0, {"label": labels}
 
 
@@ -56,7 +56,7 @@ def mnist_5k() -> Set:
 
 
 def fashion_mnist(folder: Path = FASHION_FOLDER) -> Set:
-    """The training part of Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), or of any set in MNIST's files.
+    """Read the training part of Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), or of any set in MNIST's files.
 
     Raises:
         UserError: the folder lacks a file, or a file is damaged or does not fit the other.
@@ -75,44 +75,44 @@ def fashion_mnist(folder: Path = FASHION_FOLDER) -> Set:
 
 
 def pbmc68k() -> Set:
-    """Blood cells (10x Genomics, Zheng et al. 2017), as scanpy's package holds them; `label` is the type of a cell.
+    """Read blood cells (10x Genomics, Zheng et al. 2017), as scanpy's package holds them; `label` is the type of a cell.
 
     Raises:
         UserError: scanpy is not installed, or its file is not there.
     """
-    found = cells_file()
-    if found is None:
+    path = cells_file()
+    if path is None:
         raise UserError("pbmc68k: its file comes with the package scanpy; pip install scanpy")
-    points, columns = read_h5ad(found)
+    points, columns = read_h5ad(path)
     return points, columns | {"label": columns["bulk_labels"]}
 
 
 def cells_file() -> Path | None:
-    """The file of PBMC 68k in an installed scanpy; nothing is imported."""
+    """Path of PBMC 68k in an installed scanpy, without importing it; None if there is none."""
     spec = importlib.util.find_spec("scanpy")
     path = Path(spec.origin).parent / _CELLS if spec is not None and spec.origin else None
     return path if path is not None and path.is_file() else None
 
 
 def read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
-    """A gzipped IDX file of bytes with that many axes (http://yann.lecun.com/exdb/mnist, "THE IDX FILE FORMAT").
+    """Read a gzipped IDX file of bytes with that many axes (http://yann.lecun.com/exdb/mnist, "THE IDX FILE FORMAT").
 
     Raises:
-        UserError: the file is damaged, of another kind, shorter or longer than it says, or larger than 1 GiB.
+        UserError: the file is damaged, of another kind, shorter or longer than its header claims, or larger than 1 GiB.
     """
     try:
         with gzip.open(path) as file:
-            held = file.read(_MOST_BYTES + 1)
+            held = file.read(_MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: no readable gzip file ({error!s:.120})") from None
-    if len(held) > _MOST_BYTES:
+        raise UserError(f"{path}: not a readable gzip file ({error!s:.120})") from None
+    if len(held) > _MAX_BYTES:
         raise UserError(f"{path}: unpacks to more than 1 GiB, which is refused")
     start = 4 + 4 * axes
     if len(held) < start or held[:4] != bytes([0, 0, 8, axes]):
-        raise UserError(f"{path}: no IDX file of bytes with {axes} {'axes' if axes > 1 else 'axis'}")
-    shape = [int(one) for one in np.frombuffer(held, ">u4", count=axes, offset=4)]
+        raise UserError(f"{path}: not an IDX file of bytes with {axes} {'axes' if axes > 1 else 'axis'}")
+    shape = [int(length) for length in np.frombuffer(held, ">u4", count=axes, offset=4)]
     if len(held) - start != int(np.prod(shape, dtype=object)):
-        raise UserError(f"{path}: says {' x '.join(map(str, shape))} and holds {len(held) - start:,} bytes")
+        raise UserError(f"{path}: its header claims {' x '.join(map(str, shape))} bytes (got {len(held) - start:,})")
     return np.frombuffer(held, np.uint8, offset=start).reshape(shape)
 
 

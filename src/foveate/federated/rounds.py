@@ -198,8 +198,8 @@ class InProcess:
     ) -> None:
         self._clients = {client.number: client for client in sorted(clients, key=lambda client: client.number)}
         if len(self._clients) != len(clients):
-            numbers = [client.number for client in clients]
-            twice = next(number for number in numbers if numbers.count(number) > 1)
+            listed = [client.number for client in clients]
+            twice = next(number for number in listed if listed.count(number) > 1)
             raise UserError(f"two clients have the number {twice}; each needs its own")
         self._timeout = timeout
         self._store = AnswerStore(answers_folder) if answers_folder is not None else None
@@ -300,9 +300,9 @@ def require_clients(result: Round, min_clients: int, name: Callable[[int], str])
         return result
     reasons = "; ".join(f"{name(number)}: {reason}" for number, reason in list(result.excluded.items())[:5])
     more = f" and {len(result.excluded) - 5} more" if len(result.excluded) > 5 else ""
-    asked = len(result.answers) + len(result.excluded)
+    total = len(result.answers) + len(result.excluded)
     listed = f" ({reasons}{more})" if reasons else ""
-    raise TooFewClientsError(f"{len(result.answers)} of {asked} clients answered; {min_clients} are needed{listed}")
+    raise TooFewClientsError(f"{len(result.answers)} of {total} clients answered; {min_clients} are needed{listed}")
 
 
 @dataclass(frozen=True)

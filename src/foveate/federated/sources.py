@@ -45,7 +45,8 @@ class Points:
     """Points of one source.
 
     Attributes:
-        name: of the source. columns: whatever else it has one entry per row of, as texts or numbers.
+        name: of the source.
+        columns: everything else that has one entry per row, as strings or numbers.
     """
 
     name: str
@@ -53,10 +54,10 @@ class Points:
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def column(self, name: str, what: str) -> NDArray[np.str_]:
-        """A column as texts.
+        """A column as strings.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: there is no such column.
         """
         if name not in self.columns:
             listed = ", ".join(sorted(self.columns)) or "none"
@@ -65,10 +66,10 @@ class Points:
 
 
 def read_points(source: str | Path) -> Points:
-    """Reads one source.
+    """Read one source.
 
     Raises:
-        UserError: a source that is none of the kinds, is damaged, or holds NaN; names it and what is allowed.
+        UserError: an unknown kind of source, a damaged one, or NaN; names it and what is allowed.
     """
     path = Path(source)
     if str(source) in SETS:
@@ -79,39 +80,39 @@ def read_points(source: str | Path) -> Points:
         kinds = f"a source is {', '.join(SETS)}, a .npy, .npz, .parquet or .h5ad file, or a folder"
         raise UserError(f"{source}: no such file; {kinds}{nearest(str(source), SETS)}")
     if path.suffix == ".npy":
-        return Points(str(path), as_points(_loaded(path), what=str(path)))
+        return Points(str(path), as_points(_load_arrays(path), what=str(path)))
     if path.suffix == ".npz":
-        return _from_arrays(path, _loaded(path))
+        return _from_arrays(path, _load_arrays(path))
     if path.suffix == ".parquet":
-        return _from_table(path, _table(path))
+        return _from_table(path, _read_table(path))
     if path.suffix == ".h5ad":
         points, columns = read_h5ad(path)
         return Points(str(path), as_points(points, what=f"{path}: X_pca"), columns)
-    raise UserError(f"{path}: allowed are .npy, .npz, .parquet and .h5ad files")
+    raise UserError(f"{path}: must be a .npy, .npz, .parquet or .h5ad file")
 
 
-def _loaded(path: Path) -> Any:
+def _load_arrays(path: Path) -> Any:
     try:
-        found = np.load(path, allow_pickle=False)
-        return found if path.suffix == ".npy" else {name: found[name] for name in found.files}
+        arrays = np.load(path, allow_pickle=False)
+        return arrays if path.suffix == ".npy" else {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: no readable file of arrays ({error!s:.120})") from None
+        raise UserError(f"{path}: not a readable file of arrays ({error!s:.120})") from None
 
 
 def _from_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> Points:
-    found = [name for name in POINT_NAMES if name in arrays]
-    if not found:
+    names = [name for name in POINT_NAMES if name in arrays]
+    if not names:
         raise UserError(f"{path}: holds {', '.join(arrays) or 'nothing'}; points are called {', '.join(POINT_NAMES)}")
-    points = as_points(arrays[found[0]], what=f"{path}: {found[0]}")
-    columns = {name: one for name, one in arrays.items() if name != found[0] and one.shape == (len(points),)}
+    points = as_points(arrays[names[0]], what=f"{path}: {names[0]}")
+    columns = {name: array for name, array in arrays.items() if name != names[0] and array.shape == (len(points),)}
     return Points(str(path), points, columns)
 
 
-def _table(path: Path) -> pa.Table:
+def _read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: no readable Parquet file ({error!s:.120})") from None
+        raise UserError(f"{path}: not a readable Parquet file ({error!s:.120})") from None
 
 
 def _from_table(path: Path, table: pa.Table) -> Points:
@@ -131,12 +132,14 @@ def _from_table(path: Path, table: pa.Table) -> Points:
         kinds = {name: table.schema.field(name).type for name in table.column_names}
         used = {n for n, kind in kinds.items() if pa.types.is_floating(kind) and n not in _ASIDE}
         if not used:
-            wanted = ", ".join(POINT_NAMES)
-            raise UserError(f"{path}: has no column of lists called {wanted}, and no columns of floating-point numbers")
+            names = ", ".join(POINT_NAMES)
+            raise UserError(f"{path}: has no column of lists called {names}, and no columns of floating-point numbers")
         stacked = [table[name].to_numpy() for name in table.column_names if name in used]
         points = as_points(np.stack(stacked, axis=1), what=str(path))
     rest = {n: table[n] for n in table.column_names if n not in used and not _is_list(table.schema.field(n).type)}
-    return Points(str(path), points, {name: np.array(one.to_pylist(), dtype=object) for name, one in rest.items()})
+    return Points(
+        str(path), points, {name: np.array(column.to_pylist(), dtype=object) for name, column in rest.items()}
+    )
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -144,19 +147,19 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _folder(path: Path) -> Points:
-    """Parts of a table, or the images of exported embeddings."""
+    """Read parts of a table, or the images of exported embeddings."""
     inner = path / "images" if (path / "images").is_dir() else path
     parts = sorted(inner.glob("*.parquet")) or sorted(inner.glob("*.npz"))
     if not parts:
         raise UserError(f"{path}: holds no .parquet or .npz files, and no folder 'images' with some")
     read = [read_points(part) for part in parts]
-    shared = set.intersection(*(set(one.columns) for one in read))
-    columns = {name: np.concatenate([one.columns[name].astype(object) for one in read]) for name in sorted(shared)}
-    return Points(str(path), np.concatenate([one.points_ND for one in read]), columns)
+    shared = set.intersection(*(set(part.columns) for part in read))
+    columns = {name: np.concatenate([part.columns[name].astype(object) for part in read]) for name in sorted(shared)}
+    return Points(str(path), np.concatenate([part.points_ND for part in read]), columns)
 
 
 def with_labels(points: Points, collection: Path, label: str) -> Points:
-    """The points with a label field of a collection as a further column, by the keys of exported embeddings.
+    """Add a label field of a collection as a column, by the keys of exported embeddings.
 
     Raises:
         UserError: the points have no keys, or the collection lacks one.
@@ -168,8 +171,8 @@ def with_labels(points: Points, collection: Path, label: str) -> Points:
     missing = [key for key in keys if key not in rows]
     if missing:
         raise UserError(f"{collection}: has no image '{missing[0]}' ({len(missing)} of {len(keys)} are missing)")
-    found = np.array([values[rows[key]] for key in keys], dtype=object)
-    return Points(points.name, points.points_ND, points.columns | {label: found})
+    labels = np.array([values[rows[key]] for key in keys], dtype=object)
+    return Points(points.name, points.points_ND, points.columns | {label: labels})
 
 
 @dataclass(frozen=True)
@@ -200,60 +203,60 @@ class Clients:
         return {name: digest(points) for name, points in zip(self.names, self.points, strict=True)}
 
 
-def split_words(words: str) -> tuple[str, float]:
-    """`dirichlet:0.3` as ("dirichlet", 0.3).
+def parse_split(text: str) -> tuple[str, float]:
+    """Parse `dirichlet:0.3` into ("dirichlet", 0.3).
 
     Raises:
-        UserError: for another name, or without a number where one is needed.
+        UserError: an unknown name, or a missing number.
     """
-    name, _, number = words.partition(":")
+    name, _, number = text.partition(":")
     choose(name, SPLITS, "split")
     if name == "even":
         if number:
-            raise UserError(f"split '{words}': even takes no number")
+            raise UserError(f"split '{text}': even takes no number")
         return name, 0.0
     try:
         return name, float(number)
     except ValueError:
         example = "shards:2" if name == "shards" else f"{name}:0.3"
-        raise UserError(f"split '{words}': needs a number, such as {example}") from None
+        raise UserError(f"split '{text}': needs a number, such as {example}") from None
 
 
 def split_labels(
-    labels_N: NDArray[Any] | None, points: int, words: str, clients: int, *, seed: int, smallest: int = 10
+    labels_N: NDArray[Any] | None, points: int, split: str, clients: int, *, seed: int, smallest: int = 10
 ) -> Partition:
-    """A split for experiments: even, dirichlet:ALPHA, balanced:ALPHA (FedNE's), or shards:CLASSES.
+    """Split rows for an experiment: even, dirichlet:ALPHA, balanced:ALPHA (FedNE's), or shards:CLASSES.
 
     Raises:
         UserError: a split by labels without labels, or one that cannot be.
     """
-    name, number = split_words(words)
+    name, number = parse_split(split)
     random = generator("partition", seed)
     if name == "even":
         return partition.even(points, clients, random)
     if labels_N is None:
-        raise UserError(f"split '{words}' needs labels: name them with --label")
+        raise UserError(f"split '{split}' needs labels: name them with --label")
     if name == "shards":
         return partition.shards(labels_N, clients, random, classes=int(number))
     return partition.dirichlet(labels_N, clients, random, alpha=number, smallest=smallest, balanced=name == "balanced")
 
 
 def split_clients(
-    points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, words: str, clients: int, *, seed: int
+    points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, split: str, clients: int, *, seed: int
 ) -> Clients:
-    """Points of one set over clients, split as `split_labels` says.
+    """Split the points of one set over clients, see `split_labels`.
 
     Raises:
         UserError: see `split_labels`.
     """
-    found = split_labels(labels_N, len(points_ND), words, clients, seed=seed)
-    again = f", {found.draws - 1} redraws" if found.draws > 1 else ""
-    return _parted(points_ND, labels_N, found, f"{words} over {clients} clients, seed {seed}{again}")
+    parts = split_labels(labels_N, len(points_ND), split, clients, seed=seed)
+    again = f", {parts.draws - 1} redraws" if parts.draws > 1 else ""
+    return _select(points_ND, labels_N, parts, f"{split} over {clients} clients, seed {seed}{again}")
 
 
-def _parted(points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, found: Partition, about: str) -> Clients:
-    labels = None if labels_N is None else [labels_N[rows] for rows in found.rows]
-    return Clients(found.names, [points_ND[rows] for rows in found.rows], labels, about)
+def _select(points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, parts: Partition, about: str) -> Clients:
+    labels = None if labels_N is None else [labels_N[rows] for rows in parts.rows]
+    return Clients(parts.names, [points_ND[rows] for rows in parts.rows], labels, about)
 
 
 def gather(
@@ -266,39 +269,44 @@ def gather(
     collection: Path | None = None,
     seed: int = 0,
 ) -> Clients:
-    """Clients of one or several sources: one per source, by a column, or by a split of a single source.
+    """Read clients from one or several sources: one per source, by a column, or by a split of a single source.
 
     Args:
-        label: column of labels, or with `collection` a label field of it. client: column that says whose a row is.
-        split: see `split_labels`; with `clients`, how many.
+        label: column of labels, or with `collection` a label field of it.
+        client: column that names the client of each row.
+        split: see `split_labels`.
+        clients: number of clients of a split.
+        collection: of the labels of exported embeddings.
 
     Raises:
-        UserError: for sources, columns or splits that do not fit one another.
+        UserError: sources, columns or splits that do not fit one another.
     """
-    read = [read_points(one) for one in sources]
+    read = [read_points(source) for source in sources]
     if collection is not None:
         if label is None:
-            raise UserError("--collection names where labels are: give the field with --label")
-        read = [with_labels(one, collection, label) for one in read]
-    if label is None and all(str(one) in SETS for one in sources):
+            raise UserError("--collection needs --label, the label field")
+        read = [with_labels(points, collection, label) for points in read]
+    if label is None and all(str(source) in SETS for source in sources):
         label = "label"
-    labels = None if label is None else [one.column(label, "column of labels") for one in read]
+    labels = None if label is None else [points.column(label, "column of labels") for points in read]
     if len(read) > 1:
         if client is not None or split is not None or clients is not None:
             raise UserError("several sources are one client each: --client, --split and --clients have no effect")
-        widths = {one.points_ND.shape[1] for one in read}
+        widths = {points.points_ND.shape[1] for points in read}
         if len(widths) > 1:
-            listed = ", ".join(f"{one.name}: {one.points_ND.shape[1]}" for one in read)
+            listed = ", ".join(f"{points.name}: {points.points_ND.shape[1]}" for points in read)
             raise UserError(f"the sources have different numbers of features ({listed:.300})")
-        return Clients([Path(one.name).stem for one in read], [one.points_ND for one in read], labels, "a source each")
-    whole, own = read[0], None if labels is None else labels[0]
+        return Clients(
+            [Path(points.name).stem for points in read], [points.points_ND for points in read], labels, "a source each"
+        )
+    whole, first_labels = read[0], None if labels is None else labels[0]
     if client is not None:
         if split is not None or clients is not None:
-            raise UserError("--client says whose each row is: --split and --clients have no effect")
-        found = partition.by_id(whole.column(client, "column of clients").tolist())
-        return _parted(whole.points_ND, own, found, f"by '{client}'")
+            raise UserError("--client names the client of each row: --split and --clients have no effect")
+        parts = partition.by_id(whole.column(client, "column of clients").tolist())
+        return _select(whole.points_ND, first_labels, parts, f"by '{client}'")
     if split is None or clients is None:
         raise UserError(
             f"{whole.name} is one source: say how it is split, with --split and --clients, or with --client"
         )
-    return split_clients(whole.points_ND, own, split, clients, seed=seed)
+    return split_clients(whole.points_ND, first_labels, split, clients, seed=seed)

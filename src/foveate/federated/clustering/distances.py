@@ -35,15 +35,15 @@ def squared(points_BD: Floats, centers_KD: Floats) -> Floats:
     """Squared distances [K, B], by differences; exact zeros for equal rows."""
     if points_BD.shape[1] > FEW:
         return np.stack([((points_BD - center) ** 2).sum(1) for center in centers_KD])
-    found = np.empty((len(centers_KD), len(points_BD)))
-    gap = np.empty_like(found)
+    result = np.empty((len(centers_KD), len(points_BD)))
+    gap = np.empty_like(result)
     for column, points_B in enumerate(np.ascontiguousarray(points_BD.T)):
-        into = gap if column else found
+        into = gap if column else result
         np.subtract(centers_KD[:, column, None], points_B, out=into)
         into *= into
         if column:
-            found += gap
-    return found
+            result += gap
+    return result
 
 
 def squared_to(points_ND: Floats, centers_KD: Floats, label_N: Labels) -> Floats:
@@ -69,10 +69,10 @@ def distances(left_AD: Floats, right_BD: Floats) -> Floats:
         return np.sqrt(squared(right_BD, left_AD))
     offset_D = right_BD.mean(0)
     left_AD, right_BD = left_AD - offset_D, right_BD - offset_D
-    found = -2.0 * (left_AD @ right_BD.T)
-    found += (left_AD**2).sum(1)[:, None]
-    found += (right_BD**2).sum(1)[None]
-    return np.sqrt(np.maximum(found, 0.0, out=found), out=found)
+    result = -2.0 * (left_AD @ right_BD.T)
+    result += (left_AD**2).sum(1)[:, None]
+    result += (right_BD**2).sum(1)[None]
+    return np.sqrt(np.maximum(result, 0.0, out=result), out=result)
 
 
 def nearest(points_ND: Floats, centers_KD: Floats) -> tuple[Labels, Floats]:

@@ -102,5 +102,5 @@ def radius_of_centroids(pool: Pool, radius_of_client: dict[int, float], rule: st
     if rule == "quantile":
         return np.full(len(pool), np.quantile(defined, quantile) if len(defined) else 0.0)
     instead = float(np.median(defined)) if len(defined) else 0.0
-    filled = {number: instead if np.isnan(one) else one for number, one in radius_of_client.items()}
+    filled = {number: instead if np.isnan(radius) else radius for number, radius in radius_of_client.items()}
     return np.array([filled[int(number)] for number in pool.client])

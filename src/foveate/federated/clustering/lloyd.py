@@ -51,11 +51,11 @@ def lloyd(
     that the nearest center is that of the largest cosine; centers are scaled to length 1 after each step.
     """
     centers = unit(centers_KD) if spherical else centers_KD.astype(np.float64)
-    found = _Nearest(points_ND, centers)
+    nearest = _Nearest(points_ND, centers)
     steps, converged = 0, False
     total_KD, changed_K = np.zeros_like(centers), np.ones(len(centers), dtype=bool)
     while steps < max_steps and not converged:
-        anew_KD, weight_K = sums(points_ND, found.label_N, len(centers), weight_N, only_K=changed_K)
+        anew_KD, weight_K = sums(points_ND, nearest.label_N, len(centers), weight_N, only_K=changed_K)
         total_KD[changed_K] = anew_KD[changed_K]
         filled = weight_K > 0
         before, centers = centers, centers.copy()
@@ -63,12 +63,12 @@ def lloyd(
         if spherical:
             centers[filled] = unit(centers[filled])
         steps += 1
-        changed_K = found.follow(before, centers)
+        changed_K = nearest.follow(before, centers)
         converged = not changed_K.any()
-    weight_K = np.bincount(found.label_N, weights=weight_N, minlength=len(centers)).astype(np.float64)
-    best_N = squared_to(points_ND, centers, found.label_N)
+    weight_K = np.bincount(nearest.label_N, weights=weight_N, minlength=len(centers)).astype(np.float64)
+    best_N = squared_to(points_ND, centers, nearest.label_N)
     inertia = float(best_N.sum() if weight_N is None else weight_N @ best_N)
-    return Clustering(centers, found.label_N, weight_K, inertia, steps, converged)
+    return Clustering(centers, nearest.label_N, weight_K, inertia, steps, converged)
 
 
 class _Nearest:
@@ -107,12 +107,12 @@ class _Nearest:
 
 def _largest_other(values_K: Floats) -> Floats:
     """For each number the largest of the others; 0 where there is no other."""
-    found_K = np.zeros(len(values_K))
+    largest_K = np.zeros(len(values_K))
     if len(values_K) > 1:
         order_K = values_K.argsort()
-        found_K[:] = values_K[order_K[-1]]
-        found_K[order_K[-1]] = values_K[order_K[-2]]
-    return found_K
+        largest_K[:] = values_K[order_K[-1]]
+        largest_K[order_K[-1]] = values_K[order_K[-2]]
+    return largest_K
 
 
 def weighted_kmeans(
@@ -125,12 +125,12 @@ def weighted_kmeans(
     max_steps: int = MAX_STEPS,
 ) -> Clustering | None:
     """The best of several k-means++ starts, each followed by Lloyd; None where there are fewer distinct rows."""
-    found: Clustering | None = None
+    best: Clustering | None = None
     for _ in range(restarts):
         start = plus_plus(points_ND, clusters, rng, weight_N=weight_N)
         if len(start) < clusters:
             return None
         run = lloyd(points_ND, start, weight_N=weight_N, max_steps=max_steps)
-        if found is None or run.inertia < found.inertia:
-            found = run
-    return found
+        if best is None or run.inertia < best.inertia:
+            best = run
+    return best

@@ -11,9 +11,9 @@ _NEAR_TIE = 1e-8
 
 def random_rows(points_ND: Floats, clusters: int, rng: np.random.Generator) -> Floats:
     """That many distinct rows as centers; fewer where the data have fewer distinct rows."""
-    chosen = points_ND[rng.choice(len(points_ND), size=min(clusters, len(points_ND)), replace=False)]
-    if len(np.unique(chosen, axis=0)) == clusters:
-        return chosen
+    picked = points_ND[rng.choice(len(points_ND), size=min(clusters, len(points_ND)), replace=False)]
+    if len(np.unique(picked, axis=0)) == clusters:
+        return picked
     rows = np.unique(points_ND, axis=0)
     return rows[rng.permutation(len(rows))[:clusters]]
 
@@ -25,15 +25,15 @@ def plus_plus(points_ND: Floats, clusters: int, rng: np.random.Generator, *, wei
     """
     weights = np.ones(len(points_ND)) if weight_N is None else weight_N
     tries = 2 + int(np.log(max(1, clusters)))
-    chosen = [int(_draw(weights, np.cumsum(weights), 1, rng)[0])]
-    nearest = (_ByDifferences if points_ND.shape[1] <= FEW else _ByProducts)(points_ND, weights, chosen[0])
-    while len(chosen) < clusters:
+    picked = [int(_draw(weights, np.cumsum(weights), 1, rng)[0])]
+    nearest = (_ByDifferences if points_ND.shape[1] <= FEW else _ByProducts)(points_ND, weights, picked[0])
+    while len(picked) < clusters:
         mass_N = nearest.best_N if weight_N is None else nearest.best_N * weights
         total_N = np.cumsum(mass_N)
         if not total_N[-1] > 0:
             break
-        chosen.append(nearest.add_best_of(_draw(mass_N, total_N, tries, rng)))
-    return points_ND[chosen]
+        picked.append(nearest.add_best_of(_draw(mass_N, total_N, tries, rng)))
+    return points_ND[picked]
 
 
 def _draw(mass_N: Floats, total_N: Floats, count: int, rng: np.random.Generator) -> Labels:

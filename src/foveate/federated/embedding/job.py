@@ -348,7 +348,7 @@ class MapJob(TrainingJob[MapState]):
         header = {
             "features": state.features,
             "sizes": list(state.sizes.items()),
-            "repulsions": [[client, one.r2, one.round] for client, one in state.repulsions.items()],
+            "repulsions": [[client, entry.r2, entry.round] for client, entry in state.repulsions.items()],
             "axes": 0 if state.grid is None else len(state.grid.axes),
             "notes": state.notes,
         }

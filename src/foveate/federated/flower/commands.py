@@ -1,7 +1,6 @@
-"""The commands of Flower's own programs that run a federation, and their variables: words only, nothing starts here.
+"""Commands of Flower's own programs that run a federation, and their variables; nothing is started here.
 
-These are the steps of the page on networks. What stands in a command is seen by everybody on the machine: paths and
-names, no key.
+These are the steps of the page on networks. Everybody on a machine can see its commands: they hold paths and names, no key.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _HOME, _DATABASE, _APP = "flower-home", "superlink.db", "app"
 
 
 def variables(folder: Path) -> dict[str, str]:
-    """What every process of Flower wants to know: where its state is, and that it leaves the network alone."""
+    """Environment of every process of Flower: where its state is, no installs, no telemetry."""
     return {
         "FLWR_HOME": str(home(folder)),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -42,13 +41,13 @@ def home(folder: Path) -> Path:
 
 
 def app_folder(folder: Path) -> Path:
-    """Where the app that `flwr run` wants is written."""
+    """Folder of the app that `flwr run` needs."""
     return folder.resolve() / _APP
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where clients reach the server."""
+    """Address by which clients reach the server."""
 
     host: str
     port: int = PORT
@@ -60,32 +59,32 @@ class Address:
         Raises:
             UserError: it is none of these.
         """
-        found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]+))(?::(\d+))?", text)
-        if found is None:
+        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]+))(?::(\d+))?", text)
+        if match is None:
             raise UserError(f"address '{text}': allowed are HOST and HOST:PORT, such as server.example.org:8000")
-        port = int(found[3] or PORT)
+        port = int(match[3] or PORT)
         if not 0 < port < 65536:
             raise UserError(f"address '{text}': ports are whole numbers from 1 to 65535")
-        return cls(found[1] or found[2], port)
+        return cls(match[1] or match[2], port)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def listening(address: str) -> str:
-    """Where a server of that address listens by default: on loopback where clients call it so, else everywhere."""
+    """Default host that a server listens on: loopback if clients use that address, else all interfaces."""
     return LOOPBACK if address in (LOOPBACK, "localhost") else EVERYWHERE
 
 
 def connection(folder: Path, address: Address, *, insecure: bool) -> str:
-    """The content of Flower's `config.toml`: how `flwr` reaches the SuperLink."""
+    """Content of Flower's `config.toml`: how `flwr` reaches the SuperLink."""
     trust = "insecure = true" if insecure else f"root-certificates = {json.dumps(str(folder.resolve() / CA))}"
     name = CONNECTION
     return f'[superlink]\ndefault = "{name}"\n\n[superlink.{name}]\naddress = "{address}"\n{trust}\n'
 
 
 def superlink(folder: Path, *, host: str, port: int, insecure: bool) -> list[str]:
-    """Starts the server."""
+    """Command that starts the server."""
     folder = folder.resolve()
     command = [SUPERLINK, "--host", host, "--port", str(port), "--database", str(folder / _DATABASE)]
     command.append("--disable-runtime-dependency-installation")
@@ -98,7 +97,7 @@ def superlink(folder: Path, *, host: str, port: int, insecure: bool) -> list[str
 def supernode(
     folder: Path, *, server: Address, client: int, port: int, node: Mapping[str, Any], insecure: bool
 ) -> list[str]:
-    """Starts a client's node.
+    """Command that starts a client's node.
 
     Args:
         port: of its own processes. node: the node's configuration besides its number.
@@ -116,34 +115,37 @@ def supernode(
 
 
 def register(key: Path) -> list[str]:
-    """Lets the node of a public key in."""
+    """Command that registers the node of a public key."""
     return [FLWR, "supernode", "register", str(key.resolve()), CONNECTION]
 
 
-def run(folder: Path, given: Mapping[str, Any]) -> list[str]:
-    """Starts a job and shows what it prints.
+def run(folder: Path, fields: Mapping[str, Any]) -> list[str]:
+    """Command that starts a job and shows its output.
 
     Args:
-        given: fields of the run configuration that differ from the app's.
+        fields: of the run configuration that differ from the app's.
     """
-    return [FLWR, "run", str(app_folder(folder)), CONNECTION, "--stream", "--run-config", configuration(given)]
+    return [FLWR, "run", str(app_folder(folder)), CONNECTION, "--stream", "--run-config", configuration(fields)]
 
 
 def stop(number: str) -> list[str]:
-    """Ends the run of that number, which goes on at the server when `flwr run` ends."""
+    """Command that ends a run, which continues at the server when `flwr run` ends."""
     return [FLWR, "stop", number, CONNECTION]
 
 
 def configuration(values: Mapping[str, Any]) -> str:
-    """Fields as Flower reads them from one word: NAME=VALUE with spaces between them."""
+    """Fields in the form that Flower reads: NAME=VALUE, separated by spaces."""
     return " ".join(f"{name}={_written(name, value)}" for name, value in values.items())
 
 
 def _written(name: str, value: Any) -> str:
-    """A value in TOML. Flower looks for the next quote of the same kind, and knows no escaped ones."""
+    """Write a value in TOML.
+
+    Flower looks for the next quote of the same kind and does not know escapes, so the quotes are chosen by the content.
+    """
     if not isinstance(value, str):
         return str(value)
-    if any(not one.isprintable() for one in value):
+    if any(not character.isprintable() for character in value):
         raise UserError(f"{name} {value!r}: holds a character that cannot be printed")
     if not set(value) & set('"\\'):
         return f'"{value}"'
@@ -152,7 +154,7 @@ def _written(name: str, value: Any) -> str:
     raise UserError(f"{name} {value!r}: Flower takes no text with both kinds of quotes, or with a backslash and '")
 
 
-def shown(environment: Mapping[str, str], commands: Sequence[Sequence[str]]) -> list[str]:
-    """Lines for a shell that do the same."""
+def shell_lines(environment: Mapping[str, str], commands: Sequence[Sequence[str]]) -> list[str]:
+    """Shell lines with the same effect."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     return exports + [shlex.join(command) for command in commands]

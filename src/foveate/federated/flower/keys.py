@@ -1,4 +1,4 @@
-"""Keys and certificates of a federation, made and checked with `openssl` and `ssh-keygen` as the page on networks does.
+"""Make and check keys and certificates of a federation with `openssl` and `ssh-keygen`, as the page on networks does.
 
 A folder holds, at the server, `ca.key` and `ca.crt` (an authority) and `server.key` and `server.pem` (the name by which
 clients call the server, and 127.0.0.1, by which its own processes do); at client 3 `client3` and `client3.pub` (the node's key,
@@ -22,8 +22,8 @@ from foveate.core.errors import UserError
 CA, CA_KEY = "ca.crt", "ca.key"
 SERVER, SERVER_KEY = "server.pem", "server.key"
 RUNTIME, RUNTIME_KEY = "runtime.pem", "runtime.key"
-OWN = "127.0.0.1"
-"""The address by which the server's own processes, and a client's, reach their port."""
+LOOPBACK = "127.0.0.1"
+"""Address by which the server's own processes, and a client's, reach their port."""
 MAKE = "--make-keys"
 _DAYS = "365"
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
@@ -42,34 +42,34 @@ def is_number(host: str) -> bool:
 
 
 def alternative_names(address: str) -> str:
-    """The subjectAltName of a server that clients call by `address`."""
-    names = [f"{'IP' if is_number(address) else 'DNS'}:{address}", f"IP:{OWN}"]
+    """subjectAltName of a server that clients reach by `address`."""
+    names = [f"{'IP' if is_number(address) else 'DNS'}:{address}", f"IP:{LOOPBACK}"]
     return "subjectAltName=" + ",".join(dict.fromkeys(names))
 
 
 def node_key(folder: Path, client: int) -> Path:
-    """The private key of a client's node."""
+    """Path of the private key of a client's node."""
     return folder / f"client{client}"
 
 
 def make_server_keys(folder: Path, address: str) -> list[Path]:
-    """Makes an authority and a server's certificate of it, whichever is missing; returns what was made.
+    """Make an authority and a server's certificate signed by it, whichever is missing; return the new files.
 
     Raises:
         UserError: both are there, or one without its key; a tool is missing or refuses.
     """
-    made = []
-    with _workshop(folder) as place:
+    files = []
+    with _workshop(folder) as workshop:
         if _is_missing(folder, CA, CA_KEY):
             usage = "keyUsage=critical,keyCertSign,cRLSign"
             authority = ["-subj", "/CN=our own authority", "-addext", usage]
-            _openssl(place, "req", "-x509", *_NEW_KEY, "-days", _DAYS, "-keyout", CA_KEY, "-out", CA, *authority)
-            made += _move(place, folder, CA_KEY, CA)
+            _openssl(workshop, "req", "-x509", *_NEW_KEY, "-days", _DAYS, "-keyout", CA_KEY, "-out", CA, *authority)
+            files += _move(workshop, folder, CA_KEY, CA)
         if _is_missing(folder, SERVER, SERVER_KEY):
             request, names, signer = "server.csr", "server.ext", folder.resolve()
             subject = f"/CN={address[:64]}"  # X.509 allows 64 characters; clients look at the alternative names only
-            _openssl(place, "req", *_NEW_KEY, "-keyout", SERVER_KEY, "-out", request, "-subj", subject)
-            (Path(place) / names).write_text(alternative_names(address), encoding="utf-8")
+            _openssl(workshop, "req", *_NEW_KEY, "-keyout", SERVER_KEY, "-out", request, "-subj", subject)
+            (Path(workshop) / names).write_text(alternative_names(address), encoding="utf-8")
             signing = [
                 "-CA",
                 str(signer / CA),
@@ -80,92 +80,86 @@ def make_server_keys(folder: Path, address: str) -> list[Path]:
                 "-CAcreateserial",
             ]
             signed = ["-days", _DAYS, "-extfile", names, "-out", SERVER]
-            _openssl(place, "x509", "-req", "-in", request, *signing, *signed)
-            made += _move(place, folder, SERVER_KEY, SERVER)
-    if not made:
-        raise UserError(f"{folder}: its keys and certificates are all there; nothing was made")
-    return made
+            _openssl(workshop, "x509", "-req", "-in", request, *signing, *signed)
+            files += _move(workshop, folder, SERVER_KEY, SERVER)
+    if not files:
+        raise UserError(f"{folder}: all keys and certificates exist already; nothing was made")
+    return files
 
 
 def make_client_keys(folder: Path, client: int) -> list[Path]:
-    """Makes the key of a client's node, and its runtime port's certificate where it is missing; returns what was made.
+    """Make the key of a client's node, and the certificate of its runtime port if missing; return the new files.
 
     Raises:
         UserError: the key is there, or one file without its other; a tool is missing or refuses.
     """
     key = node_key(folder, client)
     if not _is_missing(folder, key.name, f"{key.name}.pub"):
-        raise UserError(f"{key}: is there; nothing was made. A key that was lost or seen by others: remove it first")
-    with _workshop(folder) as place:
-        _run(place, ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-C", key.name, "-f", key.name])
-        made = _move(place, folder, key.name, f"{key.name}.pub")
+        raise UserError(f"{key}: exists already; nothing was made. Delete it first if it was lost or seen by others")
+    with _workshop(folder) as workshop:
+        _run(workshop, ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-C", key.name, "-f", key.name])
+        files = _move(workshop, folder, key.name, f"{key.name}.pub")
         if _is_missing(folder, RUNTIME, RUNTIME_KEY):
-            names, usage = alternative_names(OWN), "keyUsage=critical,digitalSignature,keyCertSign"
-            own = ["-subj", "/CN=this client", "-addext", names, "-addext", usage]
-            _openssl(place, "req", "-x509", *_NEW_KEY, "-days", _DAYS, "-keyout", RUNTIME_KEY, "-out", RUNTIME, *own)
-            made += _move(place, folder, RUNTIME_KEY, RUNTIME)
-    return made
+            names, usage = alternative_names(LOOPBACK), "keyUsage=critical,digitalSignature,keyCertSign"
+            subject = ["-subj", "/CN=this client", "-addext", names, "-addext", usage]
+            _openssl(
+                workshop, "req", "-x509", *_NEW_KEY, "-days", _DAYS, "-keyout", RUNTIME_KEY, "-out", RUNTIME, *subject
+            )
+            files += _move(workshop, folder, RUNTIME_KEY, RUNTIME)
+    return files
 
 
 def check_server(folder: Path, address: str, host: str) -> None:
-    """Returns where the folder's certificate is good for a server that clients call by `address`.
+    """Check that the folder's certificate is valid for a server that clients reach by `address`.
 
     Args:
-        host: where it listens; its own processes call it by that, or by 127.0.0.1 where it listens everywhere.
+        host: where it listens; its own processes use that, or 127.0.0.1 where it listens everywhere.
 
     Raises:
-        UserError: a file is missing, or the certificate is of another authority, key or name, or has run out.
+        UserError: a file is missing, or the certificate has another authority, key or name, or has expired.
     """
     _need(folder, (CA, SERVER, SERVER_KEY))
-    for name in dict.fromkeys((address, OWN if host == "0.0.0.0" else host)):
+    for name in dict.fromkeys((address, LOOPBACK if host == "0.0.0.0" else host)):
         verify(folder / CA, folder / SERVER, name)
     same_key(folder / SERVER, folder / SERVER_KEY)
 
 
 def check_client(folder: Path, client: int) -> None:
-    """Returns where the folder has what a client's node needs.
+    """Check that the folder has what a client's node needs.
 
     Raises:
-        UserError: a file is missing, or is none of its kind.
+        UserError: a file is missing, or of another kind.
     """
     key = node_key(folder, client)
     _need(folder, (key.name, RUNTIME, RUNTIME_KEY))
     if not (folder / CA).is_file():
-        raise UserError(f"{folder / CA}: is missing; copy it from the server's folder")
+        raise UserError(f"{folder / CA}: missing; copy it from the server's folder")
     if not key.read_text(encoding="utf-8", errors="replace").startswith(_OPENSSH):
-        raise UserError(f"{key}: is no private key in OpenSSH's form, which Flower wants; make one with {MAKE}")
-    verify(folder / RUNTIME, folder / RUNTIME, OWN)
+        raise UserError(f"{key}: not a private key in OpenSSH's form, which Flower needs; make one with {MAKE}")
+    verify(folder / RUNTIME, folder / RUNTIME, LOOPBACK)
     same_key(folder / RUNTIME, folder / RUNTIME_KEY)
 
 
 def check_public_key(path: Path) -> None:
-    """Returns where a file is the public key of a node.
-
-    Raises:
-        UserError: it is missing, is another kind of key, or a private one.
-    """
+    """Raise UserError if a file is missing, another kind of key, or a private one."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; a client makes it with `foveate federated client {MAKE}` and sends it")
     text = path.read_text(encoding="utf-8", errors="replace")
     if "PRIVATE KEY" in text:
-        raise UserError(f"{path}: is a private key, which never leaves its client; the public one ends in .pub")
+        raise UserError(f"{path}: a private key, which never leaves its client; the public one ends in .pub")
     if not text.startswith(_P384):
-        raise UserError(f"{path}: is no public key of elliptic curve P-384 in OpenSSH's form; make one with {MAKE}")
+        raise UserError(f"{path}: not a public key of elliptic curve P-384 in OpenSSH's form; make one with {MAKE}")
 
 
 def verify(authority: Path, certificate: Path, name: str) -> None:
-    """Returns where the authority vouches for the certificate, now and under that name.
-
-    Raises:
-        UserError: with the reason that openssl gives.
-    """
+    """Raise UserError, with openssl's reason, unless the authority vouches for the certificate, now and under that name."""
     option = "-verify_ip" if is_number(name) else "-verify_hostname"
     command = ["openssl", "verify", "-CAfile", str(authority.resolve()), option, name, str(certificate.resolve())]
     done = _done(command, authority.parent)
     if done.returncode == 0:
         return
-    found = re.search(r"error \d+ at \d+ depth lookup: *(.+)", done.stdout + done.stderr)
-    reason = found[1] if found else (done.stderr.strip().splitlines() or ["openssl gives no reason"])[-1]
+    match = re.search(r"error \d+ at \d+ depth lookup: *(.+)", done.stdout + done.stderr)
+    reason = match[1] if match else (done.stderr.strip().splitlines() or ["openssl gives no reason"])[-1]
     again = f"remove it and its key and make them anew with {MAKE}"
     if "mismatch" in reason:
         raise UserError(f"{certificate}: is no certificate for '{name}' ({reason}); {again}")
@@ -173,11 +167,7 @@ def verify(authority: Path, certificate: Path, name: str) -> None:
 
 
 def same_key(certificate: Path, key: Path) -> None:
-    """Returns where a private key is that of a certificate.
-
-    Raises:
-        UserError: it is not, or one of the two cannot be read.
-    """
+    """Raise UserError if a private key is not that of a certificate, or one of the two cannot be read."""
     ours = _openssl(key.parent, "pkey", "-in", str(key.resolve()), "-pubout")
     theirs = _openssl(key.parent, "x509", "-in", str(certificate.resolve()), "-noout", "-pubkey")
     if ours != theirs:
@@ -206,14 +196,14 @@ def _is_missing(folder: Path, *names: str) -> bool:
 
 
 def _workshop(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    """A folder beside the keys, so that a half-made key is never taken for a whole one; both are the owner's only."""
+    """A temporary folder next to the keys, readable by the owner only: a half-made key is never taken for a whole one."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return tempfile.TemporaryDirectory(dir=folder, prefix=".making-")
 
 
-def _move(place: str, folder: Path, *names: str) -> list[Path]:
+def _move(workshop: str, folder: Path, *names: str) -> list[Path]:
     for name in names:
-        os.replace(Path(place) / name, folder / name)
+        os.replace(Path(workshop) / name, folder / name)
     return [folder / name for name in names]
 
 

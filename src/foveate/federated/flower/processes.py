@@ -1,4 +1,4 @@
-"""Programs that are started, listened to, and ended with all that they started in turn, whatever ends this one.
+"""Start programs, read their output, and end them with everything they started, however this process ends.
 
 Flower's SuperLink and SuperNode start processes, some in sessions of their own; each looks whether its parent is there
 and ends when it is not. Here they are asked to end, waited for, and killed if they stay.
@@ -39,15 +39,15 @@ class Child:
     """A program that runs.
 
     Attributes:
-        name: of the program. begun, said: the first and the last lines that it printed. kin: it and what it started, as
-            last seen.
+        name: of the program. begun, recent: the first and the last lines that it printed.
+        kin: it and what it started, as last seen.
     """
 
     name: str
     process: subprocess.Popen[str]
     reader: threading.Thread = field(init=False)
     begun: list[str] = field(default_factory=list)
-    said: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES))
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES))
     kin: set[psutil.Process] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -57,12 +57,12 @@ class Child:
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            words = line.rstrip("\n")
-            (self.begun if len(self.begun) < _LINES else self.said).append(words)
-            say(words)
+            text = line.rstrip("\n")
+            (self.begun if len(self.begun) < _LINES else self.recent).append(text)
+            say(text)
 
     def wait(self, until: Callable[[], bool] = lambda: False) -> int | None:
-        """Waits until something is so, or the program has ended; then returns its status, and before that None."""
+        """Wait until a condition holds (return None) or the program has ended (return its status)."""
         looked = 0.0
         while True:
             status = self.process.poll()
@@ -78,13 +78,13 @@ class Child:
 
     @property
     def text(self) -> str:
-        """What it printed, without the middle of much."""
-        return "\n".join([*self.begun, *list(self.said)])
+        """Its output; of a long one the first and last lines."""
+        return "\n".join([*self.begun, *list(self.recent)])
 
 
 @contextlib.contextmanager
 def started(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[Child]:
-    """Starts a program of this Python's environment; its lines go to standard error. At the end nothing of it is left.
+    """Start a program of this Python's environment; its lines go to standard error. At the end nothing of it is left.
 
     Raises:
         UserError: there is no such program, or no psutil, by which its kin is found.
@@ -112,7 +112,7 @@ def started(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[Ch
 
 
 def program(name: str) -> str:
-    """The path of a program in this Python's environment.
+    """Path of a program in this Python's environment.
 
     Raises:
         UserError: it is not there; says how to install it.
@@ -131,7 +131,7 @@ def _programs() -> Path:
 
 
 def end(child: Child) -> None:
-    """Asks the program to end, waits for it and its kin, and kills what stays."""
+    """Ask the program to end, wait for it and its kin, and kill what stays."""
     import psutil
 
     kin = child.kin | family(child.process.pid)
@@ -141,15 +141,15 @@ def end(child: Child) -> None:
     while (child.process.poll() is None or _left(kin)) and time.monotonic() < until:
         kin |= family(child.process.pid)
         time.sleep(_POLL_SECONDS)
-    for one in _left(kin):
+    for survivor in _left(kin):
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+            survivor.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.process.wait(_PATIENCE_SECONDS)
 
 
 def family(root: int) -> set[psutil.Process]:
-    """A process and all that descend from it; nothing where it has ended."""
+    """A process and all its descendants; empty if it has ended."""
     import psutil
 
     try:
@@ -160,42 +160,45 @@ def family(root: int) -> set[psutil.Process]:
 
 
 def _left(kin: set[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended; one whose number was given again is not taken for another."""
+    """Processes that have not ended.
+
+    psutil compares start times, so that a process that got the number of an ended one is never killed.
+    """
     import psutil
 
-    found = []
-    for one in kin:
+    alive = []
+    for process in kin:
         with contextlib.suppress(psutil.NoSuchProcess):
-            if one.is_running() and one.status() != psutil.STATUS_ZOMBIE:
-                found.append(one)
-    return found
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process)
+    return alive
 
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP (a closed terminal) end the block as Ctrl-C does; this process then ends with 128 + number.
+    """Let SIGTERM and SIGHUP (a closed terminal) end the block as Ctrl-C does; this process then exits with 128 + number.
 
-    A signal that is ignored, as SIGHUP under nohup, stays so.
+    A signal that is ignored, as SIGHUP under nohup, stays ignored.
     """
 
     def stop(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    heard = [one for one in _SIGNALS if one != signal.SIGINT and signal.getsignal(one) != signal.SIG_IGN]
+    heard = [sig for sig in _SIGNALS if sig != signal.SIGINT and signal.getsignal(sig) != signal.SIG_IGN]
     with _handling(dict.fromkeys(heard, stop)):
         yield
 
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """No signal interrupts the block, which is short."""
+    """Ignore signals in a short block: a second Ctrl-C must not leave processes behind."""
     with _handling(dict.fromkeys(_SIGNALS, signal.SIG_IGN)):
         yield
 
 
 @contextlib.contextmanager
 def _handling(handlers: Mapping[signal.Signals, signal._HANDLER]) -> Iterator[None]:
-    """Other handlers inside the block; none in a thread that is not the main one, which may not set any."""
+    """Set signal handlers for a block; does nothing outside the main thread, which alone may set any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -208,19 +211,19 @@ def _handling(handlers: Mapping[signal.Signals, signal._HANDLER]) -> Iterator[No
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there."""
-    family_of, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    """Whether a server could listen on this port."""
+    family_of, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family_of, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(place)
+            probe.bind(address)
         except OSError:
             return False
     return True
 
 
 def answers(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether something listens there."""
+    """Whether something listens on this port."""
     try:
         with socket.create_connection((host, port), timeout=1):
             return True

@@ -39,13 +39,13 @@ REASONS = (
     ("401 Unauthorized", "it was taken out at the server, or the server lost its superlink.db: start it again"),
     ("address already in use", "its port is taken: give another --port"),
 )
-"""What Flower prints when a program of it ends, and what that means."""
+"""What Flower prints when one of its programs ends, and what that means."""
 IN_USE = "Public key already in use"
 _FAREWELL = "SuperExec terminated gracefully."
 
 
 def serve(folder: Path, address: Address, *, host: str, insecure: bool, ready: Callable[[], None]) -> None:
-    """Runs the server until it is stopped.
+    """Run the server until it is stopped.
 
     Raises:
         UserError: something is missing or taken, or the server ends by itself.
@@ -59,15 +59,15 @@ def serve(folder: Path, address: Address, *, host: str, insecure: bool, ready: C
     content = commands.connection(folder, address, insecure=insecure)
     write_text_atomically(commands.home(folder) / "config.toml", content)
     command = commands.superlink(folder, host=host, port=address.port, insecure=insecure)
-    own = commands.LOOPBACK if host == commands.EVERYWHERE else host
+    local_host = commands.LOOPBACK if host == commands.EVERYWHERE else host
     until = time.monotonic() + _START_SECONDS
 
     def is_up() -> bool:
-        return answers(address.port, own) or time.monotonic() > until
+        return answers(address.port, local_host) or time.monotonic() > until
 
     with _running(folder, command, insecure=insecure) as child:
         _still(child, is_up)
-        if not answers(address.port, own):
+        if not answers(address.port, local_host):
             raise UserError(f"{child.name} does not answer on port {address.port} within {_START_SECONDS:g} s")
         ready()
         _still(child, lambda: False)
@@ -83,10 +83,11 @@ def join(
     insecure: bool,
     ready: Callable[[], None],
 ) -> None:
-    """Runs a client's node until it is stopped.
+    """Run a client's node until it is stopped.
 
     Args:
-        node: its configuration: `data`, and what else `limits.NODE_FIELDS` allow. ready: called when it was let in.
+        node: its configuration: `data`, and what else `limits.NODE_FIELDS` allow.
+        ready: called when the server has accepted it.
 
     Raises:
         UserError: something is missing, taken or wrong, the server is another one, or the node ends by itself.
@@ -96,7 +97,7 @@ def join(
     if not insecure:
         check_client(folder, client)
     points = read_points(Path(node["data"])).points_ND
-    say(f"{node['data']}: {len(points):,} points of {points.shape[1]} numbers; they stay here")
+    say(f"{node['data']}: {len(points):,} points of {points.shape[1]} features; they stay here")
     del points
     if not is_free(commands.LOOPBACK, port):
         raise UserError(f"port {port} is taken: give this node another --port")
@@ -111,7 +112,7 @@ def join(
 
 
 def register(folder: Path, keys: Sequence[Path]) -> list[str]:
-    """Lets the nodes of these public keys in; returns the numbers of nodes that are new.
+    """Register the nodes of these public keys; return the ids of new nodes.
 
     Raises:
         UserError: a file is no public key; no server of this folder answers, or it refuses.
@@ -119,94 +120,90 @@ def register(folder: Path, keys: Sequence[Path]) -> list[str]:
     for key in keys:
         check_public_key(key)
     _need_connection(folder)
-    found = []
+    node_ids = []
     for key in keys:
         with _running(folder, commands.register(key), insecure=False) as child:
             status = child.wait()
-            said = child.text
-        number = re.search(r"SuperNode (\d+) registered", said)
+            output = child.text
+        number = re.search(r"SuperNode (\d+) registered", output)
         if number:
-            found.append(number[1])
-        elif IN_USE.lower() in said.lower():
+            node_ids.append(number[1])
+        elif IN_USE.lower() in output.lower():
             say(f"{key}: is registered already")
         else:
-            raise UserError(f"{key}: was not registered (exit {status}); does the server run?{_last(said)}")
-    return found
+            raise UserError(f"{key}: was not registered (exit {status}); does the server run?{_last(output)}")
+    return node_ids
 
 
-def carry_out(folder: Path, given: Mapping[str, Any]) -> Path:
-    """Runs one job at the server's machine and waits for its end; returns the folder of the result.
+def carry_out(folder: Path, fields: Mapping[str, Any]) -> Path:
+    """Run one job on the server's machine and wait for its end; return the folder of the result.
 
     Args:
-        given: fields of the run configuration that differ from the app's defaults; `out` among them.
+        fields: of the run configuration that differ from the app's defaults; `out` among them.
 
     Raises:
         UserError: a configuration that does not fit, no server, or a run that ends without a result.
     """
-    read_job({**CONFIG, **given})
+    read_job({**CONFIG, **fields})
     program(commands.FLWR)
     _need_connection(folder)
     write_app(commands.app_folder(folder))
-    result = Path(given["out"]) / "result.json"
+    result = Path(fields["out"]) / "result.json"
     before = result.stat().st_mtime_ns if result.is_file() else 0
-    with _running(folder, commands.run(folder, given), insecure=False) as child:
+    with _running(folder, commands.run(folder, fields), insecure=False) as child:
         status = None
         try:
             status = child.wait()
         finally:
-            said = child.text
+            output = child.text
             if status is None:
-                _stop_run(folder, said)
+                _stop_run(folder, output)
     if not result.is_file() or result.stat().st_mtime_ns == before:
-        raise UserError(f"{result.parent}: the run ended (exit {status}) without a result{_last(said)}")
+        raise UserError(f"{result.parent}: the run ended (exit {status}) without a result{_last(output)}")
     return result.parent
 
 
-def _stop_run(folder: Path, said: str) -> None:
-    """Ends a run at the server, where it goes on when `flwr run`, which said this, is stopped."""
-    found = re.search(r"started run (\d+)", said)
-    if found is not None:
-        say(f"stopping the run {found[1]} at the server")
-        with started(commands.stop(found[1]), commands.variables(folder)) as child:
+def _stop_run(folder: Path, output: str) -> None:
+    """End a run at the server, where it continues when `flwr run`, which printed this, is stopped."""
+    match = re.search(r"started run (\d+)", output)
+    if match is not None:
+        say(f"stopping the run {match[1]} at the server")
+        with started(commands.stop(match[1]), commands.variables(folder)) as child:
             until = time.monotonic() + _START_SECONDS / 4
             child.wait(lambda: time.monotonic() > until)
 
 
 @contextlib.contextmanager
 def _running(folder: Path, command: list[str], *, insecure: bool) -> Iterator[Child]:
-    """Prints a command with its variables and runs it; signals end it."""
+    """Print a command with its variables and run it; signals end it."""
     environment = commands.variables(folder)
     if insecure:
         say(INSECURE)
-    for line in commands.shown(environment, [command]):
+    for line in commands.shell_lines(environment, [command]):
         say(line)
     with stopped_by_signals(), started(command, environment) as child:
         yield child
 
 
 def _still(child: Child, until: Callable[[], bool]) -> None:
-    """Waits for something while the program runs.
-
-    Raises:
-        UserError: it has ended.
-    """
+    """Wait for a condition; raise UserError if the program ends before."""
     status = child.wait(until)
     if status is None:
         return
-    said = child.text
-    why = next((f": {words}" for mark, words in REASONS if mark.lower() in said.lower()), _last(said))
+    output = child.text
+    why = next((f": {meaning}" for mark, meaning in REASONS if mark.lower() in output.lower()), _last(output))
     raise UserError(f"{child.name} ended by itself (exit {status}){why}")
 
 
-def _last(said: str) -> str:
-    """The last line that says something, without colors, as the end of a sentence."""
-    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines()]
+def _last(output: str) -> str:
+    """The last line with content, without colors, as the end of a sentence."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()]
     lines = [line for line in lines if re.search(r"\w", line) and not line.endswith(_FAREWELL)]
     return f"; its last line: {lines[-1]}" if lines else ""
 
 
 def _prepare(folder: Path) -> None:
-    """Flower's home, which Flower does not make itself where it is to read from it."""
+    """Make Flower's home, which Flower does not make itself when it only reads from it."""
     commands.home(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
@@ -217,12 +214,9 @@ def _need_connection(folder: Path) -> None:
 
 
 def greet(server: Address, authority: Path) -> None:
-    """Returns where the server shows a certificate of the authority for the name by which it is called.
+    """Raise UserError if the server shows another authority or name, or no TLS at all.
 
-    A server that does not answer yet is no mistake: the node goes on trying.
-
-    Raises:
-        UserError: another authority, another name, or no TLS at all.
+    A server that does not answer yet is no mistake: the node keeps trying.
     """
     try:
         context = ssl.create_default_context(cafile=str(authority))
@@ -237,4 +231,4 @@ def greet(server: Address, authority: Path) -> None:
     except ssl.SSLError as problem:
         raise UserError(f"{server}: answers without TLS ({problem.reason}); is it the right port?") from None
     except OSError as problem:
-        say(f"{server}: does not answer yet ({problem.strerror or problem}); the node goes on trying")
+        say(f"{server}: does not answer yet ({problem.strerror or problem}); the node keeps trying")

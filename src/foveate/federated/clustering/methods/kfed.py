@@ -17,12 +17,12 @@ from foveate.federated.clustering.pool import Pool
 
 def farthest_seeds(centers_QD: Floats, first: int, clusters: int) -> Floats:
     """The first rows, then again and again the row farthest from all chosen ones (ties: the lower row)."""
-    chosen = list(range(min(first, clusters)))
-    gap_Q = squared(centers_QD, centers_QD[chosen]).min(0)
-    while len(chosen) < clusters:
-        chosen.append(int(gap_Q.argmax()))
-        gap_Q = np.minimum(gap_Q, squared(centers_QD, centers_QD[chosen[-1:]])[0])
-    return centers_QD[chosen]
+    seeds = list(range(min(first, clusters)))
+    gap_Q = squared(centers_QD, centers_QD[seeds]).min(0)
+    while len(seeds) < clusters:
+        seeds.append(int(gap_Q.argmax()))
+        gap_Q = np.minimum(gap_Q, squared(centers_QD, centers_QD[seeds[-1:]])[0])
+    return centers_QD[seeds]
 
 
 def kfed_server(centers_QD: Floats, first: int, clusters: int, *, one_step: bool = False) -> tuple[Floats, Labels]:
